@@ -1,0 +1,188 @@
+"""Label -> tokens -> averaged input embedding of the LLM, reading only the embedding tensor of its checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError, safe_open
+from transformers import AutoTokenizer
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.weights import fetch_folder
+
+_EMBEDDING_ENDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+
+
+class LabelSettings(BaseModel):
+    """Whose words the labels are."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    llm: str
+    """Local folder or hub name of the LLM whose input embeddings are averaged."""
+    revision: str = ""
+    """Branch, tag or commit on the hub; empty for its default."""
+    context: Literal["sentence", "bare"] = "sentence"
+    """`sentence`: tokenised as the label stands inside a sentence, after a space. `bare`: as at the start of a text.
+    The paper does not say which; neither has a BOS."""
+
+
+class LabelEmbedder:
+    """Averages the input embeddings of a label's tokens.
+
+    The mean is exact in float32 and kept as float16, in which one row of a shard's `embeds.npy` is written.
+    """
+
+    def __init__(self, settings: LabelSettings) -> None:
+        self.settings = settings
+        self.folder = _llm_folder(settings)
+        self.tokenizer = load_tokenizer("llm.llm", self.folder)
+        self.table = EmbeddingTable(self.folder)
+        self._known: dict[str, np.ndarray] = {}
+
+    @property
+    def width(self) -> int:
+        """Numbers in one embedding."""
+        return self.table.width
+
+    def tokens(self, label: str) -> list[int]:
+        """The label's token ids, without special tokens."""
+        if self.settings.context == "bare":
+            return self._encode(label)
+        # What follows a word and a space is a word inside a sentence for every kind of tokenizer, whether it marks
+        # word starts (SentencePiece) or the spaces themselves (byte-level BPE).
+        before, whole = self._encode("a"), self._encode(f"a {label}")
+        if whole[: len(before)] != before:
+            raise UserError(
+                "llm.context",
+                "sentence",
+                f"this tokenizer merges words across the space before {label!r}",
+                'set context = "bare" in the [llm] section',
+            )
+        return whole[len(before) :]
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def __call__(self, labels: list[str]) -> np.ndarray:
+        """float16 `[len(labels), width]`.
+
+        Raises:
+            ValueError: a label has no token.
+        """
+        rows = np.zeros((len(labels), self.width), np.float16)
+        for row, label in enumerate(labels):
+            if label not in self._known:
+                ids = self.tokens(label)
+                if not ids:
+                    raise ValueError(f"the label {label!r} has no token in {self.settings.llm}")
+                self._known[label] = self.table.rows(ids).mean(0).numpy().astype(np.float16)
+            rows[row] = self._known[label]
+        return rows
+
+
+class EmbeddingTable:
+    """The input embedding tensor inside an LLM's checkpoint, read row by row without loading anything else."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.name = _find_embedding(folder)
+        try:
+            if self.path.suffix == ".safetensors":
+                # The handle stays open: it is a memory map, and only rows that are asked for are ever read.
+                self._tensor = safe_open(self.path, "pt").get_slice(self.name)
+                self._shape = tuple(self._tensor.get_shape())
+            else:
+                self._tensor = torch.load(self.path, mmap=True, weights_only=True, map_location="cpu")[self.name]
+                self._shape = tuple(self._tensor.shape)
+        except (SafetensorError, RuntimeError, KeyError, OSError) as error:
+            raise UserError("llm.llm", self.path, f"it can't be read ({error})", "fetch the file again") from error
+
+    @property
+    def width(self) -> int:
+        """Numbers in one row."""
+        return self._shape[1]
+
+    def rows(self, ids: list[int]) -> torch.Tensor:
+        """float32 `[len(ids), width]`."""
+        return torch.cat([self._tensor[index : index + 1] for index in ids]).float()
+
+    def sha256(self) -> str:
+        """Of the tensor's shape, type and values: the same words give the same hash, whatever file holds them."""
+        digest = hashlib.sha256()
+        for start in range(0, self._shape[0], 4096):
+            block = self._tensor[start : start + 4096]
+            digest.update(f"{tuple(block.shape)} {block.dtype}".encode())
+            digest.update(block.contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def load_tokenizer(field: str, folder: Path):
+    """The tokenizer of a model folder; never runs code from it."""
+    log = logging.getLogger("transformers.tokenization_utils_base")
+    level = log.level
+    try:
+        log.setLevel(logging.ERROR)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise UserError(
+            field,
+            folder,
+            f"its tokenizer can't be loaded ({type(error).__name__})",
+            "give a folder with tokenizer.json or tokenizer.model and tokenizer_config.json",
+        ) from error
+    finally:
+        log.setLevel(level)
+
+
+def _llm_folder(settings: LabelSettings) -> Path:
+    """Tokenizer files first, then the one weight file that holds the embedding."""
+    field, name = "llm.llm", settings.llm
+    small = ["*.json", "tokenizer.model"]
+    folder = fetch_folder(field, name, settings.revision, small)
+    if Path(name).expanduser().is_dir():
+        return folder
+    try:
+        weights = [_find_embedding(folder)[0].name]
+    except UserError:  # a single weight file, without an index to look into
+        weights = ["model.safetensors", "pytorch_model.bin"]
+    return fetch_folder(field, name, settings.revision, [*small, *weights])
+
+
+def _find_embedding(folder: Path) -> tuple[Path, str]:
+    """The file and the name of the input embedding tensor."""
+    field = "llm.llm"
+    for index in sorted(folder.glob("*.safetensors.index.json")) + sorted(folder.glob("*.bin.index.json")):
+        try:
+            weight_map = json.loads(index.read_text())["weight_map"]
+            name = next(name for name in weight_map if name.endswith(_EMBEDDING_ENDINGS))
+            file = Path(weight_map[name]).name  # a name, so that it can't lead out of the folder
+        except (ValueError, KeyError, StopIteration, AttributeError, TypeError):
+            continue
+        return folder / file, name
+    for file_path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file_path, "pt") as tensors:
+                names = list(tensors.keys())
+        except SafetensorError as error:
+            raise UserError(field, file_path, f"it can't be read ({error})", "fetch the file again") from error
+        for name in names:
+            if name.endswith(_EMBEDDING_ENDINGS):
+                return file_path, name
+    for file_path in sorted(folder.glob("pytorch_model*.bin")):
+        names = list(torch.load(file_path, mmap=True, weights_only=True, map_location="cpu"))
+        for name in names:
+            if name.endswith(_EMBEDDING_ENDINGS):
+                return file_path, name
+    raise UserError(
+        field,
+        folder,
+        "no checkpoint in it holds an input embedding (embed_tokens.weight)",
+        "give the folder of a language model with its safetensors",
+    )

@@ -1,0 +1,169 @@
+"""Image, tag, region: the records that travel through the stages, and their written forms."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+"""Version of everything a run writes: tar members, JSON keys, index columns, run.json."""
+
+Status = Literal["ok", "empty", "failed"]
+
+
+@dataclass
+class Tag:
+    """A name that the tagger gives an image."""
+
+    label: str
+    score: float
+
+
+@dataclass
+class Region:
+    """One labelled thing: label + box + mask."""
+
+    label: str
+    box: tuple[float, float, float, float]
+    """`xyxy` in pixels of the upright original."""
+    score: float = 1.0
+    """The detector's: the highest token score in the label's span. 1 for a human's region."""
+    label_score: float = 1.0
+    """The detector's mean token score over the label's span, by which the label was chosen."""
+    rle: dict[str, Any] = field(default_factory=dict)
+    """The mask at the original size as compressed COCO RLE: `{"size": [H, W], "counts": str}`."""
+    predicted_iou: float = 1.0
+    """The segmenter's own estimate of the mask's quality."""
+    crowd: bool = False
+    """One mask over many things that were not told apart (COCO's `iscrowd`)."""
+
+
+@dataclass
+class ImageRecord:
+    """One planned image and all that the stages find out about it."""
+
+    key: str
+    """Its name in the shard: unique in the run, without a dot."""
+    id: str
+    """Its name in the source."""
+    source: str
+    """Path relative to the image root."""
+    caption: str = ""
+    conversations: list[dict[str, str]] = field(default_factory=list)
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+    """Human regions that come with the source (COCO), not yet decoded."""
+
+    status: Status = "ok"
+    stage: str = ""
+    """The stage that failed."""
+    reason: str = ""
+
+    data: bytes = b""
+    """The file as it was found."""
+    format: str = ""
+    """What the bytes are, as Pillow calls it ("JPEG")."""
+    width: int = 0
+    """Of the upright picture, in pixels."""
+    height: int = 0
+    tags: list[Tag] = field(default_factory=list)
+    regions: list[Region] = field(default_factory=list)
+    coverage: np.ndarray | None = None
+    """uint8 `[R, grid, grid]`."""
+    embeds: np.ndarray | None = None
+    """float16 `[L, d]`, one row for each of `labels`."""
+
+    @property
+    def labels(self) -> list[str]:
+        """The distinct labels of the regions, in order of first appearance; one embedding row each."""
+        return list(dict.fromkeys(region.label for region in self.regions))
+
+    def fail(self, stage: str, error: Exception | str) -> None:
+        """Set the image aside with its stage and reason; what earlier stages found is dropped."""
+        reason = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        self.status, self.stage, self.reason = "failed", stage, " ".join(reason.split())[:500]
+        self.data, self.tags, self.regions, self.coverage, self.embeds = b"", [], [], None, None
+
+    def to_json(self) -> bytes:
+        """The `key.json` member. Every key is always there and always of the same type, because readers that infer
+        a schema from the first samples (Hugging Face `datasets`) drop or refuse what turns up later."""
+        rows = {label: row for row, label in enumerate(self.labels)}
+        payload = {
+            "schema_version": SCHEMA_VERSION,
+            "id": self.id,
+            "source": self.source,
+            "format": self.format,
+            "width": self.width,
+            "height": self.height,
+            "caption": self.caption,
+            "conversations": [{"from": turn["from"], "value": turn["value"]} for turn in self.conversations],
+            "tags": [{"label": tag.label, "score": _number(tag.score)} for tag in self.tags],
+            "regions": [
+                {
+                    "label": region.label,
+                    "score": _number(region.score),
+                    "label_score": _number(region.label_score),
+                    "box": [_number(edge) for edge in region.box],
+                    "rle": {
+                        "size": [int(edge) for edge in region.rle["size"]],
+                        "counts": region.rle["counts"],
+                    },
+                    "predicted_iou": _number(region.predicted_iou),
+                    "crowd": region.crowd,
+                    "embedding": rows[region.label],
+                }
+                for region in self.regions
+            ],
+        }
+        return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _number(value: float) -> float:
+    """A plain float with the seven digits that a float32 can hold."""
+    return float(f"{float(value):.7g}")
+
+
+@dataclass
+class Shard:
+    """The unit of work, of retry and of commit: the images of one tar, in plan order."""
+
+    number: int
+    rows: list[ImageRecord]
+
+    @property
+    def name(self) -> str:
+        """`pad-000000`, the stem of its tar and its index."""
+        return shard_name(self.number)
+
+
+def shard_name(number: int) -> str:
+    """The stem of shard `number`'s files."""
+    return f"pad-{number:06d}"
+
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("status", pa.string()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("tags", pa.int32()),
+        ("regions", pa.int32()),
+        ("labels", pa.int32()),
+        # Where each member's bytes lie in the tar; -1 and 0 for an image that failed and so is not in the tar.
+        *(
+            (f"{member}_{part}", pa.int64())
+            for member in ("image", "json", "masks", "embeds")
+            for part in ("at", "bytes")
+        ),
+        ("sha256", pa.string()),
+    ]
+)
+"""Columns of a shard's index, one row per planned image; `sha256` is over the sample's four members in order."""

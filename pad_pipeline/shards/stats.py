@@ -1,0 +1,80 @@
+"""What a run found: images, regions, labels, statuses."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pad_pipeline.shards.reader import ShardFolder, open_shards
+
+
+@dataclass
+class Statistics:
+    """Counts over the finished shards of a run."""
+
+    shards: ShardFolder
+    statuses: Counter[str] = field(default_factory=Counter)
+    labels: Counter[str] = field(default_factory=Counter)
+    """Regions by label."""
+    failures: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Images by stage and reason."""
+    tags: int = 0
+    regions: int = 0
+    crowds: int = 0
+    captions: int = 0
+    out_of_view: int = 0
+    """Regions of which the view shows nothing (a crop can cut them off)."""
+
+    @property
+    def images(self) -> int:
+        """Images in all, failed ones too."""
+        return self.statuses.total()
+
+
+def read_statistics(folder: Path) -> Statistics:
+    """Go through every finished shard once.
+
+    Raises:
+        UserError: there is none.
+    """
+    stats = Statistics(open_shards(folder))
+    for name, row in stats.shards.rows():
+        stats.statuses[row["status"]] += 1
+        if row["status"] == "failed":
+            stats.failures[row["stage"], row["reason"]] += 1
+            continue
+        sample = stats.shards.sample(name, row)
+        stats.tags += row["tags"]
+        stats.regions += row["regions"]
+        stats.captions += bool(sample.meta["caption"])
+        stats.labels.update(region["label"] for region in sample.meta["regions"])
+        stats.crowds += sum(region["crowd"] for region in sample.meta["regions"])
+        stats.out_of_view += int(np.count_nonzero(sample.coverage.reshape(len(sample.coverage), -1).sum(1) == 0))
+    return stats
+
+
+def as_json(stats: Statistics) -> str:
+    """The statistics for programs."""
+    return json.dumps(
+        {
+            "shards": {"finished": len(stats.shards.names), "planned": stats.shards.run.shards},
+            "images": stats.images,
+            "statuses": dict(stats.statuses),
+            "captions": stats.captions,
+            "tags": stats.tags,
+            "regions": stats.regions,
+            "crowd_regions": stats.crowds,
+            "regions_out_of_view": stats.out_of_view,
+            "labels": dict(stats.labels.most_common()),
+            "failures": [
+                {"stage": stage, "reason": reason, "images": count}
+                for (stage, reason), count in stats.failures.most_common()
+            ],
+            "left_out": stats.shards.run.counts,
+        },
+        indent=2,
+    )

@@ -1,0 +1,105 @@
+"""Write one shard: tar first, index last. The same records give the same bytes, whenever and wherever."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pad_pipeline.records import INDEX_SCHEMA, SCHEMA_VERSION, ImageRecord, Shard
+from pad_pipeline.shards.files import atomic_path
+
+MEMBERS = {"image": "jpg", "json": "json", "masks": "masks.npy", "embeds": "embeds.npy"}
+"""Member -> ending. Images of every format end in `.jpg`: readers decode by content, and Hugging Face `datasets`
+refuses a tar in which samples differ in their members. The true format is in the JSON."""
+
+
+def write_shard(shard: Shard, folder: Path) -> Counter[str]:
+    """Write `shard` into `folder` and commit it. Images that failed are in the index only.
+
+    Returns:
+        How many images have each status, and the regions, tags and labels in all.
+    """
+    tar_path, index_path = (folder / f"{shard.name}.{ending}" for ending in ("tar", "parquet"))
+    index = [_index_row(record) for record in shard.rows]
+    position = {record.key: row for row, record in enumerate(shard.rows)}
+    with atomic_path(tar_path) as partial:
+        with (
+            partial.open("wb") as stream,
+            tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar,
+        ):
+            for record in _richest_first([record for record in shard.rows if record.status != "failed"]):
+                index[position[record.key]].update(_add_sample(tar, record))
+        with partial.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        size = partial.stat().st_size
+    schema = INDEX_SCHEMA.with_metadata(
+        {"schema_version": str(SCHEMA_VERSION), "tar_sha256": digest, "tar_bytes": str(size)}
+    )
+    with atomic_path(index_path) as partial:
+        pq.write_table(pa.Table.from_pylist(index, schema), partial, compression="zstd")
+    return count(shard)
+
+
+def count(shard: Shard) -> Counter[str]:
+    """Images by status, and what was found in them."""
+    totals = Counter(images=len(shard.rows))
+    for record in shard.rows:
+        totals[record.status] += 1
+        totals["tags"] += len(record.tags)
+        totals["regions"] += len(record.regions)
+    return totals
+
+
+def _richest_first(records: list[ImageRecord]) -> list[ImageRecord]:
+    """Plan order, but with the sample that leaves the fewest lists empty in front: Hugging Face `datasets` infers the
+    types from the first samples, and an empty list has none."""
+
+    def filled(record: ImageRecord) -> int:
+        return 4 * bool(record.regions) + 2 * bool(record.tags) + bool(record.conversations)
+
+    best = max(records, key=filled, default=None)
+    return records if best is None else [best, *(record for record in records if record is not best)]
+
+
+def _index_row(record: ImageRecord) -> dict:
+    row = {
+        name: getattr(record, name) for name in ("key", "id", "source", "status", "stage", "reason", "width", "height")
+    }
+    for member in MEMBERS:
+        row |= {f"{member}_at": -1, f"{member}_bytes": 0}
+    counts = {"tags": len(record.tags), "regions": len(record.regions), "labels": len(record.labels)}
+    return row | counts | {"sha256": ""}
+
+
+def _add_sample(tar: tarfile.TarFile, record: ImageRecord) -> dict:
+    """Append the four members of one image; where each lies, and the sha256 over them."""
+    assert record.coverage is not None and record.embeds is not None, "patchify fills these for every image"
+    contents = {
+        "image": record.data,
+        "json": record.to_json(),
+        "masks": _npy(record.coverage),
+        "embeds": _npy(record.embeds),
+    }
+    digest, places = hashlib.sha256(), {}
+    for member, content in contents.items():
+        # TarInfo's defaults are what makes the bytes reproducible: no time, no owner, one mode.
+        info = tarfile.TarInfo(f"{record.key}.{MEMBERS[member]}")
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+        padded = -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        places |= {f"{member}_at": tar.offset - padded, f"{member}_bytes": len(content)}
+        digest.update(content)
+    return places | {"sha256": digest.hexdigest()}
+
+
+def _npy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.ascontiguousarray(array), allow_pickle=False)
+    return stream.getvalue()

@@ -1,0 +1,1 @@
+"""The projector's training: patches learn the words of what they show."""

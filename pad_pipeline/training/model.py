@@ -1,0 +1,151 @@
+"""Frozen vision tower, projector, frozen LLM: from a batch to the two losses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionModel, LlamaForCausalLM
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.geometry import View
+from pad_pipeline.labels import EmbeddingTable, load_tokenizer
+from pad_pipeline.shards.run import Run
+from pad_pipeline.training.data import Batch
+from pad_pipeline.training.losses import caption_loss, patch_loss
+from pad_pipeline.training.projector import build_projector
+from pad_pipeline.training.settings import TrainSettings
+from pad_pipeline.weights import fetch_model
+
+CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+
+
+class AlignModel(nn.Module):
+    """The stage-1 model. Only `projector` learns.
+
+    Args:
+        vision: folder or hub name of a CLIP-type vision tower.
+        llm: folder or hub name of a LLaMA-type language model.
+        run: of the shards: their view, LLM and embedding width must be this model's.
+        settings: the training's.
+        device: where it computes; frozen parts in bfloat16 on a GPU, all in float32 on a CPU.
+
+    Raises:
+        UserError: a model can't be loaded, or does not fit the shards.
+    """
+
+    def __init__(self, vision: str, llm: str, run: Run, settings: TrainSettings, device: torch.device) -> None:
+        super().__init__()
+        self.settings, self.view = settings, run.view
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        vision_folder, llm_folder = fetch_model("--vision", vision), fetch_model("--llm", llm)
+        self.tower = _load("--vision", vision_folder, CLIPVisionModel, {"clip", "clip_vision_model"}, dtype)
+        self.mean, self.std = normalisation(vision_folder)
+        check_view(run.view, self.tower.config, vision)
+        self.llm = _load("--llm", llm_folder, LlamaForCausalLM, {"llama"}, dtype)
+        self.tokenizer = load_tokenizer("--llm", llm_folder)
+        _check_llm(self, run, llm, llm_folder)
+        self.requires_grad_(False)
+        self.projector = build_projector(settings.projector, self.tower.config.hidden_size, self.llm.config.hidden_size)
+        self.eval()
+        self.to(device)
+
+    def vision_tokens(self, pixels: Tensor) -> Tensor:
+        """Pictures `[B, 3, size, size]` -> projected tokens `[B, grid * grid, d]`, row by row from the top left."""
+        with torch.no_grad():
+            states = self.tower(pixels.to(self.tower.dtype), output_hidden_states=True).hidden_states
+        return self.projector(states[self.settings.vision_layer][:, 1:].to(self.projector_dtype))
+
+    @property
+    def projector_dtype(self) -> torch.dtype:
+        """float32: the one part that learns keeps full precision."""
+        return next(self.projector.parameters()).dtype
+
+    def forward(
+        self, batch: Batch, caption_weight: float | None = None, patch_weight: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """L_caption and L_patch of a batch; the weights as in `losses`."""
+        tokens = self.vision_tokens(batch.pixels)
+        aligned = patch_loss(tokens, batch.embeds, batch.coverage, batch.image, self.settings.patch_loss, patch_weight)
+        if not bool(batch.supervised.any()):
+            return tokens.new_zeros(()), aligned
+        targets = batch.caption[batch.supervised]
+        return caption_loss(self.logits(tokens, batch), targets, caption_weight), aligned
+
+    def logits(self, tokens: Tensor, batch: Batch) -> Tensor:
+        """What the LLM says where a supervised token comes next: `[supervised tokens, vocabulary]`.
+
+        The sequence is `BOS <image> caption "\\n"`. Padding stands behind every supervised token, where a causal model
+        does not look, so no attention mask is needed; and only the supervised rows go through the LLM's head.
+        """
+        embed = self.llm.get_input_embeddings()
+        bos = torch.full((len(tokens), 1), self.tokenizer.bos_token_id, device=tokens.device)
+        sequence = torch.cat([embed(bos), tokens.to(embed.weight.dtype), embed(batch.caption)], 1)
+        hidden = self.llm.model(inputs_embeds=sequence, use_cache=False).last_hidden_state
+        start = tokens.shape[1]  # the last vision token predicts the caption's first
+        return self.llm.lm_head(hidden[:, start : start + batch.caption.shape[1]][batch.supervised])
+
+
+def check_view(view: View, config: Any, vision: str) -> None:
+    """The tower must see just the view that the shards' masks are cut for.
+
+    Raises:
+        UserError: its input or its patches have another size.
+    """
+    size, patch = config.image_size, config.patch_size
+    if (size, patch) != (view.size, view.patch):
+        raise UserError(
+            "--vision",
+            vision,
+            f"it sees {size} px in patches of {patch}, and the shards are made for {view.size} px in patches of "
+            f"{view.patch} ({view.fit}, a grid of {view.grid} x {view.grid})",
+            f"use the matching tower, or build shards with --view-size {size} --patch {patch}",
+        )
+
+
+def normalisation(folder: Path) -> tuple[list[float], list[float]]:
+    """Mean and deviation per channel, from the tower's preprocessor_config.json; CLIP's own where there is none."""
+    try:
+        config = json.loads((folder / "preprocessor_config.json").read_text())
+        return [float(value) for value in config["image_mean"]], [float(value) for value in config["image_std"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return CLIP_MEAN, CLIP_STD
+
+
+def _load(field: str, folder: Path, kind: Any, model_types: set[str], dtype: torch.dtype) -> Any:
+    """A model of transformers from a folder, checked to be of the right type and complete."""
+    try:
+        found = json.loads((folder / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        rule = f"its config.json can't be read ({type(error).__name__})"
+        raise UserError(field, folder, rule, "give the folder of a model of transformers") from error
+    if found not in model_types:
+        rule = f"its model_type is {found!r}, and should be {' or '.join(sorted(model_types))}"
+        raise UserError(field, folder, rule, "give a model of that type")
+    try:
+        model, report = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
+    except Exception as error:
+        rule = f"it can't be loaded ({type(error).__name__}: {error})"
+        raise UserError(field, folder, rule, "fetch it again") from error
+    if report["missing_keys"]:
+        rule = f"{len(report['missing_keys'])} tensors are missing, such as {min(report['missing_keys'])}"
+        raise UserError(field, folder, rule, "fetch it again, or give a model of that type")
+    return model
+
+
+def _check_llm(model: AlignModel, run: Run, llm: str, folder: Path) -> None:
+    if model.tokenizer.bos_token_id is None:
+        raise UserError(
+            "--llm", llm, "its tokenizer has no BOS token", "give a LLaMA-type model with its own tokenizer"
+        )
+    if EmbeddingTable(folder).sha256() != run.fingerprints.get("llm_embedding"):
+        built_for = run.settings.get("llm", {}).get("llm", "another LLM")
+        raise UserError(
+            "--llm",
+            llm,
+            f"its word embeddings are not those in the shards, which were built for {built_for}",
+            "train with that LLM, or build shards with this one in the [llm] section of --models FILE.toml",
+        )

@@ -1,0 +1,187 @@
+"""From a name in the settings to files on this machine: local path, hub name or URL, checked against sha256.
+
+Nothing here runs code from a download, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import fsspec
+from huggingface_hub import hf_hub_download, snapshot_download
+
+from pad_pipeline.errors import UserError
+
+_HUB_FILE = re.compile(r"hf://(?:(spaces|datasets)/)?([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)")
+
+
+def cache_folder() -> Path:
+    """Where downloads by URL and known hashes are kept: `$PAD_CACHE`, or `~/.cache/pad`."""
+    return Path(os.environ.get("PAD_CACHE", "~/.cache/pad")).expanduser()
+
+
+def fetch_file(field: str, reference: str, sha256: str = "") -> Path:
+    """The local path of one weight file.
+
+    Args:
+        field: the setting that names it, for errors ("tagger.weights").
+        reference: a local path, `https://...`, or `hf://[spaces/|datasets/]owner/name[@revision]/file`.
+        sha256: what the file must hash to; empty to accept any (the hash is recorded in run.json all the same).
+
+    Raises:
+        UserError: it is not there, can't be reached, or is another file than it should be.
+    """
+    if hub := _HUB_FILE.fullmatch(reference):
+        kind, repository, revision, name = hub.groups()
+        try:
+            path = Path(hf_hub_download(repository, name, revision=revision, repo_type=kind and kind.removesuffix("s")))
+        except Exception as error:
+            raise _unreachable(field, reference, error) from error
+    elif reference.startswith(("https://", "http://")):
+        path = _download(field, reference, sha256)
+    else:
+        path = Path(reference).expanduser()
+        if not path.is_file():
+            raise UserError(field, reference, "there is no such file", "give the path of a downloaded checkpoint")
+    if sha256 and (found := file_sha256(path)) != sha256:
+        raise UserError(
+            field,
+            reference,
+            f"its sha256 is {found}, and should be {sha256}: the file is damaged or another one",
+            f"delete {path} and fetch it again, or correct the sha256 in the settings",
+        )
+    return path
+
+
+def fetch_folder(field: str, reference: str, revision: str, patterns: list[str]) -> Path:
+    """The local folder of a Hugging Face model: a folder as it is, or a hub name from the hub's cache.
+
+    Args:
+        field: the setting that names it, for errors.
+        reference: a local folder or `owner/name`.
+        revision: branch, tag or commit on the hub; empty for its default.
+        patterns: the files that are wanted, as globs.
+    """
+    folder = Path(reference).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise UserError(field, reference, "this is a file, not a model folder", "give the folder that holds it")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", reference):
+        raise UserError(
+            field,
+            reference,
+            "this is neither a folder nor a hub name (owner/name)",
+            "correct the path or the name",
+        )
+    try:
+        return Path(snapshot_download(reference, revision=revision or None, allow_patterns=patterns))
+    except Exception as error:
+        raise _unreachable(field, reference, error) from error
+
+
+def fetch_model(field: str, reference: str, revision: str = "") -> Path:
+    """The folder of a whole Hugging Face model: its small files, and its weights as safetensors, or else as `.bin`."""
+    small = ["*.json", "*.txt", "tokenizer.model"]
+    folder = fetch_folder(field, reference, revision, [*small, "*.safetensors"])
+    if not any(folder.glob("*.safetensors")):
+        folder = fetch_folder(field, reference, revision, [*small, "pytorch_model*.bin"])
+    return folder
+
+
+def _unreachable(field: str, reference: str, error: Exception) -> UserError:
+    return UserError(
+        field,
+        reference,
+        f"it is not in the cache and could not be fetched ({type(error).__name__})",
+        "run once with network; or download it elsewhere and name the local path in --models FILE.toml; "
+        "or point HF_HOME (hub) or PAD_CACHE (other URLs) at a cache that holds it",
+    )
+
+
+def _download(field: str, url: str, sha256: str) -> Path:
+    """The cached copy of a URL; fetched to a temporary name first, so that a broken transfer leaves nothing."""
+    target = cache_folder() / "files" / hashlib.sha256(url.encode()).hexdigest()[:16] / url.rsplit("/", 1)[-1]
+    if target.is_file():
+        return target
+    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with fsspec.open(url, "rb") as source, partial.open("wb") as sink:
+            while block := source.read(1 << 22):
+                sink.write(block)
+        partial.replace(target)
+    except Exception as error:
+        raise _unreachable(field, url, error) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def file_sha256(path: Path) -> str:
+    """The file's sha256. Large files are hashed once: the result is cached by path, size and time of change."""
+    stat = path.stat()
+    identity = f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}"
+    known = cache_folder() / "sha256" / hashlib.sha256(identity.encode()).hexdigest()
+    if known.is_file():
+        return known.read_text()
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if stat.st_size > 1 << 26:
+        known.parent.mkdir(parents=True, exist_ok=True)
+        partial = known.with_name(f"{known.name}.{os.getpid()}.part")
+        partial.write_text(digest)
+        partial.replace(known)
+    return digest
+
+
+def folder_sha256(folder: Path, patterns: list[str]) -> str:
+    """One sha256 over the names and hashes of the files in `folder` that match `patterns`."""
+    names = sorted({path.name for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+    files = {name: file_sha256(folder / name) for name in names}
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+_FAMILIES = {
+    "RAM++": {"reweight_scale", "tagging_head.encoder.layer.0.crossattention.self.query.weight"},
+    "RAM": {"label_embed", "tagging_head.encoder.layer.0.crossattention.self.query.weight"},
+    "SAM": {"mask_decoder.iou_token.weight", "image_encoder.pos_embed"},
+    "Grounding DINO (original format)": {"transformer.level_embed"},
+    "Grounding DINO (transformers)": {"model.level_embed"},
+    "LLaMA": {"model.embed_tokens.weight"},
+    "CLIP": {"vision_model.embeddings.class_embedding"},
+}
+
+
+def check_state_dict(
+    field: str, path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Refuse a checkpoint whose tensors are not exactly those of the network that the settings describe.
+
+    Args:
+        field: the setting that names the file.
+        path: the file.
+        expected: name -> shape in the network.
+        found: name -> shape in the file.
+    """
+    missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
+    reshaped = [name for name in expected.keys() & found.keys() if tuple(expected[name]) != tuple(found[name])]
+    if not (missing or extra or reshaped):
+        return
+    family = next((name for name, keys in _FAMILIES.items() if keys <= found.keys()), "no model known here")
+    details = [f"{len(missing)} tensors are missing (such as {min(missing)})"] if missing else []
+    details += [f"{len(extra)} are unknown (such as {min(extra)})"] if extra else []
+    details += [
+        f"{name} is {tuple(found[name])} where {tuple(expected[name])} is expected" for name in sorted(reshaped)[:1]
+    ]
+    raise UserError(
+        field,
+        path,
+        f"its tensors look like {family} and do not fit the network that the settings describe: {', '.join(details)}",
+        "give the matching checkpoint, or correct the sizes in --models FILE.toml",
+    )

@@ -1,0 +1,86 @@
+"""What all stages share: batches, decode-ahead, and failures that stay with the image that caused them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, ClassVar
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.records import ImageRecord, Shard
+
+
+class Stage(ABC):
+    """A callable over a shard in memory: it changes the rows that it takes, and returns the shard.
+
+    An exception on a batch, out of memory included, halves the batch and tries again, down to the image that causes
+    it; that one fails with the stage's name and the reason, alone.
+    """
+
+    name: ClassVar[str]
+    takes: ClassVar[frozenset[str]] = frozenset({"ok"})
+    """The statuses of the rows it works on."""
+    ahead_threads: ClassVar[int] = 2
+    """Threads that prepare images (decode, resize) while a batch is computed."""
+
+    @abstractmethod
+    def prepare(self, row: ImageRecord) -> Any:
+        """What `process` needs of one image; runs ahead of it in a thread."""
+
+    @abstractmethod
+    def process(self, rows: list[ImageRecord], inputs: list[Any]) -> None:
+        """Compute a batch. Rows are changed last, when nothing can fail any more."""
+
+    def batches(self, rows: list[ImageRecord]) -> Iterable[list[ImageRecord]]:
+        """The rows in batches; each image alone by default."""
+        return [[row] for row in rows]
+
+    def __call__(self, shard: Shard) -> Shard:
+        """Work on the shard's rows that the stage takes."""
+        rows = [row for row in shard.rows if row.status in self.takes]
+        with ThreadPoolExecutor(self.ahead_threads, thread_name_prefix=self.name) as threads:
+            for batch, inputs in _prepared(threads, self.prepare, self.batches(rows)):
+                self._run(batch, inputs)
+        return shard
+
+    def _run(self, rows: list[ImageRecord], inputs: list[Future]) -> None:
+        try:
+            self.process(rows, [future.result() for future in inputs])
+        except UserError:
+            raise
+        except Exception as error:
+            out_of_memory = type(error).__name__ == "OutOfMemoryError"  # torch's, which not every stage imports
+            if len(rows) == 1:
+                rows[0].fail(self.name, error)
+            del error
+            if out_of_memory:
+                _release_gpu_memory()
+            if len(rows) > 1:
+                half = len(rows) // 2
+                self._run(rows[:half], inputs[:half])
+                self._run(rows[half:], inputs[half:])
+
+
+def _release_gpu_memory() -> None:
+    import torch
+
+    torch.cuda.empty_cache()
+
+
+def _prepared(
+    threads: ThreadPoolExecutor, prepare: Callable[[ImageRecord], Any], batches: Iterable[list[ImageRecord]]
+) -> Iterator[tuple[list[ImageRecord], list[Future]]]:
+    """Each batch with its inputs under way, one batch ahead: two batches of decoded images at most are in memory."""
+    waiting: deque[tuple[list[ImageRecord], list[Future]]] = deque()
+    for batch in batches:
+        waiting.append((batch, [threads.submit(prepare, row) for row in batch]))
+        if len(waiting) > 1:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def chunks(rows: list[Any], size: int) -> list[list[Any]]:
+    """`rows` in lists of `size`, the last one shorter."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]

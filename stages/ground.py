@@ -1,0 +1,208 @@
+"""Tags -> boxes: Grounding DINO finds where each tag is."""
+
+from __future__ import annotations
+
+import json
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torchvision.ops import nms
+from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil
+from transformers.image_transforms import get_size_with_aspect_ratio
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.labels import load_tokenizer
+from pad_pipeline.pictures import DecodeSettings
+from pad_pipeline.records import ImageRecord, Region
+from pad_pipeline.weights import fetch_file, fetch_folder
+from stages.base import Stage, chunks
+from stages.decode import picture
+from stages.device import use_device
+from stages.spans import CLS, DOT, SEP, Prompt, best_tag, build_prompts, span_scores
+
+FILES = ["*.json", "*.txt", "*.safetensors"]
+"""What is fetched of a model from the hub."""
+
+
+class DetectorSettings(BaseModel):
+    """Which detector, and which of its boxes are kept."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    """A Grounding DINO in the format of transformers: local folder or hub name."""
+    revision: str = ""
+    """Branch, tag or commit on the hub; empty for its default."""
+    sha256: str = ""
+    """Of `model.safetensors`; empty to accept any."""
+    box_threshold: float = Field(0.25, ge=0, le=1)
+    """A box is kept where the highest token score of any tag is at least this."""
+    nms_iou: float = Field(0.5, ge=0, le=1)
+    """Of two boxes of an image that overlap more, whatever their labels, the one with the lower score goes."""
+    min_size: float = Field(1.0, ge=0)
+    """Boxes narrower or lower than this many pixels go."""
+    batch_size: int = Field(8, gt=0)
+
+
+class Detector(Stage):
+    """Runs the model over pairs of a picture and a prompt.
+
+    Only pictures of equal resized size share a batch: padding one picture to another's size changes its scores. Texts
+    of different length may share one; the model masks their padding.
+    """
+
+    name = "ground"
+
+    def __init__(self, settings: DetectorSettings, decoding: DecodeSettings, threads: int) -> None:
+        self.settings, self.decoding = settings, decoding
+        self.device = use_device(threads)
+        folder = fetch_folder("detector.model", settings.model, settings.revision, FILES)
+        if settings.sha256:
+            fetch_file("detector.model", str(folder / "model.safetensors"), settings.sha256)
+        self.model = load_detector(folder).to(self.device)
+        self.processor = GroundingDinoImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        self.tokenizer = load_tokenizer("detector.model", folder)
+        self._check_tokens(folder)
+        self._ids: dict[str, list[int]] = {}
+
+    def _check_tokens(self, folder: Path) -> None:
+        found = self.tokenizer("a.")["input_ids"]
+        if (found[0], found[-1], found[-2]) != (CLS, SEP, DOT):
+            rule = f"[CLS], [SEP] and '.' should be the tokens {CLS}, {SEP} and {DOT}, which are built into the model"
+            raise UserError("detector.model", folder, rule, "use the tokenizer of BERT that the model came with")
+
+    def encode(self, tag: str) -> list[int]:
+        """Token ids of one tag, without special tokens."""
+        if tag not in self._ids:
+            self._ids[tag] = self.tokenizer(tag, add_special_tokens=False)["input_ids"]
+        return self._ids[tag]
+
+    def resized(self, row: ImageRecord) -> tuple[int, int]:
+        """Height and width of the picture as the model gets it."""
+        size = self.processor.size
+        short, long = size.get("shortest_edge"), size.get("longest_edge")
+        if short is None:
+            return size["height"], size["width"]
+        return get_size_with_aspect_ratio((row.height, row.width), short, long)
+
+    def batches(self, rows: list[ImageRecord]) -> list[list[ImageRecord]]:
+        """Rows of equal resized size together, at most `batch_size`."""
+        rows = sorted(rows, key=self.resized)  # stable, so that the plan's order decides among equals
+        return [
+            batch for _, same in groupby(rows, self.resized) for batch in chunks(list(same), self.settings.batch_size)
+        ]
+
+    def prepare(self, row: ImageRecord) -> torch.Tensor:
+        """The normalised picture `[3, H, W]`."""
+        inputs = self.processor(images=picture(row, self.decoding), return_tensors="pt")
+        return inputs["pixel_values"][0]
+
+    def process(self, rows: list[ImageRecord], inputs: list[torch.Tensor]) -> None:
+        """Set each row's regions, best score first; a picture with no box is `empty`."""
+        max_tokens = self.model.config.max_text_len
+        pairs = [
+            (index, prompt)
+            for index, row in enumerate(rows)
+            for prompt in build_prompts([tag.label for tag in row.tags], self.encode, max_tokens)
+        ]
+        found: list[list[Region]] = [[] for _ in rows]
+        for batch in chunks(pairs, self.settings.batch_size):
+            probabilities, boxes = self.forward([inputs[index] for index, _ in batch], [text for _, text in batch])
+            for (index, prompt), scores, corners in zip(batch, probabilities, boxes, strict=True):
+                found[index] += self.regions(rows[index], prompt, scores, corners)
+        for row, regions in zip(rows, found, strict=True):
+            row.regions = suppress(regions, self.settings.nms_iou)
+            if not row.regions:
+                row.status = "empty"
+
+    @torch.inference_mode()
+    def forward(self, pictures: list[torch.Tensor], prompts: list[Prompt]) -> tuple[np.ndarray, np.ndarray]:
+        """Token probabilities `[B, queries, tokens]` and boxes `[B, queries, 4]`, cxcywh as parts of the picture."""
+        length = max(len(prompt.ids) for prompt in prompts)
+        ids = torch.zeros(len(prompts), length, dtype=torch.long)
+        attended = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, : len(prompt.ids)] = torch.tensor(prompt.ids)
+            attended[row, : len(prompt.ids)] = 1
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            output = self.model(
+                pixel_values=torch.stack(pictures).to(self.device),
+                input_ids=ids.to(self.device),
+                attention_mask=attended.to(self.device),
+                token_type_ids=torch.zeros_like(ids).to(self.device),
+            )
+        probabilities = output.logits[..., :length].float().sigmoid()
+        return probabilities.cpu().numpy(), output.pred_boxes.float().cpu().numpy()
+
+    def regions(self, row: ImageRecord, prompt: Prompt, probabilities: np.ndarray, boxes: np.ndarray) -> list[Region]:
+        """The boxes that pass the threshold, in pixels, each with its tag."""
+        highest, mean = span_scores(probabilities, prompt)
+        label = best_tag(mean, prompt)
+        corners = to_pixels(boxes, row.width, row.height)
+        wide = (corners[:, 2:] - corners[:, :2]).min(1) >= self.settings.min_size
+        kept = np.flatnonzero(wide & (highest.max(1) >= self.settings.box_threshold))
+        return [
+            Region(
+                prompt.tags[label[query]],
+                tuple(map(float, corners[query])),
+                score=float(highest[query].max()),
+                label_score=float(mean[query, label[query]]),
+            )
+            for query in kept
+        ]
+
+
+def load_detector(folder: Path) -> GroundingDinoForObjectDetection:
+    """The model of a folder, in float32.
+
+    Raises:
+        UserError: the folder holds something else, or not all of it.
+    """
+    field = "detector.model"
+    try:
+        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        rule = f"its config.json can't be read ({type(error).__name__})"
+        raise UserError(field, folder, rule, "give the folder of a Grounding DINO of transformers") from error
+    if kind != "grounding-dino":
+        rule = f"config.json says model_type {kind!r}, and should say 'grounding-dino'"
+        raise UserError(field, folder, rule, "give the folder of a Grounding DINO of transformers")
+    try:
+        config = GroundingDinoConfig.from_pretrained(folder, local_files_only=True)
+        config.disable_custom_kernels = True  # the pure PyTorch path: nothing to compile, nothing to download
+        model, report = GroundingDinoForObjectDetection.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        rule = f"the model can't be loaded ({type(error).__name__}: {error})"
+        raise UserError(field, folder, rule, "fetch it again; it needs config.json and model.safetensors") from error
+    if report["missing_keys"]:
+        rule = f"{len(report['missing_keys'])} tensors are missing, such as {min(report['missing_keys'])}"
+        raise UserError(field, folder, rule, "fetch the model again")
+    return model.eval()
+
+
+def to_pixels(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
+    """cxcywh as parts of the picture -> xyxy in pixels of the original, clipped to it: `[N, 4]`."""
+    centre, half = boxes[:, :2].astype(np.float64), boxes[:, 2:].astype(np.float64) / 2
+    size = np.array([width, height])
+    return np.concatenate([(centre - half) * size, (centre + half) * size], 1).clip(0, [width, height] * 2)
+
+
+def suppress(regions: list[Region], iou: float) -> list[Region]:
+    """Non-maximum suppression over all labels together; best score first, equal scores in the order they came."""
+    if not regions:
+        return []
+    regions = sorted(regions, key=lambda region: -region.score)
+    boxes = torch.tensor([region.box for region in regions], dtype=torch.float64)
+    # Ranks, not scores: equal scores would leave the order to the sort inside `nms`.
+    kept = nms(boxes, torch.arange(len(regions), 0, -1, dtype=torch.float64), iou)
+    return [regions[index] for index in kept.tolist()]

@@ -1,0 +1,118 @@
+"""RAM and RAM++ whole: image tokens, label queries, cross-attention, one logit per tag.
+
+Module names are those of the official checkpoints, so that a state dict loads strictly.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from stages.ram.swin import SwinSettings, SwinTransformer
+
+
+class RamSettings(SwinSettings):
+    """The shape of the network; the defaults are the official RAM's."""
+
+    family: Literal["ram", "ram_plus"] = "ram"
+    embed_width: int = 512
+    """Of the space that image tokens and label embeddings share (CLIP's)."""
+    head_width: int = 768
+    head_heads: int = 4
+    head_feed_forward: int = 3072
+    head_layers: int = 2
+    descriptions: int = Field(51, ge=1)
+    """Texts per tag in RAM++'s label embedding."""
+
+
+class CrossAttention(nn.Module):
+    """BERT's cross-attention: label queries look at image tokens."""
+
+    def __init__(self, settings: RamSettings) -> None:
+        super().__init__()
+        width = settings.head_width
+        self.heads = settings.head_heads
+        self.self = nn.ModuleDict(
+            {
+                "query": nn.Linear(width, width),
+                "key": nn.Linear(settings.embed_width, width),
+                "value": nn.Linear(settings.embed_width, width),
+            }
+        )
+        self.output = _residual_output(width, width)
+
+    def forward(self, queries: Tensor, image: Tensor) -> Tensor:
+        """`[B, tags, width]` and `[B, tokens, embed_width]` -> `[B, tags, width]`."""
+        q, k, v = (
+            self.self[name](x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for name, x in (("query", queries), ("key", image), ("value", image))
+        )
+        context = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.output["LayerNorm"](self.output["dense"](context) + queries)
+
+
+class TaggingLayer(nn.Module):
+    """Cross-attention and feed-forward, each with a residual and a LayerNorm after it. No self-attention."""
+
+    def __init__(self, settings: RamSettings) -> None:
+        super().__init__()
+        self.crossattention = CrossAttention(settings)
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(settings.head_width, settings.head_feed_forward)})
+        self.output = _residual_output(settings.head_feed_forward, settings.head_width)
+
+    def forward(self, queries: Tensor, image: Tensor) -> Tensor:
+        """`[B, tags, width]` and `[B, tokens, embed_width]` -> `[B, tags, width]`."""
+        x = self.crossattention(queries, image)
+        return self.output["LayerNorm"](self.output["dense"](F.gelu(self.intermediate["dense"](x))) + x)
+
+
+def _residual_output(inputs: int, width: int) -> nn.ModuleDict:
+    return nn.ModuleDict({"dense": nn.Linear(inputs, width), "LayerNorm": nn.LayerNorm(width, eps=1e-12)})
+
+
+class Ram(nn.Module):
+    """Images -> one logit per tag."""
+
+    reweight_scale: Tensor
+
+    def __init__(self, settings: RamSettings, tags: int) -> None:
+        super().__init__()
+        self.settings, self.tags = settings, tags
+        per_tag = settings.descriptions if settings.family == "ram_plus" else 1
+        self.visual_encoder = SwinTransformer(settings)
+        self.image_proj = nn.Linear(settings.width, settings.embed_width)
+        self.label_embed = nn.Parameter(torch.zeros(tags * per_tag, settings.embed_width))
+        if settings.family == "ram_plus":
+            self.reweight_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.wordvec_proj = nn.Linear(settings.embed_width, settings.head_width)
+        layers = nn.ModuleList(TaggingLayer(settings) for _ in range(settings.head_layers))
+        self.tagging_head = nn.ModuleDict({"encoder": nn.ModuleDict({"layer": layers})})
+        self.fc = nn.Linear(settings.head_width, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`[B, 3, S, S]` normalised -> logits `[B, tags]`."""
+        image = self.image_proj(self.visual_encoder(images))
+        queries = F.relu(self.wordvec_proj(self.label_queries(image[:, 0])))
+        queries = queries.expand(image.shape[0], -1, -1)
+        for layer in self.tagging_head["encoder"]["layer"]:  # type: ignore[index, union-attr]
+            queries = layer(queries, image)
+        return self.fc(queries).squeeze(-1)
+
+    def label_queries(self, mean_token: Tensor) -> Tensor:
+        """The label embeddings `[B or 1, tags, embed_width]`.
+
+        RAM has one for each tag. RAM++ has many descriptions for each and weighs them by how near they are to the
+        picture's mean token `[B, embed_width]`: softmax over a tag's descriptions of exp(reweight_scale) * cosine
+        (the descriptions as they are, not normalised).
+        """
+        if self.settings.family == "ram":
+            return self.label_embed.unsqueeze(0)
+        mean_token = mean_token / mean_token.norm(dim=-1, keepdim=True)
+        near = self.reweight_scale.exp() * mean_token @ self.label_embed.t()
+        weights = near.view(len(mean_token), self.tags, -1).softmax(-1)
+        return torch.einsum("btd,tde->bte", weights, self.label_embed.view(self.tags, -1, self.label_embed.shape[-1]))

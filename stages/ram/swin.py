@@ -1,0 +1,207 @@
+"""The Swin Transformer (v1) that RAM and RAM++ see with. Fixed input size, no absolute position embedding."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, model_validator
+from torch import Tensor, nn
+
+
+class SwinSettings(BaseModel):
+    """The shape of the network; the defaults are RAM's Swin-L."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image_size: int = 384
+    patch: int = 4
+    embed_dim: int = 192
+    depths: list[int] = [2, 2, 18, 2]
+    num_heads: list[int] = [6, 12, 24, 48]
+    window: int = 12
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SwinSettings:
+        if len(self.depths) != len(self.num_heads):
+            raise ValueError("depths and num_heads must be equally long")
+        side = self.image_size // self.patch
+        for _ in self.depths:
+            if side % min(self.window, side):
+                raise ValueError(f"window {self.window} must divide every stage's resolution, and {side} is one")
+            side //= 2
+        return self
+
+    @property
+    def width(self) -> int:
+        """Channels after the last stage: 1536 for Swin-L."""
+        return self.embed_dim << (len(self.depths) - 1)
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside windows, with a learned bias for each relative position."""
+
+    relative_position_index: Tensor
+
+    def __init__(self, dim: int, window: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
+        self.register_buffer("relative_position_index", _relative_positions(window), persistent=False)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """`[B * windows, tokens, dim]` -> the same; `mask` is `[windows, tokens, tokens]` of 0 and -100."""
+        windows, tokens, dim = x.shape
+        q, k, v = self.qkv(x).view(windows, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1).unsqueeze(0)
+        if mask is not None:
+            # [1, heads, t, t] + [windows, 1, t, t], repeated for each image of the batch.
+            bias = (bias + mask.unsqueeze(1)).repeat(windows // mask.shape[0], 1, 1, 1)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        return self.proj(x.transpose(1, 2).reshape(windows, tokens, dim))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc2 = nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., dim]` -> `[..., dim]`."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SwinBlock(nn.Module):
+    """Attention in windows, every second time in windows shifted by half; then the MLP. Pre-norm, residual."""
+
+    attn_mask: Tensor | None
+
+    def __init__(self, dim: int, side: int, window: int, heads: int, shifted: bool) -> None:
+        super().__init__()
+        self.side = side
+        self.window = min(window, side)
+        self.shift = window // 2 if shifted and side > window else 0
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, self.window, heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim)
+        mask = _shift_mask(side, self.window, self.shift) if self.shift else None
+        self.register_buffer("attn_mask", mask, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, side * side, dim]` -> the same."""
+        batch, _, dim = x.shape
+        windows = self.norm1(x).view(batch, self.side, self.side, dim)
+        if self.shift:
+            windows = windows.roll((-self.shift, -self.shift), (1, 2))
+        windows = self.attn(_to_windows(windows, self.window), self.attn_mask)
+        grid = _from_windows(windows, self.window, self.side)
+        if self.shift:
+            grid = grid.roll((self.shift, self.shift), (1, 2))
+        x = x + grid.view(batch, -1, dim)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchMerging(nn.Module):
+    """Halves the resolution: 2 x 2 neighbours become one token of twice the width."""
+
+    def __init__(self, dim: int, side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, side * side, dim]` -> `[B, (side / 2)**2, 2 * dim]`."""
+        batch, _, dim = x.shape
+        # Neighbours in the checkpoint's order, down before right: (0,0), (1,0), (0,1), (1,1).
+        x = x.view(batch, self.side // 2, 2, self.side // 2, 2, dim).permute(0, 1, 3, 4, 2, 5)
+        return self.reduction(self.norm(x.reshape(batch, -1, 4 * dim)))
+
+
+class SwinLayer(nn.Module):
+    """The blocks of one resolution, and the merging that ends it."""
+
+    def __init__(self, dim: int, side: int, depth: int, heads: int, window: int, last: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(SwinBlock(dim, side, window, heads, shifted=bool(i % 2)) for i in range(depth))
+        self.downsample = nn.Identity() if last else PatchMerging(dim, side)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, side * side, dim]` -> `[B, (side / 2)**2, 2 * dim]`, or the same shape for the last layer."""
+        for block in self.blocks:
+            x = block(x)
+        return self.downsample(x)
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping convolution over patches, then a LayerNorm."""
+
+    def __init__(self, dim: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, patch, patch)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`[B, 3, S, S]` -> `[B, (S / patch)**2, dim]`."""
+        return self.norm(self.proj(images).flatten(2).transpose(1, 2))
+
+
+class SwinTransformer(nn.Module):
+    """Images -> the normed tokens of the last stage, with their mean in front."""
+
+    def __init__(self, settings: SwinSettings) -> None:
+        super().__init__()
+        self.patch_embed = PatchEmbed(settings.embed_dim, settings.patch)
+        side = settings.image_size // settings.patch
+        self.layers = nn.ModuleList(
+            SwinLayer(
+                settings.embed_dim << i,
+                side >> i,
+                depth,
+                heads,
+                settings.window,
+                last=i == len(settings.depths) - 1,
+            )
+            for i, (depth, heads) in enumerate(zip(settings.depths, settings.num_heads, strict=True))
+        )
+        self.norm = nn.LayerNorm(settings.width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`[B, 3, S, S]` normalised -> `[B, 1 + tokens, width]`; token 0 is the mean of the others."""
+        x = self.patch_embed(images)
+        for layer in self.layers:
+            x = layer(x)
+        x = self.norm(x)
+        return torch.cat([x.mean(1, keepdim=True), x], dim=1)
+
+
+def _to_windows(x: Tensor, window: int) -> Tensor:
+    batch, height, width, dim = x.shape
+    x = x.view(batch, height // window, window, width // window, window, dim)
+    return x.transpose(2, 3).reshape(-1, window * window, dim)
+
+
+def _from_windows(x: Tensor, window: int, side: int) -> Tensor:
+    count, dim = side // window, x.shape[-1]
+    return x.view(-1, count, count, window, window, dim).transpose(2, 3).reshape(-1, side, side, dim)
+
+
+def _relative_positions(window: int) -> Tensor:
+    """Row of the bias table for each pair of tokens of a window: `[window**2, window**2]`."""
+    y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+    y, x = y.flatten(), x.flatten()
+    return (y[:, None] - y[None] + window - 1) * (2 * window - 1) + (x[:, None] - x[None] + window - 1)
+
+
+def _shift_mask(side: int, window: int, shift: int) -> Tensor:
+    """-100 between tokens that the roll brought into one window from different places: `[windows, t, t]`."""
+    edges = torch.zeros(side, dtype=torch.long)
+    edges[side - window : side - shift] = 1
+    edges[side - shift :] = 2
+    regions = _to_windows((3 * edges[:, None] + edges[None]).view(1, side, side, 1), window).squeeze(-1)
+    return (regions[:, :, None] != regions[:, None, :]).float() * -100.0

@@ -1,0 +1,117 @@
+"""Picture -> tags: RAM or RAM++ says what is in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.pictures import DecodeSettings
+from pad_pipeline.records import ImageRecord, Tag
+from pad_pipeline.weights import fetch_file
+from stages.base import Stage, chunks
+from stages.decode import picture
+from stages.device import use_device
+from stages.ram.checkpoint import load_ram
+from stages.ram.network import Ram, RamSettings
+
+MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+
+class TaggerSettings(RamSettings):
+    """Which tagger, and where it stops believing itself."""
+
+    weights: str
+    """Local path, `https://...` or `hf://owner/name[@revision]/file`: an official `.pth` or safetensors."""
+    sha256: str = ""
+    """Of the weights; empty to accept any."""
+    tag_list: str
+    """A text file with one tag a line, in the order of the checkpoint's labels; path or URL."""
+    tag_list_sha256: str = ""
+    thresholds: str = ""
+    """A text file with one probability a line, in the same order; path or URL. A tag is on strictly above it."""
+    thresholds_sha256: str = ""
+    threshold: float | None = Field(None, ge=0, le=1)
+    """One probability for all tags, instead of `thresholds`."""
+    batch_size: int = Field(16, gt=0)
+
+
+class Tagger(Stage):
+    """Runs the network in batches; every picture is stretched to its input size, so all batches have one shape."""
+
+    name = "tag"
+
+    def __init__(self, settings: TaggerSettings, decoding: DecodeSettings, threads: int) -> None:
+        self.settings, self.decoding = settings, decoding
+        self.device = use_device(threads)
+        self.labels, thresholds = read_tags(settings)
+        self.thresholds = torch.tensor(thresholds, device=self.device)
+        path = fetch_file("tagger.weights", settings.weights, settings.sha256)
+        self.network = load_ram(Ram(settings, len(self.labels)), "tagger.weights", path).to(self.device)
+
+    def batches(self, rows: list[ImageRecord]) -> list[list[ImageRecord]]:
+        """`batch_size` pictures at a time."""
+        return chunks(rows, self.settings.batch_size)
+
+    def prepare(self, row: ImageRecord) -> torch.Tensor:
+        """The normalised picture `[3, S, S]`."""
+        return preprocess(picture(row, self.decoding), self.settings.image_size)
+
+    @torch.inference_mode()
+    def process(self, rows: list[ImageRecord], inputs: list[torch.Tensor]) -> None:
+        """Set each row's tags, in the order of the tag list; a picture with none is `empty`."""
+        images = torch.stack(inputs).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            logits = self.network(images)
+        probabilities = logits.float().sigmoid()
+        on = (probabilities > self.thresholds).cpu().numpy()
+        scores = probabilities.cpu().numpy()
+        for row, row_on, row_scores in zip(rows, on, scores, strict=True):
+            row.tags = [Tag(self.labels[index], float(row_scores[index])) for index in np.flatnonzero(row_on)]
+            if not row.tags:
+                row.status = "empty"
+
+
+def preprocess(image: Image.Image, size: int) -> torch.Tensor:
+    """Upstream's transform: bilinear resize of the 8-bit picture without keeping its aspect, then ImageNet's mean and
+    deviation: float32 `[3, size, size]`."""
+    pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    return (torch.from_numpy(pixels.astype(np.float32) / 255) - MEAN) / STD
+
+
+def read_tags(settings: TaggerSettings) -> tuple[list[str], list[float]]:
+    """The tag list and a threshold for each tag.
+
+    Raises:
+        UserError: the two files do not fit each other, or hold something else.
+    """
+    path = fetch_file("tagger.tag_list", settings.tag_list, settings.tag_list_sha256)
+    labels = _lines("tagger.tag_list", path)
+    if not labels or len(set(labels)) < len(labels):
+        raise UserError("tagger.tag_list", path, "it should hold one tag a line, each once", "mend the file")
+    if settings.threshold is not None:
+        return labels, [settings.threshold] * len(labels)
+    if not settings.thresholds:
+        remedy = "set thresholds = FILE or threshold = NUMBER in the [tagger] section"
+        raise UserError("tagger.thresholds", "", "no threshold is given", remedy)
+    path = fetch_file("tagger.thresholds", settings.thresholds, settings.thresholds_sha256)
+    try:
+        thresholds = [float(line) for line in _lines("tagger.thresholds", path)]
+    except ValueError as error:
+        raise UserError("tagger.thresholds", path, f"a line is no number ({error})", "mend the file") from error
+    if len(thresholds) != len(labels):
+        rule = f"it has {len(thresholds)} lines, and the tag list has {len(labels)}"
+        raise UserError("tagger.thresholds", path, rule, "give the file that belongs to the tag list")
+    return labels, thresholds
+
+
+def _lines(field: str, path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(field, path, "it is no text file", "give a file with one entry a line") from error

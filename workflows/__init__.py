@@ -1,0 +1,1 @@
+"""What the commands of `pad` do: build, import, train, verify, stats, demo."""

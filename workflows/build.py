@@ -1,0 +1,219 @@
+"""Plan, run, commit: what `pad build` and `pad import` have in common."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from pad_pipeline import __version__
+from pad_pipeline.errors import UserError
+from pad_pipeline.geometry import View
+from pad_pipeline.labels import LabelSettings
+from pad_pipeline.pictures import DecodeSettings
+from pad_pipeline.plan import PLAN_NAME, write_plan
+from pad_pipeline.shards.reader import ShardFolder
+from pad_pipeline.shards.run import RUN_NAME, Run
+from pad_pipeline.sources import Source
+from workflows.chain import annotation_chain, import_chain, label_fingerprint, weight_fingerprints
+from workflows.engines import Engine, RayEngine, Totals, run_local
+from workflows.links import Link
+from workflows.models import ModelSettings
+
+console = Console(stderr=True)
+
+
+def build(
+    source: Source,
+    out: Path,
+    models: ModelSettings,
+    view: View,
+    *,
+    shard_size: int = 512,
+    engine: Engine = "ray",
+    address: str = "",
+    workers: int = 0,
+    threads: int = 0,
+) -> Totals:
+    """`pad build`: annotate the images of `source` with the models and write shards into `out`.
+
+    Args:
+        source: the images.
+        out: the run's folder; finished shards in it are kept.
+        models: which models.
+        view: what the vision encoder will see.
+        shard_size: images in one shard.
+        engine: where the stages run.
+        address: of a Ray cluster, for `ray`.
+        workers: actors for each stage, for `ray`; 0 for one per GPU.
+        threads: CPU threads of each model; 0 for all cores of this machine.
+
+    Returns:
+        Images, `ok`, `empty`, `failed`, tags and regions over all shards.
+
+    Raises:
+        UserError: an input, a model or the output folder can't be used.
+    """
+    threads = threads or os.cpu_count() or 1
+    run = Run(
+        kind="build",
+        images=0,
+        shards=0,
+        shard_size=shard_size,
+        counts={},
+        view=view,
+        embedding_width=label_fingerprint(models.llm)[1],
+        settings=models.model_dump(mode="json"),
+        fingerprints=weight_fingerprints(models),
+    )
+    chain = annotation_chain(out.resolve(), models, view, source.root.resolve(), threads)
+    return _run(run, source, out, chain, engine, address, workers)
+
+
+def import_coco(
+    source: Source,
+    out: Path,
+    labels: LabelSettings,
+    decoding: DecodeSettings,
+    view: View,
+    *,
+    shard_size: int = 512,
+    engine: Engine = "local",
+    address: str = "",
+    workers: int = 0,
+) -> Totals:
+    """`pad import coco`: shards of the same format from human regions. Arguments and result as `build`'s."""
+    fingerprint, width = label_fingerprint(labels)
+    settings: dict[str, Any] = {
+        "llm": labels.model_dump(mode="json"),
+        "decode": decoding.model_dump(mode="json"),
+    }
+    run = Run(
+        kind="import-coco",
+        images=0,
+        shards=0,
+        shard_size=shard_size,
+        counts={},
+        view=view,
+        embedding_width=width,
+        settings=settings,
+        fingerprints=fingerprint,
+    )
+    chain = import_chain(out.resolve(), decoding, labels, view, source.root.resolve())
+    return _run(run, source, out, chain, engine, address, workers)
+
+
+def _run(run: Run, source: Source, out: Path, chain: list[Link], engine: Engine, address: str, workers: int) -> Totals:
+    numbers = prepare(run, source, out)
+    done = run.shards - len(numbers)
+    if done:
+        console.print(f"{done} of {run.shards} shards are finished and stay as they are.")
+    if engine == "local":
+        results: Iterable[Totals] = run_local(chain, numbers)
+    else:
+        results = RayEngine(address, workers).run(chain, numbers)
+    try:
+        _follow(results, run, len(numbers))
+    except OSError as error:
+        rule = f"it can't be written ({error.strerror or error})"
+        raise UserError(
+            "--out", out, rule, "make room or mend it, then run the same command again to resume"
+        ) from error
+    return totals(out)
+
+
+def prepare(run: Run, source: Source, out: Path) -> list[int]:
+    """Plan the source, check the plan against what is in `out`, and say which shards are left to do.
+
+    Raises:
+        UserError: `out` holds something else, or a run of other inputs, settings or weights.
+    """
+    _check_out(out)
+    created = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        fresh = out / f".{PLAN_NAME}.new"
+        try:
+            run.images, plan_hash = write_plan(source, fresh, run.shard_size)
+            if not run.images:
+                rule = "there is no image in it" + "".join(f"; {n} {what}" for what, n in source.counts.items())
+                raise UserError("--images", source.root, rule, "name a folder or a JSON with images")
+            run.shards = -(-run.images // run.shard_size)
+            run.counts = dict(sorted(source.counts.items()))
+            run.fingerprints = run.fingerprints | {"inputs": plan_hash, "code": __version__}
+            if (out / RUN_NAME).is_file():
+                _check_same(Run.read(out, "--out"), run, out)
+            else:
+                fresh.replace(out / PLAN_NAME)
+                run.write(out)
+        finally:
+            fresh.unlink(missing_ok=True)
+            if created and not any(out.iterdir()):
+                out.rmdir()
+    except OSError as error:
+        rule = f"it can't be written ({error.strerror or error})"
+        raise UserError("--out", out, rule, "choose a folder that you may write to, with room in it") from error
+    finished = {path.stem for path in out.glob("pad-*.parquet")}
+    return [number for number in range(run.shards) if f"pad-{number:06d}" not in finished]
+
+
+def _check_out(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError("--out", out, "this is a file", "name a folder that is new, empty, or a run of pad's")
+    if out.is_dir() and not (out / RUN_NAME).is_file():
+        ours = {PLAN_NAME, f".{PLAN_NAME}.new"}
+        names = sorted(path.name for path in out.iterdir())
+        foreign = [name for name in names if name not in ours and not name.endswith(".partial")]
+        if foreign:
+            rule = f"it holds something else ({foreign[0]}) and no {RUN_NAME}"
+            raise UserError("--out", out, rule, "name a folder that is new, empty, or a run of pad's")
+
+
+def _check_same(old: Run, new: Run, out: Path) -> None:
+    if differences := old.differences(new):
+        shown = "; ".join(differences[:3]) + ("; ..." if len(differences) > 3 else "")
+        remedy = "run with what it was made with, or name another --out"
+        raise UserError("--out", out, f"its run was made with something else ({shown})", remedy)
+
+
+def _follow(results: Iterable[Totals], run: Run, shards: int) -> None:
+    """Show the progress: shards, images, regions, failures, rate and time left."""
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("shards  {task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    ]
+    seen: Counter[str] = Counter()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(run.kind, total=shards, note="loading the models")
+        for counts in results:
+            seen.update(counts)
+            rate = seen["images"] / max(progress.tasks[task].elapsed or 1e-9, 1e-9)
+            note = f"{seen['images']} images, {rate:.1f}/s, {seen['regions']} regions, {seen['failed']} failed"
+            progress.update(task, advance=1, note=note)
+            if not console.is_terminal:
+                console.print(f"{progress.tasks[task].completed:.0f} of {shards} shards: {note}", highlight=False)
+
+
+def totals(out: Path) -> Totals:
+    """Images by status, tags and regions over all finished shards."""
+    result = Counter(dict.fromkeys(("images", "ok", "empty", "failed", "tags", "regions"), 0))
+    for _, row in ShardFolder(out).rows():
+        result.update({"images": 1, row["status"]: 1, "tags": row["tags"], "regions": row["regions"]})
+    return dict(result)

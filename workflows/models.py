@@ -1,0 +1,140 @@
+"""Which models a build uses: the presets `paper` and `plus`, or a TOML file for anything else."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.labels import LabelSettings
+from pad_pipeline.pictures import DecodeSettings
+from stages.ground import DetectorSettings
+from stages.segment import VIT_B, VIT_H, VIT_L, SegmenterSettings
+from stages.tag import TaggerSettings
+
+RAM_REPOSITORY = (
+    "https://raw.githubusercontent.com/xinyu1205/recognize-anything/7cb804a8609e9f4b1a50b7f31436d2df40bb9481"
+)
+SAM_FILES = "https://dl.fbaipublicfiles.com/segment_anything"
+
+
+class ModelSettings(BaseModel):
+    """The four models of a build, one TOML section each, and how pictures are decoded."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tagger: TaggerSettings
+    detector: DetectorSettings
+    segmenter: SegmenterSettings
+    llm: LabelSettings
+    decode: DecodeSettings = DecodeSettings()
+
+
+_OFFICIAL_TAGS = {
+    "tag_list": f"{RAM_REPOSITORY}/ram/data/ram_tag_list.txt",
+    "tag_list_sha256": "5d96d2f7225527480ad773aaac76b6e5c08a18adf6eae9ca7d2ab923d5e7bd8b",
+    "thresholds": f"{RAM_REPOSITORY}/ram/data/ram_tag_list_threshold.txt",
+    "thresholds_sha256": "b6f81d0de1bc7f9c251af512c413eae976c77dbfbadf700d4e3d90510f4c6447",
+}
+_REST = {
+    "detector": {"model": "IDEA-Research/grounding-dino-base"},
+    "segmenter": {
+        "weights": f"{SAM_FILES}/sam_vit_h_4b8939.pth",
+        "sha256": "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+    },
+    "llm": {"llm": "lmsys/vicuna-7b-v1.5"},
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "tagger": {
+            "family": "ram",
+            "weights": "hf://spaces/xinyu1205/Recognize_Anything-Tag2Text/ram_swin_large_14m.pth",
+            **_OFFICIAL_TAGS,
+        },
+        **_REST,
+    },
+    "plus": {
+        "tagger": {
+            "family": "ram_plus",
+            "weights": "hf://xinyu1205/recognize-anything-plus-model@6afd703f04b23e1c18d4c7d9882c4f5f954848f8"
+            "/ram_plus_swin_large_14m.pth",
+            "sha256": "497c178836ba66698ca226c7895317e6e800034be986452dbd2593298d50e87d",
+            **_OFFICIAL_TAGS,
+        },
+        **_REST,
+    },
+}
+"""`paper`: RAM Swin-L, Grounding DINO base, SAM ViT-H, the embedding of Vicuna-1.5-7B. `plus`: the same with RAM++.
+
+Hashes are pinned where two independent public sources agree on them; where none is known (RAM's file, Grounding DINO
+base, Vicuna) the hash found is recorded in run.json, and a resumed run refuses another."""
+
+_SHAPES = {"vit_b": VIT_B, "vit_l": VIT_L, "vit_h": VIT_H}
+_PATHS = {
+    "tagger": ("weights", "tag_list", "thresholds"),
+    "detector": ("model",),
+    "segmenter": ("weights",),
+    "llm": ("llm",),
+}
+
+
+def load_models(name: str) -> ModelSettings:
+    """The settings that `--models` names: a preset, or a TOML file.
+
+    In a file, `preset = "paper"` starts from that preset and each section changes some of it; paths are relative to
+    the file; `shape` of the segmenter may be "vit_b", "vit_l" or "vit_h".
+
+    Raises:
+        UserError: there is no such preset or file, or a setting is wrong.
+    """
+    field = "--models"
+    if name in PRESETS:
+        return ModelSettings.model_validate(PRESETS[name])
+    path = Path(name).expanduser()
+    if not path.is_file():
+        known = ", ".join(PRESETS)
+        raise UserError(
+            field, name, f"it is neither a preset ({known}) nor a file", "name one of these, or a TOML file"
+        )
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(field, name, f"it is not valid TOML ({error})", "mend the file") from error
+    preset = data.pop("preset", None)
+    if preset is not None and preset not in PRESETS:
+        raise UserError(f"{name}: preset", preset, f"it should be one of {', '.join(PRESETS)}", "correct it")
+    merged = dict(PRESETS.get(preset, {}))
+    for section, entries in data.items():
+        if isinstance(entries, dict):
+            merged[section] = merged.get(section, {}) | _resolved(section, entries, path.parent)
+        else:
+            merged[section] = entries
+    try:
+        return ModelSettings.model_validate(merged)
+    except ValidationError as error:
+        raise settings_error(error, str(path)) from error
+
+
+def _resolved(section: str, entries: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A section with its paths made absolute where they name something beside the file, and its shape spelled out."""
+    entries = dict(entries)
+    for name in _PATHS.get(section, ()):
+        if isinstance(entries.get(name), str) and (folder / entries[name]).exists():
+            entries[name] = str((folder / entries[name]).resolve())
+    if section == "segmenter" and isinstance(entries.get("shape"), str):
+        entries["shape"] = _SHAPES.get(entries["shape"], entries["shape"])
+    return entries
+
+
+def settings_error(error: ValidationError, where: str) -> UserError:
+    """pydantic's first complaint as one line."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"]) or "settings"
+    value = first["input"] if not isinstance(first["input"], dict) else "{...}"
+    message = {"missing": "it is missing", "extra_forbidden": "there is no such setting"}.get(
+        first["type"], first["msg"]
+    )
+    return UserError(f"{where}: {name}", value, message.removeprefix("Value error, "), "correct it")

@@ -1,0 +1,165 @@
+"""Small, randomly initialised members of the real model families, in the formats of the official checkpoints.
+
+They find nothing sensible. They run the real code from end to end in seconds, on a machine without network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    BertConfig,
+    BertTokenizer,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessorPil,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    SwinConfig,
+)
+
+from stages.ram.network import Ram, RamSettings
+from stages.segment import SamShape, build_sam
+
+RAM_SHAPE = RamSettings(
+    image_size=96, embed_dim=16, depths=[2, 2], num_heads=[1, 2], window=6,
+    embed_width=32, head_width=48, head_heads=4, head_feed_forward=96, descriptions=3,
+)  # fmt: skip
+SAM_SHAPE = SamShape(image_size=128, width=32, depth=2, heads=2, global_attention=[1])
+VISION_SIZE, VISION_PATCH = 112, 14
+"""Of the small CLIP: a grid of 8 x 8."""
+
+
+def write_small_models(folder: Path, tags: list[str], texts: Iterable[str], seed: int = 0, family: str = "ram") -> Path:
+    """Write tagger, detector, segmenter, LLM and vision tower into `folder`, and the TOML that names them.
+
+    Args:
+        folder: made if need be.
+        tags: the tagger's tag list.
+        texts: what the LLM's tokenizer is trained on.
+        seed: of all weights.
+        family: the tagger's: "ram" or "ram_plus".
+
+    Returns:
+        The path of `models.toml`, for `--models`. The vision tower is in `folder / "clip"`, the LLM in
+        `folder / "llm"`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        _write_tagger(folder, tags, family)
+        _write_detector(folder / "detector", tags)
+        save_file(build_sam(SAM_SHAPE).state_dict(), folder / "segmenter.safetensors")
+        _write_llm(folder / "llm", [*tags, *texts])
+        _write_vision(folder / "clip")
+    finally:
+        torch.random.set_rng_state(state)
+    path = folder / "models.toml"
+    path.write_text(_toml(family), "utf-8")
+    return path
+
+
+def _toml(family: str) -> str:
+    sizes = RAM_SHAPE.model_dump(exclude={"family"})
+    shape = SAM_SHAPE.model_dump()
+    return "\n".join(
+        [
+            "# Small models with random weights: they run the whole chain and know nothing.",
+            "[tagger]",
+            f'family = "{family}"',
+            'weights = "tagger.safetensors"',
+            'tag_list = "tags.txt"',
+            "threshold = 0.5",
+            *(f"{name} = {value}" for name, value in sizes.items()),
+            "",
+            "[detector]",
+            'model = "detector"',
+            "box_threshold = 0.3",
+            "",
+            "[segmenter]",
+            'weights = "segmenter.safetensors"',
+            "",
+            "[segmenter.shape]",
+            *(f"{name} = {value}" for name, value in shape.items()),
+            "",
+            "[llm]",
+            'llm = "llm"',
+            "",
+        ]
+    )
+
+
+def _write_tagger(folder: Path, tags: list[str], family: str) -> None:
+    settings = RAM_SHAPE.model_copy(update={"family": family})
+    network = Ram(settings, len(tags))
+    for parameter in (network.label_embed, network.fc.weight):
+        torch.nn.init.normal_(parameter, std=1.0)  # so that tags differ, and pictures too
+    save_file(network.state_dict(), folder / "tagger.safetensors")
+    (folder / "tags.txt").write_text("\n".join(tags) + "\n", "utf-8")
+
+
+def _write_detector(folder: Path, tags: list[str]) -> None:
+    words = sorted({word for tag in tags for word in tag.lower().split()})
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789-'"
+    # Grounding DINO has BERT's ids of these built in; everything else may stand anywhere.
+    fixed = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}
+    free = iter([*letters, *(f"##{letter}" for letter in letters), *(word for word in words if len(word) > 1)])
+    vocabulary = {fixed.get(index) or next(free, f"[unused{index}]"): index for index in range(1100)}
+    tokenizer = BertTokenizer(vocab=vocabulary, do_lower_case=True)
+    config = GroundingDinoConfig(
+        backbone_config=SwinConfig(
+            image_size=96, embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8], window_size=4,
+            out_features=["stage2", "stage3", "stage4"],
+        ),
+        text_config=BertConfig(
+            vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=64, max_position_embeddings=512,
+        ),
+        d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=64, decoder_ffn_dim=64, num_queries=20, max_text_len=256, disable_custom_kernels=True,
+    )  # fmt: skip
+    model = GroundingDinoForObjectDetection(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    GroundingDinoImageProcessorPil(size={"shortest_edge": 128, "longest_edge": 192}).save_pretrained(folder)
+
+
+def _write_llm(folder: Path, texts: list[str]) -> None:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>"
+    ).save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def _write_vision(folder: Path) -> None:
+    config = CLIPVisionConfig(
+        image_size=VISION_SIZE, patch_size=VISION_PATCH, hidden_size=48, intermediate_size=96,
+        num_hidden_layers=3, num_attention_heads=4,
+    )  # fmt: skip
+    CLIPVisionModel(config).save_pretrained(folder)
+    CLIPImageProcessorPil(
+        size={"shortest_edge": VISION_SIZE}, crop_size={"height": VISION_SIZE, "width": VISION_SIZE}
+    ).save_pretrained(folder)
