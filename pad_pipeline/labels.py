@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -123,7 +123,7 @@ class EmbeddingTable:
         return digest.hexdigest()
 
 
-def load_tokenizer(field: str, folder: Path):
+def load_tokenizer(field: str, folder: Path) -> Any:
     """The tokenizer of a model folder; never runs code from it."""
     log = logging.getLogger("transformers.tokenization_utils_base")
     level = log.level

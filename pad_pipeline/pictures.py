@@ -80,7 +80,7 @@ def _check_size(image: Image.Image, settings: DecodeSettings) -> None:
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as EXIF says, once. (Pillow turns TIFFs on load and drops the tag.) Unreadable EXIF says nothing."""
     try:
-        return ImageOps.exif_transpose(image)
+        return ImageOps.exif_transpose(image) or image
     except Exception:
         return image
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,12 +24,21 @@ class Tag:
     score: float
 
 
+Box = tuple[float, float, float, float]
+
+
+def as_box(edges: Iterable[float]) -> Box:
+    """Four numbers of any kind as a box."""
+    x0, y0, x1, y1 = (float(edge) for edge in edges)
+    return x0, y0, x1, y1
+
+
 @dataclass
 class Region:
     """One labelled thing: label + box + mask."""
 
     label: str
-    box: tuple[float, float, float, float]
+    box: Box
     """`xyxy` in pixels of the upright original."""
     score: float = 1.0
     """The detector's: the highest token score in the label's span. 1 for a human's region."""

@@ -16,7 +16,7 @@ from transformers.image_transforms import get_size_with_aspect_ratio
 from pad_pipeline.errors import UserError
 from pad_pipeline.labels import load_tokenizer
 from pad_pipeline.pictures import DecodeSettings
-from pad_pipeline.records import ImageRecord, Region
+from pad_pipeline.records import ImageRecord, Region, as_box
 from pad_pipeline.weights import fetch_file, fetch_folder
 from stages.base import Stage, chunks
 from stages.decode import picture
@@ -147,7 +147,7 @@ class Detector(Stage):
         return [
             Region(
                 prompt.tags[label[query]],
-                tuple(map(float, corners[query])),
+                as_box(corners[query]),
                 score=float(highest[query].max()),
                 label_score=float(mean[query, label[query]]),
             )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from pad_pipeline.records import ImageRecord, Region, Tag
+from pad_pipeline.records import ImageRecord, Region, Tag, as_box
 from stages.base import Stage
 
 
@@ -48,7 +48,7 @@ def _region(row: ImageRecord, annotation: dict[str, Any]) -> Region:
     box = np.array([x, y, x + width, y + height], np.float64).clip(0, [row.width, row.height] * 2)
     return Region(
         annotation["label"],
-        tuple(map(float, box)),
+        as_box(box),
         rle={"size": [row.height, row.width], "counts": counts},
         crowd=annotation["crowd"],
     )

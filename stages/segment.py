@@ -92,7 +92,7 @@ class Segmenter(Stage):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             embeddings = self.sam.image_encoder(images)
         found = [
-            self.segment(row, embedding.float(), tuple(pixels.shape[-2:]))
+            self.segment(row, embedding.float(), (pixels.shape[1], pixels.shape[2]))
             for row, embedding, pixels in zip(rows, embeddings, inputs, strict=True)
         ]
         for row, masks in zip(rows, found, strict=True):

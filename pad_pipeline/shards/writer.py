@@ -36,8 +36,8 @@ def write_shard(shard: Shard, folder: Path) -> Counter[str]:
         ):
             for record in _richest_first([record for record in shard.rows if record.status != "failed"]):
                 index[position[record.key]].update(_add_sample(tar, record))
-        with partial.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        with partial.open("rb") as written:
+            digest = hashlib.file_digest(written, "sha256").hexdigest()
         size = partial.stat().st_size
     schema = INDEX_SCHEMA.with_metadata(
         {"schema_version": str(SCHEMA_VERSION), "tar_sha256": digest, "tar_bytes": str(size)}
@@ -78,7 +78,7 @@ def _index_row(record: ImageRecord) -> dict:
     return row | counts | {"sha256": ""}
 
 
-def _add_sample(tar: tarfile.TarFile, record: ImageRecord) -> dict:
+def _add_sample(tar: tarfile.TarFile, record: ImageRecord) -> dict[str, int | str]:
     """Append the four members of one image; where each lies, and the sha256 over them."""
     assert record.coverage is not None and record.embeds is not None, "patchify fills these for every image"
     contents = {
@@ -87,7 +87,8 @@ def _add_sample(tar: tarfile.TarFile, record: ImageRecord) -> dict:
         "masks": _npy(record.coverage),
         "embeds": _npy(record.embeds),
     }
-    digest, places = hashlib.sha256(), {}
+    digest = hashlib.sha256()
+    places: dict[str, int] = {}
     for member, content in contents.items():
         # TarInfo's defaults are what makes the bytes reproducible: no time, no owner, one mode.
         info = tarfile.TarInfo(f"{record.key}.{MEMBERS[member]}")

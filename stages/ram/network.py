@@ -99,7 +99,7 @@ class Ram(nn.Module):
         image = self.image_proj(self.visual_encoder(images))
         queries = F.relu(self.wordvec_proj(self.label_queries(image[:, 0])))
         queries = queries.expand(image.shape[0], -1, -1)
-        for layer in self.tagging_head["encoder"]["layer"]:  # type: ignore[index, union-attr]
+        for layer in self.tagging_head["encoder"]["layer"]:  # type: ignore[index]
             queries = layer(queries, image)
         return self.fc(queries).squeeze(-1)
 

@@ -1,0 +1,40 @@
+# `make demo` and `make test` set everything up by themselves; they need Python 3.11 or newer with pip, nothing else.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+DEMO_OUT ?= demo-out
+
+help:  ## Say what there is.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(READY)  ## Draw scenes, build shards, train a projector: the whole chain, a minute or two, without network.
+	@rm -rf $(DEMO_OUT)
+	$(BIN)/pad demo --out $(DEMO_OUT)
+
+test: $(READY) lint  ## Check formatting, lint, types, then run the tests: about ten minutes.
+	@echo "== Tests (a summary comes at the end)"
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## Check formatting, lint and types.
+	@echo "== Formatting, lint, types"
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)  ## Format the code.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## Remove the environment and what the demo made.
+	rm -rf .venv $(DEMO_OUT) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed, and '$(PYTHON)' is older or missing. Try: make PYTHON=python3.12 demo"; exit 1; }
+	@echo "== Setting up .venv: a few GB to download once, a few minutes"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+.PHONY: help demo test lint format clean

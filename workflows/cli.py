@@ -1,0 +1,332 @@
+"""The command line: `pad build`, `import`, `train`, `verify`, `stats`, `demo`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pad_pipeline import __version__
+from pad_pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pad_pipeline.geometry import View
+
+# Heavy modules (torch, transformers, Ray) are imported by the commands that need them, so that --help is instant.
+
+app = typer.Typer(
+    help="Build the Patch-Aligned Dataset of arXiv 2505.17316 from captioned images, and train a projector on it.",
+    epilog="Start with: pad demo",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+import_app = typer.Typer(help="Make shards from data that people have annotated already.", no_args_is_help=True)
+app.add_typer(import_app, name="import")
+console = Console()
+errors = Console(stderr=True)
+
+
+class Engine(StrEnum):
+    """Where the stages run."""
+
+    ray = "ray"
+    local = "local"
+
+
+class Fit(StrEnum):
+    """How a picture is brought to the view's square."""
+
+    crop = "crop"
+    pad = "pad"
+    stretch = "stretch"
+
+
+class Projector(StrEnum):
+    """Which projector."""
+
+    mlp = "mlp"
+    linear = "linear"
+
+
+Out = Annotated[Path, typer.Option(help="Folder to write into: new, empty, or an earlier run to continue.")]
+Models = Annotated[str, typer.Option(help="`paper` (RAM), `plus` (RAM++), or a TOML file that names other models.")]
+ViewFit = Annotated[Fit, typer.Option(help="crop: LLaVA-1.5's stage 1. pad: its stage 2. stretch: neither kept.")]
+ViewSize = Annotated[int, typer.Option(help="Edge of the vision encoder's input, in pixels.", min=1)]
+Patch = Annotated[int, typer.Option(help="Edge of one patch, in pixels; 336 / 14 gives a grid of 24 x 24.", min=1)]
+ShardSize = Annotated[int, typer.Option(help="Images in one shard.", min=1)]
+EngineOption = Annotated[Engine, typer.Option(help="ray: Ray on this machine or a cluster. local: this process.")]
+Address = Annotated[str, typer.Option(help="Address of a running Ray cluster, such as auto or ray://host:10001.")]
+Workers = Annotated[int, typer.Option(help="Ray actors for each stage; 0 for one per GPU.", min=0)]
+Threads = Annotated[int, typer.Option(help="CPU threads of each model; 0 for all cores.", min=0)]
+Shards = Annotated[Path, typer.Argument(help="Folder that `pad build` or `pad import` wrote.")]
+
+
+@app.command()
+def build(
+    images: Annotated[Path, typer.Option(help="A folder (with its subfolders), or a LLaVA JSON file.")],
+    out: Out,
+    image_root: Annotated[
+        Path | None, typer.Option(help="Folder that a JSON's image paths are relative to; by default the JSON's own.")
+    ] = None,
+    models: Models = "paper",
+    fit: ViewFit = Fit.crop,
+    view_size: ViewSize = 336,
+    patch: Patch = 14,
+    shard_size: ShardSize = 512,
+    engine: EngineOption = Engine.ray,
+    address: Address = "",
+    workers: Workers = 0,
+    threads: Threads = 0,
+) -> None:
+    """Annotate images and write patch-aligned shards.
+
+    RAM names what is in an image, Grounding DINO finds where, SAM says which pixels; each region becomes a mask on
+    the patch grid and the mean of its label's word embeddings. Run the same command again to continue a run.
+
+    Examples:
+
+      pad build --images photos/ --out shards/
+
+      pad build --images llava.json --image-root photos/ --models plus --out shards/
+    """
+    view = _view(view_size, patch, fit)
+    _check_engine(engine, address, workers)
+    from pad_pipeline.sources import open_source
+    from workflows import build as workflow
+    from workflows.models import load_models
+
+    source = open_source(images, image_root)
+    totals = workflow.build(
+        source, out, load_models(models), view,
+        shard_size=shard_size, engine=engine.value, address=address, workers=workers, threads=threads,
+    )  # fmt: skip
+    _finish(totals, out, dict(source.counts))
+
+
+@import_app.command("coco")
+def import_coco(
+    annotations: Annotated[Path, typer.Option(help="COCO instances.json: polygons, RLE, crowds.")],
+    images: Annotated[Path, typer.Option(help="Folder that file_name is relative to.")],
+    out: Out,
+    captions: Annotated[
+        Path | None, typer.Option(help="Captions from another file: COCO captions.json, or a LLaVA JSON.")
+    ] = None,
+    models: Models = "paper",
+    fit: ViewFit = Fit.crop,
+    view_size: ViewSize = 336,
+    patch: Patch = 14,
+    shard_size: ShardSize = 512,
+    engine: EngineOption = Engine.local,
+    address: Address = "",
+    workers: Workers = 0,
+) -> None:
+    """Write shards from COCO annotations: human masks as regions, categories as labels.
+
+    Of the models only the LLM's word embeddings and the decode settings are used.
+
+    Example:
+
+      pad import coco --annotations instances_val2017.json --images val2017/ --out human/
+    """
+    view = _view(view_size, patch, fit)
+    _check_engine(engine, address, workers)
+    from pad_pipeline.sources.coco import CocoSource
+    from workflows import build as workflow
+    from workflows.models import load_models
+
+    source = CocoSource(annotations, images, captions)
+    settings = load_models(models)
+    totals = workflow.import_coco(
+        source, out, settings.llm, settings.decode, view,
+        shard_size=shard_size, engine=engine.value, address=address, workers=workers,
+    )  # fmt: skip
+    _finish(totals, out, dict(source.counts))
+
+
+@app.command()
+def train(
+    shards: Annotated[Path, typer.Option(help="Folder of shards.")],
+    vision: Annotated[str, typer.Option(help="CLIP-type vision tower: folder or hub name.")],
+    llm: Annotated[str, typer.Option(help="LLaMA-type LLM that the shards were built for: folder or hub name.")],
+    out: Annotated[Path, typer.Option(help="Folder for log.jsonl, mm_projector.bin and hf/.")],
+    stage: Annotated[int, typer.Option(help="Only stage 1 so far: the projector alone.", min=1, max=1)] = 1,
+    projector: Annotated[Projector, typer.Option(help="mlp: LLaVA's mlp2x_gelu. linear: one layer.")] = Projector.mlp,
+    batch_size: Annotated[int, typer.Option(help="Samples in one step.", min=1)] = 256,
+    micro_batch: Annotated[
+        int, typer.Option(help="Samples computed at a time; lower it if memory runs out.", min=1)
+    ] = 8,
+    epochs: Annotated[float, typer.Option(help="Passes over the shards.", min=0.0)] = 1.0,
+    steps: Annotated[int, typer.Option(help="Steps instead of epochs; 0 to go by epochs.", min=0)] = 0,
+    learning_rate: Annotated[float, typer.Option(help="After warm-up.", min=0.0)] = 1e-3,
+    beta_start: Annotated[float, typer.Option(help="Weight of the patch loss in the first step.", min=0.0)] = 0.0,
+    beta_end: Annotated[float, typer.Option(help="Weight of the patch loss in the last step.", min=0.0)] = 5.0,
+    seed: Annotated[int, typer.Option(help="Of the projector's start and the order of samples.", min=0)] = 0,
+) -> None:
+    """Train the projector: L = L_caption + beta(t) * L_patch, vision tower and LLM frozen.
+
+    Example:
+
+      pad train --shards shards/ --vision openai/clip-vit-large-patch14-336 --llm lmsys/vicuna-7b-v1.5 --out run/
+    """
+    from pydantic import ValidationError
+
+    from pad_pipeline.training.settings import TrainSettings
+    from workflows import train as workflow
+    from workflows.models import settings_error
+
+    try:
+        settings = TrainSettings(
+            projector=projector.value, batch_size=batch_size, micro_batch=micro_batch, epochs=epochs, steps=steps,
+            learning_rate=learning_rate, beta_start=beta_start, beta_end=beta_end, seed=seed,
+        )  # fmt: skip
+    except ValidationError as error:
+        raise settings_error(error, "pad train") from error
+    console.print(workflow.train(shards, vision, llm, out, settings))
+
+
+@app.command()
+def verify(shards: Shards) -> None:
+    """Check every shard against its index: members, places, shapes, sha256. Exit code 1 names what is wrong.
+
+    Example:
+
+      pad verify shards/
+    """
+    from pad_pipeline.shards.verify import verify_run
+
+    checked = wrong = 0
+    for name, problems in verify_run(shards):
+        checked += 1
+        wrong += bool(problems)
+        for problem in problems:
+            console.print(f"{name}: {problem}", markup=False, highlight=False, soft_wrap=True)
+    if wrong:
+        console.print(f"[red]{wrong} of {checked} shards are not as they should be.[/red]")
+        raise typer.Exit(1)
+    console.print(f"[green]All {checked} shards are whole.[/green]")
+
+
+@app.command()
+def stats(
+    shards: Shards,
+    top: Annotated[int, typer.Option(help="How many labels to list.", min=0)] = 15,
+    json: Annotated[bool, typer.Option("--json", help="For programs: everything, as JSON.")] = False,
+) -> None:
+    """Print images, statuses, regions and labels of a run.
+
+    Example:
+
+      pad stats shards/ --top 30
+    """
+    from pad_pipeline.shards.stats import as_json, read_statistics
+
+    found = read_statistics(shards)
+    if json:
+        typer.echo(as_json(found))
+        return
+    table = Table("what", "how many", title=str(shards))
+    run = found.shards.run
+    table.add_row("shards finished", f"{len(found.shards.names)} of {run.shards}")
+    table.add_row("images", str(found.images))
+    for status in ("ok", "empty", "failed"):
+        table.add_row(f"  {status}", str(found.statuses[status]))
+    table.add_row("with a caption", str(found.captions))
+    for what, number in run.counts.items():
+        table.add_row(what, str(number))
+    table.add_row("tags", str(found.tags))
+    table.add_row("regions", str(found.regions))
+    table.add_row("  crowds", str(found.crowds))
+    table.add_row(f"  outside the view ({run.view.fit})", str(found.out_of_view))
+    table.add_row("labels", str(len(found.labels)))
+    console.print(table)
+    if found.labels and top:
+        labels = Table("label", "regions")
+        for label, number in found.labels.most_common(top):
+            labels.add_row(_plain(label), str(number))
+        console.print(labels)
+    if found.failures:
+        failures = Table("stage", "reason", "images")
+        for (stage, reason), number in found.failures.most_common(20):
+            failures.add_row(stage, _plain(reason), str(number))
+        console.print(failures)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo-out"),
+    scenes: Annotated[int, typer.Option(help="How many scenes to draw.", min=4)] = 48,
+    engine: EngineOption = Engine.ray,
+) -> None:
+    """See the whole chain work, without network: draw scenes, build shards, train a projector."""
+    from workflows.demo import run_demo
+
+    run_demo(out, scenes, engine.value, console)
+
+
+def _plain(text: str) -> Any:
+    """Text of unknown origin, shown as it is: no markup, no control characters."""
+    from rich.text import Text
+
+    return Text("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text))
+
+
+def _view(size: int, patch: int, fit: Fit) -> View:
+    from pad_pipeline.geometry import View
+
+    if size % patch:
+        raise UserError("--view-size", size, f"it must be a multiple of --patch {patch}", "correct one of them")
+    return View(size=size, patch=patch, fit=fit.value)
+
+
+def _check_engine(engine: Engine, address: str, workers: int) -> None:
+    for option, value in (("--address", address), ("--workers", workers)):
+        if value and engine is Engine.local:
+            raise UserError(option, value, "it goes with --engine ray", "leave it out, or use --engine ray")
+
+
+def _finish(totals: dict[str, int], out: Path, counts: dict[str, int]) -> None:
+    """Say what came out; exit code 1 where no image could be used."""
+    for what, number in counts.items():
+        console.print(f"{number} {what}", highlight=False)
+    console.print(
+        f"{totals['images']} images in {out}: {totals['ok']} ok, {totals['empty']} empty, {totals['failed']} failed; "
+        f"{totals['regions']} regions.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if totals["failed"]:
+        console.print(f"`pad stats {out}` says why images failed.", highlight=False, soft_wrap=True)
+    if totals["failed"] == totals["images"]:
+        raise UserError("--images", f"{totals['images']} images", "every one of them failed", f"see pad stats {out}")
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"pad {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """The entry point: a user's mistake is one line and exit code 2, never a traceback."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except typer.Exit as exit_:
+        sys.exit(exit_.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        errors.print("Stopped. Run the same command again to continue.", highlight=False)
+        sys.exit(130)

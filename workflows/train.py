@@ -1,0 +1,60 @@
+"""`pad train`: the stage-1 loop with its progress and its summary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.training.loop import train as train_loop
+from pad_pipeline.training.settings import TrainSettings
+
+errors = Console(stderr=True)
+
+
+def train(shards: Path, vision: str, llm: str, out: Path, settings: TrainSettings) -> str:
+    """Train, show the progress, and say what came out.
+
+    Raises:
+        UserError: see `pad_pipeline.training.loop.train`; or `out` is in use or can't be written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError("--out", out, "it is there already, and not empty", "name a new folder")
+    columns = [TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}")]
+    with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as progress:
+        task = progress.add_task("train", total=settings.steps or None, note="loading the models")
+
+        def report(entry: dict[str, Any]) -> None:
+            note = _line(entry)
+            progress.update(task, total=entry["steps"], completed=entry["step"] + 1, note=note)
+            every = max(1, entry["steps"] // 10)
+            if not errors.is_terminal and (entry["step"] + 1) % every == 0:
+                errors.print(f"step {entry['step'] + 1} of {entry['steps']}: {note}", highlight=False, soft_wrap=True)
+
+        try:
+            log = train_loop(shards, vision, llm, out, settings, report)
+        except OSError as error:
+            rule = f"it can't be written ({error.strerror or error})"
+            raise UserError("--out", out, rule, "make room or choose another folder") from error
+    return summary(log, out)
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return (
+        f"L_caption {entry['caption_loss']:.3f}  L_patch {entry['patch_loss']:.3f}  beta {entry['beta']:.2f}  "
+        f"{entry['samples_per_second']:.1f} samples/s"
+    )
+
+
+def summary(log: list[dict[str, Any]], out: Path) -> str:
+    """Both losses over the first and the last tenth of the steps, and where the results are."""
+    tenth = max(1, len(log) // 10)
+    changes = [
+        f"{name} {fmean(entry[key] for entry in log[:tenth]):.3f} -> {fmean(entry[key] for entry in log[-tenth:]):.3f}"
+        for name, key in (("L_caption", "caption_loss"), ("L_patch", "patch_loss"))
+    ]
+    return f"{len(log)} steps: {', '.join(changes)}. Wrote {out / 'mm_projector.bin'} and {out / 'hf'}."
