@@ -1,0 +1,79 @@
+"""What the tests share: small models and a drawn world, made once; and the command line, run as a user runs it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from pad_pipeline.miniature.files import World, write_world
+from pad_pipeline.miniature.world import LABELS
+from pad_pipeline.records import ImageRecord
+from workflows import cli
+from workflows.models import ModelSettings, load_models
+from workflows.small_models import write_small_models
+
+SHARED = Path(__file__).parents[2] / "shared"
+"""Data for checks that does not belong to the project; tests that use it skip where it is absent."""
+
+
+def shared(path: str) -> Path:
+    """A path in the shared data, or a skip that says what is missing."""
+    found = SHARED / "data" / path
+    if not found.exists():
+        pytest.skip(f"no check data at {found}")
+    return found
+
+
+@pytest.fixture(scope="session")
+def models_toml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The TOML of small random models over the drawn world's labels; `clip` and `llm` stand beside it."""
+    texts = ["a red house on the grass under the sky.", "a blue ball on the floor in front of the wall."]
+    return write_small_models(tmp_path_factory.mktemp("models"), list(LABELS), texts)
+
+
+@pytest.fixture(scope="session")
+def models(models_toml: Path) -> ModelSettings:
+    return load_models(str(models_toml))
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Ten drawn scenes."""
+    return write_world(tmp_path_factory.mktemp("world"), 10, seed=3)
+
+
+@pytest.fixture
+def pad(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
+    """Run `pad` with arguments; gives `code`, `out` and `err`. A traceback would fail the test by itself."""
+
+    def run(*arguments: object) -> SimpleNamespace:
+        monkeypatch.setattr("sys.argv", ["pad", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        captured = capfd.readouterr()
+        return SimpleNamespace(code=code, out=captured.out, err=captured.err)
+
+    return run
+
+
+def record(path: Path, **more: object) -> ImageRecord:
+    """A record of one image file, as decode leaves it."""
+    from pad_pipeline.pictures import DecodeSettings, decode
+
+    data = path.read_bytes()
+    image, kind = decode(data, DecodeSettings())
+    return ImageRecord(
+        path.stem, path.stem, path.name, data=data, format=kind, width=image.width, height=image.height, **more
+    )  # type: ignore[arg-type]

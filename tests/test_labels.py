@@ -1,0 +1,69 @@
+"""Label -> tokens -> averaged embedding: the right tokens, the exact mean, and nothing else loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.labels import EmbeddingTable, LabelEmbedder, LabelSettings
+from tests.conftest import shared
+
+
+def test_embedding_is_the_mean_of_the_tokens_inside_a_sentence(models_toml: Path) -> None:
+    """Tokens as the label stands after a space, without BOS, averaged in float32: compared with the loaded model."""
+    folder = models_toml.parent / "llm"
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    for context, text in (("sentence", " window"), ("bare", "window")):
+        embedder = LabelEmbedder(LabelSettings(llm=str(folder), context=context))
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert embedder.tokens("window") == ids
+        expected = model.get_input_embeddings().weight[ids].detach().float().mean(0).numpy().astype(np.float16)
+        assert (embedder(["window"]) == expected).all()
+    assert embedder([]).shape == (0, model.config.hidden_size)
+
+
+def test_sentencepiece_style_tokenizers_see_a_word_start() -> None:
+    """LLaMA's tokenizer marks word starts: "dog" in a sentence is "▁dog", once, with no stray space token."""
+    embedder = LabelEmbedder(LabelSettings(llm=str(shared("stories260K"))))
+    for label in ("dog", "dining table"):
+        pieces = embedder.tokenizer.convert_ids_to_tokens(embedder.tokens(label))
+        assert pieces[0].startswith("▁")
+        assert "".join(pieces) == "▁" + label.replace(" ", "▁")
+
+
+@pytest.mark.parametrize("kind", ["bin", "sharded"])
+def test_embedding_is_found_in_every_layout(models_toml: Path, tmp_path: Path, kind: str) -> None:
+    """Vicuna's checkpoint is a sharded .bin; others are one or several safetensors. Same tensor, same fingerprint."""
+    source = models_toml.parent / "llm"
+    state = load_file(source / "model.safetensors")
+    if kind == "bin":
+        torch.save(state, tmp_path / "pytorch_model.bin")
+    else:
+        name = "model.embed_tokens.weight"
+        save_file({name: state[name]}, tmp_path / "model-00002-of-00002.safetensors")
+        index = {
+            "weight_map": {
+                "lm_head.weight": "model-00001-of-00002.safetensors",
+                name: "model-00002-of-00002.safetensors",
+            }
+        }
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    table, truth = EmbeddingTable(tmp_path), EmbeddingTable(source)
+    assert table.sha256() == truth.sha256()
+    assert torch.equal(table.rows([5, 3, 5]), truth.rows([5, 3, 5]))
+
+
+def test_a_folder_without_an_embedding_is_named(tmp_path: Path) -> None:
+    save_file({"visual.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="no checkpoint in it holds an input embedding"):
+        EmbeddingTable(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"junk")
+    with pytest.raises(UserError, match="can't be read"):
+        EmbeddingTable(tmp_path)
