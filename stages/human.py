@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -37,13 +38,13 @@ def _region(row: ImageRecord, annotation: dict[str, Any]) -> Region:
             f"the annotations are for a picture of {stated[0]} x {stated[1]}, and the upright picture is "
             f"{row.width} x {row.height}"
         )
+    if annotation["box"] is not None and not _is_box(annotation["box"]):
+        raise ValueError(f"{name}: its bbox should be four finite numbers [x, y, width, height]")
     try:
         rle = _rle(annotation["segmentation"], annotation["box"], row)
         counts = rle["counts"] if isinstance(rle["counts"], str) else rle["counts"].decode("ascii")
     except Exception as error:  # pycocotools raises whatever its C code trips over
         raise ValueError(f"{name}: its segmentation can't be read ({type(error).__name__}: {error})") from error
-    if list(rle["size"]) != [row.height, row.width]:
-        raise ValueError(f"{name}: its mask is {rle['size']} and the picture {[row.height, row.width]} (H, W)")
     x, y, width, height = annotation["box"] or coco_mask.toBbox(rle).tolist()
     box = np.array([x, y, x + width, y + height], np.float64).clip(0, [row.width, row.height] * 2)
     return Region(
@@ -51,6 +52,14 @@ def _region(row: ImageRecord, annotation: dict[str, Any]) -> Region:
         as_box(box),
         rle={"size": [row.height, row.width], "counts": counts},
         crowd=annotation["crowd"],
+    )
+
+
+def _is_box(box: Any) -> bool:
+    return (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(isinstance(edge, int | float) and math.isfinite(edge) for edge in box)
     )
 
 
@@ -62,11 +71,23 @@ def _rle(segmentation: Any, box: list[float] | None, row: ImageRecord) -> dict[s
         x, y, width, height = box  # type: ignore[misc]
         segmentation = [[x, y, x + width, y, x + width, y + height, x, y + height]]
     if isinstance(segmentation, dict):
+        if list(segmentation["size"]) != [row.height, row.width]:
+            raise ValueError(f"its mask is {segmentation['size']} and the picture {[row.height, row.width]} (H, W)")
         if isinstance(segmentation["counts"], list):
+            if min(segmentation["counts"], default=0) < 0:
+                raise ValueError("a run length is negative")
             if sum(segmentation["counts"]) != row.width * row.height:
                 raise ValueError("its run lengths do not add up to the picture")
             return coco_mask.frPyObjects(segmentation, row.height, row.width)
-        return segmentation
+        return _checked(segmentation)
     if any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
         raise ValueError("a polygon needs three or more pairs of numbers")
     return coco_mask.merge(coco_mask.frPyObjects(segmentation, row.height, row.width))
+
+
+def _checked(rle: dict[str, Any]) -> dict[str, Any]:
+    """A compressed RLE whose runs fill its picture exactly; pycocotools reads others into memory that is not theirs."""
+    rle = {"size": [int(edge) for edge in rle["size"]], "counts": str(rle["counts"])}
+    if coco_mask.encode(np.asfortranarray(coco_mask.decode(rle)))["counts"].decode("ascii") != rle["counts"]:
+        raise ValueError("its run lengths do not add up to the picture")
+    return rle

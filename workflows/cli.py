@@ -30,6 +30,9 @@ app = typer.Typer(
 )
 import_app = typer.Typer(help="Make shards from data that people have annotated already.", no_args_is_help=True)
 app.add_typer(import_app, name="import")
+# An unknown option, a value of the wrong type; typer's base class has no public name of its own.
+UsageError: Any = typer.BadParameter.__bases__[0]
+
 console = Console()
 errors = Console(stderr=True)
 
@@ -321,12 +324,13 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False) or 0)
     except UserError as error:
         errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except typer.Exit as exit_:
-        sys.exit(exit_.exit_code)
+    except UsageError as error:
+        error.show()
+        sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         errors.print("Stopped. Run the same command again to continue.", highlight=False)
         sys.exit(130)

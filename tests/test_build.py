@@ -1,0 +1,299 @@
+"""`pad build` and what it writes: the same bytes from both engines, readable by others, resumable, no row lost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from pad_pipeline.geometry import View
+from pad_pipeline.labels import LabelEmbedder
+from pad_pipeline.miniature.files import World
+from pad_pipeline.shards.reader import open_shards
+from tests.conftest import SHARED, shared
+from workflows.models import ModelSettings
+
+Pad = Callable[..., object]
+
+
+def files(folder: Path) -> dict[str, str]:
+    """Name -> sha256 of every file of a run."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def common(models_toml: Path) -> list[object]:
+    return ["--models", models_toml, "--view-size", 112, "--threads", 2]
+
+
+def test_both_engines_write_the_same_bytes(pad: Pad, world: World, common: list[object], tmp_path: Path) -> None:
+    """Ray's scheduling, threads and pickling must not reach the data; nor may a rerun change a byte."""
+    command = ["build", "--images", world.llava, "--image-root", world.images, *common, "--shard-size", 4]
+    local = pad(*command, "--engine", "local", "--out", tmp_path / "local")
+    assert local.code == 0, local.err
+    assert "10 images" in local.out.replace("\n", " ")
+    on_ray = pad(*command, "--engine", "ray", "--out", tmp_path / "ray")
+    assert on_ray.code == 0, on_ray.err
+    expected = files(tmp_path / "local")
+    assert sorted(expected) == ["pad-000000.parquet", "pad-000000.tar", "pad-000001.parquet", "pad-000001.tar",
+                                "pad-000002.parquet", "pad-000002.tar", "plan.parquet", "run.json"]  # fmt: skip
+    assert files(tmp_path / "ray") == expected
+
+    # A rerun leaves finished shards alone, and makes anew just what is missing or half-written.
+    whole = tmp_path / "local" / "pad-000000.tar"
+    untouched = whole.stat().st_mtime_ns
+    (tmp_path / "local" / "pad-000001.parquet").unlink()
+    (tmp_path / "local" / "pad-000001.tar").write_bytes(b"half")
+    (tmp_path / "local" / ".pad-000002.tar.partial").write_bytes(b"of a dead run")
+    again = pad(*command, "--engine", "local", "--out", tmp_path / "local")
+    assert again.code == 0, again.err
+    assert "2 of 3 shards are finished" in again.err
+    assert whole.stat().st_mtime_ns == untouched
+    (tmp_path / "local" / ".pad-000002.tar.partial").unlink(missing_ok=True)
+    assert files(tmp_path / "local") == expected
+
+
+def test_a_rerun_with_other_settings_is_refused(pad: Pad, world: World, common: list[object], tmp_path: Path) -> None:
+    """Half a run with one threshold or view and half with another would be a dataset that nobody can describe."""
+    command = ["build", "--images", world.images, *common, "--engine", "local", "--out", tmp_path / "out"]
+    assert pad(*command).code == 0
+    before = files(tmp_path / "out")
+    other = pad(*command, "--fit", "pad")
+    assert other.code == 2
+    assert "view.fit: crop -> pad" in other.err
+    assert other.err.count("\n") == 1
+    moved = pad("build", "--images", world.llava, "--image-root", world.images, *command[3:])
+    assert moved.code == 2
+    assert "fingerprints.inputs" in moved.err
+    assert files(tmp_path / "out") == before
+
+
+@pytest.fixture(scope="module")
+def mixed(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with good and bad files, of several formats, in subfolders, some with equal names."""
+    folder = tmp_path_factory.mktemp("mixed")
+    (folder / "a" / "deep.er").mkdir(parents=True)
+    scene = Image.open(world.images / "scene-00000.png")
+    for name in ("a/one.jpg", "a/one.PNG", "a/deep.er/x.y.webp", "z.gif"):
+        scene.save(folder / name)
+    (folder / "broken.jpg").write_bytes((folder / "a/one.jpg").read_bytes()[:900])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "notes.txt").write_text("no image")
+    Image.new("L", (9000, 3)).save(folder / "thin.png")
+    return folder
+
+
+def test_no_image_is_lost_and_bad_ones_have_a_reason(
+    pad: Pad, mixed: Path, common: list[object], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = pad("build", "--images", mixed, *common, "--engine", "local", "--out", out, "--shard-size", 3)
+    assert done.code == 0, done.err
+    assert "1 files that are no images" in done.out
+    rows = {row["source"]: row for _, row in open_shards(out).rows()}
+    assert sorted(rows) == [
+        "a/deep.er/x.y.webp",
+        "a/one.PNG",
+        "a/one.jpg",
+        "broken.jpg",
+        "empty.png",
+        "thin.png",
+        "z.gif",
+    ]
+    keys = [row["key"] for row in rows.values()]
+    assert len(set(keys)) == 7
+    assert not any("." in key or "/" in key for key in keys)
+    failed = {source: (row["stage"], row["reason"]) for source, row in rows.items() if row["status"] == "failed"}
+    assert sorted(failed) == ["broken.jpg", "empty.png", "thin.png"]
+    assert all(stage == "decode" for stage, _ in failed.values())
+    assert "max_aspect" in failed["thin.png"][1]
+    assert pad("verify", out).code == 0
+    stats = json.loads(pad("stats", out, "--json").out)
+    assert stats["statuses"] == {"ok": 4, "failed": 3}
+    assert stats["left_out"] == {"files that are no images": 1, "repeated ids, kept under a key of their own": 1}
+    for name, row in open_shards(out).rows():
+        if row["status"] == "ok":  # the bytes are the file's own, whatever the format
+            assert open_shards(out).sample(name, row).image == (mixed / row["source"]).read_bytes()
+
+
+def test_every_member_agrees_with_the_others(
+    pad: Pad, world: World, models: ModelSettings, common: list[object], tmp_path: Path
+) -> None:
+    """Coverage is that of the RLE under the run's view, embeddings are the labels', scores are in range: recomputed
+    from the written shard. Catches rows in another order than the JSON's regions."""
+    out = tmp_path / "out"
+    assert pad("build", "--images", world.images, *common, "--engine", "local", "--fit", "pad", "--out", out).code == 0
+    shards, view = open_shards(out), View(size=112, patch=14, fit="pad")
+    embed = LabelEmbedder(models.llm)
+    assert shards.run.view == view
+    regions = 0
+    for name, row in shards.rows():
+        sample = shards.sample(name, row)
+        meta = sample.meta
+        assert sample.coverage.dtype == np.uint8
+        assert sample.coverage.shape == (len(meta["regions"]), 8, 8)
+        tags = {tag["label"] for tag in meta["tags"]}
+        for region, coverage, embedding in zip(meta["regions"], sample.coverage, sample.region_embeds(), strict=True):
+            mask = coco_mask.decode(region["rle"])
+            assert mask.shape == (meta["height"], meta["width"])
+            assert (view.coverage(mask) == coverage).all()
+            assert (embed([region["label"]])[0] == embedding).all()
+            assert region["label"] in tags
+            x0, y0, x1, y1 = region["box"]
+            assert 0 <= x0 < x1 <= meta["width"]
+            assert 0 <= y0 < y1 <= meta["height"]
+            assert models.detector.box_threshold <= region["score"] <= 1
+            assert region["label_score"] <= region["score"]
+            regions += 1
+    assert regions > 20
+
+
+def blank_first(world: World, folder: Path, blanks: int = 6) -> Path:
+    """COCO annotations in which the first images have no region, no tag and no caption; others follow."""
+    coco = json.loads(world.instances.read_text())
+    kept = {entry["id"] for entry in coco["images"][blanks:]}
+    coco["annotations"] = [entry for entry in coco["annotations"] if entry["image_id"] in kept]
+    path = folder / "blank_first.json"
+    path.write_text(json.dumps(coco))
+    return path
+
+
+def test_others_can_read_a_shard_whose_first_images_are_empty(
+    pad: Pad, world: World, common: list[object], tmp_path: Path
+) -> None:
+    """webdataset and Hugging Face datasets, which infers types from the first samples: empty lists have none, and
+    what turned up later was dropped or refused."""
+    from datasets import load_dataset
+
+    out = tmp_path / "out"
+    annotations = blank_first(world, tmp_path)
+    options = ["--images", world.images, *common[:4], "--out", out]
+    assert pad("import", "coco", "--annotations", annotations, *options).code == 0
+    rows = {row["key"]: row for _, row in open_shards(out).rows()}
+    assert [row["status"] for row in rows.values()] == ["empty"] * 6 + ["ok"] * 4
+
+    samples = list(webdataset.WebDataset(str(out / "pad-000000.tar"), shardshuffle=False).decode("pil"))
+    assert sorted(sample["__key__"] for sample in samples) == sorted(rows)
+    for sample in samples:
+        row = rows[sample["__key__"]]
+        assert sample["masks.npy"].shape == (row["regions"], 8, 8)
+        assert sample["embeds.npy"].shape == (row["labels"], 64)
+        assert sample["jpg"].size == (row["width"], row["height"])
+        assert len(sample["json"]["regions"]) == row["regions"]
+
+    table = load_dataset(
+        "webdataset", data_files=str(out / "pad-*.tar"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert len(table) == 10
+    by_key = {sample["__key__"]: sample for sample in table}
+    for sample in samples:
+        other = by_key[sample["__key__"]]
+        assert other["json"]["regions"] == sample["json"]["regions"]
+        assert np.array_equal(np.array(other["masks.npy"], np.uint8).reshape(-1, 8, 8), sample["masks.npy"])
+        assert other["jpg"].size == sample["jpg"].size
+
+
+def test_llava_records_of_every_kind(pad: Pad, world: World, common: list[object], tmp_path: Path) -> None:
+    """Text-only records are counted, repeated ids kept apart, bad records fail by name; `<image>` at either end."""
+    question = {"from": "human", "value": "What?\n<image>"}
+    good = {"id": "x", "image": "scene-00000.png", "conversations": [question, {"from": "gpt", "value": " a house. "}]}
+    records = [
+        good,
+        good | {"conversations": [question | {"value": "<image>\nWhat?"}, {"from": "gpt", "value": "a car"}]},
+        {"id": "text", "conversations": [{"from": "human", "value": "hi"}]},
+        {"id": "missing", "image": "nowhere.jpg", "conversations": []},
+        {"id": "up", "image": "../secret.png", "conversations": []},
+        {"id": "abs", "image": str(world.images / "scene-00001.png"), "conversations": []},
+        {"id": "two", "image": ["a.png", "b.png"], "conversations": []},
+        {"id": "turns", "image": "scene-00001.png", "conversations": [{"from": "human"}]},
+        {"id": 7, "image": "scene-00001.png"},
+        "not a record",
+        {"id": "lone \ud800 surrogate.v1", "image": "scene-00002.png", "conversations": []},
+    ]  # fmt: skip
+    path = tmp_path / "records.json"
+    path.write_text(json.dumps(records))
+    shutil.copy(world.images / "scene-00000.png", tmp_path / "secret.png")
+    out = tmp_path / "out"
+    done = pad("build", "--images", path, "--image-root", world.images, *common, "--engine", "local", "--out", out)
+    assert done.code == 0, done.err
+    assert "1 records without an image" in done.out
+    assert "1 repeated ids" in done.out
+    shards = open_shards(out)
+    rows = {row["key"]: row for _, row in shards.rows()}
+    assert list(rows) == ["x", "x-2", "missing", "up", "abs", "two", "turns", "7", "record-9", "lone___surrogate_v1"]
+    reasons = {key: row["reason"] for key, row in rows.items() if row["status"] == "failed"}
+    assert list(reasons) == ["missing", "up", "abs", "two", "turns", "record-9"]
+    assert "no such file" in reasons["missing"]
+    assert "climbs out of the image root" in reasons["up"]
+    assert "absolute" in reasons["abs"]
+    assert "record 6: image is a list" in reasons["two"]
+    captions = [shards.sample("pad-000000", rows[key]).meta["caption"] for key in ("x", "x-2", "7")]
+    assert captions == ["a house.", "a car", ""]
+
+
+def test_verify_names_what_is_wrong(pad: Pad, world: World, common: list[object], tmp_path: Path) -> None:
+    """A flipped byte, a cut tar, a missing index, a swapped shard, a stray file: each found, each named."""
+    good = tmp_path / "good"
+    options = ["--images", world.images, *common[:4], "--shard-size", 5, "--out", good]
+    assert pad("import", "coco", "--annotations", world.instances, *options).code == 0
+    assert pad("verify", good).code == 0
+
+    def damaged(change: Callable[[Path], object]) -> str:
+        folder = tmp_path / "bad"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(good, folder)
+        change(folder)
+        result = pad("verify", folder)
+        assert result.code == 1, result.out
+        return result.out
+
+    tar = (good / "pad-000001.tar").read_bytes()
+    row = pq.read_table(good / "pad-000001.parquet").to_pylist()[2]
+
+    def flip(at: int) -> Callable[[Path], object]:
+        return lambda folder: (folder / "pad-000001.tar").write_bytes(tar[:at] + bytes([tar[at] ^ 1]) + tar[at + 1 :])
+
+    out = damaged(flip(row["json_at"] + 30))
+    assert "pad-000001: its tar is not the one that was written" in out
+    assert f"{row['key']}: sha256 differs" in out
+    assert "pad-000000" not in out
+    assert "sha256 differs" in damaged(flip(len(tar) - 1))  # the padding at the very end
+    out = damaged(lambda folder: (folder / "pad-000001.tar").write_bytes(tar[:5000]))
+    assert "5000 bytes instead of" in out
+    assert "in the index and not in the tar" in out
+    assert "its index is missing" in damaged(lambda folder: (folder / "pad-000000.parquet").unlink())
+    assert "its tar is missing" in damaged(lambda folder: (folder / "pad-000000.tar").unlink())
+    assert "no such shard is planned" in damaged(lambda folder: (folder / "pad-000007.tar").write_bytes(tar))
+    assert "planned images" in damaged(
+        lambda folder: [
+            shutil.copy(good / f"pad-000000.{end}", folder / f"pad-000001.{end}") for end in ("tar", "parquet")
+        ]
+    )
+
+
+@pytest.mark.skipif(not (SHARED / "data/odd_images").exists(), reason="no check data at shared/data/odd_images")
+def test_odd_images_among_good_ones(pad: Pad, world: World, common: list[object], tmp_path: Path) -> None:
+    """The 43 odd files through the whole command: rejected ones are failed rows, the rest reach the shard."""
+    folder = tmp_path / "images"
+    shutil.copytree(shared("odd_images"), folder)
+    shutil.copy(world.images / "scene-00000.png", folder)
+    out = tmp_path / "out"
+    done = pad("build", "--images", folder, *common, "--engine", "local", "--out", out)
+    assert done.code == 0, done.err
+    rows = {row["source"]: row for _, row in open_shards(out).rows()}
+    table = [line.split("\t") for line in shared("odd_images/TABLE.tsv").read_text().splitlines()[1:]]
+    assert len(rows) == 44
+    assert rows["scene-00000.png"]["status"] == "ok"
+    for name, _, wanted, _ in table:
+        assert (rows[name]["status"] == "failed") == wanted.startswith("REJECT"), (name, rows[name]["reason"])
+        assert rows[name]["stage"] in ("", "decode"), rows[name]
+    assert pad("verify", out).code == 0

@@ -1,0 +1,140 @@
+"""`pad import coco`: every human annotation becomes its region, on the pixels that it is for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from pad_pipeline.geometry import View
+from pad_pipeline.miniature.files import World
+from pad_pipeline.miniature.world import draw_scene
+from pad_pipeline.shards.reader import open_shards
+from tests.conftest import shared
+
+Pad = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def common(models_toml: Path) -> list[object]:
+    return ["--models", models_toml, "--view-size", 112]
+
+
+def test_drawn_truth_comes_through_exactly(pad: Pad, world: World, common: list[object], tmp_path: Path) -> None:
+    """Scene -> COCO file -> shard: each mask pixel for pixel, each coverage that of the drawn mask."""
+    out = tmp_path / "out"
+    command = ["import", "coco", "--annotations", world.instances, "--images", world.images, "--captions", world.llava]
+    assert pad(*command, *common, "--out", out).code == 0
+    shards, view = open_shards(out), View(size=112)
+    for index, (name, row) in enumerate(shards.rows()):
+        sample, scene = shards.sample(name, row), draw_scene(3, index)
+        assert sample.meta["caption"] == scene.caption
+        assert [region["label"] for region in sample.meta["regions"]] == [region.label for region in scene.regions]
+        for found, truth, coverage in zip(sample.meta["regions"], scene.regions, sample.coverage, strict=True):
+            assert (coco_mask.decode(found["rle"]) == truth.mask).all()
+            assert tuple(found["box"]) == truth.box
+            assert (view.coverage(truth.mask) == coverage).all()
+
+
+def test_all_forms_of_segmentation(pad: Pad, common: list[object], tmp_path: Path) -> None:
+    """Polygons, plain and compressed RLE, crowds, no segmentation at all; captions in the same file."""
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    box = {"image_id": 1, "category_id": 3, "bbox": [2, 1, 8, 4], "iscrowd": 0}
+    truth = np.zeros((10, 20), np.uint8)
+    truth[1:5, 2:10] = 1
+    packed = coco_mask.encode(np.asfortranarray(truth))
+    runs = [21, *[4, 6] * 7, 4, 105]
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 20, "height": 10}],
+        "categories": [{"id": 3, "name": "thing"}],
+        "annotations": [
+            box | {"id": 1, "segmentation": [[2, 1, 10, 1, 10, 5, 2, 5]]},
+            box | {"id": 2, "segmentation": {"size": [10, 20], "counts": packed["counts"].decode()}},
+            box | {"id": 3, "segmentation": {"size": [10, 20], "counts": runs}, "iscrowd": 1},
+            box | {"id": 4},
+            {"id": 5, "image_id": 1, "caption": "a thing"},
+            {"id": 6, "image_id": 1, "caption": "another wording"},
+            {"id": 7, "image_id": 99, "category_id": 3, "bbox": [0, 0, 1, 1]},
+        ],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    out = tmp_path / "out"
+    done = pad("import", "coco", "--annotations", tmp_path / "coco.json", "--images", tmp_path, *common, "--out", out)
+    assert done.code == 0, done.err
+    assert "1 annotations of no listed image" in done.out
+    shards = open_shards(out)
+    ((name, row),) = shards.rows()
+    meta = shards.sample(name, row).meta
+    assert meta["caption"] == "a thing"
+    assert [region["crowd"] for region in meta["regions"]] == [False, False, True, False]
+    for region in meta["regions"]:
+        assert (coco_mask.decode(region["rle"]) == truth).all()
+        assert region["box"] == [2.0, 1.0, 10.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"segmentation": {"size": [10, 20], "counts": [5, 5]}}, "do not add up"),
+        ({"segmentation": {"size": [10, 20], "counts": [-5, 205]}}, "negative"),
+        ({"segmentation": {"size": [10, 20], "counts": "0oooooooo"}}, "can't be read"),
+        ({"segmentation": {"size": [20, 10], "counts": "P6"}}, "can't be read"),
+        ({"segmentation": [[1, 2, 3]]}, "three or more pairs"),
+        ({"segmentation": [["a", "b", "c", "d", "e", "f"]]}, "can't be read"),
+        ({"bbox": [float("nan"), 0, 1, 1]}, "four finite numbers"),
+        ({"bbox": "wide"}, "four finite numbers"),
+        ({"category_id": 9}, "category 9 is not in categories"),
+        ({"image": {"width": 10, "height": 20}}, "for a picture of 10 x 20"),
+    ],
+)
+def test_bad_annotations_fail_their_image_with_a_reason(
+    pad: Pad, common: list[object], tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
+    """Malformed RLE has crashed readers in C code; here it is a failed row that names the annotation."""
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    Image.new("RGB", (20, 10)).save(tmp_path / "b.png")
+    size = {"width": 20, "height": 10}
+    good = {
+        "image_id": 1,
+        "category_id": 3,
+        "bbox": [2, 1, 8, 4],
+        "segmentation": [[2, 1, 10, 1, 10, 5, 2, 5]],
+        "id": 1,
+    }
+    size_b = change.pop("image", size)
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png", **size}, {"id": 2, "file_name": "b.png", **size_b}],
+        "categories": [{"id": 3, "name": "thing"}],
+        "annotations": [good, good | {"image_id": 2, "id": 2} | change],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    out = tmp_path / "out"
+    done = pad("import", "coco", "--annotations", tmp_path / "coco.json", "--images", tmp_path, *common, "--out", out)
+    assert done.code == 0, done.err
+    rows = [row for _, row in open_shards(out).rows()]
+    assert [row["status"] for row in rows] == ["ok", "failed"]
+    assert reason in rows[1]["reason"]
+
+
+def test_photographs(pad: Pad, common: list[object], tmp_path: Path) -> None:
+    """The 51 COCO photographs: 546 annotations, 7 of them crowds, each a region with the annotated area."""
+    annotations = shared("photos/instances.json")
+    out = tmp_path / "out"
+    command = ["import", "coco", "--annotations", annotations, "--images", annotations.parent / "images"]
+    assert pad(*command, *common, "--out", out).code == 0
+    shards, regions, crowds = open_shards(out), 0, 0
+    areas = []
+    for name, row in shards.rows():
+        assert row["status"] == "ok"
+        for region in shards.sample(name, row).meta["regions"]:
+            regions, crowds = regions + 1, crowds + region["crowd"]
+            areas.append(int(coco_mask.area(region["rle"])))
+    assert (row["status"], regions, crowds) == ("ok", 546, 7)
+    truth = json.loads(annotations.read_text())["annotations"]
+    assert abs(sum(areas) / sum(entry["area"] for entry in truth) - 1) < 0.01
