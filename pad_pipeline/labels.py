@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
-from transformers import AutoTokenizer
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.pretrained import load_tokenizer
 from pad_pipeline.weights import fetch_folder
 
 _EMBEDDING_ENDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
@@ -121,24 +120,6 @@ class EmbeddingTable:
             digest.update(f"{tuple(block.shape)} {block.dtype}".encode())
             digest.update(block.contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
-
-
-def load_tokenizer(field: str, folder: Path) -> Any:
-    """The tokenizer of a model folder; never runs code from it."""
-    log = logging.getLogger("transformers.tokenization_utils_base")
-    level = log.level
-    try:
-        log.setLevel(logging.ERROR)
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        raise UserError(
-            field,
-            folder,
-            f"its tokenizer can't be loaded ({type(error).__name__})",
-            "give a folder with tokenizer.json or tokenizer.model and tokenizer_config.json",
-        ) from error
-    finally:
-        log.setLevel(level)
 
 
 def _llm_folder(settings: LabelSettings) -> Path:

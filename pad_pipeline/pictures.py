@@ -92,7 +92,7 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
         lab_to_rgb = ImageCms.buildTransform(
             ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB"
         )
-        return ImageCms.applyTransform(image, lab_to_rgb)
+        return ImageCms.applyTransform(image, lab_to_rgb) or image
     if image.has_transparency_data:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, (*background, 255))

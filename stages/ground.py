@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import groupby
 from pathlib import Path
 
@@ -10,12 +9,12 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torchvision.ops import nms
-from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil
+from transformers import GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil
 from transformers.image_transforms import get_size_with_aspect_ratio
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.labels import load_tokenizer
 from pad_pipeline.pictures import DecodeSettings
+from pad_pipeline.pretrained import load_pretrained, load_tokenizer, read_config
 from pad_pipeline.records import ImageRecord, Region, as_box
 from pad_pipeline.weights import fetch_file, fetch_folder
 from stages.base import Stage, chunks
@@ -62,7 +61,15 @@ class Detector(Stage):
         folder = fetch_folder("detector.model", settings.model, settings.revision, FILES)
         if settings.sha256:
             fetch_file("detector.model", str(folder / "model.safetensors"), settings.sha256)
-        self.model = load_detector(folder).to(self.device)
+        read_config("detector.model", folder, {"grounding-dino"})
+        self.model = load_pretrained(
+            "detector.model",
+            folder,
+            GroundingDinoForObjectDetection,
+            torch.float32,
+            use_safetensors=True,
+            disable_custom_kernels=True,  # the pure PyTorch path: nothing to compile, nothing to download
+        ).to(self.device)
         self.processor = GroundingDinoImageProcessorPil.from_pretrained(folder, local_files_only=True)
         self.tokenizer = load_tokenizer("detector.model", folder)
         self._check_tokens(folder)
@@ -153,41 +160,6 @@ class Detector(Stage):
             )
             for query in kept
         ]
-
-
-def load_detector(folder: Path) -> GroundingDinoForObjectDetection:
-    """The model of a folder, in float32.
-
-    Raises:
-        UserError: the folder holds something else, or not all of it.
-    """
-    field = "detector.model"
-    try:
-        kind = json.loads((folder / "config.json").read_text()).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        rule = f"its config.json can't be read ({type(error).__name__})"
-        raise UserError(field, folder, rule, "give the folder of a Grounding DINO of transformers") from error
-    if kind != "grounding-dino":
-        rule = f"config.json says model_type {kind!r}, and should say 'grounding-dino'"
-        raise UserError(field, folder, rule, "give the folder of a Grounding DINO of transformers")
-    try:
-        config = GroundingDinoConfig.from_pretrained(folder, local_files_only=True)
-        config.disable_custom_kernels = True  # the pure PyTorch path: nothing to compile, nothing to download
-        model, report = GroundingDinoForObjectDetection.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except Exception as error:
-        rule = f"the model can't be loaded ({type(error).__name__}: {error})"
-        raise UserError(field, folder, rule, "fetch it again; it needs config.json and model.safetensors") from error
-    if report["missing_keys"]:
-        rule = f"{len(report['missing_keys'])} tensors are missing, such as {min(report['missing_keys'])}"
-        raise UserError(field, folder, rule, "fetch the model again")
-    return model.eval()
 
 
 def to_pixels(boxes: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
 from pad_pipeline.miniature.files import write_world
 from pad_pipeline.miniature.world import LABELS, draw_scene
+from pad_pipeline.pretrained import quiet
 from pad_pipeline.shards.verify import verify_run
 from pad_pipeline.sources import open_source
 from pad_pipeline.sources.coco import CocoSource
@@ -78,8 +79,9 @@ def run_demo(out: Path, scenes: int, engine: Engine, console: Console) -> None:
 
 def generate(folder: Path, image: Path, tokens: int = 12) -> str:
     """What stock transformers makes of an exported folder: the caption that it generates for an image."""
-    processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    model = LlavaForConditionalGeneration.from_pretrained(folder, local_files_only=True)
+    with quiet():
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        model = LlavaForConditionalGeneration.from_pretrained(folder, local_files_only=True)
     inputs = processor(images=Image.open(image).convert("RGB"), text="<image>", return_tensors="pt")
     with torch.inference_mode():
         ids = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)

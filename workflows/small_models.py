@@ -26,6 +26,7 @@ from transformers import (
     SwinConfig,
 )
 
+from pad_pipeline.pretrained import quiet
 from stages.ram.network import Ram, RamSettings
 from stages.segment import SamShape, build_sam
 
@@ -53,16 +54,13 @@ def write_small_models(folder: Path, tags: list[str], texts: Iterable[str], seed
         `folder / "llm"`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    try:
+    with quiet(), torch.random.fork_rng():
+        torch.manual_seed(seed)
         _write_tagger(folder, tags, family)
         _write_detector(folder / "detector", tags)
         save_file(build_sam(SAM_SHAPE).state_dict(), folder / "segmenter.safetensors")
         _write_llm(folder / "llm", [*tags, *texts])
         _write_vision(folder / "clip")
-    finally:
-        torch.random.set_rng_state(state)
     path = folder / "models.toml"
     path.write_text(_toml(family), "utf-8")
     return path

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from pad_pipeline.geometry import View
+from pad_pipeline.pretrained import quiet
 from pad_pipeline.training.model import AlignModel
 
 IMAGE_TOKEN = "<image>"
@@ -48,7 +49,8 @@ def export_llava(model: AlignModel, folder: Path) -> None:
     llava.to(llm.dtype)
     llava.generation_config = llm.generation_config
     llava.generation_config.suppress_tokens = [image_token]
-    llava.save_pretrained(folder)
+    with quiet():
+        llava.save_pretrained(folder)
     processor_for(model, tokenizer).save_pretrained(folder)
 
 

@@ -12,7 +12,8 @@ from transformers import CLIPVisionModel, LlamaForCausalLM
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
-from pad_pipeline.labels import EmbeddingTable, load_tokenizer
+from pad_pipeline.labels import EmbeddingTable
+from pad_pipeline.pretrained import load_pretrained, load_tokenizer, read_config
 from pad_pipeline.shards.run import Run
 from pad_pipeline.training.data import Batch
 from pad_pipeline.training.losses import caption_loss, patch_loss
@@ -42,12 +43,13 @@ class AlignModel(nn.Module):
         self.settings, self.view = settings, run.view
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         vision_folder, llm_folder = fetch_model("--vision", vision), fetch_model("--llm", llm)
-        self.tower = _load("--vision", vision_folder, CLIPVisionModel, {"clip", "clip_vision_model"}, dtype)
-        self.mean, self.std = normalisation(vision_folder)
-        check_view(run.view, self.tower.config, vision)
-        self.llm = _load("--llm", llm_folder, LlamaForCausalLM, {"llama"}, dtype)
+        check_view(run.view, read_config("--vision", vision_folder, {"clip", "clip_vision_model"}), vision)
+        read_config("--llm", llm_folder, {"llama"})
         self.tokenizer = load_tokenizer("--llm", llm_folder)
-        _check_llm(self, run, llm, llm_folder)
+        _check_llm(self.tokenizer, run, llm, llm_folder)
+        self.mean, self.std = normalisation(vision_folder)
+        self.tower = load_pretrained("--vision", vision_folder, CLIPVisionModel, dtype)
+        self.llm = load_pretrained("--llm", llm_folder, LlamaForCausalLM, dtype)
         self.requires_grad_(False)
         self.projector = build_projector(settings.projector, self.tower.config.hidden_size, self.llm.config.hidden_size)
         self.eval()
@@ -89,13 +91,14 @@ class AlignModel(nn.Module):
         return self.llm.lm_head(hidden[:, start : start + batch.caption.shape[1]][batch.supervised])
 
 
-def check_view(view: View, config: Any, vision: str) -> None:
+def check_view(view: View, config: dict[str, Any], vision: str) -> None:
     """The tower must see just the view that the shards' masks are cut for.
 
     Raises:
         UserError: its input or its patches have another size.
     """
-    size, patch = config.image_size, config.patch_size
+    config = config.get("vision_config", config)  # a whole CLIP has it one level down
+    size, patch = config.get("image_size", 224), config.get("patch_size", 32)  # the class's own defaults
     if (size, patch) != (view.size, view.patch):
         raise UserError(
             "--vision",
@@ -115,29 +118,8 @@ def normalisation(folder: Path) -> tuple[list[float], list[float]]:
         return CLIP_MEAN, CLIP_STD
 
 
-def _load(field: str, folder: Path, kind: Any, model_types: set[str], dtype: torch.dtype) -> Any:
-    """A model of transformers from a folder, checked to be of the right type and complete."""
-    try:
-        found = json.loads((folder / "config.json").read_text()).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        rule = f"its config.json can't be read ({type(error).__name__})"
-        raise UserError(field, folder, rule, "give the folder of a model of transformers") from error
-    if found not in model_types:
-        rule = f"its model_type is {found!r}, and should be {' or '.join(sorted(model_types))}"
-        raise UserError(field, folder, rule, "give a model of that type")
-    try:
-        model, report = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
-    except Exception as error:
-        rule = f"it can't be loaded ({type(error).__name__}: {error})"
-        raise UserError(field, folder, rule, "fetch it again") from error
-    if report["missing_keys"]:
-        rule = f"{len(report['missing_keys'])} tensors are missing, such as {min(report['missing_keys'])}"
-        raise UserError(field, folder, rule, "fetch it again, or give a model of that type")
-    return model
-
-
-def _check_llm(model: AlignModel, run: Run, llm: str, folder: Path) -> None:
-    if model.tokenizer.bos_token_id is None:
+def _check_llm(tokenizer: Any, run: Run, llm: str, folder: Path) -> None:
+    if tokenizer.bos_token_id is None:
         raise UserError(
             "--llm", llm, "its tokenizer has no BOS token", "give a LLaMA-type model with its own tokenizer"
         )

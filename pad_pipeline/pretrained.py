@@ -1,0 +1,83 @@
+"""Models and tokenizers of transformers from local folders: checked, quiet, and never running code from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+from transformers.utils import logging
+
+from pad_pipeline.errors import UserError
+
+
+def read_config(field: str, folder: Path, model_types: set[str]) -> dict[str, Any]:
+    """The folder's config.json, checked to be of one of `model_types`.
+
+    Raises:
+        UserError: it is not there, or is another model's.
+    """
+    wanted = " or ".join(sorted(model_types))
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        found = config.get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        rule = f"its config.json can't be read ({type(error).__name__})"
+        raise UserError(field, folder, rule, f"give the folder of a {wanted} model of transformers") from error
+    if found not in model_types:
+        rule = f"its model_type is {found!r}, and should be {wanted}"
+        raise UserError(field, folder, rule, "give a model of that type")
+    return config
+
+
+def load_pretrained(field: str, folder: Path, kind: Any, dtype: torch.dtype, **options: Any) -> Any:
+    """A model of class `kind` in eval mode; every tensor must be in the folder.
+
+    Raises:
+        UserError: it can't be loaded, or tensors are missing.
+    """
+    try:
+        with quiet():
+            model, report = kind.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, output_loading_info=True, **options
+            )
+    except Exception as error:
+        rule = f"it can't be loaded ({type(error).__name__}: {str(error)[:300]})"
+        raise UserError(field, folder, rule, "fetch it again; it needs config.json and its weights") from error
+    if missing := report["missing_keys"]:
+        rule = f"{len(missing)} tensors are missing, such as {min(missing)}"
+        raise UserError(field, folder, rule, "fetch it again, or give a model of that type")
+    return model.eval()
+
+
+def load_tokenizer(field: str, folder: Path) -> Any:
+    """The tokenizer of a model folder.
+
+    Raises:
+        UserError: there is none that can be loaded.
+    """
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        rule = f"its tokenizer can't be loaded ({type(error).__name__})"
+        remedy = "give a folder with tokenizer.json or tokenizer.model and tokenizer_config.json"
+        raise UserError(field, folder, rule, remedy) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and notes of transformers: what matters becomes an error of our own."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

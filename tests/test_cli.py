@@ -1,0 +1,250 @@
+"""The command line: help that teaches, mistakes answered in one line, README commands that run."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from pad_pipeline.miniature.files import World
+from workflows.cli import app
+from workflows.models import PRESETS, load_models
+
+Pad = Callable[..., Any]
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def common(models_toml: Path) -> list[object]:
+    return ["--models", models_toml, "--view-size", 112, "--engine", "local"]
+
+
+@pytest.mark.parametrize("command", [[], ["build"], ["import", "coco"], ["train"], ["verify"], ["stats"], ["demo"]])
+def test_help_has_an_example_for_each_command(command: list[str]) -> None:
+    result = CliRunner().invoke(app, [*command, "--help"], prog_name="pad")
+    assert result.exit_code == 0
+    assert ("pad " + " ".join(command)).strip() in result.output
+    if command and command != ["demo"]:
+        assert "Example" in result.output
+
+
+def mistakes(tmp: Path, world: World, models_toml: Path) -> dict[str, tuple[list[object], str]]:
+    """Name -> arguments of `pad build` that a user might get wrong, and what the answer must say."""
+    (tmp / "nothing").mkdir()
+    (tmp / "texts").mkdir()
+    (tmp / "texts" / "a.txt").write_text("a")
+    (tmp / "used").mkdir()
+    (tmp / "used" / "thesis.doc").write_text("mine")
+    (tmp / "object.json").write_text("{}")
+    (tmp / "broken.json").write_text("[{")
+    (tmp / "deep.json").write_text("[" * 100000)
+    (tmp / "empty.json").write_text("[]")
+    (tmp / "file").write_text("x")
+    (tmp / "bad.toml").write_text("[tagger")
+    good = models_toml.read_text()
+    for name in ("tagger.safetensors", "tags.txt", "segmenter.safetensors", "detector", "llm", "clip"):
+        (tmp / name).symlink_to(models_toml.parent / name)
+    (tmp / "cut.safetensors").write_bytes((models_toml.parent / "tagger.safetensors").read_bytes()[:5000])
+    (tmp / "short.txt").write_text("one\ntwo\n")
+    variants = {
+        "typo.toml": good.replace("threshold = 0.5", "treshold = 0.5"),
+        "range.toml": good.replace("threshold = 0.5", "threshold = 1.5"),
+        "swapped.toml": good.replace('"tagger.safetensors"', '"segmenter.safetensors"'),
+        "cut.toml": good.replace('"tagger.safetensors"', '"cut.safetensors"'),
+        "plus.toml": good.replace('family = "ram"', 'family = "ram_plus"'),
+        "clip.toml": good.replace('model = "detector"', 'model = "clip"'),
+        "nollm.toml": good.replace('llm = "llm"', 'llm = "clip"'),
+        "short.toml": good.replace('"tags.txt"', '"short.txt"'),
+        "hash.toml": good.replace("[segmenter]", f'[segmenter]\nsha256 = "{"0" * 64}"'),
+    }
+    for name, text in variants.items():
+        (tmp / name).write_text(text)
+    images: list[object] = ["--images", world.images]
+    out: list[object] = ["--out", tmp / "out"]
+
+    def models(name: str) -> list[object]:
+        return [*images, *out, "--models", tmp / name]
+
+    return {
+        "missing folder": (["--images", tmp / "nowhere", *out], "there is no such folder"),
+        "empty folder": (["--images", tmp / "nothing", *out], "there is no image in it"),
+        "no images": (["--images", tmp / "texts", *out], "1 files that are no images"),
+        "not a list": (["--images", tmp / "object.json", *out], "should hold a list"),
+        "broken JSON": (["--images", tmp / "broken.json", *out], "not valid JSON"),
+        "deep JSON": (["--images", tmp / "deep.json", *out], "not valid JSON"),
+        "no records": (["--images", tmp / "empty.json", *out], "there is no image in it"),
+        "missing JSON": (["--images", tmp / "nowhere.json", *out], "there is no such file"),
+        "a text file": (["--images", tmp / "file", *out], "neither a folder nor a .json"),
+        "root of a folder": ([*images, "--image-root", tmp, *out], "--image-root"),
+        "no such root": (["--images", world.llava, "--image-root", tmp / "x", *out], "--image-root"),
+        "out in use": ([*images, "--out", tmp / "used"], "holds something else (thesis.doc)"),
+        "out is a file": ([*images, "--out", tmp / "file"], "this is a file"),
+        "out below a file": ([*images, "--out", tmp / "file" / "x"], "can't be written"),
+        "out unwritable": ([*images, "--out", "/proc/pad-out"], "can't be written"),
+        "unknown models": ([*images, *out, "--models", "large"], "neither a preset (paper, plus) nor a file"),
+        "bad TOML": (models("bad.toml"), "not valid TOML"),
+        "unknown setting": (models("typo.toml"), "tagger.treshold"),
+        "setting out of range": (models("range.toml"), "less than or equal to 1"),
+        "SAM as tagger": (models("swapped.toml"), "look like SAM"),
+        "truncated weights": (models("cut.toml"), "can't be read as a checkpoint"),
+        "RAM as RAM++": (models("plus.toml"), "checkpoint of ram, and tagger.family is ram_plus"),
+        "CLIP as detector": (models("clip.toml"), "model_type is 'clip_vision_model'"),
+        "CLIP as LLM": (models("nollm.toml"), "its tokenizer can't be loaded"),
+        "other tag list": (models("short.toml"), "label_embed"),
+        "other hash": (models("hash.toml"), "its sha256 is"),
+        "view and patch": ([*images, *out, "--view-size", 100], "multiple of --patch"),
+        "workers on local": ([*images, *out, "--workers", 2], "--engine ray"),
+    }
+
+
+def test_every_mistake_is_answered_in_one_line(
+    pad: Pad, world: World, models_toml: Path, common: list[object], tmp_path: Path
+) -> None:
+    """Field, value, rule and remedy, exit code 2, nothing written; never a traceback."""
+    for name, (arguments, message) in mistakes(tmp_path, world, models_toml).items():
+        done = pad("build", *common, *arguments)
+        assert done.code == 2, (name, done.out, done.err)
+        assert message in done.err, (name, done.err)
+        assert done.err.startswith("error: "), (name, done.err)
+        assert done.err.count("\n") == 1, (name, done.err)
+        assert "; " in done.err, name  # the remedy
+        assert not list((tmp_path / "out").glob("pad-*")), name
+    assert (tmp_path / "used" / "thesis.doc").read_text() == "mine"
+
+
+def test_official_models_without_network_say_what_to_do(
+    pad: Pad, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline, the default models can't be had: the answer names the file and three ways on, at once."""
+    monkeypatch.setenv("PAD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("pad_pipeline.weights.hf_hub_download", offline)
+    monkeypatch.setattr("pad_pipeline.weights.snapshot_download", offline)
+    for preset in PRESETS:
+        done = pad("build", "--images", world.images, "--out", tmp_path / "out", "--models", preset)
+        assert done.code == 2
+        assert re.search(r"error: [\w.]+ = \S+: it is not in the cache and could not be fetched", done.err), done.err
+        assert "PAD_CACHE" in done.err
+        assert not (tmp_path / "out").exists()
+
+
+def offline(*_: object, **__: object) -> str:
+    raise ConnectionError("no network")
+
+
+def test_presets_are_the_papers_models() -> None:
+    paper, plus = load_models("paper"), load_models("plus")
+    assert (paper.tagger.family, plus.tagger.family) == ("ram", "ram_plus")
+    assert paper.tagger.model_dump(exclude={"family", "weights", "sha256"}) == plus.tagger.model_dump(
+        exclude={"family", "weights", "sha256"}
+    )
+    for models in (paper, plus):
+        assert (models.tagger.embed_dim, models.tagger.depths) == (192, [2, 2, 18, 2])
+        assert models.detector.model == "IDEA-Research/grounding-dino-base"
+        assert (models.segmenter.shape.width, models.segmenter.shape.depth) == (1280, 32)
+        assert models.llm.llm == "lmsys/vicuna-7b-v1.5"
+        assert all(len(value) == 64 for value in (models.segmenter.sha256, models.tagger.tag_list_sha256))
+
+
+def test_a_preset_can_be_changed_in_a_file(tmp_path: Path) -> None:
+    """The README's example: sections change what they name and keep the rest of the preset."""
+    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "mine.toml").write_text(blocks[0])
+    models = load_models(str(tmp_path / "mine.toml"))
+    assert models.tagger == load_models("plus").tagger
+    assert (models.segmenter.shape.width, models.detector.box_threshold) == (768, 0.3)
+
+
+def test_all_images_failing_is_a_failure(pad: Pad, common: list[object], tmp_path: Path) -> None:
+    """Exit code 0 would let a script go on with an empty dataset; the rows still say why."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(b"no picture")
+    done = pad("build", "--images", tmp_path / "images", *common, "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "every one of them failed" in done.err
+    assert "no readable picture" in pad("stats", tmp_path / "out").out
+
+
+def test_odd_text_is_shown_as_it_is(pad: Pad, common: list[object], tmp_path: Path) -> None:
+    """Labels and reasons come from outside: no markup, no escape sequences on the user's terminal."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "\x1b[31m[bold]/../x.png"}],
+        "categories": [{"id": 1, "name": "[red]\x1b[2Jlabel[/red]"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4]}],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    command = ["import", "coco", "--annotations", tmp_path / "coco.json", "--images", tmp_path, *common]
+    assert pad(*command, "--out", tmp_path / "out").code == 0
+    shown = pad("stats", tmp_path / "out").out
+    assert "[red]" in shown
+    assert "\x1b" not in shown
+
+
+def test_ctrl_c_stops_with_130_and_resumes(world: World, common: list[object], tmp_path: Path) -> None:
+    """SIGINT in the middle of a build: one line, exit code 130; the same command finishes the run."""
+    command = [Path(sys.executable).parent / "pad", "build", "--images", world.images, *common, "--shard-size", 1,
+               "--out", tmp_path / "out"]  # fmt: skip
+    with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if "of 10 shards" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 130, rest
+    assert "Traceback" not in rest
+    assert "continue" in rest
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"[1-9] of 10 shards are finished", done.stderr)
+    assert "10 images" in done.stdout
+
+
+def test_arrows_point_downwards_only() -> None:
+    """workflows -> stages -> pad_pipeline; and neither of the lower two knows of Ray."""
+    allowed = {"pad_pipeline": {"pad_pipeline"}, "stages": {"stages", "pad_pipeline"}}
+    for package, reachable in allowed.items():
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                for name in names:
+                    top = name.partition(".")[0]
+                    assert top != "ray", path
+                    assert top not in {"pad_pipeline", "stages", "workflows"} - reachable, path
+
+
+def test_readme_commands_run(tmp_path: Path) -> None:
+    """The README's shell and Python blocks, in order, on what the demo leaves; the demo itself with few scenes."""
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", text, re.DOTALL)
+    assert blocks[0][1].startswith("make demo")
+    assert "make test" in blocks[0][1]
+    tools = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": tools, "HF_HOME": str(tmp_path / "hf"), "COLUMNS": "120"}
+
+    def run(command: list[str]) -> str:
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    shown = run(["pad", "demo", "--scenes", "8", "--engine", "local"])
+    assert "all shards are whole" in shown
+    assert "LlavaForConditionalGeneration" in shown
+    ran = 0
+    for language, block in blocks[1:]:
+        ran += block.count("pad ")
+        run(["bash", "-euc", block] if language == "sh" else [sys.executable, "-c", block])
+    assert ran >= 5
+    assert (tmp_path / "trained" / "hf" / "model.safetensors").exists()
