@@ -30,7 +30,7 @@ class View(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    size: int = Field(336, gt=0)
+    size: int = Field(336, gt=0, le=4096)
     """Edge of the square that goes into the vision encoder, in pixels."""
     patch: int = Field(14, gt=0)
     """Edge of one patch, in pixels of that square."""
@@ -42,6 +42,8 @@ class View(BaseModel):
     def _whole_patches(self) -> View:
         if self.size % self.patch:
             raise ValueError(f"size {self.size} must be a multiple of patch {self.patch}")
+        if self.grid > 256:
+            raise ValueError(f"a grid of {self.grid} x {self.grid} patches is larger than any encoder's (256 x 256)")
         return self
 
     @property

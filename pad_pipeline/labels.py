@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.pretrained import load_tokenizer
-from pad_pipeline.weights import fetch_folder
+from pad_pipeline.weights import fetch_folder, read_tensors
 
-_EMBEDDING_ENDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+_EMBEDDING_ENDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 
 
 class LabelSettings(BaseModel):
@@ -98,10 +98,13 @@ class EmbeddingTable:
                 self._tensor = safe_open(self.path, "pt").get_slice(self.name)
                 self._shape = tuple(self._tensor.get_shape())
             else:
-                self._tensor = torch.load(self.path, mmap=True, weights_only=True, map_location="cpu")[self.name]
+                self._tensor = read_tensors("llm.llm", self.path)[self.name]
                 self._shape = tuple(self._tensor.shape)
-        except (SafetensorError, RuntimeError, KeyError, OSError) as error:
-            raise UserError("llm.llm", self.path, f"it can't be read ({error})", "fetch the file again") from error
+        except (SafetensorError, KeyError, OSError) as error:
+            rule = f"its embedding can't be read ({type(error).__name__}: {error})"
+            raise UserError("llm.llm", self.path, rule, "fetch the file again") from error
+        if len(self._shape) != 2:
+            raise UserError("llm.llm", self.path, f"its embedding has the shape {self._shape}", "fetch the file again")
 
     @property
     def width(self) -> int:
@@ -109,8 +112,19 @@ class EmbeddingTable:
         return self._shape[1]
 
     def rows(self, ids: list[int]) -> torch.Tensor:
-        """float32 `[len(ids), width]`."""
-        return torch.cat([self._tensor[index : index + 1] for index in ids]).float()
+        """float32 `[len(ids), width]`.
+
+        Raises:
+            UserError: the tokenizer knows tokens that the embedding has no row for, or a row is not finite.
+        """
+        remedy = "use the tokenizer and the checkpoint of one model"
+        if max(ids) >= self._shape[0]:
+            rule = f"its embedding has {self._shape[0]} rows, and its tokenizer gives the token {max(ids)}"
+            raise UserError("llm.llm", self.path, rule, remedy)
+        rows = torch.cat([self._tensor[index : index + 1] for index in ids]).float()
+        if not bool(rows.to(torch.float16).isfinite().all()):
+            raise UserError("llm.llm", self.path, "its embedding holds numbers beyond float16 or no numbers", remedy)
+        return rows
 
     def sha256(self) -> str:
         """Of the tensor's shape, type and values: the same words give the same hash, whatever file holds them."""
@@ -144,21 +158,20 @@ def _find_embedding(folder: Path) -> tuple[Path, str]:
             weight_map = json.loads(index.read_text())["weight_map"]
             name = next(name for name in weight_map if name.endswith(_EMBEDDING_ENDINGS))
             file = Path(weight_map[name]).name  # a name, so that it can't lead out of the folder
-        except (ValueError, KeyError, StopIteration, AttributeError, TypeError):
+        except (ValueError, KeyError, StopIteration, AttributeError, TypeError, RecursionError):
             continue
         return folder / file, name
     for file_path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file_path, "pt") as tensors:
                 names = list(tensors.keys())
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise UserError(field, file_path, f"it can't be read ({error})", "fetch the file again") from error
         for name in names:
             if name.endswith(_EMBEDDING_ENDINGS):
                 return file_path, name
     for file_path in sorted(folder.glob("pytorch_model*.bin")):
-        names = list(torch.load(file_path, mmap=True, weights_only=True, map_location="cpu"))
-        for name in names:
+        for name in read_tensors(field, file_path):
             if name.endswith(_EMBEDDING_ENDINGS):
                 return file_path, name
     raise UserError(

@@ -38,7 +38,7 @@ def read_file(path: Path, max_bytes: int) -> bytes:
     """
     try:
         if not path.is_file():
-            raise BadImage("there is no such file")
+            raise BadImage("this is no ordinary file" if path.exists() else "there is no such file")
         if (size := path.stat().st_size) > max_bytes:
             raise BadImage(f"the file has {size} bytes; decode.max_file_bytes allows {max_bytes}")
         return path.read_bytes()

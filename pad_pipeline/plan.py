@@ -71,25 +71,23 @@ def _row(planned: Planned, key: str, root: Path, shard: int, row: int) -> dict:
         "shard": shard,
         "row": row,
         "key": key,
-        "id": _text(planned.id),
-        "source": _text(planned.source),
+        "id": planned.id,
+        "source": planned.source,
         "bytes": size,
-        "caption": _text(planned.caption),
+        "caption": planned.caption,
         "conversations": json.dumps(planned.conversations),
         "annotations": json.dumps(planned.annotations),
-        "problem": _text(planned.problem),
+        "problem": planned.problem,
     }
 
 
-def _text(value: str) -> str:
-    """`value` as valid Unicode: JSON files can hold lone surrogates, which no UTF-8 file can."""
-    return value.encode("utf-8", "replace").decode()
-
-
 def _plain_key(name: str) -> str:
-    """The id as a tar member's name: letters, digits, `-` and `_`; no dot, because readers split there."""
-    name = unicodedata.normalize("NFC", _text(name))
-    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)[:120] or "image"
+    """The id as a tar member's name: letters, digits, `-` and `_`; no dot, because readers split there. 120 bytes at
+    most, so that every file system can hold the members."""
+    plain = "".join(
+        letter if letter.isalnum() or letter in "-_" else "_" for letter in unicodedata.normalize("NFC", name)
+    )
+    return plain.encode()[:120].decode(errors="ignore") or "image"
 
 
 def _unique_key(name: str, taken: set[str]) -> str:

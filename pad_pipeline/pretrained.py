@@ -25,7 +25,7 @@ def read_config(field: str, folder: Path, model_types: set[str]) -> dict[str, An
     try:
         config = json.loads((folder / "config.json").read_text())
         found = config.get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         rule = f"its config.json can't be read ({type(error).__name__})"
         raise UserError(field, folder, rule, f"give the folder of a {wanted} model of transformers") from error
     if found not in model_types:

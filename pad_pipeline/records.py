@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -94,6 +95,7 @@ class ImageRecord:
     def fail(self, stage: str, error: Exception | str) -> None:
         """Set the image aside with its stage and reason; what earlier stages found is dropped."""
         reason = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        reason = re.sub(r" at 0x[0-9a-f]+", "", reason)  # an address would differ from run to run
         self.status, self.stage, self.reason = "failed", stage, " ".join(reason.split())[:500]
         self.data, self.tags, self.regions, self.coverage, self.embeds = b"", [], [], None, None
 

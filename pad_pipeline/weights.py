@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import fsspec
+import torch
 from huggingface_hub import hf_hub_download, snapshot_download
+from safetensors import safe_open
 
 from pad_pipeline.errors import UserError
 
@@ -145,6 +147,31 @@ def folder_sha256(folder: Path, patterns: list[str]) -> str:
     names = sorted({path.name for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     files = {name: file_sha256(folder / name) for name in names}
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def read_tensors(field: str, path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint: safetensors, or a `.pth` or `.bin` of torch, memory-mapped and never unpickled.
+
+    Of a training checkpoint (`{"model": ..., "optimizer": ...}`) the model's.
+
+    Raises:
+        UserError: it can't be read, or holds something else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as tensors:
+                return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+        try:
+            state = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
+        except RuntimeError:  # files of torch before 1.6 can't be mapped
+            state = torch.load(path, weights_only=True, map_location="cpu")
+        state = state.get("model", state)
+        if not all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()):
+            raise ValueError("it holds more than named tensors")
+        return state
+    except Exception as error:  # torch, zipfile and safetensors raise a dozen kinds for what they can't read
+        rule = f"it can't be read as a checkpoint ({type(error).__name__}): truncated, or another kind of file"
+        raise UserError(field, path, rule, "fetch the file again, or name the right one") from error
 
 
 _FAMILIES = {

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from torchvision.ops import nms
 from transformers import GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil
@@ -70,7 +71,7 @@ class Detector(Stage):
             use_safetensors=True,
             disable_custom_kernels=True,  # the pure PyTorch path: nothing to compile, nothing to download
         ).to(self.device)
-        self.processor = GroundingDinoImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        self.processor = load_processor(folder)
         self.tokenizer = load_tokenizer("detector.model", folder)
         self._check_tokens(folder)
         self._ids: dict[str, list[int]] = {}
@@ -160,6 +161,21 @@ class Detector(Stage):
             )
             for query in kept
         ]
+
+
+def load_processor(folder: Path) -> GroundingDinoImageProcessorPil:
+    """The model's image processor.
+
+    Raises:
+        UserError: its preprocessor_config.json is missing or can't be used.
+    """
+    try:
+        processor = GroundingDinoImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        processor(images=Image.new("RGB", (8, 8)), return_tensors="pt")
+        return processor
+    except Exception as error:
+        rule = f"its preprocessor_config.json can't be used ({type(error).__name__})"
+        raise UserError("detector.model", folder, rule, "fetch the model again") from error
 
 
 def to_pixels(boxes: np.ndarray, width: int, height: int) -> np.ndarray:

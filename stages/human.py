@@ -31,63 +31,81 @@ class HumanRegions(Stage):
 
 
 def _region(row: ImageRecord, annotation: dict[str, Any]) -> Region:
-    name = f"annotation {annotation['id']}"
-    stated = (annotation["width"], annotation["height"])
-    if stated != (None, None) and stated != (row.width, row.height):
+    """One annotation as a region.
+
+    Raises:
+        ValueError: it is malformed, or is for a picture of another size; the reason names the annotation.
+    """
+    _check_size(row, annotation)
+    try:
+        box = annotation["box"]
+        if box is not None:
+            box = _numbers(box, "bbox")
+            if len(box) != 4 or min(box[2:]) < 0:
+                raise ValueError("its bbox should be four numbers [x, y, width, height]")
+            x, y, width, height = box
+            box = np.array([x, y, x + width, y + height]).clip(0, [row.width, row.height] * 2)
+        rle = _rle(annotation["segmentation"], box, row)
+        if box is None:
+            x, y, width, height = coco_mask.toBbox(rle)
+            box = np.array([x, y, x + width, y + height])
+    except Exception as error:  # outside data: whatever a step trips over is what is wrong with it
+        reason = str(error) if type(error) is ValueError else f"it can't be read ({type(error).__name__}: {error})"
+        raise ValueError(f"annotation {annotation['id']}: {reason}") from error
+    counts = rle["counts"] if isinstance(rle["counts"], str) else rle["counts"].decode("ascii")
+    rle = {"size": [row.height, row.width], "counts": counts}
+    return Region(annotation["label"], as_box(box), rle=rle, crowd=annotation["crowd"])
+
+
+def _check_size(row: ImageRecord, annotation: dict[str, Any]) -> None:
+    stated = annotation["width"], annotation["height"]
+    if stated not in ((None, None), (row.width, row.height)):
         raise ValueError(
-            f"the annotations are for a picture of {stated[0]} x {stated[1]}, and the upright picture is "
+            f"the annotations are for a picture of {stated[0]!r} x {stated[1]!r}, and the upright picture is "
             f"{row.width} x {row.height}"
         )
-    if annotation["box"] is not None and not _is_box(annotation["box"]):
-        raise ValueError(f"{name}: its bbox should be four finite numbers [x, y, width, height]")
-    try:
-        rle = _rle(annotation["segmentation"], annotation["box"], row)
-        counts = rle["counts"] if isinstance(rle["counts"], str) else rle["counts"].decode("ascii")
-    except Exception as error:  # pycocotools raises whatever its C code trips over
-        raise ValueError(f"{name}: its segmentation can't be read ({type(error).__name__}: {error})") from error
-    x, y, width, height = annotation["box"] or coco_mask.toBbox(rle).tolist()
-    box = np.array([x, y, x + width, y + height], np.float64).clip(0, [row.width, row.height] * 2)
-    return Region(
-        annotation["label"],
-        as_box(box),
-        rle={"size": [row.height, row.width], "counts": counts},
-        crowd=annotation["crowd"],
-    )
 
 
-def _is_box(box: Any) -> bool:
-    return (
-        isinstance(box, list)
-        and len(box) == 4
-        and all(isinstance(edge, int | float) and math.isfinite(edge) for edge in box)
-    )
-
-
-def _rle(segmentation: Any, box: list[float] | None, row: ImageRecord) -> dict[str, Any]:
-    """Any of COCO's forms as one compressed RLE."""
-    if not segmentation and box is None:
-        raise ValueError("it has neither a segmentation nor a bbox")
+def _rle(segmentation: Any, box: np.ndarray | None, row: ImageRecord) -> dict[str, Any]:
+    """Any of COCO's forms as one compressed RLE. All numbers are checked before C code sees them: it trusts them."""
     if not segmentation:
-        x, y, width, height = box  # type: ignore[misc]
-        segmentation = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+        if box is None:
+            raise ValueError("it has neither a segmentation nor a bbox")
+        left, top, right, bottom = box.tolist()
+        segmentation = [[left, top, right, top, right, bottom, left, bottom]]
     if isinstance(segmentation, dict):
-        if list(segmentation["size"]) != [row.height, row.width]:
+        if segmentation["size"] != [row.height, row.width]:
             raise ValueError(f"its mask is {segmentation['size']} and the picture {[row.height, row.width]} (H, W)")
         if isinstance(segmentation["counts"], list):
-            if min(segmentation["counts"], default=0) < 0:
-                raise ValueError("a run length is negative")
-            if sum(segmentation["counts"]) != row.width * row.height:
-                raise ValueError("its run lengths do not add up to the picture")
-            return coco_mask.frPyObjects(segmentation, row.height, row.width)
+            return _from_runs(segmentation, row)
         return _checked(segmentation)
-    if any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
+    polygons = [_numbers(polygon, "polygon") for polygon in segmentation]
+    if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
         raise ValueError("a polygon needs three or more pairs of numbers")
-    return coco_mask.merge(coco_mask.frPyObjects(segmentation, row.height, row.width))
+    for polygon in polygons:
+        for corners, edge in ((polygon[::2], row.width), (polygon[1::2], row.height)):
+            if min(corners) < -edge or max(corners) > 2 * edge:
+                raise ValueError("a polygon reaches farther out of the picture than the picture is large")
+    return coco_mask.merge(coco_mask.frPyObjects(polygons, row.height, row.width))
+
+
+def _from_runs(segmentation: dict[str, Any], row: ImageRecord) -> dict[str, Any]:
+    runs = segmentation["counts"]
+    if not all(type(run) is int and run >= 0 for run in runs):
+        raise ValueError("its run lengths should be whole numbers of 0 or more")
+    if sum(runs) != row.width * row.height:
+        raise ValueError("its run lengths do not add up to the picture")
+    return coco_mask.frPyObjects(segmentation, row.height, row.width)
 
 
 def _checked(rle: dict[str, Any]) -> dict[str, Any]:
     """A compressed RLE whose runs fill its picture exactly; pycocotools reads others into memory that is not theirs."""
-    rle = {"size": [int(edge) for edge in rle["size"]], "counts": str(rle["counts"])}
     if coco_mask.encode(np.asfortranarray(coco_mask.decode(rle)))["counts"].decode("ascii") != rle["counts"]:
         raise ValueError("its run lengths do not add up to the picture")
     return rle
+
+
+def _numbers(values: Any, what: str) -> list[float]:
+    if not isinstance(values, list) or not all(type(v) in (int, float) and math.isfinite(v) for v in values):
+        raise ValueError(f"its {what} should hold finite numbers only")
+    return values

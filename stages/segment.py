@@ -13,14 +13,12 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor, nn
 
-from pad_pipeline.errors import UserError
 from pad_pipeline.pictures import DecodeSettings
 from pad_pipeline.records import ImageRecord
-from pad_pipeline.weights import check_state_dict, fetch_file
+from pad_pipeline.weights import check_state_dict, fetch_file, read_tensors
 from stages.base import Stage, chunks
 from stages.decode import picture
 from stages.device import use_device
-from stages.ram.checkpoint import read_checkpoint
 
 PROMPT_WIDTH = 256
 """Channels of SAM's decoder; the same in all official models."""
@@ -31,10 +29,11 @@ class SamShape(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    image_size: int = 1024
-    width: int
-    depth: int
-    heads: int
+    image_size: int = Field(1024, gt=0, le=4096, multiple_of=16)
+    """Edge of the square that goes into the encoder, in pixels."""
+    width: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    heads: int = Field(gt=0)
     global_attention: list[int]
     """Blocks that attend over the whole picture; the others attend in windows."""
 
@@ -70,7 +69,7 @@ class Segmenter(Stage):
         self.device = use_device(threads)
         path = fetch_file("segmenter.weights", settings.weights, settings.sha256)
         self.sam = build_sam(settings.shape)
-        state = read_checkpoint("segmenter.weights", path)
+        state = read_tensors("segmenter.weights", path)
         check_state_dict("segmenter.weights", path, _shapes(self.sam.state_dict()), _shapes(state))
         self.sam.load_state_dict(state, assign=True)
         self.sam.to(self.device).float().eval()
@@ -138,10 +137,6 @@ def build_sam(shape: SamShape) -> Sam:
     """Upstream's modules, put together as upstream's `build_sam` does, for any size of encoder."""
     patch = 16
     side = shape.image_size // patch
-    if shape.image_size % patch:
-        raise UserError(
-            "segmenter.shape.image_size", shape.image_size, f"it must be a multiple of {patch}", "correct it"
-        )
     return Sam(
         image_encoder=ImageEncoderViT(
             img_size=shape.image_size,

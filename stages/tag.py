@@ -104,6 +104,8 @@ def read_tags(settings: TaggerSettings) -> tuple[list[str], list[float]]:
         thresholds = [float(line) for line in _lines("tagger.thresholds", path)]
     except ValueError as error:
         raise UserError("tagger.thresholds", path, f"a line is no number ({error})", "mend the file") from error
+    if not all(0 <= threshold <= 1 for threshold in thresholds):
+        raise UserError("tagger.thresholds", path, "each line should be a probability, 0 to 1", "mend the file")
     if len(thresholds) != len(labels):
         rule = f"it has {len(thresholds)} lines, and the tag list has {len(labels)}"
         raise UserError("tagger.thresholds", path, rule, "give the file that belongs to the tag list")

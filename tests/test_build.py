@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -217,7 +219,8 @@ def test_llava_records_of_every_kind(pad: Pad, world: World, common: list[object
         {"id": "turns", "image": "scene-00001.png", "conversations": [{"from": "human"}]},
         {"id": 7, "image": "scene-00001.png"},
         "not a record",
-        {"id": "lone \ud800 surrogate.v1", "image": "scene-00002.png", "conversations": []},
+        {"id": "lone \ud800.v1", "image": "scene-00002.png", "conversations": [{"from": "gpt", "value": "\ud800!"}]},
+        {"id": "path", "image": "scene-\udcff.png"},
     ]  # fmt: skip
     path = tmp_path / "records.json"
     path.write_text(json.dumps(records))
@@ -229,15 +232,27 @@ def test_llava_records_of_every_kind(pad: Pad, world: World, common: list[object
     assert "1 repeated ids" in done.out
     shards = open_shards(out)
     rows = {row["key"]: row for _, row in shards.rows()}
-    assert list(rows) == ["x", "x-2", "missing", "up", "abs", "two", "turns", "7", "record-9", "lone___surrogate_v1"]
+    assert list(rows) == [
+        "x",
+        "x-2",
+        "missing",
+        "up",
+        "abs",
+        "two",
+        "turns",
+        "7",
+        "record-9",
+        "lone___v1",
+        "path",
+    ]
     reasons = {key: row["reason"] for key, row in rows.items() if row["status"] == "failed"}
-    assert list(reasons) == ["missing", "up", "abs", "two", "turns", "record-9"]
+    assert list(reasons) == ["missing", "up", "abs", "two", "turns", "record-9", "path"]
     assert "no such file" in reasons["missing"]
     assert "climbs out of the image root" in reasons["up"]
     assert "absolute" in reasons["abs"]
     assert "record 6: image is a list" in reasons["two"]
-    captions = [shards.sample("pad-000000", rows[key]).meta["caption"] for key in ("x", "x-2", "7")]
-    assert captions == ["a house.", "a car", ""]
+    captions = [shards.sample("pad-000000", rows[key]).meta["caption"] for key in ("x", "x-2", "7", "lone___v1")]
+    assert captions == ["a house.", "a car", "", "\ufffd!"]
 
 
 def test_verify_names_what_is_wrong(pad: Pad, world: World, common: list[object], tmp_path: Path) -> None:
@@ -278,6 +293,117 @@ def test_verify_names_what_is_wrong(pad: Pad, world: World, common: list[object]
             shutil.copy(good / f"pad-000000.{end}", folder / f"pad-000001.{end}") for end in ("tar", "parquet")
         ]
     )
+
+
+def test_verify_refuses_links_and_pickles(pad: Pad, world: World, common: list[object], tmp_path: Path) -> None:
+    """A tar from elsewhere: a link that leads out, an array of objects. Neither is followed or loaded."""
+    out = tmp_path / "out"
+    options = ["--images", world.images, *common[:4], "--out", out]
+    assert pad("import", "coco", "--annotations", world.instances, *options).code == 0
+    (tar_path,) = out.glob("*.tar")
+    with tarfile.open(tar_path) as tar:
+        members = [(info, tar.extractfile(info).read()) for info in tar]  # type: ignore[union-attr]
+    evil = io.BytesIO()
+    np.save(evil, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with tarfile.open(tar_path, "w") as tar:
+        for number, (info, content) in enumerate(members):
+            if number == 0:
+                info.type, info.linkname, info.size = tarfile.SYMTYPE, "/etc/passwd", 0
+                tar.addfile(info)
+                continue
+            content = evil.getvalue() if number == 2 else content
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    shown = pad("verify", out)
+    assert shown.code == 1
+    assert "no plain file" in shown.out
+    assert pad("stats", out).code == 2  # one line, no traceback
+
+
+def test_damaged_shards_are_named_by_every_reader(
+    pad: Pad, world: World, models_toml: Path, common: list[object], tmp_path: Path
+) -> None:
+    """stats and train meet what verify would find: one line that says which file, and points to verify."""
+    good = tmp_path / "good"
+    options = ["--images", world.images, *common[:4], "--out", good]
+    assert pad("import", "coco", "--annotations", world.instances, *options).code == 0
+    models = models_toml.parent
+    train = ["--vision", models / "clip", "--llm", models / "llm", "--batch-size", 10, "--steps", 1]
+
+    def damages() -> dict[str, Callable[[Path], object]]:
+        return {
+            "tar is empty": lambda folder: (folder / "pad-000000.tar").write_bytes(b""),
+            "tar is missing": lambda folder: (folder / "pad-000000.tar").unlink(),
+            "index is garbage": lambda folder: (folder / "pad-000000.parquet").write_bytes(b"garbage"),
+            "run.json is garbage": lambda folder: (folder / "run.json").write_text("{"),
+            "run.json is another's": lambda folder: (folder / "run.json").write_text('{"schema_version": 99}'),
+            "run.json is deep": lambda folder: (folder / "run.json").write_text("[" * 100000),
+        }
+
+    for number, (name, damage) in enumerate(damages().items()):
+        folder = tmp_path / f"bad-{number}"
+        shutil.copytree(good, folder)
+        damage(folder)
+        for command in (["stats", folder], ["train", "--shards", folder, *train, "--out", tmp_path / f"run-{number}"]):
+            done = pad(*command)
+            assert done.code == 2, (name, command[0])
+            assert done.err.count("\n") == 1, (name, done.err)
+            assert str(folder) in done.err, name
+
+
+def test_a_wrong_model_does_not_lock_the_folder(
+    pad: Pad, world: World, models_toml: Path, common: list[object], tmp_path: Path
+) -> None:
+    """A first attempt that failed before its first shard used to refuse the mended second one."""
+    for name in ("tagger.safetensors", "tags.txt", "segmenter.safetensors", "detector", "llm"):
+        (tmp_path / name).symlink_to(models_toml.parent / name)
+    swapped = models_toml.read_text().replace('"tagger.safetensors"', '"segmenter.safetensors"')
+    (tmp_path / "models.toml").write_text(swapped)
+    command = [
+        "build",
+        "--images",
+        world.images,
+        "--models",
+        tmp_path / "models.toml",
+        *common[2:],
+        "--engine",
+        "local",
+    ]
+    assert pad(*command, "--out", tmp_path / "out").code == 2
+    (tmp_path / "models.toml").write_text(models_toml.read_text())
+    done = pad(*command, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    # A lost plan is put back, from the same inputs, by the same command.
+    (tmp_path / "out" / "plan.parquet").unlink()
+    assert pad(*command, "--out", tmp_path / "out").code == 0
+    assert pad("verify", tmp_path / "out").code == 0
+
+
+def test_somebody_elses_files_are_not_touched(pad: Pad, world: World, common: list[object], tmp_path: Path) -> None:
+    """A folder with a plan.parquet or run.json of another tool is not a run of ours."""
+    for name, content in (("plan.parquet", b"mine"), ("run.json", b'{"mine": 1}'), (".git", b"x")):
+        folder = tmp_path / name.strip(".")
+        folder.mkdir()
+        (folder / name).write_bytes(content)
+        done = pad("build", "--images", world.images, *common, "--engine", "local", "--out", folder)
+        assert done.code == 2
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == {name: content}
+
+
+def test_nothing_found_is_told_from_failed(pad: Pad, common: list[object], tmp_path: Path) -> None:
+    """A run with an empty image: statuses apart, statistics and verify work; and twice the same bytes, reasons too."""
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (1, 1)).save(tmp_path / "images" / "dot.png")
+    (tmp_path / "images" / "junk.jpg").write_bytes(b"junk")
+    coco = {"images": [{"id": n, "file_name": name} for n, name in enumerate(("dot.png", "junk.jpg"))]}
+    (tmp_path / "coco.json").write_text(json.dumps(coco | {"annotations": [], "categories": []}))
+    options = ["--annotations", tmp_path / "coco.json", "--images", tmp_path / "images", *common[:4]]
+    for out in ("one", "two"):
+        assert pad("import", "coco", *options, "--out", tmp_path / out).code == 0
+        assert pad("verify", tmp_path / out).code == 0
+        stats = json.loads(pad("stats", tmp_path / out, "--json").out)
+        assert stats["statuses"] == {"empty": 1, "failed": 1}
+    assert files(tmp_path / "one") == files(tmp_path / "two")
 
 
 @pytest.mark.skipif(not (SHARED / "data/odd_images").exists(), reason="no check data at shared/data/odd_images")

@@ -103,7 +103,7 @@ def mistakes(tmp: Path, world: World, models_toml: Path) -> dict[str, tuple[list
         "CLIP as LLM": (models("nollm.toml"), "its tokenizer can't be loaded"),
         "other tag list": (models("short.toml"), "label_embed"),
         "other hash": (models("hash.toml"), "its sha256 is"),
-        "view and patch": ([*images, *out, "--view-size", 100], "multiple of --patch"),
+        "view and patch": ([*images, *out, "--view-size", 100], "must be a multiple of patch"),
         "workers on local": ([*images, *out, "--workers", 2], "--engine ray"),
     }
 

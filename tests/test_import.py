@@ -82,13 +82,22 @@ def test_all_forms_of_segmentation(pad: Pad, common: list[object], tmp_path: Pat
     ("change", "reason"),
     [
         ({"segmentation": {"size": [10, 20], "counts": [5, 5]}}, "do not add up"),
-        ({"segmentation": {"size": [10, 20], "counts": [-5, 205]}}, "negative"),
-        ({"segmentation": {"size": [10, 20], "counts": "0oooooooo"}}, "can't be read"),
-        ({"segmentation": {"size": [20, 10], "counts": "P6"}}, "can't be read"),
+        ({"segmentation": {"size": [10, 20], "counts": [-5, 205]}}, "whole numbers of 0 or more"),
+        ({"segmentation": {"size": [10, 20], "counts": [0.5] * 400}}, "whole numbers of 0 or more"),
+        ({"segmentation": {"size": [10, 20], "counts": "0oooooooo"}}, "Invalid RLE"),
+        ({"segmentation": {"size": [10, 20], "counts": "P6"}}, "do not add up"),
+        ({"segmentation": {"size": [20, 10], "counts": "P6"}}, "its mask is [20, 10]"),
+        ({"segmentation": {"counts": "P6"}}, "can't be read (KeyError"),
         ({"segmentation": [[1, 2, 3]]}, "three or more pairs"),
-        ({"segmentation": [["a", "b", "c", "d", "e", "f"]]}, "can't be read"),
-        ({"bbox": [float("nan"), 0, 1, 1]}, "four finite numbers"),
-        ({"bbox": "wide"}, "four finite numbers"),
+        ({"segmentation": [["a", "b", "c", "d", "e", "f"]]}, "finite numbers"),
+        ({"segmentation": [[None] * 6]}, "finite numbers"),
+        ({"segmentation": [[float("inf"), 0, 0, 0, 10, 10]]}, "finite numbers"),
+        ({"segmentation": [[0, 0, 3e7, 0, 3e7, 3e7]]}, "farther out of the picture"),
+        ({"segmentation": None, "bbox": None}, "neither a segmentation nor a bbox"),
+        ({"bbox": [float("nan"), 0, 1, 1]}, "finite numbers"),
+        ({"bbox": "wide"}, "finite numbers"),
+        ({"bbox": [0, 0, 1]}, "four numbers"),
+        ({"category_id": [3]}, "category [3] is not in categories"),
         ({"category_id": 9}, "category 9 is not in categories"),
         ({"image": {"width": 10, "height": 20}}, "for a picture of 10 x 20"),
     ],
@@ -120,6 +129,65 @@ def test_bad_annotations_fail_their_image_with_a_reason(
     rows = [row for _, row in open_shards(out).rows()]
     assert [row["status"] for row in rows] == ["ok", "failed"]
     assert reason in rows[1]["reason"]
+
+
+def test_a_box_beyond_the_picture_is_clipped(pad: Pad, common: list[object], tmp_path: Path) -> None:
+    """A bbox of 1e300 made pycocotools take all memory; clipped, it is the picture's edge."""
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "categories": [{"id": 3, "name": "thing"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [-5, 4, 1e300, 1e300]}],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    out = tmp_path / "out"
+    done = pad("import", "coco", "--annotations", tmp_path / "coco.json", "--images", tmp_path, *common, "--out", out)
+    assert done.code == 0, done.err
+    shards = open_shards(out)
+    (region,) = shards.sample(*next(shards.rows())).meta["regions"]
+    assert region["box"] == [0, 4, 20, 10]
+    assert coco_mask.area(region["rle"]) == 20 * 6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": [{"id": 1, "file_name": "a.png"}] * 2}, "the image id 1 stands there more than once"),
+        ({"images": [{"id": [1], "file_name": "a.png"}]}, "every entry of images should be"),
+        ({"images": "a.png"}, "it has no list 'images'"),
+        ({"categories": [{"id": 1, "name": None}]}, "categories should be a list of {id, name}"),
+        ({"images": []}, "there is no image in it"),
+    ],
+)
+def test_a_malformed_file_is_refused(
+    pad: Pad, common: list[object], tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    coco = {"images": [{"id": 1, "file_name": "a.png"}], "categories": [], "annotations": []} | change
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    command = ["import", "coco", "--annotations", tmp_path / "coco.json", "--images", tmp_path, *common]
+    done = pad(*command, "--out", tmp_path / "out")
+    assert done.code == 2
+    assert message in done.err
+    assert "coco.json" in done.err
+
+
+def test_odd_captions_and_names_are_not_made_up(pad: Pad, common: list[object], tmp_path: Path) -> None:
+    """null became the caption "None", to be trained on; a file name that is no text became a path."""
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png", "caption": None}, {"id": 2, "file_name": None}],
+        "categories": [],
+        "annotations": [{"id": 1, "image_id": 1, "caption": [1]}],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    out = tmp_path / "out"
+    done = pad("import", "coco", "--annotations", tmp_path / "coco.json", "--images", tmp_path, *common, "--out", out)
+    assert done.code == 0, done.err
+    assert "1 captions that can't be read" in done.out
+    shards = open_shards(out)
+    (_, first), (_, second) = shards.rows()
+    assert shards.sample("pad-000000", first).meta["caption"] == ""
+    assert "file_name should be one path" in second["reason"]
 
 
 def test_photographs(pad: Pad, common: list[object], tmp_path: Path) -> None:

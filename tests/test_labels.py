@@ -67,3 +67,21 @@ def test_a_folder_without_an_embedding_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"junk")
     with pytest.raises(UserError, match="can't be read"):
         EmbeddingTable(tmp_path)
+
+
+@pytest.mark.parametrize(("table", "message"), [((4, 64), "its embedding has 4 rows"), ((400, 64), "beyond float16")])
+def test_an_embedding_that_does_not_fit_the_tokenizer_is_refused(
+    models_toml: Path, tmp_path: Path, table: tuple[int, int], message: str
+) -> None:
+    """Too few rows gave means of nothing, NaN, in shards that verified; numbers beyond float16 became infinite."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((models_toml.parent / "llm" / name).read_bytes())
+    save_file({"model.embed_tokens.weight": torch.full(table, 1e9)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=message):
+        LabelEmbedder(LabelSettings(llm=str(tmp_path)))(["window"])
+
+
+def test_a_pickle_in_place_of_an_embedding_is_refused(tmp_path: Path) -> None:
+    torch.save({"model.embed_tokens.weight": [1, 2]}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="can't be read as a checkpoint"):
+        EmbeddingTable(tmp_path)

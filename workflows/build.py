@@ -24,13 +24,16 @@ from pad_pipeline.geometry import View
 from pad_pipeline.labels import LabelSettings
 from pad_pipeline.pictures import DecodeSettings
 from pad_pipeline.plan import PLAN_NAME, write_plan
+from pad_pipeline.records import shard_name
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.sources import Source
 from workflows.chain import annotation_chain, import_chain, label_fingerprint, weight_fingerprints
 from workflows.engines import Engine, RayEngine, Totals, run_local
-from workflows.links import Link
+from workflows.links import Link, unwritable
 from workflows.models import ModelSettings
+
+NEW_PLAN = f".{PLAN_NAME}.new"
 
 console = Console(stderr=True)
 
@@ -124,13 +127,7 @@ def _run(run: Run, source: Source, out: Path, chain: list[Link], engine: Engine,
         results: Iterable[Totals] = run_local(chain, numbers)
     else:
         results = RayEngine(address, workers).run(chain, numbers)
-    try:
-        _follow(results, run, len(numbers))
-    except OSError as error:
-        rule = f"it can't be written ({error.strerror or error})"
-        raise UserError(
-            "--out", out, rule, "make room or mend it, then run the same command again to resume"
-        ) from error
+    _follow(results, run, len(numbers))
     return totals(out)
 
 
@@ -138,44 +135,44 @@ def prepare(run: Run, source: Source, out: Path) -> list[int]:
     """Plan the source, check the plan against what is in `out`, and say which shards are left to do.
 
     Raises:
-        UserError: `out` holds something else, or a run of other inputs, settings or weights.
+        UserError: `out` holds something else, or finished shards of other inputs, settings or weights.
     """
     _check_out(out)
     created = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        fresh = out / f".{PLAN_NAME}.new"
+        fresh = out / NEW_PLAN
         try:
             run.images, plan_hash = write_plan(source, fresh, run.shard_size)
             if not run.images:
                 rule = "there is no image in it" + "".join(f"; {n} {what}" for what, n in source.counts.items())
-                raise UserError("--images", source.root, rule, "name a folder or a JSON with images")
+                raise UserError("--images", source.origin, rule, "name a folder or a JSON with images")
             run.shards = -(-run.images // run.shard_size)
             run.counts = dict(sorted(source.counts.items()))
             run.fingerprints = run.fingerprints | {"inputs": plan_hash, "code": __version__}
-            if (out / RUN_NAME).is_file():
-                _check_same(Run.read(out, "--out"), run, out)
-            else:
-                fresh.replace(out / PLAN_NAME)
+            finished = {path.stem for path in out.glob("pad-*.parquet")}
+            old = Run.read(out, "--out") if (out / RUN_NAME).is_file() else None
+            if old and finished:
+                _check_same(old, run, out)
+            else:  # nothing to keep: a first attempt with a wrong setting must not stand in the way of the next
                 run.write(out)
+            fresh.replace(out / PLAN_NAME)
         finally:
             fresh.unlink(missing_ok=True)
             if created and not any(out.iterdir()):
                 out.rmdir()
     except OSError as error:
-        rule = f"it can't be written ({error.strerror or error})"
-        raise UserError("--out", out, rule, "choose a folder that you may write to, with room in it") from error
-    finished = {path.stem for path in out.glob("pad-*.parquet")}
-    return [number for number in range(run.shards) if f"pad-{number:06d}" not in finished]
+        raise unwritable(out, error) from error
+    return [number for number in range(run.shards) if shard_name(number) not in finished]
 
 
 def _check_out(out: Path) -> None:
+    """A folder is ours by its run.json; before that is written, it holds a plan under its temporary name at most."""
     if out.exists() and not out.is_dir():
         raise UserError("--out", out, "this is a file", "name a folder that is new, empty, or a run of pad's")
     if out.is_dir() and not (out / RUN_NAME).is_file():
-        ours = {PLAN_NAME, f".{PLAN_NAME}.new"}
-        names = sorted(path.name for path in out.iterdir())
-        foreign = [name for name in names if name not in ours and not name.endswith(".partial")]
+        ours = {NEW_PLAN, f".{NEW_PLAN}.partial", f".{RUN_NAME}.partial"}
+        foreign = sorted(path.name for path in out.iterdir() if path.name not in ours)
         if foreign:
             rule = f"it holds something else ({foreign[0]}) and no {RUN_NAME}"
             raise UserError("--out", out, rule, "name a folder that is new, empty, or a run of pad's")
@@ -185,7 +182,7 @@ def _check_same(old: Run, new: Run, out: Path) -> None:
     if differences := old.differences(new):
         shown = "; ".join(differences[:3]) + ("; ..." if len(differences) > 3 else "")
         remedy = "run with what it was made with, or name another --out"
-        raise UserError("--out", out, f"its run was made with something else ({shown})", remedy)
+        raise UserError("--out", out, f"its shards were made with something else ({shown})", remedy)
 
 
 def _follow(results: Iterable[Totals], run: Run, shards: int) -> None:

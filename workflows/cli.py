@@ -62,13 +62,13 @@ class Projector(StrEnum):
 Out = Annotated[Path, typer.Option(help="Folder to write into: new, empty, or an earlier run to continue.")]
 Models = Annotated[str, typer.Option(help="`paper` (RAM), `plus` (RAM++), or a TOML file that names other models.")]
 ViewFit = Annotated[Fit, typer.Option(help="crop: LLaVA-1.5's stage 1. pad: its stage 2. stretch: neither kept.")]
-ViewSize = Annotated[int, typer.Option(help="Edge of the vision encoder's input, in pixels.", min=1)]
+ViewSize = Annotated[int, typer.Option(help="Edge of the vision encoder's input, in pixels.", min=1, max=4096)]
 Patch = Annotated[int, typer.Option(help="Edge of one patch, in pixels; 336 / 14 gives a grid of 24 x 24.", min=1)]
 ShardSize = Annotated[int, typer.Option(help="Images in one shard.", min=1)]
 EngineOption = Annotated[Engine, typer.Option(help="ray: Ray on this machine or a cluster. local: this process.")]
 Address = Annotated[str, typer.Option(help="Address of a running Ray cluster, such as auto or ray://host:10001.")]
 Workers = Annotated[int, typer.Option(help="Ray actors for each stage; 0 for one per GPU.", min=0)]
-Threads = Annotated[int, typer.Option(help="CPU threads of each model; 0 for all cores.", min=0)]
+Threads = Annotated[int, typer.Option(help="CPU threads of each model; 0 for all cores.", min=0, max=1024)]
 Shards = Annotated[Path, typer.Argument(help="Folder that `pad build` or `pad import` wrote.")]
 
 
@@ -210,9 +210,10 @@ def verify(shards: Shards) -> None:
         checked += 1
         wrong += bool(problems)
         for problem in problems:
-            console.print(f"{name}: {problem}", markup=False, highlight=False, soft_wrap=True)
+            console.print(_plain(f"{name}: {problem}"), highlight=False, soft_wrap=True)
     if wrong:
         console.print(f"[red]{wrong} of {checked} shards are not as they should be.[/red]")
+        console.print("To make a shard anew, delete its .parquet and run the command that built it again.")
         raise typer.Exit(1)
     console.print(f"[green]All {checked} shards are whole.[/green]")
 
@@ -282,11 +283,15 @@ def _plain(text: str) -> Any:
 
 
 def _view(size: int, patch: int, fit: Fit) -> View:
-    from pad_pipeline.geometry import View
+    from pydantic import ValidationError
 
-    if size % patch:
-        raise UserError("--view-size", size, f"it must be a multiple of --patch {patch}", "correct one of them")
-    return View(size=size, patch=patch, fit=fit.value)
+    from pad_pipeline.geometry import View
+    from workflows.models import settings_error
+
+    try:
+        return View(size=size, patch=patch, fit=fit.value)
+    except ValidationError as error:
+        raise settings_error(error, "--view-size and --patch") from error
 
 
 def _check_engine(engine: Engine, address: str, workers: int) -> None:
@@ -324,13 +329,17 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
-        sys.exit(app(prog_name="pad", standalone_mode=False) or 0)
+        code = app(prog_name="pad", standalone_mode=False) or 0
+        if code == 130:
+            errors.print("Stopped. Run the same command again to continue.", highlight=False)
+        sys.exit(code)
     except UserError as error:
         errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
     except UsageError as error:
         error.show()
         sys.exit(2)
-    except (KeyboardInterrupt, typer.Abort):
-        errors.print("Stopped. Run the same command again to continue.", highlight=False)
-        sys.exit(130)
+    except OSError as error:
+        rule = error.strerror or " ".join(str(error).split())
+        errors.print(f"error: file = {error.filename}: {rule}; mend it and try again", style="red", markup=False)
+        sys.exit(2)

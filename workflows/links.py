@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pad_pipeline.errors import UserError
 from pad_pipeline.plan import PLAN_NAME, Plan
 from pad_pipeline.records import Shard
 from pad_pipeline.shards.writer import write_shard
@@ -30,7 +31,16 @@ class WriteShard:
 
     def __call__(self, shard: Shard) -> dict[str, int]:
         """Images by status, tags and regions."""
-        return dict(write_shard(shard, self.out))
+        try:
+            return dict(write_shard(shard, self.out))
+        except OSError as error:
+            raise unwritable(self.out, error) from error
+
+
+def unwritable(out: Path, error: OSError) -> UserError:
+    """The error for an output folder that is full, read-only or gone."""
+    rule = f"it can't be written ({error.strerror or error})"
+    return UserError("--out", out, rule, "make room, mend it or name another, then run the same command again")
 
 
 class Link(NamedTuple):

@@ -104,9 +104,9 @@ def load_models(name: str) -> ModelSettings:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(field, name, f"it is not valid TOML ({error})", "mend the file") from error
     preset = data.pop("preset", None)
-    if preset is not None and preset not in PRESETS:
+    if preset is not None and preset not in list(PRESETS):
         raise UserError(f"{name}: preset", preset, f"it should be one of {', '.join(PRESETS)}", "correct it")
-    merged = dict(PRESETS.get(preset, {}))
+    merged = dict(PRESETS[preset]) if preset else {}
     for section, entries in data.items():
         if isinstance(entries, dict):
             merged[section] = merged.get(section, {}) | _resolved(section, entries, path.parent)

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.training.loop import train as train_loop
@@ -22,7 +23,8 @@ def train(shards: Path, vision: str, llm: str, out: Path, settings: TrainSetting
     Raises:
         UserError: see `pad_pipeline.training.loop.train`; or `out` is in use or can't be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    leftovers = {"settings.json", "log.jsonl"}  # of a training that was stopped or failed
+    if out.exists() and (not out.is_dir() or any(path.name not in leftovers for path in out.iterdir())):
         raise UserError("--out", out, "it is there already, and not empty", "name a new folder")
     columns = [TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}")]
     with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as progress:
@@ -37,8 +39,8 @@ def train(shards: Path, vision: str, llm: str, out: Path, settings: TrainSetting
 
         try:
             log = train_loop(shards, vision, llm, out, settings, report)
-        except OSError as error:
-            rule = f"it can't be written ({error.strerror or error})"
+        except (OSError, SafetensorError) as error:
+            rule = f"it can't be written ({getattr(error, 'strerror', None) or error})"
             raise UserError("--out", out, rule, "make room or choose another folder") from error
     return summary(log, out)
 

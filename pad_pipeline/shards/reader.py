@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.plan import PLAN_NAME
-from pad_pipeline.records import shard_name
+from pad_pipeline.records import INDEX_SCHEMA, shard_name
 from pad_pipeline.shards.run import Run
+from pad_pipeline.shards.writer import MEMBERS
 
 
 @dataclass
@@ -37,9 +39,23 @@ class Sample:
         return self.embeds[[region["embedding"] for region in self.meta["regions"]]]
 
 
-def load_npy(content: bytes) -> np.ndarray:
-    """An array from outside bytes; an array of objects, which would be a pickle, is an error."""
-    return np.load(io.BytesIO(content), allow_pickle=False)
+def load_npy(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """An array from outside bytes.
+
+    Raises:
+        ValueError: it is none, is an array of objects (which would be a pickle), or has another shape. The shape is
+            checked before anything is allocated.
+    """
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+    found, _, kind = read(stream)
+    if found != shape:
+        raise ValueError(f"an array of shape {found} stands where {shape} should be")
+    if kind.hasobject:
+        raise ValueError("an array holds objects")
+    stream.seek(0)
+    return np.load(stream, allow_pickle=False)
 
 
 class ShardFolder:
@@ -52,7 +68,9 @@ class ShardFolder:
     def __init__(self, folder: Path, field: str = "shards") -> None:
         self.folder = folder
         self.run = Run.read(folder, field)
-        self.names = [name for name in map(shard_name, range(self.run.shards)) if self.index_path(name).is_file()]
+        numbers = (path.stem.removeprefix("pad-") for path in folder.glob("pad-*.parquet"))
+        finished = sorted(int(number) for number in numbers if number.isdecimal())
+        self.names = [shard_name(number) for number in finished if number < self.run.shards]
 
     def index_path(self, name: str) -> Path:
         """The index of one shard."""
@@ -64,8 +82,16 @@ class ShardFolder:
         return self.folder / PLAN_NAME
 
     def index(self, name: str) -> list[dict[str, Any]]:
-        """The rows of one shard's index."""
-        return pq.read_table(self.index_path(name)).to_pylist()
+        """The rows of one shard's index.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        path = self.index_path(name)
+        try:
+            return pq.read_table(path, columns=INDEX_SCHEMA.names).cast(INDEX_SCHEMA).to_pylist()
+        except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+            raise self._damaged(path, error) from error
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Every image of every finished shard: the shard's name and the index row."""
@@ -74,14 +100,32 @@ class ShardFolder:
                 yield name, row
 
     def sample(self, name: str, row: dict[str, Any]) -> Sample:
-        """The sample behind one index row of shard `name`."""
-        with (self.folder / f"{name}.tar").open("rb") as tar:
-            members = {}
-            for member in ("image", "json", "masks", "embeds"):
-                tar.seek(row[f"{member}_at"])
-                members[member] = tar.read(row[f"{member}_bytes"])
-        meta = json.loads(members["json"])
-        return Sample(row["key"], members["image"], meta, load_npy(members["masks"]), load_npy(members["embeds"]))
+        """The sample behind one index row of shard `name`.
+
+        Raises:
+            UserError: the tar is damaged.
+        """
+        path = self.folder / f"{name}.tar"
+        try:
+            size = path.stat().st_size
+            with path.open("rb") as tar:
+                members = {}
+                for member in MEMBERS:
+                    if not 0 <= row[f"{member}_at"] <= row[f"{member}_at"] + row[f"{member}_bytes"] <= size:
+                        raise ValueError(f"{member} does not lie inside the tar")
+                    tar.seek(row[f"{member}_at"])
+                    members[member] = tar.read(row[f"{member}_bytes"])
+            meta = json.loads(members["json"])
+            regions = len(meta["regions"])
+            coverage = load_npy(members["masks"], (regions, self.run.view.grid, self.run.view.grid))
+            embeds = load_npy(members["embeds"], (row["labels"], self.run.embedding_width))
+            return Sample(row["key"], members["image"], meta, coverage, embeds)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise self._damaged(path, error) from error
+
+    def _damaged(self, path: Path, error: Exception) -> UserError:
+        rule = f"it is damaged ({type(error).__name__}: {error})"
+        return UserError("shards", path, rule, f"see `pad verify {self.folder}`")
 
 
 def open_shards(folder: Path, field: str = "shards") -> ShardFolder:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
@@ -24,9 +24,9 @@ class Run(BaseModel):
     schema_version: int = SCHEMA_VERSION
     kind: str
     """What made it: `build` or `import-coco`."""
-    images: int
-    shards: int
-    shard_size: int
+    images: NonNegativeInt
+    shards: NonNegativeInt
+    shard_size: NonNegativeInt
     counts: dict[str, int]
     """What the source left out or altered, by reason."""
     view: View
@@ -53,7 +53,7 @@ class Run(BaseModel):
                 rule = f"it has schema version {data.get('schema_version')}, and this pad reads {SCHEMA_VERSION}"
                 raise UserError(field, folder, rule, "use the version of pad that wrote it, or build it anew")
             return cls.model_validate(data)
-        except (ValueError, AttributeError, ValidationError) as error:
+        except (ValueError, AttributeError, RecursionError, ValidationError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(field, path, f"it is not a run.json of pad's ({reason})", remedy) from error
 
@@ -63,8 +63,8 @@ class Run(BaseModel):
             partial.write_text(json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n")
 
     def differences(self, other: Run) -> list[str]:
-        """`name: mine -> other's` for every fact that differs."""
-        mine, others = _flat(self.model_dump(mode="json")), _flat(other.model_dump(mode="json"))
+        """`name: mine -> other's` for every fact that differs. What the source left out is no part of the data."""
+        mine, others = (_flat(run.model_dump(mode="json", exclude={"counts"})) for run in (self, other))
         return [
             f"{name}: {mine.get(name, 'absent')} -> {others.get(name, 'absent')}"
             for name in sorted(mine.keys() | others.keys())

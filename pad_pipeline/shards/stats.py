@@ -53,7 +53,7 @@ def read_statistics(folder: Path) -> Statistics:
         stats.captions += bool(sample.meta["caption"])
         stats.labels.update(region["label"] for region in sample.meta["regions"])
         stats.crowds += sum(region["crowd"] for region in sample.meta["regions"])
-        stats.out_of_view += int(np.count_nonzero(sample.coverage.reshape(len(sample.coverage), -1).sum(1) == 0))
+        stats.out_of_view += int(np.count_nonzero(~sample.coverage.any((1, 2))))
     return stats
 
 

@@ -33,7 +33,7 @@ def verify_run(folder: Path) -> Iterator[tuple[str, list[str]]]:
     try:
         plan = Plan(folder / PLAN_NAME)
         planned = list(plan.keys())
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, KeyError) as error:
         rule = f"the plan can't be read ({error})"
         raise UserError("shards", folder / PLAN_NAME, rule, "build it again into a new folder") from error
     for number, keys in enumerate(planned):
@@ -73,7 +73,7 @@ def _check_shard(folder: Path, name: str, keys: list[str], run: Run) -> Iterator
     with tar_path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if digest.encode() != noted.get(b"tar_sha256"):
-        size, expected = tar_path.stat().st_size, int(noted.get(b"tar_bytes", b"0"))
+        size, expected = str(tar_path.stat().st_size), noted.get(b"tar_bytes", b"unknown").decode(errors="replace")
         yield "its tar is not the one that was written: " + (
             f"{size} bytes instead of {expected}" if size != expected else "sha256 differs"
         )
@@ -95,8 +95,8 @@ def _check_members(tar_path: Path, rows: list[dict[str, Any]], run: Run) -> Iter
     try:
         with tarfile.open(tar_path, "r:") as tar:
             for info in tar:
-                if info.name not in by_name:
-                    yield f"{info.name}: it is in the tar and not in the index"
+                if info.name not in by_name or not info.isreg():
+                    yield f"{info.name!r}: it is in the tar and not in the index, or no plain file"
                     continue
                 row, member = by_name.pop(info.name)
                 if (info.offset_data, info.size) != (row[f"{member}_at"], row[f"{member}_bytes"]):
@@ -119,11 +119,12 @@ def _check_sample(row: dict[str, Any], members: dict[str, bytes], run: Run) -> I
         yield f"{key}: sha256 differs"
     try:
         meta = json.loads(members["json"])
-        coverage, embeds = load_npy(members["masks"]), load_npy(members["embeds"])
         with Image.open(io.BytesIO(members["image"])) as image:
             image.verify()
         regions = len(meta["regions"])
         labels = len({region["label"] for region in meta["regions"]})
+        coverage = load_npy(members["masks"], (regions, run.view.grid, run.view.grid))
+        embeds = load_npy(members["embeds"], (labels, run.embedding_width))
         sizes_agree = (meta["width"], meta["height"]) == (row["width"], row["height"])
         rows_used = {region["embedding"] for region in meta["regions"]}
     except Exception as error:  # outside bytes: whatever a parser trips over is what is wrong
@@ -131,12 +132,10 @@ def _check_sample(row: dict[str, Any], members: dict[str, bytes], run: Run) -> I
         return
     if not sizes_agree:
         yield f"{key}: its JSON says another size than the index"
-    for what, array, shape, kind in (
-        ("masks", coverage, (regions, run.view.grid, run.view.grid), np.uint8),
-        ("embeds", embeds, (labels, run.embedding_width), np.float16),
-    ):
-        if array.shape != shape or array.dtype != kind:
-            yield f"{key}: {what} is {array.dtype} {array.shape}, and should be {np.dtype(kind)} {shape}"
+    if (coverage.dtype, embeds.dtype) != (np.uint8, np.float16):
+        yield f"{key}: masks and embeds are {coverage.dtype} and {embeds.dtype}, and should be uint8 and float16"
+    if not np.isfinite(embeds).all():
+        yield f"{key}: an embedding is not finite"
     if (row["regions"], row["labels"]) != (regions, labels) or rows_used != set(range(labels)):
         yield f"{key}: regions or labels are not as many as the index says"
     if (row["status"] == "ok") != (regions > 0):

@@ -29,6 +29,8 @@ class Planned:
 class Source(Protocol):
     """A pile of images."""
 
+    origin: Path
+    """What the user named: the folder or the file."""
     root: Path
     """The folder that every image path is relative to."""
     counts: Counter[str]
@@ -48,9 +50,22 @@ def read_json(field_name: str, path: Path) -> Any:
     if not path.is_file():
         raise UserError(field_name, path, "there is no such file", "check the path")
     try:
-        return json.loads(path.read_bytes())
+        data = path.read_bytes()
+        value = json.loads(data)
+        # Only an escape can make a lone surrogate, which no UTF-8 file can hold: replace those before they spread.
+        return _clean(value) if b"\\ud" in data.lower() else value
     except (ValueError, RecursionError) as error:
         raise UserError(field_name, path, f"it is not valid JSON ({error})", "mend or re-download the file") from error
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_clean(entry) for entry in value]
+    if isinstance(value, dict):
+        return {_clean(name): _clean(entry) for name, entry in value.items()}
+    return value
 
 
 def require_folder(field_name: str, path: Path) -> Path:

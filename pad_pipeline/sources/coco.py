@@ -22,40 +22,44 @@ class CocoSource:
     """
 
     def __init__(self, annotations: Path, images: Path, captions: Path | None = None) -> None:
-        self.root = require_folder("--images", images)
+        self.origin, self.root = annotations, require_folder("--images", images)
         self.counts: Counter[str] = Counter()
-        field = "--annotations"
-        data = read_json(field, annotations)
+        data = read_json("--annotations", annotations)
         for part in ("images", "annotations"):
             if not isinstance(data, dict) or not isinstance(data.get(part), list):
-                raise UserError(field, annotations, f"it has no list {part!r}", "give a COCO instances.json")
+                raise _malformed(annotations, f"it has no list {part!r}", "give a COCO instances.json")
+        self.images = data["images"]
+        if not all(isinstance(entry, dict) and _is_id(entry.get("id")) for entry in self.images):
+            raise _malformed(annotations, "every entry of images should be {id, file_name}")
+        repeated = [number for number, count in Counter(entry["id"] for entry in self.images).items() if count > 1]
+        if repeated:
+            raise _malformed(annotations, f"the image id {repeated[0]} stands there more than once")
         categories = data.get("categories", [])
         if not isinstance(categories, list) or not all(
-            isinstance(entry, dict) and "id" in entry and str(entry.get("name", "")).strip() for entry in categories
+            isinstance(entry, dict) and _is_id(entry.get("id")) and _is_name(entry.get("name")) for entry in categories
         ):
-            raise UserError(field, annotations, "categories should be a list of {id, name}", "mend the file")
-        self.images = [entry for entry in data["images"] if isinstance(entry, dict) and "file_name" in entry]
-        if len(self.images) < len(data["images"]):
-            raise UserError(field, annotations, "every entry of images should be {id, file_name}", "mend the file")
-        self._names = {entry["id"]: str(entry["name"]).strip() for entry in categories}
+            raise _malformed(annotations, "categories should be a list of {id, name}")
+        self._names = {entry["id"]: entry["name"].strip() for entry in categories}
         self._regions: dict[Any, list[dict[str, Any]]] = defaultdict(list)
         self._captions: dict[Any, str] = {}
         self._conversations: dict[str, list[dict[str, str]]] = {}
-        known = {entry.get("id") for entry in self.images}
-        self._sort(data["annotations"], known)
+        self._sort(data["annotations"])
         if captions is not None:
-            self._read_captions(captions, known)
+            self._read_captions(captions)
 
-    def _sort(self, entries: list[Any], known: set[Any]) -> None:
+    def _sort(self, entries: list[Any]) -> None:
+        known = {entry["id"] for entry in self.images}
         for entry in entries:
-            if not isinstance(entry, dict) or entry.get("image_id") not in known:
+            if not isinstance(entry, dict) or not _is_id(entry.get("image_id")) or entry["image_id"] not in known:
                 self.counts["annotations of no listed image"] += 1
-            elif "caption" in entry:
-                self._captions.setdefault(entry["image_id"], str(entry["caption"]))  # the first of COCO's five
-            else:
+            elif "caption" not in entry:
                 self._regions[entry["image_id"]].append(entry)
+            elif isinstance(entry["caption"], str):
+                self._captions.setdefault(entry["image_id"], entry["caption"])  # the first of COCO's five
+            else:
+                self.counts["captions that can't be read"] += 1
 
-    def _read_captions(self, path: Path, known: set[Any]) -> None:
+    def _read_captions(self, path: Path) -> None:
         data = read_json("--captions", path)
         if isinstance(data, list):
             for record in data:
@@ -67,36 +71,51 @@ class CocoSource:
                         continue
                     self._conversations.setdefault(Path(record["image"]).name, turns)
         elif isinstance(data, dict) and isinstance(data.get("annotations"), list):
-            self._sort([entry for entry in data["annotations"] if "caption" in entry], known)
+            self._sort([entry for entry in data["annotations"] if isinstance(entry, dict) and "caption" in entry])
         else:
             raise UserError("--captions", path, "it is neither COCO captions nor a LLaVA JSON", "give one of the two")
 
     def __iter__(self) -> Iterator[Planned]:
         """The images in the order of their ids."""
-        for entry in sorted(self.images, key=lambda entry: (str(type(entry.get("id"))), entry.get("id", ""))):
-            source = str(entry["file_name"])
+        for entry in sorted(self.images, key=lambda entry: (isinstance(entry["id"], str), entry["id"])):
+            source = entry.get("file_name")
+            if not isinstance(source, str):
+                yield Planned(f"image-{entry['id']}", "", problem=f"image {entry['id']}: file_name should be one path")
+                continue
             conversations = self._conversations.get(Path(source).name, [])
-            caption = self._captions.get(entry.get("id")) or str(entry.get("caption", "")) or caption_of(conversations)
-            regions = [self._annotation(annotation) for annotation in self._regions[entry.get("id")]]
-            problem = path_problem(source) or next((r["problem"] for r in regions if "problem" in r), "")
+            own = entry.get("caption")
+            caption = (
+                self._captions.get(entry["id"]) or (own if isinstance(own, str) else "") or caption_of(conversations)
+            )
             size = {"width": entry.get("width"), "height": entry.get("height")}
-            for region in regions:
-                region.update(size)
+            regions = [self._annotation(annotation) | size for annotation in self._regions[entry["id"]]]
+            problem = path_problem(source) or next((r["problem"] for r in regions if "problem" in r), "")
             yield Planned(
                 Path(source).stem, source, caption.strip(), conversations, [] if problem else regions, problem
             )
 
     def _annotation(self, entry: dict[str, Any]) -> dict[str, Any]:
         """Label, box and segmentation of one annotation; the masks are made later, where the image's size is known."""
-        label = self._names.get(entry.get("category_id"))
+        category = entry.get("category_id")
+        label = self._names.get(category) if _is_id(category) else None
         if label is None:
-            return {
-                "problem": f"annotation {entry.get('id')}: category {entry.get('category_id')} is not in categories"
-            }
+            return {"problem": f"annotation {entry.get('id')}: category {category} is not in categories"}
         return {
             "id": str(entry.get("id")),
             "label": label,
             "box": entry.get("bbox"),
             "segmentation": entry.get("segmentation"),
-            "crowd": bool(entry.get("iscrowd", 0)),
+            "crowd": entry.get("iscrowd", 0) in (1, True),
         }
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) in (int, str)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _malformed(path: Path, rule: str, remedy: str = "mend the file") -> UserError:
+    return UserError("--annotations", path, rule, remedy)

@@ -41,7 +41,7 @@ class FolderSource:
     """Every image below a folder, sorted by path. Hidden files and folders are left out."""
 
     def __init__(self, root: Path) -> None:
-        self.root = require_folder("--images", root)
+        self.origin = self.root = require_folder("--images", root)
         self.counts: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Planned]:

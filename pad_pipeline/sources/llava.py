@@ -15,7 +15,7 @@ class LlavaSource:
     """The records that have an image. Text-only records (LLaVA's stage 2 has them) are counted and left out."""
 
     def __init__(self, path: Path, image_root: Path) -> None:
-        self.root = require_folder("--image-root", image_root)
+        self.origin, self.root = path, require_folder("--image-root", image_root)
         self.counts: Counter[str] = Counter()
         records = read_json("--images", path)
         if not isinstance(records, list):
@@ -37,7 +37,7 @@ class LlavaSource:
             if record.get("image") is None:
                 self.counts["records without an image"] += 1
                 continue
-            name = str(record.get("id", name))
+            name = str(record["id"]) if record.get("id") is not None else name
             image = record["image"]
             if not isinstance(image, str):
                 yield Planned(name, "", problem=f"record {number}: image is {_kind(image)}, and should be one path")

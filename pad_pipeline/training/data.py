@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from pad_pipeline.errors import UserError
@@ -72,7 +73,7 @@ class Examples:
     ) -> None:
         self.shards, self.tokenizer, self.settings = shards, tokenizer, settings
         self.view: View = shards.run.view
-        self.decoding = DecodeSettings.model_validate(shards.run.settings["decode"])
+        self.decoding = _decode_settings(shards)
         self.mean, self.std = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
         red, green, blue = (int(255 * channel) for channel in mean)
         self.fill = red, green, blue
@@ -103,6 +104,14 @@ class Examples:
         room = self.settings.max_length - 1 - self.view.grid**2
         ids = self.tokenizer(caption + "\n")["input_ids"]
         return ids[ids[:1] == [self.tokenizer.bos_token_id] :][:room]
+
+
+def _decode_settings(shards: ShardFolder) -> DecodeSettings:
+    try:
+        return DecodeSettings.model_validate(shards.run.settings["decode"])
+    except (KeyError, ValidationError) as error:
+        rule = f"its run.json has no usable decode settings ({type(error).__name__})"
+        raise UserError("--shards", shards.folder, rule, "restore run.json, or build the shards again") from error
 
 
 def collate(examples: list[Example]) -> Batch:

@@ -113,9 +113,20 @@ def normalisation(folder: Path) -> tuple[list[float], list[float]]:
     """Mean and deviation per channel, from the tower's preprocessor_config.json; CLIP's own where there is none."""
     try:
         config = json.loads((folder / "preprocessor_config.json").read_text())
-        return [float(value) for value in config["image_mean"]], [float(value) for value in config["image_std"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError:
         return CLIP_MEAN, CLIP_STD
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            "--vision", folder, f"its preprocessor_config.json is no JSON ({error})", "fetch it again"
+        ) from error
+    mean, std = (config.get(name, default) for name, default in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)))
+    if not all(
+        isinstance(values, list) and len(values) == 3 and all(type(v) in (int, float) and 0 <= v <= 1 for v in values)
+        for values in (mean, std)
+    ) or not min(std):
+        rule = f"its preprocessor_config.json has image_mean {mean} and image_std {std}, not 3 shares of 1 each"
+        raise UserError("--vision", folder, rule, "fetch it again")
+    return mean, std
 
 
 def _check_llm(tokenizer: Any, run: Run, llm: str, folder: Path) -> None:
@@ -124,7 +135,8 @@ def _check_llm(tokenizer: Any, run: Run, llm: str, folder: Path) -> None:
             "--llm", llm, "its tokenizer has no BOS token", "give a LLaMA-type model with its own tokenizer"
         )
     if EmbeddingTable(folder).sha256() != run.fingerprints.get("llm_embedding"):
-        built_for = run.settings.get("llm", {}).get("llm", "another LLM")
+        settings = run.settings.get("llm")
+        built_for = settings.get("llm") if isinstance(settings, dict) else "another LLM"
         raise UserError(
             "--llm",
             llm,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class PatchLossSettings(BaseModel):
@@ -32,34 +32,26 @@ class TrainSettings(BaseModel):
     batch_size: int = Field(256, gt=0)
     """Samples in one step of the optimiser."""
     micro_batch: int = Field(8, gt=0)
-    """Samples computed at a time."""
-    epochs: float = Field(1.0, gt=0)
+    """Samples computed at a time; the losses do not depend on it."""
+    epochs: float = Field(1.0, gt=0, le=1e6)
     steps: int = Field(0, ge=0)
     """Steps of the optimiser; 0 for as many as `epochs` gives."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
     """After warm-up; it falls to 0 along half a cosine."""
     warmup: float = Field(0.03, ge=0, le=1)
     """Share of the steps in which the rate rises linearly from 0."""
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    beta_start: float = Field(0.0, ge=0)
-    beta_end: float = Field(5.0, ge=0)
+    beta_start: float = Field(0.0, ge=0, allow_inf_nan=False)
+    beta_end: float = Field(5.0, ge=0, allow_inf_nan=False)
     """L = L_caption + beta * L_patch, where beta goes linearly from start to end over the steps (the paper: 0 to 5)."""
     patch_loss: PatchLossSettings = PatchLossSettings()
     max_length: int = Field(2048, gt=0)
     """Tokens of a sequence, image included; longer captions are cut at the end."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=1 << 63)
     """Of the projector's start and of the order of samples."""
     loader_threads: int = Field(4, gt=0)
     """Threads that read and decode images ahead of the model."""
-
-    @model_validator(mode="after")
-    def _divisible(self) -> TrainSettings:
-        if self.micro_batch > self.batch_size:
-            self.micro_batch = self.batch_size
-        if self.batch_size % self.micro_batch:
-            raise ValueError(f"batch_size {self.batch_size} must be a multiple of micro_batch {self.micro_batch}")
-        return self
 
     def beta(self, step: int, steps: int) -> float:
         """The weight of L_patch in step `step` (from 0) of `steps`: `beta_start` first, `beta_end` last."""

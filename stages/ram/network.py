@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import PositiveInt, model_validator
 from torch import Tensor, nn
 
 from stages.ram.swin import SwinSettings, SwinTransformer
@@ -20,14 +20,20 @@ class RamSettings(SwinSettings):
     """The shape of the network; the defaults are the official RAM's."""
 
     family: Literal["ram", "ram_plus"] = "ram"
-    embed_width: int = 512
+    embed_width: PositiveInt = 512
     """Of the space that image tokens and label embeddings share (CLIP's)."""
-    head_width: int = 768
-    head_heads: int = 4
-    head_feed_forward: int = 3072
-    head_layers: int = 2
-    descriptions: int = Field(51, ge=1)
+    head_width: PositiveInt = 768
+    head_heads: PositiveInt = 4
+    head_feed_forward: PositiveInt = 3072
+    head_layers: PositiveInt = 2
+    descriptions: PositiveInt = 51
     """Texts per tag in RAM++'s label embedding."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> RamSettings:
+        if self.head_width % self.head_heads:
+            raise ValueError(f"head_heads {self.head_heads} must divide head_width {self.head_width}")
+        return self
 
 
 class CrossAttention(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 from torch import Tensor, nn
 
 
@@ -13,12 +13,12 @@ class SwinSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    image_size: int = 384
-    patch: int = 4
-    embed_dim: int = 192
-    depths: list[int] = [2, 2, 18, 2]
-    num_heads: list[int] = [6, 12, 24, 48]
-    window: int = 12
+    image_size: PositiveInt = 384
+    patch: PositiveInt = 4
+    embed_dim: PositiveInt = 192
+    depths: list[PositiveInt] = [2, 2, 18, 2]
+    num_heads: list[PositiveInt] = [6, 12, 24, 48]
+    window: PositiveInt = 12
 
     @model_validator(mode="after")
     def _consistent(self) -> SwinSettings:
@@ -26,9 +26,13 @@ class SwinSettings(BaseModel):
             raise ValueError("depths and num_heads must be equally long")
         side = self.image_size // self.patch
         for _ in self.depths:
-            if side % min(self.window, side):
+            if not side or side % min(self.window, side):
                 raise ValueError(f"window {self.window} must divide every stage's resolution, and {side} is one")
             side //= 2
+        if any((self.embed_dim << stage) % heads for stage, heads in enumerate(self.num_heads)):
+            raise ValueError(
+                f"num_heads {self.num_heads} must divide the widths of the stages, {self.embed_dim} and up"
+            )
         return self
 
     @property
