@@ -105,8 +105,13 @@ def test_plain_template_is_llavas(models_toml: Path, shards: Path, world: World)
     tokenizer = AutoTokenizer.from_pretrained(models_toml.parent / "llm")
     captions = [turn["conversations"][1]["value"] for turn in json.loads(world.llava.read_text())]
     batch = collate([examples[0], examples[1]])
+    rows = [batch.caption[row][: len(examples[row].caption)] for row in (0, 1)]
+    assert batch.supervised.tolist() == [
+        *range(len(rows[0])),
+        *(batch.caption.shape[1] + i for i in range(len(rows[1]))),
+    ]
     for row in (0, 1):
-        ids = batch.caption[row][batch.supervised[row]].tolist()
+        ids = rows[row].tolist()
         assert ids == tokenizer(captions[row] + "\n", add_special_tokens=False)["input_ids"]
         assert tokenizer.eos_token_id not in ids
     with torch.no_grad():
@@ -115,7 +120,7 @@ def test_plain_template_is_llavas(models_toml: Path, shards: Path, world: World)
         embed = model.llm.get_input_embeddings()
         total = count = 0.0
         for row in (0, 1):
-            ids = batch.caption[row][batch.supervised[row]]
+            ids = rows[row]
             start = torch.tensor([tokenizer.bos_token_id])
             sequence = torch.cat([embed(start), tokens[row], embed(ids)])[None]
             labels = torch.cat([torch.full((1 + tokens.shape[1],), -100), ids])[None]

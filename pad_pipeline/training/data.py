@@ -42,7 +42,8 @@ class Batch(NamedTuple):
     caption: Tensor
     """`[B, T]` token ids, padded at the right."""
     supervised: Tensor
-    """bool `[B, T]`."""
+    """`[N]`: the places in the flattened caption that are supervised, all but the padding. Indices, because a mask
+    would make the GPU wait for the CPU to count it."""
     coverage: Tensor
     """uint8 `[R, grid * grid]`, the regions of all samples one after another."""
     embeds: Tensor
@@ -116,12 +117,11 @@ def _decode_settings(shards: ShardFolder) -> DecodeSettings:
 
 def collate(examples: list[Example]) -> Batch:
     """Stack examples; captions are padded to the longest."""
-    length = max(1, *(len(example.caption) for example in examples)) if examples else 1
-    caption = torch.zeros(len(examples), length, dtype=torch.long)
-    supervised = torch.zeros(len(examples), length, dtype=torch.bool)
+    lengths = torch.tensor([len(example.caption) for example in examples])
+    caption = torch.zeros(len(examples), max(1, int(lengths.max())), dtype=torch.long)
     for row, example in enumerate(examples):
         caption[row, : len(example.caption)] = torch.tensor(example.caption, dtype=torch.long)
-        supervised[row, : len(example.caption)] = True
+    supervised = (torch.arange(caption.shape[1]) < lengths[:, None]).flatten().nonzero().squeeze(1)
     return Batch(
         [example.key for example in examples],
         torch.stack([example.pixels for example in examples]),

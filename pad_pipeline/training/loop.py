@@ -91,13 +91,12 @@ def take_step(
     Raises:
         UserError: the loss is not finite.
     """
-    tokens = sum(int(part.supervised.sum()) for part in parts)
+    tokens = sum(len(part.supervised) for part in parts)
     patch_weight = torch.stack([patch_loss_weight(part.coverage, settings.patch_loss) for part in parts]).sum()
     optimiser.zero_grad(set_to_none=True)
     losses = torch.zeros(2, device=device)
     for part in parts:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            caption, aligned = model(part.to(device), max(tokens, 1), patch_weight.to(device))
+        caption, aligned = model(part.to(device), max(tokens, 1), patch_weight.to(device))
         (caption + beta * aligned).backward()
         losses += torch.stack([caption, aligned]).detach()
     norm = torch.nn.utils.clip_grad_norm_(model.projector.parameters(), settings.max_grad_norm)

@@ -59,12 +59,9 @@ class AlignModel(nn.Module):
         """Pictures `[B, 3, size, size]` -> projected tokens `[B, grid * grid, d]`, row by row from the top left."""
         with torch.no_grad():
             states = self.tower(pixels.to(self.tower.dtype), output_hidden_states=True).hidden_states
-        return self.projector(states[self.settings.vision_layer][:, 1:].to(self.projector_dtype))
-
-    @property
-    def projector_dtype(self) -> torch.dtype:
-        """float32: the one part that learns keeps full precision."""
-        return next(self.projector.parameters()).dtype
+        # The one part that learns keeps its weights in float32; on a GPU it computes in bfloat16.
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.device.type == "cuda"):
+            return self.projector(states[self.settings.vision_layer][:, 1:].float())
 
     def forward(
         self, batch: Batch, caption_weight: float | None = None, patch_weight: Tensor | None = None
@@ -72,9 +69,9 @@ class AlignModel(nn.Module):
         """L_caption and L_patch of a batch; the weights as in `losses`."""
         tokens = self.vision_tokens(batch.pixels)
         aligned = patch_loss(tokens, batch.embeds, batch.coverage, batch.image, self.settings.patch_loss, patch_weight)
-        if not bool(batch.supervised.any()):
-            return tokens.new_zeros(()), aligned
-        targets = batch.caption[batch.supervised]
+        if not len(batch.supervised):
+            return aligned.new_zeros(()), aligned
+        targets = batch.caption.flatten()[batch.supervised]
         return caption_loss(self.logits(tokens, batch), targets, caption_weight), aligned
 
     def logits(self, tokens: Tensor, batch: Batch) -> Tensor:
@@ -88,7 +85,8 @@ class AlignModel(nn.Module):
         sequence = torch.cat([embed(bos), tokens.to(embed.weight.dtype), embed(batch.caption)], 1)
         hidden = self.llm.model(inputs_embeds=sequence, use_cache=False).last_hidden_state
         start = tokens.shape[1]  # the last vision token predicts the caption's first
-        return self.llm.lm_head(hidden[:, start : start + batch.caption.shape[1]][batch.supervised])
+        predicting = hidden[:, start : start + batch.caption.shape[1]].flatten(0, 1)
+        return self.llm.lm_head(predicting[batch.supervised])
 
 
 def check_view(view: View, config: dict[str, Any], vision: str) -> None:
