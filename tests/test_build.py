@@ -64,6 +64,19 @@ def test_both_engines_write_the_same_bytes(pad: Pad, world: World, common: list[
     assert files(tmp_path / "local") == expected
 
 
+def test_a_mistake_is_one_line_on_ray_too(pad: Pad, world: World, models_toml: Path, tmp_path: Path) -> None:
+    """Ray used to retry the actor that refused its checkpoint, and to print pages before the reason."""
+    for name in ("tags.txt", "segmenter.safetensors", "detector", "llm"):
+        (tmp_path / name).symlink_to(models_toml.parent / name)
+    (tmp_path / "models.toml").write_text(
+        models_toml.read_text().replace('"tagger.safetensors"', '"segmenter.safetensors"')
+    )
+    done = pad("build", "--images", world.images, "--models", tmp_path / "models.toml", "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "look like SAM" in done.err
+    assert done.err.count("\n") == 1, done.err
+
+
 def test_a_rerun_with_other_settings_is_refused(pad: Pad, world: World, common: list[object], tmp_path: Path) -> None:
     """Half a run with one threshold or view and half with another would be a dataset that nobody can describe."""
     command = ["build", "--images", world.images, *common, "--engine", "local", "--out", tmp_path / "out"]

@@ -52,8 +52,9 @@ class RayEngine:
             self._start(ray)
         try:
             yield from self._stream(ray, chain, numbers)
-        except ray.exceptions.RayError as error:
-            raise _as_user_error(error) from error
+        except ray.exceptions.RayError as error:  # Ray's own troubles; what a stage raises comes as a value
+            rule = f"Ray stopped the run ({type(error).__name__}: {str(error).splitlines()[0]})"
+            raise UserError("--engine", "ray", rule, "run the same command again to resume") from error
         finally:
             ray.shutdown()
 
@@ -95,6 +96,8 @@ class RayEngine:
                 num_gpus=share if link.on_gpu and share else None,
             )
         for row in data.iter_rows():
+            if isinstance(row["item"], Exception):
+                raise row["item"]
             yield row["item"]
 
 
@@ -110,20 +113,3 @@ def _quiet_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-def _as_user_error(error: Exception) -> UserError:
-    """Ray wraps what a stage raised, several layers deep; dig out our own error, or name the root of it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UserError):
-            return cause
-        inner = getattr(cause, "cause", None)
-        cause = inner if isinstance(inner, BaseException) else cause.__cause__ or cause.__context__
-    last = [line for line in str(error).splitlines() if line.strip()][-1:]
-    return UserError(
-        "--engine",
-        "ray",
-        f"the run stopped ({type(error).__name__}: {''.join(last)})",
-        "run it again to resume",
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,11 +65,36 @@ class Link(NamedTuple):
 
 
 class LinkActor:
-    """One link inside a Ray actor. Ray Data's rows are dicts: `{"item": shard number, shard or totals}`."""
+    """One link inside a Ray actor. Ray Data's rows are dicts: `{"item": shard number, shard, totals or exception}`.
+
+    An exception travels as a value to the driver, which raises it: Ray would retry the actor, log pages, and hide
+    what happened under layers of its own. The exception of a link is passed on by those behind it.
+    """
 
     def __init__(self, link: Link) -> None:
-        self.run = link.build()
+        self.run: Callable[[Any], Any]
+        try:
+            self.run = link.build()
+        except Exception as error:
+            failure = portable(error)
+            self.run = lambda _: failure
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """One row in, one row out."""
-        return {"item": self.run(row["item"])}
+        if isinstance(row["item"], Exception):
+            return row
+        try:
+            return {"item": self.run(row["item"])}
+        except Exception as error:
+            return {"item": portable(error)}
+
+
+def portable(error: Exception) -> Exception:
+    """`error` as it can be sent to another process, with its traceback as a note."""
+    trace = "".join(traceback.format_exception(error))
+    try:
+        sent = copy.copy(error)  # made anew from its arguments, as unpickling does; not every exception can be
+    except Exception:
+        sent = RuntimeError(f"{type(error).__name__}: {error}")
+    sent.add_note(trace)
+    return sent
