@@ -9,11 +9,13 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import fsspec
 import torch
+from filelock import FileLock
 from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors import safe_open
 
@@ -45,7 +47,7 @@ def fetch_file(field: str, reference: str, sha256: str = "") -> Path:
         except Exception as error:
             raise _unreachable(field, reference, error) from error
     elif reference.startswith(("https://", "http://")):
-        path = _download(field, reference, sha256)
+        path = _download(field, reference)
     else:
         path = Path(reference).expanduser()
         if not path.is_file():
@@ -106,22 +108,21 @@ def _unreachable(field: str, reference: str, error: Exception) -> UserError:
     )
 
 
-def _download(field: str, url: str, sha256: str) -> Path:
+def _download(field: str, url: str) -> Path:
     """The cached copy of a URL; fetched to a temporary name first, so that a broken transfer leaves nothing."""
     target = cache_folder() / "files" / hashlib.sha256(url.encode()).hexdigest()[:16] / url.rsplit("/", 1)[-1]
     if target.is_file():
         return target
-    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
+    partial = target.with_name(f".{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with fsspec.open(url, "rb") as source, partial.open("wb") as sink:
-            while block := source.read(1 << 22):
-                sink.write(block)
-        partial.replace(target)
+        with FileLock(target.with_name(f".{target.name}.lock")):  # one worker of a node fetches, the others wait
+            if not target.is_file():
+                with fsspec.open(url, "rb") as source, partial.open("wb") as sink:
+                    shutil.copyfileobj(source, sink, 1 << 22)
+                partial.replace(target)
     except Exception as error:
         raise _unreachable(field, url, error) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return target
 
 

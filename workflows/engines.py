@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 from pad_pipeline.errors import UserError
@@ -59,14 +60,12 @@ class RayEngine:
             ray.shutdown()
 
     def _start(self, ray: Any) -> None:
+        options: dict[str, Any] = {"include_dashboard": False}
+        if self.address:  # the cluster's nodes may lack this package, or have another version of it
+            packages = [str(Path(__file__).parents[1] / name) for name in ("pad_pipeline", "stages", "workflows")]
+            options = {"runtime_env": {"py_modules": packages}}
         try:
-            ray.init(
-                address=self.address or "local",
-                include_dashboard=False if not self.address else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=True,
-            )
+            ray.init(address=self.address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
             raise UserError(
                 "--address",
