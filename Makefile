@@ -9,7 +9,7 @@ help:  ## Say what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: $(READY)  ## Draw scenes, build shards, train a projector: the whole chain, a minute or two, without network.
-	@rm -rf $(DEMO_OUT)
+	@if [ -f $(DEMO_OUT)/models/models.toml ]; then rm -rf $(DEMO_OUT); fi  # only what an earlier demo made
 	$(BIN)/pad demo --out $(DEMO_OUT)
 
 test: $(READY) lint  ## Check formatting, lint, types, then run the tests: about ten minutes.
@@ -26,8 +26,8 @@ format: $(READY)  ## Format the code.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean:  ## Remove the environment and what the demo made.
-	rm -rf .venv $(DEMO_OUT) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## Remove the environment and the tools' caches.
+	rm -rf .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

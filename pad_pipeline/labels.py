@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.pretrained import load_tokenizer
-from pad_pipeline.weights import fetch_folder, read_tensors
+from pad_pipeline.weights import fetch_folder, fetch_model, read_tensors
 
 _EMBEDDING_ENDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 
@@ -145,9 +145,9 @@ def _llm_folder(settings: LabelSettings) -> Path:
         return folder
     try:
         weights = [_find_embedding(folder)[0].name]
+        return fetch_folder(field, name, settings.revision, [*small, *weights])
     except UserError:  # a single weight file, without an index to look into
-        weights = ["model.safetensors", "pytorch_model.bin"]
-    return fetch_folder(field, name, settings.revision, [*small, *weights])
+        return fetch_model(field, name, settings.revision)
 
 
 def _find_embedding(folder: Path) -> tuple[Path, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import warnings
 from pathlib import Path
@@ -18,12 +19,18 @@ class DecodeSettings(BaseModel):
 
     max_file_bytes: int = Field(256 << 20, gt=0)
     """Larger files are refused before they are read."""
-    max_pixels: int = Field(100_000_000, gt=0)
-    """Larger pictures are refused before they are decoded: a small file can claim gigapixels."""
+    max_pixels: int = Field(100_000_000, gt=0, le=178_000_000)
+    """Larger pictures are refused before they are decoded: a small file can claim gigapixels. (Pillow itself refuses
+    those above 178 million.)"""
     max_aspect: float = Field(100.0, ge=1)
     """Long edge over short edge; beyond it no square view shows anything."""
     background: tuple[int, int, int] = (255, 255, 255)
     """RGB, 0..255: what stands behind transparent pixels."""
+
+
+_FAULTS_OF_A_FILE = {
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL,
+}  # fmt: skip
 
 
 class BadImage(ValueError):
@@ -42,7 +49,9 @@ def read_file(path: Path, max_bytes: int) -> bytes:
         if (size := path.stat().st_size) > max_bytes:
             raise BadImage(f"the file has {size} bytes; decode.max_file_bytes allows {max_bytes}")
         return path.read_bytes()
-    except OSError as error:  # no permission, a name that is too long; the path itself is already in the row
+    except OSError as error:
+        if error.errno not in _FAULTS_OF_A_FILE:
+            raise  # a failing disk or too many open files is no image's fault
         raise BadImage(f"the file can't be read ({error.strerror})") from error
 
 

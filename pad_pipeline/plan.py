@@ -50,7 +50,7 @@ def write_plan(source: Source, path: Path, shard_size: int) -> tuple[int, str]:
         for planned in source:
             key = _unique_key(planned.id, taken)
             if key != _plain_key(planned.id):
-                source.counts["repeated ids, kept under a key of their own"] += 1
+                source.counts["repeated ids, kept under keys of their own"] += 1
             rows.append(_row(planned, key, source.root, images // shard_size, images % shard_size))
             digest.update(json.dumps(rows[-1]).encode())
             images += 1

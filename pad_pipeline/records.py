@@ -42,7 +42,7 @@ class Region:
     box: Box
     """`xyxy` in pixels of the upright original."""
     score: float = 1.0
-    """The detector's: the highest token score in the label's span. 1 for a human's region."""
+    """The detector's: the highest token score of any tag, by which the box was kept. 1 for a human's region."""
     label_score: float = 1.0
     """The detector's mean token score over the label's span, by which the label was chosen."""
     rle: dict[str, Any] = field(default_factory=dict)
@@ -92,9 +92,8 @@ class ImageRecord:
         """The distinct labels of the regions, in order of first appearance; one embedding row each."""
         return list(dict.fromkeys(region.label for region in self.regions))
 
-    def fail(self, stage: str, error: Exception | str) -> None:
+    def fail(self, stage: str, reason: str) -> None:
         """Set the image aside with its stage and reason; what earlier stages found is dropped."""
-        reason = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
         reason = re.sub(r" at 0x[0-9a-f]+", "", reason)  # an address would differ from run to run
         self.status, self.stage, self.reason = "failed", stage, " ".join(reason.split())[:500]
         self.data, self.tags, self.regions, self.coverage, self.embeds = b"", [], [], None, None

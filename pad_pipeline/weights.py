@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -92,8 +93,8 @@ def fetch_folder(field: str, reference: str, revision: str, patterns: list[str])
 def fetch_model(field: str, reference: str, revision: str = "") -> Path:
     """The folder of a whole Hugging Face model: its small files, and its weights as safetensors, or else as `.bin`."""
     small = ["*.json", "*.txt", "tokenizer.model"]
-    folder = fetch_folder(field, reference, revision, [*small, "*.safetensors"])
-    if not any(folder.glob("*.safetensors")):
+    folder = fetch_folder(field, reference, revision, [*small, "model*.safetensors"])
+    if not any(folder.glob("model*.safetensors")):
         folder = fetch_folder(field, reference, revision, [*small, "pytorch_model*.bin"])
     return folder
 
@@ -102,7 +103,7 @@ def _unreachable(field: str, reference: str, error: Exception) -> UserError:
     return UserError(
         field,
         reference,
-        f"it is not in the cache and could not be fetched ({type(error).__name__})",
+        f"it is not in the cache and could not be fetched ({type(error).__name__}: {str(error)[:200]})",
         "run once with network; or download it elsewhere and name the local path in --models FILE.toml; "
         "or point HF_HOME (hub) or PAD_CACHE (other URLs) at a cache that holds it",
     )
@@ -136,10 +137,11 @@ def file_sha256(path: Path) -> str:
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if stat.st_size > 1 << 26:
-        known.parent.mkdir(parents=True, exist_ok=True)
-        partial = known.with_name(f"{known.name}.{os.getpid()}.part")
-        partial.write_text(digest)
-        partial.replace(known)
+        with suppress(OSError):  # a cache that can't be written only costs time
+            known.parent.mkdir(parents=True, exist_ok=True)
+            partial = known.with_name(f"{known.name}.{os.getpid()}.part")
+            partial.write_text(digest)
+            partial.replace(known)
     return digest
 
 
@@ -171,7 +173,7 @@ def read_tensors(field: str, path: Path) -> dict[str, torch.Tensor]:
             raise ValueError("it holds more than named tensors")
         return state
     except Exception as error:  # torch, zipfile and safetensors raise a dozen kinds for what they can't read
-        rule = f"it can't be read as a checkpoint ({type(error).__name__}): truncated, or another kind of file"
+        rule = f"it can't be read as a checkpoint: truncated, or another kind of file ({str(error)[:200]})"
         raise UserError(field, path, rule, "fetch the file again, or name the right one") from error
 
 

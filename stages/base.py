@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import ImageRecord, Shard
@@ -22,7 +23,7 @@ class Stage(ABC):
     name: ClassVar[str]
     takes: ClassVar[frozenset[str]] = frozenset({"ok"})
     """The statuses of the rows it works on."""
-    ahead_threads: ClassVar[int] = 2
+    ahead_threads: ClassVar[int] = min(8, os.cpu_count() or 1)
     """Threads that prepare images (decode, resize) while a batch is computed."""
 
     @abstractmethod
@@ -46,21 +47,36 @@ class Stage(ABC):
         return shard
 
     def _run(self, rows: list[ImageRecord], inputs: list[Future]) -> None:
+        failure = self._try(rows, inputs)
+        if failure is None:
+            return
+        # Outside the handler: the exception, and with it the batch's tensors, is gone by now.
+        if failure.out_of_memory:
+            _release_gpu_memory()
+        if len(rows) == 1:
+            rows[0].fail(self.name, failure.reason)
+        else:
+            half = len(rows) // 2
+            self._run(rows[:half], inputs[:half])
+            self._run(rows[half:], inputs[half:])
+
+    def _try(self, rows: list[ImageRecord], inputs: list[Future]) -> _Failure | None:
+        """What went wrong, as text; a fault of the user or of the machine is raised, for it is no image's fault."""
         try:
             self.process(rows, [future.result() for future in inputs])
-        except UserError:
+        except (UserError, OSError):
             raise
         except Exception as error:
-            out_of_memory = type(error).__name__ == "OutOfMemoryError"  # torch's, which not every stage imports
-            if len(rows) == 1:
-                rows[0].fail(self.name, error)
-            del error
-            if out_of_memory:
-                _release_gpu_memory()
-            if len(rows) > 1:
-                half = len(rows) // 2
-                self._run(rows[:half], inputs[:half])
-                self._run(rows[half:], inputs[half:])
+            kind = type(error).__name__  # torch's are known by name: not every stage imports torch
+            if kind == "AcceleratorError":  # after it, nothing on this GPU works in this process
+                raise
+            return _Failure(f"{kind}: {error}", kind == "OutOfMemoryError")
+        return None
+
+
+class _Failure(NamedTuple):
+    reason: str
+    out_of_memory: bool
 
 
 def _release_gpu_memory() -> None:

@@ -55,8 +55,8 @@ class SegmenterSettings(BaseModel):
     shape: SamShape = VIT_H
     batch_size: int = Field(4, gt=0)
     """Pictures in one pass of the image encoder."""
-    boxes_upscaled: int = Field(16, gt=0)
-    """Masks brought to the original size at a time: each takes 4 bytes a pixel while it is."""
+    pixels_upscaled: int = Field(64_000_000, gt=0)
+    """Pixels of masks brought to the original size at a time, 4 bytes each; one mask at least."""
 
 
 class Segmenter(Stage):
@@ -121,7 +121,7 @@ class Segmenter(Stage):
             multimask_output=False,
         )
         rles = []
-        for part in logits.split(self.settings.boxes_upscaled):
+        for part in logits.split(max(1, self.settings.pixels_upscaled // (row.height * row.width))):
             masks = self.sam.postprocess_masks(part, resized, size) > self.sam.mask_threshold
             rles += [encode_mask(mask) for mask in masks[:, 0].cpu().numpy()]
         return list(zip(rles, quality[:, 0].tolist(), strict=True))

@@ -134,7 +134,7 @@ def test_no_image_is_lost_and_bad_ones_have_a_reason(
     assert pad("verify", out).code == 0
     stats = json.loads(pad("stats", out, "--json").out)
     assert stats["statuses"] == {"ok": 4, "failed": 3}
-    assert stats["left_out"] == {"files that are no images": 1, "repeated ids, kept under a key of their own": 1}
+    assert stats["left_out"] == {"files that are no images": 1, "repeated ids, kept under keys of their own": 1}
     for name, row in open_shards(out).rows():
         if row["status"] == "ok":  # the bytes are the file's own, whatever the format
             assert open_shards(out).sample(name, row).image == (mixed / row["source"]).read_bytes()
@@ -417,6 +417,21 @@ def test_nothing_found_is_told_from_failed(pad: Pad, common: list[object], tmp_p
         stats = json.loads(pad("stats", tmp_path / out, "--json").out)
         assert stats["statuses"] == {"empty": 1, "failed": 1}
     assert files(tmp_path / "one") == files(tmp_path / "two")
+
+
+def test_photographs(pad: Pad, common: list[object], tmp_path: Path) -> None:
+    """The 51 photographs through the whole chain: every row accounted for, with its caption, regions and masks."""
+    photos, out = shared("photos"), tmp_path / "out"
+    command = ["build", "--images", photos / "llava.json", "--image-root", photos / "images", *common]
+    done = pad(*command, "--engine", "local", "--shard-size", 20, "--out", out)
+    assert done.code == 0, done.err
+    assert pad("verify", out).code == 0
+    stats = json.loads(pad("stats", out, "--json").out)
+    assert stats["statuses"] == {"ok": 51}
+    assert (stats["images"], stats["captions"], stats["shards"]) == (51, 51, {"finished": 3, "planned": 3})
+    assert stats["regions"] > 51
+    keys = [row["key"] for _, row in open_shards(out).rows()]
+    assert keys == [record["id"] for record in json.loads((photos / "llava.json").read_text())]
 
 
 @pytest.mark.skipif(not (SHARED / "data/odd_images").exists(), reason="no check data at shared/data/odd_images")

@@ -17,9 +17,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.files import World
 from workflows.cli import app
+from workflows.engines import placement
+from workflows.links import Link
 from workflows.models import PRESETS, load_models
+from workflows.train import train_settings
 
 Pad = Callable[..., Any]
 ROOT = Path(__file__).parents[1]
@@ -248,3 +252,54 @@ def test_readme_commands_run(tmp_path: Path) -> None:
         run(["bash", "-euc", block] if language == "sh" else [sys.executable, "-c", block])
     assert ran >= 5
     assert (tmp_path / "trained" / "hf" / "model.safetensors").exists()
+
+
+def test_placement_fits_every_cluster() -> None:
+    """Pools that did not all fit waited for ever, and GPU shares above 1 were refused (2 GPUs, 8 GPUs and 1 worker)."""
+    chain = [Link("decode", []), *(Link(name, [], on_gpu=True) for name in "abc"), Link("patchify", [])]
+    for cpus, gpus, workers in (
+        (1, 0, 0),
+        (2, 0, 3),
+        (0.5, 0, 1),
+        (8, 1, 0),
+        (16, 2, 1),
+        (16, 4, 2),
+        (100, 8, 1),
+        (4, 2, 9),
+    ):
+        links, pools = placement(chain, cpus, gpus, workers)
+        assert sum(pool.actors * pool.gpus for pool in pools) <= gpus
+        assert sum(pool.actors * pool.cpus for pool in pools) <= max(cpus, 0.1)
+        assert all(pool.actors >= 1 and pool.cpus > 0 for pool in pools)
+        assert [link.name for link in links] == (
+            ["decode", "a+b+c", "patchify"] if gpus else ["decode", "a", "b", "c", "patchify"]
+        )
+    assert [pool.actors for pool in placement(chain, 64, 8, 0)[1]] == [8, 8, 8]
+
+
+def test_a_full_disk_stops_the_build_and_the_rest_comes_later(
+    world: World, common: list[object], tmp_path: Path
+) -> None:
+    """A limit on file sizes fails writes as a full disk does: one line, no half shard under a final name, and the same
+    command goes on when there is room."""
+    out = tmp_path / "out"
+    command = [Path(sys.executable).parent / "pad", "build", "--images", world.images, *common, "--shard-size", 5]
+    line = " ".join(map(str, [*command, "--out", out]))
+    full = subprocess.run(["bash", "-c", f"ulimit -f 100; {line}"], capture_output=True, text=True)
+    assert full.returncode == 2, full.stderr
+    assert "Traceback" not in full.stderr
+    assert "can't be written (File too large)" in full.stderr
+    assert sorted(path.name for path in out.iterdir()) == ["plan.parquet", "run.json"]
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "10 images" in done.stdout
+
+
+def test_training_settings_come_from_a_file_and_options_win(tmp_path: Path) -> None:
+    (tmp_path / "train.toml").write_text('steps = 7\nbatch_size = 3\n[patch_loss]\naverage = "region"\n')
+    settings = train_settings(tmp_path / "train.toml", {"batch_size": 5})
+    assert (settings.steps, settings.batch_size, settings.patch_loss.average) == (7, 5, "region")
+    assert (settings.learning_rate, settings.warmup, settings.beta_end) == (1e-3, 0.03, 5.0)
+    (tmp_path / "train.toml").write_text("stepps = 7")
+    with pytest.raises(UserError, match="stepps = 7: there is no such setting"):
+        train_settings(tmp_path / "train.toml", {})

@@ -3,6 +3,8 @@ with their image."""
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -166,7 +168,7 @@ def test_a_picture_without_tags_is_empty(models: ModelSettings, world: World) ->
 def test_segmenter_equals_sam_predictor(models: ModelSettings, world: World) -> None:
     """Masks of all boxes at once, of several pictures in one encoder pass, against upstream's SamPredictor one by one:
     identical masks, predicted IoU to 1e-4. Portrait, landscape and odd sizes; a swapped x and y would show."""
-    segmenter = Segmenter(models.segmenter.model_copy(update={"boxes_upscaled": 2}), DECODING, threads=2)
+    segmenter = Segmenter(models.segmenter.model_copy(update={"pixels_upscaled": 90_000}), DECODING, threads=2)
     rows = tagged(world, 5, [])
     rng = np.random.default_rng(0)
     for row in rows:
@@ -224,6 +226,30 @@ def test_a_failure_stays_with_the_image_that_caused_it() -> None:
     failed = {row.key: (row.stage, row.reason) for row in rows if row.status == "failed"}
     assert failed == {"bad": ("fragile", "RuntimeError: odd input"), "unreadable": ("fragile", "ValueError: no pixels")}
     assert all(row.caption == "done" for row in rows if row.status == "ok")
+
+
+def test_a_batch_that_did_not_fit_is_freed_before_its_halves_are_tried() -> None:
+    """The exception of a failed batch held its tensors while the halves were computed: they ran out of memory too."""
+    alive: list[weakref.ref] = []
+
+    class Hungry(Fragile):
+        def process(self, rows: list[ImageRecord], inputs: list[str]) -> None:
+            assert not any(reference() is not None for reference in alive), "an earlier attempt is still in memory"
+            activations = torch.zeros(3)
+            alive.append(weakref.ref(activations))
+            if len(rows) > 2:
+                raise torch.OutOfMemoryError(f"no room beside {activations.shape}")
+
+    rows = Hungry(ValueError())(Shard(0, [ImageRecord(str(n), "", "") for n in range(8)])).rows
+    assert [row.status for row in rows] == ["ok"] * 8
+    assert len(alive) == 7
+
+
+def test_a_fault_of_the_machine_is_not_charged_to_images() -> None:
+    """A dead disk or GPU failed every image that was left, for good; now it stops the run, which can be resumed."""
+    fault = OSError(5, "Input/output error")
+    with pytest.raises(OSError, match="Input/output"):
+        Fragile(fault)(Shard(0, [ImageRecord("bad", "", "")]))
 
 
 def test_a_users_mistake_is_not_charged_to_images() -> None:

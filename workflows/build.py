@@ -69,7 +69,9 @@ def build(
     Raises:
         UserError: an input, a model or the output folder can't be used.
     """
-    threads = threads or os.cpu_count() or 1
+    _check_out(out)  # before gigabytes are fetched
+    threads = threads or len(os.sched_getaffinity(0))
+    labels, width = label_fingerprint(models.llm)
     run = Run(
         kind="build",
         images=0,
@@ -77,9 +79,9 @@ def build(
         shard_size=shard_size,
         counts={},
         view=view,
-        embedding_width=label_fingerprint(models.llm)[1],
+        embedding_width=width,
         settings=models.model_dump(mode="json"),
-        fingerprints=weight_fingerprints(models),
+        fingerprints=weight_fingerprints(models) | labels,
     )
     chain = annotation_chain(out.resolve(), models, view, source.root.resolve(), threads)
     return _run(run, source, out, chain, engine, address, workers)

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from pad_pipeline.geometry import View
-from pad_pipeline.labels import EmbeddingTable, LabelEmbedder
+from pad_pipeline.labels import LabelEmbedder
 from pad_pipeline.pictures import DecodeSettings
 from pad_pipeline.weights import fetch_file, fetch_folder, file_sha256, folder_sha256
 from stages.decode import Decode
@@ -39,21 +39,25 @@ def import_chain(out: Path, decoding: DecodeSettings, labels: LabelSettings, vie
 
 
 def weight_fingerprints(models: ModelSettings) -> dict[str, str]:
-    """sha256 of every model's weights, having fetched and checked what is missing.
+    """sha256 of the annotation models' weights, having fetched and checked what is missing.
 
     Raises:
         UserError: a model is not there, can't be reached, or is not the one that is pinned.
     """
     tagger, detector, segmenter = models.tagger, models.detector, models.segmenter
-    read_tags(tagger)
+    read_tags(tagger)  # the two files must fit each other
+    lists = {"tag_list": tagger.tag_list, "thresholds": tagger.thresholds if tagger.threshold is None else ""}
     return {
+        name: file_sha256(fetch_file(f"tagger.{name}", reference)) for name, reference in lists.items() if reference
+    } | {
         "tagger": file_sha256(fetch_file("tagger.weights", tagger.weights, tagger.sha256)),
         "detector": folder_sha256(fetch_folder("detector.model", detector.model, detector.revision, FILES), FILES),
         "segmenter": file_sha256(fetch_file("segmenter.weights", segmenter.weights, segmenter.sha256)),
-    } | label_fingerprint(models.llm)[0]
+    }
 
 
 def label_fingerprint(labels: LabelSettings) -> tuple[dict[str, str], int]:
-    """sha256 of the LLM's input embedding, and its width."""
-    table: EmbeddingTable = LabelEmbedder(labels).table
-    return {"llm_embedding": table.sha256()}, table.width
+    """sha256 of the LLM's input embedding and of its tokenizer's files, and the embedding's width."""
+    embedder = LabelEmbedder(labels)
+    tokenizer = folder_sha256(embedder.folder, ["tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt"])
+    return {"llm_embedding": embedder.table.sha256(), "llm_tokenizer": tokenizer}, embedder.table.width

@@ -161,17 +161,20 @@ def train(
     llm: Annotated[str, typer.Option(help="LLaMA-type LLM that the shards were built for: folder or hub name.")],
     out: Annotated[Path, typer.Option(help="Folder for log.jsonl, mm_projector.bin and hf/.")],
     stage: Annotated[int, typer.Option(help="Only stage 1 so far: the projector alone.", min=1, max=1)] = 1,
-    projector: Annotated[Projector, typer.Option(help="mlp: LLaVA's mlp2x_gelu. linear: one layer.")] = Projector.mlp,
-    batch_size: Annotated[int, typer.Option(help="Samples in one step.", min=1)] = 256,
+    settings: Annotated[
+        Path | None, typer.Option(help="TOML file with any setting of TrainSettings; the options below win over it.")
+    ] = None,
+    projector: Annotated[Projector | None, typer.Option(help="mlp (default): LLaVA's mlp2x_gelu. linear: one.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples in one step (256).")] = None,
     micro_batch: Annotated[
-        int, typer.Option(help="Samples computed at a time; lower it if memory runs out.", min=1)
-    ] = 8,
-    epochs: Annotated[float, typer.Option(help="Passes over the shards.", min=0.0)] = 1.0,
-    steps: Annotated[int, typer.Option(help="Steps instead of epochs; 0 to go by epochs.", min=0)] = 0,
-    learning_rate: Annotated[float, typer.Option(help="After warm-up.", min=0.0)] = 1e-3,
-    beta_start: Annotated[float, typer.Option(help="Weight of the patch loss in the first step.", min=0.0)] = 0.0,
-    beta_end: Annotated[float, typer.Option(help="Weight of the patch loss in the last step.", min=0.0)] = 5.0,
-    seed: Annotated[int, typer.Option(help="Of the projector's start and the order of samples.", min=0)] = 0,
+        int | None, typer.Option(help="Samples computed at a time (8); lower it if memory runs out.")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the shards (1).")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps, instead of epochs.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="After warm-up (0.001).")] = None,
+    beta_start: Annotated[float | None, typer.Option(help="Weight of the patch loss in the first step (0).")] = None,
+    beta_end: Annotated[float | None, typer.Option(help="Weight of the patch loss in the last step (5).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the projector's start and the order of samples (0).")] = None,
 ) -> None:
     """Train the projector: L = L_caption + beta(t) * L_patch, vision tower and LLM frozen.
 
@@ -179,20 +182,15 @@ def train(
 
       pad train --shards shards/ --vision openai/clip-vit-large-patch14-336 --llm lmsys/vicuna-7b-v1.5 --out run/
     """
-    from pydantic import ValidationError
-
-    from pad_pipeline.training.settings import TrainSettings
     from workflows import train as workflow
-    from workflows.models import settings_error
 
-    try:
-        settings = TrainSettings(
-            projector=projector.value, batch_size=batch_size, micro_batch=micro_batch, epochs=epochs, steps=steps,
-            learning_rate=learning_rate, beta_start=beta_start, beta_end=beta_end, seed=seed,
-        )  # fmt: skip
-    except ValidationError as error:
-        raise settings_error(error, "pad train") from error
-    console.print(workflow.train(shards, vision, llm, out, settings))
+    options = {
+        "projector": projector and projector.value, "batch_size": batch_size, "micro_batch": micro_batch,
+        "epochs": epochs, "steps": steps, "learning_rate": learning_rate, "beta_start": beta_start,
+        "beta_end": beta_end, "seed": seed,
+    }  # fmt: skip
+    chosen = workflow.train_settings(settings, {name: value for name, value in options.items() if value is not None})
+    console.print(workflow.train(shards, vision, llm, out, chosen))
 
 
 @app.command()
@@ -257,7 +255,7 @@ def stats(
             labels.add_row(_plain(label), str(number))
         console.print(labels)
     if found.failures:
-        failures = Table("stage", "reason", "images")
+        failures = Table("stage", "reason", "images", title="quarantine")
         for (stage, reason), number in found.failures.most_common(20):
             failures.add_row(stage, _plain(reason), str(number))
         console.print(failures)
@@ -325,7 +323,8 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def main() -> None:
     """The entry point: a user's mistake is one line and exit code 2, never a traceback."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:

@@ -54,7 +54,9 @@ def run_demo(out: Path, scenes: int, engine: Engine, console: Console) -> None:
     exact = CocoSource(world.instances, world.images, world.llava)
     imported = import_coco(exact, out / "exact", models.llm, models.decode, view, shard_size=16)
     damaged = [name for folder in ("shards", "exact") for name, wrong in verify_run(out / folder) if wrong]
-    console.print("pad verify: " + (f"damaged: {damaged}" if damaged else "all shards are whole"))
+    if damaged:
+        raise UserError("--out", out, f"pad verify finds damage in {damaged}", "look at the disk, and run it again")
+    console.print("pad verify: all shards are whole")
 
     console.rule(f"5  pad train --stage 1: {STEPS} steps on the exact masks")
     settings = TrainSettings(batch_size=16, micro_batch=16, steps=STEPS, learning_rate=3e-3, loader_threads=2)

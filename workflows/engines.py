@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pad_pipeline.errors import UserError
 from workflows.links import Link, LinkActor
@@ -29,12 +29,47 @@ def run_local(chain: list[Link], numbers: list[int]) -> Iterator[Totals]:
         yield value
 
 
+class Pool(NamedTuple):
+    """The actors of one link, and what each holds."""
+
+    actors: int
+    cpus: float
+    gpus: int
+
+
+def placement(chain: list[Link], cpus: float, gpus: int, workers: int) -> tuple[list[Link], list[Pool]]:
+    """Which links run where.
+
+    With GPUs, all stages that want one share an actor, and each actor has a GPU to itself: no model waits for another
+    pool's place, and every GPU does the same work. Without, each link has a pool of its own. All pools must fit at
+    once, or the last one would wait for ever; so the actors of all together hold half of the CPUs, as shares.
+
+    Args:
+        chain: the links of the run.
+        cpus: of the cluster.
+        gpus: of the cluster.
+        workers: actors for each link; 0 for one per GPU, or one.
+    """
+    actors = min(workers or gpus, gpus) if gpus else max(workers, 1)
+    if gpus:
+        fused: list[Link] = []
+        for link in chain:
+            if fused and link.on_gpu and fused[-1].on_gpu:
+                name = f"{fused[-1].name}+{link.name}"
+                fused[-1] = Link(name, [*fused[-1].builders, *link.builders], on_gpu=True)
+            else:
+                fused.append(link)
+        chain = fused
+    share = min(1.0, max(0.001, int(500 * cpus / (actors * len(chain))) / 1000))
+    return chain, [Pool(actors, share, 1 if link.on_gpu and gpus else 0) for link in chain]
+
+
 class RayEngine:
-    """Ray Data with a shard as the row and a pool of actors for each stage.
+    """Ray Data with a shard as the row and a pool of actors for each link of the chain.
 
     Args:
         address: of a running cluster; empty starts Ray on this machine, and stops it at the end.
-        workers: actors for each stage; 0 for one per GPU, or one where there is no GPU.
+        workers: actors for each link; 0 for one per GPU, or one where there is no GPU.
     """
 
     def __init__(self, address: str = "", workers: int = 0) -> None:
@@ -71,7 +106,8 @@ class RayEngine:
                 "--address",
                 self.address or "local",
                 f"Ray can't be joined there ({error})",
-                "start a cluster with `ray start --head`, or use --engine local",
+                "start a cluster with `ray start --head`; where it wants a token, set RAY_AUTH_MODE=token and "
+                "RAY_AUTH_TOKEN; or use --engine local",
             ) from error
 
     def _stream(self, ray: Any, chain: list[Link], numbers: list[int]) -> Iterator[Totals]:
@@ -79,20 +115,15 @@ class RayEngine:
         context.enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         resources = ray.cluster_resources()
-        gpus = int(resources.get("GPU", 0))
-        actors = self.workers or max(gpus, 1)
-        on_gpu = sum(link.on_gpu for link in chain)
-        # Every pool must fit at once, or the last stage waits for ever: shares of what there is, rounded down.
-        cpus = max(int(900 * resources.get("CPU", 1) / (actors * len(chain))) / 1000, 0.001)
-        share = int(1000 * gpus / (actors * on_gpu)) / 1000 if gpus and on_gpu else 0
+        chain, pools = placement(chain, resources.get("CPU", 1), int(resources.get("GPU", 0)), self.workers)
         data = ray.data.from_items(numbers, override_num_blocks=len(numbers))
-        for link in chain:
+        for link, pool in zip(chain, pools, strict=True):
             data = data.map(
                 LinkActor,
                 fn_constructor_args=(link,),
-                compute=ray.data.ActorPoolStrategy(size=actors),
-                num_cpus=cpus,
-                num_gpus=share if link.on_gpu and share else None,
+                compute=ray.data.ActorPoolStrategy(size=pool.actors),
+                num_cpus=pool.cpus,
+                num_gpus=pool.gpus or None,
             )
         for row in data.iter_rows():
             if isinstance(row["item"], Exception):

@@ -99,10 +99,7 @@ def load_models(name: str) -> ModelSettings:
         raise UserError(
             field, name, f"it is neither a preset ({known}) nor a file", "name one of these, or a TOML file"
         )
-    try:
-        data = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(field, name, f"it is not valid TOML ({error})", "mend the file") from error
+    data = read_toml(field, path)
     preset = data.pop("preset", None)
     if preset is not None and preset not in list(PRESETS):
         raise UserError(f"{name}: preset", preset, f"it should be one of {', '.join(PRESETS)}", "correct it")
@@ -116,6 +113,20 @@ def load_models(name: str) -> ModelSettings:
         return ModelSettings.model_validate(merged)
     except ValidationError as error:
         raise settings_error(error, str(path)) from error
+
+
+def read_toml(field: str, path: Path) -> dict[str, Any]:
+    """A TOML file of the user's.
+
+    Raises:
+        UserError: it is not there, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(field, path, f"it can't be read ({error.strerror})", "check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(field, path, f"it is not valid TOML ({error})", "mend the file") from error
 
 
 def _resolved(section: str, entries: dict[str, Any], folder: Path) -> dict[str, Any]:

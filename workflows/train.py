@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
@@ -13,8 +14,22 @@ from safetensors import SafetensorError
 from pad_pipeline.errors import UserError
 from pad_pipeline.training.loop import train as train_loop
 from pad_pipeline.training.settings import TrainSettings
+from workflows.models import read_toml, settings_error
 
 errors = Console(stderr=True)
+
+
+def train_settings(path: Path | None, options: dict[str, Any]) -> TrainSettings:
+    """The settings of a TOML file with `options` put over them.
+
+    Raises:
+        UserError: the file can't be read, or a setting is wrong.
+    """
+    data = read_toml("--settings", path) if path else {}
+    try:
+        return TrainSettings.model_validate(data | options)
+    except ValidationError as error:
+        raise settings_error(error, str(path or "pad train")) from error
 
 
 def train(shards: Path, vision: str, llm: str, out: Path, settings: TrainSettings) -> str:
@@ -23,7 +38,7 @@ def train(shards: Path, vision: str, llm: str, out: Path, settings: TrainSetting
     Raises:
         UserError: see `pad_pipeline.training.loop.train`; or `out` is in use or can't be written.
     """
-    leftovers = {"settings.json", "log.jsonl"}  # of a training that was stopped or failed
+    leftovers = {"training.json", "log.jsonl"}  # of a training that was stopped or failed
     if out.exists() and (not out.is_dir() or any(path.name not in leftovers for path in out.iterdir())):
         raise UserError("--out", out, "it is there already, and not empty", "name a new folder")
     columns = [TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}")]

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.plan import PLAN_NAME
 from pad_pipeline.records import INDEX_SCHEMA, shard_name
 from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.writer import MEMBERS
@@ -76,11 +75,6 @@ class ShardFolder:
         """The index of one shard."""
         return self.folder / f"{name}.parquet"
 
-    @property
-    def plan_path(self) -> Path:
-        """The run's plan."""
-        return self.folder / PLAN_NAME
-
     def index(self, name: str) -> list[dict[str, Any]]:
         """The rows of one shard's index.
 
@@ -99,8 +93,8 @@ class ShardFolder:
             for row in self.index(name):
                 yield name, row
 
-    def sample(self, name: str, row: dict[str, Any]) -> Sample:
-        """The sample behind one index row of shard `name`.
+    def sample(self, name: str, row: dict[str, Any], image: bool = True) -> Sample:
+        """The sample behind one index row of shard `name`; without its image file where `image` is false.
 
         Raises:
             UserError: the tar is damaged.
@@ -114,7 +108,8 @@ class ShardFolder:
                     if not 0 <= row[f"{member}_at"] <= row[f"{member}_at"] + row[f"{member}_bytes"] <= size:
                         raise ValueError(f"{member} does not lie inside the tar")
                     tar.seek(row[f"{member}_at"])
-                    members[member] = tar.read(row[f"{member}_bytes"])
+                    wanted = image or member != "image"
+                    members[member] = tar.read(row[f"{member}_bytes"]) if wanted else b""
             meta = json.loads(members["json"])
             regions = len(meta["regions"])
             coverage = load_npy(members["masks"], (regions, self.run.view.grid, self.run.view.grid))

@@ -47,7 +47,7 @@ def read_statistics(folder: Path) -> Statistics:
         if row["status"] == "failed":
             stats.failures[row["stage"], row["reason"]] += 1
             continue
-        sample = stats.shards.sample(name, row)
+        sample = stats.shards.sample(name, row, image=False)
         stats.tags += row["tags"]
         stats.regions += row["regions"]
         stats.captions += bool(sample.meta["caption"])

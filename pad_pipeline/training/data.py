@@ -78,6 +78,9 @@ class Examples:
         self.mean, self.std = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
         red, green, blue = (int(255 * channel) for channel in mean)
         self.fill = red, green, blue
+        if settings.max_length < 2 + self.view.grid**2:
+            rule = f"the image alone takes {self.view.grid**2} tokens, and BOS and a caption want more"
+            raise UserError("max_length", settings.max_length, rule, "raise it in the training's settings")
         self.rows = [(name, row) for name, row in shards.rows() if row["status"] != "failed"]
         if not self.rows:
             raise UserError("shards", shards.folder, "every image in it failed", "see `pad stats` for the reasons")

@@ -38,6 +38,7 @@ def export_llava(model: AlignModel, folder: Path) -> None:
         projector_hidden_act="linear" if linear else "gelu",
         vision_feature_layer=model.settings.vision_layer,
         vision_feature_select_strategy="default",
+        image_seq_length=model.view.grid**2,
         tie_word_embeddings=llm.config.tie_word_embeddings,
     )
     with torch.device("meta"):  # no second copy of the weights: the modules are put in below

@@ -33,7 +33,7 @@ def train(
         shards: what `pad build` or `pad import` wrote.
         vision: folder or hub name of the vision tower.
         llm: folder or hub name of the LLM that the shards were built for.
-        out: gets `log.jsonl`, `settings.json`, `mm_projector.bin` and the Hugging Face folder `hf/`.
+        out: gets `log.jsonl`, `training.json`, `mm_projector.bin` and the Hugging Face folder `hf/`.
         settings: everything else.
         report: is given each step's log entry.
 
@@ -46,7 +46,6 @@ def train(
     """
     folder = open_shards(shards, "--shards")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(settings.seed)
     model = AlignModel(vision, llm, folder.run, settings, device)
     examples = Examples(folder, model.tokenizer, model.mean, model.std, settings)
     steps = settings.steps or max(1, math.ceil(settings.epochs * len(examples) / settings.batch_size))
@@ -55,7 +54,9 @@ def train(
     )
     schedule = get_cosine_schedule_with_warmup(optimiser, math.ceil(settings.warmup * steps), steps)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "settings.json").write_text(settings.model_dump_json(indent=2) + "\n")
+    facts = {"shards": str(shards), "vision": vision, "llm": llm, "fingerprints": folder.run.fingerprints}
+    facts |= {"view": folder.run.view.model_dump(), "settings": settings.model_dump()}
+    (out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
     log: list[dict[str, Any]] = []
     with (out / "log.jsonl").open("w") as stream:
         started = time.monotonic()
@@ -95,10 +96,14 @@ def take_step(
     patch_weight = torch.stack([patch_loss_weight(part.coverage, settings.patch_loss) for part in parts]).sum()
     optimiser.zero_grad(set_to_none=True)
     losses = torch.zeros(2, device=device)
-    for part in parts:
-        caption, aligned = model(part.to(device), max(tokens, 1), patch_weight.to(device))
-        (caption + beta * aligned).backward()
-        losses += torch.stack([caption, aligned]).detach()
+    try:
+        for part in parts:
+            caption, aligned = model(part.to(device), max(tokens, 1), patch_weight.to(device))
+            (caption + beta * aligned).backward()
+            losses += torch.stack([caption, aligned]).detach()
+    except torch.OutOfMemoryError as error:
+        rule = "the GPU has not enough memory for so many samples at a time"
+        raise UserError("--micro-batch", len(parts[0].keys), rule, "lower it; the results stay the same") from error
     norm = torch.nn.utils.clip_grad_norm_(model.projector.parameters(), settings.max_grad_norm)
     caption_value, patch_value = losses.tolist()
     if not math.isfinite(caption_value + patch_value):

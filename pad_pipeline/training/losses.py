@@ -60,7 +60,10 @@ def patch_loss(
         weight: what the sum is divided by; `patch_loss_weight` of these regions by default.
     """
     weights = patch_weights(coverage, settings)  # [R, P]
-    cosine = torch.einsum("rd,rpd->rp", F.normalize(embeds.float(), dim=-1), F.normalize(tokens.float(), dim=-1)[image])
+    regions, vision = F.normalize(embeds.float(), dim=-1), F.normalize(tokens.float(), dim=-1)
+    # Every region against every image at once, [R, B, P], and then its own: far smaller than a copy of the tokens for
+    # each region would be.
+    cosine = (regions @ vision.flatten(0, 1).t()).view(len(regions), *tokens.shape[:2])[torch.arange(len(image)), image]
     per_region = (weights * (1 - cosine)).sum(1)
     if settings.average == "region":
         per_region = per_region / weights.sum(1).clamp_min(1e-12)

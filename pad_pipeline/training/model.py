@@ -51,6 +51,7 @@ class AlignModel(nn.Module):
         self.tower = load_pretrained("--vision", vision_folder, CLIPVisionModel, dtype)
         self.llm = load_pretrained("--llm", llm_folder, LlamaForCausalLM, dtype)
         self.requires_grad_(False)
+        torch.manual_seed(settings.seed)  # here, so that the start does not depend on what was loaded before
         self.projector = build_projector(settings.projector, self.tower.config.hidden_size, self.llm.config.hidden_size)
         self.eval()
         self.to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Literal
 
@@ -23,8 +24,10 @@ def build_projector(kind: Literal["mlp", "linear"], vision_width: int, llm_width
 def save_projector(projector: nn.Module, path: Path) -> None:
     """Write `mm_projector.bin` with LLaVA's keys (`model.mm_projector.0.weight`, ...), atomically."""
     state = {_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in projector.state_dict().items()}
+    content = io.BytesIO()
+    torch.save(state, content)
     with atomic_path(path) as partial:
-        torch.save(state, partial)
+        partial.write_bytes(content.getbuffer())  # so that a full disk is an OSError
 
 
 def load_projector(path: Path) -> nn.Module:

@@ -107,7 +107,8 @@ class Ram(nn.Module):
         queries = queries.expand(image.shape[0], -1, -1)
         for layer in self.tagging_head["encoder"]["layer"]:  # type: ignore[index]
             queries = layer(queries, image)
-        return self.fc(queries).squeeze(-1)
+        with torch.autocast(queries.device.type, enabled=False):  # bfloat16 has too few digits for thresholds
+            return self.fc(queries.float()).squeeze(-1)
 
     def label_queries(self, mean_token: Tensor) -> Tensor:
         """The label embeddings `[B or 1, tags, embed_width]`.
