@@ -23,14 +23,7 @@ from stages.decode import picture
 from stages.device import use_device
 from stages.spans import CLS, DOT, SEP, Prompt, best_tag, build_prompts, span_scores
 
-FILES = [
-    "config.json",
-    "preprocessor_config.json",
-    "tokenizer*",
-    "vocab.txt",
-    "special_tokens_map.json",
-    "model*.safetensors*",
-]
+FILES = ["*config.json", "tokenizer*", "vocab.txt", "special_tokens_map.json", "model*.safetensors*"]
 """What is fetched of a model from the hub, and what its fingerprint is of."""
 
 
