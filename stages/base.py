@@ -35,8 +35,8 @@ class Stage(ABC):
         """Compute a batch. Rows are changed last, when nothing can fail any more."""
 
     def batches(self, rows: list[ImageRecord]) -> Iterable[list[ImageRecord]]:
-        """The rows in batches; each image alone by default."""
-        return [[row] for row in rows]
+        """The rows in batches; by default as many as are worth preparing ahead."""
+        return chunks(rows, 8 * self.ahead_threads)
 
     def __call__(self, shard: Shard) -> Shard:
         """Work on the shard's rows that the stage takes."""
@@ -88,7 +88,7 @@ def _release_gpu_memory() -> None:
 def _prepared(
     threads: ThreadPoolExecutor, prepare: Callable[[ImageRecord], Any], batches: Iterable[list[ImageRecord]]
 ) -> Iterator[tuple[list[ImageRecord], list[Future]]]:
-    """Each batch with its inputs under way, one batch ahead: two batches of decoded images at most are in memory."""
+    """Each batch with its inputs under way, one batch ahead: the inputs of two batches at most are in memory."""
     waiting: deque[tuple[list[ImageRecord], list[Future]]] = deque()
     for batch in batches:
         waiting.append((batch, [threads.submit(prepare, row) for row in batch]))

@@ -265,7 +265,7 @@ def test_llava_records_of_every_kind(pad: Pad, world: World, common: list[object
     assert "absolute" in reasons["abs"]
     assert "record 6: image is a list" in reasons["two"]
     captions = [shards.sample("pad-000000", rows[key]).meta["caption"] for key in ("x", "x-2", "7", "lone___v1")]
-    assert captions == ["a house.", "a car", "", "\ufffd!"]
+    assert captions == [" a house. ", "a car", "", "\ufffd!"]
 
 
 def test_verify_names_what_is_wrong(pad: Pad, world: World, common: list[object], tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ class RayEngine:
         """What each shard came to, as it is committed; in no order."""
         if not numbers:
             return
-        # Before Ray is imported: it reads these once.
+        # Before Ray is imported, which reads these once: no notes about its own future, no notes of its C++ parts.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         with _quiet_stderr():  # Ray announces there that it was told to be quiet

@@ -90,9 +90,7 @@ class CocoSource:
             size = {"width": entry.get("width"), "height": entry.get("height")}
             regions = [self._annotation(annotation) | size for annotation in self._regions[entry["id"]]]
             problem = path_problem(source) or next((r["problem"] for r in regions if "problem" in r), "")
-            yield Planned(
-                Path(source).stem, source, caption.strip(), conversations, [] if problem else regions, problem
-            )
+            yield Planned(Path(source).stem, source, caption, conversations, [] if problem else regions, problem)
 
     def _annotation(self, entry: dict[str, Any]) -> dict[str, Any]:
         """Label, box and segmentation of one annotation; the masks are made later, where the image's size is known."""

@@ -65,12 +65,13 @@ def read_conversations(value: Any) -> list[dict[str, str]]:
 
 
 def caption_of(conversations: list[dict[str, str]]) -> str:
-    """The caption: the first answer. Empty where there is none.
+    """The caption: the first answer, to the letter, as LLaVA's plain template takes it. Empty where there is none.
 
-    The question says nothing (LLaVA's plain template drops it), wherever in it `<image>` stands.
+    The question says nothing (the template drops it), wherever in it `<image>` stands.
     """
     answers = (turn["value"] for turn in conversations if turn["from"] in ("gpt", "assistant"))
-    return next(answers, "").replace("<image>", "").strip()
+    caption = next(answers, "")
+    return caption.replace("<image>", "").strip() if "<image>" in caption else caption
 
 
 def _kind(value: Any) -> str:

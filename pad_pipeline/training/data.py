@@ -103,7 +103,7 @@ class Examples:
         """LLaVA's plain template after `BOS <image>`: the caption and a newline, which is the only stop. The question
         is dropped, and there is no EOS."""
         caption = sample.meta["caption"]
-        if not caption:
+        if not caption.strip():
             return []
         room = self.settings.max_length - 1 - self.view.grid**2
         ids = self.tokenizer(caption + "\n")["input_ids"]
