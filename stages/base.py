@@ -12,6 +12,8 @@ from typing import Any, ClassVar, NamedTuple
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import ImageRecord, Shard
 
+Report = Callable[[str, int, int], None]
+
 
 class Stage(ABC):
     """A callable over a shard in memory: it changes the rows that it takes, and returns the shard.
@@ -25,6 +27,9 @@ class Stage(ABC):
     """The statuses of the rows it works on."""
     ahead_threads: ClassVar[int] = min(8, os.cpu_count() or 1)
     """Threads that prepare images (decode, resize) while a batch is computed."""
+
+    report: Report = staticmethod(lambda name, done, rows: None)
+    """Is told the stage's name, the images done and the images in all, after each batch."""
 
     @abstractmethod
     def prepare(self, row: ImageRecord) -> Any:
@@ -41,9 +46,12 @@ class Stage(ABC):
     def __call__(self, shard: Shard) -> Shard:
         """Work on the shard's rows that the stage takes."""
         rows = [row for row in shard.rows if row.status in self.takes]
+        done = 0
         with ThreadPoolExecutor(self.ahead_threads, thread_name_prefix=self.name) as threads:
             for batch, inputs in _prepared(threads, self.prepare, self.batches(rows)):
                 self._run(batch, inputs)
+                done += len(batch)
+                self.report(self.name, done, len(rows))
         return shard
 
     def _run(self, rows: list[ImageRecord], inputs: list[Future]) -> None:

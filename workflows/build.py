@@ -4,19 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from pad_pipeline import __version__
 from pad_pipeline.errors import UserError
@@ -29,9 +20,10 @@ from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.sources import Source
 from workflows.chain import annotation_chain, import_chain, label_fingerprint, weight_fingerprints
-from workflows.engines import Engine, RayEngine, Totals, run_local
+from workflows.engines import Engine, RayEngine, run_local
 from workflows.links import Link, unwritable
 from workflows.models import ModelSettings
+from workflows.progress import RunProgress, Totals
 
 NEW_PLAN = f".{PLAN_NAME}.new"
 
@@ -125,11 +117,11 @@ def _run(run: Run, source: Source, out: Path, chain: list[Link], engine: Engine,
     done = run.shards - len(numbers)
     if done:
         console.print(f"{done} of {run.shards} shards are finished and stay as they are.")
+    progress = RunProgress(run.kind, len(numbers), console)
     if engine == "local":
-        results: Iterable[Totals] = run_local(chain, numbers)
+        progress.follow(run_local(chain, numbers, progress.stage))
     else:
-        results = RayEngine(address, workers).run(chain, numbers)
-    _follow(results, run, len(numbers))
+        progress.follow(RayEngine(address, workers).run(chain, numbers))
     return totals(out)
 
 
@@ -185,29 +177,6 @@ def _check_same(old: Run, new: Run, out: Path) -> None:
         shown = "; ".join(differences[:3]) + ("; ..." if len(differences) > 3 else "")
         remedy = "run with what it was made with, or name another --out"
         raise UserError("--out", out, f"its shards were made with something else ({shown})", remedy)
-
-
-def _follow(results: Iterable[Totals], run: Run, shards: int) -> None:
-    """Show the progress: shards, images, regions, failures, rate and time left."""
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("shards  {task.fields[note]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    ]
-    seen: Counter[str] = Counter()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(run.kind, total=shards, note="loading the models")
-        for counts in results:
-            seen.update(counts)
-            rate = seen["images"] / max(progress.tasks[task].elapsed or 1e-9, 1e-9)
-            note = f"{seen['images']} images, {rate:.1f}/s, {seen['regions']} regions, {seen['failed']} failed"
-            progress.update(task, advance=1, note=note)
-            if not console.is_terminal:
-                console.print(f"{progress.tasks[task].completed:.0f} of {shards} shards: {note}", highlight=False)
 
 
 def totals(out: Path) -> Totals:

@@ -11,22 +11,23 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pad_pipeline.errors import UserError
-from workflows.links import Link, LinkActor
+from stages.base import Report, Stage
+from workflows.links import Link, LinkActor, run_steps
+from workflows.progress import Totals
 
 Engine = Literal["ray", "local"]
-Totals = dict[str, int]
 
 
-def run_local(chain: list[Link], numbers: list[int]) -> Iterator[Totals]:
+def run_local(chain: list[Link], numbers: list[int], report: Report) -> Iterator[Totals]:
     """One shard after another through all stages, in this process; what each shard came to, as it is committed."""
     if not numbers:
         return
-    runs = [link.build() for link in chain]
+    steps = [step for link in chain for step in link.build()]
+    for step in steps:
+        if isinstance(step, Stage):
+            step.report = report
     for number in numbers:
-        value: Any = number
-        for run in runs:
-            value = run(value)
-        yield value
+        yield run_steps(steps, number)
 
 
 class Pool(NamedTuple):

@@ -52,16 +52,16 @@ class Link(NamedTuple):
     builders: list[Callable[[], Callable[[Any], Any]]]
     on_gpu: bool = False
 
-    def build(self) -> Callable[[Any], Any]:
-        """The steps as one callable."""
-        steps = [build() for build in self.builders]
+    def build(self) -> list[Callable[[Any], Any]]:
+        """The steps, built."""
+        return [build() for build in self.builders]
 
-        def run(value: Any) -> Any:
-            for step in steps:
-                value = step(value)
-            return value
 
-        return run
+def run_steps(steps: list[Callable[[Any], Any]], value: Any) -> Any:
+    """`value` through all steps."""
+    for step in steps:
+        value = step(value)
+    return value
 
 
 class LinkActor:
@@ -74,7 +74,8 @@ class LinkActor:
     def __init__(self, link: Link) -> None:
         self.run: Callable[[Any], Any]
         try:
-            self.run = link.build()
+            steps = link.build()
+            self.run = lambda item: run_steps(steps, item)
         except Exception as error:
             failure = portable(error)
             self.run = lambda _: failure
