@@ -117,7 +117,9 @@ class Detector(Stage):
             for prompt in build_prompts([tag.label for tag in row.tags], self.encode, max_tokens)
         ]
         found: list[list[Region]] = [[] for _ in rows]
-        for batch in chunks(pairs, self.settings.batch_size):
+        # A picture that is alone may be so because memory ran out: its prompts go one by one.
+        size = self.settings.batch_size if len(rows) > 1 else 1
+        for batch in chunks(pairs, size):
             probabilities, boxes = self.forward([inputs[index] for index, _ in batch], [text for _, text in batch])
             for (index, prompt), scores, corners in zip(batch, probabilities, boxes, strict=True):
                 found[index] += self.regions(rows[index], prompt, scores, corners)

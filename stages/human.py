@@ -22,8 +22,8 @@ class HumanRegions(Stage):
 
     def process(self, rows: list[ImageRecord], inputs: list[None]) -> None:
         """Set each row's regions in the file's order, and its tags to their distinct labels."""
-        for row in rows:
-            regions = [_region(row, annotation) for annotation in row.annotations]
+        found = [[_region(row, annotation) for annotation in row.annotations] for row in rows]
+        for row, regions in zip(rows, found, strict=True):
             row.regions = regions
             row.tags = [Tag(label, 1.0) for label in row.labels]
             if not regions:

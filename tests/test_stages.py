@@ -4,6 +4,7 @@ with their image."""
 from __future__ import annotations
 
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ from stages.segment import Segmenter
 from stages.spans import CLS, DOT, SEP, Prompt, best_tag, build_prompts, normalise, span_scores
 from stages.tag import Tagger
 from tests.conftest import record
-from workflows.models import ModelSettings
+from workflows.models import ModelSettings, load_models
+from workflows.small_models import write_small_models
 
 DECODING = DecodeSettings()
 
@@ -157,6 +159,18 @@ def test_tagger_gives_an_image_the_same_alone_and_in_a_batch(models: ModelSettin
         assert [tag.label for tag in alone.tags] == [tag.label for tag in row.tags]
         assert row.tags
         assert all(abs(one.score - other.score) < 1e-5 for one, other in zip(alone.tags, row.tags, strict=True))
+
+
+def test_ram_plus_runs_as_the_tagger(world: World, tmp_path: Path) -> None:
+    """The other family through the same stage: its label queries differ from picture to picture."""
+    settings = load_models(
+        str(write_small_models(tmp_path, ["house", "car", "sky"], ["a car"], family="ram_plus"))
+    ).tagger
+    assert settings.family == "ram_plus"
+    settings = settings.model_copy(update={"threshold": 0.0})
+    first, second = Tagger(settings, DECODING, threads=2)(Shard(0, tagged(world, 2, []))).rows
+    assert [tag.label for tag in first.tags] == ["house", "car", "sky"]
+    assert [tag.score for tag in first.tags] != [tag.score for tag in second.tags]
 
 
 def test_a_picture_without_tags_is_empty(models: ModelSettings, world: World) -> None:

@@ -83,6 +83,15 @@ def test_caption_loss_by_hand() -> None:
     assert caption_loss(logits, torch.tensor([0, 1])).item() == pytest.approx(expected, abs=1e-6)
 
 
+def test_defaults_are_llavas_and_the_papers() -> None:
+    """LLaVA-1.5's pretrain.sh, and the paper's beta; a default that slips changes everybody's results."""
+    settings = TrainSettings()
+    assert (settings.projector, settings.vision_layer) == ("mlp", -2)
+    assert (settings.batch_size, settings.epochs, settings.learning_rate) == (256, 1, 1e-3)
+    assert (settings.warmup, settings.weight_decay, settings.max_length) == (0.03, 0, 2048)
+    assert (settings.beta_start, settings.beta_end) == (0, 5)
+
+
 def test_beta_rises_linearly_from_start_to_end() -> None:
     settings = TrainSettings()
     assert [settings.beta(step, 5) for step in range(5)] == [0, 1.25, 2.5, 3.75, 5]

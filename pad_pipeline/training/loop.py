@@ -48,6 +48,7 @@ def train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = AlignModel(vision, llm, folder.run, settings, device)
     examples = Examples(folder, model.tokenizer, model.mean, model.std, settings)
+    settings = settings.model_copy(update={"batch_size": min(settings.batch_size, len(examples))})
     steps = settings.steps or max(1, math.ceil(settings.epochs * len(examples) / settings.batch_size))
     optimiser = torch.optim.AdamW(
         model.projector.parameters(), settings.learning_rate, weight_decay=settings.weight_decay

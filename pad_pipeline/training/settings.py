@@ -30,7 +30,7 @@ class TrainSettings(BaseModel):
     vision_layer: int = -2
     """Hidden state of the vision tower that is projected; its CLS token is dropped."""
     batch_size: int = Field(256, gt=0)
-    """Samples in one step of the optimiser."""
+    """Samples in one step of the optimiser; all of them where there are fewer."""
     micro_batch: int = Field(8, gt=0)
     """Samples computed at a time; the losses do not depend on it."""
     epochs: float = Field(1.0, gt=0, le=1e6)
