@@ -108,6 +108,7 @@ def mistakes(tmp: Path, world: World, models_toml: Path) -> dict[str, tuple[list
         "other tag list": (models("short.toml"), "label_embed"),
         "other hash": (models("hash.toml"), "its sha256 is"),
         "view and patch": ([*images, *out, "--view-size", 100], "must be a multiple of patch"),
+        "no cluster there": ([*images, *out, "--engine", "ray", "--address", "127.0.0.1:9"], "Ray can't be joined"),
         "workers on local": ([*images, *out, "--workers", 2], "--engine ray"),
     }
 

@@ -103,10 +103,11 @@ def build(
     view = _view(view_size, patch, fit)
     _check_engine(engine, address, workers)
     from pad_pipeline.sources import open_source
+
+    source = open_source(images, image_root)  # a wrong path is told before seconds of imports
     from workflows import build as workflow
     from workflows.models import load_models
 
-    source = open_source(images, image_root)
     totals = workflow.build(
         source, out, load_models(models), view,
         shard_size=shard_size, engine=engine.value, address=address, workers=workers, threads=threads,
@@ -142,10 +143,11 @@ def import_coco(
     view = _view(view_size, patch, fit)
     _check_engine(engine, address, workers)
     from pad_pipeline.sources.coco import CocoSource
+
+    source = CocoSource(annotations, images, captions)
     from workflows import build as workflow
     from workflows.models import load_models
 
-    source = CocoSource(annotations, images, captions)
     settings = load_models(models)
     totals = workflow.import_coco(
         source, out, settings.llm, settings.decode, view,
@@ -210,10 +212,10 @@ def verify(shards: Shards) -> None:
         for problem in problems:
             console.print(_plain(f"{name}: {problem}"), highlight=False, soft_wrap=True)
     if wrong:
-        console.print(f"[red]{wrong} of {checked} shards are not as they should be.[/red]")
+        console.print(f"[red]{wrong} of {checked} not as it should be.[/red]")
         console.print("To make a shard anew, delete its .parquet and run the command that built it again.")
         raise typer.Exit(1)
-    console.print(f"[green]All {checked} shards are whole.[/green]")
+    console.print(f"[green]Whole: {_count(checked, 'shard')}.[/green]")
 
 
 @app.command()
@@ -273,6 +275,11 @@ def demo(
     run_demo(out, scenes, engine.value, console)
 
 
+def _count(number: int, what: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def _plain(text: str) -> Any:
     """Text of unknown origin, shown as it is: no markup, no control characters."""
     from rich.text import Text
@@ -284,7 +291,7 @@ def _view(size: int, patch: int, fit: Fit) -> View:
     from pydantic import ValidationError
 
     from pad_pipeline.geometry import View
-    from workflows.models import settings_error
+    from workflows.settings import settings_error
 
     try:
         return View(size=size, patch=patch, fit=fit.value)
@@ -303,15 +310,17 @@ def _finish(totals: dict[str, int], out: Path, counts: dict[str, int]) -> None:
     for what, number in counts.items():
         console.print(f"{number} {what}", highlight=False)
     console.print(
-        f"{totals['images']} images in {out}: {totals['ok']} ok, {totals['empty']} empty, {totals['failed']} failed; "
-        f"{totals['regions']} regions.",
+        f"{_count(totals['images'], 'image')} in {out}: {totals['ok']} ok, {totals['empty']} empty, "
+        f"{totals['failed']} failed; {_count(totals['regions'], 'region')}.",
         highlight=False,
         soft_wrap=True,
     )
     if totals["failed"]:
         console.print(f"`pad stats {out}` says why images failed.", highlight=False, soft_wrap=True)
     if totals["failed"] == totals["images"]:
-        raise UserError("--images", f"{totals['images']} images", "every one of them failed", f"see pad stats {out}")
+        raise UserError(
+            "--images", _count(totals["images"], "image"), "every one of them failed", f"see pad stats {out}"
+        )
 
 
 @app.callback(invoke_without_command=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,8 +102,9 @@ class RayEngine:
             packages = [str(Path(__file__).parents[1] / name) for name in ("pad_pipeline", "stages", "workflows")]
             options = {"runtime_env": {"py_modules": packages}}
         try:
+            self._knock()
             ray.init(address=self.address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
                 "--address",
                 self.address or "local",
@@ -110,6 +112,12 @@ class RayEngine:
                 "start a cluster with `ray start --head`; where it wants a token, set RAY_AUTH_MODE=token and "
                 "RAY_AUTH_TOKEN; or use --engine local",
             ) from error
+
+    def _knock(self) -> None:
+        """Whether anybody listens there at all: Ray itself would try for minutes."""
+        host, _, port = self.address.removeprefix("ray://").rpartition(":")
+        if host and port.isdecimal():
+            socket.create_connection((host, int(port)), timeout=5).close()
 
     def _stream(self, ray: Any, chain: list[Link], numbers: list[int]) -> Iterator[Totals]:
         context = ray.data.DataContext.get_current()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from pad_pipeline.pictures import DecodeSettings
 from stages.ground import DetectorSettings
 from stages.segment import VIT_B, VIT_H, VIT_L, SegmenterSettings
 from stages.tag import TaggerSettings
+from workflows.settings import read_toml, settings_error
 
 RAM_REPOSITORY = (
     "https://raw.githubusercontent.com/xinyu1205/recognize-anything/7cb804a8609e9f4b1a50b7f31436d2df40bb9481"
@@ -115,20 +115,6 @@ def load_models(name: str) -> ModelSettings:
         raise settings_error(error, str(path)) from error
 
 
-def read_toml(field: str, path: Path) -> dict[str, Any]:
-    """A TOML file of the user's.
-
-    Raises:
-        UserError: it is not there, or is not TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(field, path, f"it can't be read ({error.strerror})", "check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(field, path, f"it is not valid TOML ({error})", "mend the file") from error
-
-
 def _resolved(section: str, entries: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A section with its paths made absolute where they name something beside the file, and its shape spelled out."""
     entries = dict(entries)
@@ -138,14 +124,3 @@ def _resolved(section: str, entries: dict[str, Any], folder: Path) -> dict[str, 
     if section == "segmenter" and isinstance(entries.get("shape"), str):
         entries["shape"] = _SHAPES.get(entries["shape"], entries["shape"])
     return entries
-
-
-def settings_error(error: ValidationError, where: str) -> UserError:
-    """pydantic's first complaint as one line."""
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"]) or "settings"
-    value = first["input"] if not isinstance(first["input"], dict) else "{...}"
-    message = {"missing": "it is missing", "extra_forbidden": "there is no such setting"}.get(
-        first["type"], first["msg"]
-    )
-    return UserError(f"{where}: {name}", value, message.removeprefix("Value error, "), "correct it")

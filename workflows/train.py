@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from pad_pipeline.errors import UserError
 from pad_pipeline.training.loop import train as train_loop
 from pad_pipeline.training.settings import TrainSettings
-from workflows.models import read_toml, settings_error
+from workflows.settings import read_toml, settings_error
 
 errors = Console(stderr=True)
 

@@ -1,0 +1,36 @@
+"""Settings of the user's: TOML in, one line about what is wrong out."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pad_pipeline.errors import UserError
+
+
+def read_toml(field: str, path: Path) -> dict[str, Any]:
+    """A TOML file of the user's.
+
+    Raises:
+        UserError: it is not there, or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(field, path, f"it can't be read ({error.strerror})", "check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(field, path, f"it is not valid TOML ({error})", "mend the file") from error
+
+
+def settings_error(error: ValidationError, where: str) -> UserError:
+    """pydantic's first complaint as one line."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"]) or "settings"
+    value = first["input"] if not isinstance(first["input"], dict) else "{...}"
+    message = {"missing": "it is missing", "extra_forbidden": "there is no such setting"}.get(
+        first["type"], first["msg"]
+    )
+    return UserError(f"{where}: {name}", value, message.removeprefix("Value error, "), "correct it")
