@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -72,7 +72,10 @@ def decode(data: bytes, settings: DecodeSettings) -> tuple[Image.Image, str]:
         except BadImage:
             raise
         except Exception as error:  # Pillow's decoders raise a dozen kinds, SyntaxError among them
-            raise BadImage(f"this is no readable picture ({type(error).__name__}: {error})") from error
+            detail = (
+                "unknown format" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
+            )
+            raise BadImage(f"this is no readable picture ({detail})") from error
         return _to_rgb(_upright(image), settings.background), kind
 
 

@@ -33,7 +33,7 @@ PLAN_SCHEMA = pa.schema(
 """One row per image. `row` counts inside its shard; `bytes` is the file's size when planned, -1 where it is missing."""
 
 
-def write_plan(source: Source, path: Path, shard_size: int) -> tuple[int, str]:
+def write_plan(source: Source, path: Path, shard_size: int) -> tuple[int, int, str]:
     """Plan the images of a source: one Parquet row group a shard, so that a worker reads its shard alone.
 
     Args:
@@ -42,9 +42,9 @@ def write_plan(source: Source, path: Path, shard_size: int) -> tuple[int, str]:
         shard_size: images in one shard.
 
     Returns:
-        The number of images, and a sha256 over all that the plan says.
+        The number of images, how many of their files are there, and a sha256 over all that the plan says.
     """
-    digest, images, taken = hashlib.sha256(), 0, set[str]()
+    digest, images, there, taken = hashlib.sha256(), 0, 0, set[str]()
     rows: list[dict] = []
     with atomic_path(path) as partial, pq.ParquetWriter(partial, PLAN_SCHEMA, compression="zstd") as writer:
         for planned in source:
@@ -52,6 +52,7 @@ def write_plan(source: Source, path: Path, shard_size: int) -> tuple[int, str]:
             if key != _plain_key(planned.id):
                 source.counts["repeated ids, kept under keys of their own"] += 1
             rows.append(_row(planned, key, source.root, images // shard_size, images % shard_size))
+            there += rows[-1]["bytes"] >= 0
             digest.update(json.dumps(rows[-1]).encode())
             images += 1
             if len(rows) == shard_size:
@@ -59,7 +60,7 @@ def write_plan(source: Source, path: Path, shard_size: int) -> tuple[int, str]:
                 rows = []
         if rows:
             writer.write_table(pa.Table.from_pylist(rows, PLAN_SCHEMA))
-    return images, digest.hexdigest()
+    return images, there, digest.hexdigest()
 
 
 def _row(planned: Planned, key: str, root: Path, shard: int, row: int) -> dict:

@@ -100,10 +100,11 @@ def fetch_model(field: str, reference: str, revision: str = "") -> Path:
 
 
 def _unreachable(field: str, reference: str, error: Exception) -> UserError:
+    first_line = (str(error).splitlines() or [""])[0][:120]
     return UserError(
         field,
         reference,
-        f"it is not in the cache and could not be fetched ({type(error).__name__}: {str(error)[:200]})",
+        f"it is not in the cache and could not be fetched ({type(error).__name__}: {first_line})",
         "run once with network; or download it elsewhere and name the local path in --models FILE.toml; "
         "or point HF_HOME (hub) or PAD_CACHE (other URLs) at a cache that holds it",
     )

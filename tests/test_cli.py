@@ -84,6 +84,7 @@ def mistakes(tmp: Path, world: World, models_toml: Path) -> dict[str, tuple[list
         "missing folder": (["--images", tmp / "nowhere", *out], "there is no such folder"),
         "empty folder": (["--images", tmp / "nothing", *out], "there is no image in it"),
         "no images": (["--images", tmp / "texts", *out], "1 files that are no images"),
+        "wrong root": (["--images", world.llava, "--image-root", tmp / "texts", *out], "none of the 10 images"),
         "not a list": (["--images", tmp / "object.json", *out], "should hold a list"),
         "broken JSON": (["--images", tmp / "broken.json", *out], "not valid JSON"),
         "deep JSON": (["--images", tmp / "deep.json", *out], "not valid JSON"),
@@ -107,7 +108,7 @@ def mistakes(tmp: Path, world: World, models_toml: Path) -> dict[str, tuple[list
         "CLIP as LLM": (models("nollm.toml"), "its tokenizer can't be loaded"),
         "other tag list": (models("short.toml"), "label_embed"),
         "other hash": (models("hash.toml"), "its sha256 is"),
-        "view and patch": ([*images, *out, "--view-size", 100], "must be a multiple of patch"),
+        "view and patch": ([*images, *out, "--view-size", 100], "must be a multiple of --patch"),
         "no cluster there": ([*images, *out, "--engine", "ray", "--address", "127.0.0.1:9"], "Ray can't be joined"),
         "workers on local": ([*images, *out, "--workers", 2], "--engine ray"),
     }
@@ -212,7 +213,7 @@ def test_ctrl_c_stops_with_130_and_resumes(world: World, common: list[object], t
     assert "continue" in rest
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"[1-9] of 10 shards are finished", done.stderr)
+    assert re.search(r"left as they are: [1-9] of 10 shards", done.stderr)
     assert "10 images" in done.stdout
 
 

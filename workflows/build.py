@@ -116,7 +116,7 @@ def _run(run: Run, source: Source, out: Path, chain: list[Link], engine: Engine,
     numbers = prepare(run, source, out)
     done = run.shards - len(numbers)
     if done:
-        console.print(f"{done} of {run.shards} shards are finished and stay as they are.")
+        console.print(f"Finished already, and left as they are: {done} of {run.shards} shards.", highlight=False)
     progress = RunProgress(run.kind, len(numbers), console)
     if engine == "local":
         progress.follow(run_local(chain, numbers, progress.stage))
@@ -137,14 +137,18 @@ def prepare(run: Run, source: Source, out: Path) -> list[int]:
         out.mkdir(parents=True, exist_ok=True)
         fresh = out / NEW_PLAN
         try:
-            run.images, plan_hash = write_plan(source, fresh, run.shard_size)
+            run.images, there, plan_hash = write_plan(source, fresh, run.shard_size)
             if not run.images:
                 rule = "there is no image in it" + "".join(f"; {n} {what}" for what, n in source.counts.items())
                 raise UserError("--images", source.origin, rule, "name a folder or a JSON with images")
+            if not there:
+                rule = f"none of the {run.images} images that {source.origin} lists is there"
+                raise UserError("image root", source.root, rule, "correct --image-root (or --images, for COCO)")
             run.shards = -(-run.images // run.shard_size)
             run.counts = dict(sorted(source.counts.items()))
             run.fingerprints = run.fingerprints | {"inputs": plan_hash, "code": __version__}
-            finished = {path.stem for path in out.glob("pad-*.parquet")}
+            # Both files: a tar without its index was never committed, and an index without its tar was robbed of it.
+            finished = {path.stem for path in out.glob("pad-*.parquet") if path.with_suffix(".tar").is_file()}
             old = Run.read(out, "--out") if (out / RUN_NAME).is_file() else None
             if old and finished:
                 _check_same(old, run, out)

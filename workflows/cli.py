@@ -24,6 +24,7 @@ app = typer.Typer(
     help="Build the Patch-Aligned Dataset of arXiv 2505.17316 from captioned images, and train a projector on it.",
     epilog="Start with: pad demo",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -192,7 +193,7 @@ def train(
         "beta_end": beta_end, "seed": seed,
     }  # fmt: skip
     chosen = workflow.train_settings(settings, {name: value for name, value in options.items() if value is not None})
-    console.print(workflow.train(shards, vision, llm, out, chosen))
+    console.print(workflow.train(shards, vision, llm, out, chosen), soft_wrap=True)
 
 
 @app.command()
@@ -213,7 +214,8 @@ def verify(shards: Shards) -> None:
             console.print(_plain(f"{name}: {problem}"), highlight=False, soft_wrap=True)
     if wrong:
         console.print(f"[red]{wrong} of {checked} not as it should be.[/red]")
-        console.print("To make a shard anew, delete its .parquet and run the command that built it again.")
+        hint = "To make a shard anew, delete its .parquet and run the command that built it again."
+        console.print(hint, soft_wrap=True)
         raise typer.Exit(1)
     console.print(f"[green]Whole: {_count(checked, 'shard')}.[/green]")
 
@@ -257,9 +259,9 @@ def stats(
             labels.add_row(_plain(label), str(number))
         console.print(labels)
     if found.failures:
-        failures = Table("stage", "reason", "images", title="quarantine")
-        for (stage, reason), number in found.failures.most_common(20):
-            failures.add_row(stage, _plain(reason), str(number))
+        failures = Table("stage", "reason", "images", "such as", title="quarantine")
+        for (stage, reason), sources in sorted(found.failures.items(), key=lambda entry: -len(entry[1]))[:20]:
+            failures.add_row(stage, _plain(reason), str(len(sources)), _plain(sources[0]))
         console.print(failures)
 
 
@@ -293,6 +295,8 @@ def _view(size: int, patch: int, fit: Fit) -> View:
     from pad_pipeline.geometry import View
     from workflows.settings import settings_error
 
+    if size % patch:
+        raise UserError("--view-size", size, f"it must be a multiple of --patch {patch}", "correct one of them")
     try:
         return View(size=size, patch=patch, fit=fit.value)
     except ValidationError as error:
@@ -339,7 +343,8 @@ def main() -> None:
     try:
         code = app(prog_name="pad", standalone_mode=False) or 0
         if code == 130:
-            errors.print("Stopped. Run the same command again to continue.", highlight=False)
+            anew = "Stopped. A training can't be continued yet: the same command starts it anew."
+            errors.print(anew if "train" in sys.argv[1:2] else "Stopped. Run the same command again to continue.")
         sys.exit(code)
     except UserError as error:
         errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -72,8 +72,9 @@ def run_demo(out: Path, scenes: int, engine: Engine, console: Console) -> None:
     said = generate(out / "run/hf", world.images / "scene-00000.png")
     console.print(f"LlavaForConditionalGeneration, loaded from {out / 'run/hf'}, on scene 0: {said!r}", markup=False)
     console.print(
-        "The tagger, detector and segmenter have random weights, so the regions in shards/ mean nothing; those in "
-        "exact/ are true. Look further with: pad stats " + str(out / "exact"),
+        "All models have random weights: the regions in shards/ and the generated text mean nothing, and L_caption can "
+        "hardly fall; the regions in exact/ are true, and L_patch falls on them. Look further: pad stats "
+        + str(out / "exact"),
         highlight=False,
         soft_wrap=True,
     )

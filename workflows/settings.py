@@ -27,7 +27,8 @@ def read_toml(field: str, path: Path) -> dict[str, Any]:
 
 def settings_error(error: ValidationError, where: str) -> UserError:
     """pydantic's first complaint as one line."""
-    first = error.errors()[0]
+    # A name that does not exist explains another that is missing, so it goes first.
+    first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
     name = ".".join(str(part) for part in first["loc"]) or "settings"
     value = first["input"] if not isinstance(first["input"], dict) else "{...}"
     message = {"missing": "it is missing", "extra_forbidden": "there is no such setting"}.get(

@@ -72,6 +72,12 @@ def summary(log: list[dict[str, Any]], out: Path) -> str:
     tenth = max(1, len(log) // 10)
     changes = [
         f"{name} {fmean(entry[key] for entry in log[:tenth]):.3f} -> {fmean(entry[key] for entry in log[-tenth:]):.3f}"
-        for name, key in (("L_caption", "caption_loss"), ("L_patch", "patch_loss"))
+        if any(entry[count] for entry in log)
+        else f"no {name}: {without}"
+        for name, key, count, without in (
+            ("L_caption", "caption_loss", "supervised_tokens", "no image has a caption"),
+            ("L_patch", "patch_loss", "regions", "no image has a region"),
+        )
     ]
-    return f"{len(log)} steps: {', '.join(changes)}. Wrote {out / 'mm_projector.bin'} and {out / 'hf'}."
+    few = " So few steps teach little: raise --steps or lower --batch-size." if len(log) < 10 else ""
+    return f"steps: {len(log)}; {', '.join(changes)}. Wrote {out / 'mm_projector.bin'} and {out / 'hf'}.{few}"

@@ -20,8 +20,8 @@ class Statistics:
     statuses: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
     """Regions by label."""
-    failures: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Images by stage and reason."""
+    failures: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    """The images in quarantine, by their path in the source, for each stage and reason."""
     tags: int = 0
     regions: int = 0
     crowds: int = 0
@@ -45,7 +45,7 @@ def read_statistics(folder: Path) -> Statistics:
     for name, row in stats.shards.rows():
         stats.statuses[row["status"]] += 1
         if row["status"] == "failed":
-            stats.failures[row["stage"], row["reason"]] += 1
+            stats.failures.setdefault((row["stage"], row["reason"]), []).append(row["source"] or row["id"])
             continue
         sample = stats.shards.sample(name, row, image=False)
         stats.tags += row["tags"]
@@ -71,8 +71,8 @@ def as_json(stats: Statistics) -> str:
             "regions_out_of_view": stats.out_of_view,
             "labels": dict(stats.labels.most_common()),
             "failures": [
-                {"stage": stage, "reason": reason, "images": count}
-                for (stage, reason), count in stats.failures.most_common()
+                {"stage": stage, "reason": reason, "images": sources}
+                for (stage, reason), sources in stats.failures.items()
             ],
             "left_out": stats.shards.run.counts,
         },
