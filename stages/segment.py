@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor, nn
@@ -20,22 +20,31 @@ from stages.base import Stage, chunks
 from stages.decode import picture
 from stages.device import use_device
 
-PROMPT_WIDTH = 256
-"""Channels of SAM's decoder; the same in all official models."""
-
-
 class SamShape(BaseModel):
-    """The shape of SAM's image encoder; the rest of the model is the same for all."""
+    """The shape of the network; official models differ only in the fields that have no default."""
 
     model_config = ConfigDict(extra="forbid")
 
-    image_size: int = Field(1024, gt=0, le=4096, multiple_of=16)
+    image_size: int = Field(1024, gt=0, le=4096)
     """Edge of the square that goes into the encoder, in pixels."""
+    patch: int = Field(16, gt=0)
+    """Edge of one token, in pixels of that square; the decoder draws masks at 4 x 4 points a token."""
     width: int = Field(gt=0)
     depth: int = Field(gt=0)
     heads: int = Field(gt=0)
     global_attention: list[int]
     """Blocks that attend over the whole picture; the others attend in windows."""
+    window: int = Field(14, gt=0)
+    """Edge of such a window, in tokens."""
+    decoder_width: int = Field(256, gt=0, multiple_of=16)
+    """Channels of the prompt encoder and the mask decoder."""
+    decoder_mlp: int = Field(2048, gt=0)
+
+    @model_validator(mode="after")
+    def _whole_tokens(self) -> SamShape:
+        if self.image_size % self.patch:
+            raise ValueError(f"image_size {self.image_size} must be a multiple of patch {self.patch}")
+        return self
 
 
 VIT_B = SamShape(width=768, depth=12, heads=12, global_attention=[2, 5, 8, 11])
@@ -105,7 +114,7 @@ class Segmenter(Stage):
 
         Args:
             row: the picture with its regions' boxes.
-            embedding: `[256, s, s]`, of the image encoder.
+            embedding: `[decoder_width, s, s]`, of the image encoder.
             resized: height and width of the picture inside the encoder's square.
         """
         size = (row.height, row.width)
@@ -135,32 +144,34 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
 
 def build_sam(shape: SamShape) -> Sam:
     """Upstream's modules, put together as upstream's `build_sam` does, for any size of encoder."""
-    patch = 16
-    side = shape.image_size // patch
+    side = shape.image_size // shape.patch
     return Sam(
         image_encoder=ImageEncoderViT(
             img_size=shape.image_size,
-            patch_size=patch,
+            patch_size=shape.patch,
             embed_dim=shape.width,
             depth=shape.depth,
             num_heads=shape.heads,
             mlp_ratio=4,
-            out_chans=PROMPT_WIDTH,
+            out_chans=shape.decoder_width,
             qkv_bias=True,
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
             use_rel_pos=True,
-            window_size=14,
+            window_size=shape.window,
             global_attn_indexes=tuple(shape.global_attention),
         ),
         prompt_encoder=PromptEncoder(
-            embed_dim=PROMPT_WIDTH,
+            embed_dim=shape.decoder_width,
             image_embedding_size=(side, side),
             input_image_size=(shape.image_size, shape.image_size),
             mask_in_chans=16,
         ),
         mask_decoder=MaskDecoder(
-            transformer_dim=PROMPT_WIDTH,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=PROMPT_WIDTH, num_heads=8, mlp_dim=2048),
+            transformer_dim=shape.decoder_width,
+            transformer=TwoWayTransformer(
+                depth=2, embedding_dim=shape.decoder_width, num_heads=8, mlp_dim=shape.decoder_mlp
+            ),
+            iou_head_hidden_dim=shape.decoder_width,
         ),
     )
 

@@ -7,33 +7,59 @@ over loses its pixels in both, so masks are exact and know of occlusion.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-Point = tuple[float, float]
-Colour = tuple[int, int, int]
+from pad_pipeline.miniature.brush import Brush, Colour, Owner
+from pad_pipeline.miniature.kinds import PARTS, THINGS, Kind
 
 COLOURS: dict[str, Colour] = {
-    "red": (200, 40, 40),
-    "blue": (50, 80, 200),
-    "green": (50, 150, 60),
-    "yellow": (235, 205, 60),
-    "white": (240, 240, 235),
-    "orange": (235, 140, 40),
-    "purple": (130, 60, 160),
+    "red": (205, 40, 40),
+    "blue": (45, 80, 205),
+    "green": (45, 145, 60),
+    "yellow": (238, 208, 55),
+    "white": (242, 242, 238),
+    "orange": (238, 138, 35),
+    "purple": (130, 60, 165),
+    "pink": (240, 150, 190),
+    "brown": (125, 80, 45),
+    "gray": (130, 132, 138),
+    "black": (42, 40, 45),
 }
-GROUNDS: dict[str, tuple[str, Colour, str, Colour]] = {
-    "meadow": ("sky", (150, 200, 240), "grass", (95, 165, 75)),
-    "beach": ("sky", (170, 215, 245), "sand", (225, 205, 150)),
-    "coast": ("sky", (140, 190, 235), "sea", (40, 100, 160)),
-    "street": ("sky", (185, 195, 205), "road", (95, 95, 100)),
-    "room": ("wall", (215, 205, 190), "floor", (150, 110, 75)),
+SIZES = ("small", "large")
+TEXTURES = ("striped", "dotted", "checked")
+STUFF: dict[str, tuple[Colour, str]] = {
+    "sky": ((150, 200, 242), "clear"),
+    "night": ((28, 32, 68), "stars"),
+    "wall": ((216, 206, 190), "bricks"),
+    "grass": ((98, 168, 78), "blades"),
+    "sand": ((226, 206, 150), "grains"),
+    "sea": ((42, 105, 165), "waves"),
+    "road": ((98, 98, 104), "grains"),
+    "snow": ((232, 238, 246), "grains"),
+    "floor": ((155, 114, 78), "planks"),
+    "hill": ((120, 140, 95), "grains"),
 }
-"""Name -> the upper stuff and its colour, the lower stuff and its colour."""
+"""Label -> colour and texture."""
+UPPER_OF: dict[str, tuple[str, ...]] = {
+    "grass": ("sky", "night"),
+    "sand": ("sky", "night"),
+    "sea": ("sky", "night"),
+    "road": ("sky", "night", "wall"),
+    "snow": ("sky", "night"),
+    "floor": ("wall",),
+}
+"""What may stand behind each ground."""
+LABELS: tuple[str, ...] = (*THINGS, *PARTS, *STUFF)
+"""Every label that a scene can hold."""
+
+MIN_PIXELS = 20
+"""A part or a piece of ground of which fewer pixels can be seen is no region; nobody could name it."""
+MIN_VISIBLE = 0.6
+"""A thing hides no more of another than leaves about this share of it to be seen."""
 
 
 class Region(NamedTuple):
@@ -52,197 +78,241 @@ class Region(NamedTuple):
         return int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
 
 
+class Thing(NamedTuple):
+    """What can be said of a thing besides where it is."""
+
+    kind: str
+    colour: str
+    """A word, or "" where all of its kind have the same."""
+    size: str
+    """`small`, `large`, or "" for neither."""
+    texture: str
+    """`striped`, `dotted`, `checked`, or "" for plain."""
+    air: bool
+    region: int
+    """Its place in `Scene.regions`."""
+
+
 @dataclass
 class Scene:
     """A drawn picture and all that is true of it."""
 
     image: Image.Image
     regions: list[Region]
-    caption: str
+    """Things, then parts, then stuff."""
+    things: list[Thing]
+    """From the farthest to the nearest."""
+    upper: str
+    lower: str
+
+    @property
+    def caption(self) -> str:
+        """One sentence about the whole picture; see `language`."""
+        from pad_pipeline.miniature.language import caption
+
+        return caption(self)
 
 
-@dataclass
-class Brush:
-    """Draws one thing, in its own coordinates (x and y from -1 to 1, y down), into picture and owner map at once."""
-
-    colour: ImageDraw.ImageDraw
-    owner: ImageDraw.ImageDraw
-    centre: Point
-    scale: float
-    """Half the thing's height in pixels."""
-    angle: float
-    main: Colour
-    owners: list[tuple[str, int]]
-    """Grows by one entry, (part label, index of the thing), for each shape; an owner's number is its place + 1."""
-    thing: int
-
-    def polygon(self, part: str, points: list[Point], colour: Colour | None = None) -> None:
-        """A filled polygon that belongs to `part` ("" for the thing's body)."""
-        cos, sin = math.cos(self.angle), math.sin(self.angle)
-        placed = [
-            (self.centre[0] + self.scale * (x * cos - y * sin), self.centre[1] + self.scale * (x * sin + y * cos))
-            for x, y in points
-        ]
-        self.owners.append((part, self.thing))
-        self.colour.polygon(placed, fill=colour or self.main)
-        self.owner.polygon(placed, fill=len(self.owners))
-
-    def box(self, part: str, x0: float, y0: float, x1: float, y1: float, colour: Colour | None = None) -> None:
-        """A filled rectangle by two corners."""
-        self.polygon(part, [(x0, y0), (x1, y0), (x1, y1), (x0, y1)], colour)
-
-    def disc(self, part: str, x: float, y: float, rx: float, ry: float, colour: Colour | None = None) -> None:
-        """A filled ellipse by centre and radii."""
-        turns = [2 * math.pi * step / 28 for step in range(28)]
-        self.polygon(part, [(x + rx * math.cos(turn), y + ry * math.sin(turn)) for turn in turns], colour)
+EDGES = (128, 224)
+"""The shortest and the longest edge of a picture, in pixels."""
 
 
-def _house(b: Brush) -> None:
-    b.box("", -0.8, -0.2, 0.8, 1.0)
-    b.polygon("roof", [(-1.0, -0.2), (0.0, -1.0), (1.0, -0.2)], (120, 60, 45))
-    b.box("door", -0.15, 0.4, 0.2, 1.0, (80, 55, 40))
-    b.box("window", -0.6, 0.1, -0.3, 0.4, (170, 210, 230))
-    b.box("window", 0.35, 0.1, 0.65, 0.4, (170, 210, 230))
+def draw_scene(seed: int, index: int, size: tuple[int, int] | None = None, most: int = 5) -> Scene:
+    """Scene `index` of the world `seed`; the same arguments always give the same scene.
 
-
-def _car(b: Brush) -> None:
-    b.box("", -1.2, -0.05, 1.2, 0.55)
-    b.polygon("", [(-0.7, -0.05), (-0.4, -0.6), (0.5, -0.6), (0.8, -0.05)])
-    b.polygon("window", [(-0.5, -0.08), (-0.3, -0.48), (0.0, -0.48), (0.0, -0.08)], (185, 220, 235))
-    b.polygon("window", [(0.08, -0.08), (0.08, -0.48), (0.42, -0.48), (0.6, -0.08)], (185, 220, 235))
-    b.disc("wheel", -0.65, 0.6, 0.3, 0.3, (35, 35, 35))
-    b.disc("wheel", 0.65, 0.6, 0.3, 0.3, (35, 35, 35))
-
-
-def _tree(b: Brush) -> None:
-    b.box("trunk", -0.14, 0.1, 0.14, 1.0, (100, 70, 45))
-    for x, y in ((0.0, -0.5), (-0.35, -0.15), (0.35, -0.15)):
-        b.disc("leaves", x, y, 0.48, 0.42)
-
-
-def _boat(b: Brush) -> None:
-    b.polygon("", [(-1.0, 0.45), (1.0, 0.45), (0.7, 0.9), (-0.7, 0.9)])
-    b.box("mast", -0.05, -0.95, 0.05, 0.45, (90, 65, 45))
-    b.polygon("sail", [(0.1, -0.9), (0.85, 0.3), (0.1, 0.3)], (245, 245, 240))
-
-
-def _flower(b: Brush) -> None:
-    b.box("stem", -0.06, 0.0, 0.06, 1.0, (50, 130, 60))
-    for step in range(6):
-        turn = step * math.pi / 3
-        b.disc("petal", 0.36 * math.cos(turn), -0.45 + 0.36 * math.sin(turn), 0.24, 0.24)
-    b.disc("", 0.0, -0.45, 0.2, 0.2, (240, 200, 60))
-
-
-def _ball(b: Brush) -> None:
-    b.disc("", 0.0, 0.0, 0.9, 0.9)
-    b.box("stripe", -0.86, -0.18, 0.86, 0.18, (250, 250, 250))
-
-
-def _fish(b: Brush) -> None:
-    b.disc("", 0.0, 0.0, 0.8, 0.45)
-    b.polygon("tail", [(0.65, 0.0), (1.1, -0.4), (1.1, 0.4)])
-    b.disc("eye", -0.45, -0.1, 0.11, 0.11, (20, 20, 20))
-
-
-def _cup(b: Brush) -> None:
-    b.disc("handle", 0.7, 0.1, 0.38, 0.4)
-    b.polygon("", [(-0.7, -0.7), (0.7, -0.7), (0.5, 0.8), (-0.5, 0.8)])
-
-
-THINGS: dict[str, Callable[[Brush], None]] = {
-    "house": _house,
-    "car": _car,
-    "tree": _tree,
-    "boat": _boat,
-    "flower": _flower,
-    "ball": _ball,
-    "fish": _fish,
-    "cup": _cup,
-}
-PARTS = (
-    "roof",
-    "door",
-    "window",
-    "wheel",
-    "trunk",
-    "leaves",
-    "mast",
-    "sail",
-    "stem",
-    "petal",
-    "stripe",
-    "tail",
-    "eye",
-    "handle",
-)
-STUFF = tuple(dict.fromkeys(stuff for upper, _, lower, _ in GROUNDS.values() for stuff in (upper, lower)))
-LABELS: tuple[str, ...] = (*THINGS, *PARTS, *STUFF)
-"""Every label that a scene can hold."""
-
-
-def draw_scene(seed: int, index: int) -> Scene:
-    """Scene `index` of the world `seed`; each pair always gives the same scene."""
+    Args:
+        seed: of the world.
+        index: of the scene in it.
+        size: width and height, in pixels; by default each is drawn from `EDGES`.
+        most: things in it, at most; at least one.
+    """
     rng = np.random.default_rng((seed, index))
-    width, height = (int(edge) for edge in rng.integers(120, 260, 2))
-    name = str(rng.choice(list(GROUNDS)))
-    upper, upper_colour, lower, lower_colour = GROUNDS[name]
+    drawn = rng.integers(EDGES[0], EDGES[1] + 1, 2)  # drawn in any case, so that a given size changes nothing else
+    width, height = size or (int(drawn[0]), int(drawn[1]))
+    lower = str(rng.choice(list(UPPER_OF)))
+    upper = str(rng.choice(UPPER_OF[lower]))
+    background, ground = _background(rng, width, height, upper, lower)
+    picture, owner_map = Image.fromarray(background), Image.fromarray(ground)
+    canvas = ImageDraw.Draw(picture), ImageDraw.Draw(owner_map)
+    owners = [Owner(upper, -1, 0), Owner(lower, -1, 1), Owner("hill", -1, 2)]  # stuff belongs to no thing
+
+    made: list[tuple[Brush, Thing]] = []
+    for kind, foot, place in _places(rng, width, height, int(rng.integers(1, most + 1)), upper):
+        made.append(_draw_thing(rng, kind, foot, place, min(width, height), canvas, owners, len(made)))
+    pixels = np.asarray(picture).astype(np.float32)
+    owner = np.asarray(owner_map)
+    _clothe(rng, pixels, owner, owners, made)
+    pixels *= rng.uniform(0.72, 0.88) if upper == "night" else rng.uniform(0.9, 1.08)
+    grey = rng.standard_normal((height, width, 1), np.float32) * rng.uniform(2, 8)
+    pixels += grey + rng.standard_normal((height, width, 3), np.float32) * 2
+    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    regions, places = _regions(owner, owners, [thing.kind for _, thing in made])
+    things = [thing._replace(region=places[number]) for number, (_, thing) in enumerate(made) if number in places]
+    return Scene(image, regions, things, upper, lower)
+
+
+def _background(
+    rng: np.random.Generator, width: int, height: int, upper: str, lower: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The picture without things, uint8 `[H, W, 3]`, and who owns its pixels, int32 `[H, W]`."""
     horizon = int(height * rng.uniform(0.35, 0.6))
-
-    picture = Image.new("RGB", (width, height), upper_colour)
-    owner_map = Image.new("I", (width, height), 0)
-    colour, owner = ImageDraw.Draw(picture), ImageDraw.Draw(owner_map)
-    owners = [(upper, -1), (lower, -1)]  # stuff belongs to no thing
-    colour.rectangle((0, horizon, width, height), fill=lower_colour)
-    owner.rectangle((0, 0, width, height), fill=1)
-    owner.rectangle((0, horizon, width, height), fill=2)
-
-    # Far things first: what stands lower in the picture is nearer, larger, and painted over the rest.
-    feet = sorted(float(foot) for foot in rng.uniform(horizon + 0.1 * (height - horizon), height, rng.integers(1, 5)))
-    things: list[tuple[str, str]] = []
-    for foot in feet:
-        kind, shade = str(rng.choice(list(THINGS))), str(rng.choice(list(COLOURS)))
-        scale = min(width, height) * rng.uniform(0.14, 0.3) * (0.6 + 0.6 * foot / height)
-        centre = (float(rng.uniform(0.12, 0.88)) * width, foot - scale * 0.9)
-        brush = Brush(
-            colour, owner, centre, scale, float(rng.uniform(-0.12, 0.12)), COLOURS[shade], owners, len(things)
-        )
-        THINGS[kind](brush)
-        things.append((kind, shade))
-
-    noise = rng.normal(0, rng.uniform(2, 8), (height, width, 1)) + rng.normal(0, 2, (height, width, 3))
-    pixels = np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8)
-    regions = _regions(np.asarray(owner_map), owners, things)
-    visible = {thing for region, thing in regions if region.kind == "thing"}
-    caption = _caption([things[thing] for thing in sorted(visible)], upper, lower)
-    return Scene(Image.fromarray(pixels), [region for region, _ in regions], caption)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    ground = np.where(y < horizon, 1, 2).astype(np.int32)
+    if upper != "wall" and rng.random() < 0.4:
+        top = horizon - height * rng.uniform(0.1, 0.22) * np.cos((x / width - rng.uniform(0.2, 0.8)) * 2.2)
+        ground[(y >= top) & (y < horizon)] = 3
+    pixels = np.zeros((height, width, 3), np.float32)
+    for number, stuff in enumerate((upper, lower, "hill"), 1):
+        colour, texture = STUFF[stuff]
+        shade = np.array(colour, np.float32) + rng.normal(0, 6, 3)
+        pattern = _ground_texture(rng, texture, x, y)
+        here = ground == number
+        pixels[here] = shade + pattern[here, None]
+    # Clutter: specks and dashes that have no name.
+    for _ in range(rng.integers(0, 9)):
+        cx, cy, r = int(rng.integers(width)), int(rng.integers(height)), int(rng.integers(1, 4))
+        pixels[max(cy - r, 0) : cy + 1, max(cx - 2 * r, 0) : cx + r] += rng.uniform(-45, 45)
+    return np.clip(pixels, 0, 255).astype(np.uint8), ground
 
 
-def _regions(
-    owner: np.ndarray, owners: list[tuple[str, int]], things: list[tuple[str, str]]
-) -> list[tuple[Region, int]]:
-    """Things, then parts (those of one name of one thing together), then stuff; only what can be seen."""
-    wanted: dict[tuple[str, str, int], list[int]] = {}
-    for thing, (kind, _) in enumerate(things):
-        wanted["thing", kind, thing] = [n for n, (_, of) in enumerate(owners, 1) if of == thing]
-    for number, (part, thing) in enumerate(owners, 1):
-        if thing >= 0 and part:
-            wanted.setdefault(("part", part, thing), []).append(number)
-    for number, (stuff, thing) in enumerate(owners, 1):
-        if thing < 0:
-            wanted["stuff", stuff, -1] = [number]
-    found = []
-    for (kind, label, thing), numbers in wanted.items():
-        mask = np.isin(owner, numbers)
-        if mask.any():
-            found.append((Region(label, mask, kind), thing))
-    return found
+def _ground_texture(rng: np.random.Generator, texture: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Grey levels to add, float32 `[H, W]`."""
+    if texture == "clear":
+        return y * float(rng.uniform(0, 0.15))
+    if texture == "stars":
+        return np.where(rng.random(x.shape, np.float32) > 0.996, 150, 0).astype(np.float32)
+    if texture == "bricks":
+        edge = float(rng.uniform(9, 15))
+        row = np.floor(y / edge)
+        return np.where((y % edge < 1.5) | ((x + row % 2 * edge) % (2 * edge) < 1.5), -22, 0).astype(np.float32)
+    if texture == "planks":
+        return np.where(y % float(rng.uniform(8, 14)) < 1.5, -30, 0).astype(np.float32)
+    if texture == "waves":
+        length = float(rng.uniform(8, 14))
+        return 14 * np.sin(2 * math.pi * y / length + 1.5 * np.sin(2 * math.pi * x / (3 * length)))
+    if texture == "blades":
+        return np.repeat(rng.normal(0, 13, (x.shape[0] // 3 + 1, x.shape[1])), 3, 0)[: x.shape[0]].astype(np.float32)
+    return rng.standard_normal(x.shape, np.float32) * 9
 
 
-def _caption(things: list[tuple[str, str]], upper: str, lower: str) -> str:
-    named = [f"a{'n' if shade[0] in 'aeiou' else ''} {shade} {kind}" for kind, shade in things]
-    if not named:
-        return f"the {lower} under the {upper}."
-    listed = named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
-    place = f"in front of the {upper}" if lower == "floor" else f"under the {upper}"
-    return f"{listed} on the {lower} {place}."
+def _places(
+    rng: np.random.Generator, width: int, height: int, count: int, upper: str
+) -> list[tuple[str, float, tuple[float, float, float]]]:
+    """Kind, place of the foot (for the order of painting), and centre and scale of each thing; far ones first."""
+    edge, found = min(width, height), []
+    boxes: list[tuple[float, float, float, float]] = []
+    for _ in range(count):
+        kind = str(rng.choice(list(THINGS)))
+        air = THINGS[kind].air
+        for _ in range(8):
+            foot = float(rng.uniform(0.62, 1.0)) * height
+            scale = edge * float(rng.uniform(0.13, 0.27))
+            if air:
+                y, scale = float(rng.uniform(0.12, 0.5)) * height, scale * 0.85
+                y = max(y, scale * 0.9)
+                foot = 0.0  # all that hangs in the air is behind what stands on the ground
+            else:
+                scale *= 0.35 + 0.7 * foot / height
+                y = foot - scale * 0.95
+            wide = scale * THINGS[kind].wide
+            x = float(rng.uniform(min(wide * 0.7, width / 2), max(width - wide * 0.7, width / 2)))
+            box = (x - wide, y - scale, x + wide, y + scale)
+            if all(_hidden(box, other) < 1 - MIN_VISIBLE for other in boxes):
+                boxes.append(box)
+                found.append((kind, foot, (x, y, scale)))
+                break
+    return sorted(found, key=lambda place: place[1])
+
+
+def _hidden(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+    """The share that two boxes have in common of the smaller one."""
+    across = min(a[2], b[2]) - max(a[0], b[0])
+    down = min(a[3], b[3]) - max(a[1], b[1])
+    smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    return max(across, 0) * max(down, 0) / smaller
+
+
+def _draw_thing(
+    rng: np.random.Generator,
+    kind: str,
+    foot: float,
+    place: tuple[float, float, float],
+    edge: int,
+    canvas: tuple[ImageDraw.ImageDraw, ImageDraw.ImageDraw],
+    owners: list[Owner],
+    number: int,
+) -> tuple[Brush, Thing]:
+    known: Kind = THINGS[kind]
+    x, y, scale = place
+    shade = str(rng.choice(known.shades or list(COLOURS)))
+    main = tuple(int(np.clip(level + rng.normal(0, 8), 0, 255)) for level in COLOURS[shade])
+    style = rng.integers(4)  # flat, outlined, shaded (see _clothe), sketched
+    brush = Brush(
+        *canvas, owners, number, rng, (x, y), scale, float(rng.uniform(-known.turn, known.turn)), bool(rng.integers(2)),
+        main, outline=bool(style in (1, 3)), wobble=0.02 if style == 3 else 0.0,
+    )  # fmt: skip
+    known.draw(brush)
+    share = scale / edge
+    size = "small" if share < 0.14 else "large" if share > 0.21 else ""
+    texture = str(rng.choice(TEXTURES)) if rng.random() < 0.35 and len(known.shades) != 1 else ""
+    colour = shade if len(known.shades) != 1 else ""
+    return brush, Thing(kind, colour, size, texture, known.air, -1)
+
+
+def _clothe(
+    rng: np.random.Generator, pixels: np.ndarray, owner: np.ndarray, owners: list[Owner], made: list[tuple[Brush, Thing]]
+) -> None:
+    """Texture and shading, laid over the pixels of each thing that can be seen."""
+    for number, (brush, thing) in enumerate(made):
+        shaded = rng.random() < 0.3
+        if not (shaded or thing.texture):
+            continue
+        # Its shapes were drawn one after another, so its numbers in the owner map have no gap.
+        mine = [place for place, of in enumerate(owners, 1) if of.thing == number]
+        body = np.zeros(len(owners) + 1, bool)
+        # Main-coloured parts (petals, a mushroom's cap) are clothed with the body, natural ones are not.
+        body[[place for place in mine if owners[place - 1].part in ("", "petal", "cap", "leaves", "wing")]] = True
+        reach = 1.6 * brush.scale
+        x0, x1 = max(int(brush.centre[0] - reach), 0), max(int(brush.centre[0] + reach) + 1, 0)
+        y0, y1 = max(int(brush.centre[1] - reach), 0), max(int(brush.centre[1] + reach) + 1, 0)
+        window = owner[y0:y1, x0:x1]
+        y, x = np.mgrid[y0 : y0 + window.shape[0], x0 : x0 + window.shape[1]].astype(np.float32)
+        here = body[window]
+        if thing.texture:
+            dark = 75 if sum(brush.main) > 380 else -75  # what is taken away; a dark thing gets light marks
+            pixels[y0:y1, x0:x1][here & _marks(thing.texture, x, y, max(brush.scale * 0.34, 5.0))] -= dark
+        if shaded:
+            whole = (window >= mine[0]) & (window <= mine[-1])
+            pixels[y0:y1, x0:x1] += np.where(whole, (brush.centre[0] - x) / brush.scale * 22, 0)[..., None]
+
+
+def _marks(texture: str, x: np.ndarray, y: np.ndarray, period: float) -> np.ndarray:
+    """Where a texture's marks are, bool."""
+    if texture == "striped":
+        return (x + y) % period < period * 0.42
+    if texture == "checked":
+        return (x % period < period / 2) ^ (y % period < period / 2)
+    return ((x % period) - period / 2) ** 2 + ((y % period) - period / 2) ** 2 < (period * 0.27) ** 2
+
+
+def _regions(owner: np.ndarray, owners: list[Owner], kinds: list[str]) -> tuple[list[Region], dict[int, int]]:
+    """Things, parts and stuff that can be seen, and the place of each thing among them."""
+    groups: dict[tuple[str, str, int, int], list[int]] = {}
+    for number, (part, thing, instance) in enumerate(owners, 1):
+        if thing >= 0:
+            groups.setdefault(("thing", kinds[thing], thing, 0), []).append(number)
+            if part:
+                groups.setdefault(("part", part, thing, instance), []).append(number)
+        else:
+            groups["stuff", part, -1, instance] = [number]
+    found, places = [], {}
+    order = ("thing", "part", "stuff")
+    for (kind, label, thing, _), numbers in sorted(groups.items(), key=lambda entry: order.index(entry[0][0])):
+        mine = np.zeros(len(owners) + 1, bool)
+        mine[numbers] = True
+        mask = mine[owner]
+        if np.count_nonzero(mask) >= MIN_PIXELS:
+            if kind == "thing":
+                places[thing] = len(found)
+            found.append((label, mask, kind))
+    return [Region(label, mask, kind) for label, mask, kind in found], places

@@ -1,0 +1,166 @@
+"""What can be said about a scene: captions, questions with answers, referring expressions; and their grammar."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from pad_pipeline.miniature.kinds import PARTS, THINGS
+from pad_pipeline.miniature.world import COLOURS, SIZES, TEXTURES, UPPER_OF, Scene, Thing
+
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
+SIDES = ("on the left", "in the middle", "on the right")
+DESCRIBE = (
+    "Describe the picture briefly.",
+    "Give a short caption of the image.",
+    "What is in the picture?",
+    "Say in one sentence what can be seen.",
+)
+REFER = "Please provide the bounding box coordinate of the region this sentence describes: "
+"""LLaVA-1.5's prompt for referring expressions."""
+
+
+class Refer(NamedTuple):
+    """A phrase that fits just one thing of the scene."""
+
+    phrase: str
+    region: int
+    """The thing's place in `Scene.regions`."""
+
+
+def phrase(thing: Thing, article: str = "") -> str:
+    """`small red striped car`, with an article where one is asked for ("a" becomes "an" as it should)."""
+    words = " ".join(word for word in (thing.size, thing.colour, thing.texture, thing.kind) if word)
+    if article == "a" and words[0] in "aeiou":
+        article = "an"
+    return f"{article} {words}".strip()
+
+
+def plural(kind: str) -> str:
+    """`cars`, `buses`, `butterflies`."""
+    odd = {"fish": "fish", "butterfly": "butterflies", "person": "people"}
+    return odd.get(kind) or kind + ("es" if kind.endswith("s") else "s")
+
+
+def listed(items: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def caption(scene: Scene) -> str:
+    """One sentence: what stands where, then what hangs in the air. Always the same for the same scene.
+
+    Its grammar: `THINGS on the GROUND PLACE[, with THINGS above].` or `on the GROUND PLACE are THINGS[, ...].`
+    """
+    standing = [phrase(thing, "a") for thing in scene.things if not thing.air]
+    hanging = [phrase(thing, "a") for thing in scene.things if thing.air]
+    where = f"the {scene.lower} {_place(scene.upper)}"
+    if not standing:
+        return f"{listed(hanging)} above {where}." if hanging else f"{where}."
+    above = f", with {listed(hanging)} above" if hanging else ""
+    if scene.image.width % 3:  # as good as a coin, and needs no generator
+        return f"{listed(standing)} on {where}{above}."
+    return f"on {where} {'are' if len(standing) > 1 else 'is'} {listed(standing)}{above}."
+
+
+def _place(upper: str) -> str:
+    return {"sky": "under the sky", "night": "at night", "wall": "in front of the wall"}[upper]
+
+
+def _grammar() -> re.Pattern[str]:
+    """The grammar of captions as one regular expression; `finditer` of the phrase inside it is left to `phrases`."""
+    thing = _PHRASE.pattern.replace("?P<thing>", "?:")
+    things = rf"{thing}(?:(?:, {thing})* and {thing})?"
+    places = [f"the {lower} {_place(upper)}" for lower, uppers in UPPER_OF.items() for upper in uppers]
+    where = f"(?:{'|'.join(places)})"
+    above = rf"(?:, with {things} above)?"
+    return re.compile(
+        rf"(?:{things} above {where}|{where}|{things} on {where}{above}|on {where} (?:is {thing}|are {things}){above})\."
+    )
+
+
+def _one_of(words: object) -> str:
+    return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))  # type: ignore[call-overload]
+
+
+_PHRASE = re.compile(
+    rf"(?P<thing>\ban? (?:(?:{_one_of(SIZES)}) )?(?:(?:{_one_of(COLOURS)}) )?"
+    rf"(?:(?:{_one_of(TEXTURES)}) )?(?:{_one_of(THINGS)})\b)"
+)
+_CAPTION = _grammar()
+
+
+def parses(text: str) -> bool:
+    """Whether a text is a caption of the world's grammar."""
+    return _CAPTION.fullmatch(text.strip()) is not None
+
+
+def refer(scene: Scene) -> list[Refer]:
+    """A phrase for each thing that one can be found for: by its attributes, or else by its side of the picture."""
+    found = []
+    for thing in scene.things:
+        same = [other for other in scene.things if other.kind == thing.kind]
+        ways = [("the " + thing.kind, same)]
+        if thing.colour:
+            alike = [other for other in same if other.colour == thing.colour]
+            ways.append((f"the {thing.colour} {thing.kind}", alike))
+        alike = [other for other in same if other[1:4] == thing[1:4]]
+        ways.append((phrase(thing, "the"), alike))
+        alike = [other for other in same if side(scene, other) == side(scene, thing)]
+        ways.append((f"the {thing.kind} {side(scene, thing)}", alike))
+        if words := next((words for words, fitting in ways if len(fitting) == 1), None):
+            found.append(Refer(words, thing.region))
+    return found
+
+
+def side(scene: Scene, thing: Thing) -> str:
+    """`on the left`, `in the middle` or `on the right`: which third of the picture its box's centre is in."""
+    x0, _, x1, _ = scene.regions[thing.region].box
+    return SIDES[min(int(1.5 * (x0 + x1) / scene.image.width), 2)]
+
+
+def llava_box(scene: Scene, region: int) -> str:
+    """A region's box as LLaVA-1.5 writes it: parts of the square that the picture is padded to, `[x0, y0, x1, y1]`."""
+    width, height = scene.image.size
+    edge = max(width, height)
+    left, top = (edge - width) // 2, (edge - height) // 2
+    x0, y0, x1, y1 = scene.regions[region].box
+    corners = ((x0 + left) / edge, (y0 + top) / edge, (x1 + left) / edge, (y1 + top) / edge)
+    return "[" + ", ".join(f"{corner:.2f}" for corner in corners) + "]"
+
+
+def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Questions with their answers, in an order that `rng` gives: each a turn of a conversation."""
+    turns = [(str(rng.choice(DESCRIBE)), caption(scene))]
+    turns += [(REFER + found.phrase, llava_box(scene, found.region)) for found in refer(scene)]
+    kinds = [thing.kind for thing in scene.things]
+    for thing in scene.things:
+        if kinds.count(thing.kind) > 1:
+            continue
+        if thing.colour:
+            turns.append((f"What colour is the {thing.kind}?", f"the {thing.kind} is {thing.colour}."))
+        turns.append((f"Where is the {thing.kind}?", f"the {thing.kind} is {side(scene, thing)}."))
+        if parts := seen_parts(scene, thing):
+            turns.append((f"Which parts of the {thing.kind} can be seen?", f"{listed(parts)}."))
+    asked = str(rng.choice(kinds if kinds and rng.random() < 0.5 else list(THINGS)))
+    count = kinds.count(asked)
+    is_are = "is" if count == 1 else "are"
+    turns.append(
+        (
+            f"How many {plural(asked)} are there?",
+            f"there {is_are} {NUMBERS[count]} {asked if count == 1 else plural(asked)}.",
+        )
+    )
+    asked = str(rng.choice(kinds if kinds and rng.random() < 0.5 else list(THINGS)))
+    turns.append((f"Is there a {asked}?".replace(" a a", " an a"), "yes." if asked in kinds else "no."))
+    turns.append(("Where is this?", f"on the {scene.lower} {_place(scene.upper)}."))
+    return [turns[place] for place in rng.permutation(len(turns))]
+
+
+def seen_parts(scene: Scene, thing: Thing) -> list[str]:
+    """The parts of a thing that can be seen, each name once, in the order of `PARTS`."""
+    whole = scene.regions[thing.region].mask
+    names = {region.label for region in scene.regions if region.kind == "part" and (region.mask & whole).any()}
+    return [name for name in PARTS if name in names]

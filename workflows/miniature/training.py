@@ -1,0 +1,193 @@
+"""The one loop that trains all five: seeded, resumable, with progress. What differs between them is a `Recipe`."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from pad_pipeline.errors import UserError
+
+TRAIN_WORLD, VALIDATION_WORLD = 2_000_000, 3_000_000
+"""Seeds of the worlds that training draws from (the run's seed is added); all smaller ones are unseen."""
+
+Batch = dict[str, Any]
+Report = Callable[[dict[str, Any]], None]
+
+
+class Budget(BaseModel):
+    """How long and how fast one model is trained."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    steps: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    warmup: int = 100
+    """Steps in which the rate rises from 0; afterwards it falls along half a cosine."""
+    weight_decay: float = 0.02
+    max_grad_norm: float = 1.0
+    pool: int = Field(1000, gt=0)
+    """Batches that are drawn; then they come again, every other time mirrored. Drawing costs a core as much as
+    learning does."""
+
+
+class Recipe(nn.Module, ABC):
+    """One model's training: its network, where its batches come from, its loss, what is kept of it."""
+
+    name: ClassVar[str]
+    budget: Budget
+
+    @abstractmethod
+    def batch(self, step: int) -> Batch:
+        """The tensors of one step; a pure function of the step. Runs in a worker process."""
+
+    def mirrored(self, batch: Batch) -> Batch:
+        """A batch with left and right exchanged; as it is, where that would change what is said of it."""
+        return batch
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, and numbers worth a line of the log."""
+
+    @abstractmethod
+    def export(self, folder: Path) -> dict[str, float]:
+        """Write the checkpoint in the official format into `folder`; gives metrics on the validation world."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups; a group's `scale` multiplies its rate."""
+        return [{"params": [parameter for parameter in self.parameters() if parameter.requires_grad]}]
+
+
+class _Steps(Dataset):
+    """The batch of each step. Those that were drawn are kept, in the one worker process."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.drawn: dict[int, Batch] = {}
+
+    def __len__(self) -> int:
+        return self.recipe.budget.steps
+
+    def __getitem__(self, step: int) -> Batch:
+        again, place = divmod(step, self.recipe.budget.pool)
+        if place not in self.drawn:
+            self.drawn[place] = self.recipe.batch(place)
+        return self.recipe.mirrored(self.drawn[place]) if again % 2 else self.drawn[place]
+
+
+def fit(recipe: Recipe, folder: Path, report: Report = lambda entry: None, save_every: float = 60.0) -> None:
+    """Train to the end of the budget, from where an earlier call with the same folder stopped.
+
+    Args:
+        recipe: what to train; on a GPU when there is one, with bfloat16 where the processor computes with it.
+        folder: keeps `state.pt` and `log.jsonl`.
+        report: is given each step's log entry.
+        save_every: seconds between two saved states.
+
+    Raises:
+        UserError: the folder holds the state of another budget.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    budget = recipe.budget
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    recipe.to(device).train()
+    optimiser = torch.optim.AdamW(recipe.groups(), budget.learning_rate, weight_decay=budget.weight_decay)
+    scales = [group.get("scale", 1.0) for group in optimiser.param_groups]
+    first = _restore(recipe, optimiser, folder / "state.pt")
+    saved = time.monotonic()
+    with (folder / "log.jsonl").open("a") as log:
+        for step, batch in enumerate(_batches(recipe, first, budget.steps), first):
+            started = time.monotonic()
+            rate = budget.learning_rate * _schedule(step, budget)
+            for group, scale in zip(optimiser.param_groups, scales, strict=True):
+                group["lr"] = rate * scale
+            with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bfloat16(device)):
+                loss, numbers = recipe.loss(_to(batch, device))
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(recipe.parameters(), budget.max_grad_norm)
+            optimiser.step()
+            if step % 20 == 0 or step + 1 == budget.steps:  # reading a number waits for the GPU
+                entry = {"step": step, "steps": budget.steps, "loss": float(loss.detach()), "rate": rate}
+                entry |= {name: float(value) for name, value in numbers.items()}
+                entry["images_per_second"] = budget.batch_size / max(time.monotonic() - started, 1e-9)
+                log.write(json.dumps(entry) + "\n")
+                log.flush()
+                report(entry)
+            if time.monotonic() - saved > save_every:
+                _save(recipe, optimiser, step + 1, folder / "state.pt")
+                saved = time.monotonic()
+    _save(recipe, optimiser, budget.steps, folder / "state.pt")
+    recipe.eval()
+
+
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 here: on GPUs, and on processors with instructions for it."""
+    return device.type == "cuda" or "avx512_bf16" in _cpu_flags()
+
+
+def _cpu_flags() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+
+
+def _schedule(step: int, budget: Budget) -> float:
+    if step < budget.warmup:
+        return (step + 1) / budget.warmup
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - budget.warmup) / max(budget.steps - budget.warmup, 1)))
+
+
+def _batches(recipe: Recipe, first: int, steps: int) -> Iterator[Batch]:
+    """Batches from `first` on, drawn ahead by one worker process."""
+    loader = DataLoader(
+        _Steps(recipe),
+        batch_size=None,
+        sampler=range(first, steps),
+        num_workers=1,
+        prefetch_factor=3,
+        worker_init_fn=lambda worker: torch.set_num_threads(1),
+        multiprocessing_context="fork",
+    )
+    yield from loader if first < steps else ()
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
+def _save(recipe: Recipe, optimiser: torch.optim.Optimizer, step: int, path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    state = {"budget": recipe.budget.model_dump(), "step": step}
+    torch.save(state | {"model": recipe.state_dict(), "optimiser": optimiser.state_dict()}, partial)
+    partial.replace(path)
+
+
+def _restore(recipe: Recipe, optimiser: torch.optim.Optimizer, path: Path) -> int:
+    """The step to go on with."""
+    if not path.is_file():
+        return 0
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        same = state["budget"] == recipe.budget.model_dump()
+        if same:
+            recipe.load_state_dict(state["model"])
+            optimiser.load_state_dict(state["optimiser"])
+    except Exception as error:
+        rule = f"the saved training in it can't be read ({type(error).__name__})"
+        raise UserError("--out", path, rule, "delete the file to start anew") from error
+    if not same:
+        rule = f"it holds a training with another budget ({state['budget']})"
+        raise UserError("--out", path, rule, "name another folder, or delete the file to start anew")
+    return state["step"]
