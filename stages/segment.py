@@ -20,6 +20,7 @@ from stages.base import Stage, chunks
 from stages.decode import picture
 from stages.device import use_device
 
+
 class SamShape(BaseModel):
     """The shape of the network; official models differ only in the fields that have no default."""
 

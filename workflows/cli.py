@@ -1,4 +1,4 @@
-"""The command line: `pad build`, `import`, `train`, `verify`, `stats`, `demo`."""
+"""The command line: `pad build`, `import`, `train`, `verify`, `stats`, `miniature`, `demo`."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ app = typer.Typer(
 )
 import_app = typer.Typer(help="Make shards from data that people have annotated already.", no_args_is_help=True)
 app.add_typer(import_app, name="import")
+miniature_app = typer.Typer(
+    help="The drawn world and its five small models: draw scenes, train the models, score them against exact truth.",
+    no_args_is_help=True,
+)
+app.add_typer(miniature_app, name="miniature")
 # An unknown option, a value of the wrong type; typer's base class has no public name of its own.
 UsageError: Any = typer.BadParameter.__bases__[0]
 
@@ -61,10 +66,20 @@ class Projector(StrEnum):
 
 
 Out = Annotated[Path, typer.Option(help="Folder to write into: new, empty, or an earlier run to continue.")]
-Models = Annotated[str, typer.Option(help="`paper` (RAM), `plus` (RAM++), or a TOML file that names other models.")]
+Models = Annotated[
+    str,
+    typer.Option(
+        help="`paper` (RAM), `plus` (RAM++), `miniature` (ships with pad; drawn scenes only), or a TOML file."
+    ),
+]
 ViewFit = Annotated[Fit, typer.Option(help="crop: LLaVA-1.5's stage 1. pad: its stage 2. stretch: neither kept.")]
-ViewSize = Annotated[int, typer.Option(help="Edge of the vision encoder's input, in pixels.", min=1, max=4096)]
-Patch = Annotated[int, typer.Option(help="Edge of one patch, in pixels; 336 / 14 gives a grid of 24 x 24.", min=1)]
+ViewSize = Annotated[
+    int | None,
+    typer.Option(help="Edge of the vision encoder's input, in pixels (336; miniature: 112).", min=1, max=4096),
+]
+Patch = Annotated[
+    int | None, typer.Option(help="Edge of one patch, in pixels (14, a grid of 24 x 24; miniature: 8, 14 x 14).", min=1)
+]
 ShardSize = Annotated[int, typer.Option(help="Images in one shard.", min=1)]
 EngineOption = Annotated[Engine, typer.Option(help="ray: Ray on this machine or a cluster. local: this process.")]
 Address = Annotated[str, typer.Option(help="Address of a running Ray cluster, such as auto or ray://host:10001.")]
@@ -82,8 +97,8 @@ def build(
     ] = None,
     models: Models = "paper",
     fit: ViewFit = Fit.crop,
-    view_size: ViewSize = 336,
-    patch: Patch = 14,
+    view_size: ViewSize = None,
+    patch: Patch = None,
     shard_size: ShardSize = 512,
     engine: EngineOption = Engine.ray,
     address: Address = "",
@@ -101,11 +116,19 @@ def build(
 
       pad build --images llava.json --image-root photos/ --models plus --out shards/
     """
-    view = _view(view_size, patch, fit)
+    view = _view(models, view_size, patch, fit)
     _check_engine(engine, address, workers)
     from pad_pipeline.sources import open_source
 
     source = open_source(images, image_root)  # a wrong path is told before seconds of imports
+    if models == "miniature":
+        from pad_pipeline.miniature.files import is_drawn
+
+        if not is_drawn(images):
+            note = (
+                "note: the miniature knows drawn scenes only (pad miniature draw); of photographs it says nothing true."
+            )
+            errors.print(note, style="yellow", highlight=False, soft_wrap=True)
     from workflows import build as workflow
     from workflows.models import load_models
 
@@ -126,8 +149,8 @@ def import_coco(
     ] = None,
     models: Models = "paper",
     fit: ViewFit = Fit.crop,
-    view_size: ViewSize = 336,
-    patch: Patch = 14,
+    view_size: ViewSize = None,
+    patch: Patch = None,
     shard_size: ShardSize = 512,
     engine: EngineOption = Engine.local,
     address: Address = "",
@@ -141,7 +164,7 @@ def import_coco(
 
       pad import coco --annotations instances_val2017.json --images val2017/ --out human/
     """
-    view = _view(view_size, patch, fit)
+    view = _view(models, view_size, patch, fit)
     _check_engine(engine, address, workers)
     from pad_pipeline.sources.coco import CocoSource
 
@@ -160,8 +183,10 @@ def import_coco(
 @app.command()
 def train(
     shards: Annotated[Path, typer.Option(help="Folder of shards.")],
-    vision: Annotated[str, typer.Option(help="CLIP-type vision tower: folder or hub name.")],
-    llm: Annotated[str, typer.Option(help="LLaMA-type LLM that the shards were built for: folder or hub name.")],
+    vision: Annotated[str, typer.Option(help="CLIP-type vision tower: folder, hub name, or `miniature`.")],
+    llm: Annotated[
+        str, typer.Option(help="LLaMA-type LLM that the shards were built for: folder, hub name, or `miniature`.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for log.jsonl, mm_projector.bin and hf/.")],
     stage: Annotated[int, typer.Option(help="Only stage 1 so far: the projector alone.", min=1, max=1)] = 1,
     settings: Annotated[
@@ -193,7 +218,10 @@ def train(
         "beta_end": beta_end, "seed": seed,
     }  # fmt: skip
     chosen = workflow.train_settings(settings, {name: value for name, value in options.items() if value is not None})
-    console.print(workflow.train(shards, vision, llm, out, chosen), soft_wrap=True)
+    from pad_pipeline.miniature.shipped import resolve
+
+    said = workflow.train(shards, resolve(vision, "clip"), resolve(llm, "llm"), out, chosen)
+    console.print(said, soft_wrap=True)
 
 
 @app.command()
@@ -268,13 +296,97 @@ def stats(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo-out"),
-    scenes: Annotated[int, typer.Option(help="How many scenes to draw.", min=4)] = 48,
+    scenes: Annotated[int, typer.Option(help="How many scenes to draw.", min=16)] = 200,
     engine: EngineOption = Engine.ray,
 ) -> None:
-    """See the whole chain work, without network: draw scenes, build shards, train a projector."""
+    """See it work, without network: annotate drawn scenes, score them, train a projector with and without patch loss.
+
+    Example:
+
+      pad demo --out demo-out/
+    """
     from workflows.demo import run_demo
 
     run_demo(out, scenes, engine.value, console)
+
+
+@miniature_app.command("draw")
+def miniature_draw(
+    count: Annotated[int, typer.Option(help="How many scenes.", min=1, max=10_000_000)],
+    out: Annotated[Path, typer.Option(help="Folder: new, empty, or drawn scenes to draw over.")],
+    seed: Annotated[int, typer.Option(help="Of the world: each has its own scenes.", min=0, max=999_999)] = 0,
+) -> None:
+    """Draw scenes: pictures, LLaVA JSON for both stages, exact masks as COCO JSON, referring expressions.
+
+    Example:
+
+      pad miniature draw --count 100 --out world/
+    """
+    from rich.progress import track
+
+    from pad_pipeline.miniature.files import write_world
+
+    steps = track(range(count), "drawing", console=errors, disable=not errors.is_terminal)
+    world = write_world(out, count, seed, steps)
+    console.print(f"{_count(count, 'scene')} in {out}: {', '.join(path.name for path in world)}", soft_wrap=True)
+
+
+class Part(StrEnum):
+    """A model of the miniature."""
+
+    tagger = "tagger"
+    detector = "detector"
+    segmenter = "segmenter"
+    clip = "clip"
+    llm = "llm"
+    all = "all"
+
+
+@miniature_app.command("train")
+def miniature_train(
+    model: Annotated[Part, typer.Argument(help="Which; the detector needs a trained tagger.")],
+    out: Annotated[Path, typer.Option(help="Folder: models/ will be the miniature, training/ its unfinished state.")],
+    seed: Annotated[int, typer.Option(help="Of weights and scenes.", min=0, max=999_999)] = 0,
+    steps: Annotated[int, typer.Option(help="Instead of the model's own budget, to try things.", min=0)] = 0,
+) -> None:
+    """Train the small models anew: under 4 hours for all on two CPU cores, minutes on a GPU.
+
+    Run the same command again to continue. To use the result: --models OUT/models/models.toml
+
+    Example:
+
+      pad miniature train all --out my-miniature/
+    """
+    # Before NumPy is loaded: its threads would wait in loops for cores that the training needs.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from workflows.miniature.train import train_miniature
+
+    console.print(str(train_miniature(model.value, out, seed, steps)), soft_wrap=True)
+
+
+@miniature_app.command("evaluate")
+def miniature_evaluate(
+    out: Annotated[Path, typer.Option(help="New folder for scenes, shards, projectors and evaluation.json.")],
+    scenes: Annotated[int, typer.Option(help="Scenes to annotate and score.", min=2, max=100_000)] = 500,
+    seeds: Annotated[int, typer.Option(help="Pairs of projectors, with and without patch loss.", min=0)] = 3,
+    steps: Annotated[int, typer.Option(help="Of each projector's training.", min=1)] = 100,
+    models: Annotated[str, typer.Option(help="`miniature`, or the TOML of models for the same labels.")] = "miniature",
+    vision: Annotated[str, typer.Option(help="The CLIP that goes with them: `miniature` or a folder.")] = "miniature",
+    engine: EngineOption = Engine.local,
+) -> None:
+    """Score the miniature on scenes that it was never trained on, through `pad build` and `pad train`.
+
+    Example:
+
+      pad miniature evaluate --out evaluation/
+    """
+    from pad_pipeline.miniature.shipped import resolve
+    from workflows.miniature import evaluate as workflow
+    from workflows.models import load_models
+
+    chosen, tower = load_models(models), Path(resolve(vision, "clip"))
+    found = workflow.evaluate(out, chosen, tower, scenes, seeds, steps, engine.value, console)
+    console.print(workflow.table(found))
 
 
 def _count(number: int, what: str) -> str:
@@ -289,12 +401,14 @@ def _plain(text: str) -> Any:
     return Text("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text))
 
 
-def _view(size: int, patch: int, fit: Fit) -> View:
+def _view(models: str, size: int | None, patch: int | None, fit: Fit) -> View:
     from pydantic import ValidationError
 
     from pad_pipeline.geometry import View
     from workflows.settings import settings_error
 
+    usual = {"miniature": (112, 8)}.get(models, (336, 14))
+    size, patch = size or usual[0], patch or usual[1]
     if size % patch:
         raise UserError("--view-size", size, f"it must be a multiple of --patch {patch}", "correct one of them")
     try:

@@ -1,4 +1,4 @@
-"""Which models a build uses: the presets `paper` and `plus`, or a TOML file for anything else."""
+"""Which models a build uses: the presets `paper` and `plus`, the miniature, or a TOML file for anything else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.geometry import View
 from pad_pipeline.labels import LabelSettings
+from pad_pipeline.miniature.shipped import NAME as MINIATURE
+from pad_pipeline.miniature.shipped import checked
 from pad_pipeline.pictures import DecodeSettings
 from stages.ground import DetectorSettings
 from stages.segment import VIT_B, VIT_H, VIT_L, SegmenterSettings
@@ -81,8 +84,13 @@ _PATHS = {
 }
 
 
+def default_view(models: str) -> View:
+    """The view for a preset or a TOML file: that of the miniature's CLIP, or else LLaVA-1.5's 336 px by 14."""
+    return View(size=112, patch=8) if models == MINIATURE else View()
+
+
 def load_models(name: str) -> ModelSettings:
-    """The settings that `--models` names: a preset, or a TOML file.
+    """The settings that `--models` names: a preset, `miniature`, or a TOML file.
 
     In a file, `preset = "paper"` starts from that preset and each section changes some of it; paths are relative to
     the file; `shape` of the segmenter may be "vit_b", "vit_l" or "vit_h".
@@ -91,11 +99,13 @@ def load_models(name: str) -> ModelSettings:
         UserError: there is no such preset or file, or a setting is wrong.
     """
     field = "--models"
+    if name == MINIATURE:
+        name = str(checked() / "models.toml")
     if name in PRESETS:
         return ModelSettings.model_validate(PRESETS[name])
     path = Path(name).expanduser()
     if not path.is_file():
-        known = ", ".join(PRESETS)
+        known = ", ".join([*PRESETS, MINIATURE])
         raise UserError(
             field, name, f"it is neither a preset ({known}) nor a file", "name one of these, or a TOML file"
         )

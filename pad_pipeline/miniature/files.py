@@ -1,17 +1,23 @@
-"""Drawn scenes as files: pictures, a LLaVA JSON with their captions, a COCO JSON with their exact regions."""
+"""Drawn scenes as files: pictures, LLaVA JSON for both stages, exact regions as COCO JSON, referring expressions."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from pad_pipeline.errors import UserError
+from pad_pipeline.miniature.language import DESCRIBE, questions, refer
 from pad_pipeline.miniature.world import LABELS, Scene, draw_scene
 
-QUESTIONS = ("<image>\nDescribe the picture briefly.", "Give a short caption of the image.\n<image>")
+WORLD = "world.json"
+"""Says that the folder holds drawn scenes, and which."""
+_TURNS = 6
+"""Turns of a conversation, at most."""
 
 
 class World(NamedTuple):
@@ -19,40 +25,86 @@ class World(NamedTuple):
 
     images: Path
     llava: Path
-    """LLaVA JSON, for `pad build --images`."""
+    """LLaVA JSON with captions, for stage 1 and `pad build --images`."""
+    chat: Path
+    """LLaVA JSON with conversations, for stage 2."""
     instances: Path
     """COCO JSON, for `pad import coco --annotations`."""
+    refer: Path
+    """Referring expressions: a list of `{"image", "phrase", "box": [x0, y0, x1, y1] in pixels, "label"}`."""
 
 
-def write_world(folder: Path, count: int, seed: int = 0) -> World:
-    """Draw `count` scenes of world `seed` and write them below `folder`."""
+def key_of(index: int) -> str:
+    """The id of a scene, the stem of its picture and its key in shards."""
+    return f"scene-{index:05d}"
+
+
+def write_world(folder: Path, count: int, seed: int = 0, indices: Iterable[int] = ()) -> World:
+    """Draw `count` scenes of world `seed` and write them below `folder`.
+
+    Args:
+        folder: new, empty, or drawn scenes that may be overwritten.
+        count: how many.
+        seed: of the world.
+        indices: 0 to `count`, by way of a progress bar.
+
+    Raises:
+        UserError: the folder can't be written, or holds something else.
+    """
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / WORLD).is_file())):
+        raise UserError("--out", folder, "it holds something else than drawn scenes", "name a new folder")
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
-    records: list[dict[str, Any]] = []
+    (folder / WORLD).write_text(json.dumps({"seed": seed, "count": count, "labels": LABELS}) + "\n", "utf-8")
+    captions: list[dict[str, Any]] = []
+    chats: list[dict[str, Any]] = []
+    phrases: list[dict[str, Any]] = []
     coco: dict[str, Any] = {
         "info": {"description": f"{count} drawn scenes, seed {seed}"},
         "images": [],
         "annotations": [],
     }
     coco["categories"] = [{"id": number, "name": label} for number, label in enumerate(LABELS, 1)]
-    for index in range(count):
+    for index in indices or range(count):
         scene = draw_scene(seed, index)
-        name = f"scene-{index:05d}.png"
-        scene.image.save(images / name)
-        records.append(_record(index, name, scene.caption))
+        name = f"{key_of(index)}.png"
+        scene.image.save(images / name, compress_level=1)
+        turns = questions(scene, np.random.default_rng((seed, index, 1)))[:_TURNS]
+        captions.append(_record(index, name, [(DESCRIBE[index % len(DESCRIBE)], scene.caption)], index % 2 == 1))
+        chats.append(_record(index, name, turns))
+        for found in refer(scene):
+            region = scene.regions[found.region]
+            phrases.append({"image": name, "phrase": found.phrase, "box": region.box, "label": region.label})
         coco["images"].append(
             {"id": index, "file_name": name, "width": scene.image.width, "height": scene.image.height}
         )
         coco["annotations"] += _annotations(scene, index, len(coco["annotations"]))
-    world = World(images, folder / "llava.json", folder / "instances.json")
-    world.llava.write_text(json.dumps(records, indent=1), "utf-8")
-    world.instances.write_text(json.dumps(coco), "utf-8")
+    world = World(
+        images,
+        folder / "llava.json",
+        folder / "llava_chat.json",
+        folder / "instances.json",
+        folder / "refer.json",
+    )
+    for path, content in ((world.llava, captions), (world.chat, chats), (world.refer, phrases)):
+        path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    world.instances.write_text(json.dumps(coco) + "\n", "utf-8")
     return world
 
 
-def _record(index: int, name: str, caption: str) -> dict[str, Any]:
-    question = {"from": "human", "value": QUESTIONS[index % len(QUESTIONS)]}
-    return {"id": f"scene-{index:05d}", "image": name, "conversations": [question, {"from": "gpt", "value": caption}]}
+def is_drawn(path: Path) -> bool:
+    """Whether a folder of images, or a JSON file, is part of a drawn world."""
+    return any((folder / WORLD).is_file() for folder in (path, path.parent))
+
+
+def _record(index: int, name: str, turns: list[tuple[str, str]], image_last: bool = False) -> dict[str, Any]:
+    """A conversation in LLaVA's form; the picture comes before or after the first question."""
+    said = []
+    for number, (question, answer) in enumerate(turns):
+        if number == 0:
+            question = f"{question}\n<image>" if image_last else f"<image>\n{question}"
+        said += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"id": key_of(index), "image": name, "conversations": said}
 
 
 def _annotations(scene: Scene, image: int, first: int) -> list[dict[str, Any]]:

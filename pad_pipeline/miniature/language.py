@@ -33,9 +33,12 @@ class Refer(NamedTuple):
 def phrase(thing: Thing, article: str = "") -> str:
     """`small red striped car`, with an article where one is asked for ("a" becomes "an" as it should)."""
     words = " ".join(word for word in (thing.size, thing.colour, thing.texture, thing.kind) if word)
-    if article == "a" and words[0] in "aeiou":
-        article = "an"
-    return f"{article} {words}".strip()
+    return with_article(words) if article == "a" else f"{article} {words}".strip()
+
+
+def with_article(words: str) -> str:
+    """`a car`, `an apple`."""
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def plural(kind: str) -> str:
@@ -70,15 +73,14 @@ def _place(upper: str) -> str:
 
 
 def _grammar() -> re.Pattern[str]:
-    """The grammar of captions as one regular expression; `finditer` of the phrase inside it is left to `phrases`."""
+    """The grammar of captions as one regular expression."""
     thing = _PHRASE.pattern.replace("?P<thing>", "?:")
     things = rf"{thing}(?:(?:, {thing})* and {thing})?"
     places = [f"the {lower} {_place(upper)}" for lower, uppers in UPPER_OF.items() for upper in uppers]
     where = f"(?:{'|'.join(places)})"
     above = rf"(?:, with {things} above)?"
-    return re.compile(
-        rf"(?:{things} above {where}|{where}|{things} on {where}{above}|on {where} (?:is {thing}|are {things}){above})\."
-    )
+    standing = rf"{things} on {where}{above}|on {where} (?:is {thing}|are {things}){above}"
+    return re.compile(rf"(?:{things} above {where}|{where}|{standing})\.")
 
 
 def _one_of(words: object) -> str:
@@ -154,7 +156,7 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
         )
     )
     asked = str(rng.choice(kinds if kinds and rng.random() < 0.5 else list(THINGS)))
-    turns.append((f"Is there a {asked}?".replace(" a a", " an a"), "yes." if asked in kinds else "no."))
+    turns.append((f"Is there {with_article(asked)}?", "yes." if asked in kinds else "no."))
     turns.append(("Where is this?", f"on the {scene.lower} {_place(scene.upper)}."))
     return [turns[place] for place in rng.permutation(len(turns))]
 

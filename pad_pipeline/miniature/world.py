@@ -260,7 +260,11 @@ def _draw_thing(
 
 
 def _clothe(
-    rng: np.random.Generator, pixels: np.ndarray, owner: np.ndarray, owners: list[Owner], made: list[tuple[Brush, Thing]]
+    rng: np.random.Generator,
+    pixels: np.ndarray,
+    owner: np.ndarray,
+    owners: list[Owner],
+    made: list[tuple[Brush, Thing]],
 ) -> None:
     """Texture and shading, laid over the pixels of each thing that can be seen."""
     for number, (brush, thing) in enumerate(made):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou, generalized_box_iou_loss
 from transformers import (
     BertConfig,
@@ -51,7 +51,7 @@ class DetectorRecipe(Recipe):
         super().__init__()
         torch.manual_seed(seed)
         self.seed = seed
-        self.budget = Budget(steps=steps, batch_size=16, learning_rate=8e-4, max_grad_norm=1.0, warmup=200)
+        self.budget = Budget(steps=steps, batch_size=16, learning_rate=1.5e-3)
         self.tokenizer = build_tokenizer()
         self.processor = GroundingDinoImageProcessorPil(size={"shortest_edge": EDGE, "longest_edge": 2 * EDGE})
         with quiet():
@@ -60,12 +60,9 @@ class DetectorRecipe(Recipe):
         if tagger is not None:
             load_backbone(self.network, tagger)
 
-    def groups(self) -> list[dict]:
-        """The backbone has learnt already, and goes slower."""
-        backbone = list(self.network.model.backbone.parameters())
-        known = {id(parameter) for parameter in backbone}
-        rest = [parameter for parameter in self.parameters() if id(parameter) not in known]
-        return [{"params": rest}, {"params": backbone, "scale": 0.4}]
+    def slow(self) -> dict[nn.Module, float]:
+        """The backbone."""
+        return {self.network.model.backbone: 0.3}
 
     def batch(self, step: int) -> Batch:
         """Pictures of one size, prompts, boxes (cxcywh, parts of the picture) and the tokens of each box's label."""
@@ -192,8 +189,9 @@ def build_config(words: int) -> GroundingDinoConfig:
             max_position_embeddings=256, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         ),
         d_model=96, encoder_layers=1, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
-        encoder_ffn_dim=192, decoder_ffn_dim=192, num_queries=40, max_text_len=128, num_feature_levels=3, encoder_n_points=2,
-        dropout=0.0, fusion_droppath=0.0, fusion_dropout=0.0, text_enhancer_dropout=0.0, disable_custom_kernels=True,
+        encoder_ffn_dim=192, decoder_ffn_dim=192, num_queries=40, max_text_len=128, num_feature_levels=3,
+        encoder_n_points=2, dropout=0.0,
+        fusion_droppath=0.0, fusion_dropout=0.0, text_enhancer_dropout=0.0, disable_custom_kernels=True,
     )  # fmt: skip
 
 
@@ -269,9 +267,7 @@ def box_loss(found: Tensor, wanted: Tensor) -> Tensor:
     return 2.5 * l1 + giou
 
 
-def assign_places(
-    batch: Batch, pixels: tuple[int, int], there: Tensor
-) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+def assign_places(batch: Batch, pixels: tuple[int, int], there: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """Which places learn which box: the nearest to its centre on the scale nearest to its size.
 
     Returns:
@@ -326,5 +322,3 @@ def match(logits: Tensor, boxes: Tensor, batch: Batch, there: Tensor) -> tuple[T
         pairs.append(np.stack([np.full(len(queries), image), queries, targets]))
     image, query, box = torch.from_numpy(np.concatenate(pairs, 1)).to(logits.device)
     return image, query, box
-
-

@@ -31,11 +31,11 @@ class SegmenterRecipe(Recipe):
 
     name = "segmenter"
 
-    def __init__(self, seed: int = 0, steps: int = 4000) -> None:
+    def __init__(self, seed: int = 0, steps: int = 2600) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.seed = seed
-        self.budget = Budget(steps=steps, batch_size=8, learning_rate=8e-4)
+        self.budget = Budget(steps=steps, batch_size=8, learning_rate=2e-3)
         self.network = build_sam(SHAPE)
         self.resize = ResizeLongestSide(SHAPE.image_size)
         torch.nn.init.trunc_normal_(self.network.image_encoder.pos_embed, std=0.02)

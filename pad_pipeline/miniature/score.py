@@ -1,0 +1,129 @@
+"""Shards of drawn scenes against what was drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from pad_pipeline.geometry import View
+from pad_pipeline.miniature.kinds import THINGS
+from pad_pipeline.miniature.world import Region, Scene
+from pad_pipeline.shards.reader import Sample, open_shards
+
+IOU = 0.5
+"""A box is found where its IoU with the true one is at least this."""
+
+
+@dataclass
+class Score:
+    """Counts and sums over scenes; the rates come out of them."""
+
+    scenes: int = 0
+    tags_right: int = 0
+    tags_found: int = 0
+    tags_true: int = 0
+    things_matched: int = 0
+    things_found: int = 0
+    things_true: int = 0
+    things_tagged: int = 0
+    """True things whose label is among the tags that the tagger gave."""
+    mask_ious: list[float] = field(default_factory=list)
+    patch_ious: list[float] = field(default_factory=list)
+
+    @property
+    def tag_f1(self) -> float:
+        """Micro F1 of the tags."""
+        return 2 * self.tags_right / max(self.tags_found + self.tags_true, 1)
+
+    @property
+    def recall(self) -> float:
+        """The share of all true things that a box of their label is on, whether they were tagged or not."""
+        return self.things_matched / max(self.things_true, 1)
+
+    @property
+    def recall_given_tags(self) -> float:
+        """The same among the things that were tagged."""
+        return self.things_matched / max(self.things_tagged, 1)
+
+    @property
+    def precision(self) -> float:
+        """The share of the boxes with a thing's label that are on such a thing, each thing counted once."""
+        return self.things_matched / max(self.things_found, 1)
+
+    @property
+    def mask_iou(self) -> float:
+        """Mean IoU of matched things' masks with the true ones."""
+        return float(np.mean(self.mask_ious)) if self.mask_ious else 0.0
+
+    @property
+    def patch_iou(self) -> float:
+        """Mean over matched things of sum(min) / sum(max) of their coverage and the true one."""
+        return float(np.mean(self.patch_ious)) if self.patch_ious else 0.0
+
+    def add(self, scene: Scene, meta: dict[str, Any], coverage: np.ndarray, view: View) -> None:
+        """Take one scene.
+
+        Args:
+            scene: the truth.
+            meta: the sample's JSON member.
+            coverage: its masks, uint8 `[R, grid, grid]`.
+            view: of the shards.
+        """
+        self.scenes += 1
+        tags, true = {tag["label"] for tag in meta["tags"]}, {region.label for region in scene.regions}
+        self.tags_right += len(tags & true)
+        self.tags_found += len(tags)
+        self.tags_true += len(true)
+        things = [region for region in scene.regions if region.kind == "thing"]
+        self.things_true += len(things)
+        self.things_tagged += sum(thing.label in tags for thing in things)
+        free = list(things)
+        for place, region in enumerate(meta["regions"]):  # best score first
+            if region["label"] not in THINGS:
+                continue
+            self.things_found += 1
+            fitting = [thing for thing in free if thing.label == region["label"]]
+            best = max(fitting, key=lambda thing: box_iou(thing.box, region["box"]), default=None)
+            if best is None or box_iou(best.box, region["box"]) < IOU:
+                continue
+            free = [thing for thing in free if thing is not best]
+            self._matched(best, region, coverage[place], view)
+
+    def _matched(self, thing: Region, region: dict[str, Any], coverage: np.ndarray, view: View) -> None:
+        self.things_matched += 1
+        mask = coco_mask.decode(region["rle"]).astype(bool)
+        self.mask_ious.append(float((mask & thing.mask).sum() / (mask | thing.mask).sum()))
+        exact, found = view.coverage(thing.mask).astype(int), coverage.astype(int)
+        if most := np.maximum(exact, found).sum():  # nothing of it may be inside the view
+            self.patch_ious.append(float(np.minimum(exact, found).sum() / most))
+
+
+def box_iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    """IoU of two boxes `xyxy`."""
+    across = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    down = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    return across * down / (areas - across * down) if across * down else 0.0
+
+
+def score_shards(folder: Path, scenes: dict[str, Scene]) -> Score:
+    """Score a run over drawn scenes; an image that failed has found nothing.
+
+    Args:
+        folder: the run's.
+        scenes: by key.
+    """
+    shards, score = open_shards(folder), Score()
+    nothing: dict[str, Any] = {"tags": [], "regions": []}
+    empty = np.zeros((0, shards.run.view.grid, shards.run.view.grid), np.uint8)
+    for name, row in shards.rows():
+        if row["status"] == "failed":
+            score.add(scenes[row["key"]], nothing, empty, shards.run.view)
+            continue
+        sample: Sample = shards.sample(name, row, image=False)
+        score.add(scenes[row["key"]], sample.meta, sample.coverage, shards.run.view)
+    return score

@@ -1,0 +1,116 @@
+"""One image with what was found in it: masks in colour, boxes with labels and scores, the patch grid with coverage."""
+
+from __future__ import annotations
+
+import colorsys
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from pycocotools import mask as coco_mask
+
+from pad_pipeline.geometry import View
+
+EDGE = 360
+"""Width and height of a panel, in pixels."""
+INK, PAPER = (25, 25, 30), (250, 250, 247)
+
+
+def colour_of(number: int) -> tuple[int, int, int]:
+    """Neighbouring numbers get hues far apart."""
+    red, green, blue = colorsys.hsv_to_rgb(number * 0.618 % 1, 0.75, 0.95)
+    return int(255 * red), int(255 * green), int(255 * blue)
+
+
+def panels(image: Image.Image, meta: dict[str, Any], coverage: np.ndarray, view: View) -> Image.Image:
+    """Three panels side by side, with caption and tags below.
+
+    Args:
+        image: the upright picture.
+        meta: the sample's JSON member.
+        coverage: uint8 `[R, grid, grid]`.
+        view: what the vision encoder sees.
+    """
+    text_height = 66
+    sheet = Image.new("RGB", (3 * EDGE + 20, EDGE + text_height), PAPER)
+    scale = EDGE / max(image.size)
+    size = round(image.width * scale), round(image.height * scale)
+    large = image.resize(size, Image.Resampling.BICUBIC)
+    regions = meta["regions"]
+    sheet.paste(_boxes(large, regions, scale), (0, 0))
+    sheet.paste(_masks(image, regions).resize(size, Image.Resampling.BILINEAR), (EDGE + 10, 0))
+    sheet.paste(_patches(image, coverage, view), (2 * EDGE + 20, 0))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    tags = ", ".join(f"{tag['label']} {tag['score']:.2f}" for tag in meta["tags"])
+    lines = _wrapped(draw, meta["caption"], font, sheet.width - 12, 1)
+    lines += _wrapped(draw, f"tags: {tags}", font, sheet.width - 12, 2)
+    for number, line in enumerate(lines):
+        draw.text((6, EDGE + 5 + 19 * number), line, INK if number == 0 else (90, 90, 100), font)
+    return sheet
+
+
+def contact_sheet(rows: list[Image.Image]) -> Image.Image:
+    """Pictures of equal size in two columns."""
+    width, height = rows[0].size
+    sheet = Image.new("RGB", (2 * width + 24, (height + 12) * -(-len(rows) // 2)), PAPER)
+    for number, row in enumerate(rows):
+        sheet.paste(row, ((width + 24) * (number % 2), (height + 12) * (number // 2)))
+    return sheet
+
+
+def _boxes(image: Image.Image, regions: list[dict[str, Any]], scale: float) -> Image.Image:
+    drawn = image.copy()
+    draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(12)
+    for number, region in reversed(list(enumerate(regions))):
+        colour = colour_of(number)
+        box = [edge * scale for edge in region["box"]]
+        draw.rectangle(box, outline=colour, width=2)
+        text = f"{region['label']} {region['score']:.2f}"
+        place = draw.textbbox((box[0] + 2, box[1] + 1), text, font)
+        draw.rectangle((place[0] - 2, place[1] - 1, place[2] + 2, place[3] + 1), fill=INK)
+        draw.text((box[0] + 2, box[1] + 1), text, colour, font)
+    return drawn
+
+
+def _masks(image: Image.Image, regions: list[dict[str, Any]]) -> Image.Image:
+    pixels = np.asarray(image.convert("L").convert("RGB")).astype(np.float32)
+    masks = [(number, coco_mask.decode(region["rle"]).astype(bool)) for number, region in enumerate(regions)]
+    for number, mask in sorted(masks, key=lambda entry: -int(entry[1].sum())):  # small ones over large ones
+        pixels[mask] = 0.45 * pixels[mask] + 0.55 * np.array(colour_of(number), np.float32)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def _patches(image: Image.Image, coverage: np.ndarray, view: View) -> Image.Image:
+    """The view with its grid; each patch in the colour of the smallest region that covers half of it or more, as
+    strong as it is covered."""
+    seen = view.apply(image, (127, 127, 127)).resize((EDGE, EDGE), Image.Resampling.BICUBIC)
+    pixels = np.asarray(seen).astype(np.float32)
+    tint, strength = np.zeros((view.grid, view.grid, 3), np.float32), np.zeros((view.grid, view.grid), np.float32)
+    for number in np.argsort(-coverage.astype(int).sum((1, 2)), kind="stable"):
+        over = coverage[number] >= 128
+        tint[over], strength[over] = colour_of(int(number)), coverage[number][over] / 255
+    cell = (np.arange(EDGE) * view.grid) // EDGE
+    weight = 0.55 * strength[np.ix_(cell, cell)][..., None]
+    pixels = (1 - weight) * pixels + weight * tint[np.ix_(cell, cell)]
+    drawn = Image.fromarray(pixels.astype(np.uint8))
+    draw = ImageDraw.Draw(drawn)
+    for line in range(1, view.grid):
+        at = line * EDGE / view.grid
+        draw.line((at, 0, at, EDGE), fill=(255, 255, 255), width=1)
+        draw.line((0, at, EDGE, at), fill=(255, 255, 255), width=1)
+    return drawn
+
+
+def _wrapped(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int, most: int) -> list[str]:
+    """At most `most` lines; what does not fit ends in an ellipsis."""
+    lines, words = [""], text.split()
+    for number, word in enumerate(words):
+        longer = f"{lines[-1]} {word}".strip()
+        if draw.textlength(longer, font) <= width:
+            lines[-1] = longer
+        elif len(lines) == most:
+            lines[-1] += " \N{HORIZONTAL ELLIPSIS}" if number else ""
+            break
+        else:
+            lines.append(word)
+    return lines

@@ -1,0 +1,130 @@
+"""The small CLIP: pictures and captions that belong together get near embeddings (Radford et al. 2021)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+
+from pad_pipeline.geometry import View
+from pad_pipeline.miniature.language import caption
+from pad_pipeline.miniature.world import EDGES, LABELS, draw_scene
+from pad_pipeline.pretrained import quiet
+from pad_pipeline.training.model import CLIP_MEAN, CLIP_STD
+from workflows.miniature.llm import build_tokenizer
+from workflows.miniature.training import TRAIN_WORLD, VALIDATION_WORLD, Batch, Budget, Recipe
+
+VIEW = View(size=112, patch=8)
+"""A grid of 14 x 14."""
+END = 3
+"""The token whose state is the text's: transformers' CLIP takes another way where it is 2."""
+
+
+class ClipRecipe(Recipe):
+    """Symmetric cross-entropy over the batch. Half of the pictures show a single thing: fewer words to choose from are
+    sooner learnt, and hold for many."""
+
+    name = "clip"
+
+    def __init__(self, seed: int = 0, steps: int = 900) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.seed = seed
+        self.budget = Budget(steps=steps, batch_size=96, learning_rate=2e-3, warmup=60, weight_decay=0.05, pool=300)
+        captions = [caption(draw_scene(TRAIN_WORLD + seed, index)) for index in range(600)]
+        self.tokenizer = build_tokenizer([*LABELS, *captions], ["<pad>", "<|startoftext|>", "<unk>", "<|endoftext|>"])
+        self.network = CLIPModel(build_config(len(self.tokenizer)))
+
+    def batch(self, step: int) -> Batch:
+        """Square pictures, so that nothing that the caption names is cut off, and token ids padded with 0."""
+        size = self.budget.batch_size
+        rng = np.random.default_rng((self.seed, step))
+        images, ids = [], []
+        for place in range(size):
+            edge = int(rng.integers(EDGES[0], EDGES[1] + 1))
+            most = 1 if place % 2 else 4
+            scene = draw_scene(TRAIN_WORLD + self.seed, step * size + place, (edge, edge), most)
+            images.append(torch.from_numpy(np.array(VIEW.apply(scene.image, (0, 0, 0)))).permute(2, 0, 1))
+            ids.append(torch.tensor(self.encode(caption(scene))))
+        return {
+            "images": torch.stack(images),
+            "ids": torch.nn.utils.rnn.pad_sequence(ids, batch_first=True),
+        }
+
+    def mirrored(self, batch: Batch) -> Batch:
+        """Left and right exchanged; captions do not speak of them."""
+        return batch | {"images": batch["images"].flip(-1)}
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids with beginning and end, at most as many as the model takes."""
+        most = self.network.config.text_config.max_position_embeddings
+        return [*self.tokenizer(text)["input_ids"][: most - 1], END]
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Each picture among all captions of the batch, and each caption among all pictures."""
+        images, texts = self.embed(batch)
+        logits = self.network.logit_scale.exp().clamp(max=100) * images @ texts.t()
+        target = torch.arange(len(logits), device=logits.device)
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
+        return loss, {"found": (logits.argmax(1) == target).float().mean()}
+
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Normed embeddings of pictures and texts `[B, 96]` each."""
+        mean, std = (
+            torch.tensor(values, device=batch["images"].device).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD)
+        )
+        pixels = (batch["images"].float() / 255 - mean) / std
+        vision = self.network.vision_model(pixel_values=pixels).pooler_output
+        mask = (batch["ids"] != 0).long()
+        text = self.network.text_model(input_ids=batch["ids"], attention_mask=mask).pooler_output
+        images, texts = self.network.visual_projection(vision), self.network.text_projection(text)
+        return F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1)
+
+    @torch.inference_mode()
+    def export(self, folder: Path) -> dict[str, float]:
+        """A folder of transformers; gives the share of 1000 unseen pictures whose caption is the nearest of 100."""
+        with quiet():
+            self.network.save_pretrained(folder / "clip")
+            self.tokenizer.save_pretrained(folder / "clip")
+            CLIPImageProcessorPil(
+                size={"shortest_edge": VIEW.size}, crop_size={"height": VIEW.size, "width": VIEW.size}
+            ).save_pretrained(folder / "clip")
+        self.network.cpu().float().eval()
+        found = []
+        for start in range(0, 1000, 100):
+            scenes = [draw_scene(VALIDATION_WORLD, start + place, (160, 160), 4) for place in range(100)]
+            images, texts = self.embed(
+                {
+                    "images": torch.stack(
+                        [
+                            torch.from_numpy(np.array(VIEW.apply(scene.image, (0, 0, 0)))).permute(2, 0, 1)
+                            for scene in scenes
+                        ]
+                    ),
+                    "ids": torch.nn.utils.rnn.pad_sequence(
+                        [torch.tensor(self.encode(caption(scene))) for scene in scenes], batch_first=True
+                    ),
+                }
+            )
+            found.append(((images @ texts.t()).argmax(1) == torch.arange(100)).float().mean())
+        return {"validation_caption_found_among_100": float(torch.stack(found).mean())}
+
+
+def build_config(words: int) -> CLIPConfig:
+    """Vision of width 128, text of width 96."""
+    return CLIPConfig(
+        vision_config={
+            "image_size": VIEW.size, "patch_size": VIEW.patch, "hidden_size": 128, "intermediate_size": 320,
+            "num_hidden_layers": 4, "num_attention_heads": 4,
+        },
+        text_config={
+            "vocab_size": words, "hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "max_position_embeddings": 96, "bos_token_id": 1, "eos_token_id": END,
+            "pad_token_id": 0,
+        },
+        projection_dim=96,
+    )  # fmt: skip

@@ -1,0 +1,196 @@
+"""`pad miniature evaluate`: the miniature on scenes that it has never seen, through `pad build` and `pad train`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.miniature.files import key_of, write_world
+from pad_pipeline.miniature.score import Score, score_shards
+from pad_pipeline.miniature.shipped import check_labels
+from pad_pipeline.miniature.world import Scene, draw_scene
+from pad_pipeline.pretrained import load_pretrained, load_tokenizer
+from pad_pipeline.sources import open_source
+from pad_pipeline.training.settings import TrainSettings
+from stages.tag import read_tags
+from workflows.build import build
+from workflows.engines import Engine
+from workflows.miniature.alignment import label_accuracy
+from workflows.models import ModelSettings, default_view
+from workflows.train import train
+
+TEST_WORLD = 0
+"""Seed of the scenes that are scored and trained on here; far from those that made the models."""
+PROBE_WORLD = 1
+"""Seed of the scenes on which projectors are compared: not those that they are trained on."""
+PROBES = 100
+
+
+@dataclass
+class Alignment:
+    """Two projectors trained alike but for the patch loss: label accuracy of their tokens, all patches and things'."""
+
+    seed: int
+    caption_only: tuple[float, float]
+    with_patch_loss: tuple[float, float]
+
+
+@dataclass
+class Evaluation:
+    """All numbers of the table."""
+
+    score: Score
+    perplexity: float
+    grammatical: float
+    alignment: list[Alignment] = field(default_factory=list)
+
+
+def stage1_settings(beta: float, seed: int, steps: int) -> TrainSettings:
+    """The budget that both projectors get."""
+    return TrainSettings(
+        batch_size=16, micro_batch=16, steps=steps, learning_rate=3e-3, beta_end=beta, seed=seed, loader_threads=2
+    )
+
+
+def annotate(world: Path, out: Path, models: ModelSettings, count: int, seed: int, engine: Engine) -> dict[str, Scene]:
+    """Draw `count` scenes below `world`, build their shards in `out`, and give the truth by key."""
+    files = write_world(world, count, seed)
+    build(open_source(files.llava, files.images), out, models, default_view("miniature"), shard_size=64, engine=engine)
+    return {key_of(index): draw_scene(seed, index) for index in range(count)}
+
+
+def align(
+    shards: Path, out: Path, vision: Path, llm: Path, seeds: int, steps: int, console: Console
+) -> list[Alignment]:
+    """Train the projector twice for each seed, caption loss alone and with the patch loss, and compare."""
+    view = default_view("miniature")
+    scenes = [draw_scene(PROBE_WORLD, index) for index in range(PROBES)]
+    found = []
+    for seed in range(seeds):
+        accuracy = {}
+        for name, beta in (("caption", 0.0), ("patch", 5.0)):
+            run = out / f"{name}-{seed}"
+            console.print(f"seed {seed}, {'caption loss alone' if beta == 0 else 'with the patch loss'}:", end=" ")
+            said = train(shards, str(vision), str(llm), run, stage1_settings(beta, seed, steps))
+            console.print(said.partition(" Wrote")[0], highlight=False, soft_wrap=True)
+            accuracy[name] = label_accuracy(vision, llm, run / "mm_projector.bin", scenes, view)
+        found.append(Alignment(seed, accuracy["caption"], accuracy["patch"]))
+    return found
+
+
+def evaluate(
+    out: Path,
+    models: ModelSettings,
+    vision: Path,
+    scenes: int,
+    seeds: int,
+    steps: int,
+    engine: Engine,
+    console: Console,
+) -> Evaluation:
+    """Draw, build, score, train.
+
+    Args:
+        out: folder for everything; must be new or empty.
+        models: which models; their tags must be labels of the world.
+        vision: folder of the CLIP that goes with them.
+        scenes: how many are drawn and annotated.
+        seeds: pairs of projectors; 0 for none.
+        steps: of each training.
+        engine: where the build runs.
+        console: for what is said on the way.
+
+    Raises:
+        UserError: the tagger knows labels that the world does not, or anything that build and train refuse.
+    """
+    import torch
+    from transformers import LlamaForCausalLM
+
+    from workflows.miniature.llm import grammatical, perplexity
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError("--out", out, "it is there already, and not empty", "name a new folder")
+    check_labels("--models", models.tagger.tag_list, read_tags(models.tagger)[0])
+    llm = Path(models.llm.llm)
+    truth = annotate(out / "world", out / "shards", models, scenes, TEST_WORLD, engine)
+    score = score_shards(out / "shards", truth)
+    network = load_pretrained("llm.llm", llm, LlamaForCausalLM, torch.float32)
+    tokenizer = load_tokenizer("llm.llm", llm)
+    result = Evaluation(
+        score,
+        perplexity(network, tokenizer, list(truth.values())),
+        grammatical(network, tokenizer, scenes),
+        align(out / "shards", out / "stage1", vision, llm, seeds, steps, console),
+    )
+    (out / "evaluation.json").write_text(json.dumps(as_dict(result), indent=1) + "\n")
+    return result
+
+
+GOALS = {
+    "tag_micro_f1": 0.92,
+    "box_recall": 0.88,
+    "box_precision": 0.80,
+    "mask_iou": 0.85,
+    "patch_iou": 0.85,
+    "captions_that_parse": 0.95,
+}
+"""What the miniature is meant to reach on 500 scenes."""
+
+
+def as_dict(found: Evaluation) -> dict[str, Any]:
+    """The numbers by name."""
+    score = found.score
+    return {
+        "scenes": score.scenes,
+        "tag_micro_f1": score.tag_f1,
+        "box_recall": score.recall,
+        "box_recall_of_tagged_things": score.recall_given_tags,
+        "box_precision": score.precision,
+        "mask_iou": score.mask_iou,
+        "patch_iou": score.patch_iou,
+        "caption_perplexity": found.perplexity,
+        "captions_that_parse": found.grammatical,
+        "label_accuracy": [
+            {"seed": pair.seed, "caption_loss_alone": pair.caption_only, "with_patch_loss": pair.with_patch_loss}
+            for pair in found.alignment
+        ],
+    }
+
+
+def table(found: Evaluation) -> Table:
+    """One row a number, beside what it is meant to reach."""
+    names = {
+        "tag_micro_f1": "tags: micro F1",
+        "box_recall": f"boxes of things: recall at IoU 0.5, of {found.score.things_true}",
+        "box_recall_of_tagged_things": "    of those that the tagger named",
+        "box_precision": "boxes of things: precision",
+        "mask_iou": "masks of matched things: mean IoU",
+        "patch_iou": "patch masks of matched things: mean soft IoU",
+        "caption_perplexity": "LLM: perplexity of held-out captions",
+        "captions_that_parse": "LLM: generated captions that parse",
+    }
+    numbers = as_dict(found)
+    drawn = Table("what", "found", "goal", title=f"{found.score.scenes} drawn scenes, never trained on")
+    for name, said in names.items():
+        goal = GOALS.get(name)
+        missed = goal is not None and numbers[name] < goal
+        value = f"{numbers[name]:.3f}"
+        drawn.add_row(said, f"[yellow]{value}[/yellow]" if missed else value, f"{goal:.2f}" if goal else "")
+    for pair in found.alignment:
+        for said, accuracy in (
+            ("caption loss alone", pair.caption_only),
+            ("with the patch loss", pair.with_patch_loss),
+        ):
+            text = f"{accuracy[0]:.3f} (things {accuracy[1]:.3f})"
+            drawn.add_row(f"patches nearest to their label, seed {pair.seed}, {said}", text, "")
+    if len(found.alignment) > 1:
+        gains = [pair.with_patch_loss[0] - pair.caption_only[0] for pair in found.alignment]
+        drawn.add_row("    gain by the patch loss: mean, least", f"{fmean(gains):+.3f}, {min(gains):+.3f}", "> 0")
+    return drawn
