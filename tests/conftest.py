@@ -15,9 +15,9 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from pad_pipeline.miniature.files import World, write_world
 from pad_pipeline.miniature.world import LABELS
 from pad_pipeline.records import ImageRecord
+from tests.small_models import write_small_models
 from workflows import cli
 from workflows.models import ModelSettings, load_models
-from workflows.small_models import write_small_models
 
 SHARED = Path(__file__).parents[2] / "shared"
 """Data for checks that does not belong to the project; tests that use it skip where it is absent."""

@@ -34,12 +34,27 @@ def common(models_toml: Path) -> list[object]:
     return ["--models", models_toml, "--view-size", 112, "--engine", "local"]
 
 
-@pytest.mark.parametrize("command", [[], ["build"], ["import", "coco"], ["train"], ["verify"], ["stats"], ["demo"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["build"],
+        ["import", "coco"],
+        ["train"],
+        ["verify"],
+        ["stats"],
+        ["demo"],
+        ["miniature"],
+        ["miniature", "draw"],
+        ["miniature", "train"],
+        ["miniature", "evaluate"],
+    ],
+)
 def test_help_has_an_example_for_each_command(command: list[str]) -> None:
     result = CliRunner().invoke(app, [*command, "--help"], prog_name="pad")
     assert result.exit_code == 0
     assert ("pad " + " ".join(command)).strip() in result.output
-    if command and command != ["demo"]:
+    if command and command != ["miniature"]:
         assert "Example" in result.output
 
 
@@ -97,7 +112,10 @@ def mistakes(tmp: Path, world: World, models_toml: Path) -> dict[str, tuple[list
         "out is a file": ([*images, "--out", tmp / "file"], "this is a file"),
         "out below a file": ([*images, "--out", tmp / "file" / "x"], "can't be written"),
         "out unwritable": ([*images, "--out", "/proc/pad-out"], "can't be written"),
-        "unknown models": ([*images, *out, "--models", "large"], "neither a preset (paper, plus) nor a file"),
+        "unknown models": (
+            [*images, *out, "--models", "large"],
+            "neither a preset (paper, plus, miniature) nor a file",
+        ),
         "bad TOML": (models("bad.toml"), "not valid TOML"),
         "unknown setting": (models("typo.toml"), "tagger.treshold"),
         "setting out of range": (models("range.toml"), "less than or equal to 1"),
@@ -245,9 +263,9 @@ def test_readme_commands_run(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    shown = run(["pad", "demo", "--scenes", "8", "--engine", "local"])
+    shown = run(["pad", "demo", "--scenes", "16", "--engine", "local"])
     assert "all shards are whole" in shown
-    assert "LlavaForConditionalGeneration" in shown
+    assert (tmp_path / "demo-out/sheet.png").exists()
     ran = 0
     for language, block in blocks[1:]:
         ran += block.count("pad ")

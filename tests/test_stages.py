@@ -24,8 +24,8 @@ from stages.segment import Segmenter
 from stages.spans import CLS, DOT, SEP, Prompt, best_tag, build_prompts, normalise, span_scores
 from stages.tag import Tagger
 from tests.conftest import record
+from tests.small_models import write_small_models
 from workflows.models import ModelSettings, load_models
-from workflows.small_models import write_small_models
 
 DECODING = DecodeSettings()
 

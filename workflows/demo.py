@@ -1,91 +1,67 @@
-"""`pad demo`: the whole chain on drawn scenes, in minutes, without network."""
+"""`pad demo`: the whole chain with models that work, on scenes whose truth is known, in minutes, without network."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
-import torch
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
-from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.geometry import View
-from pad_pipeline.miniature.files import write_world
-from pad_pipeline.miniature.world import LABELS, draw_scene
-from pad_pipeline.pretrained import quiet
+from pad_pipeline.miniature.score import score_shards
+from pad_pipeline.miniature.shipped import NAME, checked
+from pad_pipeline.report.overlay import contact_sheet, panels
+from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.shards.verify import verify_run
-from pad_pipeline.sources import open_source
-from pad_pipeline.sources.coco import CocoSource
-from pad_pipeline.training.settings import TrainSettings
-from workflows.build import build, import_coco
 from workflows.engines import Engine
+from workflows.miniature.evaluate import TEST_WORLD, Evaluation, align, annotate, table
 from workflows.models import load_models
-from workflows.small_models import VISION_PATCH, VISION_SIZE, write_small_models
-from workflows.train import train
 
-STEPS = 60
+STEPS = 100
+"""Of each of the two trainings."""
+SHOWN = 12
+"""Scenes on the picture sheet."""
 
 
 def run_demo(out: Path, scenes: int, engine: Engine, console: Console) -> None:
-    """Draw, build, verify, import, train, generate; everything that is made stays in `out`.
+    """Draw, build, verify, score, train twice, draw a sheet; everything that is made stays in `out`.
 
     Raises:
         UserError: `out` is in use.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("--out", out, "it is there already, and not empty", "delete it, or name another folder")
+    models, folder = load_models(NAME), checked()
 
-    console.rule(f"1  Draw {scenes} scenes: things with parts, exact masks, captions")
-    world = write_world(out / "world", scenes)
-
-    console.rule("2  Make small models of the real families, with random weights")
-    captions = [draw_scene(1, index).caption for index in range(300)]
-    toml = write_small_models(out / "models", list(LABELS), captions)
-    models, view = load_models(str(toml)), View(size=VISION_SIZE, patch=VISION_PATCH)
-    console.print(f"RAM, Grounding DINO, SAM, CLIP and LLaMA, named in {toml}", highlight=False)
-
-    console.rule(f"3  pad build: tag -> ground -> segment -> patchify, on engine {engine}")
-    source = open_source(world.llava, world.images)
-    built = build(source, out / "shards", models, view, shard_size=16, engine=engine)
-
-    console.rule("4  pad import coco: the exact masks, in the same format")
-    exact = CocoSource(world.instances, world.images, world.llava)
-    imported = import_coco(exact, out / "exact", models.llm, models.decode, view, shard_size=16)
-    damaged = [name for folder in ("shards", "exact") for name, wrong in verify_run(out / folder) if wrong]
+    console.rule(f"1  Draw {scenes} scenes, and annotate them: pad build --models {NAME}, engine {engine}")
+    truth = annotate(out / "world", out / "shards", models, scenes, TEST_WORLD, engine)
+    damaged = [name for name, wrong in verify_run(out / "shards") if wrong]
     if damaged:
         raise UserError("--out", out, f"pad verify finds damage in {damaged}", "look at the disk, and run it again")
     console.print("pad verify: all shards are whole")
+    score = score_shards(out / "shards", truth)
 
-    console.rule(f"5  pad train --stage 1: {STEPS} steps on the exact masks")
-    settings = TrainSettings(batch_size=16, micro_batch=16, steps=STEPS, learning_rate=3e-3, loader_threads=2)
-    trained = train(out / "exact", str(out / "models/clip"), str(out / "models/llm"), out / "run", settings)
-    console.print(trained, highlight=False, soft_wrap=True)
+    console.rule(f"2  pad train --stage 1, twice {STEPS} steps: caption loss alone, and with the patch loss")
+    pairs = align(out / "shards", out / "stage1", folder / "clip", folder / "llm", 1, STEPS, console)
 
-    console.rule("What there is now")
-    table = Table("folder", "images", "ok", "empty", "failed", "regions")
-    for folder, totals in (("shards", built), ("exact", imported)):
-        numbers = (str(totals[name]) for name in ("images", "ok", "empty", "failed", "regions"))
-        table.add_row(str(out / folder), *numbers)
-    console.print(table)
-    said = generate(out / "run/hf", world.images / "scene-00000.png")
-    console.print(f"LlavaForConditionalGeneration, loaded from {out / 'run/hf'}, on scene 0: {said!r}", markup=False)
-    console.print(
-        "All models have random weights: the regions in shards/ and the generated text mean nothing, and L_caption can "
-        "hardly fall; the regions in exact/ are true, and L_patch falls on them. Look further: pad stats "
-        + str(out / "exact"),
-        highlight=False,
-        soft_wrap=True,
-    )
+    console.rule("3  What came out, against what was drawn")
+    console.print(table(Evaluation(score, alignment=pairs)))
+    sheet = write_sheet(out / "shards", out / "sheet.png")
+    console.print(f"Pictures of {SHOWN} scenes with tags, boxes, masks and patches: {sheet}", soft_wrap=True)
+    console.print(f"Look further: pad stats {out / 'shards'}", highlight=False, soft_wrap=True)
+    hugging_face = out / "stage1/patch-0/hf"
+    console.print(f"The trained model, for stock transformers: {hugging_face}", highlight=False, soft_wrap=True)
 
 
-def generate(folder: Path, image: Path, tokens: int = 12) -> str:
-    """What stock transformers makes of an exported folder: the caption that it generates for an image."""
-    with quiet():
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-        model = LlavaForConditionalGeneration.from_pretrained(folder, local_files_only=True)
-    inputs = processor(images=Image.open(image).convert("RGB"), text="<image>", return_tensors="pt")
-    with torch.inference_mode():
-        ids = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
-    return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+def write_sheet(shards: Path, path: Path, most: int = SHOWN) -> Path:
+    """The first images of a run as one PNG: boxes, masks and the patch grid of each, with caption and tags."""
+    folder = open_shards(shards)
+    shown: list[Image.Image] = []
+    for name, row in folder.rows():
+        if row["status"] != "failed" and len(shown) < most:
+            sample = folder.sample(name, row)
+            image = Image.open(io.BytesIO(sample.image)).convert("RGB")
+            shown.append(panels(image, sample.meta, sample.coverage, folder.run.view))
+    contact_sheet(shown).save(path)
+    return path

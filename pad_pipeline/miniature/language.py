@@ -108,7 +108,8 @@ def refer(scene: Scene) -> list[Refer]:
         if thing.colour:
             alike = [other for other in same if other.colour == thing.colour]
             ways.append((f"the {thing.colour} {thing.kind}", alike))
-        alike = [other for other in same if other[1:4] == thing[1:4]]
+        said = [(place, word) for place, word in enumerate(thing[1:4], 1) if word]  # size, colour, texture
+        alike = [other for other in same if all(other[place] == word for place, word in said)]
         ways.append((phrase(thing, "the"), alike))
         alike = [other for other in same if side(scene, other) == side(scene, thing)]
         ways.append((f"the {thing.kind} {side(scene, thing)}", alike))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,7 @@ def write_manifest(folder: Path, members: dict[str, Member]) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=1) + "\n", "utf-8")
 
 
-def read_manifest(folder: Path = FOLDER) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
     """The manifest of a folder of models.
 
     Raises:
@@ -71,13 +70,13 @@ def read_manifest(folder: Path = FOLDER) -> Manifest:
         raise UserError(NAME, path, f"its manifest can't be read ({type(error).__name__})", REMEDY) from error
 
 
-@cache
-def checked(folder: Path = FOLDER) -> Path:
-    """The folder of the miniature, after a look at every file of it.
+def checked(folder: Path | None = None) -> Path:
+    """The folder of the miniature (the shipped one by default), after a look at every file of it.
 
     Raises:
         UserError: a file is missing or was changed, or the models were trained for other labels than the world has.
     """
+    folder = folder or FOLDER
     manifest = read_manifest(folder)
     for name, wanted in manifest.files.items():
         path = folder / Path(name)

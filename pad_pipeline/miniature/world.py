@@ -245,11 +245,11 @@ def _draw_thing(
     known: Kind = THINGS[kind]
     x, y, scale = place
     shade = str(rng.choice(known.shades or list(COLOURS)))
-    main = tuple(int(np.clip(level + rng.normal(0, 8), 0, 255)) for level in COLOURS[shade])
+    red, green, blue = (int(np.clip(level + rng.normal(0, 8), 0, 255)) for level in COLOURS[shade])
     style = rng.integers(4)  # flat, outlined, shaded (see _clothe), sketched
     brush = Brush(
         *canvas, owners, number, rng, (x, y), scale, float(rng.uniform(-known.turn, known.turn)), bool(rng.integers(2)),
-        main, outline=bool(style in (1, 3)), wobble=0.02 if style == 3 else 0.0,
+        (red, green, blue), outline=bool(style in (1, 3)), wobble=0.02 if style == 3 else 0.0,
     )  # fmt: skip
     known.draw(brush)
     share = scale / edge
@@ -309,7 +309,8 @@ def _regions(owner: np.ndarray, owners: list[Owner], kinds: list[str]) -> tuple[
                 groups.setdefault(("part", part, thing, instance), []).append(number)
         else:
             groups["stuff", part, -1, instance] = [number]
-    found, places = [], {}
+    found: list[tuple[str, np.ndarray, str]] = []
+    places: dict[int, int] = {}
     order = ("thing", "part", "stuff")
     for (kind, label, thing, _), numbers in sorted(groups.items(), key=lambda entry: order.index(entry[0][0])):
         mine = np.zeros(len(owners) + 1, bool)

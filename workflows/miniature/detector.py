@@ -9,6 +9,7 @@ one-stage detectors are trained), and the decoder's queries are matched one to o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,9 +167,9 @@ class DetectorRecipe(Recipe):
         return {}
 
 
-def build_tokenizer() -> BertTokenizer:
+def build_tokenizer(labels: Sequence[str] = LABELS) -> BertTokenizer:
     """BERT's kind of tokenizer over the words of the labels, with letters for all other words."""
-    words = sorted({word for label in LABELS for word in label.split()})
+    words = sorted({word for label in labels for word in label.lower().split()})
     letters = "abcdefghijklmnopqrstuvwxyz0123456789-'"
     # Grounding DINO has BERT's ids of these built in; everything else may stand anywhere.
     fixed = {0: "[PAD]", 100: "[UNK]", CLS: "[CLS]", SEP: "[SEP]", 103: "[MASK]", DOT: ".", 1029: "?"}

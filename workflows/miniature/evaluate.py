@@ -47,8 +47,9 @@ class Evaluation:
     """All numbers of the table."""
 
     score: Score
-    perplexity: float
-    grammatical: float
+    perplexity: float | None = None
+    """Of the scenes' captions; None where the LLM was not asked."""
+    grammatical: float | None = None
     alignment: list[Alignment] = field(default_factory=list)
 
 
@@ -180,6 +181,8 @@ def table(found: Evaluation) -> Table:
     drawn = Table("what", "found", "goal", title=f"{found.score.scenes} drawn scenes, never trained on")
     for name, said in names.items():
         goal = GOALS.get(name)
+        if numbers[name] is None:
+            continue
         missed = goal is not None and numbers[name] < goal
         value = f"{numbers[name]:.3f}"
         drawn.add_row(said, f"[yellow]{value}[/yellow]" if missed else value, f"{goal:.2f}" if goal else "")

@@ -111,18 +111,19 @@ def conversation(scene: Scene, rng: np.random.Generator) -> str:
     return text
 
 
-def build_tokenizer(texts: list[str], special: list[str]) -> PreTrainedTokenizerFast:
+def build_tokenizer(texts: list[str], special: list[str], words: int = WORDS) -> PreTrainedTokenizerFast:
     """Byte-level BPE trained on texts.
 
     Args:
         texts: of the world.
         special: unknown (and padding), beginning and end of a text; the end is the last one.
+        words: size of the vocabulary.
     """
     tokenizer = Tokenizer(models.BPE(unk_token=special[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=WORDS,
+        vocab_size=words,
         special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

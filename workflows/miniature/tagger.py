@@ -68,7 +68,7 @@ class TaggerRecipe(Recipe):
         seen: list[Tensor] = []
         encoder = self.network.visual_encoder
         hooks = [
-            encoder.layers[1].blocks[-1].register_forward_hook(lambda *given: seen.append(given[2])),  # type: ignore
+            encoder.layers[1].blocks[-1].register_forward_hook(lambda *given: seen.append(given[2])),
             encoder.layers[2].register_forward_hook(lambda *given: seen.append(given[2])),
         ]
         try:

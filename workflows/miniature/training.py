@@ -46,7 +46,8 @@ class Recipe(nn.Module, ABC):
 
     name: ClassVar[str]
     budget: Budget
-    network: nn.Module
+    network: Any
+    """A module; what of it is trained besides (heads that are thrown away) stands beside it."""
 
     @abstractmethod
     def batch(self, step: int) -> Batch:
@@ -148,9 +149,7 @@ def _optimisers(recipe: Recipe) -> list[torch.optim.Optimizer]:
         for name, module in recipe.network.named_modules()
         if isinstance(module, nn.Linear) and min(module.weight.shape) >= 16 and not name.endswith("lm_head")
     }
-    scales = {
-        parameter: scale for module, scale in recipe.slow().items() for parameter in module.parameters()
-    }
+    scales = {parameter: scale for module, scale in recipe.slow().items() for parameter in module.parameters()}
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for parameter in recipe.parameters():
         if parameter.requires_grad:
@@ -205,7 +204,10 @@ def _to(batch: Batch, device: torch.device) -> Batch:
 def _save(recipe: Recipe, optimisers: list[torch.optim.Optimizer], step: int, seconds: float, path: Path) -> None:
     partial = path.with_suffix(".partial")
     state = {"budget": recipe.budget.model_dump(), "step": step, "seconds": seconds}
-    torch.save(state | {"model": recipe.state_dict(), "optimisers": [optimiser.state_dict() for optimiser in optimisers]}, partial)
+    torch.save(
+        state | {"model": recipe.state_dict(), "optimisers": [optimiser.state_dict() for optimiser in optimisers]},
+        partial,
+    )
     partial.replace(path)
 
 

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
-    BertTokenizer,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -22,13 +20,14 @@ from transformers import (
     GroundingDinoImageProcessorPil,
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedTokenizerFast,
     SwinConfig,
 )
 
 from pad_pipeline.pretrained import quiet
 from stages.ram.network import Ram, RamSettings
 from stages.segment import SamShape, build_sam
+from workflows.miniature.detector import build_tokenizer
+from workflows.miniature.llm import build_tokenizer as build_bpe
 
 RAM_SHAPE = RamSettings(
     image_size=96, embed_dim=16, depths=[2, 2], num_heads=[1, 2], window=6,
@@ -106,20 +105,14 @@ def _write_tagger(folder: Path, tags: list[str], family: str) -> None:
 
 
 def _write_detector(folder: Path, tags: list[str]) -> None:
-    words = sorted({word for tag in tags for word in tag.lower().split()})
-    letters = "abcdefghijklmnopqrstuvwxyz0123456789-'"
-    # Grounding DINO has BERT's ids of these built in; everything else may stand anywhere.
-    fixed = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}
-    free = iter([*letters, *(f"##{letter}" for letter in letters), *(word for word in words if len(word) > 1)])
-    vocabulary = {fixed.get(index) or next(free, f"[unused{index}]"): index for index in range(1100)}
-    tokenizer = BertTokenizer(vocab=vocabulary, do_lower_case=True)
+    tokenizer = build_tokenizer(tags)
     config = GroundingDinoConfig(
         backbone_config=SwinConfig(
             image_size=96, embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8], window_size=4,
             out_features=["stage2", "stage3", "stage4"],
         ),
         text_config=BertConfig(
-            vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
             intermediate_size=64, max_position_embeddings=512,
         ),
         d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
@@ -132,22 +125,10 @@ def _write_detector(folder: Path, tags: list[str]) -> None:
 
 
 def _write_llm(folder: Path, texts: list[str]) -> None:
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=False))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<unk>", "<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>"
-    ).save_pretrained(folder)
+    tokenizer = build_bpe(texts, ["<unk>", "<s>", "</s>"], words=400)
+    tokenizer.save_pretrained(folder)
     config = LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size(), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=4, max_position_embeddings=512, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
