@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
-from torchvision.ops import nms
+from torchvision.ops import batched_nms
 from transformers import GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil
 from transformers.image_transforms import get_size_with_aspect_ratio
 
@@ -41,7 +41,10 @@ class DetectorSettings(BaseModel):
     box_threshold: float = Field(0.25, ge=0, le=1)
     """A box is kept where the highest token score of any tag is at least this."""
     nms_iou: float = Field(0.5, ge=0, le=1)
-    """Of two boxes of an image that overlap more, whatever their labels, the one with the lower score goes."""
+    """Of two boxes of an image that overlap more, the one with the lower score goes."""
+    nms_across_labels: bool = True
+    """Whatever their labels; false: only where both have the same label, so that a thing and a part of it that fills
+    most of it (a tree, its leaves) are both kept."""
     min_size: float = Field(1.0, ge=0)
     """Boxes narrower or lower than this many pixels go."""
     batch_size: int = Field(8, gt=0)
@@ -124,7 +127,7 @@ class Detector(Stage):
             for (index, prompt), scores, corners in zip(batch, probabilities, boxes, strict=True):
                 found[index] += self.regions(rows[index], prompt, scores, corners)
         for row, regions in zip(rows, found, strict=True):
-            row.regions = suppress(regions, self.settings.nms_iou)
+            row.regions = suppress(regions, self.settings.nms_iou, self.settings.nms_across_labels)
             if not row.regions:
                 row.status = "empty"
 
@@ -187,12 +190,16 @@ def to_pixels(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.concatenate([(centre - half) * size, (centre + half) * size], 1).clip(0, [width, height] * 2)
 
 
-def suppress(regions: list[Region], iou: float) -> list[Region]:
-    """Non-maximum suppression over all labels together; best score first, equal scores in the order they came."""
+def suppress(regions: list[Region], iou: float, across_labels: bool = True) -> list[Region]:
+    """Non-maximum suppression, over all labels together or each label by itself; best score first, equal scores in the
+    order they came."""
     if not regions:
         return []
     regions = sorted(regions, key=lambda region: -region.score)
     boxes = torch.tensor([region.box for region in regions], dtype=torch.float64)
     # Ranks, not scores: equal scores would leave the order to the sort inside `nms`.
-    kept = nms(boxes, torch.arange(len(regions), 0, -1, dtype=torch.float64), iou)
+    ranks = torch.arange(len(regions), 0, -1, dtype=torch.float64)
+    labels = list(dict.fromkeys(region.label for region in regions))
+    group = torch.tensor([0 if across_labels else labels.index(region.label) for region in regions])
+    kept = batched_nms(boxes, ranks, group, iou)
     return [regions[index] for index in kept.tolist()]

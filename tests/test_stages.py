@@ -97,6 +97,16 @@ def test_suppression_keeps_the_best_and_is_stable() -> None:
     assert suppress([], 0.5) == []
 
 
+def test_suppression_can_keep_to_one_label() -> None:
+    """A tree and its leaves have nearly the same box, and both are true."""
+    tree, leaves, twice = (
+        Region(label, (0.0, 0.0, 10.0, edge)) for label, edge in (("tree", 10.0), ("leaves", 9.0), ("tree", 9.5))
+    )
+    tree.score, leaves.score, twice.score = 0.9, 0.8, 0.7
+    assert suppress([leaves, twice, tree], 0.5, across_labels=False) == [tree, leaves]
+    assert suppress([leaves, twice, tree], 0.5) == [tree]
+
+
 def tagged(world: World, count: int, tags: list[str]) -> list[ImageRecord]:
     return [
         record(world.images / f"scene-{index:05d}.png", tags=[Tag(tag, 0.9) for tag in tags[index:]])

@@ -78,28 +78,34 @@ class Score:
         self.tags_right += len(tags & true)
         self.tags_found += len(tags)
         self.tags_true += len(true)
-        things = [region for region in scene.regions if region.kind == "thing"]
-        self.things_true += len(things)
-        self.things_tagged += sum(thing.label in tags for thing in things)
-        free = list(things)
-        for place, region in enumerate(meta["regions"]):  # best score first
-            if region["label"] not in THINGS:
+        self.things_tagged += sum(region.kind == "thing" and region.label in tags for region in scene.regions)
+        found = [(region["label"], tuple(region["box"])) for region in meta["regions"]]
+        for place, thing in self.add_boxes(scene, found):
+            mask = coco_mask.decode(meta["regions"][place]["rle"]).astype(bool)
+            self.mask_ious.append(float((mask & thing.mask).sum() / (mask | thing.mask).sum()))
+            exact, seen = view.coverage(thing.mask).astype(int), coverage[place].astype(int)
+            if most := np.maximum(exact, seen).sum():  # nothing of it may be inside the view
+                self.patch_ious.append(float(np.minimum(exact, seen).sum() / most))
+
+    def add_boxes(self, scene: Scene, found: list[tuple[str, tuple[float, ...]]]) -> list[tuple[int, Region]]:
+        """Take the boxes of one scene: label and `xyxy`, best first.
+
+        Returns:
+            The place of each box that is on a thing of its label, and the thing; each thing once.
+        """
+        free = [region for region in scene.regions if region.kind == "thing"]
+        self.things_true += len(free)
+        matched = []
+        for place, (label, box) in enumerate(found):
+            if label not in THINGS:
                 continue
             self.things_found += 1
-            fitting = [thing for thing in free if thing.label == region["label"]]
-            best = max(fitting, key=lambda thing: box_iou(thing.box, region["box"]), default=None)
-            if best is None or box_iou(best.box, region["box"]) < IOU:
-                continue
-            free = [thing for thing in free if thing is not best]
-            self._matched(best, region, coverage[place], view)
-
-    def _matched(self, thing: Region, region: dict[str, Any], coverage: np.ndarray, view: View) -> None:
-        self.things_matched += 1
-        mask = coco_mask.decode(region["rle"]).astype(bool)
-        self.mask_ious.append(float((mask & thing.mask).sum() / (mask | thing.mask).sum()))
-        exact, found = view.coverage(thing.mask).astype(int), coverage.astype(int)
-        if most := np.maximum(exact, found).sum():  # nothing of it may be inside the view
-            self.patch_ious.append(float(np.minimum(exact, found).sum() / most))
+            fitting = [(box_iou(thing.box, box), number) for number, thing in enumerate(free) if thing.label == label]
+            iou, number = max(fitting, default=(0.0, 0))
+            if iou >= IOU:
+                matched.append((place, free.pop(number)))
+        self.things_matched += len(matched)
+        return matched
 
 
 def box_iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:

@@ -86,7 +86,7 @@ class ClipRecipe(Recipe):
 
     @torch.inference_mode()
     def export(self, folder: Path) -> dict[str, float]:
-        """A folder of transformers; gives the share of 1000 unseen pictures whose caption is the nearest of 100."""
+        """A folder of transformers; gives the share of unseen pictures whose caption is the nearest of 100."""
         with quiet():
             self.network.save_pretrained(folder / "clip")
             self.tokenizer.save_pretrained(folder / "clip")
@@ -95,7 +95,7 @@ class ClipRecipe(Recipe):
             ).save_pretrained(folder / "clip")
         self.network.cpu().float().eval()
         found = []
-        for start in range(0, 1000, 100):
+        for start in range(0, max(self.validation, 100), 100):
             scenes = [draw_scene(VALIDATION_WORLD, start + place, (160, 160), 4) for place in range(100)]
             images, texts = self.embed(
                 {

@@ -9,6 +9,7 @@ one-stage detectors are trained), and the decoder's queries are matched one to o
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,15 @@ from transformers import (
     SwinConfig,
 )
 
+from pad_pipeline.miniature.score import Score
 from pad_pipeline.miniature.world import EDGES, LABELS, Scene, draw_scene
+from pad_pipeline.pictures import DecodeSettings
 from pad_pipeline.pretrained import quiet
+from pad_pipeline.records import ImageRecord, Shard, Tag
+from stages.ground import Detector, DetectorSettings
 from stages.spans import CLS, DOT, SEP, Prompt, build_prompts
 from workflows.miniature.tagger import SHAPE, normalised
-from workflows.miniature.training import TRAIN_WORLD, Batch, Budget, Recipe
+from workflows.miniature.training import TRAIN_WORLD, VALIDATION_WORLD, Batch, Budget, Recipe
 
 EDGE = 128
 """The short edge of a picture inside the detector, in pixels."""
@@ -47,6 +52,7 @@ class DetectorRecipe(Recipe):
     """Starts from the tagger's Swin, which knows the labels by then."""
 
     name = "detector"
+    validation = 300
 
     def __init__(self, tagger: Path | None = None, seed: int = 0, steps: int = 6000) -> None:
         super().__init__()
@@ -159,12 +165,37 @@ class DetectorRecipe(Recipe):
         return total, numbers
 
     def export(self, folder: Path) -> dict[str, float]:
-        """A folder of transformers."""
+        """A folder of transformers; gives the box threshold with the best F1 of things on the validation world, where
+        the detector is asked for the labels that are there, and what comes of it."""
+        path = folder / "detector"
         with quiet():
-            self.network.save_pretrained(folder / "detector")
-            self.tokenizer.save_pretrained(folder / "detector")
-            self.processor.save_pretrained(folder / "detector")
-        return {}
+            self.network.save_pretrained(path)
+            self.tokenizer.save_pretrained(path)
+            self.processor.save_pretrained(path)
+        settings = DetectorSettings(model=str(path), box_threshold=0.1, nms_across_labels=False, batch_size=16)
+        stage = Detector(settings, DecodeSettings(), torch.get_num_threads())
+        scenes = [draw_scene(VALIDATION_WORLD, index) for index in range(self.validation)]
+        rows = stage(Shard(0, [_row(scene) for scene in scenes])).rows
+        found = {}
+        for threshold in (step / 20 for step in range(2, 17)):
+            score = Score()
+            for scene, row in zip(scenes, rows, strict=True):
+                score.add_boxes(scene, [(r.label, r.box) for r in row.regions if r.score >= threshold])
+            f1 = 2 * score.things_matched / max(score.things_found + score.things_true, 1)
+            found[threshold] = f1, score.recall, score.precision
+        best = max(found, key=lambda threshold: found[threshold][0])
+        names = ("validation_box_f1", "validation_box_recall", "validation_box_precision")
+        return {"box_threshold": best, **dict(zip(names, found[best], strict=True))}
+
+
+def _row(scene: Scene) -> ImageRecord:
+    """A scene as it comes from the tagger, if that makes no mistake."""
+    stream = io.BytesIO()
+    scene.image.save(stream, "PNG")
+    tags = [Tag(label, 1.0) for label in LABELS if any(region.label == label for region in scene.regions)]
+    row = ImageRecord("scene", "scene", "scene.png", data=stream.getvalue(), format="PNG", tags=tags)
+    row.width, row.height = scene.image.size
+    return row
 
 
 def build_tokenizer(labels: Sequence[str] = LABELS) -> BertTokenizer:

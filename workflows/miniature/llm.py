@@ -31,6 +31,7 @@ class LlmRecipe(Recipe):
     """Next-token cross-entropy over three kinds of text, a third each: see `text_of`."""
 
     name = "llm"
+    validation = 300
 
     def __init__(self, seed: int = 0, steps: int = 2000) -> None:
         super().__init__()
@@ -65,10 +66,10 @@ class LlmRecipe(Recipe):
             self.network.save_pretrained(folder / "llm")
             self.tokenizer.save_pretrained(folder / "llm")
         self.network.cpu().float().eval()
-        scenes = [draw_scene(VALIDATION_WORLD, index) for index in range(200)]
+        scenes = [draw_scene(VALIDATION_WORLD, index) for index in range(self.validation)]
         return {
             "validation_caption_perplexity": perplexity(self.network, self.tokenizer, scenes),
-            "validation_captions_that_parse": grammatical(self.network, self.tokenizer, 200),
+            "validation_captions_that_parse": grammatical(self.network, self.tokenizer, self.validation),
         }
 
 

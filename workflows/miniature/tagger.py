@@ -32,11 +32,11 @@ class TaggerRecipe(Recipe):
 
     name = "tagger"
 
-    def __init__(self, seed: int = 0, steps: int = 4500) -> None:
+    def __init__(self, seed: int = 0, steps: int = 3200) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.seed = seed
-        self.budget = Budget(steps=steps, batch_size=32, learning_rate=3e-3)
+        self.budget = Budget(steps=steps, batch_size=32, learning_rate=3e-3, pool=700)
         self.network = Ram(SHAPE, len(LABELS))
         _start(self.network)
         widths = (SHAPE.embed_dim * 2, SHAPE.width)
@@ -92,8 +92,9 @@ class TaggerRecipe(Recipe):
         save_file(self.network.state_dict(), folder / "tagger.safetensors")
         (folder / "tags.txt").write_text("\n".join(LABELS) + "\n", "utf-8")
         scores, truth = [], []
-        for start in range(0, 2000, 50):
-            scenes = [draw_scene(VALIDATION_WORLD, index) for index in range(start, start + 50)]
+        for start in range(0, self.validation, 50):
+            indices = range(start, min(start + 50, self.validation))
+            scenes = [draw_scene(VALIDATION_WORLD, index) for index in indices]
             images = torch.stack([preprocess(scene.image, SHAPE.image_size) for scene in scenes])
             scores.append(self.network(images.to(self.network.fc.weight.device)).sigmoid().float().cpu())
             truth += [tags_of(scene) for scene in scenes]

@@ -54,7 +54,7 @@ def train_miniature(name: str, out: Path, seed: int = 0, steps: int = 0) -> Path
         _train_one(member, out, seed, steps)
     members = _members(out)
     if set(members) == set(ORDER):
-        (models / "models.toml").write_text(_toml(), "utf-8")
+        (models / "models.toml").write_text(_toml(members["detector"].metrics["box_threshold"]), "utf-8")
         write_manifest(models, members)
         read_manifest(models)
     return models
@@ -80,6 +80,8 @@ def _recipe(name: str, out: Path, seed: int, steps: int) -> Recipe:
 def _train_one(name: str, out: Path, seed: int, steps: int) -> None:
     folder = out / "training" / name
     recipe = _recipe(name, out, seed, steps)
+    if steps:
+        recipe.validation = min(recipe.validation, 5 * steps)  # who tries a few steps does not want to wait either
     columns = [TextColumn(f"{name:10}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}")]
     times = [TimeElapsedColumn(), TimeRemainingColumn()]
     with Progress(*columns, *times, console=console, disable=not console.is_terminal) as progress:
@@ -121,7 +123,7 @@ def _members(out: Path) -> dict[str, Member]:
     return {name: Member.model_validate_json(path.read_bytes()) for name, path in paths.items() if path.is_file()}
 
 
-def _toml() -> str:
+def _toml(box_threshold: float) -> str:
     """What `--models` reads; the shapes are the recipes'."""
 
     def lines(values: dict[str, Any]) -> list[str]:
@@ -136,7 +138,7 @@ def _toml() -> str:
             *lines(ram),
             "",
             "[detector]",
-            *lines({"model": "detector", "box_threshold": 0.3}),
+            *lines({"model": "detector", "box_threshold": box_threshold, "nms_across_labels": False, "batch_size": 16}),
             "",
             "[segmenter]",
             'weights = "segmenter.safetensors"',

@@ -46,6 +46,8 @@ class Recipe(nn.Module, ABC):
 
     name: ClassVar[str]
     budget: Budget
+    validation: int = 1000
+    """Scenes of the validation world that `export` looks at."""
     network: Any
     """A module; what of it is trained besides (heads that are thrown away) stands beside it."""
 
