@@ -32,7 +32,7 @@ class TaggerRecipe(Recipe):
 
     name = "tagger"
 
-    def __init__(self, seed: int = 0, steps: int = 3200) -> None:
+    def __init__(self, seed: int = 0, steps: int = 2000) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.seed = seed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -73,7 +74,7 @@ class Recipe(nn.Module, ABC):
 
 
 class _Steps(Dataset):
-    """The batch of each step. Those that were drawn are kept, in the one worker process."""
+    """The batch of each step. A worker process keeps those that it has drawn."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -186,12 +187,15 @@ def _schedule(step: int, budget: Budget) -> float:
 
 
 def _batches(recipe: Recipe, first: int, steps: int) -> Iterator[Batch]:
-    """Batches from `first` on, drawn ahead by one worker process."""
+    """Batches from `first` on, drawn ahead by as many processes as there are spare cores."""
+    spare = min(8, max(1, len(os.sched_getaffinity(0)) - 1))
+    # Workers take turns; where their number divides the pool, the same batch always comes to the same one.
+    workers = max(number for number in range(1, spare + 1) if recipe.budget.pool % number == 0)
     loader = DataLoader(
         _Steps(recipe),
         batch_size=None,
         sampler=range(first, steps),
-        num_workers=1,
+        num_workers=workers,
         prefetch_factor=3,
         worker_init_fn=lambda worker: torch.set_num_threads(1),
         multiprocessing_context="fork",
