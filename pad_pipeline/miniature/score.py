@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pad_pipeline.geometry import View
@@ -83,9 +84,9 @@ class Score:
         for place, thing in self.add_boxes(scene, found):
             mask = coco_mask.decode(meta["regions"][place]["rle"]).astype(bool)
             self.mask_ious.append(float((mask & thing.mask).sum() / (mask | thing.mask).sum()))
-            exact, seen = view.coverage(thing.mask).astype(int), coverage[place].astype(int)
-            if most := np.maximum(exact, seen).sum():  # nothing of it may be inside the view
-                self.patch_ious.append(float(np.minimum(exact, seen).sum() / most))
+            exact, found_coverage = seen_share(thing.mask, view), coverage[place] / 255
+            if most := np.maximum(exact, found_coverage).sum():  # nothing of it may be inside the view
+                self.patch_ious.append(float(np.minimum(exact, found_coverage).sum() / most))
 
     def add_boxes(self, scene: Scene, found: list[tuple[str, tuple[float, ...]]]) -> list[tuple[int, Region]]:
         """Take the boxes of one scene: label and `xyxy`, best first.
@@ -106,6 +107,26 @@ class Score:
                 matched.append((place, free.pop(number)))
         self.things_matched += len(matched)
         return matched
+
+
+def seen_share(mask: np.ndarray, view: View) -> np.ndarray:
+    """How much of each patch a mask covers, float `[grid, grid]`, 0..1: not by `View.coverage`, which is under test
+    here, but as the vision encoder comes to see a picture. The mask is resized as a picture (by area averages), its
+    centre is cut out, and the pixels of each patch are averaged. To about 1%, for pictures that are made smaller.
+
+    Raises:
+        ValueError: the view does not crop.
+    """
+    if view.fit != "crop":
+        raise ValueError(f"the second way is written for fit crop, and the view has {view.fit}")
+    height, width = mask.shape
+    scale = view.size / min(width, height)
+    large = max(view.size, int(width * scale)), max(view.size, int(height * scale))
+    fine = mask.repeat(6, 0).repeat(6, 1)  # Pillow's box filter takes pixels whole or not at all
+    image = Image.fromarray((fine * 255).astype(np.uint8)).resize(large, Image.Resampling.BOX)
+    left, top = (large[0] - view.size) // 2, (large[1] - view.size) // 2
+    pixels = np.asarray(image.crop((left, top, left + view.size, top + view.size))) / 255
+    return pixels.reshape(view.grid, view.patch, view.grid, view.patch).mean((1, 3))
 
 
 def box_iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:

@@ -54,7 +54,7 @@ class DetectorRecipe(Recipe):
     name = "detector"
     validation = 300
 
-    def __init__(self, tagger: Path | None = None, seed: int = 0, steps: int = 4500) -> None:
+    def __init__(self, tagger: Path | None = None, seed: int = 0, steps: int = 3000) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.seed = seed
