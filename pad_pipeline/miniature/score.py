@@ -32,6 +32,10 @@ class Score:
     things_true: int = 0
     things_tagged: int = 0
     """True things whose label is among the tags that the tagger gave."""
+    boxes_on_things: int = 0
+    """Boxes with a thing's label that are on some thing, whatever its label."""
+    labels_right: int = 0
+    """Those of them that have the label of the thing that they are on."""
     mask_ious: list[float] = field(default_factory=list)
     patch_ious: list[float] = field(default_factory=list)
 
@@ -54,6 +58,11 @@ class Score:
     def precision(self) -> float:
         """The share of the boxes with a thing's label that are on such a thing, each thing counted once."""
         return self.things_matched / max(self.things_found, 1)
+
+    @property
+    def label_accuracy(self) -> float:
+        """The share of the boxes on things that have the right label."""
+        return self.labels_right / max(self.boxes_on_things, 1)
 
     @property
     def mask_iou(self) -> float:
@@ -94,13 +103,16 @@ class Score:
         Returns:
             The place of each box that is on a thing of its label, and the thing; each thing once.
         """
-        free = [region for region in scene.regions if region.kind == "thing"]
-        self.things_true += len(free)
-        matched = []
+        things = [region for region in scene.regions if region.kind == "thing"]
+        self.things_true += len(things)
+        free, matched = list(things), []
         for place, (label, box) in enumerate(found):
             if label not in THINGS:
                 continue
             self.things_found += 1
+            nearest, named = max(((box_iou(thing.box, box), thing.label) for thing in things), default=(0.0, ""))
+            self.boxes_on_things += nearest >= IOU
+            self.labels_right += nearest >= IOU and named == label
             fitting = [(box_iou(thing.box, box), number) for number, thing in enumerate(free) if thing.label == label]
             iou, number = max(fitting, default=(0.0, 0))
             if iou >= IOU:

@@ -154,11 +154,12 @@ def as_dict(found: Evaluation) -> dict[str, Any]:
         "box_recall": score.recall,
         "box_recall_of_tagged_things": score.recall_given_tags,
         "box_precision": score.precision,
+        "label_accuracy_of_boxes": score.label_accuracy,
         "mask_iou": score.mask_iou,
         "patch_iou": score.patch_iou,
         "caption_perplexity": found.perplexity,
         "captions_that_parse": found.grammatical,
-        "label_accuracy": [
+        "stage1": [
             {"seed": pair.seed, "caption_loss_alone": pair.caption_only, "with_patch_loss": pair.with_patch_loss}
             for pair in found.alignment
         ],
@@ -172,6 +173,7 @@ def table(found: Evaluation) -> Table:
         "box_recall": f"boxes of things: recall at IoU 0.5, of {found.score.things_true}",
         "box_recall_of_tagged_things": "    of those that the tagger named",
         "box_precision": "boxes of things: precision",
+        "label_accuracy_of_boxes": "labels of boxes that are on a thing: accuracy",
         "mask_iou": "masks of matched things: mean IoU",
         "patch_iou": "patch masks of matched things: mean soft IoU",
         "caption_perplexity": "LLM: perplexity of held-out captions",
