@@ -263,7 +263,7 @@ def test_readme_commands_run(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    shown = run(["pad", "demo", "--scenes", "16", "--engine", "local"])
+    shown = run(["pad", "demo", "--scenes", "8", "--steps", "4", "--engine", "local"])
     assert "all shards are whole" in shown
     assert (tmp_path / "demo-out/sheet.png").exists()
     ran = 0

@@ -296,7 +296,8 @@ def stats(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo-out"),
-    scenes: Annotated[int, typer.Option(help="How many scenes to draw.", min=16)] = 200,
+    scenes: Annotated[int, typer.Option(help="How many scenes to draw.", min=2)] = 200,
+    steps: Annotated[int, typer.Option(help="Of each of the two trainings.", min=1)] = 100,
     engine: EngineOption = Engine.ray,
 ) -> None:
     """See it work, without network: annotate drawn scenes, score them, train a projector with and without patch loss.
@@ -307,7 +308,7 @@ def demo(
     """
     from workflows.demo import run_demo
 
-    run_demo(out, scenes, engine.value, console)
+    run_demo(out, scenes, steps, engine.value, console)
 
 
 @miniature_app.command("draw")

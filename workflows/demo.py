@@ -18,13 +18,11 @@ from workflows.engines import Engine
 from workflows.miniature.evaluate import TEST_WORLD, Evaluation, align, annotate, table
 from workflows.models import load_models
 
-STEPS = 100
-"""Of each of the two trainings."""
 SHOWN = 12
 """Scenes on the picture sheet."""
 
 
-def run_demo(out: Path, scenes: int, engine: Engine, console: Console) -> None:
+def run_demo(out: Path, scenes: int, steps: int, engine: Engine, console: Console) -> None:
     """Draw, build, verify, score, train twice, draw a sheet; everything that is made stays in `out`.
 
     Raises:
@@ -42,8 +40,8 @@ def run_demo(out: Path, scenes: int, engine: Engine, console: Console) -> None:
     console.print("pad verify: all shards are whole")
     score = score_shards(out / "shards", truth)
 
-    console.rule(f"2  pad train --stage 1, twice {STEPS} steps: caption loss alone, and with the patch loss")
-    pairs = align(out / "shards", out / "stage1", folder / "clip", folder / "llm", 1, STEPS, console)
+    console.rule(f"2  pad train --stage 1, twice {steps} steps: caption loss alone, and with the patch loss")
+    pairs = align(out / "shards", out / "stage1", folder / "clip", folder / "llm", 1, steps, console)
 
     console.rule("3  What came out, against what was drawn")
     console.print(table(Evaluation(score, alignment=pairs)))
