@@ -6,11 +6,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from pad_pipeline.geometry import View
 from pad_pipeline.miniature.files import is_drawn, write_world
 from pad_pipeline.miniature.kinds import PARTS, THINGS
 from pad_pipeline.miniature.language import (
@@ -24,8 +27,11 @@ from pad_pipeline.miniature.language import (
     refer,
     side,
 )
+from pad_pipeline.miniature.score import Score, seen_share
 from pad_pipeline.miniature.world import COLOURS, LABELS, MIN_PIXELS, SIZES, STUFF, TEXTURES, draw_scene
 from pad_pipeline.sources import open_source
+from stages.segment import encode_mask
+from workflows.miniature.alignment import single_labels
 
 SCENES = [draw_scene(11, index) for index in range(150)]
 
@@ -226,3 +232,52 @@ def test_the_drawn_folder_serves_both_stages(pad: Callable[..., SimpleNamespace]
     assert is_drawn(tmp_path / "w/images") and is_drawn(tmp_path / "w/llava.json") and not is_drawn(tmp_path)
     again = pad("miniature", "draw", "--count", 5, "--out", tmp_path)
     assert again.code == 2 and "something else than drawn scenes" in again.err
+
+
+def test_single_label_patches_show_one_label_alone() -> None:
+    """Patch accuracy is counted on them; judged by a second way of cutting masks into patches. A house's door has two
+    labels, house and door, and is none."""
+    view = View(size=112, patch=8)
+    for scene in SCENES[:40]:
+        labels = single_labels(scene, view)
+        assert (labels >= 0).sum() > 20
+        shares = {}
+        for region in scene.regions:
+            share = seen_share(region.mask, view).flatten()
+            shares[region.label] = np.maximum(shares.get(region.label, 0), share)
+        for patch in np.flatnonzero(labels >= 0):
+            for label, share in shares.items():
+                assert share[patch] == pytest.approx(float(label == LABELS[labels[patch]]), abs=0.02)
+
+
+def test_a_score_falls_with_every_kind_of_mistake() -> None:
+    """Perfect findings score 1 everywhere; a wrong label, a missed thing, a doubled box, a moved mask each cost the
+    number that they should cost, and only that."""
+    scene = next(scene for scene in SCENES if len({thing.kind for thing in scene.things}) == len(scene.things) == 3)
+    view = View(size=112, patch=8)
+
+    def score(change: Callable[[dict[str, Any]], None] = lambda meta: None, shift: int = 0) -> Score:
+        regions = [
+            {"label": region.label, "box": region.box, "rle": encode_mask(np.roll(region.mask, shift, 1))}
+            for region in scene.regions
+        ]
+        labels = dict.fromkeys(region.label for region in scene.regions)
+        meta: dict[str, Any] = {"tags": [{"label": label} for label in labels], "regions": regions}
+        change(meta)
+        found = Score()
+        masks = [coco_mask.decode(region["rle"]).astype(bool) for region in meta["regions"]]
+        found.add(scene, meta, np.stack([view.coverage(mask) for mask in masks]), view)
+        return found
+
+    perfect = score()
+    assert (perfect.tag_f1, perfect.recall, perfect.precision, perfect.mask_iou) == (1, 1, 1, 1)
+    assert perfect.label_accuracy == 1 and perfect.patch_iou > 0.97
+    other = next(kind for kind in THINGS if kind not in {thing.kind for thing in scene.things})
+    renamed = score(lambda meta: meta["regions"][0].update(label=other))
+    assert renamed.recall == renamed.precision == renamed.label_accuracy == pytest.approx(2 / 3)
+    doubled = score(lambda meta: meta["regions"].append(meta["regions"][0]))
+    assert doubled.recall == 1 and doubled.precision == pytest.approx(3 / 4)
+    assert score(lambda meta: meta["regions"].pop(0)).recall == pytest.approx(2 / 3)
+    assert score(lambda meta: meta["tags"].pop(0)).tag_f1 < 1
+    moved = score(shift=4)
+    assert moved.recall == 1 and moved.mask_iou < 0.9 and moved.patch_iou < 0.92

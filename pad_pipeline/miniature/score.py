@@ -17,6 +17,8 @@ from pad_pipeline.shards.reader import Sample, open_shards
 
 IOU = 0.5
 """A box is found where its IoU with the true one is at least this."""
+SLIVER = 0.5
+"""In patches: where the crop leaves less of a thing than this, in truth and as found, its patch masks do not count."""
 
 
 @dataclass
@@ -71,7 +73,8 @@ class Score:
 
     @property
     def patch_iou(self) -> float:
-        """Mean over matched things of sum(min) / sum(max) of their coverage and the true one."""
+        """Mean of sum(min) / sum(max) of found and true coverage, over matched things of which the view shows more than a
+        sliver."""
         return float(np.mean(self.patch_ious)) if self.patch_ious else 0.0
 
     def add(self, scene: Scene, meta: dict[str, Any], coverage: np.ndarray, view: View) -> None:
@@ -94,7 +97,7 @@ class Score:
             mask = coco_mask.decode(meta["regions"][place]["rle"]).astype(bool)
             self.mask_ious.append(float((mask & thing.mask).sum() / (mask | thing.mask).sum()))
             exact, found_coverage = seen_share(thing.mask, view), coverage[place] / 255
-            if most := np.maximum(exact, found_coverage).sum():  # nothing of it may be inside the view
+            if (most := np.maximum(exact, found_coverage).sum()) >= SLIVER:
                 self.patch_ious.append(float(np.minimum(exact, found_coverage).sum() / most))
 
     def add_boxes(self, scene: Scene, found: list[tuple[str, tuple[float, ...]]]) -> list[tuple[int, Region]]:
