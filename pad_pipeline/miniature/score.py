@@ -73,8 +73,7 @@ class Score:
 
     @property
     def patch_iou(self) -> float:
-        """Mean of sum(min) / sum(max) of found and true coverage, over matched things of which the view shows more than a
-        sliver."""
+        """Mean of sum(min) / sum(max) of found and true coverage, over matched things, slivers in the view left out."""
         return float(np.mean(self.patch_ious)) if self.patch_ious else 0.0
 
     def add(self, scene: Scene, meta: dict[str, Any], coverage: np.ndarray, view: View) -> None:
