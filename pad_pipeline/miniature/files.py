@@ -11,7 +11,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.miniature.language import DESCRIBE, questions, refer
+from pad_pipeline.miniature.language import DESCRIBE, caption, questions, refer
 from pad_pipeline.miniature.world import LABELS, Scene, draw_scene
 
 WORLD = "world.json"
@@ -70,7 +70,7 @@ def write_world(folder: Path, count: int, seed: int = 0, indices: Iterable[int] 
         name = f"{key_of(index)}.png"
         scene.image.save(images / name, compress_level=1)
         turns = questions(scene, np.random.default_rng((seed, index, 1)))[:_TURNS]
-        captions.append(_record(index, name, [(DESCRIBE[index % len(DESCRIBE)], scene.caption)], index % 2 == 1))
+        captions.append(_record(index, name, [(DESCRIBE[index % len(DESCRIBE)], caption(scene))], index % 2 == 1))
         chats.append(_record(index, name, turns))
         for found in refer(scene):
             region = scene.regions[found.region]

@@ -354,7 +354,7 @@ class Kind(NamedTuple):
     shades: tuple[str, ...] = ()
     """Colours that it can have; empty for all. One that is always the same is not worth a word in a caption."""
     wide: float = 1.0
-    """Half its width, where its height is 1."""
+    """Half its width, in halves of its height."""
 
 
 _ROUND = math.pi
@@ -380,7 +380,7 @@ THINGS: dict[str, Kind] = {
     "snowman": Kind(_snowman, 0.12, shades=("white",), wide=0.65),
     "table": Kind(_table, 0.12, wide=1.2),
     "chair": Kind(_chair, wide=0.75),
-    "street lamp": Kind(_street_lamp, 0.08, wide=0.45),
+    "street lamp": Kind(_street_lamp, 0.08, shades=("black",), wide=0.45),
     "clock": Kind(_clock, 0.3, wide=0.95),
     "robot": Kind(_robot, wide=0.85),
     "rocket": Kind(_rocket, 0.7, air=True, wide=0.75),

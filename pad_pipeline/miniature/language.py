@@ -72,25 +72,33 @@ def _place(upper: str) -> str:
     return {"sky": "under the sky", "night": "at night", "wall": "in front of the wall"}[upper]
 
 
+def _phrases(air: bool) -> str:
+    """Every phrase with its article that can be said of a thing that stands, or that hangs in the air, as a regular
+    expression: a kind that always has one colour is named without colour and texture."""
+    found = []
+    for kind, known in THINGS.items():
+        if known.air is air:
+            colours = known.shades or tuple(COLOURS)
+            words = [f"(?:(?:{'|'.join(SIZES)}) )?"]
+            if len(colours) > 1:
+                words += [f"(?:{'|'.join(colours)}) ", f"(?:(?:{'|'.join(TEXTURES)}) )?"]
+            found.append("".join(words) + kind)
+    return rf"(?:a (?![aeiou])|an (?=[aeiou]))(?:{'|'.join(found)})\b"
+
+
 def _grammar() -> re.Pattern[str]:
-    """The grammar of captions as one regular expression."""
-    thing = _PHRASE.pattern.replace("?P<thing>", "?:")
-    things = rf"{thing}(?:(?:, {thing})* and {thing})?"
+    """Captions as one regular expression."""
+    standing, hanging = _phrases(air=False), _phrases(air=True)
+    several = rf"{standing}(?:, {standing})* and {standing}"
+    above = rf"{hanging}(?:(?:, {hanging})* and {hanging})?"
     places = [f"the {lower} {_place(upper)}" for lower, uppers in UPPER_OF.items() for upper in uppers]
     where = f"(?:{'|'.join(places)})"
-    above = rf"(?:, with {things} above)?"
-    standing = rf"{things} on {where}{above}|on {where} (?:is {thing}|are {things}){above}"
-    return re.compile(rf"(?:{things} above {where}|{where}|{standing})\.")
+    stand = (
+        rf"(?:(?:{standing}|{several}) on {where}|on {where} (?:is {standing}|are {several}))(?:, with {above} above)?"
+    )
+    return re.compile(rf"(?:{where}|{above} above {where}|{stand})\.")
 
 
-def _one_of(words: object) -> str:
-    return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))  # type: ignore[call-overload]
-
-
-_PHRASE = re.compile(
-    rf"(?P<thing>\ban? (?:(?:{_one_of(SIZES)}) )?(?:(?:{_one_of(COLOURS)}) )?"
-    rf"(?:(?:{_one_of(TEXTURES)}) )?(?:{_one_of(THINGS)})\b)"
-)
 _CAPTION = _grammar()
 
 
@@ -99,11 +107,16 @@ def parses(text: str) -> bool:
     return _CAPTION.fullmatch(text.strip()) is not None
 
 
+def is_a(kind: str, asked: str) -> bool:
+    """Whether a kind may be called by another's name: a pine tree is a tree too."""
+    return kind == asked or kind.endswith(f" {asked}")
+
+
 def refer(scene: Scene) -> list[Refer]:
     """A phrase for each thing that one can be found for: by its attributes, or else by its side of the picture."""
     found = []
     for thing in scene.things:
-        same = [other for other in scene.things if other.kind == thing.kind]
+        same = [other for other in scene.things if is_a(other.kind, thing.kind)]
         ways = [("the " + thing.kind, same)]
         if thing.colour:
             alike = [other for other in same if other.colour == thing.colour]
@@ -139,25 +152,29 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
     turns = [(str(rng.choice(DESCRIBE)), caption(scene))]
     turns += [(REFER + found.phrase, llava_box(scene, found.region)) for found in refer(scene)]
     kinds = [thing.kind for thing in scene.things]
+
+    def count(asked: str) -> int:
+        return sum(is_a(kind, asked) for kind in kinds)
+
     for thing in scene.things:
-        if kinds.count(thing.kind) > 1:
+        if count(thing.kind) > 1:
             continue
         if thing.colour:
             turns.append((f"What colour is the {thing.kind}?", f"the {thing.kind} is {thing.colour}."))
         turns.append((f"Where is the {thing.kind}?", f"the {thing.kind} is {side(scene, thing)}."))
         if parts := seen_parts(scene, thing):
             turns.append((f"Which parts of the {thing.kind} can be seen?", f"{listed(parts)}."))
-    asked = str(rng.choice(kinds if kinds and rng.random() < 0.5 else list(THINGS)))
-    count = kinds.count(asked)
-    is_are = "is" if count == 1 else "are"
-    turns.append(
-        (
-            f"How many {plural(asked)} are there?",
-            f"there {is_are} {NUMBERS[count]} {asked if count == 1 else plural(asked)}.",
-        )
-    )
-    asked = str(rng.choice(kinds if kinds and rng.random() < 0.5 else list(THINGS)))
-    turns.append((f"Is there {with_article(asked)}?", "yes." if asked in kinds else "no."))
+    # Nobody counts the stars of a night sky.
+    askable = [kind for kind in THINGS if (kind, scene.upper) != ("star", "night")]
+    there = [kind for kind in kinds if kind in askable]
+    for form in ("How many", "Is there"):
+        asked = str(rng.choice(there if there and rng.random() < 0.5 else askable))
+        number = count(asked)
+        if form == "How many":
+            said = f"there is one {asked}." if number == 1 else f"there are {NUMBERS[number]} {plural(asked)}."
+            turns.append((f"How many {plural(asked)} are there?", said))
+        else:
+            turns.append((f"Is there {with_article(asked)}?", "yes." if number else "no."))
     turns.append(("Where is this?", f"on the {scene.lower} {_place(scene.upper)}."))
     return [turns[place] for place in rng.permutation(len(turns))]
 

@@ -105,13 +105,6 @@ class Scene:
     upper: str
     lower: str
 
-    @property
-    def caption(self) -> str:
-        """One sentence about the whole picture; see `language`."""
-        from pad_pipeline.miniature.language import caption
-
-        return caption(self)
-
 
 EDGES = (128, 224)
 """The shortest and the longest edge of a picture, in pixels."""
@@ -274,7 +267,7 @@ def _clothe(
         # Its shapes were drawn one after another, so its numbers in the owner map have no gap.
         mine = [place for place, of in enumerate(owners, 1) if of.thing == number]
         body = np.zeros(len(owners) + 1, bool)
-        # Main-coloured parts (petals, a mushroom's cap) are clothed with the body, natural ones are not.
+        # The parts that are most of what one sees of a thing are clothed with its body.
         body[[place for place in mine if owners[place - 1].part in ("", "petal", "cap", "leaves", "wing")]] = True
         reach = 1.6 * brush.scale
         x0, x1 = max(int(brush.centre[0] - reach), 0), max(int(brush.centre[0] + reach) + 1, 0)

@@ -30,7 +30,7 @@ class ClipRecipe(Recipe):
 
     name = "clip"
 
-    def __init__(self, seed: int = 0, steps: int = 900) -> None:
+    def __init__(self, seed: int = 0, steps: int = 550) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.seed = seed
