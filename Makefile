@@ -9,7 +9,7 @@ help:  ## Say what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: $(READY)  ## Annotate drawn scenes, score them, train with and without patch loss: under 5 minutes, no network.
-	@if [ -f $(DEMO_OUT)/world/world.json ]; then rm -rf $(DEMO_OUT); fi  # only what an earlier demo made
+	@if [ -f $(DEMO_OUT)/.pad-demo ]; then rm -rf $(DEMO_OUT); fi  # only what an earlier demo made
 	$(BIN)/pad demo --out $(DEMO_OUT)
 
 test: $(READY) lint  ## Check formatting, lint, types, then run the tests: about ten minutes.

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.pretrained import load_tokenizer
-from pad_pipeline.weights import fetch_folder, fetch_model, read_tensors
+from pad_pipeline.weights import fetch_folder, fetch_model, local_path, read_tensors
 
 _EMBEDDING_ENDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 
@@ -141,7 +141,7 @@ def _llm_folder(settings: LabelSettings) -> Path:
     field, name = "llm.llm", settings.llm
     small = ["*.json", "tokenizer.model"]
     folder = fetch_folder(field, name, settings.revision, small)
-    if Path(name).expanduser().is_dir():
+    if local_path(name).is_dir():
         return folder
     try:
         weights = [_find_embedding(folder)[0].name]

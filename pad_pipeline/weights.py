@@ -22,6 +22,7 @@ from safetensors import safe_open
 
 from pad_pipeline.errors import UserError
 
+_PACKAGED = Path(__file__).parent / "miniature/models"
 _HUB_FILE = re.compile(r"hf://(?:(spaces|datasets)/)?([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)")
 
 
@@ -30,12 +31,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("PAD_CACHE", "~/.cache/pad")).expanduser()
 
 
+def local_path(reference: str) -> Path:
+    """The path that a reference means if it is a local one: `~` is the home folder, and `miniature:PATH` lies in the
+    models that come with the package, wherever it is installed on this node."""
+    prefix, _, rest = reference.partition(":")
+    return _PACKAGED / rest if prefix == "miniature" else Path(reference).expanduser()
+
+
 def fetch_file(field: str, reference: str, sha256: str = "") -> Path:
     """The local path of one weight file.
 
     Args:
         field: the setting that names it, for errors ("tagger.weights").
-        reference: a local path, `https://...`, or `hf://[spaces/|datasets/]owner/name[@revision]/file`.
+        reference: a local path, `miniature:PATH`, `https://...`, or `hf://[spaces/|datasets/]owner/name[@revision]/file`.
         sha256: what the file must hash to; empty to accept any (the hash is recorded in run.json all the same).
 
     Raises:
@@ -50,7 +58,7 @@ def fetch_file(field: str, reference: str, sha256: str = "") -> Path:
     elif reference.startswith(("https://", "http://")):
         path = _download(field, reference)
     else:
-        path = Path(reference).expanduser()
+        path = local_path(reference)
         if not path.is_file():
             raise UserError(field, reference, "there is no such file", "give the path of a downloaded checkpoint")
     if sha256 and (found := file_sha256(path)) != sha256:
@@ -72,7 +80,7 @@ def fetch_folder(field: str, reference: str, revision: str, patterns: list[str])
         revision: branch, tag or commit on the hub; empty for its default.
         patterns: the files that are wanted, as globs.
     """
-    folder = Path(reference).expanduser()
+    folder = local_path(reference)
     if folder.is_dir():
         return folder
     if folder.exists():

@@ -7,7 +7,10 @@ anywhere between the file and the patch mask.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +38,7 @@ def test_the_whole_miniature_is_small_and_as_its_manifest_says() -> None:
     assert set(manifest.members) == {"tagger", "detector", "segmenter", "clip", "llm"}
     for name, member in manifest.members.items():
         assert member.command.startswith(f"pad miniature train {name}")
-        assert member.seconds > 60 and member.steps >= 300
+        assert member.steps >= 300 and member.metrics
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl"))], "safetensors only"
 
 
@@ -118,7 +121,8 @@ def test_the_chain_finds_what_was_drawn(evaluation: dict[str, float], name: str)
 def test_the_patch_loss_aligns_patches_with_words(evaluation: dict[str, list[dict[str, list[float]]]]) -> None:
     """The paper's claim, in small: with it, more projected tokens are nearest to their own label."""
     (pair,) = evaluation["stage1"]
-    assert pair["with_patch_loss"][0] > pair["caption_loss_alone"][0] + 0.2
+    for which in (0, 1):  # over all patches, and over those of things
+        assert pair["with_patch_loss"][which] > pair["caption_loss_alone"][which] + 0.2
 
 
 class Line(Recipe):
@@ -131,6 +135,7 @@ class Line(Recipe):
         from workflows.miniature.training import Budget
 
         torch.manual_seed(0)
+        self.seed = 0
         self.budget = Budget(steps=steps, batch_size=4, learning_rate=0.01, warmup=2, pool=3)
         self.network = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.GELU(), torch.nn.Linear(16, 1))
 
@@ -170,7 +175,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         assert torch.equal(tensor, second.state_dict()[name]), name
     steps = [json.loads(line)["step"] for line in (tmp_path / "parts/log.jsonl").read_text().splitlines()]
     assert steps == [0, 11]
-    with pytest.raises(UserError, match="another budget"):
+    with pytest.raises(UserError, match="its budget differ"):
         fit(Line(steps=13), tmp_path / "parts")
     (tmp_path / "parts/state.pt").write_bytes(b"PK")
     with pytest.raises(UserError, match="can't be read"):
@@ -188,9 +193,32 @@ def test_every_model_can_be_trained_from_the_command_line(tmp_path: Path, pad: P
     assert checked(tmp_path / "models")
     pad("miniature", "draw", "--count", 2, "--out", tmp_path / "world")
     toml = tmp_path / "models/models.toml"
-    view = ["--view-size", 112, "--patch", 8, "--engine", "local"]
-    built = pad("build", "--images", tmp_path / "world/images", "--out", tmp_path / "s", "--models", toml, *view)
+    arguments = ["--images", tmp_path / "world/images", "--out", tmp_path / "s", "--models", toml, "--engine", "local"]
+    built = pad("build", *arguments)
     assert built.code == 0, built.err
+    assert json.loads((tmp_path / "s/run.json").read_text())["view"] == {"size": 112, "patch": 8, "fit": "crop"}
+    other = pad("miniature", "train", "tagger", "--out", tmp_path, "--steps", 2, "--seed", 1)
+    assert other.code == 2 and "seed" in other.err
+
+
+def test_batches_do_not_depend_on_the_hash_seed() -> None:
+    """A prompt in the order of a set would differ from run to run, and after a resume."""
+    code = (
+        "import hashlib, torch; from workflows.miniature.detector import DetectorRecipe; "
+        "r = DetectorRecipe(); r.budget.batch_size = 3; b = r.batch(5); "
+        "print(hashlib.sha256(b''.join(b[n].numpy().tobytes() for n in sorted(b))).hexdigest())"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1
 
 
 def test_models_for_other_labels_are_not_scored(tmp_path: Path, pad: Pad, models_toml: Path) -> None:

@@ -72,7 +72,7 @@ def build(
         counts={},
         view=view,
         embedding_width=width,
-        settings=models.model_dump(mode="json"),
+        settings=models.model_dump(mode="json", exclude={"view"}),  # the view in use stands for itself
         fingerprints=weight_fingerprints(models) | labels,
     )
     chain = annotation_chain(out.resolve(), models, view, source.root.resolve(), threads)

@@ -72,7 +72,9 @@ Models = Annotated[
         help="`paper` (RAM), `plus` (RAM++), `miniature` (ships with pad; drawn scenes only), or a TOML file."
     ),
 ]
-ViewFit = Annotated[Fit, typer.Option(help="crop: LLaVA-1.5's stage 1. pad: its stage 2. stretch: neither kept.")]
+ViewFit = Annotated[
+    Fit | None, typer.Option(help="crop (default): LLaVA-1.5's stage 1. pad: its stage 2. stretch: neither kept.")
+]
 ViewSize = Annotated[
     int | None,
     typer.Option(help="Edge of the vision encoder's input, in pixels (336; miniature: 112).", min=1, max=4096),
@@ -96,7 +98,7 @@ def build(
         Path | None, typer.Option(help="Folder that a JSON's image paths are relative to; by default the JSON's own.")
     ] = None,
     models: Models = "paper",
-    fit: ViewFit = Fit.crop,
+    fit: ViewFit = None,
     view_size: ViewSize = None,
     patch: Patch = None,
     shard_size: ShardSize = 512,
@@ -116,7 +118,6 @@ def build(
 
       pad build --images llava.json --image-root photos/ --models plus --out shards/
     """
-    view = _view(models, view_size, patch, fit)
     _check_engine(engine, address, workers)
     from pad_pipeline.sources import open_source
 
@@ -132,8 +133,9 @@ def build(
     from workflows import build as workflow
     from workflows.models import load_models
 
+    chosen = load_models(models)
     totals = workflow.build(
-        source, out, load_models(models), view,
+        source, out, chosen, _view(chosen.view, view_size, patch, fit),
         shard_size=shard_size, engine=engine.value, address=address, workers=workers, threads=threads,
     )  # fmt: skip
     _finish(totals, out, dict(source.counts))
@@ -148,7 +150,7 @@ def import_coco(
         Path | None, typer.Option(help="Captions from another file: COCO captions.json, or a LLaVA JSON.")
     ] = None,
     models: Models = "paper",
-    fit: ViewFit = Fit.crop,
+    fit: ViewFit = None,
     view_size: ViewSize = None,
     patch: Patch = None,
     shard_size: ShardSize = 512,
@@ -164,7 +166,6 @@ def import_coco(
 
       pad import coco --annotations instances_val2017.json --images val2017/ --out human/
     """
-    view = _view(models, view_size, patch, fit)
     _check_engine(engine, address, workers)
     from pad_pipeline.sources.coco import CocoSource
 
@@ -174,7 +175,7 @@ def import_coco(
 
     settings = load_models(models)
     totals = workflow.import_coco(
-        source, out, settings.llm, settings.decode, view,
+        source, out, settings.llm, settings.decode, _view(settings.view, view_size, patch, fit),
         shard_size=shard_size, engine=engine.value, address=address, workers=workers,
     )  # fmt: skip
     _finish(totals, out, dict(source.counts))
@@ -313,7 +314,7 @@ def demo(
 
 @miniature_app.command("draw")
 def miniature_draw(
-    count: Annotated[int, typer.Option(help="How many scenes.", min=1, max=10_000_000)],
+    count: Annotated[int, typer.Option(help="How many scenes.", min=1, max=100_000)],
     out: Annotated[Path, typer.Option(help="Folder: new, empty, or drawn scenes to draw over.")],
     seed: Annotated[int, typer.Option(help="Of the world: each has its own scenes.", min=0, max=999_999)] = 0,
 ) -> None:
@@ -332,7 +333,7 @@ def miniature_draw(
     console.print(f"{_count(count, 'scene')} in {out}: {', '.join(path.name for path in world)}", soft_wrap=True)
 
 
-class Part(StrEnum):
+class Member(StrEnum):
     """A model of the miniature."""
 
     tagger = "tagger"
@@ -345,7 +346,7 @@ class Part(StrEnum):
 
 @miniature_app.command("train")
 def miniature_train(
-    model: Annotated[Part, typer.Argument(help="Which; the detector needs a trained tagger.")],
+    model: Annotated[Member, typer.Argument(help="Which; the detector needs a trained tagger.")],
     out: Annotated[Path, typer.Option(help="Folder: models/ will be the miniature, training/ its unfinished state.")],
     seed: Annotated[int, typer.Option(help="Of weights and scenes.", min=0, max=999_999)] = 0,
     steps: Annotated[int, typer.Option(help="Instead of the model's own budget, to try things.", min=0)] = 0,
@@ -385,7 +386,7 @@ def miniature_evaluate(
     from workflows.miniature import evaluate as workflow
     from workflows.models import load_models
 
-    chosen, tower = load_models(models), Path(resolve(vision, "clip"))
+    chosen, tower = load_models(models), resolve(vision, "clip")
     found = workflow.evaluate(out, chosen, tower, scenes, seeds, steps, engine.value, console)
     console.print(workflow.table(found))
 
@@ -402,18 +403,17 @@ def _plain(text: str) -> Any:
     return Text("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text))
 
 
-def _view(models: str, size: int | None, patch: int | None, fit: Fit) -> View:
+def _view(usual: View, size: int | None, patch: int | None, fit: Fit | None) -> View:
+    """The models' own view, changed by what the options say."""
     from pydantic import ValidationError
 
-    from pad_pipeline.geometry import View
     from workflows.settings import settings_error
 
-    usual = {"miniature": (112, 8)}.get(models, (336, 14))
-    size, patch = size or usual[0], patch or usual[1]
+    size, patch = size or usual.size, patch or usual.patch
     if size % patch:
         raise UserError("--view-size", size, f"it must be a multiple of --patch {patch}", "correct one of them")
     try:
-        return View(size=size, patch=patch, fit=fit.value)
+        return type(usual)(size=size, patch=patch, fit=fit.value if fit else usual.fit)
     except ValidationError as error:
         raise settings_error(error, "--view-size and --patch") from error
 
@@ -449,6 +449,14 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
+def _after_a_stop(command: list[str]) -> str:
+    if command[:1] == ["train"]:
+        return "A training can't be continued yet: the same command starts it anew."
+    if command[:1] == ["demo"] or command == ["miniature", "evaluate"]:
+        return "Delete the --out folder, or name another one, to start anew."
+    return "Run the same command again to continue."
+
+
 def main() -> None:
     """The entry point: a user's mistake is one line and exit code 2, never a traceback."""
     if not sys.stderr.isatty():
@@ -458,8 +466,7 @@ def main() -> None:
     try:
         code = app(prog_name="pad", standalone_mode=False) or 0
         if code == 130:
-            anew = "Stopped. A training can't be continued yet: the same command starts it anew."
-            errors.print(anew if "train" in sys.argv[1:2] else "Stopped. Run the same command again to continue.")
+            errors.print(f"Stopped. {_after_a_stop(sys.argv[1:3])}")
         sys.exit(code)
     except UserError as error:
         errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)

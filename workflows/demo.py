@@ -9,8 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.miniature.score import score_shards
-from pad_pipeline.miniature.shipped import NAME, checked
+from pad_pipeline.miniature.shipped import NAME, resolve
 from pad_pipeline.report.overlay import contact_sheet, panels
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.shards.verify import verify_run
@@ -18,6 +17,8 @@ from workflows.engines import Engine
 from workflows.miniature.evaluate import TEST_WORLD, Evaluation, align, annotate, table
 from workflows.models import load_models
 
+MARK = ".pad-demo"
+"""A file that only a demo makes."""
 SHOWN = 12
 """Scenes on the picture sheet."""
 
@@ -30,23 +31,24 @@ def run_demo(out: Path, scenes: int, steps: int, engine: Engine, console: Consol
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("--out", out, "it is there already, and not empty", "delete it, or name another folder")
-    models, folder = load_models(NAME), checked()
+    models, vision = load_models(NAME), resolve(NAME, "clip")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).write_text("`make demo` may delete this folder.\n")
 
     console.rule(f"1  Draw {scenes} scenes, and annotate them: pad build --models {NAME}, engine {engine}")
-    truth = annotate(out / "world", out / "shards", models, scenes, TEST_WORLD, engine)
+    score = annotate(out / "world", out / "shards", models, scenes, TEST_WORLD, engine)
     damaged = [name for name, wrong in verify_run(out / "shards") if wrong]
     if damaged:
         raise UserError("--out", out, f"pad verify finds damage in {damaged}", "look at the disk, and run it again")
     console.print("pad verify: all shards are whole")
-    score = score_shards(out / "shards", truth)
 
     console.rule(f"2  pad train --stage 1, twice {steps} steps: caption loss alone, and with the patch loss")
-    pairs = align(out / "shards", out / "stage1", folder / "clip", folder / "llm", 1, steps, console)
+    pairs = align(out / "shards", out / "stage1", vision, models, 1, steps, console)
 
     console.rule("3  What came out, against what was drawn")
     console.print(table(Evaluation(score, alignment=pairs)))
     sheet = write_sheet(out / "shards", out / "sheet.png")
-    console.print(f"Pictures of {SHOWN} scenes with tags, boxes, masks and patches: {sheet}", soft_wrap=True)
+    console.print(f"Pictures of scenes with tags, boxes, masks and patches: {sheet}", soft_wrap=True)
     console.print(f"Look further: pad stats {out / 'shards'}", highlight=False, soft_wrap=True)
     hugging_face = out / "stage1/patch-0/hf"
     console.print(f"The trained model, for stock transformers: {hugging_face}", highlight=False, soft_wrap=True)

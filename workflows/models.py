@@ -25,7 +25,7 @@ SAM_FILES = "https://dl.fbaipublicfiles.com/segment_anything"
 
 
 class ModelSettings(BaseModel):
-    """The four models of a build, one TOML section each, and how pictures are decoded."""
+    """The four models of a build, one TOML section each, how pictures are decoded, and what the vision tower sees."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -34,6 +34,8 @@ class ModelSettings(BaseModel):
     segmenter: SegmenterSettings
     llm: LabelSettings
     decode: DecodeSettings = DecodeSettings()
+    view: View = View()
+    """Of the vision tower that goes with the LLM; the command line's options win over it."""
 
 
 _OFFICIAL_TAGS = {
@@ -84,11 +86,6 @@ _PATHS = {
 }
 
 
-def default_view(models: str) -> View:
-    """The view for a preset or a TOML file: that of the miniature's CLIP, or else LLaVA-1.5's 336 px by 14."""
-    return View(size=112, patch=8) if models == MINIATURE else View()
-
-
 def load_models(name: str) -> ModelSettings:
     """The settings that `--models` names: a preset, `miniature`, or a TOML file.
 
@@ -99,11 +96,9 @@ def load_models(name: str) -> ModelSettings:
         UserError: there is no such preset or file, or a setting is wrong.
     """
     field = "--models"
-    if name == MINIATURE:
-        name = str(checked() / "models.toml")
     if name in PRESETS:
         return ModelSettings.model_validate(PRESETS[name])
-    path = Path(name).expanduser()
+    path = checked() / "models.toml" if name == MINIATURE else Path(name).expanduser()
     if not path.is_file():
         known = ", ".join([*PRESETS, MINIATURE])
         raise UserError(
@@ -116,7 +111,7 @@ def load_models(name: str) -> ModelSettings:
     merged = dict(PRESETS[preset]) if preset else {}
     for section, entries in data.items():
         if isinstance(entries, dict):
-            merged[section] = merged.get(section, {}) | _resolved(section, entries, path.parent)
+            merged[section] = merged.get(section, {}) | _resolved(section, entries, path.parent, name)
         else:
             merged[section] = entries
     try:
@@ -125,12 +120,14 @@ def load_models(name: str) -> ModelSettings:
         raise settings_error(error, str(path)) from error
 
 
-def _resolved(section: str, entries: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A section with its paths made absolute where they name something beside the file, and its shape spelled out."""
+def _resolved(section: str, entries: dict[str, Any], folder: Path, models: str) -> dict[str, Any]:
+    """A section with its paths made absolute where they name something beside the file, and its shape spelled out.
+    Those of the miniature stay relative to the package, wherever that is installed."""
     entries = dict(entries)
     for name in _PATHS.get(section, ()):
         if isinstance(entries.get(name), str) and (folder / entries[name]).exists():
-            entries[name] = str((folder / entries[name]).resolve())
+            own = models == MINIATURE
+            entries[name] = f"{MINIATURE}:{entries[name]}" if own else str((folder / entries[name]).resolve())
     if section == "segmenter" and isinstance(entries.get("shape"), str):
         entries["shape"] = _SHAPES.get(entries["shape"], entries["shape"])
     return entries

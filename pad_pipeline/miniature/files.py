@@ -39,6 +39,11 @@ def key_of(index: int) -> str:
     return f"scene-{index:05d}"
 
 
+def index_of(key: str) -> int:
+    """The inverse of `key_of`."""
+    return int(key.removeprefix("scene-"))
+
+
 def write_world(folder: Path, count: int, seed: int = 0, indices: Iterable[int] = ()) -> World:
     """Draw `count` scenes of world `seed` and write them below `folder`.
 
@@ -49,12 +54,15 @@ def write_world(folder: Path, count: int, seed: int = 0, indices: Iterable[int] 
         indices: 0 to `count`, by way of a progress bar.
 
     Raises:
-        UserError: the folder can't be written, or holds something else.
+        UserError: the folder holds something else.
+        OSError: it can't be written.
     """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / WORLD).is_file())):
         raise UserError("--out", folder, "it holds something else than drawn scenes", "name a new folder")
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
+    for old in images.glob("scene-*.png"):  # of a larger world, or another
+        old.unlink()
     (folder / WORLD).write_text(json.dumps({"seed": seed, "count": count, "labels": LABELS}) + "\n", "utf-8")
     captions: list[dict[str, Any]] = []
     chats: list[dict[str, Any]] = []

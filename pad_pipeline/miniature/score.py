@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pad_pipeline.geometry import View
-from pad_pipeline.miniature.kinds import THINGS
+from pad_pipeline.miniature.kinds import PARTS, THINGS
 from pad_pipeline.miniature.world import Region, Scene
 from pad_pipeline.shards.reader import Sample, open_shards
 
@@ -22,6 +23,25 @@ SLIVER = 0.5
 
 
 @dataclass
+class Boxes:
+    """Boxes of one kind of label against the true ones."""
+
+    matched: int = 0
+    found: int = 0
+    true: int = 0
+
+    @property
+    def recall(self) -> float:
+        """The share of all true ones that a box of their label is on, whether the tagger named them or not."""
+        return self.matched / max(self.true, 1)
+
+    @property
+    def precision(self) -> float:
+        """The share of the found ones that are on a true one of their label, each true one counted once."""
+        return self.matched / max(self.found, 1)
+
+
+@dataclass
 class Score:
     """Counts and sums over scenes; the rates come out of them."""
 
@@ -29,9 +49,8 @@ class Score:
     tags_right: int = 0
     tags_found: int = 0
     tags_true: int = 0
-    things_matched: int = 0
-    things_found: int = 0
-    things_true: int = 0
+    things: Boxes = field(default_factory=Boxes)
+    parts: Boxes = field(default_factory=Boxes)
     things_tagged: int = 0
     """True things whose label is among the tags that the tagger gave."""
     boxes_on_things: int = 0
@@ -47,19 +66,9 @@ class Score:
         return 2 * self.tags_right / max(self.tags_found + self.tags_true, 1)
 
     @property
-    def recall(self) -> float:
-        """The share of all true things that a box of their label is on, whether they were tagged or not."""
-        return self.things_matched / max(self.things_true, 1)
-
-    @property
     def recall_given_tags(self) -> float:
-        """The same among the things that were tagged."""
-        return self.things_matched / max(self.things_tagged, 1)
-
-    @property
-    def precision(self) -> float:
-        """The share of the boxes with a thing's label that are on such a thing, each thing counted once."""
-        return self.things_matched / max(self.things_found, 1)
+        """The recall of things among those that were tagged."""
+        return self.things.matched / max(self.things_tagged, 1)
 
     @property
     def label_accuracy(self) -> float:
@@ -106,20 +115,28 @@ class Score:
             The place of each box that is on a thing of its label, and the thing; each thing once.
         """
         things = [region for region in scene.regions if region.kind == "thing"]
-        self.things_true += len(things)
-        free, matched = list(things), []
+        for label, box in found:
+            if label in THINGS:
+                nearest, named = max(((box_iou(thing.box, box), thing.label) for thing in things), default=(0.0, ""))
+                self.boxes_on_things += nearest >= IOU
+                self.labels_right += nearest >= IOU and named == label
+        self._match(self.parts, [region for region in scene.regions if region.kind == "part"], found, PARTS)
+        return self._match(self.things, things, found, THINGS)
+
+    @staticmethod
+    def _match(
+        boxes: Boxes, true: list[Region], found: list[tuple[str, tuple[float, ...]]], labels: Container[str]
+    ) -> list[tuple[int, Region]]:
+        free, matched = list(true), []
+        boxes.true += len(true)
         for place, (label, box) in enumerate(found):
-            if label not in THINGS:
-                continue
-            self.things_found += 1
-            nearest, named = max(((box_iou(thing.box, box), thing.label) for thing in things), default=(0.0, ""))
-            self.boxes_on_things += nearest >= IOU
-            self.labels_right += nearest >= IOU and named == label
-            fitting = [(box_iou(thing.box, box), number) for number, thing in enumerate(free) if thing.label == label]
-            iou, number = max(fitting, default=(0.0, 0))
-            if iou >= IOU:
-                matched.append((place, free.pop(number)))
-        self.things_matched += len(matched)
+            if label in labels:
+                boxes.found += 1
+                fitting = [(box_iou(one.box, box), number) for number, one in enumerate(free) if one.label == label]
+                iou, number = max(fitting, default=(0.0, 0))
+                if iou >= IOU:
+                    matched.append((place, free.pop(number)))
+        boxes.matched += len(matched)
         return matched
 
 
@@ -151,20 +168,20 @@ def box_iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     return across * down / (areas - across * down) if across * down else 0.0
 
 
-def score_shards(folder: Path, scenes: dict[str, Scene]) -> Score:
+def score_shards(folder: Path, scene_of: Callable[[str], Scene]) -> Score:
     """Score a run over drawn scenes; an image that failed has found nothing.
 
     Args:
         folder: the run's.
-        scenes: by key.
+        scene_of: gives the scene behind a key.
     """
     shards, score = open_shards(folder), Score()
     nothing: dict[str, Any] = {"tags": [], "regions": []}
     empty = np.zeros((0, shards.run.view.grid, shards.run.view.grid), np.uint8)
     for name, row in shards.rows():
         if row["status"] == "failed":
-            score.add(scenes[row["key"]], nothing, empty, shards.run.view)
+            score.add(scene_of(row["key"]), nothing, empty, shards.run.view)
             continue
         sample: Sample = shards.sample(name, row, image=False)
-        score.add(scenes[row["key"]], sample.meta, sample.coverage, shards.run.view)
+        score.add(scene_of(row["key"]), sample.meta, sample.coverage, shards.run.view)
     return score

@@ -50,6 +50,8 @@ class Manifest(BaseModel):
 def write_manifest(folder: Path, members: dict[str, Member]) -> None:
     """Hash every file of a folder of models, and write its manifest."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    for path in files:
+        path.chmod(0o644)  # safetensors lets nobody else read what it writes
     hashes = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
     manifest = Manifest(labels=list(LABELS), members=members, files=hashes)
     (folder / MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=1) + "\n", "utf-8")
@@ -111,5 +113,8 @@ def check_labels(field: str, value: Any, labels: list[str], whole: bool = False)
 
 
 def resolve(name: str, member: str) -> str:
-    """`miniature` -> the path of its `clip` or `llm` folder; any other name as it is."""
-    return str(checked() / member) if name == NAME else name
+    """`miniature` -> a reference to its `clip` or `llm`, after a look at its files; any other name as it is."""
+    if name != NAME:
+        return name
+    checked()
+    return f"{NAME}:{member}"

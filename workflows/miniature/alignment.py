@@ -16,6 +16,7 @@ from pad_pipeline.miniature.world import LABELS, Scene
 from pad_pipeline.pretrained import load_pretrained
 from pad_pipeline.training.model import normalisation
 from pad_pipeline.training.projector import load_projector
+from pad_pipeline.weights import fetch_model
 
 
 def single_labels(scene: Scene, view: View) -> np.ndarray:
@@ -32,23 +33,24 @@ def single_labels(scene: Scene, view: View) -> np.ndarray:
 
 @torch.inference_mode()
 def label_accuracy(
-    vision: Path, llm: Path, projector: Path, scenes: list[Scene], view: View, vision_layer: int = -2
+    vision: str, llm: str, projector: Path, scenes: list[Scene], view: View, vision_layer: int = -2
 ) -> tuple[float, float]:
     """Over the single-label patches of scenes: the share of tokens whose nearest label embedding (cosine, among all
     labels of the world) is that of the patch's label; over all patches, and over those that show a thing.
 
     Args:
-        vision: folder of the vision tower.
-        llm: folder of the LLM.
+        vision: the vision tower: folder or hub name.
+        llm: the LLM, likewise.
         projector: `mm_projector.bin`.
         scenes: with their truth.
         view: of the tower.
         vision_layer: hidden state that is projected.
     """
-    tower = load_pretrained("--vision", vision, CLIPVisionModel, torch.float32)
+    folder = fetch_model("--vision", vision)
+    tower = load_pretrained("--vision", folder, CLIPVisionModel, torch.float32)
     project = load_projector(projector).eval()
-    words = F.normalize(torch.from_numpy(LabelEmbedder(LabelSettings(llm=str(llm)))(list(LABELS))).float(), dim=-1)
-    mean, std = normalisation(vision)
+    words = F.normalize(torch.from_numpy(LabelEmbedder(LabelSettings(llm=llm))(list(LABELS))).float(), dim=-1)
+    mean, std = normalisation(folder)
     right, shown = [], []
     for start in range(0, len(scenes), 32):
         part = scenes[start : start + 32]

@@ -36,7 +36,8 @@ class ClipRecipe(Recipe):
         self.seed = seed
         self.budget = Budget(steps=steps, batch_size=96, learning_rate=2e-3, warmup=60, weight_decay=0.05, pool=300)
         captions = [caption(draw_scene(TRAIN_WORLD + seed, index)) for index in range(600)]
-        self.tokenizer = build_tokenizer([*LABELS, *captions], ["<pad>", "<|startoftext|>", "<unk>", "<|endoftext|>"])
+        special = ["<|unknown|>", "<|startoftext|>", "<|free|>", "<|endoftext|>"]
+        self.tokenizer = build_tokenizer([*LABELS, *captions], special, ends=True)
         self.network = CLIPModel(build_config(len(self.tokenizer)))
 
     def batch(self, step: int) -> Batch:
@@ -62,14 +63,15 @@ class ClipRecipe(Recipe):
     def encode(self, text: str) -> list[int]:
         """Token ids with beginning and end, at most as many as the model takes."""
         most = self.network.config.text_config.max_position_embeddings
-        return [*self.tokenizer(text)["input_ids"][: most - 1], END]
+        return self.tokenizer(text, truncation=True, max_length=most)["input_ids"]
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Each picture among all captions of the batch, and each caption among all pictures."""
         images, texts = self.embed(batch)
-        logits = self.network.logit_scale.exp().clamp(max=100) * images @ texts.t()
-        target = torch.arange(len(logits), device=logits.device)
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
+        with torch.autocast(images.device.type, enabled=False):  # logits up to 100 want more digits than bfloat16 has
+            logits = self.network.logit_scale.exp().clamp(max=100) * images @ texts.t()
+            target = torch.arange(len(logits), device=logits.device)
+            loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
         return loss, {"found": (logits.argmax(1) == target).float().mean()}
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:

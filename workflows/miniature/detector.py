@@ -34,6 +34,7 @@ from pad_pipeline.miniature.world import EDGES, LABELS, Scene, draw_scene
 from pad_pipeline.pictures import DecodeSettings
 from pad_pipeline.pretrained import quiet
 from pad_pipeline.records import ImageRecord, Shard, Tag
+from pad_pipeline.weights import file_sha256
 from stages.ground import Detector, DetectorSettings
 from stages.spans import CLS, DOT, SEP, Prompt, build_prompts
 from workflows.miniature.tagger import SHAPE, normalised
@@ -66,6 +67,7 @@ class DetectorRecipe(Recipe):
         calibrate(self.network)
         if tagger is not None:
             load_backbone(self.network, tagger)
+            self.start = file_sha256(tagger)
             swin = self.network.model.backbone.conv_encoder.model.swin
             for module in (swin.embeddings, swin.encoder.layers[0]):
                 module.requires_grad_(False)  # edges and colours; they cost a sixth of a step, and hardly change
@@ -115,7 +117,7 @@ class DetectorRecipe(Recipe):
 
     def prompt(self, scene: Scene, rng: np.random.Generator) -> Prompt:
         """All labels of the scene and up to five that are not in it, in any order."""
-        there = {region.label for region in scene.regions}
+        there = list(dict.fromkeys(region.label for region in scene.regions))  # a set has no order to rely on
         absent = [label for label in LABELS if label not in there]
         asked = [*there, *rng.choice(absent, int(rng.integers(6)), replace=False)]
         return build_prompts([asked[place] for place in rng.permutation(len(asked))], self.encode)[0]
@@ -168,8 +170,8 @@ class DetectorRecipe(Recipe):
         return total, numbers
 
     def export(self, folder: Path) -> dict[str, float]:
-        """A folder of transformers; gives the box threshold with the best F1 of things on the validation world, where
-        the detector is asked for the labels that are there, and what comes of it."""
+        """A folder of transformers; gives the box threshold with the best F1 of things on half of the validation
+        world, where the detector is asked for the labels that are there, and what comes of it on the other half."""
         path = folder / "detector"
         with quiet():
             self.network.save_pretrained(path)
@@ -179,16 +181,31 @@ class DetectorRecipe(Recipe):
         stage = Detector(settings, DecodeSettings(), torch.get_num_threads())
         scenes = [draw_scene(VALIDATION_WORLD, index) for index in range(self.validation)]
         rows = stage(Shard(0, [_row(scene) for scene in scenes])).rows
+        if failed := [row.reason for row in rows if row.status == "failed"]:
+            raise RuntimeError(f"the exported detector fails: {failed[0]}")
         found = {}
+        half = len(scenes) // 2
         for threshold in (step / 20 for step in range(2, 17)):
-            score = Score()
-            for scene, row in zip(scenes, rows, strict=True):
-                score.add_boxes(scene, [(r.label, r.box) for r in row.regions if r.score >= threshold])
-            f1 = 2 * score.things_matched / max(score.things_found + score.things_true, 1)
-            found[threshold] = f1, score.recall, score.precision
-        best = max(found, key=lambda threshold: found[threshold][0])
-        names = ("validation_box_f1", "validation_box_recall", "validation_box_precision")
-        return {"box_threshold": best, **dict(zip(names, found[best], strict=True))}
+            found[threshold] = _score(scenes[:half], rows[:half], threshold)
+        best = max(found, key=lambda threshold: _f1(found[threshold]))
+        score = _score(scenes[half:], rows[half:], best)
+        metrics = {"box_threshold": best, "validation_box_f1": _f1(score)}
+        return metrics | {
+            "validation_box_recall": score.things.recall,
+            "validation_box_precision": score.things.precision,
+        }
+
+
+def _score(scenes: list[Scene], rows: list[ImageRecord], threshold: float) -> Score:
+    score = Score()
+    for scene, row in zip(scenes, rows, strict=True):
+        score.add_boxes(scene, [(region.label, region.box) for region in row.regions if region.score >= threshold])
+    return score
+
+
+def _f1(score: Score) -> float:
+    things = score.things
+    return 2 * things.matched / max(things.found + things.true, 1)
 
 
 def _row(scene: Scene) -> ImageRecord:

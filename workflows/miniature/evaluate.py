@@ -8,22 +8,27 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
+from transformers import LlamaForCausalLM
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.miniature.files import key_of, write_world
+from pad_pipeline.miniature.files import index_of, write_world
 from pad_pipeline.miniature.score import Score, score_shards
 from pad_pipeline.miniature.shipped import check_labels
-from pad_pipeline.miniature.world import Scene, draw_scene
-from pad_pipeline.pretrained import load_pretrained, load_tokenizer
+from pad_pipeline.miniature.world import draw_scene
+from pad_pipeline.pretrained import load_pretrained, load_tokenizer, read_config
 from pad_pipeline.sources import open_source
+from pad_pipeline.training.model import check_view
 from pad_pipeline.training.settings import TrainSettings
+from pad_pipeline.weights import fetch_model
 from stages.tag import read_tags
 from workflows.build import build
 from workflows.engines import Engine
 from workflows.miniature.alignment import label_accuracy
-from workflows.models import ModelSettings, default_view
+from workflows.miniature.llm import grammatical, perplexity
+from workflows.models import ModelSettings
 from workflows.train import train
 
 TEST_WORLD = 0
@@ -60,28 +65,27 @@ def stage1_settings(beta: float, seed: int, steps: int) -> TrainSettings:
     )
 
 
-def annotate(world: Path, out: Path, models: ModelSettings, count: int, seed: int, engine: Engine) -> dict[str, Scene]:
-    """Draw `count` scenes below `world`, build their shards in `out`, and give the truth by key."""
+def annotate(world: Path, out: Path, models: ModelSettings, count: int, seed: int, engine: Engine) -> Score:
+    """Draw `count` scenes below `world`, build their shards in `out`, and score them."""
     files = write_world(world, count, seed)
-    build(open_source(files.llava, files.images), out, models, default_view("miniature"), shard_size=64, engine=engine)
-    return {key_of(index): draw_scene(seed, index) for index in range(count)}
+    build(open_source(files.llava, files.images), out, models, models.view, shard_size=64, engine=engine)
+    return score_shards(out, lambda key: draw_scene(seed, index_of(key)))
 
 
 def align(
-    shards: Path, out: Path, vision: Path, llm: Path, seeds: int, steps: int, console: Console
+    shards: Path, out: Path, vision: str, models: ModelSettings, seeds: int, steps: int, console: Console
 ) -> list[Alignment]:
     """Train the projector twice for each seed, caption loss alone and with the patch loss, and compare."""
-    view = default_view("miniature")
     scenes = [draw_scene(PROBE_WORLD, index) for index in range(PROBES)]
-    found = []
+    llm, found = models.llm.llm, []
     for seed in range(seeds):
         accuracy = {}
         for name, beta in (("caption", 0.0), ("patch", 5.0)):
             run = out / f"{name}-{seed}"
             console.print(f"seed {seed}, {'caption loss alone' if beta == 0 else 'with the patch loss'}:", end=" ")
-            said = train(shards, str(vision), str(llm), run, stage1_settings(beta, seed, steps))
+            said = train(shards, vision, llm, run, stage1_settings(beta, seed, steps))
             console.print(said.partition(" Wrote")[0], highlight=False, soft_wrap=True)
-            accuracy[name] = label_accuracy(vision, llm, run / "mm_projector.bin", scenes, view)
+            accuracy[name] = label_accuracy(vision, llm, run / "mm_projector.bin", scenes, models.view)
         found.append(Alignment(seed, accuracy["caption"], accuracy["patch"]))
     return found
 
@@ -89,7 +93,7 @@ def align(
 def evaluate(
     out: Path,
     models: ModelSettings,
-    vision: Path,
+    vision: str,
     scenes: int,
     seeds: int,
     steps: int,
@@ -101,7 +105,7 @@ def evaluate(
     Args:
         out: folder for everything; must be new or empty.
         models: which models; their tags must be labels of the world.
-        vision: folder of the CLIP that goes with them.
+        vision: the CLIP that goes with them.
         scenes: how many are drawn and annotated.
         seeds: pairs of projectors; 0 for none.
         steps: of each training.
@@ -111,24 +115,20 @@ def evaluate(
     Raises:
         UserError: the tagger knows labels that the world does not, or anything that build and train refuse.
     """
-    import torch
-    from transformers import LlamaForCausalLM
-
-    from workflows.miniature.llm import grammatical, perplexity
-
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("--out", out, "it is there already, and not empty", "name a new folder")
     check_labels("--models", models.tagger.tag_list, read_tags(models.tagger)[0])
-    llm = Path(models.llm.llm)
-    truth = annotate(out / "world", out / "shards", models, scenes, TEST_WORLD, engine)
-    score = score_shards(out / "shards", truth)
+    tower = fetch_model("--vision", vision)  # a wrong one is told before the build
+    check_view(models.view, read_config("--vision", tower, {"clip", "clip_vision_model"}), vision)
+    llm = fetch_model("llm.llm", models.llm.llm)
     network = load_pretrained("llm.llm", llm, LlamaForCausalLM, torch.float32)
     tokenizer = load_tokenizer("llm.llm", llm)
+    score = annotate(out / "world", out / "shards", models, scenes, TEST_WORLD, engine)
     result = Evaluation(
         score,
-        perplexity(network, tokenizer, list(truth.values())),
+        perplexity(network, tokenizer, (draw_scene(TEST_WORLD, index) for index in range(scenes))),
         grammatical(network, tokenizer, scenes),
-        align(out / "shards", out / "stage1", vision, llm, seeds, steps, console),
+        align(out / "shards", out / "stage1", vision, models, seeds, steps, console),
     )
     (out / "evaluation.json").write_text(json.dumps(as_dict(result), indent=1) + "\n")
     return result
@@ -151,10 +151,12 @@ def as_dict(found: Evaluation) -> dict[str, Any]:
     return {
         "scenes": score.scenes,
         "tag_micro_f1": score.tag_f1,
-        "box_recall": score.recall,
+        "box_recall": score.things.recall,
         "box_recall_of_tagged_things": score.recall_given_tags,
-        "box_precision": score.precision,
+        "box_precision": score.things.precision,
         "label_accuracy_of_boxes": score.label_accuracy,
+        "part_recall": score.parts.recall,
+        "part_precision": score.parts.precision,
         "mask_iou": score.mask_iou,
         "patch_iou": score.patch_iou,
         "caption_perplexity": found.perplexity,
@@ -170,10 +172,12 @@ def table(found: Evaluation) -> Table:
     """One row a number, beside what it is meant to reach."""
     names = {
         "tag_micro_f1": "tags: micro F1",
-        "box_recall": f"boxes of things: recall at IoU 0.5, of {found.score.things_true}",
+        "box_recall": f"boxes of things: recall at IoU 0.5, of {found.score.things.true}",
         "box_recall_of_tagged_things": "    of those that the tagger named",
         "box_precision": "boxes of things: precision",
         "label_accuracy_of_boxes": "labels of boxes that are on a thing: accuracy",
+        "part_recall": f"boxes of parts: recall, of {found.score.parts.true}",
+        "part_precision": "boxes of parts: precision",
         "mask_iou": "masks of matched things: mean IoU",
         "patch_iou": "patch masks of matched things: mean soft IoU",
         "caption_perplexity": "LLM: perplexity of held-out captions",
@@ -196,6 +200,7 @@ def table(found: Evaluation) -> Table:
             text = f"{accuracy[0]:.3f} (things {accuracy[1]:.3f})"
             drawn.add_row(f"patches nearest to their label, seed {pair.seed}, {said}", text, "")
     if len(found.alignment) > 1:
-        gains = [pair.with_patch_loss[0] - pair.caption_only[0] for pair in found.alignment]
-        drawn.add_row("    gain by the patch loss: mean, least", f"{fmean(gains):+.3f}, {min(gains):+.3f}", "> 0")
+        for which, place in (("all patches", 0), ("patches of things", 1)):
+            gains = [pair.with_patch_loss[place] - pair.caption_only[place] for pair in found.alignment]
+            drawn.add_row(f"    gain on {which}: mean, least", f"{fmean(gains):+.3f}, {min(gains):+.3f}", "> 0")
     return drawn

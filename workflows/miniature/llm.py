@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -112,13 +113,16 @@ def conversation(scene: Scene, rng: np.random.Generator) -> str:
     return text
 
 
-def build_tokenizer(texts: list[str], special: list[str], words: int = WORDS) -> PreTrainedTokenizerFast:
+def build_tokenizer(
+    texts: list[str], special: list[str], words: int = WORDS, ends: bool = False
+) -> PreTrainedTokenizerFast:
     """Byte-level BPE trained on texts.
 
     Args:
         texts: of the world.
         special: unknown (and padding), beginning and end of a text; the end is the last one.
         words: size of the vocabulary.
+        ends: whether it puts the end token behind a text, as CLIP's does and LLaMA's does not.
     """
     tokenizer = Tokenizer(models.BPE(unk_token=special[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -130,8 +134,10 @@ def build_tokenizer(texts: list[str], special: list[str], words: int = WORDS) ->
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    begin = special[1]
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, 1)])
+    begin, end = special[1], special[-1]
+    template = f"{begin} $A {end}" if ends else f"{begin} $A"
+    ids = [(begin, 1), (end, len(special) - 1)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=ids)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token=special[0], bos_token=begin, eos_token=special[-1], pad_token=special[0]
     )
@@ -146,7 +152,7 @@ def build_config(words: int) -> LlamaConfig:
 
 
 @torch.inference_mode()
-def perplexity(network: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, scenes: list[Scene]) -> float:
+def perplexity(network: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, scenes: Iterable[Scene]) -> float:
     """exp of the mean cross-entropy over the tokens of the scenes' captions, each after a BOS, each with its "\\n"."""
     total, count = 0.0, 0
     for scene in scenes:
@@ -164,23 +170,24 @@ def grammatical(network: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, c
     Sampled after a BOS, at temperature 1 from the whole distribution. What begins as another kind of text (a row of
     words, a conversation) is no caption, and left out; captions are drawn until there are `count`.
     """
-    first = torch.tensor(
-        [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ("a", "an", "on", "the")]
-    )
+    words = ("a", "an", "on", "the")  # how captions begin
+    first = torch.tensor([tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words])
     generator = torch.Generator().manual_seed(seed)
     start = network(torch.tensor([[1]])).logits[0, -1].float().softmax(-1)
     only = torch.zeros_like(start)
-    only[first] = start[first]  # how captions begin
-    ids = torch.multinomial(only, count, replacement=True, generator=generator)[:, None]
-    ids = torch.cat([torch.ones(count, 1, dtype=torch.long), ids], 1)
+    only[first] = start[first]
     newline = tokenizer("\n", add_special_tokens=False)["input_ids"][0]
-    cache = None
-    for _ in range(120):
-        output = network(ids if cache is None else ids[:, -1:], past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
-        following = torch.multinomial(output.logits[:, -1].float().softmax(-1), 1, generator=generator)
-        ids = torch.cat([ids, following], 1)
-        if bool((ids == newline).any(1).all()):
-            break
-    texts = [tokenizer.decode(row[1:]).split("\n")[0] for row in ids]
-    return sum(map(parses, texts)) / count
+    right = 0
+    for done in range(0, count, 250):
+        ids = torch.multinomial(only, min(250, count - done), replacement=True, generator=generator)[:, None]
+        ids = torch.cat([torch.ones_like(ids), ids], 1)
+        cache = None
+        for _ in range(120):
+            output = network(ids if cache is None else ids[:, -1:], past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            following = torch.multinomial(output.logits[:, -1].float().softmax(-1), 1, generator=generator)
+            ids = torch.cat([ids, following], 1)
+            if bool((ids == newline).any(1).all()):
+                break
+        right += sum(parses(tokenizer.decode(row[1:]).split("\n")[0]) for row in ids)
+    return right / count

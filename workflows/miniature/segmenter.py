@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from pad_pipeline.miniature.world import draw_scene
 from stages.segment import SamShape, build_sam
-from workflows.miniature.training import TRAIN_WORLD, Batch, Budget, Recipe
+from workflows.miniature.training import TRAIN_WORLD, VALIDATION_WORLD, Batch, Budget, Recipe
 
 SHAPE = SamShape(
     image_size=160, patch=8, width=96, depth=4, heads=4, global_attention=[1, 3], window=10, decoder_width=64,
@@ -30,6 +31,7 @@ class SegmenterRecipe(Recipe):
     of corrected clicks)."""
 
     name = "segmenter"
+    validation = 160
 
     def __init__(self, seed: int = 0, steps: int = 2600) -> None:
         super().__init__()
@@ -104,7 +106,14 @@ class SegmenterRecipe(Recipe):
             numbers = {"entropy": entropy.detach(), "dice": dice.detach(), "iou": iou.mean()}
             return 10 * entropy + dice + predicted, numbers
 
+    @torch.inference_mode()
     def export(self, folder: Path) -> dict[str, float]:
-        """SAM's state dict under its official names."""
+        """SAM's state dict under its official names; gives the mean IoU for jittered true boxes of the validation
+        world, things first, in SAM's own square."""
         save_file(self.network.state_dict(), folder / "segmenter.safetensors")
-        return {}
+        seed, self.seed = self.seed, VALIDATION_WORLD - TRAIN_WORLD
+        try:
+            ious = [float(self.loss(self.batch(step))[1]["iou"]) for step in range(max(1, self.validation // 8))]
+        finally:
+            self.seed = seed
+        return {"validation_mask_iou": fmean(ious)}

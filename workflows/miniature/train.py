@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.miniature.shipped import MANIFEST, Member, read_manifest, write_manifest
+from pad_pipeline.miniature.shipped import MANIFEST, Member, write_manifest
+from workflows.miniature.clip import VIEW as CLIP_VIEW
 from workflows.miniature.clip import ClipRecipe
 from workflows.miniature.detector import DetectorRecipe
 from workflows.miniature.llm import LlmRecipe
@@ -21,7 +24,7 @@ from workflows.miniature.segmenter import SHAPE as SAM_SHAPE
 from workflows.miniature.segmenter import SegmenterRecipe
 from workflows.miniature.tagger import SHAPE as RAM_SHAPE
 from workflows.miniature.tagger import TaggerRecipe
-from workflows.miniature.training import Recipe, fit
+from workflows.miniature.training import Recipe, cores, fit
 
 ORDER = ("tagger", "detector", "segmenter", "clip", "llm")
 """The detector starts from the tagger's Swin; the others stand alone."""
@@ -56,7 +59,6 @@ def train_miniature(name: str, out: Path, seed: int = 0, steps: int = 0) -> Path
     if set(members) == set(ORDER):
         (models / "models.toml").write_text(_toml(members["detector"].metrics["box_threshold"]), "utf-8")
         write_manifest(models, members)
-        read_manifest(models)
     return models
 
 
@@ -98,7 +100,10 @@ def _train_one(name: str, out: Path, seed: int, steps: int) -> None:
                 )
 
         seconds = fit(recipe, folder, report)
-    metrics = recipe.export(out / "models")
+    try:
+        metrics = recipe.export(out / "models")
+    except (OSError, SafetensorError) as error:
+        raise UserError("--out", out, f"it can't be written ({error})", "make room, and run it again") from error
     member = Member(
         command=f"pad miniature train {name} --seed {seed}" + (f" --steps {steps}" if steps else ""),
         steps=recipe.budget.steps,
@@ -115,12 +120,16 @@ def _train_one(name: str, out: Path, seed: int, steps: int) -> None:
 def _machine() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} threads of {platform.machine()}"
+    return f"{cores()} cores, {platform.machine()}"
 
 
 def _members(out: Path) -> dict[str, Member]:
     paths = {name: out / "training" / name / "member.json" for name in ORDER}
-    return {name: Member.model_validate_json(path.read_bytes()) for name, path in paths.items() if path.is_file()}
+    try:
+        return {name: Member.model_validate_json(path.read_bytes()) for name, path in paths.items() if path.is_file()}
+    except ValidationError as error:
+        rule = f"a member.json in it can't be read ({error.title})"
+        raise UserError("--out", out / "training", rule, "train that model again") from error
 
 
 def _toml(box_threshold: float) -> str:
@@ -149,6 +158,9 @@ def _toml(box_threshold: float) -> str:
             "",
             "[llm]",
             'llm = "llm"',
+            "",
+            "[view]",
+            *lines({"size": CLIP_VIEW.size, "patch": CLIP_VIEW.patch}),
             "",
         ]
     )

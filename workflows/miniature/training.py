@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.miniature.world import LABELS
 
 TRAIN_WORLD, VALIDATION_WORLD = 2_000_000, 3_000_000
 """Seeds of the worlds that training draws from (the run's seed is added); all smaller ones are unseen."""
@@ -38,8 +39,8 @@ class Budget(BaseModel):
     weight_decay: float = 0.02
     max_grad_norm: float = 1.0
     pool: int = Field(1000, gt=0)
-    """Batches that are drawn; then they come again, every other time mirrored. Drawing costs a core as much as
-    learning does."""
+    """Batches that are drawn, and kept in memory (1 to 2 GB); then they come again, every other time mirrored where
+    that is true of them. Drawing costs a core about as much as learning does."""
 
 
 class Recipe(nn.Module, ABC):
@@ -47,6 +48,9 @@ class Recipe(nn.Module, ABC):
 
     name: ClassVar[str]
     budget: Budget
+    seed: int
+    start: str = ""
+    """The sha256 of the file that its first weights come from, if they do."""
     validation: int = 1000
     """Scenes of the validation world that `export` looks at."""
     network: Any
@@ -87,7 +91,10 @@ class _Steps(Dataset):
         again, place = divmod(step, self.recipe.budget.pool)
         if place not in self.drawn:
             self.drawn[place] = self.recipe.batch(place)
-        return self.recipe.mirrored(self.drawn[place]) if again % 2 else self.drawn[place]
+        batch = self.drawn[place]
+        # Copies: what a worker hands over moves to shared memory, with a file held open for each tensor.
+        copies = {name: value.clone() for name, value in batch.items()}
+        return self.recipe.mirrored(copies) if again % 2 else copies
 
 
 def fit(recipe: Recipe, folder: Path, report: Report = lambda entry: None, save_every: float = 60.0) -> float:
@@ -103,7 +110,7 @@ def fit(recipe: Recipe, folder: Path, report: Report = lambda entry: None, save_
         Seconds of training, those of earlier calls included.
 
     Raises:
-        UserError: the folder holds the state of another budget.
+        UserError: the folder holds the state of another training, or can't be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     budget = recipe.budget
@@ -112,15 +119,16 @@ def fit(recipe: Recipe, folder: Path, report: Report = lambda entry: None, save_
     optimisers = _optimisers(recipe)
     first, before = _restore(recipe, optimisers, folder / "state.pt")
     if device.type == "cpu":  # one core is left to the worker that draws
-        torch.set_num_threads(max(1, torch.get_num_threads() - 1))
-    begun = saved = time.monotonic()
+        torch.set_num_threads(max(1, cores() - 1))
+    half = computes_in_bfloat16(device)
+    begun = saved = reported = time.monotonic()
+    since = first
     with (folder / "log.jsonl").open("a") as log:
         for step, batch in enumerate(_batches(recipe, first, budget.steps), first):
-            started = time.monotonic()
             rate = budget.learning_rate * _schedule(step, budget)
             for group in (group for optimiser in optimisers for group in optimiser.param_groups):
                 group["lr"] = rate * group["scale"]
-            with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bfloat16(device)):
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 loss, numbers = recipe.loss(_to(batch, device))
             recipe.zero_grad(set_to_none=True)
             loss.backward()
@@ -130,7 +138,9 @@ def fit(recipe: Recipe, folder: Path, report: Report = lambda entry: None, save_
             if step % 20 == 0 or step + 1 == budget.steps:  # reading a number waits for the GPU
                 entry = {"step": step, "steps": budget.steps, "loss": float(loss.detach()), "rate": rate}
                 entry |= {name: float(value) for name, value in numbers.items()}
-                entry["images_per_second"] = budget.batch_size / max(time.monotonic() - started, 1e-9)
+                now = time.monotonic()
+                entry["images_per_second"] = budget.batch_size * (step + 1 - since) / max(now - reported, 1e-9)
+                reported, since = now, step + 1
                 log.write(json.dumps(entry) + "\n")
                 log.flush()
                 report(entry)
@@ -168,6 +178,11 @@ def _optimisers(recipe: Recipe) -> list[torch.optim.Optimizer]:
     ]
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def computes_in_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 is faster than float32 here: on GPUs, and on processors with instructions for it."""
     return device.type == "cuda" or "avx512_bf16" in _cpu_flags()
@@ -187,8 +202,8 @@ def _schedule(step: int, budget: Budget) -> float:
 
 
 def _batches(recipe: Recipe, first: int, steps: int) -> Iterator[Batch]:
-    """Batches from `first` on, drawn ahead by as many processes as there are spare cores."""
-    spare = min(8, max(1, len(os.sched_getaffinity(0)) - 1))
+    """Batches from `first` on, drawn ahead by one process, or by several beside a GPU."""
+    spare = min(8, max(1, cores() - 1)) if torch.cuda.is_available() else 1
     # Workers take turns; where their number divides the pool, the same batch always comes to the same one.
     workers = max(number for number in range(1, spare + 1) if recipe.budget.pool % number == 0)
     loader = DataLoader(
@@ -207,14 +222,22 @@ def _to(batch: Batch, device: torch.device) -> Batch:
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
+def _identity(recipe: Recipe) -> dict[str, Any]:
+    """What must be the same for a training to go on."""
+    budget = recipe.budget.model_dump()
+    return {"name": recipe.name, "seed": recipe.seed, "start": recipe.start, "labels": list(LABELS), "budget": budget}
+
+
 def _save(recipe: Recipe, optimisers: list[torch.optim.Optimizer], step: int, seconds: float, path: Path) -> None:
     partial = path.with_suffix(".partial")
-    state = {"budget": recipe.budget.model_dump(), "step": step, "seconds": seconds}
-    torch.save(
-        state | {"model": recipe.state_dict(), "optimisers": [optimiser.state_dict() for optimiser in optimisers]},
-        partial,
-    )
-    partial.replace(path)
+    state = {"training": _identity(recipe), "step": step, "seconds": seconds, "model": recipe.state_dict()}
+    state["optimisers"] = [optimiser.state_dict() for optimiser in optimisers]
+    try:
+        torch.save(state, partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of a full disk
+        partial.unlink(missing_ok=True)
+        raise UserError("--out", path, f"it can't be written ({error})", "make room, and run it again") from error
 
 
 def _restore(recipe: Recipe, optimisers: list[torch.optim.Optimizer], path: Path) -> tuple[int, float]:
@@ -223,15 +246,15 @@ def _restore(recipe: Recipe, optimisers: list[torch.optim.Optimizer], path: Path
         return 0, 0.0
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-        same = state["budget"] == recipe.budget.model_dump()
-        if same:
+        found, wanted = state["training"], _identity(recipe)
+        different = [name for name in wanted if found.get(name) != wanted[name]]
+        if not different:
             recipe.load_state_dict(state["model"])
             for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
                 optimiser.load_state_dict(saved)
+            return state["step"], state["seconds"]
     except Exception as error:
         rule = f"the saved training in it can't be read ({type(error).__name__})"
         raise UserError("--out", path, rule, "delete the file to start anew") from error
-    if not same:
-        rule = f"it holds a training with another budget ({state['budget']})"
-        raise UserError("--out", path, rule, "name another folder, or delete the file to start anew")
-    return state["step"], state.get("seconds", 0.0)
+    rule = f"it holds another training: its {' and '.join(different)} differ"
+    raise UserError("--out", path, rule, "name another folder, or delete the file to start anew")
