@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pad_pipeline.miniature.world import draw_scene
 from stages.segment import SamShape, build_sam
-from workflows.miniature.training import TRAIN_WORLD, VALIDATION_WORLD, Batch, Budget, Recipe
+from workflows.miniature.training import TRAIN_WORLD, VALIDATION_WORLD, Batch, Budget, Recipe, to_device
 
 SHAPE = SamShape(
     image_size=160, patch=8, width=96, depth=4, heads=4, global_attention=[1, 3], window=10, decoder_width=64,
@@ -111,9 +111,11 @@ class SegmenterRecipe(Recipe):
         """SAM's state dict under its official names; gives the mean IoU for jittered true boxes of the validation
         world, things first, in SAM's own square."""
         save_file(self.network.state_dict(), folder / "segmenter.safetensors")
+        device = self.network.device
         seed, self.seed = self.seed, VALIDATION_WORLD - TRAIN_WORLD
         try:
-            ious = [float(self.loss(self.batch(step))[1]["iou"]) for step in range(max(1, self.validation // 8))]
+            batches = (to_device(self.batch(step), device) for step in range(max(1, self.validation // 8)))
+            ious = [float(self.loss(batch)[1]["iou"]) for batch in batches]
         finally:
             self.seed = seed
         return {"validation_mask_iou": fmean(ious)}

@@ -129,7 +129,7 @@ def fit(recipe: Recipe, folder: Path, report: Report = lambda entry: None, save_
             for group in (group for optimiser in optimisers for group in optimiser.param_groups):
                 group["lr"] = rate * group["scale"]
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                loss, numbers = recipe.loss(_to(batch, device))
+                loss, numbers = recipe.loss(to_device(batch, device))
             recipe.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(recipe.parameters(), budget.max_grad_norm)
@@ -218,7 +218,8 @@ def _batches(recipe: Recipe, first: int, steps: int) -> Iterator[Batch]:
     yield from loader if first < steps else ()
 
 
-def _to(batch: Batch, device: torch.device) -> Batch:
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on `device`."""
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
