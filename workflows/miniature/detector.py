@@ -55,7 +55,7 @@ class DetectorRecipe(Recipe):
     name = "detector"
     validation = 300
 
-    def __init__(self, tagger: Path | None = None, seed: int = 0, steps: int = 3000) -> None:
+    def __init__(self, tagger: Path | None = None, seed: int = 0, steps: int = 4200) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.seed = seed
@@ -243,7 +243,7 @@ def build_config(words: int) -> GroundingDinoConfig:
             max_position_embeddings=256, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         ),
         d_model=128, encoder_layers=1, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
-        encoder_ffn_dim=256, decoder_ffn_dim=256, num_queries=40, max_text_len=128, num_feature_levels=3,
+        encoder_ffn_dim=256, decoder_ffn_dim=256, num_queries=100, max_text_len=128, num_feature_levels=3,
         encoder_n_points=2, dropout=0.0,
         fusion_droppath=0.0, fusion_dropout=0.0, text_enhancer_dropout=0.0, disable_custom_kernels=True,
     )  # fmt: skip

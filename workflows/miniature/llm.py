@@ -34,7 +34,7 @@ class LlmRecipe(Recipe):
     name = "llm"
     validation = 300
 
-    def __init__(self, seed: int = 0, steps: int = 2000) -> None:
+    def __init__(self, seed: int = 0, steps: int = 2700) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.seed = seed
