@@ -170,9 +170,8 @@ class DetectorRecipe(Recipe):
         return total, numbers
 
     def export(self, folder: Path) -> dict[str, float]:
-        """A folder of transformers; gives the box threshold with the best F2 of things on half of the validation
-        world, where the detector is asked for the labels that are there, and what comes of it on the other half. F2,
-        because a region that is not found is lost to every later stage, and one too many has its score to go by."""
+        """A folder of transformers; gives the box threshold with the best F1 of things on half of the validation
+        world, where the detector is asked for the labels that are there, and what comes of it on the other half."""
         path = folder / "detector"
         with quiet():
             self.network.save_pretrained(path)
@@ -188,9 +187,9 @@ class DetectorRecipe(Recipe):
         half = len(scenes) // 2
         for threshold in (step / 20 for step in range(2, 17)):
             found[threshold] = _score(scenes[:half], rows[:half], threshold)
-        best = max(found, key=lambda threshold: _f_beta(found[threshold], 2))
+        best = max(found, key=lambda threshold: _f1(found[threshold]))
         score = _score(scenes[half:], rows[half:], best)
-        metrics = {"box_threshold": best, "validation_box_f1": _f_beta(score, 1)}
+        metrics = {"box_threshold": best, "validation_box_f1": _f1(score)}
         return metrics | {
             "validation_box_recall": score.things.recall,
             "validation_box_precision": score.things.precision,
@@ -204,10 +203,9 @@ def _score(scenes: list[Scene], rows: list[ImageRecord], threshold: float) -> Sc
     return score
 
 
-def _f_beta(score: Score, beta: float) -> float:
-    """Of things: their recall weighs `beta` times as much as their precision."""
-    things, weight = score.things, beta * beta
-    return (1 + weight) * things.matched / max(things.found + weight * things.true, 1)
+def _f1(score: Score) -> float:
+    things = score.things
+    return 2 * things.matched / max(things.found + things.true, 1)
 
 
 def _row(scene: Scene) -> ImageRecord:
