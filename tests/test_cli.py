@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,9 @@ def test_ctrl_c_stops_with_130_and_resumes(world: World, common: list[object], t
     """SIGINT in the middle of a build: one line, exit code 130; the same command finishes the run."""
     command = [Path(sys.executable).parent / "pad", "build", "--images", world.images, *common, "--shard-size", 1,
                "--out", tmp_path / "out"]  # fmt: skip
-    with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True) as process:
+    # A shell that runs the tests in the background makes its children deaf to SIGINT.
+    hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, preexec_fn=hear) as process:
         assert process.stderr
         for line in process.stderr:
             if "of 10 shards" in line:

@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 
 from pad_pipeline.geometry import View
 from pad_pipeline.miniature.files import World
+from pad_pipeline.miniature.language import caption
 from pad_pipeline.miniature.world import draw_scene
 from pad_pipeline.shards.reader import open_shards
 from tests.conftest import shared
@@ -34,7 +35,7 @@ def test_drawn_truth_comes_through_exactly(pad: Pad, world: World, common: list[
     shards, view = open_shards(out), View(size=112)
     for index, (name, row) in enumerate(shards.rows()):
         sample, scene = shards.sample(name, row), draw_scene(3, index)
-        assert sample.meta["caption"] == scene.caption
+        assert sample.meta["caption"] == caption(scene)
         assert [region["label"] for region in sample.meta["regions"]] == [region.label for region in scene.regions]
         for found, truth, coverage in zip(sample.meta["regions"], scene.regions, sample.coverage, strict=True):
             assert (coco_mask.decode(found["rle"]) == truth.mask).all()
