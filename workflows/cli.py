@@ -351,7 +351,7 @@ def miniature_train(
     seed: Annotated[int, typer.Option(help="Of weights and scenes.", min=0, max=999_999)] = 0,
     steps: Annotated[int, typer.Option(help="Instead of the model's own budget, to try things.", min=0)] = 0,
 ) -> None:
-    """Train the small models anew: under 4 hours for all on two CPU cores, minutes on a GPU.
+    """Train the small models anew: under 4 hours for all on two CPU cores, less on a GPU.
 
     Run the same command again to continue. To use the result: --models OUT/models/models.toml
 
