@@ -28,6 +28,7 @@ from stages.ram.network import Ram, RamSettings
 from stages.segment import SamShape, build_sam
 from workflows.miniature.detector import build_tokenizer
 from workflows.miniature.llm import build_tokenizer as build_bpe
+from workflows.miniature.train import as_toml
 
 RAM_SHAPE = RamSettings(
     image_size=96, embed_dim=16, depths=[2, 2], num_heads=[1, 2], window=6,
@@ -66,32 +67,15 @@ def write_small_models(folder: Path, tags: list[str], texts: Iterable[str], seed
 
 
 def _toml(family: str) -> str:
-    sizes = RAM_SHAPE.model_dump(exclude={"family"})
-    shape = SAM_SHAPE.model_dump()
-    return "\n".join(
-        [
-            "# Small models with random weights: they run the whole chain and know nothing.",
-            "[tagger]",
-            f'family = "{family}"',
-            'weights = "tagger.safetensors"',
-            'tag_list = "tags.txt"',
-            "threshold = 0.5",
-            *(f"{name} = {value}" for name, value in sizes.items()),
-            "",
-            "[detector]",
-            'model = "detector"',
-            "box_threshold = 0.3",
-            "",
-            "[segmenter]",
-            'weights = "segmenter.safetensors"',
-            "",
-            "[segmenter.shape]",
-            *(f"{name} = {value}" for name, value in shape.items()),
-            "",
-            "[llm]",
-            'llm = "llm"',
-            "",
-        ]
+    tagger = {"family": family, "weights": "tagger.safetensors", "tag_list": "tags.txt", "threshold": 0.5}
+    return "# Small models with random weights: they run the whole chain and know nothing.\n" + as_toml(
+        {
+            "tagger": tagger | RAM_SHAPE.model_dump(exclude={"family"}),
+            "detector": {"model": "detector", "box_threshold": 0.3},
+            "segmenter": {"weights": "segmenter.safetensors"},
+            "segmenter.shape": SAM_SHAPE.model_dump(),
+            "llm": {"llm": "llm"},
+        }
     )
 
 

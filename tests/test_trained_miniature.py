@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.labels import LabelEmbedder, LabelSettings
 from pad_pipeline.miniature import shipped
 from pad_pipeline.miniature.shipped import FOLDER, MANIFEST, Manifest, checked, read_manifest
 from pad_pipeline.miniature.world import LABELS
@@ -239,3 +240,10 @@ def test_models_for_other_labels_are_not_scored(tmp_path: Path, pad: Pad, models
     (tmp_path / "m.toml").write_text(text)
     answer = pad("miniature", "evaluate", "--models", tmp_path / "m.toml", "--out", tmp_path / "out", "--scenes", 2)
     assert answer.code == 2 and "unicorn" in answer.err and not (tmp_path / "out").exists()
+
+
+def test_some_labels_have_several_tokens() -> None:
+    """With one token a label, the mean over a label's tokens would never be put to use."""
+    embedder = LabelEmbedder(LabelSettings(llm="miniature:llm"))
+    counts = [len(embedder.tokens(label)) for label in LABELS]
+    assert min(counts) == 1 and sum(count > 1 for count in counts) > 10

@@ -269,7 +269,8 @@ def calibrate(network: GroundingDinoForObjectDetection) -> None:
 
 
 def load_backbone(network: GroundingDinoForObjectDetection, tagger: Path) -> None:
-    """Put the tagger's Swin into the detector's, which is the same network under transformers' names."""
+    """Put the tagger's Swin into the detector's: the same weights under transformers' names. Its last stage is a start
+    only, because transformers shifts windows there too, where the picture is no larger than a window."""
     from safetensors.torch import load_file
 
     state = load_file(tagger)

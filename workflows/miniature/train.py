@@ -134,33 +134,24 @@ def _members(out: Path) -> dict[str, Member]:
 
 def _toml(box_threshold: float) -> str:
     """What `--models` reads; the shapes are the recipes'."""
+    tagger = {"weights": "tagger.safetensors", "tag_list": "tags.txt", "thresholds": "thresholds.txt"}
+    detector = {"model": "detector", "box_threshold": box_threshold, "nms_across_labels": False, "batch_size": 16}
+    sections: dict[str, dict[str, Any]] = {
+        "tagger": tagger | RAM_SHAPE.model_dump(),
+        "detector": detector,
+        "segmenter": {"weights": "segmenter.safetensors", "batch_size": 16},
+        "segmenter.shape": SAM_SHAPE.model_dump(),
+        "llm": {"llm": "llm"},
+        "view": {"size": CLIP_VIEW.size, "patch": CLIP_VIEW.patch},
+    }
+    return f"# The miniature: small models of the drawn world. {MANIFEST} says how they were made.\n" + as_toml(
+        sections
+    )
 
-    def lines(values: dict[str, Any]) -> list[str]:
-        return [f"{key} = {json.dumps(value)}" for key, value in values.items()]
 
-    ram = RAM_SHAPE.model_dump()
+def as_toml(sections: dict[str, dict[str, Any]]) -> str:
+    """Sections of text, numbers, booleans and lists of them, which TOML writes as JSON does."""
     return "\n".join(
-        [
-            f"# The miniature: small models of the drawn world. {MANIFEST} says how they were made.",
-            "[tagger]",
-            *lines({"weights": "tagger.safetensors", "tag_list": "tags.txt", "thresholds": "thresholds.txt"}),
-            *lines(ram),
-            "",
-            "[detector]",
-            *lines({"model": "detector", "box_threshold": box_threshold, "nms_across_labels": False, "batch_size": 16}),
-            "",
-            "[segmenter]",
-            'weights = "segmenter.safetensors"',
-            "batch_size = 16",
-            "",
-            "[segmenter.shape]",
-            *lines(SAM_SHAPE.model_dump()),
-            "",
-            "[llm]",
-            'llm = "llm"',
-            "",
-            "[view]",
-            *lines({"size": CLIP_VIEW.size, "patch": CLIP_VIEW.patch}),
-            "",
-        ]
+        "".join([f"[{name}]\n", *(f"{key} = {json.dumps(value)}\n" for key, value in entries.items())])
+        for name, entries in sections.items()
     )
