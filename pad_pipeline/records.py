@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of everything a run writes: tar members, JSON keys, index columns, run.json."""
 
 Status = Literal["ok", "empty", "failed"]
@@ -35,6 +35,17 @@ def as_box(edges: Iterable[float]) -> Box:
 
 
 @dataclass
+class Alternate:
+    """Another label that a region may truthfully have: a poodle is a dog."""
+
+    label: str
+    score: float
+    """The detector's highest token score over the label's span."""
+    label_score: float
+    """The mean over the span."""
+
+
+@dataclass
 class Region:
     """One labelled thing: label + box + mask."""
 
@@ -45,6 +56,10 @@ class Region:
     """The detector's: the highest token score of any tag, by which the box was kept. 1 for a human's region."""
     label_score: float = 1.0
     """The detector's mean token score over the label's span, by which the label was chosen."""
+    alternates: list[Alternate] = field(default_factory=list)
+    """The next best labels, best first."""
+    prompt: int = 0
+    """Which of the image's prompts found it; scores of different prompts are not calibrated against each other."""
     rle: dict[str, Any] = field(default_factory=dict)
     """The mask at the original size as compressed COCO RLE: `{"size": [H, W], "counts": str}`."""
     predicted_iou: float = 1.0
@@ -89,8 +104,10 @@ class ImageRecord:
 
     @property
     def labels(self) -> list[str]:
-        """The distinct labels of the regions, in order of first appearance; one embedding row each."""
-        return list(dict.fromkeys(region.label for region in self.regions))
+        """The distinct labels of the regions, alternates behind, in order of first appearance; one embedding row
+        each."""
+        best = [region.label for region in self.regions]
+        return list(dict.fromkeys([*best, *(other.label for region in self.regions for other in region.alternates)]))
 
     def fail(self, stage: str, reason: str) -> None:
         """Set the image aside with its stage and reason; what earlier stages found is dropped."""
@@ -117,6 +134,16 @@ class ImageRecord:
                     "label": region.label,
                     "score": _number(region.score),
                     "label_score": _number(region.label_score),
+                    "alternates": [
+                        {
+                            "label": other.label,
+                            "score": _number(other.score),
+                            "label_score": _number(other.label_score),
+                            "embedding": rows[other.label],
+                        }
+                        for other in region.alternates
+                    ],
+                    "prompt": region.prompt,
                     "box": [_number(edge) for edge in region.box],
                     "rle": {
                         "size": [int(edge) for edge in region.rle["size"]],

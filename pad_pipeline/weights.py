@@ -10,15 +10,16 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import torch
 from filelock import FileLock
 from huggingface_hub import hf_hub_download, snapshot_download
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from pad_pipeline.errors import UserError
 
@@ -36,6 +37,12 @@ def local_path(reference: str) -> Path:
     models that come with the package, wherever it is installed on this node."""
     prefix, _, rest = reference.partition(":")
     return _PACKAGED / rest if prefix == "miniature" else Path(reference).expanduser()
+
+
+def is_file_reference(reference: str) -> bool:
+    """Whether a reference means one file, and not a model's folder or hub name."""
+    remote = bool(_HUB_FILE.fullmatch(reference)) or reference.startswith(("https://", "http://"))
+    return remote or reference.endswith((".pth", ".pt", ".bin", ".safetensors")) or local_path(reference).is_file()
 
 
 def fetch_file(field: str, reference: str, sha256: str = "") -> Path:
@@ -161,6 +168,38 @@ def folder_sha256(folder: Path, patterns: list[str]) -> str:
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
+def converted(path: Path, kind: str, write: Callable[[Path], None]) -> Path:
+    """A folder of the cache that holds `path` in another form, made once for each content of the file.
+
+    Args:
+        path: the original.
+        kind: names the form; change it when `write` changes.
+        write: fills the folder that it is given.
+
+    Raises:
+        UserError: the cache can't be written, or what `write` raises.
+    """
+    target = cache_folder() / "converted" / f"{kind}-{file_sha256(path)[:32]}"
+    if target.is_dir():
+        return target
+    partial = target.with_name(f".{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f".{target.name}.lock")):  # one worker of a node converts, the others wait
+            if not target.is_dir():
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+                try:
+                    write(partial)
+                    partial.replace(target)
+                finally:
+                    shutil.rmtree(partial, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        rule = f"the converted {path.name} can't be written there ({error})"
+        raise UserError("PAD_CACHE", cache_folder(), rule, "make room, or point PAD_CACHE at another folder") from error
+    return target
+
+
 def read_tensors(field: str, path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint: safetensors, or a `.pth` or `.bin` of torch, memory-mapped and never unpickled.
 
@@ -197,6 +236,11 @@ _FAMILIES = {
 }
 
 
+def family_of(state: Mapping[str, Any]) -> str:
+    """What kind of model has tensors of these names."""
+    return next((name for name, keys in _FAMILIES.items() if keys <= state.keys()), "no model known here")
+
+
 def check_state_dict(
     field: str, path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
 ) -> None:
@@ -212,7 +256,6 @@ def check_state_dict(
     reshaped = [name for name in expected.keys() & found.keys() if tuple(expected[name]) != tuple(found[name])]
     if not (missing or extra or reshaped):
         return
-    family = next((name for name, keys in _FAMILIES.items() if keys <= found.keys()), "no model known here")
     details = [f"{len(missing)} tensors are missing (such as {min(missing)})"] if missing else []
     details += [f"{len(extra)} are unknown (such as {min(extra)})"] if extra else []
     details += [
@@ -221,6 +264,7 @@ def check_state_dict(
     raise UserError(
         field,
         path,
-        f"its tensors look like {family} and do not fit the network that the settings describe: {', '.join(details)}",
+        f"its tensors look like {family_of(found)} and do not fit the network that the settings describe: "
+        + ", ".join(details),
         "give the matching checkpoint, or correct the sizes in --models FILE.toml",
     )

@@ -1,12 +1,13 @@
-"""What all stages share: batches, decode-ahead, and failures that stay with the image that caused them."""
+"""What all stages share: batches, work ahead and behind, and failures that stay with the image that caused them."""
 
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
 from typing import Any, ClassVar, NamedTuple
 
 from pad_pipeline.errors import UserError
@@ -18,73 +19,122 @@ Report = Callable[[str, int, int], None]
 class Stage(ABC):
     """A callable over a shard in memory: it changes the rows that it takes, and returns the shard.
 
-    An exception on a batch, out of memory included, halves the batch and tries again, down to the image that causes
-    it; that one fails with the stage's name and the reason, alone.
+    Three steps: `prepare` in threads, one batch ahead (decode, resize); `process` here, batch by batch (the model);
+    `finish` in threads, one batch behind (numbers into records). So the model waits for nothing that one image needs
+    alone.
+
+    An exception in a batch halves the batch and tries again, down to the image that causes it; that one fails with
+    the stage's name and the reason, alone. Where memory ran out, the half is kept as the batch size for that shape.
     """
 
     name: ClassVar[str]
     takes: ClassVar[frozenset[str]] = frozenset({"ok"})
     """The statuses of the rows it works on."""
-    ahead_threads: ClassVar[int] = min(8, os.cpu_count() or 1)
-    """Threads that prepare images (decode, resize) while a batch is computed."""
+    threads: ClassVar[int] = min(8, os.cpu_count() or 1)
+    """Threads for `prepare` and `finish`."""
+    batch_size: int = 8 * threads
+    """Rows in one `process`, at most; by default as many as are worth preparing ahead."""
 
     report: Report = staticmethod(lambda name, done, rows: None)
     """Is told the stage's name, the images done and the images in all, after each batch."""
 
-    @abstractmethod
+    def __init__(self) -> None:
+        self._fits: dict[Hashable, int] = {}
+        """Shape -> the batch size that memory has room for, where the wanted one was too large."""
+
     def prepare(self, row: ImageRecord) -> Any:
-        """What `process` needs of one image; runs ahead of it in a thread."""
+        """What `process` needs of one image."""
+        return None
 
-    @abstractmethod
-    def process(self, rows: list[ImageRecord], inputs: list[Any]) -> None:
-        """Compute a batch. Rows are changed last, when nothing can fail any more."""
+    def process(self, rows: list[ImageRecord], inputs: list[Any]) -> list[Any]:
+        """Compute a batch: an output for each row. Rows are not changed here, for it may be tried again."""
+        return inputs
 
-    def batches(self, rows: list[ImageRecord]) -> Iterable[list[ImageRecord]]:
-        """The rows in batches; by default as many as are worth preparing ahead."""
-        return chunks(rows, 8 * self.ahead_threads)
+    def finish(self, row: ImageRecord, output: Any) -> None:
+        """Put what `process` found into the row."""
+        raise NotImplementedError
+
+    def shape(self, row: ImageRecord) -> Hashable:
+        """What rows of one batch have in common, such as the size of the resized picture."""
+        return ()
+
+    def length(self, row: ImageRecord) -> int:
+        """What rows of one batch should have nearly in common, such as the length of the text."""
+        return 0
 
     def __call__(self, shard: Shard) -> Shard:
         """Work on the shard's rows that the stage takes."""
         rows = [row for row in shard.rows if row.status in self.takes]
+        behind: deque[list[tuple[ImageRecord, Future]]] = deque()
         done = 0
-        with ThreadPoolExecutor(self.ahead_threads, thread_name_prefix=self.name) as threads:
+        with ThreadPoolExecutor(self.threads, thread_name_prefix=self.name) as threads:
             for batch, inputs in _prepared(threads, self.prepare, self.batches(rows)):
-                self._run(batch, inputs)
+                found = self._run(batch, inputs)
+                behind.append([(row, threads.submit(self.finish, row, output)) for row, output in found])
+                if len(behind) > 1:
+                    self._settle(behind.popleft())
                 done += len(batch)
                 self.report(self.name, done, len(rows))
+            for finished in behind:
+                self._settle(finished)
         return shard
 
-    def _run(self, rows: list[ImageRecord], inputs: list[Future]) -> None:
-        failure = self._try(rows, inputs)
-        if failure is None:
-            return
-        # Outside the handler: the exception, and with it the batch's tensors, is gone by now.
-        if failure.out_of_memory:
-            _release_gpu_memory()
-        if len(rows) == 1:
-            rows[0].fail(self.name, failure.reason)
-        else:
-            half = len(rows) // 2
-            self._run(rows[:half], inputs[:half])
-            self._run(rows[half:], inputs[half:])
+    def batches(self, rows: list[ImageRecord]) -> Iterator[list[ImageRecord]]:
+        """`rows` in batches of one shape, near in length. The plan's order decides among equals, so that a shard's
+        batches are always the same."""
+        shapes = {id(row): self.shape(row) for row in rows}
+        rows = sorted(rows, key=lambda row: (shapes[id(row)], self.length(row)))
+        for _, same in groupby(rows, lambda row: shapes[id(row)]):
+            yield from chunks(list(same), self.batch_size)
 
-    def _try(self, rows: list[ImageRecord], inputs: list[Future]) -> _Failure | None:
-        """What went wrong, as text; a fault of the user or of the machine is raised, for it is no image's fault."""
+    def _run(self, rows: list[ImageRecord], inputs: list[Future]) -> list[tuple[ImageRecord, Any]]:
+        """Each row that came through, with its output."""
+        fits = self._fits.get(self.shape(rows[0]), len(rows))
+        if len(rows) > fits:
+            return self._in_parts(rows, inputs, fits)
+        outputs = self._try(rows, inputs)
+        if not isinstance(outputs, _Failure):
+            return list(zip(rows, outputs, strict=True))
+        # Outside the handler: the exception, and with it the batch's tensors, is gone by now.
+        half = max(len(rows) // 2, 1)
+        if outputs.out_of_memory:
+            _release_gpu_memory()
+            self._fits[self.shape(rows[0])] = half
+        if len(rows) == 1:
+            rows[0].fail(self.name, outputs.reason)
+            return []
+        return self._in_parts(rows, inputs, half)
+
+    def _in_parts(self, rows: list[ImageRecord], inputs: list[Future], size: int) -> list[tuple[ImageRecord, Any]]:
+        parts = zip(chunks(rows, size), chunks(inputs, size), strict=True)
+        return [pair for part, its_inputs in parts for pair in self._run(part, its_inputs)]
+
+    def _try(self, rows: list[ImageRecord], inputs: list[Future]) -> list[Any] | _Failure:
         try:
-            self.process(rows, [future.result() for future in inputs])
-        except (UserError, OSError):
-            raise
+            return self.process(rows, [future.result() for future in inputs])
         except Exception as error:
-            kind = type(error).__name__  # torch's are known by name: not every stage imports torch
-            if kind == "AcceleratorError":  # after it, nothing on this GPU works in this process
-                raise
-            return _Failure(f"{kind}: {error}", kind == "OutOfMemoryError")
-        return None
+            return _failure(error)
+
+    def _settle(self, finished: list[tuple[ImageRecord, Future]]) -> None:
+        for row, future in finished:
+            try:
+                future.result()
+            except Exception as error:
+                row.fail(self.name, _failure(error).reason)
 
 
 class _Failure(NamedTuple):
     reason: str
     out_of_memory: bool
+
+
+def _failure(error: Exception) -> _Failure:
+    """What went wrong, as text; a fault of the user or of the machine is raised, for it is no image's fault."""
+    kind = type(error).__name__  # torch's are known by name: not every stage imports torch
+    # After an AcceleratorError nothing on this GPU works in this process.
+    if isinstance(error, (UserError, OSError)) or kind == "AcceleratorError":
+        raise error
+    return _Failure(f"{kind}: {error}", kind == "OutOfMemoryError")
 
 
 def _release_gpu_memory() -> None:

@@ -21,6 +21,7 @@ class Decode(Stage):
     name = "decode"
 
     def __init__(self, settings: DecodeSettings, root: Path) -> None:
+        super().__init__()
         self.settings, self.root = settings, root
 
     def prepare(self, row: ImageRecord) -> tuple[bytes, str, int, int]:
@@ -29,10 +30,9 @@ class Decode(Stage):
         image, kind = decode(data, self.settings)
         return data, kind, image.width, image.height
 
-    def process(self, rows: list[ImageRecord], inputs: list[tuple[bytes, str, int, int]]) -> None:
+    def finish(self, row: ImageRecord, output: tuple[bytes, str, int, int]) -> None:
         """Keep what `prepare` found."""
-        for row, found in zip(rows, inputs, strict=True):
-            row.data, row.format, row.width, row.height = found
+        row.data, row.format, row.width, row.height = output
 
 
 def picture(row: ImageRecord, settings: DecodeSettings) -> Image.Image:

@@ -17,17 +17,16 @@ class HumanRegions(Stage):
 
     name = "annotate"
 
-    def prepare(self, row: ImageRecord) -> None:
-        """Nothing: no picture is needed."""
+    def prepare(self, row: ImageRecord) -> list[Region]:
+        """The regions in the file's order."""
+        return [_region(row, annotation) for annotation in row.annotations]
 
-    def process(self, rows: list[ImageRecord], inputs: list[None]) -> None:
-        """Set each row's regions in the file's order, and its tags to their distinct labels."""
-        found = [[_region(row, annotation) for annotation in row.annotations] for row in rows]
-        for row, regions in zip(rows, found, strict=True):
-            row.regions = regions
-            row.tags = [Tag(label, 1.0) for label in row.labels]
-            if not regions:
-                row.status = "empty"
+    def finish(self, row: ImageRecord, output: list[Region]) -> None:
+        """Set the regions, and the tags to their distinct labels."""
+        row.regions = output
+        row.tags = [Tag(label, 1.0) for label in row.labels]
+        if not output:
+            row.status = "empty"
 
 
 def _region(row: ImageRecord, annotation: dict[str, Any]) -> Region:

@@ -18,6 +18,7 @@ class Patchify(Stage):
     takes = frozenset({"ok", "empty"})
 
     def __init__(self, view: View, labels: LabelSettings) -> None:
+        super().__init__()
         self.view, self.embed = view, LabelEmbedder(labels)
 
     def prepare(self, row: ImageRecord) -> np.ndarray:
@@ -27,7 +28,10 @@ class Patchify(Stage):
             coverage[index] = self.view.coverage(coco_mask.decode(region.rle))
         return coverage
 
-    def process(self, rows: list[ImageRecord], inputs: list[np.ndarray]) -> None:
-        """Keep the coverage and embed the labels."""
-        for row, coverage in zip(rows, inputs, strict=True):
-            row.coverage, row.embeds = coverage, self.embed(row.labels)
+    def process(self, rows: list[ImageRecord], inputs: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Coverage, and the label embeddings; these here, because a tokenizer is not for several threads."""
+        return [(coverage, self.embed(row.labels)) for row, coverage in zip(rows, inputs, strict=True)]
+
+    def finish(self, row: ImageRecord, output: tuple[np.ndarray, np.ndarray]) -> None:
+        """Keep both."""
+        row.coverage, row.embeds = output

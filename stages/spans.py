@@ -6,8 +6,9 @@ merged with its neighbour, cut, or empty.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -30,13 +31,34 @@ def normalise(tag: str) -> str:
     return " ".join(tag.lower().replace(".", " ").replace("?", " ").split())
 
 
-def build_prompts(tags: list[str], encode: Callable[[str], list[int]], max_tokens: int = 256) -> list[Prompt]:
+UNBOXABLE = Path(__file__).with_name("unboxable.txt")
+"""Tags that name nothing one can put a box around: actions, colours, whole scenes, times, styles, ideas."""
+
+
+def read_unboxable(path: Path) -> frozenset[str]:
+    """The tags of a file, one a line; `#` starts a comment.
+
+    Raises:
+        OSError: it can't be read.
+        UnicodeDecodeError: it is no text.
+    """
+    lines = (line.partition("#")[0] for line in path.read_text("utf-8").splitlines())
+    return frozenset(tag for line in lines if (tag := normalise(line)))
+
+
+def build_prompts(
+    tags: list[str],
+    encode: Callable[[str], list[int]],
+    max_tokens: int = 256,
+    unboxable: Container[str] = (),
+) -> list[Prompt]:
     """The prompts for one image: every tag whole in exactly one of them, in order, of about equal length.
 
     Args:
         tags: the tagger's.
         encode: token ids of one tag, without special tokens.
         max_tokens: of one prompt, special tokens included (the model's `max_text_len`).
+        unboxable: tags that are left out, as `normalise` gives them.
 
     Returns:
         No prompt where there is no tag. Tags that are equal token by token are asked for once, under the first name;
@@ -44,7 +66,7 @@ def build_prompts(tags: list[str], encode: Callable[[str], list[int]], max_token
     """
     known: dict[tuple[int, ...], str] = {}
     for tag in tags:
-        ids = tuple(encode(normalise(tag)))
+        ids = () if normalise(tag) in unboxable else tuple(encode(normalise(tag)))
         if ids and len(ids) + 3 <= max_tokens:
             known.setdefault(ids, tag)
     costs = [len(ids) + 1 for ids in known]
@@ -91,8 +113,15 @@ def span_scores(probabilities: np.ndarray, prompt: Prompt) -> tuple[np.ndarray, 
     return highest, mean
 
 
-def best_tag(mean: np.ndarray, prompt: Prompt) -> np.ndarray:
-    """The tag with the highest mean for each query `[queries]`; of equals the one with more tokens, then the first."""
+def ranked_tags(mean: np.ndarray, prompt: Prompt) -> np.ndarray:
+    """The tags of each query, best first: highest mean; of equals the one with more tokens, then the first.
+
+    Args:
+        mean: `[queries, tags]`.
+
+    Returns:
+        Places in `prompt.tags`, `[queries, tags]`.
+    """
     lengths = np.array([end - start for start, end in prompt.spans])
     order = np.argsort(-lengths, kind="stable")
-    return order[mean[:, order].argmax(1)]
+    return order[np.argsort(-mean[:, order], axis=1, kind="stable")]

@@ -13,9 +13,9 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.pictures import DecodeSettings
 from pad_pipeline.records import ImageRecord, Tag
 from pad_pipeline.weights import fetch_file
-from stages.base import Stage, chunks
+from stages.base import Stage
+from stages.compute import Compute, ComputeSettings, HostCopy
 from stages.decode import picture
-from stages.device import use_device
 from stages.ram.checkpoint import load_ram
 from stages.ram.network import Ram, RamSettings
 
@@ -46,35 +46,35 @@ class Tagger(Stage):
 
     name = "tag"
 
-    def __init__(self, settings: TaggerSettings, decoding: DecodeSettings, threads: int) -> None:
-        self.settings, self.decoding = settings, decoding
-        self.device = use_device(threads)
+    def __init__(self, settings: TaggerSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
+        super().__init__()
+        self.settings, self.decoding, self.compute = settings, decoding, Compute(compute)
+        self.batch_size = settings.batch_size
         self.labels, thresholds = read_tags(settings)
-        self.thresholds = torch.tensor(thresholds, device=self.device)
+        self.thresholds = np.array(thresholds, np.float32)
         path = fetch_file("tagger.weights", settings.weights, settings.sha256)
-        self.network = load_ram(Ram(settings, len(self.labels)), "tagger.weights", path).to(self.device)
-
-    def batches(self, rows: list[ImageRecord]) -> list[list[ImageRecord]]:
-        """`batch_size` pictures at a time."""
-        return chunks(rows, self.settings.batch_size)
+        network = load_ram(Ram(settings, len(self.labels)), "tagger.weights", path)
+        self.network = self.compute.place(network, in_float32=[network.fc])
+        self.network.visual_encoder = self.compute.compiled(network.visual_encoder)
 
     def prepare(self, row: ImageRecord) -> torch.Tensor:
         """The normalised picture `[3, S, S]`."""
         return preprocess(picture(row, self.decoding), self.settings.image_size)
 
-    @torch.inference_mode()
-    def process(self, rows: list[ImageRecord], inputs: list[torch.Tensor]) -> None:
-        """Set each row's tags, in the order of the tag list; a picture with none is `empty`."""
-        images = torch.stack(inputs).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            logits = self.network(images)
-        probabilities = logits.float().sigmoid()
-        on = (probabilities > self.thresholds).cpu().numpy()
-        scores = probabilities.cpu().numpy()
-        for row, row_on, row_scores in zip(rows, on, scores, strict=True):
-            row.tags = [Tag(self.labels[index], float(row_scores[index])) for index in np.flatnonzero(row_on)]
-            if not row.tags:
-                row.status = "empty"
+    def process(self, rows: list[ImageRecord], inputs: list[torch.Tensor]) -> list[tuple[HostCopy, int]]:
+        """The probabilities of all tags `[B, tags]`, float32, and each row's place among them."""
+        images = self.compute.send(self.compute.filled(torch.stack(inputs), self.batch_size))
+        with self.compute.autocast():
+            probabilities = HostCopy(self.network(images).float().sigmoid())
+        return [(probabilities, place) for place in range(len(rows))]
+
+    def finish(self, row: ImageRecord, output: tuple[HostCopy, int]) -> None:
+        """Set the row's tags, in the order of the tag list; a picture with none is `empty`."""
+        probabilities, place = output
+        scores = probabilities.numpy()[place]
+        row.tags = [Tag(self.labels[index], float(scores[index])) for index in np.flatnonzero(scores > self.thresholds)]
+        if not row.tags:
+            row.status = "empty"
 
 
 def preprocess(image: Image.Image, size: int) -> torch.Tensor:

@@ -25,7 +25,8 @@ from transformers import (
 
 from pad_pipeline.pretrained import quiet
 from stages.ram.network import Ram, RamSettings
-from stages.segment import SamShape, build_sam
+from stages.sam.network import build_sam
+from stages.sam.shape import SamShape
 from workflows.miniature.detector import build_tokenizer
 from workflows.miniature.llm import build_tokenizer as build_bpe
 from workflows.miniature.train import as_toml
@@ -73,7 +74,6 @@ def _toml(family: str) -> str:
             "tagger": tagger | RAM_SHAPE.model_dump(exclude={"family"}),
             "detector": {"model": "detector", "box_threshold": 0.3},
             "segmenter": {"weights": "segmenter.safetensors"},
-            "segmenter.shape": SAM_SHAPE.model_dump(),
             "llm": {"llm": "llm"},
         }
     )

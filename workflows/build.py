@@ -75,7 +75,8 @@ def build(
         settings=models.model_dump(mode="json", exclude={"view"}),  # the view in use stands for itself
         fingerprints=weight_fingerprints(models) | labels,
     )
-    chain = annotation_chain(out.resolve(), models, view, source.root.resolve(), threads)
+    compute = models.compute.model_copy(update={"threads": threads})
+    chain = annotation_chain(out.resolve(), models, view, source.root.resolve(), compute)
     return _run(run, source, out, chain, engine, address, workers)
 
 

@@ -8,24 +8,29 @@ from pathlib import Path
 from pad_pipeline.geometry import View
 from pad_pipeline.labels import LabelEmbedder
 from pad_pipeline.pictures import DecodeSettings
-from pad_pipeline.weights import fetch_file, fetch_folder, file_sha256, folder_sha256
+from pad_pipeline.weights import fetch_file, file_sha256, folder_sha256
+from stages.compute import ComputeSettings
 from stages.decode import Decode
 from stages.ground import FILES, Detector
+from stages.ground import find_model as find_detector
 from stages.human import HumanRegions
 from stages.patchify import Patchify
+from stages.sam.hub import FILES as SAM_FILES
 from stages.segment import Segmenter
+from stages.segment import find_model as find_segmenter
+from stages.spans import UNBOXABLE
 from stages.tag import Tagger, read_tags
 from workflows.links import Link, ReadShard, WriteShard
 from workflows.models import LabelSettings, ModelSettings
 
 
-def annotation_chain(out: Path, models: ModelSettings, view: View, root: Path, threads: int) -> list[Link]:
+def annotation_chain(out: Path, models: ModelSettings, view: View, root: Path, compute: ComputeSettings) -> list[Link]:
     """decode -> tag -> ground -> segment -> patchify -> write."""
     return [
         Link("decode", [partial(ReadShard, out), partial(Decode, models.decode, root)]),
-        Link("tag", [partial(Tagger, models.tagger, models.decode, threads)], on_gpu=True),
-        Link("ground", [partial(Detector, models.detector, models.decode, threads)], on_gpu=True),
-        Link("segment", [partial(Segmenter, models.segmenter, models.decode, threads)], on_gpu=True),
+        Link("tag", [partial(Tagger, models.tagger, models.decode, compute)], on_gpu=True),
+        Link("ground", [partial(Detector, models.detector, models.decode, compute)], on_gpu=True),
+        Link("segment", [partial(Segmenter, models.segmenter, models.decode, compute)], on_gpu=True),
         Link("patchify", [partial(Patchify, view, models.llm), partial(WriteShard, out)]),
     ]
 
@@ -44,15 +49,21 @@ def weight_fingerprints(models: ModelSettings) -> dict[str, str]:
     Raises:
         UserError: a model is not there, can't be reached, or is not the one that is pinned.
     """
-    tagger, detector, segmenter = models.tagger, models.detector, models.segmenter
+    tagger, detector = models.tagger, models.detector
     read_tags(tagger)  # the two files must fit each other
-    lists = {"tag_list": tagger.tag_list, "thresholds": tagger.thresholds if tagger.threshold is None else ""}
-    return {
-        name: file_sha256(fetch_file(f"tagger.{name}", reference)) for name, reference in lists.items() if reference
-    } | {
+    lists = {
+        "tagger.tag_list": tagger.tag_list,
+        "tagger.thresholds": tagger.thresholds if tagger.threshold is None else "",
+        "detector.unboxable": str(UNBOXABLE) if detector.unboxable == "default" else detector.unboxable,
+    }
+    found = {field: file_sha256(fetch_file(field, reference)) for field, reference in lists.items() if reference}
+    model, tokenizer = find_detector(detector)
+    segmenter = find_segmenter(models.segmenter)
+    return {name.partition(".")[2]: digest for name, digest in found.items()} | {
         "tagger": file_sha256(fetch_file("tagger.weights", tagger.weights, tagger.sha256)),
-        "detector": folder_sha256(fetch_folder("detector.model", detector.model, detector.revision, FILES), FILES),
-        "segmenter": file_sha256(fetch_file("segmenter.weights", segmenter.weights, segmenter.sha256)),
+        "detector": folder_sha256(model, FILES),
+        "detector_tokenizer": folder_sha256(tokenizer, ["tokenizer*", "vocab.txt"]),
+        "segmenter": folder_sha256(segmenter, SAM_FILES) if segmenter.is_dir() else file_sha256(segmenter),
     }
 
 

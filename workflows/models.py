@@ -13,8 +13,9 @@ from pad_pipeline.labels import LabelSettings
 from pad_pipeline.miniature.shipped import NAME as MINIATURE
 from pad_pipeline.miniature.shipped import checked
 from pad_pipeline.pictures import DecodeSettings
+from stages.compute import ComputeSettings
 from stages.ground import DetectorSettings
-from stages.segment import VIT_B, VIT_H, VIT_L, SegmenterSettings
+from stages.segment import SegmenterSettings
 from stages.tag import TaggerSettings
 from workflows.settings import read_toml, settings_error
 
@@ -25,7 +26,8 @@ SAM_FILES = "https://dl.fbaipublicfiles.com/segment_anything"
 
 
 class ModelSettings(BaseModel):
-    """The four models of a build, one TOML section each, how pictures are decoded, and what the vision tower sees."""
+    """The four models of a build, one TOML section each; how the first three compute, how pictures are decoded, and
+    what the vision tower sees."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -33,6 +35,7 @@ class ModelSettings(BaseModel):
     detector: DetectorSettings
     segmenter: SegmenterSettings
     llm: LabelSettings
+    compute: ComputeSettings = ComputeSettings()
     decode: DecodeSettings = DecodeSettings()
     view: View = View()
     """Of the vision tower that goes with the LLM; the command line's options win over it."""
@@ -77,10 +80,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 Hashes are pinned where two independent public sources agree on them; where none is known (RAM's file, Grounding DINO
 base, Vicuna) the hash found is recorded in run.json, and a resumed run refuses another."""
 
-_SHAPES = {"vit_b": VIT_B, "vit_l": VIT_L, "vit_h": VIT_H}
 _PATHS = {
     "tagger": ("weights", "tag_list", "thresholds"),
-    "detector": ("model",),
+    "detector": ("model", "tokenizer", "unboxable"),
     "segmenter": ("weights",),
     "llm": ("llm",),
 }
@@ -90,7 +92,7 @@ def load_models(name: str) -> ModelSettings:
     """The settings that `--models` names: a preset, `miniature`, or a TOML file.
 
     In a file, `preset = "paper"` starts from that preset and each section changes some of it; paths are relative to
-    the file; `shape` of the segmenter may be "vit_b", "vit_l" or "vit_h".
+    the file.
 
     Raises:
         UserError: there is no such preset or file, or a setting is wrong.
@@ -111,7 +113,7 @@ def load_models(name: str) -> ModelSettings:
     merged = dict(PRESETS[preset]) if preset else {}
     for section, entries in data.items():
         if isinstance(entries, dict):
-            merged[section] = merged.get(section, {}) | _resolved(section, entries, path.parent, name)
+            merged[section] = _over(merged.get(section, {}), _resolved(section, entries, path.parent, name))
         else:
             merged[section] = entries
     try:
@@ -120,14 +122,20 @@ def load_models(name: str) -> ModelSettings:
         raise settings_error(error, str(path)) from error
 
 
+def _over(usual: dict[str, Any], entries: dict[str, Any]) -> dict[str, Any]:
+    """A preset's section with some entries changed. The hash that is pinned for a file goes with the file."""
+    pinned = {"weights": "sha256", "model": "sha256", "tag_list": "tag_list_sha256", "thresholds": "thresholds_sha256"}
+    gone = {pin for name, pin in pinned.items() if name in entries}
+    return {name: value for name, value in usual.items() if name not in gone} | entries
+
+
 def _resolved(section: str, entries: dict[str, Any], folder: Path, models: str) -> dict[str, Any]:
-    """A section with its paths made absolute where they name something beside the file, and its shape spelled out.
-    Those of the miniature stay relative to the package, wherever that is installed."""
+    """A section with its paths made absolute where they name something beside the file. Those of the miniature stay
+    relative to the package, wherever that is installed."""
     entries = dict(entries)
     for name in _PATHS.get(section, ()):
-        if isinstance(entries.get(name), str) and (folder / entries[name]).exists():
+        value = entries.get(name)
+        if value and isinstance(value, str) and (folder / value).exists():
             own = models == MINIATURE
-            entries[name] = f"{MINIATURE}:{entries[name]}" if own else str((folder / entries[name]).resolve())
-    if section == "segmenter" and isinstance(entries.get("shape"), str):
-        entries["shape"] = _SHAPES.get(entries["shape"], entries["shape"])
+            entries[name] = f"{MINIATURE}:{value}" if own else str((folder / value).resolve())
     return entries

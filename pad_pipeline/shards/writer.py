@@ -62,7 +62,8 @@ def _richest_first(records: list[ImageRecord]) -> list[ImageRecord]:
     types from the first samples, and an empty list has none."""
 
     def filled(record: ImageRecord) -> int:
-        return 4 * bool(record.regions) + 2 * bool(record.tags) + bool(record.conversations)
+        alternates = any(region.alternates for region in record.regions)
+        return 8 * alternates + 4 * bool(record.regions) + 2 * bool(record.tags) + bool(record.conversations)
 
     best = max(records, key=filled, default=None)
     return records if best is None else [best, *(record for record in records if record is not best)]

@@ -53,9 +53,9 @@ class CrossAttention(nn.Module):
         self.output = _residual_output(width, width)
 
     def forward(self, queries: Tensor, image: Tensor) -> Tensor:
-        """`[B, tags, width]` and `[B, tokens, embed_width]` -> `[B, tags, width]`."""
+        """`[B or 1, tags, width]` and `[B, tokens, embed_width]` -> `[B, tags, width]`."""
         q, k, v = (
-            self.self[name](x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            self.self[name](x).unflatten(-1, (self.heads, -1)).transpose(1, 2).expand(len(image), -1, -1, -1)
             for name, x in (("query", queries), ("key", image), ("value", image))
         )
         context = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
@@ -72,7 +72,7 @@ class TaggingLayer(nn.Module):
         self.output = _residual_output(settings.head_feed_forward, settings.head_width)
 
     def forward(self, queries: Tensor, image: Tensor) -> Tensor:
-        """`[B, tags, width]` and `[B, tokens, embed_width]` -> `[B, tags, width]`."""
+        """`[B or 1, tags, width]` and `[B, tokens, embed_width]` -> `[B, tags, width]`."""
         x = self.crossattention(queries, image)
         return self.output["LayerNorm"](self.output["dense"](F.gelu(self.intermediate["dense"](x))) + x)
 
@@ -104,7 +104,6 @@ class Ram(nn.Module):
         """`[B, 3, S, S]` normalised -> logits `[B, tags]`."""
         image = self.image_proj(self.visual_encoder(images))
         queries = F.relu(self.wordvec_proj(self.label_queries(image[:, 0])))
-        queries = queries.expand(image.shape[0], -1, -1)
         for layer in self.tagging_head["encoder"]["layer"]:  # type: ignore[index]
             queries = layer(queries, image)
         with torch.autocast(queries.device.type, enabled=False):  # bfloat16 has too few digits for thresholds

@@ -55,15 +55,19 @@ class WindowAttention(nn.Module):
         self.register_buffer("relative_position_index", _relative_positions(window), persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """`[B * windows, tokens, dim]` -> the same; `mask` is `[windows, tokens, tokens]` of 0 and -100."""
-        windows, tokens, dim = x.shape
-        q, k, v = self.qkv(x).view(windows, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1).unsqueeze(0)
+        """`[B * windows, tokens, dim]` -> the same; `mask` is `[windows, tokens, tokens]` of 0 and -100.
+
+        The bias is there once and not once for each picture: without a mask it is the same for all windows; with one,
+        a picture's windows stand beside its heads, so that the batch is a dimension of its own.
+        """
+        count, tokens, dim = x.shape
+        q, k, v = self.qkv(x).view(count, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)  # [heads, t, t]
         if mask is not None:
-            # [1, heads, t, t] + [windows, 1, t, t], repeated for each image of the batch.
-            bias = (bias + mask.unsqueeze(1)).repeat(windows // mask.shape[0], 1, 1, 1)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-        return self.proj(x.transpose(1, 2).reshape(windows, tokens, dim))
+            bias = (bias + mask.unsqueeze(1)).flatten(0, 1)  # [windows * heads, t, t]
+            q, k, v = (part.reshape(-1, len(bias), tokens, dim // self.heads) for part in (q, k, v))
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0))
+        return self.proj(x.view(count, self.heads, tokens, -1).transpose(1, 2).reshape(count, tokens, dim))
 
 
 class Mlp(nn.Module):

@@ -35,6 +35,7 @@ from pad_pipeline.pictures import DecodeSettings
 from pad_pipeline.pretrained import quiet
 from pad_pipeline.records import ImageRecord, Shard, Tag
 from pad_pipeline.weights import file_sha256
+from stages.compute import ComputeSettings
 from stages.ground import Detector, DetectorSettings
 from stages.spans import CLS, DOT, SEP, Prompt, build_prompts
 from workflows.miniature.tagger import SHAPE, normalised
@@ -42,6 +43,8 @@ from workflows.miniature.training import TRAIN_WORLD, VALIDATION_WORLD, Batch, B
 
 EDGE = 128
 """The short edge of a picture inside the detector, in pixels."""
+SETTINGS: dict[str, Any] = {"nms_iou_across_labels": 1.0, "unboxable": "", "batch_size": 16}
+"""How the detector is used: parts fill things, and `night` is a ground of the drawn world."""
 STRIDES = (8, 16, 32)
 PLACES_PER_BOX = 6
 """How many places of the picture learn each box."""
@@ -177,8 +180,8 @@ class DetectorRecipe(Recipe):
             self.network.save_pretrained(path)
             self.tokenizer.save_pretrained(path)
             self.processor.save_pretrained(path)
-        settings = DetectorSettings(model=str(path), box_threshold=0.1, nms_across_labels=False, batch_size=16)
-        stage = Detector(settings, DecodeSettings(), torch.get_num_threads())
+        settings = DetectorSettings(model=str(path), box_threshold=0.1, **SETTINGS)
+        stage = Detector(settings, DecodeSettings(), ComputeSettings(precision="float32"))
         scenes = [draw_scene(VALIDATION_WORLD, index) for index in range(self.validation)]
         rows = stage(Shard(0, [_row(scene) for scene in scenes])).rows
         if failed := [row.reason for row in rows if row.status == "failed"]:

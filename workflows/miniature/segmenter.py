@@ -13,7 +13,8 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
 from pad_pipeline.miniature.world import draw_scene
-from stages.segment import SamShape, build_sam
+from stages.sam.network import build_sam, decode_boxes
+from stages.sam.shape import SamShape
 from workflows.miniature.training import TRAIN_WORLD, VALIDATION_WORLD, Batch, Budget, Recipe, to_device
 
 SHAPE = SamShape(
@@ -78,21 +79,10 @@ class SegmenterRecipe(Recipe):
         embeddings = sam.image_encoder(pictures.masked_fill(~batch["inside"][:, None], 0))  # as sam.preprocess pads
         with torch.autocast(embeddings.device.type, enabled=False):
             count, each = batch["boxes"].shape[:2]
-            sparse, dense = sam.prompt_encoder(points=None, boxes=batch["boxes"].flatten(0, 1), masks=None)
-            logits, quality = [], []
-            for row in range(count):  # the decoder takes one picture with its boxes
-                mine = slice(row * each, (row + 1) * each)
-                masks, iou = sam.mask_decoder(
-                    image_embeddings=embeddings[row : row + 1].float(),
-                    image_pe=sam.prompt_encoder.get_dense_pe(),
-                    sparse_prompt_embeddings=sparse[mine],
-                    dense_prompt_embeddings=dense[mine],
-                    multimask_output=False,
-                )
-                logits.append(masks)
-                quality.append(iou)
+            image = torch.arange(count, device=embeddings.device).repeat_interleave(each)
+            logits, quality = decode_boxes(sam, embeddings.float(), image, batch["boxes"].flatten(0, 1))
             edge = SHAPE.image_size
-            drawn = F.interpolate(torch.cat(logits), (edge, edge), mode="bilinear", align_corners=False)[:, 0]
+            drawn = F.interpolate(logits[None], (edge, edge), mode="bilinear", align_corners=False)[0]
             wanted = batch["masks"].flatten(0, 1).float() / 255
             inside = batch["inside"].repeat_interleave(each, 0)
             wrong = F.binary_cross_entropy_with_logits(drawn, wanted, reduction="none").masked_fill(~inside, 0)
@@ -102,7 +92,7 @@ class SegmenterRecipe(Recipe):
             with torch.no_grad():
                 both, truth = (drawn > 0) & inside, wanted > 0.5
                 iou = (both & truth).sum((1, 2)) / (both | truth).sum((1, 2)).clamp_min(1)
-            predicted = F.mse_loss(torch.cat(quality)[:, 0], iou)
+            predicted = F.mse_loss(quality, iou)
             numbers = {"entropy": entropy.detach(), "dice": dice.detach(), "iou": iou.mean()}
             return 10 * entropy + dice + predicted, numbers
 

@@ -18,9 +18,9 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.shipped import MANIFEST, Member, write_manifest
 from workflows.miniature.clip import VIEW as CLIP_VIEW
 from workflows.miniature.clip import ClipRecipe
+from workflows.miniature.detector import SETTINGS as DETECTOR
 from workflows.miniature.detector import DetectorRecipe
 from workflows.miniature.llm import LlmRecipe
-from workflows.miniature.segmenter import SHAPE as SAM_SHAPE
 from workflows.miniature.segmenter import SegmenterRecipe
 from workflows.miniature.tagger import SHAPE as RAM_SHAPE
 from workflows.miniature.tagger import TaggerRecipe
@@ -135,12 +135,11 @@ def _members(out: Path) -> dict[str, Member]:
 def _toml(box_threshold: float) -> str:
     """What `--models` reads; the shapes are the recipes'."""
     tagger = {"weights": "tagger.safetensors", "tag_list": "tags.txt", "thresholds": "thresholds.txt"}
-    detector = {"model": "detector", "box_threshold": box_threshold, "nms_across_labels": False, "batch_size": 16}
+    detector = {"model": "detector", "box_threshold": box_threshold} | DETECTOR
     sections: dict[str, dict[str, Any]] = {
         "tagger": tagger | RAM_SHAPE.model_dump(),
         "detector": detector,
         "segmenter": {"weights": "segmenter.safetensors", "batch_size": 16},
-        "segmenter.shape": SAM_SHAPE.model_dump(),
         "llm": {"llm": "llm"},
         "view": {"size": CLIP_VIEW.size, "patch": CLIP_VIEW.patch},
     }

@@ -1,0 +1,124 @@
+"""Where and how the models compute: device, precision, transfers. The same code on a GPU and without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+
+class ComputeSettings(BaseModel):
+    """How all three annotation models compute."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: bfloat16 on a GPU, float32 without one. In bfloat16 only matrix products and convolutions are; norms,
+    softmax, sampling, boxes, thresholds and resizes stay float32."""
+    compile: bool = False
+    """Compile the image encoders with torch.compile: minutes at the start, a third or more faster on a GPU."""
+    threads: int = Field(0, ge=0, exclude=True)
+    """CPU threads of each model; 0 leaves it to torch. The command line sets it; it is not in run.json."""
+
+
+class Compute:
+    """The device and the precision that the settings come to on this machine."""
+
+    def __init__(self, settings: ComputeSettings) -> None:
+        self.settings = settings
+        if settings.threads:
+            # Set here and not left to the process: it decides in which order sums are taken, and so their last bits.
+            torch.set_num_threads(settings.threads)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        auto = settings.precision == "auto" and self.device.type == "cuda"
+        self.bfloat16 = auto or settings.precision == "bfloat16"
+        # Beside bfloat16, what stays float32 may use TensorFloat-32, which has eight times its precision; where
+        # float32 is asked for, it is float32.
+        torch.set_float32_matmul_precision("high" if self.bfloat16 else "highest")
+
+    def place(self, model: nn.Module, in_float32: Iterable[nn.Module] = ()) -> nn.Module:
+        """`model` on the device, in eval mode, ready for `autocast`.
+
+        Weights of matrix products and convolutions are cast once, here: autocast would cast them again in every
+        forward, to the same numbers.
+
+        Args:
+            model: with float32 weights.
+            in_float32: parts of it that compute in float32 all the same.
+        """
+        model = model.to(self.device).eval()
+        if self.bfloat16:
+            exact = {module for part in in_float32 for module in part.modules()}
+            for part in in_float32:
+                _leave_autocast(part)
+            for module in model.modules():
+                if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)) and module not in exact:
+                    module.to(torch.bfloat16)
+        return model
+
+    def compiled(self, module: nn.Module, dynamic: bool = False) -> nn.Module:
+        """`module` as `settings.compile` wants it.
+
+        Args:
+            module: to be called with tensors of one shape, see `filled`.
+            dynamic: with tensors of many shapes.
+        """
+        return torch.compile(module, dynamic=dynamic) if self.settings.compile else module  # type: ignore[return-value]
+
+    def filled(self, batch: Tensor, size: int) -> Tensor:
+        """`batch`, for a compiled module filled up to `size` rows, because it is compiled for each shape anew."""
+        if not self.settings.compile or len(batch) >= size:
+            return batch
+        return torch.cat([batch, batch[:1].expand(size - len(batch), *batch.shape[1:])])
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """What a model's forward pass stands in."""
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            yield
+
+    def send(self, tensor: Tensor) -> Tensor:
+        """`tensor` on the device; by way of pinned memory, so that nobody waits for the copy."""
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+
+class HostCopy:
+    """A tensor on its way to the CPU. Whoever needs the numbers waits for them, which should not be the thread that
+    feeds the GPU."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._event = None
+        self._tensor = tensor.detach()
+        if tensor.is_cuda:
+            self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._tensor.copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def numpy(self) -> np.ndarray:
+        """The numbers, once they are here."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._tensor.numpy()
+
+
+def _leave_autocast(module: nn.Module) -> None:
+    """Let `module` compute in float32 wherever it is called: inputs are cast up, autocast is off inside."""
+    forward = module.forward
+
+    def exact(*inputs: object, **named: object) -> object:
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            return forward(*map(_float32, inputs), **{name: _float32(value) for name, value in named.items()})
+
+    module.forward = exact
+
+
+def _float32(value: object) -> object:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -1,0 +1,60 @@
+"""Attention between picture and text in both directions, as Grounding DINO fuses them, through fused kernels.
+
+Both directions share one matrix of scores, normalised over the words for the picture and over the picture for the
+words. transformers writes that matrix out several times (18,000 x 256 for each head at full size) and subtracts the
+maximum of the whole batch from it, which changes nothing in exact numbers, costs digits in bfloat16, and lets a picture's
+numbers depend on its neighbours'. A fused kernel for each direction does neither.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class FusedBiAttention(nn.Module):
+    """Takes the place, the parameters and the signature of transformers' `...BiMultiHeadAttention`."""
+
+    def __init__(self, original: Any) -> None:
+        super().__init__()
+        self.heads, self.scale = original.num_heads, original.scale
+        for name in ("vision_proj", "text_proj", "values_vision_proj", "values_text_proj"):
+            setattr(self, name, getattr(original, name))
+        self.out_vision_proj, self.out_text_proj = original.out_vision_proj, original.out_text_proj
+        self.padded = True
+        """Whether any picture of the batch is padded; where none is, the fastest kernels need no mask."""
+
+    def forward(
+        self,
+        vision_features: Tensor,
+        text_features: Tensor,
+        vision_attention_mask: Tensor,
+        text_attention_mask: Tensor,
+    ) -> tuple[tuple[Tensor, None], tuple[Tensor, None]]:
+        """What each side learns from the other: for the picture `[B, P, d]`, for the text `[B, T, d]`; the weights that
+        transformers gives too are left out.
+
+        Args:
+            vision_features: `[B, P, d]`.
+            text_features: `[B, T, d]`.
+            vision_attention_mask: `[B, P]`, true where there is only padding.
+            text_attention_mask: `[B, T]`, likewise.
+        """
+        vision, words = self._heads(self.vision_proj(vision_features)), self._heads(self.text_proj(text_features))
+        of_words = self._heads(self.values_text_proj(text_features))
+        of_vision = self._heads(self.values_vision_proj(vision_features))
+        pixels = ~vision_attention_mask[:, None, None] if self.padded else None
+        to_vision = F.scaled_dot_product_attention(
+            vision, words, of_words, ~text_attention_mask[:, None, None], scale=self.scale
+        )
+        to_words = F.scaled_dot_product_attention(words, vision, of_vision, pixels, scale=self.scale)
+        return (self.out_vision_proj(_joined(to_vision)), None), (self.out_text_proj(_joined(to_words)), None)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def _joined(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)

@@ -1,0 +1,175 @@
+"""Grounding DINO of transformers: pictures are encoded once, whatever the number of their prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import (
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessorPil,
+    MMGroundingDinoForObjectDetection,
+)
+from transformers.image_transforms import get_size_with_aspect_ratio
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.pretrained import load_pretrained, read_config
+from stages.compute import Compute
+from stages.dino.attention import FusedBiAttention
+
+KINDS = {"grounding-dino": GroundingDinoForObjectDetection, "mm-grounding-dino": MMGroundingDinoForObjectDetection}
+"""Zero-shot detectors of transformers that give a score for each token of the text, by `model_type`."""
+TEXT_STEP = 16
+"""Texts are padded to a multiple of this, so that few shapes occur; the model masks the padding."""
+
+
+class Features(NamedTuple):
+    """What the prompts of a batch of pictures share."""
+
+    maps: list[tuple[Tensor, Tensor]]
+    """The backbone's feature maps `[B, C, h, w]`, each with the places `[B, h, w]` that are the picture's."""
+    positions: list[Tensor]
+    """Their position embeddings."""
+    mask: Tensor
+    """`[B, H, W]`: 1 where a pixel is the picture's, 0 where it is padding."""
+    padded: bool
+    """Whether there is any padding."""
+
+
+class GroundingDino:
+    """The model on its device.
+
+    Args:
+        field: the setting that names it, for errors.
+        folder: model folder of transformers.
+        compute: where and how it computes.
+    """
+
+    def __init__(self, field: str, folder: Path, compute: Compute) -> None:
+        config = read_config(field, folder, set(KINDS))
+        model = load_pretrained(
+            field,
+            folder,
+            KINDS[config["model_type"]],
+            torch.float32,
+            use_safetensors=True,
+            disable_custom_kernels=True,  # the pure PyTorch path: nothing to compile, nothing to download
+        )
+        inner = model.model
+        self.fusions = []
+        for layer in inner.encoder.layers:
+            layer.fusion_layer.attn = FusedBiAttention(layer.fusion_layer.attn)
+            self.fusions.append(layer.fusion_layer.attn)
+        # Boxes and scores, and where the deformable attention looks: a bfloat16 has 8 bits for a place in the picture.
+        exact = [
+            *model.bbox_embed, *model.class_embed, *inner.decoder.bbox_embed, inner.encoder_output_bbox_embed,
+            inner.encoder_output_class_embed,
+            *(part for name, part in inner.named_modules() if name.endswith(("sampling_offsets", "attention_weights"))),
+        ]  # fmt: skip
+        self.compute = compute
+        self.model = compute.place(model, in_float32=dict.fromkeys(exact))
+        self.max_tokens: int = model.config.max_text_len
+        self.words: int = model.config.text_config.vocab_size
+        self.backbone = inner.backbone = _SharedFeatures(inner.backbone)
+        encoder = self.backbone.backbone.conv_encoder
+        encoder.model = compute.compiled(encoder.model, dynamic=True)
+        self.processor = load_processor(field, folder)
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Height and width of a picture as the model gets it."""
+        size = self.processor.size
+        short, long = size.get("shortest_edge"), size.get("longest_edge")
+        if short is None:
+            return size["height"], size["width"]
+        return get_size_with_aspect_ratio((height, width), short, long)
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """The resized and normalised picture `[3, H, W]`."""
+        return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+
+    def encode(self, pictures: list[Tensor], size: tuple[int, int]) -> Features:
+        """What the prompts of these pictures share.
+
+        Args:
+            pictures: `[3, h, w]` each.
+            size: height and width that all are padded to.
+        """
+        pixels = pictures[0].new_zeros(len(pictures), 3, *size)
+        inside = torch.zeros(len(pictures), *size, dtype=torch.long)
+        for row, picture in enumerate(pictures):
+            pixels[row, :, : picture.shape[1], : picture.shape[2]] = picture
+            inside[row, : picture.shape[1], : picture.shape[2]] = 1
+        mask = self.compute.send(inside)
+        with self.compute.autocast():
+            maps, positions = self.backbone.backbone(self.compute.send(pixels), mask)
+        padded = any(picture.shape[1:] != size for picture in pictures)
+        return Features(maps, positions, mask, padded)
+
+    def detect(self, features: Features, images: list[int], texts: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Where the words of each text are, each in its picture.
+
+        Args:
+            features: of a batch of pictures.
+            images: the picture of each text, as its place in the batch.
+            texts: token ids.
+
+        Returns:
+            Probabilities of each query for each token `[B, queries, tokens]`, and boxes `[B, queries, 4]`, cxcywh as
+            parts of the picture; float32.
+        """
+        length = -(-max(map(len, texts)) // TEXT_STEP) * TEXT_STEP
+        ids = torch.zeros(len(texts), min(length, self.max_tokens), dtype=torch.long)
+        attended = torch.zeros_like(ids)
+        for row, text in enumerate(texts):
+            ids[row, : len(text)] = torch.tensor(text)
+            attended[row, : len(text)] = 1
+        chosen = self.compute.send(torch.tensor(images))
+        self.backbone.lend(features, chosen)
+        for fusion in self.fusions:
+            fusion.padded = features.padded
+        mask = features.mask[chosen]
+        with self.compute.autocast():
+            output = self.model(
+                pixel_values=mask.new_empty(1, dtype=torch.float32).expand(len(texts), 3, *mask.shape[1:]),
+                pixel_mask=mask,
+                input_ids=self.compute.send(ids),
+                attention_mask=self.compute.send(attended),
+                token_type_ids=self.compute.send(torch.zeros_like(ids)),
+            )
+        return output.logits[..., : ids.shape[1]].float().sigmoid(), output.pred_boxes.float()
+
+
+class _SharedFeatures(nn.Module):
+    """Stands where the model has its backbone, and gives what it was lent instead of computing it again."""
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.position_embedding = backbone.position_embedding
+
+    def lend(self, features: Features, chosen: Tensor) -> None:
+        """For the next forward: these pictures of a batch."""
+        self.lent = features, chosen
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
+        features, chosen = self.__dict__.pop("lent")
+        maps = [(feature[chosen], mask[chosen]) for feature, mask in features.maps]
+        return maps, [position[chosen] for position in features.positions]
+
+
+def load_processor(field: str, folder: Path) -> GroundingDinoImageProcessorPil:
+    """The model's image processor.
+
+    Raises:
+        UserError: its preprocessor_config.json is missing or can't be used.
+    """
+    try:
+        processor = GroundingDinoImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        processor(images=Image.new("RGB", (8, 8)), return_tensors="pt")
+        return processor
+    except Exception as error:
+        rule = f"its preprocessor_config.json can't be used ({type(error).__name__})"
+        raise UserError(field, folder, rule, "fetch the model again") from error

@@ -1,0 +1,88 @@
+"""SAM, SAM-HQ and SAM 2.1 of transformers, by hub name or folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from transformers import Sam2ImageProcessor, Sam2Model, SamHQModel, SamImageProcessorPil, SamModel
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.pretrained import load_pretrained, read_config
+from stages.compute import Compute
+
+KINDS = {"sam": SamModel, "sam_hq": SamHQModel, "sam2": Sam2Model, "sam2_video": Sam2Model}
+"""By `model_type`. The official SAM 2.1 folders are of the video model, which holds the image model."""
+FILES = ["*config.json", "model*.safetensors*"]
+"""What is fetched of a model from the hub, and what its fingerprint is of."""
+
+
+class HubSam:
+    """A segmenter of transformers on its device. Arguments as `OfficialSam`'s, with a model folder."""
+
+    threshold = 0.0
+
+    def __init__(self, field: str, folder: Path, compute: Compute) -> None:
+        self.kind = read_config(field, folder, set(KINDS))["model_type"]
+        self.compute = compute
+        model = load_pretrained(field, folder, KINDS[self.kind], torch.float32, use_safetensors=True)
+        self.stretched = self.kind.startswith("sam2")  # SAM keeps the aspect and pads, SAM 2 does not
+        exact = [model.prompt_encoder, model.mask_decoder.iou_prediction_head]
+        self.model: Any = compute.place(model, in_float32=exact)
+        processor = Sam2ImageProcessor if self.stretched else SamImageProcessorPil
+        try:
+            self.processor = processor.from_pretrained(folder, local_files_only=True)
+            self.processor(images=Image.new("RGB", (8, 8)), return_tensors="pt")
+        except Exception as error:
+            rule = f"its preprocessor_config.json can't be used ({type(error).__name__})"
+            raise UserError(field, folder, rule, "fetch the model again") from error
+        edge = model.config.vision_config.image_size if not self.stretched else self.processor.size["height"]
+        self.edge: int = edge
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """The resized, normalised and padded picture `[3, S, S]`."""
+        return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+
+    def encode(self, pictures: list[Tensor], size: int) -> list[Tensor]:
+        """What the decoder wants of each picture, as tensors `[B, ...]`."""
+        pixels = self.compute.filled(torch.stack(pictures), size)
+        with self.compute.autocast():
+            found = self.model.get_image_embeddings(self.compute.send(pixels))
+        if self.kind == "sam":
+            return [found]
+        # SAM-HQ: the last embedding, and those of the first block that sees the whole picture.
+        return [found[0], found[1][0]] if self.kind == "sam_hq" else list(found)
+
+    def boxes(self, boxes: np.ndarray, width: int, height: int) -> np.ndarray:
+        """Boxes `[N, 4]` in pixels of a picture -> in pixels of the encoder's square."""
+        new_height, new_width = self._resized(width, height)
+        return boxes * np.array([new_width / width, new_height / height] * 2)
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        if self.stretched:
+            return self.edge, self.edge
+        scale = self.edge / max(width, height)
+        return int(height * scale + 0.5), int(width * scale + 0.5)
+
+    def decode(self, embeddings: list[Tensor], image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask logits `[N, h, w]` and predicted IoU `[N]`. Arguments as `decode_boxes`'s."""
+        own = [part[image] for part in embeddings]
+        named: dict[str, Any] = {"image_embeddings": own if self.stretched else own[0]}
+        if self.kind == "sam_hq":
+            named["intermediate_embeddings"] = own[1:]
+        with self.compute.autocast():
+            output = self.model(input_boxes=boxes[:, None], multimask_output=False, **named)
+        return output.pred_masks[:, 0, 0].float(), output.iou_scores[:, 0, 0].float()
+
+    def upscale(self, logits: Tensor, width: int, height: int) -> Tensor:
+        """`[N, h, w]` -> `[N, height, width]`, as transformers' processors do: SAM by way of its square."""
+        if not self.stretched:
+            square = F.interpolate(logits[None], (self.edge, self.edge), mode="bilinear", align_corners=False)[0]
+            resized = self._resized(width, height)
+            logits = square[:, : resized[0], : resized[1]]
+        return F.interpolate(logits[None], (height, width), mode="bilinear", align_corners=False)[0]

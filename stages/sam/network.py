@@ -1,0 +1,161 @@
+"""SAM from upstream's modules: the official checkpoint's names and numbers, with fused attention, and a decoder that
+takes the boxes of many pictures at once."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor, nn
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.weights import check_state_dict, family_of, read_tensors
+from stages.compute import Compute
+from stages.sam.attention import RelativeAttention
+from stages.sam.shape import SamShape, read_shape
+
+
+def build_sam(shape: SamShape) -> Sam:
+    """Upstream's modules, put together as upstream's `build_sam` does, for any size of encoder."""
+    side = shape.image_size // shape.patch
+    encoder = ImageEncoderViT(
+        img_size=shape.image_size,
+        patch_size=shape.patch,
+        embed_dim=shape.width,
+        depth=shape.depth,
+        num_heads=shape.heads,
+        mlp_ratio=4,
+        out_chans=shape.decoder_width,
+        qkv_bias=True,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=shape.window,
+        global_attn_indexes=tuple(shape.global_attention),
+    )
+    for block in encoder.blocks:
+        block.attn = RelativeAttention(shape.width, shape.heads, block.window_size or side)
+    return Sam(
+        image_encoder=encoder,
+        prompt_encoder=PromptEncoder(
+            embed_dim=shape.decoder_width,
+            image_embedding_size=(side, side),
+            input_image_size=(shape.image_size, shape.image_size),
+            mask_in_chans=16,
+        ),
+        mask_decoder=MaskDecoder(
+            transformer_dim=shape.decoder_width,
+            transformer=TwoWayTransformer(
+                depth=2, embedding_dim=shape.decoder_width, num_heads=8, mlp_dim=shape.decoder_mlp
+            ),
+            iou_head_hidden_dim=shape.decoder_width,
+        ),
+    )
+
+
+def load_sam(field: str, path: Path) -> tuple[Sam, SamShape]:
+    """The network of an official checkpoint, whose size the file tells.
+
+    Raises:
+        UserError: the file's tensors are not exactly those of a SAM.
+    """
+    state = read_tensors(field, path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    try:
+        shape = read_shape(shapes)
+    except (KeyError, ValueError) as error:
+        rule = f"its tensors look like {family_of(state)}, and should be a SAM's ({error})"
+        remedy = "give sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or sam_vit_h_4b8939.pth"
+        raise UserError(field, path, rule, remedy) from error
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in build_sam(shape).state_dict().items()}
+    check_state_dict(field, path, expected, shapes)
+    sam = build_sam(shape)
+    sam.load_state_dict(state, assign=True)
+    return sam.float().eval(), shape
+
+
+def decode_boxes(sam: Sam, embeddings: Tensor, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """One mask for each box: upstream's mask decoder, for boxes of different pictures.
+
+    Args:
+        sam: the network.
+        embeddings: `[B, decoder_width, s, s]`, of the image encoder.
+        image: `[N]`, the picture of each box.
+        boxes: `[N, 4]`, xyxy in pixels of the encoder's square.
+
+    Returns:
+        Mask logits `[N, 4 s, 4 s]` and predicted IoU `[N]`.
+    """
+    decoder = sam.mask_decoder
+    sparse, dense = sam.prompt_encoder(points=None, boxes=boxes, masks=None)
+    tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    tokens = torch.cat([tokens.expand(len(boxes), -1, -1), sparse], 1)
+    source = embeddings[image] + dense
+    positions = sam.prompt_encoder.get_dense_pe().expand(len(boxes), -1, -1, -1)
+    tokens, pixels = decoder.transformer(source, positions, tokens)
+    pixels = decoder.output_upscaling(pixels.transpose(1, 2).reshape(source.shape))
+    # Token 0 is the IoU's; of the mask tokens behind it the first is for prompts that are not ambiguous.
+    weights = decoder.output_hypernetworks_mlps[0](tokens[:, 1])
+    with torch.autocast(pixels.device.type, enabled=False):
+        logits = torch.einsum("nc,nchw->nhw", weights.float(), pixels.float())
+    return logits, decoder.iou_prediction_head(tokens[:, 0])[:, 0].float()
+
+
+class OfficialSam:
+    """SAM with an official checkpoint, on its device.
+
+    Args:
+        field: the setting that names the checkpoint, for errors.
+        path: the checkpoint.
+        compute: where and how it computes.
+    """
+
+    threshold = 0.0
+    """Of the logits: a pixel belongs to the mask above it."""
+
+    def __init__(self, field: str, path: Path, compute: Compute) -> None:
+        sam, self.network_shape = load_sam(field, path)
+        self.compute = compute
+        self.sam: Sam = compute.place(sam, in_float32=[sam.prompt_encoder, sam.mask_decoder.iou_prediction_head])
+        self.sam.image_encoder = compute.compiled(sam.image_encoder)
+        self.resize = ResizeLongestSide(self.network_shape.image_size)
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """The resized picture, uint8 `[3, h, w]` with the long edge at the encoder's size (upstream's resize)."""
+        pixels = self.resize.apply_image(np.asarray(image))
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+    def encode(self, pictures: list[Tensor], size: int) -> Tensor:
+        """Embeddings `[B, decoder_width, s, s]`.
+
+        Args:
+            pictures: as `prepare` gives them.
+            size: of a full batch.
+        """
+        images = torch.stack([self.sam.preprocess(self.compute.send(pixels)) for pixels in pictures])
+        with self.compute.autocast():
+            return self.sam.image_encoder(self.compute.filled(images, size))
+
+    def boxes(self, boxes: np.ndarray, width: int, height: int) -> np.ndarray:
+        """Boxes `[N, 4]` in pixels of a picture -> in pixels of the encoder's square."""
+        return self.resize.apply_boxes(boxes, (height, width))
+
+    def decode(self, embeddings: Tensor, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """As `decode_boxes`."""
+        with self.compute.autocast():
+            return decode_boxes(self.sam, embeddings, image, boxes)
+
+    def upscale(self, logits: Tensor, width: int, height: int) -> Tensor:
+        """`[N, 4 s, 4 s]` -> `[N, height, width]`: to the encoder's square, cut, to the picture, as upstream does;
+        one resize would not give the same pixels."""
+        resized = self.resize.get_preprocess_shape(height, width, self.network_shape.image_size)
+        edge = self.network_shape.image_size
+        square = F.interpolate(logits[None], (edge, edge), mode="bilinear", align_corners=False)
+        part = square[..., : resized[0], : resized[1]]
+        return F.interpolate(part, (height, width), mode="bilinear", align_corners=False)[0]

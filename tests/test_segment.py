@@ -1,0 +1,354 @@
+"""Boxes -> masks: upstream's numbers, whatever is batched, packed or fused; and the SAMs of transformers by name."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+from segment_anything import SamPredictor
+from segment_anything.modeling import Sam
+from segment_anything.modeling.image_encoder import Attention, ImageEncoderViT
+from torch import nn
+from transformers import (
+    Sam2Config,
+    Sam2HieraDetConfig,
+    Sam2ImageProcessor,
+    Sam2MaskDecoderConfig,
+    Sam2Model,
+    Sam2Processor,
+    Sam2PromptEncoderConfig,
+    Sam2VisionConfig,
+    SamConfig,
+    SamHQConfig,
+    SamHQMaskDecoderConfig,
+    SamHQModel,
+    SamHQProcessor,
+    SamHQVisionConfig,
+    SamImageProcessorPil,
+    SamMaskDecoderConfig,
+    SamModel,
+    SamProcessor,
+    SamPromptEncoderConfig,
+    SamVisionConfig,
+)
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.miniature.files import World
+from pad_pipeline.pictures import DecodeSettings, decode
+from pad_pipeline.pretrained import quiet
+from pad_pipeline.records import ImageRecord, Region, Shard
+from stages.compute import Compute, ComputeSettings
+from stages.sam.attention import RelativeAttention
+from stages.sam.hub import HubSam
+from stages.sam.network import OfficialSam, build_sam, load_sam
+from stages.sam.shape import VIT_B, VIT_H, VIT_L, SamShape, read_shape
+from stages.segment import Segmenter, SegmenterSettings, encode_mask
+from tests.conftest import record
+from tests.small_models import SAM_SHAPE
+from workflows.models import ModelSettings
+
+DECODING = DecodeSettings()
+TWO = ComputeSettings(threads=2)
+
+
+def upstream(path: Path, shape: SamShape) -> Sam:
+    """The checkpoint in upstream's network with upstream's own attention."""
+    sam, _ = load_sam("segmenter.weights", path)
+    state = sam.image_encoder.state_dict()
+    sam.image_encoder = ImageEncoderViT(
+        img_size=shape.image_size, patch_size=shape.patch, embed_dim=shape.width, depth=shape.depth,
+        num_heads=shape.heads, mlp_ratio=4, out_chans=shape.decoder_width, qkv_bias=True,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6), use_rel_pos=True, window_size=shape.window,
+        global_attn_indexes=tuple(shape.global_attention),
+    )  # fmt: skip
+    sam.image_encoder.load_state_dict(state)
+    return sam.eval()
+
+
+@pytest.fixture(scope="module")
+def sam_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small SAM in the official format, with relative positions that matter."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        sam = build_sam(SAM_SHAPE)
+        for name, parameter in sam.named_parameters():
+            if "rel_pos" in name or "pos_embed" in name:
+                nn.init.normal_(parameter, std=0.5)
+    path = tmp_path_factory.mktemp("sam") / "sam_vit_small.pth"
+    torch.save(sam.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def settings(sam_path: Path) -> SegmenterSettings:
+    return SegmenterSettings(weights=str(sam_path), batch_size=3, boxes_per_call=7)
+
+
+def boxed(world: World, count: int, boxes: int = 5) -> list[ImageRecord]:
+    """Pictures of all shapes with random boxes; the first has more than the others."""
+    rng = np.random.default_rng(0)
+    rows = [record(world.images / f"scene-{index:05d}.png") for index in range(count)]
+    for place, row in enumerate(rows):
+        for _ in range(boxes + 4 * (place == 0)):
+            x0, y0 = rng.uniform(0, row.width * 0.6), rng.uniform(0, row.height * 0.6)
+            row.regions.append(Region("thing", (x0, y0, x0 + row.width * 0.35, y0 + row.height * 0.3)))
+    return rows
+
+
+@pytest.mark.parametrize(("side", "dim", "heads"), [(8, 32, 2), (14, 80, 1), (5, 36, 3)])
+def test_attention_equals_upstreams_and_needs_its_bias(side: int, dim: int, heads: int) -> None:
+    """The relative positions inside the matrix product, against upstream's module that writes the biases out: 1e-5.
+    Without them, or with rows and columns exchanged, the numbers are far off, so the test can tell."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = Attention(dim, heads, qkv_bias=True, use_rel_pos=True, input_size=(side, side)).eval()
+        for parameter in theirs.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        x = torch.randn(2, side, side, dim)
+    ours = RelativeAttention(dim, heads, side).eval()
+    ours.load_state_dict(theirs.state_dict())
+    with torch.inference_mode():
+        wanted = theirs(x)
+        assert (ours(x) - wanted).abs().max() < 1e-5 * wanted.abs().max()
+        ours.rel_pos_h.data, ours.rel_pos_w.data = theirs.rel_pos_w.data, theirs.rel_pos_h.data
+        assert (ours(x) - wanted).abs().max() > 0.1
+        ours.rel_pos_h.data, ours.rel_pos_w.data = (torch.zeros_like(theirs.rel_pos_h) for _ in range(2))
+        assert (ours(x) - wanted).abs().max() > 0.1
+
+
+def test_no_matrix_of_scores_is_written_out() -> None:
+    """The point of it: 4096 tokens ask for 4096 x 4096 scores a head, 64 MB in float32; a fused kernel never has them
+    at once. The unfused path, which a value of another width would select, shows as a softmax of its own."""
+    attention = RelativeAttention(32, 2, 24).eval()
+    with torch.inference_mode(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        attention(torch.randn(1, 24, 24, 32))
+    names = {event.key for event in profile.key_averages()}
+    assert any("flash" in name for name in names), names
+    assert not any("softmax" in name for name in names), names
+
+
+def test_packed_boxes_equal_predict_torch(sam_path: Path, world: World) -> None:
+    """Logits before any resize, to 1e-4: each picture alone by upstream, and all boxes of all pictures in one call in
+    mixed order. A wrong picture for a box would be off by far."""
+    sam = OfficialSam("segmenter.weights", sam_path, Compute(TWO))
+    predictor = SamPredictor(upstream(sam_path, sam.network_shape))
+    rows = boxed(world, 4)
+    embeddings = sam.encode([sam.prepare(decode(row.data, DECODING)[0]) for row in rows], 4)
+    wanted, quality = [], []
+    for row in rows:
+        predictor.set_image(np.asarray(decode(row.data, DECODING)[0]))
+        boxes = torch.tensor(np.array([region.box for region in row.regions]))
+        boxes = predictor.transform.apply_boxes_torch(boxes, (row.height, row.width)).float()
+        _, iou, low = predictor.predict_torch(None, None, boxes, multimask_output=False)
+        wanted.append(low[:, 0])
+        quality.append(iou[:, 0])
+    corners = [
+        sam.boxes(np.array([region.box for region in row.regions]), row.width, row.height).astype(np.float32)
+        for row in rows
+    ]
+    image = torch.repeat_interleave(torch.arange(4), torch.tensor([len(part) for part in corners]))
+    order = torch.randperm(len(image), generator=torch.Generator().manual_seed(0))
+    logits, iou = sam.decode(embeddings, image[order], torch.from_numpy(np.concatenate(corners))[order])
+    assert torch.cat(wanted).std() > 0.05
+    assert (logits - torch.cat(wanted)[order]).abs().max() < 1e-4
+    assert (iou - torch.cat(quality)[order]).abs().max() < 1e-4
+    wrong, _ = sam.decode(embeddings, (image[order] + 1) % 4, torch.from_numpy(np.concatenate(corners))[order])
+    assert (wrong - torch.cat(wanted)[order]).abs().max() > 1e-2
+
+
+def test_segmenter_equals_sam_predictor(settings: SegmenterSettings, sam_path: Path, world: World) -> None:
+    """From file to RLE: identical masks, predicted IoU to 1e-4. Portrait, landscape and odd sizes; a swapped x and y,
+    or one resize in place of upstream's two, would show."""
+    segmenter = Segmenter(settings.model_copy(update={"pixels_upscaled": 90_000}), DECODING, TWO)
+    rows = boxed(world, 5)
+    segmenter(Shard(0, rows))
+    predictor = SamPredictor(upstream(sam_path, SAM_SHAPE))
+    seen = 0
+    for row in rows:
+        assert row.status == "ok", row.reason
+        predictor.set_image(np.asarray(decode(row.data, DECODING)[0]))
+        boxes = torch.tensor([region.box for region in row.regions], dtype=torch.float64)
+        boxes = predictor.transform.apply_boxes_torch(boxes, (row.height, row.width)).float()
+        masks, quality, _ = predictor.predict_torch(None, None, boxes, multimask_output=False)
+        for region, mask, iou in zip(row.regions, masks[:, 0].numpy(), quality[:, 0].tolist(), strict=True):
+            found = coco_mask.decode(region.rle).astype(bool)
+            assert np.array_equal(found, mask)
+            assert abs(region.predicted_iou - iou) < 1e-4
+            seen += int(mask.any() and not mask.all())
+    assert seen > 5, "masks that are all or nothing would make this test blind"
+
+
+def test_an_image_gets_the_same_masks_alone_in_a_batch_and_in_another_order(
+    settings: SegmenterSettings, world: World
+) -> None:
+    segmenter = Segmenter(settings, DECODING, TWO)
+    together = segmenter(Shard(0, boxed(world, 5))).rows
+    shuffled = segmenter(Shard(0, [boxed(world, 5)[index] for index in (2, 4, 0, 3, 1)])).rows
+    for index, row in enumerate(together):
+        (alone,) = segmenter(Shard(0, [boxed(world, 5)[index]])).rows
+        (other,) = (other for other in shuffled if other.key == row.key)
+        for again in (alone, other):
+            assert [region.rle for region in again.regions] == [region.rle for region in row.regions]
+            moved = [
+                abs(one.predicted_iou - two.predicted_iou) for one, two in zip(again.regions, row.regions, strict=True)
+            ]
+            assert max(moved) < 1e-5
+
+
+def test_rle_decodes_to_the_same_pixels() -> None:
+    """Column by column, as COCO has it: a transposed mask decodes to another picture."""
+    rng = np.random.default_rng(0)
+    for height, width in ((1, 1), (7, 3), (64, 48)):
+        mask = rng.random((height, width)) > 0.5
+        rle = encode_mask(mask)
+        assert rle["size"] == [height, width]
+        assert np.array_equal(coco_mask.decode(rle).astype(bool), mask)
+
+
+@pytest.mark.parametrize("shape", [VIT_B, VIT_L, VIT_H, SAM_SHAPE])
+def test_a_checkpoint_tells_its_size(shape: SamShape) -> None:
+    """ViT-B given where ViT-H was meant used to be a size mismatch; now the file decides."""
+    with torch.device("meta"):
+        state = build_sam(shape).state_dict()
+    assert read_shape({name: tuple(tensor.shape) for name, tensor in state.items()}) == shape
+
+
+def test_files_that_are_no_sam_are_named(sam_path: Path, tmp_path: Path) -> None:
+    """RAM's file, half a file, a file with a tensor missing: which it is, and what to give instead."""
+    torch.save(
+        {
+            "label_embed": torch.zeros(1),
+            "tagging_head.encoder.layer.0.crossattention.self.query.weight": torch.zeros(1),
+        },
+        tmp_path / "ram.pth",
+    )
+    with pytest.raises(UserError, match=r"look like RAM, and should be a SAM's .* give sam_vit_b"):
+        load_sam("segmenter.weights", tmp_path / "ram.pth")
+    (tmp_path / "cut.pth").write_bytes(sam_path.read_bytes()[:100_000])
+    with pytest.raises(UserError, match="truncated"):
+        load_sam("segmenter.weights", tmp_path / "cut.pth")
+    state = torch.load(sam_path, weights_only=True)
+    state.pop("mask_decoder.iou_prediction_head.layers.0.weight")
+    torch.save(state, tmp_path / "less.pth")
+    with pytest.raises(UserError, match="1 tensors are missing"):
+        load_sam("segmenter.weights", tmp_path / "less.pth")
+
+
+VISION: dict[str, Any] = {
+    "hidden_size": 32, "output_channels": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 128,
+    "window_size": 5, "global_attn_indexes": [1], "num_pos_feats": 16, "mlp_dim": 64, "initializer_range": 0.02,
+}  # fmt: skip
+DECODER: dict[str, Any] = {"hidden_size": 32, "mlp_dim": 64, "num_attention_heads": 2, "iou_head_hidden_dim": 32}
+PROMPT: dict[str, Any] = {"hidden_size": 32, "image_size": 128}
+
+
+def small_hub_model(kind: str) -> tuple[Any, Any]:
+    """A small model of transformers and its processor."""
+    if kind == "sam2":
+        backbone = Sam2HieraDetConfig(
+            hidden_size=16, image_size=[128, 128], blocks_per_stage=[1, 1, 2, 1], embed_dim_per_stage=[16, 32, 64, 128],
+            num_attention_heads_per_stage=[1, 2, 4, 8], window_size_per_stage=[8, 4, 4, 2], global_attention_blocks=[3],
+            window_positional_embedding_background_size=[4, 4],
+        )  # fmt: skip
+        vision = Sam2VisionConfig(
+            backbone_config=backbone, backbone_channel_list=[128, 64, 32, 16],
+            backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]], fpn_hidden_size=32,
+        )  # fmt: skip
+        config = Sam2Config(
+            vision_config=vision, prompt_encoder_config=Sam2PromptEncoderConfig(**PROMPT),
+            mask_decoder_config=Sam2MaskDecoderConfig(**DECODER),
+        )  # fmt: skip
+        size = {"height": 128, "width": 128}
+        return Sam2Model(config), Sam2Processor(Sam2ImageProcessor(size=size, mask_size={"height": 32, "width": 32}))
+    image_processor = SamImageProcessorPil(
+        size={"longest_edge": 128}, pad_size={"height": 128, "width": 128}, mask_size={"longest_edge": 32},
+        mask_pad_size={"height": 32, "width": 32},
+    )  # fmt: skip
+    if kind == "sam_hq":
+        config = SamHQConfig(
+            vision_config=SamHQVisionConfig(**VISION), prompt_encoder_config=SamPromptEncoderConfig(**PROMPT).to_dict(),
+            mask_decoder_config=SamHQMaskDecoderConfig(**DECODER, vit_dim=32),
+        )  # fmt: skip
+        return SamHQModel(config), SamHQProcessor(image_processor)
+    config = SamConfig(
+        vision_config=SamVisionConfig(**VISION), prompt_encoder_config=SamPromptEncoderConfig(**PROMPT),
+        mask_decoder_config=SamMaskDecoderConfig(**DECODER),
+    )  # fmt: skip
+    return SamModel(config), SamProcessor(image_processor)
+
+
+@pytest.mark.parametrize("kind", ["sam", "sam_hq", "sam2"])
+def test_sams_of_transformers_equal_their_own_path(kind: str, world: World, tmp_path: Path) -> None:
+    """By folder name alone, boxes of several pictures packed: the masks that transformers' processor and model give for
+    each picture by itself, pixel for pixel."""
+    with quiet(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, processor = small_hub_model(kind)
+        model = model.eval()
+        for name, parameter in model.named_parameters():
+            if "token" in name or "pos_embed" in name or "rel_pos" in name:
+                nn.init.normal_(parameter, std=0.5)
+        model.save_pretrained(tmp_path)
+        processor.image_processor.save_pretrained(tmp_path)
+    segmenter = Segmenter(SegmenterSettings(weights=str(tmp_path), batch_size=3), DECODING, TWO)
+    assert isinstance(segmenter.sam, HubSam)
+    rows = segmenter(Shard(0, boxed(world, 4))).rows
+    seen = 0
+    for row in rows:
+        assert row.status == "ok", row.reason
+        image = decode(row.data, DECODING)[0]
+        boxes = [[list(region.box) for region in row.regions]]
+        inputs = processor(images=image, input_boxes=boxes, return_tensors="pt")
+        with torch.inference_mode():
+            wanted = model(
+                pixel_values=inputs["pixel_values"], input_boxes=inputs["input_boxes"].float(), multimask_output=False
+            )
+        arguments = [wanted.pred_masks, inputs["original_sizes"].tolist()]
+        if kind != "sam2":
+            arguments.append(inputs["reshaped_input_sizes"].tolist())
+        masks = processor.image_processor.post_process_masks(*arguments)[0][:, 0].numpy()
+        for region, mask, iou in zip(row.regions, masks, wanted.iou_scores[0, :, 0].tolist(), strict=True):
+            assert (coco_mask.decode(region.rle).astype(bool) != mask.astype(bool)).mean() < 1e-3
+            assert abs(region.predicted_iou - iou) < 1e-4
+            seen += int(mask.any() and not mask.all())
+    assert seen > 5, "masks that are all or nothing would make this test blind"
+
+
+def test_a_model_folder_of_another_kind_is_named(models: ModelSettings) -> None:
+    """The detector's folder given as the segmenter's."""
+    settings = SegmenterSettings(weights=models.detector.model)
+    with pytest.raises(
+        UserError, match=r"model_type is 'grounding-dino', and should be sam or sam2 or sam2_video or sam_hq"
+    ):
+        Segmenter(settings, DECODING, TWO)
+
+
+def test_bfloat16_changes_few_pixels(world: World) -> None:
+    """The GPU's precision, on the trained miniature: masks for true boxes overlap float32's by 0.98 on average."""
+    from pad_pipeline.miniature.world import draw_scene
+    from workflows.models import load_models
+
+    shipped = load_models("miniature").segmenter
+
+    def rows() -> list[ImageRecord]:
+        found = [record(world.images / f"scene-{index:05d}.png") for index in range(4)]
+        for index, row in enumerate(found):
+            row.regions = [Region(region.label, region.box) for region in draw_scene(3, index).regions]
+        return found
+
+    exact, rough = (
+        Segmenter(shipped, DECODING, ComputeSettings(threads=2, precision=precision))(Shard(0, rows())).rows
+        for precision in ("float32", "bfloat16")
+    )
+    overlaps = [
+        coco_mask.iou([one.rle], [two.rle], [0])[0, 0]
+        for a, b in zip(exact, rough, strict=True)
+        for one, two in zip(a.regions, b.regions, strict=True)
+    ]
+    assert len(overlaps) > 20
+    assert np.mean(overlaps) > 0.98
