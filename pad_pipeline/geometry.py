@@ -15,6 +15,12 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fit = Literal["crop", "pad", "stretch"]
+PatchRule = Literal["soft", "any", "half", "argmax"]
+"""Which patches belong to a region: `soft`, each by the share that the region covers of it; `any`, each that it
+touches; `half`, each that it covers half or more of (for 31% of real objects, none of a 24 x 24 grid); `argmax`, the
+same, and where that is none the patch or patches that it covers most of, so that at least one remains."""
+HALF = 128
+"""Of 255: the coverage from which half of a patch is covered."""
 
 
 class Axis(NamedTuple):
@@ -108,6 +114,29 @@ class View(BaseModel):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
         left, top = (width - self.size) // 2, (height - self.size) // 2
         return image.crop((left, top, left + self.size, top + self.size))
+
+
+def select_patches(coverage: np.ndarray, rule: PatchRule) -> np.ndarray:
+    """How much each patch belongs to each region.
+
+    Args:
+        coverage: uint8 `[R, grid, grid]`, as stored.
+        rule: what decides.
+
+    Returns:
+        uint8 of the same shape: 0..255 for `soft`, 0 or 255 for the others. A region that the view does not show has
+        no patch under any rule.
+    """
+    if rule == "soft":
+        return coverage
+    if rule == "any":
+        chosen = coverage > 0
+    else:
+        chosen = coverage >= HALF
+        if rule == "argmax":
+            most = coverage.max((1, 2), keepdims=True, initial=0)
+            chosen |= (coverage == most) & (most > 0) & (most < HALF)
+    return np.where(chosen, np.uint8(255), np.uint8(0))
 
 
 @lru_cache(maxsize=64)

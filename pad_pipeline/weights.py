@@ -13,12 +13,14 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 import torch
 from filelock import FileLock
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
+from rich.console import Console
+from rich.progress import wrap_file
 from safetensors import SafetensorError, safe_open
 
 from pad_pipeline.errors import UserError
@@ -63,7 +65,7 @@ def fetch_file(field: str, reference: str, sha256: str = "") -> Path:
         except Exception as error:
             raise _unreachable(field, reference, error) from error
     elif reference.startswith(("https://", "http://")):
-        path = _download(field, reference)
+        path = _download(field, reference, sha256)
     else:
         path = local_path(reference)
         if not path.is_file():
@@ -125,9 +127,10 @@ def _unreachable(field: str, reference: str, error: Exception) -> UserError:
     )
 
 
-def _download(field: str, url: str) -> Path:
-    """The cached copy of a URL; fetched to a temporary name first, so that a broken transfer leaves nothing."""
-    target = cache_folder() / "files" / hashlib.sha256(url.encode()).hexdigest()[:16] / url.rsplit("/", 1)[-1]
+def _download(field: str, url: str, sha256: str) -> Path:
+    """The cached copy of a URL; fetched to a temporary name first, so that a broken transfer leaves nothing, and a file
+    with another hash than the pinned one neither."""
+    target = _download_place(url)
     if target.is_file():
         return target
     partial = target.with_name(f".{target.name}.part")
@@ -135,12 +138,62 @@ def _download(field: str, url: str) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f".{target.name}.lock")):  # one worker of a node fetches, the others wait
             if not target.is_file():
-                with fsspec.open(url, "rb") as source, partial.open("wb") as sink:
-                    shutil.copyfileobj(source, sink, 1 << 22)
-                partial.replace(target)
+                try:
+                    with fsspec.open(url, "rb") as source, partial.open("wb") as sink:
+                        _copy(source, sink, target.name)
+                    if sha256 and (found := file_sha256(partial)) != sha256:
+                        rule = f"what came has the sha256 {found}, and should have {sha256}"
+                        raise UserError(field, url, rule, "try again; if it comes again, the file there was changed")
+                    partial.replace(target)
+                finally:
+                    partial.unlink(missing_ok=True)
+    except UserError:
+        raise
     except Exception as error:
         raise _unreachable(field, url, error) from error
     return target
+
+
+def _download_place(url: str) -> Path:
+    return cache_folder() / "files" / hashlib.sha256(url.encode()).hexdigest()[:16] / url.rsplit("/", 1)[-1]
+
+
+def _copy(source: Any, sink: BinaryIO, name: str) -> None:
+    """Copy with a progress bar on a terminal.
+
+    Raises:
+        OSError: it ended early.
+    """
+    total = getattr(source, "size", None)
+    console = Console(stderr=True)
+    with wrap_file(
+        source, total or 0, description=f"fetching {name}", console=console, disable=not console.is_terminal
+    ) as stream:
+        shutil.copyfileobj(stream, sink, 1 << 22)
+    if total is not None and sink.tell() != total:
+        raise OSError(f"it ended after {sink.tell()} of {total} bytes")
+
+
+def cached(reference: str, revision: str = "") -> Path | None:
+    """Where a reference lies on this machine, without any network; None if it was never fetched.
+
+    Args:
+        reference: as `fetch_file` or `fetch_folder` take it.
+        revision: of a hub name.
+    """
+    if hub := _HUB_FILE.fullmatch(reference):
+        kind, repository, named, name = hub.groups()
+        found = try_to_load_from_cache(repository, name, revision=named, repo_type=kind and kind.removesuffix("s"))
+        return Path(found) if isinstance(found, str) else None
+    if reference.startswith(("https://", "http://")):
+        path = _download_place(reference)
+        return path if path.is_file() else None
+    if (path := local_path(reference)).exists():
+        return path
+    try:
+        return Path(snapshot_download(reference, revision=revision or None, local_files_only=True))
+    except Exception:
+        return None
 
 
 def file_sha256(path: Path) -> str:

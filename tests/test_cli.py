@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typer.testing import CliRunner
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.files import World
+from pad_pipeline.shards.reader import open_shards
 from workflows.cli import app
 from workflows.engines import placement
 from workflows.links import Link
@@ -41,6 +43,9 @@ def common(models_toml: Path) -> list[object]:
         [],
         ["build"],
         ["import", "coco"],
+        ["models", "list"],
+        ["models", "fetch"],
+        ["models", "check"],
         ["train"],
         ["verify"],
         ["stats"],
@@ -125,7 +130,7 @@ def mistakes(tmp: Path, world: World, models_toml: Path) -> dict[str, tuple[list
         "RAM as RAM++": (models("plus.toml"), "checkpoint of ram, and tagger.family is ram_plus"),
         "CLIP as detector": (models("clip.toml"), "model_type is 'clip_vision_model'"),
         "CLIP as LLM": (models("nollm.toml"), "its tokenizer can't be loaded"),
-        "other tag list": (models("short.toml"), "label_embed"),
+        "other tag list": (models("short.toml"), "the tag list has 2 lines"),
         "other hash": (models("hash.toml"), "its sha256 is"),
         "view and patch": ([*images, *out, "--view-size", 100], "must be a multiple of --patch"),
         "no cluster there": ([*images, *out, "--engine", "ray", "--address", "127.0.0.1:9"], "Ray can't be joined"),
@@ -176,7 +181,7 @@ def test_presets_are_the_papers_models() -> None:
     for models in (paper, plus):
         assert (models.tagger.embed_dim, models.tagger.depths) == (192, [2, 2, 18, 2])
         assert models.detector.model == "IDEA-Research/grounding-dino-base"
-        assert (models.segmenter.shape.width, models.segmenter.shape.depth) == (1280, 32)
+        assert models.segmenter.weights.endswith("/sam_vit_h_4b8939.pth")
         assert models.llm.llm == "lmsys/vicuna-7b-v1.5"
         assert all(len(value) == 64 for value in (models.segmenter.sha256, models.tagger.tag_list_sha256))
 
@@ -187,7 +192,66 @@ def test_a_preset_can_be_changed_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(blocks[0])
     models = load_models(str(tmp_path / "mine.toml"))
     assert models.tagger == load_models("plus").tagger
-    assert (models.segmenter.shape.width, models.detector.box_threshold) == (768, 0.3)
+    assert models.segmenter.weights.endswith("/sam_vit_b_01ec64.pth") and models.segmenter.sha256.startswith("ec2df627")
+    assert (models.detector.box_threshold, models.compute.precision) == (0.3, "auto")
+
+
+def test_a_pinned_hash_goes_with_its_file(tmp_path: Path) -> None:
+    """A preset's hash was checked against the user's own file, which could then never be right."""
+    (tmp_path / "mine.toml").write_text(
+        'preset = "plus"\n[tagger]\nweights = "other.pth"\n[segmenter]\nweights = "facebook/sam2.1-hiera-large"\n'
+        '[detector]\nmodel = "groundingdino_swint_ogc"\n'
+    )
+    models = load_models(str(tmp_path / "mine.toml"))
+    assert (models.tagger.sha256, models.segmenter.sha256) == ("", "")
+    assert models.detector.model.startswith("hf://ShilongLiu/GroundingDINO@")
+    assert len(models.detector.sha256) == 64
+
+
+def test_models_are_listed_checked_and_fetched(pad: Pad, models_toml: Path, tmp_path: Path) -> None:
+    """What is right, what is missing and what is wrong, one line each; a script can tell by the exit code."""
+    shown = pad("models", "list")
+    assert shown.code == 0 and "sam_vit_l" in shown.out
+    assert "ram_plus_swin_large_14m.pth" in shown.out and "sha256 497c178836ba" in shown.out
+    missing = pad("models", "check", "plus")
+    assert missing.code == 1
+    assert "segmenter.weights = https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth" in missing.out
+    assert "it is not on this machine; run pad models fetch" in missing.out
+    unreachable = pad("models", "fetch", "plus")
+    assert unreachable.code == 2 and "could not be fetched" in unreachable.err
+    for command in ("check", "fetch"):
+        right = pad("models", command, models_toml)
+        assert right.code == 0, right.out
+        assert right.out.count("right:") == 5 and "wrong:" not in right.out
+    shutil.copytree(models_toml.parent, tmp_path / "mine")
+    (tmp_path / "mine/segmenter.safetensors").write_bytes((models_toml.parent / "tagger.safetensors").read_bytes())
+    (tmp_path / "mine/tags.txt").write_text("one\ntwo\n")
+    wrong = pad("models", "check", tmp_path / "mine/models.toml")
+    assert wrong.code == 1
+    assert "its tensors look like RAM, and should be a SAM's" in wrong.out
+    assert "labels, and the tag list has 2 lines" in wrong.out
+    assert wrong.out.count("right:") == 3
+
+
+def test_own_tag_list_and_thresholds(
+    pad: Pad, common: list[object], world: World, models_toml: Path, tmp_path: Path
+) -> None:
+    """Another language, say: the list's words become tags and labels; thresholds of 0 and 1 turn each on or off."""
+    tags = (models_toml.parent / "tags.txt").read_text().splitlines()
+    (tmp_path / "tags.txt").write_text("".join(f"{tag}2\n" for tag in tags))
+    (tmp_path / "thresholds.txt").write_text("0\n" + "1\n" * (len(tags) - 1))
+    build = ["build", "--images", world.images, *common]
+    own = ["--tag-list", tmp_path / "tags.txt", "--tag-thresholds", tmp_path / "thresholds.txt"]
+    done = pad(*build, *own, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    shards = open_shards(tmp_path / "out")
+    found = {tag["label"] for name, row in shards.rows() for tag in shards.sample(name, row).meta["tags"]}
+    assert found == {f"{tags[0]}2"}
+    (tmp_path / "short.txt").write_text("one\n")
+    refused = pad(*build, "--tag-list", tmp_path / "short.txt", "--out", tmp_path / "out2")
+    assert refused.code == 2 and "the tag list has 1 lines" in refused.err
+    refused = pad(*build, "--tag-list", tmp_path / "none.txt", "--out", tmp_path / "out2")
+    assert refused.code == 2 and "none.txt: there is no such file" in refused.err
 
 
 def test_all_images_failing_is_a_failure(pad: Pad, common: list[object], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil
 
-from pad_pipeline.geometry import Fit, View
+from pad_pipeline.geometry import Fit, View, select_patches
 
 SIZES = [(640, 480), (480, 640), (427, 640), (641, 333), (336, 336), (335, 337), (50, 37), (1, 1), (900, 31), (100, 1)]
 
@@ -145,3 +145,20 @@ def test_mask_and_picture_go_through_the_same_view(fit: Fit, size: tuple[int, in
 def test_view_refuses_patches_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="multiple of patch"):
         View(size=224, patch=15)
+
+
+def test_patch_rules_by_hand() -> None:
+    """A large region, one with no patch above half (31% of real objects), one that the view does not show: under `half`
+    the second vanished, and with it every small thing of the dataset."""
+    coverage = np.array([[[255, 128], [127, 0]], [[1, 90], [90, 0]], [[0, 0], [0, 0]]], np.uint8)
+    expected = {
+        "soft": coverage.tolist(),
+        "any": [[[255, 255], [255, 0]], [[255, 255], [255, 0]], [[0, 0], [0, 0]]],
+        "half": [[[255, 255], [0, 0]], [[0, 0], [0, 0]], [[0, 0], [0, 0]]],
+        "argmax": [[[255, 255], [0, 0]], [[0, 255], [255, 0]], [[0, 0], [0, 0]]],
+    }
+    for rule, wanted in expected.items():
+        found = select_patches(coverage, rule)  # type: ignore[arg-type]
+        assert found.dtype == np.uint8
+        assert found.tolist() == wanted, rule
+        assert select_patches(coverage[:0], rule).shape == (0, 2, 2)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
-from pad_pipeline.geometry import Fit, View
+from pad_pipeline.geometry import Fit, View, select_patches
 from pad_pipeline.miniature.files import World
 from pad_pipeline.pictures import DecodeSettings, decode
 from pad_pipeline.shards.reader import open_shards
@@ -54,17 +54,20 @@ def test_patch_loss_by_hand() -> None:
     image = torch.tensor([0, 1, 1])
     terms = {(0, 0): 1 - 0.6, (0, 1): 1 - 0.0, (1, 1): 1 + 1.0}
     expected = {
-        ("coverage", "token"): (terms[0, 0] + 0.2 * terms[0, 1] + terms[1, 1]) / 2.2,
-        ("coverage", "region"): ((terms[0, 0] + 0.2 * terms[0, 1]) / 1.2 + terms[1, 1]) / 2,
+        ("soft", "token"): (terms[0, 0] + 0.2 * terms[0, 1] + terms[1, 1]) / 2.2,
+        ("soft", "region"): ((terms[0, 0] + 0.2 * terms[0, 1]) / 1.2 + terms[1, 1]) / 2,
         ("any", "token"): (terms[0, 0] + terms[0, 1] + terms[1, 1]) / 3,
         ("any", "region"): ((terms[0, 0] + terms[0, 1]) / 2 + terms[1, 1]) / 2,
         ("half", "token"): (terms[0, 0] + terms[1, 1]) / 2,
         ("half", "region"): (terms[0, 0] + terms[1, 1]) / 2,
     }
-    for (weight, average), value in expected.items():
-        settings = PatchLossSettings(weight=weight, average=average)  # type: ignore[arg-type]
+    stored = coverage
+    for (rule, average), value in expected.items():
+        settings = PatchLossSettings(average=average)  # type: ignore[arg-type]
+        chosen = select_patches(stored.numpy()[:, None], rule)[:, 0]  # type: ignore[arg-type]
+        coverage = torch.from_numpy(chosen)
         found = patch_loss(tokens, embeds, coverage, image, settings)
-        assert found.item() == pytest.approx(value, abs=1e-6), (weight, average)
+        assert found.item() == pytest.approx(value, abs=1e-6), (rule, average)
         # The same in two parts that know the weight of the whole.
         whole = patch_loss_weight(coverage, settings)
         parts = [

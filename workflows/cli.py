@@ -1,4 +1,4 @@
-"""The command line: `pad build`, `import`, `train`, `verify`, `stats`, `miniature`, `demo`."""
+"""The command line: `pad build`, `import`, `train`, `verify`, `stats`, `models`, `miniature`, `demo`."""
 
 from __future__ import annotations
 
@@ -36,6 +36,11 @@ miniature_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(miniature_app, name="miniature")
+models_app = typer.Typer(
+    help="The models of a build: where their files come from, whether they are here, whether they are right.",
+    no_args_is_help=True,
+)
+app.add_typer(models_app, name="models")
 # An unknown option, a value of the wrong type; typer's base class has no public name of its own.
 UsageError: Any = typer.BadParameter.__bases__[0]
 
@@ -98,6 +103,12 @@ def build(
         Path | None, typer.Option(help="Folder that a JSON's image paths are relative to; by default the JSON's own.")
     ] = None,
     models: Models = "paper",
+    tag_list: Annotated[
+        str, typer.Option(help="Your own text file with the tagger's labels, one a line, instead of upstream's.")
+    ] = "",
+    tag_thresholds: Annotated[
+        str, typer.Option(help="Your own text file with a probability for each of them, one a line.")
+    ] = "",
     fit: ViewFit = None,
     view_size: ViewSize = None,
     patch: Patch = None,
@@ -131,9 +142,9 @@ def build(
             )
             errors.print(note, style="yellow", highlight=False, soft_wrap=True)
     from workflows import build as workflow
-    from workflows.models import load_models
+    from workflows.models import load_models, with_tags
 
-    chosen = load_models(models)
+    chosen = with_tags(load_models(models), tag_list, tag_thresholds)
     totals = workflow.build(
         source, out, chosen, _view(chosen.view, view_size, patch, fit),
         shard_size=shard_size, engine=engine.value, address=address, workers=workers, threads=threads,
@@ -312,6 +323,77 @@ def demo(
     run_demo(out, scenes, steps, engine.value, console)
 
 
+ModelsArgument = Annotated[str, typer.Argument(help="`paper`, `plus`, `miniature`, or a TOML file.")]
+
+
+@models_app.command("list")
+def models_list(
+    models: Annotated[str, typer.Argument(help="`paper`, `plus`, `miniature`, or a TOML file; all presets.")] = "",
+) -> None:
+    """Print the files of each choice of models, how large they are, whether their hash is pinned, where they lie here.
+
+    Example:
+
+      pad models list plus
+    """
+    from workflows.catalogue import OFFICIAL
+    from workflows.model_files import parts
+    from workflows.models import PRESETS, load_models
+
+    for name in [models] if models else [*PRESETS, "miniature"]:
+        console.print(f"[bold]--models {_escaped(name)}[/bold]")
+        for part in parts(load_models(name)):
+            size = f"{part.megabytes / 1000:.2f} GB" if part.megabytes else ""
+            pinned = f"sha256 {part.sha256[:12]}..." if part.sha256 else "any sha256"
+            place = f"[green]here[/green]: {_escaped(str(part.place))}" if part.place else "[yellow]not here[/yellow]"
+            console.print(f"  {part.field:18} {size:8} {pinned:22} {place}", highlight=False, soft_wrap=True)
+            console.print(f"  {'':18} from {_escaped(part.reference)}", highlight=False, soft_wrap=True, style="dim")
+    if not models:
+        names = Table("short name", "what", "size", title="official files that a TOML file can name")
+        for name, file in OFFICIAL.items():
+            names.add_row(name, file.what, f"{file.megabytes / 1000:.2f} GB" if file.megabytes else "")
+        console.print(names)
+
+
+@models_app.command("fetch")
+def models_fetch(models: ModelsArgument = "paper") -> None:
+    """Fetch every file of a choice of models into the caches, check hashes, convert once; then no build waits for it.
+
+    Example:
+
+      pad models fetch plus
+    """
+    from workflows.chain import label_fingerprint, weight_fingerprints
+    from workflows.models import load_models
+
+    chosen = load_models(models)
+    found = weight_fingerprints(chosen) | label_fingerprint(chosen.llm)[0]
+    for name, digest in sorted(found.items()):
+        console.print(f"{name:18} sha256 {digest}", highlight=False, soft_wrap=True)
+    models_check(models)
+
+
+@models_app.command("check")
+def models_check(models: ModelsArgument = "paper") -> None:
+    """Read every file of a choice of models as a build would: hashes, tensors, tag list, tokenizer. Nothing is fetched.
+    Exit code 1 names what is missing or wrong.
+
+    Example:
+
+      pad models check my-models.toml
+    """
+    from workflows.model_files import check
+    from workflows.models import load_models
+
+    wrong = 0
+    for name, what, error in check(load_models(models)):
+        wrong += error is not None
+        said = f"[red]wrong[/red]: {_escaped(str(error))}" if error else f"[green]right[/green]: {_escaped(what)}"
+        console.print(f"{name:10} {said}", highlight=False, soft_wrap=True)
+    if wrong:
+        raise typer.Exit(1)
+
+
 @miniature_app.command("draw")
 def miniature_draw(
     count: Annotated[int, typer.Option(help="How many scenes.", min=1, max=100_000)],
@@ -394,6 +476,13 @@ def miniature_evaluate(
 def _count(number: int, what: str) -> str:
     """`1 image`, `2 images`."""
     return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _escaped(text: str) -> str:
+    """Text of unknown origin inside markup."""
+    from rich.markup import escape
+
+    return escape(_plain(text).plain)
 
 
 def _plain(text: str) -> Any:

@@ -17,12 +17,8 @@ from stages.compute import ComputeSettings
 from stages.ground import DetectorSettings
 from stages.segment import SegmenterSettings
 from stages.tag import TaggerSettings
+from workflows.catalogue import OFFICIAL
 from workflows.settings import read_toml, settings_error
-
-RAM_REPOSITORY = (
-    "https://raw.githubusercontent.com/xinyu1205/recognize-anything/7cb804a8609e9f4b1a50b7f31436d2df40bb9481"
-)
-SAM_FILES = "https://dl.fbaipublicfiles.com/segment_anything"
 
 
 class ModelSettings(BaseModel):
@@ -41,39 +37,15 @@ class ModelSettings(BaseModel):
     """Of the vision tower that goes with the LLM; the command line's options win over it."""
 
 
-_OFFICIAL_TAGS = {
-    "tag_list": f"{RAM_REPOSITORY}/ram/data/ram_tag_list.txt",
-    "tag_list_sha256": "5d96d2f7225527480ad773aaac76b6e5c08a18adf6eae9ca7d2ab923d5e7bd8b",
-    "thresholds": f"{RAM_REPOSITORY}/ram/data/ram_tag_list_threshold.txt",
-    "thresholds_sha256": "b6f81d0de1bc7f9c251af512c413eae976c77dbfbadf700d4e3d90510f4c6447",
-}
 _REST = {
     "detector": {"model": "IDEA-Research/grounding-dino-base"},
-    "segmenter": {
-        "weights": f"{SAM_FILES}/sam_vit_h_4b8939.pth",
-        "sha256": "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
-    },
+    "segmenter": {"weights": "sam_vit_h"},
     "llm": {"llm": "lmsys/vicuna-7b-v1.5"},
 }
+_OFFICIAL_TAGS = {"tag_list": "ram_tag_list", "thresholds": "ram_tag_list_threshold"}
 PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {
-        "tagger": {
-            "family": "ram",
-            "weights": "hf://spaces/xinyu1205/Recognize_Anything-Tag2Text/ram_swin_large_14m.pth",
-            **_OFFICIAL_TAGS,
-        },
-        **_REST,
-    },
-    "plus": {
-        "tagger": {
-            "family": "ram_plus",
-            "weights": "hf://xinyu1205/recognize-anything-plus-model@6afd703f04b23e1c18d4c7d9882c4f5f954848f8"
-            "/ram_plus_swin_large_14m.pth",
-            "sha256": "497c178836ba66698ca226c7895317e6e800034be986452dbd2593298d50e87d",
-            **_OFFICIAL_TAGS,
-        },
-        **_REST,
-    },
+    "paper": {"tagger": {"family": "ram", "weights": "ram_swin_large_14m", **_OFFICIAL_TAGS}, **_REST},
+    "plus": {"tagger": {"family": "ram_plus", "weights": "ram_plus_swin_large_14m", **_OFFICIAL_TAGS}, **_REST},
 }
 """`paper`: RAM Swin-L, Grounding DINO base, SAM ViT-H, the embedding of Vicuna-1.5-7B. `plus`: the same with RAM++.
 
@@ -99,7 +71,7 @@ def load_models(name: str) -> ModelSettings:
     """
     field = "--models"
     if name in PRESETS:
-        return ModelSettings.model_validate(PRESETS[name])
+        return ModelSettings.model_validate(_named(PRESETS[name]))
     path = checked() / "models.toml" if name == MINIATURE else Path(name).expanduser()
     if not path.is_file():
         known = ", ".join([*PRESETS, MINIATURE])
@@ -117,16 +89,45 @@ def load_models(name: str) -> ModelSettings:
         else:
             merged[section] = entries
     try:
-        return ModelSettings.model_validate(merged)
+        return ModelSettings.model_validate(_named(merged))
     except ValidationError as error:
         raise settings_error(error, str(path)) from error
 
 
+_PINS = {"weights": "sha256", "model": "sha256", "tag_list": "tag_list_sha256", "thresholds": "thresholds_sha256"}
+"""The setting that pins the hash of the file that another names."""
+
+
 def _over(usual: dict[str, Any], entries: dict[str, Any]) -> dict[str, Any]:
-    """A preset's section with some entries changed. The hash that is pinned for a file goes with the file."""
-    pinned = {"weights": "sha256", "model": "sha256", "tag_list": "tag_list_sha256", "thresholds": "thresholds_sha256"}
-    gone = {pin for name, pin in pinned.items() if name in entries}
+    """A preset's section with some entries changed. A hash goes with the file that it is pinned for."""
+    gone = {_PINS.get(name) for name in entries}
     return {name: value for name, value in usual.items() if name not in gone} | entries
+
+
+def _named(sections: dict[str, Any]) -> dict[str, Any]:
+    """Sections in which the short names of official files are replaced by where they are and what they hash to."""
+    result = dict(sections)
+    for section, entries in sections.items():
+        if isinstance(entries, dict):
+            result[section] = dict(entries)
+            for name, pin in _PINS.items():
+                value = entries.get(name)
+                if isinstance(value, str) and value in OFFICIAL:
+                    result[section] |= {name: OFFICIAL[value].reference}
+                    result[section].setdefault(pin, OFFICIAL[value].sha256)
+    return result
+
+
+def with_tags(models: ModelSettings, tag_list: str, thresholds: str) -> ModelSettings:
+    """`models` with the user's own tag list and thresholds; what is empty stays as it is."""
+    own = {"tag_list": tag_list, "thresholds": thresholds}
+    changes: dict[str, Any] = {}
+    for name, value in own.items():
+        if value:
+            changes |= {name: value, _PINS[name]: ""}
+    if thresholds:
+        changes["threshold"] = None
+    return models.model_copy(update={"tagger": models.tagger.model_copy(update=changes)})
 
 
 def _resolved(section: str, entries: dict[str, Any], folder: Path, models: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.geometry import PatchRule, select_patches
 from pad_pipeline.records import INDEX_SCHEMA, shard_name
 from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.writer import MEMBERS
@@ -32,6 +33,10 @@ class Sample:
     """uint8 `[R, grid, grid]`."""
     embeds: np.ndarray
     """float16 `[L, d]`."""
+
+    def patches(self, rule: PatchRule = "soft") -> np.ndarray:
+        """uint8 `[R, grid, grid]`: how much each patch belongs to each region, see `PatchRule`."""
+        return select_patches(self.coverage, rule)
 
     def region_embeds(self) -> np.ndarray:
         """float16 `[R, d]`: the label embedding of each region."""

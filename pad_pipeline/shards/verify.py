@@ -122,11 +122,12 @@ def _check_sample(row: dict[str, Any], members: dict[str, bytes], run: Run) -> I
         with Image.open(io.BytesIO(members["image"])) as image:
             image.verify()
         regions = len(meta["regions"])
-        labels = len({region["label"] for region in meta["regions"]})
+        named = [one for region in meta["regions"] for one in (region, *region["alternates"])]
+        labels = len({one["label"] for one in named})
         coverage = load_npy(members["masks"], (regions, run.view.grid, run.view.grid))
         embeds = load_npy(members["embeds"], (labels, run.embedding_width))
         sizes_agree = (meta["width"], meta["height"]) == (row["width"], row["height"])
-        rows_used = {region["embedding"] for region in meta["regions"]}
+        rows_used = {one["embedding"] for one in named}
     except Exception as error:  # outside bytes: whatever a parser trips over is what is wrong
         yield f"{key}: a member can't be read ({type(error).__name__}: {error})"
         return

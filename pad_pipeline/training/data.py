@@ -28,7 +28,7 @@ class Example(NamedTuple):
     caption: list[int]
     """The caption's token ids with the newline at their end; all are supervised. Empty where there is no caption."""
     coverage: np.ndarray
-    """uint8 `[R, grid * grid]`."""
+    """uint8 `[R, grid * grid]`: how much each patch belongs to each region, of 255."""
     embeds: np.ndarray
     """float16 `[R, d]`."""
 
@@ -94,7 +94,7 @@ class Examples:
         sample = self.shards.sample(*self.rows[number])
         image = self.view.apply(decode(sample.image, self.decoding)[0], self.fill)
         pixels = torch.from_numpy(np.asarray(image, np.float32).transpose(2, 0, 1) / 255)
-        coverage = sample.coverage.reshape(len(sample.coverage), self.view.grid**2)
+        coverage = sample.patches(self.settings.patches).reshape(-1, self.view.grid**2)
         return Example(
             sample.key, (pixels - self.mean) / self.std, self.caption_ids(sample), coverage, sample.region_embeds()
         )

@@ -22,16 +22,9 @@ def caption_loss(logits: Tensor, targets: Tensor, weight: float | None = None) -
     return total / (len(targets) if weight is None else weight)
 
 
-def patch_weights(coverage: Tensor, settings: PatchLossSettings) -> Tensor:
-    """How much each patch counts for each region: float32 in 0..1, of the shape of `coverage` (uint8 0..255)."""
-    if settings.weight == "coverage":
-        return coverage.float() / 255
-    return (coverage > 0 if settings.weight == "any" else coverage >= 128).float()
-
-
 def patch_loss_weight(coverage: Tensor, settings: PatchLossSettings) -> Tensor:
     """What `patch_loss` divides by: the weight of all pairs of patch and region, or the number of regions in view."""
-    selected = patch_weights(coverage, settings).sum(1)
+    selected = coverage.float().sum(1) / 255
     return selected.sum() if settings.average == "token" else (selected > 0).sum().float()
 
 
@@ -54,12 +47,12 @@ def patch_loss(
     Args:
         tokens: `[B, P, d]`, projected.
         embeds: `[R, d]`, of all regions of the batch.
-        coverage: uint8 `[R, P]`.
+        coverage: uint8 `[R, P]`, how much each patch belongs to each region, of 255.
         image: `[R]`, the row of `tokens` that each region belongs to.
-        settings: weights and average.
+        settings: the average.
         weight: what the sum is divided by; `patch_loss_weight` of these regions by default.
     """
-    weights = patch_weights(coverage, settings)  # [R, P]
+    weights = coverage.float() / 255  # [R, P]
     regions, vision = F.normalize(embeds.float(), dim=-1), F.normalize(tokens.float(), dim=-1)
     # Every region against every image at once, [R, B, P], and then its own: far smaller than a copy of the tokens for
     # each region would be.

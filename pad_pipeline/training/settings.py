@@ -6,15 +6,14 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pad_pipeline.geometry import PatchRule
+
 
 class PatchLossSettings(BaseModel):
     """The choices that the paper leaves open in L_patch."""
 
     model_config = ConfigDict(extra="forbid")
 
-    weight: Literal["coverage", "any", "half"] = "coverage"
-    """How much a patch counts for a region: by the share that the mask covers of it; wholly if it covers any of it; or
-    wholly if it covers half or more of it (which loses 31% of real objects on a 24 x 24 grid)."""
     average: Literal["token", "region"] = "token"
     """`token`: over all pairs of patch and region in the batch, so large regions count more. `region`: each region's
     own mean first, so all regions count the same."""
@@ -45,6 +44,9 @@ class TrainSettings(BaseModel):
     beta_start: float = Field(0.0, ge=0, allow_inf_nan=False)
     beta_end: float = Field(5.0, ge=0, allow_inf_nan=False)
     """L = L_caption + beta * L_patch, where beta goes linearly from start to end over the steps (the paper: 0 to 5)."""
+    patches: PatchRule = "soft"
+    """Which patches belong to a region (`PatchRule` in pad_pipeline/geometry.py): by the share that it covers of them,
+    or wholly: `any`, `half`, `argmax`."""
     patch_loss: PatchLossSettings = PatchLossSettings()
     max_length: int = Field(2048, gt=0)
     """Tokens of a sequence, image included; longer captions are cut at the end."""

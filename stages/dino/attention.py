@@ -2,8 +2,8 @@
 
 Both directions share one matrix of scores, normalised over the words for the picture and over the picture for the
 words. transformers writes that matrix out several times (18,000 x 256 for each head at full size) and subtracts the
-maximum of the whole batch from it, which changes nothing in exact numbers, costs digits in bfloat16, and lets a picture's
-numbers depend on its neighbours'. A fused kernel for each direction does neither.
+maximum of the whole batch from it, which changes nothing in exact numbers, costs digits in bfloat16, and lets a
+picture's numbers depend on its neighbours'. A fused kernel for each direction does neither.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class FusedBiAttention(nn.Module):
     def __init__(self, original: Any) -> None:
         super().__init__()
         self.heads, self.scale = original.num_heads, original.scale
-        for name in ("vision_proj", "text_proj", "values_vision_proj", "values_text_proj"):
-            setattr(self, name, getattr(original, name))
+        self.vision_proj, self.text_proj = original.vision_proj, original.text_proj
+        self.values_vision_proj, self.values_text_proj = original.values_vision_proj, original.values_text_proj
         self.out_vision_proj, self.out_text_proj = original.out_vision_proj, original.out_text_proj
         self.padded = True
         """Whether any picture of the batch is padded; where none is, the fastest kernels need no mask."""

@@ -70,6 +70,7 @@ class GroundingDino:
             *(part for name, part in inner.named_modules() if name.endswith(("sampling_offsets", "attention_weights"))),
         ]  # fmt: skip
         self.compute = compute
+        self.name: str = config["model_type"]
         self.model = compute.place(model, in_float32=dict.fromkeys(exact))
         self.max_tokens: int = model.config.max_text_len
         self.words: int = model.config.text_config.vocab_size

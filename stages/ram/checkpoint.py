@@ -61,4 +61,9 @@ def _check(network: Ram, field: str, path: Path, state: dict[str, Tensor]) -> No
         rule = f"this is a checkpoint of {family}, and tagger.family is {network.settings.family}"
         remedy = f'set family = "{family}" in the [tagger] section, or use --models plus for the official RAM++'
         raise UserError(field, path, rule, remedy)
+    rows, wanted = (state_shapes.get("label_embed", (0, 0)) for state_shapes in (shapes, expected))
+    if rows[0] != wanted[0] and rows[1:] == wanted[1:] and shapes.keys() == expected.keys():
+        labels = rows[0] * network.tags / wanted[0]
+        rule = f"it has {labels:g} labels, and the tag list has {network.tags} lines"
+        raise UserError(field, path, rule, "give the tag list that belongs to it, one line a label (--tag-list)")
     check_state_dict(field, path, expected, shapes)

@@ -1,0 +1,1 @@
+"""Speed, measured side by side in one run and given as ratios. Never part of the tests."""

@@ -1,0 +1,131 @@
+"""The annotation chain as demo scripts run it: one picture at a time, float32, one model after another, each through
+its own library's ordinary path. It is what the stages are compared with, in speed and in what they find."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from segment_anything import SamPredictor
+from segment_anything.modeling.image_encoder import Attention
+from transformers import AutoTokenizer, GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil
+
+from pad_pipeline.pictures import DecodeSettings, decode
+from pad_pipeline.records import ImageRecord, Region, Tag, as_box
+from pad_pipeline.weights import fetch_file, local_path
+from stages.boxes import suppress, to_pixels
+from stages.ram.checkpoint import load_ram
+from stages.ram.network import Ram
+from stages.sam.attention import RelativeAttention
+from stages.sam.network import load_sam
+from stages.segment import encode_mask
+from stages.spans import CLS, DOT, SEP
+from stages.tag import preprocess, read_tags
+from workflows.models import ModelSettings
+
+Seconds = dict[str, float]
+
+
+class ReferenceLoop:
+    """RAM, Grounding DINO and SAM, each on its own.
+
+    Labels are made as the demo scripts make them: the tokens above the text threshold, decoded.
+    """
+
+    def __init__(self, models: ModelSettings, device: torch.device) -> None:
+        self.models, self.device = models, device
+        tagger = models.tagger
+        self.labels, thresholds = read_tags(tagger)
+        self.thresholds = torch.tensor(thresholds, device=device)
+        path = fetch_file("tagger.weights", tagger.weights)
+        self.ram = load_ram(Ram(tagger, len(self.labels)), "tagger.weights", path).to(device)
+        folder = local_path(models.detector.model)
+        self.dino = GroundingDinoForObjectDetection.from_pretrained(folder, disable_custom_kernels=True)
+        self.dino = self.dino.to(device).eval()
+        self.processor = GroundingDinoImageProcessorPil.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        sam, _ = load_sam("segmenter.weights", fetch_file("segmenter.weights", models.segmenter.weights))
+        unfuse_sam(sam.image_encoder)
+        self.predictor = SamPredictor(sam.to(device))
+
+    @torch.inference_mode()
+    def __call__(self, rows: list[ImageRecord], fixed: Callable[[ImageRecord], None] | None = None) -> Seconds:
+        """Annotate rows one by one; the seconds of each stage in all.
+
+        Args:
+            rows: with their files' bytes.
+            fixed: puts given regions in place of the detector's.
+        """
+        seconds: Seconds = {"tag": 0.0, "ground": 0.0, "segment": 0.0}
+        for row in rows:
+            for stage, step in (("tag", self.tag), ("ground", self.ground), ("segment", self.segment)):
+                start = time.perf_counter()
+                step(row)
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize()
+                seconds[stage] += time.perf_counter() - start
+                if stage == "ground" and fixed:
+                    fixed(row)
+        return seconds
+
+    def tag(self, row: ImageRecord) -> None:
+        """One forward pass, one picture."""
+        image = preprocess(decode(row.data, DecodeSettings())[0], self.models.tagger.image_size)
+        scores = self.ram(image[None].to(self.device)).sigmoid()[0]
+        row.tags = [
+            Tag(self.labels[i], float(scores[i])) for i in (scores > self.thresholds).nonzero().flatten().tolist()
+        ]
+
+    def ground(self, row: ImageRecord) -> None:
+        """One text of all tags; boxes by the highest token, labels by decoding tokens."""
+        settings = self.models.detector
+        if not row.tags:
+            return
+        image = decode(row.data, DecodeSettings())[0]
+        text = self.tokenizer(". ".join(tag.label.lower() for tag in row.tags) + ".", return_tensors="pt")
+        ids = text["input_ids"][:, : self.dino.config.max_text_len]
+        inputs = self.processor(images=image, return_tensors="pt")
+        output = self.dino(
+            pixel_values=inputs["pixel_values"].to(self.device), pixel_mask=inputs["pixel_mask"].to(self.device),
+            input_ids=ids.to(self.device), attention_mask=torch.ones_like(ids).to(self.device),
+        )  # fmt: skip
+        scores = output.logits[0, :, : ids.shape[1]].sigmoid().cpu()
+        boxes = to_pixels(output.pred_boxes[0].cpu().numpy(), row.width, row.height)
+        regions = []
+        for query in (scores.amax(1) > settings.box_threshold).nonzero().flatten().tolist():
+            words = [i for i in (scores[query] > settings.text_threshold).nonzero().flatten().tolist() if i]
+            label = self.tokenizer.decode([t for t in ids[0, words].tolist() if t not in (CLS, SEP, DOT)])
+            regions.append(Region(label, as_box(boxes[query]), score=float(scores[query].max())))
+        row.regions = suppress(regions, settings.nms_iou, settings.nms_iou_across_labels)
+
+    def segment(self, row: ImageRecord) -> None:
+        """`SamPredictor`, all boxes of the picture at once."""
+        if not row.regions:
+            return
+        self.predictor.set_image(np.asarray(decode(row.data, DecodeSettings())[0]))
+        boxes = torch.tensor([region.box for region in row.regions], device=self.device)
+        boxes = self.predictor.transform.apply_boxes_torch(boxes, (row.height, row.width)).float()
+        masks, quality, _ = self.predictor.predict_torch(None, None, boxes, multimask_output=False)
+        for region, mask, iou in zip(row.regions, masks[:, 0].cpu().numpy(), quality[:, 0].tolist(), strict=True):
+            region.rle, region.predicted_iou = encode_mask(mask), iou
+
+
+def unfuse_sam(encoder: Any) -> None:
+    """Upstream's attention, which writes its biases out, in place of the fused one."""
+    for block in encoder.blocks:
+        fused: RelativeAttention = block.attn
+        side = (len(fused.rel_pos_h) + 1) // 2
+        plain = Attention(fused.proj.in_features, fused.heads, True, True, input_size=(side, side))
+        plain.load_state_dict(fused.state_dict())
+        block.attn = plain.to(fused.proj.weight.device, fused.proj.weight.dtype).eval()
+        for name in ("rel_pos_h", "rel_pos_w"):
+            getattr(block.attn, name).data = getattr(fused, name).data
+
+
+def folder_of(models: ModelSettings) -> Path:
+    """Where the detector lies."""
+    return local_path(models.detector.model)
