@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from segment_anything import SamPredictor
 from segment_anything.modeling.image_encoder import Attention
+from segment_anything.modeling.transformer import Attention as DecoderAttention
 from transformers import AutoTokenizer, GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil
 
 from pad_pipeline.pictures import DecodeSettings, decode
@@ -20,7 +20,7 @@ from pad_pipeline.weights import fetch_file, local_path
 from stages.boxes import suppress, to_pixels
 from stages.ram.checkpoint import load_ram
 from stages.ram.network import Ram
-from stages.sam.attention import RelativeAttention
+from stages.sam.attention import CrossAttention
 from stages.sam.network import load_sam
 from stages.segment import encode_mask
 from stages.spans import CLS, DOT, SEP
@@ -49,8 +49,10 @@ class ReferenceLoop:
         self.processor = GroundingDinoImageProcessorPil.from_pretrained(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         sam, _ = load_sam("segmenter.weights", fetch_file("segmenter.weights", models.segmenter.weights))
-        unfuse_sam(sam.image_encoder)
+        unfuse_sam(sam)
         self.predictor = SamPredictor(sam.to(device))
+        for model in (self.ram, self.dino, sam):
+            model.requires_grad_(False)
 
     @torch.inference_mode()
     def __call__(self, rows: list[ImageRecord], fixed: Callable[[ImageRecord], None] | None = None) -> Seconds:
@@ -114,18 +116,21 @@ class ReferenceLoop:
             region.rle, region.predicted_iou = encode_mask(mask), iou
 
 
-def unfuse_sam(encoder: Any) -> None:
-    """Upstream's attention, which writes its biases out, in place of the fused one."""
-    for block in encoder.blocks:
-        fused: RelativeAttention = block.attn
+def unfuse_sam(sam: Any) -> None:
+    """Upstream's attention, which writes scores and biases out, in place of the fused one."""
+    for block in sam.image_encoder.blocks:
+        fused = block.attn
         side = (len(fused.rel_pos_h) + 1) // 2
-        plain = Attention(fused.proj.in_features, fused.heads, True, True, input_size=(side, side))
-        plain.load_state_dict(fused.state_dict())
-        block.attn = plain.to(fused.proj.weight.device, fused.proj.weight.dtype).eval()
-        for name in ("rel_pos_h", "rel_pos_w"):
-            getattr(block.attn, name).data = getattr(fused, name).data
-
-
-def folder_of(models: ModelSettings) -> Path:
-    """Where the detector lies."""
-    return local_path(models.detector.model)
+        plain = Attention(fused.proj.in_features, fused.heads, True, True, input_size=(side, side)).eval()
+        plain.qkv, plain.proj = fused.qkv, fused.proj
+        plain.rel_pos_h, plain.rel_pos_w = fused.rel_pos_h, fused.rel_pos_w
+        block.attn = plain
+    transformer = sam.mask_decoder.transformer
+    for layer in [*transformer.layers, transformer]:
+        for name, fused in list(layer.named_children()):
+            if isinstance(fused, CrossAttention):
+                width, inner = fused.q_proj.in_features, fused.q_proj.out_features
+                plain = DecoderAttention(width, fused.heads, downsample_rate=width // inner).eval()
+                plain.q_proj, plain.k_proj, plain.v_proj = fused.q_proj, fused.k_proj, fused.v_proj
+                plain.out_proj = fused.out_proj
+                setattr(layer, name, plain)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 from segment_anything import SamPredictor
-from segment_anything.modeling import Sam
+from segment_anything.modeling import MaskDecoder, Sam, TwoWayTransformer
 from segment_anything.modeling.image_encoder import Attention, ImageEncoderViT
 from torch import nn
 from transformers import (
@@ -57,7 +57,7 @@ TWO = ComputeSettings(threads=2)
 
 
 def upstream(path: Path, shape: SamShape) -> Sam:
-    """The checkpoint in upstream's network with upstream's own attention."""
+    """The checkpoint in upstream's network, with upstream's own attention everywhere."""
     sam, _ = load_sam("segmenter.weights", path)
     state = sam.image_encoder.state_dict()
     sam.image_encoder = ImageEncoderViT(
@@ -67,6 +67,12 @@ def upstream(path: Path, shape: SamShape) -> Sam:
         global_attn_indexes=tuple(shape.global_attention),
     )  # fmt: skip
     sam.image_encoder.load_state_dict(state)
+    state = sam.mask_decoder.state_dict()
+    transformer = TwoWayTransformer(2, shape.decoder_width, 8, shape.decoder_mlp)
+    sam.mask_decoder = MaskDecoder(
+        transformer_dim=shape.decoder_width, transformer=transformer, iou_head_hidden_dim=shape.decoder_width
+    )
+    sam.mask_decoder.load_state_dict(state)
     return sam.eval()
 
 

@@ -1,12 +1,14 @@
-"""SAM's self-attention with its relative positions inside the matrix product, so that fused kernels can run it.
+"""SAM's attention in forms that fused kernels can run: without a matrix of scores in memory.
 
-SAM adds to the score of query (h, w) and key (h', w') a bias q . R_h[h - h'] + q . R_w[w - w'] (decomposed relative
-positions, arXiv 2112.01526). Upstream writes these biases out: for 64 x 64 tokens a matrix of 4096 x 4096 for each
-head. But the bias is a product itself: of the query's biases to all rows and columns with a one-hot code of the key's
-row and column. Appended to queries and keys, it is part of their product.
+In the encoder, the score of query (h, w) and key (h', w') has a bias q . R_h[h - h'] + q . R_w[w - w'] (decomposed
+relative positions, arXiv 2112.01526). Upstream writes these biases out: for 64 x 64 tokens a matrix of 4096 x 4096 for
+each head. But the bias is a product itself: of the query's biases to all rows and columns with a one-hot code of the
+key's row and column. Appended to queries and keys, it is part of their product.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +54,23 @@ class RelativeAttention(nn.Module):
         values = F.pad(v, (0, queries.shape[-1] - width))  # narrower values would fall back to the unfused path
         x = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)[..., :width]
         return self.proj(x.transpose(1, 2).reshape(batch, side, side, dim))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention between the decoder's tokens and the picture's, with the parameters and the signature of
+    upstream's `transformer.Attention`."""
+
+    def __init__(self, original: Any) -> None:
+        super().__init__()
+        self.heads = original.num_heads
+        self.q_proj, self.k_proj, self.v_proj = original.q_proj, original.k_proj, original.v_proj
+        self.out_proj = original.out_proj
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`[B, queries, d]`, `[B, keys, d]`, `[B, keys, d]` -> `[B, queries, d]`."""
+        projected = (self.q_proj(q), self.k_proj(k), self.v_proj(v))
+        heads = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in projected)
+        return self.out_proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
 
 
 def _by_distance(positions: Tensor, side: int) -> Tensor:

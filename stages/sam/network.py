@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling.transformer import Attention
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor, nn
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.weights import check_state_dict, family_of, read_tensors
 from stages.compute import Compute
-from stages.sam.attention import RelativeAttention
+from stages.sam.attention import CrossAttention, RelativeAttention
 from stages.sam.shape import SamShape, read_shape
 
 
@@ -40,6 +41,11 @@ def build_sam(shape: SamShape) -> Sam:
     )
     for block in encoder.blocks:
         block.attn = RelativeAttention(shape.width, shape.heads, block.window_size or side)
+    transformer = TwoWayTransformer(depth=2, embedding_dim=shape.decoder_width, num_heads=8, mlp_dim=shape.decoder_mlp)
+    for layer in [*transformer.layers, transformer]:
+        for name, module in list(layer.named_children()):
+            if isinstance(module, Attention):
+                setattr(layer, name, CrossAttention(module))
     return Sam(
         image_encoder=encoder,
         prompt_encoder=PromptEncoder(
@@ -50,9 +56,7 @@ def build_sam(shape: SamShape) -> Sam:
         ),
         mask_decoder=MaskDecoder(
             transformer_dim=shape.decoder_width,
-            transformer=TwoWayTransformer(
-                depth=2, embedding_dim=shape.decoder_width, num_heads=8, mlp_dim=shape.decoder_mlp
-            ),
+            transformer=transformer,
             iou_head_hidden_dim=shape.decoder_width,
         ),
     )

@@ -1,0 +1,77 @@
+"""Models of official size with seeded random weights, in the official formats: for speed, not for what they find."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import (
+    BertConfig,
+    BertTokenizer,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessorPil,
+    SwinConfig,
+)
+
+from pad_pipeline.labels import LabelSettings
+from pad_pipeline.pretrained import quiet
+from stages.ground import DetectorSettings
+from stages.ram.network import Ram, RamSettings
+from stages.sam.network import build_sam
+from stages.sam.shape import VIT_B, VIT_H, VIT_L
+from stages.segment import SegmenterSettings
+from stages.spans import CLS, DOT, SEP
+from stages.tag import TaggerSettings
+from workflows.models import ModelSettings
+
+SAMS = {"vit_b": VIT_B, "vit_l": VIT_L, "vit_h": VIT_H}
+TAGS = 4585
+"""As many as RAM knows."""
+TAGS_ON = 18
+"""As many as a photograph gets, about: the ones with the highest scores are on."""
+
+
+def write_official_size(folder: Path, sam: str) -> ModelSettings:
+    """RAM Swin-L, Grounding DINO Swin-T and a SAM in `folder`; made once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tagger, detector, segmenter = folder / "ram.safetensors", folder / "dino", folder / f"sam_{sam}.safetensors"
+    with quiet(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        if not tagger.is_file():
+            network = Ram(RamSettings(), TAGS)
+            torch.nn.init.normal_(network.label_embed)
+            save_file(network.state_dict(), tagger)
+        if not (detector / "model.safetensors").is_file():
+            _write_detector(detector)
+        if not segmenter.is_file():
+            network = build_sam(SAMS[sam])
+            for name, parameter in network.named_parameters():
+                if "rel_pos" in name or "pos_embed" in name:
+                    torch.nn.init.normal_(parameter, std=0.02)
+            save_file(network.state_dict(), segmenter)
+    words = [f"{a}{b}{c}" for a in "abcdefghijklmnopq" for b in "abcdefghijklmnopq" for c in "abcdefghijklmnopq"]
+    (folder / "tags.txt").write_text("".join(f"{word}\n" for word in words[:TAGS]))
+    return ModelSettings(
+        tagger=TaggerSettings(weights=str(tagger), tag_list=str(folder / "tags.txt"), threshold=0.0),
+        detector=DetectorSettings(model=str(detector), unboxable="", box_threshold=0.0),
+        segmenter=SegmenterSettings(weights=str(segmenter)),
+        llm=LabelSettings(llm=""),
+    )
+
+
+def _write_detector(folder: Path) -> None:
+    fixed = {0: "[PAD]", 100: "[UNK]", CLS: "[CLS]", SEP: "[SEP]", 103: "[MASK]", DOT: ".", 1029: "?"}
+    letters = iter([*"abcdefghijklmnopqrstuvwxyz", *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")])
+    vocabulary = {fixed.get(index) or next(letters, f"[unused{index}]"): index for index in range(30522)}
+    config = GroundingDinoConfig(
+        backbone_config=SwinConfig(
+            image_size=224, embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7,
+            out_features=["stage2", "stage3", "stage4"],
+        ),
+        text_config=BertConfig(), disable_custom_kernels=True,
+    )  # fmt: skip
+    GroundingDinoForObjectDetection(config).save_pretrained(folder)
+    BertTokenizer(vocab=vocabulary).save_pretrained(folder)
+    GroundingDinoImageProcessorPil().save_pretrained(folder)
