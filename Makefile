@@ -16,6 +16,9 @@ test: $(READY) lint  ## Check formatting, lint, types, then run the tests: about
 	@echo "== Tests (a summary comes at the end)"
 	$(BIN)/python -m pytest
 
+bench: $(READY)  ## Compare the annotation stages with a plain loop, technique by technique: a few minutes.
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.annotate $(if $(OUT),--out $(OUT))
+
 lint: $(READY)  ## Check formatting, lint and types.
 	@echo "== Formatting, lint, types"
 	$(BIN)/ruff format --check .
@@ -37,4 +40,4 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test bench lint format clean

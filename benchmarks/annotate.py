@@ -85,8 +85,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models, rows_of, fixed = _miniature(options.images) if options.size == "miniature" else _official(options)
     reference = ReferenceLoop(models, device)
-    flops = count_flops(reference, rows_of(1), fixed)
-    reference(rows_of(1), fixed)  # warm
+    flops = count_flops(reference, rows_of(1), fixed)  # and warm
     few = rows_of(min(options.images, options.reference_images))
     base = Row("reference loop", reference(few, fixed), few)
     print(f"{base.name}: {base.seconds}", flush=True)
@@ -166,7 +165,8 @@ def measure(
     """Each stage over all rows, after a warm-up on some."""
     seconds: Seconds = {}
     for name, stage in build_stages(setup, models, threads):
-        warm = rows_of(min(len(rows), 2 * stage.batch_size if setup.compile else stage.batch_size))
+        # A GPU chooses its kernels for each shape anew; a CPU has nothing to warm but its memory.
+        warm = rows_of(min(len(rows), stage.batch_size if torch.cuda.is_available() or setup.compile else 1))
         for other, row in zip(rows, warm, strict=False):
             row.tags, row.regions, row.status = list(other.tags), [Region(r.label, r.box) for r in other.regions], "ok"
         stage(Shard(0, warm))

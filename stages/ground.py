@@ -128,7 +128,7 @@ class Detector(Stage):
         return max((len(prompt.ids) for prompt in self.prompts(row)), default=0)
 
     def prepare(self, row: ImageRecord) -> torch.Tensor:
-        """The normalised picture `[3, H, W]`."""
+        """The resized picture, uint8 `[3, H, W]`."""
         return self.model.prepare(picture(row, self.decoding))
 
     def process(self, rows: list[ImageRecord], inputs: list[torch.Tensor]) -> list[list[Found]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +29,15 @@ def shared(path: str) -> Path:
     if not found.exists():
         pytest.skip(f"no check data at {found}")
     return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Converted checkpoints and hashes of the tests, and not the user's own cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PAD_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

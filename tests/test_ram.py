@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from torchvision import transforms
 
 from pad_pipeline.errors import UserError
 from stages.ram.checkpoint import load_ram
@@ -161,6 +163,20 @@ def test_preprocessing_equals_upstreams() -> None:
         assert levels.mean() < 0.3
 
 
+def test_preprocessing_is_upstreams_transform_pixel_for_pixel() -> None:
+    """The same two pictures through torchvision's Resize, ToTensor and Normalize, as upstream has them, with the Pillow
+    that is installed: not one bit differs."""
+    upstream = transforms.Compose(
+        [
+            transforms.Resize((384, 384)),
+            transforms.ToTensor(),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
+    for picture in (drawn_picture(427, 640, 11), drawn_picture(640, 480, 22)):
+        assert torch.equal(preprocess(picture, 384), upstream(picture))
+
+
 SMALL = RamSettings(
     image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window=4, embed_width=8, head_width=12, head_heads=2,
     head_feed_forward=16, descriptions=3,
@@ -181,6 +197,27 @@ def test_training_checkpoints_load_without_what_inference_does_not_need(tmp_path
     found, wanted = loaded.state_dict(), network.state_dict()
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_training_checkpoint_is_converted_once(tmp_path: Path, own_cache: Path) -> None:
+    """5.6 GB with optimiser state would be read by every worker of every run; what is kept holds the network only, and
+    a file with other contents is converted anew."""
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        network = Ram(SMALL, 7)
+        optimiser = {number: torch.zeros(50_000) for number in range(4)}
+        torch.save({"model": network.state_dict(), "optimizer": optimiser}, tmp_path / "ram.pth")
+        before = set(own_cache.glob("converted/ram-*"))
+        load_ram(Ram(SMALL, 7), "tagger.weights", tmp_path / "ram.pth")
+        (kept,) = set(own_cache.glob("converted/ram-*")) - before
+        with safe_open(kept / "ram.safetensors", "pt") as tensors:
+            assert set(tensors.keys()) == network.state_dict().keys()
+        assert (kept / "ram.safetensors").stat().st_size < (tmp_path / "ram.pth").stat().st_size / 4
+        changed = (kept / "ram.safetensors").stat().st_mtime_ns
+        again = load_ram(Ram(SMALL, 7), "tagger.weights", tmp_path / "ram.pth")
+        assert (kept / "ram.safetensors").stat().st_mtime_ns == changed
+        assert torch.equal(again.wordvec_proj.weight, network.wordvec_proj.weight)
+    assert not list(own_cache.glob("converted/.*.part"))
 
 
 def test_a_checkpoint_of_the_other_family_is_named(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ from stages.sam.attention import RelativeAttention
 from stages.sam.hub import HubSam
 from stages.sam.network import OfficialSam, build_sam, load_sam
 from stages.sam.shape import VIT_B, VIT_H, VIT_L, SamShape, read_shape
-from stages.segment import Segmenter, SegmenterSettings, encode_mask
+from stages.segment import Segmenter, SegmenterSettings, encode_mask, pack, unpack
 from tests.conftest import record
 from tests.small_models import SAM_SHAPE
 from workflows.models import ModelSettings
@@ -207,10 +207,15 @@ def test_an_image_gets_the_same_masks_alone_in_a_batch_and_in_another_order(
 
 
 def test_rle_decodes_to_the_same_pixels() -> None:
-    """Column by column, as COCO has it: a transposed mask decodes to another picture."""
+    """Column by column, as COCO has it: a transposed mask decodes to another picture. On the way from the device a mask
+    has eight pixels a byte, whatever its width."""
     rng = np.random.default_rng(0)
-    for height, width in ((1, 1), (7, 3), (64, 48)):
-        mask = rng.random((height, width)) > 0.5
+    for height, width in ((1, 1), (7, 3), (64, 48), (5, 17)):
+        masks = rng.random((2, height, width)) > 0.5
+        packed = pack(torch.from_numpy(masks)).numpy()
+        assert packed.shape == (2, height, -(-width // 8))
+        mask = unpack(packed[1], width)
+        assert np.array_equal(mask, masks[1])
         rle = encode_mask(mask)
         assert rle["size"] == [height, width]
         assert np.array_equal(coco_mask.decode(rle).astype(bool), mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,9 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.pretrained import load_pretrained, read_config
 from stages.compute import Compute
 from stages.dino.attention import FusedBiAttention
+
+# transformers compares two numbers on the GPU in every sampling layer, and waits for the answer each time.
+os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
 
 KINDS = {"grounding-dino": GroundingDinoForObjectDetection, "mm-grounding-dino": MMGroundingDinoForObjectDetection}
 """Zero-shot detectors of transformers that give a score for each token of the text, by `model_type`."""
@@ -78,6 +82,9 @@ class GroundingDino:
         encoder = self.backbone.backbone.conv_encoder
         encoder.model = compute.compiled(encoder.model, dynamic=True)
         self.processor = load_processor(field, folder)
+        mean, std = (torch.tensor(part).view(3, 1, 1) for part in (self.processor.image_mean, self.processor.image_std))
+        self.scale = compute.send(self.processor.rescale_factor / std)
+        self.shift = compute.send(mean / std)
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Height and width of a picture as the model gets it."""
@@ -88,26 +95,28 @@ class GroundingDino:
         return get_size_with_aspect_ratio((height, width), short, long)
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """The resized and normalised picture `[3, H, W]`."""
-        return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+        """The resized picture, uint8 `[3, H, W]`. It is normalised on the device: a quarter of the bytes to send."""
+        inputs = self.processor(images=image, do_rescale=False, do_normalize=False, return_tensors="pt")
+        return inputs["pixel_values"][0].to(torch.uint8)
 
     def encode(self, pictures: list[Tensor], size: tuple[int, int]) -> Features:
         """What the prompts of these pictures share.
 
         Args:
-            pictures: `[3, h, w]` each.
+            pictures: uint8 `[3, h, w]` each.
             size: height and width that all are padded to.
         """
-        pixels = pictures[0].new_zeros(len(pictures), 3, *size)
-        inside = torch.zeros(len(pictures), *size, dtype=torch.long)
+        pixels = torch.zeros(len(pictures), 3, *size, dtype=torch.uint8)
+        inside = torch.zeros(len(pictures), *size, dtype=torch.bool)
         for row, picture in enumerate(pictures):
             pixels[row, :, : picture.shape[1], : picture.shape[2]] = picture
-            inside[row, : picture.shape[1], : picture.shape[2]] = 1
+            inside[row, : picture.shape[1], : picture.shape[2]] = True
         mask = self.compute.send(inside)
+        colours = self.compute.send(pixels).float() * self.scale - self.shift
         with self.compute.autocast():
-            maps, positions = self.backbone.backbone(self.compute.send(pixels), mask)
+            maps, positions = self.backbone.backbone(colours.masked_fill(~mask[:, None], 0), mask.long())
         padded = any(picture.shape[1:] != size for picture in pictures)
-        return Features(maps, positions, mask, padded)
+        return Features(maps, positions, mask.long(), padded)
 
     def detect(self, features: Features, images: list[int], texts: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Where the words of each text are, each in its picture.

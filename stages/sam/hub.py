@@ -32,7 +32,8 @@ class HubSam:
         self.compute = compute
         model = load_pretrained(field, folder, KINDS[self.kind], torch.float32, use_safetensors=True)
         self.stretched = self.kind.startswith("sam2")  # SAM keeps the aspect and pads, SAM 2 does not
-        exact = [model.prompt_encoder, model.mask_decoder.iou_prediction_head]
+        # Places become angles of sine and cosine: bfloat16 would be far off.
+        exact = [model.prompt_encoder, model.shared_image_embedding, model.mask_decoder.iou_prediction_head]
         self.model: Any = compute.place(model, in_float32=exact)
         processor = Sam2ImageProcessor if self.stretched else SamImageProcessorPil
         try:
@@ -70,14 +71,26 @@ class HubSam:
         return int(height * scale + 0.5), int(width * scale + 0.5)
 
     def decode(self, embeddings: list[Tensor], image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask logits `[N, h, w]` and predicted IoU `[N]`. Arguments as `decode_boxes`'s."""
-        own = [part[image] for part in embeddings]
-        named: dict[str, Any] = {"image_embeddings": own if self.stretched else own[0]}
+        """Mask logits `[N, h, w]` and predicted IoU `[N]`. Arguments as `OfficialSam.decode`'s."""
+        if self.kind == "sam_hq":  # it works on whole feature maps before it looks at boxes: once for each picture
+            parts = boxes.split(torch.bincount(image, minlength=1).tolist()) if len(image) else ()
+            found = [
+                self._decode([part[place : place + 1] for part in embeddings], its[None])
+                for place, its in enumerate(parts)
+                if len(its)
+            ]
+            return torch.cat([logits for logits, _ in found]), torch.cat([quality for _, quality in found])
+        chosen = self.compute.send(image)
+        return self._decode([part[chosen] for part in embeddings], boxes[:, None])
+
+    def _decode(self, embeddings: list[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes `[pictures, n, 4]`; the masks of all, picture after picture."""
+        named: dict[str, Any] = {"image_embeddings": embeddings if self.stretched else embeddings[0]}
         if self.kind == "sam_hq":
-            named["intermediate_embeddings"] = own[1:]
+            named["intermediate_embeddings"] = embeddings[1:]
         with self.compute.autocast():
-            output = self.model(input_boxes=boxes[:, None], multimask_output=False, **named)
-        return output.pred_masks[:, 0, 0].float(), output.iou_scores[:, 0, 0].float()
+            output = self.model(input_boxes=self.compute.send(boxes), multimask_output=False, **named)
+        return output.pred_masks[:, :, 0].flatten(0, 1).float(), output.iou_scores[:, :, 0].flatten(0, 1).float()
 
     def upscale(self, logits: Tensor, width: int, height: int) -> Tensor:
         """`[N, h, w]` -> `[N, height, width]`, as transformers' processors do: SAM by way of its square."""

@@ -126,7 +126,9 @@ class OfficialSam:
     def __init__(self, field: str, path: Path, compute: Compute) -> None:
         sam, self.network_shape = load_sam(field, path)
         self.compute = compute
-        self.sam: Sam = compute.place(sam, in_float32=[sam.prompt_encoder, sam.mask_decoder.iou_prediction_head])
+        prompts = sam.prompt_encoder  # places become angles of sine and cosine: bfloat16 would be far off
+        exact = [prompts, prompts.pe_layer, sam.mask_decoder.iou_prediction_head]
+        self.sam: Sam = compute.place(sam, in_float32=exact)
         self.sam.image_encoder = compute.compiled(sam.image_encoder)
         self.resize = ResizeLongestSide(self.network_shape.image_size)
 
@@ -151,9 +153,9 @@ class OfficialSam:
         return self.resize.apply_boxes(boxes, (height, width))
 
     def decode(self, embeddings: Tensor, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """As `decode_boxes`."""
+        """As `decode_boxes`, with `image` and `boxes` on the CPU."""
         with self.compute.autocast():
-            return decode_boxes(self.sam, embeddings, image, boxes)
+            return decode_boxes(self.sam, embeddings, self.compute.send(image), self.compute.send(boxes))
 
     def upscale(self, logits: Tensor, width: int, height: int) -> Tensor:
         """`[N, 4 s, 4 s]` -> `[N, height, width]`: to the encoder's square, cut, to the picture, as upstream does;
