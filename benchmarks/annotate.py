@@ -188,7 +188,7 @@ def measure(
 
 def build_stages(setup: Setup, models: ModelSettings, threads: int) -> Iterator[tuple[str, Stage]]:
     """The three stages, one after another, as a setup wants them."""
-    compute = ComputeSettings(precision=setup.precision, compile=setup.compile, threads=threads)  # type: ignore[arg-type]
+    compute = ComputeSettings(precision=setup.precision, compile=setup.compile, threads=threads)
     one = {} if setup.batched else {"batch_size": 1}
     yield "tag", Tagger(models.tagger.model_copy(update=one), DecodeSettings(), compute)
     detector = Detector(models.detector.model_copy(update=one), DecodeSettings(), compute)

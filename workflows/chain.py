@@ -8,7 +8,7 @@ from pathlib import Path
 from pad_pipeline.geometry import View
 from pad_pipeline.labels import LabelEmbedder
 from pad_pipeline.pictures import DecodeSettings
-from pad_pipeline.weights import fetch_file, file_sha256, folder_sha256
+from pad_pipeline.weights import fetch_file, file_sha256, folder_sha256, is_file_reference
 from stages.compute import ComputeSettings
 from stages.decode import Decode
 from stages.ground import FILES, Detector
@@ -58,10 +58,12 @@ def weight_fingerprints(models: ModelSettings) -> dict[str, str]:
     }
     found = {field: file_sha256(fetch_file(field, reference)) for field, reference in lists.items() if reference}
     model, tokenizer = find_detector(detector)
+    own = fetch_file("detector.model", detector.model) if is_file_reference(detector.model) else None
     segmenter = find_segmenter(models.segmenter)
     return {name.partition(".")[2]: digest for name, digest in found.items()} | {
         "tagger": file_sha256(fetch_file("tagger.weights", tagger.weights, tagger.sha256)),
-        "detector": folder_sha256(model, FILES),
+        # Of what was fetched, not of what it was converted to, which changes with the versions of libraries.
+        "detector": file_sha256(own) if own else folder_sha256(model, FILES),
         "detector_tokenizer": folder_sha256(tokenizer, ["tokenizer*", "vocab.txt"]),
         "segmenter": folder_sha256(segmenter, SAM_FILES) if segmenter.is_dir() else file_sha256(segmenter),
     }

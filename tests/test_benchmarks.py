@@ -1,0 +1,28 @@
+"""The benchmark runs and compares like with like; how fast anything is, no test says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import annotate
+
+
+def test_the_waterfall_has_a_row_for_each_technique(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In float32 the stages find what the plain loop finds: a benchmark of something else would be worth nothing."""
+    out = tmp_path / "table.md"
+    rows = ["stages, float32, batch 1", "float32, batches, fused attention"]
+    monkeypatch.setattr("sys.argv", ["annotate", "--images", "2", "--rows", *rows, "--out", str(out), "--threads", "2"])
+    annotate.main()
+    table = [line.split("|")[1:-1] for line in out.read_text().splitlines() if line.startswith("|")]
+    names = [cell.strip() for cell in table[0]]
+    found = {line[0].strip(): dict(zip(names, map(str.strip, line), strict=True)) for line in table[2:]}
+    assert list(found) == ["reference loop", *rows]
+    for row in found.values():
+        assert (row["tags F1"], row["x reference"] > "0") == ("1.0000", True)
+        assert float(row["boxes F1"]) > 0.97
+        assert float(row["mask IoU"]) > 0.95
+    assert found[rows[1]]["labels that are tags"] == "1.0000"
