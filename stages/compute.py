@@ -21,7 +21,8 @@ class ComputeSettings(BaseModel):
     """`auto`: bfloat16 on a GPU, float32 without one. In bfloat16 only matrix products and convolutions are; norms,
     softmax, sampling, boxes, thresholds and resizes stay float32."""
     compile: bool = False
-    """Compile the image encoders with torch.compile: minutes at the start, a third or more faster on a GPU."""
+    """Compile the image encoders of the tagger and the segmenter with torch.compile: minutes at the start of every
+    process. The detector's is not compiled, because its pictures have many sizes."""
     threads: int = Field(0, ge=0, exclude=True)
     """CPU threads of each model; 0 leaves it to torch. The command line sets it; it is not in run.json."""
 
@@ -61,14 +62,9 @@ class Compute:
                     module.to(torch.bfloat16)
         return model
 
-    def compiled(self, module: nn.Module, dynamic: bool = False) -> nn.Module:
-        """`module` as `settings.compile` wants it.
-
-        Args:
-            module: to be called with tensors of one shape, see `filled`.
-            dynamic: with tensors of many shapes.
-        """
-        return torch.compile(module, dynamic=dynamic) if self.settings.compile else module  # type: ignore[return-value]
+    def compiled(self, module: nn.Module) -> nn.Module:
+        """`module` as `settings.compile` wants it; to be called with tensors of one shape, see `filled`."""
+        return torch.compile(module, dynamic=False) if self.settings.compile else module  # type: ignore[return-value]
 
     def filled(self, batch: Tensor, size: int) -> Tensor:
         """`batch`, for a compiled module filled up to `size` rows, because it is compiled for each shape anew."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
@@ -274,20 +275,25 @@ def test_different_captions_in_a_batch_equal_each_alone(models: ModelSettings, w
         assert (together[1][place] - alone[1][0]).abs().max() < 1e-4
 
 
-def test_detector_equals_transformers_own_path(models: ModelSettings, world: World) -> None:
-    """One picture and caption through transformers' processor and model: the same boxes and token scores (1e-5)."""
+@pytest.mark.parametrize("pad_to", [1, 64])
+def test_detector_equals_transformers_own_path(models: ModelSettings, world: World, pad_to: int) -> None:
+    """One picture and caption through transformers' processor, attention and model, padded by hand or not: the same
+    boxes and token scores (1e-5)."""
     folder = models.detector.model
     model = GroundingDinoForObjectDetection.from_pretrained(folder).eval()
     image = decode((world.images / "scene-00001.png").read_bytes(), DECODING)[0]
     inputs = GroundingDinoImageProcessorPil.from_pretrained(folder)(images=image, return_tensors="pt")
     text = AutoTokenizer.from_pretrained(folder)("house . car . red roof .", return_tensors="pt")
+    detector = Detector(models.detector.model_copy(update={"pad_to": pad_to}), DECODING, TWO)
+    row = record(world.images / "scene-00001.png")
+    height, width = detector.shape(row)
+    padding = (0, width - inputs["pixel_values"].shape[3], 0, height - inputs["pixel_values"].shape[2])
+    assert (max(padding) > 0) == (pad_to > 1)
     with torch.inference_mode():
-        expected = model(**inputs, **text)
-    detector = Detector(models.detector, DECODING, TWO)
+        expected = model(**{name: F.pad(part, padding) for name, part in inputs.items()}, **text)
     (prompt,) = build_prompts(["house", "car", "red roof"], detector.encode)
     assert prompt.ids == text["input_ids"][0].tolist()
-    row = record(world.images / "scene-00001.png")
-    features = detector.model.encode([detector.prepare(row)], detector.shape(row))
+    features = detector.model.encode([detector.prepare(row)], (height, width))
     probabilities, boxes = detector.model.detect(features, [0], [prompt.ids])
     length = len(prompt.ids)
     assert np.abs(probabilities[..., :length] - expected.logits.sigmoid()[..., :length]).max() < 1e-5

@@ -79,8 +79,6 @@ class GroundingDino:
         self.max_tokens: int = model.config.max_text_len
         self.words: int = model.config.text_config.vocab_size
         self.backbone = inner.backbone = _SharedFeatures(inner.backbone)
-        encoder = self.backbone.backbone.conv_encoder
-        encoder.model = compute.compiled(encoder.model, dynamic=True)
         self.processor = load_processor(field, folder)
         mean, std = (torch.tensor(part).view(3, 1, 1) for part in (self.processor.image_mean, self.processor.image_std))
         self.scale = compute.send(self.processor.rescale_factor / std)
