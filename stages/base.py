@@ -30,7 +30,7 @@ class Stage(ABC):
     name: ClassVar[str]
     takes: ClassVar[frozenset[str]] = frozenset({"ok"})
     """The statuses of the rows it works on."""
-    threads: ClassVar[int] = min(8, os.cpu_count() or 1)
+    threads: ClassVar[int] = min(16, os.cpu_count() or 1)
     """Threads for `prepare` and `finish`."""
     batch_size: int = 8 * threads
     """Rows in one `process`, at most; by default as many as are worth preparing ahead."""
@@ -41,6 +41,8 @@ class Stage(ABC):
     def __init__(self) -> None:
         self._fits: dict[Hashable, int] = {}
         """Shape -> the batch size that memory has room for, where the wanted one was too large."""
+        self.tight = False
+        """Set while a picture is tried again for which memory ran out although it was alone: take less at a time."""
 
     def prepare(self, row: ImageRecord) -> Any:
         """What `process` needs of one image."""
@@ -89,25 +91,33 @@ class Stage(ABC):
 
     def _run(self, rows: list[ImageRecord], inputs: list[Future]) -> list[tuple[ImageRecord, Any]]:
         """Each row that came through, with its output."""
-        fits = self._fits.get(self.shape(rows[0]), len(rows))
-        if len(rows) > fits:
-            return self._in_parts(rows, inputs, fits)
+        shape = self.shape(rows[0])
+        size = self._fits.get(shape, len(rows))
+        if len(rows) > size:
+            parts = zip(chunks(rows, size), chunks(inputs, size), strict=True)
+            return [pair for part, its in parts for pair in self._run(part, its)]
         outputs = self._try(rows, inputs)
+        if isinstance(outputs, _Failure) and outputs.out_of_memory and len(rows) == 1:
+            _release_gpu_memory()
+            self.tight = True
+            outputs = self._try(rows, inputs)
+            self.tight = False
         if not isinstance(outputs, _Failure):
             return list(zip(rows, outputs, strict=True))
         # Outside the handler: the exception, and with it the batch's tensors, is gone by now.
-        half = max(len(rows) // 2, 1)
-        if outputs.out_of_memory:
-            _release_gpu_memory()
-            self._fits[self.shape(rows[0])] = half
         if len(rows) == 1:
             rows[0].fail(self.name, outputs.reason)
             return []
-        return self._in_parts(rows, inputs, half)
-
-    def _in_parts(self, rows: list[ImageRecord], inputs: list[Future], size: int) -> list[tuple[ImageRecord, Any]]:
-        parts = zip(chunks(rows, size), chunks(inputs, size), strict=True)
-        return [pair for part, its_inputs in parts for pair in self._run(part, its_inputs)]
+        half = len(rows) // 2
+        if outputs.out_of_memory:
+            _release_gpu_memory()
+            self._fits[shape] = half
+        found = []
+        for part, its in zip(chunks(rows, half), chunks(inputs, half), strict=True):
+            found += self._run(part, its)
+            if outputs.out_of_memory and any(row.status == "failed" for row in part):
+                self._fits[shape] = half  # one picture was too large: that makes no smaller batches of the others
+        return found
 
     def _try(self, rows: list[ImageRecord], inputs: list[Future]) -> list[Any] | _Failure:
         try:
@@ -128,13 +138,18 @@ class _Failure(NamedTuple):
     out_of_memory: bool
 
 
+_MEMORY_SIGNS = ("CUDA error: out of memory", "ALLOC_FAILED")
+"""Of memory that ran out beside torch's own allocator: pinned, in cuBLAS, in cuDNN."""
+
+
 def _failure(error: Exception) -> _Failure:
     """What went wrong, as text; a fault of the user or of the machine is raised, for it is no image's fault."""
     kind = type(error).__name__  # torch's are known by name: not every stage imports torch
-    # After an AcceleratorError nothing on this GPU works in this process.
-    if isinstance(error, (UserError, OSError)) or kind == "AcceleratorError":
+    memory = kind == "OutOfMemoryError" or any(sign in str(error) for sign in _MEMORY_SIGNS)
+    # After any other AcceleratorError nothing on this GPU works in this process.
+    if isinstance(error, (UserError, OSError)) or (kind == "AcceleratorError" and not memory):
         raise error
-    return _Failure(f"{kind}: {error}", kind == "OutOfMemoryError")
+    return _Failure(f"{kind}: {error}", memory)
 
 
 def _release_gpu_memory() -> None:

@@ -38,9 +38,12 @@ class Compute:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         auto = settings.precision == "auto" and self.device.type == "cuda"
         self.bfloat16 = auto or settings.precision == "bfloat16"
-        # Beside bfloat16, what stays float32 may use TensorFloat-32, which has eight times its precision; where
-        # float32 is asked for, it is float32.
-        torch.set_float32_matmul_precision("high" if self.bfloat16 else "highest")
+        # What is float32 is float32, in convolutions too; TensorFloat-32 would move SAM's positions by a quarter pixel.
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        # cuDNN's attention builds a plan for each new shape, which takes longer than what it is for: boxes, texts and
+        # pictures come in many. Flash and memory-efficient kernels take all shapes that occur here.
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
     def place(self, model: nn.Module, in_float32: Iterable[nn.Module] = ()) -> nn.Module:
         """`model` on the device, in eval mode, ready for `autocast`.
@@ -54,8 +57,12 @@ class Compute:
         """
         model = model.to(self.device).eval()
         if self.bfloat16:
-            exact = {module for part in in_float32 for module in part.modules()}
-            for part in in_float32:
+            whole = list(dict.fromkeys(in_float32))
+            if self.device.type == "cpu":  # autocast does this for norms on a GPU only
+                norms = (nn.LayerNorm, nn.GroupNorm)
+                whole += [module for module in model.modules() if isinstance(module, norms) and module not in whole]
+            exact = {module for part in whole for module in part.modules()}
+            for part in whole:
                 _leave_autocast(part)
             for module in model.modules():
                 if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)) and module not in exact:
@@ -67,9 +74,12 @@ class Compute:
         return torch.compile(module, dynamic=False) if self.settings.compile else module  # type: ignore[return-value]
 
     def filled(self, batch: Tensor, size: int) -> Tensor:
-        """`batch`, for a compiled module filled up to `size` rows, because it is compiled for each shape anew."""
+        """`batch`, for a compiled module filled up to `size` rows, or to a half, a quarter, ... of it where that will
+        do: it is compiled for each shape anew."""
         if not self.settings.compile or len(batch) >= size:
             return batch
+        while size // 2 >= len(batch):
+            size //= 2
         return torch.cat([batch, batch[:1].expand(size - len(batch), *batch.shape[1:])])
 
     @contextmanager

@@ -141,8 +141,7 @@ class Detector(Stage):
             return found
         features = self.model.encode([inputs[index] for index in asked], self.shape(rows[0]))
         pairs = [(place, number) for place, index in enumerate(asked) for number in range(len(prompts[index]))]
-        # A picture that is alone may be so because memory ran out: its prompts go one by one.
-        for batch in chunks(pairs, self.batch_size if len(rows) > 1 else 1):
+        for batch in chunks(pairs, 1 if self.tight else self.batch_size):
             texts = [prompts[asked[place]][number].ids for place, number in batch]
             both = self.model.detect(features, [place for place, _ in batch], texts)
             probabilities, boxes = (HostCopy(tensor) for tensor in both)

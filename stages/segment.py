@@ -81,8 +81,7 @@ class Segmenter(Stage):
         ]
         places = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(row.regions) for row in rows]))
         corners = torch.from_numpy(np.concatenate(boxes).astype(np.float32))
-        # A picture that is alone may be so because memory ran out.
-        at_once = self.settings.boxes_per_call if len(rows) > 1 else min(8, self.settings.boxes_per_call)
+        at_once = min(8, self.settings.boxes_per_call) if self.tight else self.settings.boxes_per_call
         calls = [
             self.sam.decode(embeddings, which, where)
             for which, where in zip(places.split(at_once), corners.split(at_once), strict=True)
@@ -116,8 +115,8 @@ def pack(masks: Tensor) -> Tensor:
     """Bool `[n, H, W]` -> uint8 `[n, H, ceil(W / 8)]`, eight pixels a byte, the first in the highest bit: an eighth of
     the memory and of the transfer."""
     bits = F.pad(masks, (0, -masks.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    values = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=masks.device)
-    return (bits * values).sum(-1, dtype=torch.uint8)
+    places = torch.arange(7, -1, -1, dtype=torch.uint8, device=masks.device)
+    return (bits.to(torch.uint8) << places).sum(-1, dtype=torch.uint8)
 
 
 def unpack(packed: np.ndarray, width: int) -> np.ndarray:

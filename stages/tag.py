@@ -58,14 +58,14 @@ class Tagger(Stage):
         self.network.visual_encoder = self.compute.compiled(network.visual_encoder)
 
     def prepare(self, row: ImageRecord) -> torch.Tensor:
-        """The normalised picture `[3, S, S]`."""
-        return preprocess(picture(row, self.decoding), self.settings.image_size)
+        """The resized picture, uint8 `[3, S, S]`. It is normalised on the device: a quarter of the bytes to send."""
+        return resize(picture(row, self.decoding), self.settings.image_size)
 
     def process(self, rows: list[ImageRecord], inputs: list[torch.Tensor]) -> list[tuple[HostCopy, int]]:
         """The probabilities of all tags `[B, tags]`, float32, and each row's place among them."""
         images = self.compute.send(self.compute.filled(torch.stack(inputs), self.batch_size))
         with self.compute.autocast():
-            probabilities = HostCopy(self.network(images).float().sigmoid())
+            probabilities = HostCopy(self.network(normalise(images)).float().sigmoid())
         return [(probabilities, place) for place in range(len(rows))]
 
     def finish(self, row: ImageRecord, output: tuple[HostCopy, int]) -> None:
@@ -77,11 +77,20 @@ class Tagger(Stage):
             row.status = "empty"
 
 
-def preprocess(image: Image.Image, size: int) -> torch.Tensor:
-    """Upstream's transform: bilinear resize of the 8-bit picture without keeping its aspect, then ImageNet's mean and
-    deviation: float32 `[3, size, size]`."""
+def resize(image: Image.Image, size: int) -> torch.Tensor:
+    """Upstream's bilinear resize of the 8-bit picture, which does not keep its aspect: uint8 `[3, size, size]`."""
     pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
-    return (torch.from_numpy(pixels.astype(np.float32) / 255) - MEAN) / STD
+    return torch.from_numpy(np.ascontiguousarray(pixels))
+
+
+def normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """ImageNet's mean and deviation: uint8 `[..., 3, H, W]` -> float32."""
+    return (pixels.float() / 255 - MEAN.to(pixels.device)) / STD.to(pixels.device)
+
+
+def preprocess(image: Image.Image, size: int) -> torch.Tensor:
+    """Upstream's transform of one picture: float32 `[3, size, size]`."""
+    return normalise(resize(image, size))
 
 
 def read_tags(settings: TaggerSettings) -> tuple[list[str], list[float]]:

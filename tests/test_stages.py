@@ -144,6 +144,38 @@ def test_memory_runs_out_once_for_each_shape() -> None:
     assert tried.count(("small", 6)) == 4
 
 
+def test_one_large_picture_does_not_make_the_others_slow() -> None:
+    """A photograph with 900 boxes used up the memory in every batch it was tried in; after it, all went one by one."""
+    tried: list[int] = []
+
+    class Hungry(Fragile):
+        def process(self, rows: list[ImageRecord], inputs: list[str]) -> list[str]:
+            tried.append(len(rows))
+            if "huge" in inputs:
+                raise torch.OutOfMemoryError("no room")
+            return inputs
+
+    stage = Hungry(ValueError())
+    stage.batch_size = 8
+    rows = [ImageRecord("huge" if n == 5 else str(n), "", "") for n in range(40)]
+    stage(Shard(0, rows))
+    assert [row.key for row in rows if row.status == "failed"] == ["huge"]
+    assert tried[-8:] == [4] * 8
+
+
+def test_a_picture_that_does_not_fit_alone_is_tried_with_less_at_a_time() -> None:
+    """Its prompts or boxes can go few by few, which is slower and better than failing."""
+
+    class Hungry(Fragile):
+        def process(self, rows: list[ImageRecord], inputs: list[str]) -> list[str]:
+            if not self.tight:
+                raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+            return inputs
+
+    (row,) = Hungry(ValueError())(Shard(0, [ImageRecord("a", "", "")])).rows
+    assert (row.status, row.caption) == ("ok", "done")
+
+
 def test_batches_are_the_same_whatever_the_clock_says() -> None:
     """Shape first, then length, then the plan's order: a shard that is made again must give the same bytes."""
 

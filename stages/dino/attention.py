@@ -1,9 +1,9 @@
-"""Attention between picture and text in both directions, as Grounding DINO fuses them, through fused kernels.
+"""Grounding DINO's attentions in forms that need less memory.
 
-Both directions share one matrix of scores, normalised over the words for the picture and over the picture for the
-words. transformers writes that matrix out several times (18,000 x 256 for each head at full size) and subtracts the
-maximum of the whole batch from it, which changes nothing in exact numbers, costs digits in bfloat16, and lets a
-picture's numbers depend on its neighbours'. A fused kernel for each direction does neither.
+Between picture and text, both directions share one matrix of scores, normalised over the words for the picture and over
+the picture for the words. transformers writes that matrix out several times (18,000 x 256 for each head at full size)
+and subtracts the maximum of the whole batch from it, which changes nothing in exact numbers, costs digits in bfloat16,
+and lets a picture's numbers depend on its neighbours'. A fused kernel for each direction does neither.
 """
 
 from __future__ import annotations
@@ -54,6 +54,46 @@ class FusedBiAttention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class LevelwiseSampling(nn.Module):
+    """Deformable attention's sum over sampled points (arXiv 2010.04159, equation 3), resolution by resolution.
+
+    Takes the place and the signature of transformers' `MultiScaleDeformableAttention`, which keeps the samples of all
+    resolutions, and again their products with the weights: gigabytes at full size. Always float32.
+    """
+
+    def forward(
+        self,
+        value: Tensor,
+        value_spatial_shapes: Tensor,
+        value_spatial_shapes_list: list[tuple[int, int]],
+        level_start_index: Tensor,
+        sampling_locations: Tensor,
+        attention_weights: Tensor,
+        im2col_step: int,
+    ) -> Tensor:
+        """`[B, queries, heads * channels]`.
+
+        Args:
+            value: `[B, places of all levels, heads, channels]`.
+            value_spatial_shapes: not used.
+            value_spatial_shapes_list: height and width of each level.
+            level_start_index: not used.
+            sampling_locations: `[B, queries, heads, levels, points, 2]`, x and y as parts of the level.
+            attention_weights: `[B, queries, heads, levels, points]`.
+            im2col_step: not used.
+        """
+        batch, _, heads, channels = value.shape
+        maps = value.float().split([height * width for height, width in value_spatial_shapes_list], dim=1)
+        grids = (2 * sampling_locations.float() - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
+        weights = attention_weights.float().permute(3, 0, 2, 1, 4).flatten(1, 2).unsqueeze(2)
+        total = value.new_zeros((), dtype=value.float().dtype)
+        for level, (height, width) in enumerate(value_spatial_shapes_list):
+            level_map = maps[level].permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
+            samples = F.grid_sample(level_map, grids[level], padding_mode="zeros", align_corners=False)
+            total = total + (samples * weights[level]).sum(-1)
+        return total.view(batch, heads * channels, -1).transpose(1, 2)
 
 
 def _joined(x: Tensor) -> Tensor:

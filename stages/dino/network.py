@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,17 +17,22 @@ from transformers import (
     MMGroundingDinoForObjectDetection,
 )
 from transformers.image_transforms import get_size_with_aspect_ratio
+from transformers.models.grounding_dino.modeling_grounding_dino import MultiScaleDeformableAttention
+from transformers.models.mm_grounding_dino.modeling_mm_grounding_dino import (
+    MultiScaleDeformableAttention as MMMultiScaleDeformableAttention,
+)
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.pretrained import load_pretrained, read_config
 from stages.compute import Compute
-from stages.dino.attention import FusedBiAttention
+from stages.dino.attention import FusedBiAttention, LevelwiseSampling
 
 # transformers compares two numbers on the GPU in every sampling layer, and waits for the answer each time.
 os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
 
 KINDS = {"grounding-dino": GroundingDinoForObjectDetection, "mm-grounding-dino": MMGroundingDinoForObjectDetection}
 """Zero-shot detectors of transformers that give a score for each token of the text, by `model_type`."""
+SAMPLING = (MultiScaleDeformableAttention, MMMultiScaleDeformableAttention)
 TEXT_STEP = 16
 """Texts are padded to a multiple of this, so that few shapes occur; the model masks the padding."""
 
@@ -67,12 +74,20 @@ class GroundingDino:
         for layer in inner.encoder.layers:
             layer.fusion_layer.attn = FusedBiAttention(layer.fusion_layer.attn)
             self.fusions.append(layer.fusion_layer.attn)
-        # Boxes and scores, and where the deformable attention looks: a bfloat16 has 8 bits for a place in the picture.
+        # Boxes, scores, and where the deformable attention looks: a bfloat16 has 8 bits for a place in the picture.
         exact = [
             *model.bbox_embed, *model.class_embed, *inner.decoder.bbox_embed, inner.encoder_output_bbox_embed,
-            inner.encoder_output_class_embed,
-            *(part for name, part in inner.named_modules() if name.endswith(("sampling_offsets", "attention_weights"))),
+            inner.encoder_output_class_embed, inner.enc_output, inner.decoder.reference_points_head,
+            inner.text_projection,
         ]  # fmt: skip
+        for name, part in inner.named_modules():
+            if name.endswith(("sampling_offsets", "attention_weights")):
+                exact.append(part)
+            elif isinstance(part, SAMPLING):
+                sampler, _, attribute = name.rpartition(".")
+                setattr(inner.get_submodule(sampler), attribute, LevelwiseSampling())
+            elif name.endswith("downsample"):  # what the blocks of a resolution add to stays float32
+                part.register_forward_hook(lambda _module, _inputs, output: output.float())
         self.compute = compute
         self.name: str = config["model_type"]
         self.model = compute.place(model, in_float32=dict.fromkeys(exact))
@@ -135,11 +150,10 @@ class GroundingDino:
             ids[row, : len(text)] = torch.tensor(text)
             attended[row, : len(text)] = 1
         chosen = self.compute.send(torch.tensor(images))
-        self.backbone.lend(features, chosen)
         for fusion in self.fusions:
             fusion.padded = features.padded
         mask = features.mask[chosen]
-        with self.compute.autocast():
+        with self.compute.autocast(), self.backbone.lent(features, chosen):
             output = self.model(
                 pixel_values=mask.new_empty(1, dtype=torch.float32).expand(len(texts), 3, *mask.shape[1:]),
                 pixel_mask=mask,
@@ -158,12 +172,17 @@ class _SharedFeatures(nn.Module):
         self.backbone = backbone
         self.position_embedding = backbone.position_embedding
 
-    def lend(self, features: Features, chosen: Tensor) -> None:
-        """For the next forward: these pictures of a batch."""
-        self.lent = features, chosen
+    @contextmanager
+    def lent(self, features: Features, chosen: Tensor) -> Iterator[None]:
+        """Inside it, forward gives these pictures of a batch."""
+        self._lent = features, chosen
+        try:
+            yield
+        finally:
+            del self._lent
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
-        features, chosen = self.__dict__.pop("lent")
+        features, chosen = self._lent
         maps = [(feature[chosen], mask[chosen]) for feature, mask in features.maps]
         return maps, [position[chosen] for position in features.positions]
 

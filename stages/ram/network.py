@@ -103,7 +103,9 @@ class Ram(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """`[B, 3, S, S]` normalised -> logits `[B, tags]`."""
         image = self.image_proj(self.visual_encoder(images))
-        queries = F.relu(self.wordvec_proj(self.label_queries(image[:, 0])))
+        with torch.autocast(image.device.type, enabled=False):  # a softmax of cosines times 14
+            labels = self.label_queries(image[:, 0].float())
+        queries = F.relu(self.wordvec_proj(labels))
         for layer in self.tagging_head["encoder"]["layer"]:  # type: ignore[index]
             queries = layer(queries, image)
         with torch.autocast(queries.device.type, enabled=False):  # bfloat16 has too few digits for thresholds

@@ -66,8 +66,9 @@ class WindowAttention(nn.Module):
         if mask is not None:
             bias = (bias + mask.unsqueeze(1)).flatten(0, 1)  # [windows * heads, t, t]
             q, k, v = (part.reshape(-1, len(bias), tokens, dim // self.heads) for part in (q, k, v))
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0))
-        return self.proj(x.view(count, self.heads, tokens, -1).transpose(1, 2).reshape(count, tokens, dim))
+        bias = bias.to(q.dtype).contiguous().unsqueeze(0)  # fused kernels on a GPU want neighbours beside each other
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.proj(x.reshape(count, self.heads, tokens, -1).transpose(1, 2).reshape(count, tokens, dim))
 
 
 class Mlp(nn.Module):
@@ -128,7 +129,8 @@ class PatchMerging(nn.Module):
         batch, _, dim = x.shape
         # Neighbours in the checkpoint's order, down before right: (0,0), (1,0), (0,1), (1,1).
         x = x.view(batch, self.side // 2, 2, self.side // 2, 2, dim).permute(0, 1, 3, 4, 2, 5)
-        return self.reduction(self.norm(x.reshape(batch, -1, 4 * dim)))
+        # What all blocks of a resolution add to stays float32, under autocast too.
+        return self.reduction(self.norm(x.reshape(batch, -1, 4 * dim))).float()
 
 
 class SwinLayer(nn.Module):

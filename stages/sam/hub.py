@@ -15,6 +15,7 @@ from transformers import Sam2ImageProcessor, Sam2Model, SamHQModel, SamImageProc
 from pad_pipeline.errors import UserError
 from pad_pipeline.pretrained import load_pretrained, read_config
 from stages.compute import Compute
+from stages.sam.attention import RelativeAttention
 
 KINDS = {"sam": SamModel, "sam_hq": SamHQModel, "sam2": Sam2Model, "sam2_video": Sam2Model}
 """By `model_type`. The official SAM 2.1 folders are of the video model, which holds the image model."""
@@ -32,6 +33,9 @@ class HubSam:
         self.compute = compute
         model = load_pretrained(field, folder, KINDS[self.kind], torch.float32, use_safetensors=True)
         self.stretched = self.kind.startswith("sam2")  # SAM keeps the aspect and pads, SAM 2 does not
+        if not self.stretched:
+            for layer in model.vision_encoder.layers:
+                layer.attn = _HubAttention(layer.attn)
         # Places become angles of sine and cosine: bfloat16 would be far off.
         exact = [model.prompt_encoder, model.shared_image_embedding, model.mask_decoder.iou_prediction_head]
         self.model: Any = compute.place(model, in_float32=exact)
@@ -51,9 +55,8 @@ class HubSam:
 
     def encode(self, pictures: list[Tensor], size: int) -> list[Tensor]:
         """What the decoder wants of each picture, as tensors `[B, ...]`."""
-        pixels = self.compute.filled(torch.stack(pictures), size)
         with self.compute.autocast():
-            found = self.model.get_image_embeddings(self.compute.send(pixels))
+            found = self.model.get_image_embeddings(self.compute.send(torch.stack(pictures)))
         if self.kind == "sam":
             return [found]
         # SAM-HQ: the last embedding, and those of the first block that sees the whole picture.
@@ -99,3 +102,15 @@ class HubSam:
             resized = self._resized(width, height)
             logits = square[:, : resized[0], : resized[1]]
         return F.interpolate(logits[None], (height, width), mode="bilinear", align_corners=False)[0]
+
+
+class _HubAttention(RelativeAttention):
+    """In the place of transformers', which writes the biases out and fetches places from the CPU in every block."""
+
+    def __init__(self, original: Any) -> None:
+        super().__init__(original.proj.in_features, original.num_attention_heads, (len(original.rel_pos_h) + 1) // 2)
+        self.load_state_dict(original.state_dict())
+
+    def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, None]:  # type: ignore[override]
+        """`[B, side, side, dim]` -> the same; and no weights."""
+        return super().forward(hidden_states), None

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.transformer import Attention
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor, nn
@@ -127,7 +128,8 @@ class OfficialSam:
         sam, self.network_shape = load_sam(field, path)
         self.compute = compute
         prompts = sam.prompt_encoder  # places become angles of sine and cosine: bfloat16 would be far off
-        exact = [prompts, prompts.pe_layer, sam.mask_decoder.iou_prediction_head]
+        norms = [part for part in sam.modules() if isinstance(part, LayerNorm2d)]  # written in elementary operations
+        exact = [prompts, prompts.pe_layer, sam.mask_decoder.iou_prediction_head, *norms]
         self.sam: Sam = compute.place(sam, in_float32=exact)
         self.sam.image_encoder = compute.compiled(sam.image_encoder)
         self.resize = ResizeLongestSide(self.network_shape.image_size)
