@@ -22,7 +22,7 @@ from pad_pipeline.labels import LabelEmbedder
 from pad_pipeline.miniature.files import World
 from pad_pipeline.shards.reader import open_shards
 from tests.conftest import SHARED, shared
-from workflows.models import ModelSettings
+from workflows.models import ModelSettings, load_models
 
 Pad = Callable[..., object]
 
@@ -451,3 +451,29 @@ def test_odd_images_among_good_ones(pad: Pad, world: World, common: list[object]
         assert (rows[name]["status"] == "failed") == wanted.startswith("REJECT"), (name, rows[name]["reason"])
         assert rows[name]["stage"] in ("", "decode"), rows[name]
     assert pad("verify", out).code == 0
+
+
+def test_alternates_have_their_own_embeddings(pad: Pad, world: World, models_toml: Path, tmp_path: Path) -> None:
+    """A region may truthfully have several labels; each must lead to the mean of its own words."""
+    settings = models_toml.read_text().replace("box_threshold = 0.3", "box_threshold = 0.3\ntext_threshold = 0.0")
+    own = models_toml.with_name("alternates.toml")
+    own.write_text(settings)
+    out = tmp_path / "out"
+    done = pad(
+        "build", "--images", world.images, "--models", own, "--view-size", 112, "--engine", "local", "--out", out
+    )
+    assert done.code == 0, done.err
+    assert pad("verify", out).code == 0
+    embed = LabelEmbedder(load_models(str(own)).llm)
+    shards, seen = open_shards(out), 0
+    for name, row in shards.rows():
+        sample = shards.sample(name, row)
+        for region in sample.meta["regions"]:
+            labels = [region["label"], *(other["label"] for other in region["alternates"])]
+            assert len(set(labels)) == len(labels) <= 5
+            means = [other["label_score"] for other in region["alternates"]]
+            assert means == sorted(means, reverse=True) and region["label_score"] >= max(means, default=0)
+            for one in (region, *region["alternates"]):
+                assert np.array_equal(sample.embeds[one["embedding"]], embed([one["label"]])[0])
+                seen += one is not region
+    assert seen > 20
