@@ -31,7 +31,7 @@ from benchmarks.reference import ReferenceLoop, Seconds, unfuse_sam
 from pad_pipeline.miniature.score import Score, box_iou
 from pad_pipeline.miniature.world import draw_scene
 from pad_pipeline.pictures import DecodeSettings
-from pad_pipeline.records import ImageRecord, Region, Shard, Tag
+from pad_pipeline.records import ImageRecord, Region, Shard
 from pad_pipeline.weights import cache_folder
 from stages.base import Stage
 from stages.compute import ComputeSettings
@@ -83,18 +83,18 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    models, rows_of, fixed = _miniature(options.images) if options.size == "miniature" else _official(options)
+    models, rows_of, given = _miniature(options.images) if options.size == "miniature" else _official(options)
     reference = ReferenceLoop(models, device)
-    flops = count_flops(reference, rows_of(1), fixed)  # and warm
+    flops = count_flops(reference, rows_of(1), given)  # and warm
     few = rows_of(min(options.images, options.reference_images))
-    base = Row("reference loop", reference(few, fixed), few)
+    base = Row("reference loop", reference(few, given), few)
     print(f"{base.name}: {base.seconds}", flush=True)
     del reference
     rows = []
     for setup in WATERFALL:
         if (setup.compile and not options.compile) or (options.rows and setup.name not in options.rows):
             continue
-        rows.append(measure(setup, models, rows_of(options.images), rows_of, fixed, options.threads))
+        rows.append(measure(setup, models, rows_of(options.images), rows_of, given, options.threads))
         print(f"{setup.name}: {rows[-1].seconds}", flush=True)
     text = "\n".join(report(base, rows, flops, options, device))
     print(text)
@@ -118,16 +118,16 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-Fixed = Callable[[ImageRecord], None] | None
+Given = dict[str, Callable[[ImageRecord], None]]
 RowsOf = Callable[[int], list[ImageRecord]]
 
 
-def _miniature(images: int) -> tuple[ModelSettings, RowsOf, Fixed]:
+def _miniature(images: int) -> tuple[ModelSettings, RowsOf, Given]:
     scenes = [draw_scene(WORLD, index).image for index in range(images)]
-    return load_models("miniature"), lambda count: [_record(i, image) for i, image in enumerate(scenes[:count])], None
+    return load_models("miniature"), lambda count: [_record(i, image) for i, image in enumerate(scenes[:count])], {}
 
 
-def _official(options: argparse.Namespace) -> tuple[ModelSettings, RowsOf, Fixed]:
+def _official(options: argparse.Namespace) -> tuple[ModelSettings, RowsOf, Given]:
     """Pictures of 640 x 480, so that the detector gets 1066 x 800; the tagger's best tags; 20 given boxes."""
     models = write_official_size(options.folder or cache_folder() / "benchmark", options.size)
     if options.batch:
@@ -142,7 +142,11 @@ def _official(options: argparse.Namespace) -> tuple[ModelSettings, RowsOf, Fixed
         corners = np.random.default_rng(int(row.key)).uniform(0, 0.6, (BOXES, 2)) * (row.width, row.height)
         row.status, row.regions = "ok", [Region("thing", (x, y, x + 200, y + 150)) for x, y in corners.tolist()]
 
-    return models, lambda count: [_record(i, image, "JPEG") for i, image in enumerate(pictures[:count])], fixed
+    return (
+        models,
+        lambda count: [_record(i, image, "JPEG") for i, image in enumerate(pictures[:count])],
+        {"tag": few_tags, "ground": fixed},
+    )
 
 
 def _record(number: int, image: Image.Image, kind: str = "PNG") -> ImageRecord:
@@ -152,15 +156,14 @@ def _record(number: int, image: Image.Image, kind: str = "PNG") -> ImageRecord:
     return ImageRecord(name, name, name, data=stream.getvalue(), format=kind, width=image.width, height=image.height)
 
 
-def few_tags(rows: list[ImageRecord]) -> None:
-    """At official size, random weights turn every tag on: only the best stay."""
-    for row in rows:
-        best = sorted(row.tags, key=lambda tag: -tag.score)[:TAGS_ON]
-        row.tags = [Tag(tag.label, tag.score) for tag in row.tags if tag in best]
+def few_tags(row: ImageRecord) -> None:
+    """At official size, random weights turn half of all tags on: only the best stay."""
+    best = sorted(row.tags, key=lambda tag: -tag.score)[:TAGS_ON]
+    row.tags = [tag for tag in row.tags if tag in best]
 
 
 def measure(
-    setup: Setup, models: ModelSettings, rows: list[ImageRecord], rows_of: RowsOf, fixed: Fixed, threads: int
+    setup: Setup, models: ModelSettings, rows: list[ImageRecord], rows_of: RowsOf, given: Given, threads: int
 ) -> Row:
     """Each stage over all rows, after a warm-up on some."""
     seconds: Seconds = {}
@@ -177,11 +180,8 @@ def measure(
         seconds[name] = time.perf_counter() - start
         if failed := [row.reason for row in rows if row.status == "failed"]:
             raise RuntimeError(f"{name} failed: {failed[0]}")
-        if fixed and name == "tag":
-            few_tags(rows)
-        if fixed and name == "ground":
-            for row in rows:
-                fixed(row)
+        for row in rows if name in given else ():
+            given[name](row)
         del stage
     return Row(setup.name, seconds, rows)
 
@@ -216,7 +216,7 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def count_flops(reference: ReferenceLoop, rows: list[ImageRecord], fixed: Fixed) -> dict[str, float]:
+def count_flops(reference: ReferenceLoop, rows: list[ImageRecord], given: Given) -> dict[str, float]:
     """2 x multiply-adds of matrix products and convolutions for one picture, by stage, in the reference loop."""
     (row,) = rows
     found = {}
@@ -224,10 +224,8 @@ def count_flops(reference: ReferenceLoop, rows: list[ImageRecord], fixed: Fixed)
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
             step(row)
         found[name] = float(counter.get_total_flops())
-        if fixed and name == "tag":
-            few_tags([row])
-        if fixed and name == "ground":
-            fixed(row)
+        if name in given:
+            given[name](row)
     return found
 
 

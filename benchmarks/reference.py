@@ -55,12 +55,12 @@ class ReferenceLoop:
             model.requires_grad_(False)
 
     @torch.inference_mode()
-    def __call__(self, rows: list[ImageRecord], fixed: Callable[[ImageRecord], None] | None = None) -> Seconds:
+    def __call__(self, rows: list[ImageRecord], given: dict[str, Callable[[ImageRecord], None]]) -> Seconds:
         """Annotate rows one by one; the seconds of each stage in all.
 
         Args:
             rows: with their files' bytes.
-            fixed: puts given regions in place of the detector's.
+            given: stage -> what is put in place of its findings, where these mean nothing.
         """
         seconds: Seconds = {"tag": 0.0, "ground": 0.0, "segment": 0.0}
         for row in rows:
@@ -70,8 +70,8 @@ class ReferenceLoop:
                 if self.device.type == "cuda":
                     torch.cuda.synchronize()
                 seconds[stage] += time.perf_counter() - start
-                if stage == "ground" and fixed:
-                    fixed(row)
+                if stage in given:
+                    given[stage](row)
         return seconds
 
     def tag(self, row: ImageRecord) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ def read_config(field: str, folder: Path, model_types: set[str]) -> dict[str, An
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         rule = f"its config.json can't be read ({type(error).__name__})"
         raise UserError(field, folder, rule, f"give the folder of a {wanted} model of transformers") from error
-    if found not in model_types:
+    if not isinstance(found, str) or found not in model_types:
         rule = f"its model_type is {found!r}, and should be {wanted}"
         raise UserError(field, folder, rule, "give a model of that type")
     return config
@@ -38,8 +39,9 @@ def load_pretrained(field: str, folder: Path, kind: Any, dtype: torch.dtype, **o
     """A model of class `kind` in eval mode; every tensor must be in the folder.
 
     Raises:
-        UserError: it can't be loaded, or tensors are missing.
+        UserError: it can't be loaded, tensors are missing or not finite, or it names weights or code elsewhere.
     """
+    _check_own(field, folder)
     try:
         with quiet():
             model, report = kind.from_pretrained(
@@ -51,7 +53,33 @@ def load_pretrained(field: str, folder: Path, kind: Any, dtype: torch.dtype, **o
     if missing := report["missing_keys"]:
         rule = f"{len(missing)} tensors are missing, such as {min(missing)}"
         raise UserError(field, folder, rule, "fetch it again, or give a model of that type")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise UserError(field, folder, f"{name} holds numbers that are not finite", "fetch it again")
     return model.eval()
+
+
+_OWN_WEIGHTS = re.compile(r"(pytorch_)?model[\w.-]*")
+
+
+def _check_own(field: str, folder: Path) -> None:
+    """Refuse a folder whose weights lie elsewhere than their hash is taken of, or whose attention is code of a hub.
+
+    Raises:
+        UserError: so it is.
+    """
+    remedy = "fetch the model again, from its official place"
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        for name in ("transformers_weights", "attn_implementation", "_attn_implementation"):
+            if config.get(name) not in (None, "eager", "sdpa"):
+                raise UserError(field, folder, f"its config.json sets {name} to {config[name]!r}", remedy)
+        for index in folder.glob("*.index.json"):
+            for name in set(json.loads(index.read_text())["weight_map"].values()):
+                if not _OWN_WEIGHTS.fullmatch(name):
+                    raise UserError(field, index, f"it names weights elsewhere ({name})", remedy)
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(field, folder, f"it can't be read ({type(error).__name__})", remedy) from error
 
 
 def load_tokenizer(field: str, folder: Path) -> Any:

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
 import fsspec
@@ -31,14 +32,21 @@ _HUB_FILE = re.compile(r"hf://(?:(spaces|datasets)/)?([^/@]+/[^/@]+)(?:@([^/]+))
 
 def cache_folder() -> Path:
     """Where downloads by URL and known hashes are kept: `$PAD_CACHE`, or `~/.cache/pad`."""
-    return Path(os.environ.get("PAD_CACHE", "~/.cache/pad")).expanduser()
+    return _expanded(os.environ.get("PAD_CACHE", "~/.cache/pad"))
 
 
 def local_path(reference: str) -> Path:
     """The path that a reference means if it is a local one: `~` is the home folder, and `miniature:PATH` lies in the
     models that come with the package, wherever it is installed on this node."""
     prefix, _, rest = reference.partition(":")
-    return _PACKAGED / rest if prefix == "miniature" else Path(reference).expanduser()
+    return _PACKAGED / rest if prefix == "miniature" else _expanded(reference)
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # nobody has that name: then it is a file's
+        return Path(path)
 
 
 def is_file_reference(reference: str) -> bool:
@@ -183,8 +191,10 @@ def cached(reference: str, revision: str = "") -> Path | None:
     """
     if hub := _HUB_FILE.fullmatch(reference):
         kind, repository, named, name = hub.groups()
-        found = try_to_load_from_cache(repository, name, revision=named, repo_type=kind and kind.removesuffix("s"))
-        return Path(found) if isinstance(found, str) else None
+        with suppress(Exception):  # a name that the hub would not take
+            found = try_to_load_from_cache(repository, name, revision=named, repo_type=kind and kind.removesuffix("s"))
+            return Path(found) if isinstance(found, str) else None
+        return None
     if reference.startswith(("https://", "http://")):
         path = _download_place(reference)
         return path if path.is_file() else None
@@ -221,8 +231,12 @@ def folder_sha256(folder: Path, patterns: list[str]) -> str:
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
+_HASHES = "hashes.json"
+
+
 def converted(path: Path, kind: str, write: Callable[[Path], None]) -> Path:
-    """A folder of the cache that holds `path` in another form, made once for each content of the file.
+    """A folder of the cache that holds `path` in another form, made once for each content of the file, and again where
+    the cache was damaged.
 
     Args:
         path: the original.
@@ -233,17 +247,20 @@ def converted(path: Path, kind: str, write: Callable[[Path], None]) -> Path:
         UserError: the cache can't be written, or what `write` raises.
     """
     target = cache_folder() / "converted" / f"{kind}-{file_sha256(path)[:32]}"
-    if target.is_dir():
+    if _whole(target):
         return target
     partial = target.with_name(f".{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f".{target.name}.lock")):  # one worker of a node converts, the others wait
-            if not target.is_dir():
-                shutil.rmtree(partial, ignore_errors=True)
+            if not _whole(target):
+                for leftover in (partial, target):
+                    shutil.rmtree(leftover, ignore_errors=True)
                 partial.mkdir()
                 try:
                     write(partial)
+                    hashes = {file.name: file_sha256(file) for file in partial.iterdir()}
+                    (partial / _HASHES).write_text(json.dumps(hashes))
                     partial.replace(target)
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
@@ -251,6 +268,15 @@ def converted(path: Path, kind: str, write: Callable[[Path], None]) -> Path:
         rule = f"the converted {path.name} can't be written there ({error})"
         raise UserError("PAD_CACHE", cache_folder(), rule, "make room, or point PAD_CACHE at another folder") from error
     return target
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a converted folder holds what was written into it."""
+    try:
+        hashes = json.loads((folder / _HASHES).read_text())
+        return bool(hashes) and all(file_sha256(folder / Path(name).name) == found for name, found in hashes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def read_tensors(field: str, path: Path) -> dict[str, torch.Tensor]:
@@ -274,8 +300,32 @@ def read_tensors(field: str, path: Path) -> dict[str, torch.Tensor]:
             raise ValueError("it holds more than named tensors")
         return state
     except Exception as error:  # torch, zipfile and safetensors raise a dozen kinds for what they can't read
-        rule = f"it can't be read as a checkpoint: truncated, or another kind of file ({str(error)[:200]})"
+        # What torch says of a pickle with code ends in advice to run it.
+        said = "it holds more than tensors" if isinstance(error, UnpicklingError) else str(error)[:200]
+        rule = f"it can't be read as a checkpoint: truncated, or another kind of file ({said})"
         raise UserError(field, path, rule, "fetch the file again, or name the right one") from error
+
+
+def check_numbers(field: str, path: Path, state: Mapping[str, torch.Tensor]) -> None:
+    """Refuse tensors that are no weights: of whole numbers, not finite, sparse, without data, or claiming a shape that
+    their data do not fill (a file of kilobytes would take all memory).
+
+    Args:
+        field: the setting that names the file.
+        path: the file.
+        state: what is used of it.
+    """
+    for name, tensor in state.items():
+        dense = tensor.layout == torch.strided and not tensor.is_meta and tensor.numel() > 0
+        if not dense or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+            rule = f"{name} has no data for its shape {tuple(tensor.shape)}"
+        elif not tensor.is_floating_point():
+            rule = f"{name} holds {tensor.dtype}, and should hold floating point numbers"
+        elif not bool(tensor.float().isfinite().all()):
+            rule = f"{name} holds numbers that are not finite"
+        else:
+            continue
+        raise UserError(field, path, rule, "fetch the file again")
 
 
 _FAMILIES = {

@@ -11,6 +11,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from pad_pipeline.errors import UserError
+
 
 class ComputeSettings(BaseModel):
     """How all three annotation models compute."""
@@ -69,9 +71,27 @@ class Compute:
                     module.to(torch.bfloat16)
         return model
 
-    def compiled(self, module: nn.Module) -> nn.Module:
-        """`module` as `settings.compile` wants it; to be called with tensors of one shape, see `filled`."""
-        return torch.compile(module, dynamic=False) if self.settings.compile else module  # type: ignore[return-value]
+    def compiled(self, module: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+        """`module` as `settings.compile` wants it.
+
+        Args:
+            module: to be called with tensors of one shape, see `filled`.
+            shape: of a full batch; compiled for it here, so that what goes wrong does not become the images' fault.
+
+        Raises:
+            UserError: it can't be compiled on this machine.
+        """
+        if not self.settings.compile:
+            return module
+        fast: nn.Module = torch.compile(module, dynamic=False)  # type: ignore[assignment]
+        try:
+            with self.autocast():
+                fast(torch.zeros(shape, device=self.device))
+        except Exception as error:  # a compiler that is missing, too old, or fails: each has a class of its own
+            rule = f"the models can't be compiled on this machine ({type(error).__name__})"
+            remedy = "install a C++ compiler (g++), or set compile = false in the [compute] section"
+            raise UserError("compute.compile", True, rule, remedy) from error
+        return fast
 
     def filled(self, batch: Tensor, size: int) -> Tensor:
         """`batch`, for a compiled module filled up to `size` rows, or to a half, a quarter, ... of it where that will

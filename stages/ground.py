@@ -91,7 +91,12 @@ class Detector(Stage):
         self.settings, self.decoding = settings, decoding
         self.batch_size = settings.batch_size
         folder, tokenizer = find_model(settings)
-        self.model = GroundingDino("detector.model", folder, Compute(compute))
+        try:
+            self.model = GroundingDino("detector.model", folder, Compute(compute))
+        except UserError as error:
+            if folder != tokenizer:  # converted: the cache is not what the user named
+                raise UserError("detector.model", settings.model, error.rule, error.remedy) from error
+            raise
         field = "detector.model" if tokenizer == folder else "detector.tokenizer"
         self.tokenizer = load_tokenizer(field, tokenizer)
         self._check_tokens(field, tokenizer)
@@ -103,15 +108,20 @@ class Detector(Stage):
         if (known := len(self.tokenizer)) > self.model.words:
             rule = f"it knows {known} tokens, and the model {self.model.words}"
             raise UserError(field, folder, rule, remedy)
-        found = self.tokenizer("a.")["input_ids"]
-        if (found[0], found[-1], found[-2]) != (CLS, SEP, DOT):
+        try:
+            found = self.tokenizer("a.")["input_ids"]
+        except Exception as error:
+            raise UserError(field, folder, f"its tokenizer fails ({type(error).__name__})", remedy) from error
+        if len(found) < 3 or (found[0], found[-1], found[-2]) != (CLS, SEP, DOT):
             rule = f"[CLS], [SEP] and '.' should be the tokens {CLS}, {SEP} and {DOT}, which are built into the model"
             raise UserError(field, folder, rule, remedy)
 
     def encode(self, tag: str) -> list[int]:
-        """Token ids of one tag, without special tokens."""
+        """Token ids of one tag, without special tokens; none where the tokenizer does not know a word of it, for all
+        unknown words are one to the model."""
         if tag not in self._ids:
-            self._ids[tag] = self.tokenizer(tag, add_special_tokens=False)["input_ids"]
+            ids = self.tokenizer(tag, add_special_tokens=False)["input_ids"]
+            self._ids[tag] = [] if self.tokenizer.unk_token_id in ids else ids
         return self._ids[tag]
 
     def prompts(self, row: ImageRecord) -> list[Prompt]:
@@ -122,7 +132,10 @@ class Detector(Stage):
         """Height and width of the resized and padded picture."""
         height, width = self.model.resized(row.width, row.height)
         step = self.settings.pad_to
-        return -(-height // step) * step, -(-width // step) * step
+        height, width = -(-height // step) * step, -(-width // step) * step
+        while self.model.places(height, width) < self.model.queries:  # a strip: padded, it has places enough
+            height, width = (height + 32, width) if height < width else (height, width + 32)
+        return height, width
 
     def length(self, row: ImageRecord) -> int:
         """Tokens of the longest prompt."""
@@ -160,6 +173,8 @@ class Detector(Stage):
     def regions(self, row: ImageRecord, found: Found) -> list[Region]:
         """The boxes that pass the threshold, in pixels, each with its tag and the next best ones."""
         highest, mean = span_scores(found.probabilities.numpy()[found.place], found.prompt)
+        if not (np.isfinite(highest).all() and np.isfinite(found.boxes.numpy()[found.place]).all()):
+            raise ValueError("the detector gives no finite numbers for this picture")
         corners = to_pixels(found.boxes.numpy()[found.place], row.width, row.height)
         wide = (corners[:, 2:] - corners[:, :2]).min(1) >= self.settings.min_size
         kept = np.flatnonzero(wide & (highest.max(1) >= self.settings.box_threshold))

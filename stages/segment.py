@@ -39,7 +39,8 @@ class SegmenterSettings(BaseModel):
     boxes_per_call: int = Field(64, gt=0)
     """Boxes, of all pictures of a batch, in one call of the mask decoder."""
     pixels_upscaled: int = Field(64_000_000, gt=0)
-    """Pixels of masks brought to the original size at a time, 4 bytes each; one mask at least."""
+    """Pixels of masks brought to the original size (or to SAM's square where that is larger) at a time, 4 bytes each;
+    one mask at least."""
 
 
 class Segmenter(Stage):
@@ -52,7 +53,8 @@ class Segmenter(Stage):
         self.settings, self.decoding, self.compute = settings, decoding, Compute(compute)
         self.batch_size = settings.batch_size
         path = find_model(settings)
-        self.sam = (HubSam if path.is_dir() else OfficialSam)("segmenter.weights", path, self.compute)
+        kind = HubSam if path.is_dir() else OfficialSam
+        self.sam = kind("segmenter.weights", path, self.compute, settings.batch_size)
 
     def prepare(self, row: ImageRecord) -> Tensor:
         """The picture as the model wants it."""
@@ -65,7 +67,7 @@ class Segmenter(Stage):
         outputs, start = [], 0
         for row in rows:
             mine = slice(start, start := start + len(row.regions))
-            at_once = max(1, self.settings.pixels_upscaled // (row.height * row.width))
+            at_once = max(1, self.settings.pixels_upscaled // max(row.height * row.width, self.sam.square_pixels))
             with torch.inference_mode():
                 parts = [
                     HostCopy(pack(self.sam.upscale(part, row.width, row.height) > self.sam.threshold))
@@ -91,6 +93,8 @@ class Segmenter(Stage):
     def finish(self, row: ImageRecord, output: tuple[list[HostCopy], HostCopy]) -> None:
         """Set the mask and the predicted IoU of each of the row's regions."""
         parts, quality = output
+        if not np.isfinite(quality.numpy()).all():
+            raise ValueError("the segmenter gives no finite numbers for this picture")
         packed = (mask for part in parts for mask in part.numpy())
         for region, mask, predicted in zip(row.regions, packed, quality.numpy().tolist(), strict=True):
             region.rle, region.predicted_iou = encode_mask(unpack(mask, row.width)), predicted

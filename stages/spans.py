@@ -42,7 +42,7 @@ def read_unboxable(path: Path) -> frozenset[str]:
         OSError: it can't be read.
         UnicodeDecodeError: it is no text.
     """
-    lines = (line.partition("#")[0] for line in path.read_text("utf-8").splitlines())
+    lines = (line.partition("#")[0] for line in path.read_text("utf-8-sig").splitlines())
     return frozenset(tag for line in lines if (tag := normalise(line)))
 
 

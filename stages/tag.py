@@ -55,7 +55,8 @@ class Tagger(Stage):
         path = fetch_file("tagger.weights", settings.weights, settings.sha256)
         network = load_ram(Ram(settings, len(self.labels)), "tagger.weights", path)
         self.network = self.compute.place(network, in_float32=[network.fc])
-        self.network.visual_encoder = self.compute.compiled(network.visual_encoder)
+        full = (settings.batch_size, 3, settings.image_size, settings.image_size)
+        self.network.visual_encoder = self.compute.compiled(network.visual_encoder, full)
 
     def prepare(self, row: ImageRecord) -> torch.Tensor:
         """The resized picture, uint8 `[3, S, S]`. It is normalised on the device: a quarter of the bytes to send."""
@@ -72,6 +73,8 @@ class Tagger(Stage):
         """Set the row's tags, in the order of the tag list; a picture with none is `empty`."""
         probabilities, place = output
         scores = probabilities.numpy()[place]
+        if not np.isfinite(scores).all():
+            raise ValueError("the tagger gives no finite numbers for this picture")
         row.tags = [Tag(self.labels[index], float(scores[index])) for index in np.flatnonzero(scores > self.thresholds)]
         if not row.tags:
             row.status = "empty"
@@ -123,6 +126,6 @@ def read_tags(settings: TaggerSettings) -> tuple[list[str], list[float]]:
 
 def _lines(field: str, path: Path) -> list[str]:
     try:
-        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise UserError(field, path, "it is no text file", "give a file with one entry a line") from error

@@ -565,5 +565,7 @@ def main() -> None:
         sys.exit(2)
     except OSError as error:
         rule = error.strerror or " ".join(str(error).split())
-        errors.print(f"error: file = {error.filename}: {rule}; mend it and try again", style="red", markup=False)
+        errors.print(
+            f"error: file = {error.filename}: {rule}; mend it and try again", style="red", markup=False, soft_wrap=True
+        )
         sys.exit(2)

@@ -10,9 +10,7 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.labels import LabelEmbedder
 from pad_pipeline.weights import cached, fetch_file, file_sha256, is_file_reference
 from stages.compute import Compute, ComputeSettings
-from stages.dino.network import GroundingDino
-from stages.ground import find_model as find_detector
-from stages.ground import load_unboxable
+from stages.ground import Detector, load_unboxable
 from stages.ram.checkpoint import load_ram
 from stages.ram.network import Ram
 from stages.sam.hub import HubSam
@@ -56,6 +54,8 @@ def parts(models: ModelSettings) -> list[Part]:
     found.append(Part("detector.model", detector.model, detector.sha256, detector.revision))
     if is_file_reference(detector.model):
         found.append(Part("detector.tokenizer", detector.tokenizer, ""))
+    if detector.unboxable not in ("", "default"):
+        found.append(Part("detector.unboxable", detector.unboxable, ""))
     found.append(Part("segmenter.weights", segmenter.weights, segmenter.sha256, segmenter.revision))
     return [*found, Part("llm.llm", llm.llm, "", llm.revision)]
 
@@ -74,8 +74,7 @@ def _tagger(models: ModelSettings) -> str:
 
 
 def _detector(models: ModelSettings) -> str:
-    folder, _ = find_detector(models.detector)
-    model = GroundingDino("detector.model", folder, Compute(ComputeSettings(precision="float32")))
+    model = Detector(models.detector, models.decode, ComputeSettings(precision="float32")).model
     return f"{model.name}, {_millions(model.model.parameters())}"
 
 
@@ -108,7 +107,8 @@ def check(models: ModelSettings) -> Iterator[tuple[str, str, UserError | None]]:
     """Each part with what it is, or with what is wrong with it. Nothing is fetched."""
     missing = [part for part in parts(models) if part.place is None]
     for name, look in CHECKS.items():
-        wanted = ("tagger.tag_list", "tagger.thresholds") if name == "tags" else (f"{name}.",)
+        lists = ("tagger.tag_list", "tagger.thresholds", "detector.unboxable")
+        wanted = lists if name == "tags" else (f"{name}.",)
         try:
             for part in missing:
                 if part.field.startswith(wanted):
@@ -117,6 +117,9 @@ def check(models: ModelSettings) -> Iterator[tuple[str, str, UserError | None]]:
             yield name, look(models), None
         except UserError as error:
             yield name, "", error
+        except Exception as error:  # outside data: whatever a library trips over is what is wrong with it
+            rule = f"it can't be used ({type(error).__name__}: {str(error)[:200]})"
+            yield name, "", UserError(name, "its files", rule, "fetch the model again")
 
 
 def _millions(parameters: Iterator) -> str:

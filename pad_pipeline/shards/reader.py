@@ -119,6 +119,13 @@ class ShardFolder:
             regions = len(meta["regions"])
             coverage = load_npy(members["masks"], (regions, self.run.view.grid, self.run.view.grid))
             embeds = load_npy(members["embeds"], (row["labels"], self.run.embedding_width))
+            if not isinstance(meta["caption"], str):
+                raise ValueError("its caption is no text")
+            for region in meta["regions"]:
+                if type(region["embedding"]) is not int or not 0 <= region["embedding"] < len(embeds):
+                    raise ValueError(f"a region names the embedding {region['embedding']!r} of {len(embeds)}")
+                if not isinstance(region["label"], str) or not isinstance(region["crowd"], bool):
+                    raise ValueError("a region's label or crowd is of the wrong type")
             return Sample(row["key"], members["image"], meta, coverage, embeds)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._damaged(path, error) from error

@@ -118,7 +118,7 @@ def _check_sample(row: dict[str, Any], members: dict[str, bytes], run: Run) -> I
     if digest.hexdigest() != row["sha256"]:
         yield f"{key}: sha256 differs"
     try:
-        meta = json.loads(members["json"])
+        meta = json.loads(members["json"], parse_constant=_no_number)
         with Image.open(io.BytesIO(members["image"])) as image:
             image.verify()
         regions = len(meta["regions"])
@@ -141,3 +141,8 @@ def _check_sample(row: dict[str, Any], members: dict[str, bytes], run: Run) -> I
         yield f"{key}: regions or labels are not as many as the index says"
     if (row["status"] == "ok") != (regions > 0):
         yield f"{key}: its status is {row['status']!r} with {regions} regions"
+
+
+def _no_number(name: str) -> None:
+    """NaN and Infinity, which Python reads and JSON does not have."""
+    raise ValueError(f"{name} is no JSON")

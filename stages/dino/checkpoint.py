@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import BertConfig, GroundingDinoConfig, GroundingDinoImageProcessorPil, SwinConfig
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.weights import converted, family_of, read_tensors
+from pad_pipeline.weights import check_numbers, converted, family_of, read_tensors
 
 _SWIN, _SWIN_HF = r"backbone\.0\.", "model.backbone.conv_encoder.model."
 _BLOCK = r"layers\.(\d+)\.blocks\.(\d+)\."
@@ -84,8 +84,11 @@ def converted_folder(field: str, path: Path) -> Path:
     def write(folder: Path) -> None:
         state = {name.removeprefix("module."): tensor for name, tensor in read_tensors(field, path).items()}
         try:
-            config, tensors = build_config(state), rename(state)
-        except (KeyError, ValueError, IndexError) as error:
+            used = {name: tensor for name, tensor in state.items() if not _LEFT_OUT.match(name)}
+            config = build_config(used)
+            check_numbers(field, path, used)
+            tensors = rename(used)
+        except (KeyError, ValueError, IndexError, RuntimeError, ZeroDivisionError) as error:
             rule = f"its tensors look like {family_of(state)}, and should be an official Grounding DINO's ({error})"
             remedy = "give groundingdino_swint_ogc.pth or groundingdino_swinb_cogcoor.pth, or a model of transformers"
             raise UserError(field, path, rule, remedy) from error
@@ -108,10 +111,10 @@ def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
             continue
         joint = re.search(r"(\.in_proj_|\.qkv\.)(weight|bias)$", name)
         if joint is None:
-            renamed[_renamed(name)] = tensor.contiguous()
+            renamed[_renamed(name)] = tensor.contiguous().clone()  # two names may share one tensor
             continue
         for part, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-            renamed[_renamed(f"{name[: joint.start()]}.{part}.{joint.group(2)}")] = piece.contiguous()
+            renamed[_renamed(f"{name[: joint.start()]}.{part}.{joint.group(2)}")] = piece.contiguous().clone()
     return renamed
 
 

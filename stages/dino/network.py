@@ -33,6 +33,9 @@ os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
 KINDS = {"grounding-dino": GroundingDinoForObjectDetection, "mm-grounding-dino": MMGroundingDinoForObjectDetection}
 """Zero-shot detectors of transformers that give a score for each token of the text, by `model_type`."""
 SAMPLING = (MultiScaleDeformableAttention, MMMultiScaleDeformableAttention)
+FIRST_STRIDE = 8
+"""Of the finest feature map, in pixels; each further one has twice the one before."""
+LARGEST_EDGE = 4096
 TEXT_STEP = 16
 """Texts are padded to a multiple of this, so that few shapes occur; the model masks the padding."""
 
@@ -92,6 +95,10 @@ class GroundingDino:
         self.name: str = config["model_type"]
         self.model = compute.place(model, in_float32=dict.fromkeys(exact))
         self.max_tokens: int = model.config.max_text_len
+        if not 16 <= self.max_tokens <= 4096:
+            rule = f"its config.json sets max_text_len to {self.max_tokens}, and no tag would fit in"
+            raise UserError(field, folder, rule, "fetch the model again")
+        self.queries, self.levels = model.config.num_queries, model.config.num_feature_levels
         self.words: int = model.config.text_config.vocab_size
         self.backbone = inner.backbone = _SharedFeatures(inner.backbone)
         self.processor = load_processor(field, folder)
@@ -102,10 +109,14 @@ class GroundingDino:
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Height and width of a picture as the model gets it."""
         size = self.processor.size
-        short, long = size.get("shortest_edge"), size.get("longest_edge")
-        if short is None:
+        if size.get("shortest_edge") is None:
             return size["height"], size["width"]
-        return get_size_with_aspect_ratio((height, width), short, long)
+        return get_size_with_aspect_ratio((height, width), size["shortest_edge"], size.get("longest_edge"))
+
+    def places(self, height: int, width: int) -> int:
+        """Places of a resized picture, over all resolutions; the model takes its queries from among them."""
+        strides = (FIRST_STRIDE << level for level in range(self.levels))
+        return sum(-(-height // stride) * -(-width // stride) for stride in strides)
 
     def prepare(self, image: Image.Image) -> Tensor:
         """The resized picture, uint8 `[3, H, W]`. It is normalised on the device: a quarter of the bytes to send."""
@@ -195,8 +206,16 @@ def load_processor(field: str, folder: Path) -> GroundingDinoImageProcessorPil:
     """
     try:
         processor = GroundingDinoImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        names = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
+        size = {name: edge for name in names if (edge := processor.size.get(name)) is not None}
+        square, short = {"height", "width"}, {"shortest_edge"}
+        known = set(size) == square or short <= set(size) <= {*short, "longest_edge"}
+        if not known or not all(0 < edge <= LARGEST_EDGE for edge in size.values()) or not processor.do_resize:
+            raise ValueError(f"size {size}")
+        if not all(0 < deviation < 10 for deviation in processor.image_std):
+            raise ValueError(f"image_std {processor.image_std}")
         processor(images=Image.new("RGB", (8, 8)), return_tensors="pt")
         return processor
     except Exception as error:
-        rule = f"its preprocessor_config.json can't be used ({type(error).__name__})"
+        rule = f"its preprocessor_config.json can't be used ({type(error).__name__}: {str(error)[:100]})"
         raise UserError(field, folder, rule, "fetch the model again") from error

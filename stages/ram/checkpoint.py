@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.weights import check_state_dict, converted, read_tensors
+from pad_pipeline.weights import check_numbers, check_state_dict, converted, read_tensors
 from stages.ram.network import Ram
 
 _RECOMPUTABLE = re.compile(r"visual_encoder\..*(relative_position_index|attn_mask)$")
@@ -34,7 +34,8 @@ def load_ram(network: Ram, field: str, path: Path) -> Ram:
         def write(folder: Path) -> None:
             tensors = _for_inference(read_tensors(field, path))
             _check(network, field, path, tensors)  # before it is kept
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / _CONVERTED)
+            # Copies: two names may share one tensor, which safetensors does not take.
+            save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / _CONVERTED)
 
         cached = converted(path, "ram", write) / _CONVERTED
         state = read_tensors(field, cached)
@@ -61,9 +62,10 @@ def _check(network: Ram, field: str, path: Path, state: dict[str, Tensor]) -> No
         rule = f"this is a checkpoint of {family}, and tagger.family is {network.settings.family}"
         remedy = f'set family = "{family}" in the [tagger] section, or use --models plus for the official RAM++'
         raise UserError(field, path, rule, remedy)
-    rows, wanted = (state_shapes.get("label_embed", (0, 0)) for state_shapes in (shapes, expected))
-    if rows[0] != wanted[0] and rows[1:] == wanted[1:] and shapes.keys() == expected.keys():
+    rows, wanted = shapes.get("label_embed", ()), expected["label_embed"]
+    if len(rows) == 2 and rows[0] != wanted[0] and rows[1:] == wanted[1:] and shapes.keys() == expected.keys():
         labels = rows[0] * network.tags / wanted[0]
         rule = f"it has {labels:g} labels, and the tag list has {network.tags} lines"
         raise UserError(field, path, rule, "give the tag list that belongs to it, one line a label (--tag-list)")
     check_state_dict(field, path, expected, shapes)
+    check_numbers(field, path, state)

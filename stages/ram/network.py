@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from stages.ram.swin import SwinSettings, SwinTransformer
@@ -20,13 +20,13 @@ class RamSettings(SwinSettings):
     """The shape of the network; the defaults are the official RAM's."""
 
     family: Literal["ram", "ram_plus"] = "ram"
-    embed_width: PositiveInt = 512
+    embed_width: int = Field(512, gt=0, le=16384)
     """Of the space that image tokens and label embeddings share (CLIP's)."""
-    head_width: PositiveInt = 768
-    head_heads: PositiveInt = 4
-    head_feed_forward: PositiveInt = 3072
-    head_layers: PositiveInt = 2
-    descriptions: PositiveInt = 51
+    head_width: int = Field(768, gt=0, le=16384)
+    head_heads: int = Field(4, gt=0, le=1024)
+    head_feed_forward: int = Field(3072, gt=0, le=16384)
+    head_layers: int = Field(2, gt=0, le=1024)
+    descriptions: int = Field(51, gt=0, le=1024)
     """Texts per tag in RAM++'s label embedding."""
 
     @model_validator(mode="after")

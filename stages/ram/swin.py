@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 
@@ -13,12 +13,12 @@ class SwinSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    image_size: PositiveInt = 384
-    patch: PositiveInt = 4
-    embed_dim: PositiveInt = 192
-    depths: list[PositiveInt] = [2, 2, 18, 2]
+    image_size: int = Field(384, gt=0, le=2048)
+    patch: int = Field(4, gt=0, le=2048)
+    embed_dim: int = Field(192, gt=0, le=1024)
+    depths: list[PositiveInt] = Field([2, 2, 18, 2], min_length=1, max_length=8)
     num_heads: list[PositiveInt] = [6, 12, 24, 48]
-    window: PositiveInt = 12
+    window: int = Field(12, gt=0, le=64)
 
     @model_validator(mode="after")
     def _consistent(self) -> SwinSettings:

@@ -28,14 +28,15 @@ class HubSam:
 
     threshold = 0.0
 
-    def __init__(self, field: str, folder: Path, compute: Compute) -> None:
+    def __init__(self, field: str, folder: Path, compute: Compute, batch_size: int = 1) -> None:
         self.kind = read_config(field, folder, set(KINDS))["model_type"]
         self.compute = compute
         model = load_pretrained(field, folder, KINDS[self.kind], torch.float32, use_safetensors=True)
         self.stretched = self.kind.startswith("sam2")  # SAM keeps the aspect and pads, SAM 2 does not
         if not self.stretched:
             for layer in model.vision_encoder.layers:
-                layer.attn = _HubAttention(layer.attn)
+                if hasattr(layer.attn, "rel_pos_h"):
+                    layer.attn = _HubAttention(layer.attn)
         # Places become angles of sine and cosine: bfloat16 would be far off.
         exact = [model.prompt_encoder, model.shared_image_embedding, model.mask_decoder.iou_prediction_head]
         self.model: Any = compute.place(model, in_float32=exact)
@@ -46,8 +47,18 @@ class HubSam:
         except Exception as error:
             rule = f"its preprocessor_config.json can't be used ({type(error).__name__})"
             raise UserError(field, folder, rule, "fetch the model again") from error
-        edge = model.config.vision_config.image_size if not self.stretched else self.processor.size["height"]
-        self.edge: int = edge
+        wanted = (
+            model.prompt_encoder.input_image_size
+            if not self.stretched
+            else model.config.prompt_encoder_config.image_size
+        )
+        self.edge: int = wanted if isinstance(wanted, int) else wanted[0]
+        self.square_pixels = 1 if self.stretched else self.edge * self.edge
+        found = self.processor(images=Image.new("RGB", (8, 8)), return_tensors="pt")["pixel_values"].shape[2:]
+        size = self.processor.size.get("longest_edge", self.processor.size.get("height"))
+        if tuple(found) != (self.edge, self.edge) or size != self.edge:
+            rule = f"its preprocessor_config.json makes pictures of {size} pixels, and its model takes {self.edge}"
+            raise UserError(field, folder, rule, "fetch the model again")
 
     def prepare(self, image: Image.Image) -> Tensor:
         """The resized, normalised and padded picture `[3, S, S]`."""

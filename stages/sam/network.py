@@ -17,7 +17,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor, nn
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.weights import check_state_dict, family_of, read_tensors
+from pad_pipeline.weights import check_numbers, check_state_dict, family_of, read_tensors
 from stages.compute import Compute
 from stages.sam.attention import CrossAttention, RelativeAttention
 from stages.sam.shape import SamShape, read_shape
@@ -73,13 +73,14 @@ def load_sam(field: str, path: Path) -> tuple[Sam, SamShape]:
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     try:
         shape = read_shape(shapes)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         rule = f"its tensors look like {family_of(state)}, and should be a SAM's ({error})"
         remedy = "give sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or sam_vit_h_4b8939.pth"
         raise UserError(field, path, rule, remedy) from error
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in build_sam(shape).state_dict().items()}
     check_state_dict(field, path, expected, shapes)
+    check_numbers(field, path, state)
     sam = build_sam(shape)
     sam.load_state_dict(state, assign=True)
     return sam.float().eval(), shape
@@ -119,19 +120,24 @@ class OfficialSam:
         field: the setting that names the checkpoint, for errors.
         path: the checkpoint.
         compute: where and how it computes.
+        batch_size: pictures in a full batch.
     """
 
+    square_pixels: int
+    """Of the square that masks pass through."""
     threshold = 0.0
     """Of the logits: a pixel belongs to the mask above it."""
 
-    def __init__(self, field: str, path: Path, compute: Compute) -> None:
+    def __init__(self, field: str, path: Path, compute: Compute, batch_size: int = 1) -> None:
         sam, self.network_shape = load_sam(field, path)
         self.compute = compute
         prompts = sam.prompt_encoder  # places become angles of sine and cosine: bfloat16 would be far off
         norms = [part for part in sam.modules() if isinstance(part, LayerNorm2d)]  # written in elementary operations
         exact = [prompts, prompts.pe_layer, sam.mask_decoder.iou_prediction_head, *norms]
         self.sam: Sam = compute.place(sam, in_float32=exact)
-        self.sam.image_encoder = compute.compiled(sam.image_encoder)
+        edge = self.network_shape.image_size
+        self.square_pixels = edge * edge
+        self.sam.image_encoder = compute.compiled(sam.image_encoder, (batch_size, 3, edge, edge))
         self.resize = ResizeLongestSide(self.network_shape.image_size)
 
     def prepare(self, image: Image.Image) -> Tensor:

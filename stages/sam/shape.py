@@ -32,6 +32,8 @@ class SamShape(BaseModel):
     def _whole_tokens(self) -> SamShape:
         if self.image_size % self.patch:
             raise ValueError(f"image_size {self.image_size} must be a multiple of patch {self.patch}")
+        if self.image_size // self.patch > 128:
+            raise ValueError(f"{self.image_size // self.patch} tokens along an edge are more than any SAM's (128)")
         return self
 
 
