@@ -390,3 +390,32 @@ def test_training_settings_come_from_a_file_and_options_win(tmp_path: Path) -> N
     (tmp_path / "train.toml").write_text("stepps = 7")
     with pytest.raises(UserError, match="stepps = 7: there is no such setting"):
         train_settings(tmp_path / "train.toml", {})
+
+
+def test_names_of_nobody_and_of_nothing_are_one_line(
+    pad: Pad, common: list[object], world: World, tmp_path: Path
+) -> None:
+    """`~nouser/x` and a malformed hf:// name were tracebacks."""
+    build = ["build", "--images", world.images, *common, "--out", tmp_path / "out"]
+    refused = pad(*build, "--tag-list", "~nobodyhere/tags.txt")
+    assert refused.code == 2 and "~nobodyhere/tags.txt: there is no such file" in refused.err
+    (tmp_path / "odd.toml").write_text('preset = "paper"\n[segmenter]\nweights = "hf://a b/c--d..e/x.pth"\n')
+    assert pad("models", "list", tmp_path / "odd.toml").code == 0
+    assert pad("models", "check", tmp_path / "odd.toml").code == 1
+
+
+def test_a_machine_without_a_compiler_is_no_images_fault(
+    pad: Pad, world: World, models_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every image went to quarantine, and a rerun with a compiler left them there."""
+    own = models_toml.with_name("compiled.toml")
+    own.write_text(models_toml.read_text() + "\n[compute]\ncompile = true\n")
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("/bin/false",))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    out = tmp_path / "out"
+    done = pad("build", "--images", world.images, "--models", own, "--engine", "local", "--out", out)
+    assert done.code == 2
+    assert "compute.compile = True" in done.err and "set compile = false" in done.err
+    assert not list(out.glob("pad-*"))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from transformers import (
     AutoTokenizer,
     BertConfig,
+    GroundingDinoConfig,
     GroundingDinoForObjectDetection,
     GroundingDinoImageProcessorPil,
     MMGroundingDinoConfig,
@@ -467,3 +470,63 @@ def test_bfloat16_moves_scores_a_little_and_boxes_less(world: World) -> None:
     assert len(moved) > 40
     assert np.mean(np.array(moved) < 0.02) > 0.9
     assert np.median(np.abs(scores)) < 0.04
+
+
+def test_a_model_folder_can_name_no_weights_or_code_elsewhere(models: ModelSettings, tmp_path: Path) -> None:
+    """The pinned hash was of model.safetensors, and what was loaded was another file, anywhere on the disk."""
+    folder = tmp_path / "detector"
+    shutil.copytree(models.detector.model, folder)
+    settings = DetectorSettings(model=str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    for entry in ({"transformers_weights": "other.safetensors"}, {"attn_implementation": "evil/kernel"}):
+        (folder / "config.json").write_text(json.dumps(config | entry))
+        with pytest.raises(UserError, match=f"sets {next(iter(entry))} to"):
+            Detector(settings, DECODING, TWO)
+    (folder / "config.json").write_text(json.dumps(config))
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.level_embed": "../elsewhere/model.safetensors"}}))
+    with pytest.raises(UserError, match="it names weights elsewhere"):
+        Detector(settings, DECODING, TWO)
+    index.unlink()
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    for entry in ({"size": {"max_height": 9, "max_width": 9}}, {"do_resize": False}, {"image_std": [0, 0, 0]}):
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor | entry))
+        with pytest.raises(UserError, match=r"preprocessor_config\.json can't be used"):
+            Detector(settings, DECODING, TWO)
+
+
+def test_a_strip_has_places_for_all_queries(models: ModelSettings, tmp_path: Path) -> None:
+    """Pictures of 41 to 1 failed in transformers ("selected index k out of range"); `decode.max_aspect` is 100."""
+    rows = []
+    for width, height in ((1000, 10), (10, 1000), (100, 100)):
+        Image.effect_noise((width, height), 60).convert("RGB").save(tmp_path / f"{width}.png")
+        rows.append(record(tmp_path / f"{width}.png", tags=[Tag("house", 0.9)]))
+    folder = tmp_path / "detector"
+    shutil.copytree(models.detector.model, folder)
+    config = GroundingDinoConfig.from_pretrained(folder)
+    config.num_queries = 200
+    with quiet(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        GroundingDinoForObjectDetection(config).save_pretrained(folder)
+    detector = Detector(DetectorSettings(model=str(folder), min_size=0, box_threshold=0), DECODING, TWO)
+    assert detector.model.places(*detector.model.resized(1000, 10)) < 200
+    assert [row.status for row in detector(Shard(0, rows)).rows] == ["ok"] * 3, [row.reason for row in rows]
+
+
+def test_words_that_the_tokenizer_does_not_know_are_not_looked_for(models: ModelSettings, tmp_path: Path) -> None:
+    """All of them are one token, [UNK]: a box for it was labelled with the first, whatever it showed."""
+    detector = Detector(models.detector, DECODING, TWO)
+    row = ImageRecord("a", "a", "a", tags=[Tag(tag, 0.9) for tag in ("猫", "house", "犬")])
+    assert [prompt.tags for prompt in detector.prompts(row)] == [["house"]]
+    (tmp_path / "bom.txt").write_text("\ufeffsky\n", "utf-8")
+    assert read_unboxable(tmp_path / "bom.txt") == {"sky"}
+
+
+def test_a_damaged_cache_is_made_anew(official: Path, own_cache: Path) -> None:
+    """ "Fetch the file again" was no help: the same file leads to the same damaged copy."""
+    folder = converted_folder("detector.model", official)
+    whole = (folder / "model.safetensors").read_bytes()
+    for damage in (whole[:1000], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
+        (folder / "model.safetensors").write_bytes(damage)
+        assert converted_folder("detector.model", official) == folder
+        assert (folder / "model.safetensors").read_bytes() == whole

@@ -250,6 +250,35 @@ def test_files_that_are_no_sam_are_named(sam_path: Path, tmp_path: Path) -> None
         load_sam("segmenter.weights", tmp_path / "less.pth")
 
 
+def test_weights_that_are_no_numbers_are_refused(sam_path: Path, tmp_path: Path) -> None:
+    """NaN gave "ok" images with empty masks and JSON that is none; whole numbers a traceback; and 51 KB whose tensors
+    claim gigabytes took all memory before they were looked at."""
+    state = torch.load(sam_path, weights_only=True)
+    name = "mask_decoder.iou_prediction_head.layers.0.weight"
+    for tensor, message in (
+        (state[name] * torch.nan, "not finite"),
+        (state[name].to(torch.int32), "should hold floating point numbers"),
+        (torch.zeros(1).expand(state[name].shape), "no data for its shape"),
+    ):
+        torch.save(state | {name: tensor}, tmp_path / "odd.pth")
+        with pytest.raises(UserError, match=message):
+            load_sam("segmenter.weights", tmp_path / "odd.pth")
+    torch.save(state | {"image_encoder.pos_embed": torch.zeros(3)}, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match="should be a SAM's"):
+        load_sam("segmenter.weights", tmp_path / "odd.pth")
+    with pytest.raises(ValueError, match="more than any SAM's"):
+        SamShape(image_size=4096, patch=4, width=16, depth=1, heads=1, global_attention=[0])
+
+
+def test_a_picture_without_finite_masks_fails(settings: SegmenterSettings, world: World) -> None:
+    """Whatever the reason: a NaN among the scores made key.json unreadable for strict readers."""
+    segmenter = Segmenter(settings, DECODING, TWO)
+    head = segmenter.sam.sam.mask_decoder.iou_prediction_head  # type: ignore[union-attr]
+    head.layers[-1].bias.data = head.layers[-1].bias.data * torch.nan
+    (row,) = segmenter(Shard(0, boxed(world, 1))).rows
+    assert (row.status, row.reason) == ("failed", "ValueError: the segmenter gives no finite numbers for this picture")
+
+
 VISION: dict[str, Any] = {
     "hidden_size": 32, "output_channels": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 128,
     "window_size": 5, "global_attn_indexes": [1], "num_pos_feats": 16, "mlp_dim": 64, "initializer_range": 0.02,
