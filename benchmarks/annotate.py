@@ -259,7 +259,7 @@ def report(
     for row in [base, *rows]:
         rates = {name: len(row.records) / row.seconds[name] for name in STAGES}
         chain = len(row.records) / sum(row.seconds.values())
-        cells = [row.name, *(f"{rates[name]:.2f}" for name in STAGES), f"**{chain:.2f}**"]
+        cells = [row.name, *(f"{rates[name]:.3g}" for name in STAGES), f"**{chain:.3g}**"]
         cells += [f"{chain / reference_rate:.2f}", f"{chain * total / 1e12:.3f}"]
         if device.type == "cuda":
             cells.append(f"{chain * total / options.peak / 1e12:.0%}")
@@ -316,7 +316,8 @@ def _commit() -> str:
 def _command(options: argparse.Namespace) -> str:
     said = [f"--size {options.size}", f"--images {options.images}"]
     said += [f"--reference-images {options.reference_images}"] if options.reference_images < options.images else []
-    return " ".join([*said, *(["--compile"] if options.compile else [])])
+    said += ["--compile"] if options.compile else []
+    return " ".join([*said, *(["--rows", *(repr(row) for row in options.rows)] if options.rows else [])])
 
 
 if __name__ == "__main__":
