@@ -102,13 +102,14 @@ def converted_folder(field: str, path: Path) -> Path:
 def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under transformers' names. Joint projections are cut into query, key and value.
 
+    Args:
+        state: official names, without those that are left out.
+
     Raises:
         ValueError: a tensor has no place.
     """
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        if _LEFT_OUT.match(name):
-            continue
         joint = re.search(r"(\.in_proj_|\.qkv\.)(weight|bias)$", name)
         if joint is None:
             renamed[_renamed(name)] = tensor.contiguous().clone()  # two names may share one tensor

@@ -135,12 +135,13 @@ class GroundingDino:
         for row, picture in enumerate(pictures):
             pixels[row, :, : picture.shape[1], : picture.shape[2]] = picture
             inside[row, : picture.shape[1], : picture.shape[2]] = True
-        mask = self.compute.send(inside)
-        colours = self.compute.send(pixels).float() * self.scale - self.shift
+        there = self.compute.send(inside)
+        mask = there.long()
+        colours = (self.compute.send(pixels).float() * self.scale - self.shift).masked_fill(~there[:, None], 0)
         with self.compute.autocast():
-            maps, positions = self.backbone.backbone(colours.masked_fill(~mask[:, None], 0), mask.long())
+            maps, positions = self.backbone.backbone(colours, mask)
         padded = any(picture.shape[1:] != size for picture in pictures)
-        return Features(maps, positions, mask.long(), padded)
+        return Features(maps, positions, mask, padded)
 
     def detect(self, features: Features, images: list[int], texts: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Where the words of each text are, each in its picture.
