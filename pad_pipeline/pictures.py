@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import warnings
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
@@ -28,31 +26,8 @@ class DecodeSettings(BaseModel):
     """RGB, 0..255: what stands behind transparent pixels."""
 
 
-_FAULTS_OF_A_FILE = {
-    errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL,
-}  # fmt: skip
-
-
 class BadImage(ValueError):
     """This file is not a picture that can be used, and why."""
-
-
-def read_file(path: Path, max_bytes: int) -> bytes:
-    """The file's bytes.
-
-    Raises:
-        BadImage: it is not there, no ordinary file, or too large.
-    """
-    try:
-        if not path.is_file():
-            raise BadImage("this is no ordinary file" if path.exists() else "there is no such file")
-        if (size := path.stat().st_size) > max_bytes:
-            raise BadImage(f"the file has {size} bytes; decode.max_file_bytes allows {max_bytes}")
-        return path.read_bytes()
-    except OSError as error:
-        if error.errno not in _FAULTS_OF_A_FILE:
-            raise  # a failing disk or too many open files is no image's fault
-        raise BadImage(f"the file can't be read ({error.strerror})") from error
 
 
 def decode(data: bytes, settings: DecodeSettings) -> tuple[Image.Image, str]:

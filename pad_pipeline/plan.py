@@ -1,19 +1,31 @@
-"""Which image is in which shard at which row: made once, before any model runs."""
+"""Which image is in which shard at which row: made once, before any model runs, in memory that does not grow."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import unicodedata
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pad_pipeline.errors import UserError
+from pad_pipeline.keys import KeyHashes, numbered, plain_key, scratch_folder
+from pad_pipeline.pictures import BadImage
 from pad_pipeline.records import ImageRecord
-from pad_pipeline.shards.files import atomic_path
+from pad_pipeline.shards.seal import UNSEALED, seal
 from pad_pipeline.sources import Planned, Source
+from pad_pipeline.sources.read import Place, read_bytes
+from pad_pipeline.storage import Folder, is_url
 
 PLAN_NAME = "plan.parquet"
 PLAN_SCHEMA = pa.schema(
@@ -23,116 +35,277 @@ PLAN_SCHEMA = pa.schema(
         ("key", pa.string()),
         ("id", pa.string()),
         ("source", pa.string()),
+        ("file", pa.string()),
+        ("at", pa.int64()),
         ("bytes", pa.int64()),
+        ("earlier_at", pa.int64()),
+        ("earlier_bytes", pa.int64()),
         ("caption", pa.string()),
         ("conversations", pa.string()),
         ("annotations", pa.string()),
+        ("sha256", pa.string()),
         ("problem", pa.string()),
     ]
 )
-"""One row per image. `row` counts inside its shard; `bytes` is the file's size when planned, -1 where it is missing."""
+"""One row per image, in the order of `Planned`. `row` counts inside its shard; `bytes` is the image's size when it was
+planned, -1 where it was not there or nobody knew."""
+
+Depth = Literal["names", "sizes", "sample", "full"]
+GROUP = 4096
+"""Rows in one Parquet row group; a worker reads the groups of its shard alone."""
+SAMPLE = 64
+"""Images whose content is hashed at the depth `sample`."""
+_MOST_HASHED = 1 << 30
+_NO_TURNS = "[]"
 
 
-def write_plan(source: Source, path: Path, shard_size: int) -> tuple[int, int, str]:
-    """Plan the images of a source: one Parquet row group a shard, so that a worker reads its shard alone.
+@dataclass
+class PlanFacts:
+    """What a plan comes to."""
+
+    images: int = 0
+    there: int = 0
+    """Images that were there when they were planned, or whose presence only a read will tell."""
+    bytes: int = 0
+    """Of the images whose size is known."""
+    digest: str = ""
+    """sha256 over all that the plan says."""
+    seal: str = ""
+    """sha256 of the written file."""
+    sample: dict[str, str] = field(default_factory=dict)
+    """sha256 of the content of a few images, by key."""
+
+
+def write_plan(
+    source: Source, path: Path, shard_size: int, depth: Depth = "sizes", limit: int | None = None
+) -> PlanFacts:
+    """Plan the images of a source.
 
     Args:
         source: where the images are.
-        path: the plan to write (atomically).
+        path: the file to write.
         shard_size: images in one shard.
-
-    Returns:
-        The number of images, how many of their files are there, and a sha256 over all that the plan says.
+        depth: what is noted of each file beside its name: nothing (`names`), its size (`sizes`), that and the sha256
+            of a few (`sample`), or of all (`full`).
+        limit: take the first images alone.
     """
-    digest, images, there, taken = hashlib.sha256(), 0, 0, set[str]()
-    rows: list[dict] = []
-    with atomic_path(path) as partial, pq.ParquetWriter(partial, PLAN_SCHEMA, compression="zstd") as writer:
-        for planned in source:
-            key = _unique_key(planned.id, taken)
-            if key != _plain_key(planned.id):
-                source.counts["repeated ids, kept under keys of their own"] += 1
-            rows.append(_row(planned, key, source.root, images // shard_size, images % shard_size))
-            there += rows[-1]["bytes"] >= 0
-            digest.update(json.dumps(rows[-1]).encode())
-            images += 1
-            if len(rows) == shard_size:
-                writer.write_table(pa.Table.from_pylist(rows, PLAN_SCHEMA))
-                rows = []
-        if rows:
-            writer.write_table(pa.Table.from_pylist(rows, PLAN_SCHEMA))
-    return images, there, digest.hexdigest()
+    facts, digest = PlanFacts(), hashlib.sha256()
+    schema = PLAN_SCHEMA.with_metadata({"shard_size": str(shard_size), "seal": UNSEALED})
+    chosen = _Sample()
+    with scratch_folder() as scratch:
+        hashes = KeyHashes(Path(scratch))
+        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            for group in _groups(islice(iter(source), limit)):
+                rows = [
+                    _row(planned, source.root, depth, *divmod(facts.images + number, shard_size))
+                    for number, planned in enumerate(group)
+                ]
+                if depth == "full":
+                    rows = _hashed(rows, source.root)
+                columns = [pa.array(list(column), kind.type) for column, kind in zip(zip(*rows), schema, strict=True)]  # noqa: B905
+                table = pa.table(columns, schema=schema)
+                _update(digest, table)
+                chosen.offer(hashes.add(table["key"].to_pylist()), rows)
+                sizes = table["bytes"].to_numpy()
+                facts.images += len(rows)
+                facts.there += sum(not row[_PROBLEM] and (row[_BYTES] >= 0 or _remote(row, source)) for row in rows)
+                facts.bytes += int(sizes[sizes > 0].sum())
+                writer.write_table(table)
+        repeated = hashes.repeated()
+        if len(repeated):
+            _rename(path, schema, repeated, hashes)
+            source.counts["repeated ids, kept under keys of their own"] += len(repeated)
+    facts.seal = seal(path)
+    facts.digest = digest.hexdigest()
+    if depth == "sample":
+        facts.sample = dict(sorted((row[_KEY], sha256) for row, sha256 in chosen.hashed(source.root)))
+    return facts
 
 
-def _row(planned: Planned, key: str, root: Path, shard: int, row: int) -> dict:
-    try:
-        size = -1 if planned.problem else (root / planned.source).stat().st_size
-    except OSError:  # found out again, and reported as a failed row, when the image is read
+_KEY, _SOURCE, _FILE, _AT, _BYTES, _SHA256, _PROBLEM = (
+    PLAN_SCHEMA.names.index(name) for name in ("key", "source", "file", "at", "bytes", "sha256", "problem")
+)
+_Row = tuple[Any, ...]
+
+
+def _groups(planned: Iterable[Planned]) -> Iterator[list[Planned]]:
+    iterator = iter(planned)
+    while group := list(islice(iterator, GROUP)):
+        yield group
+
+
+def _row(planned: Planned, root: str, depth: Depth, shard: int, row: int) -> _Row:
+    size = planned.size
+    if size is None:
         size = -1
-    return {
-        "shard": shard,
-        "row": row,
-        "key": key,
-        "id": planned.id,
-        "source": planned.source,
-        "bytes": size,
-        "caption": planned.caption,
-        "conversations": json.dumps(planned.conversations),
-        "annotations": json.dumps(planned.annotations),
-        "problem": planned.problem,
-    }
-
-
-def _plain_key(name: str) -> str:
-    """The id as a tar member's name: letters, digits, `-` and `_`; no dot, because readers split there. 120 bytes at
-    most, so that every file system can hold the members."""
-    plain = "".join(
-        letter if letter.isalnum() or letter in "-_" else "_" for letter in unicodedata.normalize("NFC", name)
+        if depth != "names" and not planned.problem and not is_url(planned.source) and not is_url(root):
+            try:
+                size = os.stat(f"{root}/{planned.source}").st_size  # noqa: PTH116 (a Path for each of millions is slow)
+            except (OSError, ValueError):  # found out again, and reported as a failed row, when the image is read
+                size = -1
+    return (
+        shard,
+        row,
+        plain_key(planned.id),
+        planned.id,
+        planned.source,
+        planned.file,
+        planned.at,
+        size,
+        planned.earlier_at,
+        planned.earlier_bytes,
+        planned.caption,
+        json.dumps(planned.conversations) if planned.conversations else _NO_TURNS,
+        json.dumps(planned.annotations) if planned.annotations else _NO_TURNS,
+        planned.sha256,
+        planned.problem,
     )
-    return plain.encode()[:120].decode(errors="ignore") or "image"
 
 
-def _unique_key(name: str, taken: set[str]) -> str:
-    key, copy = (plain := _plain_key(name)), 1
-    while key in taken:
-        copy += 1
-        key = f"{plain}-{copy}"
-    taken.add(key)
-    return key
+def _remote(row: _Row, source: Source) -> bool:
+    """Whether the size is unknown because nobody asked, and not because there is no file."""
+    return is_url(row[_SOURCE]) or is_url(source.root)
+
+
+def _update(digest: Any, table: pa.Table) -> None:
+    """Every value of every column, each with its length, so that no two tables give the same bytes."""
+    for column in table.combine_chunks().columns:
+        values = column.chunk(0)
+        if pa.types.is_string(values.type):
+            digest.update(pc.binary_length(values).to_numpy().astype("<i8").tobytes())
+            digest.update("".join(values.to_pylist()).encode())
+        else:
+            digest.update(values.to_numpy().astype("<i8").tobytes())
+
+
+class _Sample:
+    """The images with the smallest key hashes: as good as drawn by lot, and the same in whatever order they come."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[int, _Row]] = []
+
+    def offer(self, hashes: np.ndarray, rows: list[_Row]) -> None:
+        smallest = np.argsort(hashes, kind="stable")[:SAMPLE]
+        offered = [(int(hashes[place]), rows[place]) for place in smallest if not rows[place][_PROBLEM]]
+        self.kept = sorted([*self.kept, *offered], key=lambda entry: entry[0])[:SAMPLE]
+
+    def hashed(self, root: str) -> list[tuple[_Row, str]]:
+        with ThreadPoolExecutor(16) as threads:
+            rows = [row for _, row in self.kept]
+            return list(zip(rows, threads.map(lambda row: _content_sha256(row, root), rows), strict=True))
+
+
+def _hashed(rows: list[_Row], root: str) -> list[_Row]:
+    """The rows with the sha256 of what each image holds."""
+    with ThreadPoolExecutor(16) as threads:
+        found = list(threads.map(lambda row: row[_SHA256] or _content_sha256(row, root), rows))
+    return [(*row[:_SHA256], sha256, *row[_SHA256 + 1 :]) for row, sha256 in zip(rows, found, strict=True)]
+
+
+def _content_sha256(row: _Row, root: str) -> str:
+    if row[_PROBLEM]:
+        return ""
+    try:
+        place = Place(row[_FILE] or row[_SOURCE], row[_AT], row[_BYTES])
+        return hashlib.sha256(read_bytes(root, place, _MOST_HASHED)).hexdigest()
+    except BadImage:
+        return ""  # it will be a failed row
+
+
+def _rename(path: Path, schema: pa.Schema, repeated: np.ndarray, hashes: KeyHashes) -> None:
+    """Write the plan again with a key of their own for the rows that repeat one."""
+    second = path.with_name(path.name + ".second")
+
+    def in_order() -> Iterator[tuple[int, str]]:
+        at = 0
+        with closing(pq.ParquetFile(path)) as file:
+            for group in range(file.num_row_groups):
+                keys = file.read_row_group(group, columns=["key"])["key"]
+                while at < len(repeated) and repeated[at] < group * GROUP + len(keys):
+                    yield int(repeated[at]), keys[int(repeated[at]) - group * GROUP].as_py()
+                    at += 1
+
+    try:
+        named = numbered(in_order(), hashes)
+        row, own = next(named)
+        with closing(pq.ParquetFile(path)) as first, pq.ParquetWriter(second, schema, compression="zstd") as writer:
+            for group in range(first.num_row_groups):
+                table = first.read_row_group(group)
+                if row < group * GROUP + len(table):
+                    keys = table["key"].to_pylist()
+                    while row < group * GROUP + len(keys):
+                        keys[row - group * GROUP] = own
+                        row, own = next(named, (1 << 62, ""))
+                    table = table.set_column(_KEY, schema.field("key"), pa.array(keys))
+                writer.write_table(table)
+        second.replace(path)
+    finally:
+        second.unlink(missing_ok=True)
 
 
 class Plan:
-    """A written plan, read one shard at a time."""
+    """A written plan, read one shard at a time.
 
-    def __init__(self, path: Path) -> None:
-        self._file = pq.ParquetFile(path)
+    Raises:
+        UserError: it can't be read.
+    """
+
+    def __init__(self, folder: Folder, name: str = PLAN_NAME) -> None:
+        self.folder = folder
+        try:
+            self._file = pq.ParquetFile(folder.open(name))
+            if self._file.schema_arrow.names != PLAN_SCHEMA.names:
+                raise ValueError("it has other columns than this version of pad writes")
+            self.shard_size = int(self._file.schema_arrow.metadata[b"shard_size"])
+        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+            raise self._unreadable(error) from error
+        self._held: tuple[int, pa.Table] = (-1, None)
 
     def __len__(self) -> int:
         """The number of shards."""
-        return self._file.num_row_groups
+        return -(-self.images // self.shard_size)
 
     @property
     def images(self) -> int:
         """The number of images in all shards."""
-        return self._file.metadata.num_rows
+        return int(self._file.metadata.num_rows)
+
+    def rows(self, number: int) -> list[dict[str, Any]]:
+        """What is planned for shard `number`, a row for each image."""
+        start, stop = number * self.shard_size, min((number + 1) * self.shard_size, self.images)
+        parts = []
+        for group in range(start // GROUP, -(-stop // GROUP)):
+            if self._held[0] != group:  # the next shard usually begins where this one ends
+                try:
+                    self._held = group, self._file.read_row_group(group)
+                except (OSError, pa.ArrowException) as error:
+                    raise self._unreadable(error) from error
+            first = max(start - group * GROUP, 0)
+            parts.append(self._held[1].slice(first, stop - group * GROUP - first))
+        return pa.concat_tables(parts).to_pylist()
 
     def shard(self, number: int) -> list[ImageRecord]:
         """The images of one shard; those that the source could not use have failed already."""
-        records = []
-        for row in self._file.read_row_group(number).to_pylist():
-            record = ImageRecord(
-                row["key"],
-                row["id"],
-                row["source"],
-                row["caption"],
-                json.loads(row["conversations"]),
-                json.loads(row["annotations"]),
-            )
-            if row["problem"]:
-                record.fail("plan", row["problem"])
-            records.append(record)
-        return records
+        return [_record(row) for row in self.rows(number)]
 
-    def keys(self) -> Iterator[list[str]]:
-        """The keys of each shard in turn."""
-        for number in range(len(self)):
-            yield self._file.read_row_group(number, columns=["key"])["key"].to_pylist()
+    def _unreadable(self, error: Exception) -> UserError:
+        rule = f"the plan can't be read ({error})"
+        remedy = "run the command that made it again, into the same folder"
+        return UserError("shards", f"{self.folder}/{PLAN_NAME}", rule, remedy)
+
+
+def _record(row: dict[str, Any]) -> ImageRecord:
+    record = ImageRecord(
+        row["key"],
+        row["id"],
+        row["source"],
+        row["caption"],
+        json.loads(row["conversations"]),
+        json.loads(row["annotations"]),
+        place=Place(row["file"] or row["source"], row["at"], row["bytes"]),
+        earlier=Place(row["file"], row["earlier_at"], row["earlier_bytes"]),
+        sha256=row["sha256"],
+    )
+    if row["problem"]:
+        record.fail("plan", row["problem"])
+    return record

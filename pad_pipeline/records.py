@@ -11,7 +11,9 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+from pad_pipeline.sources.read import NOWHERE, Place
+
+SCHEMA_VERSION = 3
 """Version of everything a run writes: tar members, JSON keys, index columns, run.json."""
 
 Status = Literal["ok", "empty", "failed"]
@@ -82,6 +84,14 @@ class ImageRecord:
     conversations: list[dict[str, str]] = field(default_factory=list)
     annotations: list[dict[str, Any]] = field(default_factory=list)
     """Human regions that come with the source (COCO), not yet decoded."""
+    place: Place = NOWHERE
+    """Where its bytes lie in the source."""
+    earlier: Place = NOWHERE
+    """Where the JSON of an earlier run about it lies, when its images are annotated again."""
+    sha256: str = ""
+    """Of its content, where it was noted when it was planned."""
+    done: bool = False
+    """It is finished in the shard that is written again for the sake of others: no stage takes it."""
 
     status: Status = "ok"
     stage: str = ""
@@ -114,6 +124,31 @@ class ImageRecord:
         reason = re.sub(r" at 0x[0-9a-f]+", "", reason)  # an address would differ from run to run
         self.status, self.stage, self.reason = "failed", stage, " ".join(reason.split())[:500]
         self.data, self.tags, self.regions, self.coverage, self.embeds = b"", [], [], None, None
+
+    def restore(self, meta: dict[str, Any]) -> None:
+        """Take over what an earlier run wrote about it in `key.json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is not of the form that `to_json` writes.
+        """
+        self.format, self.width, self.height = str(meta["format"]), int(meta["width"]), int(meta["height"])
+        self.caption = str(meta["caption"])
+        self.conversations = [{"from": str(t["from"]), "value": str(t["value"])} for t in meta["conversations"]]
+        self.tags = [Tag(str(tag["label"]), float(tag["score"])) for tag in meta["tags"]]
+        self.regions = [
+            Region(
+                str(region["label"]),
+                as_box(region["box"]),
+                float(region["score"]),
+                float(region["label_score"]),
+                [Alternate(str(o["label"]), float(o["score"]), float(o["label_score"])) for o in region["alternates"]],
+                int(region["prompt"]),
+                {"size": [int(edge) for edge in region["rle"]["size"]], "counts": str(region["rle"]["counts"])},
+                float(region["predicted_iou"]),
+                bool(region["crowd"]),
+            )
+            for region in meta["regions"]
+        ]
 
     def to_json(self) -> bytes:
         """The `key.json` member. Every key is always there and always of the same type, because readers that infer
@@ -170,6 +205,8 @@ class Shard:
 
     number: int
     rows: list[ImageRecord]
+    trial: bool = False
+    """A part that is only tried: nothing of it is written."""
 
     @property
     def name(self) -> str:

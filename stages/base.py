@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from abc import ABC
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -12,8 +13,11 @@ from typing import Any, ClassVar, NamedTuple
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import ImageRecord, Shard
+from pad_pipeline.storage import is_url
 
-Report = Callable[[str, int, int], None]
+
+class StageBroken(UserError):
+    """A stage fails for every image: the run stops, so that it does not set the world aside."""
 
 
 class Stage(ABC):
@@ -35,14 +39,21 @@ class Stage(ABC):
     batch_size: int = 8 * threads
     """Rows in one `process`, at most; by default as many as are worth preparing ahead."""
 
-    report: Report = staticmethod(lambda name, done, rows: None)
-    """Is told the stage's name, the images done and the images in all, after each batch."""
+    breaker: int = 0
+    """The run stops when this many images in a row fail in this stage; 0 never stops it."""
+    tick: Callable[[], None] = staticmethod(lambda: None)
+    """Is called after each batch."""
 
     def __init__(self) -> None:
         self._fits: dict[Hashable, int] = {}
         """Shape -> the batch size that memory has room for, where the wanted one was too large."""
         self.tight = False
         """Set while a picture is tried again for which memory ran out although it was alone: take less at a time."""
+        self.images = self.failed = 0
+        """What it has worked on so far."""
+        self.seconds = 0.0
+        """What that took."""
+        self._in_a_row = 0
 
     def prepare(self, row: ImageRecord) -> Any:
         """What `process` needs of one image."""
@@ -65,28 +76,41 @@ class Stage(ABC):
         return 0
 
     def __call__(self, shard: Shard) -> Shard:
-        """Work on the shard's rows that the stage takes."""
-        rows = [row for row in shard.rows if row.status in self.takes]
-        behind: deque[list[tuple[ImageRecord, Future]]] = deque()
-        done = 0
+        """Work on the shard's rows that the stage takes.
+
+        Raises:
+            StageBroken: too many images in a row failed.
+            UserError, OSError: something is wrong that is no image's fault.
+        """
+        rows = [row for row in shard.rows if row.status in self.takes and not row.done]
+        behind: deque[tuple[list[ImageRecord], list[tuple[ImageRecord, Future]]]] = deque()
+        began = time.monotonic()
         with ThreadPoolExecutor(self.threads, thread_name_prefix=self.name) as threads:
             for batch, inputs in _prepared(threads, self.prepare, self.batches(rows)):
                 found = self._run(batch, inputs)
-                behind.append([(row, threads.submit(self.finish, row, output)) for row, output in found])
+                behind.append((batch, [(row, threads.submit(self.finish, row, output)) for row, output in found]))
                 if len(behind) > 1:
-                    self._settle(behind.popleft())
-                done += len(batch)
-                self.report(self.name, done, len(rows))
-            for finished in behind:
-                self._settle(finished)
+                    self._settle(*behind.popleft())
+                self.images += len(batch)
+                self.seconds, began = self.seconds + time.monotonic() - began, time.monotonic()
+                self.tick()
+            for batch, finished in behind:
+                self._settle(batch, finished)
+        self.seconds += time.monotonic() - began
         return shard
 
     def batches(self, rows: list[ImageRecord]) -> Iterator[list[ImageRecord]]:
         """`rows` in batches of one shape, near in length. The plan's order decides among equals, so that a shard's
         batches are always the same."""
-        shapes = {id(row): self.shape(row) for row in rows}
-        rows = sorted(rows, key=lambda row: (shapes[id(row)], self.length(row)))
-        for _, same in groupby(rows, lambda row: shapes[id(row)]):
+        order: dict[int, tuple[Any, int]] = {}
+        for row in rows:
+            try:
+                order[id(row)] = (self.shape(row), self.length(row))
+            except Exception as error:
+                row.fail(self.name, _failure(error).reason)
+        self._watch([row for row in rows if row.status == "failed"])
+        rows = sorted((row for row in rows if id(row) in order), key=lambda row: order[id(row)])
+        for _, same in groupby(rows, lambda row: order[id(row)][0]):
             yield from chunks(list(same), self.batch_size)
 
     def _run(self, rows: list[ImageRecord], inputs: list[Future]) -> list[tuple[ImageRecord, Any]]:
@@ -125,12 +149,30 @@ class Stage(ABC):
         except Exception as error:
             return _failure(error)
 
-    def _settle(self, finished: list[tuple[ImageRecord, Future]]) -> None:
+    def _settle(self, batch: list[ImageRecord], finished: list[tuple[ImageRecord, Future]]) -> None:
         for row, future in finished:
             try:
                 future.result()
             except Exception as error:
                 row.fail(self.name, _failure(error).reason)
+        self._watch(batch)
+
+    def _watch(self, rows: list[ImageRecord]) -> None:
+        """Count what failed, and stop where nothing but failure comes."""
+        for row in rows:
+            if row.status != "failed":
+                self._in_a_row = 0
+                continue
+            self.failed += 1
+            # A file that was missing when the plan was made says nothing about the stage.
+            self._in_a_row += row.place.size >= 0 or is_url(row.place.file)
+            if 0 < self.breaker <= self._in_a_row:
+                rule = f"{self._in_a_row} images in a row failed, the last one ({row.source}) with: {row.reason}"
+                remedy = (
+                    "mend the cause and run the same command again; if it is the images, go on with --breaker 0; "
+                    "images that were set aside are tried again with --retry-failed"
+                )
+                raise StageBroken("stage", self.name, rule, remedy)
 
 
 class _Failure(NamedTuple):

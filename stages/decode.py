@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import hashlib
+import json
+from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
-from pad_pipeline.pictures import DecodeSettings, decode, read_file
+from pad_pipeline.masks import check_mask
+from pad_pipeline.pictures import BadImage, DecodeSettings, decode
 from pad_pipeline.records import ImageRecord
+from pad_pipeline.sources.read import read_bytes
 from stages.base import Stage
+
+RedoFrom = Literal["tag", "ground", "segment", "patchify"]
+"""The first stage that is done again, when the images come from shards: what earlier ones found there is kept."""
+
+
+class Decoded(NamedTuple):
+    """What a file holds."""
+
+    data: bytes
+    format: str
+    width: int
+    """Of the upright picture."""
+    height: int
+    meta: dict[str, Any] | None
+    """What an earlier run wrote about it."""
 
 
 class Decode(Stage):
@@ -16,23 +35,55 @@ class Decode(Stage):
 
     Decoded pixels do not travel with the shard: a shard of photographs would take gigabytes. Later stages decode again
     (`picture`), in threads ahead of the model.
+
+    Args:
+        settings: which pictures are taken.
+        root: folder or URL that the planned files are relative to.
+        redo_from: of an earlier run's findings, what comes before this stage is kept.
     """
 
     name = "decode"
 
-    def __init__(self, settings: DecodeSettings, root: Path) -> None:
+    def __init__(self, settings: DecodeSettings, root: str, redo_from: RedoFrom = "tag") -> None:
         super().__init__()
-        self.settings, self.root = settings, root
+        self.settings, self.root, self.redo_from = settings, root, redo_from
 
-    def prepare(self, row: ImageRecord) -> tuple[bytes, str, int, int]:
-        """The file's bytes, their format, and the upright width and height."""
-        data = read_file(self.root / row.source, self.settings.max_file_bytes)
+    def prepare(self, row: ImageRecord) -> Decoded:
+        """Read, check, decode."""
+        most = self.settings.max_file_bytes
+        data = read_bytes(self.root, row.place, most)
+        if row.sha256 and row.earlier.at < 0 and hashlib.sha256(data).hexdigest() != row.sha256:
+            raise BadImage("the file has changed since it was planned (sha256)")
         image, kind = decode(data, self.settings)
-        return data, kind, image.width, image.height
+        meta = json.loads(read_bytes(self.root, row.earlier, most)) if row.earlier.at >= 0 else None
+        return Decoded(data, kind, image.width, image.height, meta)
 
-    def finish(self, row: ImageRecord, output: tuple[bytes, str, int, int]) -> None:
-        """Keep what `prepare` found."""
-        row.data, row.format, row.width, row.height = output
+    def finish(self, row: ImageRecord, output: Decoded) -> None:
+        """Keep what `prepare` found; with the findings of an earlier run that are still wanted."""
+        if output.meta is not None:
+            self._restore(row, output)
+        row.data, row.format, row.width, row.height = output[:4]
+
+    def _restore(self, row: ImageRecord, output: Decoded) -> None:
+        try:
+            row.restore(output.meta or {})
+            if self.redo_from == "patchify":
+                for region in row.regions:
+                    check_mask(region.rle, output.width, output.height)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BadImage(f"what the shard says about it can't be used ({type(error).__name__}: {error})") from error
+        if (row.width, row.height) != (output.width, output.height):
+            raise BadImage(f"the shard says {row.width} x {row.height} pixels, it has {output.width} x {output.height}")
+        if self.redo_from == "tag":
+            row.tags = []
+        if self.redo_from in ("tag", "ground"):
+            row.regions = []
+        if self.redo_from == "segment":
+            for region in row.regions:
+                region.rle, region.predicted_iou = {}, 1.0
+        found = {"tag": True, "ground": row.tags}.get(self.redo_from, row.regions)
+        if not found:
+            row.status = "empty"
 
 
 def picture(row: ImageRecord, settings: DecodeSettings) -> Image.Image:

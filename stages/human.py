@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from pad_pipeline.masks import check_mask
 from pad_pipeline.records import ImageRecord, Region, Tag, as_box
 from stages.base import Stage
 
@@ -77,7 +78,7 @@ def _rle(segmentation: Any, box: np.ndarray | None, row: ImageRecord) -> dict[st
             raise ValueError(f"its mask is {segmentation['size']} and the picture {[row.height, row.width]} (H, W)")
         if isinstance(segmentation["counts"], list):
             return _from_runs(segmentation, row)
-        return _checked(segmentation)
+        return _checked(segmentation, row)
     polygons = [_numbers(polygon, "polygon") for polygon in segmentation]
     if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
         raise ValueError("a polygon needs three or more pairs of numbers")
@@ -97,10 +98,11 @@ def _from_runs(segmentation: dict[str, Any], row: ImageRecord) -> dict[str, Any]
     return coco_mask.frPyObjects(segmentation, row.height, row.width)
 
 
-def _checked(rle: dict[str, Any]) -> dict[str, Any]:
-    """A compressed RLE whose runs fill its picture exactly; pycocotools reads others into memory that is not theirs."""
+def _checked(rle: dict[str, Any], row: ImageRecord) -> dict[str, Any]:
+    """A compressed RLE as pycocotools itself would write it."""
+    check_mask(rle, row.width, row.height)
     if coco_mask.encode(np.asfortranarray(coco_mask.decode(rle)))["counts"].decode("ascii") != rle["counts"]:
-        raise ValueError("its run lengths do not add up to the picture")
+        raise ValueError("its run lengths are not in the usual form")
     return rle
 
 

@@ -2,191 +2,287 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from pad_pipeline import __version__
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
 from pad_pipeline.labels import LabelSettings
 from pad_pipeline.pictures import DecodeSettings
-from pad_pipeline.plan import PLAN_NAME, write_plan
-from pad_pipeline.records import shard_name
-from pad_pipeline.shards.reader import ShardFolder
+from pad_pipeline.plan import PLAN_NAME, Depth, Plan, write_plan
+from pad_pipeline.shards.lock import locked
 from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.sources import Source
+from pad_pipeline.sources.shards import ShardsSource
+from pad_pipeline.storage import Folder, folder_at
+from stages.decode import RedoFrom
+from workflows.attempts import Attempts
 from workflows.chain import annotation_chain, import_chain, label_fingerprint, weight_fingerprints
-from workflows.engines import Engine, RayEngine, run_local
+from workflows.cluster import RayEngine
+from workflows.engines import Engine, LocalEngine
+from workflows.fingerprint import code_fingerprint, cores, environment
 from workflows.links import Link, unwritable
 from workflows.models import ModelSettings
-from workflows.progress import RunProgress, Totals
-
-NEW_PLAN = f".{PLAN_NAME}.new"
+from workflows.placement import Placement, Size
+from workflows.progress import Totals, Watch
+from workflows.resume import Scan, adopt, check_repaired, check_same, foreign, scan
 
 console = Console(stderr=True)
 
 
-def build(
-    source: Source,
-    out: Path,
-    models: ModelSettings,
-    view: View,
-    *,
-    shard_size: int = 512,
-    engine: Engine = "ray",
-    address: str = "",
-    workers: int = 0,
-    threads: int = 0,
-) -> Totals:
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is made. None of this but `shard_size`, `limit` and `redo_from` decides a byte."""
+
+    shard_size: int = 512
+    """Images in one shard."""
+    limit: int | None = None
+    """Take the first images alone."""
+    redo_from: RedoFrom = "tag"
+    """For images from PAD shards: the first stage that is done again."""
+    depth: Depth = "sample"
+    """What the plan notes of each file, to know it again."""
+    engine: Engine = "local"
+    address: str = ""
+    """Of a Ray cluster."""
+    workers: int = 0
+    """See `place`."""
+    placement: Placement = "auto"
+    pools: dict[str, Size] = field(default_factory=dict)
+    threads: int = 0
+    """CPU threads of each model; 0 for all cores, shared between workers."""
+    fork: Path | str | None = None
+    """Leave the run as it is, and make this one from it."""
+    accept_changed_code: bool = False
+    retry_failed: bool = False
+    """Try the failed images of finished shards again, and nothing else."""
+    breaker: int = 100
+    """Stop when a stage fails for this many images in a row; 0 never does."""
+
+    @property
+    def used_threads(self) -> int:
+        """CPU threads of each model."""
+        if self.threads:
+            return self.threads
+        return max(1, cores() // max(self.workers, 1)) if self.engine == "ray" else cores()
+
+
+def build(source: Source, out: Path | str, models: ModelSettings, view: View, options: RunOptions) -> Totals:
     """`pad build`: annotate the images of `source` with the models and write shards into `out`.
 
     Args:
         source: the images.
-        out: the run's folder; finished shards in it are kept.
+        out: the run's folder, or its URL; finished shards in it are kept.
         models: which models.
         view: what the vision encoder will see.
-        shard_size: images in one shard.
-        engine: where the stages run.
-        address: of a Ray cluster, for `ray`.
-        workers: actors for each stage, for `ray`; 0 for one per GPU.
-        threads: CPU threads of each model; 0 for all cores of this machine.
+        options: how.
 
     Returns:
         Images, `ok`, `empty`, `failed`, tags and regions over all shards.
 
     Raises:
-        UserError: an input, a model or the output folder can't be used.
+        UserError: an input, a model or the output folder can't be used, or a stage is broken.
     """
-    _check_out(out)  # before gigabytes are fetched
-    threads = threads or len(os.sched_getaffinity(0))
+    folder = open_out(out, options)  # before gigabytes are fetched
+    run, chain = plan_build(source, models, view, options)
+    return _run(run, source, folder, chain, options, forked=folder_at(out) if options.fork else None)
+
+
+ChainFor = Callable[[Folder, str], list[Link]]
+"""The run's folder and identity -> its links."""
+
+
+def plan_build(source: Source, models: ModelSettings, view: View, options: RunOptions) -> tuple[Run, ChainFor]:
+    """The facts of a build, and its chain. Weights that are missing are fetched."""
+    kept: dict[str, Any] = {}
+    if options.redo_from != "tag":
+        if not isinstance(source, ShardsSource):
+            rule = "only images that come from PAD shards have been annotated before"
+            raise UserError("--redo-from", options.redo_from, rule, "name a folder of shards in --images")
+        earlier = source.shards.run
+        kept = {"redo_from": options.redo_from, "earlier": {"settings": earlier.settings, **earlier.fingerprints}}
     labels, width = label_fingerprint(models.llm)
     run = Run(
         kind="build",
         images=0,
         shards=0,
-        shard_size=shard_size,
+        shard_size=options.shard_size,
         counts={},
         view=view,
         embedding_width=width,
-        settings=models.model_dump(mode="json", exclude={"view"}),  # the view in use stands for itself
-        fingerprints=weight_fingerprints(models) | labels,
+        settings=models.model_dump(mode="json", exclude={"view"}) | kept,  # the view in use stands for itself
+        fingerprints=weight_fingerprints(models, options.redo_from) | labels,
     )
-    compute = models.compute.model_copy(update={"threads": threads})
-    chain = annotation_chain(out.resolve(), models, view, source.root.resolve(), compute)
-    return _run(run, source, out, chain, engine, address, workers)
+    compute = models.compute.model_copy(update={"threads": options.used_threads})
+
+    def chain(folder: Folder, identity: str) -> list[Link]:
+        return annotation_chain(folder, identity, models, view, source.root, compute, options.redo_from)
+
+    return run, chain
 
 
 def import_coco(
-    source: Source,
-    out: Path,
-    labels: LabelSettings,
-    decoding: DecodeSettings,
-    view: View,
-    *,
-    shard_size: int = 512,
-    engine: Engine = "local",
-    address: str = "",
-    workers: int = 0,
+    source: Source, out: Path | str, labels: LabelSettings, decoding: DecodeSettings, view: View, options: RunOptions
 ) -> Totals:
     """`pad import coco`: shards of the same format from human regions. Arguments and result as `build`'s."""
+    folder = open_out(out, options)
     fingerprint, width = label_fingerprint(labels)
-    settings: dict[str, Any] = {
-        "llm": labels.model_dump(mode="json"),
-        "decode": decoding.model_dump(mode="json"),
-    }
     run = Run(
         kind="import-coco",
         images=0,
         shards=0,
-        shard_size=shard_size,
+        shard_size=options.shard_size,
         counts={},
         view=view,
         embedding_width=width,
-        settings=settings,
+        settings={"llm": labels.model_dump(mode="json"), "decode": decoding.model_dump(mode="json")},
         fingerprints=fingerprint,
     )
-    chain = import_chain(out.resolve(), decoding, labels, view, source.root.resolve())
-    return _run(run, source, out, chain, engine, address, workers)
+
+    def chain(folder: Folder, identity: str) -> list[Link]:
+        return import_chain(folder, identity, decoding, labels, view, source.root)
+
+    return _run(run, source, folder, chain, options, forked=folder_at(out) if options.fork else None)
 
 
-def _run(run: Run, source: Source, out: Path, chain: list[Link], engine: Engine, address: str, workers: int) -> Totals:
-    numbers = prepare(run, source, out)
-    done = run.shards - len(numbers)
-    if done:
-        console.print(f"Finished already, and left as they are: {done} of {run.shards} shards.", highlight=False)
-    progress = RunProgress(run.kind, len(numbers), console)
-    if engine == "local":
-        progress.follow(run_local(chain, numbers, progress.stage))
-    else:
-        progress.follow(RayEngine(address, workers).run(chain, numbers))
-    return totals(out)
-
-
-def prepare(run: Run, source: Source, out: Path) -> list[int]:
-    """Plan the source, check the plan against what is in `out`, and say which shards are left to do.
+def open_out(out: Path | str, options: RunOptions) -> Folder:
+    """The folder to write into: new, empty, or a run.
 
     Raises:
-        UserError: `out` holds something else, or finished shards of other inputs, settings or weights.
+        UserError: it is something else.
     """
-    _check_out(out)
-    created = not out.exists()
+    field, where = ("--fork", options.fork) if options.fork else ("--out", out)
+    if options.fork:
+        Run.read(folder_at(out, "--out"), "--out")  # what is forked
+        if str(options.fork).rstrip("/") == str(out).rstrip("/"):
+            raise UserError("--fork", options.fork, "it is the same folder as --out", "name another")
+    folder = folder_at(where if isinstance(where, str) else Path(where or "."), field)
+    if not folder.remote:
+        folder = Folder(folder.path.resolve())
+        if folder.path.exists() and not folder.path.is_dir():
+            raise UserError(field, folder, "this is a file", "name a folder that is new, empty, or a run of pad's")
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        fresh = out / NEW_PLAN
-        try:
-            run.images, there, plan_hash = write_plan(source, fresh, run.shard_size)
-            if not run.images:
-                rule = "there is no image in it" + "".join(f"; {n} {what}" for what, n in source.counts.items())
-                raise UserError("--images", source.origin, rule, "name a folder or a JSON with images")
-            if not there:
-                rule = f"none of the {run.images} images that {source.origin} lists is there"
-                raise UserError("image root", source.root, rule, "correct --image-root (or --images, for COCO)")
-            run.shards = -(-run.images // run.shard_size)
-            run.counts = dict(sorted(source.counts.items()))
-            run.fingerprints = run.fingerprints | {"inputs": plan_hash, "code": __version__}
-            # Both files: a tar without its index was never committed, and an index without its tar was robbed of it.
-            finished = {path.stem for path in out.glob("pad-*.parquet") if path.with_suffix(".tar").is_file()}
-            old = Run.read(out, "--out") if (out / RUN_NAME).is_file() else None
-            if old and finished:
-                _check_same(old, run, out)
-            else:  # nothing to keep: a first attempt with a wrong setting must not stand in the way of the next
-                run.write(out)
-            fresh.replace(out / PLAN_NAME)
-        finally:
-            fresh.unlink(missing_ok=True)
-            if created and not any(out.iterdir()):
-                out.rmdir()
+        if names := foreign(folder):
+            rule = f"it holds something else ({names[0]}) and no {RUN_NAME}"
+            raise UserError(field, folder, rule, "name a folder that is new, empty, or a run of pad's")
     except OSError as error:
-        raise unwritable(out, error) from error
-    return [number for number in range(run.shards) if shard_name(number) not in finished]
+        raise unwritable(folder, error) from error
+    return folder
 
 
-def _check_out(out: Path) -> None:
-    """A folder is ours by its run.json; before that is written, it holds a plan under its temporary name at most."""
-    if out.exists() and not out.is_dir():
-        raise UserError("--out", out, "this is a file", "name a folder that is new, empty, or a run of pad's")
-    if out.is_dir() and not (out / RUN_NAME).is_file():
-        ours = {NEW_PLAN, f".{NEW_PLAN}.partial", f".{RUN_NAME}.partial"}
-        foreign = sorted(path.name for path in out.iterdir() if path.name not in ours)
-        if foreign:
-            rule = f"it holds something else ({foreign[0]}) and no {RUN_NAME}"
-            raise UserError("--out", out, rule, "name a folder that is new, empty, or a run of pad's")
+def _run(
+    run: Run, source: Source, folder: Folder, chain_for: ChainFor, options: RunOptions, forked: Folder | None
+) -> Totals:
+    created = not folder.exists()
+    try:
+        folder.create()
+        try:
+            with locked(folder):
+                folder.clean()
+                found = prepare(run, source, folder, options, forked)
+                return _work(run, found, folder, chain_for, options)
+        finally:
+            if created and not folder.remote and folder.path.is_dir() and not any(folder.path.iterdir()):
+                folder.path.rmdir()
+    except OSError as error:
+        raise unwritable(folder, error) from error
 
 
-def _check_same(old: Run, new: Run, out: Path) -> None:
-    if differences := old.differences(new):
-        shown = "; ".join(differences[:3]) + ("; ..." if len(differences) > 3 else "")
-        remedy = "run with what it was made with, or name another --out"
-        raise UserError("--out", out, f"its shards were made with something else ({shown})", remedy)
+def _work(run: Run, found: Scan, folder: Folder, chain_for: ChainFor, options: RunOptions) -> Totals:
+    numbers = found.with_failures if options.retry_failed else _unfinished(run, found)
+    shards = len(found.with_failures) if options.retry_failed else run.shards - len(found.finished)
+    if found.finished and not options.retry_failed:
+        text = f"Finished already, and left as they are: {len(found.finished)} of {run.shards} shards."
+        console.print(text, highlight=False)
+    images = found.totals["failed"] if options.retry_failed else run.images - found.totals["images"]
+    watch = Watch(run.kind, shards, images, console, folder)
+
+    def begin(number: int) -> Attempts:
+        rows = min(run.shard_size, run.images - number * run.shard_size)
+        return Attempts(number=number, rows=rows, retry=options.retry_failed)
+
+    chain = [link._replace(breaker=options.breaker) for link in chain_for(folder, run.identity)]
+    engine: LocalEngine | RayEngine = LocalEngine(folder)
+    if options.engine == "ray":
+        engine = RayEngine(options.address, options.workers, options.placement, options.pools)
+    watch.follow(engine.run(chain, numbers, begin, watch))
+    if options.retry_failed:
+        return dict(_counted(scan(folder, run.identity, run.shards).totals))
+    return dict(_counted(found.totals + watch.found))
 
 
-def totals(out: Path) -> Totals:
-    """Images by status, tags and regions over all finished shards."""
-    result = Counter(dict.fromkeys(("images", "ok", "empty", "failed", "tags", "regions"), 0))
-    for _, row in ShardFolder(out).rows():
-        result.update({"images": 1, row["status"]: 1, "tags": row["tags"], "regions": row["regions"]})
-    return dict(result)
+def _counted(totals: Counter[str]) -> Totals:
+    return {name: totals[name] for name in ("images", "ok", "empty", "failed", "tags", "regions")}
+
+
+def _unfinished(run: Run, found: Scan) -> Iterator[int]:
+    return (number for number in range(run.shards) if number not in found.finished)
+
+
+def prepare(run: Run, source: Source, folder: Folder, options: RunOptions, forked: Folder | None = None) -> Scan:
+    """Plan the source, check the plan against what is in the folder, and say which shards are finished.
+
+    Args:
+        run: the facts of the run; what the plan comes to is filled in.
+        source: the images.
+        folder: the run's.
+        options: how.
+        forked: the run whose shards are taken over where they would come out the same.
+
+    Raises:
+        UserError: the folder holds finished shards of other inputs, settings, weights or code.
+    """
+    old = Run.read(folder, "--out") if folder.has(RUN_NAME) else None
+    found = scan(folder, old.identity, old.shards) if old else Scan()
+    if options.retry_failed and not (old and folder.has(PLAN_NAME)):
+        raise UserError("--retry-failed", folder, "there is no run in it", "leave it out for a first run")
+    with folder.commit(PLAN_NAME) as partial:
+        with console.status(f"planning {source.origin}"):
+            facts = write_plan(source, partial, run.shard_size, options.depth, options.limit)
+        if not facts.images:
+            rule = "there is no image in it" + "".join(f"; {n} {what}" for what, n in source.counts.items())
+            raise UserError("--images", source.origin, rule, "name a folder or a file with images")
+        if not facts.there:
+            rule = f"none of the {facts.images} images that {source.origin} lists is there"
+            raise UserError("image root", source.root, rule, "correct --image-root (or --images, for COCO)")
+        run.images, run.shards = facts.images, -(-facts.images // run.shard_size)
+        run.counts = dict(sorted(source.counts.items()))
+        run.fingerprints = run.fingerprints | {"inputs": facts.digest, "code": code_fingerprint()}
+        run.contents, run.plan = facts.sample, facts.seal
+        run.environment = environment(options.used_threads)
+        if old and found.finished:
+            new_plan = Plan(Folder(partial.parent), partial.name)
+            if options.retry_failed:
+                check_repaired(old, run, folder, new_plan, options.accept_changed_code, found)
+            else:
+                check_same(old, run, folder, new_plan, options.accept_changed_code)
+            _keep(old, run)
+        # Else there is nothing to keep: a first attempt with a wrong setting must not stand in the way of the next.
+        for name in [*found.halves, *(f"{name}.parquet" for name in found.damaged)]:
+            folder.delete(name)
+        if found.damaged:
+            names = ", ".join(found.damaged[:3]) + (", ..." if len(found.damaged) > 3 else "")
+            console.print(f"Damaged, and made anew: {len(found.damaged)} shards ({names}).", highlight=False)
+        run.write(folder)
+    if forked is not None:
+        adopted = adopt(forked, folder, run)
+        console.print(f"Taken over from {forked}: {adopted} of {run.shards} shards.", highlight=False)
+        found = scan(folder, run.identity, run.shards)
+    return found
+
+
+def _keep(old: Run, run: Run) -> None:
+    """What the earlier run says about itself stays true of its shards."""
+    code = old.fingerprints.get("code", "")
+    run.accepted_code = old.accepted_code + ([code] if code != run.fingerprints["code"] else [])
+    now = run.environment
+    changed = [f"{name} {was} -> {now.get(name)}" for name, was in old.environment.items() if now.get(name) != was]
+    if changed:
+        text = f"note: {', '.join(changed)} since the run began; last digits may differ from shard to shard."
+        console.print(text, style="yellow", highlight=False, soft_wrap=True)
+    run.environment = old.environment

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 from pad_pipeline.geometry import View
 from pad_pipeline.labels import LabelEmbedder
 from pad_pipeline.pictures import DecodeSettings
+from pad_pipeline.storage import Folder
 from pad_pipeline.weights import fetch_file, file_sha256, folder_sha256, is_file_reference
 from stages.compute import ComputeSettings
-from stages.decode import Decode
+from stages.decode import Decode, RedoFrom
 from stages.ground import FILES, Detector
 from stages.ground import find_model as find_detector
 from stages.human import HumanRegions
@@ -20,53 +20,92 @@ from stages.segment import Segmenter
 from stages.segment import find_model as find_segmenter
 from stages.spans import UNBOXABLE
 from stages.tag import Tagger, read_tags
-from workflows.links import Link, ReadShard, WriteShard
+from workflows.links import Link, ReadShard, Step, WriteShard
 from workflows.models import LabelSettings, ModelSettings
 
+ORDER: tuple[RedoFrom, ...] = ("tag", "ground", "segment", "patchify")
+"""The stages, as a shard goes through them."""
 
-def annotation_chain(out: Path, models: ModelSettings, view: View, root: Path, compute: ComputeSettings) -> list[Link]:
-    """decode -> tag -> ground -> segment -> patchify -> write."""
-    return [
-        Link("decode", [partial(ReadShard, out), partial(Decode, models.decode, root)]),
-        Link("tag", [partial(Tagger, models.tagger, models.decode, compute)], on_gpu=True),
-        Link("ground", [partial(Detector, models.detector, models.decode, compute)], on_gpu=True),
-        Link("segment", [partial(Segmenter, models.segmenter, models.decode, compute)], on_gpu=True),
-        Link("patchify", [partial(Patchify, view, models.llm), partial(WriteShard, out)]),
+
+def annotation_chain(
+    out: Folder,
+    identity: str,
+    models: ModelSettings,
+    view: View,
+    root: str,
+    compute: ComputeSettings,
+    redo_from: RedoFrom = "tag",
+) -> list[Link]:
+    """decode -> tag -> ground -> segment -> patchify -> write; without those before `redo_from`."""
+    decode = partial(Decode, models.decode, root, redo_from)
+    tag = partial(Tagger, models.tagger, models.decode, compute)
+    ground = partial(Detector, models.detector, models.decode, compute)
+    segment = partial(Segmenter, models.segmenter, models.decode, compute)
+    links = [
+        Link("tag", [Step("tag", tag)], on_gpu=True),
+        Link("ground", [Step("ground", ground)], on_gpu=True),
+        Link("segment", [Step("segment", segment)], on_gpu=True),
+        _last(out, identity, view, models.llm),
     ]
+    return [_first(out, Step("decode", decode)), *links[ORDER.index(redo_from) :]]
 
 
-def import_chain(out: Path, decoding: DecodeSettings, labels: LabelSettings, view: View, root: Path) -> list[Link]:
+def import_chain(
+    out: Folder, identity: str, decoding: DecodeSettings, labels: LabelSettings, view: View, root: str
+) -> list[Link]:
     """decode -> annotate -> patchify -> write."""
-    return [
-        Link("annotate", [partial(ReadShard, out), partial(Decode, decoding, root), HumanRegions]),
-        Link("patchify", [partial(Patchify, view, labels), partial(WriteShard, out)]),
-    ]
+    annotate = [Step("decode", partial(Decode, decoding, root)), Step("annotate", HumanRegions)]
+    return [_first(out, *annotate), _last(out, identity, view, labels)]
 
 
-def weight_fingerprints(models: ModelSettings) -> dict[str, str]:
-    """sha256 of the annotation models' weights, having fetched and checked what is missing.
+def _first(out: Folder, *steps: Step) -> Link:
+    return Link("decode", [Step("plan", partial(ReadShard, out)), *steps])
+
+
+def _last(out: Folder, identity: str, view: View, labels: LabelSettings) -> Link:
+    write = Step("write", partial(WriteShard, out, identity))
+    return Link("patchify", [Step("patchify", partial(Patchify, view, labels)), write])
+
+
+def weight_fingerprints(models: ModelSettings, redo_from: RedoFrom = "tag") -> dict[str, str]:
+    """sha256 of the weights of the annotation models from `redo_from` on, having fetched and checked what is missing.
 
     Raises:
         UserError: a model is not there, can't be reached, or is not the one that is pinned.
     """
-    tagger, detector = models.tagger, models.detector
+    find = {"tag": _tagger, "ground": _detector, "segment": _segmenter}
+    found: dict[str, str] = {}
+    for stage in ORDER[ORDER.index(redo_from) : -1]:
+        found |= find[stage](models)
+    return found
+
+
+def _tagger(models: ModelSettings) -> dict[str, str]:
+    tagger = models.tagger
     read_tags(tagger)  # the two files must fit each other
-    lists = {
-        "tagger.tag_list": tagger.tag_list,
-        "tagger.thresholds": tagger.thresholds if tagger.threshold is None else "",
-        "detector.unboxable": str(UNBOXABLE) if detector.unboxable == "default" else detector.unboxable,
-    }
-    found = {field: file_sha256(fetch_file(field, reference)) for field, reference in lists.items() if reference}
+    found = {"tag_list": file_sha256(fetch_file("tagger.tag_list", tagger.tag_list))}
+    if tagger.threshold is None:
+        found["thresholds"] = file_sha256(fetch_file("tagger.thresholds", tagger.thresholds))
+    return found | {"tagger": file_sha256(fetch_file("tagger.weights", tagger.weights, tagger.sha256))}
+
+
+def _detector(models: ModelSettings) -> dict[str, str]:
+    detector, found = models.detector, {}
+    if detector.unboxable:
+        unboxable = str(UNBOXABLE) if detector.unboxable == "default" else detector.unboxable
+        found["unboxable"] = file_sha256(fetch_file("detector.unboxable", unboxable))
     model, tokenizer = find_detector(detector)
     own = fetch_file("detector.model", detector.model) if is_file_reference(detector.model) else None
-    segmenter = find_segmenter(models.segmenter)
-    return {name.partition(".")[2]: digest for name, digest in found.items()} | {
-        "tagger": file_sha256(fetch_file("tagger.weights", tagger.weights, tagger.sha256)),
+    return found | {
         # Of what was fetched, not of what it was converted to, which changes with the versions of libraries.
         "detector": file_sha256(own) if own else folder_sha256(model, FILES),
         "detector_tokenizer": folder_sha256(tokenizer, ["tokenizer*", "vocab.txt"]),
-        "segmenter": folder_sha256(segmenter, SAM_FILES) if segmenter.is_dir() else file_sha256(segmenter),
     }
+
+
+def _segmenter(models: ModelSettings) -> dict[str, str]:
+    segmenter = find_segmenter(models.segmenter)
+    return {"segmenter": folder_sha256(segmenter, SAM_FILES) if segmenter.is_dir() else file_sha256(segmenter)}
 
 
 def label_fingerprint(labels: LabelSettings) -> tuple[dict[str, str], int]:

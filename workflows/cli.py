@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +21,7 @@ from pad_pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pad_pipeline.geometry import View
+    from workflows.build import RunOptions
 
 # Heavy modules (torch, transformers, Ray) are imported by the commands that need them, so that --help is instant.
 
@@ -55,6 +60,32 @@ class Engine(StrEnum):
     local = "local"
 
 
+class Placement(StrEnum):
+    """Which models share a Ray worker."""
+
+    auto = "auto"
+    fused = "fused"
+    pools = "pools"
+
+
+class Depth(StrEnum):
+    """What is noted of each input, to know it again."""
+
+    names = "names"
+    sizes = "sizes"
+    sample = "sample"
+    full = "full"
+
+
+class RedoFrom(StrEnum):
+    """The first stage that is done again."""
+
+    tag = "tag"
+    ground = "ground"
+    segment = "segment"
+    patchify = "patchify"
+
+
 class Fit(StrEnum):
     """How a picture is brought to the view's square."""
 
@@ -70,7 +101,10 @@ class Projector(StrEnum):
     linear = "linear"
 
 
-Out = Annotated[Path, typer.Option(help="Folder to write into: new, empty, or an earlier run to continue.")]
+Out = Annotated[
+    str,
+    typer.Option(help="Folder or URL (s3://, gs://) to write into: new, empty, or an earlier run to continue."),
+]
 Models = Annotated[
     str,
     typer.Option(
@@ -90,18 +124,66 @@ Patch = Annotated[
 ShardSize = Annotated[int, typer.Option(help="Images in one shard.", min=1)]
 EngineOption = Annotated[Engine, typer.Option(help="ray: Ray on this machine or a cluster. local: this process.")]
 Address = Annotated[str, typer.Option(help="Address of a running Ray cluster, such as auto or ray://host:10001.")]
-Workers = Annotated[int, typer.Option(help="Ray actors for each stage; 0 for one per GPU.", min=0)]
+Workers = Annotated[int, typer.Option(help="Ray workers for each pool; 0 for one per GPU, or one.", min=0, max=100_000)]
+PlacementOption = Annotated[
+    Placement,
+    typer.Option(
+        help="fused: all models in one worker for each GPU. pools: workers of its own for each stage. "
+        "auto: fused where every GPU can hold all."
+    ),
+]
+Pools = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pool", help="With pools: STAGE=WORKERS or STAGE=WORKERSxGPUS, such as tag=2x0.25. May be repeated."
+    ),
+]
+Limit = Annotated[int | None, typer.Option(help="Take the first images alone.", min=1)]
+Fingerprint = Annotated[
+    Depth,
+    typer.Option(
+        help="What is noted of each image, to know it again on a rerun: names; sizes too; the sha256 of 64 of them; "
+        "or of every one (reads everything once)."
+    ),
+]
+Fork = Annotated[
+    str | None,
+    typer.Option(
+        help="New folder: leave the run in --out as it is, and make this one there; shards that would come out the "
+        "same are copied."
+    ),
+]
+AcceptCode = Annotated[
+    bool, typer.Option("--accept-changed-code", help="Continue a run that another version of pad's code began.")
+]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Try the failed images of finished shards again, and nothing else.")
+]
+MaxFailed = Annotated[
+    str, typer.Option(help="Exit with 1 where more images failed, in all: a count, or a share such as 5%.")
+]
+Breaker = Annotated[int, typer.Option(help="Stop when a stage fails for this many images in a row; 0: never.", min=0)]
 Threads = Annotated[int, typer.Option(help="CPU threads of each model; 0 for all cores.", min=0, max=1024)]
-Shards = Annotated[Path, typer.Argument(help="Folder that `pad build` or `pad import` wrote.")]
+Shards = Annotated[str, typer.Argument(help="Folder or URL that `pad build` or `pad import` wrote.")]
 
 
 @app.command()
 def build(
-    images: Annotated[Path, typer.Option(help="A folder (with its subfolders), or a LLaVA JSON file.")],
+    images: Annotated[
+        str,
+        typer.Option(
+            help="A folder; a LLaVA JSON; a list of paths or URLs (.parquet, .csv, .tsv, .jsonl); WebDataset tars "
+            "('tars/*.tar'); or PAD shards. Local, or a URL (https://, s3://, gs://, hf://)."
+        ),
+    ],
     out: Out,
     image_root: Annotated[
-        Path | None, typer.Option(help="Folder that a JSON's image paths are relative to; by default the JSON's own.")
+        str | None,
+        typer.Option(help="What paths in a JSON or a list are relative to; by default the folder it lies in."),
     ] = None,
+    columns: Annotated[
+        str, typer.Option(help="Columns of a list whose names can't be guessed: image=jpg_url,caption=alt,id=n.")
+    ] = "",
     models: Models = "paper",
     tag_list: Annotated[
         str, typer.Option(help="Your own text file with the tagger's labels, one a line, instead of upstream's.")
@@ -112,10 +194,25 @@ def build(
     fit: ViewFit = None,
     view_size: ViewSize = None,
     patch: Patch = None,
+    redo_from: Annotated[
+        RedoFrom, typer.Option(help="Of PAD shards: the first stage to do again; what comes before is kept.")
+    ] = RedoFrom.tag,
+    limit: Limit = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Plan, annotate 16 images, and say what the whole would take.")
+    ] = False,
     shard_size: ShardSize = 512,
+    fingerprint: Fingerprint = Depth.sample,
+    fork: Fork = None,
+    accept_changed_code: AcceptCode = False,
+    retry_failed: RetryFailed = False,
+    max_failed: MaxFailed = "100%",
+    breaker: Breaker = 100,
     engine: EngineOption = Engine.ray,
     address: Address = "",
     workers: Workers = 0,
+    placement: PlacementOption = Placement.auto,
+    pool: Pools = None,
     threads: Threads = 0,
 ) -> None:
     """Annotate images and write patch-aligned shards.
@@ -128,34 +225,50 @@ def build(
       pad build --images photos/ --out shards/
 
       pad build --images llava.json --image-root photos/ --models plus --out shards/
+
+      pad build --images urls.parquet --columns image=URL,caption=TEXT --out s3://bucket/shards --dry-run
+
+      pad build --images photos/ --out shards/ --retry-failed
     """
-    _check_engine(engine, address, workers)
+    options = _options(
+        engine, address, workers, placement, pool, shard_size, limit, fingerprint, fork, accept_changed_code,
+        retry_failed, breaker, threads,
+    )  # fmt: skip
+    _check_max_failed(max_failed)
     from pad_pipeline.sources import open_source
 
-    source = open_source(images, image_root)  # a wrong path is told before seconds of imports
+    source = open_source(images, image_root, _columns(columns))  # a wrong path is told before seconds of imports
     if models == "miniature":
         from pad_pipeline.miniature.files import is_drawn
 
-        if not is_drawn(images):
+        if not is_drawn(Path(images)):
             note = (
                 "note: the miniature knows drawn scenes only (pad miniature draw); of photographs it says nothing true."
             )
             errors.print(note, style="yellow", highlight=False, soft_wrap=True)
+    if engine is Engine.local and not dry_run:
+        from workflows.supervise import supervised
+
+        supervised()
     from workflows import build as workflow
     from workflows.models import load_models, with_tags
 
     chosen = with_tags(load_models(models), tag_list, tag_thresholds)
-    totals = workflow.build(
-        source, out, chosen, _view(chosen.view, view_size, patch, fit),
-        shard_size=shard_size, engine=engine.value, address=address, workers=workers, threads=threads,
-    )  # fmt: skip
-    _finish(totals, out, dict(source.counts))
+    options = options(redo_from.value)
+    view = _view(chosen.view, view_size, patch, fit)
+    if dry_run:
+        from workflows.dry_run import estimate
+
+        _show_estimate(estimate(source, chosen, view, options))
+        return
+    totals = workflow.build(source, out, chosen, view, options)
+    _finish(totals, fork or out, dict(source.counts), max_failed)
 
 
 @import_app.command("coco")
 def import_coco(
     annotations: Annotated[Path, typer.Option(help="COCO instances.json: polygons, RLE, crowds.")],
-    images: Annotated[Path, typer.Option(help="Folder that file_name is relative to.")],
+    images: Annotated[str, typer.Option(help="Folder or URL that file_name is relative to.")],
     out: Out,
     captions: Annotated[
         Path | None, typer.Option(help="Captions from another file: COCO captions.json, or a LLaVA JSON.")
@@ -164,7 +277,14 @@ def import_coco(
     fit: ViewFit = None,
     view_size: ViewSize = None,
     patch: Patch = None,
+    limit: Limit = None,
     shard_size: ShardSize = 512,
+    fingerprint: Fingerprint = Depth.sample,
+    fork: Fork = None,
+    accept_changed_code: AcceptCode = False,
+    retry_failed: RetryFailed = False,
+    max_failed: MaxFailed = "100%",
+    breaker: Breaker = 100,
     engine: EngineOption = Engine.local,
     address: Address = "",
     workers: Workers = 0,
@@ -177,19 +297,25 @@ def import_coco(
 
       pad import coco --annotations instances_val2017.json --images val2017/ --out human/
     """
-    _check_engine(engine, address, workers)
+    options = _options(
+        engine, address, workers, Placement.auto, None, shard_size, limit, fingerprint, fork, accept_changed_code,
+        retry_failed, breaker, 0,
+    )  # fmt: skip
+    _check_max_failed(max_failed)
     from pad_pipeline.sources.coco import CocoSource
 
     source = CocoSource(annotations, images, captions)
+    if engine is Engine.local:
+        from workflows.supervise import supervised
+
+        supervised()
     from workflows import build as workflow
     from workflows.models import load_models
 
     settings = load_models(models)
-    totals = workflow.import_coco(
-        source, out, settings.llm, settings.decode, _view(settings.view, view_size, patch, fit),
-        shard_size=shard_size, engine=engine.value, address=address, workers=workers,
-    )  # fmt: skip
-    _finish(totals, out, dict(source.counts))
+    view = _view(settings.view, view_size, patch, fit)
+    totals = workflow.import_coco(source, out, settings.llm, settings.decode, view, options("tag"))
+    _finish(totals, fork or out, dict(source.counts), max_failed)
 
 
 @app.command()
@@ -237,27 +363,42 @@ def train(
 
 
 @app.command()
-def verify(shards: Shards) -> None:
-    """Check every shard against its index: members, places, shapes, sha256. Exit code 1 names what is wrong.
+def verify(
+    shards: Shards,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Decode every picture and mask too, and compute each coverage anew.")
+    ] = False,
+) -> None:
+    """Check a run: every planned image in exactly one place, every byte the one that was written. Exit code 1 names
+    what is wrong.
 
-    Example:
+    Examples:
 
       pad verify shards/
-    """
-    from pad_pipeline.shards.verify import verify_run
 
-    checked = wrong = 0
-    for name, problems in verify_run(shards):
-        checked += 1
+      pad verify shards/ --deep
+    """
+    from rich.progress import track
+
+    from pad_pipeline.shards.run import Run
+    from pad_pipeline.shards.verify import verify_run
+    from pad_pipeline.storage import folder_at
+
+    shards_planned = Run.read(folder_at(shards)).shards
+    wrong = 0
+    parts = verify_run(shards, deep)
+    for name, problems in track(
+        parts, "checking", total=shards_planned + 2, console=errors, disable=not errors.is_terminal
+    ):
         wrong += bool(problems)
         for problem in problems:
             console.print(_plain(f"{name}: {problem}"), highlight=False, soft_wrap=True)
     if wrong:
-        console.print(f"[red]{wrong} of {checked} not as it should be.[/red]")
+        console.print(f"[red]{wrong} not as it should be, of {_count(shards_planned, 'shard')}.[/red]")
         hint = "To make a shard anew, delete its .parquet and run the command that built it again."
         console.print(hint, soft_wrap=True)
         raise typer.Exit(1)
-    console.print(f"[green]Whole: {_count(checked, 'shard')}.[/green]")
+    console.print(f"[green]Whole: {_count(shards_planned, 'shard')}.[/green]")
 
 
 @app.command()
@@ -507,14 +648,104 @@ def _view(usual: View, size: int | None, patch: int | None, fit: Fit | None) -> 
         raise settings_error(error, "--view-size and --patch") from error
 
 
-def _check_engine(engine: Engine, address: str, workers: int) -> None:
-    for option, value in (("--address", address), ("--workers", workers)):
-        if value and engine is Engine.local:
-            raise UserError(option, value, "it goes with --engine ray", "leave it out, or use --engine ray")
+def _options(
+    engine: Engine,
+    address: str,
+    workers: int,
+    placement: Placement,
+    pools: list[str] | None,
+    shard_size: int,
+    limit: int | None,
+    depth: Depth,
+    fork: str | None,
+    accept_changed_code: bool,
+    retry_failed: bool,
+    breaker: int,
+    threads: int,
+) -> Any:
+    """The options of a run, checked; completed with `redo_from` once the heavy modules may be loaded."""
+    if engine is Engine.local:
+        given = {
+            "--address": address,
+            "--workers": workers,
+            "--placement": "" if placement is Placement.auto else placement.value,
+            "--pool": " ".join(pools or []),
+        }
+        for option, value in given.items():
+            if value:
+                raise UserError(option, value, "it goes with --engine ray", "leave it out, or use --engine ray")
+    if fork and retry_failed:
+        raise UserError("--fork", fork, "it makes a new run, and --retry-failed mends one", "leave one of them out")
+
+    def complete(redo_from: str) -> RunOptions:
+        from workflows.build import RunOptions
+        from workflows.placement import parse_pools
+
+        return RunOptions(
+            shard_size=shard_size,
+            limit=limit,
+            redo_from=redo_from,  # type: ignore[arg-type]
+            depth=depth.value,
+            engine=engine.value,
+            address=address,
+            workers=workers,
+            placement=placement.value,
+            pools=parse_pools(pools or []),
+            threads=threads,
+            fork=fork,
+            accept_changed_code=accept_changed_code,
+            retry_failed=retry_failed,
+            breaker=breaker,
+        )
+
+    return complete
 
 
-def _finish(totals: dict[str, int], out: Path, counts: dict[str, int]) -> None:
-    """Say what came out; exit code 1 where no image could be used."""
+def _columns(text: str) -> dict[str, str]:
+    """`image=url,caption=alt` as a mapping."""
+    columns = {}
+    for entry in filter(None, text.split(",")):
+        name, equals, column = (part.strip() for part in entry.partition("="))
+        if not (name and equals and column):
+            raise UserError(
+                "--columns", text, "it should be NAME=COLUMN,...", "write for instance image=url,caption=alt"
+            )
+        columns[name] = column
+    return columns
+
+
+def _check_max_failed(text: str) -> None:
+    from workflows.limits import failures_allowed
+
+    failures_allowed(text, 0)
+
+
+def _show_estimate(found: Any) -> None:
+    table = Table("what", "how much", title="dry run: nothing was written")
+    table.add_row("images", f"{found.images:,} in {found.shards:,} shards")
+    table.add_row("their files", _bytes(found.input_bytes) + " (as far as sizes are known)")
+    table.add_row("annotated to measure", f"{_count(found.sampled, 'image')}, {found.failed} failed")
+    where = "one GPU" if found.on_gpu else "this CPU"
+    for name, seconds in found.seconds.items():
+        table.add_row(f"  {name}", f"{seconds:.3f} s an image")
+    table.add_row(f"all of it, one worker on {where}", f"{found.hours:,.2f} hours")
+    table.add_row("of that in the models", f"{found.gpu_hours:,.2f} {'GPU hours' if found.on_gpu else 'hours'}")
+    table.add_row("shards", f"{_bytes(found.storage_bytes)} ({_bytes(found.bytes_per_image)} an image)")
+    console.print(table)
+
+
+def _bytes(number: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:,.3g} TB"
+
+
+def _finish(totals: dict[str, int], out: str, counts: dict[str, int], max_failed: str) -> None:
+    """Say what came out; exit code 1 where more images failed than may."""
+    from workflows.limits import failures_allowed
+
     for what, number in counts.items():
         console.print(f"{number} {what}", highlight=False)
     console.print(
@@ -529,6 +760,12 @@ def _finish(totals: dict[str, int], out: Path, counts: dict[str, int]) -> None:
         raise UserError(
             "--images", _count(totals["images"], "image"), "every one of them failed", f"see pad stats {out}"
         )
+    allowed = failures_allowed(max_failed, totals["images"])
+    if totals["failed"] > allowed:
+        failed = f"{totals['failed']} of {_count(totals['images'], 'image')} failed"
+        text = f"{failed}; --max-failed {max_failed} allows {allowed}. `pad stats {out}` says why."
+        errors.print(text, style="red", highlight=False, soft_wrap=True)
+        raise typer.Exit(1)
 
 
 @app.callback(invoke_without_command=True)
@@ -546,6 +783,23 @@ def _after_a_stop(command: list[str]) -> str:
     return "Run the same command again to continue."
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the program as Ctrl-C does: what is in hand is dropped, in good order."""
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main() -> None:
     """The entry point: a user's mistake is one line and exit code 2, never a traceback."""
     if not sys.stderr.isatty():
@@ -553,19 +807,33 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
+        with _terminable():
+            code = _run_app()
+    finally:
+        if "workflows.supervise" in sys.modules:
+            sys.modules["workflows.supervise"].ended()
+    sys.exit(code)
+
+
+def _run_app() -> int:
+    try:
         code = app(prog_name="pad", standalone_mode=False) or 0
-        if code == 130:
-            errors.print(f"Stopped. {_after_a_stop(sys.argv[1:3])}")
-        sys.exit(code)
+    except SystemExit as stop:
+        code = stop.code
+        if code != 128 + signal.SIGTERM:
+            raise
     except UserError as error:
         errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+        return 2
     except UsageError as error:
         error.show()
-        sys.exit(2)
+        return 2
     except OSError as error:
         rule = error.strerror or " ".join(str(error).split())
         errors.print(
             f"error: file = {error.filename}: {rule}; mend it and try again", style="red", markup=False, soft_wrap=True
         )
-        sys.exit(2)
+        return 2
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        errors.print(f"Stopped. {_after_a_stop(sys.argv[1:3])}")
+    return int(code)

@@ -1,154 +1,120 @@
-"""Run a chain of stages over shards: in this process, or on Ray. The same callables, so the same bytes."""
+"""Run a chain of stages over shards in this process, one after another."""
 
 from __future__ import annotations
 
-import logging
-import os
-import socket
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Literal
 
-from pad_pipeline.errors import UserError
-from stages.base import Report, Stage
-from workflows.links import Link, LinkActor, run_steps
-from workflows.progress import Totals
+from pydantic import BaseModel, ValidationError
+
+from pad_pipeline.storage import Folder
+from workflows.attempts import Attempts
+from workflows.links import Chain, Done, Link
+from workflows.progress import StageState, Watch
+from workflows.supervise import alive
 
 Engine = Literal["ray", "local"]
+Begin = Callable[[int], Attempts]
+"""A shard's number -> the first attempt at it."""
+JOURNAL_NAME = ".attempt.json"
 
 
-def run_local(chain: list[Link], numbers: list[int], report: Report) -> Iterator[Totals]:
-    """One shard after another through all stages, in this process; what each shard came to, as it is committed."""
-    if not numbers:
-        return
-    steps = [step for link in chain for step in link.build()]
-    for step in steps:
-        if isinstance(step, Stage):
-            step.report = report
-    for number in numbers:
-        yield run_steps(steps, number)
+class LocalEngine:
+    """All steps in this process: the same callables as on Ray, so the same bytes.
 
-
-class Pool(NamedTuple):
-    """The actors of one link, and what each holds."""
-
-    actors: int
-    cpus: float
-    gpus: int
-
-
-def placement(chain: list[Link], cpus: float, gpus: int, workers: int) -> tuple[list[Link], list[Pool]]:
-    """Which links run where.
-
-    With GPUs, all stages that want one share an actor, and each actor has a GPU to itself: no model waits for another
-    pool's place, and every GPU does the same work. Without, each link has a pool of its own. All pools must fit at
-    once, or the last one would wait for ever; so the actors of all together hold half of the CPUs, as shares.
-
-    Args:
-        chain: the links of the run.
-        cpus: of the cluster.
-        gpus: of the cluster.
-        workers: actors for each link; 0 for one per GPU, or one.
-    """
-    actors = min(workers or gpus, gpus) if gpus else max(workers, 1)
-    if gpus:
-        fused: list[Link] = []
-        for link in chain:
-            if fused and link.on_gpu and fused[-1].on_gpu:
-                name = f"{fused[-1].name}+{link.name}"
-                fused[-1] = Link(name, [*fused[-1].builders, *link.builders], on_gpu=True)
-            else:
-                fused.append(link)
-        chain = fused
-    share = min(1.0, max(0.001, int(500 * cpus / (actors * len(chain))) / 1000))
-    return chain, [Pool(actors, share, 1 if link.on_gpu and gpus else 0) for link in chain]
-
-
-class RayEngine:
-    """Ray Data with a shard as the row and a pool of actors for each link of the chain.
-
-    Args:
-        address: of a running cluster; empty starts Ray on this machine, and stops it at the end.
-        workers: actors for each link; 0 for one per GPU, or one where there is no GPU.
+    A process that dies leaves a note about what it was at; the next one takes that for an attempt that failed.
     """
 
-    def __init__(self, address: str = "", workers: int = 0) -> None:
-        self.address, self.workers = address, workers
+    def __init__(self, out: Folder) -> None:
+        self.journal = Journal(out)
 
-    def run(self, chain: list[Link], numbers: list[int]) -> Iterator[Totals]:
-        """What each shard came to, as it is committed; in no order."""
-        if not numbers:
-            return
-        # Before Ray is imported, which reads these once: no notes about its own future, no notes of its C++ parts.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        with _quiet_stderr():  # Ray announces there that it was told to be quiet
-            import ray
+    def run(self, chain: list[Link], numbers: Iterable[int], begin: Begin, watch: Watch) -> Iterator[Done]:
+        """What each shard came to, as it is committed."""
+        steps = [step for link in chain for step in link.steps]
+        built: Chain | None = None
 
-            self._start(ray)
+        def look() -> None:
+            states = built.worked() if built else {}
+            watch.look({name: StageState(worked, workers=1) for name, worked in states.items()})
+
+        for number in numbers:
+            built = built or Chain(Link("all", steps, breaker=chain[0].breaker), look)
+            attempts = self.journal.resumed(begin(number))
+            with self.journal.kept(attempts):
+                while True:
+                    done = self._attempt(built, attempts)
+                    if attempts.survived():
+                        break
+            look()
+            yield done
+
+    def _attempt(self, chain: Chain, attempts: Attempts) -> Done:
+        self.journal.write(attempts)
+        alive()
+        if not attempts.alone:
+            return chain.run(attempts.task())
+        item = attempts.task()
+        for number, name in enumerate(chain.names):  # so that the note says which stage it was
+            attempts.stage = name
+            self.journal.write(attempts)
+            item = chain.run(item, number, number + 1)
+        return item
+
+
+class _Note(BaseModel):
+    attempts: Attempts
+    in_hand: bool
+    """Somebody is at it, or died at it."""
+
+
+class Journal:
+    """What a process is at, on disk, for the one after it."""
+
+    def __init__(self, out: Folder) -> None:
+        self.out = out
+
+    def resumed(self, fresh: Attempts) -> Attempts:
+        """The attempts at a shard: those of a process that died over it, or else fresh ones.
+
+        Raises:
+            UserError: the shard kills every process.
+        """
+        note = self._read()
+        if note is None or (note.attempts.number, note.attempts.rows, note.attempts.retry) != (
+            fresh.number,
+            fresh.rows,
+            fresh.retry,
+        ):
+            return fresh
+        if note.in_hand:
+            note.attempts.died()
+        return note.attempts
+
+    def write(self, attempts: Attempts, in_hand: bool = True) -> None:
+        """Note what is tried now."""
+        with self.out.commit(JOURNAL_NAME, durable=False) as partial:
+            partial.write_text(_Note(attempts=attempts, in_hand=in_hand).model_dump_json())
+
+    @contextmanager
+    def kept(self, attempts: Attempts) -> Iterator[None]:
+        """While a shard is worked on: whatever ends that in good order is no death."""
         try:
-            yield from self._stream(ray, chain, numbers)
-        except ray.exceptions.RayError as error:  # Ray's own troubles; what a stage raises comes as a value
-            rule = f"Ray stopped the run ({type(error).__name__}: {str(error).splitlines()[0]})"
-            raise UserError("--engine", "ray", rule, "run the same command again to resume") from error
-        finally:
-            ray.shutdown()
+            yield
+        except BaseException:
+            with suppress(OSError):  # the first trouble is the one to tell
+                if attempts.parts or attempts.killers:
+                    self.write(attempts, in_hand=False)  # the search goes on where it was stopped
+                else:
+                    self.out.delete(JOURNAL_NAME)
+            raise
+        self.out.delete(JOURNAL_NAME)
 
-    def _start(self, ray: Any) -> None:
-        options: dict[str, Any] = {"include_dashboard": False}
-        if self.address:  # the cluster's nodes may lack this package, or have another version of it
-            packages = [str(Path(__file__).parents[1] / name) for name in ("pad_pipeline", "stages", "workflows")]
-            options = {"runtime_env": {"py_modules": packages}}
+    def _read(self) -> _Note | None:
+        if not self.out.has(JOURNAL_NAME):
+            return None
         try:
-            self._knock()
-            ray.init(address=self.address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(
-                "--address",
-                self.address or "local",
-                f"Ray can't be joined there ({error})",
-                "start a cluster with `ray start --head`; where it wants a token, set RAY_AUTH_MODE=token and "
-                "RAY_AUTH_TOKEN; or use --engine local",
-            ) from error
-
-    def _knock(self) -> None:
-        """Whether anybody listens there at all: Ray itself would try for minutes."""
-        host, _, port = self.address.removeprefix("ray://").rpartition(":")
-        if host and port.isdecimal():
-            socket.create_connection((host, int(port)), timeout=5).close()
-
-    def _stream(self, ray: Any, chain: list[Link], numbers: list[int]) -> Iterator[Totals]:
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        resources = ray.cluster_resources()
-        chain, pools = placement(chain, resources.get("CPU", 1), int(resources.get("GPU", 0)), self.workers)
-        data = ray.data.from_items(numbers, override_num_blocks=len(numbers))
-        for link, pool in zip(chain, pools, strict=True):
-            data = data.map(
-                LinkActor,
-                fn_constructor_args=(link,),
-                compute=ray.data.ActorPoolStrategy(size=pool.actors),
-                num_cpus=pool.cpus,
-                num_gpus=pool.gpus or None,
-            )
-        for row in data.iter_rows():
-            if isinstance(row["item"], Exception):
-                raise row["item"]
-            yield row["item"]
-
-
-@contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Send what native code writes to this process's standard error nowhere. Exceptions come through as ever."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+            return _Note.model_validate(json.loads(self.out.read(JOURNAL_NAME)))
+        except (ValueError, ValidationError):
+            return None

@@ -1,93 +1,190 @@
-"""What runs in one actor: a few steps in a row. Kept apart, so that an actor imports only what its own steps need."""
+"""What runs in one worker: a few steps in a row. Kept apart, so that a worker imports only what its own steps need."""
 
 from __future__ import annotations
 
 import copy
 import traceback
+from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.plan import PLAN_NAME, Plan
+from pad_pipeline.plan import Plan
 from pad_pipeline.records import Shard
+from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.writer import write_shard
+from pad_pipeline.storage import Folder
+from stages.base import Stage
+
+
+class Task(NamedTuple):
+    """A shard to be done."""
+
+    number: int
+    retry: bool = False
+    """It is finished; only its failed images are tried again."""
+    part: tuple[int, int] | None = None
+    """Only these rows, first and one past the last, to find out which one kills the process: nothing is written."""
+    killers: tuple[tuple[int, str], ...] = ()
+    """Rows that kill whoever works on them, and the stage in which they do."""
+
+
+class Done(NamedTuple):
+    """What became of a task."""
+
+    number: int
+    totals: dict[str, int]
+    """Images by status, tags and regions; empty where nothing was written."""
 
 
 class ReadShard:
-    """The first step of every chain: a shard's number -> its planned images."""
+    """The first step of every chain: a task -> its planned images."""
 
-    def __init__(self, out: Path) -> None:
-        self.plan = Plan(out / PLAN_NAME)
+    name = "plan"
 
-    def __call__(self, number: int) -> Shard:
-        """The shard with nothing but its plan."""
-        return Shard(number, self.plan.shard(number))
+    def __init__(self, out: Folder) -> None:
+        self.out, self.plan = out, Plan(out)
+
+    def __call__(self, task: Task) -> Shard:
+        """The shard with nothing but its plan; on a retry, with everything that is finished in it already."""
+        shard = Shard(task.number, self.plan.shard(task.number), trial=task.part is not None)
+        if task.retry:
+            self._restore(shard)
+        for row, stage in task.killers:
+            if not shard.rows[row].done:
+                shard.rows[row].fail(stage, "it killed the process that worked on it, every time")
+        if task.part is not None:
+            shard.rows = shard.rows[slice(*task.part)]
+        return shard
+
+    def _restore(self, shard: Shard) -> None:
+        shards = ShardFolder(self.out, "--out")
+        for record, row in zip(shard.rows, shards.index(shard.name), strict=True):
+            if row["status"] != "failed":
+                sample = shards.sample(shard.name, row)
+                record.restore(sample.meta)
+                record.data, record.coverage, record.embeds = sample.image, sample.coverage, sample.embeds
+                record.status, record.done = row["status"], True
 
 
 class WriteShard:
     """The last step of every chain: a finished shard -> its two files, and what is in them."""
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
+    name = "write"
 
-    def __call__(self, shard: Shard) -> dict[str, int]:
-        """Images by status, tags and regions."""
+    def __init__(self, out: Folder, identity: str) -> None:
+        self.out, self.identity = out, identity
+
+    def __call__(self, shard: Shard) -> Done:
+        """Written, if it is not a part that was only tried."""
+        if shard.trial:
+            return Done(shard.number, {})
         try:
-            return dict(write_shard(shard, self.out))
+            return Done(shard.number, dict(write_shard(shard, self.out, self.identity)))
         except OSError as error:
             raise unwritable(self.out, error) from error
 
 
-def unwritable(out: Path, error: OSError) -> UserError:
+def unwritable(out: Folder, error: OSError) -> UserError:
     """The error for an output folder that is full, read-only or gone."""
     rule = f"it can't be written ({error.strerror or error})"
     return UserError("--out", out, rule, "make room, mend it or name another, then run the same command again")
 
 
-class Link(NamedTuple):
-    """Steps that share an actor, not built yet."""
+class Step(NamedTuple):
+    """A step, not built yet."""
 
     name: str
-    builders: list[Callable[[], Callable[[Any], Any]]]
+    build: Callable[[], Callable[[Any], Any]]
+
+
+class Link(NamedTuple):
+    """Steps that share a worker."""
+
+    name: str
+    steps: list[Step]
     on_gpu: bool = False
-
-    def build(self) -> list[Callable[[Any], Any]]:
-        """The steps, built."""
-        return [build() for build in self.builders]
+    breaker: int = 0
+    """See `Stage.breaker`."""
 
 
-def run_steps(steps: list[Callable[[Any], Any]], value: Any) -> Any:
-    """`value` through all steps."""
-    for step in steps:
-        value = step(value)
-    return value
+class Worked(NamedTuple):
+    """What a stage has come to in one worker."""
+
+    images: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+
+
+class Chain:
+    """The steps of a link, built: what a worker holds.
+
+    Args:
+        link: the recipe.
+        tick: is called after each batch of a stage.
+    """
+
+    def __init__(self, link: Link, tick: Callable[[], None] = lambda: None) -> None:
+        self.steps = [step.build() for step in link.steps]
+        self.names = [step.name for step in link.steps]
+        for step in self.steps:
+            if isinstance(step, Stage):
+                step.tick, step.breaker = tick, link.breaker  # type: ignore[method-assign]
+
+    def run(self, item: Any, first: int = 0, last: int | None = None) -> Any:
+        """`item` through the steps from `first` to before `last`."""
+        for step in self.steps[first:last]:
+            item = step(item)
+        return item
+
+    def worked(self) -> dict[str, Worked]:
+        """By stage."""
+        stages = [step for step in self.steps if isinstance(step, Stage)]
+        return {stage.name: Worked(stage.images, stage.failed, stage.seconds) for stage in stages}
 
 
 class LinkActor:
-    """One link inside a Ray actor. Ray Data's rows are dicts: `{"item": shard number, shard, totals or exception}`.
+    """A link inside a Ray actor.
 
-    An exception travels as a value to the driver, which raises it: Ray would retry the actor, log pages, and hide
-    what happened under layers of its own. The exception of a link is passed on by those behind it.
+    An exception travels as a value to the driver, which raises it: Ray would print pages, and hide what happened under
+    layers of its own.
     """
 
     def __init__(self, link: Link) -> None:
-        self.run: Callable[[Any], Any]
+        self.chain: Chain | None = None
+        self.failure: Exception | None = None
         try:
-            steps = link.build()
-            self.run = lambda item: run_steps(steps, item)
+            self.chain = Chain(link)
         except Exception as error:
-            failure = portable(error)
-            self.run = lambda _: failure
+            self.failure = portable(error)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """One row in, one row out."""
-        if isinstance(row["item"], Exception):
-            return row
+    def ready(self) -> tuple[Exception | None, str]:
+        """What went wrong when it was built, and the node it is on."""
+        import ray
+
+        return self.failure, ray.get_runtime_context().get_node_id()
+
+    def run(self, item: Any, first: int, last: int | None) -> tuple[Exception | Done | None, Any]:
+        """`Chain.run`, as two values: what the driver must know, and what only the next worker wants."""
+        assert self.chain is not None
         try:
-            return {"item": self.run(row["item"])}
+            item = self.chain.run(item, first, last)
         except Exception as error:
-            return {"item": portable(error)}
+            return portable(error), None
+        return (item, None) if isinstance(item, Done) else (None, item)
+
+    def worked(self) -> dict[str, Worked]:
+        """`Chain.worked`, asked while it runs."""
+        return self.chain.worked() if self.chain else {}
+
+
+def add_worked(parts: list[dict[str, Worked]]) -> dict[str, Worked]:
+    """The sums over workers."""
+    sums: dict[str, Counter[str]] = {}
+    for part in parts:
+        for name, worked in part.items():
+            sums.setdefault(name, Counter()).update(worked._asdict())
+    return {name: Worked(int(s["images"]), int(s["failed"]), float(s["seconds"])) for name, s in sums.items()}
 
 
 def portable(error: Exception) -> Exception:

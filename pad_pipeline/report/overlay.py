@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from pycocotools import mask as coco_mask
 
 from pad_pipeline.geometry import View
+from pad_pipeline.masks import decode_mask
 
 EDGE = 360
 """Width and height of a panel, in pixels."""
@@ -74,7 +74,10 @@ def _boxes(image: Image.Image, regions: list[dict[str, Any]], scale: float) -> I
 
 def _masks(image: Image.Image, regions: list[dict[str, Any]]) -> Image.Image:
     pixels = np.asarray(image.convert("L").convert("RGB")).astype(np.float32)
-    masks = [(number, coco_mask.decode(region["rle"]).astype(bool)) for number, region in enumerate(regions)]
+    masks = [
+        (number, decode_mask(region["rle"], *reversed(region["rle"]["size"])).astype(bool))
+        for number, region in enumerate(regions)
+    ]
     for number, mask in sorted(masks, key=lambda entry: -int(entry[1].sum())):  # small ones over large ones
         pixels[mask] = 0.45 * pixels[mask] + 0.55 * np.array(colour_of(number), np.float32)
     return Image.fromarray(pixels.astype(np.uint8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from pad_pipeline.geometry import PatchRule, select_patches
 from pad_pipeline.records import INDEX_SCHEMA, shard_name
 from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.writer import MEMBERS
+from pad_pipeline.storage import Folder, folder_at
+
+_INDEX = re.compile(r"pad-\d{6,9}\.parquet")
 
 
 @dataclass
@@ -65,20 +69,19 @@ def load_npy(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
 class ShardFolder:
     """The finished shards of a run.
 
+    Args:
+        where: the run's folder: a path, or a URL of an object store.
+        field: what the user calls it, for errors.
+
     Raises:
         UserError: the folder holds no run.
     """
 
-    def __init__(self, folder: Path, field: str = "shards") -> None:
-        self.folder = folder
-        self.run = Run.read(folder, field)
-        numbers = (path.stem.removeprefix("pad-") for path in folder.glob("pad-*.parquet"))
-        finished = sorted(int(number) for number in numbers if number.isdecimal())
-        self.names = [shard_name(number) for number in finished if number < self.run.shards]
-
-    def index_path(self, name: str) -> Path:
-        """The index of one shard."""
-        return self.folder / f"{name}.parquet"
+    def __init__(self, where: str | Path | Folder, field: str = "shards") -> None:
+        self.folder = folder_at(where, field)
+        self.run = Run.read(self.folder, field)
+        numbers = (name[len("pad-") : -len(".parquet")] for name, _ in self.folder.files() if _INDEX.fullmatch(name))
+        self.names = [shard_name(number) for number in sorted(map(int, numbers)) if number < self.run.shards]
 
     def index(self, name: str) -> list[dict[str, Any]]:
         """The rows of one shard's index.
@@ -86,11 +89,24 @@ class ShardFolder:
         Raises:
             UserError: it is damaged.
         """
-        path = self.index_path(name)
         try:
-            return pq.read_table(path, columns=INDEX_SCHEMA.names).cast(INDEX_SCHEMA).to_pylist()
+            table = pq.read_table(io.BytesIO(self.folder.read(f"{name}.parquet")), columns=INDEX_SCHEMA.names)
+            return table.cast(INDEX_SCHEMA).to_pylist()
         except (OSError, pa.ArrowException, ValueError, KeyError) as error:
-            raise self._damaged(path, error) from error
+            raise self._damaged(f"{name}.parquet", error) from error
+
+    def totals(self, name: str) -> dict[str, int]:
+        """Images by status, tags and regions of one shard, from the end of its index alone.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        try:
+            facts = index_facts(self.folder, name)
+            totals = json.loads(facts[b"totals"])
+            return {key: int(totals[key]) for key in ("images", "ok", "empty", "failed", "tags", "regions")}
+        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+            raise self._damaged(f"{name}.parquet", error) from error
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Every image of every finished shard: the shard's name and the index row."""
@@ -104,10 +120,9 @@ class ShardFolder:
         Raises:
             UserError: the tar is damaged.
         """
-        path = self.folder / f"{name}.tar"
         try:
-            size = path.stat().st_size
-            with path.open("rb") as tar:
+            size = self.folder.size(f"{name}.tar")
+            with self.folder.open(f"{name}.tar") as tar:
                 members = {}
                 for member in MEMBERS:
                     if not 0 <= row[f"{member}_at"] <= row[f"{member}_at"] + row[f"{member}_bytes"] <= size:
@@ -128,14 +143,24 @@ class ShardFolder:
                     raise ValueError("a region's label or crowd is of the wrong type")
             return Sample(row["key"], members["image"], meta, coverage, embeds)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise self._damaged(path, error) from error
+            raise self._damaged(f"{name}.tar", error) from error
 
-    def _damaged(self, path: Path, error: Exception) -> UserError:
+    def _damaged(self, file: str, error: Exception) -> UserError:
         rule = f"it is damaged ({type(error).__name__}: {error})"
-        return UserError("shards", path, rule, f"see `pad verify {self.folder}`")
+        return UserError("shards", f"{self.folder}/{file}", rule, f"see `pad verify {self.folder}`")
 
 
-def open_shards(folder: Path, field: str = "shards") -> ShardFolder:
+def index_facts(folder: Folder, name: str) -> dict[bytes, bytes]:
+    """What stands at the end of a shard's index, read without the rows: `run`, `tar_sha256`, `tar_bytes`, `totals`.
+
+    Raises:
+        OSError, pa.ArrowException: it can't be read.
+    """
+    with folder.open(f"{name}.parquet") as stream:
+        return pq.read_metadata(stream).metadata or {}
+
+
+def open_shards(folder: str | Path | Folder, field: str = "shards") -> ShardFolder:
     """The finished shards of `folder`.
 
     Raises:

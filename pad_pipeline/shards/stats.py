@@ -35,7 +35,7 @@ class Statistics:
         return self.statuses.total()
 
 
-def read_statistics(folder: Path) -> Statistics:
+def read_statistics(folder: Path | str) -> Statistics:
     """Go through every finished shard once.
 
     Raises:

@@ -1,12 +1,15 @@
-"""Check every shard of a run against its index and its plan."""
+"""Check every shard of a run against index, plan and run.json: nothing lost, nothing twice, no byte changed."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
+import os
 import tarfile
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,73 +17,116 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from pydantic import ValidationError
 
-from pad_pipeline.errors import UserError
+from pad_pipeline.masks import decode_mask
+from pad_pipeline.pictures import DecodeSettings, decode
 from pad_pipeline.plan import PLAN_NAME, Plan
 from pad_pipeline.records import INDEX_SCHEMA, shard_name
 from pad_pipeline.shards.reader import load_npy
-from pad_pipeline.shards.run import Run
+from pad_pipeline.shards.run import RUN_NAME, Run
+from pad_pipeline.shards.seal import seal_of, seal_problem
 from pad_pipeline.shards.writer import MEMBERS
+from pad_pipeline.storage import Folder, folder_at
+
+_THREADS = min(16, os.cpu_count() or 1)
 
 
-def verify_run(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each planned shard in turn, with what is wrong with it; at last what should not be in the folder.
+def verify_run(where: str | Path | Folder, deep: bool = False) -> Iterator[tuple[str, list[str]]]:
+    """Each part of a run in turn, with what is wrong with it: run.json and the plan, each planned shard, at last what
+    should not be in the folder.
+
+    Every planned image must stand in exactly one place: row by row each index lists what the plan says, the plan's keys
+    are unique, and each tar holds the members of its index and no others.
+
+    Args:
+        where: the run's folder, or its URL.
+        deep: decode every picture and every mask too, and compute every coverage anew.
 
     Raises:
         UserError: the folder holds no run, or its plan can't be read.
     """
+    folder = folder_at(where)
     run = Run.read(folder)
+    yield RUN_NAME, [problem] if (problem := seal_problem(folder.read(RUN_NAME))) else []
+    plan = Plan(folder)
+    yield PLAN_NAME, list(_check_plan(folder, plan, run))
+    with ThreadPoolExecutor(_THREADS) as threads:
+        waiting: deque[tuple[str, Future[list[str]]]] = deque()
+        for number in range(len(plan)):
+            name = shard_name(number)
+            waiting.append((name, threads.submit(_problems, folder, name, plan.rows(number), run, deep)))
+            if len(waiting) > 2 * _THREADS:
+                name, checked = waiting.popleft()
+                yield name, checked.result()
+        for name, checked in waiting:
+            yield name, checked.result()
+    expected = {f"{shard_name(number)}.{ending}" for number in range(len(plan)) for ending in ("tar", "parquet")}
+    strays = sorted(name for name, _ in folder.files() if name.startswith("pad-") and name not in expected)
+    if strays:
+        yield str(folder), [f"{stray}: no such shard is planned" for stray in strays]
+
+
+def _check_plan(folder: Folder, plan: Plan, run: Run) -> Iterator[str]:
+    content = folder.read(PLAN_NAME)
+    if problem := seal_problem(content):
+        yield problem
+    elif seal_of(content) != run.plan:
+        yield "it is not the plan that run.json was written with"
+    if (len(plan), plan.images, plan.shard_size) != (run.shards, run.images, run.shard_size):
+        yield f"it has {plan.images} images in {len(plan)} shards, run.json {run.images} in {run.shards}"
+
+
+def _problems(folder: Folder, name: str, planned: list[dict[str, Any]], run: Run, deep: bool) -> list[str]:
     try:
-        plan = Plan(folder / PLAN_NAME)
-        planned = list(plan.keys())
-    except (OSError, pa.ArrowException, KeyError) as error:
-        rule = f"the plan can't be read ({error})"
-        raise UserError("shards", folder / PLAN_NAME, rule, "build it again into a new folder") from error
-    for number, keys in enumerate(planned):
-        name = shard_name(number)
-        yield name, list(_check_shard(folder, name, keys, run))
-    expected = {f"{shard_name(number)}.{ending}" for number in range(len(planned)) for ending in ("tar", "parquet")}
-    strays = sorted(path.name for path in folder.glob("pad-*") if path.name not in expected)
-    problems = [f"{stray}: no such shard is planned" for stray in strays]
-    if len(planned) != run.shards or plan.images != run.images:
-        problems.append(
-            f"the plan has {plan.images} images in {len(planned)} shards, run.json {run.images} in {run.shards}"
-        )
-    if problems:
-        yield folder.name, problems
+        return list(_check_shard(folder, name, planned, run, deep))
+    except OSError as error:
+        return [f"it can't be read ({error})"]
 
 
-def _check_shard(folder: Path, name: str, keys: list[str], run: Run) -> Iterator[str]:
-    tar_path, index_path = folder / f"{name}.tar", folder / f"{name}.parquet"
-    if not index_path.is_file():
+def _check_shard(folder: Folder, name: str, planned: list[dict[str, Any]], run: Run, deep: bool) -> Iterator[str]:
+    if not folder.has(f"{name}.parquet"):
         yield "it is not finished: its index is missing"
         return
+    content = folder.read(f"{name}.parquet")
+    if problem := seal_problem(content):
+        yield f"its index: {problem}"
     try:
-        index = pq.read_table(index_path)
-    except (OSError, pa.ArrowException) as error:
+        index = pq.read_table(io.BytesIO(content))
+        rows = index.to_pylist()
+    except (OSError, pa.ArrowException, ValueError) as error:
         yield f"its index can't be read ({error})"
         return
-    if index.schema.names != INDEX_SCHEMA.names:
+    if index.schema.names != INDEX_SCHEMA.names or index.schema.types != INDEX_SCHEMA.types:
         yield "its index has other columns than this version of pad writes"
         return
-    rows = index.to_pylist()
-    if [row["key"] for row in rows] != keys:
+    wanted = [tuple(row[field] for field in _FROM_PLAN) for row in planned]
+    if [tuple(row[field] for field in _FROM_PLAN) for row in rows] != wanted:
         yield "its index does not list the planned images in the planned order"
-    if not tar_path.is_file():
+    noted = index.schema.metadata or {}
+    if noted.get(b"run") != run.identity.encode():
+        yield "its index was written by a run with other settings or weights"
+    if not folder.has(f"{name}.tar"):
         yield "its tar is missing"
         return
-    noted = index.schema.metadata or {}
-    with tar_path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if digest.encode() != noted.get(b"tar_sha256"):
-        size, expected = str(tar_path.stat().st_size), noted.get(b"tar_bytes", b"unknown").decode(errors="replace")
+    with folder.open(f"{name}.tar") as stream:
+        digest, size = hashlib.sha256(), 0
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+            size += len(piece)
+    if digest.hexdigest().encode() != noted.get(b"tar_sha256"):
+        expected = noted.get(b"tar_bytes", b"unknown").decode(errors="replace")
         yield "its tar is not the one that was written: " + (
-            f"{size} bytes instead of {expected}" if size != expected else "sha256 differs"
+            f"{size} bytes instead of {expected}" if str(size) != expected else "sha256 differs"
         )
-    yield from _check_members(tar_path, rows, run)
+    yield from _check_members(folder, name, rows, run, deep)
 
 
-def _check_members(tar_path: Path, rows: list[dict[str, Any]], run: Run) -> Iterator[str]:
+_FROM_PLAN = ("key", "id", "source")
+"""Columns that an index takes from the plan."""
+
+
+def _check_members(folder: Folder, name: str, rows: list[dict[str, Any]], run: Run, deep: bool) -> Iterator[str]:
     """The tar's members against the index, one by one."""
     by_name: dict[str, tuple[dict[str, Any], str]] = {}
     for row in rows:
@@ -93,7 +139,7 @@ def _check_members(tar_path: Path, rows: list[dict[str, Any]], run: Run) -> Iter
         by_name |= {f"{row['key']}.{ending}": (row, member) for member, ending in MEMBERS.items()}
     contents: dict[str, dict[str, bytes]] = {}
     try:
-        with tarfile.open(tar_path, "r:") as tar:
+        with folder.open(f"{name}.tar") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             for info in tar:
                 if info.name not in by_name or not info.isreg():
                     yield f"{info.name!r}: it is in the tar and not in the index, or no plain file"
@@ -101,17 +147,17 @@ def _check_members(tar_path: Path, rows: list[dict[str, Any]], run: Run) -> Iter
                 row, member = by_name.pop(info.name)
                 if (info.offset_data, info.size) != (row[f"{member}_at"], row[f"{member}_bytes"]):
                     yield f"{info.name}: it does not lie where the index says"
-                stream = tar.extractfile(info)
-                contents.setdefault(row["key"], {})[member] = stream.read() if stream else b""
+                data = tar.extractfile(info)
+                contents.setdefault(row["key"], {})[member] = data.read() if data else b""
                 if len(contents[row["key"]]) == len(MEMBERS):
-                    yield from _check_sample(row, contents.pop(row["key"]), run)
+                    yield from _check_sample(row, contents.pop(row["key"]), run, deep)
     except (tarfile.TarError, OSError, EOFError) as error:
         yield f"its tar can't be read to the end ({error})"
     for name in by_name:
         yield f"{name}: it is in the index and not in the tar"
 
 
-def _check_sample(row: dict[str, Any], members: dict[str, bytes], run: Run) -> Iterator[str]:
+def _check_sample(row: dict[str, Any], members: dict[str, bytes], run: Run, deep: bool) -> Iterator[str]:
     key, digest = row["key"], hashlib.sha256()
     for member in MEMBERS:
         digest.update(members[member])
@@ -141,6 +187,33 @@ def _check_sample(row: dict[str, Any], members: dict[str, bytes], run: Run) -> I
         yield f"{key}: regions or labels are not as many as the index says"
     if (row["status"] == "ok") != (regions > 0):
         yield f"{key}: its status is {row['status']!r} with {regions} regions"
+    if deep:
+        yield from (f"{key}: {problem}" for problem in _check_deep(members["image"], meta, coverage, run))
+
+
+def _check_deep(image: bytes, meta: dict[str, Any], coverage: np.ndarray, run: Run) -> Iterator[str]:
+    """The picture and each mask decoded, each coverage computed anew."""
+    try:
+        picture, kind = decode(image, DecodeSettings.model_validate(run.settings["decode"]))
+    except (ValueError, KeyError, ValidationError) as error:
+        yield f"its picture can't be decoded ({error})"
+        return
+    width, height = picture.size
+    if (meta["width"], meta["height"], meta["format"]) != (width, height, kind):
+        stated = f"{meta['format']} of {meta['width']} x {meta['height']}"
+        yield f"its JSON says {stated}; it is {kind} of {width} x {height}"
+    for number, (region, stored) in enumerate(zip(meta["regions"], coverage, strict=True)):
+        try:
+            mask = decode_mask(region["rle"], width, height)
+            x0, y0, x1, y1 = region["box"]
+            inside = 0 <= x0 <= x1 <= width and 0 <= y0 <= y1 <= height
+        except (ValueError, KeyError, TypeError) as error:
+            yield f"region {number} can't be read ({type(error).__name__}: {error})"
+            continue
+        if not inside:
+            yield f"region {number}: its box {region['box']} does not lie in the picture"
+        if not np.array_equal(run.view.coverage(mask), stored):
+            yield f"region {number}: its coverage is not that of its mask"
 
 
 def _no_number(name: str) -> None:

@@ -4,52 +4,73 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import tarfile
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pad_pipeline.records import INDEX_SCHEMA, SCHEMA_VERSION, ImageRecord, Shard
-from pad_pipeline.shards.files import atomic_path
+from pad_pipeline.shards.seal import UNSEALED, seal
+from pad_pipeline.storage import Folder
 
 MEMBERS = {"image": "jpg", "json": "json", "masks": "masks.npy", "embeds": "embeds.npy"}
 """Member -> ending. Images of every format end in `.jpg`: readers decode by content, and Hugging Face `datasets`
 refuses a tar in which samples differ in their members. The true format is in the JSON."""
 
 
-def write_shard(shard: Shard, folder: Path) -> Counter[str]:
+def reached(point: str) -> None:
+    """Called between the steps of a commit, by their names: `before data`, `mid data`, `data written`, `data in place`,
+    `index written`, `committed`. Whatever happens to the process at one of them, a rerun ends in the same bytes; tests
+    put something here that kills it."""
+
+
+def write_shard(shard: Shard, folder: Folder, identity: str) -> Counter[str]:
     """Write `shard` into `folder` and commit it. Images that failed are in the index only.
 
+    Args:
+        shard: with all rows finished.
+        folder: the run's.
+        identity: `Run.identity`.
+
     Returns:
-        How many images have each status, and the regions, tags and labels in all.
+        How many images have each status, and the tags and regions in all.
     """
-    tar_path, index_path = (folder / f"{shard.name}.{ending}" for ending in ("tar", "parquet"))
+    tar_name, index_name = f"{shard.name}.tar", f"{shard.name}.parquet"
     index = [_index_row(record) for record in shard.rows]
     position = {record.key: row for row, record in enumerate(shard.rows)}
-    with atomic_path(tar_path) as partial:
-        with (
-            partial.open("wb") as stream,
-            tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar,
-        ):
-            for record in _richest_first([record for record in shard.rows if record.status != "failed"]):
+    reached("before data")
+    with folder.commit(tar_name) as partial:
+        with partial.open("wb") as stream, tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            samples = _richest_first([record for record in shard.rows if record.status != "failed"])
+            for number, record in enumerate(samples):
                 index[position[record.key]].update(_add_sample(tar, record))
+                if number == len(samples) // 2:
+                    reached("mid data")
         with partial.open("rb") as written:
             digest = hashlib.file_digest(written, "sha256").hexdigest()
         size = partial.stat().st_size
-    schema = INDEX_SCHEMA.with_metadata(
-        {"schema_version": str(SCHEMA_VERSION), "tar_sha256": digest, "tar_bytes": str(size)}
-    )
-    with atomic_path(index_path) as partial:
+        if folder.has(index_name):  # a shard that is made again: an index must never stand beside another tar
+            folder.delete(index_name)
+        reached("data written")
+    reached("data in place")
+    totals = count(shard)
+    facts = {"schema_version": str(SCHEMA_VERSION), "run": identity, "tar_sha256": digest, "tar_bytes": str(size)}
+    schema = INDEX_SCHEMA.with_metadata(facts | {"totals": json.dumps(totals, sort_keys=True), "seal": UNSEALED})
+    with folder.commit(index_name) as partial:
         pq.write_table(pa.Table.from_pylist(index, schema), partial, compression="zstd")
-    return count(shard)
+        seal(partial)
+        reached("index written")
+    reached("committed")
+    return totals
 
 
 def count(shard: Shard) -> Counter[str]:
     """Images by status, and what was found in them."""
-    totals = Counter(images=len(shard.rows))
+    totals = Counter(dict.fromkeys(("images", "ok", "empty", "failed", "tags", "regions"), 0))
+    totals["images"] = len(shard.rows)
     for record in shard.rows:
         totals[record.status] += 1
         totals["tags"] += len(record.tags)

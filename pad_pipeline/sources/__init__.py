@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.storage import folder_at, is_url, url_problem
 
 
-@dataclass
+@dataclass(slots=True)
 class Planned:
     """One image as a source lists it, before any file is opened."""
 
     id: str
     source: str
-    """Path relative to the image root."""
+    """What the user knows it by: the path relative to the source's root, or a URL."""
+    file: str = ""
+    """The file that holds it, where that is not `source`: the tar around it."""
+    at: int = -1
+    """Where in that file it begins, in bytes; -1: it is the whole file."""
+    size: int | None = None
+    """Its bytes, where the source knows; None: ask the file system."""
+    earlier_at: int = -1
+    """Where in `file` the JSON of an earlier run begins; -1: there is none."""
+    earlier_bytes: int = 0
     caption: str = ""
-    conversations: list[dict[str, str]] = field(default_factory=list)
-    annotations: list[dict[str, Any]] = field(default_factory=list)
+    conversations: Sequence[Mapping[str, str]] = ()
+    annotations: Sequence[Mapping[str, Any]] = ()
+    sha256: str = ""
+    """Of its content, where the source knows it."""
     problem: str = ""
     """Why it can't be used; it becomes a failed row, so that no record is lost."""
 
@@ -29,15 +41,15 @@ class Planned:
 class Source(Protocol):
     """A pile of images."""
 
-    origin: Path
-    """What the user named: the folder or the file."""
-    root: Path
-    """The folder that every image path is relative to."""
+    origin: str
+    """What the user named: the folder, the file, the pattern."""
+    root: str
+    """The folder, or the URL of one, that every path is relative to."""
     counts: Counter[str]
     """What was left out or altered, by reason; complete once the images have been listed."""
 
     def __iter__(self) -> Iterator[Planned]:
-        """The images, always in the same order."""
+        """The images, always in the same order. Read as they are asked for: memory does not grow with their number."""
         ...
 
 
@@ -52,32 +64,38 @@ def read_json(field_name: str, path: Path) -> Any:
     try:
         data = path.read_bytes()
         value = json.loads(data)
-        # Only an escape can make a lone surrogate, which no UTF-8 file can hold: replace those before they spread.
-        return _clean(value) if b"\\ud" in data.lower() else value
+        return clean(value) if b"\\ud" in data.lower() else value
     except (ValueError, RecursionError) as error:
         raise UserError(field_name, path, f"it is not valid JSON ({error})", "mend or re-download the file") from error
 
 
-def _clean(value: Any) -> Any:
+def clean(value: Any) -> Any:
+    """Parsed JSON without lone surrogates. Only an escape can make one; no UTF-8 file can hold it, so it is replaced
+    before it spreads."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):
-        return [_clean(entry) for entry in value]
+        return [clean(entry) for entry in value]
     if isinstance(value, dict):
-        return {_clean(name): _clean(entry) for name, entry in value.items()}
+        return {clean(name): clean(entry) for name, entry in value.items()}
     return value
 
 
-def require_folder(field_name: str, path: Path) -> Path:
-    """`path`, if it is a folder.
+def require_folder(field_name: str, path: Path | str) -> str:
+    """`path`, if it is a folder or the URL of one.
 
     Raises:
         UserError: it is not.
     """
+    if isinstance(path, str) and is_url(path):
+        if problem := url_problem(path):
+            raise UserError(field_name, path, problem, "copy the files to one of these, or to a local folder")
+        return path.rstrip("/")
+    path = Path(path)
     if not path.is_dir():
         rule = "this is not a folder" if path.exists() else "there is no such folder"
         raise UserError(field_name, path, rule, "check the path")
-    return path
+    return str(path.resolve())
 
 
 def path_problem(source: str) -> str:
@@ -88,29 +106,66 @@ def path_problem(source: str) -> str:
         return "the image path holds a NUL character"
     if source.startswith(("/", "\\")) or source[1:2] == ":":
         return f"the image path {source!r} is absolute; it must be relative to the image root"
-    if ".." in source.replace("\\", "/").split("/"):
+    if ".." in source and ".." in source.replace("\\", "/").split("/"):
         return f"the image path {source!r} climbs out of the image root"
     return ""
 
 
-def open_source(images: Path, image_root: Path | None = None) -> Source:
-    """The source that `--images` names: a folder, or a LLaVA JSON file with its image root.
+def location_problem(source: str) -> str:
+    """As `path_problem`, where URLs are allowed too."""
+    return url_problem(source) if is_url(source) else path_problem(source)
+
+
+def below(root: str, source: str) -> str:
+    """An absolute path below a local root as one relative to it; anything else as it is."""
+    prefix = root.rstrip("/") + "/"
+    return source[len(prefix) :] if source.startswith(prefix) else source
+
+
+LISTS = {".parquet", ".csv", ".tsv", ".jsonl", ".ndjson"}
+"""Endings of files that list images, one a row."""
+
+
+def open_source(
+    images: str | Path, image_root: str | Path | None = None, columns: Mapping[str, str] | None = None
+) -> Source:
+    """The source that `--images` names.
+
+    Args:
+        images: a folder, a LLaVA JSON, a list (Parquet, CSV, TSV, JSONL), a pattern of WebDataset tars, or a folder of
+            PAD shards; each a local path or a URL.
+        image_root: what relative paths in a JSON or a list are relative to; by default the folder that it lies in.
+        columns: for a list: what each of its columns is called, where that can't be guessed.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is none of these, or an option does not go with it.
     """
-    from pad_pipeline.sources.folder import FolderSource
+    from pad_pipeline.shards.run import is_run
+    from pad_pipeline.sources.folder import FolderSource, RemoteFolderSource
     from pad_pipeline.sources.llava import LlavaSource
+    from pad_pipeline.sources.manifest import ManifestSource
+    from pad_pipeline.sources.shards import ShardsSource
+    from pad_pipeline.sources.webdataset import TarSource
 
-    if images.suffix.lower() == ".json" and not images.is_dir():
-        return LlavaSource(images, image_root or images.parent)
-    if images.is_file():
-        raise UserError(
-            "--images",
-            images,
-            "this file is neither a folder nor a .json file",
-            "name a folder or a LLaVA JSON",
-        )
+    text, remote = str(images), is_url(str(images))
+    ending = Path(text).suffix.lower()
+    is_folder = not remote and Path(text).is_dir()
+    if remote and (problem := url_problem(text)):
+        raise UserError("--images", text, problem, "copy the files to one of these, or to a local folder")
+    if columns and (is_folder or ending not in LISTS):
+        raise UserError("--columns", ",".join(columns), "it goes with a list of images only", "leave it out")
+    if not is_folder and ending in LISTS:
+        return ManifestSource(text, image_root, columns or {})
+    if not is_folder and ending == ".json":
+        return LlavaSource(text, image_root)
     if image_root is not None:
-        raise UserError("--image-root", image_root, "it goes with a LLaVA JSON only", "leave it out for a folder")
-    return FolderSource(images)
+        rule = "it goes with a LLaVA JSON or a list of images only"
+        raise UserError("--image-root", image_root, rule, "leave it out")
+    if not is_folder and ending == ".tar":
+        return TarSource(text)
+    if not remote and Path(text).is_file():
+        rule = "this file is no folder, no .json, no list (.parquet, .csv, .tsv, .jsonl) and no .tar"
+        raise UserError("--images", text, rule, "name one of these")
+    if (remote or is_folder) and is_run(folder := folder_at(text, "--images")):
+        return ShardsSource(folder)
+    return RemoteFolderSource(text) if remote else FolderSource(Path(text))

@@ -21,8 +21,8 @@ class CocoSource:
         captions: a second file with captions: COCO's `captions.json`, or a LLaVA JSON joined by file name.
     """
 
-    def __init__(self, annotations: Path, images: Path, captions: Path | None = None) -> None:
-        self.origin, self.root = annotations, require_folder("--images", images)
+    def __init__(self, annotations: Path, images: Path | str, captions: Path | None = None) -> None:
+        self.origin, self.root = str(annotations), require_folder("--images", images)
         self.counts: Counter[str] = Counter()
         data = read_json("--annotations", annotations)
         for part in ("images", "annotations"):
@@ -90,7 +90,14 @@ class CocoSource:
             size = {"width": entry.get("width"), "height": entry.get("height")}
             regions = [self._annotation(annotation) | size for annotation in self._regions[entry["id"]]]
             problem = path_problem(source) or next((r["problem"] for r in regions if "problem" in r), "")
-            yield Planned(Path(source).stem, source, caption, conversations, [] if problem else regions, problem)
+            yield Planned(
+                Path(source).stem,
+                source,
+                caption=caption,
+                conversations=conversations,
+                annotations=[] if problem else regions,
+                problem=problem,
+            )
 
     def _annotation(self, entry: dict[str, Any]) -> dict[str, Any]:
         """Label, box and segmentation of one annotation; the masks are made later, where the image's size is known."""

@@ -1,4 +1,4 @@
-"""A folder of images, with all its subfolders."""
+"""A folder of images, with all its subfolders; on a disk or in an object store."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pad_pipeline.sources import Planned, require_folder
+from pad_pipeline.storage import file_system
 
 IMAGE_ENDINGS = frozenset(
     [
@@ -38,23 +39,55 @@ IMAGE_ENDINGS = frozenset(
 
 
 class FolderSource:
-    """Every image below a folder, sorted by path. Hidden files and folders are left out."""
+    """Every image below a folder, sorted by path. Hidden files and folders are left out. Memory holds the names of one
+    folder at a time, for they must be sorted."""
 
     def __init__(self, root: Path) -> None:
         self.origin = self.root = require_folder("--images", root)
         self.counts: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Planned]:
-        """The images in order of their paths."""
+        """The images: those of a folder first, then those of its subfolders."""
         for folder, folders, files in os.walk(self.root):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
+            below = folder[len(self.root) :].strip("/")
             for name in sorted(files):
-                if name.startswith("."):
-                    continue
-                if Path(name).suffix.lower() not in IMAGE_ENDINGS:
-                    self.counts["files that are no images"] += 1
-                    continue
-                source = Path(folder, name).relative_to(self.root).as_posix()
-                readable = os.fsencode(source).decode("utf-8", "backslashreplace")
-                problem = "" if readable == source else "the file name is not valid UTF-8; rename the file"
-                yield Planned(id=readable.removesuffix(Path(name).suffix), source=readable, problem=problem)
+                if _is_image(name, self.counts):
+                    yield _planned(f"{below}/{name}" if below else name)
+
+
+class RemoteFolderSource:
+    """The same for a prefix in an object store, whose listing tells the sizes too."""
+
+    def __init__(self, url: str) -> None:
+        self.origin = self.root = require_folder("--images", url)
+        self.counts: Counter[str] = Counter()
+        self._store, self._prefix = file_system("--images", self.root)
+
+    def __iter__(self) -> Iterator[Planned]:
+        """The images, in the order of a local folder."""
+        for folder, folders, files in self._store.walk(self._prefix, detail=True, on_error="raise"):
+            for name in [name for name in folders if name.startswith(".")]:
+                del folders[name]
+            for name in sorted(folders):  # walk goes on in the order that it finds here
+                folders[name] = folders.pop(name)
+            below = folder[len(self._prefix) :].strip("/")
+            for name in sorted(files):
+                if name and _is_image(name, self.counts):
+                    planned = _planned(f"{below}/{name}" if below else name)
+                    planned.size = files[name].get("size")
+                    yield planned
+
+
+def _is_image(name: str, counts: Counter[str]) -> bool:
+    if name.startswith("."):
+        return False
+    found = os.path.splitext(name)[1].lower() in IMAGE_ENDINGS  # noqa: PTH122 (a Path for each of millions is slow)
+    counts["files that are no images"] += not found
+    return found
+
+
+def _planned(source: str) -> Planned:
+    readable = os.fsencode(source).decode("utf-8", "backslashreplace")
+    problem = "" if readable == source else "the file name is not valid UTF-8; rename the file"
+    return Planned(id=os.path.splitext(readable)[0], source=readable, problem=problem)  # noqa: PTH122

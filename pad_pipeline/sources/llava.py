@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.sources import Planned, path_problem, read_json, require_folder
+from pad_pipeline.sources import Planned, clean, location_problem, require_folder
+from pad_pipeline.storage import file_system, is_url
+
+_WINDOW = 1 << 20
+"""Characters that are read at a time."""
+_BETWEEN = re.compile(r"[ \t\r\n]*,?[ \t\r\n]*")
+_LONGEST = 64 << 20
+"""Characters of one record; a longer one is a broken file."""
 
 
 class LlavaSource:
-    """The records that have an image. Text-only records (LLaVA's stage 2 has them) are counted and left out."""
+    """The records that have an image. Text-only records (LLaVA's stage 2 has them) are counted and left out.
 
-    def __init__(self, path: Path, image_root: Path) -> None:
-        self.origin, self.root = path, require_folder("--image-root", image_root)
+    Args:
+        path: the JSON file, or its URL.
+        image_root: what image paths are relative to; by default the folder that the file lies in.
+    """
+
+    def __init__(self, path: str | Path, image_root: str | Path | None) -> None:
+        self.origin = str(path)
+        self.root = default_root(self.origin, image_root)
         self.counts: Counter[str] = Counter()
-        records = read_json("--images", path)
-        if not isinstance(records, list):
-            raise UserError(
-                "--images",
-                path,
-                f"it holds {_kind(records)}, and should hold a list of {{id, image, conversations}}",
-                "give a LLaVA JSON",
-            )
-        self.records = records
+        if not is_url(self.origin) and not Path(self.origin).is_file():
+            raise UserError("--images", path, "there is no such file", "check the path")
+        next(self._records(), None)  # a file of another kind is told at once
 
     def __iter__(self) -> Iterator[Planned]:
         """The images in the file's order."""
-        for number, record in enumerate(self.records):
+        for number, record in enumerate(self._records()):
             name = f"record-{number}"
             if not isinstance(record, dict):
                 yield Planned(name, "", problem=f"record {number} is {_kind(record)}, and should be an object")
@@ -37,17 +46,94 @@ class LlavaSource:
             if record.get("image") is None:
                 self.counts["records without an image"] += 1
                 continue
-            name = str(record["id"]) if record.get("id") is not None else name
-            image = record["image"]
-            if not isinstance(image, str):
-                yield Planned(name, "", problem=f"record {number}: image is {_kind(image)}, and should be one path")
-                continue
+            yield read_record(record, number, record.get("id"), record["image"])
+
+    def _records(self) -> Iterator[Any]:
+        opened = open_text("--images", self.origin)
+        with opened as stream:
             try:
-                conversations = read_conversations(record.get("conversations", []))
-            except ValueError as error:
-                yield Planned(name, image, problem=f"record {number}: {error}")
-                continue
-            yield Planned(name, image, caption_of(conversations), conversations, problem=path_problem(image))
+                yield from stream_list(stream)
+            except (ValueError, RecursionError) as error:
+                if isinstance(error, _NoListError):
+                    rule = f"it holds {error}, and should hold a list of {{id, image, conversations}}"
+                    raise UserError("--images", self.origin, rule, "give a LLaVA JSON") from error
+                rule = f"it is not valid JSON ({error})"
+                raise UserError("--images", self.origin, rule, "mend or re-download the file") from error
+
+
+def read_record(record: dict[str, Any], number: int, name: Any, image: Any) -> Planned:
+    """One record as an image to be. What is wrong with it is said in `problem`."""
+    name = str(name) if name is not None else f"record-{number}"
+    if not isinstance(image, str):
+        return Planned(name, "", problem=f"record {number}: image is {_kind(image)}, and should be one path")
+    try:
+        conversations = read_conversations(record.get("conversations") or [])
+    except ValueError as error:
+        return Planned(name, image, problem=f"record {number}: {error}")
+    caption = caption_of(conversations)
+    return Planned(name, image, caption=caption, conversations=conversations, problem=location_problem(image))
+
+
+def default_root(origin: str, image_root: str | Path | None) -> str:
+    """The folder that paths in the file `origin` are relative to."""
+    if image_root is not None:
+        return require_folder("--image-root", image_root)
+    return origin.rpartition("/")[0] if is_url(origin) else str(Path(origin).resolve().parent)
+
+
+def open_text(field: str, origin: str) -> TextIO:
+    """A local or remote text file; bytes that are no UTF-8 are an error when they are read."""
+    if is_url(origin):
+        store, path = file_system(field, origin)
+        try:
+            return store.open(path, "r", encoding="utf-8-sig")
+        except Exception as error:
+            raise UserError(field, origin, f"it can't be opened ({error})", "check the URL") from error
+    return Path(origin).open(encoding="utf-8-sig")
+
+
+class _NoListError(ValueError):
+    pass
+
+
+def stream_list(stream: TextIO) -> Iterator[Any]:
+    """The entries of a JSON list, one after another; of a file of any size a window is in memory.
+
+    Raises:
+        ValueError: the text is not JSON, or not a list.
+    """
+    decoder = json.JSONDecoder()
+    text = stream.read(_WINDOW).lstrip()
+    if not text.startswith("["):
+        raise _NoListError(_kind(json.loads(text + stream.read())))
+    at, ended, first = 1, False, True
+    while True:
+        between = _BETWEEN.match(text, at)
+        start = between.end() if between else at
+        comma = between is not None and "," in between[0]
+        if start < len(text) and text[start] == "]":
+            if comma:
+                raise ValueError("a comma stands before the list's end")
+            if (text[start + 1 :] + stream.read()).strip():
+                raise ValueError("something follows the list")
+            return
+        try:
+            value, end = decoder.raw_decode(text, start)
+            # A number that touches the window's end may go on behind it.
+            whole = end < len(text) or ended
+        except json.JSONDecodeError:
+            if ended or len(text) - at > _LONGEST:
+                raise
+            whole = False
+        if whole:
+            if comma == first:
+                raise ValueError(f"a comma is {'too many' if first else 'missing'} between two entries")
+            yield clean(value) if "\\ud" in text[start:end] or "\\uD" in text[start:end] else value
+            at, first = end, False
+        else:
+            # Twice as much each time, so that a long record costs its length and not its square.
+            more = stream.read(max(_WINDOW, len(text) - at))
+            text, at, ended = text[at:] + more, 0, not more
 
 
 def read_conversations(value: Any) -> list[dict[str, str]]:

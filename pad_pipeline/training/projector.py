@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.shards.files import atomic_path
+from pad_pipeline.storage import Folder
 
 _PREFIX = "model.mm_projector."
 
@@ -26,7 +26,7 @@ def save_projector(projector: nn.Module, path: Path) -> None:
     state = {_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in projector.state_dict().items()}
     content = io.BytesIO()
     torch.save(state, content)
-    with atomic_path(path) as partial:
+    with Folder(path.parent).commit(path.name) as partial:
         partial.write_bytes(content.getbuffer())  # so that a full disk is an OSError
 
 

@@ -24,7 +24,7 @@ from pad_pipeline.training.model import check_view
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.weights import fetch_model
 from stages.tag import read_tags
-from workflows.build import build
+from workflows.build import RunOptions, build
 from workflows.engines import Engine
 from workflows.miniature.alignment import label_accuracy
 from workflows.miniature.llm import grammatical, perplexity
@@ -68,7 +68,8 @@ def stage1_settings(beta: float, seed: int, steps: int) -> TrainSettings:
 def annotate(world: Path, out: Path, models: ModelSettings, count: int, seed: int, engine: Engine) -> Score:
     """Draw `count` scenes below `world`, build their shards in `out`, and score them."""
     files = write_world(world, count, seed)
-    build(open_source(files.llava, files.images), out, models, models.view, shard_size=64, engine=engine)
+    source = open_source(files.llava, files.images)
+    build(source, out, models, models.view, RunOptions(shard_size=64, engine=engine))
     return score_shards(out, lambda key: draw_scene(seed, index_of(key)))
 
 

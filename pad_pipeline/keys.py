@@ -1,0 +1,102 @@
+"""Keys that are unique over a whole plan, in memory that does not grow with it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+_OTHER = re.compile(r"[^\w-]")
+_PARTS = 64
+_ENTRY = np.dtype([("hash", "<u8"), ("row", "<u8")])
+
+
+def plain_key(name: str) -> str:
+    """An id as a tar member's name: letters, digits, `-` and `_`; no dot, because readers split there. 120 bytes at
+    most, so that every file system can hold the members."""
+    if name.isascii():
+        return _OTHER.sub("_", name)[:120] or "image"
+    plain = _OTHER.sub("_", unicodedata.normalize("NFC", name))
+    return plain.encode()[:120].decode(errors="ignore") or "image"
+
+
+class KeyHashes:
+    """Remembers a 64-bit hash of every key on disk, in parts that are small enough to be sorted in memory.
+
+    Args:
+        folder: where the parts are kept; 16 bytes for each key.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._paths = [folder / f"keys-{part:02d}" for part in range(_PARTS)]
+        self._files = [path.open("wb") for path in self._paths]
+        self._rows = 0
+
+    def add(self, keys: Iterable[str]) -> np.ndarray:
+        """Take the keys of the next rows.
+
+        Returns:
+            uint64 `[N]`, their hashes.
+        """
+        digests = b"".join([hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys])
+        entries = np.empty(len(digests) // 8, _ENTRY)
+        entries["hash"] = np.frombuffer(digests, "<u8")
+        entries["row"] = np.arange(self._rows, self._rows + len(entries))
+        self._rows += len(entries)
+        parts = entries["hash"] % _PARTS
+        order = np.argsort(parts, kind="stable")
+        edges = np.searchsorted(parts[order], np.arange(_PARTS + 1))
+        for part, file in enumerate(self._files):
+            file.write(entries[order[edges[part] : edges[part + 1]]].tobytes())
+        return entries["hash"]
+
+    def repeated(self) -> np.ndarray:
+        """uint64 `[M]`: the rows whose key stood in an earlier row already, in order."""
+        found = []
+        for file, path in zip(self._files, self._paths, strict=True):
+            file.close()
+            entries = np.fromfile(path, _ENTRY)
+            entries.sort(order=("hash", "row"))
+            entries.tofile(path)
+            found.append(entries["row"][1:][entries["hash"][1:] == entries["hash"][:-1]])
+        return np.sort(np.concatenate(found))
+
+    def __contains__(self, key: str) -> bool:
+        """Whether some row has this key; after `repeated`."""
+        (value,) = np.frombuffer(hashlib.blake2b(key.encode(), digest_size=8).digest(), "<u8")
+        path = self._paths[int(value % _PARTS)]
+        if not path.stat().st_size:
+            return False
+        hashes = np.memmap(path, _ENTRY, "r")["hash"]
+        at = int(np.searchsorted(hashes, value))
+        return at < len(hashes) and bool(hashes[at] == value)
+
+
+def numbered(keys: Iterator[tuple[int, str]], hashes: KeyHashes) -> Iterator[tuple[int, str]]:
+    """A key of their own for rows that repeat one: `x-2`, `x-3`, and so on, whatever is not some row's own key.
+
+    Args:
+        keys: row and key of each row of `KeyHashes.repeated`, in order.
+        hashes: of all rows.
+    """
+    copies: Counter[str] = Counter()
+    taken: set[str] = set()
+    for row, key in keys:
+        while True:
+            copies[key] += 1
+            own = f"{key}-{copies[key] + 1}"
+            if own not in taken and own not in hashes:
+                break
+        taken.add(own)
+        yield row, own
+
+
+def scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    """Where the hashes lie while a plan is made."""
+    return tempfile.TemporaryDirectory(prefix="pad-keys-")

@@ -1,0 +1,50 @@
+"""COCO's compressed RLE from files of unknown origin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+
+def decode_mask(rle: dict[str, Any], width: int, height: int) -> np.ndarray:
+    """uint8 `[height, width]`, 0 or 1.
+
+    Raises:
+        ValueError: it is no mask of this size.
+    """
+    check_mask(rle, width, height)
+    return coco_mask.decode(rle)
+
+
+def check_mask(rle: dict[str, Any], width: int, height: int) -> None:
+    """Refuse what pycocotools would read, or write, beyond its memory for.
+
+    The format (cocoapi's rleFrString): each run is a number in groups of 5 bits, lowest first, a character each; the
+    sixth bit says that more follow; from the fourth run on it is the difference to the run before the last.
+
+    Raises:
+        ValueError: it is of another size, or its runs do not fill the picture exactly.
+    """
+    if rle["size"] != [height, width]:
+        raise ValueError(f"its mask is {rle['size']} and the picture {[height, width]} (H, W)")
+    counts = rle["counts"]
+    runs: list[int] = []
+    value = shift = 0
+    for letter in counts.encode("ascii", "replace") if isinstance(counts, str) else counts:
+        bits = letter - 48
+        if not 0 <= bits < 64 or shift > 30:
+            raise ValueError("its mask is no compressed RLE")
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (1 << shift) if bits & 16 else 0
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            if runs[-1] < 0:
+                raise ValueError("its mask has a run of negative length")
+            value = shift = 0
+    if shift:
+        raise ValueError("its mask breaks off inside a run")
+    if sum(runs) != width * height:
+        raise ValueError("its run lengths do not add up to the picture")

@@ -1,0 +1,269 @@
+"""A list of images, one a row: Parquet, CSV, TSV or JSONL, with captions or conversations where it has them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from itertools import chain, islice, repeat
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.sources import Planned, below, clean, location_problem
+from pad_pipeline.sources.llava import caption_of, default_root, open_text, read_conversations
+from pad_pipeline.storage import file_system, is_url
+
+GUESSES = {
+    "image": ("image", "path", "file_name", "filename", "file", "image_path", "img", "url", "image_url"),
+    "id": ("id", "key", "image_id", "uid"),
+    "caption": ("caption", "text", "txt", "alt"),
+    "conversations": ("conversations",),
+}
+"""What a column may be called, in any case; of several that are there, the first is taken."""
+_HEAD = 1000
+"""Records of a JSONL file whose names are the columns that it is said to have."""
+_LONGEST = 16 << 20
+"""Characters of one line; a longer one is a broken file."""
+_DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError)
+
+_Row = tuple[int, Any, Any, Any, Any]
+"""Its number, then image, id, caption and conversations as they stand there. A ValueError for the image says what is
+wrong with the row."""
+
+
+class ManifestSource:
+    """The rows that have an image; the others are counted.
+
+    Args:
+        path: the list, or its URL; its ending says what it is.
+        image_root: what relative paths are relative to; by default the folder that the list lies in.
+        columns: which column holds the `image`, `id`, `caption` or `conversations`, where `GUESSES` don't find it.
+
+    Raises:
+        UserError: it can't be read, or lacks a column.
+    """
+
+    def __init__(self, path: str, image_root: str | Path | None, columns: Mapping[str, str]) -> None:
+        self.origin = str(path)
+        self.root = default_root(self.origin, image_root)
+        self.counts: Counter[str] = Counter()
+        self._named = dict(columns)
+        # A list may spell the root without following links, as its user does.
+        given = Path(self.origin).parent if image_root is None else Path(image_root)
+        self._root_as_given = str(given.absolute())
+        ending = Path(self.origin).suffix.lower()
+        self._delimiter = "\t" if ending == ".tsv" else ","
+        self._read = {".parquet": self._parquet, ".csv": self._csv, ".tsv": self._csv}.get(ending, self._jsonl)
+        self._unit = "row" if ending == ".parquet" else "line"
+        if not is_url(self.origin) and not Path(self.origin).is_file():
+            raise UserError("--images", path, "there is no such file", "check the path")
+        next(self._rows(), None)  # a file of another kind is told at once
+
+    def __iter__(self) -> Iterator[Planned]:
+        """The images in the list's order."""
+        self.counts.clear()
+        for number, image, name, caption, turns in self._rows():
+            if image is None or image != image:  # NaN is how pandas writes null
+                self.counts["rows without an image"] += 1
+            else:
+                yield self._planned(number, image, name, caption, turns)
+
+    def _planned(self, number: int, image: Any, name: Any, caption: Any, turns: Any) -> Planned:
+        row, source = f"{self._unit} {number}", ""
+        try:
+            if not isinstance(image, str):
+                raise image if isinstance(image, ValueError) else ValueError(_should_be("image", image, "one path"))
+            source = below(self._root_as_given, below(self.root, image)) if image.startswith("/") else image
+            name = _text("id", name) or _stem(source) or row.replace(" ", "-")
+            caption = _text("caption", caption)
+            conversations: Sequence[Mapping[str, str]] = ()
+            if turns and turns == turns:
+                conversations = _turns(turns)
+                caption = caption or caption_of(conversations)
+        except ValueError as error:
+            name = name if isinstance(name, str) and name else row.replace(" ", "-")
+            return Planned(name, source, problem=f"{row}: {error}")
+        return Planned(name, source, caption=caption, conversations=conversations, problem=location_problem(source))
+
+    def _rows(self) -> Iterator[_Row]:
+        try:
+            yield from self._read()
+        except UserError:
+            raise
+        except UnicodeDecodeError as error:
+            raise self._wrong(f"it is not valid UTF-8 ({error.reason})", "save it as UTF-8") from error
+        except Exception as error:
+            if not is_url(self.origin) and not isinstance(error, _DAMAGE):
+                raise  # beside damage only a network comes up with other kinds
+            raise self._wrong(f"it can't be read ({error})", "mend or re-download the file") from error
+
+    def _parquet(self) -> Iterator[_Row]:
+        # What a disk gives, it gives in small pieces; from afar a column of a row group comes in one.
+        remote = is_url(self.origin)
+        file = _open_remote(self.origin) if remote else self.origin
+        with pq.ParquetFile(file, buffer_size=0 if remote else 1 << 20) as table:
+            names = self._columns(table.schema_arrow.names)
+            for role, column in zip(GUESSES, names, strict=True):
+                if column is not None:
+                    self._check_type(role, column, table.schema_arrow.field(column).type)
+            number = 0
+            for batch in table.iter_batches(4096, columns=[name for name in names if name is not None]):
+                columns = [repeat(None) if name is None else batch.column(name).to_pylist() for name in names]
+                yield from zip(range(number, number + len(batch)), *columns, strict=False)
+                number += len(batch)
+
+    def _check_type(self, role: str, column: str, kind: pa.DataType) -> None:
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        types = pa.types
+        text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+        number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_boolean(kind)
+        if role == "conversations":
+            wanted = "a list of {from, value}, or its JSON"
+            fits = text or types.is_list(kind) or types.is_large_list(kind)
+        elif role == "image":
+            wanted, fits = "paths or URLs; pad reads no pictures out of a Parquet file", text
+        else:
+            wanted, fits = "text or numbers", text or number
+        if not (fits or types.is_null(kind)):
+            rule = f"its column {column!r} is of type {kind}, and should hold {wanted}"
+            embedded = role == "image" and not number
+            remedy = "write the pictures to files, or into WebDataset tars" if embedded else "name another column"
+            raise self._wrong(rule, remedy)
+
+    def _csv(self) -> Iterator[_Row]:
+        with open_text("--images", self.origin) as stream:
+            # Strict, for otherwise a quote that is never closed would swallow rows in silence.
+            reader = csv.reader(_lines(stream), delimiter=self._delimiter, strict=True)
+            try:
+                header = next(reader, [])
+                # A column that isn't there is the empty field appended to each row.
+                pick = itemgetter(*[-1 if name is None else header.index(name) for name in self._columns(header)])
+                for row in reader:
+                    if len(row) == len(header):
+                        row.append("")
+                        image, name, caption, turns = pick(row)
+                        yield reader.line_num, image or None, name, caption, turns
+                    elif row:
+                        wrong = ValueError(f"it has {len(row)} fields, and the header has {len(header)}")
+                        yield reader.line_num, wrong, None, None, None
+            except csv.Error as error:
+                rule = f"line {reader.line_num} is not valid CSV ({error})"
+                raise self._wrong(rule, "mend its quotes, or give a Parquet or JSONL file") from error
+
+    def _jsonl(self) -> Iterator[_Row]:
+        with open_text("--images", self.origin) as stream:
+            records = self._records(stream)
+            head = list(islice(records, _HEAD))
+            names = dict.fromkeys(name for _, record in head if isinstance(record, dict) for name in record)
+            self._columns(list(names))
+            # Files are often several put together, each with names of its own.
+            find = lru_cache(256)(partial(_find, named=self._named))
+            for number, record in chain(head, records):
+                if isinstance(record, dict):
+                    image, name, caption, turns = map(record.get, find(tuple(record)))
+                    yield number, image, name, caption, turns
+                else:
+                    yield number, ValueError("it should be an object"), None, None, None
+
+    def _records(self, stream: TextIO) -> Iterator[tuple[int, Any]]:
+        decode = json.JSONDecoder().raw_decode  # json.loads takes three times as long
+        for number, line in enumerate(_lines(stream), 1):
+            line = line.strip()
+            if not line:
+                continue
+            try:
+                record, end = decode(line)
+                if end != len(line):
+                    raise ValueError("something follows the record")
+                yield number, clean(record) if "\\ud" in line.lower() else record
+            except (ValueError, RecursionError) as error:
+                rule = f"line {number} is not valid JSON ({getattr(error, 'msg', error)})"
+                raise self._wrong(rule, "mend or re-download the file") from error
+
+    def _columns(self, there: Sequence[str]) -> tuple[str | None, ...]:
+        """The columns with image, id, caption and conversations.
+
+        Raises:
+            UserError: there is none with images, none of a name that the user gave, or two of a name.
+        """
+        listed = ", ".join(there[:50]) or "none"
+        found = dict(zip(GUESSES, _find(there, self._named), strict=True))
+        for role, column in self._named.items():
+            if role not in GUESSES:
+                rule = f"{role!r} is none of {', '.join(GUESSES)} (the columns are: {listed})"
+                raise UserError("--columns", f"{role}={column}", rule, "correct it")
+            if found[role] is None:
+                rule = f"{self.origin} has no such column; it has: {listed}"
+                raise UserError("--columns", f"{role}={column}", rule, "name one of these")
+        if found["image"] is None:
+            rule = f"it has no column {', '.join(GUESSES['image'])}; its columns are: {listed}"
+            raise self._wrong(rule, "say which one holds the image: --columns image=NAME")
+        for chosen in found.values():
+            if chosen is not None and there.count(chosen) > 1:
+                raise self._wrong(f"it has more than one column {chosen!r}", "rename all but one")
+        return tuple(found.values())
+
+    def _wrong(self, rule: str, remedy: str) -> UserError:
+        return UserError("--images", self.origin, rule, remedy)
+
+
+def _find(there: Sequence[str], named: Mapping[str, str]) -> tuple[str | None, ...]:
+    """For each of `GUESSES` its column; None where there is none."""
+    in_lower_case = {name.strip().lower(): name for name in reversed(there)}
+    return tuple(
+        next(
+            (
+                guess if guess in there else in_lower_case[guess.lower()]
+                for guess in ((named[role],) if role in named else guesses)
+                if guess in there or guess.lower() in in_lower_case
+            ),
+            None,
+        )
+        for role, guesses in GUESSES.items()
+    )
+
+
+def _lines(stream: TextIO) -> Iterator[str]:
+    return iter(partial(stream.readline, _LONGEST), "")
+
+
+def _open_remote(url: str) -> Any:
+    store, path = file_system("--images", url)
+    return store.open(path, "rb")
+
+
+def _text(role: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (list, dict)):
+        raise ValueError(_should_be(role, value, "text"))
+    return "" if value is None or value != value else str(value)
+
+
+def _turns(value: Any) -> list[dict[str, str]]:
+    if isinstance(value, str):
+        try:
+            parsed = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"conversations is not valid JSON ({getattr(error, 'msg', error)})") from error
+        value = clean(parsed) if "\\ud" in value.lower() else parsed
+    return read_conversations(value)
+
+
+def _stem(image: str) -> str:
+    if is_url(image):
+        image = image.partition("?")[0].partition("#")[0].rpartition("/")[2]
+    return os.path.splitext(image)[0]  # noqa: PTH122 (a Path for each of millions is slow)
+
+
+def _should_be(role: str, value: Any, wanted: str) -> str:
+    kind = {list: "a list", dict: "an object", bool: "true or false"}.get(type(value), "a number")
+    return f"{role} is {kind}, and should be {wanted}"

@@ -1,0 +1,122 @@
+"""The bytes of a planned image, from wherever they lie."""
+
+from __future__ import annotations
+
+import errno
+import random
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.pictures import BadImage
+from pad_pipeline.storage import file_system, is_url, url_problem
+
+TRIES = 3
+"""Of a read over the network, before the image fails."""
+SECONDS = 60
+"""What one read over the network may take."""
+
+_FAULTS_OF_A_FILE = {
+    errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL,
+}  # fmt: skip
+
+
+class Place(NamedTuple):
+    """Where bytes lie."""
+
+    file: str
+    """A path relative to the source's root, or a URL."""
+    at: int = -1
+    """The first byte; -1 for the whole file."""
+    size: int = -1
+    """How many; of a whole file it says nothing."""
+
+
+NOWHERE = Place("")
+
+
+def read_bytes(root: str, place: Place, most: int) -> bytes:
+    """The bytes at a place.
+
+    Args:
+        root: folder or URL of the source.
+        place: where.
+        most: a file with more bytes than this is refused before it is read.
+
+    Raises:
+        BadImage: there is nothing to be read there, or too much.
+        UserError: the package for this kind of URL is not installed.
+        OSError: the machine's fault, such as a failing disk.
+    """
+    if place.at >= 0 and place.size > most:
+        raise _too_large(place.size, most)
+    file = place.file if is_url(place.file) else f"{root}/{place.file}"
+    data = _remote(file, place, most) if is_url(file) else _local(Path(file), place, most)
+    if place.at >= 0 and len(data) < place.size:
+        raise BadImage(f"{place.file} ends inside the image: {len(data)} bytes instead of {place.size}")
+    return data
+
+
+def _local(path: Path, place: Place, most: int) -> bytes:
+    try:
+        if not path.is_file():
+            raise BadImage("this is no ordinary file" if path.exists() else "there is no such file")
+        if place.at < 0 and (size := path.stat().st_size) > most:
+            raise _too_large(size, most)
+        with path.open("rb") as stream:
+            if place.at >= 0:
+                stream.seek(place.at)
+                return stream.read(place.size)
+            return stream.read()
+    except OSError as error:
+        if error.errno not in _FAULTS_OF_A_FILE:
+            raise  # a failing disk or too many open files is no image's fault
+        raise BadImage(f"the file can't be read ({error.strerror})") from error
+
+
+def _remote(url: str, place: Place, most: int) -> bytes:
+    if problem := url_problem(url):
+        raise BadImage(problem)
+    for attempt in range(1, TRIES + 1):
+        try:
+            return _fetch(url, place, most)
+        except (BadImage, UserError):
+            raise
+        except (FileNotFoundError, PermissionError) as error:
+            raise BadImage("there is nothing at this URL, or nothing that may be read") from error
+        except Exception as error:  # whatever the network and the store's library come up with
+            if attempt == TRIES:
+                detail = " ".join(str(error).split())[:200]
+                raise BadImage(f"it can't be fetched, in {TRIES} tries ({type(error).__name__}: {detail})") from error
+            time.sleep(2.0**attempt * random.uniform(0.25, 0.5))
+    raise AssertionError("unreachable")
+
+
+def _fetch(url: str, place: Place, most: int) -> bytes:
+    store, path = _store(url)
+    if place.at >= 0:
+        return bytes(store.cat_file(path, start=place.at, end=place.at + place.size))
+    # Over HTTP as a stream, for a server may say nothing about the size, or something false.
+    options = {"block_size": 0} if url.startswith("http") else {}
+    content = bytearray()
+    with store.open(path, "rb", **options) as stream:
+        while piece := stream.read(min(1 << 20, most + 1 - len(content))):
+            content += piece
+            if len(content) > most:
+                raise _too_large(f"more than {most}", most)
+    return bytes(content)
+
+
+def _store(url: str) -> tuple[Any, str]:
+    if not url.startswith("http"):
+        return file_system("--images", url)
+    import aiohttp
+    import fsspec
+
+    timeout = aiohttp.ClientTimeout(total=SECONDS)
+    return fsspec.filesystem("http", client_kwargs={"timeout": timeout}), url
+
+
+def _too_large(size: int | str, most: int) -> BadImage:
+    return BadImage(f"the file has {size} bytes; decode.max_file_bytes allows {most}")

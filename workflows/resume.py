@@ -1,0 +1,184 @@
+"""What is in a run's folder already: what stays, what is made anew, and whether the rest may join it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.plan import PLAN_NAME, Plan
+from pad_pipeline.records import shard_name
+from pad_pipeline.shards.reader import ShardFolder, index_facts
+from pad_pipeline.shards.run import RUN_NAME, Run
+from pad_pipeline.storage import Folder
+
+_SHARD_FILE = re.compile(r"pad-(\d{6,9})\.(tar|parquet)")
+_THREADS = 16
+"""That read the ends of indexes: on object stores each takes a round trip."""
+
+
+@dataclass
+class Scan:
+    """The finished shards of a folder."""
+
+    finished: set[int] = field(default_factory=set)
+    totals: Counter[str] = field(default_factory=Counter)
+    with_failures: list[int] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    """Shards whose index can't be read, is of another run, or does not go with the tar's size."""
+    halves: list[str] = field(default_factory=list)
+    """Files of shards that were never committed: a tar without an index, an index without a tar."""
+
+
+def scan(folder: Folder, identity: str, shards: int) -> Scan:
+    """Go through the folder once: a listing, and the end of each index.
+
+    Args:
+        folder: the run's.
+        identity: `Run.identity` of the run that made it.
+        shards: how many are planned; files of others are no part of the run.
+    """
+    found = Scan()
+    sizes: dict[int, dict[str, int]] = {}
+    for name, size in folder.files():
+        if match := _SHARD_FILE.fullmatch(name):
+            sizes.setdefault(int(match[1]), {})[match[2]] = size
+    whole = [number for number, files in sizes.items() if len(files) == 2 and number < shards]
+    found.halves = [
+        f"{shard_name(number)}.{ending}"
+        for number, files in sizes.items()
+        for ending in files
+        if len(files) < 2 or number >= shards
+    ]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for number, totals in threads.map(lambda n: (n, _totals(folder, n, identity, sizes[n]["tar"])), sorted(whole)):
+            if totals is None:
+                found.damaged.append(shard_name(number))
+                continue
+            found.finished.add(number)
+            found.totals.update(totals)
+            if totals["failed"]:
+                found.with_failures.append(number)
+    return found
+
+
+def _totals(folder: Folder, number: int, identity: str, tar_bytes: int) -> dict[str, int] | None:
+    try:
+        facts = index_facts(folder, shard_name(number))
+        if facts[b"run"] != identity.encode() or int(facts[b"tar_bytes"]) != tar_bytes:
+            return None
+        return {name: int(value) for name, value in json.loads(facts[b"totals"]).items()}
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def check_same(old: Run, new: Run, folder: Folder, new_plan: Plan, accept_code: bool) -> None:
+    """Refuse to add to shards that were made with something else.
+
+    Raises:
+        UserError: with every difference, spelled out.
+    """
+    differences = old.differences(new)
+    if accept_code:
+        differences = [line for line in differences if not line.startswith("fingerprints.code:")]
+    if not differences:
+        return
+    if any(line.startswith("fingerprints.inputs:") for line in differences):
+        differences.insert(0, f"images: {plan_difference(folder, new_plan)}")
+    code_only = all(line.startswith("fingerprints.code:") for line in differences)
+    remedy = "run with what it was made with; or keep it and go on in a new folder with --fork NEWOUT"
+    if code_only:
+        remedy = "if the change moves no result, go on with --accept-changed-code; or use --fork NEWOUT"
+    raise UserError("--out", folder, f"its shards were made with something else ({'; '.join(differences)})", remedy)
+
+
+def plan_difference(folder: Folder, new: Plan) -> str:
+    """The first image in which two plans differ, in words."""
+    if not folder.has(PLAN_NAME):
+        return "the earlier plan is gone"
+    old = Plan(folder)
+    counts = f"{old.images} -> {new.images}; " if old.images != new.images else ""
+    for (shard, mine), (_, others) in zip(_rows(old), _rows(new), strict=False):
+        for name in mine:
+            if mine[name] != others[name] and name not in ("shard", "row"):
+                return f"{counts}the first that differs is {shard_name(shard)} row {mine['row']}, {name}: " + (
+                    f"{_short(mine[name])} -> {_short(others[name])}"
+                )
+    return counts + ("the rest is the same" if counts else "another number of images in a shard")
+
+
+def _rows(plan: Plan) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number in range(len(plan)):
+        for row in plan.rows(number):
+            yield number, row
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def check_repaired(old: Run, new: Run, folder: Folder, new_plan: Plan, accept_code: bool, found: Scan) -> None:
+    """As `check_same`, but images that failed may have changed: that is why they are tried again.
+
+    Raises:
+        UserError: something else differs.
+    """
+    old_plan, shards, failed = Plan(folder), ShardFolder(folder, "--out"), set[str]()
+    same = old_plan.images == new_plan.images and old_plan.shard_size == new_plan.shard_size
+    for number in range(len(old_plan)) if same else ():
+        mine, others = old_plan.rows(number), new_plan.rows(number)
+        if number in found.with_failures:
+            rows = shards.index(shard_name(number))
+            failed.update(row["key"] for row in rows if row["status"] == "failed")
+        if number in found.finished:
+            same = same and all(a == b for a, b in zip(mine, others, strict=True) if a["key"] not in failed)
+    if same:
+        kept = {key: value for key, value in old.contents.items() if key not in failed}
+        old = old.model_copy(
+            update={
+                "fingerprints": old.fingerprints | {"inputs": new.fingerprints["inputs"]},
+                "contents": new.contents if all(new.contents.get(key) == kept[key] for key in kept) else old.contents,
+            }
+        )
+    check_same(old, new, folder, new_plan, accept_code)
+
+
+def adopt(old_folder: Folder, folder: Folder, run: Run) -> int:
+    """Copy finished shards of another run that would come out the same: same images, settings, weights and code.
+
+    Returns:
+        How many.
+    """
+    old = Run.read(old_folder, "--out")
+    if old.identity != run.identity or old.fingerprints.get("code") != run.fingerprints["code"]:
+        return 0
+    theirs, mine = Plan(old_folder), Plan(folder)
+    adopted = 0
+    for number in sorted(scan(old_folder, old.identity, old.shards).finished):
+        name = shard_name(number)
+        if number >= run.shards or folder.has(f"{name}.parquet") or theirs.rows(number) != mine.rows(number):
+            continue
+        for ending in ("tar", "parquet"):
+            file = f"{name}.{ending}"
+            with folder.commit(file) as partial, old_folder.open(file) as source, partial.open("wb") as sink:
+                shutil.copyfileobj(source, sink, 1 << 20)
+        adopted += 1
+    return adopted
+
+
+def foreign(folder: Folder) -> list[str]:
+    """A few names of things in a folder without a run.json that are none of ours."""
+    if folder.has(RUN_NAME):
+        return []
+    names = (name for name, _ in folder.files() if not name.startswith(".") or name == ".git")
+    return sorted(islice(names, 5))
