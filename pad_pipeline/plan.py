@@ -56,7 +56,6 @@ GROUP = 4096
 SAMPLE = 64
 """Images whose content is hashed at the depth `sample`."""
 _MOST_HASHED = 1 << 30
-_NO_TURNS = "[]"
 
 
 @dataclass
@@ -96,19 +95,16 @@ def write_plan(
         hashes = KeyHashes(Path(scratch))
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
             for group in _groups(islice(iter(source), limit)):
-                rows = [
-                    _row(planned, source.root, depth, *divmod(facts.images + number, shard_size))
-                    for number, planned in enumerate(group)
-                ]
+                columns = _columns(group, source.root, depth, facts.images, shard_size)
                 if depth == "full":
-                    rows = _hashed(rows, source.root)
-                columns = [pa.array(list(column), kind.type) for column, kind in zip(zip(*rows), schema, strict=True)]  # noqa: B905
-                table = pa.table(columns, schema=schema)
+                    columns["sha256"] = _hashed(group, columns["bytes"], source.root)
+                table = pa.table([pa.array(columns[column.name], column.type) for column in schema], schema=schema)
                 _update(digest, table)
-                chosen.offer(hashes.add(table["key"].to_pylist()), rows)
-                sizes = table["bytes"].to_numpy()
-                facts.images += len(rows)
-                facts.there += sum(not row[_PROBLEM] and (row[_BYTES] >= 0 or _remote(row, source)) for row in rows)
+                chosen.offer(hashes.add(columns["key"]), group, columns)
+                sizes, sound = table["bytes"].to_numpy(), pc.binary_length(table["problem"]).to_numpy() == 0
+                facts.images += len(group)
+                facts.there += int((sound & ((sizes >= 0) | is_url(source.root))).sum())
+                facts.there += sum(not one.problem and is_url(one.source) for one in group if one.size is None)
                 facts.bytes += int(sizes[sizes > 0].sum())
                 writer.write_table(table)
         repeated = hashes.repeated()
@@ -118,53 +114,52 @@ def write_plan(
     facts.seal = seal(path)
     facts.digest = digest.hexdigest()
     if depth == "sample":
-        facts.sample = dict(sorted((row[_KEY], sha256) for row, sha256 in chosen.hashed(source.root)))
+        facts.sample = chosen.hashed(source.root)
     return facts
-
-
-_KEY, _SOURCE, _FILE, _AT, _BYTES, _SHA256, _PROBLEM = (
-    PLAN_SCHEMA.names.index(name) for name in ("key", "source", "file", "at", "bytes", "sha256", "problem")
-)
-_Row = tuple[Any, ...]
 
 
 def _groups(planned: Iterable[Planned]) -> Iterator[list[Planned]]:
     iterator = iter(planned)
-    while group := list(islice(iterator, GROUP)):
-        yield group
+    try:
+        while group := list(islice(iterator, GROUP)):
+            yield group
+    except OSError as error:
+        where, rule = error.filename or "the source", f"it can't be read ({error.strerror or error})"
+        raise UserError("--images", where, rule, "mend it, then run the same command again") from error
 
 
-def _row(planned: Planned, root: str, depth: Depth, shard: int, row: int) -> _Row:
-    size = planned.size
-    if size is None:
-        size = -1
-        if depth != "names" and not planned.problem and not is_url(planned.source) and not is_url(root):
-            try:
-                size = os.stat(f"{root}/{planned.source}").st_size  # noqa: PTH116 (a Path for each of millions is slow)
-            except (OSError, ValueError):  # found out again, and reported as a failed row, when the image is read
-                size = -1
-    return (
-        shard,
-        row,
-        plain_key(planned.id),
-        planned.id,
-        planned.source,
-        planned.file,
-        planned.at,
-        size,
-        planned.earlier_at,
-        planned.earlier_bytes,
-        planned.caption,
-        json.dumps(planned.conversations) if planned.conversations else _NO_TURNS,
-        json.dumps(planned.annotations) if planned.annotations else _NO_TURNS,
-        planned.sha256,
-        planned.problem,
-    )
+def _columns(group: list[Planned], root: str, depth: Depth, first: int, shard_size: int) -> dict[str, Any]:
+    """The values of each column for the images of a group, the first of which has the number `first`."""
+    numbers = np.arange(first, first + len(group))
+    ask = depth != "names" and not is_url(root)
+    return {
+        "shard": (numbers // shard_size).astype(np.int32),
+        "row": (numbers % shard_size).astype(np.int32),
+        "key": [plain_key(one.id) for one in group],
+        "id": [one.id for one in group],
+        "source": [one.source for one in group],
+        "file": [one.file for one in group],
+        "at": [one.at for one in group],
+        "bytes": [
+            _size(one, root) if one.size is None and ask else -1 if one.size is None else one.size for one in group
+        ],
+        "earlier_at": [one.earlier_at for one in group],
+        "earlier_bytes": [one.earlier_bytes for one in group],
+        "caption": [one.caption for one in group],
+        "conversations": [json.dumps(one.conversations) if one.conversations else "[]" for one in group],
+        "annotations": [json.dumps(one.annotations) if one.annotations else "[]" for one in group],
+        "sha256": [one.sha256 for one in group],
+        "problem": [one.problem for one in group],
+    }
 
 
-def _remote(row: _Row, source: Source) -> bool:
-    """Whether the size is unknown because nobody asked, and not because there is no file."""
-    return is_url(row[_SOURCE]) or is_url(source.root)
+def _size(planned: Planned, root: str) -> int:
+    if planned.problem or is_url(planned.source):
+        return -1
+    try:
+        return os.stat(f"{root}/{planned.source}").st_size  # noqa: PTH116 (a Path for each of millions is slow)
+    except (OSError, ValueError):  # found out again, and reported as a failed row, when the image is read
+        return -1
 
 
 def _update(digest: Any, table: pa.Table) -> None:
@@ -173,7 +168,10 @@ def _update(digest: Any, table: pa.Table) -> None:
         values = column.chunk(0)
         if pa.types.is_string(values.type):
             digest.update(pc.binary_length(values).to_numpy().astype("<i8").tobytes())
-            digest.update("".join(values.to_pylist()).encode())
+            _, offsets, data = values.buffers()
+            end = int(np.frombuffer(offsets, "<i4", 1, 4 * (values.offset + len(values)))[0])
+            start = int(np.frombuffer(offsets, "<i4", 1, 4 * values.offset)[0])
+            digest.update(memoryview(data)[start:end] if data else b"")
         else:
             digest.update(values.to_numpy().astype("<i8").tobytes())
 
@@ -182,34 +180,33 @@ class _Sample:
     """The images with the smallest key hashes: as good as drawn by lot, and the same in whatever order they come."""
 
     def __init__(self) -> None:
-        self.kept: list[tuple[int, _Row]] = []
+        self.kept: list[tuple[int, str, Planned, int]] = []
 
-    def offer(self, hashes: np.ndarray, rows: list[_Row]) -> None:
+    def offer(self, hashes: np.ndarray, group: list[Planned], columns: dict[str, Any]) -> None:
         smallest = np.argsort(hashes, kind="stable")[:SAMPLE]
-        offered = [(int(hashes[place]), rows[place]) for place in smallest if not rows[place][_PROBLEM]]
+        offered = [(int(hashes[n]), columns["key"][n], group[n], columns["bytes"][n]) for n in smallest]
         self.kept = sorted([*self.kept, *offered], key=lambda entry: entry[0])[:SAMPLE]
 
-    def hashed(self, root: str) -> list[tuple[_Row, str]]:
-        with ThreadPoolExecutor(16) as threads:
-            rows = [row for _, row in self.kept]
-            return list(zip(rows, threads.map(lambda row: _content_sha256(row, root), rows), strict=True))
+    def hashed(self, root: str) -> dict[str, str]:
+        keys = [key for _, key, _, _ in self.kept]
+        found = _hashed([one for _, _, one, _ in self.kept], [size for *_, size in self.kept], root)
+        return dict(sorted(zip(keys, found, strict=True)))
 
 
-def _hashed(rows: list[_Row], root: str) -> list[_Row]:
-    """The rows with the sha256 of what each image holds."""
+def _hashed(group: list[Planned], sizes: list[int], root: str) -> list[str]:
+    """sha256 of what each image holds; empty where it can't be read, for that will be a failed row."""
+
+    def content_sha256(planned: Planned, size: int) -> str:
+        if planned.problem or planned.sha256:
+            return planned.sha256
+        try:
+            place = Place(planned.file or planned.source, planned.at, size)
+            return hashlib.sha256(read_bytes(root, place, _MOST_HASHED)).hexdigest()
+        except BadImage:
+            return ""
+
     with ThreadPoolExecutor(16) as threads:
-        found = list(threads.map(lambda row: row[_SHA256] or _content_sha256(row, root), rows))
-    return [(*row[:_SHA256], sha256, *row[_SHA256 + 1 :]) for row, sha256 in zip(rows, found, strict=True)]
-
-
-def _content_sha256(row: _Row, root: str) -> str:
-    if row[_PROBLEM]:
-        return ""
-    try:
-        place = Place(row[_FILE] or row[_SOURCE], row[_AT], row[_BYTES])
-        return hashlib.sha256(read_bytes(root, place, _MOST_HASHED)).hexdigest()
-    except BadImage:
-        return ""  # it will be a failed row
+        return list(threads.map(content_sha256, group, sizes))
 
 
 def _rename(path: Path, schema: pa.Schema, repeated: np.ndarray, hashes: KeyHashes) -> None:
@@ -236,7 +233,7 @@ def _rename(path: Path, schema: pa.Schema, repeated: np.ndarray, hashes: KeyHash
                     while row < group * GROUP + len(keys):
                         keys[row - group * GROUP] = own
                         row, own = next(named, (1 << 62, ""))
-                    table = table.set_column(_KEY, schema.field("key"), pa.array(keys))
+                    table = table.set_column(schema.get_field_index("key"), schema.field("key"), pa.array(keys))
                 writer.write_table(table)
         second.replace(path)
     finally:

@@ -25,13 +25,13 @@ REMOTE_SCHEMES = frozenset({"http", "https", "s3", "s3a", "gs", "gcs", "hf", "az
 
 def is_url(text: str) -> bool:
     """Whether `text` names something by URL, of whatever scheme."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*(::|://)", text) is not None
+    return "://" in text and re.match(r"[A-Za-z][A-Za-z0-9+.:-]*://", text) is not None
 
 
 def url_problem(url: str) -> str:
     """Why pad does not open this URL; empty where it does."""
     scheme = url.partition("://")[0]
-    if scheme.lower() in REMOTE_SCHEMES:
+    if scheme in REMOTE_SCHEMES:
         return ""
     return f"the URL begins with {scheme!r}; pad reads {', '.join(sorted(REMOTE_SCHEMES))}"
 
@@ -50,6 +50,8 @@ def file_system(field: str, url: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
         raise UserError(field, url, str(error), "install that package beside pad") from error
+    except ValueError as error:
+        raise UserError(field, url, f"it is no URL of that kind ({error})", "correct it") from error
 
 
 class Folder:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,6 +77,13 @@ def pad(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
         return SimpleNamespace(code=code, out=captured.out, err=captured.err)
 
     return run
+
+
+def wait_for(happens: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    """Until something happens that a process does."""
+    while not happens():
+        assert process.poll() is None, f"it ended with {process.returncode} before that"
+        time.sleep(0.01)
 
 
 def record(path: Path, **more: object) -> ImageRecord:

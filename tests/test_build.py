@@ -28,8 +28,9 @@ Pad = Callable[..., object]
 
 
 def files(folder: Path) -> dict[str, str]:
-    """Name -> sha256 of every file of a run."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    """Name -> sha256 of every file of a run, but for its speed."""
+    paths = sorted(path for path in folder.iterdir() if path.name != "metrics.jsonl")
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,11 @@ from typer.testing import CliRunner
 from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.files import World
 from pad_pipeline.shards.reader import open_shards
+from tests.conftest import wait_for
 from workflows.cli import app
-from workflows.engines import placement
 from workflows.links import Link
 from workflows.models import PRESETS, load_models
+from workflows.placement import Placement, parse_pools, place
 from workflows.train import train_settings
 
 Pad = Callable[..., Any]
@@ -111,7 +112,7 @@ def mistakes(tmp: Path, world: World, models_toml: Path) -> dict[str, tuple[list
         "deep JSON": (["--images", tmp / "deep.json", *out], "not valid JSON"),
         "no records": (["--images", tmp / "empty.json", *out], "there is no image in it"),
         "missing JSON": (["--images", tmp / "nowhere.json", *out], "there is no such file"),
-        "a text file": (["--images", tmp / "file", *out], "neither a folder nor a .json"),
+        "a text file": (["--images", tmp / "file", *out], "this file is no folder"),
         "root of a folder": ([*images, "--image-root", tmp, *out], "--image-root"),
         "no such root": (["--images", world.llava, "--image-root", tmp / "x", *out], "--image-root"),
         "out in use": ([*images, "--out", tmp / "used"], "holds something else (thesis.doc)"),
@@ -280,22 +281,26 @@ def test_odd_text_is_shown_as_it_is(pad: Pad, common: list[object], tmp_path: Pa
     assert "\x1b" not in shown
 
 
-def test_ctrl_c_stops_with_130_and_resumes(world: World, common: list[object], tmp_path: Path) -> None:
-    """SIGINT in the middle of a build: one line, exit code 130; the same command finishes the run."""
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_in_good_order_and_the_rest_comes_later(
+    number: signal.Signals, code: int, world: World, common: list[object], tmp_path: Path
+) -> None:
+    """Ctrl-C, and what a cluster sends before it takes a machine away: one line, the usual exit code, nothing half
+    done; the same command finishes the run."""
+    out = tmp_path / "out"
     command = [Path(sys.executable).parent / "pad", "build", "--images", world.images, *common, "--shard-size", 1,
-               "--out", tmp_path / "out"]  # fmt: skip
+               "--out", out]  # fmt: skip
     # A shell that runs the tests in the background makes its children deaf to SIGINT.
     hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, preexec_fn=hear) as process:
+        wait_for(lambda: list(out.glob("*.parquet")) and (out / "pad-000000.parquet").exists(), process)
+        process.send_signal(number)
         assert process.stderr
-        for line in process.stderr:
-            if "of 10 shards" in line:
-                process.send_signal(signal.SIGINT)
-                break
         rest = process.stderr.read()
-    assert process.returncode == 130, rest
+    assert process.returncode == code, rest
     assert "Traceback" not in rest
     assert "continue" in rest
+    assert not list(out.glob(".*"))
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.search(r"left as they are: [1-9] of 10 shards", done.stderr)
@@ -341,9 +346,16 @@ def test_readme_commands_run(tmp_path: Path) -> None:
     assert (tmp_path / "trained" / "hf" / "model.safetensors").exists()
 
 
-def test_placement_fits_every_cluster() -> None:
+CHAIN = [
+    Link("decode", []),
+    *(Link(name, [], on_gpu=True) for name in ("tag", "ground", "segment")),
+    Link("patchify", []),
+]
+
+
+@pytest.mark.parametrize("how", ["fused", "pools", "auto"])
+def test_placement_fits_every_cluster(how: Placement) -> None:
     """Pools that did not all fit waited for ever, and GPU shares above 1 were refused (2 GPUs, 8 GPUs and 1 worker)."""
-    chain = [Link("decode", []), *(Link(name, [], on_gpu=True) for name in "abc"), Link("patchify", [])]
     for cpus, gpus, workers in (
         (1, 0, 0),
         (2, 0, 3),
@@ -354,14 +366,35 @@ def test_placement_fits_every_cluster() -> None:
         (100, 8, 1),
         (4, 2, 9),
     ):
-        links, pools = placement(chain, cpus, gpus, workers)
-        assert sum(pool.actors * pool.gpus for pool in pools) <= gpus
-        assert sum(pool.actors * pool.cpus for pool in pools) <= max(cpus, 0.1)
-        assert all(pool.actors >= 1 and pool.cpus > 0 for pool in pools)
-        assert [link.name for link in links] == (
-            ["decode", "a+b+c", "patchify"] if gpus else ["decode", "a", "b", "c", "patchify"]
-        )
-    assert [pool.actors for pool in placement(chain, 64, 8, 0)[1]] == [8, 8, 8]
+        pools = place(CHAIN, cpus, gpus, how=how, workers=workers)
+        assert sum(pool.workers * pool.gpus for pool in pools) <= gpus
+        assert sum(pool.workers * pool.cpus for pool in pools) <= max(cpus, 0.1)
+        assert all(pool.workers >= 1 and pool.cpus > 0 for pool in pools)
+        assert all((pool.gpus > 0) == (pool.link.on_gpu and gpus > 0) for pool in pools)
+
+
+def test_placement_puts_models_together_or_apart() -> None:
+    """Fused: one worker a GPU holds all models. Apart: whole GPUs by cost where there are enough, else parts of one;
+    and what the user asks for goes before either, unless the cluster can't give it."""
+
+    def dealt(gpus: int, **how: object) -> dict[str, tuple[int, float]]:
+        return {pool.link.name: (pool.workers, pool.gpus) for pool in place(CHAIN, 64, gpus, **how)}  # type: ignore[arg-type]
+
+    assert dealt(8) == {"decode": (8, 0), "tag+ground+segment": (8, 1), "patchify": (8, 0)}
+    assert list(dealt(0, workers=2)) == ["decode+tag+ground+segment+patchify"]
+    assert dealt(8, gpu_bytes=8 << 30) == dealt(8, how="pools")
+    assert dealt(8, gpu_bytes=80 << 30) == dealt(8, how="fused")
+    pools = dealt(9, how="pools")
+    assert [pools[name] for name in ("tag", "ground", "segment")] == [(1, 1), (2, 1), (6, 1)]
+    assert dealt(1, how="pools")["ground"] == (1, 0.333)
+    asked = dealt(1, sizes=parse_pools(["tag=2x0.1", "segment=1x0.5", "decode=5", "ground=1x0.3"]))
+    assert asked == {"decode": (5, 0), "tag": (2, 0.1), "ground": (1, 0.3), "segment": (1, 0.5), "patchify": (1, 0)}
+    for sizes, gpus in ((["tag=3x0.5"], 1), (["nothing=1"], 1)):
+        with pytest.raises(UserError, match="--pool"):
+            dealt(gpus, sizes=parse_pools(sizes))
+    for wrong in ("tag", "tag=0", "tag=-1", "tag=1x0", "tag=1x", "tag=two"):
+        with pytest.raises(UserError, match=r"STAGE=WORKERS"):
+            parse_pools([wrong])
 
 
 def test_a_full_disk_stops_the_build_and_the_rest_comes_later(
@@ -376,7 +409,7 @@ def test_a_full_disk_stops_the_build_and_the_rest_comes_later(
     assert full.returncode == 2, full.stderr
     assert "Traceback" not in full.stderr
     assert "can't be written (File too large)" in full.stderr
-    assert sorted(path.name for path in out.iterdir()) == ["plan.parquet", "run.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["metrics.jsonl", "plan.parquet", "run.json"]
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "10 images" in done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -179,18 +180,22 @@ def _run(
     run: Run, source: Source, folder: Folder, chain_for: ChainFor, options: RunOptions, forked: Folder | None
 ) -> Totals:
     created = not folder.exists()
-    try:
-        folder.create()
+    with ExitStack() as held:
         try:
-            with locked(folder):
-                folder.clean()
-                found = prepare(run, source, folder, options, forked)
-                return _work(run, found, folder, chain_for, options)
-        finally:
-            if created and not folder.remote and folder.path.is_dir() and not any(folder.path.iterdir()):
-                folder.path.rmdir()
-    except OSError as error:
-        raise unwritable(folder, error) from error
+            folder.create()
+            held.callback(_remove_if_empty, folder if created else None)
+            held.enter_context(locked(folder))
+            folder.clean()
+            found = prepare(run, source, folder, options, forked)
+        except OSError as error:
+            raise unwritable(folder, error) from error
+        return _work(run, found, folder, chain_for, options)
+
+
+def _remove_if_empty(folder: Folder | None) -> None:
+    """A run that was refused leaves no folder behind."""
+    if folder and not folder.remote and folder.path.is_dir() and not any(folder.path.iterdir()):
+        folder.path.rmdir()
 
 
 def _work(run: Run, found: Scan, folder: Folder, chain_for: ChainFor, options: RunOptions) -> Totals:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
@@ -55,7 +55,7 @@ class LocalEngine:
         alive()
         if not attempts.alone:
             return chain.run(attempts.task())
-        item = attempts.task()
+        item: Any = attempts.task()
         for number, name in enumerate(chain.names):  # so that the note says which stage it was
             attempts.stage = name
             self.journal.write(attempts)

@@ -129,7 +129,7 @@ class Chain:
         self.names = [step.name for step in link.steps]
         for step in self.steps:
             if isinstance(step, Stage):
-                step.tick, step.breaker = tick, link.breaker  # type: ignore[method-assign]
+                step.tick, step.breaker = tick, link.breaker
 
     def run(self, item: Any, first: int = 0, last: int | None = None) -> Any:
         """`item` through the steps from `first` to before `last`."""

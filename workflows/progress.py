@@ -114,7 +114,7 @@ class Watch:
                 yield
         finally:
             self._live = None
-            if self.shards:
+            if any(state.worked.images for state in self.stages.values()):
                 self._tell()
 
     def _tell(self) -> None:

@@ -94,9 +94,11 @@ class Run(BaseModel):
 
 def is_run(folder: Folder) -> bool:
     """Whether a folder holds a run, of whatever version."""
+    if not folder.has(RUN_NAME):
+        return False
     try:
         data = json.loads(folder.read(RUN_NAME))
-    except (OSError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         return False
     return isinstance(data, dict) and {"schema_version", "fingerprints", "shard_size"} <= data.keys()
 

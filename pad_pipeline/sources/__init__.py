@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.storage import folder_at, is_url, url_problem
@@ -62,9 +64,9 @@ def read_json(field_name: str, path: Path) -> Any:
     if not path.is_file():
         raise UserError(field_name, path, "there is no such file", "check the path")
     try:
-        data = path.read_bytes()
-        value = json.loads(data)
-        return clean(value) if b"\\ud" in data.lower() else value
+        text = path.read_text("utf-8-sig")
+        value = json.loads(text)
+        return clean(value) if "\\ud" in text.lower() else value
     except (ValueError, RecursionError) as error:
         raise UserError(field_name, path, f"it is not valid JSON ({error})", "mend or re-download the file") from error
 
@@ -104,7 +106,7 @@ def path_problem(source: str) -> str:
         return "the image path is empty"
     if "\0" in source:
         return "the image path holds a NUL character"
-    if source.startswith(("/", "\\")) or source[1:2] == ":":
+    if source.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[\\/]", source):
         return f"the image path {source!r} is absolute; it must be relative to the image root"
     if ".." in source and ".." in source.replace("\\", "/").split("/"):
         return f"the image path {source!r} climbs out of the image root"
@@ -120,6 +122,11 @@ def below(root: str, source: str) -> str:
     """An absolute path below a local root as one relative to it; anything else as it is."""
     prefix = root.rstrip("/") + "/"
     return source[len(prefix) :] if source.startswith(prefix) else source
+
+
+def ending_of(name: str) -> str:
+    """The ending of a path or of a URL, which may have a query behind it; in lower case."""
+    return Path(urlsplit(name).path if is_url(name) else name).suffix.lower()
 
 
 LISTS = {".parquet", ".csv", ".tsv", ".jsonl", ".ndjson"}
@@ -148,7 +155,7 @@ def open_source(
     from pad_pipeline.sources.webdataset import TarSource
 
     text, remote = str(images), is_url(str(images))
-    ending = Path(text).suffix.lower()
+    ending = ending_of(text)
     is_folder = not remote and Path(text).is_dir()
     if remote and (problem := url_problem(text)):
         raise UserError("--images", text, problem, "copy the files to one of these, or to a local folder")

@@ -6,7 +6,9 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from pad_pipeline.errors import UserError
 from pad_pipeline.sources import Planned, require_folder
 from pad_pipeline.storage import file_system
 
@@ -48,12 +50,16 @@ class FolderSource:
 
     def __iter__(self) -> Iterator[Planned]:
         """The images: those of a folder first, then those of its subfolders."""
-        for folder, folders, files in os.walk(self.root):
+        for folder, folders, files in os.walk(self.root, onerror=self._unlistable):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             below = folder[len(self.root) :].strip("/")
             for name in sorted(files):
                 if _is_image(name, self.counts):
                     yield _planned(f"{below}/{name}" if below else name)
+
+    def _unlistable(self, error: OSError) -> None:
+        remedy = "let it be read, or move it away: a folder that is left out in silence would be missed in the shards"
+        raise UserError("--images", error.filename, f"it can't be listed ({error.strerror})", remedy) from error
 
 
 class RemoteFolderSource:
@@ -66,7 +72,7 @@ class RemoteFolderSource:
 
     def __iter__(self) -> Iterator[Planned]:
         """The images, in the order of a local folder."""
-        for folder, folders, files in self._store.walk(self._prefix, detail=True, on_error="raise"):
+        for folder, folders, files in self._walk():
             for name in [name for name in folders if name.startswith(".")]:
                 del folders[name]
             for name in sorted(folders):  # walk goes on in the order that it finds here
@@ -78,12 +84,20 @@ class RemoteFolderSource:
                     planned.size = files[name].get("size")
                     yield planned
 
+    def _walk(self) -> Iterator[Any]:
+        try:
+            yield from self._store.walk(self._prefix, detail=True, on_error="raise")
+        except Exception as error:  # whatever the network and the store's library come up with
+            rule = f"it can't be listed ({type(error).__name__}: {error})"
+            raise UserError("--images", self.root, rule, "check the URL, and try again") from error
+
 
 def _is_image(name: str, counts: Counter[str]) -> bool:
     if name.startswith("."):
         return False
     found = os.path.splitext(name)[1].lower() in IMAGE_ENDINGS  # noqa: PTH122 (a Path for each of millions is slow)
-    counts["files that are no images"] += not found
+    if not found:
+        counts["files that are no images"] += 1
     return found
 
 

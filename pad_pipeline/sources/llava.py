@@ -16,6 +16,7 @@ from pad_pipeline.storage import file_system, is_url
 _WINDOW = 1 << 20
 """Characters that are read at a time."""
 _BETWEEN = re.compile(r"[ \t\r\n]*,?[ \t\r\n]*")
+_SPACE = " \t\r\n"
 _LONGEST = 64 << 20
 """Characters of one record; a longer one is a broken file."""
 
@@ -59,6 +60,11 @@ class LlavaSource:
                     raise UserError("--images", self.origin, rule, "give a LLaVA JSON") from error
                 rule = f"it is not valid JSON ({error})"
                 raise UserError("--images", self.origin, rule, "mend or re-download the file") from error
+            except Exception as error:
+                if not is_url(self.origin):
+                    raise
+                rule = f"it can't be read ({type(error).__name__}: {error})"
+                raise UserError("--images", self.origin, rule, "check the URL, and try again") from error
 
 
 def read_record(record: dict[str, Any], number: int, name: Any, image: Any) -> Planned:
@@ -86,10 +92,10 @@ def open_text(field: str, origin: str) -> TextIO:
     if is_url(origin):
         store, path = file_system(field, origin)
         try:
-            return store.open(path, "r", encoding="utf-8-sig")
+            return store.open(path, "r", encoding="utf-8-sig", newline="")
         except Exception as error:
             raise UserError(field, origin, f"it can't be opened ({error})", "check the URL") from error
-    return Path(origin).open(encoding="utf-8-sig")
+    return Path(origin).open(encoding="utf-8-sig", newline="")
 
 
 class _NoListError(ValueError):
@@ -103,9 +109,14 @@ def stream_list(stream: TextIO) -> Iterator[Any]:
         ValueError: the text is not JSON, or not a list.
     """
     decoder = json.JSONDecoder()
-    text = stream.read(_WINDOW).lstrip()
+    text = ""
+    while not text and (window := stream.read(_WINDOW)):
+        text = window.lstrip(_SPACE)
     if not text.startswith("["):
-        raise _NoListError(_kind(json.loads(text + stream.read())))
+        kinds = {"{": "an object", '"': "a string", "n": "null", "t": "true", "f": "false"}
+        if text[:1] in kinds or text[:1].isdecimal():
+            raise _NoListError(kinds.get(text[0], "a number"))
+        raise ValueError("it does not begin with a list")
     at, ended, first = 1, False, True
     while True:
         between = _BETWEEN.match(text, at)
@@ -114,13 +125,13 @@ def stream_list(stream: TextIO) -> Iterator[Any]:
         if start < len(text) and text[start] == "]":
             if comma:
                 raise ValueError("a comma stands before the list's end")
-            if (text[start + 1 :] + stream.read()).strip():
+            if (text[start + 1 :] + stream.read()).strip(_SPACE):
                 raise ValueError("something follows the list")
             return
         try:
             value, end = decoder.raw_decode(text, start)
-            # A number that touches the window's end may go on behind it.
-            whole = end < len(text) or ended
+            # A number near the window's end may go on behind it: `1e+` reads as 1.
+            whole = end + 2 < len(text) or ended
         except json.JSONDecodeError:
             if ended or len(text) - at > _LONGEST:
                 raise

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.sources import Planned, below, clean, location_problem
+from pad_pipeline.sources import Planned, below, clean, ending_of, location_problem
 from pad_pipeline.sources.llava import caption_of, default_root, open_text, read_conversations
 from pad_pipeline.storage import file_system, is_url
 
@@ -59,7 +59,7 @@ class ManifestSource:
         # A list may spell the root without following links, as its user does.
         given = Path(self.origin).parent if image_root is None else Path(image_root)
         self._root_as_given = str(given.absolute())
-        ending = Path(self.origin).suffix.lower()
+        ending = ending_of(self.origin)
         self._delimiter = "\t" if ending == ".tsv" else ","
         self._read = {".parquet": self._parquet, ".csv": self._csv, ".tsv": self._csv}.get(ending, self._jsonl)
         self._unit = "row" if ending == ".parquet" else "line"
@@ -103,13 +103,14 @@ class ManifestSource:
         except Exception as error:
             if not is_url(self.origin) and not isinstance(error, _DAMAGE):
                 raise  # beside damage only a network comes up with other kinds
-            raise self._wrong(f"it can't be read ({error})", "mend or re-download the file") from error
+            remedy = "check the URL, and try again" if is_url(self.origin) else "mend or re-download the file"
+            raise self._wrong(f"it can't be read ({error})", remedy) from error
 
     def _parquet(self) -> Iterator[_Row]:
-        # What a disk gives, it gives in small pieces; from afar a column of a row group comes in one.
         remote = is_url(self.origin)
         file = _open_remote(self.origin) if remote else self.origin
-        with pq.ParquetFile(file, buffer_size=0 if remote else 1 << 20) as table:
+        # From a disk in small pieces; from afar a column of a row group at once. Buffering ahead would keep them all.
+        with pq.ParquetFile(file, buffer_size=0 if remote else 1 << 20, pre_buffer=False) as table:
             names = self._columns(table.schema_arrow.names)
             for role, column in zip(GUESSES, names, strict=True):
                 if column is not None:

@@ -55,6 +55,8 @@ def read_bytes(root: str, place: Place, most: int) -> bytes:
     data = _remote(file, place, most) if is_url(file) else _local(Path(file), place, most)
     if place.at >= 0 and len(data) < place.size:
         raise BadImage(f"{place.file} ends inside the image: {len(data)} bytes instead of {place.size}")
+    if place.at >= 0 and len(data) > place.size:
+        raise BadImage(f"the server of {place.file} sends whole files only")
     return data
 
 
@@ -98,7 +100,7 @@ def _fetch(url: str, place: Place, most: int) -> bytes:
     if place.at >= 0:
         return bytes(store.cat_file(path, start=place.at, end=place.at + place.size))
     # Over HTTP as a stream, for a server may say nothing about the size, or something false.
-    options = {"block_size": 0} if url.startswith("http") else {}
+    options = {"block_size": 0, "size": 1} if url.startswith("http") else {}
     content = bytearray()
     with store.open(path, "rb", **options) as stream:
         while piece := stream.read(min(1 << 20, most + 1 - len(content))):

@@ -123,7 +123,7 @@ class TarSource:
         try:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined] # tarfile would remember them all
-                if tar.offset < member.offset_data:
+                if member.size < 0 or tar.offset < member.offset_data:
                     raise tarfile.ReadError("a negative size")
                 if member.isreg() and not member.issparse():
                     yield member

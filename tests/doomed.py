@@ -1,0 +1,123 @@
+"""`pad` with something wrong in it: a commit point that kills, a stage that segfaults, exits, or always fails.
+
+Run by tests as `python -m tests.doomed WHAT -- pad's arguments`, or called in a fork of a warm process. The chain is
+changed in the driver alone; what is put into it is built in whatever process the engine uses.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pad_pipeline.records import ImageRecord
+from pad_pipeline.shards import writer
+from pad_pipeline.storage import Folder
+from stages.base import Stage
+from workflows import build, cli
+from workflows.links import Link, Step, WriteShard
+
+POINTS = ("before data", "mid data", "data written", "data in place", "index written", "committed")
+
+
+class Deadly(Stage):
+    """Kills its process over the images whose id holds a given word."""
+
+    name = "deadly"
+
+    def __init__(self, word: str, how: str) -> None:
+        super().__init__()
+        self.word, self.how = word, how
+
+    def process(self, rows: list[ImageRecord], inputs: list[Any]) -> list[Any]:
+        if any(self.word in row.id for row in rows):
+            if self.how == "segfault":
+                ctypes.string_at(0)
+            os._exit(int(self.how))
+        return inputs
+
+    def finish(self, row: ImageRecord, output: Any) -> None:
+        pass
+
+
+class Broken(Stage):
+    """Fails for every image, or for those whose id holds a given word."""
+
+    name = "broken"
+
+    def __init__(self, word: str = "") -> None:
+        super().__init__()
+        self.word = word
+
+    def prepare(self, row: ImageRecord) -> None:
+        if self.word in row.id:
+            raise RuntimeError("the model gives no finite numbers")
+
+    def finish(self, row: ImageRecord, output: Any) -> None:
+        pass
+
+
+class DoomedWrite(WriteShard):
+    """Kills a process at a commit point, the n-th time that it comes by.
+
+    Args:
+        victim: its number; 0 for the process that writes.
+    """
+
+    def __init__(self, out: Folder, identity: str, point: str, times: int, victim: int) -> None:
+        super().__init__(out, identity)
+        left = times
+
+        def reached(name: str) -> None:
+            nonlocal left
+            left -= name == point
+            if left == 0:
+                os.kill(victim or os.getpid(), signal.SIGKILL)
+
+        writer.reached = reached
+
+
+def doom(what: str) -> Callable[[list[Link]], list[Link]]:
+    """A change to a chain. `at POINT N [driver]`, `segfault WORD`, `exit CODE WORD`, `broken [WORD]`, or nothing."""
+    words = what.split(":")
+
+    def change(links: list[Link]) -> list[Link]:
+        steps = [step for link in links for step in link.steps]
+        first, last = links[0], links[-1]
+        if words[0] == "at":
+            write = next(step for step in steps if step.name == "write").build
+            assert isinstance(write, partial)
+            victim = os.getpid() if len(words) > 3 else 0
+            doomed = Step("write", partial(DoomedWrite, *write.args, words[1], int(words[2]), victim))
+            return [*links[:-1], last._replace(steps=[*last.steps[:-1], doomed])]
+        bad = {
+            "segfault": lambda: Step("deadly", partial(Deadly, words[1], "segfault")),
+            "exit": lambda: Step("deadly", partial(Deadly, words[2], words[1])),
+            "broken": lambda: Step("broken", partial(Broken, *words[1:])),
+        }
+        return [first._replace(steps=[*first.steps, bad[words[0]]()]), *links[1:]] if words[0] in bad else links
+
+    return change
+
+
+def run(what: str, arguments: list[str]) -> None:
+    """`pad` with `arguments`; ends the process."""
+    if what:
+        for name in ("import_chain", "annotation_chain"):
+            original = getattr(build, name)
+            setattr(build, name, lambda *a, _original=original, **k: doom(what)(_original(*a, **k)))
+    sys.argv = ["pad", *arguments]
+    cli.main()
+
+
+if __name__ == "__main__":
+    from tests import doomed  # by its own name: what is pickled must be found by it in other processes
+
+    mark = sys.argv.index("--")
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    doomed.run(" ".join(sys.argv[1:mark]), sys.argv[mark + 1 :])
