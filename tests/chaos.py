@@ -51,7 +51,6 @@ def start(what: str, arguments: list[object], log: Path) -> int:
         with log.open("ab") as stream:
             os.dup2(stream.fileno(), 1)
             os.dup2(stream.fileno(), 2)
-        os.environ["PAD_UNSUPERVISED"] = "1"
         doomed.run(what, [str(argument) for argument in arguments])
     except SystemExit as end:
         sys.stderr.flush()

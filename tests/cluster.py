@@ -1,24 +1,27 @@
-"""A Ray cluster of several nodes on this machine."""
+"""Ray clusters on this machine."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 RAY = Path(sys.executable).with_name("ray")
 
 
 @contextmanager
 def cluster(cpus: int = 2) -> Iterator[str]:
-    """One node, on loopback; its address. Ray's own tokens are in force."""
+    """One node, on loopback; its address. It outlives the drivers that join it."""
     started = subprocess.run(
         [
-            *(RAY, "start", "--head", "--node-ip-address", "127.0.0.1", "--port", "0", "--num-cpus", str(cpus)),
-            *("--include-dashboard", "false", "--disable-usage-stats", "--object-store-memory", "200000000"),
+            *(RAY, "start", "--head", "--port", "0", "--num-cpus", str(cpus), "--include-dashboard", "false"),
+            *("--disable-usage-stats", "--object-store-memory", "200000000"),
         ],
+        env=os.environ | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
         capture_output=True,
         text=True,
     )
@@ -28,3 +31,17 @@ def cluster(cpus: int = 2) -> Iterator[str]:
         yield "auto"
     finally:
         subprocess.run([RAY, "stop", "--force"], capture_output=True)
+
+
+@contextmanager
+def nodes(number: int) -> Iterator[tuple[Any, list[Any]]]:
+    """A head without CPUs, and nodes with one each; the cluster, and these nodes."""
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    from ray.cluster_utils import Cluster
+
+    memory = {"object_store_memory": 200_000_000}
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory})
+    try:
+        yield made, [made.add_node(num_cpus=1, **memory) for _ in range(number)]
+    finally:
+        made.shutdown()

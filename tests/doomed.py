@@ -19,7 +19,7 @@ from pad_pipeline.records import ImageRecord
 from pad_pipeline.shards import writer
 from pad_pipeline.storage import Folder
 from stages.base import Stage
-from workflows import build, cli
+from workflows import cli, supervise
 from workflows.links import Link, Step, WriteShard
 
 POINTS = ("before data", "mid data", "data written", "data in place", "index written", "committed")
@@ -107,10 +107,19 @@ def doom(what: str) -> Callable[[list[Link]], list[Link]]:
 
 def run(what: str, arguments: list[str]) -> None:
     """`pad` with `arguments`; ends the process."""
-    if what:
-        for name in ("import_chain", "annotation_chain"):
-            original = getattr(build, name)
-            setattr(build, name, lambda *a, _original=original, **k: doom(what)(_original(*a, **k)))
+    original = supervise.supervised
+
+    def supervised() -> None:
+        original()  # what is changed here must not load what a fork does not survive
+        from workflows import build
+
+        for name in ("import_chain", "annotation_chain") if what else ():
+            chain = getattr(build, name)
+            setattr(build, name, lambda *a, _chain=chain, **k: doom(what)(_chain(*a, **k)))
+
+    supervise.supervised = supervised
+    if "ray" in arguments:
+        supervised()
     sys.argv = ["pad", *arguments]
     cli.main()
 

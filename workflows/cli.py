@@ -235,6 +235,8 @@ def build(
         retry_failed, breaker, threads,
     )  # fmt: skip
     _check_max_failed(max_failed)
+    if engine is Engine.local and not dry_run:
+        _supervise()
     from pad_pipeline.sources import open_source
 
     source = open_source(images, image_root, _columns(columns))  # a wrong path is told before seconds of imports
@@ -246,10 +248,6 @@ def build(
                 "note: the miniature knows drawn scenes only (pad miniature draw); of photographs it says nothing true."
             )
             errors.print(note, style="yellow", highlight=False, soft_wrap=True)
-    if engine is Engine.local and not dry_run:
-        from workflows.supervise import supervised
-
-        supervised()
     from workflows import build as workflow
     from workflows.models import load_models, with_tags
 
@@ -302,13 +300,11 @@ def import_coco(
         retry_failed, breaker, 0,
     )  # fmt: skip
     _check_max_failed(max_failed)
+    if engine is Engine.local:
+        _supervise()
     from pad_pipeline.sources.coco import CocoSource
 
     source = CocoSource(annotations, images, captions)
-    if engine is Engine.local:
-        from workflows.supervise import supervised
-
-        supervised()
     from workflows import build as workflow
     from workflows.models import load_models
 
@@ -699,6 +695,13 @@ def _options(
         )
 
     return complete
+
+
+def _supervise() -> None:
+    """Before anything is loaded that would not survive a fork."""
+    from workflows import supervise
+
+    supervise.supervised()
 
 
 def _columns(text: str) -> dict[str, str]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.records import shard_name
 from workflows.attempts import TRIES, Attempts
 from workflows.engines import Begin
 from workflows.links import Done, Link, LinkActor, Worked, add_worked
@@ -57,6 +58,10 @@ class RayEngine:
         # Before Ray is imported, which reads these once: no notes about its own future, no notes of its C++ parts.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        if not self.address:
+            # Loopback, for whoever reaches Ray's ports can run code here. Its own option for this machine's address
+            # turns 127.0.0.1 into the outer one; on a system that it takes for no cluster it stays on loopback.
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         with _quiet_stderr():  # Ray announces there that it was told to be quiet
             import ray
 
@@ -72,8 +77,7 @@ class RayEngine:
                 ray.shutdown()
 
     def _start(self, ray: Any) -> None:
-        # Loopback, for whoever reaches Ray's ports can run code here.
-        options: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        options: dict[str, Any] = {"include_dashboard": False}
         if self.address:  # the cluster's nodes may lack this package, or have another version of it
             packages = [str(Path(__file__).parents[1] / name) for name in ("pad_pipeline", "stages", "workflows")]
             options = {"runtime_env": {"py_modules": packages}}
@@ -81,6 +85,8 @@ class RayEngine:
         try:
             self._knock()
             ray.init(address=self.address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
+            # A death is told in our words, and not on standard output; there is no option for this.
+            ray._private.worker.print_to_stdstream = lambda *_, **__: None
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
                 "--address",
@@ -290,6 +296,8 @@ class _Scheduler:
         self.workers.remove(worker)
         self.past.append(worker.worked)
         blamed = not self._node_lives(worker)
+        if blamed:
+            self.watch.say("A node was lost; what its workers had in hand begins anew.")
         for answer, job in list(worker.jobs.items()):
             try:
                 result = self.ray.get(answer)
@@ -298,6 +306,7 @@ class _Scheduler:
                     blamed = True
                     link = self.pools[job.link].link
                     stage = link.steps[job.step].name if job.alone else ""
+                    self.watch.say(f"A worker died over {shard_name(job.attempts.number)}, in {stage or link.name}.")
                     job.attempts.died(stage)
                 self._again(job)
             else:

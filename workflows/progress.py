@@ -76,6 +76,10 @@ class Watch:
             self._told = now
             self._tell()
 
+    def say(self, text: str) -> None:
+        """Something that happened, above the table."""
+        self.console.print(text, style="yellow", highlight=False, soft_wrap=True)
+
     def figures(self) -> dict[str, Any]:
         """What `metrics.jsonl` says."""
         rate, left = self._rate("all"), self.images - self.found["images"]
