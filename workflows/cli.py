@@ -787,18 +787,20 @@ def _after_a_stop(command: list[str]) -> str:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends the program as Ctrl-C does: what is in hand is dropped, in good order."""
+def _terminable() -> Iterator[list[int]]:
+    """SIGTERM ends the program as Ctrl-C does: what is in hand is dropped, in good order. The signals that came."""
+    received: list[int] = []
 
     def stop(number: int, frame: object) -> None:
+        received.append(number)
         raise SystemExit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield received
         return
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        yield
+        yield received
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -810,21 +812,21 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
-        with _terminable():
-            code = _run_app()
+        with _terminable() as received:
+            code = _run_app(received)
     finally:
         if "workflows.supervise" in sys.modules:
             sys.modules["workflows.supervise"].ended()
     sys.exit(code)
 
 
-def _run_app() -> int:
+def _run_app(received: list[int]) -> int:
     try:
         code = app(prog_name="pad", standalone_mode=False) or 0
-    except SystemExit as stop:
-        code = stop.code
-        if code != 128 + signal.SIGTERM:
+    except SystemExit:
+        if not received:
             raise
+        code = 128 + received[0]  # and not the exception's: Ray puts 1 there
     except UserError as error:
         errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
