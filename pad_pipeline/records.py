@@ -31,8 +31,9 @@ Box = tuple[float, float, float, float]
 
 
 def as_box(edges: Iterable[float]) -> Box:
-    """Four numbers of any kind as a box."""
-    x0, y0, x1, y1 = (float(edge) for edge in edges)
+    """Four numbers of any kind as a box, with the digits that are written: so that a segmenter that begins from the
+    written box sees the same."""
+    x0, y0, x1, y1 = (_number(edge) for edge in edges)
     return x0, y0, x1, y1
 
 

@@ -1,0 +1,256 @@
+"""Images from anywhere, shards to anywhere: lists of URLs, tars, an object store, shards of an earlier run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import fsspec
+import pytest
+
+from pad_pipeline.miniature.files import World
+from pad_pipeline.shards import lock
+from pad_pipeline.shards.reader import open_shards
+from tests.chaos import data
+from tests.conftest import wait_for
+
+Pad = Callable[..., Any]
+PAD = Path(sys.executable).with_name("pad")
+
+
+@pytest.fixture(scope="module")
+def common(models_toml: Path) -> list[object]:
+    return ["--models", models_toml, "--view-size", 112, "--threads", 1, "--engine", "local"]
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[str]:
+    """A bucket of an S3 server on this machine."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        fsspec.filesystem("s3").mkdir("bucket")
+        yield "s3://bucket"
+    server.stop()
+
+
+@pytest.fixture
+def site(world: World) -> Iterator[str]:
+    """The ten scenes on a web server."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(world.images)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def found(folder: object) -> dict[str, tuple[str, str, int]]:
+    """Image id -> sha256 of its file, status, number of regions."""
+    import hashlib
+
+    shards = open_shards(str(folder))
+    return {
+        row["id"]: (
+            hashlib.sha256(shards.sample(name, row).image).hexdigest() if row["status"] != "failed" else "",
+            row["status"],
+            row["regions"],
+        )
+        for name, row in shards.rows()
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(world: World, common: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scenes built from their folder, four in a shard."""
+
+    out = tmp_path_factory.mktemp("whole") / "out"
+    arguments = [
+        "build",
+        "--images",
+        world.llava,
+        "--image-root",
+        world.images,
+        *common,
+        "--shard-size",
+        4,
+        "--out",
+        out,
+    ]
+    done = subprocess.run([str(word) for word in [PAD, *arguments]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_a_list_of_urls(world: World, whole: Path, site: str, common: list[object], pad: Pad, tmp_path: Path) -> None:
+    """What a crawl gives: URLs and captions. The same pictures give the same regions; a dead link is a failed row."""
+    records = json.loads(world.llava.read_text())
+    path = tmp_path / "list.jsonl"
+    lines = [
+        {"id": record["id"], "url": f"{site}/{record['image']}", "caption": record["conversations"][1]["value"]}
+        for record in records
+    ]
+    path.write_text("\n".join(map(json.dumps, [*lines, {"id": "gone", "url": f"{site}/gone.png", "caption": ""}])))
+    command = ["build", "--images", path, *common, "--shard-size", 4, "--out", tmp_path / "out"]
+    done = pad(*command)
+    assert done.code == 0, done.err
+    expected = found(whole)
+    assert found(tmp_path / "out") == expected | {"gone": ("", "failed", 0)}
+    failed = [row for _, row in open_shards(tmp_path / "out").rows() if row["status"] == "failed"]
+    assert [(row["stage"], "nothing at this URL" in row["reason"]) for row in failed] == [("decode", True)]
+    assert pad(*command).code == 0
+    assert pad("verify", tmp_path / "out", "--deep").code == 0
+
+
+def test_webdataset_tars(world: World, whole: Path, common: list[object], pad: Pad, tmp_path: Path) -> None:
+    """Tars of pictures and captions are read in place, at their offsets."""
+    records = json.loads(world.llava.read_text())
+    for number in range(2):
+        with tarfile.open(tmp_path / f"part-{number}.tar", "w") as tar:
+            for record in records[number * 5 : number * 5 + 5]:
+                caption = tmp_path / "caption.txt"
+                caption.write_text(record["conversations"][1]["value"])
+                tar.add(world.images / record["image"], f"{record['id']}.png")
+                tar.add(caption, f"{record['id']}.txt")
+    out = tmp_path / "out"
+    done = pad("build", "--images", tmp_path / "part-*.tar", *common, "--shard-size", 4, "--out", out)
+    assert done.code == 0, done.err
+    assert found(out) == found(whole)
+    shards = open_shards(out)
+    captions = [shards.sample(name, row, image=False).meta["caption"] for name, row in shards.rows()]
+    assert captions == [record["conversations"][1]["value"].strip() for record in records]
+
+
+@pytest.mark.parametrize("stage", ["tag", "ground", "segment", "patchify"])
+def test_a_later_stage_can_be_done_again(
+    stage: str, whole: Path, common: list[object], pad: Pad, tmp_path: Path
+) -> None:
+    """From the shards themselves: with the same models and view, whichever stage it begins at, the same tars; and only
+    the stages from there on are run."""
+    out = tmp_path / "out"
+    command = ["build", "--images", whole, "--redo-from", stage, *common, "--shard-size", 4]
+    done = pad(*command, "--out", out)
+    assert done.code == 0, done.err
+    for path in sorted(whole.glob("*.tar")):
+        assert (out / path.name).read_bytes() == path.read_bytes(), path.name
+    ran = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["stages"]
+    stages = ["tag", "ground", "segment", "patchify"]
+    assert list(ran) == ["decode", *stages[stages.index(stage) :]]
+    assert pad("verify", out, "--deep").code == 0
+    if stage == "patchify":  # another view of the same masks
+        padded = pad(*command, "--fit", "pad", "--out", tmp_path / "padded")
+        assert padded.code == 0, padded.err
+        assert pad("verify", tmp_path / "padded", "--deep").code == 0
+
+
+def test_redo_needs_shards(world: World, common: list[object], pad: Pad, tmp_path: Path) -> None:
+    refused = pad("build", "--images", world.images, "--redo-from", "segment", *common, "--out", tmp_path / "out")
+    assert refused.code == 2
+    assert "--redo-from = segment" in refused.err
+
+
+def test_shards_in_an_object_store(
+    world: World, whole: Path, store: str, common: list[object], pad: Pad, tmp_path: Path
+) -> None:
+    """The same bytes as on a disk; verify, stats, resume and retries work there; images may come from there too."""
+    files = fsspec.filesystem("s3")
+    files.put(str(world.images), "bucket/images", recursive=True)
+    out = f"{store}/run"
+    command = ["build", "--images", world.llava, "--image-root", world.images, *common, "--shard-size", 4, "--out", out]
+    done = pad(*command)
+    assert done.code == 0, done.err
+    here = tmp_path / "here"
+    files.get("bucket/run", str(here), recursive=True)
+    assert data(here) == data(whole)
+    assert pad("verify", out, "--deep").code == 0
+    assert json.loads(pad("stats", out, "--json").out)["statuses"] == {"ok": 10}
+
+    files.rm("bucket/run/pad-000001.parquet")
+    files.pipe("bucket/run/pad-000002.tar", b"short")
+    assert "its index is missing" in pad("verify", out).out
+    again = pad(*command)
+    assert again.code == 0, again.err
+    assert "left as they are: 1 of 3 shards" in again.err
+    files.get("bucket/run", str(tmp_path / "again"), recursive=True)
+    assert data(tmp_path / "again") == data(whole)
+
+    # The pictures from the store as well: a folder there, and relative paths below it.
+    for number, images in enumerate((["--images", f"{store}/images"],
+                                     ["--images", world.llava, "--image-root", f"{store}/images"])):  # fmt: skip
+        remote = pad("build", *images, *common, "--shard-size", 4, "--out", tmp_path / f"remote-{number}")
+        assert remote.code == 0, remote.err
+        assert found(tmp_path / f"remote-{number}") == found(whole)
+
+
+def test_two_runs_into_one_prefix_are_kept_apart(
+    world: World, store: str, common: list[object], pad: Pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store has no locks: a sign of life every few seconds keeps others off, and one that stopped does not."""
+    monkeypatch.setattr(lock, "BEAT", 0.5)
+    files, dead = fsspec.filesystem("s3"), Event()
+
+    def live() -> None:
+        beats = 0
+        while not dead.wait(0.1):
+            beats += 1
+            holder = {"host": "there", "process": 1, "token": "x", "beats": beats}
+            files.pipe("bucket/locked/.lock", json.dumps(holder).encode())
+
+    other = Thread(target=live)
+    other.start()
+    command = ["build", "--images", world.images, *common, "--limit", 2, "--out", f"{store}/locked"]
+    refused = pad(*command)
+    dead.set()
+    other.join()
+    assert refused.code == 2
+    assert "another run is writing there (process 1 on there)" in refused.err
+    assert pad(*command).code == 0
+    files.invalidate_cache()
+    assert not files.exists("bucket/locked/.lock")
+
+
+def test_a_run_killed_at_an_object_store_is_resumed(
+    world: World, whole: Path, store: str, common: list[object], tmp_path: Path
+) -> None:
+    """SIGKILL in mid-run: the lock of a dead process on this machine holds nobody off; the bytes come out the same."""
+    files = fsspec.filesystem("s3")
+    out = f"{store}/killed"
+    command = ["build", "--images", world.llava, "--image-root", world.images, *common, "--shard-size", 4, "--out", out]
+    words = [str(word) for word in [PAD, *command]]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True) as process:
+        wait_for(lambda: files.invalidate_cache() or files.exists("bucket/killed/pad-000000.parquet"), process)
+        os.kill(process.pid, signal.SIGKILL)
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    files.invalidate_cache()
+    files.get("bucket/killed", str(tmp_path / "out"), recursive=True)
+    assert data(tmp_path / "out") == data(whole)
+
+
+def test_a_scheme_without_its_package_is_one_line(pad: Pad, common: list[object], world: World) -> None:
+    """gs:// without gcsfs, and what is no store at all."""
+    for out, said in (("gs://bucket/run", "gcsfs"), ("ftp://host/run", "begins with 'ftp'"), ("file:///tmp/x", "file")):
+        refused = pad("build", "--images", world.images, *common, "--out", out)
+        assert refused.code == 2
+        assert said in refused.err
+        assert refused.err.count("\n") == 1
