@@ -24,7 +24,7 @@ from pad_pipeline.pictures import BadImage
 from pad_pipeline.records import ImageRecord
 from pad_pipeline.shards.seal import UNSEALED, seal
 from pad_pipeline.sources import Planned, Source
-from pad_pipeline.sources.read import Place, read_bytes
+from pad_pipeline.sources.read import MISSING, UNKNOWN, Place, read_bytes
 from pad_pipeline.storage import Folder, is_url
 
 PLAN_NAME = "plan.parquet"
@@ -48,7 +48,7 @@ PLAN_SCHEMA = pa.schema(
     ]
 )
 """One row per image, in the order of `Planned`. `row` counts inside its shard; `bytes` is the image's size when it was
-planned, -1 where it was not there or nobody knew."""
+planned, or `UNKNOWN`, or `MISSING`."""
 
 Depth = Literal["names", "sizes", "sample", "full"]
 GROUP = 4096
@@ -103,8 +103,7 @@ def write_plan(
                 chosen.offer(hashes.add(columns["key"]), group, columns)
                 sizes, sound = table["bytes"].to_numpy(), pc.binary_length(table["problem"]).to_numpy() == 0
                 facts.images += len(group)
-                facts.there += int((sound & ((sizes >= 0) | is_url(source.root))).sum())
-                facts.there += sum(not one.problem and is_url(one.source) for one in group if one.size is None)
+                facts.there += int((sound & (sizes != MISSING)).sum())
                 facts.bytes += int(sizes[sizes > 0].sum())
                 writer.write_table(table)
         repeated = hashes.repeated()
@@ -131,7 +130,12 @@ def _groups(planned: Iterable[Planned]) -> Iterator[list[Planned]]:
 def _columns(group: list[Planned], root: str, depth: Depth, first: int, shard_size: int) -> dict[str, Any]:
     """The values of each column for the images of a group, the first of which has the number `first`."""
     numbers = np.arange(first, first + len(group))
-    ask = depth != "names" and not is_url(root)
+    sizes = [UNKNOWN if one.size is None else one.size for one in group]
+    if depth != "names" and not is_url(root):
+        sizes = [
+            _size(one, root) if one.size is None and not one.problem else size
+            for one, size in zip(group, sizes, strict=True)
+        ]
     return {
         "shard": (numbers // shard_size).astype(np.int32),
         "row": (numbers % shard_size).astype(np.int32),
@@ -140,9 +144,7 @@ def _columns(group: list[Planned], root: str, depth: Depth, first: int, shard_si
         "source": [one.source for one in group],
         "file": [one.file for one in group],
         "at": [one.at for one in group],
-        "bytes": [
-            _size(one, root) if one.size is None and ask else -1 if one.size is None else one.size for one in group
-        ],
+        "bytes": sizes,
         "earlier_at": [one.earlier_at for one in group],
         "earlier_bytes": [one.earlier_bytes for one in group],
         "caption": [one.caption for one in group],
@@ -154,12 +156,12 @@ def _columns(group: list[Planned], root: str, depth: Depth, first: int, shard_si
 
 
 def _size(planned: Planned, root: str) -> int:
-    if planned.problem or is_url(planned.source):
-        return -1
+    if is_url(planned.source):
+        return UNKNOWN
     try:
         return os.stat(f"{root}/{planned.source}").st_size  # noqa: PTH116 (a Path for each of millions is slow)
     except (OSError, ValueError):  # found out again, and reported as a failed row, when the image is read
-        return -1
+        return MISSING
 
 
 def _update(digest: Any, table: pa.Table) -> None:

@@ -19,13 +19,14 @@ ATTEMPT = secrets.token_hex(6)
 _LEFTOVER = re.compile(
     r"\.(pad-\d{6,}\.(tar|parquet)|plan\.parquet|run\.json|metrics\.jsonl|\.attempt\.json)\.[0-9a-f]{12}\.partial"
 )
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")
 REMOTE_SCHEMES = frozenset({"http", "https", "s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "abfss"})
 """What a URL may begin with. Nothing that reads this machine's own files, and no chains (`zip::file://...`)."""
 
 
 def is_url(text: str) -> bool:
     """Whether `text` names something by URL, of whatever scheme."""
-    return "://" in text and re.match(r"[A-Za-z][A-Za-z0-9+.:-]*://", text) is not None
+    return "://" in text and _URL.match(text) is not None
 
 
 def url_problem(url: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import ImageRecord, Shard
-from pad_pipeline.storage import is_url
+from pad_pipeline.sources.read import MISSING
 
 
 class StageBroken(UserError):
@@ -165,7 +165,7 @@ class Stage(ABC):
                 continue
             self.failed += 1
             # A file that was missing when the plan was made says nothing about the stage.
-            self._in_a_row += row.place.size >= 0 or is_url(row.place.file)
+            self._in_a_row += row.place.size != MISSING
             if 0 < self.breaker <= self._in_a_row:
                 rule = f"{self._in_a_row} images in a row failed, the last one ({row.source}) with: {row.reason}"
                 remedy = (

@@ -155,10 +155,13 @@ def read_conversations(value: Any) -> list[dict[str, str]]:
     """
     if not isinstance(value, list):
         raise ValueError(f"conversations is {_kind(value)}, and should be a list")
+    turns = []
     for turn in value:
-        if not (isinstance(turn, dict) and isinstance(turn.get("from"), str) and isinstance(turn.get("value"), str)):
+        speaker, said = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
+        if not (isinstance(speaker, str) and isinstance(said, str)):
             raise ValueError("each turn of conversations should be {from, value} with two strings")
-    return [{"from": turn["from"], "value": turn["value"]} for turn in value]
+        turns.append({"from": speaker, "value": said})
+    return turns
 
 
 def caption_of(conversations: list[dict[str, str]]) -> str:
@@ -166,9 +169,11 @@ def caption_of(conversations: list[dict[str, str]]) -> str:
 
     The question says nothing (the template drops it), wherever in it `<image>` stands.
     """
-    answers = (turn["value"] for turn in conversations if turn["from"] in ("gpt", "assistant"))
-    caption = next(answers, "")
-    return caption.replace("<image>", "").strip() if "<image>" in caption else caption
+    for turn in conversations:
+        if turn["from"] in ("gpt", "assistant"):
+            caption = turn["value"]
+            return caption.replace("<image>", "").strip() if "<image>" in caption else caption
+    return ""
 
 
 def _kind(value: Any) -> str:

@@ -22,6 +22,10 @@ _FAULTS_OF_A_FILE = {
 }  # fmt: skip
 
 
+UNKNOWN, MISSING = -1, -2
+"""Sizes: nobody asked; there was no such file when the plan was made."""
+
+
 class Place(NamedTuple):
     """Where bytes lie."""
 
@@ -29,7 +33,7 @@ class Place(NamedTuple):
     """A path relative to the source's root, or a URL."""
     at: int = -1
     """The first byte; -1 for the whole file."""
-    size: int = -1
+    size: int = UNKNOWN
     """How many; of a whole file it says nothing."""
 
 
