@@ -6,7 +6,7 @@ READY := .venv/.ready
 DEMO_OUT ?= demo-out
 
 help:  ## Say what there is.
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 demo: $(READY)  ## Annotate drawn scenes, score them, train with and without patch loss: under 5 minutes, no network.
 	@if [ -f $(DEMO_OUT)/.pad-demo ]; then rm -rf $(DEMO_OUT); fi  # only what an earlier demo made
@@ -16,8 +16,18 @@ test: $(READY) lint  ## Check formatting, lint, types, then run the tests: about
 	@echo "== Tests (a summary comes at the end)"
 	$(BIN)/python -m pytest
 
+chaos: $(READY)  ## Kill 200 runs on each engine at random times, resume them, compare bytes: an hour.
+	$(BIN)/python -m tests.chaos --engine local --kills 200
+	$(BIN)/python -m tests.chaos --engine ray --kills 200
+
 bench: $(READY)  ## Compare the annotation stages with a plain loop, technique by technique: a few minutes.
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.annotate $(if $(OUT),--out $(OUT))
+
+bench-engines: $(READY)  ## Compare a bare loop, the local engine and Ray: a few minutes.
+	$(BIN)/python -m benchmarks.engines
+
+bench-plan: $(READY)  ## Time and memory of planning 1 and 10 million images, and of a resume: a quarter of an hour.
+	$(BIN)/python -m benchmarks.plan
 
 lint: $(READY)  ## Check formatting, lint and types.
 	@echo "== Formatting, lint, types"
@@ -40,4 +50,4 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
 
-.PHONY: help demo test bench lint format clean
+.PHONY: help demo test bench bench-engines bench-plan chaos lint format clean

@@ -70,14 +70,23 @@ def finish(child: int) -> int:
 class Chaos:
     """Runs over one small world, on one engine."""
 
-    def __init__(self, home: Path, options: list[object], images: int, shard_size: int) -> None:
+    def __init__(self, home: Path, command: str, options: list[object], images: int, shard_size: int) -> None:
         self.home, self.log = home, home / "log.txt"
         world = write_world(home / "world", images, seed=5)
         texts = ["a red house on the grass under the sky.", "a blue ball on the floor in front of the wall."]
         models = write_small_models(home / "models", list(LABELS), texts)
+        build = ["build", "--images", world.llava, "--image-root", world.images, "--threads", 1]
+        coco = ["import", "coco", "--annotations", world.instances, "--images", world.images]
+        what = build if command == "build" else coco
         self.command: list[object] = [
-            *("build", "--images", world.llava, "--image-root", world.images, "--models", models),
-            *("--view-size", 112, "--threads", 1, "--shard-size", shard_size, *options),
+            *what,
+            "--models",
+            models,
+            "--view-size",
+            112,
+            "--shard-size",
+            shard_size,
+            *options,
         ]
         began = time.monotonic()
         self.expected = self.whole(home / "unbroken")
@@ -136,6 +145,7 @@ def main() -> None:
     """Options, a folder, the kills."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engine", choices=["local", "ray"], default="local")
+    parser.add_argument("--command", choices=["build", "import"], default="build")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--shard-size", type=int, default=3)
@@ -149,7 +159,7 @@ def main() -> None:
 
             options += ["--address", stack.enter_context(cluster(cpus=2))]
         began = time.monotonic()
-        chaos = Chaos(Path(home), options, asked.images, asked.shard_size)
+        chaos = Chaos(Path(home), asked.command, options, asked.images, asked.shard_size)
         chaos.at_points(driver=asked.engine == "ray")
         chaos.at_random(asked.kills, random.Random(asked.seed))
         facts = {"engine": asked.engine, "seed": asked.seed, "deaths": dict(chaos.deaths)}

@@ -15,13 +15,12 @@ RAY = Path(sys.executable).with_name("ray")
 
 @contextmanager
 def cluster(cpus: int = 2) -> Iterator[str]:
-    """One node, on loopback; its address. It outlives the drivers that join it."""
+    """One node; its address. It outlives the drivers that join it."""
     started = subprocess.run(
         [
             *(RAY, "start", "--head", "--port", "0", "--num-cpus", str(cpus), "--include-dashboard", "false"),
             *("--disable-usage-stats", "--object-store-memory", "200000000"),
         ],
-        env=os.environ | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
         capture_output=True,
         text=True,
     )

@@ -79,7 +79,7 @@ def test_a_driver_killed_anywhere_and_resumed_ends_in_the_same_bytes() -> None:
 def test_a_driver_killed_anywhere_on_ray_ends_in_the_same_bytes() -> None:
     """As above, with the workers in processes of their own: they may commit a shard after the driver's death, while the
     next driver is at it. (`make chaos` kills 200 times.)"""
-    found = chaos("ray", 20)
+    found = chaos("ray", 20, "--command", "import")
     assert found["deaths"] == dict.fromkeys(POINTS, 1) | {"random": 20}
 
 

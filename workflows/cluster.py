@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain as joined
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,7 @@ class _Scheduler:
                 self.waiting[0].append(_Job(self.attempts(number)))
                 self.jobs += 1
             if not self.jobs:
+                self._last_look()
                 return
             self._dispatch()
             running = [answer for worker in self.workers for answer in worker.jobs]
@@ -320,6 +321,17 @@ class _Scheduler:
         for worker in self.workers:
             if worker.ready and worker not in self.asked.values():
                 self.asked[worker.actor.worked.options(concurrency_group="watch").remote()] = worker
+        self._show()
+
+    def _last_look(self) -> None:
+        """What came to pass since the last one."""
+        for worker in self.workers:
+            if worker.ready:
+                with suppress(self.ray.exceptions.RayError):
+                    worker.worked = self.ray.get(worker.actor.worked.remote(), timeout=LOOK)
+        self._show()
+
+    def _show(self) -> None:
         sums = add_worked([*self.past, *(worker.worked for worker in self.workers)])
         states = {}
         for link, pool in enumerate(self.pools):
