@@ -35,7 +35,6 @@ class KeyHashes:
 
     def __init__(self, folder: Path) -> None:
         self._paths = [folder / f"keys-{part:02d}" for part in range(_PARTS)]
-        self._files = [path.open("wb") for path in self._paths]
         self._rows = 0
 
     def add(self, keys: Iterable[str]) -> np.ndarray:
@@ -52,26 +51,27 @@ class KeyHashes:
         parts = entries["hash"] % _PARTS
         order = np.argsort(parts, kind="stable")
         edges = np.searchsorted(parts[order], np.arange(_PARTS + 1))
-        for part, file in enumerate(self._files):
-            file.write(entries[order[edges[part] : edges[part + 1]]].tobytes())
+        for part, path in enumerate(self._paths):
+            if edges[part] < edges[part + 1]:
+                with path.open("ab") as file:
+                    file.write(entries[order[edges[part] : edges[part + 1]]].tobytes())
         return entries["hash"]
 
     def repeated(self) -> np.ndarray:
         """uint64 `[M]`: the rows whose key stood in an earlier row already, in order."""
         found = []
-        for file, path in zip(self._files, self._paths, strict=True):
-            file.close()
+        for path in filter(Path.exists, self._paths):
             entries = np.fromfile(path, _ENTRY)
             entries.sort(order=("hash", "row"))
             entries.tofile(path)
             found.append(entries["row"][1:][entries["hash"][1:] == entries["hash"][:-1]])
-        return np.sort(np.concatenate(found))
+        return np.sort(np.concatenate(found)) if found else np.empty(0, "<u8")
 
     def __contains__(self, key: str) -> bool:
         """Whether some row has this key; after `repeated`."""
         (value,) = np.frombuffer(hashlib.blake2b(key.encode(), digest_size=8).digest(), "<u8")
         path = self._paths[int(value % _PARTS)]
-        if not path.stat().st_size:
+        if not path.exists():
             return False
         hashes = np.memmap(path, _ENTRY, "r")["hash"]
         at = int(np.searchsorted(hashes, value))
