@@ -30,11 +30,13 @@ def check_mask(rle: dict[str, Any], width: int, height: int) -> None:
     if rle["size"] != [height, width]:
         raise ValueError(f"its mask is {rle['size']} and the picture {[height, width]} (H, W)")
     counts = rle["counts"]
+    if isinstance(counts, str) and not counts.isascii():
+        raise ValueError("its mask is no compressed RLE")
     runs: list[int] = []
     value = shift = 0
     for letter in counts.encode("ascii", "replace") if isinstance(counts, str) else counts:
         bits = letter - 48
-        if not 0 <= bits < 64 or shift > 30:
+        if not 0 <= bits < 64 or shift > 25:  # six groups hold any picture; a seventh would not fit its 32 bits
             raise ValueError("its mask is no compressed RLE")
         value |= (bits & 31) << shift
         shift += 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -132,20 +133,29 @@ class ImageRecord:
         Raises:
             KeyError, TypeError, ValueError: it is not of the form that `to_json` writes.
         """
+        try:
+            self._restore(meta)
+        except OverflowError as error:
+            raise ValueError(str(error)) from error
+
+    def _restore(self, meta: dict[str, Any]) -> None:
         self.format, self.width, self.height = str(meta["format"]), int(meta["width"]), int(meta["height"])
         self.caption = str(meta["caption"])
         self.conversations = [{"from": str(t["from"]), "value": str(t["value"])} for t in meta["conversations"]]
-        self.tags = [Tag(str(tag["label"]), float(tag["score"])) for tag in meta["tags"]]
+        self.tags = [Tag(str(tag["label"]), _finite(tag["score"])) for tag in meta["tags"]]
         self.regions = [
             Region(
                 str(region["label"]),
-                as_box(region["box"]),
-                float(region["score"]),
-                float(region["label_score"]),
-                [Alternate(str(o["label"]), float(o["score"]), float(o["label_score"])) for o in region["alternates"]],
+                as_box(map(_finite, region["box"])),
+                _finite(region["score"]),
+                _finite(region["label_score"]),
+                [
+                    Alternate(str(o["label"]), _finite(o["score"]), _finite(o["label_score"]))
+                    for o in region["alternates"]
+                ],
                 int(region["prompt"]),
                 {"size": [int(edge) for edge in region["rle"]["size"]], "counts": str(region["rle"]["counts"])},
-                float(region["predicted_iou"]),
+                _finite(region["predicted_iou"]),
                 bool(region["crowd"]),
             )
             for region in meta["regions"]
@@ -193,6 +203,18 @@ class ImageRecord:
             ],
         }
         return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _finite(value: Any) -> float:
+    """A number from outside that JSON can hold.
+
+    Raises:
+        ValueError: it is none.
+    """
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{number} is no number that JSON has")
+    return number
 
 
 def _number(value: float) -> float:

@@ -17,7 +17,7 @@ from pad_pipeline.errors import UserError
 ATTEMPT = secrets.token_hex(6)
 """Names this process's unfinished files, so that a dying process and the one that follows it never share one."""
 _LEFTOVER = re.compile(
-    r"\.(pad-\d{6,}\.(tar|parquet)|plan\.parquet|run\.json|metrics\.jsonl|\.attempt\.json)\.[0-9a-f]{12}\.partial"
+    r"\.(pad-[0-9]{6,}\.(tar|parquet)|plan\.parquet|run\.json|metrics\.jsonl|\.attempt\.json)\.[0-9a-f]{12}\.partial"
 )
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")
 REMOTE_SCHEMES = frozenset({"http", "https", "s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "abfss"})

@@ -70,7 +70,7 @@ class Decode(Stage):
             if self.redo_from == "patchify":
                 for region in row.regions:
                     check_mask(region.rle, output.width, output.height)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
             raise BadImage(f"what the shard says about it can't be used ({type(error).__name__}: {error})") from error
         if (row.width, row.height) != (output.width, output.height):
             raise BadImage(f"the shard says {row.width} x {row.height} pixels, it has {output.width} x {output.height}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
@@ -203,7 +204,7 @@ def _work(run: Run, found: Scan, folder: Folder, chain_for: ChainFor, options: R
     shards = len(found.with_failures) if options.retry_failed else run.shards - len(found.finished)
     if found.finished and not options.retry_failed:
         text = f"Finished already, and left as they are: {len(found.finished)} of {run.shards} shards."
-        console.print(text, highlight=False)
+        console.print(text, markup=False, highlight=False)
     images = found.totals["failed"] if options.retry_failed else run.images - found.totals["images"]
     watch = Watch(run.kind, shards, images, console, folder)
 
@@ -247,7 +248,7 @@ def prepare(run: Run, source: Source, folder: Folder, options: RunOptions, forke
     if options.retry_failed and not (old and folder.has(PLAN_NAME)):
         raise UserError("--retry-failed", folder, "there is no run in it", "leave it out for a first run")
     with folder.commit(PLAN_NAME) as partial:
-        with console.status(f"planning {source.origin}"):
+        with console.status(Text(f"planning {source.origin}")):
             facts = write_plan(source, partial, run.shard_size, options.depth, options.limit)
         if not facts.images:
             rule = "there is no image in it" + "".join(f"; {n} {what}" for what, n in source.counts.items())
@@ -272,11 +273,13 @@ def prepare(run: Run, source: Source, folder: Folder, options: RunOptions, forke
             folder.delete(name)
         if found.damaged:
             names = ", ".join(found.damaged[:3]) + (", ..." if len(found.damaged) > 3 else "")
-            console.print(f"Damaged, and made anew: {len(found.damaged)} shards ({names}).", highlight=False)
+            console.print(
+                f"Damaged, and made anew: {len(found.damaged)} shards ({names}).", markup=False, highlight=False
+            )
         run.write(folder)
     if forked is not None:
         adopted = adopt(forked, folder, run)
-        console.print(f"Taken over from {forked}: {adopted} of {run.shards} shards.", highlight=False)
+        console.print(f"Taken over from {forked}: {adopted} of {run.shards} shards.", markup=False, highlight=False)
         found = scan(folder, run.identity, run.shards)
     return found
 
@@ -289,5 +292,5 @@ def _keep(old: Run, run: Run) -> None:
     changed = [f"{name} {was} -> {now.get(name)}" for name, was in old.environment.items() if now.get(name) != was]
     if changed:
         text = f"note: {', '.join(changed)} since the run began; last digits may differ from shard to shard."
-        console.print(text, style="yellow", highlight=False, soft_wrap=True)
+        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
     run.environment = old.environment

@@ -355,7 +355,7 @@ def train(
     from pad_pipeline.miniature.shipped import resolve
 
     said = workflow.train(shards, resolve(vision, "clip"), resolve(llm, "llm"), out, chosen)
-    console.print(said, soft_wrap=True)
+    console.print(said, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -392,7 +392,7 @@ def verify(
     if wrong:
         console.print(f"[red]{wrong} not as it should be, of {_count(shards_planned, 'shard')}.[/red]")
         hint = "To make a shard anew, delete its .parquet and run the command that built it again."
-        console.print(hint, soft_wrap=True)
+        console.print(hint, markup=False, soft_wrap=True)
         raise typer.Exit(1)
     console.print(f"[green]Whole: {_count(shards_planned, 'shard')}.[/green]")
 
@@ -415,7 +415,7 @@ def stats(
     if json:
         typer.echo(as_json(found))
         return
-    table = Table("what", "how many", title=str(shards))
+    table = Table("what", "how many", title=_plain(str(shards)))
     run = found.shards.run
     table.add_row("shards finished", f"{len(found.shards.names)} of {run.shards}")
     table.add_row("images", str(found.images))
@@ -423,7 +423,7 @@ def stats(
         table.add_row(f"  {status}", str(found.statuses[status]))
     table.add_row("with a caption", str(found.captions))
     for what, number in run.counts.items():
-        table.add_row(what, str(number))
+        table.add_row(_plain(what), str(number))
     table.add_row("tags", str(found.tags))
     table.add_row("regions", str(found.regions))
     table.add_row("  crowds", str(found.crowds))
@@ -438,7 +438,7 @@ def stats(
     if found.failures:
         failures = Table("stage", "reason", "images", "such as", title="quarantine")
         for (stage, reason), sources in sorted(found.failures.items(), key=lambda entry: -len(entry[1]))[:20]:
-            failures.add_row(stage, _plain(reason), str(len(sources)), _plain(sources[0]))
+            failures.add_row(_plain(stage), _plain(reason), str(len(sources)), _plain(sources[0]))
         console.print(failures)
 
 
@@ -549,7 +549,9 @@ def miniature_draw(
 
     steps = track(range(count), "drawing", console=errors, disable=not errors.is_terminal)
     world = write_world(out, count, seed, steps)
-    console.print(f"{_count(count, 'scene')} in {out}: {', '.join(path.name for path in world)}", soft_wrap=True)
+    console.print(
+        f"{_count(count, 'scene')} in {out}: {', '.join(path.name for path in world)}", markup=False, soft_wrap=True
+    )
 
 
 class Member(StrEnum):
@@ -750,15 +752,16 @@ def _finish(totals: dict[str, int], out: str, counts: dict[str, int], max_failed
     from workflows.limits import failures_allowed
 
     for what, number in counts.items():
-        console.print(f"{number} {what}", highlight=False)
+        console.print(_plain(f"{number} {what}"), highlight=False)
     console.print(
         f"{_count(totals['images'], 'image')} in {out}: {totals['ok']} ok, {totals['empty']} empty, "
         f"{totals['failed']} failed; {_count(totals['regions'], 'region')}.",
+        markup=False,
         highlight=False,
         soft_wrap=True,
     )
     if totals["failed"]:
-        console.print(f"`pad stats {out}` says why images failed.", highlight=False, soft_wrap=True)
+        console.print(f"`pad stats {out}` says why images failed.", markup=False, highlight=False, soft_wrap=True)
     if totals["failed"] == totals["images"]:
         raise UserError(
             "--images", _count(totals["images"], "image"), "every one of them failed", f"see pad stats {out}"
@@ -767,7 +770,7 @@ def _finish(totals: dict[str, int], out: str, counts: dict[str, int], max_failed
     if totals["failed"] > allowed:
         failed = f"{totals['failed']} of {_count(totals['images'], 'image')} failed"
         text = f"{failed}; --max-failed {max_failed} allows {allowed}. `pad stats {out}` says why."
-        errors.print(text, style="red", highlight=False, soft_wrap=True)
+        errors.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1)
 
 

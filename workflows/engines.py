@@ -116,5 +116,5 @@ class Journal:
             return None
         try:
             return _Note.model_validate(json.loads(self.out.read(JOURNAL_NAME)))
-        except (ValueError, ValidationError):
+        except (ValueError, ValidationError, RecursionError):
             return None

@@ -78,7 +78,7 @@ class Watch:
 
     def say(self, text: str) -> None:
         """Something that happened, above the table."""
-        self.console.print(text, style="yellow", highlight=False, soft_wrap=True)
+        self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def figures(self) -> dict[str, Any]:
         """What `metrics.jsonl` says."""
@@ -124,7 +124,7 @@ class Watch:
     def _tell(self) -> None:
         figures = self.figures()
         if not self.console.is_terminal:
-            self.console.print(self._line(figures), highlight=False, soft_wrap=True)
+            self.console.print(self._line(figures), markup=False, highlight=False, soft_wrap=True)
         if self.out is not None:
             self._metrics += json.dumps(figures) + "\n"
             try:

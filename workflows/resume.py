@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections import Counter
@@ -17,11 +16,11 @@ import pyarrow as pa
 from pad_pipeline.errors import UserError
 from pad_pipeline.plan import PLAN_NAME, Plan
 from pad_pipeline.records import shard_name
-from pad_pipeline.shards.reader import ShardFolder, index_facts
+from pad_pipeline.shards.reader import ShardFolder, index_facts, totals_in
 from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.storage import Folder
 
-_SHARD_FILE = re.compile(r"pad-(\d{6,9})\.(tar|parquet)")
+_SHARD_FILE = re.compile(r"pad-([0-9]{6}|[1-9][0-9]{6,8})\.(tar|parquet)")
 _THREADS = 16
 """That read the ends of indexes: on object stores each takes a round trip."""
 
@@ -74,10 +73,10 @@ def scan(folder: Folder, identity: str, shards: int) -> Scan:
 def _totals(folder: Folder, number: int, identity: str, tar_bytes: int) -> dict[str, int] | None:
     try:
         facts = index_facts(folder, shard_name(number))
-        if facts[b"run"] != identity.encode() or int(facts[b"tar_bytes"]) != tar_bytes:
+        if facts.get(b"run") != identity.encode() or facts.get(b"tar_bytes") != str(tar_bytes).encode():
             return None
-        return {name: int(value) for name, value in json.loads(facts[b"totals"]).items()}
-    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError):
+        return totals_in(facts)
+    except (OSError, pa.ArrowException, ValueError):
         return None
 
 

@@ -18,10 +18,10 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import PatchRule, select_patches
 from pad_pipeline.records import INDEX_SCHEMA, shard_name
 from pad_pipeline.shards.run import Run
-from pad_pipeline.shards.writer import MEMBERS
+from pad_pipeline.shards.writer import MEMBERS, TOTALS
 from pad_pipeline.storage import Folder, folder_at
 
-_INDEX = re.compile(r"pad-\d{6,9}\.parquet")
+_INDEX = re.compile(r"pad-([0-9]{6}|[1-9][0-9]{6,8})\.parquet")
 
 
 @dataclass
@@ -47,21 +47,20 @@ class Sample:
         return self.embeds[[region["embedding"] for region in self.meta["regions"]]]
 
 
-def load_npy(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
+def load_npy(content: bytes, shape: tuple[int, ...], kind: type[np.generic]) -> np.ndarray:
     """An array from outside bytes.
 
     Raises:
-        ValueError: it is none, is an array of objects (which would be a pickle), or has another shape. The shape is
-            checked before anything is allocated.
+        ValueError: it is none, or of another shape or type (such as objects, which would be a pickle): found out before
+            anything is allocated.
     """
     stream = io.BytesIO(content)
     version = np.lib.format.read_magic(stream)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-    found, _, kind = read(stream)
-    if found != shape:
-        raise ValueError(f"an array of shape {found} stands where {shape} should be")
-    if kind.hasobject:
-        raise ValueError("an array holds objects")
+    found, _, dtype = read(stream)
+    if found != shape or dtype != np.dtype(kind):
+        wanted = f"{np.dtype(kind)} {shape}"
+        raise ValueError(f"an array of {dtype} {found} stands where {wanted} should be")
     stream.seek(0)
     return np.load(stream, allow_pickle=False)
 
@@ -80,8 +79,8 @@ class ShardFolder:
     def __init__(self, where: str | Path | Folder, field: str = "shards") -> None:
         self.folder = folder_at(where, field)
         self.run = Run.read(self.folder, field)
-        numbers = (name[len("pad-") : -len(".parquet")] for name, _ in self.folder.files() if _INDEX.fullmatch(name))
-        self.names = [shard_name(number) for number in sorted(map(int, numbers)) if number < self.run.shards]
+        numbers = (int(found[1]) for name, _ in self.folder.files() if (found := _INDEX.fullmatch(name)))
+        self.names = [shard_name(number) for number in sorted(set(numbers)) if number < self.run.shards]
 
     def index(self, name: str) -> list[dict[str, Any]]:
         """The rows of one shard's index.
@@ -91,8 +90,10 @@ class ShardFolder:
         """
         try:
             table = pq.read_table(io.BytesIO(self.folder.read(f"{name}.parquet")), columns=INDEX_SCHEMA.names)
+            if any(column.null_count for column in table.columns):
+                raise ValueError("a value is missing")
             return table.cast(INDEX_SCHEMA).to_pylist()
-        except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
             raise self._damaged(f"{name}.parquet", error) from error
 
     def totals(self, name: str) -> dict[str, int]:
@@ -102,10 +103,8 @@ class ShardFolder:
             UserError: it is damaged.
         """
         try:
-            facts = index_facts(self.folder, name)
-            totals = json.loads(facts[b"totals"])
-            return {key: int(totals[key]) for key in ("images", "ok", "empty", "failed", "tags", "regions")}
-        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+            return totals_in(index_facts(self.folder, name))
+        except (OSError, pa.ArrowException, ValueError) as error:
             raise self._damaged(f"{name}.parquet", error) from error
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -132,8 +131,8 @@ class ShardFolder:
                     members[member] = tar.read(row[f"{member}_bytes"]) if wanted else b""
             meta = json.loads(members["json"])
             regions = len(meta["regions"])
-            coverage = load_npy(members["masks"], (regions, self.run.view.grid, self.run.view.grid))
-            embeds = load_npy(members["embeds"], (row["labels"], self.run.embedding_width))
+            coverage = load_npy(members["masks"], (regions, self.run.view.grid, self.run.view.grid), np.uint8)
+            embeds = load_npy(members["embeds"], (row["labels"], self.run.embedding_width), np.float16)
             if not isinstance(meta["caption"], str):
                 raise ValueError("its caption is no text")
             for region in meta["regions"]:
@@ -142,7 +141,7 @@ class ShardFolder:
                 if not isinstance(region["label"], str) or not isinstance(region["crowd"], bool):
                     raise ValueError("a region's label or crowd is of the wrong type")
             return Sample(row["key"], members["image"], meta, coverage, embeds)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except Exception as error:  # outside bytes: whatever a parser trips over is what is wrong
             raise self._damaged(f"{name}.tar", error) from error
 
     def _damaged(self, file: str, error: Exception) -> UserError:
@@ -158,6 +157,22 @@ def index_facts(folder: Folder, name: str) -> dict[bytes, bytes]:
     """
     with folder.open(f"{name}.parquet") as stream:
         return pq.read_metadata(stream).metadata or {}
+
+
+def totals_in(facts: dict[bytes, bytes]) -> dict[str, int]:
+    """`TOTALS` of a shard, from `index_facts`.
+
+    Raises:
+        ValueError: they are not there, or no counts.
+    """
+    try:
+        totals = json.loads(facts[b"totals"])
+        counts = {name: int(totals[name]) for name in TOTALS}
+    except (ArithmeticError, LookupError, TypeError, RecursionError) as error:
+        raise ValueError(f"its totals can't be read ({type(error).__name__}: {error})") from error
+    if min(counts.values()) < 0:
+        raise ValueError("a total is below 0")
+    return counts
 
 
 def open_shards(folder: str | Path | Folder, field: str = "shards") -> ShardFolder:

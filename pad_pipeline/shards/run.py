@@ -69,8 +69,9 @@ class Run(BaseModel):
     def write(self, folder: Folder) -> None:
         """Write it into `folder`, sealed."""
         with folder.commit(RUN_NAME) as partial:
-            facts = self.model_dump(mode="json") | {"seal": UNSEALED}
-            partial.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+            facts = json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True)
+            # The seal stands last, where no text of a setting can be taken for it.
+            partial.write_text(f'{facts.removesuffix("}").rstrip()},\n  "seal": "{UNSEALED}"\n}}\n')
             seal(partial)
 
     @property

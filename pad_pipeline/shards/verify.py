@@ -7,7 +7,7 @@ import io
 import json
 import os
 import tarfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
-from pydantic import ValidationError
 
+from pad_pipeline.keys import KeyHashes, scratch_folder
 from pad_pipeline.masks import decode_mask
 from pad_pipeline.pictures import DecodeSettings, decode
 from pad_pipeline.plan import PLAN_NAME, Plan
@@ -26,7 +25,7 @@ from pad_pipeline.records import INDEX_SCHEMA, shard_name
 from pad_pipeline.shards.reader import load_npy
 from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.shards.seal import seal_of, seal_problem
-from pad_pipeline.shards.writer import MEMBERS
+from pad_pipeline.shards.writer import MEMBERS, TOTALS
 from pad_pipeline.storage import Folder, folder_at
 
 _THREADS = min(16, os.cpu_count() or 1)
@@ -51,16 +50,20 @@ def verify_run(where: str | Path | Folder, deep: bool = False) -> Iterator[tuple
     yield RUN_NAME, [problem] if (problem := seal_problem(folder.read(RUN_NAME))) else []
     plan = Plan(folder)
     yield PLAN_NAME, list(_check_plan(folder, plan, run))
-    with ThreadPoolExecutor(_THREADS) as threads:
+    with ThreadPoolExecutor(_THREADS) as threads, scratch_folder() as scratch:
+        keys = KeyHashes(Path(scratch))
         waiting: deque[tuple[str, Future[list[str]]]] = deque()
         for number in range(len(plan)):
-            name = shard_name(number)
-            waiting.append((name, threads.submit(_problems, folder, name, plan.rows(number), run, deep)))
+            name, rows = shard_name(number), plan.rows(number)
+            keys.add(str(row["key"]) for row in rows)
+            waiting.append((name, threads.submit(_problems, folder, name, rows, run, deep)))
             if len(waiting) > 2 * _THREADS:
                 name, checked = waiting.popleft()
                 yield name, checked.result()
         for name, checked in waiting:
             yield name, checked.result()
+        if repeated := keys.repeated().tolist():
+            yield PLAN_NAME, [f"{len(repeated)} images have a key that another has, the first is image {repeated[0]}"]
     expected = {f"{shard_name(number)}.{ending}" for number in range(len(plan)) for ending in ("tar", "parquet")}
     strays = sorted(name for name, _ in folder.files() if name.startswith("pad-") and name not in expected)
     if strays:
@@ -80,8 +83,8 @@ def _check_plan(folder: Folder, plan: Plan, run: Run) -> Iterator[str]:
 def _problems(folder: Folder, name: str, planned: list[dict[str, Any]], run: Run, deep: bool) -> list[str]:
     try:
         return list(_check_shard(folder, name, planned, run, deep))
-    except OSError as error:
-        return [f"it can't be read ({error})"]
+    except Exception as error:  # outside bytes: whatever a parser trips over is what is wrong
+        return [f"it can't be read ({type(error).__name__}: {error})"]
 
 
 def _check_shard(folder: Folder, name: str, planned: list[dict[str, Any]], run: Run, deep: bool) -> Iterator[str]:
@@ -104,6 +107,11 @@ def _check_shard(folder: Folder, name: str, planned: list[dict[str, Any]], run: 
     if [tuple(row[field] for field in _FROM_PLAN) for row in rows] != wanted:
         yield "its index does not list the planned images in the planned order"
     noted = index.schema.metadata or {}
+    totals = Counter({"images": len(rows)})
+    for row in rows:
+        totals.update({row["status"]: 1, "tags": row["tags"] or 0, "regions": row["regions"] or 0})
+    if _totals(noted) != {name: totals[name] for name in TOTALS}:
+        yield "its index states other totals than its rows come to"
     if noted.get(b"run") != run.identity.encode():
         yield "its index was written by a run with other settings or weights"
     if not folder.has(f"{name}.tar"):
@@ -114,12 +122,19 @@ def _check_shard(folder: Folder, name: str, planned: list[dict[str, Any]], run: 
         while piece := stream.read(1 << 20):
             digest.update(piece)
             size += len(piece)
-    if digest.hexdigest().encode() != noted.get(b"tar_sha256"):
+    if digest.hexdigest().encode() != noted.get(b"tar_sha256") or str(size).encode() != noted.get(b"tar_bytes"):
         expected = noted.get(b"tar_bytes", b"unknown").decode(errors="replace")
         yield "its tar is not the one that was written: " + (
             f"{size} bytes instead of {expected}" if str(size) != expected else "sha256 differs"
         )
     yield from _check_members(folder, name, rows, run, deep)
+
+
+def _totals(noted: dict[bytes, bytes]) -> Any:
+    try:
+        return json.loads(noted[b"totals"])
+    except (KeyError, ValueError, RecursionError):
+        return None
 
 
 _FROM_PLAN = ("key", "id", "source")
@@ -140,19 +155,24 @@ def _check_members(folder: Folder, name: str, rows: list[dict[str, Any]], run: R
     contents: dict[str, dict[str, bytes]] = {}
     try:
         with folder.open(f"{name}.tar") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            size, end = folder.size(f"{name}.tar"), 0
             for info in tar:
+                if not end <= info.offset < info.offset_data + info.size <= size:
+                    raise ValueError(f"{info.name!r} does not lie in the tar, behind the member before it")
+                end = info.offset_data + info.size
                 if info.name not in by_name or not info.isreg():
                     yield f"{info.name!r}: it is in the tar and not in the index, or no plain file"
                     continue
                 row, member = by_name.pop(info.name)
-                if (info.offset_data, info.size) != (row[f"{member}_at"], row[f"{member}_bytes"]):
+                if (info.offset_data, info.size) != (row[f"{member}_at"], row[f"{member}_bytes"]) or info.issparse():
                     yield f"{info.name}: it does not lie where the index says"
+                    continue
                 data = tar.extractfile(info)
                 contents.setdefault(row["key"], {})[member] = data.read() if data else b""
                 if len(contents[row["key"]]) == len(MEMBERS):
                     yield from _check_sample(row, contents.pop(row["key"]), run, deep)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        yield f"its tar can't be read to the end ({error})"
+    except Exception as error:  # outside bytes, as above
+        yield f"its tar can't be read to the end ({type(error).__name__}: {error})"
     for name in by_name:
         yield f"{name}: it is in the index and not in the tar"
 
@@ -165,13 +185,11 @@ def _check_sample(row: dict[str, Any], members: dict[str, bytes], run: Run, deep
         yield f"{key}: sha256 differs"
     try:
         meta = json.loads(members["json"], parse_constant=_no_number)
-        with Image.open(io.BytesIO(members["image"])) as image:
-            image.verify()
-        regions = len(meta["regions"])
+        regions, tags = len(meta["regions"]), len(meta["tags"])
         named = [one for region in meta["regions"] for one in (region, *region["alternates"])]
         labels = len({one["label"] for one in named})
-        coverage = load_npy(members["masks"], (regions, run.view.grid, run.view.grid))
-        embeds = load_npy(members["embeds"], (labels, run.embedding_width))
+        coverage = load_npy(members["masks"], (regions, run.view.grid, run.view.grid), np.uint8)
+        embeds = load_npy(members["embeds"], (labels, run.embedding_width), np.float16)
         sizes_agree = (meta["width"], meta["height"]) == (row["width"], row["height"])
         rows_used = {one["embedding"] for one in named}
     except Exception as error:  # outside bytes: whatever a parser trips over is what is wrong
@@ -179,23 +197,26 @@ def _check_sample(row: dict[str, Any], members: dict[str, bytes], run: Run, deep
         return
     if not sizes_agree:
         yield f"{key}: its JSON says another size than the index"
-    if (coverage.dtype, embeds.dtype) != (np.uint8, np.float16):
-        yield f"{key}: masks and embeds are {coverage.dtype} and {embeds.dtype}, and should be uint8 and float16"
     if not np.isfinite(embeds).all():
         yield f"{key}: an embedding is not finite"
+    if row["tags"] != tags:
+        yield f"{key}: tags are not as many as the index says"
     if (row["regions"], row["labels"]) != (regions, labels) or rows_used != set(range(labels)):
         yield f"{key}: regions or labels are not as many as the index says"
     if (row["status"] == "ok") != (regions > 0):
         yield f"{key}: its status is {row['status']!r} with {regions} regions"
     if deep:
-        yield from (f"{key}: {problem}" for problem in _check_deep(members["image"], meta, coverage, run))
+        try:
+            yield from (f"{key}: {problem}" for problem in _check_deep(members["image"], meta, coverage, run))
+        except Exception as error:  # outside bytes, as above
+            yield f"{key}: it can't be decoded ({type(error).__name__}: {error})"
 
 
 def _check_deep(image: bytes, meta: dict[str, Any], coverage: np.ndarray, run: Run) -> Iterator[str]:
     """The picture and each mask decoded, each coverage computed anew."""
     try:
         picture, kind = decode(image, DecodeSettings.model_validate(run.settings["decode"]))
-    except (ValueError, KeyError, ValidationError) as error:
+    except ValueError as error:
         yield f"its picture can't be decoded ({error})"
         return
     width, height = picture.size

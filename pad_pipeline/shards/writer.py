@@ -21,6 +21,10 @@ MEMBERS = {"image": "jpg", "json": "json", "masks": "masks.npy", "embeds": "embe
 refuses a tar in which samples differ in their members. The true format is in the JSON."""
 
 
+TOTALS = ("images", "ok", "empty", "failed", "tags", "regions")
+"""What is counted: images, by status, and what was found in them."""
+
+
 def reached(point: str) -> None:
     """Called between the steps of a commit, by their names: `before data`, `mid data`, `data written`, `data in place`,
     `index written`, `committed`. Whatever happens to the process at one of them, a rerun ends in the same bytes; tests
@@ -69,7 +73,7 @@ def write_shard(shard: Shard, folder: Folder, identity: str) -> Counter[str]:
 
 def count(shard: Shard) -> Counter[str]:
     """Images by status, and what was found in them."""
-    totals = Counter(dict.fromkeys(("images", "ok", "empty", "failed", "tags", "regions"), 0))
+    totals = Counter(dict.fromkeys(TOTALS, 0))
     totals["images"] = len(shard.rows)
     for record in shard.rows:
         totals[record.status] += 1
