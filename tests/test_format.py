@@ -1114,7 +1114,7 @@ def test_random_damage_is_named_or_does_no_harm(runs: Runs, tmp_path: Path) -> N
     """A run.json, a plan, an index, a tar with bytes cut off, flipped, added or replaced: every reader works, or raises
     the one exception that is a line for the user. Catches a parser whose own exceptions come through (of numpy's
     header, of text that is no UTF-8), one that never ends, and a crash of C code."""
-    assert in_child("fuzz", runs.good, tmp_path / "run", 0, 200, seconds=120) == []
+    assert in_child("fuzz", runs.good, tmp_path / "run", 0, 150, seconds=120) == []
 
 
 def test_no_command_trips_over_random_damage(runs: Runs, folder: Path, pad: Pad) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from typing import NoReturn
 
 from rich.console import Console
@@ -64,7 +65,8 @@ def _watch(child: int, pipe: int) -> None:
     """Wait for the child; return where it should be started again."""
 
     def forward(number: int, frame: object) -> None:
-        os.kill(child, number)
+        with suppress(ProcessLookupError):
+            os.kill(child, number)
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     signs = b""
