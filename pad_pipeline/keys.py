@@ -86,14 +86,12 @@ def numbered(keys: Iterator[tuple[int, str]], hashes: KeyHashes) -> Iterator[tup
         hashes: of all rows.
     """
     copies: Counter[str] = Counter()
-    taken: set[str] = set()
     for row, key in keys:
         while True:
             copies[key] += 1
             own = f"{key}-{copies[key] + 1}"
-            if own not in taken and own not in hashes:
+            if own not in hashes:  # nor can it be another copy's: key and number can be told from it
                 break
-        taken.add(own)
         yield row, own
 
 

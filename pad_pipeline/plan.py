@@ -189,15 +189,17 @@ def _update(digest: Any, table: pa.Table) -> None:
 
 
 class _Sample:
-    """The images with the smallest key hashes: as good as drawn by lot, and the same in whatever order they come."""
+    """The images with the smallest key hashes: as good as drawn by lot, and the same in whatever order they come. Of
+    those that share a key the first, for it is the one that keeps it."""
 
     def __init__(self) -> None:
         self.kept: list[tuple[int, str, Planned, int]] = []
 
     def offer(self, hashes: np.ndarray, group: list[Planned], columns: dict[str, Any]) -> None:
-        smallest = np.argsort(hashes, kind="stable")[:SAMPLE]
-        offered = [(int(hashes[n]), columns["key"][n], group[n], columns["bytes"][n]) for n in smallest]
-        self.kept = sorted([*self.kept, *offered], key=lambda entry: entry[0])[:SAMPLE]
+        _, first = np.unique(hashes, return_index=True)
+        offered = [(int(hashes[n]), columns["key"][n], group[n], columns["bytes"][n]) for n in first[:SAMPLE]]
+        kept = {entry[0]: entry for entry in [*offered, *self.kept]}
+        self.kept = [kept[value] for value in sorted(kept)[:SAMPLE]]
 
     def hashed(self, root: str) -> dict[str, str]:
         keys = [key for _, key, _, _ in self.kept]

@@ -59,6 +59,7 @@ def _flocked(path: Path, folder: Folder) -> Iterator[None]:
                 break
         os.close(lock)  # its last holder removed it while we waited: what we hold is nobody's name
     try:
+        os.ftruncate(lock, 0)  # a longer name, of a process that died, would stand behind ours
         os.pwrite(lock, json.dumps(_owner()).encode(), 0)
         yield
     finally:

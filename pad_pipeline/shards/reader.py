@@ -89,7 +89,8 @@ class ShardFolder:
             UserError: it is damaged.
         """
         try:
-            table = pq.read_table(io.BytesIO(self.folder.read(f"{name}.parquet")), columns=INDEX_SCHEMA.names)
+            # Not `read_table`: where that raises it leaves threads at work, and a process that ends then may abort.
+            table = pq.ParquetFile(io.BytesIO(self.folder.read(f"{name}.parquet"))).read(INDEX_SCHEMA.names)
             if any(column.null_count for column in table.columns):
                 raise ValueError("a value is missing")
             return table.cast(INDEX_SCHEMA).to_pylist()

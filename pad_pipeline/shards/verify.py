@@ -81,10 +81,13 @@ def _check_plan(folder: Folder, plan: Plan, run: Run) -> Iterator[str]:
 
 
 def _problems(folder: Folder, name: str, planned: list[dict[str, Any]], run: Run, deep: bool) -> list[str]:
+    found: list[str] = []
     try:
-        return list(_check_shard(folder, name, planned, run, deep))
+        for problem in _check_shard(folder, name, planned, run, deep):
+            found.append(problem)
     except Exception as error:  # outside bytes: whatever a parser trips over is what is wrong
-        return [f"it can't be read ({type(error).__name__}: {error})"]
+        found.append(f"it can't be read ({type(error).__name__}: {error})")
+    return found
 
 
 def _check_shard(folder: Folder, name: str, planned: list[dict[str, Any]], run: Run, deep: bool) -> Iterator[str]:
@@ -95,7 +98,7 @@ def _check_shard(folder: Folder, name: str, planned: list[dict[str, Any]], run: 
     if problem := seal_problem(content):
         yield f"its index: {problem}"
     try:
-        index = pq.read_table(io.BytesIO(content))
+        index = pq.ParquetFile(io.BytesIO(content)).read()  # not `read_table`, see `ShardFolder.index`
         rows = index.to_pylist()
     except (OSError, pa.ArrowException, ValueError) as error:
         yield f"its index can't be read ({error})"
