@@ -115,13 +115,14 @@ class Folder:
         finally:
             partial.unlink(missing_ok=True)
 
-    def delete(self, name: str) -> None:
-        """Remove a file, durably; nothing happens where there is none."""
+    def delete(self, name: str, durable: bool = True) -> None:
+        """Remove a file; nothing happens where there is none."""
         try:
             (self.path / name).unlink()
         except FileNotFoundError:
             return
-        _sync(self.path)
+        if durable:
+            _sync(self.path)
 
     def clean(self) -> int:
         """Remove what dead processes left unfinished: only names that nothing but `commit` makes. How many."""
@@ -199,7 +200,7 @@ class RemoteFolder(Folder):
             with _as_os_error(self.url):
                 self.file_system.put_file(str(partial), self._at(name))
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, durable: bool = True) -> None:
         """Remove an object."""
         with _as_os_error(self.url):
             try:

@@ -107,9 +107,9 @@ class Journal:
                 if attempts.parts or attempts.killers:
                     self.write(attempts, in_hand=False)  # the search goes on where it was stopped
                 else:
-                    self.out.delete(JOURNAL_NAME)
+                    self.out.delete(JOURNAL_NAME, durable=False)
             raise
-        self.out.delete(JOURNAL_NAME)
+        self.out.delete(JOURNAL_NAME, durable=False)
 
     def _read(self) -> _Note | None:
         if not self.out.has(JOURNAL_NAME):
