@@ -16,6 +16,9 @@ test: $(READY) lint  ## Check formatting, lint, types, then run the tests: about
 	@echo "== Tests (a summary comes at the end)"
 	$(BIN)/python -m pytest
 
+test-slow: $(READY)  ## Run the tests that take minutes each.
+	$(BIN)/python -m pytest -m slow
+
 chaos: $(READY)  ## Kill 200 runs on each engine at random times, resume them, compare bytes: an hour.
 	$(BIN)/python -m tests.chaos --engine local --kills 200
 	$(BIN)/python -m tests.chaos --engine ray --kills 200
@@ -50,4 +53,4 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
 
-.PHONY: help demo test bench bench-engines bench-plan chaos lint format clean
+.PHONY: help demo test test-slow bench bench-engines bench-plan chaos lint format clean

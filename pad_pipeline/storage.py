@@ -95,11 +95,15 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """A whole file."""
-        return (self.path / name).read_bytes()
+        with self.open(name) as stream:
+            return stream.read()
 
     def open(self, name: str) -> BinaryIO:
         """A file to read from, at any place."""
-        return (self.path / name).open("rb")
+        path = self.path / name
+        if path.exists() and not path.is_file():  # a pipe would be waited for without end
+            raise OSError(errno.EINVAL, "this is no ordinary file", str(path))
+        return path.open("rb")
 
     @contextmanager
     def commit(self, name: str, durable: bool = True) -> Iterator[Path]:

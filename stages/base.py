@@ -85,7 +85,8 @@ class Stage(ABC):
         rows = [row for row in shard.rows if row.status in self.takes and not row.done]
         behind: deque[tuple[list[ImageRecord], list[tuple[ImageRecord, Future]]]] = deque()
         began = time.monotonic()
-        with ThreadPoolExecutor(self.threads, thread_name_prefix=self.name) as threads:
+        threads = ThreadPoolExecutor(self.threads, thread_name_prefix=self.name)
+        try:
             for batch, inputs in _prepared(threads, self.prepare, self.batches(rows)):
                 found = self._run(batch, inputs)
                 behind.append((batch, [(row, threads.submit(self.finish, row, output)) for row, output in found]))
@@ -96,6 +97,10 @@ class Stage(ABC):
                 self.tick()
             for batch, finished in behind:
                 self._settle(batch, finished)
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)  # a read over the network may take minutes
+            raise
+        threads.shutdown()
         self.seconds += time.monotonic() - began
         return shard
 

@@ -12,6 +12,9 @@ from pad_pipeline.masks import check_mask
 from pad_pipeline.records import ImageRecord, Region, Tag, as_box
 from stages.base import Stage
 
+_MOST_STEPS = 20_000_000
+"""Pixels along polygons: pycocotools takes 40 bytes and more for each, and does not look whether it got them."""
+
 
 class HumanRegions(Stage):
     """COCO annotations as regions: polygons, compressed or plain RLE; a missing segmentation means the whole box."""
@@ -86,6 +89,13 @@ def _rle(segmentation: Any, box: np.ndarray | None, row: ImageRecord) -> dict[st
         for corners, edge in ((polygon[::2], row.width), (polygon[1::2], row.height)):
             if min(corners) < -edge or max(corners) > 2 * edge:
                 raise ValueError("a polygon reaches farther out of the picture than the picture is large")
+    steps = sum(
+        max(abs(x - u), abs(y - v)) + 1
+        for p in polygons
+        for x, y, u, v in zip(p[::2], p[1::2], p[2::2] + p[:1], p[3::2] + p[1:2], strict=True)
+    )
+    if steps > _MOST_STEPS:
+        raise ValueError("its polygons are longer than any outline of this picture")
     return coco_mask.merge(coco_mask.frPyObjects(polygons, row.height, row.width))
 
 

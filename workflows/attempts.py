@@ -41,6 +41,12 @@ class Attempts(BaseModel):
         """Whether a single image is tried."""
         return bool(self.parts) and self.parts[-1][1] - self.parts[-1][0] == 1
 
+    @property
+    def sound(self) -> bool:
+        """Whether what a file says about it can be true."""
+        edges = [*self.parts, *((row, row + 1) for row, _ in self.killers)]
+        return all(0 <= first < last <= self.rows for first, last in edges)
+
     def survived(self) -> bool:
         """The task came through; whether that was the whole shard."""
         self.deaths = 0

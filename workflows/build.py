@@ -19,14 +19,15 @@ from pad_pipeline.pictures import DecodeSettings
 from pad_pipeline.plan import PLAN_NAME, Depth, Plan, write_plan
 from pad_pipeline.shards.lock import locked
 from pad_pipeline.shards.run import RUN_NAME, Run
+from pad_pipeline.shards.seal import seal_problem
 from pad_pipeline.sources import Source
 from pad_pipeline.sources.shards import ShardsSource
-from pad_pipeline.storage import Folder, folder_at
+from pad_pipeline.storage import Folder, folder_at, is_url
 from stages.decode import RedoFrom
 from workflows.attempts import Attempts
 from workflows.chain import annotation_chain, import_chain, label_fingerprint, weight_fingerprints
 from workflows.cluster import RayEngine
-from workflows.engines import Engine, LocalEngine
+from workflows.engines import JOURNAL_NAME, Engine, LocalEngine
 from workflows.fingerprint import code_fingerprint, cores, environment
 from workflows.links import Link, unwritable
 from workflows.models import ModelSettings
@@ -159,9 +160,11 @@ def open_out(out: Path | str, options: RunOptions) -> Folder:
         UserError: it is something else.
     """
     field, where = ("--fork", options.fork) if options.fork else ("--out", out)
+    if not str(out):
+        raise UserError("--out", "", "it is empty", "name a folder")
     if options.fork:
         Run.read(folder_at(out, "--out"), "--out")  # what is forked
-        if str(options.fork).rstrip("/") == str(out).rstrip("/"):
+        if _resolved(options.fork) == _resolved(out):
             raise UserError("--fork", options.fork, "it is the same folder as --out", "name another")
     folder = folder_at(where if isinstance(where, str) else Path(where or "."), field)
     if not folder.remote:
@@ -175,6 +178,10 @@ def open_out(out: Path | str, options: RunOptions) -> Folder:
     except OSError as error:
         raise unwritable(folder, error) from error
     return folder
+
+
+def _resolved(where: Path | str) -> str:
+    return str(where).rstrip("/") if is_url(str(where)) else str(Path(where).resolve())
 
 
 def _run(
@@ -200,8 +207,10 @@ def _remove_if_empty(folder: Folder | None) -> None:
 
 
 def _work(run: Run, found: Scan, folder: Folder, chain_for: ChainFor, options: RunOptions) -> Totals:
-    numbers = found.with_failures if options.retry_failed else _unfinished(run, found)
-    shards = len(found.with_failures) if options.retry_failed else run.shards - len(found.finished)
+    # A retry that was killed between a shard's two files left it broken: it is made anew, as a whole.
+    retried = sorted({*found.with_failures, *found.broken}) if options.retry_failed else []
+    numbers = iter(retried) if options.retry_failed else _unfinished(run, found)
+    shards = len(retried) if options.retry_failed else run.shards - len(found.finished)
     if found.finished and not options.retry_failed:
         text = f"Finished already, and left as they are: {len(found.finished)} of {run.shards} shards."
         console.print(text, markup=False, highlight=False)
@@ -210,13 +219,14 @@ def _work(run: Run, found: Scan, folder: Folder, chain_for: ChainFor, options: R
 
     def begin(number: int) -> Attempts:
         rows = min(run.shard_size, run.images - number * run.shard_size)
-        return Attempts(number=number, rows=rows, retry=options.retry_failed)
+        return Attempts(number=number, rows=rows, retry=options.retry_failed and number not in found.broken)
 
     chain = [link._replace(breaker=options.breaker) for link in chain_for(folder, run.identity)]
-    engine: LocalEngine | RayEngine = LocalEngine(folder)
+    engine: LocalEngine | RayEngine = LocalEngine(folder, f"{run.identity}:{run.plan}")
     if options.engine == "ray":
         engine = RayEngine(options.address, options.workers, options.placement, options.pools)
     watch.follow(engine.run(chain, numbers, begin, watch))
+    folder.delete(JOURNAL_NAME, durable=False)  # of an earlier run too
     if options.retry_failed:
         return dict(_counted(scan(folder, run.identity, run.shards).totals))
     return dict(_counted(found.totals + watch.found))
@@ -244,6 +254,9 @@ def prepare(run: Run, source: Source, folder: Folder, options: RunOptions, forke
         UserError: the folder holds finished shards of other inputs, settings, weights or code.
     """
     old = Run.read(folder, "--out") if folder.has(RUN_NAME) else None
+    if old and (problem := seal_problem(folder.read(RUN_NAME))):
+        remedy = "put the original back, or name another --out"
+        raise UserError("--out", f"{folder}/{RUN_NAME}", problem, remedy)
     found = scan(folder, old.identity, old.shards) if old else Scan()
     if options.retry_failed and not (old and folder.has(PLAN_NAME)):
         raise UserError("--retry-failed", folder, "there is no run in it", "leave it out for a first run")
@@ -261,7 +274,7 @@ def prepare(run: Run, source: Source, folder: Folder, options: RunOptions, forke
         run.fingerprints = run.fingerprints | {"inputs": facts.digest, "code": code_fingerprint()}
         run.contents, run.plan = facts.sample, facts.seal
         run.environment = environment(options.used_threads)
-        if old and found.finished:
+        if old and (found.finished or found.damaged):
             new_plan = Plan(Folder(partial.parent), partial.name)
             if options.retry_failed:
                 check_repaired(old, run, folder, new_plan, options.accept_changed_code, found)

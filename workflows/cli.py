@@ -121,7 +121,7 @@ ViewSize = Annotated[
 Patch = Annotated[
     int | None, typer.Option(help="Edge of one patch, in pixels (14, a grid of 24 x 24; miniature: 8, 14 x 14).", min=1)
 ]
-ShardSize = Annotated[int, typer.Option(help="Images in one shard.", min=1)]
+ShardSize = Annotated[int, typer.Option(help="Images in one shard.", min=1, max=1_000_000)]
 EngineOption = Annotated[Engine, typer.Option(help="ray: Ray on this machine or a cluster. local: this process.")]
 Address = Annotated[str, typer.Option(help="Address of a running Ray cluster, such as auto or ray://host:10001.")]
 Workers = Annotated[int, typer.Option(help="Ray workers for each pool; 0 for one per GPU, or one.", min=0, max=100_000)]
@@ -138,7 +138,7 @@ Pools = Annotated[
         "--pool", help="With pools: STAGE=WORKERS or STAGE=WORKERSxGPUS, such as tag=2x0.25. May be repeated."
     ),
 ]
-Limit = Annotated[int | None, typer.Option(help="Take the first images alone.", min=1)]
+Limit = Annotated[int | None, typer.Option(help="Take the first images alone.", min=1, max=10**12)]
 Fingerprint = Annotated[
     Depth,
     typer.Option(
@@ -820,6 +820,10 @@ def main() -> None:
     finally:
         if "workflows.supervise" in sys.modules:
             sys.modules["workflows.supervise"].ended()
+    if code > 128 and threading.current_thread() is threading.main_thread() and threading.active_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # threads that read from a network would be waited for
     sys.exit(code)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
 from pad_pipeline.plan import PLAN_NAME, PLAN_SCHEMA, Plan, write_plan
 from pad_pipeline.shards.seal import UNSEALED
@@ -68,6 +69,8 @@ def estimate(source: Source, models: ModelSettings, view: View, options: RunOpti
         folder = Folder(Path(temporary))
         run, chain_for = plan_build(source, models, view, options)
         facts = write_plan(source, folder.path / PLAN_NAME, options.shard_size, "sizes", options.limit)
+        if not facts.images:
+            raise UserError("--images", source.origin, "there is no image in it", "name a folder or a file with images")
         plan = Plan(folder)
         sampled = min(SAMPLE, facts.images // 2) or min(1, facts.images)
         places = [number * facts.images // (2 * sampled) for number in range(2 * sampled)] if sampled else []

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
+from pad_pipeline.errors import UserError
 from pad_pipeline.storage import Folder
 from workflows.attempts import Attempts
 from workflows.links import Chain, Done, Link
@@ -25,10 +26,14 @@ class LocalEngine:
     """All steps in this process: the same callables as on Ray, so the same bytes.
 
     A process that dies leaves a note about what it was at; the next one takes that for an attempt that failed.
+
+    Args:
+        out: the run's folder.
+        run: what the note is about; one about anything else says nothing.
     """
 
-    def __init__(self, out: Folder) -> None:
-        self.journal = Journal(out)
+    def __init__(self, out: Folder, run: str) -> None:
+        self.journal = Journal(out, run)
 
     def run(self, chain: list[Link], numbers: Iterable[int], begin: Begin, watch: Watch) -> Iterator[Done]:
         """What each shard came to, as it is committed."""
@@ -39,7 +44,7 @@ class LocalEngine:
             states = built.worked() if built else {}
             watch.look({name: StageState(worked, workers=1) for name, worked in states.items()})
 
-        for number in numbers:
+        for number in self.journal.left(numbers):
             built = built or Chain(Link("all", steps, breaker=chain[0].breaker), look)
             attempts = self.journal.resumed(begin(number))
             with self.journal.kept(attempts):
@@ -64,7 +69,10 @@ class LocalEngine:
 
 
 class _Note(BaseModel):
+    run: str
     attempts: Attempts
+    retried: list[int] = []
+    """Shards that this retry is through with: what failed in them again would be tried without end, at each death."""
     in_hand: bool
     """Somebody is at it, or died at it."""
 
@@ -72,8 +80,15 @@ class _Note(BaseModel):
 class Journal:
     """What a process is at, on disk, for the one after it."""
 
-    def __init__(self, out: Folder) -> None:
-        self.out = out
+    def __init__(self, out: Folder, run: str) -> None:
+        self.out, self.run = out, run
+        self.retried: list[int] = []
+
+    def left(self, numbers: Iterable[int]) -> Iterator[int]:
+        """The shards that no dead process of this retry was through with."""
+        note = self._read()
+        self.retried = note.retried if note else []
+        return (number for number in numbers if number not in self.retried)
 
     def resumed(self, fresh: Attempts) -> Attempts:
         """The attempts at a shard: those of a process that died over it, or else fresh ones.
@@ -89,13 +104,19 @@ class Journal:
         ):
             return fresh
         if note.in_hand:
-            note.attempts.died()
+            try:
+                note.attempts.died()
+            except UserError:
+                self.out.delete(JOURNAL_NAME, durable=False)  # with more memory the next run may get through
+                raise
         return note.attempts
 
     def write(self, attempts: Attempts, in_hand: bool = True) -> None:
         """Note what is tried now."""
         with self.out.commit(JOURNAL_NAME, durable=False) as partial:
-            partial.write_text(_Note(attempts=attempts, in_hand=in_hand).model_dump_json())
+            partial.write_text(
+                _Note(run=self.run, attempts=attempts, retried=self.retried, in_hand=in_hand).model_dump_json()
+            )
 
     @contextmanager
     def kept(self, attempts: Attempts) -> Iterator[None]:
@@ -109,12 +130,17 @@ class Journal:
                 else:
                     self.out.delete(JOURNAL_NAME, durable=False)
             raise
-        self.out.delete(JOURNAL_NAME, durable=False)
+        if attempts.retry:
+            self.retried.append(attempts.number)
+            self.write(attempts, in_hand=False)
+        else:
+            self.out.delete(JOURNAL_NAME, durable=False)
 
     def _read(self) -> _Note | None:
         if not self.out.has(JOURNAL_NAME):
             return None
         try:
-            return _Note.model_validate(json.loads(self.out.read(JOURNAL_NAME)))
+            note = _Note.model_validate(json.loads(self.out.read(JOURNAL_NAME)))
         except (ValueError, ValidationError, RecursionError):
             return None
+        return note if note.run == self.run and note.attempts.sound else None

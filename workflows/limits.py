@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from pad_pipeline.errors import UserError
 
@@ -18,4 +19,4 @@ def failures_allowed(text: str, images: int) -> int:
     found = _LIMIT.fullmatch(text)
     if not found or (found[2] and float(found[2]) > 100):
         raise UserError("--max-failed", text, "it should be a count or a share", "write for instance 100 or 5%")
-    return int(found[1]) if found[1] else int(float(found[2]) / 100 * images)
+    return int(found[1]) if found[1] else int(Fraction(found[2]) * images // 100)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +18,7 @@ from pad_pipeline.plan import PLAN_NAME, Plan
 from pad_pipeline.records import shard_name
 from pad_pipeline.shards.reader import ShardFolder, index_facts, totals_in
 from pad_pipeline.shards.run import RUN_NAME, Run
+from pad_pipeline.shards.seal import seal_problem
 from pad_pipeline.storage import Folder
 
 _SHARD_FILE = re.compile(r"pad-([0-9]{6}|[1-9][0-9]{6,8})\.(tar|parquet)")
@@ -34,6 +35,8 @@ class Scan:
     with_failures: list[int] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     """Shards whose index can't be read, is of another run, or does not go with the tar's size."""
+    broken: set[int] = field(default_factory=set)
+    """Shards of which there is something, and not all."""
     halves: list[str] = field(default_factory=list)
     """Files of shards that were never committed: a tar without an index, an index without a tar."""
 
@@ -72,6 +75,7 @@ def scan(folder: Folder, identity: str, shards: int) -> Scan:
             found.totals.update(totals)
             if totals["failed"]:
                 found.with_failures.append(number)
+    found.broken = {number for number in sizes if number < shards} - found.finished
     return found
 
 
@@ -98,6 +102,9 @@ def check_same(old: Run, new: Run, folder: Folder, new_plan: Plan, accept_code: 
         return
     if any(line.startswith("fingerprints.inputs:") for line in differences):
         differences.insert(0, f"images: {plan_difference(folder, new_plan)}")
+    differences.sort(key=lambda line: line.startswith(("contents.", "fingerprints.inputs")))
+    if len(differences) > 8:
+        differences[8:] = [f"and {len(differences) - 8} more"]
     code_only = all(line.startswith("fingerprints.code:") for line in differences)
     remedy = "run with what it was made with; or keep it and go on in a new folder with --fork NEWOUT"
     if code_only:
@@ -164,20 +171,42 @@ def adopt(old_folder: Folder, folder: Folder, run: Run) -> int:
         How many.
     """
     old = Run.read(old_folder, "--out")
-    if old.identity != run.identity or old.fingerprints.get("code") != run.fingerprints["code"]:
+    if old.identity != run.identity or {old.fingerprints.get("code"), *old.accepted_code} != {run.fingerprints["code"]}:
         return 0
+    stale = {key for key, sha256 in old.contents.items() if run.contents.get(key, sha256) != sha256}
     theirs, mine = Plan(old_folder), Plan(folder)
     adopted = 0
     for number in sorted(scan(old_folder, old.identity, old.shards).finished):
         name = shard_name(number)
         if number >= run.shards or folder.has(f"{name}.parquet") or theirs.rows(number) != mine.rows(number):
             continue
-        for ending in ("tar", "parquet"):
-            file = f"{name}.{ending}"
-            with folder.commit(file) as partial, old_folder.open(file) as source, partial.open("wb") as sink:
-                shutil.copyfileobj(source, sink, 1 << 20)
-        adopted += 1
+        if any(row["key"] in stale for row in theirs.rows(number)):
+            continue
+        adopted += _copied(old_folder, folder, name)
     return adopted
+
+
+def _copied(old_folder: Folder, folder: Folder, name: str) -> bool:
+    """A shard from one folder to another, if it is what was once written."""
+    index, digest = old_folder.read(f"{name}.parquet"), hashlib.sha256()
+    wanted = index_facts(old_folder, name).get(b"tar_sha256", b"")
+    try:
+        with folder.commit(f"{name}.tar") as partial:
+            with old_folder.open(f"{name}.tar") as source, partial.open("wb") as sink:
+                while piece := source.read(1 << 20):
+                    digest.update(piece)
+                    sink.write(piece)
+            if seal_problem(index) or digest.hexdigest().encode() != wanted:
+                raise _DamagedError
+    except _DamagedError:
+        return False
+    with folder.commit(f"{name}.parquet") as partial:
+        partial.write_bytes(index)
+    return True
+
+
+class _DamagedError(Exception):
+    pass
 
 
 def foreign(folder: Folder) -> list[str]:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import secrets
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -47,7 +48,7 @@ def _in_use(folder: Folder, owner: dict[str, Any]) -> UserError:
 def _flocked(path: Path, folder: Folder) -> Iterator[None]:
     """The kernel's own lock, which goes with the process."""
     while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -90,6 +91,9 @@ def _leased(folder: Folder) -> Iterator[None]:
         while not stop.wait(BEAT):
             beats += 1
             with suppress(OSError):  # the run itself will find out that the store is gone
+                if _read(folder).get("token", owner["token"]) != owner["token"]:
+                    signal.raise_signal(signal.SIGTERM)  # we were silent, and another took the folder for free
+                    return
                 _beat(folder, owner, beats)
 
     heart = threading.Thread(target=live, name="lock", daemon=True)
@@ -100,7 +104,8 @@ def _leased(folder: Folder) -> Iterator[None]:
         stop.set()
         heart.join()
         with suppress(OSError):
-            folder.delete(LOCK_NAME)
+            if _read(folder).get("token") == owner["token"]:
+                folder.delete(LOCK_NAME)
 
 
 def _beat(folder: Folder, owner: dict[str, Any], beats: int) -> None:

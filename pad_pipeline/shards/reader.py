@@ -90,7 +90,10 @@ class ShardFolder:
         """
         try:
             # Not `read_table`: where that raises it leaves threads at work, and a process that ends then may abort.
-            table = pq.ParquetFile(io.BytesIO(self.folder.read(f"{name}.parquet"))).read(INDEX_SCHEMA.names)
+            file = pq.ParquetFile(io.BytesIO(self.folder.read(f"{name}.parquet")))
+            if file.metadata.num_rows > self.run.shard_size:
+                raise ValueError(f"it has {file.metadata.num_rows} rows, and a shard {self.run.shard_size} images")
+            table = file.read(INDEX_SCHEMA.names)
             if any(column.null_count for column in table.columns):
                 raise ValueError("a value is missing")
             return table.cast(INDEX_SCHEMA).to_pylist()

@@ -98,7 +98,11 @@ def _check_shard(folder: Folder, name: str, planned: list[dict[str, Any]], run: 
     if problem := seal_problem(content):
         yield f"its index: {problem}"
     try:
-        index = pq.ParquetFile(io.BytesIO(content)).read()  # not `read_table`, see `ShardFolder.index`
+        file = pq.ParquetFile(io.BytesIO(content))
+        if file.metadata.num_rows != len(planned):
+            yield f"its index has {file.metadata.num_rows} rows, and {len(planned)} images are planned"
+            return
+        index = file.read()  # not `read_table`, see `ShardFolder.index`
         rows = index.to_pylist()
     except (OSError, pa.ArrowException, ValueError) as error:
         yield f"its index can't be read ({error})"

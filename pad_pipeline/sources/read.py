@@ -53,7 +53,7 @@ def read_bytes(root: str, place: Place, most: int) -> bytes:
         UserError: the package for this kind of URL is not installed.
         OSError: the machine's fault, such as a failing disk.
     """
-    if place.at >= 0 and place.size > most:
+    if place.at >= 0 and not 0 <= place.size <= most:
         raise _too_large(place.size, most)
     file = place.file if is_url(place.file) else f"{root}/{place.file}"
     data = _remote(file, place, most) if is_url(file) else _local(Path(file), place, most)
