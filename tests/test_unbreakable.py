@@ -190,8 +190,8 @@ def test_a_retry_that_dies_loses_nothing(folder: Path, imported: list[object], p
     (folder / "scene-00004.png").write_bytes(b"garbage")
     assert pad(*command).code == 0
     expected = data(out)
-    code, said = finished(process([*command, "--retry-failed"], "at:data in place:1"))
-    assert (code, "going on in a new one" in said) == (0, True), said
+    (out / "pad-000002.parquet").unlink()  # what such a death leaves
+    assert pad(*command, "--retry-failed").code == 0
     assert data(out) == expected
 
 
