@@ -323,7 +323,7 @@ def image_record(draw: st.DrawFn) -> ImageRecord:
 
 def a_run(**more: Any) -> Run:
     facts: dict[str, Any] = {
-        "kind": "build", "images": 1, "shards": 1, "shard_size": 1, "counts": {}, "embedding_width": WIDTH,
+        "kind": "build", "images": 1, "shards": 1, "shard_size": 100, "counts": {}, "embedding_width": WIDTH,
         "view": View(size=28, patch=14), "settings": {"decode": DecodeSettings().model_dump(mode="json")},
         "fingerprints": {},
     }  # fmt: skip
