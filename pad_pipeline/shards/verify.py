@@ -100,7 +100,7 @@ def _check_shard(folder: Folder, name: str, planned: list[dict[str, Any]], run: 
     try:
         file = pq.ParquetFile(io.BytesIO(content))
         if file.metadata.num_rows != len(planned):
-            yield f"its index has {file.metadata.num_rows} rows, and {len(planned)} images are planned"
+            yield f"its index does not list the planned images: it has {file.metadata.num_rows} rows for {len(planned)}"
             return
         index = file.read()  # not `read_table`, see `ShardFolder.index`
         rows = index.to_pylist()
