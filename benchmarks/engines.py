@@ -20,9 +20,10 @@ from pad_pipeline.miniature.files import write_world
 from pad_pipeline.plan import Plan
 from pad_pipeline.sources import open_source
 from pad_pipeline.storage import Folder
-from workflows.build import RunOptions, build, plan_build, prepare
+from workflows.build import build, plan_build, prepare
 from workflows.links import Chain, Link, Task
 from workflows.models import load_models
+from workflows.options import RunOptions
 
 SHARD = 8
 

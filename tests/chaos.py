@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import random
@@ -27,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from pad_pipeline.miniature.files import write_world
 from pad_pipeline.miniature.world import LABELS
 from tests import doomed
+from tests.conftest import data
 from tests.small_models import write_small_models
 
 GOOD = 0
@@ -34,12 +34,6 @@ GOOD = 0
 
 class Trouble(Exception):
     """A promise was broken."""
-
-
-def data(folder: Path) -> dict[str, str]:
-    """Name -> sha256 of what a run must write the same every time."""
-    names = sorted(path for path in folder.iterdir() if path.name != "metrics.jsonl")
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in names}
 
 
 def start(what: str, arguments: list[object], log: Path) -> int:

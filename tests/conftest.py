@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import time
@@ -77,6 +78,12 @@ def pad(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
         return SimpleNamespace(code=code, out=captured.out, err=captured.err)
 
     return run
+
+
+def data(folder: Path) -> dict[str, str]:
+    """Name -> sha256 of what a run must write the same every time."""
+    names = sorted(path for path in folder.iterdir() if path.name != "metrics.jsonl")
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in names}
 
 
 def wait_for(happens: Callable[[], object], process: subprocess.Popen[str]) -> None:

@@ -21,8 +21,7 @@ import pytest
 from pad_pipeline.miniature.files import World
 from pad_pipeline.shards import lock
 from pad_pipeline.shards.reader import open_shards
-from tests.chaos import data
-from tests.conftest import wait_for
+from tests.conftest import data, wait_for
 
 Pad = Callable[..., Any]
 PAD = Path(sys.executable).with_name("pad")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import shutil
@@ -21,16 +20,10 @@ from pad_pipeline.geometry import View
 from pad_pipeline.labels import LabelEmbedder
 from pad_pipeline.miniature.files import World
 from pad_pipeline.shards.reader import open_shards
-from tests.conftest import SHARED, shared
+from tests.conftest import SHARED, data, shared
 from workflows.models import ModelSettings, load_models
 
 Pad = Callable[..., object]
-
-
-def files(folder: Path) -> dict[str, str]:
-    """Name -> sha256 of every file of a run, but for its speed."""
-    paths = sorted(path for path in folder.iterdir() if path.name != "metrics.jsonl")
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +39,10 @@ def test_both_engines_write_the_same_bytes(pad: Pad, world: World, common: list[
     assert "10 images" in local.out.replace("\n", " ")
     on_ray = pad(*command, "--engine", "ray", "--out", tmp_path / "ray")
     assert on_ray.code == 0, on_ray.err
-    expected = files(tmp_path / "local")
+    expected = data(tmp_path / "local")
     assert sorted(expected) == ["pad-000000.parquet", "pad-000000.tar", "pad-000001.parquet", "pad-000001.tar",
                                 "pad-000002.parquet", "pad-000002.tar", "plan.parquet", "run.json"]  # fmt: skip
-    assert files(tmp_path / "ray") == expected
+    assert data(tmp_path / "ray") == expected
 
     # A rerun leaves finished shards alone, and makes anew just what is missing or half-written.
     whole = tmp_path / "local" / "pad-000000.tar"
@@ -62,7 +55,7 @@ def test_both_engines_write_the_same_bytes(pad: Pad, world: World, common: list[
     assert "left as they are: 2 of 3 shards" in again.err
     assert whole.stat().st_mtime_ns == untouched
     (tmp_path / "local" / ".pad-000002.tar.partial").unlink(missing_ok=True)
-    assert files(tmp_path / "local") == expected
+    assert data(tmp_path / "local") == expected
 
 
 def test_a_mistake_is_one_line_on_ray_too(pad: Pad, world: World, models_toml: Path, tmp_path: Path) -> None:
@@ -82,7 +75,7 @@ def test_a_rerun_with_other_settings_is_refused(pad: Pad, world: World, common: 
     """Half a run with one threshold or view and half with another would be a dataset that nobody can describe."""
     command = ["build", "--images", world.images, *common, "--engine", "local", "--out", tmp_path / "out"]
     assert pad(*command).code == 0
-    before = files(tmp_path / "out")
+    before = data(tmp_path / "out")
     other = pad(*command, "--fit", "pad")
     assert other.code == 2
     assert "view.fit: crop -> pad" in other.err
@@ -90,7 +83,7 @@ def test_a_rerun_with_other_settings_is_refused(pad: Pad, world: World, common: 
     moved = pad("build", "--images", world.llava, "--image-root", world.images, *command[3:])
     assert moved.code == 2
     assert "fingerprints.inputs" in moved.err
-    assert files(tmp_path / "out") == before
+    assert data(tmp_path / "out") == before
 
 
 @pytest.fixture(scope="module")
@@ -417,7 +410,7 @@ def test_nothing_found_is_told_from_failed(pad: Pad, common: list[object], tmp_p
         assert pad("verify", tmp_path / out).code == 0
         stats = json.loads(pad("stats", tmp_path / out, "--json").out)
         assert stats["statuses"] == {"empty": 1, "failed": 1}
-    assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert data(tmp_path / "one") == data(tmp_path / "two")
 
 
 def test_photographs(pad: Pad, common: list[object], tmp_path: Path) -> None:

@@ -34,8 +34,9 @@ Pad = Callable[..., Any]
 def shards(world: World, models_toml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Exact regions and captions of ten drawn scenes, cut for the small CLIP."""
     from pad_pipeline.sources.coco import CocoSource
-    from workflows.build import RunOptions, import_coco
+    from workflows.build import import_coco
     from workflows.models import load_models
+    from workflows.options import RunOptions
 
     models = load_models(str(models_toml))
     out = tmp_path_factory.mktemp("train") / "shards"

@@ -24,9 +24,8 @@ from PIL import Image
 
 from pad_pipeline.miniature.files import World
 from pad_pipeline.shards.reader import open_shards
-from tests.chaos import data
 from tests.cluster import nodes
-from tests.conftest import SHARED, shared, wait_for
+from tests.conftest import SHARED, data, shared, wait_for
 from tests.doomed import POINTS
 
 Pad = Callable[..., Any]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,63 +15,26 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
 from pad_pipeline.labels import LabelSettings
 from pad_pipeline.pictures import DecodeSettings
-from pad_pipeline.plan import PLAN_NAME, Depth, Plan, write_plan
+from pad_pipeline.plan import PLAN_NAME, Plan, write_plan
 from pad_pipeline.shards.lock import locked
 from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.shards.seal import seal_problem
+from pad_pipeline.shards.writer import TOTALS
 from pad_pipeline.sources import Source
 from pad_pipeline.sources.shards import ShardsSource
 from pad_pipeline.storage import Folder, folder_at, is_url
-from stages.decode import RedoFrom
 from workflows.attempts import Attempts
 from workflows.chain import annotation_chain, import_chain, label_fingerprint, weight_fingerprints
 from workflows.cluster import RayEngine
-from workflows.engines import JOURNAL_NAME, Engine, LocalEngine
-from workflows.fingerprint import code_fingerprint, cores, environment
+from workflows.engines import JOURNAL_NAME, LocalEngine
+from workflows.fingerprint import code_fingerprint, environment
 from workflows.links import Link, unwritable
 from workflows.models import ModelSettings
-from workflows.placement import Placement, Size
+from workflows.options import RunOptions
 from workflows.progress import Totals, Watch
 from workflows.resume import Scan, adopt, check_repaired, check_same, foreign, scan
 
 console = Console(stderr=True)
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How a run is made. None of this but `shard_size`, `limit` and `redo_from` decides a byte."""
-
-    shard_size: int = 512
-    """Images in one shard."""
-    limit: int | None = None
-    """Take the first images alone."""
-    redo_from: RedoFrom = "tag"
-    """For images from PAD shards: the first stage that is done again."""
-    depth: Depth = "sample"
-    """What the plan notes of each file, to know it again."""
-    engine: Engine = "local"
-    address: str = ""
-    """Of a Ray cluster."""
-    workers: int = 0
-    """See `place`."""
-    placement: Placement = "auto"
-    pools: dict[str, Size] = field(default_factory=dict)
-    threads: int = 0
-    """CPU threads of each model; 0 for all cores, shared between workers."""
-    fork: Path | str | None = None
-    """Leave the run as it is, and make this one from it."""
-    accept_changed_code: bool = False
-    retry_failed: bool = False
-    """Try the failed images of finished shards again, and nothing else."""
-    breaker: int = 100
-    """Stop when a stage fails for this many images in a row; 0 never does."""
-
-    @property
-    def used_threads(self) -> int:
-        """CPU threads of each model."""
-        if self.threads:
-            return self.threads
-        return max(1, cores() // max(self.workers, 1)) if self.engine == "ray" else cores()
 
 
 def build(source: Source, out: Path | str, models: ModelSettings, view: View, options: RunOptions) -> Totals:
@@ -228,12 +190,12 @@ def _work(run: Run, found: Scan, folder: Folder, chain_for: ChainFor, options: R
     watch.follow(engine.run(chain, numbers, begin, watch))
     folder.delete(JOURNAL_NAME, durable=False)  # of an earlier run too
     if options.retry_failed:
-        return dict(_counted(scan(folder, run.identity, run.shards).totals))
-    return dict(_counted(found.totals + watch.found))
+        return _counted(scan(folder, run.identity, run.shards).totals)
+    return _counted(found.totals + watch.found)
 
 
 def _counted(totals: Counter[str]) -> Totals:
-    return {name: totals[name] for name in ("images", "ok", "empty", "failed", "tags", "regions")}
+    return {name: totals[name] for name in TOTALS}
 
 
 def _unfinished(run: Run, found: Scan) -> Iterator[int]:

@@ -21,7 +21,7 @@ from pad_pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pad_pipeline.geometry import View
-    from workflows.build import RunOptions
+    from workflows.options import RunOptions
 
 # Heavy modules (torch, transformers, Ray) are imported by the commands that need them, so that --help is instant.
 
@@ -232,7 +232,7 @@ def build(
     """
     options = _options(
         engine, address, workers, placement, pool, shard_size, limit, fingerprint, fork, accept_changed_code,
-        retry_failed, breaker, threads,
+        retry_failed, breaker, threads, redo_from,
     )  # fmt: skip
     _check_max_failed(max_failed)
     if engine is Engine.local and not dry_run:
@@ -252,7 +252,6 @@ def build(
     from workflows.models import load_models, with_tags
 
     chosen = with_tags(load_models(models), tag_list, tag_thresholds)
-    options = options(redo_from.value)
     view = _view(chosen.view, view_size, patch, fit)
     if dry_run:
         from workflows.dry_run import estimate
@@ -310,7 +309,7 @@ def import_coco(
 
     settings = load_models(models)
     view = _view(settings.view, view_size, patch, fit)
-    totals = workflow.import_coco(source, out, settings.llm, settings.decode, view, options("tag"))
+    totals = workflow.import_coco(source, out, settings.llm, settings.decode, view, options)
     _finish(totals, fork or out, dict(source.counts), max_failed)
 
 
@@ -660,8 +659,9 @@ def _options(
     retry_failed: bool,
     breaker: int,
     threads: int,
-) -> Any:
-    """The options of a run, checked; completed with `redo_from` once the heavy modules may be loaded."""
+    redo_from: RedoFrom = RedoFrom.tag,
+) -> RunOptions:
+    """The options of a run, checked against each other."""
     if engine is Engine.local:
         given = {
             "--address": address,
@@ -675,28 +675,32 @@ def _options(
     if fork and retry_failed:
         raise UserError("--fork", fork, "it makes a new run, and --retry-failed mends one", "leave one of them out")
 
-    def complete(redo_from: str) -> RunOptions:
-        from workflows.build import RunOptions
-        from workflows.placement import parse_pools
+    from workflows.options import RunOptions
 
-        return RunOptions(
-            shard_size=shard_size,
-            limit=limit,
-            redo_from=redo_from,  # type: ignore[arg-type]
-            depth=depth.value,
-            engine=engine.value,
-            address=address,
-            workers=workers,
-            placement=placement.value,
-            pools=parse_pools(pools or []),
-            threads=threads,
-            fork=fork,
-            accept_changed_code=accept_changed_code,
-            retry_failed=retry_failed,
-            breaker=breaker,
-        )
+    return RunOptions(
+        shard_size=shard_size,
+        limit=limit,
+        redo_from=redo_from.value,
+        depth=depth.value,
+        engine=engine.value,
+        address=address,
+        workers=workers,
+        placement=placement.value,
+        pools=_pools(pools),
+        threads=threads,
+        fork=fork,
+        accept_changed_code=accept_changed_code,
+        retry_failed=retry_failed,
+        breaker=breaker,
+    )
 
-    return complete
+
+def _pools(options: list[str] | None) -> dict[str, Any]:
+    if not options:
+        return {}
+    from workflows.placement import parse_pools
+
+    return parse_pools(options)
 
 
 def _supervise() -> None:

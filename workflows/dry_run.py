@@ -16,9 +16,10 @@ from pad_pipeline.shards.seal import UNSEALED
 from pad_pipeline.sources import Source
 from pad_pipeline.storage import Folder
 from stages.base import Stage
-from workflows.build import RunOptions, plan_build
+from workflows.build import plan_build
 from workflows.links import Chain, Link, Task
 from workflows.models import ModelSettings
+from workflows.options import RunOptions
 
 SAMPLE = 16
 """Images that are annotated, after as many that only warm up."""

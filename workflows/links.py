@@ -44,6 +44,7 @@ class ReadShard:
 
     def __init__(self, out: Folder) -> None:
         self.out, self.plan = out, Plan(out)
+        self._shards: ShardFolder | None = None
 
     def __call__(self, task: Task) -> Shard:
         """The shard with nothing but its plan; on a retry, with everything that is finished in it already."""
@@ -58,7 +59,7 @@ class ReadShard:
         return shard
 
     def _restore(self, shard: Shard) -> None:
-        shards = ShardFolder(self.out, "--out")
+        self._shards = shards = self._shards or ShardFolder(self.out, "--out")  # it lists the whole folder
         for record, row in zip(shard.rows, shards.index(shard.name), strict=True):
             if row["status"] != "failed":
                 sample = shards.sample(shard.name, row)

@@ -24,11 +24,12 @@ from pad_pipeline.training.model import check_view
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.weights import fetch_model
 from stages.tag import read_tags
-from workflows.build import RunOptions, build
+from workflows.build import build
 from workflows.engines import Engine
 from workflows.miniature.alignment import label_accuracy
 from workflows.miniature.llm import grammatical, perplexity
 from workflows.models import ModelSettings
+from workflows.options import RunOptions
 from workflows.train import train
 
 TEST_WORLD = 0
