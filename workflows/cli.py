@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -795,7 +795,8 @@ def _after_a_stop(command: list[str]) -> str:
 
 @contextmanager
 def _terminable() -> Iterator[list[int]]:
-    """SIGTERM ends the program as Ctrl-C does: what is in hand is dropped, in good order. The signals that came."""
+    """SIGTERM, and the end of a terminal, end the program as Ctrl-C does: what is in hand is dropped, in good order. The
+    signals that came."""
     received: list[int] = []
 
     def stop(number: int, frame: object) -> None:
@@ -805,11 +806,13 @@ def _terminable() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]  # nohup
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main() -> None:
@@ -850,6 +853,7 @@ def _run_app(received: list[int]) -> int:
             f"error: file = {error.filename}: {rule}; mend it and try again", style="red", markup=False, soft_wrap=True
         )
         return 2
-    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        errors.print(f"Stopped. {_after_a_stop(sys.argv[1:3])}")
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGHUP):
+        with suppress(OSError):  # the terminal may be gone
+            errors.print(f"Stopped. {_after_a_stop(sys.argv[1:3])}")
     return int(code)

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain as joined
@@ -32,6 +32,8 @@ AHEAD = 2
 """Shards at each worker: one in hand, and one on its way, so that no worker waits for a transfer."""
 LOOK = 2.0
 """Seconds between two looks at the workers."""
+PATIENCE = 60.0
+"""Seconds until workers that have not begun are told of."""
 
 
 class RayEngine:
@@ -165,6 +167,7 @@ class _Scheduler:
         """What workers had done that are no more."""
         self.failed_starts = [0] * len(pools)
         self.jobs = 0
+        self.patient_until = time.monotonic() + PATIENCE
         for link, pool in enumerate(pools):
             for _ in range(pool.workers):
                 self._hire(link)
@@ -321,7 +324,19 @@ class _Scheduler:
         for worker in self.workers:
             if worker.ready and worker not in self.asked.values():
                 self.asked[worker.actor.worked.options(concurrency_group="watch").remote()] = worker
+        if time.monotonic() > self.patient_until:
+            self.patient_until = float("inf")
+            self._tell_of_late_workers()
         self._show()
+
+    def _tell_of_late_workers(self) -> None:
+        late = Counter(worker.link for worker in self.starting.values())
+        for link, count in late.items():
+            pool = self.pools[link]
+            self.watch.say(
+                f"{count} of {pool.workers} workers for {pool.link.name} have not begun: they still load their "
+                f"models, or the cluster has no room for them ({pool.cpus:g} CPUs and {pool.gpus:g} GPUs each)."
+            )
 
     def _last_look(self) -> None:
         """What came to pass since the last one."""

@@ -55,7 +55,7 @@ def _write(sign: bytes) -> None:
 def _begin(pipe: int, parent: int) -> None:
     global _pipe
     _pipe = pipe
-    os.setpgid(0, 0)  # Ctrl-C goes to the parent alone, which passes it on once
+    os.setpgid(0, 0)  # Ctrl-C and Ctrl-Z go to the parent alone, which passes them on once
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
@@ -68,7 +68,14 @@ def _watch(child: int, pipe: int) -> None:
         with suppress(ProcessLookupError):
             os.kill(child, number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    def pause(number: int, frame: object) -> None:
+        os.kill(child, signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)  # until the shell's `fg` or `bg`
+        os.kill(child, signal.SIGCONT)
+
+    handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), forward) | {signal.SIGTSTP: pause}
+    handlers = {n: handler for n, handler in handlers.items() if signal.getsignal(n) is not signal.SIG_IGN}  # nohup
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     signs = b""
     while piece := os.read(pipe, 1 << 16):  # to the end: the child, and all that it started, are gone then
         signs = (signs + piece)[-1:]

@@ -16,6 +16,7 @@ from pad_pipeline.storage import file_system, is_url
 _WINDOW = 1 << 20
 """Characters that are read at a time."""
 _BETWEEN = re.compile(r"[ \t\r\n]*,?[ \t\r\n]*")
+_SURROGATE = re.compile(r"\\u[dD]")
 _SPACE = " \t\r\n"
 _LONGEST = 64 << 20
 """Characters of one record; a longer one is a broken file."""
@@ -117,7 +118,7 @@ def stream_list(stream: TextIO) -> Iterator[Any]:
         if text[:1] in kinds or text[:1].isdecimal():
             raise _NoListError(kinds.get(text[0], "a number"))
         raise ValueError("it does not begin with a list")
-    at, ended, first = 1, False, True
+    at, ended, first, escaped = 1, False, True, _SURROGATE.search(text) is not None
     while True:
         between = _BETWEEN.match(text, at)
         start = between.end() if between else at
@@ -139,12 +140,13 @@ def stream_list(stream: TextIO) -> Iterator[Any]:
         if whole:
             if comma == first:
                 raise ValueError(f"a comma is {'too many' if first else 'missing'} between two entries")
-            yield clean(value) if "\\ud" in text[start:end] or "\\uD" in text[start:end] else value
+            yield clean(value) if escaped and _SURROGATE.search(text, start, end) else value
             at, first = end, False
         else:
             # Twice as much each time, so that a long record costs its length and not its square.
             more = stream.read(max(_WINDOW, len(text) - at))
             text, at, ended = text[at:] + more, 0, not more
+            escaped = _SURROGATE.search(text) is not None  # seldom, so that the records need not be looked through
 
 
 def read_conversations(value: Any) -> list[dict[str, str]]:
@@ -160,7 +162,7 @@ def read_conversations(value: Any) -> list[dict[str, str]]:
         speaker, said = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
         if not (isinstance(speaker, str) and isinstance(said, str)):
             raise ValueError("each turn of conversations should be {from, value} with two strings")
-        turns.append({"from": speaker, "value": said})
+        turns.append(turn if len(turn) == 2 else {"from": speaker, "value": said})
     return turns
 
 
