@@ -637,6 +637,19 @@ def test_no_byte_of_a_sealed_file_can_change_unseen(runs: Runs, tmp_path: Path) 
             assert seal_problem(more + content), f"{name}: {len(more)} bytes in front"
 
 
+@pytest.mark.parametrize("behind", [0, 10, (1 << 20) - 70, (1 << 20) - 40, 1 << 20, (3 << 20) + 5])
+def test_a_seal_is_found_wherever_the_windows_end(tmp_path: Path, behind: int) -> None:
+    """Files larger than what is read at a time. Catches a seal across the edge of two windows that is not found, and
+    bytes that are hashed twice or never."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(256)) * 5000 + UNSEALED.encode() + b"x" * behind)
+    seal(path)
+    content = path.read_bytes()
+    assert seal_problem(content) == ""
+    for at in (0, (1 << 20) - 1, 1 << 20, len(content) - behind - 1, len(content) - 1):
+        assert seal_problem(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+
+
 def test_text_that_looks_like_a_seal_is_text(tmp_path: Path) -> None:
     """A caption, an id, a reason or a setting that holds the words of a seal. Catches a writer that puts the seal
     there, and a check that looks for it there: the file would count as damaged."""

@@ -795,8 +795,8 @@ def _after_a_stop(command: list[str]) -> str:
 
 @contextmanager
 def _terminable() -> Iterator[list[int]]:
-    """SIGTERM, and the end of a terminal, end the program as Ctrl-C does: what is in hand is dropped, in good order. The
-    signals that came."""
+    """SIGTERM, and the end of the terminal, end the program as Ctrl-C does: what is in hand is dropped, in good order.
+    The signals that came."""
     received: list[int] = []
 
     def stop(number: int, frame: object) -> None:

@@ -24,7 +24,7 @@ from pad_pipeline.plan import PLAN_NAME, Plan
 from pad_pipeline.records import INDEX_SCHEMA, shard_name
 from pad_pipeline.shards.reader import load_npy
 from pad_pipeline.shards.run import RUN_NAME, Run
-from pad_pipeline.shards.seal import seal_of, seal_problem
+from pad_pipeline.shards.seal import check_seal, seal_problem
 from pad_pipeline.shards.writer import MEMBERS, TOTALS
 from pad_pipeline.storage import Folder, folder_at
 
@@ -71,10 +71,11 @@ def verify_run(where: str | Path | Folder, deep: bool = False) -> Iterator[tuple
 
 
 def _check_plan(folder: Folder, plan: Plan, run: Run) -> Iterator[str]:
-    content = folder.read(PLAN_NAME)
-    if problem := seal_problem(content):
+    with folder.open(PLAN_NAME) as stream:
+        stated, problem = check_seal(stream)
+    if problem:
         yield problem
-    elif seal_of(content) != run.plan:
+    elif stated != run.plan:
         yield "it is not the plan that run.json was written with"
     if (len(plan), plan.images, plan.shard_size) != (run.shards, run.images, run.shard_size):
         yield f"it has {plan.images} images in {len(plan)} shards, run.json {run.images} in {run.shards}"
