@@ -1,8 +1,8 @@
 """What the engines cost: `python -m benchmarks.engines`. The miniature through a bare loop over the stages, through
 `--engine local`, and through `--engine ray` with two workers; all with one CPU thread for each model, in one run.
 
-Each is run over few images and over many: the difference gives images per second, free of loading and start-up, which
-are what is left.
+The rate is that of the shards committed after the first quarter of them and before the last few, when every worker
+is at work; what comes before the first shard is start-up. Runs take turns, and the median of each engine's counts.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -52,35 +53,44 @@ def engine(**how: object) -> Callable[[Path, Path, int], None]:
     return run
 
 
+def measured(way: Callable[[Path, Path, int], None], world: Path, out: Path, count: int) -> tuple[float, float]:
+    """Images per second, and seconds until the first shard was committed."""
+    began = time.time()
+    way(world, out, count)
+    committed = sorted(path.stat().st_mtime for path in out.glob("pad-*.parquet"))
+    steady = committed[len(committed) // 4 : -2]
+    return SHARD * (len(steady) - 1) / (steady[-1] - steady[0]), committed[0] - began
+
+
 def main() -> None:
-    """Draw, run each twice, print a table."""
+    """Draw, run in turns, print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--few", type=int, default=32)
-    parser.add_argument("--many", type=int, default=192)
+    parser.add_argument("--images", type=int, default=320)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
     asked = parser.parse_args()
     ways = {
         "bare loop": bare,
         "local": engine(engine="local"),
         f"ray, {asked.workers} workers": engine(engine="ray", workers=asked.workers),
     }
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory(prefix="pad-bench-") as home:
-        world = write_world(Path(home, "world"), asked.many, seed=0).images
-        best: dict[tuple[str, int], float] = {}
+        world = write_world(Path(home, "world"), asked.images, seed=0).images
         for repeat in range(asked.repeats):  # in turns, so that a noisy minute hits all alike
             for name, way in ways.items():
-                for count in (asked.few, asked.many):
-                    began = time.monotonic()
-                    way(world, Path(home, f"{name}-{count}-{repeat}"), count)
-                    seconds = time.monotonic() - began
-                    best[name, count] = min(seconds, best.get((name, count), seconds))
-    print(f"\n{asked.few} and {asked.many} drawn scenes, {SHARD} in a shard, {os.cpu_count()} CPU cores.\n")
-    print("| engine | images/s | against local | start-up, s |\n| --- | --- | --- | --- |")
-    rate = {name: (asked.many - asked.few) / (best[name, asked.many] - best[name, asked.few]) for name in ways}
-    for name in ways:
-        start = best[name, asked.few] - asked.few / rate[name]
-        print(f"| {name} | {rate[name]:.2f} | {rate[name] / rate['local']:.2f} | {start:.1f} |")
+                found[name].append(measured(way, world, Path(home, f"{name}-{repeat}"), asked.images))
+    print(
+        f"\n{asked.images} drawn scenes, {SHARD} in a shard, {os.cpu_count()} CPU cores, {asked.repeats} runs each.\n"
+    )
+    print(
+        "| engine | images/s | lowest-highest | against local | first shard after, s |\n| --- | --- | --- | --- | --- |"
+    )
+    middle = {name: median(rate for rate, _ in runs) for name, runs in found.items()}
+    for name, runs in found.items():
+        rates, first = [rate for rate, _ in runs], median(seconds for _, seconds in runs)
+        spread = f"{min(rates):.2f}-{max(rates):.2f}"
+        print(f"| {name} | {middle[name]:.2f} | {spread} | {middle[name] / middle['local']:.2f} | {first:.1f} |")
 
 
 if __name__ == "__main__":

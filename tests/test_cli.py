@@ -281,7 +281,7 @@ def test_odd_text_is_shown_as_it_is(pad: Pad, common: list[object], tmp_path: Pa
     assert "\x1b" not in shown
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_stops_in_good_order_and_the_rest_comes_later(
     number: signal.Signals, code: int, world: World, common: list[object], tmp_path: Path
 ) -> None:
@@ -290,8 +290,8 @@ def test_a_signal_stops_in_good_order_and_the_rest_comes_later(
     out = tmp_path / "out"
     command = [Path(sys.executable).parent / "pad", "build", "--images", world.images, *common, "--shard-size", 1,
                "--out", out]  # fmt: skip
-    # A shell that runs the tests in the background makes its children deaf to SIGINT.
-    hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    # A shell that runs the tests in the background makes its children deaf to SIGINT, and nohup to SIGHUP.
+    hear = partial(signal.signal, number, signal.SIG_DFL)
     with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, preexec_fn=hear) as process:
         wait_for(lambda: list(out.glob("*.parquet")) and (out / "pad-000000.parquet").exists(), process)
         process.send_signal(number)
