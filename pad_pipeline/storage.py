@@ -98,6 +98,12 @@ class Folder:
         with self.open(name) as stream:
             return stream.read()
 
+    def part(self, name: str, start: int, stop: int) -> bytes:
+        """The bytes of a file from `start` to before `stop`; fewer where it ends before."""
+        with self.open(name) as stream:
+            stream.seek(start)
+            return stream.read(stop - start)
+
     def open(self, name: str) -> BinaryIO:
         """A file to read from, at any place."""
         path = self.path / name
@@ -189,6 +195,11 @@ class RemoteFolder(Folder):
         """A whole object."""
         with _as_os_error(self.url):
             return bytes(self.file_system.cat_file(self._at(name)))
+
+    def part(self, name: str, start: int, stop: int) -> bytes:
+        """The bytes of an object from `start` to before `stop`, in one request."""
+        with _as_os_error(self.url):
+            return bytes(self.file_system.cat_file(self._at(name), start=start, end=stop))
 
     def open(self, name: str) -> BinaryIO:
         """An object to read from, at any place."""

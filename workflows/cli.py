@@ -99,6 +99,7 @@ class Projector(StrEnum):
 
     mlp = "mlp"
     linear = "linear"
+    c_abstractor = "c-abstractor"
 
 
 Out = Annotated[
@@ -315,34 +316,54 @@ def import_coco(
 
 @app.command()
 def train(
-    shards: Annotated[Path, typer.Option(help="Folder of shards.")],
-    vision: Annotated[str, typer.Option(help="CLIP-type vision tower: folder, hub name, or `miniature`.")],
-    llm: Annotated[
-        str, typer.Option(help="LLaMA-type LLM that the shards were built for: folder, hub name, or `miniature`.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder for log.jsonl, mm_projector.bin and hf/.")],
-    stage: Annotated[int, typer.Option(help="Only stage 1 so far: the projector alone.", min=1, max=1)] = 1,
+    vision: Annotated[str, typer.Option(help="CLIP or SigLIP type vision tower: folder, hub name, or `miniature`.")],
+    llm: Annotated[str, typer.Option(help="LLaMA, Mistral or Qwen type LLM: folder, hub name, or `miniature`.")],
+    out: Annotated[Path, typer.Option(help="Folder for log, checkpoints, mm_projector.bin and hf/.")],
+    stage: Annotated[int, typer.Option(help="1: the projector alone. 2: the LLM too.", min=1, max=2)] = 1,
+    shards: Annotated[Path | None, typer.Option(help="Folder of PAD shards to train on.")] = None,
+    data: Annotated[str | None, typer.Option(help="Or a LLaVA JSON of dialogues, with images or without.")] = None,
+    image_root: Annotated[str | None, typer.Option(help="What the JSON's images are relative to.")] = None,
+    fit: Annotated[
+        Fit, typer.Option(help="How a JSON's pictures are made square; shards say it themselves.")
+    ] = Fit.pad,
+    init: Annotated[
+        Path | None, typer.Option(help="mm_projector.bin to begin with: what stage 1 made, or LLaVA's own.")
+    ] = None,
     settings: Annotated[
         Path | None, typer.Option(help="TOML file with any setting of TrainSettings; the options below win over it.")
     ] = None,
-    projector: Annotated[Projector | None, typer.Option(help="mlp (default): LLaVA's mlp2x_gelu. linear: one.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples in one step (256).")] = None,
+    projector: Annotated[
+        Projector | None, typer.Option(help="mlp (default): LLaVA's mlp2x_gelu. linear. c-abstractor: Honeybee's.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples in one step (256; stage 2: 128).")] = None,
     micro_batch: Annotated[
         int | None, typer.Option(help="Samples computed at a time (8); lower it if memory runs out.")
     ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the shards (1).")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the samples (1).")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps, instead of epochs.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="After warm-up (0.001).")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="After warm-up (0.001; stage 2: 0.00002).")] = None,
     beta_start: Annotated[float | None, typer.Option(help="Weight of the patch loss in the first step (0).")] = None,
-    beta_end: Annotated[float | None, typer.Option(help="Weight of the patch loss in the last step (5).")] = None,
+    beta_end: Annotated[
+        float | None, typer.Option(help="Weight of the patch loss in the last step (5; stage 2: 0).")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the projector's start and the order of samples (0).")] = None,
 ) -> None:
-    """Train the projector: L = L_caption + beta(t) * L_patch, vision tower and LLM frozen.
+    """Train: L = L_caption + beta(t) * L_patch. Stage 1 teaches the projector, stage 2 the LLM too.
 
-    Example:
+    A training that was stopped goes on when the same command is run again.
 
-      pad train --shards shards/ --vision openai/clip-vit-large-patch14-336 --llm lmsys/vicuna-7b-v1.5 --out run/
+    Examples:
+
+      pad train --shards shards/ --vision openai/clip-vit-large-patch14-336 --llm lmsys/vicuna-7b-v1.5 --out one/
+
+      pad train --stage 2 --data llava_v1_5_mix665k.json --image-root images/ --init one/mm_projector.bin
+        --vision openai/clip-vit-large-patch14-336 --llm lmsys/vicuna-7b-v1.5 --out two/
     """
+    if (shards is None) == (data is None):
+        given = "both" if shards else "neither"
+        raise UserError("--shards or --data", given, "a training reads one of them", "give PAD shards or a LLaVA JSON")
+    if image_root and not data:
+        raise UserError("--image-root", image_root, "it goes with --data only", "leave it out")
     from workflows import train as workflow
 
     options = {
@@ -350,11 +371,25 @@ def train(
         "epochs": epochs, "steps": steps, "learning_rate": learning_rate, "beta_start": beta_start,
         "beta_end": beta_end, "seed": seed,
     }  # fmt: skip
-    chosen = workflow.train_settings(settings, {name: value for name, value in options.items() if value is not None})
+    given_options = {name: value for name, value in options.items() if value is not None}
+    chosen = workflow.train_settings(settings, given_options, stage)
     from pad_pipeline.miniature.shipped import resolve
 
-    said = workflow.train(shards, resolve(vision, "clip"), resolve(llm, "llm"), out, chosen)
-    console.print(said, markup=False, soft_wrap=True)
+    job = workflow.Job(
+        stage=stage,
+        shards=str(shards or ""),
+        data=data or "",
+        image_root=image_root or "",
+        fit=fit.value,
+        vision=resolve(vision, "clip"),
+        llm=resolve(llm, "llm"),
+        out=str(out),
+        init=str(init or ""),
+        settings=chosen,
+    )
+    said = workflow.train(job)
+    if os.environ.get("RANK", "0") == "0":
+        console.print(said, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -787,7 +822,7 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 def _after_a_stop(command: list[str]) -> str:
     if command[:1] == ["train"]:
-        return "A training can't be continued yet: the same command starts it anew."
+        return "Run the same command again to go on from the last checkpoint."
     if command[:1] == ["demo"] or command == ["miniature", "evaluate"]:
         return "Delete the --out folder, or name another one, to start anew."
     return "Run the same command again to continue."

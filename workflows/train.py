@@ -1,7 +1,8 @@
-"""`pad train`: the stage-1 loop with its progress and its summary."""
+"""`pad train`: the loop with its progress and its summary; in this process, under torchrun, or on Ray Train."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,14 +13,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors import SafetensorError
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.training.job import Job
 from pad_pipeline.training.loop import train as train_loop
-from pad_pipeline.training.settings import TrainSettings
+from pad_pipeline.training.settings import TrainSettings, settings_of
 from workflows.settings import read_toml, settings_error
 
 errors = Console(stderr=True)
 
 
-def train_settings(path: Path | None, options: dict[str, Any]) -> TrainSettings:
+def train_settings(path: Path | None, options: dict[str, Any], stage: int = 1) -> TrainSettings:
     """The settings of a TOML file with `options` put over them.
 
     Raises:
@@ -27,37 +29,38 @@ def train_settings(path: Path | None, options: dict[str, Any]) -> TrainSettings:
     """
     data = read_toml("--settings", path) if path else {}
     try:
-        return TrainSettings.model_validate(data | options)
+        return settings_of(stage).model_validate(data | options)
     except ValidationError as error:
         raise settings_error(error, str(path or "pad train")) from error
 
 
-def train(shards: Path, vision: str, llm: str, out: Path, settings: TrainSettings) -> str:
+def train(job: Job) -> str:
     """Train, show the progress, and say what came out.
 
     Raises:
-        UserError: see `pad_pipeline.training.loop.train`; or `out` is in use or can't be written.
+        UserError: see `pad_pipeline.training.loop.train`; or `out` can't be written.
     """
-    leftovers = {"training.json", "log.jsonl"}  # of a training that was stopped or failed
-    if out.exists() and (not out.is_dir() or any(path.name not in leftovers for path in out.iterdir())):
-        raise UserError("--out", out, "it is there already, and not empty", "name a new folder")
+    quiet = not errors.is_terminal or os.environ.get("RANK", "0") != "0"
     columns = [TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}")]
-    with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as progress:
-        task = progress.add_task("train", total=settings.steps or None, note="loading the models")
+    with Progress(*columns, TimeRemainingColumn(), console=errors, disable=quiet) as progress:
+        task = progress.add_task("train", total=job.settings.steps or None, note="loading the models")
 
         def report(entry: dict[str, Any]) -> None:
             note = _line(entry)
             progress.update(task, total=entry["steps"], completed=entry["step"] + 1, note=note)
             every = max(1, entry["steps"] // 10)
             if not errors.is_terminal and (entry["step"] + 1) % every == 0:
-                errors.print(f"step {entry['step'] + 1} of {entry['steps']}: {note}", highlight=False, soft_wrap=True)
+                say(f"step {entry['step'] + 1} of {entry['steps']}: {note}")
+
+        def say(text: str) -> None:
+            errors.print(text, highlight=False, soft_wrap=True, markup=False)
 
         try:
-            log = train_loop(shards, vision, llm, out, settings, report)
+            log = train_loop(job, report, say)
         except (OSError, SafetensorError) as error:
             rule = f"it can't be written ({getattr(error, 'strerror', None) or error})"
-            raise UserError("--out", out, rule, "make room or choose another folder") from error
-    return summary(log, out)
+            raise UserError("--out", job.out, rule, "make room, then run the same command again") from error
+    return summary(log, Path(job.out))
 
 
 def _line(entry: dict[str, Any]) -> str:
@@ -80,4 +83,6 @@ def summary(log: list[dict[str, Any]], out: Path) -> str:
         )
     ]
     few = " So few steps teach little: raise --steps or lower --batch-size." if len(log) < 10 else ""
-    return f"steps: {len(log)}; {', '.join(changes)}. Wrote {out / 'mm_projector.bin'} and {out / 'hf'}.{few}"
+    dropped = sum(entry["dropped"] for entry in log)
+    left = f" {dropped} samples taught nothing, see {out / 'dropped.jsonl'}." if dropped else ""
+    return f"steps: {len(log)}; {', '.join(changes)}.{left} Wrote {out / 'mm_projector.bin'} and {out / 'hf'}.{few}"

@@ -21,6 +21,9 @@ from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.writer import MEMBERS, TOTALS
 from pad_pipeline.storage import Folder, folder_at
 
+_USED = ["key", "labels", *(f"{member}_{part}" for member in MEMBERS for part in ("at", "bytes"))]
+_BETWEEN = 64 << 10
+"""Bytes of headers and padding that may stand between the members of one sample."""
 _INDEX = re.compile(r"pad-([0-9]{6}|[1-9][0-9]{6,8})\.parquet")
 
 
@@ -65,6 +68,21 @@ def load_npy(content: bytes, shape: tuple[int, ...], kind: type[np.generic]) -> 
     return np.load(stream, allow_pickle=False)
 
 
+class Rows:
+    """Index rows of many shards, at a hundred bytes each."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, number: int) -> tuple[str, dict[str, Any]]:
+        """The shard's name, and of the index row what `ShardFolder.sample` asks for."""
+        row = self._table.slice(number, 1).to_pylist()[0]
+        return row.pop("shard"), row
+
+
 class ShardFolder:
     """The finished shards of a run.
 
@@ -100,22 +118,20 @@ class ShardFolder:
         except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
             raise self._damaged(f"{name}.parquet", error) from error
 
-    def totals(self, name: str) -> dict[str, int]:
-        """Images by status, tags and regions of one shard, from the end of its index alone.
-
-        Raises:
-            UserError: it is damaged.
-        """
-        try:
-            return totals_in(index_facts(self.folder, name))
-        except (OSError, pa.ArrowException, ValueError) as error:
-            raise self._damaged(f"{name}.parquet", error) from error
-
     def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Every image of every finished shard: the shard's name and the index row."""
         for name in self.names:
             for row in self.index(name):
                 yield name, row
+
+    def usable(self) -> Rows:
+        """Every image of every finished shard that did not fail, by number."""
+        parts = []
+        for name in self.names:
+            rows = [row for row in self.index(name) if row["status"] != "failed"]
+            columns = {column: [row[column] for row in rows] for column in _USED}
+            parts.append(pa.table({"shard": pa.repeat(name, len(rows)).dictionary_encode(), **columns}))
+        return Rows(pa.concat_tables(parts, promote_options="permissive").combine_chunks())
 
     def sample(self, name: str, row: dict[str, Any], image: bool = True) -> Sample:
         """The sample behind one index row of shard `name`; without its image file where `image` is false.
@@ -124,15 +140,21 @@ class ShardFolder:
             UserError: the tar is damaged.
         """
         try:
-            size = self.folder.size(f"{name}.tar")
-            with self.folder.open(f"{name}.tar") as tar:
-                members = {}
-                for member in MEMBERS:
-                    if not 0 <= row[f"{member}_at"] <= row[f"{member}_at"] + row[f"{member}_bytes"] <= size:
-                        raise ValueError(f"{member} does not lie inside the tar")
-                    tar.seek(row[f"{member}_at"])
-                    wanted = image or member != "image"
-                    members[member] = tar.read(row[f"{member}_bytes"]) if wanted else b""
+            places = {
+                member: (row[f"{member}_at"], row[f"{member}_bytes"])
+                for member in MEMBERS
+                if image or member != "image"
+            }
+            first, last = min(at for at, _ in places.values()), max(at + size for at, size in places.values())
+            # They lie side by side, so one read is enough; what stands between them are headers.
+            if first < 0 or min(size for _, size in places.values()) < 0:
+                raise ValueError("a member lies before the tar's beginning")
+            if last - first > sum(size for _, size in places.values()) + _BETWEEN:
+                raise ValueError("its members lie far apart")
+            content = self.folder.part(f"{name}.tar", first, last)
+            if len(content) < last - first:
+                raise ValueError("a member does not lie inside the tar")
+            members = {member: content[at - first : at - first + size] for member, (at, size) in places.items()}
             meta = json.loads(members["json"])
             regions = len(meta["regions"])
             coverage = load_npy(members["masks"], (regions, self.run.view.grid, self.run.view.grid), np.uint8)
@@ -144,7 +166,7 @@ class ShardFolder:
                     raise ValueError(f"a region names the embedding {region['embedding']!r} of {len(embeds)}")
                 if not isinstance(region["label"], str) or not isinstance(region["crowd"], bool):
                     raise ValueError("a region's label or crowd is of the wrong type")
-            return Sample(row["key"], members["image"], meta, coverage, embeds)
+            return Sample(row["key"], members.get("image", b""), meta, coverage, embeds)
         except Exception as error:  # outside bytes: whatever a parser trips over is what is wrong
             raise self._damaged(f"{name}.tar", error) from error
 

@@ -36,11 +36,11 @@ class LlavaSource:
         self.counts: Counter[str] = Counter()
         if not is_url(self.origin) and not Path(self.origin).is_file():
             raise UserError("--images", path, "there is no such file", "check the path")
-        next(self._records(), None)  # a file of another kind is told at once
+        next(self.records(), None)  # a file of another kind is told at once
 
     def __iter__(self) -> Iterator[Planned]:
         """The images in the file's order."""
-        for number, record in enumerate(self._records()):
+        for number, record in enumerate(self.records()):
             name = f"record-{number}"
             if not isinstance(record, dict):
                 yield Planned(name, "", problem=f"record {number} is {_kind(record)}, and should be an object")
@@ -50,7 +50,12 @@ class LlavaSource:
                 continue
             yield read_record(record, number, record.get("id"), record["image"])
 
-    def _records(self) -> Iterator[Any]:
+    def records(self) -> Iterator[Any]:
+        """The entries of the list as they stand there, those without an image too.
+
+        Raises:
+            UserError: it is no such list, or damaged.
+        """
         opened = open_text("--images", self.origin)
         with opened as stream:
             try:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
 from transformers import (
     CLIPImageProcessorPil,
     LlavaConfig,
@@ -16,29 +18,48 @@ from transformers import (
 
 from pad_pipeline.geometry import View
 from pad_pipeline.pretrained import quiet
-from pad_pipeline.training.model import AlignModel
+from pad_pipeline.training.model import MultimodalModel
+from pad_pipeline.training.projector import save_projector
+from pad_pipeline.training.ranks import Ranks
+from pad_pipeline.training.template import IMAGE_MARK
 
-IMAGE_TOKEN = "<image>"
 
-
-def export_llava(model: AlignModel, folder: Path) -> None:
-    """Write tower, projector and LLM, and a processor that crops, pads or stretches as in training.
+def export(model: MultimodalModel, view: View, out: Path, here: Ranks) -> None:
+    """What comes out of a training: `mm_projector.bin`, and the Hugging Face folder `hf/`; written by the first rank.
 
     The parts are taken over, not copied; `model` must not be trained on afterwards.
     """
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = get_model_state_dict(model, options=options)
+        if here.first:
+            model = MultimodalModel(model.vision, model.llm_name, model.settings, torch.device("cpu"))
+            model.load_state_dict(state)
+    if here.first:
+        save_projector(model.projector, out / "mm_projector.bin")
+        export_llava(model, view, out / "hf")
+    here.wait()
+
+
+def export_llava(model: MultimodalModel, view: View, folder: Path) -> None:
+    """Write tower, projector and LLM, and a processor that crops, pads or stretches as in training."""
     tokenizer, llm, tower = model.tokenizer, model.llm, model.tower
-    tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
-    image_token = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    if hasattr(llm, "merge_and_unload"):
+        llm = llm.merge_and_unload()
+    tokenizer.add_tokens([IMAGE_MARK], special_tokens=True)
+    image_token = tokenizer.convert_tokens_to_ids(IMAGE_MARK)
     _grow_vocabulary(llm, len(tokenizer))
     linear = isinstance(model.projector, nn.Linear)
+    # CLIP's CLS token is dropped by the "default" strategy; SigLIP has none.
+    select = "full" if model.vision_config["model_type"].startswith("siglip") else "default"
     config = LlavaConfig(
         vision_config=tower.config,
         text_config=llm.config,
         image_token_index=image_token,
         projector_hidden_act="linear" if linear else "gelu",
         vision_feature_layer=model.settings.vision_layer,
-        vision_feature_select_strategy="default",
-        image_seq_length=model.view.grid**2,
+        vision_feature_select_strategy=select,
+        image_seq_length=view.grid**2,
         tie_word_embeddings=llm.config.tie_word_embeddings,
     )
     with torch.device("meta"):  # no second copy of the weights: the modules are put in below
@@ -52,7 +73,7 @@ def export_llava(model: AlignModel, folder: Path) -> None:
     llava.generation_config.suppress_tokens = [image_token]
     with quiet():
         llava.save_pretrained(folder)
-    processor_for(model, tokenizer).save_pretrained(folder)
+    processor_for(model, view, tokenizer, select).save_pretrained(folder)
 
 
 def _two_layers(projector: nn.Module) -> tuple[nn.Linear, nn.Linear]:
@@ -78,15 +99,15 @@ def _grow_vocabulary(llm: nn.Module, tokens: int) -> None:
             layer.weight[old:] = layer.weight[:old].float().mean(0).to(layer.weight.dtype)
 
 
-def processor_for(model: AlignModel, tokenizer: object) -> LlavaProcessor:
+def processor_for(model: MultimodalModel, view: View, tokenizer: object, select: str) -> LlavaProcessor:
     """The processor that shows the tower the same view as the training did."""
     return LlavaProcessor(
-        image_processor=image_processor_for(model.view, model.mean, model.std),
+        image_processor=image_processor_for(view, model.mean, model.std),
         tokenizer=tokenizer,
-        patch_size=model.view.patch,
-        vision_feature_select_strategy="default",
-        image_token=IMAGE_TOKEN,
-        num_additional_image_tokens=1,  # CLS, which the "default" strategy drops again
+        patch_size=view.patch,
+        vision_feature_select_strategy=select,
+        image_token=IMAGE_MARK,
+        num_additional_image_tokens=1 if select == "default" else 0,  # CLS, which is dropped again
     )
 
 

@@ -1,29 +1,47 @@
-"""The two losses of stage 1. Each is a sum over its terms divided by their weight; a step that is computed in parts
-gives the weight of the whole step, so that any split of a batch adds up to the same loss."""
+"""The two losses. Each is a sum over its terms divided by their weight; a step that is computed in parts, or by several
+ranks, gives the weight of the whole step, so that any split of a batch adds up to the same loss."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pad_pipeline.training.settings import PatchLossSettings
 
+ROWS = 4096
+"""Rows of logits that are in memory at a time: 0.5 GB in float32 for a vocabulary of 32,000."""
 
-def caption_loss(logits: Tensor, targets: Tensor, weight: float | None = None) -> Tensor:
+
+def caption_loss(hidden: Tensor, head: nn.Module, targets: Tensor, weight: float | None = None) -> Tensor:
     """Cross-entropy of the supervised tokens, in nats.
 
     Args:
-        logits: `[N, vocabulary]`, at the positions that predict a supervised token.
+        hidden: `[N, d]`, what the LLM has at the positions that predict a supervised token.
+        head: its output layer.
         targets: `[N]` token ids.
         weight: what the sum is divided by; the number of targets by default.
     """
-    total = F.cross_entropy(logits.float(), targets, reduction="sum")
-    return total / (len(targets) if weight is None else weight)
+
+    def part(rows: Tensor, wanted: Tensor) -> Tensor:
+        return F.cross_entropy(head(rows).float(), wanted, reduction="sum")
+
+    weight = max(len(targets), 1) if weight is None else weight
+    if len(targets) <= ROWS:
+        return part(hidden, targets) / weight
+    pieces = zip(hidden.split(ROWS), targets.split(ROWS), strict=True)
+    sums = [checkpoint(part, rows, wanted, use_reentrant=False) for rows, wanted in pieces]
+    return torch.stack(sums).sum() / weight
 
 
 def patch_loss_weight(coverage: Tensor, settings: PatchLossSettings) -> Tensor:
-    """What `patch_loss` divides by: the weight of all pairs of patch and region, or the number of regions in view."""
+    """What `patch_loss` divides by: the weight of all pairs of patch and region, or the number of regions in view.
+
+    Args:
+        coverage: `[R, P]`, 0..255.
+        settings: the average.
+    """
     selected = coverage.float().sum(1) / 255
     return selected.sum() if settings.average == "token" else (selected > 0).sum().float()
 
@@ -35,31 +53,73 @@ def patch_loss(
     image: Tensor,
     settings: PatchLossSettings,
     weight: Tensor | None = None,
+    labels: Tensor | None = None,
 ) -> Tensor:
-    """L_patch: 1 - cosine between each vision token that a region's mask selects and the region's label embedding.
+    """L_patch: how far the vision tokens that a region's mask selects are from the region's label embedding.
 
-    With w the weight of patch p for region r, v the projected token and e the averaged word embedding of the label:
-    `average = "token"`: sum_rp w_rp (1 - cos(v_p, e_r)) / sum_rp w_rp;
-    `average = "region"`: mean over r of sum_p w_rp (1 - cos(v_p, e_r)) / sum_p w_rp.
+    With w the weight of patch p for region r, v the projected token and e the averaged word embedding of the label, a
+    pair's term is 1 - cos(v_p, e_r), or, contrastive, -log(exp(cos(v_p, e_r) / T) / sum_l exp(cos(v_p, e_l) / T)) over
+    the distinct labels l of the step. The terms are averaged:
+    `average = "token"`: sum_rp w_rp term_rp / sum_rp w_rp;
+    `average = "region"`: mean over r of sum_p w_rp term_rp / sum_p w_rp.
+    `compare = "mean"` has one term for each region, of its mean token sum_p w_rp v_p / sum_p w_rp instead of v_p.
     (arXiv 2505.17316 says "maximise the cosine similarity" and leaves weights and averages open.) Regions of which the
     view shows nothing do not count; where none is left the loss is 0.
 
     Args:
         tokens: `[B, P, d]`, projected.
         embeds: `[R, d]`, of all regions of the batch.
-        coverage: uint8 `[R, P]`, how much each patch belongs to each region, of 255.
+        coverage: `[R, P]`, how much each patch belongs to each region, of 255.
         image: `[R]`, the row of `tokens` that each region belongs to.
-        settings: the average.
+        settings: what the paper leaves open.
         weight: what the sum is divided by; `patch_loss_weight` of these regions by default.
+        labels: `[L, d]`, the distinct label embeddings of the step, for the contrastive loss; those of `embeds` by
+            default.
     """
-    weights = coverage.float() / 255  # [R, P]
-    regions, vision = F.normalize(embeds.float(), dim=-1), F.normalize(tokens.float(), dim=-1)
-    # Every region against every image at once, [R, B, P], and then its own: far smaller than a copy of the tokens for
-    # each region would be.
-    cosine = (regions @ vision.flatten(0, 1).t()).view(len(regions), *tokens.shape[:2])[torch.arange(len(image)), image]
-    per_region = (weights * (1 - cosine)).sum(1)
-    if settings.average == "region":
-        per_region = per_region / weights.sum(1).clamp_min(1e-12)
     if weight is None:
         weight = patch_loss_weight(coverage, settings)
+    if not len(image):
+        return tokens.sum() * 0.0  # of the graph, so that its gradient is 0 and not missing
+    weights = coverage.float() / 255  # [R, P]
+    seen = weights.sum(1)
+    if settings.compare == "mean":
+        # [R, B, P], so that no tokens are copied for each region.
+        own = F.one_hot(image, len(tokens))[:, :, None] * weights[:, None]
+        means = own.flatten(1) @ tokens.flatten(0, 1).float()  # a cosine does not ask for their length
+        terms = _terms(means[:, None], embeds, None, settings, labels)[:, 0]  # [R]
+        per_region = terms * (seen if settings.average == "token" else (seen > 0))
+    else:
+        per_region = (weights * _terms(tokens, embeds, image, settings, labels)).sum(1)
+        if settings.average == "region":
+            per_region = per_region / seen.clamp_min(1e-12)
     return per_region.sum() / weight.clamp_min(1e-12)
+
+
+def _terms(
+    tokens: Tensor, embeds: Tensor, image: Tensor | None, settings: PatchLossSettings, labels: Tensor | None
+) -> Tensor:
+    """`[R, P]`: the term of each pair of region and token of its image; `tokens` `[R, P, d]` where `image` is None."""
+    vision = F.normalize(tokens.float(), dim=-1)
+    regions = F.normalize(embeds.float(), dim=-1)
+    if image is None:
+        cosine = (vision * regions[:, None]).sum(-1)
+    else:
+        # Every region against every image at once, [R, B, P], and then its own: far smaller than a copy of the tokens
+        # for each region would be.
+        every = (regions @ vision.flatten(0, 1).t()).view(len(regions), *tokens.shape[:2])
+        cosine = every[torch.arange(len(image), device=image.device), image]
+    if settings.kind == "cosine":
+        return 1 - cosine
+    known = F.normalize((embeds.unique(dim=0) if labels is None else labels).float(), dim=-1)
+    among = torch.logsumexp(vision @ known.t() / settings.temperature, dim=-1)  # [B or R, P]
+    return (among if image is None else among[image]) - cosine / settings.temperature
+
+
+@torch.no_grad()
+def mean_cosine(tokens: Tensor, embeds: Tensor, coverage: Tensor, image: Tensor) -> Tensor:
+    """Sum over pairs of patch and region of w cos(v_p, e_r), and of w, as `[2]`: it is logged, whatever the loss is."""
+    if not len(image):
+        return tokens.new_zeros(2, dtype=torch.float32)
+    weights = coverage.float() / 255
+    cosine = 1 - _terms(tokens, embeds, image, PatchLossSettings(), None)
+    return torch.stack([(weights * cosine).sum(), weights.sum()])

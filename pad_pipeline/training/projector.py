@@ -1,29 +1,53 @@
-"""The projector: vision encoder's width -> LLM's width. LLaVA's two kinds, with LLaVA's names for their weights."""
+"""The projector: vision encoder's width -> LLM's width. LLaVA's two kinds and Honeybee's C-Abstractor, with the names
+for their weights that they have there."""
 
 from __future__ import annotations
 
 import io
+import math
+import re
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.storage import Folder
+from pad_pipeline.training.abstractor import HONEYBEE_TOKENS, CAbstractor
+
+ProjectorKind = Literal["mlp", "linear", "c-abstractor"]
 
 _PREFIX = "model.mm_projector."
 
 
-def build_projector(kind: Literal["mlp", "linear"], vision_width: int, llm_width: int) -> nn.Module:
-    """`mlp`: Linear, exact GELU, Linear (LLaVA's mlp2x_gelu). `linear`: one Linear."""
+def build_projector(
+    kind: ProjectorKind, vision_width: int, llm_width: int, grid: int = 0, tokens: int = HONEYBEE_TOKENS
+) -> nn.Module:
+    """A new projector of patch tokens `[B, grid * grid, vision_width]`.
+
+    `mlp`: Linear, exact GELU, Linear (LLaVA's mlp2x_gelu). `linear`: one Linear. `c-abstractor`: Honeybee's, for the
+    patch grid `grid` x `grid`, with `tokens` tokens out; the others keep one for each patch and need neither.
+
+    Raises:
+        UserError: a C-Abstractor can't have that many tokens.
+    """
+    if kind == "c-abstractor":
+        return CAbstractor(vision_width, llm_width, grid, tokens)
     first = nn.Linear(vision_width, llm_width)
     return first if kind == "linear" else nn.Sequential(first, nn.GELU(), nn.Linear(llm_width, llm_width))
 
 
 def save_projector(projector: nn.Module, path: Path) -> None:
-    """Write `mm_projector.bin` with LLaVA's keys (`model.mm_projector.0.weight`, ...), atomically."""
-    state = {_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in projector.state_dict().items()}
+    """Write `mm_projector.bin` with LLaVA's keys (`model.mm_projector.0.weight`, ...), atomically.
+
+    A C-Abstractor has its own names behind LLaVA's prefix, and one tensor more, `tokens` (int64), because its number of
+    tokens is in no weight's shape.
+    """
+    weights = projector.state_dict()
+    if isinstance(projector, CAbstractor):
+        weights["tokens"] = torch.tensor(projector.tokens)
+    state = {_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     content = io.BytesIO()
     torch.save(state, content)
     with Folder(path.parent).commit(path.name) as partial:
@@ -31,25 +55,79 @@ def save_projector(projector: nn.Module, path: Path) -> None:
 
 
 def load_projector(path: Path) -> nn.Module:
-    """The projector in a `mm_projector.bin`, ours or LLaVA's own.
+    """The projector in a `mm_projector.bin`, ours or LLaVA's own, or in a file of a Honeybee's `abstractor.` weights.
+
+    Honeybee does not store the number of tokens: 144 then, unless the file is given a tensor `tokens`.
 
     Raises:
-        UserError: it is no projector of a kind known here.
+        UserError: it is no projector of a kind known here, or it is damaged.
     """
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-        state = {name.rpartition("mm_projector.")[2]: tensor.float() for name, tensor in state.items()}
+        state = {re.sub(r".*(mm_projector|abstractor)\.", "", name): tensor.float() for name, tensor in state.items()}
+        broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     except Exception as error:
         raise UserError("projector", path, f"it can't be read ({type(error).__name__})", "fetch it again") from error
-    kinds: dict[frozenset[str], Literal["mlp", "linear"]] = {
+    if broken:
+        raise UserError("projector", path, f"its {broken[0]} holds NaN or infinity", "train it anew, or fetch it again")
+    projector = _empty_projector(state, path)
+    found, expected = _shapes(state), _shapes(projector.state_dict())
+    for name in sorted(found | expected):
+        if name not in found:
+            rule = f"its {name} is missing"
+        elif name not in expected:
+            rule = f"its {name} belongs to no projector of this kind"
+        elif found[name] != expected[name]:
+            rule = f"its {name} has the shape {found[name]}, and its other tensors want {expected[name]}"
+        else:
+            continue
+        raise UserError("projector", path, rule, "give a file that was saved whole")
+    projector.to_empty(device="cpu").load_state_dict(state)
+    return projector
+
+
+def _empty_projector(state: dict[str, Tensor], path: Path) -> nn.Module:
+    """The projector that names and sizes in `state` tell of, without memory for its weights.
+
+    What is not a weight, or not one of today's, is taken out of `state`.
+
+    Raises:
+        UserError: they tell of none.
+    """
+    kinds: dict[frozenset[str], ProjectorKind] = {
         frozenset({"weight", "bias"}): "linear",
         frozenset({"0.weight", "0.bias", "2.weight", "2.bias"}): "mlp",
     }
-    kind = kinds.get(frozenset(state))
+    kind = "c-abstractor" if "pos_emb" in state else kinds.get(frozenset(state))
     if kind is None:
-        rule = f"its tensors ({', '.join(sorted(state)[:4])}) are neither a Linear's nor a 2-layer MLP's"
+        names = ", ".join(sorted(state)[:4])
+        rule = f"its tensors ({names}) are neither a Linear's nor a 2-layer MLP's nor a C-Abstractor's"
         raise UserError("projector", path, rule, "give a mm_projector.bin of one of these kinds")
-    first = state["weight" if kind == "linear" else "0.weight"]
-    projector = build_projector(kind, first.shape[1], first.shape[0])
-    projector.load_state_dict(state)
-    return projector
+    try:
+        with torch.device("meta"):
+            if kind == "c-abstractor":
+                return _empty_abstractor(state)
+            llm_width, vision_width = state["weight" if kind == "linear" else "0.weight"].shape
+            return build_projector(kind, vision_width, llm_width)
+    except UserError as error:
+        rule = f"its number of tokens, {error.value}, {error.rule}"
+        raise UserError("projector", path, rule, f"store the right one in it as {_PREFIX}tokens (int64)") from error
+    except (KeyError, ValueError, RuntimeError) as error:
+        rule = f"its tensors have not the sizes of a projector of the kind {kind} ({type(error).__name__}: {error})"
+        raise UserError("projector", path, rule, "give a file that was saved whole") from error
+
+
+def _empty_abstractor(state: dict[str, Tensor]) -> CAbstractor:
+    (tokens,) = state.pop("tokens").flatten().tolist() if "tokens" in state else (HONEYBEE_TOKENS,)
+    _, patches, vision_width = state["pos_emb"].shape
+    grid = math.isqrt(patches)
+    if patches == grid**2 + 1:  # Honeybee's first models had a row for CLS too, which its own loader drops as well
+        state["pos_emb"] = state["pos_emb"][:, 1:]
+    llm_width, hidden = state["readout.0.weight"].shape
+    depth = sum(re.fullmatch(r"net\.0\.b\d+\.conv1\.conv\.weight", name) is not None for name in state)
+    readout = sum(re.fullmatch(r"readout\.\d+\.weight", name) is not None for name in state)
+    return CAbstractor(vision_width, llm_width, grid, int(tokens), hidden, depth, readout)
+
+
+def _shapes(state: dict[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in state.items()}

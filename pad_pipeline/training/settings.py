@@ -1,12 +1,14 @@
-"""Every choice of a stage-1 training, with LLaVA-1.5's values where it has one and the paper's where that has one."""
+"""Every choice of a training, with LLaVA-1.5's values where it has one and the paper's where that has one."""
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from pad_pipeline.geometry import PatchRule
+from pad_pipeline.training.template import TemplateName
 
 
 class PatchLossSettings(BaseModel):
@@ -14,47 +16,112 @@ class PatchLossSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    kind: Literal["cosine", "contrastive"] = "cosine"
+    """`cosine`: 1 - cosine to the label (the paper). `contrastive`: cross-entropy of the right label among all labels
+    of the step (as in SEA, arXiv 2408.11813)."""
+    compare: Literal["token", "mean"] = "token"
+    """What is compared with the label: each token of the region, or the mean of its tokens."""
     average: Literal["token", "region"] = "token"
-    """`token`: over all pairs of patch and region in the batch, so large regions count more. `region`: each region's
-    own mean first, so all regions count the same."""
+    """`token`: over all pairs of patch and region in the step, so large regions count more. `region`: each region's own
+    mean first, so all regions count the same."""
+    temperature: float = Field(0.07, gt=0, allow_inf_nan=False)
+    """Cosines are divided by it, in the contrastive loss."""
 
 
-class TrainSettings(BaseModel):
-    """Stage 1: the projector learns; vision tower and LLM are frozen."""
+class LoraSettings(BaseModel):
+    """Low-rank adapters on all linear layers of the LLM's blocks (LLaVA-1.5's values)."""
 
     model_config = ConfigDict(extra="forbid")
 
-    projector: Literal["mlp", "linear"] = "mlp"
-    """`mlp`: Linear, GELU, Linear (LLaVA's mlp2x_gelu). `linear`: one Linear."""
-    vision_layer: int = -2
-    """Hidden state of the vision tower that is projected; its CLS token is dropped."""
+    rank: int = Field(128, gt=0)
+    alpha: int = Field(256, gt=0)
+    dropout: float = Field(0.05, ge=0, lt=1)
+
+
+class TrainSettings(BaseModel):
+    """Stage 1: the projector learns; vision tower and LLM are frozen. LLaVA-1.5's pretrain.sh, and the patch loss."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    projector: Literal["mlp", "linear", "c-abstractor"] = "mlp"
+    """`mlp`: Linear, GELU, Linear (LLaVA's mlp2x_gelu). `linear`: one Linear. `c-abstractor`: Honeybee's."""
+    abstractor_tokens: int = Field(144, gt=0)
+    """Vision tokens that a C-Abstractor makes of a picture; a square number. Masks are pooled to its grid."""
+    vision_layer: int = Field(-2, le=-1)
+    """Hidden state of the vision tower that is projected; a CLS token is dropped."""
+    llm: Literal["frozen", "full", "lora"] = "frozen"
+    """What of the LLM learns beside the projector: nothing, everything, or low-rank adapters."""
+    lora: LoraSettings = LoraSettings()
+    template: TemplateName = "plain"
+    """How a conversation becomes a sequence, see `TemplateName`."""
     batch_size: int = Field(256, gt=0)
-    """Samples in one step of the optimiser; all of them where there are fewer."""
+    """Samples in one step of the optimiser, over all ranks; all of them where there are fewer."""
     micro_batch: int = Field(8, gt=0)
-    """Samples computed at a time; the losses do not depend on it."""
+    """Samples that a rank computes at a time; the losses do not depend on it."""
     epochs: float = Field(1.0, gt=0, le=1e6)
     steps: int = Field(0, ge=0)
     """Steps of the optimiser; 0 for as many as `epochs` gives."""
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
     """After warm-up; it falls to 0 along half a cosine."""
+    projector_learning_rate: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """The projector's own; 0 for the same."""
     warmup: float = Field(0.03, ge=0, le=1)
     """Share of the steps in which the rate rises linearly from 0."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     max_grad_norm: float = Field(1.0, gt=0)
     beta_start: float = Field(0.0, ge=0, allow_inf_nan=False)
     beta_end: float = Field(5.0, ge=0, allow_inf_nan=False)
-    """L = L_caption + beta * L_patch, where beta goes linearly from start to end over the steps (the paper: 0 to 5)."""
+    """L = L_caption + beta(t) L_patch; the paper: 0 to 5."""
+    beta_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How beta goes from start to end over the steps; `constant` is the end from the first step on."""
     patches: PatchRule = "soft"
     """Which patches belong to a region (`PatchRule` in pad_pipeline/geometry.py): by the share that it covers of them,
     or wholly: `any`, `half`, `argmax`."""
     patch_loss: PatchLossSettings = PatchLossSettings()
     max_length: int = Field(2048, gt=0)
-    """Tokens of a sequence, image included; longer captions are cut at the end."""
+    """Tokens of a sequence, image included; longer ones are cut at the end."""
+    group_by_length: bool = False
+    """Samples of like length, all with a picture or all without, share a step (LLaVA's group_by_modality_length)."""
+    max_dropped: float = Field(0.01, ge=0, le=1)
+    """Share of the samples from which nothing can be learnt (no answer, no picture, cut away); more are an error."""
+    activation_checkpointing: bool = False
+    """Compute the LLM's blocks a second time in the backward pass: a third more work, far less memory."""
+    checkpoint_every: int = Field(0, ge=0)
+    """Steps between two checkpoints; 0 for a twentieth of the training, 50 at least."""
+    keep_checkpoints: int = Field(2, gt=0)
+    """The latest ones that are kept, beside the best."""
+    held_out: int = Field(0, ge=0)
+    """Samples that are not trained on; their losses are measured at each checkpoint and say which is the best."""
     seed: int = Field(0, ge=0, lt=1 << 63)
-    """Of the projector's start and of the order of samples."""
+    """Of the projector's start, of the order of samples, of dropout."""
     loader_threads: int = Field(4, gt=0)
-    """Threads that read and decode images ahead of the model."""
+    """Threads that read and decode images ahead of the model, on each rank."""
 
     def beta(self, step: int, steps: int) -> float:
         """The weight of L_patch in step `step` (from 0) of `steps`: `beta_start` first, `beta_end` last."""
-        return self.beta_start + (self.beta_end - self.beta_start) * step / max(steps - 1, 1)
+        share = step / max(steps - 1, 1)
+        if self.beta_schedule == "constant":
+            share = 1.0
+        elif self.beta_schedule == "cosine":
+            share = (1 - math.cos(math.pi * share)) / 2
+        return self.beta_start + (self.beta_end - self.beta_start) * share
+
+    def checkpoint_steps(self, steps: int) -> int:
+        """Steps between two checkpoints."""
+        return self.checkpoint_every or max(50, -(-steps // 20))
+
+
+class Stage2Settings(TrainSettings):
+    """Stage 2: projector and LLM learn from dialogues. LLaVA-1.5's finetune.sh."""
+
+    llm: Literal["frozen", "full", "lora"] = "full"
+    template: TemplateName = "v1"
+    batch_size: int = Field(128, gt=0)
+    learning_rate: float = Field(2e-5, gt=0, allow_inf_nan=False)
+    beta_end: float = Field(0.0, ge=0, allow_inf_nan=False)
+    group_by_length: bool = True
+
+
+def settings_of(stage: int) -> type[TrainSettings]:
+    """The settings of a stage, with its defaults."""
+    return Stage2Settings if stage == 2 else TrainSettings

@@ -18,8 +18,9 @@ from pad_pipeline.miniature.files import index_of, write_world
 from pad_pipeline.miniature.score import Score, score_shards
 from pad_pipeline.miniature.shipped import check_labels
 from pad_pipeline.miniature.world import draw_scene
-from pad_pipeline.pretrained import load_pretrained, load_tokenizer, read_config
+from pad_pipeline.pretrained import load_pretrained, load_tokenizer
 from pad_pipeline.sources import open_source
+from pad_pipeline.training.job import Job
 from pad_pipeline.training.model import check_view
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.weights import fetch_model
@@ -85,7 +86,8 @@ def align(
         for name, beta in (("caption", 0.0), ("patch", 5.0)):
             run = out / f"{name}-{seed}"
             console.print(f"seed {seed}, {'caption loss alone' if beta == 0 else 'with the patch loss'}:", end=" ")
-            said = train(shards, vision, llm, run, stage1_settings(beta, seed, steps))
+            settings = stage1_settings(beta, seed, steps)
+            said = train(Job(stage=1, shards=str(shards), vision=vision, llm=llm, out=str(run), settings=settings))
             console.print(said.partition(" Wrote")[0], highlight=False, soft_wrap=True)
             accuracy[name] = label_accuracy(vision, llm, run / "mm_projector.bin", scenes, models.view)
         found.append(Alignment(seed, accuracy["caption"], accuracy["patch"]))
@@ -121,7 +123,7 @@ def evaluate(
         raise UserError("--out", out, "it is there already, and not empty", "name a new folder")
     check_labels("--models", models.tagger.tag_list, read_tags(models.tagger)[0])
     tower = fetch_model("--vision", vision)  # a wrong one is told before the build
-    check_view(models.view, read_config("--vision", tower, {"clip", "clip_vision_model"}), vision)
+    check_view(models.view, tower, vision)
     llm = fetch_model("llm.llm", models.llm.llm)
     network = load_pretrained("llm.llm", llm, LlamaForCausalLM, torch.float32)
     tokenizer = load_tokenizer("llm.llm", llm)

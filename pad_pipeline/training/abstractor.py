@@ -1,0 +1,150 @@
+"""Honeybee's C-Abstractor (arXiv 2312.06742): a projector whose convolutions gather the patches into fewer tokens.
+
+Modules and weights have the names that they have in Honeybee, which builds them from timm's RegNet, so that Honeybee's
+weights fit. The numbers are those of timm 0.9.8 (Honeybee's own) to 1.0.31, which agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pad_pipeline.errors import UserError
+
+HONEYBEE_TOKENS = 144
+"""Of the C-Abstractor of Honeybee's 7B models: 12 x 12."""
+
+
+class CAbstractor(nn.Module):
+    """Patches -> 3 convolution blocks -> average pool -> 3 convolution blocks -> MLP.
+
+    Args:
+        vision_width: channels of the incoming patch tokens.
+        llm_width: channels of the tokens that go into the LLM.
+        grid: patches along one edge of the view.
+        tokens: how many come out, a square number of at most `grid * grid`; where its root does not divide `grid`, the
+            pool's windows overlap.
+        hidden: channels of the convolutions.
+        depth: blocks on either side of the pool.
+        readout: layers of the MLP.
+
+    Raises:
+        UserError: `tokens` is no such number.
+    """
+
+    def __init__(
+        self,
+        vision_width: int,
+        llm_width: int,
+        grid: int,
+        tokens: int = HONEYBEE_TOKENS,
+        hidden: int = 1024,
+        depth: int = 3,
+        readout: int = 2,
+    ) -> None:
+        super().__init__()
+        pooled = pooled_grid(grid, tokens)
+        self.grid, self.tokens = grid, tokens
+        self.pos_emb = nn.Parameter(torch.empty(1, grid * grid, vision_width))
+        nn.init.trunc_normal_(self.pos_emb, std=0.02)
+        self.net = nn.Sequential(
+            _stage(depth, vision_width, hidden), nn.AdaptiveAvgPool2d(pooled), _stage(depth, hidden, hidden)
+        )
+        layers: list[nn.Module] = [nn.Linear(hidden, llm_width)]
+        for _ in range(readout - 1):
+            layers += [nn.SiLU(), nn.Linear(llm_width, llm_width)]
+        self.readout = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Patch tokens `[B, grid * grid, vision_width]` -> `[B, tokens, llm_width]`, both row by row from the top
+        left."""
+        # Honeybee adds in place, which would change the vision tower's own output.
+        x = (x + self.pos_emb).transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        return self.readout(self.net(x).flatten(2).transpose(1, 2))
+
+
+class _Bottleneck(nn.Module):
+    """The block of RegNet-Y (arXiv 2003.13678), with depthwise convolution and LayerNorm: `[B, C, H, W]` -> same H, W.
+
+    Its last activation stands behind the sum with the shortcut, which has weights only where the widths differ.
+    """
+
+    def __init__(self, width_in: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = _ConvNorm(width_in, width)
+        self.conv2 = _ConvNorm(width, width, depthwise=True)
+        self.se = _SqueezeExcite(width, round(width_in * 0.25))  # of the block's input, as in pycls
+        self.conv3 = _ConvNorm(width, width)
+        self.downsample = nn.Identity() if width_in == width else _ConvNorm(width_in, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.se(F.silu(self.conv2(F.silu(self.conv1(x)))))
+        return F.silu(self.conv3(inner) + self.downsample(x))
+
+
+class _ConvNorm(nn.Module):
+    """Convolution without bias, 1x1 or depthwise 3x3, then LayerNorm over the channels of each place.
+
+    The norm is called `bn` in timm whatever its kind, and has an eps of 1e-5 there: timm merges norm and activation
+    into a class with that default, although its LayerNorm2d alone has 1e-6.
+    """
+
+    def __init__(self, width_in: int, width: int, depthwise: bool = False) -> None:
+        super().__init__()
+        kernel, groups = (3, width) if depthwise else (1, 1)
+        self.conv = nn.Conv2d(width_in, width, kernel, padding=kernel // 2, groups=groups, bias=False)
+        self.bn = nn.LayerNorm(width, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class _SqueezeExcite(nn.Module):
+    """Every channel times a gate in 0..1 that is computed from the means of all channels."""
+
+    def __init__(self, width: int, reduced: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(width, reduced, 1)
+        self.fc2 = nn.Conv2d(reduced, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.fc2(F.silu(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()
+
+
+def _stage(depth: int, width_in: int, width: int) -> nn.Sequential:
+    widths = [width_in] + [width] * (depth - 1)
+    return nn.Sequential(OrderedDict((f"b{i}", _Bottleneck(before, width)) for i, before in enumerate(widths, 1)))
+
+
+def pooled_grid(grid: int, tokens: int) -> int:
+    """Tokens along one edge: 12 for 144.
+
+    Raises:
+        UserError: `tokens` is not the square of a whole number from 1 to `grid`.
+    """
+    edge = min(max(round(math.sqrt(max(tokens, 0))), 1), grid)
+    if edge**2 != tokens or not tokens:
+        rule = f"must be a square number from 1 to {grid * grid}, the patches of the {grid} x {grid} grid"
+        raise UserError("abstractor_tokens", tokens, rule, f"the nearest is {edge**2}")
+    return edge
+
+
+def pool_coverage(coverage: Tensor, grid: int, pooled: int) -> Tensor:
+    """What a region covers of each token that is pooled from patches: the mean over the very window of patches that
+    `AdaptiveAvgPool2d` averages into the token.
+
+    Cell i of an edge has the patches from floor(i * grid / pooled) to before ceil((i + 1) * grid / pooled).
+
+    Args:
+        coverage: uint8 `[R, grid * grid]`, 255ths of each patch, row by row from the top left.
+        grid: patches along one edge.
+        pooled: tokens along one edge, at most `grid`.
+
+    Returns:
+        float32 `[R, pooled * pooled]`, 255ths from 0 to 255, not rounded; the same numbers where `pooled == grid`.
+    """
+    return F.adaptive_avg_pool2d(coverage.float().view(-1, grid, grid), pooled).flatten(1)

@@ -1,0 +1,59 @@
+"""A training: what is trained on what, and how."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from pad_pipeline.geometry import Fit
+from pad_pipeline.training.settings import Stage2Settings, TrainSettings
+
+_FREE = {
+    "out", "settings.micro_batch", "settings.loader_threads", "settings.activation_checkpointing",
+    "settings.checkpoint_every", "settings.keep_checkpoints",
+}  # fmt: skip
+"""What a training may be continued with another of: it decides no number, but for the last digits."""
+
+
+class Job(BaseModel):
+    """A training: what is trained on what, and how."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    stage: int
+    vision: str
+    """Folder or hub name of the vision tower."""
+    llm: str
+    """Folder or hub name of the LLM."""
+    out: str
+    """Gets `training.json`, `log.jsonl`, `checkpoints/`, `mm_projector.bin` and the Hugging Face folder `hf/`."""
+    shards: str = ""
+    """What `pad build` or `pad import` wrote; or else"""
+    data: str = ""
+    """a LLaVA JSON."""
+    image_root: str = ""
+    """What the JSON's images are relative to; empty for the folder that it lies in."""
+    fit: Fit = "pad"
+    """How a JSON's pictures are made square; shards say it themselves."""
+    init: str = ""
+    """A `mm_projector.bin` to begin with."""
+    settings: Stage2Settings | TrainSettings
+
+    def same_training(self, facts: dict[str, Any]) -> list[str]:
+        """What a run with these facts did otherwise, but for what decides no number."""
+        mine = self.facts()
+        names = sorted(set(_flat(mine)) | set(_flat(facts)))
+        old, new = _flat(facts), _flat(mine)
+        return [f"{n}: {old.get(n)} -> {new.get(n)}" for n in names if n not in _FREE and old.get(n) != new.get(n)]
+
+    def facts(self) -> dict[str, Any]:
+        """As it is written into training.json."""
+        return self.model_dump(mode="json")
+
+
+def _flat(facts: dict[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in facts.items():
+        flat |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+    return flat

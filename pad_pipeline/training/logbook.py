@@ -1,0 +1,69 @@
+"""What is written while a training runs: `log.jsonl`, one entry a step, and TensorBoard's files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pad_pipeline.training.ranks import Ranks
+
+LOG = "log.jsonl"
+
+
+class Logbook:
+    """log.jsonl and TensorBoard, written by the first rank.
+
+    Args:
+        out: the run's folder.
+        entries: of the steps that are done.
+        here: this rank.
+    """
+
+    def __init__(self, out: Path, entries: list[dict[str, Any]], here: Ranks) -> None:
+        self.entries, self.here = entries, here
+        if here.first:
+            from torch.utils.tensorboard import SummaryWriter
+
+            write_whole(out / LOG, "".join(json.dumps(entry) + "\n" for entry in entries))
+            self.stream = (out / LOG).open("a")
+            self.board = SummaryWriter(str(out / "tensorboard"), purge_step=len(entries))
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """The entry of the next step."""
+        self.entries.append(entry)
+        if self.here.first:
+            self.stream.write(json.dumps(entry) + "\n")
+            self.stream.flush()
+            for name, value in entry.items():
+                if name != "step" and value is not None:
+                    self.board.add_scalar(name, value, entry["step"])
+
+    def __enter__(self) -> Logbook:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.here.first:
+            self.stream.close()
+            self.board.close()
+
+
+def read_log(out: Path, before: int) -> list[dict[str, Any]]:
+    """The entries of the steps before `before`."""
+    lines = (out / LOG).read_text().splitlines() if (out / LOG).is_file() else []
+    return [entry for line in lines if (entry := _entry(line)) and entry["step"] < before]
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:  # the line that a dying process was at
+        return None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A small file that is there whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)

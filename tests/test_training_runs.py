@@ -1,0 +1,171 @@
+"""Trainings that are killed, resumed, spread over processes: the same losses as an unbroken one in a single process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pad_pipeline.miniature.files import World
+from tests.conftest import wait_for
+
+Pad = Callable[..., Any]
+BIN = Path(sys.executable).parent
+LOSSES = ("caption_loss", "patch_loss", "grad_norm", "patch_cosine", "patch_gradient_share")
+
+
+@pytest.fixture(scope="module")
+def shards(world: World, models_toml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Exact regions and captions of ten drawn scenes, cut for the small CLIP."""
+    from pad_pipeline.geometry import View
+    from pad_pipeline.sources.coco import CocoSource
+    from workflows.build import import_coco
+    from workflows.models import load_models
+    from workflows.options import RunOptions
+
+    models = load_models(str(models_toml))
+    out = tmp_path_factory.mktemp("runs") / "shards"
+    source = CocoSource(world.instances, world.images, world.llava)
+    import_coco(source, out, models.llm, models.decode, View(size=112), RunOptions(shard_size=4))
+    return out
+
+
+@pytest.fixture
+def command(world: World, models_toml: Path, shards: Path) -> Callable[..., list[str]]:
+    """A training of a stage, without its --out."""
+    clip, llm = models_toml.parent / "clip", models_toml.parent / "llm"
+    chat = world.llava.with_name("llava_chat.json")
+
+    def made(stage: int, *more: object) -> list[str]:
+        data = ["--shards", shards] if stage == 1 else ["--data", chat, "--image-root", world.images]
+        parts = ["train", "--stage", stage, *data, "--vision", clip, "--llm", llm, "--batch-size", 5,
+                 "--micro-batch", 2, *more]  # fmt: skip
+        return list(map(str, parts))
+
+    return made
+
+
+def log_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def losses(out: Path) -> np.ndarray:
+    """`[steps, len(LOSSES)]`, NaN where there is none."""
+    return np.array([[np.nan if e[name] is None else e[name] for name in LOSSES] for e in log_of(out)], float)
+
+
+def settings_file(path: Path, **settings: object) -> list[object]:
+    path.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
+    return ["--settings", path]
+
+
+@pytest.mark.parametrize(("stage", "llm"), [(1, "frozen"), (2, "full"), (2, "lora")])
+def test_a_killed_training_goes_on_as_if_it_had_not_been(
+    stage: int, llm: str, command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """kill -9 between checkpoints. Bitwise: order, rates, beta, optimiser and dropout must all come back. Catches a
+    resume that repeats or skips a batch, forgets Adam's moments, or draws other dropout."""
+    file = settings_file(tmp_path / "s.toml", llm=llm, checkpoint_every=3, held_out=2)
+    started = [str(BIN / "pad"), *command(stage, "--steps", 30, *file)]
+    assert subprocess.run([*started, "--out", tmp_path / "whole"], capture_output=True).returncode == 0
+    broken = tmp_path / "broken"
+    with subprocess.Popen([*started, "--out", str(broken)], stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: (broken / "checkpoints/step-00000006/facts.json").exists(), process)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (broken / "mm_projector.bin").exists()
+    again = subprocess.run([*started, "--out", broken], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "Going on from step" in again.stderr
+    assert np.array_equal(losses(broken), losses(tmp_path / "whole"), equal_nan=True)
+    assert [entry["step"] for entry in log_of(broken)] == list(range(30))
+    same = [(folder / "mm_projector.bin").read_bytes() for folder in (broken, tmp_path / "whole")]
+    assert same[0] == same[1]
+    names = sorted(path.name for path in (broken / "checkpoints").iterdir())
+    assert "step-00000030" in names
+    assert len(names) <= 3, "the latest two and the best are kept"
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_two_processes_give_the_losses_of_one(stage: int, command: Callable[..., list[str]], tmp_path: Path) -> None:
+    """torchrun with gloo: replicas in stage 1, FSDP2 in stage 2; a batch of 5 that two ranks can't share evenly. To
+    1e-5, gradients included. Catches losses that are means of means, and gradients that are summed or averaged twice.
+    Then one process goes on where two were stopped."""
+    file = settings_file(tmp_path / "s.toml", checkpoint_every=4, held_out=3)
+    arguments = command(stage, "--steps", 8, *file)
+    alone = subprocess.run([BIN / "pad", *arguments, "--out", tmp_path / "one"], capture_output=True, text=True)
+    assert alone.returncode == 0, alone.stderr
+    torchrun = [BIN / "torchrun", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d",
+                "--rdzv-endpoint", "localhost:0"]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    both = subprocess.run(
+        [*torchrun, BIN / "pad", *arguments, "--out", tmp_path / "two"], capture_output=True, text=True, env=environment
+    )
+    assert both.returncode == 0, both.stderr
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert np.allclose(one, two, rtol=1e-5, atol=1e-6, equal_nan=True), np.nanmax(np.abs(one - two))
+    held = [[e["held_out_loss"] for e in log_of(tmp_path / name) if "held_out_loss" in e] for name in ("one", "two")]
+    assert len(held[0]) == 2
+    assert np.allclose(*held, atol=1e-5)
+
+    import shutil
+
+    shutil.rmtree(tmp_path / "two/checkpoints/step-00000008")
+    on = subprocess.run([BIN / "pad", *arguments, "--out", tmp_path / "two"], capture_output=True, text=True)
+    assert on.returncode == 0, on.stderr
+    assert "Going on from step 4 of 8" in on.stderr
+    assert np.allclose(one, losses(tmp_path / "two"), rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+def test_a_training_is_continued_as_it_was_begun(pad: Pad, command: Callable[..., list[str]], tmp_path: Path) -> None:
+    """The same command with another rate would be half a training of each. What decides no number may change."""
+    out = ["--out", tmp_path / "run"]
+    assert pad(*command(1, "--steps", 2), *out).code == 0
+    before = (tmp_path / "run/log.jsonl").read_text()
+    other = pad(*command(1, "--steps", 2, "--learning-rate", 0.5), *out)
+    assert other.code == 2
+    assert "settings.learning_rate: 0.001 -> 0.5" in other.err
+    assert (tmp_path / "run/log.jsonl").read_text() == before
+    again = pad(*command(1, "--steps", 2, "--micro-batch", 1), *out)
+    assert again.code == 0, again.err
+    assert len(log_of(tmp_path / "run")) == 2
+    damaged = next((tmp_path / "run/checkpoints").glob("step-*")) / "state.pt"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    refused = pad(*command(1, "--steps", 2), *out)
+    assert refused.code == 2
+    assert "it can't be read" in refused.err
+
+
+def test_samples_that_teach_nothing_are_named_and_too_many_are_an_error(
+    pad: Pad, world: World, command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """LLaVA prints a line and goes on with a loss of 0. Several images, a missing file, an empty answer."""
+    records = json.loads(world.llava.with_name("llava_chat.json").read_text())
+    records[0]["conversations"][1]["value"] = " "
+    records[1]["image"] = [records[1]["image"]] * 2
+    records[2]["image"] = "missing.png"
+    records[3].pop("image")
+    records[3]["conversations"] = [{"from": "human", "value": "Say a word."}, {"from": "gpt", "value": "tree"}]
+    (tmp_path / "mixed.json").write_text(json.dumps(records))
+    arguments = command(2, "--epochs", 1)
+    arguments[arguments.index("--data") + 1] = str(tmp_path / "mixed.json")
+    refused = pad(*arguments, "--out", tmp_path / "strict")
+    assert refused.code == 2
+    assert "max_dropped" in refused.err
+    allowed = settings_file(tmp_path / "s.toml", max_dropped=0.5)
+    done = pad(*arguments, *allowed, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    named = {e["key"]: e["reason"] for e in map(json.loads, (tmp_path / "run/dropped.jsonl").read_text().splitlines())}
+    assert set(named) == {records[n]["id"] for n in (0, 1, 2)}
+    assert "is empty" in named[records[0]["id"]]
+    assert "2 images" in named[records[1]["id"]]
+    assert "there is no such file" in named[records[2]["id"]]
+    assert "3 samples taught nothing" in done.out
