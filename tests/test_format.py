@@ -45,7 +45,7 @@ from pad_pipeline.miniature.files import World
 from pad_pipeline.pictures import DecodeSettings
 from pad_pipeline.plan import PLAN_NAME, PLAN_SCHEMA, Plan, PlanFacts, write_plan
 from pad_pipeline.records import INDEX_SCHEMA, Alternate, ImageRecord, Region, Shard, Tag, shard_name
-from pad_pipeline.shards.reader import ShardFolder
+from pad_pipeline.shards.reader import ShardFolder, index_facts, totals_in
 from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.shards.seal import UNSEALED, seal, seal_of, seal_problem
 from pad_pipeline.shards.stats import as_json, read_statistics
@@ -366,7 +366,7 @@ def test_a_shard_read_and_written_again_has_the_same_bytes(records: list[ImageRe
         totals = write_shard(Shard(0, records), Folder(one), run.identity)
         shards = ShardFolder(one)
         assert shards.names == [FIRST]
-        assert shards.totals(FIRST) == dict(totals) == dict(count(Shard(0, records)))
+        assert totals_in(index_facts(shards.folder, FIRST)) == dict(totals) == dict(count(Shard(0, records)))
         write_shard(Shard(0, restored(shards, FIRST)), Folder(two), run.identity)
         for ending in ("tar", "parquet"):
             assert (one / f"{FIRST}.{ending}").read_bytes() == (two / f"{FIRST}.{ending}").read_bytes(), ending
@@ -1021,8 +1021,6 @@ def use(folder: Path, tar_alone: bool = False) -> list[str]:
 
         found = ShardFolder(folder)
         attempt(lambda: scan(found.folder, found.run.identity, found.run.shards))
-        for name in found.names:
-            attempt(lambda name=name: found.totals(name))
 
     def samples(found: ShardFolder, name: str) -> None:
         for row in found.index(name):
