@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from pad_pipeline.miniature.files import World
@@ -69,22 +71,23 @@ def settings_file(path: Path, **settings: object) -> list[object]:
 
 @pytest.mark.parametrize(("stage", "llm"), [(1, "frozen"), (2, "full"), (2, "lora")])
 def test_a_killed_training_goes_on_as_if_it_had_not_been(
-    stage: int, llm: str, command: Callable[..., list[str]], tmp_path: Path
+    pad: Pad, stage: int, llm: str, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     """kill -9 between checkpoints. Bitwise: order, rates, beta, optimiser and dropout must all come back. Catches a
     resume that repeats or skips a batch, forgets Adam's moments, or draws other dropout."""
     file = settings_file(tmp_path / "s.toml", llm=llm, checkpoint_every=3, held_out=2)
-    started = [str(BIN / "pad"), *command(stage, "--steps", 30, *file)]
-    assert subprocess.run([*started, "--out", tmp_path / "whole"], capture_output=True).returncode == 0
+    arguments = command(stage, "--steps", 30, *file)
+    assert pad(*arguments, "--out", tmp_path / "whole").code == 0
+    started = [str(BIN / "pad"), *arguments]
     broken = tmp_path / "broken"
     with subprocess.Popen([*started, "--out", str(broken)], stderr=subprocess.PIPE, text=True) as process:
         wait_for(lambda: (broken / "checkpoints/step-00000006/facts.json").exists(), process)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not (broken / "mm_projector.bin").exists()
-    again = subprocess.run([*started, "--out", broken], capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert "Going on from step" in again.stderr
+    again = pad(*arguments, "--out", broken)
+    assert again.code == 0, again.err
+    assert "Going on from step" in again.err
     assert np.array_equal(losses(broken), losses(tmp_path / "whole"), equal_nan=True)
     assert [entry["step"] for entry in log_of(broken)] == list(range(30))
     same = [(folder / "mm_projector.bin").read_bytes() for folder in (broken, tmp_path / "whole")]
@@ -95,14 +98,15 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_two_processes_give_the_losses_of_one(stage: int, command: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_two_processes_give_the_losses_of_one(
+    pad: Pad, stage: int, command: Callable[..., list[str]], tmp_path: Path
+) -> None:
     """torchrun with gloo: replicas in stage 1, FSDP2 in stage 2; a batch of 5 that two ranks can't share evenly. To
     1e-5, gradients included. Catches losses that are means of means, and gradients that are summed or averaged twice.
     Then one process goes on where two were stopped."""
     file = settings_file(tmp_path / "s.toml", checkpoint_every=4, held_out=3)
     arguments = command(stage, "--steps", 8, *file)
-    alone = subprocess.run([BIN / "pad", *arguments, "--out", tmp_path / "one"], capture_output=True, text=True)
-    assert alone.returncode == 0, alone.stderr
+    assert pad(*arguments, "--out", tmp_path / "one").code == 0
     torchrun = [BIN / "torchrun", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d",
                 "--rdzv-endpoint", "localhost:0"]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -116,13 +120,45 @@ def test_two_processes_give_the_losses_of_one(stage: int, command: Callable[...,
     assert len(held[0]) == 2
     assert np.allclose(*held, atol=1e-5)
 
-    import shutil
-
     shutil.rmtree(tmp_path / "two/checkpoints/step-00000008")
-    on = subprocess.run([BIN / "pad", *arguments, "--out", tmp_path / "two"], capture_output=True, text=True)
-    assert on.returncode == 0, on.stderr
-    assert "Going on from step 4 of 8" in on.stderr
+    on = pad(*arguments, "--out", tmp_path / "two")
+    assert on.code == 0, on.err
+    assert "Going on from step 4 of 8" in on.err
     assert np.allclose(one, losses(tmp_path / "two"), rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+def test_a_worker_of_ray_train_that_is_killed_costs_nothing(
+    pad: Pad, command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """kill -9 of one of two workers. Both are started anew, from the last checkpoint; the losses are those of a single
+    unbroken process, to 1e-5. Catches a worker that waits for a dead one for ever."""
+    file = settings_file(tmp_path / "s.toml", checkpoint_every=3)
+    arguments = command(1, "--steps", 40, *file)
+    assert pad(*arguments, "--out", tmp_path / "one").code == 0
+    started = [str(BIN / "pad"), *arguments]
+    out = tmp_path / "ray"
+    with subprocess.Popen(
+        [*started, "--workers", "2", "--out", str(out)], stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_for(lambda: (out / "checkpoints/step-00000006/facts.json").exists(), process)
+        below = psutil.Process(process.pid).children(recursive=True)
+        next(child for child in below if "RayTrainWorker" in child.name() + " ".join(child.cmdline())).kill()
+        assert process.stderr
+        said = process.stderr.read()
+    assert process.returncode == 0, said
+    assert "Going on from step" in said
+    assert np.allclose(losses(tmp_path / "one"), losses(out), rtol=1e-5, atol=1e-6, equal_nan=True)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_users_mistake_is_one_line_on_ray_train_too(
+    pad: Pad, command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """A learning rate that makes the loss no number: not tried again, no pages of Ray's."""
+    refused = pad(*command(1, "--steps", 5, "--learning-rate", 1e30), "--workers", 1, "--out", tmp_path / "run")
+    assert refused.code == 2
+    assert "no finite number" in refused.err
+    assert "Traceback" not in refused.err
 
 
 def test_a_training_is_continued_as_it_was_begun(pad: Pad, command: Callable[..., list[str]], tmp_path: Path) -> None:

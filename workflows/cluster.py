@@ -6,18 +6,11 @@ which worker is at which shard, so a death costs one attempt at that shard and n
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
-import socket
-import sys
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import chain as joined
-from pathlib import Path
 from typing import Any
 
 from pad_pipeline.errors import UserError
@@ -27,6 +20,7 @@ from workflows.engines import Begin
 from workflows.links import Done, Link, LinkActor, Worked, add_worked
 from workflows.placement import Placement, Pool, Size, place
 from workflows.progress import StageState, Watch
+from workflows.ray_session import ray_session
 
 AHEAD = 2
 """Shards at each worker: one in hand, and one on its way, so that no worker waits for a transfer."""
@@ -57,55 +51,13 @@ class RayEngine:
         first = next(numbers, None)
         if first is None:
             return
-        # Before Ray is imported, which reads these once: no notes about its own future, no notes of its C++ parts.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        if not self.address:
-            # Loopback, for whoever reaches Ray's ports can run code here. Its own option for this machine's address
-            # turns 127.0.0.1 into the outer one; on a system that it takes for no cluster it stays on loopback.
-            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        with _quiet_stderr():  # Ray announces there that it was told to be quiet
-            import ray
-
-            self._start(ray)
-        try:
-            pools = self._pools(ray, chain)
-            yield from _Scheduler(ray, pools, joined([first], numbers), begin, watch).results()
-        except ray.exceptions.RayError as error:  # Ray's own troubles; what a stage raises comes as a value
-            rule = f"Ray stopped the run ({type(error).__name__}: {str(error).splitlines()[0]})"
-            raise UserError("--engine", "ray", rule, "run the same command again to resume") from error
-        finally:
-            with _quiet_stderr():
-                ray.shutdown()
-
-    def _start(self, ray: Any) -> None:
-        options: dict[str, Any] = {"include_dashboard": False}
-        if self.address:  # the cluster's nodes may lack this package, or have another version of it
-            packages = [str(Path(__file__).parents[1] / name) for name in ("pad_pipeline", "stages", "workflows")]
-            options = {"runtime_env": {"py_modules": packages}}
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            self._knock()
-            ray.init(address=self.address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
-            # A death is told in our words, and not on standard output; there is no option for this.
-            ray._private.worker.print_to_stdstream = lambda *_, **__: None
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(
-                "--address",
-                self.address or "local",
-                f"Ray can't be joined there ({error})",
-                "start a cluster with `ray start --head`; where it wants a token, set RAY_AUTH_MODE=token and "
-                "RAY_AUTH_TOKEN; or use --engine local",
-            ) from error
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which ends without a word
-
-    def _knock(self) -> None:
-        """Whether anybody listens there at all: Ray itself would try for minutes."""
-        host, _, port = self.address.removeprefix("ray://").rpartition(":")
-        if host and port.isdecimal():
-            socket.create_connection((host, int(port)), timeout=5).close()
+        with ray_session(self.address) as ray:
+            try:
+                pools = self._pools(ray, chain)
+                yield from _Scheduler(ray, pools, joined([first], numbers), begin, watch).results()
+            except ray.exceptions.RayError as error:  # Ray's own troubles; what a stage raises comes as a value
+                rule = f"Ray stopped the run ({type(error).__name__}: {str(error).splitlines()[0]})"
+                raise UserError("--engine", "ray", rule, "run the same command again to resume") from error
 
     def _pools(self, ray: Any, chain: list[Link]) -> list[Pool]:
         resources = ray.cluster_resources()
@@ -382,17 +334,3 @@ def _smallest_gpu(ray: Any) -> int:
         return min(ray.get(asked, timeout=120), default=0)
     except ray.exceptions.RayError:
         return 0
-
-
-@contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Send what native code writes to this process's standard error nowhere. Exceptions come through as ever."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -34,7 +34,30 @@ def train_settings(path: Path | None, options: dict[str, Any], stage: int = 1) -
         raise settings_error(error, str(path or "pad train")) from error
 
 
-def train(job: Job) -> str:
+class Place(NamedTuple):
+    """Where a training runs."""
+
+    workers: tuple[int, int] = (0, 0)
+    """Fewest and most workers of Ray Train; 0 for this process, or those that torchrun started."""
+    address: str = ""
+    """Of a Ray cluster."""
+    max_failures: int = 3
+    """How often workers may die."""
+
+
+def parse_workers(text: str) -> tuple[int, int]:
+    """`4` -> (4, 4); `2-8` -> (2, 8).
+
+    Raises:
+        UserError: it is neither.
+    """
+    low, dash, high = text.partition("-")
+    if low.isdecimal() and (not dash or high.isdecimal()) and 1 <= int(low) <= int(high or low):
+        return int(low), int(high or low)
+    raise UserError("--workers", text, "it should be a number, or fewest-most", "write for instance 4, or 2-8")
+
+
+def train(job: Job, place: Place = Place()) -> str:
     """Train, show the progress, and say what came out.
 
     Raises:
@@ -56,7 +79,12 @@ def train(job: Job) -> str:
             errors.print(text, highlight=False, soft_wrap=True, markup=False)
 
         try:
-            log = train_loop(job, report, say)
+            if place.workers[1]:
+                from workflows.train_on_ray import train_on_ray
+
+                log = train_on_ray(job, place.workers, place.address, place.max_failures, report, say)
+            else:
+                log = train_loop(job, report, say)
         except (OSError, SafetensorError) as error:
             rule = f"it can't be written ({getattr(error, 'strerror', None) or error})"
             raise UserError("--out", job.out, rule, "make room, then run the same command again") from error

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from pad_pipeline.geometry import Fit
+from pad_pipeline.storage import is_url
 from pad_pipeline.training.settings import Stage2Settings, TrainSettings
 
 _FREE = {
@@ -39,6 +41,12 @@ class Job(BaseModel):
     init: str = ""
     """A `mm_projector.bin` to begin with."""
     settings: Stage2Settings | TrainSettings
+
+    @field_validator("vision", "llm", "shards", "data", "image_root", "init")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        """A local path is the same training from whatever folder it is started, and in workers that run in another."""
+        return str(Path(value).resolve()) if value and not is_url(value) and Path(value).exists() else value
 
     def same_training(self, facts: dict[str, Any]) -> list[str]:
         """What a run with these facts did otherwise, but for what decides no number."""
