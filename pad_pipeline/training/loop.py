@@ -106,7 +106,11 @@ class Trainer:
 
     def _examples(self) -> Examples:
         job, model = self.job, self.model
-        template = Template(self.settings.template, model.tokenizer)
+        try:
+            template = Template(self.settings.template, model.tokenizer)
+        except ValueError as error:
+            rule = f"it does not go with this LLM's tokenizer ({error})"
+            raise UserError("template", self.settings.template, rule, "choose another in the settings") from error
         sight = Sight(self.view, model.mean, model.std, model.vision_tokens)
         if not self.shards:
             source = LlavaSource(job.data, job.image_root or None)
