@@ -22,12 +22,13 @@ from pad_pipeline.training.batches import Batch, collate
 from pad_pipeline.training.examples import ShardExamples, Sight
 from pad_pipeline.training.export import image_processor_for
 from pad_pipeline.training.losses import caption_loss, patch_loss, patch_loss_weight
-from pad_pipeline.training.model import CLIP_MEAN, CLIP_STD, MultimodalModel
+from pad_pipeline.training.model import CLIP_MEAN, CLIP_STD, MultimodalModel, embedder_for
 from pad_pipeline.training.order import Order
 from pad_pipeline.training.projector import build_projector, load_projector, save_projector
 from pad_pipeline.training.settings import PatchLossSettings, TrainSettings
 from pad_pipeline.training.template import Encoded, Template
 from tests.conftest import shared
+from tests.small_models import write_small_models
 
 Pad = Callable[..., Any]
 
@@ -301,6 +302,50 @@ def test_what_does_not_fit_is_an_error(pad: Pad, models_toml: Path, shards: Path
         "--steps", 5, "--batch-size", 4,
     ).err  # fmt: skip
     assert not (tmp_path / "run" / "mm_projector.bin").exists()
+
+
+def test_shards_of_another_llm_get_this_ones_words(
+    pad: Pad, world: World, models_toml: Path, shards: Path, tmp_path: Path
+) -> None:
+    """Labels are strings, so shards serve every LLM; the log says so. Catches words of one LLM as targets for another,
+    and rows that are mixed up between regions."""
+    other = write_small_models(tmp_path / "models", ["a"], [caption_of(world, n) for n in range(10)], seed=7).parent
+    clip = models_toml.parent / "clip"
+    arguments = ["--vision", clip, "--llm", other / "llm", "--steps", 2, "--batch-size", 4]
+    done = pad("train", "--shards", shards, *arguments, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert "labels are embedded anew" in done.err
+    folder, settings = open_shards(shards), TrainSettings()
+    embedder = embedder_for(other / "llm", folder.run)
+    assert embedder is not None
+    assert embedder_for(models_toml.parent / "llm", folder.run) is None
+    model = MultimodalModel(str(clip), str(other / "llm"), settings, torch.device("cpu"))
+    sight = Sight(folder.run.view, model.mean, model.std, model.vision_tokens)
+    examples = ShardExamples(folder, sight, Template("plain", model.tokenizer), settings, embedder)
+    table = model.llm.get_input_embeddings().weight
+    labels = [region["label"] for region in folder.sample(*folder.usable()[3]).meta["regions"]]
+    assert labels
+    for label, embed in zip(labels, examples[3].embeds, strict=True):
+        ids = model.tokenizer(" " + label, add_special_tokens=False)["input_ids"]
+        assert np.allclose(embed, table[ids].mean(0).detach(), atol=1e-3)
+
+
+def caption_of(world: World, number: int) -> str:
+    return str(json.loads(world.llava.read_text())[number]["conversations"][1]["value"])
+
+
+def test_stage_2_reads_shards_too(pad: Pad, models_toml: Path, shards: Path, tmp_path: Path) -> None:
+    """Dialogues of the shards under the v1 template, the patch loss beside it: both fall."""
+    clip, llm = models_toml.parent / "clip", models_toml.parent / "llm"
+    done = pad(
+        "train", "--stage", 2, "--shards", shards, "--vision", clip, "--llm", llm, "--out", tmp_path / "run",
+        "--steps", 30, "--batch-size", 10, "--learning-rate", 0.003, "--beta-end", 1,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    for loss in ("caption_loss", "patch_loss"):
+        assert log[-1][loss] < log[0][loss], loss
+    assert list((tmp_path / "run/tensorboard").iterdir())
 
 
 def test_photographs_and_a_real_language_model(pad: Pad, models_toml: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pad_pipeline.storage import is_url
 from pad_pipeline.training.settings import Stage2Settings, TrainSettings
 
 _FREE = {
-    "out", "settings.micro_batch", "settings.loader_threads", "settings.activation_checkpointing",
+    "out", "wandb", "settings.micro_batch", "settings.loader_threads", "settings.compile", "settings.activation_checkpointing",
     "settings.checkpoint_every", "settings.keep_checkpoints",
 }  # fmt: skip
 """What a training may be continued with another of: it decides no number, but for the last digits."""
@@ -40,6 +40,8 @@ class Job(BaseModel):
     """How a JSON's pictures are made square; shards say it themselves."""
     init: str = ""
     """A `mm_projector.bin` to begin with."""
+    wandb: str = ""
+    """The project of Weights & Biases that gets the log's figures; empty for none."""
     settings: Stage2Settings | TrainSettings
 
     @field_validator("vision", "llm", "shards", "data", "image_root", "init")

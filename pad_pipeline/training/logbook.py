@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from pad_pipeline.errors import UserError
 from pad_pipeline.training.ranks import Ranks
 
 LOG = "log.jsonl"
@@ -18,11 +20,14 @@ class Logbook:
         out: the run's folder.
         entries: of the steps that are done.
         here: this rank.
+        wandb: the project of Weights & Biases that gets the same figures; empty for none.
     """
 
-    def __init__(self, out: Path, entries: list[dict[str, Any]], here: Ranks) -> None:
+    def __init__(self, out: Path, entries: list[dict[str, Any]], here: Ranks, wandb: str = "") -> None:
         self.entries, self.here = entries, here
         if here.first:
+            if wandb:
+                _start_wandb(wandb, out)
             from torch.utils.tensorboard import SummaryWriter
 
             write_whole(out / LOG, "".join(json.dumps(entry) + "\n" for entry in entries))
@@ -46,6 +51,16 @@ class Logbook:
         if self.here.first:
             self.stream.close()
             self.board.close()
+
+
+def _start_wandb(project: str, out: Path) -> None:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("--wandb", project, "the package wandb is not installed", "pip install wandb") from error
+    # It takes over what goes to TensorBoard; the same folder goes on with the same run.
+    name = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
+    wandb.init(project=project, name=out.name, id=name, dir=str(out), resume="allow", sync_tensorboard=True)
 
 
 def read_log(out: Path, before: int) -> list[dict[str, Any]]:

@@ -159,7 +159,7 @@ class Trainer:
         every = self.settings.checkpoint_steps(self.total)
         order, numbers = self.order, self.numbers
         source = _Renumbered(self.examples, numbers)
-        with Logbook(self.out, log, self.here) as kept:
+        with Logbook(self.out, log, self.here, self.job.wandb) as kept:
             began = time.monotonic()
             for number, step in enumerate(
                 steps(source, order, self.settings, range(first, self.total), self.here.rank, self.here.world),
@@ -172,6 +172,8 @@ class Trainer:
                 seconds = time.monotonic() - began
                 began = time.monotonic()
                 entry |= self._speed(step, seconds, waited)
+                if number == first:
+                    self._suggest_micro_batch(len(step.parts[0].keys))
                 kept.add(entry)
                 self.report(entry | {"steps": self.total})
                 if (number + 1) % every == 0 or number + 1 == self.total:
@@ -361,6 +363,19 @@ class Trainer:
         if self.peak:
             entry["mfu"] = flops_of(self.model, pictures, positions, supervised) / seconds / self.peak
         return entry
+
+    def _suggest_micro_batch(self, size: int) -> None:
+        """After the first step: how many samples at a time the GPU would have room for."""
+        if self.here.device.type != "cuda":
+            return
+        # What stays between steps is weights and optimiser; the rest of the peak goes with the samples.
+        kept, most = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+        room = torch.cuda.get_device_properties(self.here.device).total_memory
+        fits = int((0.9 * room - kept) / max(most - kept, 1) * size)
+        self.say(
+            f"GPU memory: {most / 2**30:.1f} of {room / 2**30:.0f} GiB with --micro-batch {size}; "
+            f"about {max(fits, 1)} would fit."
+        )
 
 
 class _Renumbered:

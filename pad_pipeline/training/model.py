@@ -83,6 +83,9 @@ class MultimodalModel(nn.Module):
             self.llm = _with_adapters(self.llm, settings)
         if settings.activation_checkpointing:
             self.llm.gradient_checkpointing_enable({"use_reentrant": False})
+        if settings.compile:
+            for block in self.blocks:
+                block.compile(dynamic=True)
         self.eval()
         self.to(device)
 

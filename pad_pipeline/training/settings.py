@@ -36,6 +36,8 @@ class LoraSettings(BaseModel):
     rank: int = Field(128, gt=0)
     alpha: int = Field(256, gt=0)
     dropout: float = Field(0.05, ge=0, lt=1)
+    merge: bool = True
+    """Whether `hf/` has the adapters merged into the LLM; else they lie apart, in `hf/adapter`, for peft to load."""
 
 
 class TrainSettings(BaseModel):
@@ -86,6 +88,8 @@ class TrainSettings(BaseModel):
     """Share of the samples from which nothing can be learnt (no answer, no picture, cut away); more are an error."""
     activation_checkpointing: bool = False
     """Compute the LLM's blocks a second time in the backward pass: a third more work, far less memory."""
+    compile: bool = False
+    """Compile the LLM's blocks (torch.compile): minutes at the start, faster steps."""
     checkpoint_every: int = Field(0, ge=0)
     """Steps between two checkpoints; 0 for a twentieth of the training, 50 at least."""
     keep_checkpoints: int = Field(2, gt=0)
