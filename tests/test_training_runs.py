@@ -173,6 +173,12 @@ def test_a_training_is_continued_as_it_was_begun(pad: Pad, command: Callable[...
     again = pad(*command(1, "--steps", 2, "--micro-batch", 1), *out)
     assert again.code == 0, again.err
     assert len(log_of(tmp_path / "run")) == 2
+    facts = json.loads((tmp_path / "run/training.json").read_text())
+    (tmp_path / "run/training.json").write_text(json.dumps(facts | {"samples": {"count": 9}}))
+    fewer = pad(*command(1, "--steps", 2), *out)
+    assert fewer.code == 2
+    assert "not those that this training began with" in fewer.err
+    (tmp_path / "run/training.json").write_text(json.dumps(facts))
     damaged = next((tmp_path / "run/checkpoints").glob("step-*")) / "state.pt"
     damaged.write_bytes(damaged.read_bytes()[:100])
     refused = pad(*command(1, "--steps", 2), *out)

@@ -50,7 +50,7 @@ class Job(BaseModel):
         """A local path is the same training from whatever folder it is started, and in workers that run in another."""
         return str(Path(value).resolve()) if value and not is_url(value) and Path(value).exists() else value
 
-    def same_training(self, facts: dict[str, Any]) -> list[str]:
+    def differences(self, facts: dict[str, Any]) -> list[str]:
         """What a run with these facts did otherwise, but for what decides no number."""
         mine = self.facts()
         names = sorted(set(_flat(mine)) | set(_flat(facts)))

@@ -62,7 +62,6 @@ class Trainer:
     def __init__(self, job: Job, here: Ranks, report: Report, say: Say) -> None:
         self.job, self.here, self.report, self.say = job, here, report, say
         self.settings, self.out = job.settings, Path(job.out)
-        self.facts = job.facts() | {"world": here.world}
         self._check_out()
         tower = fetch_model("--vision", job.vision)
         self.shards = open_shards(job.shards, "--shards") if job.shards else None
@@ -72,6 +71,7 @@ class Trainer:
         self.model = MultimodalModel(job.vision, job.llm, self.settings, here.device, job.init)
         check_room(self.settings, self.model.vision_tokens)
         self.examples = self._examples()
+        self.facts = self._facts()
         self._split()
         self.total = self.settings.steps or max(1, math.ceil(self.settings.epochs * self.trained / self.batch_size))
         self.sharded = here.world > 1 and self.settings.llm == "full"
@@ -92,13 +92,15 @@ class Trainer:
             UserError: it holds another, or something else.
         """
         path = self.out / FACTS
+        self.earlier: dict[str, Any] = {}
         if not path.is_file():
             if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
                 raise UserError("--out", self.out, "it is there already, and not empty", "name a new folder")
             return
         try:
-            different = self.job.same_training({k: v for k, v in json.loads(path.read_text()).items() if k != "world"})
-        except (ValueError, AttributeError, TypeError) as error:
+            self.earlier = json.loads(path.read_text())
+            different = self.job.differences(self.earlier["job"])
+        except (ValueError, AttributeError, TypeError, KeyError) as error:
             raise UserError("--out", path, "it can't be read", "name a new folder") from error
         if different:
             rule = "it holds a training that differs: " + "; ".join(different[:8])
@@ -119,6 +121,21 @@ class Trainer:
         if embedder:
             self.say("The shards were built for another LLM: labels are embedded anew with this one's words.")
         return ShardExamples(self.shards, sight, template, self.settings, embedder)
+
+    def _facts(self) -> dict[str, Any]:
+        """What training.json holds.
+
+        Raises:
+            UserError: the training began with other samples.
+        """
+        samples: dict[str, Any] = {"count": len(self.examples)}
+        if self.shards:
+            samples |= {"run": self.shards.run.identity, "fingerprints": self.shards.run.fingerprints}
+        if self.earlier and self.earlier.get("samples") != samples:
+            rule = f"its samples are not those that this training began with ({samples['count']} of them now)"
+            remedy = "restore them, or train into a new --out"
+            raise UserError("--shards" if self.shards else "--data", self.job.shards or self.job.data, rule, remedy)
+        return {"job": self.job.facts(), "samples": samples, "view": self.view.model_dump(), "ranks": self.here.world}
 
     def _split(self) -> None:
         """The last of a shuffle are held out."""
@@ -167,18 +184,18 @@ class Trainer:
             ):
                 waited = time.monotonic() - began
                 entry = self.step(number, step)
-                if self.settings.held_out and ((number + 1) % every == 0 or number + 1 == self.total):
-                    entry |= self._held_out(number)
-                seconds = time.monotonic() - began
-                began = time.monotonic()
-                entry |= self._speed(step, seconds, waited)
-                if number == first:
-                    self._suggest_micro_batch(len(step.parts[0].keys))
+                entry |= self._speed(step, time.monotonic() - began, waited)
+                due = (number + 1) % every == 0 or number + 1 == self.total
+                if due and self.settings.held_out:
+                    entry |= self._held_out()
                 kept.add(entry)
                 self.report(entry | {"steps": self.total})
-                if (number + 1) % every == 0 or number + 1 == self.total:
+                if number == first:
+                    self._suggest_micro_batch(len(step.parts[0].keys))
+                if due:
                     loss = entry.get("held_out_loss")
                     self.checkpoints.save(number + 1, self.model, self.optimiser, self.here, loss)
+                began = time.monotonic()
         if first < self.total and not any(entry["supervised_tokens"] or entry["regions"] for entry in log):
             where = "--shards" if self.job.shards else "--data"
             rule = "no sample has a caption or a region in view"
@@ -330,7 +347,7 @@ class Trainer:
             parameter.grad = grad.view_as(parameter)
 
     @torch.no_grad()
-    def _held_out(self, number: int) -> dict[str, Any]:
+    def _held_out(self) -> dict[str, Any]:
         """Both losses on the samples that are not trained on, and beta's end as their weight."""
         held = _Renumbered(self.examples, self.held)
         order = _InOrder(len(self.held), self.batch_size)
