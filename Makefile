@@ -32,6 +32,9 @@ bench-engines: $(READY)  ## Compare a bare loop, the local engine and Ray: a few
 bench-plan: $(READY)  ## Time and memory of planning 1 and 10 million images, and of a resume: a quarter of an hour.
 	$(BIN)/python -m benchmarks.plan
 
+bench-stage1: $(READY)  ## Time stage 1, technique by technique; on a GPU at LLaVA-7B's size with SIZE=7b.
+	$(BIN)/python -m benchmarks.stage1 --size $(or $(SIZE),tiny)
+
 bench-loader: $(READY)  ## Compare the trainer's loader with plain webdataset on the same shards: two minutes.
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.loader
 
@@ -56,4 +59,4 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
 
-.PHONY: help demo test test-slow bench bench-engines bench-plan bench-loader chaos lint format clean
+.PHONY: help demo test test-slow bench bench-engines bench-plan bench-loader bench-stage1 chaos lint format clean

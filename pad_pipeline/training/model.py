@@ -82,7 +82,8 @@ class MultimodalModel(nn.Module):
         elif settings.llm == "lora":
             self.llm = _with_adapters(self.llm, settings)
         if settings.activation_checkpointing:
-            self.llm.gradient_checkpointing_enable({"use_reentrant": False})
+            newer = getattr(self.llm, "activation_checkpointing_enable", self.llm.gradient_checkpointing_enable)
+            newer({"use_reentrant": False})
         if settings.compile:
             for block in self.blocks:
                 block.compile(dynamic=True)
