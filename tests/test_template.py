@@ -231,6 +231,11 @@ QWEN3 = CHATML.replace(
     "(message['content'] if loop.last else message['content'].split('</think>')[-1].lstrip('\\n'))",
 )
 
+QWEN3_EMPTY = CHATML.replace(
+    "message['content']",
+    "('<think>\\n\\n</think>\\n\\n' if loop.last and message['role'] == 'assistant' else '') + message['content']",
+)
+
 
 def byte_level(marks: Sequence[str], template: str | None, trim: bool, bos: str | None = None, eos: str = "") -> Any:
     """Byte-level BPE: with BOS and trimmed offsets as Llama 3's, or neither as Qwen's."""
@@ -593,6 +598,16 @@ def test_chat_refuses_a_template_that_rewrites_earlier_turns(chats: dict[str, An
     assert taught(chats["qwen3"], template(talk("What?", thinking), True)) == [f"{thinking}<|im_end|>"]
     with pytest.raises(ValueError, match="writes earlier turns otherwise"):
         template(talk("What?", thinking, "Sure?", "Yes."), True)
+
+
+def test_chat_follows_a_template_that_puts_a_thought_before_the_last_answer() -> None:
+    """Qwen 3's kind: an answer is written otherwise as long as it is the last. Every dialogue of several rounds was
+    refused. What the LLM is to say after the question is what stands there in the end."""
+    tokenizer = byte_level(QWEN_MARKS, QWEN3_EMPTY, trim=False)
+    turns = talk("What?", "a", "Sure?", "a", "And?", "Yes.<|im_end|> a")
+    encoded = Template("chat", tokenizer)(turns, True)
+    last = "<think>\n\n</think>\n\nYes.<|im_end|> a<|im_end|>"
+    assert taught(tokenizer, encoded) == ["a<|im_end|>", "a<|im_end|>", last]
 
 
 def test_chat_keeps_supervision_straight_around_special_tokens_in_the_data(chats: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
@@ -131,6 +132,8 @@ class Template:
             said = self._rendered(roles[: number + 1])
             if said.rstrip().endswith(self._added):
                 said = said.rstrip()  # a line break behind the token that ends the turn is not the LLM's to say
+            if not whole.startswith(said):
+                said = self._said_in(whole, asked, roles[number]["content"])
             if not (whole.startswith(asked) and whole.startswith(said) and at <= len(asked) < len(said)):
                 raise ValueError("the LLM's chat template writes earlier turns otherwise once later ones follow")
             pieces += [(whole[at : len(asked)], False), (whole[len(asked) : len(said)], True)]
@@ -141,6 +144,13 @@ class Template:
             if encoded.ids[: len(asked_ids)] != asked_ids:  # such a token can't be said once the question has been
                 raise ValueError("the tokenizer joins an answer's beginning to the chat template's text before it")
         return encoded
+
+    def _said_in(self, whole: str, asked: str, answer: str) -> str:
+        """The text up to the token that ends an answer, where the template writes the answer otherwise as long as it is
+        the last (Qwen 3 puts an empty thought before it); nothing where it is not there at all."""
+        ends = "|".join(map(re.escape, self._added))
+        found = re.compile(f"{re.escape(answer.strip())}\\s*({ends})").search(whole, len(asked))
+        return whole[: found.end()] if found and self._added else ""
 
     def _rendered(self, roles: list[dict[str, str]], **options: Any) -> str:
         try:
