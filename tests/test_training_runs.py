@@ -151,6 +151,7 @@ def test_a_worker_of_ray_train_that_is_killed_costs_nothing(
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_users_mistake_is_one_line_on_ray_train_too(
     pad: Pad, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
