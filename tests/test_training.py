@@ -176,6 +176,23 @@ def test_text_alone_beside_pictures(models_toml: Path, shards: Path) -> None:
     assert model.llm.get_input_embeddings().weight.grad.any()
 
 
+def test_masks_follow_a_c_abstractors_tokens(models_toml: Path, shards: Path) -> None:
+    """8 x 8 patches become 4 x 4 tokens: each token is held to what its own four patches show. Catches masks of one
+    grid on tokens of another, and sequences with room for as many tokens as there are patches."""
+    model, examples = model_and_examples(models_toml, shards, projector="c-abstractor", abstractor_tokens=16)
+    batch = collate([examples[0], examples[1]], examples.sight)
+    assert len(batch.vision_at) == 2 * 16
+    tokens = model.see(batch.pixels).detach()
+    assert tokens.shape[1] == 16
+    pooled = batch.coverage.double().view(-1, 4, 2, 4, 2).mean((2, 4)).flatten(1)
+    cosine = torch.nn.functional.cosine_similarity(tokens[batch.image], batch.embeds.float()[:, None], dim=-1)
+    expected = float(((1 - cosine) * pooled).sum() / pooled.sum())
+    losses = model(batch)
+    assert losses.patch.item() == pytest.approx(expected, abs=1e-5)
+    (losses.caption + losses.patch).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.projector.parameters())
+
+
 def test_order_is_a_function_of_seed_and_step() -> None:
     """Every sample once an epoch, another order each epoch, any step computed by itself. Catches an order that depends
     on where a training was resumed."""
