@@ -12,7 +12,8 @@ from pad_pipeline.storage import is_url
 from pad_pipeline.training.settings import Stage2Settings, TrainSettings
 
 _FREE = {
-    "out", "wandb", "settings.micro_batch", "settings.loader_threads", "settings.compile", "settings.activation_checkpointing",
+    "out", "wandb", "settings.micro_batch", "settings.loader_threads", "settings.compile", "settings.lora.merge",
+    "settings.activation_checkpointing",
     "settings.checkpoint_every", "settings.keep_checkpoints",
 }  # fmt: skip
 """What a training may be continued with another of: it decides no number, but for the last digits."""

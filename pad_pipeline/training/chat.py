@@ -1,0 +1,98 @@
+"""An exported model that answers questions about a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.pretrained import load_pretrained, quiet, read_config
+from pad_pipeline.training.export import ADAPTER
+from pad_pipeline.training.llava_abstractor import AbstractorLlava, AbstractorLlavaConfig
+from pad_pipeline.training.template import IMAGE_MARK
+
+KINDS = {
+    LlavaConfig.model_type: LlavaForConditionalGeneration,
+    AbstractorLlavaConfig.model_type: AbstractorLlava,
+}  # fmt: skip
+"""Models by the `model_type` of their config.json. Both are classes from here: a folder's own code never runs."""
+
+
+class Chat:
+    """A loaded model: on the GPU in bfloat16 if there is one, else on the CPU in float32.
+
+    Args:
+        folder: what `pad train` wrote as `hf/`, or the folder around it, or another Hugging Face LLaVA folder; with the
+            adapters that lie in it.
+
+    Raises:
+        UserError: there is no such folder, it is no LLaVA's, or something in it is missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / "config.json").exists() and (folder / "hf").is_dir():
+            folder = folder / "hf"
+        if not folder.is_dir():
+            raise UserError("--model", folder, "there is no such folder", "give the hf/ that pad train wrote")
+        kind = KINDS[read_config("--model", folder, set(KINDS))["model_type"]]
+        self.folder, self.device = folder, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.processor = self._processor()
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        # The attention is named here, because the folder could name one that is downloaded as code.
+        model = load_pretrained("--model", folder, kind, dtype, attn_implementation="sdpa")
+        self.model = self._adapted(model).to(self.device).eval()
+
+    @torch.inference_mode()
+    def answer(self, image: Image.Image, question: str, max_tokens: int = 256) -> str:
+        """What the model says to one question about an upright RGB picture, the likeliest token each time.
+
+        Raises:
+            UserError: the folder's chat template fails.
+        """
+        text = question.replace(IMAGE_MARK, "")
+        roles = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
+        with quiet():
+            try:
+                inputs = self.processor.apply_chat_template(
+                    roles, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+                ).to(self.device)
+            except Exception as error:  # a template is a program of its own
+                rule = f"its chat template fails ({type(error).__name__}: {error})"
+                raise UserError("--model", self.folder, rule, "export it again with pad train") from error
+            said = self.model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
+        answer = said[0, inputs["input_ids"].shape[1] :]
+        return str(self.processor.decode(answer, skip_special_tokens=True)).strip()
+
+    def _processor(self) -> Any:
+        try:
+            with quiet():
+                # Pillow's resize is the training's, to the bit.
+                processor = LlavaProcessor.from_pretrained(
+                    self.folder, local_files_only=True, trust_remote_code=False, backend="pil"
+                )
+        except Exception as error:
+            rule = f"its processor can't be loaded ({type(error).__name__}: {str(error)[:300]})"
+            raise UserError("--model", self.folder, rule, "export it again with pad train") from error
+        if not processor.chat_template:
+            rule = "it has no chat_template.jinja, which says how a question is put"
+            raise UserError("--model", self.folder, rule, "give a model that was trained on dialogues")
+        return processor
+
+    def _adapted(self, model: Any) -> Any:
+        folder = self.folder / ADAPTER
+        if not folder.is_dir():
+            return model
+        try:
+            from peft import PeftModel
+
+            return PeftModel.from_pretrained(model, folder)
+        except ImportError as error:
+            rule = "it has LoRA's adapters apart, and the package peft is not installed"
+            raise UserError("--model", self.folder, rule, "pip install 'pad-pipeline[lora]'") from error
+        except Exception as error:
+            rule = f"its adapters can't be loaded ({type(error).__name__}: {str(error)[:300]})"
+            raise UserError("--model", folder, rule, "export it again with pad train") from error
