@@ -1,4 +1,4 @@
-"""The command line: `pad build`, `import`, `train`, `verify`, `stats`, `models`, `miniature`, `demo`."""
+"""The command line: `pad build`, `import`, `train`, `chat`, `verify`, `stats`, `models`, `miniature`, `demo`."""
 
 from __future__ import annotations
 
@@ -320,7 +320,7 @@ def train(
     llm: Annotated[str, typer.Option(help="LLaMA, Mistral or Qwen type LLM: folder, hub name, or `miniature`.")],
     out: Annotated[Path, typer.Option(help="Folder for log, checkpoints, mm_projector.bin and hf/.")],
     stage: Annotated[int, typer.Option(help="1: the projector alone. 2: the LLM too.", min=1, max=2)] = 1,
-    shards: Annotated[Path | None, typer.Option(help="Folder of PAD shards to train on.")] = None,
+    shards: Annotated[str | None, typer.Option(help="Folder of PAD shards to train on, or its URL.")] = None,
     data: Annotated[str | None, typer.Option(help="Or a LLaVA JSON of dialogues, with images or without.")] = None,
     image_root: Annotated[str | None, typer.Option(help="What the JSON's images are relative to.")] = None,
     fit: Annotated[
@@ -347,6 +347,12 @@ def train(
         float | None, typer.Option(help="Weight of the patch loss in the last step (5; stage 2: 0).")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the projector's start and the order of samples (0).")] = None,
+    workers: Annotated[
+        str, typer.Option(help="Processes of Ray Train, as 4 or fewest-most as 2-8; empty: here, or under torchrun.")
+    ] = "",
+    address: Annotated[str, typer.Option(help="Ray cluster to use; empty starts Ray on this machine.")] = "",
+    max_failures: Annotated[int, typer.Option(help="How often workers may die; -1: any number.", min=-1)] = 3,
+    wandb: Annotated[str, typer.Option(help="Project of Weights & Biases that gets the log too.")] = "",
 ) -> None:
     """Train: L = L_caption + beta(t) * L_patch. Stage 1 teaches the projector, stage 2 the LLM too.
 
@@ -377,7 +383,7 @@ def train(
 
     job = workflow.Job(
         stage=stage,
-        shards=str(shards or ""),
+        shards=shards or "",
         data=data or "",
         image_root=image_root or "",
         fit=fit.value,
@@ -385,11 +391,40 @@ def train(
         llm=resolve(llm, "llm"),
         out=str(out),
         init=str(init or ""),
+        wandb=wandb,
         settings=chosen,
     )
-    said = workflow.train(job)
+    if address and not workers:
+        raise UserError("--address", address, "it goes with --workers only", "say how many workers, or leave it out")
+    place = workflow.Place(workflow.parse_workers(workers) if workers else (0, 0), address, max_failures)
+    said = workflow.train(job, place)
     if os.environ.get("RANK", "0") == "0":
         console.print(said, markup=False, soft_wrap=True)
+
+
+@app.command()
+def chat(
+    model: Annotated[Path, typer.Option(help="What pad train wrote, or another Hugging Face LLaVA folder.")],
+    image: Annotated[Path, typer.Option(help="The picture, a file.")],
+    question: Annotated[str, typer.Argument(help="What to ask; - for questions on standard input, one a line.")] = "-",
+    max_tokens: Annotated[int, typer.Option(help="An answer is cut behind so many tokens.", min=1)] = 256,
+) -> None:
+    """Ask a trained model about a picture. It says the likeliest token each time, and forgets earlier questions.
+
+    Nothing is downloaded, and no code from the folder runs.
+
+    Examples:
+
+      pad chat --model two/hf --image photo.jpg "What is the dog doing?"
+
+      pad chat --model two/hf --image photo.jpg --max-tokens 30 < questions.txt
+    """
+    from workflows import chat as workflow
+
+    if question == "-" and sys.stdin.isatty():
+        errors.print("Questions, one a line; Ctrl-D ends.")
+    for answer in workflow.chat(model, image, question, max_tokens):
+        console.print(answer, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -644,6 +679,38 @@ def miniature_evaluate(
     chosen, tower = load_models(models), resolve(vision, "clip")
     found = workflow.evaluate(out, chosen, tower, scenes, seeds, steps, engine.value, console)
     console.print(workflow.table(found))
+
+
+@miniature_app.command("compare")
+def miniature_compare(
+    out: Annotated[Path, typer.Option(help="Folder for scenes, shards, trainings and compare.json.")],
+    scenes: Annotated[int, typer.Option(help="Scenes to annotate, for stage 1.", min=2, max=100_000)] = 384,
+    dialogues: Annotated[int, typer.Option(help="Scenes that stage 2 talks of.", min=2, max=100_000)] = 2000,
+    seeds: Annotated[int, typer.Option(help="Pairs of trainings, with and without patch loss.", min=1)] = 3,
+    stage1_steps: Annotated[int, typer.Option(help="Of 16 captions each.", min=1)] = 150,
+    stage2_steps: Annotated[int, typer.Option(help="Of 8 dialogues each.", min=1)] = 800,
+    probes: Annotated[int, typer.Option(help="Scenes to score; none is trained on.", min=1)] = 100,
+    models: Annotated[str, typer.Option(help="`miniature`, or the TOML of models for the same labels.")] = "miniature",
+    vision: Annotated[str, typer.Option(help="The CLIP that goes with them: `miniature` or a folder.")] = "miniature",
+    engine: EngineOption = Engine.local,
+) -> None:
+    """Train both stages with and without the patch loss, and compare: patches, captions, referring expressions.
+
+    Run the same command again to continue.
+
+    Example:
+
+      pad miniature compare --out comparison/
+    """
+    from pad_pipeline.miniature.shipped import resolve
+    from workflows.miniature import compare as workflow
+    from workflows.models import load_models
+
+    chosen, tower = load_models(models), resolve(vision, "clip")
+    plan = workflow.Plan(scenes, dialogues, seeds, stage1_steps, stage2_steps, probes)
+    comparison = workflow.Comparison(out, chosen, tower, plan, console)
+    comparison.prepare(engine.value)
+    console.print(workflow.table(comparison.run()))
 
 
 def _count(number: int, what: str) -> str:
