@@ -197,7 +197,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("COLUMNS", "200")
         result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
-    for words in ("caption loss alone", "patch-aligned", "REC accuracy", "seconds of stage 2"):
+    for words in ("caption only", "patch-aligned", "REC at IoU 0.5", "stage 2, seconds"):
         assert words in result.output
     return out
 

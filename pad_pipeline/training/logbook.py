@@ -11,6 +11,8 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.training.ranks import Ranks
 
 LOG = "log.jsonl"
+DROPPED = "dropped.jsonl"
+"""Samples from which nothing could be learnt, with the step and the reason."""
 
 
 class Logbook:
@@ -31,6 +33,10 @@ class Logbook:
             from torch.utils.tensorboard import SummaryWriter
 
             write_whole(out / LOG, "".join(json.dumps(entry) + "\n" for entry in entries))
+            if dropped := read_log(out, len(entries), DROPPED):
+                write_whole(out / DROPPED, "".join(json.dumps(entry) + "\n" for entry in dropped))
+            else:
+                (out / DROPPED).unlink(missing_ok=True)
             self.stream = (out / LOG).open("a")
             self.board = SummaryWriter(str(out / "tensorboard"), purge_step=len(entries))
 
@@ -63,9 +69,9 @@ def _start_wandb(project: str, out: Path) -> None:
     wandb.init(project=project, name=out.name, id=name, dir=str(out), resume="allow", sync_tensorboard=True)
 
 
-def read_log(out: Path, before: int) -> list[dict[str, Any]]:
+def read_log(out: Path, before: int, name: str = LOG) -> list[dict[str, Any]]:
     """The entries of the steps before `before`."""
-    lines = (out / LOG).read_text().splitlines() if (out / LOG).is_file() else []
+    lines = (out / name).read_text().splitlines() if (out / name).is_file() else []
     return [entry for line in lines if (entry := _entry(line)) and entry["step"] < before]
 
 

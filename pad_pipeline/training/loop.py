@@ -23,7 +23,7 @@ from pad_pipeline.training.examples import DialogueExamples, Examples, ShardExam
 from pad_pipeline.training.export import export
 from pad_pipeline.training.flops import flops_of, peak
 from pad_pipeline.training.job import Job
-from pad_pipeline.training.logbook import Logbook, read_log, write_whole
+from pad_pipeline.training.logbook import DROPPED, Logbook, read_log, write_whole
 from pad_pipeline.training.losses import patch_loss_weight
 from pad_pipeline.training.model import MultimodalModel, check_view, embedder_for, view_of
 from pad_pipeline.training.order import Order
@@ -215,7 +215,7 @@ class Trainer:
         first = saved[-1].step
         self.say(f"Going on from step {first} of {self.total}.")
         log = read_log(self.out, first)
-        self.dropped = sum(entry["dropped"] for entry in log)
+        self.dropped = self.here.gather(sum(entry["dropped"] for entry in log))[0]
         return log, first
 
     def step(self, number: int, step: Step) -> dict[str, Any]:
@@ -327,7 +327,7 @@ class Trainer:
         problems = [problem for of_rank in self.here.gather(step.problems) for problem in of_rank]
         self.dropped += len(problems)
         if self.here.first:
-            with (self.out / "dropped.jsonl").open("a") as stream:
+            with (self.out / DROPPED).open("a") as stream:
                 for key, reason in problems:
                     stream.write(json.dumps({"step": number, "key": key, "reason": reason}) + "\n")
         allowed = self.settings.max_dropped * self.total * self.batch_size

@@ -32,7 +32,7 @@ from workflows.options import RunOptions
 from workflows.train import train
 
 RESULT = "compare.json"
-VARIANTS = {"caption": ("caption loss alone", 0.0), "patch": ("patch-aligned", 5.0)}
+VARIANTS = {"caption": ("caption only", 0.0), "patch": ("patch-aligned", 5.0)}
 """Name -> what the table calls it, and what beta rises to in stage 1. Nothing else differs."""
 OTHER_TURNS = 1
 """Turns of a stage-2 dialogue besides its referring expressions."""
@@ -78,19 +78,22 @@ class Outcome:
 
 
 ROWS = {
-    "patch_accuracy": "stage 1: patches nearest to their label",
-    "patch_accuracy_things": "    those of things",
-    "caption_slots": "stage 1: slots of captions that are right",
-    "caption_kinds": "    kinds of things alone",
-    "captions_that_parse": "    captions that parse",
-    "caption_slots_after_2": "stage 2: slots of captions that are right",
-    "caption_kinds_after_2": "    kinds of things alone",
-    "captions_that_parse_after_2": "    captions that parse",
-    "rec_accuracy": "stage 2: REC accuracy at IoU 0.5",
-    "rec_iou": "    mean IoU",
-    "rec_unparsed": "    answers without a box",
+    "patch_accuracy": "patch labels",
+    "patch_accuracy_things": "  of things",
+    "caption_slots": "caption slots",
+    "caption_kinds": "  kinds",
+    "captions_that_parse": "  that parse",
+    "caption_slots_after_2": "caption slots",
+    "caption_kinds_after_2": "  kinds",
+    "captions_that_parse_after_2": "  that parse",
+    "rec_accuracy": "REC at IoU 0.5",
+    "rec_iou": "  mean IoU",
+    "rec_unparsed": "  no box",
 }
-"""What is measured, in the order of the table."""
+"""What is measured, in the order of the table: after stage 1 the share of patches whose token is nearest to their own
+label, and of the captions' slots that are right; after stage 2 the captions again, and referring expressions."""
+FIRST_OF_2 = "caption_slots_after_2"
+"""The first row of what is measured after stage 2."""
 
 
 def write_dialogues(path: Path, count: int, seed: int) -> None:
@@ -250,14 +253,16 @@ def table(outcomes: list[Outcome]) -> Table:
     """One row a number, one column a variant."""
     seeds = len({outcome.seed for outcome in outcomes})
     title = f"held-out scenes: mean and deviation over {seeds} seed{'s' * (seeds != 1)}"
-    drawn = Table("what", *(said for said, _ in VARIANTS.values()), "difference", "relative", title=title)
+    drawn = Table("after stage 1", *(said for said, _ in VARIANTS.values()), "difference", "of it", title=title)
     for name, row in summary(outcomes).items():
+        if name == FIRST_OF_2:
+            drawn.add_section()
+            drawn.add_row("[bold]after stage 2[/bold]")
         values = [f"{row[variant]['mean']:.3f} ± {row[variant]['deviation']:.3f}" for variant in VARIANTS]
         gain = f"{row['difference']['mean']:+.3f} ± {row['difference']['deviation']:.3f}"
         drawn.add_row(ROWS[name], *values, gain, "" if row["relative"] is None else f"{row['relative']:+.0%}")
+    drawn.add_section()
     for name in ("stage1", "stage2"):
-        seconds = [
-            fmean(outcome.seconds[name] for outcome in outcomes if outcome.variant == variant) for variant in VARIANTS
-        ]
-        drawn.add_row(f"seconds of {name[:-1]} {name[-1]}", *(f"{value:.0f}" for value in seconds), "", "")
+        took = [[one.seconds[name] for one in outcomes if one.variant == variant] for variant in VARIANTS]
+        drawn.add_row(f"{name[:-1]} {name[-1]}, seconds", *(f"{fmean(seconds):.0f}" for seconds in took))
     return drawn
