@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -170,6 +171,15 @@ def test_both_variants_get_the_same_but_for_beta() -> None:
     assert replace(plan, seeds=2).stage2(7) == plan.stage2(7)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """More would wait for each other longer than so little work takes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`pad miniature compare` on a few scenes, for a few steps."""
@@ -192,7 +202,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--probes",
         "6",
     ]
-    arguments += ["--stage1-steps", "2", "--stage2-steps", "3"]
+    arguments += ["--stage1-steps", "2", "--stage2-steps", "3", "--threads", "1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "200")
         result = CliRunner().invoke(app, arguments, catch_exceptions=False)

@@ -693,6 +693,7 @@ def miniature_compare(
     models: Annotated[str, typer.Option(help="`miniature`, or the TOML of models for the same labels.")] = "miniature",
     vision: Annotated[str, typer.Option(help="The CLIP that goes with them: `miniature` or a folder.")] = "miniature",
     engine: EngineOption = Engine.local,
+    threads: Threads = 0,
 ) -> None:
     """Train both stages with and without the patch loss, and compare: patches, captions, referring expressions.
 
@@ -709,7 +710,7 @@ def miniature_compare(
     chosen, tower = load_models(models), resolve(vision, "clip")
     plan = workflow.Plan(scenes, dialogues, seeds, stage1_steps, stage2_steps, probes)
     comparison = workflow.Comparison(out, chosen, tower, plan, console)
-    comparison.prepare(engine.value)
+    comparison.prepare(engine.value, threads)
     console.print(workflow.table(comparison.run()))
 
 

@@ -42,7 +42,7 @@ class Speaker:
     def __init__(self, folder: Path, template: TemplateName) -> None:
         with quiet():
             self.llava = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-            self.processor = LlavaProcessor.from_pretrained(folder, use_fast=False)
+            self.processor = LlavaProcessor.from_pretrained(folder, backend="pil")
         self.tokenizer: Any = self.processor.tokenizer
         self.template = Template(template, self.tokenizer)
         newline = self.tokenizer("\n", add_special_tokens=False)["input_ids"][-1]

@@ -138,8 +138,8 @@ class Comparison:
         self.world, self.shards, self.dialogues = out / "world", out / "shards", out / "dialogues.json"
         self.seconds: dict[str, float] = {}
 
-    def prepare(self, engine: Engine) -> None:
-        """Draw the scenes, write the dialogues, build the shards."""
+    def prepare(self, engine: Engine, threads: int = 0) -> None:
+        """Draw the scenes, write the dialogues, build the shards; `threads` of each model, 0 for all cores."""
         clock = Clock(self.seconds)
         count = max(self.plan.scenes, self.plan.dialogues)
         self.say(f"drawing {count} scenes")
@@ -147,7 +147,7 @@ class Comparison:
         write_dialogues(self.dialogues, self.plan.dialogues, TEST_WORLD)
         clock.note("draw")
         source = open_source(files.llava, files.images)
-        options = RunOptions(shard_size=64, limit=self.plan.scenes, engine=engine)
+        options = RunOptions(shard_size=64, limit=self.plan.scenes, engine=engine, threads=threads)
         build(source, self.shards, self.models, self.models.view, options)
         clock.note("build")
 
@@ -253,7 +253,7 @@ def table(outcomes: list[Outcome]) -> Table:
     """One row a number, one column a variant."""
     seeds = len({outcome.seed for outcome in outcomes})
     title = f"held-out scenes: mean and deviation over {seeds} seed{'s' * (seeds != 1)}"
-    drawn = Table("after stage 1", *(said for said, _ in VARIANTS.values()), "difference", "of it", title=title)
+    drawn = Table("after stage 1", *(said for said, _ in VARIANTS.values()), "difference", "relative", title=title)
     for name, row in summary(outcomes).items():
         if name == FIRST_OF_2:
             drawn.add_section()
