@@ -14,6 +14,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ["COLUMNS"] = "160"  # where tables stand beside long paths
 
 from pad_pipeline.miniature.files import World, write_world
 from pad_pipeline.miniature.world import LABELS

@@ -175,7 +175,7 @@ def _work(run: Run, found: Scan, folder: Folder, chain_for: ChainFor, options: R
     shards = len(retried) if options.retry_failed else run.shards - len(found.finished)
     if found.finished and not options.retry_failed:
         text = f"Finished already, and left as they are: {len(found.finished)} of {run.shards} shards."
-        console.print(text, markup=False, highlight=False)
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     images = found.totals["failed"] if options.retry_failed else run.images - found.totals["images"]
     watch = Watch(run.kind, shards, images, console, folder)
 
@@ -248,13 +248,13 @@ def prepare(run: Run, source: Source, folder: Folder, options: RunOptions, forke
             folder.delete(name)
         if found.damaged:
             names = ", ".join(found.damaged[:3]) + (", ..." if len(found.damaged) > 3 else "")
-            console.print(
-                f"Damaged, and made anew: {len(found.damaged)} shards ({names}).", markup=False, highlight=False
-            )
+            text = f"Damaged, and made anew: {len(found.damaged)} shards ({names})."
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
         run.write(folder)
     if forked is not None:
         adopted = adopt(forked, folder, run)
-        console.print(f"Taken over from {forked}: {adopted} of {run.shards} shards.", markup=False, highlight=False)
+        text = f"Taken over from {forked}: {adopted} of {run.shards} shards."
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
         found = scan(folder, run.identity, run.shards)
     return found
 
