@@ -62,7 +62,7 @@ class KeyHashes:
         found = []
         for path in filter(Path.exists, self._paths):
             entries = np.fromfile(path, _ENTRY)
-            entries.sort(order=("hash", "row"))
+            entries = entries[np.argsort(entries["hash"], kind="stable")]  # rows stand in order already
             entries.tofile(path)
             found.append(entries["row"][1:][entries["hash"][1:] == entries["hash"][:-1]])
         return np.sort(np.concatenate(found)) if found else np.empty(0, "<u8")

@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -96,19 +96,31 @@ def write_plan(
     chosen = _Sample()
     with scratch_folder() as scratch, _rare_collections():
         hashes = KeyHashes(Path(scratch))
-        with pq.ParquetWriter(path, schema, compression="zstd", write_statistics=False) as writer:
-            for group in _groups(islice(iter(source), limit)):
-                columns = _columns(group, source.root, depth, facts.images, shard_size)
-                if depth == "full":
-                    columns["sha256"] = _hashed(group, columns["bytes"], source.root)
+        with (
+            pq.ParquetWriter(path, schema, compression="zstd", write_statistics=False) as writer,
+            ThreadPoolExecutor(1) as behind,
+        ):
+
+            def write(group: list[Planned], columns: dict[str, Any]) -> None:
                 table = pa.table([pa.array(columns[column.name], column.type) for column in schema], schema=schema)
                 _update(digest, table)
                 chosen.offer(hashes.add(columns["key"]), group, columns)
                 sizes, sound = table["bytes"].to_numpy(), pc.binary_length(table["problem"]).to_numpy() == 0
-                facts.images += len(group)
                 facts.there += int((sound & (sizes != MISSING)).sum())
                 facts.bytes += int(sizes[sizes > 0].sum())
                 writer.write_table(table)
+
+            written: Future[None] | None = None  # while one group is compressed and hashed, the next is read
+            for group in _groups(islice(iter(source), limit)):
+                columns = _columns(group, source.root, depth, facts.images, shard_size)
+                if depth == "full":
+                    columns["sha256"] = _hashed(group, columns["bytes"], source.root)
+                facts.images += len(group)
+                if written:
+                    written.result()
+                written = behind.submit(write, group, columns)
+            if written:
+                written.result()
         repeated = hashes.repeated()
         if len(repeated):
             _rename(path, schema, repeated, hashes)

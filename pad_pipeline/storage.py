@@ -26,7 +26,8 @@ REMOTE_SCHEMES = frozenset({"http", "https", "s3", "s3a", "gs", "gcs", "hf", "az
 
 def is_url(text: str) -> bool:
     """Whether `text` names something by URL, of whatever scheme."""
-    return "://" in text and _URL.match(text) is not None
+    scheme, mark, _ = text.partition("://")
+    return bool(mark) and (scheme in REMOTE_SCHEMES or _URL.match(text) is not None)
 
 
 def url_problem(url: str) -> str:
