@@ -258,7 +258,7 @@ def _rename(path: Path, schema: pa.Schema, repeated: np.ndarray, hashes: KeyHash
         at = 0
         with closing(pq.ParquetFile(path)) as file:
             for group in range(file.num_row_groups):
-                keys = file.read_row_group(group, columns=["key"])["key"]
+                keys = file.read_row_group(group, columns=["key"], use_threads=False)["key"]
                 while at < len(repeated) and repeated[at] < group * GROUP + len(keys):
                     yield int(repeated[at]), keys[int(repeated[at]) - group * GROUP].as_py()
                     at += 1
@@ -271,7 +271,7 @@ def _rename(path: Path, schema: pa.Schema, repeated: np.ndarray, hashes: KeyHash
             pq.ParquetWriter(second, schema, compression="zstd", write_statistics=False) as writer,
         ):
             for group in range(first.num_row_groups):
-                table = first.read_row_group(group)
+                table = first.read_row_group(group, use_threads=False)
                 if row < group * GROUP + len(table):
                     keys = table["key"].to_pylist()
                     while row < group * GROUP + len(keys):
@@ -320,7 +320,7 @@ class Plan:
         for group in range(start // GROUP, -(-stop // GROUP)):
             if self._held[0] != group:  # the next shard usually begins where this one ends
                 try:
-                    self._held = group, self._file.read_row_group(group)
+                    self._held = group, self._file.read_row_group(group, use_threads=False)
                 except (OSError, pa.ArrowException, ValueError) as error:
                     raise self._unreadable(error) from error
             first = max(start - group * GROUP, 0)

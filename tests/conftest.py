@@ -62,6 +62,21 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return write_world(tmp_path_factory.mktemp("world"), 10, seed=3)
 
 
+@pytest.fixture(scope="session")
+def shards(world: World, models_toml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Exact regions and captions of the scenes, cut for the small CLIP."""
+    from pad_pipeline.geometry import View
+    from pad_pipeline.sources.coco import CocoSource
+    from workflows.build import import_coco
+    from workflows.options import RunOptions
+
+    models = load_models(str(models_toml))
+    out = tmp_path_factory.mktemp("shards") / "out"
+    source = CocoSource(world.instances, world.images, world.llava)
+    import_coco(source, out, models.llm, models.decode, View(size=112), RunOptions(shard_size=4))
+    return out
+
+
 @pytest.fixture
 def pad(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
     """Run `pad` with arguments; gives `code`, `out` and `err`. A traceback would fail the test by itself."""

@@ -33,21 +33,6 @@ from tests.small_models import write_small_models
 Pad = Callable[..., Any]
 
 
-@pytest.fixture(scope="module")
-def shards(world: World, models_toml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Exact regions and captions of ten drawn scenes, cut for the small CLIP."""
-    from pad_pipeline.sources.coco import CocoSource
-    from workflows.build import import_coco
-    from workflows.models import load_models
-    from workflows.options import RunOptions
-
-    models = load_models(str(models_toml))
-    out = tmp_path_factory.mktemp("train") / "shards"
-    source = CocoSource(world.instances, world.images, world.llava)
-    import_coco(source, out, models.llm, models.decode, View(size=112), RunOptions(shard_size=4))
-    return out
-
-
 def test_patch_loss_by_hand() -> None:
     """Two images of two patches in two dimensions. Region 0 of image 0 covers patch 0 wholly and patch 1 by 51/255;
     region 1 of image 1 covers patch 1 wholly; region 2 is out of view.

@@ -24,22 +24,6 @@ BIN = Path(sys.executable).parent
 LOSSES = ("caption_loss", "patch_loss", "grad_norm", "patch_cosine", "patch_gradient_share")
 
 
-@pytest.fixture(scope="module")
-def shards(world: World, models_toml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Exact regions and captions of ten drawn scenes, cut for the small CLIP."""
-    from pad_pipeline.geometry import View
-    from pad_pipeline.sources.coco import CocoSource
-    from workflows.build import import_coco
-    from workflows.models import load_models
-    from workflows.options import RunOptions
-
-    models = load_models(str(models_toml))
-    out = tmp_path_factory.mktemp("runs") / "shards"
-    source = CocoSource(world.instances, world.images, world.llava)
-    import_coco(source, out, models.llm, models.decode, View(size=112), RunOptions(shard_size=4))
-    return out
-
-
 @pytest.fixture
 def command(world: World, models_toml: Path, shards: Path) -> Callable[..., list[str]]:
     """A training of a stage, without its --out."""

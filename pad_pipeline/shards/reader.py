@@ -116,7 +116,7 @@ class ShardFolder:
             file = pq.ParquetFile(io.BytesIO(self.folder.read(f"{name}.parquet")))
             if file.metadata.num_rows > self.run.shard_size:
                 raise ValueError(f"it has {file.metadata.num_rows} rows, and a shard {self.run.shard_size} images")
-            table = file.read(INDEX_SCHEMA.names)
+            table = file.read(INDEX_SCHEMA.names, use_threads=False)
             if any(column.null_count for column in table.columns):
                 raise ValueError("a value is missing")
             return table.cast(INDEX_SCHEMA).to_pylist()

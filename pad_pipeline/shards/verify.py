@@ -103,7 +103,7 @@ def _check_shard(folder: Folder, name: str, planned: list[dict[str, Any]], run: 
         if file.metadata.num_rows != len(planned):
             yield f"its index does not list the planned images: it has {file.metadata.num_rows} rows for {len(planned)}"
             return
-        index = file.read()  # not `read_table`, see `ShardFolder.index`
+        index = file.read(use_threads=False)  # not `read_table`, see `ShardFolder.index`
         rows = index.to_pylist()
     except (OSError, pa.ArrowException, ValueError) as error:
         yield f"its index can't be read ({error})"
