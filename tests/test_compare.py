@@ -21,7 +21,7 @@ from pad_pipeline.training.template import IMAGE, Template
 from pad_pipeline.weights import fetch_model
 from workflows.miniature import answers
 from workflows.miniature.answers import BoxScore, CaptionScore, Said, Speaker, box_of, slots_of, square_box
-from workflows.miniature.compare import RESULT, ROWS, Outcome, Plan, summary, write_dialogues
+from workflows.miniature.compare import RESULT, ROWS, Budget, Outcome, summary, write_dialogues
 
 SCENES = [draw_scene(21, index) for index in range(120)]
 
@@ -164,11 +164,11 @@ def test_differences_are_taken_within_a_seed() -> None:
 
 def test_both_variants_get_the_same_but_for_beta() -> None:
     """A budget or a rate that only one of them has would decide the comparison."""
-    plan = Plan(scenes=10, dialogues=20, seeds=1, stage1_steps=3, stage2_steps=4)
-    one, two = (plan.stage1(beta, 7) for beta in (0.0, 5.0))
+    budget = Budget(scenes=10, dialogues=20, seeds=1, stage1_steps=3, stage2_steps=4)
+    one, two = (budget.stage1(beta, 7) for beta in (0.0, 5.0))
     assert one != two and one.model_copy(update={"beta_end": 5.0}) == two
-    assert plan.stage2(7).beta_end == 0 and plan.stage2(7).seed == 7 and plan.stage2(7).llm == "full"
-    assert replace(plan, seeds=2).stage2(7) == plan.stage2(7)
+    assert budget.stage2(7).beta_end == 0 and budget.stage2(7).seed == 7 and budget.stage2(7).llm == "full"
+    assert replace(budget, seeds=2).stage2(7) == budget.stage2(7)
 
 
 @pytest.fixture(scope="module", autouse=True)

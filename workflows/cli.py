@@ -396,8 +396,8 @@ def train(
     )
     if address and not workers:
         raise UserError("--address", address, "it goes with --workers only", "say how many workers, or leave it out")
-    place = workflow.Place(workflow.parse_workers(workers) if workers else (0, 0), address, max_failures)
-    said = workflow.train(job, place)
+    launch = workflow.Launch(workflow.parse_workers(workers) if workers else (0, 0), address, max_failures)
+    said = workflow.train(job, launch)
     if os.environ.get("RANK", "0") == "0":
         console.print(said, markup=False, soft_wrap=True)
 
@@ -708,8 +708,8 @@ def miniature_compare(
     from workflows.models import load_models
 
     chosen, tower = load_models(models), resolve(vision, "clip")
-    plan = workflow.Plan(scenes, dialogues, seeds, stage1_steps, stage2_steps, probes)
-    comparison = workflow.Comparison(out, chosen, tower, plan, console)
+    budget = workflow.Budget(scenes, dialogues, seeds, stage1_steps, stage2_steps, probes)
+    comparison = workflow.Comparison(out, chosen, tower, budget, console)
     comparison.prepare(engine.value, threads)
     console.print(workflow.table(comparison.run()))
 

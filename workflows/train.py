@@ -34,7 +34,7 @@ def train_settings(path: Path | None, options: dict[str, Any], stage: int = 1) -
         raise settings_error(error, str(path or "pad train")) from error
 
 
-class Place(NamedTuple):
+class Launch(NamedTuple):
     """Where a training runs."""
 
     workers: tuple[int, int] = (0, 0)
@@ -57,7 +57,7 @@ def parse_workers(text: str) -> tuple[int, int]:
     raise UserError("--workers", text, "it should be a number, or fewest-most", "write for instance 4, or 2-8")
 
 
-def train(job: Job, place: Place = Place()) -> str:
+def train(job: Job, launch: Launch = Launch()) -> str:
     """Train, show the progress, and say what came out.
 
     Raises:
@@ -79,10 +79,10 @@ def train(job: Job, place: Place = Place()) -> str:
             errors.print(text, highlight=False, soft_wrap=True, markup=False)
 
         try:
-            if place.workers[1]:
+            if launch.workers[1]:
                 from workflows.train_on_ray import train_on_ray
 
-                log = train_on_ray(job, place.workers, place.address, place.max_failures, report, say)
+                log = train_on_ray(job, launch.workers, launch.address, launch.max_failures, report, say)
             else:
                 log = train_loop(job, report, say)
         except (OSError, SafetensorError) as error:

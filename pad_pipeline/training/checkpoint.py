@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,9 +55,10 @@ class Checkpoints:
         """The whole ones, the latest last."""
         found = []
         for path in self.folder.glob("step-*"):
-            if (name := _NAME.fullmatch(path.name)) and (path / FACTS).is_file():
-                facts = json.loads((path / FACTS).read_text())
-                found.append(Saved(int(name[1]), path, facts["held_out_loss"]))
+            if name := _NAME.fullmatch(path.name):
+                with suppress(OSError, ValueError, KeyError, TypeError):  # then it is not whole
+                    facts = json.loads((path / FACTS).read_text())
+                    found.append(Saved(int(name[1]), path, facts["held_out_loss"]))
         return sorted(found)
 
     def save(

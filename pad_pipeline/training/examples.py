@@ -225,6 +225,7 @@ def _record(record: Any, number: int) -> dict[str, Any]:
             problem = f"it has {len(image)} images, and one at most can be shown"
             return {"key": key, "image": "", "turns": [], "problem": problem}
         image = image[0] if image else None
+    # Without an image a record is checked as any other, under a name that is never opened.
     planned = read_record(record, number, key, "none" if image is None else image)
     kept = {"key": key, "image": "" if image is None else planned.source, "turns": list(planned.conversations)}
     return kept | {"problem": planned.problem}

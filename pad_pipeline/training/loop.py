@@ -26,7 +26,7 @@ from pad_pipeline.training.job import Job
 from pad_pipeline.training.logbook import DROPPED, Logbook, read_log, write_whole
 from pad_pipeline.training.losses import patch_loss_weight
 from pad_pipeline.training.model import MultimodalModel, check_view, embedder_for, view_of
-from pad_pipeline.training.order import Order
+from pad_pipeline.training.order import InOrder, Order
 from pad_pipeline.training.ranks import Ranks, ranks
 from pad_pipeline.training.template import Template
 from pad_pipeline.weights import fetch_model
@@ -146,7 +146,6 @@ class Trainer:
         self.held, kept = np.sort(shuffled[count - held :]), np.sort(shuffled[: count - held])
         self.trained = len(kept)
         self.batch_size = min(self.settings.batch_size, self.trained)
-        self.numbers = kept
         lengths = self.examples.lengths if self.settings.group_by_length else None
         pictured = self.examples.pictured
         self.order = Order(
@@ -155,6 +154,7 @@ class Trainer:
             self.settings.seed,
             None if lengths is None else lengths[kept],
             None if pictured is None else pictured[kept],
+            kept,
         )
 
     def _optimiser(self) -> torch.optim.Optimizer:
@@ -174,17 +174,15 @@ class Trainer:
         """All steps that are left, then what comes out."""
         log, first = self._resume()
         every = self.settings.checkpoint_steps(self.total)
-        order, numbers = self.order, self.numbers
-        source = _Renumbered(self.examples, numbers)
+        span = range(first, self.total)
         with Logbook(self.out, log, self.here, self.job.wandb) as kept:
             began = time.monotonic()
             for number, step in enumerate(
-                steps(source, order, self.settings, range(first, self.total), self.here.rank, self.here.world),
-                start=first,
+                steps(self.examples, self.order, self.settings, span, self.here.rank, self.here.world), start=first
             ):
                 waited = time.monotonic() - began
                 entry = self.step(number, step)
-                entry |= self._speed(step, time.monotonic() - began, waited)
+                entry |= self._speed(entry, time.monotonic() - began, waited)
                 due = (number + 1) % every == 0 or number + 1 == self.total
                 if due and self.settings.held_out:
                     entry |= self._held_out()
@@ -349,11 +347,10 @@ class Trainer:
     @torch.no_grad()
     def _held_out(self) -> dict[str, Any]:
         """Both losses on the samples that are not trained on, and beta's end as their weight."""
-        held = _Renumbered(self.examples, self.held)
-        order = _InOrder(len(self.held), self.batch_size)
+        order = InOrder(self.held, self.batch_size)
         self.model.eval()
         sums = np.zeros(4)
-        for step in steps(held, order, self.settings, range(order.steps), self.here.rank, self.here.world):
+        for step in steps(self.examples, order, self.settings, range(order.steps), self.here.rank, self.here.world):
             counts = self._counts(step)
             labels = self._labels(step.parts)
             part_sums = torch.zeros(2, device=self.here.device)
@@ -369,17 +366,17 @@ class Trainer:
         total = caption + self.settings.beta_end * patch
         return {"held_out_caption_loss": caption, "held_out_patch_loss": patch, "held_out_loss": total}
 
-    def _speed(self, step: Step, seconds: float, waited: float) -> dict[str, Any]:
-        entry: dict[str, Any] = {"samples_per_second": self.batch_size / seconds}
-        positions, supervised, pictures = (
-            sum(part.ids.numel() for part in step.parts),
-            sum(len(part.targets) for part in step.parts),
-            sum(len(part.pixels) for part in step.parts),
-        )
-        entry |= {"tokens_per_second": positions * self.here.world / seconds, "data_wait": waited / seconds}
+    def _speed(self, entry: dict[str, Any], seconds: float, waited: float) -> dict[str, Any]:
+        """How fast a step with this log entry was."""
+        speed = {
+            "samples_per_second": self.batch_size / seconds,
+            "tokens_per_second": entry["positions"] / seconds,
+            "data_wait": waited / seconds,
+        }
         if self.peak:
-            entry["mfu"] = flops_of(self.model, pictures, positions, supervised) / seconds / self.peak
-        return entry
+            flops = flops_of(self.model, entry["pictures"], entry["positions"], entry["supervised_tokens"])
+            speed["mfu"] = flops / self.here.world / seconds / self.peak
+        return speed
 
     def _suggest_micro_batch(self, size: int) -> None:
         """After the first step: how many samples at a time the GPU would have room for."""
@@ -393,33 +390,6 @@ class Trainer:
             f"GPU memory: {most / 2**30:.1f} of {room / 2**30:.0f} GiB with --micro-batch {size}; "
             f"about {max(fits, 1)} would fit."
         )
-
-
-class _Renumbered:
-    """Some of the samples, with numbers from 0."""
-
-    def __init__(self, examples: Examples, numbers: np.ndarray) -> None:
-        self.examples, self.numbers = examples, numbers
-        self.sight, self.nothing = examples.sight, examples.nothing
-        self.lengths: np.ndarray | None = None
-        self.pictured: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, number: int) -> Any:
-        return self.examples[int(self.numbers[number])]
-
-
-class _InOrder(Order):
-    """Every sample once, as they come; the last step has what is left."""
-
-    def __init__(self, samples: int, batch_size: int) -> None:
-        super().__init__(samples, batch_size, 0)
-        self.steps = -(-samples // batch_size)
-
-    def step(self, step: int) -> np.ndarray:
-        return np.arange(step * self.batch_size, min((step + 1) * self.batch_size, self.samples))
 
 
 def _shard(model: MultimodalModel) -> None:

@@ -21,6 +21,7 @@ class Order:
         lengths: `[samples]`, about how long each is; given, samples of like length and kind share a step, as LLaVA's
             `group_by_modality_length` has it: the text of a step is padded to its longest.
         pictured: bool `[samples]`, which of them have a picture.
+        numbers: int `[samples]`, what the samples are called; 0, 1, 2 and so on by default.
     """
 
     def __init__(
@@ -30,9 +31,11 @@ class Order:
         seed: int,
         lengths: np.ndarray | None = None,
         pictured: np.ndarray | None = None,
+        numbers: np.ndarray | None = None,
     ) -> None:
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.lengths, self.pictured = lengths, pictured
+        self.numbers = np.arange(samples) if numbers is None else numbers
         self._epoch = lru_cache(2)(self._arranged)
 
     def step(self, step: int) -> np.ndarray:
@@ -43,7 +46,7 @@ class Order:
             self._epoch(epoch)[max(first - epoch * self.samples, 0) : min(last - epoch * self.samples, self.samples)]
             for epoch in range(first // self.samples, (last - 1) // self.samples + 1)
         ]
-        return np.concatenate(parts)
+        return self.numbers[np.concatenate(parts)]
 
     def _arranged(self, epoch: int) -> np.ndarray:
         chance = np.random.default_rng((self.seed, epoch))
@@ -66,3 +69,20 @@ class Order:
         while len(rest) < min(head, self.samples):
             rest = np.concatenate([rest, batches.pop()])
         return np.concatenate([rest[:head], *batches, rest[head:]]).astype(np.int64)
+
+
+class InOrder(Order):
+    """Every sample once, as they come; the last step has what is left.
+
+    Args:
+        numbers: of the samples.
+        batch_size: in one step.
+    """
+
+    def __init__(self, numbers: np.ndarray, batch_size: int) -> None:
+        super().__init__(len(numbers), batch_size, 0, numbers=numbers)
+        self.steps = -(-self.samples // batch_size)
+
+    def step(self, step: int) -> np.ndarray:
+        """The samples of a step."""
+        return self.numbers[step * self.batch_size : (step + 1) * self.batch_size]

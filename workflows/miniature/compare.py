@@ -39,7 +39,7 @@ OTHER_TURNS = 1
 
 
 @dataclass(frozen=True)
-class Plan:
+class Budget:
     """How much of what; the same for both variants."""
 
     scenes: int
@@ -121,19 +121,19 @@ class Comparison:
         out: folder for everything: new, empty, or of the same comparison, which then goes on.
         models: which models annotate; `models.llm.llm` is the LLM.
         vision: the CLIP that goes with them.
-        plan: how much of what.
+        budget: how much of what.
         console: for what is said on the way.
 
     Raises:
         UserError: `out` holds something else, or the tower does not fit.
     """
 
-    def __init__(self, out: Path, models: ModelSettings, vision: str, plan: Plan, console: Console) -> None:
+    def __init__(self, out: Path, models: ModelSettings, vision: str, budget: Budget, console: Console) -> None:
         known = (out / "world" / WORLD).is_file()
         if out.exists() and not known and (not out.is_dir() or any(out.iterdir())):
             raise UserError("--out", out, "it is there already, and holds no comparison", "name a new folder")
         check_view(models.view, fetch_model("--vision", vision), vision)  # told before the build
-        self.out, self.models, self.vision, self.plan, self.console = out, models, vision, plan, console
+        self.out, self.models, self.vision, self.budget, self.console = out, models, vision, budget, console
         self.llm = models.llm.llm
         self.world, self.shards, self.dialogues = out / "world", out / "shards", out / "dialogues.json"
         self.seconds: dict[str, float] = {}
@@ -141,21 +141,21 @@ class Comparison:
     def prepare(self, engine: Engine, threads: int = 0) -> None:
         """Draw the scenes, write the dialogues, build the shards; `threads` of each model, 0 for all cores."""
         clock = Clock(self.seconds)
-        count = max(self.plan.scenes, self.plan.dialogues)
+        count = max(self.budget.scenes, self.budget.dialogues)
         self.say(f"drawing {count} scenes")
         files = write_world(self.world, count, TEST_WORLD)
-        write_dialogues(self.dialogues, self.plan.dialogues, TEST_WORLD)
+        write_dialogues(self.dialogues, self.budget.dialogues, TEST_WORLD)
         clock.note("draw")
         source = open_source(files.llava, files.images)
-        options = RunOptions(shard_size=64, limit=self.plan.scenes, engine=engine, threads=threads)
+        options = RunOptions(shard_size=64, limit=self.budget.scenes, engine=engine, threads=threads)
         build(source, self.shards, self.models, self.models.view, options)
         clock.note("build")
 
     def run(self) -> list[Outcome]:
         """Train and score; the numbers are in `compare.json` too, after each training."""
-        scenes = [draw_scene(PROBE_WORLD, index) for index in range(self.plan.probes)]
+        scenes = [draw_scene(PROBE_WORLD, index) for index in range(self.budget.probes)]
         outcomes: list[Outcome] = []
-        for seed in range(self.plan.seeds):
+        for seed in range(self.budget.seeds):
             for variant in VARIANTS:
                 outcomes.append(self.train(seed, variant, scenes))
                 self.write(outcomes)
@@ -169,7 +169,7 @@ class Comparison:
         clock = Clock(found.seconds)
         settings: dict[str, Any] = {"vision": self.vision, "llm": self.llm}
         self.say(f"seed {seed}, {said}: stage 1")
-        train(Job(stage=1, shards=str(self.shards), out=str(one), settings=self.plan.stage1(beta, seed), **settings))
+        train(Job(stage=1, shards=str(self.shards), out=str(one), settings=self.budget.stage1(beta, seed), **settings))
         clock.note("stage1")
         projector = one / "mm_projector.bin"
         accuracy = label_accuracy(self.vision, self.llm, projector, scenes, self.models.view)
@@ -183,7 +183,7 @@ class Comparison:
         train(
             Job(
                 stage=2, data=str(self.dialogues), image_root=str(self.world / "images"), init=str(projector),
-                out=str(two), settings=self.plan.stage2(seed), **settings,
+                out=str(two), settings=self.budget.stage2(seed), **settings,
             )
         )  # fmt: skip
         clock.note("stage2")
@@ -200,9 +200,9 @@ class Comparison:
     def write(self, outcomes: list[Outcome]) -> None:
         """`compare.json`."""
         found = {
-            "plan": asdict(self.plan),
-            "stage1": self.plan.stage1(0, 0).model_dump(mode="json", exclude={"seed", "beta_end"}),
-            "stage2": self.plan.stage2(0).model_dump(mode="json", exclude={"seed"}),
+            "budget": asdict(self.budget),
+            "stage1": self.budget.stage1(0, 0).model_dump(mode="json", exclude={"seed", "beta_end"}),
+            "stage2": self.budget.stage2(0).model_dump(mode="json", exclude={"seed"}),
             "beta_end": {name: beta for name, (_, beta) in VARIANTS.items()},
             "seconds": self.seconds,
             "outcomes": [asdict(outcome) for outcome in outcomes],
