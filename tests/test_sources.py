@@ -496,6 +496,31 @@ def test_a_broken_list_is_an_error_of_value(entries: list[Any], at: int, cut: in
             streamed(text, window)
 
 
+RECORDS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "id": st.integers(-(1 << 70), 1 << 70) | st.text(max_size=3) | st.none(),
+            "image": st.text("]}, {", max_size=6),
+        },
+        optional={"conversations": st.lists(st.dictionaries(st.text(max_size=2), st.text("]}{[,", max_size=4)))},
+    ),
+    max_size=30,
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(RECORDS, st.sampled_from([None, 0, 2]), st.booleans(), st.integers(1, 400))
+@example([{"id": number, "image": "]},{"} for number in (1, 2, 1 << 70, 3)], None, True, 400)
+@example([{"id": 1}, {"id": 2, "image": "\ud800"}, {"id": 3}], None, True, 400)
+def test_records_read_at_once_are_what_json_reads(
+    records: list[Any], indent: int | None, ascii_only: bool, window: int
+) -> None:
+    """Many records of a window are read in one go: would catch one that is cut at what only looks like a record's end,
+    one that is lost or comes twice, an id of more than 64 bits that is rounded, half a character that is refused."""
+    text = json.dumps(records, indent=indent, ensure_ascii=ascii_only).encode(errors="replace").decode()
+    assert streamed(text, window) == clean(json.loads(text))
+
+
 # WebDataset tars
 
 

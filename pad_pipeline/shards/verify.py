@@ -55,7 +55,7 @@ def verify_run(where: str | Path | Folder, deep: bool = False) -> Iterator[tuple
         waiting: deque[tuple[str, Future[list[str]]]] = deque()
         for number in range(len(plan)):
             name, rows = shard_name(number), plan.rows(number)
-            keys.add(str(row["key"]) for row in rows)
+            keys.add([str(row["key"]) for row in rows])
             waiting.append((name, threads.submit(_problems, folder, name, rows, run, deep)))
             if len(waiting) > 2 * _THREADS:
                 name, checked = waiting.popleft()

@@ -9,17 +9,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+import orjson
+
 from pad_pipeline.errors import UserError
 from pad_pipeline.sources import Planned, clean, location_problem, require_folder
 from pad_pipeline.storage import file_system, is_url
 
-_WINDOW = 1 << 20
+_WINDOW = 1 << 16
 """Characters that are read at a time."""
 _BETWEEN = re.compile(r"[ \t\r\n]*,?[ \t\r\n]*")
 _SURROGATE = re.compile(r"\\u[dD]")
 _SPACE = " \t\r\n"
 _LONGEST = 64 << 20
 """Characters of one record; a longer one is a broken file."""
+_END = re.compile(r"\S\s*}\Z")
+_IDS = (str, int, type(None))
+_TRIES = 4
+"""Places that are tried as the end of a window's last whole record; most often the first is."""
 
 
 class LlavaSource:
@@ -124,6 +130,7 @@ def stream_list(stream: TextIO) -> Iterator[Any]:
             raise _NoListError(kinds.get(text[0], "a number"))
         raise ValueError("it does not begin with a list")
     at, ended, first, escaped = 1, False, True, _SURROGATE.search(text) is not None
+    fresh, ending = True, ""  # how a window's first record ends, `]}` say, until the window's others are read with it
     while True:
         between = _BETWEEN.match(text, at)
         start = between.end() if between else at
@@ -134,6 +141,13 @@ def stream_list(stream: TextIO) -> Iterator[Any]:
             if (text[start + 1 :] + stream.read()).strip(_SPACE):
                 raise ValueError("something follows the list")
             return
+        if ending and comma != first:
+            records, end = _at_once(text, start, ending)
+            ending = ""
+            if records:
+                yield from records
+                at, first = end, False
+                continue
         try:
             value, end = decoder.raw_decode(text, start)
             # A number near the window's end may go on behind it: `1e+` reads as 1.
@@ -147,11 +161,43 @@ def stream_list(stream: TextIO) -> Iterator[Any]:
                 raise ValueError(f"a comma is {'too many' if first else 'missing'} between two entries")
             yield clean(value) if escaped and _SURROGATE.search(text, start, end) else value
             at, first = end, False
+            if fresh and (found := _END.search(text, start, end)):
+                ending, fresh = found[0], False
         else:
             # Twice as much each time, so that a long record costs its length and not its square.
             more = stream.read(max(_WINDOW, len(text) - at))
             text, at, ended = text[at:] + more, 0, not more
             escaped = _SURROGATE.search(text) is not None  # seldom, so that the records need not be looked through
+            fresh = True
+
+
+def _at_once(text: str, start: int, ending: str) -> tuple[list[Any], int]:
+    """As many whole records from `start` on as can be seen, in half the time that they take one by one.
+
+    What parses as a list ends where a record does, for brackets and quotes come out even nowhere else.
+
+    Args:
+        text: a window.
+        start: where in it a record begins.
+        ending: how a record probably ends; turns of its conversations may end so too.
+
+    Returns:
+        The records and where the last one ends; none where the window holds what `json` reads otherwise (an id of more
+        than 64 bits, NaN, half a character) or what is no JSON, which `json` can then tell about.
+    """
+    stop = len(text)
+    for _ in range(_TRIES):
+        stop = text.rfind(ending, start, stop)
+        if stop < 0:
+            break
+        end = stop + len(ending)
+        try:
+            records = orjson.loads(f"[{text[start:end]}]")
+        except ValueError:
+            continue
+        sound = all(type(record) is dict and type(record.get("id")) in _IDS for record in records)
+        return (records, end) if sound else ([], start)
+    return [], start
 
 
 def read_conversations(value: Any) -> list[dict[str, str]]:
