@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from pad_pipeline.miniature.files import World
+from tests.cluster import nodes
 from tests.conftest import wait_for
 
 Pad = Callable[..., Any]
@@ -133,6 +134,30 @@ def test_a_worker_of_ray_train_that_is_killed_costs_nothing(
     assert "Going on from step" in said
     assert np.allclose(losses(tmp_path / "one"), losses(out), rtol=1e-5, atol=1e-6, equal_nan=True)
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_with_fewer_workers_when_a_node_is_lost(
+    pad: Pad, command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """`--workers 1-2` on two nodes, one of which goes: the other finishes alone, and the losses stay those of a single
+    unbroken process, to 1e-5. Catches a trainer that waits for the node's return."""
+    file = settings_file(tmp_path / "s.toml", checkpoint_every=3)
+    arguments = command(1, "--steps", 40, *file)
+    assert pad(*arguments, "--out", tmp_path / "one").code == 0
+    out = tmp_path / "ray"
+    with nodes(2) as (made, workers):
+        started = [str(BIN / "pad"), *arguments, "--workers", "1-2", "--address", made.address]
+        with subprocess.Popen([*started, "--out", str(out)], stderr=subprocess.PIPE, text=True) as process:
+            wait_for(lambda: (out / "checkpoints/step-00000006/facts.json").exists(), process)
+            assert json.loads((out / "training.json").read_text())["ranks"] == 2
+            made.remove_node(workers[0], allow_graceful=False)
+            assert process.stderr
+            said = process.stderr.read()
+    assert process.returncode == 0, said
+    assert "Going on from step" in said
+    assert json.loads((out / "training.json").read_text())["ranks"] == 1
+    assert np.allclose(losses(tmp_path / "one"), losses(out), rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 @pytest.mark.slow
