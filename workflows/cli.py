@@ -402,6 +402,57 @@ def train(
         console.print(said, markup=False, soft_wrap=True)
 
 
+class Analysis(StrEnum):
+    """What `pad analyze` measures."""
+
+    all = "all"
+    entropy = "entropy"
+    align = "align"
+    pursuit = "pursuit"
+    lens = "lens"
+    overlap = "overlap"
+
+
+@app.command()
+def analyze(
+    what: Annotated[Analysis, typer.Argument(help="Which analysis.")],
+    model: Annotated[
+        Path, typer.Option(help="What pad train wrote, a Hugging Face LLaVA folder, or mm_projector.bin.")
+    ],
+    shards: Annotated[str, typer.Option(help="PAD shards of pictures that it was not trained on: a folder or URL.")],
+    out: Annotated[Path | None, typer.Option(help="Folder that gets analysis.json and pictures.")] = None,
+    vision: Annotated[str, typer.Option(help="Of a mm_projector.bin: its tower, or `miniature`.")] = "",
+    llm: Annotated[str, typer.Option(help="Of a mm_projector.bin: its LLM, or `miniature`.")] = "",
+    settings: Annotated[Path | None, typer.Option(help="TOML with what the paper leaves open.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Look at the first pictures alone.", min=1)] = None,
+    batch: Annotated[int, typer.Option(help="Pictures computed at a time; lower it if memory runs out.", min=1)] = 32,
+    pictures: Annotated[
+        int, typer.Option(help="How many pictures are drawn, with the words of each patch.", min=0)
+    ] = 4,
+) -> None:
+    """Did the alignment work? Compression, patches against words, words of each patch.
+
+    entropy: von Neumann entropy before and after the projector, dH. align: Align(V, W), patch-level mIoU, beside
+    shuffled labels, shuffled patches and an untrained projector. pursuit: each vision token as a sum of words. lens:
+    its nearest word, and the LLM's logit lens. overlap: nearest neighbours that the projector keeps.
+
+    Examples:
+
+      pad analyze all --model two/ --shards heldout/ --out analysis/
+
+      pad analyze align --model mm_projector.bin --vision openai/clip-vit-large-patch14-336
+        --llm lmsys/vicuna-7b-v1.5 --shards heldout/ --limit 1000
+    """
+    from pad_pipeline.analysis.model import Subject
+    from pad_pipeline.miniature.shipped import resolve
+    from workflows import analyse as workflow
+
+    chosen = workflow.analysis_settings(settings, {})
+    subject = Subject(model, resolve(vision, "clip"), resolve(llm, "llm"))
+    names = list(workflow.STUDIES) if what is Analysis.all else [what.value]
+    console.print(workflow.table(workflow.analyse(names, subject, shards, chosen, out, limit, batch, pictures)))
+
+
 @app.command()
 def chat(
     model: Annotated[Path, typer.Option(help="What pad train wrote, or another Hugging Face LLaVA folder.")],

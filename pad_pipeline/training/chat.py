@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -22,29 +22,53 @@ KINDS = {
 """Models by the `model_type` of their config.json. Both are classes from here: a folder's own code never runs."""
 
 
-class Chat:
-    """A loaded model: on the GPU in bfloat16 if there is one, else on the CPU in float32.
+class Loaded(NamedTuple):
+    """A LLaVA folder in memory: on the GPU in bfloat16 if there is one, else on the CPU in float32."""
+
+    folder: Path
+    model: Any
+    processor: Any
+    device: torch.device
+
+
+def load_llava(folder: Path) -> Loaded:
+    """Load an exported model.
 
     Args:
         folder: what `pad train` wrote as `hf/`, or the folder around it, or another Hugging Face LLaVA folder; with the
-            adapters that lie in it.
+            adapters in it, where LoRA's were not merged.
 
     Raises:
-        UserError: there is no such folder, it is no LLaVA's, or something in it is missing or damaged.
+        UserError: it is none of these, or damaged.
+    """
+    if not (folder / "config.json").exists() and (folder / "hf").is_dir():
+        folder = folder / "hf"
+    if not folder.is_dir():
+        raise UserError("--model", folder, "there is no such folder", "give the hf/ that pad train wrote")
+    kind = KINDS[read_config("--model", folder, set(KINDS))["model_type"]]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    processor = _processor(folder)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    # The attention is named here, because the folder could name one that is downloaded as code.
+    model = load_pretrained("--model", folder, kind, dtype, attn_implementation="sdpa")
+    return Loaded(folder, _adapted(model, folder).to(device).eval(), processor, device)
+
+
+class Chat:
+    """A loaded model that answers.
+
+    Args:
+        folder: as in `load_llava`.
+
+    Raises:
+        UserError: as there, or it does not say how a question is put.
     """
 
     def __init__(self, folder: Path) -> None:
-        if not (folder / "config.json").exists() and (folder / "hf").is_dir():
-            folder = folder / "hf"
-        if not folder.is_dir():
-            raise UserError("--model", folder, "there is no such folder", "give the hf/ that pad train wrote")
-        kind = KINDS[read_config("--model", folder, set(KINDS))["model_type"]]
-        self.folder, self.device = folder, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.processor = self._processor()
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        # The attention is named here, because the folder could name one that is downloaded as code.
-        model = load_pretrained("--model", folder, kind, dtype, attn_implementation="sdpa")
-        self.model = self._adapted(model).to(self.device).eval()
+        self.folder, self.model, self.processor, self.device = load_llava(folder)
+        if not self.processor.chat_template:
+            rule = "it has no chat_template.jinja, which says how a question is put"
+            raise UserError("--model", self.folder, rule, "give a model that was trained on dialogues")
 
     @torch.inference_mode()
     def answer(self, image: Image.Image, question: str, max_tokens: int = 256) -> str:
@@ -67,32 +91,28 @@ class Chat:
         answer = said[0, inputs["input_ids"].shape[1] :]
         return str(self.processor.decode(answer, skip_special_tokens=True)).strip()
 
-    def _processor(self) -> Any:
-        try:
-            with quiet():
-                # Pillow's resize is the training's, to the bit.
-                processor = LlavaProcessor.from_pretrained(
-                    self.folder, local_files_only=True, trust_remote_code=False, backend="pil"
-                )
-        except Exception as error:
-            rule = f"its processor can't be loaded ({type(error).__name__}: {str(error)[:300]})"
-            raise UserError("--model", self.folder, rule, "export it again with pad train") from error
-        if not processor.chat_template:
-            rule = "it has no chat_template.jinja, which says how a question is put"
-            raise UserError("--model", self.folder, rule, "give a model that was trained on dialogues")
-        return processor
 
-    def _adapted(self, model: Any) -> Any:
-        folder = self.folder / ADAPTER
-        if not folder.is_dir():
-            return model
-        try:
-            from peft import PeftModel
+def _processor(folder: Path) -> Any:
+    try:
+        with quiet():
+            # Pillow's resize is the training's, to the bit.
+            return LlavaProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, backend="pil")
+    except Exception as error:
+        rule = f"its processor can't be loaded ({type(error).__name__}: {str(error)[:300]})"
+        raise UserError("--model", folder, rule, "export it again with pad train") from error
 
-            return PeftModel.from_pretrained(model, folder)
-        except ImportError as error:
-            rule = "it has LoRA's adapters apart, and the package peft is not installed"
-            raise UserError("--model", self.folder, rule, "pip install 'pad-pipeline[lora]'") from error
-        except Exception as error:
-            rule = f"its adapters can't be loaded ({type(error).__name__}: {str(error)[:300]})"
-            raise UserError("--model", folder, rule, "export it again with pad train") from error
+
+def _adapted(model: Any, folder: Path) -> Any:
+    adapters = folder / ADAPTER
+    if not adapters.is_dir():
+        return model
+    try:
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(model, adapters)
+    except ImportError as error:
+        rule = "it has LoRA's adapters apart, and the package peft is not installed"
+        raise UserError("--model", folder, rule, "pip install 'pad-pipeline[lora]'") from error
+    except Exception as error:
+        rule = f"its adapters can't be loaded ({type(error).__name__}: {str(error)[:300]})"
+        raise UserError("--model", adapters, rule, "export it again with pad train") from error

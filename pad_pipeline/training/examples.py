@@ -125,7 +125,7 @@ class ShardExamples:
         self.shards, self.sight, self.template, self.settings = shards, sight, template, settings
         self.embedder = embedder
         self.nothing = sight.nothing(embedder.width if embedder else shards.run.embedding_width)
-        self.decoding = _decode_settings(shards)
+        self.decoding = decode_settings(shards)
         self.rows = shards.usable()
         if not len(self.rows):
             raise UserError("--shards", shards.folder, "every image in it failed", "see `pad stats` for the reasons")
@@ -247,7 +247,8 @@ def _cut(text: Encoded, image_tokens: int, settings: TrainSettings) -> tuple[Enc
     return text, ""
 
 
-def _decode_settings(shards: ShardFolder) -> DecodeSettings:
+def decode_settings(shards: ShardFolder) -> DecodeSettings:
+    """How the run decoded its pictures."""
     try:
         return DecodeSettings.model_validate(shards.run.settings["decode"])
     except (KeyError, ValidationError) as error:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from pad_pipeline.geometry import View
-from pad_pipeline.miniature.language import caption, listed, with_article
+from pad_pipeline.miniature.language import SIDES, caption, listed, side, with_article
 from pad_pipeline.miniature.world import EDGES, LABELS, Scene, draw_scene
 from pad_pipeline.pretrained import quiet
 from pad_pipeline.training.model import CLIP_MEAN, CLIP_STD
@@ -28,8 +28,9 @@ class ClipRecipe(Recipe):
     """Symmetric cross-entropy over the batch.
 
     Half of the pictures show a single thing: fewer words to choose from are sooner learnt, and hold for many. Half of
-    the captions name only kinds: colours and grounds alone tell a hundred full captions apart, and a model that may
-    rely on them never learns what a car is.
+    the captions name only kinds and sides: colours and grounds alone tell a hundred full captions apart, and a model
+    that may rely on them never learns what a car is. And where no caption tells left from right, no patch does: a
+    language model that reads the patches could then never say a box.
     """
 
     name = "clip"
@@ -38,11 +39,14 @@ class ClipRecipe(Recipe):
         super().__init__()
         torch.manual_seed(seed)
         self.seed = seed
-        self.budget = Budget(steps=steps, batch_size=96, learning_rate=2e-3, warmup=60, weight_decay=0.05, pool=300)
+        self.budget = Budget(steps=steps, batch_size=96, learning_rate=2e-3, warmup=60, weight_decay=0.05, pool=400)
         captions = [caption(draw_scene(TRAIN_WORLD + seed, index)) for index in range(600)]
         special = ["<|unknown|>", "<|startoftext|>", "<|free|>", "<|endoftext|>"]
-        self.tokenizer = build_tokenizer([*LABELS, *captions], special, ends=True)
+        self.tokenizer = build_tokenizer([*LABELS, *SIDES, *captions], special, ends=True)
         self.network = CLIPModel(build_config(len(self.tokenizer)))
+        places = self.network.vision_model.embeddings.position_embedding.weight
+        with torch.no_grad():
+            places[1:] = positions(VIEW.size // VIEW.patch, places.shape[1])
 
     def batch(self, step: int) -> Batch:
         """Square pictures, so that nothing that the caption names is cut off, and token ids padded with 0."""
@@ -53,17 +57,13 @@ class ClipRecipe(Recipe):
             edge = int(rng.integers(EDGES[0], EDGES[1] + 1))
             most = 1 if place % 2 else 4
             scene = draw_scene(TRAIN_WORLD + self.seed, step * size + place, (edge, edge), most)
-            text = caption(scene) if place % 4 < 2 else kinds_only(scene)
+            text = caption(scene) if place % 4 < 2 else kinds_and_sides(scene)
             images.append(torch.from_numpy(np.array(VIEW.apply(scene.image, (0, 0, 0)))).permute(2, 0, 1))
             ids.append(torch.tensor(self.encode(text)))
         return {
             "images": torch.stack(images),
             "ids": torch.nn.utils.rnn.pad_sequence(ids, batch_first=True),
         }
-
-    def mirrored(self, batch: Batch) -> Batch:
-        """Left and right exchanged; captions do not speak of them."""
-        return batch | {"images": batch["images"].flip(-1)}
 
     def encode(self, text: str) -> list[int]:
         """Token ids with beginning and end, at most as many as the model takes."""
@@ -124,9 +124,28 @@ class ClipRecipe(Recipe):
         return {"validation_caption_found_among_100": float(torch.stack(found).mean())}
 
 
-def kinds_only(scene: Scene) -> str:
-    """`a car, a house and a sun.`"""
-    things = [with_article(thing.kind) for thing in scene.things]
+def positions(side: int, width: int) -> Tensor:
+    """Where the learnt embeddings of places begin: sines and cosines of row and column, as in MAE (He et al. 2021).
+
+    From CLIP's own small noise, hundreds of steps leave the patches hardly any sense of their column, which the ground
+    below and the sky above do not tell as they tell the row; a language model that reads such patches can't say a box.
+
+    Args:
+        side: patches along an edge.
+        width: of an embedding; a multiple of 4.
+
+    Returns:
+        float32 `[side * side, width]`, row by row: the row's sines and cosines, then the column's.
+    """
+    speeds = 10000.0 ** -(torch.arange(width // 4) / (width // 4))
+    angles = torch.arange(side)[:, None] * speeds
+    waves = torch.cat([angles.sin(), angles.cos()], 1)
+    return torch.cat([waves.repeat_interleave(side, 0), waves.repeat(side, 1)], 1)
+
+
+def kinds_and_sides(scene: Scene) -> str:
+    """`a car on the left, a house in the middle and a sun on the right.`"""
+    things = [f"{with_article(thing.kind)} {side(scene, thing)}" for thing in scene.things]
     return f"{listed(things)}." if things else caption(scene)
 
 

@@ -1,0 +1,131 @@
+"""Whose patches and words are looked at: tower, projector and LLM of a trained model, in whatever form it comes."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.geometry import View
+from pad_pipeline.labels import LabelEmbedder, LabelSettings
+from pad_pipeline.pretrained import load_pretrained, read_config
+from pad_pipeline.training.abstractor import CAbstractor
+from pad_pipeline.training.chat import load_llava
+from pad_pipeline.training.examples import Sight
+from pad_pipeline.training.model import LLMS, TOWERS, normalisation, vision_config
+from pad_pipeline.training.projector import load_projector
+from pad_pipeline.weights import fetch_model
+
+
+class Subject:
+    """The model that an analysis is of.
+
+    Args:
+        model: a folder that `pad train` wrote, a Hugging Face LLaVA folder, or a `mm_projector.bin`.
+        vision: for a `mm_projector.bin`: its tower, a folder or hub name.
+        llm: likewise its LLM.
+        vision_layer: for a `mm_projector.bin`: the hidden state that is projected.
+
+    Raises:
+        UserError: it can't be loaded, or its parts do not fit.
+    """
+
+    def __init__(self, model: Path, vision: str = "", llm: str = "", vision_layer: int = -2) -> None:
+        if model.is_file():
+            self._from_parts(model, vision, llm, vision_layer)
+        elif vision or llm:
+            rule = "they go with a mm_projector.bin; a LLaVA folder has its own"
+            raise UserError("--vision or --llm", vision or llm, rule, "leave them out")
+        else:
+            self._from_folder(model)
+        self.words: Tensor = self.llm.get_input_embeddings().weight.detach()
+        """`[V, d]`, the LLM's input embeddings."""
+        self.labels = LabelEmbedder(LabelSettings(llm=str(self.words_folder)))
+        self.tokenizer: Any = self.labels.tokenizer
+        if len(self.tokenizer) < len(self.words):
+            self.words = self.words[: len(self.tokenizer)]  # the rest is padding, or belongs to `<image>`
+
+    def _from_parts(self, path: Path, vision: str, llm: str, layer: int) -> None:
+        for name, value in (("--vision", vision), ("--llm", llm)):
+            if not value:
+                raise UserError(
+                    name, "(empty)", f"{path.name} is a projector alone", "name the model that it goes with"
+                )
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.vision_folder, self.words_folder = fetch_model("--vision", vision), fetch_model("--llm", llm)
+        kind = TOWERS[vision_config(self.vision_folder)["model_type"]]
+        read_config("--llm", self.words_folder, LLMS)
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.projector: nn.Module = load_projector(path).to(self.device, dtype).eval()
+        self.tower = load_pretrained("--vision", self.vision_folder, kind, dtype).to(self.device).eval()
+        self.llm = load_pretrained("--llm", self.words_folder, AutoModelForCausalLM, dtype).to(self.device).eval()
+        self.mean, self.std = normalisation(self.vision_folder)
+        self.layer = layer
+        first = next(self.projector.parameters()).shape[-1]
+        *_, end = self.projector.state_dict().values()
+        wanted = (self.tower.config.hidden_size, self.llm.config.hidden_size)
+        if (first, len(end)) != wanted:
+            rule = f"it leads from {first} to {len(end)} numbers, and tower and LLM have {wanted[0]} and {wanted[1]}"
+            raise UserError("--model", path, rule, "give the tower and the LLM that it was trained with")
+
+    def _from_folder(self, folder: Path) -> None:
+        loaded = load_llava(folder)
+        self.device, self.vision_folder = loaded.device, loaded.folder
+        self.words_folder = loaded.folder
+        self.llm = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
+        inner = self.llm.model
+        self.tower, self.projector = inner.vision_tower, inner.multi_modal_projector
+        images = loaded.processor.image_processor
+        self.mean, self.std = list(images.image_mean), list(images.image_std)
+        layer = self.llm.config.vision_feature_layer
+        if not isinstance(layer, int):
+            raise UserError(
+                "--model", folder, f"it projects the layers {layer} together", "give a model with one layer"
+            )
+        self.layer = layer
+
+    @property
+    def grid(self) -> int:
+        """Of the tower: patches along an edge."""
+        config = self.tower.config
+        return int(config.image_size) // int(config.patch_size)
+
+    @property
+    def pooled_grid(self) -> int:
+        """Tokens along an edge: fewer than patches behind a C-Abstractor."""
+        return int(self.projector.tokens**0.5) if isinstance(self.projector, CAbstractor) else self.grid
+
+    def sight(self, view: View) -> Sight:
+        """How a run's pictures are shown to the tower.
+
+        Raises:
+            UserError: the shards' masks are cut for another view.
+        """
+        size, patch = int(self.tower.config.image_size), int(self.tower.config.patch_size)
+        if (size, patch) != (view.size, view.patch):
+            rule = f"it sees {size} px in patches of {patch}, and the shards {view.size} px in patches of {view.patch}"
+            raise UserError("--model", self.vision_folder, rule, "give shards for this tower")
+        return Sight(view, self.mean, self.std, self.pooled_grid**2)
+
+    @torch.inference_mode()
+    def see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures `[B, 3, size, size]` -> patches `[B, P, c]` and, projected, tokens `[B, M, d]`, row by row."""
+        dtype = next(self.tower.parameters()).dtype
+        states = self.tower(pixels.to(self.device, dtype), output_hidden_states=True).hidden_states
+        patches = states[self.layer][:, -(self.grid**2) :]  # CLIP's CLS stands in front
+        return patches, self.projector(patches)
+
+    def untrained(self, seed: int = 0) -> nn.Module:
+        """A projector of the same shape that nothing has been taught."""
+        fresh = copy.deepcopy(self.projector)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for module in fresh.modules():
+                if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm):
+                    module.reset_parameters()
+        return fresh

@@ -1,0 +1,112 @@
+"""What an analysis reads: pictures of PAD shards with the patches that each label is shown on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pad_pipeline.analysis.model import Subject
+from pad_pipeline.errors import UserError
+from pad_pipeline.geometry import PatchRule
+from pad_pipeline.pictures import BadImage
+from pad_pipeline.shards.reader import ShardFolder
+from pad_pipeline.training.abstractor import pool_coverage
+from pad_pipeline.training.examples import Sight, decode_settings
+
+THREADS = 4
+
+
+class Shown(NamedTuple):
+    """A picture and what is where on it."""
+
+    key: str
+    pixels: Tensor
+    """float32 `[3, size, size]`, normalised."""
+    labels: list[str]
+    """Each once, in order."""
+    shown: Tensor
+    """bool `[L, M]`, the tokens of each."""
+    caption: str
+
+
+class Seen(NamedTuple):
+    """Pictures as the model sees them."""
+
+    shown: list[Shown]
+    before: Tensor
+    """`[B, P, c]`, patches of the tower."""
+    after: Tensor
+    """`[B, M, d]`, tokens."""
+
+
+def seen(
+    shards: ShardFolder, subject: Subject, rule: PatchRule = "argmax", limit: int | None = None, batch: int = 32
+) -> Iterator[Seen]:
+    """The pictures of a run that did not fail, in its order; pictures are read while others are computed.
+
+    Args:
+        shards: the run.
+        subject: the model that looks at them.
+        rule: which patches a mask shows; `soft` counts all that it touches, as `any` does.
+        limit: the first pictures alone.
+        batch: pictures that are computed at a time.
+
+    Raises:
+        UserError: the model has another view, or every image of the run failed.
+    """
+    sight, rows = subject.sight(shards.run.view), shards.usable()
+    if not len(rows):
+        raise UserError("--shards", shards.folder, "every image in it failed", "see `pad stats` for the reasons")
+    count = len(rows) if limit is None else min(limit, len(rows))
+    with ThreadPoolExecutor(THREADS) as threads:
+
+        def begin(start: int) -> list[Future[Shown]]:
+            numbers = range(start, min(start + batch, count))
+            return [threads.submit(_read, shards, rows[number], subject, sight, rule) for number in numbers]
+
+        ahead = begin(0)
+        for start in range(batch, count + batch, batch):
+            group = [future.result() for future in ahead]
+            ahead = begin(start)
+            before, after = subject.see(torch.stack([one.pixels for one in group]))
+            yield Seen(group, before, after)
+
+
+def _read(
+    shards: ShardFolder, row: tuple[str, dict[str, object]], subject: Subject, sight: Sight, rule: PatchRule
+) -> Shown:
+    sample = shards.sample(*row)
+    try:
+        pixels = sight.pixels(sample.image, decode_settings(shards))
+    except BadImage as error:
+        rule_ = f"the picture of {sample.key} can't be decoded ({error})"
+        raise UserError("--shards", shards.folder, rule_, f"see `pad verify --deep {shards.folder}`") from error
+    names = [region["label"] for region in sample.meta["regions"]]
+    labels = list(dict.fromkeys(names))
+    chosen = torch.from_numpy(sample.patches(rule).reshape(len(names), -1))
+    if subject.pooled_grid != subject.grid:
+        chosen = pool_coverage(chosen, subject.grid, subject.pooled_grid) >= 127.5  # of a token's patches at least half
+    shown = torch.zeros(len(labels), subject.pooled_grid**2, dtype=torch.bool)
+    for name, mask in zip(names, chosen, strict=True):
+        shown[labels.index(name)] |= mask > 0
+    return Shown(sample.key, pixels, labels, shown, sample.meta["caption"])
+
+
+def label_names(shards: ShardFolder, limit: int | None = None) -> list[str]:
+    """Every label of these pictures, each once, sorted."""
+    rows = shards.usable()
+    count = len(rows) if limit is None else min(limit, len(rows))
+    found: set[str] = set()
+    for number in range(count):
+        found |= {region["label"] for region in shards.sample(*rows[number], image=False).meta["regions"]}
+    return sorted(found)
+
+
+def seeded(key: str, seed: int) -> np.random.Generator:
+    """Chance that is a function of the picture, in whatever order pictures come."""
+    return np.random.default_rng([seed, *key.encode()])

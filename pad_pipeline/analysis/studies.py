@@ -1,0 +1,306 @@
+"""The five analyses over the pictures of a run. Each takes batch after batch and keeps sums alone, so that memory does
+not grow with the pictures."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from pad_pipeline.analysis.align import Align, ThresholdRule
+from pad_pipeline.analysis.entropy import PooledEntropy, von_neumann_entropy
+from pad_pipeline.analysis.model import Subject
+from pad_pipeline.analysis.overlap import neighbour_overlap
+from pad_pipeline.analysis.patches import Seen, seeded
+from pad_pipeline.analysis.pursuit import matching_pursuit
+from pad_pipeline.analysis.vocabulary import Vocabulary, WordFilter
+from pad_pipeline.geometry import PatchRule
+
+ROWS = 1024
+"""Tokens that are compared with all words at a time: 130 MB of cosines for 32,000 words."""
+
+
+class AnalysisSettings(BaseModel):
+    """What the paper leaves open."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    patches: PatchRule = "argmax"
+    """Which patches show a label: those that a mask covers by half or, where none is, by most (`argmax`); `half` loses
+    a third of real objects; `any` and `soft` take all that it touches."""
+    seed: int = Field(0, ge=0)
+    """Of the controls: shuffled labels, shuffled patches, the untrained projector."""
+    unit: Literal["nats", "bits"] = "nats"
+    """Of entropies."""
+    centre: bool = False
+    """Entropy of vectors less their mean."""
+    threshold_rule: ThresholdRule = "best"
+    """When a token says a label, see `ThresholdRule`."""
+    threshold: float = Field(0.5, ge=-1, le=1)
+    """The cosine of the rule `fixed`."""
+    steps: int = Field(5, ge=1)
+    """Words that matching pursuit takes for a token; the paper's K."""
+    orthogonal: bool = False
+    """Orthogonal matching pursuit."""
+    positive: bool = False
+    """Words with positive coefficients alone."""
+    words: WordFilter = "all"
+    """Which tokens matching pursuit chooses from."""
+    lens_layer: int = -1
+    """Hidden state of the LLM that the logit lens reads; -1: the last."""
+    neighbours: int = Field(10, ge=1)
+    """k of the neighbour overlap."""
+
+
+class Study(Protocol):
+    """One analysis."""
+
+    def add(self, batch: Seen) -> None:
+        """Take pictures."""
+        ...
+
+    def result(self) -> dict[str, Any]:
+        """Numbers by name; NaN where nothing could be measured."""
+        ...
+
+
+class Mean:
+    """A mean that is fed part by part."""
+
+    def __init__(self) -> None:
+        self.sum, self.count = 0.0, 0
+
+    def add(self, values: Tensor) -> None:
+        """Take values of any shape."""
+        self.sum += float(values.double().sum())
+        self.count += values.numel()
+
+    def value(self) -> float:
+        """NaN of nothing."""
+        return self.sum / self.count if self.count else math.nan
+
+
+# ---------------------------------------------------------------- entropy
+
+
+class EntropyStudy:
+    """Von Neumann entropy before and after the projector, and of the caption's words; dH = before - after."""
+
+    def __init__(self, subject: Subject, settings: AnalysisSettings) -> None:
+        self.subject, self.settings = subject, settings
+        self.image = {name: Mean() for name in ("before", "after", "text")}
+        self.pooled: dict[str, PooledEntropy] = {}
+
+    def add(self, batch: Seen) -> None:
+        """Take pictures."""
+        texts = [self._text(one.caption) for one in batch.shown]
+        for name, sets in (("before", [batch.before]), ("after", [batch.after]), ("text", texts)):
+            for vectors in sets:
+                if not vectors.numel():
+                    continue
+                self.image[name].add(von_neumann_entropy(vectors, self.settings.centre))
+                pooled = self.pooled.setdefault(name, PooledEntropy(vectors.shape[-1], self.settings.centre))
+                pooled.add(vectors)
+
+    def _text(self, caption: str) -> Tensor:
+        ids = self.subject.tokenizer(caption, add_special_tokens=False)["input_ids"]
+        return self.subject.words[torch.tensor(ids, dtype=torch.long)]
+
+    def result(self) -> dict[str, Any]:
+        """`image`: mean over pictures, bound alike on both sides; `pooled`: of all vectors at once."""
+        scale = 1 / math.log(2) if self.settings.unit == "bits" else 1.0
+        image = {name: mean.value() * scale for name, mean in self.image.items()}
+        pooled = {name: one.entropy() * scale for name, one in self.pooled.items()}
+        found = {"unit": self.settings.unit, "image": image, "pooled": pooled}
+        for values in (image, pooled):
+            values["dH"] = values.get("before", math.nan) - values.get("after", math.nan)
+        return found
+
+
+# ---------------------------------------------------------------- Align
+
+
+class AlignStudy:
+    """Align(V, W), and what it is when labels or patches are shuffled, or the projector has learnt nothing."""
+
+    def __init__(self, subject: Subject, settings: AnalysisSettings, labels: list[str]) -> None:
+        self.subject, self.settings, self.labels = subject, settings, labels
+        self.fresh = subject.untrained(settings.seed)
+        names = ("align", "shuffled_labels", "shuffled_patches", "untrained_projector")
+        self.scores = {name: Align(settings.threshold_rule, settings.threshold) for name in names}
+
+    def add(self, batch: Seen) -> None:
+        """Take pictures."""
+        with torch.inference_mode():
+            untrained = self.fresh(batch.before)
+        for one, tokens, raw in zip(batch.shown, batch.after, untrained, strict=True):
+            if not one.labels:
+                continue
+            rng, shown = seeded(one.key, self.settings.seed), one.shown.to(tokens.device)
+            others = [label for label in self.labels if label not in one.labels] or one.labels
+            wrong = [str(name) for name in rng.choice(others, len(one.labels), replace=len(others) < len(one.labels))]
+            places = torch.from_numpy(rng.permutation(len(tokens))).to(tokens.device)
+            words, strange = (self._words(names).to(tokens.device) for names in (one.labels, wrong))
+            self.scores["align"].add(tokens, words, shown)
+            self.scores["shuffled_labels"].add(tokens, strange, shown)
+            self.scores["shuffled_patches"].add(tokens[places], words, shown)
+            self.scores["untrained_projector"].add(raw, words, shown)
+
+    def _words(self, labels: list[str]) -> Tensor:
+        return torch.from_numpy(self.subject.labels(labels)).float()
+
+    def result(self) -> dict[str, Any]:
+        """Align and its controls, the pairs of picture and label that it is a mean over, the threshold."""
+        found: dict[str, Any] = {name: score.value() for name, score in self.scores.items()}
+        align = self.scores["align"]
+        return found | {"pairs": align.pairs, "threshold": align.best_threshold()}
+
+
+# ---------------------------------------------------------------- words of patches
+
+
+class WordTally:
+    """Of words that were said for patches: how many can be read, and how many are true of the patch.
+
+    Precision is the share of the words said for a patch that belong to a label shown on it, recall the share of the
+    labels shown on a patch of which a word was said; both are means over the patches that show a label.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self.readable, self.precision, self.recall = Mean(), Mean(), Mean()
+        self._says: dict[str, Tensor] = {}
+
+    def add(self, words: Tensor, labels: list[str], shown: Tensor) -> None:
+        """Take a picture.
+
+        Args:
+            words: int64 `[M, K]`, what was said for each patch.
+            labels: of the picture.
+            shown: bool `[L, M]`.
+        """
+        words = words.cpu()
+        self.readable.add(self.vocabulary.readable[words])
+        covered = shown.any(0) if labels else torch.zeros(len(words), dtype=torch.bool)
+        if not covered.any():
+            return
+        missing = [label for label in labels if label not in self._says]
+        self._says |= dict(zip(missing, self.vocabulary.says(missing), strict=True))
+        said = torch.stack([self._says[label] for label in labels])[:, words]  # [L, M, K]
+        hit = said & shown[:, :, None]
+        self.precision.add(hit.any(0)[covered].float().mean(-1))
+        self.recall.add((hit.any(-1).sum(0) / shown.sum(0).clamp_min(1))[covered])
+
+    def result(self) -> dict[str, float]:
+        """Shares, 0..1."""
+        return {
+            "readable": self.readable.value(), "precision": self.precision.value(), "recall": self.recall.value(),
+            "patches": self.precision.count,
+        }  # fmt: skip
+
+
+class PursuitStudy:
+    """Matching pursuit of each token onto the LLM's words."""
+
+    def __init__(self, subject: Subject, settings: AnalysisSettings, vocabulary: Vocabulary) -> None:
+        self.settings, self.vocabulary = settings, vocabulary
+        self.atoms = vocabulary.atoms(settings.words)
+        self.matrix = subject.words[self.atoms.to(subject.words.device)].float()
+        self.tally = WordTally(vocabulary)
+        self.residual = [Mean() for _ in range(settings.steps + 1)]
+
+    def add(self, batch: Seen) -> None:
+        """Take pictures."""
+        for one, tokens in zip(batch.shown, batch.after, strict=True):
+            words, _, residual = self.decompose(tokens)
+            self.tally.add(words, one.labels, one.shown)
+            for mean, values in zip(self.residual, residual.T, strict=True):
+                mean.add(values)
+
+    def decompose(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Token ids `[M, K]`, coefficients and residual energy, as in `matching_pursuit`."""
+        form = (self.settings.steps, self.settings.orthogonal, self.settings.positive)
+        parts = [matching_pursuit(rows, self.matrix, *form) for rows in tokens.split(ROWS)]
+        words, coefficients, residual = (torch.cat(values).cpu() for values in zip(*parts, strict=True))
+        return self.atoms[words], coefficients, residual
+
+    def result(self) -> dict[str, Any]:
+        """Shares of readable and true words, and the energy that is left after each step."""
+        return {**self.tally.result(), "words": len(self.atoms), "residual": [mean.value() for mean in self.residual]}
+
+
+class LensStudy:
+    """The nearest input embedding of each token, and what the LLM's output layer says at its place (logit lens)."""
+
+    def __init__(self, subject: Subject, settings: AnalysisSettings, vocabulary: Vocabulary) -> None:
+        self.subject, self.settings, self.vocabulary = subject, settings, vocabulary
+        self.atoms = vocabulary.atoms("all")
+        self.matrix = F.normalize(subject.words[self.atoms.to(subject.words.device)].float(), dim=-1)
+        self.embedding, self.logit = WordTally(vocabulary), WordTally(vocabulary)
+
+    @torch.inference_mode()
+    def add(self, batch: Seen) -> None:
+        """Take pictures."""
+        said = self._logit_lens(batch.after)
+        for one, tokens, logit in zip(batch.shown, batch.after, said, strict=True):
+            nearest = torch.cat(
+                [(F.normalize(r.float(), dim=-1) @ self.matrix.mT).argmax(-1) for r in tokens.split(ROWS)]
+            )
+            self.embedding.add(self.atoms[nearest.cpu()][:, None], one.labels, one.shown)
+            self.logit.add(logit[:, None], one.labels, one.shown)
+
+    def _logit_lens(self, tokens: Tensor) -> Tensor:
+        """int64 `[B, M]`: the likeliest ordinary token at each place of a sequence of BOS and picture."""
+        llm = self.subject.llm
+        inner = getattr(llm.model, "language_model", llm.model)
+        begin = self.subject.tokenizer.bos_token_id
+        sequence = tokens.to(self.subject.words.dtype)
+        if begin is not None:
+            first = self.subject.words[begin].expand(len(tokens), 1, -1)
+            sequence = torch.cat([first, sequence], 1)
+        states = inner(inputs_embeds=sequence, use_cache=False, output_hidden_states=True).hidden_states
+        hidden = states[self.settings.lens_layer]
+        if self.settings.lens_layer not in (-1, len(states) - 1):  # the last one went through the norm already
+            hidden = inner.norm(hidden)
+        head = llm.get_output_embeddings()
+        hidden = hidden[:, -tokens.shape[1] :]
+        ordinary = self.atoms.to(hidden.device)
+        said = [self.atoms[head(row)[:, ordinary].argmax(-1).cpu()] for row in hidden]
+        return torch.stack(said)
+
+    def result(self) -> dict[str, Any]:
+        """Shares of readable and true words of each lens."""
+        return {"embedding": self.embedding.result(), "logit": self.logit.result()}
+
+
+class OverlapStudy:
+    """The share of nearest neighbours that the projector keeps: among the patches of a picture, and among pictures."""
+
+    PICTURES = 2000
+    """Whose mean vectors are compared; the first ones."""
+
+    def __init__(self, settings: AnalysisSettings) -> None:
+        self.k = settings.neighbours
+        self.patches, self.chance = Mean(), Mean()
+        self.means: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, batch: Seen) -> None:
+        """Take pictures."""
+        if batch.before.shape[1] == batch.after.shape[1] > self.k:  # a C-Abstractor's tokens are no patches
+            self.patches.add(neighbour_overlap(batch.before, batch.after, self.k))
+        for before, after in zip(batch.before, batch.after, strict=True):
+            if len(self.means) < self.PICTURES:
+                self.means.append((before.float().mean(0).cpu(), after.float().mean(0).cpu()))
+
+    def result(self) -> dict[str, Any]:
+        """Shares, 0..1, with what chance would give among the pictures."""
+        found: dict[str, Any] = {"k": self.k, "patches": self.patches.value(), "pictures": math.nan}
+        if len(self.means) > self.k:
+            before, after = (torch.stack(vectors) for vectors in zip(*self.means, strict=True))
+            found |= {"pictures": float(neighbour_overlap(before, after, self.k))}
+            found |= {"pictures_by_chance": self.k / (len(self.means) - 1)}
+        return found

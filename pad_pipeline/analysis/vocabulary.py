@@ -1,0 +1,59 @@
+"""The LLM's tokens as words: which can be read, and which of them a label consists of."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pad_pipeline.analysis.model import Subject
+
+WordFilter = Literal["all", "whole", "labels"]
+"""Which tokens a vision token may be explained by: `all` but special ones; `whole`: those that are a word by
+themselves; `labels`: those that some label of the shards consists of."""
+_STARTS = ("▁", "Ġ")
+"""What stands in a token for the space before it, in SentencePiece and in byte-level BPE."""
+
+
+class Vocabulary:
+    """The tokens of a model.
+
+    Args:
+        subject: the model.
+        labels: of the shards.
+    """
+
+    def __init__(self, subject: Subject, labels: list[str]) -> None:
+        tokenizer = subject.tokenizer
+        self.tokens: list[str] = tokenizer.convert_ids_to_tokens(range(len(subject.words)))
+        self.words = [(token or "").lstrip("".join(_STARTS)).lower() for token in self.tokens]
+        """As they are compared: without the space before them, in lower case."""
+        special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+        whole = [
+            (token or "").startswith(_STARTS) and word.isalpha() and len(word) > 1
+            for token, word in zip(self.tokens, self.words, strict=True)
+        ]
+        self.ordinary = torch.tensor([number not in special for number in range(len(self.tokens))])
+        """bool `[V]`: no special token."""
+        self.readable = torch.tensor(whole) & self.ordinary
+        """bool `[V]`: a word by itself, two letters or more with a space before them."""
+        self._ids = {label: sorted({*subject.labels.tokens(label)}) for label in labels}
+
+    def of_label(self, label: str) -> list[int]:
+        """The tokens that a label consists of, each once."""
+        return self._ids[label]
+
+    def atoms(self, which: WordFilter) -> Tensor:
+        """int64, the tokens that a filter leaves."""
+        if which == "labels":
+            return torch.tensor(sorted({token for ids in self._ids.values() for token in ids}))
+        return (self.readable if which == "whole" else self.ordinary).nonzero()[:, 0]
+
+    def says(self, labels: list[str]) -> Tensor:
+        """bool `[L, V]`: whether a token, in whatever case and with or without a space, is one of the label's."""
+        said = torch.zeros(len(labels), len(self.tokens), dtype=torch.bool)
+        for row, label in enumerate(labels):
+            wanted = {self.words[token] for token in self.of_label(label)} - {""}
+            said[row] = torch.tensor([word in wanted for word in self.words])
+        return said

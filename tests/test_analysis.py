@@ -1,0 +1,175 @@
+"""The analyses' arithmetic, on sets with a known answer."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pad_pipeline.analysis.align import Align
+from pad_pipeline.analysis.entropy import PooledEntropy, von_neumann_entropy
+from pad_pipeline.analysis.overlap import neighbour_overlap
+from pad_pipeline.analysis.pursuit import matching_pursuit
+
+# ---------------------------------------------------------------- entropy
+
+
+def orthogonal(n: int, d: int, seed: int = 0) -> torch.Tensor:
+    """Orthonormal rows `[n, d]`."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.linalg.qr(torch.randn(d, n, generator=generator, dtype=torch.float64))[0].mT
+
+
+def test_entropy_of_one_direction_is_0_and_of_orthonormal_rows_ln_n() -> None:
+    """Catches a wrong trace, a logarithm of another base, a Gram matrix of the wrong side."""
+    line = torch.outer(torch.arange(1.0, 8), torch.randn(5, generator=torch.Generator().manual_seed(1)))
+    assert float(von_neumann_entropy(line)) == pytest.approx(0, abs=1e-9)
+    for n, d in ((6, 20), (20, 20), (1, 4)):
+        assert float(von_neumann_entropy(orthogonal(n, d) * 7)) == pytest.approx(math.log(n), abs=1e-9)
+    assert float(von_neumann_entropy(torch.zeros(3, 4))) == 0
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.floats(0.01, 10), min_size=1, max_size=6), st.integers(6, 9), st.integers(6, 9))
+def test_entropy_of_a_given_spectrum(values: list[float], n: int, d: int) -> None:
+    """X = U diag(s) V^T has the eigenvalues s^2: the entropy is that of their shares, wide or tall."""
+    k = len(values)
+    rows = orthogonal(k, n).mT @ torch.diag(torch.tensor(values, dtype=torch.float64)) @ orthogonal(k, d, 1)
+    shares = np.square(values) / np.square(values).sum()
+    assert float(von_neumann_entropy(rows)) == pytest.approx(-(shares * np.log(shares)).sum(), abs=1e-9)
+
+
+@pytest.mark.parametrize("centre", [False, True])
+def test_pooled_entropy_is_that_of_all_vectors_at_once(centre: bool) -> None:
+    """Catches a centre taken per part, or a part that counts twice."""
+    rows = torch.randn(40, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64) + 3
+    pooled = PooledEntropy(7, centre)
+    pooled.add(rows[:25].view(5, 5, 7))
+    pooled.add(rows[25:])
+    assert pooled.entropy() == pytest.approx(float(von_neumann_entropy(rows, centre)), abs=1e-9)
+    assert math.isnan(PooledEntropy(7).entropy())
+
+
+def test_entropy_of_sets_side_by_side() -> None:
+    """Catches sets that are mixed, or centred together."""
+    sets = torch.randn(3, 9, 5, generator=torch.Generator().manual_seed(3)) + torch.arange(3.0)[:, None, None]
+    for centre in (False, True):
+        alone = [float(von_neumann_entropy(one, centre)) for one in sets]
+        assert von_neumann_entropy(sets, centre).tolist() == pytest.approx(alone, abs=1e-9)
+
+
+# ---------------------------------------------------------------- Align
+
+
+def planted(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens `[36, 16]` that are the embeddings of what a grid of 6 x 6 shows, the words `[3, 16]`, the masks."""
+    words = orthogonal(3, 16, seed).float()
+    label = torch.arange(36) // 6 // 2  # bands of 12 patches
+    return words[label] * 2, words, torch.stack([label == number for number in range(3)])
+
+
+@pytest.mark.parametrize("rule", ["best", "fixed", "argmax"])
+def test_planted_embeddings_give_align_1(rule: str) -> None:
+    """Catches masks or tokens in another order than each other."""
+    align = Align(rule)  # type: ignore[arg-type]
+    tokens, words, shown = planted()
+    align.add(tokens, words, shown)
+    align.add(tokens.flip(0), words, shown.flip(1))
+    assert (align.value(), align.pairs) == (1, 6)
+
+
+@pytest.mark.parametrize("rule", ["fixed", "argmax"])
+def test_a_label_that_is_elsewhere_gives_align_0(rule: str) -> None:
+    """A derangement of labels: no band overlaps another. Catches an IoU that counts empty meeting empty as a hit."""
+    align = Align(rule)  # type: ignore[arg-type]
+    tokens, words, shown = planted()
+    align.add(tokens, words[[1, 2, 0]], shown)
+    assert align.value() == 0
+
+
+def test_align_of_one_shape_over_another_by_hand() -> None:
+    """12 patches say the word; the mask has 6 of them and 6 others: 6 / 18. The best threshold may also take every
+    patch: 12 / 36, the same."""
+    tokens, words, _ = planted()
+    mask = torch.zeros(36, dtype=torch.bool)
+    mask[6:18] = True
+    for rule in ("fixed", "best"):
+        align = Align(rule)  # type: ignore[arg-type]
+        align.add(tokens, words[:1], mask[None])
+        assert align.value() == pytest.approx(1 / 3)
+
+
+def test_a_label_that_the_view_does_not_show_does_not_count() -> None:
+    """Catches a mean over regions that were cropped away."""
+    align = Align("fixed")
+    tokens, words, shown = planted()
+    shown[1] = False
+    align.add(tokens, words, shown)
+    assert (align.value(), align.pairs) == (1, 2)
+    assert math.isnan(Align().value())
+
+
+# ---------------------------------------------------------------- matching pursuit
+
+
+@pytest.mark.parametrize("form", [False, True])
+def test_pursuit_finds_a_planted_combination_in_order(form: bool) -> None:
+    """3 w_5 - 2 w_9 + w_2 of orthonormal atoms: their order, coefficients and what is left are known."""
+    atoms = orthogonal(12, 16, 4).float()
+    token = 3 * atoms[5] - 2 * atoms[9] + atoms[2]
+    found = matching_pursuit(torch.stack([token, atoms[7] * 4]), atoms * 9, 3, orthogonal=form)
+    assert found.words[0].tolist() == [5, 9, 2] and found.words[1, 0] == 7
+    assert found.coefficients[0].tolist() == pytest.approx([3, -2, 1], abs=1e-5)
+    assert found.residual[0].tolist() == pytest.approx([1, 5 / 14, 1 / 14, 0], abs=1e-5)
+    only = matching_pursuit(token[None], atoms, 2, orthogonal=form, positive=True)
+    assert only.words[0].tolist() == [5, 2]
+
+
+def test_orthogonal_pursuit_explains_what_plain_pursuit_leaves() -> None:
+    """Of atoms at an angle the orthogonal form takes none twice, and leaves nothing of what two of them span."""
+    atoms = torch.tensor([[1.0, 0, 0], [0.8, 0.6, 0], [0, 0, 1]])
+    token = 1.0 * atoms[0] + 0.9 * atoms[1]
+    plain, whole = (matching_pursuit(token[None], atoms, 2, orthogonal=form) for form in (False, True))
+    assert set(whole.words[0].tolist()) == {0, 1}
+    assert float(whole.residual[0, -1]) == pytest.approx(0, abs=1e-10)
+    assert float(plain.residual[0, -1]) > 0.001
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 1000), st.booleans(), st.booleans())
+def test_pursuit_equals_numpy_step_by_step(seed: int, form: bool, positive: bool) -> None:
+    """A second implementation, for single tokens; catches tokens of a batch that mix."""
+    rng = np.random.default_rng(seed)
+    tokens, atoms = rng.standard_normal((4, 6)), rng.standard_normal((20, 6))
+    unit = atoms / np.linalg.norm(atoms, axis=1, keepdims=True)
+    made = matching_pursuit(torch.from_numpy(tokens), torch.from_numpy(atoms), 4, form, positive)
+    for row, token in enumerate(tokens):
+        rest, words = token.copy(), []
+        for _ in range(4):
+            scores = unit @ rest
+            strength = scores if positive else np.abs(scores)
+            if form:
+                strength[words] = -np.inf
+            words.append(int(strength.argmax()))
+            if form:
+                rest = token - unit[words].T @ np.linalg.lstsq(unit[words].T, token, rcond=None)[0]
+            else:
+                rest = rest - scores[words[-1]] * unit[words[-1]]
+        assert made.words[row].tolist() == words
+        assert float(made.residual[row, -1]) == pytest.approx((rest @ rest) / (token @ token), abs=1e-5)
+
+
+# ---------------------------------------------------------------- neighbours
+
+
+def test_a_rotation_keeps_all_neighbours_and_noise_keeps_chance() -> None:
+    """Catches a vector that counts as its own neighbour."""
+    rows = torch.randn(400, 8, generator=torch.Generator().manual_seed(5))
+    turned = rows @ orthogonal(8, 8, 6).float() * 3
+    assert float(neighbour_overlap(rows, turned, 10)) == pytest.approx(1, abs=0.01)
+    other = torch.randn(400, 8, generator=torch.Generator().manual_seed(7))
+    assert float(neighbour_overlap(rows, other, 10)) == pytest.approx(10 / 399, abs=0.01)

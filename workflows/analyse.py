@@ -1,0 +1,158 @@
+"""`pad analyze`: the analyses over the pictures of a run, in one pass; a table, JSON, pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pad_pipeline.analysis.draw import draw_words
+from pad_pipeline.analysis.model import Subject
+from pad_pipeline.analysis.patches import label_names, seen
+from pad_pipeline.analysis.studies import (
+    AlignStudy,
+    AnalysisSettings,
+    EntropyStudy,
+    LensStudy,
+    OverlapStudy,
+    PursuitStudy,
+    Study,
+)
+from pad_pipeline.analysis.vocabulary import Vocabulary
+from pad_pipeline.errors import UserError
+from pad_pipeline.shards.reader import open_shards
+from workflows.settings import read_toml, settings_error
+
+RESULT = "analysis.json"
+STUDIES = ("entropy", "align", "pursuit", "lens", "overlap")
+
+errors = Console(stderr=True)
+
+
+def analysis_settings(path: Path | None, options: dict[str, Any]) -> AnalysisSettings:
+    """The settings of a TOML file with `options` put over them.
+
+    Raises:
+        UserError: the file can't be read, or a setting is wrong.
+    """
+    data = read_toml("--settings", path) if path else {}
+    try:
+        return AnalysisSettings.model_validate(data | options)
+    except ValidationError as error:
+        raise settings_error(error, str(path or "pad analyze")) from error
+
+
+def analyse(
+    names: list[str], subject: Subject, where: str, settings: AnalysisSettings, out: Path | None,
+    limit: int | None = None, batch: int = 32, pictures: int = 4,
+) -> dict[str, Any]:  # fmt: skip
+    """Run analyses.
+
+    Args:
+        names: of `STUDIES`.
+        subject: the model.
+        where: the run's folder or URL.
+        settings: what the paper leaves open.
+        out: gets `analysis.json` and pictures; None for nothing.
+        limit: the first pictures alone.
+        batch: pictures that are computed at a time.
+        pictures: how many are drawn.
+
+    Returns:
+        Each analysis' numbers by name, and `pictures`, how many were looked at.
+
+    Raises:
+        UserError: shards and model do not go together, nothing can be measured, or `out` can't be written.
+    """
+    shards = open_shards(where, "--shards")
+    labels = label_names(shards, limit)
+    if not labels and {"align", "pursuit", "lens"} & set(names):
+        raise UserError("--shards", where, "no picture in it has a region", "give shards with labels")
+    studies = build_studies(names, subject, settings, labels)
+    count = len(shards.usable()) if limit is None else min(limit, len(shards.usable()))
+    columns = [TextColumn("analyze"), BarColumn(), MofNCompleteColumn(), TextColumn("pictures")]
+    looked = 0
+    try:
+        with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as progress:
+            task = progress.add_task("analyze", total=count)
+            for group in seen(shards, subject, settings.patches, limit, batch):
+                if not all(bool(values.isfinite().all()) for values in (group.before, group.after)):
+                    keys = ", ".join(one.key for one in group.shown[:3])
+                    rule = f"its tokens of {keys} and others are no numbers (NaN or infinite)"
+                    raise UserError("--model", subject.vision_folder, rule, "train it again with a lower rate")
+                for study in studies.values():
+                    study.add(group)
+                if out and looked < pictures and isinstance(pursuit := studies.get("pursuit"), PursuitStudy):
+                    out.mkdir(parents=True, exist_ok=True)
+                    for one, tokens in list(zip(group.shown, group.after, strict=True))[: pictures - looked]:
+                        words, coefficients, _ = pursuit.decompose(tokens)
+                        drawn = draw_words(one.pixels, subject, pursuit.vocabulary, words, coefficients)
+                        drawn.save(out / f"words-{one.key}.png")
+                looked += len(group.shown)
+                progress.update(task, completed=looked)
+        found: dict[str, Any] = {"pictures": looked} | {name: study.result() for name, study in studies.items()}
+        if out:
+            out.mkdir(parents=True, exist_ok=True)
+            facts = {"settings": settings.model_dump(), "shards": str(where), "model": str(subject.vision_folder)}
+            text = json.dumps(_whole(facts | found), indent=1)
+            (out / RESULT).write_text(text + "\n", "utf-8")
+    except OSError as error:
+        rule = f"it can't be written ({error.strerror or error})"
+        raise UserError("--out", out, rule, "make room, or choose another folder") from error
+    return found
+
+
+def build_studies(
+    names: list[str], subject: Subject, settings: AnalysisSettings, labels: list[str]
+) -> dict[str, Study]:
+    """The analyses that are asked for."""
+    vocabulary = Vocabulary(subject, labels) if {"pursuit", "lens"} & set(names) else None
+    made: dict[str, Study] = {}
+    for name in names:
+        if name == "entropy":
+            made[name] = EntropyStudy(subject, settings)
+        elif name == "align":
+            made[name] = AlignStudy(subject, settings, labels)
+        elif name == "overlap":
+            made[name] = OverlapStudy(settings)
+        else:
+            assert vocabulary
+            kind = PursuitStudy if name == "pursuit" else LensStudy
+            made[name] = kind(subject, settings, vocabulary)
+    return made
+
+
+def _whole(value: Any) -> Any:
+    """JSON knows no NaN."""
+    if isinstance(value, dict):
+        return {name: _whole(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_whole(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def table(found: dict[str, Any]) -> Table:
+    """The numbers, one a line."""
+    made = Table("analysis", "of", "value", title=f"{found['pictures']} pictures")
+    for name in STUDIES:
+        for of, value in _flat(found.get(name, {})):
+            made.add_row(name, of, f"{value:.3f}" if isinstance(value, float) else str(value))
+    return made
+
+
+def _flat(value: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, entry in value.items():
+        if isinstance(entry, dict):
+            rows += _flat(entry, f"{before}{name} ")
+        elif isinstance(entry, list):
+            rows.append((before + name, "  ".join(f"{number:.3f}" for number in entry)))
+        else:
+            rows.append((before + name.replace("_", " "), entry))
+    return rows
