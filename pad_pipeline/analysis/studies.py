@@ -173,7 +173,6 @@ class WordTally:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self.readable, self.precision, self.recall = Mean(), Mean(), Mean()
-        self._says: dict[str, Tensor] = {}
 
     def add(self, words: Tensor, labels: list[str], shown: Tensor) -> None:
         """Take a picture.
@@ -188,9 +187,7 @@ class WordTally:
         covered = shown.any(0) if labels else torch.zeros(len(words), dtype=torch.bool)
         if not covered.any():
             return
-        missing = [label for label in labels if label not in self._says]
-        self._says |= dict(zip(missing, self.vocabulary.says(missing), strict=True))
-        said = torch.stack([self._says[label] for label in labels])[:, words]  # [L, M, K]
+        said = torch.stack([self.vocabulary.said(words, label) for label in labels])  # [L, M, K]
         hit = said & shown[:, :, None]
         self.precision.add(hit.any(0)[covered].float().mean(-1))
         self.recall.add((hit.any(-1).sum(0) / shown.sum(0).clamp_min(1))[covered])

@@ -27,7 +27,7 @@ class Vocabulary:
     def __init__(self, subject: Subject, labels: list[str]) -> None:
         tokenizer = subject.tokenizer
         self.tokens: list[str] = tokenizer.convert_ids_to_tokens(range(len(subject.words)))
-        self.words = [(token or "").lstrip("".join(_STARTS)).lower() for token in self.tokens]
+        self.words = [(token or "").lstrip("".join(_STARTS)).lower() or (token or "") for token in self.tokens]
         """As they are compared: without the space before them, in lower case."""
         special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
         whole = [
@@ -38,6 +38,8 @@ class Vocabulary:
         """bool `[V]`: no special token."""
         self.readable = torch.tensor(whole) & self.ordinary
         """bool `[V]`: a word by itself, two letters or more with a space before them."""
+        numbers = {word: number for number, word in enumerate(dict.fromkeys(self.words))}
+        self._word = torch.tensor([numbers[word] for word in self.words])
         self._ids = {label: sorted({*subject.labels.tokens(label)}) for label in labels}
 
     def of_label(self, label: str) -> list[int]:
@@ -50,10 +52,6 @@ class Vocabulary:
             return torch.tensor(sorted({token for ids in self._ids.values() for token in ids}))
         return (self.readable if which == "whole" else self.ordinary).nonzero()[:, 0]
 
-    def says(self, labels: list[str]) -> Tensor:
-        """bool `[L, V]`: whether a token, in whatever case and with or without a space, is one of the label's."""
-        said = torch.zeros(len(labels), len(self.tokens), dtype=torch.bool)
-        for row, label in enumerate(labels):
-            wanted = {self.words[token] for token in self.of_label(label)} - {""}
-            said[row] = torch.tensor([word in wanted for word in self.words])
-        return said
+    def said(self, tokens: Tensor, label: str) -> Tensor:
+        """bool, as `tokens`: whether each, in whatever case and with or without a space, is one that the label has."""
+        return torch.isin(self._word[tokens], self._word[self.of_label(label)])

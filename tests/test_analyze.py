@@ -1,0 +1,194 @@
+"""`pad analyze` on models and shards, as a user runs it."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForCausalLM, CLIPVisionModel
+
+from pad_pipeline.shards.reader import open_shards
+from pad_pipeline.training.projector import load_projector
+from tests.conftest import shared
+
+Pad = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def trained(shards: Path, models_toml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training of a few steps, `mm_projector.bin` and `hf/` in it."""
+    from pad_pipeline.training.job import Job
+    from pad_pipeline.training.settings import TrainSettings
+    from workflows.train import train
+
+    out = tmp_path_factory.mktemp("trained") / "out"
+    settings = TrainSettings(steps=12, batch_size=10, micro_batch=5, learning_rate=5e-3, beta_end=5.0)
+    clip, llm = models_toml.parent / "clip", models_toml.parent / "llm"
+    train(Job(stage=1, shards=str(shards), vision=str(clip), llm=str(llm), out=str(out), settings=settings))
+    return out
+
+
+@pytest.fixture
+def parts(trained: Path, models_toml: Path) -> list[object]:
+    """The same model as a projector with its tower and LLM."""
+    clip, llm = models_toml.parent / "clip", models_toml.parent / "llm"
+    return ["--model", trained / "mm_projector.bin", "--vision", clip, "--llm", llm]
+
+
+def numbers(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "analysis.json").read_text())
+    return {name: found[name] for name in ("entropy", "align", "pursuit", "lens", "overlap") if name in found}
+
+
+def flat(value: Any) -> list[float]:
+    if isinstance(value, dict):
+        return [number for entry in value.values() for number in flat(entry)]
+    if isinstance(value, list):
+        return [number for entry in value for number in flat(entry)]
+    return [float("nan") if value is None else value] if not isinstance(value, str) else []
+
+
+def test_a_model_in_every_form_gives_the_same_numbers(
+    pad: Pad, trained: Path, parts: list[object], shards: Path, tmp_path: Path
+) -> None:
+    """A projector with its tower and LLM, the training's folder, its hf/: catches another layer, a CLS that stays,
+    another normalisation, words of another table. And pictures by ones or by sevens: catches pictures that mix."""
+    ways: list[list[object]] = [
+        parts,
+        ["--model", trained],
+        ["--model", trained / "hf", "--batch", 1],
+        [*parts, "--batch", 7],
+    ]
+    found = []
+    for number, way in enumerate(ways):
+        done = pad("analyze", "all", *way, "--shards", shards, "--out", tmp_path / str(number), "--pictures", 2)
+        assert done.code == 0, done.err
+        assert "10 pictures" in done.out and "dH" in done.out
+        found.append(numbers(tmp_path / str(number)))
+        assert len(list((tmp_path / str(number)).glob("words-*.png"))) == 2
+    assert len(flat(found[0])) > 30
+    for other in found[1:]:
+        assert np.allclose(flat(found[0]), flat(other), rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+def test_entropy_and_align_are_what_a_plain_loop_gives(
+    pad: Pad, parts: list[object], shards: Path, models_toml: Path, trained: Path, tmp_path: Path
+) -> None:
+    """A second implementation, picture by picture in NumPy: catches masks or tokens in another order (x and y), a label
+    that counts once per region, the wrong entropy."""
+    settings = tmp_path / "s.toml"
+    settings.write_text('threshold_rule = "fixed"\nthreshold = 0.1\npatches = "half"\n')
+    done = pad("analyze", "all", *parts, "--shards", shards, "--out", tmp_path / "a", "--settings", settings)
+    assert done.code == 0, done.err
+    tower = CLIPVisionModel.from_pretrained(models_toml.parent / "clip").eval()
+    llm = AutoModelForCausalLM.from_pretrained(models_toml.parent / "llm").eval()
+    from transformers import AutoTokenizer
+
+    tokenizer, table = AutoTokenizer.from_pretrained(models_toml.parent / "llm"), llm.get_input_embeddings().weight
+    project = load_projector(trained / "mm_projector.bin")
+    mean, std = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
+    entropies, overlaps = [], []
+    reader = open_shards(shards)
+    for name, row in reader.rows():
+        sample = reader.sample(name, row)
+        image = Image.open(io.BytesIO(sample.image)).convert("RGB")
+        pixels = (np.asarray(reader.run.view.apply(image, (0, 0, 0))) / 255 - mean) / std
+        with torch.inference_mode():
+            states = tower(torch.from_numpy(pixels.transpose(2, 0, 1)[None]).float(), output_hidden_states=True)
+            patches = states.hidden_states[-2][:, 1:]
+            tokens = project(patches)[0].numpy()
+        pair = []
+        for vectors in (patches[0].double().numpy(), tokens.astype(float)):
+            values = np.linalg.svd(vectors, compute_uv=False) ** 2
+            shares = values / values.sum()
+            pair.append(-(shares * np.log(shares.clip(1e-300))).sum())
+        entropies.append(pair)
+        for label in sorted({region["label"] for region in sample.meta["regions"]}):
+            masks = [sample.coverage[n] for n, r in enumerate(sample.meta["regions"]) if r["label"] == label]
+            shown = (np.max(masks, 0) >= 128).flatten()
+            ids = tokenizer("a " + label, add_special_tokens=False)["input_ids"]
+            first = len(tokenizer("a", add_special_tokens=False)["input_ids"])
+            word = table[ids[first:]].detach().mean(0).numpy().astype(np.float16).astype(float)
+            found = tokens @ word / np.linalg.norm(tokens, axis=1) / np.linalg.norm(word) > 0.1
+            if shown.any():
+                overlaps.append((found & shown).sum() / (found | shown).sum())
+    before, after = np.mean(entropies, 0)
+    made = numbers(tmp_path / "a")
+    assert made["entropy"]["image"]["before"] == pytest.approx(before, abs=1e-4)
+    assert made["entropy"]["image"]["dH"] == pytest.approx(before - after, abs=1e-4)
+    assert made["align"]["pairs"] == len(overlaps)
+    assert made["align"]["align"] == pytest.approx(np.mean(overlaps), abs=2e-3)
+
+
+def test_photographs_and_a_real_language_model_give_chance(pad: Pad, models_toml: Path, tmp_path: Path) -> None:
+    """A random CLIP and an untrained projector over human masks of photographs know no label: Align and its controls
+    come out alike, and words are true by chance."""
+    llm, annotations = shared("stories260K"), shared("photos/instances.json")
+    models = tmp_path / "models.toml"
+    models.write_text(models_toml.read_text().replace('llm = "llm"', f'llm = "{llm}"'))
+    for name in ("tagger.safetensors", "tags.txt", "segmenter.safetensors", "detector"):
+        (tmp_path / name).symlink_to(models_toml.parent / name)
+    photos = ["--images", annotations.parent / "images", "--captions", annotations.parent / "llava.json"]
+    command = ["import", "coco", "--annotations", annotations, *photos, "--models", models, "--view-size", 112]
+    assert pad(*command, "--out", tmp_path / "human").code == 0
+    from pad_pipeline.training.projector import build_projector, save_projector
+
+    torch.manual_seed(5)
+    width = CLIPVisionModel.from_pretrained(models_toml.parent / "clip").config.hidden_size
+    save_projector(build_projector("mlp", width, 64, 14, 0), tmp_path / "p.bin")
+    model = ["--model", tmp_path / "p.bin", "--vision", models_toml.parent / "clip", "--llm", llm]
+    done = pad("analyze", "all", *model, "--shards", tmp_path / "human", "--out", tmp_path / "a")
+    assert done.code == 0, done.err
+    found = numbers(tmp_path / "a")
+    align = found["align"]
+    for control in ("shuffled_labels", "shuffled_patches", "untrained_projector"):
+        assert align[control] == pytest.approx(align["align"], abs=0.03)
+    assert found["lens"]["embedding"]["precision"] < 0.15  # of 512 tokens many are letters, that stand in many labels
+
+
+def test_what_does_not_go_together_is_told(
+    pad: Pad, parts: list[object], trained: Path, shards: Path, models_toml: Path, world: Any, tmp_path: Path
+) -> None:
+    """Each a line with the field, the value and the remedy, and never a traceback."""
+
+    def refused(*arguments: object) -> str:
+        done = pad("analyze", "all", *arguments)
+        assert done.code == 2 and "Traceback" not in done.err, done.err
+        return str(done.err)
+
+    assert "--llm" in refused("--model", trained / "mm_projector.bin", "--vision", "x", "--shards", shards)
+    assert "leave them out" in refused("--model", trained, "--vision", models_toml.parent / "clip", "--shards", shards)
+    assert "there is no such folder" in refused("--model", tmp_path / "none", "--shards", shards)
+    assert "run.json" in refused(*parts, "--shards", tmp_path)
+    from pad_pipeline.training.projector import build_projector, save_projector
+
+    width = CLIPVisionModel.from_pretrained(models_toml.parent / "clip").config.hidden_size
+    save_projector(build_projector("mlp", width, 24, 14, 0), tmp_path / "narrow.bin")
+    narrow = ["--model", tmp_path / "narrow.bin", *parts[2:]]
+    assert "tower and LLM have" in refused(*narrow, "--shards", shards)
+    broken = load_projector(trained / "mm_projector.bin")
+    for value, rule in ((float("nan"), "holds NaN"), (3e38, "are no numbers")):
+        next(broken.parameters()).data.fill_(value)
+        save_projector(broken, tmp_path / "broken.bin")
+        assert rule in refused("--model", tmp_path / "broken.bin", *parts[2:], "--shards", shards)
+    from pad_pipeline.geometry import View
+    from pad_pipeline.sources.coco import CocoSource
+    from workflows.build import import_coco
+    from workflows.models import load_models
+    from workflows.options import RunOptions
+
+    models = load_models(str(models_toml))
+    source = CocoSource(world.instances, world.images, world.llava)
+    import_coco(source, tmp_path / "other", models.llm, models.decode, View(size=98), RunOptions(shard_size=4))
+    assert "give shards for this tower" in refused(*parts, "--shards", tmp_path / "other")
+    (tmp_path / "s.toml").write_text("steps = 0\n")
+    assert "steps" in refused(*parts, "--shards", shards, "--settings", tmp_path / "s.toml")
+    (tmp_path / "taken").write_text("")
+    assert "--out" in refused(*parts, "--shards", shards, "--out", tmp_path / "taken")
