@@ -141,16 +141,17 @@ def table(found: dict[str, Any]) -> Table:
     """The numbers, one a line."""
     made = Table("analysis", "of", "value", title=f"{found['pictures']} pictures")
     for name in STUDIES:
-        for of, value in _flat(found.get(name, {})):
+        for of, value in rows_of(found.get(name, {})):
             made.add_row(name, of, f"{value:.3f}" if isinstance(value, float) else str(value))
     return made
 
 
-def _flat(value: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
+def rows_of(value: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    """Numbers within numbers as lines of a table."""
     rows: list[tuple[str, Any]] = []
     for name, entry in value.items():
         if isinstance(entry, dict):
-            rows += _flat(entry, f"{before}{name} ")
+            rows += rows_of(entry, f"{before}{name} ")
         elif isinstance(entry, list):
             rows.append((before + name, "  ".join(f"{number:.3f}" for number in entry)))
         else:

@@ -453,6 +453,50 @@ def analyze(
     console.print(workflow.table(workflow.analyse(names, subject, shards, chosen, out, limit, batch, pictures)))
 
 
+class Evaluation(StrEnum):
+    """What `pad evaluate` asks."""
+
+    rec = "rec"
+    captions = "captions"
+    vqa = "vqa"
+
+
+@app.command()
+def evaluate(
+    what: Annotated[Evaluation, typer.Argument(help="What the model is asked for.")],
+    model: Annotated[Path, typer.Option(help="What pad train wrote, or another Hugging Face LLaVA folder.")],
+    data: Annotated[Path, typer.Option(help="The questions and what is true, see below.")],
+    images: Annotated[Path, typer.Option(help="Folder of the pictures.")],
+    out: Annotated[Path, typer.Option(help="Gets answers.jsonl and scores.json; the same command goes on.")],
+    prompt: Annotated[str, typer.Option(help="Instead of LLaVA-1.5's; {} where phrase or question goes.")] = "",
+    limit: Annotated[int | None, typer.Option(help="Ask the first questions alone.", min=1)] = None,
+    batch: Annotated[int, typer.Option(help="Questions asked at a time; lower it if memory runs out.", min=1)] = 16,
+) -> None:
+    """Ask a trained model, and score what it says: boxes, captions, answers.
+
+    rec: RefCOCO, RefCOCO+, RefCOCOg from MDETR's JSON or a JSONL of {image, sent, bbox, width, height}; IoU in both
+    frames in use, of the original picture (lmms-eval) and of the padded square (LLaVA). captions: COCO's captions JSON
+    or a LLaVA JSON; BLEU, ROUGE-L, CIDEr, and with Java METEOR and SPICE. vqa: a JSONL of {image, text, answer}, by
+    exact match.
+
+    Examples:
+
+      pad evaluate rec --model two/ --data refcoco_val.jsonl --images train2014/ --out rec/
+
+      pad evaluate captions --model two/ --data captions_val2017.json --images val2017/ --limit 500 --out captions/
+    """
+    from workflows import evaluate as workflow
+
+    more = {"prompt": prompt} if prompt else {}
+    found = workflow.EVALUATIONS[what.value](model, data, images, out, limit=limit, batch=batch, **more)
+    from workflows.analyse import rows_of
+
+    made = Table("score", "value", title=what.value)
+    for name, value in rows_of(found):
+        made.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
+    console.print(made)
+
+
 @app.command()
 def chat(
     model: Annotated[Path, typer.Option(help="What pad train wrote, or another Hugging Face LLaVA folder.")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,26 +71,48 @@ class Chat:
             rule = "it has no chat_template.jinja, which says how a question is put"
             raise UserError("--model", self.folder, rule, "give a model that was trained on dialogues")
 
-    @torch.inference_mode()
     def answer(self, image: Image.Image, question: str, max_tokens: int = 256) -> str:
         """What the model says to one question about an upright RGB picture, the likeliest token each time.
 
         Raises:
             UserError: the folder's chat template fails.
         """
+        return self.answers([(image, question)], max_tokens)[0]
+
+    @torch.inference_mode()
+    def answers(self, asked: Sequence[tuple[Image.Image, str]], max_tokens: int = 256) -> list[str]:
+        """The same for many; those whose prompts are of one length at a time, so that none is padded."""
+        inputs = [self._inputs(image, question) for image, question in asked]
+        groups: dict[int, list[int]] = {}
+        for place, one in enumerate(inputs):
+            groups.setdefault(one["input_ids"].shape[1], []).append(place)
+        said = [""] * len(inputs)
+        ends = self._ends()
+        for length, places in groups.items():
+            together = {name: torch.cat([inputs[place][name] for place in places]) for name in inputs[places[0]]}
+            more = {"pad_token_id": ends[0]} if ends else {}
+            rows = self.model.generate(**together, max_new_tokens=max_tokens, do_sample=False, **more)
+            for place, row in zip(places, rows[:, length:].tolist(), strict=True):
+                stop = next((at for at, token in enumerate(row) if token in ends), len(row))
+                said[place] = str(self.processor.decode(row[:stop], skip_special_tokens=True)).strip()
+        return said
+
+    def _inputs(self, image: Image.Image, question: str) -> dict[str, torch.Tensor]:
         text = question.replace(IMAGE_MARK, "")
         roles = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
         with quiet():
             try:
-                inputs = self.processor.apply_chat_template(
+                made = self.processor.apply_chat_template(
                     roles, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-                ).to(self.device)
+                )
             except Exception as error:  # a template is a program of its own
                 rule = f"its chat template fails ({type(error).__name__}: {error})"
                 raise UserError("--model", self.folder, rule, "export it again with pad train") from error
-            said = self.model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
-        answer = said[0, inputs["input_ids"].shape[1] :]
-        return str(self.processor.decode(answer, skip_special_tokens=True)).strip()
+        return dict(made.to(self.device))
+
+    def _ends(self) -> list[int]:
+        ends = self.model.generation_config.eos_token_id
+        return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
 
 def _processor(folder: Path) -> Any:
