@@ -153,6 +153,45 @@ def test_photographs_and_a_real_language_model_give_chance(pad: Pad, models_toml
     assert found["lens"]["embedding"]["precision"] < 0.15  # of 512 tokens many are letters, that stand in many labels
 
 
+def test_health_has_an_exit_code(pad: Pad, parts: list[object], shards: Path, tmp_path: Path) -> None:
+    """0 where no sign of failure is seen, 1 where one is; each sign by itself. Catches a check that always passes."""
+
+    def health(text: str, *more: object) -> Any:
+        (tmp_path / "s.toml").write_text(text)
+        return pad("analyze", "health", *parts, "--shards", shards, "--settings", tmp_path / "s.toml", *more)
+
+    well = health("least_align = 0.0\nmost_unreadable = 1.0\n")
+    assert well.code == 0 and "No sign of failure" in well.out
+    assert "Align is" in (ill := health("least_align = 1.0\nmost_unreadable = 1.0\n")).out and ill.code == 1
+    assert "can't be read" in (ill := health("least_align = 0.0\nmost_unreadable = 0.0\n")).out and ill.code == 1
+    low, high = tmp_path / "low.json", tmp_path / "high.json"
+    for path, value in ((low, 0.2), (high, 0.3)):
+        path.write_text(json.dumps({"captions": {"CIDEr": value}}))
+    good = "least_align = 0.0\nmost_unreadable = 1.0\n"
+    assert health(good, "--captions", high, "--baseline", low).code == 0
+    worse = health(good, "--captions", low, "--baseline", high)
+    assert worse.code == 1 and "CIDEr of captions is 0.200" in worse.out
+    assert health(good, "--captions", low).code == 2
+
+
+def test_a_training_looks_at_held_out_patches(pad: Pad, shards: Path, models_toml: Path, tmp_path: Path) -> None:
+    """Align and readable words of held-out pictures stand in the log, every so many steps, and Align is what the
+    analysis says of the same pictures. Catches masks of one picture with the tokens of another."""
+    clip, llm = models_toml.parent / "clip", models_toml.parent / "llm"
+    command = ["train", "--shards", shards, "--vision", clip, "--llm", llm, "--batch-size", 4, "--micro-batch", 3]
+    (tmp_path / "all.toml").write_text("held_out = 9\nheld_out_every = 2\n")
+    done = pad(*command, "--steps", 5, "--settings", tmp_path / "all.toml", "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log if "held_out_align" in entry] == [1, 3, 4]
+    # Nine of ten pictures were held out: the analysis of all ten is near, and that of shuffled labels is not it.
+    analysis = ["analyze", "align", "--model", tmp_path / "run", "--shards", shards, "--out", tmp_path / "a"]
+    (tmp_path / "half.toml").write_text('patches = "half"\n')
+    assert pad(*analysis, "--settings", tmp_path / "half.toml").code == 0
+    assert log[-1]["held_out_align"] == pytest.approx(numbers(tmp_path / "a")["align"]["align"], abs=0.03)
+    assert 0 <= log[-1]["held_out_readable"] <= 1
+
+
 def test_what_does_not_go_together_is_told(
     pad: Pad, parts: list[object], trained: Path, shards: Path, models_toml: Path, world: Any, tmp_path: Path
 ) -> None:

@@ -112,7 +112,10 @@ def build_studies(
     names: list[str], subject: Subject, settings: AnalysisSettings, labels: list[str]
 ) -> dict[str, Study]:
     """The analyses that are asked for."""
-    vocabulary = Vocabulary(subject, labels) if {"pursuit", "lens"} & set(names) else None
+    vocabulary = None
+    if {"pursuit", "lens"} & set(names):
+        ids = {label: subject.labels.tokens(label) for label in labels}
+        vocabulary = Vocabulary(subject.tokenizer, len(subject.words), ids)
     made: dict[str, Study] = {}
     for name in names:
         if name == "entropy":
@@ -126,6 +129,50 @@ def build_studies(
             kind = PursuitStudy if name == "pursuit" else LensStudy
             made[name] = kind(subject, settings, vocabulary)
     return made
+
+
+def signs_of_failure(found: dict[str, Any], settings: AnalysisSettings) -> list[str]:
+    """What the paper says goes wrong where alignment failed, if it did: of results with Align and pursuit."""
+    signs = []
+    align, readable = found["align"]["align"], found["pursuit"]["first_readable"]
+    if not align >= settings.least_align:
+        control = found["align"]["shuffled_labels"]
+        signs.append(f"Align is {align:.3f}, below {settings.least_align} (with shuffled labels it is {control:.3f})")
+    if not 1 - readable <= settings.most_unreadable:
+        signs.append(
+            f"the first word of {1 - readable:.0%} of patches can't be read, above {settings.most_unreadable:.0%}"
+        )
+    return signs
+
+
+def captions_below(mine: Path, baseline: Path) -> list[str]:
+    """The third sign: captions worse than those of a model that was trained on captions alone.
+
+    Args:
+        mine: `scores.json` of `pad evaluate captions`.
+        baseline: likewise, of the caption-only model on the same data.
+
+    Raises:
+        UserError: one of them is none, or they have no score in common.
+    """
+    scores = [_scores(option, path) for option, path in (("--captions", mine), ("--baseline", baseline))]
+    names = [name for name in ("METEOR", "SPICE") if all(name in one for one in scores)] or ["CIDEr"]
+    return [
+        f"{name} of captions is {scores[0][name]:.3f}, and {scores[1][name]:.3f} with captions alone"
+        for name in names
+        if scores[0][name] < scores[1][name]
+    ]
+
+
+def _scores(option: str, path: Path) -> dict[str, float]:
+    try:
+        scores = json.loads(path.read_text("utf-8"))["captions"]
+        return {name: float(scores[name]) for name in ("METEOR", "SPICE", "CIDEr") if name in scores} | {
+            "CIDEr": float(scores["CIDEr"])
+        }
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        rule = f"it holds no scores of captions ({type(error).__name__}: {error})"
+        raise UserError(option, path, rule, "give the scores.json of `pad evaluate captions`") from error
 
 
 def _whole(value: Any) -> Any:

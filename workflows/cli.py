@@ -411,6 +411,7 @@ class Analysis(StrEnum):
     pursuit = "pursuit"
     lens = "lens"
     overlap = "overlap"
+    health = "health"
 
 
 @app.command()
@@ -429,12 +430,16 @@ def analyze(
     pictures: Annotated[
         int, typer.Option(help="How many pictures are drawn, with the words of each patch.", min=0)
     ] = 4,
+    captions: Annotated[Path | None, typer.Option(help="For health: scores.json of pad evaluate captions.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="For health: that of a caption-only model.")] = None,
 ) -> None:
     """Did the alignment work? Compression, patches against words, words of each patch.
 
     entropy: von Neumann entropy before and after the projector, dH. align: Align(V, W), patch-level mIoU, beside
     shuffled labels, shuffled patches and an untrained projector. pursuit: each vision token as a sum of words. lens:
-    its nearest word, and the LLM's logit lens. overlap: nearest neighbours that the projector keeps.
+    its nearest word, and the LLM's logit lens. overlap: nearest neighbours that the projector keeps. health: the
+    paper's signs of failure (Align below 0.15, more than half of the patches without a readable word, captions below
+    those of a caption-only model); the exit code is 1 where one is seen.
 
     Examples:
 
@@ -448,9 +453,22 @@ def analyze(
     from workflows import analyse as workflow
 
     chosen = workflow.analysis_settings(settings, {})
+    healthy = what is Analysis.health
+    if (captions is None) != (baseline is None) or (captions and not healthy):
+        rule = "both go together, and with health only"
+        raise UserError("--captions or --baseline", captions or baseline, rule, "give both, or neither")
+    names = list(workflow.STUDIES) if what is Analysis.all else ["align", "pursuit"] if healthy else [what.value]
     subject = Subject(model, resolve(vision, "clip"), resolve(llm, "llm"))
-    names = list(workflow.STUDIES) if what is Analysis.all else [what.value]
-    console.print(workflow.table(workflow.analyse(names, subject, shards, chosen, out, limit, batch, pictures)))
+    found = workflow.analyse(names, subject, shards, chosen, out, limit, batch, pictures)
+    console.print(workflow.table(found))
+    if healthy:
+        signs = workflow.signs_of_failure(found, chosen)
+        signs += workflow.captions_below(captions, baseline) if captions and baseline else []
+        for sign in signs:
+            console.print(f"sign of failure: {sign}", markup=False, soft_wrap=True)
+        if signs:
+            raise typer.Exit(1)
+        console.print("No sign of failure.")
 
 
 class Evaluation(StrEnum):

@@ -40,7 +40,7 @@ class Align:
     def __init__(self, rule: ThresholdRule = "best", threshold: float = 0.5) -> None:
         self.rule, self.threshold = rule, threshold
         self.pairs = 0
-        self._sums = torch.zeros(len(THRESHOLDS) if rule == "best" else 1, dtype=torch.float64)
+        self.sums = torch.zeros(len(THRESHOLDS) if rule == "best" else 1, dtype=torch.float64)
 
     def add(self, tokens: Tensor, words: Tensor, shown: Tensor) -> None:
         """Take an image.
@@ -59,12 +59,12 @@ class Align:
             found = scores > THRESHOLDS.to(scores.device)[:, None, None]
         visible = shown.any(-1)
         self.pairs += int(visible.sum())
-        self._sums += iou(found[:, visible], shown[visible]).double().sum(-1).cpu()
+        self.sums += iou(found[:, visible], shown[visible]).double().sum(-1).cpu()
 
     def value(self) -> float:
         """Between 0 and 1; NaN where no label was shown."""
-        return float(self._sums.max() / self.pairs) if self.pairs else float("nan")
+        return float(self.sums.max() / self.pairs) if self.pairs else float("nan")
 
     def best_threshold(self) -> float:
         """The cosine that `value` is of."""
-        return float(THRESHOLDS[self._sums.argmax()]) if self.rule == "best" else self.threshold
+        return float(THRESHOLDS[self.sums.argmax()]) if self.rule == "best" else self.threshold

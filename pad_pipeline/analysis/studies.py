@@ -54,6 +54,10 @@ class AnalysisSettings(BaseModel):
     """Hidden state of the LLM that the logit lens reads; -1: the last."""
     neighbours: int = Field(10, ge=1)
     """k of the neighbour overlap."""
+    least_align: float = Field(0.15, ge=0, le=1)
+    """Align below it is a sign of failure; the paper's."""
+    most_unreadable: float = Field(0.5, ge=0, le=1)
+    """A higher share of patches whose first word can't be read is another; the paper's."""
 
 
 class Study(Protocol):
@@ -172,7 +176,7 @@ class WordTally:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
-        self.readable, self.precision, self.recall = Mean(), Mean(), Mean()
+        self.readable, self.first, self.precision, self.recall = Mean(), Mean(), Mean(), Mean()
 
     def add(self, words: Tensor, labels: list[str], shown: Tensor) -> None:
         """Take a picture.
@@ -184,6 +188,7 @@ class WordTally:
         """
         words = words.cpu()
         self.readable.add(self.vocabulary.readable[words])
+        self.first.add(self.vocabulary.readable[words[:, 0]])
         covered = shown.any(0) if labels else torch.zeros(len(words), dtype=torch.bool)
         if not covered.any():
             return
@@ -195,9 +200,12 @@ class WordTally:
     def result(self) -> dict[str, float]:
         """Shares, 0..1."""
         return {
-            "readable": self.readable.value(), "precision": self.precision.value(), "recall": self.recall.value(),
+            "readable": self.readable.value(),
+            "first_readable": self.first.value(),
+            "precision": self.precision.value(),
+            "recall": self.recall.value(),
             "patches": self.precision.count,
-        }  # fmt: skip
+        }
 
 
 class PursuitStudy:

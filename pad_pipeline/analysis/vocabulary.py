@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-
-from pad_pipeline.analysis.model import Subject
 
 WordFilter = Literal["all", "whole", "labels"]
 """Which tokens a vision token may be explained by: `all` but special ones; `whole`: those that are a word by
@@ -17,16 +16,17 @@ _STARTS = ("▁", "Ġ")
 
 
 class Vocabulary:
-    """The tokens of a model.
+    """The tokens of an LLM.
 
     Args:
-        subject: the model.
-        labels: of the shards.
+        tokenizer: the LLM's.
+        count: how many of them there are embeddings for.
+        labels: of the shards, with the tokens that each consists of.
     """
 
-    def __init__(self, subject: Subject, labels: list[str]) -> None:
-        tokenizer = subject.tokenizer
-        self.tokens: list[str] = tokenizer.convert_ids_to_tokens(range(len(subject.words)))
+    def __init__(self, tokenizer: Any, count: int, labels: Mapping[str, list[int]]) -> None:
+        count = min(count, len(tokenizer))
+        self.tokens: list[str] = tokenizer.convert_ids_to_tokens(range(count))
         self.words = [(token or "").lstrip("".join(_STARTS)).lower() or (token or "") for token in self.tokens]
         """As they are compared: without the space before them, in lower case."""
         special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
@@ -40,7 +40,7 @@ class Vocabulary:
         """bool `[V]`: a word by itself, two letters or more with a space before them."""
         numbers = {word: number for number, word in enumerate(dict.fromkeys(self.words))}
         self._word = torch.tensor([numbers[word] for word in self.words])
-        self._ids = {label: sorted({*subject.labels.tokens(label)}) for label in labels}
+        self._ids = {label: sorted({*ids}) for label, ids in labels.items()}
 
     def of_label(self, label: str) -> list[int]:
         """The tokens that a label consists of, each once."""

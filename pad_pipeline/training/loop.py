@@ -27,6 +27,7 @@ from pad_pipeline.training.logbook import DROPPED, Logbook, read_log, write_whol
 from pad_pipeline.training.losses import patch_loss_weight
 from pad_pipeline.training.model import MultimodalModel, check_view, embedder_for, view_of
 from pad_pipeline.training.order import InOrder, Order
+from pad_pipeline.training.probe import Probe
 from pad_pipeline.training.ranks import Ranks, ranks
 from pad_pipeline.training.template import Template
 from pad_pipeline.weights import fetch_model
@@ -184,7 +185,7 @@ class Trainer:
                 entry = self.step(number, step)
                 entry |= self._speed(entry, time.monotonic() - began, waited)
                 due = (number + 1) % every == 0 or number + 1 == self.total
-                if due and self.settings.held_out:
+                if self.settings.held_out and (due or self._looks(number)):
                     entry |= self._held_out()
                 kept.add(entry)
                 self.report(entry | {"steps": self.total})
@@ -344,12 +345,17 @@ class Trainer:
         for parameter, grad in zip(self.learning, flat.split([g.numel() for g in grads]), strict=True):
             parameter.grad = grad.view_as(parameter)
 
+    def _looks(self, number: int) -> bool:
+        every = self.settings.held_out_every
+        return every > 0 and (number + 1) % every == 0
+
     @torch.no_grad()
     def _held_out(self) -> dict[str, Any]:
-        """Both losses on the samples that are not trained on, and beta's end as their weight."""
+        """Both losses on the samples that are not trained on, with beta's end as the weight of L_patch; and how their
+        patches stand to words."""
         order = InOrder(self.held, self.batch_size)
         self.model.eval()
-        sums = np.zeros(4)
+        sums, probe = np.zeros(4), Probe(self.model)
         for step in steps(self.examples, order, self.settings, range(order.steps), self.here.rank, self.here.world):
             counts = self._counts(step)
             labels = self._labels(step.parts)
@@ -359,12 +365,14 @@ class Trainer:
                     part.to(self.here.device), max(float(counts[0]), 1.0), counts[1].to(self.here.device), labels
                 )
                 part_sums += torch.stack([losses.caption, losses.patch])
+                probe.add(part, losses.tokens)
             caption, patch = self.here.sum(part_sums).tolist()
             tokens, weight = float(counts[0]), float(counts[1])
             sums += [caption * tokens, tokens, patch * weight, weight]
         caption, patch = sums[0] / max(sums[1], 1), sums[2] / max(sums[3], 1e-12)
         total = caption + self.settings.beta_end * patch
-        return {"held_out_caption_loss": caption, "held_out_patch_loss": patch, "held_out_loss": total}
+        losses_ = {"held_out_caption_loss": caption, "held_out_patch_loss": patch, "held_out_loss": total}
+        return losses_ | probe.result(self.here)
 
     def _speed(self, entry: dict[str, Any], seconds: float, waited: float) -> dict[str, Any]:
         """How fast a step with this log entry was."""

@@ -95,7 +95,10 @@ class TrainSettings(BaseModel):
     keep_checkpoints: int = Field(2, gt=0)
     """The latest ones that are kept, beside the best."""
     held_out: int = Field(0, ge=0)
-    """Samples that are not trained on; their losses are measured at each checkpoint and say which is the best."""
+    """Samples that are not trained on; their losses are measured at each checkpoint and say which is the best. So are
+    Align and the share of patches whose nearest word can be read: the paper's signs of failure."""
+    held_out_every: int = Field(0, ge=0)
+    """Steps between two looks at them; 0 for checkpoints alone."""
     seed: int = Field(0, ge=0, lt=1 << 63)
     """Of the projector's start, of the order of samples, of dropout."""
     loader_threads: int = Field(4, gt=0)
