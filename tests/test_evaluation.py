@@ -269,3 +269,27 @@ def test_bad_questions_are_told(pad: Pad, model: Path, questions: Path, world: W
     (other / "answers.jsonl").write_text('{"image": "q", "question": "z", "answer": "y"}\n')
     done = pad("evaluate", "rec", "--model", model, "--data", questions, "--images", world.images, "--out", other)
     assert done.code == 2 and "another question" in done.err
+
+
+def test_lmms_checks_the_export_and_reads_results(pad: Pad, model: Path, tmp_path: Path) -> None:
+    """A processor that crops where the training padded is told (transformers' do_pad is off by default); without
+    lmms-eval its command is printed; its results come into the table."""
+    import shutil
+
+    out = tmp_path / "lmms"
+    done = pad("evaluate", "lmms", "--model", model, "--tasks", "gqa,mme", "--out", out)
+    assert done.code == 0, done.err
+    assert "warning" not in done.out
+    assert f"--model llava_hf --model_args pretrained={model / 'hf'},dtype=bfloat16 --tasks gqa,mme" in done.out
+    cropping = tmp_path / "cropping"
+    shutil.copytree(model, cropping)
+    path = cropping / "hf/processor_config.json"
+    path.write_text(path.read_text().replace('"do_pad": true', '"do_pad": false'))
+    (cropping / "hf/chat_template.jinja").unlink()
+    told = pad("evaluate", "lmms", "--model", cropping, "--out", out).out
+    assert "its processor does not pad" in told and "no chat template" in told
+    results = {"results": {"gqa": {"alias": "gqa", "exact_match,none": 0.62, "exact_match_stderr,none": 0.01}}}
+    (out / "llava").mkdir(parents=True)
+    (out / "llava/20260101_results.json").write_text(json.dumps(results))
+    shown = pad("evaluate", "lmms", "--model", model, "--out", out).out
+    assert "gqa exact match" in shown and "0.620" in shown and "stderr" not in shown

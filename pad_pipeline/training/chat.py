@@ -42,17 +42,27 @@ def load_llava(folder: Path) -> Loaded:
     Raises:
         UserError: it is none of these, or damaged.
     """
-    if not (folder / "config.json").exists() and (folder / "hf").is_dir():
-        folder = folder / "hf"
-    if not folder.is_dir():
-        raise UserError("--model", folder, "there is no such folder", "give the hf/ that pad train wrote")
+    folder = llava_folder(folder)
     kind = KINDS[read_config("--model", folder, set(KINDS))["model_type"]]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    processor = _processor(folder)
+    processor = load_processor(folder)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     # The attention is named here, because the folder could name one that is downloaded as code.
     model = load_pretrained("--model", folder, kind, dtype, attn_implementation="sdpa")
     return Loaded(folder, _adapted(model, folder).to(device).eval(), processor, device)
+
+
+def llava_folder(folder: Path) -> Path:
+    """The folder itself, or the `hf/` in what `pad train` wrote.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not (folder / "config.json").exists() and (folder / "hf").is_dir():
+        folder = folder / "hf"
+    if not folder.is_dir():
+        raise UserError("--model", folder, "there is no such folder", "give the hf/ that pad train wrote")
+    return folder
 
 
 class Chat:
@@ -115,7 +125,12 @@ class Chat:
         return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
 
-def _processor(folder: Path) -> Any:
+def load_processor(folder: Path) -> Any:
+    """What shows pictures to the model and puts questions.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
     try:
         with quiet():
             # Pillow's resize is the training's, to the bit.

@@ -1,0 +1,93 @@
+"""`pad evaluate lmms`: the standard benchmarks, through lmms-eval on an exported folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from transformers import CLIPImageProcessor, CLIPImageProcessorPil
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.training.chat import llava_folder, load_processor
+
+TASKS = (
+    "gqa,scienceqa_img,vizwiz_vqa_val,ok_vqa,mmmu_val,mme,mmbench_en_dev,mmvet,"
+    "refcoco_bbox_rec,refcoco+_bbox_rec,refcocog_bbox_rec,coco2017_cap_val"
+)
+"""The paper's, by lmms-eval's names."""
+
+
+def check_export(model: Path) -> list[str]:
+    """What of an exported folder would make its scores wrong: a processor that shows other pictures than the training
+    did, questions put in another wording.
+
+    Raises:
+        UserError: the folder can't be loaded.
+    """
+    folder = llava_folder(model)
+    processor = load_processor(folder)
+    problems = []
+    if not processor.chat_template:
+        problems.append("it has no chat template: lmms-eval would fall back to Vicuna's")
+    images = processor.image_processor
+    pads = not isinstance(images, CLIPImageProcessor | CLIPImageProcessorPil) and bool(getattr(images, "do_pad", False))
+    facts = folder.parent / "training.json"
+    if facts.is_file():
+        try:
+            fit = json.loads(facts.read_text())["view"]["fit"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError("--model", facts, "it can't be read", "restore it") from error
+        if pads != (fit == "pad"):
+            problems.append(f"it was trained with fit {fit!r}, and its processor {'pads' if pads else 'does not pad'}")
+    elif not pads:
+        problems.append("its processor does not pad: LLaVA-1.5's scores are of padded pictures")
+    return problems
+
+
+def command(model: Path, tasks: str, out: Path, processes: int) -> list[str]:
+    """The call of lmms-eval."""
+    launch = ["-m", "accelerate.commands.launch", f"--num_processes={processes}", "-m", "lmms_eval"]
+    args = f"pretrained={llava_folder(model)},dtype=bfloat16"
+    options = ["--model", "llava_hf", "--model_args", args, "--tasks", tasks, "--batch_size", "1", "--log_samples"]
+    return [sys.executable, *launch, *options, "--output_path", str(out)]
+
+
+def run(model: Path, tasks: str, out: Path, processes: int) -> str:
+    """Run lmms-eval where it is installed; the command for where it is otherwise.
+
+    Raises:
+        UserError: it fails.
+    """
+    call = command(model, tasks, out, processes)
+    if importlib.util.find_spec("lmms_eval") is None:
+        return f"lmms-eval is not installed here. Where it is:\n\n  {shlex.join(['python', *call[1:]])}\n"
+    if code := subprocess.run(call).returncode:
+        raise UserError("--tasks", tasks, f"lmms-eval ended with {code}", "see what it says above")
+    return ""
+
+
+def read_results(out: Path) -> dict[str, float]:
+    """`task metric` -> value of the newest results that lmms-eval wrote below a folder; nothing where there are none.
+
+    Raises:
+        UserError: they can't be read.
+    """
+    files = sorted(out.rglob("*results.json"), key=lambda path: path.stat().st_mtime)
+    if not files:
+        return {}
+    try:
+        results: dict[str, dict[str, Any]] = json.loads(files[-1].read_text("utf-8"))["results"]
+        return {
+            f"{task} {metric.partition(',')[0]}": float(value)
+            for task, metrics in sorted(results.items())
+            for metric, value in metrics.items()
+            if isinstance(value, int | float) and not metric.partition(",")[0].endswith("_stderr")
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        rule = f"it holds no results of lmms-eval ({type(error).__name__}: {error})"
+        raise UserError("--out", files[-1], rule, "run the evaluation again") from error
