@@ -1,4 +1,4 @@
-"""The command line: `pad build`, `import`, `train`, `chat`, `verify`, `stats`, `models`, `miniature`, `demo`."""
+"""The command line: `pad build`, `import`, `train`, `analyze`, `evaluate`, `experiment` and the rest."""
 
 from __future__ import annotations
 
@@ -572,6 +572,51 @@ def evaluate_lmms(
         found = workflow.read_results(out)
     if found:
         _print_scores("lmms-eval", found)
+
+
+@app.command()
+def experiment(
+    file: Annotated[str, typer.Argument(help="A TOML file, or a recipe: beta, projector, coverage, loss, llms.")],
+    out: Annotated[Path, typer.Option(help="Gets a folder for each training, and experiment.json.")],
+    shards: Annotated[str, typer.Option(help="What stage 1 is trained on.")] = "",
+    heldout: Annotated[str, typer.Option(help="Shards of other pictures, which the analyses look at.")] = "",
+    vision: Annotated[str, typer.Option(help="Vision tower, or `miniature`.")] = "",
+    llm: Annotated[str, typer.Option(help="LLM, or `miniature`.")] = "",
+    data: Annotated[str, typer.Option(help="LLaVA JSON, for stage 2; without it, stage 1 alone.")] = "",
+    image_root: Annotated[str, typer.Option(help="What its images are relative to.")] = "",
+    seeds: Annotated[int | None, typer.Option(help="Each cell is trained so often (3).", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of stage 1, for all cells.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="Pictures that the analyses look at.", min=1)] = None,
+    engine: EngineOption = Engine.local,
+    address: Annotated[str, typer.Option(help="Ray cluster to use; empty starts Ray on this machine.")] = "",
+) -> None:
+    """A grid of trainings over the same shards, each with every seed, each analysed; one table at the end.
+
+    With --engine ray the trainings run side by side. The same command goes on where it was stopped.
+
+    Examples:
+
+      pad experiment beta --shards shards/ --heldout heldout/ --vision openai/clip-vit-large-patch14-336
+        --llm lmsys/vicuna-7b-v1.5 --out beta/
+
+      pad experiment mine.toml --engine ray --out mine/
+    """
+    from pad_pipeline.miniature.shipped import resolve
+    from workflows import experiment as workflow
+
+    options: dict[str, Any] = {
+        "shards": shards, "heldout": heldout, "vision": vision, "llm": llm, "data": data, "image_root": image_root,
+        "limit": limit, "seeds": list(range(seeds)) if seeds else None,
+    }  # fmt: skip
+    chosen = workflow.read_experiment(file, {name: value for name, value in options.items() if value})
+    if steps:
+        chosen.stage1["steps"] = steps
+    chosen.vision, chosen.llm = resolve(chosen.vision, "clip"), resolve(chosen.llm, "llm")
+    for cell in chosen.cells.values():
+        cell.vision, cell.llm = resolve(cell.vision, "clip"), resolve(cell.llm, "llm")
+    where = address if engine is Engine.ray else None
+    found = workflow.run_experiment(chosen, out, where, lambda text: errors.print(text, markup=False, soft_wrap=True))
+    console.print(workflow.table(found))
 
 
 @app.command()

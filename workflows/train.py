@@ -92,8 +92,9 @@ def train(job: Job, launch: Launch = Launch()) -> str:
 
 
 def _line(entry: dict[str, Any]) -> str:
+    caption = "" if entry["caption_loss"] is None else f"L_caption {entry['caption_loss']:.3f}  "
     return (
-        f"L_caption {entry['caption_loss']:.3f}  L_patch {entry['patch_loss']:.3f}  beta {entry['beta']:.2f}  "
+        f"{caption}L_patch {entry['patch_loss']:.3f}  beta {entry['beta']:.2f}  "
         f"{entry['samples_per_second']:.1f} samples/s"
     )
 
@@ -103,10 +104,10 @@ def summary(log: list[dict[str, Any]], out: Path) -> str:
     tenth = max(1, len(log) // 10)
     changes = [
         f"{name} {fmean(entry[key] for entry in log[:tenth]):.3f} -> {fmean(entry[key] for entry in log[-tenth:]):.3f}"
-        if any(entry[count] for entry in log)
+        if all(entry[key] is not None for entry in log) and any(entry[count] for entry in log)
         else f"no {name}: {without}"
         for name, key, count, without in (
-            ("L_caption", "caption_loss", "supervised_tokens", "no image has a caption"),
+            ("L_caption", "caption_loss", "supervised_tokens", "its weight is 0, or no image has a caption"),
             ("L_patch", "patch_loss", "regions", "no image has a region"),
         )
     ]

@@ -75,6 +75,7 @@ class Trainer:
         self.facts = self._facts()
         self._split()
         self.total = self.settings.steps or max(1, math.ceil(self.settings.epochs * self.trained / self.batch_size))
+        self.speaks = self.settings.llm != "frozen" or self.settings.caption_weight > 0  # or the LLM is not even run
         self.sharded = here.world > 1 and self.settings.llm == "full"
         if self.sharded:
             _shard(self.model)
@@ -257,8 +258,8 @@ class Trainer:
             "step": number,
             "beta": beta,
             "learning_rate": rate,
-            "loss": caption + beta * patch,
-            "caption_loss": caption,
+            "loss": settings.caption_weight * caption + beta * patch,
+            "caption_loss": caption if self.speaks else None,
             "patch_loss": patch,
             "patch_cosine": cosine / weight if weight else None,
             "grad_norm": norm,
@@ -278,7 +279,7 @@ class Trainer:
             tokens.retain_grad()
             # The patch loss's graph ends at the tokens, so its own part of their gradient costs next to nothing.
             by_patch = beta * torch.autograd.grad(losses.patch, tokens, retain_graph=True)[0]
-            loss = losses.caption + beta * losses.patch
+            loss = self.settings.caption_weight * losses.caption + beta * losses.patch
             (loss * self.here.world if self.sharded else loss).backward()  # FSDP takes the mean over ranks
             scale = self.here.world if self.sharded else 1
             by_caption = (tokens.grad / scale - by_patch).float()
@@ -370,8 +371,12 @@ class Trainer:
             tokens, weight = float(counts[0]), float(counts[1])
             sums += [caption * tokens, tokens, patch * weight, weight]
         caption, patch = sums[0] / max(sums[1], 1), sums[2] / max(sums[3], 1e-12)
-        total = caption + self.settings.beta_end * patch
-        losses_ = {"held_out_caption_loss": caption, "held_out_patch_loss": patch, "held_out_loss": total}
+        total = self.settings.caption_weight * caption + self.settings.beta_end * patch
+        losses_ = {
+            "held_out_caption_loss": caption if self.speaks else None,
+            "held_out_patch_loss": patch,
+            "held_out_loss": total,
+        }
         return losses_ | probe.result(self.here)
 
     def _speed(self, entry: dict[str, Any], seconds: float, waited: float) -> dict[str, Any]:

@@ -154,7 +154,8 @@ class MultimodalModel(nn.Module):
         coverage = self.pooled(batch.coverage)
         patch = patch_loss(tokens, batch.embeds, coverage, batch.image, self.settings.patch_loss, patch_weight, labels)
         cosine = mean_cosine(tokens, batch.embeds, coverage, batch.image)
-        if not len(batch.targets) and self.settings.llm == "frozen":
+        nothing_to_say = not len(batch.targets) or not self.settings.caption_weight
+        if nothing_to_say and self.settings.llm == "frozen":
             return Losses(patch * 0.0, patch, cosine, tokens)
         hidden = self.read(tokens if len(batch.pixels) else tokens[:0], batch)[batch.predicting]
         if not len(batch.pixels):

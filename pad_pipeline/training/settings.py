@@ -71,6 +71,8 @@ class TrainSettings(BaseModel):
     """Share of the steps in which the rate rises linearly from 0."""
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     max_grad_norm: float = Field(1.0, gt=0)
+    caption_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """Of L_caption; the paper has none. 0 with a frozen LLM: the patch loss alone, and the LLM is not even run."""
     beta_start: float = Field(0.0, ge=0, allow_inf_nan=False)
     beta_end: float = Field(5.0, ge=0, allow_inf_nan=False)
     """L = L_caption + beta(t) L_patch; the paper: 0 to 5."""

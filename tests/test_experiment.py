@@ -1,0 +1,94 @@
+"""`pad experiment`: grids of trainings."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workflows.experiment import recipes
+
+Pad = Callable[..., Any]
+GRID = """
+seeds = [0, 1]
+analyses = ["align", "entropy"]
+columns = ["align.align", "entropy.image.dH"]
+stage1 = { steps = 6, batch_size = 5, micro_batch = 5, learning_rate = 0.005 }
+[cells.captions]
+stage1 = { beta_end = 0.0 }
+[cells."patches only"]
+stage1 = { beta_schedule = "constant", caption_weight = 0.0 }
+"""
+
+
+@pytest.fixture
+def command(shards: Path, models_toml: Path, tmp_path: Path) -> list[object]:
+    (tmp_path / "grid.toml").write_text(GRID)
+    clip, llm = models_toml.parent / "clip", models_toml.parent / "llm"
+    data = ["--shards", shards, "--heldout", shards, "--vision", clip, "--llm", llm]
+    return ["experiment", tmp_path / "grid.toml", *data]
+
+
+def test_a_grid_is_trained_analysed_and_gone_on_with(pad: Pad, command: list[object], tmp_path: Path) -> None:
+    """Every cell with every seed; what is missing after a stop is done again with the same numbers, the rest is not
+    touched. Catches a seed that does nothing, a cell that trains with another's settings."""
+    out = tmp_path / "out"
+    done = pad(*command, "--out", out)
+    assert done.code == 0, done.err
+    found = json.loads((out / "experiment.json").read_text())["cells"]
+    assert set(found) == {"captions", "patches only"} and "±" in done.out
+    align = {name: cell["align.align"] for name, cell in found.items()}
+    assert len({value for values in align.values() for value in values}) == 4
+    logs = {name: (out / f"{name}-1/stage1/log.jsonl").read_text().splitlines() for name in found}
+    assert all(json.loads(line)["beta"] == 0 for line in logs["captions"])
+    alone = [json.loads(line) for line in logs["patches only"]]
+    assert all(entry["beta"] == 5 and entry["caption_loss"] is None for entry in alone)
+    assert [entry["patch_gradient_share"] for entry in alone] == pytest.approx([1] * 6, abs=1e-5)
+    shutil.rmtree(out / "captions-1")
+    kept = (out / "captions-0/result.json").stat().st_mtime_ns
+    again = pad(*command, "--out", out)
+    assert again.code == 0 and "4 trainings, 3 of them done." in again.err
+    assert json.loads((out / "experiment.json").read_text())["cells"] == found
+    assert (out / "captions-0/result.json").stat().st_mtime_ns == kept
+    other = pad(*command, "--out", out, "--steps", 7)
+    assert other.code == 2 and "another stage1" in other.err
+
+
+@pytest.mark.slow
+def test_a_grid_on_ray_gives_the_same_numbers(pad: Pad, command: list[object], tmp_path: Path) -> None:
+    """Side by side, each in a worker: to 1e-5 what one after another gives."""
+    for name, engine in (("a", "local"), ("b", "ray")):
+        done = pad(*command, "--out", tmp_path / name, "--engine", engine)
+        assert done.code == 0, done.err
+    found = [json.loads((tmp_path / name / "experiment.json").read_text())["cells"] for name in "ab"]
+    for cell, columns in found[0].items():
+        for column, values in columns.items():
+            assert values == pytest.approx(found[1][cell][column], abs=1e-5) and not any(map(math.isnan, values))
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_recipes_are_sound(pad: Pad, name: str, tmp_path: Path) -> None:
+    """Every recipe's settings exist: what is missing is told to be the shards, not a setting of the recipe."""
+    done = pad("experiment", name, "--out", tmp_path / "x", "--vision", "miniature", "--llm", "miniature")
+    assert done.code == 2 and "--shards" in done.err, done.err
+
+
+def test_a_bad_grid_is_told(pad: Pad, command: list[object], tmp_path: Path) -> None:
+    """Before anything is trained."""
+    for before, after, told in (
+        ("beta_end = 0.0", "beta_ends = 0.0", "beta_ends"),
+        ('"align", "entropy"]\ncol', '"aline"]\ncol', "aline"),
+        ("[cells.captions]", '[cells."../x"]', "letters"),
+        ("seeds = [0, 1]", "seeds = []", "seeds"),
+        ("seeds", "seeds =", "TOML"),
+    ):
+        (tmp_path / "grid.toml").write_text(GRID.replace(before, after, 1))
+        done = pad(*command, "--out", tmp_path / "out")
+        assert done.code == 2 and told in done.err and "Traceback" not in done.err, done.err
+    assert not (tmp_path / "out").exists()
+    assert "recipe" in pad("experiment", "none", "--out", tmp_path / "out").err

@@ -1,0 +1,258 @@
+"""`pad experiment`: a grid of trainings over the same shards, each analysed; one table at the end.
+
+A cell is a training with its settings; it is repeated for each seed. What is finished is not done again, and what was
+interrupted goes on, so the same command continues an experiment.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from pad_pipeline.analysis.model import Subject
+from pad_pipeline.analysis.studies import AnalysisSettings
+from pad_pipeline.errors import UserError
+from pad_pipeline.geometry import Fit
+from pad_pipeline.training.job import Job
+from pad_pipeline.training.logbook import write_whole
+from pad_pipeline.training.settings import settings_of
+from workflows.analyse import STUDIES, analyse
+from workflows.settings import read_toml, settings_error
+from workflows.train import train
+
+RECIPES = Path(__file__).parent / "recipes"
+RESULT, SUMMARY = "result.json", "experiment.json"
+
+errors = Console(stderr=True)
+
+
+class Cell(BaseModel):
+    """One training of the grid: what differs from the others."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    vision: str = ""
+    """Another tower than the experiment's."""
+    llm: str = ""
+    """Another LLM; the shards' labels are embedded with its words."""
+    stage1: dict[str, Any] = Field(default_factory=dict)
+    """Settings of stage 1, over the experiment's."""
+    stage2: dict[str, Any] = Field(default_factory=dict)
+    """Settings of stage 2, over the experiment's."""
+
+
+class Experiment(BaseModel):
+    """A grid of trainings."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    vision: str = ""
+    """Folder or hub name of the vision tower."""
+    llm: str = ""
+    """Folder or hub name of the LLM."""
+    shards: str = ""
+    """What stage 1 is trained on."""
+    heldout: str = ""
+    """Shards of other pictures, which the analyses look at."""
+    data: str = ""
+    """LLaVA JSON of stage 2; empty for stage 1 alone."""
+    image_root: str = ""
+    """What its images are relative to."""
+    fit: Fit = "pad"
+    """How its pictures are made square."""
+    seeds: list[int] = Field([0, 1, 2], min_length=1)
+    """Each cell is trained with each."""
+    stage1: dict[str, Any] = Field(default_factory=dict)
+    """Settings of stage 1 that all cells have."""
+    stage2: dict[str, Any] = Field(default_factory=dict)
+    """Settings of stage 2 that all cells have."""
+    analyses: list[str] = Field(["entropy", "align", "pursuit"])
+    """What is measured, see `pad analyze`."""
+    analysis: AnalysisSettings = Field(default_factory=AnalysisSettings)
+    """What the paper leaves open in that."""
+    limit: int | None = Field(None, ge=1)
+    """Pictures that the analyses look at; all by default."""
+    columns: list[str] = Field(
+        ["entropy.image.dH", "align.align", "align.shuffled_labels", "pursuit.precision", "pursuit.first_readable"]
+    )
+    """Numbers of the table, by their place in a result."""
+    cells: dict[str, Cell] = Field(min_length=1)
+    """The grid, by name."""
+
+
+class Run(NamedTuple):
+    """One training of one cell."""
+
+    cell: str
+    seed: int
+    out: Path
+
+
+def read_experiment(name: str, options: dict[str, Any]) -> Experiment:
+    """A recipe by name, or a TOML file, with `options` put over it.
+
+    Raises:
+        UserError: there is none, a setting is wrong, or something needed is missing.
+    """
+    path = RECIPES / f"{name}.toml" if name in recipes() else Path(name)
+    if not path.is_file():
+        raise UserError("FILE", name, f"it is neither a file nor a recipe ({', '.join(recipes())})", "name one of them")
+    try:
+        experiment = Experiment.model_validate(read_toml("FILE", path) | options)
+        for cell in experiment.cells.values():
+            settings_of(1).model_validate(experiment.stage1 | cell.stage1)
+            settings_of(2).model_validate(experiment.stage2 | cell.stage2)
+    except ValidationError as error:
+        raise settings_error(error, str(path)) from error
+    for option in ("vision", "llm", "shards", "heldout"):
+        in_cells = all(getattr(cell, option, "") for cell in experiment.cells.values())
+        if not getattr(experiment, option) and not in_cells:
+            raise UserError(f"--{option}", "(empty)", "the recipe does not say it", "give it on the command line")
+    if unknown := [one for one in experiment.analyses if one not in STUDIES]:
+        raise UserError(f"{path}: analyses", unknown[0], f"it should be one of {', '.join(STUDIES)}", "correct it")
+    if bad := [one for one in experiment.cells if not one.replace(" ", "").replace("-", "").replace(".", "").isalnum()]:
+        rule = "a cell's name should be of letters, digits, spaces, dots and hyphens: a folder is called so"
+        raise UserError(f"{path}: cells", bad[0], rule, "call it otherwise")
+    return experiment
+
+
+def recipes() -> list[str]:
+    """The names of those that come along."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def run_experiment(
+    experiment: Experiment, out: Path, address: str | None, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Train and analyse all cells, one after another or side by side on Ray.
+
+    Args:
+        experiment: the grid.
+        out: a folder for each training, and `experiment.json`.
+        address: of a Ray cluster, empty for Ray on this machine; None for this process.
+        say: is given what is worth a line.
+
+    Raises:
+        UserError: `out` holds another experiment, or a training fails.
+    """
+    runs = [Run(cell, seed, out / f"{cell}-{seed}") for cell in experiment.cells for seed in experiment.seeds]
+    _claim(experiment, out)
+    todo = [run for run in runs if not (run.out / RESULT).is_file()]
+    say(f"{len(runs)} trainings, {len(runs) - len(todo)} of them done.")
+    for run in _done(experiment, todo, address):
+        say(f"{run.cell}, seed {run.seed}: done")
+    results = {(run.cell, run.seed): json.loads((run.out / RESULT).read_text()) for run in runs}
+    found = {
+        cell: {column: [_at(results[cell, seed], column) for seed in experiment.seeds] for column in experiment.columns}
+        for cell in experiment.cells
+    }
+    facts = {"experiment": experiment.model_dump(mode="json"), "cells": found}
+    write_whole(out / SUMMARY, json.dumps(facts, indent=1) + "\n")
+    return found
+
+
+def _claim(experiment: Experiment, out: Path) -> None:
+    """The folder is new, or this experiment's."""
+    path, mine = out / "grid.json", experiment.model_dump(mode="json", exclude={"columns"})
+    if path.is_file():
+        try:
+            theirs = json.loads(path.read_text())
+        except (ValueError, RecursionError) as error:
+            raise UserError("--out", path, "it can't be read", "name a new folder") from error
+        if theirs != mine:
+            names = [name for name in mine if not isinstance(theirs, dict) or theirs.get(name) != mine[name]]
+            rule = f"it holds an experiment with another {', '.join(names)}"
+            raise UserError("--out", out, rule, "repeat its settings to go on, or name a new folder")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError("--out", out, "it is there already, and not empty", "name a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(mine, indent=1) + "\n")
+
+
+def _done(experiment: Experiment, todo: list[Run], address: str | None) -> Iterator[Run]:
+    """Each training when it is done."""
+    if address is None or not todo:
+        for run in todo:
+            run_cell(experiment, run)
+            yield run
+        return
+    from workflows.ray_session import ray_session
+
+    with ray_session(address) as ray:
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_remote_cell)
+        whole = [run._replace(out=run.out.resolve()) for run in todo]
+        waiting = {remote.remote(experiment.model_dump(), run): run for run in whole}
+        while waiting:
+            (ready,), _ = ray.wait(list(waiting), num_returns=1)
+            run = waiting.pop(ready)
+            if refusal := ray.get(ready):
+                raise UserError(*refusal)
+            yield run
+
+
+def _remote_cell(facts: dict[str, Any], run: Run) -> tuple[str, str, str, str] | None:
+    """In a worker; a user's mistake comes back in parts, for Ray would wrap it."""
+    try:
+        run_cell(Experiment.model_validate(facts), run)
+    except UserError as error:
+        return error.field, str(error.value), error.rule, error.remedy
+    return None
+
+
+def run_cell(experiment: Experiment, run: Run) -> None:
+    """Stage 1, stage 2 where there is data for it, the analyses; `result.json` comes last.
+
+    Raises:
+        UserError: as in `train` and `analyse`.
+    """
+    cell = experiment.cells[run.cell]
+    shared: dict[str, Any] = {"vision": cell.vision or experiment.vision, "llm": cell.llm or experiment.llm}
+    one, two = run.out / "stage1", run.out / "stage2"
+    first = settings_of(1).model_validate(experiment.stage1 | cell.stage1 | {"seed": run.seed})
+    train(Job(stage=1, shards=experiment.shards, out=str(one), settings=first, **shared))
+    model = one
+    if experiment.data:
+        second = settings_of(2).model_validate(experiment.stage2 | cell.stage2 | {"seed": run.seed})
+        train(
+            Job(
+                stage=2, data=experiment.data, image_root=experiment.image_root, fit=experiment.fit,
+                init=str(one / "mm_projector.bin"), out=str(two), settings=second, **shared,
+            )
+        )  # fmt: skip
+        model = two
+    found = analyse(
+        experiment.analyses, Subject(model), experiment.heldout, experiment.analysis, run.out, experiment.limit
+    )
+    write_whole(run.out / RESULT, json.dumps(found) + "\n")
+
+
+def _at(result: dict[str, Any], column: str) -> float:
+    """A number by its place, `align.shuffled_labels`; NaN where it is not there."""
+    value: Any = result
+    for name in column.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def table(found: dict[str, Any]) -> Table:
+    """Mean and standard deviation over seeds."""
+    columns = list(next(iter(found.values())))
+    made = Table("cell", *[column.replace(".", " ").replace("_", " ") for column in columns])
+    for cell, numbers in found.items():
+        made.add_row(cell, *[_spread(numbers[column]) for column in columns])
+    return made
+
+
+def _spread(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{fmean(values):.3f} ± {stdev(values):.3f}"
