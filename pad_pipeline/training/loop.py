@@ -276,9 +276,9 @@ class Trainer:
         try:
             losses = self.model(batch, max(float(counts[0]), 1.0), counts[1].to(batch.ids.device), labels)
             tokens = losses.tokens
-            tokens.retain_grad()
             # The patch loss's graph ends at the tokens, so its own part of their gradient costs next to nothing.
             by_patch = beta * torch.autograd.grad(losses.patch, tokens, retain_graph=True)[0]
+            tokens.retain_grad()  # not before, or the line above would leave its gradient there too
             loss = self.settings.caption_weight * losses.caption + beta * losses.patch
             (loss * self.here.world if self.sharded else loss).backward()  # FSDP takes the mean over ranks
             scale = self.here.world if self.sharded else 1
