@@ -23,6 +23,11 @@ chaos: $(READY)  ## Kill 200 runs on each engine at random times, resume them, c
 	$(BIN)/python -m tests.chaos --engine local --kills 200
 	$(BIN)/python -m tests.chaos --engine ray --kills 200
 
+paper: $(READY)  ## The paper in the miniature: three seeds of both stages, and the beta grid: about 30 minutes, resumable.
+	$(BIN)/pad miniature compare --stage1-steps 100 --stage2-steps 250 --out $(or $(OUT),paper-out)
+	$(BIN)/pad experiment miniature-beta --shards $(or $(OUT),paper-out)/shards --heldout $(or $(OUT),paper-out)/probes \
+	  --vision miniature --llm miniature --out $(or $(OUT),paper-out)/beta
+
 bench: $(READY)  ## Compare the annotation stages with a plain loop, technique by technique: a few minutes.
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.annotate $(if $(OUT),--out $(OUT))
 
