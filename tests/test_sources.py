@@ -128,9 +128,10 @@ def test_a_folder_lists_images_in_order(tmp_path: Path) -> None:
     for name in ("b.jpg", "a.PNG", "sub/c.webp", ".hidden.jpg", ".cache/x.jpg", "notes.txt", "sub/.d.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    (tmp_path / "loop").symlink_to(tmp_path)
     source = open_source(tmp_path)
     assert [(p.id, p.source) for p in source] == [("a", "a.PNG"), ("b", "b.jpg"), ("sub/c", "sub/c.webp")]
-    assert source.counts["files that are no images"] == 1
+    assert source.counts == {"files that are no images": 1, "links to folders, which are not followed": 1}
 
 
 def test_a_file_name_that_is_not_utf8_is_a_failed_row(tmp_path: Path) -> None:

@@ -238,6 +238,9 @@ def build(
         retry_failed, breaker, threads, redo_from,
     )  # fmt: skip
     _check_max_failed(max_failed)
+    if dry_run and (fork or retry_failed):
+        rule = "it looks at a build from its beginning, and writes nothing"
+        raise UserError("--dry-run", "with --fork or --retry-failed", rule, "leave one of them out")
     if engine is Engine.local and not dry_run:
         _supervise()
     from pad_pipeline.sources import open_source

@@ -86,7 +86,8 @@ def train(job: Job, launch: Launch = Launch()) -> str:
             else:
                 log = train_loop(job, report, say)
         except (OSError, SafetensorError) as error:
-            rule = f"it can't be written ({getattr(error, 'strerror', None) or error})"
+            at = f", {error.filename}" if isinstance(error, OSError) and error.filename else ""
+            rule = f"it can't be written ({getattr(error, 'strerror', None) or error}{at})"
             raise UserError("--out", job.out, rule, "make room, then run the same command again") from error
     return summary(log, Path(job.out))
 

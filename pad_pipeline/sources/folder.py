@@ -52,6 +52,8 @@ class FolderSource:
         """The images: those of a folder first, then those of its subfolders."""
         for folder, folders, files in os.walk(self.root, onerror=self._unlistable):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
+            if links := sum(os.path.islink(f"{folder}/{name}") for name in folders):  # noqa: PTH114 (slow in a Path)
+                self.counts["links to folders, which are not followed"] += links
             below = folder[len(self.root) :].strip("/")
             for name in sorted(files):
                 if _is_image(name, self.counts):
