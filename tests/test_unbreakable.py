@@ -496,6 +496,8 @@ def test_changed_code_is_refused_and_can_be_accepted(
 def test_a_dry_run_measures_and_writes_nothing(world: World, common: list[object], pad: Pad, tmp_path: Path) -> None:
     """The cost of 500,000 images should be known before they are begun."""
     out = tmp_path / "out"
+    refused = pad("build", "--images", world.images, *common, "--dry-run", "--retry-failed", "--out", out)
+    assert refused.code == 2 and "leave one of them out" in refused.err
     done = pad("build", "--images", world.images, *common, "--engine", "local", "--dry-run", "--out", out)
     assert done.code == 0, done.err
     assert "10 in 1 shards" in done.out
