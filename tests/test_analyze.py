@@ -73,6 +73,8 @@ def test_a_model_in_every_form_gives_the_same_numbers(
         assert "10 pictures" in done.out and "dH" in done.out
         found.append(numbers(tmp_path / str(number)))
         assert len(list((tmp_path / str(number)).glob("words-*.png"))) == 2
+        for name in ("entropy", "align", "pursuit", "lens", "overlap"):
+            assert Image.open(tmp_path / str(number) / f"{name}.png").width > 300
     assert len(flat(found[0])) > 30
     for other in found[1:]:
         assert np.allclose(flat(found[0]), flat(other), rtol=1e-4, atol=1e-4, equal_nan=True)

@@ -42,6 +42,7 @@ def test_a_grid_is_trained_analysed_and_gone_on_with(pad: Pad, command: list[obj
     assert done.code == 0, done.err
     found = json.loads((out / "experiment.json").read_text())["cells"]
     assert set(found) == {"captions", "patches only"} and "±" in done.out
+    assert (out / "experiment.png").stat().st_size > 5000
     align = {name: cell["align.align"] for name, cell in found.items()}
     assert len({value for values in align.values() for value in values}) == 4
     logs = {name: (out / f"{name}-1/stage1/log.jsonl").read_text().splitlines() for name in found}

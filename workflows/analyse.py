@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from pad_pipeline.analysis.charts import draw_charts
 from pad_pipeline.analysis.draw import draw_words
 from pad_pipeline.analysis.model import Subject
 from pad_pipeline.analysis.patches import label_names, seen
@@ -102,6 +103,7 @@ def analyse(
             facts = {"settings": settings.model_dump(), "shards": str(where), "model": str(subject.vision_folder)}
             text = json.dumps(_whole(facts | found), indent=1)
             (out / RESULT).write_text(text + "\n", "utf-8")
+            draw_charts(found, out)
     except OSError as error:
         rule = f"it can't be written ({error.strerror or error})"
         raise UserError("--out", out, rule, "make room, or choose another folder") from error

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from pad_pipeline.analysis.charts import draw_grid
 from pad_pipeline.analysis.model import Subject
 from pad_pipeline.analysis.studies import AnalysisSettings
 from pad_pipeline.errors import UserError
@@ -29,7 +30,7 @@ from workflows.settings import read_toml, settings_error
 from workflows.train import train
 
 RECIPES = Path(__file__).parent / "recipes"
-RESULT, SUMMARY = "result.json", "experiment.json"
+RESULT, SUMMARY, PLOT = "result.json", "experiment.json", "experiment.png"
 
 errors = Console(stderr=True)
 
@@ -156,6 +157,7 @@ def run_experiment(
     }
     facts = {"experiment": experiment.model_dump(mode="json"), "cells": found}
     write_whole(out / SUMMARY, json.dumps(facts, indent=1) + "\n")
+    draw_grid(found, out / PLOT)
     return found
 
 
