@@ -46,21 +46,21 @@ class PooledEntropy:
     def __init__(self, width: int, centre: bool = False) -> None:
         self.centre = centre
         self.count = 0
-        self._sum = torch.zeros(width, dtype=torch.float64)
-        self._gram = torch.zeros(width, width, dtype=torch.float64)
+        self._sum: Tensor | float = 0.0
+        self._gram: Tensor = torch.zeros(width, width, dtype=torch.float64)
 
     def add(self, vectors: Tensor) -> None:
         """Take vectors `[..., d]`."""
         rows = vectors.flatten(0, -2).double()
         self.count += len(rows)
-        self._sum += rows.sum(0).cpu()
-        self._gram += (rows.mT @ rows).cpu()
+        self._sum = self._sum + rows.sum(0)
+        self._gram = self._gram.to(rows.device).addmm_(rows.mT, rows)
 
     def entropy(self) -> float:
         """In nats; NaN before the first vector."""
         if not self.count:
             return math.nan
         gram = self._gram
-        if self.centre:
+        if self.centre and isinstance(self._sum, Tensor):
             gram = gram - torch.outer(self._sum, self._sum) / self.count
         return float(entropy_of(gram))
