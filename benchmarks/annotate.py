@@ -28,7 +28,8 @@ from transformers.models.grounding_dino.modeling_grounding_dino import Grounding
 
 from benchmarks.official import SAMS, TAGS_ON, write_official_size
 from benchmarks.reference import ReferenceLoop, Seconds, unfuse_sam
-from pad_pipeline.miniature.score import Score, box_iou
+from pad_pipeline.evaluation.boxes import iou
+from pad_pipeline.miniature.score import Score
 from pad_pipeline.miniature.world import draw_scene
 from pad_pipeline.pictures import DecodeSettings
 from pad_pipeline.records import ImageRecord, Region, Shard
@@ -279,7 +280,7 @@ def drift(base: Row, row: Row, drawn: bool) -> list[str]:
         tags, true_tags = tags + 2 * len(first & second), true_tags + len(first) + len(second)
         free = list(two.regions)
         for region in one.regions:
-            near = {id(other): (box_iou(region.box, other.box), other.label == region.label) for other in free}
+            near = {id(other): (iou(region.box, other.box), other.label == region.label) for other in free}
             best = max(free, key=lambda other: near[id(other)], default=None)
             if best is not None and near[id(best)][0] >= 0.5:
                 free.remove(best)

@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from pad_pipeline.evaluation.boxes import score_boxes
 from pad_pipeline.miniature.language import DESCRIBE, REFER, caption, llava_box, questions, refer
 from pad_pipeline.miniature.world import Scene, draw_scene
 from pad_pipeline.sources.llava import LlavaSource
@@ -20,7 +22,7 @@ from pad_pipeline.training.settings import Stage2Settings
 from pad_pipeline.training.template import IMAGE, Template
 from pad_pipeline.weights import fetch_model
 from workflows.miniature import answers
-from workflows.miniature.answers import BoxScore, CaptionScore, Said, Speaker, box_of, slots_of, square_box
+from workflows.miniature.answers import CaptionScore, Said, Speaker, expressions_of, slots_of
 from workflows.miniature.compare import RESULT, ROWS, Budget, Outcome, summary, write_dialogues
 
 SCENES = [draw_scene(21, index) for index in range(120)]
@@ -77,14 +79,15 @@ def test_true_captions_are_right_and_each_wrong_word_costs_its_slot() -> None:
     )
 
 
-def boxes_scored(change: object = None) -> BoxScore:
+def boxes_scored(change: object = None) -> dict[str, Any]:
     """The answers of the dialogues, each changed."""
-    score = BoxScore()
-    for scene in SCENES:
-        for found in refer(scene):
-            said = llava_box(scene, found.region)
-            score.add(change(scene, said) if callable(change) else said, square_box(scene, found.region))
-    return score
+    said = [
+        change(scene, llava_box(scene, found.region)) if callable(change) else llava_box(scene, found.region)
+        for scene in SCENES
+        for found in refer(scene)
+    ]
+    found = score_boxes(expressions_of(SCENES), said)
+    return found["padded"] | {"unparsed": found["unparsed"], "asked": found["expressions"]}
 
 
 def changed(x0: float, y0: float, x1: float, y1: float) -> str:
@@ -94,8 +97,8 @@ def changed(x0: float, y0: float, x1: float, y1: float) -> str:
 def test_true_boxes_are_right_and_others_are_not() -> None:
     """Swapped axes, another frame than the padded square, a shift, and no box at all each lose what they should."""
     whole = boxes_scored()
-    assert whole.asked > 200
-    assert whole.accuracy == 1 and whole.iou > 0.85 and whole.unparsed == 0
+    assert whole["asked"] > 200
+    assert whole["accuracy"] == 1 and whole["mean_iou"] > 0.85 and whole["unparsed"] == 0
 
     def swapped(scene: Scene, said: str) -> str:
         x0, y0, x1, y1 = json.loads(said)
@@ -114,29 +117,13 @@ def test_true_boxes_are_right_and_others_are_not() -> None:
         return changed(*((value - start) * edge / of for value, start, of in
                          zip((x0, y0, x1, y1), (left, top) * 2, (width, height) * 2, strict=True)))  # fmt: skip
 
-    assert boxes_scored(swapped).accuracy < 0.2
-    assert boxes_scored(shifted).accuracy < 0.02
-    assert boxes_scored(unpadded).iou < whole.iou - 0.1
+    assert boxes_scored(swapped)["accuracy"] < 0.2
+    assert boxes_scored(shifted)["accuracy"] < 0.02
+    assert boxes_scored(unpadded)["mean_iou"] < whole["mean_iou"] - 0.1
     silent = boxes_scored(lambda scene, said: "the box is on the left.")
-    assert silent.accuracy == 0 and silent.unparsed == silent.asked
+    assert silent["accuracy"] == 0 and silent["unparsed"] == silent["asked"]
     backwards = boxes_scored(lambda scene, said: changed(*reversed(json.loads(said))))
-    assert backwards.accuracy == 0 and backwards.unparsed == backwards.asked
-
-
-def test_boxes_are_read_out_of_answers() -> None:
-    """A reading that takes only one way of writing would count answers as missing; one that takes anything would make
-    boxes of nonsense."""
-    assert box_of("[0.12, 0.30, 0.5, 1.00]") == (0.12, 0.3, 0.5, 1.0)
-    assert box_of("it is at [0,.5,1,0.75].") == (0, 0.5, 1, 0.75)
-    for wrong in (
-        "",
-        "[0.1, 0.2, 0.3]",
-        "0.1, 0.2, 0.3, 0.4",
-        "[0.1, 0.2, 0.3, 0.4",
-        "[a, b, c, d]",
-        "[0.1.2, 0, 1, 1]",
-    ):
-        assert box_of(wrong) is None, wrong
+    assert backwards["accuracy"] == 0 and backwards["unparsed"] == backwards["asked"]
 
 
 def test_dialogues_have_every_expression_with_its_box(tmp_path: Path) -> None:

@@ -58,6 +58,10 @@ def test_frames_follow_the_picture_as_it_is_padded(width: int, height: int) -> N
         ("[100, 200, 300, 1000]", (0.1, 0.2, 0.3, 1.0)),
         ("[0.3, 0.2, 0.1, 0.4]", None),
         ("[0.1, 0.2, 0.3]", None),
+        ("0.1, 0.2, 0.3, 0.4", None),
+        ("[0.1, 0.2, 0.3, 0.4", None),
+        ("[a, b, c, d]", None),
+        ("[0.1.2, 0, 1, 1]", None),
         ("no box", None),
     ],
 )

@@ -119,7 +119,7 @@ def from_square(box: Box, size: tuple[int, int]) -> Box:
 FRAMES = {"original": on_original, "padded": from_square}
 
 
-def iou(a: Box, b: Box) -> float:
+def iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     """Intersection over union."""
     across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     if across <= 0 or down <= 0:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from pad_pipeline.evaluation.boxes import iou
 from pad_pipeline.geometry import View
 from pad_pipeline.miniature.kinds import PARTS, THINGS
 from pad_pipeline.miniature.world import Region, Scene
@@ -117,7 +118,7 @@ class Score:
         things = [region for region in scene.regions if region.kind == "thing"]
         for label, box in found:
             if label in THINGS:
-                nearest, named = max(((box_iou(thing.box, box), thing.label) for thing in things), default=(0.0, ""))
+                nearest, named = max(((iou(thing.box, box), thing.label) for thing in things), default=(0.0, ""))
                 self.boxes_on_things += nearest >= IOU
                 self.labels_right += nearest >= IOU and named == label
         self._match(self.parts, [region for region in scene.regions if region.kind == "part"], found, PARTS)
@@ -132,9 +133,9 @@ class Score:
         for place, (label, box) in enumerate(found):
             if label in labels:
                 boxes.found += 1
-                fitting = [(box_iou(one.box, box), number) for number, one in enumerate(free) if one.label == label]
-                iou, number = max(fitting, default=(0.0, 0))
-                if iou >= IOU:
+                fitting = [(iou(one.box, box), number) for number, one in enumerate(free) if one.label == label]
+                overlap, number = max(fitting, default=(0.0, 0))
+                if overlap >= IOU:
                     matched.append((place, free.pop(number)))
         boxes.matched += len(matched)
         return matched
@@ -158,14 +159,6 @@ def seen_share(mask: np.ndarray, view: View) -> np.ndarray:
     left, top = (large[0] - view.size) // 2, (large[1] - view.size) // 2
     pixels = np.asarray(image.crop((left, top, left + view.size, top + view.size))) / 255
     return pixels.reshape(view.grid, view.patch, view.grid, view.patch).mean((1, 3))
-
-
-def box_iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    """IoU of two boxes `xyxy`."""
-    across = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
-    down = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
-    return across * down / (areas - across * down) if across * down else 0.0
 
 
 def score_shards(folder: Path, scene_of: Callable[[str], Scene]) -> Score:

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from pad_pipeline.evaluation.boxes import Expression, score_boxes
 from pad_pipeline.miniature.kinds import THINGS
 from pad_pipeline.miniature.language import REFER, caption, parses, refer
-from pad_pipeline.miniature.score import IOU, box_iou
 from pad_pipeline.miniature.world import COLOURS, SIZES, TEXTURES, Scene
 from pad_pipeline.pretrained import quiet
 from pad_pipeline.training.template import IMAGE, IMAGE_MARK, Template, TemplateName
@@ -26,7 +26,6 @@ CAPTION_TOKENS = 100
 """More than the longest caption has."""
 BOX_TOKENS = 32
 """More than a box has: 21 and its end."""
-Box = tuple[float, float, float, float]
 
 # ---- asking
 
@@ -206,69 +205,17 @@ def score_captions(speaker: Speaker, scenes: list[Scene], question: str) -> Capt
 # ---- boxes
 
 
-_NUMBER = r"\s*(\d*\.?\d+)\s*"
-_BOX = re.compile(rf"\[{','.join([_NUMBER] * 4)}\]")
+def expressions_of(scenes: list[Scene]) -> list[Expression]:
+    """Every thing that an expression fits alone. `image` is the scene's number: it has no file."""
+    return [
+        Expression(str(number), found.phrase, scene.regions[found.region].box, scene.image.size)
+        for number, scene in enumerate(scenes)
+        for found in refer(scene)
+    ]
 
 
-def box_of(text: str) -> Box | None:
-    """The first `[x0, y0, x1, y1]` in an answer, if one is there."""
-    found = _BOX.search(text)
-    return (float(found[1]), float(found[2]), float(found[3]), float(found[4])) if found else None
-
-
-def square_box(scene: Scene, region: int) -> Box:
-    """A region's box in parts of the square that the picture is padded to: the frame of the dialogues' answers, but
-    not rounded as they are."""
-    width, height = scene.image.size
-    edge = max(width, height)
-    left, top = (edge - width) // 2, (edge - height) // 2
-    x0, y0, x1, y1 = scene.regions[region].box
-    return (x0 + left) / edge, (y0 + top) / edge, (x1 + left) / edge, (y1 + top) / edge
-
-
-@dataclass
-class BoxScore:
-    """Boxes against the true ones."""
-
-    asked: int = 0
-    unparsed: int = 0
-    """Answers without a box in them, or with one that has no area; their IoU is 0."""
-    right: int = 0
-    """Boxes with an IoU of 0.5 or more."""
-    iou_sum: float = 0.0
-
-    @property
-    def accuracy(self) -> float:
-        """The share of the answers that are right."""
-        return self.right / max(self.asked, 1)
-
-    @property
-    def iou(self) -> float:
-        """Mean IoU."""
-        return self.iou_sum / max(self.asked, 1)
-
-    def rates(self) -> dict[str, float]:
-        """By the names of the comparison's table."""
-        unparsed = self.unparsed / max(self.asked, 1)
-        return {"rec_accuracy": self.accuracy, "rec_iou": self.iou, "rec_unparsed": unparsed}
-
-    def add(self, text: str, truth: Box) -> None:
-        """Take an answer."""
-        box = box_of(text)
-        self.asked += 1
-        if box is None or box[0] >= box[2] or box[1] >= box[3]:
-            self.unparsed += 1
-            return
-        iou = box_iou(box, truth)
-        self.right += iou >= IOU
-        self.iou_sum += iou
-
-
-def score_boxes(speaker: Speaker, scenes: list[Scene]) -> BoxScore:
-    """The box of every thing that an expression fits alone, asked for as in the dialogues."""
-    score = BoxScore()
-    asked = [(scene, found) for scene in scenes for found in refer(scene)]
-    said = speaker.answer([(scene.image, REFER + found.phrase) for scene, found in asked], BOX_TOKENS)
-    for (scene, found), text in zip(asked, said, strict=True):
-        score.add(text, square_box(scene, found.region))
-    return score
+def ask_boxes(speaker: Speaker, scenes: list[Scene]) -> dict[str, Any]:
+    """The scores of `score_boxes`, asked for as in the dialogues, which say boxes of the padded square."""
+    expressions = expressions_of(scenes)
+    said = speaker.answer([(scenes[int(one.image)].image, REFER + one.text) for one in expressions], BOX_TOKENS)
+    return score_boxes(expressions, said)

@@ -29,7 +29,7 @@ from workflows.analyse import analyse
 from workflows.build import build, import_coco
 from workflows.engines import Engine
 from workflows.miniature.alignment import label_accuracy
-from workflows.miniature.answers import Speaker, score_boxes, score_captions
+from workflows.miniature.answers import Speaker, ask_boxes, score_captions
 from workflows.miniature.evaluate import PROBE_WORLD, PROBES, TEST_WORLD
 from workflows.models import ModelSettings
 from workflows.options import RunOptions
@@ -206,12 +206,15 @@ class Comparison:
         )  # fmt: skip
         clock.note("stage2")
         speaker = Speaker(two / "hf", "v1")
-        captions, boxes = score_captions(speaker, scenes, DESCRIBE[0]), score_boxes(speaker, scenes)
-        found.numbers |= {f"{name}_after_2": rate for name, rate in captions.rates().items()} | boxes.rates()
+        captions, boxes = score_captions(speaker, scenes, DESCRIBE[0]), ask_boxes(speaker, scenes)
+        found.numbers |= {f"{name}_after_2": rate for name, rate in captions.rates().items()}
+        asked, padded = boxes["expressions"], boxes["padded"]
+        found.numbers |= {"rec_accuracy": padded["accuracy"], "rec_iou": padded["mean_iou"]}
+        found.numbers |= {"rec_unparsed": boxes["unparsed"] / asked}
         clock.note("scoring")
         self.say(
-            f"    caption slots {captions.share():.3f}, REC {boxes.accuracy:.3f} of {boxes.asked}, mean IoU "
-            f"{boxes.iou:.3f}, {boxes.unparsed} without a box, in {found.seconds['stage2']:.0f} s"
+            f"    caption slots {captions.share():.3f}, REC {padded['accuracy']:.3f} of {asked}, mean IoU "
+            f"{padded['mean_iou']:.3f}, {boxes['unparsed']} without a box, in {found.seconds['stage2']:.0f} s"
         )
         return found
 
