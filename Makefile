@@ -14,7 +14,7 @@ demo: $(READY)  ## Annotate drawn scenes, score them, train with and without pat
 
 test: $(READY) lint  ## Check formatting, lint, types, then run the tests: about ten minutes.
 	@echo "== Tests (a summary comes at the end)"
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)  ## Run the tests that take minutes each.
 	$(BIN)/python -m pytest -m slow

@@ -39,7 +39,10 @@ def nodes(number: int) -> Iterator[tuple[Any, list[Any]]]:
     from ray.cluster_utils import Cluster
 
     memory = {"object_store_memory": 200_000_000}
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory})
+    # Ray takes up to half a minute to believe in a node's death; nothing here depends on how long.
+    soon = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": soon, **memory}
+    made = Cluster(initialize_head=True, head_node_args=head)
     try:
         yield made, [made.add_node(num_cpus=1, **memory) for _ in range(number)]
     finally:

@@ -29,7 +29,7 @@ def trained(shards: Path, models_toml: Path, tmp_path_factory: pytest.TempPathFa
     from workflows.train import train
 
     out = tmp_path_factory.mktemp("trained") / "out"
-    settings = TrainSettings(steps=12, batch_size=10, micro_batch=5, learning_rate=5e-3, beta_end=5.0)
+    settings = TrainSettings(steps=60, batch_size=10, micro_batch=5, learning_rate=5e-3, beta_end=5.0)
     clip, llm = models_toml.parent / "clip", models_toml.parent / "llm"
     train(Job(stage=1, shards=str(shards), vision=str(clip), llm=str(llm), out=str(out), settings=settings))
     return out
@@ -162,36 +162,70 @@ def test_health_has_an_exit_code(pad: Pad, parts: list[object], shards: Path, tm
         (tmp_path / "s.toml").write_text(text)
         return pad("analyze", "health", *parts, "--shards", shards, "--settings", tmp_path / "s.toml", *more)
 
-    well = health("least_align = 0.0\nmost_unreadable = 1.0\n")
+    well = health("least_align = 0.0\nmost_unreadable = 1.0\nabove_chance = 0.0\n")
     assert well.code == 0 and "No sign of failure" in well.out
     assert "Align is" in (ill := health("least_align = 1.0\nmost_unreadable = 1.0\n")).out and ill.code == 1
     assert "can't be read" in (ill := health("least_align = 0.0\nmost_unreadable = 0.0\n")).out and ill.code == 1
     low, high = tmp_path / "low.json", tmp_path / "high.json"
     for path, value in ((low, 0.2), (high, 0.3)):
         path.write_text(json.dumps({"captions": {"CIDEr": value}}))
-    good = "least_align = 0.0\nmost_unreadable = 1.0\n"
+    chance = health("least_align = 0.0\nmost_unreadable = 1.0\nabove_chance = 9.0\n")
+    assert chance.code == 1 and "times the" in chance.out
+    good = "least_align = 0.0\nmost_unreadable = 1.0\nabove_chance = 0.0\n"
     assert health(good, "--captions", high, "--baseline", low).code == 0
     worse = health(good, "--captions", low, "--baseline", high)
     assert worse.code == 1 and "CIDEr of captions is 0.200" in worse.out
     assert health(good, "--captions", low).code == 2
 
 
-def test_a_training_looks_at_held_out_patches(pad: Pad, shards: Path, models_toml: Path, tmp_path: Path) -> None:
+def test_a_training_looks_at_held_out_patches(
+    pad: Pad, trained: Path, shards: Path, models_toml: Path, tmp_path: Path
+) -> None:
     """Align and readable words of held-out pictures stand in the log, every so many steps, and Align is what the
     analysis says of the same pictures. Catches masks of one picture with the tokens of another."""
     clip, llm = models_toml.parent / "clip", models_toml.parent / "llm"
     command = ["train", "--shards", shards, "--vision", clip, "--llm", llm, "--batch-size", 4, "--micro-batch", 3]
     (tmp_path / "all.toml").write_text("held_out = 9\nheld_out_every = 2\n")
-    done = pad(*command, "--steps", 5, "--settings", tmp_path / "all.toml", "--out", tmp_path / "run")
+    more = ["--init", trained / "mm_projector.bin", "--learning-rate", 1e-9, "--settings", tmp_path / "all.toml"]
+    done = pad(*command, "--steps", 5, *more, "--out", tmp_path / "run")
     assert done.code == 0, done.err
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log if "held_out_align" in entry] == [1, 3, 4]
-    # Nine of ten pictures were held out: the analysis of all ten is near, and that of shuffled labels is not it.
+    # Nine of ten pictures were held out: the analysis of all ten is near, and that of shuffled patches is not.
     analysis = ["analyze", "align", "--model", tmp_path / "run", "--shards", shards, "--out", tmp_path / "a"]
     (tmp_path / "half.toml").write_text('patches = "half"\n')
     assert pad(*analysis, "--settings", tmp_path / "half.toml").code == 0
-    assert log[-1]["held_out_align"] == pytest.approx(numbers(tmp_path / "a")["align"]["align"], abs=0.03)
+    align = numbers(tmp_path / "a")["align"]
+    assert log[-1]["held_out_align"] == pytest.approx(align["align"], abs=0.02)
+    assert log[-1]["held_out_align_shuffled"] == pytest.approx(align["shuffled_patches"], abs=0.02)
+    assert align["align"] > align["shuffled_patches"] + 0.05
     assert 0 <= log[-1]["held_out_readable"] <= 1
+
+
+def test_pictures_without_regions_are_looked_at_too(pad: Pad, models_toml: Path, trained: Path, tmp_path: Path) -> None:
+    """A run has `empty` rows: they count for entropy, and for Align there is nothing of them. With nothing else, Align
+    is a named error. Catches the reshape of no mask, which ended the analysis of a whole run."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("grey", "green"):
+        Image.new("RGB", (90, 90), name).save(folder / f"{name}.png")
+    names = enumerate(("grey", "green"))
+    images = [{"id": number, "file_name": f"{name}.png", "width": 90, "height": 90} for number, name in names]
+    square = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 40, 40], "area": 1600, "iscrowd": 0}
+    square["segmentation"] = [[5, 5, 45, 5, 45, 45, 5, 45]]
+    for name, regions in (("some", [square]), ("none", [])):
+        coco = {"images": images, "annotations": regions, "categories": [{"id": 1, "name": "car"}]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(coco))
+        made = ["--annotations", tmp_path / f"{name}.json", "--images", folder, "--models", models_toml]
+        assert pad("import", "coco", *made, "--view-size", 112, "--out", tmp_path / name).code == 0
+    done = pad("analyze", "all", "--model", trained, "--shards", tmp_path / "some", "--out", tmp_path / "a")
+    assert done.code == 0, done.err
+    assert "2 pictures" in done.out and numbers(tmp_path / "a")["align"]["pairs"] == 1
+    assert numbers(tmp_path / "a")["align"]["shuffled_labels"] is None  # there is no other label
+    refused = pad("analyze", "align", "--model", trained, "--shards", tmp_path / "none")
+    assert refused.code == 2 and "no picture in it has a region" in refused.err
+    bare = pad("analyze", "entropy", "--model", trained, "--shards", tmp_path / "none")
+    assert bare.code == 0 and "No picture has a caption" in bare.err
 
 
 def test_what_does_not_go_together_is_told(
@@ -229,7 +263,8 @@ def test_what_does_not_go_together_is_told(
     source = CocoSource(world.instances, world.images, world.llava)
     import_coco(source, tmp_path / "other", models.llm, models.decode, View(size=98), RunOptions(shard_size=4))
     assert "give shards for this tower" in refused(*parts, "--shards", tmp_path / "other")
-    (tmp_path / "s.toml").write_text("steps = 0\n")
-    assert "steps" in refused(*parts, "--shards", shards, "--settings", tmp_path / "s.toml")
+    for text, told in (("steps = 0", "steps"), ("lens_layer = 40", "layers"), ("steps = 5000", "to choose from")):
+        (tmp_path / "s.toml").write_text(text + "\n")
+        assert told in refused(*parts, "--shards", shards, "--settings", tmp_path / "s.toml")
     (tmp_path / "taken").write_text("")
     assert "--out" in refused(*parts, "--shards", shards, "--out", tmp_path / "taken")

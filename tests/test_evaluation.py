@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,8 @@ def test_words_are_split_as_the_treebank_does() -> None:
 def test_answers_match_whatever_their_case_and_articles() -> None:
     """Catches "A dog." that is not "dog", and "no dog" that is."""
     assert exact_match(["A dog.", "no dog", "Two"], ["dog", "dog", ["2", "two"]]) == pytest.approx(2 / 3)
+    assert exact_match(["", "The", "15", "5"], ["A", "A", "1.5", "-5"]) == 0
+    assert exact_match(["a.", "1.5!"], ["A", "1.5"]) == 1
 
 
 # ---------------------------------------------------------------- the command
@@ -237,13 +240,20 @@ def test_a_model_is_asked_and_scored_and_goes_on(
     answers = tmp_path / "a/answers.jsonl"
     lines = answers.read_text().splitlines(keepends=True)
     assert len(lines) == 5
-    (tmp_path / "b").mkdir()
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
     (tmp_path / "b/answers.jsonl").write_text("".join(lines[:2]) + lines[2][:9])
     again = pad(*command, "--out", tmp_path / "b", "--batch", 2)
     assert again.code == 0, again.err
     assert (tmp_path / "b/answers.jsonl").read_text() == answers.read_text()
     scores = [json.loads((tmp_path / run / "scores.json").read_text()) for run in "ab"]
     assert scores[0] == scores[1] and list(scores[0]) == [what]
+    other = tmp_path / "other"
+    shutil.copytree(model / "hf", other)
+    with (other / "model.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"\0\0\1\0")
+    refused = pad(*command[:2], "--model", other, *command[4:], "--out", tmp_path / "a")
+    assert refused.code == 2 and "answers of another model" in refused.err
 
 
 def test_bad_questions_are_told(pad: Pad, model: Path, questions: Path, world: World, tmp_path: Path) -> None:
@@ -271,6 +281,11 @@ def test_bad_questions_are_told(pad: Pad, model: Path, questions: Path, world: W
     other = tmp_path / "other"
     other.mkdir()
     (other / "answers.jsonl").write_text('{"image": "q", "question": "z", "answer": "y"}\n')
+    refused_ = pad("evaluate", "rec", "--model", model, "--data", questions, "--images", world.images, "--out", other)
+    assert refused_.code == 2 and "says whose" in refused_.err
+    assert pad("evaluate", "rec", *("--model", model, "--data", questions, "--images", world.images), "--limit", 1,
+               "--out", tmp_path / "fresh").code == 0  # fmt: skip
+    shutil.copy(tmp_path / "fresh/model.json", other)
     done = pad("evaluate", "rec", "--model", model, "--data", questions, "--images", world.images, "--out", other)
     assert done.code == 2 and "another question" in done.err
 
@@ -278,8 +293,6 @@ def test_bad_questions_are_told(pad: Pad, model: Path, questions: Path, world: W
 def test_lmms_checks_the_export_and_reads_results(pad: Pad, model: Path, tmp_path: Path) -> None:
     """A processor that crops where the training padded is told (transformers' do_pad is off by default); without
     lmms-eval its command is printed; its results come into the table."""
-    import shutil
-
     out = tmp_path / "lmms"
     done = pad("evaluate", "lmms", "--model", model, "--tasks", "gqa,mme", "--out", out)
     assert done.code == 0, done.err
@@ -292,8 +305,13 @@ def test_lmms_checks_the_export_and_reads_results(pad: Pad, model: Path, tmp_pat
     (cropping / "hf/chat_template.jinja").unlink()
     told = pad("evaluate", "lmms", "--model", cropping, "--out", out).out
     assert "its processor does not pad" in told and "no chat template" in told
-    results = {"results": {"gqa": {"alias": "gqa", "exact_match,none": 0.62, "exact_match_stderr,none": 0.01}}}
+    config = {"model_args": f"pretrained={model / 'hf'},dtype=bfloat16"}
+    results = {
+        "config": config,
+        "results": {"gqa": {"alias": "gqa", "exact_match,none": 0.62, "exact_match_stderr,none": 0.01}},
+    }
     (out / "llava").mkdir(parents=True)
     (out / "llava/20260101_results.json").write_text(json.dumps(results))
     shown = pad("evaluate", "lmms", "--model", model, "--out", out).out
     assert "gqa exact match" in shown and "0.620" in shown and "stderr" not in shown
+    assert pad("evaluate", "lmms", "--model", cropping, "--out", out).code == 2  # another model's results

@@ -83,9 +83,12 @@ def test_a_bad_grid_is_told(pad: Pad, command: list[object], tmp_path: Path) -> 
     """Before anything is trained."""
     for before, after, told in (
         ("beta_end = 0.0", "beta_ends = 0.0", "beta_ends"),
-        ('"align", "entropy"]\ncol', '"aline"]\ncol', "aline"),
+        ('"align", "entropy"]\ncol', '"align", "entropy", "aline"]\ncol', "aline"),
         ("[cells.captions]", '[cells."../x"]', "letters"),
         ("seeds = [0, 1]", "seeds = []", "seeds"),
+        ("seeds = [0, 1]", "seeds = [1, 1]", "twice"),
+        ("seeds = [0, 1]", "seeds = [-1]", "seeds"),
+        ('"entropy.image.dH"]', '"lens.logit"]', "lens.logit"),
         ("seeds", "seeds =", "TOML"),
     ):
         (tmp_path / "grid.toml").write_text(GRID.replace(before, after, 1))

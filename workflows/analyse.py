@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -72,6 +73,8 @@ def analyse(
         UserError: shards and model do not go together, nothing can be measured, or `out` can't be written.
     """
     shards = open_shards(where, "--shards")
+    subject.sight(shards.run.view)  # what does not fit is told before hours
+    subject.speak_as(shards.run)
     labels = label_names(shards, limit)
     if not labels and {"align", "pursuit", "lens"} & set(names):
         raise UserError("--shards", where, "no picture in it has a region", "give shards with labels")
@@ -80,17 +83,18 @@ def analyse(
     columns = [TextColumn("analyze"), BarColumn(), MofNCompleteColumn(), TextColumn("pictures")]
     looked = 0
     try:
+        if out:
+            out.mkdir(parents=True, exist_ok=True)
         with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as progress:
             task = progress.add_task("analyze", total=count)
             for group in seen(shards, subject, settings.patches, limit, batch):
                 if not all(bool(values.isfinite().all()) for values in (group.before, group.after)):
                     keys = ", ".join(one.key for one in group.shown[:3])
                     rule = f"its tokens of {keys} and others are no numbers (NaN or infinite)"
-                    raise UserError("--model", subject.vision_folder, rule, "train it again with a lower rate")
+                    raise UserError("--model", subject.name, rule, "train it again with a lower rate")
                 for study in studies.values():
                     study.add(group)
                 if out and looked < pictures and isinstance(pursuit := studies.get("pursuit"), PursuitStudy):
-                    out.mkdir(parents=True, exist_ok=True)
                     for one, tokens in list(zip(group.shown, group.after, strict=True))[: pictures - looked]:
                         words, coefficients, _ = pursuit.decompose(tokens)
                         drawn = draw_words(one.pixels, subject, pursuit.vocabulary, words, coefficients)
@@ -98,12 +102,16 @@ def analyse(
                 looked += len(group.shown)
                 progress.update(task, completed=looked)
         found: dict[str, Any] = {"pictures": looked} | {name: study.result() for name, study in studies.items()}
+        if "entropy" in found and not math.isfinite(found["entropy"]["image"]["text"]):
+            errors.print("No picture has a caption: the entropy of text is left out.", highlight=False)
         if out:
-            out.mkdir(parents=True, exist_ok=True)
-            facts = {"settings": settings.model_dump(), "shards": str(where), "model": str(subject.vision_folder)}
-            text = json.dumps(_whole(facts | found), indent=1)
+            facts = {"settings": settings.model_dump(), "shards": str(where), "model": str(subject.name)}
+            text = json.dumps(finite(facts | found), indent=1)
             (out / RESULT).write_text(text + "\n", "utf-8")
             draw_charts(found, out)
+    except torch.OutOfMemoryError as error:
+        rule = "the GPU has not enough memory for so many pictures at a time"
+        raise UserError("--batch", batch, rule, "lower it; the numbers stay the same") from error
     except OSError as error:
         rule = f"it can't be written ({error.strerror or error})"
         raise UserError("--out", out, rule, "make room, or choose another folder") from error
@@ -138,8 +146,12 @@ def signs_of_failure(found: dict[str, Any], settings: AnalysisSettings) -> list[
     signs = []
     align, readable = found["align"]["align"], found["pursuit"]["first_readable"]
     if not align >= settings.least_align:
-        control = found["align"]["shuffled_labels"]
-        signs.append(f"Align is {align:.3f}, below {settings.least_align} (with shuffled labels it is {control:.3f})")
+        signs.append(f"Align is {align:.3f}, below {settings.least_align}")
+    controls = [found["align"][name] for name in ("shuffled_labels", "shuffled_patches", "untrained_projector")]
+    chance = max((value for value in controls if math.isfinite(value)), default=0.0)
+    if not align >= settings.above_chance * chance:
+        times = f"less than {settings.above_chance} times"
+        signs.append(f"Align is {align:.3f}, {times} the {chance:.3f} of shuffled or untrained controls")
     if not 1 - readable <= settings.most_unreadable:
         signs.append(
             f"the first word of {1 - readable:.0%} of patches can't be read, above {settings.most_unreadable:.0%}"
@@ -177,12 +189,12 @@ def _scores(option: str, path: Path) -> dict[str, float]:
         raise UserError(option, path, rule, "give the scores.json of `pad evaluate captions`") from error
 
 
-def _whole(value: Any) -> Any:
-    """JSON knows no NaN."""
+def finite(value: Any) -> Any:
+    """The same with None for NaN and infinity, which JSON does not know."""
     if isinstance(value, dict):
-        return {name: _whole(entry) for name, entry in value.items()}
+        return {name: finite(entry) for name, entry in value.items()}
     if isinstance(value, list):
-        return [_whole(entry) for entry in value]
+        return [finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -191,8 +203,15 @@ def table(found: dict[str, Any]) -> Table:
     made = Table("analysis", "of", "value", title=f"{found['pictures']} pictures")
     for name in STUDIES:
         for of, value in rows_of(found.get(name, {})):
-            made.add_row(name, of, f"{value:.3f}" if isinstance(value, float) else str(value))
+            made.add_row(name, of, shown(value))
     return made
+
+
+def shown(value: Any) -> str:
+    """A number as tables have it; a hyphen where there is none."""
+    if isinstance(value, float):
+        return f"{value:.3f}" if math.isfinite(value) else "-"
+    return str(value)
 
 
 def rows_of(value: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:

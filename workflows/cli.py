@@ -429,6 +429,7 @@ def analyze(
     out: Annotated[Path | None, typer.Option(help="Folder that gets analysis.json and pictures.")] = None,
     vision: Annotated[str, typer.Option(help="Of a mm_projector.bin: its tower, or `miniature`.")] = "",
     llm: Annotated[str, typer.Option(help="Of a mm_projector.bin: its LLM, or `miniature`.")] = "",
+    vision_layer: Annotated[int, typer.Option(help="Of a mm_projector.bin: the tower's layer that it projects.")] = -2,
     settings: Annotated[Path | None, typer.Option(help="TOML with what the paper leaves open.")] = None,
     limit: Annotated[int | None, typer.Option(help="Look at the first pictures alone.", min=1)] = None,
     batch: Annotated[int, typer.Option(help="Pictures computed at a time; lower it if memory runs out.", min=1)] = 32,
@@ -463,12 +464,12 @@ def analyze(
         rule = "both go together, and with health only"
         raise UserError("--captions or --baseline", captions or baseline, rule, "give both, or neither")
     names = list(workflow.STUDIES) if what is Analysis.all else ["align", "pursuit"] if healthy else [what.value]
-    subject = Subject(model, resolve(vision, "clip"), resolve(llm, "llm"))
+    scores = workflow.captions_below(captions, baseline) if captions and baseline else []
+    subject = Subject(model, resolve(vision, "clip"), resolve(llm, "llm"), vision_layer)
     found = workflow.analyse(names, subject, shards, chosen, out, limit, batch, pictures)
     console.print(workflow.table(found))
     if healthy:
-        signs = workflow.signs_of_failure(found, chosen)
-        signs += workflow.captions_below(captions, baseline) if captions and baseline else []
+        signs = workflow.signs_of_failure(found, chosen) + scores
         for sign in signs:
             console.print(f"sign of failure: {sign}", markup=False, soft_wrap=True)
         if signs:
@@ -541,11 +542,11 @@ def _evaluate(
 
 
 def _print_scores(title: str, found: dict[str, Any]) -> None:
-    from workflows.analyse import rows_of
+    from workflows.analyse import rows_of, shown
 
     made = Table("score", "value", title=title)
     for name, value in rows_of(found):
-        made.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
+        made.add_row(name, shown(value))
     console.print(made)
 
 
@@ -559,7 +560,7 @@ def evaluate_lmms(
     """The standard benchmarks (GQA, ScienceQA, VizWiz, OK-VQA, MMMU, MM-Vet, MMBench, MME) through lmms-eval.
 
     Checks the exported folder first: a processor that crops where the training padded costs points in silence. Where
-    lmms-eval is not installed, its exact command is printed; run this again on its results.
+    lmms-eval is not installed, its exact command is printed. Without --tasks, results that are there already are shown.
 
     Example:
 
@@ -569,10 +570,10 @@ def evaluate_lmms(
 
     for problem in workflow.check_export(model):
         console.print(f"warning: {problem}", markup=False, soft_wrap=True)
-    found = workflow.read_results(out)
-    if not found:
+    found = workflow.read_results(out, model)
+    if not found or tasks:
         console.print(workflow.run(model, tasks or workflow.TASKS, out, processes), markup=False, soft_wrap=True)
-        found = workflow.read_results(out)
+        found = workflow.read_results(out, model)
     if found:
         _print_scores("lmms-eval", found)
 
@@ -588,7 +589,7 @@ def experiment(
     data: Annotated[str, typer.Option(help="LLaVA JSON, for stage 2; without it, stage 1 alone.")] = "",
     image_root: Annotated[str, typer.Option(help="What its images are relative to.")] = "",
     seeds: Annotated[int | None, typer.Option(help="Each cell is trained so often (3).", min=1)] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of stage 1, for all cells.", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of stage 1, where a cell does not say.", min=1)] = None,
     limit: Annotated[int | None, typer.Option(help="Pictures that the analyses look at.", min=1)] = None,
     engine: EngineOption = Engine.local,
     address: Annotated[str, typer.Option(help="Ray cluster to use; empty starts Ray on this machine.")] = "",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,9 +19,10 @@ from pad_pipeline.evaluation.boxes import read_expressions, score_boxes
 from pad_pipeline.evaluation.captions import java_scores, score_captions
 from pad_pipeline.pictures import BadImage, DecodeSettings, decode
 from pad_pipeline.sources import path_problem
-from pad_pipeline.training.chat import Chat
+from pad_pipeline.training.chat import Chat, llava_folder
+from pad_pipeline.weights import file_sha256
 
-ANSWERS, SCORES = "answers.jsonl", "scores.json"
+ASKED, ANSWERS, SCORES = "model.json", "answers.jsonl", "scores.json"
 REFER = "Please provide the bounding box coordinate of the region this sentence describes: {}"
 """LLaVA-1.5's prompt; `--prompt` takes another, with `{}` where the phrase goes."""
 DESCRIBE = "Provide a one-sentence caption for the provided image."
@@ -47,6 +49,7 @@ def ask(model: Path, images: Path, asked: Sequence[Question], out: Path, batch: 
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
+        _claim(out, model)
         known = _known(out / ANSWERS, asked)
         if len(known) == len(asked):
             return known
@@ -65,11 +68,33 @@ def ask(model: Path, images: Path, asked: Sequence[Question], out: Path, batch: 
                 file.flush()
                 known += said
                 progress.update(task, completed=len(known))
+    except torch.OutOfMemoryError as error:
+        rule = "the GPU has not enough memory for so many questions at a time"
+        raise UserError("--batch", batch, rule, "lower it; the answers stay the same") from error
     except OSError as error:
         raise UserError(
             "--out", out, f"it can't be used ({error.strerror or error})", "choose another folder"
         ) from error
     return known
+
+
+def _claim(out: Path, model: Path) -> None:
+    """The folder is for this model's answers alone, as it is now: a training into the same folder makes another."""
+    folder = llava_folder(model)
+    weights = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".bin"))
+    mine = {"weights": {str(path.relative_to(folder)): file_sha256(path) for path in weights}}
+    path = out / ASKED
+    if not path.exists():
+        if (out / ANSWERS).exists():
+            raise UserError("--out", out, f"it holds answers, and no {ASKED} that says whose", "name a new folder")
+        path.write_text(json.dumps(mine, indent=1) + "\n", "utf-8")
+        return
+    try:
+        theirs = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError("--out", path, "it can't be read", "name a new folder") from error
+    if theirs != mine:
+        raise UserError("--out", out, "it holds the answers of another model", "name a new folder")
 
 
 def _known(path: Path, asked: Sequence[Question]) -> list[str]:
@@ -204,7 +229,7 @@ def read_references(path: Path) -> dict[str, list[str]]:
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1):
+        for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), 1):
             if line.strip():
                 entry = json.loads(line)
                 if not isinstance(entry, dict):

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
@@ -22,10 +22,13 @@ from pad_pipeline.analysis.model import Subject
 from pad_pipeline.analysis.studies import AnalysisSettings
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import Fit
+from pad_pipeline.shards.reader import open_shards
+from pad_pipeline.sources.llava import LlavaSource
+from pad_pipeline.storage import is_url
 from pad_pipeline.training.job import Job
 from pad_pipeline.training.logbook import write_whole
 from pad_pipeline.training.settings import settings_of
-from workflows.analyse import STUDIES, analyse
+from workflows.analyse import STUDIES, analyse, finite
 from workflows.settings import read_toml, settings_error
 from workflows.train import train
 
@@ -69,7 +72,7 @@ class Experiment(BaseModel):
     """What its images are relative to."""
     fit: Fit = "pad"
     """How its pictures are made square."""
-    seeds: list[int] = Field([0, 1, 2], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1, 2], min_length=1)
     """Each cell is trained with each."""
     stage1: dict[str, Any] = Field(default_factory=dict)
     """Settings of stage 1 that all cells have."""
@@ -82,7 +85,8 @@ class Experiment(BaseModel):
     limit: int | None = Field(None, ge=1)
     """Pictures that the analyses look at; all by default."""
     columns: list[str] = Field(
-        ["entropy.image.dH", "align.align", "align.shuffled_labels", "pursuit.precision", "pursuit.first_readable"]
+        ["entropy.image.dH", "align.align", "align.shuffled_labels", "pursuit.precision", "pursuit.first_readable"],
+        min_length=1,
     )
     """Numbers of the table, by their place in a result."""
     cells: dict[str, Cell] = Field(min_length=1)
@@ -117,6 +121,11 @@ def read_experiment(name: str, options: dict[str, Any]) -> Experiment:
         in_cells = all(getattr(cell, option, "") for cell in experiment.cells.values())
         if not getattr(experiment, option) and not in_cells:
             raise UserError(f"--{option}", "(empty)", "the recipe does not say it", "give it on the command line")
+    if len(set(experiment.seeds)) < len(experiment.seeds):
+        raise UserError(f"{path}: seeds", experiment.seeds, "one stands there twice", "name each once")
+    if missing := [one for one in experiment.columns if one.partition(".")[0] not in experiment.analyses]:
+        rule = "it should begin with one of the experiment's analyses"
+        raise UserError(f"{path}: columns", missing[0], rule, "add the analysis, or leave the column out")
     if unknown := [one for one in experiment.analyses if one not in STUDIES]:
         raise UserError(f"{path}: analyses", unknown[0], f"it should be one of {', '.join(STUDIES)}", "correct it")
     if bad := [one for one in experiment.cells if not one.replace(" ", "").replace("-", "").replace(".", "").isalnum()]:
@@ -144,8 +153,9 @@ def run_experiment(
     Raises:
         UserError: `out` holds another experiment, or a training fails.
     """
+    experiment = _absolute(experiment)
     runs = [Run(cell, seed, out / f"{cell}-{seed}") for cell in experiment.cells for seed in experiment.seeds]
-    _claim(experiment, out)
+    _claim(experiment, _inputs(experiment), out)
     todo = [run for run in runs if not (run.out / RESULT).is_file()]
     say(f"{len(runs)} trainings, {len(runs) - len(todo)} of them done.")
     for run in _done(experiment, todo, address):
@@ -156,14 +166,48 @@ def run_experiment(
         for cell in experiment.cells
     }
     facts = {"experiment": experiment.model_dump(mode="json"), "cells": found}
-    write_whole(out / SUMMARY, json.dumps(facts, indent=1) + "\n")
+    write_whole(out / SUMMARY, json.dumps(finite(facts), indent=1) + "\n")
     draw_grid(found, out / PLOT)
     return found
 
 
-def _claim(experiment: Experiment, out: Path) -> None:
+def _absolute(experiment: Experiment) -> Experiment:
+    """Local paths as they are from anywhere: workers run in other folders."""
+
+    def absolute(text: str) -> str:
+        return str(Path(text).resolve()) if text and not is_url(text) and Path(text).exists() else text
+
+    names = ("vision", "llm", "shards", "heldout", "data", "image_root")
+    cells = {
+        name: cell.model_copy(update={"vision": absolute(cell.vision), "llm": absolute(cell.llm)})
+        for name, cell in experiment.cells.items()
+    }
+    return experiment.model_copy(
+        update={name: absolute(getattr(experiment, name)) for name in names} | {"cells": cells}
+    )
+
+
+def _inputs(experiment: Experiment) -> dict[str, Any]:
+    """What the trainings read, as it is now: results of other shards do not belong into one table.
+
+    Raises:
+        UserError: shards or data can't be read, or their views differ.
+    """
+    trained, heldout = (open_shards(getattr(experiment, name), f"--{name}") for name in ("shards", "heldout"))
+    if trained.run.view != heldout.run.view:
+        rule = f"its view is {heldout.run.view}, and that of --shards {trained.run.view}"
+        raise UserError("--heldout", experiment.heldout, rule, "give shards of the same view")
+    if experiment.data:
+        LlavaSource(experiment.data, experiment.image_root or None)
+    return {
+        name: {"run": shards.run.identity, "fingerprints": shards.run.fingerprints, "shards": len(shards.names)}
+        for name, shards in (("shards", trained), ("heldout", heldout))
+    }
+
+
+def _claim(experiment: Experiment, inputs: dict[str, Any], out: Path) -> None:
     """The folder is new, or this experiment's."""
-    path, mine = out / "grid.json", experiment.model_dump(mode="json", exclude={"columns"})
+    path, mine = out / "grid.json", experiment.model_dump(mode="json", exclude={"columns"}) | {"read": inputs}
     if path.is_file():
         try:
             theirs = json.loads(path.read_text())
@@ -223,7 +267,8 @@ def run_cell(experiment: Experiment, run: Run) -> None:
     train(Job(stage=1, shards=experiment.shards, out=str(one), settings=first, **shared))
     model = one
     if experiment.data:
-        second = settings_of(2).model_validate(experiment.stage2 | cell.stage2 | {"seed": run.seed})
+        same = {name: getattr(first, name) for name in ("projector", "abstractor_tokens", "vision_layer")}
+        second = settings_of(2).model_validate(same | experiment.stage2 | cell.stage2 | {"seed": run.seed})
         train(
             Job(
                 stage=2, data=experiment.data, image_root=experiment.image_root, fit=experiment.fit,
@@ -234,7 +279,7 @@ def run_cell(experiment: Experiment, run: Run) -> None:
     found = analyse(
         experiment.analyses, Subject(model), experiment.heldout, experiment.analysis, run.out, experiment.limit
     )
-    write_whole(run.out / RESULT, json.dumps(found) + "\n")
+    write_whole(run.out / RESULT, json.dumps(finite(found)) + "\n")
 
 
 def _at(result: dict[str, Any], column: str) -> float:
@@ -255,6 +300,7 @@ def table(found: dict[str, Any]) -> Table:
 
 
 def _spread(values: list[float]) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{fmean(values):.3f} ± {stdev(values):.3f}"
+    known = [value for value in values if math.isfinite(value)]
+    if len(known) < 2:
+        return f"{known[0]:.3f}" if known else "-"
+    return f"{fmean(known):.3f} ± {stdev(known):.3f}"

@@ -13,7 +13,9 @@ from typing import Any
 from transformers import CLIPImageProcessor, CLIPImageProcessorPil
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.training.chat import llava_folder, load_processor
+from pad_pipeline.pretrained import read_config
+from pad_pipeline.training.chat import KINDS, llava_folder, load_processor
+from pad_pipeline.training.export import ADAPTER
 
 TASKS = (
     "gqa,scienceqa_img,vizwiz_vqa_val,ok_vqa,mmmu_val,mme,mmbench_en_dev,mmvet,"
@@ -32,6 +34,10 @@ def check_export(model: Path) -> list[str]:
     folder = llava_folder(model)
     processor = load_processor(folder)
     problems = []
+    if (folder / ADAPTER).is_dir():
+        problems.append("its adapters are not merged: lmms-eval would score the LLM without them (lora.merge = true)")
+    if read_config("--model", folder, set(KINDS))["model_type"] != "llava":
+        problems.append("it is no stock LLaVA (C-Abstractor): lmms-eval's llava_hf can't load it")
     if not processor.chat_template:
         problems.append("it has no chat template: lmms-eval would fall back to Vicuna's")
     images = processor.image_processor
@@ -71,17 +77,22 @@ def run(model: Path, tasks: str, out: Path, processes: int) -> str:
     return ""
 
 
-def read_results(out: Path) -> dict[str, float]:
+def read_results(out: Path, model: Path) -> dict[str, float]:
     """`task metric` -> value of the newest results that lmms-eval wrote below a folder; nothing where there are none.
 
     Raises:
-        UserError: they can't be read.
+        UserError: they can't be read, or are another model's.
     """
     files = sorted(out.rglob("*results.json"), key=lambda path: path.stat().st_mtime)
     if not files:
         return {}
     try:
-        results: dict[str, dict[str, Any]] = json.loads(files[-1].read_text("utf-8"))["results"]
+        whole = json.loads(files[-1].read_text("utf-8"))
+        asked = str(whole.get("config", {}).get("model_args", ""))
+        if f"pretrained={llava_folder(model)}" not in asked.split(","):
+            rule = f"its results are of another model ({asked or 'it does not say which'})"
+            raise UserError("--out", files[-1], rule, "name a new folder")
+        results: dict[str, dict[str, Any]] = whole["results"]
         return {
             f"{task} {metric.partition(',')[0]}": float(value)
             for task, metrics in sorted(results.items())

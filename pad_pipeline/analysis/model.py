@@ -14,10 +14,11 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
 from pad_pipeline.labels import LabelEmbedder, LabelSettings
 from pad_pipeline.pretrained import load_pretrained, read_config
+from pad_pipeline.shards.run import Run
 from pad_pipeline.training.abstractor import CAbstractor
 from pad_pipeline.training.chat import load_llava
 from pad_pipeline.training.examples import Sight
-from pad_pipeline.training.model import LLMS, TOWERS, normalisation, vision_config
+from pad_pipeline.training.model import LLMS, TOWERS, context_of, normalisation, vision_config
 from pad_pipeline.training.projector import load_projector
 from pad_pipeline.weights import fetch_model
 
@@ -45,6 +46,7 @@ class Subject:
             self._from_folder(model)
         self.words: Tensor = self.llm.get_input_embeddings().weight.detach()
         """`[V, d]`, the LLM's input embeddings."""
+        self.name = model
         self.labels = LabelEmbedder(LabelSettings(llm=str(self.words_folder)))
         self.tokenizer: Any = self.labels.tokenizer
         if len(self.tokenizer) < len(self.words):
@@ -89,6 +91,10 @@ class Subject:
             )
         self.layer = layer
 
+    def speak_as(self, run: Run) -> None:
+        """Put labels into words as a run did: inside a sentence, or bare."""
+        self.labels = LabelEmbedder(LabelSettings(llm=str(self.words_folder), context=context_of(run)))
+
     @property
     def grid(self) -> int:
         """Of the tower: patches along an edge."""
@@ -109,7 +115,10 @@ class Subject:
         size, patch = int(self.tower.config.image_size), int(self.tower.config.patch_size)
         if (size, patch) != (view.size, view.patch):
             rule = f"it sees {size} px in patches of {patch}, and the shards {view.size} px in patches of {view.patch}"
-            raise UserError("--model", self.vision_folder, rule, "give shards for this tower")
+            raise UserError("--model", self.name, rule, "give shards for this tower")
+        if isinstance(self.projector, CAbstractor) and self.projector.grid != self.grid:
+            rule = f"its projector is for a grid of {self.projector.grid}, and its tower has one of {self.grid}"
+            raise UserError("--model", self.name, rule, "give the tower that it was trained with")
         return Sight(view, self.mean, self.std, self.pooled_grid**2)
 
     @torch.inference_mode()
@@ -128,4 +137,6 @@ class Subject:
             for module in fresh.modules():
                 if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm):
                     module.reset_parameters()
+                if isinstance(module, CAbstractor):
+                    nn.init.trunc_normal_(module.pos_emb, std=0.02)
         return fresh

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pad_pipeline.analysis.model import Subject
 from pad_pipeline.errors import UserError
-from pad_pipeline.geometry import PatchRule
+from pad_pipeline.geometry import PatchRule, select_patches
 from pad_pipeline.pictures import BadImage
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.training.abstractor import pool_coverage
@@ -88,9 +88,12 @@ def _read(
         raise UserError("--shards", shards.folder, rule_, f"see `pad verify --deep {shards.folder}`") from error
     names = [region["label"] for region in sample.meta["regions"]]
     labels = list(dict.fromkeys(names))
-    chosen = torch.from_numpy(sample.patches(rule).reshape(len(names), -1))
+    coverage = sample.coverage
     if subject.pooled_grid != subject.grid:
-        chosen = pool_coverage(chosen, subject.grid, subject.pooled_grid) >= 127.5  # of a token's patches at least half
+        flat = torch.from_numpy(coverage.reshape(-1, subject.grid**2))
+        pooled = pool_coverage(flat, subject.grid, subject.pooled_grid).ceil().byte().numpy()  # a touch stays above 0
+        coverage = pooled.reshape(-1, subject.pooled_grid, subject.pooled_grid)
+    chosen = torch.from_numpy(select_patches(coverage, rule).reshape(-1, subject.pooled_grid**2))
     shown = torch.zeros(len(labels), subject.pooled_grid**2, dtype=torch.bool)
     for name, mask in zip(names, chosen, strict=True):
         shown[labels.index(name)] |= mask > 0

@@ -18,6 +18,7 @@ from pad_pipeline.analysis.overlap import neighbour_overlap
 from pad_pipeline.analysis.patches import Seen, seeded
 from pad_pipeline.analysis.pursuit import matching_pursuit
 from pad_pipeline.analysis.vocabulary import Vocabulary, WordFilter
+from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import PatchRule
 
 ROWS = 1024
@@ -47,7 +48,7 @@ class AnalysisSettings(BaseModel):
     orthogonal: bool = False
     """Orthogonal matching pursuit."""
     positive: bool = False
-    """Words with positive coefficients alone."""
+    """In each step take the word that points the token's way most, and none that is to be taken away."""
     words: WordFilter = "all"
     """Which tokens matching pursuit chooses from."""
     lens_layer: int = -1
@@ -56,6 +57,8 @@ class AnalysisSettings(BaseModel):
     """k of the neighbour overlap."""
     least_align: float = Field(0.15, ge=0, le=1)
     """Align below it is a sign of failure; the paper's."""
+    above_chance: float = Field(1.2, ge=0)
+    """So is Align below so many times the best of its controls: where regions are large, chance alone is above 0.15."""
     most_unreadable: float = Field(0.5, ge=0, le=1)
     """A higher share of patches whose first word can't be read is another; the paper's."""
 
@@ -136,6 +139,7 @@ class AlignStudy:
         self.fresh = subject.untrained(settings.seed)
         names = ("align", "shuffled_labels", "shuffled_patches", "untrained_projector")
         self.scores = {name: Align(settings.threshold_rule, settings.threshold) for name in names}
+        self.everywhere = Mean()
 
     def add(self, batch: Seen) -> None:
         """Take pictures."""
@@ -145,12 +149,15 @@ class AlignStudy:
             if not one.labels:
                 continue
             rng, shown = seeded(one.key, self.settings.seed), one.shown.to(tokens.device)
-            others = [label for label in self.labels if label not in one.labels] or one.labels
-            wrong = [str(name) for name in rng.choice(others, len(one.labels), replace=len(others) < len(one.labels))]
+            visible = one.shown[one.shown.any(-1)]
+            self.everywhere.add(visible.float().mean(-1))
             places = torch.from_numpy(rng.permutation(len(tokens))).to(tokens.device)
-            words, strange = (self._words(names).to(tokens.device) for names in (one.labels, wrong))
+            words = self._words(one.labels).to(tokens.device)
             self.scores["align"].add(tokens, words, shown)
-            self.scores["shuffled_labels"].add(tokens, strange, shown)
+            if others := [label for label in self.labels if label not in one.labels]:
+                wrong = rng.choice(others, len(one.labels), replace=len(others) < len(one.labels))
+                strange = self._words([str(name) for name in wrong]).to(tokens.device)
+                self.scores["shuffled_labels"].add(tokens, strange, shown)
             self.scores["shuffled_patches"].add(tokens[places], words, shown)
             self.scores["untrained_projector"].add(raw, words, shown)
 
@@ -158,10 +165,16 @@ class AlignStudy:
         return torch.from_numpy(self.subject.labels(labels)).float()
 
     def result(self) -> dict[str, Any]:
-        """Align and its controls, the pairs of picture and label that it is a mean over, the threshold."""
+        """Align and its controls, the pairs of picture and label that it is a mean over, the threshold. `everywhere` is
+        what it would be were every label found on every patch: the best threshold never gives less, whatever the model.
+        """
         found: dict[str, Any] = {name: score.value() for name, score in self.scores.items()}
         align = self.scores["align"]
-        return found | {"pairs": align.pairs, "threshold": align.best_threshold()}
+        return found | {
+            "everywhere": self.everywhere.value(),
+            "pairs": align.pairs,
+            "threshold": align.best_threshold(),
+        }
 
 
 # ---------------------------------------------------------------- words of patches
@@ -178,13 +191,14 @@ class WordTally:
         self.vocabulary = vocabulary
         self.readable, self.first, self.precision, self.recall = Mean(), Mean(), Mean(), Mean()
 
-    def add(self, words: Tensor, labels: list[str], shown: Tensor) -> None:
+    def add(self, words: Tensor, labels: list[str], shown: Tensor, said_so: Tensor | None = None) -> None:
         """Take a picture.
 
         Args:
             words: int64 `[M, K]`, what was said for each patch.
             labels: of the picture.
             shown: bool `[L, M]`.
+            said_so: bool `[M, K]`, which of the words are said; all by default. Others are true of nothing.
         """
         words = words.cpu()
         self.readable.add(self.vocabulary.readable[words])
@@ -194,6 +208,8 @@ class WordTally:
             return
         said = torch.stack([self.vocabulary.said(words, label) for label in labels])  # [L, M, K]
         hit = said & shown[:, :, None]
+        if said_so is not None:
+            hit &= said_so
         self.precision.add(hit.any(0)[covered].float().mean(-1))
         self.recall.add((hit.any(-1).sum(0) / shown.sum(0).clamp_min(1))[covered])
 
@@ -214,6 +230,9 @@ class PursuitStudy:
     def __init__(self, subject: Subject, settings: AnalysisSettings, vocabulary: Vocabulary) -> None:
         self.settings, self.vocabulary = settings, vocabulary
         self.atoms = vocabulary.atoms(settings.words)
+        if len(self.atoms) < settings.steps:
+            rule = f"the words to choose from are {len(self.atoms)} with words = {settings.words!r}"
+            raise UserError("steps", settings.steps, rule, "take fewer steps, or other words")
         self.matrix = subject.words[self.atoms.to(subject.words.device)].float()
         self.tally = WordTally(vocabulary)
         self.residual = [Mean() for _ in range(settings.steps + 1)]
@@ -221,8 +240,8 @@ class PursuitStudy:
     def add(self, batch: Seen) -> None:
         """Take pictures."""
         for one, tokens in zip(batch.shown, batch.after, strict=True):
-            words, _, residual = self.decompose(tokens)
-            self.tally.add(words, one.labels, one.shown)
+            words, coefficients, residual = self.decompose(tokens)
+            self.tally.add(words, one.labels, one.shown, coefficients > 0)  # a word that is taken away is not said
             for mean, values in zip(self.residual, residual.T, strict=True):
                 mean.add(values)
 
@@ -243,6 +262,10 @@ class LensStudy:
 
     def __init__(self, subject: Subject, settings: AnalysisSettings, vocabulary: Vocabulary) -> None:
         self.subject, self.settings, self.vocabulary = subject, settings, vocabulary
+        layers = int(subject.llm.config.get_text_config().num_hidden_layers)
+        if not -layers - 1 <= settings.lens_layer <= layers:
+            rule = f"the LLM has {layers} layers"
+            raise UserError("lens_layer", settings.lens_layer, rule, f"name one from 0 to {layers}, or -1 for the last")
         self.atoms = vocabulary.atoms("all")
         self.matrix = F.normalize(subject.words[self.atoms.to(subject.words.device)].float(), dim=-1)
         self.embedding, self.logit = WordTally(vocabulary), WordTally(vocabulary)

@@ -7,12 +7,14 @@ import string
 from collections.abc import Sequence
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_PUNCTUATION = re.compile(rf"[{re.escape(string.punctuation)}](?!\d)")
 
 
 def plain_answer(text: str) -> str:
-    """Lower case, without punctuation, articles and spare spaces, so that "A dog." is "dog"."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    """Lower case, without punctuation, articles and spare spaces, so that "A dog." is "dog". What stands before a digit
+    stays (1.5, -5), and so does an article that is the whole answer (the choice A)."""
+    bare = " ".join(_PUNCTUATION.sub("", text.lower()).split())
+    return " ".join(_ARTICLES.sub(" ", bare).split()) or bare
 
 
 def exact_match(said: Sequence[str], truth: Sequence[str | Sequence[str]]) -> float:

@@ -45,7 +45,7 @@ def read_expressions(path: Path) -> list[Expression]:
         raise UserError("--data", path, f"it can't be read ({error})", "check the path") from error
     try:
         if path.suffix in (".jsonl", ".ndjson"):
-            entries = [json.loads(line) for line in text.splitlines() if line.strip()]
+            entries = [json.loads(line) for line in text.split("\n") if line.strip()]
             return [_of_line(entry, f"line {number}") for number, entry in enumerate(entries, 1)]
         return _of_mdetr(json.loads(text))
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -252,9 +252,13 @@ def embedder_for(llm_folder: Path, run: Run) -> LabelEmbedder | None:
     """What embeds the labels of shards that were built for another LLM; None where they fit."""
     if EmbeddingTable(llm_folder).sha256() == run.fingerprints.get("llm_embedding"):
         return None
+    return LabelEmbedder(LabelSettings(llm=str(llm_folder), context=context_of(run)))
+
+
+def context_of(run: Run) -> Literal["sentence", "bare"]:
+    """How a run put its labels into words, see `LabelSettings`."""
     built = run.settings.get("llm")
-    context = built.get("context", "sentence") if isinstance(built, dict) else "sentence"
-    return LabelEmbedder(LabelSettings(llm=str(llm_folder), context=context))
+    return "bare" if isinstance(built, dict) and built.get("context") == "bare" else "sentence"
 
 
 def _check_vocabulary(llm: Any, tokenizer: Any, name: str) -> None:

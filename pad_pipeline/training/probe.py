@@ -34,7 +34,7 @@ class Probe:
         ids = vocabulary.atoms("all")
         self._words = F.normalize(words[ids.to(words.device)].float(), dim=-1)
         self._readable = vocabulary.readable[ids]
-        self._align = Align()
+        self._align, self._chance = Align(), Align()
         self._seen = torch.zeros(2, dtype=torch.float64)
 
     def add(self, part: Batch, tokens: Tensor) -> None:
@@ -52,12 +52,19 @@ class Probe:
                 for label, mask in zip(which.tolist(), coverage[mine] >= HALF, strict=True):
                     shown[label] |= mask
                 self._align.add(own, labels, shown)
+                order = torch.randperm(len(own), generator=torch.Generator().manual_seed(len(own)))
+                self._chance.add(own[order.to(own.device)], labels, shown)
 
     def result(self, here: Ranks) -> dict[str, Any]:
-        """Over the pictures of all ranks; None where there was no region, or no picture."""
-        sums = torch.cat([self._align.sums, torch.tensor([float(self._align.pairs)]).double(), self._seen])
-        *aligned, pairs, readable, count = here.sum(sums.to(here.device, torch.float32)).tolist()
+        """Over the pictures of all ranks: Align, the same with each picture's patches shuffled, and the share of
+        patches whose nearest word can be read. None where there was no region, or no picture."""
+        pairs_here = torch.tensor([float(self._align.pairs)]).double()
+        sums = torch.stack([self._align.sums, self._chance.sums]).flatten()
+        sums = here.sum(torch.cat([sums, pairs_here, self._seen]).to(here.device, torch.float32))
+        pairs, readable, count = sums[-3:].tolist()
+        align, chance = (sums[:-3].view(2, -1).amax(1) / max(pairs, 1.0)).tolist()
         return {
-            "held_out_align": max(aligned) / pairs if pairs else None,
+            "held_out_align": align if pairs else None,
+            "held_out_align_shuffled": chance if pairs else None,
             "held_out_readable": readable / count if count else None,
         }
