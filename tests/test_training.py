@@ -350,6 +350,20 @@ def test_stage_2_reads_shards_too(pad: Pad, models_toml: Path, shards: Path, tmp
     assert list((tmp_path / "run/tensorboard").iterdir())
 
 
+def test_out_of_memory_names_the_setting_to_lower(
+    pad: Pad, shards: Path, models_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU raises is a line with the size that did not fit, and no traceback."""
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(MultimodalModel, "forward", full)
+    parts = ["--vision", models_toml.parent / "clip", "--llm", models_toml.parent / "llm", "--micro-batch", 3]
+    done = pad("train", "--shards", shards, *parts, "--out", tmp_path / "run")
+    assert done.code == 2 and "--micro-batch = 3" in done.err and "lower it" in done.err
+
+
 def test_photographs_and_a_real_language_model(pad: Pad, models_toml: Path, tmp_path: Path) -> None:
     """Human masks of 51 photographs, a LLaMA that writes sentences: both losses fall."""
     llm, annotations = shared("stories260K"), shared("photos/instances.json")

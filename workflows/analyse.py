@@ -75,11 +75,14 @@ def analyse(
     shards = open_shards(where, "--shards")
     subject.sight(shards.run.view)  # what does not fit is told before hours
     subject.speak_as(shards.run)
-    labels = label_names(shards, limit)
+    rows = shards.usable()
+    if not len(rows):
+        raise UserError("--shards", where, "every image in it failed", "see `pad stats` for the reasons")
+    count = len(rows) if limit is None else min(limit, len(rows))
+    labels = label_names(shards, rows, count)
     if not labels and {"align", "pursuit", "lens"} & set(names):
         raise UserError("--shards", where, "no picture in it has a region", "give shards with labels")
     studies = build_studies(names, subject, settings, labels)
-    count = len(shards.usable()) if limit is None else min(limit, len(shards.usable()))
     columns = [TextColumn("analyze"), BarColumn(), MofNCompleteColumn(), TextColumn("pictures")]
     looked = 0
     try:
@@ -87,7 +90,7 @@ def analyse(
             out.mkdir(parents=True, exist_ok=True)
         with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as progress:
             task = progress.add_task("analyze", total=count)
-            for group in seen(shards, subject, settings.patches, limit, batch):
+            for group in seen(shards, rows, count, subject, settings.patches, batch):
                 if not all(bool(values.isfinite().all()) for values in (group.before, group.after)):
                     keys = ", ".join(one.key for one in group.shown[:3])
                     rule = f"its tokens of {keys} and others are no numbers (NaN or infinite)"

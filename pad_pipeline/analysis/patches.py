@@ -14,7 +14,7 @@ from pad_pipeline.analysis.model import Subject
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import PatchRule, select_patches
 from pad_pipeline.pictures import BadImage
-from pad_pipeline.shards.reader import ShardFolder
+from pad_pipeline.shards.reader import Rows, ShardFolder
 from pad_pipeline.training.abstractor import pool_coverage
 from pad_pipeline.training.examples import Sight, decode_settings
 
@@ -45,24 +45,22 @@ class Seen(NamedTuple):
 
 
 def seen(
-    shards: ShardFolder, subject: Subject, rule: PatchRule = "argmax", limit: int | None = None, batch: int = 32
+    shards: ShardFolder, rows: Rows, count: int, subject: Subject, rule: PatchRule = "argmax", batch: int = 32
 ) -> Iterator[Seen]:
     """The pictures of a run that did not fail, in its order; pictures are read while others are computed.
 
     Args:
         shards: the run.
+        rows: its `usable` ones.
+        count: how many of them, the first.
         subject: the model that looks at them.
         rule: which patches a mask shows; `soft` counts all that it touches, as `any` does.
-        limit: the first pictures alone.
         batch: pictures that are computed at a time.
 
     Raises:
-        UserError: the model has another view, or every image of the run failed.
+        UserError: the model has another view, or a picture can't be decoded.
     """
-    sight, rows = subject.sight(shards.run.view), shards.usable()
-    if not len(rows):
-        raise UserError("--shards", shards.folder, "every image in it failed", "see `pad stats` for the reasons")
-    count = len(rows) if limit is None else min(limit, len(rows))
+    sight = subject.sight(shards.run.view)
     with ThreadPoolExecutor(THREADS) as threads:
 
         def begin(start: int) -> list[Future[Shown]]:
@@ -100,10 +98,8 @@ def _read(
     return Shown(sample.key, pixels, labels, shown, sample.meta["caption"])
 
 
-def label_names(shards: ShardFolder, limit: int | None = None) -> list[str]:
-    """Every label of these pictures, each once, sorted."""
-    rows = shards.usable()
-    count = len(rows) if limit is None else min(limit, len(rows))
+def label_names(shards: ShardFolder, rows: Rows, count: int) -> list[str]:
+    """Every label of the first `count` of these pictures, each once, sorted."""
     found: set[str] = set()
     for number in range(count):
         found |= {region["label"] for region in shards.sample(*rows[number], image=False).meta["regions"]}

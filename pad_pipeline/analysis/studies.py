@@ -17,12 +17,9 @@ from pad_pipeline.analysis.model import Subject
 from pad_pipeline.analysis.overlap import neighbour_overlap
 from pad_pipeline.analysis.patches import Seen, seeded
 from pad_pipeline.analysis.pursuit import matching_pursuit
-from pad_pipeline.analysis.vocabulary import Vocabulary, WordFilter
+from pad_pipeline.analysis.vocabulary import ROWS, Vocabulary, WordFilter, nearest_word
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import PatchRule
-
-ROWS = 1024
-"""Tokens that are compared with all words at a time: 130 MB of cosines for 32,000 words."""
 
 
 class AnalysisSettings(BaseModel):
@@ -275,10 +272,8 @@ class LensStudy:
         """Take pictures."""
         said = self._logit_lens(batch.after)
         for one, tokens, logit in zip(batch.shown, batch.after, said, strict=True):
-            nearest = torch.cat(
-                [(F.normalize(r.float(), dim=-1) @ self.matrix.mT).argmax(-1) for r in tokens.split(ROWS)]
-            )
-            self.embedding.add(self.atoms[nearest.cpu()][:, None], one.labels, one.shown)
+            nearest = nearest_word(tokens, self.matrix).cpu()
+            self.embedding.add(self.atoms[nearest][:, None], one.labels, one.shown)
             self.logit.add(logit[:, None], one.labels, one.shown)
 
     def _logit_lens(self, tokens: Tensor) -> Tensor:
@@ -313,7 +308,7 @@ class OverlapStudy:
 
     def __init__(self, settings: AnalysisSettings) -> None:
         self.k = settings.neighbours
-        self.patches, self.chance = Mean(), Mean()
+        self.patches = Mean()
         self.means: list[tuple[Tensor, Tensor]] = []
 
     def add(self, batch: Seen) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from pad_pipeline.analysis.align import Align
-from pad_pipeline.analysis.vocabulary import Vocabulary
+from pad_pipeline.analysis.vocabulary import Vocabulary, nearest_word
 from pad_pipeline.training.batches import Batch
 from pad_pipeline.training.model import MultimodalModel
 from pad_pipeline.training.ranks import Ranks
@@ -44,7 +44,7 @@ class Probe:
         coverage = self.model.pooled(part.coverage.to(tokens.device))
         for number, own in enumerate(tokens):
             mine = part.image.to(tokens.device) == number
-            nearest = torch.cat([(F.normalize(r.float(), dim=-1) @ self._words.mT).argmax(-1) for r in own.split(1024)])
+            nearest = nearest_word(own, self._words)
             self._seen += torch.tensor([float(self._readable[nearest.cpu()].sum()), len(own)], dtype=torch.float64)
             if mine.any():
                 labels, which = part.embeds.to(tokens.device)[mine].float().unique(dim=0, return_inverse=True)
