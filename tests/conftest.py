@@ -104,6 +104,20 @@ def pad(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
     return run
 
 
+def import_photographs(pad: Callable[..., SimpleNamespace], models_toml: Path, out: Path) -> Path:
+    """Shards of photographs with human masks, for the small CLIP and a LLaMA that writes sentences; that LLaMA. A skip
+    where they are absent."""
+    llm, annotations = shared("stories260K"), shared("photos/instances.json")
+    models = out.parent / "models.toml"
+    models.write_text(models_toml.read_text().replace('llm = "llm"', f'llm = "{llm}"'))
+    for name in ("tagger.safetensors", "tags.txt", "segmenter.safetensors", "detector"):
+        (out.parent / name).symlink_to(models_toml.parent / name)
+    photos = ["--images", annotations.parent / "images", "--captions", annotations.parent / "llava.json"]
+    command = ["import", "coco", "--annotations", annotations, *photos, "--models", models, "--view-size", 112]
+    assert pad(*command, "--out", out).code == 0
+    return llm
+
+
 def data(folder: Path) -> dict[str, str]:
     """Name -> sha256 of what a run must write the same every time."""
     names = sorted(path for path in folder.iterdir() if path.name != "metrics.jsonl")

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, CLIPVisionModel
 
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.training.projector import load_projector
-from tests.conftest import shared
+from tests.conftest import import_photographs
 
 Pad = Callable[..., Any]
 
@@ -132,14 +132,7 @@ def test_entropy_and_align_are_what_a_plain_loop_gives(
 def test_photographs_and_a_real_language_model_give_chance(pad: Pad, models_toml: Path, tmp_path: Path) -> None:
     """A random CLIP and an untrained projector over human masks of photographs know no label: Align and its controls
     come out alike, and words are true by chance."""
-    llm, annotations = shared("stories260K"), shared("photos/instances.json")
-    models = tmp_path / "models.toml"
-    models.write_text(models_toml.read_text().replace('llm = "llm"', f'llm = "{llm}"'))
-    for name in ("tagger.safetensors", "tags.txt", "segmenter.safetensors", "detector"):
-        (tmp_path / name).symlink_to(models_toml.parent / name)
-    photos = ["--images", annotations.parent / "images", "--captions", annotations.parent / "llava.json"]
-    command = ["import", "coco", "--annotations", annotations, *photos, "--models", models, "--view-size", 112]
-    assert pad(*command, "--out", tmp_path / "human").code == 0
+    llm = import_photographs(pad, models_toml, tmp_path / "human")
     from pad_pipeline.training.projector import build_projector, save_projector
 
     torch.manual_seed(5)

@@ -27,7 +27,7 @@ from pad_pipeline.training.order import Order
 from pad_pipeline.training.projector import build_projector, load_projector, save_projector
 from pad_pipeline.training.settings import PatchLossSettings, TrainSettings
 from pad_pipeline.training.template import Encoded, Template
-from tests.conftest import shared
+from tests.conftest import import_photographs
 from tests.small_models import write_small_models
 
 Pad = Callable[..., Any]
@@ -366,14 +366,7 @@ def test_out_of_memory_names_the_setting_to_lower(
 
 def test_photographs_and_a_real_language_model(pad: Pad, models_toml: Path, tmp_path: Path) -> None:
     """Human masks of 51 photographs, a LLaMA that writes sentences: both losses fall."""
-    llm, annotations = shared("stories260K"), shared("photos/instances.json")
-    models = tmp_path / "models.toml"
-    models.write_text(models_toml.read_text().replace('llm = "llm"', f'llm = "{llm}"'))
-    for name in ("tagger.safetensors", "tags.txt", "segmenter.safetensors", "detector"):
-        (tmp_path / name).symlink_to(models_toml.parent / name)
-    photos = ["--images", annotations.parent / "images", "--captions", annotations.parent / "llava.json"]
-    command = ["import", "coco", "--annotations", annotations, *photos, "--models", models, "--view-size", 112]
-    assert pad(*command, "--out", tmp_path / "human").code == 0
+    llm = import_photographs(pad, models_toml, tmp_path / "human")
     done = pad(
         "train", "--shards", tmp_path / "human", "--vision", models_toml.parent / "clip", "--llm", llm,
         "--out", tmp_path / "run", "--batch-size", 51, "--micro-batch", 17, "--steps", 12, "--learning-rate", 0.003,
