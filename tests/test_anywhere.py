@@ -51,6 +51,21 @@ def store() -> Iterator[str]:
 
 
 @pytest.fixture
+def google() -> Iterator[str]:
+    """A bucket of a Google Cloud Storage server on this machine."""
+    from gcp_storage_emulator.server import create_server
+
+    server = create_server("127.0.0.1", 0, in_memory=True, default_bucket="bucket")
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        host, port = server._api._httpd.socket.getsockname()
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://{host}:{port}")
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # else it asks for the kind of bucket by TLS
+        yield "gs://bucket"
+    server.stop()
+
+
+@pytest.fixture
 def site(world: World) -> Iterator[str]:
     """The ten scenes on a web server."""
 
@@ -59,6 +74,41 @@ def site(world: World) -> Iterator[str]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(world.images)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture
+def hub(world: World) -> Iterator[str]:
+    """The part of the Hugging Face hub's API that reading a dataset takes, with the scenes as `artist/scenes`."""
+    from flask import Flask, jsonify, request, send_file
+    from werkzeug.serving import make_server
+
+    app = Flask(__name__)
+    api = "/api/datasets/artist/scenes"
+
+    def entry(path: Path) -> dict[str, object]:
+        name = f"images/{path.name}"
+        return {"type": "file", "path": name, "size": path.stat().st_size, "oid": f"{hash(name):040x}"[-40:]}
+
+    folder = {"type": "directory", "path": "images", "size": 0, "oid": "0" * 40}
+    for rule in (api, f"{api}/revision/main"):
+        app.add_url_rule(rule, rule, lambda: jsonify(id="artist/scenes", sha="0" * 40, siblings=[]))
+    app.add_url_rule(f"{api}/tree/main", "root", lambda: jsonify([folder]))
+    app.add_url_rule(f"{api}/tree/main/images", "tree", lambda: jsonify([*map(entry, world.images.iterdir())]))
+
+    @app.post(f"{api}/paths-info/main")
+    def paths_info() -> Any:
+        asked = request.form.getlist("paths") or request.get_json()["paths"]
+        known = {f"images/{path.name}": entry(path) for path in world.images.iterdir()} | {"images": folder}
+        return jsonify([known[name] for name in asked if name in known])
+
+    @app.get("/datasets/artist/scenes/resolve/main/images/<name>")
+    def resolve(name: str) -> Any:
+        return send_file(world.images / name, conditional=True)  # conditional: ranges are answered
+
+    server = make_server("127.0.0.1", 0, app, threaded=True)
     Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -119,6 +169,40 @@ def test_a_list_of_urls(world: World, whole: Path, site: str, common: list[objec
     assert [(row["stage"], "nothing at this URL" in row["reason"]) for row in failed] == [("decode", True)]
     assert pad(*command).code == 0
     assert pad("verify", tmp_path / "out", "--deep").code == 0
+
+
+def test_from_one_bucket_of_google_into_another(
+    world: World, whole: Path, google: str, common: list[object], tmp_path: Path
+) -> None:
+    """gs:// through gcsfs, for pictures and for shards: the same shards as on a disk, resumed and verified there."""
+    files = fsspec.filesystem("gs", skip_instance_cache=True)
+    files.put(str(world.images), "bucket/images", recursive=True)
+    there, here = (f"{google}/images", f"{google}/out"), (world.images, tmp_path / "disk")
+    for images, out in there, there, here:
+        words = [PAD, "build", "--images", images, *common, "--shard-size", 4, "--out", out]
+        done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    verified = subprocess.run([PAD, "verify", f"{google}/out", "--deep"], capture_output=True, text=True)
+    assert verified.returncode == 0, verified.stderr
+    files.invalidate_cache()
+    files.get("bucket/out", str(tmp_path / "copy"), recursive=True)
+    assert data(tmp_path / "copy") == data(tmp_path / "disk")
+
+
+def test_a_dataset_of_the_hub(world: World, whole: Path, hub: str, common: list[object], tmp_path: Path) -> None:
+    """hf:// by the hub's own client: a folder of a dataset repository is listed and read like a folder of the disk.
+
+    Catches a listing that loses the repository from its paths, so that no picture opens."""
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": hub, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    shards = {}
+    for name, images in ("hub", "hf://datasets/artist/scenes/images"), ("disk", world.images):
+        words = [PAD, "build", "--images", images, *common, "--shard-size", 4, "--out", tmp_path / name]
+        done = subprocess.run([str(word) for word in words], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        shards[name] = found(tmp_path / name)
+    assert shards["hub"] == shards["disk"]
+    assert {status for _, status, _ in shards["hub"].values()} <= {"ok", "empty"}
 
 
 def test_webdataset_tars(world: World, whole: Path, common: list[object], pad: Pad, tmp_path: Path) -> None:
@@ -247,8 +331,8 @@ def test_a_run_killed_at_an_object_store_is_resumed(
 
 
 def test_a_scheme_without_its_package_is_one_line(pad: Pad, common: list[object], world: World) -> None:
-    """gs:// without gcsfs, and what is no store at all."""
-    for out, said in (("gs://bucket/run", "gcsfs"), ("ftp://host/run", "begins with 'ftp'"), ("file:///tmp/x", "file")):
+    """az:// without adlfs, and what is no store at all."""
+    for out, said in (("az://bucket/run", "adlfs"), ("ftp://host/run", "begins with 'ftp'"), ("file:///tmp/x", "file")):
         refused = pad("build", "--images", world.images, *common, "--out", out)
         assert refused.code == 2
         assert said in refused.err
