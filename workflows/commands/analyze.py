@@ -1,0 +1,125 @@
+"""`pad analyze` and `pad experiment`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pad_pipeline.errors import UserError
+from workflows.commands.common import Engine, EngineOption, console, errors
+
+
+class Analysis(StrEnum):
+    """What `pad analyze` measures."""
+
+    all = "all"
+    entropy = "entropy"
+    align = "align"
+    pursuit = "pursuit"
+    lens = "lens"
+    overlap = "overlap"
+    health = "health"
+
+
+def analyze(
+    what: Annotated[Analysis, typer.Argument(help="Which analysis.")],
+    model: Annotated[
+        Path, typer.Option(help="What pad train wrote, a Hugging Face LLaVA folder, or mm_projector.bin.")
+    ],
+    shards: Annotated[str, typer.Option(help="PAD shards of pictures that it was not trained on: a folder or URL.")],
+    out: Annotated[Path | None, typer.Option(help="Folder that gets analysis.json and pictures.")] = None,
+    vision: Annotated[str, typer.Option(help="Of a mm_projector.bin: its tower, or `miniature`.")] = "",
+    llm: Annotated[str, typer.Option(help="Of a mm_projector.bin: its LLM, or `miniature`.")] = "",
+    vision_layer: Annotated[int, typer.Option(help="Of a mm_projector.bin: the tower's layer that it projects.")] = -2,
+    settings: Annotated[Path | None, typer.Option(help="TOML with what the paper leaves open.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Look at the first pictures alone.", min=1)] = None,
+    batch: Annotated[int, typer.Option(help="Pictures computed at a time; lower it if memory runs out.", min=1)] = 32,
+    pictures: Annotated[
+        int, typer.Option(help="How many pictures are drawn, with the words of each patch.", min=0)
+    ] = 4,
+    captions: Annotated[Path | None, typer.Option(help="For health: scores.json of pad evaluate captions.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="For health: that of a caption-only model.")] = None,
+) -> None:
+    """Did the alignment work? Compression, patches against words, words of each patch.
+
+    entropy: von Neumann entropy before and after the projector, dH. align: Align(V, W), patch-level mIoU, beside
+    shuffled labels, shuffled patches and an untrained projector. pursuit: each vision token as a sum of words. lens:
+    its nearest word, and the LLM's logit lens. overlap: nearest neighbours that the projector keeps. health: the
+    paper's signs of failure (Align below 0.15, more than half of the patches without a readable word, captions below
+    those of a caption-only model); the exit code is 1 where one is seen.
+
+    Examples:
+
+      pad analyze all --model two/ --shards heldout/ --out analysis/
+
+      pad analyze align --model mm_projector.bin --vision openai/clip-vit-large-patch14-336
+        --llm lmsys/vicuna-7b-v1.5 --shards heldout/ --limit 1000
+    """
+    from pad_pipeline.analysis.model import Subject
+    from pad_pipeline.miniature.shipped import resolve
+    from workflows import analyse as workflow
+
+    chosen = workflow.analysis_settings(settings, {})
+    healthy = what is Analysis.health
+    if (captions is None) != (baseline is None) or (captions and not healthy):
+        rule = "both go together, and with health only"
+        raise UserError("--captions or --baseline", captions or baseline, rule, "give both, or neither")
+    names = list(workflow.STUDIES) if what is Analysis.all else ["align", "pursuit"] if healthy else [what.value]
+    scores = workflow.captions_below(captions, baseline) if captions and baseline else []
+    subject = Subject(model, resolve(vision, "clip"), resolve(llm, "llm"), vision_layer)
+    found = workflow.analyse(names, subject, shards, chosen, out, limit, batch, pictures)
+    console.print(workflow.table(found))
+    if healthy:
+        signs = workflow.signs_of_failure(found, chosen) + scores
+        for sign in signs:
+            console.print(f"sign of failure: {sign}", markup=False, soft_wrap=True)
+        if signs:
+            raise typer.Exit(1)
+        console.print("No sign of failure.")
+
+
+def experiment(
+    file: Annotated[str, typer.Argument(help="A TOML file, or a recipe: beta, projector, coverage, loss, llms.")],
+    out: Annotated[Path, typer.Option(help="Gets a folder for each training, and experiment.json.")],
+    shards: Annotated[str, typer.Option(help="What stage 1 is trained on.")] = "",
+    heldout: Annotated[str, typer.Option(help="Shards of other pictures, which the analyses look at.")] = "",
+    vision: Annotated[str, typer.Option(help="Vision tower, or `miniature`.")] = "",
+    llm: Annotated[str, typer.Option(help="LLM, or `miniature`.")] = "",
+    data: Annotated[str, typer.Option(help="LLaVA JSON, for stage 2; without it, stage 1 alone.")] = "",
+    image_root: Annotated[str, typer.Option(help="What its images are relative to.")] = "",
+    seeds: Annotated[int | None, typer.Option(help="Each cell is trained so often (3).", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of stage 1, where a cell does not say.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="Pictures that the analyses look at.", min=1)] = None,
+    engine: EngineOption = Engine.local,
+    address: Annotated[str, typer.Option(help="Ray cluster to use; empty starts Ray on this machine.")] = "",
+) -> None:
+    """A grid of trainings over the same shards, each with every seed, each analysed; one table at the end.
+
+    With --engine ray the trainings run side by side. The same command goes on where it was stopped.
+
+    Examples:
+
+      pad experiment beta --shards shards/ --heldout heldout/ --vision openai/clip-vit-large-patch14-336
+        --llm lmsys/vicuna-7b-v1.5 --out beta/
+
+      pad experiment mine.toml --engine ray --out mine/
+    """
+    from pad_pipeline.miniature.shipped import resolve
+    from workflows import experiment as workflow
+
+    options: dict[str, Any] = {
+        "shards": shards, "heldout": heldout, "vision": vision, "llm": llm, "data": data, "image_root": image_root,
+        "limit": limit, "seeds": list(range(seeds)) if seeds else None,
+    }  # fmt: skip
+    chosen = workflow.read_experiment(file, {name: value for name, value in options.items() if value})
+    if steps:
+        chosen.stage1["steps"] = steps
+    chosen.vision, chosen.llm = resolve(chosen.vision, "clip"), resolve(chosen.llm, "llm")
+    for cell in chosen.cells.values():
+        cell.vision, cell.llm = resolve(cell.vision, "clip"), resolve(cell.llm, "llm")
+    where = address if engine is Engine.ray else None
+    found = workflow.run_experiment(chosen, out, where, lambda text: errors.print(text, markup=False, soft_wrap=True))
+    console.print(workflow.table(found))

@@ -1,0 +1,226 @@
+"""`pad build` and `pad import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from pad_pipeline.errors import UserError
+from workflows.commands.common import (
+    AcceptCode,
+    Address,
+    Breaker,
+    Depth,
+    Engine,
+    EngineOption,
+    Fingerprint,
+    Fork,
+    Limit,
+    MaxFailed,
+    Models,
+    Out,
+    Patch,
+    Placement,
+    PlacementOption,
+    Pools,
+    RedoFrom,
+    RetryFailed,
+    ShardSize,
+    Threads,
+    ViewFit,
+    ViewSize,
+    Workers,
+    check_max_failed,
+    chosen_view,
+    console,
+    counted,
+    errors,
+    finish,
+    run_options,
+    supervise,
+)
+
+
+def build(
+    images: Annotated[
+        str,
+        typer.Option(
+            help="A folder; a LLaVA JSON; a list of paths or URLs (.parquet, .csv, .tsv, .jsonl); WebDataset tars "
+            "('tars/*.tar'); or PAD shards. Local, or a URL (https://, s3://, gs://, hf://)."
+        ),
+    ],
+    out: Out,
+    image_root: Annotated[
+        str | None,
+        typer.Option(help="What paths in a JSON or a list are relative to; by default the folder it lies in."),
+    ] = None,
+    columns: Annotated[
+        str, typer.Option(help="Columns of a list whose names can't be guessed: image=jpg_url,caption=alt,id=n.")
+    ] = "",
+    models: Models = "paper",
+    tag_list: Annotated[
+        str, typer.Option(help="Your own text file with the tagger's labels, one a line, instead of upstream's.")
+    ] = "",
+    tag_thresholds: Annotated[
+        str, typer.Option(help="Your own text file with a probability for each of them, one a line.")
+    ] = "",
+    fit: ViewFit = None,
+    view_size: ViewSize = None,
+    patch: Patch = None,
+    redo_from: Annotated[
+        RedoFrom, typer.Option(help="Of PAD shards: the first stage to do again; what comes before is kept.")
+    ] = RedoFrom.tag,
+    limit: Limit = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Plan, annotate 16 images, and say what the whole would take.")
+    ] = False,
+    shard_size: ShardSize = 512,
+    fingerprint: Fingerprint = Depth.sample,
+    fork: Fork = None,
+    accept_changed_code: AcceptCode = False,
+    retry_failed: RetryFailed = False,
+    max_failed: MaxFailed = "100%",
+    breaker: Breaker = 100,
+    engine: EngineOption = Engine.ray,
+    address: Address = "",
+    workers: Workers = 0,
+    placement: PlacementOption = Placement.auto,
+    pool: Pools = None,
+    threads: Threads = 0,
+) -> None:
+    """Annotate images and write patch-aligned shards.
+
+    RAM names what is in an image, Grounding DINO finds where, SAM says which pixels; each region becomes a mask on
+    the patch grid and the mean of its label's word embeddings. Run the same command again to continue a run.
+
+    Examples:
+
+      pad build --images photos/ --out shards/
+
+      pad build --images llava.json --image-root photos/ --models plus --out shards/
+
+      pad build --images urls.parquet --columns image=URL,caption=TEXT --out s3://bucket/shards --dry-run
+
+      pad build --images photos/ --out shards/ --retry-failed
+    """
+    options = run_options(
+        engine, address, workers, placement, pool, shard_size, limit, fingerprint, fork, accept_changed_code,
+        retry_failed, breaker, threads, redo_from,
+    )  # fmt: skip
+    check_max_failed(max_failed)
+    if dry_run and (fork or retry_failed):
+        rule = "it looks at a build from its beginning, and writes nothing"
+        raise UserError("--dry-run", "with --fork or --retry-failed", rule, "leave one of them out")
+    if engine is Engine.local and not dry_run:
+        supervise()
+    from pad_pipeline.sources import open_source
+
+    source = open_source(images, image_root, _columns(columns))  # a wrong path is told before seconds of imports
+    if models == "miniature":
+        from pad_pipeline.miniature.files import is_drawn
+
+        if not is_drawn(Path(images)):
+            note = (
+                "note: the miniature knows drawn scenes only (pad miniature draw); of photographs it says nothing true."
+            )
+            errors.print(note, style="yellow", highlight=False, soft_wrap=True)
+    from workflows import build as workflow
+    from workflows.models import load_models, with_tags
+
+    chosen = with_tags(load_models(models), tag_list, tag_thresholds)
+    view = chosen_view(chosen.view, view_size, patch, fit)
+    if dry_run:
+        from workflows.dry_run import estimate
+
+        _show_estimate(estimate(source, chosen, view, options))
+        return
+    totals = workflow.build(source, out, chosen, view, options)
+    finish(totals, fork or out, dict(source.counts), max_failed)
+
+
+def import_coco(
+    annotations: Annotated[Path, typer.Option(help="COCO instances.json: polygons, RLE, crowds.")],
+    images: Annotated[str, typer.Option(help="Folder or URL that file_name is relative to.")],
+    out: Out,
+    captions: Annotated[
+        Path | None, typer.Option(help="Captions from another file: COCO captions.json, or a LLaVA JSON.")
+    ] = None,
+    models: Models = "paper",
+    fit: ViewFit = None,
+    view_size: ViewSize = None,
+    patch: Patch = None,
+    limit: Limit = None,
+    shard_size: ShardSize = 512,
+    fingerprint: Fingerprint = Depth.sample,
+    fork: Fork = None,
+    accept_changed_code: AcceptCode = False,
+    retry_failed: RetryFailed = False,
+    max_failed: MaxFailed = "100%",
+    breaker: Breaker = 100,
+    engine: EngineOption = Engine.local,
+    address: Address = "",
+    workers: Workers = 0,
+) -> None:
+    """Write shards from COCO annotations: human masks as regions, categories as labels.
+
+    Of the models only the LLM's word embeddings and the decode settings are used.
+
+    Example:
+
+      pad import coco --annotations instances_val2017.json --images val2017/ --out human/
+    """
+    options = run_options(
+        engine, address, workers, Placement.auto, None, shard_size, limit, fingerprint, fork, accept_changed_code,
+        retry_failed, breaker, 0,
+    )  # fmt: skip
+    check_max_failed(max_failed)
+    if engine is Engine.local:
+        supervise()
+    from pad_pipeline.sources.coco import CocoSource
+
+    source = CocoSource(annotations, images, captions)
+    from workflows import build as workflow
+    from workflows.models import load_models
+
+    settings = load_models(models)
+    view = chosen_view(settings.view, view_size, patch, fit)
+    totals = workflow.import_coco(source, out, settings.llm, settings.decode, view, options)
+    finish(totals, fork or out, dict(source.counts), max_failed)
+
+
+def _columns(text: str) -> dict[str, str]:
+    """`image=url,caption=alt` as a mapping."""
+    columns = {}
+    for entry in filter(None, text.split(",")):
+        name, equals, column = (part.strip() for part in entry.partition("="))
+        if not (name and equals and column):
+            raise UserError(
+                "--columns", text, "it should be NAME=COLUMN,...", "write for instance image=url,caption=alt"
+            )
+        columns[name] = column
+    return columns
+
+
+def _show_estimate(found: Any) -> None:
+    table = Table("what", "how much", title="dry run: nothing was written")
+    table.add_row("images", f"{found.images:,} in {found.shards:,} shards")
+    table.add_row("their files", _bytes(found.input_bytes) + " (as far as sizes are known)")
+    table.add_row("annotated to measure", f"{counted(found.sampled, 'image')}, {found.failed} failed")
+    where = "one GPU" if found.on_gpu else "this CPU"
+    for name, seconds in found.seconds.items():
+        table.add_row(f"  {name}", f"{seconds:.3f} s an image")
+    table.add_row(f"all of it, one worker on {where}", f"{found.hours:,.2f} hours")
+    table.add_row("of that in the models", f"{found.gpu_hours:,.2f} {'GPU hours' if found.on_gpu else 'hours'}")
+    table.add_row("shards", f"{_bytes(found.storage_bytes)} ({_bytes(found.bytes_per_image)} an image)")
+    console.print(table)
+
+
+def _bytes(number: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:,.3g} TB"

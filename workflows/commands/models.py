@@ -1,0 +1,77 @@
+"""`pad models`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from workflows.commands.common import console, escaped
+
+ModelsArgument = Annotated[str, typer.Argument(help="`paper`, `plus`, `miniature`, or a TOML file.")]
+
+
+def models_list(
+    models: Annotated[str, typer.Argument(help="`paper`, `plus`, `miniature`, or a TOML file; all presets.")] = "",
+) -> None:
+    """Print the files of each choice of models, how large they are, whether their hash is pinned, where they lie here.
+
+    Example:
+
+      pad models list plus
+    """
+    from workflows.catalogue import OFFICIAL
+    from workflows.model_files import parts
+    from workflows.models import PRESETS, load_models
+
+    for name in [models] if models else [*PRESETS, "miniature"]:
+        console.print(f"[bold]--models {escaped(name)}[/bold]")
+        for part in parts(load_models(name)):
+            size = f"{part.megabytes / 1000:.2f} GB" if part.megabytes else ""
+            pinned = f"sha256 {part.sha256[:12]}..." if part.sha256 else "any sha256"
+            place = f"[green]here[/green]: {escaped(str(part.place))}" if part.place else "[yellow]not here[/yellow]"
+            console.print(f"  {part.field:18} {size:8} {pinned:22} {place}", highlight=False, soft_wrap=True)
+            console.print(f"  {'':18} from {escaped(part.reference)}", highlight=False, soft_wrap=True, style="dim")
+    if not models:
+        names = Table("short name", "what", "size", title="official files that a TOML file can name")
+        for name, file in OFFICIAL.items():
+            names.add_row(name, file.what, f"{file.megabytes / 1000:.2f} GB" if file.megabytes else "")
+        console.print(names)
+
+
+def models_fetch(models: ModelsArgument = "paper") -> None:
+    """Fetch every file of a choice of models into the caches, check hashes, convert once; then no build waits for it.
+
+    Example:
+
+      pad models fetch plus
+    """
+    from workflows.chain import label_fingerprint, weight_fingerprints
+    from workflows.models import load_models
+
+    chosen = load_models(models)
+    found = weight_fingerprints(chosen) | label_fingerprint(chosen.llm)[0]
+    for name, digest in sorted(found.items()):
+        console.print(f"{name:18} sha256 {digest}", highlight=False, soft_wrap=True)
+    models_check(models)
+
+
+def models_check(models: ModelsArgument = "paper") -> None:
+    """Read every file of a choice of models as a build would: hashes, tensors, tag list, tokenizer. Nothing is fetched.
+    Exit code 1 names what is missing or wrong.
+
+    Example:
+
+      pad models check my-models.toml
+    """
+    from workflows.model_files import check
+    from workflows.models import load_models
+
+    wrong = 0
+    for name, what, error in check(load_models(models)):
+        wrong += error is not None
+        said = f"[red]wrong[/red]: {escaped(str(error))}" if error else f"[green]right[/green]: {escaped(what)}"
+        console.print(f"{name:10} {said}", highlight=False, soft_wrap=True)
+    if wrong:
+        raise typer.Exit(1)

@@ -1,0 +1,92 @@
+"""`pad verify` and `pad stats`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from workflows.commands.common import Shards, console, counted, errors, plain
+
+
+def verify(
+    shards: Shards,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Decode every picture and mask too, and compute each coverage anew.")
+    ] = False,
+) -> None:
+    """Check a run: every planned image in exactly one place, every byte the one that was written. Exit code 1 names
+    what is wrong.
+
+    Examples:
+
+      pad verify shards/
+
+      pad verify shards/ --deep
+    """
+    from rich.progress import track
+
+    from pad_pipeline.shards.run import Run
+    from pad_pipeline.shards.verify import verify_run
+    from pad_pipeline.storage import folder_at
+
+    shards_planned = Run.read(folder_at(shards)).shards
+    wrong = 0
+    parts = verify_run(shards, deep)
+    for name, problems in track(
+        parts, "checking", total=shards_planned + 2, console=errors, disable=not errors.is_terminal
+    ):
+        wrong += bool(problems)
+        for problem in problems:
+            console.print(plain(f"{name}: {problem}"), highlight=False, soft_wrap=True)
+    if wrong:
+        console.print(f"[red]{wrong} not as it should be, of {counted(shards_planned, 'shard')}.[/red]")
+        hint = "To make a shard anew, delete its .parquet and run the command that built it again."
+        console.print(hint, markup=False, soft_wrap=True)
+        raise typer.Exit(1)
+    console.print(f"[green]Whole: {counted(shards_planned, 'shard')}.[/green]")
+
+
+def stats(
+    shards: Shards,
+    top: Annotated[int, typer.Option(help="How many labels to list.", min=0)] = 15,
+    json: Annotated[bool, typer.Option("--json", help="For programs: everything, as JSON.")] = False,
+) -> None:
+    """Print images, statuses, regions and labels of a run.
+
+    Example:
+
+      pad stats shards/ --top 30
+    """
+    from pad_pipeline.shards.stats import as_json, read_statistics
+
+    found = read_statistics(shards)
+    if json:
+        typer.echo(as_json(found))
+        return
+    table = Table("what", "how many", title=plain(str(shards)))
+    run = found.shards.run
+    table.add_row("shards finished", f"{len(found.shards.names)} of {run.shards}")
+    table.add_row("images", str(found.images))
+    for status in ("ok", "empty", "failed"):
+        table.add_row(f"  {status}", str(found.statuses[status]))
+    table.add_row("with a caption", str(found.captions))
+    for what, number in run.counts.items():
+        table.add_row(plain(what), str(number))
+    table.add_row("tags", str(found.tags))
+    table.add_row("regions", str(found.regions))
+    table.add_row("  crowds", str(found.crowds))
+    table.add_row(f"  outside the view ({run.view.fit})", str(found.out_of_view))
+    table.add_row("labels", str(len(found.labels)))
+    console.print(table)
+    if found.labels and top:
+        labels = Table("label", "regions")
+        for label, number in found.labels.most_common(top):
+            labels.add_row(plain(label), str(number))
+        console.print(labels)
+    if found.failures:
+        failures = Table("stage", "reason", "images", "such as", title="quarantine")
+        for (stage, reason), sources in sorted(found.failures.items(), key=lambda entry: -len(entry[1]))[:20]:
+            failures.add_row(plain(stage), plain(reason), str(len(sources)), plain(sources[0]))
+        console.print(failures)
