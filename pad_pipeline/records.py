@@ -144,18 +144,9 @@ class ImageRecord:
         self.conversations = [{"from": str(t["from"]), "value": str(t["value"])} for t in meta["conversations"]]
         self.tags = [Tag(str(tag["label"]), _finite(tag["score"])) for tag in meta["tags"]]
         self.regions = [
-            Region(
-                str(region["label"]),
-                as_box(map(_finite, region["box"])),
-                _finite(region["score"]),
-                _finite(region["label_score"]),
-                [
-                    Alternate(str(o["label"]), _finite(o["score"]), _finite(o["label_score"]))
-                    for o in region["alternates"]
-                ],
-                int(region["prompt"]),
+            restored_region(
+                region,
                 {"size": [int(edge) for edge in region["rle"]["size"]], "counts": str(region["rle"]["counts"])},
-                _finite(region["predicted_iou"]),
                 bool(region["crowd"]),
             )
             for region in meta["regions"]
@@ -203,6 +194,28 @@ class ImageRecord:
             ],
         }
         return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def restored_region(region: dict[str, Any], rle: dict[str, Any], crowd: bool) -> Region:
+    """A region from what was written of it, but for its mask.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not of the form that `ImageRecord.to_json` writes.
+    """
+    return Region(
+        str(region["label"]),
+        as_box(map(_finite, region["box"])),
+        _finite(region["score"]),
+        _finite(region["label_score"]),
+        [
+            Alternate(str(other["label"]), _finite(other["score"]), _finite(other["label_score"]))
+            for other in region["alternates"]
+        ],
+        int(region["prompt"]),
+        rle,
+        _finite(region["predicted_iou"]),
+        crowd,
+    )
 
 
 def _finite(value: Any) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from pad_pipeline.masks import check_mask
-from pad_pipeline.records import ImageRecord, Region, Tag, as_box
+from pad_pipeline.records import ImageRecord, Region, Tag, as_box, restored_region
 from stages.base import Stage
 
 _MOST_STEPS = 20_000_000
@@ -28,7 +28,7 @@ class HumanRegions(Stage):
     def finish(self, row: ImageRecord, output: list[Region]) -> None:
         """Set the regions, and the tags to their distinct labels."""
         row.regions = output
-        row.tags = [Tag(label, 1.0) for label in row.labels]
+        row.tags = [Tag(label, 1.0) for label in dict.fromkeys(region.label for region in output)]
         if not output:
             row.status = "empty"
 
@@ -57,7 +57,22 @@ def _region(row: ImageRecord, annotation: dict[str, Any]) -> Region:
         raise ValueError(f"annotation {annotation['id']}: {reason}") from error
     counts = rle["counts"] if isinstance(rle["counts"], str) else rle["counts"].decode("ascii")
     rle = {"size": [row.height, row.width], "counts": counts}
+    if annotation.get("pad") is not None:
+        return _exported(annotation, rle, row)
     return Region(annotation["label"], as_box(box), rle=rle, crowd=annotation["crowd"])
+
+
+def _exported(annotation: dict[str, Any], rle: dict[str, Any], row: ImageRecord) -> Region:
+    """A region that `pad export coco` wrote, with what COCO has no word for."""
+    try:
+        region = restored_region(annotation["pad"] | {"label": annotation["label"]}, rle, annotation["crowd"])
+        x0, y0, x1, y1 = region.box
+        if not (0 <= x0 <= x1 <= row.width and 0 <= y0 <= y1 <= row.height):
+            raise ValueError(f"the box {region.box} is not one inside the picture")
+        return region
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        rule = f"its entry `pad` can't be read ({type(error).__name__}: {error})"
+        raise ValueError(f"annotation {annotation['id']}: {rule}") from error
 
 
 def _check_size(row: ImageRecord, annotation: dict[str, Any]) -> None:

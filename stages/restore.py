@@ -1,67 +1,84 @@
-"""Shards -> records: what an earlier run found in each image, taken over without a look at its pixels."""
+"""Shards -> records: what an earlier run found in each image, taken over as it was written."""
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
+import threading
+from functools import lru_cache
 from typing import Any, NamedTuple
 
-from PIL import Image
-
+from pad_pipeline.errors import UserError
 from pad_pipeline.masks import check_mask
-from pad_pipeline.pictures import BadImage, DecodeSettings, upright_size
+from pad_pipeline.pictures import BadImage
 from pad_pipeline.records import ImageRecord
-from pad_pipeline.sources.read import read_bytes
+from pad_pipeline.shards.reader import ShardFolder
+from pad_pipeline.storage import is_url
 from stages.base import Stage
+
+INDEXES = 8
+"""That are kept in memory: the images of a shard come from a few, one after another."""
 
 
 class Stored(NamedTuple):
-    """What a shard holds of an image."""
+    """What a run knows of an image."""
 
-    data: bytes
-    """The image's file."""
-    meta: dict[str, Any]
+    row: dict[str, Any]
+    """Its index row."""
+    data: bytes = b""
+    """Its file; empty where it failed."""
+    json: bytes = b""
     """Its `key.json`."""
 
 
 class Restore(Stage):
-    """Reads the file and the findings of each image back from the shard that they are in.
+    """Reads back each image that `StoredSource` planned.
 
-    Only the header of the picture is read, to compare its size with the masks'; decoding would take most of the time.
+    No picture is decoded. Instead the sha256 that was noted of the sample is compared: a byte that has changed since
+    would be sealed anew, and never be found again.
 
     Args:
-        settings: how large a file may be.
-        root: folder or URL that the planned shards are relative to.
+        root: folder or URL that the planned indexes are relative to.
     """
 
     name = "restore"
 
-    def __init__(self, settings: DecodeSettings, root: str) -> None:
+    def __init__(self, root: str) -> None:
         super().__init__()
-        self.settings, self.root = settings, root
+        self.root, self._lock = root, threading.Lock()
+        self._folder = lru_cache(64)(ShardFolder)
+        self._index = lru_cache(INDEXES)(lambda folder, name: self._folder(folder).index(name))
 
     def prepare(self, row: ImageRecord) -> Stored:
-        """Both members; checked, for the tar may have been damaged since."""
-        most = self.settings.max_file_bytes
-        data = read_bytes(self.root, row.place, most)
+        """Its index row and, where it has not failed, its sample."""
+        file = row.place.file if is_url(row.place.file) else f"{self.root}/{row.place.file}"
+        folder, _, index = file.rpartition("/")
+        name = index.removesuffix(".parquet")
+        with self._lock:  # else each thread would read the index for itself
+            shards, rows = self._folder(folder), self._index(folder, name)
+        if not (0 <= row.place.at < len(rows) and rows[row.place.at]["id"] == row.id):
+            raise BadImage(f"{index} has changed since it was planned")
+        found = rows[row.place.at]
+        if found["status"] == "failed":
+            return Stored(found)
         try:
-            meta = json.loads(read_bytes(self.root, row.earlier, most))
-            with Image.open(io.BytesIO(data)) as image:
-                found = upright_size(image)
-            said = int(meta["width"]), int(meta["height"])
-            if found != said:
-                raise BadImage(f"the shard says {said[0]} x {said[1]} pixels, it has {found[0]} x {found[1]}")
-            for region in meta["regions"]:
-                check_mask(region["rle"], *found)
-        except BadImage:
-            raise
-        except Exception as error:  # outside bytes: whatever a parser trips over is what is wrong
-            raise BadImage(f"what the shard says about it can't be used ({type(error).__name__}: {error})") from error
-        return Stored(data, meta)
+            members = shards.members(name, found)
+        except UserError as error:
+            raise BadImage(error.rule) from error
+        if hashlib.sha256(b"".join(members.values())).hexdigest() != found["sha256"]:
+            raise BadImage(f"what {name}.tar says about it has changed since it was written (sha256)")
+        return Stored(found, members["image"], members["json"])
 
     def finish(self, row: ImageRecord, output: Stored) -> None:
         """The record as it was when the shard was written."""
-        row.restore(output.meta)
-        row.data = output.data
-        if not row.regions:
-            row.status = "empty"
+        if output.row["status"] == "failed":
+            row.width, row.height = output.row["width"], output.row["height"]
+            row.fail(output.row["stage"], output.row["reason"])
+            return
+        try:
+            row.restore(json.loads(output.json))
+            for region in row.regions:
+                check_mask(region.rle, row.width, row.height)
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise BadImage(f"what the shard says about it can't be used ({type(error).__name__}: {error})") from error
+        row.data, row.status = output.data, output.row["status"]

@@ -1,4 +1,4 @@
-"""Plan, run, commit: what `pad build` and `pad import` have in common."""
+"""Plan, run, commit: what `pad build`, `pad import` and the commands that rewrite shards have in common."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def build(source: Source, out: Path | str, models: ModelSettings, view: View, op
     """
     folder = open_out(out, options)  # before gigabytes are fetched
     run, chain = plan_build(source, models, view, options)
-    return _run(run, source, folder, chain, options, forked=folder_at(out) if options.fork else None)
+    return carry_out(run, source, folder, chain, options, forked=folder_at(out) if options.fork else None)
 
 
 ChainFor = Callable[[Folder, str], list[Link]]
@@ -112,7 +112,7 @@ def import_coco(
     def chain(folder: Folder, identity: str) -> list[Link]:
         return import_chain(folder, identity, decoding, labels, view, source.root)
 
-    return _run(run, source, folder, chain, options, forked=folder_at(out) if options.fork else None)
+    return carry_out(run, source, folder, chain, options, forked=folder_at(out) if options.fork else None)
 
 
 def open_out(out: Path | str, options: RunOptions) -> Folder:
@@ -146,9 +146,16 @@ def _resolved(where: Path | str) -> str:
     return str(where).rstrip("/") if is_url(str(where)) else str(Path(where).resolve())
 
 
-def _run(
-    run: Run, source: Source, folder: Folder, chain_for: ChainFor, options: RunOptions, forked: Folder | None
+def carry_out(
+    run: Run,
+    source: Source,
+    folder: Folder,
+    chain_for: ChainFor,
+    options: RunOptions,
+    forked: Folder | None = None,
+    option: str = "--images",
 ) -> Totals:
+    """Plan the source into `folder`, under its lock, and work on what is unfinished. Arguments as `prepare`'s."""
     created = not folder.exists()
     with ExitStack() as held:
         try:
@@ -156,7 +163,7 @@ def _run(
             held.callback(_remove_if_empty, folder if created else None)
             held.enter_context(locked(folder))
             folder.clean()
-            found = prepare(run, source, folder, options, forked)
+            found = prepare(run, source, folder, options, forked, option)
         except OSError as error:
             raise unwritable(folder, error) from error
         return _work(run, found, folder, chain_for, options)
@@ -202,7 +209,14 @@ def _unfinished(run: Run, found: Scan) -> Iterator[int]:
     return (number for number in range(run.shards) if number not in found.finished)
 
 
-def prepare(run: Run, source: Source, folder: Folder, options: RunOptions, forked: Folder | None = None) -> Scan:
+def prepare(
+    run: Run,
+    source: Source,
+    folder: Folder,
+    options: RunOptions,
+    forked: Folder | None = None,
+    option: str = "--images",
+) -> Scan:
     """Plan the source, check the plan against what is in the folder, and say which shards are finished.
 
     Args:
@@ -211,6 +225,7 @@ def prepare(run: Run, source: Source, folder: Folder, options: RunOptions, forke
         folder: the run's.
         options: how.
         forked: the run whose shards are taken over where they would come out the same.
+        option: that names the source.
 
     Raises:
         UserError: the folder holds finished shards of other inputs, settings, weights or code.
@@ -227,7 +242,7 @@ def prepare(run: Run, source: Source, folder: Folder, options: RunOptions, forke
             facts = write_plan(source, partial, run.shard_size, options.depth, options.limit)
         if not facts.images:
             rule = "there is no image in it" + "".join(f"; {n} {what}" for what, n in source.counts.items())
-            raise UserError("--images", source.origin, rule, "name a folder or a file with images")
+            raise UserError(option, source.origin, rule, "name a folder or a file with images")
         if not facts.there:
             rule = f"none of the {facts.images} images that {source.origin} lists is there"
             raise UserError("image root", source.root, rule, "correct --image-root (or --images, for COCO)")

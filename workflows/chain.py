@@ -11,10 +11,12 @@ from pad_pipeline.storage import Folder
 from pad_pipeline.weights import fetch_file, file_sha256, folder_sha256, is_file_reference
 from stages.compute import ComputeSettings
 from stages.decode import Decode, RedoFrom
+from stages.edit import Edit, EditSettings
 from stages.ground import FILES, Detector
 from stages.ground import find_model as find_detector
 from stages.human import HumanRegions
 from stages.patchify import Patchify
+from stages.restore import Restore
 from stages.sam.hub import FILES as SAM_FILES
 from stages.segment import Segmenter
 from stages.segment import find_model as find_segmenter
@@ -56,6 +58,16 @@ def import_chain(
     """decode -> annotate -> patchify -> write."""
     annotate = [Step("decode", partial(Decode, decoding, root)), Step("annotate", HumanRegions)]
     return [_first(out, *annotate), _last(out, identity, view, labels)]
+
+
+def rewriting_chain(
+    out: Folder, identity: str, edits: EditSettings, labels: LabelSettings, view: View, root: str
+) -> list[Link]:
+    """restore -> edit -> patchify -> write."""
+    steps = [Step("plan", partial(ReadShard, out)), Step("restore", partial(Restore, root))]
+    if edits.changes:
+        steps.append(Step("edit", partial(Edit, edits)))
+    return [Link("restore", steps), _last(out, identity, view, labels)]
 
 
 def _first(out: Folder, *steps: Step) -> Link:

@@ -18,8 +18,10 @@ from workflows.commands.analyze import analyze, experiment
 from workflows.commands.build import build, import_coco
 from workflows.commands.common import errors
 from workflows.commands.evaluate import evaluate_captions, evaluate_lmms, evaluate_rec, evaluate_vqa
+from workflows.commands.export import export_coco, export_fiftyone, export_hub, export_parquet
 from workflows.commands.miniature import demo, miniature_compare, miniature_draw, miniature_evaluate, miniature_train
 from workflows.commands.models import models_check, models_fetch, models_list
+from workflows.commands.rewrite import filter_shards, merge, retarget
 from workflows.commands.shards import stats, verify
 from workflows.commands.train import chat, train
 
@@ -41,18 +43,27 @@ miniature_app = typer.Typer(
 app.add_typer(miniature_app, name="miniature")
 evaluate_app = typer.Typer(help="Ask a trained model, and score what it says.", no_args_is_help=True)
 app.add_typer(evaluate_app, name="evaluate")
+export_app = typer.Typer(help="Write shards in the formats that other tools open.", no_args_is_help=True)
+app.add_typer(export_app, name="export")
 models_app = typer.Typer(
     help="The models of a build: where their files come from, whether they are here, whether they are right.",
     no_args_is_help=True,
 )
 app.add_typer(models_app, name="models")
-for command in (build, train, analyze, experiment, chat, verify, stats, demo):
+for command in (build, train, analyze, experiment, chat, verify, stats, retarget):
     app.command()(command)
+app.command("filter")(filter_shards)
+app.command()(merge)
+app.command()(demo)
 import_app.command("coco")(import_coco)
 evaluate_app.command("rec")(evaluate_rec)
 evaluate_app.command("captions")(evaluate_captions)
 evaluate_app.command("vqa")(evaluate_vqa)
 evaluate_app.command("lmms")(evaluate_lmms)
+export_app.command("coco")(export_coco)
+export_app.command("fiftyone")(export_fiftyone)
+export_app.command("parquet")(export_parquet)
+export_app.command("hub")(export_hub)
 models_app.command("list")(models_list)
 models_app.command("fetch")(models_fetch)
 models_app.command("check")(models_check)

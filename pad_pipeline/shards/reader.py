@@ -138,8 +138,9 @@ class ShardFolder:
             parts.append(pa.table({"shard": pa.repeat(name, len(rows)).dictionary_encode(), **columns}))
         return Rows(pa.concat_tables(parts, promote_options="permissive").combine_chunks())
 
-    def sample(self, name: str, row: dict[str, Any], image: bool = True) -> Sample:
-        """The sample behind one index row of shard `name`; without its image file where `image` is false.
+    def members(self, name: str, row: dict[str, Any], image: bool = True) -> dict[str, bytes]:
+        """The sample behind one index row of shard `name`, as it stands in the tar: by `MEMBERS`' names; without its
+        image file where `image` is false.
 
         Raises:
             UserError: the tar is damaged.
@@ -159,7 +160,18 @@ class ShardFolder:
             content = self.folder.part(f"{name}.tar", first, last)
             if len(content) < last - first:
                 raise ValueError("a member does not lie inside the tar")
-            members = {member: content[at - first : at - first + size] for member, (at, size) in places.items()}
+            return {member: content[at - first : at - first + size] for member, (at, size) in places.items()}
+        except Exception as error:
+            raise self._damaged(f"{name}.tar", error) from error
+
+    def sample(self, name: str, row: dict[str, Any], image: bool = True) -> Sample:
+        """The sample behind one index row of shard `name`; without its image file where `image` is false.
+
+        Raises:
+            UserError: the tar is damaged.
+        """
+        members = self.members(name, row, image)
+        try:
             meta = json.loads(members["json"])
             regions = len(meta["regions"])
             coverage = load_npy(members["masks"], (regions, self.run.view.grid, self.run.view.grid), np.uint8)

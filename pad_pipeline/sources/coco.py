@@ -82,7 +82,7 @@ class CocoSource:
             if not isinstance(source, str):
                 yield Planned(f"image-{entry['id']}", "", problem=f"image {entry['id']}: file_name should be one path")
                 continue
-            conversations = self._conversations.get(Path(source).name, [])
+            conversations = self._conversations.get(Path(source).name) or _exported_turns(entry)
             own = entry.get("caption")
             caption = (
                 self._captions.get(entry["id"]) or (own if isinstance(own, str) else "") or caption_of(conversations)
@@ -91,7 +91,7 @@ class CocoSource:
             regions = [self._annotation(annotation) | size for annotation in self._regions[entry["id"]]]
             problem = path_problem(source) or next((r["problem"] for r in regions if "problem" in r), "")
             yield Planned(
-                Path(source).stem,
+                _exported_id(entry) or Path(source).stem,
                 source,
                 caption=caption,
                 conversations=conversations,
@@ -111,7 +111,23 @@ class CocoSource:
             "box": entry.get("bbox"),
             "segmentation": entry.get("segmentation"),
             "crowd": entry.get("iscrowd", 0) in (1, True),
+            "pad": entry.get("pad"),
         }
+
+
+def _exported_id(entry: dict[str, Any]) -> str:
+    """The id that the image had where `pad export coco` took it from; empty for other files."""
+    own = entry.get("pad")
+    return own["id"] if isinstance(own, dict) and isinstance(own.get("id"), str) else ""
+
+
+def _exported_turns(entry: dict[str, Any]) -> list[dict[str, str]]:
+    """Its dialogue, likewise."""
+    own = entry.get("pad")
+    try:
+        return read_conversations(own.get("conversations", [])) if isinstance(own, dict) else []
+    except ValueError:
+        return []
 
 
 def _is_id(value: Any) -> bool:

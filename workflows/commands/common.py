@@ -240,8 +240,12 @@ def check_max_failed(text: str) -> None:
     failures_allowed(text, 0)
 
 
-def finish(totals: dict[str, int], out: str, counts: dict[str, int], max_failed: str) -> None:
-    """Say what came out; exit code 1 where more images failed than may."""
+def finish(totals: dict[str, int], out: str, counts: dict[str, int], max_failed: str, source: str = "--images") -> None:
+    """Say what came out; exit code 1 where more images failed than may.
+
+    Raises:
+        UserError: all of them failed; not asked where `source`, the option that named them, is empty.
+    """
     from workflows.limits import failures_allowed
 
     for what, number in counts.items():
@@ -255,10 +259,8 @@ def finish(totals: dict[str, int], out: str, counts: dict[str, int], max_failed:
     )
     if totals["failed"]:
         console.print(f"`pad stats {out}` says why images failed.", markup=False, highlight=False, soft_wrap=True)
-    if totals["failed"] == totals["images"]:
-        raise UserError(
-            "--images", counted(totals["images"], "image"), "every one of them failed", f"see pad stats {out}"
-        )
+    if source and totals["failed"] == totals["images"]:
+        raise UserError(source, counted(totals["images"], "image"), "every one of them failed", f"see pad stats {out}")
     allowed = failures_allowed(max_failed, totals["images"])
     if totals["failed"] > allowed:
         failed = f"{totals['failed']} of {counted(totals['images'], 'image')} failed"

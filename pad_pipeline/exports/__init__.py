@@ -1,0 +1,1 @@
+"""Shards in the formats that other tools open: COCO, FiftyOne, Parquet, a dataset of the Hugging Face hub."""

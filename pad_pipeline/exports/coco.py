@@ -1,0 +1,116 @@
+"""Shards -> COCO: `instances.json` with masks as compressed RLE, and the pictures beside it.
+
+What COCO has no word for (scores, alternates, the exact box, tags, dialogues) stands under `pad`, so that `pad import
+coco` gives the same regions back.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pycocotools import mask as coco_mask
+
+from pad_pipeline.exports.target import Target
+from pad_pipeline.shards.reader import Sample, ShardFolder
+
+ENDINGS = {"JPEG": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
+"""Of formats that are not called as their files end."""
+
+
+def export_coco(
+    shards: ShardFolder, target: Target, pictures: str = "images", annotations: str = "instances.json"
+) -> Iterator[Counter[str]]:
+    """Write every image that has not failed, in plan order. Memory does not grow with the images.
+
+    Args:
+        shards: to read.
+        target: the folder to write into.
+        pictures: folder in it for the pictures, with their bytes as they were.
+        annotations: the file in it.
+
+    Yields:
+        After each shard, what has been written so far: images, regions, and what was left out.
+    """
+    counts: Counter[str] = Counter(images=0, regions=0)
+    categories: dict[str, int] = {}
+    with target.file(annotations) as partial, partial.open("wb") as out, tempfile.TemporaryFile() as behind:
+        out.write(_json({"info": _info(shards)})[:-1] + b',"licenses":[],"images":[')
+        for name in shards.names:
+            for row in shards.index(name):
+                if row["status"] == "failed":
+                    counts["failed images, left out"] += 1
+                    continue
+                sample = shards.sample(name, row)
+                number = counts["images"] = counts["images"] + 1
+                ending = ENDINGS.get(sample.meta["format"], sample.meta["format"].lower())
+                file = f"{sample.key}.{ending}"
+                target.write(f"{pictures}/{file}", sample.image)
+                _item(out, number == 1, _image(number, file, sample))
+                for region in sample.meta["regions"]:
+                    counts["regions"] += 1
+                    category = categories.setdefault(region["label"], len(categories) + 1)
+                    _item(behind, counts["regions"] == 1, _annotation(counts["regions"], number, category, region))
+            yield counts
+        out.write(b'],"annotations":[')
+        behind.seek(0)
+        shutil.copyfileobj(behind, out)
+        named = [{"id": number, "name": label, "supercategory": ""} for label, number in categories.items()]
+        out.write(b'],"categories":' + _json(named) + b"}\n")
+
+
+def _info(shards: ShardFolder) -> dict[str, Any]:
+    return {"description": "Patch-Aligned Dataset, exported by pad", "version": str(shards.run.schema_version)}
+
+
+def _image(number: int, file: str, sample: Sample) -> dict[str, Any]:
+    meta = sample.meta
+    own = {name: meta[name] for name in ("id", "source", "conversations", "tags")}
+    size = {"width": meta["width"], "height": meta["height"]}
+    return {"id": number, "file_name": file, **size, "caption": meta["caption"], "pad": own}
+
+
+def _annotation(number: int, image: int, category: int, region: dict[str, Any]) -> dict[str, Any]:
+    x0, y0, x1, y1 = region["box"]
+    own = {name: region[name] for name in ("box", "score", "label_score", "prompt", "predicted_iou")}
+    others = [{name: other[name] for name in ("label", "score", "label_score")} for other in region["alternates"]]
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": category,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": int(coco_mask.area(region["rle"])),
+        "iscrowd": int(region["crowd"]),
+        "segmentation": region["rle"],
+        "score": region["score"],
+        "pad": own | {"alternates": others},
+    }
+
+
+def _item(stream: BinaryIO | Any, first: bool, entry: dict[str, Any]) -> None:
+    stream.write((b"" if first else b",") + b"\n" + _json(entry))
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def export_fiftyone(shards: ShardFolder, target: Target) -> Iterator[Counter[str]]:
+    """The same as FiftyOne's `COCODetectionDataset` wants it laid out: `data/` and `labels.json`."""
+    (target.path / "data").mkdir(exist_ok=True)
+    return export_coco(shards, target, "data", "labels.json")
+
+
+def readme_of_fiftyone(path: Path) -> str:
+    """How the folder is opened."""
+    return (
+        "import fiftyone as fo\n"
+        f"dataset = fo.Dataset.from_dir({str(path)!r}, dataset_type=fo.types.COCODetectionDataset,\n"
+        "                              label_types='segmentations', include_id=True)\n"
+        "fo.launch_app(dataset)\n"
+    )

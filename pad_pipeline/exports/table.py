@@ -1,0 +1,82 @@
+"""Shards -> a flat Parquet of regions, one row each: for DuckDB, pandas, Spark."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pycocotools import mask as coco_mask
+
+from pad_pipeline.exports.target import Target
+from pad_pipeline.shards.reader import Sample, ShardFolder
+
+NAME = "regions.parquet"
+_NUMBER = pa.float32()
+SCHEMA = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("key", pa.string()),
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("image_width", pa.int32()),
+        ("image_height", pa.int32()),
+        ("region", pa.int32()),
+        ("label", pa.string()),
+        ("score", _NUMBER),
+        ("label_score", _NUMBER),
+        ("predicted_iou", _NUMBER),
+        ("crowd", pa.bool_()),
+        *((edge, _NUMBER) for edge in ("x0", "y0", "x1", "y1")),
+        ("area", pa.int64()),
+        ("patches", _NUMBER),
+        ("alternates", pa.list_(pa.string())),
+        ("rle", pa.string()),
+    ]
+)
+"""`region` is its place among the image's; the box is `xyxy` in pixels of the upright original, `area` the mask's, in
+pixels; `patches` the area of the patch grid that it covers, in patches; `rle` the counts of its compressed COCO RLE,
+whose size is `[image_height, image_width]`."""
+
+
+def export_table(shards: ShardFolder, target: Target) -> Iterator[Counter[str]]:
+    """Write `regions.parquet`, a row group for each shard; yields as `export_coco` does."""
+    counts: Counter[str] = Counter(images=0, regions=0)
+    with target.file(NAME) as partial, pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
+        for name in shards.names:
+            rows: list[dict[str, Any]] = []
+            for row in shards.index(name):
+                if row["status"] == "failed":
+                    counts["failed images, left out"] += 1
+                    continue
+                counts["images"] += 1
+                rows += _rows(name, shards.sample(name, row, image=False))
+            counts["regions"] += len(rows)
+            if rows:
+                writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+            yield counts
+
+
+def _rows(shard: str, sample: Sample) -> Iterator[dict[str, Any]]:
+    meta = sample.meta
+    image = {"shard": shard, "key": sample.key, "id": meta["id"], "source": meta["source"]}
+    image |= {"image_width": meta["width"], "image_height": meta["height"]}
+    covered = sample.coverage.sum((1, 2), dtype=np.int64) / 255
+    for number, region in enumerate(meta["regions"]):
+        own = {name: region[name] for name in ("label", "score", "label_score", "predicted_iou", "crowd")}
+        box = dict(zip(("x0", "y0", "x1", "y1"), region["box"], strict=True))
+        yield (
+            image
+            | own
+            | box
+            | {
+                "region": number,
+                "area": int(coco_mask.area(region["rle"])),
+                "patches": float(covered[number]),
+                "alternates": [other["label"] for other in region["alternates"]],
+                "rle": region["rle"]["counts"],
+            }
+        )

@@ -1,0 +1,58 @@
+"""The folder that an export writes: new, empty, or of an earlier export, which is then replaced file by file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pad_pipeline.errors import UserError
+
+MARK = ".pad-export"
+
+
+class Target:
+    """A folder to export into.
+
+    Args:
+        path: of it.
+        kind: of export; an earlier one of another kind is not written over.
+
+    Raises:
+        UserError: something else is in it, or it can't be written.
+    """
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path = path
+        mark = path / MARK
+        try:
+            earlier = mark.read_text("utf-8").strip() if mark.is_file() else ""
+            if (path.exists() and not path.is_dir()) or (not earlier and path.is_dir() and any(path.iterdir())):
+                raise UserError("--out", path, "something else is there already", "name a new or an empty folder")
+            if earlier not in ("", kind):
+                raise UserError("--out", path, f"it holds an export of another kind ({earlier})", "name a new folder")
+            path.mkdir(parents=True, exist_ok=True)
+            mark.write_text(f"{kind}\n", "utf-8")
+        except OSError as error:
+            raise UserError(
+                "--out", path, f"it can't be written ({error.strerror})", "choose another folder"
+            ) from error
+
+    @contextmanager
+    def file(self, name: str) -> Iterator[Path]:
+        """A path to write to; where the block ends well, it becomes file `name`: whole, or not there."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            yield partial
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def write(self, name: str, content: bytes) -> None:
+        """A whole file; left as it is where it has that many bytes already, so that a second export is quick."""
+        path = self.path / name
+        if not (path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content):
+            with self.file(name) as partial:
+                partial.write_bytes(content)

@@ -1,0 +1,185 @@
+"""Shards as COCO, FiftyOne, Parquet and a hub repository: opened by the tools they are for, and brought back whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pad_pipeline.miniature.files import World
+from pad_pipeline.records import ImageRecord, Shard
+from pad_pipeline.shards.reader import open_shards
+
+Pad = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def built(world: World, models_toml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scenes, annotated by the small models: scores, alternates, and one image that failed."""
+    from pad_pipeline.sources import open_source
+    from workflows.build import build
+    from workflows.models import load_models
+    from workflows.options import RunOptions
+
+    images = tmp_path_factory.mktemp("images") / "images"
+    shutil.copytree(world.images, images)
+    (images / "broken.png").write_bytes(b"no picture")
+    records = json.loads(world.llava.read_text())
+    broken = {"id": "broken", "image": "broken.png", "conversations": records[0]["conversations"]}
+    (images.parent / "llava.json").write_text(json.dumps([*records, broken]))
+    models = load_models(str(models_toml))
+    view = models.view.model_copy(update={"size": 112})
+    out = tmp_path_factory.mktemp("built") / "out"
+    build(open_source(images.parent / "llava.json", images), out, models, view, RunOptions(shard_size=4, threads=1))
+    return out
+
+
+def found(folder: Path) -> dict[str, Any]:
+    """Image id -> caption, dialogue and regions."""
+    shards = open_shards(folder)
+    metas = [shards.sample(name, row).meta for name, row in shards.rows() if row["status"] != "failed"]
+    return {meta["id"]: [meta[name] for name in ("caption", "conversations", "regions")] for meta in metas}
+
+
+def test_coco_and_back_gives_the_same_regions(built: Path, models_toml: Path, pad: Pad, tmp_path: Path) -> None:
+    """Labels, boxes to the last digit, scores, alternates, masks, captions, dialogues. Catches a box that loses digits
+    as x + width, and a swap of x and y in RLE."""
+    assert pad("export", "coco", built, "--out", tmp_path / "coco").code == 0
+    command = ["import", "coco", "--annotations", tmp_path / "coco/instances.json"]
+    command += ["--images", tmp_path / "coco/images", "--models", models_toml, "--view-size", 112, "--shard-size", 4]
+    done = pad(*command, "--out", tmp_path / "back")
+    assert done.code == 0, done.err
+    before = found(built)
+    assert any(region["alternates"] for _, _, regions in before.values() for region in regions)
+    assert found(tmp_path / "back") == before
+
+
+def test_pycocotools_evaluates_the_export(built: Path, pad: Pad, tmp_path: Path) -> None:
+    """Boxes and masks, evaluated against themselves, are perfect: ids, categories and RLE go together."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    assert pad("export", "coco", built, "--out", tmp_path / "coco").code == 0
+    truth = COCO(tmp_path / "coco/instances.json")
+    assert {path.name for path in (tmp_path / "coco/images").iterdir()} == {
+        image["file_name"] for image in truth.dataset["images"]
+    }
+    for kind in ("segm", "bbox"):
+        scored = COCOeval(truth, truth.loadRes(truth.dataset["annotations"]), kind)
+        scored.params.maxDets = [1, 100, 1000]
+        scored.evaluate()
+        recalls = [image["dtMatches"][0].astype(bool).mean() for image in scored.evalImgs if image and image["dtIds"]]
+        assert np.mean(recalls) > 0.99  # two regions with one mask match each other
+    annotation = truth.dataset["annotations"][0]
+    assert annotation["area"] == truth.annToMask(annotation).sum()
+
+
+def test_fiftyone_finds_its_layout(built: Path, pad: Pad, tmp_path: Path) -> None:
+    """data/ and labels.json, as its COCODetectionDataset expects them; the command to open it is printed."""
+    done = pad("export", "fiftyone", built, "--out", tmp_path / "out")
+    assert done.code == 0
+    assert "fo.types.COCODetectionDataset" in done.out
+    labels = json.loads((tmp_path / "out/labels.json").read_text())
+    assert {image["file_name"] for image in labels["images"]} == {
+        path.name for path in (tmp_path / "out/data").iterdir()
+    }
+    assert "10 images" in done.out and "1 failed" in done.out
+
+
+def test_parquet_has_a_row_for_each_region(built: Path, pad: Pad, tmp_path: Path) -> None:
+    """Every region once, with the numbers of the shards."""
+    from pycocotools import mask as coco_mask
+
+    assert pad("export", "parquet", built, "--out", tmp_path / "out").code == 0
+    rows = pq.read_table(tmp_path / "out/regions.parquet").to_pylist()
+    expected = [(name, region) for name, (_, _, regions) in found(built).items() for region in regions]
+    assert [(row["id"], row["label"], row["rle"]) for row in rows] == [
+        (name, region["label"], region["rle"]["counts"]) for name, region in expected
+    ]
+    for row, (_, region) in zip(rows, expected, strict=True):
+        assert np.allclose([row[edge] for edge in ("x0", "y0", "x1", "y1")], region["box"])
+        assert row["score"] == pytest.approx(region["score"])
+        assert row["area"] == coco_mask.decode(region["rle"]).sum()
+
+
+def test_datasets_opens_the_hub_repository(built: Path, pad: Pad, tmp_path: Path) -> None:
+    """The card says where the shards are, so `load_dataset` needs the folder alone; and the folder is a run still."""
+    from datasets import load_dataset
+
+    done = pad("export", "hub", built, "--name", "Mine", "--license", "cc-by-4.0", "--out", tmp_path / "hub")
+    assert done.code == 0, done.err
+    samples = load_dataset(str(tmp_path / "hub"), split="train", streaming=True)
+    assert {sample["json"]["id"] for sample in samples} == set(found(built))
+    card = (tmp_path / "hub/README.md").read_text()
+    assert "license: cc-by-4.0" in card and "# Mine" in card
+    assert "| images | 11 (" in card
+    assert pad("verify", tmp_path / "hub").code == 0
+
+
+def test_a_hostile_label_stays_text_on_the_card(
+    built: Path, pad: Pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cards are rendered as HTML in other people's browsers."""
+    from pad_pipeline.exports.hub import card
+    from pad_pipeline.shards.stats import read_statistics
+
+    stats = read_statistics(built)
+    stats.labels["<img src=x onerror=alert(1)>\n# [a](b) | c"] = 10**6
+    stats.shards.run.settings["tagger"]["weights"] = "`<script>`"
+    text = card(stats, "a\n---\nb", "other")
+    assert "<img" not in text.replace("\\<img", "") and "<script" not in text.replace("\\<script", "")
+    assert "\n# \\[a" not in text and "\n---\nb" not in text.replace("\\", "")
+
+
+def test_exports_refuse_what_they_would_spoil(built: Path, pad: Pad, tmp_path: Path) -> None:
+    """A folder with something else in it, an export of another kind, a run that is not finished; a second export of
+    the same kind is the first."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").write_text("years of work")
+    refused = pad("export", "coco", built, "--out", tmp_path / "mine")
+    assert refused.code == 2 and "something else" in refused.err
+    assert pad("export", "parquet", built, "--out", tmp_path / "out").code == 0
+    first = (tmp_path / "out/regions.parquet").read_bytes()
+    assert pad("export", "parquet", built, "--out", tmp_path / "out").code == 0
+    assert (tmp_path / "out/regions.parquet").read_bytes() == first
+    refused = pad("export", "coco", built, "--out", tmp_path / "out")
+    assert refused.code == 2 and "another kind" in refused.err
+    half = tmp_path / "half"
+    shutil.copytree(built, half)
+    (half / "pad-000001.parquet").unlink()
+    refused = pad("export", "hub", half, "--out", tmp_path / "hub")
+    assert refused.code == 2 and "not finished" in refused.err
+    refused = pad("export", "coco", tmp_path / "nothing", "--out", tmp_path / "new")
+    assert refused.code == 2 and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("damage", [{"box": [0, 0, 1e9, 1]}, {"score": "high"}, {"alternates": 3}, {"prompt": None}, 7])
+def test_what_is_under_pad_is_not_trusted(
+    damage: Any, built: Path, models_toml: Path, pad: Pad, tmp_path: Path
+) -> None:
+    """An annotation file is outside data: a spoilt entry fails its image, and says which annotation."""
+    from pad_pipeline.sources.coco import CocoSource
+    from stages.decode import Decode
+    from stages.human import HumanRegions
+
+    assert pad("export", "coco", built, "--out", tmp_path / "coco").code == 0
+    path = tmp_path / "coco/instances.json"
+    data = json.loads(path.read_text())
+    entry = data["annotations"][0]
+    entry["pad"] = entry["pad"] | damage if isinstance(damage, dict) else damage
+    path.write_text(json.dumps(data))
+    from pad_pipeline.pictures import DecodeSettings
+    from pad_pipeline.sources.read import Place
+
+    planned = next(one for one in CocoSource(path, tmp_path / "coco/images") if one.annotations)
+    record = ImageRecord("key", planned.id, planned.source, annotations=list(planned.annotations))  # type: ignore[arg-type]
+    record.place = Place(planned.source)
+    shard = HumanRegions()(Decode(DecodeSettings(), str(tmp_path / "coco/images"))(Shard(0, [record])))
+    assert shard.rows[0].status == "failed"
+    assert f"annotation {entry['id']}" in shard.rows[0].reason and "pad" in shard.rows[0].reason

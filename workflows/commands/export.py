@@ -1,0 +1,101 @@
+"""`pad export`: shards in the formats that other tools open."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from workflows.commands.common import Shards, console, counted, errors, plain
+
+ExportOut = Annotated[Path, typer.Option("--out", help="Folder to write: new, empty, or an earlier export.")]
+
+
+def export_coco(shards: Shards, out: ExportOut) -> None:
+    """COCO's instances.json with masks as RLE, and the pictures in images/. `pad import coco` takes it back.
+
+    Example:
+
+      pad export coco shards/ --out coco/
+    """
+    from pad_pipeline.exports import coco
+
+    _export("coco", shards, out, coco.export_coco)
+
+
+def export_fiftyone(shards: Shards, out: ExportOut) -> None:
+    """A folder that FiftyOne opens as a COCODetectionDataset, with labels.json and the pictures in data/.
+
+    Example:
+
+      pad export fiftyone shards/ --out fiftyone/
+    """
+    from pad_pipeline.exports import coco
+
+    _export("fiftyone", shards, out, coco.export_fiftyone)
+    console.print(coco.readme_of_fiftyone(out), markup=False, highlight=False, soft_wrap=True)
+
+
+def export_parquet(shards: Shards, out: ExportOut) -> None:
+    """regions.parquet, a row for each region: label, scores, box, area, RLE, and the image that it is in.
+
+    Example:
+
+      pad export parquet shards/ --out table/
+    """
+    from pad_pipeline.exports import table
+
+    _export("parquet", shards, out, table.export_table)
+
+
+def export_hub(
+    shards: Shards,
+    out: ExportOut,
+    name: Annotated[str, typer.Option(help="The dataset's name, on its card.")] = "Patch-Aligned Dataset",
+    licence: Annotated[
+        str, typer.Option("--license", help="Of the pictures, as the hub calls it: cc-by-4.0, other, ...")
+    ] = "other",
+    push: Annotated[str, typer.Option(help="Upload to this repository, OWNER/NAME; else nothing leaves.")] = "",
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository a private one.")] = False,
+) -> None:
+    """A dataset repository of the Hugging Face hub: the shards, and a card with statistics, models and provenance.
+
+    Nothing is uploaded without --push. run.json and plan.parquet go along, with the paths that the build was given.
+
+    Examples:
+
+      pad export hub shards/ --license cc-by-4.0 --out hub/
+
+      pad export hub shards/ --out hub/ --push me/my-pad --private
+    """
+    from functools import partial
+
+    from pad_pipeline.exports import hub
+
+    _export("hub", shards, out, partial(hub.export_hub, name=name, licence=licence))
+    if push:
+        console.print(hub.push(out, push, private), markup=False, soft_wrap=True)
+
+
+def _export(kind: str, where: str, out: Path, write: Callable[[Any, Any], Iterator[Counter[str]]]) -> None:
+    from rich.progress import track
+
+    from pad_pipeline.exports.target import Target
+    from pad_pipeline.shards.reader import open_shards
+
+    shards = open_shards(where, "SHARDS")
+    counts: Counter[str] = Counter()
+    steps = write(shards, Target(out, kind))
+    for counts in track(  # noqa: B007 (the last is what is wanted)
+        steps, "writing", total=len(shards.names), console=errors, disable=not errors.is_terminal
+    ):
+        pass
+    left = {what: number for what, number in counts.items() if what not in ("images", "regions")}
+    said = f"{counted(counts['images'], 'image')}, {counted(counts['regions'], 'region')} in {out}"
+    console.print(
+        plain("; ".join([said, *(f"{number} {what}" for what, number in left.items())]) + "."),
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
