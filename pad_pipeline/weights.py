@@ -20,10 +20,10 @@ import fsspec
 import torch
 from filelock import FileLock
 from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
-from rich.console import Console
 from rich.progress import wrap_file
 from safetensors import SafetensorError, safe_open
 
+from pad_pipeline.console import errors
 from pad_pipeline.errors import UserError
 
 _PACKAGED = Path(__file__).parent / "miniature/models"
@@ -173,9 +173,8 @@ def _copy(source: Any, sink: BinaryIO, name: str) -> None:
         OSError: it ended early.
     """
     total = getattr(source, "size", None)
-    console = Console(stderr=True)
     with wrap_file(
-        source, total or 0, description=f"fetching {name}", console=console, disable=not console.is_terminal
+        source, total or 0, description=f"fetching {name}", console=errors, disable=not errors.is_terminal
     ) as stream:
         shutil.copyfileobj(stream, sink, 1 << 22)
     if total is not None and sink.tell() != total:

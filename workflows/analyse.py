@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -27,14 +26,14 @@ from pad_pipeline.analysis.studies import (
     Study,
 )
 from pad_pipeline.analysis.vocabulary import Vocabulary
+from pad_pipeline.console import errors
 from pad_pipeline.errors import UserError
 from pad_pipeline.shards.reader import open_shards
+from workflows.finite import finite
 from workflows.settings import read_toml, settings_error
 
 RESULT = "analysis.json"
 STUDIES = ("entropy", "align", "pursuit", "lens", "overlap")
-
-errors = Console(stderr=True)
 
 
 def analysis_settings(path: Path | None, options: dict[str, Any]) -> AnalysisSettings:
@@ -190,15 +189,6 @@ def _scores(option: str, path: Path) -> dict[str, float]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         rule = f"it holds no scores of captions ({type(error).__name__}: {error})"
         raise UserError(option, path, rule, "give the scores.json of `pad evaluate captions`") from error
-
-
-def finite(value: Any) -> Any:
-    """The same with None for NaN and infinity, which JSON does not know."""
-    if isinstance(value, dict):
-        return {name: finite(entry) for name, entry in value.items()}
-    if isinstance(value, list):
-        return [finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(found: dict[str, Any]) -> Table:

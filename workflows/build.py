@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
+from pad_pipeline.console import errors as console
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
 from pad_pipeline.labels import LabelSettings
@@ -33,8 +33,6 @@ from workflows.models import ModelSettings
 from workflows.options import RunOptions
 from workflows.progress import Totals, Watch
 from workflows.resume import Scan, adopt, check_repaired, check_same, foreign, scan
-
-console = Console(stderr=True)
 
 
 def build(source: Source, out: Path | str, models: ModelSettings, view: View, options: RunOptions) -> Totals:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Annotated, Any
@@ -32,7 +34,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 import_app = typer.Typer(help="Make shards from data that people have annotated already.", no_args_is_help=True)
 app.add_typer(import_app, name="import")
@@ -76,8 +77,25 @@ miniature_app.command("compare")(miniature_compare)
 UsageError: Any = typer.BadParameter.__bases__[0]
 
 
+_asked: dict[str, bool] = {}
+"""What the options before the command's name said."""
+
+
 @app.callback(invoke_without_command=True)
-def _main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, notes or warnings: results, and the error that ends it.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="What libraries have to say too, and where an error comes from.")
+    ] = False,
+) -> None:
+    errors.quiet = quiet
+    _asked["verbose"] = verbose
+    if verbose:
+        os.environ["TRANSFORMERS_VERBOSITY"] = "info"
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     if version:
         typer.echo(f"pad {__version__}")
         raise typer.Exit
@@ -140,12 +158,16 @@ def _run_app(received: list[int]) -> int:
             raise
         code = 128 + received[0]  # and not the exception's: Ray puts 1 there
     except UserError as error:
+        if _asked.get("verbose"):
+            traceback.print_exc()
+        errors.quiet = False
         errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 2
     except UsageError as error:
         error.show()
         return 2
     except OSError as error:
+        errors.quiet = False
         rule = error.strerror or " ".join(str(error).split())
         errors.print(
             f"error: file = {error.filename}: {rule}; mend it and try again", style="red", markup=False, soft_wrap=True

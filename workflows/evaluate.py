@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pad_pipeline.console import errors
 from pad_pipeline.errors import UserError
 from pad_pipeline.evaluation.answers import exact_match
 from pad_pipeline.evaluation.boxes import read_expressions, score_boxes
@@ -26,8 +26,6 @@ ASKED, ANSWERS, SCORES = "model.json", "answers.jsonl", "scores.json"
 REFER = "Please provide the bounding box coordinate of the region this sentence describes: {}"
 """LLaVA-1.5's prompt; `--prompt` takes another, with `{}` where the phrase goes."""
 DESCRIBE = "Provide a one-sentence caption for the provided image."
-
-errors = Console(stderr=True)
 
 
 class Question(NamedTuple):

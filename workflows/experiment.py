@@ -14,7 +14,6 @@ from statistics import fmean, stdev
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from rich.console import Console
 from rich.table import Table
 
 from pad_pipeline.analysis.charts import draw_grid
@@ -34,8 +33,6 @@ from workflows.train import train
 
 RECIPES = Path(__file__).parent / "recipes"
 RESULT, SUMMARY, PLOT = "result.json", "experiment.json", "experiment.png"
-
-errors = Console(stderr=True)
 
 
 class Cell(BaseModel):

@@ -10,7 +10,7 @@ import threading
 from contextlib import suppress
 from typing import NoReturn
 
-from rich.console import Console
+from pad_pipeline.console import errors
 
 _PR_SET_PDEATHSIG = 1
 _pipe = -1
@@ -86,12 +86,11 @@ def _watch(child: int, pipe: int) -> None:
     code = os.waitstatus_to_exitcode(status)
     if signs == b"e":
         _exit(code)
-    console = Console(stderr=True)
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     if signs != b"t":
-        console.print(f"error: the process died ({how}) before it had begun a shard", style="red", highlight=False)
+        errors.print(f"error: the process died ({how}) before it had begun a shard", style="red", highlight=False)
         _exit(1)
-    console.print(f"The process died ({how}); going on in a new one.", style="yellow", highlight=False)
+    errors.print(f"The process died ({how}); going on in a new one.", style="yellow", highlight=False)
 
 
 def _exit(code: int) -> NoReturn:

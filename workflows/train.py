@@ -8,17 +8,15 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 
+from pad_pipeline.console import errors
 from pad_pipeline.errors import UserError
 from pad_pipeline.training.job import Job
 from pad_pipeline.training.loop import train as train_loop
 from pad_pipeline.training.settings import TrainSettings, settings_of
 from workflows.settings import read_toml, settings_error
-
-errors = Console(stderr=True)
 
 
 def train_settings(path: Path | None, options: dict[str, Any], stage: int = 1) -> TrainSettings:

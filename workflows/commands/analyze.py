@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pad_pipeline.errors import UserError
-from workflows.commands.common import Engine, EngineOption, console, errors
+from workflows.commands.common import AsJson, Engine, EngineOption, console, errors, print_json
 
 
 class Analysis(StrEnum):
@@ -42,6 +42,7 @@ def analyze(
     ] = 4,
     captions: Annotated[Path | None, typer.Option(help="For health: scores.json of pad evaluate captions.")] = None,
     baseline: Annotated[Path | None, typer.Option(help="For health: that of a caption-only model.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Did the alignment work? Compression, patches against words, words of each patch.
 
@@ -71,9 +72,12 @@ def analyze(
     scores = workflow.captions_below(captions, baseline) if captions and baseline else []
     subject = Subject(model, resolve(vision, "clip"), resolve(llm, "llm"), vision_layer)
     found = workflow.analyse(names, subject, shards, chosen, out, limit, batch, pictures)
+    signs = workflow.signs_of_failure(found, chosen) + scores if healthy else []
+    if as_json:
+        print_json(found | ({"signs_of_failure": signs} if healthy else {}))
+        raise typer.Exit(1 if signs else 0)
     console.print(workflow.table(found))
     if healthy:
-        signs = workflow.signs_of_failure(found, chosen) + scores
         for sign in signs:
             console.print(f"sign of failure: {sign}", markup=False, soft_wrap=True)
         if signs:
@@ -95,6 +99,7 @@ def experiment(
     limit: Annotated[int | None, typer.Option(help="Pictures that the analyses look at.", min=1)] = None,
     engine: EngineOption = Engine.local,
     address: Annotated[str, typer.Option(help="Ray cluster to use; empty starts Ray on this machine.")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """A grid of trainings over the same shards, each with every seed, each analysed; one table at the end.
 
@@ -122,4 +127,4 @@ def experiment(
         cell.vision, cell.llm = resolve(cell.vision, "clip"), resolve(cell.llm, "llm")
     where = address if engine is Engine.ray else None
     found = workflow.run_experiment(chosen, out, where, lambda text: errors.print(text, markup=False, soft_wrap=True))
-    console.print(workflow.table(found))
+    print_json(found) if as_json else console.print(workflow.table(found))

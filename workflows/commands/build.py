@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from pad_pipeline.errors import UserError
 from workflows.commands.common import (
     AcceptCode,
     Address,
+    AsJson,
     Breaker,
     Depth,
     Engine,
@@ -39,6 +41,7 @@ from workflows.commands.common import (
     counted,
     errors,
     finish,
+    print_json,
     run_options,
     supervise,
 )
@@ -90,6 +93,7 @@ def build(
     placement: PlacementOption = Placement.auto,
     pool: Pools = None,
     threads: Threads = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Annotate images and write patch-aligned shards.
 
@@ -135,10 +139,11 @@ def build(
     if dry_run:
         from workflows.dry_run import estimate
 
-        _show_estimate(estimate(source, chosen, view, options))
+        found = estimate(source, chosen, view, options)
+        print_json(dataclasses.asdict(found)) if as_json else _show_estimate(found)
         return
     totals = workflow.build(source, out, chosen, view, options)
-    finish(totals, fork or out, dict(source.counts), max_failed)
+    finish(totals, fork or out, dict(source.counts), max_failed, as_json)
 
 
 def import_coco(
@@ -163,6 +168,7 @@ def import_coco(
     engine: EngineOption = Engine.local,
     address: Address = "",
     workers: Workers = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Write shards from COCO annotations: human masks as regions, categories as labels.
 
@@ -188,7 +194,7 @@ def import_coco(
     settings = load_models(models)
     view = chosen_view(settings.view, view_size, patch, fit)
     totals = workflow.import_coco(source, out, settings.llm, settings.decode, view, options)
-    finish(totals, fork or out, dict(source.counts), max_failed)
+    finish(totals, fork or out, dict(source.counts), max_failed, as_json)
 
 
 def _columns(text: str) -> dict[str, str]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from pad_pipeline.console import console, errors
 from pad_pipeline.errors import UserError
+from workflows.finite import finite
 
 if TYPE_CHECKING:
     from pad_pipeline.geometry import View
     from workflows.options import RunOptions
-
-
-console = Console()
-errors = Console(stderr=True)
 
 
 class Engine(StrEnum):
@@ -131,7 +129,13 @@ MaxFailed = Annotated[
 ]
 Breaker = Annotated[int, typer.Option(help="Stop when a stage fails for this many images in a row; 0: never.", min=0)]
 Threads = Annotated[int, typer.Option(help="CPU threads of each model; 0 for all cores.", min=0, max=1024)]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs: the result as JSON on standard output.")]
 Shards = Annotated[str, typer.Argument(help="Folder or URL that `pad build` or `pad import` wrote.")]
+
+
+def print_json(value: Any) -> None:
+    """A result for programs; what no JSON can hold (NaN) as null."""
+    typer.echo(json.dumps(finite(value), indent=1, default=str))
 
 
 def counted(number: int, what: str) -> str:
@@ -240,7 +244,9 @@ def check_max_failed(text: str) -> None:
     failures_allowed(text, 0)
 
 
-def finish(totals: dict[str, int], out: str, counts: dict[str, int], max_failed: str, source: str = "--images") -> None:
+def finish(
+    totals: dict[str, int], out: str, counts: dict[str, int], max_failed: str, as_json: bool, source: str = "--images"
+) -> None:
     """Say what came out; exit code 1 where more images failed than may.
 
     Raises:
@@ -248,9 +254,12 @@ def finish(totals: dict[str, int], out: str, counts: dict[str, int], max_failed:
     """
     from workflows.limits import failures_allowed
 
-    for what, number in counts.items():
+    if as_json:
+        print_json({"out": out, **totals, "left_out": counts})
+    for what, number in () if as_json else counts.items():
         console.print(plain(f"{number} {what}"), highlight=False)
-    console.print(
+    shown = errors if as_json else console
+    shown.print(
         f"{counted(totals['images'], 'image')} in {out}: {totals['ok']} ok, {totals['empty']} empty, "
         f"{totals['failed']} failed; {counted(totals['regions'], 'region')}.",
         markup=False,
@@ -258,7 +267,7 @@ def finish(totals: dict[str, int], out: str, counts: dict[str, int], max_failed:
         soft_wrap=True,
     )
     if totals["failed"]:
-        console.print(f"`pad stats {out}` says why images failed.", markup=False, highlight=False, soft_wrap=True)
+        shown.print(f"`pad stats {out}` says why images failed.", markup=False, highlight=False, soft_wrap=True)
     if source and totals["failed"] == totals["images"]:
         raise UserError(source, counted(totals["images"], "image"), "every one of them failed", f"see pad stats {out}")
     allowed = failures_allowed(max_failed, totals["images"])

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from workflows.commands.common import console
+from workflows.commands.common import AsJson, console, errors, print_json
 
 EvaluatedModel = Annotated[Path, typer.Option("--model", help="What pad train wrote, or another LLaVA folder.")]
 QuestionData = Annotated[Path, typer.Option("--data", help="Questions and what is true, see above.")]
@@ -21,7 +21,7 @@ Together = Annotated[int, typer.Option("--batch", help="Questions at a time; low
 
 def evaluate_rec(
     model: EvaluatedModel, data: QuestionData, images: QuestionImages, out: Answers,
-    prompt: Prompt = "", limit: First = None, batch: Together = 16,
+    prompt: Prompt = "", limit: First = None, batch: Together = 16, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Boxes of referring expressions, in both frames in use: of the original picture (lmms-eval), of the padded square
     (LLaVA).
@@ -32,12 +32,12 @@ def evaluate_rec(
 
       pad evaluate rec --model two/ --data refcoco_val.jsonl --images train2014/ --out rec/
     """
-    _evaluate("rec", model, data, images, out, prompt, limit, batch)
+    _evaluate("rec", model, data, images, out, prompt, limit, batch, as_json)
 
 
 def evaluate_captions(
     model: EvaluatedModel, data: QuestionData, images: QuestionImages, out: Answers,
-    prompt: Prompt = "", limit: First = None, batch: Together = 16,
+    prompt: Prompt = "", limit: First = None, batch: Together = 16, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Captions of COCO's captions JSON or of a LLaVA JSON: BLEU, ROUGE-L, CIDEr, and with Java METEOR and SPICE.
 
@@ -45,12 +45,12 @@ def evaluate_captions(
 
       pad evaluate captions --model two/ --data captions_val2017.json --images val2017/ --limit 500 --out captions/
     """
-    _evaluate("captions", model, data, images, out, prompt, limit, batch)
+    _evaluate("captions", model, data, images, out, prompt, limit, batch, as_json)
 
 
 def evaluate_vqa(
     model: EvaluatedModel, data: QuestionData, images: QuestionImages, out: Answers,
-    prompt: Prompt = "", limit: First = None, batch: Together = 16,
+    prompt: Prompt = "", limit: First = None, batch: Together = 16, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Questions of a JSONL of {image, text, answer}, where answer may be a list: exact matches, whatever their case and
     articles.
@@ -59,19 +59,30 @@ def evaluate_vqa(
 
       pad evaluate vqa --model two/ --data questions.jsonl --images val2014/ --out vqa/
     """
-    _evaluate("vqa", model, data, images, out, prompt, limit, batch)
+    _evaluate("vqa", model, data, images, out, prompt, limit, batch, as_json)
 
 
 def _evaluate(
-    what: str, model: Path, data: Path, images: Path, out: Path, prompt: str, limit: int | None, batch: int
+    what: str,
+    model: Path,
+    data: Path,
+    images: Path,
+    out: Path,
+    prompt: str,
+    limit: int | None,
+    batch: int,
+    as_json: bool,
 ) -> None:
     from workflows import evaluate as workflow
 
     more = {"prompt": prompt} if prompt else {}
-    _print_scores(what, workflow.EVALUATIONS[what](model, data, images, out, limit=limit, batch=batch, **more))
+    _print_scores(what, workflow.EVALUATIONS[what](model, data, images, out, limit=limit, batch=batch, **more), as_json)
 
 
-def _print_scores(title: str, found: dict[str, Any]) -> None:
+def _print_scores(title: str, found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
     from workflows.analyse import rows_of, shown
 
     made = Table("score", "value", title=title)
@@ -85,6 +96,7 @@ def evaluate_lmms(
     out: Annotated[Path, typer.Option(help="Folder for what lmms-eval writes; results in it are shown.")],
     tasks: Annotated[str, typer.Option(help="By lmms-eval's names; empty for the paper's.")] = "",
     processes: Annotated[int, typer.Option(help="GPUs.", min=1)] = 1,
+    as_json: AsJson = False,
 ) -> None:
     """The standard benchmarks (GQA, ScienceQA, VizWiz, OK-VQA, MMMU, MM-Vet, MMBench, MME) through lmms-eval.
 
@@ -98,10 +110,12 @@ def evaluate_lmms(
     from workflows import lmms as workflow
 
     for problem in workflow.check_export(model):
-        console.print(f"warning: {problem}", markup=False, soft_wrap=True)
+        errors.print(f"warning: {problem}", markup=False, soft_wrap=True)
     found = workflow.read_results(out, model)
     if not found or tasks:
-        console.print(workflow.run(model, tasks or workflow.TASKS, out, processes), markup=False, soft_wrap=True)
+        (errors if as_json else console).print(
+            workflow.run(model, tasks or workflow.TASKS, out, processes), markup=False, soft_wrap=True
+        )
         found = workflow.read_results(out, model)
     if found:
-        _print_scores("lmms-eval", found)
+        _print_scores("lmms-eval", found, as_json)

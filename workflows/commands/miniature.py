@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from workflows.commands.common import Engine, EngineOption, Threads, console, counted, errors
+from workflows.commands.common import AsJson, Engine, EngineOption, Threads, console, counted, errors, print_json
 
 
 def demo(
@@ -91,6 +91,7 @@ def miniature_evaluate(
     models: Annotated[str, typer.Option(help="`miniature`, or the TOML of models for the same labels.")] = "miniature",
     vision: Annotated[str, typer.Option(help="The CLIP that goes with them: `miniature` or a folder.")] = "miniature",
     engine: EngineOption = Engine.local,
+    as_json: AsJson = False,
 ) -> None:
     """Score the miniature on scenes that it was never trained on, through `pad build` and `pad train`.
 
@@ -104,7 +105,7 @@ def miniature_evaluate(
 
     chosen, tower = load_models(models), resolve(vision, "clip")
     found = workflow.evaluate(out, chosen, tower, scenes, seeds, steps, engine.value, console)
-    console.print(workflow.table(found))
+    print_json(workflow.as_dict(found)) if as_json else console.print(workflow.table(found))
 
 
 def miniature_compare(
@@ -119,6 +120,7 @@ def miniature_compare(
     vision: Annotated[str, typer.Option(help="The CLIP that goes with them: `miniature` or a folder.")] = "miniature",
     engine: EngineOption = Engine.local,
     threads: Threads = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Train both stages with and without the patch loss, and compare: patches, captions, referring expressions.
 
@@ -136,4 +138,5 @@ def miniature_compare(
     budget = workflow.Budget(scenes, dialogues, seeds, stage1_steps, stage2_steps, probes)
     comparison = workflow.Comparison(out, chosen, tower, budget, console)
     comparison.prepare(engine.value, threads)
-    console.print(workflow.table(comparison.run()))
+    outcomes = comparison.run()
+    print_json(workflow.summary(outcomes)) if as_json else console.print(workflow.table(outcomes))

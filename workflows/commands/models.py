@@ -7,13 +7,14 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from workflows.commands.common import console, escaped
+from workflows.commands.common import AsJson, console, escaped, print_json
 
 ModelsArgument = Annotated[str, typer.Argument(help="`paper`, `plus`, `miniature`, or a TOML file.")]
 
 
 def models_list(
     models: Annotated[str, typer.Argument(help="`paper`, `plus`, `miniature`, or a TOML file; all presets.")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Print the files of each choice of models, how large they are, whether their hash is pinned, where they lie here.
 
@@ -25,7 +26,11 @@ def models_list(
     from workflows.model_files import parts
     from workflows.models import PRESETS, load_models
 
-    for name in [models] if models else [*PRESETS, "miniature"]:
+    chosen = [models] if models else [*PRESETS, "miniature"]
+    if as_json:
+        print_json({name: [part._asdict() for part in parts(load_models(name))] for name in chosen})
+        return
+    for name in chosen:
         console.print(f"[bold]--models {escaped(name)}[/bold]")
         for part in parts(load_models(name)):
             size = f"{part.megabytes / 1000:.2f} GB" if part.megabytes else ""
@@ -54,10 +59,10 @@ def models_fetch(models: ModelsArgument = "paper") -> None:
     found = weight_fingerprints(chosen) | label_fingerprint(chosen.llm)[0]
     for name, digest in sorted(found.items()):
         console.print(f"{name:18} sha256 {digest}", highlight=False, soft_wrap=True)
-    models_check(models)
+    models_check(models, False)
 
 
-def models_check(models: ModelsArgument = "paper") -> None:
+def models_check(models: ModelsArgument = "paper", as_json: AsJson = False) -> None:
     """Read every file of a choice of models as a build would: hashes, tensors, tag list, tokenizer. Nothing is fetched.
     Exit code 1 names what is missing or wrong.
 
@@ -69,6 +74,10 @@ def models_check(models: ModelsArgument = "paper") -> None:
     from workflows.models import load_models
 
     wrong = 0
+    if as_json:
+        found = [(name, what, error and str(error)) for name, what, error in check(load_models(models))]
+        print_json([dict(zip(("model", "found", "wrong"), entry, strict=True)) for entry in found])
+        raise typer.Exit(1 if any(error for _, _, error in found) else 0)
     for name, what, error in check(load_models(models)):
         wrong += error is not None
         said = f"[red]wrong[/red]: {escaped(str(error))}" if error else f"[green]right[/green]: {escaped(what)}"

@@ -12,6 +12,7 @@ from pad_pipeline.errors import UserError
 from workflows.commands.common import (
     AcceptCode,
     Address,
+    AsJson,
     Depth,
     Engine,
     EngineOption,
@@ -76,6 +77,7 @@ def retarget(
     engine: EngineOption = Engine.local,
     address: Address = "",
     workers: Workers = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Write shards anew for another view, patch grid or LLM, or with fewer or renamed regions; no model runs.
 
@@ -105,7 +107,7 @@ def retarget(
     )
     _rewrite(
         source, out, llm, (view_size, patch, fit), shard_size, limit, accept_changed_code, engine, address, workers,
-        edits=edits,
+        as_json, edits=edits,
     )  # fmt: skip
 
 
@@ -129,6 +131,7 @@ def filter_shards(
     engine: EngineOption = Engine.local,
     address: Address = "",
     workers: Workers = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Write shards with some of the images alone, each as it was.
 
@@ -151,7 +154,9 @@ def filter_shards(
         rule = "nothing is said about which images are wanted"
         raise UserError("filter", shards, rule, "give --status, --label, --ids, --min-regions or --min-edge")
     source = StoredSource([shards], chosen)
-    _rewrite(source, out, "", (None, None, None), shard_size, limit, accept_changed_code, engine, address, workers)
+    _rewrite(
+        source, out, "", (None, None, None), shard_size, limit, accept_changed_code, engine, address, workers, as_json
+    )
 
 
 def merge(
@@ -167,6 +172,7 @@ def merge(
     engine: EngineOption = Engine.local,
     address: Address = "",
     workers: Workers = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Write the images of several runs into one. Where ids are repeated, each image keeps a key of its own.
 
@@ -180,13 +186,24 @@ def merge(
 
     source = StoredSource(shards)
     _rewrite(
-        source, out, llm, (view_size, patch, fit), shard_size, limit, accept_changed_code, engine, address, workers
+        source,
+        out,
+        llm,
+        (view_size, patch, fit),
+        shard_size,
+        limit,
+        accept_changed_code,
+        engine,
+        address,
+        workers,
+        as_json,
     )
 
 
 def _rewrite(
     source: Any, out: str, llm: str, view: tuple[int | None, int | None, Fit | None], shard_size: int | None,
-    limit: int | None, accept_changed_code: bool, engine: Engine, address: str, workers: int, edits: Any = None,
+    limit: int | None, accept_changed_code: bool, engine: Engine, address: str, workers: int,
+    as_json: bool, edits: Any = None,
 ) -> None:  # fmt: skip
     first = source.runs[0].run
     options = run_options(
@@ -205,7 +222,7 @@ def _rewrite(
         labels = LabelSettings(llm=resolve(llm, "llm"), context=context)
     new_view = chosen_view(first.view, *view) if any(view) else None
     totals = rewrite(source, out, options, new_view, labels, edits)
-    finish(totals, out, dict(source.counts), "100%", source="")
+    finish(totals, out, dict(source.counts), "100%", as_json, source="")
 
 
 def _lines(option: str, path: Path | None) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from workflows.commands.common import Shards, console, counted, errors, plain
+from workflows.commands.common import AsJson, Shards, console, counted, errors, plain, print_json
 
 
 def verify(
@@ -15,6 +15,7 @@ def verify(
     deep: Annotated[
         bool, typer.Option("--deep", help="Decode every picture and mask too, and compute each coverage anew.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check a run: every planned image in exactly one place, every byte the one that was written. Exit code 1 names
     what is wrong.
@@ -32,16 +33,20 @@ def verify(
     from pad_pipeline.storage import folder_at
 
     shards_planned = Run.read(folder_at(shards)).shards
-    wrong = 0
+    wrong: dict[str, list[str]] = {}
     parts = verify_run(shards, deep)
     for name, problems in track(
         parts, "checking", total=shards_planned + 2, console=errors, disable=not errors.is_terminal
     ):
-        wrong += bool(problems)
-        for problem in problems:
+        if problems:
+            wrong[name] = problems
+        for problem in () if as_json else problems:
             console.print(plain(f"{name}: {problem}"), highlight=False, soft_wrap=True)
+    if as_json:
+        print_json({"shards": shards_planned, "problems": wrong})
+        raise typer.Exit(1 if wrong else 0)
     if wrong:
-        console.print(f"[red]{wrong} not as it should be, of {counted(shards_planned, 'shard')}.[/red]")
+        console.print(f"[red]{len(wrong)} not as it should be, of {counted(shards_planned, 'shard')}.[/red]")
         hint = "To make a shard anew, delete its .parquet and run the command that built it again."
         console.print(hint, markup=False, soft_wrap=True)
         raise typer.Exit(1)
@@ -51,7 +56,7 @@ def verify(
 def stats(
     shards: Shards,
     top: Annotated[int, typer.Option(help="How many labels to list.", min=0)] = 15,
-    json: Annotated[bool, typer.Option("--json", help="For programs: everything, as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print images, statuses, regions and labels of a run.
 
@@ -59,11 +64,11 @@ def stats(
 
       pad stats shards/ --top 30
     """
-    from pad_pipeline.shards.stats import as_json, read_statistics
+    from pad_pipeline.shards import stats as workflow
 
-    found = read_statistics(shards)
-    if json:
-        typer.echo(as_json(found))
+    found = workflow.read_statistics(shards)
+    if as_json:
+        typer.echo(workflow.as_json(found))
         return
     table = Table("what", "how many", title=plain(str(shards)))
     run = found.shards.run

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 
+from pad_pipeline.console import errors as console
 from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.shipped import MANIFEST, Member, write_manifest
 from workflows.miniature.clip import VIEW as CLIP_VIEW
@@ -28,8 +28,6 @@ from workflows.miniature.training import Recipe, cores, fit
 
 ORDER = ("tagger", "detector", "segmenter", "clip", "llm")
 """The detector starts from the tagger's Swin; the others stand alone."""
-
-console = Console(stderr=True)
 
 
 def train_miniature(name: str, out: Path, seed: int = 0, steps: int = 0) -> Path:

@@ -1,0 +1,10 @@
+"""The two streams that people read: results on standard output, everything else on standard error. Colour only where
+a terminal is."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+console = Console()
+errors = Console(stderr=True)
+"""Progress, notes and warnings; `pad --quiet` silences it, but for the error that ends a command."""
