@@ -452,3 +452,28 @@ def test_a_machine_without_a_compiler_is_no_images_fault(
     assert done.code == 2
     assert "compute.compile = True" in done.err and "set compile = false" in done.err
     assert not list(out.glob("pad-*"))
+
+
+def test_tables_come_as_json_too(pad: Pad, shards: Path) -> None:
+    """For scripts: what is printed with --json is JSON and nothing else, whatever is said besides."""
+    for words in (
+        ["verify", shards, "--json"],
+        ["stats", shards, "--json"],
+        ["models", "list", "miniature", "--json"],
+        ["models", "check", "miniature", "--json"],
+    ):
+        done = pad(*words)
+        assert done.code == 0, done.err
+        assert json.loads(done.out)
+
+
+def test_quiet_and_verbose(pad: Pad, shards: Path, tmp_path: Path) -> None:
+    """--quiet keeps the error that ends a command, and no more; --verbose adds where it comes from; neither stays for
+    the next command of the process."""
+    quiet = pad("--quiet", "filter", shards, "--min-regions", 1, "--out", tmp_path / "out")
+    assert quiet.code == 0 and quiet.err == ""
+    refused = pad("--quiet", "verify", tmp_path / "nothing")
+    assert refused.code == 2 and refused.err.startswith("error: ")
+    refused = pad("--verbose", "verify", tmp_path / "nothing")
+    assert "Traceback" in refused.err and "run.json" in refused.err
+    assert "Traceback" not in pad("verify", tmp_path / "nothing").err
