@@ -18,6 +18,7 @@ from rich.table import Table
 
 from pad_pipeline import __version__
 from pad_pipeline.errors import UserError
+from workflows.commands.doctor import doctor
 
 if TYPE_CHECKING:
     from pad_pipeline.geometry import View
@@ -748,6 +749,9 @@ def demo(
     from workflows.demo import run_demo
 
     run_demo(out, scenes, steps, engine.value, console)
+
+
+app.command()(doctor)
 
 
 ModelsArgument = Annotated[str, typer.Argument(help="`paper`, `plus`, `miniature`, or a TOML file.")]
