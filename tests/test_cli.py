@@ -50,6 +50,7 @@ def common(models_toml: Path) -> list[object]:
         ["train"],
         ["verify"],
         ["stats"],
+        ["doctor"],
         ["demo"],
         ["miniature"],
         ["miniature", "draw"],

@@ -71,3 +71,6 @@ OFFICIAL = {
 """Short name -> file. A setting that names a file may have a short name instead; its hash is then checked."""
 
 BY_REFERENCE = {file.reference: file for file in OFFICIAL.values()}
+
+FOLDER_MEGABYTES = {"IDEA-Research/grounding-dino-base": 934, "lmsys/vicuna-7b-v1.5": 9977}
+"""About what a build fetches of the presets' folders on the hub: of the LLM, the file that holds its embedding."""

@@ -19,6 +19,7 @@ from pad_pipeline.errors import UserError
 from workflows.commands.analyze import analyze, experiment
 from workflows.commands.build import build, import_coco
 from workflows.commands.common import errors
+from workflows.commands.doctor import doctor
 from workflows.commands.evaluate import evaluate_captions, evaluate_lmms, evaluate_rec, evaluate_vqa
 from workflows.commands.export import export_coco, export_fiftyone, export_hub, export_parquet
 from workflows.commands.miniature import demo, miniature_compare, miniature_draw, miniature_evaluate, miniature_train
@@ -56,6 +57,7 @@ for command in (build, train, analyze, experiment, chat, verify, stats, retarget
 app.command("filter")(filter_shards)
 app.command()(merge)
 app.command()(demo)
+app.command()(doctor)
 import_app.command("coco")(import_coco)
 evaluate_app.command("rec")(evaluate_rec)
 evaluate_app.command("captions")(evaluate_captions)

@@ -17,7 +17,7 @@ from stages.sam.hub import HubSam
 from stages.sam.network import load_sam
 from stages.segment import find_model as find_segmenter
 from stages.tag import read_tags
-from workflows.catalogue import BY_REFERENCE
+from workflows.catalogue import BY_REFERENCE, FOLDER_MEGABYTES
 from workflows.models import ModelSettings
 
 
@@ -34,7 +34,8 @@ class Part(NamedTuple):
     @property
     def megabytes(self) -> int | None:
         """About; None where it is not known."""
-        return BY_REFERENCE[self.reference].megabytes if self.reference in BY_REFERENCE else None
+        file = BY_REFERENCE.get(self.reference)
+        return file.megabytes if file else FOLDER_MEGABYTES.get(self.reference)
 
     @property
     def place(self) -> Path | None:

@@ -51,7 +51,7 @@ def _start(ray: Any, address: str) -> None:
         options = {"runtime_env": {"py_modules": packages}}
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        _knock(address)
+        knock(address)
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
         # A death is told in our words, and not on standard output; there is no option for this.
         ray._private.worker.print_to_stdstream = lambda *_, **__: None
@@ -68,7 +68,7 @@ def _start(ray: Any, address: str) -> None:
             signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which ends without a word
 
 
-def _knock(address: str) -> None:
+def knock(address: str) -> None:
     """Whether anybody listens there at all: Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():

@@ -1,0 +1,1 @@
+"""What `pad doctor` looks at. No check raises, downloads or writes."""

@@ -1,0 +1,210 @@
+"""Checks of this machine: versions, GPU, memory, open files, disk."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from workflows.checks.finding import Finding, Findings, gigabytes
+
+_DRIVER = Path("/proc/driver/nvidia/version")
+OBJECT_STORE = 2 << 30
+"""Bytes of /dev/shm under which Ray's object store is likely to go to a disk: a few shards of 512 photographs."""
+LEAST = 1 << 30
+"""Bytes free where something is to be written, below which nothing works."""
+AMPLE = 20 << 30
+"""Bytes free where a run writes, below which it is worth a look."""
+OPEN_FILES = 4096
+"""Below that, Ray with many workers runs out of them."""
+
+
+def _requirements() -> tuple[str, list[str]]:
+    """What pyproject.toml asks of Python and of packages, beside the code or in the installed package."""
+    beside = Path(__file__).parents[2] / "pyproject.toml"
+    if beside.is_file():
+        project = tomllib.loads(beside.read_text())["project"]
+        return project["requires-python"], project["dependencies"]
+    wanted = [text for text in requires("pad-pipeline") or [] if "extra ==" not in text]
+    return metadata("pad-pipeline")["Requires-Python"], wanted
+
+
+def packages() -> Findings:
+    """Python and each package against the oldest that pyproject.toml allows."""
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+
+    wanted_python, wanted = _requirements()
+    python = platform.python_version()
+    if python in SpecifierSet(wanted_python):
+        yield Finding("python", "ok", f"{python}, {sys.executable}")
+    else:
+        remedy = "make an environment with a newer Python"
+        yield Finding("python", "problem", f"{python}, and {wanted_python} is needed", remedy)
+    good = []
+    for requirement in map(Requirement, wanted):
+        try:
+            have = version(requirement.name)
+        except PackageNotFoundError:
+            have = ""
+        if have and requirement.specifier.contains(have, prereleases=True):
+            good.append(f"{requirement.name} {have}")
+        else:
+            said = f"{have or 'not installed'}, and {requirement.specifier} is needed"
+            remedy = f"pip install --upgrade '{requirement.name}{requirement.specifier}'"
+            yield Finding(requirement.name, "problem", said, remedy)
+    yield Finding("packages", "ok", ", ".join(good))
+
+
+def gpu() -> Findings:
+    """Whether torch computes on a GPU, and what else it has."""
+    import torch
+
+    from workflows.fingerprint import cores
+    from workflows.placement import FUSED_BYTES
+
+    yield Finding("cpu", "ok", f"{cores()} cores for this process")
+    try:
+        import torchvision  # noqa: F401 - of another build than torch it does not even import
+    except (ImportError, RuntimeError) as error:
+        remedy = "install torch and torchvision together, from the same index"
+        yield Finding("torchvision", "problem", f"it does not go with torch {torch.__version__} ({error})", remedy)
+    if not torch.cuda.is_available():
+        if Path("/dev/nvidiactl").exists():
+            built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+            remedy = "install a torch with CUDA, and a driver that is new enough for it; nvidia-smi shows the driver"
+            yield Finding(
+                "gpu", "problem", f"there is one, and torch {torch.__version__} ({built}) can't use it", remedy
+            )
+        else:
+            remedy = "for more than a try, use a machine with a GPU; in a container, give it one with --gpus all"
+            yield Finding("gpu", "warning", "none: the models run on the CPU, in float32, many times slower", remedy)
+        return
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        about = f"{device.name}, {gigabytes(device.total_memory)}, CUDA {torch.version.cuda}, driver {_driver()}"
+        if (device.major, device.minor) < (8, 0):
+            remedy = "expect a slow run: computing in bfloat16 needs Ampere (8.0) or newer"
+            yield Finding(f"gpu {index}", "warning", f"{about}: no bfloat16", remedy)
+        elif device.total_memory < FUSED_BYTES:
+            remedy = "use --placement pools, or smaller models (pad models list)"
+            yield Finding(f"gpu {index}", "warning", f"{about}: too small for all official models at once", remedy)
+        else:
+            yield Finding(f"gpu {index}", "ok", f"{about}, bfloat16")
+
+
+def _driver() -> str:
+    """Version of NVIDIA's driver."""
+    found = re.search(r"\s(\d+\.[\d.]+)\s", _DRIVER.read_text()) if _DRIVER.is_file() else None
+    return found[1] if found else "unknown"
+
+
+def shared_memory() -> Findings:
+    """/dev/shm, where Ray keeps the shards that go from worker to worker."""
+    place = Path("/dev/shm")
+    if not place.is_dir():
+        yield Finding("shared memory", "ok", "this system has no /dev/shm; Ray uses files")
+        return
+    size = shutil.disk_usage(place).total
+    if size < OBJECT_STORE:
+        remedy = "give the container more: docker run --shm-size 8g, shm_size in compose; or use --engine local"
+        said = f"{gigabytes(size)} in /dev/shm: Ray's object store would lie on a disk, which is slow"
+        yield Finding("shared memory", "warning", said, remedy)
+    else:
+        yield Finding("shared memory", "ok", f"{gigabytes(size)} in /dev/shm")
+
+
+def open_files() -> Findings:
+    """How many files a process may have open."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < OPEN_FILES:
+        remedy = f"ulimit -n {hard if hard > soft else 65536}; for a container docker run --ulimit nofile=65536"
+        yield Finding("open files", "warning", f"{soft} at most, few for Ray with many workers", remedy)
+    else:
+        yield Finding("open files", "ok", f"{soft if soft >= 0 else 'any number'} at most")
+
+
+def room(check: str, place: str, wanted: int = 0, ample: int = 0) -> Findings:
+    """Whether there is room, and leave to write.
+
+    Args:
+        check: what the place is for.
+        place: a folder that may not be there yet, or a URL.
+        wanted: bytes that are known to come.
+        ample: bytes free below which it is a warning.
+    """
+    from pad_pipeline.storage import is_url, url_problem
+
+    if is_url(place):
+        if problem := url_problem(place):
+            yield Finding(check, "problem", f"{place}: {problem}", "name one of these, or a local folder")
+        elif missing := _package_for(place):
+            name, extra = missing
+            yield Finding(check, "problem", f"{place}: {name} is not installed", f"pip install {extra}")
+        else:
+            yield Finding(check, "ok", f"{place}: not asked")
+        return
+    folder = Path(place).expanduser().absolute()
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    said = f"{gigabytes(free)} free in {folder}"
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        rule = f"{there} is no folder that this user can write into"
+        yield Finding(check, "problem", rule, "name another one, or have its owner changed")
+    elif free < wanted + LEAST:
+        more = f", and {gigabytes(wanted)} are wanted" if wanted else ""
+        yield Finding(check, "problem", said + more, "make room, or name a folder on a larger disk")
+    elif free < ample:
+        remedy = "pad build --dry-run says how much a run will write; make room where that is more"
+        yield Finding(check, "warning", said, remedy)
+    else:
+        yield Finding(check, "ok", said)
+
+
+STORES = {
+    "s3": ("s3fs", "'pad-pipeline[s3]'"),
+    "s3a": ("s3fs", "'pad-pipeline[s3]'"),
+    "gs": ("gcsfs", "'pad-pipeline[gs]'"),
+    "gcs": ("gcsfs", "'pad-pipeline[gs]'"),
+    "az": ("adlfs", "adlfs"),
+    "abfs": ("adlfs", "adlfs"),
+    "abfss": ("adlfs", "adlfs"),
+}
+"""Scheme -> the package that fsspec wants for it, and what to install."""
+
+
+def _package_for(url: str) -> tuple[str, str] | None:
+    """What is missing for a URL's scheme."""
+    found = STORES.get(url.partition("://")[0])
+    return found if found and find_spec(found[0]) is None else None
+
+
+def optional() -> Findings:
+    """What some options want, and most runs don't."""
+    wanted = {
+        "s3fs": ("s3:// URLs", "pip install 'pad-pipeline[s3]'"),
+        "gcsfs": ("gs:// URLs", "pip install 'pad-pipeline[gs]'"),
+        "peft": ('llm = "lora"', "pip install 'pad-pipeline[lora]'"),
+        "pycocoevalcap": ("METEOR and SPICE", "pip install 'pad-pipeline[captions]'"),
+    }
+    for name, (use, remedy) in wanted.items():
+        if find_spec(name):
+            yield Finding(name, "ok", f"here, for {use}")
+        else:
+            yield Finding(name, "ok", f"not installed; only {use} want it", remedy)
+    if shutil.which("java"):
+        yield Finding("java", "ok", "here, for METEOR and SPICE")
+    else:
+        yield Finding(
+            "java", "ok", "not installed; only METEOR and SPICE want it", "install a Java runtime, 8 or newer"
+        )

@@ -1,0 +1,149 @@
+"""Checks of what is not in this process: a Ray cluster, the hub, the caches of models."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from importlib.util import find_spec
+
+from workflows.checks.finding import Finding, Findings, State, gigabytes
+from workflows.checks.machine import room
+
+HUB_TIMEOUT = 4.0
+RAY_TIMEOUT = 20.0
+_JOIN = """
+import json, sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+nodes = [node for node in ray.nodes() if node["Alive"]]
+print(json.dumps([len(nodes), ray.cluster_resources()]))
+"""
+
+
+def ray_here(address: str) -> Findings:
+    """Whether Ray imports, and whether the cluster can be joined."""
+    if find_spec("ray") is None:
+        remedy = "pip install 'ray>=2.55'; or use --engine local, which does without"
+        yield Finding("ray", "problem", "not installed", remedy)
+        return
+    import ray
+
+    yield Finding("ray", "ok", ray.__version__)
+    if address:
+        yield _cluster(address)
+
+
+def _cluster(address: str) -> Finding:
+    """In a process of its own, for Ray writes to standard error, waits for minutes, and at worst aborts."""
+    from workflows.ray_session import knock
+
+    remedy = (
+        "start one with `ray start --head`, or correct the address; where it wants a token, set RAY_AUTH_MODE=token "
+        "and RAY_AUTH_TOKEN; the versions of Ray and Python must be those of the cluster"
+    )
+    try:
+        knock(address)
+        done = subprocess.run(
+            [sys.executable, "-c", _JOIN, address], capture_output=True, text=True, timeout=RAY_TIMEOUT, check=False
+        )
+        if done.returncode:
+            said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+            return Finding("cluster", "problem", f"{address} can't be joined ({said[:300]})", remedy)
+        nodes, resources = json.loads(done.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        return Finding("cluster", "problem", f"{address} does not answer within {RAY_TIMEOUT:.0f} s", remedy)
+    except (OSError, ValueError) as error:
+        return Finding("cluster", "problem", f"{address} can't be reached ({error})", remedy)
+    about = f"{address}: {nodes} nodes, {resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
+    return Finding("cluster", "ok", about)
+
+
+class Hub:
+    """Whether Hugging Face's hub answers. Asked in the background, while packages are imported."""
+
+    def __init__(self) -> None:
+        self.answer: str | None = None
+        """What is wrong; empty where nothing is, None where nothing came back in time."""
+        self.url = ""
+        self.offline = False
+        self.asked = threading.Thread(target=self._ask, daemon=True)  # a lookup of names has no timeout of its own
+        with suppress(ImportError):
+            from huggingface_hub import constants
+
+            self.offline, self.url = bool(constants.HF_HUB_OFFLINE), constants.ENDPOINT
+            if not self.offline:
+                self.asked.start()
+
+    def _ask(self) -> None:
+        try:
+            request = urllib.request.Request(self.url, method="HEAD")
+            urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
+            self.answer = ""
+        except urllib.error.HTTPError:
+            self.answer = ""  # whatever it said, it is there
+        except (OSError, ValueError) as error:
+            self.answer = str(error)
+
+    @property
+    def reachable(self) -> bool:
+        """Whether files can be fetched from it."""
+        if self.asked.is_alive():
+            self.asked.join(HUB_TIMEOUT)
+        return self.answer == ""
+
+    def finding(self) -> Findings:
+        """What came back."""
+        if self.offline:
+            yield Finding("hub", "ok", "not asked: HF_HUB_OFFLINE is set")
+        elif self.reachable:
+            yield Finding("hub", "ok", f"{self.url} answers")
+        else:
+            said = self.answer or f"no answer within {HUB_TIMEOUT:.0f} s"
+            remedy = "mind a proxy (HTTPS_PROXY) or a mirror (HF_ENDPOINT); or fetch models elsewhere and copy HF_HOME"
+            yield Finding("hub", "warning", f"{self.url} can't be reached ({said})", remedy)
+
+
+def model_files(models: str, hub: Hub) -> Findings:
+    """Which files of the chosen models are here, and whether there is room in the caches for those that are not."""
+    from huggingface_hub import constants
+
+    from pad_pipeline.weights import cache_folder
+    from workflows.model_files import parts
+    from workflows.models import load_models
+
+    chosen = parts(load_models(models))
+    missing = [part for part in chosen if part.place is None]
+    mistaken = [part for part in missing if _is_local(part.reference)]
+    for part in mistaken:
+        remedy = "correct it in --models FILE.toml"
+        yield Finding(part.field, "problem", f"{part.reference}: there is no such file or folder", remedy)
+    missing = [part for part in missing if part not in mistaken]
+    wanted = sum(part.megabytes or 0 for part in missing) * 10**6
+    if missing:
+        state: State = "warning" if hub.reachable else "problem"
+        least = "at least " if any(part.megabytes is None for part in missing) else ""
+        names = ", ".join(
+            part.field + (f" ({part.megabytes / 1000:.2f} GB)" if part.megabytes else "") for part in missing
+        )
+        said = f"{len(missing)} of {len(chosen)} files are not here, {least}{gigabytes(wanted)} in all: {names}"
+        where = ", as a build would by itself" if hub.reachable else " where there is network, without HF_HUB_OFFLINE"
+        yield Finding("models", state, said, f"pad models fetch {models}{where}")
+    elif not mistaken:
+        remedy = f"pad models check {models} reads them, as a build does"
+        yield Finding("models", "ok", f"all {len(chosen)} files of {models} are here", remedy)
+    yield from room("hub's cache", constants.HF_HUB_CACHE, wanted)
+    yield from room("pad's cache", str(cache_folder()), wanted)
+
+
+def _is_local(reference: str) -> bool:
+    """Whether a reference can mean nothing but a file or folder of this machine."""
+    from pad_pipeline.weights import is_file_reference
+
+    return "://" not in reference and (
+        is_file_reference(reference) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", reference)
+    )

@@ -1,0 +1,87 @@
+"""`pad doctor`: what this machine lacks for a build or a training, each with a remedy."""
+
+from __future__ import annotations
+
+import json as json_
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from pad_pipeline.errors import UserError
+from workflows.checks.finding import Finding, Findings
+
+COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
+
+
+def doctor(
+    out: Annotated[str, typer.Option(help="Folder or URL that a run is to write into.")] = ".",
+    models: Annotated[str, typer.Option(help="`paper`, `plus`, `miniature`, or a TOML file.")] = "paper",
+    address: Annotated[str, typer.Option(help="Ray cluster to look for too, such as auto or HOST:PORT.")] = "",
+    json: Annotated[bool, typer.Option("--json", help="For programs: every check, as JSON.")] = False,
+) -> None:
+    """Look at this machine before a run does: versions, GPU, Ray, disk, hub, models in the caches; with remedies.
+
+    Nothing is written or downloaded. Exit code 1 where there is a problem; a warning is none.
+
+    Examples:
+
+      pad doctor
+
+      pad doctor --models plus --out s3://bucket/shards --address auto --json
+    """
+    console, found, problems = Console(), [], 0
+    for finding in checkup(out, models, address):
+        found.append(finding._asdict())
+        problems += finding.state == "problem"
+        if not json:
+            console.print(
+                Text(f"{finding.state:8}", COLOURS[finding.state]).append(f"{finding.check:18} {finding.found}", ""),
+                soft_wrap=True,
+            )
+            if finding.remedy:
+                console.print(Text(f"{'':27}{finding.remedy}", "dim"), soft_wrap=True)
+    if json:
+        typer.echo(json_.dumps({"problems": problems, "checks": found}, indent=2))
+    elif problems:
+        console.print(f"{problems} problem{'s' * (problems != 1)}.", style="red")
+    if problems:
+        raise typer.Exit(1)
+
+
+def checkup(out: str, models: str, address: str) -> Findings:
+    """Every check, in an order in which one thing explains the next.
+
+    Args:
+        out: folder or URL that a run is to write into.
+        models: as `--models` of a build.
+        address: of a Ray cluster; empty looks for none.
+    """
+    from workflows.checks import machine, reach
+
+    hub = reach.Hub()
+    checks: dict[str, Callable[[], Findings]] = {
+        "packages": machine.packages,
+        "gpu": machine.gpu,
+        "ray": partial(reach.ray_here, address),
+        "shared memory": machine.shared_memory,
+        "open files": machine.open_files,
+        "out": partial(machine.room, "out", out, ample=machine.AMPLE),
+        "hub": hub.finding,
+        "models": partial(reach.model_files, models, hub),
+        "optional": machine.optional,
+    }
+    for name, check in checks.items():
+        try:
+            for finding in check():
+                yield finding.on_lines()
+        except UserError as error:
+            yield Finding(name, "problem", f"{error.field} = {error.value}: {error.rule}", error.remedy).on_lines()
+        except Exception as error:  # a broken package raises anything, and what comes after it should still be told
+            said = f"it can't be looked at ({type(error).__name__}: {str(error)[:200]})"
+            yield Finding(
+                name, "problem", said, "see whether a line above explains it; else install pad anew"
+            ).on_lines()
