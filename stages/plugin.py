@@ -15,7 +15,15 @@ from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, p
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.weights import file_sha256
@@ -52,6 +60,11 @@ class OwnSettings(BaseModel):
         if bool(self.class_) == bool(self.entry_point):
             raise ValueError("either class or entry_point should name it")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_in_toml(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found = handler(self)
+        return {"class" if name == "class_" else name: value for name, value in found.items()}
 
     @property
     def field(self) -> str:

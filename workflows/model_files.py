@@ -137,7 +137,7 @@ def _own(own: OwnSettings) -> str:
     if isinstance(own, OwnTagger):
         stage = choice.tagger(own, decode, _EXACT)
     elif isinstance(own, OwnDetector):
-        stage = choice.detector(own, decode, _EXACT)
+        stage = choice.detector(own.model_copy(update={"unboxable": ""}), decode, _EXACT)  # ask in any case
     elif isinstance(own, OwnSegmenter):
         stage = choice.segmenter(own, decode, _EXACT)
     else:
