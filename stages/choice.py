@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pad_pipeline.pictures import DecodeSettings
 from pad_pipeline.pretrained import read_config
 from pad_pipeline.weights import is_file_reference
 from stages.base import Stage
 from stages.compute import ComputeSettings
-from stages.ground import DetectorSettings
 from stages.plugin import OwnDetector, OwnGrounder, OwnSegmenter, OwnTagger
-from stages.segment import SegmenterSettings
-from stages.tag import TaggerSettings
+
+if TYPE_CHECKING:
+    from stages.ground import DetectorSettings
+    from stages.segment import SegmenterSettings
+    from stages.tag import TaggerSettings
 
 
 def tagger(settings: TaggerSettings | OwnTagger, decoding: DecodeSettings, compute: ComputeSettings) -> Stage:

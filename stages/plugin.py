@@ -11,6 +11,7 @@ import importlib
 import inspect
 import re
 import sys
+from collections.abc import Collection
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, packages_distributions, version
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, get_args
@@ -210,13 +211,20 @@ def make(own: OwnSettings, compute: ComputeSettings) -> Any:
         raise UserError(own.field, own.class_, rule, "install the same version on every node")
     settings = _settings(own, kind, Path.cwd())
     try:
-        named = {"compute": compute} if "compute" in inspect.signature(kind).parameters else {}
+        named = {"compute": compute} if "compute" in _parameters(kind) else {}
         return kind(**named) if settings is None else kind(settings, **named)
     except UserError:
         raise
     except Exception as error:
         rule = f"it can't be made ({type(error).__name__}: {str(error)[:300]})"
         raise UserError(own.field, own.class_, rule, "mend the class, or its settings") from error
+
+
+def _parameters(kind: Any) -> Collection[str]:
+    try:
+        return inspect.signature(kind).parameters
+    except ValueError:  # a class from a compiled extension tells nothing
+        return ()
 
 
 def code_of(own: OwnSettings) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import string
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -169,3 +171,20 @@ def test_a_broken_folder_is_one_line(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=r"makes pictures \(3, 64, 64\), and its model takes 96 pixels"):
         stage(tmp_path)
+
+
+def test_a_build_with_owl_by_name(
+    pad: Callable[..., SimpleNamespace], folder: Path, models_toml: Path, world: World, tmp_path: Path
+) -> None:
+    """From the TOML to verified shards: the chain, the fingerprints and `pad models check` must all know the kind."""
+    text = models_toml.read_text().replace('model = "detector"', f'model = "{folder}"').replace("0.3", "0.0")
+    for name in ("tagger.safetensors", "tags.txt", "segmenter.safetensors", "llm"):
+        (tmp_path / name).symlink_to(models_toml.parent / name)
+    (tmp_path / "models.toml").write_text(text)
+    checked = pad("models", "check", tmp_path / "models.toml")
+    assert checked.code == 0, checked.out
+    assert ("owlv2, " if "owlv2" in folder.name else "owlvit, ") in checked.out
+    build = ["build", "--images", world.images, "--models", tmp_path / "models.toml", "--engine", "local", "--limit", 3]
+    done = pad(*build, "--out", tmp_path / "out")
+    assert done.code == 0 and "failed" not in done.err.replace("0 failed", ""), done.err
+    assert pad("verify", tmp_path / "out", "--deep").code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
@@ -332,6 +333,24 @@ def test_other_code_refuses_a_resume_and_a_foreign_run_imports_nothing(
     gone = pad(*build)
     assert gone.code == 2 and "can't be imported (SystemExit: this must not be imported)" in gone.err
     shutil.rmtree(code)
+
+
+def test_the_readmes_class_works(
+    models_toml: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader's first try is to copy both blocks."""
+    text = (Path(__file__).parents[1] / "README.md").read_text().partition("### Your own models")[2]
+    (code,), toml = (
+        re.findall(r"```python\n(.*?)```", text.partition("\n## ")[0], re.DOTALL),
+        text.split("```toml\n")[1],
+    )
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package/detect.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    models = load_models(str(write(tmp_path / "own.toml", models_toml, toml.partition("```")[0], ("detector",))))
+    assert isinstance(models.detector, OwnDetector)
+    (row,) = choice.detector(models.detector, DECODING, TWO)(Shard(0, tagged(world, 1))).rows
+    assert [region.box for region in row.regions] == [(0, 0, 20, 10)] * 2, row.reason
 
 
 def test_a_worker_with_other_code_refuses(tmp_path: Path) -> None:
