@@ -185,8 +185,8 @@ class _Failure(NamedTuple):
     out_of_memory: bool
 
 
-_MEMORY_SIGNS = ("CUDA error: out of memory", "ALLOC_FAILED")
-"""Of memory that ran out beside torch's own allocator: pinned, in cuBLAS, in cuDNN."""
+_MEMORY_SIGNS = ("CUDA error: out of memory", "ALLOC_FAILED", "Failed to allocate memory for requested buffer")
+"""Of memory that ran out beside torch's own allocator: pinned, in cuBLAS, in cuDNN; in ONNX Runtime."""
 
 
 def _failure(error: Exception) -> _Failure:

@@ -1,4 +1,4 @@
-"""Tags -> boxes: Grounding DINO finds where each tag is."""
+"""Tags -> boxes: Grounding DINO finds where each tag is, and what every detector's boxes go through."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from stages.dino.checkpoint import converted_folder
 from stages.dino.network import GroundingDino
 from stages.spans import CLS, DOT, SEP, UNBOXABLE, Prompt, build_prompts, ranked_tags, read_unboxable, span_scores
 
-FILES = ["*config.json", "tokenizer*", "vocab.txt", "special_tokens_map.json", "model*.safetensors*"]
+FILES = [
+    "*config.json", "tokenizer*", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json",
+    "model*.safetensors*",
+]  # fmt: skip
 """What is fetched of a model from the hub, and what its fingerprint is of."""
 TOKENIZER_FILES = ["config.json", "tokenizer*", "vocab.txt", "special_tokens_map.json"]
 
@@ -33,7 +36,7 @@ class DetectorSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str
-    """A Grounding DINO or MM Grounding DINO of transformers: local folder or hub name. Or an official
+    """A Grounding DINO, MM Grounding DINO, OWLv2 or OWL-ViT of transformers: local folder or hub name. Or an official
     `groundingdino_*.pth`: path or URL."""
     revision: str = ""
     """Branch, tag or commit on the hub; empty for its default."""
@@ -46,7 +49,7 @@ class DetectorSettings(BaseModel):
     (actions, colours, whole scenes, ...), empty for none."""
     box_threshold: float = Field(0.25, ge=0, le=1)
     """A box is kept where the highest token score of any tag is at least this. Its label is the tag with the highest
-    mean token score."""
+    mean token score. OWL gives each tag one score; upstream's examples use 0.1 for it."""
     text_threshold: float = Field(0.2, ge=0, le=1)
     """Other tags with at least this mean token score are kept as its alternates."""
     alternates: int = Field(4, ge=0)
@@ -62,7 +65,7 @@ class DetectorSettings(BaseModel):
     """Pictures are padded to multiples of this many pixels. With 1, batches hold only pictures of exactly one size, and
     scores are upstream's. With 32, far more pictures share a batch, and scores move by an amount that depends on the
     picture alone: about 5e-5 at official size, where training had padding too; the miniature, whose training had none,
-    finds a tenth fewer parts."""
+    finds a tenth fewer parts. OWL's pictures have one size anyway."""
     batch_size: int = Field(8, gt=0)
     """Pictures in one pass of the image encoder, and pairs of picture and prompt in one of what follows."""
 
@@ -81,10 +84,49 @@ class Found(NamedTuple):
     """In the batch."""
 
 
-class Detector(Stage):
-    """Encodes pictures of one size together, and runs all their prompts over the shared features."""
+class BoxStage(Stage):
+    """What all detectors of transformers share: their scores and boxes -> the row's regions."""
 
     name = "ground"
+    settings: DetectorSettings
+
+    def finish(self, row: ImageRecord, output: list[Found]) -> None:
+        """Set the row's regions, best score first; a picture with no box is `empty`."""
+        regions = [region for found in output for region in self.regions(row, found)]
+        row.regions = suppress(regions, self.settings.nms_iou, self.settings.nms_iou_across_labels)
+        if not row.regions:
+            row.status = "empty"
+
+    def corners(self, row: ImageRecord, boxes: np.ndarray) -> np.ndarray:
+        """The model's boxes `[N, 4]`, cxcywh as parts of what it saw -> xyxy in pixels of the original, inside it."""
+        return to_pixels(boxes, row.width, row.height)
+
+    def regions(self, row: ImageRecord, found: Found) -> list[Region]:
+        """The boxes that pass the threshold, in pixels, each with its tag and the next best ones."""
+        highest, mean = span_scores(found.probabilities.numpy()[found.place], found.prompt)
+        if not (np.isfinite(highest).all() and np.isfinite(found.boxes.numpy()[found.place]).all()):
+            raise ValueError("the detector gives no finite numbers for this picture")
+        corners = self.corners(row, found.boxes.numpy()[found.place])
+        wide = (corners[:, 2:] - corners[:, :2]).min(1) >= self.settings.min_size
+        kept = np.flatnonzero(wide & (highest.max(1) >= self.settings.box_threshold))
+        regions = []
+        for query, ranked in zip(kept, ranked_tags(mean[kept], found.prompt), strict=True):
+            best, others = ranked[0], ranked[1 : 1 + self.settings.alternates]
+            alternates = [
+                Alternate(found.prompt.tags[tag], float(highest[query, tag]), float(mean[query, tag]))
+                for tag in others
+                if mean[query, tag] >= self.settings.text_threshold
+            ]
+            region = Region(
+                found.prompt.tags[best], as_box(corners[query]), score=float(highest[query].max()),
+                label_score=float(mean[query, best]), alternates=alternates, prompt=found.number,
+            )  # fmt: skip
+            regions.append(region)
+        return regions
+
+
+class Detector(BoxStage):
+    """Grounding DINO: encodes pictures of one size together, and runs all their prompts over the shared features."""
 
     def __init__(self, settings: DetectorSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__()
@@ -100,7 +142,7 @@ class Detector(Stage):
         field = "detector.model" if tokenizer == folder else "detector.tokenizer"
         self.tokenizer = load_tokenizer(field, tokenizer)
         self._check_tokens(field, tokenizer)
-        self.unboxable = load_unboxable(settings)
+        self.unboxable = load_unboxable(settings.unboxable)
         self._ids: dict[str, list[int]] = {}
 
     def _check_tokens(self, field: str, folder: Path) -> None:
@@ -163,36 +205,6 @@ class Detector(Stage):
                 found[index].append(Found(number, prompts[index][number], probabilities, boxes, row))
         return found
 
-    def finish(self, row: ImageRecord, output: list[Found]) -> None:
-        """Set the row's regions, best score first; a picture with no box is `empty`."""
-        regions = [region for found in output for region in self.regions(row, found)]
-        row.regions = suppress(regions, self.settings.nms_iou, self.settings.nms_iou_across_labels)
-        if not row.regions:
-            row.status = "empty"
-
-    def regions(self, row: ImageRecord, found: Found) -> list[Region]:
-        """The boxes that pass the threshold, in pixels, each with its tag and the next best ones."""
-        highest, mean = span_scores(found.probabilities.numpy()[found.place], found.prompt)
-        if not (np.isfinite(highest).all() and np.isfinite(found.boxes.numpy()[found.place]).all()):
-            raise ValueError("the detector gives no finite numbers for this picture")
-        corners = to_pixels(found.boxes.numpy()[found.place], row.width, row.height)
-        wide = (corners[:, 2:] - corners[:, :2]).min(1) >= self.settings.min_size
-        kept = np.flatnonzero(wide & (highest.max(1) >= self.settings.box_threshold))
-        regions = []
-        for query, ranked in zip(kept, ranked_tags(mean[kept], found.prompt), strict=True):
-            best, others = ranked[0], ranked[1 : 1 + self.settings.alternates]
-            alternates = [
-                Alternate(found.prompt.tags[tag], float(highest[query, tag]), float(mean[query, tag]))
-                for tag in others
-                if mean[query, tag] >= self.settings.text_threshold
-            ]
-            region = Region(
-                found.prompt.tags[best], as_box(corners[query]), score=float(highest[query].max()),
-                label_score=float(mean[query, best]), alternates=alternates, prompt=found.number,
-            )  # fmt: skip
-            regions.append(region)
-        return regions
-
 
 def find_model(settings: DetectorSettings) -> tuple[Path, Path]:
     """The model's folder and its tokenizer's, fetched, checked against the pinned sha256 and converted.
@@ -210,15 +222,18 @@ def find_model(settings: DetectorSettings) -> tuple[Path, Path]:
     return folder, folder
 
 
-def load_unboxable(settings: DetectorSettings) -> frozenset[str]:
+def load_unboxable(reference: str) -> frozenset[str]:
     """The tags that are not looked for.
+
+    Args:
+        reference: `DetectorSettings.unboxable`.
 
     Raises:
         UserError: the file can't be read.
     """
-    if not settings.unboxable:
+    if not reference:
         return frozenset()
-    path = UNBOXABLE if settings.unboxable == "default" else fetch_file("detector.unboxable", settings.unboxable)
+    path = UNBOXABLE if reference == "default" else fetch_file("detector.unboxable", reference)
     try:
         return read_unboxable(path)
     except (OSError, UnicodeDecodeError) as error:

@@ -23,8 +23,9 @@ from pad_pipeline.shards.writer import TOTALS
 from pad_pipeline.sources import Source
 from pad_pipeline.sources.shards import ShardsSource
 from pad_pipeline.storage import Folder, folder_at, is_url
+from stages.plugin import OwnGrounder
 from workflows.attempts import Attempts
-from workflows.chain import annotation_chain, import_chain, label_fingerprint, weight_fingerprints
+from workflows.chain import annotation_chain, import_chain, label_fingerprint, own_code, weight_fingerprints
 from workflows.cluster import RayEngine
 from workflows.engines import JOURNAL_NAME, LocalEngine
 from workflows.fingerprint import code_fingerprint, environment
@@ -67,6 +68,9 @@ def plan_build(source: Source, models: ModelSettings, view: View, options: RunOp
         if not isinstance(source, ShardsSource):
             rule = "only images that come from PAD shards have been annotated before"
             raise UserError("--redo-from", options.redo_from, rule, "name a folder of shards in --images")
+        if options.redo_from == "ground" and isinstance(models.detector, OwnGrounder):
+            rule = "a grounder finds tags and boxes in one"
+            raise UserError("--redo-from", options.redo_from, rule, "leave it out, or begin with segment")
         earlier = source.shards.run
         kept = {"redo_from": options.redo_from, "earlier": {"settings": earlier.settings, **earlier.fingerprints}}
     labels, width = label_fingerprint(models.llm)
@@ -81,6 +85,8 @@ def plan_build(source: Source, models: ModelSettings, view: View, options: RunOp
         settings=models.model_dump(mode="json", exclude={"view"}) | kept,  # the view in use stands for itself
         fingerprints=weight_fingerprints(models, options.redo_from) | labels,
     )
+    if own := own_code(models, options.redo_from):
+        run.fingerprints["code"] = own
     compute = models.compute.model_copy(update={"threads": options.used_threads})
 
     def chain(folder: Folder, identity: str) -> list[Link]:
@@ -246,7 +252,8 @@ def prepare(
             raise UserError("image root", source.root, rule, "correct --image-root (or --images, for COCO)")
         run.images, run.shards = facts.images, -(-facts.images // run.shard_size)
         run.counts = dict(sorted(source.counts.items()))
-        run.fingerprints = run.fingerprints | {"inputs": facts.digest, "code": code_fingerprint()}
+        code = " ".join(filter(None, [code_fingerprint(), run.fingerprints.get("code")]))  # and the user's own
+        run.fingerprints = run.fingerprints | {"inputs": facts.digest, "code": code}
         run.contents, run.plan = facts.sample, facts.seal
         run.environment = environment(options.used_threads)
         if old and (found.finished or found.damaged):

@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
+
+from PIL import Image
+from pydantic import BaseModel
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.labels import LabelEmbedder
+from pad_pipeline.pictures import DecodeSettings
+from pad_pipeline.records import ImageRecord, Region, Shard, Tag
 from pad_pipeline.weights import cached, fetch_file, file_sha256, is_file_reference
+from stages import choice
 from stages.compute import Compute, ComputeSettings
-from stages.ground import Detector, load_unboxable
+from stages.ground import DetectorSettings, load_unboxable
+from stages.plugin import (
+    OwnDetector,
+    OwnGrounder,
+    OwnSegmenter,
+    OwnSettings,
+    OwnTagger,
+    files,
+    find_class,
+    fingerprints,
+)
 from stages.ram.checkpoint import load_ram
 from stages.ram.network import Ram
 from stages.sam.hub import HubSam
 from stages.sam.network import load_sam
+from stages.segment import SegmenterSettings
 from stages.segment import find_model as find_segmenter
-from stages.tag import read_tags
+from stages.tag import TaggerSettings, read_tags
 from workflows.catalogue import BY_REFERENCE, FOLDER_MEGABYTES
+from workflows.chain import used_models
 from workflows.models import ModelSettings
+
+_EXACT = ComputeSettings(precision="float32")
 
 
 class Part(NamedTuple):
@@ -30,6 +52,8 @@ class Part(NamedTuple):
     sha256: str
     """That is pinned; empty where any is accepted."""
     revision: str = ""
+    code: Path | None = None
+    """The module of a class of the user's."""
 
     @property
     def megabytes(self) -> int | None:
@@ -40,49 +64,59 @@ class Part(NamedTuple):
     @property
     def place(self) -> Path | None:
         """Where it is on this machine."""
-        return cached(self.reference, self.revision)
+        return self.code or cached(self.reference, self.revision)
 
 
 def parts(models: ModelSettings) -> list[Part]:
     """Everything that a build with these models reads."""
-    tagger, detector, segmenter, llm = models.tagger, models.detector, models.segmenter, models.llm
-    found = [
-        Part("tagger.weights", tagger.weights, tagger.sha256),
-        Part("tagger.tag_list", tagger.tag_list, tagger.tag_list_sha256),
-    ]
-    if tagger.threshold is None:
-        found.append(Part("tagger.thresholds", tagger.thresholds, tagger.thresholds_sha256))
-    found.append(Part("detector.model", detector.model, detector.sha256, detector.revision))
-    if is_file_reference(detector.model):
-        found.append(Part("detector.tokenizer", detector.tokenizer, ""))
-    if detector.unboxable not in ("", "default"):
-        found.append(Part("detector.unboxable", detector.unboxable, ""))
-    found.append(Part("segmenter.weights", segmenter.weights, segmenter.sha256, segmenter.revision))
-    return [*found, Part("llm.llm", llm.llm, "", llm.revision)]
+    found: list[Part] = []
+    for settings in used_models(models):
+        if isinstance(settings, OwnSettings):
+            found += _own_parts(settings)
+        elif isinstance(settings, TaggerSettings):
+            found.append(Part("tagger.weights", settings.weights, settings.sha256))
+            found.append(Part("tagger.tag_list", settings.tag_list, settings.tag_list_sha256))
+            if settings.threshold is None:
+                found.append(Part("tagger.thresholds", settings.thresholds, settings.thresholds_sha256))
+        elif isinstance(settings, DetectorSettings):
+            found.append(Part("detector.model", settings.model, settings.sha256, settings.revision))
+            if is_file_reference(settings.model):
+                found.append(Part("detector.tokenizer", settings.tokenizer, ""))
+        elif isinstance(settings, SegmenterSettings):
+            found.append(Part("segmenter.weights", settings.weights, settings.sha256, settings.revision))
+        if (unboxable := getattr(settings, "unboxable", "")) not in ("", "default"):
+            found.append(Part("detector.unboxable", unboxable, ""))
+    return [*found, Part("llm.llm", models.llm.llm, "", models.llm.revision)]
+
+
+def _own_parts(own: OwnSettings) -> list[Part]:
+    module = find_class(own).__module__
+    found = [Part(own.field, own.code or own.class_, "", code=Path(str(sys.modules[module].__file__)))]
+    return found + [Part(f"{own.section}.settings.{name}", str(path), "") for name, path in files(own).items()]
 
 
 def _tags(models: ModelSettings) -> str:
-    labels, _ = read_tags(models.tagger)
-    return f"{len(labels)} tags, {len(load_unboxable(models.detector))} that are not looked for"
+    unboxable = load_unboxable(getattr(models.detector, "unboxable", ""))
+    labels = [f"{len(read_tags(models.tagger)[0])} tags"] if isinstance(models.tagger, TaggerSettings) else []
+    return ", ".join([*labels, f"{len(unboxable)} that are not looked for"])
 
 
-def _tagger(models: ModelSettings) -> str:
-    settings = models.tagger
+def _tagger(settings: TaggerSettings) -> str:
     labels, _ = read_tags(settings)
     path = fetch_file("tagger.weights", settings.weights, settings.sha256)
     network = load_ram(Ram(settings, len(labels)), "tagger.weights", path)
     return f"{settings.family}, {_millions(network.parameters())}, sha256 {file_sha256(path)}"
 
 
-def _detector(models: ModelSettings) -> str:
-    model = Detector(models.detector, models.decode, ComputeSettings(precision="float32")).model
+def _detector(settings: DetectorSettings) -> str:
+    model = cast(Any, choice.detector(settings, DecodeSettings(), _EXACT)).model
     return f"{model.name}, {_millions(model.model.parameters())}"
 
 
-def _segmenter(models: ModelSettings) -> str:
-    path = find_segmenter(models.segmenter)
+def _segmenter(settings: SegmenterSettings) -> str:
+    path = find_segmenter(settings)
     if path.is_dir():
-        sam = HubSam("segmenter.weights", path, Compute(ComputeSettings(precision="float32")))
+        sam = HubSam("segmenter.weights", path, Compute(_EXACT))
         return f"{sam.kind}, {_millions(sam.model.parameters())}"
     network, shape = load_sam("segmenter.weights", path)
     return f"SAM, {shape.depth} blocks of {shape.width}, {_millions(network.parameters())}, sha256 {file_sha256(path)}"
@@ -94,11 +128,42 @@ def _words(models: ModelSettings) -> str:
     return f"word embeddings of {embedder.width} numbers"
 
 
+def _own(own: OwnSettings) -> str:
+    """Makes it, and asks it about a grey picture: most of what a class does against the protocol shows here."""
+    decode, row = DecodeSettings(), ImageRecord("check", "check", "check", width=64, height=48)
+    with io.BytesIO() as sink:
+        Image.new("RGB", (row.width, row.height), "grey").save(sink, "PNG")
+        row.data, row.format = sink.getvalue(), "PNG"
+    row.tags, row.regions = [Tag("thing", 1.0)], [Region("thing", (8.0, 8.0, 40.0, 40.0))]
+    if isinstance(own, OwnTagger):
+        stage = choice.tagger(own, decode, _EXACT)
+    elif isinstance(own, OwnDetector):
+        stage = choice.detector(own.model_copy(update={"unboxable": ""}), decode, _EXACT)  # ask in any case
+    elif isinstance(own, OwnSegmenter):
+        stage = choice.segmenter(own, decode, _EXACT)
+    else:
+        stage = choice.grounder(cast(OwnGrounder, own), decode, _EXACT)
+    stage(Shard(0, [row]))
+    if row.status == "failed":
+        raise UserError(own.field, own.class_, f"asked about a grey picture, it fails ({row.reason})", "mend the class")
+    return ", ".join([own.code, *(f"{name} {value}" for name, value in fingerprints(own).items())])
+
+
+def _model(settings: BaseModel) -> str:
+    if isinstance(settings, OwnSettings):
+        return _own(settings)
+    if isinstance(settings, TaggerSettings):
+        return _tagger(settings)
+    if isinstance(settings, DetectorSettings):
+        return _detector(settings)
+    return _segmenter(cast(SegmenterSettings, settings))
+
+
 CHECKS: dict[str, Callable[[ModelSettings], str]] = {
     "tags": _tags,
-    "tagger": _tagger,
-    "detector": _detector,
-    "segmenter": _segmenter,
+    "tagger": lambda models: _model(models.tagger),
+    "detector": lambda models: _model(models.detector),
+    "segmenter": lambda models: _model(models.segmenter),
     "llm": _words,
 }
 """Each reads its files strictly, as a build does, and says what they are."""
@@ -107,7 +172,10 @@ CHECKS: dict[str, Callable[[ModelSettings], str]] = {
 def check(models: ModelSettings) -> Iterator[tuple[str, str, UserError | None]]:
     """Each part with what it is, or with what is wrong with it. Nothing is fetched."""
     missing = [part for part in parts(models) if part.place is None]
+    fused = isinstance(models.detector, OwnGrounder)
     for name, look in CHECKS.items():
+        if fused and name == "tagger":
+            continue
         lists = ("tagger.tag_list", "tagger.thresholds", "detector.unboxable")
         wanted = lists if name == "tags" else (f"{name}.",)
         try:
@@ -115,7 +183,7 @@ def check(models: ModelSettings) -> Iterator[tuple[str, str, UserError | None]]:
                 if part.field.startswith(wanted):
                     rule = "it is not on this machine"
                     raise UserError(part.field, part.reference, rule, "run pad models fetch, or correct the path")
-            yield name, look(models), None
+            yield "grounder" if fused and name == "detector" else name, look(models), None
         except UserError as error:
             yield name, "", error
         except Exception as error:  # outside data: whatever a library trips over is what is wrong with it

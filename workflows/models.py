@@ -1,11 +1,12 @@
-"""Which models a build uses: the presets `paper` and `plus`, the miniature, or a TOML file for anything else."""
+"""Which models a build uses: the presets `paper` and `plus`, the miniature, or a TOML file for anything else, the
+user's own classes among it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
@@ -15,26 +16,64 @@ from pad_pipeline.miniature.shipped import checked
 from pad_pipeline.pictures import DecodeSettings
 from stages.compute import ComputeSettings
 from stages.ground import DetectorSettings
+from stages.plugin import OwnDetector, OwnGrounder, OwnSegmenter, OwnSettings, OwnTagger, pinned
 from stages.segment import SegmenterSettings
 from stages.tag import TaggerSettings
 from workflows.catalogue import OFFICIAL
-from workflows.settings import read_toml, settings_error
+from workflows.settings import USUAL, read_toml, settings_error
 
 
-class ModelSettings(BaseModel):
-    """The four models of a build, one TOML section each; how the first three compute, how pictures are decoded, and
-    what the vision tower sees."""
+def _whose(value: Any) -> str:
+    return type(value).__name__ if isinstance(value, OwnSettings) else USUAL
 
-    model_config = ConfigDict(extra="forbid")
+
+Whose = Discriminator(_whose)
+
+
+class Usual(NamedTuple):
+    """pad's own kinds of models."""
 
     tagger: TaggerSettings
     detector: DetectorSettings
     segmenter: SegmenterSettings
+
+
+class ModelSettings(BaseModel):
+    """The four models of a build, one TOML section each; how the first three compute, how pictures are decoded, and
+    what the vision tower sees. The section `[grounder]` stands for `tagger` and `detector` both."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tagger: Annotated[
+        Annotated[TaggerSettings, Tag(USUAL)]
+        | Annotated[OwnTagger, Tag("OwnTagger")]
+        | Annotated[OwnGrounder, Tag("OwnGrounder")],
+        Whose,
+    ]
+    detector: Annotated[
+        Annotated[DetectorSettings, Tag(USUAL)]
+        | Annotated[OwnDetector, Tag("OwnDetector")]
+        | Annotated[OwnGrounder, Tag("OwnGrounder")],
+        Whose,
+    ]
+    segmenter: Annotated[Annotated[SegmenterSettings, Tag(USUAL)] | Annotated[OwnSegmenter, Tag("OwnSegmenter")], Whose]
     llm: LabelSettings
     compute: ComputeSettings = ComputeSettings()
     decode: DecodeSettings = DecodeSettings()
     view: View = View()
     """Of the vision tower that goes with the LLM; the command line's options win over it."""
+
+    @property
+    def usual(self) -> Usual:
+        """The annotation models, for what can't work with others.
+
+        Raises:
+            UserError: a class of the user's is among them.
+        """
+        for own in (self.tagger, self.detector, self.segmenter):
+            if isinstance(own, OwnSettings):
+                raise UserError("--models", own.class_, f"this wants a {own.section} of pad's", "name other models")
+        return Usual(self.tagger, self.detector, self.segmenter)  # type: ignore[arg-type]  # the loop saw to it
 
 
 _REST = {
@@ -84,14 +123,38 @@ def load_models(name: str) -> ModelSettings:
         raise UserError(f"{name}: preset", preset, f"it should be one of {', '.join(PRESETS)}", "correct it")
     merged = dict(PRESETS[preset]) if preset else {}
     for section, entries in data.items():
-        if isinstance(entries, dict):
+        if section in _OWN and isinstance(entries, dict) and entries.keys() & {"class", "entry_point"}:
+            merged[section] = _own(section, entries, path)
+        elif isinstance(entries, dict):
             merged[section] = _over(merged.get(section, {}), _resolved(section, entries, path.parent, name))
         else:
             merged[section] = entries
+    if "grounder" in merged:
+        if both := sorted(data.keys() & {"tagger", "detector"}):
+            rule = "a grounder is tagger and detector in one"
+            raise UserError(f"{path}: {both[0]}", "{...}", rule, "leave out one of the sections")
+        if isinstance(merged["grounder"], OwnGrounder):
+            merged["tagger"] = merged["detector"] = merged.pop("grounder")
     try:
         return ModelSettings.model_validate(_named(merged))
     except ValidationError as error:
         raise settings_error(error, str(path)) from error
+
+
+_OWN: dict[str, type[OwnSettings]] = {
+    kind.section: kind for kind in (OwnTagger, OwnDetector, OwnSegmenter, OwnGrounder)
+}
+"""What each section with a class of the user's is."""
+
+
+def _own(section: str, entries: dict[str, Any], path: Path) -> OwnSettings:
+    """A section that names a class of the user's, which is imported here: he said so in this file."""
+    try:
+        return pinned(
+            _OWN[section].model_validate(_resolved(section, entries, path.parent, "")), path.parent, str(path)
+        )
+    except ValidationError as error:
+        raise settings_error(error, str(path), section) from error
 
 
 _PINS = {"weights": "sha256", "model": "sha256", "tag_list": "tag_list_sha256", "thresholds": "thresholds_sha256"}
@@ -122,6 +185,11 @@ def with_tags(models: ModelSettings, tag_list: str, thresholds: str) -> ModelSet
     """`models` with the user's own tag list and thresholds; what is empty stays as it is."""
     own = {"tag_list": tag_list, "thresholds": thresholds}
     changes: dict[str, Any] = {}
+    if isinstance(models.tagger, OwnSettings):
+        if given := [value for value in own.values() if value]:
+            rule = f"the tagger is a class of your own ({models.tagger.class_})"
+            raise UserError("--tag-list, --tag-thresholds", given[0], rule, "put its tags into its settings")
+        return models
     for name, value in own.items():
         if value:
             changes |= {name: value, _PINS[name]: ""}
