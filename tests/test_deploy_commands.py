@@ -120,7 +120,7 @@ STUBS = {
 echo "joined ${*: -1}" >> $LOG""",
     "sleep": "exec /bin/sleep 0.02",
     "pad": """trap 'kill %1; echo "pad stopped" >> "$LOG"; exit 143' TERM
-echo "pad $* token=${#RAY_AUTH_TOKEN}" >> "$LOG"
+echo "pad$(printf '|%s' "$@") token=${#RAY_AUTH_TOKEN}" >> "$LOG"
 if [[ ${CODE:-} ]]; then exit "$CODE"; fi
 tail -f /dev/null & wait""",
 }
@@ -146,11 +146,11 @@ def test_slurm_job_starts_head_workers_build_and_ends_with_its_code(tmp_path: Pa
     said = (tmp_path / "log").read_text().splitlines()
     head = next(i for i, line in enumerate(said) if line.startswith("ray start --head"))
     workers = next(i for i, line in enumerate(said) if line.startswith("ray start --address=10.0.0.1:6379"))
-    build = next(i for i, line in enumerate(said) if line.startswith("pad build"))
+    build = next(i for i, line in enumerate(said) if line.startswith("pad|build"))
     assert head < said.index("joined 1") < workers < build
     assert any("--nodes=2 --ntasks=2 --exclude=n1 ray start" in line for line in said[:workers])
     assert said.index("joined 3") < build
-    told = "pad build --images /shared/my photos --out /shared/shards --models paper --address 10.0.0.1:6379 token=64"
+    told = "pad|build|--images|/shared/my photos|--out|/shared/shards|--models|paper|--address|10.0.0.1:6379 token=64"
     assert said[build] == told
     assert not any("requeue" in line for line in said)
 
