@@ -18,6 +18,8 @@ from rich.table import Table
 
 from pad_pipeline import __version__
 from pad_pipeline.errors import UserError
+from workflows.commands.show import show
+from workflows.commands.view import view
 
 if TYPE_CHECKING:
     from pad_pipeline.geometry import View
@@ -748,6 +750,10 @@ def demo(
     from workflows.demo import run_demo
 
     run_demo(out, scenes, steps, engine.value, console)
+
+
+app.command()(view)
+app.command()(show)
 
 
 ModelsArgument = Annotated[str, typer.Argument(help="`paper`, `plus`, `miniature`, or a TOML file.")]
