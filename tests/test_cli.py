@@ -50,6 +50,8 @@ def common(models_toml: Path) -> list[object]:
         ["train"],
         ["verify"],
         ["stats"],
+        ["view"],
+        ["show"],
         ["demo"],
         ["miniature"],
         ["miniature", "draw"],

@@ -8,10 +8,12 @@ from PIL import Image
 
 REACH = 1024
 """The unit of a path: the picture's long edge is this long."""
-_MOST = 256
-"""Masks are averaged down to this long edge before they are traced."""
-_TOLERANCE = 0.35
-"""How far an outline may be from what was traced, in pixels of the averaged mask."""
+_FINE = 256
+"""Larger masks are averaged before they are traced, by whole factors, to this long edge or somewhat more."""
+_PASSES = 8
+_TOLERANCE = 0.2
+"""A point that is not farther than this from the line between its neighbours is left out, in pixels of the averaged
+mask; `_PASSES` times."""
 
 
 def outline(mask: np.ndarray) -> str:
@@ -24,49 +26,38 @@ def outline(mask: np.ndarray) -> str:
         Closed rings in whole numbers, `REACH` along the picture's long edge; each begins with an absolute `M x y` and
         goes on with steps, `l dx dy`.
     """
-    height, width = mask.shape
-    small = _averaged(mask)
-    if not small.any():
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
         return ""
-    ringed = np.pad(small, 1)  # so that what touches the picture's edge is closed along it
+    size = np.array(mask.shape[::-1])
+    factor = max(1, int(size.max()) // _FINE)
+    left, top = columns[0] // factor * factor, rows[0] // factor * factor
+    part = Image.fromarray(mask[top : rows[-1] + 1, left : columns[-1] + 1] * np.uint8(255)).reduce(factor)
+    ringed = np.zeros((part.height + 2, part.width + 2))  # so that what touches the picture's edge is closed along it
+    ringed[1:-1, 1:-1] = part
     # A thing that is thinner than a pixel of the averaged mask still has an outline.
-    lines = contourpy.contour_generator(z=ringed).lines(min(127.5, float(small.max()) / 2))
-    # Sample k stands for pixel k - 1, whose middle is k - 0.5.
-    scale = np.array([width / small.shape[1], height / small.shape[0]]) * REACH / max(width, height)
-    return "".join(_path(np.rint((_simplified(line) - 0.5) * scale).astype(int)) for line in map(np.asarray, lines))
-
-
-def _averaged(mask: np.ndarray) -> np.ndarray:
-    height, width = mask.shape
-    image = Image.fromarray(mask.astype(np.uint8) * 255)
-    if (longest := max(width, height)) > _MOST:
-        size = max(1, round(width * _MOST / longest)), max(1, round(height * _MOST / longest))
-        image = image.resize(size, Image.Resampling.BOX)
-    return np.asarray(image, np.float32)
+    lines = contourpy.contour_generator(z=ringed).lines(min(127.5, float(ringed.max()) / 2))
+    # Sample k of `ringed` stands for pixel k - 1 of `part`, whose middle is k - 0.5.
+    places = ((_simplified(np.asarray(line)) - 0.5) * factor + (left, top) for line in lines)
+    return "".join(_path(np.rint(place.clip(0, size) * REACH / size.max()).astype(int)) for place in places)
 
 
 def _simplified(line: np.ndarray) -> np.ndarray:
-    """A closed line `[N, 2]` with fewer points (Ramer, Douglas, Peucker)."""
-    kept = np.zeros(len(line), bool)
-    # A ring's first and last point are the same; the one farthest from them cuts it in two.
-    middle = int(((line - line[0]) ** 2).sum(1).argmax())
-    kept[[0, middle, -1]] = True
-    spans = [(0, middle), (middle, len(line) - 1)]
-    while spans:
-        first, last = spans.pop()
-        if last - first < 2:
-            continue
-        between, along = line[first + 1 : last] - line[first], line[last] - line[first]
-        away = np.abs(between[:, 0] * along[1] - between[:, 1] * along[0]) / max(float(np.hypot(*along)), 1e-9)
-        if away.max() > _TOLERANCE:
-            split = first + 1 + int(away.argmax())
-            kept[split] = True
-            spans += [(first, split), (split, last)]
-    return line[kept]
+    """A closed line `[N, 2]`, its last point its first, with fewer points."""
+    ring = line[:-1, 0] + 1j * line[:-1, 1]
+    for turn in range(_PASSES):
+        previous = np.concatenate((ring[-1:], ring[:-1]))
+        along = np.concatenate((ring[1:], ring[:1])) - previous
+        flat = np.abs(((ring - previous).conj() * along).imag) <= _TOLERANCE * np.abs(along)
+        flat[turn % 2 :: 2] = False  # never two neighbours at once, for each is judged by the other
+        if len(ring) - np.count_nonzero(flat) < 3:
+            break
+        ring = ring[~flat]
+    return np.stack((ring.real, ring.imag), 1)
 
 
 def _path(ring: np.ndarray) -> str:
-    steps = np.diff(ring[:-1], axis=0)
+    steps = np.diff(ring, axis=0)
     steps = steps[steps.any(1)]
-    numbers = " ".join(f"{x} {y}" for x, y in steps.tolist())
+    numbers = " ".join(map(str, steps.ravel().tolist()))
     return f"M{ring[0, 0]} {ring[0, 1]}l{numbers}z" if numbers else ""

@@ -33,7 +33,7 @@ function coverageOf(region) {
 
 function describe(region) {
   const parts = [`score ${short(region.score)}`, `mask ${short(region.iou)}`];
-  parts.push(`${(100 * region.area).toPrecision(2)}% of the picture`);
+  parts.push(`area ${region.area < 0.1 ? (100 * region.area).toPrecision(2) : Math.round(100 * region.area)}%`);
   if (region.crowd) parts.push("crowd");
   return `${region.label} · ${parts.join(" · ")}`;
 }
@@ -143,13 +143,17 @@ function drawFrame(card, source, patches, show) {
   const box = show.has("patches") ? unionOf(card, patches) : [0, 0, card.width, card.height];
   const svg = element("svg:svg", { viewBox: box.join(" "), role: "img" });
   svg.setAttribute("aria-label", card.regions.map((region) => region.label).join(", ") || "nothing found");
+  if (show.has("patches")) { // what `pad` puts beside the picture is grey to the vision encoder too
+    const [x, y, width, height] = viewOf(card, patches);
+    svg.append(element("svg:rect", { class: "border", x, y, width, height }));
+  }
   svg.append(element("svg:image", {
     href: source, width: card.width, height: card.height, preserveAspectRatio: "none",
   }));
   if (show.has("patches")) svg.append(drawPatches(card, patches));
   if (show.has("masks")) svg.append(drawMasks(card));
   if (show.has("boxes")) svg.append(drawBoxes(card));
-  if (show.has("boxes") || show.has("masks")) svg.append(drawNames(card));
+  if (["boxes", "masks", "patches"].some((name) => show.has(name))) svg.append(drawNames(card));
   const readout = element("span", { class: "readout" });
   const frame = element("span", { class: "frame" }, svg, readout);
   let pointed = null;
@@ -173,17 +177,27 @@ function drawFrame(card, source, patches, show) {
     frame.point(number === undefined ? null : Number(number), Number(target.dataset.coverage || 0));
   });
   svg.addEventListener("pointerleave", () => frame.point(null));
-  // Names keep their size on the screen, whatever the picture's.
-  frame.fit = () => {
-    const { width, height } = svg.getBoundingClientRect();
-    if (!width) return;
-    const unit = Math.max(box[2] / width, box[3] / height);
-    svg.style.setProperty("--unit", `${unit}px`);
-    for (const text of svg.querySelectorAll("text")) {
-      const [left, top] = card.regions[text.dataset.region].box;
-      text.setAttribute("x", left + 4 * unit);
-      text.setAttribute("y", Math.max(top, box[1]) + 13 * unit);
-    }
-  };
+  frame.fit = () => fitNames(svg, card, box);
   return frame;
+}
+
+// Names keep their size on the screen, whatever the picture's, and stay inside of it. Where two would lie over each
+// other, that of the smaller region waits until it is pointed at.
+function fitNames(svg, card, [left, top, width, height]) {
+  const shown = svg.getBoundingClientRect();
+  if (!shown.width) return;
+  const unit = Math.max(width / shown.width, height / shown.height); // of the picture's pixels in one of the screen's
+  svg.style.setProperty("--unit", `${unit}px`);
+  const taken = [];
+  for (const text of svg.querySelectorAll("text")) {
+    const [x0, y0] = card.regions[text.dataset.region].box;
+    const wide = text.getComputedTextLength() + 4 * unit, high = 15 * unit;
+    const x = Math.max(left, Math.min(x0 + 3 * unit, left + width - wide));
+    const y = Math.max(top, Math.min(y0 + unit, top + height - high));
+    text.setAttribute("x", x);
+    text.setAttribute("y", y + 12 * unit);
+    const free = taken.every(([a, b, w]) => x >= a + w || a >= x + wide || Math.abs(y - b) >= high);
+    if (free) taken.push([x, y, wide]);
+    text.classList.toggle("waits", !free);
+  }
 }
