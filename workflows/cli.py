@@ -1120,6 +1120,8 @@ def _after_a_stop(command: list[str]) -> str:
         return "Run the same command again to go on from the last checkpoint."
     if command[:1] == ["demo"] or command == ["miniature", "evaluate"]:
         return "Delete the --out folder, or name another one, to start anew."
+    if command[:1] == ["view"]:
+        return "Run the same command again; a report is written anew."
     return "Run the same command again to continue."
 
 

@@ -34,7 +34,7 @@ def outline(mask: np.ndarray) -> str:
     left, top = columns[0] // factor * factor, rows[0] // factor * factor
     part = Image.fromarray(mask[top : rows[-1] + 1, left : columns[-1] + 1] * np.uint8(255)).reduce(factor)
     ringed = np.zeros((part.height + 2, part.width + 2))  # so that what touches the picture's edge is closed along it
-    ringed[1:-1, 1:-1] = part
+    ringed[1:-1, 1:-1] = np.asarray(part)
     # A thing that is thinner than a pixel of the averaged mask still has an outline.
     lines = contourpy.contour_generator(z=ringed).lines(min(127.5, float(ringed.max()) / 2))
     # Sample k of `ringed` stands for pixel k - 1 of `part`, whose middle is k - 0.5.
