@@ -19,6 +19,9 @@ test: $(READY) lint  ## Check formatting, lint, types, then run the tests: about
 test-slow: $(READY)  ## Run the tests that take minutes each.
 	$(BIN)/python -m pytest -m slow
 
+test-browser: $(READY)  ## Open reports in Chromium (skipped where there is none): half a minute.
+	$(BIN)/python -m pytest -m browser -rs tests/test_view.py
+
 chaos: $(READY)  ## Kill 200 runs on each engine at random times, resume them, compare bytes: an hour.
 	$(BIN)/python -m tests.chaos --engine local --kills 200
 	$(BIN)/python -m tests.chaos --engine ray --kills 200
@@ -64,4 +67,4 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
 
-.PHONY: help demo test test-slow bench bench-engines bench-plan bench-loader bench-stage1 chaos lint format clean
+.PHONY: help demo test test-slow test-browser bench bench-engines bench-plan bench-loader bench-stage1 chaos lint format clean

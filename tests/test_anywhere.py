@@ -255,7 +255,7 @@ def test_redo_needs_shards(world: World, common: list[object], pad: Pad, tmp_pat
 def test_shards_in_an_object_store(
     world: World, whole: Path, store: str, common: list[object], pad: Pad, tmp_path: Path
 ) -> None:
-    """The same bytes as on a disk; verify, stats, resume and retries work there; images may come from there too."""
+    """The same bytes as on a disk; verify, stats, view, resume, retries work there; images may come from there."""
     files = fsspec.filesystem("s3")
     files.put(str(world.images), "bucket/images", recursive=True)
     out = f"{store}/run"
@@ -267,6 +267,8 @@ def test_shards_in_an_object_store(
     assert data(here) == data(whole)
     assert pad("verify", out, "--deep").code == 0
     assert json.loads(pad("stats", out, "--json").out)["statuses"] == {"ok": 10}
+    assert pad("view", out, "--out", tmp_path / "report").code == 0
+    assert len(list((tmp_path / "report/pictures").rglob("*.jpg"))) == 10
 
     files.rm("bucket/run/pad-000001.parquet")
     files.pipe("bucket/run/pad-000002.tar", b"short")

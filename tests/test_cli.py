@@ -51,6 +51,8 @@ def common(models_toml: Path) -> list[object]:
         ["verify"],
         ["stats"],
         ["doctor"],
+        ["view"],
+        ["show"],
         ["demo"],
         ["miniature"],
         ["miniature", "draw"],

@@ -26,7 +26,9 @@ from workflows.commands.miniature import demo, miniature_compare, miniature_draw
 from workflows.commands.models import models_check, models_fetch, models_list
 from workflows.commands.rewrite import filter_shards, merge, retarget
 from workflows.commands.shards import stats, verify
+from workflows.commands.show import show
 from workflows.commands.train import chat, train
+from workflows.commands.view import view
 
 app = typer.Typer(
     help="Build the Patch-Aligned Dataset of arXiv 2505.17316 from captioned images, and train a projector on it.",
@@ -52,7 +54,7 @@ models_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(models_app, name="models")
-for command in (build, train, analyze, experiment, chat, verify, stats, retarget):
+for command in (build, train, analyze, experiment, chat, verify, stats, view, show, retarget):
     app.command()(command)
 app.command("filter")(filter_shards)
 app.command()(merge)

@@ -1,0 +1,61 @@
+"""What a report says of the run itself: settings, models, fingerprints."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from pad_pipeline.report.tally import Tally
+from pad_pipeline.shards.reader import ShardFolder
+
+_MODELS = {
+    "tagger": ("tagger", "weights"),
+    "detector": ("detector", "model"),
+    "segmenter": ("segmenter", "weights"),
+    "word embeddings": ("llm", "llm"),
+}
+"""What a reader calls it -> where it stands in the settings."""
+
+
+class Table(NamedTuple):
+    """Names and values."""
+
+    title: str
+    rows: list[tuple[str, str]]
+
+
+def run_facts(shards: ShardFolder, tally: Tally) -> list[Table]:
+    """Tables of a run's facts, without empty ones."""
+    run, view = shards.run, shards.run.view
+    the_run = [
+        ("where", str(shards.folder)),
+        ("made by", f"pad {'import coco' if run.kind == 'import-coco' else run.kind}"),
+        ("shards finished", f"{len(shards.names):,} of {run.shards:,}, {run.shard_size:,} images each"),
+        ("images in this report", f"{tally.images:,} of {run.images:,}"),
+        ("view", f"{view.size} x {view.size} pixels, {view.fit}"),
+        ("patch grid", f"{view.grid} x {view.grid} patches of {view.patch} pixels"),
+        ("label embedding", f"{run.embedding_width:,} numbers"),
+        *((what, f"{number:,}") for what, number in run.counts.items()),
+    ]
+    models = [
+        (name, str(run.settings[section][setting]))
+        for name, (section, setting) in _MODELS.items()
+        if isinstance(run.settings.get(section), dict) and setting in run.settings[section]
+    ]
+    tables = [
+        Table("Run", the_run),
+        Table("Models", models),
+        Table("Settings", _flat(run.settings)),
+        Table("Fingerprints", [*sorted(run.fingerprints.items()), *(("accepted code", c) for c in run.accepted_code)]),
+        Table("Environment", sorted(run.environment.items())),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, str(value)))
+    return rows

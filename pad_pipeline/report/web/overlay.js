@@ -1,0 +1,203 @@
+"use strict";
+// A picture with what was found in it, as one SVG in pixels of the upright original: so boxes, masks and the patch grid
+// lie right by construction, whatever size it is shown at. Text from data is only ever set as text.
+
+// Okabe and Ito's colours, which colour-blind eyes can tell apart too; after seven the dashes change.
+const COLOURS = ["#f0a020", "#56b4e9", "#f0e442", "#00b884", "#ff7a33", "#e08fc0", "#5b8ff0"];
+const DASHES = ["none", "6 3", "2 2"];
+const REACH = 1024; // units of a mask's path along the picture's long edge
+
+function element(name, attributes = {}, ...children) {
+  const made = name.includes(":")
+    ? document.createElementNS("http://www.w3.org/2000/svg", name.slice(4))
+    : document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.append(...children);
+  return made;
+}
+
+const colourOf = (number) => COLOURS[number % COLOURS.length];
+const dashOf = (number) => DASHES[Math.floor(number / COLOURS.length) % DASHES.length];
+const short = (value) => value.toFixed(2);
+
+// The coverage of a region, as a function of row and column: 0..255.
+function coverageOf(region) {
+  if (!region.patches.length) return () => 0;
+  const [top, left, rows, columns, packed] = region.patches;
+  const bytes = atob(packed);
+  return (row, column) =>
+    row < top || column < left || row >= top + rows || column >= left + columns
+      ? 0
+      : bytes.charCodeAt((row - top) * columns + column - left);
+}
+
+function describe(region) {
+  const parts = [`score ${short(region.score)}`, `mask ${short(region.iou)}`];
+  parts.push(`area ${region.area < 0.1 ? (100 * region.area).toPrecision(2) : Math.round(100 * region.area)}%`);
+  if (region.crowd) parts.push("crowd");
+  return `${region.label} · ${parts.join(" · ")}`;
+}
+
+// Regions in the order in which they are drawn: large ones first, so that small ones can be pointed at.
+function drawingOrder(regions) {
+  const size = (region) => (region.box[2] - region.box[0]) * (region.box[3] - region.box[1]);
+  return regions.map((region, number) => [region, number]).sort((a, b) => size(b[0]) - size(a[0]));
+}
+
+function drawMasks(card) {
+  const group = element("svg:g", { class: "masks" });
+  const scale = Math.max(card.width, card.height) / REACH;
+  for (const [region, number] of drawingOrder(card.regions)) {
+    group.append(element("svg:path", {
+      d: region.path, transform: `scale(${scale})`, fill: colourOf(number), stroke: colourOf(number),
+      "fill-rule": "evenodd", "data-region": number,
+    }));
+  }
+  return group;
+}
+
+function drawBoxes(card) {
+  const group = element("svg:g", { class: "boxes" });
+  for (const [region, number] of drawingOrder(card.regions)) {
+    const [left, top, right, bottom] = region.box;
+    const place = { x: left, y: top, width: Math.max(right - left, 0), height: Math.max(bottom - top, 0) };
+    group.append(element("svg:rect", { ...place, class: "casing" }));
+    group.append(element("svg:rect", {
+      ...place, stroke: colourOf(number), "stroke-dasharray": dashOf(number), "data-region": number,
+    }));
+  }
+  return group;
+}
+
+function drawNames(card) {
+  const group = element("svg:g", { class: "names" });
+  for (const [region, number] of drawingOrder(card.regions)) {
+    const text = element("svg:text", { x: region.box[0], y: region.box[1], fill: colourOf(number), "data-region": number });
+    text.textContent = region.label;
+    group.append(text);
+  }
+  return group;
+}
+
+// Where the view lies on the picture: left, top, width, height.
+function viewOf(card, patches) {
+  const [left, top, width, height] = card.grid;
+  return [left, top, width * patches, height * patches];
+}
+
+// Picture and view together, for `pad` adds a border: left, top, width, height.
+function unionOf(card, patches) {
+  const [left, top, width, height] = viewOf(card, patches);
+  const x = Math.min(0, left), y = Math.min(0, top);
+  return [x, y, Math.max(card.width, left + width) - x, Math.max(card.height, top + height) - y];
+}
+
+function drawCell(card, row, column, number, coverage) {
+  const [x, y, width, height] = card.grid;
+  return element("svg:rect", {
+    x: x + column * width, y: y + row * height, width, height, fill: colourOf(number),
+    "fill-opacity": (0.15 + 0.6 * coverage / 255).toFixed(3), "data-region": number, "data-coverage": coverage,
+  });
+}
+
+// Every patch that a region touches, as strong as it is covered.
+function drawOwnCells(card, number) {
+  const group = element("svg:g", { class: "own" });
+  const [top, left, rows, columns] = card.regions[number].patches;
+  const coverage = coverageOf(card.regions[number]);
+  for (let row = top; row < top + rows; row++) {
+    for (let column = left; column < left + columns; column++) {
+      if (coverage(row, column)) group.append(drawCell(card, row, column, number, coverage(row, column)));
+    }
+  }
+  return group;
+}
+
+// Each patch in the colour of the smallest region that covers half of it or more, as strong as it is covered.
+function drawPatches(card, patches) {
+  const group = element("svg:g", { class: "patches" });
+  const [x, y, width, height] = card.grid;
+  const [left, top, across, down] = viewOf(card, patches);
+  const [frameX, frameY, frameWidth, frameHeight] = unionOf(card, patches);
+  const frame = `M${frameX} ${frameY}h${frameWidth}v${frameHeight}h${-frameWidth}z`;
+  group.append(element("svg:path", { class: "outside", d: `${frame}M${left} ${top}h${across}v${down}h${-across}z` }));
+  const covers = card.regions.map(coverageOf);
+  const order = drawingOrder(card.regions).map(([, number]) => number).reverse();
+  const cells = element("svg:g", { class: "cells" });
+  for (let row = 0; row < patches; row++) {
+    for (let column = 0; column < patches; column++) {
+      const number = order.find((n) => covers[n](row, column) >= 128);
+      if (number !== undefined) cells.append(drawCell(card, row, column, number, covers[number](row, column)));
+    }
+  }
+  let lines = "";
+  for (let line = 0; line <= patches; line++) {
+    lines += `M${x + line * width} ${top}v${down}M${left} ${y + line * height}h${across}`;
+  }
+  group.append(cells, element("svg:path", { class: "lines", d: lines }));
+  return group;
+}
+
+// The frame of one card: picture, overlays, and a line that says what is pointed at. `show` is a set of names.
+function drawFrame(card, source, patches, show) {
+  const box = show.has("patches") ? unionOf(card, patches) : [0, 0, card.width, card.height];
+  const svg = element("svg:svg", { viewBox: box.join(" "), role: "img" });
+  svg.setAttribute("aria-label", card.regions.map((region) => region.label).join(", ") || "nothing found");
+  if (show.has("patches")) { // what `pad` puts beside the picture is grey to the vision encoder too
+    const [x, y, width, height] = viewOf(card, patches);
+    svg.append(element("svg:rect", { class: "border", x, y, width, height }));
+  }
+  svg.append(element("svg:image", {
+    href: source, width: card.width, height: card.height, preserveAspectRatio: "none",
+  }));
+  if (show.has("patches")) svg.append(drawPatches(card, patches));
+  if (show.has("masks")) svg.append(drawMasks(card));
+  if (show.has("boxes")) svg.append(drawBoxes(card));
+  if (["boxes", "masks", "patches"].some((name) => show.has(name))) svg.append(drawNames(card));
+  const readout = element("span", { class: "readout" });
+  const frame = element("span", { class: "frame" }, svg, readout);
+  let pointed = null;
+  frame.point = (number, coverage) => {
+    if (number !== pointed && show.has("patches")) {
+      svg.querySelector(".own")?.remove();
+      if (number !== null && card.regions[number].patches.length) {
+        svg.querySelector(".cells").after(drawOwnCells(card, number));
+      }
+    }
+    pointed = number;
+    for (const part of svg.querySelectorAll("[data-region]")) {
+      part.classList.toggle("hot", number !== null && Number(part.dataset.region) === number);
+    }
+    svg.classList.toggle("pointed", number !== null);
+    readout.textContent = number === null ? "" : describe(card.regions[number]);
+    if (number !== null && coverage) readout.textContent += ` · patch ${short(coverage / 255)}`;
+  };
+  svg.addEventListener("pointerover", ({ target }) => {
+    const number = target.dataset.region;
+    frame.point(number === undefined ? null : Number(number), Number(target.dataset.coverage || 0));
+  });
+  svg.addEventListener("pointerleave", () => frame.point(null));
+  frame.fit = () => fitNames(svg, card, box);
+  return frame;
+}
+
+// Names keep their size on the screen, whatever the picture's, and stay inside of it. Where two would lie over each
+// other, that of the smaller region waits until it is pointed at.
+function fitNames(svg, card, [left, top, width, height]) {
+  const shown = svg.getBoundingClientRect();
+  if (!shown.width) return;
+  const unit = Math.max(width / shown.width, height / shown.height); // of the picture's pixels in one of the screen's
+  svg.style.setProperty("--unit", `${unit}px`);
+  const taken = [];
+  for (const text of svg.querySelectorAll("text")) {
+    const [x0, y0] = card.regions[text.dataset.region].box;
+    const wide = text.getComputedTextLength() + 4 * unit, high = 15 * unit;
+    const x = Math.max(left, Math.min(x0 + 3 * unit, left + width - wide));
+    const y = Math.max(top, Math.min(y0 + unit, top + height - high));
+    text.setAttribute("x", x);
+    text.setAttribute("y", y + 12 * unit);
+    const free = taken.every(([a, b, w]) => x >= a + w || a >= x + wide || Math.abs(y - b) >= high);
+    if (free) taken.push([x, y, wide]);
+    text.classList.toggle("waits", !free);
+  }
+}

@@ -1,0 +1,96 @@
+"""`pad show`: what the models say of one picture, drawn into it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pad_pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pad_pipeline.records import ImageRecord
+    from workflows.models import ModelSettings
+
+console = Console()
+
+
+def show(
+    image: Annotated[Path, typer.Argument(help="A picture, a file.")],
+    models: Annotated[
+        str, typer.Option(help="`paper` (RAM), `plus` (RAM++), `miniature` (drawn scenes only), or a TOML file.")
+    ] = "paper",
+    out: Annotated[
+        Path | None, typer.Option(help="The picture to write, .png or .jpg; by default IMAGE.pad.png, beside it.")
+    ] = None,
+    open_it: Annotated[bool, typer.Option("--open", help="Open what was written.")] = False,
+) -> None:
+    """Annotate one image and draw what was found: boxes with scores, masks, the patch grid with coverage, tags.
+
+    The same stages as in pad build, in this process; no shard is written.
+
+    Examples:
+
+      pad show photo.jpg --open
+
+      pad show scene.png --models miniature --out scene-found.png
+    """
+    from PIL import Image
+
+    target = out or image.with_name(f"{image.name}.pad.png")
+    field = "--out" if out else "IMAGE"
+    kind = Image.registered_extensions().get(target.suffix.lower())
+    if kind not in ("PNG", "JPEG"):
+        raise UserError(field, target, "a picture is written as PNG or JPEG", "let its name end in .png or .jpg")
+    if target.is_dir() or not target.absolute().parent.is_dir():
+        rule = "this is a folder" if target.is_dir() else "there is no such folder to write it into"
+        raise UserError(field, target, rule, "name a file in a folder that is there")
+    if target.exists() and image.exists() and target.samefile(image):
+        raise UserError(field, target, "this is IMAGE itself", "name another file")
+
+    from pad_pipeline.pictures import BadImage, decode
+    from pad_pipeline.report.overlay import panels
+    from pad_pipeline.sources.read import Place, read_bytes
+    from pad_pipeline.storage import Folder
+    from workflows.models import load_models
+
+    chosen = load_models(models)
+    try:  # before the models are loaded, which takes longer
+        data = read_bytes(str(image.parent), Place(image.name), chosen.decode.max_file_bytes)
+        picture, _ = decode(data, chosen.decode)
+    except BadImage as error:
+        raise UserError("IMAGE", image, str(error), "name a picture that can be read") from error
+    row = _annotated(image, chosen)
+    assert row.coverage is not None
+    meta: dict[str, Any] = json.loads(row.to_json())
+    with Folder(target.absolute().parent).commit(target.name, durable=False) as partial:
+        panels(picture, meta, row.coverage, chosen.view).save(partial, kind)
+    text = f"{len(row.tags)} tags, {len(row.regions)} regions: {target}"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    if open_it:
+        typer.launch(str(target))
+
+
+def _annotated(image: Path, models: ModelSettings) -> ImageRecord:
+    """What the stages find in one image.
+
+    Raises:
+        UserError: a model can't be had, or fails.
+    """
+    from pad_pipeline.records import ImageRecord, Shard
+    from pad_pipeline.sources.read import Place
+    from pad_pipeline.storage import Folder
+    from workflows.chain import annotation_chain
+    from workflows.links import Chain, Link
+
+    links = annotation_chain(Folder(image.parent), "", models, models.view, str(image.parent), models.compute)
+    # Between the plan and the shard stand the stages.
+    steps = [step for link in links for step in link.steps if step.name not in ("plan", "write")]
+    row = ImageRecord("image", image.name, image.name, place=Place(image.name))
+    found: ImageRecord = Chain(Link("show", steps)).run(Shard(0, [row])).rows[0]
+    if found.status == "failed":
+        raise UserError("IMAGE", image, f"it failed in {found.stage}: {found.reason}", "name another picture")
+    return found
