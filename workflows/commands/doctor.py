@@ -8,9 +8,9 @@ from functools import partial
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
+from pad_pipeline.console import console
 from pad_pipeline.errors import UserError
 from workflows.checks.finding import Finding, Findings
 
@@ -33,7 +33,7 @@ def doctor(
 
       pad doctor --models plus --out s3://bucket/shards --address auto --json
     """
-    console, found, problems = Console(), [], 0
+    found, problems = [], 0
     for finding in checkup(out, models, address):
         found.append(finding._asdict())
         problems += finding.state == "problem"

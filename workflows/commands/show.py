@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from pad_pipeline.console import console
 from pad_pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pad_pipeline.records import ImageRecord
     from workflows.models import ModelSettings
-
-console = Console()
 
 
 def show(

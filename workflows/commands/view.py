@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from pad_pipeline.console import console, errors
 from pad_pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pad_pipeline.report.site import ReportSettings
     from pad_pipeline.shards.reader import ShardFolder
-
-console = Console()
-errors = Console(stderr=True)
 
 
 def view(
