@@ -46,6 +46,9 @@ bench-stage1: $(READY)  ## Time stage 1, technique by technique; on a GPU at LLa
 bench-loader: $(READY)  ## Compare the trainer's loader with plain webdataset on the same shards: two minutes.
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.loader
 
+docs: $(READY)  ## Make the site of the documentation, in site/.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lint: $(READY)  ## Check formatting, lint and types.
 	@echo "== Formatting, lint, types"
 	$(BIN)/ruff format --check .
@@ -67,4 +70,4 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
 
-.PHONY: help demo test test-slow test-browser bench bench-engines bench-plan bench-loader bench-stage1 chaos lint format clean
+.PHONY: docs help demo test test-slow test-browser bench bench-engines bench-plan bench-loader bench-stage1 chaos lint format clean

@@ -339,7 +339,7 @@ def test_the_readmes_class_works(
     models_toml: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader's first try is to copy both blocks."""
-    text = (Path(__file__).parents[1] / "README.md").read_text().partition("### Your own models")[2]
+    text = (Path(__file__).parents[1] / "docs/howto/own-models.md").read_text()
     (code,), toml = (
         re.findall(r"```python\n(.*?)```", text.partition("\n## ")[0], re.DOTALL),
         text.split("```toml\n")[1],
