@@ -80,6 +80,32 @@ def test_a_model_in_every_form_gives_the_same_numbers(
         assert np.allclose(flat(found[0]), flat(other), rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
+@pytest.mark.parametrize("kind", ["linear", "c-abstractor", "lora"])
+def test_every_kind_of_training_is_analysed(
+    kind: str, pad: Pad, trained: Path, shards: Path, models_toml: Path, tmp_path: Path
+) -> None:
+    """Other projectors, and stage 2 with adapters: what is looked at is what was trained. Catches adapters that are
+    left out, fewer tokens than patches, a projector that is read as another."""
+    models = ["--vision", models_toml.parent / "clip", "--llm", models_toml.parent / "llm"]
+    settings = tmp_path / "settings.toml"
+    settings.write_text('llm = "lora"\n' if kind == "lora" else "beta_end = 5.0\n")
+    command = ["train", "--shards", shards, *models, "--settings", settings, "--steps", 3, "--batch-size", 5]
+    own = ["--stage", 2, "--init", trained / "mm_projector.bin"] if kind == "lora" else ["--projector", kind]
+    done = pad(*command, *own, "--learning-rate", 0.01, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    options = ["--shards", shards, "--limit", 4, "--pictures", 0]
+    done = pad("analyze", "all", "--model", tmp_path / "out", *options, "--out", tmp_path / "folder")
+    assert done.code == 0, done.err
+    found = numbers(tmp_path / "folder")
+    assert 0 <= found["align"]["align"] <= 1 and np.isfinite(found["entropy"]["image"]["dH"])
+    assert found["entropy"]["image"]["bound_after"] <= np.log(196) + 1e-9
+    if kind != "lora":  # whose LLM has changed too
+        projector = ["--model", tmp_path / "out/mm_projector.bin", *models]
+        done = pad("analyze", "all", *projector, *options, "--out", tmp_path / "file")
+        assert done.code == 0, done.err
+        assert np.allclose(flat(found), flat(numbers(tmp_path / "file")), rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
 def test_entropy_and_align_are_what_a_plain_loop_gives(
     pad: Pad, parts: list[object], shards: Path, models_toml: Path, trained: Path, tmp_path: Path
 ) -> None:

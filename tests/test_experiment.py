@@ -34,7 +34,9 @@ def command(shards: Path, models_toml: Path, tmp_path: Path) -> list[object]:
     return ["experiment", tmp_path / "grid.toml", *data]
 
 
-def test_a_grid_is_trained_analysed_and_gone_on_with(pad: Pad, command: list[object], tmp_path: Path) -> None:
+def test_a_grid_is_trained_analysed_and_gone_on_with(
+    pad: Pad, command: list[object], shards: Path, tmp_path: Path
+) -> None:
     """Every cell with every seed; what is missing after a stop is done again with the same numbers, the rest is not
     touched. Catches a seed that does nothing, a cell that trains with another's settings."""
     out = tmp_path / "out"
@@ -58,6 +60,10 @@ def test_a_grid_is_trained_analysed_and_gone_on_with(pad: Pad, command: list[obj
     assert (out / "captions-0/result.json").stat().st_mtime_ns == kept
     other = pad(*command, "--out", out, "--steps", 7)
     assert other.code == 2 and "another stage1" in other.err
+    assert pad("filter", shards, "--min-regions", 1, "--limit", 8, "--out", tmp_path / "fewer").code == 0
+    fewer = [tmp_path / "fewer" if word == shards else word for word in command]
+    other = pad(*fewer, "--out", out)
+    assert other.code == 2 and "read" in other.err, "results of other shards do not belong into one table"
 
 
 @pytest.mark.slow

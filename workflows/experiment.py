@@ -27,6 +27,7 @@ from pad_pipeline.storage import is_url
 from pad_pipeline.training.job import Job
 from pad_pipeline.training.logbook import write_whole
 from pad_pipeline.training.settings import settings_of
+from pad_pipeline.weights import file_sha256
 from workflows.analyse import STUDIES, analyse, finite
 from workflows.settings import read_toml, settings_error
 from workflows.train import train
@@ -196,10 +197,13 @@ def _inputs(experiment: Experiment) -> dict[str, Any]:
         raise UserError("--heldout", experiment.heldout, rule, "give shards of the same view")
     if experiment.data:
         LlavaSource(experiment.data, experiment.image_root or None)
-    return {
+    read: dict[str, Any] = {
         name: {"run": shards.run.identity, "fingerprints": shards.run.fingerprints, "shards": len(shards.names)}
         for name, shards in (("shards", trained), ("heldout", heldout))
     }
+    if experiment.data and not is_url(experiment.data):
+        read["data"] = file_sha256(Path(experiment.data))
+    return read
 
 
 def _claim(experiment: Experiment, inputs: dict[str, Any], out: Path) -> None:

@@ -44,7 +44,7 @@ class PooledEntropy:
     """
 
     def __init__(self, width: int, centre: bool = False) -> None:
-        self.centre = centre
+        self.width, self.centre = width, centre
         self.count = 0
         self._sum: Tensor | float = 0.0
         self._gram: Tensor = torch.zeros(width, width, dtype=torch.float64)

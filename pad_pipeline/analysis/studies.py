@@ -73,19 +73,20 @@ class Study(Protocol):
 
 
 class Mean:
-    """A mean that is fed part by part."""
+    """A mean that is fed part by part. The sum stays where the values are: to read it would wait for the GPU."""
 
     def __init__(self) -> None:
-        self.sum, self.count = 0.0, 0
+        self.count = 0
+        self._sum: Tensor | float = 0.0
 
     def add(self, values: Tensor) -> None:
         """Take values of any shape."""
-        self.sum += float(values.double().sum())
+        self._sum = self._sum + values.double().sum()
         self.count += values.numel()
 
     def value(self) -> float:
         """NaN of nothing."""
-        return self.sum / self.count if self.count else math.nan
+        return float(self._sum) / self.count if self.count else math.nan
 
 
 # ---------------------------------------------------------------- entropy
@@ -98,9 +99,13 @@ class EntropyStudy:
         self.subject, self.settings = subject, settings
         self.image = {name: Mean() for name in ("before", "after", "text")}
         self.pooled: dict[str, PooledEntropy] = {}
+        self.most: dict[str, float] = {}
 
     def add(self, batch: Seen) -> None:
         """Take pictures."""
+        self.most = {
+            name: math.log(min(one.shape[-2:])) for name, one in (("before", batch.before), ("after", batch.after))
+        }
         texts = [self._text(one.caption) for one in batch.shown]
         for name, sets in (("before", [batch.before]), ("after", [batch.after]), ("text", texts)):
             for vectors in sets:
@@ -115,13 +120,16 @@ class EntropyStudy:
         return self.subject.words[torch.tensor(ids, dtype=torch.long)]
 
     def result(self) -> dict[str, Any]:
-        """`image`: mean over pictures, bound alike on both sides; `pooled`: of all vectors at once."""
+        """`image`: mean over pictures; `pooled`: of all vectors at once; each with its bounds, ln min(vectors, width),
+        which for pictures are alike on both sides where neither width is below the number of patches."""
         scale = 1 / math.log(2) if self.settings.unit == "bits" else 1.0
         image = {name: mean.value() * scale for name, mean in self.image.items()}
         pooled = {name: one.entropy() * scale for name, one in self.pooled.items()}
         found = {"unit": self.settings.unit, "image": image, "pooled": pooled}
-        for values in (image, pooled):
+        widths = {name: math.log(min(one.count, one.width)) for name, one in self.pooled.items() if name != "text"}
+        for values, most in ((image, self.most), (pooled, widths)):
             values["dH"] = values.get("before", math.nan) - values.get("after", math.nan)
+            values.update({f"bound_{name}": bound * scale for name, bound in most.items()})
         return found
 
 
