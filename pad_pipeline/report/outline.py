@@ -49,7 +49,8 @@ def _simplified(line: np.ndarray) -> np.ndarray:
         previous = np.concatenate((ring[-1:], ring[:-1]))
         along = np.concatenate((ring[1:], ring[:1])) - previous
         flat = np.abs(((ring - previous).conj() * along).imag) <= _TOLERANCE * np.abs(along)
-        flat[turn % 2 :: 2] = False  # never two neighbours at once, for each is judged by the other
+        # Never two neighbours at once, for each is judged by the other: the ring closes, so the first one stays.
+        flat[0] = flat[turn % 2 :: 2] = False
         if len(ring) - np.count_nonzero(flat) < 3:
             break
         ring = ring[~flat]
