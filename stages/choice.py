@@ -9,7 +9,7 @@ from pad_pipeline.pretrained import read_config
 from pad_pipeline.weights import is_file_reference
 from stages.base import Stage
 from stages.compute import ComputeSettings
-from stages.plugin import OwnDetector, OwnGrounder, OwnSegmenter, OwnTagger
+from stages.own_settings import OwnDetector, OwnGrounder, OwnSegmenter, OwnTagger
 
 if TYPE_CHECKING:
     from stages.ground import DetectorSettings

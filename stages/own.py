@@ -14,7 +14,8 @@ from stages.boxes import suppress
 from stages.compute import Compute, ComputeSettings
 from stages.decode import picture
 from stages.ground import load_unboxable
-from stages.plugin import OwnDetector, OwnGrounder, OwnSegmenter, OwnSettings, OwnTagger, make
+from stages.own_settings import OwnDetector, OwnGrounder, OwnSegmenter, OwnSettings, OwnTagger
+from stages.plugin import make
 from stages.protocol import Box
 from stages.segment import encode_mask
 from stages.spans import normalise

@@ -9,101 +9,23 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import json
 import re
 import sys
 from collections.abc import Collection
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, packages_distributions, version
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ValidationError
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.weights import file_sha256
 from stages.compute import ComputeSettings
+from stages.own_settings import OwnSettings
 
 _CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _REMEDY = "install its package into this environment, or put its folder on PYTHONPATH"
-
-
-class OwnSettings(BaseModel):
-    """A model of the user's own, in the place of one of pad's."""
-
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
-
-    section: ClassVar[str]
-    """Of the TOML file."""
-    method: ClassVar[str]
-    """What the class must be able to do; see `stages.protocol`."""
-
-    class_: str = Field("", alias="class")
-    """`package.module:Class`, of a package that is installed or on PYTHONPATH, on each node."""
-    entry_point: str = Field("", exclude=True)
-    """Instead of `class`: the name that an installed package gives it in the entry points' group `pad.detectors`
-    (`pad.taggers`, `pad.segmenters`, `pad.grounders`)."""
-    settings: dict[str, Any] = {}
-    """What the class's own `Settings` are filled from. Those of type `Path` are relative to the TOML file."""
-    batch_size: int = Field(8, gt=0)
-    """Pictures in one call."""
-    code: str = Field("", exclude=True)
-    """What `code_of` says where the run was begun; a worker that finds something else refuses."""
-
-    @model_validator(mode="after")
-    def _one_name(self) -> Self:
-        if bool(self.class_) == bool(self.entry_point):
-            raise ValueError("either class or entry_point should name it")
-        return self
-
-    @model_serializer(mode="wrap")
-    def _as_in_toml(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        found = handler(self)
-        return {"class" if name == "class_" else name: value for name, value in found.items()}
-
-    @property
-    def field(self) -> str:
-        """What names it, for errors."""
-        return f"{self.section}.{'entry_point' if self.entry_point else 'class'}"
-
-
-class OwnTagger(OwnSettings):
-    """See `stages.protocol.Tagger`."""
-
-    section, method = "tagger", "tag"
-
-
-class OwnDetector(OwnSettings):
-    """See `stages.protocol.Detector`. The others as in `DetectorSettings`."""
-
-    section, method = "detector", "detect"
-
-    unboxable: str = "default"
-    nms_iou: float = Field(1.0, ge=0, le=1)
-    nms_iou_across_labels: float = Field(1.0, ge=0, le=1)
-    min_size: float = Field(1.0, ge=0)
-
-
-class OwnSegmenter(OwnSettings):
-    """See `stages.protocol.Segmenter`."""
-
-    section, method = "segmenter", "segment"
-
-
-class OwnGrounder(OwnSettings):
-    """See `stages.protocol.Grounder`. It stands for tagger and detector both."""
-
-    section, method = "grounder", "tag_and_ground"
-
-    nms_iou: float = Field(1.0, ge=0, le=1)
-    nms_iou_across_labels: float = Field(1.0, ge=0, le=1)
-    min_size: float = Field(1.0, ge=0)
 
 
 Own = TypeVar("Own", bound=OwnSettings)
@@ -126,8 +48,18 @@ def pinned(own: Own, folder: Path, where: str = "") -> Own:
     found = own.model_copy(update={"class_": name, "entry_point": ""})
     kind = find_class(found, prefix, own.field, own.class_ or own.entry_point)
     settings = _settings(found, kind, folder, prefix)
-    values = settings.model_dump(mode="json") if settings is not None else {}
-    return found.model_copy(update={"settings": values, "code": code_of(found)})
+    if settings is None:
+        return found.model_copy(update={"code": code_of(found)})
+    try:
+        values = json.loads(settings.model_dump_json())
+    except (ValueError, TypeError) as error:  # pydantic's own errors are ValueErrors
+        rule = f"run.json can't hold them ({type(error).__name__}: {str(error)[:200]})"
+        raise UserError(f"{prefix}{own.section}.settings", "{...}", rule, "give them types that JSON has") from error
+    found = found.model_copy(update={"settings": values, "code": code_of(found)})
+    if _settings(found, kind, folder, prefix) != settings:
+        rule = "they are not the same after they were written as JSON, as run.json has them (a secret, for instance)"
+        raise UserError(f"{prefix}{own.section}.settings", "{...}", rule, "give them types that JSON has")
+    return found
 
 
 def _entry_point(own: OwnSettings, prefix: str) -> EntryPoint:

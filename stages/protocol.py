@@ -2,8 +2,8 @@
 
 A class need not inherit from these; it needs the method. It is made once in each worker, as `Class(settings)`, where
 `settings` is an instance of its attribute `Settings` (a pydantic model), filled from the TOML; `Class()` where it has
-no such attribute. A constructor with a parameter `compute` is given a `stages.compute.ComputeSettings` too: the
-precision, and how many CPU threads.
+no such attribute. Settings stand in run.json, which is no place for secrets. A constructor with a parameter `compute`
+is given a `stages.compute.ComputeSettings` too: the precision, and how many CPU threads.
 
 Two more things it may have:
 
@@ -12,9 +12,9 @@ Two more things it may have:
 - `bucket(self, width, height) -> tuple[int, ...]`: pictures of one call have the same. Without it, pictures of a call
   have any sizes.
 
-Every method gets a list of pictures and returns a list of the same length. Whatever it raises, or returns that is not
-as said here, halves the batch, down to the picture that causes it, which fails alone, with the reason. `UserError`
-and `OSError` stop the run: they are no picture's fault. torch's `OutOfMemoryError` makes batches smaller.
+Every method gets a list of pictures and returns a list of the same length. What it raises halves the batch, down to
+the picture that causes it, which fails alone, with the reason; so does a picture whose answer is not as said here.
+`UserError` and `OSError` stop the run: they are no picture's fault. torch's `OutOfMemoryError` makes batches smaller.
 
 Pictures are uint8 `[H, W, 3]`, RGB, upright, 0..255, and read-only, for a batch may be tried again. A result must
 depend on its own picture alone, or runs will not be repeatable.

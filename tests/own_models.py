@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from stages.compute import ComputeSettings
 from stages.protocol import Box
@@ -124,6 +124,14 @@ class Unmakeable(Detector):
 
 class BadSettings(Grounder):
     Settings: Literal["no model"] = "no model"
+
+
+class Secretive(Grounder):
+    class Settings(BaseModel):
+        key: SecretStr
+
+    def __init__(self, settings: Settings) -> None:
+        raise AssertionError("it should not come to this")
 
 
 not_a_class = Detector

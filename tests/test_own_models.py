@@ -24,7 +24,8 @@ from pad_pipeline.storage import Folder
 from stages import choice, plugin
 from stages.compute import ComputeSettings
 from stages.own import BoxesStage, SegmentStage
-from stages.plugin import OwnDetector, OwnSegmenter, OwnTagger, pinned
+from stages.own_settings import OwnDetector, OwnGrounder, OwnSegmenter, OwnTagger
+from stages.plugin import pinned
 from tests.conftest import data, record
 from tests.own_models import part
 from workflows.models import load_models
@@ -265,12 +266,14 @@ def test_a_class_that_cant_be_made_is_one_line(
     assert "Traceback" not in done.err
 
 
-def test_settings_that_are_no_model_or_not_wanted(tmp_path: Path) -> None:
+def test_settings_that_are_no_model_or_not_wanted_or_no_json(tmp_path: Path) -> None:
+    """A secret is written as asterisks: the workers would log in with those."""
     for name, settings, said in (
         ("BadSettings", {}, "is no pydantic model"),
         ("Grounder", {"score": 1}, "takes no settings"),
+        ("Secretive", {"key": "abc"}, "not the same after they were written as JSON"),
     ):
-        own = plugin.OwnGrounder.model_validate({"class": f"{OWN}:{name}", "settings": settings})
+        own = OwnGrounder.model_validate({"class": f"{OWN}:{name}", "settings": settings})
         with pytest.raises(UserError, match=said):
             pinned(own, tmp_path)
 

@@ -23,7 +23,7 @@ from pad_pipeline.shards.writer import TOTALS
 from pad_pipeline.sources import Source
 from pad_pipeline.sources.shards import ShardsSource
 from pad_pipeline.storage import Folder, folder_at, is_url
-from stages.plugin import OwnGrounder
+from stages.own_settings import OwnGrounder
 from workflows.attempts import Attempts
 from workflows.chain import annotation_chain, import_chain, label_fingerprint, own_code, weight_fingerprints
 from workflows.cluster import RayEngine

@@ -18,8 +18,9 @@ from stages.edit import Edit, EditSettings
 from stages.ground import FILES, DetectorSettings
 from stages.ground import find_model as find_detector
 from stages.human import HumanRegions
+from stages.own_settings import OwnGrounder, OwnSettings
 from stages.patchify import Patchify
-from stages.plugin import OwnGrounder, OwnSettings, fingerprints
+from stages.plugin import fingerprints
 from stages.restore import Restore
 from stages.sam.hub import FILES as SAM_FILES
 from stages.segment import SegmenterSettings

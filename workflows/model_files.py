@@ -19,16 +19,8 @@ from pad_pipeline.weights import cached, fetch_file, file_sha256, is_file_refere
 from stages import choice
 from stages.compute import Compute, ComputeSettings
 from stages.ground import DetectorSettings, load_unboxable
-from stages.plugin import (
-    OwnDetector,
-    OwnGrounder,
-    OwnSegmenter,
-    OwnSettings,
-    OwnTagger,
-    files,
-    find_class,
-    fingerprints,
-)
+from stages.own_settings import OwnDetector, OwnGrounder, OwnSegmenter, OwnSettings, OwnTagger
+from stages.plugin import files, find_class, fingerprints
 from stages.ram.checkpoint import load_ram
 from stages.ram.network import Ram
 from stages.sam.hub import HubSam

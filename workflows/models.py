@@ -16,7 +16,8 @@ from pad_pipeline.miniature.shipped import checked
 from pad_pipeline.pictures import DecodeSettings
 from stages.compute import ComputeSettings
 from stages.ground import DetectorSettings
-from stages.plugin import OwnDetector, OwnGrounder, OwnSegmenter, OwnSettings, OwnTagger, pinned
+from stages.own_settings import OwnDetector, OwnGrounder, OwnSegmenter, OwnSettings, OwnTagger
+from stages.plugin import pinned
 from stages.segment import SegmenterSettings
 from stages.tag import TaggerSettings
 from workflows.catalogue import OFFICIAL
@@ -123,7 +124,11 @@ def load_models(name: str) -> ModelSettings:
         raise UserError(f"{name}: preset", preset, f"it should be one of {', '.join(PRESETS)}", "correct it")
     merged = dict(PRESETS[preset]) if preset else {}
     for section, entries in data.items():
-        if section in _OWN and isinstance(entries, dict) and entries.keys() & {"class", "entry_point"}:
+        if (
+            section in _OWN
+            and isinstance(entries, dict)
+            and (section == "grounder" or entries.keys() & {"class", "entry_point"})
+        ):
             merged[section] = _own(section, entries, path)
         elif isinstance(entries, dict):
             merged[section] = _over(merged.get(section, {}), _resolved(section, entries, path.parent, name))
