@@ -88,7 +88,8 @@ def test_every_kind_of_training_is_analysed(
     left out, fewer tokens than patches, a projector that is read as another."""
     models = ["--vision", models_toml.parent / "clip", "--llm", models_toml.parent / "llm"]
     settings = tmp_path / "settings.toml"
-    settings.write_text('llm = "lora"\n' if kind == "lora" else "beta_end = 5.0\n")
+    text = {"linear": "beta_end = 5.0", "c-abstractor": "abstractor_tokens = 16", "lora": 'llm = "lora"'}
+    settings.write_text(text[kind] + "\n")
     command = ["train", "--shards", shards, *models, "--settings", settings, "--steps", 3, "--batch-size", 5]
     own = ["--stage", 2, "--init", trained / "mm_projector.bin"] if kind == "lora" else ["--projector", kind]
     done = pad(*command, *own, "--learning-rate", 0.01, "--out", tmp_path / "out")
@@ -98,7 +99,8 @@ def test_every_kind_of_training_is_analysed(
     assert done.code == 0, done.err
     found = numbers(tmp_path / "folder")
     assert 0 <= found["align"]["align"] <= 1 and np.isfinite(found["entropy"]["image"]["dH"])
-    assert found["entropy"]["image"]["bound_after"] <= np.log(196) + 1e-9
+    tokens = 16 if kind == "c-abstractor" else 64
+    assert found["entropy"]["image"]["bound_after"] == pytest.approx(np.log(tokens))
     if kind != "lora":  # whose LLM has changed too
         projector = ["--model", tmp_path / "out/mm_projector.bin", *models]
         done = pad("analyze", "all", *projector, *options, "--out", tmp_path / "file")
@@ -138,19 +140,27 @@ def test_entropy_and_align_are_what_a_plain_loop_gives(
             shares = values / values.sum()
             pair.append(-(shares * np.log(shares.clip(1e-300))).sum())
         entropies.append(pair)
+        targets = []
         for label in sorted({region["label"] for region in sample.meta["regions"]}):
             masks = [sample.coverage[n] for n, r in enumerate(sample.meta["regions"]) if r["label"] == label]
             shown = (np.max(masks, 0) >= 128).flatten()
             ids = tokenizer("a " + label, add_special_tokens=False)["input_ids"]
             first = len(tokenizer("a", add_special_tokens=False)["input_ids"])
             word = table[ids[first:]].detach().mean(0).numpy().astype(np.float16).astype(float)
+            targets.append((shown, word / np.linalg.norm(word)))
             found = tokens @ word / np.linalg.norm(tokens, axis=1) / np.linalg.norm(word) > 0.1
             if shown.any():
                 overlaps.append((found & shown).sum() / (found | shown).sum())
-    before, after = np.mean(entropies, 0)
+        patches_shown = np.array([shown for shown, _ in targets], float)
+        wanted = patches_shown.T @ np.array([word for _, word in targets]) / patches_shown.sum(0)[:, None].clip(1)
+        values = np.linalg.svd(wanted, compute_uv=False) ** 2
+        shares = values / values.sum()
+        pair.append(-(shares * np.log(shares.clip(1e-300))).sum())
+    before, after, labels = np.mean(entropies, 0)
     made = numbers(tmp_path / "a")
     assert made["entropy"]["image"]["before"] == pytest.approx(before, abs=1e-4)
     assert made["entropy"]["image"]["dH"] == pytest.approx(before - after, abs=1e-4)
+    assert made["entropy"]["image"]["labels"] == pytest.approx(labels, abs=1e-4)
     assert made["align"]["pairs"] == len(overlaps)
     assert made["align"]["align"] == pytest.approx(np.mean(overlaps), abs=2e-3)
 

@@ -15,7 +15,7 @@ from pad_pipeline.analysis.align import Align, ThresholdRule
 from pad_pipeline.analysis.entropy import PooledEntropy, von_neumann_entropy
 from pad_pipeline.analysis.model import Subject
 from pad_pipeline.analysis.overlap import neighbour_overlap
-from pad_pipeline.analysis.patches import Seen, seeded
+from pad_pipeline.analysis.patches import Seen, Shown, seeded
 from pad_pipeline.analysis.pursuit import matching_pursuit
 from pad_pipeline.analysis.vocabulary import ROWS, Vocabulary, WordFilter, nearest_word
 from pad_pipeline.errors import UserError
@@ -93,11 +93,16 @@ class Mean:
 
 
 class EntropyStudy:
-    """Von Neumann entropy before and after the projector, and of the caption's words; dH = before - after."""
+    """Von Neumann entropy before and after the projector, of the caption's words, and of what the patches should say.
+
+    dH = before - after. The last, `labels`, is that of the label embeddings in the patches' places: where L_patch would
+    bring `after` if it came to 0. So the patch loss raises dH where captions alone leave `after` above it, and lowers
+    dH where they leave it below.
+    """
 
     def __init__(self, subject: Subject, settings: AnalysisSettings) -> None:
         self.subject, self.settings = subject, settings
-        self.image = {name: Mean() for name in ("before", "after", "text")}
+        self.image = {name: Mean() for name in ("before", "after", "text", "labels")}
         self.pooled: dict[str, PooledEntropy] = {}
         self.most: dict[str, float] = {}
 
@@ -107,7 +112,9 @@ class EntropyStudy:
             name: math.log(min(one.shape[-2:])) for name, one in (("before", batch.before), ("after", batch.after))
         }
         texts = [self._text(one.caption) for one in batch.shown]
-        for name, sets in (("before", [batch.before]), ("after", [batch.after]), ("text", texts)):
+        labels = [self._labels(one) for one in batch.shown if one.labels]
+        kinds = {"before": [batch.before], "after": [batch.after], "text": texts, "labels": labels}
+        for name, sets in kinds.items():
             for vectors in sets:
                 if not vectors.numel():
                     continue
@@ -119,6 +126,12 @@ class EntropyStudy:
         ids = self.subject.tokenizer(caption, add_special_tokens=False)["input_ids"]
         return self.subject.words[torch.tensor(ids, dtype=torch.long)]
 
+    def _labels(self, one: Shown) -> Tensor:
+        """`[N, d]`: for each patch that shows a label, the mean direction of its labels' embeddings."""
+        words = F.normalize(torch.from_numpy(self.subject.labels(one.labels)).double(), dim=-1)
+        shown = one.shown.double()
+        return (shown.T @ words / shown.sum(0).clamp_min(1)[:, None])[one.shown.any(0)]
+
     def result(self) -> dict[str, Any]:
         """`image`: mean over pictures; `pooled`: of all vectors at once; each with its bounds, ln min(vectors, width),
         which for pictures are alike on both sides where neither width is below the number of patches."""
@@ -126,7 +139,7 @@ class EntropyStudy:
         image = {name: mean.value() * scale for name, mean in self.image.items()}
         pooled = {name: one.entropy() * scale for name, one in self.pooled.items()}
         found = {"unit": self.settings.unit, "image": image, "pooled": pooled}
-        widths = {name: math.log(min(one.count, one.width)) for name, one in self.pooled.items() if name != "text"}
+        widths = {name: math.log(min(one.count, one.width)) for name, one in self.pooled.items() if name in self.most}
         for values, most in ((image, self.most), (pooled, widths)):
             values["dH"] = values.get("before", math.nan) - values.get("after", math.nan)
             values.update({f"bound_{name}": bound * scale for name, bound in most.items()})
