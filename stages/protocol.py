@@ -1,4 +1,4 @@
-"""What a model of your own must be able to do, to stand in the place of one of pad's: see the README.
+"""What a model of your own must be able to do, to stand in the place of one of pad's: see docs/howto/own-models.md.
 
 A class need not inherit from these; it needs the method. It is made once in each worker, as `Class(settings)`, where
 `settings` is an instance of its attribute `Settings` (a pydantic model), filled from the TOML; `Class()` where it has
