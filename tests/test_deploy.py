@@ -94,8 +94,7 @@ def test_images_hold_pyprojects_extras_at_the_versions_of_constraints() -> None:
     environment = " ".join(value for word, value in STAGES["builder"].instructions if word == "ENV")
     assert "PIP_CONSTRAINT=/src/constraints.txt" in environment
     first, *rest = installs["cpu-builder"]
-    assert {"torch", "torchvision", "--no-deps"} <= set(first.split()) and '--index-url "$TORCH_CPU"' in first
-    assert dict(STAGES["cpu-builder"].instructions)["ARG"].endswith("/whl/cpu")
+    assert {"torch", "torchvision", "--no-deps"} <= set(first.split()) and '${TORCH_CPU:+--index-url "$TORCH_CPU"}' in first
     assert installs["cuda-builder"] == rest, "the images differ by more than torch"
     (extras,) = {tuple(re.findall(r"\.\[([\w,]+)\]", " ".join(rest)))}
     wanted = list(PROJECT["dependencies"])
