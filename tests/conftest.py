@@ -27,7 +27,15 @@ SHARED = Path(__file__).parents[2] / "shared"
 """Data for checks that does not belong to the project; tests that use it skip where it is absent."""
 
 
-LONG = ["test_unbreakable", "test_cli", "test_training_runs", "test_trained_miniature", "test_build", "test_anywhere"]
+LONG = [
+    "test_unbreakable",
+    "test_docs",
+    "test_cli",
+    "test_training_runs",
+    "test_trained_miniature",
+    "test_build",
+    "test_anywhere",
+]
 
 
 def shared(path: str) -> Path:
