@@ -273,7 +273,9 @@ def test_odd_text_is_shown_as_it_is(pad: Pad, common: list[object], tmp_path: Pa
     assert "\x1b" not in shown
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow)]
+)
 def test_a_signal_stops_in_good_order_and_the_rest_comes_later(
     number: signal.Signals, code: int, world: World, common: list[object], tmp_path: Path
 ) -> None:

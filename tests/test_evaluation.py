@@ -296,14 +296,14 @@ def test_lmms_checks_the_export_and_reads_results(pad: Pad, model: Path, tmp_pat
     out = tmp_path / "lmms"
     done = pad("evaluate", "lmms", "--model", model, "--tasks", "gqa,mme", "--out", out)
     assert done.code == 0, done.err
-    assert "warning" not in done.out
+    assert "warning" not in done.err
     assert f"--model llava_hf --model_args pretrained={model / 'hf'},dtype=bfloat16 --tasks gqa,mme" in done.out
     cropping = tmp_path / "cropping"
     shutil.copytree(model, cropping)
     path = cropping / "hf/processor_config.json"
     path.write_text(path.read_text().replace('"do_pad": true', '"do_pad": false'))
     (cropping / "hf/chat_template.jinja").unlink()
-    told = pad("evaluate", "lmms", "--model", cropping, "--out", out).out
+    told = pad("evaluate", "lmms", "--model", cropping, "--out", out).err
     assert "its processor does not pad" in told and "no chat template" in told
     config = {"model_args": f"pretrained={model / 'hf'},dtype=bfloat16"}
     results = {

@@ -211,6 +211,7 @@ def test_every_model_can_be_trained_from_the_command_line(tmp_path: Path, pad: P
     assert other.code == 2 and "seed" in other.err
 
 
+@pytest.mark.slow
 def test_batches_do_not_depend_on_the_hash_seed() -> None:
     """A prompt in the order of a set would differ from run to run, and after a resume."""
     code = (

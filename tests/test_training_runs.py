@@ -54,7 +54,9 @@ def settings_file(path: Path, **settings: object) -> list[object]:
     return ["--settings", path]
 
 
-@pytest.mark.parametrize(("stage", "llm"), [(1, "frozen"), (2, "full"), (2, "lora")])
+@pytest.mark.parametrize(
+    ("stage", "llm"), [(1, "frozen"), (2, "full"), pytest.param(2, "lora", marks=pytest.mark.slow)]
+)
 def test_a_killed_training_goes_on_as_if_it_had_not_been(
     pad: Pad, stage: int, llm: str, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -112,6 +114,7 @@ def test_two_processes_give_the_losses_of_one(
     assert np.allclose(one, losses(tmp_path / "two"), rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
+@pytest.mark.slow
 def test_a_worker_of_ray_train_that_is_killed_costs_nothing(
     pad: Pad, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
