@@ -192,6 +192,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         fit(Line(), tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_every_model_can_be_trained_from_the_command_line(tmp_path: Path, pad: Pad) -> None:
     """Two steps each: not a good miniature, but a whole one, which `--models FILE.toml` takes."""
     refused = pad("miniature", "train", "detector", "--out", tmp_path)
