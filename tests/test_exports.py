@@ -93,6 +93,21 @@ def test_fiftyone_finds_its_layout(built: Path, pad: Pad, tmp_path: Path) -> Non
     assert "10 images" in done.out and "1 failed" in done.out
 
 
+def test_fiftyone_shows_the_whole_mask(built: Path, pad: Pad, tmp_path: Path) -> None:
+    """FiftyOne keeps of a mask what lies in its bbox, rounded; detected boxes there cut most masks (seen in 1.22)."""
+    from pycocotools import mask as coco_mask
+
+    assert pad("export", "fiftyone", built, "--out", tmp_path / "out").code == 0
+    annotations = json.loads((tmp_path / "out/labels.json").read_text())["annotations"]
+    assert annotations
+    for annotation in annotations:
+        x, y, width, height = annotation["bbox"]
+        mask = coco_mask.decode(annotation["segmentation"])
+        kept = mask[round(y) : round(y + height), round(x) : round(x + width)]
+        assert kept.sum() == mask.sum() == annotation["area"]
+        assert annotation["pad"]["box"] != annotation["bbox"]
+
+
 def test_parquet_has_a_row_for_each_region(built: Path, pad: Pad, tmp_path: Path) -> None:
     """Every region once, with the numbers of the shards."""
     from pycocotools import mask as coco_mask

@@ -24,7 +24,11 @@ ENDINGS = {"JPEG": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
 
 
 def export_coco(
-    shards: ShardFolder, target: Target, pictures: str = "images", annotations: str = "instances.json"
+    shards: ShardFolder,
+    target: Target,
+    pictures: str = "images",
+    annotations: str = "instances.json",
+    enclosing: bool = False,
 ) -> Iterator[Counter[str]]:
     """Write every image that has not failed, in plan order. Memory does not grow with the images.
 
@@ -33,6 +37,7 @@ def export_coco(
         target: the folder to write into.
         pictures: folder in it for the pictures, with their bytes as they were.
         annotations: the file in it.
+        enclosing: `bbox` is the smallest box around the mask, in whole pixels, and not the box that was detected.
 
     Yields:
         After each shard, what has been written so far: images, regions, and what was left out.
@@ -55,7 +60,11 @@ def export_coco(
                 for region in sample.meta["regions"]:
                     counts["regions"] += 1
                     category = categories.setdefault(region["label"], len(categories) + 1)
-                    _item(behind, counts["regions"] == 1, _annotation(counts["regions"], number, category, region))
+                    _item(
+                        behind,
+                        counts["regions"] == 1,
+                        _annotation(counts["regions"], number, category, region, enclosing),
+                    )
             yield counts
         out.write(b'],"annotations":[')
         behind.seek(0)
@@ -75,15 +84,16 @@ def _image(number: int, file: str, sample: Sample) -> dict[str, Any]:
     return {"id": number, "file_name": file, **size, "caption": meta["caption"], "pad": own}
 
 
-def _annotation(number: int, image: int, category: int, region: dict[str, Any]) -> dict[str, Any]:
+def _annotation(number: int, image: int, category: int, region: dict[str, Any], enclosing: bool) -> dict[str, Any]:
     x0, y0, x1, y1 = region["box"]
+    bbox = coco_mask.toBbox(region["rle"]).tolist() if enclosing else [x0, y0, x1 - x0, y1 - y0]
     own = {name: region[name] for name in ("box", "score", "label_score", "prompt", "predicted_iou")}
     others = [{name: other[name] for name in ("label", "score", "label_score")} for other in region["alternates"]]
     return {
         "id": number,
         "image_id": image,
         "category_id": category,
-        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "bbox": bbox,
         "area": int(coco_mask.area(region["rle"])),
         "iscrowd": int(region["crowd"]),
         "segmentation": region["rle"],
@@ -101,15 +111,18 @@ def _json(value: Any) -> bytes:
 
 
 def export_fiftyone(shards: ShardFolder, target: Target) -> Iterator[Counter[str]]:
-    """The same as FiftyOne's `COCODetectionDataset` wants it laid out: `data/` and `labels.json`."""
+    """The same as FiftyOne's `COCODetectionDataset` wants it laid out: `data/` and `labels.json`.
+
+    FiftyOne cuts a mask at its `bbox`, so each is the box around the mask; the one that was detected is `pad.box`.
+    """
     (target.path / "data").mkdir(exist_ok=True)
-    return export_coco(shards, target, "data", "labels.json")
+    return export_coco(shards, target, "data", "labels.json", enclosing=True)
 
 
-def readme_of_fiftyone(path: Path) -> str:
-    """How the folder is opened."""
+def how_fiftyone_opens(path: Path) -> str:
+    """The Python that opens the folder."""
     return (
-        "import fiftyone as fo\n"
+        "import fiftyone as fo  # pip install fiftyone pycocotools\n"
         f"dataset = fo.Dataset.from_dir({str(path)!r}, dataset_type=fo.types.COCODetectionDataset,\n"
         "                              label_types='segmentations', include_id=True)\n"
         "fo.launch_app(dataset)\n"

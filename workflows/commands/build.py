@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,43 +12,32 @@ from rich.table import Table
 
 from pad_pipeline.errors import UserError
 from workflows.commands.common import (
-    AcceptCode,
-    Address,
     AsJson,
-    Breaker,
-    Depth,
     Engine,
-    EngineOption,
-    Fingerprint,
-    Fork,
-    Limit,
-    MaxFailed,
     Models,
     Out,
-    Patch,
-    Placement,
-    PlacementOption,
-    Pools,
-    RedoFrom,
-    RetryFailed,
-    ShardSize,
-    Threads,
-    ViewFit,
-    ViewSize,
-    Workers,
-    check_max_failed,
-    chosen_view,
     console,
     counted,
     errors,
     finish,
     print_json,
-    run_options,
     supervise,
 )
+from workflows.commands.flags import BuildFlags, ImportFlags, ViewFlags, expanded
 
 
+class RedoFrom(StrEnum):
+    """The first stage that is done again."""
+
+    tag = "tag"
+    ground = "ground"
+    segment = "segment"
+    patchify = "patchify"
+
+
+@expanded
 def build(
+    *,
     images: Annotated[
         str,
         typer.Option(
@@ -70,29 +60,14 @@ def build(
     tag_thresholds: Annotated[
         str, typer.Option(help="Your own text file with a probability for each of them, one a line.")
     ] = "",
-    fit: ViewFit = None,
-    view_size: ViewSize = None,
-    patch: Patch = None,
+    view: ViewFlags,
     redo_from: Annotated[
         RedoFrom, typer.Option(help="Of PAD shards: the first stage to do again; what comes before is kept.")
     ] = RedoFrom.tag,
-    limit: Limit = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Plan, annotate 16 images, and say what the whole would take.")
     ] = False,
-    shard_size: ShardSize = 512,
-    fingerprint: Fingerprint = Depth.sample,
-    fork: Fork = None,
-    accept_changed_code: AcceptCode = False,
-    retry_failed: RetryFailed = False,
-    max_failed: MaxFailed = "100%",
-    breaker: Breaker = 100,
-    engine: EngineOption = Engine.ray,
-    address: Address = "",
-    workers: Workers = 0,
-    placement: PlacementOption = Placement.auto,
-    pool: Pools = None,
-    threads: Threads = 0,
+    run: BuildFlags,
     as_json: AsJson = False,
 ) -> None:
     """Annotate images and write patch-aligned shards.
@@ -110,15 +85,11 @@ def build(
 
       pad build --images photos/ --out shards/ --retry-failed
     """
-    options = run_options(
-        engine, address, workers, placement, pool, shard_size, limit, fingerprint, fork, accept_changed_code,
-        retry_failed, breaker, threads, redo_from,
-    )  # fmt: skip
-    check_max_failed(max_failed)
-    if dry_run and (fork or retry_failed):
+    options = dataclasses.replace(run.options(), redo_from=redo_from.value)
+    if dry_run and (run.fork or run.retry_failed):
         rule = "it looks at a build from its beginning, and writes nothing"
         raise UserError("--dry-run", "with --fork or --retry-failed", rule, "leave one of them out")
-    if engine is Engine.local and not dry_run:
+    if run.engine is Engine.local and not dry_run:
         supervise()
     from pad_pipeline.sources import open_source
 
@@ -135,18 +106,20 @@ def build(
     from workflows.models import load_models, with_tags
 
     chosen = with_tags(load_models(models), tag_list, tag_thresholds)
-    view = chosen_view(chosen.view, view_size, patch, fit)
+    chosen_view = view.over(chosen.view)
     if dry_run:
         from workflows.dry_run import estimate
 
-        found = estimate(source, chosen, view, options)
+        found = estimate(source, chosen, chosen_view, options)
         print_json(dataclasses.asdict(found)) if as_json else _show_estimate(found)
         return
-    totals = workflow.build(source, out, chosen, view, options)
-    finish(totals, fork or out, dict(source.counts), max_failed, as_json)
+    totals = workflow.build(source, out, chosen, chosen_view, options)
+    finish(totals, run.fork or out, dict(source.counts), run.max_failed, as_json)
 
 
+@expanded
 def import_coco(
+    *,
     annotations: Annotated[Path, typer.Option(help="COCO instances.json: polygons, RLE, crowds.")],
     images: Annotated[str, typer.Option(help="Folder or URL that file_name is relative to.")],
     out: Out,
@@ -154,20 +127,8 @@ def import_coco(
         Path | None, typer.Option(help="Captions from another file: COCO captions.json, or a LLaVA JSON.")
     ] = None,
     models: Models = "paper",
-    fit: ViewFit = None,
-    view_size: ViewSize = None,
-    patch: Patch = None,
-    limit: Limit = None,
-    shard_size: ShardSize = 512,
-    fingerprint: Fingerprint = Depth.sample,
-    fork: Fork = None,
-    accept_changed_code: AcceptCode = False,
-    retry_failed: RetryFailed = False,
-    max_failed: MaxFailed = "100%",
-    breaker: Breaker = 100,
-    engine: EngineOption = Engine.local,
-    address: Address = "",
-    workers: Workers = 0,
+    view: ViewFlags,
+    run: ImportFlags,
     as_json: AsJson = False,
 ) -> None:
     """Write shards from COCO annotations: human masks as regions, categories as labels.
@@ -178,12 +139,8 @@ def import_coco(
 
       pad import coco --annotations instances_val2017.json --images val2017/ --out human/
     """
-    options = run_options(
-        engine, address, workers, Placement.auto, None, shard_size, limit, fingerprint, fork, accept_changed_code,
-        retry_failed, breaker, 0,
-    )  # fmt: skip
-    check_max_failed(max_failed)
-    if engine is Engine.local:
+    options = run.options()
+    if run.engine is Engine.local:
         supervise()
     from pad_pipeline.sources.coco import CocoSource
 
@@ -192,9 +149,8 @@ def import_coco(
     from workflows.models import load_models
 
     settings = load_models(models)
-    view = chosen_view(settings.view, view_size, patch, fit)
-    totals = workflow.import_coco(source, out, settings.llm, settings.decode, view, options)
-    finish(totals, fork or out, dict(source.counts), max_failed, as_json)
+    totals = workflow.import_coco(source, out, settings.llm, settings.decode, view.over(settings.view), options)
+    finish(totals, run.fork or out, dict(source.counts), run.max_failed, as_json)
 
 
 def _columns(text: str) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated
@@ -10,9 +9,9 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from pad_pipeline.console import console
 from pad_pipeline.errors import UserError
 from workflows.checks.finding import Finding, Findings
+from workflows.commands.common import AsJson, console, counted, print_json
 
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
@@ -21,7 +20,7 @@ def doctor(
     out: Annotated[str, typer.Option(help="Folder or URL that a run is to write into.")] = ".",
     models: Annotated[str, typer.Option(help="`paper`, `plus`, `miniature`, or a TOML file.")] = "paper",
     address: Annotated[str, typer.Option(help="Ray cluster to look for too, such as auto or HOST:PORT.")] = "",
-    json: Annotated[bool, typer.Option("--json", help="For programs: every check, as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Look at this machine before a run does: versions, GPU, Ray, disk, hub, models in the caches; with remedies.
 
@@ -37,17 +36,17 @@ def doctor(
     for finding in checkup(out, models, address):
         found.append(finding._asdict())
         problems += finding.state == "problem"
-        if not json:
+        if not as_json:
             console.print(
                 Text(f"{finding.state:8}", COLOURS[finding.state]).append(f"{finding.check:18} {finding.found}", ""),
                 soft_wrap=True,
             )
             if finding.remedy:
                 console.print(Text(f"{'':27}{finding.remedy}", "dim"), soft_wrap=True)
-    if json:
-        typer.echo(json_.dumps({"problems": problems, "checks": found}, indent=2))
+    if as_json:
+        print_json({"problems": problems, "checks": found})
     elif problems:
-        console.print(f"{problems} problem{'s' * (problems != 1)}.", style="red")
+        console.print(f"{counted(problems, 'problem')}.", style="red")
     if problems:
         raise typer.Exit(1)
 

@@ -36,7 +36,7 @@ def export_fiftyone(shards: Shards, out: ExportOut) -> None:
     from pad_pipeline.exports import coco
 
     _export("fiftyone", shards, out, coco.export_fiftyone)
-    console.print(coco.readme_of_fiftyone(out), markup=False, highlight=False, soft_wrap=True)
+    console.print(coco.how_fiftyone_opens(out), markup=False, highlight=False, soft_wrap=True)
 
 
 def export_parquet(shards: Shards, out: ExportOut) -> None:

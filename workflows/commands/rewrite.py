@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pad_pipeline.errors import UserError
-from workflows.commands.common import (
-    AcceptCode,
-    Address,
-    AsJson,
-    Depth,
-    Engine,
-    EngineOption,
-    Fit,
-    Limit,
-    Out,
-    Patch,
-    Placement,
-    Shards,
-    ViewFit,
-    ViewSize,
-    Workers,
-    chosen_view,
-    finish,
-    run_options,
-    supervise,
-)
+from workflows.commands.common import AsJson, Engine, Out, Shards, finish, supervise
+from workflows.commands.flags import RunFlags, ViewFlags, expanded
 
+if TYPE_CHECKING:
+    from pad_pipeline.sources.stored import StoredSource
+    from stages.edit import EditSettings
+
+AS_BEFORE = ViewFlags()
 Llm = Annotated[
     str, typer.Option(help="LLM whose word embeddings the labels get: folder, hub name, or `miniature`; as before.")
-]
-Size = Annotated[
-    int | None, typer.Option("--shard-size", help="Images in one shard; as many as before.", min=1, max=1_000_000)
 ]
 
 
@@ -47,12 +31,12 @@ class Status(StrEnum):
     failed = "failed"
 
 
+@expanded
 def retarget(
+    *,
     shards: Shards,
     out: Out,
-    fit: ViewFit = None,
-    view_size: ViewSize = None,
-    patch: Patch = None,
+    view: ViewFlags,
     llm: Llm = "",
     min_score: Annotated[float, typer.Option(help="Regions whose box has a lower score go.", min=0, max=1)] = 0.0,
     min_predicted_iou: Annotated[
@@ -71,12 +55,7 @@ def retarget(
     drop_labels: Annotated[
         Path | None, typer.Option(help="Text file with the labels whose regions go, one a line.")
     ] = None,
-    limit: Limit = None,
-    shard_size: Size = None,
-    accept_changed_code: AcceptCode = False,
-    engine: EngineOption = Engine.local,
-    address: Address = "",
-    workers: Workers = 0,
+    run: RunFlags,
     as_json: AsJson = False,
 ) -> None:
     """Write shards anew for another view, patch grid or LLM, or with fewer or renamed regions; no model runs.
@@ -95,7 +74,6 @@ def retarget(
     from pad_pipeline.sources.stored import StoredSource
     from stages.edit import EditSettings
 
-    source = StoredSource([shards])
     edits = EditSettings(
         label_map=_mapping(label_map),
         keep_labels=_lines("--keep-labels", keep_labels),
@@ -105,13 +83,12 @@ def retarget(
         nms_iou=nms_iou,
         nms_iou_across_labels=nms_iou_across_labels,
     )
-    _rewrite(
-        source, out, llm, (view_size, patch, fit), shard_size, limit, accept_changed_code, engine, address, workers,
-        as_json, edits=edits,
-    )  # fmt: skip
+    _rewrite(StoredSource([shards]), out, run, as_json, view, llm, edits)
 
 
+@expanded
 def filter_shards(
+    *,
     shards: Shards,
     out: Out,
     status: Annotated[
@@ -125,12 +102,7 @@ def filter_shards(
     min_edge: Annotated[
         int, typer.Option(help="Only images whose shorter edge has at least so many pixels.", min=0)
     ] = 0,
-    limit: Limit = None,
-    shard_size: Size = None,
-    accept_changed_code: AcceptCode = False,
-    engine: EngineOption = Engine.local,
-    address: Address = "",
-    workers: Workers = 0,
+    run: RunFlags,
     as_json: AsJson = False,
 ) -> None:
     """Write shards with some of the images alone, each as it was.
@@ -153,25 +125,17 @@ def filter_shards(
     if chosen == Selection():
         rule = "nothing is said about which images are wanted"
         raise UserError("filter", shards, rule, "give --status, --label, --ids, --min-regions or --min-edge")
-    source = StoredSource([shards], chosen)
-    _rewrite(
-        source, out, "", (None, None, None), shard_size, limit, accept_changed_code, engine, address, workers, as_json
-    )
+    _rewrite(StoredSource([shards], chosen), out, run, as_json)
 
 
+@expanded
 def merge(
+    *,
     shards: Annotated[list[str], typer.Argument(help="Folders or URLs of shards, in the order that is wanted.")],
     out: Out,
-    fit: ViewFit = None,
-    view_size: ViewSize = None,
-    patch: Patch = None,
+    view: ViewFlags,
     llm: Llm = "",
-    limit: Limit = None,
-    shard_size: Size = None,
-    accept_changed_code: AcceptCode = False,
-    engine: EngineOption = Engine.local,
-    address: Address = "",
-    workers: Workers = 0,
+    run: RunFlags,
     as_json: AsJson = False,
 ) -> None:
     """Write the images of several runs into one. Where ids are repeated, each image keeps a key of its own.
@@ -184,33 +148,23 @@ def merge(
     """
     from pad_pipeline.sources.stored import StoredSource
 
-    source = StoredSource(shards)
-    _rewrite(
-        source,
-        out,
-        llm,
-        (view_size, patch, fit),
-        shard_size,
-        limit,
-        accept_changed_code,
-        engine,
-        address,
-        workers,
-        as_json,
-    )
+    _rewrite(StoredSource(shards), out, run, as_json, view, llm)
 
 
 def _rewrite(
-    source: Any, out: str, llm: str, view: tuple[int | None, int | None, Fit | None], shard_size: int | None,
-    limit: int | None, accept_changed_code: bool, engine: Engine, address: str, workers: int,
-    as_json: bool, edits: Any = None,
-) -> None:  # fmt: skip
+    source: StoredSource,
+    out: str,
+    run: RunFlags,
+    as_json: bool,
+    view: ViewFlags = AS_BEFORE,
+    llm: str = "",
+    edits: EditSettings | None = None,
+) -> None:
     first = source.runs[0].run
-    options = run_options(
-        engine, address, workers, Placement.auto, None, shard_size or max(first.shard_size, 1), limit, Depth.sample,
-        None, accept_changed_code, False, 100, 0,
-    )  # fmt: skip
-    if engine is Engine.local:
+    options = run.options()
+    if not run.shard_size:
+        options = replace(options, shard_size=max(first.shard_size, 1))
+    if run.engine is Engine.local:
         supervise()
     from pad_pipeline.labels import LabelSettings
     from pad_pipeline.miniature.shipped import resolve
@@ -220,7 +174,7 @@ def _rewrite(
     if llm:
         context = (first.settings.get("llm") or {}).get("context", "sentence")
         labels = LabelSettings(llm=resolve(llm, "llm"), context=context)
-    new_view = chosen_view(first.view, *view) if any(view) else None
+    new_view = None if view == AS_BEFORE else view.over(first.view)
     totals = rewrite(source, out, options, new_view, labels, edits)
     finish(totals, out, dict(source.counts), "100%", as_json, source="")
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pad_pipeline.console import console
 from pad_pipeline.errors import UserError
+from workflows.commands.common import Models, console, counted
 
 if TYPE_CHECKING:
     from pad_pipeline.records import ImageRecord
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 def show(
     image: Annotated[Path, typer.Argument(help="A picture, a file.")],
-    models: Annotated[
-        str, typer.Option(help="`paper` (RAM), `plus` (RAM++), `miniature` (drawn scenes only), or a TOML file.")
-    ] = "paper",
+    models: Models = "paper",
     out: Annotated[
         Path | None, typer.Option(help="The picture to write, .png or .jpg; by default IMAGE.pad.png, beside it.")
     ] = None,
@@ -66,7 +64,7 @@ def show(
     meta: dict[str, Any] = json.loads(row.to_json())
     with Folder(target.absolute().parent).commit(target.name, durable=False) as partial:
         panels(picture, meta, row.coverage, chosen.view).save(partial, kind)
-    text = f"{len(row.tags)} tags, {len(row.regions)} regions: {target}"
+    text = f"{counted(len(row.tags), 'tag')}, {counted(len(row.regions), 'region')}: {target}"
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     if open_it:
         typer.launch(str(target))

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pad_pipeline.errors import UserError
-from workflows.commands.common import Fit, Projector, console, errors
+from workflows.commands.common import Fit, console, errors
+
+
+class Projector(StrEnum):
+    """Which projector."""
+
+    mlp = "mlp"
+    linear = "linear"
+    c_abstractor = "c-abstractor"
 
 
 def train(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pad_pipeline.console import console, errors
 from pad_pipeline.errors import UserError
+from workflows.commands.common import Shards, console, counted, errors
 
 if TYPE_CHECKING:
     from pad_pipeline.report.site import ReportSettings
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def view(
-    shards: Annotated[str, typer.Argument(help="Folder or URL that `pad build` or `pad import` wrote.")],
+    shards: Shards,
     out: Annotated[str, typer.Option(help="Folder on this machine: new, empty, or an earlier report to replace.")],
     limit: Annotated[int | None, typer.Option(help="Show the first images alone.", min=1)] = None,
     page_size: Annotated[int, typer.Option(help="Images on a page.", min=1, max=500)] = 24,
@@ -49,7 +49,7 @@ def view(
     settings = ReportSettings(limit=limit, page_size=page_size, edge=edge)
     images = _write(open_shards(shards), folder, settings)
     page = (folder / "index.html").resolve()
-    text = f"{images} image{'s' * (images != 1)}: {page.as_uri()}"
+    text = f"{counted(images, 'image')}: {page.as_uri()}"
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     if open_it:
         typer.launch(str(page))
