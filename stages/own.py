@@ -14,7 +14,7 @@ from stages.boxes import suppress
 from stages.compute import Compute, ComputeSettings
 from stages.decode import picture
 from stages.ground import load_unboxable
-from stages.own_settings import OwnDetector, OwnGrounder, OwnSegmenter, OwnSettings, OwnTagger
+from stages.own_settings import OwnDetector, OwnGrounder, OwnSettings
 from stages.plugin import make
 from stages.protocol import Box
 from stages.segment import encode_mask
@@ -90,9 +90,6 @@ class TagStage(OwnStage):
     """Own tagger."""
 
     name = "tag"
-
-    def __init__(self, settings: OwnTagger, decoding: DecodeSettings, compute: ComputeSettings) -> None:
-        super().__init__(settings, decoding, compute)
 
     def finish(self, row: ImageRecord, output: Any) -> None:
         """Set the row's tags, in the order they came; a picture with none is `empty`."""
@@ -201,9 +198,6 @@ class SegmentStage(OwnStage):
     """Own segmenter."""
 
     name = "segment"
-
-    def __init__(self, settings: OwnSegmenter, decoding: DecodeSettings, compute: ComputeSettings) -> None:
-        super().__init__(settings, decoding, compute)
 
     def process(self, rows: list[ImageRecord], inputs: list[np.ndarray]) -> list[Any]:
         """The masks of each row's regions."""

@@ -19,7 +19,7 @@ from pad_pipeline.exports.target import MARK, Target
 from pad_pipeline.plan import PLAN_NAME
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.run import RUN_NAME
-from pad_pipeline.shards.stats import Statistics, read_statistics
+from pad_pipeline.shards.stats import Statistics
 
 CARD = "README.md"
 MOST_LABELS = 30
@@ -42,17 +42,15 @@ def export_hub(shards: ShardFolder, target: Target, name: str, licence: str) -> 
     if missing := shards.run.shards - len(shards.names):
         rule = f"{missing} of its {shards.run.shards} shards are not finished"
         raise UserError("SHARDS", shards.folder, rule, "run the command that makes it again, then export it")
-    counts: Counter[str] = Counter(images=0, regions=0)
+    stats = Statistics(shards)
     for shard in shards.names:
         for ending in ("tar", "parquet"):
             _take(shards, f"{shard}.{ending}", target)
-        rows = shards.index(shard)
-        counts["images"] += len(rows)
-        counts["regions"] += sum(row["regions"] for row in rows)
-        yield counts
+        stats.add(shard)
+        yield Counter(images=stats.images, regions=stats.regions)
     for file in (RUN_NAME, PLAN_NAME):
         _take(shards, file, target)
-    target.write(CARD, card(read_statistics(str(shards.folder)), name, licence).encode())
+    target.write(CARD, card(stats, name, licence).encode())
 
 
 def _take(shards: ShardFolder, name: str, target: Target) -> None:

@@ -34,6 +34,21 @@ class Statistics:
         """Images in all, failed ones too."""
         return self.statuses.total()
 
+    def add(self, shard: str) -> None:
+        """Count the images and regions of one finished shard."""
+        for row in self.shards.index(shard):
+            self.statuses[row["status"]] += 1
+            if row["status"] == "failed":
+                self.failures.setdefault((row["stage"], row["reason"]), []).append(row["source"] or row["id"])
+                continue
+            sample = self.shards.sample(shard, row, image=False)
+            self.tags += row["tags"]
+            self.regions += row["regions"]
+            self.captions += bool(sample.meta["caption"])
+            self.labels.update(region["label"] for region in sample.meta["regions"])
+            self.crowds += sum(region["crowd"] for region in sample.meta["regions"])
+            self.out_of_view += int(np.count_nonzero(~sample.coverage.any((1, 2))))
+
 
 def read_statistics(folder: Path | str) -> Statistics:
     """Go through every finished shard once.
@@ -42,18 +57,8 @@ def read_statistics(folder: Path | str) -> Statistics:
         UserError: there is none.
     """
     stats = Statistics(open_shards(folder))
-    for name, row in stats.shards.rows():
-        stats.statuses[row["status"]] += 1
-        if row["status"] == "failed":
-            stats.failures.setdefault((row["stage"], row["reason"]), []).append(row["source"] or row["id"])
-            continue
-        sample = stats.shards.sample(name, row, image=False)
-        stats.tags += row["tags"]
-        stats.regions += row["regions"]
-        stats.captions += bool(sample.meta["caption"])
-        stats.labels.update(region["label"] for region in sample.meta["regions"])
-        stats.crowds += sum(region["crowd"] for region in sample.meta["regions"])
-        stats.out_of_view += int(np.count_nonzero(~sample.coverage.any((1, 2))))
+    for shard in stats.shards.names:
+        stats.add(shard)
     return stats
 
 
