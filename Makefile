@@ -46,6 +46,12 @@ bench-stage1: $(READY)  ## Time stage 1, technique by technique; on a GPU at LLa
 bench-loader: $(READY)  ## Compare the trainer's loader with plain webdataset on the same shards: two minutes.
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.loader
 
+bench-analyses: $(READY)  ## Time and memory of the analyses, 10,000 pictures at 576 tokens each: half an hour.
+	$(BIN)/python -m benchmarks.analyses
+
+bench-retarget: $(READY)  ## Images a second of pad retarget and pad filter: two minutes.
+	$(BIN)/python -m benchmarks.retarget
+
 docs: $(READY)  ## Make the site of the documentation, in site/.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
@@ -70,4 +76,4 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(READY)
 
-.PHONY: docs help demo test test-slow test-browser bench bench-engines bench-plan bench-loader bench-stage1 chaos lint format clean
+.PHONY: docs help demo test test-slow test-browser bench bench-engines bench-plan bench-loader bench-stage1 bench-analyses bench-retarget paper chaos lint format clean

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pad_pipeline.miniature.files import World
 from workflows.experiment import recipes
 
 Pad = Callable[..., Any]
@@ -64,6 +65,23 @@ def test_a_grid_is_trained_analysed_and_gone_on_with(
     fewer = [tmp_path / "fewer" if word == shards else word for word in command]
     other = pad(*fewer, "--out", out)
     assert other.code == 2 and "read" in other.err, "results of other shards do not belong into one table"
+
+
+def test_stage_2_of_other_dialogues_is_refused(pad: Pad, command: list[object], world: World, tmp_path: Path) -> None:
+    """Trainings on a file that has changed since do not belong into one table with those before."""
+    one = 'seeds = [0]\nanalyses = ["align"]\ncolumns = ["align.align"]\nstage2 = { steps = 1, batch_size = 2 }\n'
+    (tmp_path / "grid.toml").write_text(one + "[cells.a]\nstage1 = { steps = 1, batch_size = 2 }\n")
+    records = json.loads(world.llava.read_text())
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(records))
+    command += ["--data", data, "--image-root", world.images, "--out", tmp_path / "out"]
+    done = pad(*command)
+    assert done.code == 0, done.err
+    assert (tmp_path / "out/a-0/stage2/mm_projector.bin").is_file()
+    assert pad(*command).code == 0
+    data.write_text(json.dumps(records[1:]))
+    other = pad(*command)
+    assert other.code == 2 and "read" in other.err, other.err
 
 
 @pytest.mark.slow
