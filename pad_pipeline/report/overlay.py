@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import colorsys
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from pad_pipeline.geometry import View
 from pad_pipeline.masks import decode_mask
@@ -16,10 +15,16 @@ EDGE = 360
 INK, PAPER = (25, 25, 30), (250, 250, 247)
 
 
-def colour_of(number: int) -> tuple[int, int, int]:
-    """Neighbouring numbers get hues far apart."""
-    red, green, blue = colorsys.hsv_to_rgb(number * 0.618 % 1, 0.75, 0.95)
-    return int(255 * red), int(255 * green), int(255 * blue)
+COLOURS = ("#f0a020", "#56b4e9", "#f0e442", "#00b884", "#ff7a33", "#e08fc0", "#5b8ff0")
+"""Those of `web/overlay.js`: Okabe and Ito's, which colour-blind eyes can tell apart too."""
+TINTS = (0.0, 0.5, 0.75)
+"""Shares of white: after each seven, lighter ones."""
+
+
+def colour_of(number: int) -> tuple[int, ...]:
+    """Red, green, blue of region `number`."""
+    white = TINTS[number // len(COLOURS) % len(TINTS)]
+    return tuple(round(255 * white + (1 - white) * part) for part in ImageColor.getrgb(COLOURS[number % len(COLOURS)]))
 
 
 def panels(image: Image.Image, meta: dict[str, Any], coverage: np.ndarray, view: View) -> Image.Image:
