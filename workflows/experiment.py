@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean, stdev
@@ -33,6 +34,7 @@ from workflows.settings import read_toml, settings_error
 from workflows.train import train
 
 RECIPES = Path(__file__).parent / "recipes"
+_NAME = re.compile(r"\w[\w ,.-]*")
 RESULT, SUMMARY, PLOT = "result.json", "experiment.json", "experiment.png"
 
 
@@ -99,6 +101,15 @@ class Run(NamedTuple):
     out: Path
 
 
+class Grid(NamedTuple):
+    """What came of an experiment."""
+
+    cells: dict[str, dict[str, list[float]]]
+    """By cell and column a number for each seed; NaN where there is none."""
+    failed: dict[str, str]
+    """What went wrong, by `CELL, seed SEED`."""
+
+
 def read_experiment(name: str, options: dict[str, Any]) -> Experiment:
     """A recipe by name, or a TOML file, with `options` put over it.
 
@@ -115,10 +126,6 @@ def read_experiment(name: str, options: dict[str, Any]) -> Experiment:
             settings_of(2).model_validate(experiment.stage2 | cell.stage2)
     except ValidationError as error:
         raise settings_error(error, str(path)) from error
-    for option in ("vision", "llm", "shards", "heldout"):
-        in_cells = all(getattr(cell, option, "") for cell in experiment.cells.values())
-        if not getattr(experiment, option) and not in_cells:
-            raise UserError(f"--{option}", "(empty)", "the recipe does not say it", "give it on the command line")
     if len(set(experiment.seeds)) < len(experiment.seeds):
         raise UserError(f"{path}: seeds", experiment.seeds, "one stands there twice", "name each once")
     if missing := [one for one in experiment.columns if one.partition(".")[0] not in experiment.analyses]:
@@ -126,9 +133,13 @@ def read_experiment(name: str, options: dict[str, Any]) -> Experiment:
         raise UserError(f"{path}: columns", missing[0], rule, "add the analysis, or leave the column out")
     if unknown := [one for one in experiment.analyses if one not in STUDIES]:
         raise UserError(f"{path}: analyses", unknown[0], f"it should be one of {', '.join(STUDIES)}", "correct it")
-    if bad := [one for one in experiment.cells if not one.replace(" ", "").replace("-", "").replace(".", "").isalnum()]:
-        rule = "a cell's name should be of letters, digits, spaces, dots and hyphens: a folder is called so"
+    if bad := [one for one in experiment.cells if not _NAME.fullmatch(one)]:
+        rule = "a cell's name should be of letters, digits, spaces, commas, dots and hyphens: a folder is called so"
         raise UserError(f"{path}: cells", bad[0], rule, "call it otherwise")
+    for option in ("vision", "llm", "shards", "heldout"):
+        in_cells = all(getattr(cell, option, "") for cell in experiment.cells.values())
+        if not getattr(experiment, option) and not in_cells:
+            raise UserError(f"--{option}", "(empty)", "the recipe does not say it", "give it on the command line")
     return experiment
 
 
@@ -137,10 +148,9 @@ def recipes() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
-def run_experiment(
-    experiment: Experiment, out: Path, address: str | None, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Train and analyse all cells, one after another or side by side on Ray.
+def run_experiment(experiment: Experiment, out: Path, address: str | None, say: Callable[[str], None]) -> Grid:
+    """Train and analyse all cells, one after another or side by side on Ray. One that fails does not stop the others;
+    it is tried again by the next call.
 
     Args:
         experiment: the grid.
@@ -149,24 +159,45 @@ def run_experiment(
         say: is given what is worth a line.
 
     Raises:
-        UserError: `out` holds another experiment, or a training fails.
+        UserError: `out` holds another experiment, every training fails, or no result has one of the columns.
     """
     experiment = _absolute(experiment)
     runs = [Run(cell, seed, out / f"{cell}-{seed}") for cell in experiment.cells for seed in experiment.seeds]
     _claim(experiment, _inputs(experiment), out)
     todo = [run for run in runs if not (run.out / RESULT).is_file()]
     say(f"{len(runs)} trainings, {len(runs) - len(todo)} of them done.")
-    for run in _done(experiment, todo, address):
-        say(f"{run.cell}, seed {run.seed}: done")
-    results = {(run.cell, run.seed): json.loads((run.out / RESULT).read_text()) for run in runs}
-    found = {
+    failed: dict[str, str] = {}
+    for run, error in _done(experiment, todo, address):
+        name = f"{run.cell}, seed {run.seed}"
+        say(f"{name}: {f'failed: {error}' if error else 'done'}")
+        if error and len(failed) + 1 == len(runs):
+            raise error
+        if error:
+            failed[name] = str(error)
+    results = {(run.cell, run.seed): _result(run) for run in runs}
+    _check_columns(experiment.columns, list(results.values()))
+    cells = {
         cell: {column: [_at(results[cell, seed], column) for seed in experiment.seeds] for column in experiment.columns}
         for cell in experiment.cells
     }
-    facts = {"experiment": experiment.model_dump(mode="json"), "cells": found}
+    facts = {"experiment": experiment.model_dump(mode="json"), "cells": cells, "failed": failed}
     write_whole(out / SUMMARY, json.dumps(finite(facts), indent=1) + "\n")
-    draw_grid(found, out / PLOT)
+    draw_grid(cells, out / PLOT)
+    return Grid(cells, failed)
+
+
+def _result(run: Run) -> dict[str, Any]:
+    path = run.out / RESULT
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return found
+
+
+def _check_columns(columns: list[str], results: list[dict[str, Any]]) -> None:
+    for column in columns:
+        if all(not result or _entry(result, column) is _NOTHING for result in results):
+            known = ", ".join(dict.fromkeys(name for result in results for name in _names(result)))
+            rule = f"no result has that number; there are {known}"
+            raise UserError("columns", column, rule, "correct it; what is trained is kept")
 
 
 def _absolute(experiment: Experiment) -> Experiment:
@@ -224,35 +255,44 @@ def _claim(experiment: Experiment, inputs: dict[str, Any], out: Path) -> None:
     write_whole(path, json.dumps(mine, indent=1) + "\n")
 
 
-def _done(experiment: Experiment, todo: list[Run], address: str | None) -> Iterator[Run]:
-    """Each training when it is done."""
+def _done(experiment: Experiment, todo: list[Run], address: str | None) -> Iterator[tuple[Run, UserError | None]]:
+    """Each training when it has ended, and why where it failed."""
     if address is None or not todo:
         for run in todo:
-            run_cell(experiment, run)
-            yield run
+            yield run, _error_of(experiment, run)
         return
+    from ray.exceptions import RayError
+
     from workflows.ray_session import ray_session
 
     with ray_session(address) as ray:
         gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
-        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_remote_cell)
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_in_worker)
         whole = [run._replace(out=run.out.resolve()) for run in todo]
         waiting = {remote.remote(experiment.model_dump(), run): run for run in whole}
         while waiting:
             (ready,), _ = ray.wait(list(waiting), num_returns=1)
             run = waiting.pop(ready)
-            if refusal := ray.get(ready):
-                raise UserError(*refusal)
-            yield run
+            try:
+                parts = ray.get(ready)
+            except RayError as error:  # the worker died again and again, or a node has too little memory
+                rule = f"its worker failed ({type(error).__name__}: {' '.join(str(error).split())[-300:]})"
+                parts = "--engine", "ray", rule, "look into Ray's logs; the next call tries it again"
+            yield run, UserError(*parts) if parts else None
 
 
-def _remote_cell(facts: dict[str, Any], run: Run) -> tuple[str, str, str, str] | None:
-    """In a worker; a user's mistake comes back in parts, for Ray would wrap it."""
+def _error_of(experiment: Experiment, run: Run) -> UserError | None:
     try:
-        run_cell(Experiment.model_validate(facts), run)
+        run_cell(experiment, run)
     except UserError as error:
-        return error.field, str(error.value), error.rule, error.remedy
+        return error
     return None
+
+
+def _in_worker(facts: dict[str, Any], run: Run) -> tuple[str, str, str, str] | None:
+    """A user's mistake comes back in parts, for Ray would wrap it."""
+    error = _error_of(Experiment.model_validate(facts), run)
+    return (error.field, str(error.value), error.rule, error.remedy) if error else None
 
 
 def run_cell(experiment: Experiment, run: Run) -> None:
@@ -283,19 +323,36 @@ def run_cell(experiment: Experiment, run: Run) -> None:
     write_whole(run.out / RESULT, json.dumps(finite(found)) + "\n")
 
 
-def _at(result: dict[str, Any], column: str) -> float:
-    """A number by its place, `align.shuffled_labels`; NaN where it is not there."""
+_NOTHING = object()
+
+
+def _entry(result: dict[str, Any], column: str) -> Any:
+    """What stands at a place such as `align.shuffled_labels`."""
     value: Any = result
     for name in column.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
+        value = value.get(name, _NOTHING) if isinstance(value, dict) else _NOTHING
+    return _NOTHING if isinstance(value, dict) else value
+
+
+def _at(result: dict[str, Any], column: str) -> float:
+    value = _entry(result, column)
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def table(found: dict[str, Any]) -> Table:
+def _names(result: dict[str, Any], before: str = "") -> Iterator[str]:
+    """The places of all numbers of a result."""
+    for name, value in result.items():
+        if isinstance(value, dict):
+            yield from _names(value, f"{before}{name}.")
+        elif not isinstance(value, list):
+            yield before + name
+
+
+def table(found: Grid) -> Table:
     """Mean and standard deviation over seeds."""
-    columns = list(next(iter(found.values())))
+    columns = list(next(iter(found.cells.values())))
     made = Table("cell", *[column.replace(".", " ").replace("_", " ") for column in columns])
-    for cell, numbers in found.items():
+    for cell, numbers in found.cells.items():
         made.add_row(cell, *[_spread(numbers[column]) for column in columns])
     return made
 

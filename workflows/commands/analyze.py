@@ -103,7 +103,8 @@ def experiment(
 ) -> None:
     """A grid of trainings over the same shards, each with every seed, each analysed; one table at the end.
 
-    With --engine ray the trainings run side by side. The same command goes on where it was stopped.
+    With --engine ray the trainings run side by side, and --out must be a folder that all nodes share. The same command
+    goes on where it was stopped. A training that fails is a gap in the table and exit code 1; it is tried again then.
 
     Examples:
 
@@ -127,4 +128,6 @@ def experiment(
         cell.vision, cell.llm = resolve(cell.vision, "clip"), resolve(cell.llm, "llm")
     where = address if engine is Engine.ray else None
     found = workflow.run_experiment(chosen, out, where, lambda text: errors.print(text, markup=False, soft_wrap=True))
-    print_json(found) if as_json else console.print(workflow.table(found))
+    print_json(found._asdict()) if as_json else console.print(workflow.table(found))
+    if found.failed:
+        raise typer.Exit(1)
