@@ -247,13 +247,17 @@ def test_a_model_is_asked_and_scored_and_goes_on(
     assert (tmp_path / "b/answers.jsonl").read_text() == answers.read_text()
     scores = [json.loads((tmp_path / run / "scores.json").read_text()) for run in "ab"]
     assert scores[0] == scores[1] and list(scores[0]) == [what]
+    fewer = pad(*command[:-1], 3, "--out", tmp_path / "b")
+    assert fewer.code == 0 and (tmp_path / "b/answers.jsonl").read_text() == answers.read_text()
     other = tmp_path / "other"
-    shutil.copytree(model / "hf", other)
-    with (other / "model.safetensors").open("r+b") as file:
-        file.seek(-4, 2)
-        file.write(b"\0\0\1\0")
-    refused = pad(*command[:2], "--model", other, *command[4:], "--out", tmp_path / "a")
-    assert refused.code == 2 and "answers of another model" in refused.err
+    for name in ("model.safetensors", "processor_config.json"):
+        shutil.copytree(model / "hf", other)
+        with (other / name).open("r+b") as file:
+            file.seek(-4, 2)
+            file.write(b"\0\0\1\0" if name.startswith("model") else b"   }")
+        refused = pad(*command[:2], "--model", other, *command[4:], "--out", tmp_path / "a")
+        assert refused.code == 2 and "answers of another model" in refused.err
+        shutil.rmtree(other)
 
 
 def test_bad_questions_are_told(pad: Pad, model: Path, questions: Path, world: World, tmp_path: Path) -> None:
@@ -304,7 +308,7 @@ def test_lmms_checks_the_export_and_reads_results(pad: Pad, model: Path, tmp_pat
     path.write_text(path.read_text().replace('"do_pad": true', '"do_pad": false'))
     (cropping / "hf/chat_template.jinja").unlink()
     told = pad("evaluate", "lmms", "--model", cropping, "--out", out).err
-    assert "its processor does not pad" in told and "no chat template" in told
+    assert "its processor shows pictures with 'crop'" in told and "no chat template" in told
     config = {"model_args": f"pretrained={model / 'hf'},dtype=bfloat16"}
     results = {
         "config": config,
@@ -312,6 +316,13 @@ def test_lmms_checks_the_export_and_reads_results(pad: Pad, model: Path, tmp_pat
     }
     (out / "llava").mkdir(parents=True)
     (out / "llava/20260101_results.json").write_text(json.dumps(results))
+    later = {"config": config, "results": {"mme": {"mme_perception,none": 1500.5}}}
+    (out / "llava/20260102_results.json").write_text(json.dumps(later))
     shown = pad("evaluate", "lmms", "--model", model, "--out", out).out
-    assert "gqa exact match" in shown and "0.620" in shown and "stderr" not in shown
+    assert "gqa exact match" in shown and "0.620" in shown and "stderr" not in shown and "1500.5" in shown
+    twice = tmp_path / "twice"  # BOS in the template of a tokenizer that puts one by itself
+    shutil.copytree(model, twice)
+    path = twice / "hf/chat_template.jinja"
+    path.write_text("{{ bos_token }}" + path.read_text())
+    assert "otherwise than was trained" in pad("evaluate", "lmms", "--model", twice, "--out", tmp_path / "new").err
     assert pad("evaluate", "lmms", "--model", cropping, "--out", out).code == 2  # another model's results

@@ -202,7 +202,10 @@ def test_the_model_is_as_before(parts: Path, settings: dict[str, Any], tmp_path:
 def heard(processor: Any, roles: list[dict[str, Any]], tokens: int, prompt: bool = True) -> list[int]:
     """Token ids of the processor, with our mark for a picture of `tokens` tokens."""
     ids = processor.apply_chat_template(roles, tokenize=True, add_generation_prompt=prompt)
-    found: list[int] = ids[0] if isinstance(ids[0], list) else ids
+    return marked(processor, ids[0] if isinstance(ids[0], list) else ids, tokens)
+
+
+def marked(processor: Any, found: list[int], tokens: int) -> list[int]:
     if processor.image_token_id in found:
         first = found.index(processor.image_token_id)
         assert found[first : first + tokens] == [processor.image_token_id] * tokens
@@ -237,15 +240,22 @@ def assistant(text: str) -> dict[str, Any]:
     ],
 )
 def test_processor_asks_as_in_training(parts: Path, llm: str, template: Any, tmp_path: Path) -> None:
-    """Token for token, as the folder is loaded. Catches a second BOS, or none; a space before the line break behind the
-    picture that is there in training only (LLaMA's tokenizers put one before every text); the picture in another
-    place; an answer's end that is missing; a tokenizer that comes back as another class and splits otherwise."""
+    """Token for token, as the folder is loaded, in one call and as lmms-eval asks. Catches a second BOS, or none; a
+    space before the line break behind the picture that is there in training only (LLaMA's tokenizers put one before
+    every text); the picture in another place; an answer's end that is missing; a tokenizer that comes back as another
+    class and splits otherwise."""
     model = build(parts, llm, template=template)
     export_llava(model, view_for(model), tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path)
     asking = Template("v1" if template == "plain" else template, model.tokenizer)
     for question in QUESTIONS:
         assert heard(processor, [user(question)], model.vision_tokens) == asking.question(question), question
+        if IMAGE_MARK in question:
+            continue
+        messages = [{"role": "user", "content": f"{IMAGE_MARK}\n{question}"}]  # from here as lmms-eval does it
+        text = processor.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        (ids,) = processor(text=text, images=Image.new("RGB", (30, 20)))["input_ids"]
+        assert marked(processor, ids, model.vision_tokens) == asking.question(question), question
     said = ["What?", "A dog.", " Sure? ", "5 dogs, one cat.", "这是什么？", "Yes."]
     roles = [assistant(text) if number % 2 else user(text, image=number == 0) for number, text in enumerate(said)]
     said[0] = f"{IMAGE_MARK}\n{said[0]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +20,12 @@ from pad_pipeline.evaluation.boxes import read_expressions, score_boxes
 from pad_pipeline.evaluation.captions import java_scores, score_captions
 from pad_pipeline.pictures import BadImage, DecodeSettings, decode
 from pad_pipeline.sources import path_problem
-from pad_pipeline.training.chat import Chat, llava_folder
+from pad_pipeline.training.chat import Chat, llava_folder, load_processor, shown_fit
 from pad_pipeline.weights import file_sha256
 
+WINDOW = 8
+"""Batches that are read ahead: of so many questions those whose prompts are of one length go together."""
+THREADS = 4
 ASKED, ANSWERS, SCORES = "model.json", "answers.jsonl", "scores.json"
 REFER = "Please provide the bounding box coordinate of the region this sentence describes: {}"
 """LLaVA-1.5's prompt; `--prompt` takes another, with `{}` where the phrase goes."""
@@ -58,9 +62,8 @@ def ask(model: Path, images: Path, asked: Sequence[Question], out: Path, batch: 
             Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as progress,
         ):
             task = progress.add_task("evaluate", total=len(asked), completed=len(known))
-            for start in range(len(known), len(asked), batch):
-                group = asked[start : start + batch]
-                said = chat.answers([(_picture(images, one.image), one.text) for one in group], max_tokens)
+            for group, put in _ahead(chat, images, asked[len(known) :], WINDOW * batch):
+                said = chat.answers(put, max_tokens, batch)
                 for one, answer in zip(group, said, strict=True):
                     file.write(json.dumps({"image": one.image, "question": one.text, "answer": answer}) + "\n")
                 file.flush()
@@ -76,11 +79,32 @@ def ask(model: Path, images: Path, asked: Sequence[Question], out: Path, batch: 
     return known
 
 
+def _ahead(
+    chat: Chat, images: Path, asked: Sequence[Question], window: int
+) -> Iterator[tuple[Sequence[Question], list[dict[str, torch.Tensor]]]]:
+    """Questions, a window at a time, and what the model is given; a window is read while the one before is answered."""
+
+    def put(one: Question) -> dict[str, torch.Tensor]:
+        return chat.put(_picture(images, one.image), one.text)
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        windows = [asked[start : start + window] for start in range(0, len(asked), window)]
+        begun = [threads.submit(put, one) for one in windows[0]] if windows else []
+        for group, after in zip(windows, [*windows[1:], []], strict=True):
+            ready, begun = begun, [threads.submit(put, one) for one in after]
+            try:
+                yield group, [one.result() for one in ready]
+            except BaseException:
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
 def _claim(out: Path, model: Path) -> None:
-    """The folder is for this model's answers alone, as it is now: a training into the same folder makes another."""
+    """The folder is for this model's answers alone, as it is now: a training into the same folder makes another, and so
+    does another processor or chat template."""
     folder = llava_folder(model)
-    weights = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".bin"))
-    mine = {"weights": {str(path.relative_to(folder)): file_sha256(path) for path in weights}}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    mine = {"files": {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}}
     path = out / ASKED
     if not path.exists():
         if (out / ANSWERS).exists():
@@ -96,7 +120,7 @@ def _claim(out: Path, model: Path) -> None:
 
 
 def _known(path: Path, asked: Sequence[Question]) -> list[str]:
-    """Answers of an earlier call; a line that it did not finish is cut off."""
+    """Answers of an earlier call, which may have asked more; a line that it did not finish is cut off."""
     if not path.exists():
         return []
     content = path.read_bytes()
@@ -104,10 +128,10 @@ def _known(path: Path, asked: Sequence[Question]) -> list[str]:
     if len(whole) < len(content):
         os.truncate(path, len(whole))
     known = []
-    for number, line in enumerate(whole.splitlines()):
+    for number, line in enumerate(whole.splitlines()[: len(asked)]):
         try:
             entry = json.loads(line)
-            same = number < len(asked) and (entry["image"], entry["question"]) == asked[number]
+            same = (entry["image"], entry["question"]) == asked[number]
             answer = entry["answer"]
         except (ValueError, KeyError, TypeError, RecursionError):
             same, answer = False, ""
@@ -149,6 +173,9 @@ def evaluate_rec(
         raise UserError("--data", data, "it holds no expression", "give a file of RefCOCO, RefCOCO+ or RefCOCOg")
     asked = [Question(one.image, prompt.replace("{}", one.text)) for one in expressions]
     said = ask(model, images, asked, out, batch, 64)
+    if (fit := shown_fit(load_processor(llava_folder(model)))) != "pad":
+        note = f"note: this model is shown pictures with {fit!r}, so the frame `padded` is not its own."
+        errors.print(note, style="yellow", highlight=False, soft_wrap=True)
     return _kept(out, "rec", score_boxes(expressions, said))
 
 

@@ -10,12 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from transformers import CLIPImageProcessor, CLIPImageProcessorPil
-
 from pad_pipeline.errors import UserError
 from pad_pipeline.pretrained import read_config
-from pad_pipeline.training.chat import KINDS, llava_folder, load_processor
-from pad_pipeline.training.export import ADAPTER
+from pad_pipeline.training.chat import KINDS, llava_folder, load_processor, shown_fit
+from pad_pipeline.training.export import ADAPTER, in_one_call, in_two_calls
 
 TASKS = (
     "gqa,scienceqa_img,vizwiz_vqa_val,ok_vqa,mmmu_val,mme,mmbench_en_dev,mmvet,"
@@ -40,19 +38,30 @@ def check_export(model: Path) -> list[str]:
         problems.append("it is no stock LLaVA (C-Abstractor): lmms-eval's llava_hf can't load it")
     if not processor.chat_template:
         problems.append("it has no chat template: lmms-eval would fall back to Vicuna's")
-    images = processor.image_processor
-    pads = not isinstance(images, CLIPImageProcessor | CLIPImageProcessorPil) and bool(getattr(images, "do_pad", False))
+    elif not _one_bos(processor):
+        problems.append("lmms-eval would ask otherwise than was trained: it renders the chat template, then tokenizes")
+    shows = shown_fit(processor)
     facts = folder.parent / "training.json"
     if facts.is_file():
         try:
             fit = json.loads(facts.read_text())["view"]["fit"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError("--model", facts, "it can't be read", "restore it") from error
-        if pads != (fit == "pad"):
-            problems.append(f"it was trained with fit {fit!r}, and its processor {'pads' if pads else 'does not pad'}")
-    elif not pads:
+        if shows != fit:
+            problems.append(f"it was trained with fit {fit!r}, and its processor shows pictures with {shows!r}")
+    elif shows != "pad":
         problems.append("its processor does not pad: LLaVA-1.5's scores are of padded pictures")
     return problems
+
+
+def _one_bos(processor: Any) -> bool:
+    """Whether a question has the same tokens in one call and in lmms-eval's two."""
+    question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
+    try:
+        one, two = (way(processor, question, add_generation_prompt=True) for way in (in_one_call, in_two_calls))
+    except Exception:  # a template is a program of its own
+        return False
+    return one == two
 
 
 def command(model: Path, tasks: str, out: Path, processes: int) -> list[str]:
@@ -78,27 +87,30 @@ def run(model: Path, tasks: str, out: Path, processes: int) -> str:
 
 
 def read_results(out: Path, model: Path) -> dict[str, float]:
-    """`task metric` -> value of the newest results that lmms-eval wrote below a folder; nothing where there are none.
+    """`task metric` -> value, of all results that lmms-eval wrote below a folder, the newest of each; nothing where
+    there are none.
 
     Raises:
         UserError: they can't be read, or are another model's.
     """
-    files = sorted(out.rglob("*results.json"), key=lambda path: path.stat().st_mtime)
-    if not files:
-        return {}
-    try:
-        whole = json.loads(files[-1].read_text("utf-8"))
-        asked = str(whole.get("config", {}).get("model_args", ""))
-        if f"pretrained={llava_folder(model)}" not in asked.split(","):
+    found: dict[str, float] = {}
+    for path in sorted(out.rglob("*results.json"), key=lambda path: path.stat().st_mtime):
+        try:
+            whole = json.loads(path.read_text("utf-8"))
+            asked = str(whole.get("config", {}).get("model_args", ""))
+            results: dict[str, dict[str, Any]] = whole["results"]
+            new = {
+                f"{task} {metric.partition(',')[0]}": float(value)
+                for task, metrics in sorted(results.items())
+                for metric, value in metrics.items()
+                if isinstance(value, int | float) and not metric.partition(",")[0].endswith("_stderr")
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            rule = f"it holds no results of lmms-eval ({type(error).__name__}: {error})"
+            raise UserError("--out", path, rule, "run the evaluation again") from error
+        named = [part.removeprefix("pretrained=") for part in asked.split(",") if part.startswith("pretrained=")]
+        if [Path(name).resolve() for name in named] != [llava_folder(model).resolve()]:
             rule = f"its results are of another model ({asked or 'it does not say which'})"
-            raise UserError("--out", files[-1], rule, "name a new folder")
-        results: dict[str, dict[str, Any]] = whole["results"]
-        return {
-            f"{task} {metric.partition(',')[0]}": float(value)
-            for task, metrics in sorted(results.items())
-            for metric, value in metrics.items()
-            if isinstance(value, int | float) and not metric.partition(",")[0].endswith("_stderr")
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        rule = f"it holds no results of lmms-eval ({type(error).__name__}: {error})"
-        raise UserError("--out", files[-1], rule, "run the evaluation again") from error
+            raise UserError("--out", path, rule, "name a new folder")
+        found |= new
+    return found

@@ -8,9 +8,16 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    CLIPImageProcessor,
+    CLIPImageProcessorPil,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.geometry import Fit
 from pad_pipeline.pretrained import load_pretrained, quiet, read_config
 from pad_pipeline.training.export import ADAPTER
 from pad_pipeline.training.llava_abstractor import AbstractorLlava, AbstractorLlavaConfig
@@ -87,38 +94,46 @@ class Chat:
         Raises:
             UserError: the folder's chat template fails.
         """
-        return self.answers([(image, question)], max_tokens)[0]
+        return self.answers([self.put(image, question)], max_tokens)[0]
 
     @torch.inference_mode()
-    def answers(self, asked: Sequence[tuple[Image.Image, str]], max_tokens: int = 256) -> list[str]:
-        """The same for many; those whose prompts are of one length at a time, so that none is padded."""
-        inputs = [self._inputs(image, question) for image, question in asked]
+    def answers(self, asked: Sequence[dict[str, torch.Tensor]], max_tokens: int = 256, batch: int = 16) -> list[str]:
+        """The same for many that `put` made: up to `batch` at a time whose prompts are of one length, so that none is
+        padded. The more are given, the fuller the batches."""
         groups: dict[int, list[int]] = {}
-        for place, one in enumerate(inputs):
+        for place, one in enumerate(asked):
             groups.setdefault(one["input_ids"].shape[1], []).append(place)
-        said = [""] * len(inputs)
+        said = [""] * len(asked)
         ends = self._ends()
-        for length, places in groups.items():
-            together = {name: torch.cat([inputs[place][name] for place in places]) for name in inputs[places[0]]}
-            more = {"pad_token_id": ends[0]} if ends else {}
-            rows = self.model.generate(**together, max_new_tokens=max_tokens, do_sample=False, **more)
-            for place, row in zip(places, rows[:, length:].tolist(), strict=True):
-                stop = next((at for at, token in enumerate(row) if token in ends), len(row))
-                said[place] = str(self.processor.decode(row[:stop], skip_special_tokens=True)).strip()
+        more = {"pad_token_id": ends[0]} if ends else {}
+        for length, same in groups.items():
+            for places in (same[start : start + batch] for start in range(0, len(same), batch)):
+                together = {
+                    name: torch.cat([asked[place][name] for place in places]).to(self.device)
+                    for name in asked[places[0]]
+                }
+                rows = self.model.generate(**together, max_new_tokens=max_tokens, do_sample=False, **more)
+                for place, row in zip(places, rows[:, length:].tolist(), strict=True):
+                    stop = next((at for at, token in enumerate(row) if token in ends), len(row))
+                    said[place] = str(self.processor.decode(row[:stop], skip_special_tokens=True)).strip()
         return said
 
-    def _inputs(self, image: Image.Image, question: str) -> dict[str, torch.Tensor]:
+    def put(self, image: Image.Image, question: str) -> dict[str, torch.Tensor]:
+        """A question about an upright RGB picture as the model takes it, on the CPU. Threads may call it.
+
+        Raises:
+            UserError: the folder's chat template fails.
+        """
         text = question.replace(IMAGE_MARK, "")
         roles = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
-        with quiet():
-            try:
-                made = self.processor.apply_chat_template(
-                    roles, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-                )
-            except Exception as error:  # a template is a program of its own
-                rule = f"its chat template fails ({type(error).__name__}: {error})"
-                raise UserError("--model", self.folder, rule, "export it again with pad train") from error
-        return dict(made.to(self.device))
+        try:
+            made = self.processor.apply_chat_template(
+                roles, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            )
+        except Exception as error:  # a template is a program of its own
+            rule = f"its chat template fails ({type(error).__name__}: {error})"
+            raise UserError("--model", self.folder, rule, "export it again with pad train") from error
+        return dict(made)
 
     def _ends(self) -> list[int]:
         ends = self.model.generation_config.eos_token_id
@@ -138,6 +153,15 @@ def load_processor(folder: Path) -> Any:
     except Exception as error:
         rule = f"its processor can't be loaded ({type(error).__name__}: {str(error)[:300]})"
         raise UserError("--model", folder, rule, "export it again with pad train") from error
+
+
+def shown_fit(processor: Any) -> Fit:
+    """How a processor makes a picture square: pad, crop or stretch."""
+    images = processor.image_processor
+    stock = isinstance(images, CLIPImageProcessor | CLIPImageProcessorPil)  # which says `do_pad` and does not pad
+    if getattr(images, "do_pad", False) and not stock:
+        return "pad"
+    return "crop" if getattr(images, "do_center_crop", False) else "stretch"
 
 
 def _adapted(model: Any, folder: Path) -> Any:

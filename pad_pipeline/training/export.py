@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -259,12 +260,16 @@ _ONE_TEXT = """\
 {%- set found = namespace(messages=[]) -%}
 {%- for message in messages -%}
 {%- set content = message['content'] -%}
-{%- if content is defined and content is sequence and content is not string -%}
+{%- if content is defined and content is sequence -%}
 {%- set part = namespace(marks='', text='') -%}
+{%- if content is string -%}
+{%- set part.marks = '<image>' * content.count('<image>') -%}{%- set part.text = content -%}
+{%- else -%}
 {%- for item in content -%}
 {%- if item['type'] == 'image' -%}{%- set part.marks = part.marks + '<image>' -%}
 {%- elif item['type'] == 'text' -%}{%- set part.text = part.text + item['text'] -%}{%- endif -%}
 {%- endfor -%}
+{%- endif -%}
 {%- if part.marks -%}
 {%- set asked = part.text | replace('<image>', '') | trim -%}
 {%- set part.text = part.marks + (GAP + '\\n' + asked if asked else '') -%}
@@ -274,7 +279,11 @@ _ONE_TEXT = """\
 {%- endfor -%}
 {%- set messages = found.messages %}
 """
-"""Makes one text of a message's picture and text, the picture first, for a chat template that knows texts only."""
+"""Makes one text of a message's picture and text, the picture first, for a chat template that knows texts only.
+lmms-eval has made one text of them already, with the mark in it."""
+_NO_BOS = "{%- set bos_token = '' -%}\n"
+"""For a tokenizer that puts BOS before every text by itself: who renders a text and gives it to the processor then, as
+lmms-eval does, would have two."""
 _V1 = """\
 {{- bos_token + GAP if bos_token else '' -}}
 {{- (messages[0]['content'] if messages[0]['role'] == 'system' else SYSTEM) + ' ' -}}
@@ -302,23 +311,47 @@ def chat_template_for(name: TemplateName, tokenizer: Any, processor: LlavaProces
     """
     try:
         template = Template(name, tokenizer)
-        own = tokenizer.get_chat_template() if name == "chat" else _V1
+        own: str = tokenizer.get_chat_template() if name == "chat" else _V1
     except ValueError:
         return None
+    if name == "v1":
+        own = own.replace("SYSTEM", json.dumps(SYSTEM))
     # The training's tokenizer saw what follows BOS and picture by itself. Some put a space before every text, and then
     # the processor, which has it all in one, must be given that space.
-    for gap in ("", " "):
-        text = _ONE_TEXT.replace("GAP", repr(gap))
-        text += own if name == "chat" else own.replace("GAP", repr(gap)).replace("SYSTEM", json.dumps(SYSTEM))
-        if _asks_alike(processor, text, template):
-            return text
+    made = [start + (_ONE_TEXT + own).replace("GAP", repr(gap)) for start in (_NO_BOS, "") for gap in ("", " ")]
+    for ways in (_WAYS, _WAYS[:1]):
+        for text in made:
+            if all(_asks_alike(processor, text, template, way) for way in ways):
+                return text
     return None
 
 
-def _asks_alike(processor: LlavaProcessor, chat_template: str, template: Template) -> bool:
+def in_one_call(processor: LlavaProcessor, messages: list[dict[str, Any]], **options: Any) -> list[int]:
+    """Ids as `processor.apply_chat_template(..., tokenize=True)` makes them, before a mark becomes many."""
+    tokenizer, text = processor.tokenizer, processor.apply_chat_template(messages, **options)
+    begun = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+    found: list[int] = tokenizer(text, add_special_tokens=not begun)["input_ids"]
+    return found
+
+
+def in_two_calls(processor: LlavaProcessor, messages: list[dict[str, Any]], **options: Any) -> list[int]:
+    """Ids as lmms-eval has them: one text of picture and question, rendered, then tokenized."""
+    texts = [
+        message | {"content": "\n".join(item.get("text", IMAGE_MARK) for item in message["content"])}
+        for message in messages
+    ]
+    found: list[int] = processor.tokenizer(processor.apply_chat_template(texts, **options))["input_ids"]
+    return found
+
+
+_WAYS = (in_one_call, in_two_calls)
+
+
+def _asks_alike(
+    processor: LlavaProcessor, chat_template: str, template: Template, way: Callable[..., list[int]]
+) -> bool:
     """Whether both make the same tokens of questions, and of a dialogue."""
-    tokenizer = processor.tokenizer
-    image = tokenizer.convert_tokens_to_ids(IMAGE_MARK)
+    image = processor.tokenizer.convert_tokens_to_ids(IMAGE_MARK)
 
     def ids(turns: list[dict[str, str]]) -> list[int]:
         roles = []
@@ -326,9 +359,7 @@ def _asks_alike(processor: LlavaProcessor, chat_template: str, template: Templat
             content = [{"type": "image"}] * (number == 0) + [{"type": "text", "text": turn["value"]}]
             roles.append({"role": "assistant" if number % 2 else "user", "content": content})
         prompt = len(turns) % 2 == 1
-        text = processor.apply_chat_template(roles, chat_template, add_generation_prompt=prompt)
-        begun = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-        found = tokenizer(text, add_special_tokens=not begun)["input_ids"]  # as the processor has it
+        found = way(processor, roles, chat_template=chat_template, add_generation_prompt=prompt)
         return [IMAGE if token == image else token for token in found]
 
     talk = [_said("human", "What is this?"), _said("gpt", "A dog."), _said("human", "Sure?"), _said("gpt", "5 dogs.")]
