@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from pad_pipeline.analysis.align import Align
 from pad_pipeline.analysis.entropy import PooledEntropy, von_neumann_entropy
 from pad_pipeline.analysis.overlap import neighbour_overlap
+from pad_pipeline.analysis.patches import Seen, Shown
 from pad_pipeline.analysis.pursuit import matching_pursuit
+from pad_pipeline.analysis.studies import AlignStudy, AnalysisSettings
+from pad_pipeline.analysis.vocabulary import Vocabulary
 
 # ---------------------------------------------------------------- entropy
 
@@ -60,6 +67,18 @@ def test_entropy_of_sets_side_by_side() -> None:
     for centre in (False, True):
         alone = [float(von_neumann_entropy(one, centre)) for one in sets]
         assert von_neumann_entropy(sets, centre).tolist() == pytest.approx(alone, abs=1e-9)
+
+
+def test_mixtures_are_pooled_as_the_vectors_that_they_are() -> None:
+    """The short way over the mixtures' coefficients against the vectors themselves; catches a lost mean or count."""
+    random = torch.Generator().manual_seed(4)
+    for centre in (False, True):
+        short, plain = PooledEntropy(9, centre), PooledEntropy(9, centre)
+        for rows, labels in ((7, 2), (3, 5)):
+            mix, basis = torch.rand(rows, labels, generator=random), torch.randn(labels, 9, generator=random)
+            short.add_mixed(mix, basis)
+            plain.add(mix.double() @ basis.double())
+        assert short.entropy() == pytest.approx(plain.entropy(), abs=1e-9) and short.count == plain.count == 10
 
 
 # ---------------------------------------------------------------- Align
@@ -113,7 +132,80 @@ def test_a_label_that_the_view_does_not_show_does_not_count() -> None:
     assert math.isnan(Align().value())
 
 
+def test_a_patch_may_choose_among_the_labels_of_all_pictures() -> None:
+    """A patch that says what only other pictures have must say one of its own picture's labels, or none of them."""
+    tokens, words, shown = planted()
+    own, all_labels = Align("argmax"), Align("argmax")
+    own.add(tokens, words[:2], shown[:2])
+    all_labels.add(tokens, words[:2], shown[:2], rivals=words)
+    assert own.value() == pytest.approx((1 / 2 + 1) / 2)  # the third band falls to the first label
+    assert all_labels.value() == 1
+
+
+class Planted:
+    """A model whose tokens are the embeddings of what its patches show; an untrained one says nothing."""
+
+    def __init__(self, words: dict[str, torch.Tensor]) -> None:
+        self.words = words
+
+    def embed(self, labels: list[str]) -> torch.Tensor:
+        return torch.stack([self.words[label] for label in labels])
+
+    def untrained(self, seed: int) -> Any:
+        return torch.zeros_like
+
+
+@pytest.mark.parametrize("among", ["image", "all"])
+@pytest.mark.parametrize("rule", ["fixed", "argmax"])
+def test_controls_know_nothing_where_the_model_knows_all(rule: str, among: str) -> None:
+    """Six pictures of three of twelve labels, planted: Align 1. Catches a control that is the model itself: labels that
+    are the picture's own, patches in their places, the trained projector."""
+    table = dict(zip("abcdefghijkl", orthogonal(12, 16, 3).float(), strict=True))
+    study = AlignStudy(
+        Planted(table),  # type: ignore[arg-type]
+        AnalysisSettings(threshold_rule=rule, among=among),  # type: ignore[arg-type]
+        sorted(table),
+    )
+    for number in range(6):
+        labels = [sorted(table)[(3 * number + step) % 12] for step in range(3)]
+        _, _, shown = planted()
+        tokens = torch.stack([table[label] for label in labels])[torch.arange(36) // 12]
+        one = Shown(str(number), torch.zeros(3, 8, 8), labels, shown, "")
+        study.add(Seen([one], tokens[None], tokens[None]))
+    found = study.result()
+    assert found["align"] == 1 and found["pairs"] == 18 and found["everywhere"] == pytest.approx(1 / 3)
+    # Three labels of a third each: 1/5 by chance for patches in any order, and 1/9 where the first label takes all.
+    assert found["shuffled_patches"] == pytest.approx(0.2, abs=0.08)
+    assert found["untrained_projector"] <= 0.12
+    # A patch that has to choose among three labels that it is not chooses by rounding.
+    assert found["shuffled_labels"] <= (0.12 if (rule, among) != ("argmax", "image") else 0.4)
+
+
 # ---------------------------------------------------------------- matching pursuit
+
+
+def test_orthogonal_pursuit_of_what_is_found_at_once_stays_finite() -> None:
+    """After the first step nothing is left, and whatever is taken then depends on it; a solver that needs independent
+    atoms, as CUDA's does, gives NaN."""
+    atoms = torch.eye(4)[[0, 0, 0, 1]]
+    found = matching_pursuit(torch.eye(4)[:1] * 3, atoms, 3, orthogonal=True)
+    assert found.coefficients.isfinite().all() and found.residual[0, 1:].abs().max() < 1e-6
+    assert float((found.coefficients[0][:, None] * atoms[found.words[0]]).sum(0)[0]) == pytest.approx(3)
+
+
+# ---------------------------------------------------------------- words
+
+
+def test_tokens_of_bytes_are_read_as_what_they_say() -> None:
+    """Byte-level BPE writes bytes as letters: Russian would be no word, and a part of a letter one."""
+    written = {text: "Ġ" + "".join(bytes_to_unicode()[byte] for byte in text) for text in
+               (b"dog", "при".encode(), "à la".encode()[:2], "…".encode()[:2], b"2x")}  # fmt: skip
+    vocabulary = {token: number for number, token in enumerate(written.values())}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token=next(iter(vocabulary))))
+    made.decoder = decoders.ByteLevel()
+    found = Vocabulary(PreTrainedTokenizerFast(tokenizer_object=made), len(vocabulary), {})
+    assert found.words[:2] == ["dog", "при"]
+    assert found.readable.tolist() == [True, True, False, False, False]
 
 
 @pytest.mark.parametrize("form", [False, True])

@@ -124,7 +124,10 @@ def test_entropy_and_align_are_what_a_plain_loop_gives(
     tokenizer, table = AutoTokenizer.from_pretrained(models_toml.parent / "llm"), llm.get_input_embeddings().weight
     project = load_projector(trained / "mm_projector.bin")
     mean, std = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
-    entropies, overlaps = [], []
+    entropies, overlaps, lens = [], [], []
+    written = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    special = set(tokenizer.all_special_ids)
+    ordinary = [number for number in range(len(tokenizer)) if number not in special]
     reader = open_shards(shards)
     for name, row in reader.rows():
         sample = reader.sample(name, row)
@@ -134,6 +137,11 @@ def test_entropy_and_align_are_what_a_plain_loop_gives(
             states = tower(torch.from_numpy(pixels.transpose(2, 0, 1)[None]).float(), output_hidden_states=True)
             patches = states.hidden_states[-2][:, 1:]
             tokens = project(patches)[0].numpy()
+            begin = llm.get_input_embeddings()(torch.tensor([[tokenizer.bos_token_id]]))
+            logits = llm(inputs_embeds=torch.cat([begin, project(patches)], 1)).logits[0, 1:]
+        for place in np.array(ordinary)[logits[:, ordinary].argmax(-1).numpy()]:
+            bare = written[place].lstrip("▁Ġ")
+            lens.append(bare != written[place] and bare.isalpha() and len(bare) > 1)
         pair = []
         for vectors in (patches[0].double().numpy(), tokens.astype(float)):
             values = np.linalg.svd(vectors, compute_uv=False) ** 2
@@ -161,6 +169,7 @@ def test_entropy_and_align_are_what_a_plain_loop_gives(
     assert made["entropy"]["image"]["before"] == pytest.approx(before, abs=1e-4)
     assert made["entropy"]["image"]["dH"] == pytest.approx(before - after, abs=1e-4)
     assert made["entropy"]["image"]["labels"] == pytest.approx(labels, abs=1e-4)
+    assert made["lens"]["logit"]["readable"] == pytest.approx(np.mean(lens), abs=2e-3)
     assert made["align"]["pairs"] == len(overlaps)
     assert made["align"]["align"] == pytest.approx(np.mean(overlaps), abs=2e-3)
 
@@ -175,12 +184,19 @@ def test_photographs_and_a_real_language_model_give_chance(pad: Pad, models_toml
     width = CLIPVisionModel.from_pretrained(models_toml.parent / "clip").config.hidden_size
     save_projector(build_projector("mlp", width, 64, 14, 0), tmp_path / "p.bin")
     model = ["--model", tmp_path / "p.bin", "--vision", models_toml.parent / "clip", "--llm", llm]
-    done = pad("analyze", "all", *model, "--shards", tmp_path / "human", "--out", tmp_path / "a")
-    assert done.code == 0, done.err
-    found = numbers(tmp_path / "a")
-    align = found["align"]
-    for control in ("shuffled_labels", "shuffled_patches", "untrained_projector"):
-        assert align[control] == pytest.approx(align["align"], abs=0.03)
+    settings = tmp_path / "s.toml"
+    for rule, tolerance in (("argmax", 0.05), ("best", 0.03)):
+        settings.write_text(f'threshold_rule = "{rule}"\n')
+        what = "all" if rule == "best" else "align"
+        done = pad(
+            "analyze", what, *model, "--shards", tmp_path / "human", "--settings", settings, "--out", tmp_path / rule
+        )
+        assert done.code == 0, done.err
+        found = numbers(tmp_path / rule)
+        align = found["align"]
+        for control in ("shuffled_labels", "shuffled_patches", "untrained_projector"):
+            assert align[control] == pytest.approx(align["align"], abs=tolerance), rule
+    assert align["align"] >= align["everywhere"]  # by the best threshold it never is below; by argmax it may be
     assert found["lens"]["embedding"]["precision"] < 0.15  # of 512 tokens many are letters, that stand in many labels
 
 
@@ -269,7 +285,7 @@ def test_what_does_not_go_together_is_told(
 
     assert "--llm" in refused("--model", trained / "mm_projector.bin", "--vision", "x", "--shards", shards)
     assert "leave them out" in refused("--model", trained, "--vision", models_toml.parent / "clip", "--shards", shards)
-    assert "there is no such folder" in refused("--model", tmp_path / "none", "--shards", shards)
+    assert "there is no such file or folder" in refused("--model", tmp_path / "none", "--shards", shards)
     assert "run.json" in refused(*parts, "--shards", tmp_path)
     from pad_pipeline.training.projector import build_projector, save_projector
 

@@ -78,11 +78,19 @@ def analyse(
     if not len(rows):
         raise UserError("--shards", where, "every image in it failed", "see `pad stats` for the reasons")
     count = len(rows) if limit is None else min(limit, len(rows))
-    labels = label_names(shards, rows, count)
-    if not labels and {"align", "pursuit", "lens"} & set(names):
-        raise UserError("--shards", where, "no picture in it has a region", "give shards with labels")
+    width, own = shards.run.embedding_width, subject.words.shape[-1]
+    if width != own:
+        note = f"note: the shards' embeddings have {width} numbers; this LLM's words, {own}, are taken for the labels."
+        errors.print(note, style="yellow", highlight=False, soft_wrap=True)
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("pictures")]
+    labels: list[str] = []
+    if {"align", "pursuit", "lens"} & set(names):
+        with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as progress:
+            task = progress.add_task("labels", total=count)
+            labels = label_names(shards, rows, count, lambda done: progress.update(task, completed=done))
+        if not labels:
+            raise UserError("--shards", where, "no picture in it has a region", "give shards with labels")
     studies = build_studies(names, subject, settings, labels)
-    columns = [TextColumn("analyze"), BarColumn(), MofNCompleteColumn(), TextColumn("pictures")]
     looked = 0
     try:
         if out:
@@ -176,7 +184,7 @@ def captions_below(mine: Path, baseline: Path) -> list[str]:
     return [
         f"{name} of captions is {scores[0][name]:.3f}, and {scores[1][name]:.3f} with captions alone"
         for name in names
-        if scores[0][name] < scores[1][name]
+        if not scores[0][name] >= scores[1][name]
     ]
 
 

@@ -164,6 +164,8 @@ def run_experiment(experiment: Experiment, out: Path, address: str | None, say: 
     experiment = _absolute(experiment)
     runs = [Run(cell, seed, out / f"{cell}-{seed}") for cell in experiment.cells for seed in experiment.seeds]
     _claim(experiment, _inputs(experiment), out)
+    if experiment.heldout == experiment.shards:
+        say("note: --heldout is --shards: the analyses look at pictures that were trained on.")
     todo = [run for run in runs if not (run.out / RESULT).is_file()]
     say(f"{len(runs)} trainings, {len(runs) - len(todo)} of them done.")
     failed: dict[str, str] = {}

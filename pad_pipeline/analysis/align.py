@@ -13,6 +13,8 @@ ThresholdRule = Literal["best", "fixed", "argmax"]
 `best`: s above the one threshold that gives the whole set the highest Align; `fixed`: s above a given one; `argmax`:
 those whose s is highest for this label among the image's labels, so that each patch says one."""
 THRESHOLDS = torch.linspace(-1, 1, 201)
+ROUNDING = 1e-5
+"""By which two cosines of the same vectors may differ."""
 
 
 def similarity(tokens: Tensor, words: Tensor) -> Tensor:
@@ -39,27 +41,36 @@ class Align:
 
     def __init__(self, rule: ThresholdRule = "best", threshold: float = 0.5) -> None:
         self.rule, self.threshold = rule, threshold
-        self.pairs = 0
+        self._pairs = torch.zeros((), dtype=torch.int64)
         self.sums = torch.zeros(len(THRESHOLDS) if rule == "best" else 1, dtype=torch.float64)
 
-    def add(self, tokens: Tensor, words: Tensor, shown: Tensor) -> None:
-        """Take an image.
+    @property
+    def pairs(self) -> int:
+        """N."""
+        return int(self._pairs)
+
+    def add(self, tokens: Tensor, words: Tensor, shown: Tensor, rivals: Tensor | None = None) -> None:
+        """Take an image. The sums stay where its tokens are: to read them would wait for the GPU.
 
         Args:
             tokens: `[P, d]`.
             words: `[L, d]`, of its labels, each once.
             shown: bool `[L, P]`, the patches of each.
+            rivals: `[R, d]`, what a patch may say besides, by the rule `argmax`.
         """
         scores = similarity(tokens, words)
         if self.rule == "argmax":
-            found = F.one_hot(scores.argmax(0), len(scores)).mT.bool()[None]
+            best = scores.argmax(0)
+            if rivals is not None:  # of equals, but for rounding, the image's own label
+                best = best.where(scores.amax(0) >= similarity(tokens, rivals).amax(0) - ROUNDING, len(scores))
+            found = (best == torch.arange(len(scores), device=best.device)[:, None])[None]
         elif self.rule == "fixed":
             found = (scores > self.threshold)[None]
         else:
             found = scores > THRESHOLDS.to(scores.device)[:, None, None]
         visible = shown.any(-1)
-        self.pairs += int(visible.sum())
-        self.sums += iou(found[:, visible], shown[visible]).double().sum(-1).cpu()
+        self._pairs = self._pairs.to(visible.device) + visible.sum()
+        self.sums = self.sums.to(visible.device) + (iou(found, shown) * visible).double().sum(-1)
 
     def value(self) -> float:
         """Between 0 and 1; NaN where no label was shown."""

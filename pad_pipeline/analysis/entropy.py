@@ -52,8 +52,19 @@ class PooledEntropy:
     def add(self, vectors: Tensor) -> None:
         """Take vectors `[..., d]`."""
         rows = vectors.flatten(0, -2).double()
-        self.count += len(rows)
-        self._sum = self._sum + rows.sum(0)
+        self._take(len(rows), rows.sum(0), rows)
+
+    def add_mixed(self, mix: Tensor, basis: Tensor) -> None:
+        """Take the vectors `mix @ basis`, of `[n, L]` and `[L, d]`, for a fraction of what `add` would cost: their
+        Gram matrix is B^T (M^T M) B."""
+        shares = mix.double()
+        values, directions = torch.linalg.eigh(shares.mT @ shares)
+        rows = (values.clamp_min(0).sqrt()[:, None] * directions.mT).to(basis.device) @ basis.double()
+        self._take(len(shares), shares.sum(0).to(basis.device) @ basis.double(), rows)
+
+    def _take(self, count: int, total: Tensor, rows: Tensor) -> None:
+        self.count += count
+        self._sum = self._sum + total
         self._gram = self._gram.to(rows.device).addmm_(rows.mT, rows)
 
     def entropy(self) -> float:

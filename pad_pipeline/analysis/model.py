@@ -37,6 +37,9 @@ class Subject:
     """
 
     def __init__(self, model: Path, vision: str = "", llm: str = "", vision_layer: int = -2) -> None:
+        if not model.exists():
+            remedy = "give what pad train wrote, a LLaVA folder, or a mm_projector.bin"
+            raise UserError("--model", model, "there is no such file or folder", remedy)
         if model.is_file():
             self._from_parts(model, vision, llm, vision_layer)
         elif vision or llm:
@@ -67,7 +70,10 @@ class Subject:
         self.tower = load_pretrained("--vision", self.vision_folder, kind, dtype).to(self.device).eval()
         self.llm = load_pretrained("--llm", self.words_folder, AutoModelForCausalLM, dtype).to(self.device).eval()
         self.mean, self.std = normalisation(self.vision_folder)
-        self.layer = layer
+        self.layer, layers = layer, int(self.tower.config.num_hidden_layers)
+        if not -layers - 1 <= layer <= layers:
+            rule = f"the tower has {layers} layers"
+            raise UserError("--vision-layer", layer, rule, f"name one from {-layers - 1} to {layers}; LLaVA's is -2")
         first = next(self.projector.parameters()).shape[-1]
         *_, end = self.projector.state_dict().values()
         wanted = (self.tower.config.hidden_size, self.llm.config.hidden_size)
@@ -94,6 +100,18 @@ class Subject:
     def speak_as(self, run: Run) -> None:
         """Put labels into words as a run did: inside a sentence, or bare."""
         self.labels = LabelEmbedder(LabelSettings(llm=str(self.words_folder), context=context_of(run)))
+
+    def embed(self, labels: list[str]) -> Tensor:
+        """float32 `[L, d]`, the averaged word embedding of each label, on the CPU.
+
+        Raises:
+            UserError: the LLM's tokenizer makes nothing of a label.
+        """
+        try:
+            return torch.from_numpy(self.labels(labels)).float()
+        except ValueError as error:
+            rule = f"the LLM can't say one of them ({error})"
+            raise UserError("--shards", "labels", rule, "rename or drop it with `pad retarget --label-map`") from error
 
     @property
     def grid(self) -> int:

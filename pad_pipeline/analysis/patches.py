@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -19,6 +19,8 @@ from pad_pipeline.training.abstractor import pool_coverage
 from pad_pipeline.training.examples import Sight, decode_settings
 
 THREADS = 4
+AT_A_TIME = 256
+"""Pictures whose labels are read between two signs of progress."""
 
 
 class Shown(NamedTuple):
@@ -98,11 +100,25 @@ def _read(
     return Shown(sample.key, pixels, labels, shown, sample.meta["caption"])
 
 
-def label_names(shards: ShardFolder, rows: Rows, count: int) -> list[str]:
-    """Every label of the first `count` of these pictures, each once, sorted."""
+def label_names(shards: ShardFolder, rows: Rows, count: int, progress: Callable[[int], object]) -> list[str]:
+    """Every label of the first `count` of these pictures, each once, sorted.
+
+    Args:
+        shards: the run.
+        rows: its `usable` ones.
+        count: how many of them.
+        progress: is told how many have been looked at.
+    """
+
+    def names(number: int) -> set[str]:
+        return {region["label"] for region in shards.sample(*rows[number], image=False).meta["regions"]}
+
     found: set[str] = set()
-    for number in range(count):
-        found |= {region["label"] for region in shards.sample(*rows[number], image=False).meta["regions"]}
+    with ThreadPoolExecutor(THREADS) as threads:
+        for start in range(0, count, AT_A_TIME):
+            stop = min(start + AT_A_TIME, count)
+            found = found.union(*threads.map(names, range(start, stop)))
+            progress(stop)
     return sorted(found)
 
 

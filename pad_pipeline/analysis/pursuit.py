@@ -9,6 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def unit(atoms: Tensor) -> Tensor:
+    """`[V, d]` in float32, each of length 1; zeros stay zeros."""
+    return F.normalize(atoms.float(), dim=-1)
+
+
 class Pursuit(NamedTuple):
     """What was found for N tokens in K steps."""
 
@@ -29,12 +34,18 @@ def matching_pursuit(
 
     Args:
         tokens: `[N, d]`.
-        atoms: `[V, d]`, word embeddings; made to length 1 here. Zeros are never taken.
+        atoms: `[V, d]`, word embeddings; made to length 1 here. Zeros are not taken while another atom fits.
         steps: atoms that each token gets.
         orthogonal: the orthogonal form.
         positive: take only atoms that point the token's way: the highest <r, w>.
     """
-    dictionary = F.normalize(atoms.float(), dim=-1)
+    return pursue(tokens, unit(atoms), steps, orthogonal, positive)
+
+
+def pursue(
+    tokens: Tensor, dictionary: Tensor, steps: int = 5, orthogonal: bool = False, positive: bool = False
+) -> Pursuit:
+    """The same with atoms that `unit` made, which for many calls is worth while."""
     start = tokens.float()
     rest, energy = start, start.square().sum(-1).clamp_min(1e-30)
     words: list[Tensor] = []
@@ -49,7 +60,10 @@ def matching_pursuit(
         words.append(best)
         if orthogonal:
             chosen = dictionary[torch.stack(words, 1)]  # [N, k, d]
-            coefficients = torch.linalg.lstsq(chosen.mT.double(), start[..., None].double()).solution[..., 0].float()
+            # By the pseudo-inverse: where nothing is left, atoms are taken that depend on each other.
+            gram = (chosen @ chosen.mT).double()
+            against = chosen.double() @ start[..., None].double()
+            coefficients = (torch.linalg.pinv(gram, hermitian=True) @ against)[..., 0].float()
             rest = start - (coefficients[..., None] * chosen).sum(1)
         else:
             taken.append(scores.gather(1, best[:, None])[:, 0])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,7 +17,7 @@ from pad_pipeline.analysis.entropy import PooledEntropy, von_neumann_entropy
 from pad_pipeline.analysis.model import Subject
 from pad_pipeline.analysis.overlap import neighbour_overlap
 from pad_pipeline.analysis.patches import Seen, Shown, seeded
-from pad_pipeline.analysis.pursuit import matching_pursuit
+from pad_pipeline.analysis.pursuit import pursue, unit
 from pad_pipeline.analysis.vocabulary import ROWS, Vocabulary, WordFilter, nearest_word
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import PatchRule
@@ -40,6 +41,8 @@ class AnalysisSettings(BaseModel):
     """When a token says a label, see `ThresholdRule`."""
     threshold: float = Field(0.5, ge=-1, le=1)
     """The cosine of the rule `fixed`."""
+    among: Literal["image", "all"] = "image"
+    """Which labels a patch chooses from by the rule `argmax`: those of its picture, or those of all pictures."""
     steps: int = Field(5, ge=1)
     """Words that matching pursuit takes for a token; the paper's K."""
     orthogonal: bool = False
@@ -112,25 +115,34 @@ class EntropyStudy:
             name: math.log(min(one.shape[-2:])) for name, one in (("before", batch.before), ("after", batch.after))
         }
         texts = [self._text(one.caption) for one in batch.shown]
-        labels = [self._labels(one) for one in batch.shown if one.labels]
-        kinds = {"before": [batch.before], "after": [batch.after], "text": texts, "labels": labels}
-        for name, sets in kinds.items():
+        for name, sets in (("before", [batch.before]), ("after", [batch.after]), ("text", texts)):
             for vectors in sets:
-                if not vectors.numel():
-                    continue
-                self.image[name].add(von_neumann_entropy(vectors, self.settings.centre))
-                pooled = self.pooled.setdefault(name, PooledEntropy(vectors.shape[-1], self.settings.centre))
-                pooled.add(vectors)
+                if vectors.numel():
+                    self.image[name].add(von_neumann_entropy(vectors, self.settings.centre))
+                    self._pool(name, vectors.shape[-1]).add(vectors)
+        for one in batch.shown:
+            if one.labels:
+                self._labels(one, batch.after.device)
+
+    def _pool(self, name: str, width: int) -> PooledEntropy:
+        return self.pooled.setdefault(name, PooledEntropy(width, self.settings.centre))
 
     def _text(self, caption: str) -> Tensor:
         ids = self.subject.tokenizer(caption, add_special_tokens=False)["input_ids"]
         return self.subject.words[torch.tensor(ids, dtype=torch.long)]
 
-    def _labels(self, one: Shown) -> Tensor:
-        """`[N, d]`: for each patch that shows a label, the mean direction of its labels' embeddings."""
-        words = F.normalize(torch.from_numpy(self.subject.labels(one.labels)).double(), dim=-1)
+    def _labels(self, one: Shown, device: torch.device) -> None:
+        """For each patch that shows a label, the mean direction of its labels' embeddings. They are mixtures of a few
+        words, so of `[N, d]` numbers `[N, L]` are enough: in coordinates along the words' span lengths and angles are
+        the same."""
+        words = F.normalize(self.subject.embed(one.labels).double(), dim=-1)
         shown = one.shown.double()
-        return (shown.T @ words / shown.sum(0).clamp_min(1)[:, None])[one.shown.any(0)]
+        mix = (shown.T / shown.sum(0).clamp_min(1)[:, None])[one.shown.any(0)]
+        if not len(mix):
+            return
+        across = torch.linalg.qr(words.mT, mode="r").R  # words = across^T Q^T
+        self.image["labels"].add(von_neumann_entropy(mix @ across.mT, self.settings.centre))
+        self._pool("labels", words.shape[-1]).add_mixed(mix, words.to(device))
 
     def result(self) -> dict[str, Any]:
         """`image`: mean over pictures; `pooled`: of all vectors at once; each with its bounds, ln min(vectors, width),
@@ -154,6 +166,8 @@ class AlignStudy:
 
     def __init__(self, subject: Subject, settings: AnalysisSettings, labels: list[str]) -> None:
         self.subject, self.settings, self.labels = subject, settings, labels
+        self.numbers = {label: number for number, label in enumerate(labels)}
+        self._all: Tensor | None = None
         self.fresh = subject.untrained(settings.seed)
         names = ("align", "shuffled_labels", "shuffled_patches", "untrained_projector")
         self.scores = {name: Align(settings.threshold_rule, settings.threshold) for name in names}
@@ -170,17 +184,32 @@ class AlignStudy:
             visible = one.shown[one.shown.any(-1)]
             self.everywhere.add(visible.float().mean(-1))
             places = torch.from_numpy(rng.permutation(len(tokens))).to(tokens.device)
-            words = self._words(one.labels).to(tokens.device)
-            self.scores["align"].add(tokens, words, shown)
-            if others := [label for label in self.labels if label not in one.labels]:
-                wrong = rng.choice(others, len(one.labels), replace=len(others) < len(one.labels))
-                strange = self._words([str(name) for name in wrong]).to(tokens.device)
-                self.scores["shuffled_labels"].add(tokens, strange, shown)
-            self.scores["shuffled_patches"].add(tokens[places], words, shown)
-            self.scores["untrained_projector"].add(raw, words, shown)
+            words = self.subject.embed(one.labels).to(tokens.device)
+            rivals = self._rivals(tokens.device)
+            self.scores["align"].add(tokens, words, shown, rivals)
+            if wrong := self._others(one.labels, rng):
+                strange = self.subject.embed(wrong).to(tokens.device)
+                self.scores["shuffled_labels"].add(tokens, strange, shown, rivals)
+            self.scores["shuffled_patches"].add(tokens[places], words, shown, rivals)
+            self.scores["untrained_projector"].add(raw, words, shown, rivals)
 
-    def _words(self, labels: list[str]) -> Tensor:
-        return torch.from_numpy(self.subject.labels(labels)).float()
+    def _rivals(self, device: torch.device) -> Tensor | None:
+        if self.settings.among == "image":
+            return None
+        if self._all is None:
+            self._all = self.subject.embed(self.labels).to(device)
+        return self._all
+
+    def _others(self, own: list[str], rng: np.random.Generator) -> list[str]:
+        """As many labels that the picture does not have; none where there is no other."""
+        mine = sorted(self.numbers[label] for label in own)
+        others = len(self.labels) - len(mine)
+        if not others:
+            return []
+        chosen = rng.choice(others, len(mine), replace=others < len(mine))
+        for number in mine:  # the n-th of the others is the n-th of all, with its own ones passed over
+            chosen = chosen + (chosen >= number)
+        return [self.labels[number] for number in chosen]
 
     def result(self) -> dict[str, Any]:
         """Align and its controls, the pairs of picture and label that it is a mean over, the threshold. `everywhere` is
@@ -201,13 +230,16 @@ class AlignStudy:
 class WordTally:
     """Of words that were said for patches: how many can be read, and how many are true of the patch.
 
-    Precision is the share of the words said for a patch that belong to a label shown on it, recall the share of the
-    labels shown on a patch of which a word was said; both are means over the patches that show a label.
+    Precision is the share of the K words of a patch that are said and belong to a label shown on it: where a patch
+    shows one label of one token, 1/K is the most that there can be. `first_true` is the same of the first word alone,
+    at most 1. Recall is the share of the labels shown on a patch of which a word was said. All three are means over the
+    patches that show a label. A word belongs to a label if it is one of the label's tokens, in whatever case.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self.readable, self.first, self.precision, self.recall = Mean(), Mean(), Mean(), Mean()
+        self.first_true = Mean()
 
     def add(self, words: Tensor, labels: list[str], shown: Tensor, said_so: Tensor | None = None) -> None:
         """Take a picture.
@@ -228,7 +260,9 @@ class WordTally:
         hit = said & shown[:, :, None]
         if said_so is not None:
             hit &= said_so
-        self.precision.add(hit.any(0)[covered].float().mean(-1))
+        true = hit.any(0)[covered].float()
+        self.precision.add(true.mean(-1))
+        self.first_true.add(true[:, 0])
         self.recall.add((hit.any(-1).sum(0) / shown.sum(0).clamp_min(1))[covered])
 
     def result(self) -> dict[str, float]:
@@ -237,6 +271,7 @@ class WordTally:
             "readable": self.readable.value(),
             "first_readable": self.first.value(),
             "precision": self.precision.value(),
+            "first_true": self.first_true.value(),
             "recall": self.recall.value(),
             "patches": self.precision.count,
         }
@@ -251,22 +286,23 @@ class PursuitStudy:
         if len(self.atoms) < settings.steps:
             rule = f"the words to choose from are {len(self.atoms)} with words = {settings.words!r}"
             raise UserError("steps", settings.steps, rule, "take fewer steps, or other words")
-        self.matrix = subject.words[self.atoms.to(subject.words.device)].float()
+        self.matrix = unit(subject.words[self.atoms.to(subject.words.device)])
         self.tally = WordTally(vocabulary)
         self.residual = [Mean() for _ in range(settings.steps + 1)]
 
     def add(self, batch: Seen) -> None:
         """Take pictures."""
-        for one, tokens in zip(batch.shown, batch.after, strict=True):
-            words, coefficients, residual = self.decompose(tokens)
-            self.tally.add(words, one.labels, one.shown, coefficients > 0)  # a word that is taken away is not said
-            for mean, values in zip(self.residual, residual.T, strict=True):
-                mean.add(values)
+        words, coefficients, residual = self.decompose(batch.after.flatten(0, 1))
+        for mean, values in zip(self.residual, residual.T, strict=True):
+            mean.add(values)
+        pictures = len(batch.shown)
+        for one, own, said in zip(batch.shown, words.chunk(pictures), (coefficients > 0).chunk(pictures), strict=True):
+            self.tally.add(own, one.labels, one.shown, said)  # a word that is taken away is not said
 
     def decompose(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Token ids `[M, K]`, coefficients and residual energy, as in `matching_pursuit`."""
         form = (self.settings.steps, self.settings.orthogonal, self.settings.positive)
-        parts = [matching_pursuit(rows, self.matrix, *form) for rows in tokens.split(ROWS)]
+        parts = [pursue(rows, self.matrix, *form) for rows in tokens.split(ROWS)]
         words, coefficients, residual = (torch.cat(values).cpu() for values in zip(*parts, strict=True))
         return self.atoms[words], coefficients, residual
 
@@ -285,16 +321,16 @@ class LensStudy:
             rule = f"the LLM has {layers} layers"
             raise UserError("lens_layer", settings.lens_layer, rule, f"name one from 0 to {layers}, or -1 for the last")
         self.atoms = vocabulary.atoms("all")
-        self.matrix = F.normalize(subject.words[self.atoms.to(subject.words.device)].float(), dim=-1)
+        self.matrix = unit(subject.words[self.atoms.to(subject.words.device)])
         self.embedding, self.logit = WordTally(vocabulary), WordTally(vocabulary)
 
     @torch.inference_mode()
     def add(self, batch: Seen) -> None:
         """Take pictures."""
         said = self._logit_lens(batch.after)
-        for one, tokens, logit in zip(batch.shown, batch.after, said, strict=True):
-            nearest = nearest_word(tokens, self.matrix).cpu()
-            self.embedding.add(self.atoms[nearest][:, None], one.labels, one.shown)
+        nearest = self.atoms[nearest_word(batch.after.flatten(0, 1), self.matrix).cpu()]
+        for one, own, logit in zip(batch.shown, nearest.chunk(len(said)), said, strict=True):
+            self.embedding.add(own[:, None], one.labels, one.shown)
             self.logit.add(logit[:, None], one.labels, one.shown)
 
     def _logit_lens(self, tokens: Tensor) -> Tensor:
@@ -313,8 +349,7 @@ class LensStudy:
         head = llm.get_output_embeddings()
         hidden = hidden[:, -tokens.shape[1] :]
         ordinary = self.atoms.to(hidden.device)
-        said = [self.atoms[head(row)[:, ordinary].argmax(-1).cpu()] for row in hidden]
-        return torch.stack(said)
+        return self.atoms[torch.stack([head(row)[:, ordinary].argmax(-1) for row in hidden]).cpu()]
 
     def result(self) -> dict[str, Any]:
         """Shares of readable and true words of each lens."""

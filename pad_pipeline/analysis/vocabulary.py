@@ -25,6 +25,12 @@ def nearest_word(tokens: Tensor, words: Tensor) -> Tensor:
     return torch.cat([(F.normalize(rows.float(), dim=-1) @ words.mT).argmax(-1) for rows in tokens.split(ROWS)])
 
 
+def _text(tokenizer: Any, token: str) -> str:
+    """What a token says. Byte-level BPE writes it in letters that stand for bytes, and the bytes of a token may be a
+    part of a letter, which is none."""
+    return str(tokenizer.convert_tokens_to_string([token])).strip()
+
+
 class Vocabulary:
     """The tokens of an LLM.
 
@@ -37,7 +43,7 @@ class Vocabulary:
     def __init__(self, tokenizer: Any, count: int, labels: Mapping[str, list[int]]) -> None:
         count = min(count, len(tokenizer))
         self.tokens: list[str] = tokenizer.convert_ids_to_tokens(range(count))
-        self.words = [(token or "").lstrip("".join(_STARTS)).lower() or (token or "") for token in self.tokens]
+        self.words = [_text(tokenizer, token or "").lower() or (token or "") for token in self.tokens]
         """As they are compared: without the space before them, in lower case."""
         special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
         whole = [

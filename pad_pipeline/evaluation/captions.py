@@ -8,7 +8,6 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 Words = list[str]
 _TOKEN = re.compile(r"\w+(?:-\w+)*|[^\w\s]")
@@ -144,15 +143,12 @@ def java_scores(
     if importlib.util.find_spec("pycocoevalcap") is None:
         say("METEOR and SPICE are left out: pip install 'pad-pipeline[captions]' (104 MB) brings them.")
         return {}
-    from pycocoevalcap.meteor.meteor import Meteor
-    from pycocoevalcap.spice.spice import Spice
-
     mine = {number: [" ".join(words_of(text))] for number, text in enumerate(said)}
     theirs = {number: [" ".join(words_of(text)) for text in texts] for number, texts in enumerate(references)}
     scores: dict[str, float] = {}
-    kinds: dict[str, Any] = {"METEOR": Meteor, "SPICE": Spice}
-    for name, kind in kinds.items():
+    for name in ("METEOR", "SPICE"):
         try:
+            kind = getattr(importlib.import_module(f"pycocoevalcap.{name.lower()}.{name.lower()}"), name.capitalize())
             scores[name] = float(kind().compute_score(theirs, mine)[0])
         except Exception as error:  # programs of their own: whatever they trip over, the other scores stand
             say(f"{name} is left out: it failed ({type(error).__name__}: {' '.join(str(error).split())[:200]}).")

@@ -59,7 +59,7 @@ class Probe:
         """Over the pictures of all ranks: Align, the same with each picture's patches shuffled, and the share of
         patches whose nearest word can be read. None where there was no region, or no picture."""
         pairs_here = torch.tensor([float(self._align.pairs)]).double()
-        sums = torch.stack([self._align.sums, self._chance.sums]).flatten()
+        sums = torch.stack([self._align.sums, self._chance.sums]).flatten().cpu()
         sums = here.sum(torch.cat([sums, pairs_here, self._seen]).to(here.device, torch.float32))
         pairs, readable, count = sums[-3:].tolist()
         align, chance = (sums[:-3].view(2, -1).amax(1) / max(pairs, 1.0)).tolist()

@@ -224,10 +224,12 @@ class Comparison:
         return {
             "align": found["align"]["align"],
             "align_shuffled": found["align"]["shuffled_labels"],
+            "align_everywhere": found["align"]["everywhere"],
             "compression": found["entropy"]["image"]["dH"],
             "pursuit_precision": found["pursuit"]["precision"],
+            "pursuit_first_true": found["pursuit"]["first_true"],
             "pursuit_readable": found["pursuit"]["first_readable"],
-        }
+        } | {f"entropy_{name}": found["entropy"]["image"][name] for name in ("before", "after", "text", "labels")}
 
     def write(self, outcomes: list[Outcome]) -> None:
         """`compare.json`."""
