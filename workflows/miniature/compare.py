@@ -91,6 +91,7 @@ ROWS = {
     "align_shuffled": "  labels shuffled",
     "compression": "dH, nats",
     "pursuit_precision": "pursuit, precision",
+    "pursuit_first_true": "  first word true",
     "pursuit_readable": "  first word readable",
     "caption_slots_after_2": "caption slots",
     "caption_kinds_after_2": "  kinds",
