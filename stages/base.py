@@ -169,8 +169,9 @@ class Stage(ABC):
                 self._in_a_row = 0
                 continue
             self.failed += 1
-            # A file that was missing when the plan was made says nothing about the stage.
-            self._in_a_row += row.place.size != MISSING
+            # Neither a file that was missing when the plan was made, nor a failure that another stage of an earlier run
+            # noted, says anything about this stage.
+            self._in_a_row += row.place.size != MISSING and row.stage == self.name
             if 0 < self.breaker <= self._in_a_row:
                 rule = f"{self._in_a_row} images in a row failed, the last one ({row.source}) with: {row.reason}"
                 remedy = (

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from pad_pipeline.miniature.files import World
 from pad_pipeline.shards.reader import open_shards
@@ -158,6 +159,30 @@ def test_a_filter_takes_whole_images(built: Callable[..., Path], pad: Pad, tmp_p
     (tmp_path / "ids.txt").write_text("scene-00001\nscene-00003\n")
     assert pad("filter", built(), "--ids", tmp_path / "ids.txt", "--out", tmp_path / "ids").code == 0
     assert list(regions(tmp_path / "ids")) == ["scene-00001", "scene-00003"]
+
+
+def test_images_that_failed_before_are_no_broken_stage(models_toml: Path, pad: Pad, tmp_path: Path) -> None:
+    """More failed images in a row than stop a run (100): they are taken over, and do not stop it. An exit code tells
+    where more failed than may, and where nothing else is left."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(120):
+        (images / f"{number:03}.png").write_bytes(b"no picture")
+    Image.new("RGB", (60, 40)).save(images / "200.png")
+    entries = [
+        {"id": n, "file_name": p.name, "width": 60, "height": 40} for n, p in enumerate(sorted(images.iterdir()))
+    ]
+    (tmp_path / "a.json").write_text(json.dumps({"images": entries, "annotations": [], "categories": []}))
+    command = ["import", "coco", "--annotations", tmp_path / "a.json", "--images", images, "--models", models_toml]
+    assert pad(*command, "--view-size", 112, "--breaker", 0, "--out", tmp_path / "old").code == 0
+    done = pad("retarget", tmp_path / "old", "--fit", "pad", "--out", tmp_path / "new")
+    assert done.code == 0 and "120 failed" in done.out, done.err
+    assert pad("retarget", tmp_path / "old", "--max-failed", "5%", "--out", tmp_path / "new", "--fit", "pad").code == 1
+    assert pad("filter", tmp_path / "old", "--status", "failed", "--out", tmp_path / "failed").code == 0
+    none = pad("filter", tmp_path / "old", "--limit", 100, "--min-edge", 0, "--label", "x", "--out", tmp_path / "no")
+    assert none.code == 2 and "Traceback" not in none.err
+    lost = pad("retarget", tmp_path / "failed", "--fit", "pad", "--out", tmp_path / "lost")
+    assert lost.code == 2 and "every one of them failed" in lost.err
 
 
 def test_a_merge_holds_every_image_of_every_run(built: Callable[..., Path], pad: Pad, tmp_path: Path) -> None:

@@ -113,6 +113,12 @@ class RunFlags:
     shard_size: Annotated[
         int | None, typer.Option(help="Images in one shard; as many as before.", min=1, max=1_000_000)
     ] = None
+    max_failed: Annotated[
+        str, typer.Option(help="Exit with 1 where more images failed, in all: a count, or a share such as 5%.")
+    ] = "100%"
+    breaker: Annotated[
+        int, typer.Option(help="Stop when a stage fails for this many images in a row; 0: never.", min=0)
+    ] = 100
     accept_changed_code: Annotated[
         bool, typer.Option("--accept-changed-code", help="Continue a run that another version of pad's code began.")
     ] = False
@@ -128,10 +134,12 @@ class RunFlags:
         """The options of the run, checked against each other.
 
         Raises:
-            UserError: two of them contradict each other.
+            UserError: two of them contradict each other, or --max-failed is neither a count nor a share.
         """
+        from workflows.limits import failures_allowed
         from workflows.options import RunOptions
 
+        failures_allowed(self.max_failed, 0)
         for option, value in self._of_ray().items():
             if value and self.engine is Engine.local:
                 raise UserError(option, value, "it goes with --engine ray", "leave it out, or use --engine ray")
@@ -139,6 +147,7 @@ class RunFlags:
             shard_size=self.shard_size or RunOptions.shard_size,
             limit=self.limit,
             accept_changed_code=self.accept_changed_code,
+            breaker=self.breaker,
             engine=self.engine.value,
             address=self.address,
             workers=self.workers,
@@ -170,18 +179,9 @@ class ImportFlags(RunFlags):
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try the failed images of finished shards again, and nothing else.")
     ] = False
-    max_failed: Annotated[
-        str, typer.Option(help="Exit with 1 where more images failed, in all: a count, or a share such as 5%.")
-    ] = "100%"
-    breaker: Annotated[
-        int, typer.Option(help="Stop when a stage fails for this many images in a row; 0: never.", min=0)
-    ] = 100
 
     def options(self) -> RunOptions:
-        """See `RunFlags.options`; a --max-failed that is neither a count nor a share is refused too."""
-        from workflows.limits import failures_allowed
-
-        failures_allowed(self.max_failed, 0)
+        """See `RunFlags.options`."""
         if self.fork and self.retry_failed:
             rule = "it makes a new run, and --retry-failed mends one"
             raise UserError("--fork", self.fork, rule, "leave one of them out")
@@ -190,7 +190,6 @@ class ImportFlags(RunFlags):
             depth=self.fingerprint.value,
             fork=self.fork,
             retry_failed=self.retry_failed,
-            breaker=self.breaker,
         )
 
 

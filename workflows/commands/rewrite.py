@@ -125,7 +125,7 @@ def filter_shards(
     if chosen == Selection():
         rule = "nothing is said about which images are wanted"
         raise UserError("filter", shards, rule, "give --status, --label, --ids, --min-regions or --min-edge")
-    _rewrite(StoredSource([shards], chosen), out, run, as_json)
+    _rewrite(StoredSource([shards], chosen), out, run, as_json, failed_wanted="failed" in chosen.statuses)
 
 
 @expanded
@@ -159,6 +159,7 @@ def _rewrite(
     view: ViewFlags = AS_BEFORE,
     llm: str = "",
     edits: EditSettings | None = None,
+    failed_wanted: bool = False,
 ) -> None:
     first = source.runs[0].run
     options = run.options()
@@ -176,7 +177,7 @@ def _rewrite(
         labels = LabelSettings(llm=resolve(llm, "llm"), context=context)
     new_view = None if view == AS_BEFORE else view.over(first.view)
     totals = rewrite(source, out, options, new_view, labels, edits)
-    finish(totals, out, dict(source.counts), "100%", as_json, source="")
+    finish(totals, out, dict(source.counts), run.max_failed, as_json, source="" if failed_wanted else "SHARDS")
 
 
 def _lines(option: str, path: Path | None) -> list[str]:
