@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from rich.console import Console
@@ -14,7 +15,7 @@ from pad_pipeline.report.overlay import contact_sheet, panels
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.shards.verify import verify_run
 from workflows.engines import Engine
-from workflows.miniature.evaluate import TEST_WORLD, Evaluation, align, annotate, table
+from workflows.miniature.evaluate import TEST_WORLD, Evaluation, align, annotate, as_dict, table
 from workflows.models import load_models
 
 MARK = ".pad-demo"
@@ -23,8 +24,8 @@ SHOWN = 12
 """Scenes on the picture sheet."""
 
 
-def run_demo(out: Path, scenes: int, steps: int, engine: Engine, console: Console) -> None:
-    """Draw, build, verify, score, train twice, draw a sheet; everything that is made stays in `out`.
+def run_demo(out: Path, scenes: int, steps: int, engine: Engine, console: Console) -> dict[str, Any]:
+    """Draw, build, verify, score, train twice, draw a sheet; everything that is made stays in `out`. The scores.
 
     Raises:
         UserError: `out` is in use.
@@ -46,12 +47,14 @@ def run_demo(out: Path, scenes: int, steps: int, engine: Engine, console: Consol
     pairs = align(out / "shards", out / "stage1", vision, models, 1, steps, console)
 
     console.rule("3  What came out, against what was drawn")
-    console.print(table(Evaluation(score, alignment=pairs)))
+    found = Evaluation(score, alignment=pairs)
+    console.print(table(found))
     sheet = write_sheet(out / "shards", out / "sheet.png")
     console.print(f"Pictures of scenes with tags, boxes, masks and patches: {sheet}", soft_wrap=True)
     console.print(f"Look further: pad stats {out / 'shards'}", highlight=False, soft_wrap=True)
     hugging_face = out / "stage1/patch-0/hf"
     console.print(f"The trained model, for stock transformers: {hugging_face}", highlight=False, soft_wrap=True)
+    return as_dict(found)
 
 
 def write_sheet(shards: Path, path: Path, most: int = SHOWN) -> Path:

@@ -105,5 +105,6 @@ def finish(
     if totals["failed"] > allowed:
         failed = f"{totals['failed']} of {counted(totals['images'], 'image')} failed"
         text = f"{failed}; --max-failed {max_failed} allows {allowed}. `pad stats {out}` says why."
+        errors.quiet = False  # it is what ends the command
         errors.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1)

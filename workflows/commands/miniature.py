@@ -17,6 +17,7 @@ def demo(
     scenes: Annotated[int, typer.Option(help="How many scenes to draw.", min=2)] = 200,
     steps: Annotated[int, typer.Option(help="Of each of the two trainings.", min=1)] = 100,
     engine: EngineOption = Engine.ray,
+    as_json: AsJson = False,
 ) -> None:
     """See it work, without network: annotate drawn scenes, score them, train a projector with and without patch loss.
 
@@ -26,7 +27,9 @@ def demo(
     """
     from workflows.demo import run_demo
 
-    run_demo(out, scenes, steps, engine.value, console)
+    found = run_demo(out, scenes, steps, engine.value, errors if as_json else console)
+    if as_json:
+        print_json(found)
 
 
 def miniature_draw(
@@ -104,7 +107,7 @@ def miniature_evaluate(
     from workflows.models import load_models
 
     chosen, tower = load_models(models), resolve(vision, "clip")
-    found = workflow.evaluate(out, chosen, tower, scenes, seeds, steps, engine.value, console)
+    found = workflow.evaluate(out, chosen, tower, scenes, seeds, steps, engine.value, errors if as_json else console)
     print_json(workflow.as_dict(found)) if as_json else console.print(workflow.table(found))
 
 
@@ -136,7 +139,7 @@ def miniature_compare(
 
     chosen, tower = load_models(models), resolve(vision, "clip")
     budget = workflow.Budget(scenes, dialogues, seeds, stage1_steps, stage2_steps, probes)
-    comparison = workflow.Comparison(out, chosen, tower, budget, console)
+    comparison = workflow.Comparison(out, chosen, tower, budget, errors if as_json else console)
     comparison.prepare(engine.value, threads)
     outcomes = comparison.run()
     print_json(workflow.summary(outcomes)) if as_json else console.print(workflow.table(outcomes))

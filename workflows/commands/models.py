@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -28,7 +28,14 @@ def models_list(
 
     chosen = [models] if models else [*PRESETS, "miniature"]
     if as_json:
-        print_json({name: [part._asdict() for part in parts(load_models(name))] for name in chosen})
+        found: dict[str, Any] = {
+            name: [
+                part._asdict() | {"megabytes": part.megabytes, "place": part.place} for part in parts(load_models(name))
+            ]
+            for name in chosen
+        }
+        official = {} if models else {"official": {name: file._asdict() for name, file in OFFICIAL.items()}}
+        print_json({"models": found} | official)
         return
     for name in chosen:
         console.print(f"[bold]--models {escaped(name)}[/bold]")
@@ -45,7 +52,7 @@ def models_list(
         console.print(names)
 
 
-def models_fetch(models: ModelsArgument = "paper") -> None:
+def models_fetch(models: ModelsArgument = "paper", as_json: AsJson = False) -> None:
     """Fetch every file of a choice of models into the caches, check hashes, convert once; then no build waits for it.
 
     Example:
@@ -57,6 +64,9 @@ def models_fetch(models: ModelsArgument = "paper") -> None:
 
     chosen = load_models(models)
     found = weight_fingerprints(chosen) | label_fingerprint(chosen.llm)[0]
+    if as_json:
+        print_json({"sha256": found})
+        return
     for name, digest in sorted(found.items()):
         console.print(f"{name:18} sha256 {digest}", highlight=False, soft_wrap=True)
     models_check(models, False)
