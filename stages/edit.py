@@ -22,7 +22,7 @@ class EditSettings(BaseModel):
     """Regions of these go."""
     min_score: float = Field(0.0, ge=0, le=1)
     """Regions whose box has a lower score go."""
-    min_predicted_iou: float | None = None
+    min_predicted_iou: float | None = Field(None, allow_inf_nan=False)
     """Regions whose mask the segmenter thinks less of go; None for none. (An estimate by regression: it can be below 0
     and above 1.)"""
     nms_iou: float = Field(1.0, ge=0, le=1)
