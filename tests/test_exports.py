@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from pad_pipeline.errors import UserError
+from pad_pipeline.exports.target import Target
 from pad_pipeline.miniature.files import World
+from pad_pipeline.pictures import ENDINGS
 from pad_pipeline.records import ImageRecord, Shard
 from pad_pipeline.shards.reader import open_shards
 
@@ -197,3 +203,81 @@ def test_what_is_under_pad_is_not_trusted(
     shard = HumanRegions()(Decode(DecodeSettings(), str(tmp_path / "coco/images"))(Shard(0, [record])))
     assert shard.rows[0].status == "failed"
     assert f"annotation {entry['id']}" in shard.rows[0].reason and "pad" in shard.rows[0].reason
+
+
+def with_index(folder: Path, name: str, **values: Any) -> None:
+    """Write a shard's index anew, with other values in its first row that is ok."""
+    path = folder / f"{name}.parquet"
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    next(row for row in rows if row["status"] == "ok").update(values)
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), path)
+
+
+@pytest.mark.parametrize("kind", ["coco", "fiftyone"])
+@pytest.mark.parametrize("key", ["../../../evil", "below/evil", "a.b", "", "x" * 300])
+def test_a_key_of_a_foreign_shard_is_no_path(kind: str, key: str, built: Path, pad: Pad, tmp_path: Path) -> None:
+    """The key became a part of the picture's path as it stood in the index: shards from anywhere wrote outside --out,
+    over any file of the user's."""
+    foreign = tmp_path / "a/b/foreign"
+    shutil.copytree(built, foreign)
+    with_index(foreign, "pad-000001", key=key)
+    before = {path for path in tmp_path.rglob("*") if not path.is_relative_to(tmp_path / "a/b/c")}
+    done = pad("export", kind, foreign, "--out", tmp_path / "a/b/c/out")
+    assert done.code == 2 and done.err.count("\n") == 1 and "no key of pad's" in done.err, done.err
+    assert {path for path in tmp_path.rglob("*") if not path.is_relative_to(tmp_path / "a/b/c")} == before
+    checked = pad("verify", foreign)
+    assert checked.code == 1 and "no key of pad's" in checked.out + checked.err
+
+
+def test_keys_that_pad_makes_are_keys(models_toml: Path, pad: Pad, tmp_path: Path) -> None:
+    """Ids of all kinds: in other scripts, long, repeated, with dots and slashes; nothing of them is refused. Catches a
+    rule that is narrower than what `pad build` writes."""
+    ids = ["../..", "été", "日本語" * 30, "x" * 500, "x" * 500, "a.b/c", "a.b/c", "", "\n", "\u0130.\u0301"]
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a thing"}]
+    records = [{"id": name, "image": "a.png", "conversations": turns} for name in ids]
+    (tmp_path / "llava.json").write_text(json.dumps(records))
+    command = ["build", "--images", tmp_path / "llava.json", "--models", models_toml, "--view-size", 112]
+    assert pad(*command, "--engine", "local", "--out", tmp_path / "out").code == 0
+    assert pad("verify", tmp_path / "out").code == 0
+    done = pad("export", "coco", tmp_path / "out", "--out", tmp_path / "coco")
+    assert done.code == 0, done.err
+    assert len(list((tmp_path / "coco/images").iterdir())) == len(ids)
+
+
+@pytest.mark.parametrize("kind", [b'"/.."', b'"PNX"', b"12345", b"[3,4]", b"null "])
+def test_a_format_of_a_foreign_shard_is_no_path(kind: bytes, built: Path, pad: Pad, tmp_path: Path) -> None:
+    """It became the file's ending, whatever it was; one that is no text was a traceback."""
+    foreign = tmp_path / "foreign"
+    shutil.copytree(built, foreign)
+    tar = foreign / "pad-000000.tar"
+    assert tar.read_bytes().count(b'"format":"PNG"') == 4
+    tar.write_bytes(tar.read_bytes().replace(b'"format":"PNG"', b'"format":' + kind))
+    done = pad("export", "coco", foreign, "--out", tmp_path / "out")
+    assert done.code == 2 and done.err.count("\n") == 1 and "no format of pictures" in done.err, done.err
+    assert not list(tmp_path.glob("out/images/*"))
+
+
+def test_every_format_that_is_decoded_has_an_ending() -> None:
+    """A format that a new Pillow opens would be built, and refused by the exports."""
+    Image.init()
+    assert set(Image.OPEN) <= ENDINGS.keys()
+    assert all(re.fullmatch("[a-z0-9]+", ending) for ending in ENDINGS.values())
+
+
+def test_nothing_is_written_outside_the_folder(built: Path, pad: Pad, tmp_path: Path) -> None:
+    """Through a link in the folder of an earlier export, pictures went where the link leads."""
+    assert pad("export", "coco", built, "--out", tmp_path / "out").code == 0
+    (tmp_path / "mine").mkdir()
+    shutil.rmtree(tmp_path / "out/images")
+    (tmp_path / "out/images").symlink_to(tmp_path / "mine")
+    refused = pad("export", "coco", built, "--out", tmp_path / "out")
+    assert refused.code == 2 and "does not lie in the folder" in refused.err, refused.err
+    assert not list((tmp_path / "mine").iterdir())
+    target = Target(tmp_path / "new", "coco")
+    for name in ("../evil", "images/../../evil", str(tmp_path / "evil"), "", "images/.."):
+        with pytest.raises(UserError, match="does not lie in the folder"):
+            target.write(name, b"evil")
+    target.write("images/a.png", b"good")
+    assert not (tmp_path / "evil").exists() and (tmp_path / "new/images/a.png").read_bytes() == b"good"

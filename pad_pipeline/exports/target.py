@@ -38,10 +38,23 @@ class Target:
                 "--out", path, f"it can't be written ({error.strerror})", "choose another folder"
             ) from error
 
+    def place(self, name: str) -> Path:
+        """Where file `name` stands.
+
+        Raises:
+            UserError: that is not below the folder. Names come from shards of unknown origin, and a link in the folder
+                leads anywhere.
+        """
+        path = self.path / name
+        if self.path.resolve() not in path.resolve().parents:
+            rule = "it does not lie in the folder of the export"
+            raise UserError("--out", path, rule, "name a new folder; see whether `pad verify` finds the shards whole")
+        return path
+
     @contextmanager
     def file(self, name: str) -> Iterator[Path]:
         """A path to write to; where the block ends well, it becomes file `name`: whole, or not there."""
-        path = self.path / name
+        path = self.place(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
         try:
@@ -52,7 +65,7 @@ class Target:
 
     def write(self, name: str, content: bytes) -> None:
         """A whole file; left as it is where it has that many bytes already, so that a second export is quick."""
-        path = self.path / name
+        path = self.place(name)
         if not (path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content):
             with self.file(name) as partial:
                 partial.write_bytes(content)
