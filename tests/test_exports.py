@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import CommitOperationDelete, HfApi
 from PIL import Image
 
 from pad_pipeline.errors import UserError
@@ -22,6 +25,7 @@ from pad_pipeline.miniature.files import World
 from pad_pipeline.pictures import ENDINGS
 from pad_pipeline.records import ImageRecord, Shard
 from pad_pipeline.shards.reader import open_shards
+from tests.conftest import data
 
 Pad = Callable[..., Any]
 
@@ -281,3 +285,129 @@ def test_nothing_is_written_outside_the_folder(built: Path, pad: Pad, tmp_path: 
             target.write(name, b"evil")
     target.write("images/a.png", b"good")
     assert not (tmp_path / "evil").exists() and (tmp_path / "new/images/a.png").read_bytes() == b"good"
+
+
+@pytest.fixture
+def part(built: Path, pad: Pad, tmp_path: Path) -> Path:
+    """Another run, of one shard."""
+    assert pad("filter", built, "--status", "ok", "--limit", 2, "--out", tmp_path / "part").code == 0
+    return tmp_path / "part"
+
+
+def test_a_second_hub_export_is_of_the_second_run_alone(built: Path, part: Path, pad: Pad, tmp_path: Path) -> None:
+    """Shards of the first stayed, and the card's pattern loaded both as one dataset. What others put there stays, and
+    a run is not exported onto itself, for its run.json would go first."""
+    from datasets import load_dataset
+
+    out = tmp_path / "hub"
+    assert pad("export", "hub", built, "--out", out).code == 0
+    (out / "notes.md").write_text("mine")
+    (out / ".pad-000002.tar.partial").write_bytes(b"of an export that was killed")
+    assert pad("export", "hub", part, "--out", out).code == 0
+    names = {"pad-000000.tar", "pad-000000.parquet", "run.json", "plan.parquet", "README.md", ".pad-export", "notes.md"}
+    assert {path.name for path in out.iterdir()} == names
+    assert {sample["json"]["id"] for sample in load_dataset(str(out), split="train", streaming=True)} == set(
+        found(part)
+    )
+    assert pad("verify", out).code == 0
+    before = data(out)
+    refused = pad("export", "hub", out, "--out", out)
+    assert refused.code == 2 and "these are the shards that are read" in refused.err
+    assert data(out) == before
+
+
+def test_half_a_hub_export_is_no_run(built: Path, part: Path, pad: Pad, tmp_path: Path) -> None:
+    """One that breaks off over an earlier one left the earlier one's run.json and card beside shards of both."""
+    out = tmp_path / "hub"
+    assert pad("export", "hub", part, "--out", out).code == 0
+    broken = tmp_path / "broken"
+    shutil.copytree(built, broken)
+    (broken / "pad-000001.tar").write_bytes(b"")
+    assert pad("export", "hub", broken, "--out", out).code == 2
+    assert pad("stats", out).code == 2 and not (out / "README.md").exists()
+    assert pad("export", "hub", built, "--out", out).code == 0
+    assert pad("verify", out).code == 0
+
+
+def test_a_killed_hub_export_does_not_endanger_the_run(built: Path, pad: Pad, tmp_path: Path) -> None:
+    """Killed between link and rename, it left a partial that is the run's own tar; the next one could not link over it,
+    and truncated it to copy the tar onto itself."""
+    run, out = tmp_path / "run", tmp_path / "hub"
+    shutil.copytree(built, run)
+    before = data(run)
+    assert pad("export", "hub", run, "--out", out).code == 0
+    for name in ("pad-000000.tar", "pad-000000.parquet", "run.json", "plan.parquet"):
+        (out / name).unlink()
+        os.link(run / name, out / f".{name}.partial")
+    assert pad("export", "hub", run, "--out", out).code == 0
+    assert data(run) == before
+    assert {name: data(out)[name] for name in before} == before
+    assert not list(out.glob("*.partial"))
+
+
+def test_what_people_mend_in_a_hub_export_is_not_the_runs(built: Path, pad: Pad, tmp_path: Path) -> None:
+    """run.json and plan.parquet were the run's own files under another name: whoever took his paths out of them before
+    he published took them out of the run. Tars, which are large, are linked."""
+    run, out = tmp_path / "run", tmp_path / "hub"
+    shutil.copytree(built, run)
+    before = data(run)
+    assert pad("export", "hub", run, "--out", out).code == 0
+    for path in out.iterdir():
+        if path.suffix == ".tar":
+            assert path.samefile(run / path.name)
+        else:
+            path.write_bytes(b"mended in place")
+    assert data(run) == before
+
+
+def test_where_files_cant_be_linked_they_are_copied(
+    built: Path, pad: Pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another disk."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert pad("export", "hub", built, "--out", tmp_path / "hub").code == 0
+    assert not (tmp_path / "hub/pad-000000.tar").samefile(built / "pad-000000.tar")
+    assert pad("verify", tmp_path / "hub").code == 0
+
+
+class Repository(HfApi):
+    """Stands in for the hub: one repository in memory. What `upload_folder` sends, and what it deletes, is decided by
+    the hub's own client; its requests alone are answered here."""
+
+    held: ClassVar[dict[str, bytes]] = {}
+
+    def create_repo(self, repo_id: str, **_: Any) -> None:  # type: ignore[override]
+        assert repo_id == "me/mine"
+
+    def list_repo_files(self, *_: Any, **__: Any) -> list[str]:  # type: ignore[override]
+        return list(self.held)
+
+    def _validate_yaml(self, content: str, **_: Any) -> None:  # type: ignore[override]
+        assert content.startswith("---\n")
+
+    def create_commit(self, *_: Any, operations: Any, **__: Any) -> None:  # type: ignore[override]
+        for operation in operations:
+            if isinstance(operation, CommitOperationDelete):
+                del self.held[operation.path_in_repo]
+            else:
+                self.held[operation.path_in_repo] = Path(operation.path_or_fileobj).read_bytes()
+
+
+def test_a_push_is_of_the_second_run_alone(
+    built: Path, part: Path, pad: Pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards of the first stayed in the repository, and were loaded with those of the second. Here a stand-in for the
+    hub's client is asked (`Repository`), and no server. What others put there stays; our mark is not sent."""
+    monkeypatch.setattr("huggingface_hub.HfApi", Repository)
+    monkeypatch.setattr("huggingface_hub.hf_api.is_xet_available", lambda: False, raising=False)
+    monkeypatch.setattr(Repository, "held", {"LICENSE": b"theirs", ".gitattributes": b"theirs"})
+    for run in (built, part):
+        out = tmp_path / f"hub-of-{run.name}"
+        done = pad("export", "hub", run, "--out", out, "--push", "me/mine")
+        assert done.code == 0 and "https://huggingface.co/datasets/me/mine" in done.out, done.err
+        sent = {path.name: path.read_bytes() for path in out.iterdir() if path.name != ".pad-export"}
+        assert Repository.held == sent | {"LICENSE": b"theirs", ".gitattributes": b"theirs"}

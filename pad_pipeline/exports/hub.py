@@ -24,11 +24,14 @@ from pad_pipeline.shards.stats import Statistics
 CARD = "README.md"
 MOST_LABELS = 30
 """That the card lists."""
+SHARDS = ("pad-*.tar", "pad-*.parquet")
+"""What readers take for a part of the dataset."""
 _SIZES = ("n<1K", 1000), ("1K<n<10K", 10_000), ("10K<n<100K", 100_000), ("100K<n<1M", 1_000_000), ("1M<n<10M", 10**7)
 
 
 def export_hub(shards: ShardFolder, target: Target, name: str, licence: str) -> Iterator[Counter[str]]:
-    """Write the folder of the repository; yields as `export_coco` does.
+    """Write the folder of the repository; yields as `export_coco` does. Of an earlier export nothing stays: the shards
+    of two runs would be read as one dataset.
 
     Args:
         shards: of a run that is finished.
@@ -37,32 +40,37 @@ def export_hub(shards: ShardFolder, target: Target, name: str, licence: str) -> 
         licence: of the pictures, by the hub's names; `other` where it is none of them.
 
     Raises:
-        UserError: the run is not finished.
+        UserError: the run is not finished, or lies in the folder itself.
     """
+    if not shards.folder.remote and Path(str(shards.folder)).resolve() == target.path.resolve():
+        raise UserError("--out", target.path, "these are the shards that are read", "name a new folder")
     if missing := shards.run.shards - len(shards.names):
         rule = f"{missing} of its {shards.run.shards} shards are not finished"
         raise UserError("SHARDS", shards.folder, rule, "run the command that makes it again, then export it")
+    target.remove(CARD, RUN_NAME)  # first of all: half an export should not be read as a run
+    target.remove(*SHARDS, but={f"{shard}.{ending}" for shard in shards.names for ending in ("tar", "parquet")})
+    target.remove(".*.partial")
     stats = Statistics(shards)
     for shard in shards.names:
-        for ending in ("tar", "parquet"):
-            _take(shards, f"{shard}.{ending}", target)
+        _take(shards, f"{shard}.tar", target, link=True)
+        _take(shards, f"{shard}.parquet", target)
         stats.add(shard)
         yield Counter(images=stats.images, regions=stats.regions)
-    for file in (RUN_NAME, PLAN_NAME):
+    for file in (PLAN_NAME, RUN_NAME):
         _take(shards, file, target)
     target.write(CARD, card(stats, name, licence).encode())
 
 
-def _take(shards: ShardFolder, name: str, target: Target) -> None:
-    """A file of the run: linked where that is possible, for it is never changed in place; else copied."""
+def _take(shards: ShardFolder, name: str, target: Target, link: bool = False) -> None:
+    """A file of the run: a copy; or another name of the same file, for the large ones that nobody changes in place."""
     with target.file(name) as partial:
-        if not shards.folder.remote:
+        if link and not shards.folder.remote:
             try:
-                os.link(Path(str(shards.folder), name), partial)
+                os.link(Path(str(shards.folder), name).resolve(), partial)
                 return
             except OSError:  # another disk, or one without links
                 pass
-        with shards.folder.open(name) as source, partial.open("wb") as out:
+        with shards.folder.open(name) as source, partial.open("xb") as out:  # never into a file that is there already
             shutil.copyfileobj(source, out)
 
 
@@ -169,7 +177,7 @@ def _cell(text: str) -> str:
 
 
 def push(folder: Path, name: str, private: bool) -> str:
-    """Upload an exported folder to the hub; where it is now.
+    """Upload an exported folder to the hub; where it is now. Shards that are there and not in the folder go.
 
     Args:
         folder: what `export_hub` wrote.
@@ -184,7 +192,9 @@ def push(folder: Path, name: str, private: bool) -> str:
     try:
         api = HfApi()
         api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
-        api.upload_folder(repo_id=name, repo_type="dataset", folder_path=folder, ignore_patterns=[MARK])
+        api.upload_folder(
+            repo_id=name, repo_type="dataset", folder_path=folder, ignore_patterns=[MARK], delete_patterns=[*SHARDS]
+        )
     except Exception as error:  # network, rights, names: whatever the client raises is what is wrong
         reason = f"it can't be uploaded ({type(error).__name__}: {error})"
         raise UserError("--push", name, reason, "log in with `hf auth login`, check the name, try again") from error

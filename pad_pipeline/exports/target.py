@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,11 +57,20 @@ class Target:
         path = self.place(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
+        partial.unlink(missing_ok=True)  # of an export that was killed; never written into, for it may be a link
         try:
             yield partial
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+    def remove(self, *patterns: str, but: Collection[str] = ()) -> None:
+        """Remove the files directly inside whose names match, but for some: what an earlier export wrote and this one
+        does not."""
+        for pattern in patterns:
+            for path in self.path.glob(pattern):
+                if path.name not in but and not path.is_dir():
+                    path.unlink()
 
     def write(self, name: str, content: bytes) -> None:
         """A whole file; left as it is where it has that many bytes already, so that a second export is quick."""
