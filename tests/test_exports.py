@@ -411,3 +411,16 @@ def test_a_push_is_of_the_second_run_alone(
         assert done.code == 0 and "https://huggingface.co/datasets/me/mine" in done.out, done.err
         sent = {path.name: path.read_bytes() for path in out.iterdir() if path.name != ".pad-export"}
         assert Repository.held == sent | {"LICENSE": b"theirs", ".gitattributes": b"theirs"}
+
+
+@pytest.mark.parametrize("kind", ["coco", "fiftyone", "parquet", "hub"])
+@pytest.mark.parametrize("out", ["s3://bucket/x", "hf://datasets/me/mine", "file:///x", ""])
+def test_a_url_is_no_folder(
+    kind: str, out: str, built: Path, pad: Pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It became a local folder called `s3:`, and the user looked for his export in the bucket."""
+    monkeypatch.chdir(tmp_path)
+    refused = pad("export", kind, built, "--out", out)
+    assert refused.code == 2 and refused.err.count("\n") == 1
+    assert f"--out = {out}: an export is written to a disk; name a folder on this machine" in refused.err
+    assert not list(tmp_path.iterdir())
