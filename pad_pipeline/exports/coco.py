@@ -97,14 +97,15 @@ def _image(number: int, file: str, sample: Sample) -> dict[str, Any]:
 
 def _annotation(number: int, image: int, category: int, region: dict[str, Any], enclosing: bool) -> dict[str, Any]:
     x0, y0, x1, y1 = region["box"]
-    bbox = coco_mask.toBbox(region["rle"]).tolist() if enclosing else [x0, y0, x1 - x0, y1 - y0]
+    mask_box = coco_mask.toBbox(region["rle"]).tolist()
     own = {name: region[name] for name in ("box", "score", "label_score", "prompt", "predicted_iou")}
+    own["mask_box"] = mask_box  # a box that is neither this nor the detected one was changed since
     others = [{name: other[name] for name in ("label", "score", "label_score")} for other in region["alternates"]]
     return {
         "id": number,
         "image_id": image,
         "category_id": category,
-        "bbox": bbox,
+        "bbox": mask_box if enclosing else [x0, y0, x1 - x0, y1 - y0],
         "area": int(coco_mask.area(region["rle"])),
         "iscrowd": int(region["crowd"]),
         "segmentation": region["rle"],
