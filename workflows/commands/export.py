@@ -77,8 +77,10 @@ def export_hub(
     from functools import partial
 
     from pad_pipeline.exports import hub
+    from workflows.catalogue import LICENCES
 
-    _export("hub", shards, out, partial(hub.export_hub, name=name, licence=licence))
+    write = partial(hub.export_hub, name=name, licence=licence, licences=LICENCES, repository=push or hub.REPOSITORY)
+    _export("hub", shards, out, write)
     if push:
         console.print(hub.push(Path(out), push, private), markup=False, soft_wrap=True)
 
