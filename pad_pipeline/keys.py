@@ -12,6 +12,10 @@ from pathlib import Path
 import numpy as np
 
 _OTHER = re.compile(r"[^\w-]")
+_KEY = re.compile(r"[\w-]+")
+_LONGEST = 120
+_NUMBER = 20
+"""Bytes for what `numbered` puts behind a key."""
 _PARTS = 64
 _ENTRY = np.dtype([("hash", "<u8"), ("row", "<u8")])
 
@@ -20,9 +24,15 @@ def plain_key(name: str) -> str:
     """An id as a tar member's name: letters, digits, `-` and `_`; no dot, because readers split there. 120 bytes at
     most, so that every file system can hold the members."""
     if name.isascii():
-        return _OTHER.sub("_", name)[:120] or "image"
+        return _OTHER.sub("_", name)[:_LONGEST] or "image"
     plain = _OTHER.sub("_", unicodedata.normalize("NFC", name))
-    return plain.encode()[:120].decode(errors="ignore") or "image"
+    return plain.encode()[:_LONGEST].decode(errors="ignore") or "image"
+
+
+def is_key(text: str) -> bool:
+    """Whether `plain_key` and `numbered` make such keys. What is one can be a file's name: it leads to no other folder.
+    Keys from shards of unknown origin need not be."""
+    return bool(_KEY.fullmatch(text)) and len(text.encode()) <= _LONGEST + _NUMBER
 
 
 class KeyHashes:

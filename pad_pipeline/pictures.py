@@ -9,6 +9,18 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
+_CALLED_AS_THEY_END = (
+    "AVIF", "BLP", "BMP", "BUFR", "CUR", "DCX", "DDS", "DIB", "EPS", "FITS", "FLI", "FPX", "GBR", "GIF", "GRIB", "ICNS",
+    "ICO", "IM", "IMT", "MIC", "MPO", "MSP", "PCD", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "TGA", "WEBP", "WMF",
+    "XBM", "XPM",
+)  # fmt: skip
+ENDINGS = {name: name.lower() for name in _CALLED_AS_THEY_END} | {
+    "FTEX": "ftc", "HDF5": "h5", "IPTC": "iim", "JPEG": "jpg", "JPEG2000": "jp2", "MCIDAS": "area", "MPEG": "mpg",
+    "PIXAR": "pxr", "SPIDER": "spi", "SUN": "ras", "TIFF": "tif", "XVTHUMB": "xv",
+}  # fmt: skip
+"""Format, as Pillow calls it -> how its files end. There are no others: what a shard says of a picture's format is no
+part of a file's name unless it stands here."""
+
 
 class DecodeSettings(BaseModel):
     """Which pictures are taken."""

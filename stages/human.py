@@ -14,6 +14,8 @@ from stages.base import Stage
 
 _MOST_STEPS = 20_000_000
 """Pixels along polygons: pycocotools takes 40 bytes and more for each, and does not look whether it got them."""
+_ROUNDED = 0.01
+"""Pixels that an edge moves because a tool writes fewer digits, and not because somebody moved it."""
 
 
 class HumanRegions(Stage):
@@ -58,20 +60,28 @@ def _region(row: ImageRecord, annotation: dict[str, Any]) -> Region:
     counts = rle["counts"] if isinstance(rle["counts"], str) else rle["counts"].decode("ascii")
     rle = {"size": [row.height, row.width], "counts": counts}
     if annotation.get("pad") is not None:
-        return _exported(annotation, rle, row)
+        return _exported(annotation, box, rle, row)
     return Region(annotation["label"], as_box(box), rle=rle, crowd=annotation["crowd"])
 
 
-def _exported(annotation: dict[str, Any], rle: dict[str, Any], row: ImageRecord) -> Region:
-    """A region that `pad export coco` wrote, with what COCO has no word for."""
+def _exported(annotation: dict[str, Any], box: np.ndarray, rle: dict[str, Any], row: ImageRecord) -> Region:
+    """A region that `pad export` wrote, with what COCO has no word for. Where somebody changed `bbox` or `score` since,
+    those hold, and not what is under `pad`."""
     try:
-        region = restored_region(annotation["pad"] | {"label": annotation["label"]}, rle, annotation["crowd"])
+        own, score = annotation["pad"], annotation.get("score")
+        region = restored_region(own | {"label": annotation["label"]}, rle, annotation["crowd"])
         x0, y0, x1, y1 = region.box
         if not (0 <= x0 <= x1 <= row.width and 0 <= y0 <= y1 <= row.height):
             raise ValueError(f"the box {region.box} is not one inside the picture")
+        x, y, width, height = _numbers(own["mask_box"], "mask_box") if "mask_box" in own else coco_mask.toBbox(rle)
+        written = np.array([region.box, (x, y, x + width, y + height)])  # `bbox` is the one or the other, by the export
+        if np.abs(written - box).max(1).min() > _ROUNDED:
+            region.box = as_box(box)
+        if score is not None:
+            (region.score,) = _numbers([score], "score")
         return region
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        rule = f"its entry `pad` can't be read ({type(error).__name__}: {error})"
+        rule = f"what `pad export` wrote of it can't be read ({type(error).__name__}: {error})"
         raise ValueError(f"annotation {annotation['id']}: {rule}") from error
 
 

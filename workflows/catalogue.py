@@ -74,3 +74,16 @@ BY_REFERENCE = {file.reference: file for file in OFFICIAL.values()}
 
 FOLDER_MEGABYTES = {"IDEA-Research/grounding-dino-base": 934, "lmsys/vicuna-7b-v1.5": 9977}
 """About what a build fetches of the presets' folders on the hub: of the LLM, the file that holds its embedding."""
+
+_LLAMA_2 = "Llama 2 Community License"
+LICENCES = (
+    {known: "Apache-2.0" for file in OFFICIAL.values() for known in (file.reference, file.sha256) if known}
+    | {f"facebook/sam-vit-{size}": "Apache-2.0" for size in ("base", "large", "huge")}
+    | {f"facebook/sam2.1-hiera-{size}": "Apache-2.0" for size in ("tiny", "small", "base-plus", "large")}
+    | {f"IDEA-Research/grounding-dino-{size}": "Apache-2.0" for size in ("tiny", "base")}
+    | {f"lmsys/vicuna-{size}-v1.5": _LLAMA_2 for size in ("7b", "13b")}
+    | {f"meta-llama/Llama-2-{size}{chat}-hf": _LLAMA_2 for size in ("7b", "13b", "70b") for chat in ("", "-chat")}
+    | {f"miniature:{part}": "Apache-2.0" for part in ("tagger.safetensors", "detector", "segmenter.safetensors", "llm")}
+)
+"""What the authors of a model state, by its reference or its sha256; only where it is known for sure. Of all official
+files it is the same; the miniature's is pad's own."""

@@ -16,11 +16,10 @@ from typing import Any, BinaryIO
 
 from pycocotools import mask as coco_mask
 
+from pad_pipeline.errors import UserError
 from pad_pipeline.exports.target import Target
+from pad_pipeline.pictures import ENDINGS
 from pad_pipeline.shards.reader import Sample, ShardFolder
-
-ENDINGS = {"JPEG": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
-"""Of formats that are not called as their files end."""
 
 
 def export_coco(
@@ -53,8 +52,7 @@ def export_coco(
                     continue
                 sample = shards.sample(name, row)
                 number = counts["images"] = counts["images"] + 1
-                ending = ENDINGS.get(sample.meta["format"], sample.meta["format"].lower())
-                file = f"{sample.key}.{ending}"
+                file = f"{sample.key}.{_ending(sample)}"
                 target.write(f"{pictures}/{file}", sample.image)
                 _item(out, number == 1, _image(number, file, sample))
                 for region in sample.meta["regions"]:
@@ -77,6 +75,19 @@ def _info(shards: ShardFolder) -> dict[str, Any]:
     return {"description": "Patch-Aligned Dataset, exported by pad", "version": str(shards.run.schema_version)}
 
 
+def _ending(sample: Sample) -> str:
+    """How the picture's file ends.
+
+    Raises:
+        UserError: its shard names a format that there is not.
+    """
+    kind = sample.meta.get("format")
+    if not isinstance(kind, str) or kind not in ENDINGS:
+        rule = "this is no format of pictures that pad decodes"
+        raise UserError(f"SHARDS: format of {sample.key}", repr(kind)[:80], rule, "see `pad verify --deep`")
+    return ENDINGS[kind]
+
+
 def _image(number: int, file: str, sample: Sample) -> dict[str, Any]:
     meta = sample.meta
     own = {name: meta[name] for name in ("id", "source", "conversations", "tags")}
@@ -86,14 +97,15 @@ def _image(number: int, file: str, sample: Sample) -> dict[str, Any]:
 
 def _annotation(number: int, image: int, category: int, region: dict[str, Any], enclosing: bool) -> dict[str, Any]:
     x0, y0, x1, y1 = region["box"]
-    bbox = coco_mask.toBbox(region["rle"]).tolist() if enclosing else [x0, y0, x1 - x0, y1 - y0]
+    mask_box = coco_mask.toBbox(region["rle"]).tolist()
     own = {name: region[name] for name in ("box", "score", "label_score", "prompt", "predicted_iou")}
+    own["mask_box"] = mask_box  # a box that is neither this nor the detected one was changed since
     others = [{name: other[name] for name in ("label", "score", "label_score")} for other in region["alternates"]]
     return {
         "id": number,
         "image_id": image,
         "category_id": category,
-        "bbox": bbox,
+        "bbox": mask_box if enclosing else [x0, y0, x1 - x0, y1 - y0],
         "area": int(coco_mask.area(region["rle"])),
         "iscrowd": int(region["crowd"]),
         "segmentation": region["rle"],
@@ -115,7 +127,7 @@ def export_fiftyone(shards: ShardFolder, target: Target) -> Iterator[Counter[str
 
     FiftyOne cuts a mask at its `bbox`, so each is the box around the mask; the one that was detected is `pad.box`.
     """
-    (target.path / "data").mkdir(exist_ok=True)
+    target.place("data").mkdir(exist_ok=True)
     return export_coco(shards, target, "data", "labels.json", enclosing=True)
 
 

@@ -5,15 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from pad_pipeline.report.tally import Tally
+from pad_pipeline.shards.provenance import models
 from pad_pipeline.shards.reader import ShardFolder
-
-_MODELS = {
-    "tagger": ("tagger", "weights"),
-    "detector": ("detector", "model"),
-    "segmenter": ("segmenter", "weights"),
-    "word embeddings": ("llm", "llm"),
-}
-"""What a reader calls it -> where it stands in the settings."""
 
 
 class Table(NamedTuple):
@@ -36,14 +29,9 @@ def run_facts(shards: ShardFolder, tally: Tally) -> list[Table]:
         ("label embedding", f"{run.embedding_width:,} numbers"),
         *((what, f"{number:,}") for what, number in run.counts.items()),
     ]
-    models = [
-        (name, str(run.settings[section][setting]))
-        for name, (section, setting) in _MODELS.items()
-        if isinstance(run.settings.get(section), dict) and setting in run.settings[section]
-    ]
     tables = [
         Table("Run", the_run),
-        Table("Models", models),
+        Table("Models", [(what, model.name) for what, model in models(run)]),
         Table("Settings", _flat(run.settings)),
         Table("Fingerprints", [*sorted(run.fingerprints.items()), *(("accepted code", c) for c in run.accepted_code)]),
         Table("Environment", sorted(run.environment.items())),

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import PatchRule, select_patches
+from pad_pipeline.keys import is_key
 from pad_pipeline.records import INDEX_SCHEMA, shard_name
 from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.writer import MEMBERS, TOTALS
@@ -119,7 +120,10 @@ class ShardFolder:
             table = file.read(INDEX_SCHEMA.names, use_threads=False)
             if any(column.null_count for column in table.columns):
                 raise ValueError("a value is missing")
-            return table.cast(INDEX_SCHEMA).to_pylist()
+            rows = table.cast(INDEX_SCHEMA).to_pylist()
+            if odd := [row["key"] for row in rows if not is_key(row["key"])]:
+                raise ValueError(f"{odd[0][:80]!r} is no key of pad's")
+            return rows
         except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
             raise self._damaged(f"{name}.parquet", error) from error
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pad_pipeline.keys import KeyHashes, scratch_folder
+from pad_pipeline.keys import KeyHashes, is_key, scratch_folder
 from pad_pipeline.masks import decode_mask
 from pad_pipeline.pictures import DecodeSettings, decode
 from pad_pipeline.plan import PLAN_NAME, Plan
@@ -153,6 +153,8 @@ def _check_members(folder: Folder, name: str, rows: list[dict[str, Any]], run: R
     """The tar's members against the index, one by one."""
     by_name: dict[str, tuple[dict[str, Any], str]] = {}
     for row in rows:
+        if not is_key(row["key"]):
+            yield f"{row['key']!r}: it is no key of pad's"
         if row["status"] not in ("ok", "empty", "failed"):
             yield f"{row['key']}: its status is {row['status']!r}"
         if row["status"] == "failed":

@@ -111,6 +111,7 @@ class CocoSource:
             "box": entry.get("bbox"),
             "segmentation": entry.get("segmentation"),
             "crowd": entry.get("iscrowd", 0) in (1, True),
+            "score": entry.get("score"),
             "pad": entry.get("pad"),
         }
 

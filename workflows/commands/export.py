@@ -9,9 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from pad_pipeline.errors import UserError
 from workflows.commands.common import Shards, console, counted, errors, plain
 
-ExportOut = Annotated[Path, typer.Option("--out", help="Folder to write: new, empty, or an earlier export.")]
+ExportOut = Annotated[
+    str, typer.Option("--out", help="Folder on this machine to write: new, empty, or an earlier export.")
+]
 
 
 def export_coco(shards: Shards, out: ExportOut) -> None:
@@ -36,7 +39,7 @@ def export_fiftyone(shards: Shards, out: ExportOut) -> None:
     from pad_pipeline.exports import coco
 
     _export("fiftyone", shards, out, coco.export_fiftyone)
-    console.print(coco.how_fiftyone_opens(out), markup=False, highlight=False, soft_wrap=True)
+    console.print(coco.how_fiftyone_opens(Path(out)), markup=False, highlight=False, soft_wrap=True)
 
 
 def export_parquet(shards: Shards, out: ExportOut) -> None:
@@ -74,21 +77,26 @@ def export_hub(
     from functools import partial
 
     from pad_pipeline.exports import hub
+    from workflows.catalogue import LICENCES
 
-    _export("hub", shards, out, partial(hub.export_hub, name=name, licence=licence))
+    write = partial(hub.export_hub, name=name, licence=licence, licences=LICENCES, repository=push or hub.REPOSITORY)
+    _export("hub", shards, out, write)
     if push:
-        console.print(hub.push(out, push, private), markup=False, soft_wrap=True)
+        console.print(hub.push(Path(out), push, private), markup=False, soft_wrap=True)
 
 
-def _export(kind: str, where: str, out: Path, write: Callable[[Any, Any], Iterator[Counter[str]]]) -> None:
+def _export(kind: str, where: str, out: str, write: Callable[[Any, Any], Iterator[Counter[str]]]) -> None:
     from rich.progress import track
 
     from pad_pipeline.exports.target import Target
     from pad_pipeline.shards.reader import open_shards
+    from pad_pipeline.storage import is_url
 
+    if not out or is_url(out):
+        raise UserError("--out", out, "an export is written to a disk", "name a folder on this machine, then copy it")
     shards = open_shards(where, "SHARDS")
     counts: Counter[str] = Counter()
-    steps = write(shards, Target(out, kind))
+    steps = write(shards, Target(Path(out), kind))
     for counts in track(  # noqa: B007 (the last is what is wanted)
         steps, "writing", total=len(shards.names), console=errors, disable=not errors.is_terminal
     ):

@@ -1,0 +1,162 @@
+"""The dataset card of a run: what the hub reads of it, what is in the dataset, how it was made, how it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from huggingface_hub import DatasetCardData
+
+from pad_pipeline.shards.provenance import STAGES, Model, Origin, models, origins
+from pad_pipeline.shards.run import Run
+from pad_pipeline.shards.stats import Statistics
+
+REPOSITORY = "OWNER/NAME"
+"""What the card calls the repository where its name is not known."""
+MOST_LABELS = 30
+"""That the card lists."""
+_SIZES = ("n<1K", 1000), ("1K<n<10K", 10_000), ("10K<n<100K", 100_000), ("100K<n<1M", 1_000_000), ("1M<n<10M", 10**7)
+_FOUND = {"tag": "tags", "ground": "boxes and their labels", "segment": "masks"}
+"""Stage -> what it finds."""
+
+TEMPLATE = """\
+---
+{head}
+---
+# {name}
+
+A Patch-Aligned Dataset (PAD, [arXiv 2505.17316](https://arxiv.org/abs/2505.17316)), written by `pad`: images with
+labelled regions, each as a mask on the patch grid of a vision encoder and the averaged word embedding of its label in
+an LLM.
+
+## What is in it
+
+| what | how many |
+| --- | --- |
+{counts}
+
+The view is {view.size} pixels ({view.fit}) in patches of {view.patch}, a grid of {view.grid} x {view.grid}; an
+embedding has {width} numbers.
+
+| most frequent labels | regions |
+| --- | --- |
+{labels}
+
+## How it was made
+
+{made}
+
+| model | name | licence | sha256 | settings that decide what is kept |
+| --- | --- | --- | --- | --- |
+{models}
+
+The licences are those that the models' authors state, where `pad` knows them. The images have licences of their
+owners; `license` above is what the publisher of this dataset states about the images.
+
+## How it is read
+
+```python
+from datasets import load_dataset
+
+for sample in load_dataset("{repository}", split="train", streaming=True):
+    print(sample["json"]["regions"], sample["masks.npy"], sample["embeds.npy"])
+```
+
+`masks.npy` is uint8 `[regions, grid, grid]`: 255 x the covered share of each patch. `embeds.npy` is float16
+`[labels, width]`; row `json.regions[i].embedding` is that of region i. `jpg` is the image's own file.
+"""
+
+
+def card(
+    stats: Statistics,
+    name: str,
+    licence: str,
+    licences: Mapping[str, str] | None = None,
+    repository: str = REPOSITORY,
+) -> str:
+    """Write the card.
+
+    Args:
+        stats: of the whole run.
+        name: the dataset's.
+        licence: of the images.
+        licences: of models, by their name in the settings or their sha256.
+        repository: `owner/name` on the hub.
+    """
+    run = stats.shards.run
+    head = DatasetCardData(
+        pretty_name=name,
+        license=licence,
+        task_categories=["image-to-text", "image-segmentation"],
+        tags=["webdataset", "patch-aligned", "multimodal", "arxiv:2505.17316"],
+        size_categories=[next((said for said, most in _SIZES if stats.images < most), "n>10M")],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "pad-*.tar"}]}],
+    )
+    counts = {
+        "images": f"{stats.images} ({', '.join(f'{stats.statuses[s]} {s}' for s in ('ok', 'empty', 'failed'))})",
+        "with a caption": stats.captions,
+        "tags": stats.tags,
+        "regions": stats.regions,
+        "labels": len(stats.labels),
+        "shards": run.shards,
+    }
+    return TEMPLATE.format(
+        head=head.to_yaml(),
+        name=_cell(name),
+        counts=_table(counts.items()),
+        view=run.view,
+        width=run.embedding_width,
+        labels=_table((_cell(label), number) for label, number in stats.labels.most_common(MOST_LABELS)),
+        made=_made(run),
+        models=_table(_row(what, model, licences or {}) for what, model in models(run)),
+        repository=repository,
+    )
+
+
+def _made(run: Run) -> str:
+    """Where the regions come from, what was changed since, what was left out."""
+    found = [_origin(origin) for origin in origins(run)]
+    if len(found) > 1:
+        numbered = (f"{number}. {said}" for number, said in enumerate(found, 1))
+        found = [f"`pad merge` brought together runs that were made in {len(found)} ways:\n\n" + "\n".join(numbered)]
+    if run.counts:
+        left = "; ".join(f"{_cell(what)}: {number}" for what, number in run.counts.items())
+        found.append(f"What the last command left out of its source, or altered: {left}.")
+    return "\n\n".join(found)
+
+
+def _origin(origin: Origin) -> str:
+    given = [_FOUND[stage] for stage in STAGES if stage not in origin.models]
+    file = "an annotation file, which people made, or whatever wrote the file"
+    said = "By models, as `pad build` runs them; no person has corrected labels or masks."
+    if given and origin.models:
+        rest = ", ".join(_FOUND[stage] for stage in origin.models)
+        said = f"From {file}: {', '.join(given)}. By models, as `pad build` runs them: {rest}."
+    elif given:
+        said = f"From {file}; `pad import` took it over, and made the masks' patches and the embeddings."
+    edits = [", ".join(_setting(name, value) for name, value in edit.items()) for edit in origin.edits]
+    return " ".join([said, *(f"Then `pad retarget` changed the regions: {edit}." for edit in edits)])
+
+
+def _row(what: str, model: Model, licences: Mapping[str, str]) -> tuple[str, ...]:
+    known = (licences[key] for key in (model.name, *model.hashes.values()) if key in licences)
+    hashes = ", ".join(_cell(f"{name} {sha[:16]}") for name, sha in model.hashes.items())
+    deciding = ", ".join(_setting(name, value) for name, value in model.deciding.items())
+    return what, _cell(model.name), next(known, "see the model's own page"), hashes, deciding
+
+
+def _setting(name: str, value: Any) -> str:
+    """A setting in a few words: of a list, how long it is."""
+    if isinstance(value, list | dict):
+        return _cell(f"{name} of {len(value)} {'label' if len(value) == 1 else 'labels'}")
+    return _cell(f"{name} {value}")
+
+
+def _table(rows: Iterable[tuple[Any, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+
+
+def _cell(text: str) -> str:
+    """Text of unknown origin inside Markdown: no markup, no table cell of its own, no line of its own."""
+    escaped = "".join(f"\\{letter}" if letter in "\\`*_[]<>|#" else letter for letter in text)
+    return " ".join(escaped.split())
