@@ -294,7 +294,12 @@ def test_what_does_not_fit_is_an_error(pad: Pad, models_toml: Path, shards: Path
     for name in ("model.safetensors", "preprocessor_config.json"):
         (other / name).write_bytes((clip / name).read_bytes())
     (other / "config.json").write_text(json.dumps(config | {"image_size": 224}))
-    assert "it sees 224 px in patches of 14, and the shards are made for 112 px" in refused(vision=other)
+    said = refused(vision=other)
+    assert "it sees 224 px in patches of 14, and the shards are made for 112 px" in said
+    assert "--view-size 224 --patch 14" in said
+    (other / "config.json").write_text(json.dumps(config | {"image_size": 384}))
+    said = refused(vision=other)
+    assert "drops the 6 px that are left over" in said and "--view-size" not in said, "no view can be so"
     assert "model_type is 'llama', and should be clip or clip_vision_model or siglip" in refused(vision=llm)
     assert "there is no run.json in it" in refused(shards=clip)
     assert "neither a folder nor a hub name" in refused(vision=tmp_path / "nowhere")

@@ -24,7 +24,7 @@ class Run(BaseModel):
 
     schema_version: int = SCHEMA_VERSION
     kind: str
-    """What made it: `build` or `import-coco`."""
+    """What made it: `build`, `import-coco`, or `merge` of runs that were made differently."""
     images: NonNegativeInt
     shards: NonNegativeInt
     shard_size: NonNegativeInt
@@ -43,8 +43,8 @@ class Run(BaseModel):
     accepted_code: list[str] = []
     """Other code that some of its shards were made with (`--accept-changed-code`)."""
     environment: dict[str, str] = {}
-    """Versions of libraries, device and threads that the run began with. They can move last digits; a rerun with others
-    is told, and not refused."""
+    """Versions of libraries, kind of processor and threads that the run began with. They can move last digits; a rerun
+    with others is told, and not refused."""
 
     @classmethod
     def read(cls, folder: Folder, field: str = "shards") -> Run:

@@ -191,7 +191,7 @@ def vision_config(folder: Path) -> dict[str, Any]:
     """Of a tower: `model_type`, `image_size`, `patch_size`.
 
     Raises:
-        UserError: it is no tower of a known type.
+        UserError: it is no tower of a known type, or no view can say what it sees.
     """
     config = read_config("--vision", folder, set(TOWERS))
     inner = config.get("vision_config", config)  # a whole CLIP has it one level down
@@ -199,6 +199,11 @@ def vision_config(folder: Path) -> dict[str, Any]:
     found = {"image_size": inner.get("image_size", 224), "patch_size": inner.get("patch_size", default)}
     if not all(type(value) is int and value > 0 for value in found.values()):
         raise UserError("--vision", folder, f"its config.json says {found}", "fetch it again")
+    size, patch = found["image_size"], found["patch_size"]
+    if size % patch:  # SigLIP so400m at 384, for one
+        rule = f"it sees {size} px in patches of {patch}, and drops the {size % patch} px that are left over"
+        remedy = "use a tower whose size is a multiple of its patch, such as google/siglip-large-patch16-384"
+        raise UserError("--vision", folder, rule, remedy)
     return found | {"model_type": config["model_type"]}
 
 

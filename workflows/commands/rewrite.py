@@ -67,7 +67,7 @@ def retarget(
 
       pad retarget shards/ --fit pad --out stage2/
 
-      pad retarget shards/ --llm meta-llama/Llama-3.1-8B --view-size 384 --out llama3/
+      pad retarget shards/ --llm meta-llama/Llama-3.1-8B --view-size 384 --patch 16 --out llama3/
 
       pad retarget shards/ --min-score 0.35 --drop-labels vague.txt --out sure/
     """
