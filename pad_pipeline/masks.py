@@ -29,6 +29,8 @@ def check_mask(rle: dict[str, Any], width: int, height: int) -> None:
     """
     if rle["size"] != [height, width]:
         raise ValueError(f"its mask is {rle['size']} and the picture {[height, width]} (H, W)")
+    if min(width, height) < 1:  # it would divide by that
+        raise ValueError(f"the picture has {width} x {height} pixels")
     counts = rle["counts"]
     if isinstance(counts, str) and not counts.isascii():
         raise ValueError("its mask is no compressed RLE")

@@ -24,7 +24,7 @@ from pad_pipeline.exports.target import Target
 from pad_pipeline.miniature.files import World
 from pad_pipeline.pictures import ENDINGS
 from pad_pipeline.records import ImageRecord, Shard
-from pad_pipeline.shards.reader import open_shards
+from pad_pipeline.shards.reader import Sample, ShardFolder, open_shards
 from pad_pipeline.shards.run import Run
 from pad_pipeline.storage import Folder
 from tests.conftest import data
@@ -324,6 +324,30 @@ def test_a_format_of_a_foreign_shard_is_no_path(kind: bytes, built: Path, pad: P
     done = pad("export", "coco", foreign, "--out", tmp_path / "out")
     assert done.code == 2 and done.err.count("\n") == 1 and "no format of pictures" in done.err, done.err
     assert not list(tmp_path.glob("out/images/*"))
+
+
+DIVIDES = {"rle": {"size": [0, 5], "counts": "00"}}
+
+
+@pytest.mark.parametrize("kind", ["coco", "fiftyone", "parquet"])
+@pytest.mark.parametrize("damage", [DIVIDES, {"rle": {"counts": "11"}}, {"rle": 3}])
+def test_a_mask_of_a_foreign_shard_kills_nothing(
+    damage: dict[str, Any], kind: str, built: Path, pad: Pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pycocotools divides by the height that a mask states, and 0 ended the process by a signal; where it reads beyond
+    a mask's end, anything can happen. The sample is spoilt as it is read: its place in the tar stays the same."""
+    read = ShardFolder.sample
+
+    def spoilt(self: ShardFolder, name: str, row: dict[str, Any], image: bool = True) -> Sample:
+        sample = read(self, name, row, image)
+        sample.meta |= {"height": 0, "width": 5} if damage == DIVIDES else {}
+        for region in sample.meta["regions"]:
+            region |= damage
+        return sample
+
+    monkeypatch.setattr(ShardFolder, "sample", spoilt)
+    done = pad("export", kind, built, "--out", tmp_path / "out")
+    assert done.code == 2 and done.err.count("\n") == 1 and "mask 0 of" in done.err, done.err
 
 
 def test_every_format_that_is_decoded_has_an_ending() -> None:

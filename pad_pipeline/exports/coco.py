@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from pycocotools import mask as coco_mask
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.exports.regions import checked_regions
 from pad_pipeline.exports.target import Target
 from pad_pipeline.pictures import ENDINGS
 from pad_pipeline.shards.reader import Sample, ShardFolder
@@ -55,7 +56,7 @@ def export_coco(
                 file = f"{sample.key}.{_ending(sample)}"
                 target.write(f"{pictures}/{file}", sample.image)
                 _item(out, number == 1, _image(number, file, sample))
-                for region in sample.meta["regions"]:
+                for region in checked_regions(sample):
                     counts["regions"] += 1
                     category = categories.setdefault(region["label"], len(categories) + 1)
                     _item(

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pycocotools import mask as coco_mask
 
+from pad_pipeline.exports.regions import checked_regions
 from pad_pipeline.exports.target import Target
 from pad_pipeline.shards.reader import Sample, ShardFolder
 
@@ -65,7 +66,7 @@ def _rows(shard: str, sample: Sample) -> Iterator[dict[str, Any]]:
     image = {"shard": shard, "key": sample.key, "id": meta["id"], "source": meta["source"]}
     image |= {"image_width": meta["width"], "image_height": meta["height"]}
     covered = sample.coverage.sum((1, 2), dtype=np.int64) / 255
-    for number, region in enumerate(meta["regions"]):
+    for number, region in enumerate(checked_regions(sample)):
         own = {name: region[name] for name in ("label", "score", "label_score", "predicted_iou", "crowd")}
         box = dict(zip(("x0", "y0", "x1", "y1"), region["box"], strict=True))
         yield (
