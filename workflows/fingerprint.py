@@ -11,7 +11,9 @@ from pathlib import Path
 from pad_pipeline import __version__
 
 _ROOT = Path(__file__).parents[1]
-_NO_BYTES = ("pad_pipeline/training/", "pad_pipeline/analysis/", "pad_pipeline/report/", "pad_pipeline/miniature/")
+_NO_BYTES = tuple(
+    f"pad_pipeline/{name}/" for name in ("training", "analysis", "evaluation", "exports", "report", "miniature")
+)
 """Code that reads shards, or draws: no byte of a shard comes from it."""
 _LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "numpy", "pillow", "pycocotools", "pyarrow")
 
