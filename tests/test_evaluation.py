@@ -15,7 +15,16 @@ from PIL import Image
 
 from pad_pipeline.evaluation.answers import exact_match
 from pad_pipeline.evaluation.boxes import Expression, box_in, from_square, on_original, read_expressions, score_boxes
-from pad_pipeline.evaluation.captions import bleu, cider, longest_common, ngrams, rouge_l, score_captions, words_of
+from pad_pipeline.evaluation.captions import (
+    bleu,
+    cider,
+    java_scores,
+    longest_common,
+    ngrams,
+    rouge_l,
+    score_captions,
+    words_of,
+)
 from pad_pipeline.miniature.files import World
 
 Pad = Callable[..., Any]
@@ -135,7 +144,6 @@ def test_cider_by_hand() -> None:
 
 def test_scores_equal_pycocoevalcap() -> None:
     """The library that COCO's numbers come from, on the same words: to 1e-6."""
-    pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed: pip install 'pad-pipeline[captions]'")
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
@@ -152,6 +160,25 @@ def test_scores_equal_pycocoevalcap() -> None:
     known = [*Bleu(4).compute_score(theirs, ours, verbose=0)[0], Rouge().compute_score(theirs, ours)[0]]
     known.append(Cider().compute_score(theirs, ours)[0])
     assert list(mine.values()) == pytest.approx(known, abs=1e-6)
+
+
+def test_without_java_its_scores_are_left_out_and_that_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither a traceback nor a METEOR of 0."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said: list[str] = []
+    assert java_scores(["a dog"], [["a dog"]], said.append) == {}
+    assert len(said) == 1 and "there is no Java" in said[0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("java"), reason="there is no Java")
+def test_meteor_comes_from_java() -> None:
+    """Its jar gets words and references in the order that it wants: captions that are the references score 1."""
+    said: list[str] = []
+    same = ["a red car on the road", "two dogs play in the snow"]
+    assert java_scores(same, [[text] for text in same], said.append)["METEOR"] == pytest.approx(1, abs=0.02)
+    other = java_scores(same, [[text] for text in reversed(same)], said.append)
+    assert other["METEOR"] < 0.3
 
 
 def test_words_are_split_as_the_treebank_does() -> None:
