@@ -326,6 +326,23 @@ def test_a_format_of_a_foreign_shard_is_no_path(kind: bytes, built: Path, pad: P
     assert not list(tmp_path.glob("out/images/*"))
 
 
+@pytest.mark.parametrize("kind", ["coco", "fiftyone", "parquet", "hub"])
+@pytest.mark.parametrize("field", [b'"regions":', b'"label":', b'"box":', b'"score":', b'"caption":'])
+def test_a_field_that_a_foreign_sample_lacks_is_told(
+    kind: str, field: bytes, built: Path, pad: Pad, tmp_path: Path
+) -> None:
+    """One line and exit code 2, or nothing where the export has no use for it; never a traceback."""
+    foreign = tmp_path / "foreign"
+    shutil.copytree(built, foreign)
+    tar = foreign / "pad-000000.tar"
+    assert field in tar.read_bytes()
+    tar.write_bytes(tar.read_bytes().replace(field, b'"' + field[2:-2] + b'_":'))  # as long as before
+    done = pad("export", kind, foreign, "--out", tmp_path / "out")
+    assert done.code in (0, 2) and "Traceback" not in done.err, done.err
+    assert done.code == 2 or kind in ("parquet", "hub")
+    assert done.err.count("\n") <= 1
+
+
 DIVIDES = {"rle": {"size": [0, 5], "counts": "00"}}
 
 

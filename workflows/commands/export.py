@@ -97,10 +97,14 @@ def _export(kind: str, where: str, out: str, write: Callable[[Any, Any], Iterato
     shards = open_shards(where, "SHARDS")
     counts: Counter[str] = Counter()
     steps = write(shards, Target(Path(out), kind))
-    for counts in track(  # noqa: B007 (the last is what is wanted)
-        steps, "writing", total=len(shards.names), console=errors, disable=not errors.is_terminal
-    ):
-        pass
+    try:
+        for counts in track(  # noqa: B007 (the last is what is wanted)
+            steps, "writing", total=len(shards.names), console=errors, disable=not errors.is_terminal
+        ):
+            pass
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:  # shards come from anywhere
+        rule = f"what a shard says of an image is not of pad's format ({type(error).__name__}: {str(error)[:200]})"
+        raise UserError("SHARDS", where, rule, "see `pad verify --deep`; export the shards that pad wrote") from error
     left = {what: number for what, number in counts.items() if what not in ("images", "regions")}
     said = f"{counted(counts['images'], 'image')}, {counted(counts['regions'], 'region')} in {out}"
     console.print(
