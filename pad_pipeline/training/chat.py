@@ -87,6 +87,9 @@ class Chat:
         if not self.processor.chat_template:
             rule = "it has no chat_template.jinja, which says how a question is put"
             raise UserError("--model", self.folder, rule, "give a model that was trained on dialogues")
+        # A template that fails is told at once; and a tokenizer whose file says that it pads or cuts is set right here:
+        # it can't be while another thread uses it ("Already borrowed").
+        self.put(Image.new("RGB", (8, 8)), "")
 
     def answer(self, image: Image.Image, question: str, max_tokens: int = 256) -> str:
         """What the model says to one question about an upright RGB picture, the likeliest token each time.
