@@ -47,10 +47,10 @@ bench-loader: $(READY)  ## Compare the trainer's loader with plain webdataset on
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.loader
 
 bench-analyses: $(READY)  ## Time and memory of the analyses, 10,000 pictures at 576 tokens each: half an hour.
-	$(BIN)/python -m benchmarks.analyses
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.analyses
 
 bench-retarget: $(READY)  ## Images a second of pad retarget and pad filter: two minutes.
-	$(BIN)/python -m benchmarks.retarget
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.retarget
 
 docs: $(READY)  ## Make the site of the documentation, in site/.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
