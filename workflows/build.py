@@ -158,8 +158,10 @@ def carry_out(
     options: RunOptions,
     forked: Folder | None = None,
     option: str = "--images",
+    title: str = "",
 ) -> Totals:
-    """Plan the source into `folder`, under its lock, and work on what is unfinished. Arguments as `prepare`'s."""
+    """Plan the source into `folder`, under its lock, and work on what is unfinished. Arguments as `prepare`'s; `title`
+    is what the progress is called, by default the run's kind."""
     created = not folder.exists()
     with ExitStack() as held:
         try:
@@ -170,7 +172,7 @@ def carry_out(
             found = prepare(run, source, folder, options, forked, option)
         except OSError as error:
             raise unwritable(folder, error) from error
-        return _work(run, found, folder, chain_for, options)
+        return _work(run, found, folder, chain_for, options, title or run.kind)
 
 
 def _remove_if_empty(folder: Folder | None) -> None:
@@ -179,7 +181,7 @@ def _remove_if_empty(folder: Folder | None) -> None:
         folder.path.rmdir()
 
 
-def _work(run: Run, found: Scan, folder: Folder, chain_for: ChainFor, options: RunOptions) -> Totals:
+def _work(run: Run, found: Scan, folder: Folder, chain_for: ChainFor, options: RunOptions, title: str) -> Totals:
     # A retry that was killed between a shard's two files left it broken: it is made anew, as a whole.
     retried = sorted({*found.with_failures, *found.broken}) if options.retry_failed else []
     numbers = iter(retried) if options.retry_failed else _unfinished(run, found)
@@ -188,7 +190,7 @@ def _work(run: Run, found: Scan, folder: Folder, chain_for: ChainFor, options: R
         text = f"Finished already, and left as they are: {len(found.finished)} of {run.shards} shards."
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     images = found.totals["failed"] if options.retry_failed else run.images - found.totals["images"]
-    watch = Watch(run.kind, shards, images, console, folder)
+    watch = Watch(title, shards, images, console, folder)
 
     def begin(number: int) -> Attempts:
         rows = min(run.shard_size, run.images - number * run.shard_size)

@@ -83,7 +83,7 @@ def rewrite(
     def chain(folder: Folder, identity: str) -> list[Link]:
         return rewriting_chain(folder, identity, edits, chosen_labels, chosen_view, source.root)
 
-    return carry_out(run, source, folder, chain, options, option="SHARDS")
+    return carry_out(run, source, folder, chain, options, option="SHARDS", title="rewrite")
 
 
 def _where(folder: Folder) -> str:
