@@ -139,8 +139,8 @@ def main() -> None:
     """The entry point: a user's mistake is one line and exit code 2, never a traceback."""
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # NumPy's products here are small, and made in threads of ours: where the cores are not all free (a shared machine, a
-    # container's quota), threads of its own make each of them wait, ten times as long as it takes.
+    # NumPy's products here are small, and made in threads of ours: where the cores are not all free (a shared machine,
+    # a container's quota), threads of its own wait for each other many times as long as they compute.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
