@@ -27,10 +27,10 @@ from pad_pipeline.miniature.shipped import NAME, resolve
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.sources.coco import CocoSource
 from pad_pipeline.training.projector import build_projector, save_projector
-from workflows.analyse import STUDIES, analyse, analysis_settings
-from workflows.build import import_coco
-from workflows.models import load_models
-from workflows.options import RunOptions
+from pad_pipeline.workflows.learning.analyze import STUDIES, analyse, analysis_settings
+from pad_pipeline.workflows.models.settings import load_models
+from pad_pipeline.workflows.runs.build import import_coco
+from pad_pipeline.workflows.runs.options import RunOptions
 
 VIEW = View(size=336, patch=14, fit="crop")
 WIDTH = 48

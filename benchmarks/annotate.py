@@ -29,17 +29,17 @@ from transformers.models.grounding_dino.modeling_grounding_dino import Grounding
 from benchmarks.official import SAMS, TAGS_ON, write_official_size
 from benchmarks.reference import ReferenceLoop, Seconds, unfuse_sam
 from pad_pipeline.evaluation.boxes import iou
+from pad_pipeline.images import DecodeSettings
 from pad_pipeline.miniature.score import Score
 from pad_pipeline.miniature.world import draw_scene
-from pad_pipeline.pictures import DecodeSettings
 from pad_pipeline.records import ImageRecord, Region, Shard
+from pad_pipeline.stages.base import Stage
+from pad_pipeline.stages.compute import ComputeSettings
+from pad_pipeline.stages.ground import Detector
+from pad_pipeline.stages.segment import Segmenter
+from pad_pipeline.stages.tag import Tagger
 from pad_pipeline.weights import cache_folder
-from stages.base import Stage
-from stages.compute import ComputeSettings
-from stages.ground import Detector
-from stages.segment import Segmenter
-from stages.tag import Tagger
-from workflows.models import ModelSettings, load_models
+from pad_pipeline.workflows.models.settings import ModelSettings, load_models
 
 STAGES = ("tag", "ground", "segment")
 BOXES = 20

@@ -19,12 +19,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from pad_pipeline.miniature.files import write_world
 from pad_pipeline.plan import Plan
-from pad_pipeline.sources import open_source
+from pad_pipeline.sources.open import open_source
 from pad_pipeline.storage import Folder
-from workflows.build import build, plan_build, prepare
-from workflows.links import Chain, Link, Task
-from workflows.models import load_models
-from workflows.options import RunOptions
+from pad_pipeline.workflows.engine.chain import Chain, Link, Task
+from pad_pipeline.workflows.models.settings import load_models
+from pad_pipeline.workflows.runs.build import build, plan_build, prepare
+from pad_pipeline.workflows.runs.options import RunOptions
 
 SHARD = 8
 

@@ -34,9 +34,9 @@ from pad_pipeline.training.order import Order
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.training.template import Template
 from pad_pipeline.weights import fetch_model
-from workflows.build import import_coco
-from workflows.models import load_models
-from workflows.options import RunOptions
+from pad_pipeline.workflows.models.settings import load_models
+from pad_pipeline.workflows.runs.build import import_coco
+from pad_pipeline.workflows.runs.options import RunOptions
 
 BATCH = 32
 

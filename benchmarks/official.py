@@ -17,14 +17,14 @@ from transformers import (
 
 from pad_pipeline.labels import LabelSettings
 from pad_pipeline.pretrained import quiet
-from stages.ground import DetectorSettings
-from stages.ram.network import Ram, RamSettings
-from stages.sam.network import build_sam
-from stages.sam.shape import VIT_B, VIT_H, VIT_L
-from stages.segment import SegmenterSettings
-from stages.spans import CLS, DOT, SEP
-from stages.tag import TaggerSettings
-from workflows.models import ModelSettings
+from pad_pipeline.stages.ground import DetectorSettings
+from pad_pipeline.stages.ram.network import Ram, RamSettings
+from pad_pipeline.stages.sam.network import build_sam
+from pad_pipeline.stages.sam.shape import VIT_B, VIT_H, VIT_L
+from pad_pipeline.stages.segment import SegmenterSettings
+from pad_pipeline.stages.spans import CLS, DOT, SEP
+from pad_pipeline.stages.tag import TaggerSettings
+from pad_pipeline.workflows.models.settings import ModelSettings
 
 SAMS = {"vit_b": VIT_B, "vit_l": VIT_L, "vit_h": VIT_H}
 TAGS = 4585

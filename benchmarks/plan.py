@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 from pad_pipeline.plan import write_plan
 from pad_pipeline.records import INDEX_SCHEMA, SCHEMA_VERSION, shard_name
 from pad_pipeline.shards.seal import UNSEALED
-from pad_pipeline.sources import open_source
+from pad_pipeline.sources.open import open_source
 from pad_pipeline.storage import Folder
-from workflows.resume import scan
+from pad_pipeline.workflows.runs.resume import scan
 
 CHUNK = 100_000
 IDENTITY = "0123456789abcdef"

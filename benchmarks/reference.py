@@ -14,18 +14,18 @@ from segment_anything.modeling.image_encoder import Attention
 from segment_anything.modeling.transformer import Attention as DecoderAttention
 from transformers import AutoTokenizer, GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil
 
-from pad_pipeline.pictures import DecodeSettings, decode
+from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.records import ImageRecord, Region, Tag, as_box
+from pad_pipeline.stages.boxes import suppress, to_pixels
+from pad_pipeline.stages.ram.checkpoint import load_ram
+from pad_pipeline.stages.ram.network import Ram
+from pad_pipeline.stages.sam.attention import CrossAttention
+from pad_pipeline.stages.sam.network import load_sam
+from pad_pipeline.stages.segment import encode_mask
+from pad_pipeline.stages.spans import CLS, DOT, SEP
+from pad_pipeline.stages.tag import preprocess, read_tags
 from pad_pipeline.weights import fetch_file, local_path
-from stages.boxes import suppress, to_pixels
-from stages.ram.checkpoint import load_ram
-from stages.ram.network import Ram
-from stages.sam.attention import CrossAttention
-from stages.sam.network import load_sam
-from stages.segment import encode_mask
-from stages.spans import CLS, DOT, SEP
-from stages.tag import preprocess, read_tags
-from workflows.models import ModelSettings
+from pad_pipeline.workflows.models.settings import ModelSettings
 
 Seconds = dict[str, float]
 

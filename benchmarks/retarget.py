@@ -17,11 +17,11 @@ from pad_pipeline.miniature.shipped import NAME
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.sources.coco import CocoSource
 from pad_pipeline.sources.stored import Selection, StoredSource
-from stages.edit import EditSettings
-from workflows.build import import_coco
-from workflows.models import load_models
-from workflows.options import RunOptions
-from workflows.rewrite import rewrite
+from pad_pipeline.stages.edit import EditSettings
+from pad_pipeline.workflows.models.settings import load_models
+from pad_pipeline.workflows.runs.build import import_coco
+from pad_pipeline.workflows.runs.options import RunOptions
+from pad_pipeline.workflows.runs.rewrite import rewrite
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ def reference() -> str:
     """Markdown of all commands: what each does, its arguments and options."""
     import typer.main
 
-    from workflows.cli import app
+    from pad_pipeline.workflows.cli import app
 
     parts: list[str] = []
     _describe(typer.main.get_command(app), "pad", parts)

@@ -23,12 +23,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.keys import KeyHashes, numbered, plain_key, scratch_folder
-from pad_pipeline.pictures import BadImage
-from pad_pipeline.records import ImageRecord
+from pad_pipeline.images import BadImage
+from pad_pipeline.records import MISSING, UNKNOWN, ImageRecord, Place
+from pad_pipeline.shards.keys import KeyHashes, numbered, plain_key, scratch_folder
 from pad_pipeline.shards.seal import UNSEALED, seal
-from pad_pipeline.sources import Planned, Source
-from pad_pipeline.sources.read import MISSING, UNKNOWN, Place, read_bytes
+from pad_pipeline.sources.base import Planned, Source
+from pad_pipeline.sources.read import read_bytes
 from pad_pipeline.storage import Folder, is_url
 
 PLAN_NAME = "plan.parquet"

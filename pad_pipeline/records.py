@@ -7,17 +7,33 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-
-from pad_pipeline.sources.read import NOWHERE, Place
 
 SCHEMA_VERSION = 3
 """Version of everything a run writes: tar members, JSON keys, index columns, run.json."""
 
 Status = Literal["ok", "empty", "failed"]
+
+
+UNKNOWN, MISSING = -1, -2
+"""Sizes: nobody asked; there was no such file when the plan was made."""
+
+
+class Place(NamedTuple):
+    """Where bytes lie."""
+
+    file: str
+    """A path relative to the source's root, or a URL."""
+    at: int = -1
+    """The first byte; -1 for the whole file."""
+    size: int = UNKNOWN
+    """How many; of a whole file it says nothing."""
+
+
+NOWHERE = Place("")
 
 
 @dataclass

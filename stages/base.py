@@ -12,8 +12,7 @@ from itertools import groupby
 from typing import Any, ClassVar, NamedTuple
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.records import ImageRecord, Shard
-from pad_pipeline.sources.read import MISSING
+from pad_pipeline.records import MISSING, ImageRecord, Shard
 
 
 class StageBroken(UserError):

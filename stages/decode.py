@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from PIL import Image
 
+from pad_pipeline.images import BadImage, DecodeSettings, decode
 from pad_pipeline.masks import check_mask
-from pad_pipeline.pictures import BadImage, DecodeSettings, decode
 from pad_pipeline.records import ImageRecord
 from pad_pipeline.sources.read import read_bytes
-from stages.base import Stage
+from pad_pipeline.stages.base import Stage
 
 RedoFrom = Literal["tag", "ground", "segment", "patchify"]
-"""The first stage that is done again, when the images come from shards: what earlier ones found there is kept."""
+"""The first stage that is done again when the images come from shards. What earlier stages found there is kept."""
+ORDER: tuple[RedoFrom, ...] = get_args(RedoFrom)
+"""The stages that can be done again, in the order in which a shard goes through them."""
 
 
 class Decoded(NamedTuple):

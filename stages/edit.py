@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from pad_pipeline.records import ImageRecord, Region
-from stages.base import Stage
-from stages.boxes import suppress
+from pad_pipeline.stages.base import Stage
+from pad_pipeline.stages.boxes import suppress
 
 
 class EditSettings(BaseModel):

@@ -10,17 +10,27 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.pictures import DecodeSettings
+from pad_pipeline.images import DecodeSettings
 from pad_pipeline.pretrained import load_tokenizer
 from pad_pipeline.records import Alternate, ImageRecord, Region, as_box
+from pad_pipeline.stages.base import Stage, chunks
+from pad_pipeline.stages.boxes import suppress, to_pixels
+from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy
+from pad_pipeline.stages.decode import picture
+from pad_pipeline.stages.dino.checkpoint import converted_folder
+from pad_pipeline.stages.dino.network import GroundingDino
+from pad_pipeline.stages.spans import (
+    CLS,
+    DOT,
+    SEP,
+    UNBOXABLE,
+    Prompt,
+    build_prompts,
+    ranked_tags,
+    read_unboxable,
+    span_scores,
+)
 from pad_pipeline.weights import fetch_file, fetch_folder, is_file_reference
-from stages.base import Stage, chunks
-from stages.boxes import suppress, to_pixels
-from stages.compute import Compute, ComputeSettings, HostCopy
-from stages.decode import picture
-from stages.dino.checkpoint import converted_folder
-from stages.dino.network import GroundingDino
-from stages.spans import CLS, DOT, SEP, UNBOXABLE, Prompt, build_prompts, ranked_tags, read_unboxable, span_scores
 
 FILES = [
     "*config.json", "tokenizer*", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json",

@@ -14,15 +14,15 @@ from transformers.models.owlv2.image_processing_pil_owlv2 import Owlv2ImageProce
 from transformers.models.owlvit.image_processing_pil_owlvit import OwlViTImageProcessorPil
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.pictures import DecodeSettings
+from pad_pipeline.images import DecodeSettings
 from pad_pipeline.pretrained import load_pretrained, load_tokenizer, read_config
 from pad_pipeline.records import ImageRecord, Shard
-from stages.base import chunks
-from stages.boxes import to_pixels
-from stages.compute import Compute, ComputeSettings, HostCopy
-from stages.decode import picture
-from stages.ground import BoxStage, DetectorSettings, Found, find_model, load_unboxable
-from stages.spans import Prompt, normalise
+from pad_pipeline.stages.base import chunks
+from pad_pipeline.stages.boxes import to_pixels
+from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy
+from pad_pipeline.stages.decode import picture
+from pad_pipeline.stages.ground import BoxStage, DetectorSettings, Found, find_model, load_unboxable
+from pad_pipeline.stages.spans import Prompt, normalise
 
 KINDS: dict[str, tuple[Any, Any]] = {
     "owlv2": (Owlv2ForObjectDetection, Owlv2ImageProcessorPil),

@@ -8,7 +8,7 @@ from pycocotools import mask as coco_mask
 from pad_pipeline.geometry import View
 from pad_pipeline.labels import LabelEmbedder, LabelSettings
 from pad_pipeline.records import ImageRecord
-from stages.base import Stage
+from pad_pipeline.stages.base import Stage
 
 
 class Patchify(Stage):

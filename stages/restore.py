@@ -9,12 +9,12 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.images import BadImage
 from pad_pipeline.masks import check_mask
-from pad_pipeline.pictures import BadImage
 from pad_pipeline.records import ImageRecord
 from pad_pipeline.shards.reader import ShardFolder
+from pad_pipeline.stages.base import Stage
 from pad_pipeline.storage import is_url
-from stages.base import Stage
 
 INDEXES = 8
 """That are kept in memory: the images of a shard come from a few, one after another."""

@@ -12,14 +12,14 @@ from pycocotools import mask as coco_mask
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from pad_pipeline.pictures import DecodeSettings
+from pad_pipeline.images import DecodeSettings
 from pad_pipeline.records import ImageRecord
+from pad_pipeline.stages.base import Stage
+from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy
+from pad_pipeline.stages.decode import picture
+from pad_pipeline.stages.sam.hub import FILES, HubSam
+from pad_pipeline.stages.sam.network import OfficialSam
 from pad_pipeline.weights import fetch_file, fetch_folder, is_file_reference
-from stages.base import Stage
-from stages.compute import Compute, ComputeSettings, HostCopy
-from stages.decode import picture
-from stages.sam.hub import FILES, HubSam
-from stages.sam.network import OfficialSam
 
 
 class SegmenterSettings(BaseModel):

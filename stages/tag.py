@@ -10,14 +10,14 @@ from PIL import Image
 from pydantic import Field
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.pictures import DecodeSettings
+from pad_pipeline.images import DecodeSettings
 from pad_pipeline.records import ImageRecord, Tag
+from pad_pipeline.stages.base import Stage
+from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy
+from pad_pipeline.stages.decode import picture
+from pad_pipeline.stages.ram.checkpoint import load_ram
+from pad_pipeline.stages.ram.network import Ram, RamSettings
 from pad_pipeline.weights import fetch_file
-from stages.base import Stage
-from stages.compute import Compute, ComputeSettings, HostCopy
-from stages.decode import picture
-from stages.ram.checkpoint import load_ram
-from stages.ram.network import Ram, RamSettings
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)

@@ -19,9 +19,9 @@ os.environ["COLUMNS"] = "160"  # where tables stand beside long paths
 from pad_pipeline.miniature.files import World, write_world
 from pad_pipeline.miniature.world import LABELS
 from pad_pipeline.records import ImageRecord
+from pad_pipeline.workflows import cli
+from pad_pipeline.workflows.models.settings import ModelSettings, load_models
 from tests.small_models import write_small_models
-from workflows import cli
-from workflows.models import ModelSettings, load_models
 
 SHARED = Path(__file__).parents[2] / "shared"
 """Data for checks that does not belong to the project; tests that use it skip where it is absent."""
@@ -83,8 +83,8 @@ def shards(world: World, models_toml: Path, tmp_path_factory: pytest.TempPathFac
     """Exact regions and captions of the scenes, cut for the small CLIP."""
     from pad_pipeline.geometry import View
     from pad_pipeline.sources.coco import CocoSource
-    from workflows.build import import_coco
-    from workflows.options import RunOptions
+    from pad_pipeline.workflows.runs.build import import_coco
+    from pad_pipeline.workflows.runs.options import RunOptions
 
     models = load_models(str(models_toml))
     out = tmp_path_factory.mktemp("shards") / "out"
@@ -141,7 +141,7 @@ def wait_for(happens: Callable[[], object], process: subprocess.Popen[str]) -> N
 
 def record(path: Path, **more: object) -> ImageRecord:
     """A record of one image file, as decode leaves it."""
-    from pad_pipeline.pictures import DecodeSettings, decode
+    from pad_pipeline.images import DecodeSettings, decode
 
     data = path.read_bytes()
     image, kind = decode(data, DecodeSettings())

@@ -17,10 +17,12 @@ from typing import Any
 
 from pad_pipeline.records import ImageRecord
 from pad_pipeline.shards import writer
+from pad_pipeline.stages.base import Stage
 from pad_pipeline.storage import Folder
-from stages.base import Stage
-from workflows import cli, supervise
-from workflows.links import Link, Step, WriteShard
+from pad_pipeline.workflows import cli
+from pad_pipeline.workflows.engine import supervise
+from pad_pipeline.workflows.engine.chain import Link, Step
+from pad_pipeline.workflows.runs.steps import WriteShard
 
 POINTS = ("before data", "mid data", "data written", "data in place", "index written", "committed")
 
@@ -111,7 +113,7 @@ def run(what: str, arguments: list[str]) -> None:
 
     def supervised() -> None:
         original()  # what is changed here must not load what a fork does not survive
-        from workflows import build
+        from pad_pipeline.workflows.runs import build
 
         for name in ("import_chain", "annotation_chain") if what else ():
             chain = getattr(build, name)

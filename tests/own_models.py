@@ -1,4 +1,4 @@
-"""Models as a user would write them, against `stages.protocol` and nothing else of pad's."""
+"""Models as a user would write them, against `pad_pipeline.stages.custom.protocol` and nothing else of pad's."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from stages.compute import ComputeSettings
-from stages.protocol import Box
+from pad_pipeline.stages.compute import ComputeSettings
+from pad_pipeline.stages.custom.protocol import Box
 
 
 class Settings(BaseModel):

@@ -14,13 +14,13 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from pad_pipeline.analysis.align import Align
-from pad_pipeline.analysis.entropy import PooledEntropy, von_neumann_entropy
-from pad_pipeline.analysis.overlap import neighbour_overlap
 from pad_pipeline.analysis.patches import Seen, Shown
-from pad_pipeline.analysis.pursuit import matching_pursuit
 from pad_pipeline.analysis.studies import AlignStudy, AnalysisSettings
-from pad_pipeline.analysis.vocabulary import Vocabulary
+from pad_pipeline.measures.align import Align
+from pad_pipeline.measures.entropy import PooledEntropy, von_neumann_entropy
+from pad_pipeline.measures.overlap import neighbour_overlap
+from pad_pipeline.measures.pursuit import matching_pursuit
+from pad_pipeline.measures.vocabulary import Vocabulary
 
 # ---------------------------------------------------------------- entropy
 

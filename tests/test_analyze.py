@@ -26,7 +26,7 @@ def trained(shards: Path, models_toml: Path, tmp_path_factory: pytest.TempPathFa
     """A training of a few steps, `mm_projector.bin` and `hf/` in it."""
     from pad_pipeline.training.job import Job
     from pad_pipeline.training.settings import TrainSettings
-    from workflows.train import train
+    from pad_pipeline.workflows.learning.launch import train
 
     out = tmp_path_factory.mktemp("trained") / "out"
     settings = TrainSettings(steps=60, batch_size=10, micro_batch=5, learning_rate=5e-3, beta_end=5.0)
@@ -300,9 +300,9 @@ def test_what_does_not_go_together_is_told(
         assert rule in refused("--model", tmp_path / "broken.bin", *parts[2:], "--shards", shards)
     from pad_pipeline.geometry import View
     from pad_pipeline.sources.coco import CocoSource
-    from workflows.build import import_coco
-    from workflows.models import load_models
-    from workflows.options import RunOptions
+    from pad_pipeline.workflows.models.settings import load_models
+    from pad_pipeline.workflows.runs.build import import_coco
+    from pad_pipeline.workflows.runs.options import RunOptions
 
     models = load_models(str(models_toml))
     source = CocoSource(world.instances, world.images, world.llava)

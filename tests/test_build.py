@@ -20,8 +20,8 @@ from pad_pipeline.geometry import View
 from pad_pipeline.labels import LabelEmbedder
 from pad_pipeline.miniature.files import World
 from pad_pipeline.shards.reader import open_shards
+from pad_pipeline.workflows.models.settings import ModelSettings, load_models
 from tests.conftest import SHARED, data, shared
-from workflows.models import ModelSettings, load_models
 
 Pad = Callable[..., object]
 

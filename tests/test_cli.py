@@ -22,12 +22,12 @@ from typer.testing import CliRunner
 from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.files import World
 from pad_pipeline.shards.reader import open_shards
+from pad_pipeline.workflows.cli import app
+from pad_pipeline.workflows.engine.chain import Link
+from pad_pipeline.workflows.engine.placement import Placement, parse_pools, place
+from pad_pipeline.workflows.learning.launch import train_settings
+from pad_pipeline.workflows.models.settings import PRESETS, load_models
 from tests.conftest import wait_for
-from workflows.cli import app
-from workflows.links import Link
-from workflows.models import PRESETS, load_models
-from workflows.placement import Placement, parse_pools, place
-from workflows.train import train_settings
 
 Pad = Callable[..., Any]
 ROOT = Path(__file__).parents[1]

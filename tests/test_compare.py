@@ -21,9 +21,9 @@ from pad_pipeline.training.model import normalisation, view_of
 from pad_pipeline.training.settings import Stage2Settings
 from pad_pipeline.training.template import IMAGE, Template
 from pad_pipeline.weights import fetch_model
-from workflows.miniature import answers
-from workflows.miniature.answers import CaptionScore, Said, Speaker, expressions_of, slots_of
-from workflows.miniature.compare import RESULT, ROWS, Budget, Outcome, summary, write_dialogues
+from pad_pipeline.workflows.miniature import answers
+from pad_pipeline.workflows.miniature.answers import CaptionScore, Said, Speaker, expressions_of, slots_of
+from pad_pipeline.workflows.miniature.compare import RESULT, ROWS, Budget, Outcome, summary, write_dialogues
 
 SCENES = [draw_scene(21, index) for index in range(120)]
 
@@ -172,7 +172,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`pad miniature compare` on a few scenes, for a few steps."""
     from typer.testing import CliRunner
 
-    from workflows.cli import app
+    from pad_pipeline.workflows.cli import app
 
     out = tmp_path_factory.mktemp("compare") / "out"
     arguments = [

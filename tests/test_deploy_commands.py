@@ -15,9 +15,9 @@ import pytest
 import yaml
 from typer.main import get_command
 
+from pad_pipeline.workflows.cli import app
 from tests.conftest import wait_for
 from tests.test_deploy import DOCKER, ROOT, TEXTS, check_ray_start
-from workflows.cli import app
 
 SBATCH = DOCKER / "slurm/pad-build.sbatch"
 PAD: Any = get_command(app)

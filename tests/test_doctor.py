@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from workflows.checks import machine, reach
+from pad_pipeline.workflows.checks import machine, reach
 
 Pad = Callable[..., Any]
 ROOT = Path(__file__).parents[1]

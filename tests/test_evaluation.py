@@ -212,7 +212,7 @@ def model(world: World, models_toml: Path, tmp_path_factory: pytest.TempPathFact
     """A few steps of stage 2, exported."""
     from pad_pipeline.training.job import Job
     from pad_pipeline.training.settings import Stage2Settings
-    from workflows.train import train
+    from pad_pipeline.workflows.learning.launch import train
 
     out = tmp_path_factory.mktemp("model") / "out"
     chat = world.llava.with_name("llava_chat.json")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pad_pipeline.miniature.files import World
-from workflows.experiment import RECIPES, read_experiment, recipes
+from pad_pipeline.workflows.learning.experiment import RECIPES, read_experiment, recipes
 
 Pad = Callable[..., Any]
 GRID = """

@@ -524,7 +524,7 @@ def greedy(model: MultimodalModel, image: Image.Image, question: str, tokens: in
     data = io.BytesIO()
     image.save(data, "PNG")
     sight = Sight(view_for(model), model.mean, model.std, model.vision_tokens)
-    from pad_pipeline.pictures import DecodeSettings
+    from pad_pipeline.images import DecodeSettings
 
     pixels = sight.pixels(data.getvalue(), DecodeSettings())
     ids = Template("chat", model.tokenizer).question(question)

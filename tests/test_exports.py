@@ -21,8 +21,8 @@ from PIL import Image
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.exports.target import Target
+from pad_pipeline.images import ENDINGS
 from pad_pipeline.miniature.files import World
-from pad_pipeline.pictures import ENDINGS
 from pad_pipeline.records import ImageRecord, Shard
 from pad_pipeline.shards.reader import Sample, ShardFolder, open_shards
 from pad_pipeline.shards.run import Run
@@ -36,10 +36,10 @@ Pad = Callable[..., Any]
 @pytest.fixture(scope="module")
 def built(world: World, models_toml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The scenes, annotated by the small models: scores, alternates, and one image that failed."""
-    from pad_pipeline.sources import open_source
-    from workflows.build import build
-    from workflows.models import load_models
-    from workflows.options import RunOptions
+    from pad_pipeline.sources.open import open_source
+    from pad_pipeline.workflows.models.settings import load_models
+    from pad_pipeline.workflows.runs.build import build
+    from pad_pipeline.workflows.runs.options import RunOptions
 
     images = tmp_path_factory.mktemp("images") / "images"
     shutil.copytree(world.images, images)
@@ -252,8 +252,8 @@ def test_what_is_under_pad_is_not_trusted(
 ) -> None:
     """An annotation file is outside data: a spoilt entry fails its image, and says which annotation."""
     from pad_pipeline.sources.coco import CocoSource
-    from stages.decode import Decode
-    from stages.human import HumanRegions
+    from pad_pipeline.stages.annotate import HumanRegions
+    from pad_pipeline.stages.decode import Decode
 
     assert pad("export", "coco", built, "--out", tmp_path / "coco").code == 0
     path = tmp_path / "coco/instances.json"
@@ -261,8 +261,8 @@ def test_what_is_under_pad_is_not_trusted(
     entry = data["annotations"][0]
     entry["pad"] = entry["pad"] | damage if isinstance(damage, dict) else damage
     path.write_text(json.dumps(data))
-    from pad_pipeline.pictures import DecodeSettings
-    from pad_pipeline.sources.read import Place
+    from pad_pipeline.images import DecodeSettings
+    from pad_pipeline.records import Place
 
     planned = next(one for one in CocoSource(path, tmp_path / "coco/images") if one.annotations)
     record = ImageRecord("key", planned.id, planned.source, annotations=list(planned.annotations))  # type: ignore[arg-type]
@@ -537,10 +537,10 @@ def test_a_url_is_no_folder(
 @pytest.fixture(scope="module")
 def grounded(world: World, models_toml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three scenes, annotated by a grounder of the user's own and the small segmenter."""
-    from pad_pipeline.sources import open_source
-    from workflows.build import build
-    from workflows.models import load_models
-    from workflows.options import RunOptions
+    from pad_pipeline.sources.open import open_source
+    from pad_pipeline.workflows.models.settings import load_models
+    from pad_pipeline.workflows.runs.build import build
+    from pad_pipeline.workflows.runs.options import RunOptions
 
     folder = tmp_path_factory.mktemp("grounded")
     toml = own_toml(
@@ -645,8 +645,8 @@ def test_edits_and_what_was_left_out_are_told(built: Path, pad: Pad, tmp_path: P
 def test_licences_of_official_models_are_named(built: Path, pad: Pad, tmp_path: Path) -> None:
     """One sentence said that models have licences. Known ones are known by name, and a file of one's own by its hash;
     of others nothing is claimed."""
-    from workflows.catalogue import OFFICIAL
-    from workflows.models import load_models
+    from pad_pipeline.workflows.models.catalogue import OFFICIAL
+    from pad_pipeline.workflows.models.settings import load_models
 
     run = Run.read(Folder(built))
     apache, llama, unknown = "Apache-2.0", "Llama 2 Community License", "see the model's own page"

@@ -40,10 +40,9 @@ from pycocotools import mask as coco_mask
 from pad_pipeline import plan as plans
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
-from pad_pipeline.keys import plain_key
+from pad_pipeline.images import DecodeSettings
 from pad_pipeline.masks import check_mask, decode_mask
 from pad_pipeline.miniature.files import World
-from pad_pipeline.pictures import DecodeSettings
 from pad_pipeline.plan import GROUP, PLAN_NAME, PLAN_SCHEMA, Plan, PlanFacts, write_plan
 from pad_pipeline.records import (
     INDEX_SCHEMA,
@@ -56,14 +55,15 @@ from pad_pipeline.records import (
     Tag,
     shard_name,
 )
+from pad_pipeline.shards.keys import plain_key
 from pad_pipeline.shards.reader import ShardFolder, index_facts, totals_in
 from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.shards.seal import UNSEALED, seal, seal_of, seal_problem
 from pad_pipeline.shards.stats import as_json, read_statistics
-from pad_pipeline.shards.verify import verify_run
 from pad_pipeline.shards.writer import MEMBERS, TOTALS, count, write_shard
-from pad_pipeline.sources import Planned
+from pad_pipeline.sources.base import Planned
 from pad_pipeline.storage import Folder
+from pad_pipeline.verify import verify_run
 
 Pad = Callable[..., Any]
 Change = Callable[[Path], object]
@@ -545,7 +545,7 @@ class Runs(NamedTuple):
 
 @pytest.fixture(scope="module")
 def runs(world: World, models_toml: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    from workflows import cli
+    from pad_pipeline.workflows import cli
 
     home = tmp_path_factory.mktemp("runs")
     coco = json.loads(world.instances.read_text())
@@ -1028,7 +1028,7 @@ def use(folder: Path, tar_alone: bool = False) -> list[str]:
             attempt(lambda name=name: samples(found, name))
 
     def ends_of_indexes() -> None:
-        from workflows.resume import scan
+        from pad_pipeline.workflows.runs.resume import scan
 
         found = ShardFolder(folder)
         attempt(lambda: scan(found.folder, found.run.identity, found.run.shards))
@@ -1459,7 +1459,7 @@ def test_a_folder_may_have_any_name(runs: Runs, pad: Pad, tmp_path: Path) -> Non
 def test_a_stray_index_alters_nothing_that_readers_see(folder: Path) -> None:
     """`pad-0000000.parquet` (seven digits) and `pad-٠٠٠٠٠٠.parquet` (other digits) are nobody's shards: readers took
     them for another 0 and saw its images twice; a rerun took them for a half of it and made it anew."""
-    from workflows.resume import scan
+    from pad_pipeline.workflows.runs.resume import scan
 
     before = as_json(read_statistics(folder))
     run = Run.read(Folder(folder))

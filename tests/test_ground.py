@@ -28,17 +28,17 @@ from transformers import (
 )
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.miniature.files import World
 from pad_pipeline.miniature.world import draw_scene
-from pad_pipeline.pictures import DecodeSettings, decode
 from pad_pipeline.pretrained import quiet
 from pad_pipeline.records import ImageRecord, Region, Shard, Tag
-from stages.boxes import suppress, to_pixels
-from stages.compute import Compute, ComputeSettings, HostCopy
-from stages.dino.checkpoint import converted_folder
-from stages.dino.network import GroundingDino
-from stages.ground import Detector, DetectorSettings, Found
-from stages.spans import (
+from pad_pipeline.stages.boxes import suppress, to_pixels
+from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy
+from pad_pipeline.stages.dino.checkpoint import converted_folder
+from pad_pipeline.stages.dino.network import GroundingDino
+from pad_pipeline.stages.ground import Detector, DetectorSettings, Found
+from pad_pipeline.stages.spans import (
     CLS,
     DOT,
     SEP,
@@ -50,8 +50,8 @@ from stages.spans import (
     read_unboxable,
     span_scores,
 )
+from pad_pipeline.workflows.models.settings import ModelSettings, load_models
 from tests.conftest import record, shared
-from workflows.models import ModelSettings, load_models
 
 DECODING = DecodeSettings()
 TWO = ComputeSettings(threads=2)

@@ -32,9 +32,9 @@ from pad_pipeline.miniature.language import (
 )
 from pad_pipeline.miniature.score import Score, seen_share
 from pad_pipeline.miniature.world import COLOURS, LABELS, MIN_PIXELS, SIZES, STUFF, TEXTURES, draw_scene
-from pad_pipeline.sources import open_source
-from stages.segment import encode_mask
-from workflows.miniature.alignment import single_labels
+from pad_pipeline.sources.open import open_source
+from pad_pipeline.stages.segment import encode_mask
+from pad_pipeline.workflows.miniature.alignment import single_labels
 
 SCENES = [draw_scene(11, index) for index in range(150)]
 

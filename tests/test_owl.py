@@ -24,14 +24,14 @@ from transformers.models.owlv2.image_processing_pil_owlv2 import Owlv2ImageProce
 from transformers.models.owlvit.image_processing_pil_owlvit import OwlViTImageProcessorPil
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.miniature.files import World
-from pad_pipeline.pictures import DecodeSettings, decode
 from pad_pipeline.pretrained import quiet
 from pad_pipeline.records import ImageRecord, Shard, Tag
-from stages.choice import detector
-from stages.compute import ComputeSettings
-from stages.ground import DetectorSettings
-from stages.owl import OwlDetector
+from pad_pipeline.stages.compute import ComputeSettings
+from pad_pipeline.stages.ground import DetectorSettings
+from pad_pipeline.stages.make import detector
+from pad_pipeline.stages.owl import OwlDetector
 from tests.conftest import record
 
 DECODING = DecodeSettings()

@@ -15,20 +15,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.miniature.files import World
-from pad_pipeline.pictures import DecodeSettings, decode
 from pad_pipeline.records import ImageRecord, Region, Shard, Tag
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.run import Run
+from pad_pipeline.stages import make as choice
+from pad_pipeline.stages.compute import ComputeSettings
+from pad_pipeline.stages.custom import load as plugin
+from pad_pipeline.stages.custom.load import pinned
+from pad_pipeline.stages.custom.settings import OwnDetector, OwnGrounder, OwnSegmenter, OwnTagger
+from pad_pipeline.stages.custom.stages import BoxesStage, SegmentStage
 from pad_pipeline.storage import Folder
-from stages import choice, plugin
-from stages.compute import ComputeSettings
-from stages.own import BoxesStage, SegmentStage
-from stages.own_settings import OwnDetector, OwnGrounder, OwnSegmenter, OwnTagger
-from stages.plugin import pinned
+from pad_pipeline.workflows.models.settings import load_models
 from tests.conftest import data, record
 from tests.own_models import part
-from workflows.models import load_models
 
 DECODING = DecodeSettings()
 TWO = ComputeSettings(threads=2)
@@ -301,7 +302,7 @@ def package(folder: Path, body: str = "") -> Path:
     (folder / "somebodys/__init__.py").write_text("")
     (folder / "somebodys/helper.py").write_text(f"EDGE = 9.0\n{body}")
     (folder / "somebodys/detect.py").write_text(
-        "from stages.protocol import Box\nfrom somebodys.helper import EDGE\n\n\nclass Detector:\n"
+        "from pad_pipeline.stages.custom.protocol import Box\nfrom somebodys.helper import EDGE\n\n\nclass Detector:\n"
         "    def detect(self, images, labels):\n"
         "        return [[Box(label, 0.5, (0, 0, EDGE, EDGE)) for label in its] for its in labels]\n"
     )

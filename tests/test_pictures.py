@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from pad_pipeline.pictures import BadImage, DecodeSettings, decode
+from pad_pipeline.images import BadImage, DecodeSettings, decode
 from tests.conftest import SHARED, shared
 
 SETTINGS = DecodeSettings()

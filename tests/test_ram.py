@@ -16,9 +16,9 @@ from safetensors import safe_open
 from torchvision import transforms
 
 from pad_pipeline.errors import UserError
-from stages.ram.checkpoint import load_ram
-from stages.ram.network import Ram, RamSettings
-from stages.tag import STD, preprocess
+from pad_pipeline.stages.ram.checkpoint import load_ram
+from pad_pipeline.stages.ram.network import Ram, RamSettings
+from pad_pipeline.stages.tag import STD, preprocess
 from tests.conftest import shared
 
 TOLERANCE = 5e-5

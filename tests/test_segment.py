@@ -38,19 +38,19 @@ from transformers import (
 )
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.miniature.files import World
-from pad_pipeline.pictures import DecodeSettings, decode
 from pad_pipeline.pretrained import quiet
 from pad_pipeline.records import ImageRecord, Region, Shard
-from stages.compute import Compute, ComputeSettings
-from stages.sam.attention import RelativeAttention
-from stages.sam.hub import HubSam
-from stages.sam.network import OfficialSam, build_sam, load_sam
-from stages.sam.shape import VIT_B, VIT_H, VIT_L, SamShape, read_shape
-from stages.segment import Segmenter, SegmenterSettings, encode_mask, pack, unpack
+from pad_pipeline.stages.compute import Compute, ComputeSettings
+from pad_pipeline.stages.sam.attention import RelativeAttention
+from pad_pipeline.stages.sam.hub import HubSam
+from pad_pipeline.stages.sam.network import OfficialSam, build_sam, load_sam
+from pad_pipeline.stages.sam.shape import VIT_B, VIT_H, VIT_L, SamShape, read_shape
+from pad_pipeline.stages.segment import Segmenter, SegmenterSettings, encode_mask, pack, unpack
+from pad_pipeline.workflows.models.settings import ModelSettings
 from tests.conftest import record
 from tests.small_models import SAM_SHAPE
-from workflows.models import ModelSettings
 
 DECODING = DecodeSettings()
 TWO = ComputeSettings(threads=2)
@@ -371,7 +371,7 @@ def test_a_model_folder_of_another_kind_is_named(models: ModelSettings) -> None:
 def test_bfloat16_changes_few_pixels(world: World) -> None:
     """The GPU's precision, on the trained miniature: masks for true boxes overlap float32's by 0.98 on average."""
     from pad_pipeline.miniature.world import draw_scene
-    from workflows.models import load_models
+    from pad_pipeline.workflows.models.settings import load_models
 
     shipped = load_models("miniature").segmenter
 

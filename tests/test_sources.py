@@ -24,9 +24,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.pictures import BadImage
-from pad_pipeline.sources import Planned, clean, llava, open_source, read
-from pad_pipeline.sources.read import Place, read_bytes
+from pad_pipeline.images import BadImage
+from pad_pipeline.records import Place
+from pad_pipeline.sources import llava, read
+from pad_pipeline.sources.base import Planned, clean
+from pad_pipeline.sources.open import open_source
+from pad_pipeline.sources.read import read_bytes
 
 LISTS = ["parquet", "csv", "tsv", "jsonl", "ndjson"]
 MOST = 1 << 20

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.images import DecodeSettings
 from pad_pipeline.miniature.files import World
-from pad_pipeline.pictures import DecodeSettings
 from pad_pipeline.records import ImageRecord, Shard, Tag
-from stages.base import Stage
-from stages.compute import ComputeSettings
-from stages.tag import Tagger
+from pad_pipeline.stages.base import Stage
+from pad_pipeline.stages.compute import ComputeSettings
+from pad_pipeline.stages.tag import Tagger
+from pad_pipeline.workflows.models.settings import ModelSettings, load_models
 from tests.conftest import record
 from tests.small_models import write_small_models
-from workflows.models import ModelSettings, load_models
 
 DECODING = DecodeSettings()
 TWO = ComputeSettings(threads=2)

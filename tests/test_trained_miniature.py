@@ -24,7 +24,7 @@ from pad_pipeline.labels import LabelEmbedder, LabelSettings
 from pad_pipeline.miniature import shipped
 from pad_pipeline.miniature.shipped import FOLDER, MANIFEST, Manifest, checked, read_manifest
 from pad_pipeline.miniature.world import LABELS
-from workflows.miniature.training import Recipe, fit
+from pad_pipeline.workflows.miniature.recipe import Recipe, fit
 
 Pad = Callable[..., SimpleNamespace]
 MEBIBYTE = 1 << 20
@@ -100,7 +100,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     """`pad miniature evaluate` on 20 scenes, one pair of projectors."""
     from typer.testing import CliRunner
 
-    from workflows.cli import app
+    from pad_pipeline.workflows.cli import app
 
     out = tmp_path_factory.mktemp("evaluation") / "out"
     arguments = ["miniature", "evaluate", "--out", str(out), "--scenes", "20", "--seeds", "1", "--steps", "40"]
@@ -142,7 +142,7 @@ class Line(Recipe):
 
     def __init__(self, steps: int = 12) -> None:
         super().__init__()
-        from workflows.miniature.training import Budget
+        from pad_pipeline.workflows.miniature.recipe import Budget
 
         torch.manual_seed(0)
         self.seed = 0
@@ -216,7 +216,7 @@ def test_every_model_can_be_trained_from_the_command_line(tmp_path: Path, pad: P
 def test_batches_do_not_depend_on_the_hash_seed() -> None:
     """A prompt in the order of a set would differ from run to run, and after a resume."""
     code = (
-        "import hashlib, torch; from workflows.miniature.detector import DetectorRecipe; "
+        "import hashlib, torch; from pad_pipeline.workflows.miniature.detector import DetectorRecipe; "
         "r = DetectorRecipe(); r.budget.batch_size = 3; b = r.batch(5); "
         "print(hashlib.sha256(b''.join(b[n].numpy().tobytes() for n in sorted(b))).hexdigest())"
     )

@@ -15,8 +15,8 @@ from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
 from pad_pipeline.geometry import Fit, View, select_patches
+from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.miniature.files import World
-from pad_pipeline.pictures import DecodeSettings, decode
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.training.batches import Batch, collate
 from pad_pipeline.training.examples import ShardExamples, Sight

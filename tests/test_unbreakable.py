@@ -474,7 +474,7 @@ def test_changed_code_is_refused_and_can_be_accepted(
 ) -> None:
     """Half a run by one version and half by another can't be described, unless somebody says that they agree; what
     they said stays in run.json."""
-    from workflows import build
+    from pad_pipeline.workflows.runs import build
 
     out = tmp_path / "out"
     command = [*imported, "--shard-size", 4, "--out", out]
@@ -518,7 +518,7 @@ def test_odd_images_cost_no_memory(world: World, tmp_path: Path) -> None:
     def peak(folder: Path) -> int:
         code = (
             "import resource, sys; from pathlib import Path\n"
-            "from pad_pipeline.pictures import DecodeSettings, BadImage, decode\n"
+            "from pad_pipeline.images import DecodeSettings, BadImage, decode\n"
             "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
             "    try: decode(path.read_bytes(), DecodeSettings())\n"
             "    except BadImage: pass\n"

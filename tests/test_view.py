@@ -73,9 +73,9 @@ def write_coco(folder: Path, world: World) -> None:
 def import_run(folder: Path, models_toml: Path, fit: str) -> Path:
     from pad_pipeline.geometry import View
     from pad_pipeline.sources.coco import CocoSource
-    from workflows.build import import_coco
-    from workflows.models import load_models
-    from workflows.options import RunOptions
+    from pad_pipeline.workflows.models.settings import load_models
+    from pad_pipeline.workflows.runs.build import import_coco
+    from pad_pipeline.workflows.runs.options import RunOptions
 
     models, out = load_models(str(models_toml)), folder / f"imported-{fit}"
     source = CocoSource(folder / "coco.json", folder / "images", folder / "llava.json")

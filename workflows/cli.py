@@ -16,19 +16,25 @@ import typer
 
 from pad_pipeline import __version__
 from pad_pipeline.errors import UserError
-from workflows.commands.analyze import analyze, experiment
-from workflows.commands.build import build, import_coco
-from workflows.commands.common import errors
-from workflows.commands.doctor import doctor
-from workflows.commands.evaluate import evaluate_captions, evaluate_lmms, evaluate_rec, evaluate_vqa
-from workflows.commands.export import export_coco, export_fiftyone, export_hub, export_parquet
-from workflows.commands.miniature import demo, miniature_compare, miniature_draw, miniature_evaluate, miniature_train
-from workflows.commands.models import models_check, models_fetch, models_list
-from workflows.commands.rewrite import filter_shards, merge, retarget
-from workflows.commands.shards import stats, verify
-from workflows.commands.show import show
-from workflows.commands.train import chat, train
-from workflows.commands.view import view
+from pad_pipeline.workflows.commands.analyze import analyze, experiment
+from pad_pipeline.workflows.commands.build import build, import_coco
+from pad_pipeline.workflows.commands.common import errors
+from pad_pipeline.workflows.commands.doctor import doctor
+from pad_pipeline.workflows.commands.evaluate import evaluate_captions, evaluate_lmms, evaluate_rec, evaluate_vqa
+from pad_pipeline.workflows.commands.export import export_coco, export_fiftyone, export_hub, export_parquet
+from pad_pipeline.workflows.commands.miniature import (
+    demo,
+    miniature_compare,
+    miniature_draw,
+    miniature_evaluate,
+    miniature_train,
+)
+from pad_pipeline.workflows.commands.models import models_check, models_fetch, models_list
+from pad_pipeline.workflows.commands.report import view
+from pad_pipeline.workflows.commands.rewrite import filter_shards, merge, retarget
+from pad_pipeline.workflows.commands.shards import stats, verify
+from pad_pipeline.workflows.commands.show import show
+from pad_pipeline.workflows.commands.train import chat, train
 
 app = typer.Typer(
     help="Build the Patch-Aligned Dataset of arXiv 2505.17316 from captioned images, and train a projector on it.",
@@ -148,8 +154,8 @@ def main() -> None:
         with _terminable() as received:
             code = _run_app(received)
     finally:
-        if "workflows.supervise" in sys.modules:
-            sys.modules["workflows.supervise"].ended()
+        if "pad_pipeline.workflows.engine.supervise" in sys.modules:
+            sys.modules["pad_pipeline.workflows.engine.supervise"].ended()
     if code > 128 and threading.current_thread() is threading.main_thread() and threading.active_count() > 1:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -10,8 +10,8 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, FilePath
 
 from pad_pipeline.errors import UserError
-from stages.compute import ComputeSettings
-from stages.protocol import Box
+from pad_pipeline.stages.compute import ComputeSettings
+from pad_pipeline.stages.custom.protocol import Box
 
 
 class OnnxSettings(BaseModel):

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from pad_pipeline.analysis.model import Subject
-from pad_pipeline.analysis.vocabulary import Vocabulary
+from pad_pipeline.measures.vocabulary import Vocabulary
 
 CELL = 64
 """Pixels of a token's cell: room for three words."""

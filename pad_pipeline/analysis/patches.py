@@ -13,7 +13,7 @@ from torch import Tensor
 from pad_pipeline.analysis.model import Subject
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import PatchRule, select_patches
-from pad_pipeline.pictures import BadImage
+from pad_pipeline.images import BadImage
 from pad_pipeline.shards.reader import Rows, ShardFolder
 from pad_pipeline.training.abstractor import pool_coverage
 from pad_pipeline.training.examples import Sight, decode_settings

@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from pad_pipeline.analysis.align import Align, ThresholdRule
-from pad_pipeline.analysis.entropy import PooledEntropy, von_neumann_entropy
 from pad_pipeline.analysis.model import Subject
-from pad_pipeline.analysis.overlap import neighbour_overlap
 from pad_pipeline.analysis.patches import Seen, Shown, seeded
-from pad_pipeline.analysis.pursuit import pursue, unit
-from pad_pipeline.analysis.vocabulary import ROWS, Vocabulary, WordFilter, nearest_word
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import PatchRule
+from pad_pipeline.measures.align import Align, ThresholdRule
+from pad_pipeline.measures.entropy import PooledEntropy, von_neumann_entropy
+from pad_pipeline.measures.overlap import neighbour_overlap
+from pad_pipeline.measures.pursuit import pursue, unit
+from pad_pipeline.measures.vocabulary import ROWS, Vocabulary, WordFilter, nearest_word
 
 
 class AnalysisSettings(BaseModel):

@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 from pad_pipeline.errors import UserError
 from pad_pipeline.exports.regions import checked_regions
 from pad_pipeline.exports.target import Target
-from pad_pipeline.pictures import ENDINGS
+from pad_pipeline.images import ENDINGS
 from pad_pipeline.shards.reader import Sample, ShardFolder
 
 

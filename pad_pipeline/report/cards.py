@@ -14,8 +14,8 @@ from pycocotools import mask as coco_mask
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
+from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.masks import decode_mask
-from pad_pipeline.pictures import DecodeSettings, decode
 from pad_pipeline.report.outline import outline
 from pad_pipeline.shards.reader import Sample, ShardFolder
 

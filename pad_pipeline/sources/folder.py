@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.sources import Planned, require_folder
+from pad_pipeline.sources.base import Planned, require_folder
 from pad_pipeline.storage import file_system
 
 IMAGE_ENDINGS = frozenset(

@@ -6,10 +6,11 @@ import errno
 import random
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.pictures import BadImage
+from pad_pipeline.images import BadImage
+from pad_pipeline.records import Place
 from pad_pipeline.storage import file_system, is_url, url_problem
 
 TRIES = 3
@@ -20,24 +21,6 @@ SECONDS = 60
 _FAULTS_OF_A_FILE = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL,
 }  # fmt: skip
-
-
-UNKNOWN, MISSING = -1, -2
-"""Sizes: nobody asked; there was no such file when the plan was made."""
-
-
-class Place(NamedTuple):
-    """Where bytes lie."""
-
-    file: str
-    """A path relative to the source's root, or a URL."""
-    at: int = -1
-    """The first byte; -1 for the whole file."""
-    size: int = UNKNOWN
-    """How many; of a whole file it says nothing."""
-
-
-NOWHERE = Place("")
 
 
 def read_bytes(root: str, place: Place, most: int) -> bytes:

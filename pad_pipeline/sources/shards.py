@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from pad_pipeline.sources import Planned
+from pad_pipeline.sources.base import Planned
 from pad_pipeline.storage import Folder
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pad_pipeline.shards.reader import ShardFolder, open_shards
-from pad_pipeline.sources import Planned
+from pad_pipeline.sources.base import Planned
 
 
 class Selection(BaseModel):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.sources import Planned, clean, require_folder
+from pad_pipeline.sources.base import Planned, clean, require_folder
 from pad_pipeline.sources.folder import IMAGE_ENDINGS
 from pad_pipeline.sources.llava import caption_of, read_conversations
 from pad_pipeline.storage import file_system, is_url

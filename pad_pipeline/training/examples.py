@@ -14,11 +14,12 @@ from torch import Tensor
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
+from pad_pipeline.images import BadImage, DecodeSettings, decode
 from pad_pipeline.labels import LabelEmbedder
-from pad_pipeline.pictures import BadImage, DecodeSettings, decode
+from pad_pipeline.records import Place
 from pad_pipeline.shards.reader import Sample, ShardFolder
 from pad_pipeline.sources.llava import LlavaSource, read_record
-from pad_pipeline.sources.read import Place, read_bytes
+from pad_pipeline.sources.read import read_bytes
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.training.template import IMAGE, Encoded, Template
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from pad_pipeline.analysis.align import Align
-from pad_pipeline.analysis.vocabulary import Vocabulary, nearest_word
+from pad_pipeline.measures.align import Align
+from pad_pipeline.measures.vocabulary import Vocabulary, nearest_word
 from pad_pipeline.training.batches import Batch
 from pad_pipeline.training.model import MultimodalModel
 from pad_pipeline.training.ranks import Ranks

@@ -24,8 +24,8 @@ from transformers.models.mm_grounding_dino.modeling_mm_grounding_dino import (
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.pretrained import load_pretrained, read_config
-from stages.compute import Compute
-from stages.dino.attention import FusedBiAttention, LevelwiseSampling
+from pad_pipeline.stages.compute import Compute
+from pad_pipeline.stages.dino.attention import FusedBiAttention, LevelwiseSampling
 
 # transformers compares two numbers on the GPU in every sampling layer, and waits for the answer each time.
 os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")

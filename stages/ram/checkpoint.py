@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.stages.ram.network import Ram
 from pad_pipeline.weights import check_numbers, check_state_dict, converted, read_tensors
-from stages.ram.network import Ram
 
 _RECOMPUTABLE = re.compile(r"visual_encoder\..*(relative_position_index|attn_mask)$")
 _TRAINING_ONLY = re.compile(r"(tag_encoder|text_decoder)\.")

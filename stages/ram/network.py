@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from stages.ram.swin import SwinSettings, SwinTransformer
+from pad_pipeline.stages.ram.swin import SwinSettings, SwinTransformer
 
 
 class RamSettings(SwinSettings):

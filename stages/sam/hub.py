@@ -14,8 +14,8 @@ from transformers import Sam2ImageProcessor, Sam2Model, SamHQModel, SamImageProc
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.pretrained import load_pretrained, read_config
-from stages.compute import Compute
-from stages.sam.attention import RelativeAttention
+from pad_pipeline.stages.compute import Compute
+from pad_pipeline.stages.sam.attention import RelativeAttention
 
 KINDS = {"sam": SamModel, "sam_hq": SamHQModel, "sam2": Sam2Model, "sam2_video": Sam2Model}
 """By `model_type`. The official SAM 2.1 folders are of the video model, which holds the image model."""

@@ -17,10 +17,10 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor, nn
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.stages.compute import Compute
+from pad_pipeline.stages.sam.attention import CrossAttention, RelativeAttention
+from pad_pipeline.stages.sam.shape import SamShape, read_shape
 from pad_pipeline.weights import check_numbers, check_state_dict, family_of, read_tensors
-from stages.compute import Compute
-from stages.sam.attention import CrossAttention, RelativeAttention
-from stages.sam.shape import SamShape, read_shape
 
 
 def build_sam(shape: SamShape) -> Sam:

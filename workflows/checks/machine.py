@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from workflows.checks.finding import Finding, Findings, gigabytes
+from pad_pipeline.workflows.checks.finding import Finding, Findings, gigabytes
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 OBJECT_STORE = 2 << 30
@@ -27,7 +27,7 @@ OPEN_FILES = 4096
 
 def _requirements() -> tuple[str, list[str]]:
     """What pyproject.toml asks of Python and of packages, beside the code or in the installed package."""
-    beside = Path(__file__).parents[2] / "pyproject.toml"
+    beside = Path(__file__).parents[3] / "pyproject.toml"
     if beside.is_file():
         project = tomllib.loads(beside.read_text())["project"]
         return project["requires-python"], project["dependencies"]
@@ -66,8 +66,8 @@ def gpu() -> Findings:
     """Whether torch computes on a GPU, and what else it has."""
     import torch
 
-    from workflows.fingerprint import cores
-    from workflows.placement import FUSED_BYTES
+    from pad_pipeline.workflows.engine.placement import FUSED_BYTES
+    from pad_pipeline.workflows.runs.fingerprint import cores
 
     yield Finding("cpu", "ok", f"{cores()} cores for this process")
     try:

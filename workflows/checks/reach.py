@@ -12,8 +12,8 @@ import urllib.request
 from contextlib import suppress
 from importlib.util import find_spec
 
-from workflows.checks.finding import Finding, Findings, State, gigabytes
-from workflows.checks.machine import room
+from pad_pipeline.workflows.checks.finding import Finding, Findings, State, gigabytes
+from pad_pipeline.workflows.checks.machine import room
 
 HUB_TIMEOUT = 4.0
 RAY_TIMEOUT = 20.0
@@ -40,7 +40,7 @@ def ray_here(address: str) -> Findings:
 
 def _cluster(address: str) -> Finding:
     """In a process of its own, for Ray writes to standard error, waits for minutes, and at worst aborts."""
-    from workflows.ray_session import knock
+    from pad_pipeline.workflows.engine.ray_session import knock
 
     remedy = (
         "start one with `ray start --head`, or correct the address; where it wants a token, set RAY_AUTH_MODE=token "
@@ -113,8 +113,8 @@ def model_files(models: str, hub: Hub) -> Findings:
     from huggingface_hub import constants
 
     from pad_pipeline.weights import cache_folder
-    from workflows.model_files import parts
-    from workflows.models import load_models
+    from pad_pipeline.workflows.models.files import parts
+    from pad_pipeline.workflows.models.settings import load_models
 
     chosen = parts(load_models(models))
     missing = [part for part in chosen if part.place is None]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pad_pipeline.errors import UserError
-from workflows.commands.common import AsJson, Engine, EngineOption, console, errors, print_json
+from pad_pipeline.workflows.commands.common import AsJson, Engine, EngineOption, console, errors, print_json
 
 
 class Analysis(StrEnum):
@@ -61,7 +61,7 @@ def analyze(
     """
     from pad_pipeline.analysis.model import Subject
     from pad_pipeline.miniature.shipped import resolve
-    from workflows import analyse as workflow
+    from pad_pipeline.workflows.learning import analyze as workflow
 
     chosen = workflow.analysis_settings(settings, {})
     healthy = what is Analysis.health
@@ -114,7 +114,7 @@ def experiment(
       pad experiment mine.toml --engine ray --out mine/
     """
     from pad_pipeline.miniature.shipped import resolve
-    from workflows import experiment as workflow
+    from pad_pipeline.workflows.learning import experiment as workflow
 
     options: dict[str, Any] = {
         "shards": shards, "heldout": heldout, "vision": vision, "llm": llm, "data": data, "image_root": image_root,

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from pad_pipeline.errors import UserError
-from workflows.commands.common import (
+from pad_pipeline.workflows.commands.common import (
     AsJson,
     Engine,
     Models,
@@ -23,7 +23,7 @@ from workflows.commands.common import (
     print_json,
     supervise,
 )
-from workflows.commands.flags import BuildFlags, ImportFlags, ViewFlags, expanded
+from pad_pipeline.workflows.commands.flags import BuildFlags, ImportFlags, ViewFlags, expanded
 
 
 class RedoFrom(StrEnum):
@@ -91,7 +91,7 @@ def build(
         raise UserError("--dry-run", "with --fork or --retry-failed", rule, "leave one of them out")
     if run.engine is Engine.local and not dry_run:
         supervise()
-    from pad_pipeline.sources import open_source
+    from pad_pipeline.sources.open import open_source
 
     source = open_source(images, image_root, _columns(columns))  # a wrong path is told before seconds of imports
     if models == "miniature":
@@ -102,13 +102,13 @@ def build(
                 "note: the miniature knows drawn scenes only (pad miniature draw); of photographs it says nothing true."
             )
             errors.print(note, style="yellow", highlight=False, soft_wrap=True)
-    from workflows import build as workflow
-    from workflows.models import load_models, with_tags
+    from pad_pipeline.workflows.models.settings import load_models, with_tags
+    from pad_pipeline.workflows.runs import build as workflow
 
     chosen = with_tags(load_models(models), tag_list, tag_thresholds)
     chosen_view = view.over(chosen.view)
     if dry_run:
-        from workflows.dry_run import estimate
+        from pad_pipeline.workflows.runs.dry_run import estimate
 
         found = estimate(source, chosen, chosen_view, options)
         print_json(dataclasses.asdict(found)) if as_json else _show_estimate(found)
@@ -145,8 +145,8 @@ def import_coco(
     from pad_pipeline.sources.coco import CocoSource
 
     source = CocoSource(annotations, images, captions)
-    from workflows import build as workflow
-    from workflows.models import load_models
+    from pad_pipeline.workflows.models.settings import load_models
+    from pad_pipeline.workflows.runs import build as workflow
 
     settings = load_models(models)
     totals = workflow.import_coco(source, out, settings.llm, settings.decode, view.over(settings.view), options)

@@ -10,7 +10,7 @@ import typer
 
 from pad_pipeline.console import console, errors
 from pad_pipeline.errors import UserError
-from workflows.finite import finite
+from pad_pipeline.workflows.results import finite
 
 
 class Engine(StrEnum):
@@ -70,7 +70,7 @@ def plain(text: str) -> Any:
 
 def supervise() -> None:
     """Before anything is loaded that would not survive a fork."""
-    from workflows import supervise
+    from pad_pipeline.workflows.engine import supervise
 
     supervise.supervised()
 
@@ -83,7 +83,7 @@ def finish(
     Raises:
         UserError: all of them failed; not asked where `source`, the option that named them, is empty.
     """
-    from workflows.limits import failures_allowed
+    from pad_pipeline.workflows.runs.options import failures_allowed
 
     if as_json:
         print_json({"out": out, **totals, "left_out": counts})

@@ -10,8 +10,8 @@ import typer
 from rich.text import Text
 
 from pad_pipeline.errors import UserError
-from workflows.checks.finding import Finding, Findings
-from workflows.commands.common import AsJson, console, counted, print_json
+from pad_pipeline.workflows.checks.finding import Finding, Findings
+from pad_pipeline.workflows.commands.common import AsJson, console, counted, print_json
 
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
@@ -59,7 +59,7 @@ def checkup(out: str, models: str, address: str) -> Findings:
         models: as `--models` of a build.
         address: of a Ray cluster; empty looks for none.
     """
-    from workflows.checks import machine, reach
+    from pad_pipeline.workflows.checks import machine, reach
 
     hub = reach.Hub()
     checks: dict[str, Callable[[], Findings]] = {

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from workflows.commands.common import AsJson, console, errors, print_json
+from pad_pipeline.workflows.commands.common import AsJson, console, errors, print_json
 
 EvaluatedModel = Annotated[Path, typer.Option("--model", help="What pad train wrote, or another LLaVA folder.")]
 QuestionData = Annotated[Path, typer.Option("--data", help="Questions and what is true, see above.")]
@@ -73,7 +73,7 @@ def _evaluate(
     batch: int,
     as_json: bool,
 ) -> None:
-    from workflows import evaluate as workflow
+    from pad_pipeline.workflows.learning import ask as workflow
 
     more = {"prompt": prompt} if prompt else {}
     _print_scores(what, workflow.EVALUATIONS[what](model, data, images, out, limit=limit, batch=batch, **more), as_json)
@@ -83,7 +83,7 @@ def _print_scores(title: str, found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    from workflows.analyse import rows_of, shown
+    from pad_pipeline.workflows.learning.analyze import rows_of, shown
 
     made = Table("score", "value", title=title)
     for name, value in rows_of(found):
@@ -107,7 +107,7 @@ def evaluate_lmms(
 
       pad evaluate lmms --model two/ --tasks gqa,mme --out lmms/
     """
-    from workflows import lmms as workflow
+    from pad_pipeline.workflows.learning import lmms as workflow
 
     for problem in workflow.check_export(model):
         errors.print(f"warning: {problem}", markup=False, soft_wrap=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pad_pipeline.errors import UserError
-from workflows.commands.common import Shards, console, counted, errors, plain
+from pad_pipeline.workflows.commands.common import Shards, console, counted, errors, plain
 
 ExportOut = Annotated[
     str, typer.Option("--out", help="Folder on this machine to write: new, empty, or an earlier export.")
@@ -77,7 +77,7 @@ def export_hub(
     from functools import partial
 
     from pad_pipeline.exports import hub
-    from workflows.catalogue import LICENCES
+    from pad_pipeline.workflows.models.catalogue import LICENCES
 
     write = partial(hub.export_hub, name=name, licence=licence, licences=LICENCES, repository=push or hub.REPOSITORY)
     _export("hub", shards, out, write)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from pad_pipeline.errors import UserError
-from workflows.commands.common import Engine, EngineOption, Fit, Threads
+from pad_pipeline.workflows.commands.common import Engine, EngineOption, Fit, Threads
 
 if TYPE_CHECKING:
     from pad_pipeline.geometry import View
-    from workflows.options import RunOptions
+    from pad_pipeline.workflows.runs.options import RunOptions
 
 
 class Placement(StrEnum):
@@ -93,7 +93,7 @@ class ViewFlags:
         """
         from pydantic import ValidationError
 
-        from workflows.settings import settings_error
+        from pad_pipeline.workflows.toml import settings_error
 
         size, patch = self.view_size or usual.size, self.patch or usual.patch
         if size % patch:
@@ -136,8 +136,7 @@ class RunFlags:
         Raises:
             UserError: two of them contradict each other, or --max-failed is neither a count nor a share.
         """
-        from workflows.limits import failures_allowed
-        from workflows.options import RunOptions
+        from pad_pipeline.workflows.runs.options import RunOptions, failures_allowed
 
         failures_allowed(self.max_failed, 0)
         for option, value in self._of_ray().items():
@@ -213,7 +212,7 @@ class BuildFlags(ImportFlags):
 
     def options(self) -> RunOptions:
         """See `ImportFlags.options`."""
-        from workflows.placement import parse_pools
+        from pad_pipeline.workflows.engine.placement import parse_pools
 
         options, pools = super().options(), parse_pools(self.pool or [])
         return replace(options, placement=self.placement.value, pools=pools, threads=self.threads)

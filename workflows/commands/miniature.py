@@ -9,7 +9,16 @@ from typing import Annotated
 
 import typer
 
-from workflows.commands.common import AsJson, Engine, EngineOption, Threads, console, counted, errors, print_json
+from pad_pipeline.workflows.commands.common import (
+    AsJson,
+    Engine,
+    EngineOption,
+    Threads,
+    console,
+    counted,
+    errors,
+    print_json,
+)
 
 
 def demo(
@@ -25,7 +34,7 @@ def demo(
 
       pad demo --out demo-out/
     """
-    from workflows.demo import run_demo
+    from pad_pipeline.workflows.miniature.demo import run_demo
 
     found = run_demo(out, scenes, steps, engine.value, errors if as_json else console)
     if as_json:
@@ -81,7 +90,7 @@ def miniature_train(
     """
     # Before NumPy is loaded: its threads would wait in loops for cores that the training needs.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from workflows.miniature.train import train_miniature
+    from pad_pipeline.workflows.miniature.members import train_miniature
 
     console.print(str(train_miniature(model.value, out, seed, steps)), soft_wrap=True)
 
@@ -103,8 +112,8 @@ def miniature_evaluate(
       pad miniature evaluate --out evaluation/
     """
     from pad_pipeline.miniature.shipped import resolve
-    from workflows.miniature import evaluate as workflow
-    from workflows.models import load_models
+    from pad_pipeline.workflows.miniature import scoring as workflow
+    from pad_pipeline.workflows.models.settings import load_models
 
     chosen, tower = load_models(models), resolve(vision, "clip")
     found = workflow.evaluate(out, chosen, tower, scenes, seeds, steps, engine.value, errors if as_json else console)
@@ -134,8 +143,8 @@ def miniature_compare(
       pad miniature compare --out comparison/
     """
     from pad_pipeline.miniature.shipped import resolve
-    from workflows.miniature import compare as workflow
-    from workflows.models import load_models
+    from pad_pipeline.workflows.miniature import compare as workflow
+    from pad_pipeline.workflows.models.settings import load_models
 
     chosen, tower = load_models(models), resolve(vision, "clip")
     budget = workflow.Budget(scenes, dialogues, seeds, stage1_steps, stage2_steps, probes)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from workflows.commands.common import AsJson, console, escaped, print_json
+from pad_pipeline.workflows.commands.common import AsJson, console, escaped, print_json
 
 ModelsArgument = Annotated[str, typer.Argument(help="`paper`, `plus`, `miniature`, or a TOML file.")]
 
@@ -22,9 +22,9 @@ def models_list(
 
       pad models list plus
     """
-    from workflows.catalogue import OFFICIAL
-    from workflows.model_files import parts
-    from workflows.models import PRESETS, load_models
+    from pad_pipeline.workflows.models.catalogue import OFFICIAL
+    from pad_pipeline.workflows.models.files import parts
+    from pad_pipeline.workflows.models.settings import PRESETS, load_models
 
     chosen = [models] if models else [*PRESETS, "miniature"]
     if as_json:
@@ -59,8 +59,8 @@ def models_fetch(models: ModelsArgument = "paper", as_json: AsJson = False) -> N
 
       pad models fetch plus
     """
-    from workflows.chain import label_fingerprint, weight_fingerprints
-    from workflows.models import load_models
+    from pad_pipeline.workflows.models.fingerprints import label_fingerprint, weight_fingerprints
+    from pad_pipeline.workflows.models.settings import load_models
 
     chosen = load_models(models)
     found = weight_fingerprints(chosen) | label_fingerprint(chosen.llm)[0]
@@ -80,8 +80,8 @@ def models_check(models: ModelsArgument = "paper", as_json: AsJson = False) -> N
 
       pad models check my-models.toml
     """
-    from workflows.model_files import check
-    from workflows.models import load_models
+    from pad_pipeline.workflows.models.files import check
+    from pad_pipeline.workflows.models.settings import load_models
 
     wrong = 0
     if as_json:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pad_pipeline.errors import UserError
-from workflows.commands.common import AsJson, Engine, Out, Shards, finish, supervise
-from workflows.commands.flags import RunFlags, ViewFlags, expanded
+from pad_pipeline.workflows.commands.common import AsJson, Engine, Out, Shards, finish, supervise
+from pad_pipeline.workflows.commands.flags import RunFlags, ViewFlags, expanded
 
 if TYPE_CHECKING:
     from pad_pipeline.sources.stored import StoredSource
-    from stages.edit import EditSettings
+    from pad_pipeline.stages.edit import EditSettings
 
 AS_BEFORE = ViewFlags()
 Llm = Annotated[
@@ -72,7 +72,7 @@ def retarget(
       pad retarget shards/ --min-score 0.35 --drop-labels vague.txt --out sure/
     """
     from pad_pipeline.sources.stored import StoredSource
-    from stages.edit import EditSettings
+    from pad_pipeline.stages.edit import EditSettings
 
     edits = EditSettings(
         label_map=_mapping(label_map),
@@ -169,7 +169,7 @@ def _rewrite(
         supervise()
     from pad_pipeline.labels import LabelSettings
     from pad_pipeline.miniature.shipped import resolve
-    from workflows.rewrite import rewrite
+    from pad_pipeline.workflows.runs.rewrite import rewrite
 
     labels = None
     if llm:
@@ -197,7 +197,7 @@ def _lines(option: str, path: Path | None) -> list[str]:
 def _mapping(path: Path | None) -> dict[str, str]:
     if path is None:
         return {}
-    from pad_pipeline.sources import read_json
+    from pad_pipeline.sources.base import read_json
 
     found = read_json("--label-map", path)
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from workflows.commands.common import AsJson, Shards, console, counted, errors, plain, print_json
+from pad_pipeline.workflows.commands.common import AsJson, Shards, console, counted, errors, plain, print_json
 
 
 def verify(
@@ -29,8 +29,8 @@ def verify(
     from rich.progress import track
 
     from pad_pipeline.shards.run import Run
-    from pad_pipeline.shards.verify import verify_run
     from pad_pipeline.storage import folder_at
+    from pad_pipeline.verify import verify_run
 
     shards_planned = Run.read(folder_at(shards)).shards
     wrong: dict[str, list[str]] = {}

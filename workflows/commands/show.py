@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pad_pipeline.errors import UserError
-from workflows.commands.common import Models, console, counted
+from pad_pipeline.workflows.commands.common import Models, console, counted
 
 if TYPE_CHECKING:
     from pad_pipeline.records import ImageRecord
-    from workflows.models import ModelSettings
+    from pad_pipeline.workflows.models.settings import ModelSettings
 
 
 def show(
@@ -47,11 +47,12 @@ def show(
     if target.exists() and image.exists() and target.samefile(image):
         raise UserError(field, target, "this is IMAGE itself", "name another file")
 
-    from pad_pipeline.pictures import BadImage, decode
+    from pad_pipeline.images import BadImage, decode
+    from pad_pipeline.records import Place
     from pad_pipeline.report.overlay import panels
-    from pad_pipeline.sources.read import Place, read_bytes
+    from pad_pipeline.sources.read import read_bytes
     from pad_pipeline.storage import Folder
-    from workflows.models import load_models
+    from pad_pipeline.workflows.models.settings import load_models
 
     chosen = load_models(models)
     try:  # before the models are loaded, which takes longer
@@ -76,11 +77,10 @@ def _annotated(image: Path, models: ModelSettings) -> ImageRecord:
     Raises:
         UserError: a model can't be had, or fails.
     """
-    from pad_pipeline.records import ImageRecord, Shard
-    from pad_pipeline.sources.read import Place
+    from pad_pipeline.records import ImageRecord, Place, Shard
     from pad_pipeline.storage import Folder
-    from workflows.chain import annotation_chain
-    from workflows.links import Chain, Link
+    from pad_pipeline.workflows.engine.chain import Chain, Link
+    from pad_pipeline.workflows.runs.chains import annotation_chain
 
     links = annotation_chain(Folder(image.parent), "", models, models.view, str(image.parent), models.compute)
     # Between the plan and the shard stand the stages.

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from pad_pipeline.errors import UserError
-from workflows.commands.common import Fit, console, errors
+from pad_pipeline.workflows.commands.common import Fit, console, errors
 
 
 class Projector(StrEnum):
@@ -77,7 +77,7 @@ def train(
         raise UserError("--shards or --data", given, "a training reads one of them", "give PAD shards or a LLaVA JSON")
     if image_root and not data:
         raise UserError("--image-root", image_root, "it goes with --data only", "leave it out")
-    from workflows import train as workflow
+    from pad_pipeline.workflows.learning import launch as workflow
 
     options = {
         "projector": projector and projector.value, "batch_size": batch_size, "micro_batch": micro_batch,
@@ -125,7 +125,7 @@ def chat(
 
       pad chat --model two/hf --image photo.jpg --max-tokens 30 < questions.txt
     """
-    from workflows import chat as workflow
+    from pad_pipeline.workflows.learning import chat as workflow
 
     if question == "-" and sys.stdin.isatty():
         errors.print("Questions, one a line; Ctrl-D ends.")

@@ -19,21 +19,21 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.files import WORLD, key_of, write_world
 from pad_pipeline.miniature.language import DESCRIBE, REFER, questions
 from pad_pipeline.miniature.world import Scene, draw_scene
-from pad_pipeline.sources import open_source
 from pad_pipeline.sources.coco import CocoSource
+from pad_pipeline.sources.open import open_source
 from pad_pipeline.training.job import Job
 from pad_pipeline.training.model import check_view
 from pad_pipeline.training.settings import Stage2Settings, TrainSettings
 from pad_pipeline.weights import fetch_model
-from workflows.analyse import analyse
-from workflows.build import build, import_coco
-from workflows.engines import Engine
-from workflows.miniature.alignment import label_accuracy
-from workflows.miniature.answers import Speaker, ask_boxes, score_captions
-from workflows.miniature.evaluate import PROBE_WORLD, PROBES, TEST_WORLD
-from workflows.models import ModelSettings
-from workflows.options import RunOptions
-from workflows.train import train
+from pad_pipeline.workflows.engine.local import Engine
+from pad_pipeline.workflows.learning.analyze import analyse
+from pad_pipeline.workflows.learning.launch import train
+from pad_pipeline.workflows.miniature.alignment import label_accuracy
+from pad_pipeline.workflows.miniature.answers import Speaker, ask_boxes, score_captions
+from pad_pipeline.workflows.miniature.scoring import PROBE_WORLD, PROBES, TEST_WORLD
+from pad_pipeline.workflows.models.settings import ModelSettings
+from pad_pipeline.workflows.runs.build import build, import_coco
+from pad_pipeline.workflows.runs.options import RunOptions
 
 RESULT = "compare.json"
 VARIANTS = {"caption": ("caption only", 0.0), "patch": ("patch-aligned", 5.0)}

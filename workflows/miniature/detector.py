@@ -29,17 +29,17 @@ from transformers import (
     SwinConfig,
 )
 
+from pad_pipeline.images import DecodeSettings
 from pad_pipeline.miniature.score import Score
 from pad_pipeline.miniature.world import EDGES, LABELS, Scene, draw_scene
-from pad_pipeline.pictures import DecodeSettings
 from pad_pipeline.pretrained import quiet
 from pad_pipeline.records import ImageRecord, Shard, Tag
+from pad_pipeline.stages.compute import ComputeSettings
+from pad_pipeline.stages.ground import Detector, DetectorSettings
+from pad_pipeline.stages.spans import CLS, DOT, SEP, Prompt, build_prompts
 from pad_pipeline.weights import file_sha256
-from stages.compute import ComputeSettings
-from stages.ground import Detector, DetectorSettings
-from stages.spans import CLS, DOT, SEP, Prompt, build_prompts
-from workflows.miniature.tagger import SHAPE, normalised
-from workflows.miniature.training import TRAIN_WORLD, VALIDATION_WORLD, Batch, Budget, Recipe
+from pad_pipeline.workflows.miniature.recipe import TRAIN_WORLD, VALIDATION_WORLD, Batch, Budget, Recipe
+from pad_pipeline.workflows.miniature.tagger import SHAPE, normalised
 
 EDGE = 128
 """The short edge of a picture inside the detector, in pixels."""

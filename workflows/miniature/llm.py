@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from pad_pipeline.miniature.language import caption, parses, questions
 from pad_pipeline.miniature.world import LABELS, Scene, draw_scene
 from pad_pipeline.pretrained import quiet
-from workflows.miniature.training import TRAIN_WORLD, VALIDATION_WORLD, Batch, Budget, Recipe
+from pad_pipeline.workflows.miniature.recipe import TRAIN_WORLD, VALIDATION_WORLD, Batch, Budget, Recipe
 
 WORDS = 640
 """Tokens of the vocabulary: few enough that many labels have more than one."""

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pad_pipeline.miniature.files import write_world
 from pad_pipeline.miniature.shipped import checked
 from pad_pipeline.miniature.world import draw_scene
-from workflows import cli
+from pad_pipeline.workflows import cli
 
 HERE = Path(__file__).parents[1]
 SIZE = 112

@@ -1,0 +1,252 @@
+"""Check every shard of a run against index, plan and run.json: nothing lost, nothing twice, no byte changed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pad_pipeline.images import DecodeSettings, decode
+from pad_pipeline.masks import decode_mask
+from pad_pipeline.plan import PLAN_NAME, Plan
+from pad_pipeline.records import INDEX_SCHEMA, shard_name
+from pad_pipeline.shards.keys import KeyHashes, is_key, scratch_folder
+from pad_pipeline.shards.reader import load_npy
+from pad_pipeline.shards.run import RUN_NAME, Run
+from pad_pipeline.shards.seal import check_seal, seal_problem
+from pad_pipeline.shards.writer import MEMBERS, TOTALS
+from pad_pipeline.storage import Folder, folder_at
+
+_THREADS = min(16, os.cpu_count() or 1)
+
+
+def verify_run(where: str | Path | Folder, deep: bool = False) -> Iterator[tuple[str, list[str]]]:
+    """Each part of a run in turn, with what is wrong with it: run.json and the plan, each planned shard, at last what
+    should not be in the folder.
+
+    Every planned image must stand in exactly one place: row by row each index lists what the plan says, the plan's keys
+    are unique, and each tar holds the members of its index and no others.
+
+    Args:
+        where: the run's folder, or its URL.
+        deep: decode every picture and every mask too, and compute every coverage anew.
+
+    Raises:
+        UserError: the folder holds no run, or its plan can't be read.
+    """
+    folder = folder_at(where)
+    run = Run.read(folder)
+    yield RUN_NAME, [problem] if (problem := seal_problem(folder.read(RUN_NAME))) else []
+    plan = Plan(folder)
+    yield PLAN_NAME, list(_check_plan(folder, plan, run))
+    with ThreadPoolExecutor(_THREADS) as threads, scratch_folder() as scratch:
+        keys = KeyHashes(Path(scratch))
+        waiting: deque[tuple[str, Future[list[str]]]] = deque()
+        for number in range(len(plan)):
+            name, rows = shard_name(number), plan.rows(number)
+            keys.add([str(row["key"]) for row in rows])
+            waiting.append((name, threads.submit(_problems, folder, name, rows, run, deep)))
+            if len(waiting) > 2 * _THREADS:
+                name, checked = waiting.popleft()
+                yield name, checked.result()
+        for name, checked in waiting:
+            yield name, checked.result()
+        if repeated := keys.repeated().tolist():
+            yield PLAN_NAME, [f"{len(repeated)} images have a key that another has, the first is image {repeated[0]}"]
+    expected = {f"{shard_name(number)}.{ending}" for number in range(len(plan)) for ending in ("tar", "parquet")}
+    strays = sorted(name for name, _ in folder.files() if name.startswith("pad-") and name not in expected)
+    if strays:
+        yield str(folder), [f"{stray}: no such shard is planned" for stray in strays]
+
+
+def _check_plan(folder: Folder, plan: Plan, run: Run) -> Iterator[str]:
+    with folder.open(PLAN_NAME) as stream:
+        stated, problem = check_seal(stream)
+    if problem:
+        yield problem
+    elif stated != run.plan:
+        yield "it is not the plan that run.json was written with"
+    if (len(plan), plan.images, plan.shard_size) != (run.shards, run.images, run.shard_size):
+        yield f"it has {plan.images} images in {len(plan)} shards, run.json {run.images} in {run.shards}"
+
+
+def _problems(folder: Folder, name: str, planned: list[dict[str, Any]], run: Run, deep: bool) -> list[str]:
+    found: list[str] = []
+    try:
+        for problem in _check_shard(folder, name, planned, run, deep):
+            found.append(problem)
+    except Exception as error:  # outside bytes: whatever a parser trips over is what is wrong
+        found.append(f"it can't be read ({type(error).__name__}: {error})")
+    return found
+
+
+def _check_shard(folder: Folder, name: str, planned: list[dict[str, Any]], run: Run, deep: bool) -> Iterator[str]:
+    if not folder.has(f"{name}.parquet"):
+        yield "it is not finished: its index is missing"
+        return
+    content = folder.read(f"{name}.parquet")
+    if problem := seal_problem(content):
+        yield f"its index: {problem}"
+    try:
+        file = pq.ParquetFile(io.BytesIO(content))
+        if file.metadata.num_rows != len(planned):
+            yield f"its index does not list the planned images: it has {file.metadata.num_rows} rows for {len(planned)}"
+            return
+        index = file.read(use_threads=False)  # not `read_table`, see `ShardFolder.index`
+        rows = index.to_pylist()
+    except (OSError, pa.ArrowException, ValueError) as error:
+        yield f"its index can't be read ({error})"
+        return
+    if index.schema.names != INDEX_SCHEMA.names or index.schema.types != INDEX_SCHEMA.types:
+        yield "its index has other columns than this version of pad writes"
+        return
+    wanted = [tuple(row[field] for field in _FROM_PLAN) for row in planned]
+    if [tuple(row[field] for field in _FROM_PLAN) for row in rows] != wanted:
+        yield "its index does not list the planned images in the planned order"
+    noted = index.schema.metadata or {}
+    totals = Counter({"images": len(rows)})
+    for row in rows:
+        totals.update({row["status"]: 1, "tags": row["tags"] or 0, "regions": row["regions"] or 0})
+    if _totals(noted) != {name: totals[name] for name in TOTALS}:
+        yield "its index states other totals than its rows come to"
+    if noted.get(b"run") != run.identity.encode():
+        yield "its index was written by a run with other settings or weights"
+    if not folder.has(f"{name}.tar"):
+        yield "its tar is missing"
+        return
+    with folder.open(f"{name}.tar") as stream:
+        digest, size = hashlib.sha256(), 0
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+            size += len(piece)
+    if digest.hexdigest().encode() != noted.get(b"tar_sha256") or str(size).encode() != noted.get(b"tar_bytes"):
+        expected = noted.get(b"tar_bytes", b"unknown").decode(errors="replace")
+        yield "its tar is not the one that was written: " + (
+            f"{size} bytes instead of {expected}" if str(size) != expected else "sha256 differs"
+        )
+    yield from _check_members(folder, name, rows, run, deep)
+
+
+def _totals(noted: dict[bytes, bytes]) -> Any:
+    try:
+        return json.loads(noted[b"totals"])
+    except (KeyError, ValueError, RecursionError):
+        return None
+
+
+_FROM_PLAN = ("key", "id", "source")
+"""Columns that an index takes from the plan."""
+
+
+def _check_members(folder: Folder, name: str, rows: list[dict[str, Any]], run: Run, deep: bool) -> Iterator[str]:
+    """The tar's members against the index, one by one."""
+    by_name: dict[str, tuple[dict[str, Any], str]] = {}
+    for row in rows:
+        if not is_key(row["key"]):
+            yield f"{row['key']!r}: it is no key of pad's"
+        if row["status"] not in ("ok", "empty", "failed"):
+            yield f"{row['key']}: its status is {row['status']!r}"
+        if row["status"] == "failed":
+            if not (row["stage"] and row["reason"]):
+                yield f"{row['key']}: it failed, without a stage or a reason"
+            continue
+        by_name |= {f"{row['key']}.{ending}": (row, member) for member, ending in MEMBERS.items()}
+    contents: dict[str, dict[str, bytes]] = {}
+    try:
+        with folder.open(f"{name}.tar") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            size, end = folder.size(f"{name}.tar"), 0
+            for info in tar:
+                if not end <= info.offset < info.offset_data + info.size <= size:
+                    raise ValueError(f"{info.name!r} does not lie in the tar, behind the member before it")
+                end = info.offset_data + info.size
+                if info.name not in by_name or not info.isreg():
+                    yield f"{info.name!r}: it is in the tar and not in the index, or no plain file"
+                    continue
+                row, member = by_name.pop(info.name)
+                if (info.offset_data, info.size) != (row[f"{member}_at"], row[f"{member}_bytes"]) or info.issparse():
+                    yield f"{info.name}: it does not lie where the index says"
+                    continue
+                data = tar.extractfile(info)
+                contents.setdefault(row["key"], {})[member] = data.read() if data else b""
+                if len(contents[row["key"]]) == len(MEMBERS):
+                    yield from _check_sample(row, contents.pop(row["key"]), run, deep)
+    except Exception as error:  # outside bytes, as above
+        yield f"its tar can't be read to the end ({type(error).__name__}: {error})"
+    for name in by_name:
+        yield f"{name}: it is in the index and not in the tar"
+
+
+def _check_sample(row: dict[str, Any], members: dict[str, bytes], run: Run, deep: bool) -> Iterator[str]:
+    key, digest = row["key"], hashlib.sha256()
+    for member in MEMBERS:
+        digest.update(members[member])
+    if digest.hexdigest() != row["sha256"]:
+        yield f"{key}: sha256 differs"
+    try:
+        meta = json.loads(members["json"], parse_constant=_no_number)
+        regions, tags = len(meta["regions"]), len(meta["tags"])
+        named = [one for region in meta["regions"] for one in (region, *region["alternates"])]
+        labels = len({one["label"] for one in named})
+        coverage = load_npy(members["masks"], (regions, run.view.grid, run.view.grid), np.uint8)
+        embeds = load_npy(members["embeds"], (labels, run.embedding_width), np.float16)
+        sizes_agree = (meta["width"], meta["height"]) == (row["width"], row["height"])
+        rows_used = {one["embedding"] for one in named}
+    except Exception as error:  # outside bytes: whatever a parser trips over is what is wrong
+        yield f"{key}: a member can't be read ({type(error).__name__}: {error})"
+        return
+    if not sizes_agree:
+        yield f"{key}: its JSON says another size than the index"
+    if not np.isfinite(embeds).all():
+        yield f"{key}: an embedding is not finite"
+    if row["tags"] != tags:
+        yield f"{key}: tags are not as many as the index says"
+    if (row["regions"], row["labels"]) != (regions, labels) or rows_used != set(range(labels)):
+        yield f"{key}: regions or labels are not as many as the index says"
+    if (row["status"] == "ok") != (regions > 0):
+        yield f"{key}: its status is {row['status']!r} with {regions} regions"
+    if deep:
+        try:
+            yield from (f"{key}: {problem}" for problem in _check_deep(members["image"], meta, coverage, run))
+        except Exception as error:  # outside bytes, as above
+            yield f"{key}: it can't be decoded ({type(error).__name__}: {error})"
+
+
+def _check_deep(image: bytes, meta: dict[str, Any], coverage: np.ndarray, run: Run) -> Iterator[str]:
+    """The picture and each mask decoded, each coverage computed anew."""
+    try:
+        picture, kind = decode(image, DecodeSettings.model_validate(run.settings["decode"]))
+    except ValueError as error:
+        yield f"its picture can't be decoded ({error})"
+        return
+    width, height = picture.size
+    if (meta["width"], meta["height"], meta["format"]) != (width, height, kind):
+        stated = f"{meta['format']} of {meta['width']} x {meta['height']}"
+        yield f"its JSON says {stated}; it is {kind} of {width} x {height}"
+    for number, (region, stored) in enumerate(zip(meta["regions"], coverage, strict=True)):
+        try:
+            mask = decode_mask(region["rle"], width, height)
+            x0, y0, x1, y1 = region["box"]
+            inside = 0 <= x0 <= x1 <= width and 0 <= y0 <= y1 <= height
+        except (ValueError, KeyError, TypeError) as error:
+            yield f"region {number} can't be read ({type(error).__name__}: {error})"
+            continue
+        if not inside:
+            yield f"region {number}: its box {region['box']} does not lie in the picture"
+        if not np.array_equal(run.view.coverage(mask), stored):
+            yield f"region {number}: its coverage is not that of its mask"
+
+
+def _no_number(name: str) -> None:
+    """NaN and Infinity, which Python reads and JSON does not have."""
+    raise ValueError(f"{name} is no JSON")

@@ -1,0 +1,217 @@
+"""From a name in the user's TOML to his class: found, given its settings, made; and known again by its code and files.
+
+Nothing but the TOML file that the user names is a reason to import anything: what a run.json says about classes is
+compared, never followed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import json
+import re
+import sys
+from collections.abc import Collection
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, packages_distributions, version
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.stages.compute import ComputeSettings
+from pad_pipeline.stages.custom.settings import OwnSettings
+from pad_pipeline.weights import file_sha256
+
+_CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_REMEDY = "install its package into this environment, or put its folder on PYTHONPATH"
+
+
+Own = TypeVar("Own", bound=OwnSettings)
+
+
+def pinned(own: Own, folder: Path, where: str = "") -> Own:
+    """`own` with everything looked up, once, where the run is begun: the class that an entry point means, every
+    setting of the class with its default, paths absolute, and what its code is.
+
+    Args:
+        own: as the TOML file has it.
+        folder: what paths are relative to.
+        where: the file, for errors.
+
+    Raises:
+        UserError: there is no such class, or it refuses its settings.
+    """
+    prefix = f"{where}: " if where else ""
+    name = own.class_ or _entry_point(own, prefix).value
+    found = own.model_copy(update={"class_": name, "entry_point": ""})
+    kind = find_class(found, prefix, own.field, own.class_ or own.entry_point)
+    settings = _settings(found, kind, folder, prefix)
+    if settings is None:
+        return found.model_copy(update={"code": code_of(found)})
+    try:
+        values = json.loads(settings.model_dump_json())
+    except (ValueError, TypeError) as error:  # pydantic's own errors are ValueErrors
+        rule = f"run.json can't hold them ({type(error).__name__}: {str(error)[:200]})"
+        raise UserError(f"{prefix}{own.section}.settings", "{...}", rule, "give them types that JSON has") from error
+    found = found.model_copy(update={"settings": values, "code": code_of(found)})
+    if _settings(found, kind, folder, prefix) != settings:
+        rule = "they are not the same after they were written as JSON, as run.json has them (a secret, for instance)"
+        raise UserError(f"{prefix}{own.section}.settings", "{...}", rule, "give them types that JSON has")
+    return found
+
+
+def _entry_point(own: OwnSettings, prefix: str) -> EntryPoint:
+    group = f"pad.{own.section}s"
+    known = {point.name: point for point in entry_points(group=group)}
+    if own.entry_point not in known:
+        rule = f"no installed package has an entry point of that name in {group}"
+        names = ", ".join(sorted(known))
+        remedy = f"name one of {names}" if names else "install the package that brings it"
+        raise UserError(f"{prefix}{own.section}.entry_point", own.entry_point, rule, remedy)
+    return known[own.entry_point]
+
+
+def find_class(own: OwnSettings, prefix: str = "", field: str = "", value: str = "") -> Any:
+    """The class, imported.
+
+    Args:
+        own: with a `class_`.
+        prefix: before the field, in errors.
+        field: what the user named it with; by default `class`.
+        value: and what he wrote there.
+
+    Raises:
+        UserError: it can't be imported, is no class, or lacks the method.
+    """
+    field, value = prefix + (field or own.field), value or own.class_
+    if not _CLASS.fullmatch(own.class_):
+        raise UserError(field, value, "it should be package.module:Class", "write it so")
+    module_name, _, name = own.class_.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever somebody's module does when it is imported
+        rule = f"{module_name} can't be imported ({type(error).__name__}: {str(error)[:200]})"
+        raise UserError(field, value, rule, _REMEDY) from error
+    found = getattr(module, name, None)
+    if not inspect.isclass(found):
+        raise UserError(field, value, f"there is no class {name} in {module_name}", "correct the name")
+    if not callable(getattr(found, own.method, None)):
+        rule = f"the class has no method {own.method}, which a {own.section} should have"
+        raise UserError(field, value, rule, "see stages/custom/protocol.py")
+    return found
+
+
+def _settings(own: OwnSettings, kind: Any, folder: Path, prefix: str = "") -> BaseModel | None:
+    """The class's own settings, filled; None for a class that has none."""
+    field = f"{prefix}{own.section}.settings"
+    wanted = getattr(kind, "Settings", None)
+    if wanted is None:
+        if own.settings:
+            remedy = "leave them out, or give the class an attribute Settings, a pydantic model"
+            raise UserError(field, ", ".join(own.settings), f"{own.class_} takes no settings", remedy)
+        return None
+    if not (inspect.isclass(wanted) and issubclass(wanted, BaseModel)):
+        rule = f"the attribute Settings of {own.class_} is no pydantic model"
+        raise UserError(field, "{...}", rule, "make it a subclass of pydantic.BaseModel")
+    values = dict(own.settings)
+    for name, entry in wanted.model_fields.items():
+        if isinstance(values.get(name), str) and Path in (entry.annotation, *get_args(entry.annotation)):
+            values[name] = str((folder / Path(values[name]).expanduser()).absolute())
+    try:
+        return wanted.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join([field, *map(str, first["loc"])])
+        value = "{...}" if isinstance(first["input"], dict) else first["input"]
+        said = {"missing": "it is missing", "extra_forbidden": "there is no such setting"}.get(first["type"])
+        raise UserError(name, value, said or first["msg"].removeprefix("Value error, "), "correct it") from error
+
+
+def make(own: OwnSettings, compute: ComputeSettings) -> Any:
+    """The user's model, in the worker that is to hold it.
+
+    Raises:
+        UserError: it can't be made here, or its code is not what the run was begun with.
+    """
+    kind = find_class(own)
+    if own.code and (found := code_of(own)) != own.code:
+        rule = f"its code here is {found}, and where the run was begun {own.code}"
+        raise UserError(own.field, own.class_, rule, "install the same version on every node")
+    settings = _settings(own, kind, Path.cwd())
+    try:
+        named = {"compute": compute} if "compute" in _parameters(kind) else {}
+        return kind(**named) if settings is None else kind(settings, **named)
+    except UserError:
+        raise
+    except Exception as error:
+        rule = f"it can't be made ({type(error).__name__}: {str(error)[:300]})"
+        raise UserError(own.field, own.class_, rule, "mend the class, or its settings") from error
+
+
+def _parameters(kind: Any) -> Collection[str]:
+    try:
+        return inspect.signature(kind).parameters
+    except ValueError:  # a class from a compiled extension tells nothing
+        return ()
+
+
+def code_of(own: OwnSettings) -> str:
+    """`package.module:Class@version+hash`: of its distribution where that is known, and a short sha256 over the Python
+    files of its outermost package (of a module that stands alone, its file)."""
+    module_name = own.class_.partition(":")[0]
+    top = module_name.partition(".")[0]
+    digest, found = hashlib.sha256(), ""
+    try:
+        if getattr(sys.modules[top], "__file__", None) and hasattr(sys.modules[top], "__path__"):
+            root = Path(str(sys.modules[top].__file__)).parent
+            files = sorted(root.rglob("*.py"))
+        else:
+            files = [Path(str(sys.modules[module_name].__file__))]
+            root = files[0].parent
+        for path in files:
+            digest.update(path.relative_to(root).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
+    except OSError as error:
+        rule = f"the code of {module_name} can't be read ({error.strerror})"
+        raise UserError(own.field, own.class_, rule, _REMEDY) from error
+    for name in packages_distributions().get(top, [])[:1]:
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            found = ""
+    return f"{own.class_}@{found}+{digest.hexdigest()[:12]}"
+
+
+def fingerprints(own: OwnSettings) -> dict[str, str]:
+    """What besides code and settings decides its results: the sha256 of each file that a setting of type `Path` names,
+    and what the class's `fingerprint` says.
+
+    Raises:
+        UserError: the class can't be found, or its `fingerprint` fails.
+    """
+    kind = find_class(own)
+    settings = _settings(own, kind, Path.cwd())
+    found: dict[str, Any] = {name: file_sha256(path) for name, path in files(own).items()}
+    if callable(tell := getattr(kind, "fingerprint", None)):
+        try:
+            said = tell(settings) if settings is not None else tell()
+        except UserError:
+            raise
+        except Exception as error:
+            rule = f"its fingerprint fails ({type(error).__name__}: {str(error)[:300]})"
+            raise UserError(own.field, own.class_, rule, "mend the class, or its settings") from error
+        if not isinstance(said, dict) or not all(isinstance(part, str) for item in said.items() for part in item):
+            rule = f"its fingerprint gives {type(said).__name__}, and should give a dict of texts"
+            raise UserError(own.field, own.class_, rule, "see stages/custom/protocol.py")
+        found |= said
+    return {f"{own.section}_{name}": value for name, value in sorted(found.items())}
+
+
+def files(own: OwnSettings) -> dict[str, Path]:
+    """The files that settings of type `Path` name."""
+    settings = _settings(own, find_class(own), Path.cwd())
+    values = {} if settings is None else {name: getattr(settings, name) for name in type(settings).model_fields}
+    return {name: path for name, path in values.items() if isinstance(path, Path) and path.is_file()}

@@ -1,0 +1,187 @@
+"""How far a run is: a live table on a terminal, one line a minute elsewhere, the same figures in `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from pad_pipeline.storage import Folder
+from pad_pipeline.workflows.engine.chain import Done, Worked
+
+Totals = dict[str, int]
+METRICS_NAME = "metrics.jsonl"
+EVERY = 60.0
+"""Seconds between two lines, and between two entries of `metrics.jsonl`."""
+RECENT = 60.0
+"""Seconds over which the rate of images is taken."""
+
+
+class StageState(NamedTuple):
+    """A stage, as it stands."""
+
+    worked: Worked = Worked()
+    workers: int = 0
+    queue: int = 0
+    """Shards that wait for it."""
+
+
+class Watch:
+    """Takes notice of what the engine does, and tells it.
+
+    Args:
+        kind: what runs, for the start of a line.
+        shards: how many there are to do.
+        images: in these.
+        console: where to.
+        out: folder for `metrics.jsonl`; None for none.
+    """
+
+    def __init__(self, kind: str, shards: int, images: int, console: Console, out: Folder | None = None) -> None:
+        self.kind, self.shards, self.images, self.console, self.out = kind, shards, images, console, out
+        self.found: Counter[str] = Counter()
+        self.done = 0
+        self.stages: dict[str, StageState] = {}
+        self.began = self._told = time.monotonic()
+        self._rates: dict[str, deque[tuple[float, int]]] = {}
+        self._live: Live | None = None
+        self._metrics = ""
+
+    def follow(self, results: Iterable[Done]) -> None:
+        """Take the shards as they are committed, to the end."""
+        with self._shown():
+            for done in results:
+                self.done += 1
+                self.found.update(done.totals)
+                self.look(self.stages)
+
+    def look(self, stages: dict[str, StageState]) -> None:
+        """The stages as they stand now; called as often as you like."""
+        now, self.stages = time.monotonic(), stages
+        self._mark("all", now, self.found["images"])
+        for name, state in stages.items():
+            self._mark(name, now, state.worked.images)
+        if self._live:
+            self._live.update(self._table())
+        if now - self._told >= EVERY:
+            self._told = now
+            self._tell()
+
+    def say(self, text: str) -> None:
+        """Something that happened, above the table."""
+        self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    def figures(self) -> dict[str, Any]:
+        """What `metrics.jsonl` says."""
+        rate, left = self._rate("all"), self.images - self.found["images"]
+        elapsed = time.monotonic() - self.began
+        return {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "elapsed_seconds": round(elapsed, 1),
+            "shards": self.done,
+            "shards_to_do": self.shards,
+            "images": self.found["images"],
+            "images_to_do": self.images,
+            "failed": self.found["failed"],
+            "regions": self.found["regions"],
+            "images_per_second": round(rate, 3),
+            "seconds_left": round(left / rate) if rate else None,
+            "stages": {
+                name: {
+                    "images": state.worked.images,
+                    "images_per_second": round(self._rate(name), 3),
+                    "failed": state.worked.failed,
+                    "queue": state.queue,
+                    "workers": state.workers,
+                    "busy": round(min(1.0, state.worked.seconds / max(elapsed * state.workers, 1e-9)), 3),
+                }
+                for name, state in self.stages.items()
+            },
+        }
+
+    @contextmanager
+    def _shown(self) -> Iterator[None]:
+        try:
+            if self.console.is_terminal:
+                with Live(self._table(), console=self.console, refresh_per_second=2) as self._live:
+                    yield
+            else:
+                yield
+        finally:
+            self._live = None
+            if any(state.worked.images for state in self.stages.values()):
+                self._tell()
+
+    def _tell(self) -> None:
+        figures = self.figures()
+        if not self.console.is_terminal:
+            self.console.print(self._line(figures), markup=False, highlight=False, soft_wrap=True)
+        if self.out is not None:
+            self._metrics += json.dumps(figures) + "\n"
+            try:
+                before = self.out.read(METRICS_NAME).decode() if self.out.has(METRICS_NAME) else ""
+                with self.out.commit(METRICS_NAME, durable=False) as partial:
+                    partial.write_text(before + self._metrics)
+                self._metrics = ""
+            except OSError:  # figures are worth nothing where there is no room for data: that trouble is told elsewhere
+                return
+
+    def _line(self, figures: dict[str, Any]) -> str:
+        slowest = max(self.stages, key=lambda name: figures["stages"][name]["busy"], default="")
+        busiest = f"; busiest {slowest} ({figures['stages'][slowest]['busy']:.0%})" if slowest else ""
+        return (
+            f"{self.kind}: {self.done} of {self.shards} shards, {figures['images']} images, "
+            f"{figures['images_per_second']:.1f}/s, {figures['regions']} regions, {figures['failed']} failed, "
+            f"{_clock(figures['elapsed_seconds'])} elapsed, {_clock(figures['seconds_left'])} left{busiest}"
+        )
+
+    def _table(self) -> Group:
+        figures = self.figures()
+        line = self._line(figures) if self.stages else f"{self.kind}: loading the models"
+        table = Table("stage", *("images", "images/s", "queue", "workers", "busy", "failed"), box=None)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for name, stage in figures["stages"].items():
+            table.add_row(
+                name,
+                str(stage["images"]),
+                f"{stage['images_per_second']:.1f}",
+                str(stage["queue"]),
+                str(stage["workers"]),
+                f"{stage['busy']:.0%}",
+                str(stage["failed"]),
+            )
+        return Group(table, Text(line)) if self.stages else Group(Text(line))
+
+    def _mark(self, name: str, now: float, images: int) -> None:
+        marks = self._rates.setdefault(name, deque([(self.began, 0)]))
+        if now - marks[-1][0] >= 1 or len(marks) == 1:
+            marks.append((now, images))
+        else:
+            marks[-1] = (now, images) if len(marks) > 1 else marks[-1]
+        while len(marks) > 2 and now - marks[1][0] > RECENT:
+            marks.popleft()
+
+    def _rate(self, name: str) -> float:
+        marks = self._rates.get(name)
+        if not marks or len(marks) < 2:
+            return 0.0
+        (first, before), (last, after) = marks[0], marks[-1]
+        return (after - before) / max(last - first, 1e-9)
+
+
+def _clock(seconds: float | None) -> str:
+    """`1:02:03`, or `?`."""
+    if seconds is None:
+        return "?"
+    minutes, second = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"

@@ -1,0 +1,366 @@
+"""`pad experiment`: a grid of trainings over the same shards, each analysed; one table at the end.
+
+A cell is a training with its settings; it is repeated for each seed. What is finished is not done again, and what was
+interrupted goes on, so the same command continues an experiment.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rich.table import Table
+
+from pad_pipeline.analysis.charts import draw_grid
+from pad_pipeline.analysis.model import Subject
+from pad_pipeline.analysis.studies import AnalysisSettings
+from pad_pipeline.errors import UserError
+from pad_pipeline.geometry import Fit
+from pad_pipeline.shards.reader import open_shards
+from pad_pipeline.sources.llava import LlavaSource
+from pad_pipeline.storage import is_url
+from pad_pipeline.training.job import Job
+from pad_pipeline.training.logbook import write_whole
+from pad_pipeline.training.settings import settings_of
+from pad_pipeline.weights import file_sha256
+from pad_pipeline.workflows.learning.analyze import STUDIES, analyse, finite
+from pad_pipeline.workflows.learning.launch import train
+from pad_pipeline.workflows.toml import read_toml, settings_error
+
+RECIPES = Path(__file__).parent / "recipes"
+_NAME = re.compile(r"\w[\w ,.-]*")
+RESULT, SUMMARY, PLOT = "result.json", "experiment.json", "experiment.png"
+
+
+class Cell(BaseModel):
+    """One training of the grid: what differs from the others."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    vision: str = ""
+    """Another tower than the experiment's."""
+    llm: str = ""
+    """Another LLM; the shards' labels are embedded with its words."""
+    stage1: dict[str, Any] = Field(default_factory=dict)
+    """Settings of stage 1, over the experiment's."""
+    stage2: dict[str, Any] = Field(default_factory=dict)
+    """Settings of stage 2, over the experiment's."""
+
+
+class Experiment(BaseModel):
+    """A grid of trainings."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    vision: str = ""
+    """Folder or hub name of the vision tower."""
+    llm: str = ""
+    """Folder or hub name of the LLM."""
+    shards: str = ""
+    """What stage 1 is trained on."""
+    heldout: str = ""
+    """Shards of other pictures, which the analyses look at."""
+    data: str = ""
+    """LLaVA JSON of stage 2; empty for stage 1 alone."""
+    image_root: str = ""
+    """What its images are relative to."""
+    fit: Fit = "pad"
+    """How its pictures are made square."""
+    seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1, 2], min_length=1)
+    """Each cell is trained with each."""
+    stage1: dict[str, Any] = Field(default_factory=dict)
+    """Settings of stage 1 that all cells have."""
+    stage2: dict[str, Any] = Field(default_factory=dict)
+    """Settings of stage 2 that all cells have."""
+    analyses: list[str] = Field(["entropy", "align", "pursuit"])
+    """What is measured, see `pad analyze`."""
+    analysis: AnalysisSettings = Field(default_factory=AnalysisSettings)
+    """What the paper leaves open in that."""
+    limit: int | None = Field(None, ge=1)
+    """Pictures that the analyses look at; all by default."""
+    columns: list[str] = Field(
+        ["entropy.image.dH", "align.align", "align.shuffled_labels", "pursuit.precision", "pursuit.first_readable"],
+        min_length=1,
+    )
+    """Numbers of the table, by their place in a result."""
+    cells: dict[str, Cell] = Field(min_length=1)
+    """The grid, by name."""
+
+
+class Run(NamedTuple):
+    """One training of one cell."""
+
+    cell: str
+    seed: int
+    out: Path
+
+
+class Grid(NamedTuple):
+    """What came of an experiment."""
+
+    cells: dict[str, dict[str, list[float]]]
+    """By cell and column a number for each seed; NaN where there is none."""
+    failed: dict[str, str]
+    """What went wrong, by `CELL, seed SEED`."""
+
+
+def read_experiment(name: str, options: dict[str, Any]) -> Experiment:
+    """A recipe by name, or a TOML file, with `options` put over it.
+
+    Raises:
+        UserError: there is none, a setting is wrong, or something needed is missing.
+    """
+    path = RECIPES / f"{name}.toml" if name in recipes() else Path(name)
+    if not path.is_file():
+        raise UserError("FILE", name, f"it is neither a file nor a recipe ({', '.join(recipes())})", "name one of them")
+    try:
+        experiment = Experiment.model_validate(read_toml("FILE", path) | options)
+        for cell in experiment.cells.values():
+            settings_of(1).model_validate(experiment.stage1 | cell.stage1)
+            settings_of(2).model_validate(experiment.stage2 | cell.stage2)
+    except ValidationError as error:
+        raise settings_error(error, str(path)) from error
+    if len(set(experiment.seeds)) < len(experiment.seeds):
+        raise UserError(f"{path}: seeds", experiment.seeds, "one stands there twice", "name each once")
+    if missing := [one for one in experiment.columns if one.partition(".")[0] not in experiment.analyses]:
+        rule = "it should begin with one of the experiment's analyses"
+        raise UserError(f"{path}: columns", missing[0], rule, "add the analysis, or leave the column out")
+    if unknown := [one for one in experiment.analyses if one not in STUDIES]:
+        raise UserError(f"{path}: analyses", unknown[0], f"it should be one of {', '.join(STUDIES)}", "correct it")
+    if bad := [one for one in experiment.cells if not _NAME.fullmatch(one)]:
+        rule = "a cell's name should be of letters, digits, spaces, commas, dots and hyphens: a folder is called so"
+        raise UserError(f"{path}: cells", bad[0], rule, "call it otherwise")
+    for option in ("vision", "llm", "shards", "heldout"):
+        in_cells = all(getattr(cell, option, "") for cell in experiment.cells.values())
+        if not getattr(experiment, option) and not in_cells:
+            raise UserError(f"--{option}", "(empty)", "the recipe does not say it", "give it on the command line")
+    return experiment
+
+
+def recipes() -> list[str]:
+    """The names of those that come along."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def run_experiment(experiment: Experiment, out: Path, address: str | None, say: Callable[[str], None]) -> Grid:
+    """Train and analyse all cells, one after another or side by side on Ray. One that fails does not stop the others;
+    it is tried again by the next call.
+
+    Args:
+        experiment: the grid.
+        out: a folder for each training, and `experiment.json`.
+        address: of a Ray cluster, empty for Ray on this machine; None for this process.
+        say: is given what is worth a line.
+
+    Raises:
+        UserError: `out` holds another experiment, every training fails, or no result has one of the columns.
+    """
+    experiment = _absolute(experiment)
+    runs = [Run(cell, seed, out / f"{cell}-{seed}") for cell in experiment.cells for seed in experiment.seeds]
+    _claim(experiment, _inputs(experiment), out)
+    if experiment.heldout == experiment.shards:
+        say("note: --heldout is --shards: the analyses look at pictures that were trained on.")
+    todo = [run for run in runs if not (run.out / RESULT).is_file()]
+    say(f"{len(runs)} trainings, {len(runs) - len(todo)} of them done.")
+    failed: dict[str, str] = {}
+    for run, error in _done(experiment, todo, address):
+        name = f"{run.cell}, seed {run.seed}"
+        say(f"{name}: {f'failed: {error}' if error else 'done'}")
+        if error and len(failed) + 1 == len(runs):
+            raise error
+        if error:
+            failed[name] = str(error)
+    results = {(run.cell, run.seed): _result(run) for run in runs}
+    _check_columns(experiment.columns, list(results.values()))
+    cells = {
+        cell: {column: [_at(results[cell, seed], column) for seed in experiment.seeds] for column in experiment.columns}
+        for cell in experiment.cells
+    }
+    facts = {"experiment": experiment.model_dump(mode="json"), "cells": cells, "failed": failed}
+    write_whole(out / SUMMARY, json.dumps(finite(facts), indent=1) + "\n")
+    draw_grid(cells, out / PLOT)
+    return Grid(cells, failed)
+
+
+def _result(run: Run) -> dict[str, Any]:
+    path = run.out / RESULT
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return found
+
+
+def _check_columns(columns: list[str], results: list[dict[str, Any]]) -> None:
+    for column in columns:
+        if all(not result or _entry(result, column) is _NOTHING for result in results):
+            known = ", ".join(dict.fromkeys(name for result in results for name in _names(result)))
+            rule = f"no result has that number; there are {known}"
+            raise UserError("columns", column, rule, "correct it; what is trained is kept")
+
+
+def _absolute(experiment: Experiment) -> Experiment:
+    """Local paths as they are from anywhere: workers run in other folders."""
+
+    def absolute(text: str) -> str:
+        return str(Path(text).resolve()) if text and not is_url(text) and Path(text).exists() else text
+
+    names = ("vision", "llm", "shards", "heldout", "data", "image_root")
+    cells = {
+        name: cell.model_copy(update={"vision": absolute(cell.vision), "llm": absolute(cell.llm)})
+        for name, cell in experiment.cells.items()
+    }
+    return experiment.model_copy(
+        update={name: absolute(getattr(experiment, name)) for name in names} | {"cells": cells}
+    )
+
+
+def _inputs(experiment: Experiment) -> dict[str, Any]:
+    """What the trainings read, as it is now: results of other shards do not belong into one table.
+
+    Raises:
+        UserError: shards or data can't be read, or their views differ.
+    """
+    trained, heldout = (open_shards(getattr(experiment, name), f"--{name}") for name in ("shards", "heldout"))
+    if trained.run.view != heldout.run.view:
+        rule = f"its view is {heldout.run.view}, and that of --shards {trained.run.view}"
+        raise UserError("--heldout", experiment.heldout, rule, "give shards of the same view")
+    if experiment.data:
+        LlavaSource(experiment.data, experiment.image_root or None)
+    read: dict[str, Any] = {
+        name: {"run": shards.run.identity, "fingerprints": shards.run.fingerprints, "shards": len(shards.names)}
+        for name, shards in (("shards", trained), ("heldout", heldout))
+    }
+    if experiment.data and not is_url(experiment.data):
+        read["data"] = file_sha256(Path(experiment.data))
+    return read
+
+
+def _claim(experiment: Experiment, inputs: dict[str, Any], out: Path) -> None:
+    """The folder is new, or this experiment's."""
+    path, mine = out / "grid.json", experiment.model_dump(mode="json", exclude={"columns"}) | {"read": inputs}
+    if path.is_file():
+        try:
+            theirs = json.loads(path.read_text())
+        except (ValueError, RecursionError) as error:
+            raise UserError("--out", path, "it can't be read", "name a new folder") from error
+        if theirs != mine:
+            names = [name for name in mine if not isinstance(theirs, dict) or theirs.get(name) != mine[name]]
+            rule = f"it holds an experiment with another {', '.join(names)}"
+            raise UserError("--out", out, rule, "repeat its settings to go on, or name a new folder")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError("--out", out, "it is there already, and not empty", "name a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(mine, indent=1) + "\n")
+
+
+def _done(experiment: Experiment, todo: list[Run], address: str | None) -> Iterator[tuple[Run, UserError | None]]:
+    """Each training when it has ended, and why where it failed."""
+    if address is None or not todo:
+        for run in todo:
+            yield run, _error_of(experiment, run)
+        return
+    from ray.exceptions import RayError
+
+    from pad_pipeline.workflows.engine.ray_session import ray_session
+
+    with ray_session(address) as ray:
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_in_worker)
+        whole = [run._replace(out=run.out.resolve()) for run in todo]
+        waiting = {remote.remote(experiment.model_dump(), run): run for run in whole}
+        while waiting:
+            (ready,), _ = ray.wait(list(waiting), num_returns=1)
+            run = waiting.pop(ready)
+            try:
+                parts = ray.get(ready)
+            except RayError as error:  # the worker died again and again, or a node has too little memory
+                rule = f"its worker failed ({type(error).__name__}: {' '.join(str(error).split())[-300:]})"
+                parts = "--engine", "ray", rule, "look into Ray's logs; the next call tries it again"
+            yield run, UserError(*parts) if parts else None
+
+
+def _error_of(experiment: Experiment, run: Run) -> UserError | None:
+    try:
+        run_cell(experiment, run)
+    except UserError as error:
+        return error
+    return None
+
+
+def _in_worker(facts: dict[str, Any], run: Run) -> tuple[str, str, str, str] | None:
+    """A user's mistake comes back in parts, for Ray would wrap it."""
+    error = _error_of(Experiment.model_validate(facts), run)
+    return (error.field, str(error.value), error.rule, error.remedy) if error else None
+
+
+def run_cell(experiment: Experiment, run: Run) -> None:
+    """Stage 1, stage 2 where there is data for it, the analyses; `result.json` comes last.
+
+    Raises:
+        UserError: as in `train` and `analyse`.
+    """
+    cell = experiment.cells[run.cell]
+    shared: dict[str, Any] = {"vision": cell.vision or experiment.vision, "llm": cell.llm or experiment.llm}
+    one, two = run.out / "stage1", run.out / "stage2"
+    first = settings_of(1).model_validate(experiment.stage1 | cell.stage1 | {"seed": run.seed})
+    train(Job(stage=1, shards=experiment.shards, out=str(one), settings=first, **shared))
+    model = one
+    if experiment.data:
+        same = {name: getattr(first, name) for name in ("projector", "abstractor_tokens", "vision_layer")}
+        second = settings_of(2).model_validate(same | experiment.stage2 | cell.stage2 | {"seed": run.seed})
+        train(
+            Job(
+                stage=2, data=experiment.data, image_root=experiment.image_root, fit=experiment.fit,
+                init=str(one / "mm_projector.bin"), out=str(two), settings=second, **shared,
+            )
+        )  # fmt: skip
+        model = two
+    found = analyse(
+        experiment.analyses, Subject(model), experiment.heldout, experiment.analysis, run.out, experiment.limit
+    )
+    write_whole(run.out / RESULT, json.dumps(finite(found)) + "\n")
+
+
+_NOTHING = object()
+
+
+def _entry(result: dict[str, Any], column: str) -> Any:
+    """What stands at a place such as `align.shuffled_labels`."""
+    value: Any = result
+    for name in column.split("."):
+        value = value.get(name, _NOTHING) if isinstance(value, dict) else _NOTHING
+    return _NOTHING if isinstance(value, dict) else value
+
+
+def _at(result: dict[str, Any], column: str) -> float:
+    value = _entry(result, column)
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _names(result: dict[str, Any], before: str = "") -> Iterator[str]:
+    """The places of all numbers of a result."""
+    for name, value in result.items():
+        if isinstance(value, dict):
+            yield from _names(value, f"{before}{name}.")
+        elif not isinstance(value, list):
+            yield before + name
+
+
+def table(found: Grid) -> Table:
+    """Mean and standard deviation over seeds."""
+    columns = list(next(iter(found.cells.values())))
+    made = Table("cell", *[column.replace(".", " ").replace("_", " ") for column in columns])
+    for cell, numbers in found.cells.items():
+        made.add_row(cell, *[_spread(numbers[column]) for column in columns])
+    return made
+
+
+def _spread(values: list[float]) -> str:
+    known = [value for value in values if math.isfinite(value)]
+    if len(known) < 2:
+        return f"{known[0]:.3f}" if known else "-"
+    return f"{fmean(known):.3f} ± {stdev(known):.3f}"

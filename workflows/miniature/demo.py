@@ -1,0 +1,70 @@
+"""`pad demo`: the whole chain with models that work, on scenes whose truth is known, in minutes, without network."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.miniature.shipped import NAME, resolve
+from pad_pipeline.report.overlay import contact_sheet, panels
+from pad_pipeline.shards.reader import open_shards
+from pad_pipeline.verify import verify_run
+from pad_pipeline.workflows.engine.local import Engine
+from pad_pipeline.workflows.miniature.scoring import TEST_WORLD, Evaluation, align, annotate, as_dict, table
+from pad_pipeline.workflows.models.settings import load_models
+
+MARK = ".pad-demo"
+"""A file that only a demo makes."""
+SHOWN = 12
+"""Scenes on the picture sheet."""
+
+
+def run_demo(out: Path, scenes: int, steps: int, engine: Engine, console: Console) -> dict[str, Any]:
+    """Draw, build, verify, score, train twice, draw a sheet; everything that is made stays in `out`. The scores.
+
+    Raises:
+        UserError: `out` is in use.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError("--out", out, "it is there already, and not empty", "delete it, or name another folder")
+    models, vision = load_models(NAME), resolve(NAME, "clip")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).write_text("`make demo` may delete this folder.\n")
+
+    console.rule(f"1  Draw {scenes} scenes, and annotate them: pad build --models {NAME}, engine {engine}")
+    score = annotate(out / "world", out / "shards", models, scenes, TEST_WORLD, engine)
+    damaged = [name for name, wrong in verify_run(out / "shards") if wrong]
+    if damaged:
+        raise UserError("--out", out, f"pad verify finds damage in {damaged}", "look at the disk, and run it again")
+    console.print("pad verify: all shards are whole")
+
+    console.rule(f"2  pad train --stage 1, twice {steps} steps: caption loss alone, and with the patch loss")
+    pairs = align(out / "shards", out / "stage1", vision, models, 1, steps, console)
+
+    console.rule("3  What came out, against what was drawn")
+    found = Evaluation(score, alignment=pairs)
+    console.print(table(found))
+    sheet = write_sheet(out / "shards", out / "sheet.png")
+    console.print(f"Pictures of scenes with tags, boxes, masks and patches: {sheet}", soft_wrap=True)
+    console.print(f"Look further: pad stats {out / 'shards'}", highlight=False, soft_wrap=True)
+    hugging_face = out / "stage1/patch-0/hf"
+    console.print(f"The trained model, for stock transformers: {hugging_face}", highlight=False, soft_wrap=True)
+    return as_dict(found)
+
+
+def write_sheet(shards: Path, path: Path, most: int = SHOWN) -> Path:
+    """The first images of a run as one PNG: boxes, masks and the patch grid of each, with caption and tags."""
+    folder = open_shards(shards)
+    shown: list[Image.Image] = []
+    for name, row in folder.rows():
+        if row["status"] != "failed" and len(shown) < most:
+            sample = folder.sample(name, row)
+            image = Image.open(io.BytesIO(sample.image)).convert("RGB")
+            shown.append(panels(image, sample.meta, sample.coverage, folder.run.view))
+    contact_sheet(shown).save(path)
+    return path

@@ -1,0 +1,154 @@
+"""`pad miniature train`: one of the five models, or all in their order, and the manifest when all are there."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors import SafetensorError
+
+from pad_pipeline.console import errors as console
+from pad_pipeline.errors import UserError
+from pad_pipeline.miniature.shipped import MANIFEST, Member, write_manifest
+from pad_pipeline.workflows.miniature.clip import VIEW as CLIP_VIEW
+from pad_pipeline.workflows.miniature.clip import ClipRecipe
+from pad_pipeline.workflows.miniature.detector import SETTINGS as DETECTOR
+from pad_pipeline.workflows.miniature.detector import DetectorRecipe
+from pad_pipeline.workflows.miniature.llm import LlmRecipe
+from pad_pipeline.workflows.miniature.recipe import Recipe, cores, fit
+from pad_pipeline.workflows.miniature.segmenter import SegmenterRecipe
+from pad_pipeline.workflows.miniature.tagger import SHAPE as RAM_SHAPE
+from pad_pipeline.workflows.miniature.tagger import TaggerRecipe
+
+ORDER = ("tagger", "detector", "segmenter", "clip", "llm")
+"""The detector starts from the tagger's Swin; the others stand alone."""
+
+
+def train_miniature(name: str, out: Path, seed: int = 0, steps: int = 0) -> Path:
+    """Train one model, or `all`.
+
+    Args:
+        name: one of `ORDER`, or `all`.
+        out: folder; `models/` in it is the miniature, `training/` the state that an interrupted call goes on from.
+        seed: of weights and scenes.
+        steps: instead of each model's own budget; 0 for that.
+
+    Returns:
+        The folder of the models, with a manifest where all five are there.
+
+    Raises:
+        UserError: the tagger is missing, or the folder holds another training.
+    """
+    models = out / "models"
+    try:
+        models.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        rule = f"it can't be written ({error.strerror})"
+        raise UserError("--out", out, rule, "choose another folder") from error
+    for member in ORDER if name == "all" else (name,):
+        _train_one(member, out, seed, steps)
+    members = _members(out)
+    if set(members) == set(ORDER):
+        (models / "models.toml").write_text(_toml(members["detector"].metrics["box_threshold"]), "utf-8")
+        write_manifest(models, members)
+    return models
+
+
+def _recipe(name: str, out: Path, seed: int, steps: int) -> Recipe:
+    more: dict[str, Any] = {"seed": seed} | ({"steps": steps} if steps else {})
+    if name == "detector":
+        tagger = out / "models/tagger.safetensors"
+        if not tagger.is_file():
+            remedy = f"first run: pad miniature train tagger --out {out}"
+            raise UserError("detector", tagger, "it starts from the tagger's Swin, which is not there", remedy)
+        return DetectorRecipe(tagger, **more)
+    kinds: dict[str, Callable[..., Recipe]] = {
+        "tagger": TaggerRecipe,
+        "segmenter": SegmenterRecipe,
+        "clip": ClipRecipe,
+        "llm": LlmRecipe,
+    }
+    return kinds[name](**more)
+
+
+def _train_one(name: str, out: Path, seed: int, steps: int) -> None:
+    folder = out / "training" / name
+    recipe = _recipe(name, out, seed, steps)
+    if steps:
+        recipe.validation = min(recipe.validation, 5 * steps)  # who tries a few steps does not want to wait either
+    columns = [TextColumn(f"{name:10}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}")]
+    times = [TimeElapsedColumn(), TimeRemainingColumn()]
+    with Progress(*columns, *times, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(name, total=recipe.budget.steps, note="drawing scenes")
+
+        def report(entry: dict[str, Any]) -> None:
+            known = {"step", "steps", "rate", "images_per_second"}
+            numbers = "  ".join(f"{key} {value:.3f}" for key, value in entry.items() if key not in known)
+            note = f"{numbers}  {entry['images_per_second']:.0f} images/s"
+            progress.update(task, completed=entry["step"] + 1, note=note)
+            if not console.is_terminal and entry["step"] % 200 == 0:
+                console.print(
+                    f"{name}: step {entry['step']} of {entry['steps']}: {note}", highlight=False, soft_wrap=True
+                )
+
+        seconds = fit(recipe, folder, report)
+    try:
+        metrics = recipe.export(out / "models")
+    except (OSError, SafetensorError) as error:
+        raise UserError("--out", out, f"it can't be written ({error})", "make room, and run it again") from error
+    member = Member(
+        command=f"pad miniature train {name} --seed {seed}" + (f" --steps {steps}" if steps else ""),
+        steps=recipe.budget.steps,
+        parameters=sum(parameter.numel() for parameter in recipe.network.parameters()),
+        seconds=round(seconds, 1),
+        machine=_machine(),
+        metrics={key: round(value, 4) for key, value in metrics.items()},
+    )
+    (folder / "member.json").write_text(member.model_dump_json(indent=1) + "\n", "utf-8")
+    shown = ", ".join(f"{key} {value}" for key, value in member.metrics.items()) or "done"
+    console.print(f"{name}: {member.parameters / 1e6:.2f} M parameters, {seconds:.0f} s; {shown}", highlight=False)
+
+
+def _machine() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{cores()} cores, {platform.machine()}"
+
+
+def _members(out: Path) -> dict[str, Member]:
+    paths = {name: out / "training" / name / "member.json" for name in ORDER}
+    try:
+        return {name: Member.model_validate_json(path.read_bytes()) for name, path in paths.items() if path.is_file()}
+    except ValidationError as error:
+        rule = f"a member.json in it can't be read ({error.title})"
+        raise UserError("--out", out / "training", rule, "train that model again") from error
+
+
+def _toml(box_threshold: float) -> str:
+    """What `--models` reads; the shapes are the recipes'."""
+    tagger = {"weights": "tagger.safetensors", "tag_list": "tags.txt", "thresholds": "thresholds.txt"}
+    detector = {"model": "detector", "box_threshold": box_threshold} | DETECTOR
+    sections: dict[str, dict[str, Any]] = {
+        "tagger": tagger | RAM_SHAPE.model_dump(),
+        "detector": detector,
+        "segmenter": {"weights": "segmenter.safetensors", "batch_size": 16},
+        "llm": {"llm": "llm"},
+        "view": {"size": CLIP_VIEW.size, "patch": CLIP_VIEW.patch},
+    }
+    return f"# The miniature: small models of the drawn world. {MANIFEST} says how they were made.\n" + as_toml(
+        sections
+    )
+
+
+def as_toml(sections: dict[str, dict[str, Any]]) -> str:
+    """Sections of text, numbers, booleans and lists of them, which TOML writes as JSON does."""
+    return "\n".join(
+        "".join([f"[{name}]\n", *(f"{key} = {json.dumps(value)}\n" for key, value in entries.items())])
+        for name, entries in sections.items()
+    )

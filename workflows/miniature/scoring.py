@@ -1,0 +1,211 @@
+"""`pad miniature evaluate`: the miniature on scenes that it has never seen, through `pad build` and `pad train`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import LlamaForCausalLM
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.miniature.files import index_of, write_world
+from pad_pipeline.miniature.score import Score, score_shards
+from pad_pipeline.miniature.shipped import check_labels
+from pad_pipeline.miniature.world import draw_scene
+from pad_pipeline.pretrained import load_pretrained, load_tokenizer
+from pad_pipeline.sources.open import open_source
+from pad_pipeline.stages.tag import read_tags
+from pad_pipeline.training.job import Job
+from pad_pipeline.training.model import check_view
+from pad_pipeline.training.settings import TrainSettings
+from pad_pipeline.weights import fetch_model
+from pad_pipeline.workflows.engine.local import Engine
+from pad_pipeline.workflows.learning.launch import train
+from pad_pipeline.workflows.miniature.alignment import label_accuracy
+from pad_pipeline.workflows.miniature.llm import grammatical, perplexity
+from pad_pipeline.workflows.models.settings import ModelSettings
+from pad_pipeline.workflows.runs.build import build
+from pad_pipeline.workflows.runs.options import RunOptions
+
+TEST_WORLD = 0
+"""Seed of the scenes that are scored and trained on here; far from those that made the models."""
+PROBE_WORLD = 1
+"""Seed of the scenes on which projectors are compared: not those that they are trained on."""
+PROBES = 100
+
+
+@dataclass
+class Alignment:
+    """Two projectors trained alike but for the patch loss: label accuracy of their tokens, all patches and things'."""
+
+    seed: int
+    caption_only: tuple[float, float]
+    with_patch_loss: tuple[float, float]
+
+
+@dataclass
+class Evaluation:
+    """All numbers of the table."""
+
+    score: Score
+    perplexity: float | None = None
+    """Of the scenes' captions; None where the LLM was not asked."""
+    grammatical: float | None = None
+    alignment: list[Alignment] = field(default_factory=list)
+
+
+def stage1_settings(beta: float, seed: int, steps: int) -> TrainSettings:
+    """The budget that both projectors get."""
+    return TrainSettings(
+        batch_size=16, micro_batch=16, steps=steps, learning_rate=3e-3, beta_end=beta, seed=seed, loader_threads=2
+    )
+
+
+def annotate(world: Path, out: Path, models: ModelSettings, count: int, seed: int, engine: Engine) -> Score:
+    """Draw `count` scenes below `world`, build their shards in `out`, and score them."""
+    files = write_world(world, count, seed)
+    source = open_source(files.llava, files.images)
+    build(source, out, models, models.view, RunOptions(shard_size=64, engine=engine))
+    return score_shards(out, lambda key: draw_scene(seed, index_of(key)))
+
+
+def align(
+    shards: Path, out: Path, vision: str, models: ModelSettings, seeds: int, steps: int, console: Console
+) -> list[Alignment]:
+    """Train the projector twice for each seed, caption loss alone and with the patch loss, and compare."""
+    scenes = [draw_scene(PROBE_WORLD, index) for index in range(PROBES)]
+    llm, found = models.llm.llm, []
+    for seed in range(seeds):
+        accuracy = {}
+        for name, beta in (("caption", 0.0), ("patch", 5.0)):
+            run = out / f"{name}-{seed}"
+            console.print(f"seed {seed}, {'caption loss alone' if beta == 0 else 'with the patch loss'}:", end=" ")
+            settings = stage1_settings(beta, seed, steps)
+            said = train(Job(stage=1, shards=str(shards), vision=vision, llm=llm, out=str(run), settings=settings))
+            console.print(said.partition(" Wrote")[0], highlight=False, soft_wrap=True)
+            accuracy[name] = label_accuracy(vision, llm, run / "mm_projector.bin", scenes, models.view)
+        found.append(Alignment(seed, accuracy["caption"], accuracy["patch"]))
+    return found
+
+
+def evaluate(
+    out: Path,
+    models: ModelSettings,
+    vision: str,
+    scenes: int,
+    seeds: int,
+    steps: int,
+    engine: Engine,
+    console: Console,
+) -> Evaluation:
+    """Draw, build, score, train.
+
+    Args:
+        out: folder for everything; must be new or empty.
+        models: which models; their tags must be labels of the world.
+        vision: the CLIP that goes with them.
+        scenes: how many are drawn and annotated.
+        seeds: pairs of projectors; 0 for none.
+        steps: of each training.
+        engine: where the build runs.
+        console: for what is said on the way.
+
+    Raises:
+        UserError: the tagger knows labels that the world does not, or anything that build and train refuse.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError("--out", out, "it is there already, and not empty", "name a new folder")
+    tagger = models.usual.tagger
+    check_labels("--models", tagger.tag_list, read_tags(tagger)[0])
+    tower = fetch_model("--vision", vision)  # a wrong one is told before the build
+    check_view(models.view, tower, vision)
+    llm = fetch_model("llm.llm", models.llm.llm)
+    network = load_pretrained("llm.llm", llm, LlamaForCausalLM, torch.float32)
+    tokenizer = load_tokenizer("llm.llm", llm)
+    score = annotate(out / "world", out / "shards", models, scenes, TEST_WORLD, engine)
+    result = Evaluation(
+        score,
+        perplexity(network, tokenizer, (draw_scene(TEST_WORLD, index) for index in range(scenes))),
+        grammatical(network, tokenizer, scenes),
+        align(out / "shards", out / "stage1", vision, models, seeds, steps, console),
+    )
+    (out / "evaluation.json").write_text(json.dumps(as_dict(result), indent=1) + "\n")
+    return result
+
+
+GOALS = {
+    "tag_micro_f1": 0.92,
+    "box_recall": 0.88,
+    "box_precision": 0.80,
+    "mask_iou": 0.85,
+    "patch_iou": 0.85,
+    "captions_that_parse": 0.95,
+}
+"""What the miniature is meant to reach on 500 scenes."""
+
+
+def as_dict(found: Evaluation) -> dict[str, Any]:
+    """The numbers by name."""
+    score = found.score
+    return {
+        "scenes": score.scenes,
+        "tag_micro_f1": score.tag_f1,
+        "box_recall": score.things.recall,
+        "box_recall_of_tagged_things": score.recall_given_tags,
+        "box_precision": score.things.precision,
+        "label_accuracy_of_boxes": score.label_accuracy,
+        "part_recall": score.parts.recall,
+        "part_precision": score.parts.precision,
+        "mask_iou": score.mask_iou,
+        "patch_iou": score.patch_iou,
+        "caption_perplexity": found.perplexity,
+        "captions_that_parse": found.grammatical,
+        "stage1": [
+            {"seed": pair.seed, "caption_loss_alone": pair.caption_only, "with_patch_loss": pair.with_patch_loss}
+            for pair in found.alignment
+        ],
+    }
+
+
+def table(found: Evaluation) -> Table:
+    """One row a number, beside what it is meant to reach."""
+    names = {
+        "tag_micro_f1": "tags: micro F1",
+        "box_recall": f"boxes of things: recall at IoU 0.5, of {found.score.things.true}",
+        "box_recall_of_tagged_things": "    of those that the tagger named",
+        "box_precision": "boxes of things: precision",
+        "label_accuracy_of_boxes": "labels of boxes that are on a thing: accuracy",
+        "part_recall": f"boxes of parts: recall, of {found.score.parts.true}",
+        "part_precision": "boxes of parts: precision",
+        "mask_iou": "masks of matched things: mean IoU",
+        "patch_iou": "patch masks of matched things: mean soft IoU",
+        "caption_perplexity": "LLM: perplexity of held-out captions",
+        "captions_that_parse": "LLM: generated captions that parse",
+    }
+    numbers = as_dict(found)
+    drawn = Table("what", "found", "goal", title=f"{found.score.scenes} drawn scenes, never trained on")
+    for name, said in names.items():
+        goal = GOALS.get(name)
+        if numbers[name] is None:
+            continue
+        missed = goal is not None and numbers[name] < goal
+        value = f"{numbers[name]:.3f}"
+        drawn.add_row(said, f"[yellow]{value}[/yellow]" if missed else value, f"{goal:.2f}" if goal else "")
+    for pair in found.alignment:
+        for said, accuracy in (
+            ("caption loss alone", pair.caption_only),
+            ("with the patch loss", pair.with_patch_loss),
+        ):
+            text = f"{accuracy[0]:.3f} (things {accuracy[1]:.3f})"
+            drawn.add_row(f"patches nearest to their label, seed {pair.seed}, {said}", text, "")
+    if len(found.alignment) > 1:
+        for which, place in (("all patches", 0), ("patches of things", 1)):
+            gains = [pair.with_patch_loss[place] - pair.caption_only[place] for pair in found.alignment]
+            drawn.add_row(f"    gain on {which}: mean, least", f"{fmean(gains):+.3f}, {min(gains):+.3f}", "> 0")
+    return drawn

@@ -1,0 +1,215 @@
+"""Which models a build uses: the presets `paper` and `plus`, the miniature, or a TOML file for anything else, the
+user's own classes among it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.geometry import View
+from pad_pipeline.images import DecodeSettings
+from pad_pipeline.labels import LabelSettings
+from pad_pipeline.miniature.shipped import NAME as MINIATURE
+from pad_pipeline.miniature.shipped import checked
+from pad_pipeline.stages.compute import ComputeSettings
+from pad_pipeline.stages.custom.load import pinned
+from pad_pipeline.stages.custom.settings import OwnDetector, OwnGrounder, OwnSegmenter, OwnSettings, OwnTagger
+from pad_pipeline.stages.ground import DetectorSettings
+from pad_pipeline.stages.segment import SegmenterSettings
+from pad_pipeline.stages.tag import TaggerSettings
+from pad_pipeline.workflows.models.catalogue import OFFICIAL
+from pad_pipeline.workflows.toml import USUAL, read_toml, settings_error
+
+
+def _whose(value: Any) -> str:
+    return type(value).__name__ if isinstance(value, OwnSettings) else USUAL
+
+
+Whose = Discriminator(_whose)
+
+
+class Usual(NamedTuple):
+    """pad's own kinds of models."""
+
+    tagger: TaggerSettings
+    detector: DetectorSettings
+    segmenter: SegmenterSettings
+
+
+class ModelSettings(BaseModel):
+    """The four models of a build, one TOML section each; how the first three compute, how pictures are decoded, and
+    what the vision tower sees. The section `[grounder]` stands for `tagger` and `detector` both."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tagger: Annotated[
+        Annotated[TaggerSettings, Tag(USUAL)]
+        | Annotated[OwnTagger, Tag("OwnTagger")]
+        | Annotated[OwnGrounder, Tag("OwnGrounder")],
+        Whose,
+    ]
+    detector: Annotated[
+        Annotated[DetectorSettings, Tag(USUAL)]
+        | Annotated[OwnDetector, Tag("OwnDetector")]
+        | Annotated[OwnGrounder, Tag("OwnGrounder")],
+        Whose,
+    ]
+    segmenter: Annotated[Annotated[SegmenterSettings, Tag(USUAL)] | Annotated[OwnSegmenter, Tag("OwnSegmenter")], Whose]
+    llm: LabelSettings
+    compute: ComputeSettings = ComputeSettings()
+    decode: DecodeSettings = DecodeSettings()
+    view: View = View()
+    """Of the vision tower that goes with the LLM; the command line's options win over it."""
+
+    @property
+    def usual(self) -> Usual:
+        """The annotation models, for what can't work with others.
+
+        Raises:
+            UserError: a class of the user's is among them.
+        """
+        for own in (self.tagger, self.detector, self.segmenter):
+            if isinstance(own, OwnSettings):
+                raise UserError("--models", own.class_, f"this wants a {own.section} of pad's", "name other models")
+        return Usual(self.tagger, self.detector, self.segmenter)  # type: ignore[arg-type]  # the loop saw to it
+
+
+_REST = {
+    "detector": {"model": "IDEA-Research/grounding-dino-base"},
+    "segmenter": {"weights": "sam_vit_h"},
+    "llm": {"llm": "lmsys/vicuna-7b-v1.5"},
+}
+_OFFICIAL_TAGS = {"tag_list": "ram_tag_list", "thresholds": "ram_tag_list_threshold"}
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"tagger": {"family": "ram", "weights": "ram_swin_large_14m", **_OFFICIAL_TAGS}, **_REST},
+    "plus": {"tagger": {"family": "ram_plus", "weights": "ram_plus_swin_large_14m", **_OFFICIAL_TAGS}, **_REST},
+}
+"""`paper`: RAM Swin-L, Grounding DINO base, SAM ViT-H, the embedding of Vicuna-1.5-7B. `plus`: the same with RAM++.
+
+Hashes are pinned where two independent public sources agree on them; where none is known (RAM's file, Grounding DINO
+base, Vicuna) the hash found is recorded in run.json, and a resumed run refuses another."""
+
+_PATHS = {
+    "tagger": ("weights", "tag_list", "thresholds"),
+    "detector": ("model", "tokenizer", "unboxable"),
+    "segmenter": ("weights",),
+    "llm": ("llm",),
+}
+
+
+def load_models(name: str) -> ModelSettings:
+    """The settings that `--models` names: a preset, `miniature`, or a TOML file.
+
+    In a file, `preset = "paper"` starts from that preset and each section changes some of it; paths are relative to
+    the file.
+
+    Raises:
+        UserError: there is no such preset or file, or a setting is wrong.
+    """
+    field = "--models"
+    if name in PRESETS:
+        return ModelSettings.model_validate(_named(PRESETS[name]))
+    path = checked() / "models.toml" if name == MINIATURE else Path(name).expanduser()
+    if not path.is_file():
+        known = ", ".join([*PRESETS, MINIATURE])
+        raise UserError(
+            field, name, f"it is neither a preset ({known}) nor a file", "name one of these, or a TOML file"
+        )
+    data = read_toml(field, path)
+    preset = data.pop("preset", None)
+    if preset is not None and preset not in list(PRESETS):
+        raise UserError(f"{name}: preset", preset, f"it should be one of {', '.join(PRESETS)}", "correct it")
+    merged = dict(PRESETS[preset]) if preset else {}
+    for section, entries in data.items():
+        if (
+            section in _OWN
+            and isinstance(entries, dict)
+            and (section == "grounder" or entries.keys() & {"class", "entry_point"})
+        ):
+            merged[section] = _own(section, entries, path)
+        elif isinstance(entries, dict):
+            merged[section] = _over(merged.get(section, {}), _resolved(section, entries, path.parent, name))
+        else:
+            merged[section] = entries
+    if "grounder" in merged:
+        if both := sorted(data.keys() & {"tagger", "detector"}):
+            rule = "a grounder is tagger and detector in one"
+            raise UserError(f"{path}: {both[0]}", "{...}", rule, "leave out one of the sections")
+        if isinstance(merged["grounder"], OwnGrounder):
+            merged["tagger"] = merged["detector"] = merged.pop("grounder")
+    try:
+        return ModelSettings.model_validate(_named(merged))
+    except ValidationError as error:
+        raise settings_error(error, str(path)) from error
+
+
+_OWN: dict[str, type[OwnSettings]] = {
+    kind.section: kind for kind in (OwnTagger, OwnDetector, OwnSegmenter, OwnGrounder)
+}
+"""What each section with a class of the user's is."""
+
+
+def _own(section: str, entries: dict[str, Any], path: Path) -> OwnSettings:
+    """A section that names a class of the user's, which is imported here: he said so in this file."""
+    try:
+        return pinned(
+            _OWN[section].model_validate(_resolved(section, entries, path.parent, "")), path.parent, str(path)
+        )
+    except ValidationError as error:
+        raise settings_error(error, str(path), section) from error
+
+
+_PINS = {"weights": "sha256", "model": "sha256", "tag_list": "tag_list_sha256", "thresholds": "thresholds_sha256"}
+"""The setting that pins the hash of the file that another names."""
+
+
+def _over(usual: dict[str, Any], entries: dict[str, Any]) -> dict[str, Any]:
+    """A preset's section with some entries changed. A hash goes with the file that it is pinned for."""
+    gone = {_PINS.get(name) for name in entries}
+    return {name: value for name, value in usual.items() if name not in gone} | entries
+
+
+def _named(sections: dict[str, Any]) -> dict[str, Any]:
+    """Sections in which the short names of official files are replaced by where they are and what they hash to."""
+    result = dict(sections)
+    for section, entries in sections.items():
+        if isinstance(entries, dict):
+            result[section] = dict(entries)
+            for name, pin in _PINS.items():
+                value = entries.get(name)
+                if isinstance(value, str) and value in OFFICIAL:
+                    result[section] |= {name: OFFICIAL[value].reference}
+                    result[section].setdefault(pin, OFFICIAL[value].sha256)
+    return result
+
+
+def with_tags(models: ModelSettings, tag_list: str, thresholds: str) -> ModelSettings:
+    """`models` with the user's own tag list and thresholds; what is empty stays as it is."""
+    own = {"tag_list": tag_list, "thresholds": thresholds}
+    changes: dict[str, Any] = {}
+    if isinstance(models.tagger, OwnSettings):
+        if given := [value for value in own.values() if value]:
+            rule = f"the tagger is a class of your own ({models.tagger.class_})"
+            raise UserError("--tag-list, --tag-thresholds", given[0], rule, "put its tags into its settings")
+        return models
+    for name, value in own.items():
+        if value:
+            changes |= {name: value, _PINS[name]: ""}
+    if thresholds:
+        changes["threshold"] = None
+    return models.model_copy(update={"tagger": models.tagger.model_copy(update=changes)})
+
+
+def _resolved(section: str, entries: dict[str, Any], folder: Path, models: str) -> dict[str, Any]:
+    """A section with its paths made absolute where they name something beside the file. Those of the miniature stay
+    relative to the package, wherever that is installed."""
+    entries = dict(entries)
+    for name in _PATHS.get(section, ()):
+        value = entries.get(name)
+        if value and isinstance(value, str) and (folder / value).exists():
+            own = models == MINIATURE
+            entries[name] = f"{MINIATURE}:{value}" if own else str((folder / value).resolve())
+    return entries
