@@ -1,4 +1,4 @@
-"""Time and memory of the analyses by number of pictures, at 576 tokens each: `python -m benchmarks.analyses`.
+"""Time and memory of the analyses by number of images, at 576 tokens each: `python -m benchmarks.analyses`.
 
 Drawn scenes with their exact regions, a random CLIP of 336 pixels in patches of 14, a random projector, the miniature's
 LLM: the numbers mean nothing, their cost does. Each measurement runs in a process of its own.
@@ -27,7 +27,7 @@ from pad_pipeline.miniature.shipped import NAME, resolve
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.sources.coco import CocoSource
 from pad_pipeline.training.projector import build_projector, save_projector
-from pad_pipeline.workflows.learning.analyze import STUDIES, analyse, analysis_settings
+from pad_pipeline.workflows.learning.analyze import STUDIES, analysis_settings, analyze
 from pad_pipeline.workflows.models.settings import load_models
 from pad_pipeline.workflows.runs.build import import_coco
 from pad_pipeline.workflows.runs.options import RunOptions
@@ -54,8 +54,8 @@ def measure(home: Path, names: list[str], limit: int) -> None:
     """In a process of its own: print seconds and megabytes."""
     subject = Subject(home / "mm_projector.bin", str(home / "tower"), resolve(NAME, "llm"), -2)
     began = time.monotonic()
-    found = analyse(names, subject, str(home / "shards"), analysis_settings(None, {}), None, limit)
-    assert found["pictures"] == limit
+    found = analyze(names, subject, str(home / "shards"), analysis_settings(None, {}), None, limit)
+    assert found["images"] == limit
     status = Path("/proc/self/status").read_text()  # getrusage would count what the parent held when it forked
     peak = int(re.findall(r"VmHWM:\s*(\d+) kB", status)[0]) / 1000
     print(json.dumps([time.monotonic() - began, peak]))
@@ -77,8 +77,8 @@ def main() -> None:
         shards = Path(home, "shards")
         import_coco(source, shards, models.llm, models.decode, VIEW, RunOptions())
         write_subject(Path(home), open_shards(shards).run.embedding_width)
-        print(f"{VIEW.grid**2} tokens a picture, on {os.cpu_count()} CPU cores.\n")
-        print("| analyses | pictures | seconds | per second | peak MB |\n| --- | --- | --- | --- | --- |")
+        print(f"{VIEW.grid**2} tokens an image, on {os.cpu_count()} CPU cores.\n")
+        print("| analyses | images | seconds | per second | peak MB |\n| --- | --- | --- | --- | --- |")
         for names in (",".join(STUDIES), *(STUDIES if len(asked.images) > 1 else ())):
             for number in asked.images if "," in names else asked.images[:1]:
                 command = [sys.executable, "-m", "benchmarks.analyses", "--measure", home, names, str(number)]

@@ -1,5 +1,5 @@
 """Images per second of tagging, grounding and segmenting: the reference loop, and technique by technique what the
-stages make of it. Same weights, same pictures, one run; ratios, and beside them how far the results move.
+stages make of it. Same weights, same images, one run; ratios, and beside them how far the results move.
 
     python -m benchmarks.annotate                                    # the miniature on drawn scenes
     python -m benchmarks.annotate --size vit_h --images 64           # official sizes, seeded random weights
@@ -43,7 +43,7 @@ from pad_pipeline.workflows.models.settings import ModelSettings, load_models
 
 STAGES = ("tag", "ground", "segment")
 BOXES = 20
-"""Of each picture, at official size, where random weights find nothing of their own."""
+"""Of each image, at official size, where random weights find nothing of their own."""
 WORLD = 940_000
 """Seed of the drawn scenes: not the training's, nor the evaluation's."""
 H200_TFLOPS = 790
@@ -109,7 +109,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--size", choices=["miniature", *SAMS], default="miniature", help="which models")
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--reference-images", type=int, default=10**6, help="fewer for the slow reference loop")
-    parser.add_argument("--batch", type=int, default=0, help="pictures in a batch; 0 for the settings' own")
+    parser.add_argument("--batch", type=int, default=0, help="images in a batch; 0 for the settings' own")
     parser.add_argument("--compile", action="store_true", help="measure torch.compile too")
     parser.add_argument("--rows", nargs="*", default=[], help="names of rows; all by default")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -129,15 +129,15 @@ def _miniature(images: int) -> tuple[ModelSettings, RowsOf, Given]:
 
 
 def _official(options: argparse.Namespace) -> tuple[ModelSettings, RowsOf, Given]:
-    """Pictures of 640 x 480, so that the detector gets 1066 x 800; the tagger's best tags; 20 given boxes."""
+    """Images of 640 x 480, so that the detector gets 1066 x 800; the tagger's best tags; 20 given boxes."""
     models = write_official_size(options.folder or cache_folder() / "benchmark", options.size)
     if options.batch:
         for part in (models.tagger, models.detector, models.segmenter):
             part.batch_size = options.batch
-    pictures = []
+    images = []
     for index in range(options.images):
         small = np.random.default_rng(index).integers(0, 256, (30, 40, 3), np.uint8)
-        pictures.append(Image.fromarray(small).resize((640, 480), Image.Resampling.BICUBIC))
+        images.append(Image.fromarray(small).resize((640, 480), Image.Resampling.BICUBIC))
 
     def fixed(row: ImageRecord) -> None:
         corners = np.random.default_rng(int(row.key)).uniform(0, 0.6, (BOXES, 2)) * (row.width, row.height)
@@ -145,7 +145,7 @@ def _official(options: argparse.Namespace) -> tuple[ModelSettings, RowsOf, Given
 
     return (
         models,
-        lambda count: [_record(i, image, "JPEG") for i, image in enumerate(pictures[:count])],
+        lambda count: [_record(i, image, "JPEG") for i, image in enumerate(images[:count])],
         {"tag": few_tags, "ground": fixed},
     )
 
@@ -202,7 +202,7 @@ def build_stages(setup: Setup, models: ModelSettings, threads: int) -> Iterator[
 
 
 def unfuse_dino(model: Any) -> None:
-    """transformers' attention between picture and text in place of the fused one."""
+    """transformers' attention between image and text in place of the fused one."""
     for layer in model.model.encoder.layers:
         fused = layer.fusion_layer.attn
         plain = GroundingDinoBiMultiHeadAttention(model.config)
@@ -218,7 +218,7 @@ def synchronise() -> None:
 
 
 def count_flops(reference: ReferenceLoop, rows: list[ImageRecord], given: Given) -> dict[str, float]:
-    """2 x multiply-adds of matrix products and convolutions for one picture, by stage, in the reference loop."""
+    """2 x multiply-adds of matrix products and convolutions for one image, by stage, in the reference loop."""
     (row,) = rows
     found = {}
     for name, step in (("tag", reference.tag), ("ground", reference.ground), ("segment", reference.segment)):

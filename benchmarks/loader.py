@@ -1,7 +1,7 @@
 """How fast samples come from shards to the model: `python -m benchmarks.loader`.
 
 Ours, which reads by offset in an order of its own and decodes in threads, beside plain `webdataset`, which reads tars
-from end to end in processes. Both give the same normalised pictures, token ids, coverages and embeddings; in turns, in
+from end to end in processes. Both give the same normalized images, token ids, coverages and embeddings; in turns, in
 one run.
 """
 
@@ -29,7 +29,7 @@ from pad_pipeline.shards.reader import load_npy, open_shards
 from pad_pipeline.sources.coco import CocoSource
 from pad_pipeline.training.batches import collate, steps
 from pad_pipeline.training.examples import Example, ShardExamples, Sight
-from pad_pipeline.training.model import normalisation
+from pad_pipeline.training.model import normalization
 from pad_pipeline.training.order import Order
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.training.template import Template
@@ -84,7 +84,7 @@ def main() -> None:
         shards = Path(home, "shards")
         import_coco(source, shards, models.llm, models.decode, models.view, RunOptions(shard_size=256))
         folder = open_shards(shards)
-        mean, std = normalisation(fetch_model("--vision", resolve(NAME, "clip")))
+        mean, std = normalization(fetch_model("--vision", resolve(NAME, "clip")))
         sight = Sight(folder.run.view, mean, std, folder.run.view.grid**2)
         tokenizer = load_tokenizer("--llm", fetch_model("--llm", resolve(NAME, "llm")))
         examples = ShardExamples(folder, sight, Template("plain", tokenizer), TrainSettings())

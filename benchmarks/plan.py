@@ -55,7 +55,7 @@ def write_list(path: Path, rows: int) -> None:
 
 
 def write_shards(folder: Path, shards: int) -> None:
-    """Finished shards of 512 images, but for their pictures."""
+    """Finished shards of 512 images, but for their images."""
     totals = {"images": 512, "ok": 510, "empty": 1, "failed": 1, "tags": 4000, "regions": 2100}
     facts = {"schema_version": str(SCHEMA_VERSION), "run": IDENTITY, "tar_sha256": "0" * 64, "tar_bytes": "4"}
     schema = INDEX_SCHEMA.with_metadata(facts | {"totals": json.dumps(totals), "seal": UNSEALED})

@@ -1,4 +1,4 @@
-"""The annotation chain as demo scripts run it: one picture at a time, float32, one model after another, each through
+"""The annotation chain as demo scripts run it: one image at a time, float32, one model after another, each through
 its own library's ordinary path. It is what the stages are compared with, in speed and in what they find."""
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class ReferenceLoop:
         return seconds
 
     def tag(self, row: ImageRecord) -> None:
-        """One forward pass, one picture."""
+        """One forward pass, one image."""
         image = preprocess(decode(row.data, DecodeSettings())[0], self.models.usual.tagger.image_size)
         scores = self.ram(image[None].to(self.device)).sigmoid()[0]
         row.tags = [
@@ -105,7 +105,7 @@ class ReferenceLoop:
         row.regions = suppress(regions, settings.nms_iou, settings.nms_iou_across_labels)
 
     def segment(self, row: ImageRecord) -> None:
-        """`SamPredictor`, all boxes of the picture at once."""
+        """`SamPredictor`, all boxes of the image at once."""
         if not row.regions:
             return
         self.predictor.set_image(np.asarray(decode(row.data, DecodeSettings())[0]))

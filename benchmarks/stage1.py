@@ -32,7 +32,7 @@ from pad_pipeline.training.settings import TrainSettings
 CAPTION = 30
 """Tokens of a caption."""
 REGIONS = 4
-"""In a picture."""
+"""In an image."""
 
 
 class Size(NamedTuple):
@@ -128,14 +128,14 @@ def measure(folder: Path, row: Row, samples: int, steps: int, device: torch.devi
     settings = TrainSettings(activation_checkpointing=row.recompute, compile=row.compiled)
     model = MultimodalModel(str(folder / "vision"), str(folder / "llm"), settings, device)
     model.llm.train(row.recompute)
-    optimiser = torch.optim.AdamW(model.projector.parameters(), 1e-3)
+    optimizer = torch.optim.AdamW(model.projector.parameters(), 1e-3)
     batch = drawn(model, samples, device)
     on_gpu = device.type == "cuda"
 
     def step() -> None:
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss_of(model, batch, row.every_logit).backward()
-        optimiser.step()
+        optimizer.step()
 
     try:
         for _ in range(3):

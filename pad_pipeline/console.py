@@ -1,4 +1,4 @@
-"""The two streams that people read: results on standard output, everything else on standard error. Colour only where
+"""The two streams that people read: results on standard output, everything else on standard error. Color only where
 a terminal is."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where a picture's pixels land on the vision encoder's patch grid.
+"""Where an image's pixels land on the vision encoder's patch grid.
 
 One affine rule per axis covers the three fits. Pixel k of the original spans [k*pixel, (k+1)*pixel] and cell j of the
 grid spans [origin + j*cell, origin + (j+1)*cell], in a unit that makes all three whole numbers. So the coverage of a
@@ -32,7 +32,7 @@ class Axis(NamedTuple):
 
 
 class View(BaseModel):
-    """What the vision encoder sees of a picture, and the patch grid over it."""
+    """What the vision encoder sees of an image, and the patch grid over it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,8 +41,8 @@ class View(BaseModel):
     patch: int = Field(14, gt=0)
     """Edge of one patch, in pixels of that square."""
     fit: Fit = "crop"
-    """`crop`: shortest edge to `size`, then the centre (LLaVA-1.5's stage 1). `pad`: padded to a square with the mean
-    colour first (its stage 2). `stretch`: both edges to `size`."""
+    """`crop`: shortest edge to `size`, then the center (LLaVA-1.5's stage 1). `pad`: padded to a square with the mean
+    color first (its stage 2). `stretch`: both edges to `size`."""
 
     @model_validator(mode="after")
     def _whole_patches(self) -> View:
@@ -68,10 +68,10 @@ class View(BaseModel):
         return (self.size, long) if width == short else (long, self.size)
 
     def axes(self, width: int, height: int) -> tuple[Axis, Axis]:
-        """The x and the y axis for a picture of `width` x `height` pixels."""
+        """The x and the y axis for an image of `width` x `height` pixels."""
         if self.fit == "pad":
             square = max(width, height)
-            # Whole-pixel offsets by integer division, as LLaVA's expand2square places the picture.
+            # Whole-pixel offsets by integer division, as LLaVA's expand2square places the image.
             offsets = (square - width) // 2, (square - height) // 2
             x, y = (Axis(self.size, self.patch * square, -self.size * offset) for offset in offsets)
             return x, y
@@ -99,11 +99,11 @@ class View(BaseModel):
         return np.where(covered > 0, np.maximum((510 * covered + area) // (2 * area), 1), 0).astype(np.uint8)
 
     def apply(self, image: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
-        """The view of an upright RGB picture: `size` x `size`, bicubic, as CLIP's and LLaVA's processors make it.
+        """The view of an upright RGB image: `size` x `size`, bicubic, as CLIP's and LLaVA's processors make it.
 
         Args:
-            image: the upright RGB picture.
-            fill: the colour beside the picture under `pad`; LLaVA takes int(255 * mean) of the encoder's mean.
+            image: the upright RGB image.
+            fill: the color beside the image under `pad`; LLaVA takes int(255 * mean) of the encoder's mean.
         """
         if self.fit == "pad" and image.width != image.height:
             square = max(image.size)

@@ -1,4 +1,4 @@
-"""File bytes -> the upright RGB picture. The one place where pictures are opened."""
+"""File bytes -> the upright RGB image. The one place where images are opened."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ ENDINGS = {name: name.lower() for name in _CALLED_AS_THEY_END} | {
     "FTEX": "ftc", "HDF5": "h5", "IPTC": "iim", "JPEG": "jpg", "JPEG2000": "jp2", "MCIDAS": "area", "MPEG": "mpg",
     "PIXAR": "pxr", "SPIDER": "spi", "SUN": "ras", "TIFF": "tif", "XVTHUMB": "xv",
 }  # fmt: skip
-"""Format, as Pillow calls it -> how its files end. There are no others: what a shard says of a picture's format is no
+"""Format, as Pillow calls it -> how its files end. There are no others: what a shard says of an image's format is no
 part of a file's name unless it stands here."""
 
 
 class DecodeSettings(BaseModel):
-    """Which pictures are taken."""
+    """Which images are taken."""
 
     model_config = ConfigDict(extra="forbid")
 
     max_file_bytes: int = Field(256 << 20, gt=0)
     """Larger files are refused before they are read."""
     max_pixels: int = Field(100_000_000, gt=0, le=178_000_000)
-    """Larger pictures are refused before they are decoded: a small file can claim gigapixels. (Pillow itself refuses
+    """Larger images are refused before they are decoded: a small file can claim gigapixels. (Pillow itself refuses
     those above 178 million.)"""
     max_aspect: float = Field(100.0, ge=1)
     """Long edge over short edge; beyond it no square view shows anything."""
@@ -39,22 +39,22 @@ class DecodeSettings(BaseModel):
 
 
 class BadImage(ValueError):
-    """This file is not a picture that can be used, and why."""
+    """This file is not an image that can be used, and why."""
 
 
 def decode(data: bytes, settings: DecodeSettings) -> tuple[Image.Image, str]:
     """The first frame, upright, RGB, transparency composited, 16 bits scaled to 8; and the format's name.
 
     Raises:
-        BadImage: the bytes are no picture, a damaged one, or one beyond the limits.
+        BadImage: the bytes are no image, a damaged one, or one beyond the limits.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # corrupt EXIF and large pictures: both are dealt with here
+        warnings.simplefilter("ignore")  # corrupt EXIF and large images: both are dealt with here
         try:
             image = Image.open(io.BytesIO(data))
             kind = image.format or "unknown"
             _check_size(image, settings)
-            # Pixels before EXIF: after a getexif() that failed, load() can pass with half a picture.
+            # Pixels before EXIF: after a getexif() that failed, load() can pass with half an image.
             image.load()
         except BadImage:
             raise
@@ -62,14 +62,14 @@ def decode(data: bytes, settings: DecodeSettings) -> tuple[Image.Image, str]:
             detail = (
                 "unknown format" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
             )
-            raise BadImage(f"this is no readable picture ({detail})") from error
+            raise BadImage(f"this is no readable image ({detail})") from error
         return _to_rgb(_upright(image), settings.background), kind
 
 
 def _check_size(image: Image.Image, settings: DecodeSettings) -> None:
     width, height = image.size
     if width < 1 or height < 1:
-        raise BadImage(f"the picture claims {width} x {height} pixels")
+        raise BadImage(f"the image claims {width} x {height} pixels")
     if width * height > settings.max_pixels:
         raise BadImage(f"{width} x {height} pixels; decode.max_pixels allows {settings.max_pixels}")
     if max(width, height) > settings.max_aspect * min(width, height):
@@ -100,10 +100,10 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale deep grey pictures to 8 bits; Pillow's own conversion would clip them to white.
+    """Scale deep grey images to 8 bits; Pillow's own conversion would clip them to white.
 
     Cameras put 10, 12 or 14 bits into 16, so white is the first of these depths that holds the brightest pixel.
-    Pictures outside 0..65535 (32-bit and float) are stretched from their darkest to their brightest pixel.
+    Images outside 0..65535 (32-bit and float) are stretched from their darkest to their brightest pixel.
     """
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
     low, high = values.min(), values.max()

@@ -29,7 +29,7 @@ class LabelSettings(BaseModel):
     revision: str = ""
     """Branch, tag or commit on the hub; empty for its default."""
     context: Literal["sentence", "bare"] = "sentence"
-    """`sentence`: tokenised as the label stands inside a sentence, after a space. `bare`: as at the start of a text.
+    """`sentence`: tokenized as the label stands inside a sentence, after a space. `bare`: as at the start of a text.
     The paper does not say which; neither has a BOS."""
 
 

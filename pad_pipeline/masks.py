@@ -25,12 +25,12 @@ def check_mask(rle: dict[str, Any], width: int, height: int) -> None:
     sixth bit says that more follow; from the fourth run on it is the difference to the run before the last.
 
     Raises:
-        ValueError: it is of another size, or its runs do not fill the picture exactly.
+        ValueError: it is of another size, or its runs do not fill the image exactly.
     """
     if rle["size"] != [height, width]:
-        raise ValueError(f"its mask is {rle['size']} and the picture {[height, width]} (H, W)")
+        raise ValueError(f"its mask is {rle['size']} and the image {[height, width]} (H, W)")
     if min(width, height) < 1:  # it would divide by that
-        raise ValueError(f"the picture has {width} x {height} pixels")
+        raise ValueError(f"the image has {width} x {height} pixels")
     counts = rle["counts"]
     if isinstance(counts, str) and not counts.isascii():
         raise ValueError("its mask is no compressed RLE")
@@ -38,7 +38,7 @@ def check_mask(rle: dict[str, Any], width: int, height: int) -> None:
     value = shift = 0
     for letter in counts.encode("ascii", "replace") if isinstance(counts, str) else counts:
         bits = letter - 48
-        if not 0 <= bits < 64 or shift > 25:  # six groups hold any picture; a seventh would not fit its 32 bits
+        if not 0 <= bits < 64 or shift > 25:  # six groups hold any image; a seventh would not fit its 32 bits
             raise ValueError("its mask is no compressed RLE")
         value |= (bits & 31) << shift
         shift += 5
@@ -51,4 +51,4 @@ def check_mask(rle: dict[str, Any], width: int, height: int) -> None:
     if shift:
         raise ValueError("its mask breaks off inside a run")
     if sum(runs) != width * height:
-        raise ValueError("its run lengths do not add up to the picture")
+        raise ValueError("its run lengths do not add up to the image")

@@ -94,7 +94,7 @@ def write_plan(
     """
     facts, digest = PlanFacts(), hashlib.sha256()
     schema = PLAN_SCHEMA.with_metadata({"shard_size": str(shard_size), "seal": UNSEALED})
-    chosen = _Sample()
+    chosen = _ContentSample()
     with scratch_folder() as scratch, _rare_collections():
         hashes = KeyHashes(Path(scratch))
         with (
@@ -212,7 +212,7 @@ def _content(table: pa.Table) -> bytes:
     return b"".join(parts)
 
 
-class _Sample:
+class _ContentSample:
     """The images whose keys have the smallest checksums: as good as drawn by lot, and the same in whatever order they
     come. Of those that share a key the first, for it is the one that keeps it."""
 

@@ -45,6 +45,7 @@ class Tag:
 
 
 Box = tuple[float, float, float, float]
+"""`x0, y0, x1, y1`: left, top, right, bottom, in pixels of the upright original."""
 
 
 def as_box(edges: Iterable[float]) -> Box:
@@ -67,7 +68,7 @@ class Alternate:
 
 @dataclass
 class Region:
-    """One labelled thing: label + box + mask."""
+    """One labeled thing: label + box + mask."""
 
     label: str
     box: Box
@@ -121,7 +122,7 @@ class ImageRecord:
     format: str = ""
     """What the bytes are, as Pillow calls it ("JPEG")."""
     width: int = 0
-    """Of the upright picture, in pixels."""
+    """Of the upright image, in pixels."""
     height: int = 0
     tags: list[Tag] = field(default_factory=list)
     regions: list[Region] = field(default_factory=list)

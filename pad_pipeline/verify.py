@@ -40,7 +40,7 @@ def verify_run(where: str | Path | Folder, deep: bool = False) -> Iterator[tuple
 
     Args:
         where: the run's folder, or its URL.
-        deep: decode every picture and every mask too, and compute every coverage anew.
+        deep: decode every image and every mask too, and compute every coverage anew.
 
     Raises:
         UserError: the folder holds no run, or its plan can't be read.
@@ -223,13 +223,13 @@ def _check_sample(row: dict[str, Any], members: dict[str, bytes], run: Run, deep
 
 
 def _check_deep(image: bytes, meta: dict[str, Any], coverage: np.ndarray, run: Run) -> Iterator[str]:
-    """The picture and each mask decoded, each coverage computed anew."""
+    """The image and each mask decoded, each coverage computed anew."""
     try:
-        picture, kind = decode(image, DecodeSettings.model_validate(run.settings["decode"]))
+        decoded, kind = decode(image, DecodeSettings.model_validate(run.settings["decode"]))
     except ValueError as error:
-        yield f"its picture can't be decoded ({error})"
+        yield f"its image can't be decoded ({error})"
         return
-    width, height = picture.size
+    width, height = decoded.size
     if (meta["width"], meta["height"], meta["format"]) != (width, height, kind):
         stated = f"{meta['format']} of {meta['width']} x {meta['height']}"
         yield f"its JSON says {stated}; it is {kind} of {width} x {height}"
@@ -242,7 +242,7 @@ def _check_deep(image: bytes, meta: dict[str, Any], coverage: np.ndarray, run: R
             yield f"region {number} can't be read ({type(error).__name__}: {error})"
             continue
         if not inside:
-            yield f"region {number}: its box {region['box']} does not lie in the picture"
+            yield f"region {number}: its box {region['box']} does not lie in the image"
         if not np.array_equal(run.view.coverage(mask), stored):
             yield f"region {number}: its coverage is not that of its mask"
 

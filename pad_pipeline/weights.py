@@ -138,7 +138,7 @@ def _unreachable(field: str, reference: str, error: Exception) -> UserError:
 def _download(field: str, url: str, sha256: str) -> Path:
     """The cached copy of a URL; fetched to a temporary name first, so that a broken transfer leaves nothing, and a file
     with another hash than the pinned one neither."""
-    target = _download_place(url)
+    target = _download_path(url)
     if target.is_file():
         return target
     partial = target.with_name(f".{target.name}.part")
@@ -162,7 +162,7 @@ def _download(field: str, url: str, sha256: str) -> Path:
     return target
 
 
-def _download_place(url: str) -> Path:
+def _download_path(url: str) -> Path:
     return cache_folder() / "files" / hashlib.sha256(url.encode()).hexdigest()[:16] / url.rsplit("/", 1)[-1]
 
 
@@ -195,7 +195,7 @@ def cached(reference: str, revision: str = "") -> Path | None:
             return Path(found) if isinstance(found, str) else None
         return None
     if reference.startswith(("https://", "http://")):
-        path = _download_place(reference)
+        path = _download_path(reference)
         return path if path.is_file() else None
     if (path := local_path(reference)).exists():
         return path

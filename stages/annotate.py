@@ -39,7 +39,7 @@ def _region(row: ImageRecord, annotation: dict[str, Any]) -> Region:
     """One annotation as a region.
 
     Raises:
-        ValueError: it is malformed, or is for a picture of another size; the reason names the annotation.
+        ValueError: it is malformed, or is for an image of another size; the reason names the annotation.
     """
     _check_size(row, annotation)
     try:
@@ -72,7 +72,7 @@ def _exported(annotation: dict[str, Any], box: np.ndarray, rle: dict[str, Any], 
         region = restored_region(own | {"label": annotation["label"]}, rle, annotation["crowd"])
         x0, y0, x1, y1 = region.box
         if not (0 <= x0 <= x1 <= row.width and 0 <= y0 <= y1 <= row.height):
-            raise ValueError(f"the box {region.box} is not one inside the picture")
+            raise ValueError(f"the box {region.box} is not one inside the image")
         x, y, width, height = _numbers(own["mask_box"], "mask_box") if "mask_box" in own else coco_mask.toBbox(rle)
         written = np.array([region.box, (x, y, x + width, y + height)])  # `bbox` is the one or the other, by the export
         if np.abs(written - box).max(1).min() > _ROUNDED:
@@ -89,7 +89,7 @@ def _check_size(row: ImageRecord, annotation: dict[str, Any]) -> None:
     stated = annotation["width"], annotation["height"]
     if stated not in ((None, None), (row.width, row.height)):
         raise ValueError(
-            f"the annotations are for a picture of {stated[0]!r} x {stated[1]!r}, and the upright picture is "
+            f"the annotations are for an image of {stated[0]!r} x {stated[1]!r}, and the upright image is "
             f"{row.width} x {row.height}"
         )
 
@@ -103,7 +103,7 @@ def _rle(segmentation: Any, box: np.ndarray | None, row: ImageRecord) -> dict[st
         segmentation = [[left, top, right, top, right, bottom, left, bottom]]
     if isinstance(segmentation, dict):
         if segmentation["size"] != [row.height, row.width]:
-            raise ValueError(f"its mask is {segmentation['size']} and the picture {[row.height, row.width]} (H, W)")
+            raise ValueError(f"its mask is {segmentation['size']} and the image {[row.height, row.width]} (H, W)")
         if isinstance(segmentation["counts"], list):
             return _from_runs(segmentation, row)
         return _checked(segmentation, row)
@@ -113,14 +113,14 @@ def _rle(segmentation: Any, box: np.ndarray | None, row: ImageRecord) -> dict[st
     for polygon in polygons:
         for corners, edge in ((polygon[::2], row.width), (polygon[1::2], row.height)):
             if min(corners) < -edge or max(corners) > 2 * edge:
-                raise ValueError("a polygon reaches farther out of the picture than the picture is large")
+                raise ValueError("a polygon reaches farther out of the image than the image is large")
     steps = sum(
         max(abs(x - u), abs(y - v)) + 1
         for p in polygons
         for x, y, u, v in zip(p[::2], p[1::2], p[2::2] + p[:1], p[3::2] + p[1:2], strict=True)
     )
     if steps > _MOST_STEPS:
-        raise ValueError("its polygons are longer than any outline of this picture")
+        raise ValueError("its polygons are longer than any outline of this image")
     return coco_mask.merge(coco_mask.frPyObjects(polygons, row.height, row.width))
 
 
@@ -129,7 +129,7 @@ def _from_runs(segmentation: dict[str, Any], row: ImageRecord) -> dict[str, Any]
     if not all(type(run) is int and run >= 0 for run in runs):
         raise ValueError("its run lengths should be whole numbers of 0 or more")
     if sum(runs) != row.width * row.height:
-        raise ValueError("its run lengths do not add up to the picture")
+        raise ValueError("its run lengths do not add up to the image")
     return coco_mask.frPyObjects(segmentation, row.height, row.width)
 
 

@@ -47,7 +47,7 @@ class Stage(ABC):
         self._fits: dict[Hashable, int] = {}
         """Shape -> the batch size that memory has room for, where the wanted one was too large."""
         self.tight = False
-        """Set while a picture is tried again for which memory ran out although it was alone: take less at a time."""
+        """Set while an image is tried again for which memory ran out although it was alone: take less at a time."""
         self.images = self.failed = 0
         """What it has worked on so far."""
         self.seconds = 0.0
@@ -67,7 +67,7 @@ class Stage(ABC):
         raise NotImplementedError
 
     def shape(self, row: ImageRecord) -> Hashable:
-        """What rows of one batch have in common, such as the size of the resized picture."""
+        """What rows of one batch have in common, such as the size of the resized image."""
         return ()
 
     def length(self, row: ImageRecord) -> int:
@@ -144,7 +144,7 @@ class Stage(ABC):
         for part, its in zip(chunks(rows, half), chunks(inputs, half), strict=True):
             found += self._run(part, its)
             if outputs.out_of_memory and any(row.status == "failed" for row in part):
-                self._fits[shape] = half  # one picture was too large: that makes no smaller batches of the others
+                self._fits[shape] = half  # one image was too large: that makes no smaller batches of the others
         return found
 
     def _try(self, rows: list[ImageRecord], inputs: list[Future]) -> list[Any] | _Failure:

@@ -1,4 +1,4 @@
-"""Boxes: from parts of the picture to pixels of it, and the suppression of those that overlap."""
+"""Boxes: from parts of the image to pixels of it, and the suppression of those that overlap."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pad_pipeline.records import Region
 
 
 def to_pixels(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """cxcywh as parts of the picture -> xyxy in pixels of the original, clipped to it: `[N, 4]`."""
-    centre, half = boxes[:, :2].astype(np.float64), boxes[:, 2:].astype(np.float64) / 2
+    """cxcywh as parts of the image -> xyxy in pixels of the original, clipped to it: `[N, 4]`."""
+    center, half = boxes[:, :2].astype(np.float64), boxes[:, 2:].astype(np.float64) / 2
     size = np.array([width, height])
-    return np.concatenate([(centre - half) * size, (centre + half) * size], 1).clip(0, [width, height] * 2)
+    return np.concatenate([(center - half) * size, (center + half) * size], 1).clip(0, [width, height] * 2)
 
 
 def suppress(regions: list[Region], iou: float, iou_across_labels: float) -> list[Region]:
@@ -21,7 +21,7 @@ def suppress(regions: list[Region], iou: float, iou_across_labels: float) -> lis
     order they came.
 
     Args:
-        regions: of one picture.
+        regions: of one image.
         iou: of two boxes with the same label that overlap more, the one with the lower score goes; 1 for none.
         iou_across_labels: likewise, whatever their labels.
     """

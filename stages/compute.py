@@ -24,7 +24,7 @@ class ComputeSettings(BaseModel):
     softmax, sampling, boxes, thresholds and resizes stay float32."""
     compile: bool = False
     """Compile the image encoders of the tagger and the segmenter with torch.compile: minutes at the start of every
-    process. The detector's is not compiled, because its pictures have many sizes."""
+    process. The detector's is not compiled, because its images have many sizes."""
     threads: int = Field(0, ge=0, exclude=True)
     """CPU threads of each model; 0 leaves it to torch. The command line sets it; it is not in run.json."""
 
@@ -44,10 +44,10 @@ class Compute:
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
         # cuDNN's attention builds a plan for each new shape, which takes longer than what it is for: boxes, texts and
-        # pictures come in many. Flash and memory-efficient kernels take all shapes that occur here.
+        # images come in many. Flash and memory-efficient kernels take all shapes that occur here.
         torch.backends.cuda.enable_cudnn_sdp(False)
 
-    def place(self, model: nn.Module, in_float32: Iterable[nn.Module] = ()) -> nn.Module:
+    def put(self, model: nn.Module, in_float32: Iterable[nn.Module] = ()) -> nn.Module:
         """`model` on the device, in eval mode, ready for `autocast`.
 
         Weights of matrix products and convolutions are cast once, here: autocast would cast them again in every

@@ -1,4 +1,4 @@
-"""Plan -> pictures: reads each file once and notes what is in it."""
+"""Plan -> images: reads each file once and notes what is in it."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ class Decoded(NamedTuple):
     data: bytes
     format: str
     width: int
-    """Of the upright picture."""
+    """Of the upright image."""
     height: int
     meta: dict[str, Any] | None
     """What an earlier run wrote about it."""
 
 
 class Decode(Stage):
-    """Reads each file, keeps its bytes untouched, and notes the size of the upright picture.
+    """Reads each file, keeps its bytes untouched, and notes the size of the upright image.
 
     Decoded pixels do not travel with the shard: a shard of photographs would take gigabytes. Later stages decode again
-    (`picture`), in threads ahead of the model.
+    (`image`), in threads ahead of the model.
 
     Args:
-        settings: which pictures are taken.
+        settings: which images are taken.
         root: folder or URL that the planned files are relative to.
         redo_from: of an earlier run's findings, what comes before this stage is kept.
     """
@@ -88,6 +88,6 @@ class Decode(Stage):
             row.status = "empty"
 
 
-def picture(row: ImageRecord, settings: DecodeSettings) -> Image.Image:
-    """The upright RGB picture of a row that has been through `Decode`."""
+def image(row: ImageRecord, settings: DecodeSettings) -> Image.Image:
+    """The upright RGB image of a row that has been through `Decode`."""
     return decode(row.data, settings)[0]

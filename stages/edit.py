@@ -47,7 +47,7 @@ class Edit(Stage):
         self.kept, self.dropped = frozenset(settings.keep_labels), frozenset(settings.drop_labels)
 
     def finish(self, row: ImageRecord, output: None) -> None:
-        """Set the regions that stay; a picture that has none is `empty`."""
+        """Set the regions that stay; an image that has none is `empty`."""
         regions = [region for region in map(self._renamed, row.regions) if self._stays(region)]
         least = min(self.settings.nms_iou, self.settings.nms_iou_across_labels)
         if least < 1:  # it sorts too, and an image's regions have their order

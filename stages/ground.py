@@ -16,7 +16,7 @@ from pad_pipeline.records import Alternate, ImageRecord, Region, as_box
 from pad_pipeline.stages.base import Stage, chunks
 from pad_pipeline.stages.boxes import suppress, to_pixels
 from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy
-from pad_pipeline.stages.decode import picture
+from pad_pipeline.stages.decode import image
 from pad_pipeline.stages.dino.checkpoint import converted_folder
 from pad_pipeline.stages.dino.network import GroundingDino
 from pad_pipeline.stages.spans import (
@@ -56,7 +56,7 @@ class DetectorSettings(BaseModel):
     """Local folder or hub name of BERT's tokenizer, which official `.pth` files lack. Not used for other models."""
     unboxable: str = "default"
     """A text file with the tags that are not looked for, one a line; `default` for the list that comes with pad
-    (actions, colours, whole scenes, ...), empty for none."""
+    (actions, colors, whole scenes, ...), empty for none."""
     box_threshold: float = Field(0.25, ge=0, le=1)
     """A box is kept where the highest token score of any tag is at least this. Its label is the tag with the highest
     mean token score. OWL gives each tag one score; upstream's examples use 0.1 for it."""
@@ -72,25 +72,25 @@ class DetectorSettings(BaseModel):
     min_size: float = Field(1.0, ge=0)
     """Boxes narrower or lower than this many pixels go."""
     pad_to: int = Field(1, gt=0, le=256)
-    """Pictures are padded to multiples of this many pixels. With 1, batches hold only pictures of exactly one size, and
-    scores are upstream's. With 32, far more pictures share a batch, and scores move by an amount that depends on the
-    picture alone: about 5e-5 at official size, where training had padding too; the miniature, whose training had none,
-    finds a tenth fewer parts. OWL's pictures have one size anyway."""
+    """Images are padded to multiples of this many pixels. With 1, batches hold only images of exactly one size, and
+    scores are upstream's. With 32, far more images share a batch, and scores move by an amount that depends on the
+    image alone: about 5e-5 at official size, where training had padding too; the miniature, whose training had none,
+    finds a tenth fewer parts. OWL's images have one size anyway."""
     batch_size: int = Field(8, gt=0)
-    """Pictures in one pass of the image encoder, and pairs of picture and prompt in one of what follows."""
+    """Images in one pass of the image encoder, and pairs of image and prompt in one of what follows."""
 
 
 class Found(NamedTuple):
-    """The boxes of one prompt in one picture."""
+    """The boxes of one prompt in one image."""
 
     number: int
-    """Of the prompt, among the picture's."""
+    """Of the prompt, among the image's."""
     prompt: Prompt
     probabilities: HostCopy
     """Of all pairs of a batch, `[B, queries, tokens]`."""
     boxes: HostCopy
-    """`[B, queries, 4]`, cxcywh as parts of the picture."""
-    place: int
+    """`[B, queries, 4]`, cxcywh as parts of the image."""
+    position: int
     """In the batch."""
 
 
@@ -101,7 +101,7 @@ class BoxStage(Stage):
     settings: DetectorSettings
 
     def finish(self, row: ImageRecord, output: list[Found]) -> None:
-        """Set the row's regions, best score first; a picture with no box is `empty`."""
+        """Set the row's regions, best score first; an image with no box is `empty`."""
         regions = [region for found in output for region in self.regions(row, found)]
         row.regions = suppress(regions, self.settings.nms_iou, self.settings.nms_iou_across_labels)
         if not row.regions:
@@ -113,10 +113,10 @@ class BoxStage(Stage):
 
     def regions(self, row: ImageRecord, found: Found) -> list[Region]:
         """The boxes that pass the threshold, in pixels, each with its tag and the next best ones."""
-        highest, mean = span_scores(found.probabilities.numpy()[found.place], found.prompt)
-        if not (np.isfinite(highest).all() and np.isfinite(found.boxes.numpy()[found.place]).all()):
-            raise ValueError("the detector gives no finite numbers for this picture")
-        corners = self.corners(row, found.boxes.numpy()[found.place])
+        highest, mean = span_scores(found.probabilities.numpy()[found.position], found.prompt)
+        if not (np.isfinite(highest).all() and np.isfinite(found.boxes.numpy()[found.position]).all()):
+            raise ValueError("the detector gives no finite numbers for this image")
+        corners = self.corners(row, found.boxes.numpy()[found.position])
         wide = (corners[:, 2:] - corners[:, :2]).min(1) >= self.settings.min_size
         kept = np.flatnonzero(wide & (highest.max(1) >= self.settings.box_threshold))
         regions = []
@@ -136,7 +136,7 @@ class BoxStage(Stage):
 
 
 class Detector(BoxStage):
-    """Grounding DINO: encodes pictures of one size together, and runs all their prompts over the shared features."""
+    """Grounding DINO: encodes images of one size together, and runs all their prompts over the shared features."""
 
     def __init__(self, settings: DetectorSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__()
@@ -181,11 +181,11 @@ class Detector(BoxStage):
         return build_prompts([tag.label for tag in row.tags], self.encode, self.model.max_tokens, self.unboxable)
 
     def shape(self, row: ImageRecord) -> tuple[int, int]:
-        """Height and width of the resized and padded picture."""
+        """Height and width of the resized and padded image."""
         height, width = self.model.resized(row.width, row.height)
         step = self.settings.pad_to
         height, width = -(-height // step) * step, -(-width // step) * step
-        while self.model.places(height, width) < self.model.queries:  # a strip: padded, it has places enough
+        while self.model.positions(height, width) < self.model.queries:  # a strip: padded, it has places enough
             height, width = (height + 32, width) if height < width else (height, width + 32)
         return height, width
 
@@ -194,8 +194,8 @@ class Detector(BoxStage):
         return max((len(prompt.ids) for prompt in self.prompts(row)), default=0)
 
     def prepare(self, row: ImageRecord) -> torch.Tensor:
-        """The resized picture, uint8 `[3, H, W]`."""
-        return self.model.prepare(picture(row, self.decoding))
+        """The resized image, uint8 `[3, H, W]`."""
+        return self.model.prepare(image(row, self.decoding))
 
     def process(self, rows: list[ImageRecord], inputs: list[torch.Tensor]) -> list[list[Found]]:
         """What each row's prompts found."""
@@ -205,13 +205,13 @@ class Detector(BoxStage):
         if not asked:
             return found
         features = self.model.encode([inputs[index] for index in asked], self.shape(rows[0]))
-        pairs = [(place, number) for place, index in enumerate(asked) for number in range(len(prompts[index]))]
+        pairs = [(position, number) for position, index in enumerate(asked) for number in range(len(prompts[index]))]
         for batch in chunks(pairs, 1 if self.tight else self.batch_size):
-            texts = [prompts[asked[place]][number].ids for place, number in batch]
-            both = self.model.detect(features, [place for place, _ in batch], texts)
+            texts = [prompts[asked[position]][number].ids for position, number in batch]
+            both = self.model.detect(features, [position for position, _ in batch], texts)
             probabilities, boxes = (HostCopy(tensor) for tensor in both)
-            for row, (place, number) in enumerate(batch):
-                index = asked[place]
+            for row, (position, number) in enumerate(batch):
+                index = asked[position]
                 found[index].append(Found(number, prompts[index][number], probabilities, boxes, row))
         return found
 

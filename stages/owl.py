@@ -20,9 +20,9 @@ from pad_pipeline.records import ImageRecord, Shard
 from pad_pipeline.stages.base import chunks
 from pad_pipeline.stages.boxes import to_pixels
 from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy
-from pad_pipeline.stages.decode import picture
+from pad_pipeline.stages.decode import image
 from pad_pipeline.stages.ground import BoxStage, DetectorSettings, Found, find_model, load_unboxable
-from pad_pipeline.stages.spans import Prompt, normalise
+from pad_pipeline.stages.spans import Prompt, normalize
 
 KINDS: dict[str, tuple[Any, Any]] = {
     "owlv2": (Owlv2ForObjectDetection, Owlv2ImageProcessorPil),
@@ -49,8 +49,8 @@ class Owl:
         kind, processor = KINDS[self.name]
         model = load_pretrained(field, folder, kind, torch.float32, use_safetensors=True)
         self.compute = compute
-        # Boxes and scores: a bfloat16 has 8 bits for a place in the picture.
-        self.model: Any = compute.place(model, in_float32=[model.class_head, model.box_head, model.layer_norm])
+        # Boxes and scores: a bfloat16 has 8 bits for a place in the image.
+        self.model: Any = compute.put(model, in_float32=[model.class_head, model.box_head, model.layer_norm])
         self.towers = getattr(model, self.name)
         self.max_tokens: int = model.config.text_config.max_position_embeddings
         self.words: int = model.config.text_config.vocab_size
@@ -62,11 +62,11 @@ class Owl:
             rule = f"its preprocessor_config.json can't be used ({type(error).__name__}: {str(error)[:100]})"
             raise UserError(field, folder, rule, "fetch the model again") from error
         if found != (3, self.edge, self.edge):
-            rule = f"its preprocessor_config.json makes pictures {found}, and its model takes {self.edge} pixels"
+            rule = f"its preprocessor_config.json makes images {found}, and its model takes {self.edge} pixels"
             raise UserError(field, folder, rule, "fetch the model again")
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """The picture as the model wants it, float32 `[3, S, S]`: OWLv2 fills it up to a square at the right or the
+        """The image as the model wants it, float32 `[3, S, S]`: OWLv2 fills it up to a square at the right or the
         bottom, OWL-ViT stretches it."""
         return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
 
@@ -84,19 +84,19 @@ class Owl:
             found = self.towers.text_projection(found).float()
             return found / found.norm(dim=-1, keepdim=True)
 
-    def detect(self, pictures: list[Tensor], queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Where each text of a picture is.
+    def detect(self, images: list[Tensor], queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Where each text of an image is.
 
         Args:
-            pictures: as `prepare` gives them.
-            queries: `[B, n, d]`, the texts of each picture, as `read` gives them.
+            images: as `prepare` gives them.
+            queries: `[B, n, d]`, the texts of each image, as `read` gives them.
 
         Returns:
             Probabilities of each box for each text `[B, boxes, n]`, and boxes `[B, boxes, 4]`, cxcywh as parts of the
             square; float32.
         """
         with self.compute.autocast():
-            features = self.model.image_embedder(self.compute.send(torch.stack(pictures)))[0].float()
+            features = self.model.image_embedder(self.compute.send(torch.stack(images)))[0].float()
             flat = features.flatten(1, 2)
             logits = self.model.class_predictor(flat, queries)[0]
             boxes = self.model.box_predictor(flat, features)
@@ -104,7 +104,7 @@ class Owl:
 
 
 class OwlDetector(BoxStage):
-    """Encodes pictures in batches, which all have one size, and compares every box with every tag of its picture."""
+    """Encodes images in batches, which all have one size, and compares every box with every tag of its image."""
 
     def __init__(self, settings: DetectorSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__()
@@ -137,14 +137,14 @@ class OwlDetector(BoxStage):
         once, under the first name; one that is too long for the model is left out, not cut."""
         found: dict[str, str] = {}
         for tag in row.tags:
-            text = normalise(tag.label)
+            text = normalize(tag.label)
             if text and text not in self.unboxable and len(self.encode(text)) <= self.model.max_tokens:
                 found.setdefault(text, tag.label)
         return found
 
     def prepare(self, row: ImageRecord) -> Tensor:
-        """The picture as the model wants it."""
-        return self.model.prepare(picture(row, self.decoding))
+        """The image as the model wants it."""
+        return self.model.prepare(image(row, self.decoding))
 
     def process(self, rows: list[ImageRecord], inputs: list[Tensor]) -> list[list[Found]]:
         """What was found of each row's tags."""
@@ -158,10 +158,10 @@ class OwlDetector(BoxStage):
         queries = torch.stack([self._queries(list(wanted[index]), most) for index in asked])
         both = self.model.detect([inputs[index] for index in asked], queries)
         probabilities, boxes = (HostCopy(tensor) for tensor in both)
-        for place, index in enumerate(asked):
+        for position, index in enumerate(asked):
             tags = list(wanted[index].values())
             prompt = Prompt([], tags, [(number, number + 1) for number in range(len(tags))])
-            found[index].append(Found(0, prompt, probabilities, boxes, place))
+            found[index].append(Found(0, prompt, probabilities, boxes, position))
         return found
 
     def _read(self, texts: list[str]) -> None:

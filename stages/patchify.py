@@ -12,7 +12,7 @@ from pad_pipeline.stages.base import Stage
 
 
 class Patchify(Stage):
-    """Fills `coverage` and `embeds`, also of pictures in which nothing was found: every sample has every member."""
+    """Fills `coverage` and `embeds`, also of images in which nothing was found: every sample has every member."""
 
     name = "patchify"
     takes = frozenset({"ok", "empty"})

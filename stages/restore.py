@@ -34,7 +34,7 @@ class Stored(NamedTuple):
 class Restore(Stage):
     """Reads back each image that `StoredSource` planned.
 
-    No picture is decoded. Instead the sha256 that was noted of the sample is compared: a byte that has changed since
+    No image is decoded. Instead the sha256 that was noted of the sample is compared: a byte that has changed since
     would be sealed anew, and never be found again.
 
     Args:

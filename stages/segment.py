@@ -16,7 +16,7 @@ from pad_pipeline.images import DecodeSettings
 from pad_pipeline.records import ImageRecord
 from pad_pipeline.stages.base import Stage
 from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy
-from pad_pipeline.stages.decode import picture
+from pad_pipeline.stages.decode import image
 from pad_pipeline.stages.sam.hub import FILES, HubSam
 from pad_pipeline.stages.sam.network import OfficialSam
 from pad_pipeline.weights import fetch_file, fetch_folder, is_file_reference
@@ -35,16 +35,16 @@ class SegmenterSettings(BaseModel):
     sha256: str = ""
     """Of the file, or of the folder's `model.safetensors`; empty to accept any."""
     batch_size: int = Field(4, gt=0)
-    """Pictures in one pass of the image encoder."""
+    """Images in one pass of the image encoder."""
     boxes_per_call: int = Field(64, gt=0)
-    """Boxes, of all pictures of a batch, in one call of the mask decoder."""
+    """Boxes, of all images of a batch, in one call of the mask decoder."""
     pixels_upscaled: int = Field(64_000_000, gt=0)
     """Pixels of masks brought to the original size (or to SAM's square where that is larger) at a time, 4 bytes each;
     one mask at least."""
 
 
 class Segmenter(Stage):
-    """Batches pictures through the image encoder, and the boxes of all of them through the mask decoder."""
+    """Batches images through the image encoder, and the boxes of all of them through the mask decoder."""
 
     name = "segment"
 
@@ -57,8 +57,8 @@ class Segmenter(Stage):
         self.sam = kind("segmenter.weights", path, self.compute, settings.batch_size)
 
     def prepare(self, row: ImageRecord) -> Tensor:
-        """The picture as the model wants it."""
-        return self.sam.prepare(picture(row, self.decoding))
+        """The image as the model wants it."""
+        return self.sam.prepare(image(row, self.decoding))
 
     def process(self, rows: list[ImageRecord], inputs: list[Tensor]) -> list[tuple[list[HostCopy], HostCopy]]:
         """For each row the masks of its regions, as `pack` has them and in parts, and their predicted IoU `[n]`."""
@@ -94,7 +94,7 @@ class Segmenter(Stage):
         """Set the mask and the predicted IoU of each of the row's regions."""
         parts, quality = output
         if not np.isfinite(quality.numpy()).all():
-            raise ValueError("the segmenter gives no finite numbers for this picture")
+            raise ValueError("the segmenter gives no finite numbers for this image")
         packed = (mask for part in parts for mask in part.numpy())
         for region, mask, predicted in zip(row.regions, packed, quality.numpy().tolist(), strict=True):
             region.rle, region.predicted_iou = encode_mask(unpack(mask, row.width)), predicted

@@ -1,7 +1,7 @@
 """Tags -> the text that Grounding DINO reads, and token scores -> tags.
 
 Labels come from token spans, never from decoded phrases: each tag knows which tokens are its own, so no label can be
-merged with its neighbour, cut, or empty.
+merged with its neighbor, cut, or empty.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Prompt:
     """Each tag's tokens, `[start, end)`, without its dot."""
 
 
-def normalise(tag: str) -> str:
+def normalize(tag: str) -> str:
     """Lower case, single spaces, and none of the marks that end a sub-sentence."""
     return " ".join(tag.lower().replace(".", " ").replace("?", " ").split())
 
 
 UNBOXABLE = Path(__file__).with_name("unboxable.txt")
-"""Tags that name nothing one can put a box around: actions, colours, whole scenes, times, styles, ideas."""
+"""Tags that name nothing one can put a box around: actions, colors, whole scenes, times, styles, ideas."""
 
 
 def read_unboxable(path: Path) -> frozenset[str]:
@@ -43,7 +43,7 @@ def read_unboxable(path: Path) -> frozenset[str]:
         UnicodeDecodeError: it is no text.
     """
     lines = (line.partition("#")[0] for line in path.read_text("utf-8-sig").splitlines())
-    return frozenset(tag for line in lines if (tag := normalise(line)))
+    return frozenset(tag for line in lines if (tag := normalize(line)))
 
 
 def build_prompts(
@@ -58,7 +58,7 @@ def build_prompts(
         tags: the tagger's.
         encode: token ids of one tag, without special tokens.
         max_tokens: of one prompt, special tokens included (the model's `max_text_len`).
-        unboxable: tags that are left out, as `normalise` gives them.
+        unboxable: tags that are left out, as `normalize` gives them.
 
     Returns:
         No prompt where there is no tag. Tags that are equal token by token are asked for once, under the first name;
@@ -66,7 +66,7 @@ def build_prompts(
     """
     known: dict[tuple[int, ...], str] = {}
     for tag in tags:
-        ids = () if normalise(tag) in unboxable else tuple(encode(normalise(tag)))
+        ids = () if normalize(tag) in unboxable else tuple(encode(normalize(tag)))
         if ids and len(ids) + 3 <= max_tokens:
             known.setdefault(ids, tag)
     costs = [len(ids) + 1 for ids in known]

@@ -1,4 +1,4 @@
-"""Picture -> tags: RAM or RAM++ says what is in it."""
+"""Image -> tags: RAM or RAM++ says what is in it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pad_pipeline.images import DecodeSettings
 from pad_pipeline.records import ImageRecord, Tag
 from pad_pipeline.stages.base import Stage
 from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy
-from pad_pipeline.stages.decode import picture
+from pad_pipeline.stages.decode import image
 from pad_pipeline.stages.ram.checkpoint import load_ram
 from pad_pipeline.stages.ram.network import Ram, RamSettings
 from pad_pipeline.weights import fetch_file
@@ -42,7 +42,7 @@ class TaggerSettings(RamSettings):
 
 
 class Tagger(Stage):
-    """Runs the network in batches; every picture is stretched to its input size, so all batches have one shape."""
+    """Runs the network in batches; every image is stretched to its input size, so all batches have one shape."""
 
     name = "tag"
 
@@ -54,46 +54,46 @@ class Tagger(Stage):
         self.thresholds = np.array(thresholds, np.float32)
         path = fetch_file("tagger.weights", settings.weights, settings.sha256)
         network = load_ram(Ram(settings, len(self.labels)), "tagger.weights", path)
-        self.network = self.compute.place(network, in_float32=[network.fc])
+        self.network = self.compute.put(network, in_float32=[network.fc])
         full = (settings.batch_size, 3, settings.image_size, settings.image_size)
         self.network.visual_encoder = self.compute.compiled(network.visual_encoder, full)
 
     def prepare(self, row: ImageRecord) -> torch.Tensor:
-        """The resized picture, uint8 `[3, S, S]`. It is normalised on the device: a quarter of the bytes to send."""
-        return resize(picture(row, self.decoding), self.settings.image_size)
+        """The resized image, uint8 `[3, S, S]`. It is normalized on the device: a quarter of the bytes to send."""
+        return resize(image(row, self.decoding), self.settings.image_size)
 
     def process(self, rows: list[ImageRecord], inputs: list[torch.Tensor]) -> list[tuple[HostCopy, int]]:
         """The probabilities of all tags `[B, tags]`, float32, and each row's place among them."""
         images = self.compute.send(self.compute.filled(torch.stack(inputs), self.batch_size))
         with self.compute.autocast():
-            probabilities = HostCopy(self.network(normalise(images)).float().sigmoid())
+            probabilities = HostCopy(self.network(normalize(images)).float().sigmoid())
         return [(probabilities, place) for place in range(len(rows))]
 
     def finish(self, row: ImageRecord, output: tuple[HostCopy, int]) -> None:
-        """Set the row's tags, in the order of the tag list; a picture with none is `empty`."""
+        """Set the row's tags, in the order of the tag list; an image with none is `empty`."""
         probabilities, place = output
         scores = probabilities.numpy()[place]
         if not np.isfinite(scores).all():
-            raise ValueError("the tagger gives no finite numbers for this picture")
+            raise ValueError("the tagger gives no finite numbers for this image")
         row.tags = [Tag(self.labels[index], float(scores[index])) for index in np.flatnonzero(scores > self.thresholds)]
         if not row.tags:
             row.status = "empty"
 
 
 def resize(image: Image.Image, size: int) -> torch.Tensor:
-    """Upstream's bilinear resize of the 8-bit picture, which does not keep its aspect: uint8 `[3, size, size]`."""
+    """Upstream's bilinear resize of the 8-bit image, which does not keep its aspect: uint8 `[3, size, size]`."""
     pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(pixels))
 
 
-def normalise(pixels: torch.Tensor) -> torch.Tensor:
+def normalize(pixels: torch.Tensor) -> torch.Tensor:
     """ImageNet's mean and deviation: uint8 `[..., 3, H, W]` -> float32."""
     return (pixels.float() / 255 - MEAN.to(pixels.device)) / STD.to(pixels.device)
 
 
 def preprocess(image: Image.Image, size: int) -> torch.Tensor:
-    """Upstream's transform of one picture: float32 `[3, size, size]`."""
-    return normalise(resize(image, size))
+    """Upstream's transform of one image: float32 `[3, size, size]`."""
+    return normalize(resize(image, size))
 
 
 def read_tags(settings: TaggerSettings) -> tuple[list[str], list[float]]:

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from pad_pipeline.stages.compute import ComputeSettings
-from pad_pipeline.stages.custom.protocol import Box
+from pad_pipeline.stages.custom.protocol import Detection
 
 
 class Settings(BaseModel):
@@ -20,12 +20,12 @@ class Settings(BaseModel):
     weights: Path | None = None
     score: float = Field(0.75, ge=0, le=1)
     fault: str = ""
-    """What goes wrong with pictures whose first pixel is `odd`."""
+    """What goes wrong with images whose first pixel is `odd`."""
     odd: int = -1
 
 
 def part(image: np.ndarray, number: int) -> tuple[float, float, float, float]:
-    """A box that depends on the picture."""
+    """A box that depends on the image."""
     height, width = image.shape[:2]
     shift = int(image[0, 0, 0]) % 8
     return (4.0 + shift + number, 5.0, width - 6.0, height - 7.0 - number)
@@ -55,19 +55,19 @@ class Detector:
     def bucket(self, width: int, height: int) -> tuple[int, ...]:
         return (int(width > height),)
 
-    def detect(self, images: list[np.ndarray], labels: list[list[str]]) -> list[list[Box]]:
+    def detect(self, images: list[np.ndarray], labels: list[list[str]]) -> list[list[Detection]]:
         self.calls.append(len(images))
         assert all(not image.flags.writeable and image.dtype == np.uint8 for image in images)
         found = []
         for image, its in zip(images, labels, strict=True):
-            boxes = [Box(label, self.settings.score, part(image, number)) for number, label in enumerate(its)]
+            boxes = [Detection(label, self.settings.score, part(image, number)) for number, label in enumerate(its)]
             found.append(self._spoilt(boxes, image) if image[0, 0, 0] == self.settings.odd else boxes)
         return found[1:] if self.settings.fault == "fewer" and any(len(boxes) == 0 for boxes in found) else found
 
-    def _spoilt(self, boxes: list[Box], image: np.ndarray) -> list[Box]:
+    def _spoilt(self, boxes: list[Detection], image: np.ndarray) -> list[Detection]:
         match self.settings.fault:
             case "raise":
-                raise RuntimeError("no such picture in my training")
+                raise RuntimeError("no such image in my training")
             case "memory":
                 raise RuntimeError("Failed to allocate memory for requested buffer of size 3")
             case "label":
@@ -109,8 +109,8 @@ class Segmenter:
 class Grounder:
     """Without settings."""
 
-    def tag_and_ground(self, images: list[np.ndarray]) -> list[list[Box]]:
-        return [[Box("car", 0.5, part(image, 0)), Box("house", 0.9, part(image, 1))] for image in images]
+    def tag_and_ground(self, images: list[np.ndarray]) -> list[list[Detection]]:
+        return [[Detection("car", 0.5, part(image, 0)), Detection("house", 0.9, part(image, 1))] for image in images]
 
 
 class NoMethod:

@@ -1,4 +1,4 @@
-"""Small, randomly initialised members of the real model families, in the formats of the official checkpoints.
+"""Small, randomly initialized members of the real model families, in the formats of the official checkpoints.
 
 They find nothing sensible. They run the real code from end to end in seconds, on a machine without network.
 """
@@ -83,7 +83,7 @@ def _write_tagger(folder: Path, tags: list[str], family: str) -> None:
     settings = RAM_SHAPE.model_copy(update={"family": family})
     network = Ram(settings, len(tags))
     for parameter in (network.label_embed, network.fc.weight):
-        torch.nn.init.normal_(parameter, std=1.0)  # so that tags differ, and pictures too
+        torch.nn.init.normal_(parameter, std=1.0)  # so that tags differ, and images too
     save_file(network.state_dict(), folder / "tagger.safetensors")
     (folder / "tags.txt").write_text("\n".join(tags) + "\n", "utf-8")
 

@@ -18,7 +18,7 @@ from pad_pipeline.analysis.patches import Seen, Shown
 from pad_pipeline.analysis.studies import AlignStudy, AnalysisSettings
 from pad_pipeline.measures.align import Align
 from pad_pipeline.measures.entropy import PooledEntropy, von_neumann_entropy
-from pad_pipeline.measures.overlap import neighbour_overlap
+from pad_pipeline.measures.overlap import neighbor_overlap
 from pad_pipeline.measures.pursuit import matching_pursuit
 from pad_pipeline.measures.vocabulary import Vocabulary
 
@@ -50,30 +50,30 @@ def test_entropy_of_a_given_spectrum(values: list[float], n: int, d: int) -> Non
     assert float(von_neumann_entropy(rows)) == pytest.approx(-(shares * np.log(shares)).sum(), abs=1e-9)
 
 
-@pytest.mark.parametrize("centre", [False, True])
-def test_pooled_entropy_is_that_of_all_vectors_at_once(centre: bool) -> None:
-    """Catches a centre taken per part, or a part that counts twice."""
+@pytest.mark.parametrize("center", [False, True])
+def test_pooled_entropy_is_that_of_all_vectors_at_once(center: bool) -> None:
+    """Catches a center taken per part, or a part that counts twice."""
     rows = torch.randn(40, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64) + 3
-    pooled = PooledEntropy(7, centre)
+    pooled = PooledEntropy(7, center)
     pooled.add(rows[:25].view(5, 5, 7))
     pooled.add(rows[25:])
-    assert pooled.entropy() == pytest.approx(float(von_neumann_entropy(rows, centre)), abs=1e-9)
+    assert pooled.entropy() == pytest.approx(float(von_neumann_entropy(rows, center)), abs=1e-9)
     assert math.isnan(PooledEntropy(7).entropy())
 
 
 def test_entropy_of_sets_side_by_side() -> None:
-    """Catches sets that are mixed, or centred together."""
+    """Catches sets that are mixed, or centerd together."""
     sets = torch.randn(3, 9, 5, generator=torch.Generator().manual_seed(3)) + torch.arange(3.0)[:, None, None]
-    for centre in (False, True):
-        alone = [float(von_neumann_entropy(one, centre)) for one in sets]
-        assert von_neumann_entropy(sets, centre).tolist() == pytest.approx(alone, abs=1e-9)
+    for center in (False, True):
+        alone = [float(von_neumann_entropy(one, center)) for one in sets]
+        assert von_neumann_entropy(sets, center).tolist() == pytest.approx(alone, abs=1e-9)
 
 
 def test_mixtures_are_pooled_as_the_vectors_that_they_are() -> None:
     """The short way over the mixtures' coefficients against the vectors themselves; catches a lost mean or count."""
     random = torch.Generator().manual_seed(4)
-    for centre in (False, True):
-        short, plain = PooledEntropy(9, centre), PooledEntropy(9, centre)
+    for center in (False, True):
+        short, plain = PooledEntropy(9, center), PooledEntropy(9, center)
         for rows, labels in ((7, 2), (3, 5)):
             mix, basis = torch.rand(rows, labels, generator=random), torch.randn(labels, 9, generator=random)
             short.add_mixed(mix, basis)
@@ -132,8 +132,8 @@ def test_a_label_that_the_view_does_not_show_does_not_count() -> None:
     assert math.isnan(Align().value())
 
 
-def test_a_patch_may_choose_among_the_labels_of_all_pictures() -> None:
-    """A patch that says what only other pictures have must say one of its own picture's labels, or none of them."""
+def test_a_patch_may_choose_among_the_labels_of_all_images() -> None:
+    """A patch that says what only other images have must say one of its own image's labels, or none of them."""
     tokens, words, shown = planted()
     own, all_labels = Align("argmax"), Align("argmax")
     own.add(tokens, words[:2], shown[:2])
@@ -158,8 +158,8 @@ class Planted:
 @pytest.mark.parametrize("among", ["image", "all"])
 @pytest.mark.parametrize("rule", ["fixed", "argmax"])
 def test_controls_know_nothing_where_the_model_knows_all(rule: str, among: str) -> None:
-    """Six pictures of three of twelve labels, planted: Align 1. Catches a control that is the model itself: labels that
-    are the picture's own, patches in their places, the trained projector."""
+    """Six images of three of twelve labels, planted: Align 1. Catches a control that is the model itself: labels that
+    are the image's own, patches in their places, the trained projector."""
     table = dict(zip("abcdefghijkl", orthogonal(12, 16, 3).float(), strict=True))
     study = AlignStudy(
         Planted(table),  # type: ignore[arg-type]
@@ -255,13 +255,13 @@ def test_pursuit_equals_numpy_step_by_step(seed: int, form: bool, positive: bool
         assert float(made.residual[row, -1]) == pytest.approx((rest @ rest) / (token @ token), abs=1e-5)
 
 
-# ---------------------------------------------------------------- neighbours
+# ---------------------------------------------------------------- neighbors
 
 
-def test_a_rotation_keeps_all_neighbours_and_noise_keeps_chance() -> None:
-    """Catches a vector that counts as its own neighbour."""
+def test_a_rotation_keeps_all_neighbors_and_noise_keeps_chance() -> None:
+    """Catches a vector that counts as its own neighbor."""
     rows = torch.randn(400, 8, generator=torch.Generator().manual_seed(5))
     turned = rows @ orthogonal(8, 8, 6).float() * 3
-    assert float(neighbour_overlap(rows, turned, 10)) == pytest.approx(1, abs=0.01)
+    assert float(neighbor_overlap(rows, turned, 10)) == pytest.approx(1, abs=0.01)
     other = torch.randn(400, 8, generator=torch.Generator().manual_seed(7))
-    assert float(neighbour_overlap(rows, other, 10)) == pytest.approx(10 / 399, abs=0.01)
+    assert float(neighbor_overlap(rows, other, 10)) == pytest.approx(10 / 399, abs=0.01)

@@ -59,7 +59,7 @@ def test_a_model_in_every_form_gives_the_same_numbers(
     pad: Pad, trained: Path, parts: list[object], shards: Path, tmp_path: Path
 ) -> None:
     """A projector with its tower and LLM, the training's folder, its hf/: catches another layer, a CLS that stays,
-    another normalisation, words of another table. And pictures by ones or by sevens: catches pictures that mix."""
+    another normalization, words of another table. And images by ones or by sevens: catches images that mix."""
     ways: list[list[object]] = [
         parts,
         ["--model", trained],
@@ -68,9 +68,9 @@ def test_a_model_in_every_form_gives_the_same_numbers(
     ]
     found = []
     for number, way in enumerate(ways):
-        done = pad("analyze", "all", *way, "--shards", shards, "--out", tmp_path / str(number), "--pictures", 2)
+        done = pad("analyze", "all", *way, "--shards", shards, "--out", tmp_path / str(number), "--drawings", 2)
         assert done.code == 0, done.err
-        assert "10 pictures" in done.out and "dH" in done.out
+        assert "10 images" in done.out and "dH" in done.out
         found.append(numbers(tmp_path / str(number)))
         assert len(list((tmp_path / str(number)).glob("words-*.png"))) == 2
         for name in ("entropy", "align", "pursuit", "lens", "overlap"):
@@ -94,7 +94,7 @@ def test_every_kind_of_training_is_analysed(
     own = ["--stage", 2, "--init", trained / "mm_projector.bin"] if kind == "lora" else ["--projector", kind]
     done = pad(*command, *own, "--learning-rate", 0.01, "--out", tmp_path / "out")
     assert done.code == 0, done.err
-    options = ["--shards", shards, "--limit", 4, "--pictures", 0]
+    options = ["--shards", shards, "--limit", 4, "--drawings", 0]
     done = pad("analyze", "all", "--model", tmp_path / "out", *options, "--out", tmp_path / "folder")
     assert done.code == 0, done.err
     found = numbers(tmp_path / "folder")
@@ -111,7 +111,7 @@ def test_every_kind_of_training_is_analysed(
 def test_entropy_and_align_are_what_a_plain_loop_gives(
     pad: Pad, parts: list[object], shards: Path, models_toml: Path, trained: Path, tmp_path: Path
 ) -> None:
-    """A second implementation, picture by picture in NumPy: catches masks or tokens in another order (x and y), a label
+    """A second implementation, image by image in NumPy: catches masks or tokens in another order (x and y), a label
     that counts once per region, the wrong entropy."""
     settings = tmp_path / "s.toml"
     settings.write_text('threshold_rule = "fixed"\nthreshold = 0.1\npatches = "half"\n')
@@ -226,8 +226,8 @@ def test_health_has_an_exit_code(pad: Pad, parts: list[object], shards: Path, tm
 def test_a_training_looks_at_held_out_patches(
     pad: Pad, trained: Path, shards: Path, models_toml: Path, tmp_path: Path
 ) -> None:
-    """Align and readable words of held-out pictures stand in the log, every so many steps, and Align is what the
-    analysis says of the same pictures. Catches masks of one picture with the tokens of another."""
+    """Align and readable words of held-out images stand in the log, every so many steps, and Align is what the
+    analysis says of the same images. Catches masks of one image with the tokens of another."""
     clip, llm = models_toml.parent / "clip", models_toml.parent / "llm"
     command = ["train", "--shards", shards, "--vision", clip, "--llm", llm, "--batch-size", 4, "--micro-batch", 3]
     (tmp_path / "all.toml").write_text("held_out = 9\nheld_out_every = 2\n")
@@ -236,7 +236,7 @@ def test_a_training_looks_at_held_out_patches(
     assert done.code == 0, done.err
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log if "held_out_align" in entry] == [1, 3, 4]
-    # Nine of ten pictures were held out: the analysis of all ten is near, and that of shuffled patches is not.
+    # Nine of ten images were held out: the analysis of all ten is near, and that of shuffled patches is not.
     analysis = ["analyze", "align", "--model", tmp_path / "run", "--shards", shards, "--out", tmp_path / "a"]
     (tmp_path / "half.toml").write_text('patches = "half"\n')
     assert pad(*analysis, "--settings", tmp_path / "half.toml").code == 0
@@ -247,7 +247,7 @@ def test_a_training_looks_at_held_out_patches(
     assert 0 <= log[-1]["held_out_readable"] <= 1
 
 
-def test_pictures_without_regions_are_looked_at_too(pad: Pad, models_toml: Path, trained: Path, tmp_path: Path) -> None:
+def test_images_without_regions_are_looked_at_too(pad: Pad, models_toml: Path, trained: Path, tmp_path: Path) -> None:
     """A run has `empty` rows: they count for entropy, and for Align there is nothing of them. With nothing else, Align
     is a named error. Catches the reshape of no mask, which ended the analysis of a whole run."""
     folder = tmp_path / "images"
@@ -265,12 +265,12 @@ def test_pictures_without_regions_are_looked_at_too(pad: Pad, models_toml: Path,
         assert pad("import", "coco", *made, "--view-size", 112, "--out", tmp_path / name).code == 0
     done = pad("analyze", "all", "--model", trained, "--shards", tmp_path / "some", "--out", tmp_path / "a")
     assert done.code == 0, done.err
-    assert "2 pictures" in done.out and numbers(tmp_path / "a")["align"]["pairs"] == 1
+    assert "2 images" in done.out and numbers(tmp_path / "a")["align"]["pairs"] == 1
     assert numbers(tmp_path / "a")["align"]["shuffled_labels"] is None  # there is no other label
     refused = pad("analyze", "align", "--model", trained, "--shards", tmp_path / "none")
-    assert refused.code == 2 and "no picture in it has a region" in refused.err
+    assert refused.code == 2 and "no image in it has a region" in refused.err
     bare = pad("analyze", "entropy", "--model", trained, "--shards", tmp_path / "none")
-    assert bare.code == 0 and "No picture has a caption" in bare.err
+    assert bare.code == 0 and "No image has a caption" in bare.err
 
 
 def test_what_does_not_go_together_is_told(

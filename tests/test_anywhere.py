@@ -152,7 +152,7 @@ def whole(world: World, common: list[object], tmp_path_factory: pytest.TempPathF
 
 
 def test_a_list_of_urls(world: World, whole: Path, site: str, common: list[object], pad: Pad, tmp_path: Path) -> None:
-    """What a crawl gives: URLs and captions. The same pictures give the same regions; a dead link is a failed row."""
+    """What a crawl gives: URLs and captions. The same images give the same regions; a dead link is a failed row."""
     records = json.loads(world.llava.read_text())
     path = tmp_path / "list.jsonl"
     lines = [
@@ -174,7 +174,7 @@ def test_a_list_of_urls(world: World, whole: Path, site: str, common: list[objec
 def test_from_one_bucket_of_google_into_another(
     world: World, whole: Path, google: str, common: list[object], tmp_path: Path
 ) -> None:
-    """gs:// through gcsfs, for pictures and for shards: the same shards as on a disk."""
+    """gs:// through gcsfs, for images and for shards: the same shards as on a disk."""
     files = fsspec.filesystem("gs", skip_instance_cache=True)
     files.put(str(world.images), "bucket/images", recursive=True)
     for images, out in (f"{google}/images", f"{google}/out"), (world.images, tmp_path / "disk"):
@@ -189,7 +189,7 @@ def test_from_one_bucket_of_google_into_another(
 def test_a_dataset_of_the_hub(world: World, whole: Path, hub: str, common: list[object], tmp_path: Path) -> None:
     """hf:// by the hub's own client: a folder of a dataset repository is listed and read like a folder of the disk.
 
-    Catches a listing that loses the repository from its paths, so that no picture opens."""
+    Catches a listing that loses the repository from its paths, so that no image opens."""
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     environment |= {"HF_ENDPOINT": hub, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_DISABLE_TELEMETRY": "1"}
     shards = {}
@@ -203,7 +203,7 @@ def test_a_dataset_of_the_hub(world: World, whole: Path, hub: str, common: list[
 
 
 def test_webdataset_tars(world: World, whole: Path, common: list[object], pad: Pad, tmp_path: Path) -> None:
-    """Tars of pictures and captions are read in place, at their offsets."""
+    """Tars of images and captions are read in place, at their offsets."""
     records = json.loads(world.llava.read_text())
     for number in range(2):
         with tarfile.open(tmp_path / f"part-{number}.tar", "w") as tar:
@@ -264,8 +264,8 @@ def test_shards_in_an_object_store(
     assert data(here) == data(whole)
     assert pad("verify", out, "--deep").code == 0
     assert json.loads(pad("stats", out, "--json").out)["statuses"] == {"ok": 10}
-    assert pad("view", out, "--out", tmp_path / "report").code == 0
-    assert len(list((tmp_path / "report/pictures").rglob("*.jpg"))) == 10
+    assert pad("report", out, "--out", tmp_path / "report").code == 0
+    assert len(list((tmp_path / "report/images").rglob("*.jpg"))) == 10
 
     files.rm("bucket/run/pad-000001.parquet")
     files.pipe("bucket/run/pad-000002.tar", b"short")
@@ -276,7 +276,7 @@ def test_shards_in_an_object_store(
     files.get("bucket/run", str(tmp_path / "again"), recursive=True)
     assert data(tmp_path / "again") == data(whole)
 
-    # The pictures from the store as well: a folder there, and relative paths below it.
+    # The images from the store as well: a folder there, and relative paths below it.
     for number, images in enumerate((["--images", f"{store}/images"],
                                      ["--images", world.llava, "--image-root", f"{store}/images"])):  # fmt: skip
         remote = pad("build", *images, *common, "--shard-size", 4, "--out", tmp_path / f"remote-{number}")

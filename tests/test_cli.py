@@ -24,7 +24,7 @@ from pad_pipeline.miniature.files import World
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.workflows.cli import app
 from pad_pipeline.workflows.engine.chain import Link
-from pad_pipeline.workflows.engine.placement import Placement, parse_pools, place
+from pad_pipeline.workflows.engine.placement import Placement, deal_out, parse_pools
 from pad_pipeline.workflows.learning.launch import train_settings
 from pad_pipeline.workflows.models.settings import PRESETS, load_models
 from tests.conftest import wait_for
@@ -250,11 +250,11 @@ def test_own_tag_list_and_thresholds(
 def test_all_images_failing_is_a_failure(pad: Pad, common: list[object], tmp_path: Path) -> None:
     """Exit code 0 would let a script go on with an empty dataset; the rows still say why."""
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.jpg").write_bytes(b"no picture")
+    (tmp_path / "images" / "a.jpg").write_bytes(b"no image")
     done = pad("build", "--images", tmp_path / "images", *common, "--out", tmp_path / "out")
     assert done.code == 2
     assert "every one of them failed" in done.err
-    assert "no readable picture" in pad("stats", tmp_path / "out").out
+    assert "no readable image" in pad("stats", tmp_path / "out").out
 
 
 def test_odd_text_is_shown_as_it_is(pad: Pad, common: list[object], tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_placement_fits_every_cluster(how: Placement) -> None:
         (100, 8, 1),
         (4, 2, 9),
     ):
-        pools = place(CHAIN, cpus, gpus, how=how, workers=workers)
+        pools = deal_out(CHAIN, cpus, gpus, how=how, workers=workers)
         assert sum(pool.workers * pool.gpus for pool in pools) <= gpus
         assert sum(pool.workers * pool.cpus for pool in pools) <= max(cpus, 0.1)
         assert all(pool.workers >= 1 and pool.cpus > 0 for pool in pools)
@@ -347,7 +347,7 @@ def test_placement_puts_models_together_or_apart() -> None:
     and what the user asks for goes before either, unless the cluster can't give it."""
 
     def dealt(gpus: int, **how: object) -> dict[str, tuple[int, float]]:
-        return {pool.link.name: (pool.workers, pool.gpus) for pool in place(CHAIN, 64, gpus, **how)}  # type: ignore[arg-type]
+        return {pool.link.name: (pool.workers, pool.gpus) for pool in deal_out(CHAIN, 64, gpus, **how)}  # type: ignore[arg-type]
 
     assert dealt(8) == {"decode": (8, 0), "tag+ground+segment": (8, 1), "patchify": (8, 0)}
     assert list(dealt(0, workers=2)) == ["decode+tag+ground+segment+patchify"]
@@ -439,7 +439,7 @@ def test_tables_come_as_json_too(pad: Pad, shards: Path, tmp_path: Path) -> None
         assert done.code in (0, 1 if words[0] == "doctor" else 0), done.err
         assert json.loads(done.out), words
     listed = json.loads(pad("models", "list", "--json").out)
-    assert {"megabytes", "place", "sha256"} <= set(listed["models"]["paper"][0]) and listed["official"]
+    assert {"megabytes", "path", "sha256"} <= set(listed["models"]["paper"][0]) and listed["official"]
 
 
 def test_quiet_and_verbose(pad: Pad, shards: Path, tmp_path: Path) -> None:

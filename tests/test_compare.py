@@ -17,7 +17,7 @@ from pad_pipeline.miniature.language import DESCRIBE, REFER, caption, llava_box,
 from pad_pipeline.miniature.world import Scene, draw_scene
 from pad_pipeline.sources.llava import LlavaSource
 from pad_pipeline.training.examples import DialogueExamples, Sight
-from pad_pipeline.training.model import normalisation, view_of
+from pad_pipeline.training.model import normalization, view_of
 from pad_pipeline.training.settings import Stage2Settings
 from pad_pipeline.training.template import IMAGE, Template
 from pad_pipeline.weights import fetch_model
@@ -42,8 +42,8 @@ def test_a_caption_is_taken_apart_into_what_the_scene_says() -> None:
     for scene in SCENES:
         slots = slots_of(caption(scene))
         assert slots and slots.lower == scene.lower
-        assert slots.place in caption(scene)
-        assert sorted(slots.things) == sorted(Said(t.kind, t.colour, t.size, t.texture) for t in scene.things)
+        assert slots.position in caption(scene)
+        assert sorted(slots.things) == sorted(Said(t.kind, t.color, t.size, t.texture) for t in scene.things)
 
 
 def test_true_captions_are_right_and_each_wrong_word_costs_its_slot() -> None:
@@ -127,7 +127,7 @@ def test_true_boxes_are_right_and_others_are_not() -> None:
 
 
 def test_dialogues_have_every_expression_with_its_box(tmp_path: Path) -> None:
-    """A turn that is lost or joined to another scene's picture would teach noise to both variants, unseen."""
+    """A turn that is lost or joined to another scene's image would teach noise to both variants, unseen."""
     write_dialogues(tmp_path / "d.json", 30, seed=21)
     for number, record in enumerate(json.loads((tmp_path / "d.json").read_text())):
         said = [turn["value"] for turn in record["conversations"]]
@@ -220,12 +220,12 @@ def test_the_command_trains_and_scores_both_variants(compared: Path) -> None:
 
 
 def test_the_model_is_asked_as_it_was_taught(compared: Path) -> None:
-    """The question's tokens up to the answer, and the picture's pixels, are those of the training: another template,
+    """The question's tokens up to the answer, and the image's pixels, are those of the training: another template,
     a crop instead of padding, or a token too many would cost accuracy that nobody could explain."""
     speaker = Speaker(compared / "patch-0/stage2/hf", "v1")
     settings = Stage2Settings()
     tower = fetch_model("--vision", "miniature:clip")
-    sight = Sight(view_of(tower, "pad"), *normalisation(tower), 196)
+    sight = Sight(view_of(tower, "pad"), *normalization(tower), 196)
     source = LlavaSource(str(compared / "dialogues.json"), str(compared / "world/images"))
     examples = DialogueExamples(source, sight, Template("v1", speaker.tokenizer), settings, 128)
     records = json.loads((compared / "dialogues.json").read_text())

@@ -152,9 +152,9 @@ def start(folder: Path, **environment: str) -> subprocess.Popen[str]:
         stub.chmod(0o755)
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_JOB_NUM_NODES": "3", "SLURM_CPUS_PER_TASK": "4"}
     own = {"PATH": f"{folder}:{os.environ['PATH']}", "LOG": str(folder / "log"), "PAD_HEAD_IP": "10.0.0.1"}
-    pictures = {"PAD_IMAGES": "/shared/my photos", "PAD_OUT": "/shared/shards"}
+    images = {"PAD_IMAGES": "/shared/my photos", "PAD_OUT": "/shared/shards"}
     return subprocess.Popen(
-        ["bash", SBATCH], env=os.environ | job | own | pictures | environment, text=True, start_new_session=True
+        ["bash", SBATCH], env=os.environ | job | own | images | environment, text=True, start_new_session=True
     )
 
 

@@ -32,9 +32,9 @@ Pad = Callable[..., Any]
 # ---------------------------------------------------------------- boxes
 
 
-def test_the_two_frames_of_wide_and_tall_pictures() -> None:
+def test_the_two_frames_of_wide_and_tall_images() -> None:
     """A perfect LLaVA says shares of the padded square. In that frame it is right; the common harness takes them for
-    shares of the original, and sees a wide picture's box squeezed to half its height (IoU 30/60) and shifted."""
+    shares of the original, and sees a wide image's box squeezed to half its height (IoU 30/60) and shifted."""
     wide = Expression("w.jpg", "the car", (50, 20, 150, 80), (200, 100))
     tall = Expression("t.jpg", "the sun", (20, 0, 80, 50), (100, 200))
     square = Expression("s.jpg", "the cat", (10, 20, 30, 60), (100, 100))
@@ -51,8 +51,8 @@ def test_the_two_frames_of_wide_and_tall_pictures() -> None:
 
 @given(st.integers(1, 700), st.integers(1, 700))
 @settings(max_examples=50)
-def test_frames_follow_the_picture_as_it_is_padded(width: int, height: int) -> None:
-    """The whole picture's box, said as LLaVA is taught it, is the whole picture again; odd differences round down as
+def test_frames_follow_the_image_as_it_is_padded(width: int, height: int) -> None:
+    """The whole image's box, said as LLaVA is taught it, is the whole image again; odd differences round down as
     the padding does. Catches x and y exchanged, and half a pixel."""
     edge, left, top = max(width, height), (max(width, height) - width) // 2, (max(width, height) - height) // 2
     said = (left / edge, top / edge, (left + width) / edge, (top + height) / edge)
@@ -134,7 +134,7 @@ def test_rouge_of_lins_example() -> None:
 
 
 def test_cider_by_hand() -> None:
-    """Two pictures, a reference each. A caption that is its reference has cosine 1 for each n that has an n-gram: of
+    """Two images, a reference each. A caption that is its reference has cosine 1 for each n that has an n-gram: of
     two words n = 1 and 2, so 10 * 2/4 = 5. What both references say weighs nothing (idf 0)."""
     refs = [["red", "car"], ["blue", "house"]]
     assert cider(refs, [[ref] for ref in refs]) == pytest.approx(5)
@@ -335,7 +335,7 @@ def test_lmms_checks_the_export_and_reads_results(pad: Pad, model: Path, tmp_pat
     path.write_text(path.read_text().replace('"do_pad": true', '"do_pad": false'))
     (cropping / "hf/chat_template.jinja").unlink()
     told = pad("evaluate", "lmms", "--model", cropping, "--out", out).err
-    assert "its processor shows pictures with 'crop'" in told and "no chat template" in told
+    assert "its processor shows images with 'crop'" in told and "no chat template" in told
     config = {"model_args": f"pretrained={model / 'hf'},dtype=bfloat16"}
     results = {
         "config": config,

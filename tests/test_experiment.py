@@ -125,7 +125,7 @@ def test_recipes_are_sound(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in recipes() if name != "llms"])
 def test_recipes_run(pad: Pad, command: list[object], name: str, tmp_path: Path) -> None:
-    """Every cell trains for a step and is analysed. (`llms` names official models; a C-Abstractor of 144 tokens needs
+    """Every cell trains for a step and is analyzed. (`llms` names official models; a C-Abstractor of 144 tokens needs
     more patches than these 64.)"""
     recipe = tmp_path / "recipe.toml"
     few = '{ projector = "c-abstractor", abstractor_tokens = 16'

@@ -69,7 +69,7 @@ SIZES = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 2, 
          "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.1}  # fmt: skip
 EYES = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 QWEN = ("<|endoftext|>", *QWEN_MARKS)
-QUESTIONS = ("What is in the picture?", " How many?\n", "5 + 5 =", "", "这是什么？ <image> 🙂")
+QUESTIONS = ("What is in the image?", " How many?\n", "5 + 5 =", "", "这是什么？ <image> 🙂")
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +131,7 @@ def view_for(model: MultimodalModel, fit: Fit = "pad") -> View:
 def asked(model: MultimodalModel, pixels: Tensor) -> tuple[list[int], Tensor]:
     """A question's ids, and what the training's model says at each of its places: `[T, vocabulary]`."""
     name = "chat" if model.settings.template == "chat" else "v1"
-    ids = Template(name, model.tokenizer).question("What is in the picture?")  # type: ignore[arg-type]
+    ids = Template(name, model.tokenizer).question("What is in the image?")  # type: ignore[arg-type]
     sight = Sight(view_for(model), model.mean, model.std, model.vision_tokens)
     example = sight.nothing(WIDTH)._replace(text=Encoded(ids, [False] * len(ids)), pixels=pixels[0])
     with torch.inference_mode():
@@ -140,7 +140,7 @@ def asked(model: MultimodalModel, pixels: Tensor) -> tuple[list[int], Tensor]:
 
 
 def difference(model: MultimodalModel, llava: Any, seed: int = 0) -> float:
-    """The largest between the logits of the training's model and of an exported one, on one picture."""
+    """The largest between the logits of the training's model and of an exported one, on one image."""
     size = model.vision_config["image_size"]
     pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(seed))
     ids, ours = asked(model, pixels[:1])
@@ -148,7 +148,7 @@ def difference(model: MultimodalModel, llava: Any, seed: int = 0) -> float:
     whole = torch.tensor([[one for token in ids for one in (image if token == IMAGE else [token])]])
     with torch.inference_mode():
         theirs = llava(input_ids=whole, pixel_values=pixels[:1]).logits[0]
-    assert (asked(model, pixels[1:])[1] - ours).abs().max() > 0.01, "the picture says nothing"
+    assert (asked(model, pixels[1:])[1] - ours).abs().max() > 0.01, "the image says nothing"
     return float((theirs[:, : ours.shape[1]] - ours).abs().max())
 
 
@@ -200,7 +200,7 @@ def test_the_model_is_as_before(parts: Path, settings: dict[str, Any], tmp_path:
 
 
 def heard(processor: Any, roles: list[dict[str, Any]], tokens: int, prompt: bool = True) -> list[int]:
-    """Token ids of the processor, with our mark for a picture of `tokens` tokens."""
+    """Token ids of the processor, with our mark for an image of `tokens` tokens."""
     ids = processor.apply_chat_template(roles, tokenize=True, add_generation_prompt=prompt)
     return marked(processor, ids[0] if isinstance(ids[0], list) else ids, tokens)
 
@@ -241,8 +241,8 @@ def assistant(text: str) -> dict[str, Any]:
 )
 def test_processor_asks_as_in_training(parts: Path, llm: str, template: Any, tmp_path: Path) -> None:
     """Token for token, as the folder is loaded, in one call and as lmms-eval asks. Catches a second BOS, or none; a
-    space before the line break behind the picture that is there in training only (LLaMA's tokenizers put one before
-    every text); the picture in another place; an answer's end that is missing; a tokenizer that comes back as another
+    space before the line break behind the image that is there in training only (LLaMA's tokenizers put one before
+    every text); the image in another place; an answer's end that is missing; a tokenizer that comes back as another
     class and splits otherwise."""
     model = build(parts, llm, template=template)
     export_llava(model, view_for(model), tmp_path)
@@ -305,7 +305,7 @@ def test_no_chat_template_is_better_than_another(parts: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
 def test_processor_shows_the_trained_view(parts: Path, tower: str, fit: Fit, tmp_path: Path) -> None:
     """The `do_pad` trap, and its like: a crop where SigLIP's own processor stretches, an edge rounded otherwise, the
-    wrong side of an odd margin, CLIP's colours for SigLIP. The folder as it is loaded: with Pillow to 1e-5, with
+    wrong side of an odd margin, CLIP's colors for SigLIP. The folder as it is loaded: with Pillow to 1e-5, with
     torchvision's resize, which rounds otherwise, to a few 255ths."""
     model = build(parts, tower=tower)
     view = view_for(model, fit)
@@ -332,7 +332,7 @@ ABSTRACTOR = {"projector": "c-abstractor", "abstractor_tokens": 9}
 
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
 def test_abstractor_gives_our_logits_by_our_classes(parts: Path, tower: str, tmp_path: Path) -> None:
-    """Catches a picture with as many marks as it has patches, sizes that are lost on the way, and a folder that stock
+    """Catches an image with as many marks as it has patches, sizes that are lost on the way, and a folder that stock
     code takes for its own: its projector would be made up."""
     model = build(parts, "qwen2", tower, **ABSTRACTOR)
     export_llava(model, view_for(model), tmp_path)
@@ -546,7 +546,7 @@ def test_chat_answers_as_the_training_would(
     model = build(parts, "qwen2", template="chat")
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (41, 70, 3), np.uint8))
     image.save(tmp_path / "x.png")
-    questions = ["What is in the picture?", "How many dogs?", "Why [bold]not[/bold]?"]
+    questions = ["What is in the image?", "How many dogs?", "Why [bold]not[/bold]?"]
     expected = [greedy(model, image, question, 6) for question in questions]
     assert len(set(expected)) > 1
     command = ["chat", "--image", tmp_path / "x.png", "--max-tokens", 6, "--model"]
@@ -561,11 +561,11 @@ def test_chat_says_what_is_wrong(
     parts: Path, exported: Path, pad: Pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line with field, value, rule and remedy; never a traceback."""
-    picture, text, hf = tmp_path / "x.png", tmp_path / "x.txt", tmp_path / "hf"
-    Image.new("RGB", (30, 20)).save(picture)
-    text.write_text("no picture")
+    photo, text, hf = tmp_path / "x.png", tmp_path / "x.txt", tmp_path / "hf"
+    Image.new("RGB", (30, 20)).save(photo)
+    text.write_text("no image")
 
-    def refused(model: Path, image: Path = picture, question: str = "What?") -> str:
+    def refused(model: Path, image: Path = photo, question: str = "What?") -> str:
         done = pad("chat", "--model", model, "--image", image, question)
         assert done.code == 2, done.out
         assert done.err.count("\n") == 1, done.err
@@ -575,7 +575,7 @@ def test_chat_says_what_is_wrong(
     assert "its config.json can't be read" in refused(tmp_path)
     assert "model_type is 'qwen2', and should be llava or llava_c_abstractor" in refused(parts / "qwen2")
     assert "--image" in (said := refused(exported, tmp_path / "none.png")) and "can't be read (No such file" in said
-    assert "this is no readable picture" in refused(exported, text)
+    assert "this is no readable image" in refused(exported, text)
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
     assert "standard input holds none" in refused(exported, question="-")
 

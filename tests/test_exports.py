@@ -43,7 +43,7 @@ def built(world: World, models_toml: Path, tmp_path_factory: pytest.TempPathFact
 
     images = tmp_path_factory.mktemp("images") / "images"
     shutil.copytree(world.images, images)
-    (images / "broken.png").write_bytes(b"no picture")
+    (images / "broken.png").write_bytes(b"no image")
     records = json.loads(world.llava.read_text())
     broken = {"id": "broken", "image": "broken.png", "conversations": records[0]["conversations"]}
     (images.parent / "llava.json").write_text(json.dumps([*records, broken]))
@@ -75,7 +75,7 @@ def test_coco_and_back_gives_the_same_regions(built: Path, models_toml: Path, pa
 
 
 LAYOUTS = {"coco": ("instances.json", "images"), "fiftyone": ("labels.json", "data")}
-"""Kind of export -> its annotations, its pictures."""
+"""Kind of export -> its annotations, its images."""
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
@@ -83,11 +83,11 @@ def test_what_people_change_in_an_export_comes_back(
     kind: str, built: Path, models_toml: Path, pad: Pad, tmp_path: Path
 ) -> None:
     """Box and score were taken from `pad`, and an edit of `bbox` or `score` had no effect at all. One edit of each to
-    the regions of one picture; a mask that was drawn anew with the box around it; numbers that a tool rounded are no
+    the regions of one image; a mask that was drawn anew with the box around it; numbers that a tool rounded are no
     edit. Whatever is as it was exported comes back whole, with the box that was detected."""
     from pycocotools import mask as coco_mask
 
-    annotations, pictures = LAYOUTS[kind]
+    annotations, images = LAYOUTS[kind]
     assert pad("export", kind, built, "--out", tmp_path / "out").code == 0
     path = tmp_path / "out" / annotations
     content = json.loads(path.read_text())
@@ -104,7 +104,7 @@ def test_what_people_change_in_an_export_comes_back(
     rounded["bbox"] = [round(edge, 2) for edge in rounded["bbox"]]
     del without["bbox"], without["score"]
     path.write_text(json.dumps(content))
-    command = ["import", "coco", "--annotations", path, "--images", tmp_path / "out" / pictures]
+    command = ["import", "coco", "--annotations", path, "--images", tmp_path / "out" / images]
     done = pad(*command, "--models", models_toml, "--view-size", 112, "--out", tmp_path / "back")
     assert done.code == 0, done.err
     wanted = copy.deepcopy(found(built))
@@ -284,7 +284,7 @@ def with_index(folder: Path, name: str, **values: Any) -> None:
 @pytest.mark.parametrize("kind", ["coco", "fiftyone"])
 @pytest.mark.parametrize("key", ["../../../evil", "below/evil", "a.b", "", "x" * 300])
 def test_a_key_of_a_foreign_shard_is_no_path(kind: str, key: str, built: Path, pad: Pad, tmp_path: Path) -> None:
-    """The key became a part of the picture's path as it stood in the index: shards from anywhere wrote outside --out,
+    """The key became a part of the image's path as it stood in the index: shards from anywhere wrote outside --out,
     over any file of the user's."""
     foreign = tmp_path / "a/b/foreign"
     shutil.copytree(built, foreign)
@@ -322,7 +322,7 @@ def test_a_format_of_a_foreign_shard_is_no_path(kind: bytes, built: Path, pad: P
     assert tar.read_bytes().count(b'"format":"PNG"') == 4
     tar.write_bytes(tar.read_bytes().replace(b'"format":"PNG"', b'"format":' + kind))
     done = pad("export", "coco", foreign, "--out", tmp_path / "out")
-    assert done.code == 2 and done.err.count("\n") == 1 and "no format of pictures" in done.err, done.err
+    assert done.code == 2 and done.err.count("\n") == 1 and "no format of images" in done.err, done.err
     assert not list(tmp_path.glob("out/images/*"))
 
 
@@ -375,7 +375,7 @@ def test_every_format_that_is_decoded_has_an_ending() -> None:
 
 
 def test_nothing_is_written_outside_the_folder(built: Path, pad: Pad, tmp_path: Path) -> None:
-    """Through a link in the folder of an earlier export, pictures went where the link leads."""
+    """Through a link in the folder of an earlier export, images went where the link leads."""
     assert pad("export", "coco", built, "--out", tmp_path / "out").code == 0
     (tmp_path / "mine").mkdir()
     shutil.rmtree(tmp_path / "out/images")
@@ -564,8 +564,8 @@ def card_of(run: Path, pad: Pad, out: Path) -> tuple[str, dict[str, list[str]]]:
 
 
 def reported(run: Path, pad: Pad, out: Path) -> dict[str, str]:
-    """The table of models of `pad view`."""
-    assert pad("view", run, "--out", out, "--limit", 1, "--edge", 32).code == 0
+    """The table of models of `pad report`."""
+    assert pad("report", run, "--out", out, "--limit", 1, "--edge", 32).code == 0
     page = (out / "index.html").read_text()
     table = page[page.index("<h3>Models</h3>") :]
     return dict(re.findall(r"<th>(.*?)</th><td>(.*?)</td>", table[: table.index("</table>")]))
@@ -642,10 +642,10 @@ def test_edits_and_what_was_left_out_are_told(built: Path, pad: Pad, tmp_path: P
     assert left == {"images left out": 1} and "left out of its source, or altered: images left out: 1." in made
 
 
-def test_licences_of_official_models_are_named(built: Path, pad: Pad, tmp_path: Path) -> None:
-    """One sentence said that models have licences. Known ones are known by name, and a file of one's own by its hash;
+def test_licenses_of_official_models_are_named(built: Path, pad: Pad, tmp_path: Path) -> None:
+    """One sentence said that models have licenses. Known ones are known by name, and a file of one's own by its hash;
     of others nothing is claimed."""
-    from pad_pipeline.workflows.models.catalogue import OFFICIAL
+    from pad_pipeline.workflows.models.catalog import OFFICIAL
     from pad_pipeline.workflows.models.settings import load_models
 
     run = Run.read(Folder(built))

@@ -299,7 +299,7 @@ TEXT = st.text(max_size=8) | st.sampled_from(
     ["🙂👩‍🚀", "\x00\x1b[31m\x7f", "a\nb\r\n\tc", "\u2028\ufeff", '"\\/', "[/red]"]
 )
 NUMBER = st.floats(allow_nan=False, allow_infinity=False)
-PICTURES = st.binary(max_size=40) | st.sampled_from([bytes(size) for size in (0, 1, 511, 512, 513, 1024, 10241)])
+IMAGES = st.binary(max_size=40) | st.sampled_from([bytes(size) for size in (0, 1, 511, 512, 513, 1024, 10241)])
 
 
 @st.composite
@@ -318,7 +318,7 @@ def image_record(draw: st.DrawFn) -> ImageRecord:
     turns = st.lists(st.fixed_dictionaries({"from": TEXT, "value": TEXT}), max_size=2)
     record = ImageRecord(draw(IDS), draw(TEXT), draw(TEXT), draw(TEXT), draw(turns))
     record.width, record.height = draw(st.integers(0, 9000)), draw(st.integers(0, 9000))
-    record.data, record.format = draw(PICTURES), draw(st.sampled_from(["JPEG", "PNG", ""]))
+    record.data, record.format = draw(IMAGES), draw(st.sampled_from(["JPEG", "PNG", ""]))
     record.tags = draw(st.lists(st.builds(Tag, TEXT, NUMBER), max_size=2))
     status = draw(st.sampled_from(["ok", "ok", "empty", "failed"]))
     if status == "failed":
@@ -412,7 +412,7 @@ def test_a_shard_read_and_written_again_has_the_same_bytes(records: list[ImageRe
     )
 )
 def test_a_mask_comes_back_as_it_was(mask: np.ndarray) -> None:
-    """Empty, full, one pixel, one row, one column, any. Catches rows for columns, a first run of the wrong colour, and
+    """Empty, full, one pixel, one row, one column, any. Catches rows for columns, a first run of the wrong color, and
     a check that refuses what pycocotools itself wrote."""
     height, width = mask.shape
     rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
@@ -699,7 +699,7 @@ def chunk(kind: bytes, content: bytes, checksum: int | None = None) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
 
 
-def test_a_picture_that_a_run_takes_passes_verify(runs: Runs, pad: Pad, tmp_path: Path) -> None:
+def test_an_image_that_a_run_takes_passes_verify(runs: Runs, pad: Pad, tmp_path: Path) -> None:
     """PNGs with a wrong checksum, or without an end: Pillow decodes them, and so a run takes them; Pillow's `verify`
     refuses them, and `pad verify` would say of an undamaged run that a member can't be read."""
     images = tmp_path / "images"
@@ -981,19 +981,19 @@ WRONG: dict[str, tuple[str, Callable[[ImageRecord], object]]] = {
         "its coverage is not",
         lambda record: np.bitwise_xor(record.coverage, 1, record.coverage),
     ),
-    "box outside": ("does not lie in the picture", _box(0, 0, 1e6, 1)),
-    "box before": ("does not lie in the picture", _box(-1, 0, 1, 1)),
-    "box inside out": ("does not lie in the picture", _box(5, 5, 1, 1)),
+    "box outside": ("does not lie in the image", _box(0, 0, 1e6, 1)),
+    "box before": ("does not lie in the image", _box(-1, 0, 1, 1)),
+    "box inside out": ("does not lie in the image", _box(5, 5, 1, 1)),
     "another size": ("its JSON says", lambda record: setattr(record, "width", record.width + 1)),
     "another format": ("its JSON says GIF", lambda record: setattr(record, "format", "GIF")),
-    "another picture": ("its JSON says", lambda record: setattr(record, "data", small_png())),
+    "another image": ("its JSON says", lambda record: setattr(record, "data", small_png())),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_deep_verify_finds_what_hashes_can_not(name: str, folder: Path, pad: Pad) -> None:
     """A shard that says something wrong, whose every hash is right: what a bug in a stage would write. --deep holds the
-    JSON and the arrays against the picture and the masks."""
+    JSON and the arrays against the image and the masks."""
     sign, change = WRONG[name]
     rewrite(folder, change)
     assert problems(folder) == [], "by its hashes it is sound"
@@ -1479,7 +1479,7 @@ def test_a_stray_index_alters_nothing_that_readers_see(folder: Path) -> None:
     arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 40))), st.sampled_from(["crop", "pad", "stretch"]),
     st.sampled_from([14, 28, 56]),
 )  # fmt: skip
-def test_coverage_keeps_area_and_turns_with_the_picture(mask: np.ndarray, fit: Any, size: int) -> None:
+def test_coverage_keeps_area_and_turns_with_the_image(mask: np.ndarray, fit: Any, size: int) -> None:
     """Of any mask, not of rectangles alone (see test_geometry). Catches x for y, an axis that runs backwards, and area
     that is lost or counted twice between patches."""
     view = View(size=size, patch=14, fit=fit)
@@ -1491,9 +1491,9 @@ def test_coverage_keeps_area_and_turns_with_the_picture(mask: np.ndarray, fit: A
     assert np.abs(coverage + rest - whole).max() <= 1
     height, width = mask.shape
     axes = zip(view.axes(width, height), (width, height), strict=True)
-    centred = all(2 * axis.origin + axis.cell * view.grid == axis.pixel * edge for axis, edge in axes)
-    assert centred or fit != "stretch"
-    if centred:  # an odd margin is cut by whole pixels, more on one side
+    centerd = all(2 * axis.origin + axis.cell * view.grid == axis.pixel * edge for axis, edge in axes)
+    assert centerd or fit != "stretch"
+    if centerd:  # an odd margin is cut by whole pixels, more on one side
         assert np.array_equal(view.coverage(mask[:, ::-1]), coverage[:, ::-1])
         assert np.array_equal(view.coverage(mask[::-1]), coverage[::-1])
     if fit != "crop":

@@ -92,8 +92,8 @@ def test_known_rectangle_lands_where_it_should(fit: Fit, expected: tuple[slice, 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
-def test_whole_picture_fills_crop_and_stretch(fit: Fit, size: tuple[int, int]) -> None:
-    """Every patch of a crop or stretch shows picture; a pad's share of picture is its aspect. Odd and tiny sizes."""
+def test_whole_image_fills_crop_and_stretch(fit: Fit, size: tuple[int, int]) -> None:
+    """Every patch of a crop or stretch shows image; a pad's share of image is its aspect. Odd and tiny sizes."""
     width, height = size
     coverage = View(fit=fit).coverage(np.ones((height, width), bool))
     if fit == "pad":
@@ -130,9 +130,9 @@ def test_view_equals_the_reference_processors(fit: Fit, size: tuple[int, int]) -
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
 @pytest.mark.parametrize("size", [(640, 480), (333, 641), (301, 300)])
-def test_mask_and_picture_go_through_the_same_view(fit: Fit, size: tuple[int, int]) -> None:
-    """Coverage equals the mean of the mask seen as a picture, within what bicubic filtering blurs: catches a view that
-    cuts masks in another place than pictures (half a patch is 50 units here)."""
+def test_mask_and_image_go_through_the_same_view(fit: Fit, size: tuple[int, int]) -> None:
+    """Coverage equals the mean of the mask seen as an image, within what bicubic filtering blurs: catches a view that
+    cuts masks in another place than images (half a patch is 50 units here)."""
     width, height = size
     mask = np.zeros((height, width), bool)
     mask[height // 5 : height // 2, width // 3 : width // 2] = True

@@ -45,7 +45,7 @@ from pad_pipeline.stages.spans import (
     UNBOXABLE,
     Prompt,
     build_prompts,
-    normalise,
+    normalize,
     ranked_tags,
     read_unboxable,
     span_scores,
@@ -80,7 +80,7 @@ def test_every_tag_is_whole_in_exactly_one_prompt(tags: list[str], max_tokens: i
     """No label can be empty, merged, cut or lost, whatever the tags: 256 tokens silently dropped the tail upstream."""
     prompts = build_prompts(tags, encode, max_tokens)
     usable = dict.fromkeys(
-        tuple(encode(normalise(tag))) for tag in tags if 0 < len(encode(normalise(tag))) <= max_tokens - 3
+        tuple(encode(normalize(tag))) for tag in tags if 0 < len(encode(normalize(tag))) <= max_tokens - 3
     )
     found = [tuple(prompt.ids[start:end]) for prompt in prompts for start, end in prompt.spans]
     assert found == list(usable)
@@ -88,7 +88,7 @@ def test_every_tag_is_whole_in_exactly_one_prompt(tags: list[str], max_tokens: i
         assert len(prompt.ids) <= max_tokens
         assert (prompt.ids[0], prompt.ids[-2], prompt.ids[-1]) == (CLS, DOT, SEP)
         assert all(prompt.ids[end] == DOT for _, end in prompt.spans)
-        assert all(encode(normalise(tag)) for tag in prompt.tags)
+        assert all(encode(normalize(tag)) for tag in prompt.tags)
 
 
 def test_prompts_are_balanced() -> None:
@@ -100,7 +100,7 @@ def test_prompts_are_balanced() -> None:
 
 
 def test_real_tags_make_the_ids_that_berts_tokenizer_makes_of_the_whole_text(models: ModelSettings) -> None:
-    """Each tag is tokenised alone and once; put together they must be what the model was trained to read."""
+    """Each tag is tokenized alone and once; put together they must be what the model was trained to read."""
     detector = Detector(models.detector, DECODING, TWO)
     tags = ["red house", "car", "roof", "tree", "x-ray"]
     (prompt,) = build_prompts(tags, detector.encode)
@@ -112,7 +112,7 @@ def test_tags_that_name_nothing_boxable_are_not_looked_for(models: ModelSettings
     words = read_unboxable(UNBOXABLE)
     assert {"red", "sit", "running", "living room", "birthday party", "winter", "black and white"} <= words
     assert not {"dog", "sky", "grass", "church", "person", "kite", "watch", "hand", "water", "swimming pool"} & words
-    assert all(word == normalise(word) for word in words)
+    assert all(word == normalize(word) for word in words)
     row = record(world.images / "scene-00000.png", tags=[Tag(tag, 0.9) for tag in ("Red", "sit", "house", "roof")])
     detector = Detector(models.detector, DECODING, TWO)
     assert [prompt.tags for prompt in detector.prompts(row)] == [["house", "roof"]]
@@ -139,7 +139,7 @@ def test_the_list_of_unboxable_tags_leaves_most_of_rams() -> None:
     """The default must not silence the tagger: of RAM's 4585 tags at least three quarters are looked for."""
     tags = shared("ram/ram_tag_list.txt").read_text().splitlines()
     words = read_unboxable(UNBOXABLE)
-    left = [tag for tag in tags if normalise(tag) not in words]
+    left = [tag for tag in tags if normalize(tag) not in words]
     assert 0.75 * len(tags) < len(left) < 0.9 * len(tags)
 
 
@@ -199,11 +199,11 @@ def test_no_label_is_empty_merged_or_partial(data: st.DataObject) -> None:
             labels = [region.label, *(other.label for other in region.alternates)]
             assert len(set(labels)) == len(labels)
             assert set(labels) <= set(tags)
-            assert all(encode(normalise(label)) for label in labels)
+            assert all(encode(normalize(label)) for label in labels)
 
 
 def test_boxes_are_in_pixels_of_the_original() -> None:
-    """cxcywh as shares of the picture; x goes with the width. A swap or a missing clip shows here."""
+    """cxcywh as shares of the image; x goes with the width. A swap or a missing clip shows here."""
     boxes = to_pixels(np.array([[0.5, 0.25, 0.5, 0.5], [0.0, 1.0, 0.2, 0.2]]), 200, 100)
     assert boxes.tolist() == [[50, 0, 150, 50], [0, 90, 20, 100]]
 
@@ -240,8 +240,8 @@ def tagged(world: World, count: int, tags: list[str]) -> list[ImageRecord]:
 def test_detector_gives_an_image_the_same_alone_in_a_batch_and_in_another_order(
     models: ModelSettings, world: World, pad_to: int
 ) -> None:
-    """Captions of different length and pictures of different size in one shard, with and without padding to common
-    sizes: scores to 1e-4, boxes to 1e-4 of the picture. Padding to the neighbours' size failed here by far."""
+    """Captions of different length and images of different size in one shard, with and without padding to common
+    sizes: scores to 1e-4, boxes to 1e-4 of the image. Padding to the neighbors' size failed here by far."""
     changed = {"pad_to": pad_to, "batch_size": 3}
     detector = Detector(models.detector.model_copy(update=changed), DECODING, TWO)
     tags = ["house", "car", "roof", "sky", "boat", "tree"]
@@ -267,12 +267,12 @@ def test_different_captions_in_a_batch_equal_each_alone(models: ModelSettings, w
     prompts = [
         build_prompts(tags, detector.encode)[0] for tags in (["house"], ["car", "red roof", "sky"], ["tree", "boat"])
     ]
-    pictures = [detector.prepare(row) for row in rows]
+    images = [detector.prepare(row) for row in rows]
     size = detector.shape(rows[0])
-    features = detector.model.encode(pictures, size)
+    features = detector.model.encode(images, size)
     together = detector.model.detect(features, [0, 1, 2], [prompt.ids for prompt in prompts])
     for place, prompt in enumerate(prompts):
-        alone = detector.model.detect(detector.model.encode([pictures[place]], size), [0], [prompt.ids])
+        alone = detector.model.detect(detector.model.encode([images[place]], size), [0], [prompt.ids])
         length = len(prompt.ids)
         assert (together[0][place, :, :length] - alone[0][0, :, :length]).abs().max() < 1e-4
         assert (together[1][place] - alone[1][0]).abs().max() < 1e-4
@@ -280,7 +280,7 @@ def test_different_captions_in_a_batch_equal_each_alone(models: ModelSettings, w
 
 @pytest.mark.parametrize("pad_to", [1, 64])
 def test_detector_equals_transformers_own_path(models: ModelSettings, world: World, pad_to: int) -> None:
-    """One picture and caption through transformers' processor, attention and model, padded by hand or not: the same
+    """One image and caption through transformers' processor, attention and model, padded by hand or not: the same
     boxes and token scores (1e-5)."""
     folder = models.detector.model
     model = GroundingDinoForObjectDetection.from_pretrained(folder).eval()
@@ -304,7 +304,7 @@ def test_detector_equals_transformers_own_path(models: ModelSettings, world: Wor
 
 
 def test_more_tags_than_one_prompt_holds(models: ModelSettings, world: World) -> None:
-    """300 tags: transformers crashes above 256 tokens, upstream drops the tail. The picture is encoded once for all
+    """300 tags: transformers crashes above 256 tokens, upstream drops the tail. The image is encoded once for all
     prompts, and each prompt's boxes say which it was."""
     detector = Detector(models.detector.model_copy(update={"nms_iou_across_labels": 1.0}), DECODING, TWO)
     tags = [f"{a}{b}" for a in "abcdefghijklmnopqrst" for b in "uvwxyzabcdefghi"]
@@ -358,10 +358,10 @@ def test_official_checkpoints_give_upstreams_golden_numbers(official: Path) -> N
     what groundingdino-py gave for one caption alone."""
     golden = json.loads((Path(__file__).parent / "groundingdino.json").read_text())
     model = GroundingDino("detector.model", converted_folder("detector.model", official), Compute(TWO))
-    key, height, width = golden["picture"].values()
+    key, height, width = golden["image"].values()
     raw = np.random.Philox(key=key).random_raw(3 * height * width)
-    picture = torch.from_numpy((raw >> np.uint64(56)).astype(np.uint8).reshape(3, height, width))
-    probabilities, boxes = model.detect(model.encode([picture], (height, width)), [0], [golden["ids"]])
+    image = torch.from_numpy((raw >> np.uint64(56)).astype(np.uint8).reshape(3, height, width))
+    probabilities, boxes = model.detect(model.encode([image], (height, width)), [0], [golden["ids"]])
     # Of the scores their logits, because a sigmoid makes all low scores alike.
     logits, wanted = torch.logit(probabilities[0, :, : len(golden["ids"])].double()), torch.tensor(golden["logits"])
     assert wanted.std() > 1, "scores that are all alike would make this test blind"
@@ -445,7 +445,7 @@ def test_mm_grounding_dino_by_name(models: ModelSettings, world: World, tmp_path
 
 def test_bfloat16_moves_scores_a_little_and_boxes_less(world: World) -> None:
     """The GPU's precision, on the trained miniature: the same things are found, nearly all within a fiftieth of the
-    picture. (On a random model a rounding would reorder the queries.)"""
+    image. (On a random model a rounding would reorder the queries.)"""
     settings = load_models("miniature").detector
     rough = settings, DECODING, ComputeSettings(threads=2, precision="bfloat16")
     tags = [list(dict.fromkeys(region.label for region in draw_scene(3, index).regions)) for index in range(8)]
@@ -496,7 +496,7 @@ def test_a_model_folder_can_name_no_weights_or_code_elsewhere(models: ModelSetti
 
 
 def test_a_strip_has_places_for_all_queries(models: ModelSettings, tmp_path: Path) -> None:
-    """Pictures of 41 to 1 failed in transformers ("selected index k out of range"); `decode.max_aspect` is 100."""
+    """Images of 41 to 1 failed in transformers ("selected index k out of range"); `decode.max_aspect` is 100."""
     rows = []
     for width, height in ((1000, 10), (10, 1000), (100, 100)):
         Image.effect_noise((width, height), 60).convert("RGB").save(tmp_path / f"{width}.png")
@@ -509,12 +509,12 @@ def test_a_strip_has_places_for_all_queries(models: ModelSettings, tmp_path: Pat
         torch.manual_seed(0)
         GroundingDinoForObjectDetection(config).save_pretrained(folder)
     detector = Detector(DetectorSettings(model=str(folder), min_size=0, box_threshold=0), DECODING, TWO)
-    assert detector.model.places(*detector.model.resized(1000, 10)) < 200
+    assert detector.model.positions(*detector.model.resized(1000, 10)) < 200
     assert [row.status for row in detector(Shard(0, rows)).rows] == ["ok"] * 3, [row.reason for row in rows]
 
 
 def test_words_that_the_tokenizer_does_not_know_are_not_looked_for(models: ModelSettings, tmp_path: Path) -> None:
-    """All of them are one token, [UNK]: a box for it was labelled with the first, whatever it showed."""
+    """All of them are one token, [UNK]: a box for it was labeled with the first, whatever it showed."""
     detector = Detector(models.detector, DECODING, TWO)
     row = ImageRecord("a", "a", "a", tags=[Tag(tag, 0.9) for tag in ("猫", "house", "犬")])
     assert [prompt.tags for prompt in detector.prompts(row)] == [["house"]]

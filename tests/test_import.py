@@ -93,14 +93,14 @@ def test_all_forms_of_segmentation(pad: Pad, common: list[object], tmp_path: Pat
         ({"segmentation": [["a", "b", "c", "d", "e", "f"]]}, "finite numbers"),
         ({"segmentation": [[None] * 6]}, "finite numbers"),
         ({"segmentation": [[float("inf"), 0, 0, 0, 10, 10]]}, "finite numbers"),
-        ({"segmentation": [[0, 0, 3e7, 0, 3e7, 3e7]]}, "farther out of the picture"),
+        ({"segmentation": [[0, 0, 3e7, 0, 3e7, 3e7]]}, "farther out of the image"),
         ({"segmentation": None, "bbox": None}, "neither a segmentation nor a bbox"),
         ({"bbox": [float("nan"), 0, 1, 1]}, "finite numbers"),
         ({"bbox": "wide"}, "finite numbers"),
         ({"bbox": [0, 0, 1]}, "four numbers"),
         ({"category_id": [3]}, "category [3] is not in categories"),
         ({"category_id": 9}, "category 9 is not in categories"),
-        ({"image": {"width": 10, "height": 20}}, "for a picture of 10 x 20"),
+        ({"image": {"width": 10, "height": 20}}, "for an image of 10 x 20"),
     ],
 )
 def test_bad_annotations_fail_their_image_with_a_reason(
@@ -132,8 +132,8 @@ def test_bad_annotations_fail_their_image_with_a_reason(
     assert reason in rows[1]["reason"]
 
 
-def test_a_box_beyond_the_picture_is_clipped(pad: Pad, common: list[object], tmp_path: Path) -> None:
-    """A bbox of 1e300 made pycocotools take all memory; clipped, it is the picture's edge."""
+def test_a_box_beyond_the_image_is_clipped(pad: Pad, common: list[object], tmp_path: Path) -> None:
+    """A bbox of 1e300 made pycocotools take all memory; clipped, it is the image's edge."""
     Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
     coco = {
         "images": [{"id": 1, "file_name": "a.png"}],

@@ -48,7 +48,7 @@ def reference(
 
 
 def drawn(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Four pictures of 3 x 3 patches, one without a region; some regions out of view; labels that repeat."""
+    """Four images of 3 x 3 patches, one without a region; some regions out of view; labels that repeat."""
     chance = np.random.default_rng(seed)
     tokens = torch.from_numpy(chance.standard_normal((4, 9, 5)).astype(np.float32))
     known = chance.standard_normal((4, 5)).astype(np.float16)
@@ -63,7 +63,7 @@ def drawn(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Te
 @pytest.mark.parametrize("rule", ["soft", "any", "half", "argmax"])
 def test_patch_loss_is_what_its_formula_says(kind: Any, compare: Any, average: Any, rule: Any) -> None:
     """To 1e-5, whole and in parts that know weight and labels of the whole, gradients too. Catches a region that
-    meets another picture's tokens, weights that are counted twice, and parts that don't add up."""
+    meets another image's tokens, weights that are counted twice, and parts that don't add up."""
     settings = PatchLossSettings(kind=kind, compare=compare, average=average, temperature=0.2)
     for seed in range(5):
         tokens, embeds, stored, image = drawn(seed)

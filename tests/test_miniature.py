@@ -40,7 +40,7 @@ SCENES = [draw_scene(11, index) for index in range(150)]
 
 
 def test_every_pixel_belongs_to_exactly_one_thing_or_stuff() -> None:
-    """Painted over is gone: things and stuff tile the picture, but for what is too small to have a name; an occluded
+    """Painted over is gone: things and stuff tile the image, but for what is too small to have a name; an occluded
     pixel that stayed in a mask shows here."""
     for scene in SCENES:
         owners = sum(region.mask.astype(int) for region in scene.regions if region.kind != "part")
@@ -75,8 +75,8 @@ def test_parts_belong_to_a_thing_of_their_kind() -> None:
     assert seen == set(PARTS)
 
 
-def test_masks_are_where_the_colours_are() -> None:
-    """The picture and the truth are drawn by the same strokes: a plain ball fits its mask better than its mask moved
+def test_masks_are_where_the_colors_are() -> None:
+    """The image and the truth are drawn by the same strokes: a plain ball fits its mask better than its mask moved
     by a pixel or two. Swapped axes, or a shift of one against the other, shows."""
     checked = 0
     for scene in (draw_scene(12, index) for index in range(400)):
@@ -108,7 +108,7 @@ def test_variety() -> None:
     assert set(LABELS) == {*THINGS, *PARTS, *STUFF} and len(LABELS) == len(THINGS) + len(PARTS) + len(STUFF)
     assert len(LABELS) >= 60 and len(THINGS) >= 25
     things = [thing for scene in SCENES for thing in scene.things]
-    assert {thing.colour for thing in things} >= set(COLOURS)
+    assert {thing.color for thing in things} >= set(COLOURS)
     assert {thing.size for thing in things} == {"", *SIZES}
     assert {thing.texture for thing in things} == {"", *TEXTURES}
     assert max(len(scene.things) for scene in SCENES) == 5
@@ -163,7 +163,7 @@ def test_referring_expressions_fit_one_thing_only() -> None:
                 for thing in scene.things
                 if is_a(thing.kind, kind)
                 and all(
-                    word in {thing.size, thing.colour, thing.texture} for word in words & {*COLOURS, *SIZES, *TEXTURES}
+                    word in {thing.size, thing.color, thing.texture} for word in words & {*COLOURS, *SIZES, *TEXTURES}
                 )
                 and ((" on the " not in phrase_ and " in the " not in phrase_) or phrase_.endswith(side(scene, thing)))
             ]
@@ -173,7 +173,7 @@ def test_referring_expressions_fit_one_thing_only() -> None:
 
 
 def test_boxes_in_conversations_are_parts_of_the_padded_square() -> None:
-    """LLaVA-1.5 answers with coordinates of the picture padded to a square; those of the picture itself would be off
+    """LLaVA-1.5 answers with coordinates of the image padded to a square; those of the image itself would be off
     by up to a quarter."""
     scene = next(scene for scene in SCENES if scene.image.width > scene.image.height + 40 and scene.things)
     region = scene.regions[scene.things[0].region]
@@ -199,8 +199,8 @@ def test_questions_have_true_answers() -> None:
                 assert (kind, scene.upper) != ("star", "night"), "who counts the stars of a night sky?"
             if question.startswith("What colour"):
                 kind = question.removeprefix("What colour is the ").removesuffix("?")
-                colour = next(thing.colour for thing in scene.things if thing.kind == kind)
-                assert answer == f"the {kind} is {colour}."
+                color = next(thing.color for thing in scene.things if thing.kind == kind)
+                assert answer == f"the {kind} is {color}."
 
 
 def test_boxes_are_tight() -> None:
@@ -243,7 +243,7 @@ def test_the_coco_file_is_read_by_pycocotools(tmp_path: Path, count: int) -> Non
 
 def test_the_drawn_folder_serves_both_stages(pad: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
     """`pad miniature draw`: captions for stage 1, conversations for stage 2, boxes for referring expressions; the
-    pictures and both JSON files are what `pad build` reads."""
+    images and both JSON files are what `pad build` reads."""
     assert pad("miniature", "draw", "--count", 5, "--out", tmp_path / "w", "--seed", 11).code == 0
     for name in ("llava.json", "llava_chat.json"):
         rows = list(open_source(tmp_path / "w" / name, tmp_path / "w/images"))
@@ -312,7 +312,7 @@ def test_a_score_falls_with_every_kind_of_mistake() -> None:
 
 
 def test_a_smaller_world_replaces_a_larger_one(tmp_path: Path) -> None:
-    """Pictures of the old one that stayed would be built with the truth of the new one."""
+    """Images of the old one that stayed would be built with the truth of the new one."""
     write_world(tmp_path / "w", 4, seed=1)
     write_world(tmp_path / "w", 2, seed=2)
     assert sorted(path.name for path in (tmp_path / "w/images").iterdir()) == ["scene-00000.png", "scene-00001.png"]

@@ -95,8 +95,8 @@ def tagged(world: World, *tags: list[str]) -> list[ImageRecord]:
 
 
 def test_boxes_are_those_of_transformers_called_directly(folder: Path, world: World) -> None:
-    """By folder name alone, against transformers' processor, model and post-processing on one picture: the same box,
-    label and score for every query, boxes to 1e-3 pixels and scores to 1e-5. Boxes taken as parts of the picture, and
+    """By folder name alone, against transformers' processor, model and post-processing on one image: the same box,
+    label and score for every query, boxes to 1e-3 pixels and scores to 1e-5. Boxes taken as parts of the image, and
     not of OWLv2's filled-up square, would be off by tens of pixels here."""
     v2 = "owlv2" in folder.name
     tags = ["house", "car", "roof"]
@@ -125,7 +125,7 @@ def test_boxes_are_those_of_transformers_called_directly(folder: Path, world: Wo
 
 
 def test_an_image_gives_the_same_alone_and_in_a_batch_with_other_tags(folder: Path, world: World) -> None:
-    """Pictures with one, three, no and unboxable tags in one batch: filled-up queries must not be found."""
+    """Images with one, three, no and unboxable tags in one batch: filled-up queries must not be found."""
     tags = [["house"], ["car", "Roof.", "sky"], [], ["red"], ["tree", "boat"]]
     together = stage(folder, unboxable="default")(Shard(0, tagged(world, *tags))).rows
     assert [row.status for row in together] == ["ok", "ok", "empty", "empty", "ok"]
@@ -163,13 +163,13 @@ def test_other_good_labels_are_alternates_and_a_tag_that_is_too_long_is_not_cut(
 
 
 def test_a_broken_folder_is_one_line(folder: Path, tmp_path: Path) -> None:
-    """A picture size that the model does not take failed every image, with a matrix product's words."""
+    """An image size that the model does not take failed every image, with a matrix product's words."""
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
     settings["size"] = {"height": 64, "width": 64}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match=r"makes pictures \(3, 64, 64\), and its model takes 96 pixels"):
+    with pytest.raises(UserError, match=r"makes images \(3, 64, 64\), and its model takes 96 pixels"):
         stage(tmp_path)
 
 

@@ -68,7 +68,7 @@ def write(path: Path, models_toml: Path, sections: str, without: tuple[str, ...]
 
 
 def test_a_detector_is_asked_in_batches_for_what_can_be_boxed(world: World) -> None:
-    """Its own buckets and batch size, no call for pictures without labels, boxes and scores as it gave them."""
+    """Its own buckets and batch size, no call for images without labels, boxes and scores as it gave them."""
     rows = tagged(world, 9, ("house", "Red", "car"))
     rows[4].tags = [Tag("red", 0.9)]
     stage = detector()
@@ -86,17 +86,17 @@ def test_a_detector_is_asked_in_batches_for_what_can_be_boxed(world: World) -> N
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("raise", "RuntimeError: no such picture in my training"),
+        ("raise", "RuntimeError: no such image in my training"),
         ("label", "BadAnswer: the detector gives the label 'unicorn', which was not asked for"),
         ("outside", "it should be x0 <= x1, y0 <= y1 in pixels of the"),
         ("nan", "it should be x0 <= x1, y0 <= y1 in pixels of the"),
         ("swapped", "it should be x0 <= x1, y0 <= y1 in pixels of the"),
         ("score", "gives 'house' the score 1.5; it should be a number from 0 to 1"),
-        ("form", "it should be Box(label, score, xyxy)"),
-        ("fewer", "BadAnswer: the detector gives 0 answers for 1 pictures; it should be a list of as many"),
+        ("form", "it should be Detection(label, score, xyxy)"),
+        ("fewer", "BadAnswer: the detector gives 0 answers for 1 images; it should be a list of as many"),
     ],
 )
-def test_what_a_detector_does_wrong_is_that_pictures_failure_alone(world: World, fault: str, said: str) -> None:
+def test_what_a_detector_does_wrong_is_that_images_failure_alone(world: World, fault: str, said: str) -> None:
     """An exception, or an answer that the protocol forbids, once became a wrong shard or took its batch along."""
     rows = tagged(world, 6)
     stage = detector(fault=fault, odd=first_pixel(rows[2]))
@@ -108,7 +108,7 @@ def test_what_a_detector_does_wrong_is_that_pictures_failure_alone(world: World,
 
 
 def test_memory_that_runs_out_in_onnx_runtime_makes_smaller_batches(world: World) -> None:
-    """Its arena raises a plain RuntimeError, which failed pictures that would have fitted by halves."""
+    """Its arena raises a plain RuntimeError, which failed images that would have fitted by halves."""
     rows = tagged(world, 4)
     stage = detector(fault="memory", odd=first_pixel(rows[1]))
     stage.shape = lambda row: ()  # type: ignore[method-assign]
@@ -207,7 +207,7 @@ def test_a_grounder_stands_for_tagger_and_detector(
 
 
 def test_the_check_makes_it_and_asks_it(pad: PadCommand, models_toml: Path, tmp_path: Path) -> None:
-    """`pad models check` finds what would fail every picture; `pad models list` names module and files."""
+    """`pad models check` finds what would fail every image; `pad models list` names module and files."""
     good = f'[detector]\nclass = "{OWN}:Detector"\nsettings = {{ weights = "w.bin" }}\n'
     (tmp_path / "w.bin").write_bytes(b"1")
     toml = write(tmp_path / "own.toml", models_toml, good, ("detector",))
@@ -221,7 +221,7 @@ def test_the_check_makes_it_and_asks_it(pad: PadCommand, models_toml: Path, tmp_
         "models", "check", write(toml, models_toml, f'[detector]\nclass = "{OWN}:Detector"\n{odd}', ("detector",))
     )
     assert wrong.code == 1
-    assert "asked about a grey picture, it fails (BadAnswer" in wrong.out
+    assert "asked about a grey image, it fails (BadAnswer" in wrong.out
 
 
 @pytest.mark.parametrize(
@@ -302,9 +302,10 @@ def package(folder: Path, body: str = "") -> Path:
     (folder / "somebodys/__init__.py").write_text("")
     (folder / "somebodys/helper.py").write_text(f"EDGE = 9.0\n{body}")
     (folder / "somebodys/detect.py").write_text(
-        "from pad_pipeline.stages.custom.protocol import Box\nfrom somebodys.helper import EDGE\n\n\nclass Detector:\n"
+        "from pad_pipeline.stages.custom.protocol import Detection\nfrom somebodys.helper import EDGE\n\n\n"
+        "class Detector:\n"
         "    def detect(self, images, labels):\n"
-        "        return [[Box(label, 0.5, (0, 0, EDGE, EDGE)) for label in its] for its in labels]\n"
+        "        return [[Detection(label, 0.5, (0, 0, EDGE, EDGE)) for label in its] for its in labels]\n"
     )
     return folder
 

@@ -29,7 +29,7 @@ def pixels(data: bytes) -> np.ndarray:
 
 
 def corners() -> Image.Image:
-    """40 x 24 with a colour of its own in each quarter, so that every turn and mirror shows."""
+    """40 x 24 with a color of its own in each quarter, so that every turn and mirror shows."""
     image = np.zeros((24, 40, 3), np.uint8)
     image[:12, :20], image[:12, 20:], image[12:, :20], image[12:, 20:] = (
         (250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0),
@@ -72,7 +72,7 @@ def test_deep_grey_is_scaled_not_clipped() -> None:
 
 
 def test_transparency_is_composited_on_white() -> None:
-    """Alpha, palette alpha and key colours: what can't be seen is white, not the hidden colour below."""
+    """Alpha, palette alpha and key colors: what can't be seen is white, not the hidden color below."""
     clear = Image.new("RGBA", (4, 4), (200, 0, 0, 0))
     clear.putpixel((0, 0), (10, 20, 30, 255))
     assert pixels(encode(clear, "PNG"))[0, :2].tolist() == [[10, 20, 30], [255, 255, 255]]
@@ -98,20 +98,20 @@ def test_modes_become_rgb() -> None:
 
 
 def test_the_first_frame_of_an_animation_is_taken() -> None:
-    frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "lime")]
+    frames = [Image.new("RGB", (6, 6), color) for color in ("red", "lime")]
     for kind in ("GIF", "PNG", "WEBP", "TIFF"):
         data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
         assert np.abs(pixels(data)[0, 0].astype(int) - [255, 0, 0]).max() < 10, kind
 
 
 def test_damaged_and_oversized_files_are_refused_with_a_reason() -> None:
-    """Truncated files must not pass with half a picture; a claim of gigapixels must not be allocated."""
+    """Truncated files must not pass with half an image; a claim of gigapixels must not be allocated."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     for kind in ("PNG", "JPEG", "WEBP"):
         data = encode(noise, kind)
-        with pytest.raises(BadImage, match="no readable picture"):
+        with pytest.raises(BadImage, match="no readable image"):
             decode(data[: len(data) // 2], SETTINGS)
-    with pytest.raises(BadImage, match="no readable picture"):
+    with pytest.raises(BadImage, match="no readable image"):
         decode(b"", SETTINGS)
     header = b"BM" + bytes(8) + bytes([54, 0, 0, 0, 40, 0, 0, 0])
     huge = header + (12000).to_bytes(4, "little") * 2 + bytes([1, 0, 24, 0]) + bytes(24)

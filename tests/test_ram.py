@@ -100,13 +100,13 @@ def drawn_parameter(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(value.astype(np.float32).reshape(shape))
 
 
-def drawn_picture(height: int, width: int, seed: int) -> Image.Image:
-    """Gradients, blocks and noise in whole numbers: the picture that the golden numbers are for."""
+def drawn_image(height: int, width: int, seed: int) -> Image.Image:
+    """Gradients, blocks and noise in whole numbers: the image that the golden numbers are for."""
     y, x = np.mgrid[:height, :width]
     image = np.stack([x * 255 // (width - 1), y * 255 // (height - 1), (x + y) * 255 // (height + width - 2)], -1)
-    for top, left, tall, wide, colour, _ in np.random.Philox(key=seed).random_raw(72).reshape(12, 6).tolist():
+    for top, left, tall, wide, color, _ in np.random.Philox(key=seed).random_raw(72).reshape(12, 6).tolist():
         top, left, tall, wide = top % height, left % width, 20 + tall % (height // 3), 20 + wide % (width // 3)
-        image[top : top + tall, left : left + wide] = [(colour >> shift) & 255 for shift in (16, 8, 0)]
+        image[top : top + tall, left : left + wide] = [(color >> shift) & 255 for shift in (16, 8, 0)]
     noise = np.random.Philox(key=seed + 1).random_raw(height * width * 3) % np.uint64(31)
     noisy = image + noise.astype(np.int64).reshape(height, width, 3) - 15
     return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
@@ -116,12 +116,12 @@ GOLDEN = {
     "ram": [-1.659984, -3.029892, -4.753809, 0.091603, -1.591289, 0.142262, -3.373094, -2.288257],
     "ram_plus": [-1.637626, -0.52385, -2.435334, -2.914363, -1.01959, -1.71537, -3.182127, -1.380353],
 }
-"""Upstream's first logits for `drawn_picture(427, 640, 11)`: transformers 4.36.2, timm 0.4.12, torch 2.13, float32."""
+"""Upstream's first logits for `drawn_image(427, 640, 11)`: transformers 4.36.2, timm 0.4.12, torch 2.13, float32."""
 
 
 @pytest.mark.parametrize("family", ["ram", "ram_plus"])
 def test_logits_equal_upstreams_golden_numbers(family: str) -> None:
-    """The known answer that needs no data from outside: picture, preprocessing and network, to 5e-5."""
+    """The known answer that needs no data from outside: image, preprocessing and network, to 5e-5."""
     settings = RamSettings(
         family=family, image_size=384, embed_dim=32, depths=[2, 2, 2, 2], num_heads=[1, 2, 4, 8], window=12,
         head_width=96, head_heads=4, head_feed_forward=384,
@@ -130,7 +130,7 @@ def test_logits_equal_upstreams_golden_numbers(family: str) -> None:
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(drawn_parameter(name, tuple(parameter.shape)))
-        logits = network(preprocess(drawn_picture(427, 640, 11), 384)[None])[0]
+        logits = network(preprocess(drawn_image(427, 640, 11), 384)[None])[0]
     assert np.abs(logits[:8].numpy() - GOLDEN[family]).max() < TOLERANCE
 
 
@@ -164,7 +164,7 @@ def test_preprocessing_equals_upstreams() -> None:
 
 
 def test_preprocessing_is_upstreams_transform_pixel_for_pixel() -> None:
-    """The same two pictures through torchvision's Resize, ToTensor and Normalize, as upstream has them, with the Pillow
+    """The same two images through torchvision's Resize, ToTensor and Normalize, as upstream has them, with the Pillow
     that is installed: not one bit differs."""
     upstream = transforms.Compose(
         [
@@ -173,8 +173,8 @@ def test_preprocessing_is_upstreams_transform_pixel_for_pixel() -> None:
             transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
         ]
     )
-    for picture in (drawn_picture(427, 640, 11), drawn_picture(640, 480, 22)):
-        assert torch.equal(preprocess(picture, 384), upstream(picture))
+    for image in (drawn_image(427, 640, 11), drawn_image(640, 480, 22)):
+        assert torch.equal(preprocess(image, 384), upstream(image))
 
 
 SMALL = RamSettings(
@@ -184,7 +184,7 @@ SMALL = RamSettings(
 
 
 def test_training_checkpoints_load_without_what_inference_does_not_need(tmp_path: Path) -> None:
-    """An official file has optimiser state, two BERTs, recomputable buffers and an older name for the head."""
+    """An official file has optimizer state, two BERTs, recomputable buffers and an older name for the head."""
     network = Ram(SMALL, 5)
     state = {
         name.replace("tagging_head", "vision_multi"): tensor.clone() for name, tensor in network.state_dict().items()
@@ -200,13 +200,13 @@ def test_training_checkpoints_load_without_what_inference_does_not_need(tmp_path
 
 
 def test_a_training_checkpoint_is_converted_once(tmp_path: Path, own_cache: Path) -> None:
-    """5.6 GB with optimiser state would be read by every worker of every run; what is kept holds the network only, and
+    """5.6 GB with optimizer state would be read by every worker of every run; what is kept holds the network only, and
     a file with other contents is converted anew."""
     for seed in (1, 2):
         torch.manual_seed(seed)
         network = Ram(SMALL, 7)
-        optimiser = {number: torch.zeros(50_000) for number in range(4)}
-        torch.save({"model": network.state_dict(), "optimizer": optimiser}, tmp_path / "ram.pth")
+        optimizer = {number: torch.zeros(50_000) for number in range(4)}
+        torch.save({"model": network.state_dict(), "optimizer": optimizer}, tmp_path / "ram.pth")
         before = set(own_cache.glob("converted/ram-*"))
         load_ram(Ram(SMALL, 7), "tagger.weights", tmp_path / "ram.pth")
         (kept,) = set(own_cache.glob("converted/ram-*")) - before

@@ -39,10 +39,10 @@ def regions(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 @pytest.fixture(scope="module")
 def images(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The scenes, and one that is no picture."""
+    """The scenes, and one that is no image."""
     folder = tmp_path_factory.mktemp("images") / "images"
     shutil.copytree(world.images, folder)
-    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "broken.png").write_bytes(b"no image")
     return folder
 
 
@@ -167,7 +167,7 @@ def test_images_that_failed_before_are_no_broken_stage(models_toml: Path, pad: P
     images = tmp_path / "images"
     images.mkdir()
     for number in range(120):
-        (images / f"{number:03}.png").write_bytes(b"no picture")
+        (images / f"{number:03}.png").write_bytes(b"no image")
     Image.new("RGB", (60, 40)).save(images / "200.png")
     entries = [
         {"id": n, "file_name": p.name, "width": 60, "height": 40} for n, p in enumerate(sorted(images.iterdir()))
@@ -205,7 +205,7 @@ def test_a_merge_holds_every_image_of_every_run(built: Callable[..., Path], pad:
 
 
 def test_damage_is_not_sealed_anew(built: Callable[..., Path], pad: Pad, tmp_path: Path) -> None:
-    """A byte of a picture that has changed since the build: the image fails, and the others come through. Catches a
+    """A byte of an image that has changed since the build: the image fails, and the others come through. Catches a
     copy that hashes whatever it finds."""
     old = tmp_path / "old"
     shutil.copytree(built(), old)

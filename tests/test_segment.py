@@ -96,7 +96,7 @@ def settings(sam_path: Path) -> SegmenterSettings:
 
 
 def boxed(world: World, count: int, boxes: int = 5) -> list[ImageRecord]:
-    """Pictures of all shapes with random boxes; the first has more than the others."""
+    """Images of all shapes with random boxes; the first has more than the others."""
     rng = np.random.default_rng(0)
     rows = [record(world.images / f"scene-{index:05d}.png") for index in range(count)]
     for place, row in enumerate(rows):
@@ -139,8 +139,8 @@ def test_no_matrix_of_scores_is_written_out() -> None:
 
 
 def test_packed_boxes_equal_predict_torch(sam_path: Path, world: World) -> None:
-    """Logits before any resize, to 1e-4: each picture alone by upstream, and all boxes of all pictures in one call in
-    mixed order. A wrong picture for a box would be off by far."""
+    """Logits before any resize, to 1e-4: each image alone by upstream, and all boxes of all images in one call in
+    mixed order. A wrong image for a box would be off by far."""
     sam = OfficialSam("segmenter.weights", sam_path, Compute(TWO))
     predictor = SamPredictor(upstream(sam_path, sam.network_shape))
     rows = boxed(world, 4)
@@ -207,7 +207,7 @@ def test_an_image_gets_the_same_masks_alone_in_a_batch_and_in_another_order(
 
 
 def test_rle_decodes_to_the_same_pixels() -> None:
-    """Column by column, as COCO has it: a transposed mask decodes to another picture. On the way from the device a mask
+    """Column by column, as COCO has it: a transposed mask decodes to another image. On the way from the device a mask
     has eight pixels a byte, whatever its width."""
     rng = np.random.default_rng(0)
     for height, width in ((1, 1), (7, 3), (64, 48), (5, 17)):
@@ -270,13 +270,13 @@ def test_weights_that_are_no_numbers_are_refused(sam_path: Path, tmp_path: Path)
         SamShape(image_size=4096, patch=4, width=16, depth=1, heads=1, global_attention=[0])
 
 
-def test_a_picture_without_finite_masks_fails(settings: SegmenterSettings, world: World) -> None:
+def test_an_image_without_finite_masks_fails(settings: SegmenterSettings, world: World) -> None:
     """Whatever the reason: a NaN among the scores made key.json unreadable for strict readers."""
     segmenter = Segmenter(settings, DECODING, TWO)
     head = segmenter.sam.sam.mask_decoder.iou_prediction_head  # type: ignore[union-attr]
     head.layers[-1].bias.data = head.layers[-1].bias.data * torch.nan
     (row,) = segmenter(Shard(0, boxed(world, 1))).rows
-    assert (row.status, row.reason) == ("failed", "ValueError: the segmenter gives no finite numbers for this picture")
+    assert (row.status, row.reason) == ("failed", "ValueError: the segmenter gives no finite numbers for this image")
 
 
 VISION: dict[str, Any] = {
@@ -324,8 +324,8 @@ def small_hub_model(kind: str) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("kind", ["sam", "sam_hq", "sam2"])
 def test_sams_of_transformers_equal_their_own_path(kind: str, world: World, tmp_path: Path) -> None:
-    """By folder name alone, boxes of several pictures packed: the masks that transformers' processor and model give for
-    each picture by itself, pixel for pixel."""
+    """By folder name alone, boxes of several images packed: the masks that transformers' processor and model give for
+    each image by itself, pixel for pixel."""
     with quiet(), torch.random.fork_rng():
         torch.manual_seed(0)
         model, processor = small_hub_model(kind)

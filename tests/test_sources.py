@@ -199,8 +199,8 @@ def test_columns_can_be_named(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", LISTS)
 def test_a_list_without_images_is_refused(tmp_path: Path, kind: str) -> None:
     """Would catch a build of nothing, from a list whose columns pad doesn't know."""
-    told = error_of(write_list(tmp_path / f"list.{kind}", [{"picture": "a.jpg", "words": "w"}]))
-    assert "its columns are: picture, words" in told
+    told = error_of(write_list(tmp_path / f"list.{kind}", [{"image": "a.jpg", "words": "w"}]))
+    assert "its columns are: image, words" in told
     assert "--columns image=NAME" in told
 
 
@@ -373,7 +373,7 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path, kind: str) -> None:
     ],
     ids=lambda column: str(column.type),
 )
-def test_pictures_inside_parquet_are_refused(tmp_path: Path, column: pa.Array) -> None:
+def test_images_inside_parquet_are_refused(tmp_path: Path, column: pa.Array) -> None:
     """Would catch ten million failed rows where one line at the start says it: pad wants paths or URLs there."""
     pq.write_table(pa.table({"image": column, "id": ["a"]}), tmp_path / "list.parquet")
     assert "paths or URLs" in error_of(tmp_path / "list.parquet")
@@ -544,7 +544,7 @@ def test_tar_offsets_give_exactly_the_members(tmp_path: Path, form: int) -> None
 
 
 def test_tar_samples_hold_what_lies_beside_the_image(tmp_path: Path) -> None:
-    """Would catch a caption of the neighbour, a key cut at the wrong dot, and an image that is a mask."""
+    """Would catch a caption of the neighbor, a key cut at the wrong dot, and an image that is a mask."""
     turns = [{"from": "gpt", "value": "from the turns"}]
     members = [
         ("s.1/000.jpg", b"0"), ("s.1/000.txt", "a dög\n".encode()),
@@ -821,7 +821,7 @@ def test_a_file_that_is_too_large_is_not_read_to_its_end(web: SimpleNamespace) -
 
 
 def test_a_server_that_breaks_off_is_a_bad_image(web: SimpleNamespace) -> None:
-    """Would catch half a picture that passes for whole, because the server promised more than it sent."""
+    """Would catch half an image that passes for whole, because the server promised more than it sent."""
     web.special["/half.png"] = lambda handler: handler.answer(png()[:40], headers={"Content-Length": "70"})
     with pytest.raises(BadImage, match="3 tries"):
         read_bytes("/nowhere", Place(f"{web.url}/half.png"), MOST)

@@ -42,7 +42,7 @@ def test_tagger_gives_an_image_the_same_alone_and_in_a_batch(models: ModelSettin
 
 
 def test_ram_plus_runs_as_the_tagger(world: World, tmp_path: Path) -> None:
-    """The other family through the same stage: its label queries differ from picture to picture."""
+    """The other family through the same stage: its label queries differ from image to image."""
     settings = load_models(
         str(write_small_models(tmp_path, ["house", "car", "sky"], ["a car"], family="ram_plus"))
     ).tagger
@@ -53,14 +53,14 @@ def test_ram_plus_runs_as_the_tagger(world: World, tmp_path: Path) -> None:
     assert [tag.score for tag in first.tags] != [tag.score for tag in second.tags]
 
 
-def test_a_picture_without_tags_is_empty(models: ModelSettings, world: World) -> None:
+def test_an_image_without_tags_is_empty(models: ModelSettings, world: World) -> None:
     nothing = models.tagger.model_copy(update={"threshold": 1.0})
     (row,) = Tagger(nothing, DECODING, TWO)(Shard(0, tagged(world, 1, []))).rows
     assert (row.status, row.tags) == ("empty", [])
 
 
 class Fragile(Stage):
-    """Fails on batches that hold a picture of the wrong name, as a broken model does on an odd input."""
+    """Fails on batches that hold an image of the wrong name, as a broken model does on an odd input."""
 
     name = "fragile"
 
@@ -144,7 +144,7 @@ def test_memory_runs_out_once_for_each_shape() -> None:
     assert tried.count(("small", 6)) == 4
 
 
-def test_one_large_picture_does_not_make_the_others_slow() -> None:
+def test_one_large_image_does_not_make_the_others_slow() -> None:
     """A photograph with 900 boxes used up the memory in every batch it was tried in; after it, all went one by one."""
     tried: list[int] = []
 
@@ -163,7 +163,7 @@ def test_one_large_picture_does_not_make_the_others_slow() -> None:
     assert tried[-8:] == [4] * 8
 
 
-def test_a_picture_that_does_not_fit_alone_is_tried_with_less_at_a_time() -> None:
+def test_an_image_that_does_not_fit_alone_is_tried_with_less_at_a_time() -> None:
     """Its prompts or boxes can go few by few, which is slower and better than failing."""
 
     class Hungry(Fragile):

@@ -43,8 +43,8 @@ SYSTEM = (
 )
 
 QUESTIONS = (
-    "What is in the picture?", "how many?", "Is this a red house or a blue ball? Answer with one word.", "5 + 5 =",
-    "这是什么？", "Why\nis that?\n", " And the dog? ", "?", "Describe it: colour, size; then \"quote\" it.", "🙂?",
+    "What is in the image?", "how many?", "Is this a red house or a blue ball? Answer with one word.", "5 + 5 =",
+    "这是什么？", "Why\nis that?\n", " And the dog? ", "?", "Describe it: color, size; then \"quote\" it.", "🙂?",
 )  # fmt: skip
 ANSWERS = (
     "A red house on the grass.", "5", "12 dogs.", "3.14", "0", "...", "(yes)", ".", '"Quoted", it said.', "'tis",
@@ -56,7 +56,7 @@ ANSWERS = (
 )  # fmt: skip
 CORPUS = [
     SYSTEM,
-    "USER: What is in the picture? ASSISTANT: A red house on the grass, 5 dogs and a tree.",
+    "USER: What is in the image? ASSISTANT: A red house on the grass, 5 dogs and a tree.",
     "Is this a red house or a blue ball? How many dogs are on the grass? two  spaces   three",
     "(USER)(USER)(USER)",  # so that "USER" is a token less after `</s>` than behind a space, as it is with LLaMA
     "user system assistant You are helpful.\n\nA line.\n\n\nAnother\n line. >\n <image>\n \n \n",
@@ -69,7 +69,7 @@ Turns = list[dict[str, str]]
 
 
 def llava_ids(text: str, tokenizer: Any) -> list[int]:
-    """`tokenizer_image_token`: what is between the marks is tokenised alone; only the first part keeps its BOS."""
+    """`tokenizer_image_token`: what is between the marks is tokenized alone; only the first part keeps its BOS."""
     first, *others = [list(tokenizer(part).input_ids) for part in text.split("<image>")]
     bos = int(first[:1] == [tokenizer.bos_token_id])
     for other in others:
@@ -100,7 +100,7 @@ def llava_plain(turns: Turns, tokenizer: Any) -> tuple[list[int], list[int]]:
 def llava_v1(turns: Turns, image: bool, tokenizer: Any, legacy: bool) -> tuple[list[int], list[int] | None]:
     """`preprocess_v1`: ids and labels; None where it finds a mismatch and drops the labels.
 
-    It knows the answers' places by tokenising each round and each instruction alone, so BOS stands for the `</s>`
+    It knows the answers' places by tokenizing each round and each instruction alone, so BOS stands for the `</s>`
     before a round, and the two that it subtracts are BOS and the space after "ASSISTANT:".
     """
     turns = llava_multimodal(turns) if image else turns
@@ -158,7 +158,7 @@ class SlowLlama:
 
 
 def sentencepiece_model(corpus: Sequence[str], words: int = 420) -> bytes:
-    """As LLaMA's: BPE, bytes for what it does not know, digits alone, nothing normalised."""
+    """As LLaMA's: BPE, bytes for what it does not know, digits alone, nothing normalized."""
     model, lines = io.BytesIO(), [line for text in corpus for line in text.split("\n")]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines * 20), model_writer=model, model_type="bpe", vocab_size=words,
@@ -296,7 +296,7 @@ def place_mark(text: str, place: int) -> str:
 
 
 def dialogues(count: int, seed: int, answers: Sequence[str] = ANSWERS) -> list[tuple[Turns, bool]]:
-    """Of 1 to 5 rounds, each with whether a picture goes with it. All answers occur."""
+    """Of 1 to 5 rounds, each with whether an image goes with it. All answers occur."""
     draw = random.Random(seed)
     made = []
     for number in range(count):
@@ -384,7 +384,7 @@ def test_v1_teaches_any_answer_and_nothing_else(
 @pytest.mark.parametrize("legacy", [True, False])
 def test_v1_is_what_llava_made_with_the_slow_tokenizer(llamas: dict[str, Any], model: bytes, legacy: bool) -> None:
     """LLaVA's ids came from sentencepiece. The fast tokenizers give the same ones, but for the `▁` that transformers'
-    LlamaTokenizer does not put before a part that begins with a space: the one after a picture without words."""
+    LlamaTokenizer does not put before a part that begins with a space: the one after an image without words."""
     slow = SlowLlama(model, legacy)
     for name in ["legacy", "classic"] if legacy else ["vicuna"]:
         template, bare = Template("v1", llamas[name]), 0
@@ -491,7 +491,7 @@ def test_bos_stands_once_whatever_the_tokenizer_does_by_itself(
 ) -> None:
     """A LLaMA without its BOS is not itself: transformers 5 leaves it out where tokenizer_config.json has no
     `add_bos_token`, which LLaVA's version took for true. An EOS that a tokenizer puts behind every text stands before
-    no picture. An LLM that has no BOS, such as Qwen, gets none."""
+    no image. An LLM that has no BOS, such as Qwen, gets none."""
     turns = talk(f"{IMAGE_MARK}\nWhat?", "5 dogs")
     expected = Template(name, llamas["vicuna"])(turns, True)
     assert expected.ids[0] == 1 and expected.ids.count(1) == 1
@@ -524,9 +524,9 @@ def test_plain_is_llavas_token_for_token(llama_type: tuple[Any, bool]) -> None:
             assert taught(tokenizer, encoded) == [caption + "\n" if begins else f" {caption}\n"]
 
 
-def test_plain_wants_a_picture_and_one_caption(llamas: dict[str, Any]) -> None:
-    """A text-only sample given the place of a picture that it has not; later answers dropped without a word; a mark in
-    the caption spelled out in letters, or a second picture."""
+def test_plain_wants_an_image_and_one_caption(llamas: dict[str, Any]) -> None:
+    """A text-only sample given the place of an image that it has not; later answers dropped without a word; a mark in
+    the caption spelled out in letters, or a second image."""
     template = Template("plain", llamas["classic"])
     with pytest.raises(ValueError, match="no image"):
         template(talk("What?", "A dog."), False)
@@ -649,7 +649,7 @@ def test_chat_refuses_an_answer_whose_first_token_begins_before_it(trim: bool) -
     ],
 )
 def test_chat_says_what_a_broken_template_does(template: str, words: str) -> None:
-    """A template that fails, loses the picture, leaves answers out, or asks for them with what it does not write before
+    """A template that fails, loses the image, leaves answers out, or asks for them with what it does not write before
     them (a `<think>`) would pass for a sample that teaches nothing, or teach what is never asked."""
     with pytest.raises(ValueError, match=words):
         Template("chat", byte_level(QWEN_MARKS, template, trim=False))(talk("What?", "A dog."), True)
@@ -694,8 +694,8 @@ def test_any_question_is_asked_as_in_training(
         check_question(Template(name, tokenizer), question, answer)  # type: ignore[arg-type]
 
 
-def test_a_picture_without_a_mark_goes_before_the_first_question(llamas: dict[str, Any], chats: dict[str, Any]) -> None:
-    """LLaVA would train such a sample without its picture. So would we a sample whose mark is in a turn that is
+def test_an_image_without_a_mark_goes_before_the_first_question(llamas: dict[str, Any], chats: dict[str, Any]) -> None:
+    """LLaVA would train such a sample without its image. So would we a sample whose mark is in a turn that is
     dropped: a first answer without a question, a last question without an answer."""
     spoken = talk("What?", "A dog.", "Sure?", "Yes.")
     for template in (Template("v1", llamas["vicuna"]), Template("chat", chats["qwen2"])):
@@ -794,7 +794,7 @@ def test_a_tokenizer_that_lacks_something_is_told_at_once(llamas: dict[str, Any]
 
 
 def expanded(encoded: Encoded, image_tokens: int) -> list[tuple[int, bool]]:
-    """With the picture put in."""
+    """With the image put in."""
     return [
         pair
         for token, supervised in zip(encoded.ids, encoded.supervised, strict=True)
@@ -803,9 +803,9 @@ def expanded(encoded: Encoded, image_tokens: int) -> list[tuple[int, bool]]:
 
 
 @pytest.mark.parametrize("image", [True, False])
-def test_cut_is_llavas_after_the_picture_was_put_in(llamas: dict[str, Any], image: bool) -> None:
-    """A text cut as if the picture were one token overruns the LLM's context. A length below the picture's own counted
-    from the end: the sequence came out longer than asked for, with answers to a picture that was not there."""
+def test_cut_is_llavas_after_the_image_was_put_in(llamas: dict[str, Any], image: bool) -> None:
+    """A text cut as if the image were one token overruns the LLM's context. A length below the image's own counted
+    from the end: the sequence came out longer than asked for, with answers to an image that was not there."""
     template = Template("v1", llamas["vicuna"])
     values = ("What?" + IMAGE_MARK * image, "A dog. " * 20, "Sure?", "5")
     encoded = template(talk(*values), image)
@@ -815,7 +815,7 @@ def test_cut_is_llavas_after_the_picture_was_put_in(llamas: dict[str, Any], imag
         cut = encoded.cut(length, tokens)
         assert len(cut.ids) == len(cut.supervised)
         if image and length < encoded.ids.index(IMAGE) + tokens:
-            assert cut == Encoded([], [])  # it ends before the picture does, and with it before any answer
+            assert cut == Encoded([], [])  # it ends before the image does, and with it before any answer
             assert not any(supervised for _, supervised in whole[: max(length, 0)])
         else:
             assert expanded(cut, tokens) == whole[: max(length, 0)]

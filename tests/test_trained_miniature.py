@@ -164,7 +164,7 @@ class Line(Recipe):
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    """Optimisers, schedule, order and mirroring of batches all go on where they were."""
+    """Optimizers, schedule, order and mirroring of batches all go on where they were."""
     whole = Line()
     fit(whole, tmp_path / "whole")
 

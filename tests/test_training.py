@@ -132,7 +132,7 @@ def test_plain_template_is_llavas(models_toml: Path, shards: Path, world: World)
 
 
 def test_samples_without_caption_or_region_still_count_for_the_other(models_toml: Path, shards: Path) -> None:
-    """Catches vision tokens that land in another sample's text, where one has a picture and no caption."""
+    """Catches vision tokens that land in another sample's text, where one has an image and no caption."""
     model, examples = model_and_examples(models_toml, shards)
     silent, bare = examples[0], examples[1]
     silent = silent._replace(text=Encoded(silent.text.ids[:2], [False, False]))
@@ -143,16 +143,16 @@ def test_samples_without_caption_or_region_still_count_for_the_other(models_toml
         assert both.patch.item() == pytest.approx(model(collate([silent], examples.sight)).patch.item(), abs=1e-5)
 
 
-def test_text_alone_beside_pictures(models_toml: Path, shards: Path) -> None:
-    """Stage 2 has records without a picture. Catches a shift of pictures, regions or targets between samples, and a
+def test_text_alone_beside_images(models_toml: Path, shards: Path) -> None:
+    """Stage 2 has records without an image. Catches a shift of images, regions or targets between samples, and a
     batch of text alone from which the projector gets no gradient (other ranks would wait for it)."""
     model, examples = model_and_examples(models_toml, shards, llm="full")
-    pictured = examples[0]
-    ids = [model.tokenizer.bos_token_id, *pictured.text.ids[2:7]]
+    with_image = examples[0]
+    ids = [model.tokenizer.bos_token_id, *with_image.text.ids[2:7]]
     text = examples.nothing._replace(key="text", text=Encoded(ids, [False, False, True, True, True, True]))
-    alone = [model(collate([one], examples.sight)) for one in (pictured, text)]
-    counts = [len(collate([one], examples.sight).targets) for one in (pictured, text)]
-    both = model(collate([text, pictured], examples.sight))
+    alone = [model(collate([one], examples.sight)) for one in (with_image, text)]
+    counts = [len(collate([one], examples.sight).targets) for one in (with_image, text)]
+    both = model(collate([text, with_image], examples.sight))
     expected = sum(one.caption.item() * n for one, n in zip(alone, counts, strict=True)) / sum(counts)
     assert both.caption.item() == pytest.approx(expected, abs=1e-5)
     assert both.patch.item() == pytest.approx(alone[0].patch.item(), abs=1e-6)
@@ -190,19 +190,19 @@ def test_order_is_a_function_of_seed_and_step() -> None:
     assert Order(10, 4, seed=2).step(0).tolist() != order.step(0).tolist()
 
 
-@pytest.mark.parametrize(("samples", "size", "pictures"), [(1000, 16, 600), (37, 8, 20), (64, 16, 32), (9, 9, 3)])
-def test_grouping_keeps_kinds_and_lengths_together(samples: int, size: int, pictures: int) -> None:
+@pytest.mark.parametrize(("samples", "size", "images"), [(1000, 16, 600), (37, 8, 20), (64, 16, 32), (9, 9, 3)])
+def test_grouping_keeps_kinds_and_lengths_together(samples: int, size: int, images: int) -> None:
     """Each sample once an epoch still; all but a few steps of one kind; far less padding than without. Catches epochs
     that overlap where their size is no multiple of the batch."""
     chance = np.random.default_rng(0)
-    lengths, pictured = chance.integers(1, 500, samples), np.arange(samples) < pictures
-    order = Order(samples, size, 0, lengths, pictured)
+    lengths, with_image = chance.integers(1, 500, samples), np.arange(samples) < images
+    order = Order(samples, size, 0, lengths, with_image)
     steps = [order.step(step) for step in range(3 * samples // size)]
     stream = np.concatenate(steps)
     for epoch in range(len(stream) // samples):
         assert sorted(stream[epoch * samples : (epoch + 1) * samples]) == list(range(samples))
     if samples == 1000:
-        mixed = [step for step in steps if 0 < pictured[step].sum() < size]
+        mixed = [step for step in steps if 0 < with_image[step].sum() < size]
         assert len(mixed) <= 9
         plain = Order(samples, size, 0)
         padding = [sum(lengths[o.step(n)].max() * size for n in range(60)) for o in (order, plain)]
@@ -225,7 +225,7 @@ def test_training_lowers_both_losses_and_exports(
     pad: Pad, models_toml: Path, shards: Path, world: World, tmp_path: Path, projector: str
 ) -> None:
     """The whole command; then stock transformers loads the folder, gives the same logits as our own forward pass on
-    the same picture (1e-4), and generates."""
+    the same image (1e-4), and generates."""
     clip, llm, out = models_toml.parent / "clip", models_toml.parent / "llm", tmp_path / "run"
     done = pad(
         "train", "--stage", 1, "--shards", shards, "--vision", clip, "--llm", llm, "--out", out,
@@ -265,7 +265,7 @@ def test_training_lowers_both_losses_and_exports(
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
 def test_exported_processor_shows_the_trained_view(fit: Fit, world: World) -> None:
-    """The `do_pad` trap: a model trained on padded pictures whose processor crops. Pixel for pixel."""
+    """The `do_pad` trap: a model trained on padded images whose processor crops. Pixel for pixel."""
     view = View(size=112, fit=fit)
     processor = image_processor_for(view, CLIP_MEAN, CLIP_STD)
     red, green, blue = (int(255 * channel) for channel in CLIP_MEAN)

@@ -60,7 +60,7 @@ def settings_file(path: Path, **settings: object) -> list[object]:
 def test_a_killed_training_goes_on_as_if_it_had_not_been(
     pad: Pad, stage: int, llm: str, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    """kill -9 between checkpoints. Bitwise: order, rates, beta, optimiser and dropout must all come back. Catches a
+    """kill -9 between checkpoints. Bitwise: order, rates, beta, optimizer and dropout must all come back. Catches a
     resume that repeats or skips a batch, forgets Adam's moments, or draws other dropout."""
     file = settings_file(tmp_path / "s.toml", llm=llm, checkpoint_every=3, held_out=2)
     arguments = command(stage, "--steps", 30, *file)

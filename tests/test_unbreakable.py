@@ -138,7 +138,7 @@ def test_an_image_that_kills_its_process_is_set_aside_alone(
     engine: list[object], what: str, signs: str, imported: list[object], pad: Pad, tmp_path: Path
 ) -> None:
     """A decoder that segfaults (or exits: with 0, which looks like success) ended the run, at the same image each time.
-    Its neighbours must come through; to drop what shared the worker is not enough."""
+    Its neighbors must come through; to drop what shared the worker is not enough."""
     out, whole = tmp_path / "out", tmp_path / "whole"
     imported = [*imported, "--shard-size", 2]
     code, said = finished(process([*imported, *engine, "--out", out], what))

@@ -1,4 +1,4 @@
-"""`pad view`: a report that opens from disk, looked at as files and in a real browser. `pad show`: one picture."""
+"""`pad report`: a report that opens from disk, looked at as files and in a real browser. `pad show`: one image."""
 
 from __future__ import annotations
 
@@ -138,12 +138,12 @@ def totals(report: Path) -> dict[str, int]:
 
 def test_every_image_stands_once_on_the_pages(pad: Pad, run: Path, tmp_path: Path) -> None:
     """In the run's order, failed ones too, each page and each block of the index a file of its own; a second report
-    replaces the first. Catches a last page that is lost, a picture under another's number, leftovers."""
+    replaces the first. Catches a last page that is lost, an image under another's number, leftovers."""
     report = tmp_path / "report"
     shards = open_shards(run)
     keys = [row["key"] for _, row in shards.rows()]
     for size, pages in ((1, 13), (5, 3)):
-        done = pad("view", run, "--out", report, "--page-size", size)
+        done = pad("report", run, "--out", report, "--page-size", size)
         assert done.code == 0, done.err
         assert (report / "index.html").as_uri() in done.out
         assert "view: 3 of 3 shards, 13 images" in done.err and "1 failed" in done.err
@@ -151,10 +151,10 @@ def test_every_image_stands_once_on_the_pages(pad: Pad, run: Path, tmp_path: Pat
         cards = cards_of(report)
         assert [card["key"] for card in cards] == keys
         for number, card in enumerate(cards):
-            picture = report / "pictures" / f"{number // size:06d}" / f"{number % size:03d}.jpg"
-            assert picture.exists() == (card["status"] != "failed")
-            if picture.exists():
-                image = Image.open(picture)
+            small = report / "images" / f"{number // size:06d}" / f"{number % size:03d}.jpg"
+            assert small.exists() == (card["status"] != "failed")
+            if small.exists():
+                image = Image.open(small)
                 assert image.format == "JPEG" and image.size == (card["width"], card["height"])
     index, facts = content(report, "index-000000"), content(report, "facts")
     assert (facts["images"], facts["page_size"]) == (13, 5)
@@ -165,16 +165,16 @@ def test_every_image_stands_once_on_the_pages(pad: Pad, run: Path, tmp_path: Pat
             best[region["label"]] = max(best.get(region["label"], 0), region["score"])
         named = {facts["labels"][number][0]: percent for number, percent in zip(entry[::2], entry[1::2], strict=True)}
         assert named == {label: round(100 * score) for label, score in best.items()}
-    few = pad("view", run, "--out", report, "--limit", 4, "--edge", 32)
+    few = pad("report", run, "--out", report, "--limit", 4, "--edge", 32)
     assert few.code == 0, few.err
     assert len(cards_of(report)) == 4 and len(list(report.rglob("*.jpg"))) == 3
-    assert max(Image.open(report / "pictures/000000/000.jpg").size) == 32
+    assert max(Image.open(report / "images/000000/000.jpg").size) == 32
 
 
 def test_statistics_are_those_counted_by_hand(pad: Pad, run: Path, tmp_path: Path) -> None:
     """Of three images, on paper; of all, by another way through the shards. Catches a failed image that is counted as
-    empty, an area of the view taken for one of the picture, a bin next to the right one."""
-    assert pad("view", run, "--out", tmp_path / "three", "--limit", 3).code == 0
+    empty, an area of the view taken for one of the image, a bin next to the right one."""
+    assert pad("report", run, "--out", tmp_path / "three", "--limit", 3).code == 0
     assert totals(tmp_path / "three") == {
         "images": 3, "ok": 1, "empty": 1, "failed": 1, "with a caption": 1, "tags": 2, "regions": 2, "labels": 2,
         "regions outside the view": 1,
@@ -189,7 +189,7 @@ def test_statistics_are_those_counted_by_hand(pad: Pad, run: Path, tmp_path: Pat
     assert bins("Regions per image") == {"0 regions": 1, "2 regions": 1}
     assert bins("Score of regions") == {"0.25 to 0.3": 1, "0.3 to 0.35": 1}
     assert bins("Predicted IoU of masks") == {"0.9 to 0.95": 2}
-    assert bins("Share of the picture under a mask") == {"0.1 to 0.15": 1, "0.25 to 0.3": 1}
+    assert bins("Share of the image under a mask") == {"0.1 to 0.15": 1, "0.25 to 0.3": 1}
     assert bins("Share of the view under a mask") == {"0 to 0.05": 1, "0.25 to 0.3": 1}
     assert bins("Coverage of touched patches") == {"240 to 255 of 255": 16}
     assert bins("Long edge of images") == {"0 to 128 px": 2}
@@ -197,7 +197,7 @@ def test_statistics_are_those_counted_by_hand(pad: Pad, run: Path, tmp_path: Pat
     failures = (tmp_path / "three/index.html").read_text()
     assert "there is no such file" in failures and html.escape(ODD_FILE) in failures and ODD_FILE not in failures
 
-    assert pad("view", run, "--out", tmp_path / "all").code == 0
+    assert pad("report", run, "--out", tmp_path / "all").code == 0
     stats = json.loads(pad("stats", run, "--json").out)
     found = totals(tmp_path / "all")
     assert (found["images"], found["tags"], found["regions"]) == (13, stats["tags"], stats["regions"])
@@ -224,7 +224,7 @@ def test_statistics_are_those_counted_by_hand(pad: Pad, run: Path, tmp_path: Pat
     [
         # 112 x 56 pixels, a view of 8 x 8 patches; the teal square is 28 x 28 pixels at (28, 0).
         ("crop", [28, 0, 7, 7], [0, 0, 4, 4]),  # 56 x 56 pixels in the middle
-        ("pad", [0, -28, 14, 14], [2, 2, 2, 2]),  # 112 x 112 pixels, 28 of them above the picture
+        ("pad", [0, -28, 14, 14], [2, 2, 2, 2]),  # 112 x 112 pixels, 28 of them above the image
         ("stretch", [0, 0, 14, 7], [0, 2, 4, 2]),
     ],
 )
@@ -232,9 +232,9 @@ def test_the_grid_lies_where_the_view_is(
     pad: Pad, run: Path, models_toml: Path, tmp_path: Path, fit: str, grid: list[float], patches: list[int]
 ) -> None:
     """In pixels of the original, for each fit, worked out by hand: the square's edges are edges of patches. Catches a
-    grid over the picture where the view is cut or bordered, and x for y."""
+    grid over the image where the view is cut or bordered, and x for y."""
     source = run if fit == "crop" else import_run(run.parent, models_toml, fit)
-    assert pad("view", source, "--out", tmp_path / "r", "--limit", 1).code == 0
+    assert pad("report", source, "--out", tmp_path / "r", "--limit", 1).code == 0
     (card,) = cards_of(tmp_path / "r")
     assert card["grid"] == grid
     square = next(region for region in card["regions"] if region["label"] == "teal square")
@@ -261,7 +261,7 @@ def rings(path: str) -> list[np.ndarray]:
 def test_outlines_are_those_of_the_masks(pad: Pad, run: Path, tmp_path: Path) -> None:
     """Area and place of each outline against its mask, holes taken out. Catches x for y, half a pixel's shift, a hole
     that is filled, parts that are lost."""
-    assert pad("view", run, "--out", tmp_path / "r").code == 0
+    assert pad("report", run, "--out", tmp_path / "r").code == 0
     shards, seen = open_shards(run), 0
     rows = [row for row in shards.rows() if row[1]["status"] != "failed"]
     cards = [card for card in cards_of(tmp_path / "r") if card["status"] != "failed"]
@@ -288,7 +288,7 @@ def _area(line: np.ndarray) -> float:
 
 def test_whatever_a_text_holds_it_stays_text(pad: Pad, run: Path, tmp_path: Path) -> None:
     """Label, caption and file name with markup in them: nowhere as markup, and nothing of them is lost."""
-    assert pad("view", run, "--out", tmp_path / "r").code == 0
+    assert pad("report", run, "--out", tmp_path / "r").code == 0
     page = (tmp_path / "r/index.html").read_text()
     assert "onerror=" in page and "<img" not in page and "<b " not in page
     assert re.findall(r"<script[^>]*>", page) == ['<script src="assets/overlay.js">', '<script src="assets/report.js">']
@@ -318,12 +318,12 @@ def test_memory_does_not_grow_with_the_run(
     def watched(shards: ShardFolder) -> Iterator[tuple[str, dict[str, Any]]]:
         nonlocal taken, failed, most
         for name, row in rows(shards):
-            most = max(most, taken - failed - len(list((tmp_path / "r/pictures").rglob("*.jpg"))))
+            most = max(most, taken - failed - len(list((tmp_path / "r/images").rglob("*.jpg"))))
             taken, failed = taken + 1, failed + (row["status"] == "failed")
             yield name, row
 
     monkeypatch.setattr(ShardFolder, "rows", watched)
-    done = pad("view", large, "--out", tmp_path / "r")
+    done = pad("report", large, "--out", tmp_path / "r")
     assert done.code == 0 and "65 images" in done.out, done.err
     assert 0 < most <= 2 * 8 + 1
 
@@ -342,7 +342,7 @@ def test_what_goes_wrong_is_told_in_one_line(pad: Pad, run: Path, tmp_path: Path
         ([run, "--out", "/proc/report"], "can't be written"),
         ([tmp_path / "nowhere", "--out", tmp_path / "r"], "there is no run.json"),
     ):
-        done = pad("view", *arguments)
+        done = pad("report", *arguments)
         assert done.code == 2 and done.err.startswith("error: ") and done.err.count("\n") == 1, done.err
         assert re.search(told, done.err), done.err
     assert (mine / "thesis.doc").read_text() == "mine" and not (tmp_path / "r").exists()
@@ -352,21 +352,21 @@ def test_a_report_that_was_broken_off_is_made_anew(pad: Pad, run: Path, tmp_path
     """Half a report does not open as if it were whole, and the same command finishes it."""
     shards, report = tmp_path / "shards", tmp_path / "r"
     shutil.copytree(run, shards)
-    assert pad("view", shards, "--out", report, "--page-size", 2).code == 0
+    assert pad("report", shards, "--out", report, "--page-size", 2).code == 0
     whole = (shards / "pad-000002.tar").read_bytes()
     (shards / "pad-000002.tar").write_bytes(whole[:2000])
-    broken = pad("view", shards, "--out", report, "--page-size", 2)
+    broken = pad("report", shards, "--out", report, "--page-size", 2)
     assert broken.code == 2 and "pad-000002.tar: it is damaged" in broken.err, broken.err
     assert (report / "data/page-000000.js").exists() and not (report / "index.html").exists()
     (shards / "pad-000002.tar").write_bytes(whole)
-    assert pad("view", shards, "--out", report, "--page-size", 2).code == 0
+    assert pad("report", shards, "--out", report, "--page-size", 2).code == 0
     assert len(cards_of(report)) == 13 and (report / "index.html").exists()
 
 
 def test_open_opens_what_was_written(pad: Pad, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     monkeypatch.setattr("typer.launch", opened.append)
-    assert pad("view", run, "--out", tmp_path / "r", "--limit", 1, "--open").code == 0
+    assert pad("report", run, "--out", tmp_path / "r", "--limit", 1, "--open").code == 0
     assert opened == [str(tmp_path / "r/index.html")]
 
 
@@ -397,17 +397,17 @@ def test_show_draws_what_a_build_finds(
 
 
 def test_show_refuses_in_one_line(pad: Pad, world: World, models_toml: Path, tmp_path: Path) -> None:
-    """No picture, a broken one, an output that is none or is the picture itself; before any model is loaded."""
+    """No image, a broken one, an output that is none or is the image itself; before any model is loaded."""
     image = tmp_path / "a.png"
     shutil.copyfile(sorted(world.images.iterdir())[0], image)
     before = image.read_bytes()
     (tmp_path / "cut.png").write_bytes(before[: len(before) // 2])
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     for arguments, told in (
         ([tmp_path / "none.png"], "IMAGE = .*there is no such file"),
         ([tmp_path], "IMAGE = .*this is no ordinary file"),
-        ([tmp_path / "cut.png"], "no readable picture"),
-        ([tmp_path / "text.png"], "no readable picture"),
+        ([tmp_path / "cut.png"], "no readable image"),
+        ([tmp_path / "text.png"], "no readable image"),
         ([image, "--out", tmp_path / "a.txt"], "--out = .*PNG or JPEG"),
         ([image, "--out", tmp_path / "x/a.png"], "--out = .*no such folder"),
         ([image, "--out", image], "--out = .*IMAGE itself"),
@@ -419,8 +419,8 @@ def test_show_refuses_in_one_line(pad: Pad, world: World, models_toml: Path, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "cut.png", "text.png"]
 
 
-def test_pictures_turn_as_exif_says(pad: Pad, models_toml: Path, tmp_path: Path) -> None:
-    """A picture from a phone, on its side in the file: the report's is upright, as the boxes are."""
+def test_images_turn_as_exif_says(pad: Pad, models_toml: Path, tmp_path: Path) -> None:
+    """An image from a phone, on its side in the file: the report's is upright, as the boxes are."""
     images = tmp_path / "images"
     images.mkdir()
     upright = Image.new("RGB", (40, 80), "navy")
@@ -435,11 +435,11 @@ def test_pictures_turn_as_exif_says(pad: Pad, models_toml: Path, tmp_path: Path)
     (tmp_path / "coco.json").write_text(json.dumps(coco))
     command = ["import", "coco", "--annotations", tmp_path / "coco.json", "--images", images, "--models", models_toml]
     assert pad(*command, "--out", tmp_path / "run").code == 0
-    assert pad("view", tmp_path / "run", "--out", tmp_path / "r").code == 0
+    assert pad("report", tmp_path / "run", "--out", tmp_path / "r").code == 0
     (card,) = cards_of(tmp_path / "r")
-    picture = Image.open(tmp_path / "r/pictures/000000/000.jpg").convert("RGB")
-    assert picture.size == (card["width"], card["height"]) == (40, 80)
-    red, _, blue = picture.getpixel((20, 8))  # type: ignore[misc]
+    small = Image.open(tmp_path / "r/images/000000/000.jpg").convert("RGB")
+    assert small.size == (card["width"], card["height"]) == (40, 80)
+    red, _, blue = small.getpixel((20, 8))  # type: ignore[misc]
     assert red > 200 > 100 > blue
 
 
@@ -565,9 +565,9 @@ def test_toggles_show_and_hide(page: Page) -> None:
 
 
 @pytest.mark.browser
-def test_overlays_lie_on_the_picture(page: Page) -> None:
-    """On the screen: the box, the mask and the patches of the teal square on one another, at its place in the picture,
-    for a view that is cut. Catches an overlay that is scaled otherwise than the picture."""
+def test_overlays_lie_on_the_image(page: Page) -> None:
+    """On the screen: the box, the mask and the patches of the teal square on one another, at its place in the image,
+    for a view that is cut. Catches an overlay that is scaled otherwise than the image."""
     page.visit("#show=boxes,masks,patches")
     places = page("""
       const rect = (e) => { const r = e.getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom]; };

@@ -30,7 +30,7 @@ from pad_pipeline.workflows.commands.miniature import (
     miniature_train,
 )
 from pad_pipeline.workflows.commands.models import models_check, models_fetch, models_list
-from pad_pipeline.workflows.commands.report import view
+from pad_pipeline.workflows.commands.report import report
 from pad_pipeline.workflows.commands.rewrite import filter_shards, merge, retarget
 from pad_pipeline.workflows.commands.shards import stats, verify
 from pad_pipeline.workflows.commands.show import show
@@ -60,7 +60,7 @@ models_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(models_app, name="models")
-for command in (build, train, analyze, experiment, chat, verify, stats, view, show, retarget):
+for command in (build, train, analyze, experiment, chat, verify, stats, report, show, retarget):
     app.command()(command)
 app.command("filter")(filter_shards)
 app.command()(merge)

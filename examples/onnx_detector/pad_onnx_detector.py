@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, FilePath
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.stages.compute import ComputeSettings
-from pad_pipeline.stages.custom.protocol import Box
+from pad_pipeline.stages.custom.protocol import Detection
 
 
 class OnnxSettings(BaseModel):
@@ -25,7 +25,7 @@ class OnnxSettings(BaseModel):
     """One a line, in the order of the scores."""
     score_threshold: float = Field(0.3, ge=0, le=1)
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Of a pixel's colours, 0..1; taken off."""
+    """Of a pixel's colors, 0..1; taken off."""
     deviation: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
@@ -50,7 +50,7 @@ class OnnxDetector:
             rule = f"it has {len(self.labels)} labels, and the model gives {classes} scores"
             raise UserError("detector.settings.labels", settings.labels, rule, "give the labels of this model")
 
-    def detect(self, images: list[np.ndarray], labels: list[list[str]]) -> list[list[Box]]:
+    def detect(self, images: list[np.ndarray], labels: list[list[str]]) -> list[list[Detection]]:
         """The boxes of each image's labels."""
         boxes, scores = self.session.run(["boxes", "scores"], {self.input.name: self._pixels(images)})
         return [self._boxes(*parts) for parts in zip(images, labels, boxes, scores, strict=True)]
@@ -58,18 +58,20 @@ class OnnxDetector:
     def _pixels(self, images: list[np.ndarray]) -> np.ndarray:
         square = (self.size, self.size)
         resized = [np.asarray(Image.fromarray(image).resize(square, Image.Resampling.BILINEAR)) for image in images]
-        colours = np.stack(resized).astype(np.float32) / 255
+        colors = np.stack(resized).astype(np.float32) / 255
         mean, deviation = (np.array(part, np.float32) for part in (self.settings.mean, self.settings.deviation))
-        return np.ascontiguousarray(((colours - mean) / deviation).transpose(0, 3, 1, 2))
+        return np.ascontiguousarray(((colors - mean) / deviation).transpose(0, 3, 1, 2))
 
-    def _boxes(self, image: np.ndarray, asked: list[str], boxes: np.ndarray, scores: np.ndarray) -> list[Box]:
+    def _boxes(self, image: np.ndarray, asked: list[str], boxes: np.ndarray, scores: np.ndarray) -> list[Detection]:
         height, width = image.shape[:2]
-        centre, half = boxes[:, :2], boxes[:, 2:] / 2
-        corners = np.concatenate([centre - half, centre + half], 1).clip(0, 1) * [width, height, width, height]
+        center, half = boxes[:, :2], boxes[:, 2:] / 2
+        corners = np.concatenate([center - half, center + half], 1).clip(0, 1) * [width, height, width, height]
         found = []
         for label in asked:
             number = self.labels.get(label.lower())
             if number is not None:
                 good = np.flatnonzero(scores[:, number] >= self.settings.score_threshold)
-                found += [Box(label, float(scores[query, number]), tuple(corners[query].tolist())) for query in good]
+                found += [
+                    Detection(label, float(scores[query, number]), tuple(corners[query].tolist())) for query in good
+                ]
         return found

@@ -10,11 +10,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 BLUE, GREY = "#3465a4", "#b8bcc2"
-"""What was measured, and what it is to be held against: told apart without colours too."""
+"""What was measured, and what it is to be held against: told apart without colors too."""
 
 
 def draw_charts(found: Mapping[str, Any], out: Path) -> list[Path]:
-    """A picture for each analysis in a result.
+    """An image for each analysis in a result.
 
     Args:
         found: as `pad analyze` has it.
@@ -49,8 +49,8 @@ def draw_charts(found: Mapping[str, Any], out: Path) -> list[Path]:
         made.append(_bars(out / "lens.png", bars, "share of patches", plain=("readable",)))
     if "overlap" in found:
         one = found["overlap"]
-        bars = {name.replace("_", " "): one.get(name) for name in ("patches", "pictures", "pictures_by_chance")}
-        made.append(_bars(out / "overlap.png", bars, f"share of {one['k']} nearest neighbours kept", plain=("chance",)))
+        bars = {name.replace("_", " "): one.get(name) for name in ("patches", "images", "images_by_chance")}
+        made.append(_bars(out / "overlap.png", bars, f"share of {one['k']} nearest neighbors kept", plain=("chance",)))
     return made
 
 
@@ -62,8 +62,8 @@ def draw_grid(cells: Mapping[str, Mapping[str, Sequence[float]]], path: Path) ->
         values = [[value for value in cells[cell][column] if math.isfinite(value)] for cell in cells]
         means = [sum(one) / len(one) if one else 0.0 for one in values]
         axes.barh(list(cells), means, color=GREY)
-        for place, one in enumerate(values):
-            axes.plot(one, [place] * len(one), "o", color=BLUE, markersize=4)
+        for position, one in enumerate(values):
+            axes.plot(one, [position] * len(one), "o", color=BLUE, markersize=4)
         axes.set_title(column.replace(".", " ").replace("_", " "), fontsize=10, loc="left")
         axes.invert_yaxis()
     figure.savefig(path, dpi=120)

@@ -1,4 +1,4 @@
-"""Pictures of an analysis."""
+"""Images of an analysis."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def draw_words(
     """The view with the first words of matching pursuit in each token's cell, the strongest on top.
 
     Args:
-        pixels: float32 `[3, size, size]`, normalised.
+        pixels: float32 `[3, size, size]`, normalized.
         subject: whose tokens they are.
         vocabulary: of its LLM.
         words: int64 `[M, K]`.
@@ -33,8 +33,8 @@ def draw_words(
     canvas = Image.fromarray(np.ascontiguousarray(shown)).resize((grid * CELL, grid * CELL), Image.Resampling.BICUBIC)
     canvas = Image.blend(canvas, Image.new("RGB", canvas.size, (255, 255, 255)), 0.35)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
-    for place, (row, weights) in enumerate(zip(words.tolist(), coefficients.tolist(), strict=True)):
-        left, top = place % grid * CELL, place // grid * CELL
+    for position, (row, weights) in enumerate(zip(words.tolist(), coefficients.tolist(), strict=True)):
+        left, top = position % grid * CELL, position // grid * CELL
         draw.rectangle((left, top, left + CELL, top + CELL), outline=(190, 190, 190))
         said = [vocabulary.words[token] for token, weight in zip(row, weights, strict=True) if weight > 0][:LINES]
         for line, word in enumerate(said):

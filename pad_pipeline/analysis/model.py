@@ -18,7 +18,7 @@ from pad_pipeline.shards.run import Run
 from pad_pipeline.training.abstractor import CAbstractor
 from pad_pipeline.training.chat import load_llava
 from pad_pipeline.training.examples import Sight
-from pad_pipeline.training.model import LLMS, TOWERS, context_of, normalisation, vision_config
+from pad_pipeline.training.model import LLMS, TOWERS, context_of, normalization, vision_config
 from pad_pipeline.training.projector import load_projector
 from pad_pipeline.weights import fetch_model
 
@@ -69,7 +69,7 @@ class Subject:
         self.projector: nn.Module = load_projector(path).to(self.device, dtype).eval()
         self.tower = load_pretrained("--vision", self.vision_folder, kind, dtype).to(self.device).eval()
         self.llm = load_pretrained("--llm", self.words_folder, AutoModelForCausalLM, dtype).to(self.device).eval()
-        self.mean, self.std = normalisation(self.vision_folder)
+        self.mean, self.std = normalization(self.vision_folder)
         self.layer, layers = layer, int(self.tower.config.num_hidden_layers)
         if not -layers - 1 <= layer <= layers:
             rule = f"the tower has {layers} layers"
@@ -125,7 +125,7 @@ class Subject:
         return int(self.projector.tokens**0.5) if isinstance(self.projector, CAbstractor) else self.grid
 
     def sight(self, view: View) -> Sight:
-        """How a run's pictures are shown to the tower.
+        """How a run's images are shown to the tower.
 
         Raises:
             UserError: the shards' masks are cut for another view.
@@ -141,7 +141,7 @@ class Subject:
 
     @torch.inference_mode()
     def see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures `[B, 3, size, size]` -> patches `[B, P, c]` and, projected, tokens `[B, M, d]`, row by row."""
+        """Images `[B, 3, size, size]` -> patches `[B, P, c]` and, projected, tokens `[B, M, d]`, row by row."""
         dtype = next(self.tower.parameters()).dtype
         states = self.tower(pixels.to(self.device, dtype), output_hidden_states=True).hidden_states
         patches = states[self.layer][:, -(self.grid**2) :]  # CLIP's CLS stands in front

@@ -1,4 +1,4 @@
-"""What an analysis reads: pictures of PAD shards with the patches that each label is shown on."""
+"""What an analysis reads: images of PAD shards with the patches that each label is shown on."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from pad_pipeline.training.examples import Sight, decode_settings
 
 THREADS = 4
 AT_A_TIME = 256
-"""Pictures whose labels are read between two signs of progress."""
+"""Images whose labels are read between two signs of progress."""
 
 
 class Shown(NamedTuple):
-    """A picture and what is where on it."""
+    """An image and what is where on it."""
 
     key: str
     pixels: Tensor
-    """float32 `[3, size, size]`, normalised."""
+    """float32 `[3, size, size]`, normalized."""
     labels: list[str]
     """Each once, in order."""
     shown: Tensor
@@ -37,7 +37,7 @@ class Shown(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Pictures as the model sees them."""
+    """Images as the model sees them."""
 
     shown: list[Shown]
     before: Tensor
@@ -49,7 +49,7 @@ class Seen(NamedTuple):
 def seen(
     shards: ShardFolder, rows: Rows, count: int, subject: Subject, rule: PatchRule = "argmax", batch: int = 32
 ) -> Iterator[Seen]:
-    """The pictures of a run that did not fail, in its order; pictures are read while others are computed.
+    """The images of a run that did not fail, in its order; images are read while others are computed.
 
     Args:
         shards: the run.
@@ -57,10 +57,10 @@ def seen(
         count: how many of them, the first.
         subject: the model that looks at them.
         rule: which patches a mask shows; `soft` counts all that it touches, as `any` does.
-        batch: pictures that are computed at a time.
+        batch: images that are computed at a time.
 
     Raises:
-        UserError: the model has another view, or a picture can't be decoded.
+        UserError: the model has another view, or an image can't be decoded.
     """
     sight = subject.sight(shards.run.view)
     with ThreadPoolExecutor(THREADS) as threads:
@@ -84,7 +84,7 @@ def _read(
     try:
         pixels = sight.pixels(sample.image, decode_settings(shards))
     except BadImage as error:
-        rule_ = f"the picture of {sample.key} can't be decoded ({error})"
+        rule_ = f"the image of {sample.key} can't be decoded ({error})"
         raise UserError("--shards", shards.folder, rule_, f"see `pad verify --deep {shards.folder}`") from error
     names = [region["label"] for region in sample.meta["regions"]]
     labels = list(dict.fromkeys(names))
@@ -101,7 +101,7 @@ def _read(
 
 
 def label_names(shards: ShardFolder, rows: Rows, count: int, progress: Callable[[int], object]) -> list[str]:
-    """Every label of the first `count` of these pictures, each once, sorted.
+    """Every label of the first `count` of these images, each once, sorted.
 
     Args:
         shards: the run.
@@ -123,5 +123,5 @@ def label_names(shards: ShardFolder, rows: Rows, count: int, progress: Callable[
 
 
 def seeded(key: str, seed: int) -> np.random.Generator:
-    """Chance that is a function of the picture, in whatever order pictures come."""
+    """Chance that is a function of the image, in whatever order images come."""
     return np.random.default_rng([seed, *key.encode()])

@@ -1,5 +1,5 @@
-"""The five analyses over the pictures of a run. Each takes batch after batch and keeps sums alone, so that memory does
-not grow with the pictures."""
+"""The five analyses over the images of a run. Each takes batch after batch and keeps sums alone, so that memory does
+not grow with the images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import PatchRule
 from pad_pipeline.measures.align import Align, ThresholdRule
 from pad_pipeline.measures.entropy import PooledEntropy, von_neumann_entropy
-from pad_pipeline.measures.overlap import neighbour_overlap
+from pad_pipeline.measures.overlap import neighbor_overlap
 from pad_pipeline.measures.pursuit import pursue, unit
 from pad_pipeline.measures.vocabulary import ROWS, Vocabulary, WordFilter, nearest_word
 
@@ -35,14 +35,14 @@ class AnalysisSettings(BaseModel):
     """Of the controls: shuffled labels, shuffled patches, the untrained projector."""
     unit: Literal["nats", "bits"] = "nats"
     """Of entropies."""
-    centre: bool = False
+    center: bool = False
     """Entropy of vectors less their mean."""
     threshold_rule: ThresholdRule = "best"
     """When a token says a label, see `ThresholdRule`."""
     threshold: float = Field(0.5, ge=-1, le=1)
     """The cosine of the rule `fixed`."""
     among: Literal["image", "all"] = "image"
-    """Which labels a patch chooses from by the rule `argmax`: those of its picture, or those of all pictures."""
+    """Which labels a patch chooses from by the rule `argmax`: those of its image, or those of all images."""
     steps: int = Field(5, ge=1)
     """Words that matching pursuit takes for a token; the paper's K."""
     orthogonal: bool = False
@@ -53,8 +53,8 @@ class AnalysisSettings(BaseModel):
     """Which tokens matching pursuit chooses from."""
     lens_layer: int = -1
     """Hidden state of the LLM that the logit lens reads; -1: the last."""
-    neighbours: int = Field(10, ge=1)
-    """k of the neighbour overlap."""
+    neighbors: int = Field(10, ge=1)
+    """k of the neighbor overlap."""
     least_align: float = Field(0.15, ge=0, le=1)
     """Align below it is a sign of failure; the paper's."""
     above_chance: float = Field(1.2, ge=0)
@@ -67,7 +67,7 @@ class Study(Protocol):
     """One analysis."""
 
     def add(self, batch: Seen) -> None:
-        """Take pictures."""
+        """Take images."""
         ...
 
     def result(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class EntropyStudy:
         self.most: dict[str, float] = {}
 
     def add(self, batch: Seen) -> None:
-        """Take pictures."""
+        """Take images."""
         self.most = {
             name: math.log(min(one.shape[-2:])) for name, one in (("before", batch.before), ("after", batch.after))
         }
@@ -118,14 +118,14 @@ class EntropyStudy:
         for name, sets in (("before", [batch.before]), ("after", [batch.after]), ("text", texts)):
             for vectors in sets:
                 if vectors.numel():
-                    self.image[name].add(von_neumann_entropy(vectors, self.settings.centre))
+                    self.image[name].add(von_neumann_entropy(vectors, self.settings.center))
                     self._pool(name, vectors.shape[-1]).add(vectors)
         for one in batch.shown:
             if one.labels:
                 self._labels(one, batch.after.device)
 
     def _pool(self, name: str, width: int) -> PooledEntropy:
-        return self.pooled.setdefault(name, PooledEntropy(width, self.settings.centre))
+        return self.pooled.setdefault(name, PooledEntropy(width, self.settings.center))
 
     def _text(self, caption: str) -> Tensor:
         ids = self.subject.tokenizer(caption, add_special_tokens=False)["input_ids"]
@@ -141,12 +141,12 @@ class EntropyStudy:
         if not len(mix):
             return
         across = torch.linalg.qr(words.mT, mode="r").R  # words = across^T Q^T
-        self.image["labels"].add(von_neumann_entropy(mix @ across.mT, self.settings.centre))
+        self.image["labels"].add(von_neumann_entropy(mix @ across.mT, self.settings.center))
         self._pool("labels", words.shape[-1]).add_mixed(mix, words.to(device))
 
     def result(self) -> dict[str, Any]:
-        """`image`: mean over pictures; `pooled`: of all vectors at once; each with its bounds, ln min(vectors, width),
-        which for pictures are alike on both sides where neither width is below the number of patches."""
+        """`image`: mean over images; `pooled`: of all vectors at once; each with its bounds, ln min(vectors, width),
+        which for images are alike on both sides where neither width is below the number of patches."""
         scale = 1 / math.log(2) if self.settings.unit == "bits" else 1.0
         image = {name: mean.value() * scale for name, mean in self.image.items()}
         pooled = {name: one.entropy() * scale for name, one in self.pooled.items()}
@@ -174,7 +174,7 @@ class AlignStudy:
         self.everywhere = Mean()
 
     def add(self, batch: Seen) -> None:
-        """Take pictures."""
+        """Take images."""
         with torch.inference_mode():
             untrained = self.fresh(batch.before)
         for one, tokens, raw in zip(batch.shown, batch.after, untrained, strict=True):
@@ -183,14 +183,14 @@ class AlignStudy:
             rng, shown = seeded(one.key, self.settings.seed), one.shown.to(tokens.device)
             visible = one.shown[one.shown.any(-1)]
             self.everywhere.add(visible.float().mean(-1))
-            places = torch.from_numpy(rng.permutation(len(tokens))).to(tokens.device)
+            positions = torch.from_numpy(rng.permutation(len(tokens))).to(tokens.device)
             words = self.subject.embed(one.labels).to(tokens.device)
             rivals = self._rivals(tokens.device)
             self.scores["align"].add(tokens, words, shown, rivals)
             if wrong := self._others(one.labels, rng):
                 strange = self.subject.embed(wrong).to(tokens.device)
                 self.scores["shuffled_labels"].add(tokens, strange, shown, rivals)
-            self.scores["shuffled_patches"].add(tokens[places], words, shown, rivals)
+            self.scores["shuffled_patches"].add(tokens[positions], words, shown, rivals)
             self.scores["untrained_projector"].add(raw, words, shown, rivals)
 
     def _rivals(self, device: torch.device) -> Tensor | None:
@@ -201,7 +201,7 @@ class AlignStudy:
         return self._all
 
     def _others(self, own: list[str], rng: np.random.Generator) -> list[str]:
-        """As many labels that the picture does not have; none where there is no other."""
+        """As many labels that the image does not have; none where there is no other."""
         mine = sorted(self.numbers[label] for label in own)
         others = len(self.labels) - len(mine)
         if not others:
@@ -212,7 +212,7 @@ class AlignStudy:
         return [self.labels[number] for number in chosen]
 
     def result(self) -> dict[str, Any]:
-        """Align and its controls, the pairs of picture and label that it is a mean over, the threshold. `everywhere` is
+        """Align and its controls, the pairs of image and label that it is a mean over, the threshold. `everywhere` is
         what it would be were every label found on every patch: the best threshold never gives less, whatever the model.
         """
         found: dict[str, Any] = {name: score.value() for name, score in self.scores.items()}
@@ -242,11 +242,11 @@ class WordTally:
         self.first_true = Mean()
 
     def add(self, words: Tensor, labels: list[str], shown: Tensor, said_so: Tensor | None = None) -> None:
-        """Take a picture.
+        """Take an image.
 
         Args:
             words: int64 `[M, K]`, what was said for each patch.
-            labels: of the picture.
+            labels: of the image.
             shown: bool `[L, M]`.
             said_so: bool `[M, K]`, which of the words are said; all by default. Others are true of nothing.
         """
@@ -291,12 +291,12 @@ class PursuitStudy:
         self.residual = [Mean() for _ in range(settings.steps + 1)]
 
     def add(self, batch: Seen) -> None:
-        """Take pictures."""
+        """Take images."""
         words, coefficients, residual = self.decompose(batch.after.flatten(0, 1))
         for mean, values in zip(self.residual, residual.T, strict=True):
             mean.add(values)
-        pictures = len(batch.shown)
-        for one, own, said in zip(batch.shown, words.chunk(pictures), (coefficients > 0).chunk(pictures), strict=True):
+        images = len(batch.shown)
+        for one, own, said in zip(batch.shown, words.chunk(images), (coefficients > 0).chunk(images), strict=True):
             self.tally.add(own, one.labels, one.shown, said)  # a word that is taken away is not said
 
     def decompose(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -326,7 +326,7 @@ class LensStudy:
 
     @torch.inference_mode()
     def add(self, batch: Seen) -> None:
-        """Take pictures."""
+        """Take images."""
         said = self._logit_lens(batch.after)
         nearest = self.atoms[nearest_word(batch.after.flatten(0, 1), self.matrix).cpu()]
         for one, own, logit in zip(batch.shown, nearest.chunk(len(said)), said, strict=True):
@@ -334,7 +334,7 @@ class LensStudy:
             self.logit.add(logit[:, None], one.labels, one.shown)
 
     def _logit_lens(self, tokens: Tensor) -> Tensor:
-        """int64 `[B, M]`: the likeliest ordinary token at each place of a sequence of BOS and picture."""
+        """int64 `[B, M]`: the likeliest ordinary token at each place of a sequence of BOS and image."""
         llm = self.subject.llm
         inner = getattr(llm.model, "language_model", llm.model)
         begin = self.subject.tokenizer.bos_token_id
@@ -357,29 +357,29 @@ class LensStudy:
 
 
 class OverlapStudy:
-    """The share of nearest neighbours that the projector keeps: among the patches of a picture, and among pictures."""
+    """The share of nearest neighbors that the projector keeps: among the patches of an image, and among images."""
 
-    PICTURES = 2000
+    IMAGES = 2000
     """Whose mean vectors are compared; the first ones."""
 
     def __init__(self, settings: AnalysisSettings) -> None:
-        self.k = settings.neighbours
+        self.k = settings.neighbors
         self.patches = Mean()
         self.means: list[tuple[Tensor, Tensor]] = []
 
     def add(self, batch: Seen) -> None:
-        """Take pictures."""
+        """Take images."""
         if batch.before.shape[1] == batch.after.shape[1] > self.k:  # a C-Abstractor's tokens are no patches
-            self.patches.add(neighbour_overlap(batch.before, batch.after, self.k))
+            self.patches.add(neighbor_overlap(batch.before, batch.after, self.k))
         for before, after in zip(batch.before, batch.after, strict=True):
-            if len(self.means) < self.PICTURES:
+            if len(self.means) < self.IMAGES:
                 self.means.append((before.float().mean(0).cpu(), after.float().mean(0).cpu()))
 
     def result(self) -> dict[str, Any]:
-        """Shares, 0..1, with what chance would give among the pictures."""
-        found: dict[str, Any] = {"k": self.k, "patches": self.patches.value(), "pictures": math.nan}
+        """Shares, 0..1, with what chance would give among the images."""
+        found: dict[str, Any] = {"k": self.k, "patches": self.patches.value(), "images": math.nan}
         if len(self.means) > self.k:
             before, after = (torch.stack(vectors) for vectors in zip(*self.means, strict=True))
-            found |= {"pictures": float(neighbour_overlap(before, after, self.k))}
-            found |= {"pictures_by_chance": self.k / (len(self.means) - 1)}
+            found |= {"images": float(neighbor_overlap(before, after, self.k))}
+            found |= {"images_by_chance": self.k / (len(self.means) - 1)}
         return found

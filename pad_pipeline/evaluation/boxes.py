@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.records import Box
 
-Box = tuple[float, float, float, float]
-"""`x0, y0, x1, y1`."""
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """IoUs of the curve."""
 _NUMBER = r"\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*"
@@ -28,9 +27,9 @@ class Expression(NamedTuple):
     """Its file's name, relative to the images' folder."""
     text: str
     box: Box
-    """In pixels of the original picture."""
+    """In pixels of the original image."""
     size: tuple[int, int]
-    """Width and height of the picture."""
+    """Width and height of the image."""
 
 
 def read_expressions(path: Path) -> list[Expression]:
@@ -81,9 +80,9 @@ def _of_mdetr(data: dict[str, Any]) -> list[Expression]:
 def _checked(one: Expression, where: str) -> Expression:
     x0, y0, x1, y1 = one.box
     if not (isinstance(one.image, str) and isinstance(one.text, str)):
-        raise ValueError(f"{where}: picture and phrase should be texts")
+        raise ValueError(f"{where}: image and phrase should be texts")
     if not (all(type(edge) is int and edge > 0 for edge in one.size) and x0 < x1 and y0 < y1):
-        raise ValueError(f"{where}: the box {list(one.box)} of a picture of {one.size} has no area")
+        raise ValueError(f"{where}: the box {list(one.box)} of an image of {one.size} has no area")
     return one
 
 
@@ -108,8 +107,8 @@ def on_original(box: Box, size: tuple[int, int]) -> Box:
 
 
 def from_square(box: Box, size: tuple[int, int]) -> Box:
-    """Shares of the square that the picture was padded to -> pixels of the original: the frame of LLaVA, which is
-    taught boxes of the padded picture. The picture stands in the middle, half a pixel up and left where it can't."""
+    """Shares of the square that the image was padded to -> pixels of the original: the frame of LLaVA, which is
+    taught boxes of the padded image. The image stands in the middle, half a pixel up and left where it can't."""
     width, height = size
     edge = max(size)
     left, top = (edge - width) // 2, (edge - height) // 2

@@ -34,14 +34,14 @@ def score_captions(said: Sequence[str], references: Sequence[Sequence[str]]) -> 
     """BLEU-1 to BLEU-4, ROUGE-L and CIDEr of all captions, in COCO's units: shares of 1, CIDEr of 10.
 
     Args:
-        said: one caption a picture.
+        said: one caption an image.
         references: one or more each.
 
     Raises:
-        ValueError: there is none, or a picture has no reference.
+        ValueError: there is none, or an image has no reference.
     """
     if not said or len(said) != len(references) or not all(references):
-        raise ValueError("captions and references should be as many, and every picture should have a reference")
+        raise ValueError("captions and references should be as many, and every image should have a reference")
     mine, theirs = [words_of(text) for text in said], [[words_of(text) for text in texts] for texts in references]
     scores = {f"BLEU-{order}": value for order, value in enumerate(bleu(mine, theirs), 1)}
     return scores | {"ROUGE-L": rouge_l(mine, theirs), "CIDEr": cider(mine, theirs)}
@@ -94,8 +94,8 @@ def longest_common(a: Words, b: Words) -> int:
     for word in a:
         before = row
         row = [0]
-        for place, other in enumerate(b):
-            row.append(before[place] + 1 if word == other else max(before[place + 1], row[place]))
+        for position, other in enumerate(b):
+            row.append(before[position] + 1 if word == other else max(before[position + 1], row[position]))
     return row[-1]
 
 
@@ -104,16 +104,16 @@ def cider(said: Sequence[Words], references: Sequence[Sequence[Words]]) -> float
     tf-idf vectors of n-grams, a caption's clipped to the reference's, times exp(-(difference in length)^2 / 2 sigma^2).
 
     As in COCO's evaluation, the length is that of the bigrams and idf is taken over the references that are scored, so
-    that of one picture it is 0.
+    that of one image it is 0.
     """
     documents: Counter[tuple[str, ...]] = Counter()
     for refs in references:
         documents.update({gram for ref in refs for order in range(1, ORDER + 1) for gram in ngrams(ref, order)})
-    pictures = math.log(len(said))
+    images = math.log(len(said))
 
     def vector(words: Words, order: int) -> dict[tuple[str, ...], float]:
         counts = ngrams(words, order)
-        return {gram: count * (pictures - math.log(max(1, documents[gram]))) for gram, count in counts.items()}
+        return {gram: count * (images - math.log(max(1, documents[gram]))) for gram, count in counts.items()}
 
     total = 0.0
     for words, refs in zip(said, references, strict=True):

@@ -26,7 +26,7 @@ TEMPLATE = """\
 # {name}
 
 A Patch-Aligned Dataset (PAD, [arXiv 2505.17316](https://arxiv.org/abs/2505.17316)), written by `pad`: images with
-labelled regions, each as a mask on the patch grid of a vision encoder and the averaged word embedding of its label in
+labeled regions, each as a mask on the patch grid of a vision encoder and the averaged word embedding of its label in
 an LLM.
 
 ## What is in it
@@ -46,11 +46,11 @@ embedding has {width} numbers.
 
 {made}
 
-| model | name | licence | sha256 | settings that decide what is kept |
+| model | name | license | sha256 | settings that decide what is kept |
 | --- | --- | --- | --- | --- |
 {models}
 
-The licences are those that the models' authors state, where `pad` knows them. The images have licences of their
+The licenses are those that the models' authors state, where `pad` knows them. The images have licenses of their
 owners; `license` above is what the publisher of this dataset states about the images.
 
 ## How it is read
@@ -70,8 +70,8 @@ for sample in load_dataset("{repository}", split="train", streaming=True):
 def card(
     stats: Statistics,
     name: str,
-    licence: str,
-    licences: Mapping[str, str] | None = None,
+    license: str,
+    licenses: Mapping[str, str] | None = None,
     repository: str = REPOSITORY,
 ) -> str:
     """Write the card.
@@ -79,14 +79,14 @@ def card(
     Args:
         stats: of the whole run.
         name: the dataset's.
-        licence: of the images.
-        licences: of models, by their name in the settings or their sha256.
+        license: of the images.
+        licenses: of models, by their name in the settings or their sha256.
         repository: `owner/name` on the hub.
     """
     run = stats.shards.run
     head = DatasetCardData(
         pretty_name=name,
-        license=licence,
+        license=license,
         task_categories=["image-to-text", "image-segmentation"],
         tags=["webdataset", "patch-aligned", "multimodal", "arxiv:2505.17316"],
         size_categories=[next((said for said, most in _SIZES if stats.images < most), "n>10M")],
@@ -108,7 +108,7 @@ def card(
         width=run.embedding_width,
         labels=_table((_cell(label), number) for label, number in stats.labels.most_common(MOST_LABELS)),
         made=_made(run),
-        models=_table(_row(what, model, licences or {}) for what, model in models(run)),
+        models=_table(_row(what, model, licenses or {}) for what, model in models(run)),
         repository=repository,
     )
 
@@ -138,8 +138,8 @@ def _origin(origin: Origin) -> str:
     return " ".join([said, *(f"Then `pad retarget` changed the regions: {edit}." for edit in edits)])
 
 
-def _row(what: str, model: Model, licences: Mapping[str, str]) -> tuple[str, ...]:
-    known = (licences[key] for key in (model.name, *model.hashes.values()) if key in licences)
+def _row(what: str, model: Model, licenses: Mapping[str, str]) -> tuple[str, ...]:
+    known = (licenses[key] for key in (model.name, *model.hashes.values()) if key in licenses)
     hashes = ", ".join(_cell(f"{name} {sha[:16]}") for name, sha in model.hashes.items())
     deciding = ", ".join(_setting(name, value) for name, value in model.deciding.items())
     return what, _cell(model.name), next(known, "see the model's own page"), hashes, deciding

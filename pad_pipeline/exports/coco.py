@@ -1,4 +1,4 @@
-"""Shards -> COCO: `instances.json` with masks as compressed RLE, and the pictures beside it.
+"""Shards -> COCO: `instances.json` with masks as compressed RLE, and the images beside it.
 
 What COCO has no word for (scores, alternates, the exact box, tags, dialogues) stands under `pad`, so that `pad import
 coco` gives the same regions back.
@@ -26,7 +26,7 @@ from pad_pipeline.shards.reader import Sample, ShardFolder
 def export_coco(
     shards: ShardFolder,
     target: Target,
-    pictures: str = "images",
+    images: str = "images",
     annotations: str = "instances.json",
     enclosing: bool = False,
 ) -> Iterator[Counter[str]]:
@@ -35,7 +35,7 @@ def export_coco(
     Args:
         shards: to read.
         target: the folder to write into.
-        pictures: folder in it for the pictures, with their bytes as they were.
+        images: folder in it for the images, with their bytes as they were.
         annotations: the file in it.
         enclosing: `bbox` is the smallest box around the mask, in whole pixels, and not the box that was detected.
 
@@ -54,7 +54,7 @@ def export_coco(
                 sample = shards.sample(name, row)
                 number = counts["images"] = counts["images"] + 1
                 file = f"{sample.key}.{_ending(sample)}"
-                target.write(f"{pictures}/{file}", sample.image)
+                target.write(f"{images}/{file}", sample.image)
                 _item(out, number == 1, _image(number, file, sample))
                 for region in checked_regions(sample):
                     counts["regions"] += 1
@@ -77,14 +77,14 @@ def _info(shards: ShardFolder) -> dict[str, Any]:
 
 
 def _ending(sample: Sample) -> str:
-    """How the picture's file ends.
+    """How the image's file ends.
 
     Raises:
         UserError: its shard names a format that there is not.
     """
     kind = sample.meta.get("format")
     if not isinstance(kind, str) or kind not in ENDINGS:
-        rule = "this is no format of pictures that pad decodes"
+        rule = "this is no format of images that pad decodes"
         raise UserError(f"SHARDS: format of {sample.key}", repr(kind)[:80], rule, "see `pad verify --deep`")
     return ENDINGS[kind]
 
@@ -128,7 +128,7 @@ def export_fiftyone(shards: ShardFolder, target: Target) -> Iterator[Counter[str
 
     FiftyOne cuts a mask at its `bbox`, so each is the box around the mask; the one that was detected is `pad.box`.
     """
-    target.place("data").mkdir(exist_ok=True)
+    target.path_of("data").mkdir(exist_ok=True)
     return export_coco(shards, target, "data", "labels.json", enclosing=True)
 
 

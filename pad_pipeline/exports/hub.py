@@ -30,8 +30,8 @@ def export_hub(
     shards: ShardFolder,
     target: Target,
     name: str,
-    licence: str,
-    licences: Mapping[str, str] | None = None,
+    license: str,
+    licenses: Mapping[str, str] | None = None,
     repository: str = REPOSITORY,
 ) -> Iterator[Counter[str]]:
     """Write the folder of the repository; yields as `export_coco` does. Of an earlier export nothing stays: the shards
@@ -41,8 +41,8 @@ def export_hub(
         shards: of a run that is finished.
         target: the folder.
         name: the dataset's, for the card.
-        licence: of the pictures, by the hub's names; `other` where it is none of them.
-        licences: of models, see `card`.
+        license: of the images, by the hub's names; `other` where it is none of them.
+        licenses: of models, see `card`.
         repository: where it will be on the hub, for the card.
 
     Raises:
@@ -66,7 +66,7 @@ def export_hub(
         yield Counter(images=stats.images, regions=stats.regions)
     for file in (PLAN_NAME, RUN_NAME):
         _take(shards, file, target)
-    target.write(CARD, card(stats, name, licence, licences, repository).encode())
+    target.write(CARD, card(stats, name, license, licenses, repository).encode())
 
 
 def _take(shards: ShardFolder, name: str, target: Target, link: bool = False) -> None:

@@ -10,7 +10,7 @@ from pad_pipeline.shards.reader import Sample
 
 
 def checked_regions(sample: Sample) -> list[dict[str, Any]]:
-    """The regions of a sample, each with a mask of the picture's size.
+    """The regions of a sample, each with a mask of the image's size.
 
     Raises:
         UserError: a mask is none.

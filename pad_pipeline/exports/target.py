@@ -38,7 +38,7 @@ class Target:
                 "--out", path, f"it can't be written ({error.strerror})", "choose another folder"
             ) from error
 
-    def place(self, name: str) -> Path:
+    def path_of(self, name: str) -> Path:
         """Where file `name` stands.
 
         Raises:
@@ -54,7 +54,7 @@ class Target:
     @contextmanager
     def file(self, name: str) -> Iterator[Path]:
         """A path to write to; where the block ends well, it becomes file `name`: whole, or not there."""
-        path = self.place(name)
+        path = self.path_of(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
         partial.unlink(missing_ok=True)  # of an export that was killed; never written into, for it may be a link
@@ -74,7 +74,7 @@ class Target:
 
     def write(self, name: str, content: bytes) -> None:
         """A whole file; left as it is where it has that many bytes already, so that a second export is quick."""
-        path = self.place(name)
+        path = self.path_of(name)
         if not (path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content):
             with self.file(name) as partial:
                 partial.write_bytes(content)

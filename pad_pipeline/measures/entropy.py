@@ -1,4 +1,4 @@
-"""Compression: the von Neumann entropy of a set of embeddings, of one picture or of many."""
+"""Compression: the von Neumann entropy of a set of embeddings, of one image or of many."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import torch
 from torch import Tensor
 
 
-def von_neumann_entropy(vectors: Tensor, centre: bool = False) -> Tensor:
+def von_neumann_entropy(vectors: Tensor, center: bool = False) -> Tensor:
     """H = -sum_i l_i ln l_i over the eigenvalues l of rho = X X^T / tr(X X^T), in nats.
 
     rho is the Gram matrix of the vectors with its trace made 1 (arXiv 2505.17316 names the measure and leaves
-    normalisation and pooling open). Of X X^T and X^T X, whose eigenvalues other than 0 are the same, the smaller is
+    normalization and pooling open). Of X X^T and X^T X, whose eigenvalues other than 0 are the same, the smaller is
     taken. 0 where all vectors point one way, at most ln min(n, d), which orthogonal vectors of one length reach.
 
     Args:
         vectors: `[..., n, d]`, a set each.
-        centre: take the set's mean away first.
+        center: take the set's mean away first.
 
     Returns:
         `[...]` float64; 0 for a set of zeros.
     """
     rows = vectors.double()
-    if centre:
+    if center:
         rows = rows - rows.mean(-2, keepdim=True)
     wide = rows.shape[-1] > rows.shape[-2]
     return entropy_of(rows @ rows.mT if wide else rows.mT @ rows)
@@ -40,11 +40,11 @@ class PooledEntropy:
     """The same over all vectors of many sets, of which only the `[d, d]` Gram matrix is kept.
 
     The bound is ln d, another one before and after a projector that changes d: the difference of two pooled entropies
-    is not on one scale, as that of single pictures is.
+    is not on one scale, as that of single images is.
     """
 
-    def __init__(self, width: int, centre: bool = False) -> None:
-        self.width, self.centre = width, centre
+    def __init__(self, width: int, center: bool = False) -> None:
+        self.width, self.center = width, center
         self.count = 0
         self._sum: Tensor | float = 0.0
         self._gram: Tensor = torch.zeros(width, width, dtype=torch.float64)
@@ -72,6 +72,6 @@ class PooledEntropy:
         if not self.count:
             return math.nan
         gram = self._gram
-        if self.centre and isinstance(self._sum, Tensor):
+        if self.center and isinstance(self._sum, Tensor):
             gram = gram - torch.outer(self._sum, self._sum) / self.count
         return float(entropy_of(gram))

@@ -1,4 +1,4 @@
-"""Whether neighbours stay neighbours: k-nearest-neighbour overlap before and after the projector."""
+"""Whether neighbors stay neighbors: k-nearest-neighbor overlap before and after the projector."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def neighbours(vectors: Tensor, k: int) -> Tensor:
+def neighbors(vectors: Tensor, k: int) -> Tensor:
     """int64 `[..., n, k]`: for each of `[..., n, d]` the others with the highest cosine."""
     unit = F.normalize(vectors.float(), dim=-1)
     cosine = unit @ unit.mT
@@ -15,8 +15,8 @@ def neighbours(vectors: Tensor, k: int) -> Tensor:
     return cosine.topk(k, -1).indices
 
 
-def neighbour_overlap(before: Tensor, after: Tensor, k: int = 10) -> Tensor:
-    """The share of each vector's k nearest neighbours that it keeps (arXiv 2509.11986), the mean over a set.
+def neighbor_overlap(before: Tensor, after: Tensor, k: int = 10) -> Tensor:
+    """The share of each vector's k nearest neighbors that it keeps (arXiv 2509.11986), the mean over a set.
 
     Args:
         before: `[..., n, d]`.
@@ -26,5 +26,5 @@ def neighbour_overlap(before: Tensor, after: Tensor, k: int = 10) -> Tensor:
     Returns:
         `[...]`, 0..1; by chance k / (n - 1).
     """
-    first, second = neighbours(before, k), neighbours(after, k)
+    first, second = neighbors(before, k), neighbors(after, k)
     return (first[..., :, None] == second[..., None, :]).any(-1).float().mean((-2, -1))

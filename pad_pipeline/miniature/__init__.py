@@ -1,1 +1,1 @@
-"""A drawn world with exact truth: what is in each picture, and which pixels it is."""
+"""A drawn world with exact truth: what is in each image, and which pixels it is."""

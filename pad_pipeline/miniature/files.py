@@ -1,4 +1,4 @@
-"""Drawn scenes as files: pictures, LLaVA JSON for both stages, exact regions as COCO JSON, referring expressions."""
+"""Drawn scenes as files: images, LLaVA JSON for both stages, exact regions as COCO JSON, referring expressions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class World(NamedTuple):
 
 
 def key_of(index: int) -> str:
-    """The id of a scene, the stem of its picture and its key in shards."""
+    """The id of a scene, the stem of its image and its key in shards."""
     return f"scene-{index:05d}"
 
 
@@ -106,7 +106,7 @@ def is_drawn(path: Path) -> bool:
 
 
 def _record(index: int, name: str, turns: list[tuple[str, str]], image_last: bool = False) -> dict[str, Any]:
-    """A conversation in LLaVA's form; the picture comes before or after the first question."""
+    """A conversation in LLaVA's form; the image comes before or after the first question."""
     said = []
     for number, (question, answer) in enumerate(turns):
         if number == 0:

@@ -352,7 +352,7 @@ class Kind(NamedTuple):
     air: bool = False
     """It hangs above the ground."""
     shades: tuple[str, ...] = ()
-    """Colours that it can have; empty for all. One that is always the same is not worth a word in a caption."""
+    """Colors that it can have; empty for all. One that is always the same is not worth a word in a caption."""
     wide: float = 1.0
     """Half its width, in halves of its height."""
 

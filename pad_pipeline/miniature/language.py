@@ -32,7 +32,7 @@ class Refer(NamedTuple):
 
 def phrase(thing: Thing, article: str = "") -> str:
     """`small red striped car`, with an article where one is asked for ("a" becomes "an" as it should)."""
-    words = " ".join(word for word in (thing.size, thing.colour, thing.texture, thing.kind) if word)
+    words = " ".join(word for word in (thing.size, thing.color, thing.texture, thing.kind) if word)
     return with_article(words) if article == "a" else f"{article} {words}".strip()
 
 
@@ -74,14 +74,14 @@ def _place(upper: str) -> str:
 
 def _phrases(air: bool) -> str:
     """Every phrase with its article that can be said of a thing that stands, or that hangs in the air, as a regular
-    expression: a kind that always has one colour is named without colour and texture."""
+    expression: a kind that always has one color is named without color and texture."""
     found = []
     for kind, known in THINGS.items():
         if known.air is air:
-            colours = known.shades or tuple(COLOURS)
+            colors = known.shades or tuple(COLOURS)
             words = [f"(?:(?:{'|'.join(SIZES)}) )?"]
-            if len(colours) > 1:
-                words += [f"(?:{'|'.join(colours)}) ", f"(?:(?:{'|'.join(TEXTURES)}) )?"]
+            if len(colors) > 1:
+                words += [f"(?:{'|'.join(colors)}) ", f"(?:(?:{'|'.join(TEXTURES)}) )?"]
             found.append("".join(words) + kind)
     return rf"(?:a (?![aeiou])|an (?=[aeiou]))(?:{'|'.join(found)})\b"
 
@@ -91,8 +91,8 @@ def _grammar() -> re.Pattern[str]:
     standing, hanging = _phrases(air=False), _phrases(air=True)
     several = rf"{standing}(?:, {standing})* and {standing}"
     above = rf"{hanging}(?:(?:, {hanging})* and {hanging})?"
-    places = [f"the {lower} {_place(upper)}" for lower, uppers in UPPER_OF.items() for upper in uppers]
-    where = f"(?:{'|'.join(places)})"
+    positions = [f"the {lower} {_place(upper)}" for lower, uppers in UPPER_OF.items() for upper in uppers]
+    where = f"(?:{'|'.join(positions)})"
     stand = (
         rf"(?:(?:{standing}|{several}) on {where}|on {where} (?:is {standing}|are {several}))(?:, with {above} above)?"
     )
@@ -113,16 +113,16 @@ def is_a(kind: str, asked: str) -> bool:
 
 
 def refer(scene: Scene) -> list[Refer]:
-    """A phrase for each thing that one can be found for: by its attributes, or else by its side of the picture."""
+    """A phrase for each thing that one can be found for: by its attributes, or else by its side of the image."""
     found = []
     for thing in scene.things:
         same = [other for other in scene.things if is_a(other.kind, thing.kind)]
         ways = [("the " + thing.kind, same)]
-        if thing.colour:
-            alike = [other for other in same if other.colour == thing.colour]
-            ways.append((f"the {thing.colour} {thing.kind}", alike))
-        said = [(place, word) for place, word in enumerate(thing[1:4], 1) if word]  # size, colour, texture
-        alike = [other for other in same if all(other[place] == word for place, word in said)]
+        if thing.color:
+            alike = [other for other in same if other.color == thing.color]
+            ways.append((f"the {thing.color} {thing.kind}", alike))
+        said = [(position, word) for position, word in enumerate(thing[1:4], 1) if word]  # size, color, texture
+        alike = [other for other in same if all(other[position] == word for position, word in said)]
         ways.append((phrase(thing, "the"), alike))
         alike = [other for other in same if side(scene, other) == side(scene, thing)]
         ways.append((f"the {thing.kind} {side(scene, thing)}", alike))
@@ -132,13 +132,13 @@ def refer(scene: Scene) -> list[Refer]:
 
 
 def side(scene: Scene, thing: Thing) -> str:
-    """`on the left`, `in the middle` or `on the right`: which third of the picture its box's centre is in."""
+    """`on the left`, `in the middle` or `on the right`: which third of the image its box's center is in."""
     x0, _, x1, _ = scene.regions[thing.region].box
     return SIDES[min(int(1.5 * (x0 + x1) / scene.image.width), 2)]
 
 
 def llava_box(scene: Scene, region: int) -> str:
-    """A region's box as LLaVA-1.5 writes it: parts of the square that the picture is padded to, `[x0, y0, x1, y1]`."""
+    """A region's box as LLaVA-1.5 writes it: parts of the square that the image is padded to, `[x0, y0, x1, y1]`."""
     width, height = scene.image.size
     edge = max(width, height)
     left, top = (edge - width) // 2, (edge - height) // 2
@@ -159,8 +159,8 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
     for thing in scene.things:
         if count(thing.kind) > 1:
             continue
-        if thing.colour:
-            turns.append((f"What colour is the {thing.kind}?", f"the {thing.kind} is {thing.colour}."))
+        if thing.color:
+            turns.append((f"What colour is the {thing.kind}?", f"the {thing.kind} is {thing.color}."))
         turns.append((f"Where is the {thing.kind}?", f"the {thing.kind} is {side(scene, thing)}."))
         if parts := seen_parts(scene, thing):
             turns.append((f"Which parts of the {thing.kind} can be seen?", f"{listed(parts)}."))
@@ -176,7 +176,7 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
         else:
             turns.append((f"Is there {with_article(asked)}?", "yes." if number else "no."))
     turns.append(("Where is this?", f"on the {scene.lower} {_place(scene.upper)}."))
-    return [turns[place] for place in rng.permutation(len(turns))]
+    return [turns[position] for position in rng.permutation(len(turns))]
 
 
 def seen_parts(scene: Scene, thing: Thing) -> list[str]:

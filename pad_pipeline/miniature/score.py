@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from pad_pipeline.evaluation.boxes import iou
 from pad_pipeline.geometry import View
 from pad_pipeline.miniature.kinds import PARTS, THINGS
-from pad_pipeline.miniature.world import Region, Scene
+from pad_pipeline.miniature.world import Scene, TrueRegion
 from pad_pipeline.shards.reader import Sample, open_shards
 
 IOU = 0.5
@@ -102,14 +102,14 @@ class Score:
         self.tags_true += len(true)
         self.things_tagged += sum(region.kind == "thing" and region.label in tags for region in scene.regions)
         found = [(region["label"], tuple(region["box"])) for region in meta["regions"]]
-        for place, thing in self.add_boxes(scene, found):
-            mask = coco_mask.decode(meta["regions"][place]["rle"]).astype(bool)
+        for position, thing in self.add_boxes(scene, found):
+            mask = coco_mask.decode(meta["regions"][position]["rle"]).astype(bool)
             self.mask_ious.append(float((mask & thing.mask).sum() / (mask | thing.mask).sum()))
-            exact, found_coverage = seen_share(thing.mask, view), coverage[place] / 255
+            exact, found_coverage = seen_share(thing.mask, view), coverage[position] / 255
             if (most := np.maximum(exact, found_coverage).sum()) >= SLIVER:
                 self.patch_ious.append(float(np.minimum(exact, found_coverage).sum() / most))
 
-    def add_boxes(self, scene: Scene, found: list[tuple[str, tuple[float, ...]]]) -> list[tuple[int, Region]]:
+    def add_boxes(self, scene: Scene, found: list[tuple[str, tuple[float, ...]]]) -> list[tuple[int, TrueRegion]]:
         """Take the boxes of one scene: label and `xyxy`, best first.
 
         Returns:
@@ -126,25 +126,25 @@ class Score:
 
     @staticmethod
     def _match(
-        boxes: Boxes, true: list[Region], found: list[tuple[str, tuple[float, ...]]], labels: Container[str]
-    ) -> list[tuple[int, Region]]:
+        boxes: Boxes, true: list[TrueRegion], found: list[tuple[str, tuple[float, ...]]], labels: Container[str]
+    ) -> list[tuple[int, TrueRegion]]:
         free, matched = list(true), []
         boxes.true += len(true)
-        for place, (label, box) in enumerate(found):
+        for position, (label, box) in enumerate(found):
             if label in labels:
                 boxes.found += 1
                 fitting = [(iou(one.box, box), number) for number, one in enumerate(free) if one.label == label]
                 overlap, number = max(fitting, default=(0.0, 0))
                 if overlap >= IOU:
-                    matched.append((place, free.pop(number)))
+                    matched.append((position, free.pop(number)))
         boxes.matched += len(matched)
         return matched
 
 
 def seen_share(mask: np.ndarray, view: View) -> np.ndarray:
     """How much of each patch a mask covers, float `[grid, grid]`, 0..1: not by `View.coverage`, which is under test
-    here, but as the vision encoder comes to see a picture. The mask is resized as a picture (by area averages), its
-    centre is cut out, and the pixels of each patch are averaged. To about 1%, for pictures that are made smaller.
+    here, but as the vision encoder comes to see an image. The mask is resized as an image (by area averages), its
+    center is cut out, and the pixels of each patch are averaged. To about 1%, for images that are made smaller.
 
     Raises:
         ValueError: the view does not crop.

@@ -1,6 +1,6 @@
 """Seeded scenes: things with parts on varied grounds, drawn back to front, with the exact mask of all that is visible.
 
-Every shape is drawn twice: in colour into the picture, and in its own number into a map of owners. What is painted
+Every shape is drawn twice: in color into the image, and in its own number into a map of owners. What is painted
 over loses its pixels in both, so masks are exact and know of occlusion.
 """
 
@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pad_pipeline.miniature.brush import Brush, Colour, Owner
+from pad_pipeline.miniature.brush import Brush, Color, Owner
 from pad_pipeline.miniature.kinds import PARTS, THINGS, Kind
 
-COLOURS: dict[str, Colour] = {
+COLOURS: dict[str, Color] = {
     "red": (205, 40, 40),
     "blue": (45, 80, 205),
     "green": (45, 145, 60),
@@ -31,7 +31,7 @@ COLOURS: dict[str, Colour] = {
 }
 SIZES = ("small", "large")
 TEXTURES = ("striped", "dotted", "checked")
-STUFF: dict[str, tuple[Colour, str]] = {
+STUFF: dict[str, tuple[Color, str]] = {
     "sky": ((150, 200, 242), "clear"),
     "night": ((28, 32, 68), "stars"),
     "wall": ((216, 206, 190), "bricks"),
@@ -43,7 +43,7 @@ STUFF: dict[str, tuple[Colour, str]] = {
     "floor": ((155, 114, 78), "planks"),
     "hill": ((120, 140, 95), "grains"),
 }
-"""Label -> colour and texture."""
+"""Label -> color and texture."""
 UPPER_OF: dict[str, tuple[str, ...]] = {
     "grass": ("sky", "night"),
     "sand": ("sky", "night"),
@@ -62,8 +62,8 @@ MIN_VISIBLE = 0.6
 """A thing hides no more of another than leaves about this share of it to be seen."""
 
 
-class Region(NamedTuple):
-    """One labelled thing, part or stuff that can be seen."""
+class TrueRegion(NamedTuple):
+    """One labeled thing, part or stuff that can be seen."""
 
     label: str
     mask: np.ndarray
@@ -82,7 +82,7 @@ class Thing(NamedTuple):
     """What can be said of a thing besides where it is."""
 
     kind: str
-    colour: str
+    color: str
     """A word, or "" where all of its kind have the same."""
     size: str
     """`small`, `large`, or "" for neither."""
@@ -95,10 +95,10 @@ class Thing(NamedTuple):
 
 @dataclass
 class Scene:
-    """A drawn picture and all that is true of it."""
+    """A drawn image and all that is true of it."""
 
     image: Image.Image
-    regions: list[Region]
+    regions: list[TrueRegion]
     """Things, then parts, then stuff."""
     things: list[Thing]
     """From the farthest to the nearest."""
@@ -107,7 +107,7 @@ class Scene:
 
 
 EDGES = (128, 224)
-"""The shortest and the longest edge of a picture, in pixels."""
+"""The shortest and the longest edge of an image, in pixels."""
 
 
 def draw_scene(seed: int, index: int, size: tuple[int, int] | None = None, most: int = 5) -> Scene:
@@ -125,14 +125,14 @@ def draw_scene(seed: int, index: int, size: tuple[int, int] | None = None, most:
     lower = str(rng.choice(list(UPPER_OF)))
     upper = str(rng.choice(UPPER_OF[lower]))
     background, ground = _background(rng, width, height, upper, lower)
-    picture, owner_map = Image.fromarray(background), Image.fromarray(ground)
-    canvas = ImageDraw.Draw(picture), ImageDraw.Draw(owner_map)
+    canvas_image, owner_map = Image.fromarray(background), Image.fromarray(ground)
+    canvas = ImageDraw.Draw(canvas_image), ImageDraw.Draw(owner_map)
     owners = [Owner(upper, -1, 0), Owner(lower, -1, 1), Owner("hill", -1, 2)]  # stuff belongs to no thing
 
     made: list[tuple[Brush, Thing]] = []
     for kind, foot, place in _places(rng, width, height, int(rng.integers(1, most + 1)), upper):
         made.append(_draw_thing(rng, kind, foot, place, min(width, height), canvas, owners, len(made)))
-    pixels = np.asarray(picture).astype(np.float32)
+    pixels = np.asarray(canvas_image).astype(np.float32)
     owner = np.asarray(owner_map)
     _clothe(rng, pixels, owner, owners, made)
     pixels *= rng.uniform(0.72, 0.88) if upper == "night" else rng.uniform(0.9, 1.08)
@@ -147,7 +147,7 @@ def draw_scene(seed: int, index: int, size: tuple[int, int] | None = None, most:
 def _background(
     rng: np.random.Generator, width: int, height: int, upper: str, lower: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The picture without things, uint8 `[H, W, 3]`, and who owns its pixels, int32 `[H, W]`."""
+    """The image without things, uint8 `[H, W, 3]`, and who owns its pixels, int32 `[H, W]`."""
     horizon = int(height * rng.uniform(0.35, 0.6))
     y, x = np.mgrid[:height, :width].astype(np.float32)
     ground = np.where(y < horizon, 1, 2).astype(np.int32)
@@ -156,8 +156,8 @@ def _background(
         ground[(y >= top) & (y < horizon)] = 3
     pixels = np.zeros((height, width, 3), np.float32)
     for number, stuff in enumerate((upper, lower, "hill"), 1):
-        colour, texture = STUFF[stuff]
-        shade = np.array(colour, np.float32) + rng.normal(0, 6, 3)
+        color, texture = STUFF[stuff]
+        shade = np.array(color, np.float32) + rng.normal(0, 6, 3)
         pattern = _ground_texture(rng, texture, x, y)
         here = ground == number
         pixels[here] = shade + pattern[here, None]
@@ -191,7 +191,7 @@ def _ground_texture(rng: np.random.Generator, texture: str, x: np.ndarray, y: np
 def _places(
     rng: np.random.Generator, width: int, height: int, count: int, upper: str
 ) -> list[tuple[str, float, tuple[float, float, float]]]:
-    """Kind, place of the foot (for the order of painting), and centre and scale of each thing; far ones first."""
+    """Kind, place of the foot (for the order of painting), and center and scale of each thing; far ones first."""
     edge, found = min(width, height), []
     boxes: list[tuple[float, float, float, float]] = []
     for _ in range(count):
@@ -248,8 +248,8 @@ def _draw_thing(
     share = scale / edge
     size = "small" if share < 0.14 else "large" if share > 0.21 else ""
     texture = str(rng.choice(TEXTURES)) if rng.random() < 0.35 and len(known.shades) != 1 else ""
-    colour = shade if len(known.shades) != 1 else ""
-    return brush, Thing(kind, colour, size, texture, known.air, -1)
+    color = shade if len(known.shades) != 1 else ""
+    return brush, Thing(kind, color, size, texture, known.air, -1)
 
 
 def _clothe(
@@ -270,8 +270,8 @@ def _clothe(
         # The parts that are most of what one sees of a thing are clothed with its body.
         body[[place for place in mine if owners[place - 1].part in ("", "petal", "cap", "leaves", "wing")]] = True
         reach = 1.6 * brush.scale
-        x0, x1 = max(int(brush.centre[0] - reach), 0), max(int(brush.centre[0] + reach) + 1, 0)
-        y0, y1 = max(int(brush.centre[1] - reach), 0), max(int(brush.centre[1] + reach) + 1, 0)
+        x0, x1 = max(int(brush.center[0] - reach), 0), max(int(brush.center[0] + reach) + 1, 0)
+        y0, y1 = max(int(brush.center[1] - reach), 0), max(int(brush.center[1] + reach) + 1, 0)
         window = owner[y0:y1, x0:x1]
         y, x = np.mgrid[y0 : y0 + window.shape[0], x0 : x0 + window.shape[1]].astype(np.float32)
         here = body[window]
@@ -280,7 +280,7 @@ def _clothe(
             pixels[y0:y1, x0:x1][here & _marks(thing.texture, x, y, max(brush.scale * 0.34, 5.0))] -= dark
         if shaded:
             whole = (window >= mine[0]) & (window <= mine[-1])
-            pixels[y0:y1, x0:x1] += np.where(whole, (brush.centre[0] - x) / brush.scale * 22, 0)[..., None]
+            pixels[y0:y1, x0:x1] += np.where(whole, (brush.center[0] - x) / brush.scale * 22, 0)[..., None]
 
 
 def _marks(texture: str, x: np.ndarray, y: np.ndarray, period: float) -> np.ndarray:
@@ -292,7 +292,7 @@ def _marks(texture: str, x: np.ndarray, y: np.ndarray, period: float) -> np.ndar
     return ((x % period) - period / 2) ** 2 + ((y % period) - period / 2) ** 2 < (period * 0.27) ** 2
 
 
-def _regions(owner: np.ndarray, owners: list[Owner], kinds: list[str]) -> tuple[list[Region], dict[int, int]]:
+def _regions(owner: np.ndarray, owners: list[Owner], kinds: list[str]) -> tuple[list[TrueRegion], dict[int, int]]:
     """Things, parts and stuff that can be seen, and the place of each thing among them."""
     groups: dict[tuple[str, str, int, int], list[int]] = {}
     for number, (part, thing, instance) in enumerate(owners, 1):
@@ -313,4 +313,4 @@ def _regions(owner: np.ndarray, owners: list[Owner], kinds: list[str]) -> tuple[
             if kind == "thing":
                 places[thing] = len(found)
             found.append((label, mask, kind))
-    return [Region(label, mask, kind) for label, mask, kind in found], places
+    return [TrueRegion(label, mask, kind) for label, mask, kind in found], places

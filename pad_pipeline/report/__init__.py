@@ -1,1 +1,1 @@
-"""Pictures for people."""
+"""Images for people."""

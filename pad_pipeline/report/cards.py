@@ -1,4 +1,4 @@
-"""One image of a run as a report shows it: a small picture, and beside it all that was found, as JSON."""
+"""One image of a run as a report shows it: a small image, and beside it all that was found, as JSON."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Measure:
     score: float
     predicted_iou: float
     area: float
-    """Share of the picture that its mask covers."""
+    """Share of the image that its mask covers."""
     seen: float
     """Share of the view that its mask covers."""
 
@@ -44,7 +44,7 @@ class Card:
     """What the page shows."""
     text: str
     """The same as JSON."""
-    picture: bytes = b""
+    image: bytes = b""
     """JPEG; empty for an image that failed."""
     measures: list[Measure] = field(default_factory=list)
     touched: np.ndarray = field(default_factory=lambda: np.zeros(TOUCHED_BINS, np.int64))
@@ -58,7 +58,7 @@ def make_card(shards: ShardFolder, name: str, row: dict[str, Any], edge: int) ->
         shards: where it is.
         name: the shard's.
         row: of its index.
-        edge: the picture's long edge is at most this long, in pixels.
+        edge: the image's long edge is at most this long, in pixels.
 
     Raises:
         UserError: the shard is damaged.
@@ -68,7 +68,7 @@ def make_card(shards: ShardFolder, name: str, row: dict[str, Any], edge: int) ->
         return Card(data, as_script(data))
     sample = shards.sample(name, row)
     try:
-        picture = _picture(sample.image, shards.run.settings.get("decode", {}), edge)
+        image = _image(sample.image, shards.run.settings.get("decode", {}), edge)
         measures = [_measure(region, sample.coverage[n]) for n, region in enumerate(sample.meta["regions"])]
         data |= _found(sample, shards.run.view, measures)
         text = as_script(data)
@@ -78,7 +78,7 @@ def make_card(shards: ShardFolder, name: str, row: dict[str, Any], edge: int) ->
             "shards", f"{shards.folder}/{name}.tar", rule, f"see `pad verify {shards.folder} --deep`"
         ) from error
     touched = np.bincount(sample.coverage[sample.coverage > 0] >> 4, minlength=TOUCHED_BINS)
-    return Card(data, text, picture, measures, touched)
+    return Card(data, text, image, measures, touched)
 
 
 def as_script(value: Any) -> str:
@@ -92,13 +92,13 @@ def as_script(value: Any) -> str:
 
 
 def grid_of(view: View, width: int, height: int) -> list[float]:
-    """The patch grid over a picture: its left and upper edge, a patch's width and height, in pixels of the upright
-    original. A crop's grid begins inside of the picture, a padded one outside."""
+    """The patch grid over an image: its left and upper edge, a patch's width and height, in pixels of the upright
+    original. A crop's grid begins inside of the image, a padded one outside."""
     x, y = view.axes(width, height)
     return [x.origin / x.pixel, y.origin / y.pixel, x.cell / x.pixel, y.cell / y.pixel]
 
 
-def _picture(data: bytes, settings: dict[str, Any], edge: int) -> bytes:
+def _image(data: bytes, settings: dict[str, Any], edge: int) -> bytes:
     image, _ = decode(data, DecodeSettings.model_validate(settings))
     image.thumbnail((edge, edge), Image.Resampling.BICUBIC, reducing_gap=2.0)
     written = io.BytesIO()

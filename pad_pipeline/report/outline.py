@@ -1,4 +1,4 @@
-"""A mask -> the outline that a page draws: a short SVG path, sharp at any size of the picture."""
+"""A mask -> the outline that a page draws: a short SVG path, sharp at any size of the image."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import numpy as np
 from PIL import Image
 
 REACH = 1024
-"""The unit of a path: the picture's long edge is this long."""
+"""The unit of a path: the image's long edge is this long."""
 _FINE = 256
 """Larger masks are averaged before they are traced, by whole factors, to this long edge or somewhat more."""
 _PASSES = 8
 _TOLERANCE = 0.2
-"""A point that is not farther than this from the line between its neighbours is left out, in pixels of the averaged
+"""A point that is not farther than this from the line between its neighbors is left out, in pixels of the averaged
 mask; `_PASSES` times."""
 
 
@@ -23,7 +23,7 @@ def outline(mask: np.ndarray) -> str:
         mask: uint8 `[H, W]`, 0 or 1.
 
     Returns:
-        Closed rings in whole numbers, `REACH` along the picture's long edge; each begins with an absolute `M x y` and
+        Closed rings in whole numbers, `REACH` along the image's long edge; each begins with an absolute `M x y` and
         goes on with steps, `l dx dy`.
     """
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -33,13 +33,13 @@ def outline(mask: np.ndarray) -> str:
     factor = max(1, int(size.max()) // _FINE)
     left, top = columns[0] // factor * factor, rows[0] // factor * factor
     part = Image.fromarray(mask[top : rows[-1] + 1, left : columns[-1] + 1] * np.uint8(255)).reduce(factor)
-    ringed = np.zeros((part.height + 2, part.width + 2))  # so that what touches the picture's edge is closed along it
+    ringed = np.zeros((part.height + 2, part.width + 2))  # so that what touches the image's edge is closed along it
     ringed[1:-1, 1:-1] = np.asarray(part)
     # A thing that is thinner than a pixel of the averaged mask still has an outline.
     lines = contourpy.contour_generator(z=ringed).lines(min(127.5, float(ringed.max()) / 2))
     # Sample k of `ringed` stands for pixel k - 1 of `part`, whose middle is k - 0.5.
-    places = ((_simplified(np.asarray(line)) - 0.5) * factor + (left, top) for line in lines)
-    return "".join(_path(np.rint(place.clip(0, size) * REACH / size.max()).astype(int)) for place in places)
+    positions = ((_simplified(np.asarray(line)) - 0.5) * factor + (left, top) for line in lines)
+    return "".join(_path(np.rint(position.clip(0, size) * REACH / size.max()).astype(int)) for position in positions)
 
 
 def _simplified(line: np.ndarray) -> np.ndarray:
@@ -49,7 +49,7 @@ def _simplified(line: np.ndarray) -> np.ndarray:
         previous = np.concatenate((ring[-1:], ring[:-1]))
         along = np.concatenate((ring[1:], ring[:1])) - previous
         flat = np.abs(((ring - previous).conj() * along).imag) <= _TOLERANCE * np.abs(along)
-        # Never two neighbours at once, for each is judged by the other: the ring closes, so the first one stays.
+        # Never two neighbors at once, for each is judged by the other: the ring closes, so the first one stays.
         flat[0] = flat[turn % 2 :: 2] = False
         if len(ring) - np.count_nonzero(flat) < 3:
             break

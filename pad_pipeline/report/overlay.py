@@ -1,4 +1,4 @@
-"""One image with what was found in it: masks in colour, boxes with labels and scores, the patch grid with coverage."""
+"""One image with what was found in it: masks in color, boxes with labels and scores, the patch grid with coverage."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ INK, PAPER = (25, 25, 30), (250, 250, 247)
 
 
 COLOURS = ("#f0a020", "#56b4e9", "#f0e442", "#00b884", "#ff7a33", "#e08fc0", "#5b8ff0")
-"""Those of `web/overlay.js`: Okabe and Ito's, which colour-blind eyes can tell apart too."""
+"""Those of `web/overlay.js`: Okabe and Ito's, which color-blind eyes can tell apart too."""
 TINTS = (0.0, 0.5, 0.75)
 """Shares of white: after each seven, lighter ones."""
 
 
-def colour_of(number: int) -> tuple[int, ...]:
+def color_of(number: int) -> tuple[int, ...]:
     """Red, green, blue of region `number`."""
     white = TINTS[number // len(COLOURS) % len(TINTS)]
     return tuple(round(255 * white + (1 - white) * part) for part in ImageColor.getrgb(COLOURS[number % len(COLOURS)]))
@@ -31,7 +31,7 @@ def panels(image: Image.Image, meta: dict[str, Any], coverage: np.ndarray, view:
     """Three panels side by side, with caption and tags below.
 
     Args:
-        image: the upright picture.
+        image: the upright image.
         meta: the sample's JSON member.
         coverage: uint8 `[R, grid, grid]`.
         view: what the vision encoder sees.
@@ -55,7 +55,7 @@ def panels(image: Image.Image, meta: dict[str, Any], coverage: np.ndarray, view:
 
 
 def contact_sheet(rows: list[Image.Image]) -> Image.Image:
-    """Pictures of equal size in two columns."""
+    """Images of equal size in two columns."""
     width, height = rows[0].size
     sheet = Image.new("RGB", (2 * width + 24, (height + 12) * -(-len(rows) // 2)), PAPER)
     for number, row in enumerate(rows):
@@ -67,13 +67,13 @@ def _boxes(image: Image.Image, regions: list[dict[str, Any]], scale: float) -> I
     drawn = image.copy()
     draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(12)
     for number, region in reversed(list(enumerate(regions))):
-        colour = colour_of(number)
+        color = color_of(number)
         box = [edge * scale for edge in region["box"]]
-        draw.rectangle(box, outline=colour, width=2)
+        draw.rectangle(box, outline=color, width=2)
         text = f"{region['label']} {region['score']:.2f}"
-        place = draw.textbbox((box[0] + 2, box[1] + 1), text, font)
-        draw.rectangle((place[0] - 2, place[1] - 1, place[2] + 2, place[3] + 1), fill=INK)
-        draw.text((box[0] + 2, box[1] + 1), text, colour, font)
+        position = draw.textbbox((box[0] + 2, box[1] + 1), text, font)
+        draw.rectangle((position[0] - 2, position[1] - 1, position[2] + 2, position[3] + 1), fill=INK)
+        draw.text((box[0] + 2, box[1] + 1), text, color, font)
     return drawn
 
 
@@ -84,19 +84,19 @@ def _masks(image: Image.Image, regions: list[dict[str, Any]]) -> Image.Image:
         for number, region in enumerate(regions)
     ]
     for number, mask in sorted(masks, key=lambda entry: -int(entry[1].sum())):  # small ones over large ones
-        pixels[mask] = 0.45 * pixels[mask] + 0.55 * np.array(colour_of(number), np.float32)
+        pixels[mask] = 0.45 * pixels[mask] + 0.55 * np.array(color_of(number), np.float32)
     return Image.fromarray(pixels.astype(np.uint8))
 
 
 def _patches(image: Image.Image, coverage: np.ndarray, view: View) -> Image.Image:
-    """The view with its grid; each patch in the colour of the smallest region that covers half of it or more, as
+    """The view with its grid; each patch in the color of the smallest region that covers half of it or more, as
     strong as it is covered."""
     seen = view.apply(image, (127, 127, 127)).resize((EDGE, EDGE), Image.Resampling.BICUBIC)
     pixels = np.asarray(seen).astype(np.float32)
     tint, strength = np.zeros((view.grid, view.grid, 3), np.float32), np.zeros((view.grid, view.grid), np.float32)
     for number in np.argsort(-coverage.astype(int).sum((1, 2)), kind="stable"):
         over = coverage[number] >= 128
-        tint[over], strength[over] = colour_of(int(number)), coverage[number][over] / 255
+        tint[over], strength[over] = color_of(int(number)), coverage[number][over] / 255
     cell = (np.arange(EDGE) * view.grid) // EDGE
     weight = 0.55 * strength[np.ix_(cell, cell)][..., None]
     pixels = (1 - weight) * pixels + weight * tint[np.ix_(cell, cell)]

@@ -29,7 +29,7 @@ from pad_pipeline.shards.reader import ShardFolder
 MARK = ".pad-report"
 """A file that only a report has: the folder may be written over."""
 _WEB = Path(__file__).parent / "web"
-_PARTS = ("data", "pictures", "assets")
+_PARTS = ("data", "images", "assets")
 _ASSETS = ("report.css", "overlay.js", "report.js")
 
 
@@ -42,7 +42,7 @@ class ReportSettings:
     page_size: int = 24
     """Images on one page, and in one data file."""
     edge: int = 512
-    """Long edge of the pictures, in pixels."""
+    """Long edge of the images, in pixels."""
     block: int = 4096
     """Images in one file of the index."""
     threads: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
@@ -62,7 +62,7 @@ def prepare_out(out: Path) -> None:
         raise UserError("--out", out, f"it holds something else ({min(out.iterdir()).name})", remedy)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / MARK).write_text("`pad view` may replace what is in this folder.\n")
+        (out / MARK).write_text("`pad report` may replace what is in this folder.\n")
         (out / "index.html").unlink(missing_ok=True)  # first of all: a half report should not open
         for part in _PARTS:
             if (out / part).is_symlink() or (out / part).is_file():
@@ -140,12 +140,12 @@ class _Writer:
         self.texts: list[str] = []
 
     def add(self, card: Card) -> None:
-        """One image: its picture, its place on the page, in the index and in the statistics."""
-        number, place = divmod(self.tally.images, self.settings.page_size)
-        if card.picture:
-            folder = self.out / "pictures" / f"{number:06d}"
+        """One image: its image, its place on the page, in the index and in the statistics."""
+        number, position = divmod(self.tally.images, self.settings.page_size)
+        if card.image:
+            folder = self.out / "images" / f"{number:06d}"
             folder.mkdir(exist_ok=True)
-            (folder / f"{place:03d}.jpg").write_bytes(card.picture)
+            (folder / f"{position:03d}.jpg").write_bytes(card.image)
         self.page.append(card.text)
         self.tally.add(card)
         self._index(card)

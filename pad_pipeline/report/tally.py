@@ -56,7 +56,7 @@ class LabelCount:
     """Of the label in the report's index, by first appearance."""
     count: int = 0
     area: float = 0.0
-    """Sum over its regions of the share of the picture."""
+    """Sum over its regions of the share of the image."""
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Tally:
     )
     scores: Histogram = field(default_factory=lambda: _shares("Score of regions"))
     ious: Histogram = field(default_factory=lambda: _shares("Predicted IoU of masks"))
-    areas: Histogram = field(default_factory=lambda: _shares("Share of the picture under a mask"))
+    areas: Histogram = field(default_factory=lambda: _shares("Share of the image under a mask"))
     seen: Histogram = field(default_factory=lambda: _shares("Share of the view under a mask"))
     touched: Histogram = field(
         default_factory=lambda: Histogram(

@@ -60,7 +60,7 @@ def origins(run: Run) -> list[Origin]:
     except RecursionError as error:
         rule = "what it was made from is nested too deep"
         raise UserError(RUN_NAME, "settings", rule, "use the run.json that pad wrote") from error
-    return [origin for place, origin in enumerate(found) if origin not in found[:place]]
+    return [origin for position, origin in enumerate(found) if origin not in found[:position]]
 
 
 def models(run: Run) -> list[tuple[str, Model]]:

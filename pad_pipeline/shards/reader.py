@@ -150,21 +150,21 @@ class ShardFolder:
             UserError: the tar is damaged.
         """
         try:
-            places = {
+            positions = {
                 member: (row[f"{member}_at"], row[f"{member}_bytes"])
                 for member in MEMBERS
                 if image or member != "image"
             }
-            first, last = min(at for at, _ in places.values()), max(at + size for at, size in places.values())
+            first, last = min(at for at, _ in positions.values()), max(at + size for at, size in positions.values())
             # They lie side by side, so one read is enough; what stands between them are headers.
-            if first < 0 or min(size for _, size in places.values()) < 0:
+            if first < 0 or min(size for _, size in positions.values()) < 0:
                 raise ValueError("a member lies before the tar's beginning")
-            if last - first > sum(size for _, size in places.values()) + _BETWEEN:
+            if last - first > sum(size for _, size in positions.values()) + _BETWEEN:
                 raise ValueError("its members lie far apart")
             content = self.folder.part(f"{name}.tar", first, last)
             if len(content) < last - first:
                 raise ValueError("a member does not lie inside the tar")
-            return {member: content[at - first : at - first + size] for member, (at, size) in places.items()}
+            return {member: content[at - first : at - first + size] for member, (at, size) in positions.items()}
         except Exception as error:
             raise self._damaged(f"{name}.tar", error) from error
 

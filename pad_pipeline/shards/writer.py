@@ -114,16 +114,16 @@ def _add_sample(tar: tarfile.TarFile, record: ImageRecord) -> dict[str, int | st
         "embeds": _npy(record.embeds),
     }
     digest = hashlib.sha256()
-    places: dict[str, int] = {}
+    positions: dict[str, int] = {}
     for member, content in contents.items():
         # TarInfo's defaults are what makes the bytes reproducible: no time, no owner, one mode.
         info = tarfile.TarInfo(f"{record.key}.{MEMBERS[member]}")
         info.size = len(content)
         tar.addfile(info, io.BytesIO(content))
         padded = -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        places |= {f"{member}_at": tar.offset - padded, f"{member}_bytes": len(content)}
+        positions |= {f"{member}_at": tar.offset - padded, f"{member}_bytes": len(content)}
         digest.update(content)
-    return places | {"sha256": digest.hexdigest()}
+    return positions | {"sha256": digest.hexdigest()}
 
 
 def _npy(array: np.ndarray) -> bytes:

@@ -130,13 +130,13 @@ class ManifestSource:
             wanted = "a list of {from, value}, or its JSON"
             fits = text or types.is_list(kind) or types.is_large_list(kind)
         elif role == "image":
-            wanted, fits = "paths or URLs; pad reads no pictures out of a Parquet file", text
+            wanted, fits = "paths or URLs; pad reads no images out of a Parquet file", text
         else:
             wanted, fits = "text or numbers", text or number
         if not (fits or types.is_null(kind)):
             rule = f"its column {column!r} is of type {kind}, and should hold {wanted}"
             embedded = role == "image" and not number
-            remedy = "write the pictures to files, or into WebDataset tars" if embedded else "name another column"
+            remedy = "write the images to files, or into WebDataset tars" if embedded else "name another column"
             raise self._wrong(rule, remedy)
 
     def _csv(self) -> Iterator[_Row]:

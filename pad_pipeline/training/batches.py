@@ -17,7 +17,7 @@ from pad_pipeline.training.template import IMAGE
 
 
 class Batch(NamedTuple):
-    """A micro-batch of B sequences of T tokens, I of them with a picture."""
+    """A micro-batch of B sequences of T tokens, I of them with an image."""
 
     keys: list[str]
     ids: Tensor
@@ -32,11 +32,11 @@ class Batch(NamedTuple):
     targets: Tensor
     """`[N]`, those tokens."""
     coverage: Tensor
-    """uint8 `[R, grid * grid]`, the regions of all pictures one after another."""
+    """uint8 `[R, grid * grid]`, the regions of all images one after another."""
     embeds: Tensor
     """`[R, d]`."""
     image: Tensor
-    """`[R]`, the picture that each region belongs to."""
+    """`[R]`, the image that each region belongs to."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`."""
@@ -65,19 +65,20 @@ def collate(examples: list[Example], sight: Sight) -> Batch:
         vision_at.append(start + vision)
         predicting.append(start + supervised - 1)
         targets.append(tokens[supervised])
-    pictures = [example.pixels for example in examples if example.pixels is not None]
-    pictured = [example for example in examples if example.pixels is not None]
+    images = [example.pixels for example in examples if example.pixels is not None]
+    with_image = [example for example in examples if example.pixels is not None]
     return Batch(
         [example.key for example in examples],
         ids,
-        torch.stack(pictures) if pictures else torch.zeros(0, 3, sight.view.size, sight.view.size),
+        torch.stack(images) if images else torch.zeros(0, 3, sight.view.size, sight.view.size),
         _joined(vision_at),
         _joined(predicting),
         _joined(targets),
-        torch.from_numpy(np.concatenate([example.coverage for example in pictured or examples])),
-        torch.from_numpy(np.concatenate([example.embeds for example in pictured or examples])),
+        torch.from_numpy(np.concatenate([example.coverage for example in with_image or examples])),
+        torch.from_numpy(np.concatenate([example.embeds for example in with_image or examples])),
         torch.repeat_interleave(
-            torch.arange(len(pictured)), torch.tensor([len(example.coverage) for example in pictured], dtype=torch.long)
+            torch.arange(len(with_image)),
+            torch.tensor([len(example.coverage) for example in with_image], dtype=torch.long),
         ),
     )
 
@@ -98,7 +99,7 @@ def _expanded(example: Example, vision_tokens: int) -> tuple[np.ndarray, np.ndar
 def steps(
     examples: Examples, order: Order, settings: TrainSettings, span: range, rank: int = 0, world: int = 1
 ) -> Iterator[Step]:
-    """What a rank computes in each step of `span`; pictures are decoded ahead in threads, two steps' worth at most.
+    """What a rank computes in each step of `span`; images are decoded ahead in threads, two steps' worth at most.
 
     Long texts go together, so that a micro-batch is padded little; the step's losses do not ask for an order.
     """

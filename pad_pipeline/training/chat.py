@@ -1,4 +1,4 @@
-"""An exported model that answers questions about a picture."""
+"""An exported model that answers questions about an image."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Chat:
         self.put(Image.new("RGB", (8, 8)), "")
 
     def answer(self, image: Image.Image, question: str, max_tokens: int = 256) -> str:
-        """What the model says to one question about an upright RGB picture, the likeliest token each time.
+        """What the model says to one question about an upright RGB image, the likeliest token each time.
 
         Raises:
             UserError: the folder's chat template fails.
@@ -104,25 +104,25 @@ class Chat:
         """The same for many that `put` made: up to `batch` at a time whose prompts are of one length, so that none is
         padded. The more are given, the fuller the batches."""
         groups: dict[int, list[int]] = {}
-        for place, one in enumerate(asked):
-            groups.setdefault(one["input_ids"].shape[1], []).append(place)
+        for position, one in enumerate(asked):
+            groups.setdefault(one["input_ids"].shape[1], []).append(position)
         said = [""] * len(asked)
         ends = self._ends()
         more = {"pad_token_id": ends[0]} if ends else {}
         for length, same in groups.items():
-            for places in (same[start : start + batch] for start in range(0, len(same), batch)):
+            for positions in (same[start : start + batch] for start in range(0, len(same), batch)):
                 together = {
-                    name: torch.cat([asked[place][name] for place in places]).to(self.device)
-                    for name in asked[places[0]]
+                    name: torch.cat([asked[position][name] for position in positions]).to(self.device)
+                    for name in asked[positions[0]]
                 }
                 rows = self.model.generate(**together, max_new_tokens=max_tokens, do_sample=False, **more)
-                for place, row in zip(places, rows[:, length:].tolist(), strict=True):
+                for position, row in zip(positions, rows[:, length:].tolist(), strict=True):
                     stop = next((at for at, token in enumerate(row) if token in ends), len(row))
-                    said[place] = str(self.processor.decode(row[:stop], skip_special_tokens=True)).strip()
+                    said[position] = str(self.processor.decode(row[:stop], skip_special_tokens=True)).strip()
         return said
 
     def put(self, image: Image.Image, question: str) -> dict[str, torch.Tensor]:
-        """A question about an upright RGB picture as the model takes it, on the CPU. Threads may call it.
+        """A question about an upright RGB image as the model takes it, on the CPU. Threads may call it.
 
         Raises:
             UserError: the folder's chat template fails.
@@ -144,7 +144,7 @@ class Chat:
 
 
 def load_processor(folder: Path) -> Any:
-    """What shows pictures to the model and puts questions.
+    """What shows images to the model and puts questions.
 
     Raises:
         UserError: it is missing or damaged.
@@ -159,7 +159,7 @@ def load_processor(folder: Path) -> Any:
 
 
 def shown_fit(processor: Any) -> Fit:
-    """How a processor makes a picture square: pad, crop or stretch."""
+    """How a processor makes an image square: pad, crop or stretch."""
     images = processor.image_processor
     stock = isinstance(images, CLIPImageProcessor | CLIPImageProcessorPil)  # which says `do_pad` and does not pad
     if getattr(images, "do_pad", False) and not stock:

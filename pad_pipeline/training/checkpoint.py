@@ -1,4 +1,4 @@
-"""Checkpoints: what learns, its optimiser and the step; whole or not there; loadable on another number of ranks."""
+"""Checkpoints: what learns, its optimizer and the step; whole or not there; loadable on another number of ranks."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ class Checkpoints:
         return sorted(found)
 
     def save(
-        self, step: int, model: nn.Module, optimiser: torch.optim.Optimizer, ranks: Ranks, loss: float | None = None
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks, loss: float | None = None
     ) -> None:
         """Write one; all ranks must call it. A process that dies meanwhile leaves what was there before."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         state = {
             "model": get_model_state_dict(model, options=options),
-            "optimiser": get_optimizer_state_dict(model, optimiser, options=options),
+            "optimizer": get_optimizer_state_dict(model, optimizer, options=options),
         }
         if ranks.first:
             self._write(step, state, {"step": step, "held_out_loss": loss})
@@ -104,13 +104,13 @@ class Checkpoints:
             if old != best:
                 shutil.rmtree(old.path)
 
-    def load(self, saved: Saved, model: nn.Module, optimiser: torch.optim.Optimizer, ranks: Ranks) -> None:
-        """Put a checkpoint into model and optimiser; all ranks must call it.
+    def load(self, saved: Saved, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
+        """Put a checkpoint into model and optimizer; all ranks must call it.
 
         Raises:
             UserError: it is damaged, or another model's.
         """
-        state: dict[str, Any] = {"model": {}, "optimiser": {}}
+        state: dict[str, Any] = {"model": {}, "optimizer": {}}
         if ranks.first:
             try:
                 state = torch.load(saved.path / STATE, weights_only=True, map_location="cpu", mmap=True)
@@ -122,7 +122,7 @@ class Checkpoints:
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=ranks.world > 1, strict=False)
         try:
             set_model_state_dict(model, state["model"], options=options)
-            set_optimizer_state_dict(model, optimiser, state["optimiser"], options=options)
+            set_optimizer_state_dict(model, optimizer, state["optimizer"], options=options)
         except (RuntimeError, KeyError, ValueError) as error:
             rule = f"it is of another model ({str(error).splitlines()[0]})"
             raise UserError("checkpoint", saved.path, rule, "train into a new --out") from error

@@ -23,8 +23,8 @@ from pad_pipeline.sources.read import read_bytes
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.training.template import IMAGE, Encoded, Template
 
-_PICTURE_WORDS = 128
-"""What a picture counts for, when lengths are guessed from words; as in LLaVA's grouping."""
+_IMAGE_WORDS = 128
+"""What an image counts for, when lengths are guessed from words; as in LLaVA's grouping."""
 NOTHING = Encoded([], [])
 """A sequence without a token."""
 
@@ -35,7 +35,7 @@ class Example(NamedTuple):
     key: str
     text: Encoded
     pixels: Tensor | None
-    """float32 `[3, size, size]`, normalised; None where there is no picture."""
+    """float32 `[3, size, size]`, normalized; None where there is no image."""
     coverage: np.ndarray
     """uint8 `[R, grid * grid]`: how much each patch belongs to each region, of 255."""
     embeds: np.ndarray
@@ -45,11 +45,11 @@ class Example(NamedTuple):
 
 
 class Sight(NamedTuple):
-    """How pictures are shown to the vision tower."""
+    """How images are shown to the vision tower."""
 
     view: View
     mean: list[float]
-    """Of the tower's normalisation, per channel, 0..1; also the colour beside padded pictures."""
+    """Of the tower's normalization, per channel, 0..1; also the color beside padded images."""
     std: list[float]
     tokens: int
     """Vision tokens that the projector makes of one."""
@@ -59,7 +59,7 @@ class Sight(NamedTuple):
         return Example("", NOTHING, None, np.zeros((0, self.view.grid**2), np.uint8), np.zeros((0, width), np.float16))
 
     def pixels(self, data: bytes, decoding: DecodeSettings) -> Tensor:
-        """The normalised view of a picture file, float32 `[3, size, size]`.
+        """The normalized view of an image file, float32 `[3, size, size]`.
 
         Raises:
             BadImage: it is none.
@@ -75,13 +75,13 @@ class Examples(Protocol):
     """Samples by number."""
 
     sight: Sight
-    """How their pictures are shown."""
+    """How their images are shown."""
     nothing: Example
     """A sample of nothing, where a rank has none."""
     lengths: np.ndarray | None
     """int `[samples]`, about how long each is; None where that is not known without reading them."""
-    pictured: np.ndarray | None
-    """bool `[samples]`, which have a picture; None: all."""
+    with_image: np.ndarray | None
+    """bool `[samples]`, which have an image; None: all."""
 
     def __len__(self) -> int: ...
 
@@ -91,7 +91,7 @@ class Examples(Protocol):
 
 
 def check_room(settings: TrainSettings, vision_tokens: int) -> None:
-    """A picture and something to say about it must fit into a sequence.
+    """An image and something to say about it must fit into a sequence.
 
     Raises:
         UserError: they don't.
@@ -106,14 +106,14 @@ class ShardExamples:
 
     Args:
         shards: where they are.
-        sight: their view, and the tower's normalisation.
+        sight: their view, and the tower's normalization.
         template: of the text.
         settings: the training's.
         embedder: gives the labels' embeddings anew, where the shards were built for another LLM.
     """
 
     lengths: np.ndarray | None = None
-    pictured: np.ndarray | None = None
+    with_image: np.ndarray | None = None
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class ShardExamples:
 
 
 class DialogueExamples:
-    """The records of a LLaVA JSON, with a picture or without. They are read once, and kept on disk by offset.
+    """The records of a LLaVA JSON, with an image or without. They are read once, and kept on disk by offset.
 
     Args:
         source: the JSON, local or remote.
@@ -176,18 +176,18 @@ class DialogueExamples:
         self.nothing = sight.nothing(width)
         self._folder = tempfile.TemporaryDirectory(prefix="pad-dialogues-")
         self._path = Path(self._folder.name, "records")
-        offsets, lengths, pictured = [0], [], []
+        offsets, lengths, with_image = [0], [], []
         with self._path.open("wb") as stream:
             for number, record in enumerate(source.records()):
                 kept = _record(record, number)
                 stream.write(json.dumps(kept).encode())
                 offsets.append(stream.tell())
                 words = sum(len(str(turn["value"]).split()) for turn in kept["turns"])
-                lengths.append(words + _PICTURE_WORDS * bool(kept["image"]))
-                pictured.append(bool(kept["image"]))
+                lengths.append(words + _IMAGE_WORDS * bool(kept["image"]))
+                with_image.append(bool(kept["image"]))
         self._offsets = np.array(offsets, np.int64)
         self.lengths: np.ndarray | None = np.array(lengths, np.int32)
-        self.pictured: np.ndarray | None = np.array(pictured, bool)
+        self.with_image: np.ndarray | None = np.array(with_image, bool)
         if not lengths:
             raise UserError("--data", source.origin, "it has no record", "give a LLaVA JSON with dialogues")
 
@@ -249,7 +249,7 @@ def _cut(text: Encoded, image_tokens: int, settings: TrainSettings) -> tuple[Enc
 
 
 def decode_settings(shards: ShardFolder) -> DecodeSettings:
-    """How the run decoded its pictures."""
+    """How the run decoded its images."""
     try:
         return DecodeSettings.model_validate(shards.run.settings["decode"])
     except (KeyError, ValidationError) as error:

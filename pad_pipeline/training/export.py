@@ -229,7 +229,7 @@ def _write_code(folder: Path) -> None:
 def processor_for(model: MultimodalModel, view: View, tokenizer: Any) -> LlavaProcessor:
     """The processor that shows the tower the same view as the training did, and asks as it did."""
     select = _select(model)
-    # How many marks stand for a picture: patches, plus this, less one if the strategy is to drop CLS. A C-Abstractor
+    # How many marks stand for an image: patches, plus this, less one if the strategy is to drop CLS. A C-Abstractor
     # makes fewer tokens than there are patches.
     additional = model.vision_tokens - view.grid**2 + (select == "default")
     tokenizer.chat_template = None  # it goes to the same file as the processor's own
@@ -246,7 +246,7 @@ def processor_for(model: MultimodalModel, view: View, tokenizer: Any) -> LlavaPr
 
 
 def image_processor_for(view: View, mean: list[float], std: list[float]) -> CLIPImageProcessorPil:
-    """transformers' image processor that does what `view.apply` and the normalisation do."""
+    """transformers' image processor that does what `view.apply` and the normalization do."""
     square = {"height": view.size, "width": view.size}
     shared = {"image_mean": mean, "image_std": std, "crop_size": square}
     if view.fit == "stretch":
@@ -279,7 +279,7 @@ _ONE_TEXT = """\
 {%- endfor -%}
 {%- set messages = found.messages %}
 """
-"""Makes one text of a message's picture and text, the picture first, for a chat template that knows texts only.
+"""Makes one text of a message's image and text, the image first, for a chat template that knows texts only.
 lmms-eval has made one text of them already, with the mark in it."""
 _NO_BOS = "{%- set bos_token = '' -%}\n"
 """For a tokenizer that puts BOS before every text by itself: who renders a text and gives it to the processor then, as
@@ -316,7 +316,7 @@ def chat_template_for(name: TemplateName, tokenizer: Any, processor: LlavaProces
         return None
     if name == "v1":
         own = own.replace("SYSTEM", json.dumps(SYSTEM))
-    # The training's tokenizer saw what follows BOS and picture by itself. Some put a space before every text, and then
+    # The training's tokenizer saw what follows BOS and image by itself. Some put a space before every text, and then
     # the processor, which has it all in one, must be given that space.
     made = [start + (_ONE_TEXT + own).replace("GAP", repr(gap)) for start in (_NO_BOS, "") for gap in ("", " ")]
     for ways in (_WAYS, _WAYS[:1]):
@@ -335,7 +335,7 @@ def in_one_call(processor: LlavaProcessor, messages: list[dict[str, Any]], **opt
 
 
 def in_two_calls(processor: LlavaProcessor, messages: list[dict[str, Any]], **options: Any) -> list[int]:
-    """Ids as lmms-eval has them: one text of picture and question, rendered, then tokenized."""
+    """Ids as lmms-eval has them: one text of image and question, rendered, then tokenized."""
     texts = [
         message | {"content": "\n".join(item.get("text", IMAGE_MARK) for item in message["content"])}
         for message in messages

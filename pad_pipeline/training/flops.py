@@ -30,7 +30,7 @@ def flops_of(model: MultimodalModel, samples: int, positions: int, supervised: i
 
     Args:
         model: what is trained.
-        samples: pictures in the step.
+        samples: images in the step.
         positions: of all sequences, padding included.
         supervised: tokens that went through the output layer.
     """

@@ -38,7 +38,7 @@ class Job(BaseModel):
     image_root: str = ""
     """What the JSON's images are relative to; empty for the folder that it lies in."""
     fit: Fit = "pad"
-    """How a JSON's pictures are made square; shards say it themselves."""
+    """How a JSON's images are made square; shards say it themselves."""
     init: str = ""
     """A `mm_projector.bin` to begin with."""
     wandb: str = ""

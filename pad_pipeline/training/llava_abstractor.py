@@ -23,7 +23,7 @@ class AbstractorLlavaConfig(LlavaConfig):
 
 
 class AbstractorLlava(LlavaForConditionalGeneration):
-    """LLaVA, whose picture has as many tokens as the C-Abstractor makes of it."""
+    """LLaVA, whose image has as many tokens as the C-Abstractor makes of it."""
 
     config_class = AbstractorLlavaConfig
 

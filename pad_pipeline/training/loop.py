@@ -80,7 +80,7 @@ class Trainer:
         if self.sharded:
             _shard(self.model)
         self.learning = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimiser = self._optimiser()
+        self.optimizer = self._optimizer()
         self.checkpoints = Checkpoints(self.out / "checkpoints", self.settings.keep_checkpoints)
         self.dropped = 0
         self.peak = peak(here.device)
@@ -149,17 +149,17 @@ class Trainer:
         self.trained = len(kept)
         self.batch_size = min(self.settings.batch_size, self.trained)
         lengths = self.examples.lengths if self.settings.group_by_length else None
-        pictured = self.examples.pictured
+        with_image = self.examples.with_image
         self.order = Order(
             self.trained,
             self.batch_size,
             self.settings.seed,
             None if lengths is None else lengths[kept],
-            None if pictured is None else pictured[kept],
+            None if with_image is None else with_image[kept],
             kept,
         )
 
-    def _optimiser(self) -> torch.optim.Optimizer:
+    def _optimizer(self) -> torch.optim.Optimizer:
         settings = self.settings
         projector = set(self.model.projector.parameters())
         groups = [
@@ -194,7 +194,7 @@ class Trainer:
                     self._suggest_micro_batch(len(step.parts[0].keys))
                 if due:
                     loss = entry.get("held_out_loss")
-                    self.checkpoints.save(number + 1, self.model, self.optimiser, self.here, loss)
+                    self.checkpoints.save(number + 1, self.model, self.optimizer, self.here, loss)
                 began = time.monotonic()
         if first < self.total and not any(entry["supervised_tokens"] or entry["regions"] for entry in log):
             where = "--shards" if self.job.shards else "--data"
@@ -211,7 +211,7 @@ class Trainer:
             write_whole(self.out / FACTS, json.dumps(self.facts, indent=2) + "\n")
         if not saved:
             return [], 0
-        self.checkpoints.load(saved[-1], self.model, self.optimiser, self.here)
+        self.checkpoints.load(saved[-1], self.model, self.optimizer, self.here)
         first = saved[-1].step
         self.say(f"Going on from step {first} of {self.total}.")
         log = read_log(self.out, first)
@@ -219,7 +219,7 @@ class Trainer:
         return log, first
 
     def step(self, number: int, step: Step) -> dict[str, Any]:
-        """One step of the optimiser over the micro-batches of all ranks; both losses are means over the whole step.
+        """One step of the optimizer over the micro-batches of all ranks; both losses are means over the whole step.
 
         Returns:
             Losses, beta, rates, mean cosine of patches and labels, what was in the batch, gradient norm, and the share
@@ -236,7 +236,7 @@ class Trainer:
             self._count_dropped(step, number)
         labels = self._labels(step.parts)
         torch.manual_seed((settings.seed * 1_000_003 + number) * 4099 + here.rank)  # dropout's, whatever came before
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(6, device=here.device)  # L_caption, L_patch, cosine and its weight, two squared norms
         self.model.llm.train(settings.llm != "frozen" or settings.activation_checkpointing)
         for part in step.parts:
@@ -253,7 +253,7 @@ class Trainer:
                 f"{norm}; images {', '.join(keys[:8])}); the last checkpoint is kept"
             )
             raise UserError("--learning-rate", settings.learning_rate, rule, "lower it, or look at these images")
-        self.optimiser.step()
+        self.optimizer.step()
         return {
             "step": number,
             "beta": beta,
@@ -266,7 +266,7 @@ class Trainer:
             "patch_gradient_share": math.sqrt(by_patch) / total if (total := _roots(by_caption, by_patch)) else None,
             "supervised_tokens": int(counts[0]),
             "regions": int(counts[2]),
-            "pictures": int(counts[3]),
+            "images": int(counts[3]),
             "positions": int(counts[4]),
             "dropped": int(counts[5]),
         }
@@ -291,7 +291,7 @@ class Trainer:
         return torch.cat([torch.stack([losses.caption, losses.patch]).detach().float(), losses.cosine, squares])
 
     def _counts(self, step: Step) -> Tensor:
-        """Over all ranks: supervised tokens, L_patch's weight, regions, pictures, positions, dropped samples."""
+        """Over all ranks: supervised tokens, L_patch's weight, regions, images, positions, dropped samples."""
         pooled = [self.model.pooled(part.coverage) for part in step.parts]
         weight = sum(float(patch_loss_weight(coverage, self.settings.patch_loss)) for coverage in pooled)
         counts = [
@@ -319,7 +319,7 @@ class Trainer:
             share = number / max(warmup, 1)
         else:
             share = (1 + math.cos(math.pi * (number - warmup) / max(self.total - warmup, 1))) / 2
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
         return float(self.settings.learning_rate * share)
 
@@ -387,7 +387,7 @@ class Trainer:
             "data_wait": waited / seconds,
         }
         if self.peak:
-            flops = flops_of(self.model, entry["pictures"], entry["positions"], entry["supervised_tokens"])
+            flops = flops_of(self.model, entry["images"], entry["positions"], entry["supervised_tokens"])
             speed["mfu"] = flops / self.here.world / seconds / self.peak
         return speed
 
@@ -395,7 +395,7 @@ class Trainer:
         """After the first step: how many samples at a time the GPU would have room for."""
         if self.here.device.type != "cuda":
             return
-        # What stays between steps is weights and optimiser; the rest of the peak goes with the samples.
+        # What stays between steps is weights and optimizer; the rest of the peak goes with the samples.
         kept, most = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
         room = torch.cuda.get_device_properties(self.here.device).total_memory
         fits = int((0.9 * room - kept) / max(most - kept, 1) * size)

@@ -63,7 +63,7 @@ def patch_loss(
     `average = "token"`: sum_rp w_rp term_rp / sum_rp w_rp;
     `average = "region"`: mean over r of sum_p w_rp term_rp / sum_p w_rp.
     `compare = "mean"` has one term for each region, of its mean token sum_p w_rp v_p / sum_p w_rp instead of v_p.
-    (arXiv 2505.17316 says "maximise the cosine similarity" and leaves weights and averages open.) Regions of which the
+    (arXiv 2505.17316 says "maximize the cosine similarity" and leaves weights and averages open.) Regions of which the
     view shows nothing do not count; where none is left the loss is 0.
 
     Args:

@@ -41,7 +41,7 @@ class Losses(NamedTuple):
     cosine: Tensor
     """`[2]`, see `mean_cosine`."""
     tokens: Tensor
-    """`[I, M, d]`, projected; of a batch without pictures those of a blank."""
+    """`[I, M, d]`, projected; of a batch without images those of a blank."""
 
 
 class MultimodalModel(nn.Module):
@@ -69,7 +69,7 @@ class MultimodalModel(nn.Module):
         read_config("--llm", llm_folder, LLMS)
         self.llm_folder = llm_folder
         self.tokenizer = load_tokenizer("--llm", llm_folder)
-        self.mean, self.std = normalisation(folder)
+        self.mean, self.std = normalization(folder)
         self.tower = load_pretrained("--vision", folder, TOWERS[self.vision_config["model_type"]], frozen_type)
         self.llm = load_pretrained(
             "--llm", llm_folder, AutoModelForCausalLM, frozen_type if settings.llm != "full" else torch.float32
@@ -97,7 +97,7 @@ class MultimodalModel(nn.Module):
 
     @property
     def vision_tokens(self) -> int:
-        """Tokens that the LLM gets of a picture."""
+        """Tokens that the LLM gets of an image."""
         return self.settings.abstractor_tokens if self.settings.projector == "c-abstractor" else self.grid**2
 
     @property
@@ -130,7 +130,7 @@ class MultimodalModel(nn.Module):
         return given
 
     def see(self, pixels: Tensor) -> Tensor:
-        """Pictures `[B, 3, size, size]` -> projected tokens `[B, M, d]`, row by row from the top left."""
+        """Images `[B, 3, size, size]` -> projected tokens `[B, M, d]`, row by row from the top left."""
         with torch.no_grad():
             states = self.tower(pixels.to(self.tower.dtype), output_hidden_states=True).hidden_states
             patches = states[self.settings.vision_layer][:, -(self.grid**2) :]  # CLIP's CLS stands in front
@@ -231,7 +231,7 @@ def check_view(view: View, folder: Path, vision: str) -> None:
         )
 
 
-def normalisation(folder: Path) -> tuple[list[float], list[float]]:
+def normalization(folder: Path) -> tuple[list[float], list[float]]:
     """Mean and deviation per channel, from preprocessor_config.json; the family's own where there is none."""
     siglip = vision_config(folder)["model_type"].startswith("siglip")
     own_mean, own_std = (_HALF, _HALF) if siglip else (CLIP_MEAN, CLIP_STD)

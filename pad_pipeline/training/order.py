@@ -16,11 +16,11 @@ class Order:
 
     Args:
         samples: how many there are.
-        batch_size: in one step of the optimiser, over all ranks.
+        batch_size: in one step of the optimizer, over all ranks.
         seed: of the order.
         lengths: `[samples]`, about how long each is; given, samples of like length and kind share a step, as LLaVA's
             `group_by_modality_length` has it: the text of a step is padded to its longest.
-        pictured: bool `[samples]`, which of them have a picture.
+        imaged: bool `[samples]`, which of them have an image.
         numbers: int `[samples]`, what the samples are called; 0, 1, 2 and so on by default.
     """
 
@@ -30,11 +30,11 @@ class Order:
         batch_size: int,
         seed: int,
         lengths: np.ndarray | None = None,
-        pictured: np.ndarray | None = None,
+        with_image: np.ndarray | None = None,
         numbers: np.ndarray | None = None,
     ) -> None:
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
-        self.lengths, self.pictured = lengths, pictured
+        self.lengths, self.with_image = lengths, with_image
         self.numbers = np.arange(samples) if numbers is None else numbers
         self._epoch = lru_cache(2)(self._arranged)
 
@@ -54,10 +54,10 @@ class Order:
         if self.lengths is None:
             return shuffled
         size, head = self.batch_size, -epoch * self.samples % self.batch_size  # the first end the last epoch's batch
-        pictured = np.ones(self.samples, bool) if self.pictured is None else self.pictured
+        with_image = np.ones(self.samples, bool) if self.with_image is None else self.with_image
         batches, left = [], []
         for kind in (True, False):
-            members = shuffled[pictured[shuffled] == kind]
+            members = shuffled[with_image[shuffled] == kind]
             whole = len(members) // size * size
             for start in range(0, whole, MEGA * size):
                 mega = members[start : min(start + MEGA * size, whole)]

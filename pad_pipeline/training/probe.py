@@ -20,7 +20,7 @@ HALF = 127.5
 
 
 class Probe:
-    """Sums over held-out pictures.
+    """Sums over held-out images.
 
     Args:
         model: that is trained, between two steps.
@@ -56,8 +56,8 @@ class Probe:
                 self._chance.add(own[order.to(own.device)], labels, shown)
 
     def result(self, here: Ranks) -> dict[str, Any]:
-        """Over the pictures of all ranks: Align, the same with each picture's patches shuffled, and the share of
-        patches whose nearest word can be read. None where there was no region, or no picture."""
+        """Over the images of all ranks: Align, the same with each image's patches shuffled, and the share of
+        patches whose nearest word can be read. None where there was no region, or no image."""
         pairs_here = torch.tensor([float(self._align.pairs)]).double()
         sums = torch.stack([self._align.sums, self._chance.sums]).flatten().cpu()
         sums = here.sum(torch.cat([sums, pairs_here, self._seen]).to(here.device, torch.float32))

@@ -48,7 +48,7 @@ class TrainSettings(BaseModel):
     projector: Literal["mlp", "linear", "c-abstractor"] = "mlp"
     """`mlp`: Linear, GELU, Linear (LLaVA's mlp2x_gelu). `linear`: one Linear. `c-abstractor`: Honeybee's."""
     abstractor_tokens: int = Field(144, gt=0)
-    """Vision tokens that a C-Abstractor makes of a picture; a square number. Masks are pooled to its grid."""
+    """Vision tokens that a C-Abstractor makes of an image; a square number. Masks are pooled to its grid."""
     vision_layer: int = Field(-2, le=-1)
     """Hidden state of the vision tower that is projected; a CLS token is dropped."""
     llm: Literal["frozen", "full", "lora"] = "frozen"
@@ -57,12 +57,12 @@ class TrainSettings(BaseModel):
     template: TemplateName = "plain"
     """How a conversation becomes a sequence, see `TemplateName`."""
     batch_size: int = Field(256, gt=0)
-    """Samples in one step of the optimiser, over all ranks; all of them where there are fewer."""
+    """Samples in one step of the optimizer, over all ranks; all of them where there are fewer."""
     micro_batch: int = Field(8, gt=0)
     """Samples that a rank computes at a time; the losses do not depend on it."""
     epochs: float = Field(1.0, gt=0, le=1e6)
     steps: int = Field(0, ge=0)
-    """Steps of the optimiser; 0 for as many as `epochs` gives."""
+    """Steps of the optimizer; 0 for as many as `epochs` gives."""
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
     """After warm-up; it falls to 0 along half a cosine."""
     projector_learning_rate: float = Field(0.0, ge=0, allow_inf_nan=False)
@@ -85,9 +85,9 @@ class TrainSettings(BaseModel):
     max_length: int = Field(2048, gt=0)
     """Tokens of a sequence, image included; longer ones are cut at the end."""
     group_by_length: bool = False
-    """Samples of like length, all with a picture or all without, share a step (LLaVA's group_by_modality_length)."""
+    """Samples of like length, all with an image or all without, share a step (LLaVA's group_by_modality_length)."""
     max_dropped: float = Field(0.01, ge=0, le=1)
-    """Share of the samples from which nothing can be learnt (no answer, no picture, cut away); more are an error."""
+    """Share of the samples from which nothing can be learnt (no answer, no image, cut away); more are an error."""
     activation_checkpointing: bool = False
     """Compute the LLM's blocks a second time in the backward pass: a third more work, far less memory."""
     compile: bool = False

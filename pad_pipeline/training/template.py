@@ -8,9 +8,9 @@ from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 IMAGE = -200
-"""Stands among the token ids where the picture goes; LLaVA's number for it."""
+"""Stands among the token ids where the image goes; LLaVA's number for it."""
 IMAGE_MARK = "<image>"
-"""Stands in a text where the picture goes."""
+"""Stands in a text where the image goes."""
 
 TemplateName = Literal["plain", "v1", "chat"]
 """`plain`: `BOS <image> caption "\\n"`, LLaVA's for stage 1; the question is dropped. `v1`: Vicuna's dialogue,
@@ -30,13 +30,13 @@ class Encoded(NamedTuple):
     """A sequence."""
 
     ids: list[int]
-    """Token ids, with `IMAGE` in the picture's place."""
+    """Token ids, with `IMAGE` in the image's place."""
     supervised: list[bool]
     """Which of them the LLM learns to say."""
 
     def cut(self, length: int, image_tokens: int) -> Encoded:
-        """The beginning that fits into `length` tokens once the picture has `image_tokens`, as LLaVA cuts: after the
-        picture was put in. Nothing where the picture does not fit: there is no half of one."""
+        """The beginning that fits into `length` tokens once the image has `image_tokens`, as LLaVA cuts: after the
+        image was put in. Nothing where the image does not fit: there is no half of one."""
         if IMAGE in self.ids:
             if self.ids.index(IMAGE) + image_tokens > length:
                 return Encoded([], [])
@@ -72,7 +72,7 @@ class Template:
 
         Args:
             turns: `{from, value}` each, `human` and `gpt` in turn.
-            image: whether a picture goes with it.
+            image: whether an image goes with it.
 
         Raises:
             ValueError: it does not fit the template; the text says why.
@@ -80,7 +80,7 @@ class Template:
         turns = _checked(turns, image)
         if self.name == "plain":
             if not image:
-                raise ValueError("it has no image, and template plain is a picture and its caption")
+                raise ValueError("it has no image, and template plain is an image and its caption")
             if len(turns) > 2:
                 raise ValueError(f"it has {len(turns) // 2} questions, and template plain takes one")
             return self.caption(turns[1]["value"])
@@ -95,7 +95,7 @@ class Template:
         return Encoded(before + ids, [False] * len(before) + [True] * len(ids))
 
     def question(self, text: str) -> list[int]:
-        """What the LLM is given to answer `text` about a picture: what stands before the answer in training.
+        """What the LLM is given to answer `text` about an image: what stands before the answer in training.
 
         Raises:
             ValueError: the LLM's chat template refuses it.
@@ -159,7 +159,7 @@ class Template:
             raise ValueError(f"the LLM's chat template refuses it ({type(error).__name__}: {error})") from error
 
     def _pieces(self, pieces: Iterable[tuple[str, bool]], before: list[int]) -> Encoded:
-        """The text as a whole, tokenised in one go between pictures as LLaVA does; a token that reaches into a
+        """The text as a whole, tokenized in one go between images as LLaVA does; a token that reaches into a
         supervised piece is supervised."""
         text, spans = "", []
         for piece, supervised in pieces:
@@ -203,7 +203,7 @@ def _checked(turns: Turns, image: bool) -> list[dict[str, str]]:
         raise ValueError("it has no answer")
     marks = sum(turn["value"].count(IMAGE_MARK) for turn in turns)
     if marks > 1:
-        raise ValueError(f"it has {marks} {IMAGE_MARK} marks, and one picture at most can be shown")
+        raise ValueError(f"it has {marks} {IMAGE_MARK} marks, and one image at most can be shown")
     if marks and not image:
         raise ValueError(f"it has an {IMAGE_MARK} mark and no image")
     checked = []
@@ -214,5 +214,5 @@ def _checked(turns: Turns, image: bool) -> list[dict[str, str]]:
 
 
 def _marked(text: str) -> str:
-    """A turn's text with the picture before it, as LLaVA has it wherever the mark stood."""
+    """A turn's text with the image before it, as LLaVA has it wherever the mark stood."""
     return f"{IMAGE_MARK}\n{text.replace(IMAGE_MARK, '').strip()}".strip()

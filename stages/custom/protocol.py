@@ -9,15 +9,15 @@ Two more things it may have:
 
 - `fingerprint(cls, settings) -> dict[str, str]`, a class method: what else decides its results, by name, such as the
   sha256 of a folder. Files that a setting of type `Path` names are hashed by pad itself.
-- `bucket(self, width, height) -> tuple[int, ...]`: pictures of one call have the same. Without it, pictures of a call
+- `bucket(self, width, height) -> tuple[int, ...]`: images of one call have the same. Without it, images of a call
   have any sizes.
 
-Every method gets a list of pictures and returns a list of the same length. What it raises halves the batch, down to
-the picture that causes it, which fails alone, with the reason; so does a picture whose answer is not as said here.
-`UserError` and `OSError` stop the run: they are no picture's fault. torch's `OutOfMemoryError` makes batches smaller.
+Every method gets a list of images and returns a list of the same length. What it raises halves the batch, down to
+the image that causes it, which fails alone, with the reason; so does an image whose answer is not as said here.
+`UserError` and `OSError` stop the run: they are no image's fault. torch's `OutOfMemoryError` makes batches smaller.
 
-Pictures are uint8 `[H, W, 3]`, RGB, upright, 0..255, and read-only, for a batch may be tried again. A result must
-depend on its own picture alone, or runs will not be repeatable.
+Images are uint8 `[H, W, 3]`, RGB, upright, 0..255, and read-only, for a batch may be tried again. A result must
+depend on its own image alone, or runs will not be repeatable.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 
-class Box(NamedTuple):
-    """Where a detector finds something."""
+class Detection(NamedTuple):
+    """A labeled box that a detector finds, with its score."""
 
     label: str
     """One of those that were asked for; of a grounder, any."""
     score: float
     """0..1."""
     xyxy: tuple[float, float, float, float]
-    """Left, top, right, bottom in pixels of the picture: 0..W, 0..H. What sticks out by up to a pixel is clipped."""
+    """Left, top, right, bottom in pixels of the image: 0..W, 0..H. What sticks out by up to a pixel is clipped."""
 
 
 class Tagger(Protocol):
-    """Says what is in a picture."""
+    """Says what is in an image."""
 
     def tag(self, images: list[np.ndarray]) -> list[list[tuple[str, float]]]:
-        """The names of each picture, each once, with a score 0..1. None at all is an empty picture."""
+        """The names of each image, each once, with a score 0..1. None at all is an empty image."""
 
 
 class Detector(Protocol):
     """Finds where the tags are."""
 
-    def detect(self, images: list[np.ndarray], labels: list[list[str]]) -> list[list[Box]]:
-        """The boxes of each picture.
+    def detect(self, images: list[np.ndarray], labels: list[list[str]]) -> list[list[Detection]]:
+        """The detections of each image.
 
         Args:
-            images: the pictures.
+            images: the images.
             labels: what is looked for in each: at least one label, each once.
         """
 
@@ -61,11 +61,11 @@ class Segmenter(Protocol):
     """Says which pixels a box means."""
 
     def segment(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each picture the masks of its boxes, bool `[N, H, W]`, and how good it thinks each is, float `[N]`:
+        """For each image the masks of its boxes, bool `[N, H, W]`, and how good it thinks each is, float `[N]`:
         its guess of the intersection over union with the truth.
 
         Args:
-            images: the pictures.
+            images: the images.
             boxes: of each, float64 `[N, 4]`, N at least 1, `xyxy` in pixels.
         """
 
@@ -73,5 +73,5 @@ class Segmenter(Protocol):
 class Grounder(Protocol):
     """Tagger and detector in one: names what it finds, and where."""
 
-    def tag_and_ground(self, images: list[np.ndarray]) -> list[list[Box]]:
-        """The boxes of each picture. Their labels become its tags, each with its best score."""
+    def tag_and_ground(self, images: list[np.ndarray]) -> list[list[Detection]]:
+        """The detections of each image. Their labels become its tags, each with its best score."""

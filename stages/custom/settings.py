@@ -32,7 +32,7 @@ class OwnSettings(BaseModel):
     settings: dict[str, Any] = {}
     """What the class's own `Settings` are filled from. Those of type `Path` are relative to the TOML file."""
     batch_size: int = Field(8, gt=0)
-    """Pictures in one call."""
+    """Images in one call."""
     code: str = Field("", exclude=True)
     """What `code_of` says where the run was begun; a worker that finds something else refuses."""
 

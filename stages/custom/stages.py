@@ -13,15 +13,15 @@ from pad_pipeline.stages.base import Stage
 from pad_pipeline.stages.boxes import suppress
 from pad_pipeline.stages.compute import Compute, ComputeSettings
 from pad_pipeline.stages.custom.load import make
-from pad_pipeline.stages.custom.protocol import Box
+from pad_pipeline.stages.custom.protocol import Detection
 from pad_pipeline.stages.custom.settings import OwnDetector, OwnGrounder, OwnSettings
-from pad_pipeline.stages.decode import picture
+from pad_pipeline.stages.decode import image
 from pad_pipeline.stages.ground import load_unboxable
 from pad_pipeline.stages.segment import encode_mask
-from pad_pipeline.stages.spans import normalise
+from pad_pipeline.stages.spans import normalize
 
 STICKS_OUT = 1.0
-"""Pixels by which a box may leave the picture."""
+"""Pixels by which a box may leave the image."""
 
 
 class BadAnswer(ValueError):
@@ -29,7 +29,7 @@ class BadAnswer(ValueError):
 
 
 class OwnStage(Stage):
-    """What the four have in common: pictures as arrays, and as many answers as pictures."""
+    """What the four have in common: images as arrays, and as many answers as images."""
 
     def __init__(self, settings: OwnSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__()
@@ -39,24 +39,24 @@ class OwnStage(Stage):
         self.ask = getattr(self.model, settings.method)
 
     def shape(self, row: ImageRecord) -> tuple[int, ...]:
-        """What the model's `bucket` says of the picture's size."""
+        """What the model's `bucket` says of the image's size."""
         if not hasattr(self.model, "bucket"):
             return ()
         return tuple(int(part) for part in self.model.bucket(row.width, row.height))
 
     def prepare(self, row: ImageRecord) -> np.ndarray:
-        """The picture, uint8 `[H, W, 3]`, read-only: it may be needed again after the model had it."""
-        pixels = np.array(picture(row, self.decoding), np.uint8)
+        """The image, uint8 `[H, W, 3]`, read-only: it may be needed again after the model had it."""
+        pixels = np.array(image(row, self.decoding), np.uint8)
         pixels.flags.writeable = False
         return pixels
 
     def answers(self, *questions: list[Any]) -> list[Any]:
-        """What the model says to a batch, one answer for each picture."""
+        """What the model says to a batch, one answer for each image."""
         found = self.ask(*questions)
         if not isinstance(found, (list, tuple)) or len(found) != len(questions[0]):
             told = f"{len(found)} answers" if isinstance(found, (list, tuple)) else f"a {type(found).__name__}"
             count = len(questions[0])
-            raise BadAnswer(f"the {self.who} gives {told} for {count} pictures; it should be a list of as many")
+            raise BadAnswer(f"the {self.who} gives {told} for {count} images; it should be a list of as many")
         return list(found)
 
     def process(self, rows: list[ImageRecord], inputs: list[np.ndarray]) -> list[Any]:
@@ -66,7 +66,7 @@ class OwnStage(Stage):
     def pairs(self, found: Any, of: str) -> list[Any]:
         """An answer that should be a list."""
         if not isinstance(found, (list, tuple)):
-            raise BadAnswer(f"the {self.who} gives a {type(found).__name__} for a picture; it should be a list of {of}")
+            raise BadAnswer(f"the {self.who} gives a {type(found).__name__} for an image; it should be a list of {of}")
         return list(found)
 
     def number(self, value: Any, what: str) -> float:
@@ -92,7 +92,7 @@ class TagStage(OwnStage):
     name = "tag"
 
     def finish(self, row: ImageRecord, output: Any) -> None:
-        """Set the row's tags, in the order they came; a picture with none is `empty`."""
+        """Set the row's tags, in the order they came; an image with none is `empty`."""
         tags = []
         for found in self.pairs(output, "(name, score)"):
             if not isinstance(found, (list, tuple)) or len(found) != 2:
@@ -115,14 +115,14 @@ class BoxesStage(OwnStage):
         self.settings = settings
 
     def set_regions(self, row: ImageRecord, output: Any, asked: Container[str] | None = None) -> None:
-        """Set the row's regions, best score first; a picture with no box is `empty`.
+        """Set the row's regions, best score first; an image with no box is `empty`.
 
         Args:
             row: the image.
             output: the boxes, as they came.
             asked: the labels that they may have; any by default.
         """
-        regions = [self._region(row, found) for found in self.pairs(output, "Box")]
+        regions = [self._region(row, found) for found in self.pairs(output, "Detection")]
         for region in regions:
             if asked is not None and region.label not in asked:
                 raise BadAnswer(f"the {self.who} gives the label {region.label!r}, which was not asked for")
@@ -134,17 +134,17 @@ class BoxesStage(OwnStage):
 
     def _region(self, row: ImageRecord, found: Any) -> Region:
         try:
-            label, score, xyxy = Box(*found)
+            label, score, xyxy = Detection(*found)
             edges = np.array([float(edge) for edge in xyxy])
             if edges.shape != (4,):
                 raise ValueError(f"{len(edges)} edges")
         except (TypeError, ValueError) as error:
-            raise BadAnswer(f"the {self.who} gives {found!r}; it should be Box(label, score, xyxy)") from error
+            raise BadAnswer(f"the {self.who} gives {found!r}; it should be Detection(label, score, xyxy)") from error
         label, score = self.name_of(label), self.number(score, repr(label))
         size = np.array([row.width, row.height] * 2)
         inside = np.isfinite(edges).all() and (edges >= -STICKS_OUT).all() and (edges <= size + STICKS_OUT).all()
         if not inside or (edges[2:] < edges[:2]).any():
-            rule = f"it should be x0 <= x1, y0 <= y1 in pixels of the {row.width} x {row.height} picture"
+            rule = f"it should be x0 <= x1, y0 <= y1 in pixels of the {row.width} x {row.height} image"
             raise BadAnswer(f"the {self.who} gives {label!r} the box {edges.tolist()}; {rule}")
         return Region(label, as_box(edges.clip(0, size)), score=score, label_score=score)
 
@@ -159,10 +159,10 @@ class DetectStage(BoxesStage):
     def asked(self, row: ImageRecord) -> list[str]:
         """What is looked for."""
         tags = dict.fromkeys(tag.label for tag in row.tags)
-        return [label for label in tags if normalise(label) not in self.unboxable]
+        return [label for label in tags if normalize(label) not in self.unboxable]
 
     def process(self, rows: list[ImageRecord], inputs: list[np.ndarray]) -> list[Any]:
-        """The boxes of each row; a picture with nothing to look for is not asked about."""
+        """The boxes of each row; an image with nothing to look for is not asked about."""
         wanted = [self.asked(row) for row in rows]
         asked = [index for index, labels in enumerate(wanted) if labels]
         found: list[Any] = [[] for _ in rows]
@@ -209,7 +209,7 @@ class SegmentStage(OwnStage):
         try:
             masks, quality = (np.asarray(part) for part in output)
         except (TypeError, ValueError) as error:
-            raise BadAnswer("the segmenter gives no (masks, predicted IoU) for this picture") from error
+            raise BadAnswer("the segmenter gives no (masks, predicted IoU) for this image") from error
         if masks.shape != wanted or masks.dtype != bool:
             rule = f"it should be bool {list(wanted)}"
             raise BadAnswer(f"the segmenter gives masks {masks.dtype} {list(masks.shape)}; {rule}")

@@ -1,1 +1,1 @@
-"""Grounding DINO: transformers' model, the features of a picture shared by its prompts, and official checkpoints."""
+"""Grounding DINO: transformers' model, the features of an image shared by its prompts, and official checkpoints."""

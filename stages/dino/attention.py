@@ -1,9 +1,9 @@
 """Grounding DINO's attentions in forms that need less memory.
 
-Between picture and text, both directions share one matrix of scores, normalised over the words for the picture and over
-the picture for the words. transformers writes that matrix out several times (18,000 x 256 for each head at full size)
+Between image and text, both directions share one matrix of scores, normalized over the words for the image and over
+the image for the words. transformers writes that matrix out several times (18,000 x 256 for each head at full size)
 and subtracts the maximum of the whole batch from it, which changes nothing in exact numbers, costs digits in bfloat16,
-and lets a picture's numbers depend on its neighbours'. A fused kernel for each direction does neither.
+and lets an image's numbers depend on its neighbors'. A fused kernel for each direction does neither.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class FusedBiAttention(nn.Module):
         self.values_vision_proj, self.values_text_proj = original.values_vision_proj, original.values_text_proj
         self.out_vision_proj, self.out_text_proj = original.out_vision_proj, original.out_text_proj
         self.padded = True
-        """Whether any picture of the batch is padded; where none is, the fastest kernels need no mask."""
+        """Whether any image of the batch is padded; where none is, the fastest kernels need no mask."""
 
     def forward(
         self,
@@ -33,7 +33,7 @@ class FusedBiAttention(nn.Module):
         vision_attention_mask: Tensor,
         text_attention_mask: Tensor,
     ) -> tuple[tuple[Tensor, None], tuple[Tensor, None]]:
-        """What each side learns from the other: for the picture `[B, P, d]`, for the text `[B, T, d]`; the weights that
+        """What each side learns from the other: for the image `[B, P, d]`, for the text `[B, T, d]`; the weights that
         transformers gives too are left out.
 
         Args:

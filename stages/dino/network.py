@@ -1,4 +1,4 @@
-"""Grounding DINO of transformers: pictures are encoded once, whatever the number of their prompts."""
+"""Grounding DINO of transformers: images are encoded once, whatever the number of their prompts."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ TEXT_STEP = 16
 
 
 class Features(NamedTuple):
-    """What the prompts of a batch of pictures share."""
+    """What the prompts of a batch of images share."""
 
     maps: list[tuple[Tensor, Tensor]]
-    """The backbone's feature maps `[B, C, h, w]`, each with the places `[B, h, w]` that are the picture's."""
+    """The backbone's feature maps `[B, C, h, w]`, each with the mask `[B, h, w]` of the positions inside the image."""
     positions: list[Tensor]
     """Their position embeddings."""
     mask: Tensor
-    """`[B, H, W]`: 1 where a pixel is the picture's, 0 where it is padding."""
+    """`[B, H, W]`: 1 where a pixel is the image's, 0 where it is padding."""
     padded: bool
     """Whether there is any padding."""
 
@@ -77,7 +77,7 @@ class GroundingDino:
         for layer in inner.encoder.layers:
             layer.fusion_layer.attn = FusedBiAttention(layer.fusion_layer.attn)
             self.fusions.append(layer.fusion_layer.attn)
-        # Boxes, scores, and where the deformable attention looks: a bfloat16 has 8 bits for a place in the picture.
+        # Boxes, scores, and where the deformable attention looks: a bfloat16 has 8 bits for a place in the image.
         exact = [
             *model.bbox_embed, *model.class_embed, *inner.decoder.bbox_embed, inner.encoder_output_bbox_embed,
             inner.encoder_output_class_embed, inner.enc_output, inner.decoder.reference_points_head,
@@ -93,7 +93,7 @@ class GroundingDino:
                 part.register_forward_hook(lambda _module, _inputs, output: output.float())
         self.compute = compute
         self.name: str = config["model_type"]
-        self.model = compute.place(model, in_float32=dict.fromkeys(exact))
+        self.model = compute.put(model, in_float32=dict.fromkeys(exact))
         self.max_tokens: int = model.config.max_text_len
         if not 16 <= self.max_tokens <= 4096:
             rule = f"its config.json sets max_text_len to {self.max_tokens}, and no tag would fit in"
@@ -107,53 +107,53 @@ class GroundingDino:
         self.shift = compute.send(mean / std)
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
-        """Height and width of a picture as the model gets it."""
+        """Height and width of an image as the model gets it."""
         size = self.processor.size
         if size.get("shortest_edge") is None:
             return size["height"], size["width"]
         return get_size_with_aspect_ratio((height, width), size["shortest_edge"], size.get("longest_edge"))
 
-    def places(self, height: int, width: int) -> int:
-        """Places of a resized picture, over all resolutions; the model takes its queries from among them."""
+    def positions(self, height: int, width: int) -> int:
+        """Positions of a resized image, over all resolutions; the model takes its queries from among them."""
         strides = (FIRST_STRIDE << level for level in range(self.levels))
         return sum(-(-height // stride) * -(-width // stride) for stride in strides)
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """The resized picture, uint8 `[3, H, W]`. It is normalised on the device: a quarter of the bytes to send."""
+        """The resized image, uint8 `[3, H, W]`. It is normalized on the device: a quarter of the bytes to send."""
         inputs = self.processor(images=image, do_rescale=False, do_normalize=False, return_tensors="pt")
         return inputs["pixel_values"][0].to(torch.uint8)
 
-    def encode(self, pictures: list[Tensor], size: tuple[int, int]) -> Features:
-        """What the prompts of these pictures share.
+    def encode(self, images: list[Tensor], size: tuple[int, int]) -> Features:
+        """What the prompts of these images share.
 
         Args:
-            pictures: uint8 `[3, h, w]` each.
+            images: uint8 `[3, h, w]` each.
             size: height and width that all are padded to.
         """
-        pixels = torch.zeros(len(pictures), 3, *size, dtype=torch.uint8)
-        inside = torch.zeros(len(pictures), *size, dtype=torch.bool)
-        for row, picture in enumerate(pictures):
-            pixels[row, :, : picture.shape[1], : picture.shape[2]] = picture
-            inside[row, : picture.shape[1], : picture.shape[2]] = True
+        pixels = torch.zeros(len(images), 3, *size, dtype=torch.uint8)
+        inside = torch.zeros(len(images), *size, dtype=torch.bool)
+        for row, image in enumerate(images):
+            pixels[row, :, : image.shape[1], : image.shape[2]] = image
+            inside[row, : image.shape[1], : image.shape[2]] = True
         there = self.compute.send(inside)
         mask = there.long()
-        colours = (self.compute.send(pixels).float() * self.scale - self.shift).masked_fill(~there[:, None], 0)
+        colors = (self.compute.send(pixels).float() * self.scale - self.shift).masked_fill(~there[:, None], 0)
         with self.compute.autocast():
-            maps, positions = self.backbone.backbone(colours, mask)
-        padded = any(picture.shape[1:] != size for picture in pictures)
+            maps, positions = self.backbone.backbone(colors, mask)
+        padded = any(image.shape[1:] != size for image in images)
         return Features(maps, positions, mask, padded)
 
     def detect(self, features: Features, images: list[int], texts: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Where the words of each text are, each in its picture.
+        """Where the words of each text are, each in its image.
 
         Args:
-            features: of a batch of pictures.
-            images: the picture of each text, as its place in the batch.
+            features: of a batch of images.
+            images: the image of each text, as its index in the batch.
             texts: token ids.
 
         Returns:
             Probabilities of each query for each token `[B, queries, tokens]`, and boxes `[B, queries, 4]`, cxcywh as
-            parts of the picture; float32.
+            parts of the image; float32.
         """
         length = -(-max(map(len, texts)) // TEXT_STEP) * TEXT_STEP
         ids = torch.zeros(len(texts), min(length, self.max_tokens), dtype=torch.long)
@@ -186,7 +186,7 @@ class _SharedFeatures(nn.Module):
 
     @contextmanager
     def lent(self, features: Features, chosen: Tensor) -> Iterator[None]:
-        """Inside it, forward gives these pictures of a batch."""
+        """Inside it, forward gives these images of a batch."""
         self._lent = features, chosen
         try:
             yield

@@ -1,2 +1,2 @@
-"""RAM and RAM++: the two recognise-anything taggers, inference only, with the names and shapes of the official
+"""RAM and RAM++: the two recognize-anything taggers, inference only, with the names and shapes of the official
 checkpoints (xinyu1205/recognize-anything)."""

@@ -45,7 +45,7 @@ def load_ram(network: Ram, field: str, path: Path) -> Ram:
 
 
 def _for_inference(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without optimiser, text models and buffers that can be computed; "vision_multi" is the head's name in older
+    """Without optimizer, text models and buffers that can be computed; "vision_multi" is the head's name in older
     files."""
     return {
         name.replace("vision_multi", "tagging_head"): tensor

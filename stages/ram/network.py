@@ -101,7 +101,7 @@ class Ram(nn.Module):
         self.fc = nn.Linear(settings.head_width, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`[B, 3, S, S]` normalised -> logits `[B, tags]`."""
+        """`[B, 3, S, S]` normalized -> logits `[B, tags]`."""
         image = self.image_proj(self.visual_encoder(images))
         with torch.autocast(image.device.type, enabled=False):  # a softmax of cosines times 14
             labels = self.label_queries(image[:, 0].float())
@@ -115,8 +115,8 @@ class Ram(nn.Module):
         """The label embeddings `[B or 1, tags, embed_width]`.
 
         RAM has one for each tag. RAM++ has many descriptions for each and weighs them by how near they are to the
-        picture's mean token `[B, embed_width]`: softmax over a tag's descriptions of exp(reweight_scale) * cosine
-        (the descriptions as they are, not normalised).
+        image's mean token `[B, embed_width]`: softmax over a tag's descriptions of exp(reweight_scale) * cosine
+        (the descriptions as they are, not normalized).
         """
         if self.settings.family == "ram":
             return self.label_embed.unsqueeze(0)

@@ -57,8 +57,8 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """`[B * windows, tokens, dim]` -> the same; `mask` is `[windows, tokens, tokens]` of 0 and -100.
 
-        The bias is there once and not once for each picture: without a mask it is the same for all windows; with one,
-        a picture's windows stand beside its heads, so that the batch is a dimension of its own.
+        The bias is there once and not once for each image: without a mask it is the same for all windows; with one,
+        an image's windows stand beside its heads, so that the batch is a dimension of its own.
         """
         count, tokens, dim = x.shape
         q, k, v = self.qkv(x).view(count, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
@@ -66,7 +66,7 @@ class WindowAttention(nn.Module):
         if mask is not None:
             bias = (bias + mask.unsqueeze(1)).flatten(0, 1)  # [windows * heads, t, t]
             q, k, v = (part.reshape(-1, len(bias), tokens, dim // self.heads) for part in (q, k, v))
-        bias = bias.to(q.dtype).contiguous().unsqueeze(0)  # fused kernels on a GPU want neighbours beside each other
+        bias = bias.to(q.dtype).contiguous().unsqueeze(0)  # fused kernels on a GPU want neighbors beside each other
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.proj(x.reshape(count, self.heads, tokens, -1).transpose(1, 2).reshape(count, tokens, dim))
 
@@ -116,7 +116,7 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Halves the resolution: 2 x 2 neighbours become one token of twice the width."""
+    """Halves the resolution: 2 x 2 neighbors become one token of twice the width."""
 
     def __init__(self, dim: int, side: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, side * side, dim]` -> `[B, (side / 2)**2, 2 * dim]`."""
         batch, _, dim = x.shape
-        # Neighbours in the checkpoint's order, down before right: (0,0), (1,0), (0,1), (1,1).
+        # Neighbors in the checkpoint's order, down before right: (0,0), (1,0), (0,1), (1,1).
         x = x.view(batch, self.side // 2, 2, self.side // 2, 2, dim).permute(0, 1, 3, 4, 2, 5)
         # What all blocks of a resolution add to stays float32, under autocast too.
         return self.reduction(self.norm(x.reshape(batch, -1, 4 * dim))).float()
@@ -182,7 +182,7 @@ class SwinTransformer(nn.Module):
         self.norm = nn.LayerNorm(settings.width)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`[B, 3, S, S]` normalised -> `[B, 1 + tokens, width]`; token 0 is the mean of the others."""
+        """`[B, 3, S, S]` normalized -> `[B, 1 + tokens, width]`; token 0 is the mean of the others."""
         x = self.patch_embed(images)
         for layer in self.layers:
             x = layer(x)

@@ -57,7 +57,7 @@ class RelativeAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention between the decoder's tokens and the picture's, with the parameters and the signature of
+    """Multi-head attention between the decoder's tokens and the image's, with the parameters and the signature of
     upstream's `transformer.Attention`."""
 
     def __init__(self, original: Any) -> None:

@@ -39,7 +39,7 @@ class HubSam:
                     layer.attn = _HubAttention(layer.attn)
         # Places become angles of sine and cosine: bfloat16 would be far off.
         exact = [model.prompt_encoder, model.shared_image_embedding, model.mask_decoder.iou_prediction_head]
-        self.model: Any = compute.place(model, in_float32=exact)
+        self.model: Any = compute.put(model, in_float32=exact)
         processor = Sam2ImageProcessor if self.stretched else SamImageProcessorPil
         try:
             self.processor = processor.from_pretrained(folder, local_files_only=True)
@@ -57,24 +57,24 @@ class HubSam:
         found = self.processor(images=Image.new("RGB", (8, 8)), return_tensors="pt")["pixel_values"].shape[2:]
         size = self.processor.size.get("longest_edge", self.processor.size.get("height"))
         if tuple(found) != (self.edge, self.edge) or size != self.edge:
-            rule = f"its preprocessor_config.json makes pictures of {size} pixels, and its model takes {self.edge}"
+            rule = f"its preprocessor_config.json makes images of {size} pixels, and its model takes {self.edge}"
             raise UserError(field, folder, rule, "fetch the model again")
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """The resized, normalised and padded picture `[3, S, S]`."""
+        """The resized, normalized and padded image `[3, S, S]`."""
         return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
 
-    def encode(self, pictures: list[Tensor], size: int) -> list[Tensor]:
-        """What the decoder wants of each picture, as tensors `[B, ...]`."""
+    def encode(self, images: list[Tensor], size: int) -> list[Tensor]:
+        """What the decoder wants of each image, as tensors `[B, ...]`."""
         with self.compute.autocast():
-            found = self.model.get_image_embeddings(self.compute.send(torch.stack(pictures)))
+            found = self.model.get_image_embeddings(self.compute.send(torch.stack(images)))
         if self.kind == "sam":
             return [found]
-        # SAM-HQ: the last embedding, and those of the first block that sees the whole picture.
+        # SAM-HQ: the last embedding, and those of the first block that sees the whole image.
         return [found[0], found[1][0]] if self.kind == "sam_hq" else list(found)
 
     def boxes(self, boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-        """Boxes `[N, 4]` in pixels of a picture -> in pixels of the encoder's square."""
+        """Boxes `[N, 4]` in pixels of an image -> in pixels of the encoder's square."""
         new_height, new_width = self._resized(width, height)
         return boxes * np.array([new_width / width, new_height / height] * 2)
 
@@ -86,7 +86,7 @@ class HubSam:
 
     def decode(self, embeddings: list[Tensor], image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Mask logits `[N, h, w]` and predicted IoU `[N]`. Arguments as `OfficialSam.decode`'s."""
-        if self.kind == "sam_hq":  # it works on whole feature maps before it looks at boxes: once for each picture
+        if self.kind == "sam_hq":  # it works on whole feature maps before it looks at boxes: once for each image
             parts = boxes.split(torch.bincount(image, minlength=1).tolist()) if len(image) else ()
             found = [
                 self._decode([part[place : place + 1] for part in embeddings], its[None])
@@ -98,7 +98,7 @@ class HubSam:
         return self._decode([part[chosen] for part in embeddings], boxes[:, None])
 
     def _decode(self, embeddings: list[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Boxes `[pictures, n, 4]`; the masks of all, picture after picture."""
+        """Boxes `[images, n, 4]`; the masks of all, image after image."""
         named: dict[str, Any] = {"image_embeddings": embeddings if self.stretched else embeddings[0]}
         if self.kind == "sam_hq":
             named["intermediate_embeddings"] = embeddings[1:]

@@ -1,5 +1,5 @@
 """SAM from upstream's modules: the official checkpoint's names and numbers, with fused attention, and a decoder that
-takes the boxes of many pictures at once."""
+takes the boxes of many images at once."""
 
 from __future__ import annotations
 
@@ -87,12 +87,12 @@ def load_sam(field: str, path: Path) -> tuple[Sam, SamShape]:
 
 
 def decode_boxes(sam: Sam, embeddings: Tensor, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """One mask for each box: upstream's mask decoder, for boxes of different pictures.
+    """One mask for each box: upstream's mask decoder, for boxes of different images.
 
     Args:
         sam: the network.
         embeddings: `[B, decoder_width, s, s]`, of the image encoder.
-        image: `[N]`, the picture of each box.
+        image: `[N]`, the image of each box.
         boxes: `[N, 4]`, xyxy in pixels of the encoder's square.
 
     Returns:
@@ -120,7 +120,7 @@ class OfficialSam:
         field: the setting that names the checkpoint, for errors.
         path: the checkpoint.
         compute: where and how it computes.
-        batch_size: pictures in a full batch.
+        batch_size: images in a full batch.
     """
 
     square_pixels: int
@@ -134,30 +134,30 @@ class OfficialSam:
         prompts = sam.prompt_encoder  # places become angles of sine and cosine: bfloat16 would be far off
         norms = [part for part in sam.modules() if isinstance(part, LayerNorm2d)]  # written in elementary operations
         exact = [prompts, prompts.pe_layer, sam.mask_decoder.iou_prediction_head, *norms]
-        self.sam: Sam = compute.place(sam, in_float32=exact)
+        self.sam: Sam = compute.put(sam, in_float32=exact)
         edge = self.network_shape.image_size
         self.square_pixels = edge * edge
         self.sam.image_encoder = compute.compiled(sam.image_encoder, (batch_size, 3, edge, edge))
         self.resize = ResizeLongestSide(self.network_shape.image_size)
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """The resized picture, uint8 `[3, h, w]` with the long edge at the encoder's size (upstream's resize)."""
+        """The resized image, uint8 `[3, h, w]` with the long edge at the encoder's size (upstream's resize)."""
         pixels = self.resize.apply_image(np.asarray(image))
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
-    def encode(self, pictures: list[Tensor], size: int) -> Tensor:
+    def encode(self, images: list[Tensor], size: int) -> Tensor:
         """Embeddings `[B, decoder_width, s, s]`.
 
         Args:
-            pictures: as `prepare` gives them.
+            images: as `prepare` gives them.
             size: of a full batch.
         """
-        images = torch.stack([self.sam.preprocess(self.compute.send(pixels)) for pixels in pictures])
+        batch = torch.stack([self.sam.preprocess(self.compute.send(pixels)) for pixels in images])
         with self.compute.autocast():
-            return self.sam.image_encoder(self.compute.filled(images, size))
+            return self.sam.image_encoder(self.compute.filled(batch, size))
 
     def boxes(self, boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-        """Boxes `[N, 4]` in pixels of a picture -> in pixels of the encoder's square."""
+        """Boxes `[N, 4]` in pixels of an image -> in pixels of the encoder's square."""
         return self.resize.apply_boxes(boxes, (height, width))
 
     def decode(self, embeddings: Tensor, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,7 +166,7 @@ class OfficialSam:
             return decode_boxes(self.sam, embeddings, self.compute.send(image), self.compute.send(boxes))
 
     def upscale(self, logits: Tensor, width: int, height: int) -> Tensor:
-        """`[N, 4 s, 4 s]` -> `[N, height, width]`: to the encoder's square, cut, to the picture, as upstream does;
+        """`[N, 4 s, 4 s]` -> `[N, height, width]`: to the encoder's square, cut, to the image, as upstream does;
         one resize would not give the same pixels."""
         resized = self.resize.get_preprocess_shape(height, width, self.network_shape.image_size)
         edge = self.network_shape.image_size

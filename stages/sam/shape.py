@@ -21,7 +21,7 @@ class SamShape(BaseModel):
     depth: int = Field(gt=0)
     heads: int = Field(gt=0)
     global_attention: list[int]
-    """Blocks that attend over the whole picture; the others attend in windows."""
+    """Blocks that attend over the whole image; the others attend in windows."""
     window: int = Field(14, gt=0)
     """Edge of such a window, in tokens."""
     decoder_width: int = Field(256, gt=0, multiple_of=16)
@@ -55,7 +55,7 @@ def read_shape(shapes: Mapping[str, tuple[int, ...]]) -> SamShape:
     width, _, patch, _ = shapes["image_encoder.patch_embed.proj.weight"]
     side = shapes["image_encoder.pos_embed"][1]
     blocks = [name for name in shapes if re.fullmatch(r"image_encoder\.blocks\.\d+\.attn\.rel_pos_h", name)]
-    # One row for each distance along an edge: as many as the whole picture has, or a window.
+    # One row for each distance along an edge: as many as the whole image has, or a window.
     edges = [(shapes[f"image_encoder.blocks.{block}.attn.rel_pos_h"][0] + 1) // 2 for block in range(len(blocks))]
     windows = {edge for edge in edges if edge != side}
     if len(windows) > 1:

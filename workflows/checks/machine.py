@@ -107,11 +107,11 @@ def _driver() -> str:
 
 def shared_memory() -> Findings:
     """/dev/shm, where Ray keeps the shards that go from worker to worker."""
-    place = Path("/dev/shm")
-    if not place.is_dir():
+    where = Path("/dev/shm")
+    if not where.is_dir():
         yield Finding("shared memory", "ok", "this system has no /dev/shm; Ray uses files")
         return
-    size = shutil.disk_usage(place).total
+    size = shutil.disk_usage(where).total
     if size < OBJECT_STORE:
         remedy = "give the container more: docker run --shm-size 8g, shm_size in compose; or use --engine local"
         said = f"{gigabytes(size)} in /dev/shm: Ray's object store would lie on a disk, which is slow"
@@ -134,27 +134,27 @@ def open_files() -> Findings:
         yield Finding("open files", "ok", f"{soft if soft >= 0 else 'any number'} at most")
 
 
-def room(check: str, place: str, wanted: int = 0, ample: int = 0) -> Findings:
+def room(check: str, where: str, wanted: int = 0, ample: int = 0) -> Findings:
     """Whether there is room, and leave to write.
 
     Args:
-        check: what the place is for.
+        check: what is written there.
         place: a folder that may not be there yet, or a URL.
         wanted: bytes that are known to come.
         ample: bytes free below which it is a warning.
     """
     from pad_pipeline.storage import is_url, url_problem
 
-    if is_url(place):
-        if problem := url_problem(place):
-            yield Finding(check, "problem", f"{place}: {problem}", "name one of these, or a local folder")
-        elif missing := _package_for(place):
+    if is_url(where):
+        if problem := url_problem(where):
+            yield Finding(check, "problem", f"{where}: {problem}", "name one of these, or a local folder")
+        elif missing := _package_for(where):
             name, extra = missing
-            yield Finding(check, "problem", f"{place}: {name} is not installed", f"pip install {extra}")
+            yield Finding(check, "problem", f"{where}: {name} is not installed", f"pip install {extra}")
         else:
-            yield Finding(check, "ok", f"{place}: not asked")
+            yield Finding(check, "ok", f"{where}: not asked")
         return
-    folder = Path(place).expanduser().absolute()
+    folder = Path(where).expanduser().absolute()
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(there).free
     said = f"{gigabytes(free)} free in {folder}"

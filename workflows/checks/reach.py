@@ -117,7 +117,7 @@ def model_files(models: str, hub: Hub) -> Findings:
     from pad_pipeline.workflows.models.settings import load_models
 
     chosen = parts(load_models(models))
-    missing = [part for part in chosen if part.place is None]
+    missing = [part for part in chosen if part.path is None]
     mistaken = [part for part in missing if _is_local(part.reference)]
     for part in mistaken:
         remedy = "correct it in --models FILE.toml"

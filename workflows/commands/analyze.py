@@ -29,17 +29,15 @@ def analyze(
     model: Annotated[
         Path, typer.Option(help="What pad train wrote, a Hugging Face LLaVA folder, or mm_projector.bin.")
     ],
-    shards: Annotated[str, typer.Option(help="PAD shards of pictures that it was not trained on: a folder or URL.")],
-    out: Annotated[Path | None, typer.Option(help="Folder that gets analysis.json and pictures.")] = None,
+    shards: Annotated[str, typer.Option(help="PAD shards of images that it was not trained on: a folder or URL.")],
+    out: Annotated[Path | None, typer.Option(help="Folder that gets analysis.json, charts and drawings.")] = None,
     vision: Annotated[str, typer.Option(help="Of a mm_projector.bin: its tower, or `miniature`.")] = "",
     llm: Annotated[str, typer.Option(help="Of a mm_projector.bin: its LLM, or `miniature`.")] = "",
     vision_layer: Annotated[int, typer.Option(help="Of a mm_projector.bin: the tower's layer that it projects.")] = -2,
     settings: Annotated[Path | None, typer.Option(help="TOML with what the paper leaves open.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Look at the first pictures alone.", min=1)] = None,
-    batch: Annotated[int, typer.Option(help="Pictures computed at a time; lower it if memory runs out.", min=1)] = 32,
-    pictures: Annotated[
-        int, typer.Option(help="How many pictures are drawn, with the words of each patch.", min=0)
-    ] = 4,
+    limit: Annotated[int | None, typer.Option(help="Look at the first images alone.", min=1)] = None,
+    batch: Annotated[int, typer.Option(help="Images computed at a time; lower it if memory runs out.", min=1)] = 32,
+    drawings: Annotated[int, typer.Option(help="How many images are drawn, with the words of each patch.", min=0)] = 4,
     captions: Annotated[Path | None, typer.Option(help="For health: scores.json of pad evaluate captions.")] = None,
     baseline: Annotated[Path | None, typer.Option(help="For health: that of a caption-only model.")] = None,
     as_json: AsJson = False,
@@ -48,7 +46,7 @@ def analyze(
 
     entropy: von Neumann entropy before and after the projector, dH. align: Align(V, W), patch-level mIoU, beside
     shuffled labels, shuffled patches and an untrained projector. pursuit: each vision token as a sum of words. lens:
-    its nearest word, and the LLM's logit lens. overlap: nearest neighbours that the projector keeps. health: the
+    its nearest word, and the LLM's logit lens. overlap: nearest neighbors that the projector keeps. health: the
     paper's signs of failure (Align below 0.15, more than half of the patches without a readable word, captions below
     those of a caption-only model); the exit code is 1 where one is seen.
 
@@ -71,7 +69,7 @@ def analyze(
     names = list(workflow.STUDIES) if what is Analysis.all else ["align", "pursuit"] if healthy else [what.value]
     scores = workflow.captions_below(captions, baseline) if captions and baseline else []
     subject = Subject(model, resolve(vision, "clip"), resolve(llm, "llm"), vision_layer)
-    found = workflow.analyse(names, subject, shards, chosen, out, limit, batch, pictures)
+    found = workflow.analyze(names, subject, shards, chosen, out, limit, batch, drawings)
     signs = workflow.signs_of_failure(found, chosen) + scores if healthy else []
     if as_json:
         print_json(found | ({"signs_of_failure": signs} if healthy else {}))
@@ -89,19 +87,19 @@ def experiment(
     file: Annotated[str, typer.Argument(help="A TOML file, or a recipe: beta, projector, coverage, loss, llms.")],
     out: Annotated[Path, typer.Option(help="Gets a folder for each training, and experiment.json.")],
     shards: Annotated[str, typer.Option(help="What stage 1 is trained on.")] = "",
-    heldout: Annotated[str, typer.Option(help="Shards of other pictures, which the analyses look at.")] = "",
+    heldout: Annotated[str, typer.Option(help="Shards of other images, which the analyses look at.")] = "",
     vision: Annotated[str, typer.Option(help="Vision tower, or `miniature`.")] = "",
     llm: Annotated[str, typer.Option(help="LLM, or `miniature`.")] = "",
     data: Annotated[str, typer.Option(help="LLaVA JSON, for stage 2; without it, stage 1 alone.")] = "",
     image_root: Annotated[str, typer.Option(help="What its images are relative to.")] = "",
     seeds: Annotated[int | None, typer.Option(help="Each cell is trained so often (3).", min=1)] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of stage 1, where a cell does not say.", min=1)] = None,
-    limit: Annotated[int | None, typer.Option(help="Pictures that the analyses look at.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="Images that the analyses look at.", min=1)] = None,
     engine: EngineOption = Engine.local,
     address: Annotated[str, typer.Option(help="Ray cluster to use; empty starts Ray on this machine.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """A grid of trainings over the same shards, each with every seed, each analysed; one table at the end.
+    """A grid of trainings over the same shards, each with every seed, each analyzed; one table at the end.
 
     With --engine ray the trainings run side by side, and --out must be a folder that all nodes share. The same command
     goes on where it was stopped. A training that fails is a gap in the table and exit code 1; it is tried again then.

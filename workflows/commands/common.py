@@ -21,7 +21,7 @@ class Engine(StrEnum):
 
 
 class Fit(StrEnum):
-    """How a picture is brought to the view's square."""
+    """How an image is brought to the view's square."""
 
     crop = "crop"
     pad = "pad"

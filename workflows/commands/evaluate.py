@@ -12,7 +12,7 @@ from pad_pipeline.workflows.commands.common import AsJson, console, errors, prin
 
 EvaluatedModel = Annotated[Path, typer.Option("--model", help="What pad train wrote, or another LLaVA folder.")]
 QuestionData = Annotated[Path, typer.Option("--data", help="Questions and what is true, see above.")]
-QuestionImages = Annotated[Path, typer.Option("--images", help="Folder of the pictures.")]
+QuestionImages = Annotated[Path, typer.Option("--images", help="Folder of the images.")]
 Answers = Annotated[Path, typer.Option("--out", help="Gets answers.jsonl and scores.json; the same command goes on.")]
 Prompt = Annotated[str, typer.Option("--prompt", help="Instead of LLaVA-1.5's; {} where phrase or question goes.")]
 First = Annotated[int | None, typer.Option("--limit", help="Ask the first questions alone.", min=1)]
@@ -23,7 +23,7 @@ def evaluate_rec(
     model: EvaluatedModel, data: QuestionData, images: QuestionImages, out: Answers,
     prompt: Prompt = "", limit: First = None, batch: Together = 16, as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Boxes of referring expressions, in both frames in use: of the original picture (lmms-eval), of the padded square
+    """Boxes of referring expressions, in both frames in use: of the original image (lmms-eval), of the padded square
     (LLaVA).
 
     The data is RefCOCO, RefCOCO+ or RefCOCOg as MDETR's JSON or as a JSONL of {image, sent, bbox, width, height}.

@@ -18,7 +18,7 @@ ExportOut = Annotated[
 
 
 def export_coco(shards: Shards, out: ExportOut) -> None:
-    """COCO's instances.json with masks as RLE, and the pictures in images/. `pad import coco` takes it back.
+    """COCO's instances.json with masks as RLE, and the images in images/. `pad import coco` takes it back.
 
     Example:
 
@@ -30,7 +30,7 @@ def export_coco(shards: Shards, out: ExportOut) -> None:
 
 
 def export_fiftyone(shards: Shards, out: ExportOut) -> None:
-    """A folder that FiftyOne opens as a COCODetectionDataset, with labels.json and the pictures in data/.
+    """A folder that FiftyOne opens as a COCODetectionDataset, with labels.json and the images in data/.
 
     Example:
 
@@ -58,8 +58,8 @@ def export_hub(
     shards: Shards,
     out: ExportOut,
     name: Annotated[str, typer.Option(help="The dataset's name, on its card.")] = "Patch-Aligned Dataset",
-    licence: Annotated[
-        str, typer.Option("--license", help="Of the pictures, as the hub calls it: cc-by-4.0, other, ...")
+    license: Annotated[
+        str, typer.Option("--license", help="Of the images, as the hub calls it: cc-by-4.0, other, ...")
     ] = "other",
     push: Annotated[str, typer.Option(help="Upload to this repository, OWNER/NAME; else nothing leaves.")] = "",
     private: Annotated[bool, typer.Option("--private", help="Make a new repository a private one.")] = False,
@@ -77,9 +77,9 @@ def export_hub(
     from functools import partial
 
     from pad_pipeline.exports import hub
-    from pad_pipeline.workflows.models.catalogue import LICENCES
+    from pad_pipeline.workflows.models.catalog import LICENSES
 
-    write = partial(hub.export_hub, name=name, licence=licence, licences=LICENCES, repository=push or hub.REPOSITORY)
+    write = partial(hub.export_hub, name=name, license=license, licenses=LICENSES, repository=push or hub.REPOSITORY)
     _export("hub", shards, out, write)
     if push:
         console.print(hub.push(Path(out), push, private), markup=False, soft_wrap=True)

@@ -158,7 +158,7 @@ class RunFlags:
 
 @dataclass(frozen=True)
 class ImportFlags(RunFlags):
-    """What is asked of a run that reads pictures, besides."""
+    """What is asked of a run that reads images, besides."""
 
     shard_size: Annotated[int, typer.Option(help="Images in one shard.", min=1, max=1_000_000)] = 512
     fingerprint: Annotated[

@@ -46,7 +46,7 @@ def miniature_draw(
     out: Annotated[Path, typer.Option(help="Folder: new, empty, or drawn scenes to draw over.")],
     seed: Annotated[int, typer.Option(help="Of the world: each has its own scenes.", min=0, max=999_999)] = 0,
 ) -> None:
-    """Draw scenes: pictures, LLaVA JSON for both stages, exact masks as COCO JSON, referring expressions.
+    """Draw scenes: images, LLaVA JSON for both stages, exact masks as COCO JSON, referring expressions.
 
     Example:
 

@@ -22,7 +22,7 @@ def models_list(
 
       pad models list plus
     """
-    from pad_pipeline.workflows.models.catalogue import OFFICIAL
+    from pad_pipeline.workflows.models.catalog import OFFICIAL
     from pad_pipeline.workflows.models.files import parts
     from pad_pipeline.workflows.models.settings import PRESETS, load_models
 
@@ -30,7 +30,7 @@ def models_list(
     if as_json:
         found: dict[str, Any] = {
             name: [
-                part._asdict() | {"megabytes": part.megabytes, "place": part.place} for part in parts(load_models(name))
+                part._asdict() | {"megabytes": part.megabytes, "path": part.path} for part in parts(load_models(name))
             ]
             for name in chosen
         }
@@ -42,7 +42,7 @@ def models_list(
         for part in parts(load_models(name)):
             size = f"{part.megabytes / 1000:.2f} GB" if part.megabytes else ""
             pinned = f"sha256 {part.sha256[:12]}..." if part.sha256 else "any sha256"
-            place = f"[green]here[/green]: {escaped(str(part.place))}" if part.place else "[yellow]not here[/yellow]"
+            place = f"[green]here[/green]: {escaped(str(part.path))}" if part.path else "[yellow]not here[/yellow]"
             console.print(f"  {part.field:18} {size:8} {pinned:22} {place}", highlight=False, soft_wrap=True)
             console.print(f"  {'':18} from {escaped(part.reference)}", highlight=False, soft_wrap=True, style="dim")
     if not models:

@@ -1,4 +1,4 @@
-"""`pad view`: a run as a report that opens in a browser."""
+"""`pad report`: a run as a report that opens in a browser."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from pad_pipeline.shards.reader import ShardFolder
 
 
-def view(
+def report(
     shards: Shards,
     out: Annotated[str, typer.Option(help="Folder on this machine: new, empty, or an earlier report to replace.")],
     limit: Annotated[int | None, typer.Option(help="Show the first images alone.", min=1)] = None,
     page_size: Annotated[int, typer.Option(help="Images on a page.", min=1, max=500)] = 24,
-    edge: Annotated[int, typer.Option(help="Long edge of the pictures in the report, in pixels.", min=32, max=8192)] = (
+    edge: Annotated[int, typer.Option(help="Long edge of the images in the report, in pixels.", min=32, max=8192)] = (
         512
     ),
     open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
@@ -35,9 +35,9 @@ def view(
 
     Examples:
 
-      pad view shards/ --out report/ --open
+      pad report shards/ --out report/ --open
 
-      pad view s3://bucket/shards --out report/ --limit 1000
+      pad report s3://bucket/shards --out report/ --limit 1000
     """
     from pad_pipeline.report.site import ReportSettings
     from pad_pipeline.shards.reader import open_shards
@@ -63,15 +63,15 @@ def _write(shards: ShardFolder, folder: Path, settings: ReportSettings) -> int:
 
     run, images = shards.run, min(shards.run.images, len(shards.names) * shards.run.shard_size)
     images = min(images, settings.limit or images)
-    watch = Watch("view", -(-images // run.shard_size), images, errors)
+    watch = Watch("report", -(-images // run.shard_size), images, errors)
     began = time.monotonic()
 
     def written() -> Iterator[Done]:
         for number, found in enumerate(write_report(shards, folder, settings)):
             yield Done(number, dict(found))
             worked = Worked(watch.found["images"], watch.found["failed"], time.monotonic() - began)
-            watch.look({"view": StageState(worked, workers=1)})
+            watch.look({"report": StageState(worked, workers=1)})
 
-    watch.look({"view": StageState(workers=1)})
+    watch.look({"report": StageState(workers=1)})
     watch.follow(written())
     return watch.found["images"]

@@ -13,7 +13,7 @@ from pad_pipeline.workflows.commands.common import AsJson, Shards, console, coun
 def verify(
     shards: Shards,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Decode every picture and mask too, and compute each coverage anew.")
+        bool, typer.Option("--deep", help="Decode every image and mask too, and compute each coverage anew.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

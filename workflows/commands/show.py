@@ -1,4 +1,4 @@
-"""`pad show`: what the models say of one picture, drawn into it."""
+"""`pad show`: what the models say of one image, drawn into it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def show(
-    image: Annotated[Path, typer.Argument(help="A picture, a file.")],
+    image: Annotated[Path, typer.Argument(help="An image, a file.")],
     models: Models = "paper",
     out: Annotated[
-        Path | None, typer.Option(help="The picture to write, .png or .jpg; by default IMAGE.pad.png, beside it.")
+        Path | None, typer.Option(help="The image to write, .png or .jpg; by default IMAGE.pad.png, beside it.")
     ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Open what was written.")] = False,
 ) -> None:
@@ -40,7 +40,7 @@ def show(
     field = "--out" if out else "IMAGE"
     kind = Image.registered_extensions().get(target.suffix.lower())
     if kind not in ("PNG", "JPEG"):
-        raise UserError(field, target, "a picture is written as PNG or JPEG", "let its name end in .png or .jpg")
+        raise UserError(field, target, "an image is written as PNG or JPEG", "let its name end in .png or .jpg")
     if target.is_dir() or not target.absolute().parent.is_dir():
         rule = "this is a folder" if target.is_dir() else "there is no such folder to write it into"
         raise UserError(field, target, rule, "name a file in a folder that is there")
@@ -57,14 +57,14 @@ def show(
     chosen = load_models(models)
     try:  # before the models are loaded, which takes longer
         data = read_bytes(str(image.parent), Place(image.name), chosen.decode.max_file_bytes)
-        picture, _ = decode(data, chosen.decode)
+        decoded, _ = decode(data, chosen.decode)
     except BadImage as error:
-        raise UserError("IMAGE", image, str(error), "name a picture that can be read") from error
+        raise UserError("IMAGE", image, str(error), "name an image that can be read") from error
     row = _annotated(image, chosen)
     assert row.coverage is not None
     meta: dict[str, Any] = json.loads(row.to_json())
     with Folder(target.absolute().parent).commit(target.name, durable=False) as partial:
-        panels(picture, meta, row.coverage, chosen.view).save(partial, kind)
+        panels(decoded, meta, row.coverage, chosen.view).save(partial, kind)
     text = f"{counted(len(row.tags), 'tag')}, {counted(len(row.regions), 'region')}: {target}"
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     if open_it:
@@ -88,5 +88,5 @@ def _annotated(image: Path, models: ModelSettings) -> ImageRecord:
     row = ImageRecord("image", image.name, image.name, place=Place(image.name))
     found: ImageRecord = Chain(Link("show", steps)).run(Shard(0, [row])).rows[0]
     if found.status == "failed":
-        raise UserError("IMAGE", image, f"it failed in {found.stage}: {found.reason}", "name another picture")
+        raise UserError("IMAGE", image, f"it failed in {found.stage}: {found.reason}", "name another image")
     return found

@@ -30,9 +30,7 @@ def train(
     shards: Annotated[str | None, typer.Option(help="Folder of PAD shards to train on, or its URL.")] = None,
     data: Annotated[str | None, typer.Option(help="Or a LLaVA JSON of dialogues, with images or without.")] = None,
     image_root: Annotated[str | None, typer.Option(help="What the JSON's images are relative to.")] = None,
-    fit: Annotated[
-        Fit, typer.Option(help="How a JSON's pictures are made square; shards say it themselves.")
-    ] = Fit.pad,
+    fit: Annotated[Fit, typer.Option(help="How a JSON's images are made square; shards say it themselves.")] = Fit.pad,
     init: Annotated[
         Path | None, typer.Option(help="mm_projector.bin to begin with: what stage 1 made, or LLaVA's own.")
     ] = None,
@@ -111,11 +109,11 @@ def train(
 
 def chat(
     model: Annotated[Path, typer.Option(help="What pad train wrote, or another Hugging Face LLaVA folder.")],
-    image: Annotated[Path, typer.Option(help="The picture, a file.")],
+    image: Annotated[Path, typer.Option(help="The image, a file.")],
     question: Annotated[str, typer.Argument(help="What to ask; - for questions on standard input, one a line.")] = "-",
     max_tokens: Annotated[int, typer.Option(help="An answer is cut behind so many tokens.", min=1)] = 256,
 ) -> None:
-    """Ask a trained model about a picture. It says the likeliest token each time, and forgets earlier questions.
+    """Ask a trained model about an image. It says the likeliest token each time, and forgets earlier questions.
 
     Nothing is downloaded, and no code from the folder runs.
 

@@ -55,7 +55,7 @@ def parse_pools(options: list[str]) -> dict[str, Size]:
     return sizes
 
 
-def place(
+def deal_out(
     chain: list[Link],
     cpus: float,
     gpus: int,
@@ -110,7 +110,7 @@ def place(
 
 
 def _fused(chain: list[Link], gpus: bool) -> list[Link]:
-    """Neighbours that share a worker: those that want a GPU; without any, all."""
+    """Neighbors that share a worker: those that want a GPU; without any, all."""
     fused: list[Link] = []
     for link in chain:
         if fused and (not gpus or (link.on_gpu and fused[-1].on_gpu)):

@@ -18,7 +18,7 @@ from pad_pipeline.records import shard_name
 from pad_pipeline.workflows.engine.attempts import TRIES, Attempts
 from pad_pipeline.workflows.engine.chain import Done, Link, LinkActor, Worked, add_worked
 from pad_pipeline.workflows.engine.local import Begin
-from pad_pipeline.workflows.engine.placement import Placement, Pool, Size, place
+from pad_pipeline.workflows.engine.placement import Placement, Pool, Size, deal_out
 from pad_pipeline.workflows.engine.progress import StageState, Watch
 from pad_pipeline.workflows.engine.ray_session import ray_session
 
@@ -35,9 +35,9 @@ class RayEngine:
 
     Args:
         address: of a running cluster; empty starts Ray on this machine, on loopback, and stops it at the end.
-        workers: see `place`.
-        how: see `place`.
-        sizes: see `place`.
+        workers: see `deal_out`.
+        how: see `deal_out`.
+        sizes: see `deal_out`.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class RayEngine:
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0))
         smallest = _smallest_gpu(ray) if gpus and self.how == "auto" and not self.sizes else 0
-        return place(
+        return deal_out(
             chain,
             resources.get("CPU", 1),
             gpus,

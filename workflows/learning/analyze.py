@@ -1,4 +1,4 @@
-"""`pad analyze`: the analyses over the pictures of a run, in one pass; a table, JSON, pictures."""
+"""`pad analyze`: all analyses over the images of a run in one pass. Results are a table, JSON and drawings."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def analysis_settings(path: Path | None, options: dict[str, Any]) -> AnalysisSet
         raise settings_error(error, str(path or "pad analyze")) from error
 
 
-def analyse(
+def analyze(
     names: list[str], subject: Subject, where: str, settings: AnalysisSettings, out: Path | None,
-    limit: int | None = None, batch: int = 32, pictures: int = 4,
+    limit: int | None = None, batch: int = 32, drawings: int = 4,
 ) -> dict[str, Any]:  # fmt: skip
     """Run analyses.
 
@@ -60,13 +60,13 @@ def analyse(
         subject: the model.
         where: the run's folder or URL.
         settings: what the paper leaves open.
-        out: gets `analysis.json` and pictures; None for nothing.
-        limit: the first pictures alone.
-        batch: pictures that are computed at a time.
-        pictures: how many are drawn.
+        out: gets `analysis.json`, charts and drawings; None for nothing.
+        limit: only the first `limit` images are read.
+        batch: images that are computed at a time.
+        drawings: how many images are drawn with the words of their patches.
 
     Returns:
-        Each analysis' numbers by name, and `pictures`, how many were looked at.
+        Each analysis' numbers by name, and `images`, how many were looked at.
 
     Raises:
         UserError: shards and model do not go together, nothing can be measured, or `out` can't be written.
@@ -82,14 +82,14 @@ def analyse(
     if width != own:
         note = f"note: the shards' embeddings have {width} numbers; this LLM's words, {own}, are taken for the labels."
         errors.print(note, style="yellow", highlight=False, soft_wrap=True)
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("pictures")]
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images")]
     labels: list[str] = []
     if {"align", "pursuit", "lens"} & set(names):
         with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as progress:
             task = progress.add_task("labels", total=count)
             labels = label_names(shards, rows, count, lambda done: progress.update(task, completed=done))
         if not labels:
-            raise UserError("--shards", where, "no picture in it has a region", "give shards with labels")
+            raise UserError("--shards", where, "no image in it has a region", "give shards with labels")
     studies = build_studies(names, subject, settings, labels)
     looked = 0
     try:
@@ -104,23 +104,23 @@ def analyse(
                     raise UserError("--model", subject.name, rule, "train it again with a lower rate")
                 for study in studies.values():
                     study.add(group)
-                if out and looked < pictures and isinstance(pursuit := studies.get("pursuit"), PursuitStudy):
-                    for one, tokens in list(zip(group.shown, group.after, strict=True))[: pictures - looked]:
+                if out and looked < drawings and isinstance(pursuit := studies.get("pursuit"), PursuitStudy):
+                    for one, tokens in list(zip(group.shown, group.after, strict=True))[: drawings - looked]:
                         words, coefficients, _ = pursuit.decompose(tokens)
                         drawn = draw_words(one.pixels, subject, pursuit.vocabulary, words, coefficients)
                         drawn.save(out / f"words-{one.key}.png")
                 looked += len(group.shown)
                 progress.update(task, completed=looked)
-        found: dict[str, Any] = {"pictures": looked} | {name: study.result() for name, study in studies.items()}
+        found: dict[str, Any] = {"images": looked} | {name: study.result() for name, study in studies.items()}
         if "entropy" in found and not math.isfinite(found["entropy"]["image"]["text"]):
-            errors.print("No picture has a caption: the entropy of text is left out.", highlight=False)
+            errors.print("No image has a caption: the entropy of text is left out.", highlight=False)
         if out:
             facts = {"settings": settings.model_dump(), "shards": str(where), "model": str(subject.name)}
             text = json.dumps(finite(facts | found), indent=1)
             (out / RESULT).write_text(text + "\n", "utf-8")
             draw_charts(found, out)
     except torch.OutOfMemoryError as error:
-        rule = "the GPU has not enough memory for so many pictures at a time"
+        rule = "the GPU has not enough memory for so many images at a time"
         raise UserError("--batch", batch, rule, "lower it; the numbers stay the same") from error
     except OSError as error:
         rule = f"it can't be written ({error.strerror or error})"
@@ -201,7 +201,7 @@ def _scores(option: str, path: Path) -> dict[str, float]:
 
 def table(found: dict[str, Any]) -> Table:
     """The numbers, one a line."""
-    made = Table("analysis", "of", "value", title=f"{found['pictures']} pictures")
+    made = Table("analysis", "of", "value", title=f"{found['images']} images")
     for name in STUDIES:
         for of, value in rows_of(found.get(name, {})):
             made.add_row(name, of, shown(value))

@@ -33,7 +33,7 @@ DESCRIBE = "Provide a one-sentence caption for the provided image."
 
 
 class Question(NamedTuple):
-    """What is asked about a picture."""
+    """What is asked about an image."""
 
     image: str
     text: str
@@ -46,7 +46,7 @@ def ask(model: Path, images: Path, asked: Sequence[Question], out: Path, batch: 
     """The answers, from `answers.jsonl` as far as they stand there, the rest from the model.
 
     Raises:
-        UserError: `out` holds answers to other questions, a picture or the model can't be used, or nothing can be
+        UserError: `out` holds answers to other questions, an image or the model can't be used, or nothing can be
             written.
     """
     try:
@@ -85,7 +85,7 @@ def _ahead(
     """Questions, a window at a time, and what the model is given; a window is read while the one before is answered."""
 
     def put(one: Question) -> dict[str, torch.Tensor]:
-        return chat.put(_picture(images, one.image), one.text)
+        return chat.put(_image(images, one.image), one.text)
 
     with ThreadPoolExecutor(THREADS) as threads:
         windows = [asked[start : start + window] for start in range(0, len(asked), window)]
@@ -142,7 +142,7 @@ def _known(path: Path, asked: Sequence[Question]) -> list[str]:
     return known
 
 
-def _picture(images: Path, name: str) -> Image.Image:
+def _image(images: Path, name: str) -> Image.Image:
     if problem := path_problem(name):
         raise UserError("--data", name, problem, "mend the data")
     path = next((path for path in (images / name, images / Path(name).name) if path.is_file()), images / name)
@@ -150,9 +150,9 @@ def _picture(images: Path, name: str) -> Image.Image:
         return decode(path.read_bytes(), DecodeSettings())[0]
     except OSError as error:
         rule = f"it can't be read ({error.strerror})"
-        raise UserError("--images", path, rule, "give the folder that the pictures lie in") from error
+        raise UserError("--images", path, rule, "give the folder that the images lie in") from error
     except BadImage as error:
-        raise UserError("--images", path, str(error), "mend or remove the picture") from error
+        raise UserError("--images", path, str(error), "mend or remove the image") from error
 
 
 # ---------------------------------------------------------------- the three
@@ -174,7 +174,7 @@ def evaluate_rec(
     asked = [Question(one.image, prompt.replace("{}", one.text)) for one in expressions]
     said = ask(model, images, asked, out, batch, 64)
     if (fit := shown_fit(load_processor(llava_folder(model)))) != "pad":
-        note = f"note: this model is shown pictures with {fit!r}, so the frame `padded` is not its own."
+        note = f"note: this model is shown images with {fit!r}, so the frame `padded` is not its own."
         errors.print(note, style="yellow", highlight=False, soft_wrap=True)
     return _kept(out, "rec", score_boxes(expressions, said))
 
@@ -224,7 +224,7 @@ EVALUATIONS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def read_references(path: Path) -> dict[str, list[str]]:
-    """Captions by picture, of COCO's captions JSON or of a LLaVA JSON.
+    """Captions by image, of COCO's captions JSON or of a LLaVA JSON.
 
     Raises:
         UserError: it is neither.
@@ -248,7 +248,7 @@ def read_references(path: Path) -> dict[str, list[str]]:
         rule = f"it holds no captions that can be read ({type(error).__name__}: {error})"
         raise UserError("--data", path, rule, "give COCO's captions JSON or a LLaVA JSON") from error
     if not found:
-        raise UserError("--data", path, "no picture in it has a caption", "give COCO's captions JSON or a LLaVA JSON")
+        raise UserError("--data", path, "no image in it has a caption", "give COCO's captions JSON or a LLaVA JSON")
     return found
 
 

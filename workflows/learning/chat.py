@@ -1,4 +1,4 @@
-"""`pad chat`: questions about one picture, one by one, to a model that is loaded once."""
+"""`pad chat`: questions about one image, one by one, to a model that is loaded once."""
 
 from __future__ import annotations
 
@@ -18,32 +18,30 @@ def chat(model: Path, image: Path, question: str, max_tokens: int) -> Iterator[s
 
     Args:
         model: the exported folder.
-        image: a picture file.
+        image: an image file.
         question: one, or `-` for those on standard input, one a line.
         max_tokens: where an answer is cut.
 
     Raises:
-        UserError: the picture or the model can't be used, or nothing is asked.
+        UserError: the image or the model can't be used, or nothing is asked.
     """
-    picture = _picture(image)
+    shown = _image(image)
     loaded = Chat(model)
     asked = False
     for text in [question] if question != "-" else _lines():
         asked = True
-        yield loaded.answer(picture, text, max_tokens)
+        yield loaded.answer(shown, text, max_tokens)
     if not asked:
         raise UserError("question", question, "standard input holds none", "ask one, or write one a line")
 
 
-def _picture(path: Path) -> Image.Image:
+def _image(path: Path) -> Image.Image:
     try:
         return decode(path.read_bytes(), DecodeSettings())[0]
     except OSError as error:
-        raise UserError(
-            "--image", path, f"it can't be read ({error.strerror})", "give the path of a picture"
-        ) from error
+        raise UserError("--image", path, f"it can't be read ({error.strerror})", "give the path of an image") from error
     except BadImage as error:
-        raise UserError("--image", path, str(error), "give a picture, such as a JPEG or PNG") from error
+        raise UserError("--image", path, str(error), "give an image, such as a JPEG or PNG") from error
 
 
 def _lines() -> Iterator[str]:

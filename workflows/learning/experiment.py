@@ -1,4 +1,4 @@
-"""`pad experiment`: a grid of trainings over the same shards, each analysed; one table at the end.
+"""`pad experiment`: a grid of trainings over the same shards, each analyzed; one table at the end.
 
 A cell is a training with its settings; it is repeated for each seed. What is finished is not done again, and what was
 interrupted goes on, so the same command continues an experiment.
@@ -29,7 +29,7 @@ from pad_pipeline.training.job import Job
 from pad_pipeline.training.logbook import write_whole
 from pad_pipeline.training.settings import settings_of
 from pad_pipeline.weights import file_sha256
-from pad_pipeline.workflows.learning.analyze import STUDIES, analyse, finite
+from pad_pipeline.workflows.learning.analyze import STUDIES, analyze, finite
 from pad_pipeline.workflows.learning.launch import train
 from pad_pipeline.workflows.toml import read_toml, settings_error
 
@@ -65,13 +65,13 @@ class Experiment(BaseModel):
     shards: str = ""
     """What stage 1 is trained on."""
     heldout: str = ""
-    """Shards of other pictures, which the analyses look at."""
+    """Shards of other images, which the analyses look at."""
     data: str = ""
     """LLaVA JSON of stage 2; empty for stage 1 alone."""
     image_root: str = ""
     """What its images are relative to."""
     fit: Fit = "pad"
-    """How its pictures are made square."""
+    """How its images are made square."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1, 2], min_length=1)
     """Each cell is trained with each."""
     stage1: dict[str, Any] = Field(default_factory=dict)
@@ -83,7 +83,7 @@ class Experiment(BaseModel):
     analysis: AnalysisSettings = Field(default_factory=AnalysisSettings)
     """What the paper leaves open in that."""
     limit: int | None = Field(None, ge=1)
-    """Pictures that the analyses look at; all by default."""
+    """Images that the analyses look at; all by default."""
     columns: list[str] = Field(
         ["entropy.image.dH", "align.align", "align.shuffled_labels", "pursuit.precision", "pursuit.first_readable"],
         min_length=1,
@@ -93,7 +93,7 @@ class Experiment(BaseModel):
     """The grid, by name."""
 
 
-class Run(NamedTuple):
+class Training(NamedTuple):
     """One training of one cell."""
 
     cell: str
@@ -149,7 +149,7 @@ def recipes() -> list[str]:
 
 
 def run_experiment(experiment: Experiment, out: Path, address: str | None, say: Callable[[str], None]) -> Grid:
-    """Train and analyse all cells, one after another or side by side on Ray. One that fails does not stop the others;
+    """Train and analyze all cells, one after another or side by side on Ray. One that fails does not stop the others;
     it is tried again by the next call.
 
     Args:
@@ -162,21 +162,21 @@ def run_experiment(experiment: Experiment, out: Path, address: str | None, say: 
         UserError: `out` holds another experiment, every training fails, or no result has one of the columns.
     """
     experiment = _absolute(experiment)
-    runs = [Run(cell, seed, out / f"{cell}-{seed}") for cell in experiment.cells for seed in experiment.seeds]
+    trainings = [Training(cell, seed, out / f"{cell}-{seed}") for cell in experiment.cells for seed in experiment.seeds]
     _claim(experiment, _inputs(experiment), out)
     if experiment.heldout == experiment.shards:
-        say("note: --heldout is --shards: the analyses look at pictures that were trained on.")
-    todo = [run for run in runs if not (run.out / RESULT).is_file()]
-    say(f"{len(runs)} trainings, {len(runs) - len(todo)} of them done.")
+        say("note: --heldout is --shards: the analyses look at images that were trained on.")
+    todo = [training for training in trainings if not (training.out / RESULT).is_file()]
+    say(f"{len(trainings)} trainings, {len(trainings) - len(todo)} of them done.")
     failed: dict[str, str] = {}
-    for run, error in _done(experiment, todo, address):
-        name = f"{run.cell}, seed {run.seed}"
+    for training, error in _done(experiment, todo, address):
+        name = f"{training.cell}, seed {training.seed}"
         say(f"{name}: {f'failed: {error}' if error else 'done'}")
-        if error and len(failed) + 1 == len(runs):
+        if error and len(failed) + 1 == len(trainings):
             raise error
         if error:
             failed[name] = str(error)
-    results = {(run.cell, run.seed): _result(run) for run in runs}
+    results = {(training.cell, training.seed): _result(training) for training in trainings}
     _check_columns(experiment.columns, list(results.values()))
     cells = {
         cell: {column: [_at(results[cell, seed], column) for seed in experiment.seeds] for column in experiment.columns}
@@ -188,8 +188,8 @@ def run_experiment(experiment: Experiment, out: Path, address: str | None, say: 
     return Grid(cells, failed)
 
 
-def _result(run: Run) -> dict[str, Any]:
-    path = run.out / RESULT
+def _result(training: Training) -> dict[str, Any]:
+    path = training.out / RESULT
     found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return found
 
@@ -257,11 +257,13 @@ def _claim(experiment: Experiment, inputs: dict[str, Any], out: Path) -> None:
     write_whole(path, json.dumps(mine, indent=1) + "\n")
 
 
-def _done(experiment: Experiment, todo: list[Run], address: str | None) -> Iterator[tuple[Run, UserError | None]]:
+def _done(
+    experiment: Experiment, todo: list[Training], address: str | None
+) -> Iterator[tuple[Training, UserError | None]]:
     """Each training when it has ended, and why where it failed."""
     if address is None or not todo:
-        for run in todo:
-            yield run, _error_of(experiment, run)
+        for training in todo:
+            yield training, _error_of(experiment, training)
         return
     from ray.exceptions import RayError
 
@@ -270,48 +272,48 @@ def _done(experiment: Experiment, todo: list[Run], address: str | None) -> Itera
     with ray_session(address) as ray:
         gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_in_worker)
-        whole = [run._replace(out=run.out.resolve()) for run in todo]
-        waiting = {remote.remote(experiment.model_dump(), run): run for run in whole}
+        whole = [training._replace(out=training.out.resolve()) for training in todo]
+        waiting = {remote.remote(experiment.model_dump(), training): training for training in whole}
         while waiting:
             (ready,), _ = ray.wait(list(waiting), num_returns=1)
-            run = waiting.pop(ready)
+            training = waiting.pop(ready)
             try:
                 parts = ray.get(ready)
             except RayError as error:  # the worker died again and again, or a node has too little memory
                 rule = f"its worker failed ({type(error).__name__}: {' '.join(str(error).split())[-300:]})"
                 parts = "--engine", "ray", rule, "look into Ray's logs; the next call tries it again"
-            yield run, UserError(*parts) if parts else None
+            yield training, UserError(*parts) if parts else None
 
 
-def _error_of(experiment: Experiment, run: Run) -> UserError | None:
+def _error_of(experiment: Experiment, training: Training) -> UserError | None:
     try:
-        run_cell(experiment, run)
+        run_cell(experiment, training)
     except UserError as error:
         return error
     return None
 
 
-def _in_worker(facts: dict[str, Any], run: Run) -> tuple[str, str, str, str] | None:
+def _in_worker(facts: dict[str, Any], training: Training) -> tuple[str, str, str, str] | None:
     """A user's mistake comes back in parts, for Ray would wrap it."""
-    error = _error_of(Experiment.model_validate(facts), run)
+    error = _error_of(Experiment.model_validate(facts), training)
     return (error.field, str(error.value), error.rule, error.remedy) if error else None
 
 
-def run_cell(experiment: Experiment, run: Run) -> None:
+def run_cell(experiment: Experiment, training: Training) -> None:
     """Stage 1, stage 2 where there is data for it, the analyses; `result.json` comes last.
 
     Raises:
-        UserError: as in `train` and `analyse`.
+        UserError: as in `train` and `analyze`.
     """
-    cell = experiment.cells[run.cell]
+    cell = experiment.cells[training.cell]
     shared: dict[str, Any] = {"vision": cell.vision or experiment.vision, "llm": cell.llm or experiment.llm}
-    one, two = run.out / "stage1", run.out / "stage2"
-    first = settings_of(1).model_validate(experiment.stage1 | cell.stage1 | {"seed": run.seed})
+    one, two = training.out / "stage1", training.out / "stage2"
+    first = settings_of(1).model_validate(experiment.stage1 | cell.stage1 | {"seed": training.seed})
     train(Job(stage=1, shards=experiment.shards, out=str(one), settings=first, **shared))
     model = one
     if experiment.data:
         same = {name: getattr(first, name) for name in ("projector", "abstractor_tokens", "vision_layer")}
-        second = settings_of(2).model_validate(same | experiment.stage2 | cell.stage2 | {"seed": run.seed})
+        second = settings_of(2).model_validate(same | experiment.stage2 | cell.stage2 | {"seed": training.seed})
         train(
             Job(
                 stage=2, data=experiment.data, image_root=experiment.image_root, fit=experiment.fit,
@@ -319,10 +321,10 @@ def run_cell(experiment: Experiment, run: Run) -> None:
             )
         )  # fmt: skip
         model = two
-    found = analyse(
-        experiment.analyses, Subject(model), experiment.heldout, experiment.analysis, run.out, experiment.limit
+    found = analyze(
+        experiment.analyses, Subject(model), experiment.heldout, experiment.analysis, training.out, experiment.limit
     )
-    write_whole(run.out / RESULT, json.dumps(finite(found)) + "\n")
+    write_whole(training.out / RESULT, json.dumps(finite(found)) + "\n")
 
 
 _NOTHING = object()

@@ -23,7 +23,7 @@ TASKS = (
 
 
 def check_export(model: Path) -> list[str]:
-    """What of an exported folder would make its scores wrong: a processor that shows other pictures than the training
+    """What of an exported folder would make its scores wrong: a processor that shows other images than the training
     did, questions put in another wording.
 
     Raises:
@@ -48,9 +48,9 @@ def check_export(model: Path) -> list[str]:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError("--model", facts, "it can't be read", "restore it") from error
         if shows != fit:
-            problems.append(f"it was trained with fit {fit!r}, and its processor shows pictures with {shows!r}")
+            problems.append(f"it was trained with fit {fit!r}, and its processor shows images with {shows!r}")
     elif shows != "pad":
-        problems.append("its processor does not pad: LLaVA-1.5's scores are of padded pictures")
+        problems.append("its processor does not pad: LLaVA-1.5's scores are of padded images")
     return problems
 
 

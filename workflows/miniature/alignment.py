@@ -14,7 +14,7 @@ from pad_pipeline.labels import LabelEmbedder, LabelSettings
 from pad_pipeline.miniature.kinds import THINGS
 from pad_pipeline.miniature.world import LABELS, Scene
 from pad_pipeline.pretrained import load_pretrained
-from pad_pipeline.training.model import normalisation
+from pad_pipeline.training.model import normalization
 from pad_pipeline.training.projector import load_projector
 from pad_pipeline.weights import fetch_model
 
@@ -50,7 +50,7 @@ def label_accuracy(
     tower = load_pretrained("--vision", folder, CLIPVisionModel, torch.float32)
     project = load_projector(projector).eval()
     words = F.normalize(torch.from_numpy(LabelEmbedder(LabelSettings(llm=llm))(list(LABELS))).float(), dim=-1)
-    mean, std = normalisation(folder)
+    mean, std = normalization(folder)
     right, shown = [], []
     for start in range(0, len(scenes), 32):
         part = scenes[start : start + 32]

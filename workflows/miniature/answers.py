@@ -49,25 +49,25 @@ class Speaker:
         self.ends = [self.tokenizer.eos_token_id, *([newline] if template == "plain" else [])]
 
     def prompt(self, question: str) -> list[int]:
-        """Token ids up to the answer, with as many image tokens as the picture has patches."""
+        """Token ids up to the answer, with as many image tokens as the image has patches."""
         ids = self.template.question(f"{IMAGE_MARK}\n{question}")
-        place, count = ids.index(IMAGE), self.llava.config.image_seq_length
-        return ids[:place] + [self.llava.config.image_token_id] * count + ids[place + 1 :]
+        position, count = ids.index(IMAGE), self.llava.config.image_seq_length
+        return ids[:position] + [self.llava.config.image_token_id] * count + ids[position + 1 :]
 
     @torch.inference_mode()
     def answer(self, asked: list[tuple[Image.Image, str]], most: int) -> list[str]:
         """The answers, without their ends.
 
         Args:
-            asked: picture and question of each.
+            asked: image and question of each.
             most: tokens of an answer, at most.
         """
         prompts = [self.prompt(question) for _, question in asked]
         answers = [""] * len(asked)
-        for places in same_length(prompts, BATCH):
-            pictures = [asked[place][0].convert("RGB") for place in places]
-            pixels = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-            ids = torch.tensor([prompts[place] for place in places])
+        for positions in same_length(prompts, BATCH):
+            images = [asked[position][0].convert("RGB") for position in positions]
+            pixels = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+            ids = torch.tensor([prompts[position] for position in positions])
             said = self.llava.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -77,19 +77,19 @@ class Speaker:
                 eos_token_id=self.ends,
                 pad_token_id=self.ends[0],
             )
-            for place, row in zip(places, said[:, ids.shape[1] :].tolist(), strict=True):
+            for position, row in zip(positions, said[:, ids.shape[1] :].tolist(), strict=True):
                 end = next((at for at, token in enumerate(row) if token in self.ends), len(row))
-                answers[place] = self.tokenizer.decode(row[:end]).strip()
+                answers[position] = self.tokenizer.decode(row[:end]).strip()
         return answers
 
 
 def same_length(prompts: list[list[int]], most: int) -> Iterable[list[int]]:
     """The places of prompts that have the same length, `most` at a time: what needs no padding gets none, and nothing
     can be wrong with it."""
-    places: dict[int, list[int]] = {}
-    for place, prompt in enumerate(prompts):
-        places.setdefault(len(prompt), []).append(place)
-    for group in places.values():
+    positions: dict[int, list[int]] = {}
+    for position, prompt in enumerate(prompts):
+        positions.setdefault(len(prompt), []).append(position)
+    for group in positions.values():
         for start in range(0, len(group), most):
             yield group[start : start + most]
 
@@ -101,7 +101,7 @@ class Said(NamedTuple):
     """What a caption says of a thing; "" for what it does not."""
 
     kind: str
-    colour: str
+    color: str
     size: str
     texture: str
 
@@ -111,7 +111,7 @@ class Slots(NamedTuple):
 
     lower: str
     """The ground."""
-    place: str
+    position: str
     """`under the sky`, `at night`, `in front of the wall`."""
     things: list[Said]
 
@@ -128,7 +128,7 @@ def slots_of(text: str) -> Slots | None:
         return None
     ground = _GROUND.search(text)
     assert ground, text
-    things = [Said(kind, colour, size, texture) for size, colour, texture, kind in _THING.findall(text)]
+    things = [Said(kind, color, size, texture) for size, color, texture, kind in _THING.findall(text)]
     return Slots(ground[1], ground[2], things)
 
 
@@ -154,7 +154,7 @@ class CaptionScore:
     def add(self, text: str, truth: str) -> None:
         """Take a caption.
 
-        A slot is a word that the truth has or that the caption makes up: ground, place, and each thing's kind, colour,
+        A slot is a word that the truth has or that the caption makes up: ground, place, and each thing's kind, color,
         size and texture. So nothing is gained by silence, and invented things cost. Things are told apart by what fits
         best, whatever their order; a caption that is no sentence of the grammar has nothing right.
         """
@@ -163,7 +163,7 @@ class CaptionScore:
         self.captions += 1
         self.parsed += said is not None
         said = said or Slots("", "", [])
-        pairs = [("ground", true.lower, said.lower), ("place", true.place, said.place)]
+        pairs = [("ground", true.lower, said.lower), ("place", true.position, said.position)]
         for mine, yours in _matched(true.things, said.things):
             pairs += [(name, mine[at], yours[at]) for at, name in enumerate(Said._fields)]
         for name, wanted, found in pairs:
@@ -177,10 +177,10 @@ _NOTHING = Said("", "", "", "")
 
 def _matched(true: list[Said], said: list[Said]) -> list[tuple[Said, Said]]:
     """Pairs of things, the likest first; what is missing or made up is paired with nothing."""
-    places = [(a, b) for a in range(len(true)) for b in range(len(said))]
-    places.sort(key=lambda pair: -_common(true[pair[0]], said[pair[1]]))
+    positions = [(a, b) for a in range(len(true)) for b in range(len(said))]
+    positions.sort(key=lambda pair: -_common(true[pair[0]], said[pair[1]]))
     left, free, pairs = set(range(len(true))), set(range(len(said))), []
-    for a, b in places:
+    for a, b in positions:
         if a in left and b in free:
             left.remove(a)
             free.remove(b)
@@ -190,7 +190,7 @@ def _matched(true: list[Said], said: list[Said]) -> list[tuple[Said, Said]]:
 
 def _common(a: Said, b: Said) -> int:
     words = sum(x == y != "" for x, y in zip(a, b, strict=True))
-    return words + 4 * (a.kind == b.kind)  # a red car is rather the other car, of any colour, than another red thing
+    return words + 4 * (a.kind == b.kind)  # a red car is rather the other car, of any color, than another red thing
 
 
 def score_captions(speaker: Speaker, scenes: list[Scene], question: str) -> CaptionScore:

@@ -1,4 +1,4 @@
-"""The small CLIP: pictures and captions that belong together get near embeddings (Radford et al. 2021)."""
+"""The small CLIP: images and captions that belong together get near embeddings (Radford et al. 2021)."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ NOTHING = -1
 class ClipRecipe(Recipe):
     """Symmetric cross-entropy over the batch, and beside it what each patch shows.
 
-    Half of the pictures show a single thing: fewer words to choose from are sooner learnt, and hold for many. Half of
-    the captions name only kinds and sides: colours and grounds alone tell a hundred full captions apart, and a model
+    Half of the images show a single thing: fewer words to choose from are sooner learnt, and hold for many. Half of
+    the captions name only kinds and sides: colors and grounds alone tell a hundred full captions apart, and a model
     that may rely on them never learns what a car is. And where no caption tells left from right, no patch does: a
     language model that reads the patches could then never say a box.
 
-    OpenAI's CLIP saw 400 million pictures until its patches told what they show; this one sees 28,800, and captions
+    OpenAI's CLIP saw 400 million images until its patches told what they show; this one sees 28,800, and captions
     alone teach its patches grounds and hardly a thing. So the hidden state that projectors read is also asked, through
     two linear heads that are thrown away, for the thing or ground of each patch and for its part.
     """
@@ -53,21 +53,21 @@ class ClipRecipe(Recipe):
         special = ["<|unknown|>", "<|startoftext|>", "<|free|>", "<|endoftext|>"]
         self.tokenizer = build_tokenizer([*LABELS, *SIDES, *captions], special, ends=True)
         self.network = CLIPModel(build_config(len(self.tokenizer)))
-        places = self.network.vision_model.embeddings.position_embedding.weight
+        cells = self.network.vision_model.embeddings.position_embedding.weight
         with torch.no_grad():
-            places[1:] = positions(VIEW.grid, places.shape[1])
-        self.heads = nn.ModuleList([nn.Linear(places.shape[1], len(LABELS)) for _ in range(2)])
+            cells[1:] = positions(VIEW.grid, cells.shape[1])
+        self.heads = nn.ModuleList([nn.Linear(cells.shape[1], len(LABELS)) for _ in range(2)])
 
     def batch(self, step: int) -> Batch:
-        """Square pictures, so that nothing that the caption names is cut off, and token ids padded with 0."""
+        """Square images, so that nothing that the caption names is cut off, and token ids padded with 0."""
         size = self.budget.batch_size
         rng = np.random.default_rng((self.seed, step))
         images, ids, shown = [], [], []
-        for place in range(size):
+        for cell in range(size):
             edge = int(rng.integers(EDGES[0], EDGES[1] + 1))
-            most = 1 if place % 2 else 4
-            scene = draw_scene(TRAIN_WORLD + self.seed, step * size + place, (edge, edge), most)
-            text = caption(scene) if place % 4 < 2 else kinds_and_sides(scene)
+            most = 1 if cell % 2 else 4
+            scene = draw_scene(TRAIN_WORLD + self.seed, step * size + cell, (edge, edge), most)
+            text = caption(scene) if cell % 4 < 2 else kinds_and_sides(scene)
             images.append(torch.from_numpy(np.array(VIEW.apply(scene.image, (0, 0, 0)))).permute(2, 0, 1))
             ids.append(torch.tensor(self.encode(text)))
             shown.append(torch.from_numpy(shown_labels(scene)))
@@ -83,11 +83,11 @@ class ClipRecipe(Recipe):
         return self.tokenizer(text, truncation=True, max_length=most)["input_ids"]
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Each picture among all captions of the batch, each caption among all pictures, and the labels of patches."""
+        """Each image among all captions of the batch, each caption among all images, and the labels of patches."""
         images, texts, patches = self.embed(batch)
         with torch.autocast(images.device.type, enabled=False):  # logits up to 100 want more digits than bfloat16 has
             logits = self.network.logit_scale.exp().clamp(max=100) * images @ texts.t()
-            # Pictures with the same caption are right for each other.
+            # Images with the same caption are right for each other.
             same = (batch["ids"][:, None] == batch["ids"][None]).all(-1).float()
             target = same / same.sum(1, keepdim=True)
             loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
@@ -106,7 +106,7 @@ class ClipRecipe(Recipe):
         return loss, {"found": found, "things_right": right}
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Normed embeddings of pictures and texts `[B, 96]`, and the patches that projectors read `[B, N, 128]`."""
+        """Normed embeddings of images and texts `[B, 96]`, and the patches that projectors read `[B, N, 128]`."""
         mean, std = (
             torch.tensor(values, device=batch["images"].device).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD)
         )
@@ -120,7 +120,7 @@ class ClipRecipe(Recipe):
 
     @torch.inference_mode()
     def export(self, folder: Path) -> dict[str, float]:
-        """A folder of transformers; gives the share of unseen pictures whose caption is the nearest of 100."""
+        """A folder of transformers; gives the share of unseen images whose caption is the nearest of 100."""
         with quiet():
             self.network.save_pretrained(folder / "clip")
             self.tokenizer.save_pretrained(folder / "clip")
@@ -130,7 +130,7 @@ class ClipRecipe(Recipe):
         self.network.cpu().float().eval()
         found = []
         for start in range(0, max(self.validation, 100), 100):
-            scenes = [draw_scene(VALIDATION_WORLD, start + place, (160, 160), 4) for place in range(100)]
+            scenes = [draw_scene(VALIDATION_WORLD, start + cell, (160, 160), 4) for cell in range(100)]
             images, texts, _ = self.embed(
                 {
                     "images": torch.stack(

@@ -26,7 +26,7 @@ from pad_pipeline.training.model import check_view
 from pad_pipeline.training.settings import Stage2Settings, TrainSettings
 from pad_pipeline.weights import fetch_model
 from pad_pipeline.workflows.engine.local import Engine
-from pad_pipeline.workflows.learning.analyze import analyse
+from pad_pipeline.workflows.learning.analyze import analyze
 from pad_pipeline.workflows.learning.launch import train
 from pad_pipeline.workflows.miniature.alignment import label_accuracy
 from pad_pipeline.workflows.miniature.answers import Speaker, ask_boxes, score_captions
@@ -221,7 +221,7 @@ class Comparison:
 
     def analyses(self, model: Path) -> dict[str, float]:
         """The paper's, over the exact masks of the probes."""
-        found = analyse(["entropy", "align", "pursuit"], Subject(model), str(self.probes), AnalysisSettings(), None)
+        found = analyze(["entropy", "align", "pursuit"], Subject(model), str(self.probes), AnalysisSettings(), None)
         return {
             "align": found["align"]["align"],
             "align_shuffled": found["align"]["shuffled_labels"],

@@ -21,7 +21,7 @@ from pad_pipeline.workflows.models.settings import load_models
 MARK = ".pad-demo"
 """A file that only a demo makes."""
 SHOWN = 12
-"""Scenes on the picture sheet."""
+"""Scenes on the image sheet."""
 
 
 def run_demo(out: Path, scenes: int, steps: int, engine: Engine, console: Console) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def run_demo(out: Path, scenes: int, steps: int, engine: Engine, console: Consol
     found = Evaluation(score, alignment=pairs)
     console.print(table(found))
     sheet = write_sheet(out / "shards", out / "sheet.png")
-    console.print(f"Pictures of scenes with tags, boxes, masks and patches: {sheet}", soft_wrap=True)
+    console.print(f"Images of scenes with tags, boxes, masks and patches: {sheet}", soft_wrap=True)
     console.print(f"Look further: pad stats {out / 'shards'}", highlight=False, soft_wrap=True)
     hugging_face = out / "stage1/patch-0/hf"
     console.print(f"The trained model, for stock transformers: {hugging_face}", highlight=False, soft_wrap=True)

@@ -1,9 +1,9 @@
 """The small Grounding DINO: transformers' model, with a loss of our own.
 
 Why not transformers' own loss (5.23): its encoder proposals get no gradient (they are detached, and scored with the
-learned queries instead of the picture's features), and in a batch of more than two the targets of the third image and
+learned queries instead of the image's features), and in a batch of more than two the targets of the third image and
 on are taken from another image's words, because the offset into the label maps does not add up. With it, recall is 0
-after 20,000 pictures. Here every place of the picture is asked what stands there (many places to each box, as
+after 20,000 images. Here every place of the image is asked what stands there (many places to each box, as
 one-stage detectors are trained), and the decoder's queries are matched one to one (DETR).
 """
 
@@ -39,15 +39,15 @@ from pad_pipeline.stages.ground import Detector, DetectorSettings
 from pad_pipeline.stages.spans import CLS, DOT, SEP, Prompt, build_prompts
 from pad_pipeline.weights import file_sha256
 from pad_pipeline.workflows.miniature.recipe import TRAIN_WORLD, VALIDATION_WORLD, Batch, Budget, Recipe
-from pad_pipeline.workflows.miniature.tagger import SHAPE, normalised
+from pad_pipeline.workflows.miniature.tagger import SHAPE, normalized
 
 EDGE = 128
-"""The short edge of a picture inside the detector, in pixels."""
+"""The short edge of an image inside the detector, in pixels."""
 SETTINGS: dict[str, Any] = {"nms_iou_across_labels": 1.0, "unboxable": "", "batch_size": 16}
 """How the detector is used: parts fill things, and `night` is a ground of the drawn world."""
 STRIDES = (8, 16, 32)
 PLACES_PER_BOX = 6
-"""How many places of the picture learn each box."""
+"""How many places of the image learn each box."""
 UNSURE = 4.0
 """All class logits start near -UNSURE: hardly any pair of place and word belongs together."""
 
@@ -73,18 +73,18 @@ class DetectorRecipe(Recipe):
             self.start = file_sha256(tagger)
             swin = self.network.model.backbone.conv_encoder.model.swin
             for module in (swin.embeddings, swin.encoder.layers[0]):
-                module.requires_grad_(False)  # edges and colours; they cost a sixth of a step, and hardly change
+                module.requires_grad_(False)  # edges and colors; they cost a sixth of a step, and hardly change
 
     def slow(self) -> dict[nn.Module, float]:
         """The backbone."""
         return {self.network.model.backbone: 0.3}
 
     def batch(self, step: int) -> Batch:
-        """Pictures of one size, prompts, boxes (cxcywh, parts of the picture) and the tokens of each box's label."""
+        """Images of one size, prompts, boxes (cxcywh, parts of the image) and the tokens of each box's label."""
         rng = np.random.default_rng((self.seed, step))
         width, height = (int(edge) for edge in rng.integers(EDGES[0], EDGES[1] + 1, 2))
         size = self.budget.batch_size
-        scenes = [draw_scene(TRAIN_WORLD + self.seed, step * size + place, (width, height)) for place in range(size)]
+        scenes = [draw_scene(TRAIN_WORLD + self.seed, step * size + cell, (width, height)) for cell in range(size)]
         prompts = [self.prompt(scene, rng) for scene in scenes]
         length = max(len(prompt.ids) for prompt in prompts)
         ids = torch.zeros(size, length, dtype=torch.long)
@@ -94,9 +94,9 @@ class DetectorRecipe(Recipe):
             corners = torch.tensor([region.box for region in scene.regions], dtype=torch.float32)
             boxes.append(box_convert(corners / torch.tensor([width, height] * 2), "xyxy", "cxcywh"))
             tokens = torch.zeros(len(scene.regions), length)
-            for place, region in enumerate(scene.regions):
+            for cell, region in enumerate(scene.regions):
                 start, end = prompt.spans[prompt.tags.index(region.label)]
-                tokens[place, start:end] = 1
+                tokens[cell, start:end] = 1
             spans.append(tokens)
         count = max(len(found) for found in boxes)
         return {
@@ -114,7 +114,7 @@ class DetectorRecipe(Recipe):
         return batch | {"pixels": batch["pixels"].flip(-1), "boxes": boxes}
 
     def resized(self, scene: Scene) -> Tensor:
-        """The picture as the processor resizes it, uint8 `[3, H, W]`."""
+        """The image as the processor resizes it, uint8 `[3, H, W]`."""
         inputs = self.processor(images=scene.image, do_rescale=False, do_normalize=False, return_tensors="pt")
         return inputs["pixel_values"][0].to(torch.uint8)
 
@@ -123,7 +123,7 @@ class DetectorRecipe(Recipe):
         there = list(dict.fromkeys(region.label for region in scene.regions))  # a set has no order to rely on
         absent = [label for label in LABELS if label not in there]
         asked = [*there, *rng.choice(absent, int(rng.integers(6)), replace=False)]
-        return build_prompts([asked[place] for place in rng.permutation(len(asked))], self.encode)[0]
+        return build_prompts([asked[cell] for cell in rng.permutation(len(asked))], self.encode)[0]
 
     def encode(self, tag: str) -> list[int]:
         """Token ids of one tag."""
@@ -132,7 +132,7 @@ class DetectorRecipe(Recipe):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Places of the encoder + queries after each layer of the decoder."""
         output = self.network.model(
-            pixel_values=normalised(batch["pixels"]),
+            pixel_values=normalized(batch["pixels"]),
             input_ids=batch["ids"],
             attention_mask=batch["attended"],
             token_type_ids=torch.zeros_like(batch["ids"]),
@@ -149,15 +149,15 @@ class DetectorRecipe(Recipe):
 
         logits = output.enc_outputs_class[..., :length].float()
         target, wanted = assign_places(batch, pixels, there)
-        places = focal(logits, target, asked)
+        cells = focal(logits, target, asked)
         found = output.enc_outputs_coord_logits.float()[wanted[0], wanted[1]].sigmoid()
-        places = places / there.sum() + 2 * box_loss(found, batch["boxes"][wanted[0], wanted[2]])
+        cells = cells / there.sum() + 2 * box_loss(found, batch["boxes"][wanted[0], wanted[2]])
 
         references = torch.cat(
             [output.init_reference_points[:, None], output.intermediate_reference_points[:, :-1]], 1
         ).float()
-        total = places
-        numbers = {"places": places.detach()}
+        total = cells
+        numbers = {"places": cells.detach()}
         for layer in range(references.shape[1]):
             hidden = output.intermediate_hidden_states[:, layer].float()
             logits = (hidden @ text.transpose(1, 2)).masked_fill(~asked, -1e4)
@@ -273,7 +273,7 @@ def calibrate(network: GroundingDinoForObjectDetection) -> None:
 
 def load_backbone(network: GroundingDinoForObjectDetection, tagger: Path) -> None:
     """Put the tagger's Swin into the detector's: the same weights under transformers' names. Its last stage is a start
-    only, because transformers shifts windows there too, where the picture is no larger than a window."""
+    only, because transformers shifts windows there too, where the image is no larger than a window."""
     from safetensors.torch import load_file
 
     state = load_file(tagger)
@@ -324,7 +324,7 @@ def box_loss(found: Tensor, wanted: Tensor) -> Tensor:
 
 
 def assign_places(batch: Batch, pixels: tuple[int, int], there: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """Which places learn which box: the nearest to its centre on the scale nearest to its size.
+    """Which places learn which box: the nearest to its center on the scale nearest to its size.
 
     Returns:
         The words that each place should name `[B, places, tokens]`, and as indices the image, the place and the box of
@@ -332,18 +332,18 @@ def assign_places(batch: Batch, pixels: tuple[int, int], there: Tensor) -> tuple
     """
     height, width = pixels
     device = batch["boxes"].device
-    centres, sizes = [], []
+    centers, sizes = [], []
     for stride in STRIDES:
         rows, columns = -(-height // stride), -(-width // stride)
         y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-        centres.append(torch.stack([(x.flatten() + 0.5) / columns, (y.flatten() + 0.5) / rows], -1))
+        centers.append(torch.stack([(x.flatten() + 0.5) / columns, (y.flatten() + 0.5) / rows], -1))
         sizes.append(torch.full((rows * columns,), float(stride)))
-    place = torch.cat(centres).to(device)
+    cell = torch.cat(centers).to(device)
     scale = torch.cat(sizes).to(device)
-    picture = torch.tensor([width, height], device=device)
+    edges = torch.tensor([width, height], device=device)
     boxes = batch["boxes"]
-    extent = boxes[..., 2:] * picture  # in pixels
-    off = (place - boxes[:, :, None, :2]).abs() * picture  # [B, boxes, places, 2]
+    extent = boxes[..., 2:] * edges  # in pixels
+    off = (cell - boxes[:, :, None, :2]).abs() * edges  # [B, boxes, places, 2]
     distance = (off / (extent.clamp_min(8)[:, :, None] / 2)).amax(-1)
     level = (torch.log2(extent.prod(-1).sqrt().clamp_min(1))[..., None] - torch.log2(3 * scale)).abs()
     cost = distance + level.clamp_max(4)

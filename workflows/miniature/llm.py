@@ -49,9 +49,9 @@ class LlmRecipe(Recipe):
         """Token ids, padded behind with -1."""
         size = self.budget.batch_size
         ids = []
-        for place in range(size):
-            scene = draw_scene(TRAIN_WORLD + self.seed, step * size + place)
-            text = text_of(scene, np.random.default_rng((self.seed, step, place)))
+        for position in range(size):
+            scene = draw_scene(TRAIN_WORLD + self.seed, step * size + position)
+            text = text_of(scene, np.random.default_rng((self.seed, step, position)))
             ids.append(torch.tensor([1, *self.tokenizer(text, add_special_tokens=False)["input_ids"]][:MOST_TOKENS]))
         return {"ids": torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1)}
 
@@ -75,7 +75,7 @@ class LlmRecipe(Recipe):
 
 
 def text_of(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption; or the words of the picture's places, row by row, and then the caption; or a conversation.
+    """A caption; or the words of the image's places, row by row, and then the caption; or a conversation.
 
     The second kind teaches what a large LLM brings along: to tell what a row of words before a text is about. Image
     tokens that are aligned to words are such a row.
@@ -89,18 +89,18 @@ def text_of(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def words_of(scene: Scene, grid: int, rng: np.random.Generator) -> str:
-    """One of the words that are true of each place of a grid over the picture, each after a space."""
+    """One of the words that are true of each place of a grid over the image, each after a space."""
     height, width = scene.regions[0].mask.shape
-    colours = {thing.region: thing.colour for thing in scene.things if thing.colour}
+    colors = {thing.region: thing.color for thing in scene.things if thing.color}
     words = []
     for row in range(grid):
         for column in range(grid):
             y, x = int((row + 0.5) * height / grid), int((column + 0.5) * width / grid)
-            here = [place for place, region in enumerate(scene.regions) if region.mask[y, x]]
+            here = [position for position, region in enumerate(scene.regions) if region.mask[y, x]]
             if here:
-                place = int(rng.choice(here))
-                tell_colour = place in colours and rng.random() < 0.3
-                words.append(colours[place] if tell_colour else scene.regions[place].label)
+                position = int(rng.choice(here))
+                tell_color = position in colors and rng.random() < 0.3
+                words.append(colors[position] if tell_color else scene.regions[position].label)
     return "".join(f" {word}" for word in words)
 
 

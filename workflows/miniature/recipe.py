@@ -88,10 +88,10 @@ class _Steps(Dataset):
         return self.recipe.budget.steps
 
     def __getitem__(self, step: int) -> Batch:
-        again, place = divmod(step, self.recipe.budget.pool)
-        if place not in self.drawn:
-            self.drawn[place] = self.recipe.batch(place)
-        batch = self.drawn[place]
+        again, position = divmod(step, self.recipe.budget.pool)
+        if position not in self.drawn:
+            self.drawn[position] = self.recipe.batch(position)
+        batch = self.drawn[position]
         # Copies: what a worker hands over moves to shared memory, with a file held open for each tensor.
         copies = {name: value.clone() for name, value in batch.items()}
         return self.recipe.mirrored(copies) if again % 2 else copies
@@ -116,8 +116,8 @@ def fit(recipe: Recipe, folder: Path, report: Report = lambda entry: None, save_
     budget = recipe.budget
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe.to(device).train()
-    optimisers = _optimisers(recipe)
-    first, before = _restore(recipe, optimisers, folder / "state.pt")
+    optimizers = _optimizers(recipe)
+    first, before = _restore(recipe, optimizers, folder / "state.pt")
     if device.type == "cpu":  # one core is left to the worker that draws
         torch.set_num_threads(max(1, cores() - 1))
     half = computes_in_bfloat16(device)
@@ -126,15 +126,15 @@ def fit(recipe: Recipe, folder: Path, report: Report = lambda entry: None, save_
     with (folder / "log.jsonl").open("a") as log:
         for step, batch in enumerate(_batches(recipe, first, budget.steps), first):
             rate = budget.learning_rate * _schedule(step, budget)
-            for group in (group for optimiser in optimisers for group in optimiser.param_groups):
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = rate * group["scale"]
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 loss, numbers = recipe.loss(to_device(batch, device))
             recipe.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(recipe.parameters(), budget.max_grad_norm)
-            for optimiser in optimisers:
-                optimiser.step()
+            for optimizer in optimizers:
+                optimizer.step()
             if step % 20 == 0 or step + 1 == budget.steps:  # reading a number waits for the GPU
                 entry = {"step": step, "steps": budget.steps, "loss": float(loss.detach()), "rate": rate}
                 entry |= {name: float(value) for name, value in numbers.items()}
@@ -146,14 +146,14 @@ def fit(recipe: Recipe, folder: Path, report: Report = lambda entry: None, save_
                 report(entry)
             if time.monotonic() - saved > save_every:
                 saved = time.monotonic()
-                _save(recipe, optimisers, step + 1, before + saved - begun, folder / "state.pt")
+                _save(recipe, optimizers, step + 1, before + saved - begun, folder / "state.pt")
     seconds = before + time.monotonic() - begun if first < budget.steps else before
-    _save(recipe, optimisers, budget.steps, seconds, folder / "state.pt")
+    _save(recipe, optimizers, budget.steps, seconds, folder / "state.pt")
     recipe.eval()
     return seconds
 
 
-def _optimisers(recipe: Recipe) -> list[torch.optim.Optimizer]:
+def _optimizers(recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024) for the matrices inside the network, which halves the steps that the tagger needs;
     AdamW for embeddings, heads, biases and norms."""
     budget = recipe.budget
@@ -229,10 +229,10 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
     return {"name": recipe.name, "seed": recipe.seed, "start": recipe.start, "labels": list(LABELS), "budget": budget}
 
 
-def _save(recipe: Recipe, optimisers: list[torch.optim.Optimizer], step: int, seconds: float, path: Path) -> None:
+def _save(recipe: Recipe, optimizers: list[torch.optim.Optimizer], step: int, seconds: float, path: Path) -> None:
     partial = path.with_suffix(".partial")
     state = {"training": _identity(recipe), "step": step, "seconds": seconds, "model": recipe.state_dict()}
-    state["optimisers"] = [optimiser.state_dict() for optimiser in optimisers]
+    state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
     try:
         torch.save(state, partial)
         partial.replace(path)
@@ -241,7 +241,7 @@ def _save(recipe: Recipe, optimisers: list[torch.optim.Optimizer], step: int, se
         raise UserError("--out", path, f"it can't be written ({error})", "make room, and run it again") from error
 
 
-def _restore(recipe: Recipe, optimisers: list[torch.optim.Optimizer], path: Path) -> tuple[int, float]:
+def _restore(recipe: Recipe, optimizers: list[torch.optim.Optimizer], path: Path) -> tuple[int, float]:
     """The step to go on with, and the seconds spent so far."""
     if not path.is_file():
         return 0, 0.0
@@ -251,8 +251,8 @@ def _restore(recipe: Recipe, optimisers: list[torch.optim.Optimizer], path: Path
         different = [name for name in wanted if found.get(name) != wanted[name]]
         if not different:
             recipe.load_state_dict(state["model"])
-            for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
-                optimiser.load_state_dict(saved)
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
             return state["step"], state["seconds"]
     except Exception as error:
         rule = f"the saved training in it can't be read ({type(error).__name__})"

@@ -205,7 +205,7 @@ def table(found: Evaluation) -> Table:
             text = f"{accuracy[0]:.3f} (things {accuracy[1]:.3f})"
             drawn.add_row(f"patches nearest to their label, seed {pair.seed}, {said}", text, "")
     if len(found.alignment) > 1:
-        for which, place in (("all patches", 0), ("patches of things", 1)):
-            gains = [pair.with_patch_loss[place] - pair.caption_only[place] for pair in found.alignment]
+        for which, position in (("all patches", 0), ("patches of things", 1)):
+            gains = [pair.with_patch_loss[position] - pair.caption_only[position] for pair in found.alignment]
             drawn.add_row(f"    gain on {which}: mean, least", f"{fmean(gains):+.3f}, {min(gains):+.3f}", "> 0")
     return drawn

@@ -22,7 +22,7 @@ SHAPE = SamShape(
     decoder_mlp=128,
 )  # fmt: skip
 BOXES = 6
-"""Boxes of one picture in a batch: its things first."""
+"""Boxes of one image in a batch: its things first."""
 JITTER = 0.06
 """The detector's boxes are not exact: edges are moved by this share of the box, as a deviation."""
 
@@ -44,7 +44,7 @@ class SegmenterRecipe(Recipe):
         torch.nn.init.trunc_normal_(self.network.image_encoder.pos_embed, std=0.02)
 
     def batch(self, step: int) -> Batch:
-        """Pictures in SAM's square, boxes and masks in its pixels."""
+        """Images in SAM's square, boxes and masks in its pixels."""
         rng = np.random.default_rng((self.seed, step))
         edge, size = SHAPE.image_size, self.budget.batch_size
         images = torch.zeros(size, 3, edge, edge, dtype=torch.uint8)
@@ -57,26 +57,26 @@ class SegmenterRecipe(Recipe):
             height, width = pixels.shape[1:]
             images[row, :, :height, :width] = pixels
             inside[row, :height, :width] = True
-            order = [place for place, region in enumerate(scene.regions) if region.kind == "thing"]
-            order += [int(place) for place in rng.permutation(np.arange(len(order), len(scene.regions)))]
-            for place, number in enumerate(np.resize(order, BOXES)):  # few regions: some come twice, jittered anew
+            order = [position for position, region in enumerate(scene.regions) if region.kind == "thing"]
+            order += [int(position) for position in rng.permutation(np.arange(len(order), len(scene.regions)))]
+            for position, number in enumerate(np.resize(order, BOXES)):  # few regions: some come twice, jittered anew
                 region = scene.regions[number]
                 box = np.array(region.box, np.float64)
                 extent = np.tile(box[2:] - box[:2], 2)
                 box = np.clip(box + rng.normal(0, JITTER, 4) * extent, 0, [*scene.image.size] * 2)
-                boxes[row, place] = torch.from_numpy(
+                boxes[row, position] = torch.from_numpy(
                     self.resize.apply_boxes(box[None], (scene.image.height, scene.image.width))[0]
                 )
                 mask = torch.from_numpy(region.mask)[None, None].float()
                 mask = F.interpolate(mask, (height, width), mode="bilinear", antialias=True, align_corners=False)
-                masks[row, place, :height, :width] = (mask[0, 0] * 255).round().to(torch.uint8)
+                masks[row, position, :height, :width] = (mask[0, 0] * 255).round().to(torch.uint8)
         return {"images": images, "inside": inside, "boxes": boxes, "masks": masks}
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Over all boxes of all pictures at once."""
+        """Over all boxes of all images at once."""
         sam = self.network
-        pictures = (batch["images"] - sam.pixel_mean) / sam.pixel_std
-        embeddings = sam.image_encoder(pictures.masked_fill(~batch["inside"][:, None], 0))  # as sam.preprocess pads
+        images = (batch["images"] - sam.pixel_mean) / sam.pixel_std
+        embeddings = sam.image_encoder(images.masked_fill(~batch["inside"][:, None], 0))  # as sam.preprocess pads
         with torch.autocast(embeddings.device.type, enabled=False):
             count, each = batch["boxes"].shape[:2]
             image = torch.arange(count, device=embeddings.device).repeat_interleave(each)

@@ -1,4 +1,4 @@
-"""The small RAM: tags of whole pictures, learnt together with what each place of the picture shows."""
+"""The small RAM: tags of whole images, learnt together with what each place of the image shows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ INDEX = {label: number for number, label in enumerate(LABELS)}
 
 class TaggerRecipe(Recipe):
     """RAM's own loss over tags is the asymmetric loss (Ridnik et al. 2021); dense heads, thrown away afterwards, make
-    the Swin learn from every place of a picture, which is many times more to learn from than its tags alone."""
+    the Swin learn from every place of an image, which is many times more to learn from than its tags alone."""
 
     name = "tagger"
 
@@ -46,12 +46,12 @@ class TaggerRecipe(Recipe):
         self.dense = nn.ModuleList(nn.Sequential(nn.LayerNorm(head.in_features), head) for head in heads)
 
     def batch(self, step: int) -> Batch:
-        """Pictures, tags, and the coverage of each place by each label."""
+        """Images, tags, and the coverage of each place by each label."""
         size = self.budget.batch_size
         scenes = [
             # Every other one fuller than the world usually is: more to learn from at the same price.
-            draw_scene(TRAIN_WORLD + self.seed, step * size + place, most=5 + 4 * (place % 2))
-            for place in range(size)
+            draw_scene(TRAIN_WORLD + self.seed, step * size + position, most=5 + 4 * (position % 2))
+            for position in range(size)
         ]
         return {
             "images": torch.stack([_stretched(scene) for scene in scenes]),
@@ -72,18 +72,22 @@ class TaggerRecipe(Recipe):
             encoder.layers[2].register_forward_hook(lambda *given: seen.append(given[2])),
         ]
         try:
-            logits = self.network(normalised(batch["images"]))
+            logits = self.network(normalized(batch["images"]))
         finally:
             for hook in hooks:
                 hook.remove()
         tags = asymmetric_loss(logits, batch["tags"])
         target = batch["coverage"].float() / 255
-        places = logits.new_zeros(())
+        positions = logits.new_zeros(())
         for head, tokens, grid in zip(self.dense, seen, GRIDS, strict=True):
             wanted = F.adaptive_avg_pool2d(target, grid).flatten(2).transpose(1, 2)
             found = head(tokens).float()
-            places = places + F.binary_cross_entropy_with_logits(found, wanted, reduction="sum") / wanted.sum()
-        return tags + places, {"tags": tags.detach(), "places": places.detach(), "f1": f1(logits > 0, batch["tags"])}
+            positions = positions + F.binary_cross_entropy_with_logits(found, wanted, reduction="sum") / wanted.sum()
+        return tags + positions, {
+            "tags": tags.detach(),
+            "places": positions.detach(),
+            "f1": f1(logits > 0, batch["tags"]),
+        }
 
     @torch.inference_mode()
     def export(self, folder: Path) -> dict[str, float]:
@@ -123,8 +127,8 @@ def _stretched(scene: Scene) -> Tensor:
     return torch.from_numpy(np.array(scene.image.resize((edge, edge), Image.Resampling.BILINEAR))).permute(2, 0, 1)
 
 
-def normalised(images: Tensor) -> Tensor:
-    """What the stage's `preprocess` makes of stretched pictures, uint8 `[B, 3, S, S]`, a batch at a time."""
+def normalized(images: Tensor) -> Tensor:
+    """What the stage's `preprocess` makes of stretched images, uint8 `[B, 3, S, S]`, a batch at a time."""
     return (images.float() / 255 - MEAN.to(images.device)) / STD.to(images.device)
 
 
@@ -136,17 +140,17 @@ def tags_of(scene: Scene) -> Tensor:
 
 
 def coverage_of(scene: Scene, grid: int) -> Tensor:
-    """How much of each place each label covers: uint8 `[labels, grid, grid]`; the picture is stretched to the grid."""
+    """How much of each place each label covers: uint8 `[labels, grid, grid]`; the image is stretched to the grid."""
     view = View(size=grid, patch=1, fit="stretch")
     found = np.zeros((len(LABELS), grid, grid), np.uint8)
     for region in scene.regions:
-        place = found[INDEX[region.label]]
-        np.maximum(place, view.coverage(region.mask), out=place)
+        position = found[INDEX[region.label]]
+        np.maximum(position, view.coverage(region.mask), out=position)
     return torch.from_numpy(found)
 
 
 def asymmetric_loss(logits: Tensor, targets: Tensor, gamma: float = 2.0, margin: float = 0.02) -> Tensor:
-    """Ridnik et al. 2021, eq. 7: focal on negatives only, whose probability is shifted by a margin; per picture."""
+    """Ridnik et al. 2021, eq. 7: focal on negatives only, whose probability is shifted by a margin; per image."""
     probability = logits.sigmoid()
     missed = -targets * probability.clamp_min(1e-8).log()
     wrong = (probability - margin).clamp_min(0)

@@ -28,7 +28,7 @@ from pad_pipeline.stages.segment import SegmenterSettings
 from pad_pipeline.stages.segment import find_model as find_segmenter
 from pad_pipeline.stages.tag import TaggerSettings, read_tags
 from pad_pipeline.weights import cached, fetch_file, file_sha256, is_file_reference
-from pad_pipeline.workflows.models.catalogue import BY_REFERENCE, FOLDER_MEGABYTES
+from pad_pipeline.workflows.models.catalog import BY_REFERENCE, FOLDER_MEGABYTES
 from pad_pipeline.workflows.models.fingerprints import used_models
 from pad_pipeline.workflows.models.settings import ModelSettings
 
@@ -54,7 +54,7 @@ class Part(NamedTuple):
         return file.megabytes if file else FOLDER_MEGABYTES.get(self.reference)
 
     @property
-    def place(self) -> Path | None:
+    def path(self) -> Path | None:
         """Where it is on this machine."""
         return self.code or cached(self.reference, self.revision)
 
@@ -121,7 +121,7 @@ def _words(models: ModelSettings) -> str:
 
 
 def _own(own: OwnSettings) -> str:
-    """Makes it, and asks it about a grey picture: most of what a class does against the protocol shows here."""
+    """Makes it, and asks it about a grey image: most of what a class does against the protocol shows here."""
     decode, row = DecodeSettings(), ImageRecord("check", "check", "check", width=64, height=48)
     with io.BytesIO() as sink:
         Image.new("RGB", (row.width, row.height), "grey").save(sink, "PNG")
@@ -137,7 +137,7 @@ def _own(own: OwnSettings) -> str:
         stage = choice.grounder(cast(OwnGrounder, own), decode, _EXACT)
     stage(Shard(0, [row]))
     if row.status == "failed":
-        raise UserError(own.field, own.class_, f"asked about a grey picture, it fails ({row.reason})", "mend the class")
+        raise UserError(own.field, own.class_, f"asked about a grey image, it fails ({row.reason})", "mend the class")
     return ", ".join([own.code, *(f"{name} {value}" for name, value in fingerprints(own).items())])
 
 
@@ -163,7 +163,7 @@ CHECKS: dict[str, Callable[[ModelSettings], str]] = {
 
 def check(models: ModelSettings) -> Iterator[tuple[str, str, UserError | None]]:
     """Each part with what it is, or with what is wrong with it. Nothing is fetched."""
-    missing = [part for part in parts(models) if part.place is None]
+    missing = [part for part in parts(models) if part.path is None]
     fused = isinstance(models.detector, OwnGrounder)
     for name, look in CHECKS.items():
         if fused and name == "tagger":

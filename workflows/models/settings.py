@@ -20,7 +20,7 @@ from pad_pipeline.stages.custom.settings import OwnDetector, OwnGrounder, OwnSeg
 from pad_pipeline.stages.ground import DetectorSettings
 from pad_pipeline.stages.segment import SegmenterSettings
 from pad_pipeline.stages.tag import TaggerSettings
-from pad_pipeline.workflows.models.catalogue import OFFICIAL
+from pad_pipeline.workflows.models.catalog import OFFICIAL
 from pad_pipeline.workflows.toml import USUAL, read_toml, settings_error
 
 
@@ -40,7 +40,7 @@ class Usual(NamedTuple):
 
 
 class ModelSettings(BaseModel):
-    """The four models of a build, one TOML section each; how the first three compute, how pictures are decoded, and
+    """The four models of a build, one TOML section each; how the first three compute, how images are decoded, and
     what the vision tower sees. The section `[grounder]` stands for `tagger` and `detector` both."""
 
     model_config = ConfigDict(extra="forbid")

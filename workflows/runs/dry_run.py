@@ -74,10 +74,10 @@ def estimate(source: Source, models: ModelSettings, view: View, options: RunOpti
             raise UserError("--images", source.origin, "there is no image in it", "name a folder or a file with images")
         plan = Plan(folder)
         sampled = min(SAMPLE, facts.images // 2) or min(1, facts.images)
-        places = [number * facts.images // (2 * sampled) for number in range(2 * sampled)] if sampled else []
-        _replan(folder, plan, places[1::2] + places[::2], max(sampled, 1))
+        positions = [number * facts.images // (2 * sampled) for number in range(2 * sampled)] if sampled else []
+        _replan(folder, plan, positions[1::2] + positions[::2], max(sampled, 1))
         chain = Chain(Link("all", [step for link in chain_for(folder, run.identity) for step in link.steps]))
-        warm = len(places) > sampled
+        warm = len(positions) > sampled
         if warm:
             chain.run(Task(1))
         stages = [step for step in chain.steps if isinstance(step, Stage)]
@@ -97,11 +97,11 @@ def estimate(source: Source, models: ModelSettings, view: View, options: RunOpti
         )
 
 
-def _replan(folder: Folder, plan: Plan, places: list[int], shard_size: int) -> None:
+def _replan(folder: Folder, plan: Plan, positions: list[int], shard_size: int) -> None:
     """A plan of these images alone."""
     rows = []
-    for new, place in enumerate(places):
-        shard, row = divmod(place, plan.shard_size)
+    for new, position in enumerate(positions):
+        shard, row = divmod(position, plan.shard_size)
         rows.append(plan.rows(shard)[row] | {"shard": new // shard_size, "row": new % shard_size})
     schema = PLAN_SCHEMA.with_metadata({"shard_size": str(shard_size), "seal": UNSEALED})
     pq.write_table(pa.Table.from_pylist(rows, schema), folder.path / PLAN_NAME)

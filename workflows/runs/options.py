@@ -34,7 +34,7 @@ class RunOptions:
     address: str = ""
     """Of a Ray cluster."""
     workers: int = 0
-    """See `place`."""
+    """See `deal_out`."""
     placement: Placement = "auto"
     pools: dict[str, Size] = field(default_factory=dict)
     threads: int = 0

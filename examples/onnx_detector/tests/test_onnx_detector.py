@@ -27,7 +27,7 @@ NEAR = 34 / 255
 
 
 def write_model(path: Path) -> None:
-    """A detector without weights: for each colour the box around all patches that have it, and how full the box is."""
+    """A detector without weights: for each color the box around all patches that have it, and how full the box is."""
     graph: list[onnx.NodeProto] = []
     constants: list[onnx.TensorProto] = []
 
@@ -39,11 +39,11 @@ def write_model(path: Path) -> None:
         graph.append(helper.make_node(kind, inputs, [output], **attributes))
         return output
 
-    colours = np.array(list(COLOURS.values()), np.float32)[None, :, :, None, None] / 255
+    colors = np.array(list(COLOURS.values()), np.float32)[None, :, :, None, None] / 255
     axis = {number: fixed(f"axis{number}", np.array([number], np.int64)) for number in (1, 2, 3)}
     one, edge = fixed("one", np.float32([1])), fixed("edge", np.float32([SIZE]))
     away = node(
-        "Abs", [node("Sub", [node("Unsqueeze", ["pixels", axis[1]], "apart"), fixed("c", colours)], "d")], "away"
+        "Abs", [node("Sub", [node("Unsqueeze", ["pixels", axis[1]], "apart"), fixed("c", colors)], "d")], "away"
     )
     worst = node("ReduceMax", [away, axis[2]], "worst", keepdims=0)
     near = node("Cast", [node("Less", [worst, fixed("near", np.float32([NEAR]))], "is")], "is_f", to=TensorProto.FLOAT)
@@ -71,7 +71,7 @@ def write_model(path: Path) -> None:
 
     made = helper.make_graph(
         graph,
-        "colours",
+        "colors",
         [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", 3, SIZE, SIZE])],
         [
             helper.make_tensor_value_info("boxes", TensorProto.FLOAT, ["n", len(COLOURS), 4]),
@@ -114,7 +114,7 @@ def overlap(one: list[float], other: list[float]) -> float:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The miniature, with this detector for its own; by its entry point where the package is installed."""
     folder = tmp_path_factory.mktemp("models")
-    write_model(folder / "colours.onnx")
+    write_model(folder / "colors.onnx")
     (folder / "labels.txt").write_text("\n".join(COLOURS) + "\n")
     installed = any(point.name == "onnx" for point in entry_points(group="pad.detectors"))
     name = 'entry_point = "onnx"' if installed else 'class = "pad_onnx_detector:OnnxDetector"'
@@ -124,7 +124,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for file in ("tagger.safetensors", "tags.txt", "thresholds.txt", "segmenter.safetensors", "llm"):
             line = line.replace(f'"{file}"', f'"{checked() / file}"')
         kept += [] if skip else [line]
-    settings = '[detector.settings]\nmodel = "colours.onnx"\nlabels = "labels.txt"\nscore_threshold = 0.4\n'
+    settings = '[detector.settings]\nmodel = "colors.onnx"\nlabels = "labels.txt"\nscore_threshold = 0.4\n'
     (folder / "models.toml").write_text("\n".join([*kept, "[detector]", name, "batch_size = 4", settings]))
     return folder / "models.toml"
 
@@ -160,7 +160,7 @@ def test_boxes_of_grounds_in_drawn_scenes(pad: Callable[..., tuple[int, str]], m
 def test_the_check_asks_it_and_labels_of_another_model_are_named(
     pad: Callable[..., tuple[int, str]], models: Path
 ) -> None:
-    """A list that is too short would end in an index error for every picture."""
+    """A list that is too short would end in an index error for every image."""
     code, said = pad("models", "check", models)
     assert code == 0 and "pad_onnx_detector:OnnxDetector@" in said, said
     (models.parent / "short.txt").write_text("sky\n")

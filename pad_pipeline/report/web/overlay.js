@@ -1,11 +1,11 @@
 "use strict";
-// A picture with what was found in it, as one SVG in pixels of the upright original: so boxes, masks and the patch grid
+// An image with what was found in it, as one SVG in pixels of the upright original: so boxes, masks and the patch grid
 // lie right by construction, whatever size it is shown at. Text from data is only ever set as text.
 
-// Okabe and Ito's colours, which colour-blind eyes can tell apart too; after seven the dashes change.
+// Okabe and Ito's colors, which color-blind eyes can tell apart too; after seven the dashes change.
 const COLOURS = ["#f0a020", "#56b4e9", "#f0e442", "#00b884", "#ff7a33", "#e08fc0", "#5b8ff0"];
 const DASHES = ["none", "6 3", "2 2"];
-const REACH = 1024; // units of a mask's path along the picture's long edge
+const REACH = 1024; // units of a mask's path along the image's long edge
 
 function element(name, attributes = {}, ...children) {
   const made = name.includes(":")
@@ -16,7 +16,7 @@ function element(name, attributes = {}, ...children) {
   return made;
 }
 
-const colourOf = (number) => COLOURS[number % COLOURS.length];
+const colorOf = (number) => COLOURS[number % COLOURS.length];
 const dashOf = (number) => DASHES[Math.floor(number / COLOURS.length) % DASHES.length];
 const short = (value) => value.toFixed(2);
 
@@ -49,7 +49,7 @@ function drawMasks(card) {
   const scale = Math.max(card.width, card.height) / REACH;
   for (const [region, number] of drawingOrder(card.regions)) {
     group.append(element("svg:path", {
-      d: region.path, transform: `scale(${scale})`, fill: colourOf(number), stroke: colourOf(number),
+      d: region.path, transform: `scale(${scale})`, fill: colorOf(number), stroke: colorOf(number),
       "fill-rule": "evenodd", "data-region": number,
     }));
   }
@@ -63,7 +63,7 @@ function drawBoxes(card) {
     const place = { x: left, y: top, width: Math.max(right - left, 0), height: Math.max(bottom - top, 0) };
     group.append(element("svg:rect", { ...place, class: "casing" }));
     group.append(element("svg:rect", {
-      ...place, stroke: colourOf(number), "stroke-dasharray": dashOf(number), "data-region": number,
+      ...place, stroke: colorOf(number), "stroke-dasharray": dashOf(number), "data-region": number,
     }));
   }
   return group;
@@ -72,20 +72,20 @@ function drawBoxes(card) {
 function drawNames(card) {
   const group = element("svg:g", { class: "names" });
   for (const [region, number] of drawingOrder(card.regions)) {
-    const text = element("svg:text", { x: region.box[0], y: region.box[1], fill: colourOf(number), "data-region": number });
+    const text = element("svg:text", { x: region.box[0], y: region.box[1], fill: colorOf(number), "data-region": number });
     text.textContent = region.label;
     group.append(text);
   }
   return group;
 }
 
-// Where the view lies on the picture: left, top, width, height.
+// Where the view lies on the image: left, top, width, height.
 function viewOf(card, patches) {
   const [left, top, width, height] = card.grid;
   return [left, top, width * patches, height * patches];
 }
 
-// Picture and view together, for `pad` adds a border: left, top, width, height.
+// Image and view together, for `pad` adds a border: left, top, width, height.
 function unionOf(card, patches) {
   const [left, top, width, height] = viewOf(card, patches);
   const x = Math.min(0, left), y = Math.min(0, top);
@@ -95,7 +95,7 @@ function unionOf(card, patches) {
 function drawCell(card, row, column, number, coverage) {
   const [x, y, width, height] = card.grid;
   return element("svg:rect", {
-    x: x + column * width, y: y + row * height, width, height, fill: colourOf(number),
+    x: x + column * width, y: y + row * height, width, height, fill: colorOf(number),
     "fill-opacity": (0.15 + 0.6 * coverage / 255).toFixed(3), "data-region": number, "data-coverage": coverage,
   });
 }
@@ -113,7 +113,7 @@ function drawOwnCells(card, number) {
   return group;
 }
 
-// Each patch in the colour of the smallest region that covers half of it or more, as strong as it is covered.
+// Each patch in the color of the smallest region that covers half of it or more, as strong as it is covered.
 function drawPatches(card, patches) {
   const group = element("svg:g", { class: "patches" });
   const [x, y, width, height] = card.grid;
@@ -138,12 +138,12 @@ function drawPatches(card, patches) {
   return group;
 }
 
-// The frame of one card: picture, overlays, and a line that says what is pointed at. `show` is a set of names.
+// The frame of one card: image, overlays, and a line that says what is pointed at. `show` is a set of names.
 function drawFrame(card, source, patches, show) {
   const box = show.has("patches") ? unionOf(card, patches) : [0, 0, card.width, card.height];
   const svg = element("svg:svg", { viewBox: box.join(" "), role: "img" });
   svg.setAttribute("aria-label", card.regions.map((region) => region.label).join(", ") || "nothing found");
-  if (show.has("patches")) { // what `pad` puts beside the picture is grey to the vision encoder too
+  if (show.has("patches")) { // what `pad` puts beside the image is grey to the vision encoder too
     const [x, y, width, height] = viewOf(card, patches);
     svg.append(element("svg:rect", { class: "border", x, y, width, height }));
   }
@@ -181,12 +181,12 @@ function drawFrame(card, source, patches, show) {
   return frame;
 }
 
-// Names keep their size on the screen, whatever the picture's, and stay inside of it. Where two would lie over each
+// Names keep their size on the screen, whatever the image's, and stay inside of it. Where two would lie over each
 // other, that of the smaller region waits until it is pointed at.
 function fitNames(svg, card, [left, top, width, height]) {
   const shown = svg.getBoundingClientRect();
   if (!shown.width) return;
-  const unit = Math.max(width / shown.width, height / shown.height); // of the picture's pixels in one of the screen's
+  const unit = Math.max(width / shown.width, height / shown.height); // of the image's pixels in one of the screen's
   svg.style.setProperty("--unit", `${unit}px`);
   const taken = [];
   for (const text of svg.querySelectorAll("text")) {

@@ -146,8 +146,8 @@ async function showPage(mine, found) {
   const shown = await Promise.all(numbers.map(async (number) => {
     const file = Math.floor(number / facts.page_size), place = number % facts.page_size;
     const card = (await load(numbered("page", file)))[place];
-    const picture = `pictures/${String(file).padStart(6, "0")}/${String(place).padStart(3, "0")}.jpg`;
-    return { ...card, picture };
+    const image = `images/${String(file).padStart(6, "0")}/${String(place).padStart(3, "0")}.jpg`;
+    return { ...card, image };
   }));
   if (turn !== mine) return;
   cards = shown;
@@ -170,7 +170,7 @@ async function showPage(mine, found) {
 function drawCard(card, place) {
   const item = element("li", { class: `card ${card.status}` });
   const enlarge = element("button", { type: "button", class: "enlarge", "aria-label": `Enlarge ${card.id}` });
-  enlarge.append(card.status === "failed" ? drawFailure(card) : drawFrame(card, card.picture, facts.patches, state.show));
+  enlarge.append(card.status === "failed" ? drawFailure(card) : drawFrame(card, card.image, facts.patches, state.show));
   enlarge.addEventListener("click", () => open(place));
   const head = element("p", { class: "head" }, element("span", { class: "id" }, card.id));
   if (card.status !== "ok") head.append(element("span", { class: `badge ${card.status}` }, card.status));
@@ -217,7 +217,7 @@ function open(place) {
   side.append(head);
   let frame;
   if (card.status === "failed") frame = drawFailure(card);
-  else frame = drawFrame(card, card.picture, facts.patches, state.show);
+  else frame = drawFrame(card, card.image, facts.patches, state.show);
   if (card.caption) side.append(element("p", { class: "caption", dir: "auto" }, card.caption));
   if (card.regions?.length) side.append(element("h3", {}, "Regions"), drawRegions(card, frame));
   if (card.tags?.length) side.append(element("h3", {}, "Tags"), drawTags(card));
@@ -238,7 +238,7 @@ function drawRegions(card, frame) {
   card.regions.forEach((region, number) => {
     const swatch = element("svg:svg", { viewBox: "0 0 16 16", class: "swatch", "aria-hidden": "true" });
     swatch.append(element("svg:rect", {
-      x: 2, y: 2, width: 12, height: 12, fill: colourOf(number), stroke: colourOf(number), "stroke-dasharray": dashOf(number),
+      x: 2, y: 2, width: 12, height: 12, fill: colorOf(number), stroke: colorOf(number), "stroke-dasharray": dashOf(number),
     }));
     const others = region.alternates.map(([label, score]) => `${label} ${short(score)}`).join(", ");
     const text = describe(region).slice(region.label.length + 3) + (others ? ` · or ${others}` : "");

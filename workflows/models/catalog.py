@@ -76,7 +76,7 @@ FOLDER_MEGABYTES = {"IDEA-Research/grounding-dino-base": 934, "lmsys/vicuna-7b-v
 """About what a build fetches of the presets' folders on the hub: of the LLM, the file that holds its embedding."""
 
 _LLAMA_2 = "Llama 2 Community License"
-LICENCES = (
+LICENSES = (
     {known: "Apache-2.0" for file in OFFICIAL.values() for known in (file.reference, file.sha256) if known}
     | {f"facebook/sam-vit-{size}": "Apache-2.0" for size in ("base", "large", "huge")}
     | {f"facebook/sam2.1-hiera-{size}": "Apache-2.0" for size in ("tiny", "small", "base-plus", "large")}
