@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.packages import OPTIONAL, without
 
 ATTEMPT = secrets.token_hex(6)
 """Names this process's unfinished files, so that a dying process and the one that follows it never share one."""
@@ -22,6 +23,16 @@ _LEFTOVER = re.compile(
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")
 REMOTE_SCHEMES = frozenset({"http", "https", "s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "abfss"})
 """What a URL may begin with. Nothing that reads this machine's own files, and no chains (`zip::file://...`)."""
+PACKAGES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "abfss": "adlfs",
+}
+"""What a URL begins with -> the package that fsspec wants for it."""
 
 
 def is_url(text: str) -> bool:
@@ -51,7 +62,9 @@ def file_system(field: str, url: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
-        raise UserError(field, url, str(error), "install that package beside pad") from error
+        name = PACKAGES.get(url.partition("://")[0], "")
+        remedy = OPTIONAL[name].install if name else "install that package beside pad"
+        raise UserError(field, url, without(name) if name else str(error), remedy) from error
     except ValueError as error:
         raise UserError(field, url, f"it is no URL of that kind ({error})", "correct it") from error
 

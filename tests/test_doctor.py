@@ -135,7 +135,7 @@ def test_an_out_that_can_not_be_written(
     doctor: Pad, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: str, said: str
 ) -> None:
     """A store whose package is missing; a file where a folder should be."""
-    monkeypatch.setattr(machine, "find_spec", lambda _: None)
+    monkeypatch.setattr(machine, "installed", lambda _: False)
     (tmp_path / "file").write_text("")
     told = doctor("--out", out if "://" in out else tmp_path / out)
     assert told.wrong == ["out"] and said in told.found["out"]["found"]

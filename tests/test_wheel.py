@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("pad_pipeline", "stages", "workflows")
-
-pytestmark = pytest.mark.slow
+FOLDERS = ("pad_pipeline", "stages", "workflows")
+"""Of the checkout. `pad_pipeline/stages` and `pad_pipeline/workflows` are links to the other two."""
 
 
 def run(*command: object, cwd: Path) -> str:
@@ -34,7 +33,7 @@ def copied(names: list[str], source: Path, target: Path) -> Path:
     for name in names:
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "build")
         if (source / name).is_dir():
-            shutil.copytree(source / name, target / name, ignore=ignored)
+            shutil.copytree(source / name, target / name, symlinks=True, ignore=ignored)
         else:
             target.mkdir(parents=True, exist_ok=True)
             shutil.copy(source / name, target / name)
@@ -45,7 +44,7 @@ def copied(names: list[str], source: Path, target: Path) -> Path:
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """pad's wheel and the example's, built with the setuptools that is here."""
     folder = tmp_path_factory.mktemp("wheels")
-    source = copied([*PACKAGES, "pyproject.toml", "README.md", "LICENSE"], ROOT, folder / "source")
+    source = copied([*FOLDERS, "pyproject.toml", "README.md", "LICENSE"], ROOT, folder / "source")
     example = copied(["pyproject.toml", "pad_onnx_detector.py"], ROOT / "examples/onnx_detector", folder / "example")
     for project in (source, example):
         options = ["--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", folder / "dist"]
@@ -64,27 +63,38 @@ def outside(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(python, "-m", "pip", "install", "--no-deps", "--no-index", *sorted(wheels.glob("*.whl")), cwd=folder)
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())
     (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    for package in PACKAGES:
-        found = run(python, "-c", f"import {package}; print({package}.__file__)", cwd=folder)
-        assert found.startswith(str(folder)), "the checkout was imported, and not the wheel"
+    found = run(python, "-c", "import pad_pipeline.workflows as found; print(found.__file__)", cwd=folder)
+    assert found.startswith(str(folder)), "the checkout was imported, and not the wheel"
     return folder
 
 
-def test_every_file_of_the_packages_is_in_the_wheel(wheels: Path) -> None:
-    """Models, recipes and lists are package data: one that is not named in pyproject.toml is missed by nobody here."""
+def test_the_wheel_installs_one_name_and_every_file(wheels: Path) -> None:
+    """A second name could overwrite another package's: `workflows` is llama-index's too. Models, recipes and lists are
+    package data: one that is not named in pyproject.toml is missed by nobody in a checkout."""
     (wheel,) = wheels.glob("pad_pipeline-*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        inside = set(archive.namelist())
+        inside = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert {name.partition("/")[0] for name in inside} == {"pad_pipeline"}
     files = {
-        path.relative_to(ROOT).as_posix()
-        for package in PACKAGES
-        for path in (ROOT / package).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        (path.relative_to(ROOT) if folder == "pad_pipeline" else "pad_pipeline" / path.relative_to(ROOT)).as_posix()
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and not {"__pycache__", "build"} & set(path.parts)
     }
-    assert files - inside == set()
-    assert not {name.partition("/")[0] for name in inside} & {"tests", "benchmarks", "examples"}
+    assert len(files) > 200 and files == inside
 
 
+@pytest.mark.slow
+def test_the_other_folders_can_not_be_imported_by_their_own_names(outside: Path) -> None:
+    """Neither of the wheel, nor in the checkout, where Python would find the folders themselves."""
+    for name in ("stages", "workflows"):
+        code = f"import importlib.util as found; print(found.find_spec('{name}'))"
+        assert run(outside / "venv/bin/python", "-c", code, cwd=outside).strip() == "None"
+        code = f"try: import {name}\nexcept ImportError as error: print(error)"
+        assert "import it by that name" in run(sys.executable, "-c", code, cwd=ROOT)
+
+
+@pytest.mark.slow
 def test_the_miniature_builds_and_the_demo_runs(outside: Path) -> None:
     """`pad demo` and `pad build` read the shipped models from the installed package."""
     pad = outside / "venv/bin/pad"
@@ -97,6 +107,7 @@ def test_the_miniature_builds_and_the_demo_runs(outside: Path) -> None:
     assert (outside / "demo/sheet.png").is_file()
 
 
+@pytest.mark.slow
 def test_the_example_works_by_its_entry_point(outside: Path) -> None:
     """Installed beside pad, its detector is found by name; its own test passes there."""
     tests = copied(["tests"], ROOT / "examples/onnx_detector", outside / "example")

@@ -9,6 +9,8 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from pad_pipeline.packages import OPTIONAL, installed
+
 Words = list[str]
 _TOKEN = re.compile(r"\w+(?:-\w+)*|[^\w\s]")
 _CONTRACTION = re.compile(r"(n't|'s|'re|'ve|'ll|'d|'m)\b")
@@ -140,8 +142,8 @@ def java_scores(
     if not shutil.which("java"):
         say("METEOR and SPICE are left out: there is no Java. Install one (JRE 8 or newer).")
         return {}
-    if importlib.util.find_spec("pycocoevalcap") is None:
-        say("METEOR and SPICE are left out: pip install 'pad-pipeline[captions]' (104 MB) brings them.")
+    if not installed("pycocoevalcap"):
+        say(f"METEOR and SPICE are left out: {OPTIONAL['pycocoevalcap'].install} (104 MB) brings them.")
         return {}
     mine = {number: [" ".join(words_of(text))] for number, text in enumerate(said)}
     theirs = {number: [" ".join(words_of(text)) for text in texts] for number, texts in enumerate(references)}

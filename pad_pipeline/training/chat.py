@@ -18,6 +18,7 @@ from transformers import (
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import Fit
+from pad_pipeline.packages import OPTIONAL, without
 from pad_pipeline.pretrained import load_pretrained, quiet, read_config
 from pad_pipeline.training.export import ADAPTER
 from pad_pipeline.training.llava_abstractor import AbstractorLlava, AbstractorLlavaConfig
@@ -176,8 +177,8 @@ def _adapted(model: Any, folder: Path) -> Any:
 
         return PeftModel.from_pretrained(model, adapters)
     except ImportError as error:
-        rule = "it has LoRA's adapters apart, and the package peft is not installed"
-        raise UserError("--model", folder, rule, "pip install 'pad-pipeline[lora]'") from error
+        rule = f"it has LoRA's adapters apart, and {without('peft')}"
+        raise UserError("--model", folder, rule, OPTIONAL["peft"].install) from error
     except Exception as error:
         rule = f"its adapters can't be loaded ({type(error).__name__}: {str(error)[:300]})"
         raise UserError("--model", adapters, rule, "export it again with pad train") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.packages import OPTIONAL, installed, without
 from pad_pipeline.training.ranks import Ranks
 
 LOG = "log.jsonl"
@@ -30,15 +31,13 @@ class Logbook:
         if here.first:
             if wandb:
                 _start_wandb(wandb, out)
-            from torch.utils.tensorboard import SummaryWriter
-
             write_whole(out / LOG, "".join(json.dumps(entry) + "\n" for entry in entries))
             if dropped := read_log(out, len(entries), DROPPED):
                 write_whole(out / DROPPED, "".join(json.dumps(entry) + "\n" for entry in dropped))
             else:
                 (out / DROPPED).unlink(missing_ok=True)
             self.stream = (out / LOG).open("a")
-            self.board = SummaryWriter(str(out / "tensorboard"), purge_step=len(entries))
+            self.board = _board(out / "tensorboard", len(entries)) if installed("tensorboard") else None
 
     def add(self, entry: dict[str, Any]) -> None:
         """The entry of the next step."""
@@ -47,7 +46,7 @@ class Logbook:
             self.stream.write(json.dumps(entry) + "\n")
             self.stream.flush()
             for name, value in entry.items():
-                if name != "step" and value is not None:
+                if self.board and name != "step" and value is not None:
                     self.board.add_scalar(name, value, entry["step"])
 
     def __enter__(self) -> Logbook:
@@ -56,14 +55,24 @@ class Logbook:
     def __exit__(self, *_: object) -> None:
         if self.here.first:
             self.stream.close()
-            self.board.close()
+            if self.board:
+                self.board.close()
+
+
+def _board(folder: Path, steps: int) -> Any:
+    """TensorBoard's writer, for a training of which `steps` steps are done."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=steps)
 
 
 def _start_wandb(project: str, out: Path) -> None:
     try:
         import wandb
     except ImportError as error:
-        raise UserError("--wandb", project, "the package wandb is not installed", "pip install wandb") from error
+        raise UserError("--wandb", project, without("wandb"), OPTIONAL["wandb"].install) from error
+    if not installed("tensorboard"):
+        raise UserError("--wandb", project, without("tensorboard"), OPTIONAL["tensorboard"].install)
     # It takes over what goes to TensorBoard; the same folder goes on with the same run.
     name = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
     wandb.init(project=project, name=out.name, id=name, dir=str(out), resume="allow", sync_tensorboard=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.packages import installed, left_out
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.sources.llava import LlavaSource
 from pad_pipeline.training.batches import Batch, Step, steps
@@ -175,6 +176,8 @@ class Trainer:
     def run(self) -> list[dict[str, Any]]:
         """All steps that are left, then what comes out."""
         log, first = self._resume()
+        if self.here.first and not installed("tensorboard"):
+            self.say(left_out("no TensorBoard log is written", "tensorboard"))
         every = self.settings.checkpoint_steps(self.total)
         span = range(first, self.total)
         with Logbook(self.out, log, self.here, self.job.wandb) as kept:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, CLIPVisionModel, SiglipVisionMode
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import Fit, View
 from pad_pipeline.labels import EmbeddingTable, LabelEmbedder, LabelSettings
+from pad_pipeline.packages import OPTIONAL, without
 from pad_pipeline.pretrained import load_pretrained, load_tokenizer, read_config
 from pad_pipeline.shards.run import Run
 from pad_pipeline.training.abstractor import pool_coverage
@@ -279,9 +280,7 @@ def _with_adapters(llm: Any, settings: TrainSettings) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise UserError(
-            "llm", "lora", "the package peft is not installed", "pip install 'pad-pipeline[lora]'"
-        ) from error
+        raise UserError("llm", "lora", without("peft"), OPTIONAL["peft"].install) from error
     chosen = settings.lora
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     config = LoraConfig(

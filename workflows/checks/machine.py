@@ -9,9 +9,9 @@ import shutil
 import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
-from importlib.util import find_spec
 from pathlib import Path
 
+from pad_pipeline.packages import OPTIONAL, installed
 from pad_pipeline.workflows.checks.finding import Finding, Findings, gigabytes
 
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -143,14 +143,13 @@ def room(check: str, where: str, wanted: int = 0, ample: int = 0) -> Findings:
         wanted: bytes that are known to come.
         ample: bytes free below which it is a warning.
     """
-    from pad_pipeline.storage import is_url, url_problem
+    from pad_pipeline.storage import PACKAGES, is_url, url_problem
 
     if is_url(where):
         if problem := url_problem(where):
             yield Finding(check, "problem", f"{where}: {problem}", "name one of these, or a local folder")
-        elif missing := _package_for(where):
-            name, extra = missing
-            yield Finding(check, "problem", f"{where}: {name} is not installed", f"pip install {extra}")
+        elif (name := PACKAGES.get(where.partition("://")[0])) and not installed(name):
+            yield Finding(check, "problem", f"{where}: {name} is not installed", OPTIONAL[name].install)
         else:
             yield Finding(check, "ok", f"{where}: not asked")
         return
@@ -171,37 +170,13 @@ def room(check: str, where: str, wanted: int = 0, ample: int = 0) -> Findings:
         yield Finding(check, "ok", said)
 
 
-STORES = {
-    "s3": ("s3fs", "'pad-pipeline[s3]'"),
-    "s3a": ("s3fs", "'pad-pipeline[s3]'"),
-    "gs": ("gcsfs", "'pad-pipeline[gs]'"),
-    "gcs": ("gcsfs", "'pad-pipeline[gs]'"),
-    "az": ("adlfs", "adlfs"),
-    "abfs": ("adlfs", "adlfs"),
-    "abfss": ("adlfs", "adlfs"),
-}
-"""Scheme -> the package that fsspec wants for it, and what to install."""
-
-
-def _package_for(url: str) -> tuple[str, str] | None:
-    """What is missing for a URL's scheme."""
-    found = STORES.get(url.partition("://")[0])
-    return found if found and find_spec(found[0]) is None else None
-
-
 def optional() -> Findings:
     """What some options want, and most runs don't."""
-    wanted = {
-        "s3fs": ("s3:// URLs", "pip install 'pad-pipeline[s3]'"),
-        "gcsfs": ("gs:// URLs", "pip install 'pad-pipeline[gs]'"),
-        "peft": ('llm = "lora"', "pip install 'pad-pipeline[lora]'"),
-        "pycocoevalcap": ("METEOR and SPICE", "pip install 'pad-pipeline[captions]'"),
-    }
-    for name, (use, remedy) in wanted.items():
-        if find_spec(name):
+    for name, (use, install) in OPTIONAL.items():
+        if installed(name):
             yield Finding(name, "ok", f"here, for {use}")
         else:
-            yield Finding(name, "ok", f"not installed; only {use} want it", remedy)
+            yield Finding(name, "ok", f"not installed; only {use} want it", install)
     if shutil.which("java"):
         yield Finding("java", "ok", "here, for METEOR and SPICE")
     else:

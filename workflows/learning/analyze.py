@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pad_pipeline.analysis.charts import draw_charts
 from pad_pipeline.analysis.draw import draw_words
 from pad_pipeline.analysis.model import Subject
 from pad_pipeline.analysis.patches import label_names, seen
@@ -28,6 +27,7 @@ from pad_pipeline.analysis.studies import (
 from pad_pipeline.console import errors
 from pad_pipeline.errors import UserError
 from pad_pipeline.measures.vocabulary import Vocabulary
+from pad_pipeline.packages import installed, left_out
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.workflows.results import finite
 from pad_pipeline.workflows.toml import read_toml, settings_error
@@ -83,6 +83,9 @@ def analyze(
         note = f"note: the shards' embeddings have {width} numbers; this LLM's words, {own}, are taken for the labels."
         errors.print(note, style="yellow", highlight=False, soft_wrap=True)
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images")]
+    if out and not installed("matplotlib"):
+        note = left_out("no charts are drawn", "matplotlib")
+        errors.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
     labels: list[str] = []
     if {"align", "pursuit", "lens"} & set(names):
         with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as progress:
@@ -118,7 +121,10 @@ def analyze(
             facts = {"settings": settings.model_dump(), "shards": str(where), "model": str(subject.name)}
             text = json.dumps(finite(facts | found), indent=1)
             (out / RESULT).write_text(text + "\n", "utf-8")
-            draw_charts(found, out)
+            if installed("matplotlib"):
+                from pad_pipeline.analysis.charts import draw_charts
+
+                draw_charts(found, out)
     except torch.OutOfMemoryError as error:
         rule = "the GPU has not enough memory for so many images at a time"
         raise UserError("--batch", batch, rule, "lower it; the numbers stay the same") from error

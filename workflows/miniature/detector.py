@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou, generalized_box_iou_loss
 from transformers import (
@@ -363,6 +362,8 @@ def assign_places(batch: Batch, pixels: tuple[int, int], there: Tensor) -> tuple
 def match(logits: Tensor, boxes: Tensor, batch: Batch, there: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The cheapest one-to-one assignment of queries to boxes for each image, with DETR's costs: as indices the image,
     the query and the box of each pair."""
+    from scipy.optimize import linear_sum_assignment  # of an extra: only this training needs it
+
     probability = logits.sigmoid()
     words = batch["spans"] / batch["spans"].sum(-1, keepdim=True).clamp_min(1)
     right = 0.25 * (1 - probability) ** 2 * -(probability + 1e-8).log()

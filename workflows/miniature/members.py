@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from pad_pipeline.console import errors as console
 from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.shipped import MANIFEST, Member, write_manifest
+from pad_pipeline.packages import OPTIONAL, installed, without
 from pad_pipeline.workflows.miniature.clip import VIEW as CLIP_VIEW
 from pad_pipeline.workflows.miniature.clip import ClipRecipe
 from pad_pipeline.workflows.miniature.detector import SETTINGS as DETECTOR
@@ -46,6 +47,8 @@ def train_miniature(name: str, out: Path, seed: int = 0, steps: int = 0) -> Path
         UserError: the tagger is missing, or the folder holds another training.
     """
     models = out / "models"
+    if name in ("all", "detector") and not installed("scipy"):
+        raise UserError("NAME", name, without("scipy"), OPTIONAL["scipy"].install)
     try:
         models.mkdir(parents=True, exist_ok=True)
     except OSError as error:
