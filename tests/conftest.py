@@ -23,7 +23,9 @@ from pad_pipeline.workflows import cli
 from pad_pipeline.workflows.models.settings import ModelSettings, load_models
 from tests.small_models import write_small_models
 
-SHARED = Path(__file__).parents[2] / "shared"
+ROOT = Path(__file__).parents[1]
+"""The checkout."""
+SHARED = ROOT.parent / "shared"
 """Data for checks that does not belong to the project; tests that use it skip where it is absent."""
 
 
