@@ -2,31 +2,33 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+RUN := .venv/.run
 READY := .venv/.ready
 DEMO_OUT ?= demo-out
 
 help:  ## Say what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
-demo: $(READY)  ## Annotate drawn scenes, score them, train with and without patch loss: under 5 minutes, no network.
+demo: $(RUN)  ## Annotate drawn scenes, score them, train with and without patch loss: under 5 minutes, no network.
 	@if [ -f $(DEMO_OUT)/.pad-demo ]; then rm -rf $(DEMO_OUT); fi  # only what an earlier demo made
 	$(BIN)/pad demo --out $(DEMO_OUT)
 
-test: $(READY) lint  ## Check formatting, lint, types, then run the tests: about ten minutes.
+test: $(READY) lint  ## Check formatting, lint, types, then run the fast tests: about six minutes.
 	@echo "== Tests (a summary comes at the end)"
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(READY)  ## Run the tests that take minutes each.
-	$(BIN)/python -m pytest -m slow
+test-all: $(READY)  ## Run the tests that `make test` leaves out: kills, Ray clusters, whole processes, the documentation.
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 test-browser: $(READY)  ## Open reports in Chromium (skipped where there is none): half a minute.
-	$(BIN)/python -m pytest -m browser -rs tests/test_view.py
+	$(BIN)/python -m pytest -m browser -rs tests/sharing
 
 chaos: $(READY)  ## Kill 200 runs on each engine at random times, resume them, compare bytes: an hour.
 	$(BIN)/python -m tests.chaos --engine local --kills 200
 	$(BIN)/python -m tests.chaos --engine ray --kills 200
 
-paper: $(READY)  ## The paper in the miniature: three seeds of both stages, and the beta grid: about 30 minutes, resumable.
+paper: $(RUN)  ## The paper in the miniature: three seeds of both stages, and the beta grid: about 30 minutes, resumable.
 	$(BIN)/pad miniature compare --stage1-steps 100 --stage2-steps 250 --out $(or $(OUT),paper-out)
 	$(BIN)/pad experiment miniature-beta --shards $(or $(OUT),paper-out)/shards --heldout $(or $(OUT),paper-out)/probes \
 	  --vision miniature --llm miniature --out $(or $(OUT),paper-out)/beta
@@ -46,7 +48,7 @@ bench-stage1: $(READY)  ## Time stage 1, technique by technique; on a GPU at LLa
 bench-loader: $(READY)  ## Compare the trainer's loader with plain webdataset on the same shards: two minutes.
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.loader
 
-bench-analyses: $(READY)  ## Time and memory of the analyses, 10,000 pictures at 576 tokens each: half an hour.
+bench-analyses: $(READY)  ## Time and memory of the analyses, 10,000 images at 576 tokens each: half an hour.
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.analyses
 
 bench-retarget: $(READY)  ## Images a second of pad retarget and pad filter: two minutes.
@@ -68,12 +70,17 @@ format: $(READY)  ## Format the code.
 clean:  ## Remove the environment and the tools' caches.
 	rm -rf .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(READY): pyproject.toml constraints.txt
+$(RUN): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed, and '$(PYTHON)' is older or missing. Try: make PYTHON=python3.12 demo"; exit 1; }
-	@echo "== Setting up .venv: a few GB to download once, a few minutes"
+	@echo "== Setting up .venv: 6 GB, most of it PyTorch; a few minutes, once"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) .
+	@touch $(RUN)
+
+$(READY): $(RUN)
+	@echo "== Adding the development tools: 1 GB"
+	$(INSTALL) '.[dev]'
 	@touch $(READY)
 
-.PHONY: docs help demo test test-slow test-browser bench bench-engines bench-plan bench-loader bench-stage1 bench-analyses bench-retarget paper chaos lint format clean
+.PHONY: docs help demo test test-all test-browser bench bench-engines bench-plan bench-loader bench-stage1 bench-analyses bench-retarget paper chaos lint format clean

@@ -191,9 +191,9 @@ def build_stages(setup: Setup, models: ModelSettings, threads: int) -> Iterator[
     """The three stages, one after another, as a setup wants them."""
     compute = ComputeSettings(precision=setup.precision, compile=setup.compile, threads=threads)
     one = {} if setup.batched else {"batch_size": 1}
-    yield "tag", Tagger(models.usual.tagger.model_copy(update=one), DecodeSettings(), compute)
-    detector = Detector(models.usual.detector.model_copy(update=one), DecodeSettings(), compute)
-    segmenter = Segmenter(models.usual.segmenter.model_copy(update=one), DecodeSettings(), compute)
+    yield "tag", Tagger(models.built_in.tagger.model_copy(update=one), DecodeSettings(), compute)
+    detector = Detector(models.built_in.detector.model_copy(update=one), DecodeSettings(), compute)
+    segmenter = Segmenter(models.built_in.segmenter.model_copy(update=one), DecodeSettings(), compute)
     if not setup.fused:
         unfuse_dino(detector.model.model)
         unfuse_sam(segmenter.sam.sam)  # type: ignore[union-attr]

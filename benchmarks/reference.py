@@ -38,17 +38,17 @@ class ReferenceLoop:
 
     def __init__(self, models: ModelSettings, device: torch.device) -> None:
         self.models, self.device = models, device
-        tagger = models.usual.tagger
+        tagger = models.built_in.tagger
         self.labels, thresholds = read_tags(tagger)
         self.thresholds = torch.tensor(thresholds, device=device)
         path = fetch_file("tagger.weights", tagger.weights)
         self.ram = load_ram(Ram(tagger, len(self.labels)), "tagger.weights", path).to(device)
-        folder = local_path(models.usual.detector.model)
+        folder = local_path(models.built_in.detector.model)
         self.dino = GroundingDinoForObjectDetection.from_pretrained(folder, disable_custom_kernels=True)
         self.dino = self.dino.to(device).eval()
         self.processor = GroundingDinoImageProcessorPil.from_pretrained(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        sam, _ = load_sam("segmenter.weights", fetch_file("segmenter.weights", models.usual.segmenter.weights))
+        sam, _ = load_sam("segmenter.weights", fetch_file("segmenter.weights", models.built_in.segmenter.weights))
         unfuse_sam(sam)
         self.predictor = SamPredictor(sam.to(device))
         for model in (self.ram, self.dino, sam):
@@ -76,7 +76,7 @@ class ReferenceLoop:
 
     def tag(self, row: ImageRecord) -> None:
         """One forward pass, one image."""
-        image = preprocess(decode(row.data, DecodeSettings())[0], self.models.usual.tagger.image_size)
+        image = preprocess(decode(row.data, DecodeSettings())[0], self.models.built_in.tagger.image_size)
         scores = self.ram(image[None].to(self.device)).sigmoid()[0]
         row.tags = [
             Tag(self.labels[i], float(scores[i])) for i in (scores > self.thresholds).nonzero().flatten().tolist()
@@ -84,7 +84,7 @@ class ReferenceLoop:
 
     def ground(self, row: ImageRecord) -> None:
         """One text of all tags; boxes by the highest token, labels by decoding tokens."""
-        settings = self.models.usual.detector
+        settings = self.models.built_in.detector
         if not row.tags:
             return
         image = decode(row.data, DecodeSettings())[0]

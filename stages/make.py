@@ -8,7 +8,7 @@ from pad_pipeline.images import DecodeSettings
 from pad_pipeline.pretrained import read_config
 from pad_pipeline.stages.base import Stage
 from pad_pipeline.stages.compute import ComputeSettings
-from pad_pipeline.stages.custom.settings import OwnDetector, OwnGrounder, OwnSegmenter, OwnTagger
+from pad_pipeline.stages.custom.settings import CustomDetector, CustomGrounder, CustomSegmenter, CustomTagger
 from pad_pipeline.weights import is_file_reference
 
 if TYPE_CHECKING:
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from pad_pipeline.stages.tag import TaggerSettings
 
 
-def tagger(settings: TaggerSettings | OwnTagger, decoding: DecodeSettings, compute: ComputeSettings) -> Stage:
+def tagger(settings: TaggerSettings | CustomTagger, decoding: DecodeSettings, compute: ComputeSettings) -> Stage:
     """The stage for a tagger."""
-    if isinstance(settings, OwnTagger):
+    if isinstance(settings, CustomTagger):
         from pad_pipeline.stages.custom.stages import TagStage
 
         return TagStage(settings, decoding, compute)
@@ -28,13 +28,13 @@ def tagger(settings: TaggerSettings | OwnTagger, decoding: DecodeSettings, compu
     return Tagger(settings, decoding, compute)
 
 
-def detector(settings: DetectorSettings | OwnDetector, decoding: DecodeSettings, compute: ComputeSettings) -> Stage:
+def detector(settings: DetectorSettings | CustomDetector, decoding: DecodeSettings, compute: ComputeSettings) -> Stage:
     """The stage for a detector: own, or by its folder's `model_type`.
 
     Raises:
         UserError: the model is not there, or no detector.
     """
-    if isinstance(settings, OwnDetector):
+    if isinstance(settings, CustomDetector):
         from pad_pipeline.stages.custom.stages import DetectStage
 
         return DetectStage(settings, decoding, compute)
@@ -50,16 +50,18 @@ def detector(settings: DetectorSettings | OwnDetector, decoding: DecodeSettings,
     return Detector(settings, decoding, compute)
 
 
-def grounder(settings: OwnGrounder, decoding: DecodeSettings, compute: ComputeSettings) -> Stage:
+def grounder(settings: CustomGrounder, decoding: DecodeSettings, compute: ComputeSettings) -> Stage:
     """The stage for a grounder: tagger and detector in one."""
     from pad_pipeline.stages.custom.stages import GroundStage
 
     return GroundStage(settings, decoding, compute)
 
 
-def segmenter(settings: SegmenterSettings | OwnSegmenter, decoding: DecodeSettings, compute: ComputeSettings) -> Stage:
+def segmenter(
+    settings: SegmenterSettings | CustomSegmenter, decoding: DecodeSettings, compute: ComputeSettings
+) -> Stage:
     """The stage for a segmenter."""
-    if isinstance(settings, OwnSegmenter):
+    if isinstance(settings, CustomSegmenter):
         from pad_pipeline.stages.custom.stages import SegmentStage
 
         return SegmentStage(settings, decoding, compute)

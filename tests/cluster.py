@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,21 +19,34 @@ RAY = Path(sys.executable).with_name("ray")
 
 @contextmanager
 def cluster(cpus: int = 2) -> Iterator[str]:
-    """One node; its address. It outlives the drivers that join it."""
-    started = subprocess.run(
-        [
-            *(RAY, "start", "--head", "--port", "0", "--num-cpus", str(cpus), "--include-dashboard", "false"),
-            *("--disable-usage-stats", "--object-store-memory", "200000000"),
-        ],
-        capture_output=True,
-        text=True,
-    )
-    if started.returncode:
-        raise RuntimeError(started.stdout + started.stderr)
-    try:
-        yield "auto"
-    finally:
-        subprocess.run([RAY, "stop", "--force"], capture_output=True)
+    """One node in processes of its own, and its address. It outlives the drivers that join it. Another Ray on this
+    machine is neither joined nor stopped."""
+    port, client = free_port(), free_port()
+    with tempfile.TemporaryDirectory(prefix="pad-ray-") as folder:
+        command = [
+            *(RAY, "start", "--head", "--block", "--port", port),
+            *("--ray-client-server-port", client, "--temp-dir", folder, "--num-cpus", cpus),
+            *("--include-dashboard", "false", "--disable-usage-stats", "--object-store-memory", 200_000_000),
+        ]
+        said = Path(folder, "started.log")
+        with said.open("w") as log:
+            # Without a token, which drivers that are given an address would have to be told.
+            environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+            started = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=environment)
+        try:
+            while not (found := re.search(r"ray start --address='(.+?)'", said.read_text())):
+                assert started.poll() is None, said.read_text()
+                time.sleep(0.1)
+            yield found[1]
+        finally:
+            started.terminate()  # it ends all that it started
+            started.wait(30)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 @contextmanager

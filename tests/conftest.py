@@ -29,28 +29,12 @@ SHARED = ROOT.parent / "shared"
 """Data for checks that does not belong to the project; tests that use it skip where it is absent."""
 
 
-LONG = [
-    "test_unbreakable",
-    "test_docs",
-    "test_cli",
-    "test_training_runs",
-    "test_trained_miniature",
-    "test_build",
-    "test_anywhere",
-]
-
-
 def shared(path: str) -> Path:
     """A path in the shared data, or a skip that says what is missing."""
     found = SHARED / "data" / path
     if not found.exists():
         pytest.skip(f"no check data at {found}")
     return found
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with minutes of work come first, so that no process is left with one of them at the end."""
-    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session", autouse=True)

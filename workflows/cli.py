@@ -190,3 +190,7 @@ def _run_app(received: list[int]) -> int:
         with suppress(OSError):  # the terminal may be gone
             errors.print(f"Stopped. {_after_a_stop(sys.argv[1:3])}")
     return int(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -162,7 +162,7 @@ class EntropyStudy:
 
 
 class AlignStudy:
-    """Align(V, W), and what it is when labels or patches are shuffled, or the projector has learnt nothing."""
+    """Align(V, W), and what it is when labels or patches are shuffled, or the projector has learned nothing."""
 
     def __init__(self, subject: Subject, settings: AnalysisSettings, labels: list[str]) -> None:
         self.subject, self.settings, self.labels = subject, settings, labels

@@ -1,1 +1,4 @@
-"""Shards in the formats that other tools open: COCO, FiftyOne, Parquet, a dataset of the Hugging Face hub."""
+"""Shards in the formats that other tools open: COCO, FiftyOne, Parquet, a dataset of the Hugging Face hub.
+
+A new format is a new file here. Everything is written through `target.Target`, which keeps names below the folder.
+"""

@@ -1,1 +1,4 @@
-"""The projector's training: patches learn the words of what they show."""
+"""The projector's training: samples to examples, batches and losses; checkpoints; what is exported.
+
+`loop.train` is the entry. It runs in any process: who starts it, and where, is not known here.
+"""

@@ -49,7 +49,7 @@ class Step(NamedTuple):
 
     parts: list[Batch]
     problems: list[tuple[str, str]]
-    """Keys of the samples from which nothing can be learnt, with the reason."""
+    """Keys of the samples from which nothing can be learned, with the reason."""
 
 
 def collate(examples: list[Example], sight: Sight) -> Batch:

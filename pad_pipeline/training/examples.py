@@ -41,7 +41,7 @@ class Example(NamedTuple):
     embeds: np.ndarray
     """float16 `[R, d]`."""
     problem: str = ""
-    """Why nothing can be learnt from it."""
+    """Why nothing can be learned from it."""
 
 
 class Sight(NamedTuple):

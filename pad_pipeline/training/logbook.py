@@ -13,7 +13,7 @@ from pad_pipeline.training.ranks import Ranks
 
 LOG = "log.jsonl"
 DROPPED = "dropped.jsonl"
-"""Samples from which nothing could be learnt, with the step and the reason."""
+"""Samples from which nothing could be learned, with the step and the reason."""
 
 
 class Logbook:

@@ -87,7 +87,7 @@ class TrainSettings(BaseModel):
     group_by_length: bool = False
     """Samples of like length, all with an image or all without, share a step (LLaVA's group_by_modality_length)."""
     max_dropped: float = Field(0.01, ge=0, le=1)
-    """Share of the samples from which nothing can be learnt (no answer, no image, cut away); more are an error."""
+    """Share of the samples from which nothing can be learned (no answer, no image, cut away); more are an error."""
     activation_checkpointing: bool = False
     """Compute the LLM's blocks a second time in the backward pass: a third more work, far less memory."""
     compile: bool = False

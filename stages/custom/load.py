@@ -21,22 +21,22 @@ from pydantic import BaseModel, ValidationError
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.stages.compute import ComputeSettings
-from pad_pipeline.stages.custom.settings import OwnSettings
+from pad_pipeline.stages.custom.settings import CustomSettings
 from pad_pipeline.weights import file_sha256
 
 _CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _REMEDY = "install its package into this environment, or put its folder on PYTHONPATH"
 
 
-Own = TypeVar("Own", bound=OwnSettings)
+Custom = TypeVar("Custom", bound=CustomSettings)
 
 
-def pinned(own: Own, folder: Path, where: str = "") -> Own:
-    """`own` with everything looked up, once, where the run is begun: the class that an entry point means, every
+def pinned(custom: Custom, folder: Path, where: str = "") -> Custom:
+    """`custom` with everything looked up, once, where the run is begun: the class that an entry point means, every
     setting of the class with its default, paths absolute, and what its code is.
 
     Args:
-        own: as the TOML file has it.
+        custom: as the TOML file has it.
         folder: what paths are relative to.
         where: the file, for errors.
 
@@ -44,9 +44,9 @@ def pinned(own: Own, folder: Path, where: str = "") -> Own:
         UserError: there is no such class, or it refuses its settings.
     """
     prefix = f"{where}: " if where else ""
-    name = own.class_ or _entry_point(own, prefix).value
-    found = own.model_copy(update={"class_": name, "entry_point": ""})
-    kind = find_class(found, prefix, own.field, own.class_ or own.entry_point)
+    name = custom.class_ or _entry_point(custom, prefix).value
+    found = custom.model_copy(update={"class_": name, "entry_point": ""})
+    kind = find_class(found, prefix, custom.field, custom.class_ or custom.entry_point)
     settings = _settings(found, kind, folder, prefix)
     if settings is None:
         return found.model_copy(update={"code": code_of(found)})
@@ -54,30 +54,30 @@ def pinned(own: Own, folder: Path, where: str = "") -> Own:
         values = json.loads(settings.model_dump_json())
     except (ValueError, TypeError) as error:  # pydantic's own errors are ValueErrors
         rule = f"run.json can't hold them ({type(error).__name__}: {str(error)[:200]})"
-        raise UserError(f"{prefix}{own.section}.settings", "{...}", rule, "give them types that JSON has") from error
+        raise UserError(f"{prefix}{custom.section}.settings", "{...}", rule, "give them types that JSON has") from error
     found = found.model_copy(update={"settings": values, "code": code_of(found)})
     if _settings(found, kind, folder, prefix) != settings:
         rule = "they are not the same after they were written as JSON, as run.json has them (a secret, for instance)"
-        raise UserError(f"{prefix}{own.section}.settings", "{...}", rule, "give them types that JSON has")
+        raise UserError(f"{prefix}{custom.section}.settings", "{...}", rule, "give them types that JSON has")
     return found
 
 
-def _entry_point(own: OwnSettings, prefix: str) -> EntryPoint:
-    group = f"pad.{own.section}s"
+def _entry_point(custom: CustomSettings, prefix: str) -> EntryPoint:
+    group = f"pad.{custom.section}s"
     known = {point.name: point for point in entry_points(group=group)}
-    if own.entry_point not in known:
+    if custom.entry_point not in known:
         rule = f"no installed package has an entry point of that name in {group}"
         names = ", ".join(sorted(known))
         remedy = f"name one of {names}" if names else "install the package that brings it"
-        raise UserError(f"{prefix}{own.section}.entry_point", own.entry_point, rule, remedy)
-    return known[own.entry_point]
+        raise UserError(f"{prefix}{custom.section}.entry_point", custom.entry_point, rule, remedy)
+    return known[custom.entry_point]
 
 
-def find_class(own: OwnSettings, prefix: str = "", field: str = "", value: str = "") -> Any:
+def find_class(custom: CustomSettings, prefix: str = "", field: str = "", value: str = "") -> Any:
     """The class, imported.
 
     Args:
-        own: with a `class_`.
+        custom: with a `class_`.
         prefix: before the field, in errors.
         field: what the user named it with; by default `class`.
         value: and what he wrote there.
@@ -85,10 +85,10 @@ def find_class(own: OwnSettings, prefix: str = "", field: str = "", value: str =
     Raises:
         UserError: it can't be imported, is no class, or lacks the method.
     """
-    field, value = prefix + (field or own.field), value or own.class_
-    if not _CLASS.fullmatch(own.class_):
+    field, value = prefix + (field or custom.field), value or custom.class_
+    if not _CLASS.fullmatch(custom.class_):
         raise UserError(field, value, "it should be package.module:Class", "write it so")
-    module_name, _, name = own.class_.partition(":")
+    module_name, _, name = custom.class_.partition(":")
     try:
         module = importlib.import_module(module_name)
     except UserError:
@@ -99,25 +99,25 @@ def find_class(own: OwnSettings, prefix: str = "", field: str = "", value: str =
     found = getattr(module, name, None)
     if not inspect.isclass(found):
         raise UserError(field, value, f"there is no class {name} in {module_name}", "correct the name")
-    if not callable(getattr(found, own.method, None)):
-        rule = f"the class has no method {own.method}, which a {own.section} should have"
+    if not callable(getattr(found, custom.method, None)):
+        rule = f"the class has no method {custom.method}, which a {custom.section} should have"
         raise UserError(field, value, rule, "see stages/custom/protocol.py")
     return found
 
 
-def _settings(own: OwnSettings, kind: Any, folder: Path, prefix: str = "") -> BaseModel | None:
+def _settings(custom: CustomSettings, kind: Any, folder: Path, prefix: str = "") -> BaseModel | None:
     """The class's own settings, filled; None for a class that has none."""
-    field = f"{prefix}{own.section}.settings"
+    field = f"{prefix}{custom.section}.settings"
     wanted = getattr(kind, "Settings", None)
     if wanted is None:
-        if own.settings:
+        if custom.settings:
             remedy = "leave them out, or give the class an attribute Settings, a pydantic model"
-            raise UserError(field, ", ".join(own.settings), f"{own.class_} takes no settings", remedy)
+            raise UserError(field, ", ".join(custom.settings), f"{custom.class_} takes no settings", remedy)
         return None
     if not (inspect.isclass(wanted) and issubclass(wanted, BaseModel)):
-        rule = f"the attribute Settings of {own.class_} is no pydantic model"
+        rule = f"the attribute Settings of {custom.class_} is no pydantic model"
         raise UserError(field, "{...}", rule, "make it a subclass of pydantic.BaseModel")
-    values = dict(own.settings)
+    values = dict(custom.settings)
     for name, entry in wanted.model_fields.items():
         if isinstance(values.get(name), str) and Path in (entry.annotation, *get_args(entry.annotation)):
             values[name] = str((folder / Path(values[name]).expanduser()).absolute())
@@ -131,17 +131,17 @@ def _settings(own: OwnSettings, kind: Any, folder: Path, prefix: str = "") -> Ba
         raise UserError(name, value, said or first["msg"].removeprefix("Value error, "), "correct it") from error
 
 
-def make(own: OwnSettings, compute: ComputeSettings) -> Any:
+def make(custom: CustomSettings, compute: ComputeSettings) -> Any:
     """The user's model, in the worker that is to hold it.
 
     Raises:
         UserError: it can't be made here, or its code is not what the run was begun with.
     """
-    kind = find_class(own)
-    if own.code and (found := code_of(own)) != own.code:
-        rule = f"its code here is {found}, and where the run was begun {own.code}"
-        raise UserError(own.field, own.class_, rule, "install the same version on every node")
-    settings = _settings(own, kind, Path.cwd())
+    kind = find_class(custom)
+    if custom.code and (found := code_of(custom)) != custom.code:
+        rule = f"its code here is {found}, and where the run was begun {custom.code}"
+        raise UserError(custom.field, custom.class_, rule, "install the same version on every node")
+    settings = _settings(custom, kind, Path.cwd())
     try:
         named = {"compute": compute} if "compute" in _parameters(kind) else {}
         return kind(**named) if settings is None else kind(settings, **named)
@@ -149,7 +149,7 @@ def make(own: OwnSettings, compute: ComputeSettings) -> Any:
         raise
     except Exception as error:
         rule = f"it can't be made ({type(error).__name__}: {str(error)[:300]})"
-        raise UserError(own.field, own.class_, rule, "mend the class, or its settings") from error
+        raise UserError(custom.field, custom.class_, rule, "mend the class, or its settings") from error
 
 
 def _parameters(kind: Any) -> Collection[str]:
@@ -159,10 +159,10 @@ def _parameters(kind: Any) -> Collection[str]:
         return ()
 
 
-def code_of(own: OwnSettings) -> str:
+def code_of(custom: CustomSettings) -> str:
     """`package.module:Class@version+hash`: of its distribution where that is known, and a short sha256 over the Python
     files of its outermost package (of a module that stands alone, its file)."""
-    module_name = own.class_.partition(":")[0]
+    module_name = custom.class_.partition(":")[0]
     top = module_name.partition(".")[0]
     digest, found = hashlib.sha256(), ""
     try:
@@ -176,25 +176,25 @@ def code_of(own: OwnSettings) -> str:
             digest.update(path.relative_to(root).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
     except OSError as error:
         rule = f"the code of {module_name} can't be read ({error.strerror})"
-        raise UserError(own.field, own.class_, rule, _REMEDY) from error
+        raise UserError(custom.field, custom.class_, rule, _REMEDY) from error
     for name in packages_distributions().get(top, [])[:1]:
         try:
             found = version(name)
         except PackageNotFoundError:
             found = ""
-    return f"{own.class_}@{found}+{digest.hexdigest()[:12]}"
+    return f"{custom.class_}@{found}+{digest.hexdigest()[:12]}"
 
 
-def fingerprints(own: OwnSettings) -> dict[str, str]:
+def fingerprints(custom: CustomSettings) -> dict[str, str]:
     """What besides code and settings decides its results: the sha256 of each file that a setting of type `Path` names,
     and what the class's `fingerprint` says.
 
     Raises:
         UserError: the class can't be found, or its `fingerprint` fails.
     """
-    kind = find_class(own)
-    settings = _settings(own, kind, Path.cwd())
-    found: dict[str, Any] = {name: file_sha256(path) for name, path in files(own).items()}
+    kind = find_class(custom)
+    settings = _settings(custom, kind, Path.cwd())
+    found: dict[str, Any] = {name: file_sha256(path) for name, path in files(custom).items()}
     if callable(tell := getattr(kind, "fingerprint", None)):
         try:
             said = tell(settings) if settings is not None else tell()
@@ -202,16 +202,16 @@ def fingerprints(own: OwnSettings) -> dict[str, str]:
             raise
         except Exception as error:
             rule = f"its fingerprint fails ({type(error).__name__}: {str(error)[:300]})"
-            raise UserError(own.field, own.class_, rule, "mend the class, or its settings") from error
+            raise UserError(custom.field, custom.class_, rule, "mend the class, or its settings") from error
         if not isinstance(said, dict) or not all(isinstance(part, str) for item in said.items() for part in item):
             rule = f"its fingerprint gives {type(said).__name__}, and should give a dict of texts"
-            raise UserError(own.field, own.class_, rule, "see stages/custom/protocol.py")
+            raise UserError(custom.field, custom.class_, rule, "see stages/custom/protocol.py")
         found |= said
-    return {f"{own.section}_{name}": value for name, value in sorted(found.items())}
+    return {f"{custom.section}_{name}": value for name, value in sorted(found.items())}
 
 
-def files(own: OwnSettings) -> dict[str, Path]:
+def files(custom: CustomSettings) -> dict[str, Path]:
     """The files that settings of type `Path` name."""
-    settings = _settings(own, find_class(own), Path.cwd())
+    settings = _settings(custom, find_class(custom), Path.cwd())
     values = {} if settings is None else {name: getattr(settings, name) for name in type(settings).model_fields}
     return {name: path for name, path in values.items() if isinstance(path, Path) and path.is_file()}

@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 
-class OwnSettings(BaseModel):
+class CustomSettings(BaseModel):
     """A model of the user's own, in the place of one of pad's."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
@@ -53,13 +53,13 @@ class OwnSettings(BaseModel):
         return f"{self.section}.{'entry_point' if self.entry_point else 'class'}"
 
 
-class OwnTagger(OwnSettings):
+class CustomTagger(CustomSettings):
     """See `pad_pipeline.stages.custom.protocol.Tagger`."""
 
     section, method = "tagger", "tag"
 
 
-class OwnDetector(OwnSettings):
+class CustomDetector(CustomSettings):
     """See `pad_pipeline.stages.custom.protocol.Detector`. The others as in `DetectorSettings`."""
 
     section, method = "detector", "detect"
@@ -70,13 +70,13 @@ class OwnDetector(OwnSettings):
     min_size: float = Field(1.0, ge=0)
 
 
-class OwnSegmenter(OwnSettings):
+class CustomSegmenter(CustomSettings):
     """See `pad_pipeline.stages.custom.protocol.Segmenter`."""
 
     section, method = "segmenter", "segment"
 
 
-class OwnGrounder(OwnSettings):
+class CustomGrounder(CustomSettings):
     """See `pad_pipeline.stages.custom.protocol.Grounder`. It stands for tagger and detector both."""
 
     section, method = "grounder", "tag_and_ground"

@@ -14,7 +14,7 @@ from pad_pipeline.stages.boxes import suppress
 from pad_pipeline.stages.compute import Compute, ComputeSettings
 from pad_pipeline.stages.custom.load import make
 from pad_pipeline.stages.custom.protocol import Detection
-from pad_pipeline.stages.custom.settings import OwnDetector, OwnGrounder, OwnSettings
+from pad_pipeline.stages.custom.settings import CustomDetector, CustomGrounder, CustomSettings
 from pad_pipeline.stages.decode import image
 from pad_pipeline.stages.ground import load_unboxable
 from pad_pipeline.stages.segment import encode_mask
@@ -28,10 +28,10 @@ class BadAnswer(ValueError):
     """A model of the user's returned something that the protocol does not allow."""
 
 
-class OwnStage(Stage):
+class CustomStage(Stage):
     """What the four have in common: images as arrays, and as many answers as images."""
 
-    def __init__(self, settings: OwnSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
+    def __init__(self, settings: CustomSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__()
         self.decoding, self.batch_size, self.who = decoding, settings.batch_size, settings.section
         Compute(compute)  # sets the threads and what float32 means, for models on torch
@@ -86,7 +86,7 @@ class OwnStage(Stage):
         return value
 
 
-class TagStage(OwnStage):
+class TagStage(CustomStage):
     """Own tagger."""
 
     name = "tag"
@@ -105,12 +105,14 @@ class TagStage(OwnStage):
             row.status = "empty"
 
 
-class BoxesStage(OwnStage):
+class BoxesStage(CustomStage):
     """Own detector or grounder: looks at boxes."""
 
     name = "ground"
 
-    def __init__(self, settings: OwnDetector | OwnGrounder, decoding: DecodeSettings, compute: ComputeSettings) -> None:
+    def __init__(
+        self, settings: CustomDetector | CustomGrounder, decoding: DecodeSettings, compute: ComputeSettings
+    ) -> None:
         super().__init__(settings, decoding, compute)
         self.settings = settings
 
@@ -152,7 +154,7 @@ class BoxesStage(OwnStage):
 class DetectStage(BoxesStage):
     """Own detector."""
 
-    def __init__(self, settings: OwnDetector, decoding: DecodeSettings, compute: ComputeSettings) -> None:
+    def __init__(self, settings: CustomDetector, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__(settings, decoding, compute)
         self.unboxable = load_unboxable(settings.unboxable)
 
@@ -194,7 +196,7 @@ def _best(regions: list[Region]) -> dict[str, float]:
     return found
 
 
-class SegmentStage(OwnStage):
+class SegmentStage(CustomStage):
     """Own segmenter."""
 
     name = "segment"

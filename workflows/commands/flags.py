@@ -85,8 +85,8 @@ class ViewFlags:
         typer.Option(help="Edge of one patch, in pixels (14, a grid of 24 x 24; miniature: 8, 14 x 14).", min=1),
     ] = None
 
-    def over(self, usual: View) -> View:
-        """`usual`, changed by what was said.
+    def over(self, default: View) -> View:
+        """`default`, changed by what was said.
 
         Raises:
             UserError: there is no such view.
@@ -95,12 +95,12 @@ class ViewFlags:
 
         from pad_pipeline.workflows.toml import settings_error
 
-        size, patch = self.view_size or usual.size, self.patch or usual.patch
+        size, patch = self.view_size or default.size, self.patch or default.patch
         if size % patch:
             raise UserError("--view-size", size, f"it must be a multiple of --patch {patch}", "correct one of them")
-        fit = self.fit or Fit(usual.fit)
+        fit = self.fit or Fit(default.fit)
         try:
-            return type(usual)(size=size, patch=patch, fit=fit.value)
+            return type(default)(size=size, patch=patch, fit=fit.value)
         except ValidationError as error:
             raise settings_error(error, "--view-size and --patch") from error
 

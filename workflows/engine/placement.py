@@ -93,10 +93,10 @@ def deal_out(
         raise UserError("--pool", ", ".join(sorted(unknown)), "there is no such stage", f"name one of {stages}")
     on_gpu = [link for link in chain if link.on_gpu and gpus]
     deal = _deal([link.name for link in on_gpu], gpus, workers) if on_gpu else {}
-    usual = (min(workers or gpus, gpus) if gpus else workers) or 1
+    default = (min(workers or gpus, gpus) if gpus else workers) or 1
     wanted: list[tuple[Link, int, float]] = []
     for link in chain:
-        number, part = deal.get(link.name, (usual, 0.0))
+        number, part = deal.get(link.name, (default, 0.0))
         if link.name in sizes:
             number = sizes[link.name].workers
             part = part if sizes[link.name].gpus is None else float(sizes[link.name].gpus or 0)

@@ -1,1 +1,1 @@
-"""Trains, ships and scores the miniature: small members of the five real families over the drawn world."""
+"""The laboratory of the miniature: trains its five models, scores them, compares trainings; and `pad demo`."""

@@ -32,7 +32,7 @@ NOTHING = -1
 class ClipRecipe(Recipe):
     """Symmetric cross-entropy over the batch, and beside it what each patch shows.
 
-    Half of the images show a single thing: fewer words to choose from are sooner learnt, and hold for many. Half of
+    Half of the images show a single thing: fewer words to choose from are sooner learned, and hold for many. Half of
     the captions name only kinds and sides: colors and grounds alone tell a hundred full captions apart, and a model
     that may rely on them never learns what a car is. And where no caption tells left from right, no patch does: a
     language model that reads the patches could then never say a box.
@@ -95,7 +95,7 @@ class ClipRecipe(Recipe):
             whole, part = (head(patches.float()).flatten(0, 1) for head in self.heads)
             shown, parts = (labels.flatten() for labels in batch["shown"].long().unbind(1))
             things = (shown >= 0) & (shown < len(THINGS))
-            # Each by itself: grounds fill seven patches of eight, and are learnt in no time.
+            # Each by itself: grounds fill seven patches of eight, and are learned in no time.
             loss = loss + F.cross_entropy(whole[things], shown[things])
             loss = (
                 loss
@@ -149,7 +149,7 @@ class ClipRecipe(Recipe):
 
 
 def positions(side: int, width: int) -> Tensor:
-    """Where the learnt embeddings of places begin: sines and cosines of row and column, as in MAE (He et al. 2021).
+    """Where the learned embeddings of places begin: sines and cosines of row and column, as in MAE (He et al. 2021).
 
     From CLIP's own small noise, hundreds of steps leave the patches hardly any sense of their column, which the ground
     below and the sky above do not tell as they tell the row; a language model that reads such patches can't say a box.

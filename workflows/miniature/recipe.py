@@ -73,7 +73,7 @@ class Recipe(nn.Module, ABC):
         """Write the checkpoint in the official format into `folder`; gives metrics on the validation world."""
 
     def slow(self) -> dict[nn.Module, float]:
-        """Modules whose rate is multiplied by less than 1, because they have learnt already."""
+        """Modules whose rate is multiplied by less than 1, because they have learned already."""
         return {}
 
 

@@ -121,7 +121,7 @@ def evaluate(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("--out", out, "it is there already, and not empty", "name a new folder")
-    tagger = models.usual.tagger
+    tagger = models.built_in.tagger
     check_labels("--models", tagger.tag_list, read_tags(tagger)[0])
     tower = fetch_model("--vision", vision)  # a wrong one is told before the build
     check_view(models.view, tower, vision)

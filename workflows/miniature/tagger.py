@@ -1,4 +1,4 @@
-"""The small RAM: tags of whole images, learnt together with what each place of the image shows."""
+"""The small RAM: tags of whole images, learned together with what each place of the image shows."""
 
 from __future__ import annotations
 

@@ -18,7 +18,13 @@ from pad_pipeline.records import ImageRecord, Region, Shard, Tag
 from pad_pipeline.stages import make as choice
 from pad_pipeline.stages.compute import Compute, ComputeSettings
 from pad_pipeline.stages.custom.load import files, find_class, fingerprints
-from pad_pipeline.stages.custom.settings import OwnDetector, OwnGrounder, OwnSegmenter, OwnSettings, OwnTagger
+from pad_pipeline.stages.custom.settings import (
+    CustomDetector,
+    CustomGrounder,
+    CustomSegmenter,
+    CustomSettings,
+    CustomTagger,
+)
 from pad_pipeline.stages.ground import DetectorSettings, load_unboxable
 from pad_pipeline.stages.ram.checkpoint import load_ram
 from pad_pipeline.stages.ram.network import Ram
@@ -63,8 +69,8 @@ def parts(models: ModelSettings) -> list[Part]:
     """Everything that a build with these models reads."""
     found: list[Part] = []
     for settings in used_models(models):
-        if isinstance(settings, OwnSettings):
-            found += _own_parts(settings)
+        if isinstance(settings, CustomSettings):
+            found += _custom_parts(settings)
         elif isinstance(settings, TaggerSettings):
             found.append(Part("tagger.weights", settings.weights, settings.sha256))
             found.append(Part("tagger.tag_list", settings.tag_list, settings.tag_list_sha256))
@@ -81,10 +87,10 @@ def parts(models: ModelSettings) -> list[Part]:
     return [*found, Part("llm.llm", models.llm.llm, "", models.llm.revision)]
 
 
-def _own_parts(own: OwnSettings) -> list[Part]:
-    module = find_class(own).__module__
-    found = [Part(own.field, own.code or own.class_, "", code=Path(str(sys.modules[module].__file__)))]
-    return found + [Part(f"{own.section}.settings.{name}", str(path), "") for name, path in files(own).items()]
+def _custom_parts(custom: CustomSettings) -> list[Part]:
+    module = find_class(custom).__module__
+    found = [Part(custom.field, custom.code or custom.class_, "", code=Path(str(sys.modules[module].__file__)))]
+    return found + [Part(f"{custom.section}.settings.{name}", str(path), "") for name, path in files(custom).items()]
 
 
 def _tags(models: ModelSettings) -> str:
@@ -120,30 +126,32 @@ def _words(models: ModelSettings) -> str:
     return f"word embeddings of {embedder.width} numbers"
 
 
-def _own(own: OwnSettings) -> str:
+def _custom(custom: CustomSettings) -> str:
     """Makes it, and asks it about a grey image: most of what a class does against the protocol shows here."""
     decode, row = DecodeSettings(), ImageRecord("check", "check", "check", width=64, height=48)
     with io.BytesIO() as sink:
         Image.new("RGB", (row.width, row.height), "grey").save(sink, "PNG")
         row.data, row.format = sink.getvalue(), "PNG"
     row.tags, row.regions = [Tag("thing", 1.0)], [Region("thing", (8.0, 8.0, 40.0, 40.0))]
-    if isinstance(own, OwnTagger):
-        stage = choice.tagger(own, decode, _EXACT)
-    elif isinstance(own, OwnDetector):
-        stage = choice.detector(own.model_copy(update={"unboxable": ""}), decode, _EXACT)  # ask in any case
-    elif isinstance(own, OwnSegmenter):
-        stage = choice.segmenter(own, decode, _EXACT)
+    if isinstance(custom, CustomTagger):
+        stage = choice.tagger(custom, decode, _EXACT)
+    elif isinstance(custom, CustomDetector):
+        stage = choice.detector(custom.model_copy(update={"unboxable": ""}), decode, _EXACT)  # ask in any case
+    elif isinstance(custom, CustomSegmenter):
+        stage = choice.segmenter(custom, decode, _EXACT)
     else:
-        stage = choice.grounder(cast(OwnGrounder, own), decode, _EXACT)
+        stage = choice.grounder(cast(CustomGrounder, custom), decode, _EXACT)
     stage(Shard(0, [row]))
     if row.status == "failed":
-        raise UserError(own.field, own.class_, f"asked about a grey image, it fails ({row.reason})", "mend the class")
-    return ", ".join([own.code, *(f"{name} {value}" for name, value in fingerprints(own).items())])
+        raise UserError(
+            custom.field, custom.class_, f"asked about a grey image, it fails ({row.reason})", "mend the class"
+        )
+    return ", ".join([custom.code, *(f"{name} {value}" for name, value in fingerprints(custom).items())])
 
 
 def _model(settings: BaseModel) -> str:
-    if isinstance(settings, OwnSettings):
-        return _own(settings)
+    if isinstance(settings, CustomSettings):
+        return _custom(settings)
     if isinstance(settings, TaggerSettings):
         return _tagger(settings)
     if isinstance(settings, DetectorSettings):
@@ -164,7 +172,7 @@ CHECKS: dict[str, Callable[[ModelSettings], str]] = {
 def check(models: ModelSettings) -> Iterator[tuple[str, str, UserError | None]]:
     """Each part with what it is, or with what is wrong with it. Nothing is fetched."""
     missing = [part for part in parts(models) if part.path is None]
-    fused = isinstance(models.detector, OwnGrounder)
+    fused = isinstance(models.detector, CustomGrounder)
     for name, look in CHECKS.items():
         if fused and name == "tagger":
             continue

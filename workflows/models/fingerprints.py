@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from pad_pipeline.labels import LabelEmbedder
 from pad_pipeline.stages.custom.load import fingerprints
-from pad_pipeline.stages.custom.settings import OwnGrounder, OwnSettings
+from pad_pipeline.stages.custom.settings import CustomGrounder, CustomSettings
 from pad_pipeline.stages.decode import ORDER, RedoFrom
 from pad_pipeline.stages.ground import FILES, DetectorSettings
 from pad_pipeline.stages.ground import find_model as find_detector
@@ -27,7 +27,7 @@ def weight_fingerprints(models: ModelSettings, redo_from: RedoFrom = "tag") -> d
     """
     found: dict[str, str] = {}
     for settings in used_models(models, redo_from):
-        if isinstance(settings, OwnSettings):
+        if isinstance(settings, CustomSettings):
             found |= fingerprints(settings) | _unboxable(getattr(settings, "unboxable", ""))
         elif isinstance(settings, TaggerSettings):
             found |= _tagger(settings)
@@ -42,13 +42,13 @@ def used_models(models: ModelSettings, redo_from: RedoFrom = "tag") -> list[Base
     """The settings of the annotation models from `redo_from` on; a grounder's once."""
     by_stage: list[BaseModel] = [models.tagger, models.detector, models.segmenter]
     used = by_stage[ORDER.index(redo_from) :]
-    return used[1:] if len(used) == 3 and isinstance(used[0], OwnGrounder) else used
+    return used[1:] if len(used) == 3 and isinstance(used[0], CustomGrounder) else used
 
 
-def own_code(models: ModelSettings, redo_from: RedoFrom = "tag") -> str:
+def custom_code(models: ModelSettings, redo_from: RedoFrom = "tag") -> str:
     """What the code of the user's own models is, those from `redo_from` on; empty where there is none."""
     used = used_models(models, redo_from)
-    return " ".join(settings.code for settings in used if isinstance(settings, OwnSettings))
+    return " ".join(settings.code for settings in used if isinstance(settings, CustomSettings))
 
 
 def _tagger(tagger: TaggerSettings) -> dict[str, str]:

@@ -16,22 +16,28 @@ from pad_pipeline.miniature.shipped import NAME as MINIATURE
 from pad_pipeline.miniature.shipped import checked
 from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.stages.custom.load import pinned
-from pad_pipeline.stages.custom.settings import OwnDetector, OwnGrounder, OwnSegmenter, OwnSettings, OwnTagger
+from pad_pipeline.stages.custom.settings import (
+    CustomDetector,
+    CustomGrounder,
+    CustomSegmenter,
+    CustomSettings,
+    CustomTagger,
+)
 from pad_pipeline.stages.ground import DetectorSettings
 from pad_pipeline.stages.segment import SegmenterSettings
 from pad_pipeline.stages.tag import TaggerSettings
 from pad_pipeline.workflows.models.catalog import OFFICIAL
-from pad_pipeline.workflows.toml import USUAL, read_toml, settings_error
+from pad_pipeline.workflows.toml import BUILT_IN, read_toml, settings_error
 
 
 def _whose(value: Any) -> str:
-    return type(value).__name__ if isinstance(value, OwnSettings) else USUAL
+    return type(value).__name__ if isinstance(value, CustomSettings) else BUILT_IN
 
 
 Whose = Discriminator(_whose)
 
 
-class Usual(NamedTuple):
+class BuiltIn(NamedTuple):
     """pad's own kinds of models."""
 
     tagger: TaggerSettings
@@ -46,18 +52,20 @@ class ModelSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     tagger: Annotated[
-        Annotated[TaggerSettings, Tag(USUAL)]
-        | Annotated[OwnTagger, Tag("OwnTagger")]
-        | Annotated[OwnGrounder, Tag("OwnGrounder")],
+        Annotated[TaggerSettings, Tag(BUILT_IN)]
+        | Annotated[CustomTagger, Tag("CustomTagger")]
+        | Annotated[CustomGrounder, Tag("CustomGrounder")],
         Whose,
     ]
     detector: Annotated[
-        Annotated[DetectorSettings, Tag(USUAL)]
-        | Annotated[OwnDetector, Tag("OwnDetector")]
-        | Annotated[OwnGrounder, Tag("OwnGrounder")],
+        Annotated[DetectorSettings, Tag(BUILT_IN)]
+        | Annotated[CustomDetector, Tag("CustomDetector")]
+        | Annotated[CustomGrounder, Tag("CustomGrounder")],
         Whose,
     ]
-    segmenter: Annotated[Annotated[SegmenterSettings, Tag(USUAL)] | Annotated[OwnSegmenter, Tag("OwnSegmenter")], Whose]
+    segmenter: Annotated[
+        Annotated[SegmenterSettings, Tag(BUILT_IN)] | Annotated[CustomSegmenter, Tag("CustomSegmenter")], Whose
+    ]
     llm: LabelSettings
     compute: ComputeSettings = ComputeSettings()
     decode: DecodeSettings = DecodeSettings()
@@ -65,16 +73,18 @@ class ModelSettings(BaseModel):
     """Of the vision tower that goes with the LLM; the command line's options win over it."""
 
     @property
-    def usual(self) -> Usual:
+    def built_in(self) -> BuiltIn:
         """The annotation models, for what can't work with others.
 
         Raises:
             UserError: a class of the user's is among them.
         """
-        for own in (self.tagger, self.detector, self.segmenter):
-            if isinstance(own, OwnSettings):
-                raise UserError("--models", own.class_, f"this wants a {own.section} of pad's", "name other models")
-        return Usual(self.tagger, self.detector, self.segmenter)  # type: ignore[arg-type]  # the loop saw to it
+        for custom in (self.tagger, self.detector, self.segmenter):
+            if isinstance(custom, CustomSettings):
+                raise UserError(
+                    "--models", custom.class_, f"this wants a {custom.section} of pad's", "name other models"
+                )
+        return BuiltIn(self.tagger, self.detector, self.segmenter)  # type: ignore[arg-type]  # the loop saw to it
 
 
 _REST = {
@@ -125,11 +135,11 @@ def load_models(name: str) -> ModelSettings:
     merged = dict(PRESETS[preset]) if preset else {}
     for section, entries in data.items():
         if (
-            section in _OWN
+            section in _CUSTOM
             and isinstance(entries, dict)
             and (section == "grounder" or entries.keys() & {"class", "entry_point"})
         ):
-            merged[section] = _own(section, entries, path)
+            merged[section] = _custom(section, entries, path)
         elif isinstance(entries, dict):
             merged[section] = _over(merged.get(section, {}), _resolved(section, entries, path.parent, name))
         else:
@@ -138,7 +148,7 @@ def load_models(name: str) -> ModelSettings:
         if both := sorted(data.keys() & {"tagger", "detector"}):
             rule = "a grounder is tagger and detector in one"
             raise UserError(f"{path}: {both[0]}", "{...}", rule, "leave out one of the sections")
-        if isinstance(merged["grounder"], OwnGrounder):
+        if isinstance(merged["grounder"], CustomGrounder):
             merged["tagger"] = merged["detector"] = merged.pop("grounder")
     try:
         return ModelSettings.model_validate(_named(merged))
@@ -146,17 +156,17 @@ def load_models(name: str) -> ModelSettings:
         raise settings_error(error, str(path)) from error
 
 
-_OWN: dict[str, type[OwnSettings]] = {
-    kind.section: kind for kind in (OwnTagger, OwnDetector, OwnSegmenter, OwnGrounder)
+_CUSTOM: dict[str, type[CustomSettings]] = {
+    kind.section: kind for kind in (CustomTagger, CustomDetector, CustomSegmenter, CustomGrounder)
 }
 """What each section with a class of the user's is."""
 
 
-def _own(section: str, entries: dict[str, Any], path: Path) -> OwnSettings:
+def _custom(section: str, entries: dict[str, Any], path: Path) -> CustomSettings:
     """A section that names a class of the user's, which is imported here: he said so in this file."""
     try:
         return pinned(
-            _OWN[section].model_validate(_resolved(section, entries, path.parent, "")), path.parent, str(path)
+            _CUSTOM[section].model_validate(_resolved(section, entries, path.parent, "")), path.parent, str(path)
         )
     except ValidationError as error:
         raise settings_error(error, str(path), section) from error
@@ -166,10 +176,10 @@ _PINS = {"weights": "sha256", "model": "sha256", "tag_list": "tag_list_sha256", 
 """The setting that pins the hash of the file that another names."""
 
 
-def _over(usual: dict[str, Any], entries: dict[str, Any]) -> dict[str, Any]:
+def _over(default: dict[str, Any], entries: dict[str, Any]) -> dict[str, Any]:
     """A preset's section with some entries changed. A hash goes with the file that it is pinned for."""
     gone = {_PINS.get(name) for name in entries}
-    return {name: value for name, value in usual.items() if name not in gone} | entries
+    return {name: value for name, value in default.items() if name not in gone} | entries
 
 
 def _named(sections: dict[str, Any]) -> dict[str, Any]:
@@ -188,14 +198,14 @@ def _named(sections: dict[str, Any]) -> dict[str, Any]:
 
 def with_tags(models: ModelSettings, tag_list: str, thresholds: str) -> ModelSettings:
     """`models` with the user's own tag list and thresholds; what is empty stays as it is."""
-    own = {"tag_list": tag_list, "thresholds": thresholds}
+    custom = {"tag_list": tag_list, "thresholds": thresholds}
     changes: dict[str, Any] = {}
-    if isinstance(models.tagger, OwnSettings):
-        if given := [value for value in own.values() if value]:
+    if isinstance(models.tagger, CustomSettings):
+        if given := [value for value in custom.values() if value]:
             rule = f"the tagger is a class of your own ({models.tagger.class_})"
             raise UserError("--tag-list, --tag-thresholds", given[0], rule, "put its tags into its settings")
         return models
-    for name, value in own.items():
+    for name, value in custom.items():
         if value:
             changes |= {name: value, _PINS[name]: ""}
     if thresholds:
@@ -210,6 +220,6 @@ def _resolved(section: str, entries: dict[str, Any], folder: Path, models: str) 
     for name in _PATHS.get(section, ()):
         value = entries.get(name)
         if value and isinstance(value, str) and (folder / value).exists():
-            own = models == MINIATURE
-            entries[name] = f"{MINIATURE}:{value}" if own else str((folder / value).resolve())
+            custom = models == MINIATURE
+            entries[name] = f"{MINIATURE}:{value}" if custom else str((folder / value).resolve())
     return entries

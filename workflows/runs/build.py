@@ -22,14 +22,14 @@ from pad_pipeline.shards.seal import seal_problem
 from pad_pipeline.shards.writer import TOTALS
 from pad_pipeline.sources.base import Source
 from pad_pipeline.sources.shards import ShardsSource
-from pad_pipeline.stages.custom.settings import OwnGrounder
+from pad_pipeline.stages.custom.settings import CustomGrounder
 from pad_pipeline.storage import Folder, folder_at, is_url
 from pad_pipeline.workflows.engine.attempts import Attempts
 from pad_pipeline.workflows.engine.chain import Link
 from pad_pipeline.workflows.engine.local import JOURNAL_NAME, LocalEngine
 from pad_pipeline.workflows.engine.progress import Totals, Watch
 from pad_pipeline.workflows.engine.ray import RayEngine
-from pad_pipeline.workflows.models.fingerprints import label_fingerprint, own_code, weight_fingerprints
+from pad_pipeline.workflows.models.fingerprints import custom_code, label_fingerprint, weight_fingerprints
 from pad_pipeline.workflows.models.settings import ModelSettings
 from pad_pipeline.workflows.runs.chains import annotation_chain, import_chain
 from pad_pipeline.workflows.runs.fingerprint import code_fingerprint, environment
@@ -70,7 +70,7 @@ def plan_build(source: Source, models: ModelSettings, view: View, options: RunOp
         if not isinstance(source, ShardsSource):
             rule = "only images that come from PAD shards have been annotated before"
             raise UserError("--redo-from", options.redo_from, rule, "name a folder of shards in --images")
-        if options.redo_from == "ground" and isinstance(models.detector, OwnGrounder):
+        if options.redo_from == "ground" and isinstance(models.detector, CustomGrounder):
             rule = "a grounder finds tags and boxes in one"
             raise UserError("--redo-from", options.redo_from, rule, "leave it out, or begin with segment")
         earlier = source.shards.run
@@ -87,7 +87,7 @@ def plan_build(source: Source, models: ModelSettings, view: View, options: RunOp
         settings=models.model_dump(mode="json", exclude={"view"}) | kept,  # the view in use stands for itself
         fingerprints=weight_fingerprints(models, options.redo_from) | labels,
     )
-    if own := own_code(models, options.redo_from):
+    if own := custom_code(models, options.redo_from):
         run.fingerprints["code"] = own
     compute = models.compute.model_copy(update={"threads": options.used_threads})
 

@@ -9,7 +9,7 @@ from pad_pipeline.images import DecodeSettings
 from pad_pipeline.stages import make as choice
 from pad_pipeline.stages.annotate import HumanRegions
 from pad_pipeline.stages.compute import ComputeSettings
-from pad_pipeline.stages.custom.settings import OwnGrounder
+from pad_pipeline.stages.custom.settings import CustomGrounder
 from pad_pipeline.stages.decode import ORDER, Decode, RedoFrom
 from pad_pipeline.stages.edit import Edit, EditSettings
 from pad_pipeline.stages.patchify import Patchify
@@ -33,7 +33,7 @@ def annotation_chain(
     `tag`."""
     decode = partial(Decode, models.decode, root, redo_from)
     segment = partial(choice.segmenter, models.segmenter, models.decode, compute)
-    if isinstance(models.detector, OwnGrounder) or isinstance(models.tagger, OwnGrounder):
+    if isinstance(models.detector, CustomGrounder) or isinstance(models.tagger, CustomGrounder):
         assert models.tagger == models.detector
         finders = {"ground": partial(choice.grounder, models.detector, models.decode, compute)}
     else:

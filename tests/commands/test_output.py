@@ -1,0 +1,81 @@
+"""What commands print: help with examples, JSON for scripts, only errors when quiet, odd text as it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from pad_pipeline.workflows.cli import app
+from tests.commands.conftest import Pad
+
+
+def every_command(command: Any = None, name: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """The names of all commands, and of the groups they are in."""
+    command = command or typer.main.get_command(app)
+    found = [name]
+    for child in getattr(command, "commands", {}).values():
+        found += every_command(child, (*name, child.name))
+    return found
+
+
+@pytest.mark.parametrize("command", every_command(), ids=" ".join)
+def test_help_has_an_example_for_each_command(command: tuple[str, ...]) -> None:
+    """Whoever asks for help gets a line to start from."""
+    result = CliRunner().invoke(app, [*command, "--help"], prog_name="pad")
+    assert result.exit_code == 0
+    assert " ".join(("pad", *command)) in result.output
+    if "COMMAND" not in result.output:
+        assert "Example" in result.output
+
+
+def test_tables_come_as_json_too(pad: Pad, shards: Path, tmp_path: Path) -> None:
+    """For scripts: what is printed with --json is JSON and nothing else, whatever is said besides."""
+    for words in (
+        ["verify", shards, "--json"],
+        ["stats", shards, "--json"],
+        ["models", "list", "miniature", "--json"],
+        ["models", "check", "miniature", "--json"],
+        ["models", "fetch", "miniature", "--json"],
+        ["doctor", "--models", "miniature", "--out", tmp_path, "--json"],
+        ["filter", shards, "--min-regions", 1, "--out", tmp_path / "filtered", "--json"],
+        ["miniature", "evaluate", "--scenes", 2, "--seeds", 1, "--steps", 1, "--out", tmp_path / "eval", "--json"],
+    ):
+        done = pad(*words)
+        assert done.code in (0, 1 if words[0] == "doctor" else 0), done.err
+        assert json.loads(done.out), words
+    listed = json.loads(pad("models", "list", "--json").out)
+    assert {"megabytes", "path", "sha256"} <= set(listed["models"]["paper"][0]) and listed["official"]
+
+
+def test_quiet_prints_errors_alone_and_verbose_where_they_come_from(pad: Pad, shards: Path, tmp_path: Path) -> None:
+    """--quiet keeps the error that ends a command, and no more; --verbose adds where it comes from; neither stays for
+    the next command of the process."""
+    quiet = pad("--quiet", "filter", shards, "--min-regions", 1, "--out", tmp_path / "out")
+    assert quiet.code == 0 and quiet.err == ""
+    refused = pad("--quiet", "verify", tmp_path / "nothing")
+    assert refused.code == 2 and refused.err.startswith("error: ")
+    refused = pad("--verbose", "verify", tmp_path / "nothing")
+    assert "Traceback" in refused.err and "run.json" in refused.err
+    assert "Traceback" not in pad("verify", tmp_path / "nothing").err
+
+
+def test_odd_text_is_shown_as_it_is(pad: Pad, common: list[object], tmp_path: Path) -> None:
+    """Labels and reasons come from outside: no markup, no escape sequences on the user's terminal."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "\x1b[31m[bold]/../x.png"}],
+        "categories": [{"id": 1, "name": "[red]\x1b[2Jlabel[/red]"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4]}],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    command = ["import", "coco", "--annotations", tmp_path / "coco.json", "--images", tmp_path, *common]
+    assert pad(*command, "--out", tmp_path / "out").code == 0
+    shown = pad("stats", tmp_path / "out").out
+    assert "[red]" in shown
+    assert "\x1b" not in shown

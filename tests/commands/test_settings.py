@@ -1,0 +1,109 @@
+"""Settings of models and of training come from presets, files and options, and are checked."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.miniature.files import World
+from pad_pipeline.shards.reader import open_shards
+from pad_pipeline.workflows.learning.launch import train_settings
+from pad_pipeline.workflows.models.settings import load_models
+from tests.commands.conftest import Pad
+from tests.conftest import ROOT
+
+
+def test_presets_are_the_papers_models() -> None:
+    paper, plus = load_models("paper"), load_models("plus")
+    assert (paper.tagger.family, plus.tagger.family) == ("ram", "ram_plus")
+    assert paper.tagger.model_dump(exclude={"family", "weights", "sha256"}) == plus.tagger.model_dump(
+        exclude={"family", "weights", "sha256"}
+    )
+    for models in (paper, plus):
+        assert (models.tagger.embed_dim, models.tagger.depths) == (192, [2, 2, 18, 2])
+        assert models.detector.model == "IDEA-Research/grounding-dino-base"
+        assert models.segmenter.weights.endswith("/sam_vit_h_4b8939.pth")
+        assert models.llm.llm == "lmsys/vicuna-7b-v1.5"
+        assert all(len(value) == 64 for value in (models.segmenter.sha256, models.tagger.tag_list_sha256))
+
+
+def test_a_preset_can_be_changed_in_a_file(tmp_path: Path) -> None:
+    """The documentation's example: sections change what they name and keep the rest of the preset."""
+    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/howto/models.md").read_text(), re.DOTALL)
+    (tmp_path / "mine.toml").write_text(blocks[0])
+    models = load_models(str(tmp_path / "mine.toml"))
+    assert models.tagger == load_models("plus").tagger
+    assert models.segmenter.weights.endswith("/sam_vit_b_01ec64.pth") and models.segmenter.sha256.startswith("ec2df627")
+    assert (models.detector.box_threshold, models.compute.precision) == (0.3, "auto")
+
+
+def test_a_pinned_hash_goes_with_its_file(tmp_path: Path) -> None:
+    """A preset's hash was checked against the user's own file, which could then never be right."""
+    (tmp_path / "mine.toml").write_text(
+        'preset = "plus"\n[tagger]\nweights = "other.pth"\n[segmenter]\nweights = "facebook/sam2.1-hiera-large"\n'
+        '[detector]\nmodel = "groundingdino_swint_ogc"\n'
+    )
+    models = load_models(str(tmp_path / "mine.toml"))
+    assert (models.tagger.sha256, models.segmenter.sha256) == ("", "")
+    assert models.detector.model.startswith("hf://ShilongLiu/GroundingDINO@")
+    assert len(models.detector.sha256) == 64
+
+
+def test_models_are_listed_checked_and_fetched(pad: Pad, models_toml: Path, tmp_path: Path) -> None:
+    """What is right, what is missing and what is wrong, one line each; a script can tell by the exit code."""
+    shown = pad("models", "list")
+    assert shown.code == 0 and "sam_vit_l" in shown.out
+    assert "ram_plus_swin_large_14m.pth" in shown.out and "sha256 497c178836ba" in shown.out
+    missing = pad("models", "check", "plus")
+    assert missing.code == 1
+    assert "segmenter.weights = https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth" in missing.out
+    assert "it is not on this machine; run pad models fetch" in missing.out
+    unreachable = pad("models", "fetch", "plus")
+    assert unreachable.code == 2 and "could not be fetched" in unreachable.err
+    for command in ("check", "fetch"):
+        right = pad("models", command, models_toml)
+        assert right.code == 0, right.out
+        assert right.out.count("right:") == 5 and "wrong:" not in right.out
+    shutil.copytree(models_toml.parent, tmp_path / "mine")
+    (tmp_path / "mine/segmenter.safetensors").write_bytes((models_toml.parent / "tagger.safetensors").read_bytes())
+    (tmp_path / "mine/tags.txt").write_text("one\ntwo\n")
+    wrong = pad("models", "check", tmp_path / "mine/models.toml")
+    assert wrong.code == 1
+    assert "its tensors look like RAM, and should be a SAM's" in wrong.out
+    assert "labels, and the tag list has 2 lines" in wrong.out
+    assert wrong.out.count("right:") == 3
+
+
+def test_own_tag_list_and_thresholds_decide_the_tags(
+    pad: Pad, common: list[object], world: World, models_toml: Path, tmp_path: Path
+) -> None:
+    """Another language, say: the list's words become tags and labels; thresholds of 0 and 1 turn each on or off."""
+    tags = (models_toml.parent / "tags.txt").read_text().splitlines()
+    (tmp_path / "tags.txt").write_text("".join(f"{tag}2\n" for tag in tags))
+    (tmp_path / "thresholds.txt").write_text("0\n" + "1\n" * (len(tags) - 1))
+    build = ["build", "--images", world.images, *common]
+    own = ["--tag-list", tmp_path / "tags.txt", "--tag-thresholds", tmp_path / "thresholds.txt"]
+    done = pad(*build, *own, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    shards = open_shards(tmp_path / "out")
+    found = {tag["label"] for name, row in shards.rows() for tag in shards.sample(name, row).meta["tags"]}
+    assert found == {f"{tags[0]}2"}
+    (tmp_path / "short.txt").write_text("one\n")
+    refused = pad(*build, "--tag-list", tmp_path / "short.txt", "--out", tmp_path / "out2")
+    assert refused.code == 2 and "the tag list has 1 lines" in refused.err
+    refused = pad(*build, "--tag-list", tmp_path / "none.txt", "--out", tmp_path / "out2")
+    assert refused.code == 2 and "none.txt: there is no such file" in refused.err
+
+
+def test_training_settings_come_from_a_file_and_options_win(tmp_path: Path) -> None:
+    (tmp_path / "train.toml").write_text('steps = 7\nbatch_size = 3\n[patch_loss]\naverage = "region"\n')
+    settings = train_settings(tmp_path / "train.toml", {"batch_size": 5})
+    assert (settings.steps, settings.batch_size, settings.patch_loss.average) == (7, 5, "region")
+    assert (settings.learning_rate, settings.warmup, settings.beta_end) == (1e-3, 0.03, 5.0)
+    (tmp_path / "train.toml").write_text("stepps = 7")
+    with pytest.raises(UserError, match="stepps = 7: there is no such setting"):
+        train_settings(tmp_path / "train.toml", {})

@@ -1,0 +1,36 @@
+"""What the tests of runs share: options of small builds, an import without models, images of one's own to change."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pad_pipeline.miniature.files import World
+
+Pad = Callable[..., Any]
+"""The fixture `pad`: runs a command in this process."""
+
+
+@pytest.fixture(scope="session")
+def common(models_toml: Path) -> list[object]:
+    """Options of a build with the small models."""
+    return ["--models", models_toml, "--view-size", 112, "--threads", 1]
+
+
+@pytest.fixture(scope="session")
+def imported(world: World, models_toml: Path) -> list[object]:
+    """An import of the ten scenes: no model runs, so it takes no time."""
+    return ["import", "coco", "--annotations", world.instances, "--images", world.images,
+            "--models", models_toml, "--view-size", 112]  # fmt: skip
+
+
+@pytest.fixture
+def folder(world: World, tmp_path: Path) -> Path:
+    """Images of one's own, to change."""
+    images = tmp_path / "images"
+    shutil.copytree(world.images, images)
+    return images

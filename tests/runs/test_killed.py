@@ -1,0 +1,111 @@
+"""A run whose driver, worker or node is killed, or that is asked to stop, ends in the same bytes when it is resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pad_pipeline.miniature.files import World
+from tests.cluster import nodes
+from tests.conftest import ROOT, data, wait_for
+from tests.doomed import POINTS
+from tests.runs.processes import PAD, finished, process, ray_workers
+
+
+def chaos(engine: str, kills: int, *options: object) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.chaos", "--engine", engine, "--kills", kills, "--images", 12, *options]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def command(world: World, common: list[object]) -> list[object]:
+    """A build of the ten scenes, each a shard of its own, so that there is much to interrupt."""
+    return ["build", "--images", world.images, *common, "--shard-size", 1]
+
+
+@pytest.fixture(scope="module")
+def unbroken(command: list[object], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What that build writes where nobody kills anything."""
+    out = tmp_path_factory.mktemp("unbroken") / "out"
+    code, said = finished(process([*command, "--engine", "local", "--out", out]))
+    assert code == 0, said
+    return data(out)
+
+
+def test_a_driver_killed_anywhere_and_resumed_ends_in_the_same_bytes() -> None:
+    """SIGKILL at each commit point and at 20 random times: a rerun must end in the bytes of a run that nobody killed,
+    with nothing left over. A writer that commits the index before the tar, or in place, fails here."""
+    found = chaos("local", 20)
+    assert found["deaths"] == dict.fromkeys(POINTS, 1) | {"random": 20}
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_driver_killed_anywhere_on_ray_ends_in_the_same_bytes(kills: int) -> None:
+    """As above, with the workers in processes of their own: they may commit a shard after the driver's death, while the
+    next driver is at it. (`make chaos` kills 200 times.)"""
+    found = chaos("ray", kills, "--command", "import")
+    assert found["deaths"] == dict.fromkeys(POINTS, 1) | {"random": kills}
+
+
+def test_a_worker_killed_on_ray_costs_nothing(command: list[object], unbroken: dict[str, str], tmp_path: Path) -> None:
+    """The OOM killer takes a worker: its shard is tried again, by a successor. Ray alone would end the job, or try
+    for ever."""
+    out = tmp_path / "out"
+    started = process([*command, "--out", out, "--engine", "ray", "--workers", 2])
+    wait_for(lambda: (out / "run.json").exists() and list(out.glob("pad-*.parquet")), started)
+    os.kill(ray_workers(started)[0], signal.SIGKILL)
+    code, said = finished(started)
+    assert code == 0, said
+    assert data(out) == unbroken
+    assert "Traceback" not in said
+
+
+def test_a_node_lost_on_ray_costs_nothing(command: list[object], unbroken: dict[str, str], tmp_path: Path) -> None:
+    """Two nodes work, one of them goes in mid-run, with the shards that lay on it: they begin anew on the other."""
+    out = tmp_path / "out"
+    with nodes(2) as (made, workers):
+        options = ["--engine", "ray", "--workers", 2, "--placement", "pools", "--address", made.address]
+        started = process([*command, "--out", out, *options])
+        wait_for(lambda: out.exists() and list(out.glob("pad-*.parquet")), started)
+        made.remove_node(workers[0], allow_graceful=False)
+        code, said = finished(started)
+    assert code == 0, said
+    assert data(out) == unbroken
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow)]
+)
+def test_a_signal_stops_in_good_order_and_the_rest_comes_later(
+    number: signal.Signals, code: int, command: list[object], tmp_path: Path
+) -> None:
+    """Ctrl-C, and what a cluster sends before it takes a machine away: one line, the usual exit code, nothing half
+    done; the same command finishes the run."""
+    out = tmp_path / "out"
+    line = list(map(str, [PAD, *command, "--engine", "local", "--out", out]))
+    # A shell that runs the tests in the background makes its children deaf to SIGINT, and nohup to SIGHUP.
+    hear = partial(signal.signal, number, signal.SIG_DFL)
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, preexec_fn=hear) as started:
+        wait_for(lambda: list(out.glob("*.parquet")) and (out / "pad-000000.parquet").exists(), started)
+        started.send_signal(number)
+        assert started.stderr
+        rest = started.stderr.read()
+    assert started.returncode == code, rest
+    assert "Traceback" not in rest
+    assert "continue" in rest
+    assert not list(out.glob(".*"))
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"left as they are: [1-9] of 10 shards", done.stderr)
+    assert "10 images" in done.stdout

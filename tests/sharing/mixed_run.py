@@ -1,0 +1,84 @@
+"""A run of images that differ in size, outcome and text, some of it hostile, and whose scores differ."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from PIL import Image
+
+from pad_pipeline.miniature.files import World
+from pad_pipeline.records import ImageRecord, Shard
+from pad_pipeline.shards.reader import open_shards
+from pad_pipeline.shards.run import RUN_NAME
+from pad_pipeline.shards.writer import write_shard
+from pad_pipeline.storage import Folder
+
+HOSTILE = "<img src=x onerror=window.hacked=1> </script><script>window.hacked=1</script>"
+ODD_FILE = "<b onclick=window.hacked=1>.png"
+
+
+def write_coco(folder: Path, world: World) -> None:
+    images = folder / "images"
+    shutil.copytree(world.images, images)
+    Image.new("RGB", (112, 56), "teal").save(images / "wide.png")
+    Image.new("RGB", (112, 56), "gray").save(images / "blank.png")
+    coco = json.loads(world.instances.read_text())
+    for entry in coco["images"]:
+        entry["id"] += 100
+    for entry in coco["annotations"]:
+        entry["image_id"] += 100
+    sizes = {"width": 112, "height": 56}
+    names = ["wide.png", "blank.png", ODD_FILE]
+    coco["images"] += [{"id": n, "file_name": name, **sizes} for n, name in enumerate(names, 1)]
+    coco["categories"] += [{"id": 901, "name": HOSTILE}, {"id": 902, "name": "teal square"}]
+    boxes = {901: [0, 0, 28, 56], 902: [28, 0, 28, 28]}
+    for category, (x, y, w, h) in boxes.items():
+        outline = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        entry = {"id": 10**6 + category, "image_id": 1, "category_id": category, "bbox": [x, y, w, h], "iscrowd": 0}
+        coco["annotations"].append(entry | {"area": w * h, "segmentation": outline})
+    (folder / "coco.json").write_text(json.dumps(coco))
+    captions = json.loads(world.llava.read_text())
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": f"A caption. {HOSTILE}"}]
+    (folder / "llava.json").write_text(
+        json.dumps([*captions, {"id": "w", "image": "wide.png", "conversations": turns}])
+    )
+
+
+def import_run(folder: Path, models_toml: Path, fit: str) -> Path:
+    from pad_pipeline.geometry import View
+    from pad_pipeline.sources.coco import CocoSource
+    from pad_pipeline.workflows.models.settings import load_models
+    from pad_pipeline.workflows.runs.build import import_coco
+    from pad_pipeline.workflows.runs.options import RunOptions
+
+    models, out = load_models(str(models_toml)), folder / f"imported-{fit}"
+    source = CocoSource(folder / "coco.json", folder / "images", folder / "llava.json")
+    view = View.model_validate({"size": 112, "fit": fit})
+    import_coco(
+        source, out, models.llm, models.decode, view, RunOptions(shard_size=5, limit=3 if fit != "crop" else None)
+    )
+    return out
+
+
+def scored(source: Path, target: Path) -> None:
+    """The same run with scores that differ: people's regions all have 1."""
+    shards = open_shards(source)
+    target.mkdir()
+    shutil.copyfile(source / RUN_NAME, target / RUN_NAME)
+    for number, name in enumerate(shards.names):
+        records = []
+        for row in shards.index(name):
+            record = ImageRecord(row["key"], row["id"], row["source"])
+            if row["status"] == "failed":
+                record.fail(row["stage"], row["reason"])
+            else:
+                sample = shards.sample(name, row)
+                record.restore(sample.meta)
+                record.status = row["status"]
+                record.data, record.coverage, record.embeds = sample.image, sample.coverage, sample.embeds
+            for place, region in enumerate(record.regions):
+                region.score, region.predicted_iou = 0.25 + 0.07 * (place % 10), 0.9
+            records.append(record)
+        write_shard(Shard(number, records), Folder(target), shards.run.identity)

@@ -1,0 +1,138 @@
+"""Over HTTP, sources give what they give from a disk, and a server that fails costs one image or ends in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pad_pipeline.images import BadImage
+from pad_pipeline.records import Place
+from pad_pipeline.sources.open import open_source
+from pad_pipeline.sources.read import read_bytes
+from tests.sources.server import Handler
+from tests.sources.small_sources import LISTS, MOST, brief, error_of, png, write_list, write_tar
+
+
+def test_a_remote_folder_is_listed_as_a_local_one(web: SimpleNamespace) -> None:
+    """Would catch another order, or other names, for the same folder behind a URL."""
+    for name in ("b.jpg", "a.png", "sub/c.jpg", "sub/more/d.jpg", "notes.txt"):
+        (web.folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (web.folder / "images" / name).write_bytes(png())
+    remote, local = open_source(f"{web.url}/images"), open_source(web.folder / "images")
+    assert list(map(brief, remote)) == list(map(brief, local))
+    assert remote.root == f"{web.url}/images"
+    assert read_bytes(remote.root, Place("sub/c.jpg"), MOST) == png()
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_lists_are_read_over_http(web: SimpleNamespace, tmp_path: Path, kind: str) -> None:
+    """Would catch a kind of list that only works on a disk, and a root that is not the list's own folder."""
+    rows = [{"image": f"{n}.jpg", "caption": f"number {n}"} for n in range(50)]
+    (web.folder / "d").mkdir()
+    path = write_list(web.folder / f"d/list.{kind}", rows)
+    source = open_source(f"{web.url}/d/list.{kind}")
+    assert list(source) == list(open_source(path))
+    assert source.root == f"{web.url}/d"
+    assert open_source(f"{web.url}/d/list.{kind}", image_root=tmp_path).root == str(tmp_path)
+    assert error_of(f"{web.url}/d/none.{kind}").startswith("--images = ")
+
+
+def test_tars_are_read_over_http(web: SimpleNamespace) -> None:
+    """Would catch offsets that only fit a disk, a pattern that a server's listing doesn't match, and a server without
+    ranges that passes for a tar that ends early."""
+    for number in range(2):
+        members = [(f"{number}.jpg", png(number)), (f"{number}.txt", b"words"), (f"{number}-big.jpg", bytes(100_000))]
+        write_tar(web.folder / f"tars/x-{number}.tar", members)
+    for pattern in ("tars/x-*.tar", "tars/x-1.tar"):
+        remote, local = open_source(f"{web.url}/{pattern}"), open_source(f"{web.folder}/{pattern}")
+        planned = list(remote)
+        assert planned == list(local)
+        assert remote.root == f"{web.url}/tars"
+        assert read_bytes(remote.root, Place(planned[0].file, planned[0].at, planned[0].size), MOST) == png(
+            int(planned[0].id)
+        )
+    content = (web.folder / "tars/x-0.tar").read_bytes()
+    web.special["/whole.tar"] = lambda handler: handler.answer(content)
+    web.special["/stream.tar"] = lambda handler: handler.answer(content, headers={"Accept-Ranges": "none"})
+    for name in ("whole", "stream", "none"):
+        assert f"{name}.tar: it can't be read" in error_of(f"{web.url}/{name}.tar")
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "x.parquet", "x.tar", "x.json", "folder"])
+def test_a_network_that_fails_is_one_line(web: SimpleNamespace, name: str) -> None:
+    """Would catch a connection that breaks off as a traceback, or as the end of the list."""
+    content = b'[{"image": "a.jpg"},\n' if name == "x.json" else b'{"image": "a.jpg"}\n'
+    content = b"image\na.jpg\n" if name == "x.csv" else content
+    headers = {"Content-Length": "5000000", "Accept-Ranges": "none"}
+    status = 500 if name == "folder" else 200
+    web.special[f"/{name}"] = lambda handler: handler.answer(content, status, headers if status == 200 else {})
+    assert error_of(f"{web.url}/{name}").startswith("--images = ")
+
+
+def test_an_image_is_read_over_http(web: SimpleNamespace) -> None:
+    """Would catch a URL that is taken for a path below the root, or bytes that are altered on the way."""
+    (web.folder / "a b.png").write_bytes(png(7))
+    assert read_bytes("/nowhere", Place(f"{web.url}/a%20b.png"), MOST) == png(7)
+    assert read_bytes("/nowhere", Place(f"{web.url}/a%20b.png", 1, 3), MOST) == b"PNG"
+    with pytest.raises(BadImage, match="nothing at this URL"):
+        read_bytes("/nowhere", Place(f"{web.url}/none.png"), MOST)
+    for url in ("file:///etc/passwd", "zip::file:///x.zip", "memory://x", "local:///etc/passwd"):
+        with pytest.raises(BadImage, match="pad reads"):
+            read_bytes("/nowhere", Place(url), MOST)
+        with pytest.raises(BadImage, match="pad reads"):
+            read_bytes("/nowhere", Place(url, 0, 4), MOST)
+
+
+def test_a_file_that_is_too_large_is_not_read_to_its_end(web: SimpleNamespace) -> None:
+    """Would catch a URL that fills the memory: one that says its size, one that says none, and one that lies."""
+    sent = 0
+
+    def flood(handler: Handler, headers: dict[str, str]) -> None:
+        nonlocal sent
+        handler.send_response(200)
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        if handler.command == "GET":
+            try:
+                for _ in range(16_000):
+                    handler.wfile.write(bytes(1 << 16))
+                    sent += 1 << 16
+            except OSError:
+                return
+
+    web.special["/honest"] = lambda handler: flood(handler, {"Content-Length": str(16_000 << 16)})
+    web.special["/silent"] = lambda handler: flood(handler, {})
+    web.special["/lying"] = lambda handler: flood(handler, {"Content-Length": "9"} if handler.command == "HEAD" else {})
+    for path in ("honest", "silent", "lying"):
+        with pytest.raises(BadImage, match="allows 100000"):
+            read_bytes("/nowhere", Place(f"{web.url}/{path}"), 100_000)
+    assert sent < 100 << 20
+
+
+def test_a_server_that_breaks_off_is_a_bad_image(web: SimpleNamespace) -> None:
+    """Would catch half an image that passes for whole, because the server promised more than it sent."""
+    web.special["/half.png"] = lambda handler: handler.answer(png()[:40], headers={"Content-Length": "70"})
+    with pytest.raises(BadImage, match="3 tries"):
+        read_bytes("/nowhere", Place(f"{web.url}/half.png"), MOST)
+
+
+def test_a_server_that_is_busy_is_asked_again(web: SimpleNamespace) -> None:
+    """Would catch an image lost for good because its server was overloaded for a second."""
+    answers = []
+
+    def busy(handler: Handler) -> None:
+        answers.append(503 if len(answers) < 2 else 200)
+        handler.answer(png(), answers[-1])
+
+    web.special["/busy.png"] = busy
+    assert read_bytes("/nowhere", Place(f"{web.url}/busy.png"), MOST) == png()
+
+
+def test_a_server_without_ranges_is_a_bad_image(web: SimpleNamespace) -> None:
+    """Would catch the beginning of a tar in the place of an image in its middle."""
+    web.special["/a.tar"] = lambda handler: handler.answer(bytes(5000))
+    with pytest.raises(BadImage):
+        read_bytes("/nowhere", Place(f"{web.url}/a.tar", 1000, 10), MOST)

@@ -1,0 +1,111 @@
+"""Small tokenizers trained on a few sentences, of LLaMA's, Llama 3's and Qwen's kinds, with their chat templates."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
+
+from tests.training.llava_reference import SYSTEM
+
+CORPUS = [
+    SYSTEM,
+    "USER: What is in the picture? ASSISTANT: A red house on the grass, 5 dogs and a tree.",
+    "Is this a red house or a blue ball? How many dogs are on the grass? two  spaces   three",
+    "(USER)(USER)(USER)",  # so that "USER" is a token less after `</s>` than behind a space, as it is with LLaMA
+    "user system assistant You are helpful.\n\nA line.\n\n\nAnother\n line. >\n <image>\n \n \n",
+]
+
+
+def sentencepiece_model(corpus: Sequence[str], words: int = 420) -> bytes:
+    """As LLaMA's: BPE, bytes for what it does not know, digits alone, nothing normalized."""
+    model, lines = io.BytesIO(), [line for text in corpus for line in text.split("\n")]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines * 20), model_writer=model, model_type="bpe", vocab_size=words,
+        byte_fallback=True, character_coverage=1.0, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        split_digits=True, allow_whitespace_only_pieces=True, unk_id=0, bos_id=1, eos_id=2, pad_id=-1,
+        hard_vocab_limit=False, num_threads=1, minloglevel=2,
+    )  # fmt: skip
+    return model.getvalue()
+
+
+def llama(folder: Path, model: bytes, legacy: bool, **config: Any) -> Any:
+    """transformers' LlamaTokenizer of a sentencepiece model."""
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(model)
+    config = {"tokenizer_class": "LlamaTokenizer", "pad_token": "<unk>", "add_bos_token": True} | config
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"legacy": legacy}))
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert isinstance(tokenizer, LlamaTokenizer) and tokenizer.is_fast
+    return tokenizer
+
+
+def classic(tokenizer: Any) -> Any:
+    """The same vocabulary in the manner of Llama 2's tokenizer.json: a normalizer puts `▁` before every part."""
+    made = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.pre_tokenizer = None
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>"
+    )
+
+
+# Chat templates in the manner of three families.
+
+LLAMA3 = (
+    "{% for message in messages %}{% set text = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + "
+    "message['content'] | trim + '<|eot_id|>' %}{{ bos_token + text if loop.first else text }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+)
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+QWEN2 = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nYou are helpful.<|im_end|>\\n' }}{% endif %}"
+) + CHATML
+QWEN3 = CHATML.replace(
+    "message['content']",
+    "(message['content'] if loop.last else message['content'].split('</think>')[-1].lstrip('\\n'))",
+)
+QWEN3_EMPTY = CHATML.replace(
+    "message['content']",
+    "('<think>\\n\\n</think>\\n\\n' if loop.last and message['role'] == 'assistant' else '') + message['content']",
+)
+
+
+def byte_level(marks: Sequence[str], template: str | None, trim: bool, bos: str | None = None, eos: str = "") -> Any:
+    """Byte-level BPE: with BOS and trimmed offsets as Llama 3's, or neither as Qwen's."""
+    made = Tokenizer(models.BPE())
+    made.normalizer = None if trim else normalizers.NFC()
+    words = Regex(r" ?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(words, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(
+        CORPUS * 5, trainers.BpeTrainer(vocab_size=480, initial_alphabet=alphabet, show_progress=False)
+    )
+    made.add_special_tokens([AddedToken(mark, normalized=False) for mark in marks])
+    made.post_processor = processors.ByteLevel(trim_offsets=trim)
+    if bos:
+        begin = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, made.token_to_id(bos))])
+        made.post_processor = processors.Sequence([made.post_processor, begin])
+    options = {"bos_token": bos} if bos else {}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token=eos or marks[-1], **options)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+LLAMA3_MARKS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+QWEN_MARKS = ("<|im_start|>", "<|im_end|>")
+FAMILIES = {"llama3": "<|eot_id|>", "qwen2": "<|im_end|>"}
+"""How each ends a turn."""
