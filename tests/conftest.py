@@ -11,8 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Each test process keeps to one core: threads that wait for a core that another test process has take twice the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ["COLUMNS"] = "160"  # where tables stand beside long paths
 
@@ -44,6 +47,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PAD_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """What a test's own `--threads` sets holds for that test alone: sums over another number of threads differ in their
+    last digits."""
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -256,10 +256,11 @@ def questions(world: World, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("what", ["rec", "captions", "vqa"])
 def test_a_model_is_asked_and_scored_and_goes_on(
-    pad: Pad, model: Path, questions: Path, world: World, what: str, tmp_path: Path
+    pad: Pad, model: Path, questions: Path, world: World, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers are kept as they come: a call that was killed in the middle of a line goes on behind the last whole one,
     and asks the rest alone; the scores are those of an unbroken call with another batch."""
+    monkeypatch.setattr("shutil.which", lambda name: None)  # without Java, whose scores take longer than all else
     data = world.llava if what == "captions" else questions
     command = ["evaluate", what, "--model", model, "--data", data, "--images", world.images, "--limit", 5]
     whole = pad(*command, "--out", tmp_path / "a")

@@ -142,6 +142,7 @@ def test_all_images_failing_is_a_failure(pad: Pad, common: list[object], tmp_pat
     assert "no readable image" in pad("stats", tmp_path / "out").out
 
 
+@pytest.mark.slow
 def test_a_machine_without_a_compiler_is_no_images_fault(
     pad: Pad, world: World, models_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,7 +85,7 @@ def test_own_tag_list_and_thresholds_decide_the_tags(
     tags = (models_toml.parent / "tags.txt").read_text().splitlines()
     (tmp_path / "tags.txt").write_text("".join(f"{tag}2\n" for tag in tags))
     (tmp_path / "thresholds.txt").write_text("0\n" + "1\n" * (len(tags) - 1))
-    build = ["build", "--images", world.images, *common]
+    build = ["build", "--images", world.images, *common, "--limit", 3]
     own = ["--tag-list", tmp_path / "tags.txt", "--tag-thresholds", tmp_path / "thresholds.txt"]
     done = pad(*build, *own, "--out", tmp_path / "out")
     assert done.code == 0, done.err

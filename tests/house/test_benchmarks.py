@@ -9,6 +9,7 @@ import pytest
 from benchmarks import annotate
 
 
+@pytest.mark.slow
 def test_the_waterfall_has_a_row_for_each_technique(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -79,6 +79,7 @@ def test_a_changed_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     refused("manifest is missing")
 
 
+@pytest.mark.slow
 def test_photographs_get_a_note(tmp_path: Path, pad: Pad) -> None:
     """Tags of the drawn world on a photograph look like findings; on drawn scenes the note would be noise."""
     (tmp_path / "images").mkdir()

@@ -171,6 +171,7 @@ def test_a_list_of_urls(world: World, whole: Path, site: str, common: list[objec
     assert pad("verify", tmp_path / "out", "--deep").code == 0
 
 
+@pytest.mark.slow
 def test_from_one_bucket_of_google_into_another(
     world: World, whole: Path, google: str, common: list[object], tmp_path: Path
 ) -> None:
@@ -186,6 +187,7 @@ def test_from_one_bucket_of_google_into_another(
     assert data(tmp_path / "copy") == data(tmp_path / "disk")
 
 
+@pytest.mark.slow
 def test_a_dataset_of_the_hub(world: World, whole: Path, hub: str, common: list[object], tmp_path: Path) -> None:
     """hf:// by the hub's own client: a folder of a dataset repository is listed and read like a folder of the disk.
 
@@ -311,6 +313,7 @@ def test_two_runs_into_one_prefix_are_kept_apart(
     assert not files.exists("bucket/locked/.lock")
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_an_object_store_is_resumed(
     world: World, whole: Path, store: str, common: list[object], tmp_path: Path
 ) -> None:

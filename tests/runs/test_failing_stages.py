@@ -16,7 +16,12 @@ from tests.runs.processes import finished, process
     ("engine", "what", "signs"),
     [
         (["--engine", "local"], "segfault:scene-00007", "signal SIGSEGV"),
-        (["--engine", "ray", "--workers", 2], "exit:0:scene-00007", "A worker died over pad-000003, in deadly"),
+        pytest.param(
+            ["--engine", "ray", "--workers", 2],
+            "exit:0:scene-00007",
+            "A worker died over pad-000003, in deadly",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_an_image_that_kills_its_process_is_set_aside_alone(
@@ -40,16 +45,16 @@ def test_an_image_that_kills_its_process_is_set_aside_alone(
     assert data(out) | {"run.json": ""} == data(whole) | {"run.json": ""}
 
 
-def test_a_stage_that_always_fails_stops_the_run(imported: list[object], pad: Pad, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+def test_a_stage_that_always_fails_stops_the_run(engine: str, imported: list[object], pad: Pad, tmp_path: Path) -> None:
     """A GPU driver that broke in the night set 500,000 images aside. Now the run stops, and nothing is committed."""
-    for engine in ("local", "ray"):
-        out = tmp_path / engine
-        code, said = finished(process([*imported, "--breaker", 5, "--engine", engine, "--out", out], "broken"))
-        assert code == 2, said
-        assert "stage = broken: 5 images in a row failed" in said
-        assert "the model gives no finite numbers" in said
-        assert not list(out.glob("pad-*"))
-    assert pad(*imported, "--out", tmp_path / "local").code == 0
+    out = tmp_path / "out"
+    code, said = finished(process([*imported, "--breaker", 5, "--engine", engine, "--out", out], "broken"))
+    assert code == 2, said
+    assert "stage = broken: 5 images in a row failed" in said
+    assert "the model gives no finite numbers" in said
+    assert not list(out.glob("pad-*"))
+    assert pad(*imported, "--out", out).code == 0
 
 
 def test_a_stage_that_fails_for_some_goes_on(imported: list[object], pad: Pad, tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def test_placement_puts_models_together_or_apart() -> None:
             parse_pools([wrong])
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_on_ray_too(pad: Pad, world: World, models_toml: Path, tmp_path: Path) -> None:
     """Ray used to retry the actor that refused its checkpoint, and to print pages before the reason."""
     for name in ("tags.txt", "segmenter.safetensors", "detector", "llm"):
@@ -79,6 +80,7 @@ def test_a_mistake_is_one_line_on_ray_too(pad: Pad, world: World, models_toml: P
     assert done.err.count("\n") == 1, done.err
 
 
+@pytest.mark.slow
 def test_ray_listens_on_loopback_alone(world: World, common: list[object], tmp_path: Path) -> None:
     """Who reaches Ray's ports can run code; it used to listen on every address of the machine."""
     out, others = tmp_path / "out", _processes()

@@ -74,6 +74,7 @@ def test_it_equals_a_fresh_build(
     assert pad("verify", tmp_path / "new", "--deep").code == 0
 
 
+@pytest.mark.slow
 def test_on_ray_and_after_a_kill_it_is_the_same(built: Callable[..., Path], tmp_path: Path) -> None:
     """The same engine, commit and resume as a build's: killed behind its first shard, finished on Ray."""
     words = [str(word) for word in (PAD, "retarget", built(), "--fit", "pad", "--shard-size", 1, "--out")]

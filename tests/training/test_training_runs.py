@@ -55,7 +55,7 @@ def settings_file(path: Path, **settings: object) -> list[object]:
 
 
 @pytest.mark.parametrize(
-    ("stage", "llm"), [(1, "frozen"), (2, "full"), pytest.param(2, "lora", marks=pytest.mark.slow)]
+    ("stage", "llm"), [(1, "frozen"), *(pytest.param(2, llm, marks=pytest.mark.slow) for llm in ("full", "lora"))]
 )
 def test_a_killed_training_goes_on_as_if_it_had_not_been(
     pad: Pad, stage: int, llm: str, command: Callable[..., list[str]], tmp_path: Path
@@ -84,7 +84,7 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(
     assert len(names) <= 3, "the latest two and the best are kept"
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_two_processes_give_the_losses_of_one(
     pad: Pad, stage: int, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
