@@ -40,6 +40,11 @@ def shared(path: str) -> Path:
     return found
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Folders with the longest tests come first, so that no process is left alone with one of them at the end."""
+    items.sort(key=lambda item: item.path.parent.name not in ("runs", "training", "miniature"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Converted checkpoints and hashes of the tests, and not the user's own cache."""

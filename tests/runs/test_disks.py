@@ -61,21 +61,21 @@ def test_a_disk_that_fills_up_keeps_what_was_committed(
 
 
 def test_a_full_disk_stops_the_build_and_the_rest_comes_later(
-    world: World, common: list[object], tmp_path: Path
+    world: World, common: list[object], pad: Pad, tmp_path: Path
 ) -> None:
     """A limit on file sizes fails writes as a full disk does: one line, no half shard under a final name, and the same
     command goes on when there is room."""
     out = tmp_path / "out"
-    command = [PAD, "build", "--images", world.images, *common, "--engine", "local", "--shard-size", 5]
-    line = " ".join(map(str, [*command, "--out", out]))
+    command = ["build", "--images", world.images, *common, "--engine", "local", "--shard-size", 5, "--out", out]
+    line = " ".join(map(str, [PAD, *command]))
     full = subprocess.run(["bash", "-c", f"ulimit -f 100; {line}"], capture_output=True, text=True)
     assert full.returncode == 2, full.stderr
     assert "Traceback" not in full.stderr
     assert "can't be written (File too large)" in full.stderr
     assert sorted(path.name for path in out.iterdir()) == ["metrics.jsonl", "plan.parquet", "run.json"]
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "10 images" in done.stdout
+    done = pad(*command)
+    assert done.code == 0, done.err
+    assert "10 images" in done.out
 
 
 def test_a_disk_that_can_only_be_read_is_told_in_one_line(imported: list[object], pad: Pad, tmp_path: Path) -> None:

@@ -12,16 +12,12 @@ from tests.runs.conftest import Pad
 from tests.runs.processes import finished, process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "what", "signs"),
     [
         (["--engine", "local"], "segfault:scene-00007", "signal SIGSEGV"),
-        pytest.param(
-            ["--engine", "ray", "--workers", 2],
-            "exit:0:scene-00007",
-            "A worker died over pad-000003, in deadly",
-            marks=pytest.mark.slow,
-        ),
+        (["--engine", "ray", "--workers", 2], "exit:0:scene-00007", "A worker died over pad-000003, in deadly"),
     ],
 )
 def test_an_image_that_kills_its_process_is_set_aside_alone(

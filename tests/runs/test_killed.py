@@ -18,6 +18,7 @@ from pad_pipeline.miniature.files import World
 from tests.cluster import nodes
 from tests.conftest import ROOT, data, wait_for
 from tests.doomed import POINTS
+from tests.runs.conftest import Pad
 from tests.runs.processes import PAD, finished, process, ray_workers
 
 
@@ -90,12 +91,13 @@ def test_a_node_lost_on_ray_costs_nothing(command: list[object], unbroken: dict[
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow)]
 )
 def test_a_signal_stops_in_good_order_and_the_rest_comes_later(
-    number: signal.Signals, code: int, command: list[object], tmp_path: Path
+    number: signal.Signals, code: int, command: list[object], pad: Pad, tmp_path: Path
 ) -> None:
     """Ctrl-C, and what a cluster sends before it takes a machine away: one line, the usual exit code, nothing half
     done; the same command finishes the run."""
     out = tmp_path / "out"
-    line = list(map(str, [PAD, *command, "--engine", "local", "--out", out]))
+    local = [*command, "--engine", "local", "--out", out]
+    line = list(map(str, [PAD, *local]))
     # A shell that runs the tests in the background makes its children deaf to SIGINT, and nohup to SIGHUP.
     hear = partial(signal.signal, number, signal.SIG_DFL)
     with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, preexec_fn=hear) as started:
@@ -107,7 +109,7 @@ def test_a_signal_stops_in_good_order_and_the_rest_comes_later(
     assert "Traceback" not in rest
     assert "continue" in rest
     assert not list(out.glob(".*"))
-    done = subprocess.run(line, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"left as they are: [1-9] of 10 shards", done.stderr)
-    assert "10 images" in done.stdout
+    done = pad(*local)
+    assert done.code == 0, done.err
+    assert re.search(r"left as they are: [1-9] of 10 shards", done.err)
+    assert "10 images" in done.out

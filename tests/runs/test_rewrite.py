@@ -62,7 +62,14 @@ def built(images: Path, models_toml: Path, tmp_path_factory: pytest.TempPathFact
     return build
 
 
-@pytest.mark.parametrize("view", [(), ("--fit", "pad"), ("--patch", 28)], ids=["same", "padded", "coarser"])
+@pytest.mark.parametrize(
+    "view",
+    [
+        pytest.param((), id="same", marks=pytest.mark.slow),
+        pytest.param(("--fit", "pad"), id="padded"),
+        pytest.param(("--patch", 28), id="coarser", marks=pytest.mark.slow),
+    ],
+)
 def test_it_equals_a_fresh_build(
     view: tuple[object, ...], built: Callable[..., Path], pad: Pad, tmp_path: Path
 ) -> None:
