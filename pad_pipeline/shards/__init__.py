@@ -1,4 +1,5 @@
 """The shard format: a deterministic WebDataset tar and its Parquet index, which is the commit; run.json beside them.
 
-Whatever reads or writes a file of a run's folder is here, but for the plan. docs/format.md is the specification.
+Whatever knows the form of a shard, of its index or of run.json is here. The plan is in `pad_pipeline.plan`.
+docs/format.md is the specification.
 """

@@ -1,1 +1,1 @@
-"""What `pad doctor` looks at. No check raises, downloads or writes."""
+"""What `pad doctor` looks at. No check downloads or writes; what one raises becomes a finding."""

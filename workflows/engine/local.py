@@ -78,7 +78,7 @@ class _Note(BaseModel):
 
 
 class Journal:
-    """What a process is at, on disk, for the one after it."""
+    """A file that records which shard this process works on: the next process can tell whether this one died there."""
 
     def __init__(self, out: Folder, run: str) -> None:
         self.out, self.run = out, run
@@ -120,7 +120,7 @@ class Journal:
 
     @contextmanager
     def kept(self, attempts: Attempts) -> Iterator[None]:
-        """While a shard is worked on: whatever ends that in good order is no death."""
+        """Guards the work on one shard. An exception or a signal is an orderly stop and does not count as a death."""
         try:
             yield
         except BaseException:

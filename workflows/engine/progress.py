@@ -36,7 +36,7 @@ class StageState(NamedTuple):
 
 
 class Watch:
-    """Takes notice of what the engine does, and tells it.
+    """Collects the engine's progress, and reports it to the console and to `metrics.jsonl`.
 
     Args:
         kind: what runs, for the start of a line.
