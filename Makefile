@@ -18,8 +18,11 @@ test: $(READY) lint  ## Check formatting, lint, types, then run the fast tests: 
 	@echo "== Tests (a summary comes at the end)"
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-all: $(READY)  ## Run the tests that `make test` leaves out: kills, Ray clusters, whole processes, the documentation.
+test-all: $(READY)  ## Run what `make test` leaves out: kills, Ray clusters, whole processes, the README: eight minutes.
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
+
+test-long: $(READY)  ## Run the three tests that take minutes each: every page of the documentation, nodes that a training loses.
+	$(BIN)/python -m pytest -m long
 
 test-browser: $(READY)  ## Open reports in Chromium (skipped where there is none): half a minute.
 	$(BIN)/python -m pytest -m browser -rs tests/sharing
@@ -83,4 +86,4 @@ $(READY): $(RUN)
 	$(INSTALL) '.[dev]'
 	@touch $(READY)
 
-.PHONY: docs help demo test test-all test-browser bench bench-engines bench-plan bench-loader bench-stage1 bench-analyses bench-retarget paper chaos lint format clean
+.PHONY: docs help demo test test-all test-long test-browser bench bench-engines bench-plan bench-loader bench-stage1 bench-analyses bench-retarget paper chaos lint format clean

@@ -41,8 +41,10 @@ def shared(path: str) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Folders with the longest tests come first, so that no process is left alone with one of them at the end."""
-    items.sort(key=lambda item: item.path.parent.name not in ("runs", "training", "miniature"))
+    """Files with the longest tests come first, so that no process is left alone with one of them at the end."""
+    first = ("test_docs", "runs", "training", "miniature")
+    items.sort(key=lambda item: not {item.path.stem, item.path.parent.name} & set(first))
+    items.sort(key=lambda item: item.path.stem != first[0])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -41,8 +41,13 @@ def test_every_page_is_in_the_navigation() -> None:
     assert sorted(pages()) == sorted((ROOT / "docs").rglob("*.md"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("chosen", [[ROOT / "README.md"], pages()], ids=["README", "site"])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        pytest.param([ROOT / "README.md"], id="README", marks=pytest.mark.slow),
+        pytest.param(pages(), id="site", marks=pytest.mark.long),
+    ],
+)
 def test_every_block_runs(chosen: list[Path], tmp_path: Path) -> None:
     """Shell and Python of a page, or of all, one after another in one folder, as a reader would; the demo with few
     scenes. Catches a command that needs what only another page makes."""

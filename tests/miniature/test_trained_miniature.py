@@ -98,13 +98,13 @@ def test_photographs_get_a_note(tmp_path: Path, pad: Pad) -> None:
 
 @pytest.fixture(scope="module")
 def evaluation(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    """`pad miniature evaluate` on 20 scenes, one pair of projectors."""
+    """`pad miniature evaluate` on 16 scenes, one pair of projectors."""
     from typer.testing import CliRunner
 
     from pad_pipeline.workflows.cli import app
 
     out = tmp_path_factory.mktemp("evaluation") / "out"
-    arguments = ["miniature", "evaluate", "--out", str(out), "--scenes", "20", "--seeds", "1", "--steps", "40"]
+    arguments = ["miniature", "evaluate", "--out", str(out), "--scenes", "16", "--seeds", "1", "--steps", "30"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     return json.loads((out / "evaluation.json").read_text())
@@ -120,7 +120,7 @@ FLOORS = {
     "patch_iou": 0.87,
     "captions_that_parse": 0.75,
 }
-"""A little below what 500 scenes give, because 20 give a little more or less."""
+"""A little below what 500 scenes give, because 16 give a little more or less."""
 
 
 @pytest.mark.parametrize("name", FLOORS)

@@ -74,6 +74,7 @@ def test_official_checkpoints_give_upstreams_golden_numbers(official: Path) -> N
     assert (boxes[0] - torch.tensor(golden["boxes"])).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_an_official_checkpoint_is_a_detector(
     official: Path, models: ModelSettings, world: World, tmp_path: Path
 ) -> None:

@@ -369,6 +369,7 @@ def test_out_of_memory_names_the_setting_to_lower(
     assert done.code == 2 and "--micro-batch = 3" in done.err and "lower it" in done.err
 
 
+@pytest.mark.slow
 def test_photographs_and_a_real_language_model(pad: Pad, models_toml: Path, tmp_path: Path) -> None:
     """Human masks of 51 photographs, a LLaMA that writes sentences: both losses fall."""
     llm = import_photographs(pad, models_toml, tmp_path / "human")

@@ -114,7 +114,7 @@ def test_two_processes_give_the_losses_of_one(
     assert np.allclose(one, losses(tmp_path / "two"), rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_of_ray_train_that_is_killed_costs_nothing(
     pad: Pad, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -139,7 +139,7 @@ def test_a_worker_of_ray_train_that_is_killed_costs_nothing(
     assert not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_goes_on_with_fewer_workers_when_a_node_is_lost(
     pad: Pad, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:

@@ -63,9 +63,12 @@ def train_on_ray(
     with ray_session(address) as ray:
         from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         on_gpu = ray.cluster_resources().get("GPU", 0) > 0
-        desk = ray.remote(Desk).options(name=DESK, num_cpus=0).remote()
+        # On the driver's node: with any other node that is lost, the desk would be lost too, and the training with it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        desk = ray.remote(Desk).options(name=DESK, num_cpus=0, scheduling_strategy=here).remote()
         out = Path(job.out).resolve()
         low, high = workers
         storage = out.parent / f".{out.name}.ray"  # Ray Train's own notes; on a cluster the workers must see them
