@@ -199,6 +199,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_the_command_trains_and_scores_both_variants(compared: Path) -> None:
     """Both stages of both, from the same start: a stage 2 that did not begin with its stage 1's projector, or stage 1
     trainings that are one and the same, would compare nothing."""
@@ -219,6 +220,7 @@ def test_the_command_trains_and_scores_both_variants(compared: Path) -> None:
     assert logs["caption"][0]["caption_loss"] == logs["patch"][0]["caption_loss"]
 
 
+@pytest.mark.slow
 def test_the_model_is_asked_as_it_was_taught(compared: Path) -> None:
     """The question's tokens up to the answer, and the image's pixels, are those of the training: another template,
     a crop instead of padding, or a token too many would cost accuracy that nobody could explain."""
@@ -242,6 +244,7 @@ def test_the_model_is_asked_as_it_was_taught(compared: Path) -> None:
         assert torch.allclose(pixels, example.pixels, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "template"), [("stage1", "plain"), ("stage2", "v1")])
 def test_batches_with_a_cache_say_what_single_greedy_steps_say(
     compared: Path, stage: str, template: answers.TemplateName, monkeypatch: pytest.MonkeyPatch

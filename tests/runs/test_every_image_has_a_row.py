@@ -134,6 +134,7 @@ def test_nothing_found_is_told_from_failed(pad: Pad, common: list[object], tmp_p
     assert data(tmp_path / "one") == data(tmp_path / "two")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "data/odd_images").exists(), reason="no check data at shared/data/odd_images")
 def test_odd_images_fail_without_harm_to_good_ones(
     pad: Pad, world: World, common: list[object], tmp_path: Path

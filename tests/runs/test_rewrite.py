@@ -65,8 +65,8 @@ def built(images: Path, models_toml: Path, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize(
     "view",
     [
-        pytest.param((), id="same", marks=pytest.mark.slow),
-        pytest.param(("--fit", "pad"), id="padded"),
+        pytest.param((), id="same"),
+        pytest.param(("--fit", "pad"), id="padded", marks=pytest.mark.slow),
         pytest.param(("--patch", 28), id="coarser", marks=pytest.mark.slow),
     ],
 )

@@ -84,7 +84,8 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(
     assert len(names) <= 3, "the latest two and the best are kept"
 
 
-@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2])
 def test_two_processes_give_the_losses_of_one(
     pad: Pad, stage: int, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
