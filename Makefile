@@ -18,11 +18,11 @@ test: $(READY) lint  ## Check formatting, lint, types, then run the fast tests: 
 	@echo "== Tests (a summary comes at the end)"
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-all: $(READY)  ## Run what `make test` leaves out: kills, Ray clusters, whole processes, the README: eight minutes.
+test-all: $(READY)  ## Run what `make test` leaves out: kills, Ray clusters, whole processes, the README: six minutes.
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
-test-long: $(READY)  ## Run the three tests that take minutes each: every page of the documentation, nodes that a training loses.
-	$(BIN)/python -m pytest -m long
+test-long: $(READY)  ## Run what CI has no time for: every page of the documentation, all recipes, nodes that a training loses.
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m long
 
 test-browser: $(READY)  ## Open reports in Chromium (skipped where there is none): half a minute.
 	$(BIN)/python -m pytest -m browser -rs tests/sharing

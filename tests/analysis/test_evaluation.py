@@ -170,7 +170,7 @@ def test_without_java_its_scores_are_left_out_and_that_is_said(monkeypatch: pyte
     assert len(said) == 1 and "there is no Java" in said[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not shutil.which("java"), reason="there is no Java")
 def test_meteor_comes_from_java() -> None:
     """Its jar gets words and references in the order that it wants: captions that are the references score 1."""

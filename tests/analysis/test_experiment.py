@@ -84,7 +84,7 @@ def test_stage_2_of_other_dialogues_is_refused(pad: Pad, command: list[object], 
     assert other.code == 2 and "read" in other.err, other.err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_grid_on_ray_gives_the_same_numbers(pad: Pad, command: list[object], tmp_path: Path) -> None:
     """Side by side, each in a worker: to 1e-5 what one after another gives."""
     for name, engine in (("a", "local"), ("b", "ray")):
@@ -122,7 +122,7 @@ def test_recipes_are_sound(name: str) -> None:
     assert len(read_experiment(name, needed).cells) >= 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in recipes() if name != "llms"])
 def test_recipes_run(pad: Pad, command: list[object], name: str, tmp_path: Path) -> None:
     """Every cell trains for a step and is analyzed. (`llms` names official models; a C-Abstractor of 144 tokens needs

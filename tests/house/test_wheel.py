@@ -95,7 +95,7 @@ def test_the_other_folders_can_not_be_imported_by_their_own_names(outside: Path)
         assert "import it by that name" in run(sys.executable, "-c", code, cwd=ROOT)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_miniature_builds_and_the_demo_runs(outside: Path) -> None:
     """`pad demo` and `pad build` read the shipped models from the installed package."""
     pad = outside / "venv/bin/pad"
@@ -108,7 +108,7 @@ def test_the_miniature_builds_and_the_demo_runs(outside: Path) -> None:
     assert (outside / "demo/sheet.png").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_example_works_by_its_entry_point(outside: Path) -> None:
     """Installed beside pad, its detector is found by name; its own test passes there."""
     tests = copied(["tests"], ROOT / "examples/onnx_detector", outside / "example")

@@ -193,7 +193,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         fit(Line(), tmp_path / "parts")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_model_can_be_trained_from_the_command_line(tmp_path: Path, pad: Pad) -> None:
     """Two steps each: not a good miniature, but a whole one, which `--models FILE.toml` takes."""
     refused = pad("miniature", "train", "detector", "--out", tmp_path)
@@ -213,7 +213,7 @@ def test_every_model_can_be_trained_from_the_command_line(tmp_path: Path, pad: P
     assert other.code == 2 and "seed" in other.err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_batches_do_not_depend_on_the_hash_seed() -> None:
     """A prompt in the order of a set would differ from run to run, and after a resume."""
     code = (

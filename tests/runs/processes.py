@@ -26,19 +26,30 @@ def finished(started: subprocess.Popen[str]) -> tuple[int, str]:
     return started.returncode, said
 
 
-def ray_workers(driver: subprocess.Popen[str]) -> list[int]:
-    """The process numbers of a run's workers on Ray, and of no other run's on this machine."""
-    parents, workers = {}, []
+def descendants(driver: subprocess.Popen[str]) -> list[int]:
+    """The numbers of all processes that a run started, and they in turn; of no other run on this machine."""
+    parents = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             try:
                 parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                if b"ray::LinkActor" in (folder / "cmdline").read_bytes():
-                    workers.append(int(folder.name))
             except OSError:
                 continue
 
     def ours(number: int) -> bool:
         return number == driver.pid or (number in parents and ours(parents[number]))
 
-    return [worker for worker in workers if ours(worker)]
+    return [number for number in parents if ours(number)]
+
+
+def ray_workers(driver: subprocess.Popen[str]) -> list[int]:
+    """The numbers of a run's workers on Ray."""
+    return [number for number in descendants(driver) if b"ray::LinkActor" in command_of(number)]
+
+
+def command_of(number: int) -> bytes:
+    """The command line of a process; empty where it is gone."""
+    try:
+        return Path(f"/proc/{number}/cmdline").read_bytes()
+    except OSError:
+        return b""

@@ -88,7 +88,7 @@ def test_a_node_lost_on_ray_costs_nothing(command: list[object], unbroken: dict[
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow)]
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGHUP, 129, marks=pytest.mark.long)]
 )
 def test_a_signal_stops_in_good_order_and_the_rest_comes_later(
     number: signal.Signals, code: int, command: list[object], pad: Pad, tmp_path: Path

@@ -13,7 +13,7 @@ from pad_pipeline.workflows.engine.chain import Link
 from pad_pipeline.workflows.engine.placement import Placement, deal_out, parse_pools
 from tests.conftest import wait_for
 from tests.runs.conftest import Pad
-from tests.runs.processes import finished, process, ray_workers
+from tests.runs.processes import descendants, finished, process, ray_workers
 
 CHAIN = [
     Link("decode", []),
@@ -83,24 +83,20 @@ def test_a_mistake_is_one_line_on_ray_too(pad: Pad, world: World, models_toml: P
 @pytest.mark.slow
 def test_ray_listens_on_loopback_alone(world: World, common: list[object], tmp_path: Path) -> None:
     """Who reaches Ray's ports can run code; it used to listen on every address of the machine."""
-    out, others = tmp_path / "out", _processes()
+    out = tmp_path / "out"
     started = process(["build", "--images", world.images, *common, "--engine", "ray", "--shard-size", 2, "--out", out])
     wait_for(lambda: ray_workers(started), started)
-    open_to_all = _listening(_processes() - others)
+    addresses = _listening(descendants(started))
     started.send_signal(signal.SIGTERM)
     code, said = finished(started)
     assert code == 143, said
     assert "continue" in said
-    assert not open_to_all
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    assert addresses and set(addresses) <= loopback
 
 
-def _processes() -> set[str]:
-    """The numbers of all processes of this machine."""
-    return {folder.name for folder in Path("/proc").iterdir() if folder.name.isdecimal()}
-
-
-def _listening(processes: set[str]) -> list[str]:
-    """Addresses beside loopback on which some of these processes, being Ray's, listen."""
+def _listening(processes: list[int]) -> list[str]:
+    """The addresses on which some of these processes, being Ray's, listen."""
     sockets = {}
     for table in ("tcp", "tcp6"):
         for line in Path("/proc/net", table).read_text().splitlines()[1:]:
@@ -108,12 +104,11 @@ def _listening(processes: set[str]) -> list[str]:
             if fields[3] == "0A":  # LISTEN
                 sockets[f"socket:[{fields[9]}]"] = fields[1].partition(":")[0]
     found = []
-    for folder in (Path("/proc", number) for number in processes):
+    for folder in (Path("/proc", str(number)) for number in processes):
         try:
             if b"ray" in (folder / "cmdline").read_bytes():
                 held = {str(link.readlink()) for link in (folder / "fd").iterdir()}
                 found += [sockets[name] for name in held & sockets.keys()]
         except OSError:
             continue
-    loopback = ("0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000")
-    return [address for address in found if address not in loopback]
+    return found

@@ -59,7 +59,7 @@ def test_a_retry_that_dies_loses_nothing(folder: Path, imported: list[object], p
     assert data(out) == expected
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_retry_ends_where_one_image_fails_again_and_another_kills(
     folder: Path, imported: list[object], pad: Pad, tmp_path: Path
 ) -> None:

@@ -148,7 +148,7 @@ def test_a_taggers_names_are_looked_at(world: World) -> None:
     assert row.status == "empty"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_three_of_the_users_own_through_both_engines(
     pad: PadCommand, world: World, models_toml: Path, tmp_path: Path
 ) -> None:

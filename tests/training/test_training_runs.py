@@ -55,7 +55,8 @@ def settings_file(path: Path, **settings: object) -> list[object]:
 
 
 @pytest.mark.parametrize(
-    ("stage", "llm"), [(1, "frozen"), *(pytest.param(2, llm, marks=pytest.mark.slow) for llm in ("full", "lora"))]
+    ("stage", "llm"),
+    [(1, "frozen"), pytest.param(2, "full", marks=pytest.mark.slow), pytest.param(2, "lora", marks=pytest.mark.long)],
 )
 def test_a_killed_training_goes_on_as_if_it_had_not_been(
     pad: Pad, stage: int, llm: str, command: Callable[..., list[str]], tmp_path: Path
@@ -164,7 +165,7 @@ def test_a_training_goes_on_with_fewer_workers_when_a_node_is_lost(
     assert np.allclose(losses(tmp_path / "one"), losses(out), rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_users_mistake_is_one_line_on_ray_train_too(
     pad: Pad, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
