@@ -60,6 +60,7 @@ def test_a_disk_that_fills_up_keeps_what_was_committed(
         assert data(tmp_path / "out") == data(whole)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_build_and_the_rest_comes_later(
     world: World, common: list[object], pad: Pad, tmp_path: Path
 ) -> None:
