@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.packages import OPTIONAL, without
+from pad_pipeline.packages import OPTIONAL, installed, without
 
 ATTEMPT = secrets.token_hex(6)
 """Names this process's unfinished files, so that a dying process and the one that follows it never share one."""
@@ -63,8 +63,9 @@ def file_system(field: str, url: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
         name = PACKAGES.get(url.partition("://")[0], "")
-        remedy = OPTIONAL[name].install if name else "install that package beside pad"
-        raise UserError(field, url, without(name) if name else str(error), remedy) from error
+        if name and not installed(name):
+            raise UserError(field, url, without(name), OPTIONAL[name].install) from error
+        raise UserError(field, url, str(error), "install that package beside pad") from error
     except ValueError as error:
         raise UserError(field, url, f"it is no URL of that kind ({error})", "correct it") from error
 
