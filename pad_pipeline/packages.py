@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 
-class Optional(NamedTuple):
+class Package(NamedTuple):
     """A package that `pip install pad-pipeline` does not bring."""
 
     use: str
@@ -16,15 +16,15 @@ class Optional(NamedTuple):
 
 
 OPTIONAL = {
-    "s3fs": Optional("s3:// URLs", "pip install 'pad-pipeline[s3]'"),
-    "gcsfs": Optional("gs:// URLs", "pip install 'pad-pipeline[gs]'"),
-    "adlfs": Optional("az:// and abfs:// URLs", "pip install adlfs"),
-    "tensorboard": Optional("the TensorBoard log of pad train", "pip install 'pad-pipeline[tensorboard]'"),
-    "wandb": Optional("pad train --wandb", "pip install wandb"),
-    "peft": Optional('llm = "lora" in pad train', "pip install 'pad-pipeline[lora]'"),
-    "matplotlib": Optional("the charts of pad analyze", "pip install 'pad-pipeline[charts]'"),
-    "pycocoevalcap": Optional("METEOR and SPICE in pad evaluate captions", "pip install 'pad-pipeline[captions]'"),
-    "scipy": Optional("pad miniature train detector", "pip install 'pad-pipeline[miniature]'"),
+    "s3fs": Package("s3:// URLs", "pip install 'pad-pipeline[s3]'"),
+    "gcsfs": Package("gs:// URLs", "pip install 'pad-pipeline[gs]'"),
+    "adlfs": Package("az:// and abfs:// URLs", "pip install adlfs"),
+    "tensorboard": Package("the TensorBoard log of pad train", "pip install 'pad-pipeline[tensorboard]'"),
+    "wandb": Package("pad train --wandb", "pip install wandb"),
+    "peft": Package('llm = "lora" in pad train', "pip install 'pad-pipeline[lora]'"),
+    "matplotlib": Package("the charts of pad analyze", "pip install 'pad-pipeline[charts]'"),
+    "pycocoevalcap": Package("METEOR and SPICE in pad evaluate captions", "pip install 'pad-pipeline[captions]'"),
+    "scipy": Package("pad miniature train detector", "pip install 'pad-pipeline[miniature]'"),
 }
 """By import name."""
 
