@@ -15,8 +15,11 @@ from pathlib import Path
 import pad_pipeline
 
 _PACKAGE = Path(str(pad_pipeline.__file__)).parent
-_NO_BYTES = ("training", "measures", "analysis", "evaluation", "exports", "report", "miniature", "workflows", "verify")
-"""Rooms of the package that only read shards, or draw: no byte of a shard comes from them."""
+_NO_BYTES = (
+    *("training", "measures", "analysis", "evaluation", "exports", "report", "miniature", "workflows"),
+    *("verify", "packages", "console"),
+)
+"""Rooms of the package that only read shards, draw or print: no byte of a shard comes from them."""
 _WORKFLOWS = ("engine/chain.py", "runs/chains.py", "runs/steps.py", "runs/rewrite.py")
 """The files of `workflows` that say which steps a shard goes through, and what is read and written for them."""
 _LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "numpy", "pillow", "pycocotools", "pyarrow")
