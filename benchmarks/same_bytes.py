@@ -2,9 +2,10 @@
 
     python -m benchmarks.same_bytes --old ../before --new . --photographs photos/
 
-Each checkout draws 200 scenes and annotates them with the miniature, imports photographs with human annotations, and
-trains a projector for 20 steps. Every tar, every row of every index and plan, and `mm_projector.bin` are compared byte
-by byte. Fingerprints of code are not compared. Exit code 1 where anything differs.
+Each checkout draws 200 scenes, annotates them with the miniature, imports them with their exact regions, imports
+photographs with human annotations where a folder of them is given, and trains a projector for 20 steps. Every tar,
+every row of every index and plan, and `mm_projector.bin` are compared byte by byte. Fingerprints of code are not
+compared. Exit code 1 where anything differs, or where a command fails.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def pad(checkout: Path, *arguments: object) -> None:
     environment = os.environ | {"PYTHONPATH": str(checkout.resolve()), "PYTHONSAFEPATH": "1"}
     command = [sys.executable, "-c", code, *map(str, arguments)]
     started = time.monotonic()
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{checkout}: pad {' '.join(map(str, arguments))} ended with {done.returncode}:\n{done.stderr}")
     print(f"{checkout}: pad {arguments[0]} {arguments[1]}: {time.monotonic() - started:.1f} s", flush=True)
 
 
@@ -39,9 +42,10 @@ def make(checkout: Path, out: Path, scenes: int, steps: int, photographs: Path |
     pad(checkout, "miniature", "draw", "--count", scenes, "--out", out / "world")
     images = ["--images", out / "world/llava.json", "--image-root", out / "world/images"]
     pad(checkout, "build", *images, *miniature, "--shard-size", 64, "--engine", "local", "--out", out / "built")
-    if photographs:
-        human = ["--annotations", photographs / "instances.json", "--captions", photographs / "llava.json"]
-        pad(checkout, "import", "coco", *human, "--images", photographs / "images", *miniature, "--out", out / "human")
+    for name, folder in {"drawn": out / "world", "human": photographs}.items():
+        if folder:
+            exact = ["--annotations", folder / "instances.json", "--captions", folder / "llava.json"]
+            pad(checkout, "import", "coco", *exact, "--images", folder / "images", *miniature, "--out", out / name)
     towers = ["--vision", "miniature", "--llm", "miniature", "--batch-size", 16, "--steps", steps]
     pad(checkout, "train", "--stage", 1, "--shards", out / "built", *towers, "--out", out / "trained")
 
