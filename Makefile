@@ -76,7 +76,7 @@ clean:  ## Remove the environment and the tools' caches.
 $(RUN): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed, and '$(PYTHON)' is older or missing. Try: make PYTHON=python3.12 demo"; exit 1; }
-	@echo "== Setting up .venv: 6 GB, most of it PyTorch; a few minutes, once"
+	@echo "== Setting up .venv: 6.5 GB, most of it PyTorch; a few minutes, once"
 	$(PYTHON) -m venv .venv
 	$(INSTALL) .
 	@touch $(RUN)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -156,15 +155,6 @@ def test_both_variants_get_the_same_but_for_beta() -> None:
     assert one != two and one.model_copy(update={"beta_end": 5.0}) == two
     assert budget.stage2(7).beta_end == 0 and budget.stage2(7).seed == 7 and budget.stage2(7).llm == "full"
     assert replace(budget, seeds=2).stage2(7) == budget.stage2(7)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """More would wait for each other longer than so little work takes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
