@@ -14,7 +14,7 @@ BLUE, GREY = "#3465a4", "#b8bcc2"
 
 
 def draw_charts(found: Mapping[str, Any], out: Path) -> list[Path]:
-    """An image for each analysis in a result.
+    """Draw a chart for each analysis in a result.
 
     Args:
         found: as `pad analyze` has it.

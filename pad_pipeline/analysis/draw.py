@@ -1,4 +1,4 @@
-"""Images of an analysis."""
+"""The drawing of one image with the words of its patches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One image of a run as a report shows it: a small image, and beside it all that was found, as JSON."""
+"""One image of a run as a report shows it: a small copy, and beside it all that was found, as JSON."""
 
 from __future__ import annotations
 

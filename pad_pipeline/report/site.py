@@ -140,7 +140,7 @@ class _Writer:
         self.texts: list[str] = []
 
     def add(self, card: Card) -> None:
-        """One image: its image, its place on the page, in the index and in the statistics."""
+        """Write one image: its small copy, its card on the page, its lines in the index and in the statistics."""
         number, position = divmod(self.tally.images, self.settings.page_size)
         if card.image:
             folder = self.out / "images" / f"{number:06d}"

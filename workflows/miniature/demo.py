@@ -21,7 +21,7 @@ from pad_pipeline.workflows.models.settings import load_models
 MARK = ".pad-demo"
 """A file that only a demo makes."""
 SHOWN = 12
-"""Scenes on the image sheet."""
+"""Scenes that are drawn on `sheet.png`."""
 
 
 def run_demo(out: Path, scenes: int, steps: int, engine: Engine, console: Console) -> dict[str, Any]:
