@@ -17,9 +17,7 @@ from pad_pipeline.packages import OPTIONAL, installed, without
 
 ATTEMPT = secrets.token_hex(6)
 """Names this process's unfinished files, so that a dying process and the one that follows it never share one."""
-_LEFTOVER = re.compile(
-    r"\.(pad-[0-9]{6,}\.(tar|parquet)|plan\.parquet|run\.json|metrics\.jsonl|\.attempt\.json)\.[0-9a-f]{12}\.partial"
-)
+_LEFTOVER = re.compile(r"\.(pad-[0-9]{6,}\.(tar|parquet)|plan\.parquet|run\.json)\.[0-9a-f]{12}\.partial")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")
 REMOTE_SCHEMES = frozenset({"http", "https", "s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "abfss"})
 """What a URL may begin with. Nothing that reads this machine's own files, and no chains (`zip::file://...`)."""
@@ -140,6 +138,17 @@ class Folder:
         finally:
             partial.unlink(missing_ok=True)
 
+    def append(self, name: str, data: bytes) -> None:
+        """Add `data` to the end of a file, which is made if need be; all of it or nothing, and not durable."""
+        path = self.path / name
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "this is no ordinary file", str(path))
+        with path.open("ab", buffering=0) as stream:
+            end = stream.tell()
+            if stream.write(data) < len(data):  # the disk is full
+                stream.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
     def delete(self, name: str, durable: bool = True) -> None:
         """Remove a file; nothing happens where there is none."""
         try:
@@ -229,6 +238,12 @@ class RemoteFolder(Folder):
             yield partial
             with _as_os_error(self.url):
                 self.file_system.put_file(str(partial), self._at(name))
+
+    def append(self, name: str, data: bytes) -> None:
+        """Put an object in place of the old one, with `data` at its end: the old one is read for it."""
+        before = self.read(name) if self.has(name) else b""
+        with self.commit(name, durable=False) as partial:
+            partial.write_bytes(before + data)
 
     def delete(self, name: str, durable: bool = True) -> None:
         """Remove an object."""

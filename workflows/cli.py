@@ -150,12 +150,8 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    try:
-        with _terminable() as received:
-            code = _run_app(received)
-    finally:
-        if "pad_pipeline.workflows.engine.supervise" in sys.modules:
-            sys.modules["pad_pipeline.workflows.engine.supervise"].ended()
+    with _terminable() as received:
+        code = _run_app(received)
     if code > 128 and threading.current_thread() is threading.main_thread() and threading.active_count() > 1:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -13,7 +13,6 @@ from rich.table import Table
 from pad_pipeline.errors import UserError
 from pad_pipeline.workflows.commands.common import (
     AsJson,
-    Engine,
     Models,
     Out,
     console,
@@ -21,7 +20,6 @@ from pad_pipeline.workflows.commands.common import (
     errors,
     finish,
     print_json,
-    supervise,
 )
 from pad_pipeline.workflows.commands.flags import BuildFlags, ImportFlags, ViewFlags, expanded
 
@@ -89,8 +87,6 @@ def build(
     if dry_run and (run.fork or run.retry_failed):
         rule = "it looks at a build from its beginning, and writes nothing"
         raise UserError("--dry-run", "with --fork or --retry-failed", rule, "leave one of them out")
-    if run.engine is Engine.local and not dry_run:
-        supervise()
     from pad_pipeline.sources.open import open_source
 
     source = open_source(images, image_root, _columns(columns))  # a wrong path is told before seconds of imports
@@ -140,8 +136,6 @@ def import_coco(
       pad import coco --annotations instances_val2017.json --images val2017/ --out human/
     """
     options = run.options()
-    if run.engine is Engine.local:
-        supervise()
     from pad_pipeline.sources.coco import CocoSource
 
     source = CocoSource(annotations, images, captions)

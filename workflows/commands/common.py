@@ -38,7 +38,9 @@ Models = Annotated[
         help="`paper` (RAM), `plus` (RAM++), `miniature` (ships with pad; drawn scenes only), or a TOML file."
     ),
 ]
-EngineOption = Annotated[Engine, typer.Option(help="ray: Ray on this machine or a cluster. local: this process.")]
+EngineOption = Annotated[
+    Engine, typer.Option(help="ray: Ray on this machine or a cluster. local: one process on this machine.")
+]
 Threads = Annotated[int, typer.Option(help="CPU threads of each model; 0 for all cores.", min=0, max=1024)]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs: the result as JSON on standard output.")]
 Shards = Annotated[str, typer.Argument(help="Folder or URL that `pad build` or `pad import` wrote.")]
@@ -66,13 +68,6 @@ def plain(text: str) -> Any:
     from rich.text import Text
 
     return Text("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text))
-
-
-def supervise() -> None:
-    """Before anything is loaded that would not survive a fork."""
-    from pad_pipeline.workflows.engine import supervise
-
-    supervise.supervised()
 
 
 def finish(

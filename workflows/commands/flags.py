@@ -19,12 +19,8 @@ if TYPE_CHECKING:
     from pad_pipeline.workflows.runs.options import RunOptions
 
 
-class Placement(StrEnum):
-    """Which models share a Ray worker."""
-
-    auto = "auto"
-    fused = "fused"
-    pools = "pools"
+ISOLATED = True
+"""Whether `--engine local` works in a child process, see `RunOptions.isolated`."""
 
 
 class Depth(StrEnum):
@@ -126,9 +122,7 @@ class RunFlags:
     address: Annotated[
         str, typer.Option(help="Address of a running Ray cluster, such as auto or ray://host:10001.")
     ] = ""
-    workers: Annotated[
-        int, typer.Option(help="Ray workers for each pool; 0 for one per GPU, or one.", min=0, max=100_000)
-    ] = 0
+    workers: Annotated[int, typer.Option(help="Ray workers; 0 for one per GPU, or one.", min=0, max=100_000)] = 0
 
     def options(self) -> RunOptions:
         """The options of the run, checked against each other.
@@ -142,12 +136,17 @@ class RunFlags:
         for option, value in self._of_ray().items():
             if value and self.engine is Engine.local:
                 raise UserError(option, value, "it goes with --engine ray", "leave it out, or use --engine ray")
+        if isolated := ISOLATED and self.engine is Engine.local:
+            from pad_pipeline.workflows.engine.child import Child
+
+            Child.preload("pad_pipeline.workflows.runs.chains")  # which takes as long here as there
         return RunOptions(
             shard_size=self.shard_size or RunOptions.shard_size,
             limit=self.limit,
             accept_changed_code=self.accept_changed_code,
             breaker=self.breaker,
             engine=self.engine.value,
+            isolated=isolated,
             address=self.address,
             workers=self.workers,
         )
@@ -197,26 +196,8 @@ class BuildFlags(ImportFlags):
     """What is asked of a run that annotates, besides."""
 
     engine: EngineOption = Engine.ray
-    placement: Annotated[
-        Placement,
-        typer.Option(
-            help="fused: all models in one worker for each GPU. pools: workers of its own for each stage. "
-            "auto: fused where every GPU can hold all."
-        ),
-    ] = Placement.auto
-    pool: Annotated[
-        list[str] | None,
-        typer.Option(help="With pools: STAGE=WORKERS or STAGE=WORKERSxGPUS, such as tag=2x0.25. May be repeated."),
-    ] = None
     threads: Threads = 0
 
     def options(self) -> RunOptions:
         """See `ImportFlags.options`."""
-        from pad_pipeline.workflows.engine.placement import parse_pools
-
-        options, pools = super().options(), parse_pools(self.pool or [])
-        return replace(options, placement=self.placement.value, pools=pools, threads=self.threads)
-
-    def _of_ray(self) -> dict[str, Any]:
-        placement = "" if self.placement is Placement.auto else self.placement.value
-        return super()._of_ray() | {"--placement": placement, "--pool": " ".join(self.pool or [])}
+        return replace(super().options(), threads=self.threads)

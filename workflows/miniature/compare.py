@@ -25,7 +25,7 @@ from pad_pipeline.training.job import Job
 from pad_pipeline.training.model import check_view
 from pad_pipeline.training.settings import Stage2Settings, TrainSettings
 from pad_pipeline.weights import fetch_model
-from pad_pipeline.workflows.engine.local import Engine
+from pad_pipeline.workflows.engine.base import EngineName
 from pad_pipeline.workflows.learning.analyze import analyze
 from pad_pipeline.workflows.learning.launch import train
 from pad_pipeline.workflows.miniature.alignment import label_accuracy
@@ -152,7 +152,7 @@ class Comparison:
         self.probe_world, self.probes = out / "probe-world", out / "probes"
         self.seconds: dict[str, float] = {}
 
-    def prepare(self, engine: Engine, threads: int = 0) -> None:
+    def prepare(self, engine: EngineName, threads: int = 0) -> None:
         """Draw the scenes, write the dialogues, build the shards; `threads` of each model, 0 for all cores."""
         clock = Clock(self.seconds)
         count = max(self.budget.scenes, self.budget.dialogues)

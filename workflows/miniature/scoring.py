@@ -25,7 +25,7 @@ from pad_pipeline.training.job import Job
 from pad_pipeline.training.model import check_view
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.weights import fetch_model
-from pad_pipeline.workflows.engine.local import Engine
+from pad_pipeline.workflows.engine.base import EngineName
 from pad_pipeline.workflows.learning.launch import train
 from pad_pipeline.workflows.miniature.alignment import label_accuracy
 from pad_pipeline.workflows.miniature.llm import grammatical, perplexity
@@ -67,7 +67,7 @@ def stage1_settings(beta: float, seed: int, steps: int) -> TrainSettings:
     )
 
 
-def annotate(world: Path, out: Path, models: ModelSettings, count: int, seed: int, engine: Engine) -> Score:
+def annotate(world: Path, out: Path, models: ModelSettings, count: int, seed: int, engine: EngineName) -> Score:
     """Draw `count` scenes below `world`, build their shards in `out`, and score them."""
     files = write_world(world, count, seed)
     source = open_source(files.llava, files.images)
@@ -101,7 +101,7 @@ def evaluate(
     scenes: int,
     seeds: int,
     steps: int,
-    engine: Engine,
+    engine: EngineName,
     console: Console,
 ) -> Evaluation:
     """Draw, build, score, train.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +14,7 @@ from pad_pipeline.workflows.runs.fingerprint import cores
 if TYPE_CHECKING:
     from pad_pipeline.plan import Depth
     from pad_pipeline.stages.decode import RedoFrom
-    from pad_pipeline.workflows.engine.local import Engine
-    from pad_pipeline.workflows.engine.placement import Placement, Size
+    from pad_pipeline.workflows.engine.base import EngineName
 
 
 @dataclass(frozen=True)
@@ -30,13 +29,15 @@ class RunOptions:
     """For images from PAD shards: the first stage that is done again."""
     depth: Depth = "sample"
     """What the plan notes of each file, to know it again."""
-    engine: Engine = "local"
+    engine: EngineName = "local"
+    isolated: bool = False
+    """With the engine `local`: the models work in a child process, so that an image which kills it costs that image
+    alone, and not the run. The command line asks for it. From Python it is off, because a child has to import and load
+    everything again, and what the caller has changed in this process is not seen there."""
     address: str = ""
     """Of a Ray cluster."""
     workers: int = 0
     """See `deal_out`."""
-    placement: Placement = "auto"
-    pools: dict[str, Size] = field(default_factory=dict)
     threads: int = 0
     """CPU threads of each model; 0 for all cores, shared between workers."""
     fork: Path | str | None = None
