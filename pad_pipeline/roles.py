@@ -24,6 +24,11 @@ ROLES: dict[str, tuple[str, ...]] = {
 """The section of a models file -> the steps that its model does, which are neighbors in `ORDER`."""
 
 
+def is_redone(steps: tuple[str, ...], redo_from: RedoFrom) -> bool:
+    """Return whether a model that does `steps` runs in a build that begins with `redo_from`."""
+    return not {*steps} <= {*ORDER[: ORDER.index(redo_from)]}
+
+
 def section_of(step: str) -> str:
     """Return the section of the model that does `step` and nothing else. run.json has an entry of that name for each
     step, whatever model did it."""

@@ -28,7 +28,7 @@ class Decoded(NamedTuple):
     """What an earlier run wrote about it."""
 
 
-class Decode(Stage):
+class Decode(Stage[Decoded, Decoded]):
     """Reads each file, keeps its bytes untouched, and notes the size of the upright image.
 
     Decoded pixels do not travel with the shard: a shard of photographs would take gigabytes. Later stages decode again

@@ -137,7 +137,7 @@ class Found(NamedTuple):
     """In the batch."""
 
 
-class BoxStage(Stage):
+class BoxStage(Stage[torch.Tensor, list[Found]]):
     """What all detectors of transformers share: their scores and boxes -> the row's regions."""
 
     name = "ground"

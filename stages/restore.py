@@ -31,7 +31,7 @@ class Stored(NamedTuple):
     """Its `key.json`."""
 
 
-class Restore(Stage):
+class Restore(Stage[Stored, Stored]):
     """Reads back each image that `StoredSource` planned.
 
     No image is decoded. Instead the sha256 that was noted of the sample is compared: a byte that has changed since

@@ -66,7 +66,7 @@ class SegmenterSettings(StageSettings):
         return Segmenter(self, decoding, compute)
 
 
-class Segmenter(Stage):
+class Segmenter(Stage[Tensor, tuple[list[HostCopy], HostCopy]]):
     """Batches images through the image encoder, and the boxes of all of them through the mask decoder."""
 
     name = "segment"

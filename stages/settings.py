@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -68,7 +68,7 @@ class StageSettings(BaseModel, ABC):
         """
 
     @abstractmethod
-    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Stage:
+    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Stage[Any, Any]:
         """Make the stage, with its model on the device. Missing files are fetched.
 
         Raises:

@@ -77,7 +77,7 @@ class TaggerSettings(StageSettings, RamSettings):
         return Tagger(self, decoding, compute)
 
 
-class Tagger(Stage):
+class Tagger(Stage[torch.Tensor, tuple[HostCopy, int]]):
     """Runs the network in batches; every image is stretched to its input size, so all batches have one shape."""
 
     name = "tag"

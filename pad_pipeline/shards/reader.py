@@ -36,7 +36,7 @@ class Sample:
     key: str
     image: bytes
     """The original file."""
-    meta: dict[str, Any]
+    meta: SampleJson
     """The JSON member."""
     coverage: np.ndarray
     """uint8 `[R, grid, grid]`."""

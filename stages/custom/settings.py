@@ -97,7 +97,7 @@ class CustomTagger(CustomSettings):
 
     section, method = "tagger", "tag"
 
-    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Stage:
+    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Stage[Any, Any]:
         """Make a `TagStage`."""
         from pad_pipeline.stages.custom.stages import TagStage
 
@@ -136,7 +136,7 @@ class CustomDetector(CustomBoxes):
         everything = self.model_copy(update={"unboxable": ""})
         return super(CustomDetector, everything).check()
 
-    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Stage:
+    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Stage[Any, Any]:
         """Make a `DetectStage`."""
         from pad_pipeline.stages.custom.stages import DetectStage
 
@@ -148,7 +148,7 @@ class CustomSegmenter(CustomSettings):
 
     section, method = "segmenter", "segment"
 
-    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Stage:
+    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Stage[Any, Any]:
         """Make a `SegmentStage`."""
         from pad_pipeline.stages.custom.stages import SegmentStage
 
@@ -160,7 +160,7 @@ class CustomGrounder(CustomBoxes):
 
     section, method = "grounder", "tag_and_ground"
 
-    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Stage:
+    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Stage[Any, Any]:
         """Make a `GroundStage`."""
         from pad_pipeline.stages.custom.stages import GroundStage
 

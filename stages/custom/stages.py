@@ -28,7 +28,7 @@ class BadAnswer(ValueError):
     """A model of the user's returned something that the protocol does not allow."""
 
 
-class CustomStage(Stage):
+class CustomStage(Stage[np.ndarray, Any]):
     """What the four have in common: images as arrays, and as many answers as images."""
 
     def __init__(self, settings: CustomSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:

@@ -14,7 +14,7 @@ from pad_pipeline.images import DecodeSettings
 from pad_pipeline.labels import LabelSettings
 from pad_pipeline.miniature.shipped import NAME as MINIATURE
 from pad_pipeline.miniature.shipped import checked
-from pad_pipeline.roles import ORDER, REQUIRED, ROLES, RedoFrom, section_of
+from pad_pipeline.roles import ORDER, REQUIRED, ROLES, RedoFrom, is_redone, section_of
 from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.stages.custom.load import pinned
 from pad_pipeline.stages.custom.settings import (
@@ -90,8 +90,7 @@ class ModelSettings(BaseModel):
 
     def since(self, redo_from: RedoFrom = "tag") -> list[StageSettings]:
         """Return the settings of the stages that do `redo_from` or a later step."""
-        kept = ORDER[: ORDER.index(redo_from)]
-        return [one for one in self.annotators if not {*one.steps} <= {*kept}]
+        return [one for one in self.annotators if is_redone(one.steps, redo_from)]
 
     def fingerprints(self, redo_from: RedoFrom = "tag") -> dict[str, str]:
         """Return the sha256 of the files of all stages from `redo_from` on. Missing files are fetched.
