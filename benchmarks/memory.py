@@ -2,7 +2,7 @@
 its weights as its stage holds them, and the peak of the tensors beside them while one image goes through.
 
 The weights are random. Tensors are counted by torch's profiler on the CPU; what a GPU's libraries take for themselves
-comes on top. `pad doctor` holds a GPU against the sum (`ALL_MODELS_BYTES` in workflows/engine/placement.py).
+comes on top. `pad doctor` holds a GPU against the sum (`ALL_MODELS` in workflows/checks/machine.py).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from pad_pipeline.images import DecodeSettings
 from pad_pipeline.records import ImageRecord, Region, Shard
 from pad_pipeline.stages.base import Stage
 from pad_pipeline.stages.compute import ComputeSettings
-from pad_pipeline.stages.ground import Detector
-from pad_pipeline.stages.segment import Segmenter
-from pad_pipeline.stages.tag import Tagger
+from pad_pipeline.stages.ground import Detector, DetectorSettings
+from pad_pipeline.stages.segment import Segmenter, SegmenterSettings
+from pad_pipeline.stages.tag import Tagger, TaggerSettings
 from pad_pipeline.weights import cache_folder
 
 SIZE = (1500, 900)
@@ -50,12 +50,12 @@ class Measured(NamedTuple):
 def models(folder: Path, precision: Any) -> Iterator[tuple[str, Callable[[], Stage]]]:
     """Each model of the presets `paper` and `plus`, and how its stage is made."""
     compute, decoding = ComputeSettings(precision=precision), DecodeSettings()
-    paper = write_official_size(folder, "vit_h", "swin_b").built_in
-    plus = write_official_size(folder, "vit_h", "swin_b", "ram_plus").built_in
-    yield "RAM, Swin-L 384", lambda: Tagger(paper.tagger, decoding, compute)
-    yield "RAM++, Swin-L 384", lambda: Tagger(plus.tagger, decoding, compute)
-    yield "Grounding DINO base (Swin-B)", lambda: Detector(paper.detector, decoding, compute)
-    yield "SAM ViT-H", lambda: Segmenter(paper.segmenter, decoding, compute)
+    paper = write_official_size(folder, "vit_h", "swin_b")
+    plus = write_official_size(folder, "vit_h", "swin_b", "ram_plus")
+    yield "RAM, Swin-L 384", lambda: Tagger(paper.of(TaggerSettings), decoding, compute)
+    yield "RAM++, Swin-L 384", lambda: Tagger(plus.of(TaggerSettings), decoding, compute)
+    yield "Grounding DINO base (Swin-B)", lambda: Detector(paper.of(DetectorSettings), decoding, compute)
+    yield "SAM ViT-H", lambda: Segmenter(paper.of(SegmenterSettings), decoding, compute)
 
 
 def weight_bytes(stage: Stage) -> int:
@@ -94,7 +94,9 @@ def image_record() -> ImageRecord:
     """An image that is decoded already."""
     stream = io.BytesIO()
     Image.effect_noise(SIZE, 80).convert("RGB").save(stream, "JPEG")
-    return ImageRecord("0", "0", "0", data=stream.getvalue(), format="JPEG", width=SIZE[0], height=SIZE[1], status="ok")
+    return ImageRecord(
+        "0", "0", key="0", data=stream.getvalue(), format="JPEG", width=SIZE[0], height=SIZE[1], status="ok"
+    )
 
 
 def prepared(stage: Stage, tags: list[Any]) -> ImageRecord:

@@ -103,7 +103,7 @@ class Child:
             raise self._death() from error
         if isinstance(answer, Exception):
             raise answer
-        return answer  # type: ignore[no-any-return]
+        return answer
 
     def stop(self) -> None:
         """End the child: in good order, or else by force."""

@@ -87,7 +87,7 @@ class _ChildWorker(_Worker):
             while not isinstance(answer := child.receive(), Done):
                 if isinstance(answer, str):
                     stage = answer
-                else:
+                elif answer:
                     self.past[-1] = answer
                     self.look()
             return answer
