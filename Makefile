@@ -29,6 +29,7 @@ test-browser: $(READY)  ## Open reports in Chromium (skipped where there is none
 
 chaos: $(READY)  ## Kill 200 runs on each engine at random times, resume them, compare bytes: an hour.
 	$(BIN)/python -m tests.chaos --engine local --kills 200
+	$(BIN)/python -m tests.chaos --engine local --isolated --kills 20
 	$(BIN)/python -m tests.chaos --engine ray --kills 200
 
 paper: $(RUN)  ## The paper in the miniature: three seeds of both stages, and the beta grid: about 30 minutes, resumable.
