@@ -19,6 +19,7 @@ from pad_pipeline.workflows.commands.common import (
     counted,
     errors,
     finish,
+    preload,
     print_json,
 )
 from pad_pipeline.workflows.commands.flags import BuildFlags, ImportFlags, ViewFlags, expanded
@@ -87,6 +88,8 @@ def build(
     if dry_run and (run.fork or run.retry_failed):
         rule = "it looks at a build from its beginning, and writes nothing"
         raise UserError("--dry-run", "with --fork or --retry-failed", rule, "leave one of them out")
+    if not dry_run:
+        preload(options)
     from pad_pipeline.sources.open import open_source
 
     source = open_source(images, image_root, _columns(columns))  # a wrong path is told before seconds of imports
@@ -136,6 +139,7 @@ def import_coco(
       pad import coco --annotations instances_val2017.json --images val2017/ --out human/
     """
     options = run.options()
+    preload(options)
     from pad_pipeline.sources.coco import CocoSource
 
     source = CocoSource(annotations, images, captions)

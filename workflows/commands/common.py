@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pad_pipeline.console import console, errors
 from pad_pipeline.errors import UserError
 from pad_pipeline.workflows.results import finite
+
+if TYPE_CHECKING:
+    from pad_pipeline.workflows.runs.options import RunOptions
 
 
 class Engine(StrEnum):
@@ -68,6 +71,15 @@ def plain(text: str) -> Any:
     from rich.text import Text
 
     return Text("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text))
+
+
+def preload(options: RunOptions) -> None:
+    """Start the child process of an isolated run early: it imports what it needs while this process plans. A run for
+    which this was not called does the same, and begins later."""
+    if options.engine == "local" and options.isolated:
+        from pad_pipeline.workflows.engine.child import Child
+
+        Child.preload("pad_pipeline.workflows.runs.chains")
 
 
 def finish(

@@ -136,17 +136,13 @@ class RunFlags:
         for option, value in self._of_ray().items():
             if value and self.engine is Engine.local:
                 raise UserError(option, value, "it goes with --engine ray", "leave it out, or use --engine ray")
-        if isolated := ISOLATED and self.engine is Engine.local:
-            from pad_pipeline.workflows.engine.child import Child
-
-            Child.preload("pad_pipeline.workflows.runs.chains")  # which takes as long here as there
         return RunOptions(
             shard_size=self.shard_size or RunOptions.shard_size,
             limit=self.limit,
             accept_changed_code=self.accept_changed_code,
             breaker=self.breaker,
             engine=self.engine.value,
-            isolated=isolated,
+            isolated=ISOLATED,
             address=self.address,
             workers=self.workers,
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.workflows.commands.common import AsJson, Out, Shards, finish
+from pad_pipeline.workflows.commands.common import AsJson, Out, Shards, finish, preload
 from pad_pipeline.workflows.commands.flags import RunFlags, ViewFlags, expanded
 
 if TYPE_CHECKING:
@@ -165,6 +165,7 @@ def _rewrite(
     options = run.options()
     if not run.shard_size:
         options = replace(options, shard_size=max(first.shard_size, 1))
+    preload(options)
     from pad_pipeline.labels import LabelSettings
     from pad_pipeline.miniature.shipped import resolve
     from pad_pipeline.workflows.runs.rewrite import rewrite
