@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torchvision.ops import batched_nms
 
 from pad_pipeline.records import Region
 
@@ -33,8 +34,6 @@ def suppress(regions: list[Region], iou: float, iou_across_labels: float) -> lis
 def _kept(regions: list[Region], groups: list[int], iou: float) -> list[Region]:
     if iou >= 1 or not regions:
         return regions
-    from torchvision.ops import batched_nms  # takes two seconds, and only who suppresses boxes needs it
-
     boxes = torch.tensor([region.box for region in regions], dtype=torch.float64)
     # Ranks, not scores: equal scores would leave the order to the sort inside `nms`.
     ranks = torch.arange(len(regions), 0, -1, dtype=torch.float64)
