@@ -1,1 +1,1 @@
-"""Grounding DINO: transformers' model, the features of an image shared by its prompts, and official checkpoints."""
+"""Grounding DINO: the model of transformers, encoding each image once for all its prompts, and official checkpoints."""
