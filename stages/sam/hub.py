@@ -152,7 +152,7 @@ class HubSam:
 
 
 class _HubAttention(RelativeAttention):
-    """Replaces the attention of transformers, which writes out the biases and sends indices to the GPU in every block."""
+    """Replaces the attention of transformers, which writes biases out, and sends indices to the GPU in each block."""
 
     def __init__(self, original: Any) -> None:
         super().__init__(original.proj.in_features, original.num_attention_heads, (len(original.rel_pos_h) + 1) // 2)

@@ -157,7 +157,7 @@ class OfficialSam:
         self.resize = ResizeLongestSide(self.network_shape.image_size)
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """Return the image resized as upstream does, uint8 `[3, h, w]`; the long edge is that of the encoder's square."""
+        """Return the image resized as upstream does, uint8 `[3, h, w]`; its long edge fills the encoder's square."""
         pixels = self.resize.apply_image(np.asarray(image))
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
