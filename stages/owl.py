@@ -103,7 +103,8 @@ class Owl:
                 input_ids=self.compute.send(ids), attention_mask=self.compute.send(attended)
             ).pooler_output
             embeddings: Tensor = self.towers.text_projection(pooled).float()
-            return embeddings / embeddings.norm(dim=-1, keepdim=True)
+            unit: Tensor = embeddings / embeddings.norm(dim=-1, keepdim=True)
+            return unit
 
     def detect(self, images: list[Tensor], queries: Tensor) -> tuple[Tensor, Tensor]:
         """Find the texts of each image in it.
