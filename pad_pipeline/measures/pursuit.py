@@ -39,7 +39,7 @@ def matching_pursuit(
         atoms: word embeddings `[V, d]`, of any length. One of zeros is taken only where no other atom fits.
         steps: the number K of atoms for each token.
         orthogonal: whether to use the orthogonal form.
-        positive: whether to take the atom with the highest <r, w>, so that only atoms in the token's direction count.
+        positive: whether to take the atom with the highest <r, w>, and so only atoms in the residual's direction.
     """
     return pursue(tokens, unit(atoms), steps, orthogonal, positive)
 

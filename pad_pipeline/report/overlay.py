@@ -1,4 +1,4 @@
-"""One image with what was found in it: masks in color, boxes with labels and scores, the patch grid with coverage."""
+"""Draws the regions of an image: boxes with labels and scores, masks in color, coverage on the patch grid."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ INK, PAPER = (25, 25, 30), (250, 250, 247)
 
 
 COLOURS = ("#f0a020", "#56b4e9", "#f0e442", "#00b884", "#ff7a33", "#e08fc0", "#5b8ff0")
-"""Those of `web/overlay.js`: Okabe and Ito's, which color-blind eyes can tell apart too."""
+"""The colors of regions, as in `web/overlay.js`: those of Okabe and Ito, which color-blind people can tell apart."""
 TINTS = (0.0, 0.5, 0.75)
-"""Shares of white: after each seven, lighter ones."""
+"""Shares of white in the colors: after seven regions, the same colors come again, but lighter."""
 
 
 def color_of(number: int) -> tuple[int, ...]:
-    """Red, green, blue of region `number`."""
+    """Return the color of region `number`: red, green and blue, 0..255."""
     white = TINTS[number // len(COLOURS) % len(TINTS)]
     return tuple(round(255 * white + (1 - white) * part) for part in ImageColor.getrgb(COLOURS[number % len(COLOURS)]))
 
 
 def panels(image: Image.Image, meta: dict[str, Any], coverage: np.ndarray, view: View) -> Image.Image:
-    """Three panels side by side, with caption and tags below.
+    """Draw three panels side by side (boxes, masks, coverage), with the caption and the tags below.
 
     Args:
         image: the upright image.
-        meta: the sample's JSON member.
-        coverage: uint8 `[R, grid, grid]`.
-        view: what the vision encoder sees.
+        meta: the JSON member of the sample.
+        coverage: the masks member of the sample, uint8 `[R, grid, grid]`.
+        view: the view of the run.
     """
     text_height = 66
     sheet = Image.new("RGB", (3 * EDGE + 20, EDGE + text_height), PAPER)
@@ -55,7 +55,7 @@ def panels(image: Image.Image, meta: dict[str, Any], coverage: np.ndarray, view:
 
 
 def contact_sheet(rows: list[Image.Image]) -> Image.Image:
-    """Images of equal size in two columns."""
+    """Arrange images of equal size in two columns."""
     width, height = rows[0].size
     sheet = Image.new("RGB", (2 * width + 24, (height + 12) * -(-len(rows) // 2)), PAPER)
     for number, row in enumerate(rows):
@@ -110,7 +110,7 @@ def _patches(image: Image.Image, coverage: np.ndarray, view: View) -> Image.Imag
 
 
 def _wrapped(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int, most: int) -> list[str]:
-    """At most `most` lines; what does not fit ends in an ellipsis."""
+    """Break a text into at most `most` lines of `width` pixels; a longer text is cut, and ends in an ellipsis."""
     lines, words = [""], text.split()
     for number, word in enumerate(words):
         longer = f"{lines[-1]} {word}".strip()
