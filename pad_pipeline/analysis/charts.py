@@ -56,7 +56,7 @@ def draw_charts(found: Mapping[str, Any], out: Path) -> list[Path]:
 
 
 def draw_grid(cells: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
-    """Draw the results of an experiment: a chart for each measure, with each cell's mean as a bar and its seeds as dots.
+    """Draw the results of an experiment: a chart for each measure, with a bar for a cell's mean and dots for its seeds.
 
     Args:
         cells: for each cell and measure, the values of all seeds; values that are not finite are left out.

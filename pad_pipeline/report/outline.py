@@ -9,8 +9,8 @@ from PIL import Image
 REACH = 1024
 """The length of the image's long edge in the units of a path."""
 _FINE = 256
-"""Larger masks are shrunk before they are traced, by averaging and by a whole factor, to a long edge of this many pixels
-or somewhat more."""
+"""Larger masks are shrunk before they are traced, by averaging and by a whole factor, to a long edge of this many
+pixels or somewhat more."""
 _PASSES = 8
 """How many times points are left out."""
 _TOLERANCE = 0.2
@@ -34,7 +34,8 @@ def outline(mask: np.ndarray) -> str:
     factor = max(1, int(size.max()) // _FINE)
     left, top = columns[0] // factor * factor, rows[0] // factor * factor
     part = Image.fromarray(mask[top : rows[-1] + 1, left : columns[-1] + 1] * np.uint8(255)).reduce(factor)
-    bordered = np.zeros((part.height + 2, part.width + 2))  # with a border, so that a mask at the image's edge is closed
+    # With a border of zeros, the outline of a mask at the image's edge is closed along the edge.
+    bordered = np.zeros((part.height + 2, part.width + 2))
     bordered[1:-1, 1:-1] = np.asarray(part)
     # The level adapts, so that a thing thinner than a pixel of the shrunk mask has an outline, too.
     lines = contourpy.contour_generator(z=bordered).lines(min(127.5, float(bordered.max()) / 2))
