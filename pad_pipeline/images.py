@@ -45,14 +45,9 @@ class BadImage(ValueError):
 
 
 def decode(data: bytes, settings: DecodeSettings) -> tuple[Image.Image, str]:
-    """Decode the first frame of an image: upright, in 8-bit RGB, on the background color where it is transparent.
+    """Decode the first frame of an image file; return it, and Pillow's name of the format.
 
-    Args:
-        data: the bytes of the file.
-        settings: the limits and the background.
-
-    Returns:
-        The image, and Pillow's name of the format.
+    The image is upright, in 8-bit RGB, and on the background color where it is transparent.
 
     Raises:
         BadImage: the bytes are no image, a damaged one, or one beyond the limits.

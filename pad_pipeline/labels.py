@@ -1,7 +1,4 @@
-"""Label embeddings: the mean of an LLM's input embeddings over a label's tokens.
-
-Of the LLM's checkpoint only the embedding tensor is read.
-"""
+"""Compute label embeddings: means of an LLM's input embeddings, the only tensor that is read of its checkpoint."""
 
 from __future__ import annotations
 
@@ -40,12 +37,6 @@ class LabelEmbedder:
     """Computes label embeddings: the mean of the input embeddings of a label's tokens.
 
     The mean is computed in float32 and rounded to float16, the type of a shard's `embeds.npy`.
-
-    Args:
-        settings: the LLM, and how labels are tokenized.
-
-    Raises:
-        UserError: the LLM can't be found, or its tokenizer or embedding can't be read.
     """
 
     def __init__(self, settings: LabelSettings) -> None:
@@ -89,7 +80,6 @@ class LabelEmbedder:
 
         Raises:
             ValueError: a label has no token.
-            UserError: see `tokens` and `EmbeddingTable.rows`.
         """
         rows = np.zeros((len(labels), self.width), np.float16)
         for row, label in enumerate(labels):
@@ -103,14 +93,7 @@ class LabelEmbedder:
 
 
 class EmbeddingTable:
-    """The input embedding tensor in an LLM's checkpoint, read row by row, without loading anything else.
-
-    Args:
-        folder: the LLM's folder.
-
-    Raises:
-        UserError: the folder has no input embedding, or it can't be read.
-    """
+    """The input embedding tensor in an LLM's checkpoint, read row by row, without loading anything else."""
 
     def __init__(self, folder: Path) -> None:
         self.path, self.name = _find_embedding(folder)
@@ -174,11 +157,7 @@ def _llm_folder(settings: LabelSettings) -> Path:
 
 
 def _find_embedding(folder: Path) -> tuple[Path, str]:
-    """Find the input embedding in an LLM's folder; return its file, and the tensor's name in it.
-
-    Raises:
-        UserError: there is none, or a file can't be read.
-    """
+    """Find the input embedding in an LLM's folder; return its file, and the tensor's name in it."""
     field = "llm.llm"
     for index in sorted(folder.glob("*.safetensors.index.json")) + sorted(folder.glob("*.bin.index.json")):
         try:

@@ -20,16 +20,11 @@ def decode_mask(rle: dict[str, Any], width: int, height: int) -> np.ndarray:
 
 
 def check_mask(rle: dict[str, Any], width: int, height: int) -> None:
-    """Check a mask, because for a damaged one pycocotools reads or writes memory out of bounds.
+    """Check a mask, because pycocotools reads or writes memory out of bounds for a damaged one.
 
     The format is that of cocoapi's rleFrString. A run is a number in groups of 5 bits, lowest first, with a character
     for each group; the sixth bit of a character says that more groups follow. From the fourth run on, the number is the
     difference to the run before the last.
-
-    Args:
-        rle: `size` is `[height, width]`, `counts` holds the runs.
-        width: of the image, in pixels.
-        height: of the image, in pixels.
 
     Raises:
         ValueError: `rle` has another size, or its runs do not fill the image exactly.

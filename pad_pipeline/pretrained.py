@@ -48,11 +48,10 @@ def load_pretrained(field: str, folder: Path, kind: Any, dtype: torch.dtype, **o
         folder: the model's folder.
         kind: a model class of transformers.
         dtype: of the weights.
-        options: for `kind.from_pretrained`.
+        **options: for `kind.from_pretrained`.
 
     Raises:
-        UserError: the model can't be loaded, tensors are missing or not finite, or the folder refers to weights or code
-            outside it.
+        UserError: the model can't be loaded, a tensor is missing or not finite, or weights or code are elsewhere.
     """
     _check_self_contained(field, folder)
     try:

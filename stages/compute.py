@@ -30,10 +30,7 @@ class ComputeSettings(BaseModel):
 
 
 class Compute:
-    """The device and the precision of this machine under the settings.
-
-    Creating one sets torch's threads, float32 precision and attention kernels for the whole process.
-    """
+    """The device and the precision of the models; creating one configures torch for the whole process."""
 
     def __init__(self, settings: ComputeSettings) -> None:
         self.settings = settings
@@ -124,7 +121,7 @@ class Compute:
 
 
 _new_event: Callable[[], torch.cuda.Event] = torch.cuda.Event
-"""torch's own signature has no types."""
+"""Creates a CUDA event; torch's own signature has no types."""
 
 
 class HostCopy:

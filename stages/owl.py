@@ -1,7 +1,4 @@
-"""Find boxes for tags with OWLv2 or OWL-ViT.
-
-These compare each box with the text of each tag separately, so a box's label is exactly one of the tags.
-"""
+"""Find boxes for tags with OWLv2 or OWL-ViT, which score each tag separately, so that labels are exact."""
 
 from __future__ import annotations
 
@@ -31,11 +28,8 @@ KINDS: dict[str, tuple[Any, Any]] = {
     "owlv2": (Owlv2ForObjectDetection, Owlv2ImageProcessorPil),
     "owlvit": (OwlViTForObjectDetection, OwlViTImageProcessorPil),
 }
-"""Model and image processor by `model_type`.
-
-These are the processors that use Pillow and SciPy. They take a sixth of the time of those that use torchvision, for a
-photograph; single pixels differ by up to 2e-2 standard deviations.
-"""
+"""Model and image processor by `model_type`. For a photograph, these processors, which use Pillow and SciPy, take a
+sixth of the time of those that use torchvision; single pixels differ by up to 2e-2 standard deviations."""
 TEXT = "a photo of a {}"
 """The text for a tag, in the form that OWL's authors use in their examples."""
 TEXTS_AT_ONCE = 64
@@ -49,9 +43,6 @@ class Owl:
         field: the setting that names the model, for errors.
         folder: model folder of transformers.
         compute: device and precision.
-
-    Raises:
-        UserError: the folder holds no OWLv2 or OWL-ViT that can be used.
     """
 
     def __init__(self, field: str, folder: Path, compute: Compute) -> None:
@@ -84,15 +75,7 @@ class Owl:
         return pixels
 
     def read(self, texts: list[list[int]], pad: int) -> Tensor:
-        """Embed texts.
-
-        Args:
-            texts: the token ids of `n` texts.
-            pad: the id of the padding token.
-
-        Returns:
-            An embedding of length 1 for each text, float32 `[n, d]`, on the device.
-        """
+        """Embed texts, given as token ids: an embedding of length 1 for each, float32 `[n, d]`, on the device."""
         ids = torch.full((len(texts), self.max_tokens), pad, dtype=torch.long)
         attended = torch.zeros_like(ids)
         for row, text in enumerate(texts):

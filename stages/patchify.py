@@ -22,20 +22,14 @@ class Patchify(Stage):
         self.view, self.embed = view, LabelEmbedder(labels)
 
     def prepare(self, row: ImageRecord) -> np.ndarray:
-        """Return the coverage of each region, uint8 `[R, grid, grid]`, 0..255.
-
-        The masks are the costly part of this stage, so they are done here, in threads.
-        """
+        """Return the coverage of each region, uint8 `[R, grid, grid]`; the masks are costly, so threads do them."""
         coverage = np.zeros((len(row.regions), self.view.grid, self.view.grid), np.uint8)
         for index, region in enumerate(row.regions):
             coverage[index] = self.view.coverage(coco_mask.decode(region.rle))
         return coverage
 
     def process(self, rows: list[ImageRecord], inputs: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the coverage and the label embeddings of each row.
-
-        Labels are embedded here, and not in the threads of `prepare`, because a tokenizer is not thread-safe.
-        """
+        """Return coverage and label embeddings of each row; not in a thread, because a tokenizer is not thread-safe."""
         return [(coverage, self.embed(row.labels)) for row, coverage in zip(rows, inputs, strict=True)]
 
     def finish(self, row: ImageRecord, output: tuple[np.ndarray, np.ndarray]) -> None:

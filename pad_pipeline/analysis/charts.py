@@ -94,6 +94,6 @@ def _curve(path: Path, residual: Sequence[float]) -> Path:
     axes = figure.subplots()
     axes.plot(range(len(residual)), residual, "o-", color=BLUE)
     axes.set(xlabel="words taken", ylim=(0, 1.05), xticks=range(len(residual)))
-    axes.set_title("energy of a vision token that is left", fontsize=10, loc="left")
+    axes.set_title("share of a vision token's energy that is left", fontsize=10, loc="left")
     figure.savefig(path, dpi=120)
     return path

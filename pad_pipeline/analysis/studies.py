@@ -1,7 +1,6 @@
 """The five studies: entropy, align, pursuit, lens and overlap.
 
-Each takes batch after batch of a run's images, and keeps sums, so that memory does not grow with the number of images.
-(`OverlapStudy` also keeps a mean vector for the first images.)
+Each takes batch after batch of a run's images, and keeps sums, or little for each image, so that memory hardly grows.
 """
 
 from __future__ import annotations
@@ -253,14 +252,14 @@ class WordTally:
         self.readable, self.first, self.precision, self.recall = Mean(), Mean(), Mean(), Mean()
         self.first_true = Mean()
 
-    def add(self, words: Tensor, labels: list[str], shown: Tensor, said_so: Tensor | None = None) -> None:
+    def add(self, words: Tensor, labels: list[str], shown: Tensor, counted: Tensor | None = None) -> None:
         """Add an image.
 
         Args:
             words: the token ids of each patch's words, int64 `[M, K]`.
             labels: the labels of the image.
             shown: bool `[L, M]`, the patches that show each label.
-            said_so: bool `[M, K]`, the words that may count as true; all by default.
+            counted: bool `[M, K]`, the words that can count as true; all by default.
         """
         words = words.cpu()
         self.readable.add(self.vocabulary.readable[words])
@@ -270,8 +269,8 @@ class WordTally:
             return
         said = torch.stack([self.vocabulary.said(words, label) for label in labels])  # [L, M, K]
         hit = said & shown[:, :, None]
-        if said_so is not None:
-            hit &= said_so
+        if counted is not None:
+            hit &= counted
         true = hit.any(0)[covered].float()
         self.precision.add(true.mean(-1))
         self.first_true.add(true[:, 0])
@@ -347,14 +346,7 @@ class LensStudy:
             self.logit.add(logit[:, None], one.labels, one.shown)
 
     def _logit_lens(self, tokens: Tensor) -> Tensor:
-        """Return the likeliest ordinary token at each position of the image, when the LLM reads BOS and image.
-
-        Args:
-            tokens: the projected tokens, `[B, M, d]`.
-
-        Returns:
-            Token ids, int64 `[B, M]`.
-        """
+        """Return the likeliest ordinary token at each position of the image, int64 `[B, M]`; the LLM reads BOS first."""
         llm = self.subject.llm
         inner = getattr(llm.model, "language_model", llm.model)
         begin = self.subject.tokenizer.bos_token_id

@@ -55,13 +55,7 @@ class Target:
 
     @contextmanager
     def file(self, name: str) -> Iterator[Path]:
-        """Yield a temporary path to write to; it becomes file `name` if the block ends without an exception.
-
-        So the file is whole, or does not exist.
-
-        Raises:
-            UserError: the file is not below the folder.
-        """
+        """Yield a temporary path to write to, which becomes file `name` if the block ends without an exception."""
         path = self.path_of(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
@@ -80,11 +74,7 @@ class Target:
                     path.unlink()
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a whole file. A file that has this content already is left as it is, which makes a second export quick.
-
-        Raises:
-            UserError: the file is not below the folder.
-        """
+        """Write a whole file, unless it has this content already, which makes a second export quick."""
         path = self.path_of(name)
         if not (path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content):
             with self.file(name) as partial:

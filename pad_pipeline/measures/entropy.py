@@ -61,13 +61,9 @@ class PooledEntropy:
         self._accumulate(len(rows), rows.sum(0), rows)
 
     def add_mixed(self, mix: Tensor, basis: Tensor) -> None:
-        """Add the `n` vectors `mix @ basis`, for a fraction of the cost of `add`.
+        """Add the vectors M B, with the mix M `[n, L]` and the basis B `[L, d]`, at a fraction of the cost of `add`.
 
         Their Gram matrix is B^T (M^T M) B, and M^T M is only `[L, L]`.
-
-        Args:
-            mix: M, `[n, L]`.
-            basis: B, `[L, d]`.
         """
         shares = mix.double()
         values, directions = torch.linalg.eigh(shares.mT @ shares)

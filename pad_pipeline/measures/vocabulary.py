@@ -23,12 +23,7 @@ ROWS = 1024
 
 
 def nearest_word(tokens: Tensor, words: Tensor) -> Tensor:
-    """Return, for each token, the index of the word with the highest cosine: int64 `[M]`.
-
-    Args:
-        tokens: `[M, d]`.
-        words: embeddings of length 1, `[V, d]`.
-    """
+    """Return for each token `[M, d]` the word with the highest cosine, of `[V, d]` words of length 1: int64 `[M]`."""
     return torch.cat([(F.normalize(rows.float(), dim=-1) @ words.mT).argmax(-1) for rows in torch.split(tokens, ROWS)])
 
 
@@ -57,7 +52,7 @@ class Vocabulary:
             for token, word in zip(self.tokens, self.words, strict=True)
         ]
         self.ordinary = torch.tensor([number not in special for number in range(len(self.tokens))])
-        """bool `[V]`: whether a token is no special token."""
+        """bool `[V]`: false for special tokens."""
         self.readable = torch.tensor(whole) & self.ordinary
         """bool `[V]`: whether a token is a word by itself: a space, then two letters or more."""
         numbers = {word: number for number, word in enumerate(dict.fromkeys(self.words))}

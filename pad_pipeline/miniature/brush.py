@@ -59,14 +59,7 @@ class Brush:
         return int(self.rng.integers(count))
 
     def polygon(self, part: str, points: list[Point], color: Color | None = None, join: bool = False) -> None:
-        """Draw a filled polygon that belongs to `part` ("" for the body).
-
-        Args:
-            part: the label of the part.
-            points: the corners, in the thing's coordinates.
-            color: the color; by default the thing's main color.
-            join: whether the polygon is one region with the shape before it.
-        """
+        """Draw a filled polygon of a part ("" for the body); with `join`, it is one region with the shape before it."""
         cos, sin = math.cos(self.angle) * self.scale, math.sin(self.angle) * self.scale
         if self.wobble:
             points = [(x + dx, y + dy) for (x, y), (dx, dy) in zip(points, self._offsets(len(points)), strict=True)]

@@ -108,14 +108,7 @@ def is_drawn(path: Path) -> bool:
 
 
 def _record(index: int, name: str, turns: list[tuple[str, str]], image_last: bool = False) -> dict[str, Any]:
-    """Return a conversation in LLaVA's format, with the image before or after the first question.
-
-    Args:
-        index: the index of the scene.
-        name: the name of the image's file.
-        turns: questions and answers.
-        image_last: whether the image comes after the first question.
-    """
+    """Return a conversation in LLaVA's format, with the image before or after the first question."""
     messages = []
     for number, (question, answer) in enumerate(turns):
         if number == 0:

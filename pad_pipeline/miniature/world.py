@@ -173,14 +173,7 @@ def _background(
 
 
 def _ground_texture(rng: np.random.Generator, texture: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return the gray levels that a texture adds to the color of stuff, float32 `[H, W]`.
-
-    Args:
-        rng: random numbers.
-        texture: a texture of `STUFF`.
-        x: of each pixel, `[H, W]`.
-        y: of each pixel, `[H, W]`.
-    """
+    """Return the gray levels that a texture of `STUFF` adds at the coordinates `x` and `y`, float32 `[H, W]`."""
     if texture == "clear":
         return y * float(rng.uniform(0, 0.15))
     if texture == "stars":
@@ -204,9 +197,7 @@ def _places(
 ) -> list[tuple[str, float, tuple[float, float, float]]]:
     """Choose up to `count` things at random, and place them so that none hides too much of another.
 
-    Returns:
-        For each thing, the farthest first: its kind, the y of its feet (by which things are ordered), and its center
-        and scale (x, y, half the height), in pixels.
+    Return for each thing, the farthest first, kind, y of the feet, and center and scale (x, y, half the height).
     """
     edge, placed = min(width, height), []
     boxes: list[tuple[float, float, float, float]] = []
@@ -276,15 +267,7 @@ def _add_textures(
     owners: list[Owner],
     made: list[tuple[Brush, Thing]],
 ) -> None:
-    """Add texture and shading to the visible pixels of things, in place.
-
-    Args:
-        rng: random numbers.
-        pixels: the image, float32 `[H, W, 3]`.
-        owner: the map of owners, `[H, W]`.
-        owners: the owner of each number in the map.
-        made: the brush and the attributes of each thing.
-    """
+    """Add texture and shading to the visible pixels of things, in the image `pixels`, float32 `[H, W, 3]`."""
     for number, (brush, thing) in enumerate(made):
         shaded = rng.random() < 0.3
         if not (shaded or thing.texture):
@@ -321,13 +304,7 @@ def _marks(texture: str, x: np.ndarray, y: np.ndarray, period: float) -> np.ndar
 
 
 def _regions(owner: np.ndarray, owners: list[Owner], kinds: list[str]) -> tuple[list[TrueRegion], dict[int, int]]:
-    """Return the visible regions of a scene, and the index of each thing's region among them.
-
-    Args:
-        owner: the map of owners, `[H, W]`.
-        owners: the owner of each number in the map.
-        kinds: the kind of each thing.
-    """
+    """Return the visible regions of a scene, and the index of each thing's region among them."""
     # The numbers of the shapes that make up each region.
     groups: dict[tuple[str, str, int, int], list[int]] = {}
     for number, (part, thing, instance) in enumerate(owners, 1):

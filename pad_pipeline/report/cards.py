@@ -148,11 +148,7 @@ def _content(sample: Sample, view: View, measures: list[Measure]) -> dict[str, A
 def _patches(coverage: np.ndarray) -> list[Any]:
     """Return the part of the patch grid that a region touches; an empty list if it is outside the view.
 
-    Args:
-        coverage: of the region, uint8 `[grid, grid]`.
-
-    Returns:
-        First row, first column, number of rows, number of columns, and the part's coverage, row by row, in base64.
+    The list has first row, first column, number of rows, number of columns, and the coverage, row by row, in base64.
     """
     if not coverage.any():
         return []

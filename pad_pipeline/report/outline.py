@@ -45,7 +45,10 @@ def outline(mask: np.ndarray) -> str:
 
 
 def _simplified(line: np.ndarray) -> np.ndarray:
-    """Leave out points of a closed line `[N, 2]`, whose last point repeats the first; the result is not repeated."""
+    """Leave out points of a closed line `[N, 2]`.
+
+    The last point of the line repeats the first; the result, float64 `[n, 2]`, does not repeat it.
+    """
     ring = line[:-1, 0] + 1j * line[:-1, 1]
     for turn in range(_PASSES):
         previous = np.concatenate((ring[-1:], ring[:-1]))

@@ -1,1 +1,2 @@
-"""Grounding DINO: the model of transformers, encoding each image once for all its prompts, and official checkpoints."""
+"""Grounding DINO: the model of transformers, which here encodes an image once for all its prompts, and the conversion
+of official checkpoints."""

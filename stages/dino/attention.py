@@ -19,10 +19,7 @@ from torch import Tensor, nn
 class FusedBiAttention(nn.Module):
     """Attention between image and text in both directions.
 
-    It replaces transformers' `...BiMultiHeadAttention`, with the same parameters and signature.
-
-    Args:
-        original: the module of transformers, whose layers are taken over.
+    It replaces transformers' `...BiMultiHeadAttention`, takes over its layers, and has its signature.
     """
 
     def __init__(self, original: Any) -> None:
@@ -41,9 +38,7 @@ class FusedBiAttention(nn.Module):
         vision_attention_mask: Tensor,
         text_attention_mask: Tensor,
     ) -> tuple[tuple[Tensor, None], tuple[Tensor, None]]:
-        """Return the update of the image `[B, P, d]` and that of the text `[B, T, d]`.
-
-        Each comes with None in the place of the attention weights that transformers returns.
+        """Return the updates of image `[B, P, d]` and text `[B, T, d]`, each with None for the attention weights.
 
         Args:
             vision_features: `[B, P, d]`.

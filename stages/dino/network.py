@@ -61,9 +61,6 @@ class GroundingDino:
         field: the setting that names the model, for errors.
         folder: model folder of transformers.
         compute: device and precision.
-
-    Raises:
-        UserError: the folder holds no Grounding DINO that can be used.
     """
 
     def __init__(self, field: str, folder: Path, compute: Compute) -> None:
@@ -129,10 +126,7 @@ class GroundingDino:
         return sum(-(-height // stride) * -(-width // stride) for stride in strides)
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """Return the resized image, uint8 `[3, H, W]`.
-
-        It is normalized later, on the device: that way a quarter of the bytes have to be sent.
-        """
+        """Return the resized image, uint8 `[3, H, W]`. The device normalizes it, which saves 3/4 of the transfer."""
         inputs = self.processor(images=image, do_rescale=False, do_normalize=False, return_tensors="pt")
         pixels: Tensor = inputs["pixel_values"][0]
         return pixels.to(torch.uint8)

@@ -53,11 +53,9 @@ class CrossAttention(nn.Module):
         self.output = _residual_output(width, width)
 
     def forward(self, queries: Tensor, image: Tensor) -> Tensor:
-        """Return the attended queries, `[B, tags, width]`.
+        """Return the attended queries `[B, tags, width]`.
 
-        Args:
-            queries: `[B, tags, width]`, or `[1, tags, width]` for all images alike.
-            image: tokens `[B, tokens, embed_width]`.
+        `queries` is `[B, tags, width]`, or `[1, tags, width]` for all images; `image` has tokens `[B, n, embed_width]`.
         """
         q, k, v = (
             self.self[name](x).unflatten(-1, (self.heads, -1)).transpose(1, 2).expand(len(image), -1, -1, -1)
@@ -89,12 +87,7 @@ def _residual_output(inputs: int, width: int) -> nn.ModuleDict:
 
 
 class Ram(nn.Module):
-    """The tagger: it maps an image to one logit for each tag.
-
-    Args:
-        settings: the shape of the network.
-        tags: the number of tags.
-    """
+    """The tagger: it maps an image to a logit for each of `tags` tags."""
 
     reweight_scale: Tensor
 
@@ -129,10 +122,7 @@ class Ram(nn.Module):
 
         RAM has one embedding for each tag. RAM++ has one for each description of a tag, and takes their weighted mean.
         The weights are a softmax, over the tag's descriptions, of exp(reweight_scale) * <image, description>. Here
-        `image` is the mean token at length 1; the descriptions are used as they are, not normalized.
-
-        Args:
-            mean_token: the mean of each image's tokens, `[B, embed_width]`.
+        `image` is the image's `mean_token` `[B, embed_width]` at length 1; the descriptions are not normalized.
         """
         if self.settings.family == "ram":
             return self.label_embed.unsqueeze(0)

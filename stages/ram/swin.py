@@ -1,7 +1,6 @@
-"""The Swin Transformer (v1), the image encoder of RAM and RAM++.
+"""The Swin Transformer (v1, arXiv 2103.14030), the image encoder of RAM and RAM++.
 
-Its input size is fixed, and it has no absolute position embedding. Attention never leaves a window of tokens; the
-windows of every second block are shifted by half a window (arXiv 2103.14030).
+Its input size is fixed, and it has no absolute position embedding.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ class SwinSettings(BaseModel):
         side = self.image_size // self.patch
         for _ in self.depths:
             if not side or side % min(self.window, side):
-                raise ValueError(f"window {self.window} must divide every stage's resolution, and {side} is one")
+                raise ValueError(f"window {self.window} must divide the side of every layer, and {side} is one")
             side //= 2
         if any((self.embed_dim << stage) % heads for stage, heads in enumerate(self.num_heads)):
             raise ValueError(
-                f"num_heads {self.num_heads} must divide the widths of the stages, {self.embed_dim} and up"
+                f"num_heads {self.num_heads} must divide the widths of the layers, {self.embed_dim} and up"
             )
         return self
 
@@ -46,13 +45,7 @@ class SwinSettings(BaseModel):
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention inside windows, with a learned bias for each relative position.
-
-    Args:
-        dim: channels.
-        window: tokens along an edge of a window.
-        heads: of `dim / heads` channels each.
-    """
+    """Multi-head self-attention in windows of `window**2` tokens, with a learned bias for each relative position."""
 
     relative_position_index: Tensor
 
@@ -101,14 +94,9 @@ class Mlp(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Window attention, then the MLP, each after a LayerNorm and with a residual.
+    """Window attention, then the MLP, each after a LayerNorm and with a residual, over `side**2` tokens.
 
-    Args:
-        dim: channels.
-        side: tokens along an edge of the image.
-        window: tokens along an edge of a window; `side` where that is smaller.
-        heads: of the attention.
-        shifted: whether the windows are shifted by half a window; without effect where one window holds the image.
+    With `shifted`, windows are shifted by half their side, unless one window holds the whole image.
     """
 
     attn_mask: Tensor | None

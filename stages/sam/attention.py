@@ -62,10 +62,7 @@ class RelativeAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Multi-head attention between the tokens of the decoder and of the image.
 
-    It replaces upstream's `transformer.Attention`, with the same parameters and signature.
-
-    Args:
-        original: the module of upstream, whose layers are taken over.
+    It replaces upstream's `transformer.Attention`, takes over its layers, and has its signature.
     """
 
     def __init__(self, original: Any) -> None:

@@ -26,14 +26,7 @@ FILES = ["*config.json", "model*.safetensors*"]
 class HubSam:
     """A segmenter of transformers on its device.
 
-    Args:
-        field: the setting that names the model, for errors.
-        folder: model folder of transformers.
-        compute: device and precision.
-        batch_size: not used; it stands here because `OfficialSam` has it.
-
-    Raises:
-        UserError: the folder holds no segmenter that can be used.
+    The arguments are those of `OfficialSam`, with a model folder instead of the checkpoint; `batch_size` is not used.
     """
 
     threshold = 0.0
@@ -78,15 +71,7 @@ class HubSam:
         return pixels
 
     def encode(self, images: list[Tensor], size: int) -> list[Tensor]:
-        """Encode images.
-
-        Args:
-            images: `[3, S, S]` each, from `prepare`.
-            size: not used; it stands here because `OfficialSam.encode` has it.
-
-        Returns:
-            The embeddings that the decoder takes, each `[B, ...]`: one for SAM, two for SAM-HQ, several for SAM 2.
-        """
+        """Encode images from `prepare` to the tensors that the decoder takes, each `[B, ...]`; `size` is not used."""
         with self.compute.autocast():
             embeddings = self.model.get_image_embeddings(self.compute.send(torch.stack(images)))
         if self.kind == "sam":
@@ -108,15 +93,9 @@ class HubSam:
         return int(height * scale + 0.5), int(width * scale + 0.5)
 
     def decode(self, embeddings: list[Tensor], image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode one mask for each box.
+        """Decode one mask for each box: logits, float32 `[N, h, w]`, and predicted IoU, float32 `[N]`.
 
-        Args:
-            embeddings: from `encode`.
-            image: int64 `[N]`, the index of each box's image in the batch, ascending; on the CPU.
-            boxes: `[N, 4]`, from `boxes`; on the CPU.
-
-        Returns:
-            Mask logits, float32 `[N, h, w]`, and predicted IoU, float32 `[N]`.
+        The arguments are those of `OfficialSam.decode`; `image` ascends.
         """
         if self.kind == "sam_hq":
             # It processes whole feature maps before it looks at boxes: each image is decoded once, with all its boxes.

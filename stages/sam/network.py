@@ -69,14 +69,7 @@ def build_sam(shape: SamShape) -> Sam:
 
 
 def load_sam(field: str, path: Path) -> tuple[Sam, SamShape]:
-    """Load an official checkpoint; the shapes of its tensors say how large the network is.
-
-    Args:
-        field: the setting that names the checkpoint, for errors.
-        path: the checkpoint.
-
-    Returns:
-        The network in eval mode, with float32 weights, and its shape.
+    """Load an official checkpoint; return the network in eval mode, in float32, and its shape, read off the tensors.
 
     Raises:
         UserError: the file's tensors are not exactly those of a SAM.
@@ -133,9 +126,6 @@ class OfficialSam:
         path: the checkpoint.
         compute: device and precision.
         batch_size: images in a full batch.
-
-    Raises:
-        UserError: the file is no official checkpoint of SAM.
     """
 
     square_pixels: int
@@ -147,7 +137,7 @@ class OfficialSam:
         sam, self.network_shape = load_sam(field, path)
         self.compute = compute
         prompts = sam.prompt_encoder  # positions become angles of sine and cosine: in bfloat16 they would be far off
-        # Autocast keeps torch's own norms in float32, but not these, which are made of elementary operations.
+        # These norms are made of elementary operations, so autocast does not keep them in float32, as it does torch's.
         norms = [part for part in sam.modules() if isinstance(part, LayerNorm2d)]
         exact = [prompts, prompts.pe_layer, sam.mask_decoder.iou_prediction_head, *norms]
         self.sam: Sam = compute.put(sam, in_float32=exact)
@@ -166,8 +156,7 @@ class OfficialSam:
 
         Args:
             images: uint8 `[3, h, w]` each, from `prepare`.
-            size: images in a full batch. Where the encoder is compiled, a smaller batch is filled up, see
-                `Compute.filled`; the embeddings of the filling are returned too.
+            size: images in a full batch. A compiled encoder fills up a smaller one, see `Compute.filled`.
         """
         batch = torch.stack([self.sam.preprocess(self.compute.send(pixels)) for pixels in images])
         with self.compute.autocast():
