@@ -346,7 +346,7 @@ class LensStudy:
             self.logit.add(logit[:, None], one.labels, one.shown)
 
     def _logit_lens(self, tokens: Tensor) -> Tensor:
-        """Return the likeliest ordinary token at each position of the image, int64 `[B, M]`; the LLM reads BOS first."""
+        """Return the likeliest ordinary token at each position of the image, int64 `[B, M]`; BOS comes first."""
         llm = self.subject.llm
         inner = getattr(llm.model, "language_model", llm.model)
         begin = self.subject.tokenizer.bos_token_id
