@@ -331,7 +331,8 @@ class Plan:
             table = pa.concat_tables(parts)
             if any(column.null_count for column in table.columns):
                 raise ValueError("a value is missing")
-            return table.to_pylist()
+            rows: list[dict[str, Any]] = table.to_pylist()
+            return rows
         except (pa.ArrowException, ValueError) as error:
             raise self._unreadable(error) from error
 
