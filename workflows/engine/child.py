@@ -38,7 +38,7 @@ class ChildDied(Exception):
 
 
 class Child:
-    """The parent's end.
+    """The parent's end of a child process.
 
     Args:
         modules: what the child imports first.
@@ -60,7 +60,7 @@ class Child:
 
     @classmethod
     def taken(cls) -> Child:
-        """A child, by preference the one that `preload` started."""
+        """Return the child that `preload` started, or else a new one."""
         child, cls._waiting = cls._waiting or cls(), None
         return child
 
@@ -87,8 +87,8 @@ class Child:
             raise self._death() from error
 
     def receive(self) -> Done | dict[str, Worked] | str | None:
-        """The next thing that the child has to say: the step that it begins, what its stages have come to, or what
-        became of the task.
+        """Return the next thing that the child says: the name of the step that it begins, what its stages have come to,
+        or what became of the task.
 
         Raises:
             ChildDied: it died.
@@ -128,7 +128,7 @@ class Child:
 
 
 def main(descriptor: int, modules: list[str]) -> NoReturn:
-    """The child's end: import, build the chain that comes first, work on the tasks that come then.
+    """Run the child's end: import, build the chain that comes first, work on the tasks that come then.
 
     Args:
         descriptor: of the connection.

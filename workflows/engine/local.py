@@ -1,4 +1,4 @@
-"""Run a chain of stages over shards on this machine, one after another: in this process, or in a child of it."""
+"""The local engine: it runs a chain over shards, one after another, in this process or in a child of it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pad_pipeline.workflows.engine.progress import StageState, Watch
 
 
 class LocalEngine:
-    """All steps in one process: the same callables as on Ray, so the same bytes.
+    """Runs all steps in one process: the same callables as on Ray, so the same bytes.
 
     Args:
-        isolated: work in a child process. If it dies, that costs one attempt at its shard, and a successor goes on.
-            Otherwise a death is the caller's own.
+        isolated: work in a child process. If the child dies, that costs one attempt at its shard, and a successor goes
+            on. Without it, what kills the process kills the caller.
     """
 
     def __init__(self, isolated: bool = False) -> None:
@@ -47,14 +47,14 @@ class _Worker:
         self.chain: Chain | None = None
 
     def tried(self, attempts: Attempts) -> Done | None:
-        """What the attempts' task came to; None where the process that worked on it died."""
+        """Return what the task of the attempts came to, or None where the process that worked on it died."""
         self.chain = self.chain or Chain(self.link, self.look)
         done: Done = self.chain.run(attempts.task())
         self.look()
         return done
 
     def worked(self) -> dict[str, Worked]:
-        """What each stage has come to."""
+        """Return what each stage has come to."""
         return self.chain.worked() if self.chain else {}
 
     def look(self) -> None:
@@ -62,7 +62,7 @@ class _Worker:
         self.watch.look({name: StageState(worked, workers=1) for name, worked in self.worked().items()})
 
     def close(self) -> None:
-        """Nothing: the chain goes with its process."""
+        """Do nothing: the chain goes with its process."""
 
 
 class _ChildWorker(_Worker):
@@ -109,7 +109,7 @@ class _ChildWorker(_Worker):
         return self.child
 
     def worked(self) -> dict[str, Worked]:
-        """What each stage has come to, over all children."""
+        """Return what each stage has come to, over all children."""
         return add_worked(self.past)
 
     def close(self) -> None:
