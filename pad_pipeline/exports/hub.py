@@ -51,13 +51,12 @@ def export_hub(
     if not _NAME.fullmatch(repository):
         raise UserError("--push", repository, "a repository is called OWNER/NAME", "correct the name")
     if not shards.folder.remote and Path(str(shards.folder)).resolve() == target.path.resolve():
-        raise UserError("--out", target.path, "these are the shards that are read", "name a new folder")
+        raise UserError("out", target.path, "these are the shards that are read", "name another `out`")
     if missing := shards.run.shards - len(shards.names):
         rule = f"{missing} of its {shards.run.shards} shards are not finished"
         raise UserError("SHARDS", shards.folder, rule, "run the command that makes it again, then export it")
     target.remove(CARD, RUN_NAME)  # first of all: half an export should not be read as a run
     target.remove(*SHARDS, but={f"{shard}.{ending}" for shard in shards.names for ending in ("tar", "parquet")})
-    target.remove(".*.partial")
     stats = Statistics(shards)
     for shard in shards.names:
         _take(shards, f"{shard}.tar", target, link=True)

@@ -25,6 +25,7 @@ from pad_pipeline.report.cards import Card, as_script, make_card
 from pad_pipeline.report.facts import run_facts
 from pad_pipeline.report.tally import Tally
 from pad_pipeline.shards.reader import ShardFolder
+from pad_pipeline.storage import Folder, claim_folder, whole
 
 MARK = ".pad-report"
 """A file that only a report has: the folder may be written over."""
@@ -55,14 +56,9 @@ def prepare_out(out: Path) -> None:
     Raises:
         UserError: it is in use for something else.
     """
-    remedy = "name a folder that is new, empty, or an earlier report"
-    if out.exists() and not out.is_dir():
-        raise UserError("--out", out, "this is a file", remedy)
-    if out.exists() and not (out / MARK).is_file() and any(out.iterdir()):
-        raise UserError("--out", out, f"it holds something else ({min(out.iterdir()).name})", remedy)
+    claim_folder(out, MARK, "`pad report` may replace what is in this folder.\n")
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / MARK).write_text("`pad report` may replace what is in this folder.\n")
+        Folder(out).clean()
         (out / "index.html").unlink(missing_ok=True)  # first of all: a half report should not open
         for part in _PARTS:
             if (out / part).is_symlink() or (out / part).is_file():
@@ -71,7 +67,8 @@ def prepare_out(out: Path) -> None:
                 shutil.rmtree(out / part)
             (out / part).mkdir()
     except OSError as error:
-        raise UserError("--out", out, f"it can't be written ({error.strerror or error})", remedy) from error
+        rule = f"it can't be written ({error.strerror or error})"
+        raise UserError("out", out, rule, "make room, or name another `out`") from error
 
 
 def write_report(shards: ShardFolder, out: Path, settings: ReportSettings) -> Iterator[Counter[str]]:
@@ -202,6 +199,5 @@ def _write_page(shards: ShardFolder, out: Path, tally: Tally) -> None:
         failures=sorted(tally.failures.items(), key=lambda entry: -entry[1].count),
         written=f"{datetime.now(UTC):%Y-%m-%d} by pad {__version__}",
     )
-    partial = out / ".index.html.partial"
-    partial.write_bytes(page.encode("utf-8", "replace"))  # a lone surrogate of a caption has no form in UTF-8
-    partial.replace(out / "index.html")
+    with whole(out / "index.html", durable=False) as partial:
+        partial.write_bytes(page.encode("utf-8", "replace"))  # a lone surrogate of a caption has no form in UTF-8

@@ -18,8 +18,10 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.evaluation.answers import exact_match
 from pad_pipeline.evaluation.boxes import read_expressions, score_boxes
 from pad_pipeline.evaluation.captions import java_scores, score_captions
+from pad_pipeline.facts import read_facts
 from pad_pipeline.images import BadImage, DecodeSettings, decode
 from pad_pipeline.sources.base import path_problem
+from pad_pipeline.storage import write_whole
 from pad_pipeline.training.chat import Chat, llava_folder, load_processor, shown_fit
 from pad_pipeline.weights import file_sha256
 
@@ -105,18 +107,13 @@ def _claim(out: Path, model: Path) -> None:
     folder = llava_folder(model)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     mine = {"files": {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}}
-    path = out / ASKED
-    if not path.exists():
+    theirs = read_facts(out / ASKED)
+    if theirs is None:
         if (out / ANSWERS).exists():
-            raise UserError("--out", out, f"it holds answers, and no {ASKED} that says whose", "name a new folder")
-        path.write_text(json.dumps(mine, indent=1) + "\n", "utf-8")
-        return
-    try:
-        theirs = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError("--out", path, "it can't be read", "name a new folder") from error
-    if theirs != mine:
-        raise UserError("--out", out, "it holds the answers of another model", "name a new folder")
+            raise UserError("out", out, f"it holds answers, and no {ASKED} that says whose", "name another `out`")
+        write_whole(out / ASKED, json.dumps(mine, indent=1) + "\n")
+    elif theirs != mine:
+        raise UserError("out", out, "it holds the answers of another model", "name another `out`")
 
 
 def _known(path: Path, asked: Sequence[Question]) -> list[str]:

@@ -23,7 +23,7 @@ from pad_pipeline.shards.writer import TOTALS
 from pad_pipeline.sources.base import Source
 from pad_pipeline.sources.shards import ShardsSource
 from pad_pipeline.stages.custom.settings import CustomGrounder
-from pad_pipeline.storage import Folder, folder_at, is_url
+from pad_pipeline.storage import Folder, claim_folder, folder_at, is_url
 from pad_pipeline.workflows.engine.attempts import Attempts
 from pad_pipeline.workflows.engine.chain import Link
 from pad_pipeline.workflows.engine.local import JOURNAL_NAME, LocalEngine
@@ -34,7 +34,7 @@ from pad_pipeline.workflows.models.settings import ModelSettings
 from pad_pipeline.workflows.runs.chains import annotation_chain, import_chain
 from pad_pipeline.workflows.runs.fingerprint import code_fingerprint, environment
 from pad_pipeline.workflows.runs.options import RunOptions
-from pad_pipeline.workflows.runs.resume import Scan, adopt, check_repaired, check_same, foreign, scan
+from pad_pipeline.workflows.runs.resume import Scan, adopt, check_repaired, check_same, scan
 from pad_pipeline.workflows.runs.steps import unwritable
 
 
@@ -127,7 +127,7 @@ def open_out(out: Path | str, options: RunOptions) -> Folder:
     Raises:
         UserError: it is something else.
     """
-    field, where = ("--fork", options.fork) if options.fork else ("--out", out)
+    field, where = ("fork", options.fork) if options.fork else ("out", out)
     if not str(out):
         raise UserError("--out", "", "it is empty", "name a folder")
     if options.fork:
@@ -137,14 +137,7 @@ def open_out(out: Path | str, options: RunOptions) -> Folder:
     folder = folder_at(where if isinstance(where, str) else Path(where or "."), field)
     if not folder.remote:
         folder = Folder(folder.path.resolve())
-        if folder.path.exists() and not folder.path.is_dir():
-            raise UserError(field, folder, "this is a file", "name a folder that is new, empty, or a run of pad's")
-    try:
-        if names := foreign(folder):
-            rule = f"it holds something else ({names[0]}) and no {RUN_NAME}"
-            raise UserError(field, folder, rule, "name a folder that is new, empty, or a run of pad's")
-    except OSError as error:
-        raise unwritable(folder, error) from error
+    claim_folder(folder, RUN_NAME, field=field, hidden=False)
     return folder
 
 
