@@ -61,7 +61,7 @@ def export_hub(
     for shard in shards.names:
         _take(shards, f"{shard}.tar", target, link=True)
         _take(shards, f"{shard}.parquet", target)
-        stats.add(shard)
+        stats.add_shard(shard)
         yield Counter(images=stats.images, regions=stats.regions)
     for file in (PLAN_NAME, RUN_NAME):
         _take(shards, file, target)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 from pad_pipeline.facts import flat
 from pad_pipeline.report.tally import Tally
 from pad_pipeline.shards.provenance import models
-from pad_pipeline.shards.reader import ShardFolder
 
 
 class Table(NamedTuple):
@@ -17,9 +16,9 @@ class Table(NamedTuple):
     rows: list[tuple[str, str]]
 
 
-def run_facts(shards: ShardFolder, tally: Tally) -> list[Table]:
+def run_facts(tally: Tally) -> list[Table]:
     """Tables of a run's facts, without empty ones."""
-    run, view = shards.run, shards.run.view
+    shards, run, view = tally.shards, tally.shards.run, tally.shards.run.view
     the_run = [
         ("where", str(shards.folder)),
         ("made by", f"pad {'import coco' if run.kind == 'import-coco' else run.kind}"),

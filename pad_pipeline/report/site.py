@@ -87,7 +87,8 @@ def write_report(shards: ShardFolder, out: Path, settings: ReportSettings) -> It
         OSError: it can't be written.
     """
     prepare_out(out)
-    writer = _Writer(out, settings)
+    tally = Tally(shards)
+    writer = _Writer(out, settings, tally)
     for _, cards in groupby(_cards(shards, settings), lambda card: card.data["shard"]):
         found: Counter[str] = Counter()
         for card in cards:
@@ -96,18 +97,17 @@ def write_report(shards: ShardFolder, out: Path, settings: ReportSettings) -> It
             found.update(images=1, failed=failed, regions=len(card.measures))
         yield found
     writer.close()
-    tally = writer.tally
     facts = {
         "images": tally.images,
         "page_size": settings.page_size,
         "block": settings.block,
         "patches": shards.run.view.grid,
-        "labels": [[label, found.count] for label, found in tally.labels.items()],
+        "labels": list(tally.labels.items()),
     }
     _write_script(out / "data", "facts", as_script(facts))
     for name in _ASSETS:
         shutil.copyfile(_WEB / name, out / "assets" / name)
-    _write_page(shards, out, tally)
+    _write_page(out, tally)
 
 
 def _cards(shards: ShardFolder, settings: ReportSettings) -> Iterator[Card]:
@@ -129,8 +129,8 @@ def _cards(shards: ShardFolder, settings: ReportSettings) -> Iterator[Card]:
 class _Writer:
     """Takes cards in order, and writes pages and blocks of the index as they fill."""
 
-    def __init__(self, out: Path, settings: ReportSettings) -> None:
-        self.out, self.settings, self.tally = out, settings, Tally()
+    def __init__(self, out: Path, settings: ReportSettings, tally: Tally) -> None:
+        self.out, self.settings, self.tally = out, settings, tally
         self.page: list[str] = []
         self.statuses = ""
         self.labels: list[list[int]] = []
@@ -162,7 +162,7 @@ class _Writer:
         """The image's status, the best score of each of its labels in percent, and the words to be searched."""
         best: dict[int, int] = {}
         for measure in card.measures:
-            label = self.tally.labels[measure.label].number
+            label = self.tally.numbers[measure.label]
             best[label] = max(best.get(label, 0), int(100 * measure.score + 1e-6))
         self.statuses += card.data["status"][0]
         self.labels.append([number for entry in best.items() for number in entry])
@@ -186,16 +186,16 @@ def _write_script(folder: Path, name: str, value: str) -> None:
     (folder / f"{name}.js").write_text(f'padData("{name}",{value});\n', "ascii")
 
 
-def _write_page(shards: ShardFolder, out: Path, tally: Tally) -> None:
+def _write_page(out: Path, tally: Tally) -> None:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_WEB), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     page = environment.get_template("index.html.jinja").render(
-        name=str(shards.folder).rstrip("/").rpartition("/")[2] or str(shards.folder),
-        facts=run_facts(shards, tally),
+        name=str(tally.shards.folder).rstrip("/").rpartition("/")[2] or str(tally.shards.folder),
+        facts=run_facts(tally),
         tally=tally,
-        by_count=sorted(tally.labels.items(), key=lambda entry: -entry[1].count),
-        by_area=sorted(tally.labels.items(), key=lambda entry: -entry[1].area),
+        by_count=[label for label, _ in tally.labels.most_common()],
+        by_area=sorted(tally.areas, key=lambda label: -tally.areas[label]),
         failures=sorted(tally.failures.items(), key=lambda entry: -entry[1].count),
         written=f"{datetime.now(UTC):%Y-%m-%d} by pad {__version__}",
     )

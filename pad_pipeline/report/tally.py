@@ -1,19 +1,19 @@
-"""Statistics of a run, counted image by image: labels, scores, coverage, sizes, failures."""
+"""Statistics of the images in a report: what `pad stats` counts, and scores, coverage and sizes as histograms."""
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from pad_pipeline.report.cards import TOUCHED_BINS, Card
+from pad_pipeline.shards.reader import ShardFolder
+from pad_pipeline.shards.stats import Statistics
 
-_REASONS = 1000
-"""Distinct reasons of failures that are kept apart; each could name its own file."""
-_SUCH_AS = 3
-OTHER = ("", "other reasons")
+_REASONS, _SUCH_AS = 1000, 3
+"""Distinct reasons of failures that are kept apart, and images that are named for each."""
 
 
 @dataclass
@@ -43,110 +43,54 @@ class Histogram:
         names = [f"{low:g} to {high:g}" for low, high in pairwise(self.edges)]
         if all(high == low + 1 for low, high in pairwise(self.edges[:-1])):  # whole numbers
             names = [f"{low:g}" for low in self.edges[:-1]]
-        if self.edges[-1] == float("inf"):
+        if self.edges[-1] == math.inf:
             names[-1] = f"{self.edges[-2]:g} or more"
         return [(f"{name} {self.unit}".strip(), count) for name, count in zip(names, self.counts, strict=True)]
 
 
-@dataclass
-class LabelCount:
-    """What the regions of one label come to."""
-
-    number: int
-    """Of the label in the report's index, by first appearance."""
-    count: int = 0
-    area: float = 0.0
-    """Sum over its regions of the share of the image."""
-
-
-@dataclass
-class Failure:
-    """Images in quarantine for one reason."""
-
-    count: int = 0
-    such_as: list[str] = field(default_factory=list)
-    """The first of them, by their path in the source."""
-
-
-def _shares(title: str, steps: int = 20) -> Histogram:
-    return Histogram(title, [number / steps for number in range(steps + 1)])
-
-
-@dataclass
-class Tally:
+class Tally(Statistics):
     """Counts over the images of a report. Its size is that of the vocabulary, whatever the number of images."""
 
-    statuses: Counter[str] = field(default_factory=Counter)
-    labels: dict[str, LabelCount] = field(default_factory=dict)
-    failures: dict[tuple[str, str], Failure] = field(default_factory=dict)
-    """By stage and reason."""
-    captions: int = 0
-    tags: int = 0
-    regions: int = 0
-    out_of_view: int = 0
-    per_image: Histogram = field(
-        default_factory=lambda: Histogram("Regions per image", [*range(21), float("inf")], "regions")
-    )
-    scores: Histogram = field(default_factory=lambda: _shares("Score of regions"))
-    ious: Histogram = field(default_factory=lambda: _shares("Predicted IoU of masks"))
-    areas: Histogram = field(default_factory=lambda: _shares("Share of the image under a mask"))
-    seen: Histogram = field(default_factory=lambda: _shares("Share of the view under a mask"))
-    touched: Histogram = field(
-        default_factory=lambda: Histogram(
+    def __init__(self, shards: ShardFolder) -> None:
+        super().__init__(shards, _REASONS, _SUCH_AS)
+        self.numbers: dict[str, int] = {}
+        """Of labels in the report's index, by first appearance."""
+        self.areas: dict[str, float] = {}
+        """Label -> sum over its regions of the share of the image."""
+        share, long_edges = [number / 20 for number in range(21)], [0, 128, 256, 384, 512, 640, 800, 1024, 1280, 1600]
+        self.per_image = Histogram("Regions per image", [*range(21), math.inf], "regions")
+        self.scores = Histogram("Score of regions", share)
+        self.ious = Histogram("Predicted IoU of masks", share)
+        self.shares = Histogram("Share of the image under a mask", share)
+        self.seen = Histogram("Share of the view under a mask", share)
+        self.touched = Histogram(
             "Coverage of touched patches", [16 * step for step in range(TOUCHED_BINS)] + [255], "of 255"
         )
-    )
-    long_edges: Histogram = field(
-        default_factory=lambda: Histogram(
-            "Long edge of images",
-            [0, 128, 256, 384, 512, 640, 800, 1024, 1280, 1600, 2048, 3072, 4096, float("inf")],
-            "px",
-        )
-    )
-    aspects: Histogram = field(
-        default_factory=lambda: Histogram(
-            "Width over height", [0, 0.5, 0.65, 0.75, 0.9, 1.1, 1.35, 1.55, 2, float("inf")]
-        )
-    )
-
-    @property
-    def images(self) -> int:
-        """Images in all, failed ones too."""
-        return self.statuses.total()
+        self.long_edges = Histogram("Long edge of images", [*long_edges, 2048, 3072, 4096, math.inf], "px")
+        self.aspects = Histogram("Width over height", [0, 0.5, 0.65, 0.75, 0.9, 1.1, 1.35, 1.55, 2, math.inf])
 
     @property
     def histograms(self) -> list[Histogram]:
         """All, in the order in which a report shows them."""
-        found = [self.per_image, self.scores, self.ious, self.areas, self.seen, self.touched]
-        return [*found, self.long_edges, self.aspects]
+        return [found for found in vars(self).values() if isinstance(found, Histogram)]
 
     def add(self, card: Card) -> None:
         """Count one image."""
         data = card.data
-        self.statuses[data["status"]] += 1
         if data["status"] == "failed":
-            reason = data["stage"], data["reason"]
-            if reason not in self.failures and len(self.failures) >= _REASONS:
-                reason = OTHER
-            failure = self.failures.setdefault(reason, Failure())
-            failure.count += 1
-            if len(failure.such_as) < _SUCH_AS:
-                failure.such_as.append(data["source"] or data["id"])
+            self.count_failed(data)
             return
-        self.captions += bool(data["caption"])
-        self.tags += len(data["tags"])
-        self.regions += len(data["regions"])
+        hidden = sum(not measure.seen for measure in card.measures)
+        self.count(data["status"], data["caption"], len(data["tags"]), data["regions"], hidden)
         self.per_image.add(len(data["regions"]))
         self.long_edges.add(max(data["width"], data["height"]))
         self.aspects.add(data["width"] / data["height"])
         for step, number in enumerate(card.touched.tolist()):
             self.touched.counts[step] += number
         for measure in card.measures:
-            label = self.labels.setdefault(measure.label, LabelCount(len(self.labels)))
-            label.count += 1
-            label.area += measure.area
-            self.out_of_view += not measure.seen
+            self.numbers.setdefault(measure.label, len(self.numbers))
+            self.areas[measure.label] = self.areas.get(measure.label, 0.0) + measure.area
             self.scores.add(measure.score)
             self.ious.add(measure.predicted_iou)
-            self.areas.add(measure.area)
+            self.shares.add(measure.area)
             self.seen.add(measure.seen)

@@ -213,8 +213,8 @@ class _Window:
     def read_many(self) -> list[Any]:
         """As many whole records as can be seen from here on, once for each window.
 
-        There are none where the window holds what `json` reads otherwise (an id of more than 64 bits, NaN, half a character) or
-        what is no JSON, which `json` can then tell about.
+        There are none where the window holds what `json` reads otherwise (an id of more than 64 bits, NaN, half a
+        character) or what is no JSON, which `json` can then tell about.
         """
         start, comma = self.skip_comma()
         if self.tried or not self.ending or not comma:

@@ -92,6 +92,6 @@ def stats(
         console.print(labels)
     if found.failures:
         failures = Table("stage", "reason", "images", "such as", title="quarantine")
-        for (stage, reason), sources in sorted(found.failures.items(), key=lambda entry: -len(entry[1]))[:20]:
-            failures.add_row(plain(stage), plain(reason), str(len(sources)), plain(sources[0]))
+        for (stage, reason), failure in sorted(found.failures.items(), key=lambda entry: -entry[1].count)[:20]:
+            failures.add_row(plain(stage), plain(reason), str(failure.count), plain(failure.such_as[0]))
         console.print(failures)
