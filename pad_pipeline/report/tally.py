@@ -12,13 +12,16 @@ from pad_pipeline.report.cards import TOUCHED_BINS, Card
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.stats import Statistics
 
-_REASONS, _SUCH_AS = 1000, 3
-"""Distinct reasons of failures that are kept apart, and images that are named for each."""
+_REASONS, _EXAMPLES = 1000, 3
+"""Distinct reasons of failures that are counted separately, and images that are named as examples for each."""
 
 
 @dataclass
 class Histogram:
-    """Counts between edges; the last bin holds its upper edge, and what lies outside goes into the outermost bins."""
+    """Counts of values in bins between `edges`.
+
+    The last bin includes its upper edge. Values outside all bins are counted in the first or the last one.
+    """
 
     title: str
     edges: Sequence[float]
@@ -29,19 +32,19 @@ class Histogram:
         self.counts = [0] * (len(self.edges) - 1)
 
     def add(self, value: float, times: int = 1) -> None:
-        """Count `value`."""
+        """Count `value` `times` times."""
         self.counts[min(max(bisect_right(self.edges, value) - 1, 0), len(self.counts) - 1)] += times
 
     @property
     def total(self) -> int:
-        """How many were counted."""
+        """The number of values that were counted."""
         return sum(self.counts)
 
     @property
     def bins(self) -> list[tuple[str, int]]:
-        """Name and count of each."""
+        """The name and the count of each bin."""
         names = [f"{low:g} to {high:g}" for low, high in pairwise(self.edges)]
-        if all(high == low + 1 for low, high in pairwise(self.edges[:-1])):  # whole numbers
+        if all(high == low + 1 for low, high in pairwise(self.edges[:-1])):  # a bin for each whole number
             names = [f"{low:g}" for low in self.edges[:-1]]
         if self.edges[-1] == math.inf:
             names[-1] = f"{self.edges[-2]:g} or more"
@@ -49,14 +52,14 @@ class Histogram:
 
 
 class Tally(Statistics):
-    """Counts over the images of a report. Its size is that of the vocabulary, whatever the number of images."""
+    """Counts over the images of a report. Its size grows with the number of labels, not with the number of images."""
 
     def __init__(self, shards: ShardFolder) -> None:
-        super().__init__(shards, _REASONS, _SUCH_AS)
+        super().__init__(shards, _REASONS, _EXAMPLES)
         self.numbers: dict[str, int] = {}
-        """Of labels in the report's index, by first appearance."""
+        """The number of each label in the report's index; labels are numbered as they first appear."""
         self.areas: dict[str, float] = {}
-        """Label -> sum over its regions of the share of the image."""
+        """Label -> the sum over its regions of the share of the image that each covers (0..1)."""
         share, long_edges = [number / 20 for number in range(21)], [0, 128, 256, 384, 512, 640, 800, 1024, 1280, 1600]
         self.per_image = Histogram("Regions per image", [*range(21), math.inf], "regions")
         self.scores = Histogram("Score of regions", share)
@@ -71,11 +74,11 @@ class Tally(Statistics):
 
     @property
     def histograms(self) -> list[Histogram]:
-        """All, in the order in which a report shows them."""
+        """All histograms, in the order of the report."""
         return [found for found in vars(self).values() if isinstance(found, Histogram)]
 
     def add(self, card: Card) -> None:
-        """Count one image."""
+        """Count the image of a card."""
         data = card.data
         if data["status"] == "failed":
             self.count_failed(data)
