@@ -20,6 +20,7 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.exports.regions import checked_regions
 from pad_pipeline.exports.target import Target
 from pad_pipeline.images import ENDINGS
+from pad_pipeline.records import RegionJson
 from pad_pipeline.shards.reader import Sample, ShardFolder
 
 
@@ -101,7 +102,7 @@ def _image(number: int, file: str, sample: Sample) -> dict[str, Any]:
     return {"id": number, "file_name": file, **size, "caption": meta["caption"], "pad": extra}
 
 
-def _annotation(number: int, image: int, category: int, region: dict[str, Any], enclosing: bool) -> dict[str, Any]:
+def _annotation(number: int, image: int, category: int, region: RegionJson, enclosing: bool) -> dict[str, Any]:
     x0, y0, x1, y1 = region["box"]
     mask_box = coco_mask.toBbox(region["rle"]).tolist()
     extra = {name: region[name] for name in ("box", "score", "label_score", "prompt", "predicted_iou")}

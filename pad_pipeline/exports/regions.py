@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pad_pipeline.errors import UserError
 from pad_pipeline.masks import check_mask
+from pad_pipeline.records import RegionJson
 from pad_pipeline.shards.reader import Sample
 
 
-def checked_regions(sample: Sample) -> list[dict[str, Any]]:
+def checked_regions(sample: Sample) -> list[RegionJson]:
     """Return the regions of a sample, after a check that each has a valid mask of the image's size.
 
     Raises:
         UserError: a region has no such mask.
     """
-    regions: list[dict[str, Any]] = sample.meta["regions"]
+    regions = sample.meta["regions"]
     for number, region in enumerate(regions):
         try:
             check_mask(region["rle"], sample.meta["width"], sample.meta["height"])

@@ -66,11 +66,12 @@ def export_table(shards: ShardFolder, target: Target) -> Iterator[Counter[str]]:
 
 def _rows(shard: str, sample: Sample) -> Iterator[dict[str, Any]]:
     meta = sample.meta
-    image = {"shard": shard, "key": sample.key, "id": meta["id"], "source": meta["source"]}
+    image: dict[str, Any] = {"shard": shard, "key": sample.key, "id": meta["id"], "source": meta["source"]}
     image |= {"image_width": meta["width"], "image_height": meta["height"]}
     covered = sample.coverage.sum((1, 2), dtype=np.int64) / 255
     for number, region in enumerate(checked_regions(sample)):
-        fields = {name: region[name] for name in ("label", "score", "label_score", "predicted_iou", "crowd")}
+        plain = ("label", "score", "label_score", "predicted_iou", "crowd")
+        fields = {name: value for name, value in region.items() if name in plain}
         box = dict(zip(("x0", "y0", "x1", "y1"), region["box"], strict=True))
         yield (
             image

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 from PIL import Image
@@ -15,6 +15,7 @@ from pad_pipeline.evaluation.boxes import iou
 from pad_pipeline.geometry import View
 from pad_pipeline.miniature.kinds import PARTS, THINGS
 from pad_pipeline.miniature.world import Scene, TrueRegion
+from pad_pipeline.records import SampleJson
 from pad_pipeline.shards.reader import Sample, open_shards
 
 IOU = 0.5
@@ -87,7 +88,7 @@ class Score:
         """The mean, over matched things but `SLIVER`s, of sum(min) / sum(max) of their found and true coverage."""
         return float(np.mean(self.patch_ious)) if self.patch_ious else 0.0
 
-    def add(self, scene: Scene, meta: dict[str, Any], coverage: np.ndarray, view: View) -> None:
+    def add(self, scene: Scene, meta: SampleJson, coverage: np.ndarray, view: View) -> None:
         """Add the annotations of one scene.
 
         Args:
@@ -177,7 +178,7 @@ def score_shards(folder: Path, scene_of: Callable[[str], Scene]) -> Score:
         scene_of: returns the scene of a key.
     """
     shards, score = open_shards(folder), Score()
-    nothing: dict[str, Any] = {"tags": [], "regions": []}
+    nothing = cast(SampleJson, {"tags": [], "regions": []})
     empty = np.zeros((0, shards.run.view.grid, shards.run.view.grid), np.uint8)
     for name, row in shards.rows():
         if row["status"] == "failed":

@@ -16,6 +16,7 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
 from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.masks import decode_mask
+from pad_pipeline.records import RegionJson
 from pad_pipeline.report.outline import outline
 from pad_pipeline.shards.reader import Sample, ShardFolder
 
@@ -108,7 +109,7 @@ def _image(data: bytes, settings: dict[str, Any], edge: int) -> bytes:
     return written.getvalue()
 
 
-def _measure(region: dict[str, Any], coverage: np.ndarray) -> Measure:
+def _measure(region: RegionJson, coverage: np.ndarray) -> Measure:
     height, width = region["rle"]["size"]
     area = float(coco_mask.area(region["rle"])) / (width * height)
     return Measure(

@@ -9,6 +9,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from pad_pipeline.geometry import View
 from pad_pipeline.masks import decode_mask
+from pad_pipeline.records import RegionJson, SampleJson
 
 EDGE = 360
 """Width and height of a panel, in pixels."""
@@ -27,7 +28,7 @@ def color_of(number: int) -> tuple[int, ...]:
     return tuple(round(255 * white + (1 - white) * part) for part in ImageColor.getrgb(COLORS[number % len(COLORS)]))
 
 
-def panels(image: Image.Image, meta: dict[str, Any], coverage: np.ndarray, view: View) -> Image.Image:
+def panels(image: Image.Image, meta: SampleJson, coverage: np.ndarray, view: View) -> Image.Image:
     """Draw three panels side by side (boxes, masks, coverage), with the caption and the tags below.
 
     Args:
@@ -63,7 +64,7 @@ def contact_sheet(rows: list[Image.Image]) -> Image.Image:
     return sheet
 
 
-def _boxes(image: Image.Image, regions: list[dict[str, Any]], scale: float) -> Image.Image:
+def _boxes(image: Image.Image, regions: list[RegionJson], scale: float) -> Image.Image:
     drawn = image.copy()
     draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(12)
     for number, region in reversed(list(enumerate(regions))):
@@ -77,7 +78,7 @@ def _boxes(image: Image.Image, regions: list[dict[str, Any]], scale: float) -> I
     return drawn
 
 
-def _masks(image: Image.Image, regions: list[dict[str, Any]]) -> Image.Image:
+def _masks(image: Image.Image, regions: list[RegionJson]) -> Image.Image:
     pixels = np.asarray(image.convert("L").convert("RGB")).astype(np.float32)
     masks = [
         (number, decode_mask(region["rle"], *reversed(region["rle"]["size"])).astype(bool))
