@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pad_pipeline.console import errors
+from pad_pipeline.console import note, progress
 from pad_pipeline.errors import UserError
 from pad_pipeline.evaluation.answers import exact_match
 from pad_pipeline.evaluation.boxes import read_expressions, score_boxes
@@ -58,19 +57,17 @@ def ask(model: Path, images: Path, asked: Sequence[Question], out: Path, batch: 
         if len(known) == len(asked):
             return known
         chat = Chat(model)
-        columns = [TextColumn("evaluate"), BarColumn(), MofNCompleteColumn(), TextColumn("answers")]
         with (
             (out / ANSWERS).open("a", encoding="utf-8") as file,
-            Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as progress,
+            progress("evaluate", len(asked), "answers") as update,
         ):
-            task = progress.add_task("evaluate", total=len(asked), completed=len(known))
             for group, put in _ahead(chat, images, asked[len(known) :], WINDOW * batch):
                 said = chat.answers(put, max_tokens, batch)
                 for one, answer in zip(group, said, strict=True):
                     file.write(json.dumps({"image": one.image, "question": one.text, "answer": answer}) + "\n")
                 file.flush()
                 known += said
-                progress.update(task, completed=len(known))
+                update(completed=len(known))
     except torch.OutOfMemoryError as error:
         rule = "the GPU has not enough memory for so many questions at a time"
         raise UserError("--batch", batch, rule, "lower it; the answers stay the same") from error
@@ -171,8 +168,7 @@ def evaluate_rec(
     asked = [Question(one.image, prompt.replace("{}", one.text)) for one in expressions]
     said = ask(model, images, asked, out, batch, 64)
     if (fit := shown_fit(load_processor(llava_folder(model)))) != "pad":
-        note = f"note: this model is shown images with {fit!r}, so the frame `padded` is not its own."
-        errors.print(note, style="yellow", highlight=False, soft_wrap=True)
+        note(f"note: this model is shown images with {fit!r}, so the frame `padded` is not its own.", "yellow")
     return _kept(out, "rec", score_boxes(expressions, said))
 
 
@@ -189,7 +185,7 @@ def evaluate_captions(
     said = ask(model, images, [Question(name, prompt) for name in names], out, batch, 128)
     true = [references[name] for name in names]
     found: dict[str, Any] = {"captions": len(said)} | score_captions(said, true)
-    return _kept(out, "captions", found | java_scores(said, true, lambda text: errors.print(text, markup=False)))
+    return _kept(out, "captions", found | java_scores(said, true, note))
 
 
 def evaluate_vqa(

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 from rich.console import Console
 
+from pad_pipeline.console import say
 from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.shipped import NAME, resolve
 from pad_pipeline.report.overlay import contact_sheet, panels
@@ -49,10 +50,10 @@ def run_demo(out: Path, scenes: int, steps: int, engine: Engine, console: Consol
     found = Evaluation(score, alignment=pairs)
     console.print(table(found))
     sheet = write_sheet(out / "shards", out / "sheet.png")
-    console.print(f"Images of scenes with tags, boxes, masks and patches: {sheet}", soft_wrap=True)
-    console.print(f"Look further: pad stats {out / 'shards'}", highlight=False, soft_wrap=True)
+    say(f"Images of scenes with tags, boxes, masks and patches: {sheet}", to=console)
+    say(f"Look further: pad stats {out / 'shards'}", to=console)
     hugging_face = out / "stage1/patch-0/hf"
-    console.print(f"The trained model, for stock transformers: {hugging_face}", highlight=False, soft_wrap=True)
+    say(f"The trained model, for stock transformers: {hugging_face}", to=console)
     return as_dict(found)
 
 

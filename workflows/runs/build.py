@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from pad_pipeline.console import errors as console
+from pad_pipeline.console import errors, note
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
 from pad_pipeline.images import DecodeSettings
@@ -28,7 +28,7 @@ from pad_pipeline.workflows.engine.ray import RayEngine
 from pad_pipeline.workflows.models.settings import ModelSettings
 from pad_pipeline.workflows.runs.chains import annotation_chain, import_chain
 from pad_pipeline.workflows.runs.options import RunOptions
-from pad_pipeline.workflows.runs.prepare import prepare, say
+from pad_pipeline.workflows.runs.prepare import prepare
 from pad_pipeline.workflows.runs.recipe import Recipe
 from pad_pipeline.workflows.runs.resume import Scan, scan
 from pad_pipeline.workflows.runs.steps import unwritable
@@ -173,9 +173,9 @@ def _work(run: Run, found: Scan, folder: Folder, recipe: Recipe, options: RunOpt
     numbers = iter(retried) if options.retry_failed else _unfinished(run, found)
     shards = len(retried) if options.retry_failed else run.shards - len(found.finished)
     if found.finished and not options.retry_failed:
-        say(f"Finished already, and left as they are: {len(found.finished)} of {run.shards} shards.")
+        note(f"Finished already, and left as they are: {len(found.finished)} of {run.shards} shards.")
     images = found.totals["failed"] if options.retry_failed else run.images - found.totals["images"]
-    watch = Watch(recipe.title or recipe.kind, shards, images, console, folder)
+    watch = Watch(recipe.title or recipe.kind, shards, images, errors, folder)
 
     def begin(number: int) -> Attempts:
         rows = min(run.shard_size, run.images - number * run.shard_size)
