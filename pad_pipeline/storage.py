@@ -137,7 +137,22 @@ def claim_folder(
             with folder.commit(mark) as partial:
                 partial.write_text(text, "utf-8")
     except OSError as error:
-        raise UserError(field, folder, f"it can't be written ({error.strerror or error})", remedy) from error
+        raise unwritable(folder, error, field) from error
+
+
+def unwritable(out: str | Path | Folder, error: Exception, field: str = "out") -> UserError:
+    """Return the error for an output folder that is full, read-only or gone.
+
+    Args:
+        out: the folder.
+        error: what the library that writes raised, most often an OSError.
+        field: what the user calls the folder.
+    """
+    name = getattr(error, "filename", None)
+    at = f", {name}" if name and str(name) != str(out) else ""
+    rule = f"it can't be written ({getattr(error, 'strerror', None) or error}{at})"
+    remedy = f"make room, mend it or name another `{field}`, then run the same command again"
+    return UserError(field, out, rule, remedy)
 
 
 class Folder:
@@ -301,6 +316,12 @@ class RemoteFolder(Folder):
 
     def clean(self, name: str = "") -> None:
         """Nothing: uploads that died left no object."""
+
+
+def resolved(where: str | Path | Folder) -> str:
+    """Return what a folder or file is called from anywhere: its absolute path, or its URL without a closing slash."""
+    text = str(where)
+    return text.rstrip("/") if is_url(text) else str(Path(text).resolve())
 
 
 def folder_at(where: str | Path | Folder, field: str = "shards") -> Folder:

@@ -19,6 +19,7 @@ from pad_pipeline.plan import PLAN_NAME
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.run import RUN_NAME
 from pad_pipeline.shards.stats import Statistics
+from pad_pipeline.storage import resolved
 
 CARD = "README.md"
 SHARDS = ("pad-*.tar", "pad-*.parquet")
@@ -54,7 +55,7 @@ def export_hub(
     """
     if not _NAME.fullmatch(repository):
         raise UserError("--push", repository, "a repository is called OWNER/NAME", "correct the name")
-    if not shards.folder.remote and Path(str(shards.folder)).resolve() == target.path.resolve():
+    if resolved(shards.folder) == resolved(target.path):
         raise UserError("out", target.path, "these are the shards that are read", "name another `out`")
     if missing := shards.run.shards - len(shards.names):
         rule = f"{missing} of its {shards.run.shards} shards are not finished"

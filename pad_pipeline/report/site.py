@@ -21,12 +21,11 @@ from pathlib import Path
 import jinja2
 
 from pad_pipeline import __version__
-from pad_pipeline.errors import UserError
 from pad_pipeline.report.cards import Card, as_script, make_card
 from pad_pipeline.report.facts import run_facts
 from pad_pipeline.report.tally import Tally
 from pad_pipeline.shards.reader import ShardFolder
-from pad_pipeline.storage import Folder, claim_folder, whole
+from pad_pipeline.storage import Folder, claim_folder, unwritable, whole
 
 MARK = ".pad-report"
 """A file that only a report has; a folder with it may be overwritten."""
@@ -68,8 +67,7 @@ def prepare_out(out: Path) -> None:
                 shutil.rmtree(out / part)
             (out / part).mkdir()
     except OSError as error:
-        rule = f"it can't be written ({error.strerror or error})"
-        raise UserError("out", out, rule, "make room, or name another `out`") from error
+        raise unwritable(out, error) from error
 
 
 def write_report(shards: ShardFolder, out: Path, settings: ReportSettings) -> Iterator[Counter[str]]:

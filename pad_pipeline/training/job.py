@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from pad_pipeline.facts import differences
 from pad_pipeline.geometry import Fit
-from pad_pipeline.storage import is_url
+from pad_pipeline.storage import resolved
 from pad_pipeline.training.settings import Stage2Settings, TrainSettings
 
 _FREE = {
@@ -50,7 +50,7 @@ class Job(BaseModel):
     @classmethod
     def _absolute(cls, value: str) -> str:
         """A local path is the same training from whatever folder it is started, and in workers that run in another."""
-        return str(Path(value).resolve()) if value and not is_url(value) and Path(value).exists() else value
+        return resolved(value) if value and Path(value).exists() else value
 
     def differences(self, facts: Any) -> list[str]:
         """What a run with these facts did otherwise, but for what decides no number."""

@@ -28,6 +28,7 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.measures.vocabulary import Vocabulary
 from pad_pipeline.packages import installed, left_out
 from pad_pipeline.shards.reader import open_shards
+from pad_pipeline.storage import unwritable
 from pad_pipeline.workflows.results import finite
 from pad_pipeline.workflows.toml import read_toml, settings_error
 
@@ -124,8 +125,7 @@ def analyze(
         rule = "the GPU has not enough memory for so many images at a time"
         raise UserError("--batch", batch, rule, "lower it; the numbers stay the same") from error
     except OSError as error:
-        rule = f"it can't be written ({error.strerror or error})"
-        raise UserError("--out", out, rule, "make room, or choose another folder") from error
+        raise unwritable(out or "", error) from error
     return found
 
 

@@ -18,11 +18,11 @@ from pad_pipeline.evaluation.answers import exact_match
 from pad_pipeline.evaluation.boxes import read_expressions, score_boxes
 from pad_pipeline.evaluation.captions import java_scores, score_captions
 from pad_pipeline.facts import read_facts
-from pad_pipeline.images import BadImage, DecodeSettings, decode
 from pad_pipeline.sources.base import path_problem
-from pad_pipeline.storage import write_whole
+from pad_pipeline.storage import unwritable, write_whole
 from pad_pipeline.training.chat import Chat, llava_folder, load_processor, shown_fit
 from pad_pipeline.weights import file_sha256
+from pad_pipeline.workflows.learning.chat import read_image
 
 WINDOW = 8
 """Batches that are read ahead: of so many questions those whose prompts are of one length go together."""
@@ -72,9 +72,7 @@ def ask(model: Path, images: Path, asked: Sequence[Question], out: Path, batch: 
         rule = "the GPU has not enough memory for so many questions at a time"
         raise UserError("--batch", batch, rule, "lower it; the answers stay the same") from error
     except OSError as error:
-        raise UserError(
-            "--out", out, f"it can't be used ({error.strerror or error})", "choose another folder"
-        ) from error
+        raise unwritable(out, error) from error
     return known
 
 
@@ -140,13 +138,7 @@ def _image(images: Path, name: str) -> Image.Image:
     if problem := path_problem(name):
         raise UserError("--data", name, problem, "mend the data")
     path = next((path for path in (images / name, images / Path(name).name) if path.is_file()), images / name)
-    try:
-        return decode(path.read_bytes(), DecodeSettings())[0]
-    except OSError as error:
-        rule = f"it can't be read ({error.strerror})"
-        raise UserError("--images", path, rule, "give the folder that the images lie in") from error
-    except BadImage as error:
-        raise UserError("--images", path, str(error), "mend or remove the image") from error
+    return read_image("images", path, "give the folder that the images lie in")
 
 
 # ---------------------------------------------------------------- the three

@@ -25,7 +25,7 @@ from pad_pipeline.facts import differences, read_facts
 from pad_pipeline.geometry import Fit
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.sources.llava import LlavaSource
-from pad_pipeline.storage import Folder, claim_folder, is_url, write_whole
+from pad_pipeline.storage import Folder, claim_folder, is_url, resolved, write_whole
 from pad_pipeline.training.job import Job
 from pad_pipeline.training.settings import settings_of
 from pad_pipeline.weights import file_sha256
@@ -206,7 +206,7 @@ def _absolute(experiment: Experiment) -> Experiment:
     """Local paths as they are from anywhere: workers run in other folders."""
 
     def absolute(text: str) -> str:
-        return str(Path(text).resolve()) if text and not is_url(text) and Path(text).exists() else text
+        return resolved(text) if text and Path(text).exists() else text
 
     names = ("vision", "llm", "shards", "heldout", "data", "image_root")
     cells = {

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from pad_pipeline.console import errors, note, progress
 from pad_pipeline.errors import UserError
+from pad_pipeline.storage import unwritable
 from pad_pipeline.training.job import Job
 from pad_pipeline.training.loop import train as train_loop
 from pad_pipeline.training.settings import TrainSettings, settings_of
@@ -78,9 +79,7 @@ def train(job: Job, launch: Launch = Launch()) -> str:
             else:
                 log = train_loop(job, report, note)
         except (OSError, SafetensorError) as error:
-            at = f", {error.filename}" if isinstance(error, OSError) and error.filename else ""
-            rule = f"it can't be written ({getattr(error, 'strerror', None) or error}{at})"
-            raise UserError("--out", job.out, rule, "make room, then run the same command again") from error
+            raise unwritable(job.out, error) from error
     return summary(log, Path(job.out))
 
 

@@ -19,7 +19,7 @@ from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.shards.writer import TOTALS
 from pad_pipeline.sources.base import Source
 from pad_pipeline.sources.shards import ShardsSource
-from pad_pipeline.storage import Folder, claim_folder, folder_at, is_url
+from pad_pipeline.storage import Folder, claim_folder, folder_at, resolved, unwritable
 from pad_pipeline.workflows.engine.attempts import Attempts
 from pad_pipeline.workflows.engine.chain import Link
 from pad_pipeline.workflows.engine.local import JOURNAL_NAME, LocalEngine
@@ -31,7 +31,6 @@ from pad_pipeline.workflows.runs.options import RunOptions
 from pad_pipeline.workflows.runs.prepare import prepare
 from pad_pipeline.workflows.runs.recipe import Recipe
 from pad_pipeline.workflows.runs.resume import Scan, scan
-from pad_pipeline.workflows.runs.steps import unwritable
 
 
 def build(source: Source, out: Path | str, models: ModelSettings, view: View, options: RunOptions) -> Totals:
@@ -130,7 +129,7 @@ def open_out(out: Path | str, fork: Path | str | None = None) -> Folder:
         raise UserError("out", "", "it is empty", "name a folder")
     if fork:
         Run.read(folder_at(out, "out"), "out")  # what is forked
-        if _resolved(fork) == _resolved(out):
+        if resolved(fork) == resolved(out):
             raise UserError("fork", fork, "it is the same folder as `out`", "name another")
     field, where = ("fork", fork) if fork else ("out", out)
     folder = folder_at(where if isinstance(where, str) else Path(where), field)
@@ -138,10 +137,6 @@ def open_out(out: Path | str, fork: Path | str | None = None) -> Folder:
         folder = Folder(folder.path.resolve())
     claim_folder(folder, RUN_NAME, field=field, hidden=False)
     return folder
-
-
-def _resolved(where: Path | str) -> str:
-    return str(where).rstrip("/") if is_url(str(where)) else str(Path(where).resolve())
 
 
 def carry_out(
