@@ -15,10 +15,10 @@ from typing import Annotated, Any
 import typer
 
 from pad_pipeline import __version__
+from pad_pipeline.console import errors, note
 from pad_pipeline.errors import UserError
 from pad_pipeline.workflows.commands.analyze import analyze, experiment
 from pad_pipeline.workflows.commands.build import build, import_coco
-from pad_pipeline.workflows.commands.common import errors
 from pad_pipeline.workflows.commands.doctor import doctor
 from pad_pipeline.workflows.commands.evaluate import evaluate_captions, evaluate_lmms, evaluate_rec, evaluate_vqa
 from pad_pipeline.workflows.commands.export import export_coco, export_fiftyone, export_hub, export_parquet
@@ -170,7 +170,7 @@ def _run_app(received: list[int]) -> int:
         if _asked.get("verbose"):
             traceback.print_exc()
         errors.quiet = False
-        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        note(f"error: {error}", "red")
         return 2
     except UsageError as error:
         error.show()
@@ -178,9 +178,7 @@ def _run_app(received: list[int]) -> int:
     except OSError as error:
         errors.quiet = False
         rule = error.strerror or " ".join(str(error).split())
-        errors.print(
-            f"error: file = {error.filename}: {rule}; mend it and try again", style="red", markup=False, soft_wrap=True
-        )
+        note(f"error: file = {error.filename}: {rule}; mend it and try again", "red")
         return 2
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGHUP):
         with suppress(OSError):  # the terminal may be gone

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.language import DESCRIBE, caption, questions, refer
 from pad_pipeline.miniature.world import LABELS, Scene, draw_scene
+from pad_pipeline.storage import claim_folder
 
 WORLD = "world.json"
 """The file that marks a folder of drawn scenes, and says which scenes they are."""
@@ -57,8 +57,7 @@ def write_world(folder: Path, count: int, seed: int = 0, indices: Iterable[int] 
         UserError: the folder holds something else.
         OSError: a file can't be written.
     """
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / WORLD).is_file())):
-        raise UserError("--out", folder, "it holds something else than drawn scenes", "name a new folder")
+    claim_folder(folder, WORLD)
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     for old in images.glob("scene-*.png"):  # images of an earlier world, which may have had more scenes

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.facts import differences
 from pad_pipeline.geometry import View
 from pad_pipeline.records import SCHEMA_VERSION
 from pad_pipeline.shards.seal import UNSEALED, seal
@@ -85,12 +86,7 @@ class Run(BaseModel):
     def differences(self, other: Run) -> list[str]:
         """`name: mine -> other's` for every fact that differs. What the source left out is no part of the data."""
         facts = {"counts", "environment", "accepted_code", "plan"}
-        mine, others = (_flat(run.model_dump(mode="json", exclude=facts)) for run in (self, other))
-        return [
-            f"{name}: {mine.get(name, 'absent')} -> {others.get(name, 'absent')}"
-            for name in sorted(mine.keys() | others.keys())
-            if mine.get(name) != others.get(name)
-        ]
+        return differences(*(run.model_dump(mode="json", exclude=facts) for run in (self, other)))
 
 
 def is_run(folder: Folder) -> bool:
@@ -102,13 +98,3 @@ def is_run(folder: Folder) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(data, dict) and {"schema_version", "fingerprints", "shard_size"} <= data.keys()
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, entry in value.items():
-        if isinstance(entry, dict):
-            flat |= _flat(entry, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = entry
-    return flat

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from contextlib import suppress
@@ -21,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.storage import Folder, whole
 from pad_pipeline.training.ranks import Ranks
 
 _NAME = re.compile(r"step-([0-9]{8,})")
@@ -77,25 +77,12 @@ class Checkpoints:
 
     def _write(self, step: int, state: dict[str, Any], facts: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.glob(".step-*.partial"):
-            shutil.rmtree(left)
-        partial = self.folder / f".step-{step:08d}.partial"
-        partial.mkdir()
-        with (partial / STATE).open("wb") as stream:
-            torch.save(state, stream)
-            _sync(stream.fileno())
-        with (partial / FACTS).open("w") as text:
-            json.dump(facts, text)
-            text.flush()
-            _sync(text.fileno())
-        final = self.folder / f"step-{step:08d}"
-        if final.exists():
-            shutil.rmtree(final)  # of the same step, from before a stop
-        partial.rename(final)
-        for folder in (final, self.folder):
-            handle = os.open(folder, os.O_RDONLY)
-            _sync(handle)
-            os.close(handle)
+        Folder(self.folder).clean()
+        with whole(self.folder / f"step-{step:08d}") as partial:
+            partial.mkdir()
+            with (partial / STATE).open("wb") as stream:  # so that a full disk is an OSError
+                torch.save(state, stream)
+            (partial / FACTS).write_text(json.dumps(facts))
 
     def _forget(self) -> None:
         saved = self.saved()
@@ -125,8 +112,4 @@ class Checkpoints:
             set_optimizer_state_dict(model, optimizer, state["optimizer"], options=options)
         except (RuntimeError, KeyError, ValueError) as error:
             rule = f"it is of another model ({str(error).splitlines()[0]})"
-            raise UserError("checkpoint", saved.path, rule, "train into a new --out") from error
-
-
-def _sync(handle: int) -> None:
-    os.fsync(handle)
+            raise UserError("checkpoint", saved.path, rule, "name another `out`") from error

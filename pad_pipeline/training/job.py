@@ -7,8 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from pad_pipeline.facts import differences
 from pad_pipeline.geometry import Fit
-from pad_pipeline.storage import is_url
+from pad_pipeline.storage import resolved
 from pad_pipeline.training.settings import Stage2Settings, TrainSettings
 
 _FREE = {
@@ -49,22 +50,12 @@ class Job(BaseModel):
     @classmethod
     def _absolute(cls, value: str) -> str:
         """A local path is the same training from whatever folder it is started, and in workers that run in another."""
-        return str(Path(value).resolve()) if value and not is_url(value) and Path(value).exists() else value
+        return resolved(value) if value and Path(value).exists() else value
 
-    def differences(self, facts: dict[str, Any]) -> list[str]:
+    def differences(self, facts: Any) -> list[str]:
         """What a run with these facts did otherwise, but for what decides no number."""
-        mine = self.facts()
-        names = sorted(set(_flat(mine)) | set(_flat(facts)))
-        old, new = _flat(facts), _flat(mine)
-        return [f"{n}: {old.get(n)} -> {new.get(n)}" for n in names if n not in _FREE and old.get(n) != new.get(n)]
+        return differences(facts, self.facts(), _FREE)
 
     def facts(self) -> dict[str, Any]:
         """As it is written into training.json."""
         return self.model_dump(mode="json")
-
-
-def _flat(facts: dict[str, Any], before: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in facts.items():
-        flat |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
-    return flat

@@ -9,6 +9,7 @@ from typing import Any
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.packages import OPTIONAL, installed, without
+from pad_pipeline.storage import Folder, write_whole
 from pad_pipeline.training.ranks import Ranks
 
 LOG = "log.jsonl"
@@ -31,6 +32,7 @@ class Logbook:
         if here.first:
             if wandb:
                 _start_wandb(wandb, out)
+            Folder(out).clean()
             write_whole(out / LOG, "".join(json.dumps(entry) + "\n" for entry in entries))
             if dropped := read_log(out, len(entries), DROPPED):
                 write_whole(out / DROPPED, "".join(json.dumps(entry) + "\n" for entry in dropped))
@@ -90,10 +92,3 @@ def _entry(line: str) -> dict[str, Any] | None:
     except ValueError:  # the line that a dying process was at
         return None
     return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A small file that is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)

@@ -15,16 +15,18 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.facts import read_facts
 from pad_pipeline.packages import installed, left_out
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.sources.llava import LlavaSource
+from pad_pipeline.storage import claim_folder, write_whole
 from pad_pipeline.training.batches import Batch, Step, steps
 from pad_pipeline.training.checkpoint import Checkpoints
 from pad_pipeline.training.examples import DialogueExamples, Examples, ShardExamples, Sight, check_room
 from pad_pipeline.training.export import export
 from pad_pipeline.training.flops import flops_of, peak
 from pad_pipeline.training.job import Job
-from pad_pipeline.training.logbook import DROPPED, Logbook, read_log, write_whole
+from pad_pipeline.training.logbook import DROPPED, Logbook, read_log
 from pad_pipeline.training.losses import patch_loss_weight
 from pad_pipeline.training.model import MultimodalModel, check_view, embedder_for, view_of
 from pad_pipeline.training.order import InOrder, Order
@@ -89,25 +91,16 @@ class Trainer:
     # ---- what is there before the first step
 
     def _check_out(self) -> None:
-        """An `--out` that holds a training holds this one.
+        """Refuse an output folder that holds another training, or something else.
 
         Raises:
             UserError: it holds another, or something else.
         """
-        path = self.out / FACTS
-        self.earlier: dict[str, Any] = {}
-        if not path.is_file():
-            if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-                raise UserError("--out", self.out, "it is there already, and not empty", "name a new folder")
-            return
-        try:
-            self.earlier = json.loads(path.read_text())
-            different = self.job.differences(self.earlier["job"])
-        except (ValueError, AttributeError, TypeError, KeyError) as error:
-            raise UserError("--out", path, "it can't be read", "name a new folder") from error
-        if different:
+        claim_folder(self.out, FACTS)
+        self.earlier = read_facts(self.out / FACTS)
+        if self.earlier is not None and (different := self.job.differences(self.earlier.get("job"))):
             rule = "it holds a training that differs: " + "; ".join(different[:8])
-            raise UserError("--out", self.out, rule, "repeat its settings to go on, or name a new folder")
+            raise UserError("out", self.out, rule, "repeat its settings to go on, or name another `out`")
 
     def _examples(self) -> Examples:
         job, model = self.job, self.model
@@ -136,7 +129,7 @@ class Trainer:
             samples |= {"run": self.shards.run.identity, "fingerprints": self.shards.run.fingerprints}
         if self.earlier and self.earlier.get("samples") != samples:
             rule = f"its samples are not those that this training began with ({samples['count']} of them now)"
-            remedy = "restore them, or train into a new --out"
+            remedy = "restore them, or name another `out`"
             raise UserError("--shards" if self.shards else "--data", self.job.shards or self.job.data, rule, remedy)
         return {"job": self.job.facts(), "samples": samples, "view": self.view.model_dump(), "ranks": self.here.world}
 

@@ -23,7 +23,7 @@ ORDER = {
     "stages": "custom owl tag ground segment patchify annotate edit restore decode "
     "settings dino sam ram base spans boxes compute",
     "pad_pipeline": "analysis training exports report miniature verify plan sources shards labels pretrained weights "
-    "measures evaluation records storage roles masks images geometry packages console errors",
+    "measures evaluation records facts storage roles masks images geometry packages console errors",
 }
 """The rooms of each folder: each may import those to its right. A new room takes its place here."""
 MOST_ROOMS, MOST_ARROWS = 12, 30

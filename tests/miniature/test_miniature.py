@@ -258,7 +258,7 @@ def test_the_drawn_folder_serves_both_stages(pad: Callable[..., SimpleNamespace]
         assert tuple(entry["box"]) in {region.box for region in scene.regions if region.label == entry["label"]}
     assert is_drawn(tmp_path / "w/images") and is_drawn(tmp_path / "w/llava.json") and not is_drawn(tmp_path)
     again = pad("miniature", "draw", "--count", 5, "--out", tmp_path)
-    assert again.code == 2 and "something else than drawn scenes" in again.err
+    assert again.code == 2 and "holds something else (" in again.err
 
 
 def test_single_label_patches_show_one_label_alone() -> None:

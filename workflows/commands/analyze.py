@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from pad_pipeline.console import console, note, say
 from pad_pipeline.errors import UserError
-from pad_pipeline.workflows.commands.common import AsJson, Engine, EngineOption, console, errors, print_json
+from pad_pipeline.workflows.commands.common import AsJson, Engine, EngineOption, print_json
 
 
 class Analysis(StrEnum):
@@ -77,7 +78,7 @@ def analyze(
     console.print(workflow.table(found))
     if healthy:
         for sign in signs:
-            console.print(f"sign of failure: {sign}", markup=False, soft_wrap=True)
+            say(f"sign of failure: {sign}")
         if signs:
             raise typer.Exit(1)
         console.print("No sign of failure.")
@@ -125,7 +126,7 @@ def experiment(
     for cell in chosen.cells.values():
         cell.vision, cell.llm = resolve(cell.vision, "clip"), resolve(cell.llm, "llm")
     where = address if engine is Engine.ray else None
-    found = workflow.run_experiment(chosen, out, where, lambda text: errors.print(text, markup=False, soft_wrap=True))
+    found = workflow.run_experiment(chosen, out, where, note)
     print_json(found._asdict()) if as_json else console.print(workflow.table(found))
     if found.failed:
         raise typer.Exit(1)

@@ -10,18 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from pad_pipeline.console import console, note
 from pad_pipeline.errors import UserError
-from pad_pipeline.workflows.commands.common import (
-    AsJson,
-    Models,
-    Out,
-    console,
-    counted,
-    errors,
-    finish,
-    preload,
-    print_json,
-)
+from pad_pipeline.workflows.commands.common import AsJson, Models, Out, counted, finish, preload, print_json
 from pad_pipeline.workflows.commands.flags import BuildFlags, ImportFlags, ViewFlags, expanded
 
 
@@ -97,10 +88,10 @@ def build(
         from pad_pipeline.miniature.files import is_drawn
 
         if not is_drawn(Path(images)):
-            note = (
+            text = (
                 "note: the miniature knows drawn scenes only (pad miniature draw); of photographs it says nothing true."
             )
-            errors.print(note, style="yellow", highlight=False, soft_wrap=True)
+            note(text, "yellow")
     from pad_pipeline.workflows.models.settings import load_models, with_tags
     from pad_pipeline.workflows.runs import build as workflow
 

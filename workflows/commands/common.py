@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pad_pipeline.console import console, errors
+from pad_pipeline.console import errors, note, say
 from pad_pipeline.errors import UserError
 from pad_pipeline.workflows.results import finite
 
@@ -95,17 +95,14 @@ def finish(
     if as_json:
         print_json({"out": out, **totals, "left_out": counts})
     for what, number in () if as_json else counts.items():
-        console.print(plain(f"{number} {what}"), highlight=False)
-    shown = errors if as_json else console
-    shown.print(
+        say(plain(f"{number} {what}"))
+    say_total = note if as_json else say
+    say_total(
         f"{counted(totals['images'], 'image')} in {out}: {totals['ok']} ok, {totals['empty']} empty, "
-        f"{totals['failed']} failed; {counted(totals['regions'], 'region')}.",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        f"{totals['failed']} failed; {counted(totals['regions'], 'region')}."
     )
     if totals["failed"]:
-        shown.print(f"`pad stats {out}` says why images failed.", markup=False, highlight=False, soft_wrap=True)
+        say_total(f"`pad stats {out}` says why images failed.")
     if source and totals["failed"] == totals["images"]:
         raise UserError(source, counted(totals["images"], "image"), "every one of them failed", f"see pad stats {out}")
     allowed = failures_allowed(max_failed, totals["images"])
@@ -113,5 +110,5 @@ def finish(
         failed = f"{totals['failed']} of {counted(totals['images'], 'image')} failed"
         text = f"{failed}; --max-failed {max_failed} allows {allowed}. `pad stats {out}` says why."
         errors.quiet = False  # it is what ends the command
-        errors.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+        note(text, "red")
         raise typer.Exit(1)

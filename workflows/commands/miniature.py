@@ -9,16 +9,8 @@ from typing import Annotated
 
 import typer
 
-from pad_pipeline.workflows.commands.common import (
-    AsJson,
-    Engine,
-    EngineOption,
-    Threads,
-    console,
-    counted,
-    errors,
-    print_json,
-)
+from pad_pipeline.console import console, errors, say, track
+from pad_pipeline.workflows.commands.common import AsJson, Engine, EngineOption, Threads, counted, print_json
 
 
 def demo(
@@ -52,15 +44,10 @@ def miniature_draw(
 
       pad miniature draw --count 100 --out world/
     """
-    from rich.progress import track
-
     from pad_pipeline.miniature.files import write_world
 
-    steps = track(range(count), "drawing", console=errors, disable=not errors.is_terminal)
-    world = write_world(out, count, seed, steps)
-    console.print(
-        f"{counted(count, 'scene')} in {out}: {', '.join(path.name for path in world)}", markup=False, soft_wrap=True
-    )
+    world = write_world(out, count, seed, track(range(count), "drawing", count))
+    say(f"{counted(count, 'scene')} in {out}: {', '.join(path.name for path in world)}")
 
 
 class Member(StrEnum):

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pad_pipeline.console import errors, say
 from pad_pipeline.errors import UserError
-from pad_pipeline.workflows.commands.common import Shards, console, counted, errors
+from pad_pipeline.workflows.commands.common import Shards, counted
 
 if TYPE_CHECKING:
     from pad_pipeline.report.site import ReportSettings
@@ -50,7 +51,7 @@ def report(
     images = _write(open_shards(shards), folder, settings)
     page = (folder / "index.html").resolve()
     text = f"{counted(images, 'image')}: {page.as_uri()}"
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    say(text)
     if open_it:
         typer.launch(str(page))
 

@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
+from pad_pipeline.console import errors, say
 from pad_pipeline.errors import UserError
-from pad_pipeline.workflows.commands.common import Fit, console, errors
+from pad_pipeline.workflows.commands.common import Fit
 
 
 class Projector(StrEnum):
@@ -104,7 +105,7 @@ def train(
     launch = workflow.Launch(workflow.parse_workers(workers) if workers else (0, 0), address, max_failures)
     said = workflow.train(job, launch)
     if os.environ.get("RANK", "0") == "0":
-        console.print(said, markup=False, soft_wrap=True)
+        say(said)
 
 
 def chat(
@@ -128,4 +129,4 @@ def chat(
     if question == "-" and sys.stdin.isatty():
         errors.print("Questions, one a line; Ctrl-D ends.")
     for answer in workflow.chat(model, image, question, max_tokens):
-        console.print(answer, markup=False, highlight=False, soft_wrap=True)
+        say(answer)

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pad_pipeline.console import say
 from pad_pipeline.storage import Folder
 from pad_pipeline.workflows.engine.chain import Done, Worked
 
@@ -82,7 +83,7 @@ class Watch:
 
     def say(self, text: str) -> None:
         """Something that happened, above the table."""
-        self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        say(text, "yellow", self.console)
 
     def figures(self) -> dict[str, Any]:
         """What `metrics.jsonl` says."""
@@ -128,7 +129,7 @@ class Watch:
     def _tell(self, last: bool = False) -> None:
         figures = self.figures()
         if not self.console.is_terminal:
-            self.console.print(self._line(figures), markup=False, highlight=False, soft_wrap=True)
+            say(self._line(figures), to=self.console)
         if self.out is not None:
             self._metrics += json.dumps(figures) + "\n"
             if not self.out.remote or last or time.monotonic() - self._stored >= STORED_EVERY:

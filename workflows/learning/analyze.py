@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pad_pipeline.analysis.draw import draw_words
@@ -24,11 +23,12 @@ from pad_pipeline.analysis.studies import (
     PursuitStudy,
     Study,
 )
-from pad_pipeline.console import errors
+from pad_pipeline.console import note, progress
 from pad_pipeline.errors import UserError
 from pad_pipeline.measures.vocabulary import Vocabulary
 from pad_pipeline.packages import installed, left_out
 from pad_pipeline.shards.reader import open_shards
+from pad_pipeline.storage import unwritable
 from pad_pipeline.workflows.results import finite
 from pad_pipeline.workflows.toml import read_toml, settings_error
 
@@ -80,17 +80,14 @@ def analyze(
     count = len(rows) if limit is None else min(limit, len(rows))
     width, own = shards.run.embedding_width, subject.words.shape[-1]
     if width != own:
-        note = f"note: the shards' embeddings have {width} numbers; this LLM's words, {own}, are taken for the labels."
-        errors.print(note, style="yellow", highlight=False, soft_wrap=True)
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images")]
+        text = f"note: the shards' embeddings have {width} numbers; this LLM's words, {own}, are taken for the labels."
+        note(text, "yellow")
     if out and not installed("matplotlib"):
-        note = left_out("no charts are drawn", "matplotlib")
-        errors.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        note(left_out("no charts are drawn", "matplotlib"), "yellow")
     labels: list[str] = []
     if {"align", "pursuit", "lens"} & set(names):
-        with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as progress:
-            task = progress.add_task("labels", total=count)
-            labels = label_names(shards, rows, count, lambda done: progress.update(task, completed=done))
+        with progress("labels", count, "images") as update:
+            labels = label_names(shards, rows, count, lambda done: update(completed=done))
         if not labels:
             raise UserError("--shards", where, "no image in it has a region", "give shards with labels")
     studies = build_studies(names, subject, settings, labels)
@@ -98,8 +95,7 @@ def analyze(
     try:
         if out:
             out.mkdir(parents=True, exist_ok=True)
-        with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as progress:
-            task = progress.add_task("analyze", total=count)
+        with progress("analyze", count, "images") as update:
             for group in seen(shards, rows, count, subject, settings.patches, batch):
                 if not all(bool(values.isfinite().all()) for values in (group.before, group.after)):
                     keys = ", ".join(one.key for one in group.shown[:3])
@@ -113,10 +109,10 @@ def analyze(
                         drawn = draw_words(one.pixels, subject, pursuit.vocabulary, words, coefficients)
                         drawn.save(out / f"words-{one.key}.png")
                 looked += len(group.shown)
-                progress.update(task, completed=looked)
+                update(completed=looked)
         found: dict[str, Any] = {"images": looked} | {name: study.result() for name, study in studies.items()}
         if "entropy" in found and not math.isfinite(found["entropy"]["image"]["text"]):
-            errors.print("No image has a caption: the entropy of text is left out.", highlight=False)
+            note("No image has a caption: the entropy of text is left out.")
         if out:
             facts = {"settings": settings.model_dump(), "shards": str(where), "model": str(subject.name)}
             text = json.dumps(finite(facts | found), indent=1)
@@ -129,8 +125,7 @@ def analyze(
         rule = "the GPU has not enough memory for so many images at a time"
         raise UserError("--batch", batch, rule, "lower it; the numbers stay the same") from error
     except OSError as error:
-        rule = f"it can't be written ({error.strerror or error})"
-        raise UserError("--out", out, rule, "make room, or choose another folder") from error
+        raise unwritable(out or "", error) from error
     return found
 
 

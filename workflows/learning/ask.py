@@ -11,17 +11,18 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pad_pipeline.console import errors
+from pad_pipeline.console import note, progress
 from pad_pipeline.errors import UserError
 from pad_pipeline.evaluation.answers import exact_match
 from pad_pipeline.evaluation.boxes import read_expressions, score_boxes
 from pad_pipeline.evaluation.captions import java_scores, score_captions
-from pad_pipeline.images import BadImage, DecodeSettings, decode
+from pad_pipeline.facts import read_facts
 from pad_pipeline.sources.base import path_problem
+from pad_pipeline.storage import unwritable, write_whole
 from pad_pipeline.training.chat import Chat, llava_folder, load_processor, shown_fit
 from pad_pipeline.weights import file_sha256
+from pad_pipeline.workflows.learning.chat import read_image
 
 WINDOW = 8
 """Batches that are read ahead: of so many questions those whose prompts are of one length go together."""
@@ -56,26 +57,22 @@ def ask(model: Path, images: Path, asked: Sequence[Question], out: Path, batch: 
         if len(known) == len(asked):
             return known
         chat = Chat(model)
-        columns = [TextColumn("evaluate"), BarColumn(), MofNCompleteColumn(), TextColumn("answers")]
         with (
             (out / ANSWERS).open("a", encoding="utf-8") as file,
-            Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as progress,
+            progress("evaluate", len(asked), "answers") as update,
         ):
-            task = progress.add_task("evaluate", total=len(asked), completed=len(known))
             for group, put in _ahead(chat, images, asked[len(known) :], WINDOW * batch):
                 said = chat.answers(put, max_tokens, batch)
                 for one, answer in zip(group, said, strict=True):
                     file.write(json.dumps({"image": one.image, "question": one.text, "answer": answer}) + "\n")
                 file.flush()
                 known += said
-                progress.update(task, completed=len(known))
+                update(completed=len(known))
     except torch.OutOfMemoryError as error:
         rule = "the GPU has not enough memory for so many questions at a time"
         raise UserError("--batch", batch, rule, "lower it; the answers stay the same") from error
     except OSError as error:
-        raise UserError(
-            "--out", out, f"it can't be used ({error.strerror or error})", "choose another folder"
-        ) from error
+        raise unwritable(out, error) from error
     return known
 
 
@@ -105,18 +102,13 @@ def _claim(out: Path, model: Path) -> None:
     folder = llava_folder(model)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     mine = {"files": {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}}
-    path = out / ASKED
-    if not path.exists():
+    theirs = read_facts(out / ASKED)
+    if theirs is None:
         if (out / ANSWERS).exists():
-            raise UserError("--out", out, f"it holds answers, and no {ASKED} that says whose", "name a new folder")
-        path.write_text(json.dumps(mine, indent=1) + "\n", "utf-8")
-        return
-    try:
-        theirs = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError("--out", path, "it can't be read", "name a new folder") from error
-    if theirs != mine:
-        raise UserError("--out", out, "it holds the answers of another model", "name a new folder")
+            raise UserError("out", out, f"it holds answers, and no {ASKED} that says whose", "name another `out`")
+        write_whole(out / ASKED, json.dumps(mine, indent=1) + "\n")
+    elif theirs != mine:
+        raise UserError("out", out, "it holds the answers of another model", "name another `out`")
 
 
 def _known(path: Path, asked: Sequence[Question]) -> list[str]:
@@ -146,13 +138,7 @@ def _image(images: Path, name: str) -> Image.Image:
     if problem := path_problem(name):
         raise UserError("--data", name, problem, "mend the data")
     path = next((path for path in (images / name, images / Path(name).name) if path.is_file()), images / name)
-    try:
-        return decode(path.read_bytes(), DecodeSettings())[0]
-    except OSError as error:
-        rule = f"it can't be read ({error.strerror})"
-        raise UserError("--images", path, rule, "give the folder that the images lie in") from error
-    except BadImage as error:
-        raise UserError("--images", path, str(error), "mend or remove the image") from error
+    return read_image("images", path, "give the folder that the images lie in")
 
 
 # ---------------------------------------------------------------- the three
@@ -174,8 +160,7 @@ def evaluate_rec(
     asked = [Question(one.image, prompt.replace("{}", one.text)) for one in expressions]
     said = ask(model, images, asked, out, batch, 64)
     if (fit := shown_fit(load_processor(llava_folder(model)))) != "pad":
-        note = f"note: this model is shown images with {fit!r}, so the frame `padded` is not its own."
-        errors.print(note, style="yellow", highlight=False, soft_wrap=True)
+        note(f"note: this model is shown images with {fit!r}, so the frame `padded` is not its own.", "yellow")
     return _kept(out, "rec", score_boxes(expressions, said))
 
 
@@ -192,7 +177,7 @@ def evaluate_captions(
     said = ask(model, images, [Question(name, prompt) for name in names], out, batch, 128)
     true = [references[name] for name in names]
     found: dict[str, Any] = {"captions": len(said)} | score_captions(said, true)
-    return _kept(out, "captions", found | java_scores(said, true, lambda text: errors.print(text, markup=False)))
+    return _kept(out, "captions", found | java_scores(said, true, note))
 
 
 def evaluate_vqa(

@@ -25,7 +25,7 @@ def chat(model: Path, image: Path, question: str, max_tokens: int) -> Iterator[s
     Raises:
         UserError: the image or the model can't be used, or nothing is asked.
     """
-    shown = _image(image)
+    shown = read_image("image", image, "give the path of an image")
     loaded = Chat(model)
     asked = False
     for text in [question] if question != "-" else _lines():
@@ -35,13 +35,23 @@ def chat(model: Path, image: Path, question: str, max_tokens: int) -> Iterator[s
         raise UserError("question", question, "standard input holds none", "ask one, or write one a line")
 
 
-def _image(path: Path) -> Image.Image:
+def read_image(field: str, path: Path, remedy: str) -> Image.Image:
+    """Return the decoded image in a file.
+
+    Args:
+        field: the parameter that names it, for errors.
+        path: of the file.
+        remedy: what to do where there is no such file.
+
+    Raises:
+        UserError: the file can't be read, or holds no image.
+    """
     try:
         return decode(path.read_bytes(), DecodeSettings())[0]
     except OSError as error:
-        raise UserError("--image", path, f"it can't be read ({error.strerror})", "give the path of an image") from error
+        raise UserError(field, path, f"it can't be read ({error.strerror})", remedy) from error
     except BadImage as error:
-        raise UserError("--image", path, str(error), "give an image, such as a JPEG or PNG") from error
+        raise UserError(field, path, str(error), "give an image, such as a JPEG or PNG") from error
 
 
 def _lines() -> Iterator[str]:

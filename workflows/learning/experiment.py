@@ -21,12 +21,12 @@ from pad_pipeline.analysis.charts import draw_grid
 from pad_pipeline.analysis.model import Subject
 from pad_pipeline.analysis.studies import AnalysisSettings
 from pad_pipeline.errors import UserError
+from pad_pipeline.facts import differences, read_facts
 from pad_pipeline.geometry import Fit
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.sources.llava import LlavaSource
-from pad_pipeline.storage import is_url
+from pad_pipeline.storage import Folder, claim_folder, is_url, resolved, write_whole
 from pad_pipeline.training.job import Job
-from pad_pipeline.training.logbook import write_whole
 from pad_pipeline.training.settings import settings_of
 from pad_pipeline.weights import file_sha256
 from pad_pipeline.workflows.learning.analyze import STUDIES, analyze, finite
@@ -35,7 +35,7 @@ from pad_pipeline.workflows.toml import read_toml, settings_error
 
 RECIPES = Path(__file__).parent / "recipes"
 _NAME = re.compile(r"\w[\w ,.-]*")
-RESULT, SUMMARY, PLOT = "result.json", "experiment.json", "experiment.png"
+GRID, RESULT, SUMMARY, PLOT = "grid.json", "result.json", "experiment.json", "experiment.png"
 
 
 class Cell(BaseModel):
@@ -206,7 +206,7 @@ def _absolute(experiment: Experiment) -> Experiment:
     """Local paths as they are from anywhere: workers run in other folders."""
 
     def absolute(text: str) -> str:
-        return str(Path(text).resolve()) if text and not is_url(text) and Path(text).exists() else text
+        return resolved(text) if text and Path(text).exists() else text
 
     names = ("vision", "llm", "shards", "heldout", "data", "image_root")
     cells = {
@@ -240,21 +240,16 @@ def _inputs(experiment: Experiment) -> dict[str, Any]:
 
 
 def _claim(experiment: Experiment, inputs: dict[str, Any], out: Path) -> None:
-    """The folder is new, or this experiment's."""
-    path, mine = out / "grid.json", experiment.model_dump(mode="json", exclude={"columns"}) | {"read": inputs}
-    if path.is_file():
-        try:
-            theirs = json.loads(path.read_text())
-        except (ValueError, RecursionError) as error:
-            raise UserError("--out", path, "it can't be read", "name a new folder") from error
-        if theirs != mine:
-            names = [name for name in mine if not isinstance(theirs, dict) or theirs.get(name) != mine[name]]
-            rule = f"it holds an experiment with another {', '.join(names)}"
-            raise UserError("--out", out, rule, "repeat its settings to go on, or name a new folder")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("--out", out, "it is there already, and not empty", "name a new folder")
+    """Refuse an output folder that holds another experiment, or something else."""
+    claim_folder(out, GRID)
+    mine = experiment.model_dump(mode="json", exclude={"columns"}) | {"read": inputs}
+    theirs = read_facts(out / GRID)
+    if theirs and (different := differences(theirs, mine)):
+        rule = "it holds an experiment that differs: " + "; ".join(different[:8])
+        raise UserError("out", out, rule, "repeat its settings to go on, or name another `out`")
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(mine, indent=1) + "\n")
+    Folder(out).clean()
+    write_whole(out / GRID, json.dumps(mine, indent=1) + "\n")
 
 
 def _done(

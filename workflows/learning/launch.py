@@ -8,11 +8,11 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 
-from pad_pipeline.console import errors
+from pad_pipeline.console import errors, note, progress
 from pad_pipeline.errors import UserError
+from pad_pipeline.storage import unwritable
 from pad_pipeline.training.job import Job
 from pad_pipeline.training.loop import train as train_loop
 from pad_pipeline.training.settings import TrainSettings, settings_of
@@ -61,32 +61,25 @@ def train(job: Job, launch: Launch = Launch()) -> str:
     Raises:
         UserError: see `pad_pipeline.training.loop.train`; or `out` can't be written.
     """
-    quiet = not errors.is_terminal or os.environ.get("RANK", "0") != "0"
-    columns = [TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}")]
-    with Progress(*columns, TimeRemainingColumn(), console=errors, disable=quiet) as progress:
-        task = progress.add_task("train", total=job.settings.steps or None, note="loading the models")
+    first = os.environ.get("RANK", "0") == "0"
+    with progress("train", job.settings.steps or None, "loading the models", first) as update:
 
         def report(entry: dict[str, Any]) -> None:
-            note = _line(entry)
-            progress.update(task, total=entry["steps"], completed=entry["step"] + 1, note=note)
+            line = _line(entry)
+            update(total=entry["steps"], completed=entry["step"] + 1, note=line)
             every = max(1, entry["steps"] // 10)
             if not errors.is_terminal and (entry["step"] + 1) % every == 0:
-                say(f"step {entry['step'] + 1} of {entry['steps']}: {note}")
-
-        def say(text: str) -> None:
-            errors.print(text, highlight=False, soft_wrap=True, markup=False)
+                note(f"step {entry['step'] + 1} of {entry['steps']}: {line}")
 
         try:
             if launch.workers[1]:
                 from pad_pipeline.workflows.learning.ray_train import train_on_ray
 
-                log = train_on_ray(job, launch.workers, launch.address, launch.max_failures, report, say)
+                log = train_on_ray(job, launch.workers, launch.address, launch.max_failures, report, note)
             else:
-                log = train_loop(job, report, say)
+                log = train_loop(job, report, note)
         except (OSError, SafetensorError) as error:
-            at = f", {error.filename}" if isinstance(error, OSError) and error.filename else ""
-            rule = f"it can't be written ({getattr(error, 'strerror', None) or error}{at})"
-            raise UserError("--out", job.out, rule, "make room, then run the same command again") from error
+            raise unwritable(job.out, error) from error
     return summary(log, Path(job.out))
 
 

@@ -15,12 +15,12 @@ from rich.table import Table
 
 from pad_pipeline.analysis.model import Subject
 from pad_pipeline.analysis.studies import AnalysisSettings
-from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.files import WORLD, key_of, write_world
 from pad_pipeline.miniature.language import DESCRIBE, REFER, questions
 from pad_pipeline.miniature.world import Scene, draw_scene
 from pad_pipeline.sources.coco import CocoSource
 from pad_pipeline.sources.open import open_source
+from pad_pipeline.storage import claim_folder
 from pad_pipeline.training.job import Job
 from pad_pipeline.training.model import check_view
 from pad_pipeline.training.settings import Stage2Settings, TrainSettings
@@ -142,9 +142,7 @@ class Comparison:
     """
 
     def __init__(self, out: Path, models: ModelSettings, vision: str, budget: Budget, console: Console) -> None:
-        known = (out / "world" / WORLD).is_file()
-        if out.exists() and not known and (not out.is_dir() or any(out.iterdir())):
-            raise UserError("--out", out, "it is there already, and holds no comparison", "name a new folder")
+        claim_folder(out, f"world/{WORLD}")
         check_view(models.view, fetch_model("--vision", vision), vision)  # told before the build
         self.out, self.models, self.vision, self.budget, self.console = out, models, vision, budget, console
         self.llm = models.llm.llm

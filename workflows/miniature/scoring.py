@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaForCausalLM
 
-from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.files import index_of, write_world
 from pad_pipeline.miniature.score import Score, score_shards
 from pad_pipeline.miniature.shipped import check_labels
@@ -21,6 +20,7 @@ from pad_pipeline.miniature.world import draw_scene
 from pad_pipeline.pretrained import load_pretrained, load_tokenizer
 from pad_pipeline.sources.open import open_source
 from pad_pipeline.stages.tag import TaggerSettings, read_tags
+from pad_pipeline.storage import claim_folder
 from pad_pipeline.training.job import Job
 from pad_pipeline.training.model import check_view
 from pad_pipeline.training.settings import TrainSettings
@@ -119,8 +119,7 @@ def evaluate(
     Raises:
         UserError: the tagger knows labels that the world does not, or anything that build and train refuse.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("--out", out, "it is there already, and not empty", "name a new folder")
+    claim_folder(out)
     tagger = models.of(TaggerSettings)
     check_labels("--models", tagger.tag_list, read_tags(tagger)[0])
     tower = fetch_model("--vision", vision)  # a wrong one is told before the build

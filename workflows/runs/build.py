@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from pad_pipeline.console import errors as console
+from pad_pipeline.console import errors, note
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
 from pad_pipeline.images import DecodeSettings
@@ -19,7 +19,7 @@ from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.shards.writer import TOTALS
 from pad_pipeline.sources.base import Source
 from pad_pipeline.sources.shards import ShardsSource
-from pad_pipeline.storage import Folder, folder_at, is_url
+from pad_pipeline.storage import Folder, claim_folder, folder_at, resolved, unwritable
 from pad_pipeline.workflows.engine.attempts import Attempts
 from pad_pipeline.workflows.engine.base import Engine
 from pad_pipeline.workflows.engine.chain import Link
@@ -29,10 +29,9 @@ from pad_pipeline.workflows.engine.ray import RayEngine
 from pad_pipeline.workflows.models.settings import ModelSettings
 from pad_pipeline.workflows.runs.chains import annotation_chain, import_chain
 from pad_pipeline.workflows.runs.options import RunOptions
-from pad_pipeline.workflows.runs.prepare import prepare, say
+from pad_pipeline.workflows.runs.prepare import prepare
 from pad_pipeline.workflows.runs.recipe import Recipe
-from pad_pipeline.workflows.runs.resume import Scan, foreign, scan
-from pad_pipeline.workflows.runs.steps import unwritable
+from pad_pipeline.workflows.runs.resume import Scan, scan
 
 
 def build(source: Source, out: Path | str, models: ModelSettings, view: View, options: RunOptions) -> Totals:
@@ -131,25 +130,14 @@ def open_out(out: Path | str, fork: Path | str | None = None) -> Folder:
         raise UserError("out", "", "it is empty", "name a folder")
     if fork:
         Run.read(folder_at(out, "out"), "out")  # what is forked
-        if _resolved(fork) == _resolved(out):
+        if resolved(fork) == resolved(out):
             raise UserError("fork", fork, "it is the same folder as `out`", "name another")
     field, where = ("fork", fork) if fork else ("out", out)
     folder = folder_at(where if isinstance(where, str) else Path(where), field)
-    remedy = "name a folder that is new, empty, or a run of pad's"
     if not folder.remote:
         folder = Folder(folder.path.resolve())
-        if folder.path.exists() and not folder.path.is_dir():
-            raise UserError(field, folder, "this is a file", remedy)
-    try:
-        if names := foreign(folder):
-            raise UserError(field, folder, f"it holds something else ({names[0]}) and no {RUN_NAME}", remedy)
-    except OSError as error:
-        raise unwritable(folder, error) from error
+    claim_folder(folder, RUN_NAME, field=field, hidden=False)
     return folder
-
-
-def _resolved(where: Path | str) -> str:
-    return str(where).rstrip("/") if is_url(str(where)) else str(Path(where).resolve())
 
 
 def carry_out(
@@ -181,9 +169,9 @@ def _work(run: Run, found: Scan, folder: Folder, recipe: Recipe, options: RunOpt
     numbers = iter(retried) if options.retry_failed else _unfinished(run, found)
     shards = len(retried) if options.retry_failed else run.shards - len(found.finished)
     if found.finished and not options.retry_failed:
-        say(f"Finished already, and left as they are: {len(found.finished)} of {run.shards} shards.")
+        note(f"Finished already, and left as they are: {len(found.finished)} of {run.shards} shards.")
     images = found.totals["failed"] if options.retry_failed else run.images - found.totals["images"]
-    watch = Watch(recipe.title or recipe.kind, shards, images, console, folder)
+    watch = Watch(recipe.title or recipe.kind, shards, images, errors, folder)
 
     def begin(number: int) -> Attempts:
         rows = min(run.shard_size, run.images - number * run.shard_size)

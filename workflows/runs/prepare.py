@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from pad_pipeline.console import errors as console
+from pad_pipeline.console import errors, note
 from pad_pipeline.errors import UserError
 from pad_pipeline.plan import PLAN_NAME, Depth, Plan, PlanFacts, write_plan
 from pad_pipeline.shards.run import RUN_NAME, Run
@@ -54,7 +54,7 @@ def prepare(
         remove_unfinished(folder, found)
         run.write(folder)
     if forked is not None:
-        say(f"Taken over from {forked}: {adopt(forked, folder, run)} of {run.shards} shards.")
+        note(f"Taken over from {forked}: {adopt(forked, folder, run)} of {run.shards} shards.")
         found = scan(folder, run.identity, run.shards)
     return run, found
 
@@ -87,7 +87,7 @@ def plan_images(source: Source, path: Path, field: str, shard_size: int, depth: 
     Raises:
         UserError: the source lists no image, or none of its images is there.
     """
-    with console.status(Text(f"planning {source.origin}")):
+    with errors.status(Text(f"planning {source.origin}")):
         planned = write_plan(source, path, shard_size, depth, limit)
     if not planned.images:
         rule = "there is no image in it" + "".join(f"; {number} {what}" for what, number in source.counts.items())
@@ -106,7 +106,7 @@ def joined(old: Run, new: Run) -> Run:
     now = new.environment
     changed = [f"{name} {was} -> {now.get(name)}" for name, was in old.environment.items() if now.get(name) != was]
     if changed:
-        say(f"note: {', '.join(changed)} since the run began; last digits may differ from shard to shard.", "yellow")
+        note(f"note: {', '.join(changed)} since the run began; last digits may differ from shard to shard.", "yellow")
     return new.model_copy(update={"accepted_code": accepted, "environment": old.environment})
 
 
@@ -116,9 +116,4 @@ def remove_unfinished(folder: Folder, found: Scan) -> None:
         folder.delete(name)
     if found.damaged:
         names = ", ".join(found.damaged[:3]) + (", ..." if len(found.damaged) > 3 else "")
-        say(f"Damaged, and made anew: {len(found.damaged)} shards ({names}).")
-
-
-def say(text: str, style: str | None = None) -> None:
-    """Print a line for the user, as it is."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        note(f"Damaged, and made anew: {len(found.damaged)} shards ({names}).")

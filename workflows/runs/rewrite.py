@@ -13,7 +13,7 @@ from pad_pipeline.labels import LabelEmbedder, LabelSettings
 from pad_pipeline.shards.run import Run
 from pad_pipeline.sources.stored import StoredSource
 from pad_pipeline.stages.edit import EditSettings
-from pad_pipeline.storage import Folder
+from pad_pipeline.storage import Folder, resolved
 from pad_pipeline.workflows.engine.chain import Link
 from pad_pipeline.workflows.engine.progress import Totals
 from pad_pipeline.workflows.runs.build import carry_out, open_out
@@ -54,7 +54,7 @@ def rewrite(
     """
     edits = edits or EditSettings()
     folder = open_out(out, options.fork)
-    if any(_where(shards.folder) == _where(folder) for shards in source.runs):
+    if any(resolved(shards.folder) == resolved(folder) for shards in source.runs):
         raise UserError("out", out, "these are the shards that are read", "name a new folder")
     runs = [shards.run for shards in source.runs]
     chosen_view = view or _common("view", "`fit`, `view_size` or `patch`", [run.view for run in runs])
@@ -77,10 +77,6 @@ def rewrite(
     facts = (kind, chosen_view, embedder.width, settings, fingerprints | words)
     recipe = Recipe(*facts, chain, title="rewrite", input_field="shards")
     return carry_out(recipe, source, folder, options)
-
-
-def _where(folder: Folder) -> str:
-    return str(folder) if folder.remote else str(folder.path.resolve())
 
 
 def _common(what: str, settings: str, values: list[Any]) -> Any:
