@@ -8,11 +8,13 @@ cell by a mask is a ratio of integers, and exact.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import numpy as np
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:  # the command line reads the fields of `View`, and does not wait for NumPy and Pillow
+    import numpy as np
+    from PIL import Image
 
 Fit = Literal["crop", "pad", "stretch"]
 PatchRule = Literal["soft", "any", "half", "argmax"]
@@ -34,15 +36,16 @@ class Axis(NamedTuple):
 class View(BaseModel):
     """What the vision encoder sees of an image, and the patch grid over it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     size: int = Field(336, gt=0, le=4096)
-    """Edge of the square that goes into the vision encoder, in pixels."""
+    """Edge of the square that goes into the vision encoder, in pixels (`paper` and `plus`: 336, `miniature`: 112)."""
     patch: int = Field(14, gt=0)
-    """Edge of one patch, in pixels of that square."""
+    """Edge of one patch, in pixels of the view (`paper` and `plus`: 14, `miniature`: 8)."""
     fit: Fit = "crop"
-    """`crop`: shortest edge to `size`, then the center (LLaVA-1.5's stage 1). `pad`: padded to a square with the mean
-    color first (its stage 2). `stretch`: both edges to `size`."""
+    """How an image becomes a square. `crop`: its shortest edge is brought to `size`, then the center is cut out
+    (LLaVA-1.5's stage 1). `pad`: it is padded to a square with the mean color first (stage 2). `stretch`: both edges
+    are brought to `size`."""
 
     @model_validator(mode="after")
     def _whole_patches(self) -> View:
@@ -92,6 +95,8 @@ class View(BaseModel):
             uint8 `[grid, grid]`: 255 x covered area / area of the patch, rounded half up, and at least 1 where
             anything is covered, so that a region smaller than a patch never vanishes.
         """
+        import numpy as np
+
         height, width = mask.shape
         over_x, over_y, area = _overlaps(self, width, height)
         # float64 holds these whole numbers exactly (below 2**53) and multiplies far faster than int64.
@@ -105,6 +110,8 @@ class View(BaseModel):
             image: the upright RGB image.
             fill: the color beside the image under `pad`; LLaVA takes int(255 * mean) of the encoder's mean.
         """
+        from PIL import Image
+
         if self.fit == "pad" and image.width != image.height:
             square = max(image.size)
             canvas = Image.new("RGB", (square, square), fill)
@@ -127,6 +134,8 @@ def select_patches(coverage: np.ndarray, rule: PatchRule) -> np.ndarray:
         uint8 of the same shape: 0..255 for `soft`, 0 or 255 for the others. A region that the view does not show has
         no patch under any rule.
     """
+    import numpy as np
+
     if rule == "soft":
         return coverage
     if rule == "any":
@@ -147,6 +156,8 @@ def _overlaps(view: View, width: int, height: int) -> tuple[np.ndarray, np.ndarr
 
 
 def _overlap(axis: Axis, length: int, grid: int) -> np.ndarray:
+    import numpy as np
+
     pixels = np.arange(length, dtype=np.int64) * axis.pixel
     cells = (np.arange(grid, dtype=np.int64) * axis.cell + axis.origin)[:, None]
     ends = np.minimum(pixels + axis.pixel, cells + axis.cell)

@@ -7,16 +7,15 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from pad_pipeline.choices import Status
+
 SCHEMA_VERSION = 3
 """Version of everything a run writes: tar members, JSON keys, index columns, run.json."""
-
-Status = Literal["ok", "empty", "failed"]
-
 
 UNKNOWN, MISSING = -1, -2
 """Sizes: nobody asked; there was no such file when the plan was made."""

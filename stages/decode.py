@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -13,11 +13,7 @@ from pad_pipeline.masks import check_mask
 from pad_pipeline.records import ImageRecord
 from pad_pipeline.sources.read import read_bytes
 from pad_pipeline.stages.base import Stage
-
-RedoFrom = Literal["tag", "ground", "segment", "patchify"]
-"""The first stage that is done again when the images come from shards. What earlier stages found there is kept."""
-ORDER: tuple[RedoFrom, ...] = get_args(RedoFrom)
-"""The stages that can be done again, in the order in which a shard goes through them."""
+from pad_pipeline.stages.order import RedoFrom
 
 
 class Decoded(NamedTuple):

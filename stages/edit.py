@@ -2,38 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from pad_pipeline.records import ImageRecord, Region
 from pad_pipeline.stages.base import Stage
 from pad_pipeline.stages.boxes import suppress
-
-
-class EditSettings(BaseModel):
-    """Which regions stay, and under which label. As it is, nothing is changed."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    label_map: dict[str, str] = {}
-    """Label -> its new name; an empty name drops it. Others stay as they are."""
-    keep_labels: list[str] = []
-    """Only regions of these labels stay, as they are called after the mapping; empty for all."""
-    drop_labels: list[str] = []
-    """Regions of these go."""
-    min_score: float = Field(0.0, ge=0, le=1)
-    """Regions whose box has a lower score go."""
-    min_predicted_iou: float | None = Field(None, allow_inf_nan=False)
-    """Regions whose mask the segmenter thinks less of go; None for none. (An estimate by regression: it can be below 0
-    and above 1.)"""
-    nms_iou: float = Field(1.0, ge=0, le=1)
-    """Of two boxes of one label that overlap more, the one with the lower score goes; 1 keeps both."""
-    nms_iou_across_labels: float = Field(1.0, ge=0, le=1)
-    """The same whatever their labels, afterwards."""
-
-    @property
-    def changes(self) -> bool:
-        """Whether anything can come out otherwise than it went in."""
-        return self != EditSettings()
+from pad_pipeline.stages.edit_settings import EditSettings
 
 
 class Edit(Stage):

@@ -21,9 +21,9 @@ FOLDERS = ("workflows", "stages", "pad_pipeline")
 ORDER = {
     "workflows": "cli commands checks miniature runs models learning engine results toml",
     "stages": "make custom owl tag ground segment patchify annotate edit restore decode "
-    "dino sam ram base spans boxes compute",
+    "dino sam ram base spans boxes compute order edit_settings",
     "pad_pipeline": "analysis training exports report miniature verify plan sources shards labels pretrained weights "
-    "measures evaluation records storage masks images geometry packages console errors",
+    "measures evaluation records storage masks images geometry packages console errors choices",
 }
 """The rooms of each folder: each may import those to its right. A new room takes its place here."""
 MOST_ROOMS, MOST_ARROWS = 12, 30

@@ -3,71 +3,71 @@
 from __future__ import annotations
 
 import dataclasses
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.table import Table
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.workflows.commands.common import (
     AsJson,
-    Engine,
     Models,
-    Out,
     console,
     counted,
     errors,
     finish,
+    input_option,
+    models_option,
     print_json,
+    run_option,
     supervise,
 )
-from pad_pipeline.workflows.commands.flags import BuildFlags, ImportFlags, ViewFlags, expanded
+from pad_pipeline.workflows.commands.options import Given
+from pad_pipeline.workflows.commands.runs import (
+    MaxFailed,
+    Out,
+    build_options,
+    changed_view,
+    import_options,
+    run_options,
+    view_options,
+)
 
 
-class RedoFrom(StrEnum):
-    """The first stage that is done again."""
-
-    tag = "tag"
-    ground = "ground"
-    segment = "segment"
-    patchify = "patchify"
-
-
-@expanded
 def build(
     *,
     images: Annotated[
         str,
-        typer.Option(
+        input_option(
             help="A folder; a LLaVA JSON; a list of paths or URLs (.parquet, .csv, .tsv, .jsonl); WebDataset tars "
             "('tars/*.tar'); or PAD shards. Local, or a URL (https://, s3://, gs://, hf://)."
         ),
     ],
-    out: Out,
     image_root: Annotated[
         str | None,
-        typer.Option(help="What paths in a JSON or a list are relative to; by default the folder it lies in."),
+        input_option(help="What paths in a JSON or a list are relative to; by default the folder it lies in."),
     ] = None,
     columns: Annotated[
-        str, typer.Option(help="Columns of a list whose names can't be guessed: image=jpg_url,caption=alt,id=n.")
+        str,
+        input_option(help="Columns of a list whose names can't be guessed: image=jpg_url,caption=alt,id=n."),
     ] = "",
     models: Models = "paper",
     tag_list: Annotated[
-        str, typer.Option(help="Your own text file with the tagger's labels, one a line, instead of upstream's.")
+        str,
+        models_option(help="Your own text file with the tagger's labels, one a line, instead of upstream's."),
     ] = "",
     tag_thresholds: Annotated[
-        str, typer.Option(help="Your own text file with a probability for each of them, one a line.")
+        str,
+        models_option(help="Your own text file with a probability for each of them, one a line."),
     ] = "",
-    view: ViewFlags,
-    redo_from: Annotated[
-        RedoFrom, typer.Option(help="Of PAD shards: the first stage to do again; what comes before is kept.")
-    ] = RedoFrom.tag,
+    view: Annotated[Given, view_options],
+    out: Out,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Plan, annotate 16 images, and say what the whole would take.")
+        bool,
+        run_option("--dry-run", help="Plan, annotate 16 images, and say what the whole would take."),
     ] = False,
-    run: BuildFlags,
+    run: Annotated[Given, build_options],
+    max_failed: MaxFailed = "100%",
     as_json: AsJson = False,
 ) -> None:
     """Annotate images and write patch-aligned shards.
@@ -85,11 +85,11 @@ def build(
 
       pad build --images photos/ --out shards/ --retry-failed
     """
-    options = dataclasses.replace(run.options(), redo_from=redo_from.value)
-    if dry_run and (run.fork or run.retry_failed):
+    options = run_options(run, max_failed)
+    if dry_run and (options.fork or options.retry_failed):
         rule = "it looks at a build from its beginning, and writes nothing"
         raise UserError("--dry-run", "with --fork or --retry-failed", rule, "leave one of them out")
-    if run.engine is Engine.local and not dry_run:
+    if options.engine == "local" and not dry_run:
         supervise()
     from pad_pipeline.sources.open import open_source
 
@@ -106,7 +106,7 @@ def build(
     from pad_pipeline.workflows.runs import build as workflow
 
     chosen = with_tags(load_models(models), tag_list, tag_thresholds)
-    chosen_view = view.over(chosen.view)
+    chosen_view = changed_view(chosen.view, view)
     if dry_run:
         from pad_pipeline.workflows.runs.dry_run import estimate
 
@@ -114,21 +114,22 @@ def build(
         print_json(dataclasses.asdict(found)) if as_json else _show_estimate(found)
         return
     totals = workflow.build(source, out, chosen, chosen_view, options)
-    finish(totals, run.fork or out, dict(source.counts), run.max_failed, as_json)
+    finish(totals, run.get("fork") or out, dict(source.counts), max_failed, as_json)
 
 
-@expanded
 def import_coco(
     *,
-    annotations: Annotated[Path, typer.Option(help="COCO instances.json: polygons, RLE, crowds.")],
-    images: Annotated[str, typer.Option(help="Folder or URL that file_name is relative to.")],
-    out: Out,
+    annotations: Annotated[Path, input_option(help="COCO instances.json: polygons, RLE, crowds.")],
+    images: Annotated[str, input_option(help="Folder or URL that file_name is relative to.")],
     captions: Annotated[
-        Path | None, typer.Option(help="Captions from another file: COCO captions.json, or a LLaVA JSON.")
+        Path | None,
+        input_option(help="Captions from another file: COCO captions.json, or a LLaVA JSON."),
     ] = None,
     models: Models = "paper",
-    view: ViewFlags,
-    run: ImportFlags,
+    view: Annotated[Given, view_options],
+    out: Out,
+    run: Annotated[Given, import_options],
+    max_failed: MaxFailed = "100%",
     as_json: AsJson = False,
 ) -> None:
     """Write shards from COCO annotations: human masks as regions, categories as labels.
@@ -139,8 +140,8 @@ def import_coco(
 
       pad import coco --annotations instances_val2017.json --images val2017/ --out human/
     """
-    options = run.options()
-    if run.engine is Engine.local:
+    options = run_options(run, max_failed)
+    if options.engine == "local":
         supervise()
     from pad_pipeline.sources.coco import CocoSource
 
@@ -149,8 +150,9 @@ def import_coco(
     from pad_pipeline.workflows.runs import build as workflow
 
     settings = load_models(models)
-    totals = workflow.import_coco(source, out, settings.llm, settings.decode, view.over(settings.view), options)
-    finish(totals, run.fork or out, dict(source.counts), run.max_failed, as_json)
+    chosen_view = changed_view(settings.view, view)
+    totals = workflow.import_coco(source, out, settings.llm, settings.decode, chosen_view, options)
+    finish(totals, run.get("fork") or out, dict(source.counts), max_failed, as_json)
 
 
 def _columns(text: str) -> dict[str, str]:

@@ -3,43 +3,37 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 
 from pad_pipeline.console import console, errors
 from pad_pipeline.errors import UserError
+from pad_pipeline.workflows.commands.options import Options, options
+from pad_pipeline.workflows.engine.choices import Engine
 from pad_pipeline.workflows.results import finite
 
-
-class Engine(StrEnum):
-    """Where the stages run."""
-
-    ray = "ray"
-    local = "local"
-
-
-class Fit(StrEnum):
-    """How an image is brought to the view's square."""
-
-    crop = "crop"
-    pad = "pad"
-    stretch = "stretch"
+INPUT, MODELS, VIEW, RUN, CLUSTER = "Input", "Models", "View", "Run", "Cluster"
+"""Panels of `--help`."""
+input_option, models_option, run_option = (
+    partial(typer.Option, rich_help_panel=panel) for panel in (INPUT, MODELS, RUN)
+)
 
 
-Out = Annotated[
-    str,
-    typer.Option(help="Folder or URL (s3://, gs://) to write into: new, empty, or an earlier run to continue."),
-]
+def _engine() -> Options:
+    from pad_pipeline.workflows.runs.options import RunOptions
+
+    return options(RunOptions, None, "engine")
+
+
+EngineOption = Annotated[Engine, _engine]
 Models = Annotated[
     str,
-    typer.Option(
+    models_option(
         help="`paper` (RAM), `plus` (RAM++), `miniature` (ships with pad; drawn scenes only), or a TOML file."
     ),
 ]
-EngineOption = Annotated[Engine, typer.Option(help="ray: Ray on this machine or a cluster. local: this process.")]
-Threads = Annotated[int, typer.Option(help="CPU threads of each model; 0 for all cores.", min=0, max=1024)]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs: the result as JSON on standard output.")]
 Shards = Annotated[str, typer.Argument(help="Folder or URL that `pad build` or `pad import` wrote.")]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -16,7 +16,6 @@ from pad_pipeline.workflows.engine.chain import Chain, Done, Link
 from pad_pipeline.workflows.engine.progress import StageState, Watch
 from pad_pipeline.workflows.engine.supervise import alive
 
-Engine = Literal["ray", "local"]
 Begin = Callable[[int], Attempts]
 """A shard's number -> the first attempt at it."""
 JOURNAL_NAME = ".attempt.json"

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.workflows.engine.chain import Link
-
-Placement = Literal["auto", "fused", "pools"]
-"""`fused`: all models in one worker for each GPU. `pools`: workers of its own for each model. `auto`: fused where every
-GPU can hold all models."""
+from pad_pipeline.workflows.engine.choices import Placement, Size
 
 FUSED_BYTES = 16 << 30
 """GPU memory that all official models together want at their default batch sizes: an estimate from their weights (4 GB)
@@ -18,14 +15,6 @@ and activations, not a measurement."""
 COST = {"tag": 1, "ground": 2, "segment": 6}
 """Roughly how the models share the time; whole GPUs are dealt out by it."""
 _OPTION = re.compile(r"([a-z]+)=(\d{1,4})(?:x(\d*\.?\d+))?")
-
-
-class Size(NamedTuple):
-    """What the user asks of one stage's pool."""
-
-    workers: int
-    gpus: float | None = None
-    """For each worker; None: as by default."""
 
 
 class Pool(NamedTuple):

@@ -7,9 +7,9 @@ from pydantic import BaseModel
 from pad_pipeline.labels import LabelEmbedder
 from pad_pipeline.stages.custom.load import fingerprints
 from pad_pipeline.stages.custom.settings import CustomGrounder, CustomSettings
-from pad_pipeline.stages.decode import ORDER, RedoFrom
 from pad_pipeline.stages.ground import FILES, DetectorSettings
 from pad_pipeline.stages.ground import find_model as find_detector
+from pad_pipeline.stages.order import ORDER, RedoFrom
 from pad_pipeline.stages.sam.hub import FILES as SAM_FILES
 from pad_pipeline.stages.segment import SegmenterSettings
 from pad_pipeline.stages.segment import find_model as find_segmenter

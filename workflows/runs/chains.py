@@ -10,8 +10,9 @@ from pad_pipeline.stages import make as choice
 from pad_pipeline.stages.annotate import HumanRegions
 from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.stages.custom.settings import CustomGrounder
-from pad_pipeline.stages.decode import ORDER, Decode, RedoFrom
+from pad_pipeline.stages.decode import Decode
 from pad_pipeline.stages.edit import Edit, EditSettings
+from pad_pipeline.stages.order import ORDER, RedoFrom
 from pad_pipeline.stages.patchify import Patchify
 from pad_pipeline.stages.restore import Restore
 from pad_pipeline.storage import Folder

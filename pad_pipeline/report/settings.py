@@ -1,0 +1,24 @@
+"""How a report is cut. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ReportSettings(BaseModel):
+    """How a report is cut."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    limit: int | None = Field(None, ge=1)
+    """Show only so many images, the first ones."""
+    page_size: int = Field(24, ge=1, le=500)
+    """Images on one page, and in one data file."""
+    edge: int = Field(512, ge=32, le=8192)
+    """Long edge of the images in the report, in pixels."""
+    block: int = Field(4096, ge=1)
+    """Images in one file of the index."""
+    threads: int = Field(default_factory=lambda: min(8, os.cpu_count() or 1), ge=1)
+    """Threads that read, decode and draw."""

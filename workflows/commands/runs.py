@@ -1,0 +1,101 @@
+"""The options of commands that write shards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.workflows.commands.common import CLUSTER, INPUT, RUN, VIEW, run_option
+from pad_pipeline.workflows.commands.options import Given, Options, options
+
+if TYPE_CHECKING:
+    from pad_pipeline.geometry import View
+    from pad_pipeline.workflows.runs.options import RunOptions
+
+Out = Annotated[
+    str,
+    run_option(help="Folder or URL (s3://, gs://) to write into: new, empty, or an earlier run to continue."),
+]
+MaxFailed = Annotated[
+    str,
+    run_option(help="Exit with 1 where more images failed, in all: a count, or a share such as 5%."),
+]
+
+
+def view_options(unset: str = "as the models have it") -> Options:
+    """The options of a view; what isn't given is as the models, or the shards, have it."""
+    from pad_pipeline.geometry import View
+
+    return options(View, VIEW, "fit size=view-size patch", unset=unset)
+
+
+def changed_view(view: View, given: Given) -> View:
+    """A view with what was given of another.
+
+    Raises:
+        UserError: there is no such view.
+    """
+    chosen = view.model_dump() | given
+    try:
+        return type(view)(**chosen)
+    except ValueError as error:
+        rule = error.errors()[0]["msg"].removeprefix("Value error, ")  # type: ignore[attr-defined]
+        raise UserError("--view-size", chosen["size"], rule, "correct it, or --patch") from error
+
+
+def rewrite_options() -> Options:
+    """The options of `pad retarget`, `pad filter` and `pad merge`."""
+    from pad_pipeline.workflows.runs.options import RunOptions
+
+    run = options(RunOptions, RUN, "limit breaker accept_changed_code")
+    shard_size = options(RunOptions, RUN, "shard_size", unset="as before")
+    return run | shard_size | options(RunOptions, CLUSTER, "engine address workers")
+
+
+def import_options() -> Options:
+    """The options of a run that reads images, too."""
+    from pad_pipeline.workflows.runs.options import RunOptions
+
+    return (
+        rewrite_options()
+        | options(RunOptions, RUN, "shard_size depth=fingerprint retry_failed")
+        | options(RunOptions, RUN, "fork", str)
+    )
+
+
+def build_options() -> Options:
+    """The options of a run that annotates, too."""
+    from pad_pipeline.workflows.runs.options import RunOptions
+
+    return (
+        options(RunOptions, INPUT, "redo_from")
+        | import_options()
+        | options(RunOptions, CLUSTER, "engine", default="ray")
+        | options(RunOptions, CLUSTER, "placement threads")
+        | options(RunOptions, CLUSTER, "pools=pool", list[str], unset="")
+    )
+
+
+def run_options(given: Given, max_failed: str) -> RunOptions:
+    """The options of a run, checked against each other.
+
+    Raises:
+        UserError: two of them contradict each other, or `max_failed` is neither a count nor a share.
+    """
+    from pad_pipeline.workflows.runs.options import RunOptions, failures_allowed
+
+    failures_allowed(max_failed, 0)
+    if given.get("fork") and given.get("retry_failed"):
+        rule = "it makes a new run, and --retry-failed mends one"
+        raise UserError("--fork", given["fork"], rule, "leave one of them out")
+    pools = given.get("pools", [])
+    for_ray = {"address": given["address"], "workers": given["workers"], "pool": " ".join(pools)}
+    for_ray["placement"] = given.get("placement", "auto").removeprefix("auto")
+    for name, value in for_ray.items():
+        if value and given["engine"] == "local":
+            raise UserError(f"--{name}", value, "it goes with --engine ray", "leave it out, or use --engine ray")
+    if pools:
+        from pad_pipeline.workflows.engine.placement import parse_pools
+
+        given = given | {"pools": parse_pools(pools)}
+    return RunOptions(**given)
