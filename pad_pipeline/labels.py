@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.pretrained import load_tokenizer
-from pad_pipeline.weights import fetch_folder, fetch_model, local_path, read_tensors
+from pad_pipeline.weights import ModelFile, fetch_folder, fetch_model, folder_sha256, local_path, read_tensors
 
 _EMBEDDING_ENDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 
@@ -31,6 +31,26 @@ class LabelSettings(BaseModel):
     context: Literal["sentence", "bare"] = "sentence"
     """`sentence`: tokenized as the label stands inside a sentence, after a space. `bare`: as at the start of a text.
     The paper does not say which; neither has a BOS."""
+
+    section: ClassVar[str] = "llm"
+    """Name of its section in a models file."""
+    paths: ClassVar[tuple[str, ...]] = ("llm",)
+    """Settings that name a file or a folder. A relative path is relative to the models file."""
+    pins: ClassVar[dict[str, str]] = {}
+
+    def files(self) -> list[ModelFile]:
+        """Return the folder or hub name of the LLM. Nothing is fetched."""
+        return [ModelFile("llm.llm", self.llm, "", self.revision)]
+
+    def check(self) -> str:
+        """Read the tokenizer and one embedding, and describe what was read.
+
+        Raises:
+            UserError: a file can't be used.
+        """
+        embedder = LabelEmbedder(self)
+        embedder(["thing"])
+        return f"word embeddings of {embedder.width} numbers"
 
 
 class LabelEmbedder:
@@ -50,6 +70,11 @@ class LabelEmbedder:
     def width(self) -> int:
         """Numbers in one embedding."""
         return self.table.width
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return the sha256 of the LLM's input embedding and of its tokenizer's files, by a name for run.json."""
+        files = ["tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt"]
+        return {"llm_embedding": self.table.sha256(), "llm_tokenizer": folder_sha256(self.folder, files)}
 
     def tokens(self, label: str) -> list[int]:
         """The label's token ids, without special tokens."""

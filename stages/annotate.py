@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class HumanRegions(Stage):
             row.status = "empty"
 
 
-def _region(row: ImageRecord, annotation: dict[str, Any]) -> Region:
+def _region(row: ImageRecord, annotation: Mapping[str, Any]) -> Region:
     """One annotation as a region.
 
     Raises:
@@ -64,7 +65,7 @@ def _region(row: ImageRecord, annotation: dict[str, Any]) -> Region:
     return Region(annotation["label"], as_box(box), rle=rle, crowd=annotation["crowd"])
 
 
-def _exported(annotation: dict[str, Any], box: np.ndarray, rle: dict[str, Any], row: ImageRecord) -> Region:
+def _exported(annotation: Mapping[str, Any], box: np.ndarray, rle: dict[str, Any], row: ImageRecord) -> Region:
     """A region that `pad export` wrote, with what COCO has no word for. Where somebody changed `bbox` or `score` since,
     those hold, and not what is under `pad`."""
     try:
@@ -85,7 +86,7 @@ def _exported(annotation: dict[str, Any], box: np.ndarray, rle: dict[str, Any], 
         raise ValueError(f"annotation {annotation['id']}: {rule}") from error
 
 
-def _check_size(row: ImageRecord, annotation: dict[str, Any]) -> None:
+def _check_size(row: ImageRecord, annotation: Mapping[str, Any]) -> None:
     stated = annotation["width"], annotation["height"]
     if stated not in ((None, None), (row.width, row.height)):
         raise ValueError(

@@ -7,7 +7,8 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from pad_pipeline.shards.provenance import STAGES, Model, Origin, models, origins
+from pad_pipeline.roles import FINDS, REQUIRED
+from pad_pipeline.shards.provenance import Model, Origin, models, origins
 from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.stats import Statistics
 
@@ -16,8 +17,6 @@ REPOSITORY = "OWNER/NAME"
 MOST_LABELS = 30
 """That the card lists."""
 _SIZES = ("n<1K", 1000), ("1K<n<10K", 10_000), ("10K<n<100K", 100_000), ("100K<n<1M", 1_000_000), ("1M<n<10M", 10**7)
-_FOUND = {"tag": "tags", "ground": "boxes and their labels", "segment": "masks"}
-"""Stage -> what it finds."""
 
 TEMPLATE = """\
 ---
@@ -126,11 +125,11 @@ def _made(run: Run) -> str:
 
 
 def _origin(origin: Origin) -> str:
-    given = [_FOUND[stage] for stage in STAGES if stage not in origin.models]
+    given = [FINDS[step] for step in REQUIRED if step not in origin.models]
     file = "an annotation file, which people made, or whatever wrote the file"
     said = "By models, as `pad build` runs them; no person has corrected labels or masks."
     if given and origin.models:
-        rest = ", ".join(_FOUND[stage] for stage in origin.models)
+        rest = ", ".join(FINDS[step] for step in origin.models)
         said = f"From {file}: {', '.join(given)}. By models, as `pad build` runs them: {rest}."
     elif given:
         said = f"From {file}; `pad import` took it over, and made the masks' patches and the embeddings."

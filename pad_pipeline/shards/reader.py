@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import PatchRule, select_patches
-from pad_pipeline.records import INDEX_SCHEMA, shard_name
+from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, SampleJson, shard_name
 from pad_pipeline.shards.keys import is_key
 from pad_pipeline.shards.run import Run
-from pad_pipeline.shards.writer import MEMBERS, TOTALS
+from pad_pipeline.shards.writer import TOTALS
 from pad_pipeline.storage import Folder, folder_at
 
 _USED = ["key", "labels", *(f"{member}_{part}" for member in MEMBERS for part in ("at", "bytes"))]
@@ -36,7 +36,7 @@ class Sample:
     key: str
     image: bytes
     """The original file."""
-    meta: dict[str, Any]
+    meta: SampleJson
     """The JSON member."""
     coverage: np.ndarray
     """uint8 `[R, grid, grid]`."""

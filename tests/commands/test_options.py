@@ -31,8 +31,8 @@ SETTINGS: dict[str, list[type[BaseModel]]] = {
     "report": [ReportSettings],
 }
 """The settings that a command fills in."""
-NOT_THE_SETTING = {("train", "settings")}
-"""Parameters that are called like a setting and are another thing: a file with settings."""
+NOT_THE_SETTING = {("settings", Job), ("llm", TrainSettings)}
+"""Parameters that are called like a setting and are another thing: a file with settings; the LLM itself."""
 
 
 def command(name: str) -> Any:
@@ -46,7 +46,7 @@ def with_field(name: str, settings: type[BaseModel]) -> Iterator[tuple[Any, Any]
     """Each option of a command of which a setting exists, and the setting's field."""
     for parameter in command(name).params:
         field = settings.model_fields.get(parameter.name)
-        if field and parameter.param_type_name == "option" and (name, parameter.name) not in NOT_THE_SETTING:
+        if field and parameter.param_type_name == "option" and (parameter.name, settings) not in NOT_THE_SETTING:
             yield parameter, field
 
 

@@ -85,7 +85,7 @@ def _annotated(image: Path, models: ModelSettings) -> ImageRecord:
     links = annotation_chain(Folder(image.parent), "", models, models.view, str(image.parent), models.compute)
     # Between the plan and the shard stand the stages.
     steps = [step for link in links for step in link.steps if step.name not in ("plan", "write")]
-    row = ImageRecord("image", image.name, image.name, place=Place(image.name))
+    row = ImageRecord(image.name, image.name, key="image", place=Place(image.name))
     found: ImageRecord = Chain(Link("show", steps)).run(Shard(0, [row])).rows[0]
     if found.status == "failed":
         raise UserError("IMAGE", image, f"it failed in {found.stage}: {found.reason}", "name another image")
