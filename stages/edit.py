@@ -1,4 +1,4 @@
-"""Other thresholds, labels and overlaps for regions that are there already: what `pad retarget` changes of them."""
+"""The stage edit: `pad retarget` changes existing regions by thresholds, labels and overlaps."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pad_pipeline.stages.boxes import suppress
 from pad_pipeline.stages.edit_settings import EditSettings
 
 
-class Edit(Stage):
-    """Maps labels, then filters, then suppresses overlaps. Tags stay: they are what the tagger said of the image."""
+class Edit(Stage[None, None]):
+    """Renames labels, then filters regions, then suppresses overlaps; tags stay, as a record of the tagger's output."""
 
     name = "edit"
 
@@ -19,23 +19,26 @@ class Edit(Stage):
         self.kept, self.dropped = frozenset(settings.keep_labels), frozenset(settings.drop_labels)
 
     def finish(self, row: ImageRecord, output: None) -> None:
-        """Set the regions that stay; an image that has none is `empty`."""
-        regions = [region for region in map(self._renamed, row.regions) if self._stays(region)]
+        """Set the regions that stay; an image without any becomes `empty`."""
+        regions = [region for region in map(self._rename, row.regions) if self._stays(region)]
         least = min(self.settings.nms_iou, self.settings.nms_iou_across_labels)
-        if least < 1:  # it sorts too, and an image's regions have their order
+        if least < 1:  # `suppress` also sorts, which would change the order of regions
             regions = suppress(regions, self.settings.nms_iou, self.settings.nms_iou_across_labels)
         row.regions = regions
         if not regions:
             row.status = "empty"
 
-    def _renamed(self, region: Region) -> Region:
-        """With the new names; an alternate that has become the label, or another alternate, or is dropped, goes."""
-        named = self.settings.label_map
-        region.label = named.get(region.label, region.label)
+    def _rename(self, region: Region) -> Region:
+        """Rename the label and the alternates of a region, in place, and return it.
+
+        Dropped are alternates that now have the name of the label or of an earlier alternate, or are not wanted.
+        """
+        new_names = self.settings.label_map
+        region.label = new_names.get(region.label, region.label)
         seen = {region.label, ""}
         others = []
         for other in region.alternates:
-            other.label = named.get(other.label, other.label)
+            other.label = new_names.get(other.label, other.label)
             if other.label not in seen and self._wanted(other.label):
                 seen.add(other.label)
                 others.append(other)

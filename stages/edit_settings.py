@@ -6,26 +6,28 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class EditSettings(BaseModel):
-    """Which regions stay, and under which label. As it is, nothing is changed."""
+    """Which regions stay, and under which label. The defaults change nothing."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     label_map: dict[str, str] = {}
-    """New names of labels, such as {"puppy": "dog"}; an empty name drops the label's regions."""
+    """New name of each label that is renamed, such as {"puppy": "dog"}; an empty name drops the label's regions."""
     keep_labels: list[str] = []
-    """Keep only regions of these labels, by their names after `label_map`; none keeps all."""
+    """Labels, as they are called after the renaming, whose regions stay; empty for all labels."""
     drop_labels: list[str] = []
-    """Drop the regions of these labels, by their names after `label_map`."""
+    """Labels, as they are called after the renaming, whose regions are dropped."""
     min_score: float = Field(0.0, ge=0, le=1)
-    """Drop regions whose box has a lower score."""
+    """Regions whose box has a lower score are dropped."""
     min_predicted_iou: float | None = Field(None, allow_inf_nan=False)
-    """Drop regions whose mask the segmenter rates lower (its estimate of the IoU, which can be below 0 or above 1)."""
+    """Regions whose mask has a lower predicted IoU are dropped. The segmenter estimates this IoU by regression, so it
+    can be below 0 and above 1."""
     nms_iou: float = Field(1.0, ge=0, le=1)
-    """Where two boxes of one label overlap more (IoU), drop the one with the lower score; 1 keeps both."""
+    """Two boxes of one label may overlap up to this IoU; otherwise the one with the lower score is dropped. At 1
+    nothing is dropped."""
     nms_iou_across_labels: float = Field(1.0, ge=0, le=1)
-    """The same for two boxes of any labels, afterwards."""
+    """The same for boxes of any labels, applied afterwards."""
 
     @property
     def changes(self) -> bool:
-        """Whether anything can come out otherwise than it went in."""
+        """Whether these settings can change anything."""
         return self != EditSettings()

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import PatchRule, select_patches
-from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, shard_name
+from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, SampleJson, shard_name
 from pad_pipeline.shards.keys import is_key
 from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.writer import TOTALS

@@ -10,65 +10,50 @@ from rich.table import Table
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.workflows.commands.common import (
-    AsJson,
+    INPUT,
+    MODELS,
+    RUN,
     Models,
     console,
     counted,
     errors,
     finish,
-    input_option,
-    models_option,
+    option,
     print_json,
-    run_option,
     supervise,
 )
 from pad_pipeline.workflows.commands.options import Given
-from pad_pipeline.workflows.commands.runs import (
-    MaxFailed,
-    Out,
-    build_options,
-    changed_view,
-    import_options,
-    run_options,
-    view_options,
-)
+from pad_pipeline.workflows.commands.runs import build_options, changed_view, import_options, run_options, view_options
 
 
 def build(
     *,
     images: Annotated[
         str,
-        input_option(
-            help="A folder; a LLaVA JSON; a list of paths or URLs (.parquet, .csv, .tsv, .jsonl); WebDataset tars "
-            "('tars/*.tar'); or PAD shards. Local, or a URL (https://, s3://, gs://, hf://)."
+        option(
+            INPUT,
+            "A folder; a LLaVA JSON; a list of paths or URLs (.parquet, .csv, .tsv, .jsonl); WebDataset tars "
+            "('tars/*.tar'); or PAD shards. Local, or a URL (https://, s3://, gs://, hf://).",
         ),
     ],
     image_root: Annotated[
-        str | None,
-        input_option(help="What paths in a JSON or a list are relative to; by default the folder it lies in."),
+        str | None, option(INPUT, "What paths in a JSON or a list are relative to; by default the folder it lies in.")
     ] = None,
     columns: Annotated[
-        str,
-        input_option(help="Columns of a list whose names can't be guessed: image=jpg_url,caption=alt,id=n."),
+        str, option(INPUT, "Columns of a list whose names can't be guessed: image=jpg_url,caption=alt,id=n.")
     ] = "",
     models: Models = "paper",
     tag_list: Annotated[
-        str,
-        models_option(help="Your own text file with the tagger's labels, one a line, instead of upstream's."),
+        str, option(MODELS, "Your own text file with the tagger's labels, one a line, instead of upstream's.")
     ] = "",
     tag_thresholds: Annotated[
-        str,
-        models_option(help="Your own text file with a probability for each of them, one a line."),
+        str, option(MODELS, "Your own text file with a probability for each of them, one a line.")
     ] = "",
     view: Annotated[Given, view_options],
-    out: Out,
-    dry_run: Annotated[
-        bool,
-        run_option("--dry-run", help="Plan, annotate 16 images, and say what the whole would take."),
-    ] = False,
     run: Annotated[Given, build_options],
-    max_failed: MaxFailed = "100%",
-    as_json: AsJson = False,
+    dry_run: Annotated[
+        bool, option(RUN, "Plan, annotate 16 images, and say what the whole would take.", "--dry-run")
+    ] = False,
 ) -> None:
     """Annotate images and write patch-aligned shards.
 
@@ -85,7 +70,7 @@ def build(
 
       pad build --images photos/ --out shards/ --retry-failed
     """
-    options = run_options(run, max_failed)
+    options = run_options(run)
     if dry_run and (options.fork or options.retry_failed):
         rule = "it looks at a build from its beginning, and writes nothing"
         raise UserError("--dry-run", "with --fork or --retry-failed", rule, "leave one of them out")
@@ -111,26 +96,22 @@ def build(
         from pad_pipeline.workflows.runs.dry_run import estimate
 
         found = estimate(source, chosen, chosen_view, options)
-        print_json(dataclasses.asdict(found)) if as_json else _show_estimate(found)
+        print_json(dataclasses.asdict(found)) if run["as_json"] else _show_estimate(found)
         return
-    totals = workflow.build(source, out, chosen, chosen_view, options)
-    finish(totals, run.get("fork") or out, dict(source.counts), max_failed, as_json)
+    totals = workflow.build(source, run["out"], chosen, chosen_view, options)
+    finish(totals, run, dict(source.counts))
 
 
 def import_coco(
     *,
-    annotations: Annotated[Path, input_option(help="COCO instances.json: polygons, RLE, crowds.")],
-    images: Annotated[str, input_option(help="Folder or URL that file_name is relative to.")],
+    annotations: Annotated[Path, option(INPUT, "COCO instances.json: polygons, RLE, crowds.")],
+    images: Annotated[str, option(INPUT, "Folder or URL that file_name is relative to.")],
     captions: Annotated[
-        Path | None,
-        input_option(help="Captions from another file: COCO captions.json, or a LLaVA JSON."),
+        Path | None, option(INPUT, "Captions from another file: COCO captions.json, or a LLaVA JSON.")
     ] = None,
     models: Models = "paper",
     view: Annotated[Given, view_options],
-    out: Out,
     run: Annotated[Given, import_options],
-    max_failed: MaxFailed = "100%",
-    as_json: AsJson = False,
 ) -> None:
     """Write shards from COCO annotations: human masks as regions, categories as labels.
 
@@ -140,7 +121,7 @@ def import_coco(
 
       pad import coco --annotations instances_val2017.json --images val2017/ --out human/
     """
-    options = run_options(run, max_failed)
+    options = run_options(run)
     if options.engine == "local":
         supervise()
     from pad_pipeline.sources.coco import CocoSource
@@ -151,8 +132,8 @@ def import_coco(
 
     settings = load_models(models)
     chosen_view = changed_view(settings.view, view)
-    totals = workflow.import_coco(source, out, settings.llm, settings.decode, chosen_view, options)
-    finish(totals, run.get("fork") or out, dict(source.counts), max_failed, as_json)
+    totals = workflow.import_coco(source, run["out"], settings.llm, settings.decode, chosen_view, options)
+    finish(totals, run, dict(source.counts))
 
 
 def _columns(text: str) -> dict[str, str]:

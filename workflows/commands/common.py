@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from typing import Annotated, Any
 
 import typer
 
 from pad_pipeline.console import console, errors
 from pad_pipeline.errors import UserError
-from pad_pipeline.workflows.commands.options import Options, options
+from pad_pipeline.workflows.commands.options import Given, Options, options
 from pad_pipeline.workflows.engine.choices import Engine
 from pad_pipeline.workflows.results import finite
 
 INPUT, MODELS, VIEW, RUN, CLUSTER = "Input", "Models", "View", "Run", "Cluster"
 """Panels of `--help`."""
-input_option, models_option, run_option = (
-    partial(typer.Option, rich_help_panel=panel) for panel in (INPUT, MODELS, RUN)
-)
+
+
+def option(panel: str, help: str, *flags: str, **more: Any) -> Any:
+    """An option of a panel."""
+    return typer.Option(*flags, help=help, rich_help_panel=panel, **more)
 
 
 def _engine() -> Options:
@@ -30,9 +31,7 @@ def _engine() -> Options:
 EngineOption = Annotated[Engine, _engine]
 Models = Annotated[
     str,
-    models_option(
-        help="`paper` (RAM), `plus` (RAM++), `miniature` (ships with pad; drawn scenes only), or a TOML file."
-    ),
+    option(MODELS, "`paper` (RAM), `plus` (RAM++), `miniature` (ships with pad; drawn scenes only), or a TOML file."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs: the result as JSON on standard output.")]
 Shards = Annotated[str, typer.Argument(help="Folder or URL that `pad build` or `pad import` wrote.")]
@@ -69,9 +68,7 @@ def supervise() -> None:
     supervise.supervised()
 
 
-def finish(
-    totals: dict[str, int], out: str, counts: dict[str, int], max_failed: str, as_json: bool, source: str = "--images"
-) -> None:
+def finish(totals: dict[str, int], run: Given, counts: dict[str, int], source: str = "--images") -> None:
     """Say what came out; exit code 1 where more images failed than may.
 
     Raises:
@@ -79,6 +76,7 @@ def finish(
     """
     from pad_pipeline.workflows.runs.options import failures_allowed
 
+    out, as_json, max_failed = run.get("fork") or run["out"], run["as_json"], run["max_failed"]
     if as_json:
         print_json({"out": out, **totals, "left_out": counts})
     for what, number in () if as_json else counts.items():

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.workflows.commands.common import INPUT, AsJson, Shards, finish, models_option, supervise
+from pad_pipeline.workflows.commands.common import INPUT, MODELS, Shards, finish, option, supervise
 from pad_pipeline.workflows.commands.options import Given, Options, options
 from pad_pipeline.workflows.commands.runs import (
-    MaxFailed,
-    Out,
     changed_view,
     rewrite_options,
     run_options,
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
 REGIONS = "Regions"
 Llm = Annotated[
     str,
-    models_option(help="LLM whose word embeddings the labels get: folder, hub name, or `miniature`; as before."),
+    option(MODELS, "LLM whose word embeddings the labels get: folder, hub name, or `miniature`; as before."),
 ]
 old_view_options = partial(view_options, "as before")
 
@@ -61,10 +59,7 @@ def retarget(
     view: Annotated[Given, old_view_options],
     llm: Llm = "",
     edits: Annotated[Given, edit_options],
-    out: Out,
     run: Annotated[Given, rewrite_options],
-    max_failed: MaxFailed = "100%",
-    as_json: AsJson = False,
 ) -> None:
     """Write shards anew for another view, patch grid or LLM, or with fewer or renamed regions; no model runs.
 
@@ -85,17 +80,14 @@ def retarget(
     lists = {name: _lines(name, edits[name]) for name in ("keep_labels", "drop_labels") if name in edits}
     names = {"label_map": _mapping(edits["label_map"])} if "label_map" in edits else {}
     chosen = EditSettings(**edits | lists | names)
-    _rewrite(StoredSource([shards]), out, run, max_failed, as_json, view, llm, chosen)
+    _rewrite(StoredSource([shards]), run, view, llm, chosen)
 
 
 def filter_shards(
     *,
     shards: Shards,
     selection: Annotated[Given, selection_options],
-    out: Out,
     run: Annotated[Given, rewrite_options],
-    max_failed: MaxFailed = "100%",
-    as_json: AsJson = False,
 ) -> None:
     """Write shards with some of the images alone, each as it was.
 
@@ -113,7 +105,7 @@ def filter_shards(
         rule = "nothing is said about which images are wanted"
         raise UserError("filter", shards, rule, "give --status, --label, --ids, --min-regions or --min-edge")
     wanted = "failed" in chosen.statuses
-    _rewrite(StoredSource([shards], chosen), out, run, max_failed, as_json, failed_wanted=wanted)
+    _rewrite(StoredSource([shards], chosen), run, failed_wanted=wanted)
 
 
 def merge(
@@ -121,10 +113,7 @@ def merge(
     shards: Annotated[list[str], typer.Argument(help="Folders or URLs of shards, in the order that is wanted.")],
     view: Annotated[Given, old_view_options],
     llm: Llm = "",
-    out: Out,
     run: Annotated[Given, rewrite_options],
-    max_failed: MaxFailed = "100%",
-    as_json: AsJson = False,
 ) -> None:
     """Write the images of several runs into one. Where ids are repeated, each image keeps a key of its own.
 
@@ -136,22 +125,19 @@ def merge(
     """
     from pad_pipeline.sources.stored import StoredSource
 
-    _rewrite(StoredSource(shards), out, run, max_failed, as_json, view, llm)
+    _rewrite(StoredSource(shards), run, view, llm)
 
 
 def _rewrite(
     source: StoredSource,
-    out: str,
     run: Given,
-    max_failed: str,
-    as_json: bool,
     view: Given | None = None,
     llm: str = "",
     edits: EditSettings | None = None,
     failed_wanted: bool = False,
 ) -> None:
     first = source.runs[0].run
-    options = run_options({"shard_size": max(first.shard_size, 1)} | run, max_failed)
+    options = run_options({"shard_size": max(first.shard_size, 1)} | run)
     if options.engine == "local":
         supervise()
     from pad_pipeline.labels import LabelSettings
@@ -163,8 +149,8 @@ def _rewrite(
         context = (first.settings.get("llm") or {}).get("context", "sentence")
         labels = LabelSettings(llm=resolve(llm, "llm"), context=context)
     new_view = changed_view(first.view, view) if view else None
-    totals = rewrite(source, out, options, new_view, labels, edits)
-    finish(totals, out, dict(source.counts), max_failed, as_json, source="" if failed_wanted else "SHARDS")
+    totals = rewrite(source, run["out"], options, new_view, labels, edits)
+    finish(totals, run, dict(source.counts), source="" if failed_wanted else "SHARDS")
 
 
 def _lines(name: str, path: Path) -> list[str]:

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Annotated
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.workflows.commands.common import CLUSTER, INPUT, RUN, VIEW, run_option
+from pad_pipeline.workflows.commands.common import CLUSTER, INPUT, RUN, VIEW, AsJson, option
 from pad_pipeline.workflows.commands.options import Given, Options, options
 
 if TYPE_CHECKING:
     from pad_pipeline.geometry import View
     from pad_pipeline.workflows.runs.options import RunOptions
-
-Out = Annotated[
-    str,
-    run_option(help="Folder or URL (s3://, gs://) to write into: new, empty, or an earlier run to continue."),
-]
-MaxFailed = Annotated[
-    str,
-    run_option(help="Exit with 1 where more images failed, in all: a count, or a share such as 5%."),
-]
 
 
 def view_options(unset: str = "as the models have it") -> Options:
@@ -47,9 +39,17 @@ def rewrite_options() -> Options:
     """The options of `pad retarget`, `pad filter` and `pad merge`."""
     from pad_pipeline.workflows.runs.options import RunOptions
 
-    run = options(RunOptions, RUN, "limit breaker accept_changed_code")
-    shard_size = options(RunOptions, RUN, "shard_size", unset="as before")
-    return run | shard_size | options(RunOptions, CLUSTER, "engine address workers")
+    out = option(RUN, "Folder or URL (s3://, gs://) to write into: new, empty, or an earlier run to continue.")
+    max_failed = option(RUN, "Exit with 1 where more images failed, in all: a count, or a share such as 5%.")
+    return (
+        {"out": (Annotated[str, out], inspect.Parameter.empty)}
+        | options(RunOptions, RUN, "limit")
+        | options(RunOptions, RUN, "shard_size", unset="as before")
+        | {"max_failed": (Annotated[str, max_failed], "100%")}
+        | options(RunOptions, RUN, "breaker accept_changed_code")
+        | options(RunOptions, CLUSTER, "engine address workers")
+        | {"as_json": (AsJson, False)}
+    )
 
 
 def import_options() -> Options:
@@ -76,7 +76,7 @@ def build_options() -> Options:
     )
 
 
-def run_options(given: Given, max_failed: str) -> RunOptions:
+def run_options(given: Given) -> RunOptions:
     """The options of a run, checked against each other.
 
     Raises:
@@ -84,18 +84,18 @@ def run_options(given: Given, max_failed: str) -> RunOptions:
     """
     from pad_pipeline.workflows.runs.options import RunOptions, failures_allowed
 
-    failures_allowed(max_failed, 0)
+    failures_allowed(given["max_failed"], 0)
     if given.get("fork") and given.get("retry_failed"):
         rule = "it makes a new run, and --retry-failed mends one"
         raise UserError("--fork", given["fork"], rule, "leave one of them out")
-    pools = given.get("pools", [])
-    for_ray = {"address": given["address"], "workers": given["workers"], "pool": " ".join(pools)}
-    for_ray["placement"] = given.get("placement", "auto").removeprefix("auto")
-    for name, value in for_ray.items():
+    chosen = {name: value for name, value in given.items() if name in RunOptions.model_fields}
+    pools = chosen.pop("pools", [])
+    of_ray = {"placement": given.get("placement", "auto").removeprefix("auto"), "pool": " ".join(pools)}
+    for name, value in ({name: given[name] for name in ("address", "workers")} | of_ray).items():
         if value and given["engine"] == "local":
             raise UserError(f"--{name}", value, "it goes with --engine ray", "leave it out, or use --engine ray")
     if pools:
         from pad_pipeline.workflows.engine.placement import parse_pools
 
-        given = given | {"pools": parse_pools(pools)}
-    return RunOptions(**given)
+        chosen["pools"] = parse_pools(pools)
+    return RunOptions(**chosen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -48,7 +48,7 @@ def show(
         raise UserError(field, target, "this is IMAGE itself", "name another file")
 
     from pad_pipeline.images import BadImage, decode
-    from pad_pipeline.records import Place
+    from pad_pipeline.records import Place, SampleJson
     from pad_pipeline.report.overlay import panels
     from pad_pipeline.sources.read import read_bytes
     from pad_pipeline.storage import Folder
@@ -62,7 +62,7 @@ def show(
         raise UserError("IMAGE", image, str(error), "name an image that can be read") from error
     row = _annotated(image, chosen)
     assert row.coverage is not None
-    meta: dict[str, Any] = json.loads(row.to_json())
+    meta: SampleJson = json.loads(row.to_json())
     with Folder(target.absolute().parent).commit(target.name, durable=False) as partial:
         panels(decoded, meta, row.coverage, chosen.view).save(partial, kind)
     text = f"{counted(len(row.tags), 'tag')}, {counted(len(row.regions), 'region')}: {target}"

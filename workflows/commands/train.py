@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.workflows.commands.common import CLUSTER, console, errors
+from pad_pipeline.workflows.commands.common import CLUSTER, console, errors, option
 from pad_pipeline.workflows.commands.options import Given, Options, options
 
 DATA, MODEL, TRAINING = "Data", "Model", "Training"
@@ -54,23 +54,14 @@ def train(
     *,
     job: Annotated[Given, job_options],
     settings: Annotated[
-        Path | None,
-        typer.Option(
-            help="TOML file with any setting of a training; the options below win over it.", rich_help_panel=TRAINING
-        ),
+        Path | None, option(TRAINING, "TOML file with any setting of a training; the options below win over it.")
     ] = None,
     training: Annotated[Given, training_options],
     workers: Annotated[
-        str,
-        typer.Option(
-            help="Processes of Ray Train, as 4 or fewest-most as 2-8; empty: here, or under torchrun.",
-            rich_help_panel=CLUSTER,
-        ),
+        str, option(CLUSTER, "Processes of Ray Train, as 4 or fewest-most as 2-8; empty: here, or under torchrun.")
     ] = "",
     address: Annotated[str, address_option] = "",
-    max_failures: Annotated[
-        int, typer.Option(help="How often workers may die; -1: any number.", min=-1, rich_help_panel=CLUSTER)
-    ] = 3,
+    max_failures: Annotated[int, option(CLUSTER, "How often workers may die; -1: any number.", min=-1)] = 3,
 ) -> None:
     """Train: L = L_caption + beta(t) * L_patch. Stage 1 teaches the projector, stage 2 the LLM too.
 
