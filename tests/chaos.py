@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pad_pipeline.miniature.files import write_world
 from pad_pipeline.miniature.world import LABELS
-from pad_pipeline.workflows.commands import flags
+from pad_pipeline.workflows.commands import runs
 from tests import doomed
 from tests.conftest import data
 from tests.small_models import write_small_models
@@ -46,7 +46,7 @@ def start(what: str, arguments: list[object], log: Path, isolated: bool) -> int:
         with log.open("ab") as stream:
             os.dup2(stream.fileno(), 1)
             os.dup2(stream.fileno(), 2)
-        flags.ISOLATED = isolated
+        runs.ISOLATED = isolated
         doomed.run(what, [str(argument) for argument in arguments])
     except SystemExit as end:
         sys.stderr.flush()

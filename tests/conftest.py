@@ -23,7 +23,7 @@ from pad_pipeline.miniature.files import World, write_world
 from pad_pipeline.miniature.world import LABELS
 from pad_pipeline.records import ImageRecord
 from pad_pipeline.workflows import cli
-from pad_pipeline.workflows.commands import flags
+from pad_pipeline.workflows.commands import runs
 from pad_pipeline.workflows.models.settings import ModelSettings, load_models
 from tests.small_models import write_small_models
 
@@ -62,7 +62,7 @@ def one_process() -> Iterator[None]:
     """Commands that tests call in this process run their chain in it too: a child would import everything for each of
     hundreds of builds. What must run in a child starts `pad` as a process of its own (`tests/runs/processes.py`)."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flags, "ISOLATED", False)
+        patch.setattr(runs, "ISOLATED", False)
         yield
 
 

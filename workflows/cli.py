@@ -30,13 +30,14 @@ from pad_pipeline.workflows.commands.miniature import (
     miniature_train,
 )
 from pad_pipeline.workflows.commands.models import models_check, models_fetch, models_list
+from pad_pipeline.workflows.commands.options import Commands
 from pad_pipeline.workflows.commands.report import report
 from pad_pipeline.workflows.commands.rewrite import filter_shards, merge, retarget
 from pad_pipeline.workflows.commands.shards import stats, verify
 from pad_pipeline.workflows.commands.show import show
 from pad_pipeline.workflows.commands.train import chat, train
 
-app = typer.Typer(
+app = Commands(
     help="Build the Patch-Aligned Dataset of arXiv 2505.17316 from captioned images, and train a projector on it.",
     epilog="Start with: pad demo",
     no_args_is_help=True,
@@ -44,18 +45,18 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-import_app = typer.Typer(help="Make shards from data that people have annotated already.", no_args_is_help=True)
+import_app = Commands(help="Make shards from data that people have annotated already.", no_args_is_help=True)
 app.add_typer(import_app, name="import")
-miniature_app = typer.Typer(
+miniature_app = Commands(
     help="The drawn world and its five small models: draw scenes, train the models, score them against exact truth.",
     no_args_is_help=True,
 )
 app.add_typer(miniature_app, name="miniature")
-evaluate_app = typer.Typer(help="Ask a trained model, and score what it says.", no_args_is_help=True)
+evaluate_app = Commands(help="Ask a trained model, and score what it says.", no_args_is_help=True)
 app.add_typer(evaluate_app, name="evaluate")
-export_app = typer.Typer(help="Write shards in the formats that other tools open.", no_args_is_help=True)
+export_app = Commands(help="Write shards in the formats that other tools open.", no_args_is_help=True)
 app.add_typer(export_app, name="export")
-models_app = typer.Typer(
+models_app = Commands(
     help="The models of a build: where their files come from, whether they are here, whether they are right.",
     no_args_is_help=True,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pad_pipeline.facts import differences
 from pad_pipeline.geometry import Fit
@@ -23,27 +23,28 @@ _FREE = {
 class Job(BaseModel):
     """A training: what is trained on what, and how."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    stage: int
+    stage: int = Field(ge=1, le=2)
+    """1 trains the projector alone, 2 the LLM too."""
     vision: str
-    """Folder or hub name of the vision tower."""
+    """Vision tower of CLIP's or SigLIP's type: folder or hub name."""
     llm: str
-    """Folder or hub name of the LLM."""
+    """LLM of LLaMA's, Mistral's or Qwen's type: folder or hub name."""
     out: str
-    """Gets `training.json`, `log.jsonl`, `checkpoints/`, `mm_projector.bin` and the Hugging Face folder `hf/`."""
+    """Folder for `training.json`, `log.jsonl`, `checkpoints/`, `mm_projector.bin` and the Hugging Face folder `hf/`."""
     shards: str = ""
-    """What `pad build` or `pad import` wrote; or else"""
+    """Folder or URL of PAD shards to train on; either this or `data`."""
     data: str = ""
-    """a LLaVA JSON."""
+    """LLaVA JSON of dialogues to train on, with images or without."""
     image_root: str = ""
-    """What the JSON's images are relative to; empty for the folder that it lies in."""
+    """Folder that the images of `data` are relative to; by default the folder that the JSON lies in."""
     fit: Fit = "pad"
-    """How a JSON's images are made square; shards say it themselves."""
+    """How the images of `data` are made square, see `View`; shards say it themselves."""
     init: str = ""
-    """A `mm_projector.bin` to begin with."""
+    """A `mm_projector.bin` to begin with: what stage 1 wrote, or LLaVA's own."""
     wandb: str = ""
-    """The project of Weights & Biases that gets the log's figures; empty for none."""
+    """Project of Weights & Biases that gets the log's figures too; empty for none."""
     settings: Stage2Settings | TrainSettings
 
     @field_validator("vision", "llm", "shards", "data", "image_root", "init")

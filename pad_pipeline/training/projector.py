@@ -7,7 +7,6 @@ import io
 import math
 import re
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,7 @@ from torch import Tensor, nn
 from pad_pipeline.errors import UserError
 from pad_pipeline.storage import Folder
 from pad_pipeline.training.abstractor import HONEYBEE_TOKENS, CAbstractor
-
-ProjectorKind = Literal["mlp", "linear", "c-abstractor"]
+from pad_pipeline.training.settings import ProjectorKind
 
 _PREFIX = "model.mm_projector."
 

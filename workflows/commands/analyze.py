@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,19 +9,8 @@ import typer
 
 from pad_pipeline.console import console, note, say
 from pad_pipeline.errors import UserError
-from pad_pipeline.workflows.commands.common import AsJson, Engine, EngineOption, print_json
-
-
-class Analysis(StrEnum):
-    """What `pad analyze` measures."""
-
-    all = "all"
-    entropy = "entropy"
-    align = "align"
-    pursuit = "pursuit"
-    lens = "lens"
-    overlap = "overlap"
-    health = "health"
+from pad_pipeline.workflows.commands.common import AsJson, EngineOption, print_json
+from pad_pipeline.workflows.learning.choices import STUDIES, Analysis
 
 
 def analyze(
@@ -63,11 +51,11 @@ def analyze(
     from pad_pipeline.workflows.learning import analyze as workflow
 
     chosen = workflow.analysis_settings(settings, {})
-    healthy = what is Analysis.health
+    healthy = what == "health"
     if (captions is None) != (baseline is None) or (captions and not healthy):
         rule = "both go together, and with health only"
         raise UserError("--captions or --baseline", captions or baseline, rule, "give both, or neither")
-    names = list(workflow.STUDIES) if what is Analysis.all else ["align", "pursuit"] if healthy else [what.value]
+    names: list[str] = list(STUDIES) if what == "all" else ["align", "pursuit"] if healthy else [what]
     scores = workflow.captions_below(captions, baseline) if captions and baseline else []
     subject = Subject(model, resolve(vision, "clip"), resolve(llm, "llm"), vision_layer)
     found = workflow.analyze(names, subject, shards, chosen, out, limit, batch, drawings)
@@ -96,7 +84,7 @@ def experiment(
     seeds: Annotated[int | None, typer.Option(help="Each cell is trained so often (3).", min=1)] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of stage 1, where a cell does not say.", min=1)] = None,
     limit: Annotated[int | None, typer.Option(help="Images that the analyses look at.", min=1)] = None,
-    engine: EngineOption = Engine.local,
+    engine: EngineOption = "local",
     address: Annotated[str, typer.Option(help="Ray cluster to use; empty starts Ray on this machine.")] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -125,7 +113,7 @@ def experiment(
     chosen.vision, chosen.llm = resolve(chosen.vision, "clip"), resolve(chosen.llm, "llm")
     for cell in chosen.cells.values():
         cell.vision, cell.llm = resolve(cell.vision, "clip"), resolve(cell.llm, "llm")
-    where = address if engine is Engine.ray else None
+    where = address if engine == "ray" else None
     found = workflow.run_experiment(chosen, out, where, note)
     print_json(found._asdict()) if as_json else console.print(workflow.table(found))
     if found.failed:

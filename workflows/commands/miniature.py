@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from pad_pipeline.console import console, errors, say, track
-from pad_pipeline.workflows.commands.common import AsJson, Engine, EngineOption, Threads, counted, print_json
+from pad_pipeline.workflows.commands.common import AsJson, EngineOption, counted, print_json
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo-out"),
     scenes: Annotated[int, typer.Option(help="How many scenes to draw.", min=2)] = 200,
     steps: Annotated[int, typer.Option(help="Of each of the two trainings.", min=1)] = 100,
-    engine: EngineOption = Engine.ray,
+    engine: EngineOption = "ray",
     as_json: AsJson = False,
 ) -> None:
     """See it work, without network: annotate drawn scenes, score them, train a projector with and without patch loss.
@@ -28,7 +27,7 @@ def demo(
     """
     from pad_pipeline.workflows.miniature.demo import run_demo
 
-    found = run_demo(out, scenes, steps, engine.value, errors if as_json else console)
+    found = run_demo(out, scenes, steps, engine, errors if as_json else console)
     if as_json:
         print_json(found)
 
@@ -50,19 +49,11 @@ def miniature_draw(
     say(f"{counted(count, 'scene')} in {out}: {', '.join(path.name for path in world)}")
 
 
-class Member(StrEnum):
-    """A model of the miniature."""
-
-    tagger = "tagger"
-    detector = "detector"
-    segmenter = "segmenter"
-    clip = "clip"
-    llm = "llm"
-    all = "all"
-
-
 def miniature_train(
-    model: Annotated[Member, typer.Argument(help="Which; the detector needs a trained tagger.")],
+    model: Annotated[
+        Literal["tagger", "detector", "segmenter", "clip", "llm", "all"],
+        typer.Argument(help="Which; the detector needs a trained tagger."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder: models/ will be the miniature, training/ its unfinished state.")],
     seed: Annotated[int, typer.Option(help="Of weights and scenes.", min=0, max=999_999)] = 0,
     steps: Annotated[int, typer.Option(help="Instead of the model's own budget, to try things.", min=0)] = 0,
@@ -79,7 +70,7 @@ def miniature_train(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from pad_pipeline.workflows.miniature.members import train_miniature
 
-    console.print(str(train_miniature(model.value, out, seed, steps)), soft_wrap=True)
+    console.print(str(train_miniature(model, out, seed, steps)), soft_wrap=True)
 
 
 def miniature_evaluate(
@@ -89,7 +80,7 @@ def miniature_evaluate(
     steps: Annotated[int, typer.Option(help="Of each projector's training.", min=1)] = 100,
     models: Annotated[str, typer.Option(help="`miniature`, or the TOML of models for the same labels.")] = "miniature",
     vision: Annotated[str, typer.Option(help="The CLIP that goes with them: `miniature` or a folder.")] = "miniature",
-    engine: EngineOption = Engine.local,
+    engine: EngineOption = "local",
     as_json: AsJson = False,
 ) -> None:
     """Score the miniature on scenes that it was never trained on, through `pad build` and `pad train`.
@@ -103,7 +94,7 @@ def miniature_evaluate(
     from pad_pipeline.workflows.models.settings import load_models
 
     chosen, tower = load_models(models), resolve(vision, "clip")
-    found = workflow.evaluate(out, chosen, tower, scenes, seeds, steps, engine.value, errors if as_json else console)
+    found = workflow.evaluate(out, chosen, tower, scenes, seeds, steps, engine, errors if as_json else console)
     print_json(workflow.as_dict(found)) if as_json else console.print(workflow.table(found))
 
 
@@ -117,8 +108,8 @@ def miniature_compare(
     probes: Annotated[int, typer.Option(help="Scenes to score; none is trained on.", min=1)] = 100,
     models: Annotated[str, typer.Option(help="`miniature`, or the TOML of models for the same labels.")] = "miniature",
     vision: Annotated[str, typer.Option(help="The CLIP that goes with them: `miniature` or a folder.")] = "miniature",
-    engine: EngineOption = Engine.local,
-    threads: Threads = 0,
+    engine: EngineOption = "local",
+    threads: Annotated[int, typer.Option(help="CPU threads of each model; 0 for all cores.", min=0, max=1024)] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Train both stages with and without the patch loss, and compare: patches, captions, referring expressions.
@@ -136,6 +127,6 @@ def miniature_compare(
     chosen, tower = load_models(models), resolve(vision, "clip")
     budget = workflow.Budget(scenes, dialogues, seeds, stage1_steps, stage2_steps, probes)
     comparison = workflow.Comparison(out, chosen, tower, budget, errors if as_json else console)
-    comparison.prepare(engine.value, threads)
+    comparison.prepare(engine, threads)
     outcomes = comparison.run()
     print_json(workflow.summary(outcomes)) if as_json else console.print(workflow.table(outcomes))

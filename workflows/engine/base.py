@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from typing import Literal, Protocol
+from typing import Protocol
 
 from pad_pipeline.workflows.engine.attempts import Attempts
 from pad_pipeline.workflows.engine.chain import Done, Link
 from pad_pipeline.workflows.engine.progress import Watch
 
-EngineName = Literal["ray", "local"]
 Begin = Callable[[int], Attempts]
 """Makes the attempts at a shard from its number."""
 

@@ -29,11 +29,11 @@ from pad_pipeline.measures.vocabulary import Vocabulary
 from pad_pipeline.packages import installed, left_out
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.storage import unwritable
+from pad_pipeline.workflows.learning.choices import STUDIES
 from pad_pipeline.workflows.results import finite
 from pad_pipeline.workflows.toml import read_toml, settings_error
 
 RESULT = "analysis.json"
-STUDIES = ("entropy", "align", "pursuit", "lens", "overlap")
 
 
 def analysis_settings(path: Path | None, options: dict[str, Any]) -> AnalysisSettings:

@@ -25,7 +25,7 @@ from pad_pipeline.training.job import Job
 from pad_pipeline.training.model import check_view
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.weights import fetch_model
-from pad_pipeline.workflows.engine.base import EngineName
+from pad_pipeline.workflows.engine.choices import EngineName
 from pad_pipeline.workflows.learning.launch import train
 from pad_pipeline.workflows.miniature.alignment import label_accuracy
 from pad_pipeline.workflows.miniature.llm import grammatical, perplexity
