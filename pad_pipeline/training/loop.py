@@ -128,7 +128,7 @@ class Trainer:
             return DialogueExamples(source, sight, template, self.settings, model.width)
         embedder = embedder_for(model.llm_folder, self.shards.run)
         if embedder:
-            self.say("The shards were built for another LLM: labels are embedded anew with this one's words.")
+            self.say("The shards were built for another LLM: labels are embedded again, with this one's words.")
         return ShardExamples(self.shards, sight, template, self.settings, embedder)
 
     def _facts(self) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Template:
     def __init__(self, name: TemplateName, tokenizer: Any) -> None:
         self.name, self.tokenizer = name, tokenizer
         if name != "plain" and not tokenizer.is_fast:
-            raise ValueError(f"template {name} needs a fast tokenizer, one that tells where in the text a token stands")
+            raise ValueError(f"template {name} needs a fast tokenizer, which reports where in the text a token stands")
         if name == "v1" and tokenizer.eos_token is None:
             raise ValueError("template v1 ends each answer with the EOS token, and the LLM's tokenizer has none")
         if name == "chat" and not tokenizer.chat_template:

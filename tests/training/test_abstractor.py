@@ -280,9 +280,9 @@ def test_honeybees_weights_load_with_its_own_prefix_and_number_of_tokens(tmp_pat
 
 
 def broken(kind: Any, change: Callable[[State], object]) -> Any:
-    """Write a projector's file that was damaged by `change`, which gets the weights by their names without the prefix.
+    """Return the content of a projector's file that was damaged by `change`.
 
-    Where `change` returns something, that becomes the file's content.
+    `change` gets the weights by their names without the prefix. Where it returns something, that is the content.
     """
     projector = small() if kind == "c-abstractor" else build_projector(kind, 6, 8)
     state = {name: tensor.clone() for name, tensor in projector.state_dict().items()}

@@ -323,7 +323,7 @@ def test_shards_of_another_llm_get_this_ones_words(
     arguments = ["--vision", clip, "--llm", other / "llm", "--steps", 2, "--batch-size", 4]
     done = pad("train", "--shards", shards, *arguments, "--out", tmp_path / "run")
     assert done.code == 0, done.err
-    assert "labels are embedded anew" in done.err
+    assert "labels are embedded again" in done.err
     folder, settings = open_shards(shards), TrainSettings()
     embedder = embedder_for(other / "llm", folder.run)
     assert embedder is not None
