@@ -19,7 +19,81 @@ from tests.conftest import ROOT
 
 GLOSSARY = ROOT / "docs" / "concepts.md"
 TITLE = "## Words that we do not use\n"
-NOT_YET: dict[str, str] = {}
+NOT_YET: dict[str, str] = {
+    "pad_pipeline/analysis/charts.py": "told",
+    "pad_pipeline/analysis/model.py": "likewise",
+    "pad_pipeline/analysis/patches.py": "told",
+    "pad_pipeline/console.py": "but for",
+    "pad_pipeline/errors.py": "mend",
+    "pad_pipeline/evaluation/boxes.py": "anew",
+    "pad_pipeline/exports/target.py": "but for",
+    "pad_pipeline/images.py": "grey",
+    "pad_pipeline/measures/align.py": "besides, but for",
+    "pad_pipeline/measures/pursuit.py": "anew",
+    "pad_pipeline/miniature/shipped.py": "anew",
+    "pad_pipeline/miniature/world.py": "besides, grey",
+    "pad_pipeline/plan.py": "mend",
+    "pad_pipeline/records.py": "but for, told",
+    "pad_pipeline/report/site.py": "what of",
+    "pad_pipeline/shards/keys.py": "told",
+    "pad_pipeline/shards/lock.py": "anew, told",
+    "pad_pipeline/shards/provenance.py": "tells, what of",
+    "pad_pipeline/shards/run.py": "anew, tells, told, what of",
+    "pad_pipeline/sources/base.py": "mend",
+    "pad_pipeline/sources/coco.py": "likewise, mend",
+    "pad_pipeline/sources/folder.py": "in silence, tells",
+    "pad_pipeline/sources/llava.py": "mend, told",
+    "pad_pipeline/sources/manifest.py": "in silence, mend, told",
+    "pad_pipeline/sources/stored.py": "anew",
+    "pad_pipeline/sources/webdataset.py": "told",
+    "pad_pipeline/training/loop.py": "mend",
+    "pad_pipeline/training/projector.py": "anew",
+    "pad_pipeline/training/settings.py": "what of",
+    "pad_pipeline/verify.py": "anew",
+    "stages/base.py": "mend, set the world aside",
+    "stages/boxes.py": "likewise",
+    "stages/compute.py": "anew, whoever",
+    "stages/custom/load.py": "besides, he, his, mend, tells",
+    "stages/dino/attention.py": "likewise",
+    "stages/edit.py": "otherwise than",
+    "stages/owl.py": "anew, but for",
+    "stages/restore.py": "anew",
+    "stages/sam/network.py": "tells",
+    "stages/sam/shape.py": "tells",
+    "stages/segment.py": "tells",
+    "stages/tag.py": "mend",
+    "workflows/cli.py": "anew, in good order, mend",
+    "workflows/commands/build.py": "told",
+    "workflows/commands/doctor.py": "anew, told",
+    "workflows/commands/evaluate.py": "in silence",
+    "workflows/commands/flags.py": "besides, mends, what of",
+    "workflows/commands/miniature.py": "anew",
+    "workflows/commands/rewrite.py": "anew",
+    "workflows/commands/shards.py": "anew",
+    "workflows/engine/chain.py": "anew, whoever",
+    "workflows/engine/placement.py": "for ever, what of",
+    "workflows/engine/progress.py": "told",
+    "workflows/engine/ray.py": "anew, for ever, told",
+    "workflows/engine/ray_session.py": "told, whoever",
+    "workflows/engine/supervise.py": "anew, by its own will",
+    "workflows/learning/ask.py": "mend",
+    "workflows/learning/experiment.py": "worth a line",
+    "workflows/miniature/alignment.py": "likewise",
+    "workflows/miniature/answers.py": "told",
+    "workflows/miniature/clip.py": "tells, told",
+    "workflows/miniature/compare.py": "besides, tells, told",
+    "workflows/miniature/detector.py": "anew",
+    "workflows/miniature/recipe.py": "anew, besides, what of, worth a line",
+    "workflows/miniature/scoring.py": "but for, told",
+    "workflows/miniature/segmenter.py": "anew",
+    "workflows/models/files.py": "grey, mend",
+    "workflows/models/settings.py": "he",
+    "workflows/runs/build.py": "anew",
+    "workflows/runs/resume.py": "anew",
+    "workflows/runs/steps.py": "mend",
+    "workflows/toml.py": "mend",
+    "CONTRIBUTING.md": "tells",
+}
 """Files that still contain banned words, with these words. Rewrite the texts, then delete the line."""
 
 
@@ -93,13 +167,13 @@ def texts_of_code(code: str) -> Iterator[tuple[int, str]]:
 
 
 def texts_of_page(page: str) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a Markdown page, without the table of banned words and without examples of what is wrong."""
-    banned = False
-    for number, line in enumerate(page.splitlines(keepends=True), 1):
+    """Yield the text of a Markdown page, without the table of banned words and without examples of what is wrong."""
+    lines, banned = [], False
+    for line in page.splitlines(keepends=True):
         if line.startswith("## "):
             banned = line == TITLE
-        if not banned and not line.startswith("no: "):
-            yield number, line
+        lines.append("\n" if banned or line.startswith("no: ") else line)
+    yield 1, "".join(lines)
 
 
 def finds_in(path: Path) -> list[Find]:
@@ -126,7 +200,7 @@ def test_no_text_contains_a_banned_word() -> None:
         problems += [
             f"{name}:{find.line}: {find.word!r}: write {find.instead}"
             for find in finds_in(path)
-            if find.word.lower() not in not_yet
+            if " ".join(find.word.lower().split()) not in not_yet
         ]
     assert not problems, "\n".join(["docs/concepts.md bans these words:", *problems])
 
@@ -138,7 +212,7 @@ def test_no_text_contains_a_banned_word() -> None:
         ("code.py", 'x = 1  # centre of the box\ny = f"{x} pictures"\n', [1, 2]),
         ("code.py", 'picture = 1\nz = f"{picture} is fine"\nprint(a.colour)  # of `a.colour`\n', []),
         ("code.py", '"""Ask "What is in the picture?" of each image."""\n', []),
-        ("page.md", "# Title\n\nThe neighbours of a box.\nno: a picture\n", [3]),
+        ("page.md", "# Title\n\nThe neighbours of a box.\nno: a picture\nAll, but\nfor one.\n", [3, 5]),
         ("page.md", TITLE + "\n| `picture` |\n\n## Next\n\nA picture.\n", [7]),
     ],
 )

@@ -40,7 +40,9 @@ def check_export(model: Path) -> list[str]:
     if not processor.chat_template:
         problems.append("it has no chat template: lmms-eval would fall back to Vicuna's")
     elif not _one_bos(processor):
-        problems.append("lmms-eval would ask in other tokens than the training did: it renders the chat template, then tokenizes")
+        problems.append(
+            "lmms-eval would ask in other tokens than the training did: it renders the chat template, then tokenizes"
+        )
     shows = shown_fit(processor)
     facts = folder.parent / "training.json"
     if facts.is_file():
