@@ -16,7 +16,7 @@ from pad_pipeline.training.settings import PatchLossSettings
 
 
 class StepCounts(NamedTuple):
-    """Counts over all samples of one optimizer step, summed over all ranks."""
+    """Counts of what one optimizer step holds, over all ranks."""
 
     supervised_tokens: int
     patch_weight: float

@@ -146,15 +146,15 @@ class Template:
         pieces, at = [], 0
         for number in range(1, len(roles), 2):
             asked = self._rendered(roles[:number], add_generation_prompt=True)
-            said = self._rendered(roles[: number + 1])
-            if said.rstrip().endswith(self._added):
-                said = said.rstrip()  # the LLM need not say the line break after the token that ends a turn
-            if not whole.startswith(said):
-                said = self._said_in(whole, asked, roles[number]["content"])
-            if not (whole.startswith(asked) and whole.startswith(said) and at <= len(asked) < len(said)):
+            answered = self._rendered(roles[: number + 1])
+            if answered.rstrip().endswith(self._added):
+                answered = answered.rstrip()  # the LLM need not say the line break after the token that ends a turn
+            if not whole.startswith(answered):
+                answered = self._answered_text(whole, asked, roles[number]["content"])
+            if not (whole.startswith(asked) and whole.startswith(answered) and at <= len(asked) < len(answered)):
                 raise ValueError("the LLM's chat template writes earlier turns otherwise once later ones follow")
-            pieces += [(whole[at : len(asked)], False), (whole[len(asked) : len(said)], True)]
-            at = len(said)
+            pieces += [(whole[at : len(asked)], False), (whole[len(asked) : len(answered)], True)]
+            at = len(answered)
         encoded = self._pieces([*pieces, (whole[at:], False)], [])
         # Refuse a token that reaches from a question into its answer: the LLM could not say it after the question.
         for end in list(accumulate(len(piece) for piece, _ in pieces))[::2]:
@@ -163,7 +163,7 @@ class Template:
                 raise ValueError("the tokenizer joins an answer's beginning to the chat template's text before it")
         return encoded
 
-    def _said_in(self, whole: str, asked: str, answer: str) -> str:
+    def _answered_text(self, whole: str, asked: str, answer: str) -> str:
         """Return the text of the whole dialogue up to the token that ends `answer`; "" where it is not found.
 
         This is for templates that write the last answer in another way than earlier ones: Qwen 3 puts an empty thought

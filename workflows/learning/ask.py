@@ -77,7 +77,7 @@ def ask(model: Path, images: Path, asked: Sequence[Question], out: Path, batch: 
             Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as progress,
         ):
             task = progress.add_task("evaluate", total=len(asked), completed=len(known))
-            for group, inputs in _ahead(chat, images, asked[len(known) :], WINDOW * batch):
+            for group, inputs in _read_ahead(chat, images, asked[len(known) :], WINDOW * batch):
                 answers = chat.answers(inputs, max_tokens, batch)
                 for one, answer in zip(group, answers, strict=True):
                     file.write(json.dumps({"image": one.image, "question": one.text, "answer": answer}) + "\n")
@@ -94,7 +94,7 @@ def ask(model: Path, images: Path, asked: Sequence[Question], out: Path, batch: 
     return known
 
 
-def _ahead(
+def _read_ahead(
     chat: Chat, images: Path, asked: Sequence[Question], window: int
 ) -> Iterator[tuple[Sequence[Question], list[dict[str, torch.Tensor]]]]:
     """Yield the questions in windows of `window`, with the model's inputs for them.
