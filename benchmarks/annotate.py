@@ -35,9 +35,9 @@ from pad_pipeline.miniature.world import draw_scene
 from pad_pipeline.records import ImageRecord, Region, Shard
 from pad_pipeline.stages.base import Stage
 from pad_pipeline.stages.compute import ComputeSettings
-from pad_pipeline.stages.ground import Detector
-from pad_pipeline.stages.segment import Segmenter
-from pad_pipeline.stages.tag import Tagger
+from pad_pipeline.stages.ground import Detector, DetectorSettings
+from pad_pipeline.stages.segment import Segmenter, SegmenterSettings
+from pad_pipeline.stages.tag import Tagger, TaggerSettings
 from pad_pipeline.weights import cache_folder
 from pad_pipeline.workflows.models.settings import ModelSettings, load_models
 
@@ -132,7 +132,7 @@ def _official(options: argparse.Namespace) -> tuple[ModelSettings, RowsOf, Given
     """Images of 640 x 480, so that the detector gets 1066 x 800; the tagger's best tags; 20 given boxes."""
     models = write_official_size(options.folder or cache_folder() / "benchmark", options.size)
     if options.batch:
-        for part in (models.tagger, models.detector, models.segmenter):
+        for part in models.annotators:
             part.batch_size = options.batch
     images = []
     for index in range(options.images):
@@ -154,7 +154,9 @@ def _record(number: int, image: Image.Image, kind: str = "PNG") -> ImageRecord:
     stream = io.BytesIO()
     image.save(stream, kind)
     name = f"{number:05d}"
-    return ImageRecord(name, name, name, data=stream.getvalue(), format=kind, width=image.width, height=image.height)
+    return ImageRecord(
+        name, name, key=name, data=stream.getvalue(), format=kind, width=image.width, height=image.height
+    )
 
 
 def few_tags(row: ImageRecord) -> None:
@@ -191,9 +193,9 @@ def build_stages(setup: Setup, models: ModelSettings, threads: int) -> Iterator[
     """The three stages, one after another, as a setup wants them."""
     compute = ComputeSettings(precision=setup.precision, compile=setup.compile, threads=threads)
     one = {} if setup.batched else {"batch_size": 1}
-    yield "tag", Tagger(models.built_in.tagger.model_copy(update=one), DecodeSettings(), compute)
-    detector = Detector(models.built_in.detector.model_copy(update=one), DecodeSettings(), compute)
-    segmenter = Segmenter(models.built_in.segmenter.model_copy(update=one), DecodeSettings(), compute)
+    yield "tag", Tagger(models.of(TaggerSettings).model_copy(update=one), DecodeSettings(), compute)
+    detector = Detector(models.of(DetectorSettings).model_copy(update=one), DecodeSettings(), compute)
+    segmenter = Segmenter(models.of(SegmenterSettings).model_copy(update=one), DecodeSettings(), compute)
     if not setup.fused:
         unfuse_dino(detector.model.model)
         unfuse_sam(segmenter.sam.sam)  # type: ignore[union-attr]

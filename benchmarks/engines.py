@@ -23,8 +23,9 @@ from pad_pipeline.sources.open import open_source
 from pad_pipeline.storage import Folder
 from pad_pipeline.workflows.engine.chain import Chain, Link, Task
 from pad_pipeline.workflows.models.settings import load_models
-from pad_pipeline.workflows.runs.build import build, plan_build, prepare
+from pad_pipeline.workflows.runs.build import build, build_recipe
 from pad_pipeline.workflows.runs.options import RunOptions
+from pad_pipeline.workflows.runs.prepare import prepare
 
 SHARD = 8
 
@@ -35,9 +36,9 @@ def bare(world: Path, out: Path, count: int) -> None:
     options = RunOptions(shard_size=SHARD, limit=count, threads=1, depth="sizes")
     source, folder = open_source(world), Folder(out)
     out.mkdir()
-    run, chain_for = plan_build(source, models, models.view, options)
-    prepare(run, source, folder, options)
-    chain = Chain(Link("all", [step for link in chain_for(folder, run.identity) for step in link.steps]))
+    recipe = build_recipe(source, models, models.view, threads=1)
+    run, _ = prepare(recipe, source, folder, options)
+    chain = Chain(Link("all", [step for link in recipe.chain(folder, run.identity) for step in link.steps]))
     for number in range(len(Plan(folder))):
         chain.run(Task(number))
 

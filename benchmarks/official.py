@@ -54,9 +54,11 @@ def write_official_size(folder: Path, sam: str) -> ModelSettings:
     words = [f"{a}{b}{c}" for a in "abcdefghijklmnopq" for b in "abcdefghijklmnopq" for c in "abcdefghijklmnopq"]
     (folder / "tags.txt").write_text("".join(f"{word}\n" for word in words[:TAGS]))
     return ModelSettings(
-        tagger=TaggerSettings(weights=str(tagger), tag_list=str(folder / "tags.txt"), threshold=0.0),
-        detector=DetectorSettings(model=str(detector), unboxable="", box_threshold=0.0),
-        segmenter=SegmenterSettings(weights=str(segmenter)),
+        annotators=(
+            TaggerSettings(weights=str(tagger), tag_list=str(folder / "tags.txt"), threshold=0.0),
+            DetectorSettings(model=str(detector), unboxable="", box_threshold=0.0),
+            SegmenterSettings(weights=str(segmenter)),
+        ),
         llm=LabelSettings(llm=""),
     )
 

@@ -17,13 +17,14 @@ from transformers import AutoTokenizer, GroundingDinoForObjectDetection, Groundi
 from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.records import ImageRecord, Region, Tag, as_box
 from pad_pipeline.stages.boxes import suppress, to_pixels
+from pad_pipeline.stages.ground import DetectorSettings
 from pad_pipeline.stages.ram.checkpoint import load_ram
 from pad_pipeline.stages.ram.network import Ram
 from pad_pipeline.stages.sam.attention import CrossAttention
 from pad_pipeline.stages.sam.network import load_sam
-from pad_pipeline.stages.segment import encode_mask
+from pad_pipeline.stages.segment import SegmenterSettings, encode_mask
 from pad_pipeline.stages.spans import CLS, DOT, SEP
-from pad_pipeline.stages.tag import preprocess, read_tags
+from pad_pipeline.stages.tag import TaggerSettings, preprocess, read_tags
 from pad_pipeline.weights import fetch_file, local_path
 from pad_pipeline.workflows.models.settings import ModelSettings
 
@@ -38,17 +39,17 @@ class ReferenceLoop:
 
     def __init__(self, models: ModelSettings, device: torch.device) -> None:
         self.models, self.device = models, device
-        tagger = models.built_in.tagger
+        tagger = models.of(TaggerSettings)
         self.labels, thresholds = read_tags(tagger)
         self.thresholds = torch.tensor(thresholds, device=device)
         path = fetch_file("tagger.weights", tagger.weights)
         self.ram = load_ram(Ram(tagger, len(self.labels)), "tagger.weights", path).to(device)
-        folder = local_path(models.built_in.detector.model)
+        folder = local_path(models.of(DetectorSettings).model)
         self.dino = GroundingDinoForObjectDetection.from_pretrained(folder, disable_custom_kernels=True)
         self.dino = self.dino.to(device).eval()
         self.processor = GroundingDinoImageProcessorPil.from_pretrained(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        sam, _ = load_sam("segmenter.weights", fetch_file("segmenter.weights", models.built_in.segmenter.weights))
+        sam, _ = load_sam("segmenter.weights", fetch_file("segmenter.weights", models.of(SegmenterSettings).weights))
         unfuse_sam(sam)
         self.predictor = SamPredictor(sam.to(device))
         for model in (self.ram, self.dino, sam):
@@ -76,7 +77,7 @@ class ReferenceLoop:
 
     def tag(self, row: ImageRecord) -> None:
         """One forward pass, one image."""
-        image = preprocess(decode(row.data, DecodeSettings())[0], self.models.built_in.tagger.image_size)
+        image = preprocess(decode(row.data, DecodeSettings())[0], self.models.of(TaggerSettings).image_size)
         scores = self.ram(image[None].to(self.device)).sigmoid()[0]
         row.tags = [
             Tag(self.labels[i], float(scores[i])) for i in (scores > self.thresholds).nonzero().flatten().tolist()
@@ -84,7 +85,7 @@ class ReferenceLoop:
 
     def ground(self, row: ImageRecord) -> None:
         """One text of all tags; boxes by the highest token, labels by decoding tokens."""
-        settings = self.models.built_in.detector
+        settings = self.models.of(DetectorSettings)
         if not row.tags:
             return
         image = decode(row.data, DecodeSettings())[0]

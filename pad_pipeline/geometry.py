@@ -1,8 +1,8 @@
-"""Where an image's pixels land on the vision encoder's patch grid.
+"""The view of an image, and the coverage of its patch grid by masks.
 
-One affine rule per axis covers the three fits. Pixel k of the original spans [k*pixel, (k+1)*pixel] and cell j of the
-grid spans [origin + j*cell, origin + (j+1)*cell], in a unit that makes all three whole numbers. So the coverage of a
-cell by a mask is a ratio of integers, and exact.
+One affine rule for each axis describes all three fits. Pixel k of the original spans [k*pixel, (k+1)*pixel], and cell j
+of the grid spans [origin + j*cell, origin + (j+1)*cell], in a unit that makes `pixel`, `cell` and `origin` whole
+numbers. So the coverage of a cell by a mask is a ratio of integers, and exact.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fit = Literal["crop", "pad", "stretch"]
 PatchRule = Literal["soft", "any", "half", "argmax"]
-"""Which patches belong to a region: `soft`, each by the share that the region covers of it; `any`, each that it
-touches; `half`, each that it covers half or more of (for 31% of real objects, none of a 24 x 24 grid); `argmax`, the
-same, and where that is none the patch or patches that it covers most of, so that at least one remains."""
+"""Which patches belong to a region.
+
+`soft`: each patch, by the share of it that the region covers. `any`: patches that the region touches. `half`: patches
+of which it covers half or more (31% of real objects have no such patch on a 24 x 24 grid). `argmax`: the same, and
+where there is none, the patch or patches with the highest coverage, so that at least one belongs to the region.
+"""
 HALF = 128
-"""Of 255: the coverage from which half of a patch is covered."""
+"""A patch of this coverage (of 255) or more is half covered."""
 
 
 class Axis(NamedTuple):
-    """Pixel and cell widths and the first cell's edge along one axis, in one common unit."""
+    """The width of a pixel, the width of a cell, and the edge of the first cell along one axis, in a common unit."""
 
     pixel: int
     cell: int
@@ -32,7 +35,7 @@ class Axis(NamedTuple):
 
 
 class View(BaseModel):
-    """What the vision encoder sees of an image, and the patch grid over it."""
+    """What the vision encoder sees of an image, and the patch grid on it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,8 +44,9 @@ class View(BaseModel):
     patch: int = Field(14, gt=0)
     """Edge of one patch, in pixels of that square."""
     fit: Fit = "crop"
-    """`crop`: shortest edge to `size`, then the center (LLaVA-1.5's stage 1). `pad`: padded to a square with the mean
-    color first (its stage 2). `stretch`: both edges to `size`."""
+    """How an image becomes a square of `size`. `crop`: the shortest edge is resized to `size`, then the center is cut
+    out (LLaVA-1.5's training stage 1). `pad`: the image is padded to a square with the mean color, then resized (its
+    training stage 2). `stretch`: both edges are resized to `size`."""
 
     @model_validator(mode="after")
     def _whole_patches(self) -> View:
@@ -58,7 +62,7 @@ class View(BaseModel):
         return self.size // self.patch
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height after the resize and before the crop.
+        """Return the width and height of an image after the resize and before the crop.
 
         The long edge is truncated, not rounded, as `get_resize_output_image_size` of transformers does.
         """
@@ -68,10 +72,10 @@ class View(BaseModel):
         return (self.size, long) if width == short else (long, self.size)
 
     def axes(self, width: int, height: int) -> tuple[Axis, Axis]:
-        """The x and the y axis for an image of `width` x `height` pixels."""
+        """Return the x and the y axis for an image of `width` x `height` pixels."""
         if self.fit == "pad":
             square = max(width, height)
-            # Whole-pixel offsets by integer division, as LLaVA's expand2square places the image.
+            # LLaVA's expand2square rounds the offsets down to whole pixels, too.
             offsets = (square - width) // 2, (square - height) // 2
             x, y = (Axis(self.size, self.patch * square, -self.size * offset) for offset in offsets)
             return x, y
@@ -83,27 +87,27 @@ class View(BaseModel):
         return x, y
 
     def coverage(self, mask: np.ndarray) -> np.ndarray:
-        """How much of each patch a mask covers.
+        """Compute how much of each patch a mask covers.
 
         Args:
-            mask: `[H, W]` bool or 0/1, at the size of the upright original.
+            mask: bool or 0/1 `[H, W]`, at the size of the upright original.
 
         Returns:
-            uint8 `[grid, grid]`: 255 x covered area / area of the patch, rounded half up, and at least 1 where
+            uint8 `[grid, grid]`: 255 x covered area / area of the patch, rounded half up. It is at least 1 where
             anything is covered, so that a region smaller than a patch never vanishes.
         """
         height, width = mask.shape
         over_x, over_y, area = _overlaps(self, width, height)
-        # float64 holds these whole numbers exactly (below 2**53) and multiplies far faster than int64.
+        # These whole numbers are below 2**53, so float64 holds them exactly; numpy multiplies it far faster than int64.
         covered = (over_y @ mask.astype(np.float64) @ over_x.T).astype(np.int64)
         return np.where(covered > 0, np.maximum((510 * covered + area) // (2 * area), 1), 0).astype(np.uint8)
 
     def apply(self, image: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
-        """The view of an upright RGB image: `size` x `size`, bicubic, as CLIP's and LLaVA's processors make it.
+        """Return the view of an image, `size` x `size` pixels, by bicubic resizing as in CLIP's and LLaVA's processors.
 
         Args:
             image: the upright RGB image.
-            fill: the color beside the image under `pad`; LLaVA takes int(255 * mean) of the encoder's mean.
+            fill: the color of the padding with the fit `pad`, 0..255; LLaVA uses int(255 * mean) of the encoder's mean.
         """
         if self.fit == "pad" and image.width != image.height:
             square = max(image.size)
@@ -117,15 +121,15 @@ class View(BaseModel):
 
 
 def select_patches(coverage: np.ndarray, rule: PatchRule) -> np.ndarray:
-    """How much each patch belongs to each region.
+    """Compute how much each patch belongs to each region.
 
     Args:
-        coverage: uint8 `[R, grid, grid]`, as stored.
-        rule: what decides.
+        coverage: uint8 `[R, grid, grid]`, 0..255, from `View.coverage`.
+        rule: which patches belong to a region.
 
     Returns:
-        uint8 of the same shape: 0..255 for `soft`, 0 or 255 for the others. A region that the view does not show has
-        no patch under any rule.
+        uint8 `[R, grid, grid]`: 0..255 with the rule `soft`, 0 or 255 with the others. A region outside the view has no
+        patch with any rule.
     """
     if rule == "soft":
         return coverage
@@ -141,13 +145,15 @@ def select_patches(coverage: np.ndarray, rule: PatchRule) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _overlaps(view: View, width: int, height: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Overlap lengths `[grid, width]` and `[grid, height]` of cells with pixels, and the area of a cell."""
+    """Return how far cells and pixels overlap on x, `[grid, width]`, and on y, `[grid, height]`, and a cell's area."""
     x, y = view.axes(width, height)
     return _overlap(x, width, view.grid), _overlap(y, height, view.grid), x.cell * y.cell
 
 
 def _overlap(axis: Axis, length: int, grid: int) -> np.ndarray:
+    """Return how far each cell overlaps with each pixel on one axis, float64 `[grid, length]`."""
     pixels = np.arange(length, dtype=np.int64) * axis.pixel
     cells = (np.arange(grid, dtype=np.int64) * axis.cell + axis.origin)[:, None]
     ends = np.minimum(pixels + axis.pixel, cells + axis.cell)
-    return np.maximum(ends - np.maximum(pixels, cells), 0).astype(np.float64)
+    lengths: np.ndarray = np.maximum(ends - np.maximum(pixels, cells), 0)
+    return lengths.astype(np.float64)

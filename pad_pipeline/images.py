@@ -1,4 +1,4 @@
-"""File bytes -> the upright RGB image. The one place where images are opened."""
+"""Decode the bytes of a file into the upright RGB image. Images are opened nowhere else."""
 
 from __future__ import annotations
 
@@ -9,61 +9,65 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
-_CALLED_AS_THEY_END = (
+_NAMED_LIKE_ENDING = (
     "AVIF", "BLP", "BMP", "BUFR", "CUR", "DCX", "DDS", "DIB", "EPS", "FITS", "FLI", "FPX", "GBR", "GIF", "GRIB", "ICNS",
     "ICO", "IM", "IMT", "MIC", "MPO", "MSP", "PCD", "PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "TGA", "WEBP", "WMF",
     "XBM", "XPM",
 )  # fmt: skip
-ENDINGS = {name: name.lower() for name in _CALLED_AS_THEY_END} | {
+ENDINGS = {name: name.lower() for name in _NAMED_LIKE_ENDING} | {
     "FTEX": "ftc", "HDF5": "h5", "IPTC": "iim", "JPEG": "jpg", "JPEG2000": "jp2", "MCIDAS": "area", "MPEG": "mpg",
     "PIXAR": "pxr", "SPIDER": "spi", "SUN": "ras", "TIFF": "tif", "XVTHUMB": "xv",
 }  # fmt: skip
-"""Format, as Pillow calls it -> how its files end. There are no others: what a shard says of an image's format is no
-part of a file's name unless it stands here."""
+"""File ending of each format, by Pillow's name of the format.
+
+A shard can come from anybody, so the format that it states becomes part of a file's name only if it is one of these.
+"""
 
 
 class DecodeSettings(BaseModel):
-    """Which images are taken."""
+    """Which images are accepted, and what is put behind transparent ones."""
 
     model_config = ConfigDict(extra="forbid")
 
     max_file_bytes: int = Field(256 << 20, gt=0)
     """Larger files are refused before they are read."""
     max_pixels: int = Field(100_000_000, gt=0, le=178_000_000)
-    """Larger images are refused before they are decoded: a small file can claim gigapixels. (Pillow itself refuses
-    those above 178 million.)"""
+    """Larger images are refused before they are decoded, because a small file can claim gigapixels. (Pillow refuses
+    images above 178 million pixels.)"""
     max_aspect: float = Field(100.0, ge=1)
-    """Long edge over short edge; beyond it no square view shows anything."""
+    """Images with a higher ratio of long to short edge are refused; no square view shows anything useful of them."""
     background: tuple[int, int, int] = (255, 255, 255)
-    """RGB, 0..255: what stands behind transparent pixels."""
+    """The color behind transparent pixels, RGB 0..255."""
 
 
 class BadImage(ValueError):
-    """This file is not an image that can be used, and why."""
+    """The reason why a file is not an image that can be used."""
 
 
 def decode(data: bytes, settings: DecodeSettings) -> tuple[Image.Image, str]:
-    """The first frame, upright, RGB, transparency composited, 16 bits scaled to 8; and the format's name.
+    """Decode the first frame of an image file; return it, and Pillow's name of the format.
+
+    The image is upright, in 8-bit RGB, and on the background color where it is transparent.
 
     Raises:
         BadImage: the bytes are no image, a damaged one, or one beyond the limits.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # corrupt EXIF and large images: both are dealt with here
+        warnings.simplefilter("ignore")  # about corrupt EXIF and large images, which are both handled here
         try:
             image = Image.open(io.BytesIO(data))
-            kind = image.format or "unknown"
+            format_name = image.format or "unknown"
             _check_size(image, settings)
-            # Pixels before EXIF: after a getexif() that failed, load() can pass with half an image.
+            # Load the pixels before EXIF is read: after a failed getexif(), load() can accept half an image.
             image.load()
         except BadImage:
             raise
-        except Exception as error:  # Pillow's decoders raise a dozen kinds, SyntaxError among them
+        except Exception as error:  # Pillow's decoders raise a dozen types, even SyntaxError
             detail = (
                 "unknown format" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
             )
             raise BadImage(f"this is no readable image ({detail})") from error
-        return _to_rgb(_upright(image), settings.background), kind
+        return _to_rgb(_upright(image), settings.background), format_name
 
 
 def _check_size(image: Image.Image, settings: DecodeSettings) -> None:
@@ -77,7 +81,10 @@ def _check_size(image: Image.Image, settings: DecodeSettings) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as EXIF says, once. (Pillow turns TIFFs on load and drops the tag.) Unreadable EXIF says nothing."""
+    """Turn the image as its EXIF orientation says; unreadable EXIF is ignored.
+
+    A TIFF is not turned twice: Pillow turns it on loading, and drops the tag.
+    """
     try:
         return ImageOps.exif_transpose(image) or image
     except Exception:
@@ -100,10 +107,11 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale deep grey images to 8 bits; Pillow's own conversion would clip them to white.
+    """Scale a gray image of more than 8 bits to 8 bits; Pillow's own conversion would clip it to white.
 
-    Cameras put 10, 12 or 14 bits into 16, so white is the first of these depths that holds the brightest pixel.
-    Images outside 0..65535 (32-bit and float) are stretched from their darkest to their brightest pixel.
+    Cameras store 10, 12 or 14 bits in 16, so white is the highest value of the smallest depth that holds the brightest
+    pixel. Images with values outside 0..65535, and float ones, are stretched from their darkest to their brightest
+    pixel.
     """
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
     low, high = values.min(), values.max()

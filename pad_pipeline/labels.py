@@ -1,11 +1,11 @@
-"""Label -> tokens -> averaged input embedding of the LLM, reading only the embedding tensor of its checkpoint."""
+"""Compute label embeddings: means of an LLM's input embeddings, the only tensor that is read of its checkpoint."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,29 +14,49 @@ from safetensors import SafetensorError, safe_open
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.pretrained import load_tokenizer
-from pad_pipeline.weights import fetch_folder, fetch_model, local_path, read_tensors
+from pad_pipeline.weights import ModelFile, fetch_folder, fetch_model, folder_sha256, local_path, read_tensors
 
 _EMBEDDING_ENDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 
 
 class LabelSettings(BaseModel):
-    """Whose words the labels are."""
+    """The LLM whose input embeddings are averaged, and how a label becomes tokens."""
 
     model_config = ConfigDict(extra="forbid")
 
     llm: str
-    """Local folder or hub name of the LLM whose input embeddings are averaged."""
+    """Local folder or hub name of the LLM."""
     revision: str = ""
     """Branch, tag or commit on the hub; empty for its default."""
     context: Literal["sentence", "bare"] = "sentence"
-    """`sentence`: tokenized as the label stands inside a sentence, after a space. `bare`: as at the start of a text.
-    The paper does not say which; neither has a BOS."""
+    """How a label is tokenized. `sentence`: as inside a sentence, after a space. `bare`: as at the start of a text. The
+    paper does not say which; neither adds a BOS token."""
+
+    section: ClassVar[str] = "llm"
+    """Name of its section in a models file."""
+    paths: ClassVar[tuple[str, ...]] = ("llm",)
+    """Settings that name a file or a folder. A relative path is relative to the models file."""
+    pins: ClassVar[dict[str, str]] = {}
+
+    def files(self) -> list[ModelFile]:
+        """Return the folder or hub name of the LLM. Nothing is fetched."""
+        return [ModelFile("llm.llm", self.llm, "", self.revision)]
+
+    def check(self) -> str:
+        """Read the tokenizer and one embedding, and describe what was read.
+
+        Raises:
+            UserError: a file can't be used.
+        """
+        embedder = LabelEmbedder(self)
+        embedder(["thing"])
+        return f"word embeddings of {embedder.width} numbers"
 
 
 class LabelEmbedder:
-    """Averages the input embeddings of a label's tokens.
+    """Computes label embeddings: the mean of the input embeddings of a label's tokens.
 
-    The mean is exact in float32 and kept as float16, in which one row of a shard's `embeds.npy` is written.
+    The mean is computed in float32 and rounded to float16, the type of a shard's `embeds.npy`.
     """
 
     def __init__(self, settings: LabelSettings) -> None:
@@ -48,15 +68,24 @@ class LabelEmbedder:
 
     @property
     def width(self) -> int:
-        """Numbers in one embedding."""
+        """The width of an embedding."""
         return self.table.width
 
+    def fingerprints(self) -> dict[str, str]:
+        """Return the sha256 of the LLM's input embedding and of its tokenizer's files, by a name for run.json."""
+        files = ["tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt"]
+        return {"llm_embedding": self.table.sha256(), "llm_tokenizer": folder_sha256(self.folder, files)}
+
     def tokens(self, label: str) -> list[int]:
-        """The label's token ids, without special tokens."""
+        """Return the label's token ids, without special tokens.
+
+        Raises:
+            UserError: the tokenizer can't tokenize labels as inside a sentence.
+        """
         if self.settings.context == "bare":
             return self._encode(label)
-        # What follows a word and a space is a word inside a sentence for every kind of tokenizer, whether it marks
-        # word starts (SentencePiece) or the spaces themselves (byte-level BPE).
+        # "a " before the label makes it a word inside a sentence for every kind of tokenizer, whether it marks the
+        # starts of words (SentencePiece) or the spaces themselves (byte-level BPE).
         before, whole = self._encode("a"), self._encode(f"a {label}")
         if whole[: len(before)] != before:
             raise UserError(
@@ -68,10 +97,11 @@ class LabelEmbedder:
         return whole[len(before) :]
 
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
     def __call__(self, labels: list[str]) -> np.ndarray:
-        """float16 `[len(labels), width]`.
+        """Return the embedding of each label, float16 `[len(labels), width]`.
 
         Raises:
             ValueError: a label has no token.
@@ -88,15 +118,16 @@ class LabelEmbedder:
 
 
 class EmbeddingTable:
-    """The input embedding tensor inside an LLM's checkpoint, read row by row without loading anything else."""
+    """The input embedding tensor in an LLM's checkpoint, read row by row, without loading anything else."""
 
     def __init__(self, folder: Path) -> None:
         self.path, self.name = _find_embedding(folder)
         try:
             if self.path.suffix == ".safetensors":
-                # The handle stays open: it is a memory map, and only rows that are asked for are ever read.
-                self._tensor = safe_open(self.path, "pt").get_slice(self.name)
-                self._shape = tuple(self._tensor.get_shape())
+                # The file stays open: it is memory-mapped, and only the rows that are asked for are read.
+                tensors: Any = safe_open(self.path, "pt")
+                self._tensor = tensors.get_slice(self.name)
+                self._shape: tuple[int, ...] = tuple(self._tensor.get_shape())
             else:
                 self._tensor = read_tensors("llm.llm", self.path)[self.name]
                 self._shape = tuple(self._tensor.shape)
@@ -108,14 +139,14 @@ class EmbeddingTable:
 
     @property
     def width(self) -> int:
-        """Numbers in one row."""
+        """The width of an embedding."""
         return self._shape[1]
 
     def rows(self, ids: list[int]) -> torch.Tensor:
-        """float32 `[len(ids), width]`.
+        """Return the embeddings of these tokens, float32 `[len(ids), width]`.
 
         Raises:
-            UserError: the tokenizer knows tokens that the embedding has no row for, or a row is not finite.
+            UserError: the embedding has no row for a token, or a row is not finite in float16.
         """
         remedy = "use the tokenizer and the checkpoint of one model"
         if max(ids) >= self._shape[0]:
@@ -127,7 +158,7 @@ class EmbeddingTable:
         return rows
 
     def sha256(self) -> str:
-        """Of the tensor's shape, type and values: the same words give the same hash, whatever file holds them."""
+        """Return the sha256 of the tensor's shape, type and values: equal embeddings have equal hashes in any file."""
         digest = hashlib.sha256()
         for start in range(0, self._shape[0], 4096):
             block = self._tensor[start : start + 4096]
@@ -137,7 +168,7 @@ class EmbeddingTable:
 
 
 def _llm_folder(settings: LabelSettings) -> Path:
-    """Tokenizer files first, then the one weight file that holds the embedding."""
+    """Return the LLM's folder; from the hub, only the tokenizer and the weight file with the embedding are fetched."""
     field, name = "llm.llm", settings.llm
     small = ["*.json", "tokenizer.model"]
     folder = fetch_folder(field, name, settings.revision, small)
@@ -146,18 +177,18 @@ def _llm_folder(settings: LabelSettings) -> Path:
     try:
         weights = [_find_embedding(folder)[0].name]
         return fetch_folder(field, name, settings.revision, [*small, *weights])
-    except UserError:  # a single weight file, without an index to look into
+    except UserError:  # there is no index that names the file, but a single weight file
         return fetch_model(field, name, settings.revision)
 
 
 def _find_embedding(folder: Path) -> tuple[Path, str]:
-    """The file and the name of the input embedding tensor."""
+    """Find the input embedding in an LLM's folder; return its file, and the tensor's name in it."""
     field = "llm.llm"
     for index in sorted(folder.glob("*.safetensors.index.json")) + sorted(folder.glob("*.bin.index.json")):
         try:
             weight_map = json.loads(index.read_text())["weight_map"]
             name = next(name for name in weight_map if name.endswith(_EMBEDDING_ENDINGS))
-            file = Path(weight_map[name]).name  # a name, so that it can't lead out of the folder
+            file = Path(weight_map[name]).name  # the bare name, so that it can't lead out of the folder
         except (ValueError, KeyError, StopIteration, AttributeError, TypeError, RecursionError):
             continue
         return folder / file, name

@@ -1,4 +1,4 @@
-"""COCO's compressed RLE from files of unknown origin."""
+"""Check and decode masks in COCO's compressed RLE that come from files of unknown origin."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ from pycocotools import mask as coco_mask
 
 
 def decode_mask(rle: dict[str, Any], width: int, height: int) -> np.ndarray:
-    """uint8 `[height, width]`, 0 or 1.
+    """Decode a mask to uint8 `[height, width]`, 0 or 1, after `check_mask`.
 
     Raises:
-        ValueError: it is no mask of this size.
+        ValueError: `rle` is no mask of this size.
     """
     check_mask(rle, width, height)
-    return coco_mask.decode(rle)
+    mask: np.ndarray = coco_mask.decode(rle)
+    return mask
 
 
 def check_mask(rle: dict[str, Any], width: int, height: int) -> None:
-    """Refuse what pycocotools would read, or write, beyond its memory for.
+    """Check a mask, because pycocotools reads or writes memory out of bounds for a damaged one.
 
-    The format (cocoapi's rleFrString): each run is a number in groups of 5 bits, lowest first, a character each; the
-    sixth bit says that more follow; from the fourth run on it is the difference to the run before the last.
+    The format is that of cocoapi's rleFrString. A run is a number in groups of 5 bits, lowest first, with a character
+    for each group; the sixth bit of a character says that more groups follow. From the fourth run on, the number is the
+    difference to the run before the last.
 
     Raises:
-        ValueError: it is of another size, or its runs do not fill the image exactly.
+        ValueError: `rle` has another size, or its runs do not fill the image exactly.
     """
     if rle["size"] != [height, width]:
         raise ValueError(f"its mask is {rle['size']} and the image {[height, width]} (H, W)")
-    if min(width, height) < 1:  # it would divide by that
+    if min(width, height) < 1:  # pycocotools would divide by zero
         raise ValueError(f"the image has {width} x {height} pixels")
     counts = rle["counts"]
     if isinstance(counts, str) and not counts.isascii():
@@ -38,7 +40,7 @@ def check_mask(rle: dict[str, Any], width: int, height: int) -> None:
     value = shift = 0
     for letter in counts.encode("ascii", "replace") if isinstance(counts, str) else counts:
         bits = letter - 48
-        if not 0 <= bits < 64 or shift > 25:  # six groups hold any image; a seventh would not fit its 32 bits
+        if not 0 <= bits < 64 or shift > 25:  # six groups hold any run; a seventh would not fit into 32 bits
             raise ValueError("its mask is no compressed RLE")
         value |= (bits & 31) << shift
         shift += 5

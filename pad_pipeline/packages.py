@@ -1,4 +1,4 @@
-"""Packages that only some uses need: what each is for, and the line that installs it."""
+"""Optional packages: what each is needed for, and the command that installs it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 
 class Package(NamedTuple):
-    """A package that `pip install pad-pipeline` does not bring."""
+    """A package that `pip install pad-pipeline` does not install."""
 
     use: str
-    """What wants it."""
+    """What needs the package."""
     install: str
-    """The command that brings it."""
+    """The command that installs it."""
 
 
 OPTIONAL = {
@@ -26,19 +26,19 @@ OPTIONAL = {
     "pycocoevalcap": Package("METEOR and SPICE in pad evaluate captions", "pip install 'pad-pipeline[captions]'"),
     "scipy": Package("pad miniature train detector", "pip install 'pad-pipeline[miniature]'"),
 }
-"""By import name."""
+"""The optional packages by import name."""
 
 
 def installed(name: str) -> bool:
-    """Whether a package can be imported. It is not imported for that."""
+    """Return whether a package can be imported, without importing it."""
     return find_spec(name) is not None
 
 
 def without(name: str) -> str:
-    """The rule that a missing package breaks, for a `UserError`; its remedy is `OPTIONAL[name].install`."""
+    """Return the rule of a `UserError` for a missing package; the remedy is `OPTIONAL[name].install`."""
     return f"the package {name} is not installed"
 
 
 def left_out(what: str, name: str) -> str:
-    """A note for something that is left out because a package is missing."""
+    """Return a note that `what` is left out because the package `name` is missing."""
     return f"note: {what}, because {without(name)}; {OPTIONAL[name].install}"

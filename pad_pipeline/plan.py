@@ -24,10 +24,10 @@ import pyarrow.parquet as pq
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.images import BadImage
-from pad_pipeline.records import MISSING, UNKNOWN, ImageRecord, Place
+from pad_pipeline.records import MISSING, NOWHERE, UNKNOWN, ImageRecord, Place, Planned, ShardRow
 from pad_pipeline.shards.keys import KeyHashes, numbered, plain_key, scratch_folder
 from pad_pipeline.shards.seal import UNSEALED, seal
-from pad_pipeline.sources.base import Planned, Source
+from pad_pipeline.sources.base import Source
 from pad_pipeline.sources.read import read_bytes
 from pad_pipeline.storage import Folder, is_url
 
@@ -51,8 +51,9 @@ PLAN_SCHEMA = pa.schema(
         ("problem", pa.string()),
     ]
 )
-"""One row per image, in the order of `Planned`. `row` counts inside its shard; `bytes` is the image's size when it was
-planned, or `UNKNOWN`, or `MISSING`."""
+"""One row per image. `row` counts inside its shard. `file`, `at` and `bytes` are a `Place`, or a `ShardRow`
+where shards are rewritten; `bytes` is the image's size when it was planned, or `UNKNOWN`, or `MISSING`. `sha256` is
+that of the sample for an image that comes from shards, and else that of the content."""
 
 Depth = Literal["names", "sizes", "sample", "full"]
 GROUP = 4096
@@ -162,10 +163,12 @@ def _groups(planned: Iterable[Planned]) -> Iterator[list[Planned]]:
 def _columns(group: list[Planned], root: str, depth: Depth, first: int, shard_size: int) -> dict[str, Any]:
     """The values of each column for the images of a group, the first of which has the number `first`."""
     numbers = np.arange(first, first + len(group))
-    sizes = [UNKNOWN if one.size is None else one.size for one in group]
+    places = [one.place for one in group]
+    earlier = [one.earlier for one in group]
+    sizes = [size for _, _, size in places]
     if depth != "names" and not is_url(root):
         sizes = [
-            _size(one, root) if one.size is None and not one.problem else size
+            _size(one, root) if one.place is NOWHERE and not one.problem else size
             for one, size in zip(group, sizes, strict=True)
         ]
     return {
@@ -174,15 +177,15 @@ def _columns(group: list[Planned], root: str, depth: Depth, first: int, shard_si
         "key": [plain_key(one.id) for one in group],
         "id": [one.id for one in group],
         "source": [one.source for one in group],
-        "file": [one.file for one in group],
-        "at": [one.at for one in group],
+        "file": [file for file, _, _ in places],
+        "at": [at for _, at, _ in places],
         "bytes": sizes,
-        "earlier_at": [one.earlier_at for one in group],
-        "earlier_bytes": [one.earlier_bytes for one in group],
+        "earlier_at": [at for _, at, _ in earlier],
+        "earlier_bytes": [max(size, 0) for _, _, size in earlier],
         "caption": [one.caption for one in group],
         "conversations": [orjson.dumps(one.conversations).decode() if one.conversations else "[]" for one in group],
         "annotations": [json.dumps(one.annotations) if one.annotations else "[]" for one in group],
-        "sha256": [one.sha256 for one in group],
+        "sha256": [one.sample_sha256 or one.content_sha256 for one in group],
         "problem": [one.problem for one in group],
     }
 
@@ -236,10 +239,11 @@ def _hashed(group: list[Planned], sizes: list[int], root: str) -> list[str]:
     """sha256 of what each image holds; empty where it can't be read, for that will be a failed row."""
 
     def content_sha256(planned: Planned, size: int) -> str:
-        if planned.problem or planned.sha256:
-            return planned.sha256
+        known = planned.sample_sha256 or planned.content_sha256
+        if planned.problem or known:
+            return known
         try:
-            place = Place(planned.file or planned.source, planned.at, size)
+            place = Place(planned.place[0] or planned.source, planned.place[1], size)
             return hashlib.sha256(read_bytes(root, place, _MOST_HASHED)).hexdigest()
         except BadImage:
             return ""
@@ -327,14 +331,20 @@ class Plan:
             table = pa.concat_tables(parts)
             if any(column.null_count for column in table.columns):
                 raise ValueError("a value is missing")
-            return table.to_pylist()
+            rows: list[dict[str, Any]] = table.to_pylist()
+            return rows
         except (pa.ArrowException, ValueError) as error:
             raise self._unreadable(error) from error
 
-    def shard(self, number: int) -> list[ImageRecord]:
-        """The images of one shard; those that the source could not use have failed already."""
+    def shard(self, number: int, rewritten: bool = False) -> list[ImageRecord]:
+        """Return the images of one shard; those that the source could not use have failed already.
+
+        Args:
+            number: the shard.
+            rewritten: whether the plan is of samples that are written anew, each at a `ShardRow`.
+        """
         try:
-            return [_record(row) for row in self.rows(number)]
+            return [_record(row, rewritten) for row in self.rows(number)]
         except (ValueError, TypeError, RecursionError) as error:
             raise self._unreadable(error) from error
 
@@ -344,17 +354,21 @@ class Plan:
         return UserError("shards", f"{self.folder}/{PLAN_NAME}", rule, remedy)
 
 
-def _record(row: dict[str, Any]) -> ImageRecord:
+def _record(row: dict[str, Any], rewritten: bool) -> ImageRecord:
+    """Return the image that a row of the plan is about: `_columns` the other way round."""
+    annotated = row["earlier_at"] >= 0  # by an earlier run
+    hashed = "sample_sha256" if rewritten or annotated else "content_sha256"
+    place = (row["file"], row["at"], row["bytes"])
     record = ImageRecord(
-        row["key"],
-        row["id"],
-        row["source"],
-        row["caption"],
-        json.loads(row["conversations"]),
-        json.loads(row["annotations"]),
-        place=Place(row["file"] or row["source"], row["at"], row["bytes"]),
-        earlier=Place(row["file"], row["earlier_at"], row["earlier_bytes"]),
-        sha256=row["sha256"],
+        id=row["id"],
+        source=row["source"],
+        caption=row["caption"],
+        conversations=json.loads(row["conversations"]),
+        annotations=json.loads(row["annotations"]),
+        place=ShardRow(*place) if rewritten else Place(row["file"] or row["source"], *place[1:]),
+        earlier=Place(row["file"], row["earlier_at"], row["earlier_bytes"]) if annotated else NOWHERE,
+        key=row["key"],
+        **{hashed: row["sha256"]},
     )
     if row["problem"]:
         record.fail("plan", row["problem"])

@@ -1,4 +1,4 @@
-"""Models and tokenizers of transformers from local folders: checked, quiet, and never running code from them."""
+"""Load models and tokenizers of transformers from local folders, without running code from the folders."""
 
 from __future__ import annotations
 
@@ -17,14 +17,19 @@ from pad_pipeline.errors import UserError
 
 
 def read_config(field: str, folder: Path, model_types: set[str]) -> dict[str, Any]:
-    """The folder's config.json, checked to be of one of `model_types`.
+    """Read the config.json of a model folder, and check that the model is of one of these types.
+
+    Args:
+        field: the setting that names the folder, for errors.
+        folder: the model's folder.
+        model_types: the allowed values of `model_type`.
 
     Raises:
-        UserError: it is not there, or is another model's.
+        UserError: the file can't be read, or is that of another type of model.
     """
     wanted = " or ".join(sorted(model_types))
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
         found = config.get("model_type")
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         rule = f"its config.json can't be read ({type(error).__name__})"
@@ -36,12 +41,19 @@ def read_config(field: str, folder: Path, model_types: set[str]) -> dict[str, An
 
 
 def load_pretrained(field: str, folder: Path, kind: Any, dtype: torch.dtype, **options: Any) -> Any:
-    """A model of class `kind` in eval mode; every tensor must be in the folder.
+    """Load a model of class `kind` in eval mode; every tensor must be in the folder.
+
+    Args:
+        field: the setting that names the folder, for errors.
+        folder: the model's folder.
+        kind: a model class of transformers.
+        dtype: of the weights.
+        **options: for `kind.from_pretrained`.
 
     Raises:
-        UserError: it can't be loaded, tensors are missing or not finite, or it names weights or code elsewhere.
+        UserError: the model can't be loaded, a tensor is missing or not finite, or weights or code are elsewhere.
     """
-    _check_own(field, folder)
+    _check_self_contained(field, folder)
     try:
         with quiet():
             model, report = kind.from_pretrained(
@@ -59,14 +71,14 @@ def load_pretrained(field: str, folder: Path, kind: Any, dtype: torch.dtype, **o
     return model.eval()
 
 
-_OWN_WEIGHTS = re.compile(r"(pytorch_)?model[\w.-]*")
+_WEIGHT_FILE = re.compile(r"(pytorch_)?model[\w.-]*")
 
 
-def _check_own(field: str, folder: Path) -> None:
-    """Refuse a folder whose weights lie elsewhere than their hash is taken of, or whose attention is code of a hub.
+def _check_self_contained(field: str, folder: Path) -> None:
+    """Refuse a folder that refers to weights outside it, which no hash covers, or to code on the hub.
 
     Raises:
-        UserError: so it is.
+        UserError: the folder is such a one, or a file of it can't be read.
     """
     remedy = "fetch the model again, from its official place"
     try:
@@ -76,17 +88,17 @@ def _check_own(field: str, folder: Path) -> None:
                 raise UserError(field, folder, f"its config.json sets {name} to {config[name]!r}", remedy)
         for index in folder.glob("*.index.json"):
             for name in set(json.loads(index.read_text())["weight_map"].values()):
-                if not _OWN_WEIGHTS.fullmatch(name):
+                if not _WEIGHT_FILE.fullmatch(name):
                     raise UserError(field, index, f"it names weights elsewhere ({name})", remedy)
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise UserError(field, folder, f"it can't be read ({type(error).__name__})", remedy) from error
 
 
 def load_tokenizer(field: str, folder: Path) -> Any:
-    """The tokenizer of a model folder.
+    """Load the tokenizer of a model folder.
 
     Raises:
-        UserError: there is none that can be loaded.
+        UserError: the folder has no tokenizer that can be loaded.
     """
     try:
         with quiet():
@@ -99,7 +111,7 @@ def load_tokenizer(field: str, folder: Path) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and notes of transformers: what matters becomes an error of our own."""
+    """Silence the progress bars and warnings of transformers inside this context; real problems raise a `UserError`."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -16,21 +16,52 @@ SCHEMA_VERSION = 3
 """Version of everything a run writes: tar members, JSON keys, index columns, run.json."""
 
 Status = Literal["ok", "empty", "failed"]
-
+MEMBERS = {"image": "jpg", "json": "json", "masks": "masks.npy", "embeds": "embeds.npy"}
+"""Member -> ending. Images of every format end in `.jpg`: readers decode by content, and Hugging Face `datasets`
+refuses a tar in which samples differ in their members. The true format is in the JSON."""
+INDEX_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("status", pa.string()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("tags", pa.int32()),
+        ("regions", pa.int32()),
+        ("labels", pa.int32()),
+        # Where each member's bytes lie in the tar; -1 and 0 for an image that failed and so is not in the tar.
+        *((f"{member}_{part}", pa.int64()) for member in MEMBERS for part in ("at", "bytes")),
+        ("sha256", pa.string()),
+    ]
+)
+"""Columns of a shard's index, one row per planned image; `sha256` is over the sample's four members in order."""
 
 UNKNOWN, MISSING = -1, -2
 """Sizes: nobody asked; there was no such file when the plan was made."""
 
 
 class Place(NamedTuple):
-    """Where bytes lie."""
+    """The position of an image's bytes."""
 
     file: str
-    """A path relative to the source's root, or a URL."""
+    """A path relative to the source's root, or a URL; empty for the image's `source` itself."""
     at: int = -1
-    """The first byte; -1 for the whole file."""
+    """The first byte in the file; -1 for the whole file."""
     size: int = UNKNOWN
-    """How many; of a whole file it says nothing."""
+    """The number of bytes."""
+
+
+class ShardRow(NamedTuple):
+    """The position of a finished sample: a row of the index of its shard."""
+
+    file: str
+    """The index: a path relative to the source's root, or a URL."""
+    row: int
+    size: int = UNKNOWN
+    """The number of bytes of the image."""
 
 
 NOWHERE = Place("")
@@ -89,26 +120,89 @@ class Region:
     """One mask over many things that were not told apart (COCO's `iscrowd`)."""
 
 
+TurnJson = TypedDict("TurnJson", {"from": str, "value": str})
+"""One turn of a conversation in `SampleJson`."""
+
+
+class TagJson(TypedDict):
+    """A `Tag` in `SampleJson`."""
+
+    label: str
+    score: float
+
+
+class AlternateJson(TypedDict):
+    """An `Alternate` in `SampleJson`."""
+
+    label: str
+    score: float
+    label_score: float
+    embedding: int
+    """Row of the label in `key.embeds.npy`."""
+
+
+class RegionJson(TypedDict):
+    """A `Region` in `SampleJson`."""
+
+    label: str
+    score: float
+    label_score: float
+    alternates: list[AlternateJson]
+    prompt: int
+    box: list[float]
+    rle: dict[str, Any]
+    predicted_iou: float
+    crowd: bool
+    embedding: int
+    """Row of the label in `key.embeds.npy`."""
+
+
+class SampleJson(TypedDict):
+    """The `key.json` member of a sample. Every key is always there and always of the same type, because readers that
+    infer a schema from the first samples (Hugging Face `datasets`) drop or refuse what turns up later."""
+
+    schema_version: int
+    id: str
+    source: str
+    format: str
+    width: int
+    height: int
+    caption: str
+    conversations: list[TurnJson]
+    tags: list[TagJson]
+    regions: list[RegionJson]
+
+
+@dataclass(slots=True)
+class Planned:
+    """One image as a source lists it, before any file is opened."""
+
+    id: str
+    """The name in the source."""
+    source: str
+    """The path relative to the source's root, or the URL, by which the user knows the image."""
+    caption: str = ""
+    conversations: Sequence[Mapping[str, str]] = ()
+    annotations: Sequence[Mapping[str, Any]] = ()
+    """Human regions that come with the source (COCO), not yet decoded."""
+    place: Place | ShardRow = NOWHERE
+    """The position of the image's bytes; of a sample that is written anew, its row."""
+    earlier: Place = NOWHERE
+    """The position of the JSON that an earlier run wrote about the image, which is annotated again."""
+    content_sha256: str = ""
+    """The hash of the image's bytes, where the plan noted it."""
+    sample_sha256: str = ""
+    """The hash of the sample's four members, for an image that comes from shards."""
+    problem: str = ""
+    """Why the image can't be used. It becomes a failed row, so that no record is lost."""
+
+
 @dataclass
-class ImageRecord:
+class ImageRecord(Planned):
     """One planned image and all that the stages find out about it."""
 
-    key: str
-    """Its name in the shard: unique in the run, without a dot."""
-    id: str
-    """Its name in the source."""
-    source: str
-    """Path relative to the image root."""
-    caption: str = ""
-    conversations: list[dict[str, str]] = field(default_factory=list)
-    annotations: list[dict[str, Any]] = field(default_factory=list)
-    """Human regions that come with the source (COCO), not yet decoded."""
-    place: Place = NOWHERE
-    """Where its bytes lie in the source."""
-    earlier: Place = NOWHERE
-    """Where the JSON of an earlier run about it lies, when its images are annotated again."""
-    sha256: str = ""
-    """Of its content, where it was noted when it was planned."""
+    key: str = field(kw_only=True)
+    """The name in the shard: unique in the run, without a dot."""
     done: bool = False
     """It is finished in the shard that is written again for the sake of others: no stage takes it."""
 
@@ -144,7 +238,17 @@ class ImageRecord:
         self.status, self.stage, self.reason = "failed", stage, " ".join(reason.split())[:500]
         self.data, self.tags, self.regions, self.coverage, self.embeds = b"", [], [], None, None
 
-    def restore(self, meta: dict[str, Any]) -> None:
+    def forget(self, step: str) -> None:
+        """Drop what one step of annotation found, so that it is found anew."""
+        if step == "tag":
+            self.tags = []
+        elif step == "ground":
+            self.regions = []
+        elif step == "segment":
+            for region in self.regions:
+                region.rle, region.predicted_iou = {}, 1.0
+
+    def restore(self, meta: Mapping[str, Any]) -> None:
         """Take over what an earlier run wrote about it in `key.json`.
 
         Raises:
@@ -155,7 +259,7 @@ class ImageRecord:
         except OverflowError as error:
             raise ValueError(str(error)) from error
 
-    def _restore(self, meta: dict[str, Any]) -> None:
+    def _restore(self, meta: Mapping[str, Any]) -> None:
         self.format, self.width, self.height = str(meta["format"]), int(meta["width"]), int(meta["height"])
         self.caption = str(meta["caption"])
         self.conversations = [{"from": str(t["from"]), "value": str(t["value"])} for t in meta["conversations"]]
@@ -169,11 +273,19 @@ class ImageRecord:
             for region in meta["regions"]
         ]
 
+    def index_row(self) -> dict[str, Any]:
+        """Return the image's row of the index, as it is for an image that failed: without members."""
+        plain = ("key", "id", "source", "status", "stage", "reason", "width", "height")
+        row = {name: getattr(self, name) for name in plain}
+        for member in MEMBERS:
+            row |= {f"{member}_at": -1, f"{member}_bytes": 0}
+        counts = {"tags": len(self.tags), "regions": len(self.regions), "labels": len(self.labels)}
+        return row | counts | {"sha256": ""}
+
     def to_json(self) -> bytes:
-        """The `key.json` member. Every key is always there and always of the same type, because readers that infer
-        a schema from the first samples (Hugging Face `datasets`) drop or refuse what turns up later."""
+        """Return the `key.json` member, a `SampleJson`."""
         rows = {label: row for row, label in enumerate(self.labels)}
-        payload = {
+        payload: SampleJson = {
             "schema_version": SCHEMA_VERSION,
             "id": self.id,
             "source": self.source,
@@ -213,7 +325,7 @@ class ImageRecord:
         return json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def restored_region(region: dict[str, Any], rle: dict[str, Any], crowd: bool) -> Region:
+def restored_region(region: Mapping[str, Any], rle: dict[str, Any], crowd: bool) -> Region:
     """A region from what was written of it, but for its mask.
 
     Raises:
@@ -270,28 +382,3 @@ class Shard:
 def shard_name(number: int) -> str:
     """The stem of shard `number`'s files."""
     return f"pad-{number:06d}"
-
-
-INDEX_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("id", pa.string()),
-        ("source", pa.string()),
-        ("status", pa.string()),
-        ("stage", pa.string()),
-        ("reason", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("tags", pa.int32()),
-        ("regions", pa.int32()),
-        ("labels", pa.int32()),
-        # Where each member's bytes lie in the tar; -1 and 0 for an image that failed and so is not in the tar.
-        *(
-            (f"{member}_{part}", pa.int64())
-            for member in ("image", "json", "masks", "embeds")
-            for part in ("at", "bytes")
-        ),
-        ("sha256", pa.string()),
-    ]
-)
-"""Columns of a shard's index, one row per planned image; `sha256` is over the sample's four members in order."""

@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.masks import decode_mask
 from pad_pipeline.plan import PLAN_NAME, Plan
-from pad_pipeline.records import INDEX_SCHEMA, shard_name
+from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, shard_name
 from pad_pipeline.shards.keys import KeyHashes, is_key, scratch_folder
 from pad_pipeline.shards.reader import load_npy
 from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.shards.seal import check_seal, seal_problem
-from pad_pipeline.shards.writer import MEMBERS, TOTALS
+from pad_pipeline.shards.writer import TOTALS
 from pad_pipeline.storage import Folder, folder_at
 
 _THREADS = min(16, os.cpu_count() or 1)

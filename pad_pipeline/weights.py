@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import fsspec
 import torch
@@ -370,3 +370,22 @@ def check_state_dict(
         + ", ".join(details),
         "give the matching checkpoint, or correct the sizes in --models FILE.toml",
     )
+
+
+class ModelFile(NamedTuple):
+    """One file or model folder that a setting names."""
+
+    field: str
+    """The setting, with its section: `tagger.weights`."""
+    reference: str
+    """The setting's value: a path, a URL or a hub name."""
+    sha256: str = ""
+    """The pinned hash; empty where any file is accepted."""
+    revision: str = ""
+    code: Path | None = None
+    """The Python file of a class of the user's own, which has no reference."""
+
+    @property
+    def path(self) -> Path | None:
+        """The path on this machine; None for a file that is not here."""
+        return self.code or cached(self.reference, self.revision)

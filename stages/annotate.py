@@ -1,8 +1,9 @@
-"""Human annotations -> regions: takes the place of tagger, detector and segmenter where people did their work."""
+"""The stage annotate: it turns annotations made by people into regions, in the place of the three models."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,18 +14,19 @@ from pad_pipeline.records import ImageRecord, Region, Tag, as_box, restored_regi
 from pad_pipeline.stages.base import Stage
 
 _MOST_STEPS = 20_000_000
-"""Pixels along polygons: pycocotools takes 40 bytes and more for each, and does not look whether it got them."""
+"""The greatest length of an image's polygons, in pixels. pycocotools allocates 40 bytes and more for each pixel, and
+does not check that it got them."""
 _ROUNDED = 0.01
-"""Pixels that an edge moves because a tool writes fewer digits, and not because somebody moved it."""
+"""An edge that moved by no more than this many pixels was rounded by a tool, and not moved by a person."""
 
 
-class HumanRegions(Stage):
-    """COCO annotations as regions: polygons, compressed or plain RLE; a missing segmentation means the whole box."""
+class HumanRegions(Stage[list[Region], list[Region]]):
+    """Turns COCO annotations into regions: polygons, compressed or plain RLE, or boxes alone, which become masks."""
 
     name = "annotate"
 
     def prepare(self, row: ImageRecord) -> list[Region]:
-        """The regions in the file's order."""
+        """Return the image's regions, in the order of the file."""
         return [_region(row, annotation) for annotation in row.annotations]
 
     def finish(self, row: ImageRecord, output: list[Region]) -> None:
@@ -35,11 +37,11 @@ class HumanRegions(Stage):
             row.status = "empty"
 
 
-def _region(row: ImageRecord, annotation: dict[str, Any]) -> Region:
-    """One annotation as a region.
+def _region(row: ImageRecord, annotation: Mapping[str, Any]) -> Region:
+    """Turn one annotation into a region.
 
     Raises:
-        ValueError: it is malformed, or is for an image of another size; the reason names the annotation.
+        ValueError: the annotation is malformed, or for an image of another size; the message names the annotation.
     """
     _check_size(row, annotation)
     try:
@@ -54,7 +56,7 @@ def _region(row: ImageRecord, annotation: dict[str, Any]) -> Region:
         if box is None:
             x, y, width, height = coco_mask.toBbox(rle)
             box = np.array([x, y, x + width, y + height])
-    except Exception as error:  # outside data: whatever a step trips over is what is wrong with it
+    except Exception as error:  # any exception here means that the annotation is bad
         reason = str(error) if type(error) is ValueError else f"it can't be read ({type(error).__name__}: {error})"
         raise ValueError(f"annotation {annotation['id']}: {reason}") from error
     counts = rle["counts"] if isinstance(rle["counts"], str) else rle["counts"].decode("ascii")
@@ -64,17 +66,20 @@ def _region(row: ImageRecord, annotation: dict[str, Any]) -> Region:
     return Region(annotation["label"], as_box(box), rle=rle, crowd=annotation["crowd"])
 
 
-def _exported(annotation: dict[str, Any], box: np.ndarray, rle: dict[str, Any], row: ImageRecord) -> Region:
-    """A region that `pad export` wrote, with what COCO has no word for. Where somebody changed `bbox` or `score` since,
-    those hold, and not what is under `pad`."""
+def _exported(annotation: Mapping[str, Any], box: np.ndarray, rle: dict[str, Any], row: ImageRecord) -> Region:
+    """Restore a region that `pad export` wrote, with the fields that COCO does not have.
+
+    `bbox` and `score` are outside `pad` too. Where somebody changed them after the export, the changed values count.
+    """
     try:
-        own, score = annotation["pad"], annotation.get("score")
-        region = restored_region(own | {"label": annotation["label"]}, rle, annotation["crowd"])
+        extra, score = annotation["pad"], annotation.get("score")
+        region = restored_region(extra | {"label": annotation["label"]}, rle, annotation["crowd"])
         x0, y0, x1, y1 = region.box
         if not (0 <= x0 <= x1 <= row.width and 0 <= y0 <= y1 <= row.height):
             raise ValueError(f"the box {region.box} is not one inside the image")
-        x, y, width, height = _numbers(own["mask_box"], "mask_box") if "mask_box" in own else coco_mask.toBbox(rle)
-        written = np.array([region.box, (x, y, x + width, y + height)])  # `bbox` is the one or the other, by the export
+        x, y, width, height = _numbers(extra["mask_box"], "mask_box") if "mask_box" in extra else coco_mask.toBbox(rle)
+        # The export wrote one of these two as `bbox`, depending on its settings.
+        written = np.array([region.box, (x, y, x + width, y + height)])
         if np.abs(written - box).max(1).min() > _ROUNDED:
             region.box = as_box(box)
         if score is not None:
@@ -85,7 +90,7 @@ def _exported(annotation: dict[str, Any], box: np.ndarray, rle: dict[str, Any], 
         raise ValueError(f"annotation {annotation['id']}: {rule}") from error
 
 
-def _check_size(row: ImageRecord, annotation: dict[str, Any]) -> None:
+def _check_size(row: ImageRecord, annotation: Mapping[str, Any]) -> None:
     stated = annotation["width"], annotation["height"]
     if stated not in ((None, None), (row.width, row.height)):
         raise ValueError(
@@ -95,7 +100,10 @@ def _check_size(row: ImageRecord, annotation: dict[str, Any]) -> None:
 
 
 def _rle(segmentation: Any, box: np.ndarray | None, row: ImageRecord) -> dict[str, Any]:
-    """Any of COCO's forms as one compressed RLE. All numbers are checked before C code sees them: it trusts them."""
+    """Turn a mask in any of COCO's forms into one compressed RLE.
+
+    All numbers are checked here, because the C code of pycocotools does not check them.
+    """
     if not segmentation:
         if box is None:
             raise ValueError("it has neither a segmentation nor a bbox")
@@ -121,7 +129,8 @@ def _rle(segmentation: Any, box: np.ndarray | None, row: ImageRecord) -> dict[st
     )
     if steps > _MOST_STEPS:
         raise ValueError("its polygons are longer than any outline of this image")
-    return coco_mask.merge(coco_mask.frPyObjects(polygons, row.height, row.width))
+    rle: dict[str, Any] = coco_mask.merge(coco_mask.frPyObjects(polygons, row.height, row.width))
+    return rle
 
 
 def _from_runs(segmentation: dict[str, Any], row: ImageRecord) -> dict[str, Any]:
@@ -130,11 +139,12 @@ def _from_runs(segmentation: dict[str, Any], row: ImageRecord) -> dict[str, Any]
         raise ValueError("its run lengths should be whole numbers of 0 or more")
     if sum(runs) != row.width * row.height:
         raise ValueError("its run lengths do not add up to the image")
-    return coco_mask.frPyObjects(segmentation, row.height, row.width)
+    rle: dict[str, Any] = coco_mask.frPyObjects(segmentation, row.height, row.width)
+    return rle
 
 
 def _checked(rle: dict[str, Any], row: ImageRecord) -> dict[str, Any]:
-    """A compressed RLE as pycocotools itself would write it."""
+    """Return a compressed RLE unchanged, if it is valid and written as pycocotools itself would write it."""
     check_mask(rle, row.width, row.height)
     if coco_mask.encode(np.asfortranarray(coco_mask.decode(rle)))["counts"].decode("ascii") != rle["counts"]:
         raise ValueError("its run lengths are not in the usual form")

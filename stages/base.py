@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import MISSING, ImageRecord, Shard
@@ -19,12 +19,21 @@ class StageBroken(UserError):
     """A stage fails for every image: the run stops, so that it does not set the world aside."""
 
 
-class Stage(ABC):
+Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
+"""What `Stage.prepare` makes of one image, and `Stage.process` takes."""
+Output = TypeVar("Output")
+"""What `Stage.process` finds for one image, and `Stage.finish` takes."""
+Finished = list[tuple[ImageRecord, "Future[None]"]]
+"""Rows with their `finish` under way."""
+
+
+class Stage(ABC, Generic[Prepared, Output]):
     """A callable over a shard in memory: it changes the rows that it takes, and returns the shard.
 
     Three steps: `prepare` in threads, one batch ahead (decode, resize); `process` here, batch by batch (the model);
-    `finish` in threads, one batch behind (numbers into records). So the model waits for nothing that one image needs
-    alone.
+    `finish` in threads, one batch behind (numbers into records). So the model never waits for the work that each image
+    needs by itself.
 
     An exception in a batch halves the batch and tries again, down to the image that causes it; that one fails with
     the stage's name and the reason, alone. Where memory ran out, the half is kept as the batch size for that shape.
@@ -54,15 +63,16 @@ class Stage(ABC):
         """What that took."""
         self._in_a_row = 0
 
-    def prepare(self, row: ImageRecord) -> Any:
-        """What `process` needs of one image."""
-        return None
+    def prepare(self, row: ImageRecord) -> Prepared:
+        """Return what `process` needs of one image; by default nothing."""
+        return cast(Prepared, None)
 
-    def process(self, rows: list[ImageRecord], inputs: list[Any]) -> list[Any]:
-        """Compute a batch: an output for each row. Rows are not changed here, for it may be tried again."""
-        return inputs
+    def process(self, rows: list[ImageRecord], inputs: list[Prepared]) -> list[Output]:
+        """Compute a batch and return an output for each row; by default the inputs. Rows are not changed here, because
+        the batch may be tried again."""
+        return cast(list[Output], inputs)
 
-    def finish(self, row: ImageRecord, output: Any) -> None:
+    def finish(self, row: ImageRecord, output: Output) -> None:
         """Put what `process` found into the row."""
         raise NotImplementedError
 
@@ -82,7 +92,7 @@ class Stage(ABC):
             UserError, OSError: something is wrong that is no image's fault.
         """
         rows = [row for row in shard.rows if row.status in self.takes and not row.done]
-        behind: deque[tuple[list[ImageRecord], list[tuple[ImageRecord, Future]]]] = deque()
+        behind: deque[tuple[list[ImageRecord], Finished]] = deque()
         began = time.monotonic()
         threads = ThreadPoolExecutor(self.threads, thread_name_prefix=self.name)
         try:
@@ -117,7 +127,7 @@ class Stage(ABC):
         for _, same in groupby(rows, lambda row: order[id(row)][0]):
             yield from chunks(list(same), self.batch_size)
 
-    def _run(self, rows: list[ImageRecord], inputs: list[Future]) -> list[tuple[ImageRecord, Any]]:
+    def _run(self, rows: list[ImageRecord], inputs: list[Future[Prepared]]) -> list[tuple[ImageRecord, Output]]:
         """Each row that came through, with its output."""
         shape = self.shape(rows[0])
         size = self._fits.get(shape, len(rows))
@@ -147,13 +157,13 @@ class Stage(ABC):
                 self._fits[shape] = half  # one image was too large: that makes no smaller batches of the others
         return found
 
-    def _try(self, rows: list[ImageRecord], inputs: list[Future]) -> list[Any] | _Failure:
+    def _try(self, rows: list[ImageRecord], inputs: list[Future[Prepared]]) -> list[Output] | _Failure:
         try:
             return self.process(rows, [future.result() for future in inputs])
         except Exception as error:
             return _failure(error)
 
-    def _settle(self, batch: list[ImageRecord], finished: list[tuple[ImageRecord, Future]]) -> None:
+    def _settle(self, batch: list[ImageRecord], finished: Finished) -> None:
         for row, future in finished:
             try:
                 future.result()
@@ -206,10 +216,10 @@ def _release_gpu_memory() -> None:
 
 
 def _prepared(
-    threads: ThreadPoolExecutor, prepare: Callable[[ImageRecord], Any], batches: Iterable[list[ImageRecord]]
-) -> Iterator[tuple[list[ImageRecord], list[Future]]]:
+    threads: ThreadPoolExecutor, prepare: Callable[[ImageRecord], Prepared], batches: Iterable[list[ImageRecord]]
+) -> Iterator[tuple[list[ImageRecord], list[Future[Prepared]]]]:
     """Each batch with its inputs under way, one batch ahead: the inputs of two batches at most are in memory."""
-    waiting: deque[tuple[list[ImageRecord], list[Future]]] = deque()
+    waiting: deque[tuple[list[ImageRecord], list[Future[Prepared]]]] = deque()
     for batch in batches:
         waiting.append((batch, [threads.submit(prepare, row) for row in batch]))
         if len(waiting) > 1:
@@ -217,6 +227,6 @@ def _prepared(
     yield from waiting
 
 
-def chunks(rows: list[Any], size: int) -> list[list[Any]]:
+def chunks(rows: list[Item], size: int) -> list[list[Item]]:
     """`rows` in lists of `size`, the last one shorter."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -1,8 +1,8 @@
-"""Where and how the models compute: device, precision, transfers. The same code on a GPU and without one."""
+"""Device, precision and transfers of the models. The same code runs on a GPU and without one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -15,47 +15,47 @@ from pad_pipeline.errors import UserError
 
 
 class ComputeSettings(BaseModel):
-    """How all three annotation models compute."""
+    """How tagger, detector and segmenter compute."""
 
     model_config = ConfigDict(extra="forbid")
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`auto`: bfloat16 on a GPU, float32 without one. In bfloat16 only matrix products and convolutions are; norms,
+    """`auto`: bfloat16 on a GPU, float32 without one. With bfloat16, matrix products and convolutions use it; norms,
     softmax, sampling, boxes, thresholds and resizes stay float32."""
     compile: bool = False
-    """Compile the image encoders of the tagger and the segmenter with torch.compile: minutes at the start of every
-    process. The detector's is not compiled, because its images have many sizes."""
+    """Compile the image encoders of tagger and segmenter with torch.compile, which takes minutes at the start of every
+    process. The detector is not compiled, because its images have many sizes."""
     threads: int = Field(0, ge=0, exclude=True)
-    """CPU threads of each model; 0 leaves it to torch. The command line sets it; it is not in run.json."""
+    """CPU threads of each model; 0 for torch's default. The command line sets it; it is not in run.json."""
 
 
 class Compute:
-    """The device and the precision that the settings come to on this machine."""
+    """The device and the precision of the models; creating one configures torch for the whole process."""
 
     def __init__(self, settings: ComputeSettings) -> None:
         self.settings = settings
         if settings.threads:
-            # Set here and not left to the process: it decides in which order sums are taken, and so their last bits.
+            # The number of threads decides the order in which sums are taken, and with it their last bits.
             torch.set_num_threads(settings.threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         auto = settings.precision == "auto" and self.device.type == "cuda"
         self.bfloat16 = auto or settings.precision == "bfloat16"
-        # What is float32 is float32, in convolutions too; TensorFloat-32 would move SAM's positions by a quarter pixel.
+        # Float32 must not become TensorFloat-32, in convolutions either: SAM's positions would move by a quarter pixel.
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
-        # cuDNN's attention builds a plan for each new shape, which takes longer than what it is for: boxes, texts and
-        # images come in many. Flash and memory-efficient kernels take all shapes that occur here.
+        # cuDNN's attention builds a plan for each new shape, which takes longer than the attention itself; boxes, texts
+        # and images have many shapes. The flash and memory-efficient kernels accept all that occur here.
         torch.backends.cuda.enable_cudnn_sdp(False)
 
     def put(self, model: nn.Module, in_float32: Iterable[nn.Module] = ()) -> nn.Module:
-        """`model` on the device, in eval mode, ready for `autocast`.
+        """Move `model` to the device, in eval mode, ready for `autocast`, and return it.
 
-        Weights of matrix products and convolutions are cast once, here: autocast would cast them again in every
-        forward, to the same numbers.
+        The weights of matrix products and convolutions are cast here, once. Autocast would cast them in every forward
+        pass, to the same numbers.
 
         Args:
-            model: with float32 weights.
-            in_float32: parts of it that compute in float32 all the same.
+            model: a model with float32 weights.
+            in_float32: parts of the model that compute in float32 in any case.
         """
         model = model.to(self.device).eval()
         if self.bfloat16:
@@ -72,14 +72,16 @@ class Compute:
         return model
 
     def compiled(self, module: nn.Module, shape: tuple[int, ...]) -> nn.Module:
-        """`module` as `settings.compile` wants it.
+        """Compile `module` if `settings.compile` says so; otherwise return it unchanged.
+
+        It is compiled for a full batch here, and not on first use: an error there would be blamed on the images.
 
         Args:
-            module: to be called with tensors of one shape, see `filled`.
-            shape: of a full batch; compiled for it here, so that what goes wrong does not become the images' fault.
+            module: takes one tensor; call it with few different shapes, see `filled`.
+            shape: the shape of a full batch.
 
         Raises:
-            UserError: it can't be compiled on this machine.
+            UserError: the module can't be compiled on this machine.
         """
         if not self.settings.compile:
             return module
@@ -94,8 +96,11 @@ class Compute:
         return fast
 
     def filled(self, batch: Tensor, size: int) -> Tensor:
-        """`batch`, for a compiled module filled up to `size` rows, or to a half, a quarter, ... of it where that will
-        do: it is compiled for each shape anew."""
+        """Fill up `batch` for a compiled module, because such a module is compiled anew for each shape.
+
+        Copies of the first row are appended up to `size` rows, or to a half, a quarter, ... of `size` where that is
+        enough. Without compilation, `batch` is returned unchanged.
+        """
         if not self.settings.compile or len(batch) >= size:
             return batch
         while size // 2 >= len(batch):
@@ -104,39 +109,45 @@ class Compute:
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """What a model's forward pass stands in."""
+        """Run a model's forward pass inside this context: inference mode, and autocast where bfloat16 is used."""
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             yield
 
     def send(self, tensor: Tensor) -> Tensor:
-        """`tensor` on the device; by way of pinned memory, so that nobody waits for the copy."""
+        """Copy `tensor` to the device, through pinned memory, so that the caller does not wait for the copy."""
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
 
 
+_new_event: Callable[[], torch.cuda.Event] = torch.cuda.Event
+"""Creates a CUDA event; torch's own signature has no types."""
+
+
 class HostCopy:
-    """A tensor on its way to the CPU. Whoever needs the numbers waits for them, which should not be the thread that
-    feeds the GPU."""
+    """A tensor that is being copied to the CPU in the background.
+
+    `numpy` waits for the copy, so call it in another thread than the one that feeds the GPU.
+    """
 
     def __init__(self, tensor: Tensor) -> None:
-        self._event = None
+        self._event: torch.cuda.Event | None = None
         self._tensor = tensor.detach()
         if tensor.is_cuda:
             self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._tensor.copy_(tensor, non_blocking=True)
-            self._event = torch.cuda.Event()
+            self._event = _new_event()
             self._event.record()
 
     def numpy(self) -> np.ndarray:
-        """The numbers, once they are here."""
+        """Wait for the copy, and return it."""
         if self._event is not None:
             self._event.synchronize()
         return self._tensor.numpy()
 
 
 def _leave_autocast(module: nn.Module) -> None:
-    """Let `module` compute in float32 wherever it is called: inputs are cast up, autocast is off inside."""
+    """Make `module` compute in float32 wherever it is called: its inputs are cast to float32, and autocast is off."""
     forward = module.forward
 
     def exact(*inputs: object, **named: object) -> object:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from pad_pipeline.images import BadImage, DecodeSettings, decode
 from pad_pipeline.masks import check_mask
-from pad_pipeline.records import ImageRecord
+from pad_pipeline.records import ImageRecord, Place
+from pad_pipeline.roles import ORDER, RedoFrom
 from pad_pipeline.sources.read import read_bytes
 from pad_pipeline.stages.base import Stage
-
-RedoFrom = Literal["tag", "ground", "segment", "patchify"]
-"""The first stage that is done again when the images come from shards. What earlier stages found there is kept."""
-ORDER: tuple[RedoFrom, ...] = get_args(RedoFrom)
-"""The stages that can be done again, in the order in which a shard goes through them."""
 
 
 class Decoded(NamedTuple):
@@ -32,7 +28,7 @@ class Decoded(NamedTuple):
     """What an earlier run wrote about it."""
 
 
-class Decode(Stage):
+class Decode(Stage[Decoded, Decoded]):
     """Reads each file, keeps its bytes untouched, and notes the size of the upright image.
 
     Decoded pixels do not travel with the shard: a shard of photographs would take gigabytes. Later stages decode again
@@ -53,8 +49,9 @@ class Decode(Stage):
     def prepare(self, row: ImageRecord) -> Decoded:
         """Read, check, decode."""
         most = self.settings.max_file_bytes
+        assert isinstance(row.place, Place), "only `Restore` reads whole samples"
         data = read_bytes(self.root, row.place, most)
-        if row.sha256 and row.earlier.at < 0 and hashlib.sha256(data).hexdigest() != row.sha256:
+        if row.content_sha256 and hashlib.sha256(data).hexdigest() != row.content_sha256:
             raise BadImage("the file has changed since it was planned (sha256)")
         image, kind = decode(data, self.settings)
         meta = json.loads(read_bytes(self.root, row.earlier, most)) if row.earlier.at >= 0 else None
@@ -76,15 +73,11 @@ class Decode(Stage):
             raise BadImage(f"what the shard says about it can't be used ({type(error).__name__}: {error})") from error
         if (row.width, row.height) != (output.width, output.height):
             raise BadImage(f"the shard says {row.width} x {row.height} pixels, it has {output.width} x {output.height}")
-        if self.redo_from == "tag":
-            row.tags = []
-        if self.redo_from in ("tag", "ground"):
-            row.regions = []
-        if self.redo_from == "segment":
-            for region in row.regions:
-                region.rle, region.predicted_iou = {}, 1.0
-        found = {"tag": True, "ground": row.tags}.get(self.redo_from, row.regions)
-        if not found:
+        for step in ORDER[ORDER.index(self.redo_from) :]:
+            row.forget(step)
+        # Boxes are looked for where there are tags; every later step begins with boxes.
+        begins_with = {"tag": True, "ground": row.tags}.get(self.redo_from, row.regions)
+        if not begins_with:
             row.status = "empty"
 
 

@@ -1,4 +1,4 @@
-"""Other thresholds, labels and overlaps for regions that are there already: what `pad retarget` changes of them."""
+"""The stage edit: `pad retarget` changes existing regions by thresholds, labels and overlaps."""
 
 from __future__ import annotations
 
@@ -10,34 +10,35 @@ from pad_pipeline.stages.boxes import suppress
 
 
 class EditSettings(BaseModel):
-    """Which regions stay, and under which label. As it is, nothing is changed."""
+    """Which regions stay, and under which label. The defaults change nothing."""
 
     model_config = ConfigDict(extra="forbid")
 
     label_map: dict[str, str] = {}
-    """Label -> its new name; an empty name drops it. Others stay as they are."""
+    """New name of each label that is renamed; an empty name drops the label's regions."""
     keep_labels: list[str] = []
-    """Only regions of these labels stay, as they are called after the mapping; empty for all."""
+    """Labels, as they are called after the renaming, whose regions stay; empty for all labels."""
     drop_labels: list[str] = []
-    """Regions of these go."""
+    """Labels, as they are called after the renaming, whose regions are dropped."""
     min_score: float = Field(0.0, ge=0, le=1)
-    """Regions whose box has a lower score go."""
+    """Regions whose box has a lower score are dropped."""
     min_predicted_iou: float | None = Field(None, allow_inf_nan=False)
-    """Regions whose mask the segmenter thinks less of go; None for none. (An estimate by regression: it can be below 0
-    and above 1.)"""
+    """Regions whose mask has a lower predicted IoU are dropped; None drops none. The segmenter estimates this IoU by
+    regression, so it can be below 0 and above 1."""
     nms_iou: float = Field(1.0, ge=0, le=1)
-    """Of two boxes of one label that overlap more, the one with the lower score goes; 1 keeps both."""
+    """Two boxes of one label may overlap up to this IoU; otherwise the one with the lower score is dropped. At 1
+    nothing is dropped."""
     nms_iou_across_labels: float = Field(1.0, ge=0, le=1)
-    """The same whatever their labels, afterwards."""
+    """The same for boxes of any labels, applied afterwards."""
 
     @property
     def changes(self) -> bool:
-        """Whether anything can come out otherwise than it went in."""
+        """Whether these settings can change anything."""
         return self != EditSettings()
 
 
-class Edit(Stage):
-    """Maps labels, then filters, then suppresses overlaps. Tags stay: they are what the tagger said of the image."""
+class Edit(Stage[None, None]):
+    """Renames labels, then filters regions, then suppresses overlaps; tags stay, as a record of the tagger's output."""
 
     name = "edit"
 
@@ -47,23 +48,26 @@ class Edit(Stage):
         self.kept, self.dropped = frozenset(settings.keep_labels), frozenset(settings.drop_labels)
 
     def finish(self, row: ImageRecord, output: None) -> None:
-        """Set the regions that stay; an image that has none is `empty`."""
-        regions = [region for region in map(self._renamed, row.regions) if self._stays(region)]
+        """Set the regions that stay; an image without any becomes `empty`."""
+        regions = [region for region in map(self._rename, row.regions) if self._stays(region)]
         least = min(self.settings.nms_iou, self.settings.nms_iou_across_labels)
-        if least < 1:  # it sorts too, and an image's regions have their order
+        if least < 1:  # `suppress` also sorts, which would change the order of regions
             regions = suppress(regions, self.settings.nms_iou, self.settings.nms_iou_across_labels)
         row.regions = regions
         if not regions:
             row.status = "empty"
 
-    def _renamed(self, region: Region) -> Region:
-        """With the new names; an alternate that has become the label, or another alternate, or is dropped, goes."""
-        named = self.settings.label_map
-        region.label = named.get(region.label, region.label)
+    def _rename(self, region: Region) -> Region:
+        """Rename the label and the alternates of a region, in place, and return it.
+
+        Dropped are alternates that now have the name of the label or of an earlier alternate, or are not wanted.
+        """
+        new_names = self.settings.label_map
+        region.label = new_names.get(region.label, region.label)
         seen = {region.label, ""}
         others = []
         for other in region.alternates:
-            other.label = named.get(other.label, other.label)
+            other.label = new_names.get(other.label, other.label)
             if other.label not in seen and self._wanted(other.label):
                 seen.add(other.label)
                 others.append(other)

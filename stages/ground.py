@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.images import DecodeSettings
-from pad_pipeline.pretrained import load_tokenizer
+from pad_pipeline.pretrained import load_tokenizer, read_config
 from pad_pipeline.records import Alternate, ImageRecord, Region, as_box
 from pad_pipeline.stages.base import Stage, chunks
 from pad_pipeline.stages.boxes import suppress, to_pixels
 from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy
 from pad_pipeline.stages.decode import image
 from pad_pipeline.stages.dino.checkpoint import converted_folder
+from pad_pipeline.stages.dino.network import KINDS as DINOS
 from pad_pipeline.stages.dino.network import GroundingDino
+from pad_pipeline.stages.settings import StageSettings, millions
 from pad_pipeline.stages.spans import (
     CLS,
     DOT,
@@ -30,7 +32,10 @@ from pad_pipeline.stages.spans import (
     read_unboxable,
     span_scores,
 )
-from pad_pipeline.weights import fetch_file, fetch_folder, is_file_reference
+from pad_pipeline.weights import ModelFile, fetch_file, fetch_folder, file_sha256, folder_sha256, is_file_reference
+
+if TYPE_CHECKING:
+    from pad_pipeline.stages.owl import OwlDetector
 
 FILES = [
     "*config.json", "tokenizer*", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json",
@@ -40,10 +45,10 @@ FILES = [
 TOKENIZER_FILES = ["config.json", "tokenizer*", "vocab.txt", "special_tokens_map.json"]
 
 
-class DetectorSettings(BaseModel):
-    """Which detector, and which of its boxes are kept."""
+class DetectorSettings(StageSettings):
+    """Settings of the detector: the model, and which of its boxes are kept."""
 
-    model_config = ConfigDict(extra="forbid")
+    section, paths, pins = "detector", ("model", "tokenizer", "unboxable"), {"model": "sha256"}
 
     model: str
     """A Grounding DINO, MM Grounding DINO, OWLv2 or OWL-ViT of transformers: local folder or hub name. Or an official
@@ -79,6 +84,44 @@ class DetectorSettings(BaseModel):
     batch_size: int = Field(8, gt=0)
     """Images in one pass of the image encoder, and pairs of image and prompt in one of what follows."""
 
+    def files(self) -> list[ModelFile]:
+        """Model, tokenizer of an official file, and a list of the user's own of tags that are not looked for."""
+        found = [ModelFile("detector.model", self.model, self.sha256, self.revision)]
+        if is_file_reference(self.model):
+            found.append(ModelFile("detector.tokenizer", self.tokenizer))
+        return found + unboxable_files(self.unboxable)
+
+    def fingerprints(self) -> dict[str, str]:
+        """See `StageSettings`. An official file is hashed as it was fetched: what it is converted to changes with the
+        versions of libraries."""
+        model, tokenizer = find_model(self)
+        official = fetch_file("detector.model", self.model) if is_file_reference(self.model) else None
+        return unboxable_fingerprint(self.unboxable) | {
+            "detector": file_sha256(official) if official else folder_sha256(model, FILES),
+            "detector_tokenizer": folder_sha256(tokenizer, ["tokenizer*", "vocab.txt"]),
+        }
+
+    def check(self) -> str:
+        """See `StageSettings`."""
+        model = self.make(DecodeSettings(), ComputeSettings(precision="float32")).model
+        unboxable = len(load_unboxable(self.unboxable))
+        return f"{model.name}, {millions(model.model)}, {unboxable} tags that are not looked for"
+
+    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Detector | OwlDetector:
+        """Make the stage that the model is for: an official file is a Grounding DINO, a folder says by its `model_type`
+        what it is.
+
+        Raises:
+            UserError: the model is not there, or is no detector.
+        """
+        from pad_pipeline.stages.owl import KINDS, OwlDetector
+
+        if not is_file_reference(self.model):
+            folder, _ = find_model(self)
+            if read_config("detector.model", folder, {*DINOS, *KINDS})["model_type"] in KINDS:
+                return OwlDetector(self, decoding, compute)
+        return Detector(self, decoding, compute)
+
 
 class Found(NamedTuple):
     """The boxes of one prompt in one image."""
@@ -94,7 +137,7 @@ class Found(NamedTuple):
     """In the batch."""
 
 
-class BoxStage(Stage):
+class BoxStage(Stage[torch.Tensor, list[Found]]):
     """What all detectors of transformers share: their scores and boxes -> the row's regions."""
 
     name = "ground"
@@ -249,3 +292,20 @@ def load_unboxable(reference: str) -> frozenset[str]:
     except (OSError, UnicodeDecodeError) as error:
         rule = f"it can't be read ({type(error).__name__})"
         raise UserError("detector.unboxable", path, rule, "give a text file with one tag a line") from error
+
+
+def unboxable_files(reference: str) -> list[ModelFile]:
+    """Return the list of tags that are not looked for as a file, if it is one of the user's own."""
+    return [] if reference in ("", "default") else [ModelFile("detector.unboxable", reference)]
+
+
+def unboxable_fingerprint(reference: str) -> dict[str, str]:
+    """Return the sha256 of the list of tags that are not looked for; nothing where there is none.
+
+    Args:
+        reference: `DetectorSettings.unboxable`.
+    """
+    if not reference:
+        return {}
+    path = str(UNBOXABLE) if reference == "default" else reference
+    return {"unboxable": file_sha256(fetch_file("detector.unboxable", path))}

@@ -1,4 +1,4 @@
-"""Tags -> boxes: OWLv2 and OWL-ViT, which compare each box with each tag's text by itself, so labels are exact."""
+"""Find boxes for tags with OWLv2 or OWL-ViT, which score each tag separately, so that labels are exact."""
 
 from __future__ import annotations
 
@@ -28,20 +28,21 @@ KINDS: dict[str, tuple[Any, Any]] = {
     "owlv2": (Owlv2ForObjectDetection, Owlv2ImageProcessorPil),
     "owlvit": (OwlViTForObjectDetection, OwlViTImageProcessorPil),
 }
-"""Model and image processor by `model_type`. The processors on Pillow and SciPy give the torchvision ones' numbers to
-2e-2 of a deviation at single pixels, in a sixth of the time for a photograph."""
+"""Model and image processor by `model_type`. For a photograph, these processors, which use Pillow and SciPy, take a
+sixth of the time of those that use torchvision; single pixels differ by up to 2e-2 standard deviations."""
 TEXT = "a photo of a {}"
-"""What a tag is asked as: the form that OWL's authors give in their examples."""
+"""The text for a tag, in the form that OWL's authors use in their examples."""
 TEXTS_AT_ONCE = 64
+"""Texts that the text encoder reads in one batch."""
 
 
 class Owl:
-    """The network on its device.
+    """The model on its device.
 
     Args:
-        field: the setting that names it, for errors.
+        field: the setting that names the model, for errors.
         folder: model folder of transformers.
-        compute: where and how it computes.
+        compute: device and precision.
     """
 
     def __init__(self, field: str, folder: Path, compute: Compute) -> None:
@@ -49,7 +50,7 @@ class Owl:
         kind, processor = KINDS[self.name]
         model = load_pretrained(field, folder, kind, torch.float32, use_safetensors=True)
         self.compute = compute
-        # Boxes and scores: a bfloat16 has 8 bits for a place in the image.
+        # Boxes and scores are computed in float32: bfloat16 has only 8 bits for a position in the image.
         self.model: Any = compute.put(model, in_float32=[model.class_head, model.box_head, model.layer_norm])
         self.towers = getattr(model, self.name)
         self.max_tokens: int = model.config.text_config.max_position_embeddings
@@ -66,34 +67,38 @@ class Owl:
             raise UserError(field, folder, rule, "fetch the model again")
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """The image as the model wants it, float32 `[3, S, S]`: OWLv2 fills it up to a square at the right or the
-        bottom, OWL-ViT stretches it."""
-        return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+        """Return the image as the model takes it, float32 `[3, S, S]`.
+
+        OWLv2 pads it to a square at the right or the bottom; OWL-ViT stretches it to a square.
+        """
+        pixels: Tensor = self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+        return pixels
 
     def read(self, texts: list[list[int]], pad: int) -> Tensor:
-        """Token ids -> an embedding of length 1 for each text, float32 `[n, d]`, on the device."""
+        """Embed texts, given as token ids: an embedding of length 1 for each, float32 `[n, d]`, on the device."""
         ids = torch.full((len(texts), self.max_tokens), pad, dtype=torch.long)
         attended = torch.zeros_like(ids)
         for row, text in enumerate(texts):
             ids[row, : len(text)] = torch.tensor(text)
             attended[row, : len(text)] = 1
         with self.compute.autocast():
-            found = self.towers.text_model(
+            pooled = self.towers.text_model(
                 input_ids=self.compute.send(ids), attention_mask=self.compute.send(attended)
             ).pooler_output
-            found = self.towers.text_projection(found).float()
-            return found / found.norm(dim=-1, keepdim=True)
+            embeddings: Tensor = self.towers.text_projection(pooled).float()
+            unit: Tensor = embeddings / embeddings.norm(dim=-1, keepdim=True)
+            return unit
 
     def detect(self, images: list[Tensor], queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Where each text of an image is.
+        """Find the texts of each image in it.
 
         Args:
-            images: as `prepare` gives them.
-            queries: `[B, n, d]`, the texts of each image, as `read` gives them.
+            images: float32 `[3, S, S]` each, from `prepare`.
+            queries: the embedded texts of each image, `[B, n, d]`, from `read`.
 
         Returns:
-            Probabilities of each box for each text `[B, boxes, n]`, and boxes `[B, boxes, 4]`, cxcywh as parts of the
-            square; float32.
+            Two float32 tensors. The first has the probability (0..1) that a box shows a text, `[B, boxes, n]`. The
+            second has the boxes, `[B, boxes, 4]`: cxcywh in fractions of the square.
         """
         with self.compute.autocast():
             features = self.model.image_embedder(self.compute.send(torch.stack(images)))[0].float()
@@ -104,7 +109,7 @@ class Owl:
 
 
 class OwlDetector(BoxStage):
-    """Encodes images in batches, which all have one size, and compares every box with every tag of its image."""
+    """The detection stage with an OWL model: it compares every box with every tag of its image."""
 
     def __init__(self, settings: DetectorSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__()
@@ -119,63 +124,68 @@ class OwlDetector(BoxStage):
         self.unboxable = load_unboxable(settings.unboxable)
         self._ids: dict[str, list[int]] = {}
         self._known: dict[str, Tensor] = {}
-        """The embedding of each text of this shard."""
+        """The embeddings of the current shard's texts, by text."""
 
     def __call__(self, shard: Shard) -> Shard:
-        """Texts are read anew for each shard: what was read before, in other company, could differ in its last bit."""
+        """Detect boxes in a shard."""
+        # An embedding may differ in its last bit with the other texts of its batch. A shard must not depend on the
+        # shards before it, so its texts are embedded anew.
         self._known.clear()
         return super().__call__(shard)
 
     def encode(self, tag: str) -> list[int]:
-        """Token ids of the text that asks for a tag."""
+        """Return the token ids of the text for a tag."""
         if tag not in self._ids:
             self._ids[tag] = self.tokenizer(TEXT.format(tag))["input_ids"]
         return self._ids[tag]
 
     def asked(self, row: ImageRecord) -> dict[str, str]:
-        """What is asked for, and the tag that each stands for. Tags that are equal but for case and dots are asked for
-        once, under the first name; one that is too long for the model is left out, not cut."""
-        found: dict[str, str] = {}
+        """Return the normalized tags to look for in an image, each with the tag that it stands for.
+
+        Tags that normalize to the same text are looked for once, under the first one's name. Tags that are too long for
+        the model are left out, not cut, and so are tags that can't have a box.
+        """
+        tags: dict[str, str] = {}
         for tag in row.tags:
             text = normalize(tag.label)
             if text and text not in self.unboxable and len(self.encode(text)) <= self.model.max_tokens:
-                found.setdefault(text, tag.label)
-        return found
+                tags.setdefault(text, tag.label)
+        return tags
 
     def prepare(self, row: ImageRecord) -> Tensor:
-        """The image as the model wants it."""
+        """Decode and resize the row's image; see `Owl.prepare`."""
         return self.model.prepare(image(row, self.decoding))
 
     def process(self, rows: list[ImageRecord], inputs: list[Tensor]) -> list[list[Found]]:
-        """What was found of each row's tags."""
+        """Look for the tags of each row in its image; a row without tags to look for gets an empty list."""
         found: list[list[Found]] = [[] for _ in rows]
-        wanted = [self.asked(row) for row in rows]
-        asked = [index for index, its in enumerate(wanted) if its]  # the others' tags can't be boxed
-        if not asked:
+        texts = [self.asked(row) for row in rows]
+        askable = [index for index, of_row in enumerate(texts) if of_row]
+        if not askable:
             return found
-        self._read(list(dict.fromkeys(text for its in wanted for text in its)))
-        most = max(map(len, wanted))
-        queries = torch.stack([self._queries(list(wanted[index]), most) for index in asked])
-        both = self.model.detect([inputs[index] for index in asked], queries)
-        probabilities, boxes = (HostCopy(tensor) for tensor in both)
-        for position, index in enumerate(asked):
-            tags = list(wanted[index].values())
+        self._read(list(dict.fromkeys(text for of_row in texts for text in of_row)))
+        most = max(map(len, texts))
+        queries = torch.stack([self._queries(list(texts[index]), most) for index in askable])
+        outputs = self.model.detect([inputs[index] for index in askable], queries)
+        probabilities, boxes = (HostCopy(tensor) for tensor in outputs)
+        for position, index in enumerate(askable):
+            tags = list(texts[index].values())
             prompt = Prompt([], tags, [(number, number + 1) for number in range(len(tags))])
             found[index].append(Found(0, prompt, probabilities, boxes, position))
         return found
 
     def _read(self, texts: list[str]) -> None:
-        """Embed what is new."""
+        """Embed the texts that this shard has not had yet."""
         for new in chunks([text for text in texts if text not in self._known], TEXTS_AT_ONCE):
             embeddings = self.model.read([self.encode(text) for text in new], self.tokenizer.pad_token_id)
             self._known |= dict(zip(new, embeddings, strict=True))
 
     def _queries(self, texts: list[str], length: int) -> Tensor:
-        """The texts' embeddings, filled up to `length` with the first one, whose scores there nobody reads."""
+        """Return the texts' embeddings `[length, d]`, padded with copies of the first, whose scores are not read."""
         return torch.stack([self._known[text] for text in texts + texts[:1] * (length - len(texts))])
 
     def corners(self, row: ImageRecord, boxes: np.ndarray) -> np.ndarray:
-        """As `BoxStage.corners`; OWLv2's boxes are parts of the filled-up square."""
+        """Convert boxes to pixels as `BoxStage.corners` does; those of OWLv2 are fractions of the padded square."""
         if self.model.name == "owlvit":
             return super().corners(row, boxes)
         edge = max(row.width, row.height)

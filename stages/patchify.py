@@ -1,4 +1,4 @@
-"""Masks -> coverage of the patch grid; labels -> averaged word embeddings."""
+"""The stage patchify: it turns masks into coverage of the patch grid, and labels into label embeddings."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pad_pipeline.records import ImageRecord
 from pad_pipeline.stages.base import Stage
 
 
-class Patchify(Stage):
-    """Fills `coverage` and `embeds`, also of images in which nothing was found: every sample has every member."""
+class Patchify(Stage[np.ndarray, tuple[np.ndarray, np.ndarray]]):
+    """Fills `coverage` and `embeds`, for images without regions too, because every sample has every member."""
 
     name = "patchify"
     takes = frozenset({"ok", "empty"})
@@ -22,16 +22,16 @@ class Patchify(Stage):
         self.view, self.embed = view, LabelEmbedder(labels)
 
     def prepare(self, row: ImageRecord) -> np.ndarray:
-        """uint8 `[R, grid, grid]`, in a thread: the masks are the work here."""
+        """Return the coverage of each region, uint8 `[R, grid, grid]`; the masks are costly, so threads do them."""
         coverage = np.zeros((len(row.regions), self.view.grid, self.view.grid), np.uint8)
         for index, region in enumerate(row.regions):
             coverage[index] = self.view.coverage(coco_mask.decode(region.rle))
         return coverage
 
     def process(self, rows: list[ImageRecord], inputs: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Coverage, and the label embeddings; these here, because a tokenizer is not for several threads."""
+        """Return coverage and label embeddings of each row; not in a thread, because a tokenizer is not thread-safe."""
         return [(coverage, self.embed(row.labels)) for row, coverage in zip(rows, inputs, strict=True)]
 
     def finish(self, row: ImageRecord, output: tuple[np.ndarray, np.ndarray]) -> None:
-        """Keep both."""
+        """Set the row's coverage and label embeddings."""
         row.coverage, row.embeds = output

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pad_pipeline.errors import UserError
 from pad_pipeline.images import BadImage
 from pad_pipeline.masks import check_mask
-from pad_pipeline.records import ImageRecord
+from pad_pipeline.records import ImageRecord, ShardRow
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.stages.base import Stage
 from pad_pipeline.storage import is_url
@@ -31,7 +31,7 @@ class Stored(NamedTuple):
     """Its `key.json`."""
 
 
-class Restore(Stage):
+class Restore(Stage[Stored, Stored]):
     """Reads back each image that `StoredSource` planned.
 
     No image is decoded. Instead the sha256 that was noted of the sample is compared: a byte that has changed since
@@ -51,14 +51,15 @@ class Restore(Stage):
 
     def prepare(self, row: ImageRecord) -> Stored:
         """Its index row and, where it has not failed, its sample."""
+        assert isinstance(row.place, ShardRow), "`StoredSource` plans these"
         file = row.place.file if is_url(row.place.file) else f"{self.root}/{row.place.file}"
         folder, _, index = file.rpartition("/")
         name = index.removesuffix(".parquet")
         with self._lock:  # else each thread would read the index for itself
             shards, rows = self._folder(folder), self._index(folder, name)
-        if not (0 <= row.place.at < len(rows) and rows[row.place.at]["id"] == row.id):
+        if not (0 <= row.place.row < len(rows) and rows[row.place.row]["id"] == row.id):
             raise BadImage(f"{index} has changed since it was planned")
-        found = rows[row.place.at]
+        found = rows[row.place.row]
         if found["status"] == "failed":
             return Stored(found)
         try:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pycocotools import mask as coco_mask
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from pad_pipeline.images import DecodeSettings
@@ -18,14 +18,15 @@ from pad_pipeline.stages.base import Stage
 from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy
 from pad_pipeline.stages.decode import image
 from pad_pipeline.stages.sam.hub import FILES, HubSam
-from pad_pipeline.stages.sam.network import OfficialSam
-from pad_pipeline.weights import fetch_file, fetch_folder, is_file_reference
+from pad_pipeline.stages.sam.network import OfficialSam, load_sam
+from pad_pipeline.stages.settings import StageSettings, millions
+from pad_pipeline.weights import ModelFile, fetch_file, fetch_folder, file_sha256, folder_sha256, is_file_reference
 
 
-class SegmenterSettings(BaseModel):
-    """Which Segment Anything."""
+class SegmenterSettings(StageSettings):
+    """Settings of the segmenter: a Segment Anything, and how much of its work is done at a time."""
 
-    model_config = ConfigDict(extra="forbid")
+    section, paths, pins = "segmenter", ("weights",), {"weights": "sha256"}
 
     weights: str
     """An official SAM `.pth` (ViT-B, L or H, which the file tells): path or URL; or safetensors with the same names.
@@ -42,8 +43,30 @@ class SegmenterSettings(BaseModel):
     """Pixels of masks brought to the original size (or to SAM's square where that is larger) at a time, 4 bytes each;
     one mask at least."""
 
+    def files(self) -> list[ModelFile]:
+        """See `StageSettings`."""
+        return [ModelFile("segmenter.weights", self.weights, self.sha256, self.revision)]
 
-class Segmenter(Stage):
+    def fingerprints(self) -> dict[str, str]:
+        """See `StageSettings`."""
+        path = find_model(self)
+        return {"segmenter": folder_sha256(path, FILES) if path.is_dir() else file_sha256(path)}
+
+    def check(self) -> str:
+        """See `StageSettings`."""
+        path = find_model(self)
+        if path.is_dir():
+            sam = HubSam("segmenter.weights", path, Compute(ComputeSettings(precision="float32")))
+            return f"{sam.kind}, {millions(sam.model)}"
+        network, shape = load_sam("segmenter.weights", path)
+        return f"SAM, {shape.depth} blocks of {shape.width}, {millions(network)}, sha256 {file_sha256(path)}"
+
+    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Segmenter:
+        """Make a `Segmenter`."""
+        return Segmenter(self, decoding, compute)
+
+
+class Segmenter(Stage[Tensor, tuple[list[HostCopy], HostCopy]]):
     """Batches images through the image encoder, and the boxes of all of them through the mask decoder."""
 
     name = "segment"
@@ -71,7 +94,7 @@ class Segmenter(Stage):
             with torch.inference_mode():
                 parts = [
                     HostCopy(pack(self.sam.upscale(part, row.width, row.height) > self.sam.threshold))
-                    for part in logits[mine].split(at_once)
+                    for part in torch.split(logits[mine], at_once)
                 ]
             outputs.append((parts, HostCopy(quality[mine])))
         return outputs
@@ -86,7 +109,7 @@ class Segmenter(Stage):
         at_once = min(8, self.settings.boxes_per_call) if self.tight else self.settings.boxes_per_call
         calls = [
             self.sam.decode(embeddings, which, where)
-            for which, where in zip(places.split(at_once), corners.split(at_once), strict=True)
+            for which, where in zip(torch.split(places, at_once), torch.split(corners, at_once), strict=True)
         ]
         return torch.cat([logits for logits, _ in calls]), torch.cat([quality for _, quality in calls])
 
@@ -118,7 +141,7 @@ def find_model(settings: SegmenterSettings) -> Path:
 def pack(masks: Tensor) -> Tensor:
     """Bool `[n, H, W]` -> uint8 `[n, H, ceil(W / 8)]`, eight pixels a byte, the first in the highest bit: an eighth of
     the memory and of the transfer."""
-    bits = F.pad(masks, (0, -masks.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    bits = torch.unflatten(F.pad(masks, (0, -masks.shape[-1] % 8)), -1, (-1, 8))
     places = torch.arange(7, -1, -1, dtype=torch.uint8, device=masks.device)
     return (bits.to(torch.uint8) << places).sum(-1, dtype=torch.uint8)
 

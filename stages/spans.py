@@ -1,7 +1,7 @@
-"""Tags -> the text that Grounding DINO reads, and token scores -> tags.
+"""Turn tags into the prompts that Grounding DINO reads, and scores of tokens into scores of tags.
 
-Labels come from token spans, never from decoded phrases: each tag knows which tokens are its own, so no label can be
-merged with its neighbor, cut, or empty.
+Labels come from token spans, never from decoded phrases: a prompt records which tokens belong to which tag. So no label
+can be merged with its neighbor, cut, or empty.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ from pathlib import Path
 import numpy as np
 
 CLS, SEP, DOT = 101, 102, 1012
-"""BERT's ids, which Grounding DINO has built in: sub-sentences end at them."""
+"""Token ids of BERT that are built into Grounding DINO: a sub-sentence ends at each of them."""
 
 
 @dataclass
 class Prompt:
-    """One text: `[CLS] tag . tag . ... [SEP]`."""
+    """One text for the detector: `[CLS] tag . tag . ... [SEP]`."""
 
     ids: list[int] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
     spans: list[tuple[int, int]] = field(default_factory=list)
-    """Each tag's tokens, `[start, end)`, without its dot."""
+    """For each tag the range of its tokens in `ids`, `[start, end)`, without its dot."""
 
 
 def normalize(tag: str) -> str:
-    """Lower case, single spaces, and none of the marks that end a sub-sentence."""
+    """Return the tag in lower case, with single spaces, and without the marks that end a sub-sentence."""
     return " ".join(tag.lower().replace(".", " ").replace("?", " ").split())
 
 
 UNBOXABLE = Path(__file__).with_name("unboxable.txt")
-"""Tags that name nothing one can put a box around: actions, colors, whole scenes, times, styles, ideas."""
+"""The file of tags that name nothing with a box: actions, colors, whole scenes, times, styles, ideas."""
 
 
 def read_unboxable(path: Path) -> frozenset[str]:
-    """The tags of a file, one a line; `#` starts a comment.
+    """Read a file of tags, one on each line, and return them normalized; `#` starts a comment.
 
     Raises:
-        OSError: it can't be read.
-        UnicodeDecodeError: it is no text.
+        OSError: the file can't be read.
+        UnicodeDecodeError: the file is no text.
     """
     lines = (line.partition("#")[0] for line in path.read_text("utf-8-sig").splitlines())
     return frozenset(tag for line in lines if (tag := normalize(line)))
@@ -52,30 +52,34 @@ def build_prompts(
     max_tokens: int = 256,
     unboxable: Container[str] = (),
 ) -> list[Prompt]:
-    """The prompts for one image: every tag whole in exactly one of them, in order, of about equal length.
+    """Distribute the tags of one image over as few prompts as possible, of about equal length.
+
+    Each tag is whole, and in exactly one prompt; tags keep their order. Tags with the same tokens are asked for once,
+    under the first one's name. A tag that is too long for any prompt is left out.
 
     Args:
-        tags: the tagger's.
-        encode: token ids of one tag, without special tokens.
-        max_tokens: of one prompt, special tokens included (the model's `max_text_len`).
-        unboxable: tags that are left out, as `normalize` gives them.
+        tags: the tags of the image.
+        encode: returns the token ids of a tag, without special tokens.
+        max_tokens: the most tokens in a prompt, special tokens included (the model's `max_text_len`).
+        unboxable: tags to leave out, normalized.
 
     Returns:
-        No prompt where there is no tag. Tags that are equal token by token are asked for once, under the first name;
-        a tag that is too long for any prompt is left out.
+        The prompts; none where no tag is left.
     """
+    # The tags that are asked for, by their tokens.
     known: dict[tuple[int, ...], str] = {}
     for tag in tags:
         ids = () if normalize(tag) in unboxable else tuple(encode(normalize(tag)))
         if ids and len(ids) + 3 <= max_tokens:
             known.setdefault(ids, tag)
     costs = [len(ids) + 1 for ids in known]
-    # As few prompts as will do, then as even as that allows: scores of a crowded prompt are lower.
+    # A crowded prompt has lower scores. So take the lowest limit of tokens that needs no more prompts than the highest.
     count, limit = _pack(costs, max_tokens - 2), max_tokens - 2
     for smaller in range(-(-sum(costs) // max(count, 1)), limit):
         if smaller >= max(costs, default=0) and _pack(costs, smaller) == count:
             limit = smaller
             break
+    # Fill prompt after prompt up to that limit.
     prompts: list[Prompt] = []
     for ids, tag in known.items():
         if not prompts or len(prompts[-1].ids) + len(ids) + 1 > limit + 1:
@@ -90,7 +94,7 @@ def build_prompts(
 
 
 def _pack(costs: list[int], limit: int) -> int:
-    """How many prompts it takes when each is filled up to `limit` tokens in order."""
+    """Return how many prompts tags of these costs need, when each is filled in order up to `limit` tokens."""
     count, used = 0, limit + 1
     for cost in costs:
         used += cost
@@ -100,13 +104,14 @@ def _pack(costs: list[int], limit: int) -> int:
 
 
 def span_scores(probabilities: np.ndarray, prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
-    """The highest and the mean probability over each tag's tokens.
+    """Return the highest and the mean probability over the tokens of each tag.
 
     Args:
-        probabilities: `[queries, tokens]`, 0..1.
+        probabilities: of each query for each token, `[queries, tokens]`, 0..1.
+        prompt: the prompt that has these tokens.
 
     Returns:
-        Two arrays `[queries, tags]`.
+        Two arrays `[queries, tags]`, 0..1.
     """
     highest = np.stack([probabilities[:, start:end].max(1) for start, end in prompt.spans], 1)
     mean = np.stack([probabilities[:, start:end].mean(1, dtype=np.float64) for start, end in prompt.spans], 1)
@@ -114,13 +119,16 @@ def span_scores(probabilities: np.ndarray, prompt: Prompt) -> tuple[np.ndarray, 
 
 
 def ranked_tags(mean: np.ndarray, prompt: Prompt) -> np.ndarray:
-    """The tags of each query, best first: highest mean; of equals the one with more tokens, then the first.
+    """Rank the tags of each query by mean probability, the highest first.
+
+    Of equal tags the one with more tokens comes first, then the one that is first in the prompt.
 
     Args:
-        mean: `[queries, tags]`.
+        mean: the mean probability of each tag, `[queries, tags]`.
+        prompt: the prompt that has these tags.
 
     Returns:
-        Places in `prompt.tags`, `[queries, tags]`.
+        Indices into `prompt.tags`, int64 `[queries, tags]`.
     """
     lengths = np.array([end - start for start, end in prompt.spans])
     order = np.argsort(-lengths, kind="stable")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -17,14 +18,18 @@ from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy
 from pad_pipeline.stages.decode import image
 from pad_pipeline.stages.ram.checkpoint import load_ram
 from pad_pipeline.stages.ram.network import Ram, RamSettings
-from pad_pipeline.weights import fetch_file
+from pad_pipeline.stages.settings import StageSettings, millions
+from pad_pipeline.weights import ModelFile, fetch_file, file_sha256
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
-class TaggerSettings(RamSettings):
-    """Which tagger, and where it stops believing itself."""
+class TaggerSettings(StageSettings, RamSettings):
+    """Settings of the tagger: weights, tag list, and the score above which a tag counts."""
+
+    section, paths = "tagger", ("weights", "tag_list", "thresholds")
+    pins: ClassVar = {"weights": "sha256", "tag_list": "tag_list_sha256", "thresholds": "thresholds_sha256"}
 
     weights: str
     """Local path, `https://...` or `hf://owner/name[@revision]/file`: an official `.pth` or safetensors."""
@@ -39,9 +44,40 @@ class TaggerSettings(RamSettings):
     threshold: float | None = Field(None, ge=0, le=1)
     """One probability for all tags, instead of `thresholds`."""
     batch_size: int = Field(16, gt=0)
+    """Images in one pass of the network."""
+
+    def files(self) -> list[ModelFile]:
+        """Weights, tag list and, without `threshold`, thresholds."""
+        found = [
+            ModelFile("tagger.weights", self.weights, self.sha256),
+            ModelFile("tagger.tag_list", self.tag_list, self.tag_list_sha256),
+        ]
+        if self.threshold is None:
+            found.append(ModelFile("tagger.thresholds", self.thresholds, self.thresholds_sha256))
+        return found
+
+    def fingerprints(self) -> dict[str, str]:
+        """See `StageSettings`. The tag list and the thresholds must fit each other."""
+        read_tags(self)
+        names = ("tagger", "tag_list", "thresholds")
+        return {
+            name: file_sha256(fetch_file(file.field, file.reference, file.sha256))
+            for name, file in zip(names, self.files(), strict=False)
+        }
+
+    def check(self) -> str:
+        """See `StageSettings`."""
+        labels, _ = read_tags(self)
+        path = fetch_file("tagger.weights", self.weights, self.sha256)
+        network = load_ram(Ram(self, len(labels)), "tagger.weights", path)
+        return f"{self.family}, {len(labels)} tags, {millions(network)}, sha256 {file_sha256(path)}"
+
+    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Tagger:
+        """Make a `Tagger`."""
+        return Tagger(self, decoding, compute)
 
 
-class Tagger(Stage):
+class Tagger(Stage[torch.Tensor, tuple[HostCopy, int]]):
     """Runs the network in batches; every image is stretched to its input size, so all batches have one shape."""
 
     name = "tag"

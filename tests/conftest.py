@@ -150,5 +150,5 @@ def record(path: Path, **more: object) -> ImageRecord:
     data = path.read_bytes()
     image, kind = decode(data, DecodeSettings())
     return ImageRecord(
-        path.stem, path.stem, path.name, data=data, format=kind, width=image.width, height=image.height, **more
+        path.stem, path.name, key=path.stem, data=data, format=kind, width=image.width, height=image.height, **more
     )  # type: ignore[arg-type]

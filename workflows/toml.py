@@ -25,10 +25,6 @@ def read_toml(field: str, path: Path) -> dict[str, Any]:
         raise UserError(field, path, f"it is not valid TOML ({error})", "mend the file") from error
 
 
-BUILT_IN = "(built-in)"
-"""Stands in pydantic's paths for one of pad's own models, where a model of the user's could stand too."""
-
-
 def settings_error(error: ValidationError, where: str, section: str = "") -> UserError:
     """pydantic's first complaint as one line.
 
@@ -39,7 +35,7 @@ def settings_error(error: ValidationError, where: str, section: str = "") -> Use
     """
     # A name that does not exist explains another that is missing, so it goes first.
     first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
-    parts = [section, *(str(part) for part in first["loc"] if part != BUILT_IN)]
+    parts = [section, *map(str, first["loc"])]
     name = ".".join(part for part in parts if part) or "settings"
     value = first["input"] if not isinstance(first["input"], dict) else "{...}"
     message = {"missing": "it is missing", "extra_forbidden": "there is no such setting"}.get(

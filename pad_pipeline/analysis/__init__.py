@@ -1,5 +1,5 @@
-"""Did the alignment work? The studies over a trained projector, the model that they look at, their charts and drawings.
+"""The analysis of a trained projector: did the alignment work?
 
-A study takes one batch after another and keeps sums, or little for each image, so that memory hardly grows. The
-measures themselves are in `pad_pipeline.measures`.
+Here are the studies, the model that they analyze, and their charts and drawings. A study takes batch after batch and
+keeps sums, or little data for each image, so that memory hardly grows. The measures are in `pad_pipeline.measures`.
 """

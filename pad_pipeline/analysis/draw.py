@@ -1,4 +1,4 @@
-"""The drawing of one image with the words of its patches."""
+"""Draws an image with the words that explain each of its tokens."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from pad_pipeline.analysis.model import Subject
 from pad_pipeline.measures.vocabulary import Vocabulary
 
 CELL = 64
-"""Pixels of a token's cell: room for three words."""
+"""Edge of a token's cell in the drawing, in pixels: room for three words."""
 LINES = 3
+"""The most words in a cell."""
 
 
 def draw_words(
     pixels: Tensor, subject: Subject, vocabulary: Vocabulary, words: Tensor, coefficients: Tensor
 ) -> Image.Image:
-    """The view with the first words of matching pursuit in each token's cell, the strongest on top.
+    """Draw the view, with the first words of matching pursuit in each token's cell.
 
     Args:
-        pixels: float32 `[3, size, size]`, normalized.
-        subject: whose tokens they are.
-        vocabulary: of its LLM.
-        words: int64 `[M, K]`.
-        coefficients: `[M, K]`; words that are taken away (below 0) are left out.
+        pixels: the view, float32 `[3, size, size]`, normalized for the vision tower.
+        subject: the model that was analyzed.
+        vocabulary: of the model's LLM.
+        words: the token ids of each token's words in the order of matching pursuit, int64 `[M, K]`.
+        coefficients: of these words, `[M, K]`; words with a negative coefficient are left out.
     """
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (subject.mean, subject.std))
     shown = ((pixels * std + mean).clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
@@ -36,8 +37,8 @@ def draw_words(
     for position, (row, weights) in enumerate(zip(words.tolist(), coefficients.tolist(), strict=True)):
         left, top = position % grid * CELL, position // grid * CELL
         draw.rectangle((left, top, left + CELL, top + CELL), outline=(190, 190, 190))
-        said = [vocabulary.words[token] for token, weight in zip(row, weights, strict=True) if weight > 0][:LINES]
-        for line, word in enumerate(said):
+        positive = [vocabulary.words[token] for token, weight in zip(row, weights, strict=True) if weight > 0][:LINES]
+        for line, word in enumerate(positive):
             shade = (0, 0, 0) if line == 0 else (90, 90, 90)
             draw.text((left + 3, top + 3 + 19 * line), word[:9], shade, font)
     return canvas

@@ -1,4 +1,4 @@
-"""Whose patches and words are looked at: tower, projector and LLM of a trained model, in whatever form it comes."""
+"""The model that is analyzed: vision tower, projector and LLM, loaded from any of the forms that a model comes in."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from pad_pipeline.weights import fetch_model
 
 
 class Subject:
-    """The model that an analysis is of.
+    """The model that is analyzed.
 
     Args:
         model: a folder that `pad train` wrote, a Hugging Face LLaVA folder, or a `mm_projector.bin`.
-        vision: for a `mm_projector.bin`: its tower, a folder or hub name.
-        llm: likewise its LLM.
-        vision_layer: for a `mm_projector.bin`: the hidden state that is projected.
+        vision: with a `mm_projector.bin`, the folder or hub name of its vision tower.
+        llm: with a `mm_projector.bin`, the folder or hub name of its LLM.
+        vision_layer: with a `mm_projector.bin`, the index of the tower's hidden state that is projected.
 
     Raises:
-        UserError: it can't be loaded, or its parts do not fit.
+        UserError: the model can't be loaded, or its parts do not fit together.
     """
 
     def __init__(self, model: Path, vision: str = "", llm: str = "", vision_layer: int = -2) -> None:
@@ -48,7 +48,7 @@ class Subject:
         else:
             self._from_folder(model)
         self.words: Tensor = self.llm.get_input_embeddings().weight.detach()
-        """`[V, d]`, the LLM's input embeddings."""
+        """The input embeddings of the LLM, `[V, d]`."""
         self.name = model
         self.labels = LabelEmbedder(LabelSettings(llm=str(self.words_folder)))
         self.tokenizer: Any = self.labels.tokenizer
@@ -98,14 +98,14 @@ class Subject:
         self.layer = layer
 
     def speak_as(self, run: Run) -> None:
-        """Put labels into words as a run did: inside a sentence, or bare."""
+        """Tokenize labels as `run` did: as inside a sentence, or bare."""
         self.labels = LabelEmbedder(LabelSettings(llm=str(self.words_folder), context=context_of(run)))
 
     def embed(self, labels: list[str]) -> Tensor:
-        """float32 `[L, d]`, the averaged word embedding of each label, on the CPU.
+        """Return the embedding of each label, float32 `[L, d]`, on the CPU.
 
         Raises:
-            UserError: the LLM's tokenizer makes nothing of a label.
+            UserError: a label has no token in the LLM's tokenizer.
         """
         try:
             return torch.from_numpy(self.labels(labels)).float()
@@ -115,20 +115,20 @@ class Subject:
 
     @property
     def grid(self) -> int:
-        """Of the tower: patches along an edge."""
+        """Patches of the vision tower along an edge."""
         config = self.tower.config
         return int(config.image_size) // int(config.patch_size)
 
     @property
     def pooled_grid(self) -> int:
-        """Tokens along an edge: fewer than patches behind a C-Abstractor."""
+        """Tokens along an edge after the projector; a C-Abstractor gives fewer tokens than patches."""
         return int(self.projector.tokens**0.5) if isinstance(self.projector, CAbstractor) else self.grid
 
     def sight(self, view: View) -> Sight:
-        """How a run's images are shown to the tower.
+        """Return how the images of a run with this view are prepared for the vision tower.
 
         Raises:
-            UserError: the shards' masks are cut for another view.
+            UserError: the view does not fit the tower, or the projector does not.
         """
         size, patch = int(self.tower.config.image_size), int(self.tower.config.patch_size)
         if (size, patch) != (view.size, view.patch):
@@ -141,20 +141,27 @@ class Subject:
 
     @torch.inference_mode()
     def see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Images `[B, 3, size, size]` -> patches `[B, P, c]` and, projected, tokens `[B, M, d]`, row by row."""
+        """Compute the patches and the projected tokens of images; both are in the order of the grid, row by row.
+
+        Args:
+            pixels: normalized images, `[B, 3, size, size]`.
+
+        Returns:
+            The tower's patches `[B, P, c]`, and the projector's tokens `[B, M, d]`.
+        """
         dtype = next(self.tower.parameters()).dtype
         states = self.tower(pixels.to(self.device, dtype), output_hidden_states=True).hidden_states
         patches = states[self.layer][:, -(self.grid**2) :]  # CLIP's CLS stands in front
         return patches, self.projector(patches)
 
     def untrained(self, seed: int = 0) -> nn.Module:
-        """A projector of the same shape that nothing has been taught."""
+        """Return a copy of the projector with freshly initialized weights."""
         fresh = copy.deepcopy(self.projector)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for module in fresh.modules():
                 if isinstance(module, nn.Linear) and _is_identity(module):
-                    continue  # what makes a single Linear fit the two layers of a Hugging Face projector
+                    continue  # a single Linear has it as the second layer of a Hugging Face projector
                 if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm):
                     module.reset_parameters()
                 if isinstance(module, CAbstractor):

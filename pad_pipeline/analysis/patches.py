@@ -1,4 +1,4 @@
-"""What an analysis reads: images of PAD shards with the patches that each label is shown on."""
+"""Reads the images of PAD shards for an analysis, with the patches that show each label."""
 
 from __future__ import annotations
 
@@ -20,44 +20,44 @@ from pad_pipeline.training.examples import Sight, decode_settings
 
 THREADS = 4
 AT_A_TIME = 256
-"""Images whose labels are read between two signs of progress."""
+"""Images whose labels are read between two updates of the progress."""
 
 
 class Shown(NamedTuple):
-    """An image and what is where on it."""
+    """An image, and which of its tokens show which label."""
 
     key: str
     pixels: Tensor
-    """float32 `[3, size, size]`, normalized."""
+    """The view, float32 `[3, size, size]`, normalized for the vision tower."""
     labels: list[str]
-    """Each once, in order."""
+    """The labels of the image, each once, in the order of its regions."""
     shown: Tensor
-    """bool `[L, M]`, the tokens of each."""
+    """bool `[L, M]`: whether a label is shown on a token."""
     caption: str
 
 
 class Seen(NamedTuple):
-    """Images as the model sees them."""
+    """A batch of images, with what the model computed for them."""
 
     shown: list[Shown]
     before: Tensor
-    """`[B, P, c]`, patches of the tower."""
+    """The patches of the vision tower, `[B, P, c]`."""
     after: Tensor
-    """`[B, M, d]`, tokens."""
+    """The tokens of the projector, `[B, M, d]`."""
 
 
 def seen(
     shards: ShardFolder, rows: Rows, count: int, subject: Subject, rule: PatchRule = "argmax", batch: int = 32
 ) -> Iterator[Seen]:
-    """The images of a run that did not fail, in its order; images are read while others are computed.
+    """Yield the first `count` images of a run in batches, while threads read the next batch.
 
     Args:
         shards: the run.
-        rows: its `usable` ones.
-        count: how many of them, the first.
-        subject: the model that looks at them.
-        rule: which patches a mask shows; `soft` counts all that it touches, as `any` does.
-        batch: images that are computed at a time.
+        rows: the run's usable rows, in their order.
+        count: the number of images.
+        subject: the model that is analyzed.
+        rule: which patches show a label; `soft` counts every patch that a mask touches, as `any` does.
+        batch: images in a batch.
 
     Raises:
         UserError: the model has another view, or an image can't be decoded.
@@ -65,14 +65,14 @@ def seen(
     sight = subject.sight(shards.run.view)
     with ThreadPoolExecutor(THREADS) as threads:
 
-        def begin(start: int) -> list[Future[Shown]]:
+        def submit(start: int) -> list[Future[Shown]]:
             numbers = range(start, min(start + batch, count))
             return [threads.submit(_read, shards, rows[number], subject, sight, rule) for number in numbers]
 
-        ahead = begin(0)
+        ahead = submit(0)
         for start in range(batch, count + batch, batch):
             group = [future.result() for future in ahead]
-            ahead = begin(start)
+            ahead = submit(start)
             before, after = subject.see(torch.stack([one.pixels for one in group]))
             yield Seen(group, before, after)
 
@@ -91,7 +91,8 @@ def _read(
     coverage = sample.coverage
     if subject.pooled_grid != subject.grid:
         flat = torch.from_numpy(coverage.reshape(-1, subject.grid**2))
-        pooled = pool_coverage(flat, subject.grid, subject.pooled_grid).ceil().byte().numpy()  # a touch stays above 0
+        # Rounded up, so that a token that a region touches stays above 0.
+        pooled = pool_coverage(flat, subject.grid, subject.pooled_grid).ceil().byte().numpy()
         coverage = pooled.reshape(-1, subject.pooled_grid, subject.pooled_grid)
     chosen = torch.from_numpy(select_patches(coverage, rule).reshape(-1, subject.pooled_grid**2))
     shown = torch.zeros(len(labels), subject.pooled_grid**2, dtype=torch.bool)
@@ -101,27 +102,27 @@ def _read(
 
 
 def label_names(shards: ShardFolder, rows: Rows, count: int, progress: Callable[[int], object]) -> list[str]:
-    """Every label of the first `count` of these images, each once, sorted.
+    """Return every label of the first `count` images, each once, sorted.
 
     Args:
         shards: the run.
-        rows: its `usable` ones.
-        count: how many of them.
-        progress: is told how many have been looked at.
+        rows: the run's usable rows, in their order.
+        count: the number of images.
+        progress: called with the number of images that have been read so far.
     """
 
     def names(number: int) -> set[str]:
         return {region["label"] for region in shards.sample(*rows[number], image=False).meta["regions"]}
 
-    found: set[str] = set()
+    labels: set[str] = set()
     with ThreadPoolExecutor(THREADS) as threads:
         for start in range(0, count, AT_A_TIME):
             stop = min(start + AT_A_TIME, count)
-            found = found.union(*threads.map(names, range(start, stop)))
+            labels = labels.union(*threads.map(names, range(start, stop)))
             progress(stop)
-    return sorted(found)
+    return sorted(labels)
 
 
 def seeded(key: str, seed: int) -> np.random.Generator:
-    """Chance that is a function of the image, in whatever order images come."""
+    """Return a random generator that depends on the image's key and the seed only, not on the order of images."""
     return np.random.default_rng([seed, *key.encode()])

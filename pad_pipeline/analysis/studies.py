@@ -1,5 +1,7 @@
-"""The five analyses over the images of a run. Each takes batch after batch and keeps sums alone, so that memory does
-not grow with the images."""
+"""The five studies: entropy, align, pursuit, lens and overlap.
+
+Each takes batch after batch of a run's images, and keeps sums, or little for each image, so that memory hardly grows.
+"""
 
 from __future__ import annotations
 
@@ -24,71 +26,73 @@ from pad_pipeline.measures.vocabulary import ROWS, Vocabulary, WordFilter, neare
 
 
 class AnalysisSettings(BaseModel):
-    """What the paper leaves open."""
+    """The choices of an analysis that the paper leaves open."""
 
     model_config = ConfigDict(extra="forbid")
 
     patches: PatchRule = "argmax"
-    """Which patches show a label: those that a mask covers by half or, where none is, by most (`argmax`); `half` loses
-    a third of real objects; `any` and `soft` take all that it touches."""
+    """Which patches show a label (see `PatchRule`). `argmax`: those that a mask covers by half, or else by most. `half`
+    loses a third of real objects; `any` and `soft` take all patches that the mask touches."""
     seed: int = Field(0, ge=0)
-    """Of the controls: shuffled labels, shuffled patches, the untrained projector."""
+    """The seed of the controls: shuffled labels, shuffled patches, the untrained projector."""
     unit: Literal["nats", "bits"] = "nats"
-    """Of entropies."""
+    """The unit of entropies."""
     center: bool = False
-    """Entropy of vectors less their mean."""
+    """Whether entropies are computed after subtracting the mean of the vectors."""
     threshold_rule: ThresholdRule = "best"
     """When a token says a label, see `ThresholdRule`."""
     threshold: float = Field(0.5, ge=-1, le=1)
-    """The cosine of the rule `fixed`."""
+    """The threshold of the cosine for the rule `fixed`."""
     among: Literal["image", "all"] = "image"
-    """Which labels a patch chooses from by the rule `argmax`: those of its image, or those of all images."""
+    """The labels that a patch chooses from with the rule `argmax`: those of its image, or those of all images."""
     steps: int = Field(5, ge=1)
-    """Words that matching pursuit takes for a token; the paper's K."""
+    """Words that matching pursuit takes for a token; K in the paper."""
     orthogonal: bool = False
-    """Orthogonal matching pursuit."""
+    """Whether matching pursuit is orthogonal."""
     positive: bool = False
-    """In each step take the word that points the token's way most, and none that is to be taken away."""
+    """Whether each step takes the word with the highest <r, w>, and not the highest |<r, w>|, for the residual r."""
     words: WordFilter = "all"
-    """Which tokens matching pursuit chooses from."""
+    """The tokens of the LLM that matching pursuit chooses from."""
     lens_layer: int = -1
-    """Hidden state of the LLM that the logit lens reads; -1: the last."""
+    """Index of the LLM's hidden state that the logit lens reads; -1 is the last."""
     neighbors: int = Field(10, ge=1)
-    """k of the neighbor overlap."""
+    """The number k of neighbors in the neighbor overlap."""
     least_align: float = Field(0.15, ge=0, le=1)
-    """Align below it is a sign of failure; the paper's."""
+    """Align below this counts as a sign of failure; the value is the paper's."""
     above_chance: float = Field(1.2, ge=0)
-    """So is Align below so many times the best of its controls: where regions are large, chance alone is above 0.15."""
+    """Align below this many times its best control counts as a sign of failure, too: where regions are large, chance
+    alone gives more than 0.15."""
     most_unreadable: float = Field(0.5, ge=0, le=1)
-    """A higher share of patches whose first word can't be read is another; the paper's."""
+    """A share of patches above this whose first word can't be read counts as a sign of failure; the value is the
+    paper's."""
 
 
 class Study(Protocol):
-    """One analysis."""
+    """One study of an analysis."""
 
     def add(self, batch: Seen) -> None:
-        """Take images."""
+        """Add a batch of images."""
         ...
 
     def result(self) -> dict[str, Any]:
-        """Numbers by name; NaN where nothing could be measured."""
+        """Return the results by name; NaN where nothing could be measured."""
         ...
 
 
 class Mean:
-    """A mean that is fed part by part. The sum stays where the values are: to read it would wait for the GPU."""
+    """A running mean. Its sum stays on the device of the values, because reading it would wait for the GPU."""
 
     def __init__(self) -> None:
         self.count = 0
         self._sum: Tensor | float = 0.0
 
     def add(self, values: Tensor) -> None:
-        """Take values of any shape."""
+        """Add values, of any shape."""
         self._sum = self._sum + values.double().sum()
         self.count += values.numel()
 
     def value(self) -> float:
-        """NaN of nothing."""
+        """Return the mean; NaN before the first value."""
         return float(self._sum) / self.count if self.count else math.nan
 
 
@@ -96,11 +100,11 @@ class Mean:
 
 
 class EntropyStudy:
-    """Von Neumann entropy before and after the projector, of the caption's words, and of what the patches should say.
+    """The von Neumann entropy `before` and `after` the projector, of the caption's words (`text`), and of the `labels`.
 
-    dH = before - after. The last, `labels`, is that of the label embeddings in the patches' places: where L_patch would
-    bring `after` if it came to 0. So the patch loss raises dH where captions alone leave `after` above it, and lowers
-    dH where they leave it below.
+    `labels` is the entropy when each patch is replaced by the embedding of its labels: the value that `after` would
+    reach if L_patch were 0. So the patch loss raises dH = before - after if training on captions alone leaves `after`
+    above `labels`, and lowers it otherwise.
     """
 
     def __init__(self, subject: Subject, settings: AnalysisSettings) -> None:
@@ -110,11 +114,11 @@ class EntropyStudy:
         self.most: dict[str, float] = {}
 
     def add(self, batch: Seen) -> None:
-        """Take images."""
+        """Add a batch of images."""
         self.most = {
             name: math.log(min(one.shape[-2:])) for name, one in (("before", batch.before), ("after", batch.after))
         }
-        texts = [self._text(one.caption) for one in batch.shown]
+        texts = [self._caption_words(one.caption) for one in batch.shown]
         for name, sets in (("before", [batch.before]), ("after", [batch.after]), ("text", texts)):
             for vectors in sets:
                 if vectors.numel():
@@ -122,47 +126,52 @@ class EntropyStudy:
                     self._pool(name, vectors.shape[-1]).add(vectors)
         for one in batch.shown:
             if one.labels:
-                self._labels(one, batch.after.device)
+                self._add_labels(one, batch.after.device)
 
     def _pool(self, name: str, width: int) -> PooledEntropy:
         return self.pooled.setdefault(name, PooledEntropy(width, self.settings.center))
 
-    def _text(self, caption: str) -> Tensor:
+    def _caption_words(self, caption: str) -> Tensor:
         ids = self.subject.tokenizer(caption, add_special_tokens=False)["input_ids"]
         return self.subject.words[torch.tensor(ids, dtype=torch.long)]
 
-    def _labels(self, one: Shown, device: torch.device) -> None:
-        """For each patch that shows a label, the mean direction of its labels' embeddings. They are mixtures of a few
-        words, so of `[N, d]` numbers `[N, L]` are enough: in coordinates along the words' span lengths and angles are
-        the same."""
+    def _add_labels(self, one: Shown, device: torch.device) -> None:
+        """Add the target of each patch that shows a label: the mean of its labels' embeddings, each scaled to length 1.
+
+        The targets of N patches are mixtures of L embeddings. An orthogonal basis of the embeddings keeps lengths and
+        angles, so the `[N, L]` coordinates in it have the same entropy as the `[N, d]` targets, at less cost.
+        """
         words = F.normalize(self.subject.embed(one.labels).double(), dim=-1)
         shown = one.shown.double()
         mix = (shown.T / shown.sum(0).clamp_min(1)[:, None])[one.shown.any(0)]
         if not len(mix):
             return
-        across = torch.linalg.qr(words.mT, mode="r").R  # words = across^T Q^T
-        self.image["labels"].add(von_neumann_entropy(mix @ across.mT, self.settings.center))
+        factor = torch.linalg.qr(words.mT, mode="r").R  # words = factor^T Q^T
+        self.image["labels"].add(von_neumann_entropy(mix @ factor.mT, self.settings.center))
         self._pool("labels", words.shape[-1]).add_mixed(mix, words.to(device))
 
     def result(self) -> dict[str, Any]:
-        """`image`: mean over images; `pooled`: of all vectors at once; each with its bounds, ln min(vectors, width),
-        which for images are alike on both sides where neither width is below the number of patches."""
+        """Return the entropies as a mean over images (`image`) and over all vectors at once (`pooled`).
+
+        Each comes with its upper bounds, ln min(vectors, width). For images, the bounds before and after the projector
+        are equal unless a width is below the number of patches.
+        """
         scale = 1 / math.log(2) if self.settings.unit == "bits" else 1.0
         image = {name: mean.value() * scale for name, mean in self.image.items()}
         pooled = {name: one.entropy() * scale for name, one in self.pooled.items()}
-        found = {"unit": self.settings.unit, "image": image, "pooled": pooled}
+        result = {"unit": self.settings.unit, "image": image, "pooled": pooled}
         widths = {name: math.log(min(one.count, one.width)) for name, one in self.pooled.items() if name in self.most}
         for values, most in ((image, self.most), (pooled, widths)):
             values["dH"] = values.get("before", math.nan) - values.get("after", math.nan)
             values.update({f"bound_{name}": bound * scale for name, bound in most.items()})
-        return found
+        return result
 
 
 # ---------------------------------------------------------------- Align
 
 
 class AlignStudy:
-    """Align(V, W), and what it is when labels or patches are shuffled, or the projector has learned nothing."""
+    """Align(V, W), and three controls: shuffled labels, shuffled patches, and an untrained projector."""
 
     def __init__(self, subject: Subject, settings: AnalysisSettings, labels: list[str]) -> None:
         self.subject, self.settings, self.labels = subject, settings, labels
@@ -174,7 +183,7 @@ class AlignStudy:
         self.everywhere = Mean()
 
     def add(self, batch: Seen) -> None:
-        """Take images."""
+        """Add a batch of images."""
         with torch.inference_mode():
             untrained = self.fresh(batch.before)
         for one, tokens, raw in zip(batch.shown, batch.after, untrained, strict=True):
@@ -187,9 +196,9 @@ class AlignStudy:
             words = self.subject.embed(one.labels).to(tokens.device)
             rivals = self._rivals(tokens.device)
             self.scores["align"].add(tokens, words, shown, rivals)
-            if wrong := self._others(one.labels, rng):
-                strange = self.subject.embed(wrong).to(tokens.device)
-                self.scores["shuffled_labels"].add(tokens, strange, shown, rivals)
+            if wrong := self._other_labels(one.labels, rng):
+                wrong_words = self.subject.embed(wrong).to(tokens.device)
+                self.scores["shuffled_labels"].add(tokens, wrong_words, shown, rivals)
             self.scores["shuffled_patches"].add(tokens[positions], words, shown, rivals)
             self.scores["untrained_projector"].add(raw, words, shown, rivals)
 
@@ -200,40 +209,42 @@ class AlignStudy:
             self._all = self.subject.embed(self.labels).to(device)
         return self._all
 
-    def _others(self, own: list[str], rng: np.random.Generator) -> list[str]:
-        """As many labels that the image does not have; none where there is no other."""
-        mine = sorted(self.numbers[label] for label in own)
-        others = len(self.labels) - len(mine)
+    def _other_labels(self, labels: list[str], rng: np.random.Generator) -> list[str]:
+        """Draw as many labels as the image has, from those that it does not have; none if there are no others."""
+        taken = sorted(self.numbers[label] for label in labels)
+        others = len(self.labels) - len(taken)
         if not others:
             return []
-        chosen = rng.choice(others, len(mine), replace=others < len(mine))
-        for number in mine:  # the n-th of the others is the n-th of all, with its own ones passed over
+        chosen = rng.choice(others, len(taken), replace=others < len(taken))
+        for number in taken:  # turn positions among the other labels into positions among all labels
             chosen = chosen + (chosen >= number)
         return [self.labels[number] for number in chosen]
 
     def result(self) -> dict[str, Any]:
-        """Align and its controls, the pairs of image and label that it is a mean over, the threshold. `everywhere` is
-        what it would be were every label found on every patch: the best threshold never gives less, whatever the model.
+        """Return Align and its controls, the number of pairs of image and label, and the threshold.
+
+        `everywhere` is the Align of a model that says every label on every patch. With the rule `best` no model gets
+        less, because the lowest threshold does just that.
         """
-        found: dict[str, Any] = {name: score.value() for name, score in self.scores.items()}
+        result: dict[str, Any] = {name: score.value() for name, score in self.scores.items()}
         align = self.scores["align"]
-        return found | {
+        return result | {
             "everywhere": self.everywhere.value(),
             "pairs": align.pairs,
             "threshold": align.best_threshold(),
         }
 
 
-# ---------------------------------------------------------------- words of patches
+# ---------------------------------------------------------------- the words of patches
 
 
 class WordTally:
-    """Of words that were said for patches: how many can be read, and how many are true of the patch.
+    """Counts how many of the words found for patches are readable, and how many are true of their patch.
 
-    Precision is the share of the K words of a patch that are said and belong to a label shown on it: where a patch
-    shows one label of one token, 1/K is the most that there can be. `first_true` is the same of the first word alone,
-    at most 1. Recall is the share of the labels shown on a patch of which a word was said. All three are means over the
-    patches that show a label. A word belongs to a label if it is one of the label's tokens, in whatever case.
+    A word is true of a patch if it is a token of a label that the patch shows; case makes no difference. `precision` is
+    the share of the K words of a patch that are true. It is at most 1/K for a patch that shows one label of one token,
+    so `first_true` counts the first word alone. `recall` is the share of the labels shown on a patch that have a true
+    word. All three are means over the patches that show a label.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -241,14 +252,14 @@ class WordTally:
         self.readable, self.first, self.precision, self.recall = Mean(), Mean(), Mean(), Mean()
         self.first_true = Mean()
 
-    def add(self, words: Tensor, labels: list[str], shown: Tensor, said_so: Tensor | None = None) -> None:
-        """Take an image.
+    def add(self, words: Tensor, labels: list[str], shown: Tensor, counted: Tensor | None = None) -> None:
+        """Add an image.
 
         Args:
-            words: int64 `[M, K]`, what was said for each patch.
-            labels: of the image.
-            shown: bool `[L, M]`.
-            said_so: bool `[M, K]`, which of the words are said; all by default. Others are true of nothing.
+            words: the token ids of each patch's words, int64 `[M, K]`.
+            labels: the labels of the image.
+            shown: bool `[L, M]`, the patches that show each label.
+            counted: bool `[M, K]`, the words that can count as true; all by default.
         """
         words = words.cpu()
         self.readable.add(self.vocabulary.readable[words])
@@ -258,15 +269,15 @@ class WordTally:
             return
         said = torch.stack([self.vocabulary.said(words, label) for label in labels])  # [L, M, K]
         hit = said & shown[:, :, None]
-        if said_so is not None:
-            hit &= said_so
+        if counted is not None:
+            hit &= counted
         true = hit.any(0)[covered].float()
         self.precision.add(true.mean(-1))
         self.first_true.add(true[:, 0])
         self.recall.add((hit.any(-1).sum(0) / shown.sum(0).clamp_min(1))[covered])
 
     def result(self) -> dict[str, float]:
-        """Shares, 0..1."""
+        """Return the shares (0..1), and the number of patches that show a label."""
         return {
             "readable": self.readable.value(),
             "first_readable": self.first.value(),
@@ -278,7 +289,7 @@ class WordTally:
 
 
 class PursuitStudy:
-    """Matching pursuit of each token onto the LLM's words."""
+    """Decomposes each token into words of the LLM by matching pursuit."""
 
     def __init__(self, subject: Subject, settings: AnalysisSettings, vocabulary: Vocabulary) -> None:
         self.settings, self.vocabulary = settings, vocabulary
@@ -291,28 +302,29 @@ class PursuitStudy:
         self.residual = [Mean() for _ in range(settings.steps + 1)]
 
     def add(self, batch: Seen) -> None:
-        """Take images."""
+        """Add a batch of images."""
         words, coefficients, residual = self.decompose(batch.after.flatten(0, 1))
         for mean, values in zip(self.residual, residual.T, strict=True):
             mean.add(values)
         images = len(batch.shown)
-        for one, own, said in zip(batch.shown, words.chunk(images), (coefficients > 0).chunk(images), strict=True):
-            self.tally.add(own, one.labels, one.shown, said)  # a word that is taken away is not said
+        positive = coefficients > 0  # a word with a negative coefficient is not said
+        for one, of_image, said in zip(batch.shown, words.chunk(images), positive.chunk(images), strict=True):
+            self.tally.add(of_image, one.labels, one.shown, said)
 
     def decompose(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Token ids `[M, K]`, coefficients and residual energy, as in `matching_pursuit`."""
+        """Decompose tokens `[M, d]` into token ids `[M, K]`, with coefficients and residual energy as in `Pursuit`."""
         form = (self.settings.steps, self.settings.orthogonal, self.settings.positive)
-        parts = [pursue(rows, self.matrix, *form) for rows in tokens.split(ROWS)]
+        parts = [pursue(rows, self.matrix, *form) for rows in torch.split(tokens, ROWS)]
         words, coefficients, residual = (torch.cat(values).cpu() for values in zip(*parts, strict=True))
         return self.atoms[words], coefficients, residual
 
     def result(self) -> dict[str, Any]:
-        """Shares of readable and true words, and the energy that is left after each step."""
+        """Return the shares of readable and true words, and the share of energy that is left after each step."""
         return {**self.tally.result(), "words": len(self.atoms), "residual": [mean.value() for mean in self.residual]}
 
 
 class LensStudy:
-    """The nearest input embedding of each token, and what the LLM's output layer says at its place (logit lens)."""
+    """Finds for each token its nearest input embedding, and the word that the LLM's output layer gives (logit lens)."""
 
     def __init__(self, subject: Subject, settings: AnalysisSettings, vocabulary: Vocabulary) -> None:
         self.subject, self.settings, self.vocabulary = subject, settings, vocabulary
@@ -326,15 +338,15 @@ class LensStudy:
 
     @torch.inference_mode()
     def add(self, batch: Seen) -> None:
-        """Take images."""
-        said = self._logit_lens(batch.after)
+        """Add a batch of images."""
+        likeliest = self._logit_lens(batch.after)
         nearest = self.atoms[nearest_word(batch.after.flatten(0, 1), self.matrix).cpu()]
-        for one, own, logit in zip(batch.shown, nearest.chunk(len(said)), said, strict=True):
-            self.embedding.add(own[:, None], one.labels, one.shown)
+        for one, of_image, logit in zip(batch.shown, nearest.chunk(len(likeliest)), likeliest, strict=True):
+            self.embedding.add(of_image[:, None], one.labels, one.shown)
             self.logit.add(logit[:, None], one.labels, one.shown)
 
     def _logit_lens(self, tokens: Tensor) -> Tensor:
-        """int64 `[B, M]`: the likeliest ordinary token at each place of a sequence of BOS and image."""
+        """Return the likeliest ordinary token at each position of the image, int64 `[B, M]`; BOS comes first."""
         llm = self.subject.llm
         inner = getattr(llm.model, "language_model", llm.model)
         begin = self.subject.tokenizer.bos_token_id
@@ -344,7 +356,7 @@ class LensStudy:
             sequence = torch.cat([first, sequence], 1)
         states = inner(inputs_embeds=sequence, use_cache=False, output_hidden_states=True).hidden_states
         hidden = states[self.settings.lens_layer]
-        if self.settings.lens_layer not in (-1, len(states) - 1):  # the last one went through the norm already
+        if self.settings.lens_layer not in (-1, len(states) - 1):  # the last one has been normalized already
             hidden = inner.norm(hidden)
         head = llm.get_output_embeddings()
         hidden = hidden[:, -tokens.shape[1] :]
@@ -352,15 +364,15 @@ class LensStudy:
         return self.atoms[torch.stack([head(row)[:, ordinary].argmax(-1) for row in hidden]).cpu()]
 
     def result(self) -> dict[str, Any]:
-        """Shares of readable and true words of each lens."""
+        """Return the shares of readable and true words, for the input embeddings and for the logit lens."""
         return {"embedding": self.embedding.result(), "logit": self.logit.result()}
 
 
 class OverlapStudy:
-    """The share of nearest neighbors that the projector keeps: among the patches of an image, and among images."""
+    """The share of nearest neighbors that remain neighbors after the projector: among patches, and among images."""
 
     IMAGES = 2000
-    """Whose mean vectors are compared; the first ones."""
+    """The number of images, the first ones, whose mean vectors are compared."""
 
     def __init__(self, settings: AnalysisSettings) -> None:
         self.k = settings.neighbors
@@ -368,18 +380,18 @@ class OverlapStudy:
         self.means: list[tuple[Tensor, Tensor]] = []
 
     def add(self, batch: Seen) -> None:
-        """Take images."""
-        if batch.before.shape[1] == batch.after.shape[1] > self.k:  # a C-Abstractor's tokens are no patches
+        """Add a batch of images."""
+        if batch.before.shape[1] == batch.after.shape[1] > self.k:  # the tokens of a C-Abstractor are not patches
             self.patches.add(neighbor_overlap(batch.before, batch.after, self.k))
         for before, after in zip(batch.before, batch.after, strict=True):
             if len(self.means) < self.IMAGES:
                 self.means.append((before.float().mean(0).cpu(), after.float().mean(0).cpu()))
 
     def result(self) -> dict[str, Any]:
-        """Shares, 0..1, with what chance would give among the images."""
-        found: dict[str, Any] = {"k": self.k, "patches": self.patches.value(), "images": math.nan}
+        """Return the shares (0..1), and the share that chance alone gives among images."""
+        result: dict[str, Any] = {"k": self.k, "patches": self.patches.value(), "images": math.nan}
         if len(self.means) > self.k:
             before, after = (torch.stack(vectors) for vectors in zip(*self.means, strict=True))
-            found |= {"images": float(neighbor_overlap(before, after, self.k))}
-            found |= {"images_by_chance": self.k / (len(self.means) - 1)}
-        return found
+            result |= {"images": float(neighbor_overlap(before, after, self.k))}
+            result |= {"images_by_chance": self.k / (len(self.means) - 1)}
+        return result

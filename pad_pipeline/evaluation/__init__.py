@@ -1,4 +1,4 @@
-"""Scores of what a trained model says, against the truth: boxes, captions, short answers.
+"""Scores of a trained model's answers: boxes, captions, short answers, each compared with the truth.
 
-Here is arithmetic on text and numbers. No model is asked here: `pad_pipeline.workflows.learning.ask` does that.
+This package only computes with text and numbers; `pad_pipeline.workflows.learning.ask` asks the model.
 """

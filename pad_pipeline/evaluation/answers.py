@@ -1,4 +1,4 @@
-"""Answers to questions against the true ones, by exact match."""
+"""Scores short answers by exact match with the true ones."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ _PUNCTUATION = re.compile(rf"[{re.escape(string.punctuation)}](?!\d)")
 
 
 def plain_answer(text: str) -> str:
-    """Lower case, without punctuation, articles and spare spaces, so that "A dog." is "dog". What stands before a digit
-    stays (1.5, -5), and so does an article that is the whole answer (the choice A)."""
+    """Reduce an answer to lower case without punctuation, articles and extra spaces, so that "A dog." becomes "dog".
+
+    Punctuation before a digit stays (1.5, -5), and so does an article that is the whole answer (the choice "A").
+    """
     bare = " ".join(_PUNCTUATION.sub("", text.lower()).split())
     return " ".join(_ARTICLES.sub(" ", bare).split()) or bare
 
 
 def exact_match(said: Sequence[str], truth: Sequence[str | Sequence[str]]) -> float:
-    """The share of answers that are one of the true ones, as `plain_answer` has both.
+    """Return the share of answers (0..1) that equal one of their true answers, after `plain_answer`.
+
+    Args:
+        said: the model's answers.
+        truth: for each of them the true answer, or several.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no answer.
     """
     if not said:
         raise ValueError("there is no answer to score")

@@ -1,4 +1,4 @@
-"""Referring expressions: boxes that a model says, against the true ones, in both frames that are in use."""
+"""Scores boxes that a model gives for referring expressions, in both frames of coordinates that are in use."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.records import Box
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""IoUs of the curve."""
+"""The IoUs at which the curve of accuracy is computed."""
 _NUMBER = r"\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*"
 _BOX = re.compile(rf"[\[(]{','.join([_NUMBER] * 4)}[\])]")
 
 
 class Expression(NamedTuple):
-    """A phrase and the thing that it means."""
+    """A referring expression: a phrase, and the box of the thing that it refers to."""
 
     image: str
-    """Its file's name, relative to the images' folder."""
+    """The image's file, relative to the folder of images."""
     text: str
     box: Box
-    """In pixels of the original image."""
+    """The true box, xyxy in pixels of the original image."""
     size: tuple[int, int]
     """Width and height of the image."""
 
 
 def read_expressions(path: Path) -> list[Expression]:
-    """Expressions of an MDETR JSON (`finetune_refcoco_val.json`) or an InternVL-style JSONL (`refcoco_val.jsonl`).
+    """Read the expressions of an MDETR JSON (`finetune_refcoco_val.json`) or an InternVL JSONL (`refcoco_val.jsonl`).
 
     Raises:
-        UserError: it is neither, or an entry of it is broken.
+        UserError: the file is neither, or an entry of it is broken.
     """
     try:
         text = path.read_text("utf-8-sig")
@@ -45,23 +45,23 @@ def read_expressions(path: Path) -> list[Expression]:
     try:
         if path.suffix in (".jsonl", ".ndjson"):
             entries = [json.loads(line) for line in text.split("\n") if line.strip()]
-            return [_of_line(entry, f"line {number}") for number, entry in enumerate(entries, 1)]
-        return _of_mdetr(json.loads(text))
+            return [_from_internvl(entry, f"line {number}") for number, entry in enumerate(entries, 1)]
+        return _from_mdetr(json.loads(text))
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         rule = f"it holds no expressions that can be read ({type(error).__name__}: {error})"
         remedy = "give an MDETR JSON (images with captions, annotations with bbox) or a JSONL of {image, sent, bbox}"
         raise UserError("--data", path, rule, remedy) from error
 
 
-def _of_line(entry: dict[str, Any], where: str) -> Expression:
-    """InternVL's: bbox `[x0, y0, x1, y1]` in pixels."""
+def _from_internvl(entry: dict[str, Any], where: str) -> Expression:
+    """Read an entry of InternVL, whose bbox is `[x0, y0, x1, y1]` in pixels."""
     return _checked(Expression(
         entry["image"], entry["sent"], tuple(map(float, entry["bbox"])), (entry["width"], entry["height"])  # type: ignore[arg-type]
     ), where)  # fmt: skip
 
 
-def _of_mdetr(data: dict[str, Any]) -> list[Expression]:
-    """MDETR's: an entry of `images` for each expression; bbox `[x, y, width, height]`."""
+def _from_mdetr(data: dict[str, Any]) -> list[Expression]:
+    """Read the entries of MDETR: one of `images` for each expression, with a bbox `[x, y, width, height]` in pixels."""
     boxes: dict[Any, Box] = {}
     for annotation in data["annotations"]:
         x, y, width, height = map(float, annotation["bbox"])
@@ -86,29 +86,35 @@ def _checked(one: Expression, where: str) -> Expression:
     return one
 
 
-# ---------------------------------------------------------------- what was said
+# ---------------------------------------------------------------- the model's answers
 
 
 def box_in(text: str) -> Box | None:
-    """The first four numbers in brackets, as shares of an edge: thousandths where one is above 1.5, as some models say
-    them. None where there is no box, or one without area."""
-    if not (found := _BOX.search(text)):
+    """Return the first box in a text: four numbers in brackets, xyxy as shares (0..1) of the edges.
+
+    If a number is above 1.5, all are taken as thousandths, which some models use. None means that there is no box, or
+    one without area.
+    """
+    if not (match := _BOX.search(text)):
         return None
-    x0, y0, x1, y1 = (float(number) for number in found.groups())
+    x0, y0, x1, y1 = (float(number) for number in match.groups())
     if max(x0, y0, x1, y1) > 1.5:
         x0, y0, x1, y1 = x0 / 1000, y0 / 1000, x1 / 1000, y1 / 1000
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
 def on_original(box: Box, size: tuple[int, int]) -> Box:
-    """Shares of the original's edges -> pixels: the frame of lmms-eval and VLMEvalKit."""
+    """Convert a box from shares of the image's edges to pixels: the frame of lmms-eval and VLMEvalKit."""
     width, height = size
     return box[0] * width, box[1] * height, box[2] * width, box[3] * height
 
 
 def from_square(box: Box, size: tuple[int, int]) -> Box:
-    """Shares of the square that the image was padded to -> pixels of the original: the frame of LLaVA, which is
-    taught boxes of the padded image. The image stands in the middle, half a pixel up and left where it can't."""
+    """Convert a box from shares of the padded square to pixels of the original image.
+
+    This is the frame of LLaVA, which learns boxes of the padded image. The image is in the middle of the square; where
+    the padding is odd, half a pixel above or left of it.
+    """
     width, height = size
     edge = max(size)
     left, top = (edge - width) // 2, (edge - height) // 2
@@ -116,10 +122,11 @@ def from_square(box: Box, size: tuple[int, int]) -> Box:
 
 
 FRAMES = {"original": on_original, "padded": from_square}
+"""For each frame, the function that converts a box and the image's (width, height) to pixels of the image."""
 
 
 def iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    """Intersection over union."""
+    """Return the intersection over union (0..1) of two boxes, xyxy; 0 where they do not overlap."""
     across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     if across <= 0 or down <= 0:
         return 0.0
@@ -129,41 +136,50 @@ def iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 
 @dataclass
 class BoxScores:
-    """Of one frame."""
+    """The scores in one frame."""
 
     accuracy: float
-    """The share with an IoU of 0.5 or more."""
+    """The share of answers with an IoU of 0.5 or more."""
     interval: tuple[float, float]
-    """95% of it, by drawing expressions anew."""
+    """The 95% confidence interval of `accuracy`, by bootstrap over expressions."""
     curve: dict[str, float]
-    """The share that reaches each of `LEVELS`."""
+    """The share of answers that reach each of `LEVELS`."""
     mean_iou: float
 
 
 def score_boxes(
     expressions: Sequence[Expression], answers: Sequence[str], draws: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """Both protocols over the same answers, and the answers without a box, whose IoU is 0.
+    """Score the same answers in both frames; an answer without a box has an IoU of 0.
+
+    Args:
+        expressions: the expressions that the model was asked for.
+        answers: the model's answer to each.
+        draws: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        The number of `expressions`, how many answers are `unparsed`, and for each of `FRAMES` its `BoxScores`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no expression.
     """
     if not expressions:
         raise ValueError("there is no expression to score")
-    said = [box_in(answer) for answer in answers]
-    found: dict[str, Any] = {"expressions": len(said), "unparsed": sum(box is None for box in said)}
+    boxes = [box_in(answer) for answer in answers]
+    scores: dict[str, Any] = {"expressions": len(boxes), "unparsed": sum(box is None for box in boxes)}
     for name, frame in FRAMES.items():
         ious = np.array(
             [
                 0.0 if box is None else iou(frame(box, one.size), one.box)
-                for box, one in zip(said, expressions, strict=True)
+                for box, one in zip(boxes, expressions, strict=True)
             ]
         )
         right = ious >= 0.5
         rng = np.random.default_rng(seed)
-        # The share of n draws that are right is binomial: the bootstrap of a mean of 0s and 1s, without its table.
+        # The bootstrap of a mean of 0s and 1s is a binomial draw, so no table of resampled expressions is needed.
         means = rng.binomial(len(right), right.mean(), draws) / len(right)
         low, high = (float(np.quantile(means, share)) for share in (0.025, 0.975))
         curve = {f"{level}": float((ious >= level).mean()) for level in LEVELS}
-        found[name] = BoxScores(float(right.mean()), (low, high), curve, float(ious.mean())).__dict__
-    return found
+        scores[name] = BoxScores(float(right.mean()), (low, high), curve, float(ious.mean())).__dict__
+    return scores

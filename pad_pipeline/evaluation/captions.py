@@ -1,4 +1,4 @@
-"""Captions against references: BLEU, ROUGE-L, CIDEr; METEOR and SPICE where Java is there."""
+"""Scores captions by references: BLEU, ROUGE-L and CIDEr, and where Java is installed METEOR and SPICE."""
 
 from __future__ import annotations
 
@@ -15,71 +15,80 @@ Words = list[str]
 _TOKEN = re.compile(r"\w+(?:-\w+)*|[^\w\s]")
 _CONTRACTION = re.compile(r"(n't|'s|'re|'ve|'ll|'d|'m)\b")
 ORDER = 4
-"""Longest n-grams."""
+"""The longest n-grams that BLEU and CIDEr count, in words."""
 SIGMA = 6.0
-"""Of CIDEr-D's penalty on lengths."""
+"""The width of CIDEr-D's penalty on differences in length, in words."""
 BETA = 1.2
-"""How much more ROUGE-L minds recall, as COCO's evaluation has it."""
+"""The weight of recall over precision in ROUGE-L, that of COCO's evaluation."""
 
 
 def words_of(text: str) -> Words:
-    """Lower case, punctuation dropped, contractions split as the Penn Treebank does. COCO's evaluation has a tokenizer
-    of its own, in Java; on plain captions both give the same."""
+    """Split a caption into words: in lower case, without punctuation, contractions split as in the Penn Treebank.
+
+    COCO's evaluation uses a tokenizer in Java; for plain captions both give the same words.
+    """
     text = _CONTRACTION.sub(r" \1 ", text.lower().replace("\u2019", "'"))
-    found = []
+    words = []
     for part in text.split():
-        found += [part] if _CONTRACTION.fullmatch(part) else [w for w in _TOKEN.findall(part) if w[0].isalnum()]
-    return found
+        words += [part] if _CONTRACTION.fullmatch(part) else [w for w in _TOKEN.findall(part) if w[0].isalnum()]
+    return words
 
 
 def score_captions(said: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """BLEU-1 to BLEU-4, ROUGE-L and CIDEr of all captions, in COCO's units: shares of 1, CIDEr of 10.
+    """Return BLEU-1 to BLEU-4, ROUGE-L (all 0..1) and CIDEr (0..10) of all captions together.
 
     Args:
-        said: one caption an image.
-        references: one or more each.
+        said: the model's caption of each image.
+        references: one or more references for each image.
 
     Raises:
-        ValueError: there is none, or an image has no reference.
+        ValueError: there is no caption, or an image has no reference.
     """
     if not said or len(said) != len(references) or not all(references):
         raise ValueError("captions and references should be as many, and every image should have a reference")
-    mine, theirs = [words_of(text) for text in said], [[words_of(text) for text in texts] for texts in references]
-    scores = {f"BLEU-{order}": value for order, value in enumerate(bleu(mine, theirs), 1)}
-    return scores | {"ROUGE-L": rouge_l(mine, theirs), "CIDEr": cider(mine, theirs)}
+    captions, truth = [words_of(text) for text in said], [[words_of(text) for text in texts] for texts in references]
+    scores = {f"BLEU-{order}": value for order, value in enumerate(bleu(captions, truth), 1)}
+    return scores | {"ROUGE-L": rouge_l(captions, truth), "CIDEr": cider(captions, truth)}
 
 
 def ngrams(words: Words, order: int) -> Counter[tuple[str, ...]]:
-    """How often each run of `order` words stands there."""
+    """Count each sequence of `order` words."""
     return Counter(zip(*(words[start:] for start in range(order)), strict=False))
 
 
 def bleu(said: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
-    """BLEU-1 .. BLEU-4 (Papineni et al. 2002) of a corpus: the geometric mean of the n-gram precisions, each n-gram
-    counted at most as often as in the reference that has it most, times exp(1 - r/c) where the captions are shorter (c)
-    than the references that are nearest in length (r)."""
-    right, all_ = [0] * ORDER, [0] * ORDER
+    """Return BLEU-1 to BLEU-4 (Papineni et al. 2002) of a corpus, each 0..1.
+
+    BLEU-n is the geometric mean of the precisions of 1-grams to n-grams. An n-gram counts at most as often as in the
+    reference that has it most often. The mean is multiplied by exp(1 - r/c) if the captions have fewer words (c) than
+    the references (r, the sum over the references that are nearest in length).
+    """
+    # Count the n-grams of all captions, and how many of them the references have.
+    right, total = [0] * ORDER, [0] * ORDER
     length = nearest = 0
     for words, refs in zip(said, references, strict=True):
         length += len(words)
         nearest += min((abs(len(ref) - len(words)), len(ref)) for ref in refs)[1]
         for order in range(1, ORDER + 1):
-            mine, most = ngrams(words, order), Counter[tuple[str, ...]]()
+            counts, most = ngrams(words, order), Counter[tuple[str, ...]]()
             for ref in refs:
                 most |= ngrams(ref, order)
-            right[order - 1] += (mine & most).total()
-            all_[order - 1] += mine.total()
+            right[order - 1] += (counts & most).total()
+            total[order - 1] += counts.total()
     brevity = math.exp(min(0.0, 1 - nearest / length)) if length else 0.0
     scores, product = [], 1.0
     for order in range(ORDER):
-        product *= right[order] / all_[order] if all_[order] else 0.0
+        product *= right[order] / total[order] if total[order] else 0.0
         scores.append(brevity * product ** (1 / (order + 1)))
     return scores
 
 
 def rouge_l(said: Sequence[Words], references: Sequence[Sequence[Words]]) -> float:
-    """Mean ROUGE-L (Lin 2004): F = (1 + b^2) P R / (R + b^2 P) of the longest common subsequence, with the best
-    precision P and the best recall R over the references."""
+    """Return the mean ROUGE-L (Lin 2004) of captions, 0..1.
+
+    For a caption it is F = (1 + b^2) P R / (R + b^2 P). P and R are the precision and the recall of the longest common
+    subsequence with a reference, each the best over the references; b is `BETA`.
+    """
     total = 0.0
     for words, refs in zip(said, references, strict=True):
         common = [longest_common(words, ref) for ref in refs]
@@ -91,7 +100,7 @@ def rouge_l(said: Sequence[Words], references: Sequence[Sequence[Words]]) -> flo
 
 
 def longest_common(a: Words, b: Words) -> int:
-    """Words of the longest sequence that both have in this order."""
+    """Return the number of words in the longest common subsequence of two texts."""
     row = [0] * (len(b) + 1)
     for word in a:
         before = row
@@ -102,12 +111,16 @@ def longest_common(a: Words, b: Words) -> int:
 
 
 def cider(said: Sequence[Words], references: Sequence[Sequence[Words]]) -> float:
-    """Mean CIDEr-D (Vedantam et al. 2015): 10 times the mean over n = 1..4, and over references, of the cosine of
-    tf-idf vectors of n-grams, a caption's clipped to the reference's, times exp(-(difference in length)^2 / 2 sigma^2).
+    """Return the mean CIDEr-D (Vedantam et al. 2015) of captions, 0..10.
 
-    As in COCO's evaluation, the length is that of the bigrams and idf is taken over the references that are scored, so
-    that of one image it is 0.
+    For a caption it is 10 times the mean, over n = 1..4 and over references, of a cosine times a penalty. The cosine is
+    that of the tf-idf vectors of the n-grams, with the caption's values clipped to the reference's. The penalty is
+    exp(-(difference in length)^2 / 2 sigma^2).
+
+    As in COCO's evaluation, lengths are counted in bigrams, and idf is taken over the references that are scored. So
+    the score of a single image is 0.
     """
+    # The number of images whose references have an n-gram.
     documents: Counter[tuple[str, ...]] = Counter()
     for refs in references:
         documents.update({gram for ref in refs for order in range(1, ORDER + 1) for gram in ngrams(ref, order)})
@@ -120,12 +133,14 @@ def cider(said: Sequence[Words], references: Sequence[Sequence[Words]]) -> float
     total = 0.0
     for words, refs in zip(said, references, strict=True):
         for order in range(1, ORDER + 1):
-            mine = vector(words, order)
+            caption = vector(words, order)
             for ref in refs:
-                theirs = vector(ref, order)
-                norm = _norm(mine) * _norm(theirs)
+                truth = vector(ref, order)
+                norm = _norm(caption) * _norm(truth)
                 if norm:
-                    dot = sum(min(value, theirs.get(gram, 0.0)) * theirs.get(gram, 0.0) for gram, value in mine.items())
+                    dot = sum(
+                        min(value, truth.get(gram, 0.0)) * truth.get(gram, 0.0) for gram, value in caption.items()
+                    )
                     gap = max(len(words) - 1, 0) - max(len(ref) - 1, 0)
                     total += dot / norm * math.exp(-(gap**2) / (2 * SIGMA**2)) / ORDER / len(refs)
     return 10 * total / len(said)
@@ -138,20 +153,26 @@ def _norm(vector: dict[tuple[str, ...], float]) -> float:
 def java_scores(
     said: Sequence[str], references: Sequence[Sequence[str]], say: Callable[[str], None]
 ) -> dict[str, float]:
-    """METEOR and SPICE through pycocoevalcap; what is missing for them is said, and they are left out."""
+    """Return METEOR and SPICE (0..1), computed by pycocoevalcap; a score that can't be computed is left out.
+
+    Args:
+        said: the model's caption of each image.
+        references: one or more references for each image.
+        say: prints a message; it gets the reason for each score that is left out.
+    """
     if not shutil.which("java"):
-        say("METEOR and SPICE are left out: there is no Java. Install one (JRE 8 or newer).")
+        say("METEOR and SPICE are left out: Java is not installed. Install it (JRE 8 or newer).")
         return {}
     if not installed("pycocoevalcap"):
-        say(f"METEOR and SPICE are left out: {OPTIONAL['pycocoevalcap'].install} (104 MB) brings them.")
+        say(f"METEOR and SPICE are left out: install their package (104 MB): {OPTIONAL['pycocoevalcap'].install}")
         return {}
-    mine = {number: [" ".join(words_of(text))] for number, text in enumerate(said)}
-    theirs = {number: [" ".join(words_of(text)) for text in texts] for number, texts in enumerate(references)}
+    captions = {number: [" ".join(words_of(text))] for number, text in enumerate(said)}
+    truth = {number: [" ".join(words_of(text)) for text in texts] for number, texts in enumerate(references)}
     scores: dict[str, float] = {}
     for name in ("METEOR", "SPICE"):
         try:
             kind = getattr(importlib.import_module(f"pycocoevalcap.{name.lower()}.{name.lower()}"), name.capitalize())
-            scores[name] = float(kind().compute_score(theirs, mine)[0])
-        except Exception as error:  # programs of their own: whatever they trip over, the other scores stand
+            scores[name] = float(kind().compute_score(truth, captions)[0])
+        except Exception as error:  # these are foreign programs: whatever fails in one, the other scores still count
             say(f"{name} is left out: it failed ({type(error).__name__}: {' '.join(str(error).split())[:200]}).")
     return scores

@@ -1,5 +1,5 @@
-"""Shards in the formats that other tools open: COCO, FiftyOne, Parquet, a dataset of the Hugging Face hub.
+"""Export shards to formats that other tools read: COCO, FiftyOne, Parquet, and datasets on the Hugging Face hub.
 
-A new format is a new file here, and a command in `pad_pipeline.workflows.commands.export`. Everything is
-written through `target.Target`, which keeps names below the folder.
+A new format is a new file here, and a command in `pad_pipeline.workflows.commands.export`. Every export writes through
+`target.Target`, which makes sure that all files stay below the folder.
 """

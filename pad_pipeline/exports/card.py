@@ -1,4 +1,4 @@
-"""The dataset card of a run: what the hub reads of it, what is in the dataset, how it was made, how it is read."""
+"""Writes the dataset card of a run: metadata for the hub, what is in the dataset, how it was made, how to read it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from pad_pipeline.shards.provenance import STAGES, Model, Origin, models, origins
+from pad_pipeline.roles import FINDS, REQUIRED
+from pad_pipeline.shards.provenance import Model, Origin, models, origins
 from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.stats import Statistics
 
 REPOSITORY = "OWNER/NAME"
-"""What the card calls the repository where its name is not known."""
+"""The name of the repository in the card where the real one is not known."""
 MOST_LABELS = 30
-"""That the card lists."""
+"""The number of labels that the card lists, the most frequent ones."""
 _SIZES = ("n<1K", 1000), ("1K<n<10K", 10_000), ("10K<n<100K", 100_000), ("100K<n<1M", 1_000_000), ("1M<n<10M", 10**7)
-_FOUND = {"tag": "tags", "ground": "boxes and their labels", "segment": "masks"}
-"""Stage -> what it finds."""
 
 TEMPLATE = """\
 ---
@@ -74,13 +73,13 @@ def card(
     licenses: Mapping[str, str] | None = None,
     repository: str = REPOSITORY,
 ) -> str:
-    """Write the card.
+    """Return the text of the card, in Markdown.
 
     Args:
-        stats: of the whole run.
-        name: the dataset's.
-        license: of the images.
-        licenses: of models, by their name in the settings or their sha256.
+        stats: the statistics of the whole run.
+        name: the name of the dataset.
+        license: the license of the images.
+        licenses: the licenses of models, by a model's name in the settings or by its sha256.
         repository: `owner/name` on the hub.
     """
     run = stats.shards.run
@@ -89,7 +88,7 @@ def card(
         license=license,
         task_categories=["image-to-text", "image-segmentation"],
         tags=["webdataset", "patch-aligned", "multimodal", "arxiv:2505.17316"],
-        size_categories=[next((said for said, most in _SIZES if stats.images < most), "n>10M")],
+        size_categories=[next((size for size, most in _SIZES if stats.images < most), "n>10M")],
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "pad-*.tar"}]}],
     )
     counts = {
@@ -114,31 +113,34 @@ def card(
 
 
 def _made(run: Run) -> str:
-    """Where the regions come from, what was changed since, what was left out."""
-    found = [_origin(origin) for origin in origins(run)]
-    if len(found) > 1:
-        numbered = (f"{number}. {said}" for number, said in enumerate(found, 1))
-        found = [f"`pad merge` brought together runs that were made in {len(found)} ways:\n\n" + "\n".join(numbered)]
+    """Describe where the regions come from, how they were changed, and what was left out."""
+    paragraphs = [_origin(origin) for origin in origins(run)]
+    if len(paragraphs) > 1:
+        numbered = (f"{number}. {text}" for number, text in enumerate(paragraphs, 1))
+        ways = f"`pad merge` brought together runs that were made in {len(paragraphs)} ways:\n\n"
+        paragraphs = [ways + "\n".join(numbered)]
     if run.counts:
         left = "; ".join(f"{_cell(what)}: {number}" for what, number in run.counts.items())
-        found.append(f"What the last command left out of its source, or altered: {left}.")
-    return "\n\n".join(found)
+        paragraphs.append(f"What the last command left out of its source, or altered: {left}.")
+    return "\n\n".join(paragraphs)
 
 
 def _origin(origin: Origin) -> str:
-    given = [_FOUND[stage] for stage in STAGES if stage not in origin.models]
+    """Describe how the regions of one origin were made and changed."""
+    given = [FINDS[step] for step in REQUIRED if step not in origin.models]
     file = "an annotation file, which people made, or whatever wrote the file"
-    said = "By models, as `pad build` runs them; no person has corrected labels or masks."
+    text = "By models, as `pad build` runs them; no person has corrected labels or masks."
     if given and origin.models:
-        rest = ", ".join(_FOUND[stage] for stage in origin.models)
-        said = f"From {file}: {', '.join(given)}. By models, as `pad build` runs them: {rest}."
+        rest = ", ".join(FINDS[step] for step in origin.models)
+        text = f"From {file}: {', '.join(given)}. By models, as `pad build` runs them: {rest}."
     elif given:
-        said = f"From {file}; `pad import` took it over, and made the masks' patches and the embeddings."
+        text = f"From {file}; `pad import` took it over, and made the masks' patches and the embeddings."
     edits = [", ".join(_setting(name, value) for name, value in edit.items()) for edit in origin.edits]
-    return " ".join([said, *(f"Then `pad retarget` changed the regions: {edit}." for edit in edits)])
+    return " ".join([text, *(f"Then `pad retarget` changed the regions: {edit}." for edit in edits)])
 
 
 def _row(what: str, model: Model, licenses: Mapping[str, str]) -> tuple[str, ...]:
+    """Return a row of the table of models; `what` is the part that the model plays."""
     known = (licenses[key] for key in (model.name, *model.hashes.values()) if key in licenses)
     hashes = ", ".join(_cell(f"{name} {sha[:16]}") for name, sha in model.hashes.items())
     deciding = ", ".join(_setting(name, value) for name, value in model.deciding.items())
@@ -146,7 +148,7 @@ def _row(what: str, model: Model, licenses: Mapping[str, str]) -> tuple[str, ...
 
 
 def _setting(name: str, value: Any) -> str:
-    """A setting in a few words: of a list, how long it is."""
+    """Describe a setting in a few words; for a list or a map, only its length is given."""
     if isinstance(value, list | dict):
         return _cell(f"{name} of {len(value)} {'label' if len(value) == 1 else 'labels'}")
     return _cell(f"{name} {value}")
@@ -157,6 +159,6 @@ def _table(rows: Iterable[tuple[Any, ...]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text of unknown origin inside Markdown: no markup, no table cell of its own, no line of its own."""
+    """Escape text of unknown origin, so that it adds no markup, table cell or line to the Markdown."""
     escaped = "".join(f"\\{letter}" if letter in "\\`*_[]<>|#" else letter for letter in text)
     return " ".join(escaped.split())

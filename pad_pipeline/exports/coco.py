@@ -1,7 +1,7 @@
-"""Shards -> COCO: `instances.json` with masks as compressed RLE, and the images beside it.
+"""Export shards to COCO: `instances.json` with masks as compressed RLE, and a folder of images.
 
-What COCO has no word for (scores, alternates, the exact box, tags, dialogues) stands under `pad`, so that `pad import
-coco` gives the same regions back.
+Fields that COCO does not have (scores, alternates, the exact box, tags, dialogues) are under the key `pad`, so that
+`pad import coco` restores the same regions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from pycocotools import mask as coco_mask
 
@@ -20,6 +20,7 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.exports.regions import checked_regions
 from pad_pipeline.exports.target import Target
 from pad_pipeline.images import ENDINGS
+from pad_pipeline.records import RegionJson
 from pad_pipeline.shards.reader import Sample, ShardFolder
 
 
@@ -30,21 +31,25 @@ def export_coco(
     annotations: str = "instances.json",
     enclosing: bool = False,
 ) -> Iterator[Counter[str]]:
-    """Write every image that has not failed, in plan order. Memory does not grow with the images.
+    """Write every image that has not failed, in the order of the plan. Memory does not grow with the number of images.
 
     Args:
-        shards: to read.
+        shards: the run.
         target: the folder to write into.
-        images: folder in it for the images, with their bytes as they were.
-        annotations: the file in it.
-        enclosing: `bbox` is the smallest box around the mask, in whole pixels, and not the box that was detected.
+        images: the folder in it for the images, whose bytes are not changed.
+        annotations: the name of the JSON file in it.
+        enclosing: whether `bbox` is the smallest box around the mask, in whole pixels, instead of the detected box.
 
     Yields:
-        After each shard, what has been written so far: images, regions, and what was left out.
+        After each shard, the counts so far: images, regions, and failed images, which are left out.
+
+    Raises:
+        UserError: a shard is damaged, or its file names lead out of the folder.
     """
     counts: Counter[str] = Counter(images=0, regions=0)
     categories: dict[str, int] = {}
-    with target.file(annotations) as partial, partial.open("wb") as out, tempfile.TemporaryFile() as behind:
+    # Images and annotations are written as they are read: the annotations to a temporary file, which is appended last.
+    with target.file(annotations) as partial, partial.open("wb") as out, tempfile.TemporaryFile() as later:
         out.write(_json({"info": _info(shards)})[:-1] + b',"licenses":[],"images":[')
         for name in shards.names:
             for row in shards.index(name):
@@ -60,14 +65,15 @@ def export_coco(
                     counts["regions"] += 1
                     category = categories.setdefault(region["label"], len(categories) + 1)
                     _item(
-                        behind,
+                        later,
                         counts["regions"] == 1,
                         _annotation(counts["regions"], number, category, region, enclosing),
                     )
             yield counts
+        # The second half of the JSON: annotations, then the categories that have occurred.
         out.write(b'],"annotations":[')
-        behind.seek(0)
-        shutil.copyfileobj(behind, out)
+        later.seek(0)
+        shutil.copyfileobj(later, out)
         named = [{"id": number, "name": label, "supercategory": ""} for label, number in categories.items()]
         out.write(b'],"categories":' + _json(named) + b"}\n")
 
@@ -77,10 +83,10 @@ def _info(shards: ShardFolder) -> dict[str, Any]:
 
 
 def _ending(sample: Sample) -> str:
-    """How the image's file ends.
+    """Return the ending of the image's file.
 
     Raises:
-        UserError: its shard names a format that there is not.
+        UserError: the sample states a format that pad does not decode.
     """
     kind = sample.meta.get("format")
     if not isinstance(kind, str) or kind not in ENDINGS:
@@ -91,16 +97,16 @@ def _ending(sample: Sample) -> str:
 
 def _image(number: int, file: str, sample: Sample) -> dict[str, Any]:
     meta = sample.meta
-    own = {name: meta[name] for name in ("id", "source", "conversations", "tags")}
+    extra = {name: meta[name] for name in ("id", "source", "conversations", "tags")}
     size = {"width": meta["width"], "height": meta["height"]}
-    return {"id": number, "file_name": file, **size, "caption": meta["caption"], "pad": own}
+    return {"id": number, "file_name": file, **size, "caption": meta["caption"], "pad": extra}
 
 
-def _annotation(number: int, image: int, category: int, region: dict[str, Any], enclosing: bool) -> dict[str, Any]:
+def _annotation(number: int, image: int, category: int, region: RegionJson, enclosing: bool) -> dict[str, Any]:
     x0, y0, x1, y1 = region["box"]
     mask_box = coco_mask.toBbox(region["rle"]).tolist()
-    own = {name: region[name] for name in ("box", "score", "label_score", "prompt", "predicted_iou")}
-    own["mask_box"] = mask_box  # a box that is neither this nor the detected one was changed since
+    extra = {name: region[name] for name in ("box", "score", "label_score", "prompt", "predicted_iou")}
+    extra["mask_box"] = mask_box  # on import, a `bbox` that is neither this nor `box` has been edited
     others = [{name: other[name] for name in ("label", "score", "label_score")} for other in region["alternates"]]
     return {
         "id": number,
@@ -111,11 +117,12 @@ def _annotation(number: int, image: int, category: int, region: dict[str, Any], 
         "iscrowd": int(region["crowd"]),
         "segmentation": region["rle"],
         "score": region["score"],
-        "pad": own | {"alternates": others},
+        "pad": extra | {"alternates": others},
     }
 
 
-def _item(stream: BinaryIO | Any, first: bool, entry: dict[str, Any]) -> None:
+def _item(stream: IO[bytes], first: bool, entry: dict[str, Any]) -> None:
+    """Append an entry to a JSON list, after a comma unless it is the first."""
     stream.write((b"" if first else b",") + b"\n" + _json(entry))
 
 
@@ -124,16 +131,16 @@ def _json(value: Any) -> bytes:
 
 
 def export_fiftyone(shards: ShardFolder, target: Target) -> Iterator[Counter[str]]:
-    """The same as FiftyOne's `COCODetectionDataset` wants it laid out: `data/` and `labels.json`.
+    """Export to COCO with the layout of FiftyOne's `COCODetectionDataset`: `data/` and `labels.json`.
 
-    FiftyOne cuts a mask at its `bbox`, so each is the box around the mask; the one that was detected is `pad.box`.
+    FiftyOne cuts a mask at its `bbox`, so `bbox` is the box around the mask here; the detected box is in `pad.box`.
     """
     target.path_of("data").mkdir(exist_ok=True)
     return export_coco(shards, target, "data", "labels.json", enclosing=True)
 
 
 def how_fiftyone_opens(path: Path) -> str:
-    """The Python that opens the folder."""
+    """Return the Python code that opens the exported folder in FiftyOne."""
     return (
         "import fiftyone as fo  # pip install fiftyone pycocotools\n"
         f"dataset = fo.Dataset.from_dir({str(path)!r}, dataset_type=fo.types.COCODetectionDataset,\n"

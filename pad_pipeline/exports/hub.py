@@ -1,6 +1,6 @@
-"""A run -> a dataset repository of the Hugging Face hub: the shards as they are, and a card that is written from them.
+"""Export a run as a dataset repository of the Hugging Face hub: the unchanged shards, and a dataset card.
 
-The repository is a run's folder too: `pad train --shards hf://datasets/OWNER/NAME` reads it where it lies.
+The repository is also a run's folder: `pad train --shards hf://datasets/OWNER/NAME` reads it on the hub.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pad_pipeline.shards.stats import Statistics
 
 CARD = "README.md"
 SHARDS = ("pad-*.tar", "pad-*.parquet")
-"""What readers take for a part of the dataset."""
+"""The files that readers take for parts of the dataset."""
 _NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
@@ -34,19 +34,23 @@ def export_hub(
     licenses: Mapping[str, str] | None = None,
     repository: str = REPOSITORY,
 ) -> Iterator[Counter[str]]:
-    """Write the folder of the repository; yields as `export_coco` does. Of an earlier export nothing stays: the shards
-    of two runs would be read as one dataset.
+    """Write the folder of the repository.
+
+    Everything of an earlier export is removed, because the shards of two runs would be read as one dataset.
 
     Args:
-        shards: of a run that is finished.
-        target: the folder.
-        name: the dataset's, for the card.
-        license: of the images, by the hub's names; `other` where it is none of them.
-        licenses: of models, see `card`.
-        repository: where it will be on the hub, for the card.
+        shards: a finished run.
+        target: the folder to write into.
+        name: the name of the dataset, for the card.
+        license: the license of the images, as the hub calls it; `other` for one that the hub has no name for.
+        licenses: the licenses of models, see `card`.
+        repository: `owner/name` of the repository, for the card.
+
+    Yields:
+        After each shard, the counts of images and regions so far.
 
     Raises:
-        UserError: the run is not finished, or lies in the folder itself; or the repository has no such name.
+        UserError: the run is not finished, or is in the folder itself; or `repository` is no name of a repository.
     """
     if not _NAME.fullmatch(repository):
         raise UserError("--push", repository, "a repository is called OWNER/NAME", "correct the name")
@@ -55,43 +59,48 @@ def export_hub(
     if missing := shards.run.shards - len(shards.names):
         rule = f"{missing} of its {shards.run.shards} shards are not finished"
         raise UserError("SHARDS", shards.folder, rule, "run the command that makes it again, then export it")
-    target.remove(CARD, RUN_NAME)  # first of all: half an export should not be read as a run
+    target.remove(CARD, RUN_NAME)  # removed first, so that half an export is not read as a run
     target.remove(*SHARDS, but={f"{shard}.{ending}" for shard in shards.names for ending in ("tar", "parquet")})
     target.remove(".*.partial")
     stats = Statistics(shards)
     for shard in shards.names:
-        _take(shards, f"{shard}.tar", target, link=True)
-        _take(shards, f"{shard}.parquet", target)
+        _copy(shards, f"{shard}.tar", target, link=True)
+        _copy(shards, f"{shard}.parquet", target)
         stats.add(shard)
         yield Counter(images=stats.images, regions=stats.regions)
     for file in (PLAN_NAME, RUN_NAME):
-        _take(shards, file, target)
+        _copy(shards, file, target)
     target.write(CARD, card(stats, name, license, licenses, repository).encode())
 
 
-def _take(shards: ShardFolder, name: str, target: Target, link: bool = False) -> None:
-    """A file of the run: a copy; or another name of the same file, for the large ones that nobody changes in place."""
+def _copy(shards: ShardFolder, name: str, target: Target, link: bool = False) -> None:
+    """Copy a file of the run into the folder.
+
+    With `link`, make a hard link where that is possible. That is for large files, which are never changed in place.
+    """
     with target.file(name) as partial:
         if link and not shards.folder.remote:
             try:
                 os.link(Path(str(shards.folder), name).resolve(), partial)
                 return
-            except OSError:  # another disk, or one without links
+            except OSError:  # another file system, or one without hard links
                 pass
-        with shards.folder.open(name) as source, partial.open("xb") as out:  # never into a file that is there already
+        with shards.folder.open(name) as source, partial.open("xb") as out:  # "x": never into an existing file
             shutil.copyfileobj(source, out)
 
 
 def push(folder: Path, name: str, private: bool) -> str:
-    """Upload an exported folder to the hub; where it is now. Shards that are there and not in the folder go.
+    """Upload an exported folder to the hub, and return its URL.
+
+    Shards that are in the repository and not in the folder are deleted.
 
     Args:
-        folder: what `export_hub` wrote.
-        name: of the repository, `owner/name`.
-        private: whether a new repository is.
+        folder: the folder that `export_hub` wrote.
+        name: `owner/name` of the repository.
+        private: whether the repository is private, if it is new.
 
     Raises:
-        UserError: the hub can't be reached, or does not let this user write there.
+        UserError: the hub can't be reached, or does not let this user write to the repository.
     """
     from huggingface_hub import HfApi
 
@@ -101,7 +110,7 @@ def push(folder: Path, name: str, private: bool) -> str:
         api.upload_folder(
             repo_id=name, repo_type="dataset", folder_path=folder, ignore_patterns=[MARK], delete_patterns=[*SHARDS]
         )
-    except Exception as error:  # network, rights, names: whatever the client raises is what is wrong
+    except Exception as error:  # the client raises many types: for the network, rights, names
         reason = f"it can't be uploaded ({type(error).__name__}: {error})"
         raise UserError("--push", name, reason, "log in with `hf auth login`, check the name, try again") from error
     return f"https://huggingface.co/datasets/{name}"

@@ -1,4 +1,4 @@
-"""Shards -> a flat Parquet of regions, one row each: for DuckDB, pandas, Spark."""
+"""Export the regions of shards to a flat Parquet file, one row for each: for DuckDB, pandas, Spark."""
 
 from __future__ import annotations
 
@@ -38,13 +38,16 @@ SCHEMA = pa.schema(
         ("rle", pa.string()),
     ]
 )
-"""`region` is its place among the image's; the box is `xyxy` in pixels of the upright original, `area` the mask's, in
-pixels; `patches` the area of the patch grid that it covers, in patches; `rle` the counts of its compressed COCO RLE,
-whose size is `[image_height, image_width]`."""
+"""The columns of the table.
+
+`region` is the index of the region in its image. `x0` to `y1` is the box, in pixels of the upright original. `area` is
+that of the mask, in pixels, and `patches` is the covered area of the patch grid, in patches. `rle` has the counts of
+the mask's compressed COCO RLE, whose size is `[image_height, image_width]`.
+"""
 
 
 def export_table(shards: ShardFolder, target: Target) -> Iterator[Counter[str]]:
-    """Write `regions.parquet`, a row group for each shard; yields as `export_coco` does."""
+    """Write `regions.parquet`, with a row group for each shard; yield the counts so far, as `export_coco` does."""
     counts: Counter[str] = Counter(images=0, regions=0)
     with target.file(NAME) as partial, pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
         for name in shards.names:
@@ -63,15 +66,16 @@ def export_table(shards: ShardFolder, target: Target) -> Iterator[Counter[str]]:
 
 def _rows(shard: str, sample: Sample) -> Iterator[dict[str, Any]]:
     meta = sample.meta
-    image = {"shard": shard, "key": sample.key, "id": meta["id"], "source": meta["source"]}
+    image: dict[str, Any] = {"shard": shard, "key": sample.key, "id": meta["id"], "source": meta["source"]}
     image |= {"image_width": meta["width"], "image_height": meta["height"]}
     covered = sample.coverage.sum((1, 2), dtype=np.int64) / 255
     for number, region in enumerate(checked_regions(sample)):
-        own = {name: region[name] for name in ("label", "score", "label_score", "predicted_iou", "crowd")}
+        plain = ("label", "score", "label_score", "predicted_iou", "crowd")
+        fields = {name: value for name, value in region.items() if name in plain}
         box = dict(zip(("x0", "y0", "x1", "y1"), region["box"], strict=True))
         yield (
             image
-            | own
+            | fields
             | box
             | {
                 "region": number,

@@ -1,4 +1,4 @@
-"""The folder that an export writes: new, empty, or of an earlier export, which is then replaced file by file."""
+"""The folder of an export: new, empty, or with an earlier export of the same kind, whose files are replaced."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from pathlib import Path
 from pad_pipeline.errors import UserError
 
 MARK = ".pad-export"
+"""A file in the folder that holds the kind of the export."""
 
 
 class Target:
     """A folder to export into.
 
     Args:
-        path: of it.
-        kind: of export; an earlier one of another kind is not written over.
+        path: the folder; it is created where it does not exist.
+        kind: the kind of the export; an earlier export of another kind is not overwritten.
 
     Raises:
-        UserError: something else is in it, or it can't be written.
+        UserError: the folder holds something else, or can't be written.
     """
 
     def __init__(self, path: Path, kind: str) -> None:
@@ -39,11 +40,12 @@ class Target:
             ) from error
 
     def path_of(self, name: str) -> Path:
-        """Where file `name` stands.
+        """Return the path of file `name` in the folder.
+
+        Names come from shards of unknown origin, and a link in the folder may lead anywhere, so the path is checked.
 
         Raises:
-            UserError: that is not below the folder. Names come from shards of unknown origin, and a link in the folder
-                leads anywhere.
+            UserError: the path is not below the folder.
         """
         path = self.path / name
         if self.path.resolve() not in path.resolve().parents:
@@ -53,11 +55,11 @@ class Target:
 
     @contextmanager
     def file(self, name: str) -> Iterator[Path]:
-        """A path to write to; where the block ends well, it becomes file `name`: whole, or not there."""
+        """Yield a temporary path to write to, which becomes file `name` if the block ends without an exception."""
         path = self.path_of(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
-        partial.unlink(missing_ok=True)  # of an export that was killed; never written into, for it may be a link
+        partial.unlink(missing_ok=True)  # left by a killed export; never written into, because it may be a link
         try:
             yield partial
             partial.replace(path)
@@ -65,15 +67,14 @@ class Target:
             partial.unlink(missing_ok=True)
 
     def remove(self, *patterns: str, but: Collection[str] = ()) -> None:
-        """Remove the files directly inside whose names match, but for some: what an earlier export wrote and this one
-        does not."""
+        """Remove files of an earlier export: those directly in the folder whose names match, except those in `but`."""
         for pattern in patterns:
             for path in self.path.glob(pattern):
                 if path.name not in but and not path.is_dir():
                     path.unlink()
 
     def write(self, name: str, content: bytes) -> None:
-        """A whole file; left as it is where it has that many bytes already, so that a second export is quick."""
+        """Write a whole file, unless it has this content already, which makes a second export quick."""
         path = self.path_of(name)
         if not (path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content):
             with self.file(name) as partial:

@@ -1,4 +1,4 @@
-"""Compression: the von Neumann entropy of a set of embeddings, of one image or of many."""
+"""The von Neumann entropy of a set of embeddings, a measure of compression: of one image, or of many pooled."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from torch import Tensor
 
 
 def von_neumann_entropy(vectors: Tensor, center: bool = False) -> Tensor:
-    """H = -sum_i l_i ln l_i over the eigenvalues l of rho = X X^T / tr(X X^T), in nats.
+    """Return the entropy H = -sum_i l_i ln l_i over the eigenvalues l of rho = X X^T / tr(X X^T), in nats.
 
-    rho is the Gram matrix of the vectors with its trace made 1 (arXiv 2505.17316 names the measure and leaves
-    normalization and pooling open). Of X X^T and X^T X, whose eigenvalues other than 0 are the same, the smaller is
-    taken. 0 where all vectors point one way, at most ln min(n, d), which orthogonal vectors of one length reach.
+    rho is the Gram matrix of the vectors, scaled to trace 1. (arXiv 2505.17316 names the measure, and leaves
+    normalization and pooling open.) X X^T and X^T X have the same eigenvalues apart from zeros, so the smaller of the
+    two is used. H is 0 where all vectors point the same way, and at most ln min(n, d), for orthogonal vectors of equal
+    length.
 
     Args:
-        vectors: `[..., n, d]`, a set each.
-        center: take the set's mean away first.
+        vectors: sets of vectors, `[..., n, d]`.
+        center: whether to subtract the mean of each set first.
 
     Returns:
-        `[...]` float64; 0 for a set of zeros.
+        float64 `[...]`; 0 for a set of zeros.
     """
     rows = vectors.double()
     if center:
@@ -30,17 +31,22 @@ def von_neumann_entropy(vectors: Tensor, center: bool = False) -> Tensor:
 
 
 def entropy_of(gram: Tensor) -> Tensor:
-    """As above, of Gram matrices `[..., m, m]` in float64."""
+    """Return the same entropy for Gram matrices, float64 `[..., m, m]`, as float64 `[...]`."""
     values = torch.linalg.eigvalsh(gram).clamp_min(0)
     shares = values / values.sum(-1, keepdim=True).clamp_min(1e-300)
-    return torch.special.entr(shares).sum(-1)
+    terms: Tensor = torch.special.entr(shares)
+    return terms.sum(-1)
 
 
 class PooledEntropy:
-    """The same over all vectors of many sets, of which only the `[d, d]` Gram matrix is kept.
+    """The von Neumann entropy over the vectors of many sets together; only their `[d, d]` Gram matrix is kept.
 
-    The bound is ln d, another one before and after a projector that changes d: the difference of two pooled entropies
-    is not on one scale, as that of single images is.
+    Its upper bound is ln d (or less, for fewer than d vectors). A projector that changes d changes the bound. So the
+    pooled entropies before and after it are on different scales, unlike those of single images.
+
+    Args:
+        width: the width d of the vectors.
+        center: whether to subtract the mean of all vectors.
     """
 
     def __init__(self, width: int, center: bool = False) -> None:
@@ -50,25 +56,27 @@ class PooledEntropy:
         self._gram: Tensor = torch.zeros(width, width, dtype=torch.float64)
 
     def add(self, vectors: Tensor) -> None:
-        """Take vectors `[..., d]`."""
+        """Add vectors, `[..., d]`."""
         rows = vectors.flatten(0, -2).double()
-        self._take(len(rows), rows.sum(0), rows)
+        self._accumulate(len(rows), rows.sum(0), rows)
 
     def add_mixed(self, mix: Tensor, basis: Tensor) -> None:
-        """Take the vectors `mix @ basis`, of `[n, L]` and `[L, d]`, for a fraction of what `add` would cost: their
-        Gram matrix is B^T (M^T M) B."""
+        """Add the vectors M B, with the mix M `[n, L]` and the basis B `[L, d]`, at a fraction of the cost of `add`.
+
+        Their Gram matrix is B^T (M^T M) B, and M^T M is only `[L, L]`.
+        """
         shares = mix.double()
         values, directions = torch.linalg.eigh(shares.mT @ shares)
         rows = (values.clamp_min(0).sqrt()[:, None] * directions.mT).to(basis.device) @ basis.double()
-        self._take(len(shares), shares.sum(0).to(basis.device) @ basis.double(), rows)
+        self._accumulate(len(shares), shares.sum(0).to(basis.device) @ basis.double(), rows)
 
-    def _take(self, count: int, total: Tensor, rows: Tensor) -> None:
+    def _accumulate(self, count: int, total: Tensor, rows: Tensor) -> None:
         self.count += count
         self._sum = self._sum + total
         self._gram = self._gram.to(rows.device).addmm_(rows.mT, rows)
 
     def entropy(self) -> float:
-        """In nats; NaN before the first vector."""
+        """Return the entropy in nats; NaN before the first vector."""
         if not self.count:
             return math.nan
         gram = self._gram

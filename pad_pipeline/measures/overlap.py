@@ -1,4 +1,4 @@
-"""Whether neighbors stay neighbors: k-nearest-neighbor overlap before and after the projector."""
+"""Neighbor overlap: how many of a vector's k nearest neighbors remain its neighbors after the projector."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def neighbors(vectors: Tensor, k: int) -> Tensor:
-    """int64 `[..., n, k]`: for each of `[..., n, d]` the others with the highest cosine."""
+    """Return, for each of the vectors `[..., n, d]`, the `k` others with the highest cosine: int64 `[..., n, k]`."""
     unit = F.normalize(vectors.float(), dim=-1)
     cosine = unit @ unit.mT
     cosine.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
@@ -16,15 +16,15 @@ def neighbors(vectors: Tensor, k: int) -> Tensor:
 
 
 def neighbor_overlap(before: Tensor, after: Tensor, k: int = 10) -> Tensor:
-    """The share of each vector's k nearest neighbors that it keeps (arXiv 2509.11986), the mean over a set.
+    """Return the share of each vector's k nearest neighbors that it keeps (arXiv 2509.11986), as a mean over each set.
 
     Args:
-        before: `[..., n, d]`.
-        after: `[..., n, e]`, the same vectors behind the projector.
-        k: fewer than n.
+        before: sets of vectors, `[..., n, d]`.
+        after: the same vectors after the projector, `[..., n, e]`.
+        k: the number of neighbors, below n.
 
     Returns:
-        `[...]`, 0..1; by chance k / (n - 1).
+        float32 `[...]`, 0..1; chance alone gives k / (n - 1).
     """
     first, second = neighbors(before, k), neighbors(after, k)
     return (first[..., :, None] == second[..., None, :]).any(-1).float().mean((-2, -1))

@@ -1,4 +1,4 @@
-"""Matching pursuit: a vision token as a sparse combination of the LLM's words."""
+"""Matching pursuit: it decomposes a vision token into a few of the LLM's word embeddings."""
 
 from __future__ import annotations
 
@@ -10,34 +10,36 @@ from torch import Tensor
 
 
 def unit(atoms: Tensor) -> Tensor:
-    """`[V, d]` in float32, each of length 1; zeros stay zeros."""
+    """Scale vectors `[V, d]` to length 1, in float32; vectors of zeros stay zeros."""
     return F.normalize(atoms.float(), dim=-1)
 
 
 class Pursuit(NamedTuple):
-    """What was found for N tokens in K steps."""
+    """The decompositions of N tokens in K steps."""
 
     words: Tensor
-    """int64 `[N, K]`: the atom taken in each step."""
+    """The index of the atom that each step took, int64 `[N, K]`."""
     coefficients: Tensor
-    """`[N, K]`: of atoms of length 1; orthogonal: as they are after the last step."""
+    """The coefficients of these atoms at length 1, float32 `[N, K]`; in the orthogonal form, those of the last step."""
     residual: Tensor
-    """`[N, K + 1]`: the share of the token's energy that is left before the first step (1) and after each."""
+    """The share of the token's energy that is left, float32 `[N, K + 1]`: before the first step (1), and after each."""
 
 
 def matching_pursuit(
     tokens: Tensor, atoms: Tensor, steps: int = 5, orthogonal: bool = False, positive: bool = False
 ) -> Pursuit:
-    """Greedy decomposition (Mallat and Zhang 1993): r_0 = v; in step k the atom w with the highest |<r, w>| is taken,
-    and r loses <r, w> w. The orthogonal form (Pati et al. 1993) projects v anew on all that was taken, so that no atom
-    comes twice.
+    """Decompose tokens greedily (Mallat and Zhang 1993).
+
+    The residual r starts as the token v. Each step takes the atom w with the highest |<r, w>|, and subtracts <r, w> w
+    from r. The orthogonal form (Pati et al. 1993) projects v, after each step, on all atoms taken so far, so that no
+    atom is taken twice.
 
     Args:
         tokens: `[N, d]`.
-        atoms: `[V, d]`, word embeddings; made to length 1 here. Zeros are not taken while another atom fits.
-        steps: atoms that each token gets.
-        orthogonal: the orthogonal form.
-        positive: take only atoms that point the token's way: the highest <r, w>.
+        atoms: word embeddings `[V, d]`, of any length. One of zeros is taken only where no other atom fits.
+        steps: the number K of atoms for each token.
+        orthogonal: whether to use the orthogonal form.
+        positive: whether to take the atom with the highest <r, w>, and so only atoms in the residual's direction.
     """
     return pursue(tokens, unit(atoms), steps, orthogonal, positive)
 
@@ -45,7 +47,7 @@ def matching_pursuit(
 def pursue(
     tokens: Tensor, dictionary: Tensor, steps: int = 5, orthogonal: bool = False, positive: bool = False
 ) -> Pursuit:
-    """The same with atoms that `unit` made, which for many calls is worth while."""
+    """Decompose tokens as `matching_pursuit` does, with atoms of length 1 (`unit`): faster for many calls."""
     start = tokens.float()
     rest, energy = start, start.square().sum(-1).clamp_min(1e-30)
     words: list[Tensor] = []
@@ -60,7 +62,7 @@ def pursue(
         words.append(best)
         if orthogonal:
             chosen = dictionary[torch.stack(words, 1)]  # [N, k, d]
-            # By the pseudo-inverse: where nothing is left, atoms are taken that depend on each other.
+            # A pseudo-inverse, because linearly dependent atoms are taken once the residual is zero.
             gram = (chosen @ chosen.mT).double()
             against = chosen.double() @ start[..., None].double()
             coefficients = (torch.linalg.pinv(gram, hermitian=True) @ against)[..., 0].float()

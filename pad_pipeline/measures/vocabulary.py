@@ -1,4 +1,4 @@
-"""The LLM's tokens as words: which can be read, and which of them a label consists of."""
+"""The tokens of an LLM as words: which of them are readable, and which belong to a label."""
 
 from __future__ import annotations
 
@@ -10,64 +10,68 @@ import torch.nn.functional as F
 from torch import Tensor
 
 WordFilter = Literal["all", "whole", "labels"]
-"""Which tokens a vision token may be explained by: `all` but special ones; `whole`: those that are a word by
-themselves; `labels`: those that some label of the shards consists of."""
+"""The tokens of the LLM that may explain a vision token.
+
+`all`: all but special tokens. `whole`: tokens that are a word by themselves. `labels`: tokens of the shards' labels.
+"""
 _STARTS = ("▁", "Ġ")
-"""What stands in a token for the space before it, in SentencePiece and in byte-level BPE."""
+"""The letters that stand for the space before a word, in SentencePiece and in byte-level BPE."""
 
 
 ROWS = 1024
-"""Tokens that are compared with all words at a time: 130 MB of cosines for 32,000 words."""
+"""Tokens that are compared with all words at once: 130 MB of cosines for 32,000 words."""
 
 
 def nearest_word(tokens: Tensor, words: Tensor) -> Tensor:
-    """int64 `[M]`: of words of length 1 `[V, d]` the one with the highest cosine to each token of `[M, d]`."""
-    return torch.cat([(F.normalize(rows.float(), dim=-1) @ words.mT).argmax(-1) for rows in tokens.split(ROWS)])
+    """Return for each token `[M, d]` the word with the highest cosine, of `[V, d]` words of length 1: int64 `[M]`."""
+    return torch.cat([(F.normalize(rows.float(), dim=-1) @ words.mT).argmax(-1) for rows in torch.split(tokens, ROWS)])
 
 
 def _text(tokenizer: Any, token: str) -> str:
-    """What a token says. Byte-level BPE writes it in letters that stand for bytes, and the bytes of a token may be a
-    part of a letter, which is none."""
+    """Return the text of a token. (Byte-level BPE spells tokens in bytes, which may be only a part of a letter.)"""
     return str(tokenizer.convert_tokens_to_string([token])).strip()
 
 
 class Vocabulary:
-    """The tokens of an LLM.
+    """The tokens of an LLM, and the labels of a run in them.
 
     Args:
-        tokenizer: the LLM's.
-        count: how many of them there are embeddings for.
-        labels: of the shards, with the tokens that each consists of.
+        tokenizer: the tokenizer of the LLM.
+        count: the number of input embeddings of the LLM; tokens beyond it are ignored.
+        labels: the token ids of each label.
     """
 
     def __init__(self, tokenizer: Any, count: int, labels: Mapping[str, list[int]]) -> None:
         count = min(count, len(tokenizer))
         self.tokens: list[str] = tokenizer.convert_ids_to_tokens(range(count))
         self.words = [_text(tokenizer, token or "").lower() or (token or "") for token in self.tokens]
-        """As they are compared: without the space before them, in lower case."""
+        """The text of each token for comparisons: in lower case, without the space before it."""
         special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
         whole = [
             (token or "").startswith(_STARTS) and word.isalpha() and len(word) > 1
             for token, word in zip(self.tokens, self.words, strict=True)
         ]
         self.ordinary = torch.tensor([number not in special for number in range(len(self.tokens))])
-        """bool `[V]`: no special token."""
+        """bool `[V]`: false for special tokens."""
         self.readable = torch.tensor(whole) & self.ordinary
-        """bool `[V]`: a word by itself, two letters or more with a space before them."""
+        """bool `[V]`: whether a token is a word by itself: a space, then two letters or more."""
         numbers = {word: number for number, word in enumerate(dict.fromkeys(self.words))}
         self._word = torch.tensor([numbers[word] for word in self.words])
         self._ids = {label: sorted({*ids}) for label, ids in labels.items()}
 
     def of_label(self, label: str) -> list[int]:
-        """The tokens that a label consists of, each once."""
+        """Return the token ids of a label, each once."""
         return self._ids[label]
 
     def atoms(self, which: WordFilter) -> Tensor:
-        """int64, the tokens that a filter leaves."""
+        """Return the token ids that a filter allows, int64 `[n]`."""
         if which == "labels":
             return torch.tensor(sorted({token for ids in self._ids.values() for token in ids}))
         return (self.readable if which == "whole" else self.ordinary).nonzero()[:, 0]
 
     def said(self, tokens: Tensor, label: str) -> Tensor:
-        """bool, as `tokens`: whether each, in whatever case and with or without a space, is one that the label has."""
+        """Return whether each token belongs to a label, bool of the shape of `tokens`.
+
+        Case, and the space before a token, make no difference.
+        """
         return torch.isin(self._word[tokens], self._word[self.of_label(label)])

@@ -1,4 +1,4 @@
-"""A drawn world with exact truth: what is in each image, and which pixels it is; and the five small models for it.
+"""The miniature: a drawn world in which the label of every pixel is known, and five small models for it.
 
-`score` compares shards with the truth. What trains the models is in `pad_pipeline.workflows.miniature`.
+`score` compares shards with the truth. The models are trained by `pad_pipeline.workflows.miniature`.
 """

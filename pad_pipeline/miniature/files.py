@@ -1,4 +1,4 @@
-"""Drawn scenes as files: images, LLaVA JSON for both stages, exact regions as COCO JSON, referring expressions."""
+"""Writes drawn scenes to files: images, LLaVA JSON for both training stages, COCO JSON, referring expressions."""
 
 from __future__ import annotations
 
@@ -15,54 +15,55 @@ from pad_pipeline.miniature.language import DESCRIBE, caption, questions, refer
 from pad_pipeline.miniature.world import LABELS, Scene, draw_scene
 
 WORLD = "world.json"
-"""Says that the folder holds drawn scenes, and which."""
+"""The file that marks a folder of drawn scenes, and says which scenes they are."""
 _TURNS = 6
-"""Turns of a conversation, at most."""
+"""The most questions in a conversation."""
 
 
 class World(NamedTuple):
-    """Where drawn scenes were written."""
+    """The paths of the files of drawn scenes."""
 
     images: Path
     llava: Path
-    """LLaVA JSON with captions, for stage 1 and `pad build --images`."""
+    """LLaVA JSON with captions, for training stage 1 and `pad build --images`."""
     chat: Path
-    """LLaVA JSON with conversations, for stage 2."""
+    """LLaVA JSON with conversations, for training stage 2."""
     instances: Path
-    """COCO JSON, for `pad import coco --annotations`."""
+    """COCO JSON with the exact regions, for `pad import coco --annotations`."""
     refer: Path
-    """Referring expressions: a list of `{"image", "phrase", "box": [x0, y0, x1, y1] in pixels, "label"}`."""
+    """JSON with referring expressions: a list of `{"image", "phrase", "box": [x0, y0, x1, y1] in pixels, "label"}`."""
 
 
 def key_of(index: int) -> str:
-    """The id of a scene, the stem of its image and its key in shards."""
+    """Return the id of scene `index`, which is also the stem of its image's name and its key in shards."""
     return f"scene-{index:05d}"
 
 
 def index_of(key: str) -> int:
-    """The inverse of `key_of`."""
+    """Return the index of the scene with this key: the inverse of `key_of`."""
     return int(key.removeprefix("scene-"))
 
 
 def write_world(folder: Path, count: int, seed: int = 0, indices: Iterable[int] = ()) -> World:
-    """Draw `count` scenes of world `seed` and write them below `folder`.
+    """Draw `count` scenes of the world `seed`, and write them into `folder`.
 
     Args:
-        folder: new, empty, or drawn scenes that may be overwritten.
-        count: how many.
-        seed: of the world.
-        indices: 0 to `count`, by way of a progress bar.
+        folder: a new or empty folder, or one with drawn scenes, which are overwritten.
+        count: the number of scenes.
+        seed: the seed of the world.
+        indices: the indices 0 to `count - 1`, wrapped into a progress bar; by default, without one.
 
     Raises:
         UserError: the folder holds something else.
-        OSError: it can't be written.
+        OSError: a file can't be written.
     """
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / WORLD).is_file())):
         raise UserError("--out", folder, "it holds something else than drawn scenes", "name a new folder")
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
-    for old in images.glob("scene-*.png"):  # of a larger world, or another
+    for old in images.glob("scene-*.png"):  # images of an earlier world, which may have had more scenes
         old.unlink()
+    # Draw scene after scene, and collect the contents of the JSON files.
     (folder / WORLD).write_text(json.dumps({"seed": seed, "count": count, "labels": LABELS}) + "\n", "utf-8")
     captions: list[dict[str, Any]] = []
     chats: list[dict[str, Any]] = []
@@ -80,13 +81,14 @@ def write_world(folder: Path, count: int, seed: int = 0, indices: Iterable[int] 
         turns = questions(scene, np.random.default_rng((seed, index, 1)))[:_TURNS]
         captions.append(_record(index, name, [(DESCRIBE[index % len(DESCRIBE)], caption(scene))], index % 2 == 1))
         chats.append(_record(index, name, turns))
-        for found in refer(scene):
-            region = scene.regions[found.region]
-            phrases.append({"image": name, "phrase": found.phrase, "box": region.box, "label": region.label})
+        for expression in refer(scene):
+            region = scene.regions[expression.region]
+            phrases.append({"image": name, "phrase": expression.phrase, "box": region.box, "label": region.label})
         coco["images"].append(
             {"id": index, "file_name": name, "width": scene.image.width, "height": scene.image.height}
         )
         coco["annotations"] += _annotations(scene, index, len(coco["annotations"]))
+    # Write the JSON files.
     world = World(
         images,
         folder / "llava.json",
@@ -101,26 +103,27 @@ def write_world(folder: Path, count: int, seed: int = 0, indices: Iterable[int] 
 
 
 def is_drawn(path: Path) -> bool:
-    """Whether a folder of images, or a JSON file, is part of a drawn world."""
+    """Return whether a folder of images, or a JSON file, is part of a drawn world."""
     return any((folder / WORLD).is_file() for folder in (path, path.parent))
 
 
 def _record(index: int, name: str, turns: list[tuple[str, str]], image_last: bool = False) -> dict[str, Any]:
-    """A conversation in LLaVA's form; the image comes before or after the first question."""
-    said = []
+    """Return a conversation in LLaVA's format, with the image before or after the first question."""
+    messages = []
     for number, (question, answer) in enumerate(turns):
         if number == 0:
             question = f"{question}\n<image>" if image_last else f"<image>\n{question}"
-        said += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    return {"id": key_of(index), "image": name, "conversations": said}
+        messages += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"id": key_of(index), "image": name, "conversations": messages}
 
 
 def _annotations(scene: Scene, image: int, first: int) -> list[dict[str, Any]]:
-    found = []
+    """Return the COCO annotations of a scene's regions, with ids from `first + 1` on."""
+    annotations = []
     for number, region in enumerate(scene.regions, first + 1):
         rle = coco_mask.encode(np.asfortranarray(region.mask, dtype=np.uint8))
         x0, y0, x1, y1 = region.box
-        found.append(
+        annotations.append(
             {
                 "id": number,
                 "image_id": image,
@@ -131,4 +134,4 @@ def _annotations(scene: Scene, image: int, first: int) -> list[dict[str, Any]]:
                 "iscrowd": 0,
             }
         )
-    return found
+    return annotations

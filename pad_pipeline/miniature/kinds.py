@@ -1,4 +1,4 @@
-"""The kinds of things that the world knows, each with its parts and more than one way to draw it."""
+"""The kinds of things in the drawn world, each with its parts and more than one way to draw it."""
 
 from __future__ import annotations
 
@@ -344,17 +344,17 @@ def _ladybug(b: Brush) -> None:
 
 
 class Kind(NamedTuple):
-    """One kind of thing."""
+    """A kind of thing: how it is drawn, and how it may vary."""
 
     draw: Callable[[Brush], None]
     turn: float = 0.22
-    """It may be turned by this much to either side, in radians, and is still what it is."""
+    """The largest rotation to either side, in radians; a thing turned further would not look like its kind."""
     air: bool = False
-    """It hangs above the ground."""
+    """Whether things of this kind are in the air, above the ground."""
     shades: tuple[str, ...] = ()
-    """Colors that it can have; empty for all. One that is always the same is not worth a word in a caption."""
+    """The colors that this kind can have; empty for all colors. If there is only one, captions do not mention it."""
     wide: float = 1.0
-    """Half its width, in halves of its height."""
+    """The ratio of width to height."""
 
 
 _ROUND = math.pi

@@ -1,4 +1,4 @@
-"""What can be said about a scene: captions, questions with answers, referring expressions; and their grammar."""
+"""Texts about scenes: captions, questions with answers, referring expressions; and the grammar of captions."""
 
 from __future__ import annotations
 
@@ -23,39 +23,40 @@ REFER = "Please provide the bounding box coordinate of the region this sentence 
 
 
 class Refer(NamedTuple):
-    """A phrase that fits just one thing of the scene."""
+    """A referring expression: a phrase that fits only one thing in the scene."""
 
     phrase: str
     region: int
-    """The thing's place in `Scene.regions`."""
+    """The index of the thing in `Scene.regions`."""
 
 
 def phrase(thing: Thing, article: str = "") -> str:
-    """`small red striped car`, with an article where one is asked for ("a" becomes "an" as it should)."""
+    """Return the phrase for a thing, such as `small red striped car`, after the article if one is given."""
     words = " ".join(word for word in (thing.size, thing.color, thing.texture, thing.kind) if word)
     return with_article(words) if article == "a" else f"{article} {words}".strip()
 
 
 def with_article(words: str) -> str:
-    """`a car`, `an apple`."""
+    """Return the words after the right article: `a car`, `an apple`."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def plural(kind: str) -> str:
-    """`cars`, `buses`, `butterflies`."""
+    """Return the plural of a kind: `cars`, `buses`, `butterflies`."""
     odd = {"fish": "fish", "butterfly": "butterflies", "person": "people"}
     return odd.get(kind) or kind + ("es" if kind.endswith("s") else "s")
 
 
 def listed(items: list[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """Return items as a list in English: `a`, `a and b`, `a, b and c`."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
 def caption(scene: Scene) -> str:
-    """One sentence: what stands where, then what hangs in the air. Always the same for the same scene.
+    """Return the caption of a scene: a sentence about the things on the ground, then those in the air.
 
-    Its grammar: `THINGS on the GROUND PLACE[, with THINGS above].` or `on the GROUND PLACE are THINGS[, ...].`
+    A scene always has the same caption. The grammar is `THINGS on the GROUND PLACE[, with THINGS above].` or
+    `on the GROUND PLACE are THINGS[, with THINGS above].`
     """
     standing = [phrase(thing, "a") for thing in scene.things if not thing.air]
     hanging = [phrase(thing, "a") for thing in scene.things if thing.air]
@@ -63,7 +64,7 @@ def caption(scene: Scene) -> str:
     if not standing:
         return f"{listed(hanging)} above {where}." if hanging else f"{where}."
     above = f", with {listed(hanging)} above" if hanging else ""
-    if scene.image.width % 3:  # as good as a coin, and needs no generator
+    if scene.image.width % 3:  # as good as a random choice, and always the same for a scene
         return f"{listed(standing)} on {where}{above}."
     return f"on {where} {'are' if len(standing) > 1 else 'is'} {listed(standing)}{above}."
 
@@ -73,21 +74,23 @@ def _place(upper: str) -> str:
 
 
 def _phrases(air: bool) -> str:
-    """Every phrase with its article that can be said of a thing that stands, or that hangs in the air, as a regular
-    expression: a kind that always has one color is named without color and texture."""
-    found = []
+    """Return a regular expression for the phrases, with article, of things on the ground or in the air.
+
+    A kind that always has the same color is named without color and texture.
+    """
+    phrases = []
     for kind, known in THINGS.items():
         if known.air is air:
             colors = known.shades or tuple(COLOURS)
             words = [f"(?:(?:{'|'.join(SIZES)}) )?"]
             if len(colors) > 1:
                 words += [f"(?:{'|'.join(colors)}) ", f"(?:(?:{'|'.join(TEXTURES)}) )?"]
-            found.append("".join(words) + kind)
-    return rf"(?:a (?![aeiou])|an (?=[aeiou]))(?:{'|'.join(found)})\b"
+            phrases.append("".join(words) + kind)
+    return rf"(?:a (?![aeiou])|an (?=[aeiou]))(?:{'|'.join(phrases)})\b"
 
 
 def _grammar() -> re.Pattern[str]:
-    """Captions as one regular expression."""
+    """Return the grammar of captions as one regular expression."""
     standing, hanging = _phrases(air=False), _phrases(air=True)
     several = rf"{standing}(?:, {standing})* and {standing}"
     above = rf"{hanging}(?:(?:, {hanging})* and {hanging})?"
@@ -103,42 +106,42 @@ _CAPTION = _grammar()
 
 
 def parses(text: str) -> bool:
-    """Whether a text is a caption of the world's grammar."""
+    """Return whether a text is a caption in the world's grammar."""
     return _CAPTION.fullmatch(text.strip()) is not None
 
 
 def is_a(kind: str, asked: str) -> bool:
-    """Whether a kind may be called by another's name: a pine tree is a tree too."""
+    """Return whether a thing of this kind may be called `asked`: a pine tree is also a tree."""
     return kind == asked or kind.endswith(f" {asked}")
 
 
 def refer(scene: Scene) -> list[Refer]:
-    """A phrase for each thing that one can be found for: by its attributes, or else by its side of the image."""
-    found = []
+    """Return a referring expression for each thing that has one: by its attributes, or else by its place."""
+    expressions = []
     for thing in scene.things:
         same = [other for other in scene.things if is_a(other.kind, thing.kind)]
         ways = [("the " + thing.kind, same)]
         if thing.color:
             alike = [other for other in same if other.color == thing.color]
             ways.append((f"the {thing.color} {thing.kind}", alike))
-        said = [(position, word) for position, word in enumerate(thing[1:4], 1) if word]  # size, color, texture
-        alike = [other for other in same if all(other[position] == word for position, word in said)]
+        attributes = [(position, word) for position, word in enumerate(thing[1:4], 1) if word]  # color, size, texture
+        alike = [other for other in same if all(other[position] == word for position, word in attributes)]
         ways.append((phrase(thing, "the"), alike))
         alike = [other for other in same if side(scene, other) == side(scene, thing)]
         ways.append((f"the {thing.kind} {side(scene, thing)}", alike))
         if words := next((words for words, fitting in ways if len(fitting) == 1), None):
-            found.append(Refer(words, thing.region))
-    return found
+            expressions.append(Refer(words, thing.region))
+    return expressions
 
 
 def side(scene: Scene, thing: Thing) -> str:
-    """`on the left`, `in the middle` or `on the right`: which third of the image its box's center is in."""
+    """Return the third of the image that has the center of the thing's box, one of `SIDES`."""
     x0, _, x1, _ = scene.regions[thing.region].box
     return SIDES[min(int(1.5 * (x0 + x1) / scene.image.width), 2)]
 
 
 def llava_box(scene: Scene, region: int) -> str:
-    """A region's box as LLaVA-1.5 writes it: parts of the square that the image is padded to, `[x0, y0, x1, y1]`."""
+    """Return a region's box as LLaVA-1.5 writes it: `[x0, y0, x1, y1]` in fractions of the image padded to a square."""
     width, height = scene.image.size
     edge = max(width, height)
     left, top = (edge - width) // 2, (edge - height) // 2
@@ -148,14 +151,15 @@ def llava_box(scene: Scene, region: int) -> str:
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """Questions with their answers, in an order that `rng` gives: each a turn of a conversation."""
+    """Return questions about a scene with their answers, in random order: the turns of a conversation."""
     turns = [(str(rng.choice(DESCRIBE)), caption(scene))]
-    turns += [(REFER + found.phrase, llava_box(scene, found.region)) for found in refer(scene)]
+    turns += [(REFER + expression.phrase, llava_box(scene, expression.region)) for expression in refer(scene)]
     kinds = [thing.kind for thing in scene.things]
 
     def count(asked: str) -> int:
         return sum(is_a(kind, asked) for kind in kinds)
 
+    # Questions about each thing that is the only one of its kind.
     for thing in scene.things:
         if count(thing.kind) > 1:
             continue
@@ -164,15 +168,15 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
         turns.append((f"Where is the {thing.kind}?", f"the {thing.kind} is {side(scene, thing)}."))
         if parts := seen_parts(scene, thing):
             turns.append((f"Which parts of the {thing.kind} can be seen?", f"{listed(parts)}."))
-    # Nobody counts the stars of a night sky.
+    # Questions about a kind. Not about stars at night: the sky has many that are not things.
     askable = [kind for kind in THINGS if (kind, scene.upper) != ("star", "night")]
-    there = [kind for kind in kinds if kind in askable]
+    present = [kind for kind in kinds if kind in askable]
     for form in ("How many", "Is there"):
-        asked = str(rng.choice(there if there and rng.random() < 0.5 else askable))
+        asked = str(rng.choice(present if present and rng.random() < 0.5 else askable))
         number = count(asked)
         if form == "How many":
-            said = f"there is one {asked}." if number == 1 else f"there are {NUMBERS[number]} {plural(asked)}."
-            turns.append((f"How many {plural(asked)} are there?", said))
+            answer = f"there is one {asked}." if number == 1 else f"there are {NUMBERS[number]} {plural(asked)}."
+            turns.append((f"How many {plural(asked)} are there?", answer))
         else:
             turns.append((f"Is there {with_article(asked)}?", "yes." if number else "no."))
     turns.append(("Where is this?", f"on the {scene.lower} {_place(scene.upper)}."))
@@ -180,7 +184,7 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
 
 
 def seen_parts(scene: Scene, thing: Thing) -> list[str]:
-    """The parts of a thing that can be seen, each name once, in the order of `PARTS`."""
+    """Return the names of a thing's visible parts, each once, in the order of `PARTS`."""
     whole = scene.regions[thing.region].mask
     names = {region.label for region in scene.regions if region.kind == "part" and (region.mask & whole).any()}
     return [name for name in PARTS if name in names]

@@ -1,11 +1,11 @@
-"""Shards of drawn scenes against what was drawn."""
+"""Scores the shards of drawn scenes against the truth."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 from PIL import Image
@@ -15,17 +15,19 @@ from pad_pipeline.evaluation.boxes import iou
 from pad_pipeline.geometry import View
 from pad_pipeline.miniature.kinds import PARTS, THINGS
 from pad_pipeline.miniature.world import Scene, TrueRegion
+from pad_pipeline.records import SampleJson
 from pad_pipeline.shards.reader import Sample, open_shards
 
 IOU = 0.5
-"""A box is found where its IoU with the true one is at least this."""
+"""A box matches a true box if their IoU is at least this."""
 SLIVER = 0.5
-"""In patches: where the crop leaves less of a thing than this, in truth and as found, its patch masks do not count."""
+"""A matched thing has no patch IoU if the union of its true and found coverage is below this many patches, because the
+crop leaves only a sliver of it."""
 
 
 @dataclass
 class Boxes:
-    """Boxes of one kind of label against the true ones."""
+    """Counts of the boxes with one kind of label: found, true, and matched."""
 
     matched: int = 0
     found: int = 0
@@ -33,18 +35,18 @@ class Boxes:
 
     @property
     def recall(self) -> float:
-        """The share of all true ones that a box of their label is on, whether the tagger named them or not."""
+        """The share of true boxes that a found box of the same label matches, whether the tagger named them or not."""
         return self.matched / max(self.true, 1)
 
     @property
     def precision(self) -> float:
-        """The share of the found ones that are on a true one of their label, each true one counted once."""
+        """The share of found boxes that match a true box of the same label; a true box is matched only once."""
         return self.matched / max(self.found, 1)
 
 
 @dataclass
 class Score:
-    """Counts and sums over scenes; the rates come out of them."""
+    """The score of a run: counts over scenes, and the rates that follow from them."""
 
     scenes: int = 0
     tags_right: int = 0
@@ -53,47 +55,47 @@ class Score:
     things: Boxes = field(default_factory=Boxes)
     parts: Boxes = field(default_factory=Boxes)
     things_tagged: int = 0
-    """True things whose label is among the tags that the tagger gave."""
+    """True things whose label is among the image's tags."""
     boxes_on_things: int = 0
-    """Boxes with a thing's label that are on some thing, whatever its label."""
+    """Boxes with the label of a thing that match a thing of any label."""
     labels_right: int = 0
-    """Those of them that have the label of the thing that they are on."""
+    """Boxes with the label of a thing that match a thing of this label."""
     mask_ious: list[float] = field(default_factory=list)
     patch_ious: list[float] = field(default_factory=list)
 
     @property
     def tag_f1(self) -> float:
-        """Micro F1 of the tags."""
+        """The F1 score of the tags, over all scenes together (micro average)."""
         return 2 * self.tags_right / max(self.tags_found + self.tags_true, 1)
 
     @property
     def recall_given_tags(self) -> float:
-        """The recall of things among those that were tagged."""
+        """The recall of things among those whose label the tagger found."""
         return self.things.matched / max(self.things_tagged, 1)
 
     @property
     def label_accuracy(self) -> float:
-        """The share of the boxes on things that have the right label."""
+        """The share of boxes on things that have the right label."""
         return self.labels_right / max(self.boxes_on_things, 1)
 
     @property
     def mask_iou(self) -> float:
-        """Mean IoU of matched things' masks with the true ones."""
+        """The mean IoU of the masks of matched things with the true masks."""
         return float(np.mean(self.mask_ious)) if self.mask_ious else 0.0
 
     @property
     def patch_iou(self) -> float:
-        """Mean of sum(min) / sum(max) of found and true coverage, over matched things, slivers in the view left out."""
+        """The mean, over matched things but `SLIVER`s, of sum(min) / sum(max) of their found and true coverage."""
         return float(np.mean(self.patch_ious)) if self.patch_ious else 0.0
 
-    def add(self, scene: Scene, meta: dict[str, Any], coverage: np.ndarray, view: View) -> None:
-        """Take one scene.
+    def add(self, scene: Scene, meta: SampleJson, coverage: np.ndarray, view: View) -> None:
+        """Add the annotations of one scene.
 
         Args:
             scene: the truth.
-            meta: the sample's JSON member.
-            coverage: its masks, uint8 `[R, grid, grid]`.
-            view: of the shards.
+            meta: the JSON member of the sample.
+            coverage: the masks member of the sample, uint8 `[R, grid, grid]`.
+            view: the view of the run.
         """
         self.scenes += 1
         tags, true = {tag["label"] for tag in meta["tags"]}, {region.label for region in scene.regions}
@@ -110,10 +112,14 @@ class Score:
                 self.patch_ious.append(float(np.minimum(exact, found_coverage).sum() / most))
 
     def add_boxes(self, scene: Scene, found: list[tuple[str, tuple[float, ...]]]) -> list[tuple[int, TrueRegion]]:
-        """Take the boxes of one scene: label and `xyxy`, best first.
+        """Add the boxes of one scene.
+
+        Args:
+            scene: the truth.
+            found: label and box (xyxy in pixels) of each region, the best first.
 
         Returns:
-            The place of each box that is on a thing of its label, and the thing; each thing once.
+            The index of each box that matches a thing of its label, and the thing; each thing once.
         """
         things = [region for region in scene.regions if region.kind == "thing"]
         for label, box in found:
@@ -142,34 +148,37 @@ class Score:
 
 
 def seen_share(mask: np.ndarray, view: View) -> np.ndarray:
-    """How much of each patch a mask covers, float `[grid, grid]`, 0..1: not by `View.coverage`, which is under test
-    here, but as the vision encoder comes to see an image. The mask is resized as an image (by area averages), its
-    center is cut out, and the pixels of each patch are averaged. To about 1%, for images that are made smaller.
+    """Return how much of each patch a mask covers, float64 `[grid, grid]`, 0..1, to about 1%.
+
+    `View.coverage` is what the score tests, so it is not used here. Instead, the mask goes the way of an image to the
+    vision encoder: it is resized (by area averages), its center is cut out, and the pixels of each patch are averaged.
+    The precision of 1% is that for images which become smaller.
 
     Raises:
-        ValueError: the view does not crop.
+        ValueError: the fit of the view is not `crop`.
     """
     if view.fit != "crop":
-        raise ValueError(f"the second way is written for fit crop, and the view has {view.fit}")
+        raise ValueError(f"the coverage of a resized mask is written for the fit crop, and the view has {view.fit}")
     height, width = mask.shape
     scale = view.size / min(width, height)
     large = max(view.size, int(width * scale)), max(view.size, int(height * scale))
-    fine = mask.repeat(6, 0).repeat(6, 1)  # Pillow's box filter takes pixels whole or not at all
+    fine = mask.repeat(6, 0).repeat(6, 1)  # Pillow's box filter counts a pixel as a whole, or not at all
     image = Image.fromarray((fine * 255).astype(np.uint8)).resize(large, Image.Resampling.BOX)
     left, top = (large[0] - view.size) // 2, (large[1] - view.size) // 2
     pixels = np.asarray(image.crop((left, top, left + view.size, top + view.size))) / 255
-    return pixels.reshape(view.grid, view.patch, view.grid, view.patch).mean((1, 3))
+    shares: np.ndarray = pixels.reshape(view.grid, view.patch, view.grid, view.patch).mean((1, 3))
+    return shares
 
 
 def score_shards(folder: Path, scene_of: Callable[[str], Scene]) -> Score:
-    """Score a run over drawn scenes; an image that failed has found nothing.
+    """Score a run over drawn scenes; an image that failed counts as one without tags and regions.
 
     Args:
-        folder: the run's.
-        scene_of: gives the scene behind a key.
+        folder: the folder of the run.
+        scene_of: returns the scene of a key.
     """
     shards, score = open_shards(folder), Score()
-    nothing: dict[str, Any] = {"tags": [], "regions": []}
+    nothing = cast(SampleJson, {"tags": [], "regions": []})
     empty = np.zeros((0, shards.run.view.grid, shards.run.view.grid), np.uint8)
     for name, row in shards.rows():
         if row["status"] == "failed":

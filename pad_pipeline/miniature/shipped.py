@@ -1,4 +1,4 @@
-"""The trained miniature that comes with the package: five small models, and a manifest that says what they are."""
+"""The trained miniature that comes with the package: five small models, and a manifest that describes them."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from pad_pipeline.miniature.world import LABELS
 from pad_pipeline.weights import file_sha256
 
 NAME = "miniature"
-"""What `--models`, `--vision` and `--llm` call it."""
+"""The name of the shipped models, wherever models are named."""
 FOLDER = Path(__file__).parent / "models"
 MANIFEST = "manifest.json"
 REMEDY = "install the package again, or train the miniature anew: pad miniature train all --out DIR"
 
 
 class Member(BaseModel):
-    """One of the five."""
+    """The manifest's entry for one of the five models."""
 
     model_config = ConfigDict(extra="forbid")
 
     command: str
-    """That trains it."""
+    """The command that trains the model."""
     steps: int
     parameters: int
     seconds: float
-    """That the training took, on `machine`."""
+    """The duration of the training on `machine`."""
     machine: str
     metrics: dict[str, float]
-    """On the validation world, whose scenes neither training nor evaluation sees."""
+    """The metrics on the validation world, whose scenes neither training nor evaluation sees."""
 
 
 class Manifest(BaseModel):
-    """What is in the folder."""
+    """The content of a folder of models."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -44,24 +44,24 @@ class Manifest(BaseModel):
     """The labels of the world that the models were trained on."""
     members: dict[str, Member]
     files: dict[str, str]
-    """Path relative to the folder -> sha256."""
+    """The sha256 of each file, by its path relative to the folder."""
 
 
 def write_manifest(folder: Path, members: dict[str, Member]) -> None:
-    """Hash every file of a folder of models, and write its manifest."""
+    """Write the manifest of a folder of models, with the hashes of its files."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     for path in files:
-        path.chmod(0o644)  # safetensors lets nobody else read what it writes
+        path.chmod(0o644)  # safetensors writes files that only their owner can read
     hashes = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
     manifest = Manifest(labels=list(LABELS), members=members, files=hashes)
     (folder / MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=1) + "\n", "utf-8")
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a folder of models.
+    """Read the manifest of a folder of models.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: the manifest is missing or damaged.
     """
     path = folder / MANIFEST
     try:
@@ -73,10 +73,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def checked(folder: Path | None = None) -> Path:
-    """The folder of the miniature (the shipped one by default), after a look at every file of it.
+    """Check every file of a folder of models (by default the shipped one) against its manifest, and return the folder.
 
     Raises:
-        UserError: a file is missing or was changed, or the models were trained for other labels than the world has.
+        UserError: a file is missing or has changed, or the models were trained for other labels than the world's.
     """
     folder = folder or FOLDER
     manifest = read_manifest(folder)
@@ -93,16 +93,16 @@ def checked(folder: Path | None = None) -> Path:
 
 
 def check_labels(field: str, value: Any, labels: list[str], whole: bool = False) -> None:
-    """Refuse labels that the world does not know.
+    """Check that the world has these labels.
 
     Args:
-        field: the setting that brought them.
-        value: what it was set to.
-        labels: the labels.
-        whole: they must be all of the world's, in its order.
+        field: the setting that the labels come from, for errors.
+        value: the value of the setting.
+        labels: the labels to check.
+        whole: whether they must be all labels of the world, in its order.
 
     Raises:
-        UserError: a label is unknown, or they are not all.
+        UserError: the world does not have a label, or, with `whole`, they are not all of its labels.
     """
     if unknown := [label for label in labels if label not in LABELS]:
         rule = f"it has labels that the drawn world does not know ({', '.join(map(repr, unknown[:3]))})"
@@ -113,7 +113,15 @@ def check_labels(field: str, value: Any, labels: list[str], whole: bool = False)
 
 
 def resolve(name: str, member: str) -> str:
-    """`miniature` -> a reference to its `clip` or `llm`, after a look at its files; any other name as it is."""
+    """Return a reference to a member of the miniature if `name` is `miniature`; return any other name unchanged.
+
+    Args:
+        name: the name of a model.
+        member: `clip` or `llm`.
+
+    Raises:
+        UserError: the files of the miniature are damaged, see `checked`.
+    """
     if name != NAME:
         return name
     checked()

@@ -1,7 +1,7 @@
-"""Seeded scenes: things with parts on varied grounds, drawn back to front, with the exact mask of all that is visible.
+"""Draws seeded scenes: things with parts on varied grounds, from back to front, with the exact mask of each region.
 
-Every shape is drawn twice: in color into the image, and in its own number into a map of owners. What is painted
-over loses its pixels in both, so masks are exact and know of occlusion.
+Every shape is drawn twice: in color into the image, and as its number into a map of owners. A later shape replaces the
+pixels of earlier ones in both, so masks are exact, and have only visible pixels.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ STUFF: dict[str, tuple[Color, str]] = {
     "floor": ((155, 114, 78), "planks"),
     "hill": ((120, 140, 95), "grains"),
 }
-"""Label -> color and texture."""
+"""The color and the texture of each kind of stuff, by label."""
 UPPER_OF: dict[str, tuple[str, ...]] = {
     "grass": ("sky", "night"),
     "sand": ("sky", "night"),
@@ -52,75 +52,77 @@ UPPER_OF: dict[str, tuple[str, ...]] = {
     "snow": ("sky", "night"),
     "floor": ("wall",),
 }
-"""What may stand behind each ground."""
+"""The stuff that may be behind each kind of ground, above the horizon."""
 LABELS: tuple[str, ...] = (*THINGS, *PARTS, *STUFF)
-"""Every label that a scene can hold."""
+"""All labels that a scene can have."""
 
 MIN_PIXELS = 20
-"""A part or a piece of ground of which fewer pixels can be seen is no region; nobody could name it."""
+"""A thing, part or stuff with fewer visible pixels is no region, because nobody could name it."""
 MIN_VISIBLE = 0.6
-"""A thing hides no more of another than leaves about this share of it to be seen."""
+"""Things are placed so that about this share of each, or more, is visible beside any other thing."""
 
 
 class TrueRegion(NamedTuple):
-    """One labeled thing, part or stuff that can be seen."""
+    """A thing, a part or stuff that is visible in a scene."""
 
     label: str
     mask: np.ndarray
-    """bool `[H, W]`: its visible pixels. A thing's parts belong to it too."""
+    """The visible pixels, bool `[H, W]`; those of a thing include its parts."""
     kind: str
     """`thing`, `part` or `stuff`."""
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """`xyxy` of the visible pixels, exclusive at the right and the bottom."""
+        """The box of the visible pixels, xyxy in pixels; the right and the lower edge are exclusive."""
         ys, xs = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
         return int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
 
 
 class Thing(NamedTuple):
-    """What can be said of a thing besides where it is."""
+    """The attributes of a thing that captions and questions mention."""
 
     kind: str
     color: str
-    """A word, or "" where all of its kind have the same."""
+    """One of `COLOURS`, or "" for a kind that always has the same color."""
     size: str
     """`small`, `large`, or "" for neither."""
     texture: str
     """`striped`, `dotted`, `checked`, or "" for plain."""
     air: bool
     region: int
-    """Its place in `Scene.regions`."""
+    """The index of the thing in `Scene.regions`."""
 
 
 @dataclass
 class Scene:
-    """A drawn image and all that is true of it."""
+    """A drawn image, and the truth about it."""
 
     image: Image.Image
     regions: list[TrueRegion]
-    """Things, then parts, then stuff."""
+    """The visible regions: things, then parts, then stuff."""
     things: list[Thing]
-    """From the farthest to the nearest."""
+    """The visible things, from the farthest to the nearest."""
     upper: str
+    """The label of the stuff above the horizon."""
     lower: str
+    """The label of the ground."""
 
 
 EDGES = (128, 224)
-"""The shortest and the longest edge of an image, in pixels."""
+"""The smallest and the largest length of an image's edge, in pixels."""
 
 
 def draw_scene(seed: int, index: int, size: tuple[int, int] | None = None, most: int = 5) -> Scene:
-    """Scene `index` of the world `seed`; the same arguments always give the same scene.
+    """Draw scene `index` of the world `seed`; the same arguments always give the same scene.
 
     Args:
-        seed: of the world.
-        index: of the scene in it.
-        size: width and height, in pixels; by default each is drawn from `EDGES`.
-        most: things in it, at most; at least one.
+        seed: the seed of the world.
+        index: the index of the scene in the world.
+        size: width and height in pixels; by default both are random within `EDGES`.
+        most: the largest number of things in the scene, at least 1.
     """
     rng = np.random.default_rng((seed, index))
-    drawn = rng.integers(EDGES[0], EDGES[1] + 1, 2)  # drawn in any case, so that a given size changes nothing else
+    drawn = rng.integers(EDGES[0], EDGES[1] + 1, 2)  # also for a given size, so that it changes nothing else
     width, height = size or (int(drawn[0]), int(drawn[1]))
     lower = str(rng.choice(list(UPPER_OF)))
     upper = str(rng.choice(UPPER_OF[lower]))
@@ -129,12 +131,14 @@ def draw_scene(seed: int, index: int, size: tuple[int, int] | None = None, most:
     canvas = ImageDraw.Draw(canvas_image), ImageDraw.Draw(owner_map)
     owners = [Owner(upper, -1, 0), Owner(lower, -1, 1), Owner("hill", -1, 2)]  # stuff belongs to no thing
 
+    # Draw the things, from the farthest to the nearest.
     made: list[tuple[Brush, Thing]] = []
     for kind, foot, place in _places(rng, width, height, int(rng.integers(1, most + 1)), upper):
         made.append(_draw_thing(rng, kind, foot, place, min(width, height), canvas, owners, len(made)))
+    # Add textures, light and noise. None of these changes the map of owners.
     pixels = np.asarray(canvas_image).astype(np.float32)
     owner = np.asarray(owner_map)
-    _clothe(rng, pixels, owner, owners, made)
+    _add_textures(rng, pixels, owner, owners, made)
     pixels *= rng.uniform(0.72, 0.88) if upper == "night" else rng.uniform(0.9, 1.08)
     grey = rng.standard_normal((height, width, 1), np.float32) * rng.uniform(2, 8)
     pixels += grey + rng.standard_normal((height, width, 3), np.float32) * 2
@@ -147,7 +151,7 @@ def draw_scene(seed: int, index: int, size: tuple[int, int] | None = None, most:
 def _background(
     rng: np.random.Generator, width: int, height: int, upper: str, lower: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The image without things, uint8 `[H, W, 3]`, and who owns its pixels, int32 `[H, W]`."""
+    """Return the image without things, uint8 `[H, W, 3]`, and the owner of each pixel, int32 `[H, W]`."""
     horizon = int(height * rng.uniform(0.35, 0.6))
     y, x = np.mgrid[:height, :width].astype(np.float32)
     ground = np.where(y < horizon, 1, 2).astype(np.int32)
@@ -161,7 +165,7 @@ def _background(
         pattern = _ground_texture(rng, texture, x, y)
         here = ground == number
         pixels[here] = shade + pattern[here, None]
-    # Clutter: specks and dashes that have no name.
+    # Clutter: specks and dashes that are no regions.
     for _ in range(rng.integers(0, 9)):
         cx, cy, r = int(rng.integers(width)), int(rng.integers(height)), int(rng.integers(1, 4))
         pixels[max(cy - r, 0) : cy + 1, max(cx - 2 * r, 0) : cx + r] += rng.uniform(-45, 45)
@@ -169,7 +173,7 @@ def _background(
 
 
 def _ground_texture(rng: np.random.Generator, texture: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Grey levels to add, float32 `[H, W]`."""
+    """Return the gray levels that a texture of `STUFF` adds at the coordinates `x` and `y`, float32 `[H, W]`."""
     if texture == "clear":
         return y * float(rng.uniform(0, 0.15))
     if texture == "stars":
@@ -191,19 +195,22 @@ def _ground_texture(rng: np.random.Generator, texture: str, x: np.ndarray, y: np
 def _places(
     rng: np.random.Generator, width: int, height: int, count: int, upper: str
 ) -> list[tuple[str, float, tuple[float, float, float]]]:
-    """Kind, place of the foot (for the order of painting), and center and scale of each thing; far ones first."""
-    edge, found = min(width, height), []
+    """Choose up to `count` things at random, and place them so that none hides too much of another.
+
+    Return for each thing, the farthest first, kind, y of the feet, and center and scale (x, y, half the height).
+    """
+    edge, placed = min(width, height), []
     boxes: list[tuple[float, float, float, float]] = []
     for _ in range(count):
         kind = str(rng.choice(list(THINGS)))
         air = THINGS[kind].air
-        for _ in range(8):
+        for _ in range(8):  # attempts to find a free place; after the last one, the thing is left out
             foot = float(rng.uniform(0.62, 1.0)) * height
             scale = edge * float(rng.uniform(0.13, 0.27))
             if air:
                 y, scale = float(rng.uniform(0.12, 0.5)) * height, scale * 0.85
                 y = max(y, scale * 0.9)
-                foot = 0.0  # all that hangs in the air is behind what stands on the ground
+                foot = 0.0  # things in the air are behind those on the ground
             else:
                 scale *= 0.35 + 0.7 * foot / height
                 y = foot - scale * 0.95
@@ -212,13 +219,13 @@ def _places(
             box = (x - wide, y - scale, x + wide, y + scale)
             if all(_hidden(box, other) < 1 - MIN_VISIBLE for other in boxes):
                 boxes.append(box)
-                found.append((kind, foot, (x, y, scale)))
+                placed.append((kind, foot, (x, y, scale)))
                 break
-    return sorted(found, key=lambda place: place[1])
+    return sorted(placed, key=lambda place: place[1])
 
 
 def _hidden(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
-    """The share that two boxes have in common of the smaller one."""
+    """Return the share of the smaller of two boxes that the other one covers, 0..1."""
     across = min(a[2], b[2]) - max(a[0], b[0])
     down = min(a[3], b[3]) - max(a[1], b[1])
     smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
@@ -235,11 +242,12 @@ def _draw_thing(
     owners: list[Owner],
     number: int,
 ) -> tuple[Brush, Thing]:
+    """Draw a thing; return its brush, and its attributes without the index of its region."""
     known: Kind = THINGS[kind]
     x, y, scale = place
     shade = str(rng.choice(known.shades or list(COLOURS)))
     red, green, blue = (int(np.clip(level + rng.normal(0, 8), 0, 255)) for level in COLOURS[shade])
-    style = rng.integers(4)  # flat, outlined, shaded (see _clothe), sketched
+    style = rng.integers(4)  # flat, outlined, shaded (see _add_textures), sketched
     brush = Brush(
         *canvas, owners, number, rng, (x, y), scale, float(rng.uniform(-known.turn, known.turn)), bool(rng.integers(2)),
         (red, green, blue), outline=bool(style in (1, 3)), wobble=0.02 if style == 3 else 0.0,
@@ -252,23 +260,23 @@ def _draw_thing(
     return brush, Thing(kind, color, size, texture, known.air, -1)
 
 
-def _clothe(
+def _add_textures(
     rng: np.random.Generator,
     pixels: np.ndarray,
     owner: np.ndarray,
     owners: list[Owner],
     made: list[tuple[Brush, Thing]],
 ) -> None:
-    """Texture and shading, laid over the pixels of each thing that can be seen."""
+    """Add texture and shading to the visible pixels of things, in the image `pixels`, float32 `[H, W, 3]`."""
     for number, (brush, thing) in enumerate(made):
         shaded = rng.random() < 0.3
         if not (shaded or thing.texture):
             continue
-        # Its shapes were drawn one after another, so its numbers in the owner map have no gap.
-        mine = [place for place, of in enumerate(owners, 1) if of.thing == number]
+        # The shapes of a thing were drawn one after another, so their numbers in the map of owners have no gap.
+        shapes = [shape for shape, shape_owner in enumerate(owners, 1) if shape_owner.thing == number]
         body = np.zeros(len(owners) + 1, bool)
-        # The parts that are most of what one sees of a thing are clothed with its body.
-        body[[place for place in mine if owners[place - 1].part in ("", "petal", "cap", "leaves", "wing")]] = True
+        # The texture covers the body, and parts that make up most of what is visible of a thing.
+        body[[shape for shape in shapes if owners[shape - 1].part in ("", "petal", "cap", "leaves", "wing")]] = True
         reach = 1.6 * brush.scale
         x0, x1 = max(int(brush.center[0] - reach), 0), max(int(brush.center[0] + reach) + 1, 0)
         y0, y1 = max(int(brush.center[1] - reach), 0), max(int(brush.center[1] + reach) + 1, 0)
@@ -276,24 +284,28 @@ def _clothe(
         y, x = np.mgrid[y0 : y0 + window.shape[0], x0 : x0 + window.shape[1]].astype(np.float32)
         here = body[window]
         if thing.texture:
-            dark = 75 if sum(brush.main) > 380 else -75  # what is taken away; a dark thing gets light marks
+            dark = 75 if sum(brush.main) > 380 else -75  # what is subtracted: dark things get light marks
             pixels[y0:y1, x0:x1][here & _marks(thing.texture, x, y, max(brush.scale * 0.34, 5.0))] -= dark
         if shaded:
-            whole = (window >= mine[0]) & (window <= mine[-1])
+            whole = (window >= shapes[0]) & (window <= shapes[-1])
             pixels[y0:y1, x0:x1] += np.where(whole, (brush.center[0] - x) / brush.scale * 22, 0)[..., None]
 
 
 def _marks(texture: str, x: np.ndarray, y: np.ndarray, period: float) -> np.ndarray:
-    """Where a texture's marks are, bool."""
+    """Return where the marks of a thing's texture are, bool `[H, W]`, for the coordinates `x` and `y` of pixels."""
+    marks: np.ndarray
     if texture == "striped":
-        return (x + y) % period < period * 0.42
-    if texture == "checked":
-        return (x % period < period / 2) ^ (y % period < period / 2)
-    return ((x % period) - period / 2) ** 2 + ((y % period) - period / 2) ** 2 < (period * 0.27) ** 2
+        marks = (x + y) % period < period * 0.42
+    elif texture == "checked":
+        marks = (x % period < period / 2) ^ (y % period < period / 2)
+    else:  # dotted
+        marks = ((x % period) - period / 2) ** 2 + ((y % period) - period / 2) ** 2 < (period * 0.27) ** 2
+    return marks
 
 
 def _regions(owner: np.ndarray, owners: list[Owner], kinds: list[str]) -> tuple[list[TrueRegion], dict[int, int]]:
-    """Things, parts and stuff that can be seen, and the place of each thing among them."""
+    """Return the visible regions of a scene, and the index of each thing's region among them."""
+    # The numbers of the shapes that make up each region.
     groups: dict[tuple[str, str, int, int], list[int]] = {}
     for number, (part, thing, instance) in enumerate(owners, 1):
         if thing >= 0:
@@ -302,15 +314,15 @@ def _regions(owner: np.ndarray, owners: list[Owner], kinds: list[str]) -> tuple[
                 groups.setdefault(("part", part, thing, instance), []).append(number)
         else:
             groups["stuff", part, -1, instance] = [number]
-    found: list[tuple[str, np.ndarray, str]] = []
+    regions: list[TrueRegion] = []
     places: dict[int, int] = {}
     order = ("thing", "part", "stuff")
     for (kind, label, thing, _), numbers in sorted(groups.items(), key=lambda entry: order.index(entry[0][0])):
-        mine = np.zeros(len(owners) + 1, bool)
-        mine[numbers] = True
-        mask = mine[owner]
+        in_region = np.zeros(len(owners) + 1, bool)
+        in_region[numbers] = True
+        mask = in_region[owner]
         if np.count_nonzero(mask) >= MIN_PIXELS:
             if kind == "thing":
-                places[thing] = len(found)
-            found.append((label, mask, kind))
-    return [TrueRegion(label, mask, kind) for label, mask, kind in found], places
+                places[thing] = len(regions)
+            regions.append(TrueRegion(label, mask, kind))
+    return regions, places

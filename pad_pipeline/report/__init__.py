@@ -1,1 +1,1 @@
-"""A run as people look at it: the HTML report of `pad report`, and the drawing of one image of `pad show`."""
+"""Shows a run to people: the HTML report of `pad report`, and the drawing of one image by `pad show`."""

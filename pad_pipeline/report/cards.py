@@ -1,4 +1,4 @@
-"""One image of a run as a report shows it: a small copy, and beside it all that was found, as JSON."""
+"""The card of an image in a report: a small copy of the image, and its tags and regions as JSON."""
 
 from __future__ import annotations
 
@@ -16,49 +16,50 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
 from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.masks import decode_mask
+from pad_pipeline.records import RegionJson
 from pad_pipeline.report.outline import outline
 from pad_pipeline.shards.reader import Sample, ShardFolder
 
 TOUCHED_BINS = 16
-"""The coverage of touched patches is counted in so many steps of 16."""
+"""The bins in which the coverage (1..255) of touched patches is counted; each is 16 wide."""
 
 
 @dataclass
 class Measure:
-    """One region in numbers, for the statistics."""
+    """The numbers of one region, for the statistics."""
 
     label: str
     score: float
     predicted_iou: float
     area: float
-    """Share of the image that its mask covers."""
+    """The share of the image that the mask covers, 0..1."""
     seen: float
-    """Share of the view that its mask covers."""
+    """The share of the view that the mask covers, 0..1."""
 
 
 @dataclass
 class Card:
-    """One image of a run."""
+    """The card of one image."""
 
     data: dict[str, Any]
-    """What the page shows."""
+    """The data that the page shows."""
     text: str
-    """The same as JSON."""
+    """`data` as JSON, see `as_script`."""
     image: bytes = b""
-    """JPEG; empty for an image that failed."""
+    """The small copy as a JPEG; empty for an image that failed."""
     measures: list[Measure] = field(default_factory=list)
     touched: np.ndarray = field(default_factory=lambda: np.zeros(TOUCHED_BINS, np.int64))
-    """int64 `[TOUCHED_BINS]`: patches that a region touches, by coverage."""
+    """The number of patches that a region touches, by coverage: int64 `[TOUCHED_BINS]`."""
 
 
 def make_card(shards: ShardFolder, name: str, row: dict[str, Any], edge: int) -> Card:
-    """The card of one index row of shard `name`.
+    """Make the card of one image.
 
     Args:
-        shards: where it is.
-        name: the shard's.
-        row: of its index.
-        edge: the image's long edge is at most this long, in pixels.
+        shards: the run.
+        name: the name of the image's shard.
+        row: the image's row in the shard's index.
+        edge: the greatest length of the small copy's long edge, in pixels.
 
     Raises:
         UserError: the shard is damaged.
@@ -70,9 +71,9 @@ def make_card(shards: ShardFolder, name: str, row: dict[str, Any], edge: int) ->
     try:
         image = _image(sample.image, shards.run.settings.get("decode", {}), edge)
         measures = [_measure(region, sample.coverage[n]) for n, region in enumerate(sample.meta["regions"])]
-        data |= _found(sample, shards.run.view, measures)
+        data |= _content(sample, shards.run.view, measures)
         text = as_script(data)
-    except Exception as error:  # outside bytes: whatever trips over them says what is wrong
+    except Exception as error:  # any exception here means that the shard's bytes are damaged
         rule = f"{row['key']} in it is damaged ({type(error).__name__}: {error})"
         raise UserError(
             "shards", f"{shards.folder}/{name}.tar", rule, f"see `pad verify {shards.folder} --deep`"
@@ -82,18 +83,20 @@ def make_card(shards: ShardFolder, name: str, row: dict[str, Any], edge: int) ->
 
 
 def as_script(value: Any) -> str:
-    """JSON that can stand in a script, even inside of HTML: ASCII, and nothing in it ends anything.
+    """Return JSON that is safe inside a `<script>` of HTML: in ASCII, with `<`, `>` and `&` escaped.
 
     Raises:
-        ValueError: a number in it is none that JSON has.
+        ValueError: a number is not finite, which JSON can't express.
     """
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def grid_of(view: View, width: int, height: int) -> list[float]:
-    """The patch grid over an image: its left and upper edge, a patch's width and height, in pixels of the upright
-    original. A crop's grid begins inside of the image, a padded one outside."""
+    """Return the patch grid over an image: left edge, upper edge, width and height of a patch.
+
+    All are in pixels of the upright original. A crop's grid begins inside the image, a padded one outside.
+    """
     x, y = view.axes(width, height)
     return [x.origin / x.pixel, y.origin / y.pixel, x.cell / x.pixel, y.cell / y.pixel]
 
@@ -106,7 +109,7 @@ def _image(data: bytes, settings: dict[str, Any], edge: int) -> bytes:
     return written.getvalue()
 
 
-def _measure(region: dict[str, Any], coverage: np.ndarray) -> Measure:
+def _measure(region: RegionJson, coverage: np.ndarray) -> Measure:
     height, width = region["rle"]["size"]
     area = float(coco_mask.area(region["rle"])) / (width * height)
     return Measure(
@@ -114,7 +117,7 @@ def _measure(region: dict[str, Any], coverage: np.ndarray) -> Measure:
     )
 
 
-def _found(sample: Sample, view: View, measures: list[Measure]) -> dict[str, Any]:
+def _content(sample: Sample, view: View, measures: list[Measure]) -> dict[str, Any]:
     meta = sample.meta
     width, height = int(meta["width"]), int(meta["height"])
     regions = []
@@ -122,13 +125,13 @@ def _found(sample: Sample, view: View, measures: list[Measure]) -> dict[str, Any
         regions.append(
             {
                 "label": region["label"],
-                "score": _short(region["score"]),
-                "label_score": _short(region["label_score"]),
-                "iou": _short(region["predicted_iou"]),
-                "alternates": [[str(other["label"]), _short(other["score"])] for other in region["alternates"]],
+                "score": _rounded(region["score"]),
+                "label_score": _rounded(region["label_score"]),
+                "iou": _rounded(region["predicted_iou"]),
+                "alternates": [[str(other["label"]), _rounded(other["score"])] for other in region["alternates"]],
                 "crowd": region["crowd"],
                 "box": [round(float(edge), 1) for edge in region["box"]],
-                "area": _short(measure.area),
+                "area": _rounded(measure.area),
                 "path": outline(decode_mask(region["rle"], width, height)),
                 "patches": _patches(coverage),
             }
@@ -137,15 +140,17 @@ def _found(sample: Sample, view: View, measures: list[Measure]) -> dict[str, Any
         "width": width,
         "height": height,
         "caption": meta["caption"] or "\n".join(str(turn["value"]) for turn in meta["conversations"]),
-        "tags": [[str(tag["label"]), _short(tag["score"])] for tag in meta["tags"]],
+        "tags": [[str(tag["label"]), _rounded(tag["score"])] for tag in meta["tags"]],
         "grid": grid_of(view, width, height),
         "regions": regions,
     }
 
 
 def _patches(coverage: np.ndarray) -> list[Any]:
-    """The part of the grid that a region touches: first row, first column, rows, columns, coverage in base64, row by
-    row; empty where the view shows nothing of it."""
+    """Return the part of the patch grid that a region touches; an empty list if it is outside the view.
+
+    The list has first row, first column, number of rows, number of columns, and the coverage, row by row, in base64.
+    """
     if not coverage.any():
         return []
     rows, columns = np.flatnonzero(coverage.any(1)), np.flatnonzero(coverage.any(0))
@@ -153,5 +158,6 @@ def _patches(coverage: np.ndarray) -> list[Any]:
     return [int(rows[0]), int(columns[0]), *part.shape, base64.b64encode(part.tobytes()).decode()]
 
 
-def _short(value: float) -> float:
+def _rounded(value: float) -> float:
+    """Round to four digits, to keep the report small."""
     return float(f"{float(value):.4g}")

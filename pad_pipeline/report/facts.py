@@ -1,4 +1,4 @@
-"""What a report says of the run itself: settings, models, fingerprints."""
+"""The facts about a run in its report: settings, models, fingerprints."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pad_pipeline.shards.reader import ShardFolder
 
 
 class Table(NamedTuple):
-    """Names and values."""
+    """A table of names and values."""
 
     title: str
     rows: list[tuple[str, str]]
 
 
 def run_facts(shards: ShardFolder, tally: Tally) -> list[Table]:
-    """Tables of a run's facts, without empty ones."""
+    """Return the tables of a run's facts; empty tables are left out."""
     run, view = shards.run, shards.run.view
-    the_run = [
+    run_rows = [
         ("where", str(shards.folder)),
         ("made by", f"pad {'import coco' if run.kind == 'import-coco' else run.kind}"),
         ("shards finished", f"{len(shards.names):,} of {run.shards:,}, {run.shard_size:,} images each"),
@@ -30,7 +30,7 @@ def run_facts(shards: ShardFolder, tally: Tally) -> list[Table]:
         *((what, f"{number:,}") for what, number in run.counts.items()),
     ]
     tables = [
-        Table("Run", the_run),
+        Table("Run", run_rows),
         Table("Models", [(what, model.name) for what, model in models(run)]),
         Table("Settings", _flat(run.settings)),
         Table("Fingerprints", [*sorted(run.fingerprints.items()), *(("accepted code", c) for c in run.accepted_code)]),

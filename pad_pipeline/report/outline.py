@@ -1,4 +1,4 @@
-"""A mask -> the outline that a page draws: a short SVG path, sharp at any size of the image."""
+"""Turns a mask into an outline for the page: a short SVG path, which is sharp at any size of the image."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ import numpy as np
 from PIL import Image
 
 REACH = 1024
-"""The unit of a path: the image's long edge is this long."""
+"""The length of the image's long edge in the units of a path."""
 _FINE = 256
-"""Larger masks are averaged before they are traced, by whole factors, to this long edge or somewhat more."""
+"""Larger masks are shrunk before they are traced, by averaging and by a whole factor, to a long edge of this many
+pixels or somewhat more."""
 _PASSES = 8
+"""How many times points are left out."""
 _TOLERANCE = 0.2
-"""A point that is not farther than this from the line between its neighbors is left out, in pixels of the averaged
-mask; `_PASSES` times."""
+"""A point is left out if it is this near to the line between its neighbors, or nearer, in pixels of the shrunk mask."""
 
 
 def outline(mask: np.ndarray) -> str:
-    """The outline of a mask as an SVG path, to be filled by the even-odd rule; empty where the mask is.
+    """Return the outline of a mask as an SVG path, to be filled by the even-odd rule.
 
     Args:
         mask: uint8 `[H, W]`, 0 or 1.
 
     Returns:
-        Closed rings in whole numbers, `REACH` along the image's long edge; each begins with an absolute `M x y` and
-        goes on with steps, `l dx dy`.
+        Closed rings in whole numbers, in a unit of which the image's long edge has `REACH`. Each ring is an absolute
+        `M x y` and relative steps `l dx dy`. The path of an empty mask is empty.
     """
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
@@ -33,23 +34,28 @@ def outline(mask: np.ndarray) -> str:
     factor = max(1, int(size.max()) // _FINE)
     left, top = columns[0] // factor * factor, rows[0] // factor * factor
     part = Image.fromarray(mask[top : rows[-1] + 1, left : columns[-1] + 1] * np.uint8(255)).reduce(factor)
-    ringed = np.zeros((part.height + 2, part.width + 2))  # so that what touches the image's edge is closed along it
-    ringed[1:-1, 1:-1] = np.asarray(part)
-    # A thing that is thinner than a pixel of the averaged mask still has an outline.
-    lines = contourpy.contour_generator(z=ringed).lines(min(127.5, float(ringed.max()) / 2))
-    # Sample k of `ringed` stands for pixel k - 1 of `part`, whose middle is k - 0.5.
+    # With a border of zeros, the outline of a mask at the image's edge is closed along the edge.
+    bordered = np.zeros((part.height + 2, part.width + 2))
+    bordered[1:-1, 1:-1] = np.asarray(part)
+    # The level adapts, so that a thing thinner than a pixel of the shrunk mask has an outline, too.
+    lines = contourpy.contour_generator(z=bordered).lines(min(127.5, float(bordered.max()) / 2))
+    # Sample k of `bordered` is pixel k - 1 of `part`, whose center is at k - 0.5.
     positions = ((_simplified(np.asarray(line)) - 0.5) * factor + (left, top) for line in lines)
     return "".join(_path(np.rint(position.clip(0, size) * REACH / size.max()).astype(int)) for position in positions)
 
 
 def _simplified(line: np.ndarray) -> np.ndarray:
-    """A closed line `[N, 2]`, its last point its first, with fewer points."""
+    """Leave out points of a closed line `[N, 2]`.
+
+    The last point of the line repeats the first; the result, float64 `[n, 2]`, does not repeat it.
+    """
     ring = line[:-1, 0] + 1j * line[:-1, 1]
     for turn in range(_PASSES):
         previous = np.concatenate((ring[-1:], ring[:-1]))
         along = np.concatenate((ring[1:], ring[:1])) - previous
         flat = np.abs(((ring - previous).conj() * along).imag) <= _TOLERANCE * np.abs(along)
-        # Never two neighbors at once, for each is judged by the other: the ring closes, so the first one stays.
+        # Never leave out two neighbors in one pass, because each is judged by the other. The first point always stays,
+        # because it is a neighbor of the last.
         flat[0] = flat[turn % 2 :: 2] = False
         if len(ring) - np.count_nonzero(flat) < 3:
             break
@@ -58,6 +64,7 @@ def _simplified(line: np.ndarray) -> np.ndarray:
 
 
 def _path(ring: np.ndarray) -> str:
+    """Return the SVG path of a ring of points, int64 `[N, 2]`; empty if it is a single point."""
     steps = np.diff(ring, axis=0)
     steps = steps[steps.any(1)]
     numbers = " ".join(map(str, steps.ravel().tolist()))

@@ -1,4 +1,4 @@
-"""One image with what was found in it: masks in color, boxes with labels and scores, the patch grid with coverage."""
+"""Draws the regions of an image: boxes with labels and scores, masks in color, coverage on the patch grid."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from pad_pipeline.geometry import View
 from pad_pipeline.masks import decode_mask
+from pad_pipeline.records import RegionJson, SampleJson
 
 EDGE = 360
 """Width and height of a panel, in pixels."""
 INK, PAPER = (25, 25, 30), (250, 250, 247)
 
 
-COLOURS = ("#f0a020", "#56b4e9", "#f0e442", "#00b884", "#ff7a33", "#e08fc0", "#5b8ff0")
-"""Those of `web/overlay.js`: Okabe and Ito's, which color-blind eyes can tell apart too."""
+COLORS = ("#f0a020", "#56b4e9", "#f0e442", "#00b884", "#ff7a33", "#e08fc0", "#5b8ff0")
+"""The colors of regions, as in `web/overlay.js`: those of Okabe and Ito, which color-blind people can tell apart."""
 TINTS = (0.0, 0.5, 0.75)
-"""Shares of white: after each seven, lighter ones."""
+"""Shares of white in the colors: after seven regions, the same colors come again, but lighter."""
 
 
 def color_of(number: int) -> tuple[int, ...]:
-    """Red, green, blue of region `number`."""
-    white = TINTS[number // len(COLOURS) % len(TINTS)]
-    return tuple(round(255 * white + (1 - white) * part) for part in ImageColor.getrgb(COLOURS[number % len(COLOURS)]))
+    """Return the color of region `number`: red, green and blue, 0..255."""
+    white = TINTS[number // len(COLORS) % len(TINTS)]
+    return tuple(round(255 * white + (1 - white) * part) for part in ImageColor.getrgb(COLORS[number % len(COLORS)]))
 
 
-def panels(image: Image.Image, meta: dict[str, Any], coverage: np.ndarray, view: View) -> Image.Image:
-    """Three panels side by side, with caption and tags below.
+def panels(image: Image.Image, meta: SampleJson, coverage: np.ndarray, view: View) -> Image.Image:
+    """Draw three panels side by side (boxes, masks, coverage), with the caption and the tags below.
 
     Args:
         image: the upright image.
-        meta: the sample's JSON member.
-        coverage: uint8 `[R, grid, grid]`.
-        view: what the vision encoder sees.
+        meta: the JSON member of the sample.
+        coverage: the masks member of the sample, uint8 `[R, grid, grid]`.
+        view: the view of the run.
     """
     text_height = 66
     sheet = Image.new("RGB", (3 * EDGE + 20, EDGE + text_height), PAPER)
@@ -55,7 +56,7 @@ def panels(image: Image.Image, meta: dict[str, Any], coverage: np.ndarray, view:
 
 
 def contact_sheet(rows: list[Image.Image]) -> Image.Image:
-    """Images of equal size in two columns."""
+    """Arrange images of equal size in two columns."""
     width, height = rows[0].size
     sheet = Image.new("RGB", (2 * width + 24, (height + 12) * -(-len(rows) // 2)), PAPER)
     for number, row in enumerate(rows):
@@ -63,7 +64,7 @@ def contact_sheet(rows: list[Image.Image]) -> Image.Image:
     return sheet
 
 
-def _boxes(image: Image.Image, regions: list[dict[str, Any]], scale: float) -> Image.Image:
+def _boxes(image: Image.Image, regions: list[RegionJson], scale: float) -> Image.Image:
     drawn = image.copy()
     draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(12)
     for number, region in reversed(list(enumerate(regions))):
@@ -77,23 +78,27 @@ def _boxes(image: Image.Image, regions: list[dict[str, Any]], scale: float) -> I
     return drawn
 
 
-def _masks(image: Image.Image, regions: list[dict[str, Any]]) -> Image.Image:
+def _masks(image: Image.Image, regions: list[RegionJson]) -> Image.Image:
     pixels = np.asarray(image.convert("L").convert("RGB")).astype(np.float32)
     masks = [
         (number, decode_mask(region["rle"], *reversed(region["rle"]["size"])).astype(bool))
         for number, region in enumerate(regions)
     ]
-    for number, mask in sorted(masks, key=lambda entry: -int(entry[1].sum())):  # small ones over large ones
+    # Large masks first, so that small ones are on top.
+    for number, mask in sorted(masks, key=lambda entry: -int(entry[1].sum())):
         pixels[mask] = 0.45 * pixels[mask] + 0.55 * np.array(color_of(number), np.float32)
     return Image.fromarray(pixels.astype(np.uint8))
 
 
 def _patches(image: Image.Image, coverage: np.ndarray, view: View) -> Image.Image:
-    """The view with its grid; each patch in the color of the smallest region that covers half of it or more, as
-    strong as it is covered."""
-    seen = view.apply(image, (127, 127, 127)).resize((EDGE, EDGE), Image.Resampling.BICUBIC)
-    pixels = np.asarray(seen).astype(np.float32)
+    """Draw the view and its patch grid.
+
+    A patch has the color of the smallest region that covers half of it or more; the higher the coverage, the stronger.
+    """
+    shown = view.apply(image, (127, 127, 127)).resize((EDGE, EDGE), Image.Resampling.BICUBIC)
+    pixels = np.asarray(shown).astype(np.float32)
     tint, strength = np.zeros((view.grid, view.grid, 3), np.float32), np.zeros((view.grid, view.grid), np.float32)
+    # Large regions first, so that the smallest one gives a patch its color.
     for number in np.argsort(-coverage.astype(int).sum((1, 2)), kind="stable"):
         over = coverage[number] >= 128
         tint[over], strength[over] = color_of(int(number)), coverage[number][over] / 255
@@ -103,14 +108,14 @@ def _patches(image: Image.Image, coverage: np.ndarray, view: View) -> Image.Imag
     drawn = Image.fromarray(pixels.astype(np.uint8))
     draw = ImageDraw.Draw(drawn)
     for line in range(1, view.grid):
-        at = line * EDGE / view.grid
-        draw.line((at, 0, at, EDGE), fill=(255, 255, 255), width=1)
-        draw.line((0, at, EDGE, at), fill=(255, 255, 255), width=1)
+        position = line * EDGE / view.grid
+        draw.line((position, 0, position, EDGE), fill=(255, 255, 255), width=1)
+        draw.line((0, position, EDGE, position), fill=(255, 255, 255), width=1)
     return drawn
 
 
 def _wrapped(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int, most: int) -> list[str]:
-    """At most `most` lines; what does not fit ends in an ellipsis."""
+    """Break a text into at most `most` lines of `width` pixels; a longer text is cut, and ends in an ellipsis."""
     lines, words = [""], text.split()
     for number, word in enumerate(words):
         longer = f"{lines[-1]} {word}".strip()

@@ -1,8 +1,9 @@
-"""A report that opens from disk in any browser: pages, index, statistics, written as a stream.
+"""Writes a report that any browser opens from disk: pages, index and statistics.
 
-A page that is opened from disk may not fetch files, but it may load scripts. So data lies in scripts that call
-`padData(name, value)`: `data/page-000000.js` holds the images of one page, `data/index-000000.js` status and labels of
-4096 images, and `data/text-000000.js` what is searched of them. The browser loads each when it needs it.
+A page that is opened from disk may not fetch files, but it may load scripts. So the data is in scripts that call
+`padData(name, value)`. `data/page-000000.js` holds the images of one page, `data/index-000000.js` the status and labels
+of 4096 images, and `data/text-000000.js` the texts of these images that can be searched. The browser loads a script
+when it needs it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pad_pipeline.report.tally import Tally
 from pad_pipeline.shards.reader import ShardFolder
 
 MARK = ".pad-report"
-"""A file that only a report has: the folder may be written over."""
+"""A file that only a report has; a folder with it may be overwritten."""
 _WEB = Path(__file__).parent / "web"
 _PARTS = ("data", "images", "assets")
 _ASSETS = ("report.css", "overlay.js", "report.js")
@@ -35,25 +36,25 @@ _ASSETS = ("report.css", "overlay.js", "report.js")
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """How a report is cut."""
+    """The size of a report and of its parts."""
 
     limit: int | None = None
-    """Images, from the first one; None for all."""
+    """The number of images, counted from the first; None for all."""
     page_size: int = 24
     """Images on one page, and in one data file."""
     edge: int = 512
-    """Long edge of the images, in pixels."""
+    """The long edge of the small copies of images, in pixels."""
     block: int = 4096
     """Images in one file of the index."""
     threads: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
-    """For reading, decoding and drawing."""
+    """Threads that read, decode and draw images."""
 
 
 def prepare_out(out: Path) -> None:
-    """Make the folder of a report, with nothing of an earlier one in it.
+    """Create the folder of a report, and remove the files of an earlier report from it.
 
     Raises:
-        UserError: it is in use for something else.
+        UserError: the folder holds something else, or can't be written.
     """
     remedy = "name a folder that is new, empty, or an earlier report"
     if out.exists() and not out.is_dir():
@@ -63,7 +64,7 @@ def prepare_out(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / MARK).write_text("`pad report` may replace what is in this folder.\n")
-        (out / "index.html").unlink(missing_ok=True)  # first of all: a half report should not open
+        (out / "index.html").unlink(missing_ok=True)  # removed first, so that half a report does not open
         for part in _PARTS:
             if (out / part).is_symlink() or (out / part).is_file():
                 (out / part).unlink()
@@ -75,29 +76,29 @@ def prepare_out(out: Path) -> None:
 
 
 def write_report(shards: ShardFolder, out: Path, settings: ReportSettings) -> Iterator[Counter[str]]:
-    """Write the report of a run, in memory that does not grow with its images. `index.html` comes last.
+    """Write the report of a run. Memory does not grow with the number of images; `index.html` is written last.
 
     Args:
-        shards: of the run.
-        out: the folder, see `prepare_out`.
-        settings: how it is cut.
+        shards: the run.
+        out: the folder of the report, see `prepare_out`.
+        settings: the size of the report and of its parts.
 
     Yields:
-        After each shard, what of it was written: `images`, `failed`, `regions`.
+        After each shard, how many of its `images`, `failed` images and `regions` were written.
 
     Raises:
-        UserError: a shard is damaged, or the folder is in use.
-        OSError: it can't be written.
+        UserError: a shard is damaged, or the folder holds something else.
+        OSError: a file can't be written.
     """
     prepare_out(out)
     writer = _Writer(out, settings)
     for _, cards in groupby(_cards(shards, settings), lambda card: card.data["shard"]):
-        found: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for card in cards:
             writer.add(card)
             failed = card.data["status"] == "failed"
-            found.update(images=1, failed=failed, regions=len(card.measures))
-        yield found
+            counts.update(images=1, failed=failed, regions=len(card.measures))
+        yield counts
     writer.close()
     tally = writer.tally
     facts = {
@@ -105,7 +106,7 @@ def write_report(shards: ShardFolder, out: Path, settings: ReportSettings) -> It
         "page_size": settings.page_size,
         "block": settings.block,
         "patches": shards.run.view.grid,
-        "labels": [[label, found.count] for label, found in tally.labels.items()],
+        "labels": [[label, regions.count] for label, regions in tally.labels.items()],
     }
     _write_script(out / "data", "facts", as_script(facts))
     for name in _ASSETS:
@@ -114,7 +115,7 @@ def write_report(shards: ShardFolder, out: Path, settings: ReportSettings) -> It
 
 
 def _cards(shards: ShardFolder, settings: ReportSettings) -> Iterator[Card]:
-    """In order, a few ahead, made in threads."""
+    """Yield the cards of a run in order; threads make a few of them ahead."""
     with ThreadPoolExecutor(settings.threads) as threads:
         waiting: deque[Future[Card]] = deque()
         try:
@@ -130,7 +131,7 @@ def _cards(shards: ShardFolder, settings: ReportSettings) -> Iterator[Card]:
 
 
 class _Writer:
-    """Takes cards in order, and writes pages and blocks of the index as they fill."""
+    """Takes cards in order, and writes each page and each block of the index when it is full."""
 
     def __init__(self, out: Path, settings: ReportSettings) -> None:
         self.out, self.settings, self.tally = out, settings, Tally()
@@ -140,7 +141,7 @@ class _Writer:
         self.texts: list[str] = []
 
     def add(self, card: Card) -> None:
-        """Write one image: its small copy, its card on the page, its lines in the index and in the statistics."""
+        """Add one card: write its small copy, and add it to the page, the index and the statistics."""
         number, position = divmod(self.tally.images, self.settings.page_size)
         if card.image:
             folder = self.out / "images" / f"{number:06d}"
@@ -155,14 +156,14 @@ class _Writer:
             self._close_block()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the last page and the last block of the index."""
         if self.page:
             self._close_page()
         if self.statuses:
             self._close_block()
 
     def _index(self, card: Card) -> None:
-        """The image's status, the best score of each of its labels in percent, and the words to be searched."""
+        """Add to the index: the image's status, the best score of each label in percent, and the text to search."""
         best: dict[int, int] = {}
         for measure in card.measures:
             label = self.tally.labels[measure.label].number
@@ -203,5 +204,5 @@ def _write_page(shards: ShardFolder, out: Path, tally: Tally) -> None:
         written=f"{datetime.now(UTC):%Y-%m-%d} by pad {__version__}",
     )
     partial = out / ".index.html.partial"
-    partial.write_bytes(page.encode("utf-8", "replace"))  # a lone surrogate of a caption has no form in UTF-8
+    partial.write_bytes(page.encode("utf-8", "replace"))  # a lone surrogate in a text can't be encoded
     partial.replace(out / "index.html")

@@ -1,4 +1,4 @@
-"""Statistics of a run, counted image by image: labels, scores, coverage, sizes, failures."""
+"""The statistics of a run, counted image by image: labels, scores, coverage, sizes, failures."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from itertools import pairwise
 from pad_pipeline.report.cards import TOUCHED_BINS, Card
 
 _REASONS = 1000
-"""Distinct reasons of failures that are kept apart; each could name its own file."""
+"""Distinct reasons of failures that are counted separately. There is a limit, because each reason may name a file."""
 _SUCH_AS = 3
+"""Images that are named as examples for a reason."""
 OTHER = ("", "other reasons")
+"""The stage and the reason under which further reasons are counted."""
 
 
 @dataclass
 class Histogram:
-    """Counts between edges; the last bin holds its upper edge, and what lies outside goes into the outermost bins."""
+    """Counts of values in bins between `edges`.
+
+    The last bin includes its upper edge. Values outside all bins are counted in the first or the last one.
+    """
 
     title: str
     edges: Sequence[float]
@@ -29,19 +34,19 @@ class Histogram:
         self.counts = [0] * (len(self.edges) - 1)
 
     def add(self, value: float, times: int = 1) -> None:
-        """Count `value`."""
+        """Count `value` `times` times."""
         self.counts[min(max(bisect_right(self.edges, value) - 1, 0), len(self.counts) - 1)] += times
 
     @property
     def total(self) -> int:
-        """How many were counted."""
+        """The number of values that were counted."""
         return sum(self.counts)
 
     @property
     def bins(self) -> list[tuple[str, int]]:
-        """Name and count of each."""
+        """The name and the count of each bin."""
         names = [f"{low:g} to {high:g}" for low, high in pairwise(self.edges)]
-        if all(high == low + 1 for low, high in pairwise(self.edges[:-1])):  # whole numbers
+        if all(high == low + 1 for low, high in pairwise(self.edges[:-1])):  # a bin for each whole number
             names = [f"{low:g}" for low in self.edges[:-1]]
         if self.edges[-1] == float("inf"):
             names[-1] = f"{self.edges[-2]:g} or more"
@@ -50,22 +55,22 @@ class Histogram:
 
 @dataclass
 class LabelCount:
-    """What the regions of one label come to."""
+    """The number and the area of the regions of one label."""
 
     number: int
-    """Of the label in the report's index, by first appearance."""
+    """The label's number in the report's index; labels are numbered as they first appear."""
     count: int = 0
     area: float = 0.0
-    """Sum over its regions of the share of the image."""
+    """The sum over regions of the share of the image that each covers (0..1)."""
 
 
 @dataclass
 class Failure:
-    """Images in quarantine for one reason."""
+    """The images in quarantine for one reason."""
 
     count: int = 0
     such_as: list[str] = field(default_factory=list)
-    """The first of them, by their path in the source."""
+    """Examples: the first images, by their path in the source."""
 
 
 def _shares(title: str, steps: int = 20) -> Histogram:
@@ -74,12 +79,12 @@ def _shares(title: str, steps: int = 20) -> Histogram:
 
 @dataclass
 class Tally:
-    """Counts over the images of a report. Its size is that of the vocabulary, whatever the number of images."""
+    """Counts over the images of a report. Its size grows with the number of labels, not with the number of images."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     labels: dict[str, LabelCount] = field(default_factory=dict)
     failures: dict[tuple[str, str], Failure] = field(default_factory=dict)
-    """By stage and reason."""
+    """The failures by stage and reason."""
     captions: int = 0
     tags: int = 0
     regions: int = 0
@@ -111,17 +116,17 @@ class Tally:
 
     @property
     def images(self) -> int:
-        """Images in all, failed ones too."""
+        """The number of all images, failed ones included."""
         return self.statuses.total()
 
     @property
     def histograms(self) -> list[Histogram]:
-        """All, in the order in which a report shows them."""
-        found = [self.per_image, self.scores, self.ious, self.areas, self.seen, self.touched]
-        return [*found, self.long_edges, self.aspects]
+        """All histograms, in the order of the report."""
+        of_regions = [self.per_image, self.scores, self.ious, self.areas, self.seen, self.touched]
+        return [*of_regions, self.long_edges, self.aspects]
 
     def add(self, card: Card) -> None:
-        """Count one image."""
+        """Count the image of a card."""
         data = card.data
         self.statuses[data["status"]] += 1
         if data["status"] == "failed":

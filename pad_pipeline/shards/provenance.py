@@ -10,13 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.roles import FINDS, ORDER, ROLES, section_of
 from pad_pipeline.shards.run import RUN_NAME, Run
 
-STAGES = {"tag": "tagger", "ground": "detector", "segment": "segmenter"}
-"""Stage -> the section of its model in the settings, in the order of the stages."""
-_ORDER = (*STAGES, "patchify")
-_REFERENCES = {"tagger": "weights", "detector": "model", "segmenter": "weights", "llm": "llm"}
-"""Section -> the setting that names the model."""
+_REFERENCES = ("weights", "model", "llm")
+"""The settings that name a model; each section has one of them."""
 _DECIDING = (
     "threshold", "thresholds", "box_threshold", "text_threshold", "alternates", "nms_iou", "nms_iou_across_labels",
     "min_size", "unboxable",
@@ -29,7 +27,7 @@ class Model:
     """One model that a run was made with."""
 
     section: str
-    """`tagger`, `detector`, `segmenter`; `grounder`, which is the first two in one; or `llm`."""
+    """A key of `ROLES`, such as `tagger`; or `llm`."""
     name: str
     """As the settings have it: path, URL or hub name; or the class, for a model of the user's own."""
     hashes: dict[str, str]
@@ -70,8 +68,8 @@ def models(run: Run) -> list[tuple[str, Model]]:
     named = [
         (f"{number}{model.section}", model)
         for number, origin in zip(numbers, found, strict=True)
-        for stage, model in origin.models.items()
-        if not (stage == "ground" and model.section == "grounder" and "tag" in origin.models)  # named at `tag`
+        for step, model in origin.models.items()
+        if all(origin.models.get(earlier) is not model for earlier in ORDER[: ORDER.index(step)])
     ]
     words = _model("llm", run.settings.get("llm"), {"llm": run.fingerprints.get("llm_embedding")})
     return [*named, ("word embeddings", words)] if words else named
@@ -84,8 +82,8 @@ def _origins(settings: dict[str, Any], fingerprints: dict[str, Any]) -> list[Ori
     else:
         found = [Origin(_models(settings, fingerprints), [])]
         earlier, redone = _object(settings.get("earlier")), settings.get("redo_from")
-        if earlier and redone in _ORDER:
-            kept = _ORDER[: _ORDER.index(redone)]
+        if earlier and redone in ORDER:
+            kept = ORDER[: ORDER.index(redone)]
             anew = {stage: model for stage, model in found[0].models.items() if stage not in kept}
             found = [
                 Origin(
@@ -100,15 +98,16 @@ def _origins(settings: dict[str, Any], fingerprints: dict[str, Any]) -> list[Ori
 
 
 def _models(settings: dict[str, Any], fingerprints: dict[str, Any]) -> dict[str, Model]:
-    """The models of a build, by stage; none for an import."""
-    tagger = _object(settings.get("tagger"))
-    # A grounder's settings stand in both places; those of an own tagger and an own detector always differ.
-    fused = "class" in tagger and tagger == settings.get("detector")
-    found = {
-        stage: _model("grounder" if fused and stage != "segment" else section, settings.get(section), fingerprints)
-        for stage, section in STAGES.items()
-    }
-    return {stage: model for stage, model in found.items() if model}
+    """Return the models of a build, by step; none for an import."""
+    entries = {step: settings.get(section_of(step)) for step in FINDS}
+    found: dict[str, Model] = {}
+    for section, steps in sorted(ROLES.items(), key=lambda role: -len(role[1])):
+        first = entries[steps[0]]
+        # A model that does several steps stands in the section of each; no two models have the same settings.
+        alike = steps[0] not in found and all(entries[step] == first for step in steps)
+        if alike and (model := _model(section, first, fingerprints)):
+            found |= dict.fromkeys(steps, model)
+    return {step: found[step] for step in FINDS if step in found}
 
 
 def _model(section: str, entry: Any, fingerprints: dict[str, Any]) -> Model | None:
@@ -124,7 +123,9 @@ def _model(section: str, entry: Any, fingerprints: dict[str, Any]) -> Model | No
         numbers = {n: v for n, v in _object(entry.get("settings")).items() if isinstance(v, int | float)}
         return Model(section, str(entry["class"]), hashes, deciding | numbers)
     hashes = {"": texts[section]} if section in texts else {}
-    return Model(section, str(entry.get(_REFERENCES[section], "unknown")), hashes, deciding)
+    return Model(
+        section, next((str(entry[name]) for name in _REFERENCES if name in entry), "unknown"), hashes, deciding
+    )
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import PatchRule, select_patches
-from pad_pipeline.records import INDEX_SCHEMA, shard_name
+from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, SampleJson, shard_name
 from pad_pipeline.shards.keys import is_key
 from pad_pipeline.shards.run import Run
-from pad_pipeline.shards.writer import MEMBERS, TOTALS
+from pad_pipeline.shards.writer import TOTALS
 from pad_pipeline.storage import Folder, folder_at
 
 _USED = ["key", "labels", *(f"{member}_{part}" for member in MEMBERS for part in ("at", "bytes"))]
@@ -36,7 +36,7 @@ class Sample:
     key: str
     image: bytes
     """The original file."""
-    meta: dict[str, Any]
+    meta: SampleJson
     """The JSON member."""
     coverage: np.ndarray
     """uint8 `[R, grid, grid]`."""
@@ -120,7 +120,7 @@ class ShardFolder:
             table = file.read(INDEX_SCHEMA.names, use_threads=False)
             if any(column.null_count for column in table.columns):
                 raise ValueError("a value is missing")
-            rows = table.cast(INDEX_SCHEMA).to_pylist()
+            rows: list[dict[str, Any]] = table.cast(INDEX_SCHEMA).to_pylist()
             if odd := [row["key"] for row in rows if not is_key(row["key"])]:
                 raise ValueError(f"{odd[0][:80]!r} is no key of pad's")
             return rows

@@ -20,7 +20,7 @@ RUN_NAME = "run.json"
 class Run(BaseModel):
     """The facts that decide a run's bytes. The engine and the number of workers are not among them."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: int = SCHEMA_VERSION
     kind: str

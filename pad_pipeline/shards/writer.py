@@ -12,14 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pad_pipeline.records import INDEX_SCHEMA, SCHEMA_VERSION, ImageRecord, Shard
+from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, SCHEMA_VERSION, ImageRecord, Shard
 from pad_pipeline.shards.seal import UNSEALED, seal
 from pad_pipeline.storage import Folder
-
-MEMBERS = {"image": "jpg", "json": "json", "masks": "masks.npy", "embeds": "embeds.npy"}
-"""Member -> ending. Images of every format end in `.jpg`: readers decode by content, and Hugging Face `datasets`
-refuses a tar in which samples differ in their members. The true format is in the JSON."""
-
 
 TOTALS = ("images", "ok", "empty", "failed", "tags", "regions")
 """What is counted: images, by status, and what was found in them."""
@@ -43,7 +38,7 @@ def write_shard(shard: Shard, folder: Folder, identity: str) -> Counter[str]:
         How many images have each status, and the tags and regions in all.
     """
     tar_name, index_name = f"{shard.name}.tar", f"{shard.name}.parquet"
-    index = [_index_row(record) for record in shard.rows]
+    index = [record.index_row() for record in shard.rows]
     position = {record.key: row for row, record in enumerate(shard.rows)}
     reached("before data")
     with folder.commit(tar_name) as partial:
@@ -92,16 +87,6 @@ def _richest_first(records: list[ImageRecord]) -> list[ImageRecord]:
 
     best = max(records, key=filled, default=None)
     return records if best is None else [best, *(record for record in records if record is not best)]
-
-
-def _index_row(record: ImageRecord) -> dict:
-    row = {
-        name: getattr(record, name) for name in ("key", "id", "source", "status", "stage", "reason", "width", "height")
-    }
-    for member in MEMBERS:
-        row |= {f"{member}_at": -1, f"{member}_bytes": 0}
-    counts = {"tags": len(record.tags), "regions": len(record.regions), "labels": len(record.labels)}
-    return row | counts | {"sha256": ""}
 
 
 def _add_sample(tar: tarfile.TarFile, record: ImageRecord) -> dict[str, int | str]:

@@ -5,39 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.records import Planned
 from pad_pipeline.storage import is_url, url_problem
-
-
-@dataclass(slots=True)
-class Planned:
-    """One image as a source lists it, before any file is opened."""
-
-    id: str
-    source: str
-    """What the user knows it by: the path relative to the source's root, or a URL."""
-    file: str = ""
-    """The file that holds it, where that is not `source`: the tar around it."""
-    at: int = -1
-    """Where in that file it begins, in bytes; -1: it is the whole file."""
-    size: int | None = None
-    """Its bytes, where the source knows; None: ask the file system."""
-    earlier_at: int = -1
-    """Where in `file` the JSON of an earlier run begins; -1: there is none."""
-    earlier_bytes: int = 0
-    caption: str = ""
-    conversations: Sequence[Mapping[str, str]] = ()
-    annotations: Sequence[Mapping[str, Any]] = ()
-    sha256: str = ""
-    """Of its content, where the source knows it."""
-    problem: str = ""
-    """Why it can't be used; it becomes a failed row, so that no record is lost."""
 
 
 class Source(Protocol):

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.sources.base import Planned, path_problem, read_json, require_folder
+from pad_pipeline.records import Planned
+from pad_pipeline.sources.base import path_problem, read_json, require_folder
 from pad_pipeline.sources.llava import caption_of, read_conversations
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.sources.base import Planned, require_folder
+from pad_pipeline.records import Place, Planned
+from pad_pipeline.sources.base import require_folder
 from pad_pipeline.storage import file_system
 
 IMAGE_ENDINGS = frozenset(
@@ -83,7 +84,8 @@ class RemoteFolderSource:
             for name in sorted(files):
                 if name and _is_image(name, self.counts):
                     planned = _planned(f"{below}/{name}" if below else name)
-                    planned.size = files[name].get("size")
+                    if (size := files[name].get("size")) is not None:
+                        planned.place = Place("", size=size)
                     yield planned
 
     def _walk(self) -> Iterator[Any]:

@@ -12,7 +12,8 @@ from typing import Any, TextIO
 import orjson
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.sources.base import Planned, clean, location_problem, require_folder
+from pad_pipeline.records import Planned
+from pad_pipeline.sources.base import clean, location_problem, require_folder
 from pad_pipeline.storage import file_system, is_url
 
 _WINDOW = 1 << 16

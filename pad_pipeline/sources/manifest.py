@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.sources.base import Planned, below, clean, ending_of, location_problem
+from pad_pipeline.records import Planned
+from pad_pipeline.sources.base import below, clean, ending_of, location_problem
 from pad_pipeline.sources.llava import caption_of, default_root, open_text, read_conversations
 from pad_pipeline.storage import file_system, is_url
 

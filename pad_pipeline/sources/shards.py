@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from pad_pipeline.sources.base import Planned
+from pad_pipeline.records import Place, Planned
 from pad_pipeline.storage import Folder
 
 
@@ -35,11 +35,8 @@ class ShardsSource:
             yield Planned(
                 row["id"],
                 row["source"],
-                file=f"{name}.tar",
-                at=row["image_at"],
-                size=row["image_bytes"],
-                earlier_at=row["json_at"],
-                earlier_bytes=row["json_bytes"],
-                sha256=row["sha256"],
+                place=Place(f"{name}.tar", row["image_at"], row["image_bytes"]),
+                earlier=Place(f"{name}.tar", row["json_at"], row["json_bytes"]),
+                sample_sha256=row["sha256"],
                 problem=problem,
             )

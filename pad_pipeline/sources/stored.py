@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pad_pipeline.records import Planned, ShardRow
 from pad_pipeline.shards.reader import ShardFolder, open_shards
-from pad_pipeline.sources.base import Planned
 
 
 class Selection(BaseModel):
@@ -50,7 +50,7 @@ class Selection(BaseModel):
 class StoredSource:
     """Every image of finished shards, failed ones too, in plan order, one run behind the other.
 
-    A planned image's `file` is the index of the shard that it is in, and `at` its row there.
+    Each image is planned at its `ShardRow`.
 
     Args:
         folders: of runs; each a path or a URL.
@@ -81,8 +81,8 @@ class StoredSource:
                         self.counts["images left out"] += 1
                         continue
                     size = max(row["image_bytes"], 0)
-                    file = f"{where}{name}.parquet"
-                    yield Planned(row["id"], row["source"], file=file, at=number, size=size, sha256=row["sha256"])
+                    at = ShardRow(f"{where}{name}.parquet", number, size)
+                    yield Planned(row["id"], row["source"], place=at, sample_sha256=row["sha256"])
 
     def _prefix(self, shards: ShardFolder) -> str:
         if shards.folder.remote:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.sources.base import Planned, clean, require_folder
+from pad_pipeline.records import Place, Planned
+from pad_pipeline.sources.base import clean, require_folder
 from pad_pipeline.sources.folder import IMAGE_ENDINGS
 from pad_pipeline.sources.llava import caption_of, read_conversations
 from pad_pipeline.storage import file_system, is_url
@@ -190,9 +191,7 @@ def _planned(tar: str, sample: _Sample, image: tarfile.TarInfo) -> Planned:
     return Planned(
         name,
         f"{tar}/{image.name}",
-        file=tar,
-        at=image.offset_data,
-        size=image.size,
+        place=Place(tar, image.offset_data, image.size),
         caption=caption,
         conversations=turns,
         problem=problem,

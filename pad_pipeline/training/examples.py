@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -163,7 +163,7 @@ class ShardExamples:
             if not caption.strip():
                 return NOTHING, "it has no caption"
             return _cut(self.template.caption(caption), self.sight.tokens, self.settings)
-        return _dialogue(self.template, turns, True, self.sight.tokens, self.settings)
+        return _dialogue(self.template, cast("list[dict[str, str]]", turns), True, self.sight.tokens, self.settings)
 
 
 class DialogueExamples:

@@ -215,3 +215,8 @@ def files(custom: CustomSettings) -> dict[str, Path]:
     settings = _settings(custom, find_class(custom), Path.cwd())
     values = {} if settings is None else {name: getattr(settings, name) for name in type(settings).model_fields}
     return {name: path for name, path in values.items() if isinstance(path, Path) and path.is_file()}
+
+
+def module_file(custom: CustomSettings) -> Path:
+    """Return the Python file that the class is in."""
+    return Path(str(sys.modules[find_class(custom).__module__].__file__))

@@ -1,26 +1,30 @@
-"""What stands in the TOML for a model of the user's own."""
+"""Settings of a model of the user's own: a class that the models file names."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+import io
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.stages.settings import StageSettings
+from pad_pipeline.weights import ModelFile
+
+if TYPE_CHECKING:
+    from pad_pipeline.images import DecodeSettings
+    from pad_pipeline.stages.base import Stage
+    from pad_pipeline.stages.compute import ComputeSettings
+
+SECTIONS = {"class", "entry_point"}
+"""Settings by which a section of a models file shows that it names a class of the user's own."""
 
 
-class CustomSettings(BaseModel):
-    """A model of the user's own, in the place of one of pad's."""
+class CustomSettings(StageSettings):
+    """Settings of a model of the user's own, which replaces one of pad's."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
-    section: ClassVar[str]
-    """Of the TOML file."""
     method: ClassVar[str]
     """What the class must be able to do; see `pad_pipeline.stages.custom.protocol`."""
 
@@ -29,10 +33,8 @@ class CustomSettings(BaseModel):
     entry_point: str = Field("", exclude=True)
     """Instead of `class`: the name that an installed package gives it in the entry points' group `pad.detectors`
     (`pad.taggers`, `pad.segmenters`, `pad.grounders`)."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
     """What the class's own `Settings` are filled from. Those of type `Path` are relative to the TOML file."""
-    batch_size: int = Field(8, gt=0)
-    """Images in one call."""
     code: str = Field("", exclude=True)
     """What `code_of` says where the run was begun; a worker that finds something else refuses."""
 
@@ -49,8 +51,45 @@ class CustomSettings(BaseModel):
 
     @property
     def field(self) -> str:
-        """What names it, for errors."""
+        """The setting that names the class, for errors."""
         return f"{self.section}.{'entry_point' if self.entry_point else 'class'}"
+
+    @property
+    def code_version(self) -> str:
+        """See `StageSettings`."""
+        return self.code
+
+    def files(self) -> list[ModelFile]:
+        """The module of the class, and each file that a setting of type `Path` names."""
+        from pad_pipeline.stages.custom.load import files, module_file
+
+        named = [ModelFile(f"{self.section}.settings.{name}", str(path)) for name, path in files(self).items()]
+        return [ModelFile(self.field, self.code or self.class_, code=module_file(self)), *named]
+
+    def fingerprints(self) -> dict[str, str]:
+        """See `StageSettings`, and `fingerprints` in `pad_pipeline.stages.custom.load`."""
+        from pad_pipeline.stages.custom.load import fingerprints
+
+        return fingerprints(self)
+
+    def check(self) -> str:
+        """Make the model and ask it about a gray image: most mistakes against the protocol show there."""
+        from PIL import Image
+
+        from pad_pipeline.images import DecodeSettings
+        from pad_pipeline.records import ImageRecord, Region, Shard, Tag
+        from pad_pipeline.stages.compute import ComputeSettings
+
+        row = ImageRecord("check", "check", key="check", width=64, height=48)
+        with io.BytesIO() as sink:
+            Image.new("RGB", (row.width, row.height), "grey").save(sink, "PNG")
+            row.data, row.format = sink.getvalue(), "PNG"
+        row.tags, row.regions = [Tag("thing", 1.0)], [Region("thing", (8.0, 8.0, 40.0, 40.0))]
+        self.make(DecodeSettings(), ComputeSettings(precision="float32"))(Shard(0, [row]))
+        if row.status == "failed":
+            rule = f"asked about a gray image, it fails ({row.reason})"
+            raise UserError(self.field, self.class_, rule, "mend the class")
+        return ", ".join([self.code, *(f"{name} {value}" for name, value in self.fingerprints().items())])
 
 
 class CustomTagger(CustomSettings):
@@ -58,16 +97,50 @@ class CustomTagger(CustomSettings):
 
     section, method = "tagger", "tag"
 
+    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Stage[Any, Any]:
+        """Make a `TagStage`."""
+        from pad_pipeline.stages.custom.stages import TagStage
 
-class CustomDetector(CustomSettings):
-    """See `pad_pipeline.stages.custom.protocol.Detector`. The others as in `DetectorSettings`."""
+        return TagStage(self, decoding, compute)
 
-    section, method = "detector", "detect"
 
-    unboxable: str = "default"
+class CustomBoxes(CustomSettings):
+    """Which boxes of a class of the user's own are kept; the settings mean the same as in `DetectorSettings`."""
+
     nms_iou: float = Field(1.0, ge=0, le=1)
     nms_iou_across_labels: float = Field(1.0, ge=0, le=1)
     min_size: float = Field(1.0, ge=0)
+
+
+class CustomDetector(CustomBoxes):
+    """See `pad_pipeline.stages.custom.protocol.Detector`."""
+
+    section, method, paths = "detector", "detect", ("unboxable",)
+
+    unboxable: str = "default"
+
+    def files(self) -> list[ModelFile]:
+        """See `CustomSettings`; and the list of tags that are not looked for."""
+        from pad_pipeline.stages.ground import unboxable_files
+
+        return super().files() + unboxable_files(self.unboxable)
+
+    def fingerprints(self) -> dict[str, str]:
+        """See `CustomSettings`; and the list of tags that are not looked for."""
+        from pad_pipeline.stages.ground import unboxable_fingerprint
+
+        return super().fingerprints() | unboxable_fingerprint(self.unboxable)
+
+    def check(self) -> str:
+        """See `CustomSettings`. The detector is asked in any case, whatever tags are not looked for."""
+        everything = self.model_copy(update={"unboxable": ""})
+        return super(CustomDetector, everything).check()
+
+    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Stage[Any, Any]:
+        """Make a `DetectStage`."""
+        from pad_pipeline.stages.custom.stages import DetectStage
+
+        return DetectStage(self, decoding, compute)
 
 
 class CustomSegmenter(CustomSettings):
@@ -75,12 +148,20 @@ class CustomSegmenter(CustomSettings):
 
     section, method = "segmenter", "segment"
 
+    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Stage[Any, Any]:
+        """Make a `SegmentStage`."""
+        from pad_pipeline.stages.custom.stages import SegmentStage
 
-class CustomGrounder(CustomSettings):
-    """See `pad_pipeline.stages.custom.protocol.Grounder`. It stands for tagger and detector both."""
+        return SegmentStage(self, decoding, compute)
+
+
+class CustomGrounder(CustomBoxes):
+    """See `pad_pipeline.stages.custom.protocol.Grounder`. It does the steps of a tagger and of a detector."""
 
     section, method = "grounder", "tag_and_ground"
 
-    nms_iou: float = Field(1.0, ge=0, le=1)
-    nms_iou_across_labels: float = Field(1.0, ge=0, le=1)
-    min_size: float = Field(1.0, ge=0)
+    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Stage[Any, Any]:
+        """Make a `GroundStage`."""
+        from pad_pipeline.stages.custom.stages import GroundStage
+
+        return GroundStage(self, decoding, compute)

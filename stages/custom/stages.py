@@ -14,7 +14,7 @@ from pad_pipeline.stages.boxes import suppress
 from pad_pipeline.stages.compute import Compute, ComputeSettings
 from pad_pipeline.stages.custom.load import make
 from pad_pipeline.stages.custom.protocol import Detection
-from pad_pipeline.stages.custom.settings import CustomDetector, CustomGrounder, CustomSettings
+from pad_pipeline.stages.custom.settings import CustomBoxes, CustomDetector, CustomSettings
 from pad_pipeline.stages.decode import image
 from pad_pipeline.stages.ground import load_unboxable
 from pad_pipeline.stages.segment import encode_mask
@@ -28,7 +28,7 @@ class BadAnswer(ValueError):
     """A model of the user's returned something that the protocol does not allow."""
 
 
-class CustomStage(Stage):
+class CustomStage(Stage[np.ndarray, Any]):
     """What the four have in common: images as arrays, and as many answers as images."""
 
     def __init__(self, settings: CustomSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
@@ -110,9 +110,7 @@ class BoxesStage(CustomStage):
 
     name = "ground"
 
-    def __init__(
-        self, settings: CustomDetector | CustomGrounder, decoding: DecodeSettings, compute: ComputeSettings
-    ) -> None:
+    def __init__(self, settings: CustomBoxes, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__(settings, decoding, compute)
         self.settings = settings
 

@@ -1,1 +1,2 @@
-"""Grounding DINO: transformers' model, the features of an image shared by its prompts, and official checkpoints."""
+"""Grounding DINO: the model of transformers, which here encodes an image once for all its prompts, and the conversion
+of official checkpoints."""

@@ -1,21 +1,26 @@
-"""Grounding DINO's attentions in forms that need less memory.
+"""The attention modules of Grounding DINO in forms that need less memory.
 
-Between image and text, both directions share one matrix of scores, normalized over the words for the image and over
-the image for the words. transformers writes that matrix out several times (18,000 x 256 for each head at full size)
-and subtracts the maximum of the whole batch from it, which changes nothing in exact numbers, costs digits in bfloat16,
-and lets an image's numbers depend on its neighbors'. A fused kernel for each direction does neither.
+Between image and text, both directions share one matrix of scores: its softmax over the words serves the image, its
+softmax over the image serves the words. transformers writes that matrix out several times (18,000 x 256 for each head
+at full size), and subtracts from it the maximum of the whole batch. In exact arithmetic that changes nothing. In
+bfloat16 it costs digits, and makes an image's results depend on the other images of its batch. Here a fused kernel
+computes each direction, which avoids both.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class FusedBiAttention(nn.Module):
-    """Takes the place, the parameters and the signature of transformers' `...BiMultiHeadAttention`."""
+    """Attention between image and text in both directions.
+
+    It replaces transformers' `...BiMultiHeadAttention`, takes over its layers, and has its signature.
+    """
 
     def __init__(self, original: Any) -> None:
         super().__init__()
@@ -24,7 +29,7 @@ class FusedBiAttention(nn.Module):
         self.values_vision_proj, self.values_text_proj = original.values_vision_proj, original.values_text_proj
         self.out_vision_proj, self.out_text_proj = original.out_vision_proj, original.out_text_proj
         self.padded = True
-        """Whether any image of the batch is padded; where none is, the fastest kernels need no mask."""
+        """Whether any image of the batch is padded. If not, no mask is passed, which allows the fastest kernels."""
 
     def forward(
         self,
@@ -33,34 +38,35 @@ class FusedBiAttention(nn.Module):
         vision_attention_mask: Tensor,
         text_attention_mask: Tensor,
     ) -> tuple[tuple[Tensor, None], tuple[Tensor, None]]:
-        """What each side learns from the other: for the image `[B, P, d]`, for the text `[B, T, d]`; the weights that
-        transformers gives too are left out.
+        """Return the updates of image `[B, P, d]` and text `[B, T, d]`, each with None for the attention weights.
 
         Args:
             vision_features: `[B, P, d]`.
             text_features: `[B, T, d]`.
-            vision_attention_mask: `[B, P]`, true where there is only padding.
-            text_attention_mask: `[B, T]`, likewise.
+            vision_attention_mask: bool `[B, P]`, true for padding.
+            text_attention_mask: bool `[B, T]`, true for padding.
         """
-        vision, words = self._heads(self.vision_proj(vision_features)), self._heads(self.text_proj(text_features))
-        of_words = self._heads(self.values_text_proj(text_features))
-        of_vision = self._heads(self.values_vision_proj(vision_features))
+        vision, text = self._split(self.vision_proj(vision_features)), self._split(self.text_proj(text_features))
+        text_values = self._split(self.values_text_proj(text_features))
+        vision_values = self._split(self.values_vision_proj(vision_features))
         pixels = ~vision_attention_mask[:, None, None] if self.padded else None
         to_vision = F.scaled_dot_product_attention(
-            vision, words, of_words, ~text_attention_mask[:, None, None], scale=self.scale
+            vision, text, text_values, ~text_attention_mask[:, None, None], scale=self.scale
         )
-        to_words = F.scaled_dot_product_attention(words, vision, of_vision, pixels, scale=self.scale)
-        return (self.out_vision_proj(_joined(to_vision)), None), (self.out_text_proj(_joined(to_words)), None)
+        to_text = F.scaled_dot_product_attention(text, vision, vision_values, pixels, scale=self.scale)
+        return (self.out_vision_proj(_join(to_vision)), None), (self.out_text_proj(_join(to_text)), None)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def _split(self, x: Tensor) -> Tensor:
+        """Split channels into heads: `[B, n, d]` -> `[B, heads, n, d / heads]`."""
+        return torch.unflatten(x, -1, (self.heads, -1)).transpose(1, 2)
 
 
 class LevelwiseSampling(nn.Module):
-    """Deformable attention's sum over sampled points (arXiv 2010.04159, equation 3), resolution by resolution.
+    """Computes deformable attention's sum over sampled points (arXiv 2010.04159, equation 3), one level at a time.
 
-    Takes the place and the signature of transformers' `MultiScaleDeformableAttention`, which keeps the samples of all
-    resolutions, and again their products with the weights: gigabytes at full size. Always float32.
+    It replaces transformers' `MultiScaleDeformableAttention`, with the same signature. That one keeps the samples of
+    all levels (resolutions) in memory, and their products with the weights as well: gigabytes at full size. This one
+    always computes in float32.
     """
 
     def forward(
@@ -73,19 +79,19 @@ class LevelwiseSampling(nn.Module):
         attention_weights: Tensor,
         im2col_step: int,
     ) -> Tensor:
-        """`[B, queries, heads * channels]`.
+        """Return the weighted sums, float32 `[B, queries, heads * channels]`.
 
         Args:
-            value: `[B, places of all levels, heads, channels]`.
+            value: `[B, positions of all levels, heads, channels]`.
             value_spatial_shapes: not used.
             value_spatial_shapes_list: height and width of each level.
             level_start_index: not used.
-            sampling_locations: `[B, queries, heads, levels, points, 2]`, x and y as parts of the level.
+            sampling_locations: `[B, queries, heads, levels, points, 2]`, x and y in fractions of the level.
             attention_weights: `[B, queries, heads, levels, points]`.
             im2col_step: not used.
         """
         batch, _, heads, channels = value.shape
-        maps = value.float().split([height * width for height, width in value_spatial_shapes_list], dim=1)
+        maps = torch.split(value.float(), [height * width for height, width in value_spatial_shapes_list], dim=1)
         grids = (2 * sampling_locations.float() - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
         weights = attention_weights.float().permute(3, 0, 2, 1, 4).flatten(1, 2).unsqueeze(2)
         total = value.new_zeros((), dtype=value.float().dtype)
@@ -96,5 +102,6 @@ class LevelwiseSampling(nn.Module):
         return total.view(batch, heads * channels, -1).transpose(1, 2)
 
 
-def _joined(x: Tensor) -> Tensor:
+def _join(x: Tensor) -> Tensor:
+    """Join heads to channels: `[B, heads, n, d / heads]` -> `[B, n, d]`."""
     return x.transpose(1, 2).flatten(2)

@@ -1,4 +1,4 @@
-"""Official `groundingdino_*.pth` files -> a model folder as transformers reads it."""
+"""Convert official `groundingdino_*.pth` files into model folders of transformers."""
 
 from __future__ import annotations
 
@@ -60,18 +60,21 @@ RENAMES = [
     (_DECODER + r"norm\.", "model.decoder.layer_norm."),
     (_DECODER + r"ref_point_head\.", "model.decoder.reference_points_head."),
 ]  # fmt: skip
-"""Official name -> the name that transformers' own files have. The first that fits the name's start is taken."""
+"""Regular expressions for the start of an official name, and what transformers calls it; the first match counts."""
 _LEFT_OUT = re.compile(
     r"bert\.pooler\.|bert\.embeddings\.position_ids|.*\.relative_position_index|label_enc\."
     r"|transformer\.decoder\.bbox_embed\.|bbox_embed\.[1-9]"
 )
-"""Not used, can be computed, or a second name of the same tensor."""
+"""Tensors that are not used, can be computed, or are a second name of another."""
 _HEADS, _LEVELS, _HEAD_WIDTH_OF_BERT = 8, 4, 64
-"""Of every official model; the shapes of its tensors do not tell."""
+"""Attention heads, feature levels, and the width of a head of BERT: the same in every official model, and not to be
+read off the shapes of its tensors."""
 
 
 def converted_folder(field: str, path: Path) -> Path:
-    """A model folder for transformers made of an official file, in the cache; the tokenizer is not in the file.
+    """Convert an official file into a model folder of transformers in the cache, and return the folder.
+
+    The folder has no tokenizer, because the file has none.
 
     Args:
         field: the setting that names the file, for errors.
@@ -100,26 +103,27 @@ def converted_folder(field: str, path: Path) -> Path:
 
 
 def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under transformers' names. Joint projections are cut into query, key and value.
+    """Return the tensors under transformers' names, with joint projections cut into query, key and value.
 
     Args:
-        state: official names, without those that are left out.
+        state: the tensors that are used, under their official names.
 
     Raises:
-        ValueError: a tensor has no place.
+        ValueError: a name is unknown.
     """
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         joint = re.search(r"(\.in_proj_|\.qkv\.)(weight|bias)$", name)
         if joint is None:
-            renamed[_renamed(name)] = tensor.contiguous().clone()  # two names may share one tensor
+            # Cloned, because two names may share one tensor, and safetensors refuses to save those.
+            renamed[_new_name(name)] = tensor.contiguous().clone()
             continue
         for part, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-            renamed[_renamed(f"{name[: joint.start()]}.{part}.{joint.group(2)}")] = piece.contiguous().clone()
+            renamed[_new_name(f"{name[: joint.start()]}.{part}.{joint.group(2)}")] = piece.contiguous().clone()
     return renamed
 
 
-def _renamed(name: str) -> str:
+def _new_name(name: str) -> str:
     if name.startswith("bbox_embed.0."):
         return name
     if norm := re.fullmatch(r"backbone\.0\.norm(\d)\.(\w+)", name):
@@ -131,7 +135,10 @@ def _renamed(name: str) -> str:
 
 
 def build_config(state: dict[str, Tensor]) -> GroundingDinoConfig:
-    """The shape of the network, read off the shapes of its tensors.
+    """Read the network's configuration off the shapes of its tensors.
+
+    Args:
+        state: the tensors that are used, under their official names.
 
     Raises:
         KeyError: a tensor is missing.
@@ -167,10 +174,10 @@ def build_config(state: dict[str, Tensor]) -> GroundingDinoConfig:
 
 
 def _count(state: dict[str, Tensor], pattern: str) -> int:
-    """How many layers there are under a numbered name.
+    """Return how many layers there are under a numbered name.
 
     Raises:
-        KeyError: none.
+        KeyError: there are none.
     """
     numbers = {int(match.group(1)) for name in state if (match := re.match(pattern, name))}
     if not numbers:

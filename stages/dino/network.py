@@ -1,4 +1,4 @@
-"""Grounding DINO of transformers: images are encoded once, whatever the number of their prompts."""
+"""The Grounding DINO of transformers, changed so that an image is encoded once, however many prompts it has."""
 
 from __future__ import annotations
 
@@ -27,39 +27,40 @@ from pad_pipeline.pretrained import load_pretrained, read_config
 from pad_pipeline.stages.compute import Compute
 from pad_pipeline.stages.dino.attention import FusedBiAttention, LevelwiseSampling
 
-# transformers compares two numbers on the GPU in every sampling layer, and waits for the answer each time.
+# Without this, every sampling layer of transformers compares two numbers on the GPU, and waits for the answer.
 os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
 
 KINDS = {"grounding-dino": GroundingDinoForObjectDetection, "mm-grounding-dino": MMGroundingDinoForObjectDetection}
-"""Zero-shot detectors of transformers that give a score for each token of the text, by `model_type`."""
+"""By `model_type`: the detectors of transformers that give a score for each token of the text."""
 SAMPLING = (MultiScaleDeformableAttention, MMMultiScaleDeformableAttention)
 FIRST_STRIDE = 8
-"""Of the finest feature map, in pixels; each further one has twice the one before."""
+"""Pixels of the image for each position of the finest feature map; each coarser map has twice as many."""
 LARGEST_EDGE = 4096
+"""The largest size, in pixels, that a preprocessor_config.json may ask for."""
 TEXT_STEP = 16
-"""Texts are padded to a multiple of this, so that few shapes occur; the model masks the padding."""
+"""Texts are padded to a multiple of this many tokens, so that few shapes occur; the model masks the padding."""
 
 
 class Features(NamedTuple):
-    """What the prompts of a batch of images share."""
+    """The encoded images of a batch, which all their prompts share."""
 
     maps: list[tuple[Tensor, Tensor]]
     """The backbone's feature maps `[B, C, h, w]`, each with the mask `[B, h, w]` of the positions inside the image."""
     positions: list[Tensor]
-    """Their position embeddings."""
+    """The position embeddings of each map."""
     mask: Tensor
-    """`[B, H, W]`: 1 where a pixel is the image's, 0 where it is padding."""
+    """int64 `[B, H, W]`: 1 for pixels of the image, 0 for padding."""
     padded: bool
-    """Whether there is any padding."""
+    """Whether any image of the batch is padded."""
 
 
 class GroundingDino:
     """The model on its device.
 
     Args:
-        field: the setting that names it, for errors.
+        field: the setting that names the model, for errors.
         folder: model folder of transformers.
-        compute: where and how it computes.
+        compute: device and precision.
     """
 
     def __init__(self, field: str, folder: Path, compute: Compute) -> None:
@@ -73,11 +74,12 @@ class GroundingDino:
             disable_custom_kernels=True,  # the pure PyTorch path: nothing to compile, nothing to download
         )
         inner = model.model
+        # Attention between image and text is computed without a matrix of scores.
         self.fusions = []
         for layer in inner.encoder.layers:
             layer.fusion_layer.attn = FusedBiAttention(layer.fusion_layer.attn)
             self.fusions.append(layer.fusion_layer.attn)
-        # Boxes, scores, and where the deformable attention looks: a bfloat16 has 8 bits for a place in the image.
+        # Boxes, scores and sampling positions are computed in float32: bfloat16 has only 8 bits for a position.
         exact = [
             *model.bbox_embed, *model.class_embed, *inner.decoder.bbox_embed, inner.encoder_output_bbox_embed,
             inner.encoder_output_class_embed, inner.enc_output, inner.decoder.reference_points_head,
@@ -89,8 +91,9 @@ class GroundingDino:
             elif isinstance(part, SAMPLING):
                 sampler, _, attribute = name.rpartition(".")
                 setattr(inner.get_submodule(sampler), attribute, LevelwiseSampling())
-            elif name.endswith("downsample"):  # what the blocks of a resolution add to stays float32
+            elif name.endswith("downsample"):  # stays float32: all blocks of a resolution add to it
                 part.register_forward_hook(lambda _module, _inputs, output: output.float())
+        # What callers need to know about the model.
         self.compute = compute
         self.name: str = config["model_type"]
         self.model = compute.put(model, in_float32=dict.fromkeys(exact))
@@ -100,6 +103,7 @@ class GroundingDino:
             raise UserError(field, folder, rule, "fetch the model again")
         self.queries, self.levels = model.config.num_queries, model.config.num_feature_levels
         self.words: int = model.config.text_config.vocab_size
+        # The backbone runs once for each image, and rescaling and normalization move to the device.
         self.backbone = inner.backbone = _SharedFeatures(inner.backbone)
         self.processor = load_processor(field, folder)
         mean, std = (torch.tensor(part).view(3, 1, 1) for part in (self.processor.image_mean, self.processor.image_std))
@@ -107,53 +111,57 @@ class GroundingDino:
         self.shift = compute.send(mean / std)
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
-        """Height and width of an image as the model gets it."""
+        """Return the height and width to which an image of `width` x `height` pixels is resized for the model."""
         size = self.processor.size
         if size.get("shortest_edge") is None:
             return size["height"], size["width"]
-        return get_size_with_aspect_ratio((height, width), size["shortest_edge"], size.get("longest_edge"))
+        resized: tuple[int, int] = get_size_with_aspect_ratio(
+            (height, width), size["shortest_edge"], size.get("longest_edge")
+        )
+        return resized
 
     def positions(self, height: int, width: int) -> int:
-        """Positions of a resized image, over all resolutions; the model takes its queries from among them."""
+        """Return how many positions the feature maps of a resized image have; the model picks its queries from them."""
         strides = (FIRST_STRIDE << level for level in range(self.levels))
         return sum(-(-height // stride) * -(-width // stride) for stride in strides)
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """The resized image, uint8 `[3, H, W]`. It is normalized on the device: a quarter of the bytes to send."""
+        """Return the resized image, uint8 `[3, H, W]`. The device normalizes it, which saves 3/4 of the transfer."""
         inputs = self.processor(images=image, do_rescale=False, do_normalize=False, return_tensors="pt")
-        return inputs["pixel_values"][0].to(torch.uint8)
+        pixels: Tensor = inputs["pixel_values"][0]
+        return pixels.to(torch.uint8)
 
     def encode(self, images: list[Tensor], size: tuple[int, int]) -> Features:
-        """What the prompts of these images share.
+        """Encode a batch of images.
 
         Args:
-            images: uint8 `[3, h, w]` each.
-            size: height and width that all are padded to.
+            images: uint8 `[3, h, w]` each, from `prepare`.
+            size: the height and width to which all are padded.
         """
         pixels = torch.zeros(len(images), 3, *size, dtype=torch.uint8)
         inside = torch.zeros(len(images), *size, dtype=torch.bool)
         for row, image in enumerate(images):
             pixels[row, :, : image.shape[1], : image.shape[2]] = image
             inside[row, : image.shape[1], : image.shape[2]] = True
-        there = self.compute.send(inside)
-        mask = there.long()
-        colors = (self.compute.send(pixels).float() * self.scale - self.shift).masked_fill(~there[:, None], 0)
+        inside = self.compute.send(inside)
+        mask = inside.long()
+        colors = (self.compute.send(pixels).float() * self.scale - self.shift).masked_fill(~inside[:, None], 0)
         with self.compute.autocast():
             maps, positions = self.backbone.backbone(colors, mask)
         padded = any(image.shape[1:] != size for image in images)
         return Features(maps, positions, mask, padded)
 
     def detect(self, features: Features, images: list[int], texts: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Where the words of each text are, each in its image.
+        """Find the words of each text in its image.
 
         Args:
-            features: of a batch of images.
-            images: the image of each text, as its index in the batch.
-            texts: token ids.
+            features: a batch of images, from `encode`.
+            images: for each of `B` texts the index of its image in the batch.
+            texts: the token ids of each text.
 
         Returns:
-            Probabilities of each query for each token `[B, queries, tokens]`, and boxes `[B, queries, 4]`, cxcywh as
-            parts of the image; float32.
+            Two float32 tensors. The first has the probability (0..1) that a query shows a token, `[B, queries,
+            tokens]`. The second has the box of each query, `[B, queries, 4]`: cxcywh in fractions of the image.
         """
         length = -(-max(map(len, texts)) // TEXT_STEP) * TEXT_STEP
         ids = torch.zeros(len(texts), min(length, self.max_tokens), dtype=torch.long)
@@ -161,12 +169,13 @@ class GroundingDino:
         for row, text in enumerate(texts):
             ids[row, : len(text)] = torch.tensor(text)
             attended[row, : len(text)] = 1
-        chosen = self.compute.send(torch.tensor(images))
+        indices = self.compute.send(torch.tensor(images))
         for fusion in self.fusions:
             fusion.padded = features.padded
-        mask = features.mask[chosen]
-        with self.compute.autocast(), self.backbone.lent(features, chosen):
+        mask = features.mask[indices]
+        with self.compute.autocast(), self.backbone.serve(features, indices):
             output = self.model(
+                # The pixels are never read: the backbone serves features that were computed before.
                 pixel_values=mask.new_empty(1, dtype=torch.float32).expand(len(texts), 3, *mask.shape[1:]),
                 pixel_mask=mask,
                 input_ids=self.compute.send(ids),
@@ -177,7 +186,7 @@ class GroundingDino:
 
 
 class _SharedFeatures(nn.Module):
-    """Stands where the model has its backbone, and gives what it was lent instead of computing it again."""
+    """Replaces the model's backbone, and returns features that were computed before."""
 
     def __init__(self, backbone: Any) -> None:
         super().__init__()
@@ -185,25 +194,25 @@ class _SharedFeatures(nn.Module):
         self.position_embedding = backbone.position_embedding
 
     @contextmanager
-    def lent(self, features: Features, chosen: Tensor) -> Iterator[None]:
-        """Inside it, forward gives these images of a batch."""
-        self._lent = features, chosen
+    def serve(self, features: Features, indices: Tensor) -> Iterator[None]:
+        """Let `forward` return the features of the images `indices` (int64 `[B]`) inside the `with` block."""
+        self._served = features, indices
         try:
             yield
         finally:
-            del self._lent
+            del self._served
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
-        features, chosen = self._lent
-        maps = [(feature[chosen], mask[chosen]) for feature, mask in features.maps]
-        return maps, [position[chosen] for position in features.positions]
+        features, indices = self._served
+        maps = [(feature[indices], mask[indices]) for feature, mask in features.maps]
+        return maps, [position[indices] for position in features.positions]
 
 
 def load_processor(field: str, folder: Path) -> GroundingDinoImageProcessorPil:
-    """The model's image processor.
+    """Load the image processor of a model folder.
 
     Raises:
-        UserError: its preprocessor_config.json is missing or can't be used.
+        UserError: the folder's preprocessor_config.json is missing or can't be used.
     """
     try:
         processor = GroundingDinoImageProcessorPil.from_pretrained(folder, local_files_only=True)

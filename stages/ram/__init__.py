@@ -1,2 +1,4 @@
-"""RAM and RAM++: the two recognize-anything taggers, inference only, with the names and shapes of the official
-checkpoints (xinyu1205/recognize-anything)."""
+"""The taggers RAM and RAM++ ("recognize anything"), for inference only.
+
+Modules and tensors have the names and shapes of the official checkpoints (xinyu1205/recognize-anything).
+"""

@@ -1,4 +1,4 @@
-"""Load RAM and RAM++ checkpoints: the official training files, or safetensors."""
+"""Load the checkpoints of RAM and RAM++: official training files, or safetensors."""
 
 from __future__ import annotations
 
@@ -18,13 +18,21 @@ _CONVERTED = "ram.safetensors"
 
 
 def load_ram(network: Ram, field: str, path: Path) -> Ram:
-    """Fill `network` from the file, strictly.
+    """Load the checkpoint at `path` into `network`.
 
-    Of a training checkpoint, 3 to 5.6 GB, what inference needs is kept in the cache as safetensors: 0.9 GB of RAM,
-    1.3 GB of RAM++.
+    A training checkpoint has 3 to 5.6 GB. The part that inference needs (0.9 GB for RAM, 1.3 GB for RAM++) is kept in
+    the cache as safetensors.
+
+    Args:
+        network: built for the settings and the tag list of the checkpoint.
+        field: the setting that names the file, for errors.
+        path: a training checkpoint, or a `.safetensors` file.
+
+    Returns:
+        `network` in eval mode, with float32 weights.
 
     Raises:
-        UserError: the file's tensors are not exactly the network's.
+        UserError: the names or shapes of the file's tensors are not exactly the network's.
     """
     if path.suffix == ".safetensors":
         state = _for_inference(read_tensors(field, path))
@@ -33,8 +41,8 @@ def load_ram(network: Ram, field: str, path: Path) -> Ram:
 
         def write(folder: Path) -> None:
             tensors = _for_inference(read_tensors(field, path))
-            _check(network, field, path, tensors)  # before it is kept
-            # Copies: two names may share one tensor, which safetensors does not take.
+            _check(network, field, path, tensors)  # a wrong file must not get into the cache
+            # Cloned, because two names may share one tensor, and safetensors refuses to save those.
             save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / _CONVERTED)
 
         cached = converted(path, "ram", write) / _CONVERTED
@@ -45,8 +53,8 @@ def load_ram(network: Ram, field: str, path: Path) -> Ram:
 
 
 def _for_inference(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without optimizer, text models and buffers that can be computed; "vision_multi" is the head's name in older
-    files."""
+    """Leave out the text models and the buffers that can be computed, and rename the head of older files
+    ("vision_multi")."""
     return {
         name.replace("vision_multi", "tagging_head"): tensor
         for name, tensor in tensors.items()

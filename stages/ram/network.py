@@ -1,6 +1,6 @@
-"""RAM and RAM++ whole: image tokens, label queries, cross-attention, one logit per tag.
+"""The network of RAM and RAM++: image tokens, label queries, cross-attention, and one logit for each tag.
 
-Module names are those of the official checkpoints, so that a state dict loads strictly.
+Modules have the names of the official checkpoints, so that a state dict loads strictly.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class RamSettings(SwinSettings):
 
     family: Literal["ram", "ram_plus"] = "ram"
     embed_width: int = Field(512, gt=0, le=16384)
-    """Of the space that image tokens and label embeddings share (CLIP's)."""
+    """Width of the space that image tokens and label embeddings share (CLIP's)."""
     head_width: int = Field(768, gt=0, le=16384)
     head_heads: int = Field(4, gt=0, le=1024)
     head_feed_forward: int = Field(3072, gt=0, le=16384)
     head_layers: int = Field(2, gt=0, le=1024)
     descriptions: int = Field(51, gt=0, le=1024)
-    """Texts per tag in RAM++'s label embedding."""
+    """Descriptions of each tag, each with its own label embedding; only RAM++ has more than one."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> RamSettings:
@@ -37,7 +37,7 @@ class RamSettings(SwinSettings):
 
 
 class CrossAttention(nn.Module):
-    """BERT's cross-attention: label queries look at image tokens."""
+    """BERT's cross-attention, from label queries to image tokens."""
 
     def __init__(self, settings: RamSettings) -> None:
         super().__init__()
@@ -53,17 +53,21 @@ class CrossAttention(nn.Module):
         self.output = _residual_output(width, width)
 
     def forward(self, queries: Tensor, image: Tensor) -> Tensor:
-        """`[B or 1, tags, width]` and `[B, tokens, embed_width]` -> `[B, tags, width]`."""
+        """Return the attended queries `[B, tags, width]`.
+
+        `queries` is `[B, tags, width]`, or `[1, tags, width]` for all images; `image` has tokens `[B, n, embed_width]`.
+        """
         q, k, v = (
             self.self[name](x).unflatten(-1, (self.heads, -1)).transpose(1, 2).expand(len(image), -1, -1, -1)
             for name, x in (("query", queries), ("key", image), ("value", image))
         )
         context = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return self.output["LayerNorm"](self.output["dense"](context) + queries)
+        normed: Tensor = self.output["LayerNorm"](self.output["dense"](context) + queries)
+        return normed
 
 
 class TaggingLayer(nn.Module):
-    """Cross-attention and feed-forward, each with a residual and a LayerNorm after it. No self-attention."""
+    """Cross-attention and a feed-forward network, each with a residual and a LayerNorm after it; no self-attention."""
 
     def __init__(self, settings: RamSettings) -> None:
         super().__init__()
@@ -72,9 +76,10 @@ class TaggingLayer(nn.Module):
         self.output = _residual_output(settings.head_feed_forward, settings.head_width)
 
     def forward(self, queries: Tensor, image: Tensor) -> Tensor:
-        """`[B or 1, tags, width]` and `[B, tokens, embed_width]` -> `[B, tags, width]`."""
+        """Return the layer's output, `[B, tags, width]`; the arguments are those of `CrossAttention.forward`."""
         x = self.crossattention(queries, image)
-        return self.output["LayerNorm"](self.output["dense"](F.gelu(self.intermediate["dense"](x))) + x)
+        normed: Tensor = self.output["LayerNorm"](self.output["dense"](F.gelu(self.intermediate["dense"](x))) + x)
+        return normed
 
 
 def _residual_output(inputs: int, width: int) -> nn.ModuleDict:
@@ -82,7 +87,7 @@ def _residual_output(inputs: int, width: int) -> nn.ModuleDict:
 
 
 class Ram(nn.Module):
-    """Images -> one logit per tag."""
+    """The tagger: it maps an image to a logit for each of `tags` tags."""
 
     reweight_scale: Tensor
 
@@ -101,26 +106,27 @@ class Ram(nn.Module):
         self.fc = nn.Linear(settings.head_width, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`[B, 3, S, S]` normalized -> logits `[B, tags]`."""
+        """Map normalized images `[B, 3, S, S]` to float32 logits `[B, tags]`."""
         image = self.image_proj(self.visual_encoder(images))
-        with torch.autocast(image.device.type, enabled=False):  # a softmax of cosines times 14
+        with torch.autocast(image.device.type, enabled=False):  # RAM++ takes a softmax of cosines times 14
             labels = self.label_queries(image[:, 0].float())
         queries = F.relu(self.wordvec_proj(labels))
         for layer in self.tagging_head["encoder"]["layer"]:  # type: ignore[index]
             queries = layer(queries, image)
         with torch.autocast(queries.device.type, enabled=False):  # bfloat16 has too few digits for thresholds
-            return self.fc(queries.float()).squeeze(-1)
+            logits: Tensor = self.fc(queries.float())
+            return logits.squeeze(-1)
 
     def label_queries(self, mean_token: Tensor) -> Tensor:
-        """The label embeddings `[B or 1, tags, embed_width]`.
+        """Return the label embeddings, `[1, tags, embed_width]` for RAM and `[B, tags, embed_width]` for RAM++.
 
-        RAM has one for each tag. RAM++ has many descriptions for each and weighs them by how near they are to the
-        image's mean token `[B, embed_width]`: softmax over a tag's descriptions of exp(reweight_scale) * cosine
-        (the descriptions as they are, not normalized).
+        RAM has one embedding for each tag. RAM++ has one for each description of a tag, and takes their weighted mean.
+        The weights are a softmax, over the tag's descriptions, of exp(reweight_scale) * <image, description>. Here
+        `image` is the image's `mean_token` `[B, embed_width]` at length 1; the descriptions are not normalized.
         """
         if self.settings.family == "ram":
             return self.label_embed.unsqueeze(0)
         mean_token = mean_token / mean_token.norm(dim=-1, keepdim=True)
-        near = self.reweight_scale.exp() * mean_token @ self.label_embed.t()
-        weights = near.view(len(mean_token), self.tags, -1).softmax(-1)
+        similarity = self.reweight_scale.exp() * mean_token @ self.label_embed.t()
+        weights = similarity.view(len(mean_token), self.tags, -1).softmax(-1)
         return torch.einsum("btd,tde->bte", weights, self.label_embed.view(self.tags, -1, self.label_embed.shape[-1]))

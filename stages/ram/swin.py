@@ -1,4 +1,7 @@
-"""The Swin Transformer (v1) that RAM and RAM++ see with. Fixed input size, no absolute position embedding."""
+"""The Swin Transformer (v1, arXiv 2103.14030), the image encoder of RAM and RAM++.
+
+Its input size is fixed, and it has no absolute position embedding.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from torch import Tensor, nn
 
 
 class SwinSettings(BaseModel):
-    """The shape of the network; the defaults are RAM's Swin-L."""
+    """The shape of the encoder; the defaults are RAM's Swin-L."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -27,22 +30,22 @@ class SwinSettings(BaseModel):
         side = self.image_size // self.patch
         for _ in self.depths:
             if not side or side % min(self.window, side):
-                raise ValueError(f"window {self.window} must divide every stage's resolution, and {side} is one")
+                raise ValueError(f"window {self.window} must divide the side of every layer, and {side} is one")
             side //= 2
         if any((self.embed_dim << stage) % heads for stage, heads in enumerate(self.num_heads)):
             raise ValueError(
-                f"num_heads {self.num_heads} must divide the widths of the stages, {self.embed_dim} and up"
+                f"num_heads {self.num_heads} must divide the widths of the layers, {self.embed_dim} and up"
             )
         return self
 
     @property
     def width(self) -> int:
-        """Channels after the last stage: 1536 for Swin-L."""
+        """Channels of the output tokens: 1536 for Swin-L."""
         return self.embed_dim << (len(self.depths) - 1)
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention inside windows, with a learned bias for each relative position."""
+    """Multi-head self-attention in windows of `window**2` tokens, with a learned bias for each relative position."""
 
     relative_position_index: Tensor
 
@@ -55,10 +58,14 @@ class WindowAttention(nn.Module):
         self.register_buffer("relative_position_index", _relative_positions(window), persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """`[B * windows, tokens, dim]` -> the same; `mask` is `[windows, tokens, tokens]` of 0 and -100.
+        """Return the attended tokens, of the same shape as `x`.
 
-        The bias is there once and not once for each image: without a mask it is the same for all windows; with one,
-        an image's windows stand beside its heads, so that the batch is a dimension of its own.
+        The bias is not repeated for each image. Without a mask all windows share it. With a mask, windows and heads
+        are merged into one dimension, so that the bias broadcasts over the batch.
+
+        Args:
+            x: tokens `[B * windows, tokens, dim]`.
+            mask: `[windows, tokens, tokens]`, 0 or -100, added to the scores.
         """
         count, tokens, dim = x.shape
         q, k, v = self.qkv(x).view(count, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
@@ -66,9 +73,10 @@ class WindowAttention(nn.Module):
         if mask is not None:
             bias = (bias + mask.unsqueeze(1)).flatten(0, 1)  # [windows * heads, t, t]
             q, k, v = (part.reshape(-1, len(bias), tokens, dim // self.heads) for part in (q, k, v))
-        bias = bias.to(q.dtype).contiguous().unsqueeze(0)  # fused kernels on a GPU want neighbors beside each other
+        bias = bias.to(q.dtype).contiguous().unsqueeze(0)  # fused GPU kernels need contiguous rows
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return self.proj(x.reshape(count, self.heads, tokens, -1).transpose(1, 2).reshape(count, tokens, dim))
+        out: Tensor = self.proj(x.reshape(count, self.heads, tokens, -1).transpose(1, 2).reshape(count, tokens, dim))
+        return out
 
 
 class Mlp(nn.Module):
@@ -80,12 +88,16 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(4 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[..., dim]` -> `[..., dim]`."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        """Map `[..., dim]` to `[..., dim]`."""
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
 
 
 class SwinBlock(nn.Module):
-    """Attention in windows, every second time in windows shifted by half; then the MLP. Pre-norm, residual."""
+    """Window attention, then the MLP, each after a LayerNorm and with a residual, over `side**2` tokens.
+
+    With `shifted`, windows are shifted by half their side, unless one window holds the whole image.
+    """
 
     attn_mask: Tensor | None
 
@@ -102,7 +114,7 @@ class SwinBlock(nn.Module):
         self.register_buffer("attn_mask", mask, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, side * side, dim]` -> the same."""
+        """Return the block's output, of the same shape as `x`: `[B, side * side, dim]`."""
         batch, _, dim = x.shape
         windows = self.norm1(x).view(batch, self.side, self.side, dim)
         if self.shift:
@@ -112,11 +124,12 @@ class SwinBlock(nn.Module):
         if self.shift:
             grid = grid.roll((self.shift, self.shift), (1, 2))
         x = x + grid.view(batch, -1, dim)
-        return x + self.mlp(self.norm2(x))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
 
 
 class PatchMerging(nn.Module):
-    """Halves the resolution: 2 x 2 neighbors become one token of twice the width."""
+    """Halves the resolution: four neighboring tokens (2 x 2) become one of twice the width."""
 
     def __init__(self, dim: int, side: int) -> None:
         super().__init__()
@@ -125,16 +138,17 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, side * side, dim]` -> `[B, (side / 2)**2, 2 * dim]`."""
+        """Map `[B, side * side, dim]` to float32 `[B, (side / 2)**2, 2 * dim]`."""
         batch, _, dim = x.shape
         # Neighbors in the checkpoint's order, down before right: (0,0), (1,0), (0,1), (1,1).
         x = x.view(batch, self.side // 2, 2, self.side // 2, 2, dim).permute(0, 1, 3, 4, 2, 5)
-        # What all blocks of a resolution add to stays float32, under autocast too.
-        return self.reduction(self.norm(x.reshape(batch, -1, 4 * dim))).float()
+        # All blocks of a resolution add their outputs to these tokens, so they stay float32, under autocast too.
+        merged: Tensor = self.reduction(self.norm(x.reshape(batch, -1, 4 * dim)))
+        return merged.float()
 
 
 class SwinLayer(nn.Module):
-    """The blocks of one resolution, and the merging that ends it."""
+    """The blocks of one resolution, and the merging of tokens after them."""
 
     def __init__(self, dim: int, side: int, depth: int, heads: int, window: int, last: bool) -> None:
         super().__init__()
@@ -142,14 +156,15 @@ class SwinLayer(nn.Module):
         self.downsample = nn.Identity() if last else PatchMerging(dim, side)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, side * side, dim]` -> `[B, (side / 2)**2, 2 * dim]`, or the same shape for the last layer."""
+        """Map `[B, side * side, dim]` to `[B, (side / 2)**2, 2 * dim]`; the last layer keeps the shape."""
         for block in self.blocks:
             x = block(x)
-        return self.downsample(x)
+        merged: Tensor = self.downsample(x)
+        return merged
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping convolution over patches, then a LayerNorm."""
+    """Cuts images into patches and projects each to a token: a convolution without overlap, then a LayerNorm."""
 
     def __init__(self, dim: int, patch: int) -> None:
         super().__init__()
@@ -157,12 +172,13 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`[B, 3, S, S]` -> `[B, (S / patch)**2, dim]`."""
-        return self.norm(self.proj(images).flatten(2).transpose(1, 2))
+        """Map images `[B, 3, S, S]` to tokens `[B, (S / patch)**2, dim]`."""
+        tokens: Tensor = self.norm(self.proj(images).flatten(2).transpose(1, 2))
+        return tokens
 
 
 class SwinTransformer(nn.Module):
-    """Images -> the normed tokens of the last stage, with their mean in front."""
+    """The encoder: it maps images to the tokens of the last resolution, after a LayerNorm, with their mean in front."""
 
     def __init__(self, settings: SwinSettings) -> None:
         super().__init__()
@@ -182,7 +198,7 @@ class SwinTransformer(nn.Module):
         self.norm = nn.LayerNorm(settings.width)
 
     def forward(self, images: Tensor) -> Tensor:
-        """`[B, 3, S, S]` normalized -> `[B, 1 + tokens, width]`; token 0 is the mean of the others."""
+        """Map normalized images `[B, 3, S, S]` to `[B, 1 + tokens, width]`; token 0 is the mean of the others."""
         x = self.patch_embed(images)
         for layer in self.layers:
             x = layer(x)
@@ -191,25 +207,30 @@ class SwinTransformer(nn.Module):
 
 
 def _to_windows(x: Tensor, window: int) -> Tensor:
+    """Map `[B, height, width, dim]` to `[B * windows, window**2, dim]`."""
     batch, height, width, dim = x.shape
     x = x.view(batch, height // window, window, width // window, window, dim)
     return x.transpose(2, 3).reshape(-1, window * window, dim)
 
 
 def _from_windows(x: Tensor, window: int, side: int) -> Tensor:
+    """Invert `_to_windows` for a square: map `[B * windows, window**2, dim]` to `[B, side, side, dim]`."""
     count, dim = side // window, x.shape[-1]
     return x.view(-1, count, count, window, window, dim).transpose(2, 3).reshape(-1, side, side, dim)
 
 
 def _relative_positions(window: int) -> Tensor:
-    """Row of the bias table for each pair of tokens of a window: `[window**2, window**2]`."""
+    """Return, for each pair of tokens of a window, its row in the bias table: int64 `[window**2, window**2]`."""
     y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     y, x = y.flatten(), x.flatten()
     return (y[:, None] - y[None] + window - 1) * (2 * window - 1) + (x[:, None] - x[None] + window - 1)
 
 
 def _shift_mask(side: int, window: int, shift: int) -> Tensor:
-    """-100 between tokens that the roll brought into one window from different places: `[windows, t, t]`."""
+    """Return -100 for pairs of tokens that must not attend to each other, else 0: float32 `[windows, tokens, tokens]`.
+
+    These are tokens that the roll moved into one window from opposite edges of the image.
+    """
     edges = torch.zeros(side, dtype=torch.long)
     edges[side - window : side - shift] = 1
     edges[side - shift :] = 2

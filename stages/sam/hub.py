@@ -1,4 +1,4 @@
-"""SAM, SAM-HQ and SAM 2.1 of transformers, by hub name or folder."""
+"""The segmenters SAM, SAM-HQ and SAM 2.1 of transformers, by hub name or folder."""
 
 from __future__ import annotations
 
@@ -18,26 +18,31 @@ from pad_pipeline.stages.compute import Compute
 from pad_pipeline.stages.sam.attention import RelativeAttention
 
 KINDS = {"sam": SamModel, "sam_hq": SamHQModel, "sam2": Sam2Model, "sam2_video": Sam2Model}
-"""By `model_type`. The official SAM 2.1 folders are of the video model, which holds the image model."""
+"""Model class by `model_type`. The official folders of SAM 2.1 hold the video model, and in it the image model."""
 FILES = ["*config.json", "model*.safetensors*"]
-"""What is fetched of a model from the hub, and what its fingerprint is of."""
+"""The files that are fetched from the hub, and that a model's fingerprint covers."""
 
 
 class HubSam:
-    """A segmenter of transformers on its device. Arguments as `OfficialSam`'s, with a model folder."""
+    """A segmenter of transformers on its device.
+
+    The arguments are those of `OfficialSam`, with a model folder instead of the checkpoint; `batch_size` is not used.
+    """
 
     threshold = 0.0
+    """A pixel belongs to a mask if its logit is above this."""
 
     def __init__(self, field: str, folder: Path, compute: Compute, batch_size: int = 1) -> None:
         self.kind = read_config(field, folder, set(KINDS))["model_type"]
         self.compute = compute
         model = load_pretrained(field, folder, KINDS[self.kind], torch.float32, use_safetensors=True)
-        self.stretched = self.kind.startswith("sam2")  # SAM keeps the aspect and pads, SAM 2 does not
+        # SAM keeps the aspect ratio and pads; SAM 2 stretches images to the square.
+        self.stretched = self.kind.startswith("sam2")
         if not self.stretched:
             for layer in model.vision_encoder.layers:
                 if hasattr(layer.attn, "rel_pos_h"):
                     layer.attn = _HubAttention(layer.attn)
-        # Places become angles of sine and cosine: bfloat16 would be far off.
+        # Positions become angles of sine and cosine: in bfloat16 they would be far off.
         exact = [model.prompt_encoder, model.shared_image_embedding, model.mask_decoder.iou_prediction_head]
         self.model: Any = compute.put(model, in_float32=exact)
         processor = Sam2ImageProcessor if self.stretched else SamImageProcessorPil
@@ -54,74 +59,84 @@ class HubSam:
         )
         self.edge: int = wanted if isinstance(wanted, int) else wanted[0]
         self.square_pixels = 1 if self.stretched else self.edge * self.edge
-        found = self.processor(images=Image.new("RGB", (8, 8)), return_tensors="pt")["pixel_values"].shape[2:]
+        edges = self.processor(images=Image.new("RGB", (8, 8)), return_tensors="pt")["pixel_values"].shape[2:]
         size = self.processor.size.get("longest_edge", self.processor.size.get("height"))
-        if tuple(found) != (self.edge, self.edge) or size != self.edge:
+        if tuple(edges) != (self.edge, self.edge) or size != self.edge:
             rule = f"its preprocessor_config.json makes images of {size} pixels, and its model takes {self.edge}"
             raise UserError(field, folder, rule, "fetch the model again")
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """The resized, normalized and padded image `[3, S, S]`."""
-        return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+        """Return the image as the model takes it: resized, normalized and, but for SAM 2, padded: `[3, S, S]`."""
+        pixels: Tensor = self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+        return pixels
 
     def encode(self, images: list[Tensor], size: int) -> list[Tensor]:
-        """What the decoder wants of each image, as tensors `[B, ...]`."""
+        """Encode images from `prepare` to the tensors that the decoder takes, each `[B, ...]`; `size` is not used."""
         with self.compute.autocast():
-            found = self.model.get_image_embeddings(self.compute.send(torch.stack(images)))
+            embeddings = self.model.get_image_embeddings(self.compute.send(torch.stack(images)))
         if self.kind == "sam":
-            return [found]
-        # SAM-HQ: the last embedding, and those of the first block that sees the whole image.
-        return [found[0], found[1][0]] if self.kind == "sam_hq" else list(found)
+            return [embeddings]
+        # SAM-HQ also takes what its first block with global attention gives.
+        return [embeddings[0], embeddings[1][0]] if self.kind == "sam_hq" else list(embeddings)
 
     def boxes(self, boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-        """Boxes `[N, 4]` in pixels of an image -> in pixels of the encoder's square."""
-        new_height, new_width = self._resized(width, height)
-        return boxes * np.array([new_width / width, new_height / height] * 2)
+        """Scale boxes `[N, 4]`, xyxy, from pixels of the image to pixels of the encoder's square."""
+        new_height, new_width = self._resized_to(width, height)
+        scaled: np.ndarray = boxes * np.array([new_width / width, new_height / height] * 2)
+        return scaled
 
-    def _resized(self, width: int, height: int) -> tuple[int, int]:
+    def _resized_to(self, width: int, height: int) -> tuple[int, int]:
+        """Return the height and width to which an image is resized."""
         if self.stretched:
             return self.edge, self.edge
         scale = self.edge / max(width, height)
         return int(height * scale + 0.5), int(width * scale + 0.5)
 
     def decode(self, embeddings: list[Tensor], image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask logits `[N, h, w]` and predicted IoU `[N]`. Arguments as `OfficialSam.decode`'s."""
-        if self.kind == "sam_hq":  # it works on whole feature maps before it looks at boxes: once for each image
-            parts = boxes.split(torch.bincount(image, minlength=1).tolist()) if len(image) else ()
-            found = [
-                self._decode([part[place : place + 1] for part in embeddings], its[None])
-                for place, its in enumerate(parts)
-                if len(its)
+        """Decode one mask for each box: logits, float32 `[N, h, w]`, and predicted IoU, float32 `[N]`.
+
+        The arguments are those of `OfficialSam.decode`; `image` ascends.
+        """
+        if self.kind == "sam_hq":
+            # It processes whole feature maps before it looks at boxes: each image is decoded once, with all its boxes.
+            groups = torch.split(boxes, torch.bincount(image, minlength=1).tolist()) if len(image) else ()
+            masks = [
+                self._decode([part[index : index + 1] for part in embeddings], group[None])
+                for index, group in enumerate(groups)
+                if len(group)
             ]
-            return torch.cat([logits for logits, _ in found]), torch.cat([quality for _, quality in found])
-        chosen = self.compute.send(image)
-        return self._decode([part[chosen] for part in embeddings], boxes[:, None])
+            return torch.cat([logits for logits, _ in masks]), torch.cat([quality for _, quality in masks])
+        index_of_box = self.compute.send(image)
+        return self._decode([part[index_of_box] for part in embeddings], boxes[:, None])
 
     def _decode(self, embeddings: list[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Boxes `[images, n, 4]`; the masks of all, image after image."""
-        named: dict[str, Any] = {"image_embeddings": embeddings if self.stretched else embeddings[0]}
+        """Decode boxes `[images, n, 4]`; return the logits and the predicted IoU of all, image after image."""
+        inputs: dict[str, Any] = {"image_embeddings": embeddings if self.stretched else embeddings[0]}
         if self.kind == "sam_hq":
-            named["intermediate_embeddings"] = embeddings[1:]
+            inputs["intermediate_embeddings"] = embeddings[1:]
         with self.compute.autocast():
-            output = self.model(input_boxes=self.compute.send(boxes), multimask_output=False, **named)
+            output = self.model(input_boxes=self.compute.send(boxes), multimask_output=False, **inputs)
         return output.pred_masks[:, :, 0].flatten(0, 1).float(), output.iou_scores[:, :, 0].flatten(0, 1).float()
 
     def upscale(self, logits: Tensor, width: int, height: int) -> Tensor:
-        """`[N, h, w]` -> `[N, height, width]`, as transformers' processors do: SAM by way of its square."""
+        """Resize mask logits `[N, h, w]` to the image, `[N, height, width]`, as the processors of transformers do.
+
+        Those of SAM are resized to the encoder's square first, and cut to the part of it that the image fills.
+        """
         if not self.stretched:
             square = F.interpolate(logits[None], (self.edge, self.edge), mode="bilinear", align_corners=False)[0]
-            resized = self._resized(width, height)
+            resized = self._resized_to(width, height)
             logits = square[:, : resized[0], : resized[1]]
         return F.interpolate(logits[None], (height, width), mode="bilinear", align_corners=False)[0]
 
 
 class _HubAttention(RelativeAttention):
-    """In the place of transformers', which writes the biases out and fetches places from the CPU in every block."""
+    """Replaces the attention of transformers, which writes biases out, and sends indices to the GPU in each block."""
 
     def __init__(self, original: Any) -> None:
         super().__init__(original.proj.in_features, original.num_attention_heads, (len(original.rel_pos_h) + 1) // 2)
         self.load_state_dict(original.state_dict())
 
     def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, None]:  # type: ignore[override]
-        """`[B, side, side, dim]` -> the same; and no weights."""
+        """Return the attended tokens, of the same shape `[B, side, side, dim]`, and None for the attention weights."""
         return super().forward(hidden_states), None

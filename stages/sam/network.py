@@ -1,5 +1,8 @@
-"""SAM from upstream's modules: the official checkpoint's names and numbers, with fused attention, and a decoder that
-takes the boxes of many images at once."""
+"""SAM with an official checkpoint, built from the modules of the package `segment_anything` ("upstream").
+
+Names and results are upstream's. Two things differ: attention is fused, and the decoder takes the boxes of many images
+at once.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,8 @@ from pad_pipeline.weights import check_numbers, check_state_dict, family_of, rea
 
 
 def build_sam(shape: SamShape) -> Sam:
-    """Upstream's modules, put together as upstream's `build_sam` does, for any size of encoder."""
+    """Build the network as upstream's `build_sam` does, for any size of encoder, with fused attention."""
+    # The image encoder.
     side = shape.image_size // shape.patch
     encoder = ImageEncoderViT(
         img_size=shape.image_size,
@@ -42,6 +46,7 @@ def build_sam(shape: SamShape) -> Sam:
     )
     for block in encoder.blocks:
         block.attn = RelativeAttention(shape.width, shape.heads, block.window_size or side)
+    # The transformer of the mask decoder.
     transformer = TwoWayTransformer(depth=2, embedding_dim=shape.decoder_width, num_heads=8, mlp_dim=shape.decoder_mlp)
     for layer in [*transformer.layers, transformer]:
         for name, module in list(layer.named_children()):
@@ -64,7 +69,7 @@ def build_sam(shape: SamShape) -> Sam:
 
 
 def load_sam(field: str, path: Path) -> tuple[Sam, SamShape]:
-    """The network of an official checkpoint, whose size the file tells.
+    """Load an official checkpoint; return the network in eval mode, in float32, and its shape, read off the tensors.
 
     Raises:
         UserError: the file's tensors are not exactly those of a SAM.
@@ -87,16 +92,16 @@ def load_sam(field: str, path: Path) -> tuple[Sam, SamShape]:
 
 
 def decode_boxes(sam: Sam, embeddings: Tensor, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """One mask for each box: upstream's mask decoder, for boxes of different images.
+    """Decode one mask for each box, as upstream's mask decoder does, for boxes of different images.
 
     Args:
         sam: the network.
-        embeddings: `[B, decoder_width, s, s]`, of the image encoder.
-        image: `[N]`, the image of each box.
+        embeddings: `[B, decoder_width, s, s]`, from the image encoder.
+        image: int64 `[N]`, the index of each box's image in the batch.
         boxes: `[N, 4]`, xyxy in pixels of the encoder's square.
 
     Returns:
-        Mask logits `[N, 4 s, 4 s]` and predicted IoU `[N]`.
+        Mask logits, float32 `[N, 4 s, 4 s]`, and predicted IoU, float32 `[N]`.
     """
     decoder = sam.mask_decoder
     sparse, dense = sam.prompt_encoder(points=None, boxes=boxes, masks=None)
@@ -106,7 +111,7 @@ def decode_boxes(sam: Sam, embeddings: Tensor, image: Tensor, boxes: Tensor) -> 
     positions = sam.prompt_encoder.get_dense_pe().expand(len(boxes), -1, -1, -1)
     tokens, pixels = decoder.transformer(source, positions, tokens)
     pixels = decoder.output_upscaling(pixels.transpose(1, 2).reshape(source.shape))
-    # Token 0 is the IoU's; of the mask tokens behind it the first is for prompts that are not ambiguous.
+    # Token 0 predicts the IoU. The mask tokens follow; the first of them is for unambiguous prompts, such as boxes.
     weights = decoder.output_hypernetworks_mlps[0](tokens[:, 1])
     with torch.autocast(pixels.device.type, enabled=False):
         logits = torch.einsum("nc,nchw->nhw", weights.float(), pixels.float())
@@ -119,20 +124,21 @@ class OfficialSam:
     Args:
         field: the setting that names the checkpoint, for errors.
         path: the checkpoint.
-        compute: where and how it computes.
+        compute: device and precision.
         batch_size: images in a full batch.
     """
 
     square_pixels: int
-    """Of the square that masks pass through."""
+    """Pixels of the square to which masks are resized before they are cut and resized to the image."""
     threshold = 0.0
-    """Of the logits: a pixel belongs to the mask above it."""
+    """A pixel belongs to a mask if its logit is above this."""
 
     def __init__(self, field: str, path: Path, compute: Compute, batch_size: int = 1) -> None:
         sam, self.network_shape = load_sam(field, path)
         self.compute = compute
-        prompts = sam.prompt_encoder  # places become angles of sine and cosine: bfloat16 would be far off
-        norms = [part for part in sam.modules() if isinstance(part, LayerNorm2d)]  # written in elementary operations
+        prompts = sam.prompt_encoder  # positions become angles of sine and cosine: in bfloat16 they would be far off
+        # These norms are made of elementary operations, so autocast does not keep them in float32, as it does torch's.
+        norms = [part for part in sam.modules() if isinstance(part, LayerNorm2d)]
         exact = [prompts, prompts.pe_layer, sam.mask_decoder.iou_prediction_head, *norms]
         self.sam: Sam = compute.put(sam, in_float32=exact)
         edge = self.network_shape.image_size
@@ -141,33 +147,38 @@ class OfficialSam:
         self.resize = ResizeLongestSide(self.network_shape.image_size)
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """The resized image, uint8 `[3, h, w]` with the long edge at the encoder's size (upstream's resize)."""
+        """Return the image resized as upstream does, uint8 `[3, h, w]`; its long edge fills the encoder's square."""
         pixels = self.resize.apply_image(np.asarray(image))
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
     def encode(self, images: list[Tensor], size: int) -> Tensor:
-        """Embeddings `[B, decoder_width, s, s]`.
+        """Return the embeddings of images, `[B, decoder_width, s, s]`.
 
         Args:
-            images: as `prepare` gives them.
-            size: of a full batch.
+            images: uint8 `[3, h, w]` each, from `prepare`.
+            size: images in a full batch. A compiled encoder fills up a smaller one, see `Compute.filled`.
         """
         batch = torch.stack([self.sam.preprocess(self.compute.send(pixels)) for pixels in images])
         with self.compute.autocast():
-            return self.sam.image_encoder(self.compute.filled(batch, size))
+            embeddings: Tensor = self.sam.image_encoder(self.compute.filled(batch, size))
+            return embeddings
 
     def boxes(self, boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-        """Boxes `[N, 4]` in pixels of an image -> in pixels of the encoder's square."""
-        return self.resize.apply_boxes(boxes, (height, width))
+        """Scale boxes `[N, 4]`, xyxy, from pixels of the image to pixels of the encoder's square."""
+        scaled: np.ndarray = self.resize.apply_boxes(boxes, (height, width))
+        return scaled
 
     def decode(self, embeddings: Tensor, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """As `decode_boxes`, with `image` and `boxes` on the CPU."""
+        """Decode one mask for each box, as `decode_boxes` does, with `image` and `boxes` on the CPU."""
         with self.compute.autocast():
             return decode_boxes(self.sam, embeddings, self.compute.send(image), self.compute.send(boxes))
 
     def upscale(self, logits: Tensor, width: int, height: int) -> Tensor:
-        """`[N, 4 s, 4 s]` -> `[N, height, width]`: to the encoder's square, cut, to the image, as upstream does;
-        one resize would not give the same pixels."""
+        """Resize mask logits `[N, 4 s, 4 s]` to the image, `[N, height, width]`, as upstream does.
+
+        They are resized to the encoder's square, cut to the part that the image fills, and resized to the image. A
+        single resize would not give the same pixels.
+        """
         resized = self.resize.get_preprocess_shape(height, width, self.network_shape.image_size)
         edge = self.network_shape.image_size
         square = F.interpolate(logits[None], (edge, edge), mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""The shape of a SAM, which its checkpoint tells."""
+"""The shape of a SAM network, and how it is read off a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class SamShape(BaseModel):
-    """The shape of the network; official models differ only in the fields that have no default."""
+    """The shape of the network. Official models differ only in the fields that have no default."""
 
     model_config = ConfigDict(extra="forbid")
 
     image_size: int = Field(1024, gt=0, le=4096)
     """Edge of the square that goes into the encoder, in pixels."""
     patch: int = Field(16, gt=0)
-    """Edge of one token, in pixels of that square; the decoder draws masks at 4 x 4 points a token."""
+    """Edge of one token, in pixels of that square. A mask of the decoder has 4 x 4 points for each token."""
     width: int = Field(gt=0)
     depth: int = Field(gt=0)
     heads: int = Field(gt=0)
     global_attention: list[int]
-    """Blocks that attend over the whole image; the others attend in windows."""
+    """Indices of the blocks that attend over the whole image; the others attend inside windows."""
     window: int = Field(14, gt=0)
-    """Edge of such a window, in tokens."""
+    """Edge of a window, in tokens."""
     decoder_width: int = Field(256, gt=0, multiple_of=16)
     """Channels of the prompt encoder and the mask decoder."""
     decoder_mlp: int = Field(2048, gt=0)
@@ -43,19 +43,19 @@ VIT_H = SamShape(width=1280, depth=32, heads=16, global_attention=[7, 15, 23, 31
 
 
 def read_shape(shapes: Mapping[str, tuple[int, ...]]) -> SamShape:
-    """The shape of the network that has tensors of these shapes.
+    """Return the shape of the network whose tensors have these shapes.
 
     Args:
-        shapes: name -> shape, of an official checkpoint.
+        shapes: the shape of each tensor of an official checkpoint, by name.
 
     Raises:
         KeyError: a tensor is missing.
-        ValueError: the shapes do not go together.
+        ValueError: the shapes contradict each other.
     """
     width, _, patch, _ = shapes["image_encoder.patch_embed.proj.weight"]
     side = shapes["image_encoder.pos_embed"][1]
     blocks = [name for name in shapes if re.fullmatch(r"image_encoder\.blocks\.\d+\.attn\.rel_pos_h", name)]
-    # One row for each distance along an edge: as many as the whole image has, or a window.
+    # There is a relative position for each distance along an edge: 2 * edge - 1, of the whole image or of a window.
     edges = [(shapes[f"image_encoder.blocks.{block}.attn.rel_pos_h"][0] + 1) // 2 for block in range(len(blocks))]
     windows = {edge for edge in edges if edge != side}
     if len(windows) > 1:

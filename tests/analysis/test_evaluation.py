@@ -167,7 +167,7 @@ def test_without_java_its_scores_are_left_out_and_that_is_said(monkeypatch: pyte
     monkeypatch.setenv("PATH", str(tmp_path))
     said: list[str] = []
     assert java_scores(["a dog"], [["a dog"]], said.append) == {}
-    assert len(said) == 1 and "there is no Java" in said[0]
+    assert len(said) == 1 and "Java is not installed" in said[0]
 
 
 @pytest.mark.long

@@ -20,10 +20,10 @@ FOLDERS = ("workflows", "stages", "pad_pipeline")
 """From top to bottom."""
 ORDER = {
     "workflows": "cli commands checks miniature runs models learning engine results toml",
-    "stages": "make custom owl tag ground segment patchify annotate edit restore decode "
-    "dino sam ram base spans boxes compute",
+    "stages": "custom owl tag ground segment patchify annotate edit restore decode "
+    "settings dino sam ram base spans boxes compute",
     "pad_pipeline": "analysis training exports report miniature verify plan sources shards labels pretrained weights "
-    "measures evaluation records storage masks images geometry packages console errors",
+    "measures evaluation records storage roles masks images geometry packages console errors",
 }
 """The rooms of each folder: each may import those to its right. A new room takes its place here."""
 MOST_ROOMS, MOST_ARROWS = 12, 30

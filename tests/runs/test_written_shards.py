@@ -15,6 +15,7 @@ from pad_pipeline.geometry import View
 from pad_pipeline.labels import LabelEmbedder
 from pad_pipeline.miniature.files import World
 from pad_pipeline.shards.reader import open_shards
+from pad_pipeline.stages.ground import DetectorSettings
 from pad_pipeline.workflows.models.settings import ModelSettings, load_models
 from tests.conftest import data
 from tests.runs.conftest import Pad
@@ -101,7 +102,7 @@ def test_every_member_agrees_with_the_others(
             x0, y0, x1, y1 = region["box"]
             assert 0 <= x0 < x1 <= meta["width"]
             assert 0 <= y0 < y1 <= meta["height"]
-            assert models.detector.box_threshold <= region["score"] <= 1
+            assert models.of(DetectorSettings).box_threshold <= region["score"] <= 1
             assert region["label_score"] <= region["score"]
             regions += 1
     assert regions > 20

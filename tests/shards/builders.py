@@ -10,10 +10,9 @@ from typing import Any
 from pad_pipeline.geometry import View
 from pad_pipeline.images import DecodeSettings
 from pad_pipeline.plan import PlanFacts, write_plan
-from pad_pipeline.records import ImageRecord, shard_name
+from pad_pipeline.records import ImageRecord, Planned, shard_name
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.run import Run
-from pad_pipeline.sources.base import Planned
 
 FIRST, SECOND = shard_name(0), shard_name(1)
 GRID, WIDTH = 2, 3
@@ -48,7 +47,7 @@ def restored(shards: ShardFolder, name: str) -> list[ImageRecord]:
     """The records of a written shard, as they were when it was written."""
     rows = []
     for row in shards.index(name):
-        record = ImageRecord(row["key"], row["id"], row["source"])
+        record = ImageRecord(row["id"], row["source"], key=row["key"])
         if row["status"] == "failed":
             record.status, record.stage, record.reason = "failed", row["stage"], row["reason"]
             record.width, record.height = row["width"], row["height"]

@@ -10,12 +10,11 @@ from pathlib import Path
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.plan import PLAN_NAME, Plan
-from pad_pipeline.records import ImageRecord
+from pad_pipeline.records import ImageRecord, Planned
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.seal import seal_of
 from pad_pipeline.shards.stats import as_json, read_statistics
-from pad_pipeline.sources.base import Planned
 from pad_pipeline.storage import Folder
 from pad_pipeline.verify import verify_run
 from tests.shards.builders import FIRST, planned, restored

@@ -16,11 +16,21 @@ from hypothesis import strategies as st
 
 from pad_pipeline.geometry import View
 from pad_pipeline.plan import GROUP, PLAN_NAME, PLAN_SCHEMA
-from pad_pipeline.records import INDEX_SCHEMA, SCHEMA_VERSION, Alternate, ImageRecord, Region, Shard, Status, Tag
+from pad_pipeline.records import (
+    INDEX_SCHEMA,
+    MEMBERS,
+    SCHEMA_VERSION,
+    Alternate,
+    ImageRecord,
+    Planned,
+    Region,
+    Shard,
+    Status,
+    Tag,
+)
 from pad_pipeline.shards.reader import index_facts
 from pad_pipeline.shards.run import Run
-from pad_pipeline.shards.writer import MEMBERS, TOTALS, write_shard
-from pad_pipeline.sources.base import Planned
+from pad_pipeline.shards.writer import TOTALS, write_shard
 from pad_pipeline.storage import Folder
 from tests.conftest import ROOT
 from tests.shards.builders import FIRST, GRID, WIDTH, planned
@@ -59,7 +69,7 @@ def test_the_page_of_the_format_names_what_is_written(tmp_path: Path) -> None:
 
     rle = {"size": [1, 1], "counts": "01"}
     region = Region("a", (0, 0, 1, 1), alternates=[Alternate("b", 0.5, 0.5)], rle=rle)
-    record = ImageRecord("key", "id", "source", "caption", [{"from": "human", "value": "?"}], tags=[Tag("a", 0.5)])
+    record = ImageRecord("id", "source", "caption", [{"from": "human", "value": "?"}], key="key", tags=[Tag("a", 0.5)])
     record.regions, record.width, record.height = [region], 1, 1
     described = {name: kind.partition(" ")[0] for name, kind in documented("key.json").items()}
     assert described == paths(json.loads(record.to_json()))

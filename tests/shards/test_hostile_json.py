@@ -73,7 +73,7 @@ def test_what_is_restored_can_be_written(runs: Runs) -> None:
     shards = ShardFolder(runs.good)
     good = shards.sample(FIRST, index_rows(runs.good)[0]).meta
     for what, member in hostile_json(good):
-        record = ImageRecord("key", "id", "source")
+        record = ImageRecord("id", "source", key="key")
         try:
             meta = json.loads(member)
         except (ValueError, RecursionError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,9 +15,9 @@ from hypothesis import strategies as st
 
 from pad_pipeline import plan as plans
 from pad_pipeline.plan import PLAN_NAME, Plan, write_plan
+from pad_pipeline.records import Place, Planned
 from pad_pipeline.shards.keys import plain_key
 from pad_pipeline.shards.seal import seal_problem
-from pad_pipeline.sources.base import Planned
 from pad_pipeline.storage import Folder
 from tests.shards.builders import Listed, planned
 from tests.shards.ids import IDS
@@ -94,8 +95,9 @@ def test_a_plan_holds_every_image_once_in_order_under_a_key_of_its_own(
 
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {
-    **{name: st.text(max_size=3) for name in ("id", "source", "file", "caption", "sha256", "problem")},
-    **{name: st.integers(-1, 1 << 40) for name in ("at", "size", "earlier_at", "earlier_bytes")},
+    **{name: st.text(max_size=3) for name in ("id", "source", "caption", "content_sha256", "problem")},
+    "place": st.builds(Place, st.text(max_size=3), st.integers(-1, 1 << 40), st.integers(-1, 1 << 40)),
+    "earlier": st.builds(Place, st.just(""), st.integers(-1, 1 << 40), st.integers(0, 1 << 40)),
     "conversations": st.lists(
         st.fixed_dictionaries({"from": st.text(max_size=2)}, optional={"value": st.text(max_size=2)}), max_size=2
     ),
@@ -129,7 +131,7 @@ def test_two_plans_that_differ_anywhere_have_different_digests(images: list[Plan
 
 
 def _with(one: Planned, **values: Any) -> Planned:
-    return Planned(**({name: getattr(one, name) for name in Planned.__slots__} | values))
+    return replace(one, **values)
 
 
 def test_a_sampled_hash_is_that_of_the_image_with_the_key(tmp_path: Path) -> None:

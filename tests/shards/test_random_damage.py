@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pad_pipeline.shards.writer import MEMBERS
+from pad_pipeline.records import MEMBERS
 from tests.shards.builders import FIRST, SECOND
 from tests.shards.children import as_child, in_child
 from tests.shards.conftest import Pad, Runs

@@ -10,11 +10,11 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pad_pipeline.records import Alternate, ImageRecord, Region, Shard, Tag
+from pad_pipeline.records import MEMBERS, Alternate, ImageRecord, Region, Shard, Tag
 from pad_pipeline.shards.keys import plain_key
 from pad_pipeline.shards.reader import ShardFolder, index_facts, totals_in
 from pad_pipeline.shards.seal import seal_problem
-from pad_pipeline.shards.writer import MEMBERS, count, write_shard
+from pad_pipeline.shards.writer import count, write_shard
 from pad_pipeline.storage import Folder
 from tests.shards.builders import FIRST, GRID, WIDTH, a_run, restored
 from tests.shards.ids import IDS
@@ -40,7 +40,7 @@ def region(draw: st.DrawFn) -> Region:
 @st.composite
 def image_record(draw: st.DrawFn) -> ImageRecord:
     turns = st.lists(st.fixed_dictionaries({"from": TEXT, "value": TEXT}), max_size=2)
-    record = ImageRecord(draw(IDS), draw(TEXT), draw(TEXT), draw(TEXT), draw(turns))
+    record = ImageRecord(draw(TEXT), draw(TEXT), draw(TEXT), draw(turns), key=draw(IDS))
     record.width, record.height = draw(st.integers(0, 9000)), draw(st.integers(0, 9000))
     record.data, record.format = draw(IMAGES), draw(st.sampled_from(["JPEG", "PNG", ""]))
     record.tags = draw(st.lists(st.builds(Tag, TEXT, NUMBER), max_size=2))

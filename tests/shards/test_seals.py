@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from pad_pipeline.plan import PLAN_NAME, Plan
-from pad_pipeline.records import Shard
+from pad_pipeline.records import Planned, Shard
 from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.shards.seal import UNSEALED, seal, seal_of, seal_problem
 from pad_pipeline.shards.writer import write_shard
-from pad_pipeline.sources.base import Planned
 from pad_pipeline.storage import Folder
 from tests.shards.builders import FIRST, SECOND, a_run, planned
 from tests.shards.conftest import Runs

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from pad_pipeline.plan import PLAN_NAME
+from pad_pipeline.records import MEMBERS
 from pad_pipeline.shards.run import RUN_NAME
-from pad_pipeline.shards.writer import MEMBERS
 from tests.shards.builders import FIRST, SECOND
 from tests.shards.conftest import Pad, Runs
 from tests.shards.damage import Change, index_rows, problems

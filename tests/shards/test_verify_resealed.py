@@ -16,10 +16,9 @@ import pytest
 from PIL import Image
 
 from pad_pipeline.plan import PLAN_NAME, PLAN_SCHEMA, Plan
-from pad_pipeline.records import ImageRecord, Shard
+from pad_pipeline.records import MEMBERS, ImageRecord, Planned, Shard
 from pad_pipeline.shards.seal import UNSEALED, seal
-from pad_pipeline.shards.writer import MEMBERS, write_shard
-from pad_pipeline.sources.base import Planned
+from pad_pipeline.shards.writer import write_shard
 from pad_pipeline.storage import Folder
 from tests.shards.builders import FIRST, GRID, SECOND, WIDTH, a_run, planned
 from tests.shards.conftest import Pad

@@ -70,7 +70,7 @@ def scored(source: Path, target: Path) -> None:
     for number, name in enumerate(shards.names):
         records = []
         for row in shards.index(name):
-            record = ImageRecord(row["key"], row["id"], row["source"])
+            record = ImageRecord(row["id"], row["source"], key=row["key"])
             if row["status"] == "failed":
                 record.fail(row["stage"], row["reason"])
             else:

@@ -41,7 +41,7 @@ def test_what_is_under_pad_is_not_trusted(
     entry["pad"] = entry["pad"] | damage if isinstance(damage, dict) else damage
     path.write_text(json.dumps(data))
     planned = next(one for one in CocoSource(path, tmp_path / "coco/images") if one.annotations)
-    record = ImageRecord("key", planned.id, planned.source, annotations=list(planned.annotations))  # type: ignore[arg-type]
+    record = ImageRecord(planned.id, planned.source, key="key", annotations=list(planned.annotations))  # type: ignore[arg-type]
     record.place = Place(planned.source)
     shard = HumanRegions()(Decode(DecodeSettings(), str(tmp_path / "coco/images"))(Shard(0, [record])))
     assert shard.rows[0].status == "failed"

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.sources.base import Planned
+from pad_pipeline.records import Planned
 from pad_pipeline.sources.open import open_source
 
 LISTS = ["parquet", "csv", "tsv", "jsonl", "ndjson"]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.sources.base import Planned
+from pad_pipeline.records import Planned
 from pad_pipeline.sources.open import open_source
 from tests.sources.small_sources import write_list, write_tar
 

@@ -62,7 +62,7 @@ def test_shards_are_a_source(tmp_path: Path) -> None:
     facts: dict[str, Any] = {"images": 3, "shards": 2, "shard_size": 2, "view": view, "embedding_width": 4}
     run = Run(kind="build", counts={}, settings={}, fingerprints={}, **facts)
     empty = {"coverage": np.zeros((0, view.grid, view.grid), np.uint8), "embeds": np.zeros((0, 4), np.float16)}
-    rows = [ImageRecord(key, f"d/{key}", f"d/{key}.png", data=png(n), **empty) for n, key in enumerate("ab")]
+    rows = [ImageRecord(f"d/{key}", f"d/{key}.png", key=key, data=png(n), **empty) for n, key in enumerate("ab")]
     rows[1].fail("decode", "broken")
     run.write(Folder(tmp_path))
     write_shard(Shard(0, rows), Folder(tmp_path), run.identity)

@@ -35,7 +35,7 @@ def found_in(prompt: Prompt, probabilities: np.ndarray, boxes: np.ndarray) -> Fo
 def test_the_span_maximum_gates_and_other_good_labels_are_kept(models: ModelSettings) -> None:
     """A poodle is a dog: the second label used to be thrown away, or glued to the first ("poodle dog")."""
     changed = {"box_threshold": 0.5, "text_threshold": 0.3, "alternates": 2}
-    detector = Detector(models.detector.model_copy(update=changed), DECODING, TWO)
+    detector = Detector(models.of(DetectorSettings).model_copy(update=changed), DECODING, TWO)
     prompt = Prompt(
         [CLS, 5, 6, DOT, 7, DOT, 8, DOT, 9, DOT, 4, DOT, SEP],
         ["poodle", "dog", "cat", "animal", "pet"],
@@ -47,7 +47,7 @@ def test_the_span_maximum_gates_and_other_good_labels_are_kept(models: ModelSett
     probabilities[2, [4]] = 0.49
     probabilities[3, [0, 3, 12]] = 0.99  # [CLS], a dot, [SEP]: what gave empty labels
     boxes = np.array([[0.5, 0.5, 0.2, 0.2]] * 4)
-    row = ImageRecord("a", "a", "a", width=100, height=50)
+    row = ImageRecord("a", "a", key="a", width=100, height=50)
     first, second = detector.regions(row, found_in(prompt, probabilities, boxes))
     assert (first.label, first.prompt) == ("poodle", 3)
     assert (first.score, first.label_score) == (pytest.approx(0.9), pytest.approx(0.8))
@@ -64,7 +64,7 @@ def test_no_label_is_empty_merged_or_partial(data: st.DataObject) -> None:
     tags = data.draw(st.lists(st.lists(words, min_size=1, max_size=3).map(" ".join), min_size=1, max_size=20))
     detector = Detector.__new__(Detector)  # what it does with scores needs no model
     detector.settings = DetectorSettings(model="", text_threshold=0.1, alternates=3)
-    row = ImageRecord("a", "a", "a", width=64, height=64)
+    row = ImageRecord("a", "a", key="a", width=64, height=64)
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     for prompt in build_prompts(tags, encode, data.draw(st.integers(16, 64))):
         probabilities = rng.uniform(0, 1, (6, len(prompt.ids))) ** 2

@@ -30,7 +30,6 @@ from pad_pipeline.pretrained import quiet
 from pad_pipeline.records import ImageRecord, Shard, Tag
 from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.stages.ground import DetectorSettings
-from pad_pipeline.stages.make import detector
 from pad_pipeline.stages.owl import OwlDetector
 from tests.conftest import record
 
@@ -82,7 +81,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def stage(folder: Path, **changed: object) -> OwlDetector:
-    made = detector(DetectorSettings.model_validate({"model": str(folder), **ALL, **changed}), DECODING, TWO)
+    made = DetectorSettings.model_validate({"model": str(folder), **ALL, **changed}).make(DECODING, TWO)
     assert isinstance(made, OwlDetector)
     return made
 

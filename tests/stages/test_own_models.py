@@ -20,7 +20,6 @@ from pad_pipeline.miniature.files import World
 from pad_pipeline.records import ImageRecord, Region, Shard, Tag
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.run import Run
-from pad_pipeline.stages import make as choice
 from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.stages.custom import load as plugin
 from pad_pipeline.stages.custom.load import pinned
@@ -39,7 +38,7 @@ PadCommand = Callable[..., SimpleNamespace]
 
 def detector(**settings: Any) -> BoxesStage:
     own = CustomDetector.model_validate({"class": f"{OWN}:Detector", "settings": settings, "batch_size": 4})
-    stage = choice.detector(pinned(own, Path.cwd()), DECODING, TWO)
+    stage = pinned(own, Path.cwd()).make(DECODING, TWO)
     assert isinstance(stage, BoxesStage)
     return stage
 
@@ -126,7 +125,7 @@ def test_a_segmenters_answers_are_looked_at(world: World) -> None:
         own = CustomSegmenter.model_validate(
             {"class": f"{OWN}:Segmenter", "settings": {"fault": fault, "odd": first_pixel(rows[1])}}
         )
-        stage = choice.segmenter(own, DECODING, TWO)
+        stage = own.make(DECODING, TWO)
         assert isinstance(stage, SegmentStage)
         stage(Shard(0, rows))
         assert [row.status for row in rows] == ["ok", "failed", "ok", "ok"]
@@ -138,13 +137,11 @@ def test_a_segmenters_answers_are_looked_at(world: World) -> None:
 def test_a_taggers_names_are_looked_at(world: World) -> None:
     """A name twice, empty, or with a line break ends in labels that nothing can be matched with."""
     for words in (["car", "car"], [""], ["two\nlines"]):
-        stage = choice.tagger(
-            CustomTagger.model_validate({"class": f"{OWN}:Tagger", "settings": {"words": words}}), DECODING, TWO
-        )
-        (row,) = stage(Shard(0, tagged(world, 1))).rows
+        own = CustomTagger.model_validate({"class": f"{OWN}:Tagger", "settings": {"words": words}})
+        (row,) = own.make(DECODING, TWO)(Shard(0, tagged(world, 1))).rows
         assert row.status == "failed" and row.reason.startswith("BadAnswer: the tagger gives")
     empty = CustomTagger.model_validate({"class": f"{OWN}:Tagger", "settings": {"words": []}})
-    (row,) = choice.tagger(empty, DECODING, TWO)(Shard(0, tagged(world, 1))).rows
+    (row,) = empty.make(DECODING, TWO)(Shard(0, tagged(world, 1))).rows
     assert row.status == "empty"
 
 
@@ -196,7 +193,7 @@ def test_a_grounder_stands_for_tagger_and_detector(
         assert [region["label"] for region in meta["regions"]] == ["house", "car"]
     again = ["build", "--images", tmp_path / "out", "--models", toml, "--engine", "local", "--out", tmp_path / "again"]
     refused = pad(*again, "--redo-from", "ground")
-    assert refused.code == 2 and "a grounder finds tags and boxes in one" in refused.err
+    assert refused.code == 2 and "a grounder does tag and ground in one" in refused.err
     assert pad(*again, "--redo-from", "segment").code == 0
     both = write(tmp_path / "both.toml", models_toml, f'[grounder]\nclass = "{OWN}:Grounder"\n')
     with pytest.raises(UserError, match=r"both.toml: detector .* leave out one of the sections"):
@@ -221,7 +218,7 @@ def test_the_check_makes_it_and_asks_it(pad: PadCommand, models_toml: Path, tmp_
         "models", "check", write(toml, models_toml, f'[detector]\nclass = "{OWN}:Detector"\n{odd}', ("detector",))
     )
     assert wrong.code == 1
-    assert "asked about a grey image, it fails (BadAnswer" in wrong.out
+    assert "asked about a gray image, it fails (BadAnswer" in wrong.out
 
 
 @pytest.mark.parametrize(
@@ -291,9 +288,8 @@ def test_an_entry_point_means_its_class(monkeypatch: pytest.MonkeyPatch, models_
         load_models(str(write(tmp_path / "own.toml", models_toml, f"[detector]\n{way}{settings}", ("detector",))))
         for way in ways
     )
-    assert one.detector == two.detector
-    assert isinstance(one.detector, CustomDetector)
-    assert one.detector.settings["weights"] == str(tmp_path / "w.bin")
+    assert one.of(CustomDetector) == two.of(CustomDetector)
+    assert one.of(CustomDetector).settings["weights"] == str(tmp_path / "w.bin")
 
 
 def package(folder: Path, body: str = "") -> Path:
@@ -354,8 +350,7 @@ def test_the_readmes_class_works(
     (tmp_path / "my_package/detect.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
     models = load_models(str(write(tmp_path / "own.toml", models_toml, toml.partition("```")[0], ("detector",))))
-    assert isinstance(models.detector, CustomDetector)
-    (row,) = choice.detector(models.detector, DECODING, TWO)(Shard(0, tagged(world, 1))).rows
+    (row,) = models.of(CustomDetector).make(DECODING, TWO)(Shard(0, tagged(world, 1))).rows
     assert [region.box for region in row.regions] == [(0, 0, 20, 10)] * 2, row.reason
 
 
@@ -363,4 +358,4 @@ def test_a_worker_with_other_code_refuses(tmp_path: Path) -> None:
     """A node with another version of the package would write other shards into the same run."""
     own = pinned(CustomDetector.model_validate({"class": f"{OWN}:Detector"}), tmp_path)
     with pytest.raises(UserError, match="install the same version on every node"):
-        choice.detector(own.model_copy(update={"code": "tests.own_models:Detector@1+0"}), DECODING, TWO)
+        own.model_copy(update={"code": "tests.own_models:Detector@1+0"}).make(DECODING, TWO)

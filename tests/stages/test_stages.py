@@ -15,7 +15,7 @@ from pad_pipeline.miniature.files import World
 from pad_pipeline.records import ImageRecord, Shard, Tag
 from pad_pipeline.stages.base import Stage
 from pad_pipeline.stages.compute import ComputeSettings
-from pad_pipeline.stages.tag import Tagger
+from pad_pipeline.stages.tag import Tagger, TaggerSettings
 from pad_pipeline.workflows.models.settings import ModelSettings, load_models
 from tests.conftest import record
 from tests.small_models import write_small_models
@@ -32,7 +32,7 @@ def tagged(world: World, count: int, tags: list[str]) -> list[ImageRecord]:
 
 
 def test_tagger_gives_an_image_the_same_alone_and_in_a_batch(models: ModelSettings, world: World) -> None:
-    tagger = Tagger(models.tagger, DECODING, TWO)
+    tagger = Tagger(models.of(TaggerSettings), DECODING, TWO)
     together = tagger(Shard(0, tagged(world, 5, []))).rows
     for index, row in enumerate(together):
         (alone,) = tagger(Shard(0, [tagged(world, 5, [])[index]])).rows
@@ -54,7 +54,7 @@ def test_ram_plus_runs_as_the_tagger(world: World, tmp_path: Path) -> None:
 
 
 def test_an_image_without_tags_is_empty(models: ModelSettings, world: World) -> None:
-    nothing = models.tagger.model_copy(update={"threshold": 1.0})
+    nothing = models.of(TaggerSettings).model_copy(update={"threshold": 1.0})
     (row,) = Tagger(nothing, DECODING, TWO)(Shard(0, tagged(world, 1, []))).rows
     assert (row.status, row.tags) == ("empty", [])
 
@@ -90,7 +90,7 @@ class Fragile(Stage):
 def test_a_failure_stays_with_the_image_that_caused_it() -> None:
     """One bad image of nine used to take its batch along (FiftyOne, DALI); here it fails alone, with its reason."""
     keys = ["a", "b", "bad", "c", "unreadable", "d", "e", "unwritable", "g"]
-    rows = Fragile(RuntimeError("odd\ninput"))(Shard(0, [ImageRecord(key, key, key) for key in keys])).rows
+    rows = Fragile(RuntimeError("odd\ninput"))(Shard(0, [ImageRecord(key, key, key=key) for key in keys])).rows
     failed = {row.key: (row.stage, row.reason) for row in rows if row.status == "failed"}
     assert failed == {
         "bad": ("fragile", "RuntimeError: odd input"),
@@ -114,7 +114,7 @@ def test_a_batch_that_did_not_fit_is_freed_before_its_halves_are_tried() -> None
             return inputs
 
     stage = Hungry(ValueError())
-    rows = stage(Shard(0, [ImageRecord(str(n), "", "") for n in range(8)])).rows
+    rows = stage(Shard(0, [ImageRecord("", "", key=str(n)) for n in range(8)])).rows
     assert [row.status for row in rows] == ["ok"] * 8
     assert len(alive) == 6, "8 and 4 did not fit, and then four times 2"
 
@@ -137,7 +137,7 @@ def test_memory_runs_out_once_for_each_shape() -> None:
     stage = Hungry(ValueError())
     stage.batch_size = 6
     for _ in range(2):
-        rows = [ImageRecord(str(n), "large" if n % 2 else "small", "") for n in range(24)]
+        rows = [ImageRecord("large" if n % 2 else "small", "", key=str(n)) for n in range(24)]
         assert all(row.caption == "done" for row in stage(Shard(0, rows)).rows)
     assert tried.count(("large", 6)) == 1
     assert tried.count(("large", 3)) == 8
@@ -157,7 +157,7 @@ def test_one_large_image_does_not_make_the_others_slow() -> None:
 
     stage = Hungry(ValueError())
     stage.batch_size = 8
-    rows = [ImageRecord("huge" if n == 5 else str(n), "", "") for n in range(40)]
+    rows = [ImageRecord("", "", key="huge" if n == 5 else str(n)) for n in range(40)]
     stage(Shard(0, rows))
     assert [row.key for row in rows if row.status == "failed"] == ["huge"]
     assert tried[-8:] == [4] * 8
@@ -172,7 +172,7 @@ def test_an_image_that_does_not_fit_alone_is_tried_with_less_at_a_time() -> None
                 raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
             return inputs
 
-    (row,) = Hungry(ValueError())(Shard(0, [ImageRecord("a", "", "")])).rows
+    (row,) = Hungry(ValueError())(Shard(0, [ImageRecord("", "", key="a")])).rows
     assert (row.status, row.caption) == ("ok", "done")
 
 
@@ -187,7 +187,7 @@ def test_batches_are_the_same_whatever_the_clock_says() -> None:
             return len(row.id)
 
     sizes = [(2, 1, "aaa"), (1, 1, "a"), (2, 1, "a"), (1, 1, "aa"), (2, 1, "a")]
-    rows = [ImageRecord(str(n), i, "", width=w, height=h) for n, (w, h, i) in enumerate(sizes)]
+    rows = [ImageRecord(i, "", key=str(n), width=w, height=h) for n, (w, h, i) in enumerate(sizes)]
     stage = Sorted(ValueError())
     stage.batch_size = 2
     stage(Shard(0, rows))
@@ -198,10 +198,10 @@ def test_a_fault_of_the_machine_is_not_charged_to_images() -> None:
     """A dead disk or GPU failed every image that was left, for good; now it stops the run, which can be resumed."""
     fault = OSError(5, "Input/output error")
     with pytest.raises(OSError, match="Input/output"):
-        Fragile(fault)(Shard(0, [ImageRecord("bad", "", "")]))
+        Fragile(fault)(Shard(0, [ImageRecord("", "", key="bad")]))
 
 
 def test_a_users_mistake_is_not_charged_to_images() -> None:
     mistake = UserError("llm.context", "sentence", "no", "do")
     with pytest.raises(UserError):
-        Fragile(mistake)(Shard(0, [ImageRecord("bad", "", "")]))
+        Fragile(mistake)(Shard(0, [ImageRecord("", "", key="bad")]))

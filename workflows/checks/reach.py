@@ -113,23 +113,22 @@ def model_files(models: str, hub: Hub) -> Findings:
     from huggingface_hub import constants
 
     from pad_pipeline.weights import cache_folder
-    from pad_pipeline.workflows.models.files import parts
+    from pad_pipeline.workflows.models.files import files, megabytes
     from pad_pipeline.workflows.models.settings import load_models
 
-    chosen = parts(load_models(models))
+    chosen = files(load_models(models))
     missing = [part for part in chosen if part.path is None]
     mistaken = [part for part in missing if _is_local(part.reference)]
     for part in mistaken:
         remedy = "correct it in --models FILE.toml"
         yield Finding(part.field, "problem", f"{part.reference}: there is no such file or folder", remedy)
     missing = [part for part in missing if part not in mistaken]
-    wanted = sum(part.megabytes or 0 for part in missing) * 10**6
+    sizes = {part.field: megabytes(part) for part in missing}
+    wanted = sum(size or 0 for size in sizes.values()) * 10**6
     if missing:
         state: State = "warning" if hub.reachable else "problem"
-        least = "at least " if any(part.megabytes is None for part in missing) else ""
-        names = ", ".join(
-            part.field + (f" ({part.megabytes / 1000:.2f} GB)" if part.megabytes else "") for part in missing
-        )
+        least = "at least " if None in sizes.values() else ""
+        names = ", ".join(field + (f" ({size / 1000:.2f} GB)" if size else "") for field, size in sizes.items())
         said = f"{len(missing)} of {len(chosen)} files are not here, {least}{gigabytes(wanted)} in all: {names}"
         where = ", as a build would by itself" if hub.reachable else " where there is network, without HF_HUB_OFFLINE"
         yield Finding("models", state, said, f"pad models fetch {models}{where}")

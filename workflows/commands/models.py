@@ -23,14 +23,14 @@ def models_list(
       pad models list plus
     """
     from pad_pipeline.workflows.models.catalog import OFFICIAL
-    from pad_pipeline.workflows.models.files import parts
+    from pad_pipeline.workflows.models.files import files, megabytes
     from pad_pipeline.workflows.models.settings import PRESETS, load_models
 
     chosen = [models] if models else [*PRESETS, "miniature"]
     if as_json:
         found: dict[str, Any] = {
             name: [
-                part._asdict() | {"megabytes": part.megabytes, "path": part.path} for part in parts(load_models(name))
+                file._asdict() | {"megabytes": megabytes(file), "path": file.path} for file in files(load_models(name))
             ]
             for name in chosen
         }
@@ -39,8 +39,8 @@ def models_list(
         return
     for name in chosen:
         console.print(f"[bold]--models {escaped(name)}[/bold]")
-        for part in parts(load_models(name)):
-            size = f"{part.megabytes / 1000:.2f} GB" if part.megabytes else ""
+        for part in files(load_models(name)):
+            size = f"{about / 1000:.2f} GB" if (about := megabytes(part)) else ""
             pinned = f"sha256 {part.sha256[:12]}..." if part.sha256 else "any sha256"
             place = f"[green]here[/green]: {escaped(str(part.path))}" if part.path else "[yellow]not here[/yellow]"
             console.print(f"  {part.field:18} {size:8} {pinned:22} {place}", highlight=False, soft_wrap=True)
@@ -59,11 +59,11 @@ def models_fetch(models: ModelsArgument = "paper", as_json: AsJson = False) -> N
 
       pad models fetch plus
     """
-    from pad_pipeline.workflows.models.fingerprints import label_fingerprint, weight_fingerprints
+    from pad_pipeline.labels import LabelEmbedder
     from pad_pipeline.workflows.models.settings import load_models
 
     chosen = load_models(models)
-    found = weight_fingerprints(chosen) | label_fingerprint(chosen.llm)[0]
+    found = chosen.fingerprints() | LabelEmbedder(chosen.llm).fingerprints()
     if as_json:
         print_json({"sha256": found})
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -48,7 +48,7 @@ def show(
         raise UserError(field, target, "this is IMAGE itself", "name another file")
 
     from pad_pipeline.images import BadImage, decode
-    from pad_pipeline.records import Place
+    from pad_pipeline.records import Place, SampleJson
     from pad_pipeline.report.overlay import panels
     from pad_pipeline.sources.read import read_bytes
     from pad_pipeline.storage import Folder
@@ -62,7 +62,7 @@ def show(
         raise UserError("IMAGE", image, str(error), "name an image that can be read") from error
     row = _annotated(image, chosen)
     assert row.coverage is not None
-    meta: dict[str, Any] = json.loads(row.to_json())
+    meta: SampleJson = json.loads(row.to_json())
     with Folder(target.absolute().parent).commit(target.name, durable=False) as partial:
         panels(decoded, meta, row.coverage, chosen.view).save(partial, kind)
     text = f"{counted(len(row.tags), 'tag')}, {counted(len(row.regions), 'region')}: {target}"
@@ -85,7 +85,7 @@ def _annotated(image: Path, models: ModelSettings) -> ImageRecord:
     links = annotation_chain(Folder(image.parent), "", models, models.view, str(image.parent), models.compute)
     # Between the plan and the shard stand the stages.
     steps = [step for link in links for step in link.steps if step.name not in ("plan", "write")]
-    row = ImageRecord("image", image.name, image.name, place=Place(image.name))
+    row = ImageRecord(image.name, image.name, key="image", place=Place(image.name))
     found: ImageRecord = Chain(Link("show", steps)).run(Shard(0, [row])).rows[0]
     if found.status == "failed":
         raise UserError("IMAGE", image, f"it failed in {found.stage}: {found.reason}", "name another image")

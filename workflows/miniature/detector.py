@@ -215,7 +215,7 @@ def _row(scene: Scene) -> ImageRecord:
     stream = io.BytesIO()
     scene.image.save(stream, "PNG")
     tags = [Tag(label, 1.0) for label in LABELS if any(region.label == label for region in scene.regions)]
-    row = ImageRecord("scene", "scene", "scene.png", data=stream.getvalue(), format="PNG", tags=tags)
+    row = ImageRecord("scene", "scene.png", key="scene", data=stream.getvalue(), format="PNG", tags=tags)
     row.width, row.height = scene.image.size
     return row
 

@@ -20,7 +20,7 @@ from pad_pipeline.miniature.shipped import check_labels
 from pad_pipeline.miniature.world import draw_scene
 from pad_pipeline.pretrained import load_pretrained, load_tokenizer
 from pad_pipeline.sources.open import open_source
-from pad_pipeline.stages.tag import read_tags
+from pad_pipeline.stages.tag import TaggerSettings, read_tags
 from pad_pipeline.training.job import Job
 from pad_pipeline.training.model import check_view
 from pad_pipeline.training.settings import TrainSettings
@@ -121,7 +121,7 @@ def evaluate(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("--out", out, "it is there already, and not empty", "name a new folder")
-    tagger = models.built_in.tagger
+    tagger = models.of(TaggerSettings)
     check_labels("--models", tagger.tag_list, read_tags(tagger)[0])
     tower = fetch_model("--vision", vision)  # a wrong one is told before the build
     check_view(models.view, tower, vision)

@@ -1,12 +1,12 @@
-"""Which models a build uses: the presets `paper` and `plus`, the miniature, or a TOML file for anything else, the
-user's own classes among it."""
+"""Which models a build uses: the presets `paper` and `plus`, the miniature, or a TOML file for anything else, with
+classes of the user's own where the file names them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
@@ -14,9 +14,11 @@ from pad_pipeline.images import DecodeSettings
 from pad_pipeline.labels import LabelSettings
 from pad_pipeline.miniature.shipped import NAME as MINIATURE
 from pad_pipeline.miniature.shipped import checked
+from pad_pipeline.roles import ORDER, REQUIRED, ROLES, RedoFrom, is_redone, section_of
 from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.stages.custom.load import pinned
 from pad_pipeline.stages.custom.settings import (
+    SECTIONS,
     CustomDetector,
     CustomGrounder,
     CustomSegmenter,
@@ -25,66 +27,86 @@ from pad_pipeline.stages.custom.settings import (
 )
 from pad_pipeline.stages.ground import DetectorSettings
 from pad_pipeline.stages.segment import SegmenterSettings
+from pad_pipeline.stages.settings import StageSettings
 from pad_pipeline.stages.tag import TaggerSettings
 from pad_pipeline.workflows.models.catalog import OFFICIAL
-from pad_pipeline.workflows.toml import BUILT_IN, read_toml, settings_error
+from pad_pipeline.workflows.toml import read_toml, settings_error
 
+KINDS: tuple[type[StageSettings], ...] = (
+    TaggerSettings, DetectorSettings, SegmenterSettings, CustomTagger, CustomDetector, CustomSegmenter, CustomGrounder,
+)  # fmt: skip
+"""Every kind of stage with a model. A section of a models file is of pad's own kind with its name, or of the custom
+kind where the section names a class."""
 
-def _whose(value: Any) -> str:
-    return type(value).__name__ if isinstance(value, CustomSettings) else BUILT_IN
-
-
-Whose = Discriminator(_whose)
-
-
-class BuiltIn(NamedTuple):
-    """pad's own kinds of models."""
-
-    tagger: TaggerSettings
-    detector: DetectorSettings
-    segmenter: SegmenterSettings
+Kind = TypeVar("Kind", bound=StageSettings)
 
 
 class ModelSettings(BaseModel):
-    """The four models of a build, one TOML section each; how the first three compute, how images are decoded, and
-    what the vision tower sees. The section `[grounder]` stands for `tagger` and `detector` both."""
+    """The models of a build, how they compute, how images are decoded, and what the vision tower sees."""
 
     model_config = ConfigDict(extra="forbid")
 
-    tagger: Annotated[
-        Annotated[TaggerSettings, Tag(BUILT_IN)]
-        | Annotated[CustomTagger, Tag("CustomTagger")]
-        | Annotated[CustomGrounder, Tag("CustomGrounder")],
-        Whose,
-    ]
-    detector: Annotated[
-        Annotated[DetectorSettings, Tag(BUILT_IN)]
-        | Annotated[CustomDetector, Tag("CustomDetector")]
-        | Annotated[CustomGrounder, Tag("CustomGrounder")],
-        Whose,
-    ]
-    segmenter: Annotated[
-        Annotated[SegmenterSettings, Tag(BUILT_IN)] | Annotated[CustomSegmenter, Tag("CustomSegmenter")], Whose
-    ]
+    annotators: tuple[StageSettings, ...]
+    """Settings of the stages with a model, in the order in which a shard goes through them."""
     llm: LabelSettings
     compute: ComputeSettings = ComputeSettings()
     decode: DecodeSettings = DecodeSettings()
     view: View = View()
-    """Of the vision tower that goes with the LLM; the command line's options win over it."""
+    """The view of the vision tower that goes with the LLM; the command line's options win over it."""
 
-    @property
-    def built_in(self) -> BuiltIn:
-        """The annotation models, for what can't work with others.
+    @field_validator("annotators")
+    @classmethod
+    def _each_step_once(cls, annotators: tuple[StageSettings, ...]) -> tuple[StageSettings, ...]:
+        annotators = tuple(sorted(annotators, key=lambda one: ORDER.index(cast(RedoFrom, one.steps[0]))))
+        by_step: dict[str, str] = {}
+        for one in annotators:
+            for step in one.steps:
+                if step in by_step:
+                    raise ValueError(
+                        f"{by_step[step]} and {one.section} both do the step {step}; leave one of them out"
+                    )
+                by_step[step] = one.section
+        if missing := [step for step in REQUIRED if step not in by_step]:
+            raise ValueError(f"the section {section_of(missing[0])} is missing")
+        return annotators
+
+    def of(self, kind: type[Kind]) -> Kind:
+        """Return the settings of one kind, for code that can work with no other.
 
         Raises:
-            UserError: a class of the user's is among them.
+            UserError: the models have another kind in its place.
         """
-        for custom in (self.tagger, self.detector, self.segmenter):
-            if isinstance(custom, CustomSettings):
-                raise UserError(
-                    "--models", custom.class_, f"this wants a {custom.section} of pad's", "name other models"
-                )
-        return BuiltIn(self.tagger, self.detector, self.segmenter)  # type: ignore[arg-type]  # the loop saw to it
+        for one in self.annotators:
+            if isinstance(one, kind):
+                return one
+        others = [one for one in self.annotators if {*one.steps} & {*ROLES[kind.section]}]
+        value = ", ".join(getattr(one, "class_", one.section) for one in others) or "none"
+        raise UserError("models", value, f"this wants a {kind.section} of pad's", "name other models")
+
+    @property
+    def with_files(self) -> list[StageSettings | LabelSettings]:
+        """The settings that name files: of all stages with a model, and of the LLM."""
+        return [*self.annotators, self.llm]
+
+    def since(self, redo_from: RedoFrom = "tag") -> list[StageSettings]:
+        """Return the settings of the stages that do `redo_from` or a later step."""
+        return [one for one in self.annotators if is_redone(one.steps, redo_from)]
+
+    def fingerprints(self, redo_from: RedoFrom = "tag") -> dict[str, str]:
+        """Return the sha256 of the files of all stages from `redo_from` on. Missing files are fetched.
+
+        Raises:
+            UserError: a model is not there, can't be reached, or is not the one that is pinned.
+        """
+        return {name: value for one in self.since(redo_from) for name, value in one.fingerprints().items()}
+
+    def as_sections(self) -> dict[str, Any]:
+        """Return the settings for run.json. Each step has its own section there; a model that does two steps stands in
+        both. The view is left out, because a run has one of its own."""
+        sections: dict[str, Any] = {}
+        for one in self.annotators:
+            sections |= dict.fromkeys(map(section_of, one.steps), one.model_dump(mode="json"))
+        return sections | self.model_dump(mode="json", include={"llm", "compute", "decode"})
 
 
 _REST = {
@@ -102,16 +124,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 Hashes are pinned where two independent public sources agree on them; where none is known (RAM's file, Grounding DINO
 base, Vicuna) the hash found is recorded in run.json, and a resumed run refuses another."""
 
-_PATHS = {
-    "tagger": ("weights", "tag_list", "thresholds"),
-    "detector": ("model", "tokenizer", "unboxable"),
-    "segmenter": ("weights",),
-    "llm": ("llm",),
-}
-
 
 def load_models(name: str) -> ModelSettings:
-    """The settings that `--models` names: a preset, `miniature`, or a TOML file.
+    """Load the settings that `models` names: a preset, `miniature`, or a TOML file.
 
     In a file, `preset = "paper"` starts from that preset and each section changes some of it; paths are relative to
     the file.
@@ -119,107 +134,111 @@ def load_models(name: str) -> ModelSettings:
     Raises:
         UserError: there is no such preset or file, or a setting is wrong.
     """
-    field = "--models"
     if name in PRESETS:
-        return ModelSettings.model_validate(_named(PRESETS[name]))
+        return _settings(PRESETS[name], name, Path.cwd())
     path = checked() / "models.toml" if name == MINIATURE else Path(name).expanduser()
     if not path.is_file():
-        known = ", ".join([*PRESETS, MINIATURE])
-        raise UserError(
-            field, name, f"it is neither a preset ({known}) nor a file", "name one of these, or a TOML file"
-        )
-    data = read_toml(field, path)
+        rule = f"it is neither a preset ({', '.join([*PRESETS, MINIATURE])}) nor a file"
+        raise UserError("models", name, rule, "name one of these, or a TOML file")
+    data = read_toml("models", path)
     preset = data.pop("preset", None)
     if preset is not None and preset not in list(PRESETS):
         raise UserError(f"{name}: preset", preset, f"it should be one of {', '.join(PRESETS)}", "correct it")
-    merged = dict(PRESETS[preset]) if preset else {}
+    # A model of the file replaces all models of the preset that do one of its steps.
+    steps = {step for section in data for step in ROLES.get(section, ())}
+    sections: dict[str, Any] = {
+        section: entries
+        for section, entries in (PRESETS[preset] if preset else {}).items()
+        if section in data or steps.isdisjoint(ROLES.get(section, ()))
+    }
     for section, entries in data.items():
-        if (
-            section in _CUSTOM
-            and isinstance(entries, dict)
-            and (section == "grounder" or entries.keys() & {"class", "entry_point"})
-        ):
-            merged[section] = _custom(section, entries, path)
-        elif isinstance(entries, dict):
-            merged[section] = _over(merged.get(section, {}), _resolved(section, entries, path.parent, name))
-        else:
-            merged[section] = entries
-    if "grounder" in merged:
-        if both := sorted(data.keys() & {"tagger", "detector"}):
-            rule = "a grounder is tagger and detector in one"
-            raise UserError(f"{path}: {both[0]}", "{...}", rule, "leave out one of the sections")
-        if isinstance(merged["grounder"], CustomGrounder):
-            merged["tagger"] = merged["detector"] = merged.pop("grounder")
-    try:
-        return ModelSettings.model_validate(_named(merged))
-    except ValidationError as error:
-        raise settings_error(error, str(path)) from error
+        kind = _kind(section, entries)
+        if kind is None or not isinstance(entries, dict):
+            sections[section] = entries
+            continue
+        entries = _resolved(entries, kind.paths, path.parent, name == MINIATURE)
+        unpinned = {kind.pins.get(setting) for setting in entries}  # a hash goes with the file that it is pinned for
+        kept = {} if issubclass(kind, CustomSettings) else sections.get(section, {})
+        sections[section] = {setting: value for setting, value in kept.items() if setting not in unpinned} | entries
+    return _settings(sections, str(path), path.parent)
 
 
-_CUSTOM: dict[str, type[CustomSettings]] = {
-    kind.section: kind for kind in (CustomTagger, CustomDetector, CustomSegmenter, CustomGrounder)
-}
-"""What each section with a class of the user's is."""
+def _kind(section: str, entries: Any) -> type[StageSettings | LabelSettings] | None:
+    """Return the class of a section's settings; None for a section without a model."""
+    custom = isinstance(entries, dict) and bool(entries.keys() & SECTIONS)
+    every: list[type[StageSettings | LabelSettings]] = [*KINDS, LabelSettings]
+    kinds = [kind for kind in every if kind.section == section]
+    return next((kind for kind in kinds if issubclass(kind, CustomSettings) is custom), kinds[-1] if kinds else None)
 
 
-def _custom(section: str, entries: dict[str, Any], path: Path) -> CustomSettings:
-    """A section that names a class of the user's, which is imported here: he said so in this file."""
-    try:
-        return pinned(
-            _CUSTOM[section].model_validate(_resolved(section, entries, path.parent, "")), path.parent, str(path)
-        )
-    except ValidationError as error:
-        raise settings_error(error, str(path), section) from error
+def _settings(sections: dict[str, Any], where: str, folder: Path) -> ModelSettings:
+    """Return the settings of all sections. Classes of the user's own are imported here, because the file names them.
 
-
-_PINS = {"weights": "sha256", "model": "sha256", "tag_list": "tag_list_sha256", "thresholds": "thresholds_sha256"}
-"""The setting that pins the hash of the file that another names."""
-
-
-def _over(default: dict[str, Any], entries: dict[str, Any]) -> dict[str, Any]:
-    """A preset's section with some entries changed. A hash goes with the file that it is pinned for."""
-    gone = {_PINS.get(name) for name in entries}
-    return {name: value for name, value in default.items() if name not in gone} | entries
-
-
-def _named(sections: dict[str, Any]) -> dict[str, Any]:
-    """Sections in which the short names of official files are replaced by where they are and what they hash to."""
-    result = dict(sections)
+    Args:
+        sections: name of a section -> its settings.
+        where: the file or the preset, for errors.
+        folder: what paths in the settings of a user's class are relative to.
+    """
+    annotators: list[StageSettings] = []
+    others: dict[str, Any] = {}
     for section, entries in sections.items():
-        if isinstance(entries, dict):
-            result[section] = dict(entries)
-            for name, pin in _PINS.items():
-                value = entries.get(name)
-                if isinstance(value, str) and value in OFFICIAL:
-                    result[section] |= {name: OFFICIAL[value].reference}
-                    result[section].setdefault(pin, OFFICIAL[value].sha256)
-    return result
+        kind = _kind(section, entries)
+        entries = _with_official(entries, kind.pins) if kind and isinstance(entries, dict) else entries
+        if kind is None or not issubclass(kind, StageSettings):
+            others[section] = entries
+            continue
+        try:
+            found = kind.model_validate(entries)
+        except ValidationError as error:
+            raise settings_error(error, where, section) from error
+        annotators.append(pinned(found, folder, where) if isinstance(found, CustomSettings) else found)
+    try:
+        return ModelSettings.model_validate({**others, "annotators": annotators})
+    except ValidationError as error:
+        raise settings_error(error, where) from error
 
 
-def with_tags(models: ModelSettings, tag_list: str, thresholds: str) -> ModelSettings:
-    """`models` with the user's own tag list and thresholds; what is empty stays as it is."""
-    custom = {"tag_list": tag_list, "thresholds": thresholds}
-    changes: dict[str, Any] = {}
-    if isinstance(models.tagger, CustomSettings):
-        if given := [value for value in custom.values() if value]:
-            rule = f"the tagger is a class of your own ({models.tagger.class_})"
-            raise UserError("--tag-list, --tag-thresholds", given[0], rule, "put its tags into its settings")
+def _with_official(entries: dict[str, Any], pins: dict[str, str]) -> dict[str, Any]:
+    """Return a section with each short name of an official file replaced by its URL, and with the hash of that file."""
+    found = dict(entries)
+    for setting, pin in pins.items():
+        value = entries.get(setting)
+        if isinstance(value, str) and value in OFFICIAL:
+            found = {pin: OFFICIAL[value].sha256} | found | {setting: OFFICIAL[value].reference}
+    return found
+
+
+def _resolved(entries: dict[str, Any], paths: tuple[str, ...], folder: Path, packaged: bool) -> dict[str, Any]:
+    """Return a section with each path absolute that names something beside the file. The miniature's stay relative to
+    the package, wherever that is installed."""
+    there = {
+        setting: value
+        for setting in paths
+        if isinstance(value := entries.get(setting), str) and value and (folder / value).exists()
+    }
+    named = {setting: f"{MINIATURE}:{v}" if packaged else str((folder / v).resolve()) for setting, v in there.items()}
+    return entries | named
+
+
+def with_tags(models: ModelSettings, tag_list: str, tag_thresholds: str) -> ModelSettings:
+    """Return `models` with the user's own tag list and thresholds; an empty one changes nothing.
+
+    Raises:
+        UserError: the tagger is a class of the user's own.
+    """
+    given = {"tag_list": tag_list, "thresholds": tag_thresholds}
+    changes: dict[str, Any] = {setting: value for setting, value in given.items() if value}
+    if not changes:
         return models
-    for name, value in custom.items():
-        if value:
-            changes |= {name: value, _PINS[name]: ""}
-    if thresholds:
+    try:
+        tagger = models.of(TaggerSettings)
+    except UserError as error:
+        field = "tag_list" if tag_list else "tag_thresholds"
+        rule = f"the tagger is a class of your own ({error.value})"
+        raise UserError(field, tag_list or tag_thresholds, rule, "put its tags into its settings") from error
+    changes |= {TaggerSettings.pins[setting]: "" for setting in changes}
+    if tag_thresholds:
         changes["threshold"] = None
-    return models.model_copy(update={"tagger": models.tagger.model_copy(update=changes)})
-
-
-def _resolved(section: str, entries: dict[str, Any], folder: Path, models: str) -> dict[str, Any]:
-    """A section with its paths made absolute where they name something beside the file. Those of the miniature stay
-    relative to the package, wherever that is installed."""
-    entries = dict(entries)
-    for name in _PATHS.get(section, ()):
-        value = entries.get(name)
-        if value and isinstance(value, str) and (folder / value).exists():
-            custom = models == MINIATURE
-            entries[name] = f"{MINIATURE}:{value}" if custom else str((folder / value).resolve())
-    return entries
+    changed = tagger.model_copy(update=changes)
+    annotators = tuple(changed if one is tagger else one for one in models.annotators)
+    return models.model_copy(update={"annotators": annotators})

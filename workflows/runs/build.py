@@ -3,50 +3,46 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-
-from rich.text import Text
 
 from pad_pipeline.console import errors as console
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
 from pad_pipeline.images import DecodeSettings
-from pad_pipeline.labels import LabelSettings
-from pad_pipeline.plan import PLAN_NAME, Plan, write_plan
+from pad_pipeline.labels import LabelEmbedder, LabelSettings
+from pad_pipeline.roles import ORDER, RedoFrom
 from pad_pipeline.shards.lock import locked
 from pad_pipeline.shards.run import RUN_NAME, Run
-from pad_pipeline.shards.seal import seal_problem
 from pad_pipeline.shards.writer import TOTALS
 from pad_pipeline.sources.base import Source
 from pad_pipeline.sources.shards import ShardsSource
-from pad_pipeline.stages.custom.settings import CustomGrounder
 from pad_pipeline.storage import Folder, folder_at, is_url
 from pad_pipeline.workflows.engine.attempts import Attempts
 from pad_pipeline.workflows.engine.chain import Link
 from pad_pipeline.workflows.engine.local import JOURNAL_NAME, LocalEngine
 from pad_pipeline.workflows.engine.progress import Totals, Watch
 from pad_pipeline.workflows.engine.ray import RayEngine
-from pad_pipeline.workflows.models.fingerprints import custom_code, label_fingerprint, weight_fingerprints
 from pad_pipeline.workflows.models.settings import ModelSettings
 from pad_pipeline.workflows.runs.chains import annotation_chain, import_chain
-from pad_pipeline.workflows.runs.fingerprint import code_fingerprint, environment
 from pad_pipeline.workflows.runs.options import RunOptions
-from pad_pipeline.workflows.runs.resume import Scan, adopt, check_repaired, check_same, foreign, scan
+from pad_pipeline.workflows.runs.prepare import prepare, say
+from pad_pipeline.workflows.runs.recipe import Recipe
+from pad_pipeline.workflows.runs.resume import Scan, foreign, scan
 from pad_pipeline.workflows.runs.steps import unwritable
 
 
 def build(source: Source, out: Path | str, models: ModelSettings, view: View, options: RunOptions) -> Totals:
-    """`pad build`: annotate the images of `source` with the models and write shards into `out`.
+    """Annotate the images of `source` with the models and write shards into `out`: `pad build`.
 
     Args:
         source: the images.
         out: the run's folder, or its URL; finished shards in it are kept.
         models: which models.
         view: what the vision encoder will see.
-        options: how.
+        options: how the run is made.
 
     Returns:
         Images, `ok`, `empty`, `failed`, tags and regions over all shards.
@@ -54,95 +50,98 @@ def build(source: Source, out: Path | str, models: ModelSettings, view: View, op
     Raises:
         UserError: an input, a model or the output folder can't be used, or a stage is broken.
     """
-    folder = open_out(out, options)  # before gigabytes are fetched
-    run, chain = plan_build(source, models, view, options)
-    return carry_out(run, source, folder, chain, options, forked=folder_at(out) if options.fork else None)
+    folder = open_out(out, options.fork)  # before gigabytes are fetched
+    recipe = build_recipe(source, models, view, options.redo_from, options.used_threads)
+    return carry_out(recipe, source, folder, options, forked=folder_at(out) if options.fork else None)
 
 
-ChainFor = Callable[[Folder, str], list[Link]]
-"""The run's folder and identity -> its links."""
+def build_recipe(
+    source: Source, models: ModelSettings, view: View, redo_from: RedoFrom = "tag", threads: int = 0
+) -> Recipe:
+    """Return the recipe of a build. Weights that are missing are fetched.
 
-
-def plan_build(source: Source, models: ModelSettings, view: View, options: RunOptions) -> tuple[Run, ChainFor]:
-    """The facts of a build, and its chain. Weights that are missing are fetched."""
-    kept: dict[str, Any] = {}
-    if options.redo_from != "tag":
-        if not isinstance(source, ShardsSource):
-            rule = "only images that come from PAD shards have been annotated before"
-            raise UserError("--redo-from", options.redo_from, rule, "name a folder of shards in --images")
-        if options.redo_from == "ground" and isinstance(models.detector, CustomGrounder):
-            rule = "a grounder finds tags and boxes in one"
-            raise UserError("--redo-from", options.redo_from, rule, "leave it out, or begin with segment")
-        earlier = source.shards.run
-        kept = {"redo_from": options.redo_from, "earlier": {"settings": earlier.settings, **earlier.fingerprints}}
-    labels, width = label_fingerprint(models.llm)
-    run = Run(
-        kind="build",
-        images=0,
-        shards=0,
-        shard_size=options.shard_size,
-        counts={},
-        view=view,
-        embedding_width=width,
-        settings=models.model_dump(mode="json", exclude={"view"}) | kept,  # the view in use stands for itself
-        fingerprints=weight_fingerprints(models, options.redo_from) | labels,
-    )
-    if own := custom_code(models, options.redo_from):
-        run.fingerprints["code"] = own
-    compute = models.compute.model_copy(update={"threads": options.used_threads})
+    Raises:
+        UserError: `redo_from` does not go with the source or with the models, or a model can't be had.
+    """
+    earlier = _earlier_facts(source, models, redo_from) if redo_from != ORDER[0] else {}
+    embedder = LabelEmbedder(models.llm)
+    compute = models.compute.model_copy(update={"threads": threads})
 
     def chain(folder: Folder, identity: str) -> list[Link]:
-        return annotation_chain(folder, identity, models, view, source.root, compute, options.redo_from)
+        return annotation_chain(folder, identity, models, view, source.root, compute, redo_from)
 
-    return run, chain
+    return Recipe(
+        kind="build",
+        view=view,
+        embedding_width=embedder.width,
+        settings=models.as_sections() | earlier,
+        fingerprints=models.fingerprints(redo_from) | embedder.fingerprints(),
+        chain=chain,
+        code=" ".join(filter(None, (one.code_version for one in models.since(redo_from)))),
+    )
+
+
+def _earlier_facts(source: Source, models: ModelSettings, redo_from: RedoFrom) -> dict[str, Any]:
+    """Return the settings that say what of an earlier run is kept."""
+    if not isinstance(source, ShardsSource):
+        rule = "only images that come from PAD shards have been annotated before"
+        raise UserError("redo_from", redo_from, rule, "name a folder of shards in `images`")
+    first = models.since(redo_from)[0] if redo_from != ORDER[-1] else None
+    if first and first.steps[0] != redo_from and redo_from in first.steps:
+        rule = f"a {first.section} does {' and '.join(first.steps)} in one"
+        later = ORDER[ORDER.index(redo_from) + 1]
+        raise UserError("redo_from", redo_from, rule, f"begin with {first.steps[0]} or {later}")
+    run = source.shards.run
+    return {"redo_from": redo_from, "earlier": {"settings": run.settings, **run.fingerprints}}
 
 
 def import_coco(
     source: Source, out: Path | str, labels: LabelSettings, decoding: DecodeSettings, view: View, options: RunOptions
 ) -> Totals:
-    """`pad import coco`: shards of the same format from human regions. Arguments and result as `build`'s."""
-    folder = open_out(out, options)
-    fingerprint, width = label_fingerprint(labels)
-    run = Run(
-        kind="import-coco",
-        images=0,
-        shards=0,
-        shard_size=options.shard_size,
-        counts={},
-        view=view,
-        embedding_width=width,
-        settings={"llm": labels.model_dump(mode="json"), "decode": decoding.model_dump(mode="json")},
-        fingerprints=fingerprint,
-    )
+    """Write shards of the same format from human regions: `pad import coco`. Arguments and result as `build`'s."""
+    folder = open_out(out, options.fork)
+    embedder = LabelEmbedder(labels)
 
     def chain(folder: Folder, identity: str) -> list[Link]:
         return import_chain(folder, identity, decoding, labels, view, source.root)
 
-    return carry_out(run, source, folder, chain, options, forked=folder_at(out) if options.fork else None)
+    recipe = Recipe(
+        kind="import-coco",
+        view=view,
+        embedding_width=embedder.width,
+        settings={"llm": labels.model_dump(mode="json"), "decode": decoding.model_dump(mode="json")},
+        fingerprints=embedder.fingerprints(),
+        chain=chain,
+    )
+    return carry_out(recipe, source, folder, options, forked=folder_at(out) if options.fork else None)
 
 
-def open_out(out: Path | str, options: RunOptions) -> Folder:
-    """The folder to write into: new, empty, or a run.
+def open_out(out: Path | str, fork: Path | str | None = None) -> Folder:
+    """Return the folder to write into: new, empty, or a run.
+
+    Args:
+        out: the run's folder.
+        fork: the new folder, where the run in `out` is forked.
 
     Raises:
         UserError: it is something else.
     """
-    field, where = ("--fork", options.fork) if options.fork else ("--out", out)
     if not str(out):
-        raise UserError("--out", "", "it is empty", "name a folder")
-    if options.fork:
-        Run.read(folder_at(out, "--out"), "--out")  # what is forked
-        if _resolved(options.fork) == _resolved(out):
-            raise UserError("--fork", options.fork, "it is the same folder as --out", "name another")
-    folder = folder_at(where if isinstance(where, str) else Path(where or "."), field)
+        raise UserError("out", "", "it is empty", "name a folder")
+    if fork:
+        Run.read(folder_at(out, "out"), "out")  # what is forked
+        if _resolved(fork) == _resolved(out):
+            raise UserError("fork", fork, "it is the same folder as `out`", "name another")
+    field, where = ("fork", fork) if fork else ("out", out)
+    folder = folder_at(where if isinstance(where, str) else Path(where), field)
+    remedy = "name a folder that is new, empty, or a run of pad's"
     if not folder.remote:
         folder = Folder(folder.path.resolve())
         if folder.path.exists() and not folder.path.is_dir():
-            raise UserError(field, folder, "this is a file", "name a folder that is new, empty, or a run of pad's")
+            raise UserError(field, folder, "this is a file", remedy)
     try:
         if names := foreign(folder):
-            rule = f"it holds something else ({names[0]}) and no {RUN_NAME}"
-            raise UserError(field, folder, rule, "name a folder that is new, empty, or a run of pad's")
+            raise UserError(field, folder, f"it holds something else ({names[0]}) and no {RUN_NAME}", remedy)
     except OSError as error:
         raise unwritable(folder, error) from error
     return folder
@@ -153,17 +152,9 @@ def _resolved(where: Path | str) -> str:
 
 
 def carry_out(
-    run: Run,
-    source: Source,
-    folder: Folder,
-    chain_for: ChainFor,
-    options: RunOptions,
-    forked: Folder | None = None,
-    option: str = "--images",
-    title: str = "",
+    recipe: Recipe, source: Source, folder: Folder, options: RunOptions, forked: Folder | None = None
 ) -> Totals:
-    """Plan the source into `folder`, under its lock, and work on what is unfinished. Arguments as `prepare`'s; `title`
-    is what the progress is called, by default the run's kind."""
+    """Plan the source into `folder`, under its lock, and work on what is unfinished. Arguments as `prepare`'s."""
     created = not folder.exists()
     with ExitStack() as held:
         try:
@@ -171,10 +162,10 @@ def carry_out(
             held.callback(_remove_if_empty, folder if created else None)
             held.enter_context(locked(folder))
             folder.clean()
-            found = prepare(run, source, folder, options, forked, option)
+            run, found = prepare(recipe, source, folder, options, forked)
         except OSError as error:
             raise unwritable(folder, error) from error
-        return _work(run, found, folder, chain_for, options, title or run.kind)
+        return _work(run, found, folder, recipe, options)
 
 
 def _remove_if_empty(folder: Folder | None) -> None:
@@ -183,22 +174,21 @@ def _remove_if_empty(folder: Folder | None) -> None:
         folder.path.rmdir()
 
 
-def _work(run: Run, found: Scan, folder: Folder, chain_for: ChainFor, options: RunOptions, title: str) -> Totals:
+def _work(run: Run, found: Scan, folder: Folder, recipe: Recipe, options: RunOptions) -> Totals:
     # A retry that was killed between a shard's two files left it broken: it is made anew, as a whole.
     retried = sorted({*found.with_failures, *found.broken}) if options.retry_failed else []
     numbers = iter(retried) if options.retry_failed else _unfinished(run, found)
     shards = len(retried) if options.retry_failed else run.shards - len(found.finished)
     if found.finished and not options.retry_failed:
-        text = f"Finished already, and left as they are: {len(found.finished)} of {run.shards} shards."
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(f"Finished already, and left as they are: {len(found.finished)} of {run.shards} shards.")
     images = found.totals["failed"] if options.retry_failed else run.images - found.totals["images"]
-    watch = Watch(title, shards, images, console, folder)
+    watch = Watch(recipe.title or recipe.kind, shards, images, console, folder)
 
     def begin(number: int) -> Attempts:
         rows = min(run.shard_size, run.images - number * run.shard_size)
         return Attempts(number=number, rows=rows, retry=options.retry_failed and number not in found.broken)
 
-    chain = [link._replace(breaker=options.breaker) for link in chain_for(folder, run.identity)]
+    chain = [link._replace(breaker=options.breaker) for link in recipe.chain(folder, run.identity)]
     engine: LocalEngine | RayEngine = LocalEngine(folder, f"{run.identity}:{run.plan}")
     if options.engine == "ray":
         engine = RayEngine(options.address, options.workers, options.placement, options.pools)
@@ -215,81 +205,3 @@ def _counted(totals: Counter[str]) -> Totals:
 
 def _unfinished(run: Run, found: Scan) -> Iterator[int]:
     return (number for number in range(run.shards) if number not in found.finished)
-
-
-def prepare(
-    run: Run,
-    source: Source,
-    folder: Folder,
-    options: RunOptions,
-    forked: Folder | None = None,
-    option: str = "--images",
-) -> Scan:
-    """Plan the source, check the plan against what is in the folder, and say which shards are finished.
-
-    Args:
-        run: the facts of the run; what the plan comes to is filled in.
-        source: the images.
-        folder: the run's.
-        options: how.
-        forked: the run whose shards are taken over where they would come out the same.
-        option: that names the source.
-
-    Raises:
-        UserError: the folder holds finished shards of other inputs, settings, weights or code.
-    """
-    old = Run.read(folder, "--out") if folder.has(RUN_NAME) else None
-    if old and (problem := seal_problem(folder.read(RUN_NAME))):
-        remedy = "put the original back, or name another --out"
-        raise UserError("--out", f"{folder}/{RUN_NAME}", problem, remedy)
-    found = scan(folder, old.identity, old.shards) if old else Scan()
-    if options.retry_failed and not (old and folder.has(PLAN_NAME)):
-        raise UserError("--retry-failed", folder, "there is no run in it", "leave it out for a first run")
-    with folder.commit(PLAN_NAME) as partial:
-        with console.status(Text(f"planning {source.origin}")):
-            facts = write_plan(source, partial, run.shard_size, options.depth, options.limit)
-        if not facts.images:
-            rule = "there is no image in it" + "".join(f"; {n} {what}" for what, n in source.counts.items())
-            raise UserError(option, source.origin, rule, "name a folder or a file with images")
-        if not facts.there:
-            rule = f"none of the {facts.images} images that {source.origin} lists is there"
-            raise UserError("image root", source.root, rule, "correct --image-root (or --images, for COCO)")
-        run.images, run.shards = facts.images, -(-facts.images // run.shard_size)
-        run.counts = dict(sorted(source.counts.items()))
-        code = " ".join(filter(None, [code_fingerprint(), run.fingerprints.get("code")]))  # and the user's own
-        run.fingerprints = run.fingerprints | {"inputs": facts.digest, "code": code}
-        run.contents, run.plan = facts.sample, facts.seal
-        run.environment = environment(options.used_threads)
-        if old and (found.finished or found.damaged):
-            new_plan = Plan(Folder(partial.parent), partial.name)
-            if options.retry_failed:
-                check_repaired(old, run, folder, new_plan, options.accept_changed_code, found)
-            else:
-                check_same(old, run, folder, new_plan, options.accept_changed_code)
-            _keep(old, run)
-        # Else there is nothing to keep: a first attempt with a wrong setting must not stand in the way of the next.
-        for name in [*found.halves, *(f"{name}.parquet" for name in found.damaged)]:
-            folder.delete(name)
-        if found.damaged:
-            names = ", ".join(found.damaged[:3]) + (", ..." if len(found.damaged) > 3 else "")
-            text = f"Damaged, and made anew: {len(found.damaged)} shards ({names})."
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
-        run.write(folder)
-    if forked is not None:
-        adopted = adopt(forked, folder, run)
-        text = f"Taken over from {forked}: {adopted} of {run.shards} shards."
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-        found = scan(folder, run.identity, run.shards)
-    return found
-
-
-def _keep(old: Run, run: Run) -> None:
-    """What the earlier run says about itself stays true of its shards."""
-    code = old.fingerprints.get("code", "")
-    run.accepted_code = old.accepted_code + ([code] if code != run.fingerprints["code"] else [])
-    now = run.environment
-    changed = [f"{name} {was} -> {now.get(name)}" for name, was in old.environment.items() if now.get(name) != was]
-    if changed:
-        text = f"note: {', '.join(changed)} since the run began; last digits may differ from shard to shard."
-        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    run.environment = old.environment

@@ -18,7 +18,7 @@ from pad_pipeline.stages.base import Stage
 from pad_pipeline.storage import Folder
 from pad_pipeline.workflows.engine.chain import Chain, Link, Task
 from pad_pipeline.workflows.models.settings import ModelSettings
-from pad_pipeline.workflows.runs.build import plan_build
+from pad_pipeline.workflows.runs.build import build_recipe
 from pad_pipeline.workflows.runs.options import RunOptions
 
 SAMPLE = 16
@@ -40,6 +40,8 @@ class Estimate:
     """For one image, by stage, on this machine."""
     bytes_per_image: float
     """In the shards, the image included."""
+    in_models: float
+    """Seconds for one image in the stages with a model."""
     on_gpu: bool
 
     @property
@@ -49,8 +51,8 @@ class Estimate:
 
     @property
     def gpu_hours(self) -> float:
-        """Of the stages that use the GPU."""
-        return self.images * sum(self.seconds.get(name, 0.0) for name in ("tag", "ground", "segment")) / 3600
+        """Of the stages with a model, which use the GPU."""
+        return self.images * self.in_models / 3600
 
     @property
     def storage_bytes(self) -> float:
@@ -68,15 +70,16 @@ def estimate(source: Source, models: ModelSettings, view: View, options: RunOpti
 
     with tempfile.TemporaryDirectory(prefix="pad-dry-run-") as temporary:
         folder = Folder(Path(temporary))
-        run, chain_for = plan_build(source, models, view, options)
+        recipe = build_recipe(source, models, view, options.redo_from, options.used_threads)
         facts = write_plan(source, folder.path / PLAN_NAME, options.shard_size, "sizes", options.limit)
         if not facts.images:
-            raise UserError("--images", source.origin, "there is no image in it", "name a folder or a file with images")
+            raise UserError("images", source.origin, "there is no image in it", "name a folder or a file with images")
         plan = Plan(folder)
         sampled = min(SAMPLE, facts.images // 2) or min(1, facts.images)
         positions = [number * facts.images // (2 * sampled) for number in range(2 * sampled)] if sampled else []
         _replan(folder, plan, positions[1::2] + positions[::2], max(sampled, 1))
-        chain = Chain(Link("all", [step for link in chain_for(folder, run.identity) for step in link.steps]))
+        links = recipe.chain(folder, "")
+        chain = Chain(Link("all", [step for link in links for step in link.steps]))
         warm = len(positions) > sampled
         if warm:
             chain.run(Task(1))
@@ -93,6 +96,7 @@ def estimate(source: Source, models: ModelSettings, view: View, options: RunOpti
             failed=done.totals["failed"] if done else 0,
             seconds=seconds,
             bytes_per_image=written / max(sampled, 1),
+            in_models=sum(seconds[link.name] for link in links if link.on_gpu),
             on_gpu=torch.cuda.is_available(),
         )
 

@@ -13,7 +13,7 @@ from pad_pipeline.workflows.runs.fingerprint import cores
 
 if TYPE_CHECKING:
     from pad_pipeline.plan import Depth
-    from pad_pipeline.stages.decode import RedoFrom
+    from pad_pipeline.roles import RedoFrom
     from pad_pipeline.workflows.engine.local import Engine
     from pad_pipeline.workflows.engine.placement import Placement, Size
 
@@ -59,12 +59,12 @@ _LIMIT = re.compile(r"(\d{1,12})|(\d{1,3}(?:\.\d+)?)%")
 
 
 def failures_allowed(text: str, images: int) -> int:
-    """`--max-failed`: a count, or a share such as `5%`, as a count.
+    """Read a limit of failed images: a count, or a share such as `5%`, as a count.
 
     Raises:
         UserError: it is neither.
     """
     found = _LIMIT.fullmatch(text)
     if not found or (found[2] and float(found[2]) > 100):
-        raise UserError("--max-failed", text, "it should be a count or a share", "write for instance 100 or 5%")
+        raise UserError("max_failed", text, "it should be a count or a share", "write for instance 100 or 5%")
     return int(found[1]) if found[1] else int(Fraction(found[2]) * images // 100)

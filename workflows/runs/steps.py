@@ -16,13 +16,13 @@ class ReadShard:
 
     name = "plan"
 
-    def __init__(self, out: Folder) -> None:
-        self.out, self.plan = out, Plan(out)
+    def __init__(self, out: Folder, rewritten: bool = False) -> None:
+        self.out, self.plan, self.rewritten = out, Plan(out), rewritten
         self._shards: ShardFolder | None = None
 
     def __call__(self, task: Task) -> Shard:
         """The shard with nothing but its plan; on a retry, with everything that is finished in it already."""
-        shard = Shard(task.number, self.plan.shard(task.number), trial=task.part is not None)
+        shard = Shard(task.number, self.plan.shard(task.number, self.rewritten), trial=task.part is not None)
         if task.retry:
             self._restore(shard)
         for row, stage in task.killers:
@@ -33,7 +33,7 @@ class ReadShard:
         return shard
 
     def _restore(self, shard: Shard) -> None:
-        self._shards = shards = self._shards or ShardFolder(self.out, "--out")  # it lists the whole folder
+        self._shards = shards = self._shards or ShardFolder(self.out, "out")  # it lists the whole folder
         for record, row in zip(shard.rows, shards.index(shard.name), strict=True):
             if row["status"] != "failed":
                 sample = shards.sample(shard.name, row)
@@ -63,4 +63,4 @@ class WriteShard:
 def unwritable(out: Folder, error: OSError) -> UserError:
     """The error for an output folder that is full, read-only or gone."""
     rule = f"it can't be written ({error.strerror or error})"
-    return UserError("--out", out, rule, "make room, mend it or name another, then run the same command again")
+    return UserError("out", out, rule, "make room, mend it or name another `out`, then run the same command again")

@@ -1,0 +1,110 @@
+"""The four steps before a run works, each by itself: look, plan, join, tidy up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.geometry import View
+from pad_pipeline.plan import PLAN_NAME
+from pad_pipeline.records import Planned
+from pad_pipeline.shards.run import RUN_NAME
+from pad_pipeline.storage import Folder
+from pad_pipeline.workflows.runs.options import RunOptions
+from pad_pipeline.workflows.runs.prepare import earlier_run, joined, plan_images, prepare, remove_unfinished
+from pad_pipeline.workflows.runs.recipe import Recipe
+from pad_pipeline.workflows.runs.resume import Scan
+from tests.shards.builders import Listed, a_run
+
+OPTIONS = RunOptions(shard_size=2, depth="names")
+
+
+def recipe(**settings: Any) -> Recipe:
+    """Of a run without stages."""
+    return Recipe("build", View(size=28, patch=14), 3, settings, {}, lambda folder, identity: [])
+
+
+def listed(*names: str, problem: str = "") -> Listed:
+    return Listed([Planned(name, f"{name}.png", problem=problem) for name in names])
+
+
+def test_a_new_folder_has_no_earlier_run(tmp_path: Path) -> None:
+    assert earlier_run(Folder(tmp_path)) == (None, Scan())
+
+
+def test_an_earlier_run_that_was_changed_is_refused(tmp_path: Path) -> None:
+    """Catches a run.json that somebody edited so that other settings seem to be those of the finished shards."""
+    a_run(settings={"a": 1}).write(Folder(tmp_path))
+    earlier, found = earlier_run(Folder(tmp_path))
+    assert earlier and earlier.settings == {"a": 1} and found == Scan()
+    text = (tmp_path / RUN_NAME).read_text()
+    (tmp_path / RUN_NAME).write_text(text.replace('"a": 1', '"a": 2'))
+    with pytest.raises(UserError, match=r"out = .*run.json: it was changed"):
+        earlier_run(Folder(tmp_path))
+
+
+def test_a_source_without_images_says_what_it_left_out(tmp_path: Path) -> None:
+    source = listed()
+    source.counts["files that are no images"] = 3
+    with pytest.raises(UserError, match="photos = /nowhere: there is no image in it; 3 files that are no images"):
+        plan_images(source, tmp_path / PLAN_NAME, "photos", 2, "names", None)
+
+
+def test_a_source_of_which_nothing_is_there_is_refused(tmp_path: Path) -> None:
+    """Catches a wrong image root, with which every image of millions would fail one by one."""
+    with pytest.raises(UserError, match="image_root = /nowhere: none of the 2 images"):
+        plan_images(listed("a", "b"), tmp_path / PLAN_NAME, "images", 2, "sizes", None)
+    assert plan_images(listed("a", "b"), tmp_path / PLAN_NAME, "images", 2, "names", 1).images == 1
+
+
+def test_what_the_earlier_run_was_made_with_stays_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a resume after which run.json claims that all shards were made with today's code and libraries."""
+    old = a_run(fingerprints={"code": "1+a"}, environment={"torch": "1"}, accepted_code=["0+b"])
+    new = a_run(fingerprints={"code": "2+c"}, environment={"torch": "2"})
+    both = joined(old, new)
+    assert (both.accepted_code, both.environment) == (["0+b", "1+a"], {"torch": "1"})
+    assert both.fingerprints == {"code": "2+c"}
+    assert "note: torch 1 -> 2 since the run began" in capsys.readouterr().err
+    same = joined(old, old)
+    assert same.accepted_code == ["0+b"] and not capsys.readouterr().err
+
+
+def test_only_what_was_never_committed_is_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a tidying that takes a finished shard along."""
+    names = [f"pad-00000{n}.{ending}" for n in range(3) for ending in ("tar", "parquet")]
+    for name in names[:5]:
+        (tmp_path / name).write_bytes(b"")
+    remove_unfinished(Folder(tmp_path), Scan(finished={0}, damaged=["pad-000001"], halves=["pad-000002.tar"]))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "pad-000000.parquet",
+        "pad-000000.tar",
+        "pad-000001.tar",
+    ]
+    assert "Damaged, and made anew: 1 shards (pad-000001)." in capsys.readouterr().err
+
+
+def test_a_run_is_made_once_and_complete(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    run, found = prepare(recipe(a=1), listed("x", "y", "z"), folder, OPTIONS)
+    assert (run.images, run.shards, run.shard_size, found) == (3, 2, 2, Scan())
+    assert {"inputs", "code"} <= run.fingerprints.keys() and run.plan and run.environment
+    assert earlier_run(folder)[0] == run
+    with pytest.raises(ValueError, match="frozen"):
+        run.images = 4
+
+
+def test_a_refused_plan_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
+    """Catches a plan that is put in place before it was compared."""
+    folder = Folder(tmp_path)
+    prepare(recipe(), listed("x"), folder, OPTIONS)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="there is no image"):
+        prepare(recipe(), listed(), folder, OPTIONS)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(UserError, match=r"retry_failed = .*: there is no run in it"):
+        prepare(recipe(), listed("x"), Folder(tmp_path / "new"), RunOptions(retry_failed=True))
+    assert json.loads(before[RUN_NAME])["images"] == 1

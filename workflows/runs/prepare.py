@@ -1,0 +1,124 @@
+"""The four steps before a run works: look what is there, plan, check that old and new go together, tidy up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.text import Text
+
+from pad_pipeline.console import errors as console
+from pad_pipeline.errors import UserError
+from pad_pipeline.plan import PLAN_NAME, Depth, Plan, PlanFacts, write_plan
+from pad_pipeline.shards.run import RUN_NAME, Run
+from pad_pipeline.shards.seal import seal_problem
+from pad_pipeline.sources.base import Source
+from pad_pipeline.storage import Folder
+from pad_pipeline.workflows.runs.options import RunOptions
+from pad_pipeline.workflows.runs.recipe import Recipe
+from pad_pipeline.workflows.runs.resume import Scan, adopt, check_repaired, check_same, scan
+
+
+def prepare(
+    recipe: Recipe, source: Source, folder: Folder, options: RunOptions, forked: Folder | None = None
+) -> tuple[Run, Scan]:
+    """Plan the source, check the plan against what is in the folder, and find the finished shards.
+
+    Args:
+        recipe: what the run makes of its images.
+        source: the images.
+        folder: the run's, locked.
+        options: how the run is made.
+        forked: the run whose shards are copied where they would come out the same.
+
+    Returns:
+        The run, which is written into the folder with its plan; and its finished shards.
+
+    Raises:
+        UserError: the folder holds finished shards of other inputs, settings, weights or code.
+        OSError: the folder can't be read or written.
+    """
+    old, found = earlier_run(folder)
+    if options.retry_failed and not (old and folder.has(PLAN_NAME)):
+        raise UserError("retry_failed", folder, "there is no run in it", "leave it out for a first run")
+    with folder.commit(PLAN_NAME) as partial:
+        planned = plan_images(source, partial, recipe.input_field, options.shard_size, options.depth, options.limit)
+        run = recipe.run(planned, source.counts, options.shard_size, options.used_threads)
+        if old and (found.finished or found.damaged):
+            plan = Plan(Folder(partial.parent), partial.name)
+            if options.retry_failed:
+                check_repaired(old, run, folder, plan, options.accept_changed_code, found)
+            else:
+                check_same(old, run, folder, plan, options.accept_changed_code)
+            run = joined(old, run)
+        # Else there is nothing to keep: a first attempt with a wrong setting must not stand in the way of the next.
+        remove_unfinished(folder, found)
+        run.write(folder)
+    if forked is not None:
+        say(f"Taken over from {forked}: {adopt(forked, folder, run)} of {run.shards} shards.")
+        found = scan(folder, run.identity, run.shards)
+    return run, found
+
+
+def earlier_run(folder: Folder) -> tuple[Run | None, Scan]:
+    """Return the run that is in the folder, and its finished shards; None and nothing where there is no run.
+
+    Raises:
+        UserError: its run.json can't be read, or was changed.
+    """
+    if not folder.has(RUN_NAME):
+        return None, Scan()
+    run = Run.read(folder, "out")
+    if problem := seal_problem(folder.read(RUN_NAME)):
+        raise UserError("out", f"{folder}/{RUN_NAME}", problem, "put the original back, or name another `out`")
+    return run, scan(folder, run.identity, run.shards)
+
+
+def plan_images(source: Source, path: Path, field: str, shard_size: int, depth: Depth, limit: int | None) -> PlanFacts:
+    """Write the plan of a source.
+
+    Args:
+        source: the images.
+        path: the file to write.
+        field: the parameter that names the source, for errors.
+        shard_size: images in one shard.
+        depth: see `write_plan`.
+        limit: take the first images alone.
+
+    Raises:
+        UserError: the source lists no image, or none of its images is there.
+    """
+    with console.status(Text(f"planning {source.origin}")):
+        planned = write_plan(source, path, shard_size, depth, limit)
+    if not planned.images:
+        rule = "there is no image in it" + "".join(f"; {number} {what}" for what, number in source.counts.items())
+        raise UserError(field, source.origin, rule, "name a folder or a file with images")
+    if not planned.there:
+        rule = f"none of the {planned.images} images that {source.origin} lists is there"
+        raise UserError("image_root", source.root, rule, "correct `image_root` (or `images`, for COCO)")
+    return planned
+
+
+def joined(old: Run, new: Run) -> Run:
+    """Return `new` with what the old run says about itself, which stays true of its shards. A change of libraries is
+    reported, because last digits may differ from shard to shard."""
+    code = old.fingerprints.get("code", "")
+    accepted = old.accepted_code + ([code] if code != new.fingerprints["code"] else [])
+    now = new.environment
+    changed = [f"{name} {was} -> {now.get(name)}" for name, was in old.environment.items() if now.get(name) != was]
+    if changed:
+        say(f"note: {', '.join(changed)} since the run began; last digits may differ from shard to shard.", "yellow")
+    return new.model_copy(update={"accepted_code": accepted, "environment": old.environment})
+
+
+def remove_unfinished(folder: Folder, found: Scan) -> None:
+    """Delete the files of shards that were never committed, and the indexes of damaged shards, which are made anew."""
+    for name in [*found.halves, *(f"{name}.parquet" for name in found.damaged)]:
+        folder.delete(name)
+    if found.damaged:
+        names = ", ".join(found.damaged[:3]) + (", ..." if len(found.damaged) > 3 else "")
+        say(f"Damaged, and made anew: {len(found.damaged)} shards ({names}).")
+
+
+def say(text: str, style: str | None = None) -> None:
+    """Print a line for the user, as it is."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

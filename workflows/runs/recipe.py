@@ -1,0 +1,59 @@
+"""What a run makes of its images: the facts that decide its bytes, known before any image is, and the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from pad_pipeline.geometry import View
+from pad_pipeline.plan import PlanFacts
+from pad_pipeline.shards.run import Run
+from pad_pipeline.storage import Folder
+from pad_pipeline.workflows.engine.chain import Link
+from pad_pipeline.workflows.runs.fingerprint import code_fingerprint, environment
+
+
+class Recipe(NamedTuple):
+    """The part of a run that does not depend on its images."""
+
+    kind: str
+    """See `Run.kind`."""
+    view: View
+    embedding_width: int
+    settings: dict[str, Any]
+    """See `Run.settings`."""
+    fingerprints: dict[str, str]
+    """sha256 of each model's files, by name."""
+    chain: Callable[[Folder, str], list[Link]]
+    """The run's folder and `Run.identity` -> the links of its chain."""
+    code: str = ""
+    """Version of the classes of the user's own; empty where there is none."""
+    title: str = ""
+    """Name of the run in the progress; empty for `kind`."""
+    input_field: str = "images"
+    """The parameter that names the source, for errors."""
+
+    def run(self, planned: PlanFacts, counts: dict[str, int], shard_size: int, threads: int) -> Run:
+        """Return the facts of the run for a plan.
+
+        Args:
+            planned: the plan's facts.
+            counts: what the source left out, by reason.
+            shard_size: images in one shard.
+            threads: CPU threads of each model.
+        """
+        code = " ".join(filter(None, [code_fingerprint(), self.code]))
+        return Run(
+            kind=self.kind,
+            images=planned.images,
+            shards=-(-planned.images // shard_size),
+            shard_size=shard_size,
+            counts=dict(sorted(counts.items())),
+            view=self.view,
+            embedding_width=self.embedding_width,
+            settings=self.settings,
+            fingerprints=self.fingerprints | {"inputs": planned.digest, "code": code},
+            contents=planned.sample,
+            plan=planned.seal,
+            environment=environment(threads),
+        )
