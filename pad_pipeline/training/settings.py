@@ -1,4 +1,4 @@
-"""Every choice of a training, with LLaVA-1.5's values where it has one and the paper's where that has one."""
+"""The settings of a training. The defaults are LLaVA-1.5's values, and the paper's where the paper names one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ProjectorKind = Literal["mlp", "linear", "c-abstractor"]
 
 
 class PatchLossSettings(BaseModel):
-    """The choices that the paper leaves open in L_patch."""
+    """The choices in L_patch that the paper leaves open."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -43,7 +43,8 @@ class LoraSettings(BaseModel):
 
 
 class TrainSettings(BaseModel):
-    """Stage 1: the projector learns; vision tower and LLM are frozen. LLaVA-1.5's pretrain.sh, and the patch loss."""
+    """Settings of training stage 1, which trains the projector alone: those of LLaVA-1.5's pretrain.sh, and the patch
+    loss."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -111,8 +112,13 @@ class TrainSettings(BaseModel):
     loader_threads: int = Field(4, gt=0)
     """Threads that read and decode images ahead of the model, on each rank."""
 
+    @property
+    def runs_llm(self) -> bool:
+        """Whether the LLM is run at all: not where it is frozen and the caption loss has no weight."""
+        return self.llm != "frozen" or self.caption_weight > 0
+
     def beta(self, step: int, steps: int) -> float:
-        """The weight of L_patch in step `step` (from 0) of `steps`: `beta_start` first, `beta_end` last."""
+        """Return the weight of L_patch in step `step` (from 0) of `steps`: `beta_start` first, `beta_end` last."""
         share = step / max(steps - 1, 1)
         if self.beta_schedule == "constant":
             share = 1.0
@@ -121,12 +127,12 @@ class TrainSettings(BaseModel):
         return self.beta_start + (self.beta_end - self.beta_start) * share
 
     def checkpoint_steps(self, steps: int) -> int:
-        """Steps between two checkpoints."""
+        """Return the number of steps between two checkpoints, in a training of `steps` steps."""
         return self.checkpoint_every or max(50, -(-steps // 20))
 
 
 class Stage2Settings(TrainSettings):
-    """Stage 2: projector and LLM learn from dialogues. LLaVA-1.5's finetune.sh."""
+    """Settings of training stage 2, which trains projector and LLM on dialogues: those of LLaVA-1.5's finetune.sh."""
 
     llm: Literal["frozen", "full", "lora"] = "full"
     template: TemplateName = "v1"
@@ -137,5 +143,5 @@ class Stage2Settings(TrainSettings):
 
 
 def settings_of(stage: int) -> type[TrainSettings]:
-    """The settings of a stage, with its defaults."""
+    """Return the class of a training stage's settings, with the defaults of that stage."""
     return Stage2Settings if stage == 2 else TrainSettings
