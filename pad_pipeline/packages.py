@@ -24,7 +24,6 @@ OPTIONAL = {
     "peft": Package('llm = "lora" in pad train', "pip install 'pad-pipeline[lora]'"),
     "matplotlib": Package("the charts of pad analyze", "pip install 'pad-pipeline[charts]'"),
     "pycocoevalcap": Package("METEOR and SPICE in pad evaluate captions", "pip install 'pad-pipeline[captions]'"),
-    "scipy": Package("pad miniature train detector", "pip install 'pad-pipeline[miniature]'"),
 }
 """By import name."""
 

@@ -22,13 +22,7 @@ from pad_pipeline.workflows.commands.common import errors
 from pad_pipeline.workflows.commands.doctor import doctor
 from pad_pipeline.workflows.commands.evaluate import evaluate_captions, evaluate_lmms, evaluate_rec, evaluate_vqa
 from pad_pipeline.workflows.commands.export import export_coco, export_fiftyone, export_hub, export_parquet
-from pad_pipeline.workflows.commands.miniature import (
-    demo,
-    miniature_compare,
-    miniature_draw,
-    miniature_evaluate,
-    miniature_train,
-)
+from pad_pipeline.workflows.commands.miniature import demo, miniature_draw, miniature_evaluate
 from pad_pipeline.workflows.commands.models import models_check, models_fetch, models_list
 from pad_pipeline.workflows.commands.report import report
 from pad_pipeline.workflows.commands.rewrite import filter_shards, merge, retarget
@@ -47,7 +41,7 @@ app = typer.Typer(
 import_app = typer.Typer(help="Make shards from data that people have annotated already.", no_args_is_help=True)
 app.add_typer(import_app, name="import")
 miniature_app = typer.Typer(
-    help="The drawn world and its five small models: draw scenes, train the models, score them against exact truth.",
+    help="The drawn world and its five small models: draw scenes, score the models against exact truth.",
     no_args_is_help=True,
 )
 app.add_typer(miniature_app, name="miniature")
@@ -79,9 +73,7 @@ models_app.command("list")(models_list)
 models_app.command("fetch")(models_fetch)
 models_app.command("check")(models_check)
 miniature_app.command("draw")(miniature_draw)
-miniature_app.command("train")(miniature_train)
 miniature_app.command("evaluate")(miniature_evaluate)
-miniature_app.command("compare")(miniature_compare)
 
 # An unknown option, a value of the wrong type; typer's base class has no public name of its own.
 UsageError: Any = typer.BadParameter.__bases__[0]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pad_pipeline.workflows.miniature.compare import RESULT, ROWS, Budget, Outcome, summary, write_dialogues
 
 from pad_pipeline.evaluation.boxes import score_boxes
 from pad_pipeline.miniature.language import DESCRIBE, REFER, caption, llava_box, questions, refer
@@ -22,7 +23,6 @@ from pad_pipeline.training.template import IMAGE, Template
 from pad_pipeline.weights import fetch_model
 from pad_pipeline.workflows.miniature import answers
 from pad_pipeline.workflows.miniature.answers import CaptionScore, Said, Speaker, expressions_of, slots_of
-from pad_pipeline.workflows.miniature.compare import RESULT, ROWS, Budget, Outcome, summary, write_dialogues
 
 SCENES = [draw_scene(21, index) for index in range(120)]
 

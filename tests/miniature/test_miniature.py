@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pad_pipeline.workflows.miniature.alignment import single_labels
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -34,7 +35,6 @@ from pad_pipeline.miniature.score import Score, seen_share
 from pad_pipeline.miniature.world import COLOURS, LABELS, MIN_PIXELS, SIZES, STUFF, TEXTURES, draw_scene
 from pad_pipeline.sources.open import open_source
 from pad_pipeline.stages.segment import encode_mask
-from pad_pipeline.workflows.miniature.alignment import single_labels
 
 SCENES = [draw_scene(11, index) for index in range(150)]
 

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pad_pipeline.workflows.miniature.recipe import Recipe, fit
 from PIL import Image
 
 from pad_pipeline.errors import UserError
@@ -24,7 +25,6 @@ from pad_pipeline.labels import LabelEmbedder, LabelSettings
 from pad_pipeline.miniature import shipped
 from pad_pipeline.miniature.shipped import FOLDER, MANIFEST, Manifest, checked, read_manifest
 from pad_pipeline.miniature.world import LABELS
-from pad_pipeline.workflows.miniature.recipe import Recipe, fit
 
 Pad = Callable[..., SimpleNamespace]
 MEBIBYTE = 1 << 20
