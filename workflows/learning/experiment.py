@@ -125,14 +125,14 @@ def read_experiment(name: str, options: dict[str, Any]) -> Experiment:
         raise settings_error(error, str(path)) from error
     if len(set(experiment.seeds)) < len(experiment.seeds):
         raise UserError(f"{path}: seeds", experiment.seeds, "one stands there twice", "name each once")
-    measured = {f"{one}." for one in experiment.analyses} | {f"stage1.{one}." for one in experiment.after_stage1}
-    if missing := [one for one in experiment.columns if not one.startswith(tuple(measured))]:
-        rule = "it should begin with one of the experiment's analyses, or with stage1. and one of its after_stage1"
-        raise UserError(f"{path}: columns", missing[0], rule, "add the analysis, or leave the column out")
     known = [*STUDIES, *experiment.scores]
     for field in ("analyses", "after_stage1"):
         if unknown := [one for one in getattr(experiment, field) if one not in known]:
             raise UserError(f"{path}: {field}", unknown[0], f"it should be one of {', '.join(known)}", "correct it")
+    measured = {f"{one}." for one in experiment.analyses} | {f"stage1.{one}." for one in experiment.after_stage1}
+    if missing := [one for one in experiment.columns if not one.startswith(tuple(measured))]:
+        rule = "it should begin with one of the experiment's analyses, or with stage1. and one of its after_stage1"
+        raise UserError(f"{path}: columns", missing[0], rule, "add the analysis, or leave the column out")
     for name, score in experiment.scores.items():
         if name in (*STUDIES, "stage1", "images"):
             raise UserError(f"{path}: scores", name, "results have that name for something else", "call it otherwise")
