@@ -362,7 +362,7 @@ def assign_places(batch: Batch, pixels: tuple[int, int], there: Tensor) -> tuple
 def match(logits: Tensor, boxes: Tensor, batch: Batch, there: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The cheapest one-to-one assignment of queries to boxes for each image, with DETR's costs: as indices the image,
     the query and the box of each pair."""
-    from scipy.optimize import linear_sum_assignment  # pad itself does not need it
+    from scipy.optimize import linear_sum_assignment  # of an extra
 
     probability = logits.sigmoid()
     words = batch["spans"] / batch["spans"].sum(-1, keepdim=True).clamp_min(1)

@@ -25,7 +25,7 @@ from examples.miniature.tagger import TaggerRecipe
 from pad_pipeline.console import errors as console
 from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.shipped import MANIFEST, Member, write_manifest
-from pad_pipeline.packages import installed, without
+from pad_pipeline.packages import OPTIONAL, installed, without
 
 ORDER = ("tagger", "detector", "segmenter", "clip", "llm")
 """The detector starts from the tagger's Swin; the others stand alone."""
@@ -48,7 +48,7 @@ def train_miniature(name: str, out: Path, seed: int = 0, steps: int = 0) -> Path
     """
     models = out / "models"
     if name in ("all", "detector") and not installed("scipy"):
-        raise UserError("name", name, without("scipy"), "pip install scipy")
+        raise UserError("name", name, without("scipy"), OPTIONAL["scipy"].install)
     try:
         models.mkdir(parents=True, exist_ok=True)
     except OSError as error:
