@@ -22,13 +22,7 @@ from pad_pipeline.workflows.commands.build import build, import_coco
 from pad_pipeline.workflows.commands.doctor import doctor
 from pad_pipeline.workflows.commands.evaluate import evaluate_captions, evaluate_lmms, evaluate_rec, evaluate_vqa
 from pad_pipeline.workflows.commands.export import export_coco, export_fiftyone, export_hub, export_parquet
-from pad_pipeline.workflows.commands.miniature import (
-    demo,
-    miniature_compare,
-    miniature_draw,
-    miniature_evaluate,
-    miniature_train,
-)
+from pad_pipeline.workflows.commands.miniature import demo, miniature_draw, miniature_evaluate
 from pad_pipeline.workflows.commands.models import models_check, models_fetch, models_list
 from pad_pipeline.workflows.commands.options import Commands
 from pad_pipeline.workflows.commands.report import report
@@ -48,7 +42,7 @@ app = Commands(
 import_app = Commands(help="Make shards from data that people have annotated already.", no_args_is_help=True)
 app.add_typer(import_app, name="import")
 miniature_app = Commands(
-    help="The drawn world and its five small models: draw scenes, train the models, score them against exact truth.",
+    help="The drawn world and its five small models: draw scenes, score the models against exact truth.",
     no_args_is_help=True,
 )
 app.add_typer(miniature_app, name="miniature")
@@ -80,9 +74,7 @@ models_app.command("list")(models_list)
 models_app.command("fetch")(models_fetch)
 models_app.command("check")(models_check)
 miniature_app.command("draw")(miniature_draw)
-miniature_app.command("train")(miniature_train)
 miniature_app.command("evaluate")(miniature_evaluate)
-miniature_app.command("compare")(miniature_compare)
 
 # An unknown option, a value of the wrong type; typer's base class has no public name of its own.
 UsageError: Any = typer.BadParameter.__bases__[0]

@@ -101,8 +101,10 @@ class Chat:
         return self.answers([self.prepare(image, question)], max_tokens)[0]
 
     @torch.inference_mode()
-    def answers(self, inputs: Sequence[dict[str, torch.Tensor]], max_tokens: int = 256, batch: int = 16) -> list[str]:
-        """Answer many questions that `prepare` made ready.
+    def answers(
+        self, inputs: Sequence[dict[str, torch.Tensor]], max_tokens: int = 256, batch: int = 16, one_line: bool = False
+    ) -> list[str]:
+        """Answer many questions that `prepare` or `show` made ready.
 
         Prompts of one length are answered together, up to `batch` at a time, so that none is padded. The more questions
         one call has, the fuller the batches.
@@ -111,13 +113,14 @@ class Chat:
             inputs: one dictionary of model inputs for each question.
             max_tokens: number of tokens after which an answer is cut.
             batch: largest number of questions at a time.
+            one_line: whether an answer ends with its first line; template `plain` teaches no other end.
         """
         groups: dict[int, list[int]] = {}
         for position, one in enumerate(inputs):
             groups.setdefault(one["input_ids"].shape[1], []).append(position)
         answers = [""] * len(inputs)
-        ends = self._ends()
-        more = {"pad_token_id": ends[0]} if ends else {}
+        ends = self._ends(one_line)
+        more = {"eos_token_id": ends, "pad_token_id": ends[0]} if ends else {}
         for length, same in groups.items():
             for positions in (same[start : start + batch] for start in range(0, len(same), batch)):
                 together = {
@@ -147,10 +150,18 @@ class Chat:
             raise UserError("--model", self.folder, rule, "export it again with pad train") from error
         return dict(inputs)
 
-    def _ends(self) -> list[int]:
+    def show(self, image: Image.Image) -> dict[str, torch.Tensor]:
+        """Return an upright RGB image alone as the model takes it, on the CPU: a model of template `plain` continues it
+        with a caption."""
+        text = (self.processor.tokenizer.bos_token or "") + IMAGE_MARK
+        return dict(self.processor(images=image, text=text, add_special_tokens=False, return_tensors="pt"))
+
+    def _ends(self, one_line: bool) -> list[int]:
         """Return the tokens that end an answer; none where the model's generation config names none."""
         ends = self.model.generation_config.eos_token_id
-        return ends if isinstance(ends, list) else [] if ends is None else [ends]
+        ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        newline = self.processor.tokenizer("\n", add_special_tokens=False)["input_ids"][-1:]
+        return [*ends, *newline] if one_line else ends
 
 
 def load_processor(folder: Path) -> Any:

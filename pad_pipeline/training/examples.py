@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -68,8 +69,12 @@ class Sight(NamedTuple):
         Raises:
             BadImage: `data` is not an image that can be decoded.
         """
+        return self.normalized(decode(data, decoding)[0])
+
+    def normalized(self, image: Image.Image) -> Tensor:
+        """Return the normalized view of an upright RGB image, float32 `[3, size, size]`."""
         red, green, blue = (int(255 * channel) for channel in self.mean)
-        image = self.view.apply(decode(data, decoding)[0], (red, green, blue))
+        image = self.view.apply(image, (red, green, blue))
         pixels = torch.from_numpy(np.asarray(image, np.float32).transpose(2, 0, 1) / 255)
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         return (pixels - mean) / std

@@ -122,3 +122,10 @@ def test_stages_and_data_know_nothing_of_ray() -> None:
     for module, path in MODULES.items():
         names = {name.partition(".")[0] for name in imports(path)}
         assert module.startswith("workflows.") or "ray" not in names, f"{module} imports Ray: only workflows may"
+
+
+def test_the_package_does_not_need_the_repository() -> None:
+    """Examples, tests and benchmarks are not installed with it."""
+    for module, path in MODULES.items():
+        names = {name.partition(".")[0] for name in imports(path)}
+        assert not names & {"examples", "tests", "benchmarks"}, f"{module} imports what is not installed"

@@ -10,7 +10,7 @@ import typer
 from pad_pipeline.console import console, note, say
 from pad_pipeline.errors import UserError
 from pad_pipeline.workflows.commands.common import AsJson, EngineOption, print_json
-from pad_pipeline.workflows.learning.choices import STUDIES, Analysis
+from pad_pipeline.workflows.learning.choices import Analysis
 
 
 def analyze(
@@ -55,7 +55,7 @@ def analyze(
     if (captions is None) != (baseline is None) or (captions and not healthy):
         rule = "both go together, and with health only"
         raise UserError("--captions or --baseline", captions or baseline, rule, "give both, or neither")
-    names: list[str] = list(STUDIES) if what == "all" else ["align", "pursuit"] if healthy else [what]
+    names: list[str] = list(workflow.STUDIES) if what == "all" else ["align", "pursuit"] if healthy else [what]
     scores = workflow.captions_below(captions, baseline) if captions and baseline else []
     subject = Subject(model, resolve(vision, "clip"), resolve(llm, "llm"), vision_layer)
     found = workflow.analyze(names, subject, shards, chosen, out, limit, batch, drawings)
@@ -73,7 +73,9 @@ def analyze(
 
 
 def experiment(
-    file: Annotated[str, typer.Argument(help="A TOML file, or a recipe: beta, projector, coverage, loss, llms.")],
+    file: Annotated[
+        str, typer.Argument(help="A TOML file, or a recipe: beta, projector, coverage, loss, llms, miniature.")
+    ],
     out: Annotated[Path, typer.Option(help="Gets a folder for each training, and experiment.json.")],
     shards: Annotated[str, typer.Option(help="What stage 1 is trained on.")] = "",
     heldout: Annotated[str, typer.Option(help="Shards of other images, which the analyses look at.")] = "",
@@ -88,7 +90,7 @@ def experiment(
     address: Annotated[str, typer.Option(help="Ray cluster to use; empty starts Ray on this machine.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """A grid of trainings over the same shards, each with every seed, each analyzed; one table at the end.
+    """A grid of trainings over the same shards, each with every seed, each measured; one table at the end.
 
     With --engine ray the trainings run side by side, and --out must be a folder that all nodes share. The same command
     goes on where it was stopped. A training that fails is a gap in the table and exit code 1; it is tried again then.
@@ -102,6 +104,7 @@ def experiment(
     """
     from pad_pipeline.miniature.shipped import resolve
     from pad_pipeline.workflows.learning import experiment as workflow
+    from pad_pipeline.workflows.learning.grid import table
 
     options: dict[str, Any] = {
         "shards": shards, "heldout": heldout, "vision": vision, "llm": llm, "data": data, "image_root": image_root,
@@ -115,6 +118,6 @@ def experiment(
         cell.vision, cell.llm = resolve(cell.vision, "clip"), resolve(cell.llm, "llm")
     where = address if engine == "ray" else None
     found = workflow.run_experiment(chosen, out, where, note)
-    print_json(found._asdict()) if as_json else console.print(workflow.table(found))
+    print_json(found._asdict()) if as_json else console.print(table(found))
     if found.failed:
         raise typer.Exit(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,14 @@ from rich.table import Table
 from pad_pipeline.analysis.draw import draw_words
 from pad_pipeline.analysis.model import Subject
 from pad_pipeline.analysis.patches import label_names, seen
-from pad_pipeline.analysis.studies import (
-    AlignStudy,
-    AnalysisSettings,
-    EntropyStudy,
-    LensStudy,
-    OverlapStudy,
-    PursuitStudy,
-    Study,
-)
+from pad_pipeline.analysis.settings import AnalysisSettings
+from pad_pipeline.analysis.studies import STUDIES, PursuitStudy
+from pad_pipeline.analysis.study import Context
 from pad_pipeline.console import note, progress
 from pad_pipeline.errors import UserError
-from pad_pipeline.measures.vocabulary import Vocabulary
 from pad_pipeline.packages import installed, left_out
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.storage import unwritable
-from pad_pipeline.workflows.learning.choices import STUDIES
 from pad_pipeline.workflows.results import finite
 from pad_pipeline.workflows.toml import read_toml, settings_error
 
@@ -51,7 +44,7 @@ def analysis_settings(path: Path | None, options: dict[str, Any]) -> AnalysisSet
 
 
 def analyze(
-    names: list[str], subject: Subject, where: str, settings: AnalysisSettings, out: Path | None,
+    names: Sequence[str], subject: Subject, where: str, settings: AnalysisSettings, out: Path | None,
     limit: int | None = None, batch: int = 32, drawings: int = 4,
 ) -> dict[str, Any]:  # fmt: skip
     """Run analyses of a model over the images of a run.
@@ -89,13 +82,14 @@ def analyze(
         note(left_out("no charts are drawn", "matplotlib"), "yellow")
     # Collect the labels of all images, for the analyses that compare patches with them.
     labels: list[str] = []
-    if {"align", "pursuit", "lens"} & set(names):
+    if any(STUDIES[name].needs_labels for name in names):
         with progress("labels", count, "images") as update:
             labels = label_names(shards, rows, count, lambda done: update(completed=done))
         if not labels:
             raise UserError("--shards", where, "no image in it has a region", "give shards with labels")
     # Pass over the images once, for all analyses; draw the first few.
-    studies = build_studies(names, subject, settings, labels)
+    context = Context(subject, settings, labels)
+    studies = {name: STUDIES[name](context) for name in names}
     analyzed = 0
     try:
         if out:
@@ -133,29 +127,6 @@ def analyze(
     except OSError as error:
         raise unwritable(out or "", error) from error
     return results
-
-
-def build_studies(
-    names: list[str], subject: Subject, settings: AnalysisSettings, labels: list[str]
-) -> dict[str, Study]:
-    """Make the analyses with the given names; `labels` are the distinct labels of the images."""
-    vocabulary = None
-    if {"pursuit", "lens"} & set(names):
-        ids = {label: subject.labels.tokens(label) for label in labels}
-        vocabulary = Vocabulary(subject.tokenizer, len(subject.words), ids)
-    studies: dict[str, Study] = {}
-    for name in names:
-        if name == "entropy":
-            studies[name] = EntropyStudy(subject, settings)
-        elif name == "align":
-            studies[name] = AlignStudy(subject, settings, labels)
-        elif name == "overlap":
-            studies[name] = OverlapStudy(settings)
-        else:
-            assert vocabulary
-            kind = PursuitStudy if name == "pursuit" else LensStudy
-            studies[name] = kind(subject, settings, vocabulary)
-    return studies
 
 
 def signs_of_failure(results: dict[str, Any], settings: AnalysisSettings) -> list[str]:

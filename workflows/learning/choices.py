@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 StudyName = Literal["entropy", "align", "pursuit", "lens", "overlap"]
-STUDIES: tuple[StudyName, ...] = get_args(StudyName)
+"""The names in `pad_pipeline.analysis.studies.STUDIES`."""
 Analysis = Literal["all", StudyName, "health"]
 """What `pad analyze` measures: all studies, one of them, or those that the signs of failure need."""
