@@ -6,9 +6,10 @@ from pathlib import Path
 
 from rich.text import Text
 
+from pad_pipeline.choices import Depth
 from pad_pipeline.console import errors, note
 from pad_pipeline.errors import UserError
-from pad_pipeline.plan import PLAN_NAME, Depth, Plan, PlanFacts, write_plan
+from pad_pipeline.plan import PLAN_NAME, Plan, PlanFacts, write_plan
 from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.shards.seal import seal_problem
 from pad_pipeline.sources.base import Source

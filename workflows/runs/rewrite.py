@@ -12,7 +12,7 @@ from pad_pipeline.geometry import View
 from pad_pipeline.labels import LabelEmbedder, LabelSettings
 from pad_pipeline.shards.run import Run
 from pad_pipeline.sources.stored import StoredSource
-from pad_pipeline.stages.edit import EditSettings
+from pad_pipeline.stages.edit_settings import EditSettings
 from pad_pipeline.storage import Folder, resolved
 from pad_pipeline.workflows.engine.chain import Link
 from pad_pipeline.workflows.engine.progress import Totals
