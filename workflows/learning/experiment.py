@@ -246,11 +246,9 @@ def _claim(experiment: Experiment, inputs: dict[str, Any], out: Path) -> None:
     mine = experiment.model_dump(mode="json", exclude={"columns", "baseline"}) | {"read": inputs}
     if path.is_file():
         try:
-            theirs = json.loads(path.read_text())
-        except (ValueError, RecursionError) as error:
+            theirs = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError, RecursionError) as error:
             raise UserError("--out", path, "it can't be read", "name a new folder") from error
-        if not isinstance(theirs, dict):
-            raise UserError("--out", path, "it can't be read", "name a new folder")
         # Empty and absent are the same: an earlier version did not know all of the names.
         if names := [name for name in mine if (theirs.get(name) or None) != (mine[name] or None)]:
             rule = f"it holds an experiment with another {', '.join(names)}"
