@@ -22,8 +22,8 @@ LEAST = 1 << 30
 AMPLE = 20 << 30
 """Bytes free where a run writes, below which it is worth a look."""
 ALL_MODELS = 5 << 30
-"""Bytes of GPU memory below which the official models don't fit together: the measured sum of one image in bfloat16
-(benchmarks/results/memory-cpu.md), 1 GiB for CUDA and its libraries, and some room. Batches are halved to fit."""
+"""Bytes of GPU memory below which the official models don't fit together: 4.5 GB that were measured for `plus` with one
+image in bfloat16 (benchmarks/results/memory-cpu.md), and what CUDA and its libraries take. Larger batches are halved."""
 OPEN_FILES = 4096
 """Below that, Ray with many workers runs out of them."""
 
