@@ -206,8 +206,9 @@ class _Window:
             self.read_on()
         if self.escaped and _SURROGATE.search(self.text, self.at, end):
             value = clean(value)
-        found = _END.search(self.text, self.at, end)
-        self.ending = found[0] if found else ""
+        if not self.tried:
+            found = _END.search(self.text, self.at, end)
+            self.ending = found[0] if found else ""
         self.at = end
         return value
 
