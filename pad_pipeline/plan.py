@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import orjson
@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pad_pipeline.choices import Depth
 from pad_pipeline.errors import UserError
 from pad_pipeline.images import BadImage
 from pad_pipeline.records import MISSING, NOWHERE, UNKNOWN, ImageRecord, Place, Planned, ShardRow
@@ -55,7 +56,6 @@ PLAN_SCHEMA = pa.schema(
 where shards are rewritten; `bytes` is the image's size when it was planned, or `UNKNOWN`, or `MISSING`. `sha256` is
 that of the sample for an image that comes from shards, and else that of the content."""
 
-Depth = Literal["names", "sizes", "sample", "full"]
 GROUP = 4096
 """Rows in one Parquet row group; a worker reads the groups of its shard alone."""
 SAMPLE = 64
@@ -331,7 +331,8 @@ class Plan:
             table = pa.concat_tables(parts)
             if any(column.null_count for column in table.columns):
                 raise ValueError("a value is missing")
-            return table.to_pylist()
+            rows: list[dict[str, Any]] = table.to_pylist()
+            return rows
         except (pa.ArrowException, ValueError) as error:
             raise self._unreadable(error) from error
 

@@ -217,6 +217,17 @@ class Folder:
         with whole(self.path / name, durable) as partial:
             yield partial
 
+    def append(self, name: str, data: bytes) -> None:
+        """Add `data` to the end of a file, which is made if need be; all of it or nothing, and not durable."""
+        path = self.path / name
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "this is no ordinary file", str(path))
+        with path.open("ab", buffering=0) as stream:
+            end = stream.tell()
+            if stream.write(data) < len(data):  # the disk is full
+                stream.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
     def delete(self, name: str, durable: bool = True) -> None:
         """Remove a file; nothing happens where there is none."""
         try:
@@ -305,6 +316,12 @@ class RemoteFolder(Folder):
             yield partial
             with _as_os_error(self.url):
                 self.file_system.put_file(str(partial), self._at(name))
+
+    def append(self, name: str, data: bytes) -> None:
+        """Put an object in place of the old one, with `data` at its end: the old one is read for it."""
+        before = self.read(name) if self.has(name) else b""
+        with self.commit(name, durable=False) as partial:
+            partial.write_bytes(before + data)
 
     def delete(self, name: str, durable: bool = True) -> None:
         """Remove an object."""

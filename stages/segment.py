@@ -94,7 +94,7 @@ class Segmenter(Stage[Tensor, tuple[list[HostCopy], HostCopy]]):
             with torch.inference_mode():
                 parts = [
                     HostCopy(pack(self.sam.upscale(part, row.width, row.height) > self.sam.threshold))
-                    for part in logits[mine].split(at_once)
+                    for part in torch.split(logits[mine], at_once)
                 ]
             outputs.append((parts, HostCopy(quality[mine])))
         return outputs
@@ -109,7 +109,7 @@ class Segmenter(Stage[Tensor, tuple[list[HostCopy], HostCopy]]):
         at_once = min(8, self.settings.boxes_per_call) if self.tight else self.settings.boxes_per_call
         calls = [
             self.sam.decode(embeddings, which, where)
-            for which, where in zip(places.split(at_once), corners.split(at_once), strict=True)
+            for which, where in zip(torch.split(places, at_once), torch.split(corners, at_once), strict=True)
         ]
         return torch.cat([logits for logits, _ in calls]), torch.cat([quality for _, quality in calls])
 
@@ -141,7 +141,7 @@ def find_model(settings: SegmenterSettings) -> Path:
 def pack(masks: Tensor) -> Tensor:
     """Bool `[n, H, W]` -> uint8 `[n, H, ceil(W / 8)]`, eight pixels a byte, the first in the highest bit: an eighth of
     the memory and of the transfer."""
-    bits = F.pad(masks, (0, -masks.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    bits = torch.unflatten(F.pad(masks, (0, -masks.shape[-1] % 8)), -1, (-1, 8))
     places = torch.arange(7, -1, -1, dtype=torch.uint8, device=masks.device)
     return (bits.to(torch.uint8) << places).sum(-1, dtype=torch.uint8)
 

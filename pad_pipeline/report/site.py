@@ -8,12 +8,10 @@ when it needs it.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby, islice
 from pathlib import Path
@@ -23,6 +21,7 @@ import jinja2
 from pad_pipeline import __version__
 from pad_pipeline.report.cards import Card, as_script, make_card
 from pad_pipeline.report.facts import run_facts
+from pad_pipeline.report.settings import ReportSettings
 from pad_pipeline.report.tally import Tally
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.storage import Folder, claim_folder, unwritable, whole
@@ -32,22 +31,6 @@ MARK = ".pad-report"
 _WEB = Path(__file__).parent / "web"
 _PARTS = ("data", "images", "assets")
 _ASSETS = ("report.css", "overlay.js", "report.js")
-
-
-@dataclass(frozen=True)
-class ReportSettings:
-    """The size of a report and of its parts."""
-
-    limit: int | None = None
-    """The number of images, counted from the first; None for all."""
-    page_size: int = 24
-    """Images on one page, and in one data file."""
-    edge: int = 512
-    """The long edge of the small copies of images, in pixels."""
-    block: int = 4096
-    """Images in one file of the index."""
-    threads: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
-    """Threads that read, decode and draw images."""
 
 
 def prepare_out(out: Path) -> None:

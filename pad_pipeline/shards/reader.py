@@ -120,7 +120,7 @@ class ShardFolder:
             table = file.read(INDEX_SCHEMA.names, use_threads=False)
             if any(column.null_count for column in table.columns):
                 raise ValueError("a value is missing")
-            rows = table.cast(INDEX_SCHEMA).to_pylist()
+            rows: list[dict[str, Any]] = table.cast(INDEX_SCHEMA).to_pylist()
             if odd := [row["key"] for row in rows if not is_key(row["key"])]:
                 raise ValueError(f"{odd[0][:80]!r} is no key of pad's")
             return rows

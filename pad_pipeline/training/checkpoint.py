@@ -1,4 +1,7 @@
-"""Checkpoints: what learns, its optimizer and the step; whole or not there; loadable on another number of ranks."""
+"""Save and load checkpoints: the trainable parameters, the optimizer's state and the number of the step.
+
+A checkpoint is whole or not there, and can be loaded on another number of ranks than the one that saved it.
+"""
 
 from __future__ import annotations
 
@@ -31,40 +34,43 @@ class Saved(NamedTuple):
     """A checkpoint on disk."""
 
     step: int
-    """Steps that were done."""
+    """Number of steps that were done when it was saved."""
     path: Path
     loss: float | None
-    """On the held-out samples."""
+    """Loss on the held-out samples; None where it was not measured."""
 
 
 class Checkpoints:
     """The checkpoints of a run, in `step-00000100/` and so on.
 
-    Order of samples, learning rate, beta and dropout's seeds are functions of the step, so the step is all that has to
-    be known of them.
+    The order of samples, the learning rate, beta and dropout's seeds are functions of the step, so a checkpoint needs
+    no more than the step's number to restore them.
 
     Args:
-        folder: where they lie.
-        keep: how many of the latest are kept, beside the best.
+        folder: folder that holds the checkpoints.
+        keep: number of the latest checkpoints that are kept, beside the best.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
 
     def saved(self) -> list[Saved]:
-        """The whole ones, the latest last."""
-        found = []
+        """Return the checkpoints that are whole, the latest last."""
+        whole = []
         for path in self.folder.glob("step-*"):
             if name := _NAME.fullmatch(path.name):
-                with suppress(OSError, ValueError, KeyError, TypeError):  # then it is not whole
+                with suppress(OSError, ValueError, KeyError, TypeError):  # such a checkpoint is not whole
                     facts = json.loads((path / FACTS).read_text())
-                    found.append(Saved(int(name[1]), path, facts["held_out_loss"]))
-        return sorted(found)
+                    whole.append(Saved(int(name[1]), path, facts["held_out_loss"]))
+        return sorted(whole)
 
     def save(
         self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks, loss: float | None = None
     ) -> None:
-        """Write one; all ranks must call it. A process that dies meanwhile leaves what was there before."""
+        """Write a checkpoint of step `step`; all ranks must call it.
+
+        A process that dies while it writes leaves the earlier checkpoints as they were.
+        """
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         state = {
             "model": get_model_state_dict(model, options=options),
@@ -85,6 +91,7 @@ class Checkpoints:
             (partial / FACTS).write_text(json.dumps(facts))
 
     def _forget(self) -> None:
+        """Delete all checkpoints but the latest `keep` and the best."""
         saved = self.saved()
         best = min(((one.loss, one) for one in saved if one.loss is not None), default=(0.0, None))[1]
         for old in saved[: -self.keep]:
@@ -92,10 +99,10 @@ class Checkpoints:
                 shutil.rmtree(old.path)
 
     def load(self, saved: Saved, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
-        """Put a checkpoint into model and optimizer; all ranks must call it.
+        """Load a checkpoint into `model` and `optimizer`; all ranks must call it.
 
         Raises:
-            UserError: it is damaged, or another model's.
+            UserError: the checkpoint is damaged, or of another model.
         """
         state: dict[str, Any] = {"model": {}, "optimizer": {}}
         if ranks.first:

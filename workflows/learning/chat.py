@@ -1,4 +1,4 @@
-"""`pad chat`: questions about one image, one by one, to a model that is loaded once."""
+"""Answer the questions of `pad chat` about one image, with a model that is loaded once."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pad_pipeline.training.chat import Chat
 
 
 def chat(model: Path, image: Path, question: str, max_tokens: int) -> Iterator[str]:
-    """The answers, each as soon as it is there.
+    """Yield the answers to one question or more, each as soon as it is there.
 
     Args:
-        model: the exported folder.
-        image: an image file.
-        question: one, or `-` for those on standard input, one a line.
-        max_tokens: where an answer is cut.
+        model: folder of the exported model.
+        image: path of the image file.
+        question: the question, or `-` for the questions on standard input, one in each line.
+        max_tokens: number of tokens after which an answer is cut.
 
     Raises:
-        UserError: the image or the model can't be used, or nothing is asked.
+        UserError: the image or the model can't be used, or there is no question.
     """
     shown = read_image("image", image, "give the path of an image")
     loaded = Chat(model)
@@ -55,6 +55,11 @@ def read_image(field: str, path: Path, remedy: str) -> Image.Image:
 
 
 def _lines() -> Iterator[str]:
+    """Yield the lines of standard input that are not empty.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
     try:
         for line in sys.stdin:
             if line.strip():

@@ -1,4 +1,4 @@
-"""`pad train`: the loop with its progress and its summary; in this process, under torchrun, or on Ray Train."""
+"""Start a training of `pad train` in this process, under torchrun or on Ray Train; show its progress and a summary."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pad_pipeline.workflows.toml import read_toml, settings_error
 
 
 def train_settings(path: Path | None, options: dict[str, Any], stage: int = 1) -> TrainSettings:
-    """The settings of a TOML file with `options` put over them.
+    """Read the settings of a TOML file for training stage `stage`, and override them with `options`.
 
     Raises:
         UserError: the file can't be read, or a setting is wrong.
@@ -33,21 +33,21 @@ def train_settings(path: Path | None, options: dict[str, Any], stage: int = 1) -
 
 
 class Launch(NamedTuple):
-    """Where a training runs."""
+    """Where a training runs, and how often its workers may die."""
 
     workers: tuple[int, int] = (0, 0)
-    """Fewest and most workers of Ray Train; 0 for this process, or those that torchrun started."""
+    """Fewest and most workers of Ray Train; 0 runs the training in this process, or in those that torchrun started."""
     address: str = ""
-    """Of a Ray cluster."""
+    """Address of a Ray cluster; empty starts Ray on this machine."""
     max_failures: int = 3
-    """How often workers may die."""
+    """How often workers of Ray Train may die before the training gives up; -1 for any number."""
 
 
 def parse_workers(text: str) -> tuple[int, int]:
-    """`4` -> (4, 4); `2-8` -> (2, 8).
+    """Parse a number of workers, or a range: `4` gives (4, 4), and `2-8` gives (2, 8).
 
     Raises:
-        UserError: it is neither.
+        UserError: `text` is neither.
     """
     low, dash, high = text.partition("-")
     if low.isdecimal() and (not dash or high.isdecimal()) and 1 <= int(low) <= int(high or low):
@@ -56,7 +56,7 @@ def parse_workers(text: str) -> tuple[int, int]:
 
 
 def train(job: Job, launch: Launch = Launch()) -> str:
-    """Train, show the progress, and say what came out.
+    """Train, show the progress, and return a summary of the results.
 
     Raises:
         UserError: see `pad_pipeline.training.loop.train`; or `out` can't be written.
@@ -84,6 +84,7 @@ def train(job: Job, launch: Launch = Launch()) -> str:
 
 
 def _line(entry: dict[str, Any]) -> str:
+    """Return the figures of a log entry that are shown beside the progress bar."""
     caption = "" if entry["caption_loss"] is None else f"L_caption {entry['caption_loss']:.3f}  "
     return (
         f"{caption}L_patch {entry['patch_loss']:.3f}  beta {entry['beta']:.2f}  "
@@ -92,7 +93,8 @@ def _line(entry: dict[str, Any]) -> str:
 
 
 def summary(log: list[dict[str, Any]], out: Path) -> str:
-    """Both losses over the first and the last tenth of the steps, and where the results are."""
+    """Return a sentence with both losses, averaged over the first and the last tenth of the steps, and the paths of the
+    results."""
     tenth = max(1, len(log) // 10)
     changes = [
         f"{name} {fmean(entry[key] for entry in log[:tenth]):.3f} -> {fmean(entry[key] for entry in log[-tenth:]):.3f}"

@@ -16,7 +16,7 @@ from pad_pipeline.report.overlay import contact_sheet, panels
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.storage import claim_folder
 from pad_pipeline.verify import verify_run
-from pad_pipeline.workflows.engine.local import Engine
+from pad_pipeline.workflows.engine.choices import EngineName
 from pad_pipeline.workflows.miniature.scoring import TEST_WORLD, Evaluation, align, annotate, as_dict, table
 from pad_pipeline.workflows.models.settings import load_models
 
@@ -26,7 +26,7 @@ SHOWN = 12
 """Scenes that are drawn on `sheet.png`."""
 
 
-def run_demo(out: Path, scenes: int, steps: int, engine: Engine, console: Console) -> dict[str, Any]:
+def run_demo(out: Path, scenes: int, steps: int, engine: EngineName, console: Console) -> dict[str, Any]:
     """Draw, build, verify, score, train twice, draw a sheet; everything that is made stays in `out`. The scores.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from pad_pipeline.sources.base import Source
 from pad_pipeline.sources.shards import ShardsSource
 from pad_pipeline.storage import Folder, claim_folder, folder_at, resolved, unwritable
 from pad_pipeline.workflows.engine.attempts import Attempts
+from pad_pipeline.workflows.engine.base import Engine
 from pad_pipeline.workflows.engine.chain import Link
-from pad_pipeline.workflows.engine.local import JOURNAL_NAME, LocalEngine
+from pad_pipeline.workflows.engine.local import LocalEngine
 from pad_pipeline.workflows.engine.progress import Totals, Watch
 from pad_pipeline.workflows.engine.ray import RayEngine
 from pad_pipeline.workflows.models.settings import ModelSettings
@@ -177,11 +178,11 @@ def _work(run: Run, found: Scan, folder: Folder, recipe: Recipe, options: RunOpt
         return Attempts(number=number, rows=rows, retry=options.retry_failed and number not in found.broken)
 
     chain = [link._replace(breaker=options.breaker) for link in recipe.chain(folder, run.identity)]
-    engine: LocalEngine | RayEngine = LocalEngine(folder, f"{run.identity}:{run.plan}")
+    engine: Engine = LocalEngine(options.isolated)
     if options.engine == "ray":
-        engine = RayEngine(options.address, options.workers, options.placement, options.pools)
-    watch.follow(engine.run(chain, numbers, begin, watch))
-    folder.delete(JOURNAL_NAME, durable=False)  # of an earlier run too
+        engine = RayEngine(options.address, options.workers)
+    with closing(engine.run(chain, numbers, begin, watch)) as results:
+        watch.follow(results)
     if options.retry_failed:
         return _counted(scan(folder, run.identity, run.shards).totals)
     return _counted(found.totals + watch.found)

@@ -256,6 +256,6 @@ def _restore(recipe: Recipe, optimizers: list[torch.optim.Optimizer], path: Path
             return state["step"], state["seconds"]
     except Exception as error:
         rule = f"the saved training in it can't be read ({type(error).__name__})"
-        raise UserError("--out", path, rule, "delete the file to start anew") from error
+        raise UserError("out", path, rule, "delete the file to start anew") from error
     rule = f"it holds another training: its {' and '.join(different)} differ"
-    raise UserError("--out", path, rule, "name another folder, or delete the file to start anew")
+    raise UserError("out", path, rule, "name another folder, or delete the file to start anew")
