@@ -159,7 +159,7 @@ def _download(field: str, url: str, sha256: str) -> Path:
 
 @contextmanager
 def _made_once(target: Path, is_there: Callable[[], bool]) -> Iterator[Path | None]:
-    """Yield a path to write `target` of the cache to; None where `target` is there, or another process made it just now.
+    """Yield a path to write `target` of the cache to; None where `target` is there, or another process made it now.
 
     One process of a node makes it, and the others wait.
     """
