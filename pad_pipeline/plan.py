@@ -6,7 +6,6 @@ import gc
 import hashlib
 import json
 import os
-import secrets
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,7 +29,7 @@ from pad_pipeline.shards.keys import KeyHashes, numbered, plain_key, scratch_fol
 from pad_pipeline.shards.seal import UNSEALED, seal
 from pad_pipeline.sources.base import Source
 from pad_pipeline.sources.read import read_bytes
-from pad_pipeline.storage import Folder, is_url
+from pad_pipeline.storage import Folder, is_url, whole
 
 PLAN_NAME = "plan.parquet"
 PLAN_SCHEMA = pa.schema(
@@ -254,7 +253,6 @@ def _hashed(group: list[Planned], sizes: list[int], root: str) -> list[str]:
 
 def _rename(path: Path, schema: pa.Schema, repeated: np.ndarray, hashes: KeyHashes) -> None:
     """Write the plan again with a key of their own for the rows that repeat one."""
-    second = path.with_name(f".{PLAN_NAME}.{secrets.token_hex(6)}.partial")  # a name that `Folder.clean` knows
 
     def in_order() -> Iterator[tuple[int, str]]:
         at = 0
@@ -265,25 +263,22 @@ def _rename(path: Path, schema: pa.Schema, repeated: np.ndarray, hashes: KeyHash
                     yield int(repeated[at]), keys[int(repeated[at]) - group * GROUP].as_py()
                     at += 1
 
-    try:
-        named = numbered(in_order(), hashes)
-        row, own = next(named)
-        with (
-            closing(pq.ParquetFile(path)) as first,
-            pq.ParquetWriter(second, schema, compression="zstd", write_statistics=False) as writer,
-        ):
-            for group in range(first.num_row_groups):
-                table = first.read_row_group(group, use_threads=False)
-                if row < group * GROUP + len(table):
-                    keys = table["key"].to_pylist()
-                    while row < group * GROUP + len(keys):
-                        keys[row - group * GROUP] = own
-                        row, own = next(named, (1 << 62, ""))
-                    table = table.set_column(schema.get_field_index("key"), schema.field("key"), pa.array(keys))
-                writer.write_table(table)
-        second.replace(path)
-    finally:
-        second.unlink(missing_ok=True)
+    named = numbered(in_order(), hashes)
+    row, own = next(named)
+    with (
+        whole(path, durable=False) as second,
+        closing(pq.ParquetFile(path)) as first,
+        pq.ParquetWriter(second, schema, compression="zstd", write_statistics=False) as writer,
+    ):
+        for group in range(first.num_row_groups):
+            table = first.read_row_group(group, use_threads=False)
+            if row < group * GROUP + len(table):
+                keys = table["key"].to_pylist()
+                while row < group * GROUP + len(keys):
+                    keys[row - group * GROUP] = own
+                    row, own = next(named, (1 << 62, ""))
+                table = table.set_column(schema.get_field_index("key"), schema.field("key"), pa.array(keys))
+            writer.write_table(table)
 
 
 class Plan:

@@ -77,11 +77,11 @@ def whole(path: Path, durable: bool = True) -> Iterator[Path]:
 
     Args:
         path: of the file or folder; what is there already is replaced.
-        durable: whether it outlives a power cut from the end of the block on. That waits for the disk.
+        durable: whether to wait until the disk has it, so that it outlives a power cut.
 
     Yields:
-        A path beside it, of nothing yet, for the block to write to. When the block ends well, it becomes `path`; when
-        it raises, what was written goes and `path` stays as it was.
+        A free path beside `path`, for the block to write to. When the block ends well, it is renamed to `path`; when
+        the block raises, it is removed and `path` stays as it was.
     """
     partial = path.with_name(f".{path.name}.{ATTEMPT}.partial")
     try:
@@ -368,7 +368,7 @@ def _as_os_error(url: str) -> Iterator[None]:
 
 
 def _remove(path: Path) -> None:
-    """A file, a link or a whole folder; nothing happens where there is none."""
+    """Remove a file, a link or a whole folder; do nothing where there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -159,8 +159,10 @@ def _download(field: str, url: str, sha256: str) -> Path:
 
 @contextmanager
 def _made_once(target: Path, is_there: Callable[[], bool]) -> Iterator[Path | None]:
-    """A path to write `target` of the cache to; None where it is there, or another process of this node made it while
-    this one waited."""
+    """Yield a path to write `target` of the cache to; None where `target` is there, or another process made it now.
+
+    One process of a node makes it, and the others wait.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f".{target.name}.lock")):
         if is_there():

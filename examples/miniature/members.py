@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 
 from examples.miniature.clip import VIEW as CLIP_VIEW
@@ -18,14 +17,15 @@ from examples.miniature.clip import ClipRecipe
 from examples.miniature.detector import SETTINGS as DETECTOR
 from examples.miniature.detector import DetectorRecipe
 from examples.miniature.llm import LlmRecipe
-from examples.miniature.recipe import Recipe, cores, fit
+from examples.miniature.recipe import Recipe, fit
 from examples.miniature.segmenter import SegmenterRecipe
 from examples.miniature.tagger import SHAPE as RAM_SHAPE
 from examples.miniature.tagger import TaggerRecipe
-from pad_pipeline.console import errors as console
+from pad_pipeline.console import errors, note, progress
 from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.shipped import MANIFEST, Member, write_manifest
 from pad_pipeline.packages import OPTIONAL, installed, without
+from pad_pipeline.workflows.runs.fingerprint import cores
 
 ORDER = ("tagger", "detector", "segmenter", "clip", "llm")
 """The detector starts from the tagger's Swin; the others stand alone."""
@@ -85,20 +85,15 @@ def _train_one(name: str, out: Path, seed: int, steps: int) -> None:
     recipe = _recipe(name, out, seed, steps)
     if steps:
         recipe.validation = min(recipe.validation, 5 * steps)  # who tries a few steps does not want to wait either
-    columns = [TextColumn(f"{name:10}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}")]
-    times = [TimeElapsedColumn(), TimeRemainingColumn()]
-    with Progress(*columns, *times, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(name, total=recipe.budget.steps, note="drawing scenes")
+    with progress(f"{name:10}", recipe.budget.steps, "drawing scenes") as update:
 
         def report(entry: dict[str, Any]) -> None:
             known = {"step", "steps", "rate", "images_per_second"}
             numbers = "  ".join(f"{key} {value:.3f}" for key, value in entry.items() if key not in known)
-            note = f"{numbers}  {entry['images_per_second']:.0f} images/s"
-            progress.update(task, completed=entry["step"] + 1, note=note)
-            if not console.is_terminal and entry["step"] % 200 == 0:
-                console.print(
-                    f"{name}: step {entry['step']} of {entry['steps']}: {note}", highlight=False, soft_wrap=True
-                )
+            line = f"{numbers}  {entry['images_per_second']:.0f} images/s"
+            update(completed=entry["step"] + 1, note=line)
+            if not errors.is_terminal and entry["step"] % 200 == 0:
+                note(f"{name}: step {entry['step']} of {entry['steps']}: {line}")
 
         seconds = fit(recipe, folder, report)
     try:
@@ -115,7 +110,7 @@ def _train_one(name: str, out: Path, seed: int, steps: int) -> None:
     )
     (folder / "member.json").write_text(member.model_dump_json(indent=1) + "\n", "utf-8")
     shown = ", ".join(f"{key} {value}" for key, value in member.metrics.items()) or "done"
-    console.print(f"{name}: {member.parameters / 1e6:.2f} M parameters, {seconds:.0f} s; {shown}", highlight=False)
+    note(f"{name}: {member.parameters / 1e6:.2f} M parameters, {seconds:.0f} s; {shown}")
 
 
 def _machine() -> str:

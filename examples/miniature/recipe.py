@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.world import LABELS
 from pad_pipeline.storage import Folder, whole
+from pad_pipeline.workflows.runs.fingerprint import cores
 
 TRAIN_WORLD, VALIDATION_WORLD = 2_000_000, 3_000_000
 """Seeds of the worlds that training draws from (the run's seed is added); all smaller ones are unseen."""
@@ -178,11 +178,6 @@ def _optimizers(recipe: Recipe) -> list[torch.optim.Optimizer]:
         torch.optim.Muon(of(True), rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(of(False), rate, betas=(0.9, 0.95), weight_decay=decay),
     ]
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:

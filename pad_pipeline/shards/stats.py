@@ -15,6 +15,7 @@ import numpy as np
 from pad_pipeline.shards.reader import ShardFolder, open_shards
 
 OTHER = ("", "other reasons")
+"""The stage and the reason under which further reasons are counted."""
 
 
 @dataclass

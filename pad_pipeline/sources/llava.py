@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-import orjson
-
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import Planned
 from pad_pipeline.sources.base import clean, location_problem, require_folder
@@ -23,10 +21,6 @@ _SURROGATE = re.compile(r"\\u[dD]")
 _SPACE = " \t\r\n"
 _LONGEST = 64 << 20
 """Characters of one record; a longer one is a broken file."""
-_END = re.compile(r"\S\s*}\Z")
-_IDS = (str, int, type(None))
-_TRIES = 4
-"""Places that are tried as the end of a window's last whole record; most often the first is."""
 
 
 class LlavaSource:
@@ -124,31 +118,20 @@ def stream_list(stream: TextIO) -> Iterator[Any]:
     """
     window = _Window(stream)
     window.open_list()
-    first = True
-    while window.next_entry(first):
-        yield window.read_one()
-        yield from window.read_many()
-        first = False
+    if window.next_entry(first=True):
+        yield window.read_entry()
+        while window.next_entry():
+            yield window.read_entry()
 
 
 class _Window:
-    """The part of a streamed JSON list that is in memory.
-
-    `json` reads one entry at a time: it knows all of JSON, and tells what is wrong. The first entry of a window shows
-    how the others probably end; `orjson` then reads as many of them as it can, in half the time.
-    """
+    """The part of a streamed JSON list that is in memory, and the place in it that is read next."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream, self.ended = stream, False
         self.text, self.at = "", 0
-        """What is in memory, and the place in it that is read next."""
-        self.escaped = False
-        """Whether an escape in the text may stand for half a character."""
-        self.ending = ""
-        """How the entry that was read last ends, `"}]}` say; empty where it is no object."""
-        self.tried = False
-        """Whether the text was read with `orjson` already."""
-        self.json = json.JSONDecoder()
+        self.escaped = False  # whether an escape in the text may stand for half a character
+        self.decode = json.JSONDecoder().raw_decode
 
     def read_on(self) -> None:
         """Drop what was read, and read twice as much as is left: a long entry costs its length, and not its square."""
@@ -156,7 +139,6 @@ class _Window:
         more = self.stream.read(max(_WINDOW, len(left)))
         self.text, self.at, self.ended = left + more, 0, not more
         self.escaped = _SURROGATE.search(self.text) is not None
-        self.tried = False
 
     def open_list(self) -> None:
         """Go behind the bracket that opens the list."""
@@ -170,12 +152,14 @@ class _Window:
             raise ValueError("it does not begin with a list")
         self.at = 1
 
-    def next_entry(self, first: bool) -> bool:
+    def next_entry(self, first: bool = False) -> bool:
         """Go to where the next entry begins, behind the comma; False at the list's end."""
-        start, comma = self.skip_comma()
-        while start == len(self.text) and not self.ended:
+        found = _BETWEEN.match(self.text, self.at)
+        while found and found.end() == len(self.text) and not self.ended:
             self.read_on()
-            start, comma = self.skip_comma()
+            found = _BETWEEN.match(self.text, self.at)
+        assert found  # for it matches an empty text as well
+        start, comma = found.end(), "," in found[0]
         if self.text[start : start + 1] == "]":
             if comma:
                 raise ValueError("a comma stands before the list's end")
@@ -187,17 +171,11 @@ class _Window:
         self.at = start
         return True
 
-    def skip_comma(self) -> tuple[int, bool]:
-        """Where spaces and at most one comma end, and whether there was a comma."""
-        between = _BETWEEN.match(self.text, self.at)
-        assert between  # for it matches an empty text as well
-        return between.end(), "," in between[0]
-
-    def read_one(self) -> Any:
-        """The entry that begins here."""
+    def read_entry(self) -> Any:
+        """Read the entry that begins here."""
         while True:
             try:
-                value, end = self.json.raw_decode(self.text, self.at)
+                value, end = self.decode(self.text, self.at)
                 # A number near the window's end may go on behind it: `1e+` reads as 1.
                 if end + 2 < len(self.text) or self.ended:
                     break
@@ -207,37 +185,8 @@ class _Window:
             self.read_on()
         if self.escaped and _SURROGATE.search(self.text, self.at, end):
             value = clean(value)
-        found = _END.search(self.text, self.at, end)
-        self.ending = found[0] if found else ""
         self.at = end
         return value
-
-    def read_many(self) -> list[Any]:
-        """As many whole records as can be seen from here on, once for each window.
-
-        There are none where the window holds what `json` reads otherwise (an id of more than 64 bits, NaN, half a
-        character) or what is no JSON, which `json` can then tell about.
-        """
-        start, comma = self.skip_comma()
-        if self.tried or not self.ending or not comma:
-            return []
-        self.tried = True
-        stop = len(self.text)
-        for _ in range(_TRIES):
-            stop = self.text.rfind(self.ending, start, stop)  # turns of a conversation may end so, too
-            if stop < 0:
-                break
-            end = stop + len(self.ending)
-            try:
-                # What parses as a list ends where a record does: brackets and quotes come out even nowhere else.
-                records: list[Any] = orjson.loads(f"[{self.text[start:end]}]")
-            except ValueError:
-                continue
-            if not all(type(record) is dict and type(record.get("id")) in _IDS for record in records):
-                break
-            self.at = end
-            return records
-        return []
 
 
 def read_conversations(value: Any) -> list[dict[str, str]]:

@@ -101,10 +101,10 @@ def test_a_broken_list_is_a_value_error(entries: list[Any], at: int, cut: int, p
 @given(RECORDS, st.sampled_from([None, 0, 2]), st.booleans(), st.integers(1, 400))
 @example([{"id": number, "image": "]},{"} for number in (1, 2, 1 << 70, 3)], None, True, 400)
 @example([{"id": 1}, {"id": 2, "image": "\ud800"}, {"id": 3}], None, True, 400)
-def test_records_read_at_once_are_what_json_reads(
+def test_streamed_records_are_what_json_reads(
     records: list[Any], indent: int | None, ascii_only: bool, window: int
 ) -> None:
-    """Many records of a window are read in one go: would catch one that is cut at what only looks like a record's end,
-    one that is lost or comes twice, an id of more than 64 bits that is rounded, half a character that is refused."""
+    """Would catch a record that is cut at what only looks like its end, one that is lost or comes twice, an id of more
+    than 64 bits that is rounded, half a character that is refused."""
     text = json.dumps(records, indent=indent, ensure_ascii=ascii_only).encode(errors="replace").decode()
     assert streamed(text, window) == clean(json.loads(text))

@@ -17,6 +17,7 @@ from rich.table import Table
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pad_pipeline.analysis.model import Subject
+from pad_pipeline.console import say
 from pad_pipeline.miniature.files import index_of, write_world
 from pad_pipeline.miniature.language import caption, parses
 from pad_pipeline.miniature.score import Score, score_shards
@@ -92,7 +93,7 @@ def align(
             console.print(f"seed {seed}, {'caption loss alone' if beta == 0 else 'with the patch loss'}:", end=" ")
             settings = stage1_settings(beta, seed, steps)
             said = train(Job(stage=1, shards=str(shards), vision=vision, llm=llm, out=str(run), settings=settings))
-            console.print(said.partition(" Wrote")[0], highlight=False, soft_wrap=True)
+            say(said.partition(" Wrote")[0], to=console)
             accuracy[name] = label_accuracy(Subject(run), scenes, models.view)
         found.append(Alignment(seed, accuracy["caption"], accuracy["patch"]))
     return found
