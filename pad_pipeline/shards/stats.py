@@ -1,4 +1,4 @@
-"""What a run found: images, regions, labels, statuses."""
+"""Statistics of a run: counts of images, statuses, regions and labels."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class Statistics:
     shards: ShardFolder
     statuses: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
-    """Regions by label."""
+    """The number of regions of each label."""
     failures: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    """The images in quarantine, by their path in the source, for each stage and reason."""
+    """Stage and reason -> the images in quarantine, each as its path in the source."""
     tags: int = 0
     regions: int = 0
     crowds: int = 0
     captions: int = 0
     out_of_view: int = 0
-    """Regions of which the view shows nothing (a crop can cut them off)."""
+    """Regions that lie outside the view (a crop can cut them off)."""
 
     @property
     def images(self) -> int:
-        """Images in all, failed ones too."""
+        """The number of images, with failed ones."""
         return self.statuses.total()
 
     def add(self, shard: str) -> None:
@@ -51,10 +51,10 @@ class Statistics:
 
 
 def read_statistics(folder: Path | str) -> Statistics:
-    """Go through every finished shard once.
+    """Count the images and regions of all finished shards.
 
     Raises:
-        UserError: there is none.
+        UserError: no shard is finished.
     """
     stats = Statistics(open_shards(folder))
     for shard in stats.shards.names:
@@ -63,7 +63,7 @@ def read_statistics(folder: Path | str) -> Statistics:
 
 
 def as_json(stats: Statistics) -> str:
-    """The statistics for programs."""
+    """Return the statistics as JSON, for other programs."""
     return json.dumps(
         {
             "shards": {"finished": len(stats.shards.names), "planned": stats.shards.run.shards},
