@@ -54,6 +54,8 @@ PLAN_SCHEMA = pa.schema(
 """Columns of plan.parquet, one row per image. `row` is the image's row in its shard. `file`, `at` and `bytes` are a
 `Place`, or a `ShardRow` if shards are rewritten; `bytes` is the image's size at planning, `UNKNOWN` or `MISSING`.
 `sha256` is the hash of the sample for an image that comes from shards, and otherwise the hash of the file's content."""
+PlanRow = dict[str, Any]
+"""One row of a plan, by column."""
 
 Depth = Literal["names", "sizes", "sample", "full"]
 """What a plan notes about each file; see `write_plan`."""
@@ -320,7 +322,7 @@ class Plan:
         """The number of images in all shards."""
         return int(self._file.metadata.num_rows)
 
-    def rows(self, number: int) -> list[dict[str, Any]]:
+    def rows(self, number: int) -> list[PlanRow]:
         """Return the plan's rows of shard `number`, one for each image."""
         start, stop = number * self.shard_size, min((number + 1) * self.shard_size, self.images)
         parts = []
@@ -336,7 +338,7 @@ class Plan:
             table = pa.concat_tables(parts)
             if any(column.null_count for column in table.columns):
                 raise ValueError("a value is missing")
-            rows: list[dict[str, Any]] = table.to_pylist()
+            rows: list[PlanRow] = table.to_pylist()
             return rows
         except (pa.ArrowException, ValueError) as error:
             raise self._unreadable(error) from error
@@ -359,7 +361,7 @@ class Plan:
         return UserError("shards", f"{self.folder}/{PLAN_NAME}", rule, remedy)
 
 
-def _record(row: dict[str, Any], rewritten: bool) -> ImageRecord:
+def _record(row: PlanRow, rewritten: bool) -> ImageRecord:
     """Return the image of a row of the plan; the inverse of `_columns`."""
     annotated = row["earlier_at"] >= 0  # an earlier run annotated the image
     hashed = "sample_sha256" if rewritten or annotated else "content_sha256"

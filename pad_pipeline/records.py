@@ -38,6 +38,8 @@ INDEX_SCHEMA = pa.schema(
     ]
 )
 """Columns of a shard's index, one row per planned image; `sha256` is over the sample's four members in order."""
+IndexRow = dict[str, Any]
+"""One row of an index, by column."""
 
 UNKNOWN, MISSING = -1, -2
 """Sizes in a plan: the size was not looked up; there was no such file."""
@@ -273,7 +275,7 @@ class ImageRecord(Planned):
             for region in meta["regions"]
         ]
 
-    def index_row(self) -> dict[str, Any]:
+    def index_row(self) -> IndexRow:
         """Return the image's row of the index, without the positions of members, as for a failed image."""
         plain = ("key", "id", "source", "status", "stage", "reason", "width", "height")
         row = {name: getattr(self, name) for name in plain}
@@ -371,7 +373,7 @@ class Shard:
     number: int
     rows: list[ImageRecord]
     trial: bool = False
-    """Whether these rows are a part of a shard that is only tried. Nothing of it is written."""
+    """Whether these rows are a part of a shard that is only tried, and not written."""
 
     @property
     def name(self) -> str:

@@ -11,7 +11,6 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +18,8 @@ import pyarrow.parquet as pq
 
 from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.masks import decode_mask
-from pad_pipeline.plan import PLAN_NAME, Plan
-from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, shard_name
+from pad_pipeline.plan import PLAN_NAME, Plan, PlanRow
+from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, IndexRow, SampleJson, shard_name
 from pad_pipeline.shards.keys import KeyHashes, is_key, scratch_folder
 from pad_pipeline.shards.reader import load_npy
 from pad_pipeline.shards.run import RUN_NAME, Run
@@ -80,7 +79,7 @@ def _check_plan(folder: Folder, plan: Plan, run: Run) -> Iterator[str]:
         yield f"it has {plan.images} images in {len(plan)} shards, run.json {run.images} in {run.shards}"
 
 
-def _problems(folder: Folder, name: str, planned: list[dict[str, Any]], run: Run, deep: bool) -> list[str]:
+def _problems(folder: Folder, name: str, planned: list[PlanRow], run: Run, deep: bool) -> list[str]:
     problems: list[str] = []
     try:
         for problem in _check_shard(folder, name, planned, run, deep):
@@ -90,7 +89,7 @@ def _problems(folder: Folder, name: str, planned: list[dict[str, Any]], run: Run
     return problems
 
 
-def _check_shard(folder: Folder, name: str, planned: list[dict[str, Any]], run: Run, deep: bool) -> Iterator[str]:
+def _check_shard(folder: Folder, name: str, planned: list[PlanRow], run: Run, deep: bool) -> Iterator[str]:
     if not folder.has(f"{name}.parquet"):
         yield "it is not finished: its index is missing"
         return
@@ -148,9 +147,9 @@ _FROM_PLAN = ("key", "id", "source")
 """Columns of the index that are copied from the plan."""
 
 
-def _check_members(folder: Folder, name: str, rows: list[dict[str, Any]], run: Run, deep: bool) -> Iterator[str]:
+def _check_members(folder: Folder, name: str, rows: list[IndexRow], run: Run, deep: bool) -> Iterator[str]:
     """Compare the tar's members with the index, one by one."""
-    by_name: dict[str, tuple[dict[str, Any], str]] = {}
+    by_name: dict[str, tuple[IndexRow, str]] = {}
     for row in rows:
         if not is_key(row["key"]):
             yield f"{row['key']!r}: it is no key of pad's"
@@ -186,7 +185,7 @@ def _check_members(folder: Folder, name: str, rows: list[dict[str, Any]], run: R
         yield f"{name}: it is in the index and not in the tar"
 
 
-def _check_sample(row: dict[str, Any], members: dict[str, bytes], run: Run, deep: bool) -> Iterator[str]:
+def _check_sample(row: IndexRow, members: dict[str, bytes], run: Run, deep: bool) -> Iterator[str]:
     key, digest = row["key"], hashlib.sha256()
     for member in MEMBERS:
         digest.update(members[member])
@@ -221,7 +220,7 @@ def _check_sample(row: dict[str, Any], members: dict[str, bytes], run: Run, deep
             yield f"{key}: it can't be decoded ({type(error).__name__}: {error})"
 
 
-def _check_deep(image: bytes, meta: dict[str, Any], coverage: np.ndarray, run: Run) -> Iterator[str]:
+def _check_deep(image: bytes, meta: SampleJson, coverage: np.ndarray, run: Run) -> Iterator[str]:
     """Decode the image and each mask, compute each coverage again, and compare them with what is stored."""
     try:
         decoded, kind = decode(image, DecodeSettings.model_validate(run.settings["decode"]))

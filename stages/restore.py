@@ -6,12 +6,12 @@ import hashlib
 import json
 import threading
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.images import BadImage
 from pad_pipeline.masks import check_mask
-from pad_pipeline.records import ImageRecord, ShardRow
+from pad_pipeline.records import ImageRecord, IndexRow, ShardRow
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.stages.base import Stage
 from pad_pipeline.storage import is_url
@@ -23,7 +23,7 @@ INDEXES = 8
 class Stored(NamedTuple):
     """One image as a shard stores it."""
 
-    row: dict[str, Any]
+    row: IndexRow
     """The image's row of the index."""
     data: bytes = b""
     """The image file; empty if the image failed."""

@@ -25,7 +25,7 @@ class StageSettings(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid")
 
     section: ClassVar[str]
-    """The section of a models file that these settings stand in, a key of `ROLES`."""
+    """The section of a models file that has these settings, a key of `ROLES`."""
     paths: ClassVar[tuple[str, ...]] = ()
     """Settings that name a file or a folder. A relative path is relative to the models file."""
     pins: ClassVar[dict[str, str]] = {}

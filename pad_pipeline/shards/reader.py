@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import PatchRule, select_patches
-from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, SampleJson, shard_name
+from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, IndexRow, SampleJson, shard_name
 from pad_pipeline.shards.keys import is_key
 from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.writer import TOTALS
@@ -83,7 +82,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self._table)
 
-    def __getitem__(self, number: int) -> tuple[str, dict[str, Any]]:
+    def __getitem__(self, number: int) -> tuple[str, IndexRow]:
         """Return the shard's name, and those columns of the index row that `ShardFolder.sample` needs."""
         row = self._table.slice(number, 1).to_pylist()[0]
         return row.pop("shard"), row
@@ -106,7 +105,7 @@ class ShardFolder:
         numbers = (int(found[1]) for name, _ in self.folder.files() if (found := _INDEX.fullmatch(name)))
         self.names = [shard_name(number) for number in sorted(set(numbers)) if number < self.run.shards]
 
-    def index(self, name: str) -> list[dict[str, Any]]:
+    def index(self, name: str) -> list[IndexRow]:
         """Return the rows of one shard's index.
 
         Raises:
@@ -120,14 +119,14 @@ class ShardFolder:
             table = file.read(INDEX_SCHEMA.names, use_threads=False)
             if any(column.null_count for column in table.columns):
                 raise ValueError("a value is missing")
-            rows: list[dict[str, Any]] = table.cast(INDEX_SCHEMA).to_pylist()
+            rows: list[IndexRow] = table.cast(INDEX_SCHEMA).to_pylist()
             if odd := [row["key"] for row in rows if not is_key(row["key"])]:
                 raise ValueError(f"{odd[0][:80]!r} is no key of pad's")
             return rows
         except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
             raise self._damaged(f"{name}.parquet", error) from error
 
-    def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def rows(self) -> Iterator[tuple[str, IndexRow]]:
         """Yield the shard's name and the index row of every image of every finished shard."""
         for name in self.names:
             for row in self.index(name):
@@ -142,7 +141,7 @@ class ShardFolder:
             parts.append(pa.table({"shard": pa.repeat(name, len(rows)).dictionary_encode(), **columns}))
         return Rows(pa.concat_tables(parts, promote_options="permissive").combine_chunks())
 
-    def members(self, name: str, row: dict[str, Any], image: bool = True) -> dict[str, bytes]:
+    def members(self, name: str, row: IndexRow, image: bool = True) -> dict[str, bytes]:
         """Return the bytes of a sample's members, by the names in `MEMBERS`; without the image file if not `image`.
 
         Raises:
@@ -167,7 +166,7 @@ class ShardFolder:
         except Exception as error:
             raise self._damaged(f"{name}.tar", error) from error
 
-    def sample(self, name: str, row: dict[str, Any], image: bool = True) -> Sample:
+    def sample(self, name: str, row: IndexRow, image: bool = True) -> Sample:
         """Return the sample of one row of the index. Arguments as for `members`.
 
         Raises:

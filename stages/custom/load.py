@@ -72,7 +72,7 @@ def _entry_point(custom: CustomSettings, prefix: str) -> EntryPoint:
     return known[custom.entry_point]
 
 
-def find_class(custom: CustomSettings, prefix: str = "", field: str = "", value: str = "") -> Any:
+def find_class(custom: CustomSettings, prefix: str = "", field: str = "", value: str = "") -> type[Any]:
     """Import the class and return it.
 
     Args:
@@ -95,16 +95,16 @@ def find_class(custom: CustomSettings, prefix: str = "", field: str = "", value:
     except (Exception, SystemExit) as error:  # a foreign module may raise anything when it is imported
         rule = f"{module_name} can't be imported ({type(error).__name__}: {str(error)[:200]})"
         raise UserError(field, value, rule, _REMEDY) from error
-    found = getattr(module, name, None)
-    if not inspect.isclass(found):
+    kind = getattr(module, name, None)
+    if not inspect.isclass(kind):
         raise UserError(field, value, f"there is no class {name} in {module_name}", "correct the name")
-    if not callable(getattr(found, custom.method, None)):
+    if not callable(getattr(kind, custom.method, None)):
         rule = f"the class has no method {custom.method}, which a {custom.section} should have"
         raise UserError(field, value, rule, "see stages/custom/protocol.py")
-    return found
+    return kind
 
 
-def _settings(custom: CustomSettings, kind: Any, folder: Path, prefix: str = "") -> BaseModel | None:
+def _settings(custom: CustomSettings, kind: type[Any], folder: Path, prefix: str = "") -> BaseModel | None:
     """Return an instance of the class's own `Settings`; None if the class has none."""
     field = f"{prefix}{custom.section}.settings"
     model = getattr(kind, "Settings", None)
@@ -151,7 +151,7 @@ def make(custom: CustomSettings, compute: ComputeSettings) -> Any:
         raise UserError(custom.field, custom.class_, rule, "mend the class, or its settings") from error
 
 
-def _parameters(kind: Any) -> Collection[str]:
+def _parameters(kind: type[Any]) -> Collection[str]:
     try:
         return inspect.signature(kind).parameters
     except ValueError:  # a class of a compiled extension has no signature

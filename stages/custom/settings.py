@@ -1,4 +1,4 @@
-"""Settings of a model of the user's own: a class that the models file names."""
+"""Settings of the user's own models: classes that the models file names."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from pad_pipeline.stages.compute import ComputeSettings
 
 SECTIONS = {"class", "entry_point"}
-"""Settings by which a section of a models file shows that it names a class of the user's own."""
+"""Settings that name a class; a section of a models file that has one of them is for the user's own model."""
 
 
 class CustomSettings(StageSettings):
-    """Settings of a model of the user's own, which replaces one of pad's."""
+    """Settings of the user's own model, which replaces one of pad's."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 

@@ -71,7 +71,7 @@ class CustomStage(Stage[np.ndarray, Any]):
         return list(answer)
 
     def number(self, value: Any, what: str) -> float:
-        """Check a score, and return it as a finite float, 0..1. Errors name `what` it is the score of."""
+        """Check that a score is finite and 0..1, and return it; the error says `what` has this score."""
         try:
             score = float(value)
         except (TypeError, ValueError):
@@ -88,7 +88,7 @@ class CustomStage(Stage[np.ndarray, Any]):
 
 
 class TagStage(CustomStage):
-    """Runs a tagger of the user's own."""
+    """Runs the user's own tagger."""
 
     name = "tag"
 
@@ -152,7 +152,7 @@ class BoxesStage(CustomStage):
 
 
 class DetectStage(BoxesStage):
-    """Runs a detector of the user's own."""
+    """Runs the user's own detector."""
 
     def __init__(self, settings: CustomDetector, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__(settings, decoding, compute)
@@ -180,7 +180,7 @@ class DetectStage(BoxesStage):
 
 
 class GroundStage(BoxesStage):
-    """Runs a grounder of the user's own, which finds tags and boxes at once."""
+    """Runs the user's own grounder, which finds tags and boxes at once."""
 
     def finish(self, row: ImageRecord, output: Any) -> None:
         """Set the row's regions, best score first, and make their labels the row's tags."""
@@ -197,7 +197,7 @@ def _best(regions: list[Region]) -> dict[str, float]:
 
 
 class SegmentStage(CustomStage):
-    """Runs a segmenter of the user's own."""
+    """Runs the user's own segmenter."""
 
     name = "segment"
 

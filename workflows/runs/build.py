@@ -162,10 +162,10 @@ def carry_out(
             held.callback(_remove_if_empty, folder if created else None)
             held.enter_context(locked(folder))
             folder.clean()
-            run, done = prepare(recipe, source, folder, options, forked)
+            run, existing = prepare(recipe, source, folder, options, forked)
         except OSError as error:
             raise unwritable(folder, error) from error
-        return _work(run, done, folder, recipe, options)
+        return _work(run, existing, folder, recipe, options)
 
 
 def _remove_if_empty(folder: Folder | None) -> None:
@@ -174,20 +174,20 @@ def _remove_if_empty(folder: Folder | None) -> None:
         folder.path.rmdir()
 
 
-def _work(run: Run, done: Scan, folder: Folder, recipe: Recipe, options: RunOptions) -> Totals:
-    """Run the shards that are not done, or on a retry those with failed images; return the counts over all shards."""
+def _work(run: Run, existing: Scan, folder: Folder, recipe: Recipe, options: RunOptions) -> Totals:
+    """Run the unfinished shards, or on a retry those with failed images; return the counts over all shards."""
     # A retry that was killed between the two files of a shard leaves it broken; such a shard is made again as a whole.
-    retried = sorted({*done.with_failures, *done.broken}) if options.retry_failed else []
-    numbers = iter(retried) if options.retry_failed else _unfinished(run, done)
-    shards = len(retried) if options.retry_failed else run.shards - len(done.finished)
-    if done.finished and not options.retry_failed:
-        say(f"{len(done.finished)} of {run.shards} shards are finished already and stay as they are.")
-    images = done.totals["failed"] if options.retry_failed else run.images - done.totals["images"]
+    retried = sorted({*existing.with_failures, *existing.broken}) if options.retry_failed else []
+    numbers = iter(retried) if options.retry_failed else _unfinished(run, existing)
+    shards = len(retried) if options.retry_failed else run.shards - len(existing.finished)
+    if existing.finished and not options.retry_failed:
+        say(f"{len(existing.finished)} of {run.shards} shards are finished already and stay as they are.")
+    images = existing.totals["failed"] if options.retry_failed else run.images - existing.totals["images"]
     watch = Watch(recipe.title or recipe.kind, shards, images, console, folder)
 
     def begin(number: int) -> Attempts:
         rows = min(run.shard_size, run.images - number * run.shard_size)
-        return Attempts(number=number, rows=rows, retry=options.retry_failed and number not in done.broken)
+        return Attempts(number=number, rows=rows, retry=options.retry_failed and number not in existing.broken)
 
     chain = [link._replace(breaker=options.breaker) for link in recipe.chain(folder, run.identity)]
     engine: LocalEngine | RayEngine = LocalEngine(folder, f"{run.identity}:{run.plan}")
@@ -197,12 +197,12 @@ def _work(run: Run, done: Scan, folder: Folder, recipe: Recipe, options: RunOpti
     folder.delete(JOURNAL_NAME, durable=False)  # an earlier run may have left one, too
     if options.retry_failed:
         return _counted(scan(folder, run.identity, run.shards).totals)
-    return _counted(done.totals + watch.found)
+    return _counted(existing.totals + watch.found)
 
 
 def _counted(totals: Counter[str]) -> Totals:
     return {name: totals[name] for name in TOTALS}
 
 
-def _unfinished(run: Run, done: Scan) -> Iterator[int]:
-    return (number for number in range(run.shards) if number not in done.finished)
+def _unfinished(run: Run, existing: Scan) -> Iterator[int]:
+    return (number for number in range(run.shards) if number not in existing.finished)

@@ -1,4 +1,4 @@
-"""Fingerprint of pad's code, and versions of the libraries, that a run was made with."""
+"""Fingerprint of the code, and versions of the libraries, with which a run is made."""
 
 from __future__ import annotations
 

@@ -37,26 +37,26 @@ def prepare(
         UserError: the folder holds finished shards of other inputs, settings, weights or code.
         OSError: the folder can't be read or written.
     """
-    old, found = earlier_run(folder)
+    old, existing = earlier_run(folder)
     if options.retry_failed and not (old and folder.has(PLAN_NAME)):
         raise UserError("retry_failed", folder, "there is no run in it", "leave it out for a first run")
     with folder.commit(PLAN_NAME) as partial:
         planned = plan_images(source, partial, recipe.input_field, options.shard_size, options.depth, options.limit)
         run = recipe.run(planned, source.counts, options.shard_size, options.used_threads)
-        if old and (found.finished or found.damaged):
+        if old and (existing.finished or existing.damaged):
             plan = Plan(Folder(partial.parent), partial.name)
             if options.retry_failed:
-                check_repaired(old, run, folder, plan, options.accept_changed_code, found)
+                check_repaired(old, run, folder, plan, options.accept_changed_code, existing)
             else:
                 check_same(old, run, folder, plan, options.accept_changed_code)
             run = joined(old, run)
         # Without shards to keep, nothing is checked: after a first try with a wrong setting, the next one must work.
-        remove_unfinished(folder, found)
+        remove_unfinished(folder, existing)
         run.write(folder)
     if forked is not None:
         say(f"{adopt(forked, folder, run)} of {run.shards} shards are copied from {forked}.")
-        found = scan(folder, run.identity, run.shards)
-    return run, found
+        existing = scan(folder, run.identity, run.shards)
+    return run, existing
 
 
 def earlier_run(folder: Folder) -> tuple[Run | None, Scan]:
@@ -110,13 +110,13 @@ def joined(old: Run, new: Run) -> Run:
     return new.model_copy(update={"accepted_code": accepted, "environment": old.environment})
 
 
-def remove_unfinished(folder: Folder, found: Scan) -> None:
+def remove_unfinished(folder: Folder, existing: Scan) -> None:
     """Delete the files of uncommitted shards and the indexes of damaged shards, so that these shards are made again."""
-    for name in [*found.halves, *(f"{name}.parquet" for name in found.damaged)]:
+    for name in [*existing.halves, *(f"{name}.parquet" for name in existing.damaged)]:
         folder.delete(name)
-    if found.damaged:
-        names = ", ".join(found.damaged[:3]) + (", ..." if len(found.damaged) > 3 else "")
-        say(f"{len(found.damaged)} shards are damaged and are made again ({names}).")
+    if existing.damaged:
+        names = ", ".join(existing.damaged[:3]) + (", ..." if len(existing.damaged) > 3 else "")
+        say(f"{len(existing.damaged)} shards are damaged and are made again ({names}).")
 
 
 def say(text: str, style: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Find the shards in a run's folder: those that stay, those that are made again, and whether new shards fit to them."""
+"""Find the shards in a run's folder: which stay, which are made again, and whether new shards may be added to them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 import pyarrow as pa
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.plan import PLAN_NAME, Plan
+from pad_pipeline.plan import PLAN_NAME, Plan, PlanRow
 from pad_pipeline.records import shard_name
 from pad_pipeline.shards.reader import ShardFolder, index_facts, totals_in
 from pad_pipeline.shards.run import RUN_NAME, Run
@@ -51,13 +50,13 @@ def scan(folder: Folder, identity: str, shards: int) -> Scan:
         identity: `Run.identity` of the run in the folder.
         shards: the number of planned shards; files of further shards do not belong to the run.
     """
-    found = Scan()
+    result = Scan()
     sizes: dict[int, dict[str, int]] = {}
     for name, size in folder.files():
         if match := _SHARD_FILE.fullmatch(name):
             sizes.setdefault(int(match[1]), {})[match[2]] = size
     whole = [number for number, files in sizes.items() if len(files) == 2 and number < shards]
-    found.halves = [
+    result.halves = [
         f"{shard_name(number)}.{ending}"
         for number, files in sizes.items()
         for ending in files
@@ -71,14 +70,14 @@ def scan(folder: Folder, identity: str, shards: int) -> Scan:
         # A store needs a round trip for each index. On a disk, threads would only slow each other down.
         for number, totals in (threads.map if folder.remote else map)(look, sorted(whole)):
             if totals is None:
-                found.damaged.append(shard_name(number))
+                result.damaged.append(shard_name(number))
                 continue
-            found.finished.add(number)
-            found.totals.update(totals)
+            result.finished.add(number)
+            result.totals.update(totals)
             if totals["failed"]:
-                found.with_failures.append(number)
-    found.broken = {number for number in sizes if number < shards} - found.finished
-    return found
+                result.with_failures.append(number)
+    result.broken = {number for number in sizes if number < shards} - result.finished
+    return result
 
 
 def _totals(folder: Folder, number: int, identity: str, tar_bytes: int) -> dict[str, int] | None:
@@ -129,7 +128,7 @@ def plan_difference(folder: Folder, new: Plan) -> str:
     return counts + ("the rest is the same" if counts else "another number of images in a shard")
 
 
-def _rows(plan: Plan) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows(plan: Plan) -> Iterator[tuple[int, PlanRow]]:
     for number in range(len(plan)):
         for row in plan.rows(number):
             yield number, row
@@ -140,7 +139,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def check_repaired(old: Run, new: Run, folder: Folder, new_plan: Plan, accept_code: bool, found: Scan) -> None:
+def check_repaired(old: Run, new: Run, folder: Folder, new_plan: Plan, accept_code: bool, existing: Scan) -> None:
     """Check the runs as `check_same` does, but allow changes to failed images, which the user may have repaired.
 
     Raises:
@@ -150,10 +149,10 @@ def check_repaired(old: Run, new: Run, folder: Folder, new_plan: Plan, accept_co
     same = old_plan.images == new_plan.images and old_plan.shard_size == new_plan.shard_size
     for number in range(len(old_plan)) if same else ():
         old_rows, new_rows = old_plan.rows(number), new_plan.rows(number)
-        if number in found.with_failures:
+        if number in existing.with_failures:
             rows = shards.index(shard_name(number))
             failed.update(row["key"] for row in rows if row["status"] == "failed")
-        if number in found.finished:
+        if number in existing.finished:
             same = same and all(a == b for a, b in zip(old_rows, new_rows, strict=True) if a["key"] not in failed)
     if same:
         kept = {key: value for key, value in old.contents.items() if key not in failed}

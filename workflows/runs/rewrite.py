@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -21,6 +21,7 @@ from pad_pipeline.workflows.runs.chains import rewriting_chain
 from pad_pipeline.workflows.runs.options import RunOptions
 from pad_pipeline.workflows.runs.recipe import Recipe
 
+Value = TypeVar("Value")
 LLM_FILES = ("llm_embedding", "llm_tokenizer")
 """The fingerprints that another LLM changes."""
 
@@ -86,7 +87,7 @@ def _where(folder: Folder) -> str:
     return str(folder) if folder.remote else str(folder.path.resolve())
 
 
-def _common(what: str, settings: str, values: list[Any]) -> Any:
+def _common(what: str, settings: str, values: list[Value]) -> Value:
     """Return the value that all runs share; the error names `what` it is, and the `settings` that choose another.
 
     Raises:
@@ -98,7 +99,7 @@ def _common(what: str, settings: str, values: list[Any]) -> Any:
     return values[0]
 
 
-def _labels(settings: Any) -> LabelSettings:
+def _labels(settings: object) -> LabelSettings:
     try:
         return LabelSettings.model_validate(settings)
     except ValidationError as error:
