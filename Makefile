@@ -29,12 +29,22 @@ test-browser: $(READY)  ## Open reports in Chromium (skipped where there is none
 
 chaos: $(READY)  ## Kill 200 runs on each engine at random times, resume them, compare bytes: an hour.
 	$(BIN)/python -m tests.chaos --engine local --kills 200
+	$(BIN)/python -m tests.chaos --engine local --isolated --kills 20
 	$(BIN)/python -m tests.chaos --engine ray --kills 200
 
+PAPER := $(or $(OUT),paper-out)
+PAPER_SHARDS := --shards $(PAPER)/shards --heldout $(PAPER)/probes
 paper: $(RUN)  ## The paper in the miniature: three seeds of both stages, and the beta grid: about 30 minutes, resumable.
-	$(BIN)/pad miniature compare --stage1-steps 100 --stage2-steps 250 --out $(or $(OUT),paper-out)
-	$(BIN)/pad experiment miniature-beta --shards $(or $(OUT),paper-out)/shards --heldout $(or $(OUT),paper-out)/probes \
-	  --vision miniature --llm miniature --out $(or $(OUT),paper-out)/beta
+	$(BIN)/pad miniature draw --count 2000 --out $(PAPER)/world
+	$(BIN)/pad build --images $(PAPER)/world/llava.json --image-root $(PAPER)/world/images --models miniature \
+	  --limit 384 --shard-size 64 --engine local --out $(PAPER)/shards
+	$(BIN)/pad miniature draw --count 100 --seed 1 --out $(PAPER)/probe-world
+	$(BIN)/pad import coco --annotations $(PAPER)/probe-world/instances.json --images $(PAPER)/probe-world/images \
+	  --captions $(PAPER)/probe-world/llava.json --models miniature --shard-size 64 --engine local \
+	  --out $(PAPER)/probes
+	$(BIN)/pad experiment miniature $(PAPER_SHARDS) --data $(PAPER)/world/llava_refer.json \
+	  --image-root $(PAPER)/world/images --out $(PAPER)/compare
+	$(BIN)/pad experiment miniature-beta $(PAPER_SHARDS) --vision miniature --llm miniature --out $(PAPER)/beta
 
 bench: $(READY)  ## Compare the annotation stages with a plain loop, technique by technique: a few minutes.
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.annotate $(if $(OUT),--out $(OUT))

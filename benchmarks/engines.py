@@ -48,7 +48,7 @@ def engine(**how: object) -> Callable[[Path, Path, int], None]:
 
     def run(world: Path, out: Path, count: int) -> None:
         models = load_models("miniature")
-        options = RunOptions(shard_size=SHARD, limit=count, threads=1, depth="sizes", **how)  # type: ignore[arg-type]
+        options = RunOptions(shard_size=SHARD, limit=count, threads=1, depth="sizes", **how)
         build(open_source(world), out, models, models.view, options)
 
     return run

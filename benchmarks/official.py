@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -27,24 +28,36 @@ from pad_pipeline.stages.tag import TaggerSettings
 from pad_pipeline.workflows.models.settings import ModelSettings
 
 SAMS = {"vit_b": VIT_B, "vit_l": VIT_L, "vit_h": VIT_H}
+SWINS: dict[str, dict[str, Any]] = {
+    "swin_t": {
+        "image_size": 224, "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7,
+    },
+    "swin_b": {
+        "image_size": 384, "embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 12,
+    },
+}  # fmt: skip
+"""Backbones of Grounding DINO tiny, and of Grounding DINO base."""
 TAGS = 4585
 """As many as RAM knows."""
 TAGS_ON = 18
 """As many as a photograph gets, about: the ones with the highest scores are on."""
 
 
-def write_official_size(folder: Path, sam: str) -> ModelSettings:
-    """RAM Swin-L, Grounding DINO Swin-T and a SAM in `folder`; made once."""
+def write_official_size(
+    folder: Path, sam: str, swin: str = "swin_t", family: Literal["ram", "ram_plus"] = "ram"
+) -> ModelSettings:
+    """Write RAM or RAM++ with Swin-L, a Grounding DINO and a SAM into `folder`, once, and return their settings."""
     folder.mkdir(parents=True, exist_ok=True)
-    tagger, detector, segmenter = folder / "ram.safetensors", folder / "dino", folder / f"sam_{sam}.safetensors"
+    tagger, segmenter = folder / f"{family}.safetensors", folder / f"sam_{sam}.safetensors"
+    detector = folder / f"dino_{swin}"
     with quiet(), torch.random.fork_rng():
         torch.manual_seed(0)
         if not tagger.is_file():
-            network = Ram(RamSettings(), TAGS)
+            network = Ram(RamSettings(family=family), TAGS)
             torch.nn.init.normal_(network.label_embed)
             save_file(network.state_dict(), tagger)
         if not (detector / "model.safetensors").is_file():
-            _write_detector(detector)
+            _write_detector(detector, swin)
         if not segmenter.is_file():
             network = build_sam(SAMS[sam])
             for name, parameter in network.named_parameters():
@@ -55,7 +68,7 @@ def write_official_size(folder: Path, sam: str) -> ModelSettings:
     (folder / "tags.txt").write_text("".join(f"{word}\n" for word in words[:TAGS]))
     return ModelSettings(
         annotators=(
-            TaggerSettings(weights=str(tagger), tag_list=str(folder / "tags.txt"), threshold=0.0),
+            TaggerSettings(family=family, weights=str(tagger), tag_list=str(folder / "tags.txt"), threshold=0.0),
             DetectorSettings(model=str(detector), unboxable="", box_threshold=0.0),
             SegmenterSettings(weights=str(segmenter)),
         ),
@@ -63,15 +76,12 @@ def write_official_size(folder: Path, sam: str) -> ModelSettings:
     )
 
 
-def _write_detector(folder: Path) -> None:
+def _write_detector(folder: Path, swin: str) -> None:
     fixed = {0: "[PAD]", 100: "[UNK]", CLS: "[CLS]", SEP: "[SEP]", 103: "[MASK]", DOT: ".", 1029: "?"}
     letters = iter([*"abcdefghijklmnopqrstuvwxyz", *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")])
     vocabulary = {fixed.get(index) or next(letters, f"[unused{index}]"): index for index in range(30522)}
     config = GroundingDinoConfig(
-        backbone_config=SwinConfig(
-            image_size=224, embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7,
-            out_features=["stage2", "stage3", "stage4"],
-        ),
+        backbone_config=SwinConfig(**SWINS[swin], out_features=["stage2", "stage3", "stage4"]),
         text_config=BertConfig(), disable_custom_kernels=True,
     )  # fmt: skip
     GroundingDinoForObjectDetection(config).save_pretrained(folder)

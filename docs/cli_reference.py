@@ -44,7 +44,8 @@ def _row(parameter: Any) -> str:
     names = " ".join(f"`{option}`" for option in (*parameter.opts, *parameter.secondary_opts))
     if parameter.param_type_name == "argument":
         names = f"`{(parameter.name or '').upper()}`"
-    default = parameter.default
+    said = getattr(parameter, "show_default", None)
+    default = said if isinstance(said, str) else parameter.default
     shown = "required" if parameter.required else "" if default in (None, "", False) or callable(default) else default
     text = (getattr(parameter, "help", "") or "").replace("|", "\\|")
     return f"| {names} | {getattr(shown, 'value', shown)} | {text} |"

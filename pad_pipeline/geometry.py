@@ -8,11 +8,13 @@ numbers. So the coverage of a cell by a mask is a ratio of integers, and exact.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import numpy as np
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:  # the command line reads the fields of `View`, and does not wait for NumPy and Pillow
+    import numpy as np
+    from PIL import Image
 
 Fit = Literal["crop", "pad", "stretch"]
 PatchRule = Literal["soft", "any", "half", "argmax"]
@@ -37,12 +39,12 @@ class Axis(NamedTuple):
 class View(BaseModel):
     """What the vision encoder sees of an image, and the patch grid on it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     size: int = Field(336, gt=0, le=4096)
-    """Edge of the square that goes into the vision encoder, in pixels."""
+    """Edge of the square that goes into the vision encoder, in pixels (`paper` and `plus`: 336, `miniature`: 112)."""
     patch: int = Field(14, gt=0)
-    """Edge of one patch, in pixels of that square."""
+    """Edge of one patch, in pixels of the view (`paper` and `plus`: 14, `miniature`: 8)."""
     fit: Fit = "crop"
     """How an image becomes a square of `size`. `crop`: the shortest edge is resized to `size`, then the center is cut
     out (LLaVA-1.5's training stage 1). `pad`: the image is padded to a square with the mean color, then resized (its
@@ -96,6 +98,8 @@ class View(BaseModel):
             uint8 `[grid, grid]`: 255 x covered area / area of the patch, rounded half up. It is at least 1 where
             anything is covered, so that a region smaller than a patch never vanishes.
         """
+        import numpy as np
+
         height, width = mask.shape
         over_x, over_y, area = _overlaps(self, width, height)
         # These whole numbers are below 2**53, so float64 holds them exactly; numpy multiplies it far faster than int64.
@@ -109,6 +113,8 @@ class View(BaseModel):
             image: the upright RGB image.
             fill: the color of the padding with the fit `pad`, 0..255; LLaVA uses int(255 * mean) of the encoder's mean.
         """
+        from PIL import Image
+
         if self.fit == "pad" and image.width != image.height:
             square = max(image.size)
             canvas = Image.new("RGB", (square, square), fill)
@@ -131,6 +137,8 @@ def select_patches(coverage: np.ndarray, rule: PatchRule) -> np.ndarray:
         uint8 `[R, grid, grid]`: 0..255 with the rule `soft`, 0 or 255 with the others. A region outside the view has no
         patch with any rule.
     """
+    import numpy as np
+
     if rule == "soft":
         return coverage
     if rule == "any":
@@ -152,6 +160,8 @@ def _overlaps(view: View, width: int, height: int) -> tuple[np.ndarray, np.ndarr
 
 def _overlap(axis: Axis, length: int, grid: int) -> np.ndarray:
     """Return how far each cell overlaps with each pixel on one axis, float64 `[grid, length]`."""
+    import numpy as np
+
     pixels = np.arange(length, dtype=np.int64) * axis.pixel
     cells = (np.arange(grid, dtype=np.int64) * axis.cell + axis.origin)[:, None]
     ends = np.minimum(pixels + axis.pixel, cells + axis.cell)

@@ -23,8 +23,8 @@ OPTIONAL = {
     "wandb": Package("pad train --wandb", "pip install wandb"),
     "peft": Package('llm = "lora" in pad train', "pip install 'pad-pipeline[lora]'"),
     "matplotlib": Package("the charts of pad analyze", "pip install 'pad-pipeline[charts]'"),
+    "scipy": Package("OWLv2 as the detector", "pip install 'pad-pipeline[owl]'"),
     "pycocoevalcap": Package("METEOR and SPICE in pad evaluate captions", "pip install 'pad-pipeline[captions]'"),
-    "scipy": Package("pad miniature train detector", "pip install 'pad-pipeline[miniature]'"),
 }
 """The optional packages by import name."""
 

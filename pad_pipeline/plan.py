@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import orjson
@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pad_pipeline.choices import Depth
 from pad_pipeline.errors import UserError
 from pad_pipeline.images import BadImage
 from pad_pipeline.records import MISSING, NOWHERE, UNKNOWN, ImageRecord, Place, Planned, ShardRow
@@ -57,8 +58,6 @@ PLAN_SCHEMA = pa.schema(
 PlanRow = dict[str, Any]
 """One row of a plan, by column."""
 
-Depth = Literal["names", "sizes", "sample", "full"]
-"""What a plan notes about each file; see `write_plan`."""
 GROUP = 4096
 """Rows in one Parquet row group; a worker reads only the groups of its shard."""
 SAMPLE = 64

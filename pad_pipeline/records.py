@@ -7,15 +7,16 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import pyarrow as pa
 
+from pad_pipeline.choices import Status
+
 SCHEMA_VERSION = 3
 """Version of all that a run writes: tar members, JSON keys, index columns, run.json."""
 
-Status = Literal["ok", "empty", "failed"]
 MEMBERS = {"image": "jpg", "json": "json", "masks": "masks.npy", "embeds": "embeds.npy"}
 """Member -> ending of its name. Images of every format end in `.jpg`, because readers decode by content, and Hugging
 Face `datasets` refuses a tar in which samples differ in their members. The JSON has the true format."""

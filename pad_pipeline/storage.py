@@ -6,9 +6,11 @@ import errno
 import os
 import re
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,9 +19,7 @@ from pad_pipeline.packages import OPTIONAL, installed, without
 
 ATTEMPT = secrets.token_hex(6)
 """Names this process's unfinished files, so that a dying process and the one that follows it never share one."""
-_LEFTOVER = re.compile(
-    r"\.(pad-[0-9]{6,}\.(tar|parquet)|plan\.parquet|run\.json|metrics\.jsonl|\.attempt\.json)\.[0-9a-f]{12}\.partial"
-)
+_LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{12}\.partial", re.DOTALL)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")
 REMOTE_SCHEMES = frozenset({"http", "https", "s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "abfss"})
 """What a URL may begin with. Nothing that reads this machine's own files, and no chains (`zip::file://...`)."""
@@ -68,6 +68,91 @@ def file_system(field: str, url: str) -> tuple[Any, str]:
         raise UserError(field, url, str(error), "install that package beside pad") from error
     except ValueError as error:
         raise UserError(field, url, f"it is no URL of that kind ({error})", "correct it") from error
+
+
+@contextmanager
+def whole(path: Path, durable: bool = True) -> Iterator[Path]:
+    """Write a file or a folder so that it is there whole, or not at all, even where the process is killed.
+
+    Args:
+        path: of the file or folder; what is there already is replaced.
+        durable: whether it outlives a power cut from the end of the block on. That waits for the disk.
+
+    Yields:
+        A path beside it, of nothing yet, for the block to write to. When the block ends well, it becomes `path`; when
+        it raises, what was written goes and `path` stays as it was.
+    """
+    partial = path.with_name(f".{path.name}.{ATTEMPT}.partial")
+    try:
+        _remove(partial)  # never written into: it may be a link
+        yield partial
+        if durable:
+            for part in partial.iterdir() if partial.is_dir() else ():
+                _sync(part)
+            _sync(partial)
+        if partial.is_dir():  # a folder is not renamed over another one with files in it
+            _remove(path)
+        partial.replace(path)
+        if durable:
+            _sync(path.parent)
+    finally:
+        _remove(partial)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file that is there whole, or not at all."""
+    with whole(path) as partial:
+        partial.write_text(text, "utf-8")
+
+
+def claim_folder(
+    out: str | Path | Folder, mark: str = "", text: str | None = None, field: str = "out", hidden: bool = True
+) -> None:
+    """Refuse an output folder that is in use for something else: neither new, nor empty, nor this command's own.
+
+    What a dead process left unfinished counts as nothing.
+
+    Args:
+        out: the folder, or its URL.
+        mark: the file that only a folder of this command has in it; empty where not even such a one may be used.
+        text: what to write into `mark`; the folder is made then. None to write nothing.
+        field: what the user calls the folder, for errors.
+        hidden: whether files whose names begin with a dot count as something.
+
+    Raises:
+        UserError: it is in use, or can't be written.
+    """
+    folder = folder_at(out, field)
+    remedy = f"name another `{field}`"
+    try:
+        if not folder.remote and folder.exists() and not folder.path.is_dir():
+            raise UserError(field, folder, "this is a file", remedy)
+        names = (name for name, _ in folder.files() if not _LEFTOVER.fullmatch(name))
+        counted = (name for name in names if hidden or not name.startswith(".") or name == ".git")
+        if not (mark and folder.has(mark)) and (others := sorted(islice(counted, 5))):
+            rule = f"it holds something else ({others[0]})" + (f" and no {mark}" if mark else "")
+            raise UserError(field, folder, rule, remedy)
+        if text is not None:
+            folder.create()
+            with folder.commit(mark) as partial:
+                partial.write_text(text, "utf-8")
+    except OSError as error:
+        raise unwritable(folder, error, field) from error
+
+
+def unwritable(out: str | Path | Folder, error: Exception, field: str = "out") -> UserError:
+    """Return the error for an output folder that is full, read-only or gone.
+
+    Args:
+        out: the folder.
+        error: what the library that writes raised, most often an OSError.
+        field: what the user calls the folder.
+    """
+    name = getattr(error, "filename", None)
+    at = f", {name}" if name and str(name) != str(out) else ""
+    rule = f"it can't be written ({getattr(error, 'strerror', None) or error}{at})"
+    remedy = f"make room, mend it or name another `{field}`, then run the same command again"
+    return UserError(field, out, rule, remedy)
 
 
 class Folder:
@@ -129,16 +214,19 @@ class Folder:
     @contextmanager
     def commit(self, name: str, durable: bool = True) -> Iterator[Path]:
         """A local path to write to; when the block ends well, its content is made durable and becomes file `name`."""
-        partial = self.path / f".{name}.{ATTEMPT}.partial"
-        try:
+        with whole(self.path / name, durable) as partial:
             yield partial
-            if durable:
-                _sync(partial)
-            partial.replace(self.path / name)
-            if durable:
-                _sync(self.path)
-        finally:
-            partial.unlink(missing_ok=True)
+
+    def append(self, name: str, data: bytes) -> None:
+        """Add `data` to the end of a file, which is made if need be; all of it or nothing, and not durable."""
+        path = self.path / name
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "this is no ordinary file", str(path))
+        with path.open("ab", buffering=0) as stream:
+            end = stream.tell()
+            if stream.write(data) < len(data):  # the disk is full
+                stream.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     def delete(self, name: str, durable: bool = True) -> None:
         """Remove a file; nothing happens where there is none."""
@@ -149,12 +237,11 @@ class Folder:
         if durable:
             _sync(self.path)
 
-    def clean(self) -> int:
-        """Remove what dead processes left unfinished: only names that nothing but `commit` makes. How many."""
-        leftovers = [name for name, _ in self.files() if _LEFTOVER.fullmatch(name)]
-        for name in leftovers:
-            (self.path / name).unlink(missing_ok=True)
-        return len(leftovers)
+    def clean(self, name: str = "") -> None:
+        """Remove what dead processes left unfinished, of file `name` or of all: only names that only `whole` makes."""
+        for entry, _ in self.files():
+            if (left := _LEFTOVER.fullmatch(entry)) and name in ("", left[1]):
+                _remove(self.path / entry)
 
 
 class RemoteFolder(Folder):
@@ -230,6 +317,12 @@ class RemoteFolder(Folder):
             with _as_os_error(self.url):
                 self.file_system.put_file(str(partial), self._at(name))
 
+    def append(self, name: str, data: bytes) -> None:
+        """Put an object in place of the old one, with `data` at its end: the old one is read for it."""
+        before = self.read(name) if self.has(name) else b""
+        with self.commit(name, durable=False) as partial:
+            partial.write_bytes(before + data)
+
     def delete(self, name: str, durable: bool = True) -> None:
         """Remove an object."""
         with _as_os_error(self.url):
@@ -238,9 +331,14 @@ class RemoteFolder(Folder):
             except FileNotFoundError:
                 return
 
-    def clean(self) -> int:
+    def clean(self, name: str = "") -> None:
         """Nothing: uploads that died left no object."""
-        return 0
+
+
+def resolved(where: str | Path | Folder) -> str:
+    """Return what a folder or file is called from anywhere: its absolute path, or its URL without a closing slash."""
+    text = str(where)
+    return text.rstrip("/") if is_url(text) else str(Path(text).resolve())
 
 
 def folder_at(where: str | Path | Folder, field: str = "shards") -> Folder:
@@ -265,6 +363,14 @@ def _as_os_error(url: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise OSError(errno.EIO, f"{type(error).__name__}: {error}", url) from error
+
+
+def _remove(path: Path) -> None:
+    """A file, a link or a whole folder; nothing happens where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

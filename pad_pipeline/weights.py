@@ -10,8 +10,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, BinaryIO, NamedTuple
@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from pad_pipeline.console import errors
 from pad_pipeline.errors import UserError
+from pad_pipeline.storage import Folder, whole, write_whole
 
 _PACKAGED = Path(__file__).parent / "miniature/models"
 _HUB_FILE = re.compile(r"hf://(?:(spaces|datasets)/)?([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)")
@@ -141,25 +142,33 @@ def _download(field: str, url: str, sha256: str) -> Path:
     target = _download_path(url)
     if target.is_file():
         return target
-    partial = target.with_name(f".{target.name}.part")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(f".{target.name}.lock")):  # one worker of a node fetches, the others wait
-            if not target.is_file():
-                try:
-                    with fsspec.open(url, "rb") as source, partial.open("wb") as sink:
-                        _copy(source, sink, target.name)
-                    if sha256 and (found := file_sha256(partial)) != sha256:
-                        rule = f"what came has the sha256 {found}, and should have {sha256}"
-                        raise UserError(field, url, rule, "try again; if it comes again, the file there was changed")
-                    partial.replace(target)
-                finally:
-                    partial.unlink(missing_ok=True)
+        with _made_once(target, target.is_file) as partial:
+            if partial:
+                with fsspec.open(url, "rb") as source, partial.open("wb") as sink:
+                    _copy(source, sink, target.name)
+                if sha256 and (found := file_sha256(partial)) != sha256:
+                    rule = f"what came has the sha256 {found}, and should have {sha256}"
+                    raise UserError(field, url, rule, "try again; if it comes again, the file there was changed")
     except UserError:
         raise
     except Exception as error:
         raise _unreachable(field, url, error) from error
     return target
+
+
+@contextmanager
+def _made_once(target: Path, is_there: Callable[[], bool]) -> Iterator[Path | None]:
+    """A path to write `target` of the cache to; None where it is there, or another process of this node made it while
+    this one waited."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f".{target.name}.lock")):
+        if is_there():
+            yield None
+        else:
+            Folder(target.parent).clean(target.name)
+            with whole(target) as partial:
+                yield partial
 
 
 def _download_path(url: str) -> Path:
@@ -217,9 +226,7 @@ def file_sha256(path: Path) -> str:
     if stat.st_size > 1 << 26:
         with suppress(OSError):  # a cache that can't be written only costs time
             known.parent.mkdir(parents=True, exist_ok=True)
-            partial = known.with_name(f"{known.name}.{os.getpid()}.part")
-            partial.write_text(digest)
-            partial.replace(known)
+            write_whole(known, digest)
     return digest
 
 
@@ -246,30 +253,22 @@ def converted(path: Path, kind: str, write: Callable[[Path], None]) -> Path:
         UserError: the cache can't be written, or what `write` raises.
     """
     target = cache_folder() / "converted" / f"{kind}-{file_sha256(path)[:32]}"
-    if _whole(target):
+    if _is_sound(target):
         return target
-    partial = target.with_name(f".{target.name}.part")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(f".{target.name}.lock")):  # one worker of a node converts, the others wait
-            if not _whole(target):
-                for leftover in (partial, target):
-                    shutil.rmtree(leftover, ignore_errors=True)
+        with _made_once(target, lambda: _is_sound(target)) as partial:
+            if partial:
                 partial.mkdir()
-                try:
-                    write(partial)
-                    hashes = {file.name: file_sha256(file) for file in partial.iterdir()}
-                    (partial / _HASHES).write_text(json.dumps(hashes))
-                    partial.replace(target)
-                finally:
-                    shutil.rmtree(partial, ignore_errors=True)
+                write(partial)
+                hashes = {file.name: file_sha256(file) for file in partial.iterdir()}
+                (partial / _HASHES).write_text(json.dumps(hashes))
     except (OSError, SafetensorError) as error:
         rule = f"the converted {path.name} can't be written there ({error})"
         raise UserError("PAD_CACHE", cache_folder(), rule, "make room, or point PAD_CACHE at another folder") from error
     return target
 
 
-def _whole(folder: Path) -> bool:
+def _is_sound(folder: Path) -> bool:
     """Whether a converted folder holds what was written into it."""
     try:
         hashes = json.loads((folder / _HASHES).read_text())

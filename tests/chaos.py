@@ -25,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pad_pipeline.miniature.files import write_world
 from pad_pipeline.miniature.world import LABELS
+from pad_pipeline.workflows.commands import runs
 from tests import doomed
 from tests.conftest import data
 from tests.small_models import write_small_models
@@ -36,8 +37,8 @@ class Trouble(Exception):
     """A promise was broken."""
 
 
-def start(what: str, arguments: list[object], log: Path) -> int:
-    """Fork a run; its process number."""
+def start(what: str, arguments: list[object], log: Path, isolated: bool) -> int:
+    """Fork a run; its process number. An isolated one has a child that works."""
     child = os.fork()
     if child:
         return child
@@ -45,6 +46,7 @@ def start(what: str, arguments: list[object], log: Path) -> int:
         with log.open("ab") as stream:
             os.dup2(stream.fileno(), 1)
             os.dup2(stream.fileno(), 2)
+        runs.ISOLATED = isolated
         doomed.run(what, [str(argument) for argument in arguments])
     except SystemExit as end:
         sys.stderr.flush()
@@ -62,10 +64,12 @@ def finish(child: int) -> int:
 
 
 class Chaos:
-    """Runs over one small world, on one engine."""
+    """Runs over one small world, on one engine; with the local one in this process, or in a child of it."""
 
-    def __init__(self, home: Path, command: str, options: list[object], images: int, shard_size: int) -> None:
-        self.home, self.log = home, home / "log.txt"
+    def __init__(
+        self, home: Path, command: str, options: list[object], images: int, shard_size: int, isolated: bool
+    ) -> None:
+        self.home, self.log, self.isolated = home, home / "log.txt", isolated
         world = write_world(home / "world", images, seed=5)
         texts = ["a red house on the grass under the sky.", "a blue ball on the floor in front of the wall."]
         models = write_small_models(home / "models", list(LABELS), texts)
@@ -87,9 +91,13 @@ class Chaos:
         self.seconds = time.monotonic() - began
         self.deaths: Counter[str] = Counter()
 
+    def start(self, what: str, out: Path) -> int:
+        """Fork a run; its process number."""
+        return start(what, [*self.command, "--out", out], self.log, self.isolated)
+
     def whole(self, out: Path) -> dict[str, str]:
         """Run to the end, and what came out."""
-        code = finish(start("", [*self.command, "--out", out], self.log))
+        code = finish(self.start("", out))
         if code != GOOD:
             raise Trouble(f"a run that nobody killed ended with {code}: {self.log.read_text()[-2000:]}")
         return data(out)
@@ -106,7 +114,7 @@ class Chaos:
         out = self.home / "points"
         for point in doomed.POINTS:
             what = f"at:{point}:1" + (":driver" if driver else "")
-            code = finish(start(what, [*self.command, "--out", out], self.log))
+            code = finish(self.start(what, out))
             if code != -signal.SIGKILL:
                 raise Trouble(f"nothing killed the run at {point!r}: it ended with {code}")
             self.deaths[point] += 1
@@ -118,7 +126,7 @@ class Chaos:
         folder = 0
         while self.deaths["random"] < kills:
             out = self.home / f"random-{folder}"
-            child = start("", [*self.command, "--out", out], self.log)
+            child = self.start("", out)
             deadline = time.monotonic() + lot.uniform(0, self.seconds)
             while time.monotonic() < deadline and os.waitpid(child, os.WNOHANG)[0] == 0:
                 time.sleep(0.005)
@@ -140,6 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engine", choices=["local", "ray"], default="local")
     parser.add_argument("--command", choices=["build", "import"], default="build")
+    parser.add_argument("--isolated", action="store_true", help="the local engine in a child, as pad has it")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--shard-size", type=int, default=3)
@@ -153,8 +162,8 @@ def main() -> None:
 
             options += ["--address", stack.enter_context(cluster(cpus=2))]
         began = time.monotonic()
-        chaos = Chaos(Path(home), asked.command, options, asked.images, asked.shard_size)
-        chaos.at_points(driver=asked.engine == "ray")
+        chaos = Chaos(Path(home), asked.command, options, asked.images, asked.shard_size, asked.isolated)
+        chaos.at_points(driver=asked.engine == "ray" or asked.isolated)
         chaos.at_random(asked.kills, random.Random(asked.seed))
         facts = {"engine": asked.engine, "seed": asked.seed, "deaths": dict(chaos.deaths)}
         facts |= {"unbroken_seconds": round(chaos.seconds, 2), "seconds": round(time.monotonic() - began, 1)}

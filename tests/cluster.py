@@ -50,8 +50,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def nodes(number: int) -> Iterator[tuple[Any, list[Any]]]:
-    """A head without CPUs, and nodes with one each; the cluster, and these nodes."""
+def nodes(number: int, gpus: int = 0) -> Iterator[tuple[Any, list[Any]]]:
+    """A head without CPUs, and nodes with one each; the cluster, and these nodes. Ray is told that each has some GPUs:
+    where none is, what gets one computes on the CPU."""
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     from ray.cluster_utils import Cluster
 
@@ -61,6 +62,6 @@ def nodes(number: int) -> Iterator[tuple[Any, list[Any]]]:
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": soon, **memory}
     made = Cluster(initialize_head=True, head_node_args=head)
     try:
-        yield made, [made.add_node(num_cpus=1, **memory) for _ in range(number)]
+        yield made, [made.add_node(num_cpus=1, num_gpus=gpus, **memory) for _ in range(number)]
     finally:
         made.shutdown()

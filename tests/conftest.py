@@ -23,6 +23,7 @@ from pad_pipeline.miniature.files import World, write_world
 from pad_pipeline.miniature.world import LABELS
 from pad_pipeline.records import ImageRecord
 from pad_pipeline.workflows import cli
+from pad_pipeline.workflows.commands import runs
 from pad_pipeline.workflows.models.settings import ModelSettings, load_models
 from tests.small_models import write_small_models
 
@@ -54,6 +55,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PAD_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_process() -> Iterator[None]:
+    """Commands that tests call in this process run their chain in it too: a child would import everything for each of
+    hundreds of builds. What must run in a child starts `pad` as a process of its own (`tests/runs/processes.py`)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "ISOLATED", False)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,6 @@ from pad_pipeline.shards import writer
 from pad_pipeline.stages.base import Stage
 from pad_pipeline.storage import Folder
 from pad_pipeline.workflows import cli
-from pad_pipeline.workflows.engine import supervise
 from pad_pipeline.workflows.engine.chain import Link, Step
 from pad_pipeline.workflows.runs.steps import WriteShard
 
@@ -109,19 +108,12 @@ def doom(what: str) -> Callable[[list[Link]], list[Link]]:
 
 def run(what: str, arguments: list[str]) -> None:
     """`pad` with `arguments`; ends the process."""
-    original = supervise.supervised
-
-    def supervised() -> None:
-        original()  # what is changed here must not load what a fork does not survive
+    if what:
         from pad_pipeline.workflows.runs import build
 
-        for name in ("import_chain", "annotation_chain") if what else ():
+        for name in ("import_chain", "annotation_chain"):
             chain = getattr(build, name)
             setattr(build, name, lambda *a, _chain=chain, **k: doom(what)(_chain(*a, **k)))
-
-    supervise.supervised = supervised
-    if "ray" in arguments:
-        supervised()
     sys.argv = ["pad", *arguments]
     cli.main()
 

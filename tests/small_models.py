@@ -23,13 +23,13 @@ from transformers import (
     SwinConfig,
 )
 
+from examples.miniature.detector import build_tokenizer
+from examples.miniature.llm import build_tokenizer as build_bpe
+from examples.miniature.members import as_toml
 from pad_pipeline.pretrained import quiet
 from pad_pipeline.stages.ram.network import Ram, RamSettings
 from pad_pipeline.stages.sam.network import build_sam
 from pad_pipeline.stages.sam.shape import SamShape
-from pad_pipeline.workflows.miniature.detector import build_tokenizer
-from pad_pipeline.workflows.miniature.llm import build_tokenizer as build_bpe
-from pad_pipeline.workflows.miniature.members import as_toml
 
 RAM_SHAPE = RamSettings(
     image_size=96, embed_dim=16, depths=[2, 2], num_heads=[1, 2], window=6,

@@ -15,28 +15,23 @@ from typing import Annotated, Any
 import typer
 
 from pad_pipeline import __version__
+from pad_pipeline.console import errors, note
 from pad_pipeline.errors import UserError
 from pad_pipeline.workflows.commands.analyze import analyze, experiment
 from pad_pipeline.workflows.commands.build import build, import_coco
-from pad_pipeline.workflows.commands.common import errors
 from pad_pipeline.workflows.commands.doctor import doctor
 from pad_pipeline.workflows.commands.evaluate import evaluate_captions, evaluate_lmms, evaluate_rec, evaluate_vqa
 from pad_pipeline.workflows.commands.export import export_coco, export_fiftyone, export_hub, export_parquet
-from pad_pipeline.workflows.commands.miniature import (
-    demo,
-    miniature_compare,
-    miniature_draw,
-    miniature_evaluate,
-    miniature_train,
-)
+from pad_pipeline.workflows.commands.miniature import demo, miniature_draw, miniature_evaluate
 from pad_pipeline.workflows.commands.models import models_check, models_fetch, models_list
+from pad_pipeline.workflows.commands.options import Commands
 from pad_pipeline.workflows.commands.report import report
 from pad_pipeline.workflows.commands.rewrite import filter_shards, merge, retarget
 from pad_pipeline.workflows.commands.shards import stats, verify
 from pad_pipeline.workflows.commands.show import show
 from pad_pipeline.workflows.commands.train import chat, train
 
-app = typer.Typer(
+app = Commands(
     help="Build the Patch-Aligned Dataset of arXiv 2505.17316 from captioned images, and train a projector on it.",
     epilog="Start with: pad demo",
     no_args_is_help=True,
@@ -44,18 +39,18 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-import_app = typer.Typer(help="Make shards from data that people have annotated already.", no_args_is_help=True)
+import_app = Commands(help="Make shards from data that people have annotated already.", no_args_is_help=True)
 app.add_typer(import_app, name="import")
-miniature_app = typer.Typer(
-    help="The drawn world and its five small models: draw scenes, train the models, score them against exact truth.",
+miniature_app = Commands(
+    help="The drawn world and its five small models: draw scenes, score the models against exact truth.",
     no_args_is_help=True,
 )
 app.add_typer(miniature_app, name="miniature")
-evaluate_app = typer.Typer(help="Ask a trained model, and score what it says.", no_args_is_help=True)
+evaluate_app = Commands(help="Ask a trained model, and score what it says.", no_args_is_help=True)
 app.add_typer(evaluate_app, name="evaluate")
-export_app = typer.Typer(help="Write shards in the formats that other tools open.", no_args_is_help=True)
+export_app = Commands(help="Write shards in the formats that other tools open.", no_args_is_help=True)
 app.add_typer(export_app, name="export")
-models_app = typer.Typer(
+models_app = Commands(
     help="The models of a build: where their files come from, whether they are here, whether they are right.",
     no_args_is_help=True,
 )
@@ -79,9 +74,7 @@ models_app.command("list")(models_list)
 models_app.command("fetch")(models_fetch)
 models_app.command("check")(models_check)
 miniature_app.command("draw")(miniature_draw)
-miniature_app.command("train")(miniature_train)
 miniature_app.command("evaluate")(miniature_evaluate)
-miniature_app.command("compare")(miniature_compare)
 
 # An unknown option, a value of the wrong type; typer's base class has no public name of its own.
 UsageError: Any = typer.BadParameter.__bases__[0]
@@ -150,12 +143,8 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    try:
-        with _terminable() as received:
-            code = _run_app(received)
-    finally:
-        if "pad_pipeline.workflows.engine.supervise" in sys.modules:
-            sys.modules["pad_pipeline.workflows.engine.supervise"].ended()
+    with _terminable() as received:
+        code = _run_app(received)
     if code > 128 and threading.current_thread() is threading.main_thread() and threading.active_count() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -174,7 +163,7 @@ def _run_app(received: list[int]) -> int:
         if _asked.get("verbose"):
             traceback.print_exc()
         errors.quiet = False
-        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        note(f"error: {error}", "red")
         return 2
     except UsageError as error:
         error.show()
@@ -182,9 +171,7 @@ def _run_app(received: list[int]) -> int:
     except OSError as error:
         errors.quiet = False
         rule = error.strerror or " ".join(str(error).split())
-        errors.print(
-            f"error: file = {error.filename}: {rule}; mend it and try again", style="red", markup=False, soft_wrap=True
-        )
+        note(f"error: file = {error.filename}: {rule}; mend it and try again", "red")
         return 2
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGHUP):
         with suppress(OSError):  # the terminal may be gone

@@ -9,50 +9,30 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from pad_pipeline.analysis.studies import STUDIES
+from pad_pipeline.analysis.study import Chart
+
 BLUE, GREY = "#3465a4", "#b8bcc2"
 """The colors of results and of what they are compared with. They also differ in brightness, for color-blind readers."""
 
 
-def draw_charts(found: Mapping[str, Any], out: Path) -> list[Path]:
-    """Draw a chart for each study in a result.
+def draw_charts(results: Mapping[str, Any], out: Path) -> list[Path]:
+    """Draw the chart of each study in a result.
 
     Args:
-        found: the result of `pad analyze`, by the names of studies.
+        results: the result of `pad analyze`, by the names of studies.
         out: the folder for the charts.
 
     Returns:
         The files that were written.
     """
-    made = []
-    if "entropy" in found:
-        study = found["entropy"]
-        bars = {
-            f"{where} {name}": study[where].get(name)
-            for where in ("image", "pooled")
-            for name in ("before", "after", "text")
-        }
-        made.append(_bars(out / "entropy.png", bars, f"von Neumann entropy, {study['unit']}", plain=("before", "text")))
-    if "align" in found:
-        study = found["align"]
-        names = ("align", "shuffled_labels", "shuffled_patches", "untrained_projector")
-        made.append(
-            _bars(out / "align.png", {name.replace("_", " "): study[name] for name in names}, "Align(V, W), mean IoU")
-        )
-    if "pursuit" in found:
-        made.append(_curve(out / "pursuit.png", found["pursuit"]["residual"]))
-    if "lens" in found:
-        bars = {
-            f"{lens} {name}": found["lens"][lens][name]
-            for lens in ("embedding", "logit")
-            for name in ("readable", "precision", "recall")
-        }
-        made.append(_bars(out / "lens.png", bars, "share of patches", plain=("readable",)))
-    if "overlap" in found:
-        study = found["overlap"]
-        bars = {name.replace("_", " "): study.get(name) for name in ("patches", "images", "images_by_chance")}
-        title = f"share of {study['k']} nearest neighbors kept"
-        made.append(_bars(out / "overlap.png", bars, title, plain=("chance",)))
-    return made
+    paths = []
+    for name, study in STUDIES.items():
+        if name in results:
+            chart = study.chart(results[name])
+            paths.append(out / f"{name}.png")
+            (_bars if isinstance(chart.values, Mapping) else _curve)(paths[-1], chart)
+    return paths
 
 
 def draw_grid(cells: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
@@ -75,25 +55,25 @@ def draw_grid(cells: Mapping[str, Mapping[str, Sequence[float]]], path: Path) ->
     figure.savefig(path, dpi=120)
 
 
-def _bars(path: Path, bars: Mapping[str, float | None], title: str, plain: Sequence[str] = ()) -> Path:
-    known = {name: value for name, value in bars.items() if value is not None and math.isfinite(value)}
+def _bars(path: Path, chart: Chart) -> None:
+    assert isinstance(chart.values, Mapping)
+    known = {name: value for name, value in chart.values.items() if value is not None and math.isfinite(value)}
     figure = Figure(figsize=(6.4, 0.8 + 0.4 * max(len(known), 1)), layout="constrained")
     axes = figure.subplots()
-    colors = [GREY if any(word in name for word in (*plain, "shuffled", "untrained")) else BLUE for name in known]
-    drawn = axes.barh(list(known), list(known.values()), color=colors)
-    axes.bar_label(drawn, fmt="%.3f", padding=3, fontsize=9)
+    colors = [GREY if any(word in name for word in chart.plain) else BLUE for name in known]
+    bars = axes.barh(list(known), list(known.values()), color=colors)
+    axes.bar_label(bars, fmt="%.3f", padding=3, fontsize=9)
     axes.margins(x=0.15)
     axes.invert_yaxis()
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_title(chart.title, fontsize=10, loc="left")
     figure.savefig(path, dpi=120)
-    return path
 
 
-def _curve(path: Path, residual: Sequence[float]) -> Path:
+def _curve(path: Path, chart: Chart) -> None:
+    assert not isinstance(chart.values, Mapping)
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.subplots()
-    axes.plot(range(len(residual)), residual, "o-", color=BLUE)
-    axes.set(xlabel="words taken", ylim=(0, 1.05), xticks=range(len(residual)))
-    axes.set_title("share of a vision token's energy that is left", fontsize=10, loc="left")
+    axes.plot(range(len(chart.values)), chart.values, "o-", color=BLUE)
+    axes.set(xlabel=chart.steps, ylim=(0, 1.05), xticks=range(len(chart.values)))
+    axes.set_title(chart.title, fontsize=10, loc="left")
     figure.savefig(path, dpi=120)
-    return path

@@ -6,100 +6,26 @@ Each takes batch after batch of a run's images, and keeps sums, or little for ea
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from pad_pipeline.analysis.model import Subject
 from pad_pipeline.analysis.patches import Seen, Shown, seeded
+from pad_pipeline.analysis.study import Chart, Context, Mean, Study
 from pad_pipeline.errors import UserError
-from pad_pipeline.geometry import PatchRule
-from pad_pipeline.measures.align import Align, ThresholdRule
+from pad_pipeline.measures.align import Align
 from pad_pipeline.measures.entropy import PooledEntropy, von_neumann_entropy
 from pad_pipeline.measures.overlap import neighbor_overlap
 from pad_pipeline.measures.pursuit import pursue, unit
-from pad_pipeline.measures.vocabulary import ROWS, Vocabulary, WordFilter, nearest_word
-
-
-class AnalysisSettings(BaseModel):
-    """The choices of an analysis that the paper leaves open."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    patches: PatchRule = "argmax"
-    """Which patches show a label (see `PatchRule`). `argmax`: those that a mask covers by half, or else by most. `half`
-    loses a third of real objects; `any` and `soft` take all patches that the mask touches."""
-    seed: int = Field(0, ge=0)
-    """The seed of the controls: shuffled labels, shuffled patches, the untrained projector."""
-    unit: Literal["nats", "bits"] = "nats"
-    """The unit of entropies."""
-    center: bool = False
-    """Whether entropies are computed after subtracting the mean of the vectors."""
-    threshold_rule: ThresholdRule = "best"
-    """When a token says a label, see `ThresholdRule`."""
-    threshold: float = Field(0.5, ge=-1, le=1)
-    """The threshold of the cosine for the rule `fixed`."""
-    among: Literal["image", "all"] = "image"
-    """The labels that a patch chooses from with the rule `argmax`: those of its image, or those of all images."""
-    steps: int = Field(5, ge=1)
-    """Words that matching pursuit takes for a token; K in the paper."""
-    orthogonal: bool = False
-    """Whether matching pursuit is orthogonal."""
-    positive: bool = False
-    """Whether each step takes the word with the highest <r, w>, and not the highest |<r, w>|, for the residual r."""
-    words: WordFilter = "all"
-    """The tokens of the LLM that matching pursuit chooses from."""
-    lens_layer: int = -1
-    """Index of the LLM's hidden state that the logit lens reads; -1 is the last."""
-    neighbors: int = Field(10, ge=1)
-    """The number k of neighbors in the neighbor overlap."""
-    least_align: float = Field(0.15, ge=0, le=1)
-    """Align below this counts as a sign of failure; the value is the paper's."""
-    above_chance: float = Field(1.2, ge=0)
-    """Align below this many times its best control counts as a sign of failure, too: where regions are large, chance
-    alone gives more than 0.15."""
-    most_unreadable: float = Field(0.5, ge=0, le=1)
-    """A share of patches above this whose first word can't be read counts as a sign of failure; the value is the
-    paper's."""
-
-
-class Study(Protocol):
-    """One study of an analysis."""
-
-    def add(self, batch: Seen) -> None:
-        """Add a batch of images."""
-        ...
-
-    def result(self) -> dict[str, Any]:
-        """Return the results by name; NaN where nothing could be measured."""
-        ...
-
-
-class Mean:
-    """A running mean. Its sum stays on the device of the values, because reading it would wait for the GPU."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._sum: Tensor | float = 0.0
-
-    def add(self, values: Tensor) -> None:
-        """Add values, of any shape."""
-        self._sum = self._sum + values.double().sum()
-        self.count += values.numel()
-
-    def value(self) -> float:
-        """Return the mean; NaN before the first value."""
-        return float(self._sum) / self.count if self.count else math.nan
-
+from pad_pipeline.measures.vocabulary import ROWS, Vocabulary, nearest_word
 
 # ---------------------------------------------------------------- entropy
 
 
-class EntropyStudy:
+class EntropyStudy(Study):
     """The von Neumann entropy `before` and `after` the projector, of the caption's words (`text`), and of the `labels`.
 
     `labels` is the entropy when each patch is replaced by the embedding of its labels: the value that `after` would
@@ -107,8 +33,10 @@ class EntropyStudy:
     above `labels`, and lowers it otherwise.
     """
 
-    def __init__(self, subject: Subject, settings: AnalysisSettings) -> None:
-        self.subject, self.settings = subject, settings
+    needs_labels = False
+
+    def __init__(self, context: Context) -> None:
+        self.subject, self.settings = context.subject, context.settings
         self.image = {name: Mean() for name in ("before", "after", "text", "labels")}
         self.pooled: dict[str, PooledEntropy] = {}
         self.most: dict[str, float] = {}
@@ -166,20 +94,29 @@ class EntropyStudy:
             values.update({f"bound_{name}": bound * scale for name, bound in most.items()})
         return result
 
+    @staticmethod
+    def chart(result: dict[str, Any]) -> Chart:
+        """Return bars of the entropies, of an image and pooled."""
+        where = ((part, name) for part in ("image", "pooled") for name in ("before", "after", "text"))
+        bars = {f"{part} {name}": result[part].get(name) for part, name in where}
+        return Chart(f"von Neumann entropy, {result['unit']}", bars, plain=("before", "text"))
+
 
 # ---------------------------------------------------------------- Align
 
 
-class AlignStudy:
+class AlignStudy(Study):
     """Align(V, W), and three controls: shuffled labels, shuffled patches, and an untrained projector."""
 
-    def __init__(self, subject: Subject, settings: AnalysisSettings, labels: list[str]) -> None:
-        self.subject, self.settings, self.labels = subject, settings, labels
-        self.numbers = {label: number for number, label in enumerate(labels)}
+    SCORES = ("align", "shuffled_labels", "shuffled_patches", "untrained_projector")
+
+    def __init__(self, context: Context) -> None:
+        self.subject, self.settings, self.labels = context.subject, context.settings, list(context.labels)
+        self.numbers = {label: number for number, label in enumerate(self.labels)}
         self._all: Tensor | None = None
-        self.fresh = subject.untrained(settings.seed)
-        names = ("align", "shuffled_labels", "shuffled_patches", "untrained_projector")
-        self.scores = {name: Align(settings.threshold_rule, settings.threshold) for name in names}
+        self.fresh = self.subject.untrained(self.settings.seed)
+        rule = (self.settings.threshold_rule, self.settings.threshold)
+        self.scores = {name: Align(*rule) for name in self.SCORES}
         self.everywhere = Mean()
 
     def add(self, batch: Seen) -> None:
@@ -233,6 +170,12 @@ class AlignStudy:
             "pairs": align.pairs,
             "threshold": align.best_threshold(),
         }
+
+    @staticmethod
+    def chart(result: dict[str, Any]) -> Chart:
+        """Return bars of Align and its controls."""
+        bars = {name.replace("_", " "): result[name] for name in AlignStudy.SCORES}
+        return Chart("Align(V, W), mean IoU", bars, plain=("shuffled", "untrained"))
 
 
 # ---------------------------------------------------------------- the words of patches
@@ -288,17 +231,18 @@ class WordTally:
         }
 
 
-class PursuitStudy:
+class PursuitStudy(Study):
     """Decomposes each token into words of the LLM by matching pursuit."""
 
-    def __init__(self, subject: Subject, settings: AnalysisSettings, vocabulary: Vocabulary) -> None:
-        self.settings, self.vocabulary = settings, vocabulary
-        self.atoms = vocabulary.atoms(settings.words)
+    def __init__(self, context: Context) -> None:
+        settings, subject = context.settings, context.subject
+        self.settings, self.vocabulary = settings, context.vocabulary
+        self.atoms = self.vocabulary.atoms(settings.words)
         if len(self.atoms) < settings.steps:
             rule = f"the words to choose from are {len(self.atoms)} with words = {settings.words!r}"
             raise UserError("steps", settings.steps, rule, "take fewer steps, or other words")
         self.matrix = unit(subject.words[self.atoms.to(subject.words.device)])
-        self.tally = WordTally(vocabulary)
+        self.tally = WordTally(self.vocabulary)
         self.residual = [Mean() for _ in range(settings.steps + 1)]
 
     def add(self, batch: Seen) -> None:
@@ -322,12 +266,18 @@ class PursuitStudy:
         """Return the shares of readable and true words, and the share of energy that is left after each step."""
         return {**self.tally.result(), "words": len(self.atoms), "residual": [mean.value() for mean in self.residual]}
 
+    @staticmethod
+    def chart(result: dict[str, Any]) -> Chart:
+        """Return the curve of the energy that is left."""
+        return Chart("share of a vision token's energy that is left", result["residual"], steps="words taken")
 
-class LensStudy:
+
+class LensStudy(Study):
     """Finds for each token its nearest input embedding, and the word that the LLM's output layer gives (logit lens)."""
 
-    def __init__(self, subject: Subject, settings: AnalysisSettings, vocabulary: Vocabulary) -> None:
-        self.subject, self.settings, self.vocabulary = subject, settings, vocabulary
+    def __init__(self, context: Context) -> None:
+        subject, settings, vocabulary = context.subject, context.settings, context.vocabulary
+        self.subject, self.settings = subject, settings
         layers = int(subject.llm.config.get_text_config().num_hidden_layers)
         if not -layers - 1 <= settings.lens_layer <= layers:
             rule = f"the LLM has {layers} layers"
@@ -367,15 +317,22 @@ class LensStudy:
         """Return the shares of readable and true words, for the input embeddings and for the logit lens."""
         return {"embedding": self.embedding.result(), "logit": self.logit.result()}
 
+    @staticmethod
+    def chart(result: dict[str, Any]) -> Chart:
+        """Return bars of the shares of words, by both lenses."""
+        where = ((lens, name) for lens in ("embedding", "logit") for name in ("readable", "precision", "recall"))
+        return Chart("share of patches", {f"{lens} {name}": result[lens][name] for lens, name in where}, ("readable",))
 
-class OverlapStudy:
+
+class OverlapStudy(Study):
     """The share of nearest neighbors that remain neighbors after the projector: among patches, and among images."""
 
     IMAGES = 2000
     """The number of images, the first ones, whose mean vectors are compared."""
+    needs_labels = False
 
-    def __init__(self, settings: AnalysisSettings) -> None:
-        self.k = settings.neighbors
+    def __init__(self, context: Context) -> None:
+        self.k = context.settings.neighbors
         self.patches = Mean()
         self.means: list[tuple[Tensor, Tensor]] = []
 
@@ -395,3 +352,19 @@ class OverlapStudy:
             result |= {"images": float(neighbor_overlap(before, after, self.k))}
             result |= {"images_by_chance": self.k / (len(self.means) - 1)}
         return result
+
+    @staticmethod
+    def chart(result: dict[str, Any]) -> Chart:
+        """Return bars of the shares, and of chance."""
+        bars = {name.replace("_", " "): result.get(name) for name in ("patches", "images", "images_by_chance")}
+        return Chart(f"share of {result['k']} nearest neighbors kept", bars, plain=("chance",))
+
+
+STUDIES: dict[str, type[Study]] = {
+    "entropy": EntropyStudy,
+    "align": AlignStudy,
+    "pursuit": PursuitStudy,
+    "lens": LensStudy,
+    "overlap": OverlapStudy,
+}
+"""Every study by its name, in the order of tables."""

@@ -19,6 +19,7 @@ from pad_pipeline.plan import PLAN_NAME
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.run import RUN_NAME
 from pad_pipeline.shards.stats import Statistics
+from pad_pipeline.storage import resolved
 
 CARD = "README.md"
 SHARDS = ("pad-*.tar", "pad-*.parquet")
@@ -54,19 +55,18 @@ def export_hub(
     """
     if not _NAME.fullmatch(repository):
         raise UserError("--push", repository, "a repository is called OWNER/NAME", "correct the name")
-    if not shards.folder.remote and Path(str(shards.folder)).resolve() == target.path.resolve():
-        raise UserError("--out", target.path, "these are the shards that are read", "name a new folder")
+    if resolved(shards.folder) == resolved(target.path):
+        raise UserError("out", target.path, "these are the shards that are read", "name another `out`")
     if missing := shards.run.shards - len(shards.names):
         rule = f"{missing} of its {shards.run.shards} shards are not finished"
         raise UserError("SHARDS", shards.folder, rule, "run the command that makes it again, then export it")
     target.remove(CARD, RUN_NAME)  # removed first, so that half an export is not read as a run
     target.remove(*SHARDS, but={f"{shard}.{ending}" for shard in shards.names for ending in ("tar", "parquet")})
-    target.remove(".*.partial")
     stats = Statistics(shards)
     for shard in shards.names:
         _copy(shards, f"{shard}.tar", target, link=True)
         _copy(shards, f"{shard}.parquet", target)
-        stats.add(shard)
+        stats.add_shard(shard)
         yield Counter(images=stats.images, regions=stats.regions)
     for file in (PLAN_NAME, RUN_NAME):
         _copy(shards, file, target)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.storage import Folder, claim_folder, whole
 
 MARK = ".pad-export"
 """A file in the folder that holds the kind of the export."""
@@ -26,18 +28,11 @@ class Target:
     def __init__(self, path: Path, kind: str) -> None:
         self.path = path
         mark = path / MARK
-        try:
-            earlier = mark.read_text("utf-8").strip() if mark.is_file() else ""
-            if (path.exists() and not path.is_dir()) or (not earlier and path.is_dir() and any(path.iterdir())):
-                raise UserError("--out", path, "something else is there already", "name a new or an empty folder")
-            if earlier not in ("", kind):
-                raise UserError("--out", path, f"it holds an export of another kind ({earlier})", "name a new folder")
-            path.mkdir(parents=True, exist_ok=True)
-            mark.write_text(f"{kind}\n", "utf-8")
-        except OSError as error:
-            raise UserError(
-                "--out", path, f"it can't be written ({error.strerror})", "choose another folder"
-            ) from error
+        if mark.is_file() and (earlier := mark.read_text("utf-8").strip()) != kind:
+            raise UserError("out", path, f"it holds an export of another kind ({earlier})", "name another `out`")
+        claim_folder(path, MARK, f"{kind}\n")
+        for folder, _, _ in os.walk(path):  # of an export that was killed
+            Folder(Path(folder)).clean()
 
     def path_of(self, name: str) -> Path:
         """Return the path of file `name` in the folder.
@@ -50,7 +45,7 @@ class Target:
         path = self.path / name
         if self.path.resolve() not in path.resolve().parents:
             rule = "it does not lie in the folder of the export"
-            raise UserError("--out", path, rule, "name a new folder; see whether `pad verify` finds the shards whole")
+            raise UserError("out", path, rule, "name another `out`; see whether `pad verify` finds the shards whole")
         return path
 
     @contextmanager
@@ -58,13 +53,8 @@ class Target:
         """Yield a temporary path to write to, which becomes file `name` if the block ends without an exception."""
         path = self.path_of(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.unlink(missing_ok=True)  # left by a killed export; never written into, because it may be a link
-        try:
+        with whole(path, durable=False) as partial:
             yield partial
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     def remove(self, *patterns: str, but: Collection[str] = ()) -> None:
         """Remove files of an earlier export: those directly in the folder whose names match, except those in `but`."""

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from pad_pipeline.errors import UserError
-from pad_pipeline.miniature.language import DESCRIBE, caption, questions, refer
+from pad_pipeline.miniature.language import DESCRIBE, REFER, caption, questions, refer
 from pad_pipeline.miniature.world import LABELS, Scene, draw_scene
+from pad_pipeline.storage import claim_folder
 
 WORLD = "world.json"
 """The file that marks a folder of drawn scenes, and says which scenes they are."""
@@ -32,6 +32,10 @@ class World(NamedTuple):
     """COCO JSON with the exact regions, for `pad import coco --annotations`."""
     refer: Path
     """JSON with referring expressions: a list of `{"image", "phrase", "box": [x0, y0, x1, y1] in pixels, "label"}`."""
+    llava_refer: Path
+    """LLaVA JSON with every referring expression of each scene and one other turn, for a stage 2 that is to learn
+    boxes. `chat` has one or two of them for each scene; from so few, a short training learns how a box is written and
+    not where things are."""
 
 
 def key_of(index: int) -> str:
@@ -57,8 +61,7 @@ def write_world(folder: Path, count: int, seed: int = 0, indices: Iterable[int] 
         UserError: the folder holds something else.
         OSError: a file can't be written.
     """
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / WORLD).is_file())):
-        raise UserError("--out", folder, "it holds something else than drawn scenes", "name a new folder")
+    claim_folder(folder, WORLD)
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     for old in images.glob("scene-*.png"):  # images of an earlier world, which may have had more scenes
@@ -68,6 +71,7 @@ def write_world(folder: Path, count: int, seed: int = 0, indices: Iterable[int] 
     captions: list[dict[str, Any]] = []
     chats: list[dict[str, Any]] = []
     phrases: list[dict[str, Any]] = []
+    boxes: list[dict[str, Any]] = []
     coco: dict[str, Any] = {
         "info": {"description": f"{count} drawn scenes, seed {seed}"},
         "images": [],
@@ -78,9 +82,11 @@ def write_world(folder: Path, count: int, seed: int = 0, indices: Iterable[int] 
         scene = draw_scene(seed, index)
         name = f"{key_of(index)}.png"
         scene.image.save(images / name, compress_level=1)
-        turns = questions(scene, np.random.default_rng((seed, index, 1)))[:_TURNS]
+        turns = questions(scene, np.random.default_rng((seed, index, 1)))
+        other = next(turn for turn in turns if not turn[0].startswith(REFER))
         captions.append(_record(index, name, [(DESCRIBE[index % len(DESCRIBE)], caption(scene))], index % 2 == 1))
-        chats.append(_record(index, name, turns))
+        chats.append(_record(index, name, turns[:_TURNS]))
+        boxes.append(_record(index, name, [turn for turn in turns if turn[0].startswith(REFER) or turn == other]))
         for expression in refer(scene):
             region = scene.regions[expression.region]
             phrases.append({"image": name, "phrase": expression.phrase, "box": region.box, "label": region.label})
@@ -95,8 +101,10 @@ def write_world(folder: Path, count: int, seed: int = 0, indices: Iterable[int] 
         folder / "llava_chat.json",
         folder / "instances.json",
         folder / "refer.json",
+        folder / "llava_refer.json",
     )
-    for path, content in ((world.llava, captions), (world.chat, chats), (world.refer, phrases)):
+    contents = (captions, chats, phrases, boxes)
+    for path, content in zip((world.llava, world.chat, world.refer, world.llava_refer), contents, strict=True):
         path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     world.instances.write_text(json.dumps(coco) + "\n", "utf-8")
     return world

@@ -16,7 +16,7 @@ NAME = "miniature"
 """The name of the shipped models, wherever models are named."""
 FOLDER = Path(__file__).parent / "models"
 MANIFEST = "manifest.json"
-REMEDY = "install the package again, or train the miniature anew: pad miniature train all --out DIR"
+REMEDY = "install the package again, or train the miniature anew (examples/miniature)"
 
 
 class Member(BaseModel):

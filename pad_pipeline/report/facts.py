@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from pad_pipeline.facts import flat
 from pad_pipeline.report.tally import Tally
 from pad_pipeline.shards.provenance import models
-from pad_pipeline.shards.reader import ShardFolder
 
 
 class Table(NamedTuple):
@@ -16,9 +16,9 @@ class Table(NamedTuple):
     rows: list[tuple[str, str]]
 
 
-def run_facts(shards: ShardFolder, tally: Tally) -> list[Table]:
+def run_facts(tally: Tally) -> list[Table]:
     """Return the tables of a run's facts; empty tables are left out."""
-    run, view = shards.run, shards.run.view
+    shards, run, view = tally.shards, tally.shards.run, tally.shards.run.view
     run_rows = [
         ("where", str(shards.folder)),
         ("made by", f"pad {'import coco' if run.kind == 'import-coco' else run.kind}"),
@@ -32,18 +32,8 @@ def run_facts(shards: ShardFolder, tally: Tally) -> list[Table]:
     tables = [
         Table("Run", run_rows),
         Table("Models", [(what, model.name) for what, model in models(run)]),
-        Table("Settings", _flat(run.settings)),
+        Table("Settings", [(name, str(value)) for name, value in flat(run.settings).items()]),
         Table("Fingerprints", [*sorted(run.fingerprints.items()), *(("accepted code", c) for c in run.accepted_code)]),
         Table("Environment", sorted(run.environment.items())),
     ]
     return [table for table in tables if table.rows]
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            rows += _flat(value, f"{prefix}{name}.")
-        else:
-            rows.append((prefix + name, str(value)))
-    return rows

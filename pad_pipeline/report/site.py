@@ -8,12 +8,10 @@ when it needs it.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby, islice
 from pathlib import Path
@@ -21,11 +19,12 @@ from pathlib import Path
 import jinja2
 
 from pad_pipeline import __version__
-from pad_pipeline.errors import UserError
 from pad_pipeline.report.cards import Card, as_script, make_card
 from pad_pipeline.report.facts import run_facts
+from pad_pipeline.report.settings import ReportSettings
 from pad_pipeline.report.tally import Tally
 from pad_pipeline.shards.reader import ShardFolder
+from pad_pipeline.storage import Folder, claim_folder, unwritable, whole
 
 MARK = ".pad-report"
 """A file that only a report has; a folder with it may be overwritten."""
@@ -34,36 +33,15 @@ _PARTS = ("data", "images", "assets")
 _ASSETS = ("report.css", "overlay.js", "report.js")
 
 
-@dataclass(frozen=True)
-class ReportSettings:
-    """The size of a report and of its parts."""
-
-    limit: int | None = None
-    """The number of images, counted from the first; None for all."""
-    page_size: int = 24
-    """Images on one page, and in one data file."""
-    edge: int = 512
-    """The long edge of the small copies of images, in pixels."""
-    block: int = 4096
-    """Images in one file of the index."""
-    threads: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
-    """Threads that read, decode and draw images."""
-
-
 def prepare_out(out: Path) -> None:
     """Create the folder of a report, and remove the files of an earlier report from it.
 
     Raises:
         UserError: the folder holds something else, or can't be written.
     """
-    remedy = "name a folder that is new, empty, or an earlier report"
-    if out.exists() and not out.is_dir():
-        raise UserError("--out", out, "this is a file", remedy)
-    if out.exists() and not (out / MARK).is_file() and any(out.iterdir()):
-        raise UserError("--out", out, f"it holds something else ({min(out.iterdir()).name})", remedy)
+    claim_folder(out, MARK, "`pad report` may replace what is in this folder.\n")
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / MARK).write_text("`pad report` may replace what is in this folder.\n")
+        Folder(out).clean()
         (out / "index.html").unlink(missing_ok=True)  # removed first, so that half a report does not open
         for part in _PARTS:
             if (out / part).is_symlink() or (out / part).is_file():
@@ -72,7 +50,7 @@ def prepare_out(out: Path) -> None:
                 shutil.rmtree(out / part)
             (out / part).mkdir()
     except OSError as error:
-        raise UserError("--out", out, f"it can't be written ({error.strerror or error})", remedy) from error
+        raise unwritable(out, error) from error
 
 
 def write_report(shards: ShardFolder, out: Path, settings: ReportSettings) -> Iterator[Counter[str]]:
@@ -91,7 +69,8 @@ def write_report(shards: ShardFolder, out: Path, settings: ReportSettings) -> It
         OSError: a file can't be written.
     """
     prepare_out(out)
-    writer = _Writer(out, settings)
+    tally = Tally(shards)
+    writer = _Writer(out, settings, tally)
     for _, cards in groupby(_cards(shards, settings), lambda card: card.data["shard"]):
         counts: Counter[str] = Counter()
         for card in cards:
@@ -100,18 +79,17 @@ def write_report(shards: ShardFolder, out: Path, settings: ReportSettings) -> It
             counts.update(images=1, failed=failed, regions=len(card.measures))
         yield counts
     writer.close()
-    tally = writer.tally
     facts = {
         "images": tally.images,
         "page_size": settings.page_size,
         "block": settings.block,
         "patches": shards.run.view.grid,
-        "labels": [[label, regions.count] for label, regions in tally.labels.items()],
+        "labels": list(tally.labels.items()),
     }
     _write_script(out / "data", "facts", as_script(facts))
     for name in _ASSETS:
         shutil.copyfile(_WEB / name, out / "assets" / name)
-    _write_page(shards, out, tally)
+    _write_page(out, tally)
 
 
 def _cards(shards: ShardFolder, settings: ReportSettings) -> Iterator[Card]:
@@ -133,8 +111,8 @@ def _cards(shards: ShardFolder, settings: ReportSettings) -> Iterator[Card]:
 class _Writer:
     """Takes cards in order, and writes each page and each block of the index when it is full."""
 
-    def __init__(self, out: Path, settings: ReportSettings) -> None:
-        self.out, self.settings, self.tally = out, settings, Tally()
+    def __init__(self, out: Path, settings: ReportSettings, tally: Tally) -> None:
+        self.out, self.settings, self.tally = out, settings, tally
         self.page: list[str] = []
         self.statuses = ""
         self.labels: list[list[int]] = []
@@ -166,7 +144,7 @@ class _Writer:
         """Add to the index: the image's status, the best score of each label in percent, and the text to search."""
         best: dict[int, int] = {}
         for measure in card.measures:
-            label = self.tally.labels[measure.label].number
+            label = self.tally.numbers[measure.label]
             best[label] = max(best.get(label, 0), int(100 * measure.score + 1e-6))
         self.statuses += card.data["status"][0]
         self.labels.append([number for entry in best.items() for number in entry])
@@ -190,19 +168,18 @@ def _write_script(folder: Path, name: str, value: str) -> None:
     (folder / f"{name}.js").write_text(f'padData("{name}",{value});\n', "ascii")
 
 
-def _write_page(shards: ShardFolder, out: Path, tally: Tally) -> None:
+def _write_page(out: Path, tally: Tally) -> None:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_WEB), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     page = environment.get_template("index.html.jinja").render(
-        name=str(shards.folder).rstrip("/").rpartition("/")[2] or str(shards.folder),
-        facts=run_facts(shards, tally),
+        name=str(tally.shards.folder).rstrip("/").rpartition("/")[2] or str(tally.shards.folder),
+        facts=run_facts(tally),
         tally=tally,
-        by_count=sorted(tally.labels.items(), key=lambda entry: -entry[1].count),
-        by_area=sorted(tally.labels.items(), key=lambda entry: -entry[1].area),
+        by_count=[label for label, _ in tally.labels.most_common()],
+        by_area=sorted(tally.areas, key=lambda label: -tally.areas[label]),
         failures=sorted(tally.failures.items(), key=lambda entry: -entry[1].count),
         written=f"{datetime.now(UTC):%Y-%m-%d} by pad {__version__}",
     )
-    partial = out / ".index.html.partial"
-    partial.write_bytes(page.encode("utf-8", "replace"))  # a lone surrogate in a text can't be encoded
-    partial.replace(out / "index.html")
+    with whole(out / "index.html", durable=False) as partial:
+        partial.write_bytes(page.encode("utf-8", "replace"))  # a lone surrogate in a text can't be encoded

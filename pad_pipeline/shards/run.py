@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.facts import differences
 from pad_pipeline.geometry import View
 from pad_pipeline.records import SCHEMA_VERSION
 from pad_pipeline.shards.seal import UNSEALED, seal
@@ -85,12 +86,7 @@ class Run(BaseModel):
     def differences(self, other: Run) -> list[str]:
         """Return `name: this run's value -> other run's value` for every fact that differs and affects the data."""
         unrelated = {"counts", "environment", "accepted_code", "plan"}
-        facts, other_facts = (_flat(run.model_dump(mode="json", exclude=unrelated)) for run in (self, other))
-        return [
-            f"{name}: {facts.get(name, 'absent')} -> {other_facts.get(name, 'absent')}"
-            for name in sorted(facts.keys() | other_facts.keys())
-            if facts.get(name) != other_facts.get(name)
-        ]
+        return differences(*(run.model_dump(mode="json", exclude=unrelated) for run in (self, other)))
 
 
 def is_run(folder: Folder) -> bool:
@@ -102,13 +98,3 @@ def is_run(folder: Folder) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(data, dict) and {"schema_version", "fingerprints", "shard_size"} <= data.keys()
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, entry in value.items():
-        if isinstance(entry, dict):
-            flat |= _flat(entry, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = entry
-    return flat

@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pad_pipeline.shards.reader import ShardFolder, open_shards
 
+OTHER = ("", "other reasons")
+
+
+@dataclass
+class Failure:
+    """The images in quarantine for one reason."""
+
+    count: int = 0
+    such_as: list[str] = field(default_factory=list)
+    """The first of these images, as paths in the source."""
+
 
 @dataclass
 class Statistics:
-    """Counts over the finished shards of a run."""
+    """Counts over the images of a run."""
 
     shards: ShardFolder
+    most_reasons: float = math.inf
+    """The most reasons of failures that are counted separately, because each image could have its own. Further reasons
+    are counted as `OTHER`."""
+    most_examples: float = math.inf
+    """The most images that are named for each reason."""
     statuses: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
-    """The number of regions of each label."""
-    failures: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    """Stage and reason -> the images in quarantine, each as its path in the source."""
+    """The number of regions of each label, in the order in which labels appear."""
+    failures: dict[tuple[str, str], Failure] = field(default_factory=dict)
+    """Stage and reason -> the images in quarantine for it."""
     tags: int = 0
     regions: int = 0
     crowds: int = 0
@@ -34,20 +53,44 @@ class Statistics:
         """The number of images, with failed ones."""
         return self.statuses.total()
 
-    def add(self, shard: str) -> None:
-        """Count the images and regions of one finished shard."""
+    def add_shard(self, shard: str) -> None:
+        """Count the images of one finished shard."""
         for row in self.shards.index(shard):
-            self.statuses[row["status"]] += 1
             if row["status"] == "failed":
-                self.failures.setdefault((row["stage"], row["reason"]), []).append(row["source"] or row["id"])
+                self.count_failed(row)
                 continue
             sample = self.shards.sample(shard, row, image=False)
-            self.tags += row["tags"]
-            self.regions += row["regions"]
-            self.captions += bool(sample.meta["caption"])
-            self.labels.update(region["label"] for region in sample.meta["regions"])
-            self.crowds += sum(region["crowd"] for region in sample.meta["regions"])
-            self.out_of_view += int(np.count_nonzero(~sample.coverage.any((1, 2))))
+            hidden = int(np.count_nonzero(~sample.coverage.any((1, 2))))
+            self.count(row["status"], sample.meta["caption"], row["tags"], sample.meta["regions"], hidden)
+
+    def count_failed(self, row: Mapping[str, Any]) -> None:
+        """Count an image in quarantine, by its row in the index."""
+        self.statuses["failed"] += 1
+        reason = row["stage"], row["reason"]
+        if reason not in self.failures and len(self.failures) >= self.most_reasons:
+            reason = OTHER
+        failure = self.failures.setdefault(reason, Failure())
+        failure.count += 1
+        if len(failure.such_as) < self.most_examples:
+            failure.such_as.append(row["source"] or row["id"])
+
+    def count(self, status: str, caption: str, tags: int, regions: Sequence[Mapping[str, Any]], hidden: int) -> None:
+        """Count an image that did not fail.
+
+        Args:
+            status: `ok` or `empty`.
+            caption: the caption; empty for none.
+            tags: the number of tags.
+            regions: the regions, each with its `label` and its flag `crowd`.
+            hidden: the number of regions outside the view.
+        """
+        self.statuses[status] += 1
+        self.captions += bool(caption)
+        self.tags += tags
+        self.regions += len(regions)
+        self.labels.update(region["label"] for region in regions)
+        self.crowds += sum(region["crowd"] for region in regions)
+        self.out_of_view += hidden
 
 
 def read_statistics(folder: Path | str) -> Statistics:
@@ -58,7 +101,7 @@ def read_statistics(folder: Path | str) -> Statistics:
     """
     stats = Statistics(open_shards(folder))
     for shard in stats.shards.names:
-        stats.add(shard)
+        stats.add_shard(shard)
     return stats
 
 
@@ -76,8 +119,8 @@ def as_json(stats: Statistics) -> str:
             "regions_out_of_view": stats.out_of_view,
             "labels": dict(stats.labels.most_common()),
             "failures": [
-                {"stage": stage, "reason": reason, "images": sources}
-                for (stage, reason), sources in stats.failures.items()
+                {"stage": stage, "reason": reason, "images": failure.such_as}
+                for (stage, reason), failure in stats.failures.items()
             ],
             "left_out": stats.shards.run.counts,
         },

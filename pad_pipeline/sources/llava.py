@@ -116,89 +116,127 @@ class _NoListError(ValueError):
 
 
 def stream_list(stream: TextIO) -> Iterator[Any]:
-    """The entries of a JSON list, one after another; of a file of any size a window is in memory.
+    """Yield the entries of a JSON list, one after another; of a file of any size, a window is in memory.
 
     Raises:
         ValueError: the text is not JSON, or not a list.
     """
-    decoder = json.JSONDecoder()
-    text = ""
-    while not text and (window := stream.read(_WINDOW)):
-        text = window.lstrip(_SPACE)
-    if not text.startswith("["):
-        kinds = {"{": "an object", '"': "a string", "n": "null", "t": "true", "f": "false"}
-        if text[:1] in kinds or text[:1].isdecimal():
-            raise _NoListError(kinds.get(text[0], "a number"))
-        raise ValueError("it does not begin with a list")
-    at, ended, first, escaped = 1, False, True, _SURROGATE.search(text) is not None
-    fresh, ending = True, ""  # how a window's first record ends, `]}` say, until the window's others are read with it
-    while True:
-        between = _BETWEEN.match(text, at)
-        start = between.end() if between else at
-        comma = between is not None and "," in between[0]
-        if start < len(text) and text[start] == "]":
+    window = _Window(stream)
+    window.open_list()
+    first = True
+    while window.next_entry(first):
+        yield window.read_one()
+        yield from window.read_many()
+        first = False
+
+
+class _Window:
+    """The part of a streamed JSON list that is in memory.
+
+    `json` reads one entry at a time: it knows all of JSON, and tells what is wrong. The first entry of a window shows
+    how the others probably end; `orjson` then reads as many of them as it can, in half the time.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.ended = stream, False
+        self.text, self.at = "", 0
+        """What is in memory, and the place in it that is read next."""
+        self.escaped = False
+        """Whether an escape in the text may stand for half a character."""
+        self.ending = ""
+        """How the entry that was read last ends, `"}]}` say; empty where it is no object."""
+        self.tried = False
+        """Whether the text was read with `orjson` already."""
+        self.json = json.JSONDecoder()
+
+    def read_on(self) -> None:
+        """Drop what was read, and read twice as much as is left: a long entry costs its length, and not its square."""
+        left = self.text[self.at :]
+        more = self.stream.read(max(_WINDOW, len(left)))
+        self.text, self.at, self.ended = left + more, 0, not more
+        self.escaped = _SURROGATE.search(self.text) is not None
+        self.tried = False
+
+    def open_list(self) -> None:
+        """Go behind the bracket that opens the list."""
+        while not self.text and not self.ended:
+            self.read_on()
+            self.text = self.text.lstrip(_SPACE)
+        if not self.text.startswith("["):
+            kinds = {"{": "an object", '"': "a string", "n": "null", "t": "true", "f": "false"}
+            if self.text[:1] in kinds or self.text[:1].isdecimal():
+                raise _NoListError(kinds.get(self.text[0], "a number"))
+            raise ValueError("it does not begin with a list")
+        self.at = 1
+
+    def next_entry(self, first: bool) -> bool:
+        """Go to where the next entry begins, behind the comma; False at the list's end."""
+        start, comma = self.skip_comma()
+        while start == len(self.text) and not self.ended:
+            self.read_on()
+            start, comma = self.skip_comma()
+        if self.text[start : start + 1] == "]":
             if comma:
                 raise ValueError("a comma stands before the list's end")
-            if (text[start + 1 :] + stream.read()).strip(_SPACE):
+            if (self.text[start + 1 :] + self.stream.read()).strip(_SPACE):
                 raise ValueError("something follows the list")
-            return
-        if ending and comma != first:
-            records, end = _at_once(text, start, ending)
-            ending = ""
-            if records:
-                yield from records
-                at, first = end, False
+            return False
+        if comma == first and start < len(self.text):
+            raise ValueError(f"a comma is {'too many' if first else 'missing'} between two entries")
+        self.at = start
+        return True
+
+    def skip_comma(self) -> tuple[int, bool]:
+        """Where spaces and at most one comma end, and whether there was a comma."""
+        between = _BETWEEN.match(self.text, self.at)
+        assert between  # for it matches an empty text as well
+        return between.end(), "," in between[0]
+
+    def read_one(self) -> Any:
+        """The entry that begins here."""
+        while True:
+            try:
+                value, end = self.json.raw_decode(self.text, self.at)
+                # A number near the window's end may go on behind it: `1e+` reads as 1.
+                if end + 2 < len(self.text) or self.ended:
+                    break
+            except json.JSONDecodeError:
+                if self.ended or len(self.text) - self.at > _LONGEST:
+                    raise
+            self.read_on()
+        if self.escaped and _SURROGATE.search(self.text, self.at, end):
+            value = clean(value)
+        found = _END.search(self.text, self.at, end)
+        self.ending = found[0] if found else ""
+        self.at = end
+        return value
+
+    def read_many(self) -> list[Any]:
+        """As many whole records as can be seen from here on, once for each window.
+
+        There are none where the window holds what `json` reads otherwise (an id of more than 64 bits, NaN, half a
+        character) or what is no JSON, which `json` can then tell about.
+        """
+        start, comma = self.skip_comma()
+        if self.tried or not self.ending or not comma:
+            return []
+        self.tried = True
+        stop = len(self.text)
+        for _ in range(_TRIES):
+            stop = self.text.rfind(self.ending, start, stop)  # turns of a conversation may end so, too
+            if stop < 0:
+                break
+            end = stop + len(self.ending)
+            try:
+                # What parses as a list ends where a record does: brackets and quotes come out even nowhere else.
+                records = orjson.loads(f"[{self.text[start:end]}]")
+            except ValueError:
                 continue
-        try:
-            value, end = decoder.raw_decode(text, start)
-            # A number near the window's end may go on behind it: `1e+` reads as 1.
-            whole = end + 2 < len(text) or ended
-        except json.JSONDecodeError:
-            if ended or len(text) - at > _LONGEST:
-                raise
-            whole = False
-        if whole:
-            if comma == first:
-                raise ValueError(f"a comma is {'too many' if first else 'missing'} between two entries")
-            yield clean(value) if escaped and _SURROGATE.search(text, start, end) else value
-            at, first = end, False
-            if fresh and (found := _END.search(text, start, end)):
-                ending, fresh = found[0], False
-        else:
-            # Twice as much each time, so that a long record costs its length and not its square.
-            more = stream.read(max(_WINDOW, len(text) - at))
-            text, at, ended = text[at:] + more, 0, not more
-            escaped = _SURROGATE.search(text) is not None  # seldom, so that the records need not be looked through
-            fresh = True
-
-
-def _at_once(text: str, start: int, ending: str) -> tuple[list[Any], int]:
-    """As many whole records from `start` on as can be seen, in half the time that they take one by one.
-
-    What parses as a list ends where a record does, for brackets and quotes come out even nowhere else.
-
-    Args:
-        text: a window.
-        start: where in it a record begins.
-        ending: how a record probably ends; turns of its conversations may end so too.
-
-    Returns:
-        The records and where the last one ends; none where the window holds what `json` reads otherwise (an id of more
-        than 64 bits, NaN, half a character) or what is no JSON, which `json` can then tell about.
-    """
-    stop = len(text)
-    for _ in range(_TRIES):
-        stop = text.rfind(ending, start, stop)
-        if stop < 0:
-            break
-        end = stop + len(ending)
-        try:
-            records = orjson.loads(f"[{text[start:end]}]")
-        except ValueError:
-            continue
-        sound = all(type(record) is dict and type(record.get("id")) in _IDS for record in records)
-        return (records, end) if sound else ([], start)
-    return [], start
+            if not all(type(record) is dict and type(record.get("id")) in _IDS for record in records):
+                break
+            self.at = end
+            return records
+        return []
 
 
 def read_conversations(value: Any) -> list[dict[str, str]]:

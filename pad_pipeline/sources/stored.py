@@ -6,45 +6,10 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from pad_pipeline.records import Planned, ShardRow
 from pad_pipeline.shards.reader import ShardFolder, open_shards
-
-
-class Selection(BaseModel):
-    """Which images are taken. Each that is not left as it is leaves out some."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    statuses: frozenset[str] = frozenset()
-    """Only images with one of these: `ok`, `empty`, `failed`; empty for all."""
-    labels: frozenset[str] = frozenset()
-    """Only images with a region of one of these labels; empty for all."""
-    ids: frozenset[str] = frozenset()
-    """Only images with one of these ids; empty for all."""
-    min_regions: int = Field(0, ge=0)
-    """Only images with at least so many regions."""
-    min_edge: int = Field(0, ge=0)
-    """Only images whose shorter edge has at least so many pixels; failed ones, whose size is not known, go."""
-
-    def takes(self, shards: ShardFolder, name: str, row: dict[str, Any]) -> bool:
-        """Whether the image of one index row is taken. Its sample is read only where nothing less decides."""
-        if (
-            (self.statuses and row["status"] not in self.statuses)
-            or (self.ids and row["id"] not in self.ids)
-            or row["regions"] < self.min_regions
-            or (self.min_edge and min(row["width"], row["height"]) < self.min_edge)
-        ):
-            return False
-        if not self.labels:
-            return True
-        if not row["regions"]:
-            return False
-        regions = shards.sample(name, row, image=False).meta["regions"]
-        return any(region["label"] in self.labels for region in regions)
+from pad_pipeline.sources.selection import Selection
 
 
 class StoredSource:

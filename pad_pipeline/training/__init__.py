@@ -1,4 +1,5 @@
-"""The projector's training: samples to examples, batches and losses; checkpoints; what is exported.
+"""Train the projector: read samples, batch them, compute the losses, keep checkpoints, and export the model.
 
-`loop.train` is the entry. It runs in any process: who starts it, and where, is not known here.
+`loop.train` is the entry point. It runs in any process and does not depend on who starts that process: the `pad`
+command, torchrun or Ray Train.
 """

@@ -1,7 +1,7 @@
 """Honeybee's C-Abstractor (arXiv 2312.06742): a projector whose convolutions gather the patches into fewer tokens.
 
-Modules and weights have the names that they have in Honeybee, which builds them from timm's RegNet, so that Honeybee's
-weights fit. The numbers are those of timm 0.9.8 (Honeybee's own) to 1.0.31, which agree.
+Modules and weights have Honeybee's names (Honeybee builds them from timm's RegNet), so that Honeybee's weights can be
+loaded. The outputs equal those of timm 0.9.8 (the version that Honeybee uses) to 1.0.31, which agree with one another.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from torch import Tensor, nn
 from pad_pipeline.errors import UserError
 
 HONEYBEE_TOKENS = 144
-"""Of the C-Abstractor of Honeybee's 7B models: 12 x 12."""
+"""Number of vision tokens (12 x 12) of the C-Abstractor in Honeybee's 7B models."""
 
 
 class CAbstractor(nn.Module):
-    """Patches -> 3 convolution blocks -> average pool -> 3 convolution blocks -> MLP.
+    """Projector of convolution blocks, an average pool, more convolution blocks, and an MLP.
 
     Args:
         vision_width: channels of the incoming patch tokens.
         llm_width: channels of the tokens that go into the LLM.
         grid: patches along one edge of the view.
-        tokens: how many come out, a square number of at most `grid * grid`; where its root does not divide `grid`, the
-            pool's windows overlap.
+        tokens: number of tokens that come out, a square number of at most `grid * grid`; where its root does not
+            divide `grid`, the pool's windows overlap.
         hidden: channels of the convolutions.
-        depth: blocks on either side of the pool.
+        depth: convolution blocks before the pool, and again after it.
         readout: layers of the MLP.
 
     Raises:
-        UserError: `tokens` is no such number.
+        UserError: `tokens` is not a square number from 1 to `grid * grid`.
     """
 
     def __init__(
@@ -60,37 +60,41 @@ class CAbstractor(nn.Module):
         self.readout = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Patch tokens `[B, grid * grid, vision_width]` -> `[B, tokens, llm_width]`, both row by row from the top
-        left."""
-        # Honeybee adds in place, which would change the vision tower's own output.
-        x = (x + self.pos_emb).transpose(1, 2).unflatten(2, (self.grid, self.grid))
-        return self.readout(self.net(x).flatten(2).transpose(1, 2))
+        """Project patch tokens `[B, grid * grid, vision_width]` to `[B, tokens, llm_width]`.
+
+        Both are ordered row by row from the top left.
+        """
+        # Not in place, as Honeybee adds: that would change the vision tower's output.
+        x = torch.unflatten((x + self.pos_emb).transpose(1, 2), 2, (self.grid, self.grid))
+        tokens: Tensor = self.readout(self.net(x).flatten(2).transpose(1, 2))
+        return tokens
 
 
 class _Bottleneck(nn.Module):
-    """The block of RegNet-Y (arXiv 2003.13678), with depthwise convolution and LayerNorm: `[B, C, H, W]` -> same H, W.
+    """Block of RegNet-Y (arXiv 2003.13678) with a depthwise convolution and LayerNorm.
 
-    Its last activation stands behind the sum with the shortcut, which has weights only where the widths differ.
+    The last activation comes after the sum with the shortcut. The shortcut has weights only where the widths differ.
     """
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
         self.conv1 = _ConvNorm(width_in, width)
         self.conv2 = _ConvNorm(width, width, depthwise=True)
-        self.se = _SqueezeExcite(width, round(width_in * 0.25))  # of the block's input, as in pycls
+        self.se = _SqueezeExcite(width, round(width_in * 0.25))  # a quarter of the input's width, as in pycls
         self.conv3 = _ConvNorm(width, width)
         self.downsample = nn.Identity() if width_in == width else _ConvNorm(width_in, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map `[B, width_in, H, W]` to `[B, width, H, W]`."""
         inner = self.se(F.silu(self.conv2(F.silu(self.conv1(x)))))
         return F.silu(self.conv3(inner) + self.downsample(x))
 
 
 class _ConvNorm(nn.Module):
-    """Convolution without bias, 1x1 or depthwise 3x3, then LayerNorm over the channels of each place.
+    """Convolution without bias (1x1, or depthwise 3x3), then LayerNorm over the channels at each position.
 
-    The norm is called `bn` in timm whatever its kind, and has an eps of 1e-5 there: timm merges norm and activation
-    into a class with that default, although its LayerNorm2d alone has 1e-6.
+    timm calls the norm `bn` whatever its kind, and gives it an eps of 1e-5: timm merges norm and activation into a
+    class with that default, although its LayerNorm2d alone has 1e-6.
     """
 
     def __init__(self, width_in: int, width: int, depthwise: bool = False) -> None:
@@ -100,11 +104,13 @@ class _ConvNorm(nn.Module):
         self.bn = nn.LayerNorm(width, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        """Map `[B, width_in, H, W]` to `[B, width, H, W]`."""
+        normed: Tensor = self.bn(self.conv(x).permute(0, 2, 3, 1))
+        return normed.permute(0, 3, 1, 2)
 
 
 class _SqueezeExcite(nn.Module):
-    """Every channel times a gate in 0..1 that is computed from the means of all channels."""
+    """Multiply each channel by a gate in 0..1 that is computed from the means of all channels."""
 
     def __init__(self, width: int, reduced: int) -> None:
         super().__init__()
@@ -112,16 +118,19 @@ class _SqueezeExcite(nn.Module):
         self.fc2 = nn.Conv2d(reduced, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.fc2(F.silu(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()
+        """Map `[B, width, H, W]` to the same shape."""
+        gate: Tensor = self.fc2(F.silu(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()
+        return x * gate
 
 
 def _stage(depth: int, width_in: int, width: int) -> nn.Sequential:
+    """Chain `depth` blocks named b1, b2, ... as in timm; the first one changes the width."""
     widths = [width_in] + [width] * (depth - 1)
     return nn.Sequential(OrderedDict((f"b{i}", _Bottleneck(before, width)) for i, before in enumerate(widths, 1)))
 
 
 def pooled_grid(grid: int, tokens: int) -> int:
-    """Tokens along one edge: 12 for 144.
+    """Return the number of tokens along one edge of the pooled grid: 12 for 144 tokens.
 
     Raises:
         UserError: `tokens` is not the square of a whole number from 1 to `grid`.
@@ -134,17 +143,18 @@ def pooled_grid(grid: int, tokens: int) -> int:
 
 
 def pool_coverage(coverage: Tensor, grid: int, pooled: int) -> Tensor:
-    """What a region covers of each token that is pooled from patches: the mean over the very window of patches that
-    `AdaptiveAvgPool2d` averages into the token.
+    """Average each region's coverage over the patches that are pooled into one token.
 
-    Cell i of an edge has the patches from floor(i * grid / pooled) to before ceil((i + 1) * grid / pooled).
+    The windows are those of `AdaptiveAvgPool2d`: along an edge, cell i has the patches from floor(i * grid / pooled) up
+    to, but not including, ceil((i + 1) * grid / pooled).
 
     Args:
-        coverage: uint8 `[R, grid * grid]`, 255ths of each patch, row by row from the top left.
+        coverage: uint8 `[R, grid * grid]`, in 255ths of each patch, row by row from the top left.
         grid: patches along one edge.
         pooled: tokens along one edge, at most `grid`.
 
     Returns:
-        float32 `[R, pooled * pooled]`, 255ths from 0 to 255, not rounded; the same numbers where `pooled == grid`.
+        float32 `[R, pooled * pooled]`, in 255ths from 0 to 255, not rounded; where `pooled == grid` the numbers are
+        those of `coverage`.
     """
     return F.adaptive_avg_pool2d(coverage.float().view(-1, grid, grid), pooled).flatten(1)

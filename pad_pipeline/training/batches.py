@@ -1,12 +1,13 @@
-"""Examples -> micro-batches, decoded ahead of the model."""
+"""Collate examples into micro-batches, and decode their images in threads ahead of the model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,48 +18,50 @@ from pad_pipeline.training.template import IMAGE
 
 
 class Batch(NamedTuple):
-    """A micro-batch of B sequences of T tokens, I of them with an image."""
+    """A micro-batch of B sequences of T tokens, with I images of M vision tokens each, and R regions."""
 
     keys: list[str]
+    """Names of the B samples."""
     ids: Tensor
-    """`[B, T]` token ids, padded at the right; 0 where a vision token goes."""
+    """int64 `[B, T]`: token ids, padded at the right; 0 where a vision token goes."""
     pixels: Tensor
-    """`[I, 3, size, size]`."""
+    """float32 `[I, 3, size, size]`, normalized."""
     vision_at: Tensor
-    """`[I * M]`: the places of the vision tokens in the flattened ids."""
+    """int64 `[I * M]`: the positions of the vision tokens in the flattened ids."""
     predicting: Tensor
-    """`[N]`: the places in the flattened ids after which a supervised token comes. Indices, because a mask would make
-    the GPU wait for the CPU to count it."""
+    """int64 `[N]`: the positions in the flattened ids after which a supervised token comes. They are indices, because
+    the GPU would have to wait for the CPU to count a mask."""
     targets: Tensor
-    """`[N]`, those tokens."""
+    """int64 `[N]`: the supervised tokens."""
     coverage: Tensor
-    """uint8 `[R, grid * grid]`, the regions of all images one after another."""
+    """uint8 `[R, grid * grid]`: the regions of all images, one after another, in 255ths of each patch."""
     embeds: Tensor
-    """`[R, d]`."""
+    """float16 `[R, d]`: the label embedding of each region."""
     image: Tensor
-    """`[R]`, the image that each region belongs to."""
+    """int64 `[R]`: the image (a row of `pixels`) that each region belongs to."""
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on `device`."""
+        """Return the batch with all tensors on `device`."""
         moved = (part.to(device, non_blocking=True) for part in self[1:])
         return Batch(self.keys, *moved)
 
 
 class Step(NamedTuple):
-    """What one rank computes of a step."""
+    """The part of one optimizer step that one rank computes."""
 
     parts: list[Batch]
+    """The micro-batches, in the order in which they are computed."""
     problems: list[tuple[str, str]]
-    """Keys of the samples from which nothing can be learned, with the reason."""
+    """Keys of the samples from which nothing can be learned, each with the reason."""
 
 
 def collate(examples: list[Example], sight: Sight) -> Batch:
-    """Stack examples, at least one; texts are padded to the longest."""
+    """Stack one or more examples into a batch, and pad their texts to the longest one."""
     rows = [_expanded(example, sight.tokens) for example in examples]
     ids = torch.zeros(len(rows), max(1, max(len(tokens) for tokens, *_ in rows)), dtype=torch.long)
-    vision_at: list[np.ndarray] = []
-    predicting: list[np.ndarray] = []
-    targets: list[np.ndarray] = []
+    vision_at: list[npt.NDArray[np.int64]] = []
+    predicting: list[npt.NDArray[np.int64]] = []
+    targets: list[npt.NDArray[np.int64]] = []
     for row, (tokens, vision, supervised) in enumerate(rows):
         ids[row, : len(tokens)] = torch.from_numpy(tokens)
         start = row * ids.shape[1]
@@ -83,15 +86,21 @@ def collate(examples: list[Example], sight: Sight) -> Batch:
     )
 
 
-def _joined(parts: list[np.ndarray]) -> Tensor:
+def _joined(parts: list[npt.NDArray[np.int64]]) -> Tensor:
     return torch.from_numpy(np.concatenate(parts).astype(np.int64))
 
 
-def _expanded(example: Example, vision_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids with a 0 for each vision token; the places of these; the places of the supervised tokens."""
+def _expanded(
+    example: Example, vision_tokens: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Replace the image's mark among an example's token ids by one 0 for each vision token.
+
+    Returns:
+        The ids, the positions of the vision tokens in them, and the positions of the supervised tokens.
+    """
     ids, supervised = np.array(example.text.ids, np.int64), np.array(example.text.supervised, bool)
-    times = np.where(ids == IMAGE, vision_tokens, 1)
-    ids, supervised = np.repeat(ids, times), np.repeat(supervised, times)
+    repeats = np.where(ids == IMAGE, vision_tokens, 1)
+    ids, supervised = np.repeat(ids, repeats), np.repeat(supervised, repeats)
     vision = np.flatnonzero(ids == IMAGE)
     return np.where(ids == IMAGE, 0, ids), vision, np.flatnonzero(supervised)
 
@@ -99,27 +108,39 @@ def _expanded(example: Example, vision_tokens: int) -> tuple[np.ndarray, np.ndar
 def steps(
     examples: Examples, order: Order, settings: TrainSettings, span: range, rank: int = 0, world: int = 1
 ) -> Iterator[Step]:
-    """What a rank computes in each step of `span`; images are decoded ahead in threads, two steps' worth at most.
+    """Yield the micro-batches of one rank for each step of `span`.
 
-    Long texts go together, so that a micro-batch is padded little; the step's losses do not ask for an order.
+    Images are decoded ahead of the model in threads, those of two steps at most. Texts of like length share a
+    micro-batch, so that little is padded; a step's losses do not depend on the order of its samples.
+
+    Args:
+        examples: the samples.
+        order: says which samples are in which step.
+        settings: micro-batch size and number of threads.
+        span: numbers of the steps.
+        rank: number of this rank, from 0.
+        world: number of ranks.
     """
-    ahead: list[tuple[int, list[Any]]] = []
+    ahead: list[tuple[int, list[Future[Example]]]] = []
     upcoming = iter(span)
     with ThreadPoolExecutor(settings.loader_threads, thread_name_prefix="loader") as threads:
         try:
             for _ in span:
+                # Start to decode the next steps.
                 while len(ahead) < 2 and (later := next(upcoming, None)) is not None:
                     numbers = order.step(later)
-                    mine = numbers[rank::world].tolist()
+                    of_rank = numbers[rank::world].tolist()
                     most = -(-len(numbers) // world)
-                    ahead.append((most, [threads.submit(examples.__getitem__, number) for number in mine]))
+                    ahead.append((most, [threads.submit(examples.__getitem__, number) for number in of_rank]))
+                # Wait for this step's samples, and collate them.
                 most, futures = ahead.pop(0)
                 ready = [future.result() for future in futures]
                 problems = [(example.key, example.problem) for example in ready if example.problem]
                 ready.sort(key=lambda example: -len(example.text.ids))
+                # Every rank runs the same number of micro-batches, because each one may contain a collective.
                 parts = [
                     collate(ready[at : at + settings.micro_batch] or [examples.nothing], examples.sight)
-                    for at in range(0, most, settings.micro_batch)  # as many on each rank: they may meet in each
+                    for at in range(0, most, settings.micro_batch)
                 ]
                 yield Step(parts, problems)
         finally:

@@ -1,4 +1,4 @@
-"""An exported model that answers questions about an image."""
+"""Load an exported model, and let it answer questions about images."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ KINDS = {
     LlavaConfig.model_type: LlavaForConditionalGeneration,
     AbstractorLlavaConfig.model_type: AbstractorLlava,
 }  # fmt: skip
-"""Models by the `model_type` of their config.json. Both are classes from here: a folder's own code never runs."""
+"""Model classes by the `model_type` of their config.json. Both come from installed packages: code in a model's folder
+never runs."""
 
 
 class Loaded(NamedTuple):
-    """A LLaVA folder in memory: on the GPU in bfloat16 if there is one, else on the CPU in float32."""
+    """A LLaVA folder in memory: in bfloat16 on a GPU if there is one, else in float32 on the CPU."""
 
     folder: Path
     model: Any
@@ -41,14 +42,13 @@ class Loaded(NamedTuple):
 
 
 def load_llava(folder: Path) -> Loaded:
-    """Load an exported model.
+    """Load an exported model, with the LoRA adapters in its folder where they were not merged.
 
     Args:
-        folder: what `pad train` wrote as `hf/`, or the folder around it, or another Hugging Face LLaVA folder; with the
-            adapters in it, where LoRA's were not merged.
+        folder: the `hf/` that `pad train` wrote, or the folder around it, or another Hugging Face LLaVA folder.
 
     Raises:
-        UserError: it is none of these, or damaged.
+        UserError: `folder` is none of these, or damaged.
     """
     folder = llava_folder(folder)
     kind = KINDS[read_config("--model", folder, set(KINDS))["model_type"]]
@@ -61,10 +61,10 @@ def load_llava(folder: Path) -> Loaded:
 
 
 def llava_folder(folder: Path) -> Path:
-    """The folder itself, or the `hf/` in what `pad train` wrote.
+    """Return `folder`, or the `hf/` in it where `folder` is the output of `pad train`.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such folder.
     """
     if not (folder / "config.json").exists() and (folder / "hf").is_dir():
         folder = folder / "hf"
@@ -74,13 +74,13 @@ def llava_folder(folder: Path) -> Path:
 
 
 class Chat:
-    """A loaded model that answers.
+    """A loaded model that answers questions about images.
 
     Args:
         folder: as in `load_llava`.
 
     Raises:
-        UserError: as there, or it does not say how a question is put.
+        UserError: as in `load_llava`; or the folder has no chat template, or one that fails.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -88,42 +88,53 @@ class Chat:
         if not self.processor.chat_template:
             rule = "it has no chat_template.jinja, which says how a question is put"
             raise UserError("--model", self.folder, rule, "give a model that was trained on dialogues")
-        # A template that fails is told at once; and a tokenizer whose file says that it pads or cuts is set right here:
-        # it can't be while another thread uses it ("Already borrowed").
-        self.put(Image.new("RGB", (8, 8)), "")
+        # This first question reports a template that fails at once. It also lets the tokenizer reset the padding and
+        # cutting that its file may ask for: it can't while another thread uses it ("Already borrowed").
+        self.prepare(Image.new("RGB", (8, 8)), "")
 
     def answer(self, image: Image.Image, question: str, max_tokens: int = 256) -> str:
-        """What the model says to one question about an upright RGB image, the likeliest token each time.
+        """Answer one question about an upright RGB image, with the likeliest token at each position.
 
         Raises:
             UserError: the folder's chat template fails.
         """
-        return self.answers([self.put(image, question)], max_tokens)[0]
+        return self.answers([self.prepare(image, question)], max_tokens)[0]
 
     @torch.inference_mode()
-    def answers(self, asked: Sequence[dict[str, torch.Tensor]], max_tokens: int = 256, batch: int = 16) -> list[str]:
-        """The same for many that `put` made: up to `batch` at a time whose prompts are of one length, so that none is
-        padded. The more are given, the fuller the batches."""
+    def answers(
+        self, inputs: Sequence[dict[str, torch.Tensor]], max_tokens: int = 256, batch: int = 16, one_line: bool = False
+    ) -> list[str]:
+        """Answer many questions that `prepare` or `show` made ready.
+
+        Prompts of one length are answered together, up to `batch` at a time, so that none is padded. The more questions
+        one call has, the fuller the batches.
+
+        Args:
+            inputs: one dictionary of model inputs for each question.
+            max_tokens: number of tokens after which an answer is cut.
+            batch: largest number of questions at a time.
+            one_line: whether an answer ends with its first line; template `plain` teaches no other end.
+        """
         groups: dict[int, list[int]] = {}
-        for position, one in enumerate(asked):
+        for position, one in enumerate(inputs):
             groups.setdefault(one["input_ids"].shape[1], []).append(position)
-        said = [""] * len(asked)
-        ends = self._ends()
-        more = {"pad_token_id": ends[0]} if ends else {}
+        answers = [""] * len(inputs)
+        ends = self._ends(one_line)
+        more = {"eos_token_id": ends, "pad_token_id": ends[0]} if ends else {}
         for length, same in groups.items():
             for positions in (same[start : start + batch] for start in range(0, len(same), batch)):
                 together = {
-                    name: torch.cat([asked[position][name] for position in positions]).to(self.device)
-                    for name in asked[positions[0]]
+                    name: torch.cat([inputs[position][name] for position in positions]).to(self.device)
+                    for name in inputs[positions[0]]
                 }
                 rows = self.model.generate(**together, max_new_tokens=max_tokens, do_sample=False, **more)
                 for position, row in zip(positions, rows[:, length:].tolist(), strict=True):
                     stop = next((at for at, token in enumerate(row) if token in ends), len(row))
-                    said[position] = str(self.processor.decode(row[:stop], skip_special_tokens=True)).strip()
-        return said
+                    answers[position] = str(self.processor.decode(row[:stop], skip_special_tokens=True)).strip()
+        return answers
 
-    def put(self, image: Image.Image, question: str) -> dict[str, torch.Tensor]:
-        """A question about an upright RGB image as the model takes it, on the CPU. Threads may call it.
+    def prepare(self, image: Image.Image, question: str) -> dict[str, torch.Tensor]:
+        """Make the model's inputs, on the CPU, of a question about an upright RGB image. Threads may call it.
 
         Raises:
             UserError: the folder's chat template fails.
@@ -131,28 +142,37 @@ class Chat:
         text = question.replace(IMAGE_MARK, "")
         roles = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
         try:
-            made = self.processor.apply_chat_template(
+            inputs = self.processor.apply_chat_template(
                 roles, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
             )
         except Exception as error:  # a template is a program of its own
             rule = f"its chat template fails ({type(error).__name__}: {error})"
             raise UserError("--model", self.folder, rule, "export it again with pad train") from error
-        return dict(made)
+        return dict(inputs)
 
-    def _ends(self) -> list[int]:
+    def show(self, image: Image.Image) -> dict[str, torch.Tensor]:
+        """Return an upright RGB image alone as the model takes it, on the CPU: a model of template `plain` continues it
+        with a caption."""
+        text = (self.processor.tokenizer.bos_token or "") + IMAGE_MARK
+        return dict(self.processor(images=image, text=text, add_special_tokens=False, return_tensors="pt"))
+
+    def _ends(self, one_line: bool) -> list[int]:
+        """Return the tokens that end an answer; none where the model's generation config names none."""
         ends = self.model.generation_config.eos_token_id
-        return ends if isinstance(ends, list) else [] if ends is None else [ends]
+        ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        newline = self.processor.tokenizer("\n", add_special_tokens=False)["input_ids"][-1:]
+        return [*ends, *newline] if one_line else ends
 
 
 def load_processor(folder: Path) -> Any:
-    """What shows images to the model and puts questions.
+    """Load the processor, which makes a model's inputs of images and questions.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: the processor is missing or damaged.
     """
     try:
         with quiet():
-            # Pillow's resize is the training's, to the bit.
+            # The training resizes with Pillow, so this backend gives the same pixels to the bit.
             return LlavaProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, backend="pil")
     except Exception as error:
         rule = f"its processor can't be loaded ({type(error).__name__}: {str(error)[:300]})"
@@ -160,15 +180,20 @@ def load_processor(folder: Path) -> Any:
 
 
 def shown_fit(processor: Any) -> Fit:
-    """How a processor makes an image square: pad, crop or stretch."""
+    """Return how a processor makes an image square: `pad`, `crop` or `stretch`."""
     images = processor.image_processor
-    stock = isinstance(images, CLIPImageProcessor | CLIPImageProcessorPil)  # which says `do_pad` and does not pad
+    stock = isinstance(images, CLIPImageProcessor | CLIPImageProcessorPil)  # CLIP's takes `do_pad` and does not pad
     if getattr(images, "do_pad", False) and not stock:
         return "pad"
     return "crop" if getattr(images, "do_center_crop", False) else "stretch"
 
 
 def _adapted(model: Any, folder: Path) -> Any:
+    """Return `model` with the LoRA adapters of its folder, where it has any.
+
+    Raises:
+        UserError: peft is not installed, or the adapters can't be loaded.
+    """
     adapters = folder / ADAPTER
     if not adapters.is_dir():
         return model

@@ -1,9 +1,11 @@
-"""Checkpoints: what learns, its optimizer and the step; whole or not there; loadable on another number of ranks."""
+"""Save and load checkpoints: the trainable parameters, the optimizer's state and the number of the step.
+
+A checkpoint is whole or not there, and can be loaded on another number of ranks than the one that saved it.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from contextlib import suppress
@@ -21,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.storage import Folder, whole
 from pad_pipeline.training.ranks import Ranks
 
 _NAME = re.compile(r"step-([0-9]{8,})")
@@ -31,40 +34,43 @@ class Saved(NamedTuple):
     """A checkpoint on disk."""
 
     step: int
-    """Steps that were done."""
+    """Number of steps that were done when it was saved."""
     path: Path
     loss: float | None
-    """On the held-out samples."""
+    """Loss on the held-out samples; None where it was not measured."""
 
 
 class Checkpoints:
     """The checkpoints of a run, in `step-00000100/` and so on.
 
-    Order of samples, learning rate, beta and dropout's seeds are functions of the step, so the step is all that has to
-    be known of them.
+    The order of samples, the learning rate, beta and dropout's seeds are functions of the step, so a checkpoint needs
+    no more than the step's number to restore them.
 
     Args:
-        folder: where they lie.
-        keep: how many of the latest are kept, beside the best.
+        folder: folder that holds the checkpoints.
+        keep: number of the latest checkpoints that are kept, beside the best.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
 
     def saved(self) -> list[Saved]:
-        """The whole ones, the latest last."""
-        found = []
+        """Return the checkpoints that are whole, the latest last."""
+        whole = []
         for path in self.folder.glob("step-*"):
             if name := _NAME.fullmatch(path.name):
-                with suppress(OSError, ValueError, KeyError, TypeError):  # then it is not whole
+                with suppress(OSError, ValueError, KeyError, TypeError):  # such a checkpoint is not whole
                     facts = json.loads((path / FACTS).read_text())
-                    found.append(Saved(int(name[1]), path, facts["held_out_loss"]))
-        return sorted(found)
+                    whole.append(Saved(int(name[1]), path, facts["held_out_loss"]))
+        return sorted(whole)
 
     def save(
         self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks, loss: float | None = None
     ) -> None:
-        """Write one; all ranks must call it. A process that dies meanwhile leaves what was there before."""
+        """Write a checkpoint of step `step`; all ranks must call it.
+
+        A process that dies while it writes leaves the earlier checkpoints as they were.
+        """
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         state = {
             "model": get_model_state_dict(model, options=options),
@@ -77,27 +83,15 @@ class Checkpoints:
 
     def _write(self, step: int, state: dict[str, Any], facts: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.glob(".step-*.partial"):
-            shutil.rmtree(left)
-        partial = self.folder / f".step-{step:08d}.partial"
-        partial.mkdir()
-        with (partial / STATE).open("wb") as stream:
-            torch.save(state, stream)
-            _sync(stream.fileno())
-        with (partial / FACTS).open("w") as text:
-            json.dump(facts, text)
-            text.flush()
-            _sync(text.fileno())
-        final = self.folder / f"step-{step:08d}"
-        if final.exists():
-            shutil.rmtree(final)  # of the same step, from before a stop
-        partial.rename(final)
-        for folder in (final, self.folder):
-            handle = os.open(folder, os.O_RDONLY)
-            _sync(handle)
-            os.close(handle)
+        Folder(self.folder).clean()
+        with whole(self.folder / f"step-{step:08d}") as partial:
+            partial.mkdir()
+            with (partial / STATE).open("wb") as stream:  # so that a full disk is an OSError
+                torch.save(state, stream)
+            (partial / FACTS).write_text(json.dumps(facts))
 
     def _forget(self) -> None:
+        """Delete all checkpoints but the latest `keep` and the best."""
         saved = self.saved()
         best = min(((one.loss, one) for one in saved if one.loss is not None), default=(0.0, None))[1]
         for old in saved[: -self.keep]:
@@ -105,10 +99,10 @@ class Checkpoints:
                 shutil.rmtree(old.path)
 
     def load(self, saved: Saved, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
-        """Put a checkpoint into model and optimizer; all ranks must call it.
+        """Load a checkpoint into `model` and `optimizer`; all ranks must call it.
 
         Raises:
-            UserError: it is damaged, or another model's.
+            UserError: the checkpoint is damaged, or of another model.
         """
         state: dict[str, Any] = {"model": {}, "optimizer": {}}
         if ranks.first:
@@ -125,8 +119,4 @@ class Checkpoints:
             set_optimizer_state_dict(model, optimizer, state["optimizer"], options=options)
         except (RuntimeError, KeyError, ValueError) as error:
             rule = f"it is of another model ({str(error).splitlines()[0]})"
-            raise UserError("checkpoint", saved.path, rule, "train into a new --out") from error
-
-
-def _sync(handle: int) -> None:
-    os.fsync(handle)
+            raise UserError("checkpoint", saved.path, rule, "name another `out`") from error

@@ -1,4 +1,4 @@
-"""Where samples come from: PAD shards, read by offset from their indexes, or dialogues of a LLaVA JSON."""
+"""Read the samples of a training from PAD shards (by offset, through their indexes) or from a LLaVA JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -24,7 +26,8 @@ from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.training.template import IMAGE, Encoded, Template
 
 _IMAGE_WORDS = 128
-"""What an image counts for, when lengths are guessed from words; as in LLaVA's grouping."""
+"""Number of words that an image counts as when a sample's length is estimated from its words; LLaVA's grouping uses
+the same number."""
 NOTHING = Encoded([], [])
 """A sequence without a token."""
 
@@ -33,15 +36,16 @@ class Example(NamedTuple):
     """One sample, ready to be collated."""
 
     key: str
+    """Name of the sample in its shard, or of the record in the LLaVA JSON."""
     text: Encoded
     pixels: Tensor | None
     """float32 `[3, size, size]`, normalized; None where there is no image."""
-    coverage: np.ndarray
-    """uint8 `[R, grid * grid]`: how much each patch belongs to each region, of 255."""
-    embeds: np.ndarray
-    """float16 `[R, d]`."""
+    coverage: npt.NDArray[np.uint8]
+    """uint8 `[R, grid * grid]`: how much of each patch belongs to each region, 0..255."""
+    embeds: npt.NDArray[np.float16]
+    """float16 `[R, d]`: the label embedding of each region."""
     problem: str = ""
-    """Why nothing can be learned from it."""
+    """Why nothing can be learned from the sample; empty where something can."""
 
 
 class Sight(NamedTuple):
@@ -49,52 +53,58 @@ class Sight(NamedTuple):
 
     view: View
     mean: list[float]
-    """Of the tower's normalization, per channel, 0..1; also the color beside padded images."""
+    """Mean of the tower's normalization, per channel, 0..1; also the color beside padded images."""
     std: list[float]
+    """Standard deviation of the tower's normalization, per channel, 0..1."""
     tokens: int
-    """Vision tokens that the projector makes of one."""
+    """Number of vision tokens that the projector makes of one image."""
 
     def nothing(self, width: int) -> Example:
-        """A sample of nothing, for an LLM with embeddings of `width` numbers."""
+        """Return an example without text, image and regions, for label embeddings of `width` numbers."""
         return Example("", NOTHING, None, np.zeros((0, self.view.grid**2), np.uint8), np.zeros((0, width), np.float16))
 
     def pixels(self, data: bytes, decoding: DecodeSettings) -> Tensor:
-        """The normalized view of an image file, float32 `[3, size, size]`.
+        """Return the normalized view of an image file, float32 `[3, size, size]`.
 
         Raises:
-            BadImage: it is none.
+            BadImage: `data` is not an image that can be decoded.
         """
+        return self.normalized(decode(data, decoding)[0])
+
+    def normalized(self, image: Image.Image) -> Tensor:
+        """Return the normalized view of an upright RGB image, float32 `[3, size, size]`."""
         red, green, blue = (int(255 * channel) for channel in self.mean)
-        image = self.view.apply(decode(data, decoding)[0], (red, green, blue))
+        image = self.view.apply(image, (red, green, blue))
         pixels = torch.from_numpy(np.asarray(image, np.float32).transpose(2, 0, 1) / 255)
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         return (pixels - mean) / std
 
 
 class Examples(Protocol):
-    """Samples by number."""
+    """The samples of a training, read by number."""
 
     sight: Sight
-    """How their images are shown."""
+    """How the images are shown to the vision tower."""
     nothing: Example
-    """A sample of nothing, where a rank has none."""
-    lengths: np.ndarray | None
-    """int `[samples]`, about how long each is; None where that is not known without reading them."""
-    with_image: np.ndarray | None
-    """bool `[samples]`, which have an image; None: all."""
+    """An example without text, image and regions, which fills the batch of a rank that has no sample."""
+    lengths: npt.NDArray[np.integer[Any]] | None
+    """int `[samples]`: the approximate length of each sample, in words; None where it is not known before the samples
+    are read."""
+    with_image: npt.NDArray[np.bool_] | None
+    """bool `[samples]`: which samples have an image; None where all have."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, number: int) -> Example:
-        """Sample `number`; from several threads at once."""
+        """Read sample `number`. Several threads may call it at once."""
         ...
 
 
 def check_room(settings: TrainSettings, vision_tokens: int) -> None:
-    """An image and something to say about it must fit into a sequence.
+    """Check that an image and at least one token of text fit into a sequence.
 
     Raises:
-        UserError: they don't.
+        UserError: `max_length` is too small for both.
     """
     if settings.max_length < 2 + vision_tokens:
         rule = f"the image alone takes {vision_tokens} tokens, and BOS and a caption want more"
@@ -102,18 +112,21 @@ def check_room(settings: TrainSettings, vision_tokens: int) -> None:
 
 
 class ShardExamples:
-    """The `ok` and `empty` samples of a run.
+    """The samples of a run whose status is `ok` or `empty`.
 
     Args:
-        shards: where they are.
-        sight: their view, and the tower's normalization.
-        template: of the text.
-        settings: the training's.
-        embedder: gives the labels' embeddings anew, where the shards were built for another LLM.
+        shards: the run's folder.
+        sight: the shards' view, and the tower's normalization.
+        template: makes token ids of captions and conversations.
+        settings: the training's settings.
+        embedder: embeds the labels again where the shards were built for another LLM; else None.
+
+    Raises:
+        UserError: every image of the run failed, or run.json has no usable decode settings.
     """
 
-    lengths: np.ndarray | None = None
-    with_image: np.ndarray | None = None
+    lengths: npt.NDArray[np.integer[Any]] | None = None
+    with_image: npt.NDArray[np.bool_] | None = None
 
     def __init__(
         self,
@@ -143,12 +156,13 @@ class ShardExamples:
             embeds = self.embedder([region["label"] for region in sample.meta["regions"]])
         text, problem = self._text(sample)
         if problem and len(coverage) and max(self.settings.beta_start, self.settings.beta_end) > 0:
-            text, problem = Encoded([IMAGE], [False]), ""  # its regions teach
+            text, problem = Encoded([IMAGE], [False]), ""  # no text to learn from, but L_patch learns from the regions
         if problem:
             return self.nothing._replace(key=sample.key, problem=problem)
         return Example(sample.key, text, self.sight.pixels(sample.image, self.decoding), coverage, embeds)
 
     def _text(self, sample: Sample) -> tuple[Encoded, str]:
+        """Return the sample's token ids and "", or no ids and the reason why there are none."""
         caption, turns = sample.meta["caption"], sample.meta["conversations"]
         if self.template.name == "plain":
             if not caption.strip():
@@ -158,14 +172,19 @@ class ShardExamples:
 
 
 class DialogueExamples:
-    """The records of a LLaVA JSON, with an image or without. They are read once, and kept on disk by offset.
+    """The records of a LLaVA JSON, each with an image or without.
+
+    The JSON is read once. Its records are then kept in a temporary file and read by offset.
 
     Args:
         source: the JSON, local or remote.
-        sight: the tower's view.
-        template: of the text.
-        settings: the training's.
-        width: of an embedding.
+        sight: the view and the normalization of the vision tower.
+        template: makes token ids of conversations.
+        settings: the training's settings.
+        width: number of values in a label embedding.
+
+    Raises:
+        UserError: the JSON holds no record, or can't be read.
     """
 
     def __init__(
@@ -186,8 +205,8 @@ class DialogueExamples:
                 lengths.append(words + _IMAGE_WORDS * bool(kept["image"]))
                 with_image.append(bool(kept["image"]))
         self._offsets = np.array(offsets, np.int64)
-        self.lengths: np.ndarray | None = np.array(lengths, np.int32)
-        self.with_image: np.ndarray | None = np.array(with_image, bool)
+        self.lengths: npt.NDArray[np.integer[Any]] | None = np.array(lengths, np.int32)
+        self.with_image: npt.NDArray[np.bool_] | None = np.array(with_image, bool)
         if not lengths:
             raise UserError("--data", source.origin, "it has no record", "give a LLaVA JSON with dialogues")
 
@@ -215,7 +234,7 @@ class DialogueExamples:
 
 
 def _record(record: Any, number: int) -> dict[str, Any]:
-    """What is kept of a record: its name, image ("" for none), turns, and what is wrong with it."""
+    """Return what is kept of a record: its key, image ("" for none), turns, and problem ("" for none)."""
     key = f"record-{number}"
     if not isinstance(record, dict):
         return {"key": key, "image": "", "turns": [], "problem": "it is no object"}
@@ -226,7 +245,7 @@ def _record(record: Any, number: int) -> dict[str, Any]:
             problem = f"it has {len(image)} images, and one at most can be shown"
             return {"key": key, "image": "", "turns": [], "problem": problem}
         image = image[0] if image else None
-    # Without an image a record is checked as any other, under a name that is never opened.
+    # A record without an image passes the same checks, with a file name that is never opened.
     planned = read_record(record, number, key, "none" if image is None else image)
     kept = {"key": key, "image": "" if image is None else planned.source, "turns": list(planned.conversations)}
     return kept | {"problem": planned.problem}
@@ -235,6 +254,7 @@ def _record(record: Any, number: int) -> dict[str, Any]:
 def _dialogue(
     template: Template, turns: list[dict[str, str]], image: bool, image_tokens: int, settings: TrainSettings
 ) -> tuple[Encoded, str]:
+    """Return a conversation's token ids and "", or no ids and the reason why there are none."""
     try:
         return _cut(template(turns, image), image_tokens, settings)
     except ValueError as error:
@@ -242,6 +262,7 @@ def _dialogue(
 
 
 def _cut(text: Encoded, image_tokens: int, settings: TrainSettings) -> tuple[Encoded, str]:
+    """Cut a sequence to `max_length`; return it and "", or no ids and the reason where no supervised token is left."""
     text = text.cut(settings.max_length, image_tokens)
     if not any(text.supervised):
         return NOTHING, f"nothing of its answers is within max_length = {settings.max_length} tokens"
@@ -249,7 +270,11 @@ def _cut(text: Encoded, image_tokens: int, settings: TrainSettings) -> tuple[Enc
 
 
 def decode_settings(shards: ShardFolder) -> DecodeSettings:
-    """How the run decoded its images."""
+    """Return the settings with which the run decoded its images.
+
+    Raises:
+        UserError: run.json holds no usable ones.
+    """
     try:
         return DecodeSettings.model_validate(shards.run.settings["decode"])
     except (KeyError, ValidationError) as error:

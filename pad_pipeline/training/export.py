@@ -1,6 +1,6 @@
-"""The trained model as a Hugging Face LLaVA folder, which stock transformers loads and generates from.
+"""Export the trained model as a Hugging Face LLaVA folder, which stock transformers loads and generates from.
 
-Nothing here changes the model: weights are shared or copied, never moved.
+The functions leave the model as it is: they share or copy its weights and never move them.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ from pad_pipeline.training.ranks import Ranks
 from pad_pipeline.training.template import IMAGE, IMAGE_MARK, SYSTEM, Template, TemplateName
 
 ADAPTER = "adapter"
-"""Folder of LoRA's adapters that were not merged, beside the model that they go with."""
+"""Name of the folder, within `hf/`, that holds LoRA's adapters where they were not merged."""
 
 
 def export(model: MultimodalModel, view: View, out: Path, here: Ranks) -> None:
-    """What comes out of a training, written by the first rank: `mm_projector.bin`, and the Hugging Face folder
-    `hf/`."""
+    """Write a training's results into `out`: `mm_projector.bin`, and the Hugging Face folder `hf/`.
+
+    The first rank writes; all ranks must call it.
+    """
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state = get_model_state_dict(model, options=options)
@@ -53,16 +55,16 @@ def export(model: MultimodalModel, view: View, out: Path, here: Ranks) -> None:
 
 
 def export_llava(model: MultimodalModel, view: View, folder: Path) -> None:
-    """Write tower, projector and LLM, and a processor that crops, pads or stretches as in training.
+    """Write tower, projector, LLM and processor into `folder`; the processor crops, pads or stretches as in training.
 
-    A C-Abstractor needs two Python files, which are written too; adapters that are not merged go into `adapter/`.
+    A C-Abstractor needs two Python files, which are written too. Adapters that are not merged go into `adapter/`.
     """
     tokenizer = copy.deepcopy(model.tokenizer)
     tokenizer.add_tokens([IMAGE_MARK], special_tokens=True)
     state = _weights(model, len(tokenizer))
     config = _config(model, tokenizer.convert_tokens_to_ids(IMAGE_MARK), state)
     kind = AbstractorLlava if isinstance(config, AbstractorLlavaConfig) else LlavaForConditionalGeneration
-    with torch.device("meta"):  # no second copy of the weights: they are put in below
+    with torch.device("meta"):  # without memory: the model's own weights are assigned below, and not copied
         llava = kind(config)
     llava.load_state_dict(state, assign=True)
     llava.tie_weights()
@@ -80,6 +82,7 @@ def export_llava(model: MultimodalModel, view: View, folder: Path) -> None:
 
 
 def _config(model: MultimodalModel, image_token: int, state: dict[str, Tensor]) -> LlavaConfig:
+    """Return the folder's config.json: stock LLaVA's, or one that names the C-Abstractor's classes and sizes."""
     text = copy.deepcopy(model.llm.config)
     text.vocab_size = len(state["lm_head.weight"])
     shared = {
@@ -100,6 +103,7 @@ def _config(model: MultimodalModel, image_token: int, state: dict[str, Tensor]) 
 
 
 def _sizes(projector: CAbstractor) -> dict[str, int]:
+    """Return the arguments with which `CAbstractor` makes a projector of the same shape."""
     first = projector.readout[0]
     assert isinstance(first, nn.Linear)
     return {
@@ -114,12 +118,14 @@ def _sizes(projector: CAbstractor) -> dict[str, int]:
 
 
 def _select(model: MultimodalModel) -> str:
-    """CLIP's CLS token is dropped by the "default" strategy; SigLIP has none."""
+    """Return LLaVA's strategy for the tower's output: "default" drops CLIP's CLS token, "full" keeps all of SigLIP's
+    tokens, among which there is no CLS."""
     return "full" if model.vision_config["model_type"].startswith("siglip") else "default"
 
 
 def _weights(model: MultimodalModel, tokens: int) -> dict[str, Tensor]:
-    """All weights, by the names that they have in LLaVA and in the LLM's type of number; at least `tokens` words."""
+    """Return all weights by their names in LLaVA, in the LLM's dtype, with word embeddings for `tokens` tokens at
+    least."""
     settings = model.settings
     merge = settings.llm == "lora" and settings.lora.merge
     state = {f"model.vision_tower.{name}": value for name, value in model.tower.state_dict().items()}
@@ -132,23 +138,26 @@ def _weights(model: MultimodalModel, tokens: int) -> dict[str, Tensor]:
 
 
 def _projector_weights(projector: nn.Module) -> dict[str, Tensor]:
-    """As in stock LLaVA, which has two layers: a single Linear is followed by the identity, which is exact."""
-    own = projector.state_dict()
+    """Return the projector's weights by their names in LLaVA.
+
+    Stock LLaVA has two layers, so a projector of one Linear gets the identity as its second layer, which is exact.
+    """
+    weights = projector.state_dict()
     if isinstance(projector, CAbstractor):
-        return own
+        return weights
     if isinstance(projector, nn.Linear):
         identity = torch.eye(projector.out_features, device=projector.weight.device)
-        own = {
-            "0.weight": own["weight"],
-            "0.bias": own["bias"],
+        weights = {
+            "0.weight": weights["weight"],
+            "0.bias": weights["bias"],
             "2.weight": identity,
             "2.bias": identity.new_zeros(len(identity)),
         }
-    return {{"0": "linear_1", "2": "linear_2"}[name[0]] + name[1:]: value for name, value in own.items()}
+    return {{"0": "linear_1", "2": "linear_2"}[name[0]] + name[1:]: value for name, value in weights.items()}
 
 
 def _word_weights(llm: Any) -> dict[str, Tensor]:
-    """Of the embedding and of the output layer; one tensor under two names where they are tied."""
+    """Return the weights of the embedding and of the output layer; tied layers share one tensor under two names."""
     first, last = llm.get_input_embeddings().weight, llm.get_output_embeddings().weight
     return {
         "model.embed_tokens.weight": first.detach(),
@@ -157,7 +166,7 @@ def _word_weights(llm: Any) -> dict[str, Tensor]:
 
 
 def _grown(rows: Tensor, tokens: int) -> Tensor:
-    """With rows for the tokens that were added, each the mean of the others."""
+    """Return `rows` `[V, d]` with at least `tokens` rows; each added row is the mean of the others."""
     if tokens <= len(rows):
         return rows
     mean = rows.float().mean(0).to(rows.dtype)
@@ -165,38 +174,39 @@ def _grown(rows: Tensor, tokens: int) -> Tensor:
 
 
 def _llm_weights(llm: Any, merge: bool) -> dict[str, Tensor]:
-    """The LLM's, adapters added to what they adapt, or left out."""
+    """Return the LLM's weights, with the adapters added to the layers that they adapt, or without the adapters."""
     base = llm.get_base_model() if hasattr(llm, "get_base_model") else llm
     state = {n.replace(".base_layer.", "."): v for n, v in base.state_dict().items() if ".lora_" not in n}
     if merge:
         for name, module in base.named_modules():
             if hasattr(module, "get_delta_weight"):
                 weight, change = module.base_layer.weight, module.get_delta_weight("default")
-                # Rounded once, and outside of the GPU: the LLM is in there already.
+                # Sum in float32, so that it is rounded once; keep it on the CPU, because the LLM already fills the GPU.
                 state[f"{name}.weight"] = (weight.float() + change.float()).to(weight.dtype).detach().cpu()
     return state
 
 
 def _save_adapter(llm: Any, folder: Path) -> None:
-    """LoRA's adapters for the LLM within LLaVA, as peft reads them."""
+    """Write LoRA's adapters in peft's format, with the names that the LLM's layers have within LLaVA."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     config = copy.deepcopy(llm.peft_config["default"])
     # A pattern, because the vision tower has layers of the same names.
     config.target_modules = rf"model\.language_model\..*\.({'|'.join(sorted(config.target_modules))})"
-    config.base_model_name_or_path, config.inference_mode = None, True  # the folder that this one lies in
+    config.base_model_name_or_path, config.inference_mode = None, True  # the base model is the folder around this one
     config.save_pretrained(folder)
     before, after = "base_model.model.model.", "base_model.model.model.language_model."
-    own = get_peft_model_state_dict(llm, save_embedding_layers=False)  # of which none is adapted
-    state = {after + name.removeprefix(before): value.cpu().contiguous() for name, value in own.items()}
+    adapters = get_peft_model_state_dict(llm, save_embedding_layers=False)  # no embedding is adapted
+    state = {after + name.removeprefix(before): value.cpu().contiguous() for name, value in adapters.items()}
     save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
 
 
 def _generation(model: MultimodalModel, image_token: int) -> GenerationConfig:
-    """The LLM's own, which ends where an answer ended in training, and never says `<image>`."""
+    """Return the LLM's generation config, changed to stop where answers ended in training and to avoid
+    `<image>`."""
     config = copy.deepcopy(model.llm.generation_config)
-    if not config.do_sample:  # Vicuna's has a temperature all the same, and transformers refuses to save that
+    if not config.do_sample:  # Vicuna's config has a temperature all the same, which transformers refuses to save
         config.temperature = config.top_p = config.top_k = None
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     ends = [end for end in (*ends, *_ends(model)) if end is not None]
@@ -206,33 +216,34 @@ def _generation(model: MultimodalModel, image_token: int) -> GenerationConfig:
 
 
 def _ends(model: MultimodalModel) -> list[int]:
-    """The token that ends an answer, where it stands for nothing else: not the line break of some chat templates."""
+    """Return the token that ends an answer in the template, if it is a special token and not, for instance, the line
+    break with which some chat templates end a turn."""
     try:
-        talk = Template(_dialogue(model), model.tokenizer)([_said("human", "What?"), _said("gpt", "A dog.")], False)
+        dialogue = Template(_dialogue(model), model.tokenizer)([_turn("human", "What?"), _turn("gpt", "A dog.")], False)
     except ValueError:
         return []
-    last = [token for token, supervised in zip(*talk, strict=True) if supervised][-1]
+    last = [token for token, supervised in zip(*dialogue, strict=True) if supervised][-1]
     return [last] if last in model.tokenizer.added_tokens_decoder else []
 
 
 def _write_code(folder: Path) -> None:
-    """The C-Abstractor's classes, so that the folder loads where this project is not installed."""
-    here = Path(__file__).parent
-    ours, theirs = "from pad_pipeline.errors import UserError\n", "UserError = ValueError\n"
+    """Copy the C-Abstractor's classes into `folder`, so that it loads where this project is not installed."""
+    sources = Path(__file__).parent
+    ours, stand_in = "from pad_pipeline.errors import UserError\n", "UserError = ValueError\n"
     for name in ("abstractor.py", "llava_abstractor.py"):
-        (folder / name).write_text((here / name).read_text("utf-8").replace(ours, theirs), "utf-8")
+        (folder / name).write_text((sources / name).read_text("utf-8").replace(ours, stand_in), "utf-8")
 
 
 # ---- processor
 
 
 def processor_for(model: MultimodalModel, view: View, tokenizer: Any) -> LlavaProcessor:
-    """The processor that shows the tower the same view as the training did, and asks as it did."""
+    """Return a processor that shows the tower the training's view, and puts questions in the training's template."""
     select = _select(model)
-    # How many marks stand for an image: patches, plus this, less one if the strategy is to drop CLS. A C-Abstractor
-    # makes fewer tokens than there are patches.
+    # LlavaProcessor writes one image mark for each patch, plus `additional`, less one where the strategy drops CLS. The
+    # sum must be the number of vision tokens, of which a C-Abstractor makes fewer than there are patches.
     additional = model.vision_tokens - view.grid**2 + (select == "default")
-    tokenizer.chat_template = None  # it goes to the same file as the processor's own
+    tokenizer.chat_template = None  # it would be saved to the same file as the processor's chat template
     processor = LlavaProcessor(
         image_processor=image_processor_for(view, model.mean, model.std),
         tokenizer=tokenizer,
@@ -246,7 +257,7 @@ def processor_for(model: MultimodalModel, view: View, tokenizer: Any) -> LlavaPr
 
 
 def image_processor_for(view: View, mean: list[float], std: list[float]) -> CLIPImageProcessorPil:
-    """transformers' image processor that does what `view.apply` and the normalization do."""
+    """Return the image processor of transformers that computes the same as `view.apply` and the normalization."""
     square = {"height": view.size, "width": view.size}
     shared = {"image_mean": mean, "image_std": std, "crop_size": square}
     if view.fit == "stretch":
@@ -279,11 +290,11 @@ _ONE_TEXT = """\
 {%- endfor -%}
 {%- set messages = found.messages %}
 """
-"""Makes one text of a message's image and text, the image first, for a chat template that knows texts only.
-lmms-eval has made one text of them already, with the mark in it."""
+"""Jinja code that joins a message's image and text into one text, the image first, for a chat template that only
+handles texts. lmms-eval sends one text already, with the mark in it."""
 _NO_BOS = "{%- set bos_token = '' -%}\n"
-"""For a tokenizer that puts BOS before every text by itself: who renders a text and gives it to the processor then, as
-lmms-eval does, would have two."""
+"""Jinja code for a tokenizer that puts BOS before every text by itself. Without it, a caller that renders the text and
+then gives it to the processor, as lmms-eval does, would get BOS twice."""
 _V1 = """\
 {{- bos_token + GAP if bos_token else '' -}}
 {{- (messages[0]['content'] if messages[0]['role'] == 'system' else SYSTEM) + ' ' -}}
@@ -293,64 +304,66 @@ _V1 = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- ' ASSISTANT:' -}}{%- endif -%}
 """
-"""Vicuna's dialogue."""
+"""Chat template of Vicuna's dialogues, with `SYSTEM` and `GAP` to be filled in."""
 
 
 def _dialogue(model: MultimodalModel) -> TemplateName:
-    """The template that questions are asked with; `plain` has none, so LLaVA's."""
+    """Return the template that questions are put in. `plain` has no place for a question, so LLaVA's v1 stands in."""
     return "chat" if model.settings.template == "chat" else "v1"
 
 
 def chat_template_for(name: TemplateName, tokenizer: Any, processor: LlavaProcessor) -> str | None:
-    """The chat template with which the processor gives the very tokens of `Template`; None where none does.
+    """Return the chat template with which the processor makes the same tokens as `Template`; None where none does.
 
     Args:
-        name: v1, or chat for the tokenizer's own.
-        tokenizer: as it was in training.
-        processor: with the tokenizer that knows `<image>`.
+        name: `v1`, or `chat` for the tokenizer's own template.
+        tokenizer: the tokenizer as it was in training.
+        processor: a processor whose tokenizer has a token `<image>`.
     """
     try:
         template = Template(name, tokenizer)
-        own: str = tokenizer.get_chat_template() if name == "chat" else _V1
+        base: str = tokenizer.get_chat_template() if name == "chat" else _V1
     except ValueError:
         return None
     if name == "v1":
-        own = own.replace("SYSTEM", json.dumps(SYSTEM))
-    # The training's tokenizer saw what follows BOS and image by itself. Some put a space before every text, and then
-    # the processor, which has it all in one, must be given that space.
-    made = [start + (_ONE_TEXT + own).replace("GAP", repr(gap)) for start in (_NO_BOS, "") for gap in ("", " ")]
+        base = base.replace("SYSTEM", json.dumps(SYSTEM))
+    # In training, the texts after BOS and after the image are tokenized separately. Some tokenizers put a space before
+    # every text; the processor tokenizes everything in one go, so its template must write that space.
+    candidates = [start + (_ONE_TEXT + base).replace("GAP", repr(gap)) for start in (_NO_BOS, "") for gap in ("", " ")]
+    # Prefer a template that is right for both ways of calling the processor to one that is right for the first alone.
     for ways in (_WAYS, _WAYS[:1]):
-        for text in made:
+        for text in candidates:
             if all(_asks_alike(processor, text, template, way) for way in ways):
                 return text
     return None
 
 
 def in_one_call(processor: LlavaProcessor, messages: list[dict[str, Any]], **options: Any) -> list[int]:
-    """Ids as `processor.apply_chat_template(..., tokenize=True)` makes them, before a mark becomes many."""
+    """Return the token ids of `processor.apply_chat_template(..., tokenize=True)`, with one `<image>` per image."""
     tokenizer, text = processor.tokenizer, processor.apply_chat_template(messages, **options)
-    begun = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-    found: list[int] = tokenizer(text, add_special_tokens=not begun)["input_ids"]
-    return found
+    has_bos = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+    ids: list[int] = tokenizer(text, add_special_tokens=not has_bos)["input_ids"]
+    return ids
 
 
 def in_two_calls(processor: LlavaProcessor, messages: list[dict[str, Any]], **options: Any) -> list[int]:
-    """Ids as lmms-eval has them: one text of image and question, rendered, then tokenized."""
+    """Return the token ids that lmms-eval gets: it renders image and question into one text, then tokenizes that."""
     texts = [
         message | {"content": "\n".join(item.get("text", IMAGE_MARK) for item in message["content"])}
         for message in messages
     ]
-    found: list[int] = processor.tokenizer(processor.apply_chat_template(texts, **options))["input_ids"]
-    return found
+    ids: list[int] = processor.tokenizer(processor.apply_chat_template(texts, **options))["input_ids"]
+    return ids
 
 
 _WAYS = (in_one_call, in_two_calls)
+"""The ways in which callers get token ids from a processor."""
 
 
 def _asks_alike(
     processor: LlavaProcessor, chat_template: str, template: Template, way: Callable[..., list[int]]
 ) -> bool:
-    """Whether both make the same tokens of questions, and of a dialogue."""
+    """Return whether `chat_template` and `template` make the same tokens of sample questions and of a dialogue."""
     image = processor.tokenizer.convert_tokens_to_ids(IMAGE_MARK)
 
     def ids(turns: list[dict[str, str]]) -> list[int]:
@@ -359,24 +372,24 @@ def _asks_alike(
             content = [{"type": "image"}] * (number == 0) + [{"type": "text", "text": turn["value"]}]
             roles.append({"role": "assistant" if number % 2 else "user", "content": content})
         prompt = len(turns) % 2 == 1
-        found = way(processor, roles, chat_template=chat_template, add_generation_prompt=prompt)
-        return [IMAGE if token == image else token for token in found]
+        tokens = way(processor, roles, chat_template=chat_template, add_generation_prompt=prompt)
+        return [IMAGE if token == image else token for token in tokens]
 
-    talk = [_said("human", "What is this?"), _said("gpt", "A dog."), _said("human", "Sure?"), _said("gpt", "5 dogs.")]
+    talk = [_turn("human", "What is this?"), _turn("gpt", "A dog."), _turn("human", "Sure?"), _turn("gpt", "5 dogs.")]
     try:
-        asked = all(ids([_said("human", text)]) == template.question(text) for text in ("What is this?", "5?", ""))
+        asked = all(ids([_turn("human", text)]) == template.question(text) for text in ("What is this?", "5?", ""))
         return asked and all(ids(part) == trained for part in (talk, talk[:2]) if (trained := _trained(template, part)))
-    except Exception:  # a template is a program of its own
+    except Exception:  # a chat template is a program and can raise anything
         return False
 
 
 def _trained(template: Template, talk: list[dict[str, str]]) -> list[int]:
-    """The ids of a dialogue; none where the template refuses it, as several turns can be refused."""
+    """Return the token ids of a dialogue; none where the template refuses it, as some refuse more than one question."""
     try:
         return template(talk, image=True).ids
     except ValueError:
         return []
 
 
-def _said(speaker: str, text: str) -> dict[str, str]:
+def _turn(speaker: str, text: str) -> dict[str, str]:
     return {"from": speaker, "value": text}

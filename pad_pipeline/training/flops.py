@@ -1,4 +1,4 @@
-"""What a step costs, in floating point operations, and what share of the machine's peak that is."""
+"""Count the floating point operations of a training step, and look up a GPU's peak rate."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ PEAKS = {
     "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "B200": 2250e12, "A10": 125e12,
     "V100": 125e12, "4090": 165e12, "3090": 71e12, "T4": 65e12,
 }  # fmt: skip
-"""FLOP/s in bfloat16 (float16 on V100 and T4) without sparsity, from the makers' data sheets, by a part of the name."""
+"""Peak FLOP/s in bfloat16 (float16 on V100 and T4) without sparsity, from the makers' data sheets, by a part of the
+GPU's name."""
 
 
 def peak(device: torch.device) -> float | None:
-    """Of a GPU; None where it is not known, as on a CPU."""
+    """Return the peak FLOP/s of a GPU; None for a CPU, and for a GPU that is not in `PEAKS`."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -22,25 +23,24 @@ def peak(device: torch.device) -> float | None:
 
 
 def flops_of(model: MultimodalModel, samples: int, positions: int, supervised: int) -> float:
-    """Useful FLOP of a step, forward and backward, without what is computed twice.
+    """Return the useful FLOP of a step, forward and backward; what activation checkpointing repeats is not counted.
 
-    Forward 2 for each weight and position; backward 2 again for the gradient that goes on, and 2 for that of the weight
-    where it learns. Attention takes 4 more for each number of the width, position, and position before it, halved
-    because it is causal, and twice that backward.
+    The forward pass takes 2 FLOP for each weight and position. The backward pass takes 2 for the gradient of the input,
+    and 2 for the gradient of the weight where the weight is trained. Attention takes 4 for each channel, position and
+    earlier position, halved because it is causal, and twice that in the backward pass.
 
     Args:
-        model: what is trained.
-        samples: images in the step.
-        positions: of all sequences, padding included.
-        supervised: tokens that went through the output layer.
+        model: the model that is trained.
+        samples: number of images in the step.
+        positions: token positions of all sequences, padding included.
+        supervised: number of tokens that went through the output layer.
     """
     config = model.llm.config
     blocks = sum(p.numel() for name, p in model.blocks.named_parameters() if p.ndim == 2 and "lora" not in name)
-    head = config.hidden_size * config.vocab_size
-    learns = model.settings.llm == "full"
-    passes = 6 if learns else 4
+    head: int = config.hidden_size * config.vocab_size
+    per_weight = 6 if model.settings.llm == "full" else 4
     length = positions / max(samples, 1)
-    attention = 2 * config.num_hidden_layers * config.hidden_size * length * positions * 3
-    tower = 2 * sum(p.numel() for p in model.tower.parameters() if p.ndim == 2) * model.grid**2 * samples
+    attention: float = 2 * config.num_hidden_layers * config.hidden_size * length * positions * 3
+    tower: float = 2 * sum(p.numel() for p in model.tower.parameters() if p.ndim == 2) * model.grid**2 * samples
     projector = 6 * sum(p.numel() for p in model.projector.parameters()) * model.vision_tokens * samples
-    return passes * (blocks * positions + head * supervised) + attention + tower + projector
+    return per_weight * (blocks * positions + head * supervised) + attention + tower + projector

@@ -1,14 +1,15 @@
-"""A training: what is trained on what, and how."""
+"""Describe a training: its models, its data, its settings and its output folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from pad_pipeline.facts import differences
 from pad_pipeline.geometry import Fit
-from pad_pipeline.storage import is_url
+from pad_pipeline.storage import resolved
 from pad_pipeline.training.settings import Stage2Settings, TrainSettings
 
 _FREE = {
@@ -16,55 +17,52 @@ _FREE = {
     "settings.activation_checkpointing",
     "settings.checkpoint_every", "settings.keep_checkpoints",
 }  # fmt: skip
-"""What a training may be continued with another of: it decides no number, but for the last digits."""
+"""Fields that may differ when a training is continued, because they change no result beyond the last digits."""
 
 
 class Job(BaseModel):
-    """A training: what is trained on what, and how."""
+    """One training: its models, its data, its settings and its output folder."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    stage: int
+    stage: int = Field(ge=1, le=2)
+    """1 trains the projector alone, 2 the LLM too."""
     vision: str
-    """Folder or hub name of the vision tower."""
+    """Vision tower of CLIP's or SigLIP's type: folder or hub name."""
     llm: str
-    """Folder or hub name of the LLM."""
+    """LLM of LLaMA's, Mistral's or Qwen's type: folder or hub name."""
     out: str
-    """Gets `training.json`, `log.jsonl`, `checkpoints/`, `mm_projector.bin` and the Hugging Face folder `hf/`."""
+    """Output folder: gets `training.json`, `log.jsonl`, `checkpoints/`, `mm_projector.bin` and the Hugging Face folder
+    `hf/`."""
     shards: str = ""
-    """What `pad build` or `pad import` wrote; or else"""
+    """Folder or URL of PAD shards to train on; either this or `data`."""
     data: str = ""
-    """a LLaVA JSON."""
+    """LLaVA JSON of dialogues to train on, with images or without."""
     image_root: str = ""
-    """What the JSON's images are relative to; empty for the folder that it lies in."""
+    """Folder that the images of `data` are relative to; by default the folder that the JSON lies in."""
     fit: Fit = "pad"
-    """How a JSON's images are made square; shards say it themselves."""
+    """How the images of `data` are made square, see `View`; shards bring their own fit along."""
     init: str = ""
-    """A `mm_projector.bin` to begin with."""
+    """A `mm_projector.bin` to begin with: what stage 1 wrote, or LLaVA's own."""
     wandb: str = ""
-    """The project of Weights & Biases that gets the log's figures; empty for none."""
+    """Project of Weights & Biases that gets the log's figures too; empty for none."""
     settings: Stage2Settings | TrainSettings
 
     @field_validator("vision", "llm", "shards", "data", "image_root", "init")
     @classmethod
     def _absolute(cls, value: str) -> str:
-        """A local path is the same training from whatever folder it is started, and in workers that run in another."""
-        return str(Path(value).resolve()) if value and not is_url(value) and Path(value).exists() else value
+        """Make a local path absolute, because the same training may be continued from another folder, and the workers
+        of Ray Train run in folders of their own."""
+        return resolved(value) if value and Path(value).exists() else value
 
-    def differences(self, facts: dict[str, Any]) -> list[str]:
-        """What a run with these facts did otherwise, but for what decides no number."""
-        mine = self.facts()
-        names = sorted(set(_flat(mine)) | set(_flat(facts)))
-        old, new = _flat(facts), _flat(mine)
-        return [f"{n}: {old.get(n)} -> {new.get(n)}" for n in names if n not in _FREE and old.get(n) != new.get(n)]
+    def differences(self, facts: Any) -> list[str]:
+        """List the fields in which an earlier training with these `facts` differs, except those that change no result.
+
+        Returns:
+            One text for each, `NAME: OLD -> NEW`.
+        """
+        return differences(facts, self.facts(), _FREE)
 
     def facts(self) -> dict[str, Any]:
-        """As it is written into training.json."""
+        """Return the job as training.json holds it."""
         return self.model_dump(mode="json")
-
-
-def _flat(facts: dict[str, Any], before: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in facts.items():
-        flat |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
-    return flat

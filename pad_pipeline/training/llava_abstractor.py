@@ -1,7 +1,8 @@
-"""transformers' LLaVA with a C-Abstractor for a projector, which the stock class can't express.
+"""LLaVA of transformers with a C-Abstractor as its projector, which the stock class can't express.
 
 An exported model of this kind has a copy of this file and of abstractor.py in its folder, so that it loads where this
-project is not installed (with `trust_remote_code=True`). Here, it is loaded by these classes, and the copies never run.
+project is not installed (with `trust_remote_code=True`). This project loads it with the classes here, and the copies
+never run.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from .abstractor import CAbstractor
 
 
 class AbstractorLlavaConfig(LlavaConfig):
-    """LLaVA's, with the C-Abstractor's sizes."""
+    """LLaVA's config, with the C-Abstractor's sizes."""
 
-    # Not "llava": stock code would take the folder for its own kind, and make up a projector in silence.
+    # Not "llava": stock code would take the folder for stock LLaVA, and invent a projector without a warning.
     model_type = "llava_c_abstractor"
     abstractor: dict[str, Any] | None = None
-    """What `CAbstractor` takes by name."""
+    """Keyword arguments of `CAbstractor`."""
 
 
 class AbstractorLlava(LlavaForConditionalGeneration):
-    """LLaVA, whose image has as many tokens as the C-Abstractor makes of it."""
+    """LLaVA in which an image has as many tokens as the C-Abstractor makes of it."""
 
     config_class = AbstractorLlavaConfig
 

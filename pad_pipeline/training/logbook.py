@@ -1,4 +1,4 @@
-"""What is written while a training runs: `log.jsonl`, one entry a step, and TensorBoard's files."""
+"""Write a training's log: `log.jsonl` with one entry for each step, and TensorBoard's files."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from typing import Any
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.packages import OPTIONAL, installed, without
+from pad_pipeline.storage import Folder, write_whole
 from pad_pipeline.training.ranks import Ranks
 
 LOG = "log.jsonl"
+"""Name of the file with one entry for each step."""
 DROPPED = "dropped.jsonl"
-"""Samples from which nothing could be learned, with the step and the reason."""
+"""Name of the file that lists the samples from which nothing could be learned, each with the step and the reason."""
 
 
 class Logbook:
-    """log.jsonl and TensorBoard, written by the first rank.
+    """Writes log.jsonl and TensorBoard's files, on the first rank.
 
     Args:
-        out: the run's folder.
-        entries: of the steps that are done.
-        here: this rank.
+        out: the training's output folder.
+        entries: log entries of the steps that are done.
+        here: this process among the ranks.
         wandb: the project of Weights & Biases that gets the same figures; empty for none.
     """
 
@@ -31,6 +33,7 @@ class Logbook:
         if here.first:
             if wandb:
                 _start_wandb(wandb, out)
+            Folder(out).clean()
             write_whole(out / LOG, "".join(json.dumps(entry) + "\n" for entry in entries))
             if dropped := read_log(out, len(entries), DROPPED):
                 write_whole(out / DROPPED, "".join(json.dumps(entry) + "\n" for entry in dropped))
@@ -40,7 +43,7 @@ class Logbook:
             self.board = _board(out / "tensorboard", len(entries)) if installed("tensorboard") else None
 
     def add(self, entry: dict[str, Any]) -> None:
-        """The entry of the next step."""
+        """Append the entry of the next step."""
         self.entries.append(entry)
         if self.here.first:
             self.stream.write(json.dumps(entry) + "\n")
@@ -60,40 +63,39 @@ class Logbook:
 
 
 def _board(folder: Path, steps: int) -> Any:
-    """TensorBoard's writer, for a training of which `steps` steps are done."""
+    """Return a TensorBoard writer that discards what an earlier process logged for step `steps` and later."""
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder), purge_step=steps)
 
 
 def _start_wandb(project: str, out: Path) -> None:
+    """Start a run of Weights & Biases, which takes its figures from TensorBoard.
+
+    Raises:
+        UserError: wandb or TensorBoard is not installed.
+    """
     try:
         import wandb
     except ImportError as error:
         raise UserError("--wandb", project, without("wandb"), OPTIONAL["wandb"].install) from error
     if not installed("tensorboard"):
         raise UserError("--wandb", project, without("tensorboard"), OPTIONAL["tensorboard"].install)
-    # It takes over what goes to TensorBoard; the same folder goes on with the same run.
+    # `sync_tensorboard` copies what goes to TensorBoard. A name made of the folder continues the folder's run.
     name = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
     wandb.init(project=project, name=out.name, id=name, dir=str(out), resume="allow", sync_tensorboard=True)
 
 
 def read_log(out: Path, before: int, name: str = LOG) -> list[dict[str, Any]]:
-    """The entries of the steps before `before`."""
+    """Read the entries of the steps before step `before`; none where the file is missing."""
     lines = (out / name).read_text().splitlines() if (out / name).is_file() else []
     return [entry for line in lines if (entry := _entry(line)) and entry["step"] < before]
 
 
 def _entry(line: str) -> dict[str, Any] | None:
+    """Parse one line of a log; None where it is not an entry."""
     try:
         entry = json.loads(line)
-    except ValueError:  # the line that a dying process was at
+    except ValueError:  # a process was killed while it wrote this line
         return None
     return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A small file that is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)

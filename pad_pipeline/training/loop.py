@@ -1,4 +1,4 @@
-"""The training of both stages: one plain PyTorch loop, the same alone, under torchrun and on Ray Train."""
+"""Train stage 1 or 2 in one plain PyTorch loop, which is the same in one process, under torchrun and on Ray Train."""
 
 from __future__ import annotations
 
@@ -15,42 +15,46 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.facts import read_facts
 from pad_pipeline.packages import installed, left_out
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.sources.llava import LlavaSource
+from pad_pipeline.storage import claim_folder, write_whole
 from pad_pipeline.training.batches import Batch, Step, steps
 from pad_pipeline.training.checkpoint import Checkpoints
 from pad_pipeline.training.examples import DialogueExamples, Examples, ShardExamples, Sight, check_room
 from pad_pipeline.training.export import export
 from pad_pipeline.training.flops import flops_of, peak
+from pad_pipeline.training.held_out import measure_held_out
 from pad_pipeline.training.job import Job
-from pad_pipeline.training.logbook import DROPPED, Logbook, read_log, write_whole
-from pad_pipeline.training.losses import patch_loss_weight
-from pad_pipeline.training.model import MultimodalModel, check_view, embedder_for, view_of
-from pad_pipeline.training.order import InOrder, Order
-from pad_pipeline.training.probe import Probe
+from pad_pipeline.training.logbook import DROPPED, Logbook, read_log
+from pad_pipeline.training.model import MultimodalModel, check_view, embedder_for, shard, view_of
+from pad_pipeline.training.order import Order
 from pad_pipeline.training.ranks import Ranks, ranks
+from pad_pipeline.training.sums import StepCounts, StepSums, count_step, step_labels
 from pad_pipeline.training.template import Template
 from pad_pipeline.weights import fetch_model
 
 Report = Callable[[dict[str, Any]], None]
 Say = Callable[[str], None]
 FACTS = "training.json"
+"""Name of the file that records a training's job and samples."""
 
 
 def train(job: Job, report: Report = lambda entry: None, say: Say = lambda text: None) -> list[dict[str, Any]]:
     """Train, or go on with a training that was stopped.
 
     Args:
-        job: what and how.
-        report: is given each step's log entry, on the first rank.
-        say: is given what is worth a line, likewise.
+        job: models, data, settings and output folder.
+        report: called with each step's log entry, on the first rank.
+        say: called with each message for the user, on the first rank.
 
     Returns:
-        The log: one entry a step (see `Trainer.step`).
+        The log: one entry for each step (see `Trainer.step`).
 
     Raises:
-        UserError: something does not fit, the loss is no number any more, or too many samples teach nothing.
+        UserError: models, data or settings do not fit together, the loss is not finite any more, or too many samples
+            teach nothing.
     """
     with ranks() as here:
         quiet = (lambda entry: None), (lambda text: None)
@@ -59,7 +63,7 @@ def train(job: Job, report: Report = lambda entry: None, say: Say = lambda text:
 
 
 class Trainer:
-    """A training on this rank."""
+    """One rank's part of a training."""
 
     def __init__(self, job: Job, here: Ranks, report: Report, say: Say) -> None:
         self.job, self.here, self.report, self.say = job, here, report, say
@@ -76,40 +80,35 @@ class Trainer:
         self.facts = self._facts()
         self._split()
         self.total = self.settings.steps or max(1, math.ceil(self.settings.epochs * self.trained / self.batch_size))
-        self.speaks = self.settings.llm != "frozen" or self.settings.caption_weight > 0  # or the LLM is not even run
         self.sharded = here.world > 1 and self.settings.llm == "full"
         if self.sharded:
-            _shard(self.model)
+            shard(self.model)
         self.learning = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = self._optimizer()
         self.checkpoints = Checkpoints(self.out / "checkpoints", self.settings.keep_checkpoints)
         self.dropped = 0
         self.peak = peak(here.device)
 
-    # ---- what is there before the first step
+    # ---- preparation, before the first step
 
     def _check_out(self) -> None:
-        """An `--out` that holds a training holds this one.
+        """Check that the output folder is empty or holds this very training.
 
         Raises:
-            UserError: it holds another, or something else.
+            UserError: it holds another training, or something else.
         """
-        path = self.out / FACTS
-        self.earlier: dict[str, Any] = {}
-        if not path.is_file():
-            if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-                raise UserError("--out", self.out, "it is there already, and not empty", "name a new folder")
-            return
-        try:
-            self.earlier = json.loads(path.read_text())
-            different = self.job.differences(self.earlier["job"])
-        except (ValueError, AttributeError, TypeError, KeyError) as error:
-            raise UserError("--out", path, "it can't be read", "name a new folder") from error
-        if different:
+        claim_folder(self.out, FACTS)
+        self.earlier = read_facts(self.out / FACTS)
+        if self.earlier is not None and (different := self.job.differences(self.earlier.get("job"))):
             rule = "it holds a training that differs: " + "; ".join(different[:8])
-            raise UserError("--out", self.out, rule, "repeat its settings to go on, or name a new folder")
+            raise UserError("out", self.out, rule, "repeat its settings to go on, or name another `out`")
 
     def _examples(self) -> Examples:
+        """Open the samples of the job's shards or LLaVA JSON.
+
+        Raises:
+            UserError: the template does not go with the tokenizer, or no sample can be read.
+        """
         job, model = self.job, self.model
         try:
             template = Template(self.settings.template, model.tokenizer)
@@ -122,11 +121,11 @@ class Trainer:
             return DialogueExamples(source, sight, template, self.settings, model.width)
         embedder = embedder_for(model.llm_folder, self.shards.run)
         if embedder:
-            self.say("The shards were built for another LLM: labels are embedded anew with this one's words.")
+            self.say("The shards were built for another LLM: labels are embedded again, with this one's words.")
         return ShardExamples(self.shards, sight, template, self.settings, embedder)
 
     def _facts(self) -> dict[str, Any]:
-        """What training.json holds.
+        """Return what training.json is to hold.
 
         Raises:
             UserError: the training began with other samples.
@@ -136,12 +135,16 @@ class Trainer:
             samples |= {"run": self.shards.run.identity, "fingerprints": self.shards.run.fingerprints}
         if self.earlier and self.earlier.get("samples") != samples:
             rule = f"its samples are not those that this training began with ({samples['count']} of them now)"
-            remedy = "restore them, or train into a new --out"
+            remedy = "restore them, or name another `out`"
             raise UserError("--shards" if self.shards else "--data", self.job.shards or self.job.data, rule, remedy)
         return {"job": self.job.facts(), "samples": samples, "view": self.view.model_dump(), "ranks": self.here.world}
 
     def _split(self) -> None:
-        """The last of a shuffle are held out."""
+        """Hold the last samples of a shuffle out, and make the order of the others.
+
+        Raises:
+            UserError: as many samples are to be held out as there are.
+        """
         count, held = len(self.examples), self.settings.held_out
         if held >= count:
             raise UserError("held_out", held, f"there are {count} samples in all", "hold out fewer")
@@ -161,6 +164,7 @@ class Trainer:
         )
 
     def _optimizer(self) -> torch.optim.Optimizer:
+        """Make AdamW with one parameter group for the projector and one for the rest, each with its peak rate."""
         settings = self.settings
         projector = set(self.model.projector.parameters())
         groups = [
@@ -174,13 +178,20 @@ class Trainer:
     # ---- the steps
 
     def run(self) -> list[dict[str, Any]]:
-        """All steps that are left, then what comes out."""
+        """Run the steps that are left, then export the model.
+
+        Returns:
+            The log of all steps.
+
+        Raises:
+            UserError: see `step`; or no sample has a caption or a region.
+        """
         log, first = self._resume()
         if self.here.first and not installed("tensorboard"):
             self.say(left_out("no TensorBoard log is written", "tensorboard"))
         every = self.settings.checkpoint_steps(self.total)
         span = range(first, self.total)
-        with Logbook(self.out, log, self.here, self.job.wandb) as kept:
+        with Logbook(self.out, log, self.here, self.job.wandb) as logbook:
             began = time.monotonic()
             for number, step in enumerate(
                 steps(self.examples, self.order, self.settings, span, self.here.rank, self.here.world), start=first
@@ -188,10 +199,11 @@ class Trainer:
                 waited = time.monotonic() - began
                 entry = self.step(number, step)
                 entry |= self._speed(entry, time.monotonic() - began, waited)
+                # Measure the held-out samples, then log: a checkpoint's loss is in the log before the checkpoint is.
                 due = (number + 1) % every == 0 or number + 1 == self.total
-                if self.settings.held_out and (due or self._looks(number)):
-                    entry |= self._held_out()
-                kept.add(entry)
+                if self.settings.held_out and (due or self._measures_held_out(number)):
+                    entry |= measure_held_out(self.model, self.examples, self.held, self.batch_size, self.here)
+                logbook.add(entry)
                 self.report(entry | {"steps": self.total})
                 if number == first:
                     self._suggest_micro_batch(len(step.parts[0].keys))
@@ -207,7 +219,11 @@ class Trainer:
         return log
 
     def _resume(self) -> tuple[list[dict[str, Any]], int]:
-        """The log of the steps that are done, and the number of the first one that is not."""
+        """Load the latest checkpoint, if there is one.
+
+        Returns:
+            The log of the steps that are done, and the number of the first step that is not.
+        """
         saved = self.here.gather(self.checkpoints.saved() if self.here.first else None)[0]
         if self.here.first:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -222,33 +238,38 @@ class Trainer:
         return log, first
 
     def step(self, number: int, step: Step) -> dict[str, Any]:
-        """One step of the optimizer over the micro-batches of all ranks; both losses are means over the whole step.
+        """Make one optimizer step over the micro-batches of all ranks; both losses are means over the whole step.
 
         Returns:
-            Losses, beta, rates, mean cosine of patches and labels, what was in the batch, gradient norm, and the share
-            of L_patch in the gradient at the vision tokens.
+            The log entry: losses, beta, learning rate, mean cosine of patches and labels, gradient norm, the share of
+            L_patch in the gradient at the vision tokens, and the counts of `StepCounts`.
 
         Raises:
             UserError: the loss is not finite, or too many samples teach nothing.
         """
         settings, here = self.settings, self.here
+        # What the whole step needs before its first micro-batch: weights, rates, divisors, and the labels of all ranks.
         beta = settings.beta(number, self.total)
         rate = self._set_rates(number)
-        counts = self._counts(step)
-        if counts[5]:
+        counts = count_step(self.model, step, here)
+        if counts.dropped:
             self._count_dropped(step, number)
-        labels = self._labels(step.parts)
-        torch.manual_seed((settings.seed * 1_000_003 + number) * 4099 + here.rank)  # dropout's, whatever came before
+        labels = step_labels(settings.patch_loss, step.parts, here)
+        # Dropout depends on the step and the rank alone, so that a resumed training repeats it.
+        torch.manual_seed((settings.seed * 1_000_003 + number) * 4099 + here.rank)
+        # Add up the gradients of the micro-batches, then those of the ranks.
         self.optimizer.zero_grad(set_to_none=True)
-        sums = torch.zeros(6, device=here.device)  # L_caption, L_patch, cosine and its weight, two squared norms
+        partial_sums = torch.zeros(len(StepSums._fields), device=here.device)
         self.model.llm.train(settings.llm != "frozen" or settings.activation_checkpointing)
         for part in step.parts:
-            sums += self._backward(part.to(here.device), beta, counts, labels)
+            partial_sums += self._backward(part.to(here.device), beta, counts, labels)
         if not self.sharded:
-            self._reduce_gradients()
+            here.sum_gradients(self.learning)
         clipped = nn.utils.clip_grad_norm_(self.learning, settings.max_grad_norm)
         norm = float(clipped.full_tensor() if isinstance(clipped, DTensor) else clipped)
-        caption, patch, cosine, weight, by_caption, by_patch = here.sum(sums).tolist()
+        # Refuse a step whose losses or gradients are not finite; else update the weights.
+        sums = StepSums(*here.sum(partial_sums).tolist())
+        caption, patch = sums.caption_loss, sums.patch_loss
         if not math.isfinite(caption + patch + norm):
             keys = [key for of_rank in here.gather([k for part in step.parts for k in part.keys]) for key in of_rank]
             rule = (
@@ -262,26 +283,33 @@ class Trainer:
             "beta": beta,
             "learning_rate": rate,
             "loss": settings.caption_weight * caption + beta * patch,
-            "caption_loss": caption if self.speaks else None,
+            "caption_loss": caption if settings.runs_llm else None,
             "patch_loss": patch,
-            "patch_cosine": cosine / weight if weight else None,
+            "patch_cosine": sums.mean_cosine,
             "grad_norm": norm,
-            "patch_gradient_share": math.sqrt(by_patch) / total if (total := _roots(by_caption, by_patch)) else None,
-            "supervised_tokens": int(counts[0]),
-            "regions": int(counts[2]),
-            "images": int(counts[3]),
-            "positions": int(counts[4]),
-            "dropped": int(counts[5]),
+            "patch_gradient_share": sums.patch_share,
+            "supervised_tokens": counts.supervised_tokens,
+            "regions": counts.regions,
+            "images": counts.images,
+            "positions": counts.positions,
+            "dropped": counts.dropped,
         }
 
-    def _backward(self, batch: Batch, beta: float, counts: Tensor, labels: Tensor | None) -> Tensor:
-        """Gradients of a micro-batch, added to what is there; what `step` sums up."""
+    def _backward(self, batch: Batch, beta: float, counts: StepCounts, labels: Tensor | None) -> Tensor:
+        """Add the gradients of a micro-batch to those of the parameters.
+
+        Returns:
+            float32 `[6]`: this micro-batch's part of each field of `StepSums`.
+
+        Raises:
+            UserError: the GPU has not enough memory.
+        """
         try:
-            losses = self.model(batch, max(float(counts[0]), 1.0), counts[1].to(batch.ids.device), labels)
+            losses = self.model(batch, counts.caption_weight, counts.patch_divisor(batch.ids.device), labels)
             tokens = losses.tokens
-            # The patch loss's graph ends at the tokens, so its own part of their gradient costs next to nothing.
+            # L_patch is computed from the tokens alone, so its part of their gradient costs next to nothing.
             by_patch = beta * torch.autograd.grad(losses.patch, tokens, retain_graph=True)[0]
-            tokens.retain_grad()  # not before, or the line above would leave its gradient there too
+            tokens.retain_grad()  # after `autograd.grad`, which would store its gradient in `tokens.grad` otherwise
             loss = self.settings.caption_weight * losses.caption + beta * losses.patch
             (loss * self.here.world if self.sharded else loss).backward()  # FSDP takes the mean over ranks
             scale = self.here.world if self.sharded else 1
@@ -293,30 +321,12 @@ class Trainer:
         squares = torch.stack([by_caption.square().sum(), by_patch.float().square().sum()])
         return torch.cat([torch.stack([losses.caption, losses.patch]).detach().float(), losses.cosine, squares])
 
-    def _counts(self, step: Step) -> Tensor:
-        """Over all ranks: supervised tokens, L_patch's weight, regions, images, positions, dropped samples."""
-        pooled = [self.model.pooled(part.coverage) for part in step.parts]
-        weight = sum(float(patch_loss_weight(coverage, self.settings.patch_loss)) for coverage in pooled)
-        counts = [
-            sum(len(part.targets) for part in step.parts),
-            weight,
-            sum(len(part.coverage) for part in step.parts),
-            sum(len(part.pixels) for part in step.parts),
-            sum(part.ids.numel() for part in step.parts),
-            len(step.problems),
-        ]
-        # In double precision: beyond 2^24 a float32 no longer counts.
-        return self.here.sum(torch.tensor(counts, dtype=torch.float64, device=self.here.device)).cpu()
-
-    def _labels(self, parts: list[Batch]) -> Tensor | None:
-        """The distinct label embeddings of the step, over all ranks, for the contrastive loss."""
-        if self.settings.patch_loss.kind != "contrastive":
-            return None
-        mine = torch.cat([part.embeds for part in parts]).unique(dim=0)
-        return torch.cat(self.here.gather(mine)).unique(dim=0).to(self.here.device)
-
     def _set_rates(self, number: int) -> float:
-        """Linear warm-up, then half a cosine to 0, as transformers' schedule has it."""
+        """Set the learning rates of step `number`: linear warm-up, then half a cosine to 0 (transformers' schedule).
+
+        Returns:
+            The rate of the parameters outside the projector.
+        """
         warmup = math.ceil(self.settings.warmup * self.total)
         if number < warmup:
             share = number / max(warmup, 1)
@@ -327,6 +337,11 @@ class Trainer:
         return float(self.settings.learning_rate * share)
 
     def _count_dropped(self, step: Step, number: int) -> None:
+        """Record the samples of all ranks from which nothing can be learned.
+
+        Raises:
+            UserError: there are more of them than `max_dropped` allows.
+        """
         problems = [problem for of_rank in self.here.gather(step.problems) for problem in of_rank]
         self.dropped += len(problems)
         if self.here.first:
@@ -341,49 +356,14 @@ class Trainer:
                 "max_dropped", self.settings.max_dropped, rule, "mend the data (see dropped.jsonl), or raise it"
             )
 
-    def _reduce_gradients(self) -> None:
-        if self.here.world == 1:
-            return
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.learning]
-        flat = self.here.sum(torch.cat([grad.flatten() for grad in grads]))
-        for parameter, grad in zip(self.learning, flat.split([g.numel() for g in grads]), strict=True):
-            parameter.grad = grad.view_as(parameter)
-
-    def _looks(self, number: int) -> bool:
+    def _measures_held_out(self, number: int) -> bool:
+        """Return whether `held_out_every` asks for a measurement after step `number`."""
         every = self.settings.held_out_every
         return every > 0 and (number + 1) % every == 0
 
-    @torch.no_grad()
-    def _held_out(self) -> dict[str, Any]:
-        """Both losses on the samples that are not trained on, with beta's end as the weight of L_patch; and how their
-        patches stand to words."""
-        order = InOrder(self.held, self.batch_size)
-        self.model.eval()
-        sums, probe = np.zeros(4), Probe(self.model)
-        for step in steps(self.examples, order, self.settings, range(order.steps), self.here.rank, self.here.world):
-            counts = self._counts(step)
-            labels = self._labels(step.parts)
-            part_sums = torch.zeros(2, device=self.here.device)
-            for part in step.parts:
-                losses = self.model(
-                    part.to(self.here.device), max(float(counts[0]), 1.0), counts[1].to(self.here.device), labels
-                )
-                part_sums += torch.stack([losses.caption, losses.patch])
-                probe.add(part, losses.tokens)
-            caption, patch = self.here.sum(part_sums).tolist()
-            tokens, weight = float(counts[0]), float(counts[1])
-            sums += [caption * tokens, tokens, patch * weight, weight]
-        caption, patch = sums[0] / max(sums[1], 1), sums[2] / max(sums[3], 1e-12)
-        total = self.settings.caption_weight * caption + self.settings.beta_end * patch
-        losses_ = {
-            "held_out_caption_loss": caption if self.speaks else None,
-            "held_out_patch_loss": patch,
-            "held_out_loss": total,
-        }
-        return losses_ | probe.result(self.here)
-
     def _speed(self, entry: dict[str, Any], seconds: float, waited: float) -> dict[str, Any]:
-        """How fast a step with this log entry was."""
+        """Return the speed of a step that took `seconds`, `waited` of them for its data; on a known GPU also the MFU
+        (model FLOP utilization, a share of the peak rate)."""
         speed = {
             "samples_per_second": self.batch_size / seconds,
             "tokens_per_second": entry["positions"] / seconds,
@@ -395,10 +375,10 @@ class Trainer:
         return speed
 
     def _suggest_micro_batch(self, size: int) -> None:
-        """After the first step: how many samples at a time the GPU would have room for."""
+        """Say, after the first step, how many samples at a time would fit into the GPU's memory."""
         if self.here.device.type != "cuda":
             return
-        # What stays between steps is weights and optimizer; the rest of the peak goes with the samples.
+        # Weights and optimizer stay allocated between steps; the rest of the peak grows with the number of samples.
         kept, most = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
         room = torch.cuda.get_device_properties(self.here.device).total_memory
         fits = int((0.9 * room - kept) / max(most - kept, 1) * size)
@@ -406,18 +386,3 @@ class Trainer:
             f"GPU memory: {most / 2**30:.1f} of {room / 2**30:.0f} GiB with --micro-batch {size}; "
             f"about {max(fits, 1)} would fit."
         )
-
-
-def _shard(model: MultimodalModel) -> None:
-    """FSDP2: each decoder layer, then the rest but the tower, which does not learn."""
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    on_gpu = next(model.parameters()).device.type == "cuda"
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if on_gpu else MixedPrecisionPolicy()
-    for block in model.blocks:
-        fully_shard(block, mp_policy=policy)
-    fully_shard(model, ignored_params=set(model.tower.parameters()))
-
-
-def _roots(*squares: float) -> float:
-    return sum(math.sqrt(max(square, 0.0)) for square in squares)

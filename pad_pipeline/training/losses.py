@@ -1,5 +1,8 @@
-"""The two losses. Each is a sum over its terms divided by their weight; a step that is computed in parts, or by several
-ranks, gives the weight of the whole step, so that any split of a batch adds up to the same loss."""
+"""Compute the two losses, L_caption and L_patch.
+
+Each loss is a sum of terms divided by a weight. A step that is computed in several micro-batches or by several ranks
+passes the weight of the whole step, so that the parts add up to the same loss however the step is split.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,17 @@ from torch.utils.checkpoint import checkpoint
 from pad_pipeline.training.settings import PatchLossSettings
 
 ROWS = 4096
-"""Rows of logits that are in memory at a time: 0.5 GB in float32 for a vocabulary of 32,000."""
+"""Number of rows of logits that are in memory at a time: 0.5 GB in float32 for a vocabulary of 32,000."""
 
 
 def caption_loss(hidden: Tensor, head: nn.Module, targets: Tensor, weight: float | None = None) -> Tensor:
-    """Cross-entropy of the supervised tokens, in nats.
+    """Return L_caption, the cross-entropy of the supervised tokens, in nats.
 
     Args:
-        hidden: `[N, d]`, what the LLM has at the positions that predict a supervised token.
-        head: its output layer.
-        targets: `[N]` token ids.
-        weight: what the sum is divided by; the number of targets by default.
+        hidden: `[N, d]`, the LLM's last hidden states at the positions that predict a supervised token.
+        head: the LLM's output layer.
+        targets: int64 `[N]`, the supervised tokens.
+        weight: divisor of the sum; the number of targets by default.
     """
 
     def part(rows: Tensor, wanted: Tensor) -> Tensor:
@@ -30,17 +33,19 @@ def caption_loss(hidden: Tensor, head: nn.Module, targets: Tensor, weight: float
     weight = max(len(targets), 1) if weight is None else weight
     if len(targets) <= ROWS:
         return part(hidden, targets) / weight
-    pieces = zip(hidden.split(ROWS), targets.split(ROWS), strict=True)
+    # Each piece's logits are computed again in the backward pass, so that one piece is in memory at a time.
+    pieces = zip(torch.split(hidden, ROWS), torch.split(targets, ROWS), strict=True)
     sums = [checkpoint(part, rows, wanted, use_reentrant=False) for rows, wanted in pieces]
     return torch.stack(sums).sum() / weight
 
 
 def patch_loss_weight(coverage: Tensor, settings: PatchLossSettings) -> Tensor:
-    """What `patch_loss` divides by: the weight of all pairs of patch and region, or the number of regions in view.
+    """Return the divisor of `patch_loss`: the total weight of all pairs of patch and region where the average is over
+    tokens, or the number of regions in view where it is over regions.
 
     Args:
         coverage: `[R, P]`, 0..255.
-        settings: the average.
+        settings: says which average is taken.
     """
     selected = coverage.float().sum(1) / 255
     return selected.sum() if settings.average == "token" else (selected > 0).sum().float()
@@ -55,7 +60,7 @@ def patch_loss(
     weight: Tensor | None = None,
     labels: Tensor | None = None,
 ) -> Tensor:
-    """L_patch: how far the vision tokens that a region's mask selects are from the region's label embedding.
+    """Return L_patch, the distance of the vision tokens that a region's mask selects from the region's label embedding.
 
     With w the weight of patch p for region r, v the projected token and e the averaged word embedding of the label, a
     pair's term is 1 - cos(v_p, e_r), or, contrastive, -log(exp(cos(v_p, e_r) / T) / sum_l exp(cos(v_p, e_l) / T)) over
@@ -64,28 +69,29 @@ def patch_loss(
     `average = "region"`: mean over r of sum_p w_rp term_rp / sum_p w_rp.
     `compare = "mean"` has one term for each region, of its mean token sum_p w_rp v_p / sum_p w_rp instead of v_p.
     (arXiv 2505.17316 says "maximize the cosine similarity" and leaves weights and averages open.) Regions of which the
-    view shows nothing do not count; where none is left the loss is 0.
+    view shows nothing do not count; where no region is left the loss is 0.
 
     Args:
-        tokens: `[B, P, d]`, projected.
-        embeds: `[R, d]`, of all regions of the batch.
-        coverage: `[R, P]`, how much each patch belongs to each region, of 255.
-        image: `[R]`, the row of `tokens` that each region belongs to.
-        settings: what the paper leaves open.
-        weight: what the sum is divided by; `patch_loss_weight` of these regions by default.
+        tokens: `[B, P, d]`, the projected vision tokens.
+        embeds: `[R, d]`, the label embeddings of all regions of the batch.
+        coverage: `[R, P]`, how much of each patch belongs to each region, 0..255.
+        image: int64 `[R]`, the row of `tokens` that each region belongs to.
+        settings: the choices that the paper leaves open.
+        weight: divisor of the sum; `patch_loss_weight` of these regions by default.
         labels: `[L, d]`, the distinct label embeddings of the step, for the contrastive loss; those of `embeds` by
             default.
     """
     if weight is None:
         weight = patch_loss_weight(coverage, settings)
     if not len(image):
-        return tokens.sum() * 0.0  # of the graph, so that its gradient is 0 and not missing
+        return tokens.sum() * 0.0  # a part of the graph, so that the tokens' gradient is 0 and not missing
     weights = coverage.float() / 255  # [R, P]
     seen = weights.sum(1)
     if settings.compare == "mean":
-        # [R, B, P], so that no tokens are copied for each region.
-        own = F.one_hot(image, len(tokens))[:, :, None] * weights[:, None]
-        means = own.flatten(1) @ tokens.flatten(0, 1).float()  # a cosine does not ask for their length
+        # One matrix product over [R, B, P] weights, so that no tokens are copied for each region. The sums are not
+        # divided into means, because a cosine does not depend on their length.
+        spread = F.one_hot(image, len(tokens))[:, :, None] * weights[:, None]
+        means = spread.flatten(1) @ tokens.flatten(0, 1).float()
         terms = _terms(means[:, None], embeds, None, settings, labels)[:, 0]  # [R]
         per_region = terms * (seen if settings.average == "token" else (seen > 0))
     else:
@@ -98,26 +104,33 @@ def patch_loss(
 def _terms(
     tokens: Tensor, embeds: Tensor, image: Tensor | None, settings: PatchLossSettings, labels: Tensor | None
 ) -> Tensor:
-    """`[R, P]`: the term of each pair of region and token of its image; `tokens` `[R, P, d]` where `image` is None."""
+    """Return `[R, P]`, the loss term of each region and each token of the region's image.
+
+    Where `image` is None, `tokens` is `[R, P, d]`: the tokens of each region.
+    """
     vision = F.normalize(tokens.float(), dim=-1)
     regions = F.normalize(embeds.float(), dim=-1)
     if image is None:
         cosine = (vision * regions[:, None]).sum(-1)
     else:
-        # Every region against every image at once, [R, B, P], and then its own: far smaller than a copy of the tokens
-        # for each region would be.
+        # Compare every region with every image at once, [R, B, P], then pick the region's own image: that takes far
+        # less memory than a copy of the tokens for each region.
         every = (regions @ vision.flatten(0, 1).t()).view(len(regions), *tokens.shape[:2])
         cosine = every[torch.arange(len(image), device=image.device), image]
     if settings.kind == "cosine":
         return 1 - cosine
-    known = F.normalize((embeds.unique(dim=0) if labels is None else labels).float(), dim=-1)
-    among = torch.logsumexp(vision @ known.t() / settings.temperature, dim=-1)  # [B or R, P]
+    distinct: Tensor = torch.unique(embeds, dim=0) if labels is None else labels
+    candidates = F.normalize(distinct.float(), dim=-1)
+    among = torch.logsumexp(vision @ candidates.t() / settings.temperature, dim=-1)  # [B or R, P]
     return (among if image is None else among[image]) - cosine / settings.temperature
 
 
 @torch.no_grad()
 def mean_cosine(tokens: Tensor, embeds: Tensor, coverage: Tensor, image: Tensor) -> Tensor:
-    """Sum over pairs of patch and region of w cos(v_p, e_r), and of w, as `[2]`: it is logged, whatever the loss is."""
+    """Return float32 `[2]`: the sums of w cos(v_p, e_r) and of w over all pairs of patch and region.
+
+    Their quotient is the mean cosine, which is logged whatever the loss is.
+    """
     if not len(image):
         return tokens.new_zeros(2, dtype=torch.float32)
     weights = coverage.float() / 255

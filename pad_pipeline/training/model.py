@@ -1,4 +1,4 @@
-"""Vision tower, projector, LLM: from a batch to the two losses."""
+"""Join vision tower, projector and LLM into one model that computes the two losses of a batch."""
 
 from __future__ import annotations
 
@@ -25,38 +25,41 @@ from pad_pipeline.weights import fetch_model
 
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 _HALF = [0.5, 0.5, 0.5]
+"""Mean, and standard deviation, of SigLIP's normalization."""
 TOWERS = {
     "clip": CLIPVisionModel, "clip_vision_model": CLIPVisionModel,
     "siglip": SiglipVisionModel, "siglip_vision_model": SiglipVisionModel,
 }  # fmt: skip
 """Vision towers by the `model_type` of their config.json."""
 LLMS = {"llama", "mistral", "qwen2", "qwen3"}
-"""LLMs likewise: those whose blocks are `model.layers`, with rotary positions."""
+"""LLMs by the `model_type` of their config.json: those whose blocks are `model.layers`, with rotary positions."""
 
 
 class Losses(NamedTuple):
-    """Of a micro-batch, each divided by the weight of the whole step."""
+    """Losses of a micro-batch, each divided by the weight of the whole step."""
 
     caption: Tensor
+    """L_caption, a scalar."""
     patch: Tensor
+    """L_patch, a scalar."""
     cosine: Tensor
-    """`[2]`, see `mean_cosine`."""
+    """float32 `[2]`, see `mean_cosine`."""
     tokens: Tensor
-    """`[I, M, d]`, projected; of a batch without images those of a blank."""
+    """`[I, M, d]`, the projected tokens; those of one blank image where the batch has no image."""
 
 
 class MultimodalModel(nn.Module):
-    """What is trained. The tower is frozen; of projector and LLM learns what the settings say.
+    """A vision tower, a projector and an LLM. The tower is frozen; the settings say what is trained of the others.
 
     Args:
         vision: folder or hub name of a CLIP or SigLIP type vision tower.
         llm: folder or hub name of a LLaMA, Mistral or Qwen type language model.
-        settings: the training's.
-        device: where it computes; frozen parts in bfloat16 on a GPU, all in float32 on a CPU.
-        projector: a `mm_projector.bin` to begin with; empty for a new one.
+        settings: the training's settings.
+        device: device of all weights; frozen parts are in bfloat16 on a GPU, everything is in float32 on a CPU.
+        projector: path of a `mm_projector.bin` to start from; empty for a new projector.
 
     Raises:
-        UserError: a model can't be loaded, or does not fit.
+        UserError: a model can't be loaded, or the models do not fit together.
     """
 
     def __init__(
@@ -93,32 +96,39 @@ class MultimodalModel(nn.Module):
 
     @property
     def grid(self) -> int:
-        """Of the tower: patches along an edge."""
+        """Number of the tower's patches along one edge of the view."""
         return int(self.vision_config["image_size"]) // int(self.vision_config["patch_size"])
 
     @property
     def vision_tokens(self) -> int:
-        """Tokens that the LLM gets of an image."""
+        """Number of tokens that the LLM gets for one image."""
         return self.settings.abstractor_tokens if self.settings.projector == "c-abstractor" else self.grid**2
 
     @property
     def blocks(self) -> nn.ModuleList:
         """The LLM's decoder layers."""
-        return self._base.layers
+        layers: nn.ModuleList = self._base.layers
+        return layers
 
     @property
     def _base(self) -> Any:
+        """The LLM without its output layer, and without peft's wrapper."""
         llm = self.llm.get_base_model() if hasattr(self.llm, "get_base_model") else self.llm
         return llm.model
 
     @property
     def width(self) -> int:
-        """Of the LLM's embeddings."""
+        """Number of values in one of the LLM's embeddings."""
         return int(self.llm.config.hidden_size)
 
     def _projector(self, path: str) -> nn.Module:
+        """Make a new projector, or load the one in `path`.
+
+        Raises:
+            UserError: the projector in `path` does not fit the tower, the LLM or the settings.
+        """
         settings, tower_width = self.settings, self.tower.config.hidden_size
-        # Here, so that the start does not depend on what was loaded before.
+        # Seed right before, so that the new weights do not depend on what was loaded earlier.
         torch.manual_seed(settings.seed)
         fresh = build_projector(settings.projector, tower_width, self.width, self.grid, settings.abstractor_tokens)
         if not path:
@@ -131,13 +141,14 @@ class MultimodalModel(nn.Module):
         return given
 
     def see(self, pixels: Tensor) -> Tensor:
-        """Images `[B, 3, size, size]` -> projected tokens `[B, M, d]`, row by row from the top left."""
+        """Encode and project images `[B, 3, size, size]` to tokens `[B, M, d]`, row by row from the top left."""
         with torch.no_grad():
             states = self.tower(pixels.to(self.tower.dtype), output_hidden_states=True).hidden_states
-            patches = states[self.settings.vision_layer][:, -(self.grid**2) :]  # CLIP's CLS stands in front
-        # The part that learns keeps its weights in float32; on a GPU it computes in bfloat16.
+            patches = states[self.settings.vision_layer][:, -(self.grid**2) :]  # without CLIP's CLS, the first token
+        # The projector keeps its weights in float32, because they are trained; on a GPU it computes in bfloat16.
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.device.type == "cuda"):
-            return self.projector(patches.float())
+            tokens: Tensor = self.projector(patches.float())
+        return tokens
 
     def forward(
         self,
@@ -146,17 +157,25 @@ class MultimodalModel(nn.Module):
         patch_weight: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Losses:
-        """L_caption and L_patch of a batch; weights and labels as in `losses`."""
+        """Compute L_caption and L_patch of a batch.
+
+        Args:
+            batch: B sequences of T tokens, I of them with an image.
+            caption_weight: divisor of L_caption, see `caption_loss`.
+            patch_weight: divisor of L_patch, a scalar, see `patch_loss`.
+            labels: `[L, d]`, the distinct label embeddings of the step, see `patch_loss`.
+        """
         if len(batch.pixels):
             tokens = self.see(batch.pixels)
-        else:  # text alone: the projector sees a blank, so that every rank has a gradient for it, of 0
+        else:  # text alone: the projector gets a blank image, so that it has a gradient (of 0) on every rank
             size = batch.pixels.shape[-1]
             tokens = self.see(batch.pixels.new_zeros(1, 3, size, size))
         coverage = self.pooled(batch.coverage)
         patch = patch_loss(tokens, batch.embeds, coverage, batch.image, self.settings.patch_loss, patch_weight, labels)
         cosine = mean_cosine(tokens, batch.embeds, coverage, batch.image)
-        nothing_to_say = not len(batch.targets) or not self.settings.caption_weight
-        if nothing_to_say and self.settings.llm == "frozen":
+        # Skip the LLM where it neither learns nor adds to the loss.
+        without_caption = not len(batch.targets) or not self.settings.caption_weight
+        if without_caption and self.settings.llm == "frozen":
             return Losses(patch * 0.0, patch, cosine, tokens)
         hidden = self.read(tokens if len(batch.pixels) else tokens[:0], batch)[batch.predicting]
         if not len(batch.pixels):
@@ -166,42 +185,44 @@ class MultimodalModel(nn.Module):
         return Losses(caption, patch, cosine, tokens)
 
     def pooled(self, coverage: Tensor) -> Tensor:
-        """`[R, grid * grid]` -> `[R, M]`: coverage of what each vision token stands for."""
+        """Pool coverage `[R, grid * grid]` of patches to coverage `[R, M]` of vision tokens."""
         if self.settings.projector != "c-abstractor":
             return coverage
         return pool_coverage(coverage, self.grid, int(self.vision_tokens**0.5))
 
     def read(self, tokens: Tensor, batch: Batch) -> Tensor:
-        """What the LLM's last block says at each place of each sequence: `[B * T, d]`.
+        """Run the LLM, and return its last hidden states `[B * T, d]` at all positions of all sequences.
 
-        Padding stands behind every token that counts, where a causal model does not look, so no attention mask is
-        needed.
+        Args:
+            tokens: `[I, M, d]`, the projected vision tokens.
+            batch: the sequences.
         """
+        # No attention mask is needed: padding comes after the tokens, and a causal model does not look ahead.
         words = self.llm.get_input_embeddings()(batch.ids)
         sequence = words.flatten(0, 1).index_copy(0, batch.vision_at, tokens.flatten(0, 1).to(words.dtype))
         with torch.autocast(words.device.type, torch.bfloat16, enabled=self._autocast(words)):
-            hidden = self._base(inputs_embeds=sequence.view_as(words), use_cache=False).last_hidden_state
+            hidden: Tensor = self._base(inputs_embeds=sequence.view_as(words), use_cache=False).last_hidden_state
         return hidden.flatten(0, 1)
 
-    def _autocast(self, of: Tensor) -> bool:
-        """Whether float32 weights that learn compute in bfloat16."""
-        return of.device.type == "cuda" and self.settings.llm != "frozen"
+    def _autocast(self, values: Tensor) -> bool:
+        """Return whether the LLM, whose trained weights are in float32, computes in bfloat16 where `values` are."""
+        return values.device.type == "cuda" and self.settings.llm != "frozen"
 
 
 def vision_config(folder: Path) -> dict[str, Any]:
-    """Of a tower: `model_type`, `image_size`, `patch_size`.
+    """Return a tower's `model_type`, `image_size` and `patch_size` (both in pixels).
 
     Raises:
-        UserError: it is no tower of a known type, or no view can say what it sees.
+        UserError: the folder holds no tower of a known type, or the tower drops pixels, which no `View` can express.
     """
     config = read_config("--vision", folder, set(TOWERS))
-    inner = config.get("vision_config", config)  # a whole CLIP has it one level down
-    default = 16 if config["model_type"].startswith("siglip") else 32  # the classes' own defaults
+    inner = config.get("vision_config", config)  # the config of a whole CLIP has the tower's within it
+    default = 16 if config["model_type"].startswith("siglip") else 32  # the defaults of transformers' classes
     found = {"image_size": inner.get("image_size", 224), "patch_size": inner.get("patch_size", default)}
     if not all(type(value) is int and value > 0 for value in found.values()):
         raise UserError("--vision", folder, f"its config.json says {found}", "fetch it again")
     size, patch = found["image_size"], found["patch_size"]
-    if size % patch:  # SigLIP so400m at 384, for one
+    if size % patch:  # for example SigLIP so400m at 384 px
         rule = f"it sees {size} px in patches of {patch}, and drops the {size % patch} px that are left over"
         remedy = "use a tower whose size is a multiple of its patch, such as google/siglip-large-patch16-384"
         raise UserError("--vision", folder, rule, remedy)
@@ -209,16 +230,16 @@ def vision_config(folder: Path) -> dict[str, Any]:
 
 
 def view_of(folder: Path, fit: Fit) -> View:
-    """The view that a tower is made for."""
+    """Return the view that a tower is made for, with the given fit."""
     config = vision_config(folder)
     return View(size=config["image_size"], patch=config["patch_size"], fit=fit)
 
 
 def check_view(view: View, folder: Path, vision: str) -> None:
-    """The tower must see just the view that the shards' masks are cut for.
+    """Check that the tower's input and patches have the sizes of the view that the shards were made for.
 
     Raises:
-        UserError: its input or its patches have another size.
+        UserError: one of them has another size.
     """
     config = vision_config(folder)
     size, patch = config["image_size"], config["patch_size"]
@@ -233,18 +254,25 @@ def check_view(view: View, folder: Path, vision: str) -> None:
 
 
 def normalization(folder: Path) -> tuple[list[float], list[float]]:
-    """Mean and deviation per channel, from preprocessor_config.json; the family's own where there is none."""
+    """Return mean and standard deviation per channel, 0..1, from preprocessor_config.json.
+
+    Where there is no such file they are those of the tower's family, CLIP or SigLIP.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     siglip = vision_config(folder)["model_type"].startswith("siglip")
-    own_mean, own_std = (_HALF, _HALF) if siglip else (CLIP_MEAN, CLIP_STD)
+    family_mean, family_std = (_HALF, _HALF) if siglip else (CLIP_MEAN, CLIP_STD)
     try:
         config = json.loads((folder / "preprocessor_config.json").read_text())
     except OSError:
-        return own_mean, own_std
+        return family_mean, family_std
     except (ValueError, RecursionError) as error:
         raise UserError(
             "--vision", folder, f"its preprocessor_config.json is no JSON ({error})", "fetch it again"
         ) from error
-    mean, std = (config.get(name, default) for name, default in (("image_mean", own_mean), ("image_std", own_std)))
+    defaults = {"image_mean": family_mean, "image_std": family_std}
+    mean, std = (config.get(name, default) for name, default in defaults.items())
     if not all(
         isinstance(values, list) and len(values) == 3 and all(type(v) in (int, float) and 0 <= v <= 1 for v in values)
         for values in (mean, std)
@@ -255,19 +283,24 @@ def normalization(folder: Path) -> tuple[list[float], list[float]]:
 
 
 def embedder_for(llm_folder: Path, run: Run) -> LabelEmbedder | None:
-    """What embeds the labels of shards that were built for another LLM; None where they fit."""
+    """Return an embedder of labels for the LLM in `llm_folder`; None where the shards were built for that LLM."""
     if EmbeddingTable(llm_folder).sha256() == run.fingerprints.get("llm_embedding"):
         return None
     return LabelEmbedder(LabelSettings(llm=str(llm_folder), context=context_of(run)))
 
 
 def context_of(run: Run) -> Literal["sentence", "bare"]:
-    """How a run put its labels into words, see `LabelSettings`."""
+    """Return whether a run embedded its labels within a sentence or alone, see `LabelSettings`."""
     built = run.settings.get("llm")
     return "bare" if isinstance(built, dict) and built.get("context") == "bare" else "sentence"
 
 
 def _check_vocabulary(llm: Any, tokenizer: Any, name: str) -> None:
+    """Check that the LLM has an output layer, and an embedding for each token of its tokenizer.
+
+    Raises:
+        UserError: it has not.
+    """
     rows = llm.get_input_embeddings().weight.shape[0]
     if llm.get_output_embeddings() is None:
         raise UserError("--llm", name, "it has no output layer", "give a causal language model")
@@ -277,6 +310,11 @@ def _check_vocabulary(llm: Any, tokenizer: Any, name: str) -> None:
 
 
 def _with_adapters(llm: Any, settings: TrainSettings) -> Any:
+    """Wrap the LLM in peft's model with LoRA adapters on all linear layers of its blocks.
+
+    Raises:
+        UserError: peft is not installed.
+    """
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
@@ -287,3 +325,14 @@ def _with_adapters(llm: Any, settings: TrainSettings) -> Any:
         r=chosen.rank, lora_alpha=chosen.alpha, lora_dropout=chosen.dropout, target_modules=names, task_type="CAUSAL_LM"
     )
     return get_peft_model(llm, config)
+
+
+def shard(model: MultimodalModel) -> None:
+    """Shard the model with FSDP2: each decoder layer by itself, then the rest without the tower, which is frozen."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if on_gpu else MixedPrecisionPolicy()
+    for block in model.blocks:
+        fully_shard(block, mp_policy=policy)
+    fully_shard(model, ignored_params=set(model.tower.parameters()))

@@ -1,27 +1,35 @@
-"""Which samples are in which step: a function of the seed and the step alone, whoever computes it and wherever it goes
-on after a stop."""
+"""Decide which samples are in which step.
+
+The answer is a function of the seed and the step alone, so all ranks compute the same one, and so does a training
+that goes on after a stop.
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.integer[Any]]
 
 MEGA = 50
-"""Batches whose samples are sorted by length together, when samples of a kind are grouped."""
+"""Number of batches whose samples are sorted by length together, where samples are grouped by length."""
 
 
 class Order:
-    """Epoch after epoch, each in an order of its own, every sample once in each.
+    """A random order of the samples: every epoch has each sample once, and an order of its own.
 
     Args:
-        samples: how many there are.
-        batch_size: in one step of the optimizer, over all ranks.
-        seed: of the order.
-        lengths: `[samples]`, about how long each is; given, samples of like length and kind share a step, as LLaVA's
-            `group_by_modality_length` has it: the text of a step is padded to its longest.
-        imaged: bool `[samples]`, which of them have an image.
-        numbers: int `[samples]`, what the samples are called; 0, 1, 2 and so on by default.
+        samples: number of samples.
+        batch_size: number of samples in one step of the optimizer, over all ranks; at most `samples`.
+        seed: seed of the order.
+        lengths: int `[samples]`, the approximate length of each sample. Where it is given, samples of like length,
+            all with an image or all without, share a step, as in LLaVA's `group_by_modality_length`; a step's texts
+            are padded to its longest, so this saves padding.
+        with_image: bool `[samples]`, which samples have an image; by default all have.
+        numbers: int `[samples]`, the samples' numbers; by default 0, 1, 2 and so on.
     """
 
     def __init__(
@@ -29,17 +37,17 @@ class Order:
         samples: int,
         batch_size: int,
         seed: int,
-        lengths: np.ndarray | None = None,
-        with_image: np.ndarray | None = None,
-        numbers: np.ndarray | None = None,
+        lengths: Ints | None = None,
+        with_image: npt.NDArray[np.bool_] | None = None,
+        numbers: Ints | None = None,
     ) -> None:
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.lengths, self.with_image = lengths, with_image
-        self.numbers = np.arange(samples) if numbers is None else numbers
+        self.numbers: Ints = np.arange(samples) if numbers is None else numbers
         self._epoch = lru_cache(2)(self._arranged)
 
-    def step(self, step: int) -> np.ndarray:
-        """int `[batch_size]`: the samples of a step."""
+    def step(self, step: int) -> Ints:
+        """Return int `[batch_size]`, the numbers of a step's samples. A step may go from one epoch into the next."""
         first = step * self.batch_size
         last = first + self.batch_size
         parts = [
@@ -48,41 +56,46 @@ class Order:
         ]
         return self.numbers[np.concatenate(parts)]
 
-    def _arranged(self, epoch: int) -> np.ndarray:
-        chance = np.random.default_rng((self.seed, epoch))
-        shuffled = chance.permutation(self.samples)
+    def _arranged(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Return int64 `[samples]`, the positions of the samples in the order of one epoch."""
+        generator = np.random.default_rng((self.seed, epoch))
+        shuffled = generator.permutation(self.samples)
         if self.lengths is None:
             return shuffled
-        size, head = self.batch_size, -epoch * self.samples % self.batch_size  # the first end the last epoch's batch
+        # The first `head` samples complete the batch that the previous epoch left unfinished.
+        size, head = self.batch_size, -epoch * self.samples % self.batch_size
         with_image = np.ones(self.samples, bool) if self.with_image is None else self.with_image
-        batches, left = [], []
+        # Make whole batches of like length, of samples with an image and of samples without.
+        batches: list[npt.NDArray[np.int64]] = []
+        left: list[npt.NDArray[np.int64]] = []
         for kind in (True, False):
             members = shuffled[with_image[shuffled] == kind]
             whole = len(members) // size * size
             for start in range(0, whole, MEGA * size):
                 mega = members[start : min(start + MEGA * size, whole)]
-                # Stable, so that equal lengths stay shuffled.
+                # A stable sort keeps samples of equal length in their random order.
                 batches += np.split(mega[np.argsort(-self.lengths[mega], kind="stable")], len(mega) // size)
             left.append(members[whole:])
-        chance.shuffle(batches)
-        rest = chance.permutation(np.concatenate(left))
+        # Put what is left over at both ends, so that the batches between start at a multiple of the batch size.
+        generator.shuffle(batches)
+        rest = generator.permutation(np.concatenate(left))
         while len(rest) < min(head, self.samples):
             rest = np.concatenate([rest, batches.pop()])
         return np.concatenate([rest[:head], *batches, rest[head:]]).astype(np.int64)
 
 
 class InOrder(Order):
-    """Every sample once, as they come; the last step has what is left.
+    """An order that has every sample once, in the order given; the last step has the samples that are left.
 
     Args:
-        numbers: of the samples.
-        batch_size: in one step.
+        numbers: int `[samples]`, the samples' numbers.
+        batch_size: number of samples in each step but the last.
     """
 
-    def __init__(self, numbers: np.ndarray, batch_size: int) -> None:
+    def __init__(self, numbers: Ints, batch_size: int) -> None:
         super().__init__(len(numbers), batch_size, 0, numbers=numbers)
         self.steps = -(-self.samples // batch_size)
 
-    def step(self, step: int) -> np.ndarray:
-        """The samples of a step."""
+    def step(self, step: int) -> Ints:
+        """Return the numbers of a step's samples."""
         return self.numbers[step * self.batch_size : (step + 1) * self.batch_size]

@@ -1,4 +1,4 @@
-"""The paper's signs of failure, looked at while a training runs: Align, and whether patches say words."""
+"""Measure the paper's signs of failure while a training runs: Align, and the share of patches that say a word."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pad_pipeline.training.model import MultimodalModel
 from pad_pipeline.training.ranks import Ranks
 
 HALF = 127.5
-"""Of a token's coverage: the patches of a label are those that it covers by half."""
+"""Coverage from which on a token counts as showing a label: half of 255."""
 
 
 class Probe:
-    """Sums over held-out images.
+    """Sums of Align and of readable words over held-out images.
 
     Args:
-        model: that is trained, between two steps.
+        model: the model that is trained, between two steps.
     """
 
     def __init__(self, model: MultimodalModel) -> None:
@@ -38,26 +38,34 @@ class Probe:
         self._seen = torch.zeros(2, dtype=torch.float64)
 
     def add(self, part: Batch, tokens: Tensor) -> None:
-        """Take a micro-batch and its projected tokens `[I, M, d]`."""
+        """Add a micro-batch and its projected tokens `[I, M, d]`."""
         if not len(part.pixels):
             return
         coverage = self.model.pooled(part.coverage.to(tokens.device))
-        for number, own in enumerate(tokens):
-            mine = part.image.to(tokens.device) == number
-            nearest = nearest_word(own, self._words)
-            self._seen += torch.tensor([float(self._readable[nearest.cpu()].sum()), len(own)], dtype=torch.float64)
-            if mine.any():
-                labels, which = part.embeds.to(tokens.device)[mine].float().unique(dim=0, return_inverse=True)
-                shown = torch.zeros(len(labels), len(own), dtype=torch.bool, device=tokens.device)
-                for label, mask in zip(which.tolist(), coverage[mine] >= HALF, strict=True):
+        for number, image_tokens in enumerate(tokens):
+            # Count the tokens whose nearest word can be read.
+            nearest = nearest_word(image_tokens, self._words)
+            readable = float(self._readable[nearest.cpu()].sum())
+            self._seen += torch.tensor([readable, len(image_tokens)], dtype=torch.float64)
+            # Compare the tokens with the image's labels. Regions of one label count as one.
+            of_image = part.image.to(tokens.device) == number
+            if of_image.any():
+                embeds = part.embeds.to(tokens.device)[of_image].float()
+                labels, which = torch.unique(embeds, dim=0, return_inverse=True)
+                shown = torch.zeros(len(labels), len(image_tokens), dtype=torch.bool, device=tokens.device)
+                for label, mask in zip(which.tolist(), coverage[of_image] >= HALF, strict=True):
                     shown[label] |= mask
-                self._align.add(own, labels, shown)
-                order = torch.randperm(len(own), generator=torch.Generator().manual_seed(len(own)))
-                self._chance.add(own[order.to(own.device)], labels, shown)
+                self._align.add(image_tokens, labels, shown)
+                shuffler = torch.Generator().manual_seed(len(image_tokens))
+                order = torch.randperm(len(image_tokens), generator=shuffler)
+                self._chance.add(image_tokens[order.to(image_tokens.device)], labels, shown)
 
     def result(self, here: Ranks) -> dict[str, Any]:
-        """Over the images of all ranks: Align, the same with each image's patches shuffled, and the share of
-        patches whose nearest word can be read. None where there was no region, or no image."""
+        """Return the measures over the images of all ranks, as fields of a log entry.
+
+        They are Align, Align with each image's patches shuffled, and the share of patches whose nearest word can be
+        read; None where no image had a region, or where there was no image.
+        """
         pairs_here = torch.tensor([float(self._align.pairs)]).double()
         sums = torch.stack([self._align.sums, self._chance.sums]).flatten().cpu()
         sums = here.sum(torch.cat([sums, pairs_here, self._seen]).to(here.device, torch.float32))

@@ -1,5 +1,7 @@
-"""The projector: vision encoder's width -> LLM's width. LLaVA's two kinds and Honeybee's C-Abstractor, with the names
-for their weights that they have there."""
+"""Build, save and load a projector, which maps the vision tower's tokens to the LLM's width.
+
+There are LLaVA's two kinds and Honeybee's C-Abstractor. Their weights have the names that LLaVA and Honeybee use.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,6 @@ import io
 import math
 import re
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +16,24 @@ from torch import Tensor, nn
 from pad_pipeline.errors import UserError
 from pad_pipeline.storage import Folder
 from pad_pipeline.training.abstractor import HONEYBEE_TOKENS, CAbstractor
-
-ProjectorKind = Literal["mlp", "linear", "c-abstractor"]
+from pad_pipeline.training.settings import ProjectorKind
 
 _PREFIX = "model.mm_projector."
+"""LLaVA's prefix of the names of a projector's weights."""
 
 
 def build_projector(
     kind: ProjectorKind, vision_width: int, llm_width: int, grid: int = 0, tokens: int = HONEYBEE_TOKENS
 ) -> nn.Module:
-    """A new projector of patch tokens `[B, grid * grid, vision_width]`.
+    """Build a new projector of patch tokens `[B, grid * grid, vision_width]`.
 
-    `mlp`: Linear, exact GELU, Linear (LLaVA's mlp2x_gelu). `linear`: one Linear. `c-abstractor`: Honeybee's, for the
-    patch grid `grid` x `grid`, with `tokens` tokens out; the others keep one for each patch and need neither.
+    Args:
+        kind: `mlp` is Linear, exact GELU, Linear (LLaVA's mlp2x_gelu); `linear` is one Linear; `c-abstractor` is
+            Honeybee's.
+        vision_width: channels of the patch tokens.
+        llm_width: channels of the tokens that go into the LLM.
+        grid: patches along one edge; only the C-Abstractor needs it.
+        tokens: number of tokens that come out of a C-Abstractor; the other kinds keep one for each patch.
 
     Raises:
         UserError: a C-Abstractor can't have that many tokens.
@@ -41,8 +47,8 @@ def build_projector(
 def save_projector(projector: nn.Module, path: Path) -> None:
     """Write `mm_projector.bin` with LLaVA's keys (`model.mm_projector.0.weight`, ...), atomically.
 
-    A C-Abstractor has its own names behind LLaVA's prefix, and one tensor more, `tokens` (int64), because its number of
-    tokens is in no weight's shape.
+    A C-Abstractor keeps Honeybee's names after LLaVA's prefix. Its file has one more tensor, `tokens` (int64), because
+    no weight's shape says how many tokens come out.
     """
     weights = projector.state_dict()
     if isinstance(projector, CAbstractor):
@@ -51,16 +57,17 @@ def save_projector(projector: nn.Module, path: Path) -> None:
     content = io.BytesIO()
     torch.save(state, content)
     with Folder(path.parent).commit(path.name) as partial:
-        partial.write_bytes(content.getbuffer())  # so that a full disk is an OSError
+        partial.write_bytes(content.getbuffer())  # not by torch.save, so that a full disk is an OSError
 
 
 def load_projector(path: Path) -> nn.Module:
-    """The projector in a `mm_projector.bin`, ours or LLaVA's own, or in a file of a Honeybee's `abstractor.` weights.
+    """Load the projector in a `mm_projector.bin` of this project or of LLaVA, or in a file of Honeybee's `abstractor.`
+    weights.
 
-    Honeybee does not store the number of tokens: 144 then, unless the file is given a tensor `tokens`.
+    Honeybee does not store the number of tokens; it is taken to be 144, unless a tensor `tokens` was added to the file.
 
     Raises:
-        UserError: it is no projector of a kind known here, or it is damaged.
+        UserError: the file holds no projector of a known kind, or is damaged.
     """
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
@@ -87,12 +94,12 @@ def load_projector(path: Path) -> nn.Module:
 
 
 def _empty_projector(state: dict[str, Tensor], path: Path) -> nn.Module:
-    """The projector that names and sizes in `state` tell of, without memory for its weights.
+    """Build the projector whose names and shapes are those in `state`, on the meta device (without memory).
 
-    What is not a weight, or not one of today's, is taken out of `state`.
+    Entries of `state` that are not weights, and the row of an old kind of C-Abstractor, are removed from it.
 
     Raises:
-        UserError: they tell of none.
+        UserError: the names or shapes are those of no known projector.
     """
     kinds: dict[frozenset[str], ProjectorKind] = {
         frozenset({"weight", "bias"}): "linear",
@@ -118,10 +125,11 @@ def _empty_projector(state: dict[str, Tensor], path: Path) -> nn.Module:
 
 
 def _empty_abstractor(state: dict[str, Tensor]) -> CAbstractor:
+    """Build the C-Abstractor whose shapes are those in `state`; see `_empty_projector`."""
     (tokens,) = state.pop("tokens").flatten().tolist() if "tokens" in state else (HONEYBEE_TOKENS,)
     _, patches, vision_width = state["pos_emb"].shape
     grid = math.isqrt(patches)
-    if patches == grid**2 + 1:  # Honeybee's first models had a row for CLS too, which its own loader drops as well
+    if patches == grid**2 + 1:  # Honeybee's first models had a row for CLS too, which Honeybee's loader also drops
         state["pos_emb"] = state["pos_emb"][:, 1:]
     llm_width, hidden = state["readout.0.weight"].shape
     depth = sum(re.fullmatch(r"net\.0\.b\d+\.conv1\.conv\.weight", name) is not None for name in state)

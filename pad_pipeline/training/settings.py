@@ -1,4 +1,4 @@
-"""Every choice of a training, with LLaVA-1.5's values where it has one and the paper's where that has one."""
+"""The settings of a training. The defaults are LLaVA-1.5's values, and the paper's where the paper names one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from pad_pipeline.geometry import PatchRule
 from pad_pipeline.training.template import TemplateName
 
+ProjectorKind = Literal["mlp", "linear", "c-abstractor"]
+
 
 class PatchLossSettings(BaseModel):
-    """The choices that the paper leaves open in L_patch."""
+    """The choices in L_patch that the paper leaves open."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -41,12 +43,14 @@ class LoraSettings(BaseModel):
 
 
 class TrainSettings(BaseModel):
-    """Stage 1: the projector learns; vision tower and LLM are frozen. LLaVA-1.5's pretrain.sh, and the patch loss."""
+    """Settings of training stage 1, which trains the projector alone: those of LLaVA-1.5's pretrain.sh, and the patch
+    loss."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    projector: Literal["mlp", "linear", "c-abstractor"] = "mlp"
-    """`mlp`: Linear, GELU, Linear (LLaVA's mlp2x_gelu). `linear`: one Linear. `c-abstractor`: Honeybee's."""
+    projector: ProjectorKind = "mlp"
+    """Kind of projector. `mlp`: Linear, GELU, Linear (LLaVA's mlp2x_gelu). `linear`: one Linear. `c-abstractor`:
+    Honeybee's."""
     abstractor_tokens: int = Field(144, gt=0)
     """Vision tokens that a C-Abstractor makes of an image; a square number. Masks are pooled to its grid."""
     vision_layer: int = Field(-2, le=-1)
@@ -59,12 +63,13 @@ class TrainSettings(BaseModel):
     batch_size: int = Field(256, gt=0)
     """Samples in one step of the optimizer, over all ranks; all of them where there are fewer."""
     micro_batch: int = Field(8, gt=0)
-    """Samples that a rank computes at a time; the losses do not depend on it."""
+    """Samples that a rank computes at a time; lower it if memory runs out, the losses do not depend on it."""
     epochs: float = Field(1.0, gt=0, le=1e6)
+    """Passes over the samples."""
     steps: int = Field(0, ge=0)
     """Steps of the optimizer; 0 for as many as `epochs` gives."""
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
-    """After warm-up; it falls to 0 along half a cosine."""
+    """Learning rate after the warm-up; it falls to 0 along half a cosine."""
     projector_learning_rate: float = Field(0.0, ge=0, allow_inf_nan=False)
     """The projector's own; 0 for the same."""
     warmup: float = Field(0.03, ge=0, le=1)
@@ -74,8 +79,9 @@ class TrainSettings(BaseModel):
     caption_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     """Of L_caption; the paper has none. 0 with a frozen LLM: the patch loss alone, and the LLM is not even run."""
     beta_start: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """Weight of the patch loss in the first step: L = L_caption + beta(t) L_patch; the paper: beta from 0 to 5."""
     beta_end: float = Field(5.0, ge=0, allow_inf_nan=False)
-    """L = L_caption + beta(t) L_patch; the paper: 0 to 5."""
+    """Weight of the patch loss in the last step."""
     beta_schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How beta goes from start to end over the steps; `constant` is the end from the first step on."""
     patches: PatchRule = "soft"
@@ -102,12 +108,17 @@ class TrainSettings(BaseModel):
     held_out_every: int = Field(0, ge=0)
     """Steps between two looks at them; 0 for checkpoints alone."""
     seed: int = Field(0, ge=0, lt=1 << 63)
-    """Of the projector's start, of the order of samples, of dropout."""
+    """Seed of the projector's first weights, of the order of samples and of dropout."""
     loader_threads: int = Field(4, gt=0)
     """Threads that read and decode images ahead of the model, on each rank."""
 
+    @property
+    def runs_llm(self) -> bool:
+        """Whether the LLM is run at all: not where it is frozen and the caption loss has no weight."""
+        return self.llm != "frozen" or self.caption_weight > 0
+
     def beta(self, step: int, steps: int) -> float:
-        """The weight of L_patch in step `step` (from 0) of `steps`: `beta_start` first, `beta_end` last."""
+        """Return the weight of L_patch in step `step` (from 0) of `steps`: `beta_start` first, `beta_end` last."""
         share = step / max(steps - 1, 1)
         if self.beta_schedule == "constant":
             share = 1.0
@@ -116,12 +127,12 @@ class TrainSettings(BaseModel):
         return self.beta_start + (self.beta_end - self.beta_start) * share
 
     def checkpoint_steps(self, steps: int) -> int:
-        """Steps between two checkpoints."""
+        """Return the number of steps between two checkpoints, in a training of `steps` steps."""
         return self.checkpoint_every or max(50, -(-steps // 20))
 
 
 class Stage2Settings(TrainSettings):
-    """Stage 2: projector and LLM learn from dialogues. LLaVA-1.5's finetune.sh."""
+    """Settings of training stage 2, which trains projector and LLM on dialogues: those of LLaVA-1.5's finetune.sh."""
 
     llm: Literal["frozen", "full", "lora"] = "full"
     template: TemplateName = "v1"
@@ -132,5 +143,5 @@ class Stage2Settings(TrainSettings):
 
 
 def settings_of(stage: int) -> type[TrainSettings]:
-    """The settings of a stage, with its defaults."""
+    """Return the class of a training stage's settings, with the defaults of that stage."""
     return Stage2Settings if stage == 2 else TrainSettings

@@ -1,4 +1,4 @@
-"""A conversation -> token ids, and which of them the LLM is to learn: LLaVA's templates, and the LLM's own."""
+"""Turn conversations into token ids, and mark the ids that the LLM learns: LLaVA's templates, and the LLM's own."""
 
 from __future__ import annotations
 
@@ -8,35 +8,39 @@ from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 IMAGE = -200
-"""Stands among the token ids where the image goes; LLaVA's number for it."""
+"""Number that stands for the image among token ids; LLaVA uses the same one."""
 IMAGE_MARK = "<image>"
-"""Stands in a text where the image goes."""
+"""Mark that stands for the image in a text."""
 
 TemplateName = Literal["plain", "v1", "chat"]
-"""`plain`: `BOS <image> caption "\\n"`, LLaVA's for stage 1; the question is dropped. `v1`: Vicuna's dialogue,
-LLaVA-1.5's for stage 2. `chat`: the chat template that the LLM's tokenizer brings along (Llama 3, Qwen)."""
+"""Names of the templates. `plain`: `BOS <image> caption "\\n"`, LLaVA's for stage 1; the question is dropped. `v1`:
+Vicuna's dialogue, LLaVA-1.5's for stage 2. `chat`: the chat template in the LLM's tokenizer (Llama 3, Qwen)."""
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-"""How Vicuna's dialogues begin."""
+"""Text with which Vicuna's dialogues begin."""
 _HUMAN, _ASSISTANT = ("human", "user"), ("gpt", "assistant")
 
 Turns = Sequence[Mapping[str, str]]
+"""A conversation: turns of `{from, value}`."""
 
 
 class Encoded(NamedTuple):
-    """A sequence."""
+    """A sequence of token ids, some of which are supervised."""
 
     ids: list[int]
     """Token ids, with `IMAGE` in the image's place."""
     supervised: list[bool]
-    """Which of them the LLM learns to say."""
+    """Whether the LLM learns to say each token."""
 
     def cut(self, length: int, image_tokens: int) -> Encoded:
-        """The beginning that fits into `length` tokens once the image has `image_tokens`, as LLaVA cuts: after the
-        image was put in. Nothing where the image does not fit: there is no half of one."""
+        """Return the beginning that fits into `length` tokens, where the image takes `image_tokens`.
+
+        LLaVA cuts the same way, after it inserted the image's tokens. Where not all of the image's tokens fit, nothing
+        is returned, because a part of an image is of no use.
+        """
         if IMAGE in self.ids:
             if self.ids.index(IMAGE) + image_tokens > length:
                 return Encoded([], [])
@@ -45,11 +49,11 @@ class Encoded(NamedTuple):
 
 
 class Template:
-    """Turns conversations into sequences.
+    """Turns conversations into sequences of token ids.
 
     Args:
-        name: which template.
-        tokenizer: the LLM's.
+        name: name of the template.
+        tokenizer: the LLM's tokenizer.
 
     Raises:
         ValueError: the tokenizer lacks what the template needs.
@@ -58,24 +62,24 @@ class Template:
     def __init__(self, name: TemplateName, tokenizer: Any) -> None:
         self.name, self.tokenizer = name, tokenizer
         if name != "plain" and not tokenizer.is_fast:
-            raise ValueError(f"template {name} needs a fast tokenizer, one that tells where in the text a token stands")
+            raise ValueError(f"template {name} needs a fast tokenizer, which reports where in the text a token stands")
         if name == "v1" and tokenizer.eos_token is None:
             raise ValueError("template v1 ends each answer with the EOS token, and the LLM's tokenizer has none")
         if name == "chat" and not tokenizer.chat_template:
             raise ValueError("the LLM's tokenizer brings no chat template along; take template v1")
-        # Not as the tokenizer does by itself: transformers 5 leaves LLaMA's out where its config does not ask for it.
+        # Added here, because transformers 5 leaves LLaMA's BOS out where the tokenizer's config does not ask for it.
         self._bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         self._added = tuple(str(token) for token in tokenizer.added_tokens_decoder.values())
 
     def __call__(self, turns: Turns, image: bool) -> Encoded:
-        """The sequence of a conversation.
+        """Encode a conversation.
 
         Args:
-            turns: `{from, value}` each, `human` and `gpt` in turn.
-            image: whether an image goes with it.
+            turns: the turns, each `{from, value}`, `human` and `gpt` alternately.
+            image: whether an image goes with the conversation.
 
         Raises:
-            ValueError: it does not fit the template; the text says why.
+            ValueError: the conversation does not fit the template; the message says why.
         """
         turns = _checked(turns, image)
         if self.name == "plain":
@@ -87,7 +91,10 @@ class Template:
         return self._v1(turns) if self.name == "v1" else self._chat(turns)
 
     def caption(self, text: str) -> Encoded:
-        """`BOS <image> text "\\n"`; the newline is the only stop, there is no EOS. An image mark in `text` goes."""
+        """Encode a caption as `BOS <image> text "\\n"`.
+
+        The newline is the only stop; there is no EOS. Image marks in `text` are removed.
+        """
         if IMAGE_MARK in text:
             text = text.replace(IMAGE_MARK, "").strip()
         ids = self._ids(text + "\n")
@@ -95,10 +102,12 @@ class Template:
         return Encoded(before + ids, [False] * len(before) + [True] * len(ids))
 
     def question(self, text: str) -> list[int]:
-        """What the LLM is given to answer `text` about an image: what stands before the answer in training.
+        """Return the token ids that make the LLM answer question `text` about an image.
+
+        They are those that stand before the answer in training.
 
         Raises:
-            ValueError: the LLM's chat template refuses it.
+            ValueError: the LLM's chat template refuses the question.
         """
         value = _marked(text)
         if self.name == "plain":
@@ -109,58 +118,82 @@ class Template:
         return self._pieces([(asked, False)], []).ids
 
     def _v1(self, turns: Turns) -> Encoded:
+        """Encode a dialogue in Vicuna's form. The answers, each with its EOS, are supervised."""
         pieces: list[tuple[str, bool]] = [(f"{SYSTEM} ", False)]
         for turn in turns:
             if turn["from"] in _HUMAN:
                 pieces.append((f"USER: {turn['value']} ASSISTANT:", False))
-            else:  # the space too: before a digit it is a token of its own, and LLaVA supervises that
+            else:  # with the space before the answer: before a digit it is a token, which LLaVA supervises
                 pieces.append((f" {turn['value']}{self.tokenizer.eos_token}", True))
         return self._pieces(pieces, self._bos)
 
     def _chat(self, turns: Turns) -> Encoded:
-        """The answers, with the token that ends a turn, are what stands between the text that asks for an answer and
-        the same text with it."""
+        """Encode a dialogue in the LLM's chat template. The answers, each with the token that ends it, are supervised.
+
+        To find them, the dialogue is rendered once up to each question and once up to its answer; the answer is the
+        difference between the two texts.
+
+        Raises:
+            ValueError: the template refuses the dialogue, or the answers can't be found in it.
+        """
         roles = [
             {"role": "user" if turn["from"] in _HUMAN else "assistant", "content": turn["value"]} for turn in turns
         ]
         whole = self._rendered(roles)
         if whole.count(IMAGE_MARK) != sum(role["content"].count(IMAGE_MARK) for role in roles):
             raise ValueError(f"the LLM's chat template drops or repeats the {IMAGE_MARK} mark")
+        # Cut the text into pieces that are supervised (answers) and pieces that are not.
         pieces, at = [], 0
         for number in range(1, len(roles), 2):
             asked = self._rendered(roles[:number], add_generation_prompt=True)
-            said = self._rendered(roles[: number + 1])
-            if said.rstrip().endswith(self._added):
-                said = said.rstrip()  # a line break behind the token that ends the turn is not the LLM's to say
-            if not whole.startswith(said):
-                said = self._said_in(whole, asked, roles[number]["content"])
-            if not (whole.startswith(asked) and whole.startswith(said) and at <= len(asked) < len(said)):
+            answered = self._rendered(roles[: number + 1])
+            if answered.rstrip().endswith(self._added):
+                answered = answered.rstrip()  # the LLM need not say the line break after the token that ends a turn
+            if not whole.startswith(answered):
+                answered = self._answered_text(whole, asked, roles[number]["content"])
+            if not (whole.startswith(asked) and whole.startswith(answered) and at <= len(asked) < len(answered)):
                 raise ValueError("the LLM's chat template writes earlier turns otherwise once later ones follow")
-            pieces += [(whole[at : len(asked)], False), (whole[len(asked) : len(said)], True)]
-            at = len(said)
+            pieces += [(whole[at : len(asked)], False), (whole[len(asked) : len(answered)], True)]
+            at = len(answered)
         encoded = self._pieces([*pieces, (whole[at:], False)], [])
+        # Refuse a token that reaches from a question into its answer: the LLM could not say it after the question.
         for end in list(accumulate(len(piece) for piece, _ in pieces))[::2]:
             asked_ids = self._pieces([(whole[:end], False)], []).ids
-            if encoded.ids[: len(asked_ids)] != asked_ids:  # such a token can't be said once the question has been
+            if encoded.ids[: len(asked_ids)] != asked_ids:
                 raise ValueError("the tokenizer joins an answer's beginning to the chat template's text before it")
         return encoded
 
-    def _said_in(self, whole: str, asked: str, answer: str) -> str:
-        """The text up to the token that ends an answer, where the template writes the answer otherwise as long as it is
-        the last (Qwen 3 puts an empty thought before it); nothing where it is not there at all."""
+    def _answered_text(self, whole: str, asked: str, answer: str) -> str:
+        """Return the text of the whole dialogue up to the token that ends `answer`; "" where it is not found.
+
+        This is for templates that write the last answer in another way than earlier ones: Qwen 3 puts an empty thought
+        before it.
+        """
         ends = "|".join(map(re.escape, self._added))
-        found = re.compile(f"{re.escape(answer.strip())}\\s*({ends})").search(whole, len(asked))
-        return whole[: found.end()] if found and self._added else ""
+        match = re.compile(f"{re.escape(answer.strip())}\\s*({ends})").search(whole, len(asked))
+        return whole[: match.end()] if match and self._added else ""
 
     def _rendered(self, roles: list[dict[str, str]], **options: Any) -> str:
+        """Render messages with the LLM's chat template.
+
+        Raises:
+            ValueError: the template refuses them.
+        """
         try:
             return str(self.tokenizer.apply_chat_template(roles, tokenize=False, **options))
-        except Exception as error:  # a template is a program of its own
+        except Exception as error:  # a chat template is a program and can raise anything
             raise ValueError(f"the LLM's chat template refuses it ({type(error).__name__}: {error})") from error
 
     def _pieces(self, pieces: Iterable[tuple[str, bool]], before: list[int]) -> Encoded:
-        """The text as a whole, tokenized in one go between images as LLaVA does; a token that reaches into a
-        supervised piece is supervised."""
+        """Tokenize a text that is given in pieces, each with the flag whether it is supervised.
+
+        As in LLaVA, the text between two images is tokenized in one go. A token that reaches into a supervised piece is
+        supervised.
+
+        Args:
+            pieces: the pieces of the text.
+            before: token ids that are put in front.
+        """
         text, spans = "", []
         for piece, supervised in pieces:
             if supervised:
@@ -186,19 +219,22 @@ class Template:
 
 
 def _checked(turns: Turns, image: bool) -> list[dict[str, str]]:
-    """Human and assistant in turn, the human first, and `<image>` where LLaVA puts it: before the question.
+    """Check a conversation, and move its image mark to LLaVA's place, the beginning of its turn.
+
+    Returns:
+        Turns of human and assistant alternately, the human's first and the assistant's last.
 
     Raises:
-        ValueError: it is no such conversation.
+        ValueError: the turns do not alternate, an answer is empty or missing, or the image marks do not fit.
     """
     if turns and turns[0]["from"] in _ASSISTANT:
-        turns = turns[1:]  # as LLaVA does: an answer without a question
+        turns = turns[1:]  # an answer without a question is dropped, as in LLaVA
     for number, turn in enumerate(turns):
         if turn["from"] not in (_ASSISTANT if number % 2 else _HUMAN):
             raise ValueError(f"turn {number} is of {turn['from']!r}; human and gpt should speak in turn")
         if number % 2 and not turn["value"].replace(IMAGE_MARK, "").strip():
             raise ValueError(f"turn {number}, an answer, is empty")
-    turns = turns[: len(turns) // 2 * 2]  # a last question without an answer
+    turns = turns[: len(turns) // 2 * 2]  # a last question without an answer is dropped
     if not turns:
         raise ValueError("it has no answer")
     marks = sum(turn["value"].count(IMAGE_MARK) for turn in turns)
@@ -214,5 +250,5 @@ def _checked(turns: Turns, image: bool) -> list[dict[str, str]]:
 
 
 def _marked(text: str) -> str:
-    """A turn's text with the image before it, as LLaVA has it wherever the mark stood."""
+    """Return a turn's text with the image mark in front, where LLaVA puts it wherever it stood before."""
     return f"{IMAGE_MARK}\n{text.replace(IMAGE_MARK, '').strip()}".strip()

@@ -82,7 +82,7 @@ class CustomSettings(StageSettings):
 
         row = ImageRecord("check", "check", key="check", width=64, height=48)
         with io.BytesIO() as sink:
-            Image.new("RGB", (row.width, row.height), "grey").save(sink, "PNG")
+            Image.new("RGB", (row.width, row.height), "gray").save(sink, "PNG")
             row.data, row.format = sink.getvalue(), "PNG"
         row.tags, row.regions = [Tag("thing", 1.0)], [Region("thing", (8.0, 8.0, 40.0, 40.0))]
         self.make(DecodeSettings(), ComputeSettings(precision="float32"))(Shard(0, [row]))

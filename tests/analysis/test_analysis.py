@@ -15,7 +15,9 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from pad_pipeline.analysis.patches import Seen, Shown
-from pad_pipeline.analysis.studies import AlignStudy, AnalysisSettings
+from pad_pipeline.analysis.settings import AnalysisSettings
+from pad_pipeline.analysis.studies import AlignStudy
+from pad_pipeline.analysis.study import Context
 from pad_pipeline.measures.align import Align
 from pad_pipeline.measures.entropy import PooledEntropy, von_neumann_entropy
 from pad_pipeline.measures.overlap import neighbor_overlap
@@ -161,11 +163,8 @@ def test_controls_know_nothing_where_the_model_knows_all(rule: str, among: str) 
     """Six images of three of twelve labels, planted: Align 1. Catches a control that is the model itself: labels that
     are the image's own, patches in their places, the trained projector."""
     table = dict(zip("abcdefghijkl", orthogonal(12, 16, 3).float(), strict=True))
-    study = AlignStudy(
-        Planted(table),  # type: ignore[arg-type]
-        AnalysisSettings(threshold_rule=rule, among=among),  # type: ignore[arg-type]
-        sorted(table),
-    )
+    settings = AnalysisSettings(threshold_rule=rule, among=among)  # type: ignore[arg-type]
+    study = AlignStudy(Context(Planted(table), settings, sorted(table)))  # type: ignore[arg-type]
     for number in range(6):
         labels = [sorted(table)[(3 * number + step) % 12] for step in range(3)]
         _, _, shown = planted()

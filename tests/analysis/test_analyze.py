@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, CLIPVisionModel
 
+from pad_pipeline.analysis.studies import STUDIES
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.training.projector import load_projector
+from pad_pipeline.workflows.learning.choices import StudyName
 from tests.conftest import import_photographs
 
 Pad = Callable[..., Any]
@@ -313,3 +315,8 @@ def test_what_does_not_go_together_is_told(
         assert told in refused(*parts, "--shards", shards, "--settings", tmp_path / "s.toml")
     (tmp_path / "taken").write_text("")
     assert "--out" in refused(*parts, "--shards", shards, "--out", tmp_path / "taken")
+
+
+def test_the_command_offers_every_study() -> None:
+    """Catches a study that is in the list of studies and that nobody can ask for."""
+    assert list(get_args(StudyName)) == list(STUDIES)

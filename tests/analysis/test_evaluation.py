@@ -352,5 +352,8 @@ def test_lmms_checks_the_export_and_reads_results(pad: Pad, model: Path, tmp_pat
     shutil.copytree(model, twice)
     path = twice / "hf/chat_template.jinja"
     path.write_text("{{ bos_token }}" + path.read_text())
-    assert "otherwise than was trained" in pad("evaluate", "lmms", "--model", twice, "--out", tmp_path / "new").err
+    assert (
+        "in other tokens than the training did"
+        in pad("evaluate", "lmms", "--model", twice, "--out", tmp_path / "new").err
+    )
     assert pad("evaluate", "lmms", "--model", cropping, "--out", out).code == 2  # another model's results

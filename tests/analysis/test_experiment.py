@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from pad_pipeline.miniature.files import World
 from pad_pipeline.workflows.learning.experiment import RECIPES, read_experiment, recipes
+from pad_pipeline.workflows.learning.grid import grid_of, table
 
 Pad = Callable[..., Any]
 GRID = """
@@ -60,11 +64,11 @@ def test_a_grid_is_trained_analysed_and_gone_on_with(
     assert json.loads((out / "experiment.json").read_text())["cells"] == found
     assert (out / "captions-0/result.json").stat().st_mtime_ns == kept
     other = pad(*command, "--out", out, "--steps", 7)
-    assert other.code == 2 and "another stage1" in other.err
+    assert other.code == 2 and "experiment that differs: stage1.steps: 6 -> 7" in other.err
     assert pad("filter", shards, "--min-regions", 1, "--limit", 8, "--out", tmp_path / "fewer").code == 0
     fewer = [tmp_path / "fewer" if word == shards else word for word in command]
     other = pad(*fewer, "--out", out)
-    assert other.code == 2 and "read" in other.err, "results of other shards do not belong into one table"
+    assert other.code == 2 and "read.shards.run: " in other.err, "results of other shards do not belong into one table"
 
 
 def test_stage_2_of_other_dialogues_is_refused(pad: Pad, command: list[object], world: World, tmp_path: Path) -> None:
@@ -82,6 +86,110 @@ def test_stage_2_of_other_dialogues_is_refused(pad: Pad, command: list[object], 
     data.write_text(json.dumps(records[1:]))
     other = pad(*command)
     assert other.code == 2 and "read" in other.err, other.err
+
+
+SCORES = """
+def words(trained, most):
+    assert (trained.model / "hf").is_dir()
+    return {"most": most, "images": trained.limit, "plain": trained.template == "plain"}
+
+
+def broken(trained):
+    return {}["gone"]
+"""
+SCORED = """
+seeds = [0, 1]
+limit = 3
+analyses = ["words"]
+after_stage1 = ["align", "words"]
+columns = ["words.plain", "stage1.words.plain", "stage1.words.most", "stage1.align.align"]
+baseline = "captions"
+stage1 = { steps = 2, batch_size = 4 }
+stage2 = { steps = 1, batch_size = 2 }
+[scores.words]
+function = "own_scores:words"
+settings = { most = 7 }
+[cells.captions]
+stage1 = { beta_end = 0.0 }
+[cells.patches]
+"""
+
+
+@pytest.fixture
+def scored(command: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """A grid with a score of its own."""
+    (tmp_path / "own_scores.py").write_text(SCORES)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "grid.toml").write_text(SCORED)
+    return command
+
+
+def test_own_scores_are_taken_after_either_stage(
+    pad: Pad, scored: list[object], world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A function that the recipe names sees the model of each stage, with its settings; differences to the baseline are
+    taken within a seed. Without matplotlib all is there but the chart, and the user is told."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    out = tmp_path / "out"
+    done = pad(*scored, "--data", world.chat, "--image-root", world.images, "--out", out)
+    assert done.code == 0 and "experiment.png is not drawn, because" in done.err, done.err
+    assert "difference" in done.out and not (out / "experiment.png").exists()
+    result = json.loads((out / "patches-1/result.json").read_text())
+    assert result["words"] == {"most": 7, "images": 3, "plain": 0} and result["stage1"]["words"]["plain"] == 1
+    found = json.loads((out / "experiment.json").read_text())
+    align = [found["cells"][cell]["stage1.align.align"] for cell in ("captions", "patches")]
+    differences = found["differences"]["patches"]["stage1.align.align"]
+    assert differences == pytest.approx([mine - base for base, mine in zip(*align, strict=True)])
+    assert list(found["differences"]) == ["patches"]
+    grid = json.loads((out / "grid.json").read_text())
+    del grid["after_stage1"]
+    (out / "grid.json").write_text(json.dumps(grid))
+    done = pad(*scored, "--data", world.chat, "--image-root", world.images, "--out", out)
+    assert done.code == 2 and "another after_stage1" in done.err, done.err
+
+
+def test_differences_are_taken_within_a_seed() -> None:
+    """Paired: a spread that all cells share is no doubt about which is better. A gap costs its own seed alone."""
+    values = {"a": [0.1, 0.5, 0.9, 0.3], "b": [0.2, 0.6, 1.0, math.nan]}
+    results = {cell: [{"x": {"y": value}} for value in numbers] for cell, numbers in values.items()}
+    found = grid_of(results, ["x.y"], {}, "a")
+    assert found.differences["b"]["x.y"][:3] == pytest.approx([0.1] * 3)
+    made = Console(width=100, file=io.StringIO(), record=True)
+    made.print(table(found))
+    assert "+0.100 ± 0.000" in made.export_text()
+    assert grid_of(results, ["x.y"], {}, "").differences == {}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("own_scores:words", "own_scores:word", "it can't be imported (AttributeError"),
+        ("own_scores:words", "no_such_module:words", "it can't be imported (ModuleNotFoundError"),
+        ("own_scores:words", "own_scores:SCORE_OF_NOTHING", "it can't be imported"),
+        ("own_scores:words", "own_scores:__name__", "it is no function"),
+        ('"align", "words"]', '"align", "word"]', "after_stage1 = word: it should be one of entropy"),
+        ('"stage1.words.most"', '"stage1.lens.most"', "columns = stage1.lens.most"),
+        ('baseline = "captions"', 'baseline = "caption"', "it is none of the cells"),
+        ("[scores.words]", '[scores.lens]\nfunction = "own_scores:words"\n[scores.words]', "call it otherwise"),
+    ],
+)
+def test_a_wrong_score_is_told_before_anything_is_trained(
+    pad: Pad, scored: list[object], tmp_path: Path, before: str, after: str, told: str
+) -> None:
+    """A misspelled name that is found after hours of training costs the hours."""
+    assert before in SCORED
+    (tmp_path / "grid.toml").write_text(SCORED.replace(before, after))
+    done = pad(*scored, "--out", tmp_path / "out")
+    assert done.code == 2 and told in done.err and "Traceback" not in done.err, done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_score_that_fails_is_a_gap_with_its_reason(pad: Pad, scored: list[object], tmp_path: Path) -> None:
+    """Its traceback would end the other trainings too."""
+    (tmp_path / "grid.toml").write_text(SCORED.replace("own_scores:words", "own_scores:broken").replace("most = 7", ""))
+    done = pad(*scored, "--seeds", 1, "--out", tmp_path / "out")
+    assert done.code == 2 and "captions, seed 0: failed" in done.err, done.err
+    assert "it fails (KeyError: 'gone')" in done.err and "Traceback" not in done.err
 
 
 @pytest.mark.long
@@ -123,10 +231,10 @@ def test_recipes_are_sound(name: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", [name for name in recipes() if name != "llms"])
+@pytest.mark.parametrize("name", [name for name in recipes() if name not in ("llms", "miniature")])
 def test_recipes_run(pad: Pad, command: list[object], name: str, tmp_path: Path) -> None:
-    """Every cell trains for a step and is analyzed. (`llms` names official models; a C-Abstractor of 144 tokens needs
-    more patches than these 64.)"""
+    """Every cell trains for a step and is analyzed. (`llms` names official models, `miniature` has a test of its own; a
+    C-Abstractor of 144 tokens needs more patches than these 64.)"""
     recipe = tmp_path / "recipe.toml"
     few = '{ projector = "c-abstractor", abstractor_tokens = 16'
     recipe.write_text((RECIPES / f"{name}.toml").read_text().replace('{ projector = "c-abstractor"', few))

@@ -207,14 +207,14 @@ def test_gpus_are_told_with_what_they_lack(doctor: Pad, monkeypatch: pytest.Monk
     """A GPU without bfloat16, or too small, that looks as good as any."""
     import torch
 
-    devices = [("H", 9, 80 << 30), ("T", 7, 16 << 30), ("A", 8, 8 << 30)]
+    devices = [("H", 9, 80 << 30), ("T", 7, 16 << 30), ("A", 8, 4 << 30)]
     made = [SimpleNamespace(name=name, major=major, minor=0, total_memory=size) for name, major, size in devices]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(made))
     monkeypatch.setattr(torch.cuda, "get_device_properties", made.__getitem__)
     told = doctor()
     assert [told.found[f"gpu {index}"]["state"] for index in range(3)] == ["ok", "warning", "warning"]
-    assert "no bfloat16" in told.found["gpu 1"]["found"] and "--placement pools" in told.found["gpu 2"]["remedy"]
+    assert "no bfloat16" in told.found["gpu 1"]["found"] and "smaller models" in told.found["gpu 2"]["remedy"]
 
 
 def test_a_check_that_breaks_does_not_take_the_others_along(doctor: Pad, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,6 @@ def test_a_package_that_a_command_needs_is_named_with_its_extra(
     monkeypatch.delitem(_registry, "s3", raising=False)  # remembered from an earlier test
     build = ["build", "--images", "s3://bucket/images", "--models", models_toml, "--out", tmp_path / "out"]
     wanted: dict[str, tuple[list[object], str]] = {
-        "scipy": (["miniature", "train", "detector", "--out", tmp_path / "m"], "pad-pipeline[miniature]"),
         "s3fs": (build, "pad-pipeline[s3]"),
         "peft": ([*training, "--stage", 2, "--settings", tmp_path / "lora.toml"], "pad-pipeline[lora]"),
     }

@@ -21,9 +21,9 @@ FOLDERS = ("workflows", "stages", "pad_pipeline")
 ORDER = {
     "workflows": "cli commands checks miniature runs models learning engine results toml",
     "stages": "custom owl tag ground segment patchify annotate edit restore decode "
-    "settings dino sam ram base spans boxes compute",
+    "settings dino sam ram base spans boxes compute edit_settings",
     "pad_pipeline": "analysis training exports report miniature verify plan sources shards labels pretrained weights "
-    "measures evaluation records storage roles masks images geometry packages console errors",
+    "measures evaluation records facts storage roles masks images geometry packages console errors choices",
 }
 """The rooms of each folder: each may import those to its right. A new room takes its place here."""
 MOST_ROOMS, MOST_ARROWS = 12, 30
@@ -122,3 +122,10 @@ def test_stages_and_data_know_nothing_of_ray() -> None:
     for module, path in MODULES.items():
         names = {name.partition(".")[0] for name in imports(path)}
         assert module.startswith("workflows.") or "ray" not in names, f"{module} imports Ray: only workflows may"
+
+
+def test_the_package_does_not_need_the_repository() -> None:
+    """Examples, tests and benchmarks are not installed with it."""
+    for module, path in MODULES.items():
+        names = {name.partition(".")[0] for name in imports(path)}
+        assert not names & {"examples", "tests", "benchmarks"}, f"{module} imports what is not installed"

@@ -34,7 +34,7 @@ from pad_pipeline.miniature.score import Score, seen_share
 from pad_pipeline.miniature.world import COLOURS, LABELS, MIN_PIXELS, SIZES, STUFF, TEXTURES, draw_scene
 from pad_pipeline.sources.open import open_source
 from pad_pipeline.stages.segment import encode_mask
-from pad_pipeline.workflows.miniature.alignment import single_labels
+from pad_pipeline.workflows.miniature.truth import single_labels
 
 SCENES = [draw_scene(11, index) for index in range(150)]
 
@@ -222,7 +222,7 @@ def test_the_same_seed_draws_the_same_world(tmp_path: Path) -> None:
         for name in "abc"
     ]
     assert contents[0] == contents[1]
-    assert len(contents[0]) == 8
+    assert len(contents[0]) == 9
     assert contents[0] != contents[2]
 
 
@@ -245,7 +245,7 @@ def test_the_drawn_folder_serves_both_stages(pad: Callable[..., SimpleNamespace]
     """`pad miniature draw`: captions for stage 1, conversations for stage 2, boxes for referring expressions; the
     images and both JSON files are what `pad build` reads."""
     assert pad("miniature", "draw", "--count", 5, "--out", tmp_path / "w", "--seed", 11).code == 0
-    for name in ("llava.json", "llava_chat.json"):
+    for name in ("llava.json", "llava_chat.json", "llava_refer.json"):
         rows = list(open_source(tmp_path / "w" / name, tmp_path / "w/images"))
         assert [row.id for row in rows] == [f"scene-{index:05d}" for index in range(5)]
     records = json.loads((tmp_path / "w/llava.json").read_text())
@@ -258,7 +258,7 @@ def test_the_drawn_folder_serves_both_stages(pad: Callable[..., SimpleNamespace]
         assert tuple(entry["box"]) in {region.box for region in scene.regions if region.label == entry["label"]}
     assert is_drawn(tmp_path / "w/images") and is_drawn(tmp_path / "w/llava.json") and not is_drawn(tmp_path)
     again = pad("miniature", "draw", "--count", 5, "--out", tmp_path)
-    assert again.code == 2 and "something else than drawn scenes" in again.err
+    assert again.code == 2 and "holds something else (" in again.err
 
 
 def test_single_label_patches_show_one_label_alone() -> None:

@@ -7,24 +7,19 @@ anywhere between the file and the patch mask.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from PIL import Image
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.labels import LabelEmbedder, LabelSettings
 from pad_pipeline.miniature import shipped
-from pad_pipeline.miniature.shipped import FOLDER, MANIFEST, Manifest, checked, read_manifest
+from pad_pipeline.miniature.shipped import FOLDER, MANIFEST, checked, read_manifest
 from pad_pipeline.miniature.world import LABELS
-from pad_pipeline.workflows.miniature.recipe import Recipe, fit
 
 Pad = Callable[..., SimpleNamespace]
 MEBIBYTE = 1 << 20
@@ -38,7 +33,7 @@ def test_the_whole_miniature_is_small_and_as_its_manifest_says() -> None:
     assert sum(files.values()) <= 25 * MEBIBYTE
     assert set(manifest.members) == {"tagger", "detector", "segmenter", "clip", "llm"}
     for name, member in manifest.members.items():
-        assert member.command.startswith(f"pad miniature train {name}")
+        assert member.command.startswith(f"python -m examples.miniature {name}")
         assert member.steps >= 300 and member.metrics
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pth", ".pkl"))], "safetensors only"
 
@@ -134,104 +129,6 @@ def test_the_patch_loss_aligns_patches_with_words(evaluation: dict[str, list[dic
     """The paper's claim, in small: with it, more projected tokens are nearest to their own label."""
     (pair,) = evaluation["stage1"]
     assert pair["with_patch_loss"][0] > pair["caption_loss_alone"][0] + 0.2
-
-
-class Line(Recipe):
-    """y = 2 x, by a Linear; noisy, so that the order of steps matters."""
-
-    name = "tagger"
-
-    def __init__(self, steps: int = 12) -> None:
-        super().__init__()
-        from pad_pipeline.workflows.miniature.recipe import Budget
-
-        torch.manual_seed(0)
-        self.seed = 0
-        self.budget = Budget(steps=steps, batch_size=4, learning_rate=0.01, warmup=2, pool=3)
-        self.network = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.GELU(), torch.nn.Linear(16, 1))
-
-    def batch(self, step: int) -> dict[str, torch.Tensor]:
-        x = torch.randn(4, 16, generator=torch.Generator().manual_seed(step))
-        return {"x": x, "y": 2 * x[:, :1]}
-
-    def mirrored(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"x": -batch["x"], "y": -batch["y"]}
-
-    def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        return (self.network(batch["x"]) - batch["y"]).square().mean(), {}
-
-    def export(self, folder: Path) -> dict[str, float]:
-        return {}
-
-
-def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    """Optimizers, schedule, order and mirroring of batches all go on where they were."""
-    whole = Line()
-    fit(whole, tmp_path / "whole")
-
-    first, steps_taken = Line(), iter(range(7))
-    learn = first.loss
-
-    def until_the_machine_is_gone(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        if next(steps_taken, None) is None:
-            raise RuntimeError("gone")
-        return learn(batch)
-
-    first.loss = until_the_machine_is_gone  # type: ignore[method-assign]
-    with pytest.raises(RuntimeError, match="gone"):
-        fit(first, tmp_path / "parts", save_every=0)
-    second = Line()
-    fit(second, tmp_path / "parts")
-    for name, tensor in whole.state_dict().items():
-        assert torch.equal(tensor, second.state_dict()[name]), name
-    steps = [json.loads(line)["step"] for line in (tmp_path / "parts/log.jsonl").read_text().splitlines()]
-    assert steps == [0, 11]
-    with pytest.raises(UserError, match="its budget differ"):
-        fit(Line(steps=13), tmp_path / "parts")
-    (tmp_path / "parts/state.pt").write_bytes(b"PK")
-    with pytest.raises(UserError, match="can't be read"):
-        fit(Line(), tmp_path / "parts")
-
-
-@pytest.mark.long
-def test_every_model_can_be_trained_from_the_command_line(tmp_path: Path, pad: Pad) -> None:
-    """Two steps each: not a good miniature, but a whole one, which `--models FILE.toml` takes."""
-    refused = pad("miniature", "train", "detector", "--out", tmp_path)
-    assert refused.code == 2 and "pad miniature train tagger" in refused.err
-    done = pad("miniature", "train", "all", "--out", tmp_path, "--steps", 2)
-    assert done.code == 0, done.err
-    manifest = Manifest.model_validate_json((tmp_path / "models" / MANIFEST).read_bytes())
-    assert set(manifest.members) == {"tagger", "detector", "segmenter", "clip", "llm"}
-    assert checked(tmp_path / "models")
-    pad("miniature", "draw", "--count", 2, "--out", tmp_path / "world")
-    toml = tmp_path / "models/models.toml"
-    arguments = ["--images", tmp_path / "world/images", "--out", tmp_path / "s", "--models", toml, "--engine", "local"]
-    built = pad("build", *arguments)
-    assert built.code == 0, built.err
-    assert json.loads((tmp_path / "s/run.json").read_text())["view"] == {"size": 112, "patch": 8, "fit": "crop"}
-    other = pad("miniature", "train", "tagger", "--out", tmp_path, "--steps", 2, "--seed", 1)
-    assert other.code == 2 and "seed" in other.err
-
-
-@pytest.mark.long
-def test_batches_do_not_depend_on_the_hash_seed() -> None:
-    """A prompt in the order of a set would differ from run to run, and after a resume."""
-    code = (
-        "import hashlib, torch; from pad_pipeline.workflows.miniature.detector import DetectorRecipe; "
-        "r = DetectorRecipe(); r.budget.batch_size = 3; b = r.batch(5); "
-        "print(hashlib.sha256(b''.join(b[n].numpy().tobytes() for n in sorted(b))).hexdigest())"
-    )
-    found = {
-        subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code],
-            env=os.environ | {"PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(found) == 1
 
 
 def test_models_for_other_labels_are_not_scored(tmp_path: Path, pad: Pad, models_toml: Path) -> None:

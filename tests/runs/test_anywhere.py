@@ -32,24 +32,6 @@ def common(models_toml: Path) -> list[object]:
     return ["--models", models_toml, "--view-size", 112, "--threads", 1, "--engine", "local"]
 
 
-@pytest.fixture(scope="module")
-def store() -> Iterator[str]:
-    """A bucket of an S3 server on this machine."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        fsspec.filesystem("s3").mkdir("bucket")
-        yield "s3://bucket"
-    server.stop()
-
-
 @pytest.fixture
 def google() -> Iterator[str]:
     """A bucket of a Google Cloud Storage server on this machine."""

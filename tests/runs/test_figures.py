@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+from rich.console import Console
+
 from pad_pipeline.miniature.files import World
+from pad_pipeline.storage import Folder, RemoteFolder
+from pad_pipeline.workflows.engine import progress
+from pad_pipeline.workflows.engine.chain import Done, Worked
+from pad_pipeline.workflows.engine.progress import StageState, Watch
 from tests.runs.conftest import Pad
 
 
@@ -40,3 +48,66 @@ def test_figures_are_kept_for_programs(imported: list[object], pad: Pad, tmp_pat
     (out / "pad-000001.parquet").unlink()
     assert pad(*imported, "--shard-size", 4, "--out", out).code == 0
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def told(folder: Folder, shards: int) -> Watch:
+    """A run of shards of one image, which tells of each."""
+    watch = Watch("test", shards, shards, Console(quiet=True), folder)
+
+    def results() -> Iterator[Done]:
+        for number in range(shards):
+            watch.look({"work": StageState(Worked(number + 1))})
+            yield Done(number, {"images": 1, "failed": 0, "regions": 0})
+
+    watch.follow(results())
+    return watch
+
+
+def test_figures_of_a_long_run_cost_no_more_than_those_of_a_short_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each entry wrote the whole file anew: gigabytes after a week. On a disk an entry is added to what is there."""
+    monkeypatch.setattr(progress, "EVERY", 0)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"earlier": 1}\n')
+    file = path.stat().st_ino
+    told(Folder(tmp_path), 50)
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    assert entries[0] == {"earlier": 1} and entries[-1]["shards"] == 50 and len(entries) > 50
+    assert path.stat().st_ino == file, "the same file: nothing was copied"
+
+
+def test_an_entry_that_finds_no_room_is_taken_back_and_comes_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half an entry would be no JSON, and neither would the next one be that is added to it."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    folder = Folder(tmp_path)
+    folder.append("metrics.jsonl", b"x" * 90 + b"\n")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OSError):
+            folder.append("metrics.jsonl", b"y" * 90 + b"\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert folder.read("metrics.jsonl") == b"x" * 90 + b"\n"
+    (tmp_path / "pipe").mkdir()
+    with pytest.raises(OSError, match="no ordinary file"):
+        folder.append("pipe", b"y")
+
+
+def test_figures_go_to_a_store_now_and_then(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store can't append, so each upload is of all entries: one in ten minutes and one at the end, and none lost."""
+    monkeypatch.setattr(progress, "EVERY", 0)
+    folder, uploads = RemoteFolder(f"{store}/figures", "out"), []
+    put = folder.file_system.put_file
+    monkeypatch.setattr(folder.file_system, "put_file", lambda *a, **k: (uploads.append(a), put(*a, **k)))
+    folder.append("metrics.jsonl", b'{"earlier": 1}\n')
+    told(folder, 50)
+    assert len(uploads) == 2, "this one, and that at the end"
+    entries = [json.loads(line) for line in folder.read("metrics.jsonl").decode().splitlines()]
+    assert entries[0] == {"earlier": 1} and entries[-1]["shards"] == 50 and len(entries) > 50
+    monkeypatch.setattr(progress, "STORED_EVERY", 0)
+    told(folder, 5)
+    assert len(uploads) > 6

@@ -19,7 +19,7 @@ from tests.cluster import nodes
 from tests.conftest import ROOT, data, wait_for
 from tests.doomed import POINTS
 from tests.runs.conftest import Pad
-from tests.runs.processes import PAD, finished, process, ray_workers
+from tests.runs.processes import PAD, descendants, finished, process, ray_workers
 
 
 def chaos(engine: str, kills: int, *options: object) -> dict[str, Any]:
@@ -52,6 +52,32 @@ def test_a_driver_killed_anywhere_and_resumed_ends_in_the_same_bytes() -> None:
 
 
 @pytest.mark.slow
+def test_a_driver_killed_anywhere_leaves_no_child_that_writes() -> None:
+    """As above, as the command line does it: the process that writes is a child, which dies with its parent."""
+    found = chaos("local", 3, "--isolated", "--command", "import")
+    assert found["deaths"] == dict.fromkeys(POINTS, 1) | {"random": 3}
+
+
+@pytest.mark.slow
+def test_a_child_killed_costs_nothing(
+    command: list[object], unbroken: dict[str, str], pad: Pad, tmp_path: Path
+) -> None:
+    """The OOM killer takes the process that holds the models: its shard is tried again, by a successor. A run that has
+    no child writes the same bytes."""
+    out, here = tmp_path / "out", tmp_path / "here"
+    started = process([*command, "--out", out, "--engine", "local"])
+    wait_for(lambda: list(out.glob("pad-*.parquet")), started)
+    (child,) = set(descendants(started)) - {started.pid}
+    os.kill(child, signal.SIGKILL)
+    code, said = finished(started)
+    assert code == 0, said
+    assert "signal SIGKILL" in said and "going on in a new one" in said
+    assert data(out) == unbroken
+    assert pad(*command, "--engine", "local", "--out", here).code == 0
+    assert data(here) == unbroken
+
+
+@pytest.mark.slow
 def test_a_driver_killed_anywhere_on_ray_ends_in_the_same_bytes() -> None:
     """As above, with the workers in processes of their own: they may commit a shard after the driver's death, while the
     next driver is at it. (`make chaos` kills 200 times.)"""
@@ -75,10 +101,11 @@ def test_a_worker_killed_on_ray_costs_nothing(command: list[object], unbroken: d
 
 @pytest.mark.slow
 def test_a_node_lost_on_ray_costs_nothing(command: list[object], unbroken: dict[str, str], tmp_path: Path) -> None:
-    """Two nodes work, one of them goes in mid-run, with the shards that lay on it: they begin anew on the other."""
+    """Two nodes with GPUs work, one of them goes in mid-run, with the shards that lay on it between two links: they
+    begin anew on the other."""
     out = tmp_path / "out"
-    with nodes(2) as (made, workers):
-        options = ["--engine", "ray", "--workers", 2, "--placement", "pools", "--address", made.address]
+    with nodes(2, gpus=1) as (made, workers):
+        options = ["--engine", "ray", "--address", made.address]
         started = process([*command, "--out", out, *options])
         wait_for(lambda: out.exists() and list(out.glob("pad-*.parquet")), started)
         made.remove_node(workers[0], allow_graceful=False)

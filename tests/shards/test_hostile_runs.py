@@ -51,16 +51,6 @@ def not_text(folder: Path) -> None:
     (folder / PLAN_NAME).write_bytes(content.replace(caption, b"\xff" * len(caption)))
 
 
-def journal(content: bytes) -> Change:
-    """What a process that died left behind, and a shard that is not finished."""
-
-    def change(folder: Path) -> None:
-        (folder / ".attempt.json").write_bytes(content)
-        (folder / f"{FIRST}.parquet").unlink()
-
-    return change
-
-
 HOSTILE: dict[str, Change] = {
     "shards of no image": plan_of("0"),
     "shards of less than none": plan_of("-4"),
@@ -93,9 +83,6 @@ HOSTILE: dict[str, Change] = {
         folder / f"{SECOND}.parquet", lambda rows: rows[0].update(dict.fromkeys(("tags", "regions", "labels")))
     ),
     "status missing": lambda folder: reseal(folder / f"{SECOND}.parquet", lambda rows: rows[0].update(status=None)),
-    "journal is deep": journal(b"[" * DEEP),
-    "journal is no text": journal(b"\xff\xfe"),
-    "journal is another's": journal(b'{"attempts": 5, "in_hand": null}'),
     "lock is no text": lambda folder: (folder / ".lock").write_bytes(b"\xff\xfe" * 999),
 }
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import CommitOperationDelete, HfApi
 
+from pad_pipeline.storage import ATTEMPT
 from tests.conftest import data
 from tests.sharing.conftest import Pad
 from tests.sharing.regions import found
@@ -63,7 +64,7 @@ def test_a_second_hub_export_is_of_the_second_run_alone(built: Path, part: Path,
     out = tmp_path / "hub"
     assert pad("export", "hub", built, "--out", out).code == 0
     (out / "notes.md").write_text("mine")
-    (out / ".pad-000002.tar.partial").write_bytes(b"of an export that was killed")
+    (out / ".pad-000002.tar.0123456789ab.partial").write_bytes(b"of an export that was killed")
     assert pad("export", "hub", part, "--out", out).code == 0
     names = {"pad-000000.tar", "pad-000000.parquet", "run.json", "plan.parquet", "README.md", ".pad-export", "notes.md"}
     assert {path.name for path in out.iterdir()} == names
@@ -99,7 +100,7 @@ def test_a_killed_hub_export_does_not_endanger_the_run(built: Path, pad: Pad, tm
     assert pad("export", "hub", run, "--out", out).code == 0
     for name in ("pad-000000.tar", "pad-000000.parquet", "run.json", "plan.parquet"):
         (out / name).unlink()
-        os.link(run / name, out / f".{name}.partial")
+        os.link(run / name, out / f".{name}.{ATTEMPT}.partial")
     assert pad("export", "hub", run, "--out", out).code == 0
     assert data(run) == before
     assert {name: data(out)[name] for name in before} == before

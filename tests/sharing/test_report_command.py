@@ -53,8 +53,8 @@ def test_report_refuses_in_one_line(pad: Pad, mixed_run: Path, tmp_path: Path) -
     (mine / "thesis.doc").write_text("mine")
     (tmp_path / "file").write_text("x")
     for arguments, told in (
-        ([mixed_run, "--out", mine], "--out = .*holds something else .thesis.doc.; name a folder"),
-        ([mixed_run, "--out", mixed_run], "--out = .*holds something else"),
+        ([mixed_run, "--out", mine], "out = .*holds something else .thesis.doc. and no .pad-report; name another"),
+        ([mixed_run, "--out", mixed_run], "out = .*holds something else"),
         ([mixed_run, "--out", tmp_path / "file"], "this is a file"),
         ([mixed_run, "--out", "s3://bucket/report"], "a report opens from disk"),
         ([mixed_run, "--out", "/proc/report"], "can't be written"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -170,6 +171,16 @@ def test_a_broken_folder_is_one_line(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=r"makes images \(3, 64, 64\), and its model takes 96 pixels"):
         stage(tmp_path)
+
+
+def test_owlv2_without_scipy_names_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' ImportError was taken for a broken file, and the remedy was to fetch the model again."""
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    if "owlv2" in folder.name:
+        with pytest.raises(UserError, match=r"the package scipy is not installed; pip install 'pad-pipeline\[owl\]'"):
+            stage(folder)
+    else:
+        assert stage(folder)
 
 
 def test_a_build_with_owl_by_name(

@@ -217,7 +217,7 @@ def test_a_training_checkpoint_is_converted_once(tmp_path: Path, own_cache: Path
         again = load_ram(Ram(SMALL, 7), "tagger.weights", tmp_path / "ram.pth")
         assert (kept / "ram.safetensors").stat().st_mtime_ns == changed
         assert torch.equal(again.wordvec_proj.weight, network.wordvec_proj.weight)
-    assert not list(own_cache.glob("converted/.*.part"))
+    assert not list(own_cache.glob("converted/.*.partial"))
 
 
 def test_a_checkpoint_of_the_other_family_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What tests of training share: small tokenizers, and small models as others publish them, made once."""
+"""Fixtures of the training tests: small tokenizers, and small models in the form in which others publish theirs."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ from tests.training.trained_models import EYES, QWEN, write_llm
 
 @pytest.fixture(scope="session")
 def pieces() -> bytes:
-    """A sentencepiece model of LLaMA's kind."""
+    """Return a sentencepiece model of LLaMA's kind."""
     return sentencepiece_model(CORPUS)
 
 
 @pytest.fixture(scope="session")
 def llamas(pieces: bytes, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Tokenizers of LLaMA type by name. `vicuna` is of Vicuna 1.5's kind, which LLaVA-1.5 is made of."""
+    """Return tokenizers of LLaMA type by name. `vicuna` is of the kind of Vicuna 1.5, the LLM of LLaVA-1.5."""
     folder = tmp_path_factory.mktemp("llamas")
     made = {"legacy": llama(folder / "legacy", pieces, True), "vicuna": llama(folder / "vicuna", pieces, False)}
     return made | {"classic": classic(made["legacy"])}
@@ -56,7 +56,7 @@ def llamas(pieces: bytes, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 @pytest.fixture(params=["classic", "legacy", "vicuna", "stories260K"])
 def llama_type(request: pytest.FixtureRequest, llamas: dict[str, Any]) -> tuple[Any, bool]:
-    """A tokenizer of LLaMA type, and whether it is legacy: begins a word after `</s>`."""
+    """Yield a tokenizer of LLaMA type, and whether it is a legacy one, which begins a new word after `</s>`."""
     if request.param == "stories260K":
         return AutoTokenizer.from_pretrained(shared("stories260K")), True
     return llamas[request.param], request.param != "vicuna"
@@ -64,7 +64,7 @@ def llama_type(request: pytest.FixtureRequest, llamas: dict[str, Any]) -> tuple[
 
 @pytest.fixture(scope="session")
 def chats() -> dict[str, Any]:
-    """Tokenizers with a chat template, by family."""
+    """Return tokenizers with a chat template, by family."""
     return {
         "llama3": byte_level(LLAMA3_MARKS, LLAMA3, trim=True, bos="<|begin_of_text|>"),
         "qwen2": byte_level(QWEN_MARKS, QWEN2, trim=False),
@@ -74,13 +74,13 @@ def chats() -> dict[str, Any]:
 
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Float32 on every machine: `pad chat` takes a GPU where there is one, and bfloat16."""
+    """Make `pad chat` compute in float32 on every machine; with a GPU it would compute in bfloat16."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
 
 @pytest.fixture(scope="session")
 def parts(llamas: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders of two towers, and of LLMs by the name of their tokenizer's kind."""
+    """Return folders of two towers, and of LLMs by the name of their tokenizer's kind."""
     folder = tmp_path_factory.mktemp("parts")
     with quiet(), torch.random.fork_rng():
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Dialogues to encode, drawn from awkward questions and answers, and the text that an encoded one teaches."""
+"""Draw dialogues from awkward questions and answers, and recover the text that an encoded dialogue teaches."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ Turns = list[dict[str, str]]
 
 
 def talk(*values: str) -> Turns:
-    """Turns of a human and the assistant."""
+    """Return alternate turns of a human and the assistant."""
     return [{"from": ("human", "gpt")[number % 2], "value": value} for number, value in enumerate(values)]
 
 
 def place_mark(text: str, place: int) -> str:
-    """The image mark at the start, at the end, in the middle, or in place of the text."""
+    """Put the image mark at the start, at the end, in the middle, or in place of the text."""
     words = text.split(" ")
     middle = len(words) // 2
     between = " ".join([*words[:middle], IMAGE_MARK, *words[middle:]])
@@ -39,7 +39,7 @@ def place_mark(text: str, place: int) -> str:
 
 
 def dialogues(count: int, seed: int, answers: Sequence[str] = ANSWERS) -> list[tuple[Turns, bool]]:
-    """Of 1 to 5 rounds, each with whether an image goes with it. All answers occur."""
+    """Yield dialogues of 1 to 5 rounds, each with whether an image goes with it. All answers occur."""
     draw = random.Random(seed)
     made = []
     for number in range(count):
@@ -60,7 +60,7 @@ def answers_of(turns: Turns) -> list[str]:
 
 
 def taught(tokenizer: Any, encoded: Encoded) -> list[str]:
-    """The text of each run of supervised tokens."""
+    """Return the text of each unbroken series of supervised tokens."""
     runs: list[list[int]] = []
     for number, (token, supervised) in enumerate(zip(encoded.ids, encoded.supervised, strict=True)):
         if supervised and (number == 0 or not encoded.supervised[number - 1]):
@@ -71,7 +71,7 @@ def taught(tokenizer: Any, encoded: Encoded) -> list[str]:
 
 
 def spelled(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of tokens, to the letter: `decode` of a LLaMA type drops a leading space."""
+    """Return the exact text of tokens; `decode` of a LLaMA type would drop a leading space."""
     if not isinstance(tokenizer.backend_tokenizer.decoder, decoders.Sequence):
         return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
     found = b""

@@ -1,4 +1,4 @@
-"""Token ids that an exported processor makes of a conversation, and the messages to give it."""
+"""Make messages for an exported processor, and get the token ids that it makes of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pad_pipeline.training.template import IMAGE
 
 
 def heard(processor: Any, roles: list[dict[str, Any]], tokens: int, prompt: bool = True) -> list[int]:
-    """Token ids of the processor, with our mark for an image of `tokens` tokens."""
+    """Return the processor's token ids, with our one mark for an image of `tokens` tokens."""
     ids = processor.apply_chat_template(roles, tokenize=True, add_generation_prompt=prompt)
     return marked(processor, ids[0] if isinstance(ids[0], list) else ids, tokens)
 

@@ -1,4 +1,4 @@
-"""LLaVA's own way from a conversation to token ids and labels, written anew as the reference for our templates.
+"""Second implementation of LLaVA's way from a conversation to token ids and labels: the reference for our templates.
 
 It follows llava/mm_utils.py and llava/train/train.py of LLaVA's commit c121f04.
 """
@@ -22,7 +22,8 @@ SYSTEM = (
 
 
 def llava_ids(text: str, tokenizer: Any) -> list[int]:
-    """`tokenizer_image_token`: what is between the marks is tokenized alone; only the first part keeps its BOS."""
+    """Return the ids of LLaVA's `tokenizer_image_token`: texts between marks are tokenized alone, and only the first
+    keeps its BOS."""
     first, *others = [list(tokenizer(part).input_ids) for part in text.split("<image>")]
     bos = int(first[:1] == [tokenizer.bos_token_id])
     for other in others:
@@ -31,7 +32,7 @@ def llava_ids(text: str, tokenizer: Any) -> list[int]:
 
 
 def llava_multimodal(turns: Turns) -> Turns:
-    """`preprocess_multimodal`, which samples with an image go through."""
+    """Do what LLaVA's `preprocess_multimodal` does to samples with an image."""
     moved = []
     for turn in turns:
         value = turn["value"]
@@ -42,7 +43,7 @@ def llava_multimodal(turns: Turns) -> Turns:
 
 
 def llava_plain(turns: Turns, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """`preprocess_plain`: ids and labels."""
+    """Return the ids and labels of LLaVA's `preprocess_plain`."""
     asked, told = llava_multimodal(turns)
     assert "<image>" in asked["value"]
     ids = llava_ids("<image>" + told["value"] + "\n", tokenizer)
@@ -51,10 +52,10 @@ def llava_plain(turns: Turns, tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def llava_v1(turns: Turns, image: bool, tokenizer: Any, legacy: bool) -> tuple[list[int], list[int] | None]:
-    """`preprocess_v1`: ids and labels; None where it finds a mismatch and drops the labels.
+    """Return the ids and labels of LLaVA's `preprocess_v1`; None where LLaVA finds a mismatch and drops the labels.
 
-    It knows the answers' places by tokenizing each round and each instruction alone, so BOS stands for the `</s>`
-    before a round, and the two that it subtracts are BOS and the space after "ASSISTANT:".
+    LLaVA computes the answers' positions by tokenizing each round and each instruction alone. So a BOS stands for the
+    `</s>` before a round, and the 2 that LLaVA subtracts are BOS and the space after "ASSISTANT:".
     """
     turns = llava_multimodal(turns) if image else turns
     turns = turns[1:] if turns[0]["from"] == "gpt" else turns
@@ -88,8 +89,10 @@ def flags(labels: Sequence[int]) -> list[bool]:
 
 
 class SlowLlama:
-    """The tokenizer that LLaVA trained with: transformers' slow one around sentencepiece. After a special token a
-    legacy one begins a word, and the other goes on."""
+    """The tokenizer that LLaVA trained with: the slow one of transformers, around sentencepiece.
+
+    After a special token a legacy tokenizer begins a new word, and the other kind continues the word.
+    """
 
     bos_token_id, pad_token_id = 1, 0
 
@@ -105,7 +108,10 @@ class SlowLlama:
         return SimpleNamespace(input_ids=ids)
 
     def _going_on(self, text: str) -> list[int]:
-        """Without the `▁` before it. A line break is a byte, which is joined to nothing."""
+        """Return the ids of a text that continues a word, without the `▁` before it.
+
+        The text is tokenized after a line break, which is a byte token and is joined to nothing.
+        """
         prefix = self.pieces.encode("\n")
         assert self.pieces.id_to_piece(prefix) == ["▁", "<0x0A>"]
         return list(self.pieces.encode(f"\n{text}")[len(prefix) :])

@@ -1,4 +1,5 @@
-"""Small tokenizers trained on a few sentences, of LLaMA's, Llama 3's and Qwen's kinds, with their chat templates."""
+"""Train small tokenizers of LLaMA's, Llama 3's and Qwen's kinds on a few sentences; each has its family's chat
+template."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ CORPUS = [
 
 
 def sentencepiece_model(corpus: Sequence[str], words: int = 420) -> bytes:
-    """As LLaMA's: BPE, bytes for what it does not know, digits alone, nothing normalized."""
+    """Train a sentencepiece model with LLaMA's settings: BPE, bytes for unknown characters, single digits, no
+    normalization."""
     model, lines = io.BytesIO(), [line for text in corpus for line in text.split("\n")]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines * 20), model_writer=model, model_type="bpe", vocab_size=words,
@@ -36,7 +38,7 @@ def sentencepiece_model(corpus: Sequence[str], words: int = 420) -> bytes:
 
 
 def llama(folder: Path, model: bytes, legacy: bool, **config: Any) -> Any:
-    """transformers' LlamaTokenizer of a sentencepiece model."""
+    """Return the LlamaTokenizer of transformers for a sentencepiece model."""
     folder.mkdir(exist_ok=True)
     (folder / "tokenizer.model").write_bytes(model)
     config = {"tokenizer_class": "LlamaTokenizer", "pad_token": "<unk>", "add_bos_token": True} | config
@@ -48,7 +50,8 @@ def llama(folder: Path, model: bytes, legacy: bool, **config: Any) -> Any:
 
 
 def classic(tokenizer: Any) -> Any:
-    """The same vocabulary in the manner of Llama 2's tokenizer.json: a normalizer puts `▁` before every part."""
+    """Return a tokenizer of the same vocabulary in the form of Llama 2's tokenizer.json, whose normalizer puts `▁`
+    before every part."""
     made = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     made.pre_tokenizer = None
@@ -82,7 +85,8 @@ QWEN3_EMPTY = CHATML.replace(
 
 
 def byte_level(marks: Sequence[str], template: str | None, trim: bool, bos: str | None = None, eos: str = "") -> Any:
-    """Byte-level BPE: with BOS and trimmed offsets as Llama 3's, or neither as Qwen's."""
+    """Return a byte-level BPE tokenizer: with BOS and trimmed offsets (Llama 3's kind), or with neither (Qwen's
+    kind)."""
     made = Tokenizer(models.BPE())
     made.normalizer = None if trim else normalizers.NFC()
     words = Regex(r" ?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")

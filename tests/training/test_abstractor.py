@@ -1,4 +1,5 @@
-"""The C-Abstractor against a second implementation, its masks against loops, and the files of all projectors."""
+"""Compare the C-Abstractor with a second implementation and its pooled masks with loops; read and write all projectors'
+files."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ State = dict[str, Tensor]
 
 
 def small(grid: int = 6, tokens: int = 9, width: int = 8, hidden: int = 16, seed: int = 0, **sizes: int) -> CAbstractor:
-    """A small one whose every weight matters: no bias at 0 and no scale at 1, as they are at the start."""
+    """Return a small C-Abstractor in which every weight matters: no bias is 0 and no scale is 1, as they are in a new
+    one."""
     torch.manual_seed(seed)
     projector = CAbstractor(width, 12, grid, tokens, hidden=hidden, **sizes)
     with torch.no_grad():
@@ -33,12 +35,12 @@ def small(grid: int = 6, tokens: int = 9, width: int = 8, hidden: int = 16, seed
 
 
 def windows(grid: int, pooled: int) -> list[slice]:
-    """The patches of each cell along one edge, by the definition of adaptive pooling."""
+    """Return the patches of each cell along one edge, by the definition of adaptive pooling."""
     return [slice(i * grid // pooled, math.ceil((i + 1) * grid / pooled)) for i in range(pooled)]
 
 
 def expected_forward(state: State, x: Tensor, grid: int, tokens: int, depth: int, readout: int) -> Tensor:
-    """The C-Abstractor as functions of a state dict, written from Honeybee's and timm's definitions."""
+    """Compute the C-Abstractor from a state dict with functions written from the definitions of Honeybee and timm."""
 
     def normed(x: Tensor, name: str) -> Tensor:
         mean = x.mean(1, keepdim=True)
@@ -278,7 +280,10 @@ def test_honeybees_weights_load_with_its_own_prefix_and_number_of_tokens(tmp_pat
 
 
 def broken(kind: Any, change: Callable[[State], object]) -> Any:
-    """What a file holds after `change`, which gets the names without prefix, and gives the new content if not None."""
+    """Return the content of a projector's file that was damaged by `change`.
+
+    `change` gets the weights by their names without the prefix. Where it returns something, that is the content.
+    """
     projector = small() if kind == "c-abstractor" else build_projector(kind, 6, 8)
     state = {name: tensor.clone() for name, tensor in projector.state_dict().items()}
     if kind == "c-abstractor":

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("no_gpu")
 
 @pytest.fixture(scope="module")
 def exported(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a training."""
+    """Return the folder of a training."""
     model = build(parts, "qwen2", template="chat")
     out = tmp_path_factory.mktemp("exported")
     export(model, view_for(model), out, Ranks(0, 1, torch.device("cpu")))
@@ -37,7 +37,7 @@ def exported(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def greedy(model: MultimodalModel, image: Image.Image, question: str, tokens: int) -> str:
-    """The answer by the training's own forward pass, with no cache."""
+    """Return the answer that the training's own forward pass gives, without a cache."""
     data = io.BytesIO()
     image.save(data, "PNG")
     sight = Sight(view_for(model), model.mean, model.std, model.vision_tokens)
@@ -56,8 +56,8 @@ def greedy(model: MultimodalModel, image: Image.Image, question: str, tokens: in
 def test_chat_answers_as_the_training_would(
     parts: Path, exported: Path, pad: Pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Greedy, token by token, from the training's own forward pass: what was asked, what was seen, where it ends. One
-    question, then three on standard input."""
+    """The reference is computed token by token with the training's own forward pass. Catches another prompt, another
+    view of the image, and an answer that ends elsewhere. First one question, then three on standard input."""
     model = build(parts, "qwen2", template="chat")
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (41, 70, 3), np.uint8))
     image.save(tmp_path / "x.png")

@@ -1,4 +1,4 @@
-"""What holds for every template: how a question is asked, what is refused, where a text is cut."""
+"""What holds for every template: how a question is put, what is refused, and where a text is cut."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def check_question(template: Template, question: str, answer: str) -> None:
 
 
 def test_a_question_is_asked_as_in_training(llamas: dict[str, Any], chats: dict[str, Any]) -> None:
-    """An LLM that is asked otherwise than it was taught answers worse, and no test of training alone tells: the mark in
-    another place, blanks around the question, a space behind "ASSISTANT:"."""
+    """Catches a prompt that differs from the training's: the mark in another place, blanks around the question, a space
+    after "ASSISTANT:". The LLM answers worse then, and no test of training alone shows it."""
     templates = [Template(name, llama) for llama in llamas.values() for name in ("plain", "v1")]
     templates += [Template("chat", tokenizer) for tokenizer in chats.values()]
     for question in (*QUESTIONS, "", "  ", *(place_mark(QUESTIONS[0], place) for place in range(5))):
@@ -38,7 +38,7 @@ def test_a_question_is_asked_as_in_training(llamas: dict[str, Any], chats: dict[
 def test_any_question_is_asked_as_in_training(
     llamas: dict[str, Any], chats: dict[str, Any], question: str, answer: str
 ) -> None:
-    """As above, for letters that nobody thought of."""
+    """The same for random letters."""
     for name, tokenizer in (
         ("v1", llamas["vicuna"]),
         ("v1", llamas["classic"]),
@@ -48,7 +48,7 @@ def test_any_question_is_asked_as_in_training(
 
 
 def test_an_image_without_a_mark_goes_before_the_first_question(llamas: dict[str, Any], chats: dict[str, Any]) -> None:
-    """LLaVA would train such a sample without its image. So would we a sample whose mark is in a turn that is
+    """Catches a sample that is trained without its image, as LLaVA would; also where the mark is in a turn that is
     dropped: a first answer without a question, a last question without an answer."""
     spoken = talk("What?", "A dog.", "Sure?", "Yes.")
     for template in (Template("v1", llamas["vicuna"]), Template("chat", chats["qwen2"])):
@@ -60,7 +60,7 @@ def test_an_image_without_a_mark_goes_before_the_first_question(llamas: dict[str
 
 
 def test_speakers_may_be_named_as_in_chats(llamas: dict[str, Any], chats: dict[str, Any]) -> None:
-    """user and assistant are human and gpt."""
+    """`user` and `assistant` mean `human` and `gpt`."""
     spoken = talk(IMAGE_MARK, "A dog.", "Sure?", "Yes.")
     named = [{"from": {"human": "user", "gpt": "assistant"}[turn["from"]], "value": turn["value"]} for turn in spoken]
     for template in (Template("v1", llamas["vicuna"]), Template("chat", chats["qwen2"])):
@@ -68,7 +68,8 @@ def test_speakers_may_be_named_as_in_chats(llamas: dict[str, Any], chats: dict[s
 
 
 def test_the_conversation_is_left_as_it_was(llamas: dict[str, Any]) -> None:
-    """LLaVA changes its data in place, and copies it first. Changed, a second epoch would differ from the first."""
+    """Catches a change of the data in place, after which a second epoch would differ from the first. (LLaVA copies its
+    data first.)"""
     turns = talk(f"What?\n{IMAGE_MARK}", " A dog. ", "And?")
     before = copy.deepcopy(turns)
     Template("v1", llamas["vicuna"])(turns, True)
@@ -102,15 +103,15 @@ HUMAN, GPT = {"from": "human", "value": "What?"}, {"from": "gpt", "value": "A do
 def test_a_conversation_that_does_not_fit_says_why(
     llamas: dict[str, Any], chats: dict[str, Any], turns: Turns, image: bool, words: str
 ) -> None:
-    """A bad record that trains something else than it says, or ends a run with a KeyError: each becomes a reason that
-    the user reads beside the record's name."""
+    """Catches a bad record that teaches something else than it says, or ends a run with a KeyError. Each becomes a
+    reason that the user reads beside the record's name."""
     for name, tokenizer in (("plain", llamas["vicuna"]), ("v1", llamas["vicuna"]), ("chat", chats["llama3"])):
         with pytest.raises(ValueError, match=words):
             Template(name, tokenizer)(turns, image)  # type: ignore[arg-type]
 
 
 def test_a_last_question_without_an_answer_is_left_out(llamas: dict[str, Any], chats: dict[str, Any]) -> None:
-    """It would be learned from nothing; LLaVA loses the labels of the whole sample over it."""
+    """Catches a question that is learned, and the loss of the whole sample's labels, which happens in LLaVA."""
     spoken = talk(f"{IMAGE_MARK}\nWhat?", "A dog.", "Sure?")
     assert llava_v1(spoken, True, llamas["vicuna"], False)[1] is None
     for template in (Template("v1", llamas["vicuna"]), Template("chat", chats["llama3"])):
@@ -118,7 +119,7 @@ def test_a_last_question_without_an_answer_is_left_out(llamas: dict[str, Any], c
 
 
 def test_an_empty_question_spoils_no_supervision(llamas: dict[str, Any], chats: dict[str, Any]) -> None:
-    """LLaVA loses the labels of the whole sample over it."""
+    """Catches the loss of the whole sample's labels, which happens in LLaVA."""
     spoken = talk("", "A dog.", "Sure?", "5")
     assert llava_v1(spoken, False, llamas["vicuna"], False)[1] is None
     assert taught(llamas["vicuna"], Template("v1", llamas["vicuna"])(spoken, False)) == [" A dog.</s>", " 5</s>"]
@@ -134,8 +135,8 @@ def without(tokenizer: Any, **parts: Any) -> Any:
 
 
 def test_a_tokenizer_that_lacks_something_is_told_at_once(llamas: dict[str, Any], chats: dict[str, Any]) -> None:
-    """The word "None" learned as the end of each answer; transformers' own words on what a slow tokenizer cannot do; or
-    a run in which every single sample fails."""
+    """Catches the word "None" that is learned as the end of each answer, the message of transformers about what a slow
+    tokenizer can't do, and a run in which every sample fails."""
     with pytest.raises(ValueError, match="EOS"):
         Template("v1", without(llamas["vicuna"], eos_token=None))
     with pytest.raises(ValueError, match="no chat template"):
@@ -147,7 +148,7 @@ def test_a_tokenizer_that_lacks_something_is_told_at_once(llamas: dict[str, Any]
 
 
 def expanded(encoded: Encoded, image_tokens: int) -> list[tuple[int, bool]]:
-    """With the image put in."""
+    """Return the ids and flags with the image's tokens put in."""
     return [
         pair
         for token, supervised in zip(encoded.ids, encoded.supervised, strict=True)
@@ -157,8 +158,8 @@ def expanded(encoded: Encoded, image_tokens: int) -> list[tuple[int, bool]]:
 
 @pytest.mark.parametrize("image", [True, False])
 def test_cut_is_llavas_after_the_image_was_put_in(llamas: dict[str, Any], image: bool) -> None:
-    """A text cut as if the image were one token overruns the LLM's context. A length below the image's own counted
-    from the end: the sequence came out longer than asked for, with answers to an image that was not there."""
+    """Catches a text that is cut as if the image were one token, and overruns the LLM's context; and a negative length,
+    with which the sequence came out longer than asked for, with answers to an image that was not there."""
     template = Template("v1", llamas["vicuna"])
     values = ("What?" + IMAGE_MARK * image, "A dog. " * 20, "Sure?", "5")
     encoded = template(talk(*values), image)
@@ -175,7 +176,8 @@ def test_cut_is_llavas_after_the_image_was_put_in(llamas: dict[str, Any], image:
 
 
 def test_threads_may_share_a_template(llamas: dict[str, Any], chats: dict[str, Any]) -> None:
-    """The loader's threads encode at once: tokenizers that change their settings for a call mix up each other's."""
+    """The loader's threads encode at once. Catches tokenizers that change their settings for a call, and mix up those
+    of other threads."""
     drawn = dialogues(60, seed=6, answers=[answer for answer in ANSWERS if answer.strip() == answer])
     encode: Callable[[tuple[Template, tuple[Turns, bool]]], Encoded] = lambda job: job[0](*job[1])  # noqa: E731
     for template in (Template("v1", llamas["vicuna"]), Template("chat", chats["llama3"])):

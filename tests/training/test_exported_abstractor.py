@@ -27,7 +27,7 @@ ABSTRACTOR = {"projector": "c-abstractor", "abstractor_tokens": 9}
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
 def test_abstractor_gives_our_logits_by_our_classes(parts: Path, tower: str, tmp_path: Path) -> None:
     """Catches an image with as many marks as it has patches, sizes that are lost on the way, and a folder that stock
-    code takes for its own: its projector would be made up."""
+    code takes for stock LLaVA, whose projector it would invent."""
     model = build(parts, "qwen2", tower, **ABSTRACTOR)
     export_llava(model, view_for(model), tmp_path)
     chat = Chat(tmp_path)
@@ -57,7 +57,8 @@ assert said.shape[1] > inputs["input_ids"].shape[1]
 
 
 def test_abstractor_loads_where_this_project_is_not(parts: Path, tmp_path: Path) -> None:
-    """In a process that can't import it. Catches a module that is not copied, and an import of ours that stays."""
+    """The folder is loaded in a process that can't import this project. Catches a module that is not copied, and an
+    import of ours that stays."""
     model = build(parts, **ABSTRACTOR)
     export_llava(model, view_for(model), tmp_path)
     pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
@@ -75,7 +76,8 @@ def test_abstractor_loads_where_this_project_is_not(parts: Path, tmp_path: Path)
 
 
 def test_chat_runs_no_code_of_the_folder(parts: Path, tmp_path: Path) -> None:
-    """A folder from elsewhere, whose Python files would do anything: `pad chat` answers with our own classes."""
+    """The folder has Python files that would do anything. Catches a `pad chat` that runs them instead of our own
+    classes."""
     model = build(parts, **ABSTRACTOR)
     export_llava(model, view_for(model), tmp_path)
     trap = f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\nraise SystemExit('it ran')\n"

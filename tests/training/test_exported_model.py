@@ -66,7 +66,7 @@ def test_export_leaves_the_model_as_it_was(parts: Path, settings: dict[str, Any]
 
 @pytest.mark.parametrize("llm", ["vicuna", "qwen2"])
 def test_lora_is_merged(parts: Path, llm: str, tmp_path: Path) -> None:
-    """Adapters that are left out, or added unscaled."""
+    """Catches adapters that are left out, or added without their scale."""
     model = build(parts, llm, llm="lora", lora=LoraSettings(rank=4, alpha=16))
     export_llava(model, view_for(model), tmp_path)
     assert difference(model, stock(tmp_path)) < 1e-5
@@ -97,8 +97,8 @@ def test_lora_is_kept_apart(parts: Path, projector: str, tmp_path: Path) -> None
 
 
 def test_a_generation_config_that_transformers_would_not_save_is_exported(parts: Path, tmp_path: Path) -> None:
-    """Vicuna's has a temperature and no sampling: loaded with a warning, refused when it is saved after a change. Hours
-    of training would end in that error."""
+    """Vicuna's config has a temperature and no sampling, which transformers loads with a warning and refuses to save
+    after a change. Catches hours of training that end in that error."""
     folder = tmp_path / "llm"
     folder.mkdir()
     for path in (parts / "vicuna").iterdir():
@@ -112,8 +112,8 @@ def test_a_generation_config_that_transformers_would_not_save_is_exported(parts:
 
 
 def test_generation_ends_where_answers_ended(parts: Path, tmp_path: Path) -> None:
-    """A base LLM's config ends at `<|endoftext|>`, its chat template at `<|im_end|>`: the model would talk on for both
-    sides. And `<image>` is never said."""
+    """A base LLM's config ends at `<|endoftext|>`, its chat template at `<|im_end|>`. Catches a model that goes on
+    talking for both sides, and one that says `<image>`."""
     model = build(parts, "qwen2", template="chat")
     end = model.tokenizer.convert_tokens_to_ids("<|endoftext|>")
     model.llm.generation_config = GenerationConfig(eos_token_id=end, do_sample=True, temperature=0.7)

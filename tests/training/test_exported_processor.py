@@ -41,10 +41,10 @@ QUESTIONS = ("What is in the picture?", " How many?\n", "5 + 5 =", "", "这是�
     ],
 )
 def test_processor_asks_as_in_training(parts: Path, llm: str, template: Any, tmp_path: Path) -> None:
-    """Token for token, as the folder is loaded, in one call and as lmms-eval asks. Catches a second BOS, or none; a
-    space before the line break behind the image that is there in training only (LLaMA's tokenizers put one before
-    every text); the image in another place; an answer's end that is missing; a tokenizer that comes back as another
-    class and splits otherwise."""
+    """Token for token, from the folder as it is loaded, in one call and in lmms-eval's two. Catches a second BOS, or
+    none; a missing space before the line break after the image (LLaMA's tokenizers put one before every text in
+    training); the image in another place; an answer whose end is missing; a tokenizer that comes back as another class
+    and splits in another way."""
     model = build(parts, llm, template=template)
     export_llava(model, view_for(model), tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path)
@@ -66,7 +66,7 @@ def test_processor_asks_as_in_training(parts: Path, llm: str, template: Any, tmp
 
 
 def test_processor_asks_with_qwen_3s_template(parts: Path, tmp_path: Path) -> None:
-    """It puts an empty thought into the last answer, and takes it out of earlier ones."""
+    """The template puts an empty thought into the last answer, and removes it from earlier ones."""
     model = build(parts, "qwen3", template="chat")
     thought = "('<think>\\n\\n</think>\\n\\n' if loop.last and message['role'] == 'assistant' else '')"
     model.tokenizer.chat_template = QWEN2.replace("+ message['content']", f"+ {thought} + message['content']")
@@ -80,7 +80,7 @@ def test_processor_asks_with_qwen_3s_template(parts: Path, tmp_path: Path) -> No
 
 
 def test_processor_asks_with_a_template_that_forgets_earlier_answers(parts: Path, tmp_path: Path) -> None:
-    """That several turns can't be trained on must not cost the model its chat template."""
+    """Catches a model that loses its chat template because several turns can't be trained on."""
     model = build(parts, "qwen2", template="chat")
     model.tokenizer.chat_template = QWEN2.replace("+ message['content']", "+ (message['content'] if loop.last else '')")
     asking = Template("chat", model.tokenizer)
@@ -92,8 +92,8 @@ def test_processor_asks_with_a_template_that_forgets_earlier_answers(parts: Path
 
 
 def test_a_chat_template_that_would_ask_otherwise_is_left_out(parts: Path, tmp_path: Path) -> None:
-    """Trained with a template that writes no BOS, which the tokenizer puts before every text: the processor would ask
-    otherwise than was trained, and nobody would be told."""
+    """The training's template writes no BOS, and the tokenizer puts one before every text. Catches a processor that
+    asks in other tokens than the training did, without a word."""
     model = build(parts, "llama3", template="chat")
     model.tokenizer.chat_template = LLAMA3.replace("bos_token + text if loop.first else text", "text")
     export_llava(model, view_for(model), tmp_path)
@@ -105,9 +105,9 @@ def test_a_chat_template_that_would_ask_otherwise_is_left_out(parts: Path, tmp_p
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
 def test_processor_shows_the_trained_view(parts: Path, tower: str, fit: Fit, tmp_path: Path) -> None:
-    """The `do_pad` trap, and its like: a crop where SigLIP's own processor stretches, an edge rounded otherwise, the
-    wrong side of an odd margin, CLIP's colors for SigLIP. The folder as it is loaded: with Pillow to 1e-5, with
-    torchvision's resize, which rounds otherwise, to a few 255ths."""
+    """Catches the `do_pad` trap and others like it: a crop where SigLIP's own processor stretches, an edge that is
+    rounded in another way, the wrong side of an odd margin, CLIP's colors for SigLIP. The folder as it is loaded: with
+    Pillow to 1e-5; with torchvision's resize, which rounds in another way, to a few 255ths."""
     model = build(parts, tower=tower)
     view = view_for(model, fit)
     export_llava(model, view, tmp_path)

@@ -22,8 +22,8 @@ from tests.training.small_tokenizers import CORPUS, LLAMA3_MARKS, QWEN_MARKS, by
 
 
 def test_v1_is_llavas_token_for_token(llama_type: tuple[Any, bool]) -> None:
-    """A token more or less than LLaVA's, or a flag beside its place: a doubled BOS, a lost space before a digit, an
-    image in the wrong place, a question that is learned, an `</s>` that is not."""
+    """Catches a token more or less than LLaVA's, and a flag in the wrong place: a doubled BOS, a lost space before a
+    digit, an image in the wrong place, a question that is learned, an `</s>` that is not."""
     tokenizer, legacy = llama_type
     template = Template("v1", tokenizer)
     dropped = 0
@@ -45,7 +45,7 @@ def test_v1_is_llavas_token_for_token(llama_type: tuple[Any, bool]) -> None:
 def test_v1_teaches_any_answer_and_nothing_else(
     llamas: dict[str, Any], question: str, answer: str, image: bool
 ) -> None:
-    """Offsets that are not of characters as Python counts them, for letters that nobody thought of."""
+    """Catches offsets that do not count characters as Python does, with random letters."""
     for name, tokenizer in llamas.items():
         turns = talk(question, answer, question, answer)
         encoded = Template("v1", tokenizer)(turns, image)
@@ -59,8 +59,9 @@ def test_v1_teaches_any_answer_and_nothing_else(
 
 @pytest.mark.parametrize("legacy", [True, False])
 def test_v1_is_what_llava_made_with_the_slow_tokenizer(llamas: dict[str, Any], pieces: bytes, legacy: bool) -> None:
-    """LLaVA's ids came from sentencepiece. The fast tokenizers give the same ones, but for the `▁` that transformers'
-    LlamaTokenizer does not put before a part that begins with a space: the one after an image without words."""
+    """LLaVA's ids came from sentencepiece. The fast tokenizers give the same ids, with one exception: the
+    LlamaTokenizer of transformers puts no `▁` before a part that begins with a space, which is the one after an image
+    without words."""
     slow = SlowLlama(pieces, legacy)
     for name in ["legacy", "classic"] if legacy else ["vicuna"]:
         template, bare = Template("v1", llamas[name]), 0
@@ -79,7 +80,8 @@ def test_v1_is_what_llava_made_with_the_slow_tokenizer(llamas: dict[str, Any], p
 
 
 def test_v1_supervises_the_space_before_a_digit(llama_type: tuple[Any, bool]) -> None:
-    """The space is a token of its own there. Unsupervised, the LLM would have to be given it to answer by a number."""
+    """The space is a token before a digit. Catches an LLM that answers with a number only where it is given that
+    space."""
     tokenizer, _ = llama_type
     encoded = Template("v1", tokenizer)(talk("how many?", "5"), False)
     tokens = tokenizer.convert_ids_to_tokens(encoded.ids)
@@ -88,8 +90,9 @@ def test_v1_supervises_the_space_before_a_digit(llama_type: tuple[Any, bool]) ->
 
 
 def test_v1_is_right_where_llavas_arithmetic_drops_the_sample(tmp_path: Path) -> None:
-    """LLaVA takes "USER" for one token less after `</s>` than alone. Where it is not, LLaVA prints "tokenization
-    mismatch" and learns nothing from dialogues of several rounds; a mask by such arithmetic would be off by one."""
+    """LLaVA assumes that "USER" takes one token less after `</s>` than alone. Where that is wrong, LLaVA prints
+    "tokenization mismatch" and learns nothing from dialogues of several rounds. Catches a mask by such arithmetic,
+    which would be off by one."""
     corpus = [*CORPUS, "USER: USER: USER: USER: a USER: b USER: c ASSISTANT: ASSISTANT: ASSISTANT:"]
     tokenizer = llama(tmp_path / "joined", sentencepiece_model(corpus, 440), False)
     assert tokenizer.tokenize("USER") == ["▁USER"] and tokenizer.tokenize("</s>USER")[1:] != ["▁", "USER"]
@@ -118,8 +121,8 @@ def test_v1_is_right_where_llavas_arithmetic_drops_the_sample(tmp_path: Path) ->
 def test_v1_keeps_supervision_straight_around_special_tokens_in_the_data(
     llama_type: tuple[Any, bool], values: tuple[str, ...], llava: str
 ) -> None:
-    """A dataset that nobody vouches for writes `</s>` or a turn of its own. As in LLaVA it becomes the special token.
-    LLaVA's mask, which looks for `</s>`, is lost then, or takes a forged answer for one to learn."""
+    """An untrusted dataset writes `</s>` or a turn in its texts. As in LLaVA it becomes the special token. Catches
+    LLaVA's mask, which looks for `</s>`: it loses its way then, or takes a forged answer for one to learn."""
     tokenizer, legacy = llama_type
     turns = talk(*values)
     encoded = Template("v1", tokenizer)(turns, False)
@@ -143,7 +146,7 @@ def test_v1_puts_a_mark_in_an_answer_where_llava_does(llama_type: tuple[Any, boo
 
 
 def test_v1_drops_a_first_answer_without_question_as_llava_does(llama_type: tuple[Any, bool]) -> None:
-    """An answer to nothing, learned as a question."""
+    """Catches an answer without a question that is learned, or taken for a question."""
     tokenizer, legacy = llama_type
     turns = [{"from": "gpt", "value": "Hello!"}, *talk(f"{IMAGE_MARK}\nWhat?", "A dog.")]
     encoded = Template("v1", tokenizer)(turns, True)
@@ -153,7 +156,8 @@ def test_v1_drops_a_first_answer_without_question_as_llava_does(llama_type: tupl
 
 
 def test_v1_ends_answers_with_the_tokenizers_own_end() -> None:
-    """LLaVA writes `</s>` whatever the LLM; to one that has another EOS that is four letters, and it never stops."""
+    """LLaVA writes `</s>` whatever the LLM. For an LLM with another EOS these are four letters. Catches an LLM that
+    never stops."""
     tokenizer = byte_level(LLAMA3_MARKS, None, trim=True, bos="<|begin_of_text|>")
     for turns, image in dialogues(74, seed=4):
         encoded = Template("v1", tokenizer)(turns, image)
@@ -165,9 +169,9 @@ def test_v1_ends_answers_with_the_tokenizers_own_end() -> None:
 def test_bos_stands_once_whatever_the_tokenizer_does_by_itself(
     name: Any, llamas: dict[str, Any], pieces: bytes, tmp_path: Path
 ) -> None:
-    """A LLaMA without its BOS is not itself: transformers 5 leaves it out where tokenizer_config.json has no
-    `add_bos_token`, which LLaVA's version took for true. An EOS that a tokenizer puts behind every text stands before
-    no image. An LLM that has no BOS, such as Qwen, gets none."""
+    """Catches a LLaMA without its BOS (transformers 5 leaves it out where tokenizer_config.json has no `add_bos_token`,
+    and LLaVA's version put it in), an EOS before an image, of a tokenizer that puts EOS after every text, and a BOS for
+    an LLM that has none, such as Qwen."""
     turns = talk(f"{IMAGE_MARK}\nWhat?", "5 dogs")
     expected = Template(name, llamas["vicuna"])(turns, True)
     assert expected.ids[0] == 1 and expected.ids.count(1) == 1
@@ -182,7 +186,8 @@ def test_bos_stands_once_whatever_the_tokenizer_does_by_itself(
 
 
 def test_plain_is_llavas_token_for_token(llama_type: tuple[Any, bool]) -> None:
-    """The question learned, a second BOS, an EOS that LLaVA has not, a caption stripped or begun otherwise."""
+    """Catches a question that is learned, a second BOS, an EOS that LLaVA does not have, and a caption that is stripped
+    or begins in another way."""
     tokenizer, _ = llama_type
     template = Template("plain", tokenizer)
     for number, caption in enumerate((*ANSWERS, "<s>a", "a</s>b")):
@@ -198,8 +203,8 @@ def test_plain_is_llavas_token_for_token(llama_type: tuple[Any, bool]) -> None:
 
 
 def test_plain_wants_an_image_and_one_caption(llamas: dict[str, Any]) -> None:
-    """A text-only sample given the place of an image that it has not; later answers dropped without a word; a mark in
-    the caption spelled out in letters, or a second image."""
+    """Catches a sample of text alone with a place for an image, later answers that are dropped without a word, and a
+    mark in the caption that is spelled in letters or makes a second image."""
     template = Template("plain", llamas["classic"])
     with pytest.raises(ValueError, match="no image"):
         template(talk("What?", "A dog."), False)

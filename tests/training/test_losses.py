@@ -23,7 +23,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 def reference(
     tokens: np.ndarray, embeds: np.ndarray, coverage: np.ndarray, image: np.ndarray, settings: PatchLossSettings
 ) -> float:
-    """As the docstring of `patch_loss` has it, pair by pair."""
+    """Compute L_patch pair by pair, as the docstring of `patch_loss` defines it."""
     labels = np.unique(embeds, axis=0)
 
     def term(vision: np.ndarray, own: np.ndarray) -> float:
@@ -48,7 +48,7 @@ def reference(
 
 
 def drawn(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Four images of 3 x 3 patches, one without a region; some regions out of view; labels that repeat."""
+    """Draw four images of 3 x 3 patches: one without a region, some regions out of view, some labels twice."""
     chance = np.random.default_rng(seed)
     tokens = torch.from_numpy(chance.standard_normal((4, 9, 5)).astype(np.float32))
     known = chance.standard_normal((4, 5)).astype(np.float16)
@@ -101,7 +101,7 @@ def test_aligned_tokens_cost_nothing_and_opposite_ones_most() -> None:
 
 
 def test_beta_goes_as_its_schedule_says() -> None:
-    """Half of the way is half of beta on a line and on a half cosine; a quarter is not."""
+    """After half of the steps beta is at half, on a line and on a half cosine; after a quarter the two differ."""
     for schedule, quarter in (("linear", 1.25), ("cosine", 5 * (1 - np.cos(np.pi / 4)) / 2), ("constant", 5)):
         settings = TrainSettings(beta_schedule=schedule)  # type: ignore[arg-type]
         ends = [0, 2.5, 5] if schedule != "constant" else [5, 5, 5]

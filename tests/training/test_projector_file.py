@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("no_gpu")
 
 @pytest.mark.parametrize("kind", ["mlp", "linear"])
 def test_llavas_code_loads_our_projector(kind: Any, tmp_path: Path) -> None:
-    """LLaVA takes what stands behind `mm_projector.` for the names in its own Sequential or Linear."""
+    """LLaVA takes the text after `mm_projector.` for the names in its own Sequential or Linear."""
     projector = build_projector(kind, 6, 8)
     save_projector(projector, tmp_path / "mm_projector.bin")
     weights = torch.load(tmp_path / "mm_projector.bin", map_location="cpu")

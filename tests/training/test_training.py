@@ -162,8 +162,8 @@ def test_text_alone_beside_images(models_toml: Path, shards: Path) -> None:
 
 
 def test_masks_follow_a_c_abstractors_tokens(models_toml: Path, shards: Path) -> None:
-    """8 x 8 patches become 4 x 4 tokens: each token is held to what its own four patches show. Catches masks of one
-    grid on tokens of another, and sequences with room for as many tokens as there are patches."""
+    """8 x 8 patches become 4 x 4 tokens, and each token is compared with what its own four patches show. Catches masks
+    of one grid on tokens of another, and sequences with room for as many tokens as there are patches."""
     model, examples = model_and_examples(models_toml, shards, projector="c-abstractor", abstractor_tokens=16)
     batch = collate([examples[0], examples[1]], examples.sight)
     assert len(batch.vision_at) == 2 * 16
@@ -265,7 +265,8 @@ def test_training_lowers_both_losses_and_exports(
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
 def test_exported_processor_shows_the_trained_view(fit: Fit, world: World) -> None:
-    """The `do_pad` trap: a model trained on padded images whose processor crops. Pixel for pixel."""
+    """Catches the `do_pad` trap: a model that was trained on padded images, and whose processor crops. Pixel for
+    pixel."""
     view = View(size=112, fit=fit)
     processor = image_processor_for(view, CLIP_MEAN, CLIP_STD)
     red, green, blue = (int(255 * channel) for channel in CLIP_MEAN)
@@ -278,7 +279,8 @@ def test_exported_processor_shows_the_trained_view(fit: Fit, world: World) -> No
 
 
 def test_what_does_not_fit_is_an_error(pad: Pad, models_toml: Path, shards: Path, tmp_path: Path) -> None:
-    """Another view, another LLM of the same width, no model, used folders: one line, and nothing is written."""
+    """Another view, another LLM of the same width, a missing model, and used folders each give one line, and nothing is
+    written."""
     clip, llm = models_toml.parent / "clip", models_toml.parent / "llm"
 
     def refused(*changes: object, shards: Path = shards, vision: Path = clip, llm: Path = llm) -> str:
@@ -314,14 +316,14 @@ def test_what_does_not_fit_is_an_error(pad: Pad, models_toml: Path, shards: Path
 def test_shards_of_another_llm_get_this_ones_words(
     pad: Pad, world: World, models_toml: Path, shards: Path, tmp_path: Path
 ) -> None:
-    """Labels are strings, so shards serve every LLM; the log says so. Catches words of one LLM as targets for another,
-    and rows that are mixed up between regions."""
+    """Labels are strings, so shards serve every LLM, and the log says so. Catches one LLM's embeddings as targets for
+    another, and rows that are mixed up between regions."""
     other = write_small_models(tmp_path / "models", ["a"], [caption_of(world, n) for n in range(10)], seed=7).parent
     clip = models_toml.parent / "clip"
     arguments = ["--vision", clip, "--llm", other / "llm", "--steps", 2, "--batch-size", 4]
     done = pad("train", "--shards", shards, *arguments, "--out", tmp_path / "run")
     assert done.code == 0, done.err
-    assert "labels are embedded anew" in done.err
+    assert "labels are embedded again" in done.err
     folder, settings = open_shards(shards), TrainSettings()
     embedder = embedder_for(other / "llm", folder.run)
     assert embedder is not None

@@ -27,7 +27,7 @@ LOSSES = ("caption_loss", "patch_loss", "grad_norm", "patch_cosine", "patch_grad
 
 @pytest.fixture
 def command(world: World, models_toml: Path, shards: Path) -> Callable[..., list[str]]:
-    """A training of a stage, without its --out."""
+    """Return the command of a training stage, without its --out."""
     clip, llm = models_toml.parent / "clip", models_toml.parent / "llm"
     chat = world.llava.with_name("llava_chat.json")
 
@@ -45,7 +45,7 @@ def log_of(out: Path) -> list[dict[str, Any]]:
 
 
 def losses(out: Path) -> np.ndarray:
-    """`[steps, len(LOSSES)]`, NaN where there is none."""
+    """Return `[steps, len(LOSSES)]` losses of a log, NaN where there is none."""
     return np.array([[np.nan if e[name] is None else e[name] for name in LOSSES] for e in log_of(out)], float)
 
 
@@ -169,7 +169,7 @@ def test_a_training_goes_on_with_fewer_workers_when_a_node_is_lost(
 def test_a_users_mistake_is_one_line_on_ray_train_too(
     pad: Pad, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    """A learning rate that makes the loss no number: not tried again, no pages of Ray's."""
+    """The learning rate makes the loss infinite. Catches a training that is tried again, and pages of Ray's output."""
     refused = pad(*command(1, "--steps", 5, "--learning-rate", 1e30), "--workers", 1, "--out", tmp_path / "run")
     assert refused.code == 2
     assert "no finite number" in refused.err
@@ -177,7 +177,8 @@ def test_a_users_mistake_is_one_line_on_ray_train_too(
 
 
 def test_a_training_is_continued_as_it_was_begun(pad: Pad, command: Callable[..., list[str]], tmp_path: Path) -> None:
-    """The same command with another rate would be half a training of each. What decides no number may change."""
+    """Catches the same command with another rate, which would be half a training of each. Settings that change no
+    result may differ."""
     out = ["--out", tmp_path / "run"]
     assert pad(*command(1, "--steps", 2), *out).code == 0
     before = (tmp_path / "run/log.jsonl").read_text()
@@ -204,7 +205,8 @@ def test_a_training_is_continued_as_it_was_begun(pad: Pad, command: Callable[...
 def test_samples_that_teach_nothing_are_named_and_too_many_are_an_error(
     pad: Pad, world: World, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    """LLaVA prints a line and goes on with a loss of 0. Several images, a missing file, an empty answer."""
+    """Several images, a missing file, an empty answer. LLaVA prints a line about such a sample and goes on with a loss
+    of 0."""
     records = json.loads(world.llava.with_name("llava_chat.json").read_text())
     records[0]["conversations"][1]["value"] = " "
     records[1]["image"] = [records[1]["image"]] * 2

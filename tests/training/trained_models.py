@@ -1,4 +1,4 @@
-"""Small random models as a training has them at its end, and how far an exported one is from them."""
+"""Build small random models as they are at the end of a training, and compare exported models with them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ QWEN = ("<|endoftext|>", *QWEN_MARKS)
 
 
 def write_llm(folder: Path, kind: Any, config: Any, tokenizer: Any, spare: int = 0, **more: Any) -> None:
-    """An LLM with `spare` rows of its vocabulary that no token has, as Qwen's have."""
+    """Write an LLM whose vocabulary has `spare` rows without a token, as Qwen's has."""
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
     kind(config(vocab_size=len(tokenizer) + spare, **SIZES, **ids, **more)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def build(parts: Path, which: str = "vicuna", tower: str = "clip", **settings: Any) -> MultimodalModel:
-    """What a training of these parts has at its end: adapters that do something, too."""
+    """Return the model that a training of these parts has at its end, with adapters that are not 0."""
     chosen = Stage2Settings(**({"llm": "frozen"} | settings))
     model = MultimodalModel(str(parts / tower), str(parts / which), chosen, torch.device("cpu"))
     with torch.no_grad(), torch.random.fork_rng():
@@ -49,7 +49,7 @@ def view_for(model: MultimodalModel, fit: Fit = "pad") -> View:
 
 
 def asked(model: MultimodalModel, pixels: Tensor) -> tuple[list[int], Tensor]:
-    """A question's ids, and what the training's model says at each of its places: `[T, vocabulary]`."""
+    """Return a question's ids, and the logits of the training's model at each position: `[T, vocabulary]`."""
     name = "chat" if model.settings.template == "chat" else "v1"
     ids = Template(name, model.tokenizer).question("What is in the picture?")  # type: ignore[arg-type]
     sight = Sight(view_for(model), model.mean, model.std, model.vision_tokens)
@@ -60,7 +60,7 @@ def asked(model: MultimodalModel, pixels: Tensor) -> tuple[list[int], Tensor]:
 
 
 def difference(model: MultimodalModel, llava: Any, seed: int = 0) -> float:
-    """The largest between the logits of the training's model and of an exported one, on one image."""
+    """Return the largest difference between the logits of the training's model and of an exported one, on one image."""
     size = model.vision_config["image_size"]
     pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(seed))
     ids, ours = asked(model, pixels[:1])

@@ -21,6 +21,9 @@ LEAST = 1 << 30
 """Bytes that must be free in a folder to write into; less is a problem."""
 AMPLE = 20 << 30
 """Bytes that should be free in the folder of a run; less is a warning."""
+ALL_MODELS = 5 << 30
+"""Bytes of GPU memory below which the official models don't fit together: the measured sum of one image in bfloat16
+(benchmarks/results/memory-cpu.md), 1 GiB for CUDA and its libraries, and some room. Batches are halved to fit."""
 OPEN_FILES = 4096
 """Open files that a process should be allowed; with fewer, Ray with many workers runs out of them."""
 
@@ -66,7 +69,6 @@ def gpu() -> Findings:
     """Check the GPUs and their memory, whether torch can use them, and whether torchvision fits torch."""
     import torch
 
-    from pad_pipeline.workflows.engine.placement import FUSED_BYTES
     from pad_pipeline.workflows.runs.fingerprint import cores
 
     yield Finding("cpu", "ok", f"{cores()} cores for this process")
@@ -92,8 +94,8 @@ def gpu() -> Findings:
         if (device.major, device.minor) < (8, 0):
             remedy = "expect a slow run: computing in bfloat16 needs Ampere (8.0) or newer"
             yield Finding(f"gpu {index}", "warning", f"{about}: no bfloat16", remedy)
-        elif device.total_memory < FUSED_BYTES:
-            remedy = "use --placement pools, or smaller models (pad models list)"
+        elif device.total_memory < ALL_MODELS:
+            remedy = "use smaller models (pad models list)"
             yield Finding(f"gpu {index}", "warning", f"{about}: too small for all official models at once", remedy)
         else:
             yield Finding(f"gpu {index}", "ok", f"{about}, bfloat16")

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from pad_pipeline.console import console, note, say
 from pad_pipeline.errors import UserError
-from pad_pipeline.workflows.commands.common import AsJson, Engine, EngineOption, console, errors, print_json
-
-
-class Analysis(StrEnum):
-    """What `pad analyze` measures."""
-
-    all = "all"
-    entropy = "entropy"
-    align = "align"
-    pursuit = "pursuit"
-    lens = "lens"
-    overlap = "overlap"
-    health = "health"
+from pad_pipeline.workflows.commands.common import AsJson, EngineOption, print_json
+from pad_pipeline.workflows.learning.choices import Analysis
 
 
 def analyze(
@@ -62,11 +51,11 @@ def analyze(
     from pad_pipeline.workflows.learning import analyze as workflow
 
     chosen = workflow.analysis_settings(settings, {})
-    healthy = what is Analysis.health
+    healthy = what == "health"
     if (captions is None) != (baseline is None) or (captions and not healthy):
         rule = "both go together, and with health only"
         raise UserError("--captions or --baseline", captions or baseline, rule, "give both, or neither")
-    names = list(workflow.STUDIES) if what is Analysis.all else ["align", "pursuit"] if healthy else [what.value]
+    names: list[str] = list(workflow.STUDIES) if what == "all" else ["align", "pursuit"] if healthy else [what]
     scores = workflow.captions_below(captions, baseline) if captions and baseline else []
     subject = Subject(model, resolve(vision, "clip"), resolve(llm, "llm"), vision_layer)
     found = workflow.analyze(names, subject, shards, chosen, out, limit, batch, drawings)
@@ -77,14 +66,16 @@ def analyze(
     console.print(workflow.table(found))
     if healthy:
         for sign in signs:
-            console.print(f"sign of failure: {sign}", markup=False, soft_wrap=True)
+            say(f"sign of failure: {sign}")
         if signs:
             raise typer.Exit(1)
         console.print("No sign of failure.")
 
 
 def experiment(
-    file: Annotated[str, typer.Argument(help="A TOML file, or a recipe: beta, projector, coverage, loss, llms.")],
+    file: Annotated[
+        str, typer.Argument(help="A TOML file, or a recipe: beta, projector, coverage, loss, llms, miniature.")
+    ],
     out: Annotated[Path, typer.Option(help="Gets a folder for each training, and experiment.json.")],
     shards: Annotated[str, typer.Option(help="What stage 1 is trained on.")] = "",
     heldout: Annotated[str, typer.Option(help="Shards of other images, which the analyses look at.")] = "",
@@ -95,11 +86,11 @@ def experiment(
     seeds: Annotated[int | None, typer.Option(help="Each cell is trained so often (3).", min=1)] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of stage 1, where a cell does not say.", min=1)] = None,
     limit: Annotated[int | None, typer.Option(help="Images that the analyses look at.", min=1)] = None,
-    engine: EngineOption = Engine.local,
+    engine: EngineOption = "local",
     address: Annotated[str, typer.Option(help="Ray cluster to use; empty starts Ray on this machine.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """A grid of trainings over the same shards, each with every seed, each analyzed; one table at the end.
+    """A grid of trainings over the same shards, each with every seed, each measured; one table at the end.
 
     With --engine ray the trainings run side by side, and --out must be a folder that all nodes share. The same command
     goes on where it was stopped. A training that fails is a gap in the table and exit code 1; it is tried again then.
@@ -113,6 +104,7 @@ def experiment(
     """
     from pad_pipeline.miniature.shipped import resolve
     from pad_pipeline.workflows.learning import experiment as workflow
+    from pad_pipeline.workflows.learning.grid import table
 
     options: dict[str, Any] = {
         "shards": shards, "heldout": heldout, "vision": vision, "llm": llm, "data": data, "image_root": image_root,
@@ -124,8 +116,8 @@ def experiment(
     chosen.vision, chosen.llm = resolve(chosen.vision, "clip"), resolve(chosen.llm, "llm")
     for cell in chosen.cells.values():
         cell.vision, cell.llm = resolve(cell.vision, "clip"), resolve(cell.llm, "llm")
-    where = address if engine is Engine.ray else None
-    found = workflow.run_experiment(chosen, out, where, lambda text: errors.print(text, markup=False, soft_wrap=True))
-    print_json(found._asdict()) if as_json else console.print(workflow.table(found))
+    where = address if engine == "ray" else None
+    found = workflow.run_experiment(chosen, out, where, note)
+    print_json(found._asdict()) if as_json else console.print(table(found))
     if found.failed:
         raise typer.Exit(1)

@@ -3,72 +3,56 @@
 from __future__ import annotations
 
 import dataclasses
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
 from rich.table import Table
 
+from pad_pipeline.console import console, note
 from pad_pipeline.errors import UserError
 from pad_pipeline.workflows.commands.common import (
-    AsJson,
-    Engine,
+    INPUT,
+    MODELS,
+    RUN,
     Models,
-    Out,
-    console,
     counted,
-    errors,
     finish,
+    option,
+    preload,
     print_json,
-    supervise,
 )
-from pad_pipeline.workflows.commands.flags import BuildFlags, ImportFlags, ViewFlags, expanded
+from pad_pipeline.workflows.commands.options import Given
+from pad_pipeline.workflows.commands.runs import build_options, changed_view, import_options, run_options, view_options
 
 
-class RedoFrom(StrEnum):
-    """The first stage that is done again."""
-
-    tag = "tag"
-    ground = "ground"
-    segment = "segment"
-    patchify = "patchify"
-
-
-@expanded
 def build(
     *,
     images: Annotated[
         str,
-        typer.Option(
-            help="A folder; a LLaVA JSON; a list of paths or URLs (.parquet, .csv, .tsv, .jsonl); WebDataset tars "
-            "('tars/*.tar'); or PAD shards. Local, or a URL (https://, s3://, gs://, hf://)."
+        option(
+            INPUT,
+            "A folder; a LLaVA JSON; a list of paths or URLs (.parquet, .csv, .tsv, .jsonl); WebDataset tars "
+            "('tars/*.tar'); or PAD shards. Local, or a URL (https://, s3://, gs://, hf://).",
         ),
     ],
-    out: Out,
     image_root: Annotated[
-        str | None,
-        typer.Option(help="What paths in a JSON or a list are relative to; by default the folder it lies in."),
+        str | None, option(INPUT, "What paths in a JSON or a list are relative to; by default the folder it lies in.")
     ] = None,
     columns: Annotated[
-        str, typer.Option(help="Columns of a list whose names can't be guessed: image=jpg_url,caption=alt,id=n.")
+        str, option(INPUT, "Columns of a list whose names can't be guessed: image=jpg_url,caption=alt,id=n.")
     ] = "",
     models: Models = "paper",
     tag_list: Annotated[
-        str, typer.Option(help="Your own text file with the tagger's labels, one a line, instead of upstream's.")
+        str, option(MODELS, "Your own text file with the tagger's labels, one a line, instead of upstream's.")
     ] = "",
     tag_thresholds: Annotated[
-        str, typer.Option(help="Your own text file with a probability for each of them, one a line.")
+        str, option(MODELS, "Your own text file with a probability for each of them, one a line.")
     ] = "",
-    view: ViewFlags,
-    redo_from: Annotated[
-        RedoFrom, typer.Option(help="Of PAD shards: the first stage to do again; what comes before is kept.")
-    ] = RedoFrom.tag,
+    view: Annotated[Given, view_options],
+    run: Annotated[Given, build_options],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Plan, annotate 16 images, and say what the whole would take.")
+        bool, option(RUN, "Plan, annotate 16 images, and say what the whole would take.", "--dry-run")
     ] = False,
-    run: BuildFlags,
-    as_json: AsJson = False,
 ) -> None:
     """Annotate images and write patch-aligned shards.
 
@@ -85,12 +69,12 @@ def build(
 
       pad build --images photos/ --out shards/ --retry-failed
     """
-    options = dataclasses.replace(run.options(), redo_from=redo_from.value)
-    if dry_run and (run.fork or run.retry_failed):
+    options = run_options(run)
+    if dry_run and (options.fork or options.retry_failed):
         rule = "it looks at a build from its beginning, and writes nothing"
         raise UserError("--dry-run", "with --fork or --retry-failed", rule, "leave one of them out")
-    if run.engine is Engine.local and not dry_run:
-        supervise()
+    if not dry_run:
+        preload(options)
     from pad_pipeline.sources.open import open_source
 
     source = open_source(images, image_root, _columns(columns))  # a wrong path is told before seconds of imports
@@ -98,38 +82,35 @@ def build(
         from pad_pipeline.miniature.files import is_drawn
 
         if not is_drawn(Path(images)):
-            note = (
+            text = (
                 "note: the miniature knows drawn scenes only (pad miniature draw); of photographs it says nothing true."
             )
-            errors.print(note, style="yellow", highlight=False, soft_wrap=True)
+            note(text, "yellow")
     from pad_pipeline.workflows.models.settings import load_models, with_tags
     from pad_pipeline.workflows.runs import build as workflow
 
     chosen = with_tags(load_models(models), tag_list, tag_thresholds)
-    chosen_view = view.over(chosen.view)
+    chosen_view = changed_view(chosen.view, view)
     if dry_run:
         from pad_pipeline.workflows.runs.dry_run import estimate
 
         found = estimate(source, chosen, chosen_view, options)
-        print_json(dataclasses.asdict(found)) if as_json else _show_estimate(found)
+        print_json(dataclasses.asdict(found)) if run["as_json"] else _show_estimate(found)
         return
-    totals = workflow.build(source, out, chosen, chosen_view, options)
-    finish(totals, run.fork or out, dict(source.counts), run.max_failed, as_json)
+    totals = workflow.build(source, run["out"], chosen, chosen_view, options)
+    finish(totals, run, dict(source.counts))
 
 
-@expanded
 def import_coco(
     *,
-    annotations: Annotated[Path, typer.Option(help="COCO instances.json: polygons, RLE, crowds.")],
-    images: Annotated[str, typer.Option(help="Folder or URL that file_name is relative to.")],
-    out: Out,
+    annotations: Annotated[Path, option(INPUT, "COCO instances.json: polygons, RLE, crowds.")],
+    images: Annotated[str, option(INPUT, "Folder or URL that file_name is relative to.")],
     captions: Annotated[
-        Path | None, typer.Option(help="Captions from another file: COCO captions.json, or a LLaVA JSON.")
+        Path | None, option(INPUT, "Captions from another file: COCO captions.json, or a LLaVA JSON.")
     ] = None,
     models: Models = "paper",
-    view: ViewFlags,
-    run: ImportFlags,
-    as_json: AsJson = False,
+    view: Annotated[Given, view_options],
+    run: Annotated[Given, import_options],
 ) -> None:
     """Write shards from COCO annotations: human masks as regions, categories as labels.
 
@@ -139,9 +120,8 @@ def import_coco(
 
       pad import coco --annotations instances_val2017.json --images val2017/ --out human/
     """
-    options = run.options()
-    if run.engine is Engine.local:
-        supervise()
+    options = run_options(run)
+    preload(options)
     from pad_pipeline.sources.coco import CocoSource
 
     source = CocoSource(annotations, images, captions)
@@ -149,8 +129,9 @@ def import_coco(
     from pad_pipeline.workflows.runs import build as workflow
 
     settings = load_models(models)
-    totals = workflow.import_coco(source, out, settings.llm, settings.decode, view.over(settings.view), options)
-    finish(totals, run.fork or out, dict(source.counts), run.max_failed, as_json)
+    chosen_view = changed_view(settings.view, view)
+    totals = workflow.import_coco(source, run["out"], settings.llm, settings.decode, chosen_view, options)
+    finish(totals, run, dict(source.counts))
 
 
 def _columns(text: str) -> dict[str, str]:

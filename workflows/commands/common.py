@@ -3,43 +3,39 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pad_pipeline.console import console, errors
+from pad_pipeline.console import errors, note, say
 from pad_pipeline.errors import UserError
+from pad_pipeline.workflows.commands.options import Given, Options, options
+from pad_pipeline.workflows.engine.choices import EngineName
 from pad_pipeline.workflows.results import finite
 
+if TYPE_CHECKING:
+    from pad_pipeline.workflows.runs.options import RunOptions
 
-class Engine(StrEnum):
-    """Where the stages run."""
-
-    ray = "ray"
-    local = "local"
-
-
-class Fit(StrEnum):
-    """How an image is brought to the view's square."""
-
-    crop = "crop"
-    pad = "pad"
-    stretch = "stretch"
+INPUT, MODELS, VIEW, RUN, CLUSTER = "Input", "Models", "View", "Run", "Cluster"
+"""Panels of `--help`."""
 
 
-Out = Annotated[
-    str,
-    typer.Option(help="Folder or URL (s3://, gs://) to write into: new, empty, or an earlier run to continue."),
-]
+def option(panel: str, help: str, *flags: str, **more: Any) -> Any:
+    """An option of a panel."""
+    return typer.Option(*flags, help=help, rich_help_panel=panel, **more)
+
+
+def _engine() -> Options:
+    from pad_pipeline.workflows.runs.options import RunOptions
+
+    return options(RunOptions, None, "engine")
+
+
+EngineOption = Annotated[EngineName, _engine]
 Models = Annotated[
     str,
-    typer.Option(
-        help="`paper` (RAM), `plus` (RAM++), `miniature` (ships with pad; drawn scenes only), or a TOML file."
-    ),
+    option(MODELS, "`paper` (RAM), `plus` (RAM++), `miniature` (ships with pad; drawn scenes only), or a TOML file."),
 ]
-EngineOption = Annotated[Engine, typer.Option(help="ray: Ray on this machine or a cluster. local: this process.")]
-Threads = Annotated[int, typer.Option(help="CPU threads of each model; 0 for all cores.", min=0, max=1024)]
 AsJson = Annotated[bool, typer.Option("--json", help="For programs: the result as JSON on standard output.")]
 Shards = Annotated[str, typer.Argument(help="Folder or URL that `pad build` or `pad import` wrote.")]
 
@@ -68,16 +64,16 @@ def plain(text: str) -> Any:
     return Text("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text))
 
 
-def supervise() -> None:
-    """Before anything is loaded that would not survive a fork."""
-    from pad_pipeline.workflows.engine import supervise
+def preload(options: RunOptions) -> None:
+    """Start the child process of an isolated run early: it imports what it needs while this process plans. A run for
+    which this was not called does the same, and begins later."""
+    if options.engine == "local" and options.isolated:
+        from pad_pipeline.workflows.engine.child import Child
 
-    supervise.supervised()
+        Child.preload("pad_pipeline.workflows.runs.chains")
 
 
-def finish(
-    totals: dict[str, int], out: str, counts: dict[str, int], max_failed: str, as_json: bool, source: str = "--images"
-) -> None:
+def finish(totals: dict[str, int], run: Given, counts: dict[str, int], source: str = "--images") -> None:
     """Say what came out; exit code 1 where more images failed than may.
 
     Raises:
@@ -85,20 +81,18 @@ def finish(
     """
     from pad_pipeline.workflows.runs.options import failures_allowed
 
+    out, as_json, max_failed = run.get("fork") or run["out"], run["as_json"], run["max_failed"]
     if as_json:
         print_json({"out": out, **totals, "left_out": counts})
     for what, number in () if as_json else counts.items():
-        console.print(plain(f"{number} {what}"), highlight=False)
-    shown = errors if as_json else console
-    shown.print(
+        say(plain(f"{number} {what}"))
+    say_total = note if as_json else say
+    say_total(
         f"{counted(totals['images'], 'image')} in {out}: {totals['ok']} ok, {totals['empty']} empty, "
-        f"{totals['failed']} failed; {counted(totals['regions'], 'region')}.",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        f"{totals['failed']} failed; {counted(totals['regions'], 'region')}."
     )
     if totals["failed"]:
-        shown.print(f"`pad stats {out}` says why images failed.", markup=False, highlight=False, soft_wrap=True)
+        say_total(f"`pad stats {out}` says why images failed.")
     if source and totals["failed"] == totals["images"]:
         raise UserError(source, counted(totals["images"], "image"), "every one of them failed", f"see pad stats {out}")
     allowed = failures_allowed(max_failed, totals["images"])
@@ -106,5 +100,5 @@ def finish(
         failed = f"{totals['failed']} of {counted(totals['images'], 'image')} failed"
         text = f"{failed}; --max-failed {max_failed} allows {allowed}. `pad stats {out}` says why."
         errors.quiet = False  # it is what ends the command
-        errors.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+        note(text, "red")
         raise typer.Exit(1)

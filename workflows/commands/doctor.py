@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from pad_pipeline.console import console, say
 from pad_pipeline.errors import UserError
 from pad_pipeline.workflows.checks.finding import Finding, Findings
-from pad_pipeline.workflows.commands.common import AsJson, console, counted, print_json
+from pad_pipeline.workflows.commands.common import AsJson, counted, print_json
 
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
@@ -37,12 +38,10 @@ def doctor(
         found.append(finding._asdict())
         problems += finding.state == "problem"
         if not as_json:
-            console.print(
-                Text(f"{finding.state:8}", COLOURS[finding.state]).append(f"{finding.check:18} {finding.found}", ""),
-                soft_wrap=True,
-            )
+            state = Text(f"{finding.state:8}", COLOURS[finding.state])
+            say(state.append(f"{finding.check:18} {finding.found}", ""))
             if finding.remedy:
-                console.print(Text(f"{'':27}{finding.remedy}", "dim"), soft_wrap=True)
+                say(f"{'':27}{finding.remedy}", "dim")
     if as_json:
         print_json({"problems": problems, "checks": found})
     elif problems:

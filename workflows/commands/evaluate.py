@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from pad_pipeline.workflows.commands.common import AsJson, console, errors, print_json
+from pad_pipeline.console import console, note, say
+from pad_pipeline.workflows.commands.common import AsJson, print_json
 
 EvaluatedModel = Annotated[Path, typer.Option("--model", help="What pad train wrote, or another LLaVA folder.")]
 QuestionData = Annotated[Path, typer.Option("--data", help="Questions and what is true, see above.")]
@@ -110,12 +111,10 @@ def evaluate_lmms(
     from pad_pipeline.workflows.learning import lmms as workflow
 
     for problem in workflow.check_export(model):
-        errors.print(f"warning: {problem}", markup=False, soft_wrap=True)
+        note(f"warning: {problem}")
     found = workflow.read_results(out, model)
     if not found or tasks:
-        (errors if as_json else console).print(
-            workflow.run(model, tasks or workflow.TASKS, out, processes), markup=False, soft_wrap=True
-        )
+        (note if as_json else say)(workflow.run(model, tasks or workflow.TASKS, out, processes))
         found = workflow.read_results(out, model)
     if found:
         _print_scores("lmms-eval", found, as_json)

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from pad_pipeline.console import say, track
 from pad_pipeline.errors import UserError
-from pad_pipeline.workflows.commands.common import Shards, console, counted, errors, plain
+from pad_pipeline.workflows.commands.common import Shards, counted, plain
 
 ExportOut = Annotated[
     str, typer.Option("--out", help="Folder on this machine to write: new, empty, or an earlier export.")
@@ -39,7 +40,7 @@ def export_fiftyone(shards: Shards, out: ExportOut) -> None:
     from pad_pipeline.exports import coco
 
     _export("fiftyone", shards, out, coco.export_fiftyone)
-    console.print(coco.how_fiftyone_opens(Path(out)), markup=False, highlight=False, soft_wrap=True)
+    say(coco.how_fiftyone_opens(Path(out)))
 
 
 def export_parquet(shards: Shards, out: ExportOut) -> None:
@@ -82,12 +83,10 @@ def export_hub(
     write = partial(hub.export_hub, name=name, license=license, licenses=LICENSES, repository=push or hub.REPOSITORY)
     _export("hub", shards, out, write)
     if push:
-        console.print(hub.push(Path(out), push, private), markup=False, soft_wrap=True)
+        say(hub.push(Path(out), push, private))
 
 
 def _export(kind: str, where: str, out: str, write: Callable[[Any, Any], Iterator[Counter[str]]]) -> None:
-    from rich.progress import track
-
     from pad_pipeline.exports.target import Target
     from pad_pipeline.shards.reader import open_shards
     from pad_pipeline.storage import is_url
@@ -98,16 +97,11 @@ def _export(kind: str, where: str, out: str, write: Callable[[Any, Any], Iterato
     counts: Counter[str] = Counter()
     steps = write(shards, Target(Path(out), kind))
     try:
-        for counts in track(  # noqa: B007 (the last is what is wanted)
-            steps, "writing", total=len(shards.names), console=errors, disable=not errors.is_terminal
-        ):
+        for counts in track(steps, "writing", len(shards.names)):  # noqa: B007 (the last is what is wanted)
             pass
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:  # shards come from anywhere
         rule = f"what a shard says of an image is not of pad's format ({type(error).__name__}: {str(error)[:200]})"
         raise UserError("SHARDS", where, rule, "see `pad verify --deep`; export the shards that pad wrote") from error
     left = {what: number for what, number in counts.items() if what not in ("images", "regions")}
     said = f"{counted(counts['images'], 'image')}, {counted(counts['regions'], 'region')} in {out}"
-    console.print(
-        plain("; ".join([said, *(f"{number} {what}" for what, number in left.items())]) + "."),
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    say(plain("; ".join([said, *(f"{number} {what}" for what, number in left.items())]) + "."))

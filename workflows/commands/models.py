@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from pad_pipeline.workflows.commands.common import AsJson, console, escaped, print_json
+from pad_pipeline.console import console, say
+from pad_pipeline.workflows.commands.common import AsJson, escaped, print_json
 
 ModelsArgument = Annotated[str, typer.Argument(help="`paper`, `plus`, `miniature`, or a TOML file.")]
 
@@ -68,7 +69,7 @@ def models_fetch(models: ModelsArgument = "paper", as_json: AsJson = False) -> N
         print_json({"sha256": found})
         return
     for name, digest in sorted(found.items()):
-        console.print(f"{name:18} sha256 {digest}", highlight=False, soft_wrap=True)
+        say(f"{name:18} sha256 {digest}")
     models_check(models, False)
 
 

@@ -9,22 +9,28 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pad_pipeline.console import errors, say
 from pad_pipeline.errors import UserError
-from pad_pipeline.workflows.commands.common import Shards, console, counted, errors
+from pad_pipeline.workflows.commands.common import Shards, counted
+from pad_pipeline.workflows.commands.options import Given, Options, options
 
 if TYPE_CHECKING:
-    from pad_pipeline.report.site import ReportSettings
+    from pad_pipeline.report.settings import ReportSettings
     from pad_pipeline.shards.reader import ShardFolder
 
 
+def report_options() -> Options:
+    """How the report is cut."""
+    from pad_pipeline.report.settings import ReportSettings
+
+    return options(ReportSettings, None, "limit page_size edge")
+
+
 def report(
+    *,
     shards: Shards,
     out: Annotated[str, typer.Option(help="Folder on this machine: new, empty, or an earlier report to replace.")],
-    limit: Annotated[int | None, typer.Option(help="Show the first images alone.", min=1)] = None,
-    page_size: Annotated[int, typer.Option(help="Images on a page.", min=1, max=500)] = 24,
-    edge: Annotated[int, typer.Option(help="Long edge of the images in the report, in pixels.", min=32, max=8192)] = (
-        512
-    ),
+    settings: Annotated[Given, report_options],
     open_it: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Write a report of a run: a gallery to filter and search, statistics, and the run's facts.
@@ -39,18 +45,17 @@ def report(
 
       pad report s3://bucket/shards --out report/ --limit 1000
     """
-    from pad_pipeline.report.site import ReportSettings
+    from pad_pipeline.report.settings import ReportSettings
     from pad_pipeline.shards.reader import open_shards
     from pad_pipeline.storage import is_url
 
     if not out or is_url(out):
         raise UserError("--out", out, "a report opens from disk", "name a folder on this machine")
     folder = Path(out)
-    settings = ReportSettings(limit=limit, page_size=page_size, edge=edge)
-    images = _write(open_shards(shards), folder, settings)
+    images = _write(open_shards(shards), folder, ReportSettings(**settings))
     page = (folder / "index.html").resolve()
     text = f"{counted(images, 'image')}: {page.as_uri()}"
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    say(text)
     if open_it:
         typer.launch(str(page))
 

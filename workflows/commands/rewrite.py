@@ -2,61 +2,59 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.workflows.commands.common import AsJson, Engine, Out, Shards, finish, supervise
-from pad_pipeline.workflows.commands.flags import RunFlags, ViewFlags, expanded
+from pad_pipeline.workflows.commands.common import INPUT, MODELS, Shards, finish, option, preload
+from pad_pipeline.workflows.commands.options import Given, Options, options
+from pad_pipeline.workflows.commands.runs import changed_view, rewrite_options, run_options, view_options
 
 if TYPE_CHECKING:
     from pad_pipeline.sources.stored import StoredSource
-    from pad_pipeline.stages.edit import EditSettings
+    from pad_pipeline.stages.edit_settings import EditSettings
 
-AS_BEFORE = ViewFlags()
+REGIONS = "Regions"
 Llm = Annotated[
-    str, typer.Option(help="LLM whose word embeddings the labels get: folder, hub name, or `miniature`; as before.")
+    str,
+    option(MODELS, "LLM whose word embeddings the labels get: folder, hub name, or `miniature`; as before."),
 ]
+old_view_options = partial(view_options, "as before")
 
 
-class Status(StrEnum):
-    """What became of an image."""
+def edit_options() -> Options:
+    """Which regions stay, and how they are called; the lists are files."""
+    from pad_pipeline.stages.edit_settings import EditSettings
 
-    ok = "ok"
-    empty = "empty"
-    failed = "failed"
+    numbers = options(EditSettings, REGIONS, "min_score min_predicted_iou nms_iou nms_iou_across_labels")
+    return numbers | options(EditSettings, REGIONS, "label_map keep_labels drop_labels", Path, unset="")
 
 
-@expanded
+def selection_options() -> Options:
+    """Which images are taken."""
+    from pad_pipeline.choices import Status
+    from pad_pipeline.sources.selection import Selection
+
+    one = StrEnum("Status", get_args(Status))  # type: ignore[misc]  # typer knows no list of a Literal
+    return (
+        options(Selection, INPUT, "statuses=status", list[one], unset="")
+        | options(Selection, INPUT, "labels=label", list[str], unset="")
+        | options(Selection, INPUT, "ids", Path, unset="")
+        | options(Selection, INPUT, "min_regions min_edge")
+    )
+
+
 def retarget(
     *,
     shards: Shards,
-    out: Out,
-    view: ViewFlags,
+    view: Annotated[Given, old_view_options],
     llm: Llm = "",
-    min_score: Annotated[float, typer.Option(help="Regions whose box has a lower score go.", min=0, max=1)] = 0.0,
-    min_predicted_iou: Annotated[
-        float | None, typer.Option(help="Regions whose mask the segmenter thinks less of go.")
-    ] = None,
-    nms_iou: Annotated[
-        float, typer.Option(help="Of boxes of one label that overlap more, the best stays; 1 for all.", min=0, max=1)
-    ] = 1.0,
-    nms_iou_across_labels: Annotated[float, typer.Option(help="The same whatever their labels.", min=0, max=1)] = 1.0,
-    label_map: Annotated[
-        Path | None, typer.Option(help='JSON of labels and their new names, {"puppy": "dog"}; an empty name drops.')
-    ] = None,
-    keep_labels: Annotated[
-        Path | None, typer.Option(help="Text file with the labels whose regions stay, one a line, in their new names.")
-    ] = None,
-    drop_labels: Annotated[
-        Path | None, typer.Option(help="Text file with the labels whose regions go, one a line.")
-    ] = None,
-    run: RunFlags,
-    as_json: AsJson = False,
+    edits: Annotated[Given, edit_options],
+    run: Annotated[Given, rewrite_options],
 ) -> None:
     """Write shards anew for another view, patch grid or LLM, or with fewer or renamed regions; no model runs.
 
@@ -72,38 +70,19 @@ def retarget(
       pad retarget shards/ --min-score 0.35 --drop-labels vague.txt --out sure/
     """
     from pad_pipeline.sources.stored import StoredSource
-    from pad_pipeline.stages.edit import EditSettings
+    from pad_pipeline.stages.edit_settings import EditSettings
 
-    edits = EditSettings(
-        label_map=_mapping(label_map),
-        keep_labels=_lines("--keep-labels", keep_labels),
-        drop_labels=_lines("--drop-labels", drop_labels),
-        min_score=min_score,
-        min_predicted_iou=min_predicted_iou,
-        nms_iou=nms_iou,
-        nms_iou_across_labels=nms_iou_across_labels,
-    )
-    _rewrite(StoredSource([shards]), out, run, as_json, view, llm, edits)
+    lists = {name: _lines(name, edits[name]) for name in ("keep_labels", "drop_labels") if name in edits}
+    names = {"label_map": _mapping(edits["label_map"])} if "label_map" in edits else {}
+    chosen = EditSettings(**edits | lists | names)
+    _rewrite(StoredSource([shards]), run, view, llm, chosen)
 
 
-@expanded
 def filter_shards(
     *,
     shards: Shards,
-    out: Out,
-    status: Annotated[
-        list[Status] | None, typer.Option(help="Only images that are ok, empty or failed. May be repeated.")
-    ] = None,
-    label: Annotated[
-        list[str] | None, typer.Option(help="Only images with a region of this label. May be repeated: any of them.")
-    ] = None,
-    ids: Annotated[Path | None, typer.Option(help="Text file with the ids of the images to take, one a line.")] = None,
-    min_regions: Annotated[int, typer.Option(help="Only images with at least so many regions.", min=0)] = 0,
-    min_edge: Annotated[
-        int, typer.Option(help="Only images whose shorter edge has at least so many pixels.", min=0)
-    ] = 0,
-    run: RunFlags,
-    as_json: AsJson = False,
+    selection: Annotated[Given, selection_options],
+    run: Annotated[Given, rewrite_options],
 ) -> None:
     """Write shards with some of the images alone, each as it was.
 
@@ -115,28 +94,21 @@ def filter_shards(
     """
     from pad_pipeline.sources.stored import Selection, StoredSource
 
-    chosen = Selection(
-        statuses=frozenset(one.value for one in status or ()),
-        labels=frozenset(label or ()),
-        ids=frozenset(_lines("--ids", ids)),
-        min_regions=min_regions,
-        min_edge=min_edge,
-    )
+    ids = {"ids": _lines("ids", selection["ids"])} if "ids" in selection else {}
+    chosen = Selection(**selection | ids)
     if chosen == Selection():
         rule = "nothing is said about which images are wanted"
         raise UserError("filter", shards, rule, "give --status, --label, --ids, --min-regions or --min-edge")
-    _rewrite(StoredSource([shards], chosen), out, run, as_json, failed_wanted="failed" in chosen.statuses)
+    wanted = "failed" in chosen.statuses
+    _rewrite(StoredSource([shards], chosen), run, failed_wanted=wanted)
 
 
-@expanded
 def merge(
     *,
     shards: Annotated[list[str], typer.Argument(help="Folders or URLs of shards, in the order that is wanted.")],
-    out: Out,
-    view: ViewFlags,
+    view: Annotated[Given, old_view_options],
     llm: Llm = "",
-    run: RunFlags,
-    as_json: AsJson = False,
+    run: Annotated[Given, rewrite_options],
 ) -> None:
     """Write the images of several runs into one. Where ids are repeated, each image keeps a key of its own.
 
@@ -148,25 +120,20 @@ def merge(
     """
     from pad_pipeline.sources.stored import StoredSource
 
-    _rewrite(StoredSource(shards), out, run, as_json, view, llm)
+    _rewrite(StoredSource(shards), run, view, llm)
 
 
 def _rewrite(
     source: StoredSource,
-    out: str,
-    run: RunFlags,
-    as_json: bool,
-    view: ViewFlags = AS_BEFORE,
+    run: Given,
+    view: Given | None = None,
     llm: str = "",
     edits: EditSettings | None = None,
     failed_wanted: bool = False,
 ) -> None:
     first = source.runs[0].run
-    options = run.options()
-    if not run.shard_size:
-        options = replace(options, shard_size=max(first.shard_size, 1))
-    if run.engine is Engine.local:
-        supervise()
+    options = run_options({"shard_size": max(first.shard_size, 1)} | run)
+    preload(options)
     from pad_pipeline.labels import LabelSettings
     from pad_pipeline.miniature.shipped import resolve
     from pad_pipeline.workflows.runs.rewrite import rewrite
@@ -175,15 +142,14 @@ def _rewrite(
     if llm:
         context = (first.settings.get("llm") or {}).get("context", "sentence")
         labels = LabelSettings(llm=resolve(llm, "llm"), context=context)
-    new_view = None if view == AS_BEFORE else view.over(first.view)
-    totals = rewrite(source, out, options, new_view, labels, edits)
-    finish(totals, out, dict(source.counts), run.max_failed, as_json, source="" if failed_wanted else "SHARDS")
+    new_view = changed_view(first.view, view) if view else None
+    totals = rewrite(source, run["out"], options, new_view, labels, edits)
+    finish(totals, run, dict(source.counts), source="" if failed_wanted else "SHARDS")
 
 
-def _lines(option: str, path: Path | None) -> list[str]:
+def _lines(name: str, path: Path) -> list[str]:
     """The lines of a text file, each once, in order of the alphabet."""
-    if path is None:
-        return []
+    option = f"--{name.replace('_', '-')}"
     try:
         lines = sorted({line.strip() for line in path.read_text("utf-8-sig").splitlines()} - {""})
     except (OSError, UnicodeDecodeError) as error:
@@ -194,9 +160,7 @@ def _lines(option: str, path: Path | None) -> list[str]:
     return lines
 
 
-def _mapping(path: Path | None) -> dict[str, str]:
-    if path is None:
-        return {}
+def _mapping(path: Path) -> dict[str, str]:
     from pad_pipeline.sources.base import read_json
 
     found = read_json("--label-map", path)

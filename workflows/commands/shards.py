@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from pad_pipeline.workflows.commands.common import AsJson, Shards, console, counted, errors, plain, print_json
+from pad_pipeline.console import console, say, track
+from pad_pipeline.workflows.commands.common import AsJson, Shards, counted, plain, print_json
 
 
 def verify(
@@ -26,8 +27,6 @@ def verify(
 
       pad verify shards/ --deep
     """
-    from rich.progress import track
-
     from pad_pipeline.shards.run import Run
     from pad_pipeline.storage import folder_at
     from pad_pipeline.verify import verify_run
@@ -35,20 +34,18 @@ def verify(
     shards_planned = Run.read(folder_at(shards)).shards
     wrong: dict[str, list[str]] = {}
     parts = verify_run(shards, deep)
-    for name, problems in track(
-        parts, "checking", total=shards_planned + 2, console=errors, disable=not errors.is_terminal
-    ):
+    for name, problems in track(parts, "checking", shards_planned + 2):
         if problems:
             wrong[name] = problems
         for problem in () if as_json else problems:
-            console.print(plain(f"{name}: {problem}"), highlight=False, soft_wrap=True)
+            say(plain(f"{name}: {problem}"))
     if as_json:
         print_json({"shards": shards_planned, "problems": wrong})
         raise typer.Exit(1 if wrong else 0)
     if wrong:
         console.print(f"[red]{len(wrong)} not as it should be, of {counted(shards_planned, 'shard')}.[/red]")
         hint = "To make a shard anew, delete its .parquet and run the command that built it again."
-        console.print(hint, markup=False, soft_wrap=True)
+        say(hint)
         raise typer.Exit(1)
     console.print(f"[green]Whole: {counted(shards_planned, 'shard')}.[/green]")
 
@@ -92,6 +89,6 @@ def stats(
         console.print(labels)
     if found.failures:
         failures = Table("stage", "reason", "images", "such as", title="quarantine")
-        for (stage, reason), sources in sorted(found.failures.items(), key=lambda entry: -len(entry[1]))[:20]:
-            failures.add_row(plain(stage), plain(reason), str(len(sources)), plain(sources[0]))
+        for (stage, reason), failure in sorted(found.failures.items(), key=lambda entry: -entry[1].count)[:20]:
+            failures.add_row(plain(stage), plain(reason), str(failure.count), plain(failure.such_as[0]))
         console.print(failures)

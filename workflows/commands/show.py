@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pad_pipeline.console import say
 from pad_pipeline.errors import UserError
-from pad_pipeline.workflows.commands.common import Models, console, counted
+from pad_pipeline.workflows.commands.common import Models, counted
 
 if TYPE_CHECKING:
     from pad_pipeline.records import ImageRecord
@@ -66,7 +67,7 @@ def show(
     with Folder(target.absolute().parent).commit(target.name, durable=False) as partial:
         panels(decoded, meta, row.coverage, chosen.view).save(partial, kind)
     text = f"{counted(len(row.tags), 'tag')}, {counted(len(row.regions), 'region')}: {target}"
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    say(text)
     if open_it:
         typer.launch(str(target))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
+from dataclasses import dataclass, field
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import shard_name
@@ -13,27 +13,26 @@ TRIES = 3
 reasons of its own; the same image three times in a row, alone, is the reason."""
 
 
-class Attempts(BaseModel):
+@dataclass
+class Attempts:
     """What is known about one shard. `task()` says what to try next; then comes `survived()` or `died()`."""
 
     number: int
     rows: int
-    """How many the shard has."""
+    """Images that the shard has."""
     retry: bool = False
     deaths: int = 0
-    """Over what is being tried."""
-    parts: list[tuple[int, int]] = []
-    """Still to be tried, the next one last; empty: the whole shard."""
-    killers: list[tuple[int, str]] = []
-    """Rows that kill, with the stage."""
+    """Deaths over what is being tried."""
+    parts: list[tuple[int, int]] = field(default_factory=list)
+    """Rows still to be tried, the next ones last; empty: the whole shard."""
+    killers: list[tuple[int, str]] = field(default_factory=list)
+    """Rows that kill, each with the stage in which it does."""
     searches: int = 0
     known: int = 0
     """Killers that were known before the last search."""
-    stage: str = ""
-    """In hand, when a single image is tried."""
 
     def task(self) -> Task:
-        """What to try now."""
+        """Return what to try now."""
         return Task(self.number, self.retry, self.parts[-1] if self.parts else None, tuple(self.killers))
 
     @property
@@ -41,14 +40,8 @@ class Attempts(BaseModel):
         """Whether a single image is tried."""
         return bool(self.parts) and self.parts[-1][1] - self.parts[-1][0] == 1
 
-    @property
-    def sound(self) -> bool:
-        """Whether what a file says about it can be true."""
-        edges = [*self.parts, *((row, row + 1) for row, _ in self.killers)]
-        return all(0 <= first < last <= self.rows for first, last in edges)
-
     def survived(self) -> bool:
-        """The task came through; whether that was the whole shard."""
+        """Note that the task came through, and return whether it was the whole shard."""
         self.deaths = 0
         if not self.parts:
             return True
@@ -56,7 +49,7 @@ class Attempts(BaseModel):
         return False
 
     def died(self, stage: str = "") -> None:
-        """The process died over the task.
+        """Note that the process died over the task.
 
         Args:
             stage: in which it did, where that is known.
@@ -82,7 +75,7 @@ class Attempts(BaseModel):
         elif self.deaths >= TRIES:
             row = self.parts.pop()[0]
             if row not in dict(self.killers):
-                self.killers.append((row, stage or self.stage or "unknown"))
+                self.killers.append((row, stage or "unknown"))
             self.deaths = 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import pickle
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -131,7 +131,7 @@ def portable(error: Exception) -> Exception:
     """`error` as it can be sent to another process, with its traceback as a note."""
     trace = "".join(traceback.format_exception(error))
     try:
-        sent = copy.copy(error)  # made anew from its arguments, as unpickling does; not every exception can be
+        sent: Exception = pickle.loads(pickle.dumps(error))  # not every exception can be made anew
     except Exception:
         sent = RuntimeError(f"{type(error).__name__}: {error}")
     sent.add_note(trace)

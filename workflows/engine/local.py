@@ -1,146 +1,118 @@
-"""Run a chain of stages over shards in this process, one after another."""
+"""The local engine: it runs a chain over shards, one after another, in this process or in a child of it."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, Literal
-
-from pydantic import BaseModel, ValidationError
+from collections.abc import Generator, Iterable
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.storage import Folder
+from pad_pipeline.records import shard_name
 from pad_pipeline.workflows.engine.attempts import Attempts
-from pad_pipeline.workflows.engine.chain import Chain, Done, Link
+from pad_pipeline.workflows.engine.base import Begin
+from pad_pipeline.workflows.engine.chain import Chain, Done, Link, Worked, add_worked
+from pad_pipeline.workflows.engine.child import Child, ChildDied
 from pad_pipeline.workflows.engine.progress import StageState, Watch
-from pad_pipeline.workflows.engine.supervise import alive
-
-Engine = Literal["ray", "local"]
-Begin = Callable[[int], Attempts]
-"""A shard's number -> the first attempt at it."""
-JOURNAL_NAME = ".attempt.json"
 
 
 class LocalEngine:
-    """All steps in this process: the same callables as on Ray, so the same bytes.
-
-    A process that dies leaves a note about what it was at; the next one takes that for an attempt that failed.
+    """Runs all steps in one process: the same callables as on Ray, so the same bytes.
 
     Args:
-        out: the run's folder.
-        run: what the note is about; one about anything else says nothing.
+        isolated: work in a child process. If the child dies, that costs one attempt at its shard, and a successor goes
+            on. Without it, what kills the process kills the caller.
     """
 
-    def __init__(self, out: Folder, run: str) -> None:
-        self.journal = Journal(out, run)
+    def __init__(self, isolated: bool = False) -> None:
+        self.isolated = isolated
 
-    def run(self, chain: list[Link], numbers: Iterable[int], begin: Begin, watch: Watch) -> Iterator[Done]:
-        """What each shard came to, as it is committed."""
-        steps = [step for link in chain for step in link.steps]
-        built: Chain | None = None
-
-        def look() -> None:
-            states = built.worked() if built else {}
-            watch.look({name: StageState(worked, workers=1) for name, worked in states.items()})
-
-        for number in self.journal.left(numbers):
-            built = built or Chain(Link("all", steps, breaker=chain[0].breaker), look)
-            attempts = self.journal.resumed(begin(number))
-            with self.journal.kept(attempts):
-                while True:
-                    done = self._attempt(built, attempts)
-                    if attempts.survived():
-                        break
-            look()
-            yield done
-
-    def _attempt(self, chain: Chain, attempts: Attempts) -> Done:
-        self.journal.write(attempts)
-        alive()
-        if not attempts.alone:
-            return chain.run(attempts.task())
-        item: Any = attempts.task()
-        for number, name in enumerate(chain.names):  # so that the note says which stage it was
-            attempts.stage = name
-            self.journal.write(attempts)
-            item = chain.run(item, number, number + 1)
-        return item
+    def run(self, chain: list[Link], numbers: Iterable[int], begin: Begin, watch: Watch) -> Generator[Done, None, None]:
+        """See `Engine.run`. Shards come in the order of `numbers`."""
+        link = Link("all", [step for link in chain for step in link.steps], breaker=chain[0].breaker)
+        worker = _ChildWorker(link, watch) if self.isolated else _Worker(link, watch)
+        try:
+            for number in numbers:
+                attempts = begin(number)
+                done = worker.tried(attempts)
+                while done is None or not attempts.survived():
+                    done = worker.tried(attempts)
+                yield done
+        finally:
+            worker.close()
 
 
-class _Note(BaseModel):
-    run: str
-    attempts: Attempts
-    retried: list[int] = []
-    """Shards that this retry is through with: what failed in them again would be tried without end, at each death."""
-    in_hand: bool
-    """Somebody is at it, or died at it."""
+class _Worker:
+    """The chain in this process, built when the first shard comes."""
+
+    def __init__(self, link: Link, watch: Watch) -> None:
+        self.link, self.watch = link, watch
+        self.chain: Chain | None = None
+
+    def tried(self, attempts: Attempts) -> Done | None:
+        """Return what the task of the attempts came to, or None where the process that worked on it died."""
+        self.chain = self.chain or Chain(self.link, self.look)
+        done: Done = self.chain.run(attempts.task())
+        self.look()
+        return done
+
+    def worked(self) -> dict[str, Worked]:
+        """Return what each stage has come to."""
+        return self.chain.worked() if self.chain else {}
+
+    def look(self) -> None:
+        """Show the stages as they stand."""
+        self.watch.look({name: StageState(worked, workers=1) for name, worked in self.worked().items()})
+
+    def close(self) -> None:
+        """Do nothing: the chain goes with its process."""
 
 
-class Journal:
-    """A file that records which shard this process works on: the next process can tell whether this one died there."""
+class _ChildWorker(_Worker):
+    """The chain in a child process. One that died has a successor when the next task comes."""
 
-    def __init__(self, out: Folder, run: str) -> None:
-        self.out, self.run = out, run
-        self.retried: list[int] = []
+    def __init__(self, link: Link, watch: Watch) -> None:
+        super().__init__(link, watch)
+        self.child: Child | None = None
+        self.past: list[dict[str, Worked]] = [{}]
+        """What the stages of each child have come to, that of the present one last."""
 
-    def left(self, numbers: Iterable[int]) -> Iterator[int]:
-        """The shards that no dead process of this retry was through with."""
-        note = self._read()
-        self.retried = note.retried if note else []
-        return (number for number in numbers if number not in self.retried)
-
-    def resumed(self, fresh: Attempts) -> Attempts:
-        """The attempts at a shard: those of a process that died over it, or else fresh ones.
+    def tried(self, attempts: Attempts) -> Done | None:
+        """See `_Worker.tried`.
 
         Raises:
-            UserError: the shard kills every process.
+            UserError: the child dies before it has begun a shard; or the shard kills every child.
         """
-        note = self._read()
-        if note is None or (note.attempts.number, note.attempts.rows, note.attempts.retry) != (
-            fresh.number,
-            fresh.rows,
-            fresh.retry,
-        ):
-            return fresh
-        if note.in_hand:
-            try:
-                note.attempts.died()
-            except UserError:
-                self.out.delete(JOURNAL_NAME, durable=False)  # with more memory the next run may get through
-                raise
-        return note.attempts
-
-    def write(self, attempts: Attempts, in_hand: bool = True) -> None:
-        """Note what is tried now."""
-        with self.out.commit(JOURNAL_NAME, durable=False) as partial:
-            partial.write_text(
-                _Note(run=self.run, attempts=attempts, retried=self.retried, in_hand=in_hand).model_dump_json()
-            )
-
-    @contextmanager
-    def kept(self, attempts: Attempts) -> Iterator[None]:
-        """Guards the work on one shard. An exception or a signal is an orderly stop and does not count as a death."""
+        stage = ""
         try:
-            yield
-        except BaseException:
-            with suppress(OSError):  # the first trouble is the one to tell
-                if attempts.parts or attempts.killers:
-                    self.write(attempts, in_hand=False)  # the search goes on where it was stopped
-                else:
-                    self.out.delete(JOURNAL_NAME, durable=False)
-            raise
-        if attempts.retry:
-            self.retried.append(attempts.number)
-            self.write(attempts, in_hand=False)
-        else:
-            self.out.delete(JOURNAL_NAME, durable=False)
+            child = self.child or self._started()
+            child.send(attempts.task())
+            while not isinstance(answer := child.receive(), Done):
+                if isinstance(answer, str):
+                    stage = answer
+                elif answer:
+                    self.past[-1] = answer
+                    self.look()
+            return answer
+        except ChildDied as death:
+            self.child = None
+            self.past.append({})
+            where = f"over {shard_name(attempts.number)}" + (f", in {stage}" if stage else "")
+            self.watch.say(f"The process died ({death}) {where}; going on in a new one.")
+            attempts.died(stage)
+            return None
 
-    def _read(self) -> _Note | None:
-        if not self.out.has(JOURNAL_NAME):
-            return None
+    def _started(self) -> Child:
+        self.child = Child.taken()
         try:
-            note = _Note.model_validate(json.loads(self.out.read(JOURNAL_NAME)))
-        except (ValueError, ValidationError, RecursionError):
-            return None
-        return note if note.run == self.run and note.attempts.sound else None
+            self.child.begin(self.link)
+        except ChildDied as death:
+            rule = f"its process died ({death}) before it had begun a shard"
+            raise UserError("engine", "local", rule, "see what it said; if its memory ran out, give it more") from death
+        return self.child
+
+    def worked(self) -> dict[str, Worked]:
+        """Return what each stage has come to, over all children."""
+        return add_worked(self.past)
+
+    def close(self) -> None:
+        """Stop the child."""
+        if self.child:
+            self.child.stop()

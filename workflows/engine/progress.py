@@ -6,7 +6,7 @@ import json
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pad_pipeline.console import say
 from pad_pipeline.storage import Folder
 from pad_pipeline.workflows.engine.chain import Done, Worked
 
@@ -22,6 +23,8 @@ Totals = dict[str, int]
 METRICS_NAME = "metrics.jsonl"
 EVERY = 60.0
 """Seconds between two lines, and between two entries of `metrics.jsonl`."""
+STORED_EVERY = 600.0
+"""Seconds between two uploads of `metrics.jsonl` to an object store, which can't append: each is of the whole file."""
 RECENT = 60.0
 """Seconds over which the rate of images is taken."""
 
@@ -55,6 +58,8 @@ class Watch:
         self._rates: dict[str, deque[tuple[float, int]]] = {}
         self._live: Live | None = None
         self._metrics = ""
+        """Lines that the folder lacks."""
+        self._stored = self.began
 
     def follow(self, results: Iterable[Done]) -> None:
         """Take the shards as they are committed, to the end."""
@@ -78,7 +83,7 @@ class Watch:
 
     def say(self, text: str) -> None:
         """Something that happened, above the table."""
-        self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        say(text, "yellow", self.console)
 
     def figures(self) -> dict[str, Any]:
         """What `metrics.jsonl` says."""
@@ -119,21 +124,19 @@ class Watch:
         finally:
             self._live = None
             if any(state.worked.images for state in self.stages.values()):
-                self._tell()
+                self._tell(last=True)
 
-    def _tell(self) -> None:
+    def _tell(self, last: bool = False) -> None:
         figures = self.figures()
         if not self.console.is_terminal:
-            self.console.print(self._line(figures), markup=False, highlight=False, soft_wrap=True)
+            say(self._line(figures), to=self.console)
         if self.out is not None:
             self._metrics += json.dumps(figures) + "\n"
-            try:
-                before = self.out.read(METRICS_NAME).decode() if self.out.has(METRICS_NAME) else ""
-                with self.out.commit(METRICS_NAME, durable=False) as partial:
-                    partial.write_text(before + self._metrics)
-                self._metrics = ""
-            except OSError:  # figures are worth nothing where there is no room for data: that trouble is told elsewhere
-                return
+            if not self.out.remote or last or time.monotonic() - self._stored >= STORED_EVERY:
+                self._stored = time.monotonic()
+                with suppress(OSError):  # no room for figures, none for data: that trouble is told elsewhere
+                    self.out.append(METRICS_NAME, self._metrics.encode())
+                    self._metrics = ""
 
     def _line(self, figures: dict[str, Any]) -> str:
         slowest = max(self.stages, key=lambda name: figures["stages"][name]["busy"], default="")

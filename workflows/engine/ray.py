@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain as joined
 from typing import Any
@@ -16,9 +16,9 @@ from typing import Any
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import shard_name
 from pad_pipeline.workflows.engine.attempts import TRIES, Attempts
+from pad_pipeline.workflows.engine.base import Begin
 from pad_pipeline.workflows.engine.chain import Done, Link, LinkActor, Worked, add_worked
-from pad_pipeline.workflows.engine.local import Begin
-from pad_pipeline.workflows.engine.placement import Placement, Pool, Size, deal_out
+from pad_pipeline.workflows.engine.placement import Pool, deal_out
 from pad_pipeline.workflows.engine.progress import StageState, Watch
 from pad_pipeline.workflows.engine.ray_session import ray_session
 
@@ -36,42 +36,25 @@ class RayEngine:
     Args:
         address: of a running cluster; empty starts Ray on this machine, on loopback, and stops it at the end.
         workers: see `deal_out`.
-        how: see `deal_out`.
-        sizes: see `deal_out`.
     """
 
-    def __init__(
-        self, address: str = "", workers: int = 0, how: Placement = "auto", sizes: dict[str, Size] | None = None
-    ) -> None:
-        self.address, self.workers, self.how, self.sizes = address, workers, how, sizes or {}
+    def __init__(self, address: str = "", workers: int = 0) -> None:
+        self.address, self.workers = address, workers
 
-    def run(self, chain: list[Link], numbers: Iterable[int], begin: Begin, watch: Watch) -> Iterator[Done]:
-        """What each shard came to, as it is committed; in no order."""
+    def run(self, chain: list[Link], numbers: Iterable[int], begin: Begin, watch: Watch) -> Generator[Done, None, None]:
+        """See `Engine.run`. Shards come in no order."""
         numbers = iter(numbers)
         first = next(numbers, None)
         if first is None:
             return
         with ray_session(self.address) as ray:
             try:
-                pools = self._pools(ray, chain)
+                there = ray.cluster_resources()
+                pools = deal_out(chain, there.get("CPU", 1), int(there.get("GPU", 0)), self.workers)
                 yield from _Scheduler(ray, pools, joined([first], numbers), begin, watch).results()
             except ray.exceptions.RayError as error:  # Ray's own troubles; what a stage raises comes as a value
                 rule = f"Ray stopped the run ({type(error).__name__}: {str(error).splitlines()[0]})"
                 raise UserError("--engine", "ray", rule, "run the same command again to resume") from error
-
-    def _pools(self, ray: Any, chain: list[Link]) -> list[Pool]:
-        resources = ray.cluster_resources()
-        gpus = int(resources.get("GPU", 0))
-        smallest = _smallest_gpu(ray) if gpus and self.how == "auto" and not self.sizes else 0
-        return deal_out(
-            chain,
-            resources.get("CPU", 1),
-            gpus,
-            how=self.how,
-            workers=self.workers,
-            sizes=self.sizes,
-            gpu_bytes=smallest,
-        )
 
 
 class _Job:
@@ -316,21 +299,3 @@ def _is_loss(ray: Any, error: Exception) -> bool:
     lost = (errors.ObjectLostError, errors.ObjectFetchTimedOutError)
     cause = getattr(error, "cause", None)
     return isinstance(error, lost) or isinstance(cause, lost)
-
-
-def _smallest_gpu(ray: Any) -> int:
-    """Memory of the smallest GPU in the cluster, in bytes; 0 where it can't be asked."""
-
-    def memory() -> int:
-        import torch
-
-        return min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
-
-    ask = ray.remote(num_gpus=1, num_cpus=0, max_retries=0)(memory)
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-    try:
-        asked = [ask.options(scheduling_strategy=strategy(node, soft=False)).remote() for node in nodes]
-        return min(ray.get(asked, timeout=120), default=0)
-    except ray.exceptions.RayError:
-        return 0

@@ -1,5 +1,5 @@
-"""Training and what comes after it: start a training, analyze, ask and score, experiment, chat.
+"""Start trainings, and analyze, score, compare and question the trained models.
 
-These are what the commands do, without their options. The loops themselves are in `pad_pipeline.training` and
-`pad_pipeline.analysis`.
+These modules do the work of the commands, without their options. The loops themselves are in `pad_pipeline.training`
+and `pad_pipeline.analysis`.
 """

@@ -1,43 +1,37 @@
-"""`pad analyze`: all analyses over the images of a run in one pass. Results are a table, JSON and drawings."""
+"""Run all analyses of `pad analyze` in one pass over the images of a run; write a table, JSON and drawings."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from pad_pipeline.analysis.draw import draw_words
 from pad_pipeline.analysis.model import Subject
 from pad_pipeline.analysis.patches import label_names, seen
-from pad_pipeline.analysis.studies import (
-    AlignStudy,
-    AnalysisSettings,
-    EntropyStudy,
-    LensStudy,
-    OverlapStudy,
-    PursuitStudy,
-    Study,
-)
-from pad_pipeline.console import errors
+from pad_pipeline.analysis.settings import AnalysisSettings
+from pad_pipeline.analysis.studies import STUDIES, PursuitStudy
+from pad_pipeline.analysis.study import Context
+from pad_pipeline.console import note, progress
 from pad_pipeline.errors import UserError
-from pad_pipeline.measures.vocabulary import Vocabulary
 from pad_pipeline.packages import installed, left_out
 from pad_pipeline.shards.reader import open_shards
+from pad_pipeline.storage import unwritable
 from pad_pipeline.workflows.results import finite
 from pad_pipeline.workflows.toml import read_toml, settings_error
 
 RESULT = "analysis.json"
-STUDIES = ("entropy", "align", "pursuit", "lens", "overlap")
+"""Name of the file that holds the results."""
 
 
 def analysis_settings(path: Path | None, options: dict[str, Any]) -> AnalysisSettings:
-    """The settings of a TOML file with `options` put over them.
+    """Read the settings of a TOML file, and override them with `options`.
 
     Raises:
         UserError: the file can't be read, or a setting is wrong.
@@ -50,56 +44,57 @@ def analysis_settings(path: Path | None, options: dict[str, Any]) -> AnalysisSet
 
 
 def analyze(
-    names: list[str], subject: Subject, where: str, settings: AnalysisSettings, out: Path | None,
+    names: Sequence[str], subject: Subject, where: str, settings: AnalysisSettings, out: Path | None,
     limit: int | None = None, batch: int = 32, drawings: int = 4,
 ) -> dict[str, Any]:  # fmt: skip
-    """Run analyses.
+    """Run analyses of a model over the images of a run.
 
     Args:
-        names: of `STUDIES`.
+        names: names of the analyses, out of `STUDIES`.
         subject: the model.
-        where: the run's folder or URL.
-        settings: what the paper leaves open.
-        out: gets `analysis.json`, charts and drawings; None for nothing.
-        limit: only the first `limit` images are read.
-        batch: images that are computed at a time.
-        drawings: how many images are drawn with the words of their patches.
+        where: folder or URL of the run.
+        settings: the choices that the paper leaves open.
+        out: folder that gets `analysis.json`, charts and drawings; None writes nothing.
+        limit: number of images that are read, from the first on; None reads all.
+        batch: number of images that are computed at a time.
+        drawings: number of images that are drawn with the words of their patches.
 
     Returns:
-        Each analysis' numbers by name, and `images`, how many were looked at.
+        The numbers of each analysis by its name, and `images`, the number of images that were analyzed.
 
     Raises:
-        UserError: shards and model do not go together, nothing can be measured, or `out` can't be written.
+        UserError: shards and model do not fit together, nothing can be measured, or `out` can't be written.
     """
+    # Check that the model fits the shards, before the pass that may take hours.
     shards = open_shards(where, "--shards")
-    subject.sight(shards.run.view)  # what does not fit is told before hours
+    subject.sight(shards.run.view)
     subject.speak_as(shards.run)
     rows = shards.usable()
     if not len(rows):
         raise UserError("--shards", where, "every image in it failed", "see `pad stats` for the reasons")
     count = len(rows) if limit is None else min(limit, len(rows))
-    width, own = shards.run.embedding_width, subject.words.shape[-1]
-    if width != own:
-        note = f"note: the shards' embeddings have {width} numbers; this LLM's words, {own}, are taken for the labels."
-        errors.print(note, style="yellow", highlight=False, soft_wrap=True)
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images")]
+    # Print what differs from what the user may expect.
+    width, llm_width = shards.run.embedding_width, subject.words.shape[-1]
+    if width != llm_width:
+        text = f"note: the shards' label embeddings have {width} numbers; this LLM's, which have {llm_width}, are used."
+        note(text, "yellow")
     if out and not installed("matplotlib"):
-        note = left_out("no charts are drawn", "matplotlib")
-        errors.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        note(left_out("no charts are drawn", "matplotlib"), "yellow")
+    # Collect the labels of all images, for the analyses that compare patches with them.
     labels: list[str] = []
-    if {"align", "pursuit", "lens"} & set(names):
-        with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as progress:
-            task = progress.add_task("labels", total=count)
-            labels = label_names(shards, rows, count, lambda done: progress.update(task, completed=done))
+    if any(STUDIES[name].needs_labels for name in names):
+        with progress("labels", count, "images") as update:
+            labels = label_names(shards, rows, count, lambda done: update(completed=done))
         if not labels:
             raise UserError("--shards", where, "no image in it has a region", "give shards with labels")
-    studies = build_studies(names, subject, settings, labels)
-    looked = 0
+    # Pass over the images once, for all analyses; draw the first few.
+    context = Context(subject, settings, labels)
+    studies = {name: STUDIES[name](context) for name in names}
+    analyzed = 0
     try:
         if out:
             out.mkdir(parents=True, exist_ok=True)
-        with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as progress:
-            task = progress.add_task("analyze", total=count)
+        with progress("analyze", count, "images") as update:
             for group in seen(shards, rows, count, subject, settings.patches, batch):
                 if not all(bool(values.isfinite().all()) for values in (group.before, group.after)):
                     keys = ", ".join(one.key for one in group.shown[:3])
@@ -107,63 +102,46 @@ def analyze(
                     raise UserError("--model", subject.name, rule, "train it again with a lower rate")
                 for study in studies.values():
                     study.add(group)
-                if out and looked < drawings and isinstance(pursuit := studies.get("pursuit"), PursuitStudy):
-                    for one, tokens in list(zip(group.shown, group.after, strict=True))[: drawings - looked]:
+                if out and analyzed < drawings and isinstance(pursuit := studies.get("pursuit"), PursuitStudy):
+                    for one, tokens in list(zip(group.shown, group.after, strict=True))[: drawings - analyzed]:
                         words, coefficients, _ = pursuit.decompose(tokens)
                         drawn = draw_words(one.pixels, subject, pursuit.vocabulary, words, coefficients)
                         drawn.save(out / f"words-{one.key}.png")
-                looked += len(group.shown)
-                progress.update(task, completed=looked)
-        found: dict[str, Any] = {"images": looked} | {name: study.result() for name, study in studies.items()}
-        if "entropy" in found and not math.isfinite(found["entropy"]["image"]["text"]):
-            errors.print("No image has a caption: the entropy of text is left out.", highlight=False)
+                analyzed += len(group.shown)
+                update(completed=analyzed)
+        results: dict[str, Any] = {"images": analyzed} | {name: study.result() for name, study in studies.items()}
+        if "entropy" in results and not math.isfinite(results["entropy"]["image"]["text"]):
+            note("No image has a caption: the entropy of text is left out.")
+        # Write results and charts.
         if out:
             facts = {"settings": settings.model_dump(), "shards": str(where), "model": str(subject.name)}
-            text = json.dumps(finite(facts | found), indent=1)
+            text = json.dumps(finite(facts | results), indent=1)
             (out / RESULT).write_text(text + "\n", "utf-8")
             if installed("matplotlib"):
                 from pad_pipeline.analysis.charts import draw_charts
 
-                draw_charts(found, out)
+                draw_charts(results, out)
     except torch.OutOfMemoryError as error:
         rule = "the GPU has not enough memory for so many images at a time"
         raise UserError("--batch", batch, rule, "lower it; the numbers stay the same") from error
     except OSError as error:
-        rule = f"it can't be written ({error.strerror or error})"
-        raise UserError("--out", out, rule, "make room, or choose another folder") from error
-    return found
+        raise unwritable(out or "", error) from error
+    return results
 
 
-def build_studies(
-    names: list[str], subject: Subject, settings: AnalysisSettings, labels: list[str]
-) -> dict[str, Study]:
-    """The analyses that are asked for."""
-    vocabulary = None
-    if {"pursuit", "lens"} & set(names):
-        ids = {label: subject.labels.tokens(label) for label in labels}
-        vocabulary = Vocabulary(subject.tokenizer, len(subject.words), ids)
-    made: dict[str, Study] = {}
-    for name in names:
-        if name == "entropy":
-            made[name] = EntropyStudy(subject, settings)
-        elif name == "align":
-            made[name] = AlignStudy(subject, settings, labels)
-        elif name == "overlap":
-            made[name] = OverlapStudy(settings)
-        else:
-            assert vocabulary
-            kind = PursuitStudy if name == "pursuit" else LensStudy
-            made[name] = kind(subject, settings, vocabulary)
-    return made
+def signs_of_failure(results: dict[str, Any], settings: AnalysisSettings) -> list[str]:
+    """List the paper's signs of a failed alignment that `results` show, one sentence each.
 
-
-def signs_of_failure(found: dict[str, Any], settings: AnalysisSettings) -> list[str]:
-    """What the paper says goes wrong where alignment failed, if it did: of results with Align and pursuit."""
+    Args:
+        results: results of `analyze`, with `align` and `pursuit`.
+        settings: the bounds.
+    """
     signs = []
-    align, readable = found["align"]["align"], found["pursuit"]["first_readable"]
+    align, readable = results["align"]["align"], results["pursuit"]["first_readable"]
+    # `not >=` instead of `<`, so that NaN counts as a sign.
     if not align >= settings.least_align:
         signs.append(f"Align is {align:.3f}, below {settings.least_align}")
-    controls = [found["align"][name] for name in ("shuffled_labels", "shuffled_patches", "untrained_projector")]
+    controls = [results["align"][name] for name in ("shuffled_labels", "shuffled_patches", "untrained_projector")]
     chance = max((value for value in controls if math.isfinite(value)), default=0.0)
     if not align >= settings.above_chance * chance:
         times = f"less than {settings.above_chance} times"
@@ -175,17 +153,17 @@ def signs_of_failure(found: dict[str, Any], settings: AnalysisSettings) -> list[
     return signs
 
 
-def captions_below(mine: Path, baseline: Path) -> list[str]:
-    """The third sign: captions worse than those of a model that was trained on captions alone.
+def captions_below(captions: Path, baseline: Path) -> list[str]:
+    """List the caption scores that are below those of a model trained on captions alone: the paper's third sign.
 
     Args:
-        mine: `scores.json` of `pad evaluate captions`.
-        baseline: likewise, of the caption-only model on the same data.
+        captions: `scores.json` of `pad evaluate captions`.
+        baseline: the same file of the caption-only model, on the same data.
 
     Raises:
-        UserError: one of them is none, or they have no score in common.
+        UserError: one of the files holds no scores of captions.
     """
-    scores = [_scores(option, path) for option, path in (("--captions", mine), ("--baseline", baseline))]
+    scores = [_scores(option, path) for option, path in (("--captions", captions), ("--baseline", baseline))]
     names = [name for name in ("METEOR", "SPICE") if all(name in one for one in scores)] or ["CIDEr"]
     return [
         f"{name} of captions is {scores[0][name]:.3f}, and {scores[1][name]:.3f} with captions alone"
@@ -195,6 +173,11 @@ def captions_below(mine: Path, baseline: Path) -> list[str]:
 
 
 def _scores(option: str, path: Path) -> dict[str, float]:
+    """Read METEOR, SPICE (where they are there) and CIDEr of a `scores.json`.
+
+    Raises:
+        UserError: the file holds no scores of captions.
+    """
     try:
         scores = json.loads(path.read_text("utf-8"))["captions"]
         return {name: float(scores[name]) for name in ("METEOR", "SPICE", "CIDEr") if name in scores} | {
@@ -205,24 +188,24 @@ def _scores(option: str, path: Path) -> dict[str, float]:
         raise UserError(option, path, rule, "give the scores.json of `pad evaluate captions`") from error
 
 
-def table(found: dict[str, Any]) -> Table:
-    """The numbers, one a line."""
-    made = Table("analysis", "of", "value", title=f"{found['images']} images")
+def table(results: dict[str, Any]) -> Table:
+    """Return the results of `analyze` as a table with one number in each line."""
+    lines = Table("analysis", "of", "value", title=f"{results['images']} images")
     for name in STUDIES:
-        for of, value in rows_of(found.get(name, {})):
-            made.add_row(name, of, shown(value))
-    return made
+        for field, value in rows_of(results.get(name, {})):
+            lines.add_row(name, field, shown(value))
+    return lines
 
 
 def shown(value: Any) -> str:
-    """A number as tables have it; a hyphen where there is none."""
+    """Format a value for a table: three decimals, and a hyphen for NaN and infinity."""
     if isinstance(value, float):
         return f"{value:.3f}" if math.isfinite(value) else "-"
     return str(value)
 
 
 def rows_of(value: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
-    """Numbers within numbers as lines of a table."""
+    """Flatten nested results into rows of name and value; each name starts with `before`."""
     rows: list[tuple[str, Any]] = []
     for name, entry in value.items():
         if isinstance(entry, dict):

@@ -1,4 +1,7 @@
-"""`pad evaluate`: a trained model is asked, its answers are kept, and scored; what was answered is not asked again."""
+"""Ask a trained model the questions of `pad evaluate`, keep its answers, and score them.
+
+A question that was answered in an earlier call is not asked again.
+"""
 
 from __future__ import annotations
 
@@ -11,31 +14,36 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pad_pipeline.console import errors
+from pad_pipeline.console import note, progress
 from pad_pipeline.errors import UserError
 from pad_pipeline.evaluation.answers import exact_match
 from pad_pipeline.evaluation.boxes import read_expressions, score_boxes
 from pad_pipeline.evaluation.captions import java_scores, score_captions
-from pad_pipeline.images import BadImage, DecodeSettings, decode
+from pad_pipeline.facts import read_facts
 from pad_pipeline.sources.base import path_problem
+from pad_pipeline.storage import unwritable, write_whole
 from pad_pipeline.training.chat import Chat, llava_folder, load_processor, shown_fit
 from pad_pipeline.weights import file_sha256
+from pad_pipeline.workflows.learning.chat import read_image
 
 WINDOW = 8
-"""Batches that are read ahead: of so many questions those whose prompts are of one length go together."""
+"""Number of batches whose questions are read ahead. The model answers together those whose prompts have one length."""
 THREADS = 4
+"""Number of threads that read images."""
 ASKED, ANSWERS, SCORES = "model.json", "answers.jsonl", "scores.json"
+"""Names of the files in the output folder: hashes of the model's files, the answers, and their scores."""
 REFER = "Please provide the bounding box coordinate of the region this sentence describes: {}"
-"""LLaVA-1.5's prompt; `--prompt` takes another, with `{}` where the phrase goes."""
+"""LLaVA-1.5's prompt for a referring expression, with `{}` where the phrase goes."""
 DESCRIBE = "Provide a one-sentence caption for the provided image."
+"""Prompt for a caption."""
 
 
 class Question(NamedTuple):
-    """What is asked about an image."""
+    """A question about one image."""
 
     image: str
+    """Path of the image below the folder of images."""
     text: str
 
 
@@ -43,11 +51,19 @@ class Question(NamedTuple):
 
 
 def ask(model: Path, images: Path, asked: Sequence[Question], out: Path, batch: int, max_tokens: int) -> list[str]:
-    """The answers, from `answers.jsonl` as far as they stand there, the rest from the model.
+    """Return the answers to questions: those that `answers.jsonl` holds already, and the model's to the others.
+
+    Args:
+        model: folder of the exported model.
+        images: folder of the images.
+        asked: the questions.
+        out: folder that gets `answers.jsonl`, and `model.json` with hashes of the model's files.
+        batch: number of questions at a time.
+        max_tokens: number of tokens after which an answer is cut.
 
     Raises:
-        UserError: `out` holds answers to other questions, an image or the model can't be used, or nothing can be
-            written.
+        UserError: `out` holds answers to other questions or of another model, an image or the model can't be used, or
+            `out` can't be written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -56,42 +72,41 @@ def ask(model: Path, images: Path, asked: Sequence[Question], out: Path, batch: 
         if len(known) == len(asked):
             return known
         chat = Chat(model)
-        columns = [TextColumn("evaluate"), BarColumn(), MofNCompleteColumn(), TextColumn("answers")]
         with (
             (out / ANSWERS).open("a", encoding="utf-8") as file,
-            Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as progress,
+            progress("evaluate", len(asked), "answers") as update,
         ):
-            task = progress.add_task("evaluate", total=len(asked), completed=len(known))
-            for group, put in _ahead(chat, images, asked[len(known) :], WINDOW * batch):
-                said = chat.answers(put, max_tokens, batch)
-                for one, answer in zip(group, said, strict=True):
+            for group, inputs in _read_ahead(chat, images, asked[len(known) :], WINDOW * batch):
+                answers = chat.answers(inputs, max_tokens, batch)
+                for one, answer in zip(group, answers, strict=True):
                     file.write(json.dumps({"image": one.image, "question": one.text, "answer": answer}) + "\n")
                 file.flush()
-                known += said
-                progress.update(task, completed=len(known))
+                known += answers
+                update(completed=len(known))
     except torch.OutOfMemoryError as error:
         rule = "the GPU has not enough memory for so many questions at a time"
         raise UserError("--batch", batch, rule, "lower it; the answers stay the same") from error
     except OSError as error:
-        raise UserError(
-            "--out", out, f"it can't be used ({error.strerror or error})", "choose another folder"
-        ) from error
+        raise unwritable(out, error) from error
     return known
 
 
-def _ahead(
+def _read_ahead(
     chat: Chat, images: Path, asked: Sequence[Question], window: int
 ) -> Iterator[tuple[Sequence[Question], list[dict[str, torch.Tensor]]]]:
-    """Questions, a window at a time, and what the model is given; a window is read while the one before is answered."""
+    """Yield the questions in windows of `window`, with the model's inputs for them.
 
-    def put(one: Question) -> dict[str, torch.Tensor]:
-        return chat.put(_image(images, one.image), one.text)
+    A window's images are read while the model answers the window before it.
+    """
+
+    def prepare(one: Question) -> dict[str, torch.Tensor]:
+        return chat.prepare(_image(images, one.image), one.text)
 
     with ThreadPoolExecutor(THREADS) as threads:
         windows = [asked[start : start + window] for start in range(0, len(asked), window)]
-        begun = [threads.submit(put, one) for one in windows[0]] if windows else []
+        begun = [threads.submit(prepare, one) for one in windows[0]] if windows else []
         for group, after in zip(windows, [*windows[1:], []], strict=True):
-            ready, begun = begun, [threads.submit(put, one) for one in after]
+            ready, begun = begun, [threads.submit(prepare, one) for one in after]
             try:
                 yield group, [one.result() for one in ready]
             except BaseException:
@@ -100,27 +115,31 @@ def _ahead(
 
 
 def _claim(out: Path, model: Path) -> None:
-    """The folder is for this model's answers alone, as it is now: a training into the same folder makes another, and so
-    does another processor or chat template."""
+    """Reserve `out` for the answers of this model, by the hashes of all its files.
+
+    A model whose weights, processor or chat template changed since counts as another one.
+
+    Raises:
+        UserError: `out` holds the answers of another model, or of an unknown one.
+    """
     folder = llava_folder(model)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    mine = {"files": {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}}
-    path = out / ASKED
-    if not path.exists():
+    facts = {"files": {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}}
+    earlier = read_facts(out / ASKED)
+    if earlier is None:
         if (out / ANSWERS).exists():
-            raise UserError("--out", out, f"it holds answers, and no {ASKED} that says whose", "name a new folder")
-        path.write_text(json.dumps(mine, indent=1) + "\n", "utf-8")
-        return
-    try:
-        theirs = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError("--out", path, "it can't be read", "name a new folder") from error
-    if theirs != mine:
-        raise UserError("--out", out, "it holds the answers of another model", "name a new folder")
+            raise UserError("out", out, f"it holds answers, and no {ASKED} that says whose", "name another `out`")
+        write_whole(out / ASKED, json.dumps(facts, indent=1) + "\n")
+    elif earlier != facts:
+        raise UserError("out", out, "it holds the answers of another model", "name another `out`")
 
 
 def _known(path: Path, asked: Sequence[Question]) -> list[str]:
-    """Answers of an earlier call, which may have asked more; a line that it did not finish is cut off."""
+    """Read the answers of an earlier call, which may have had more questions, and cut off a line that is not whole.
+
+    Raises:
+        UserError: a line answers another question than `asked` has in its place.
+    """
     if not path.exists():
         return []
     content = path.read_bytes()
@@ -143,28 +162,27 @@ def _known(path: Path, asked: Sequence[Question]) -> list[str]:
 
 
 def _image(images: Path, name: str) -> Image.Image:
+    """Decode image `name` below folder `images`, or the file of that name directly in the folder.
+
+    Raises:
+        UserError: the image is missing or can't be used.
+    """
     if problem := path_problem(name):
         raise UserError("--data", name, problem, "mend the data")
     path = next((path for path in (images / name, images / Path(name).name) if path.is_file()), images / name)
-    try:
-        return decode(path.read_bytes(), DecodeSettings())[0]
-    except OSError as error:
-        rule = f"it can't be read ({error.strerror})"
-        raise UserError("--images", path, rule, "give the folder that the images lie in") from error
-    except BadImage as error:
-        raise UserError("--images", path, str(error), "mend or remove the image") from error
+    return read_image("images", path, "give the folder that the images lie in")
 
 
-# ---------------------------------------------------------------- the three
+# ---------------------------------------------------------------- the three evaluations
 
 
 def evaluate_rec(
     model: Path, data: Path, images: Path, out: Path, prompt: str = REFER, limit: int | None = None, batch: int = 16
 ) -> dict[str, Any]:
-    """Referring expressions, in both frames.
+    """Score a model's boxes for referring expressions, as shares of the image and of the padded square.
 
     Raises:
-        UserError: see `ask`; the data can't be read, or the prompt has no place for the phrase.
+        UserError: see `ask`; or the data can't be read, or the prompt has no place for the phrase.
     """
     if prompt.count("{}") != 1:
         raise UserError("--prompt", prompt, "it should hold {} once, where the phrase goes", "put it there")
@@ -172,36 +190,37 @@ def evaluate_rec(
     if not expressions:
         raise UserError("--data", data, "it holds no expression", "give a file of RefCOCO, RefCOCO+ or RefCOCOg")
     asked = [Question(one.image, prompt.replace("{}", one.text)) for one in expressions]
-    said = ask(model, images, asked, out, batch, 64)
+    answers = ask(model, images, asked, out, batch, 64)
     if (fit := shown_fit(load_processor(llava_folder(model)))) != "pad":
-        note = f"note: this model is shown images with {fit!r}, so the frame `padded` is not its own."
-        errors.print(note, style="yellow", highlight=False, soft_wrap=True)
-    return _kept(out, "rec", score_boxes(expressions, said))
+        note(f"note: this model is shown images with {fit!r}, so the frame `padded` does not apply to it.", "yellow")
+    return _kept(out, "rec", score_boxes(expressions, answers))
 
 
 def evaluate_captions(
     model: Path, data: Path, images: Path, out: Path, prompt: str = DESCRIBE, limit: int | None = None, batch: int = 16
 ) -> dict[str, Any]:
-    """Captions against COCO's or a LLaVA JSON's.
+    """Score a model's captions against those of COCO's captions JSON or of a LLaVA JSON.
 
     Raises:
-        UserError: see `ask`; the data can't be read.
+        UserError: see `ask`; or the data can't be read.
     """
     references = read_references(data)
     names = list(references)[:limit]
-    said = ask(model, images, [Question(name, prompt) for name in names], out, batch, 128)
+    answers = ask(model, images, [Question(name, prompt) for name in names], out, batch, 128)
     true = [references[name] for name in names]
-    found: dict[str, Any] = {"captions": len(said)} | score_captions(said, true)
-    return _kept(out, "captions", found | java_scores(said, true, lambda text: errors.print(text, markup=False)))
+    scores: dict[str, Any] = {"captions": len(answers)} | score_captions(answers, true)
+    return _kept(out, "captions", scores | java_scores(answers, true, note))
 
 
 def evaluate_vqa(
     model: Path, data: Path, images: Path, out: Path, prompt: str = "{}", limit: int | None = None, batch: int = 16
 ) -> dict[str, Any]:
-    """Questions of a LLaVA-style JSONL, `{image, text, answer}`; `answer` may be a list.
+    """Score a model's answers to the questions of a LLaVA-style JSONL, by exact match.
+
+    Each line is `{image, text, answer}`, where `answer` may be a list of correct answers.
 
     Raises:
-        UserError: see `ask`; the data can't be read.
+        UserError: see `ask`; or the data can't be read, or the prompt has no place for the question.
     """
     if prompt.count("{}") != 1:
         raise UserError("--prompt", prompt, "it should hold {} once, where the question goes", "put it there")
@@ -212,8 +231,8 @@ def evaluate_vqa(
     truth = [_true_answers(line.get("answer"), data, number) for number, line in lines]
     if not asked:
         raise UserError("--data", data, "it holds no question", "give a JSONL of {image, text, answer}")
-    said = ask(model, images, asked, out, batch, 64)
-    return _kept(out, "vqa", {"questions": len(said), "exact_match": exact_match(said, truth)})
+    answers = ask(model, images, asked, out, batch, 64)
+    return _kept(out, "vqa", {"questions": len(answers), "exact_match": exact_match(answers, truth)})
 
 
 EVALUATIONS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -221,38 +240,44 @@ EVALUATIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "captions": evaluate_captions,
     "vqa": evaluate_vqa,
 }
+"""The evaluations by their names."""
 
 
 def read_references(path: Path) -> dict[str, list[str]]:
-    """Captions by image, of COCO's captions JSON or of a LLaVA JSON.
+    """Read the captions of each image from COCO's captions JSON or from a LLaVA JSON.
 
     Raises:
-        UserError: it is neither.
+        UserError: the file is neither, or has no caption.
     """
     from pad_pipeline.sources.base import read_json
     from pad_pipeline.sources.llava import caption_of, read_conversations
 
     data = read_json("--data", path)
-    found: dict[str, list[str]] = {}
+    captions: dict[str, list[str]] = {}
     try:
         if isinstance(data, dict):
             names = {image["id"]: str(image["file_name"]) for image in data["images"]}
             for annotation in data["annotations"]:
-                found.setdefault(names[annotation["image_id"]], []).append(str(annotation["caption"]))
+                captions.setdefault(names[annotation["image_id"]], []).append(str(annotation["caption"]))
         else:
             for record in data:
                 caption = caption_of(read_conversations(record.get("conversations") or []))
                 if record.get("image") and caption:
-                    found.setdefault(str(record["image"]), []).append(caption)
+                    captions.setdefault(str(record["image"]), []).append(caption)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         rule = f"it holds no captions that can be read ({type(error).__name__}: {error})"
         raise UserError("--data", path, rule, "give COCO's captions JSON or a LLaVA JSON") from error
-    if not found:
+    if not captions:
         raise UserError("--data", path, "no image in it has a caption", "give COCO's captions JSON or a LLaVA JSON")
-    return found
+    return captions
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the objects of a JSONL, each with the number of its line, from 1.
+
+    Raises:
+        UserError: the file can't be read, or is no JSONL of objects.
+    """
     try:
         for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), 1):
             if line.strip():
@@ -267,6 +292,11 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _text(entry: dict[str, Any], name: str, path: Path, number: int) -> str:
+    """Return the text in field `name` of line `number`.
+
+    Raises:
+        UserError: it is missing, empty or no text.
+    """
     value = entry.get(name)
     if not isinstance(value, str) or not value:
         rule = f"line {number} has no text under {name!r}"
@@ -275,12 +305,18 @@ def _text(entry: dict[str, Any], name: str, path: Path, number: int) -> str:
 
 
 def _true_answers(value: Any, path: Path, number: int) -> list[str]:
-    found = [value] if isinstance(value, str | int | float) else value
-    if not isinstance(found, list) or not found:
+    """Return the correct answers in line `number`, given as one value or as a list.
+
+    Raises:
+        UserError: there are none.
+    """
+    answers = [value] if isinstance(value, str | int | float) else value
+    if not isinstance(answers, list) or not answers:
         raise UserError("--data", path, f"line {number} has no answer", "give a JSONL of {image, text, answer}")
-    return [str(one) for one in found]
+    return [str(one) for one in answers]
 
 
-def _kept(out: Path, name: str, found: dict[str, Any]) -> dict[str, Any]:
-    (out / SCORES).write_text(json.dumps({name: found}, indent=1) + "\n", "utf-8")
-    return found
+def _kept(out: Path, name: str, scores: dict[str, Any]) -> dict[str, Any]:
+    """Write the scores of evaluation `name` into `scores.json`, and return them."""
+    (out / SCORES).write_text(json.dumps({name: scores}, indent=1) + "\n", "utf-8")
+    return scores

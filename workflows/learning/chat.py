@@ -1,4 +1,4 @@
-"""`pad chat`: questions about one image, one by one, to a model that is loaded once."""
+"""Answer the questions of `pad chat` about one image, with a model that is loaded once."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pad_pipeline.training.chat import Chat
 
 
 def chat(model: Path, image: Path, question: str, max_tokens: int) -> Iterator[str]:
-    """The answers, each as soon as it is there.
+    """Yield the answers to one question or more, each as soon as it is there.
 
     Args:
-        model: the exported folder.
-        image: an image file.
-        question: one, or `-` for those on standard input, one a line.
-        max_tokens: where an answer is cut.
+        model: folder of the exported model.
+        image: path of the image file.
+        question: the question, or `-` for the questions on standard input, one in each line.
+        max_tokens: number of tokens after which an answer is cut.
 
     Raises:
-        UserError: the image or the model can't be used, or nothing is asked.
+        UserError: the image or the model can't be used, or there is no question.
     """
-    shown = _image(image)
+    shown = read_image("image", image, "give the path of an image")
     loaded = Chat(model)
     asked = False
     for text in [question] if question != "-" else _lines():
@@ -35,16 +35,31 @@ def chat(model: Path, image: Path, question: str, max_tokens: int) -> Iterator[s
         raise UserError("question", question, "standard input holds none", "ask one, or write one a line")
 
 
-def _image(path: Path) -> Image.Image:
+def read_image(field: str, path: Path, remedy: str) -> Image.Image:
+    """Return the decoded image in a file.
+
+    Args:
+        field: the parameter that names it, for errors.
+        path: of the file.
+        remedy: what to do where there is no such file.
+
+    Raises:
+        UserError: the file can't be read, or holds no image.
+    """
     try:
         return decode(path.read_bytes(), DecodeSettings())[0]
     except OSError as error:
-        raise UserError("--image", path, f"it can't be read ({error.strerror})", "give the path of an image") from error
+        raise UserError(field, path, f"it can't be read ({error.strerror})", remedy) from error
     except BadImage as error:
-        raise UserError("--image", path, str(error), "give an image, such as a JPEG or PNG") from error
+        raise UserError(field, path, str(error), "give an image, such as a JPEG or PNG") from error
 
 
 def _lines() -> Iterator[str]:
+    """Yield the lines of standard input that are not empty.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
     try:
         for line in sys.stdin:
             if line.strip():

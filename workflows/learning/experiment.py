@@ -1,4 +1,4 @@
-"""`pad experiment`: a grid of trainings over the same shards, each analyzed; one table at the end.
+"""`pad experiment`: a grid of trainings over the same shards, each measured; one table at the end.
 
 A cell is a training with its settings; it is repeated for each seed. What is finished is not done again, and what was
 interrupted goes on, so the same command continues an experiment.
@@ -7,35 +7,35 @@ interrupted goes on, so the same command continues an experiment.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from rich.table import Table
 
-from pad_pipeline.analysis.charts import draw_grid
-from pad_pipeline.analysis.model import Subject
-from pad_pipeline.analysis.studies import AnalysisSettings
+from pad_pipeline.analysis.settings import AnalysisSettings
 from pad_pipeline.errors import UserError
+from pad_pipeline.facts import differences, read_facts
 from pad_pipeline.geometry import Fit
+from pad_pipeline.packages import installed, left_out
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.sources.llava import LlavaSource
-from pad_pipeline.storage import is_url
+from pad_pipeline.storage import Folder, claim_folder, is_url, resolved, write_whole
 from pad_pipeline.training.job import Job
-from pad_pipeline.training.logbook import write_whole
 from pad_pipeline.training.settings import settings_of
+from pad_pipeline.training.template import TemplateName
 from pad_pipeline.weights import file_sha256
-from pad_pipeline.workflows.learning.analyze import STUDIES, analyze, finite
+from pad_pipeline.workflows.learning.analyze import STUDIES
+from pad_pipeline.workflows.learning.grid import Grid, grid_of
 from pad_pipeline.workflows.learning.launch import train
+from pad_pipeline.workflows.learning.scores import Score, Trained, find_function, measure
+from pad_pipeline.workflows.results import finite
 from pad_pipeline.workflows.toml import read_toml, settings_error
 
 RECIPES = Path(__file__).parent / "recipes"
 _NAME = re.compile(r"\w[\w ,.-]*")
-RESULT, SUMMARY, PLOT = "result.json", "experiment.json", "experiment.png"
+GRID, RESULT, SUMMARY, PLOT = "grid.json", "result.json", "experiment.json", "experiment.png"
 
 
 class Cell(BaseModel):
@@ -79,9 +79,13 @@ class Experiment(BaseModel):
     stage2: dict[str, Any] = Field(default_factory=dict)
     """Settings of stage 2 that all cells have."""
     analyses: list[str] = Field(["entropy", "align", "pursuit"])
-    """What is measured, see `pad analyze`."""
+    """What is measured after the last stage: analyses, see `pad analyze`, and `scores`."""
+    after_stage1: list[str] = Field(default_factory=list)
+    """What is measured after stage 1, though stage 2 follows; in results it stands below `stage1`."""
+    scores: dict[str, Score] = Field(default_factory=dict)
+    """Functions of your own that score a trained model, by the names that `analyses` and `after_stage1` use."""
     analysis: AnalysisSettings = Field(default_factory=AnalysisSettings)
-    """What the paper leaves open in that."""
+    """What the paper leaves open in the analyses."""
     limit: int | None = Field(None, ge=1)
     """Images that the analyses look at; all by default."""
     columns: list[str] = Field(
@@ -89,6 +93,8 @@ class Experiment(BaseModel):
         min_length=1,
     )
     """Numbers of the table, by their place in a result."""
+    baseline: str = ""
+    """The cell that the table compares each other cell with, seed by seed; empty for no comparison."""
     cells: dict[str, Cell] = Field(min_length=1)
     """The grid, by name."""
 
@@ -99,15 +105,6 @@ class Training(NamedTuple):
     cell: str
     seed: int
     out: Path
-
-
-class Grid(NamedTuple):
-    """What came of an experiment."""
-
-    cells: dict[str, dict[str, list[float]]]
-    """By cell and column a number for each seed; NaN where there is none."""
-    failed: dict[str, str]
-    """What went wrong, by `CELL, seed SEED`."""
 
 
 def read_experiment(name: str, options: dict[str, Any]) -> Experiment:
@@ -128,11 +125,20 @@ def read_experiment(name: str, options: dict[str, Any]) -> Experiment:
         raise settings_error(error, str(path)) from error
     if len(set(experiment.seeds)) < len(experiment.seeds):
         raise UserError(f"{path}: seeds", experiment.seeds, "one stands there twice", "name each once")
-    if missing := [one for one in experiment.columns if one.partition(".")[0] not in experiment.analyses]:
-        rule = "it should begin with one of the experiment's analyses"
+    known = [*STUDIES, *experiment.scores]
+    for field in ("analyses", "after_stage1"):
+        if unknown := [one for one in getattr(experiment, field) if one not in known]:
+            raise UserError(f"{path}: {field}", unknown[0], f"it should be one of {', '.join(known)}", "correct it")
+    measured = {f"{one}." for one in experiment.analyses} | {f"stage1.{one}." for one in experiment.after_stage1}
+    if missing := [one for one in experiment.columns if not one.startswith(tuple(measured))]:
+        rule = "it should begin with one of the experiment's analyses, or with stage1. and one of its after_stage1"
         raise UserError(f"{path}: columns", missing[0], rule, "add the analysis, or leave the column out")
-    if unknown := [one for one in experiment.analyses if one not in STUDIES]:
-        raise UserError(f"{path}: analyses", unknown[0], f"it should be one of {', '.join(STUDIES)}", "correct it")
+    for name, score in experiment.scores.items():
+        if name in (*STUDIES, "stage1", "images"):
+            raise UserError(f"{path}: scores", name, "results have that name for something else", "call it otherwise")
+        find_function(name, score)
+    if experiment.baseline and experiment.baseline not in experiment.cells:
+        raise UserError(f"{path}: baseline", experiment.baseline, "it is none of the cells", "name one of them")
     if bad := [one for one in experiment.cells if not _NAME.fullmatch(one)]:
         rule = "a cell's name should be of letters, digits, spaces, commas, dots and hyphens: a folder is called so"
         raise UserError(f"{path}: cells", bad[0], rule, "call it otherwise")
@@ -176,16 +182,19 @@ def run_experiment(experiment: Experiment, out: Path, address: str | None, say: 
             raise error
         if error:
             failed[name] = str(error)
-    results = {(training.cell, training.seed): _result(training) for training in trainings}
-    _check_columns(experiment.columns, list(results.values()))
-    cells = {
-        cell: {column: [_at(results[cell, seed], column) for seed in experiment.seeds] for column in experiment.columns}
-        for cell in experiment.cells
+    results = {
+        cell: [_result(training) for training in trainings if training.cell == cell] for cell in experiment.cells
     }
-    facts = {"experiment": experiment.model_dump(mode="json"), "cells": cells, "failed": failed}
+    found = grid_of(results, experiment.columns, failed, experiment.baseline)
+    facts = {"experiment": experiment.model_dump(mode="json")} | found._asdict()
     write_whole(out / SUMMARY, json.dumps(finite(facts), indent=1) + "\n")
-    draw_grid(cells, out / PLOT)
-    return Grid(cells, failed)
+    if installed("matplotlib"):
+        from pad_pipeline.analysis.charts import draw_grid
+
+        draw_grid(found.cells, out / PLOT)
+    else:
+        say(left_out(f"{PLOT} is not drawn", "matplotlib"))
+    return found
 
 
 def _result(training: Training) -> dict[str, Any]:
@@ -194,19 +203,11 @@ def _result(training: Training) -> dict[str, Any]:
     return found
 
 
-def _check_columns(columns: list[str], results: list[dict[str, Any]]) -> None:
-    for column in columns:
-        if all(not result or _entry(result, column) is _NOTHING for result in results):
-            known = ", ".join(dict.fromkeys(name for result in results for name in _names(result)))
-            rule = f"no result has that number; there are {known}"
-            raise UserError("columns", column, rule, "correct it; what is trained is kept")
-
-
 def _absolute(experiment: Experiment) -> Experiment:
     """Local paths as they are from anywhere: workers run in other folders."""
 
     def absolute(text: str) -> str:
-        return str(Path(text).resolve()) if text and not is_url(text) and Path(text).exists() else text
+        return resolved(text) if text and Path(text).exists() else text
 
     names = ("vision", "llm", "shards", "heldout", "data", "image_root")
     cells = {
@@ -240,21 +241,17 @@ def _inputs(experiment: Experiment) -> dict[str, Any]:
 
 
 def _claim(experiment: Experiment, inputs: dict[str, Any], out: Path) -> None:
-    """The folder is new, or this experiment's."""
-    path, mine = out / "grid.json", experiment.model_dump(mode="json", exclude={"columns"}) | {"read": inputs}
-    if path.is_file():
-        try:
-            theirs = json.loads(path.read_text())
-        except (ValueError, RecursionError) as error:
-            raise UserError("--out", path, "it can't be read", "name a new folder") from error
-        if theirs != mine:
-            names = [name for name in mine if not isinstance(theirs, dict) or theirs.get(name) != mine[name]]
-            rule = f"it holds an experiment with another {', '.join(names)}"
-            raise UserError("--out", out, rule, "repeat its settings to go on, or name a new folder")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("--out", out, "it is there already, and not empty", "name a new folder")
+    """Refuse an output folder that holds another experiment, or something else."""
+    claim_folder(out, GRID)
+    facts = experiment.model_dump(mode="json", exclude={"columns", "baseline"}) | {"read": inputs}
+    # Empty and absent are the same: an earlier version did not know all of the names.
+    new, old = ({name: value for name, value in one.items() if value} for one in (facts, read_facts(out / GRID) or {}))
+    if old and (different := differences(old, new)):
+        rule = "it holds an experiment that differs: " + "; ".join(different[:8])
+        raise UserError("out", out, rule, "repeat its settings to go on, or name another `out`")
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(mine, indent=1) + "\n")
+    Folder(out).clean()
+    write_whole(out / GRID, json.dumps(facts, indent=1) + "\n")
 
 
 def _done(
@@ -300,17 +297,23 @@ def _in_worker(facts: dict[str, Any], training: Training) -> tuple[str, str, str
 
 
 def run_cell(experiment: Experiment, training: Training) -> None:
-    """Stage 1, stage 2 where there is data for it, the analyses; `result.json` comes last.
+    """Stage 1, stage 2 where there is data for it, what is measured after each; `result.json` comes last.
 
     Raises:
-        UserError: as in `train` and `analyze`.
+        UserError: as in `train` and `measure`.
     """
     cell = experiment.cells[training.cell]
     shared: dict[str, Any] = {"vision": cell.vision or experiment.vision, "llm": cell.llm or experiment.llm}
     one, two = training.out / "stage1", training.out / "stage2"
+
+    def measured(names: list[str], model: Path, template: TemplateName, out: Path) -> dict[str, Any]:
+        trained = Trained(model, template, experiment.heldout, experiment.limit)
+        return measure(names, experiment.scores, trained, experiment.analysis, out)
+
     first = settings_of(1).model_validate(experiment.stage1 | cell.stage1 | {"seed": training.seed})
     train(Job(stage=1, shards=experiment.shards, out=str(one), settings=first, **shared))
-    model = one
+    model, template = one, first.template
+    between = measured(experiment.after_stage1, one, first.template, training.out / "after-stage1")
     if experiment.data:
         same = {name: getattr(first, name) for name in ("projector", "abstractor_tokens", "vision_layer")}
         second = settings_of(2).model_validate(same | experiment.stage2 | cell.stage2 | {"seed": training.seed})
@@ -320,49 +323,6 @@ def run_cell(experiment: Experiment, training: Training) -> None:
                 init=str(one / "mm_projector.bin"), out=str(two), settings=second, **shared,
             )
         )  # fmt: skip
-        model = two
-    found = analyze(
-        experiment.analyses, Subject(model), experiment.heldout, experiment.analysis, training.out, experiment.limit
-    )
+        model, template = two, second.template
+    found = measured(experiment.analyses, model, template, training.out) | ({"stage1": between} if between else {})
     write_whole(training.out / RESULT, json.dumps(finite(found)) + "\n")
-
-
-_NOTHING = object()
-
-
-def _entry(result: dict[str, Any], column: str) -> Any:
-    """What stands at a place such as `align.shuffled_labels`."""
-    value: Any = result
-    for name in column.split("."):
-        value = value.get(name, _NOTHING) if isinstance(value, dict) else _NOTHING
-    return _NOTHING if isinstance(value, dict) else value
-
-
-def _at(result: dict[str, Any], column: str) -> float:
-    value = _entry(result, column)
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
-def _names(result: dict[str, Any], before: str = "") -> Iterator[str]:
-    """The places of all numbers of a result."""
-    for name, value in result.items():
-        if isinstance(value, dict):
-            yield from _names(value, f"{before}{name}.")
-        elif not isinstance(value, list):
-            yield before + name
-
-
-def table(found: Grid) -> Table:
-    """Mean and standard deviation over seeds."""
-    columns = list(next(iter(found.cells.values())))
-    made = Table("cell", *[column.replace(".", " ").replace("_", " ") for column in columns])
-    for cell, numbers in found.cells.items():
-        made.add_row(cell, *[_spread(numbers[column]) for column in columns])
-    return made
-
-
-def _spread(values: list[float]) -> str:
-    known = [value for value in values if math.isfinite(value)]
-    if len(known) < 2:
-        return f"{known[0]:.3f}" if known else "-"
-    return f"{fmean(known):.3f} ± {stdev(known):.3f}"

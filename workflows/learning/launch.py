@@ -1,4 +1,4 @@
-"""`pad train`: the loop with its progress and its summary; in this process, under torchrun, or on Ray Train."""
+"""Start a training of `pad train` in this process, under torchrun or on Ray Train; show its progress and a summary."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 
-from pad_pipeline.console import errors
+from pad_pipeline.console import errors, note, progress
 from pad_pipeline.errors import UserError
+from pad_pipeline.storage import unwritable
 from pad_pipeline.training.job import Job
 from pad_pipeline.training.loop import train as train_loop
 from pad_pipeline.training.settings import TrainSettings, settings_of
@@ -20,7 +20,7 @@ from pad_pipeline.workflows.toml import read_toml, settings_error
 
 
 def train_settings(path: Path | None, options: dict[str, Any], stage: int = 1) -> TrainSettings:
-    """The settings of a TOML file with `options` put over them.
+    """Read the settings of a TOML file for training stage `stage`, and override them with `options`.
 
     Raises:
         UserError: the file can't be read, or a setting is wrong.
@@ -33,21 +33,21 @@ def train_settings(path: Path | None, options: dict[str, Any], stage: int = 1) -
 
 
 class Launch(NamedTuple):
-    """Where a training runs."""
+    """Where a training runs, and how often its workers may die."""
 
     workers: tuple[int, int] = (0, 0)
-    """Fewest and most workers of Ray Train; 0 for this process, or those that torchrun started."""
+    """Fewest and most workers of Ray Train; 0 runs the training in this process, or in those that torchrun started."""
     address: str = ""
-    """Of a Ray cluster."""
+    """Address of a Ray cluster; empty starts Ray on this machine."""
     max_failures: int = 3
-    """How often workers may die."""
+    """How often workers of Ray Train may die before the training gives up; -1 for any number."""
 
 
 def parse_workers(text: str) -> tuple[int, int]:
-    """`4` -> (4, 4); `2-8` -> (2, 8).
+    """Parse a number of workers, or a range: `4` gives (4, 4), and `2-8` gives (2, 8).
 
     Raises:
-        UserError: it is neither.
+        UserError: `text` is neither.
     """
     low, dash, high = text.partition("-")
     if low.isdecimal() and (not dash or high.isdecimal()) and 1 <= int(low) <= int(high or low):
@@ -56,41 +56,35 @@ def parse_workers(text: str) -> tuple[int, int]:
 
 
 def train(job: Job, launch: Launch = Launch()) -> str:
-    """Train, show the progress, and say what came out.
+    """Train, show the progress, and return a summary of the results.
 
     Raises:
         UserError: see `pad_pipeline.training.loop.train`; or `out` can't be written.
     """
-    quiet = not errors.is_terminal or os.environ.get("RANK", "0") != "0"
-    columns = [TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}")]
-    with Progress(*columns, TimeRemainingColumn(), console=errors, disable=quiet) as progress:
-        task = progress.add_task("train", total=job.settings.steps or None, note="loading the models")
+    first = os.environ.get("RANK", "0") == "0"
+    with progress("train", job.settings.steps or None, "loading the models", first) as update:
 
         def report(entry: dict[str, Any]) -> None:
-            note = _line(entry)
-            progress.update(task, total=entry["steps"], completed=entry["step"] + 1, note=note)
+            line = _line(entry)
+            update(total=entry["steps"], completed=entry["step"] + 1, note=line)
             every = max(1, entry["steps"] // 10)
             if not errors.is_terminal and (entry["step"] + 1) % every == 0:
-                say(f"step {entry['step'] + 1} of {entry['steps']}: {note}")
-
-        def say(text: str) -> None:
-            errors.print(text, highlight=False, soft_wrap=True, markup=False)
+                note(f"step {entry['step'] + 1} of {entry['steps']}: {line}")
 
         try:
             if launch.workers[1]:
                 from pad_pipeline.workflows.learning.ray_train import train_on_ray
 
-                log = train_on_ray(job, launch.workers, launch.address, launch.max_failures, report, say)
+                log = train_on_ray(job, launch.workers, launch.address, launch.max_failures, report, note)
             else:
-                log = train_loop(job, report, say)
+                log = train_loop(job, report, note)
         except (OSError, SafetensorError) as error:
-            at = f", {error.filename}" if isinstance(error, OSError) and error.filename else ""
-            rule = f"it can't be written ({getattr(error, 'strerror', None) or error}{at})"
-            raise UserError("--out", job.out, rule, "make room, then run the same command again") from error
+            raise unwritable(job.out, error) from error
     return summary(log, Path(job.out))
 
 
 def _line(entry: dict[str, Any]) -> str:
+    """Return the figures of a log entry that are shown beside the progress bar."""
     caption = "" if entry["caption_loss"] is None else f"L_caption {entry['caption_loss']:.3f}  "
     return (
         f"{caption}L_patch {entry['patch_loss']:.3f}  beta {entry['beta']:.2f}  "
@@ -99,7 +93,8 @@ def _line(entry: dict[str, Any]) -> str:
 
 
 def summary(log: list[dict[str, Any]], out: Path) -> str:
-    """Both losses over the first and the last tenth of the steps, and where the results are."""
+    """Return a sentence with both losses, averaged over the first and the last tenth of the steps, and the paths of the
+    results."""
     tenth = max(1, len(log) // 10)
     changes = [
         f"{name} {fmean(entry[key] for entry in log[:tenth]):.3f} -> {fmean(entry[key] for entry in log[-tenth:]):.3f}"

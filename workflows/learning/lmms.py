@@ -1,4 +1,4 @@
-"""`pad evaluate lmms`: the standard benchmarks, through lmms-eval on an exported folder."""
+"""Score an exported model on the standard benchmarks with lmms-eval, for `pad evaluate lmms`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ TASKS = (
     "gqa,scienceqa_img,vizwiz_vqa_val,ok_vqa,mmmu_val,mme,mmbench_en_dev,mmvet,"
     "refcoco_bbox_rec,refcoco+_bbox_rec,refcocog_bbox_rec,coco2017_cap_val"
 )
-"""The paper's, by lmms-eval's names."""
+"""The paper's benchmarks, by their names in lmms-eval."""
 
 
 def check_export(model: Path) -> list[str]:
-    """What of an exported folder would make its scores wrong: a processor that shows other images than the training
-    did, questions put in another wording.
+    """List the problems of an exported folder that would make its scores wrong.
+
+    Such are a processor that shows images in another way than the training did, and questions in another wording.
 
     Raises:
         UserError: the folder can't be loaded.
@@ -39,7 +40,9 @@ def check_export(model: Path) -> list[str]:
     if not processor.chat_template:
         problems.append("it has no chat template: lmms-eval would fall back to Vicuna's")
     elif not _one_bos(processor):
-        problems.append("lmms-eval would ask otherwise than was trained: it renders the chat template, then tokenizes")
+        problems.append(
+            "lmms-eval would ask in other tokens than the training did: it renders the chat template, then tokenizes"
+        )
     shows = shown_fit(processor)
     facts = folder.parent / "training.json"
     if facts.is_file():
@@ -55,17 +58,17 @@ def check_export(model: Path) -> list[str]:
 
 
 def _one_bos(processor: Any) -> bool:
-    """Whether a question has the same tokens in one call and in lmms-eval's two."""
+    """Return whether a question has the same tokens in one call of the processor and in lmms-eval's two."""
     question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
     try:
         one, two = (way(processor, question, add_generation_prompt=True) for way in (in_one_call, in_two_calls))
-    except Exception:  # a template is a program of its own
+    except Exception:  # a chat template is a program and can raise anything
         return False
     return one == two
 
 
 def command(model: Path, tasks: str, out: Path, processes: int) -> list[str]:
-    """The call of lmms-eval."""
+    """Return the command line that runs lmms-eval."""
     launch = ["-m", "accelerate.commands.launch", f"--num_processes={processes}", "-m", "lmms_eval"]
     args = f"pretrained={llava_folder(model)},dtype=bfloat16"
     options = ["--model", "llava_hf", "--model_args", args, "--tasks", tasks, "--batch_size", "1", "--log_samples"]
@@ -73,10 +76,13 @@ def command(model: Path, tasks: str, out: Path, processes: int) -> list[str]:
 
 
 def run(model: Path, tasks: str, out: Path, processes: int) -> str:
-    """Run lmms-eval where it is installed; the command for where it is otherwise.
+    """Run lmms-eval.
+
+    Returns:
+        An empty text; or, where lmms-eval is not installed, a text with the command that runs it elsewhere.
 
     Raises:
-        UserError: it fails.
+        UserError: lmms-eval fails.
     """
     call = command(model, tasks, out, processes)
     if importlib.util.find_spec("lmms_eval") is None:
@@ -87,13 +93,15 @@ def run(model: Path, tasks: str, out: Path, processes: int) -> str:
 
 
 def read_results(out: Path, model: Path) -> dict[str, float]:
-    """`task metric` -> value, of all results that lmms-eval wrote below a folder, the newest of each; nothing where
-    there are none.
+    """Read the values of all results that lmms-eval wrote below a folder.
+
+    Returns:
+        The values by `TASK METRIC`, the newest of each; empty where there are no results.
 
     Raises:
-        UserError: they can't be read, or are another model's.
+        UserError: results can't be read, or are of another model.
     """
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for path in sorted(out.rglob("*results.json"), key=lambda path: path.stat().st_mtime):
         try:
             whole = json.loads(path.read_text("utf-8"))
@@ -112,5 +120,5 @@ def read_results(out: Path, model: Path) -> dict[str, float]:
         if [Path(name).resolve() for name in named] != [llava_folder(model).resolve()]:
             rule = f"its results are of another model ({asked or 'it does not say which'})"
             raise UserError("--out", path, rule, "name a new folder")
-        found |= new
-    return found
+        values |= new
+    return values

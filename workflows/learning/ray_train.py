@@ -1,4 +1,4 @@
-"""`pad train --workers N`: the same function in the workers of Ray Train, which starts them anew when one dies."""
+"""Train in the workers of Ray Train, for `pad train --workers N`. Ray Train starts all workers again when one dies."""
 
 from __future__ import annotations
 
@@ -15,50 +15,54 @@ from pad_pipeline.training.settings import settings_of
 from pad_pipeline.workflows.engine.ray_session import ray_session
 
 DESK = "pad-train-desk"
+"""Name of the Ray actor that is the desk."""
 LOOK = 0.5
-"""Seconds between two looks at what the workers say."""
+"""Seconds between two looks at the workers' messages."""
 
 
 class Desk:
-    """Where workers leave what the user is to see, and what ends the run."""
+    """Holds the workers' messages until the driver takes them, and the error that ends the training."""
 
     def __init__(self) -> None:
-        self.said: list[tuple[str, Any]] = []
+        self.messages: list[tuple[str, Any]] = []
         self.refusal: tuple[str, str, str, str] | None = None
 
-    def leave(self, kind: str, what: Any) -> None:
-        """A log entry or a line of text."""
-        self.said.append((kind, what))
+    def leave(self, kind: str, message: Any) -> None:
+        """Store a message: a log entry (`kind` "entry") or a line of text ("text")."""
+        self.messages.append((kind, message))
 
     def take(self) -> list[tuple[str, Any]]:
-        """What was left since the last time."""
-        said, self.said = self.said, []
-        return said
+        """Return the messages that were stored since the last call."""
+        messages, self.messages = self.messages, []
+        return messages
 
     def refuse(self, parts: tuple[str, str, str, str]) -> None:
-        """A user's mistake: no worker should try again."""
+        """Store the parts of a `UserError`. The first one is kept, and no worker tries again."""
         self.refusal = self.refusal or parts
 
     def refused(self) -> tuple[str, str, str, str] | None:
-        """The mistake, if there was one."""
+        """Return the parts of the stored `UserError`, if there is one."""
         return self.refusal
 
 
 def train_on_ray(
     job: Job, workers: tuple[int, int], address: str, max_failures: int, report: Report, say: Say
 ) -> list[dict[str, Any]]:
-    """`pad_pipeline.training.loop.train` in workers of Ray Train.
+    """Run `pad_pipeline.training.loop.train` in workers of Ray Train.
 
     Args:
-        job: what is trained; its paths must be the same on every node.
-        workers: fewest and most; where they differ, the training goes on with fewer when nodes are lost.
-        address: of a cluster; empty for Ray on this machine.
-        max_failures: how often workers may die before it gives up; -1 for any number.
-        report: is given each step's log entry.
-        say: is given what is worth a line.
+        job: the training; its paths must be the same on every node.
+        workers: fewest and most workers; where they differ, the training goes on with fewer when nodes are lost.
+        address: address of a Ray cluster; empty starts Ray on this machine.
+        max_failures: how often workers may die before the training gives up; -1 for any number.
+        report: called with each step's log entry.
+        say: called with each message for the user.
+
+    Returns:
+        The log: one entry for each step.
 
     Raises:
-        UserError: as in `train`, or the workers died too often.
+        UserError: as in `train`; or the workers died too often.
     """
     with ray_session(address) as ray:
         from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -66,12 +70,12 @@ def train_on_ray(
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         on_gpu = ray.cluster_resources().get("GPU", 0) > 0
-        # On the driver's node: with any other node that is lost, the desk would be lost too, and the training with it.
+        # Start the desk on the driver's node: on any other, the desk would be lost with the node, and the training too.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         desk = ray.remote(Desk).options(name=DESK, num_cpus=0, scheduling_strategy=here).remote()
         out = Path(job.out).resolve()
         low, high = workers
-        storage = out.parent / f".{out.name}.ray"  # Ray Train's own notes; on a cluster the workers must see them
+        storage = out.parent / f".{out.name}.ray"  # Ray Train's notes, which all nodes of a cluster must see
         trainer = TorchTrainer(
             _work,
             train_loop_config=job.model_copy(update={"out": str(out)}).facts(),
@@ -85,11 +89,15 @@ def train_on_ray(
         )
         done = threading.Event()
 
+        def pass_on() -> None:
+            for kind, message in ray.get(desk.take.remote()):
+                report(message) if kind == "entry" else say(message)
+
         def listen() -> None:
             while not done.wait(LOOK):
-                for kind, what in ray.get(desk.take.remote()):
-                    report(what) if kind == "entry" else say(what)
+                pass_on()
 
+        # Pass the workers' messages on while they train.
         listener = threading.Thread(target=listen, daemon=True)
         listener.start()
         try:
@@ -104,13 +112,12 @@ def train_on_ray(
             shutil.rmtree(storage, ignore_errors=True)
         if refusal := ray.get(desk.refused.remote()):
             raise UserError(*refusal)
-        for kind, what in ray.get(desk.take.remote()):
-            report(what) if kind == "entry" else say(what)
+        pass_on()
     return read_log(Path(job.out), 1 << 62)
 
 
 def _work(facts: dict[str, Any]) -> None:
-    """One worker."""
+    """Train as one worker of Ray Train; a `UserError` goes to the desk and does not count as a death."""
     import ray
 
     desk = ray.get_actor(DESK)

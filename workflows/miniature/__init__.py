@@ -1,1 +1,1 @@
-"""The laboratory of the miniature: trains its five models, scores them, compares trainings; and `pad demo`."""
+"""The miniature at work: scores it and what is trained on it against exact truth; and `pad demo`."""

@@ -4,95 +4,19 @@ their overlap."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
-from PIL import Image
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from pad_pipeline.evaluation.boxes import Expression, score_boxes
 from pad_pipeline.miniature.kinds import THINGS
 from pad_pipeline.miniature.language import REFER, caption, parses, refer
 from pad_pipeline.miniature.world import COLOURS, SIZES, TEXTURES, Scene
-from pad_pipeline.pretrained import quiet
-from pad_pipeline.training.template import IMAGE, IMAGE_MARK, Template, TemplateName
+from pad_pipeline.training.chat import Chat
 
-BATCH = 64
-"""Questions that are answered at a time."""
 CAPTION_TOKENS = 100
 """More than the longest caption has."""
 BOX_TOKENS = 32
 """More than a box has: 21 and its end."""
-
-# ---- asking
-
-
-class Speaker:
-    """A trained model that answers by the likeliest token each time.
-
-    Args:
-        folder: the `hf/` that a training wrote; its processor crops or pads as in the training.
-        template: of the training.
-    """
-
-    def __init__(self, folder: Path, template: TemplateName) -> None:
-        with quiet():
-            self.llava = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-            self.processor = LlavaProcessor.from_pretrained(folder, backend="pil")
-        self.tokenizer: Any = self.processor.tokenizer
-        self.template = Template(template, self.tokenizer)
-        newline = self.tokenizer("\n", add_special_tokens=False)["input_ids"][-1]
-        # Template plain has no other stop than the end of the line.
-        self.ends = [self.tokenizer.eos_token_id, *([newline] if template == "plain" else [])]
-
-    def prompt(self, question: str) -> list[int]:
-        """Token ids up to the answer, with as many image tokens as the image has patches."""
-        ids = self.template.question(f"{IMAGE_MARK}\n{question}")
-        position, count = ids.index(IMAGE), self.llava.config.image_seq_length
-        return ids[:position] + [self.llava.config.image_token_id] * count + ids[position + 1 :]
-
-    @torch.inference_mode()
-    def answer(self, asked: list[tuple[Image.Image, str]], most: int) -> list[str]:
-        """The answers, without their ends.
-
-        Args:
-            asked: image and question of each.
-            most: tokens of an answer, at most.
-        """
-        prompts = [self.prompt(question) for _, question in asked]
-        answers = [""] * len(asked)
-        for positions in same_length(prompts, BATCH):
-            images = [asked[position][0].convert("RGB") for position in positions]
-            pixels = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
-            ids = torch.tensor([prompts[position] for position in positions])
-            said = self.llava.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                pixel_values=pixels,
-                do_sample=False,
-                max_new_tokens=most,
-                eos_token_id=self.ends,
-                pad_token_id=self.ends[0],
-            )
-            for position, row in zip(positions, said[:, ids.shape[1] :].tolist(), strict=True):
-                end = next((at for at, token in enumerate(row) if token in self.ends), len(row))
-                answers[position] = self.tokenizer.decode(row[:end]).strip()
-        return answers
-
-
-def same_length(prompts: list[list[int]], most: int) -> Iterable[list[int]]:
-    """The places of prompts that have the same length, `most` at a time: what needs no padding gets none, and nothing
-    can be wrong with it."""
-    positions: dict[int, list[int]] = {}
-    for position, prompt in enumerate(prompts):
-        positions.setdefault(len(prompt), []).append(position)
-    for group in positions.values():
-        for start in range(0, len(group), most):
-            yield group[start : start + most]
-
 
 # ---- captions
 
@@ -147,9 +71,9 @@ class CaptionScore:
         return sum(self.right.get(n, 0) for n in chosen) / max(sum(self.slots.get(n, 0) for n in chosen), 1)
 
     def rates(self) -> dict[str, float]:
-        """By the names of the comparison's table."""
-        rates = {"caption_slots": self.share(), "caption_kinds": self.share("kind")}
-        return rates | {"captions_that_parse": self.parsed / max(self.captions, 1)}
+        """The share of all slots that is right, of those of kinds, and of captions that are sentences."""
+        parse = self.parsed / max(self.captions, 1)
+        return {"slots": self.share(), "kinds": self.share("kind"), "parse": parse}
 
     def add(self, text: str, truth: str) -> None:
         """Take a caption.
@@ -193,10 +117,17 @@ def _common(a: Said, b: Said) -> int:
     return words + 4 * (a.kind == b.kind)  # a red car is rather the other car, of any color, than another red thing
 
 
-def score_captions(speaker: Speaker, scenes: list[Scene], question: str) -> CaptionScore:
-    """Captions of scenes against their own; `question` is what asks for one in a dialogue."""
+def score_captions(chat: Chat, scenes: list[Scene], question: str) -> CaptionScore:
+    """Score the captions that a model gives scenes against their own.
+
+    Args:
+        chat: the model.
+        scenes: with their truth.
+        question: asks for a caption; "" for a model of template `plain`, which goes on from an image by itself.
+    """
     score = CaptionScore()
-    said = speaker.answer([(scene.image, question) for scene in scenes], CAPTION_TOKENS)
+    asked = [chat.prepare(scene.image, question) if question else chat.show(scene.image) for scene in scenes]
+    said = chat.answers(asked, CAPTION_TOKENS, one_line=not question)
     for scene, text in zip(scenes, said, strict=True):
         score.add(text, caption(scene))
     return score
@@ -206,7 +137,7 @@ def score_captions(speaker: Speaker, scenes: list[Scene], question: str) -> Capt
 
 
 def expressions_of(scenes: list[Scene]) -> list[Expression]:
-    """Every thing that an expression fits alone. `image` is the scene's number: it has no file."""
+    """Return an expression for every thing that one fits alone. `image` is the scene's number: it has no file."""
     return [
         Expression(str(number), found.phrase, scene.regions[found.region].box, scene.image.size)
         for number, scene in enumerate(scenes)
@@ -214,8 +145,8 @@ def expressions_of(scenes: list[Scene]) -> list[Expression]:
     ]
 
 
-def ask_boxes(speaker: Speaker, scenes: list[Scene]) -> dict[str, Any]:
-    """The scores of `score_boxes`, asked for as in the dialogues, which say boxes of the padded square."""
+def ask_boxes(chat: Chat, scenes: list[Scene]) -> dict[str, Any]:
+    """Ask for a box of every expression, as the dialogues do, and return the scores of `score_boxes`."""
     expressions = expressions_of(scenes)
-    said = speaker.answer([(scenes[int(one.image)].image, REFER + one.text) for one in expressions], BOX_TOKENS)
-    return score_boxes(expressions, said)
+    asked = [chat.prepare(scenes[int(one.image)].image, REFER + one.text) for one in expressions]
+    return score_boxes(expressions, chat.answers(asked, BOX_TOKENS))

@@ -9,12 +9,14 @@ from typing import Any
 from PIL import Image
 from rich.console import Console
 
+from pad_pipeline.console import say
 from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.shipped import NAME, resolve
 from pad_pipeline.report.overlay import contact_sheet, panels
 from pad_pipeline.shards.reader import open_shards
+from pad_pipeline.storage import claim_folder
 from pad_pipeline.verify import verify_run
-from pad_pipeline.workflows.engine.local import Engine
+from pad_pipeline.workflows.engine.choices import EngineName
 from pad_pipeline.workflows.miniature.scoring import TEST_WORLD, Evaluation, align, annotate, as_dict, table
 from pad_pipeline.workflows.models.settings import load_models
 
@@ -24,23 +26,21 @@ SHOWN = 12
 """Scenes that are drawn on `sheet.png`."""
 
 
-def run_demo(out: Path, scenes: int, steps: int, engine: Engine, console: Console) -> dict[str, Any]:
+def run_demo(out: Path, scenes: int, steps: int, engine: EngineName, console: Console) -> dict[str, Any]:
     """Draw, build, verify, score, train twice, draw a sheet; everything that is made stays in `out`. The scores.
 
     Raises:
         UserError: `out` is in use.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("--out", out, "it is there already, and not empty", "delete it, or name another folder")
+    claim_folder(out)
     models, vision = load_models(NAME), resolve(NAME, "clip")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / MARK).write_text("`make demo` may delete this folder.\n")
+    claim_folder(out, MARK, "`make demo` may delete this folder.\n")
 
     console.rule(f"1  Draw {scenes} scenes, and annotate them: pad build --models {NAME}, engine {engine}")
     score = annotate(out / "world", out / "shards", models, scenes, TEST_WORLD, engine)
     damaged = [name for name, wrong in verify_run(out / "shards") if wrong]
     if damaged:
-        raise UserError("--out", out, f"pad verify finds damage in {damaged}", "look at the disk, and run it again")
+        raise UserError("out", out, f"pad verify finds damage in {damaged}", "look at the disk, and run it again")
     console.print("pad verify: all shards are whole")
 
     console.rule(f"2  pad train --stage 1, twice {steps} steps: caption loss alone, and with the patch loss")
@@ -50,10 +50,10 @@ def run_demo(out: Path, scenes: int, steps: int, engine: Engine, console: Consol
     found = Evaluation(score, alignment=pairs)
     console.print(table(found))
     sheet = write_sheet(out / "shards", out / "sheet.png")
-    console.print(f"Images of scenes with tags, boxes, masks and patches: {sheet}", soft_wrap=True)
-    console.print(f"Look further: pad stats {out / 'shards'}", highlight=False, soft_wrap=True)
+    say(f"Images of scenes with tags, boxes, masks and patches: {sheet}", to=console)
+    say(f"Look further: pad stats {out / 'shards'}", to=console)
     hugging_face = out / "stage1/patch-0/hf"
-    console.print(f"The trained model, for stock transformers: {hugging_face}", highlight=False, soft_wrap=True)
+    say(f"The trained model, for stock transformers: {hugging_face}", to=console)
     return as_dict(found)
 
 

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pad_pipeline.errors import UserError
+from pad_pipeline.analysis.model import Subject
 from pad_pipeline.miniature.files import index_of, write_world
+from pad_pipeline.miniature.language import caption, parses
 from pad_pipeline.miniature.score import Score, score_shards
 from pad_pipeline.miniature.shipped import check_labels
-from pad_pipeline.miniature.world import draw_scene
+from pad_pipeline.miniature.world import Scene, draw_scene
 from pad_pipeline.pretrained import load_pretrained, load_tokenizer
 from pad_pipeline.sources.open import open_source
 from pad_pipeline.stages.tag import TaggerSettings, read_tags
+from pad_pipeline.storage import claim_folder
 from pad_pipeline.training.job import Job
 from pad_pipeline.training.model import check_view
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.weights import fetch_model
-from pad_pipeline.workflows.engine.local import Engine
+from pad_pipeline.workflows.engine.choices import EngineName
 from pad_pipeline.workflows.learning.launch import train
-from pad_pipeline.workflows.miniature.alignment import label_accuracy
-from pad_pipeline.workflows.miniature.llm import grammatical, perplexity
+from pad_pipeline.workflows.miniature.truth import label_accuracy
 from pad_pipeline.workflows.models.settings import ModelSettings
 from pad_pipeline.workflows.runs.build import build
 from pad_pipeline.workflows.runs.options import RunOptions
@@ -67,7 +71,7 @@ def stage1_settings(beta: float, seed: int, steps: int) -> TrainSettings:
     )
 
 
-def annotate(world: Path, out: Path, models: ModelSettings, count: int, seed: int, engine: Engine) -> Score:
+def annotate(world: Path, out: Path, models: ModelSettings, count: int, seed: int, engine: EngineName) -> Score:
     """Draw `count` scenes below `world`, build their shards in `out`, and score them."""
     files = write_world(world, count, seed)
     source = open_source(files.llava, files.images)
@@ -89,7 +93,7 @@ def align(
             settings = stage1_settings(beta, seed, steps)
             said = train(Job(stage=1, shards=str(shards), vision=vision, llm=llm, out=str(run), settings=settings))
             console.print(said.partition(" Wrote")[0], highlight=False, soft_wrap=True)
-            accuracy[name] = label_accuracy(vision, llm, run / "mm_projector.bin", scenes, models.view)
+            accuracy[name] = label_accuracy(Subject(run), scenes, models.view)
         found.append(Alignment(seed, accuracy["caption"], accuracy["patch"]))
     return found
 
@@ -101,7 +105,7 @@ def evaluate(
     scenes: int,
     seeds: int,
     steps: int,
-    engine: Engine,
+    engine: EngineName,
     console: Console,
 ) -> Evaluation:
     """Draw, build, score, train.
@@ -119,8 +123,7 @@ def evaluate(
     Raises:
         UserError: the tagger knows labels that the world does not, or anything that build and train refuse.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("--out", out, "it is there already, and not empty", "name a new folder")
+    claim_folder(out)
     tagger = models.of(TaggerSettings)
     check_labels("--models", tagger.tag_list, read_tags(tagger)[0])
     tower = fetch_model("--vision", vision)  # a wrong one is told before the build
@@ -209,3 +212,45 @@ def table(found: Evaluation) -> Table:
             gains = [pair.with_patch_loss[position] - pair.caption_only[position] for pair in found.alignment]
             drawn.add_row(f"    gain on {which}: mean, least", f"{fmean(gains):+.3f}, {min(gains):+.3f}", "> 0")
     return drawn
+
+
+@torch.inference_mode()
+def perplexity(network: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, scenes: Iterable[Scene]) -> float:
+    """exp of the mean cross-entropy over the tokens of the scenes' captions, each after a BOS, each with its "\\n"."""
+    total, count = 0.0, 0
+    for scene in scenes:
+        ids = torch.tensor([[1, *tokenizer(caption(scene) + "\n", add_special_tokens=False)["input_ids"]]])
+        logits = network(ids).logits[0, :-1]
+        total += float(F.cross_entropy(logits.float(), ids[0, 1:], reduction="sum"))
+        count += ids.shape[1] - 1
+    return math.exp(total / count)
+
+
+@torch.inference_mode()
+def grammatical(network: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int, seed: int = 0) -> float:
+    """The share of generated captions that are sentences of the world's grammar.
+
+    Sampled after a BOS, at temperature 1 from the whole distribution. What begins as another kind of text (a row of
+    words, a conversation) is no caption, and left out; captions are drawn until there are `count`.
+    """
+    words = ("a", "an", "on", "the")  # how captions begin
+    first = torch.tensor([tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words])
+    generator = torch.Generator().manual_seed(seed)
+    start = network(torch.tensor([[1]])).logits[0, -1].float().softmax(-1)
+    only = torch.zeros_like(start)
+    only[first] = start[first]
+    newline = tokenizer("\n", add_special_tokens=False)["input_ids"][0]
+    right = 0
+    for done in range(0, count, 250):
+        ids = torch.multinomial(only, min(250, count - done), replacement=True, generator=generator)[:, None]
+        ids = torch.cat([torch.ones_like(ids), ids], 1)
+        cache = None
+        for _ in range(120):
+            output = network(ids if cache is None else ids[:, -1:], past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            following = torch.multinomial(output.logits[:, -1].float().softmax(-1), 1, generator=generator)
+            ids = torch.cat([ids, following], 1)
+            if bool((ids == newline).any(1).all()):
+                break
+        right += sum(parses(tokenizer.decode(row[1:]).split("\n")[0]) for row in ids)
+    return right / count

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from pad_pipeline.console import errors as console
+from pad_pipeline.console import errors, note
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
 from pad_pipeline.images import DecodeSettings
@@ -19,19 +17,19 @@ from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.shards.writer import TOTALS
 from pad_pipeline.sources.base import Source
 from pad_pipeline.sources.shards import ShardsSource
-from pad_pipeline.storage import Folder, folder_at, is_url
+from pad_pipeline.storage import Folder, claim_folder, folder_at, resolved, unwritable
 from pad_pipeline.workflows.engine.attempts import Attempts
+from pad_pipeline.workflows.engine.base import Engine
 from pad_pipeline.workflows.engine.chain import Link
-from pad_pipeline.workflows.engine.local import JOURNAL_NAME, LocalEngine
+from pad_pipeline.workflows.engine.local import LocalEngine
 from pad_pipeline.workflows.engine.progress import Totals, Watch
 from pad_pipeline.workflows.engine.ray import RayEngine
 from pad_pipeline.workflows.models.settings import ModelSettings
 from pad_pipeline.workflows.runs.chains import annotation_chain, import_chain
 from pad_pipeline.workflows.runs.options import RunOptions
-from pad_pipeline.workflows.runs.prepare import prepare, say
+from pad_pipeline.workflows.runs.prepare import prepare
 from pad_pipeline.workflows.runs.recipe import Recipe
-from pad_pipeline.workflows.runs.resume import Scan, foreign, scan
-from pad_pipeline.workflows.runs.steps import unwritable
+from pad_pipeline.workflows.runs.resume import Scan, scan
 
 
 def build(source: Source, out: Path | str, models: ModelSettings, view: View, options: RunOptions) -> Totals:
@@ -130,25 +128,14 @@ def open_out(out: Path | str, fork: Path | str | None = None) -> Folder:
         raise UserError("out", "", "it is empty", "name a folder")
     if fork:
         Run.read(folder_at(out, "out"), "out")  # raises if there is no run to fork
-        if _resolved(fork) == _resolved(out):
+        if resolved(fork) == resolved(out):
             raise UserError("fork", fork, "it is the same folder as `out`", "name another")
     field, where = ("fork", fork) if fork else ("out", out)
     folder = folder_at(where if isinstance(where, str) else Path(where), field)
-    remedy = "name a folder that is new, empty, or a run of pad's"
     if not folder.remote:
         folder = Folder(folder.path.resolve())
-        if folder.path.exists() and not folder.path.is_dir():
-            raise UserError(field, folder, "this is a file", remedy)
-    try:
-        if names := foreign(folder):
-            raise UserError(field, folder, f"it holds something else ({names[0]}) and no {RUN_NAME}", remedy)
-    except OSError as error:
-        raise unwritable(folder, error) from error
+    claim_folder(folder, RUN_NAME, field=field, hidden=False)
     return folder
-
-
-def _resolved(where: Path | str) -> str:
-    return str(where).rstrip("/") if is_url(str(where)) else str(Path(where).resolve())
 
 
 def carry_out(
@@ -178,31 +165,24 @@ def _work(run: Run, existing: Scan, folder: Folder, recipe: Recipe, options: Run
     """Run the unfinished shards, or on a retry those with failed images; return the counts over all shards."""
     # A retry that was killed between the two files of a shard leaves it broken; such a shard is made again as a whole.
     retried = sorted({*existing.with_failures, *existing.broken}) if options.retry_failed else []
-    numbers = iter(retried) if options.retry_failed else _unfinished(run, existing)
+    unfinished = (number for number in range(run.shards) if number not in existing.finished)
+    numbers = iter(retried) if options.retry_failed else unfinished
     shards = len(retried) if options.retry_failed else run.shards - len(existing.finished)
     if existing.finished and not options.retry_failed:
-        say(f"{len(existing.finished)} of {run.shards} shards are finished already and stay as they are.")
+        note(f"{len(existing.finished)} of {run.shards} shards are finished already and stay as they are.")
     images = existing.totals["failed"] if options.retry_failed else run.images - existing.totals["images"]
-    watch = Watch(recipe.title or recipe.kind, shards, images, console, folder)
+    watch = Watch(recipe.title or recipe.kind, shards, images, errors, folder)
 
     def begin(number: int) -> Attempts:
         rows = min(run.shard_size, run.images - number * run.shard_size)
         return Attempts(number=number, rows=rows, retry=options.retry_failed and number not in existing.broken)
 
     chain = [link._replace(breaker=options.breaker) for link in recipe.chain(folder, run.identity)]
-    engine: LocalEngine | RayEngine = LocalEngine(folder, f"{run.identity}:{run.plan}")
+    engine: Engine = LocalEngine(options.isolated)
     if options.engine == "ray":
-        engine = RayEngine(options.address, options.workers, options.placement, options.pools)
-    watch.follow(engine.run(chain, numbers, begin, watch))
-    folder.delete(JOURNAL_NAME, durable=False)  # an earlier run may have left one, too
-    if options.retry_failed:
-        return _counted(scan(folder, run.identity, run.shards).totals)
-    return _counted(existing.totals + watch.found)
-
-
-def _counted(totals: Counter[str]) -> Totals:
+        engine = RayEngine(options.address, options.workers)
+    with closing(engine.run(chain, numbers, begin, watch)) as results:
+        watch.follow(results)
+    retry = options.retry_failed
+    totals = scan(folder, run.identity, run.shards).totals if retry else existing.totals + watch.found
     return {name: totals[name] for name in TOTALS}
-
-
-def _unfinished(run: Run, existing: Scan) -> Iterator[int]:
-    return (number for number in range(run.shards) if number not in existing.finished)

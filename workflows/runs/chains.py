@@ -11,7 +11,8 @@ from pad_pipeline.roles import RedoFrom
 from pad_pipeline.stages.annotate import HumanRegions
 from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.stages.decode import Decode
-from pad_pipeline.stages.edit import Edit, EditSettings
+from pad_pipeline.stages.edit import Edit
+from pad_pipeline.stages.edit_settings import EditSettings
 from pad_pipeline.stages.patchify import Patchify
 from pad_pipeline.stages.restore import Restore
 from pad_pipeline.storage import Folder

@@ -3,48 +3,52 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from pad_pipeline.choices import Depth
 from pad_pipeline.errors import UserError
+from pad_pipeline.roles import RedoFrom
+from pad_pipeline.workflows.engine.choices import EngineName
 from pad_pipeline.workflows.runs.fingerprint import cores
 
-if TYPE_CHECKING:
-    from pad_pipeline.plan import Depth
-    from pad_pipeline.roles import RedoFrom
-    from pad_pipeline.workflows.engine.local import Engine
-    from pad_pipeline.workflows.engine.placement import Placement, Size
 
-
-@dataclass(frozen=True)
-class RunOptions:
+class RunOptions(BaseModel):
     """How a run is made. None of this but `shard_size`, `limit` and `redo_from` decides a byte."""
 
-    shard_size: int = 512
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    shard_size: int = Field(512, ge=1, le=1_000_000)
     """Images in one shard."""
-    limit: int | None = None
-    """Take the first images alone."""
+    limit: int | None = Field(None, ge=1, le=10**12)
+    """Take only so many images, the first ones."""
     redo_from: RedoFrom = "tag"
-    """For images from PAD shards: the first stage that is done again."""
+    """For images from PAD shards: the first stage that is done again; what earlier stages found is kept."""
     depth: Depth = "sample"
-    """What the plan notes of each file, to know it again."""
-    engine: Engine = "local"
+    """What is noted of each image, to know it again on a rerun. `names`: its name. `sizes`: its size too. `sample`: the
+    sha256 of 64 images too. `full`: the sha256 of every image (reads everything once)."""
+    engine: EngineName = "local"
+    """Where the stages run. `ray`: on Ray, on this machine or a cluster. `local`: in one process on this machine."""
+    isolated: bool = False
+    """With the engine `local`: the models work in a child process, so that an image which kills it costs that image
+    alone, and not the run. The command line asks for it. From Python it is off, because a child has to import and load
+    everything again, and what the caller has changed in this process is not seen there."""
     address: str = ""
-    """Of a Ray cluster."""
-    workers: int = 0
-    """See `deal_out`."""
-    placement: Placement = "auto"
-    pools: dict[str, Size] = field(default_factory=dict)
-    threads: int = 0
+    """Address of a running Ray cluster, such as auto or ray://host:10001; empty starts Ray on this machine."""
+    workers: int = Field(0, ge=0, le=100_000)
+    """Ray workers; 0 for one per GPU, or one."""
+    threads: int = Field(0, ge=0, le=1024)
     """CPU threads of each model; 0 for all cores, shared between workers."""
     fork: Path | str | None = None
-    """Leave the run as it is, and make this one from it."""
+    """New folder or URL: leave the run in `out` as it is, and make this one there; shards that would come out the same
+    are copied."""
     accept_changed_code: bool = False
+    """Continue a run that another version of pad's code began."""
     retry_failed: bool = False
     """Try the failed images of finished shards again, and nothing else."""
-    breaker: int = 100
+    breaker: int = Field(100, ge=0)
     """Stop when a stage fails for this many images in a row; 0 never does."""
 
     @property

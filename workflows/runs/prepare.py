@@ -6,9 +6,10 @@ from pathlib import Path
 
 from rich.text import Text
 
-from pad_pipeline.console import errors as console
+from pad_pipeline.choices import Depth
+from pad_pipeline.console import errors, note
 from pad_pipeline.errors import UserError
-from pad_pipeline.plan import PLAN_NAME, Depth, Plan, PlanFacts, write_plan
+from pad_pipeline.plan import PLAN_NAME, Plan, PlanFacts, write_plan
 from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.shards.seal import seal_problem
 from pad_pipeline.sources.base import Source
@@ -54,7 +55,7 @@ def prepare(
         remove_unfinished(folder, existing)
         run.write(folder)
     if forked is not None:
-        say(f"{adopt(forked, folder, run)} of {run.shards} shards are copied from {forked}.")
+        note(f"{adopt(forked, folder, run)} of {run.shards} shards are copied from {forked}.")
         existing = scan(folder, run.identity, run.shards)
     return run, existing
 
@@ -87,7 +88,7 @@ def plan_images(source: Source, path: Path, field: str, shard_size: int, depth: 
     Raises:
         UserError: the source lists no image, or none of its images exists.
     """
-    with console.status(Text(f"planning {source.origin}")):
+    with errors.status(Text(f"planning {source.origin}")):
         planned = write_plan(source, path, shard_size, depth, limit)
     if not planned.images:
         rule = "there is no image in it" + "".join(f"; {number} {what}" for what, number in source.counts.items())
@@ -106,7 +107,7 @@ def joined(old: Run, new: Run) -> Run:
     now = new.environment
     changed = [f"{name} {was} -> {now.get(name)}" for name, was in old.environment.items() if now.get(name) != was]
     if changed:
-        say(f"note: {', '.join(changed)} since the run began; last digits may differ from shard to shard.", "yellow")
+        note(f"note: {', '.join(changed)} since the run began; last digits may differ from shard to shard.", "yellow")
     return new.model_copy(update={"accepted_code": accepted, "environment": old.environment})
 
 
@@ -116,9 +117,4 @@ def remove_unfinished(folder: Folder, existing: Scan) -> None:
         folder.delete(name)
     if existing.damaged:
         names = ", ".join(existing.damaged[:3]) + (", ..." if len(existing.damaged) > 3 else "")
-        say(f"{len(existing.damaged)} shards are damaged and are made again ({names}).")
-
-
-def say(text: str, style: str | None = None) -> None:
-    """Print a line to standard error, without markup or line breaks."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        note(f"{len(existing.damaged)} shards are damaged and are made again ({names}).")

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 
 import pyarrow as pa
 
@@ -16,7 +15,7 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.plan import PLAN_NAME, Plan, PlanRow
 from pad_pipeline.records import shard_name
 from pad_pipeline.shards.reader import ShardFolder, index_facts, totals_in
-from pad_pipeline.shards.run import RUN_NAME, Run
+from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.seal import seal_problem
 from pad_pipeline.storage import Folder
 
@@ -204,11 +203,3 @@ def _copied(old_folder: Folder, folder: Folder, name: str) -> bool:
 
 class _DamagedError(Exception):
     pass
-
-
-def foreign(folder: Folder) -> list[str]:
-    """Return the names of up to five files that are not pad's, in a folder without a run.json."""
-    if folder.has(RUN_NAME):
-        return []
-    names = (name for name, _ in folder.files() if not name.startswith(".") or name == ".git")
-    return sorted(islice(names, 5))

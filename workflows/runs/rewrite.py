@@ -12,8 +12,8 @@ from pad_pipeline.geometry import View
 from pad_pipeline.labels import LabelEmbedder, LabelSettings
 from pad_pipeline.shards.run import Run
 from pad_pipeline.sources.stored import StoredSource
-from pad_pipeline.stages.edit import EditSettings
-from pad_pipeline.storage import Folder
+from pad_pipeline.stages.edit_settings import EditSettings
+from pad_pipeline.storage import Folder, resolved
 from pad_pipeline.workflows.engine.chain import Link
 from pad_pipeline.workflows.engine.progress import Totals
 from pad_pipeline.workflows.runs.build import carry_out, open_out
@@ -56,7 +56,7 @@ def rewrite(
     # Open the new folder, which must not be one that is read.
     edits = edits or EditSettings()
     folder = open_out(out, options.fork)
-    if any(_where(shards.folder) == _where(folder) for shards in source.runs):
+    if any(resolved(shards.folder) == resolved(folder) for shards in source.runs):
         raise UserError("out", out, "these are the shards that are read", "name a new folder")
     # Take the new view and LLM, or else those that all runs share. An LLM that is kept must not have changed.
     runs = [shards.run for shards in source.runs]
@@ -81,10 +81,6 @@ def rewrite(
     facts = (kind, chosen_view, embedder.width, settings, fingerprints | words)
     recipe = Recipe(*facts, chain, title="rewrite", input_field="shards")
     return carry_out(recipe, source, folder, options)
-
-
-def _where(folder: Folder) -> str:
-    return str(folder) if folder.remote else str(folder.path.resolve())
 
 
 def _common(what: str, settings: str, values: list[Value]) -> Value:

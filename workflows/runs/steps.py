@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pad_pipeline.errors import UserError
 from pad_pipeline.plan import Plan
 from pad_pipeline.records import Shard
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.writer import write_shard
-from pad_pipeline.storage import Folder
+from pad_pipeline.storage import Folder, unwritable
 from pad_pipeline.workflows.engine.chain import Done, Task
 
 
@@ -58,9 +57,3 @@ class WriteShard:
             return Done(shard.number, dict(write_shard(shard, self.out, self.identity)))
         except OSError as error:
             raise unwritable(self.out, error) from error
-
-
-def unwritable(out: Folder, error: OSError) -> UserError:
-    """Return the error for an output folder that is full, read-only or gone."""
-    rule = f"it can't be written ({error.strerror or error})"
-    return UserError("out", out, rule, "make room, mend it or name another `out`, then run the same command again")

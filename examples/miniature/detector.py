@@ -28,6 +28,8 @@ from transformers import (
     SwinConfig,
 )
 
+from examples.miniature.recipe import TRAIN_WORLD, VALIDATION_WORLD, Batch, Budget, Recipe
+from examples.miniature.tagger import SHAPE, normalized
 from pad_pipeline.images import DecodeSettings
 from pad_pipeline.miniature.score import Score
 from pad_pipeline.miniature.world import EDGES, LABELS, Scene, draw_scene
@@ -37,8 +39,6 @@ from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.stages.ground import Detector, DetectorSettings
 from pad_pipeline.stages.spans import CLS, DOT, SEP, Prompt, build_prompts
 from pad_pipeline.weights import file_sha256
-from pad_pipeline.workflows.miniature.recipe import TRAIN_WORLD, VALIDATION_WORLD, Batch, Budget, Recipe
-from pad_pipeline.workflows.miniature.tagger import SHAPE, normalized
 
 EDGE = 128
 """The short edge of an image inside the detector, in pixels."""
@@ -362,7 +362,7 @@ def assign_places(batch: Batch, pixels: tuple[int, int], there: Tensor) -> tuple
 def match(logits: Tensor, boxes: Tensor, batch: Batch, there: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The cheapest one-to-one assignment of queries to boxes for each image, with DETR's costs: as indices the image,
     the query and the box of each pair."""
-    from scipy.optimize import linear_sum_assignment  # of an extra: only this training needs it
+    from scipy.optimize import linear_sum_assignment  # of an extra
 
     probability = logits.sigmoid()
     words = batch["spans"] / batch["spans"].sum(-1, keepdim=True).clamp_min(1)

@@ -1,10 +1,11 @@
-"""`pad miniature compare`: what scores the answers, what asks for them, and the whole command in small."""
+"""Scores against the drawn world's truth: what scores the answers, what asks for them, and the recipe in small."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,18 @@ import pytest
 import torch
 
 from pad_pipeline.evaluation.boxes import score_boxes
+from pad_pipeline.miniature.files import write_world
 from pad_pipeline.miniature.language import DESCRIBE, REFER, caption, llava_box, questions, refer
 from pad_pipeline.miniature.world import Scene, draw_scene
 from pad_pipeline.sources.llava import LlavaSource
+from pad_pipeline.training.chat import Chat
 from pad_pipeline.training.examples import DialogueExamples, Sight
 from pad_pipeline.training.model import normalization, view_of
-from pad_pipeline.training.settings import Stage2Settings
-from pad_pipeline.training.template import IMAGE, Template
+from pad_pipeline.training.settings import Stage2Settings, settings_of
+from pad_pipeline.training.template import IMAGE, Template, TemplateName
 from pad_pipeline.weights import fetch_model
-from pad_pipeline.workflows.miniature import answers
-from pad_pipeline.workflows.miniature.answers import CaptionScore, Said, Speaker, expressions_of, slots_of
-from pad_pipeline.workflows.miniature.compare import RESULT, ROWS, Budget, Outcome, summary, write_dialogues
+from pad_pipeline.workflows.learning.experiment import RECIPES, read_experiment
+from pad_pipeline.workflows.miniature.answers import CaptionScore, Said, expressions_of, slots_of
 
 SCENES = [draw_scene(21, index) for index in range(120)]
 
@@ -127,8 +129,8 @@ def test_true_boxes_are_right_and_others_are_not() -> None:
 
 def test_dialogues_have_every_expression_with_its_box(tmp_path: Path) -> None:
     """A turn that is lost or joined to another scene's image would teach noise to both variants, unseen."""
-    write_dialogues(tmp_path / "d.json", 30, seed=21)
-    for number, record in enumerate(json.loads((tmp_path / "d.json").read_text())):
+    world = write_world(tmp_path, 30, seed=21)
+    for number, record in enumerate(json.loads(world.llava_refer.read_text())):
         said = [turn["value"] for turn in record["conversations"]]
         assert record["image"] == f"scene-{number:05d}.png"
         assert [place for place, text in enumerate(said) if "<image>" in text] == [0]
@@ -136,139 +138,148 @@ def test_dialogues_have_every_expression_with_its_box(tmp_path: Path) -> None:
         asked = {REFER + found.phrase: llava_box(SCENES[number], found.region) for found in refer(SCENES[number])}
         assert {question: answer for question, answer in turns.items() if question.startswith(REFER)} == asked
         true = dict(questions(SCENES[number], np.random.default_rng((21, number, 1))))
-        assert turns.items() <= true.items()
+        assert turns.items() <= true.items() and len(turns) == len(asked) + 1
 
 
-def test_differences_are_taken_within_a_seed() -> None:
-    """Paired: a spread that both variants share is no doubt about which is better."""
-    values = [(0, "caption", 0.1), (0, "patch", 0.2), (1, "caption", 0.5), (1, "patch", 0.6), (2, "caption", 0.9)]
-    row = summary([Outcome(seed, variant, dict.fromkeys(ROWS, value)) for seed, variant, value in values])["rec_iou"]
-    assert row["difference"]["mean"] == pytest.approx(0.1) and row["difference"]["deviation"] == pytest.approx(0)
-    assert row["caption"]["mean"] == pytest.approx(0.3) and row["relative"] == pytest.approx(1 / 3)
-    assert summary([Outcome(0, "caption", dict.fromkeys(ROWS, 0.0))]) == {}
-
-
-def test_both_variants_get_the_same_but_for_beta() -> None:
+def test_both_cells_get_the_same_but_for_beta() -> None:
     """A budget or a rate that only one of them has would decide the comparison."""
-    budget = Budget(scenes=10, dialogues=20, seeds=1, stage1_steps=3, stage2_steps=4)
-    one, two = (budget.stage1(beta, 7) for beta in (0.0, 5.0))
-    assert one != two and one.model_copy(update={"beta_end": 5.0}) == two
-    assert budget.stage2(7).beta_end == 0 and budget.stage2(7).seed == 7 and budget.stage2(7).llm == "full"
-    assert replace(budget, seeds=2).stage2(7) == budget.stage2(7)
+    recipe = read_experiment("miniature", {"shards": "x", "heldout": "x"})
+    one, two = (settings_of(1).model_validate(recipe.stage1 | cell.stage1) for cell in recipe.cells.values())
+    assert next(iter(recipe.cells)) == recipe.baseline and (one.beta_end, two.beta_end) == (0, 5)
+    assert one.model_copy(update={"beta_end": 5.0}) == two and two.beta_start == 0
+    assert not any(cell.stage2 or cell.vision or cell.llm for cell in recipe.cells.values())
+    second = settings_of(2).model_validate(recipe.stage2)
+    assert second.beta_end == 0 and second.llm == "full" and recipe.fit == "pad"
 
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`pad miniature compare` on a few scenes, for a few steps."""
+    """What `make paper` does, on a few scenes, for a few steps."""
     from typer.testing import CliRunner
 
     from pad_pipeline.workflows.cli import app
 
-    out = tmp_path_factory.mktemp("compare") / "out"
-    arguments = [
-        "miniature",
-        "compare",
-        "--out",
-        str(out),
-        "--scenes",
-        "8",
-        "--dialogues",
-        "12",
-        "--seeds",
-        "1",
-        "--probes",
-        "6",
-    ]
-    arguments += ["--stage1-steps", "2", "--stage2-steps", "3", "--threads", "1"]
+    out = tmp_path_factory.mktemp("paper") / "out"
+    text = (RECIPES / "miniature.toml").read_text()
+    short = text.replace("steps = 100", "steps = 2").replace("steps = 250", "steps = 3")
+    world, probe = out / "world", out / "probe-world"
+    commands: list[list[object]] = [
+        ["miniature", "draw", "--count", 12, "--out", world],
+        ["build", "--images", world / "llava.json", "--image-root", world / "images", "--models", "miniature",
+         "--engine", "local", "--limit", 8, "--threads", 1, "--out", out / "shards"],
+        ["miniature", "draw", "--count", 6, "--seed", 1, "--out", probe],
+        ["import", "coco", "--annotations", probe / "instances.json", "--images", probe / "images",
+         "--captions", probe / "llava.json", "--models", "miniature", "--out", out / "probes"],
+        ["experiment", out / "short.toml", "--seeds", 1, "--shards", out / "shards", "--heldout", out / "probes",
+         "--data", world / "llava_refer.json", "--image-root", world / "images", "--out", out / "paper"],
+    ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "200")
-        result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert result.exit_code == 0
-    for words in ("caption only", "patch-aligned", "REC at IoU 0.5", "stage 2, seconds"):
+        for command in commands:
+            if command[0] == "experiment":
+                (out / "short.toml").write_text(short)
+            result = CliRunner().invoke(app, list(map(str, command)), catch_exceptions=False)
+            assert result.exit_code == 0, result.output
+    for words in ("captions alone", "with the patch loss", "difference", "boxes accuracy", "stage1 patches all"):
         assert words in result.output
     return out
 
 
+def by_place(found: dict[str, Any], place: str) -> Any:
+    for name in place.split("."):
+        found = found[name]
+    return found
+
+
 @pytest.mark.slow
-def test_the_command_trains_and_scores_both_variants(compared: Path) -> None:
+def test_the_recipe_trains_and_scores_both_cells(compared: Path) -> None:
     """Both stages of both, from the same start: a stage 2 that did not begin with its stage 1's projector, or stage 1
-    trainings that are one and the same, would compare nothing."""
-    found = json.loads((compared / RESULT).read_text())
-    assert [(outcome["seed"], outcome["variant"]) for outcome in found["outcomes"]] == [(0, "caption"), (0, "patch")]
-    assert all(ROWS.keys() <= outcome["numbers"].keys() for outcome in found["outcomes"])
-    assert all(set(outcome["seconds"]) == {"stage1", "stage2", "scoring"} for outcome in found["outcomes"])
-    assert found["summary"].keys() == ROWS.keys()
+    trainings that are one and the same, would compare nothing. Every column has a number."""
+    found = json.loads((compared / "paper/experiment.json").read_text())
     logs = {}
-    for variant, beta in (("caption", 0.0), ("patch", 5.0)):
-        folder = compared / f"{variant}-0"
-        logs[variant] = [json.loads(line) for line in (folder / "stage1/log.jsonl").read_text().splitlines()]
-        assert logs[variant][-1]["beta"] == beta and len(logs[variant]) == 2
+    for cell, beta in (("captions alone", 0.0), ("with the patch loss", 5.0)):
+        folder = compared / f"paper/{cell}-0"
+        result = json.loads((folder / "result.json").read_text())
+        assert not [column for column in found["experiment"]["columns"] if by_place(result, column) is None]
+        logs[cell] = [json.loads(line) for line in (folder / "stage1/log.jsonl").read_text().splitlines()]
+        assert logs[cell][-1]["beta"] == beta and len(logs[cell]) == 2
         facts = json.loads((folder / "stage2/training.json").read_text())["job"]
         assert facts["init"] == str(folder / "stage1/mm_projector.bin") and facts["settings"]["llm"] == "full"
         assert facts["fit"] == "pad"
         assert not (folder / "stage2/dropped.jsonl").exists()
-    assert logs["caption"][0]["caption_loss"] == logs["patch"][0]["caption_loss"]
+    assert logs["captions alone"][0]["caption_loss"] == logs["with the patch loss"][0]["caption_loss"]
+
+
+@pytest.mark.slow
+def test_shards_of_another_world_are_not_scored(
+    compared: Path, pad: Callable[..., SimpleNamespace], tmp_path: Path
+) -> None:
+    """The truth of other scenes would call every answer wrong, and the table would look like a finding."""
+    text = (compared / "short.toml").read_text().replace("seed = 1", "seed = 2")
+    (tmp_path / "other.toml").write_text(text)
+    shards = ["--shards", compared / "shards", "--heldout", compared / "probes"]
+    done = pad("experiment", tmp_path / "other.toml", *shards, "--seeds", 1, "--out", tmp_path / "out")
+    assert done.code == 2 and "is no scene of world 2" in done.err and "Traceback" not in done.err, done.err
 
 
 @pytest.mark.slow
 def test_the_model_is_asked_as_it_was_taught(compared: Path) -> None:
     """The question's tokens up to the answer, and the image's pixels, are those of the training: another template,
     a crop instead of padding, or a token too many would cost accuracy that nobody could explain."""
-    speaker = Speaker(compared / "patch-0/stage2/hf", "v1")
+    chat, captions = (Chat(compared / f"paper/with the patch loss-0/{stage}") for stage in ("stage2", "stage1"))
     settings = Stage2Settings()
-    tower = fetch_model("--vision", "miniature:clip")
+    tower = fetch_model("vision", "miniature:clip")
     sight = Sight(view_of(tower, "pad"), *normalization(tower), 196)
-    source = LlavaSource(str(compared / "dialogues.json"), str(compared / "world/images"))
-    examples = DialogueExamples(source, sight, Template("v1", speaker.tokenizer), settings, 128)
-    records = json.loads((compared / "dialogues.json").read_text())
+    source = LlavaSource(str(compared / "world/llava_refer.json"), str(compared / "world/images"))
+    tokenizer = chat.processor.tokenizer
+    examples = DialogueExamples(source, sight, Template("v1", tokenizer), settings, 128)
+    records = json.loads((compared / "world/llava_refer.json").read_text())
+    image = chat.model.config.image_token_id
+    plain = Template("plain", tokenizer).question("")
+    assert len(plain) == 2 and plain[1] == IMAGE
     for number, record in enumerate(records):
         example = examples[number]
         first = example.text.supervised.index(True)
         taught = example.text.ids[:first]
         place = taught.index(IMAGE)
-        asked = speaker.prompt(record["conversations"][0]["value"].replace("<image>\n", ""))
-        assert asked[:place] + asked[place + 196 :] == taught[:place] + taught[place + 1 :]
-        assert set(asked[place : place + 196]) == {speaker.llava.config.image_token_id}
         scene = draw_scene(0, number)
-        pixels = speaker.processor.image_processor([scene.image], return_tensors="pt")["pixel_values"][0]
-        assert torch.allclose(pixels, example.pixels, atol=1e-5)
+        put = chat.prepare(scene.image, record["conversations"][0]["value"])
+        assert put["input_ids"][0].tolist() == taught[:place] + [image] * 196 + taught[place + 1 :]
+        assert torch.allclose(put["pixel_values"][0], example.pixels, atol=1e-5)
+        shown = captions.show(scene.image)
+        assert shown["input_ids"][0].tolist() == [plain[0]] + [image] * 196
+        assert torch.allclose(
+            shown["pixel_values"][0], sight._replace(view=view_of(tower, "crop")).normalized(scene.image), atol=1e-5
+        )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "template"), [("stage1", "plain"), ("stage2", "v1")])
 def test_batches_with_a_cache_say_what_single_greedy_steps_say(
-    compared: Path, stage: str, template: answers.TemplateName, monkeypatch: pytest.MonkeyPatch
+    compared: Path, stage: str, template: TemplateName
 ) -> None:
     """The likeliest token each time, the whole sequence anew for each: a cache in the wrong place, padding that is
     looked at, or answers in another order than the questions show."""
-    monkeypatch.setattr(answers, "BATCH", 2)
-    speaker = Speaker(compared / "patch-0" / stage / "hf", template)
-    scenes = SCENES[:3]
+    chat, one_line = Chat(compared / f"paper/with the patch loss-0/{stage}"), template == "plain"
+    scenes, tokenizer = SCENES[:3], chat.processor.tokenizer
     asked = [(scene.image, REFER + found.phrase) for scene in scenes for found in refer(scene)][:3]
     asked += [(scene.image, DESCRIBE[0]) for scene in scenes[1:]]
+    put = [chat.show(image) if one_line else chat.prepare(image, question) for image, question in asked]
+    newline = tokenizer("\n", add_special_tokens=False)["input_ids"][-1]
+    ends = [tokenizer.eos_token_id, *([newline] if one_line else [])]
     most = 6
     expected = []
-    for image, question in asked:
-        ids = speaker.prompt(question)
-        pixels = speaker.processor.image_processor([image], return_tensors="pt")["pixel_values"]
+    for one in put:
         said: list[int] = []
         with torch.inference_mode():
             while len(said) < most:
-                whole = torch.tensor([[*ids, *said]])
-                logits = speaker.llava(input_ids=whole, pixel_values=pixels, use_cache=False).logits[0, -1]
-                logits[speaker.llava.config.image_token_id] = -torch.inf
+                whole = torch.cat([one["input_ids"], torch.tensor([said], dtype=torch.long)], 1)
+                logits = chat.model(input_ids=whole, pixel_values=one["pixel_values"], use_cache=False).logits[0, -1]
+                logits[chat.model.config.image_token_id] = -torch.inf
                 token = int(logits.argmax())
-                if token in speaker.ends:
+                if token in ends:
                     break
                 said.append(token)
-        expected.append(speaker.tokenizer.decode(said).strip())
-    assert speaker.answer(asked, most) == expected
+        expected.append(tokenizer.decode(said).strip())
+    assert chat.answers(put, most, batch=2, one_line=one_line) == expected
     assert len(set(expected)) > 1 and any(expected)
-
-
-def test_prompts_of_a_length_go_together() -> None:
-    """None is lost, none is asked twice, none is padded."""
-    prompts = [[0] * length for length in (3, 5, 3, 3, 5, 4, 3)]
-    groups = list(answers.same_length(prompts, 3))
-    assert sorted(place for group in groups for place in group) == list(range(7))
-    assert all(len(group) <= 3 and len({len(prompts[place]) for place in group}) == 1 for group in groups)

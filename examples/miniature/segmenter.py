@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
+from examples.miniature.recipe import TRAIN_WORLD, VALIDATION_WORLD, Batch, Budget, Recipe, to_device
 from pad_pipeline.miniature.world import draw_scene
 from pad_pipeline.stages.sam.network import build_sam, decode_boxes
 from pad_pipeline.stages.sam.shape import SamShape
-from pad_pipeline.workflows.miniature.recipe import TRAIN_WORLD, VALIDATION_WORLD, Batch, Budget, Recipe, to_device
 
 SHAPE = SamShape(
     image_size=160, patch=8, width=96, depth=4, heads=4, global_attention=[1, 3], window=10, decoder_width=64,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +11,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pad_pipeline.miniature.language import caption, parses, questions
+from examples.miniature.recipe import TRAIN_WORLD, VALIDATION_WORLD, Batch, Budget, Recipe
+from pad_pipeline.miniature.language import caption, questions
 from pad_pipeline.miniature.world import LABELS, Scene, draw_scene
 from pad_pipeline.pretrained import quiet
-from pad_pipeline.workflows.miniature.recipe import TRAIN_WORLD, VALIDATION_WORLD, Batch, Budget, Recipe
+from pad_pipeline.workflows.miniature.scoring import grammatical, perplexity
 
 WORDS = 640
 """Tokens of the vocabulary: few enough that many labels have more than one."""
@@ -149,45 +148,3 @@ def build_config(words: int) -> LlamaConfig:
         vocab_size=words, hidden_size=128, intermediate_size=288, num_hidden_layers=4, num_attention_heads=4,
         max_position_embeddings=1024, bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
-
-
-@torch.inference_mode()
-def perplexity(network: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, scenes: Iterable[Scene]) -> float:
-    """exp of the mean cross-entropy over the tokens of the scenes' captions, each after a BOS, each with its "\\n"."""
-    total, count = 0.0, 0
-    for scene in scenes:
-        ids = torch.tensor([[1, *tokenizer(caption(scene) + "\n", add_special_tokens=False)["input_ids"]]])
-        logits = network(ids).logits[0, :-1]
-        total += float(F.cross_entropy(logits.float(), ids[0, 1:], reduction="sum"))
-        count += ids.shape[1] - 1
-    return math.exp(total / count)
-
-
-@torch.inference_mode()
-def grammatical(network: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int, seed: int = 0) -> float:
-    """The share of generated captions that are sentences of the world's grammar.
-
-    Sampled after a BOS, at temperature 1 from the whole distribution. What begins as another kind of text (a row of
-    words, a conversation) is no caption, and left out; captions are drawn until there are `count`.
-    """
-    words = ("a", "an", "on", "the")  # how captions begin
-    first = torch.tensor([tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words])
-    generator = torch.Generator().manual_seed(seed)
-    start = network(torch.tensor([[1]])).logits[0, -1].float().softmax(-1)
-    only = torch.zeros_like(start)
-    only[first] = start[first]
-    newline = tokenizer("\n", add_special_tokens=False)["input_ids"][0]
-    right = 0
-    for done in range(0, count, 250):
-        ids = torch.multinomial(only, min(250, count - done), replacement=True, generator=generator)[:, None]
-        ids = torch.cat([torch.ones_like(ids), ids], 1)
-        cache = None
-        for _ in range(120):
-            output = network(ids if cache is None else ids[:, -1:], past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
-            following = torch.multinomial(output.logits[:, -1].float().softmax(-1), 1, generator=generator)
-            ids = torch.cat([ids, following], 1)
-            if bool((ids == newline).any(1).all()):
-                break
-        right += sum(parses(tokenizer.decode(row[1:]).split("\n")[0]) for row in ids)
-    return right / count

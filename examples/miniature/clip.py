@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
+from examples.miniature.llm import build_tokenizer
+from examples.miniature.recipe import TRAIN_WORLD, VALIDATION_WORLD, Batch, Budget, Recipe
 from pad_pipeline.geometry import HALF, View
 from pad_pipeline.miniature.kinds import THINGS
 from pad_pipeline.miniature.language import SIDES, caption, listed, side, with_article
 from pad_pipeline.miniature.world import EDGES, LABELS, Scene, draw_scene
 from pad_pipeline.pretrained import quiet
 from pad_pipeline.training.model import CLIP_MEAN, CLIP_STD
-from pad_pipeline.workflows.miniature.llm import build_tokenizer
-from pad_pipeline.workflows.miniature.recipe import TRAIN_WORLD, VALIDATION_WORLD, Batch, Budget, Recipe
 
 VIEW = View(size=112, patch=8)
 """A grid of 14 x 14."""

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.world import LABELS
+from pad_pipeline.storage import Folder, whole
 
 TRAIN_WORLD, VALIDATION_WORLD = 2_000_000, 3_000_000
 """Seeds of the worlds that training draws from (the run's seed is added); all smaller ones are unseen."""
@@ -113,6 +114,7 @@ def fit(recipe: Recipe, folder: Path, report: Report = lambda entry: None, save_
         UserError: the folder holds the state of another training, or can't be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    Folder(folder).clean()
     budget = recipe.budget
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe.to(device).train()
@@ -230,15 +232,13 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def _save(recipe: Recipe, optimizers: list[torch.optim.Optimizer], step: int, seconds: float, path: Path) -> None:
-    partial = path.with_suffix(".partial")
     state = {"training": _identity(recipe), "step": step, "seconds": seconds, "model": recipe.state_dict()}
     state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
     try:
-        torch.save(state, partial)
-        partial.replace(path)
+        with whole(path) as partial:
+            torch.save(state, partial)
     except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of a full disk
-        partial.unlink(missing_ok=True)
-        raise UserError("--out", path, f"it can't be written ({error})", "make room, and run it again") from error
+        raise UserError("out", path, f"it can't be written ({error})", "make room, and run it again") from error
 
 
 def _restore(recipe: Recipe, optimizers: list[torch.optim.Optimizer], path: Path) -> tuple[int, float]:
@@ -256,6 +256,6 @@ def _restore(recipe: Recipe, optimizers: list[torch.optim.Optimizer], path: Path
             return state["step"], state["seconds"]
     except Exception as error:
         rule = f"the saved training in it can't be read ({type(error).__name__})"
-        raise UserError("--out", path, rule, "delete the file to start anew") from error
+        raise UserError("out", path, rule, "delete the file to start anew") from error
     rule = f"it holds another training: its {' and '.join(different)} differ"
-    raise UserError("--out", path, rule, "name another folder, or delete the file to start anew")
+    raise UserError("out", path, rule, "name another folder, or delete the file to start anew")

@@ -11,11 +11,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from examples.miniature.recipe import TRAIN_WORLD, VALIDATION_WORLD, Batch, Budget, Recipe
 from pad_pipeline.geometry import View
 from pad_pipeline.miniature.world import LABELS, Scene, draw_scene
 from pad_pipeline.stages.ram.network import Ram, RamSettings
 from pad_pipeline.stages.tag import MEAN, STD, preprocess
-from pad_pipeline.workflows.miniature.recipe import TRAIN_WORLD, VALIDATION_WORLD, Batch, Budget, Recipe
 
 SHAPE = RamSettings(
     image_size=128, embed_dim=32, depths=[2, 2, 4], num_heads=[2, 4, 8], window=8,

@@ -1,4 +1,4 @@
-"""`pad miniature train`: one of the five models, or all in their order, and the manifest when all are there."""
+"""One of the five models, or all in their order, and the manifest when all are there."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pydantic import ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 
+from examples.miniature.clip import VIEW as CLIP_VIEW
+from examples.miniature.clip import ClipRecipe
+from examples.miniature.detector import SETTINGS as DETECTOR
+from examples.miniature.detector import DetectorRecipe
+from examples.miniature.llm import LlmRecipe
+from examples.miniature.recipe import Recipe, cores, fit
+from examples.miniature.segmenter import SegmenterRecipe
+from examples.miniature.tagger import SHAPE as RAM_SHAPE
+from examples.miniature.tagger import TaggerRecipe
 from pad_pipeline.console import errors as console
 from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.shipped import MANIFEST, Member, write_manifest
 from pad_pipeline.packages import OPTIONAL, installed, without
-from pad_pipeline.workflows.miniature.clip import VIEW as CLIP_VIEW
-from pad_pipeline.workflows.miniature.clip import ClipRecipe
-from pad_pipeline.workflows.miniature.detector import SETTINGS as DETECTOR
-from pad_pipeline.workflows.miniature.detector import DetectorRecipe
-from pad_pipeline.workflows.miniature.llm import LlmRecipe
-from pad_pipeline.workflows.miniature.recipe import Recipe, cores, fit
-from pad_pipeline.workflows.miniature.segmenter import SegmenterRecipe
-from pad_pipeline.workflows.miniature.tagger import SHAPE as RAM_SHAPE
-from pad_pipeline.workflows.miniature.tagger import TaggerRecipe
 
 ORDER = ("tagger", "detector", "segmenter", "clip", "llm")
 """The detector starts from the tagger's Swin; the others stand alone."""
@@ -48,12 +48,12 @@ def train_miniature(name: str, out: Path, seed: int = 0, steps: int = 0) -> Path
     """
     models = out / "models"
     if name in ("all", "detector") and not installed("scipy"):
-        raise UserError("NAME", name, without("scipy"), OPTIONAL["scipy"].install)
+        raise UserError("name", name, without("scipy"), OPTIONAL["scipy"].install)
     try:
         models.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         rule = f"it can't be written ({error.strerror})"
-        raise UserError("--out", out, rule, "choose another folder") from error
+        raise UserError("out", out, rule, "choose another folder") from error
     for member in ORDER if name == "all" else (name,):
         _train_one(member, out, seed, steps)
     members = _members(out)
@@ -68,7 +68,7 @@ def _recipe(name: str, out: Path, seed: int, steps: int) -> Recipe:
     if name == "detector":
         tagger = out / "models/tagger.safetensors"
         if not tagger.is_file():
-            remedy = f"first run: pad miniature train tagger --out {out}"
+            remedy = f"first run: python -m examples.miniature tagger --out {out}"
             raise UserError("detector", tagger, "it starts from the tagger's Swin, which is not there", remedy)
         return DetectorRecipe(tagger, **more)
     kinds: dict[str, Callable[..., Recipe]] = {
@@ -104,9 +104,9 @@ def _train_one(name: str, out: Path, seed: int, steps: int) -> None:
     try:
         metrics = recipe.export(out / "models")
     except (OSError, SafetensorError) as error:
-        raise UserError("--out", out, f"it can't be written ({error})", "make room, and run it again") from error
+        raise UserError("out", out, f"it can't be written ({error})", "make room, and run it again") from error
     member = Member(
-        command=f"pad miniature train {name} --seed {seed}" + (f" --steps {steps}" if steps else ""),
+        command=f"python -m examples.miniature {name} --seed {seed}" + (f" --steps {steps}" if steps else ""),
         steps=recipe.budget.steps,
         parameters=sum(parameter.numel() for parameter in recipe.network.parameters()),
         seconds=round(seconds, 1),
@@ -130,7 +130,7 @@ def _members(out: Path) -> dict[str, Member]:
         return {name: Member.model_validate_json(path.read_bytes()) for name, path in paths.items() if path.is_file()}
     except ValidationError as error:
         rule = f"a member.json in it can't be read ({error.title})"
-        raise UserError("--out", out / "training", rule, "train that model again") from error
+        raise UserError("out", out / "training", rule, "train that model again") from error
 
 
 def _toml(box_threshold: float) -> str:

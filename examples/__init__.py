@@ -1,0 +1,1 @@
+"""Packages and programs beside pad: none of them is installed with it."""

@@ -1,0 +1,1 @@
+"""Trains the five small models of the drawn world, which ship with pad, anew."""

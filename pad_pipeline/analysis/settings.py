@@ -1,0 +1,53 @@
+"""Settings of the studies: the choices that the paper leaves open."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pad_pipeline.geometry import PatchRule
+from pad_pipeline.measures.align import ThresholdRule
+from pad_pipeline.measures.vocabulary import WordFilter
+
+
+class AnalysisSettings(BaseModel):
+    """The choices of an analysis that the paper leaves open."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    patches: PatchRule = "argmax"
+    """Which patches show a label (see `PatchRule`). `argmax`: those that a mask covers by half, or else by most. `half`
+    loses a third of real objects; `any` and `soft` take all patches that the mask touches."""
+    seed: int = Field(0, ge=0)
+    """The seed of the controls: shuffled labels, shuffled patches, the untrained projector."""
+    unit: Literal["nats", "bits"] = "nats"
+    """The unit of entropies."""
+    center: bool = False
+    """Whether entropies are computed after subtracting the mean of the vectors."""
+    threshold_rule: ThresholdRule = "best"
+    """When a token says a label, see `ThresholdRule`."""
+    threshold: float = Field(0.5, ge=-1, le=1)
+    """The threshold of the cosine for the rule `fixed`."""
+    among: Literal["image", "all"] = "image"
+    """The labels that a patch chooses from with the rule `argmax`: those of its image, or those of all images."""
+    steps: int = Field(5, ge=1)
+    """Words that matching pursuit takes for a token; K in the paper."""
+    orthogonal: bool = False
+    """Whether matching pursuit is orthogonal."""
+    positive: bool = False
+    """Whether each step takes the word with the highest <r, w>, and not the highest |<r, w>|, for the residual r."""
+    words: WordFilter = "all"
+    """The tokens of the LLM that matching pursuit chooses from."""
+    lens_layer: int = -1
+    """Index of the LLM's hidden state that the logit lens reads; -1 is the last."""
+    neighbors: int = Field(10, ge=1)
+    """The number k of neighbors in the neighbor overlap."""
+    least_align: float = Field(0.15, ge=0, le=1)
+    """Align below this counts as a sign of failure; the value is the paper's."""
+    above_chance: float = Field(1.2, ge=0)
+    """Align below this many times its best control counts as a sign of failure, too: where regions are large, chance
+    alone gives more than 0.15."""
+    most_unreadable: float = Field(0.5, ge=0, le=1)
+    """A share of patches above this whose first word can't be read counts as a sign of failure; the value is the
+    paper's."""

@@ -1,0 +1,51 @@
+"""What a folder says of itself as JSON (settings, inputs, models): read, flattened, and compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from pad_pipeline.errors import UserError
+
+
+def read_facts(path: Path) -> dict[str, Any] | None:
+    """Return what an earlier call wrote about its output folder; None where there is no such file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        facts = json.loads(path.read_bytes())
+        if not isinstance(facts, dict):
+            raise ValueError
+    except (ValueError, RecursionError) as error:
+        raise UserError("out", path, "it can't be read", "name another `out`") from error
+    return facts
+
+
+def flat(facts: Any, name: str = "") -> dict[str, Any]:
+    """Return nested facts as one dictionary with dotted names: `{"a": {"b": 1}}` -> `{"a.b": 1}`."""
+    if not isinstance(facts, dict):
+        return {name: facts}
+    parts = (flat(value, f"{name}.{key}" if name else key) for key, value in facts.items())
+    return {dotted: value for part in parts for dotted, value in part.items()}
+
+
+def differences(old: Any, new: Any, but: Collection[str] = ()) -> list[str]:
+    """Return `name: old -> new` for every fact that differs, in the order of names.
+
+    Args:
+        old: nested facts.
+        new: likewise; a fact that one side lacks is None there.
+        but: dotted names that may differ.
+    """
+    before, after = flat(old), flat(new)
+    return [
+        f"{name}: {before.get(name, 'absent')} -> {after.get(name, 'absent')}"
+        for name in sorted(before.keys() | after.keys())
+        if name not in but and before.get(name) != after.get(name)
+    ]

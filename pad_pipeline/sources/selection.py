@@ -1,0 +1,45 @@
+"""Which images of finished shards are taken. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pad_pipeline.choices import Status
+
+if TYPE_CHECKING:
+    from pad_pipeline.shards.reader import ShardFolder
+
+
+class Selection(BaseModel):
+    """Which images are taken. Each that is not left as it is leaves out some."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    statuses: frozenset[Status] = frozenset()
+    """Take only images with one of these statuses; none takes all."""
+    labels: frozenset[str] = frozenset()
+    """Take only images with a region of one of these labels; none takes all."""
+    ids: frozenset[str] = frozenset()
+    """Take only images with one of these ids; none takes all."""
+    min_regions: int = Field(0, ge=0)
+    """Take only images with at least so many regions."""
+    min_edge: int = Field(0, ge=0)
+    """Take only images whose shorter edge has at least so many pixels; failed images, whose size is not known, go."""
+
+    def takes(self, shards: ShardFolder, name: str, row: dict[str, Any]) -> bool:
+        """Whether the image of one index row is taken. Its sample is read only where nothing less decides."""
+        if (
+            (self.statuses and row["status"] not in self.statuses)
+            or (self.ids and row["id"] not in self.ids)
+            or row["regions"] < self.min_regions
+            or (self.min_edge and min(row["width"], row["height"]) < self.min_edge)
+        ):
+            return False
+        if not self.labels:
+            return True
+        if not row["regions"]:
+            return False
+        regions = shards.sample(name, row, image=False).meta["regions"]
+        return any(region["label"] in self.labels for region in regions)

@@ -1,0 +1,133 @@
+"""Small chains for the engines: shards of a few rows without images, and a stage with something wrong in it. A child
+process imports this in no time."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.records import ImageRecord, Shard
+from pad_pipeline.stages.base import Stage
+from pad_pipeline.workflows.engine.attempts import Attempts
+from pad_pipeline.workflows.engine.chain import Done, Link, Step, Task
+from pad_pipeline.workflows.engine.progress import Watch
+
+ROWS = 4
+"""Images of each shard."""
+
+
+class Read:
+    """Task -> rows named `SHARD-ROW`."""
+
+    def __call__(self, task: Task) -> Shard:
+        """As `ReadShard`, without a plan."""
+        names = [f"{task.number}-{row}" for row in range(ROWS)]
+        shard = Shard(task.number, [ImageRecord(name, name, key=name) for name in names], trial=task.part is not None)
+        for row, stage in task.killers:
+            shard.rows[row].fail(stage, "it kills")
+        shard.rows = shard.rows[slice(*(task.part or (0, ROWS)))]
+        return shard
+
+
+class Work(Stage):
+    """Does what it is told with the rows of these names.
+
+    Args:
+        what: `nothing`, `segfault`, `exit`, `raise`, `foreign` (an error that can't be sent), `bug`, or `wait`, which
+            notes in `notes` that it was stopped, or with `deaf` goes on all the same.
+        names: of the rows.
+        notes: a file of this name gets a line for each thing that happens.
+    """
+
+    name = "work"
+    batch_size = 2
+
+    def __init__(self, what: str = "nothing", names: Sequence[str] = (), notes: str = "") -> None:
+        super().__init__()
+        self.what, self.names, self.notes = what, names, notes
+        if "begin" in names:
+            self._do()
+
+    def note(self, text: str) -> None:
+        """Add a line to the notes."""
+        if self.notes:
+            with Path(self.notes).open("a") as stream:
+                stream.write(text + "\n")
+
+    def process(self, rows: list[ImageRecord], inputs: list[Any]) -> list[Any]:
+        """As it is told."""
+        for row in rows:
+            self.note(f"{row.id} {os.getpid()}")
+            if row.id in self.names:
+                self._do()
+        return inputs
+
+    def finish(self, row: ImageRecord, output: Any) -> None:
+        """Nothing."""
+
+    def _do(self) -> None:
+        class Foreign(UserError):
+            pass
+
+        if self.what == "segfault":
+            ctypes.string_at(0)
+        elif self.what == "exit":
+            os._exit(0)
+        elif self.what == "raise":
+            raise UserError("shard", "here", "something is wrong", "mend it")
+        elif self.what == "foreign":
+            raise Foreign("shard", "here", "something is wrong", "mend it")
+        elif self.what in ("wait", "deaf"):
+            if self.what == "deaf":
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            self.note("waits")
+            try:
+                while True:
+                    time.sleep(0.01)
+                    self.note("waits")
+            finally:
+                self.note("stopped in good order")
+
+
+class Write:
+    """Shard -> how many of its rows failed."""
+
+    def __call__(self, shard: Shard) -> Done:
+        """As `WriteShard`, without a folder."""
+        if shard.trial:
+            return Done(shard.number, {})
+        failed = sum(row.status == "failed" for row in shard.rows)
+        return Done(shard.number, {"images": len(shard.rows), "failed": failed})
+
+
+class Told(Watch):
+    """A watch whose console is text."""
+
+    def __init__(self, shards: int) -> None:
+        self.text = io.StringIO()
+        super().__init__("test", shards, shards * ROWS, Console(file=self.text, width=500))
+
+
+def chain(work: Callable[[], Work] = Work) -> list[Link]:
+    """read -> work -> write, in two links."""
+    return [Link("first", [Step("read", Read), Step("work", work)]), Link("last", [Step("write", Write)])]
+
+
+def doing(what: str, *names: str, notes: Path | str = "") -> list[Link]:
+    """A chain that does `what` with the rows of these names; `begin` among them: when it is built."""
+    return chain(partial(Work, what, names, str(notes)))
+
+
+def begin(number: int) -> Attempts:
+    """The attempts at a shard."""
+    return Attempts(number, ROWS)

@@ -1,0 +1,201 @@
+"""A child process that holds a chain and works on the tasks that its parent sends. Both ends of it are here.
+
+It is started anew and not forked: models and threads would not survive a fork. multiprocessing would run the caller's
+script again in it; here nothing of the script is run. It takes no signal from the terminal, ends in good order when its
+parent asks, and at once when its parent is gone, so that no orphan goes on writing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import Any, NoReturn
+
+from pad_pipeline.workflows.engine.chain import Chain, Done, Link, Task, Worked, portable
+
+PATIENCE = 20.0
+"""Seconds that a child has to end in good order."""
+LOG_FORMAT = "%(asctime)s %(name)s: %(message)s"
+"""Of what libraries have to say, with `pad --verbose`."""
+_START = (
+    "import sys; sys.path[:] = sys.argv[3:]; from pad_pipeline.workflows.engine.child import main; "
+    "main(int(sys.argv[1]), sys.argv[2].split())"
+)
+
+
+class ChildDied(Exception):
+    """The child process is no more; the text says how it ended."""
+
+
+class Child:
+    """The parent's end of a child process.
+
+    Args:
+        modules: what the child imports first.
+    """
+
+    _waiting: Child | None = None
+    """Started early, see `preload`."""
+
+    def __init__(self, *modules: str) -> None:
+        self.connection, theirs = Pipe()
+        with theirs:
+            command = [sys.executable, "-c", _START, str(theirs.fileno()), " ".join(modules), *sys.path]
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+
+    @classmethod
+    def preload(cls, *modules: str) -> None:
+        """Start the child that will be taken next. It imports modules while this process does other things."""
+        cls._waiting = cls._waiting or cls(*modules)
+
+    @classmethod
+    def taken(cls) -> Child:
+        """Return the child that `preload` started, or else a new one."""
+        child, cls._waiting = cls._waiting or cls(), None
+        return child
+
+    def begin(self, link: Link) -> None:
+        """Have the child build a chain.
+
+        Raises:
+            ChildDied: it died over that.
+            Exception: what went wrong in it.
+        """
+        level = logging.getLogger().level if logging.getLogger().handlers else 0
+        self.send((link, level))
+        self.receive()
+
+    def send(self, what: object) -> None:
+        """Send a task.
+
+        Raises:
+            ChildDied: there is nobody to send it to.
+        """
+        try:
+            self.connection.send(what)
+        except OSError as error:
+            raise self._death() from error
+
+    def receive(self) -> Done | dict[str, Worked] | str | None:
+        """Return the next thing that the child says: the name of the step that it begins, what its stages have come to,
+        or what became of the task.
+
+        Raises:
+            ChildDied: it died.
+            Exception: what went wrong in it.
+        """
+        try:
+            while not self.connection.poll(1.0):
+                if self.process.poll() is not None and not self.connection.poll():
+                    raise EOFError  # and something that it started still holds its end
+            answer = self.connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._death() from error
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def stop(self) -> None:
+        """End the child: in good order, or else by force."""
+        self.process.terminate()
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:  # also where the user won't wait
+            self.process.kill()
+            self.process.wait()
+            self.connection.close()
+
+    def _death(self) -> ChildDied:
+        try:
+            code = self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        self.connection.close()
+        return ChildDied(f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}")
+
+
+def main(descriptor: int, modules: list[str]) -> NoReturn:
+    """Run the child's end: import, build the chain that comes first, work on the tasks that come then.
+
+    Args:
+        descriptor: of the connection.
+        modules: what is imported first.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears these too, and tells
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _stop)
+    os.set_inheritable(descriptor, False)
+    code = 0
+    try:
+        connection, inbox = Connection(descriptor), SimpleQueue[bytes]()
+        threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
+        for name in modules:
+            importlib.import_module(name)
+        _work(connection, inbox)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        code = 1
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)  # threads that read from a network would be waited for
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _listen(connection: Connection, inbox: SimpleQueue[bytes]) -> None:
+    """Take in what the parent sends. When the parent is gone, nothing more may be written."""
+    while True:
+        try:
+            inbox.put(connection.recv_bytes())
+        except (EOFError, OSError):
+            os._exit(1)
+
+
+def _work(connection: Connection, inbox: SimpleQueue[bytes]) -> None:
+    chain: Chain
+
+    def tick() -> None:
+        connection.send(chain.worked())
+
+    try:
+        link, level = pickle.loads(inbox.get())
+        if level:
+            logging.basicConfig(level=level, format=LOG_FORMAT)
+        chain = Chain(link, tick)
+    except Exception as error:
+        connection.send(portable(error))
+        return
+    connection.send(None)
+    while True:
+        try:
+            answer: Any = _done(chain, pickle.loads(inbox.get()), connection)
+        except Exception as error:
+            answer = portable(error)
+        connection.send(answer)
+
+
+def _done(chain: Chain, task: Task, connection: Connection) -> Done:
+    item: Any = task
+    for number, name in enumerate(chain.names):
+        connection.send(name)  # so that the parent knows where the child dies
+        item = chain.run(item, number, number + 1)
+    connection.send(chain.worked())
+    done: Done = item
+    return done
