@@ -105,7 +105,8 @@ def open_text(field: str, origin: str) -> TextIO:
     if is_url(origin):
         store, path = file_system(field, origin)
         try:
-            return store.open(path, "r", encoding="utf-8-sig", newline="")
+            stream: TextIO = store.open(path, "r", encoding="utf-8-sig", newline="")
+            return stream
         except Exception as error:
             raise UserError(field, origin, f"it can't be opened ({error})", "check the URL") from error
     return Path(origin).open(encoding="utf-8-sig", newline="")
@@ -229,7 +230,7 @@ class _Window:
             end = stop + len(self.ending)
             try:
                 # What parses as a list ends where a record does: brackets and quotes come out even nowhere else.
-                records = orjson.loads(f"[{self.text[start:end]}]")
+                records: list[Any] = orjson.loads(f"[{self.text[start:end]}]")
             except ValueError:
                 continue
             if not all(type(record) is dict and type(record.get("id")) in _IDS for record in records):
