@@ -1,4 +1,4 @@
-"""Settings of a model of the user's own: a class that the models file names."""
+"""Settings of the user's own models: classes that the models file names."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
     from pad_pipeline.stages.compute import ComputeSettings
 
 SECTIONS = {"class", "entry_point"}
-"""Settings by which a section of a models file shows that it names a class of the user's own."""
+"""Settings that name a class; a section of a models file that has one of them is for the user's own model."""
 
 
 class CustomSettings(StageSettings):
-    """Settings of a model of the user's own, which replaces one of pad's."""
+    """Settings of the user's own model, which replaces one of pad's."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
     method: ClassVar[str]
-    """What the class must be able to do; see `pad_pipeline.stages.custom.protocol`."""
+    """The method that the class must have; see `pad_pipeline.stages.custom.protocol`."""
 
     class_: str = Field("", alias="class")
-    """`package.module:Class`, of a package that is installed or on PYTHONPATH, on each node."""
+    """`package.module:Class`; the package must be installed or on PYTHONPATH on each node."""
     entry_point: str = Field("", exclude=True)
-    """Instead of `class`: the name that an installed package gives it in the entry points' group `pad.detectors`
+    """In place of `class`: the class's name in the entry points of an installed package, in the group `pad.detectors`
     (`pad.taggers`, `pad.segmenters`, `pad.grounders`)."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """What the class's own `Settings` are filled from. Those of type `Path` are relative to the TOML file."""
+    """The values of the class's own `Settings`. Those of type `Path` are relative to the TOML file."""
     code: str = Field("", exclude=True)
-    """What `code_of` says where the run was begun; a worker that finds something else refuses."""
+    """The result of `code_of` on the machine where the run began; a worker with other code refuses to run."""
 
     @model_validator(mode="after")
     def _one_name(self) -> Self:
@@ -46,8 +46,8 @@ class CustomSettings(StageSettings):
 
     @model_serializer(mode="wrap")
     def _as_in_toml(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        found = handler(self)
-        return {"class" if name == "class_" else name: value for name, value in found.items()}
+        values = handler(self)
+        return {"class" if name == "class_" else name: value for name, value in values.items()}
 
     @property
     def field(self) -> str:
@@ -60,7 +60,7 @@ class CustomSettings(StageSettings):
         return self.code
 
     def files(self) -> list[ModelFile]:
-        """The module of the class, and each file that a setting of type `Path` names."""
+        """Return the module of the class, and each file that a setting of type `Path` names."""
         from pad_pipeline.stages.custom.load import files, module_file
 
         named = [ModelFile(f"{self.section}.settings.{name}", str(path)) for name, path in files(self).items()]
@@ -73,7 +73,7 @@ class CustomSettings(StageSettings):
         return fingerprints(self)
 
     def check(self) -> str:
-        """Make the model and ask it about a gray image: most mistakes against the protocol show there."""
+        """Make the model and run it on a gray image, which shows most violations of the protocol."""
         from PIL import Image
 
         from pad_pipeline.images import DecodeSettings
@@ -82,7 +82,7 @@ class CustomSettings(StageSettings):
 
         row = ImageRecord("check", "check", key="check", width=64, height=48)
         with io.BytesIO() as sink:
-            Image.new("RGB", (row.width, row.height), "grey").save(sink, "PNG")
+            Image.new("RGB", (row.width, row.height), "gray").save(sink, "PNG")
             row.data, row.format = sink.getvalue(), "PNG"
         row.tags, row.regions = [Tag("thing", 1.0)], [Region("thing", (8.0, 8.0, 40.0, 40.0))]
         self.make(DecodeSettings(), ComputeSettings(precision="float32"))(Shard(0, [row]))
@@ -105,7 +105,7 @@ class CustomTagger(CustomSettings):
 
 
 class CustomBoxes(CustomSettings):
-    """Which boxes of a class of the user's own are kept; the settings mean the same as in `DetectorSettings`."""
+    """Settings that select which boxes of a user's class are kept; they mean the same as in `DetectorSettings`."""
 
     nms_iou: float = Field(1.0, ge=0, le=1)
     nms_iou_across_labels: float = Field(1.0, ge=0, le=1)
@@ -120,19 +120,19 @@ class CustomDetector(CustomBoxes):
     unboxable: str = "default"
 
     def files(self) -> list[ModelFile]:
-        """See `CustomSettings`; and the list of tags that are not looked for."""
+        """Return the files of `CustomSettings`, and the list of tags that are not looked for."""
         from pad_pipeline.stages.ground import unboxable_files
 
         return super().files() + unboxable_files(self.unboxable)
 
     def fingerprints(self) -> dict[str, str]:
-        """See `CustomSettings`; and the list of tags that are not looked for."""
+        """Return the hashes of `CustomSettings`, and that of the list of tags that are not looked for."""
         from pad_pipeline.stages.ground import unboxable_fingerprint
 
         return super().fingerprints() | unboxable_fingerprint(self.unboxable)
 
     def check(self) -> str:
-        """See `CustomSettings`. The detector is asked in any case, whatever tags are not looked for."""
+        """See `CustomSettings`. No tag is left out here, so that the detector always runs."""
         everything = self.model_copy(update={"unboxable": ""})
         return super(CustomDetector, everything).check()
 
@@ -156,7 +156,7 @@ class CustomSegmenter(CustomSettings):
 
 
 class CustomGrounder(CustomBoxes):
-    """See `pad_pipeline.stages.custom.protocol.Grounder`. It does the steps of a tagger and of a detector."""
+    """See `pad_pipeline.stages.custom.protocol.Grounder`. A grounder does the steps of a tagger and of a detector."""
 
     section, method = "grounder", "tag_and_ground"
 
