@@ -20,14 +20,14 @@ from pydantic import BaseModel, ValidationError
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.stages.compute import ComputeSettings
-from pad_pipeline.stages.custom.settings import CustomSettings
+from pad_pipeline.stages.custom.fields import CustomFields
 from pad_pipeline.weights import file_sha256
 
 _CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _REMEDY = "install its package into this environment, or put its folder on PYTHONPATH"
 
 
-Custom = TypeVar("Custom", bound=CustomSettings)
+Custom = TypeVar("Custom", bound=CustomFields)
 
 
 def pinned(custom: Custom, folder: Path, where: str = "") -> Custom:
@@ -61,7 +61,7 @@ def pinned(custom: Custom, folder: Path, where: str = "") -> Custom:
     return resolved
 
 
-def _entry_point(custom: CustomSettings, prefix: str) -> EntryPoint:
+def _entry_point(custom: CustomFields, prefix: str) -> EntryPoint:
     group = f"pad.{custom.section}s"
     known = {point.name: point for point in entry_points(group=group)}
     if custom.entry_point not in known:
@@ -72,7 +72,7 @@ def _entry_point(custom: CustomSettings, prefix: str) -> EntryPoint:
     return known[custom.entry_point]
 
 
-def find_class(custom: CustomSettings, prefix: str = "", field: str = "", value: str = "") -> type[Any]:
+def find_class(custom: CustomFields, prefix: str = "", field: str = "", value: str = "") -> type[Any]:
     """Import the class and return it.
 
     Args:
@@ -104,7 +104,7 @@ def find_class(custom: CustomSettings, prefix: str = "", field: str = "", value:
     return kind
 
 
-def _settings(custom: CustomSettings, kind: type[Any], folder: Path, prefix: str = "") -> BaseModel | None:
+def _settings(custom: CustomFields, kind: type[Any], folder: Path, prefix: str = "") -> BaseModel | None:
     """Return an instance of the class's own `Settings`; None if the class has none."""
     field = f"{prefix}{custom.section}.settings"
     model = getattr(kind, "Settings", None)
@@ -130,7 +130,7 @@ def _settings(custom: CustomSettings, kind: type[Any], folder: Path, prefix: str
         raise UserError(name, value, said or first["msg"].removeprefix("Value error, "), "correct it") from error
 
 
-def make(custom: CustomSettings, compute: ComputeSettings) -> Any:
+def make(custom: CustomFields, compute: ComputeSettings) -> Any:
     """Make the user's model; this is called in the worker that runs it.
 
     Raises:
@@ -158,7 +158,7 @@ def _parameters(kind: type[Any]) -> Collection[str]:
         return ()
 
 
-def code_of(custom: CustomSettings) -> str:
+def code_of(custom: CustomFields) -> str:
     """Return `package.module:Class@version+hash`. The version is that of the installed distribution, if there is one;
     the hash is a short sha256 over all Python files of the top-level package, or over the file of a single module."""
     module_name = custom.class_.partition(":")[0]
@@ -184,7 +184,7 @@ def code_of(custom: CustomSettings) -> str:
     return f"{custom.class_}@{release}+{digest.hexdigest()[:12]}"
 
 
-def fingerprints(custom: CustomSettings) -> dict[str, str]:
+def fingerprints(custom: CustomFields) -> dict[str, str]:
     """Return hashes of what affects the model's results beside code and settings: the sha256 of each file that a
     setting of type `Path` names, and what the class's `fingerprint` returns.
 
@@ -209,13 +209,13 @@ def fingerprints(custom: CustomSettings) -> dict[str, str]:
     return {f"{custom.section}_{name}": value for name, value in sorted(hashes.items())}
 
 
-def files(custom: CustomSettings) -> dict[str, Path]:
+def files(custom: CustomFields) -> dict[str, Path]:
     """Return the files that settings of type `Path` name, by the name of the setting."""
     settings = _settings(custom, find_class(custom), Path.cwd())
     values = {} if settings is None else {name: getattr(settings, name) for name in type(settings).model_fields}
     return {name: path for name, path in values.items() if isinstance(path, Path) and path.is_file()}
 
 
-def module_file(custom: CustomSettings) -> Path:
+def module_file(custom: CustomFields) -> Path:
     """Return the Python file that defines the class."""
     return Path(str(sys.modules[find_class(custom).__module__].__file__))

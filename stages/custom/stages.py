@@ -10,13 +10,13 @@ import numpy as np
 from pad_pipeline.images import DecodeSettings
 from pad_pipeline.records import ImageRecord, Region, Tag, as_box
 from pad_pipeline.stages.base import Stage
+from pad_pipeline.stages.box_stage import load_unboxable
 from pad_pipeline.stages.boxes import suppress
 from pad_pipeline.stages.compute import Compute, ComputeSettings
+from pad_pipeline.stages.custom.fields import BoxFields, CustomFields, DetectFields
 from pad_pipeline.stages.custom.load import make
 from pad_pipeline.stages.custom.protocol import Detection
-from pad_pipeline.stages.custom.settings import CustomBoxes, CustomDetector, CustomSettings
 from pad_pipeline.stages.decode import image
-from pad_pipeline.stages.ground import load_unboxable
 from pad_pipeline.stages.segment import encode_mask
 from pad_pipeline.stages.spans import normalize
 
@@ -31,7 +31,7 @@ class BadAnswer(ValueError):
 class CustomStage(Stage[np.ndarray, Any]):
     """Base of the four stages: it gives images to the model as arrays, and checks that each image has an answer."""
 
-    def __init__(self, settings: CustomSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
+    def __init__(self, settings: CustomFields, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__()
         self.decoding, self.batch_size, self.who = decoding, settings.batch_size, settings.section
         Compute(compute)  # sets torch's number of threads and precision of float32, for models that use torch
@@ -111,7 +111,7 @@ class BoxesStage(CustomStage):
 
     name = "ground"
 
-    def __init__(self, settings: CustomBoxes, decoding: DecodeSettings, compute: ComputeSettings) -> None:
+    def __init__(self, settings: BoxFields, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__(settings, decoding, compute)
         self.settings = settings
 
@@ -154,7 +154,7 @@ class BoxesStage(CustomStage):
 class DetectStage(BoxesStage):
     """Runs the user's own detector."""
 
-    def __init__(self, settings: CustomDetector, decoding: DecodeSettings, compute: ComputeSettings) -> None:
+    def __init__(self, settings: DetectFields, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__(settings, decoding, compute)
         self.unboxable = load_unboxable(settings.unboxable)
 

@@ -22,8 +22,8 @@ LEAST = 1 << 30
 AMPLE = 20 << 30
 """Bytes that should be free in the folder of a run; less is a warning."""
 ALL_MODELS = 5 << 30
-"""Bytes of GPU memory below which the official models don't fit together: 4.5 GB that were measured for `plus` with one
-image in bfloat16 (benchmarks/results/memory-cpu.md), and what CUDA and its libraries take. Larger batches are halved."""
+"""Bytes of GPU memory below which the official models don't fit together: 4.5 GB, measured for `plus` with one image in
+bfloat16 (benchmarks/results/memory-cpu.md), and the memory of CUDA and its libraries. Larger batches are halved."""
 OPEN_FILES = 4096
 """Open files that a process should be allowed; with fewer, Ray with many workers runs out of them."""
 
