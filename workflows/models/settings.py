@@ -195,7 +195,11 @@ def _settings(sections: dict[str, Any], where: str, folder: Path) -> ModelSettin
     try:
         return ModelSettings.model_validate({**others, "annotators": annotators})
     except ValidationError as error:
-        raise settings_error(error, where) from error
+        found = settings_error(error, where)
+        if not found.field.endswith(": annotators"):
+            raise found from error
+        sections_there = ", ".join(one.section for one in annotators)
+        raise UserError(f"{where}: sections", sections_there, found.rule, "correct the sections") from error
 
 
 def _with_official(entries: dict[str, Any], pins: dict[str, str]) -> dict[str, Any]:
