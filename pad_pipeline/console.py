@@ -7,4 +7,4 @@ from rich.console import Console
 
 console = Console()
 errors = Console(stderr=True)
-"""Progress, notes and warnings; `pad --quiet` silences it, but for the error that ends a command."""
+"""Progress, notes and warnings; a quiet `pad` prints none of it, but for the error that ends a command."""

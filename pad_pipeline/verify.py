@@ -31,7 +31,7 @@ from pad_pipeline.storage import Folder, folder_at
 _THREADS = min(16, os.cpu_count() or 1)
 
 
-def verify_run(where: str | Path | Folder, deep: bool = False) -> Iterator[tuple[str, list[str]]]:
+def verify_run(shards: str | Path | Folder, deep: bool = False) -> Iterator[tuple[str, list[str]]]:
     """Each part of a run in turn, with what is wrong with it: run.json and the plan, each planned shard, at last what
     should not be in the folder.
 
@@ -39,13 +39,13 @@ def verify_run(where: str | Path | Folder, deep: bool = False) -> Iterator[tuple
     are unique, and each tar holds the members of its index and no others.
 
     Args:
-        where: the run's folder, or its URL.
+        shards: the run's folder, or its URL.
         deep: decode every image and every mask too, and compute every coverage anew.
 
     Raises:
         UserError: the folder holds no run, or its plan can't be read.
     """
-    folder = folder_at(where)
+    folder = folder_at(shards)
     run = Run.read(folder)
     yield RUN_NAME, [problem] if (problem := seal_problem(folder.read(RUN_NAME))) else []
     plan = Plan(folder)

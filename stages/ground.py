@@ -144,7 +144,7 @@ class Detector(BoxStage):
         self.batch_size = settings.batch_size
         folder, tokenizer = find_model(settings)
         try:
-            self.model = GroundingDino("detector.model", folder, Compute(compute))
+            self.model = GroundingDino(folder, Compute(compute))
         except UserError as error:
             if folder != tokenizer:  # converted: the cache is not what the user named
                 raise UserError("detector.model", settings.model, error.rule, error.remedy) from error
@@ -224,7 +224,7 @@ def find_model(settings: DetectorSettings) -> tuple[Path, Path]:
     """
     field = "detector.model"
     if is_file_reference(settings.model):
-        folder = converted_folder(field, fetch_file(field, settings.model, settings.sha256))
+        folder = converted_folder(fetch_file(field, settings.model, settings.sha256))
         return folder, fetch_folder("detector.tokenizer", settings.tokenizer, "", TOKENIZER_FILES)
     folder = fetch_folder(field, settings.model, settings.revision, FILES)
     if settings.sha256:

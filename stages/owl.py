@@ -39,15 +39,14 @@ class Owl:
     """The network on its device.
 
     Args:
-        field: the setting that names it, for errors.
         folder: model folder of transformers.
         compute: where and how it computes.
     """
 
-    def __init__(self, field: str, folder: Path, compute: Compute) -> None:
-        self.name: str = read_config(field, folder, set(KINDS))["model_type"]
+    def __init__(self, folder: Path, compute: Compute) -> None:
+        self.name: str = read_config("detector.model", folder, set(KINDS))["model_type"]
         kind, processor = KINDS[self.name]
-        model = load_pretrained(field, folder, kind, torch.float32, use_safetensors=True)
+        model = load_pretrained("detector.model", folder, kind, torch.float32, use_safetensors=True)
         self.compute = compute
         # Boxes and scores: a bfloat16 has 8 bits for a place in the image.
         self.model: Any = compute.put(model, in_float32=[model.class_head, model.box_head, model.layer_norm])
@@ -60,10 +59,10 @@ class Owl:
             found = tuple(self.prepare(Image.new("RGB", (8, 6))).shape)
         except Exception as error:
             rule = f"its preprocessor_config.json can't be used ({type(error).__name__}: {str(error)[:100]})"
-            raise UserError(field, folder, rule, "fetch the model again") from error
+            raise UserError("detector.model", folder, rule, "fetch the model again") from error
         if found != (3, self.edge, self.edge):
             rule = f"its preprocessor_config.json makes images {found}, and its model takes {self.edge} pixels"
-            raise UserError(field, folder, rule, "fetch the model again")
+            raise UserError("detector.model", folder, rule, "fetch the model again")
 
     def prepare(self, image: Image.Image) -> Tensor:
         """The image as the model wants it, float32 `[3, S, S]`: OWLv2 fills it up to a square at the right or the
@@ -111,7 +110,7 @@ class OwlDetector(BoxStage):
         self.settings, self.decoding = settings, decoding
         self.batch_size = settings.batch_size
         folder, _ = find_model(settings)
-        self.model = Owl("detector.model", folder, Compute(compute))
+        self.model = Owl(folder, Compute(compute))
         self.tokenizer = load_tokenizer("detector.model", folder)
         if (known := len(self.tokenizer)) > self.model.words or self.tokenizer.pad_token_id is None:
             rule = f"its tokenizer knows {known} tokens, and the model {self.model.words}; it needs one for padding"

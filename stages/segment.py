@@ -54,7 +54,7 @@ class Segmenter(Stage):
         self.batch_size = settings.batch_size
         path = find_model(settings)
         kind = HubSam if path.is_dir() else OfficialSam
-        self.sam = kind("segmenter.weights", path, self.compute, settings.batch_size)
+        self.sam = kind(path, self.compute, settings.batch_size)
 
     def prepare(self, row: ImageRecord) -> Tensor:
         """The image as the model wants it."""

@@ -53,7 +53,7 @@ class Tagger(Stage):
         self.labels, thresholds = read_tags(settings)
         self.thresholds = np.array(thresholds, np.float32)
         path = fetch_file("tagger.weights", settings.weights, settings.sha256)
-        network = load_ram(Ram(settings, len(self.labels)), "tagger.weights", path)
+        network = load_ram(Ram(settings, len(self.labels)), path)
         self.network = self.compute.put(network, in_float32=[network.fc])
         full = (settings.batch_size, 3, settings.image_size, settings.image_size)
         self.network.visual_encoder = self.compute.compiled(network.visual_encoder, full)

@@ -1,6 +1,6 @@
 """A run -> a dataset repository of the Hugging Face hub: the shards as they are, and a card that is written from them.
 
-The repository is a run's folder too: `pad train --shards hf://datasets/OWNER/NAME` reads it where it lies.
+The repository is a run's folder too: `pad train` reads hf://datasets/OWNER/NAME where it lies.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def export_hub(
         UserError: the run is not finished, or lies in the folder itself; or the repository has no such name.
     """
     if not _NAME.fullmatch(repository):
-        raise UserError("--push", repository, "a repository is called OWNER/NAME", "correct the name")
+        raise UserError("repository", repository, "a repository is called OWNER/NAME", "correct the name")
     if not shards.folder.remote and Path(str(shards.folder)).resolve() == target.path.resolve():
-        raise UserError("--out", target.path, "these are the shards that are read", "name a new folder")
+        raise UserError("out", target.path, "these are the shards that are read", "name a new folder")
     if missing := shards.run.shards - len(shards.names):
         rule = f"{missing} of its {shards.run.shards} shards are not finished"
-        raise UserError("SHARDS", shards.folder, rule, "run the command that makes it again, then export it")
+        raise UserError("shards", shards.folder, rule, "run the command that makes it again, then export it")
     target.remove(CARD, RUN_NAME)  # first of all: half an export should not be read as a run
     target.remove(*SHARDS, but={f"{shard}.{ending}" for shard in shards.names for ending in ("tar", "parquet")})
     target.remove(".*.partial")
@@ -82,12 +82,12 @@ def _take(shards: ShardFolder, name: str, target: Target, link: bool = False) ->
             shutil.copyfileobj(source, out)
 
 
-def push(folder: Path, name: str, private: bool) -> str:
+def push(folder: Path, repository: str, private: bool) -> str:
     """Upload an exported folder to the hub; where it is now. Shards that are there and not in the folder go.
 
     Args:
         folder: what `export_hub` wrote.
-        name: of the repository, `owner/name`.
+        repository: its name, `owner/name`.
         private: whether a new repository is.
 
     Raises:
@@ -97,11 +97,16 @@ def push(folder: Path, name: str, private: bool) -> str:
 
     try:
         api = HfApi()
-        api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
+        api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
         api.upload_folder(
-            repo_id=name, repo_type="dataset", folder_path=folder, ignore_patterns=[MARK], delete_patterns=[*SHARDS]
+            repo_id=repository,
+            repo_type="dataset",
+            folder_path=folder,
+            ignore_patterns=[MARK],
+            delete_patterns=[*SHARDS],
         )
     except Exception as error:  # network, rights, names: whatever the client raises is what is wrong
         reason = f"it can't be uploaded ({type(error).__name__}: {error})"
-        raise UserError("--push", name, reason, "log in with `hf auth login`, check the name, try again") from error
-    return f"https://huggingface.co/datasets/{name}"
+        remedy = "log in with `hf auth login`, check the name, try again"
+        raise UserError("repository", repository, reason, remedy) from error
+    return f"https://huggingface.co/datasets/{repository}"

@@ -15,28 +15,26 @@ class Target:
     """A folder to export into.
 
     Args:
-        path: of it.
+        out: the folder.
         kind: of export; an earlier one of another kind is not written over.
 
     Raises:
         UserError: something else is in it, or it can't be written.
     """
 
-    def __init__(self, path: Path, kind: str) -> None:
-        self.path = path
-        mark = path / MARK
+    def __init__(self, out: Path, kind: str) -> None:
+        self.path = out
+        mark = out / MARK
         try:
             earlier = mark.read_text("utf-8").strip() if mark.is_file() else ""
-            if (path.exists() and not path.is_dir()) or (not earlier and path.is_dir() and any(path.iterdir())):
-                raise UserError("--out", path, "something else is there already", "name a new or an empty folder")
+            if (out.exists() and not out.is_dir()) or (not earlier and out.is_dir() and any(out.iterdir())):
+                raise UserError("out", out, "something else is there already", "name a new or an empty folder")
             if earlier not in ("", kind):
-                raise UserError("--out", path, f"it holds an export of another kind ({earlier})", "name a new folder")
-            path.mkdir(parents=True, exist_ok=True)
+                raise UserError("out", out, f"it holds an export of another kind ({earlier})", "name a new folder")
+            out.mkdir(parents=True, exist_ok=True)
             mark.write_text(f"{kind}\n", "utf-8")
         except OSError as error:
-            raise UserError(
-                "--out", path, f"it can't be written ({error.strerror})", "choose another folder"
-            ) from error
+            raise UserError("out", out, f"it can't be written ({error.strerror})", "choose another folder") from error
 
     def path_of(self, name: str) -> Path:
         """Where file `name` stands.
@@ -48,7 +46,7 @@ class Target:
         path = self.path / name
         if self.path.resolve() not in path.resolve().parents:
             rule = "it does not lie in the folder of the export"
-            raise UserError("--out", path, rule, "name a new folder; see whether `pad verify` finds the shards whole")
+            raise UserError("out", path, rule, "name a new folder; see whether `pad verify` finds the shards whole")
         return path
 
     @contextmanager

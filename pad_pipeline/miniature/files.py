@@ -25,11 +25,11 @@ class World(NamedTuple):
 
     images: Path
     llava: Path
-    """LLaVA JSON with captions, for stage 1 and `pad build --images`."""
+    """LLaVA JSON with captions, for stage 1 and `pad build`."""
     chat: Path
     """LLaVA JSON with conversations, for stage 2."""
     instances: Path
-    """COCO JSON, for `pad import coco --annotations`."""
+    """COCO JSON, for `pad import coco`."""
     refer: Path
     """Referring expressions: a list of `{"image", "phrase", "box": [x0, y0, x1, y1] in pixels, "label"}`."""
 
@@ -44,11 +44,11 @@ def index_of(key: str) -> int:
     return int(key.removeprefix("scene-"))
 
 
-def write_world(folder: Path, count: int, seed: int = 0, indices: Iterable[int] = ()) -> World:
-    """Draw `count` scenes of world `seed` and write them below `folder`.
+def write_world(out: Path, count: int, seed: int = 0, indices: Iterable[int] = ()) -> World:
+    """Draw `count` scenes of world `seed` and write them below `out`.
 
     Args:
-        folder: new, empty, or drawn scenes that may be overwritten.
+        out: new, empty, or drawn scenes that may be overwritten.
         count: how many.
         seed: of the world.
         indices: 0 to `count`, by way of a progress bar.
@@ -57,13 +57,13 @@ def write_world(folder: Path, count: int, seed: int = 0, indices: Iterable[int] 
         UserError: the folder holds something else.
         OSError: it can't be written.
     """
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / WORLD).is_file())):
-        raise UserError("--out", folder, "it holds something else than drawn scenes", "name a new folder")
-    images = folder / "images"
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / WORLD).is_file())):
+        raise UserError("out", out, "it holds something else than drawn scenes", "name a new folder")
+    images = out / "images"
     images.mkdir(parents=True, exist_ok=True)
     for old in images.glob("scene-*.png"):  # of a larger world, or another
         old.unlink()
-    (folder / WORLD).write_text(json.dumps({"seed": seed, "count": count, "labels": LABELS}) + "\n", "utf-8")
+    (out / WORLD).write_text(json.dumps({"seed": seed, "count": count, "labels": LABELS}) + "\n", "utf-8")
     captions: list[dict[str, Any]] = []
     chats: list[dict[str, Any]] = []
     phrases: list[dict[str, Any]] = []
@@ -89,10 +89,10 @@ def write_world(folder: Path, count: int, seed: int = 0, indices: Iterable[int] 
         coco["annotations"] += _annotations(scene, index, len(coco["annotations"]))
     world = World(
         images,
-        folder / "llava.json",
-        folder / "llava_chat.json",
-        folder / "instances.json",
-        folder / "refer.json",
+        out / "llava.json",
+        out / "llava_chat.json",
+        out / "instances.json",
+        out / "refer.json",
     )
     for path, content in ((world.llava, captions), (world.chat, chats), (world.refer, phrases)):
         path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")

@@ -57,9 +57,9 @@ def prepare_out(out: Path) -> None:
     """
     remedy = "name a folder that is new, empty, or an earlier report"
     if out.exists() and not out.is_dir():
-        raise UserError("--out", out, "this is a file", remedy)
+        raise UserError("out", out, "this is a file", remedy)
     if out.exists() and not (out / MARK).is_file() and any(out.iterdir()):
-        raise UserError("--out", out, f"it holds something else ({min(out.iterdir()).name})", remedy)
+        raise UserError("out", out, f"it holds something else ({min(out.iterdir()).name})", remedy)
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / MARK).write_text("`pad report` may replace what is in this folder.\n")
@@ -71,7 +71,7 @@ def prepare_out(out: Path) -> None:
                 shutil.rmtree(out / part)
             (out / part).mkdir()
     except OSError as error:
-        raise UserError("--out", out, f"it can't be written ({error.strerror or error})", remedy) from error
+        raise UserError("out", out, f"it can't be written ({error.strerror or error})", remedy) from error
 
 
 def write_report(shards: ShardFolder, out: Path, settings: ReportSettings) -> Iterator[Counter[str]]:

@@ -37,17 +37,17 @@ class Run(BaseModel):
     fingerprints: dict[str, str]
     """sha256 of the inputs' plan, of each model's weights and of the code that decides bytes."""
     contents: dict[str, str] = {}
-    """sha256 of the content of a few images, by key (`--fingerprint sample`)."""
+    """sha256 of the content of a few images, by key (the depth `sample`)."""
     plan: str = ""
     """The seal of plan.parquet."""
     accepted_code: list[str] = []
-    """Other code that some of its shards were made with (`--accept-changed-code`)."""
+    """Other code that some of its shards were made with (`accept_changed_code`)."""
     environment: dict[str, str] = {}
     """Versions of libraries, kind of processor and threads that the run began with. They can move last digits; a rerun
     with others is told, and not refused."""
 
     @classmethod
-    def read(cls, folder: Folder, field: str = "shards") -> Run:
+    def read(cls, folder: Folder) -> Run:
         """The run in `folder`.
 
         Raises:
@@ -55,16 +55,16 @@ class Run(BaseModel):
         """
         where, remedy = f"{folder}/{RUN_NAME}", "name a folder that `pad build` or `pad import` wrote"
         if not folder.has(RUN_NAME):
-            raise UserError(field, folder, f"there is no {RUN_NAME} in it", remedy)
+            raise UserError("shards", folder, f"there is no {RUN_NAME} in it", remedy)
         try:
             data = json.loads(folder.read(RUN_NAME))
             if data.get("schema_version") != SCHEMA_VERSION:
                 rule = f"it has schema version {data.get('schema_version')}, and this pad reads {SCHEMA_VERSION}"
-                raise UserError(field, folder, rule, "use the version of pad that wrote it, or build it anew")
+                raise UserError("shards", folder, rule, "use the version of pad that wrote it, or build it anew")
             return cls.model_validate({name: value for name, value in data.items() if name != "seal"})
         except (ValueError, AttributeError, RecursionError, ValidationError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(field, where, f"it is not a run.json of pad's ({reason})", remedy) from error
+            raise UserError("shards", where, f"it is not a run.json of pad's ({reason})", remedy) from error
 
     def write(self, folder: Folder) -> None:
         """Write it into `folder`, sealed."""

@@ -50,13 +50,13 @@ class Statistics:
             self.out_of_view += int(np.count_nonzero(~sample.coverage.any((1, 2))))
 
 
-def read_statistics(folder: Path | str) -> Statistics:
+def read_statistics(shards: Path | str) -> Statistics:
     """Go through every finished shard once.
 
     Raises:
         UserError: there is none.
     """
-    stats = Statistics(open_shards(folder))
+    stats = Statistics(open_shards(shards))
     for shard in stats.shards.names:
         stats.add(shard)
     return stats

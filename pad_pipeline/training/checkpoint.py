@@ -125,7 +125,7 @@ class Checkpoints:
             set_optimizer_state_dict(model, optimizer, state["optimizer"], options=options)
         except (RuntimeError, KeyError, ValueError) as error:
             rule = f"it is of another model ({str(error).splitlines()[0]})"
-            raise UserError("checkpoint", saved.path, rule, "train into a new --out") from error
+            raise UserError("checkpoint", saved.path, rule, "train into a new `out`") from error
 
 
 def _sync(handle: int) -> None:

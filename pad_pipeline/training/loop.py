@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from pad_pipeline.errors import UserError
+from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.packages import installed, left_out
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.sources.llava import LlavaSource
@@ -65,8 +65,8 @@ class Trainer:
         self.job, self.here, self.report, self.say = job, here, report, say
         self.settings, self.out = job.settings, Path(job.out)
         self._check_out()
-        tower = fetch_model("--vision", job.vision)
-        self.shards = open_shards(job.shards, "--shards") if job.shards else None
+        tower = fetch_model("vision", job.vision)
+        self.shards = open_shards(job.shards) if job.shards else None
         if self.shards:
             check_view(self.shards.run.view, tower, job.vision)  # before the models are loaded
         self.view = self.shards.run.view if self.shards else view_of(tower, job.fit)
@@ -89,7 +89,7 @@ class Trainer:
     # ---- what is there before the first step
 
     def _check_out(self) -> None:
-        """An `--out` that holds a training holds this one.
+        """A folder `out` that holds a training holds this one.
 
         Raises:
             UserError: it holds another, or something else.
@@ -98,16 +98,16 @@ class Trainer:
         self.earlier: dict[str, Any] = {}
         if not path.is_file():
             if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-                raise UserError("--out", self.out, "it is there already, and not empty", "name a new folder")
+                raise UserError("out", self.out, "it is there already, and not empty", "name a new folder")
             return
         try:
             self.earlier = json.loads(path.read_text())
             different = self.job.differences(self.earlier["job"])
         except (ValueError, AttributeError, TypeError, KeyError) as error:
-            raise UserError("--out", path, "it can't be read", "name a new folder") from error
+            raise UserError("out", path, "it can't be read", "name a new folder") from error
         if different:
             rule = "it holds a training that differs: " + "; ".join(different[:8])
-            raise UserError("--out", self.out, rule, "repeat its settings to go on, or name a new folder")
+            raise UserError("out", self.out, rule, "repeat its settings to go on, or name a new folder")
 
     def _examples(self) -> Examples:
         job, model = self.job, self.model
@@ -118,8 +118,9 @@ class Trainer:
             raise UserError("template", self.settings.template, rule, "choose another in the settings") from error
         sight = Sight(self.view, model.mean, model.std, model.vision_tokens)
         if not self.shards:
-            source = LlavaSource(job.data, job.image_root or None)
-            return DialogueExamples(source, sight, template, self.settings, model.width)
+            with rename_field(images="data"):
+                source = LlavaSource(job.data, job.image_root or None)
+                return DialogueExamples(source, sight, template, self.settings, model.width)
         embedder = embedder_for(model.llm_folder, self.shards.run)
         if embedder:
             self.say("The shards were built for another LLM: labels are embedded anew with this one's words.")
@@ -136,8 +137,8 @@ class Trainer:
             samples |= {"run": self.shards.run.identity, "fingerprints": self.shards.run.fingerprints}
         if self.earlier and self.earlier.get("samples") != samples:
             rule = f"its samples are not those that this training began with ({samples['count']} of them now)"
-            remedy = "restore them, or train into a new --out"
-            raise UserError("--shards" if self.shards else "--data", self.job.shards or self.job.data, rule, remedy)
+            remedy = "restore them, or train into a new `out`"
+            raise UserError("shards" if self.shards else "data", self.job.shards or self.job.data, rule, remedy)
         return {"job": self.job.facts(), "samples": samples, "view": self.view.model_dump(), "ranks": self.here.world}
 
     def _split(self) -> None:
@@ -200,7 +201,7 @@ class Trainer:
                     self.checkpoints.save(number + 1, self.model, self.optimizer, self.here, loss)
                 began = time.monotonic()
         if first < self.total and not any(entry["supervised_tokens"] or entry["regions"] for entry in log):
-            where = "--shards" if self.job.shards else "--data"
+            where = "shards" if self.job.shards else "data"
             rule = "no sample has a caption or a region in view"
             raise UserError(where, self.job.shards or self.job.data, rule, "give samples with either")
         export(self.model, self.view, self.out, self.here)
@@ -255,7 +256,7 @@ class Trainer:
                 f"the loss of step {number} is no finite number (L_caption {caption}, L_patch {patch}, gradient "
                 f"{norm}; images {', '.join(keys[:8])}); the last checkpoint is kept"
             )
-            raise UserError("--learning-rate", settings.learning_rate, rule, "lower it, or look at these images")
+            raise UserError("learning_rate", settings.learning_rate, rule, "lower it, or look at these images")
         self.optimizer.step()
         return {
             "step": number,
@@ -289,7 +290,7 @@ class Trainer:
         except torch.OutOfMemoryError as error:
             rule = "the GPU has not enough memory for so many samples at a time"
             remedy = "lower it, or set activation_checkpointing; the results stay the same"
-            raise UserError("--micro-batch", len(batch.keys), rule, remedy) from error
+            raise UserError("micro_batch", len(batch.keys), rule, remedy) from error
         squares = torch.stack([by_caption.square().sum(), by_patch.float().square().sum()])
         return torch.cat([torch.stack([losses.caption, losses.patch]).detach().float(), losses.cosine, squares])
 
@@ -403,7 +404,7 @@ class Trainer:
         room = torch.cuda.get_device_properties(self.here.device).total_memory
         fits = int((0.9 * room - kept) / max(most - kept, 1) * size)
         self.say(
-            f"GPU memory: {most / 2**30:.1f} of {room / 2**30:.0f} GiB with --micro-batch {size}; "
+            f"GPU memory: {most / 2**30:.1f} of {room / 2**30:.0f} GiB with a micro-batch of {size}; "
             f"about {max(fits, 1)} would fit."
         )
 

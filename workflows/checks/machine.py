@@ -93,7 +93,7 @@ def gpu() -> Findings:
             remedy = "expect a slow run: computing in bfloat16 needs Ampere (8.0) or newer"
             yield Finding(f"gpu {index}", "warning", f"{about}: no bfloat16", remedy)
         elif device.total_memory < FUSED_BYTES:
-            remedy = "use --placement pools, or smaller models (pad models list)"
+            remedy = "use `placement` pools, or smaller models (pad models list)"
             yield Finding(f"gpu {index}", "warning", f"{about}: too small for all official models at once", remedy)
         else:
             yield Finding(f"gpu {index}", "ok", f"{about}, bfloat16")
@@ -113,7 +113,7 @@ def shared_memory() -> Findings:
         return
     size = shutil.disk_usage(where).total
     if size < OBJECT_STORE:
-        remedy = "give the container more: docker run --shm-size 8g, shm_size in compose; or use --engine local"
+        remedy = "give the container more: docker run --shm-size 8g, shm_size in compose; or use `engine` local"
         said = f"{gigabytes(size)} in /dev/shm: Ray's object store would lie on a disk, which is slow"
         yield Finding("shared memory", "warning", said, remedy)
     else:
@@ -164,7 +164,7 @@ def room(check: str, where: str, wanted: int = 0, ample: int = 0) -> Findings:
         more = f", and {gigabytes(wanted)} are wanted" if wanted else ""
         yield Finding(check, "problem", said + more, "make room, or name a folder on a larger disk")
     elif free < ample:
-        remedy = "pad build --dry-run says how much a run will write; make room where that is more"
+        remedy = "`pad build` with `dry_run` says how much a run will write; make room where that is more"
         yield Finding(check, "warning", said, remedy)
     else:
         yield Finding(check, "ok", said)

@@ -76,12 +76,12 @@ def supervise() -> None:
 
 
 def finish(
-    totals: dict[str, int], out: str, counts: dict[str, int], max_failed: str, as_json: bool, source: str = "--images"
+    totals: dict[str, int], out: str, counts: dict[str, int], max_failed: str, as_json: bool, source: str = "images"
 ) -> None:
     """Say what came out; exit code 1 where more images failed than may.
 
     Raises:
-        UserError: all of them failed; not asked where `source`, the option that named them, is empty.
+        UserError: all of them failed; not asked where `source`, the parameter that named them, is empty.
     """
     from pad_pipeline.workflows.runs.options import failures_allowed
 

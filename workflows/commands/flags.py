@@ -204,9 +204,11 @@ class BuildFlags(ImportFlags):
             "auto: fused where every GPU can hold all."
         ),
     ] = Placement.auto
-    pool: Annotated[
+    pools: Annotated[
         list[str] | None,
-        typer.Option(help="With pools: STAGE=WORKERS or STAGE=WORKERSxGPUS, such as tag=2x0.25. May be repeated."),
+        typer.Option(
+            "--pool", help="With pools: STAGE=WORKERS or STAGE=WORKERSxGPUS, such as tag=2x0.25. May be repeated."
+        ),
     ] = None
     threads: Threads = 0
 
@@ -214,9 +216,9 @@ class BuildFlags(ImportFlags):
         """See `ImportFlags.options`."""
         from pad_pipeline.workflows.engine.placement import parse_pools
 
-        options, pools = super().options(), parse_pools(self.pool or [])
+        options, pools = super().options(), parse_pools(self.pools or [])
         return replace(options, placement=self.placement.value, pools=pools, threads=self.threads)
 
     def _of_ray(self) -> dict[str, Any]:
         placement = "" if self.placement is Placement.auto else self.placement.value
-        return super()._of_ray() | {"--placement": placement, "--pool": " ".join(self.pool or [])}
+        return super()._of_ray() | {"--placement": placement, "--pool": " ".join(self.pools or [])}

@@ -177,7 +177,7 @@ def _rewrite(
         labels = LabelSettings(llm=resolve(llm, "llm"), context=context)
     new_view = None if view == AS_BEFORE else view.over(first.view)
     totals = rewrite(source, out, options, new_view, labels, edits)
-    finish(totals, out, dict(source.counts), run.max_failed, as_json, source="" if failed_wanted else "SHARDS")
+    finish(totals, out, dict(source.counts), run.max_failed, as_json, source="" if failed_wanted else "shards")
 
 
 def _lines(option: str, path: Path | None) -> list[str]:

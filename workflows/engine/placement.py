@@ -50,7 +50,7 @@ def parse_pools(options: list[str]) -> dict[str, Size]:
         found = _OPTION.fullmatch(option)
         if not found or int(found[2]) < 1 or (found[3] and not 0 < float(found[3]) <= 1024):
             rule = "it should be STAGE=WORKERS or STAGE=WORKERSxGPUS"
-            raise UserError("--pool", option, rule, "write for instance --pool tag=2x0.25")
+            raise UserError("pools", option, rule, "write for instance tag=2x0.25")
         sizes[found[1]] = Size(int(found[2]), float(found[3]) if found[3] else None)
     return sizes
 
@@ -86,11 +86,11 @@ def deal_out(
         how = "pools" if sizes or small else "fused"
     if how == "fused":
         if sizes:
-            raise UserError("--pool", ", ".join(sizes), "it goes with --placement pools", "leave one of them out")
+            raise UserError("pools", ", ".join(sizes), "it goes with `placement` pools", "leave one of them out")
         chain = _fused(chain, bool(gpus))
     if unknown := sizes.keys() - {link.name for link in chain}:
         stages = ", ".join(link.name for link in chain)
-        raise UserError("--pool", ", ".join(sorted(unknown)), "there is no such stage", f"name one of {stages}")
+        raise UserError("pools", ", ".join(sorted(unknown)), "there is no such stage", f"name one of {stages}")
     on_gpu = [link for link in chain if link.on_gpu and gpus]
     deal = _deal([link.name for link in on_gpu], gpus, workers) if on_gpu else {}
     default = (min(workers or gpus, gpus) if gpus else workers) or 1
@@ -104,7 +104,7 @@ def deal_out(
     asked = sum(number * part for _, number, part in wanted)
     if asked > gpus + 1e-6:
         rule = f"the pools ask for {asked:g} GPUs, and the cluster has {gpus}"
-        raise UserError("--pool", " ".join(sizes) or how, rule, "ask for fewer workers or smaller parts of a GPU")
+        raise UserError("pools", " ".join(sizes) or how, rule, "ask for fewer workers or smaller parts of a GPU")
     share = min(1.0, max(0.001, int(500 * cpus / sum(number for _, number, _ in wanted)) / 1000))
     return [Pool(link, number, share, part) for link, number, part in wanted]
 

@@ -1,4 +1,4 @@
-"""`--engine local` in a child process: one that dies over an image is started again, and the journal says where."""
+"""The local engine in a child process: one that dies over an image is started again, and the journal says where."""
 
 from __future__ import annotations
 

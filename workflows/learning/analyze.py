@@ -42,7 +42,7 @@ def analysis_settings(path: Path | None, options: dict[str, Any]) -> AnalysisSet
     Raises:
         UserError: the file can't be read, or a setting is wrong.
     """
-    data = read_toml("--settings", path) if path else {}
+    data = read_toml("settings", path) if path else {}
     try:
         return AnalysisSettings.model_validate(data | options)
     except ValidationError as error:
@@ -50,7 +50,7 @@ def analysis_settings(path: Path | None, options: dict[str, Any]) -> AnalysisSet
 
 
 def analyze(
-    names: list[str], subject: Subject, where: str, settings: AnalysisSettings, out: Path | None,
+    names: list[str], subject: Subject, shards: str, settings: AnalysisSettings, out: Path | None,
     limit: int | None = None, batch: int = 32, drawings: int = 4,
 ) -> dict[str, Any]:  # fmt: skip
     """Run analyses.
@@ -58,7 +58,7 @@ def analyze(
     Args:
         names: of `STUDIES`.
         subject: the model.
-        where: the run's folder or URL.
+        shards: the run's folder or URL.
         settings: what the paper leaves open.
         out: gets `analysis.json`, charts and drawings; None for nothing.
         limit: only the first `limit` images are read.
@@ -71,14 +71,14 @@ def analyze(
     Raises:
         UserError: shards and model do not go together, nothing can be measured, or `out` can't be written.
     """
-    shards = open_shards(where, "--shards")
-    subject.sight(shards.run.view)  # what does not fit is told before hours
-    subject.speak_as(shards.run)
-    rows = shards.usable()
+    opened = open_shards(shards)
+    subject.sight(opened.run.view)  # what does not fit is told before hours
+    subject.speak_as(opened.run)
+    rows = opened.usable()
     if not len(rows):
-        raise UserError("--shards", where, "every image in it failed", "see `pad stats` for the reasons")
+        raise UserError("shards", shards, "every image in it failed", "see `pad stats` for the reasons")
     count = len(rows) if limit is None else min(limit, len(rows))
-    width, own = shards.run.embedding_width, subject.words.shape[-1]
+    width, own = opened.run.embedding_width, subject.words.shape[-1]
     if width != own:
         note = f"note: the shards' embeddings have {width} numbers; this LLM's words, {own}, are taken for the labels."
         errors.print(note, style="yellow", highlight=False, soft_wrap=True)
@@ -90,9 +90,9 @@ def analyze(
     if {"align", "pursuit", "lens"} & set(names):
         with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as progress:
             task = progress.add_task("labels", total=count)
-            labels = label_names(shards, rows, count, lambda done: progress.update(task, completed=done))
+            labels = label_names(opened, rows, count, lambda done: progress.update(task, completed=done))
         if not labels:
-            raise UserError("--shards", where, "no image in it has a region", "give shards with labels")
+            raise UserError("shards", shards, "no image in it has a region", "give shards with labels")
     studies = build_studies(names, subject, settings, labels)
     looked = 0
     try:
@@ -100,11 +100,11 @@ def analyze(
             out.mkdir(parents=True, exist_ok=True)
         with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as progress:
             task = progress.add_task("analyze", total=count)
-            for group in seen(shards, rows, count, subject, settings.patches, batch):
+            for group in seen(opened, rows, count, subject, settings.patches, batch):
                 if not all(bool(values.isfinite().all()) for values in (group.before, group.after)):
                     keys = ", ".join(one.key for one in group.shown[:3])
                     rule = f"its tokens of {keys} and others are no numbers (NaN or infinite)"
-                    raise UserError("--model", subject.name, rule, "train it again with a lower rate")
+                    raise UserError("model", subject.name, rule, "train it again with a lower rate")
                 for study in studies.values():
                     study.add(group)
                 if out and looked < drawings and isinstance(pursuit := studies.get("pursuit"), PursuitStudy):
@@ -118,7 +118,7 @@ def analyze(
         if "entropy" in found and not math.isfinite(found["entropy"]["image"]["text"]):
             errors.print("No image has a caption: the entropy of text is left out.", highlight=False)
         if out:
-            facts = {"settings": settings.model_dump(), "shards": str(where), "model": str(subject.name)}
+            facts = {"settings": settings.model_dump(), "shards": str(shards), "model": str(subject.name)}
             text = json.dumps(finite(facts | found), indent=1)
             (out / RESULT).write_text(text + "\n", "utf-8")
             if installed("matplotlib"):
@@ -127,10 +127,10 @@ def analyze(
                 draw_charts(found, out)
     except torch.OutOfMemoryError as error:
         rule = "the GPU has not enough memory for so many images at a time"
-        raise UserError("--batch", batch, rule, "lower it; the numbers stay the same") from error
+        raise UserError("batch", batch, rule, "lower it; the numbers stay the same") from error
     except OSError as error:
         rule = f"it can't be written ({error.strerror or error})"
-        raise UserError("--out", out, rule, "make room, or choose another folder") from error
+        raise UserError("out", out, rule, "make room, or choose another folder") from error
     return found
 
 
@@ -175,17 +175,17 @@ def signs_of_failure(found: dict[str, Any], settings: AnalysisSettings) -> list[
     return signs
 
 
-def captions_below(mine: Path, baseline: Path) -> list[str]:
+def captions_below(captions: Path, baseline: Path) -> list[str]:
     """The third sign: captions worse than those of a model that was trained on captions alone.
 
     Args:
-        mine: `scores.json` of `pad evaluate captions`.
+        captions: `scores.json` of `pad evaluate captions`.
         baseline: likewise, of the caption-only model on the same data.
 
     Raises:
         UserError: one of them is none, or they have no score in common.
     """
-    scores = [_scores(option, path) for option, path in (("--captions", mine), ("--baseline", baseline))]
+    scores = [_scores(field, path) for field, path in (("captions", captions), ("baseline", baseline))]
     names = [name for name in ("METEOR", "SPICE") if all(name in one for one in scores)] or ["CIDEr"]
     return [
         f"{name} of captions is {scores[0][name]:.3f}, and {scores[1][name]:.3f} with captions alone"
@@ -194,7 +194,7 @@ def captions_below(mine: Path, baseline: Path) -> list[str]:
     ]
 
 
-def _scores(option: str, path: Path) -> dict[str, float]:
+def _scores(field: str, path: Path) -> dict[str, float]:
     try:
         scores = json.loads(path.read_text("utf-8"))["captions"]
         return {name: float(scores[name]) for name in ("METEOR", "SPICE", "CIDEr") if name in scores} | {
@@ -202,7 +202,7 @@ def _scores(option: str, path: Path) -> dict[str, float]:
         }
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         rule = f"it holds no scores of captions ({type(error).__name__}: {error})"
-        raise UserError(option, path, rule, "give the scores.json of `pad evaluate captions`") from error
+        raise UserError(field, path, rule, "give the scores.json of `pad evaluate captions`") from error
 
 
 def table(found: dict[str, Any]) -> Table:

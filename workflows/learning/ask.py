@@ -28,7 +28,7 @@ WINDOW = 8
 THREADS = 4
 ASKED, ANSWERS, SCORES = "model.json", "answers.jsonl", "scores.json"
 REFER = "Please provide the bounding box coordinate of the region this sentence describes: {}"
-"""LLaVA-1.5's prompt; `--prompt` takes another, with `{}` where the phrase goes."""
+"""LLaVA-1.5's prompt; `prompt` may be another, with `{}` where the phrase goes."""
 DESCRIBE = "Provide a one-sentence caption for the provided image."
 
 
@@ -71,11 +71,9 @@ def ask(model: Path, images: Path, asked: Sequence[Question], out: Path, batch: 
                 progress.update(task, completed=len(known))
     except torch.OutOfMemoryError as error:
         rule = "the GPU has not enough memory for so many questions at a time"
-        raise UserError("--batch", batch, rule, "lower it; the answers stay the same") from error
+        raise UserError("batch", batch, rule, "lower it; the answers stay the same") from error
     except OSError as error:
-        raise UserError(
-            "--out", out, f"it can't be used ({error.strerror or error})", "choose another folder"
-        ) from error
+        raise UserError("out", out, f"it can't be used ({error.strerror or error})", "choose another folder") from error
     return known
 
 
@@ -108,15 +106,15 @@ def _claim(out: Path, model: Path) -> None:
     path = out / ASKED
     if not path.exists():
         if (out / ANSWERS).exists():
-            raise UserError("--out", out, f"it holds answers, and no {ASKED} that says whose", "name a new folder")
+            raise UserError("out", out, f"it holds answers, and no {ASKED} that says whose", "name a new folder")
         path.write_text(json.dumps(mine, indent=1) + "\n", "utf-8")
         return
     try:
         theirs = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise UserError("--out", path, "it can't be read", "name a new folder") from error
+        raise UserError("out", path, "it can't be read", "name a new folder") from error
     if theirs != mine:
-        raise UserError("--out", out, "it holds the answers of another model", "name a new folder")
+        raise UserError("out", out, "it holds the answers of another model", "name a new folder")
 
 
 def _known(path: Path, asked: Sequence[Question]) -> list[str]:
@@ -137,22 +135,22 @@ def _known(path: Path, asked: Sequence[Question]) -> list[str]:
             same, answer = False, ""
         if not same or not isinstance(answer, str):
             rule = f"line {number + 1} answers another question than this data asks"
-            raise UserError("--out", path, rule, "name a new folder")
+            raise UserError("out", path, rule, "name a new folder")
         known.append(answer)
     return known
 
 
 def _image(images: Path, name: str) -> Image.Image:
     if problem := path_problem(name):
-        raise UserError("--data", name, problem, "mend the data")
+        raise UserError("data", name, problem, "mend the data")
     path = next((path for path in (images / name, images / Path(name).name) if path.is_file()), images / name)
     try:
         return decode(path.read_bytes(), DecodeSettings())[0]
     except OSError as error:
         rule = f"it can't be read ({error.strerror})"
-        raise UserError("--images", path, rule, "give the folder that the images lie in") from error
+        raise UserError("images", path, rule, "give the folder that the images lie in") from error
     except BadImage as error:
-        raise UserError("--images", path, str(error), "mend or remove the image") from error
+        raise UserError("images", path, str(error), "mend or remove the image") from error
 
 
 # ---------------------------------------------------------------- the three
@@ -167,10 +165,10 @@ def evaluate_rec(
         UserError: see `ask`; the data can't be read, or the prompt has no place for the phrase.
     """
     if prompt.count("{}") != 1:
-        raise UserError("--prompt", prompt, "it should hold {} once, where the phrase goes", "put it there")
+        raise UserError("prompt", prompt, "it should hold {} once, where the phrase goes", "put it there")
     expressions = read_expressions(data)[:limit]
     if not expressions:
-        raise UserError("--data", data, "it holds no expression", "give a file of RefCOCO, RefCOCO+ or RefCOCOg")
+        raise UserError("data", data, "it holds no expression", "give a file of RefCOCO, RefCOCO+ or RefCOCOg")
     asked = [Question(one.image, prompt.replace("{}", one.text)) for one in expressions]
     said = ask(model, images, asked, out, batch, 64)
     if (fit := shown_fit(load_processor(llava_folder(model)))) != "pad":
@@ -204,14 +202,14 @@ def evaluate_vqa(
         UserError: see `ask`; the data can't be read.
     """
     if prompt.count("{}") != 1:
-        raise UserError("--prompt", prompt, "it should hold {} once, where the question goes", "put it there")
+        raise UserError("prompt", prompt, "it should hold {} once, where the question goes", "put it there")
     lines = list(_lines(data))[:limit]
     asked = [
         Question(_text(line, "image", data, n), prompt.replace("{}", _text(line, "text", data, n))) for n, line in lines
     ]
     truth = [_true_answers(line.get("answer"), data, number) for number, line in lines]
     if not asked:
-        raise UserError("--data", data, "it holds no question", "give a JSONL of {image, text, answer}")
+        raise UserError("data", data, "it holds no question", "give a JSONL of {image, text, answer}")
     said = ask(model, images, asked, out, batch, 64)
     return _kept(out, "vqa", {"questions": len(said), "exact_match": exact_match(said, truth)})
 
@@ -232,7 +230,7 @@ def read_references(path: Path) -> dict[str, list[str]]:
     from pad_pipeline.sources.base import read_json
     from pad_pipeline.sources.llava import caption_of, read_conversations
 
-    data = read_json("--data", path)
+    data = read_json("data", path)
     found: dict[str, list[str]] = {}
     try:
         if isinstance(data, dict):
@@ -246,9 +244,9 @@ def read_references(path: Path) -> dict[str, list[str]]:
                     found.setdefault(str(record["image"]), []).append(caption)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         rule = f"it holds no captions that can be read ({type(error).__name__}: {error})"
-        raise UserError("--data", path, rule, "give COCO's captions JSON or a LLaVA JSON") from error
+        raise UserError("data", path, rule, "give COCO's captions JSON or a LLaVA JSON") from error
     if not found:
-        raise UserError("--data", path, "no image in it has a caption", "give COCO's captions JSON or a LLaVA JSON")
+        raise UserError("data", path, "no image in it has a caption", "give COCO's captions JSON or a LLaVA JSON")
     return found
 
 
@@ -261,23 +259,23 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     raise ValueError("it should be an object")
                 yield number, entry
     except OSError as error:
-        raise UserError("--data", path, f"it can't be read ({error.strerror})", "check the path") from error
+        raise UserError("data", path, f"it can't be read ({error.strerror})", "check the path") from error
     except (ValueError, RecursionError) as error:
-        raise UserError("--data", path, f"it is no JSONL ({error})", "give one JSON object a line") from error
+        raise UserError("data", path, f"it is no JSONL ({error})", "give one JSON object a line") from error
 
 
 def _text(entry: dict[str, Any], name: str, path: Path, number: int) -> str:
     value = entry.get(name)
     if not isinstance(value, str) or not value:
         rule = f"line {number} has no text under {name!r}"
-        raise UserError("--data", path, rule, "give a JSONL of {image, text, answer}")
+        raise UserError("data", path, rule, "give a JSONL of {image, text, answer}")
     return value
 
 
 def _true_answers(value: Any, path: Path, number: int) -> list[str]:
     found = [value] if isinstance(value, str | int | float) else value
     if not isinstance(found, list) or not found:
-        raise UserError("--data", path, f"line {number} has no answer", "give a JSONL of {image, text, answer}")
+        raise UserError("data", path, f"line {number} has no answer", "give a JSONL of {image, text, answer}")
     return [str(one) for one in found]
 
 

@@ -39,9 +39,9 @@ def _image(path: Path) -> Image.Image:
     try:
         return decode(path.read_bytes(), DecodeSettings())[0]
     except OSError as error:
-        raise UserError("--image", path, f"it can't be read ({error.strerror})", "give the path of an image") from error
+        raise UserError("image", path, f"it can't be read ({error.strerror})", "give the path of an image") from error
     except BadImage as error:
-        raise UserError("--image", path, str(error), "give an image, such as a JPEG or PNG") from error
+        raise UserError("image", path, str(error), "give an image, such as a JPEG or PNG") from error
 
 
 def _lines() -> Iterator[str]:

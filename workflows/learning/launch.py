@@ -25,7 +25,7 @@ def train_settings(path: Path | None, options: dict[str, Any], stage: int = 1) -
     Raises:
         UserError: the file can't be read, or a setting is wrong.
     """
-    data = read_toml("--settings", path) if path else {}
+    data = read_toml("settings", path) if path else {}
     try:
         return settings_of(stage).model_validate(data | options)
     except ValidationError as error:
@@ -52,7 +52,7 @@ def parse_workers(text: str) -> tuple[int, int]:
     low, dash, high = text.partition("-")
     if low.isdecimal() and (not dash or high.isdecimal()) and 1 <= int(low) <= int(high or low):
         return int(low), int(high or low)
-    raise UserError("--workers", text, "it should be a number, or fewest-most", "write for instance 4, or 2-8")
+    raise UserError("workers", text, "it should be a number, or fewest-most", "write for instance 4, or 2-8")
 
 
 def train(job: Job, launch: Launch = Launch()) -> str:
@@ -86,7 +86,7 @@ def train(job: Job, launch: Launch = Launch()) -> str:
         except (OSError, SafetensorError) as error:
             at = f", {error.filename}" if isinstance(error, OSError) and error.filename else ""
             rule = f"it can't be written ({getattr(error, 'strerror', None) or error}{at})"
-            raise UserError("--out", job.out, rule, "make room, then run the same command again") from error
+            raise UserError("out", job.out, rule, "make room, then run the same command again") from error
     return summary(log, Path(job.out))
 
 
@@ -110,7 +110,7 @@ def summary(log: list[dict[str, Any]], out: Path) -> str:
             ("L_patch", "patch_loss", "regions", "no image has a region"),
         )
     ]
-    few = " So few steps teach little: raise --steps or lower --batch-size." if len(log) < 10 else ""
+    few = " So few steps teach little: take more steps, or smaller batches." if len(log) < 10 else ""
     dropped = sum(entry["dropped"] for entry in log)
     left = f" {dropped} samples taught nothing, see {out / 'dropped.jsonl'}." if dropped else ""
     return f"steps: {len(log)}; {', '.join(changes)}.{left} Wrote {out / 'mm_projector.bin'} and {out / 'hf'}.{few}"

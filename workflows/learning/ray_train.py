@@ -1,4 +1,4 @@
-"""`pad train --workers N`: the same function in the workers of Ray Train, which starts them anew when one dies."""
+"""`pad train` with workers: the same function in the workers of Ray Train, which starts them anew when one dies."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def train_on_ray(
         except Exception as error:
             if not ray.get(desk.refused.remote()):
                 rule = f"Ray Train gave up ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
-                raise UserError("--workers", f"{low}-{high}", rule, "run the same command again to go on") from error
+                raise UserError("workers", f"{low}-{high}", rule, "run the same command again to go on") from error
         finally:
             done.set()
             listener.join()

@@ -46,8 +46,8 @@ def label_accuracy(
         view: of the tower.
         vision_layer: hidden state that is projected.
     """
-    folder = fetch_model("--vision", vision)
-    tower = load_pretrained("--vision", folder, CLIPVisionModel, torch.float32)
+    folder = fetch_model("vision", vision)
+    tower = load_pretrained("vision", folder, CLIPVisionModel, torch.float32)
     project = load_projector(projector).eval()
     words = F.normalize(torch.from_numpy(LabelEmbedder(LabelSettings(llm=llm))(list(LABELS))).float(), dim=-1)
     mean, std = normalization(folder)

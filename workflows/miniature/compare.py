@@ -144,8 +144,8 @@ class Comparison:
     def __init__(self, out: Path, models: ModelSettings, vision: str, budget: Budget, console: Console) -> None:
         known = (out / "world" / WORLD).is_file()
         if out.exists() and not known and (not out.is_dir() or any(out.iterdir())):
-            raise UserError("--out", out, "it is there already, and holds no comparison", "name a new folder")
-        check_view(models.view, fetch_model("--vision", vision), vision)  # told before the build
+            raise UserError("out", out, "it is there already, and holds no comparison", "name a new folder")
+        check_view(models.view, fetch_model("vision", vision), vision)  # told before the build
         self.out, self.models, self.vision, self.budget, self.console = out, models, vision, budget, console
         self.llm = models.llm.llm
         self.world, self.shards, self.dialogues = out / "world", out / "shards", out / "dialogues.json"

@@ -31,19 +31,19 @@ def run_demo(out: Path, scenes: int, steps: int, engine: Engine, console: Consol
         UserError: `out` is in use.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("--out", out, "it is there already, and not empty", "delete it, or name another folder")
+        raise UserError("out", out, "it is there already, and not empty", "delete it, or name another folder")
     models, vision = load_models(NAME), resolve(NAME, "clip")
     out.mkdir(parents=True, exist_ok=True)
     (out / MARK).write_text("`make demo` may delete this folder.\n")
 
-    console.rule(f"1  Draw {scenes} scenes, and annotate them: pad build --models {NAME}, engine {engine}")
+    console.rule(f"1  Draw {scenes} scenes, and annotate them: pad build, models {NAME}, engine {engine}")
     score = annotate(out / "world", out / "shards", models, scenes, TEST_WORLD, engine)
     damaged = [name for name, wrong in verify_run(out / "shards") if wrong]
     if damaged:
-        raise UserError("--out", out, f"pad verify finds damage in {damaged}", "look at the disk, and run it again")
+        raise UserError("out", out, f"pad verify finds damage in {damaged}", "look at the disk, and run it again")
     console.print("pad verify: all shards are whole")
 
-    console.rule(f"2  pad train --stage 1, twice {steps} steps: caption loss alone, and with the patch loss")
+    console.rule(f"2  pad train, stage 1, twice {steps} steps: caption loss alone, and with the patch loss")
     pairs = align(out / "shards", out / "stage1", vision, models, 1, steps, console)
 
     console.rule("3  What came out, against what was drawn")

@@ -238,7 +238,7 @@ def _save(recipe: Recipe, optimizers: list[torch.optim.Optimizer], step: int, se
         partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of a full disk
         partial.unlink(missing_ok=True)
-        raise UserError("--out", path, f"it can't be written ({error})", "make room, and run it again") from error
+        raise UserError("out", path, f"it can't be written ({error})", "make room, and run it again") from error
 
 
 def _restore(recipe: Recipe, optimizers: list[torch.optim.Optimizer], path: Path) -> tuple[int, float]:
@@ -256,6 +256,6 @@ def _restore(recipe: Recipe, optimizers: list[torch.optim.Optimizer], path: Path
             return state["step"], state["seconds"]
     except Exception as error:
         rule = f"the saved training in it can't be read ({type(error).__name__})"
-        raise UserError("--out", path, rule, "delete the file to start anew") from error
+        raise UserError("out", path, rule, "delete the file to start anew") from error
     rule = f"it holds another training: its {' and '.join(different)} differ"
-    raise UserError("--out", path, rule, "name another folder, or delete the file to start anew")
+    raise UserError("out", path, rule, "name another folder, or delete the file to start anew")

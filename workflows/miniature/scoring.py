@@ -120,10 +120,10 @@ def evaluate(
         UserError: the tagger knows labels that the world does not, or anything that build and train refuse.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError("--out", out, "it is there already, and not empty", "name a new folder")
+        raise UserError("out", out, "it is there already, and not empty", "name a new folder")
     tagger = models.built_in.tagger
-    check_labels("--models", tagger.tag_list, read_tags(tagger)[0])
-    tower = fetch_model("--vision", vision)  # a wrong one is told before the build
+    check_labels("models", tagger.tag_list, read_tags(tagger)[0])
+    tower = fetch_model("vision", vision)  # a wrong one is told before the build
     check_view(models.view, tower, vision)
     llm = fetch_model("llm.llm", models.llm.llm)
     network = load_pretrained("llm.llm", llm, LlamaForCausalLM, torch.float32)
