@@ -102,7 +102,7 @@ def _tags(models: ModelSettings) -> str:
 def _tagger(settings: TaggerSettings) -> str:
     labels, _ = read_tags(settings)
     path = fetch_file("tagger.weights", settings.weights, settings.sha256)
-    network = load_ram(Ram(settings, len(labels)), "tagger.weights", path)
+    network = load_ram(Ram(settings, len(labels)), path)
     return f"{settings.family}, {_millions(network.parameters())}, sha256 {file_sha256(path)}"
 
 
@@ -114,9 +114,9 @@ def _detector(settings: DetectorSettings) -> str:
 def _segmenter(settings: SegmenterSettings) -> str:
     path = find_segmenter(settings)
     if path.is_dir():
-        sam = HubSam("segmenter.weights", path, Compute(_EXACT))
+        sam = HubSam(path, Compute(_EXACT))
         return f"{sam.kind}, {_millions(sam.model.parameters())}"
-    network, shape = load_sam("segmenter.weights", path)
+    network, shape = load_sam(path)
     return f"SAM, {shape.depth} blocks of {shape.width}, {_millions(network.parameters())}, sha256 {file_sha256(path)}"
 
 

@@ -81,9 +81,7 @@ class ModelSettings(BaseModel):
         """
         for custom in (self.tagger, self.detector, self.segmenter):
             if isinstance(custom, CustomSettings):
-                raise UserError(
-                    "--models", custom.class_, f"this wants a {custom.section} of pad's", "name other models"
-                )
+                raise UserError("models", custom.class_, f"this wants a {custom.section} of pad's", "name other models")
         return BuiltIn(self.tagger, self.detector, self.segmenter)  # type: ignore[arg-type]  # the loop saw to it
 
 
@@ -110,8 +108,8 @@ _PATHS = {
 }
 
 
-def load_models(name: str) -> ModelSettings:
-    """The settings that `--models` names: a preset, `miniature`, or a TOML file.
+def load_models(models: str) -> ModelSettings:
+    """Return the settings that `models` names: a preset, `miniature`, or a TOML file.
 
     In a file, `preset = "paper"` starts from that preset and each section changes some of it; paths are relative to
     the file.
@@ -119,19 +117,17 @@ def load_models(name: str) -> ModelSettings:
     Raises:
         UserError: there is no such preset or file, or a setting is wrong.
     """
-    field = "--models"
-    if name in PRESETS:
-        return ModelSettings.model_validate(_named(PRESETS[name]))
-    path = checked() / "models.toml" if name == MINIATURE else Path(name).expanduser()
+    if models in PRESETS:
+        return ModelSettings.model_validate(_named(PRESETS[models]))
+    path = checked() / "models.toml" if models == MINIATURE else Path(models).expanduser()
     if not path.is_file():
         known = ", ".join([*PRESETS, MINIATURE])
-        raise UserError(
-            field, name, f"it is neither a preset ({known}) nor a file", "name one of these, or a TOML file"
-        )
-    data = read_toml(field, path)
+        rule = f"it is neither a preset ({known}) nor a file"
+        raise UserError("models", models, rule, "name one of these, or a TOML file")
+    data = read_toml("models", path)
     preset = data.pop("preset", None)
     if preset is not None and preset not in list(PRESETS):
-        raise UserError(f"{name}: preset", preset, f"it should be one of {', '.join(PRESETS)}", "correct it")
+        raise UserError(f"{models}: preset", preset, f"it should be one of {', '.join(PRESETS)}", "correct it")
     merged = dict(PRESETS[preset]) if preset else {}
     for section, entries in data.items():
         if (
@@ -141,7 +137,7 @@ def load_models(name: str) -> ModelSettings:
         ):
             merged[section] = _custom(section, entries, path)
         elif isinstance(entries, dict):
-            merged[section] = _over(merged.get(section, {}), _resolved(section, entries, path.parent, name))
+            merged[section] = _over(merged.get(section, {}), _resolved(section, entries, path.parent, models))
         else:
             merged[section] = entries
     if "grounder" in merged:
@@ -196,19 +192,19 @@ def _named(sections: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def with_tags(models: ModelSettings, tag_list: str, thresholds: str) -> ModelSettings:
+def with_tags(models: ModelSettings, tag_list: str, tag_thresholds: str) -> ModelSettings:
     """`models` with the user's own tag list and thresholds; what is empty stays as it is."""
-    custom = {"tag_list": tag_list, "thresholds": thresholds}
+    custom = {"tag_list": tag_list, "thresholds": tag_thresholds}
     changes: dict[str, Any] = {}
     if isinstance(models.tagger, CustomSettings):
-        if given := [value for value in custom.values() if value]:
+        if given := tag_list or tag_thresholds:
             rule = f"the tagger is a class of your own ({models.tagger.class_})"
-            raise UserError("--tag-list, --tag-thresholds", given[0], rule, "put its tags into its settings")
+            raise UserError("tag_list" if tag_list else "tag_thresholds", given, rule, "put its tags into its settings")
         return models
     for name, value in custom.items():
         if value:
             changes |= {name: value, _PINS[name]: ""}
-    if thresholds:
+    if tag_thresholds:
         changes["threshold"] = None
     return models.model_copy(update={"tagger": models.tagger.model_copy(update=changes)})
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.text import Text
 
 from pad_pipeline.console import errors as console
-from pad_pipeline.errors import UserError
+from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.geometry import View
 from pad_pipeline.images import DecodeSettings
 from pad_pipeline.labels import LabelSettings
@@ -69,10 +69,10 @@ def plan_build(source: Source, models: ModelSettings, view: View, options: RunOp
     if options.redo_from != "tag":
         if not isinstance(source, ShardsSource):
             rule = "only images that come from PAD shards have been annotated before"
-            raise UserError("--redo-from", options.redo_from, rule, "name a folder of shards in --images")
+            raise UserError("redo_from", options.redo_from, rule, "name a folder of shards in `images`")
         if options.redo_from == "ground" and isinstance(models.detector, CustomGrounder):
             rule = "a grounder finds tags and boxes in one"
-            raise UserError("--redo-from", options.redo_from, rule, "leave it out, or begin with segment")
+            raise UserError("redo_from", options.redo_from, rule, "leave it out, or begin with segment")
         earlier = source.shards.run
         kept = {"redo_from": options.redo_from, "earlier": {"settings": earlier.settings, **earlier.fingerprints}}
     labels, width = label_fingerprint(models.llm)
@@ -127,14 +127,16 @@ def open_out(out: Path | str, options: RunOptions) -> Folder:
     Raises:
         UserError: it is something else.
     """
-    field, where = ("--fork", options.fork) if options.fork else ("--out", out)
+    field, where = ("fork", options.fork) if options.fork else ("out", out)
     if not str(out):
-        raise UserError("--out", "", "it is empty", "name a folder")
+        raise UserError("out", "", "it is empty", "name a folder")
     if options.fork:
-        Run.read(folder_at(out, "--out"), "--out")  # what is forked
+        with rename_field(shards="out"):
+            Run.read(folder_at(out))  # what is forked
         if _resolved(options.fork) == _resolved(out):
-            raise UserError("--fork", options.fork, "it is the same folder as --out", "name another")
-    folder = folder_at(where if isinstance(where, str) else Path(where or "."), field)
+            raise UserError("fork", options.fork, "it is the same folder as `out`", "name another")
+    with rename_field(shards=field):
+        folder = folder_at(where if isinstance(where, str) else Path(where or "."))
     if not folder.remote:
         folder = Folder(folder.path.resolve())
         if folder.path.exists() and not folder.path.is_dir():
@@ -159,7 +161,6 @@ def carry_out(
     chain_for: ChainFor,
     options: RunOptions,
     forked: Folder | None = None,
-    option: str = "--images",
     title: str = "",
 ) -> Totals:
     """Plan the source into `folder`, under its lock, and work on what is unfinished. Arguments as `prepare`'s; `title`
@@ -171,7 +172,7 @@ def carry_out(
             held.callback(_remove_if_empty, folder if created else None)
             held.enter_context(locked(folder))
             folder.clean()
-            found = prepare(run, source, folder, options, forked, option)
+            found = prepare(run, source, folder, options, forked)
         except OSError as error:
             raise unwritable(folder, error) from error
         return _work(run, found, folder, chain_for, options, title or run.kind)
@@ -217,14 +218,7 @@ def _unfinished(run: Run, found: Scan) -> Iterator[int]:
     return (number for number in range(run.shards) if number not in found.finished)
 
 
-def prepare(
-    run: Run,
-    source: Source,
-    folder: Folder,
-    options: RunOptions,
-    forked: Folder | None = None,
-    option: str = "--images",
-) -> Scan:
+def prepare(run: Run, source: Source, folder: Folder, options: RunOptions, forked: Folder | None = None) -> Scan:
     """Plan the source, check the plan against what is in the folder, and say which shards are finished.
 
     Args:
@@ -233,27 +227,27 @@ def prepare(
         folder: the run's.
         options: how.
         forked: the run whose shards are taken over where they would come out the same.
-        option: that names the source.
 
     Raises:
         UserError: the folder holds finished shards of other inputs, settings, weights or code.
     """
-    old = Run.read(folder, "--out") if folder.has(RUN_NAME) else None
+    with rename_field(shards="out"):
+        old = Run.read(folder) if folder.has(RUN_NAME) else None
     if old and (problem := seal_problem(folder.read(RUN_NAME))):
-        remedy = "put the original back, or name another --out"
-        raise UserError("--out", f"{folder}/{RUN_NAME}", problem, remedy)
+        remedy = "put the original back, or name another `out`"
+        raise UserError("out", f"{folder}/{RUN_NAME}", problem, remedy)
     found = scan(folder, old.identity, old.shards) if old else Scan()
     if options.retry_failed and not (old and folder.has(PLAN_NAME)):
-        raise UserError("--retry-failed", folder, "there is no run in it", "leave it out for a first run")
+        raise UserError("retry_failed", folder, "there is no run in it", "leave it out for a first run")
     with folder.commit(PLAN_NAME) as partial:
         with console.status(Text(f"planning {source.origin}")):
             facts = write_plan(source, partial, run.shard_size, options.depth, options.limit)
         if not facts.images:
             rule = "there is no image in it" + "".join(f"; {n} {what}" for what, n in source.counts.items())
-            raise UserError(option, source.origin, rule, "name a folder or a file with images")
+            raise UserError("images", source.origin, rule, "name a folder or a file with images")
         if not facts.there:
             rule = f"none of the {facts.images} images that {source.origin} lists is there"
-            raise UserError("image root", source.root, rule, "correct --image-root (or --images, for COCO)")
+            raise UserError("image_root", source.root, rule, "correct `image_root` (or `images`, for COCO)")
         run.images, run.shards = facts.images, -(-facts.images // run.shard_size)
         run.counts = dict(sorted(source.counts.items()))
         code = " ".join(filter(None, [code_fingerprint(), run.fingerprints.get("code")]))  # and the user's own

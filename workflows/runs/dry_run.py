@@ -1,4 +1,4 @@
-"""`pad build --dry-run`: plan everything, annotate a few images, and say what the whole would take."""
+"""The dry run of `pad build`: plan everything, annotate a few images, and say what the whole would take."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def estimate(source: Source, models: ModelSettings, view: View, options: RunOpti
         run, chain_for = plan_build(source, models, view, options)
         facts = write_plan(source, folder.path / PLAN_NAME, options.shard_size, "sizes", options.limit)
         if not facts.images:
-            raise UserError("--images", source.origin, "there is no image in it", "name a folder or a file with images")
+            raise UserError("images", source.origin, "there is no image in it", "name a folder or a file with images")
         plan = Plan(folder)
         sampled = min(SAMPLE, facts.images // 2) or min(1, facts.images)
         positions = [number * facts.images // (2 * sampled) for number in range(2 * sampled)] if sampled else []

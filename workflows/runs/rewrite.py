@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pad_pipeline.errors import UserError
+from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.geometry import View
 from pad_pipeline.labels import LabelSettings
 from pad_pipeline.shards.run import Run
@@ -55,16 +55,16 @@ def rewrite(
     edits = edits or EditSettings()
     folder = open_out(out, options)
     if any(_where(shards.folder) == _where(folder) for shards in source.runs):
-        raise UserError("--out", out, "these are the shards that are read", "name a new folder")
+        raise UserError("out", out, "these are the shards that are read", "name a new folder")
     runs = [shards.run for shards in source.runs]
-    chosen_view = view or _common("view", "--fit, --view-size or --patch", [run.view for run in runs])
-    chosen_labels = labels or _labels(_common("llm", "--llm", [run.settings.get("llm") for run in runs]))
+    chosen_view = view or _common("view", "`fit`, `view_size` or `patch`", [run.view for run in runs])
+    chosen_labels = labels or _labels(_common("llm", "`llm`", [run.settings.get("llm") for run in runs]))
     words, width = label_fingerprint(chosen_labels)
     if labels is None:
         for run in runs:
             if changed := [name for name in LLM_FILES if run.fingerprints.get(name) != words[name]]:
                 rule = f"it is not what it was when the shards were made ({' and '.join(changed)} differ)"
-                raise UserError("llm.llm", chosen_labels.llm, rule, "put it back, or say with --llm what to embed with")
+                raise UserError("llm.llm", chosen_labels.llm, rule, "put it back, or say with `llm` what to embed with")
     kind, settings, fingerprints = _made_with(runs)
     settings |= {"llm": chosen_labels.model_dump(mode="json")}
     if edits.changes:
@@ -84,14 +84,15 @@ def rewrite(
     def chain(folder: Folder, identity: str) -> list[Link]:
         return rewriting_chain(folder, identity, edits, chosen_labels, chosen_view, source.root)
 
-    return carry_out(run, source, folder, chain, options, option="SHARDS", title="rewrite")
+    with rename_field(images="shards"):
+        return carry_out(run, source, folder, chain, options, title="rewrite")
 
 
 def _where(folder: Folder) -> str:
     return str(folder) if folder.remote else str(folder.path.resolve())
 
 
-def _common(what: str, option: str, values: list[Any]) -> Any:
+def _common(what: str, parameter: str, values: list[Any]) -> Any:
     """The one value that all runs have.
 
     Raises:
@@ -99,7 +100,7 @@ def _common(what: str, option: str, values: list[Any]) -> Any:
     """
     if values[0] is None or any(value != values[0] for value in values):
         shown = ", ".join(dict.fromkeys(str(value) for value in values))
-        raise UserError("SHARDS", shown, f"the runs differ in their {what}", f"say with {option} which is wanted")
+        raise UserError("shards", shown, f"the runs differ in their {what}", f"say with {parameter} which is wanted")
     return values[0]
 
 
@@ -108,7 +109,7 @@ def _labels(settings: Any) -> LabelSettings:
         return LabelSettings.model_validate(settings)
     except ValidationError as error:
         rule = "this is no LLM that this version of pad knows"
-        raise UserError("run.json: settings.llm", settings, rule, "say with --llm what to embed with") from error
+        raise UserError("run.json: settings.llm", settings, rule, "say with `llm` what to embed with") from error
 
 
 def _made_with(runs: list[Run]) -> tuple[str, dict[str, Any], dict[str, str]]:

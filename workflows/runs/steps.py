@@ -33,7 +33,7 @@ class ReadShard:
         return shard
 
     def _restore(self, shard: Shard) -> None:
-        self._shards = shards = self._shards or ShardFolder(self.out, "--out")  # it lists the whole folder
+        self._shards = shards = self._shards or ShardFolder(self.out)  # it lists the whole folder
         for record, row in zip(shard.rows, shards.index(shard.name), strict=True):
             if row["status"] != "failed":
                 sample = shards.sample(shard.name, row)
@@ -63,4 +63,4 @@ class WriteShard:
 def unwritable(out: Folder, error: OSError) -> UserError:
     """The error for an output folder that is full, read-only or gone."""
     rule = f"it can't be written ({error.strerror or error})"
-    return UserError("--out", out, rule, "make room, mend it or name another, then run the same command again")
+    return UserError("out", out, rule, "make room, mend it or name another, then run the same command again")
