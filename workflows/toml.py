@@ -34,7 +34,7 @@ def settings_error(error: ValidationError, where: str, section: str = "") -> Use
 
     Args:
         error: what it said.
-        where: the file.
+        where: the file; empty where there is none.
         section: that was validated, where that was not all of the file.
     """
     # A name that does not exist explains another that is missing, so it goes first.
@@ -45,4 +45,4 @@ def settings_error(error: ValidationError, where: str, section: str = "") -> Use
     message = {"missing": "it is missing", "extra_forbidden": "there is no such setting"}.get(
         first["type"], first["msg"]
     )
-    return UserError(f"{where}: {name}", value, message.removeprefix("Value error, "), "correct it")
+    return UserError(f"{where}: {name}" if where else name, value, message.removeprefix("Value error, "), "correct it")

@@ -99,12 +99,9 @@ def push(folder: Path, repository: str, private: bool) -> str:
         api = HfApi()
         api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
         api.upload_folder(
-            repo_id=repository,
-            repo_type="dataset",
-            folder_path=folder,
-            ignore_patterns=[MARK],
-            delete_patterns=[*SHARDS],
-        )
+            repo_id=repository, repo_type="dataset", folder_path=folder,
+            ignore_patterns=[MARK], delete_patterns=[*SHARDS],
+        )  # fmt: skip
     except Exception as error:  # network, rights, names: whatever the client raises is what is wrong
         reason = f"it can't be uploaded ({type(error).__name__}: {error})"
         remedy = "log in with `hf auth login`, check the name, try again"

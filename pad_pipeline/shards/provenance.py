@@ -1,6 +1,6 @@
 """What made the regions of a run, as its run.json tells: models, or an annotation file; and what was changed since.
 
-A run can have more than one origin (`pad merge`), and an origin the stages of more than one run (`--redo-from`). What
+A run can have more than one origin (`pad merge`), and an origin the stages of more than one run (`redo_from`). What
 of a run.json is not of the usual form is left out: it can come from anybody.
 """
 

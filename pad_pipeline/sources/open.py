@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.sources.base import Source, ending_of
-from pad_pipeline.storage import folder_at, is_url, url_problem
+from pad_pipeline.storage import folder_at, is_url
 
 LISTS = {".parquet", ".csv", ".tsv", ".jsonl", ".ndjson"}
 """Endings of files that list images, one a row."""
@@ -37,8 +37,6 @@ def open_source(
     text, remote = str(images), is_url(str(images))
     ending = ending_of(text)
     is_folder = not remote and Path(text).is_dir()
-    if remote and (problem := url_problem(text)):
-        raise UserError("images", text, problem, "copy the files to one of these, or to a local folder")
     if columns and (is_folder or ending not in LISTS):
         raise UserError("columns", ",".join(columns), "it goes with a list of images only", "leave it out")
     if not is_folder and ending in LISTS:

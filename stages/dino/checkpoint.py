@@ -73,9 +73,6 @@ _HEADS, _LEVELS, _HEAD_WIDTH_OF_BERT = 8, 4, 64
 def converted_folder(path: Path) -> Path:
     """A model folder for transformers made of an official file, in the cache; the tokenizer is not in the file.
 
-    Args:
-        path: the file.
-
     Raises:
         UserError: the file is no official Grounding DINO.
     """

@@ -36,17 +36,17 @@ RESULT = "analysis.json"
 STUDIES = ("entropy", "align", "pursuit", "lens", "overlap")
 
 
-def analysis_settings(path: Path | None, options: dict[str, Any]) -> AnalysisSettings:
-    """The settings of a TOML file with `options` put over them.
+def analysis_settings(settings: Path | None, options: dict[str, Any]) -> AnalysisSettings:
+    """Return the settings of the TOML file `settings`, if there is one, with `options` put over them.
 
     Raises:
         UserError: the file can't be read, or a setting is wrong.
     """
-    data = read_toml("settings", path) if path else {}
+    data = read_toml("settings", settings) if settings else {}
     try:
         return AnalysisSettings.model_validate(data | options)
     except ValidationError as error:
-        raise settings_error(error, str(path or "pad analyze")) from error
+        raise settings_error(error, str(settings or "")) from error
 
 
 def analyze(

@@ -19,17 +19,17 @@ from pad_pipeline.training.settings import TrainSettings, settings_of
 from pad_pipeline.workflows.toml import read_toml, settings_error
 
 
-def train_settings(path: Path | None, options: dict[str, Any], stage: int = 1) -> TrainSettings:
-    """The settings of a TOML file with `options` put over them.
+def train_settings(settings: Path | None, options: dict[str, Any], stage: int = 1) -> TrainSettings:
+    """Return the settings of the TOML file `settings`, if there is one, with `options` put over them.
 
     Raises:
         UserError: the file can't be read, or a setting is wrong.
     """
-    data = read_toml("settings", path) if path else {}
+    data = read_toml("settings", settings) if settings else {}
     try:
         return settings_of(stage).model_validate(data | options)
     except ValidationError as error:
-        raise settings_error(error, str(path or "pad train")) from error
+        raise settings_error(error, str(settings or "")) from error
 
 
 class Launch(NamedTuple):
@@ -43,16 +43,16 @@ class Launch(NamedTuple):
     """How often workers may die."""
 
 
-def parse_workers(text: str) -> tuple[int, int]:
+def parse_workers(workers: str) -> tuple[int, int]:
     """`4` -> (4, 4); `2-8` -> (2, 8).
 
     Raises:
         UserError: it is neither.
     """
-    low, dash, high = text.partition("-")
+    low, dash, high = workers.partition("-")
     if low.isdecimal() and (not dash or high.isdecimal()) and 1 <= int(low) <= int(high or low):
         return int(low), int(high or low)
-    raise UserError("workers", text, "it should be a number, or fewest-most", "write for instance 4, or 2-8")
+    raise UserError("workers", workers, "it should be a number, or fewest-most", "write for instance 4, or 2-8")
 
 
 def train(job: Job, launch: Launch = Launch()) -> str:
