@@ -108,7 +108,8 @@ class ManifestSource:
 
     def _parquet(self) -> Iterator[_Row]:
         remote = is_url(self.origin)
-        file = _open_remote(self.origin) if remote else self.origin
+        store, path = image_store(self.origin) if remote else (None, self.origin)
+        file = store.open(path, "rb") if store else path
         # From a disk in small pieces; from afar a column of a row group at once. Buffering ahead would keep them all.
         with pq.ParquetFile(file, buffer_size=0 if remote else 1 << 20, pre_buffer=False) as table:
             names = self._columns(table.schema_arrow.names)
@@ -234,11 +235,6 @@ def _find(there: Sequence[str], named: Mapping[str, str]) -> tuple[str | None, .
 
 def _lines(stream: TextIO) -> Iterator[str]:
     return iter(partial(stream.readline, _LONGEST), "")
-
-
-def _open_remote(url: str) -> Any:
-    store, path = image_store(url)
-    return store.open(path, "rb")
 
 
 def _text(role: str, value: Any) -> str:

@@ -29,7 +29,7 @@ from pad_pipeline.verify import verify_run
 from pad_pipeline.workflows.learning.analyze import analysis_settings, analyze
 from pad_pipeline.workflows.learning.launch import train_settings
 from pad_pipeline.workflows.models.settings import ModelSettings, load_models
-from pad_pipeline.workflows.runs.build import build
+from pad_pipeline.workflows.runs.build import build, import_coco
 from pad_pipeline.workflows.runs.options import RunOptions
 
 
@@ -137,5 +137,8 @@ def test_analyses_and_builds_name_their_parameters(
     empty = tmp_path / "empty"
     empty.mkdir()
     assert refusal(build, open_source(empty), tmp_path / "out", models, view, RunOptions()).field == "images"
+    lost = CocoSource(world.instances, empty)
+    given = tmp_path / "out", models.llm, models.decode, view, RunOptions()
+    assert refusal(import_coco, lost, *given).field == "images"
     lost = LlavaSource(world.llava, empty)
     assert refusal(build, lost, tmp_path / "out", models, view, RunOptions()).field == "image_root"

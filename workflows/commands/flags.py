@@ -97,7 +97,7 @@ class ViewFlags:
 
         size, patch = self.view_size or default.size, self.patch or default.patch
         if size % patch:
-            raise UserError("--view-size", size, f"it must be a multiple of --patch {patch}", "correct one of them")
+            raise UserError("view_size", size, f"it must be a multiple of `patch` {patch}", "correct one of them")
         fit = self.fit or Fit(default.fit)
         try:
             return type(default)(size=size, patch=patch, fit=fit.value)

@@ -118,7 +118,8 @@ def import_coco(
     def chain(folder: Folder, identity: str) -> list[Link]:
         return import_chain(folder, identity, decoding, labels, view, source.root)
 
-    return carry_out(run, source, folder, chain, options, forked=folder_at(out) if options.fork else None)
+    with rename_field(image_root="images"):
+        return carry_out(run, source, folder, chain, options, forked=folder_at(out) if options.fork else None)
 
 
 def open_out(out: Path | str, options: RunOptions) -> Folder:
@@ -247,7 +248,7 @@ def prepare(run: Run, source: Source, folder: Folder, options: RunOptions, forke
             raise UserError("images", source.origin, rule, "name a folder or a file with images")
         if not facts.there:
             rule = f"none of the {facts.images} images that {source.origin} lists is there"
-            raise UserError("image_root", source.root, rule, "correct `image_root` (or `images`, for COCO)")
+            raise UserError("image_root", source.root, rule, "correct it")
         run.images, run.shards = facts.images, -(-facts.images // run.shard_size)
         run.counts = dict(sorted(source.counts.items()))
         code = " ".join(filter(None, [code_fingerprint(), run.fingerprints.get("code")]))  # and the user's own
