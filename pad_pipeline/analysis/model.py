@@ -43,8 +43,8 @@ class Subject:
         if model.is_file():
             self._from_parts(model, vision, llm, vision_layer)
         elif vision or llm:
-            rule = "it goes with a mm_projector.bin; a LLaVA folder has its own"
-            raise UserError("vision" if vision else "llm", vision or llm, rule, "leave it out")
+            rule = "`vision` and `llm` go with a mm_projector.bin; a LLaVA folder has its own"
+            raise UserError("vision" if vision else "llm", vision or llm, rule, "leave them out")
         else:
             self._from_folder(model)
         self.words: Tensor = self.llm.get_input_embeddings().weight.detach()
