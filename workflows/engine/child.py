@@ -26,7 +26,7 @@ from pad_pipeline.workflows.engine.chain import Chain, Done, Link, Task, Worked,
 PATIENCE = 20.0
 """Seconds that a child has to end in good order."""
 LOG_FORMAT = "%(asctime)s %(name)s: %(message)s"
-"""Of what libraries have to say, with `pad --verbose`."""
+"""Format of the messages of libraries, which `pad` shows when it is verbose."""
 _START = (
     "import sys; sys.path[:] = sys.argv[3:]; from pad_pipeline.workflows.engine.child import main; "
     "main(int(sys.argv[1]), sys.argv[2].split())"
