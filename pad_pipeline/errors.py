@@ -15,7 +15,7 @@ class UserError(Exception):
         field: the Python parameter, setting or file entry that is wrong ("images", "tagger.weights").
         value: what it holds.
         rule: what it should hold, or what went wrong. Another parameter is named in backticks: "it goes with `data`".
-        remedy: what to do now; other parameters likewise.
+        remedy: what to do now, with other parameters in backticks too.
     """
 
     def __init__(self, field: str, value: object, rule: str, remedy: str) -> None:

@@ -245,7 +245,7 @@ def check_view(view: View, folder: Path, vision: str) -> None:
             vision,
             f"it sees {size} px in patches of {patch}, and the shards are made for {view.size} px in patches of "
             f"{view.patch} ({view.fit}, a grid of {view.grid} x {view.grid})",
-            f"use the matching tower, or build shards with `view_size` {size} and `patch` {patch}",
+            f"use the matching tower, or build shards with `size` {size} and `patch` {patch}",
         )
 
 

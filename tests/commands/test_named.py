@@ -29,7 +29,7 @@ def running(*names: str) -> typer.Context:
     [
         (("build",), "images", "--images"),
         (("build",), "image_root", "--image-root"),
-        (("build",), "pools", "--pool"),  # the option has another name than its parameter
+        (("build",), "depth", "--fingerprint"),  # the option has another name than its parameter
         (("build",), "accept_changed_code", "--accept-changed-code"),
         (("merge",), "shards", "SHARDS"),
         (("train",), "shards", "--shards"),  # an argument of others
@@ -53,7 +53,7 @@ def test_a_field_is_shown_as_the_option_of_its_command(command: tuple[str, ...],
         ("build", "name another `out`", "name another --out"),
         ("build", "with `fork` NEWOUT or `retry_failed`", "with --fork NEWOUT or --retry-failed"),
         ("stats", "name other `shards`", "name other SHARDS"),
-        ("train", "build with `view_size` 112", "build with --view-size 112"),  # an option of `pad build`
+        ("train", "build with `size` 112", "build with --view-size 112"),  # an option of `pad build`
         ("train", "run `pad build`, see `run.json` and `nothing_known`", None),
         ("train", "name another out, or images", None),  # words, and no parameters
         ("train", "`LLaVA folder` or ``", None),
@@ -108,12 +108,10 @@ def test_commands_name_their_options(pad: Pad, tmp_path: Path, models_toml: Path
         "--shards": ["train", "--shards", none, *parts, *out],
         "--data": ["train", "--data", none, *parts, *out],
         "--image-root": ["train", "--data", models_toml, "--image-root", none, *parts, *out],
-        "--micro-batch": ["train", "--shards", shards, "--micro-batch", 0, *parts, *out],
         "--init": ["train", "--shards", shards, "--init", projector, *parts, *out],
         "--model": ["analyze", "align", "--model", projector, "--shards", shards, *parts],
         "--heldout": ["experiment", "beta", "--shards", shards, "--heldout", none, *parts, *out],
         "--push": ["export", "hub", shards, "--push", "nobody", *out],
-        "--pool": ["build", "--images", none, "--engine", "ray", "--pool", "x", *out],
         "--fork": ["build", "--images", models_toml.parent, "--engine", "local", "--out", shards, "--fork", shards],
     }.items():
         done = pad(*arguments)

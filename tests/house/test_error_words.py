@@ -15,7 +15,6 @@ OTHER_PROGRAMS = {
     "workflows.learning.lmms": [
         "--num_processes", "--model", "--tasks", "--batch_size", "--log_samples", "--output_path",
     ],
-    "workflows.miniature.members": ["--seed", "--steps"],  # the manifest's record of a command
 }  # fmt: skip
 """Modules that write another program's command line, or a whole one of pad's; and what stands in it."""
 

@@ -106,7 +106,7 @@ def check_same(old: Run, new: Run, folder: Folder, new_plan: Plan, accept_code: 
     if len(differences) > 8:
         differences[8:] = [f"and {len(differences) - 8} more"]
     code_only = all(line.startswith("fingerprints.code:") for line in differences)
-    remedy = "run with what it was made with; or keep it and go on in a new folder with `fork``"
+    remedy = "run with what it was made with; or keep it and go on in a new folder with `fork`"
     if code_only:
         remedy = "if the change moves no result, go on with `accept_changed_code`; or use `fork`, a new folder"
     raise UserError("out", folder, f"its shards were made with something else ({'; '.join(differences)})", remedy)
