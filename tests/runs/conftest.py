@@ -50,6 +50,8 @@ def store() -> Iterator[str]:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "test")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        fsspec.filesystem("s3").mkdir("bucket")
+        files = fsspec.filesystem("s3")
+        files.mkdir("bucket")
         yield "s3://bucket"
+        files.clear_instance_cache()  # the next server has another port
     server.stop()

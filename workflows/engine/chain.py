@@ -20,7 +20,7 @@ class Task(NamedTuple):
     part: tuple[int, int] | None = None
     """Only these rows, first and one past the last, to find out which one kills the process: nothing is written."""
     killers: tuple[tuple[int, str], ...] = ()
-    """Rows that kill whoever works on them, and the stage in which they do."""
+    """Rows that kill each process that works on them, with the stage in which they do."""
 
 
 class Done(NamedTuple):
@@ -131,7 +131,7 @@ def portable(error: Exception) -> Exception:
     """`error` as it can be sent to another process, with its traceback as a note."""
     trace = "".join(traceback.format_exception(error))
     try:
-        sent: Exception = pickle.loads(pickle.dumps(error))  # not every exception can be made anew
+        sent: Exception = pickle.loads(pickle.dumps(error))  # not every exception can be made again
     except Exception:
         sent = RuntimeError(f"{type(error).__name__}: {error}")
     sent.add_note(trace)

@@ -1,4 +1,4 @@
-"""Which links share a worker on Ray, how many workers there are, and what of the cluster each holds."""
+"""Which links share a worker on Ray, how many workers there are, and how much of the cluster each holds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def deal_out(chain: list[Link], cpus: float, gpus: int, workers: int = 0) -> lis
     them have workers without one, so that the GPU does not wait for the CPU. Where no GPU is there or wanted, the whole
     chain shares a worker.
 
-    All workers must fit at once, or the last pool would wait for ever; so together they hold half of the CPUs, as
+    All workers must fit at once, or the last pool would wait without end; so together they hold half of the CPUs, as
     shares.
 
     Args:

@@ -134,7 +134,7 @@ class Watch:
             self._metrics += json.dumps(figures) + "\n"
             if not self.out.remote or last or time.monotonic() - self._stored >= STORED_EVERY:
                 self._stored = time.monotonic()
-                with suppress(OSError):  # no room for figures, none for data: that trouble is told elsewhere
+                with suppress(OSError):  # no room for figures, none for data: the writer of shards reports it
                     self.out.append(METRICS_NAME, self._metrics.encode())
                     self._metrics = ""
 

@@ -1,7 +1,7 @@
 """Run a chain of stages on Ray: a pool of actors for each link, shards passing from one to the next.
 
-Ray Data is not used: a row that kills its actor is retried for ever there, or ends the whole job. Here the driver knows
-which worker is at which shard, so a death costs one attempt at that shard and nothing else.
+Ray Data is not used: a row that kills its actor is retried without end there, or ends the whole job. Here the driver
+knows which worker is at which shard, so a death costs one attempt at that shard and nothing else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ AHEAD = 2
 LOOK = 2.0
 """Seconds between two looks at the workers."""
 PATIENCE = 60.0
-"""Seconds until workers that have not begun are told of."""
+"""Seconds until workers that have not begun are reported."""
 
 
 class RayEngine:
@@ -203,7 +203,7 @@ class _Scheduler:
         except errors.RayError as error:
             if not _is_loss(self.ray, error):
                 raise
-            job = worker.jobs.pop(answer)  # the node that held it is gone; the shard begins anew
+            job = worker.jobs.pop(answer)  # the node that held it is gone; the shard begins again
             self._again(job)
             return
         yield from self._moved(worker, worker.jobs.pop(answer), result)
@@ -236,7 +236,7 @@ class _Scheduler:
         self.past.append(worker.worked)
         blamed = not self._node_lives(worker)
         if blamed:
-            self.watch.say("A node was lost; what its workers had in hand begins anew.")
+            self.watch.say("A node was lost; what its workers had in hand begins again.")
         for answer, job in list(worker.jobs.items()):
             try:
                 result = self.ray.get(answer)

@@ -31,10 +31,10 @@ def ray_session(address: str) -> Iterator[Any]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if not address:
-        # Loopback, for whoever reaches Ray's ports can run code here. Its own option for this machine's address
+        # Loopback, for anybody who reaches Ray's ports can run code here. Its own option for this machine's address
         # turns 127.0.0.1 into the outer one; on a system that it takes for no cluster it stays on loopback.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    with _quiet_stderr():  # Ray announces there that it was told to be quiet
+    with _quiet_stderr():  # Ray announces there that it was asked to be quiet
         import ray
 
         _start(ray, address)
@@ -54,7 +54,7 @@ def _start(ray: Any, address: str) -> None:
     try:
         knock(address)
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
-        # A death is told in our words, and not on standard output; there is no option for this.
+        # A death is reported in our words, and not on standard output; there is no option for this.
         ray._private.worker.print_to_stdstream = lambda *_, **__: None
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
