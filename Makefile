@@ -52,6 +52,9 @@ bench: $(READY)  ## Compare the annotation stages with a plain loop, technique b
 bench-engines: $(READY)  ## Compare a bare loop, the local engine and Ray: a few minutes.
 	$(BIN)/python -m benchmarks.engines
 
+bench-memory: $(READY)  ## Memory of each model at official size, in both precisions: ten minutes and 10 GB.
+	$(BIN)/python -m benchmarks.memory
+
 bench-plan: $(READY)  ## Time and memory of planning 1 and 10 million images, and of a resume: a quarter of an hour.
 	$(BIN)/python -m benchmarks.plan
 
@@ -96,4 +99,4 @@ $(READY): $(RUN)
 	$(INSTALL) '.[dev]'
 	@touch $(READY)
 
-.PHONY: docs help demo test test-all test-long test-browser bench bench-engines bench-plan bench-loader bench-stage1 bench-analyses bench-retarget paper chaos lint format clean
+.PHONY: docs help demo test test-all test-long test-browser bench bench-engines bench-memory bench-plan bench-loader bench-stage1 bench-analyses bench-retarget paper chaos lint format clean

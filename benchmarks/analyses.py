@@ -21,13 +21,14 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from pad_pipeline.analysis.model import Subject
+from pad_pipeline.analysis.studies import STUDIES
 from pad_pipeline.geometry import View
 from pad_pipeline.miniature.files import write_world
 from pad_pipeline.miniature.shipped import NAME, resolve
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.sources.coco import CocoSource
 from pad_pipeline.training.projector import build_projector, save_projector
-from pad_pipeline.workflows.learning.analyze import STUDIES, analysis_settings, analyze
+from pad_pipeline.workflows.learning.analyze import analysis_settings, analyze
 from pad_pipeline.workflows.models.settings import load_models
 from pad_pipeline.workflows.runs.build import import_coco
 from pad_pipeline.workflows.runs.options import RunOptions

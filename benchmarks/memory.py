@@ -133,7 +133,7 @@ def report(found: dict[str, dict[str, Measured]]) -> list[str]:
     """The table as Markdown. Stages of one worker take turns: the sum is all weights and the largest peak."""
     lines = [
         f"{date.today()}; {platform.machine()}, no GPU; torch {torch.__version__}; `python -m benchmarks.memory`.",
-        f"One image of {SIZE[0]} x {SIZE[1]} with {BOXES} boxes; GB are 10^9 bytes.",
+        f"Random weights, one image of {SIZE[0]} x {SIZE[1]} with {BOXES} boxes; GB are 10^9 bytes.",
         "",
         "| model | weights, float32 | beside them | weights, bfloat16 | beside them |",
         "| --- | --- | --- | --- | --- |",

@@ -16,8 +16,9 @@ from pad_pipeline.miniature.files import write_world
 from pad_pipeline.miniature.shipped import NAME
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.sources.coco import CocoSource
-from pad_pipeline.sources.stored import Selection, StoredSource
-from pad_pipeline.stages.edit import EditSettings
+from pad_pipeline.sources.selection import Selection
+from pad_pipeline.sources.stored import StoredSource
+from pad_pipeline.stages.edit_settings import EditSettings
 from pad_pipeline.workflows.models.settings import load_models
 from pad_pipeline.workflows.runs.build import import_coco
 from pad_pipeline.workflows.runs.options import RunOptions

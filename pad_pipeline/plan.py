@@ -1,4 +1,4 @@
-"""Which image is in which shard at which row: made once, before any model runs, in memory that does not grow."""
+"""The plan, which gives each image its shard and row. It is written before any model runs, in constant memory."""
 
 from __future__ import annotations
 
@@ -51,28 +51,31 @@ PLAN_SCHEMA = pa.schema(
         ("problem", pa.string()),
     ]
 )
-"""One row per image. `row` counts inside its shard. `file`, `at` and `bytes` are a `Place`, or a `ShardRow`
-where shards are rewritten; `bytes` is the image's size when it was planned, or `UNKNOWN`, or `MISSING`. `sha256` is
-that of the sample for an image that comes from shards, and else that of the content."""
+"""Columns of plan.parquet, one row per image. `row` is the image's row in its shard. `file`, `at` and `bytes` are a
+`Place`, or a `ShardRow` if shards are rewritten; `bytes` is the image's size at planning, `UNKNOWN` or `MISSING`.
+`sha256` is the hash of the sample for an image that comes from shards, and otherwise the hash of the file's content."""
+PlanRow = dict[str, Any]
+"""One row of a plan, by column."""
 
 GROUP = 4096
-"""Rows in one Parquet row group; a worker reads the groups of its shard alone."""
+"""Rows in one Parquet row group; a worker reads only the groups of its shard."""
 SAMPLE = 64
 """Images whose content is hashed at the depth `sample`."""
 _MOST_HASHED = 1 << 30
+"""Bytes of the largest file that is hashed."""
 
 
 @dataclass
 class PlanFacts:
-    """What a plan comes to."""
+    """Totals and hashes of a plan."""
 
     images: int = 0
     there: int = 0
-    """Images that were there when they were planned, or whose presence only a read will tell."""
+    """Images that existed when they were planned, or whose existence only a read will show."""
     bytes: int = 0
-    """Of the images whose size is known."""
+    """Total size of the images whose size is known."""
     digest: str = ""
-    """sha256 over all that the plan says."""
+    """sha256 over all values of the plan."""
     seal: str = ""
     """sha256 of the written file."""
     sample: dict[str, str] = field(default_factory=dict)
@@ -82,19 +85,19 @@ class PlanFacts:
 def write_plan(
     source: Source, path: Path, shard_size: int, depth: Depth = "sizes", limit: int | None = None
 ) -> PlanFacts:
-    """Plan the images of a source.
+    """Write the plan of a source's images.
 
     Args:
-        source: where the images are.
+        source: the images.
         path: the file to write.
         shard_size: images in one shard.
-        depth: what is noted of each file beside its name: nothing (`names`), its size (`sizes`), that and the sha256
-            of a few (`sample`), or of all (`full`).
-        limit: take the first images alone.
+        depth: what is noted of each file beside its name: nothing (`names`), its size (`sizes`), its size and the
+            sha256 of a few files (`sample`) or of all files (`full`).
+        limit: the number of images to take, from the first on; all by default.
     """
     facts, digest = PlanFacts(), hashlib.sha256()
     schema = PLAN_SCHEMA.with_metadata({"shard_size": str(shard_size), "seal": UNSEALED})
-    chosen = _ContentSample()
+    sample = _ContentSample()
     with scratch_folder() as scratch, _rare_collections():
         hashes = KeyHashes(Path(scratch))
         with (
@@ -106,15 +109,15 @@ def write_plan(
                 digest.update(content)
                 writer.write_table(table)
 
-            # While one group is hashed and compressed, the next is read. These two are single calls that leave Python
-            # to the reader; every step more would have to wait for it.
+            # A thread hashes and compresses one group while this thread reads the next. Both are single calls that
+            # release the GIL; any further step in that thread would have to wait for the reader.
             written: Future[None] | None = None
             for group in _groups(islice(iter(source), limit)):
                 columns = _columns(group, source.root, depth, facts.images, shard_size)
                 if depth == "full":
                     columns["sha256"] = _hashed(group, columns["bytes"], source.root)
                 if depth == "sample":
-                    chosen.offer(group, columns)
+                    sample.offer(group, columns)
                 hashes.add(columns["key"])
                 table = pa.table([pa.array(columns[column.name], column.type) for column in schema], schema=schema)
                 facts.images += len(group)
@@ -126,21 +129,23 @@ def write_plan(
                 written = behind.submit(write, table, _content(table))
             if written:
                 written.result()
+        # Give keys of their own to rows whose key is taken.
         repeated = hashes.repeated()
         if len(repeated):
             _rename(path, schema, repeated, hashes)
             source.counts["repeated ids, kept under keys of their own"] += len(repeated)
+    # Seal the file, and note its hashes.
     facts.seal = seal(path)
     facts.digest = digest.hexdigest()
     if depth == "sample":
-        facts.sample = chosen.hashed(source.root)
+        facts.sample = sample.hashed(source.root)
     return facts
 
 
 @contextmanager
 def _rare_collections() -> Iterator[None]:
-    """Let Python look for cycles only where many objects pile up: a group of images, which holds none, is seen as such
-    a pile over and over, at a fifth of the time."""
+    """Make Python's search for reference cycles rare. A group of images has many objects and no cycles, but triggers
+    the search again and again, which takes a fifth of the time."""
     before = gc.get_threshold()
     gc.set_threshold(100 * GROUP, *before[1:])
     try:
@@ -160,7 +165,7 @@ def _groups(planned: Iterable[Planned]) -> Iterator[list[Planned]]:
 
 
 def _columns(group: list[Planned], root: str, depth: Depth, first: int, shard_size: int) -> dict[str, Any]:
-    """The values of each column for the images of a group, the first of which has the number `first`."""
+    """Return the values of each column for a group of images; `first` is the number of its first image."""
     numbers = np.arange(first, first + len(group))
     places = [one.place for one in group]
     earlier = [one.earlier for one in group]
@@ -194,12 +199,12 @@ def _size(planned: Planned, root: str) -> int:
         return UNKNOWN
     try:
         return os.stat(f"{root}/{planned.source}").st_size  # noqa: PTH116 (a Path for each of millions is slow)
-    except (OSError, ValueError):  # found out again, and reported as a failed row, when the image is read
+    except (OSError, ValueError):  # the stage decode meets the same error, and reports it as a failed row
         return MISSING
 
 
 def _content(table: pa.Table) -> bytes:
-    """Every value of every column, each with its length, so that no two tables give the same bytes."""
+    """Return all values of all columns, texts with their lengths, so that different tables give different bytes."""
     parts: list[Any] = []
     for column in table.combine_chunks().columns:
         values = column.chunk(0)
@@ -215,11 +220,12 @@ def _content(table: pa.Table) -> bytes:
 
 
 class _ContentSample:
-    """The images whose keys have the smallest checksums: as good as drawn by lot, and the same in whatever order they
-    come. Of those that share a key the first, for it is the one that keeps it."""
+    """Collects the images whose keys have the smallest checksums. They are as good as random, and do not depend on the
+    order of the images. Of images with the same key, the first is taken, because it is the one that keeps the key."""
 
     def __init__(self) -> None:
         self.kept: list[tuple[int, str, Planned, int]] = []
+        """Checksum, key, image and size, by checksum."""
 
     def offer(self, group: list[Planned], columns: dict[str, Any]) -> None:
         sums = np.array([zlib.crc32(key.encode()) for key in columns["key"]])
@@ -230,12 +236,12 @@ class _ContentSample:
 
     def hashed(self, root: str) -> dict[str, str]:
         keys = [key for _, key, _, _ in self.kept]
-        found = _hashed([one for _, _, one, _ in self.kept], [size for *_, size in self.kept], root)
-        return dict(sorted(zip(keys, found, strict=True)))
+        hashes = _hashed([one for _, _, one, _ in self.kept], [size for *_, size in self.kept], root)
+        return dict(sorted(zip(keys, hashes, strict=True)))
 
 
 def _hashed(group: list[Planned], sizes: list[int], root: str) -> list[str]:
-    """sha256 of what each image holds; empty where it can't be read, for that will be a failed row."""
+    """Return the sha256 of each image's content; empty for one that can't be read, which will become a failed row."""
 
     def content_sha256(planned: Planned, size: int) -> str:
         known = planned.sample_sha256 or planned.content_sha256
@@ -252,9 +258,9 @@ def _hashed(group: list[Planned], sizes: list[int], root: str) -> list[str]:
 
 
 def _rename(path: Path, schema: pa.Schema, repeated: np.ndarray, hashes: KeyHashes) -> None:
-    """Write the plan again with a key of their own for the rows that repeat one."""
+    """Write the plan again, with new keys for the `repeated` rows."""
 
-    def in_order() -> Iterator[tuple[int, str]]:
+    def repeated_keys() -> Iterator[tuple[int, str]]:
         at = 0
         with closing(pq.ParquetFile(path)) as file:
             for group in range(file.num_row_groups):
@@ -263,8 +269,8 @@ def _rename(path: Path, schema: pa.Schema, repeated: np.ndarray, hashes: KeyHash
                     yield int(repeated[at]), keys[int(repeated[at]) - group * GROUP].as_py()
                     at += 1
 
-    named = numbered(in_order(), hashes)
-    row, own = next(named)
+    renamed = numbered(repeated_keys(), hashes)
+    row, new_key = next(renamed)
     with (
         whole(path, durable=False) as second,
         closing(pq.ParquetFile(path)) as first,
@@ -275,8 +281,8 @@ def _rename(path: Path, schema: pa.Schema, repeated: np.ndarray, hashes: KeyHash
             if row < group * GROUP + len(table):
                 keys = table["key"].to_pylist()
                 while row < group * GROUP + len(keys):
-                    keys[row - group * GROUP] = own
-                    row, own = next(named, (1 << 62, ""))
+                    keys[row - group * GROUP] = new_key
+                    row, new_key = next(renamed, (1 << 62, ""))
                 table = table.set_column(schema.get_field_index("key"), schema.field("key"), pa.array(keys))
             writer.write_table(table)
 
@@ -310,12 +316,12 @@ class Plan:
         """The number of images in all shards."""
         return int(self._file.metadata.num_rows)
 
-    def rows(self, number: int) -> list[dict[str, Any]]:
-        """What is planned for shard `number`, a row for each image."""
+    def rows(self, number: int) -> list[PlanRow]:
+        """Return the plan's rows of shard `number`, one for each image."""
         start, stop = number * self.shard_size, min((number + 1) * self.shard_size, self.images)
         parts = []
         for group in range(start // GROUP, -(-stop // GROUP)):
-            if self._held[0] != group:  # the next shard usually begins where this one ends
+            if self._held[0] != group:  # the next shard usually begins in the group where this one ends
                 try:
                     self._held = group, self._file.read_row_group(group, use_threads=False)
                 except (OSError, pa.ArrowException, ValueError) as error:
@@ -326,17 +332,17 @@ class Plan:
             table = pa.concat_tables(parts)
             if any(column.null_count for column in table.columns):
                 raise ValueError("a value is missing")
-            rows: list[dict[str, Any]] = table.to_pylist()
+            rows: list[PlanRow] = table.to_pylist()
             return rows
         except (pa.ArrowException, ValueError) as error:
             raise self._unreadable(error) from error
 
     def shard(self, number: int, rewritten: bool = False) -> list[ImageRecord]:
-        """Return the images of one shard; those that the source could not use have failed already.
+        """Return the images of one shard; an image that the source could not use has the status `failed`.
 
         Args:
-            number: the shard.
-            rewritten: whether the plan is of samples that are written anew, each at a `ShardRow`.
+            number: the number of the shard.
+            rewritten: whether shards are rewritten, so that the place of each image is a `ShardRow`.
         """
         try:
             return [_record(row, rewritten) for row in self.rows(number)]
@@ -349,9 +355,9 @@ class Plan:
         return UserError("shards", f"{self.folder}/{PLAN_NAME}", rule, remedy)
 
 
-def _record(row: dict[str, Any], rewritten: bool) -> ImageRecord:
-    """Return the image that a row of the plan is about: `_columns` the other way round."""
-    annotated = row["earlier_at"] >= 0  # by an earlier run
+def _record(row: PlanRow, rewritten: bool) -> ImageRecord:
+    """Return the image of a row of the plan; the inverse of `_columns`."""
+    annotated = row["earlier_at"] >= 0  # an earlier run annotated the image
     hashed = "sample_sha256" if rewritten or annotated else "content_sha256"
     place = (row["file"], row["at"], row["bytes"])
     record = ImageRecord(

@@ -1,4 +1,4 @@
-"""Image, tag, region: the records that travel through the stages, and their written forms."""
+"""The records of images, tags and regions that the stages fill, and their forms in JSON and in the index."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import pyarrow as pa
 from pad_pipeline.choices import Status
 
 SCHEMA_VERSION = 3
-"""Version of everything a run writes: tar members, JSON keys, index columns, run.json."""
+"""Version of all that a run writes: tar members, JSON keys, index columns, run.json."""
 
 MEMBERS = {"image": "jpg", "json": "json", "masks": "masks.npy", "embeds": "embeds.npy"}
-"""Member -> ending. Images of every format end in `.jpg`: readers decode by content, and Hugging Face `datasets`
-refuses a tar in which samples differ in their members. The true format is in the JSON."""
+"""Member -> ending of its name. Images of every format end in `.jpg`, because readers decode by content, and Hugging
+Face `datasets` refuses a tar in which samples differ in their members. The JSON has the true format."""
 INDEX_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -33,22 +33,24 @@ INDEX_SCHEMA = pa.schema(
         ("tags", pa.int32()),
         ("regions", pa.int32()),
         ("labels", pa.int32()),
-        # Where each member's bytes lie in the tar; -1 and 0 for an image that failed and so is not in the tar.
+        # Offset and size of each member in the tar; -1 and 0 for a failed image, which is not in the tar.
         *((f"{member}_{part}", pa.int64()) for member in MEMBERS for part in ("at", "bytes")),
         ("sha256", pa.string()),
     ]
 )
 """Columns of a shard's index, one row per planned image; `sha256` is over the sample's four members in order."""
+IndexRow = dict[str, Any]
+"""One row of an index, by column."""
 
 UNKNOWN, MISSING = -1, -2
-"""Sizes: nobody asked; there was no such file when the plan was made."""
+"""Sizes in a plan: the size was not looked up; there was no such file."""
 
 
 class Place(NamedTuple):
     """The position of an image's bytes."""
 
     file: str
-    """A path relative to the source's root, or a URL; empty for the image's `source` itself."""
+    """A path relative to the source's root, or a URL; empty if it is the image's `source`."""
     at: int = -1
     """The first byte in the file; -1 for the whole file."""
     size: int = UNKNOWN
@@ -59,13 +61,14 @@ class ShardRow(NamedTuple):
     """The position of a finished sample: a row of the index of its shard."""
 
     file: str
-    """The index: a path relative to the source's root, or a URL."""
+    """The index file: a path relative to the source's root, or a URL."""
     row: int
     size: int = UNKNOWN
     """The number of bytes of the image."""
 
 
 NOWHERE = Place("")
+"""The `place` of an image that is the whole file `source`; the `earlier` of an image without an earlier run."""
 
 
 @dataclass
@@ -81,21 +84,21 @@ Box = tuple[float, float, float, float]
 
 
 def as_box(edges: Iterable[float]) -> Box:
-    """Four numbers of any kind as a box, with the digits that are written: so that a segmenter that begins from the
-    written box sees the same."""
+    """Make a box of four numbers of any type, rounded as in the JSON. So a segmenter that starts from a box of an
+    earlier run gets the same numbers."""
     x0, y0, x1, y1 = (_number(edge) for edge in edges)
     return x0, y0, x1, y1
 
 
 @dataclass
 class Alternate:
-    """Another label that a region may truthfully have: a poodle is a dog."""
+    """Another label that is true of a region: a poodle is a dog."""
 
     label: str
     score: float
     """The detector's highest token score over the label's span."""
     label_score: float
-    """The mean over the span."""
+    """The detector's mean token score over the label's span."""
 
 
 @dataclass
@@ -106,19 +109,19 @@ class Region:
     box: Box
     """`xyxy` in pixels of the upright original."""
     score: float = 1.0
-    """The detector's: the highest token score of any tag, by which the box was kept. 1 for a human's region."""
+    """The detector's highest token score of any tag, 0..1, by which the box was kept. 1 for a human region."""
     label_score: float = 1.0
-    """The detector's mean token score over the label's span, by which the label was chosen."""
+    """The detector's mean token score over the label's span, 0..1, by which the label was chosen."""
     alternates: list[Alternate] = field(default_factory=list)
     """The next best labels, best first."""
     prompt: int = 0
-    """Which of the image's prompts found it; scores of different prompts are not calibrated against each other."""
+    """Index of the image's prompt that found the region. Scores of different prompts can't be compared."""
     rle: dict[str, Any] = field(default_factory=dict)
     """The mask at the original size as compressed COCO RLE: `{"size": [H, W], "counts": str}`."""
     predicted_iou: float = 1.0
-    """The segmenter's own estimate of the mask's quality."""
+    """The segmenter's estimate of the mask's IoU with the truth."""
     crowd: bool = False
-    """One mask over many things that were not told apart (COCO's `iscrowd`)."""
+    """Whether the mask covers a group of things that were not separated (COCO's `iscrowd`)."""
 
 
 TurnJson = TypedDict("TurnJson", {"from": str, "value": str})
@@ -159,8 +162,8 @@ class RegionJson(TypedDict):
 
 
 class SampleJson(TypedDict):
-    """The `key.json` member of a sample. Every key is always there and always of the same type, because readers that
-    infer a schema from the first samples (Hugging Face `datasets`) drop or refuse what turns up later."""
+    """The `key.json` member of a sample. Every key is always present with the same type, because readers that infer a
+    schema from the first samples (Hugging Face `datasets`) drop or refuse keys that appear later."""
 
     schema_version: int
     id: str
@@ -181,31 +184,31 @@ class Planned:
     id: str
     """The name in the source."""
     source: str
-    """The path relative to the source's root, or the URL, by which the user knows the image."""
+    """The path relative to the source's root, or the URL, that messages show for the image."""
     caption: str = ""
     conversations: Sequence[Mapping[str, str]] = ()
     annotations: Sequence[Mapping[str, Any]] = ()
-    """Human regions that come with the source (COCO), not yet decoded."""
+    """Human regions from the source (COCO), not yet decoded."""
     place: Place | ShardRow = NOWHERE
-    """The position of the image's bytes; of a sample that is written anew, its row."""
+    """The position of the image's bytes, or the row of a sample that is rewritten."""
     earlier: Place = NOWHERE
-    """The position of the JSON that an earlier run wrote about the image, which is annotated again."""
+    """The position of the JSON of an earlier run, if the image of that run is annotated again."""
     content_sha256: str = ""
-    """The hash of the image's bytes, where the plan noted it."""
+    """The hash of the image's bytes, if the plan notes it."""
     sample_sha256: str = ""
     """The hash of the sample's four members, for an image that comes from shards."""
     problem: str = ""
-    """Why the image can't be used. It becomes a failed row, so that no record is lost."""
+    """The reason why the image can't be used. Such an image becomes a failed row, so that no record is lost."""
 
 
 @dataclass
 class ImageRecord(Planned):
-    """One planned image and all that the stages find out about it."""
+    """One planned image, and the results of the stages."""
 
     key: str = field(kw_only=True)
     """The name in the shard: unique in the run, without a dot."""
     done: bool = False
-    """It is finished in the shard that is written again for the sake of others: no stage takes it."""
+    """Whether the image is finished already, in a shard that is retried for its failed images. Stages skip it."""
 
     status: Status = "ok"
     stage: str = ""
@@ -213,34 +216,33 @@ class ImageRecord(Planned):
     reason: str = ""
 
     data: bytes = b""
-    """The file as it was found."""
+    """The bytes of the image file, unchanged."""
     format: str = ""
-    """What the bytes are, as Pillow calls it ("JPEG")."""
+    """The file format by Pillow's name, such as `JPEG`."""
     width: int = 0
-    """Of the upright image, in pixels."""
+    """Width of the upright image, in pixels."""
     height: int = 0
     tags: list[Tag] = field(default_factory=list)
     regions: list[Region] = field(default_factory=list)
     coverage: np.ndarray | None = None
-    """uint8 `[R, grid, grid]`."""
+    """Coverage of each region, uint8 `[R, grid, grid]`, 0..255."""
     embeds: np.ndarray | None = None
-    """float16 `[L, d]`, one row for each of `labels`."""
+    """Label embeddings, float16 `[L, d]`, one row for each of `labels`."""
 
     @property
     def labels(self) -> list[str]:
-        """The distinct labels of the regions, alternates behind, in order of first appearance; one embedding row
-        each."""
+        """The distinct labels of the regions, then of their alternates, in order of first appearance."""
         best = [region.label for region in self.regions]
         return list(dict.fromkeys([*best, *(other.label for region in self.regions for other in region.alternates)]))
 
     def fail(self, stage: str, reason: str) -> None:
-        """Set the image aside with its stage and reason; what earlier stages found is dropped."""
+        """Mark the image as failed, with the stage and the reason, and drop the results of earlier stages."""
         reason = re.sub(r" at 0x[0-9a-f]+", "", reason)  # an address would differ from run to run
         self.status, self.stage, self.reason = "failed", stage, " ".join(reason.split())[:500]
         self.data, self.tags, self.regions, self.coverage, self.embeds = b"", [], [], None, None
 
     def forget(self, step: str) -> None:
-        """Drop what one step of annotation found, so that it is found anew."""
+        """Drop the results of one step of annotation, so that the step is done again."""
         if step == "tag":
             self.tags = []
         elif step == "ground":
@@ -250,10 +252,10 @@ class ImageRecord(Planned):
                 region.rle, region.predicted_iou = {}, 1.0
 
     def restore(self, meta: Mapping[str, Any]) -> None:
-        """Take over what an earlier run wrote about it in `key.json`.
+        """Set the results that an earlier run wrote in `key.json`.
 
         Raises:
-            KeyError, TypeError, ValueError: it is not of the form that `to_json` writes.
+            KeyError, TypeError, ValueError: `meta` does not have the form that `to_json` writes.
         """
         try:
             self._restore(meta)
@@ -274,8 +276,8 @@ class ImageRecord(Planned):
             for region in meta["regions"]
         ]
 
-    def index_row(self) -> dict[str, Any]:
-        """Return the image's row of the index, as it is for an image that failed: without members."""
+    def index_row(self) -> IndexRow:
+        """Return the image's row of the index, without the positions of members, as for a failed image."""
         plain = ("key", "id", "source", "status", "stage", "reason", "width", "height")
         row = {name: getattr(self, name) for name in plain}
         for member in MEMBERS:
@@ -327,10 +329,10 @@ class ImageRecord(Planned):
 
 
 def restored_region(region: Mapping[str, Any], rle: dict[str, Any], crowd: bool) -> Region:
-    """A region from what was written of it, but for its mask.
+    """Return a region from its JSON, with the given mask and crowd flag.
 
     Raises:
-        KeyError, TypeError, ValueError: it is not of the form that `ImageRecord.to_json` writes.
+        KeyError, TypeError, ValueError: `region` does not have the form that `ImageRecord.to_json` writes.
     """
     return Region(
         str(region["label"]),
@@ -349,10 +351,10 @@ def restored_region(region: Mapping[str, Any], rle: dict[str, Any], crowd: bool)
 
 
 def _finite(value: Any) -> float:
-    """A number from outside that JSON can hold.
+    """Return a number of unknown origin as a float.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is no number, or JSON can't hold it.
     """
     number = float(value)
     if not math.isfinite(number):
@@ -361,25 +363,25 @@ def _finite(value: Any) -> float:
 
 
 def _number(value: float) -> float:
-    """A plain float with the seven digits that a float32 can hold."""
+    """Round to the seven digits that a float32 holds, and return a Python float."""
     return float(f"{float(value):.7g}")
 
 
 @dataclass
 class Shard:
-    """The unit of work, of retry and of commit: the images of one tar, in plan order."""
+    """The images of one tar, in plan order; the unit of work, of retry and of commit."""
 
     number: int
     rows: list[ImageRecord]
     trial: bool = False
-    """A part that is only tried: nothing of it is written."""
+    """Whether these rows are a part of a shard that is only tried, and not written."""
 
     @property
     def name(self) -> str:
-        """`pad-000000`, the stem of its tar and its index."""
+        """The stem of the shard's tar and index, such as `pad-000000`."""
         return shard_name(self.number)
 
 
 def shard_name(number: int) -> str:
-    """The stem of shard `number`'s files."""
+    """Return the stem of the files of shard `number`, such as `pad-000000`."""
     return f"pad-{number:06d}"

@@ -1,6 +1,6 @@
-"""The steps of annotation that models do: their names, their order, and what each finds.
+"""The steps of annotation that models do: their names, their order, and their results.
 
-This is the one list of them. A new step takes its place in `RedoFrom` and `FINDS`, and a new kind of model in `ROLES`.
+These are the only lists of steps. A new step goes into `RedoFrom` and `FINDS`, a new kind of model into `ROLES`.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 RedoFrom = Literal["tag", "ground", "segment", "patchify"]
-"""The first step that is done again when the images come from shards. What earlier steps found there is kept."""
+"""The first step that is done again if the images come from shards. The results of earlier steps are kept."""
 ORDER: tuple[RedoFrom, ...] = get_args(RedoFrom)
 """The steps that can be done again, in the order in which a shard goes through them."""
 REQUIRED = ("tag", "ground", "segment")
 """The steps that every build has a model for."""
 FINDS = {"tag": "tags", "ground": "boxes and their labels", "segment": "masks"}
-"""What each step finds that a model does."""
+"""The results of each step that a model does, for messages."""
 ROLES: dict[str, tuple[str, ...]] = {
     "tagger": ("tag",),
     "detector": ("ground",),
@@ -25,11 +25,11 @@ ROLES: dict[str, tuple[str, ...]] = {
 
 
 def is_redone(steps: tuple[str, ...], redo_from: RedoFrom) -> bool:
-    """Return whether a model that does `steps` runs in a build that begins with `redo_from`."""
+    """Return whether a build that starts at `redo_from` runs a model that does `steps`."""
     return not {*steps} <= {*ORDER[: ORDER.index(redo_from)]}
 
 
 def section_of(step: str) -> str:
-    """Return the section of the model that does `step` and nothing else. run.json has an entry of that name for each
-    step, whatever model did it."""
+    """Return the section of a model that does only `step`. run.json has an entry of that name for each step, whichever
+    model did it."""
     return next(section for section, steps in ROLES.items() if steps == (step,))

@@ -60,7 +60,8 @@ def file_system(field: str, url: str) -> tuple[Any, str]:
     if problem := url_problem(url):
         raise UserError(field, url, problem, "copy the files to one of these, or to a local folder")
     try:
-        return fsspec.core.url_to_fs(url)
+        store, path = fsspec.core.url_to_fs(url)
+        return store, str(path)
     except ImportError as error:
         name = PACKAGES.get(url.partition("://")[0], "")
         if name and not installed(name):
@@ -306,7 +307,8 @@ class RemoteFolder(Folder):
     def open(self, name: str) -> BinaryIO:
         """An object to read from, at any place."""
         with _as_os_error(self.url):
-            return self.file_system.open(self._at(name), "rb")
+            stream: BinaryIO = self.file_system.open(self._at(name), "rb")
+            return stream
 
     @contextmanager
     def commit(self, name: str, durable: bool = True) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""Check every shard of a run against index, plan and run.json: nothing lost, nothing twice, no byte changed."""
+"""Check each shard of a run against index, plan and run.json: no image is lost or repeated, and no byte has changed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +18,8 @@ import pyarrow.parquet as pq
 
 from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.masks import decode_mask
-from pad_pipeline.plan import PLAN_NAME, Plan
-from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, shard_name
+from pad_pipeline.plan import PLAN_NAME, Plan, PlanRow
+from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, IndexRow, SampleJson, shard_name
 from pad_pipeline.shards.keys import KeyHashes, is_key, scratch_folder
 from pad_pipeline.shards.reader import load_npy
 from pad_pipeline.shards.run import RUN_NAME, Run
@@ -32,15 +31,14 @@ _THREADS = min(16, os.cpu_count() or 1)
 
 
 def verify_run(where: str | Path | Folder, deep: bool = False) -> Iterator[tuple[str, list[str]]]:
-    """Each part of a run in turn, with what is wrong with it: run.json and the plan, each planned shard, at last what
-    should not be in the folder.
+    """Yield each part of a run with its problems: run.json, the plan, each planned shard, and files that do not belong.
 
-    Every planned image must stand in exactly one place: row by row each index lists what the plan says, the plan's keys
-    are unique, and each tar holds the members of its index and no others.
+    Every planned image must be stored exactly once: each index lists its images row by row as the plan does, keys are
+    unique in the plan, and each tar holds exactly the members that its index lists.
 
     Args:
         where: the run's folder, or its URL.
-        deep: decode every image and every mask too, and compute every coverage anew.
+        deep: also decode every image and every mask, and compute every coverage again.
 
     Raises:
         UserError: the folder holds no run, or its plan can't be read.
@@ -81,17 +79,17 @@ def _check_plan(folder: Folder, plan: Plan, run: Run) -> Iterator[str]:
         yield f"it has {plan.images} images in {len(plan)} shards, run.json {run.images} in {run.shards}"
 
 
-def _problems(folder: Folder, name: str, planned: list[dict[str, Any]], run: Run, deep: bool) -> list[str]:
-    found: list[str] = []
+def _problems(folder: Folder, name: str, planned: list[PlanRow], run: Run, deep: bool) -> list[str]:
+    problems: list[str] = []
     try:
         for problem in _check_shard(folder, name, planned, run, deep):
-            found.append(problem)
-    except Exception as error:  # outside bytes: whatever a parser trips over is what is wrong
-        found.append(f"it can't be read ({type(error).__name__}: {error})")
-    return found
+            problems.append(problem)
+    except Exception as error:  # parsers of unknown bytes may raise anything
+        problems.append(f"it can't be read ({type(error).__name__}: {error})")
+    return problems
 
 
-def _check_shard(folder: Folder, name: str, planned: list[dict[str, Any]], run: Run, deep: bool) -> Iterator[str]:
+def _check_shard(folder: Folder, name: str, planned: list[PlanRow], run: Run, deep: bool) -> Iterator[str]:
     if not folder.has(f"{name}.parquet"):
         yield "it is not finished: its index is missing"
         return
@@ -111,16 +109,16 @@ def _check_shard(folder: Folder, name: str, planned: list[dict[str, Any]], run: 
     if index.schema.names != INDEX_SCHEMA.names or index.schema.types != INDEX_SCHEMA.types:
         yield "its index has other columns than this version of pad writes"
         return
-    wanted = [tuple(row[field] for field in _FROM_PLAN) for row in planned]
-    if [tuple(row[field] for field in _FROM_PLAN) for row in rows] != wanted:
+    expected_rows = [tuple(row[field] for field in _FROM_PLAN) for row in planned]
+    if [tuple(row[field] for field in _FROM_PLAN) for row in rows] != expected_rows:
         yield "its index does not list the planned images in the planned order"
-    noted = index.schema.metadata or {}
+    facts = index.schema.metadata or {}
     totals = Counter({"images": len(rows)})
     for row in rows:
         totals.update({row["status"]: 1, "tags": row["tags"] or 0, "regions": row["regions"] or 0})
-    if _totals(noted) != {name: totals[name] for name in TOTALS}:
+    if _totals(facts) != {name: totals[name] for name in TOTALS}:
         yield "its index states other totals than its rows come to"
-    if noted.get(b"run") != run.identity.encode():
+    if facts.get(b"run") != run.identity.encode():
         yield "its index was written by a run with other settings or weights"
     if not folder.has(f"{name}.tar"):
         yield "its tar is missing"
@@ -130,28 +128,28 @@ def _check_shard(folder: Folder, name: str, planned: list[dict[str, Any]], run: 
         while piece := stream.read(1 << 20):
             digest.update(piece)
             size += len(piece)
-    if digest.hexdigest().encode() != noted.get(b"tar_sha256") or str(size).encode() != noted.get(b"tar_bytes"):
-        expected = noted.get(b"tar_bytes", b"unknown").decode(errors="replace")
+    if digest.hexdigest().encode() != facts.get(b"tar_sha256") or str(size).encode() != facts.get(b"tar_bytes"):
+        expected = facts.get(b"tar_bytes", b"unknown").decode(errors="replace")
         yield "its tar is not the one that was written: " + (
             f"{size} bytes instead of {expected}" if str(size) != expected else "sha256 differs"
         )
     yield from _check_members(folder, name, rows, run, deep)
 
 
-def _totals(noted: dict[bytes, bytes]) -> Any:
+def _totals(facts: dict[bytes, bytes]) -> object:
     try:
-        return json.loads(noted[b"totals"])
+        return json.loads(facts[b"totals"])
     except (KeyError, ValueError, RecursionError):
         return None
 
 
 _FROM_PLAN = ("key", "id", "source")
-"""Columns that an index takes from the plan."""
+"""Columns of the index that are copied from the plan."""
 
 
-def _check_members(folder: Folder, name: str, rows: list[dict[str, Any]], run: Run, deep: bool) -> Iterator[str]:
-    """The tar's members against the index, one by one."""
-    by_name: dict[str, tuple[dict[str, Any], str]] = {}
+def _check_members(folder: Folder, name: str, rows: list[IndexRow], run: Run, deep: bool) -> Iterator[str]:
+    """Compare the tar's members with the index, one by one."""
+    by_name: dict[str, tuple[IndexRow, str]] = {}
     for row in rows:
         if not is_key(row["key"]):
             yield f"{row['key']!r}: it is no key of pad's"
@@ -181,13 +179,13 @@ def _check_members(folder: Folder, name: str, rows: list[dict[str, Any]], run: R
                 contents.setdefault(row["key"], {})[member] = data.read() if data else b""
                 if len(contents[row["key"]]) == len(MEMBERS):
                     yield from _check_sample(row, contents.pop(row["key"]), run, deep)
-    except Exception as error:  # outside bytes, as above
+    except Exception as error:  # parsers of unknown bytes may raise anything
         yield f"its tar can't be read to the end ({type(error).__name__}: {error})"
     for name in by_name:
         yield f"{name}: it is in the index and not in the tar"
 
 
-def _check_sample(row: dict[str, Any], members: dict[str, bytes], run: Run, deep: bool) -> Iterator[str]:
+def _check_sample(row: IndexRow, members: dict[str, bytes], run: Run, deep: bool) -> Iterator[str]:
     key, digest = row["key"], hashlib.sha256()
     for member in MEMBERS:
         digest.update(members[member])
@@ -202,7 +200,7 @@ def _check_sample(row: dict[str, Any], members: dict[str, bytes], run: Run, deep
         embeds = load_npy(members["embeds"], (labels, run.embedding_width), np.float16)
         sizes_agree = (meta["width"], meta["height"]) == (row["width"], row["height"])
         rows_used = {one["embedding"] for one in named}
-    except Exception as error:  # outside bytes: whatever a parser trips over is what is wrong
+    except Exception as error:  # parsers of unknown bytes may raise anything
         yield f"{key}: a member can't be read ({type(error).__name__}: {error})"
         return
     if not sizes_agree:
@@ -218,12 +216,12 @@ def _check_sample(row: dict[str, Any], members: dict[str, bytes], run: Run, deep
     if deep:
         try:
             yield from (f"{key}: {problem}" for problem in _check_deep(members["image"], meta, coverage, run))
-        except Exception as error:  # outside bytes, as above
+        except Exception as error:  # parsers of unknown bytes may raise anything
             yield f"{key}: it can't be decoded ({type(error).__name__}: {error})"
 
 
-def _check_deep(image: bytes, meta: dict[str, Any], coverage: np.ndarray, run: Run) -> Iterator[str]:
-    """The image and each mask decoded, each coverage computed anew."""
+def _check_deep(image: bytes, meta: SampleJson, coverage: np.ndarray, run: Run) -> Iterator[str]:
+    """Decode the image and each mask, compute each coverage again, and compare them with what is stored."""
     try:
         decoded, kind = decode(image, DecodeSettings.model_validate(run.settings["decode"]))
     except ValueError as error:
@@ -248,5 +246,5 @@ def _check_deep(image: bytes, meta: dict[str, Any], coverage: np.ndarray, run: R
 
 
 def _no_number(name: str) -> None:
-    """NaN and Infinity, which Python reads and JSON does not have."""
+    """Refuse NaN and Infinity, which Python's reader accepts although JSON does not have them."""
     raise ValueError(f"{name} is no JSON")

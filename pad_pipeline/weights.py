@@ -295,10 +295,12 @@ def read_tensors(field: str, path: Path) -> dict[str, torch.Tensor]:
             state = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
         except RuntimeError:  # files of torch before 1.6 can't be mapped
             state = torch.load(path, weights_only=True, map_location="cpu")
-        state = state.get("model", state)
-        if not all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()):
+        tensors_by_name: dict[str, torch.Tensor] = state.get("model", state)
+        if not all(
+            isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in tensors_by_name.items()
+        ):
             raise ValueError("it holds more than named tensors")
-        return state
+        return tensors_by_name
     except Exception as error:  # torch, zipfile and safetensors raise a dozen kinds for what they can't read
         # What torch says of a pickle with code ends in advice to run it.
         said = "it holds more than tensors" if isinstance(error, UnpicklingError) else str(error)[:200]

@@ -1,4 +1,4 @@
-"""What all stages share: batches, work ahead and behind, and failures that stay with the image that caused them."""
+"""The base class of stages. It makes batches, overlaps their work, and fails only the image that causes an error."""
 
 from __future__ import annotations
 
@@ -16,80 +16,80 @@ from pad_pipeline.records import MISSING, ImageRecord, Shard
 
 
 class StageBroken(UserError):
-    """A stage fails for every image: the run stops, so that it does not set the world aside."""
+    """A stage fails for image after image. The run stops, because otherwise every image would end in quarantine."""
 
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
-"""What `Stage.prepare` makes of one image, and `Stage.process` takes."""
+"""What `Stage.prepare` returns for one image: an input of `Stage.process`."""
 Output = TypeVar("Output")
-"""What `Stage.process` finds for one image, and `Stage.finish` takes."""
+"""What `Stage.process` returns for one image: the input of `Stage.finish`."""
 Finished = list[tuple[ImageRecord, "Future[None]"]]
-"""Rows with their `finish` under way."""
+"""Rows, each with the future of its call of `finish`."""
 
 
 class Stage(ABC, Generic[Prepared, Output]):
-    """A callable over a shard in memory: it changes the rows that it takes, and returns the shard.
+    """A callable that works on the rows of a shard in memory, in place, and returns the shard.
 
-    Three steps: `prepare` in threads, one batch ahead (decode, resize); `process` here, batch by batch (the model);
-    `finish` in threads, one batch behind (numbers into records). So the model never waits for the work that each image
-    needs by itself.
+    The work on an image has three steps. `prepare` runs in threads, one batch ahead of the model (decode, resize).
+    `process` runs the model on a batch, in the calling thread. `finish` runs in threads, one batch behind (numbers into
+    records). So the model does not wait for work that each image needs by itself.
 
-    An exception in a batch halves the batch and tries again, down to the image that causes it; that one fails with
-    the stage's name and the reason, alone. Where memory ran out, the half is kept as the batch size for that shape.
+    If a batch raises an exception, it is halved and tried again, down to the image that causes the exception. Only that
+    image fails, with the stage's name and the reason. If memory ran out, the half stays the batch size for that shape.
     """
 
     name: ClassVar[str]
     takes: ClassVar[frozenset[str]] = frozenset({"ok"})
-    """The statuses of the rows it works on."""
+    """The statuses of the rows that the stage works on."""
     threads: ClassVar[int] = min(16, os.cpu_count() or 1)
     """Threads for `prepare` and `finish`."""
     batch_size: int = 8 * threads
-    """Rows in one `process`, at most; by default as many as are worth preparing ahead."""
+    """The most rows in one call of `process`; the default keeps all threads busy for a while."""
 
     breaker: int = 0
     """The run stops when this many images in a row fail in this stage; 0 never stops it."""
     tick: Callable[[], None] = staticmethod(lambda: None)
-    """Is called after each batch."""
+    """Called after each batch."""
 
     def __init__(self) -> None:
         self._fits: dict[Hashable, int] = {}
-        """Shape -> the batch size that memory has room for, where the wanted one was too large."""
+        """Shape -> the batch size that fits into memory, for shapes with which memory ran out."""
         self.tight = False
-        """Set while an image is tried again for which memory ran out although it was alone: take less at a time."""
+        """True while one image is tried again because memory ran out for it alone; `process` then does less at once."""
         self.images = self.failed = 0
-        """What it has worked on so far."""
+        """The numbers of images that the stage has worked on so far, and that have failed."""
         self.seconds = 0.0
-        """What that took."""
+        """The time that this work took."""
         self._in_a_row = 0
 
     def prepare(self, row: ImageRecord) -> Prepared:
-        """Return what `process` needs of one image; by default nothing."""
+        """Return the input of `process` for one image; None by default."""
         return cast(Prepared, None)
 
     def process(self, rows: list[ImageRecord], inputs: list[Prepared]) -> list[Output]:
-        """Compute a batch and return an output for each row; by default the inputs. Rows are not changed here, because
-        the batch may be tried again."""
+        """Compute a batch and return an output for each row; the inputs by default. It must not change the rows,
+        because the batch may be tried again."""
         return cast(list[Output], inputs)
 
     def finish(self, row: ImageRecord, output: Output) -> None:
-        """Put what `process` found into the row."""
+        """Write the output of `process` into the row."""
         raise NotImplementedError
 
     def shape(self, row: ImageRecord) -> Hashable:
-        """What rows of one batch have in common, such as the size of the resized image."""
+        """Return a sortable value that all rows of a batch must share, such as the size of the resized image."""
         return ()
 
     def length(self, row: ImageRecord) -> int:
-        """What rows of one batch should have nearly in common, such as the length of the text."""
+        """Return a number that rows of one batch should nearly share, such as the length of the text."""
         return 0
 
     def __call__(self, shard: Shard) -> Shard:
-        """Work on the shard's rows that the stage takes.
+        """Work on those rows of the shard whose status is in `takes`.
 
         Raises:
             StageBroken: too many images in a row failed.
-            UserError, OSError: something is wrong that is no image's fault.
+            UserError, OSError: something is wrong that no image is to blame for.
         """
         rows = [row for row in shard.rows if row.status in self.takes and not row.done]
         behind: deque[tuple[list[ImageRecord], Finished]] = deque()
@@ -97,8 +97,8 @@ class Stage(ABC, Generic[Prepared, Output]):
         threads = ThreadPoolExecutor(self.threads, thread_name_prefix=self.name)
         try:
             for batch, inputs in _prepared(threads, self.prepare, self.batches(rows)):
-                found = self._run(batch, inputs)
-                behind.append((batch, [(row, threads.submit(self.finish, row, output)) for row, output in found]))
+                outputs = self._run(batch, inputs)
+                behind.append((batch, [(row, threads.submit(self.finish, row, output)) for row, output in outputs]))
                 if len(behind) > 1:
                     self._settle(*behind.popleft())
                 self.images += len(batch)
@@ -107,15 +107,15 @@ class Stage(ABC, Generic[Prepared, Output]):
             for batch, finished in behind:
                 self._settle(batch, finished)
         except BaseException:
-            threads.shutdown(wait=False, cancel_futures=True)  # a read over the network may take minutes
+            threads.shutdown(wait=False, cancel_futures=True)  # do not wait: a read over the network may take minutes
             raise
         threads.shutdown()
         self.seconds += time.monotonic() - began
         return shard
 
     def batches(self, rows: list[ImageRecord]) -> Iterator[list[ImageRecord]]:
-        """`rows` in batches of one shape, near in length. The plan's order decides among equals, so that a shard's
-        batches are always the same."""
+        """Return `rows` in batches of one shape, sorted by length. Equal rows stay in the plan's order, so that a
+        shard's batches are always the same."""
         order: dict[int, tuple[Any, int]] = {}
         for row in rows:
             try:
@@ -128,12 +128,12 @@ class Stage(ABC, Generic[Prepared, Output]):
             yield from chunks(list(same), self.batch_size)
 
     def _run(self, rows: list[ImageRecord], inputs: list[Future[Prepared]]) -> list[tuple[ImageRecord, Output]]:
-        """Each row that came through, with its output."""
+        """Return each row that did not fail, with its output."""
         shape = self.shape(rows[0])
         size = self._fits.get(shape, len(rows))
         if len(rows) > size:
             parts = zip(chunks(rows, size), chunks(inputs, size), strict=True)
-            return [pair for part, its in parts for pair in self._run(part, its)]
+            return [pair for part, part_inputs in parts for pair in self._run(part, part_inputs)]
         outputs = self._try(rows, inputs)
         if isinstance(outputs, _Failure) and outputs.out_of_memory and len(rows) == 1:
             _release_gpu_memory()
@@ -142,7 +142,7 @@ class Stage(ABC, Generic[Prepared, Output]):
             self.tight = False
         if not isinstance(outputs, _Failure):
             return list(zip(rows, outputs, strict=True))
-        # Outside the handler: the exception, and with it the batch's tensors, is gone by now.
+        # This stands outside the exception handler: by now the exception is freed, and the batch's tensors with it.
         if len(rows) == 1:
             rows[0].fail(self.name, outputs.reason)
             return []
@@ -150,12 +150,12 @@ class Stage(ABC, Generic[Prepared, Output]):
         if outputs.out_of_memory:
             _release_gpu_memory()
             self._fits[shape] = half
-        found = []
-        for part, its in zip(chunks(rows, half), chunks(inputs, half), strict=True):
-            found += self._run(part, its)
+        pairs = []
+        for part, part_inputs in zip(chunks(rows, half), chunks(inputs, half), strict=True):
+            pairs += self._run(part, part_inputs)
             if outputs.out_of_memory and any(row.status == "failed" for row in part):
-                self._fits[shape] = half  # one image was too large: that makes no smaller batches of the others
-        return found
+                self._fits[shape] = half  # one image was too large by itself, so the others need no smaller batches
+        return pairs
 
     def _try(self, rows: list[ImageRecord], inputs: list[Future[Prepared]]) -> list[Output] | _Failure:
         try:
@@ -172,14 +172,14 @@ class Stage(ABC, Generic[Prepared, Output]):
         self._watch(batch)
 
     def _watch(self, rows: list[ImageRecord]) -> None:
-        """Count what failed, and stop where nothing but failure comes."""
+        """Count the failed rows; raise `StageBroken` when `breaker` images in a row have failed in this stage."""
         for row in rows:
             if row.status != "failed":
                 self._in_a_row = 0
                 continue
             self.failed += 1
-            # Neither a file that was missing when the plan was made, nor a failure that another stage of an earlier run
-            # noted, says anything about this stage.
+            # Two failures say nothing about this stage: a file that was missing when the plan was made, and a failure
+            # that an earlier run noted for another stage.
             self._in_a_row += row.place.size != MISSING and row.stage == self.name
             if 0 < self.breaker <= self._in_a_row:
                 rule = f"{self._in_a_row} images in a row failed, the last one ({row.source}) with: {row.reason}"
@@ -196,14 +196,14 @@ class _Failure(NamedTuple):
 
 
 _MEMORY_SIGNS = ("CUDA error: out of memory", "ALLOC_FAILED", "Failed to allocate memory for requested buffer")
-"""Of memory that ran out beside torch's own allocator: pinned, in cuBLAS, in cuDNN; in ONNX Runtime."""
+"""Texts of out-of-memory errors that torch's allocator does not raise: pinned memory, cuBLAS, cuDNN, ONNX Runtime."""
 
 
 def _failure(error: Exception) -> _Failure:
-    """What went wrong, as text; a fault of the user or of the machine is raised, for it is no image's fault."""
-    kind = type(error).__name__  # torch's are known by name: not every stage imports torch
+    """Return the error of an image as text; raise the error again if the user or the machine caused it."""
+    kind = type(error).__name__  # torch's errors are recognized by name, because not every stage imports torch
     memory = kind == "OutOfMemoryError" or any(sign in str(error) for sign in _MEMORY_SIGNS)
-    # After any other AcceleratorError nothing on this GPU works in this process.
+    # After any other AcceleratorError, this process can't use the GPU any more.
     if isinstance(error, (UserError, OSError)) or (kind == "AcceleratorError" and not memory):
         raise error
     return _Failure(f"{kind}: {error}", memory)
@@ -218,7 +218,7 @@ def _release_gpu_memory() -> None:
 def _prepared(
     threads: ThreadPoolExecutor, prepare: Callable[[ImageRecord], Prepared], batches: Iterable[list[ImageRecord]]
 ) -> Iterator[tuple[list[ImageRecord], list[Future[Prepared]]]]:
-    """Each batch with its inputs under way, one batch ahead: the inputs of two batches at most are in memory."""
+    """Yield each batch with the futures of its inputs, one batch ahead, so that memory holds two batches at most."""
     waiting: deque[tuple[list[ImageRecord], list[Future[Prepared]]]] = deque()
     for batch in batches:
         waiting.append((batch, [threads.submit(prepare, row) for row in batch]))
@@ -228,5 +228,5 @@ def _prepared(
 
 
 def chunks(rows: list[Item], size: int) -> list[list[Item]]:
-    """`rows` in lists of `size`, the last one shorter."""
+    """Split `rows` into lists of `size`; the last one may be shorter."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]

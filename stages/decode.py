@@ -1,4 +1,4 @@
-"""Plan -> images: reads each file once and notes what is in it."""
+"""The stage decode: it reads each planned file once, and notes format and size of the image."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from pad_pipeline.stages.base import Stage
 
 
 class Decoded(NamedTuple):
-    """What a file holds."""
+    """The bytes of one file, and the facts about its image."""
 
     data: bytes
     format: str
     width: int
-    """Of the upright image."""
+    """Width of the upright image, in pixels."""
     height: int
     meta: dict[str, Any] | None
-    """What an earlier run wrote about it."""
+    """The `key.json` that an earlier run wrote about the image."""
 
 
 class Decode(Stage[Decoded, Decoded]):
-    """Reads each file, keeps its bytes untouched, and notes the size of the upright image.
+    """Reads each file, keeps its bytes unchanged, and notes the size of the upright image.
 
-    Decoded pixels do not travel with the shard: a shard of photographs would take gigabytes. Later stages decode again
-    (`image`), in threads ahead of the model.
+    The shard does not hold decoded pixels, because they would take gigabytes for a shard of photographs. Later stages
+    decode the bytes again (`image`), in threads ahead of the model.
 
     Args:
-        settings: which images are taken.
+        settings: limits of the images that are accepted.
         root: folder or URL that the planned files are relative to.
-        redo_from: of an earlier run's findings, what comes before this stage is kept.
+        redo_from: the first step that is done again; what an earlier run found before this step is kept.
     """
 
     name = "decode"
@@ -47,7 +47,7 @@ class Decode(Stage[Decoded, Decoded]):
         self.settings, self.root, self.redo_from = settings, root, redo_from
 
     def prepare(self, row: ImageRecord) -> Decoded:
-        """Read, check, decode."""
+        """Read the file, check its sha256 if the plan has one, and decode it."""
         most = self.settings.max_file_bytes
         assert isinstance(row.place, Place), "only `Restore` reads whole samples"
         data = read_bytes(self.root, row.place, most)
@@ -58,7 +58,7 @@ class Decode(Stage[Decoded, Decoded]):
         return Decoded(data, kind, image.width, image.height, meta)
 
     def finish(self, row: ImageRecord, output: Decoded) -> None:
-        """Keep what `prepare` found; with the findings of an earlier run that are still wanted."""
+        """Set the row's bytes, format and size, and those results of an earlier run that are kept."""
         if output.meta is not None:
             self._restore(row, output)
         row.data, row.format, row.width, row.height = output[:4]
@@ -75,12 +75,12 @@ class Decode(Stage[Decoded, Decoded]):
             raise BadImage(f"the shard says {row.width} x {row.height} pixels, it has {output.width} x {output.height}")
         for step in ORDER[ORDER.index(self.redo_from) :]:
             row.forget(step)
-        # Boxes are looked for where there are tags; every later step begins with boxes.
+        # Without the input of its first step the image is done: `ground` needs tags, and later steps need boxes.
         begins_with = {"tag": True, "ground": row.tags}.get(self.redo_from, row.regions)
         if not begins_with:
             row.status = "empty"
 
 
 def image(row: ImageRecord, settings: DecodeSettings) -> Image.Image:
-    """The upright RGB image of a row that has been through `Decode`."""
+    """Return the upright RGB image of a row that has been through `Decode`."""
     return decode(row.data, settings)[0]

@@ -19,10 +19,10 @@ from pad_pipeline.packages import OPTIONAL, installed, without
 from pad_pipeline.pretrained import load_pretrained, load_tokenizer, read_config
 from pad_pipeline.records import ImageRecord, Shard
 from pad_pipeline.stages.base import chunks
+from pad_pipeline.stages.box_stage import BoxSettings, BoxStage, Found, find_model, load_unboxable
 from pad_pipeline.stages.boxes import to_pixels
 from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy
 from pad_pipeline.stages.decode import image
-from pad_pipeline.stages.ground import BoxStage, DetectorSettings, Found, find_model, load_unboxable
 from pad_pipeline.stages.spans import Prompt, normalize
 
 KINDS: dict[str, tuple[Any, Any]] = {
@@ -114,7 +114,7 @@ class Owl:
 class OwlDetector(BoxStage):
     """The detection stage with an OWL model: it compares every box with every tag of its image."""
 
-    def __init__(self, settings: DetectorSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
+    def __init__(self, settings: BoxSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__()
         self.settings, self.decoding = settings, decoding
         self.batch_size = settings.batch_size

@@ -1,4 +1,4 @@
-"""Shards -> records: what an earlier run found in each image, taken over as it was written."""
+"""The stage restore: it reads finished samples from shards, with all that an earlier run found in them."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ import hashlib
 import json
 import threading
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.images import BadImage
 from pad_pipeline.masks import check_mask
-from pad_pipeline.records import ImageRecord, ShardRow
+from pad_pipeline.records import ImageRecord, IndexRow, ShardRow
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.stages.base import Stage
 from pad_pipeline.storage import is_url
 
 INDEXES = 8
-"""That are kept in memory: the images of a shard come from a few, one after another."""
+"""Indexes that are kept in memory. A few are enough: the images of a shard come from one index after another."""
 
 
 class Stored(NamedTuple):
-    """What a run knows of an image."""
+    """One image as a shard stores it."""
 
-    row: dict[str, Any]
-    """Its index row."""
+    row: IndexRow
+    """The image's row of the index."""
     data: bytes = b""
-    """Its file; empty where it failed."""
+    """The image file; empty if the image failed."""
     json: bytes = b""
-    """Its `key.json`."""
+    """The member `key.json`."""
 
 
 class Restore(Stage[Stored, Stored]):
     """Reads back each image that `StoredSource` planned.
 
-    No image is decoded. Instead the sha256 that was noted of the sample is compared: a byte that has changed since
-    would be sealed anew, and never be found again.
+    No image is decoded. Instead, the sha256 of each sample is compared with the one in the index. Without this check, a
+    changed byte would get a new, matching hash in the new shard, and could never be detected.
 
     Args:
         root: folder or URL that the planned indexes are relative to.
@@ -50,28 +50,28 @@ class Restore(Stage[Stored, Stored]):
         self._index = lru_cache(INDEXES)(lambda folder, name: self._folder(folder).index(name))
 
     def prepare(self, row: ImageRecord) -> Stored:
-        """Its index row and, where it has not failed, its sample."""
+        """Return the image's index row and, unless the image failed, its file and JSON."""
         assert isinstance(row.place, ShardRow), "`StoredSource` plans these"
         file = row.place.file if is_url(row.place.file) else f"{self.root}/{row.place.file}"
         folder, _, index = file.rpartition("/")
         name = index.removesuffix(".parquet")
-        with self._lock:  # else each thread would read the index for itself
+        with self._lock:  # otherwise several threads would read the same index at once
             shards, rows = self._folder(folder), self._index(folder, name)
         if not (0 <= row.place.row < len(rows) and rows[row.place.row]["id"] == row.id):
             raise BadImage(f"{index} has changed since it was planned")
-        found = rows[row.place.row]
-        if found["status"] == "failed":
-            return Stored(found)
+        stored = rows[row.place.row]
+        if stored["status"] == "failed":
+            return Stored(stored)
         try:
-            members = shards.members(name, found)
+            members = shards.members(name, stored)
         except UserError as error:
             raise BadImage(error.rule) from error
-        if hashlib.sha256(b"".join(members.values())).hexdigest() != found["sha256"]:
+        if hashlib.sha256(b"".join(members.values())).hexdigest() != stored["sha256"]:
             raise BadImage(f"what {name}.tar says about it has changed since it was written (sha256)")
-        return Stored(found, members["image"], members["json"])
+        return Stored(stored, members["image"], members["json"])
 
     def finish(self, row: ImageRecord, output: Stored) -> None:
-        """The record as it was when the shard was written."""
+        """Set the record to what it was when the shard was written."""
         if output.row["status"] == "failed":
             row.width, row.height = output.row["width"], output.row["height"]
             row.fail(output.row["stage"], output.row["reason"])

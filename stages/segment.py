@@ -1,4 +1,4 @@
-"""Boxes -> masks: Segment Anything says which pixels a box means."""
+"""The stage segment: Segment Anything makes a mask for each box."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from pad_pipeline.weights import ModelFile, fetch_file, fetch_folder, file_sha25
 
 
 class SegmenterSettings(StageSettings):
-    """Settings of the segmenter: a Segment Anything, and how much of its work is done at a time."""
+    """Settings of the segmenter: the Segment Anything model, and how much it computes at a time."""
 
     section, paths, pins = "segmenter", ("weights",), {"weights": "sha256"}
 
     weights: str
-    """An official SAM `.pth` (ViT-B, L or H, which the file tells): path or URL; or safetensors with the same names.
-    Or a SAM, SAM-HQ or SAM 2.1 of transformers: local folder or hub name."""
+    """Path or URL of an official SAM `.pth` (ViT-B, L or H, recognized from its tensors) or of safetensors with the
+    same names. Or local folder or hub name of a SAM, SAM-HQ or SAM 2.1 of transformers."""
     revision: str = ""
     """Branch, tag or commit on the hub; empty for its default."""
     sha256: str = ""
-    """Of the file, or of the folder's `model.safetensors`; empty to accept any."""
+    """sha256 of the file, or of the folder's `model.safetensors`; empty to accept any."""
     batch_size: int = Field(4, gt=0)
     """Images in one pass of the image encoder."""
     boxes_per_call: int = Field(64, gt=0)
-    """Boxes, of all images of a batch, in one call of the mask decoder."""
+    """Boxes in one call of the mask decoder, from all images of a batch."""
     pixels_upscaled: int = Field(64_000_000, gt=0)
-    """Pixels of masks brought to the original size (or to SAM's square where that is larger) at a time, 4 bytes each;
-    one mask at least."""
+    """Pixels of masks that are upscaled at a time, at 4 bytes each; at least one mask. A mask counts with the pixels
+    of the original, or of SAM's square where that is larger."""
 
     def files(self) -> list[ModelFile]:
         """See `StageSettings`."""
@@ -67,7 +67,7 @@ class SegmenterSettings(StageSettings):
 
 
 class Segmenter(Stage[Tensor, tuple[list[HostCopy], HostCopy]]):
-    """Batches images through the image encoder, and the boxes of all of them through the mask decoder."""
+    """Runs SAM: the image encoder on a batch of images, and the mask decoder on the boxes of all of them."""
 
     name = "segment"
 
@@ -80,36 +80,36 @@ class Segmenter(Stage[Tensor, tuple[list[HostCopy], HostCopy]]):
         self.sam = kind("segmenter.weights", path, self.compute, settings.batch_size)
 
     def prepare(self, row: ImageRecord) -> Tensor:
-        """The image as the model wants it."""
+        """Return the image resized for the model."""
         return self.sam.prepare(image(row, self.decoding))
 
     def process(self, rows: list[ImageRecord], inputs: list[Tensor]) -> list[tuple[list[HostCopy], HostCopy]]:
-        """For each row the masks of its regions, as `pack` has them and in parts, and their predicted IoU `[n]`."""
+        """Return for each row its regions' masks, in parts made by `pack`, and their predicted IoU, float `[n]`."""
         embeddings = self.sam.encode(inputs, self.batch_size)
         logits, quality = self._decode(embeddings, rows)
         outputs, start = [], 0
         for row in rows:
-            mine = slice(start, start := start + len(row.regions))
+            of_row = slice(start, start := start + len(row.regions))
             at_once = max(1, self.settings.pixels_upscaled // max(row.height * row.width, self.sam.square_pixels))
             with torch.inference_mode():
                 parts = [
                     HostCopy(pack(self.sam.upscale(part, row.width, row.height) > self.sam.threshold))
-                    for part in torch.split(logits[mine], at_once)
+                    for part in torch.split(logits[of_row], at_once)
                 ]
-            outputs.append((parts, HostCopy(quality[mine])))
+            outputs.append((parts, HostCopy(quality[of_row])))
         return outputs
 
     def _decode(self, embeddings: Any, rows: list[ImageRecord]) -> tuple[Tensor, Tensor]:
-        """Logits `[N, h, w]` and predicted IoU `[N]` for the regions of all rows, one row after another."""
+        """Return mask logits `[N, h, w]` and predicted IoU `[N]` of the regions of all rows, row after row."""
         boxes = [
             self.sam.boxes(np.array([region.box for region in row.regions]), row.width, row.height) for row in rows
         ]
-        places = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(row.regions) for row in rows]))
+        images = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(row.regions) for row in rows]))
         corners = torch.from_numpy(np.concatenate(boxes).astype(np.float32))
         at_once = min(8, self.settings.boxes_per_call) if self.tight else self.settings.boxes_per_call
         calls = [
-            self.sam.decode(embeddings, which, where)
-            for which, where in zip(torch.split(places, at_once), torch.split(corners, at_once), strict=True)
+            self.sam.decode(embeddings, image_part, box_part)
+            for image_part, box_part in zip(torch.split(images, at_once), torch.split(corners, at_once), strict=True)
         ]
         return torch.cat([logits for logits, _ in calls]), torch.cat([quality for _, quality in calls])
 
@@ -124,10 +124,10 @@ class Segmenter(Stage[Tensor, tuple[list[HostCopy], HostCopy]]):
 
 
 def find_model(settings: SegmenterSettings) -> Path:
-    """The checkpoint, or the model's folder; fetched, and checked against the pinned sha256.
+    """Return the checkpoint or the model's folder, fetched and checked against the pinned sha256.
 
     Raises:
-        UserError: it is not there, can't be reached, or is another file than it should be.
+        UserError: it is not there, can't be reached, or does not have the pinned sha256.
     """
     field = "segmenter.weights"
     if is_file_reference(settings.weights):
@@ -139,19 +139,19 @@ def find_model(settings: SegmenterSettings) -> Path:
 
 
 def pack(masks: Tensor) -> Tensor:
-    """Bool `[n, H, W]` -> uint8 `[n, H, ceil(W / 8)]`, eight pixels a byte, the first in the highest bit: an eighth of
-    the memory and of the transfer."""
+    """Pack bool `[n, H, W]` into uint8 `[n, H, ceil(W / 8)]`: eight pixels per byte, the first in the highest bit. This
+    takes an eighth of the memory and of the transfer."""
     bits = torch.unflatten(F.pad(masks, (0, -masks.shape[-1] % 8)), -1, (-1, 8))
-    places = torch.arange(7, -1, -1, dtype=torch.uint8, device=masks.device)
-    return (bits.to(torch.uint8) << places).sum(-1, dtype=torch.uint8)
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=masks.device)
+    return (bits.to(torch.uint8) << shifts).sum(-1, dtype=torch.uint8)
 
 
 def unpack(packed: np.ndarray, width: int) -> np.ndarray:
-    """uint8 `[H, ceil(width / 8)]` -> bool `[H, width]`."""
+    """Unpack one mask of `pack`: uint8 `[H, ceil(width / 8)]` to bool `[H, width]`."""
     return np.unpackbits(packed, axis=-1, count=width).view(bool)
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """`[H, W]` bool -> compressed COCO RLE with its counts as text."""
+    """Encode bool `[H, W]` as compressed COCO RLE, with its counts as text."""
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(edge) for edge in rle["size"]], "counts": rle["counts"].decode("ascii")}

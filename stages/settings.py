@@ -1,4 +1,4 @@
-"""The base of the settings of a stage that holds a model: all that is known of the stage before it is made."""
+"""The base of the settings of a stage with a model: all that the rest of pad needs to know before the stage is made."""
 
 from __future__ import annotations
 
@@ -11,40 +11,42 @@ from pad_pipeline.roles import ROLES
 from pad_pipeline.weights import ModelFile
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pad_pipeline.images import DecodeSettings
     from pad_pipeline.stages.base import Stage
     from pad_pipeline.stages.compute import ComputeSettings
 
 
 class StageSettings(BaseModel, ABC):
-    """Settings of a stage that holds a model. A subclass says which files it names, what these hash to, whether they
-    are right, and how the stage is made; nothing else in the project needs to know the subclass."""
+    """Settings of a stage with a model. A subclass lists its files, hashes and checks them, and makes the stage, so
+    that nothing else in the project needs to know the subclass."""
 
     model_config = ConfigDict(extra="forbid")
 
     section: ClassVar[str]
-    """Name of its section in a models file, a key of `ROLES`."""
+    """The section of a models file that has these settings, a key of `ROLES`."""
     paths: ClassVar[tuple[str, ...]] = ()
     """Settings that name a file or a folder. A relative path is relative to the models file."""
     pins: ClassVar[dict[str, str]] = {}
-    """Setting that names a file -> setting that holds the sha256 of this file."""
+    """The name of a setting that names a file -> the name of the setting that holds the file's sha256."""
 
     batch_size: int = Field(8, gt=0)
     """Images in one call of the model."""
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """The steps that the stage does, neighbors in `ORDER`."""
+        """The steps that the stage does; they are neighbors in `ORDER`."""
         return ROLES[self.section]
 
     @property
     def name(self) -> str:
-        """`Stage.name` of the stage: its last step."""
+        """The stage's `Stage.name`: its last step."""
         return self.steps[-1]
 
     @property
     def code_version(self) -> str:
-        """Version of the code of a class of the user's own; empty for a model of pad."""
+        """Version of the code of a user's own class; empty for a model of pad."""
         return ""
 
     @abstractmethod
@@ -53,10 +55,10 @@ class StageSettings(BaseModel, ABC):
 
     @abstractmethod
     def fingerprints(self) -> dict[str, str]:
-        """Return the sha256 of each file that decides results, by a name for run.json. Missing files are fetched.
+        """Return the sha256 of each file that affects results, by its name in run.json. Missing files are fetched.
 
         Raises:
-            UserError: a file is not there, can't be reached, or is not the one that is pinned.
+            UserError: a file is not there, can't be reached, or does not have the pinned sha256.
         """
 
     @abstractmethod
@@ -76,6 +78,6 @@ class StageSettings(BaseModel, ABC):
         """
 
 
-def millions(model: object) -> str:
-    """Return the number of parameters of a `torch.nn.Module` as text, such as `12.3 M parameters`."""
-    return f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M parameters"  # type: ignore[attr-defined]
+def millions(model: nn.Module) -> str:
+    """Return the number of a model's parameters as text, such as `12.3 M parameters`."""
+    return f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M parameters"

@@ -1,4 +1,4 @@
-"""Image -> tags: RAM or RAM++ says what is in it."""
+"""The stage tag: RAM or RAM++ gives each image its tags."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ class TaggerSettings(StageSettings, RamSettings):
     weights: str
     """Local path, `https://...` or `hf://owner/name[@revision]/file`: an official `.pth` or safetensors."""
     sha256: str = ""
-    """Of the weights; empty to accept any."""
+    """sha256 of the weights; empty to accept any."""
     tag_list: str
-    """A text file with one tag a line, in the order of the checkpoint's labels; path or URL."""
+    """Path or URL of a text file with one tag per line, in the order of the checkpoint's labels."""
     tag_list_sha256: str = ""
     thresholds: str = ""
-    """A text file with one probability a line, in the same order; path or URL. A tag is on strictly above it."""
+    """Path or URL of a text file with one probability per line, in the same order. A tag is given strictly above it."""
     thresholds_sha256: str = ""
     threshold: float | None = Field(None, ge=0, le=1)
-    """One probability for all tags, instead of `thresholds`."""
+    """One probability for all tags, in place of `thresholds`."""
     batch_size: int = Field(16, gt=0)
     """Images in one pass of the network."""
 
     def files(self) -> list[ModelFile]:
-        """Weights, tag list and, without `threshold`, thresholds."""
-        found = [
+        """Return weights, tag list and, without `threshold`, thresholds."""
+        files = [
             ModelFile("tagger.weights", self.weights, self.sha256),
             ModelFile("tagger.tag_list", self.tag_list, self.tag_list_sha256),
         ]
         if self.threshold is None:
-            found.append(ModelFile("tagger.thresholds", self.thresholds, self.thresholds_sha256))
-        return found
+            files.append(ModelFile("tagger.thresholds", self.thresholds, self.thresholds_sha256))
+        return files
 
     def fingerprints(self) -> dict[str, str]:
-        """See `StageSettings`. The tag list and the thresholds must fit each other."""
+        """See `StageSettings`. This also checks that tag list and thresholds have the same length."""
         read_tags(self)
         names = ("tagger", "tag_list", "thresholds")
         return {
@@ -78,7 +78,7 @@ class TaggerSettings(StageSettings, RamSettings):
 
 
 class Tagger(Stage[torch.Tensor, tuple[HostCopy, int]]):
-    """Runs the network in batches; every image is stretched to its input size, so all batches have one shape."""
+    """Runs RAM in batches. Every image is stretched to the network's input size, so all batches have one shape."""
 
     name = "tag"
 
@@ -95,20 +95,20 @@ class Tagger(Stage[torch.Tensor, tuple[HostCopy, int]]):
         self.network.visual_encoder = self.compute.compiled(network.visual_encoder, full)
 
     def prepare(self, row: ImageRecord) -> torch.Tensor:
-        """The resized image, uint8 `[3, S, S]`. It is normalized on the device: a quarter of the bytes to send."""
+        """Return the resized image, uint8 `[3, S, S]`; the device normalizes it, to send fewer bytes."""
         return resize(image(row, self.decoding), self.settings.image_size)
 
     def process(self, rows: list[ImageRecord], inputs: list[torch.Tensor]) -> list[tuple[HostCopy, int]]:
-        """The probabilities of all tags `[B, tags]`, float32, and each row's place among them."""
+        """Return for each row the probabilities of the whole batch, float32 `[B, tags]`, and the row's index in it."""
         images = self.compute.send(self.compute.filled(torch.stack(inputs), self.batch_size))
         with self.compute.autocast():
             probabilities = HostCopy(self.network(normalize(images)).float().sigmoid())
-        return [(probabilities, place) for place in range(len(rows))]
+        return [(probabilities, index) for index in range(len(rows))]
 
     def finish(self, row: ImageRecord, output: tuple[HostCopy, int]) -> None:
-        """Set the row's tags, in the order of the tag list; an image with none is `empty`."""
-        probabilities, place = output
-        scores = probabilities.numpy()[place]
+        """Set the row's tags, in the order of the tag list; an image without tags is `empty`."""
+        probabilities, position = output
+        scores = probabilities.numpy()[position]
         if not np.isfinite(scores).all():
             raise ValueError("the tagger gives no finite numbers for this image")
         row.tags = [Tag(self.labels[index], float(scores[index])) for index in np.flatnonzero(scores > self.thresholds)]
@@ -117,26 +117,26 @@ class Tagger(Stage[torch.Tensor, tuple[HostCopy, int]]):
 
 
 def resize(image: Image.Image, size: int) -> torch.Tensor:
-    """Upstream's bilinear resize of the 8-bit image, which does not keep its aspect: uint8 `[3, size, size]`."""
+    """Stretch an image to uint8 `[3, size, size]`, by upstream's bilinear resize of the 8-bit image."""
     pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(pixels))
 
 
 def normalize(pixels: torch.Tensor) -> torch.Tensor:
-    """ImageNet's mean and deviation: uint8 `[..., 3, H, W]` -> float32."""
+    """Normalize uint8 `[..., 3, H, W]` to float32, with ImageNet's mean and standard deviation."""
     return (pixels.float() / 255 - MEAN.to(pixels.device)) / STD.to(pixels.device)
 
 
 def preprocess(image: Image.Image, size: int) -> torch.Tensor:
-    """Upstream's transform of one image: float32 `[3, size, size]`."""
+    """Return one image as upstream's transform does, float32 `[3, size, size]`."""
     return normalize(resize(image, size))
 
 
 def read_tags(settings: TaggerSettings) -> tuple[list[str], list[float]]:
-    """The tag list and a threshold for each tag.
+    """Read the tag list, and a threshold for each tag.
 
     Raises:
-        UserError: the two files do not fit each other, or hold something else.
+        UserError: the two files have different lengths, or one of them holds something else.
     """
     path = fetch_file("tagger.tag_list", settings.tag_list, settings.tag_list_sha256)
     labels = _lines("tagger.tag_list", path)

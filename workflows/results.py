@@ -1,4 +1,4 @@
-"""Results as JSON can hold them."""
+"""Make results fit for JSON."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def finite(value: Any) -> Any:
-    """The same with None for NaN and infinity, which JSON does not know."""
+    """Return a result with None in place of NaN and infinity, which JSON can't hold."""
     if isinstance(value, dict):
         return {name: finite(entry) for name, entry in value.items()}
     if isinstance(value, list):

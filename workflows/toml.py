@@ -1,4 +1,4 @@
-"""Settings of the user's: TOML in, one line about what is wrong out."""
+"""Read the user's TOML files, and report wrong settings in one line."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pad_pipeline.errors import UserError
 
 
 def read_toml(field: str, path: Path) -> dict[str, Any]:
-    """A TOML file of the user's.
+    """Read a TOML file.
 
     Raises:
-        UserError: it is not there, or is not TOML.
+        UserError: the file is not there, or is not TOML. It names the file by `field`.
     """
     try:
         return tomllib.loads(path.read_text("utf-8"))
@@ -26,14 +26,14 @@ def read_toml(field: str, path: Path) -> dict[str, Any]:
 
 
 def settings_error(error: ValidationError, where: str, section: str = "") -> UserError:
-    """pydantic's first complaint as one line.
+    """Return pydantic's first error as a `UserError` of one line.
 
     Args:
-        error: what it said.
-        where: the file.
-        section: that was validated, where that was not all of the file.
+        error: pydantic's errors.
+        where: the name of the file.
+        section: the section that was validated; empty for the whole file.
     """
-    # A name that does not exist explains another that is missing, so it goes first.
+    # An unknown name is often the misspelling of a missing one, so it is reported first.
     first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
     parts = [section, *map(str, first["loc"])]
     name = ".".join(part for part in parts if part) or "settings"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pad_pipeline.training.abstractor import CAbstractor
 from pad_pipeline.training.chat import load_llava
 from pad_pipeline.training.examples import Sight
 from pad_pipeline.training.model import LLMS, TOWERS, context_of, normalization, vision_config
-from pad_pipeline.training.projector import load_projector
+from pad_pipeline.training.projector import load_projector, token_count
 from pad_pipeline.weights import fetch_model
 
 
@@ -121,8 +122,8 @@ class Subject:
 
     @property
     def pooled_grid(self) -> int:
-        """Tokens along an edge after the projector; a C-Abstractor gives fewer tokens than patches."""
-        return int(self.projector.tokens**0.5) if isinstance(self.projector, CAbstractor) else self.grid
+        """Tokens along an edge after the projector, which may give fewer tokens than patches."""
+        return math.isqrt(token_count(self.projector, self.grid))
 
     def sight(self, view: View) -> Sight:
         """Return how the images of a run with this view are prepared for the vision tower.

@@ -15,8 +15,8 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import PatchRule, select_patches
 from pad_pipeline.images import BadImage
 from pad_pipeline.shards.reader import Rows, ShardFolder
-from pad_pipeline.training.abstractor import pool_coverage
 from pad_pipeline.training.examples import Sight, decode_settings
+from pad_pipeline.training.projector import pool
 
 THREADS = 4
 AT_A_TIME = 256
@@ -92,7 +92,7 @@ def _read(
     if subject.pooled_grid != subject.grid:
         flat = torch.from_numpy(coverage.reshape(-1, subject.grid**2))
         # Rounded up, so that a token that a region touches stays above 0.
-        pooled = pool_coverage(flat, subject.grid, subject.pooled_grid).ceil().byte().numpy()
+        pooled = pool(subject.projector, flat, subject.grid).ceil().byte().numpy()
         coverage = pooled.reshape(-1, subject.pooled_grid, subject.pooled_grid)
     chosen = torch.from_numpy(select_patches(coverage, rule).reshape(-1, subject.pooled_grid**2))
     shown = torch.zeros(len(labels), subject.pooled_grid**2, dtype=torch.bool)

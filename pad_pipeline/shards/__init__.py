@@ -1,5 +1,5 @@
-"""The shard format: a deterministic WebDataset tar and its Parquet index, which is the commit; run.json beside them.
+"""The format of a run: shards, each a deterministic WebDataset tar and a Parquet index, and run.json.
 
-Whatever knows the form of a shard, of its index or of run.json is here. The plan is in `pad_pipeline.plan`.
-docs/format.md is the specification.
+A shard is committed when its index is there. All code that knows the form of a shard, its index or run.json is in this
+package; the plan is in `pad_pipeline.plan`. docs/format.md is the specification.
 """

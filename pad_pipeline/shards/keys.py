@@ -1,4 +1,4 @@
-"""Keys that are unique over a whole plan, in memory that does not grow with it."""
+"""Keys that are unique in a whole plan, found in memory that does not grow with the plan."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _OTHER = re.compile(r"[^\w-]")
 _KEY = re.compile(r"[\w-]+")
 _LONGEST = 120
 _NUMBER = 20
-"""Bytes for what `numbered` puts behind a key."""
+"""The most bytes that `numbered` appends to a key."""
 _PARTS = 64
 _ENTRY = np.dtype([("hash", "<u8"), ("row", "<u8")])
 
 
 def plain_key(name: str) -> str:
-    """An id as a tar member's name: letters, digits, `-` and `_`; no dot, because readers split there. 120 bytes at
-    most, so that every file system can hold the members."""
+    """Return an id as a key: letters, digits, `-` and `_`, and no dot, because readers split names there. A key has 120
+    bytes at most, so that every file system can hold the members' names."""
     if name.isascii():
         return _OTHER.sub("_", name)[:_LONGEST] or "image"
     plain = _OTHER.sub("_", unicodedata.normalize("NFC", name))
@@ -30,18 +30,18 @@ def plain_key(name: str) -> str:
 
 
 def is_key(text: str) -> bool:
-    """Whether `plain_key` and `numbered` make such keys. What is one can be a file's name: it leads to no other folder.
-    Keys from shards of unknown origin need not be."""
+    """Return whether a text has the form of the keys of `plain_key` and `numbered`. Such a key is safe as a file name,
+    because it can't lead to another folder. Keys in shards of unknown origin must be checked for this."""
     return bool(_KEY.fullmatch(text)) and len(text.encode()) <= _LONGEST + _NUMBER
 
 
 class KeyHashes:
-    """Remembers a 64-bit hash of every key on disk, in parts that are small enough to be sorted in memory.
+    """A 64-bit hash of every key, kept on disk in parts that are small enough to be sorted in memory.
 
-    The hashes are Python's own: those of another process are others.
+    The hashes are those of Python's `hash`, which differ from process to process.
 
     Args:
-        folder: where the parts are kept; 16 bytes for each key.
+        folder: the folder for the parts, which take 16 bytes for each key.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,7 +49,7 @@ class KeyHashes:
         self._rows = 0
 
     def add(self, keys: Sequence[str]) -> None:
-        """Take the keys of the next rows."""
+        """Add the keys of the next rows."""
         entries = np.empty(len(keys), _ENTRY)
         entries["hash"] = np.fromiter(map(hash, keys), "<i8", len(keys)).view("<u8")
         entries["row"] = np.arange(self._rows, self._rows + len(entries))
@@ -63,17 +63,17 @@ class KeyHashes:
                     file.write(entries[order[edges[part] : edges[part + 1]]].tobytes())
 
     def repeated(self) -> np.ndarray:
-        """uint64 `[M]`: the rows whose key stood in an earlier row already, in order."""
-        found = []
+        """Return the rows whose key an earlier row has, uint64 `[M]`, in order."""
+        rows = []
         for path in filter(Path.exists, self._paths):
             entries = np.fromfile(path, _ENTRY)
-            entries = entries[np.argsort(entries["hash"], kind="stable")]  # rows stand in order already
+            entries = entries[np.argsort(entries["hash"], kind="stable")]  # stable: equal hashes keep the order of rows
             entries.tofile(path)
-            found.append(entries["row"][1:][entries["hash"][1:] == entries["hash"][:-1]])
-        return np.sort(np.concatenate(found)) if found else np.empty(0, "<u8")
+            rows.append(entries["row"][1:][entries["hash"][1:] == entries["hash"][:-1]])
+        return np.sort(np.concatenate(rows)) if rows else np.empty(0, "<u8")
 
     def __contains__(self, key: str) -> bool:
-        """Whether some row has this key; after `repeated`."""
+        """Return whether some row has this key. `repeated` must be called first, because it sorts the parts."""
         value = np.int64(hash(key)).view("u8")
         path = self._paths[int(value % _PARTS)]
         if not path.exists():
@@ -84,22 +84,22 @@ class KeyHashes:
 
 
 def numbered(keys: Iterator[tuple[int, str]], hashes: KeyHashes) -> Iterator[tuple[int, str]]:
-    """A key of their own for rows that repeat one: `x-2`, `x-3`, and so on, whatever is not some row's own key.
+    """Yield a new key for each row whose key is taken: `x-2`, `x-3` and so on, without those that a row has already.
 
     Args:
         keys: row and key of each row of `KeyHashes.repeated`, in order.
-        hashes: of all rows.
+        hashes: the hashes of all rows.
     """
     copies: Counter[str] = Counter()
     for row, key in keys:
         while True:
             copies[key] += 1
-            own = f"{key}-{copies[key] + 1}"
-            if own not in hashes:  # nor can it be another copy's: key and number can be told from it
+            new_key = f"{key}-{copies[key] + 1}"
+            if new_key not in hashes:  # another copy can't have it either, because it holds key and number
                 break
-        yield row, own
+        yield row, new_key
 
 
 def scratch_folder() -> tempfile.TemporaryDirectory[str]:
-    """Where the hashes lie while a plan is made."""
+    """Return a temporary folder for the hashes of a plan."""
     return tempfile.TemporaryDirectory(prefix="pad-keys-")

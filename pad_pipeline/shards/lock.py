@@ -1,4 +1,4 @@
-"""One run at a time in a folder: a lock that a dead process does not hold."""
+"""A lock that lets one run at a time write into a folder, and that is free again when its process dies."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from pad_pipeline.storage import Folder
 
 LOCK_NAME = ".lock"
 BEAT = 10.0
-"""Seconds between two signs of life in an object store, which has no locks of its own."""
+"""Seconds between two updates of the lock file in an object store, which has no locks of its own."""
 SILENCE = 3
-"""Beats without a sign of life after which the holder counts as dead."""
+"""The holder counts as dead when the lock file has not changed for this many times `BEAT`."""
 
 
 @contextmanager
 def locked(folder: Folder) -> Iterator[None]:
-    """Hold the run's folder.
+    """Hold the lock of a run's folder.
 
     Raises:
-        UserError: another run holds it.
+        UserError: another run holds the lock.
     """
     with _leased(folder) if folder.remote else _flocked(folder.path / LOCK_NAME, folder):
         yield
@@ -46,7 +46,7 @@ def _in_use(folder: Folder, owner: dict[str, Any]) -> UserError:
 
 @contextmanager
 def _flocked(path: Path, folder: Folder) -> Iterator[None]:
-    """The kernel's own lock, which goes with the process."""
+    """Hold a lock of the kernel, which ends with the process."""
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
@@ -58,9 +58,9 @@ def _flocked(path: Path, folder: Folder) -> Iterator[None]:
         with suppress(FileNotFoundError):
             if os.fstat(lock).st_ino == path.stat().st_ino:
                 break
-        os.close(lock)  # its last holder removed it while we waited: what we hold is nobody's name
+        os.close(lock)  # the previous holder deleted the file after we opened it, so our lock is worthless: try again
     try:
-        os.ftruncate(lock, 0)  # a longer name, of a process that died, would stand behind ours
+        os.ftruncate(lock, 0)  # the file of a process that died may be longer than what we write
         os.pwrite(lock, json.dumps(_owner()).encode(), 0)
         yield
     finally:
@@ -70,39 +70,40 @@ def _flocked(path: Path, folder: Folder) -> Iterator[None]:
 
 @contextmanager
 def _leased(folder: Folder) -> Iterator[None]:
-    """A file that is written anew every few seconds; who finds it unchanged for a while knows that its writer died.
+    """Hold a lock file that is rewritten every few seconds. If it stays unchanged for a while, its holder is dead.
 
-    No clocks are compared. Two that start within the same second are told apart by reading back what was written; a
-    store that shows old listings for longer than that could let both in.
+    No clocks are compared. If two runs start within the same second, each reads back the file, and only the one that
+    wrote it last goes on. A store that shows old content for longer than that could let both in.
     """
     owner, stop = _owner(), threading.Event()
-    held = _read(folder)
-    if held and not (held.get("host") == owner["host"] and not _alive(held.get("process"))):
+    # Take over a lock only if its holder is dead: its process on this host is gone, or its file stays unchanged.
+    earlier = _read(folder)
+    if earlier and not (earlier.get("host") == owner["host"] and not _alive(earlier.get("process"))):
         stop.wait(BEAT * SILENCE)
-        if (now := _read(folder)) and now != held:
+        if (now := _read(folder)) and now != earlier:
             raise _in_use(folder, now)
     _beat(folder, owner, 0)
     stop.wait(min(1.0, BEAT))
     if (now := _read(folder)).get("token") != owner["token"]:
         raise _in_use(folder, now)
 
-    def live() -> None:
+    def keep_alive() -> None:
         beats = 0
         while not stop.wait(BEAT):
             beats += 1
-            with suppress(OSError):  # the run itself will find out that the store is gone
+            with suppress(OSError):  # if the store is gone, the run itself will fail
                 if _read(folder).get("token", owner["token"]) != owner["token"]:
-                    signal.raise_signal(signal.SIGTERM)  # we were silent, and another took the folder for free
+                    signal.raise_signal(signal.SIGTERM)  # our updates stopped for too long, and another run took over
                     return
                 _beat(folder, owner, beats)
 
-    heart = threading.Thread(target=live, name="lock", daemon=True)
-    heart.start()
+    thread = threading.Thread(target=keep_alive, name="lock", daemon=True)
+    thread.start()
     try:
         yield
     finally:
         stop.set()
-        heart.join()
+        thread.join()
         with suppress(OSError):
             if _read(folder).get("token") == owner["token"]:
                 folder.delete(LOCK_NAME)

@@ -1,7 +1,7 @@
-"""What made the regions of a run, as its run.json tells: models, or an annotation file; and what was changed since.
+"""Read from a run.json how the run's regions were made: by models or from an annotation file, and later edits.
 
-A run can have more than one origin (`pad merge`), and an origin the stages of more than one run (`--redo-from`). What
-of a run.json is not of the usual form is left out: it can come from anybody.
+A run can have more than one origin (`pad merge`), and an origin the stages of more than one run (`redo_from`). Entries
+that do not have the usual form are left out, because a run.json can come from anybody.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pad_pipeline.roles import FINDS, ORDER, ROLES, section_of
 from pad_pipeline.shards.run import RUN_NAME, Run
 
 _REFERENCES = ("weights", "model", "llm")
-"""The settings that name a model; each section has one of them."""
+"""Settings that name a model; each section has one of them."""
 _DECIDING = (
     "threshold", "thresholds", "box_threshold", "text_threshold", "alternates", "nms_iou", "nms_iou_across_labels",
     "min_size", "unboxable",
 )  # fmt: skip
-"""The settings that say which of its findings are kept."""
+"""Settings that decide which results of a model are kept."""
 
 
 @dataclass(frozen=True)
@@ -29,45 +29,44 @@ class Model:
     section: str
     """A key of `ROLES`, such as `tagger`; or `llm`."""
     name: str
-    """As the settings have it: path, URL or hub name; or the class, for a model of the user's own."""
+    """The path, URL or hub name in the settings; for a user's own model, its class."""
     hashes: dict[str, str]
-    """sha256 of its weights, under an empty name; of a model of the user's own, what it says that decides its
-    results."""
+    """sha256 of the weights, under an empty name; for a user's own model, its fingerprints by name."""
     deciding: dict[str, Any]
-    """The settings that say which of its findings are kept; all numbers of a model of the user's own."""
+    """Settings that decide which results are kept; for a user's own model, all settings that are numbers."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the regions of some of a run's images come from."""
+    """How the regions of some of a run's images were made."""
 
     models: dict[str, Model]
-    """By stage. What a stage without one finds came from an annotation file."""
+    """The model of each stage. The results of a stage that is not here came from an annotation file."""
     edits: list[dict[str, Any]]
-    """What `pad retarget` did to the regions since, in order."""
+    """The settings of each `pad retarget` that has edited the regions since, in order."""
 
 
 def origins(run: Run) -> list[Origin]:
-    """The origins of a run's regions, each once.
+    """Return the origins of a run's regions, each once.
 
     Raises:
-        UserError: they can't be found out.
+        UserError: run.json is nested too deep.
     """
     try:
-        found = _origins(run.settings, run.fingerprints)
+        every = _origins(run.settings, run.fingerprints)
     except RecursionError as error:
         rule = "what it was made from is nested too deep"
         raise UserError(RUN_NAME, "settings", rule, "use the run.json that pad wrote") from error
-    return [origin for position, origin in enumerate(found) if origin not in found[:position]]
+    return [origin for position, origin in enumerate(every) if origin not in every[:position]]
 
 
 def models(run: Run) -> list[tuple[str, Model]]:
-    """Every model with what a reader calls it, each origin's behind its number where there are several."""
-    found = origins(run)
-    numbers = [f"{number}: " if len(found) > 1 else "" for number in range(1, len(found) + 1)]
+    """Return the models of a run, each with its title: the section, after the origin's number if there are several."""
+    distinct = origins(run)
+    numbers = [f"{number}: " if len(distinct) > 1 else "" for number in range(1, len(distinct) + 1)]
     named = [
         (f"{number}{model.section}", model)
-        for number, origin in zip(numbers, found, strict=True)
+        for number, origin in zip(numbers, distinct, strict=True)
         for step, model in origin.models.items()
         if all(origin.models.get(earlier) is not model for earlier in ORDER[: ORDER.index(step)])
     ]
@@ -78,48 +77,48 @@ def models(run: Run) -> list[tuple[str, Model]]:
 def _origins(settings: dict[str, Any], fingerprints: dict[str, Any]) -> list[Origin]:
     if isinstance(parts := settings.get("merged"), list):
         pairs = [(_object(part).get("settings"), _object(part).get("fingerprints")) for part in parts]
-        found = [origin for pair in pairs for origin in _origins(*map(_object, pair))]
+        every = [origin for pair in pairs for origin in _origins(*map(_object, pair))]
     else:
-        found = [Origin(_models(settings, fingerprints), [])]
+        every = [Origin(_models(settings, fingerprints), [])]
         earlier, redone = _object(settings.get("earlier")), settings.get("redo_from")
         if earlier and redone in ORDER:
             kept = ORDER[: ORDER.index(redone)]
-            anew = {stage: model for stage, model in found[0].models.items() if stage not in kept}
-            found = [
+            new = {stage: model for stage, model in every[0].models.items() if stage not in kept}
+            every = [
                 Origin(
-                    {stage: model for stage, model in origin.models.items() if stage in kept} | anew,
-                    origin.edits if "ground" in kept else [],  # they are of regions that are not there any more
+                    {stage: model for stage, model in origin.models.items() if stage in kept} | new,
+                    origin.edits if "ground" in kept else [],  # new boxes: the edited regions are gone
                 )
                 for origin in _origins(_object(earlier.get("settings")), earlier)
             ]
     edits = settings.get("edits")
-    own = [_object(edit) for edit in edits] if isinstance(edits, list) else []
-    return [replace(origin, edits=[*origin.edits, *own]) for origin in found]
+    later = [_object(edit) for edit in edits] if isinstance(edits, list) else []
+    return [replace(origin, edits=[*origin.edits, *later]) for origin in every]
 
 
 def _models(settings: dict[str, Any], fingerprints: dict[str, Any]) -> dict[str, Model]:
     """Return the models of a build, by step; none for an import."""
     entries = {step: settings.get(section_of(step)) for step in FINDS}
-    found: dict[str, Model] = {}
+    by_step: dict[str, Model] = {}
     for section, steps in sorted(ROLES.items(), key=lambda role: -len(role[1])):
         first = entries[steps[0]]
-        # A model that does several steps stands in the section of each; no two models have the same settings.
-        alike = steps[0] not in found and all(entries[step] == first for step in steps)
+        # A model that does several steps has the same entry in the section of each; no two models have equal settings.
+        alike = steps[0] not in by_step and all(entries[step] == first for step in steps)
         if alike and (model := _model(section, first, fingerprints)):
-            found |= dict.fromkeys(steps, model)
-    return {step: found[step] for step in FINDS if step in found}
+            by_step |= dict.fromkeys(steps, model)
+    return {step: by_step[step] for step in FINDS if step in by_step}
 
 
-def _model(section: str, entry: Any, fingerprints: dict[str, Any]) -> Model | None:
+def _model(section: str, entry: object, fingerprints: dict[str, Any]) -> Model | None:
     if not isinstance(entry, dict):
         return None
     texts = {name: value for name, value in fingerprints.items() if isinstance(value, str)}
     deciding = {name: entry[name] for name in _DECIDING if entry.get(name) not in (None, "")}
     if "threshold" in deciding:
-        deciding.pop("thresholds", None)  # which it stands for
+        deciding.pop("thresholds", None)  # `threshold` replaces the file
     if "class" in entry:
-        own = f"{section}_"
-        hashes = {name.removeprefix(own): value for name, value in texts.items() if name.startswith(own)}
+        prefix = f"{section}_"
+        hashes = {name.removeprefix(prefix): value for name, value in texts.items() if name.startswith(prefix)}
         numbers = {n: v for n, v in _object(entry.get("settings")).items() if isinstance(v, int | float)}
         return Model(section, str(entry["class"]), hashes, deciding | numbers)
     hashes = {"": texts[section]} if section in texts else {}
@@ -128,5 +127,5 @@ def _model(section: str, entry: Any, fingerprints: dict[str, Any]) -> Model | No
     )
 
 
-def _object(value: Any) -> dict[str, Any]:
+def _object(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}

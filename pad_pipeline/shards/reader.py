@@ -1,4 +1,4 @@
-"""Read shards by offset from their indexes, without unpacking."""
+"""Read samples of shards at the offsets that their indexes give, without unpacking the tars."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import PatchRule, select_patches
-from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, SampleJson, shard_name
+from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, IndexRow, SampleJson, shard_name
 from pad_pipeline.shards.keys import is_key
 from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.writer import TOTALS
@@ -25,57 +24,57 @@ from pad_pipeline.storage import Folder, folder_at
 
 _USED = ["key", "labels", *(f"{member}_{part}" for member in MEMBERS for part in ("at", "bytes"))]
 _BETWEEN = 64 << 10
-"""Bytes of headers and padding that may stand between the members of one sample."""
+"""The most bytes of headers and padding between the members of one sample."""
 _INDEX = re.compile(r"pad-([0-9]{6}|[1-9][0-9]{6,8})\.parquet")
 
 
 @dataclass
 class Sample:
-    """One image as it stands in a shard."""
+    """One image of a shard, with its four members."""
 
     key: str
     image: bytes
-    """The original file."""
+    """The bytes of the original image file."""
     meta: SampleJson
     """The JSON member."""
     coverage: np.ndarray
-    """uint8 `[R, grid, grid]`."""
+    """Coverage of each region, uint8 `[R, grid, grid]`, 0..255."""
     embeds: np.ndarray
-    """float16 `[L, d]`."""
+    """Embeddings of the distinct labels, float16 `[L, d]`."""
 
     def patches(self, rule: PatchRule = "soft") -> np.ndarray:
-        """uint8 `[R, grid, grid]`: how much each patch belongs to each region, see `PatchRule`."""
+        """Return how much each patch belongs to each region, uint8 `[R, grid, grid]`, 0..255; see `PatchRule`."""
         return select_patches(self.coverage, rule)
 
     def region_embeds(self) -> np.ndarray:
-        """float16 `[R, d]`: the label embedding of each region."""
+        """Return the label embedding of each region, float16 `[R, d]`."""
         return self.embeds[[region["embedding"] for region in self.meta["regions"]]]
 
 
 def load_npy(content: bytes, shape: tuple[int, ...], kind: type[np.generic]) -> np.ndarray:
-    """An array from outside bytes.
+    """Read an array of a known shape and type from the bytes of a `.npy` file of unknown origin.
 
     Raises:
-        ValueError: it is none, or of another shape or type (such as objects, which would be a pickle): found out before
-            anything is allocated.
+        ValueError: the bytes are no array, or one of another shape or type (such as objects, which would be a pickle).
+            This is checked before anything is allocated.
     """
-    # NumPy's own reader evaluates the header as Python, which Python 3.11 can't do in two threads at once.
+    # NumPy's reader evaluates the header as Python code, which Python 3.11 can't do in two threads at once.
     dtype = np.dtype(kind)
-    wanted = f"{{'descr': {np.lib.format.dtype_to_descr(dtype)!r}, 'fortran_order': False, 'shape': {shape}, }}"
+    expected = f"{{'descr': {np.lib.format.dtype_to_descr(dtype)!r}, 'fortran_order': False, 'shape': {shape}, }}"
     if content[:6] != b"\x93NUMPY" or content[6:8] not in (b"\1\0", b"\2\0"):
         raise ValueError("no array stands where one should be")
     start = 10 if content[6] == 1 else 12
     stop = start + int.from_bytes(content[8:start], "little")
-    found = content[start:stop].decode("latin1").strip()
-    if found != wanted:
-        raise ValueError(f"an array of {found[:200]} stands where {wanted} should be")
+    header = content[start:stop].decode("latin1").strip()
+    if header != expected:
+        raise ValueError(f"an array of {header[:200]} stands where {expected} should be")
     if len(content) - stop != dtype.itemsize * math.prod(shape):
         raise ValueError(f"an array of {shape} has {len(content) - stop} bytes")
     return np.frombuffer(content, dtype, offset=stop).reshape(shape).copy()
 
 
 class Rows:
-    """Index rows of many shards, at a hundred bytes each."""
+    """The index rows of many shards in memory, at a hundred bytes per row."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
@@ -83,8 +82,8 @@ class Rows:
     def __len__(self) -> int:
         return len(self._table)
 
-    def __getitem__(self, number: int) -> tuple[str, dict[str, Any]]:
-        """The shard's name, and of the index row what `ShardFolder.sample` asks for."""
+    def __getitem__(self, number: int) -> tuple[str, IndexRow]:
+        """Return the shard's name, and those columns of the index row that `ShardFolder.sample` needs."""
         row = self._table.slice(number, 1).to_pylist()[0]
         return row.pop("shard"), row
 
@@ -106,35 +105,35 @@ class ShardFolder:
         numbers = (int(found[1]) for name, _ in self.folder.files() if (found := _INDEX.fullmatch(name)))
         self.names = [shard_name(number) for number in sorted(set(numbers)) if number < self.run.shards]
 
-    def index(self, name: str) -> list[dict[str, Any]]:
-        """The rows of one shard's index.
+    def index(self, name: str) -> list[IndexRow]:
+        """Return the rows of one shard's index.
 
         Raises:
-            UserError: it is damaged.
+            UserError: the index is damaged.
         """
         try:
-            # Not `read_table`: where that raises it leaves threads at work, and a process that ends then may abort.
+            # Not `read_table`: if that raises, its threads keep running, and a process that ends then may abort.
             file = pq.ParquetFile(io.BytesIO(self.folder.read(f"{name}.parquet")))
             if file.metadata.num_rows > self.run.shard_size:
                 raise ValueError(f"it has {file.metadata.num_rows} rows, and a shard {self.run.shard_size} images")
             table = file.read(INDEX_SCHEMA.names, use_threads=False)
             if any(column.null_count for column in table.columns):
                 raise ValueError("a value is missing")
-            rows: list[dict[str, Any]] = table.cast(INDEX_SCHEMA).to_pylist()
+            rows: list[IndexRow] = table.cast(INDEX_SCHEMA).to_pylist()
             if odd := [row["key"] for row in rows if not is_key(row["key"])]:
                 raise ValueError(f"{odd[0][:80]!r} is no key of pad's")
             return rows
         except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
             raise self._damaged(f"{name}.parquet", error) from error
 
-    def rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Every image of every finished shard: the shard's name and the index row."""
+    def rows(self) -> Iterator[tuple[str, IndexRow]]:
+        """Yield the shard's name and the index row of every image of every finished shard."""
         for name in self.names:
             for row in self.index(name):
                 yield name, row
 
     def usable(self) -> Rows:
-        """Every image of every finished shard that did not fail, by number."""
+        """Return the index rows of all images of finished shards that did not fail."""
         parts = []
         for name in self.names:
             rows = [row for row in self.index(name) if row["status"] != "failed"]
@@ -142,9 +141,8 @@ class ShardFolder:
             parts.append(pa.table({"shard": pa.repeat(name, len(rows)).dictionary_encode(), **columns}))
         return Rows(pa.concat_tables(parts, promote_options="permissive").combine_chunks())
 
-    def members(self, name: str, row: dict[str, Any], image: bool = True) -> dict[str, bytes]:
-        """The sample behind one index row of shard `name`, as it stands in the tar: by `MEMBERS`' names; without its
-        image file where `image` is false.
+    def members(self, name: str, row: IndexRow, image: bool = True) -> dict[str, bytes]:
+        """Return the bytes of a sample's members, by the names in `MEMBERS`; without the image file if not `image`.
 
         Raises:
             UserError: the tar is damaged.
@@ -156,7 +154,7 @@ class ShardFolder:
                 if image or member != "image"
             }
             first, last = min(at for at, _ in positions.values()), max(at + size for at, size in positions.values())
-            # They lie side by side, so one read is enough; what stands between them are headers.
+            # The members lie side by side, with headers between them, so one read is enough.
             if first < 0 or min(size for _, size in positions.values()) < 0:
                 raise ValueError("a member lies before the tar's beginning")
             if last - first > sum(size for _, size in positions.values()) + _BETWEEN:
@@ -168,8 +166,8 @@ class ShardFolder:
         except Exception as error:
             raise self._damaged(f"{name}.tar", error) from error
 
-    def sample(self, name: str, row: dict[str, Any], image: bool = True) -> Sample:
-        """The sample behind one index row of shard `name`; without its image file where `image` is false.
+    def sample(self, name: str, row: IndexRow, image: bool = True) -> Sample:
+        """Return the sample of one row of the index. Arguments as for `members`.
 
         Raises:
             UserError: the tar is damaged.
@@ -188,7 +186,7 @@ class ShardFolder:
                 if not isinstance(region["label"], str) or not isinstance(region["crowd"], bool):
                     raise ValueError("a region's label or crowd is of the wrong type")
             return Sample(row["key"], members.get("image", b""), meta, coverage, embeds)
-        except Exception as error:  # outside bytes: whatever a parser trips over is what is wrong
+        except Exception as error:  # parsers of unknown bytes may raise anything
             raise self._damaged(f"{name}.tar", error) from error
 
     def _damaged(self, file: str, error: Exception) -> UserError:
@@ -197,20 +195,20 @@ class ShardFolder:
 
 
 def index_facts(folder: Folder, name: str) -> dict[bytes, bytes]:
-    """What stands at the end of a shard's index, read without the rows: `run`, `tar_sha256`, `tar_bytes`, `totals`.
+    """Read the metadata of a shard's index, without its rows: `run`, `tar_sha256`, `tar_bytes` and `totals`.
 
     Raises:
-        OSError, pa.ArrowException: it can't be read.
+        OSError, pa.ArrowException: the index can't be read.
     """
     with folder.open(f"{name}.parquet") as stream:
         return pq.read_metadata(stream).metadata or {}
 
 
 def totals_in(facts: dict[bytes, bytes]) -> dict[str, int]:
-    """`TOTALS` of a shard, from `index_facts`.
+    """Return the `TOTALS` of a shard from `index_facts`.
 
     Raises:
-        ValueError: they are not there, or no counts.
+        ValueError: they are missing, or are no counts.
     """
     try:
         totals = json.loads(facts[b"totals"])
@@ -223,7 +221,7 @@ def totals_in(facts: dict[bytes, bytes]) -> dict[str, int]:
 
 
 def open_shards(folder: str | Path | Folder, field: str = "shards") -> ShardFolder:
-    """The finished shards of `folder`.
+    """Return the finished shards of a run's folder.
 
     Raises:
         UserError: there is no run in it, or no finished shard.

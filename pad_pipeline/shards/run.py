@@ -1,4 +1,4 @@
-"""`run.json`: what a run's folder was made with, so that a rerun continues it or refuses."""
+"""`run.json`: all that a run was made with. A rerun compares it with its own, and continues or refuses."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ RUN_NAME = "run.json"
 
 
 class Run(BaseModel):
-    """The facts that decide a run's bytes. The engine and the number of workers are not among them."""
+    """The facts that decide the bytes of a run. The engine and the number of workers do not affect them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: int = SCHEMA_VERSION
     kind: str
-    """What made it: `build`, `import-coco`, or `merge` of runs that were made differently."""
+    """How the run was made: `build`, `import-coco`, or `merge` of runs that were made differently."""
     images: NonNegativeInt
     shards: NonNegativeInt
     shard_size: NonNegativeInt
     counts: dict[str, int]
-    """What the source left out or altered, by reason."""
+    """The numbers of entries that the source left out or changed, by reason."""
     view: View
     embedding_width: int
     settings: dict[str, Any]
-    """Every setting of every stage, and what of an earlier run was kept."""
+    """Every setting of every stage, and the settings of an earlier run whose results were kept."""
     fingerprints: dict[str, str]
-    """sha256 of the inputs' plan, of each model's weights and of the code that decides bytes."""
+    """sha256 of the plan's values, of each model's weights, and of the code that decides bytes."""
     contents: dict[str, str] = {}
-    """sha256 of the content of a few images, by key (`--fingerprint sample`)."""
+    """sha256 of the content of a few images, by key (the depth `sample`)."""
     plan: str = ""
     """The seal of plan.parquet."""
     accepted_code: list[str] = []
-    """Other code that some of its shards were made with (`--accept-changed-code`)."""
+    """Other code that some of its shards were made with (`accept_changed_code`)."""
     environment: dict[str, str] = {}
-    """Versions of libraries, kind of processor and threads that the run began with. They can move last digits; a rerun
-    with others is told, and not refused."""
+    """Versions of libraries, kind of processor and number of threads when the run began. They can change last digits. A
+    rerun reports differences, and goes on."""
 
     @classmethod
     def read(cls, folder: Folder, field: str = "shards") -> Run:
-        """The run in `folder`.
+        """Read the run.json in `folder`.
 
         Raises:
-            UserError: there is none, or it is of another schema version.
+            UserError: there is none, or it has another schema version.
         """
         where, remedy = f"{folder}/{RUN_NAME}", "name a folder that `pad build` or `pad import` wrote"
         if not folder.has(RUN_NAME):
@@ -68,29 +68,29 @@ class Run(BaseModel):
             raise UserError(field, where, f"it is not a run.json of pad's ({reason})", remedy) from error
 
     def write(self, folder: Folder) -> None:
-        """Write it into `folder`, sealed."""
+        """Write run.json into `folder`, with a seal."""
         with folder.commit(RUN_NAME) as partial:
             facts = json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True)
-            # The seal stands last, where no text of a setting can be taken for it.
+            # The seal is the last entry, so that no text in a setting can be mistaken for it.
             partial.write_text(f'{facts.removesuffix("}").rstrip()},\n  "seal": "{UNSEALED}"\n}}\n')
             seal(partial)
 
     @property
     def identity(self) -> str:
-        """A short sha256 over what all shards of the run have in common, wherever their images come from: written into
-        each index, it tells them from shards of another run."""
+        """A short sha256 over what all shards of the run share, not over inputs and code. Each index carries it, so
+        that a shard of another run is recognized."""
         kept = self.model_dump(mode="json", include={"schema_version", "kind", "view", "embedding_width", "settings"})
         weights = {name: value for name, value in self.fingerprints.items() if name not in ("inputs", "code")}
         return hashlib.sha256(json.dumps([kept, weights], sort_keys=True).encode()).hexdigest()[:16]
 
     def differences(self, other: Run) -> list[str]:
-        """`name: mine -> other's` for every fact that differs. What the source left out is no part of the data."""
-        facts = {"counts", "environment", "accepted_code", "plan"}
-        return differences(*(run.model_dump(mode="json", exclude=facts) for run in (self, other)))
+        """Return `name: this run's value -> other run's value` for every fact that differs and affects the data."""
+        unrelated = {"counts", "environment", "accepted_code", "plan"}
+        return differences(*(run.model_dump(mode="json", exclude=unrelated) for run in (self, other)))
 
 
 def is_run(folder: Folder) -> bool:
-    """Whether a folder holds a run, of whatever version."""
+    """Return whether a folder holds a run, of any version."""
     if not folder.has(RUN_NAME):
         return False
     try:

@@ -1,4 +1,4 @@
-"""A file that can tell whether any of its bytes was changed: it holds the sha256 of itself."""
+"""A seal inside a file: the sha256 of the file itself, which shows whether any of its bytes has changed."""
 
 from __future__ import annotations
 
@@ -10,18 +10,14 @@ from typing import BinaryIO
 
 _MARK = b"sealed-sha256:"
 UNSEALED = (_MARK + b"0" * 64).decode()
-"""What a writer puts into the file where the seal is to stand."""
+"""The placeholder that a writer puts into a file; `seal` replaces it."""
 _SEAL = re.compile(_MARK + b"([0-9a-f]{64})")
 _WINDOW = 1 << 20
-"""Bytes that are read at a time: a plan may be larger than memory."""
+"""Bytes that are read at a time, because a plan may be larger than memory."""
 
 
 def seal(path: Path) -> str:
-    """Replace the last `UNSEALED` in the file by the sha256 of the whole file, taken while it still stood there.
-
-    Returns:
-        The sha256.
-    """
+    """Replace the last `UNSEALED` in a file by the sha256 of the file with that placeholder, and return the sha256."""
     with path.open("r+b") as stream:
         at = _last(stream, UNSEALED.encode())
         assert at >= 0, f"{path} has no place for a seal"
@@ -33,8 +29,8 @@ def seal(path: Path) -> str:
 
 
 def check_seal(stream: BinaryIO) -> tuple[str, str]:
-    """What the seal of a file says, empty where there is none; and what is wrong with the file, empty where not one of
-    its bytes was changed."""
+    """Return the sha256 in a file's seal, empty if there is no seal; and the problem of the file, empty if no byte has
+    changed."""
     start = _last(stream, _MARK)
     stream.seek(max(start, 0))
     stated = _SEAL.match(stream.read(len(UNSEALED)))
@@ -48,22 +44,22 @@ def check_seal(stream: BinaryIO) -> tuple[str, str]:
     stream.seek(start + len(UNSEALED))
     while piece := stream.read(_WINDOW):
         digest.update(piece)
-    said = stated[1].decode()
-    return said, "" if digest.hexdigest() == said else "it was changed after it was written (seal)"
+    sha256 = stated[1].decode()
+    return sha256, "" if digest.hexdigest() == sha256 else "it was changed after it was written (seal)"
 
 
 def seal_of(content: bytes) -> str:
-    """What the seal of a small file says; empty where there is none."""
+    """Return the sha256 in the seal of a small file; empty if there is no seal."""
     return check_seal(io.BytesIO(content))[0]
 
 
 def seal_problem(content: bytes) -> str:
-    """What is wrong with the bytes of a small file; empty where not one of them was changed."""
+    """Return the problem that `check_seal` finds in the bytes of a small file; empty if no byte has changed."""
     return check_seal(io.BytesIO(content))[1]
 
 
 def _last(stream: BinaryIO, mark: bytes) -> int:
-    """Where the mark stands last; -1 where it does not. It is looked for from the end, where it usually is."""
+    """Return the last position of `mark`, or -1. The search starts at the end, where the mark usually is."""
     start, behind = stream.seek(0, io.SEEK_END), b""
     while start > 0:
         size = min(_WINDOW, start)

@@ -1,4 +1,4 @@
-"""What a run found: images, regions, labels, statuses."""
+"""Statistics of a run: counts of images, statuses, regions and labels."""
 
 from __future__ import annotations
 
@@ -20,37 +20,38 @@ OTHER = ("", "other reasons")
 
 @dataclass
 class Failure:
-    """Images in quarantine for one reason."""
+    """The images in quarantine for one reason."""
 
     count: int = 0
     such_as: list[str] = field(default_factory=list)
-    """The first of them, by their path in the source."""
+    """The first of these images, as paths in the source."""
 
 
 @dataclass
 class Statistics:
-    """Counts over images of a run."""
+    """Counts over the images of a run."""
 
     shards: ShardFolder
     most_reasons: float = math.inf
-    """Distinct reasons of failures that are kept apart; each could name its own file. The rest is `OTHER`."""
+    """The most reasons of failures that are counted separately, because each image could have its own. Further reasons
+    are counted as `OTHER`."""
     most_examples: float = math.inf
-    """Images that are named for each reason."""
+    """The most images that are named for each reason."""
     statuses: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
-    """Regions by label, in the order in which labels appear."""
+    """The number of regions of each label, in the order in which labels appear."""
     failures: dict[tuple[str, str], Failure] = field(default_factory=dict)
-    """By stage and reason."""
+    """Stage and reason -> the images in quarantine for it."""
     tags: int = 0
     regions: int = 0
     crowds: int = 0
     captions: int = 0
     out_of_view: int = 0
-    """Regions of which the view shows nothing (a crop can cut them off)."""
+    """Regions that lie outside the view (a crop can cut them off)."""
 
     @property
     def images(self) -> int:
-        """Images in all, failed ones too."""
+        """The number of images, with failed ones."""
         return self.statuses.total()
 
     def add_shard(self, shard: str) -> None:
@@ -79,10 +80,10 @@ class Statistics:
 
         Args:
             status: `ok` or `empty`.
-            caption: its text; empty for none.
-            tags: how many.
-            regions: each with its `label`, and whether it is a `crowd`.
-            hidden: of how many regions the view shows nothing.
+            caption: the caption; empty for none.
+            tags: the number of tags.
+            regions: the regions, each with its `label` and its flag `crowd`.
+            hidden: the number of regions outside the view.
         """
         self.statuses[status] += 1
         self.captions += bool(caption)
@@ -94,10 +95,10 @@ class Statistics:
 
 
 def read_statistics(folder: Path | str) -> Statistics:
-    """Go through every finished shard once.
+    """Count the images and regions of all finished shards.
 
     Raises:
-        UserError: there is none.
+        UserError: no shard is finished.
     """
     stats = Statistics(open_shards(folder))
     for shard in stats.shards.names:
@@ -106,7 +107,7 @@ def read_statistics(folder: Path | str) -> Statistics:
 
 
 def as_json(stats: Statistics) -> str:
-    """The statistics for programs."""
+    """Return the statistics as JSON, for other programs."""
     return json.dumps(
         {
             "shards": {"finished": len(stats.shards.names), "planned": stats.shards.run.shards},

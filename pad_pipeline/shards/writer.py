@@ -1,4 +1,4 @@
-"""Write one shard: tar first, index last. The same records give the same bytes, whenever and wherever."""
+"""Write one shard, first its tar and last its index. The same records always give the same bytes."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from pad_pipeline.shards.seal import UNSEALED, seal
 from pad_pipeline.storage import Folder
 
 TOTALS = ("images", "ok", "empty", "failed", "tags", "regions")
-"""What is counted: images, by status, and what was found in them."""
+"""The names of the counts of a shard: all images, images of each status, tags and regions."""
 
 
 def reached(point: str) -> None:
-    """Called between the steps of a commit, by their names: `before data`, `mid data`, `data written`, `data in place`,
-    `index written`, `committed`. Whatever happens to the process at one of them, a rerun ends in the same bytes; tests
-    put something here that kills it."""
+    """Do nothing. Tests replace this function to kill the process between two steps of a commit, and check that a rerun
+    ends in the same bytes. The points are `before data`, `mid data`, `data written`, `data in place`, `index written`
+    and `committed`."""
 
 
 def write_shard(shard: Shard, folder: Folder, identity: str) -> Counter[str]:
-    """Write `shard` into `folder` and commit it. Images that failed are in the index only.
+    """Write a shard into a folder and commit it. Images that failed are only in the index.
 
     Args:
-        shard: with all rows finished.
-        folder: the run's.
-        identity: `Run.identity`.
+        shard: a shard whose rows are all finished.
+        folder: the run's folder.
+        identity: `Run.identity` of the run.
 
     Returns:
-        How many images have each status, and the tags and regions in all.
+        The shard's counts by the names in `TOTALS`.
     """
     tar_name, index_name = f"{shard.name}.tar", f"{shard.name}.parquet"
     index = [record.index_row() for record in shard.rows]
@@ -51,7 +51,7 @@ def write_shard(shard: Shard, folder: Folder, identity: str) -> Counter[str]:
         with partial.open("rb") as written:
             digest = hashlib.file_digest(written, "sha256").hexdigest()
         size = partial.stat().st_size
-        if folder.has(index_name):  # a shard that is made again: an index must never stand beside another tar
+        if folder.has(index_name):  # the shard is made again: its old index must never be beside the new tar
             folder.delete(index_name)
         reached("data written")
     reached("data in place")
@@ -67,7 +67,7 @@ def write_shard(shard: Shard, folder: Folder, identity: str) -> Counter[str]:
 
 
 def count(shard: Shard) -> Counter[str]:
-    """Images by status, and what was found in them."""
+    """Return a shard's counts by the names in `TOTALS`."""
     totals = Counter(dict.fromkeys(TOTALS, 0))
     totals["images"] = len(shard.rows)
     for record in shard.rows:
@@ -78,8 +78,8 @@ def count(shard: Shard) -> Counter[str]:
 
 
 def _richest_first(records: list[ImageRecord]) -> list[ImageRecord]:
-    """Plan order, but with the sample that leaves the fewest lists empty in front: Hugging Face `datasets` infers the
-    types from the first samples, and an empty list has none."""
+    """Return the records in plan order, but the one with the fewest empty lists first. Hugging Face `datasets` infers
+    types from the first samples, and an empty list has no type."""
 
     def filled(record: ImageRecord) -> int:
         alternates = any(region.alternates for region in record.regions)
@@ -90,7 +90,7 @@ def _richest_first(records: list[ImageRecord]) -> list[ImageRecord]:
 
 
 def _add_sample(tar: tarfile.TarFile, record: ImageRecord) -> dict[str, int | str]:
-    """Append the four members of one image; where each lies, and the sha256 over them."""
+    """Append the four members of one image to the tar; return their offsets and sizes, and the sha256 over them."""
     assert record.coverage is not None and record.embeds is not None, "patchify fills these for every image"
     contents = {
         "image": record.data,
@@ -101,7 +101,7 @@ def _add_sample(tar: tarfile.TarFile, record: ImageRecord) -> dict[str, int | st
     digest = hashlib.sha256()
     positions: dict[str, int] = {}
     for member, content in contents.items():
-        # TarInfo's defaults are what makes the bytes reproducible: no time, no owner, one mode.
+        # TarInfo's defaults make the bytes reproducible: no time, no owner, always the same mode.
         info = tarfile.TarInfo(f"{record.key}.{MEMBERS[member]}")
         info.size = len(content)
         tar.addfile(info, io.BytesIO(content))

@@ -99,7 +99,8 @@ def open_text(field: str, origin: str) -> TextIO:
     if is_url(origin):
         store, path = file_system(field, origin)
         try:
-            return store.open(path, "r", encoding="utf-8-sig", newline="")
+            stream: TextIO = store.open(path, "r", encoding="utf-8-sig", newline="")
+            return stream
         except Exception as error:
             raise UserError(field, origin, f"it can't be opened ({error})", "check the URL") from error
     return Path(origin).open(encoding="utf-8-sig", newline="")

@@ -212,7 +212,8 @@ def _open(where: str) -> BinaryIO:
     if not is_url(where):
         return Path(where).open("rb")
     store, path = file_system("--images", where)
-    return store.open(path, "rb")
+    stream: BinaryIO = store.open(path, "rb")
+    return stream
 
 
 def _open_tar(where: str, stream: BinaryIO) -> tarfile.TarFile:

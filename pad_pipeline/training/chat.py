@@ -130,7 +130,9 @@ class Chat:
                 rows = self.model.generate(**together, max_new_tokens=max_tokens, do_sample=False, **more)
                 for position, row in zip(positions, rows[:, length:].tolist(), strict=True):
                     stop = next((at for at, token in enumerate(row) if token in ends), len(row))
-                    answers[position] = str(self.processor.decode(row[:stop], skip_special_tokens=True)).strip()
+                    text = str(self.processor.decode(row[:stop], skip_special_tokens=True)).strip()
+                    # Some tokenizers join the line break to what stands before it: no token of its own ends the line.
+                    answers[position] = text.partition("\n")[0] if one_line else text
         return answers
 
     def prepare(self, image: Image.Image, question: str) -> dict[str, torch.Tensor]:

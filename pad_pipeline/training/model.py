@@ -16,10 +16,9 @@ from pad_pipeline.labels import EmbeddingTable, LabelEmbedder, LabelSettings
 from pad_pipeline.packages import OPTIONAL, without
 from pad_pipeline.pretrained import load_pretrained, load_tokenizer, read_config
 from pad_pipeline.shards.run import Run
-from pad_pipeline.training.abstractor import pool_coverage
 from pad_pipeline.training.batches import Batch
 from pad_pipeline.training.losses import caption_loss, mean_cosine, patch_loss
-from pad_pipeline.training.projector import build_projector, load_projector
+from pad_pipeline.training.projector import build_projector, load_projector, pool, token_count
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.weights import fetch_model
 
@@ -102,7 +101,7 @@ class MultimodalModel(nn.Module):
     @property
     def vision_tokens(self) -> int:
         """Number of tokens that the LLM gets for one image."""
-        return self.settings.abstractor_tokens if self.settings.projector == "c-abstractor" else self.grid**2
+        return token_count(self.projector, self.grid)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -186,9 +185,7 @@ class MultimodalModel(nn.Module):
 
     def pooled(self, coverage: Tensor) -> Tensor:
         """Pool coverage `[R, grid * grid]` of patches to coverage `[R, M]` of vision tokens."""
-        if self.settings.projector != "c-abstractor":
-            return coverage
-        return pool_coverage(coverage, self.grid, int(self.vision_tokens**0.5))
+        return pool(self.projector, coverage, self.grid)
 
     def read(self, tokens: Tensor, batch: Batch) -> Tensor:
         """Run the LLM, and return its last hidden states `[B * T, d]` at all positions of all sequences.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.storage import Folder
-from pad_pipeline.training.abstractor import HONEYBEE_TOKENS, CAbstractor
+from pad_pipeline.training.abstractor import HONEYBEE_TOKENS, CAbstractor, pool_coverage
 from pad_pipeline.training.settings import ProjectorKind
 
 _PREFIX = "model.mm_projector."
@@ -42,6 +42,17 @@ def build_projector(
         return CAbstractor(vision_width, llm_width, grid, tokens)
     first = nn.Linear(vision_width, llm_width)
     return first if kind == "linear" else nn.Sequential(first, nn.GELU(), nn.Linear(llm_width, llm_width))
+
+
+def token_count(projector: nn.Module, grid: int) -> int:
+    """Return the number of tokens that a projector makes of `grid * grid` patches."""
+    return projector.tokens if isinstance(projector, CAbstractor) else grid**2
+
+
+def pool(projector: nn.Module, coverage: Tensor, grid: int) -> Tensor:
+    """Pool coverage `[R, grid * grid]` of patches to coverage `[R, M]` of the projector's tokens."""
+    tokens = token_count(projector, grid)
+    return coverage if tokens == grid**2 else pool_coverage(coverage, grid, math.isqrt(tokens))
 
 
 def save_projector(projector: nn.Module, path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Models of a user's own: the contract that they keep, their settings, how a class is found, the stages around them."""
+"""Models of the user's own: their protocol, their settings, how their class is loaded, and the stages that run them."""

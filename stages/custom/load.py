@@ -1,7 +1,6 @@
-"""From a name in the user's TOML to his class: found, given its settings, made; and known again by its code and files.
+"""Find the class that the user's TOML names, fill its settings, make the model, and hash its code and files.
 
-Nothing but the TOML file that the user names is a reason to import anything: what a run.json says about classes is
-compared, never followed.
+Only a TOML file that the user names can cause an import. The class names in a run.json are compared, never imported.
 """
 
 from __future__ import annotations
@@ -21,48 +20,48 @@ from pydantic import BaseModel, ValidationError
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.stages.compute import ComputeSettings
-from pad_pipeline.stages.custom.settings import CustomSettings
+from pad_pipeline.stages.custom.fields import CustomFields
 from pad_pipeline.weights import file_sha256
 
 _CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _REMEDY = "install its package into this environment, or put its folder on PYTHONPATH"
 
 
-Custom = TypeVar("Custom", bound=CustomSettings)
+Custom = TypeVar("Custom", bound=CustomFields)
 
 
 def pinned(custom: Custom, folder: Path, where: str = "") -> Custom:
-    """`custom` with everything looked up, once, where the run is begun: the class that an entry point means, every
-    setting of the class with its default, paths absolute, and what its code is.
+    """Return `custom` with everything resolved, once, on the machine where the run begins: the class of an entry point,
+    defaults for the class's settings that are left out, absolute paths, and the version of its code.
 
     Args:
-        custom: as the TOML file has it.
-        folder: what paths are relative to.
-        where: the file, for errors.
+        custom: the section of the TOML file.
+        folder: the folder that paths are relative to.
+        where: the name of the file, for errors.
 
     Raises:
         UserError: there is no such class, or it refuses its settings.
     """
     prefix = f"{where}: " if where else ""
     name = custom.class_ or _entry_point(custom, prefix).value
-    found = custom.model_copy(update={"class_": name, "entry_point": ""})
-    kind = find_class(found, prefix, custom.field, custom.class_ or custom.entry_point)
-    settings = _settings(found, kind, folder, prefix)
+    resolved = custom.model_copy(update={"class_": name, "entry_point": ""})
+    kind = find_class(resolved, prefix, custom.field, custom.class_ or custom.entry_point)
+    settings = _settings(resolved, kind, folder, prefix)
     if settings is None:
-        return found.model_copy(update={"code": code_of(found)})
+        return resolved.model_copy(update={"code": code_of(resolved)})
     try:
         values = json.loads(settings.model_dump_json())
-    except (ValueError, TypeError) as error:  # pydantic's own errors are ValueErrors
+    except (ValueError, TypeError) as error:  # pydantic's errors are ValueErrors
         rule = f"run.json can't hold them ({type(error).__name__}: {str(error)[:200]})"
         raise UserError(f"{prefix}{custom.section}.settings", "{...}", rule, "give them types that JSON has") from error
-    found = found.model_copy(update={"settings": values, "code": code_of(found)})
-    if _settings(found, kind, folder, prefix) != settings:
+    resolved = resolved.model_copy(update={"settings": values, "code": code_of(resolved)})
+    if _settings(resolved, kind, folder, prefix) != settings:
         rule = "they are not the same after they were written as JSON, as run.json has them (a secret, for instance)"
         raise UserError(f"{prefix}{custom.section}.settings", "{...}", rule, "give them types that JSON has")
-    return found
+    return resolved
 
 
-def _entry_point(custom: CustomSettings, prefix: str) -> EntryPoint:
+def _entry_point(custom: CustomFields, prefix: str) -> EntryPoint:
     group = f"pad.{custom.section}s"
     known = {point.name: point for point in entry_points(group=group)}
     if custom.entry_point not in known:
@@ -73,17 +72,17 @@ def _entry_point(custom: CustomSettings, prefix: str) -> EntryPoint:
     return known[custom.entry_point]
 
 
-def find_class(custom: CustomSettings, prefix: str = "", field: str = "", value: str = "") -> Any:
-    """The class, imported.
+def find_class(custom: CustomFields, prefix: str = "", field: str = "", value: str = "") -> type[Any]:
+    """Import the class and return it.
 
     Args:
-        custom: with a `class_`.
-        prefix: before the field, in errors.
-        field: what the user named it with; by default `class`.
-        value: and what he wrote there.
+        custom: settings with a `class_`.
+        prefix: text before the field in errors, such as the name of the file.
+        field: the setting by which the user named the class, for errors; by default `class`.
+        value: the value of that setting.
 
     Raises:
-        UserError: it can't be imported, is no class, or lacks the method.
+        UserError: the class can't be imported, is no class, or lacks the method.
     """
     field, value = prefix + (field or custom.field), value or custom.class_
     if not _CLASS.fullmatch(custom.class_):
@@ -93,36 +92,36 @@ def find_class(custom: CustomSettings, prefix: str = "", field: str = "", value:
         module = importlib.import_module(module_name)
     except UserError:
         raise
-    except (Exception, SystemExit) as error:  # whatever somebody's module does when it is imported
+    except (Exception, SystemExit) as error:  # a foreign module may raise anything when it is imported
         rule = f"{module_name} can't be imported ({type(error).__name__}: {str(error)[:200]})"
         raise UserError(field, value, rule, _REMEDY) from error
-    found = getattr(module, name, None)
-    if not inspect.isclass(found):
+    kind = getattr(module, name, None)
+    if not inspect.isclass(kind):
         raise UserError(field, value, f"there is no class {name} in {module_name}", "correct the name")
-    if not callable(getattr(found, custom.method, None)):
+    if not callable(getattr(kind, custom.method, None)):
         rule = f"the class has no method {custom.method}, which a {custom.section} should have"
         raise UserError(field, value, rule, "see stages/custom/protocol.py")
-    return found
+    return kind
 
 
-def _settings(custom: CustomSettings, kind: Any, folder: Path, prefix: str = "") -> BaseModel | None:
-    """The class's own settings, filled; None for a class that has none."""
+def _settings(custom: CustomFields, kind: type[Any], folder: Path, prefix: str = "") -> BaseModel | None:
+    """Return an instance of the class's own `Settings`; None if the class has none."""
     field = f"{prefix}{custom.section}.settings"
-    wanted = getattr(kind, "Settings", None)
-    if wanted is None:
+    model = getattr(kind, "Settings", None)
+    if model is None:
         if custom.settings:
             remedy = "leave them out, or give the class an attribute Settings, a pydantic model"
             raise UserError(field, ", ".join(custom.settings), f"{custom.class_} takes no settings", remedy)
         return None
-    if not (inspect.isclass(wanted) and issubclass(wanted, BaseModel)):
+    if not (inspect.isclass(model) and issubclass(model, BaseModel)):
         rule = f"the attribute Settings of {custom.class_} is no pydantic model"
         raise UserError(field, "{...}", rule, "make it a subclass of pydantic.BaseModel")
     values = dict(custom.settings)
-    for name, entry in wanted.model_fields.items():
+    for name, entry in model.model_fields.items():
         if isinstance(values.get(name), str) and Path in (entry.annotation, *get_args(entry.annotation)):
             values[name] = str((folder / Path(values[name]).expanduser()).absolute())
     try:
-        return wanted.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join([field, *map(str, first["loc"])])
@@ -131,11 +130,11 @@ def _settings(custom: CustomSettings, kind: Any, folder: Path, prefix: str = "")
         raise UserError(name, value, said or first["msg"].removeprefix("Value error, "), "correct it") from error
 
 
-def make(custom: CustomSettings, compute: ComputeSettings) -> Any:
-    """The user's model, in the worker that is to hold it.
+def make(custom: CustomFields, compute: ComputeSettings) -> Any:
+    """Make the user's model; this is called in the worker that runs it.
 
     Raises:
-        UserError: it can't be made here, or its code is not what the run was begun with.
+        UserError: it can't be made here, or its code differs from the code that the run began with.
     """
     kind = find_class(custom)
     if custom.code and (found := code_of(custom)) != custom.code:
@@ -152,19 +151,19 @@ def make(custom: CustomSettings, compute: ComputeSettings) -> Any:
         raise UserError(custom.field, custom.class_, rule, "mend the class, or its settings") from error
 
 
-def _parameters(kind: Any) -> Collection[str]:
+def _parameters(kind: type[Any]) -> Collection[str]:
     try:
         return inspect.signature(kind).parameters
-    except ValueError:  # a class from a compiled extension tells nothing
+    except ValueError:  # a class of a compiled extension has no signature
         return ()
 
 
-def code_of(custom: CustomSettings) -> str:
-    """`package.module:Class@version+hash`: of its distribution where that is known, and a short sha256 over the Python
-    files of its outermost package (of a module that stands alone, its file)."""
+def code_of(custom: CustomFields) -> str:
+    """Return `package.module:Class@version+hash`. The version is that of the installed distribution, if there is one;
+    the hash is a short sha256 over all Python files of the top-level package, or over the file of a single module."""
     module_name = custom.class_.partition(":")[0]
     top = module_name.partition(".")[0]
-    digest, found = hashlib.sha256(), ""
+    digest, release = hashlib.sha256(), ""
     try:
         if getattr(sys.modules[top], "__file__", None) and hasattr(sys.modules[top], "__path__"):
             root = Path(str(sys.modules[top].__file__)).parent
@@ -179,25 +178,25 @@ def code_of(custom: CustomSettings) -> str:
         raise UserError(custom.field, custom.class_, rule, _REMEDY) from error
     for name in packages_distributions().get(top, [])[:1]:
         try:
-            found = version(name)
+            release = version(name)
         except PackageNotFoundError:
-            found = ""
-    return f"{custom.class_}@{found}+{digest.hexdigest()[:12]}"
+            release = ""
+    return f"{custom.class_}@{release}+{digest.hexdigest()[:12]}"
 
 
-def fingerprints(custom: CustomSettings) -> dict[str, str]:
-    """What besides code and settings decides its results: the sha256 of each file that a setting of type `Path` names,
-    and what the class's `fingerprint` says.
+def fingerprints(custom: CustomFields) -> dict[str, str]:
+    """Return hashes of what affects the model's results beside code and settings: the sha256 of each file that a
+    setting of type `Path` names, and what the class's `fingerprint` returns.
 
     Raises:
         UserError: the class can't be found, or its `fingerprint` fails.
     """
     kind = find_class(custom)
     settings = _settings(custom, kind, Path.cwd())
-    found: dict[str, Any] = {name: file_sha256(path) for name, path in files(custom).items()}
-    if callable(tell := getattr(kind, "fingerprint", None)):
+    hashes: dict[str, str] = {name: file_sha256(path) for name, path in files(custom).items()}
+    if callable(fingerprint := getattr(kind, "fingerprint", None)):
         try:
-            said = tell(settings) if settings is not None else tell()
+            said = fingerprint(settings) if settings is not None else fingerprint()
         except UserError:
             raise
         except Exception as error:
@@ -206,17 +205,17 @@ def fingerprints(custom: CustomSettings) -> dict[str, str]:
         if not isinstance(said, dict) or not all(isinstance(part, str) for item in said.items() for part in item):
             rule = f"its fingerprint gives {type(said).__name__}, and should give a dict of texts"
             raise UserError(custom.field, custom.class_, rule, "see stages/custom/protocol.py")
-        found |= said
-    return {f"{custom.section}_{name}": value for name, value in sorted(found.items())}
+        hashes |= said
+    return {f"{custom.section}_{name}": value for name, value in sorted(hashes.items())}
 
 
-def files(custom: CustomSettings) -> dict[str, Path]:
-    """The files that settings of type `Path` name."""
+def files(custom: CustomFields) -> dict[str, Path]:
+    """Return the files that settings of type `Path` name, by the name of the setting."""
     settings = _settings(custom, find_class(custom), Path.cwd())
     values = {} if settings is None else {name: getattr(settings, name) for name in type(settings).model_fields}
     return {name: path for name, path in values.items() if isinstance(path, Path) and path.is_file()}
 
 
-def module_file(custom: CustomSettings) -> Path:
-    """Return the Python file that the class is in."""
+def module_file(custom: CustomFields) -> Path:
+    """Return the Python file that defines the class."""
     return Path(str(sys.modules[find_class(custom).__module__].__file__))

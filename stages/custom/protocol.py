@@ -1,23 +1,24 @@
-"""What a model of your own must be able to do, to stand in the place of one of pad's: see docs/howto/own-models.md.
+"""The methods that a model of your own needs so that it can replace one of pad's models: see docs/howto/own-models.md.
 
-A class need not inherit from these; it needs the method. It is made once in each worker, as `Class(settings)`, where
-`settings` is an instance of its attribute `Settings` (a pydantic model), filled from the TOML; `Class()` where it has
-no such attribute. Settings stand in run.json, which is no place for secrets. A constructor with a parameter `compute`
-is given a `pad_pipeline.stages.compute.ComputeSettings` too: the precision, and how many CPU threads.
+A class needs the method; it need not inherit from these protocols. It is made once in each worker: as `Class(settings)`
+if it has an attribute `Settings` (a pydantic model), with an instance of it that is filled from the TOML; otherwise as
+`Class()`. Settings are written to run.json, so they must hold no secrets. A constructor with a parameter `compute` also
+gets a `pad_pipeline.stages.compute.ComputeSettings`: the precision and the number of CPU threads.
 
-Two more things it may have:
+The class may also have:
 
-- `fingerprint(cls, settings) -> dict[str, str]`, a class method: what else decides its results, by name, such as the
-  sha256 of a folder. Files that a setting of type `Path` names are hashed by pad itself.
-- `bucket(self, width, height) -> tuple[int, ...]`: images of one call have the same. Without it, images of a call
-  have any sizes.
+- `fingerprint(cls, settings) -> dict[str, str]`, a class method: hashes, by name, of anything else that affects its
+  results, such as a folder. pad itself hashes files that a setting of type `Path` names.
+- `bucket(self, width, height) -> tuple[int, ...]`: all images of one call have the same bucket. Without it, the images
+  of a call have any sizes.
 
-Every method gets a list of images and returns a list of the same length. What it raises halves the batch, down to
-the image that causes it, which fails alone, with the reason; so does an image whose answer is not as said here.
-`UserError` and `OSError` stop the run: they are no image's fault. torch's `OutOfMemoryError` makes batches smaller.
+Every method gets a list of images and returns a list of the same length. If it raises an exception, the batch is halved
+and tried again, down to the image that causes the exception; only that image fails, with the reason. An image fails,
+too, if its result does not have the form described here. `UserError` and `OSError` stop the run, because no image is to
+blame for them. torch's `OutOfMemoryError` makes batches smaller.
 
-Images are uint8 `[H, W, 3]`, RGB, upright, 0..255, and read-only, for a batch may be tried again. A result must
-depend on its own image alone, or runs will not be repeatable.
+Images are uint8 `[H, W, 3]`, RGB, upright, 0..255, and read-only, because a batch may be tried again. A result must
+depend on its own image alone; otherwise runs are not repeatable.
 """
 
 from __future__ import annotations
@@ -31,47 +32,46 @@ class Detection(NamedTuple):
     """A labeled box that a detector finds, with its score."""
 
     label: str
-    """One of those that were asked for; of a grounder, any."""
+    """One of the labels that the detector was given; a grounder may return any label."""
     score: float
     """0..1."""
     xyxy: tuple[float, float, float, float]
-    """Left, top, right, bottom in pixels of the image: 0..W, 0..H. What sticks out by up to a pixel is clipped."""
+    """Left, top, right, bottom in pixels: 0..W, 0..H. A box that exceeds the image by a pixel or less is clipped."""
 
 
 class Tagger(Protocol):
-    """Says what is in an image."""
+    """Finds the tags of an image."""
 
     def tag(self, images: list[np.ndarray]) -> list[list[tuple[str, float]]]:
-        """The names of each image, each once, with a score 0..1. None at all is an empty image."""
+        """Return the tags of each image, each once, with a score 0..1. An image without tags is empty."""
 
 
 class Detector(Protocol):
-    """Finds where the tags are."""
+    """Finds boxes for the tags of an image."""
 
     def detect(self, images: list[np.ndarray], labels: list[list[str]]) -> list[list[Detection]]:
-        """The detections of each image.
+        """Return the detections of each image.
 
         Args:
             images: the images.
-            labels: what is looked for in each: at least one label, each once.
+            labels: the labels to look for in each image: at least one, each once.
         """
 
 
 class Segmenter(Protocol):
-    """Says which pixels a box means."""
+    """Finds the mask of each box."""
 
     def segment(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each image the masks of its boxes, bool `[N, H, W]`, and how good it thinks each is, float `[N]`:
-        its guess of the intersection over union with the truth.
+        """Return for each image the masks of its boxes, bool `[N, H, W]`, and their predicted IoU, float `[N]`.
 
         Args:
             images: the images.
-            boxes: of each, float64 `[N, 4]`, N at least 1, `xyxy` in pixels.
+            boxes: the boxes of each image, float64 `[N, 4]`, N at least 1, `xyxy` in pixels.
         """
 
 
 class Grounder(Protocol):
-    """Tagger and detector in one: names what it finds, and where."""
+    """Tagger and detector in one: finds labels and their boxes."""
 
     def tag_and_ground(self, images: list[np.ndarray]) -> list[list[Detection]]:
-        """The detections of each image. Their labels become its tags, each with its best score."""
+        """Return the detections of each image. Their labels become its tags, each with its best score."""

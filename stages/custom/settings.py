@@ -1,88 +1,43 @@
-"""Settings of a model of the user's own: a class that the models file names."""
+"""Settings of the user's own models: their files, hashes and check, and the stages that are made of them."""
 
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import ClassVar
 
-from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from PIL import Image
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.stages.settings import StageSettings
+from pad_pipeline.images import DecodeSettings
+from pad_pipeline.records import ImageRecord, Region, Shard, Tag
+from pad_pipeline.stages.box_stage import unboxable_files, unboxable_fingerprint
+from pad_pipeline.stages.compute import ComputeSettings
+from pad_pipeline.stages.custom.fields import BoxFields, CustomFields, DetectFields
+from pad_pipeline.stages.custom.load import files, fingerprints, module_file
+from pad_pipeline.stages.custom.stages import CustomStage, DetectStage, GroundStage, SegmentStage, TagStage
 from pad_pipeline.weights import ModelFile
 
-if TYPE_CHECKING:
-    from pad_pipeline.images import DecodeSettings
-    from pad_pipeline.stages.base import Stage
-    from pad_pipeline.stages.compute import ComputeSettings
 
-SECTIONS = {"class", "entry_point"}
-"""Settings by which a section of a models file shows that it names a class of the user's own."""
-
-
-class CustomSettings(StageSettings):
+class CustomSettings(CustomFields):
     """Settings of a model of the user's own, which replaces one of pad's."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
-
-    method: ClassVar[str]
-    """What the class must be able to do; see `pad_pipeline.stages.custom.protocol`."""
-
-    class_: str = Field("", alias="class")
-    """`package.module:Class`, of a package that is installed or on PYTHONPATH, on each node."""
-    entry_point: str = Field("", exclude=True)
-    """Instead of `class`: the name that an installed package gives it in the entry points' group `pad.detectors`
-    (`pad.taggers`, `pad.segmenters`, `pad.grounders`)."""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """What the class's own `Settings` are filled from. Those of type `Path` are relative to the TOML file."""
-    code: str = Field("", exclude=True)
-    """What `code_of` says where the run was begun; a worker that finds something else refuses."""
-
-    @model_validator(mode="after")
-    def _one_name(self) -> Self:
-        if bool(self.class_) == bool(self.entry_point):
-            raise ValueError("either class or entry_point should name it")
-        return self
-
-    @model_serializer(mode="wrap")
-    def _as_in_toml(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        found = handler(self)
-        return {"class" if name == "class_" else name: value for name, value in found.items()}
-
-    @property
-    def field(self) -> str:
-        """The setting that names the class, for errors."""
-        return f"{self.section}.{'entry_point' if self.entry_point else 'class'}"
-
-    @property
-    def code_version(self) -> str:
-        """See `StageSettings`."""
-        return self.code
+    stage: ClassVar[type[CustomStage]]
+    """The stage that holds the model."""
 
     def files(self) -> list[ModelFile]:
-        """The module of the class, and each file that a setting of type `Path` names."""
-        from pad_pipeline.stages.custom.load import files, module_file
-
+        """Return the module of the class, and each file that a setting of type `Path` names."""
         named = [ModelFile(f"{self.section}.settings.{name}", str(path)) for name, path in files(self).items()]
         return [ModelFile(self.field, self.code or self.class_, code=module_file(self)), *named]
 
     def fingerprints(self) -> dict[str, str]:
         """See `StageSettings`, and `fingerprints` in `pad_pipeline.stages.custom.load`."""
-        from pad_pipeline.stages.custom.load import fingerprints
-
         return fingerprints(self)
 
     def check(self) -> str:
-        """Make the model and ask it about a gray image: most mistakes against the protocol show there."""
-        from PIL import Image
-
-        from pad_pipeline.images import DecodeSettings
-        from pad_pipeline.records import ImageRecord, Region, Shard, Tag
-        from pad_pipeline.stages.compute import ComputeSettings
-
+        """Make the model and run it on a gray image, which shows most violations of the protocol."""
         row = ImageRecord("check", "check", key="check", width=64, height=48)
         with io.BytesIO() as sink:
-            Image.new("RGB", (row.width, row.height), "grey").save(sink, "PNG")
+            Image.new("RGB", (row.width, row.height), "gray").save(sink, "PNG")
             row.data, row.format = sink.getvalue(), "PNG"
         row.tags, row.regions = [Tag("thing", 1.0)], [Region("thing", (8.0, 8.0, 40.0, 40.0))]
         self.make(DecodeSettings(), ComputeSettings(precision="float32"))(Shard(0, [row]))
@@ -91,77 +46,43 @@ class CustomSettings(StageSettings):
             raise UserError(self.field, self.class_, rule, "mend the class")
         return ", ".join([self.code, *(f"{name} {value}" for name, value in self.fingerprints().items())])
 
+    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> CustomStage:
+        """Make the stage, with an instance of the class."""
+        return self.stage(self, decoding, compute)
+
 
 class CustomTagger(CustomSettings):
     """See `pad_pipeline.stages.custom.protocol.Tagger`."""
 
-    section, method = "tagger", "tag"
-
-    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Stage[Any, Any]:
-        """Make a `TagStage`."""
-        from pad_pipeline.stages.custom.stages import TagStage
-
-        return TagStage(self, decoding, compute)
+    section, method, stage = "tagger", "tag", TagStage
 
 
-class CustomBoxes(CustomSettings):
-    """Which boxes of a class of the user's own are kept; the settings mean the same as in `DetectorSettings`."""
-
-    nms_iou: float = Field(1.0, ge=0, le=1)
-    nms_iou_across_labels: float = Field(1.0, ge=0, le=1)
-    min_size: float = Field(1.0, ge=0)
-
-
-class CustomDetector(CustomBoxes):
+class CustomDetector(DetectFields, CustomSettings):
     """See `pad_pipeline.stages.custom.protocol.Detector`."""
 
-    section, method, paths = "detector", "detect", ("unboxable",)
-
-    unboxable: str = "default"
+    section, method, stage, paths = "detector", "detect", DetectStage, ("unboxable",)
 
     def files(self) -> list[ModelFile]:
-        """See `CustomSettings`; and the list of tags that are not looked for."""
-        from pad_pipeline.stages.ground import unboxable_files
-
+        """Return the files of `CustomSettings`, and the list of tags that are not looked for."""
         return super().files() + unboxable_files(self.unboxable)
 
     def fingerprints(self) -> dict[str, str]:
-        """See `CustomSettings`; and the list of tags that are not looked for."""
-        from pad_pipeline.stages.ground import unboxable_fingerprint
-
+        """Return the hashes of `CustomSettings`, and that of the list of tags that are not looked for."""
         return super().fingerprints() | unboxable_fingerprint(self.unboxable)
 
     def check(self) -> str:
-        """See `CustomSettings`. The detector is asked in any case, whatever tags are not looked for."""
+        """See `CustomSettings`. No tag is left out here, so that the detector always runs."""
         everything = self.model_copy(update={"unboxable": ""})
         return super(CustomDetector, everything).check()
-
-    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Stage[Any, Any]:
-        """Make a `DetectStage`."""
-        from pad_pipeline.stages.custom.stages import DetectStage
-
-        return DetectStage(self, decoding, compute)
 
 
 class CustomSegmenter(CustomSettings):
     """See `pad_pipeline.stages.custom.protocol.Segmenter`."""
 
-    section, method = "segmenter", "segment"
-
-    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Stage[Any, Any]:
-        """Make a `SegmentStage`."""
-        from pad_pipeline.stages.custom.stages import SegmentStage
-
-        return SegmentStage(self, decoding, compute)
+    section, method, stage = "segmenter", "segment", SegmentStage
 
 
-class CustomGrounder(CustomBoxes):
-    """See `pad_pipeline.stages.custom.protocol.Grounder`. It does the steps of a tagger and of a detector."""
+class CustomGrounder(BoxFields, CustomSettings):
+    """See `pad_pipeline.stages.custom.protocol.Grounder`. A grounder does the steps of a tagger and of a detector."""
 
-    section, method = "grounder", "tag_and_ground"
-
-    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Stage[Any, Any]:
-        """Make a `GroundStage`."""
-        from pad_pipeline.stages.custom.stages import GroundStage
-
-        return GroundStage(self, decoding, compute)
+    section, method, stage = "grounder", "tag_and_ground", GroundStage

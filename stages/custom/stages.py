@@ -1,4 +1,4 @@
-"""The user's own models as stages: batches, failures and retries as with pad's, and every answer looked at."""
+"""Stages that run the user's own models, with the batches, failures and retries of pad's, and check every answer."""
 
 from __future__ import annotations
 
@@ -10,67 +10,68 @@ import numpy as np
 from pad_pipeline.images import DecodeSettings
 from pad_pipeline.records import ImageRecord, Region, Tag, as_box
 from pad_pipeline.stages.base import Stage
+from pad_pipeline.stages.box_stage import load_unboxable
 from pad_pipeline.stages.boxes import suppress
 from pad_pipeline.stages.compute import Compute, ComputeSettings
+from pad_pipeline.stages.custom.fields import BoxFields, CustomFields, DetectFields
 from pad_pipeline.stages.custom.load import make
 from pad_pipeline.stages.custom.protocol import Detection
-from pad_pipeline.stages.custom.settings import CustomBoxes, CustomDetector, CustomSettings
 from pad_pipeline.stages.decode import image
-from pad_pipeline.stages.ground import load_unboxable
 from pad_pipeline.stages.segment import encode_mask
 from pad_pipeline.stages.spans import normalize
 
 STICKS_OUT = 1.0
-"""Pixels by which a box may leave the image."""
+"""Pixels by which a box may exceed the image."""
 
 
 class BadAnswer(ValueError):
-    """A model of the user's returned something that the protocol does not allow."""
+    """A user's model returned something that the protocol does not allow."""
 
 
 class CustomStage(Stage[np.ndarray, Any]):
-    """What the four have in common: images as arrays, and as many answers as images."""
+    """Base of the four stages: it gives images to the model as arrays, and checks that each image has an answer."""
 
-    def __init__(self, settings: CustomSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
+    def __init__(self, settings: CustomFields, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__()
         self.decoding, self.batch_size, self.who = decoding, settings.batch_size, settings.section
-        Compute(compute)  # sets the threads and what float32 means, for models on torch
+        Compute(compute)  # sets torch's number of threads and precision of float32, for models that use torch
         self.model = make(settings, compute)
         self.ask = getattr(self.model, settings.method)
 
     def shape(self, row: ImageRecord) -> tuple[int, ...]:
-        """What the model's `bucket` says of the image's size."""
+        """Return what the model's `bucket` returns for the image's size."""
         if not hasattr(self.model, "bucket"):
             return ()
         return tuple(int(part) for part in self.model.bucket(row.width, row.height))
 
     def prepare(self, row: ImageRecord) -> np.ndarray:
-        """The image, uint8 `[H, W, 3]`, read-only: it may be needed again after the model had it."""
+        """Return the image, uint8 `[H, W, 3]`, read-only, because a batch may be tried again."""
         pixels = np.array(image(row, self.decoding), np.uint8)
         pixels.flags.writeable = False
         return pixels
 
     def answers(self, *questions: list[Any]) -> list[Any]:
-        """What the model says to a batch, one answer for each image."""
-        found = self.ask(*questions)
-        if not isinstance(found, (list, tuple)) or len(found) != len(questions[0]):
-            told = f"{len(found)} answers" if isinstance(found, (list, tuple)) else f"a {type(found).__name__}"
+        """Call the model on a batch and return its answers, one for each image."""
+        answers = self.ask(*questions)
+        if not isinstance(answers, (list, tuple)) or len(answers) != len(questions[0]):
+            given = f"{len(answers)} answers" if isinstance(answers, (list, tuple)) else f"a {type(answers).__name__}"
             count = len(questions[0])
-            raise BadAnswer(f"the {self.who} gives {told} for {count} images; it should be a list of as many")
-        return list(found)
+            raise BadAnswer(f"the {self.who} gives {given} for {count} images; it should be a list of as many")
+        return list(answers)
 
     def process(self, rows: list[ImageRecord], inputs: list[np.ndarray]) -> list[Any]:
-        """The answers to a batch."""
+        """Return the model's answer for each row."""
         return self.answers(inputs)
 
-    def pairs(self, found: Any, of: str) -> list[Any]:
-        """An answer that should be a list."""
-        if not isinstance(found, (list, tuple)):
-            raise BadAnswer(f"the {self.who} gives a {type(found).__name__} for an image; it should be a list of {of}")
-        return list(found)
+    def pairs(self, answer: Any, of: str) -> list[Any]:
+        """Check that the answer for an image is a list, and return it; the error says what it should be a list `of`."""
+        if not isinstance(answer, (list, tuple)):
+            kind = type(answer).__name__
+            raise BadAnswer(f"the {self.who} gives a {kind} for an image; it should be a list of {of}")
+        return list(answer)
 
     def number(self, value: Any, what: str) -> float:
-        """A score: finite, 0..1."""
+        """Check that a score is finite and 0..1, and return it; the error says `what` has this score."""
         try:
             score = float(value)
         except (TypeError, ValueError):
@@ -79,25 +80,25 @@ class CustomStage(Stage[np.ndarray, Any]):
             raise BadAnswer(f"the {self.who} gives {what} the score {value!r}; it should be a number from 0 to 1")
         return score
 
-    def name_of(self, value: Any) -> str:
-        """A label: text that is there, on one line."""
+    def name_of(self, value: object) -> str:
+        """Check that a label is text on one line and not empty, and return it."""
         if not isinstance(value, str) or not value or value != " ".join(value.split()):
             raise BadAnswer(f"the {self.who} gives the label {value!r}; it should be words with single spaces between")
         return value
 
 
 class TagStage(CustomStage):
-    """Own tagger."""
+    """Runs the user's own tagger."""
 
     name = "tag"
 
     def finish(self, row: ImageRecord, output: Any) -> None:
-        """Set the row's tags, in the order they came; an image with none is `empty`."""
+        """Set the row's tags, in the model's order; an image without tags is `empty`."""
         tags = []
-        for found in self.pairs(output, "(name, score)"):
-            if not isinstance(found, (list, tuple)) or len(found) != 2:
-                raise BadAnswer(f"the tagger gives the tag {found!r}; it should be (name, score)")
-            tags.append(Tag(self.name_of(found[0]), self.number(found[1], repr(found[0]))))
+        for pair in self.pairs(output, "(name, score)"):
+            if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+                raise BadAnswer(f"the tagger gives the tag {pair!r}; it should be (name, score)")
+            tags.append(Tag(self.name_of(pair[0]), self.number(pair[1], repr(pair[0]))))
         if len({tag.label for tag in tags}) < len(tags):
             raise BadAnswer("the tagger gives a name twice")
         row.tags = tags
@@ -106,23 +107,23 @@ class TagStage(CustomStage):
 
 
 class BoxesStage(CustomStage):
-    """Own detector or grounder: looks at boxes."""
+    """Base of the two stages whose model returns boxes: detector and grounder."""
 
     name = "ground"
 
-    def __init__(self, settings: CustomBoxes, decoding: DecodeSettings, compute: ComputeSettings) -> None:
+    def __init__(self, settings: BoxFields, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__(settings, decoding, compute)
         self.settings = settings
 
     def set_regions(self, row: ImageRecord, output: Any, asked: Container[str] | None = None) -> None:
-        """Set the row's regions, best score first; an image with no box is `empty`.
+        """Set the row's regions, best score first; an image without a box is `empty`.
 
         Args:
             row: the image.
-            output: the boxes, as they came.
-            asked: the labels that they may have; any by default.
+            output: the model's boxes, not checked yet.
+            asked: the labels that the boxes may have; any by default.
         """
-        regions = [self._region(row, found) for found in self.pairs(output, "Detection")]
+        regions = [self._region(row, detection) for detection in self.pairs(output, "Detection")]
         for region in regions:
             if asked is not None and region.label not in asked:
                 raise BadAnswer(f"the {self.who} gives the label {region.label!r}, which was not asked for")
@@ -132,14 +133,15 @@ class BoxesStage(CustomStage):
         if not row.regions:
             row.status = "empty"
 
-    def _region(self, row: ImageRecord, found: Any) -> Region:
+    def _region(self, row: ImageRecord, detection: Any) -> Region:
         try:
-            label, score, xyxy = Detection(*found)
+            label, score, xyxy = Detection(*detection)
             edges = np.array([float(edge) for edge in xyxy])
             if edges.shape != (4,):
                 raise ValueError(f"{len(edges)} edges")
         except (TypeError, ValueError) as error:
-            raise BadAnswer(f"the {self.who} gives {found!r}; it should be Detection(label, score, xyxy)") from error
+            rule = "it should be Detection(label, score, xyxy)"
+            raise BadAnswer(f"the {self.who} gives {detection!r}; {rule}") from error
         label, score = self.name_of(label), self.number(score, repr(label))
         size = np.array([row.width, row.height] * 2)
         inside = np.isfinite(edges).all() and (edges >= -STICKS_OUT).all() and (edges <= size + STICKS_OUT).all()
@@ -150,27 +152,27 @@ class BoxesStage(CustomStage):
 
 
 class DetectStage(BoxesStage):
-    """Own detector."""
+    """Runs the user's own detector."""
 
-    def __init__(self, settings: CustomDetector, decoding: DecodeSettings, compute: ComputeSettings) -> None:
+    def __init__(self, settings: DetectFields, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__(settings, decoding, compute)
         self.unboxable = load_unboxable(settings.unboxable)
 
     def asked(self, row: ImageRecord) -> list[str]:
-        """What is looked for."""
+        """Return the labels that are looked for: the row's tags without those that can't be boxed."""
         tags = dict.fromkeys(tag.label for tag in row.tags)
         return [label for label in tags if normalize(label) not in self.unboxable]
 
     def process(self, rows: list[ImageRecord], inputs: list[np.ndarray]) -> list[Any]:
-        """The boxes of each row; an image with nothing to look for is not asked about."""
-        wanted = [self.asked(row) for row in rows]
-        asked = [index for index, labels in enumerate(wanted) if labels]
-        found: list[Any] = [[] for _ in rows]
+        """Return the boxes of each row. The model does not get images without a label to look for."""
+        labels = [self.asked(row) for row in rows]
+        asked = [index for index, row_labels in enumerate(labels) if row_labels]
+        boxes: list[Any] = [[] for _ in rows]
         if asked:
-            answers = self.answers([inputs[index] for index in asked], [wanted[index] for index in asked])
+            answers = self.answers([inputs[index] for index in asked], [labels[index] for index in asked])
             for index, answer in zip(asked, answers, strict=True):
-                found[index] = answer
-        return found
+                boxes[index] = answer
+        return boxes
 
     def finish(self, row: ImageRecord, output: Any) -> None:
         """Set the row's regions."""
@@ -178,29 +180,29 @@ class DetectStage(BoxesStage):
 
 
 class GroundStage(BoxesStage):
-    """Own grounder: tags and boxes at once."""
+    """Runs the user's own grounder, which finds tags and boxes at once."""
 
     def finish(self, row: ImageRecord, output: Any) -> None:
-        """Set the row's regions, and as its tags their labels, best score first."""
+        """Set the row's regions, best score first, and make their labels the row's tags."""
         self.set_regions(row, output)
         row.tags = [Tag(label, score) for label, score in _best(row.regions).items()]
 
 
 def _best(regions: list[Region]) -> dict[str, float]:
-    """Each label's best score; regions come best first."""
-    found: dict[str, float] = {}
+    """Return the best score of each label; `regions` are sorted, best first."""
+    scores: dict[str, float] = {}
     for region in regions:
-        found.setdefault(region.label, region.score)
-    return found
+        scores.setdefault(region.label, region.score)
+    return scores
 
 
 class SegmentStage(CustomStage):
-    """Own segmenter."""
+    """Runs the user's own segmenter."""
 
     name = "segment"
 
     def process(self, rows: list[ImageRecord], inputs: list[np.ndarray]) -> list[Any]:
-        """The masks of each row's regions."""
+        """Return the masks of each row's regions, and their predicted IoU."""
         return self.answers(inputs, [np.array([region.box for region in row.regions]) for row in rows])
 
     def finish(self, row: ImageRecord, output: Any) -> None:

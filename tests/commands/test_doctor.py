@@ -96,7 +96,7 @@ def test_missing_models_are_named_with_their_size_and_the_command(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**12, free=10 * 10**9))
     told = doctor("--models", "paper")
     assert told.wrong == ["models", "hub's cache", "pad's cache"]
-    assert "19 GB are wanted" in told.found["hub's cache"]["found"]
+    assert "19 GB are needed" in told.found["hub's cache"]["found"]
 
 
 def test_a_model_that_no_download_mends_is_told_apart(doctor: Pad, models_toml: Path, tmp_path: Path) -> None:

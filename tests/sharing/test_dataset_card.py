@@ -140,11 +140,11 @@ def test_licenses_of_official_models_are_named(built: Path, pad: Pad, tmp_path: 
     apache, llama, unknown = "Apache-2.0", "Llama 2 Community License", "see the model's own page"
     for preset in ("paper", "plus"):
         shutil.copytree(built, tmp_path / preset)
-        run.settings = load_models(preset).model_dump(mode="json", exclude={"view"})
+        run = run.model_copy(update={"settings": load_models(preset).as_sections()})
         run.write(Folder(tmp_path / preset))
         _, rows = card_of(tmp_path / preset, pad, tmp_path / f"hub-{preset}")
         assert [row[1] for row in rows.values()] == [apache, apache, apache, llama]
-    run.settings |= {"segmenter": {"weights": "/data/sam.pth"}, "detector": {"model": "/data/fine-tuned.pth"}}
+    run.settings.update({"segmenter": {"weights": "/data/sam.pth"}, "detector": {"model": "/data/fine-tuned.pth"}})
     run.fingerprints["segmenter"] = OFFICIAL["sam_vit_b"].sha256
     run.write(Folder(tmp_path / "plus"))
     _, rows = card_of(tmp_path / "plus", pad, tmp_path / "hub-plus")
@@ -161,8 +161,8 @@ def test_a_hostile_label_stays_text_on_the_card(built: Path) -> None:
     hostile = "`<script>`\n# x"
     run = stats.shards.run
     run.settings["tagger"] |= {"weights": hostile, "thresholds": hostile, "threshold": None}
-    run.settings |= {"detector": {"class": hostile, "settings": {hostile: 1}}, "edits": [{hostile: hostile}]}
-    run.fingerprints |= {"tagger": hostile, "detector_<script>": hostile}
+    run.settings.update({"detector": {"class": hostile, "settings": {hostile: 1}}, "edits": [{hostile: hostile}]})
+    run.fingerprints.update({"tagger": hostile, "detector_<script>": hostile})
     run.counts[hostile] = 1
     text = card(stats, "a\n---\nb", "other")
     assert "<img" not in text.replace("\\<img", "") and "<script" not in text.replace("\\<script", "")
@@ -175,7 +175,7 @@ def test_an_odd_run_json_is_no_traceback(odd: dict[str, Any], built: Path, pad: 
     """run.json of a foreign run can hold anything under `settings`."""
     shutil.copytree(built, tmp_path / "run")
     run = Run.read(Folder(built))
-    run.settings |= odd
+    run.settings.update(odd)
     run.write(Folder(tmp_path / "run"))
     card_of(tmp_path / "run", pad, tmp_path / "hub")
     reported(tmp_path / "run", pad, tmp_path / "report")

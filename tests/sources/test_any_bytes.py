@@ -54,7 +54,7 @@ def test_any_bytes_are_rows_or_one_line(
         for planned in open_source(path):
             assert isinstance(planned, Planned)
             assert planned.id
-            pa.array([planned.id, planned.source, planned.file, planned.caption, planned.problem], pa.string())
+            pa.array([planned.id, planned.source, planned.place.file, planned.caption, planned.problem], pa.string())
             json.dumps(planned.conversations).encode()
     except UserError as error:
         assert "\n" not in str(error)

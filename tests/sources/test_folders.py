@@ -69,8 +69,8 @@ def test_shards_are_a_source(tmp_path: Path) -> None:
     source = open_source(tmp_path)
     good, failed = source
     assert (good.id, good.source) == ("d/a", "d/a.png")
-    assert read_bytes(source.root, Place(good.file, good.at, good.size), MOST) == png(0)
-    meta = json.loads(read_bytes(source.root, Place(good.file, good.earlier_at, good.earlier_bytes), MOST))
+    assert read_bytes(source.root, good.place, MOST) == png(0)
+    meta = json.loads(read_bytes(source.root, good.earlier, MOST))
     assert meta["id"] == "d/a"
     assert "decode: broken" in failed.problem
     assert source.counts == {"shards that are not finished": 1}

@@ -50,9 +50,7 @@ def test_tars_are_read_over_http(web: SimpleNamespace) -> None:
         planned = list(remote)
         assert planned == list(local)
         assert remote.root == f"{web.url}/tars"
-        assert read_bytes(remote.root, Place(planned[0].file, planned[0].at, planned[0].size), MOST) == png(
-            int(planned[0].id)
-        )
+        assert read_bytes(remote.root, planned[0].place, MOST) == png(int(planned[0].id))
     content = (web.folder / "tars/x-0.tar").read_bytes()
     web.special["/whole.tar"] = lambda handler: handler.answer(content)
     web.special["/stream.tar"] = lambda handler: handler.answer(content, headers={"Accept-Ranges": "none"})

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from pad_pipeline.images import BadImage
-from pad_pipeline.records import Place
 from pad_pipeline.sources.open import open_source
 from pad_pipeline.sources.read import read_bytes
 from tests.sources.small_sources import MOST, error_of, write_tar
@@ -28,7 +27,7 @@ def test_tar_offsets_give_exactly_the_members(tmp_path: Path, form: int) -> None
     source = open_source(tmp_path / "tars/a.tar")
     planned = list(source)
     assert [p.source for p in planned] == [f"a.tar/{name}" for name in images]
-    assert [read_bytes(source.root, Place(p.file, p.at, p.size), MOST) for p in planned] == list(images.values())
+    assert [read_bytes(source.root, p.place, MOST) for p in planned] == list(images.values())
     assert source.counts == {}
 
 
@@ -56,7 +55,7 @@ def test_tar_samples_hold_what_lies_beside_the_image(tmp_path: Path) -> None:
         ("s.1/005", ""),
         ("s.1/006", ""),
     ]
-    read_back = [read_bytes(source.root, Place(p.file, p.at, p.size), MOST) for p in planned]
+    read_back = [read_bytes(source.root, p.place, MOST) for p in planned]
     assert read_back == [b"0", b"1", b"2", b"3", b"5", b"6"]
     assert [bool(p.problem) for p in planned] == [False, False, False, False, True, False]
     assert source.counts == {
@@ -73,13 +72,13 @@ def test_tars_of_a_pattern_come_in_order(tmp_path: Path) -> None:
         write_tar(tmp_path / name, [("same.jpg", name.encode())])
     source = open_source(f"{tmp_path}/d/*/x-?.tar")
     names = ["a/x-0.tar", "a/x-1.tar", "b/x-1.tar"]
-    assert [(p.file, p.source, p.id) for p in source] == [(name, f"{name}/same.jpg", "same") for name in names]
+    assert [(p.place.file, p.source, p.id) for p in source] == [(name, f"{name}/same.jpg", "same") for name in names]
     assert source.root == str(tmp_path / "d")
     assert "no such tar" in error_of(f"{tmp_path}/d/*/z-?.tar")
     assert "no such tar" in error_of(f"{tmp_path}/d/z.tar")
     assert "no such folder" in error_of(f"{tmp_path}/e/*.tar")
     (tmp_path / "d/b/x-1.tar").rename(tmp_path / "d/[x].tar")
-    assert [p.file for p in open_source(f"{tmp_path}/d/[x].tar")] == ["[x].tar"]
+    assert [p.place.file for p in open_source(f"{tmp_path}/d/[x].tar")] == ["[x].tar"]
 
 
 def test_a_member_that_is_no_plain_file_is_not_used(tmp_path: Path) -> None:
@@ -111,8 +110,8 @@ def test_hostile_member_names_are_only_names(tmp_path: Path) -> None:
     write_tar(tmp_path / "tars/a.tar", [(name, name.encode()) for name in names])
     source = open_source(tmp_path / "tars/a.tar")
     planned = list(source)
-    assert [p.file for p in planned] == ["a.tar"] * 4
-    assert [read_bytes(source.root, Place(p.file, p.at, p.size), MOST).decode() for p in planned] == names
+    assert [p.place.file for p in planned] == ["a.tar"] * 4
+    assert [read_bytes(source.root, p.place, MOST).decode() for p in planned] == names
     assert [path.name for path in tmp_path.rglob("*")] == ["tars", "a.tar"]
 
 
@@ -140,7 +139,7 @@ def test_a_tar_that_ends_early_is_used_as_far_as_it_goes(tmp_path: Path) -> None
         assert source.counts == {"tars that can't be read to the end": 1}, case
         if case == "inside an image":
             with pytest.raises(BadImage, match="ends inside"):
-                read_bytes(source.root, Place(planned[1].file, planned[1].at, planned[1].size), MOST)
+                read_bytes(source.root, planned[1].place, MOST)
         if case == "inside a text":
             assert planned[1].caption == ""
 

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pad_pipeline.records import ImageRecord, Region
+from pad_pipeline.stages.box_stage import Found
 from pad_pipeline.stages.boxes import suppress, to_pixels
 from pad_pipeline.stages.compute import HostCopy
-from pad_pipeline.stages.ground import Detector, DetectorSettings, Found
+from pad_pipeline.stages.ground import Detector, DetectorSettings
 from pad_pipeline.stages.spans import CLS, DOT, SEP, Prompt, build_prompts, normalize, ranked_tags, span_scores
 from pad_pipeline.workflows.models.settings import ModelSettings
 from tests.stages.detector import DECODING, TWO, encode

@@ -196,11 +196,13 @@ def test_a_grounder_stands_for_tagger_and_detector(
     assert refused.code == 2 and "a grounder does tag and ground in one" in refused.err
     assert pad(*again, "--redo-from", "segment").code == 0
     both = write(tmp_path / "both.toml", models_toml, f'[grounder]\nclass = "{OWN}:Grounder"\n')
-    with pytest.raises(UserError, match=r"both.toml: detector .* leave out one of the sections"):
+    with pytest.raises(
+        UserError, match=r"both.toml: sections = .*grounder.* both do the step .*; leave one of them out"
+    ):
         load_models(str(both))
     preset = tmp_path / "preset.toml"
     preset.write_text(f'preset = "plus"\n[grounder]\nclass = "{OWN}:Grounder"\n')
-    assert load_models(str(preset)).detector == load_models(str(preset)).tagger
+    assert [one.section for one in load_models(str(preset)).annotators] == ["grounder", "segmenter"]
 
 
 def test_the_check_makes_it_and_asks_it(pad: PadCommand, models_toml: Path, tmp_path: Path) -> None:

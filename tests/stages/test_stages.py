@@ -43,9 +43,8 @@ def test_tagger_gives_an_image_the_same_alone_and_in_a_batch(models: ModelSettin
 
 def test_ram_plus_runs_as_the_tagger(world: World, tmp_path: Path) -> None:
     """The other family through the same stage: its label queries differ from image to image."""
-    settings = load_models(
-        str(write_small_models(tmp_path, ["house", "car", "sky"], ["a car"], family="ram_plus"))
-    ).tagger
+    models = write_small_models(tmp_path, ["house", "car", "sky"], ["a car"], family="ram_plus")
+    settings = load_models(str(models)).of(TaggerSettings)
     assert settings.family == "ram_plus"
     settings = settings.model_copy(update={"threshold": 0.0})
     first, second = Tagger(settings, DECODING, TWO)(Shard(0, tagged(world, 2, []))).rows

@@ -1,1 +1,1 @@
-"""What `pad doctor` looks at. No check downloads or writes; what one raises becomes a finding."""
+"""The checks of `pad doctor`. No check downloads or writes; an exception in a check becomes a finding."""

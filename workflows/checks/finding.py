@@ -1,4 +1,4 @@
-"""What a check of `pad doctor` found."""
+"""The result of a check of `pad doctor`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ State = Literal["ok", "warning", "problem"]
 
 
 class Finding(NamedTuple):
-    """What one check found."""
+    """One result of a check."""
 
     check: str
-    """Names what was looked at."""
+    """The name of the thing that was checked."""
     state: State
     found: str
+    """The result in words."""
     remedy: str = ""
+    """What the user can do; empty if there is nothing to do."""
 
     def on_lines(self) -> Finding:
-        """Without line breaks and control characters, whatever a library or a path brought along."""
+        """Return the finding without line breaks and control characters, which texts of libraries may contain."""
         return self._replace(found=_line(self.found), remedy=_line(self.remedy))
 
 
@@ -30,5 +32,5 @@ def _line(text: str) -> str:
 
 
 def gigabytes(size: float) -> str:
-    """A number of bytes, to be read."""
+    """Return a number of bytes as text, such as `1.25 GB`."""
     return f"{size / 1e9:.2f} GB" if size < 1e10 else f"{size / 1e9:,.0f} GB"

@@ -16,64 +16,64 @@ from pad_pipeline.workflows.checks.finding import Finding, Findings, gigabytes
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 OBJECT_STORE = 2 << 30
-"""Bytes of /dev/shm under which Ray's object store is likely to go to a disk: a few shards of 512 photographs."""
+"""Bytes that /dev/shm should have: a few shards of 512 photographs. With less, Ray's object store may use a disk."""
 LEAST = 1 << 30
-"""Bytes free where something is to be written, below which nothing works."""
+"""Bytes that must be free in a folder to write into; less is a problem."""
 AMPLE = 20 << 30
-"""Bytes free where a run writes, below which it is worth a look."""
+"""Bytes that should be free in the folder of a run; less is a warning."""
 ALL_MODELS = 5 << 30
-"""Bytes of GPU memory below which the official models don't fit together: the measured sum of one image in bfloat16
-(benchmarks/results/memory-cpu.md), 1 GiB for CUDA and its libraries, and some room. Batches are halved to fit."""
+"""Bytes of GPU memory below which the official models don't fit together: 4.5 GB, measured for `plus` with one image in
+bfloat16 (benchmarks/results/memory-cpu.md), and the memory of CUDA and its libraries. Larger batches are halved."""
 OPEN_FILES = 4096
-"""Below that, Ray with many workers runs out of them."""
+"""Open files that a process should be allowed; with fewer, Ray with many workers runs out of them."""
 
 
 def _requirements() -> tuple[str, list[str]]:
-    """What pyproject.toml asks of Python and of packages, beside the code or in the installed package."""
+    """Return the required versions of Python and of packages, from pyproject.toml or the installed package."""
     beside = Path(__file__).parents[3] / "pyproject.toml"
     if beside.is_file():
         project = tomllib.loads(beside.read_text())["project"]
         return project["requires-python"], project["dependencies"]
-    wanted = [text for text in requires("pad-pipeline") or [] if "extra ==" not in text]
-    return metadata("pad-pipeline")["Requires-Python"], wanted
+    needed = [text for text in requires("pad-pipeline") or [] if "extra ==" not in text]
+    return metadata("pad-pipeline")["Requires-Python"], needed
 
 
 def packages() -> Findings:
-    """Python and each package against the oldest that pyproject.toml allows."""
+    """Check that Python and each package have the versions that pyproject.toml requires."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
-    wanted_python, wanted = _requirements()
+    needed_python, needed = _requirements()
     python = platform.python_version()
-    if python in SpecifierSet(wanted_python):
+    if python in SpecifierSet(needed_python):
         yield Finding("python", "ok", f"{python}, {sys.executable}")
     else:
         remedy = "make an environment with a newer Python"
-        yield Finding("python", "problem", f"{python}, and {wanted_python} is needed", remedy)
+        yield Finding("python", "problem", f"{python}, and {needed_python} is needed", remedy)
     good = []
-    for requirement in map(Requirement, wanted):
+    for requirement in map(Requirement, needed):
         try:
-            have = version(requirement.name)
+            present = version(requirement.name)
         except PackageNotFoundError:
-            have = ""
-        if have and requirement.specifier.contains(have, prereleases=True):
-            good.append(f"{requirement.name} {have}")
+            present = ""
+        if present and requirement.specifier.contains(present, prereleases=True):
+            good.append(f"{requirement.name} {present}")
         else:
-            said = f"{have or 'not installed'}, and {requirement.specifier} is needed"
+            problem = f"{present or 'not installed'}, and {requirement.specifier} is needed"
             remedy = f"pip install --upgrade '{requirement.name}{requirement.specifier}'"
-            yield Finding(requirement.name, "problem", said, remedy)
+            yield Finding(requirement.name, "problem", problem, remedy)
     yield Finding("packages", "ok", ", ".join(good))
 
 
 def gpu() -> Findings:
-    """Whether torch computes on a GPU, and what else it has."""
+    """Check the GPUs and their memory, whether torch can use them, and whether torchvision fits torch."""
     import torch
 
     from pad_pipeline.workflows.runs.fingerprint import cores
 
     yield Finding("cpu", "ok", f"{cores()} cores for this process")
     try:
-        import torchvision  # noqa: F401 - of another build than torch it does not even import
+        import torchvision  # noqa: F401 - its import fails if it was built for another torch
     except (ImportError, RuntimeError) as error:
         remedy = "install torch and torchvision together, from the same index"
         yield Finding("torchvision", "problem", f"it does not go with torch {torch.__version__} ({error})", remedy)
@@ -102,13 +102,12 @@ def gpu() -> Findings:
 
 
 def _driver() -> str:
-    """Version of NVIDIA's driver."""
-    found = re.search(r"\s(\d+\.[\d.]+)\s", _DRIVER.read_text()) if _DRIVER.is_file() else None
-    return found[1] if found else "unknown"
+    match = re.search(r"\s(\d+\.[\d.]+)\s", _DRIVER.read_text()) if _DRIVER.is_file() else None
+    return match[1] if match else "unknown"
 
 
 def shared_memory() -> Findings:
-    """/dev/shm, where Ray keeps the shards that go from worker to worker."""
+    """Check the size of /dev/shm, where Ray keeps the shards that go from worker to worker."""
     where = Path("/dev/shm")
     if not where.is_dir():
         yield Finding("shared memory", "ok", "this system has no /dev/shm; Ray uses files")
@@ -116,14 +115,14 @@ def shared_memory() -> Findings:
     size = shutil.disk_usage(where).total
     if size < OBJECT_STORE:
         remedy = "give the container more: docker run --shm-size 8g, shm_size in compose; or use --engine local"
-        said = f"{gigabytes(size)} in /dev/shm: Ray's object store would lie on a disk, which is slow"
-        yield Finding("shared memory", "warning", said, remedy)
+        problem = f"{gigabytes(size)} in /dev/shm: Ray's object store would use a disk, which is slow"
+        yield Finding("shared memory", "warning", problem, remedy)
     else:
         yield Finding("shared memory", "ok", f"{gigabytes(size)} in /dev/shm")
 
 
 def open_files() -> Findings:
-    """How many files a process may have open."""
+    """Check how many files a process may have open."""
     try:
         import resource
     except ImportError:  # not on Windows
@@ -137,13 +136,13 @@ def open_files() -> Findings:
 
 
 def room(check: str, where: str, wanted: int = 0, ample: int = 0) -> Findings:
-    """Whether there is room, and leave to write.
+    """Check that a folder can be written, and has free space.
 
     Args:
-        check: what is written there.
-        place: a folder that may not be there yet, or a URL.
-        wanted: bytes that are known to come.
-        ample: bytes free below which it is a warning.
+        check: the name of the check.
+        where: the folder, which need not exist yet, or a URL.
+        wanted: bytes that will be written, as far as known.
+        ample: less free space than this, in bytes, is a warning.
     """
     from pad_pipeline.storage import PACKAGES, is_url, url_problem
 
@@ -156,24 +155,24 @@ def room(check: str, where: str, wanted: int = 0, ample: int = 0) -> Findings:
             yield Finding(check, "ok", f"{where}: not asked")
         return
     folder = Path(where).expanduser().absolute()
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(there).free
-    said = f"{gigabytes(free)} free in {folder}"
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        rule = f"{there} is no folder that this user can write into"
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    space = f"{gigabytes(free)} free in {folder}"
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        rule = f"{existing} is no folder that this user can write into"
         yield Finding(check, "problem", rule, "name another one, or have its owner changed")
     elif free < wanted + LEAST:
-        more = f", and {gigabytes(wanted)} are wanted" if wanted else ""
-        yield Finding(check, "problem", said + more, "make room, or name a folder on a larger disk")
+        more = f", and {gigabytes(wanted)} are needed" if wanted else ""
+        yield Finding(check, "problem", space + more, "make room, or name a folder on a larger disk")
     elif free < ample:
         remedy = "pad build --dry-run says how much a run will write; make room where that is more"
-        yield Finding(check, "warning", said, remedy)
+        yield Finding(check, "warning", space, remedy)
     else:
-        yield Finding(check, "ok", said)
+        yield Finding(check, "ok", space)
 
 
 def optional() -> Findings:
-    """What some options want, and most runs don't."""
+    """Report which optional packages are installed, and what they are for."""
     for name, (use, install) in OPTIONAL.items():
         if installed(name):
             yield Finding(name, "ok", f"here, for {use}")

@@ -1,4 +1,4 @@
-"""Checks of what is not in this process: a Ray cluster, the hub, the caches of models."""
+"""Checks of things outside this process: a Ray cluster, the hub, the caches of models."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from importlib.util import find_spec
 from pad_pipeline.workflows.checks.finding import Finding, Findings, State, gigabytes
 from pad_pipeline.workflows.checks.machine import room
 
-HUB_TIMEOUT = 4.0
-RAY_TIMEOUT = 20.0
+HUB_TIMEOUT = 4.0  # seconds
+RAY_TIMEOUT = 20.0  # seconds
 _JOIN = """
 import json, sys, ray
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
@@ -26,7 +26,7 @@ print(json.dumps([len(nodes), ray.cluster_resources()]))
 
 
 def ray_here(address: str) -> Findings:
-    """Whether Ray imports, and whether the cluster can be joined."""
+    """Check that Ray can be imported, and that the cluster at `address` can be joined, if there is one."""
     if find_spec("ray") is None:
         remedy = "pip install 'ray>=2.55'; or use --engine local, which does without"
         yield Finding("ray", "problem", "not installed", remedy)
@@ -39,7 +39,7 @@ def ray_here(address: str) -> Findings:
 
 
 def _cluster(address: str) -> Finding:
-    """In a process of its own, for Ray writes to standard error, waits for minutes, and at worst aborts."""
+    """Join the cluster in another process, because Ray may write to standard error, wait for minutes, or abort."""
     from pad_pipeline.workflows.engine.ray_session import knock
 
     remedy = (
@@ -52,8 +52,8 @@ def _cluster(address: str) -> Finding:
             [sys.executable, "-c", _JOIN, address], capture_output=True, text=True, timeout=RAY_TIMEOUT, check=False
         )
         if done.returncode:
-            said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-            return Finding("cluster", "problem", f"{address} can't be joined ({said[:300]})", remedy)
+            reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+            return Finding("cluster", "problem", f"{address} can't be joined ({reason[:300]})", remedy)
         nodes, resources = json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
         return Finding("cluster", "problem", f"{address} does not answer within {RAY_TIMEOUT:.0f} s", remedy)
@@ -64,14 +64,14 @@ def _cluster(address: str) -> Finding:
 
 
 class Hub:
-    """Whether Hugging Face's hub answers. Asked in the background, while packages are imported."""
+    """Checks that Hugging Face's hub answers, in the background, while packages are imported."""
 
     def __init__(self) -> None:
         self.answer: str | None = None
-        """What is wrong; empty where nothing is, None where nothing came back in time."""
+        """The problem; empty if the hub answered, None if it did not answer in time."""
         self.url = ""
         self.offline = False
-        self.asked = threading.Thread(target=self._ask, daemon=True)  # a lookup of names has no timeout of its own
+        self.asked = threading.Thread(target=self._ask, daemon=True)  # daemon, because name lookups have no timeout
         with suppress(ImportError):
             from huggingface_hub import constants
 
@@ -85,31 +85,31 @@ class Hub:
             urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
             self.answer = ""
         except urllib.error.HTTPError:
-            self.answer = ""  # whatever it said, it is there
+            self.answer = ""  # any answer shows that the hub is there
         except (OSError, ValueError) as error:
             self.answer = str(error)
 
     @property
     def reachable(self) -> bool:
-        """Whether files can be fetched from it."""
+        """Whether files can be fetched from the hub."""
         if self.asked.is_alive():
             self.asked.join(HUB_TIMEOUT)
         return self.answer == ""
 
     def finding(self) -> Findings:
-        """What came back."""
+        """Return the finding of the check."""
         if self.offline:
             yield Finding("hub", "ok", "not asked: HF_HUB_OFFLINE is set")
         elif self.reachable:
             yield Finding("hub", "ok", f"{self.url} answers")
         else:
-            said = self.answer or f"no answer within {HUB_TIMEOUT:.0f} s"
-            remedy = "mind a proxy (HTTPS_PROXY) or a mirror (HF_ENDPOINT); or fetch models elsewhere and copy HF_HOME"
-            yield Finding("hub", "warning", f"{self.url} can't be reached ({said})", remedy)
+            reason = self.answer or f"no answer within {HUB_TIMEOUT:.0f} s"
+            remedy = "set a proxy (HTTPS_PROXY) or a mirror (HF_ENDPOINT); or fetch models elsewhere and copy HF_HOME"
+            yield Finding("hub", "warning", f"{self.url} can't be reached ({reason})", remedy)
 
 
 def model_files(models: str, hub: Hub) -> Findings:
-    """Which files of the chosen models are here, and whether there is room in the caches for those that are not."""
+    """Check which files of the chosen models are here, and that the caches have room for the others."""
     from huggingface_hub import constants
 
     from pad_pipeline.weights import cache_folder
@@ -129,9 +129,9 @@ def model_files(models: str, hub: Hub) -> Findings:
         state: State = "warning" if hub.reachable else "problem"
         least = "at least " if None in sizes.values() else ""
         names = ", ".join(field + (f" ({size / 1000:.2f} GB)" if size else "") for field, size in sizes.items())
-        said = f"{len(missing)} of {len(chosen)} files are not here, {least}{gigabytes(wanted)} in all: {names}"
+        problem = f"{len(missing)} of {len(chosen)} files are not here, {least}{gigabytes(wanted)} in all: {names}"
         where = ", as a build would by itself" if hub.reachable else " where there is network, without HF_HUB_OFFLINE"
-        yield Finding("models", state, said, f"pad models fetch {models}{where}")
+        yield Finding("models", state, problem, f"pad models fetch {models}{where}")
     elif not mistaken:
         remedy = f"pad models check {models} reads them, as a build does"
         yield Finding("models", "ok", f"all {len(chosen)} files of {models} are here", remedy)
@@ -140,7 +140,7 @@ def model_files(models: str, hub: Hub) -> Findings:
 
 
 def _is_local(reference: str) -> bool:
-    """Whether a reference can mean nothing but a file or folder of this machine."""
+    """Return whether a reference can only mean a file or folder on this machine."""
     from pad_pipeline.weights import is_file_reference
 
     return "://" not in reference and (

@@ -47,6 +47,7 @@ def analyze(
         --llm lmsys/vicuna-7b-v1.5 --shards heldout/ --limit 1000
     """
     from pad_pipeline.analysis.model import Subject
+    from pad_pipeline.analysis.studies import STUDIES
     from pad_pipeline.miniature.shipped import resolve
     from pad_pipeline.workflows.learning import analyze as workflow
 
@@ -55,7 +56,7 @@ def analyze(
     if (captions is None) != (baseline is None) or (captions and not healthy):
         rule = "both go together, and with health only"
         raise UserError("--captions or --baseline", captions or baseline, rule, "give both, or neither")
-    names: list[str] = list(workflow.STUDIES) if what == "all" else ["align", "pursuit"] if healthy else [what]
+    names: list[str] = list(STUDIES) if what == "all" else ["align", "pursuit"] if healthy else [what]
     scores = workflow.captions_below(captions, baseline) if captions and baseline else []
     subject = Subject(model, resolve(vision, "clip"), resolve(llm, "llm"), vision_layer)
     found = workflow.analyze(names, subject, shards, chosen, out, limit, batch, drawings)

@@ -78,9 +78,10 @@ def export_hub(
     from functools import partial
 
     from pad_pipeline.exports import hub
+    from pad_pipeline.exports.card import REPOSITORY
     from pad_pipeline.workflows.models.catalog import LICENSES
 
-    write = partial(hub.export_hub, name=name, license=license, licenses=LICENSES, repository=push or hub.REPOSITORY)
+    write = partial(hub.export_hub, name=name, license=license, licenses=LICENSES, repository=push or REPOSITORY)
     _export("hub", shards, out, write)
     if push:
         say(hub.push(Path(out), push, private))

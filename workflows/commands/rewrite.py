@@ -92,7 +92,8 @@ def filter_shards(
 
       pad filter shards/ --label dog --label cat --out pets/
     """
-    from pad_pipeline.sources.stored import Selection, StoredSource
+    from pad_pipeline.sources.selection import Selection
+    from pad_pipeline.sources.stored import StoredSource
 
     ids = {"ids": _lines("ids", selection["ids"])} if "ids" in selection else {}
     chosen = Selection(**selection | ids)

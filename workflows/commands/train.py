@@ -81,6 +81,7 @@ def train(
         raise UserError("--shards or --data", given, "a training reads one of them", "give PAD shards or a LLaVA JSON")
     if job["image_root"] and not data:
         raise UserError("--image-root", job["image_root"], "it goes with --data only", "leave it out")
+    from pad_pipeline.training.job import Job
     from pad_pipeline.workflows.learning import launch as workflow
 
     chosen = workflow.train_settings(settings, training, job["stage"])
@@ -88,7 +89,7 @@ def train(
 
     paths = {"out": str(job["out"]), "init": str(job.get("init", ""))}
     parts = {"vision": resolve(job["vision"], "clip"), "llm": resolve(job["llm"], "llm")}
-    what = workflow.Job(**job | paths | parts, settings=chosen)
+    what = Job(**job | paths | parts, settings=chosen)
     if address and not workers:
         raise UserError("--address", address, "it goes with --workers only", "say how many workers, or leave it out")
     launch = workflow.Launch(workflow.parse_workers(workers) if workers else (0, 0), address, max_failures)

@@ -98,7 +98,7 @@ class Child:
             while not self.connection.poll(1.0):
                 if self.process.poll() is not None and not self.connection.poll():
                     raise EOFError  # and something that it started still holds its end
-            answer = self.connection.recv()
+            answer: Exception | Done | dict[str, Worked] | str | None = self.connection.recv()
         except (EOFError, OSError) as error:
             raise self._death() from error
         if isinstance(answer, Exception):

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pad_pipeline.analysis.settings import AnalysisSettings
+from pad_pipeline.analysis.studies import STUDIES
 from pad_pipeline.errors import UserError
 from pad_pipeline.facts import differences, read_facts
 from pad_pipeline.geometry import Fit
@@ -26,7 +27,6 @@ from pad_pipeline.training.job import Job
 from pad_pipeline.training.settings import settings_of
 from pad_pipeline.training.template import TemplateName
 from pad_pipeline.weights import file_sha256
-from pad_pipeline.workflows.learning.analyze import STUDIES
 from pad_pipeline.workflows.learning.grid import Grid, grid_of
 from pad_pipeline.workflows.learning.launch import train
 from pad_pipeline.workflows.learning.scores import Score, Trained, find_function, measure

@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pad_pipeline.analysis.model import Subject
 from pad_pipeline.analysis.settings import AnalysisSettings
+from pad_pipeline.analysis.studies import STUDIES
 from pad_pipeline.errors import UserError
 from pad_pipeline.training.template import TemplateName
-from pad_pipeline.workflows.learning.analyze import STUDIES, analyze
+from pad_pipeline.workflows.learning.analyze import analyze
 
 
 class Trained(NamedTuple):
@@ -49,7 +50,7 @@ def find_function(name: str, score: Score) -> Callable[..., dict[str, float]]:
     """
     module, _, attribute = score.function.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        found: Callable[..., dict[str, float]] = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever somebody's module does when it is imported
         rule = f"it can't be imported ({type(error).__name__}: {str(error)[:200]})"
         remedy = "write package.module:function, of a package that is installed or a module on PYTHONPATH"

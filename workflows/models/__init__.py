@@ -1,1 +1,1 @@
-"""Which models a run uses: presets and TOML files, the official files and where they are, and what they hash to."""
+"""The models of a run: their settings from presets and TOML files, and the catalog and the checks of their files."""

@@ -1,4 +1,4 @@
-"""Official model files by short name: where they are, how large, and what they must hash to."""
+"""The catalog of official model files: short name, address, size, sha256 and license."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ _SAM_SOURCE = "https://dl.fbaipublicfiles.com/segment_anything"
 
 
 class OfficialFile(NamedTuple):
-    """One file as its authors publish it."""
+    """One model file that its authors publish."""
 
     reference: str
-    """What `fetch_file` takes."""
+    """The address, as `fetch_file` takes it."""
     megabytes: int
-    """About."""
+    """Approximate size."""
     sha256: str
-    """As two independent public sources have it; empty where none is known."""
+    """The hash that two independent public sources agree on; empty if none is known."""
     what: str
+    """A short description."""
 
 
 OFFICIAL = {
@@ -68,12 +69,12 @@ OFFICIAL = {
         "SAM, ViT-H",
     ),
 }
-"""Short name -> file. A setting that names a file may have a short name instead; its hash is then checked."""
+"""Short name -> file. A setting that names a file may give a short name; the file's hash is then checked."""
 
 BY_REFERENCE = {file.reference: file for file in OFFICIAL.values()}
-
+"""Address -> file."""
 FOLDER_MEGABYTES = {"IDEA-Research/grounding-dino-base": 934, "lmsys/vicuna-7b-v1.5": 9977}
-"""About what a build fetches of the presets' folders on the hub: of the LLM, the file that holds its embedding."""
+"""Approximate megabytes that a build fetches of the presets' folders; of the LLM, only the file with its embedding."""
 
 _LLAMA_2 = "Llama 2 Community License"
 LICENSES = (
@@ -85,5 +86,5 @@ LICENSES = (
     | {f"meta-llama/Llama-2-{size}{chat}-hf": _LLAMA_2 for size in ("7b", "13b", "70b") for chat in ("", "-chat")}
     | {f"miniature:{part}": "Apache-2.0" for part in ("tagger.safetensors", "detector", "segmenter.safetensors", "llm")}
 )
-"""What the authors of a model state, by its reference or its sha256; only where it is known for sure. Of all official
-files it is the same; the miniature's is pad's own."""
+"""License that the authors of a model state, by its address or its sha256; only those that are known for sure. All
+official files have the same one; the miniature has that of pad."""

@@ -1,4 +1,4 @@
-"""`pad models`: the files of a choice of models: where they come from, whether they are here and right."""
+"""The files that a choice of models needs, and the check of these files: `pad models`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pad_pipeline.workflows.models.settings import ModelSettings
 
 
 def files(models: ModelSettings) -> list[ModelFile]:
-    """Return everything that a build with these models reads."""
+    """Return all model files that a build with these models reads."""
     return [file for one in models.with_files for file in one.files()]
 
 
 def megabytes(file: ModelFile) -> int | None:
-    """Return about how large an official file is; None where that is not known."""
+    """Return the approximate size of an official file; None if it is not known."""
     official = BY_REFERENCE.get(file.reference)
     return official.megabytes if official else FOLDER_MEGABYTES.get(file.reference)
 
@@ -25,7 +25,7 @@ def check(models: ModelSettings) -> Iterator[tuple[str, str, UserError | None]]:
     """Read the files of each model strictly, as a build does. Nothing is fetched.
 
     Yields:
-        The model's section, what its files hold, and None; or the section, nothing, and the error.
+        The section of a model, a description of its files, and None; or the section, an empty text, and the error.
     """
     for one in models.with_files:
         try:
@@ -36,6 +36,6 @@ def check(models: ModelSettings) -> Iterator[tuple[str, str, UserError | None]]:
             yield one.section, one.check(), None
         except UserError as error:
             yield one.section, "", error
-        except Exception as error:  # outside data: whatever a library trips over is what is wrong with it
+        except Exception as error:  # libraries may raise anything for files of unknown origin
             rule = f"it can't be used ({type(error).__name__}: {str(error)[:200]})"
             yield one.section, "", UserError(one.section, "its files", rule, "fetch the model again")

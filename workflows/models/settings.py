@@ -1,5 +1,5 @@
-"""Which models a build uses: the presets `paper` and `plus`, the miniature, or a TOML file for anything else, with
-classes of the user's own where the file names them."""
+"""Settings of the models of a build: the presets `paper` and `plus`, the miniature, or a TOML file, which may name the
+user's own classes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pad_pipeline.miniature.shipped import NAME as MINIATURE
 from pad_pipeline.miniature.shipped import checked
 from pad_pipeline.roles import ORDER, REQUIRED, ROLES, RedoFrom, is_redone, section_of
 from pad_pipeline.stages.compute import ComputeSettings
+from pad_pipeline.stages.custom.fields import SECTIONS
 from pad_pipeline.stages.custom.load import pinned
 from pad_pipeline.stages.custom.settings import (
-    SECTIONS,
     CustomDetector,
     CustomGrounder,
     CustomSegmenter,
@@ -35,8 +35,8 @@ from pad_pipeline.workflows.toml import read_toml, settings_error
 KINDS: tuple[type[StageSettings], ...] = (
     TaggerSettings, DetectorSettings, SegmenterSettings, CustomTagger, CustomDetector, CustomSegmenter, CustomGrounder,
 )  # fmt: skip
-"""Every kind of stage with a model. A section of a models file is of pad's own kind with its name, or of the custom
-kind where the section names a class."""
+"""The settings of all stages with a model. A section of a models file is of pad's kind with the section's name, or of
+the custom kind if it names a class."""
 
 Kind = TypeVar("Kind", bound=StageSettings)
 
@@ -52,7 +52,7 @@ class ModelSettings(BaseModel):
     compute: ComputeSettings = ComputeSettings()
     decode: DecodeSettings = DecodeSettings()
     view: View = View()
-    """The view of the vision tower that goes with the LLM; the command line's options win over it."""
+    """The view of the vision tower that belongs to the LLM. Options of the command line override it."""
 
     @field_validator("annotators")
     @classmethod
@@ -71,10 +71,10 @@ class ModelSettings(BaseModel):
         return annotators
 
     def of(self, kind: type[Kind]) -> Kind:
-        """Return the settings of one kind, for code that can work with no other.
+        """Return the settings of one kind, for code that works with no other kind.
 
         Raises:
-            UserError: the models have another kind in its place.
+            UserError: the models have another kind instead.
         """
         for one in self.annotators:
             if isinstance(one, kind):
@@ -85,7 +85,7 @@ class ModelSettings(BaseModel):
 
     @property
     def with_files(self) -> list[StageSettings | LabelSettings]:
-        """The settings that name files: of all stages with a model, and of the LLM."""
+        """The settings that name model files: those of the stages with a model, and of the LLM."""
         return [*self.annotators, self.llm]
 
     def since(self, redo_from: RedoFrom = "tag") -> list[StageSettings]:
@@ -96,13 +96,13 @@ class ModelSettings(BaseModel):
         """Return the sha256 of the files of all stages from `redo_from` on. Missing files are fetched.
 
         Raises:
-            UserError: a model is not there, can't be reached, or is not the one that is pinned.
+            UserError: a model is not there, can't be reached, or does not have the pinned sha256.
         """
         return {name: value for one in self.since(redo_from) for name, value in one.fingerprints().items()}
 
     def as_sections(self) -> dict[str, Any]:
-        """Return the settings for run.json. Each step has its own section there; a model that does two steps stands in
-        both. The view is left out, because a run has one of its own."""
+        """Return the settings for run.json. Each step has its own section there, and a model that does two steps is in
+        both. The view is left out, because run.json has its own entry for it."""
         sections: dict[str, Any] = {}
         for one in self.annotators:
             sections |= dict.fromkeys(map(section_of, one.steps), one.model_dump(mode="json"))
@@ -121,15 +121,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """`paper`: RAM Swin-L, Grounding DINO base, SAM ViT-H, the embedding of Vicuna-1.5-7B. `plus`: the same with RAM++.
 
-Hashes are pinned where two independent public sources agree on them; where none is known (RAM's file, Grounding DINO
-base, Vicuna) the hash found is recorded in run.json, and a resumed run refuses another."""
+Hashes are pinned if two independent public sources agree on them. For the others (RAM's file, Grounding DINO base,
+Vicuna), the hash of the fetched file is written to run.json, and a resumed run refuses another."""
 
 
 def load_models(name: str) -> ModelSettings:
-    """Load the settings that `models` names: a preset, `miniature`, or a TOML file.
+    """Load the settings of a preset, of `miniature`, or of a TOML file.
 
-    In a file, `preset = "paper"` starts from that preset and each section changes some of it; paths are relative to
-    the file.
+    In a file, `preset = "paper"` takes over the settings of that preset, and the file's sections override them. Paths
+    are relative to the file.
 
     Raises:
         UserError: there is no such preset or file, or a setting is wrong.
@@ -144,7 +144,7 @@ def load_models(name: str) -> ModelSettings:
     preset = data.pop("preset", None)
     if preset is not None and preset not in list(PRESETS):
         raise UserError(f"{name}: preset", preset, f"it should be one of {', '.join(PRESETS)}", "correct it")
-    # A model of the file replaces all models of the preset that do one of its steps.
+    # A model in the file replaces each model of the preset that does one of its steps.
     steps = {step for section in data for step in ROLES.get(section, ())}
     sections: dict[str, Any] = {
         section: entries
@@ -157,14 +157,14 @@ def load_models(name: str) -> ModelSettings:
             sections[section] = entries
             continue
         entries = _resolved(entries, kind.paths, path.parent, name == MINIATURE)
-        unpinned = {kind.pins.get(setting) for setting in entries}  # a hash goes with the file that it is pinned for
+        unpinned = {kind.pins.get(setting) for setting in entries}  # with another file, the preset's hash is wrong
         kept = {} if issubclass(kind, CustomSettings) else sections.get(section, {})
         sections[section] = {setting: value for setting, value in kept.items() if setting not in unpinned} | entries
     return _settings(sections, str(path), path.parent)
 
 
-def _kind(section: str, entries: Any) -> type[StageSettings | LabelSettings] | None:
-    """Return the class of a section's settings; None for a section without a model."""
+def _kind(section: str, entries: object) -> type[StageSettings | LabelSettings] | None:
+    """Return the settings class of a section; None for a section without a model."""
     custom = isinstance(entries, dict) and bool(entries.keys() & SECTIONS)
     every: list[type[StageSettings | LabelSettings]] = [*KINDS, LabelSettings]
     kinds = [kind for kind in every if kind.section == section]
@@ -172,12 +172,12 @@ def _kind(section: str, entries: Any) -> type[StageSettings | LabelSettings] | N
 
 
 def _settings(sections: dict[str, Any], where: str, folder: Path) -> ModelSettings:
-    """Return the settings of all sections. Classes of the user's own are imported here, because the file names them.
+    """Return the settings of all sections. The user's own classes are imported here.
 
     Args:
         sections: name of a section -> its settings.
         where: the file or the preset, for errors.
-        folder: what paths in the settings of a user's class are relative to.
+        folder: the folder that paths in the settings of a user's class are relative to.
     """
     annotators: list[StageSettings] = []
     others: dict[str, Any] = {}
@@ -188,43 +188,46 @@ def _settings(sections: dict[str, Any], where: str, folder: Path) -> ModelSettin
             others[section] = entries
             continue
         try:
-            found = kind.model_validate(entries)
+            stage = kind.model_validate(entries)
         except ValidationError as error:
             raise settings_error(error, where, section) from error
-        annotators.append(pinned(found, folder, where) if isinstance(found, CustomSettings) else found)
+        annotators.append(pinned(stage, folder, where) if isinstance(stage, CustomSettings) else stage)
     try:
         return ModelSettings.model_validate({**others, "annotators": annotators})
     except ValidationError as error:
-        raise settings_error(error, where) from error
+        found = settings_error(error, where)
+        if not found.field.endswith(": annotators"):
+            raise found from error
+        sections_there = ", ".join(one.section for one in annotators)
+        raise UserError(f"{where}: sections", sections_there, found.rule, "correct the sections") from error
 
 
 def _with_official(entries: dict[str, Any], pins: dict[str, str]) -> dict[str, Any]:
-    """Return a section with each short name of an official file replaced by its URL, and with the hash of that file."""
-    found = dict(entries)
+    """Return a section in which each short name of an official file is replaced by the file's address and hash."""
+    replaced = dict(entries)
     for setting, pin in pins.items():
         value = entries.get(setting)
         if isinstance(value, str) and value in OFFICIAL:
-            found = {pin: OFFICIAL[value].sha256} | found | {setting: OFFICIAL[value].reference}
-    return found
+            replaced = {pin: OFFICIAL[value].sha256} | replaced | {setting: OFFICIAL[value].reference}
+    return replaced
 
 
 def _resolved(entries: dict[str, Any], paths: tuple[str, ...], folder: Path, packaged: bool) -> dict[str, Any]:
-    """Return a section with each path absolute that names something beside the file. The miniature's stay relative to
-    the package, wherever that is installed."""
-    there = {
-        setting: value
-        for setting in paths
-        if isinstance(value := entries.get(setting), str) and value and (folder / value).exists()
+    """Return a section in which each path that exists in `folder` is absolute. A path of the miniature becomes
+    `miniature:PATH`, so that it does not depend on where the package is installed."""
+    texts = {setting: value for setting in paths if isinstance(value := entries.get(setting), str)}
+    return entries | {
+        setting: f"{MINIATURE}:{path}" if packaged else str((folder / path).resolve())
+        for setting, path in texts.items()
+        if path and (folder / path).exists()
     }
-    named = {setting: f"{MINIATURE}:{v}" if packaged else str((folder / v).resolve()) for setting, v in there.items()}
-    return entries | named
 
 
 def with_tags(models: ModelSettings, tag_list: str, tag_thresholds: str) -> ModelSettings:
-    """Return `models` with the user's own tag list and thresholds; an empty one changes nothing.
+    """Return `models` with the user's tag list and thresholds; an empty text keeps that of the models.
 
     Raises:
-        UserError: the tagger is a class of the user's own.
+        UserError: the tagger is a user's own class.
     """
     given = {"tag_list": tag_list, "thresholds": tag_thresholds}
     changes: dict[str, Any] = {setting: value for setting, value in given.items() if value}

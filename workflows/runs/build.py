@@ -1,9 +1,7 @@
-"""Plan, run, commit: what `pad build`, `pad import` and the commands that rewrite shards have in common."""
+"""Run a recipe on the images of a source: shared by `pad build`, `pad import` and the commands that rewrite shards."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -40,17 +38,17 @@ def build(source: Source, out: Path | str, models: ModelSettings, view: View, op
     Args:
         source: the images.
         out: the run's folder, or its URL; finished shards in it are kept.
-        models: which models.
-        view: what the vision encoder will see.
+        models: the models and their settings.
+        view: the view of the vision encoder.
         options: how the run is made.
 
     Returns:
-        Images, `ok`, `empty`, `failed`, tags and regions over all shards.
+        The counts of `TOTALS` over all shards.
 
     Raises:
         UserError: an input, a model or the output folder can't be used, or a stage is broken.
     """
-    folder = open_out(out, options.fork)  # before gigabytes are fetched
+    folder = open_out(out, options.fork)  # first, so that a wrong folder is found before gigabytes are fetched
     recipe = build_recipe(source, models, view, options.redo_from, options.used_threads)
     return carry_out(recipe, source, folder, options, forked=folder_at(out) if options.fork else None)
 
@@ -58,10 +56,10 @@ def build(source: Source, out: Path | str, models: ModelSettings, view: View, op
 def build_recipe(
     source: Source, models: ModelSettings, view: View, redo_from: RedoFrom = "tag", threads: int = 0
 ) -> Recipe:
-    """Return the recipe of a build. Weights that are missing are fetched.
+    """Return the recipe of a build. Missing weights are fetched.
 
     Raises:
-        UserError: `redo_from` does not go with the source or with the models, or a model can't be had.
+        UserError: `redo_from` does not fit the source or the models, or a model is not available.
     """
     earlier = _earlier_facts(source, models, redo_from) if redo_from != ORDER[0] else {}
     embedder = LabelEmbedder(models.llm)
@@ -82,7 +80,7 @@ def build_recipe(
 
 
 def _earlier_facts(source: Source, models: ModelSettings, redo_from: RedoFrom) -> dict[str, Any]:
-    """Return the settings that say what of an earlier run is kept."""
+    """Return the settings that say which results of an earlier run are kept."""
     if not isinstance(source, ShardsSource):
         rule = "only images that come from PAD shards have been annotated before"
         raise UserError("redo_from", redo_from, rule, "name a folder of shards in `images`")
@@ -98,7 +96,7 @@ def _earlier_facts(source: Source, models: ModelSettings, redo_from: RedoFrom) -
 def import_coco(
     source: Source, out: Path | str, labels: LabelSettings, decoding: DecodeSettings, view: View, options: RunOptions
 ) -> Totals:
-    """Write shards of the same format from human regions: `pad import coco`. Arguments and result as `build`'s."""
+    """Write shards from human regions: `pad import coco`. Arguments and result are as for `build`."""
     folder = open_out(out, options.fork)
     embedder = LabelEmbedder(labels)
 
@@ -117,19 +115,19 @@ def import_coco(
 
 
 def open_out(out: Path | str, fork: Path | str | None = None) -> Folder:
-    """Return the folder to write into: new, empty, or a run.
+    """Return the folder to write into, which must be new, empty, or a run.
 
     Args:
         out: the run's folder.
-        fork: the new folder, where the run in `out` is forked.
+        fork: the new folder, if the run in `out` is forked.
 
     Raises:
-        UserError: it is something else.
+        UserError: the folder can't be written, or holds something else.
     """
     if not str(out):
         raise UserError("out", "", "it is empty", "name a folder")
     if fork:
-        Run.read(folder_at(out, "out"), "out")  # what is forked
+        Run.read(folder_at(out, "out"), "out")  # raises if there is no run to fork
         if resolved(fork) == resolved(out):
             raise UserError("fork", fork, "it is the same folder as `out`", "name another")
     field, where = ("fork", fork) if fork else ("out", out)
@@ -143,7 +141,7 @@ def open_out(out: Path | str, fork: Path | str | None = None) -> Folder:
 def carry_out(
     recipe: Recipe, source: Source, folder: Folder, options: RunOptions, forked: Folder | None = None
 ) -> Totals:
-    """Plan the source into `folder`, under its lock, and work on what is unfinished. Arguments as `prepare`'s."""
+    """Hold the lock of `folder`, plan the source, and run the unfinished shards. Arguments are as for `prepare`."""
     created = not folder.exists()
     with ExitStack() as held:
         try:
@@ -151,31 +149,33 @@ def carry_out(
             held.callback(_remove_if_empty, folder if created else None)
             held.enter_context(locked(folder))
             folder.clean()
-            run, found = prepare(recipe, source, folder, options, forked)
+            run, existing = prepare(recipe, source, folder, options, forked)
         except OSError as error:
             raise unwritable(folder, error) from error
-        return _work(run, found, folder, recipe, options)
+        return _work(run, existing, folder, recipe, options)
 
 
 def _remove_if_empty(folder: Folder | None) -> None:
-    """A run that was refused leaves no folder behind."""
+    """Remove a new folder in which nothing was written, because its run was refused."""
     if folder and not folder.remote and folder.path.is_dir() and not any(folder.path.iterdir()):
         folder.path.rmdir()
 
 
-def _work(run: Run, found: Scan, folder: Folder, recipe: Recipe, options: RunOptions) -> Totals:
-    # A retry that was killed between a shard's two files left it broken: it is made anew, as a whole.
-    retried = sorted({*found.with_failures, *found.broken}) if options.retry_failed else []
-    numbers = iter(retried) if options.retry_failed else _unfinished(run, found)
-    shards = len(retried) if options.retry_failed else run.shards - len(found.finished)
-    if found.finished and not options.retry_failed:
-        note(f"Finished already, and left as they are: {len(found.finished)} of {run.shards} shards.")
-    images = found.totals["failed"] if options.retry_failed else run.images - found.totals["images"]
+def _work(run: Run, existing: Scan, folder: Folder, recipe: Recipe, options: RunOptions) -> Totals:
+    """Run the unfinished shards, or on a retry those with failed images; return the counts over all shards."""
+    # A retry that was killed between the two files of a shard leaves it broken; such a shard is made again as a whole.
+    retried = sorted({*existing.with_failures, *existing.broken}) if options.retry_failed else []
+    unfinished = (number for number in range(run.shards) if number not in existing.finished)
+    numbers = iter(retried) if options.retry_failed else unfinished
+    shards = len(retried) if options.retry_failed else run.shards - len(existing.finished)
+    if existing.finished and not options.retry_failed:
+        note(f"{len(existing.finished)} of {run.shards} shards are finished already and stay as they are.")
+    images = existing.totals["failed"] if options.retry_failed else run.images - existing.totals["images"]
     watch = Watch(recipe.title or recipe.kind, shards, images, errors, folder)
 
     def begin(number: int) -> Attempts:
         rows = min(run.shard_size, run.images - number * run.shard_size)
-        return Attempts(number=number, rows=rows, retry=options.retry_failed and number not in found.broken)
+        return Attempts(number=number, rows=rows, retry=options.retry_failed and number not in existing.broken)
 
     chain = [link._replace(breaker=options.breaker) for link in recipe.chain(folder, run.identity)]
     engine: Engine = LocalEngine(options.isolated)
@@ -183,14 +183,6 @@ def _work(run: Run, found: Scan, folder: Folder, recipe: Recipe, options: RunOpt
         engine = RayEngine(options.address, options.workers)
     with closing(engine.run(chain, numbers, begin, watch)) as results:
         watch.follow(results)
-    if options.retry_failed:
-        return _counted(scan(folder, run.identity, run.shards).totals)
-    return _counted(found.totals + watch.found)
-
-
-def _counted(totals: Counter[str]) -> Totals:
+    retry = options.retry_failed
+    totals = scan(folder, run.identity, run.shards).totals if retry else existing.totals + watch.found
     return {name: totals[name] for name in TOTALS}
-
-
-def _unfinished(run: Run, found: Scan) -> Iterator[int]:
-    return (number for number in range(run.shards) if number not in found.finished)

@@ -1,4 +1,4 @@
-"""The stages of a run, each as a recipe that an engine can build where the stage is to run."""
+"""The chains of runs. Each step says how it is made, so that an engine can make it in the worker that runs it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pad_pipeline.roles import RedoFrom
 from pad_pipeline.stages.annotate import HumanRegions
 from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.stages.decode import Decode
-from pad_pipeline.stages.edit import Edit, EditSettings
+from pad_pipeline.stages.edit import Edit
+from pad_pipeline.stages.edit_settings import EditSettings
 from pad_pipeline.stages.patchify import Patchify
 from pad_pipeline.stages.restore import Restore
 from pad_pipeline.storage import Folder
@@ -29,7 +30,7 @@ def annotation_chain(
     compute: ComputeSettings,
     redo_from: RedoFrom = "tag",
 ) -> list[Link]:
-    """decode -> the stages with a model, from `redo_from` on -> patchify -> write."""
+    """Return the chain of `pad build`: decode, the stages with a model from `redo_from` on, patchify, write."""
     links = [_first(out, Step("decode", partial(Decode, models.decode, root, redo_from)))]
     for one in models.since(redo_from):
         links.append(Link(one.name, [Step(one.name, partial(one.make, models.decode, compute))], on_gpu=True))
@@ -39,7 +40,7 @@ def annotation_chain(
 def import_chain(
     out: Folder, identity: str, decoding: DecodeSettings, labels: LabelSettings, view: View, root: str
 ) -> list[Link]:
-    """decode -> annotate -> patchify -> write."""
+    """Return the chain of `pad import`: decode, annotate, patchify, write."""
     annotate = [Step("decode", partial(Decode, decoding, root)), Step("annotate", HumanRegions)]
     return [_first(out, *annotate), _last(out, identity, view, labels)]
 
@@ -47,7 +48,7 @@ def import_chain(
 def rewriting_chain(
     out: Folder, identity: str, edits: EditSettings, labels: LabelSettings, view: View, root: str
 ) -> list[Link]:
-    """restore -> edit -> patchify -> write."""
+    """Return the chain of the commands that rewrite shards: restore, edit if there are edits, patchify, write."""
     steps = [Step("plan", partial(ReadShard, out, rewritten=True)), Step("restore", partial(Restore, root))]
     if edits.changes:
         steps.append(Step("edit", partial(Edit, edits)))

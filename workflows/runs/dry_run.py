@@ -1,4 +1,4 @@
-"""`pad build --dry-run`: plan everything, annotate a few images, and say what the whole would take."""
+"""Estimate time and storage of a build: plan all images, and annotate a few of them."""
 
 from __future__ import annotations
 
@@ -22,49 +22,50 @@ from pad_pipeline.workflows.runs.build import build_recipe
 from pad_pipeline.workflows.runs.options import RunOptions
 
 SAMPLE = 16
-"""Images that are annotated, after as many that only warm up."""
+"""Images whose annotation is measured, after as many that only warm up the models."""
 
 
 @dataclass
 class Estimate:
-    """What a run would take, by what a few images took."""
+    """Estimated time and storage of a run, measured on a few images."""
 
     images: int
     shards: int
     input_bytes: int
-    """Of the images whose size is known."""
+    """Total size of the images whose size is known."""
     sampled: int
+    """The number of images that were measured."""
     failed: int
-    """Of the sampled."""
+    """The number of measured images that failed."""
     seconds: dict[str, float]
-    """For one image, by stage, on this machine."""
+    """Stage -> seconds for one image on this machine."""
     bytes_per_image: float
-    """In the shards, the image included."""
+    """Bytes that one image takes in the shards, with its file."""
     in_models: float
     """Seconds for one image in the stages with a model."""
     on_gpu: bool
 
     @property
     def hours(self) -> float:
-        """With one worker on this machine."""
+        """Hours of the run with one worker on this machine."""
         return self.images * sum(self.seconds.values()) / 3600
 
     @property
     def gpu_hours(self) -> float:
-        """Of the stages with a model, which use the GPU."""
+        """Hours of the stages with a model, which use the GPU."""
         return self.images * self.in_models / 3600
 
     @property
     def storage_bytes(self) -> float:
-        """Of all shards."""
+        """Bytes of all shards."""
         return self.images * self.bytes_per_image
 
 
 def estimate(source: Source, models: ModelSettings, view: View, options: RunOptions) -> Estimate:
-    """Plan into a temporary folder, and annotate images that are spread evenly over the plan. Nothing is kept.
+    """Plan into a temporary folder, annotate a few images that are spread evenly over the plan, and keep nothing.
 
     Raises:
-        UserError: as `build`.
+        UserError: as for `build`.
     """
     import torch
 
@@ -102,7 +103,7 @@ def estimate(source: Source, models: ModelSettings, view: View, options: RunOpti
 
 
 def _replan(folder: Folder, plan: Plan, positions: list[int], shard_size: int) -> None:
-    """A plan of these images alone."""
+    """Replace the plan in the folder by a plan of the images at `positions`."""
     rows = []
     for new, position in enumerate(positions):
         shard, row = divmod(position, plan.shard_size)

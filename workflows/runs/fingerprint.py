@@ -1,4 +1,4 @@
-"""What code and what libraries a run was made with."""
+"""Fingerprint of the code, and versions of the libraries, with which a run is made."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _NO_BYTES = (
     *("training", "measures", "analysis", "evaluation", "exports", "report", "miniature", "workflows"),
     *("verify", "packages", "console"),
 )
-"""Rooms of the package that only read shards, draw or print: no byte of a shard comes from them."""
+"""Parts of the package that only read shards, draw or print, so that no byte of a shard depends on them."""
 _WORKFLOWS = ("engine/chain.py", "runs/chains.py", "runs/steps.py", "runs/rewrite.py")
-"""The files of `workflows` that say which steps a shard goes through, and what is read and written for them."""
+"""Files of `workflows` on which a shard's bytes depend: they define the steps of a chain, and read and write shards."""
 _LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "numpy", "pillow", "pycocotools", "pyarrow")
 
 
 def code_fingerprint(package: Path = _PACKAGE) -> str:
-    """The version of pad, and a short sha256 over the code that decides what a shard holds.
+    """Return the version of pad and a short sha256 over the code that decides a shard's content.
 
-    The sha256 is over the statements of that code, in no order. It changes with a number, a name or a condition. It
-    does not change with a comment, a docstring, or the file that a statement stands in.
+    The sha256 is over the set of statements of that code. It changes with any number, name or condition. It does not
+    change with a comment, a docstring, or the file that holds a statement.
 
     Args:
         package: the folder of the package `pad_pipeline`.
@@ -44,10 +44,10 @@ def code_fingerprint(package: Path = _PACKAGE) -> str:
 
 
 def _statements(source: str) -> Iterator[str]:
-    """The top-level statements of a module as text, without comments, docstrings and blank lines. An import counts as
-    what it imports; of pad's own modules only the name that is imported counts, because the module may move."""
+    """Yield the top-level statements of a module as text, without comments, docstrings and blank lines. For each
+    imported name, yield module and name; for pad's own modules the name only, because a module may move."""
     tree = ast.parse(source)
-    lines = [line.encode() for line in source.splitlines()]  # positions of `ast` count bytes
+    lines = [line.encode() for line in source.splitlines()]  # bytes, because positions of `ast` count bytes
 
     def blank(node: ast.AST) -> None:
         first, last = node.lineno - 1, node.end_lineno - 1  # type: ignore[attr-defined]
@@ -76,16 +76,16 @@ def _statements(source: str) -> Iterator[str]:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Versions and threads: what can move last digits without being a setting."""
-    found = {"python": platform.python_version(), "machine": platform.machine(), "threads": str(threads)}
+    """Return all that can change last digits but is no setting: versions, kind of processor, number of threads."""
+    facts = {"python": platform.python_version(), "machine": platform.machine(), "threads": str(threads)}
     for name in _LIBRARIES:
         try:
-            found[name] = version(name)
+            facts[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "absent"
-    return found
+            facts[name] = "absent"
+    return facts
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""The four steps before a run works: look what is there, plan, check that old and new go together, tidy up."""
+"""The four steps before a run starts: find what exists, plan, check that old and new shards fit together, tidy up."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from pathlib import Path
 
 from rich.text import Text
 
+from pad_pipeline.choices import Depth
 from pad_pipeline.console import errors, note
 from pad_pipeline.errors import UserError
-from pad_pipeline.plan import PLAN_NAME, Depth, Plan, PlanFacts, write_plan
+from pad_pipeline.plan import PLAN_NAME, Plan, PlanFacts, write_plan
 from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.shards.seal import seal_problem
 from pad_pipeline.sources.base import Source
@@ -21,49 +22,49 @@ from pad_pipeline.workflows.runs.resume import Scan, adopt, check_repaired, chec
 def prepare(
     recipe: Recipe, source: Source, folder: Folder, options: RunOptions, forked: Folder | None = None
 ) -> tuple[Run, Scan]:
-    """Plan the source, check the plan against what is in the folder, and find the finished shards.
+    """Plan the source, check that the new run fits the shards in the folder, and find the finished shards.
 
     Args:
-        recipe: what the run makes of its images.
+        recipe: the part of the run that does not depend on its images.
         source: the images.
-        folder: the run's, locked.
+        folder: the run's folder, which is locked.
         options: how the run is made.
-        forked: the run whose shards are copied where they would come out the same.
+        forked: another run; those of its shards that would come out the same are copied.
 
     Returns:
-        The run, which is written into the folder with its plan; and its finished shards.
+        The run, whose run.json and plan are now in the folder; and its finished shards.
 
     Raises:
         UserError: the folder holds finished shards of other inputs, settings, weights or code.
         OSError: the folder can't be read or written.
     """
-    old, found = earlier_run(folder)
+    old, existing = earlier_run(folder)
     if options.retry_failed and not (old and folder.has(PLAN_NAME)):
         raise UserError("retry_failed", folder, "there is no run in it", "leave it out for a first run")
     with folder.commit(PLAN_NAME) as partial:
         planned = plan_images(source, partial, recipe.input_field, options.shard_size, options.depth, options.limit)
         run = recipe.run(planned, source.counts, options.shard_size, options.used_threads)
-        if old and (found.finished or found.damaged):
+        if old and (existing.finished or existing.damaged):
             plan = Plan(Folder(partial.parent), partial.name)
             if options.retry_failed:
-                check_repaired(old, run, folder, plan, options.accept_changed_code, found)
+                check_repaired(old, run, folder, plan, options.accept_changed_code, existing)
             else:
                 check_same(old, run, folder, plan, options.accept_changed_code)
             run = joined(old, run)
-        # Else there is nothing to keep: a first attempt with a wrong setting must not stand in the way of the next.
-        remove_unfinished(folder, found)
+        # Without shards to keep, nothing is checked: after a first try with a wrong setting, the next one must work.
+        remove_unfinished(folder, existing)
         run.write(folder)
     if forked is not None:
-        note(f"Taken over from {forked}: {adopt(forked, folder, run)} of {run.shards} shards.")
-        found = scan(folder, run.identity, run.shards)
-    return run, found
+        note(f"{adopt(forked, folder, run)} of {run.shards} shards are copied from {forked}.")
+        existing = scan(folder, run.identity, run.shards)
+    return run, existing
 
 
 def earlier_run(folder: Folder) -> tuple[Run | None, Scan]:
-    """Return the run that is in the folder, and its finished shards; None and nothing where there is no run.
+    """Return the run in the folder and its finished shards; None and an empty scan if there is no run.
 
     Raises:
-        UserError: its run.json can't be read, or was changed.
+        UserError: run.json can't be read, or was changed.
     """
     if not folder.has(RUN_NAME):
         return None, Scan()
@@ -82,10 +83,10 @@ def plan_images(source: Source, path: Path, field: str, shard_size: int, depth: 
         field: the parameter that names the source, for errors.
         shard_size: images in one shard.
         depth: see `write_plan`.
-        limit: take the first images alone.
+        limit: see `write_plan`.
 
     Raises:
-        UserError: the source lists no image, or none of its images is there.
+        UserError: the source lists no image, or none of its images exists.
     """
     with errors.status(Text(f"planning {source.origin}")):
         planned = write_plan(source, path, shard_size, depth, limit)
@@ -99,8 +100,8 @@ def plan_images(source: Source, path: Path, field: str, shard_size: int, depth: 
 
 
 def joined(old: Run, new: Run) -> Run:
-    """Return `new` with what the old run says about itself, which stays true of its shards. A change of libraries is
-    reported, because last digits may differ from shard to shard."""
+    """Return `new` with the environment and the accepted code of the old run, which its shards were made with. A change
+    of libraries is reported, because last digits may then differ from shard to shard."""
     code = old.fingerprints.get("code", "")
     accepted = old.accepted_code + ([code] if code != new.fingerprints["code"] else [])
     now = new.environment
@@ -110,10 +111,10 @@ def joined(old: Run, new: Run) -> Run:
     return new.model_copy(update={"accepted_code": accepted, "environment": old.environment})
 
 
-def remove_unfinished(folder: Folder, found: Scan) -> None:
-    """Delete the files of shards that were never committed, and the indexes of damaged shards, which are made anew."""
-    for name in [*found.halves, *(f"{name}.parquet" for name in found.damaged)]:
+def remove_unfinished(folder: Folder, existing: Scan) -> None:
+    """Delete the files of uncommitted shards and the indexes of damaged shards, so that these shards are made again."""
+    for name in [*existing.halves, *(f"{name}.parquet" for name in existing.damaged)]:
         folder.delete(name)
-    if found.damaged:
-        names = ", ".join(found.damaged[:3]) + (", ..." if len(found.damaged) > 3 else "")
-        note(f"Damaged, and made anew: {len(found.damaged)} shards ({names}).")
+    if existing.damaged:
+        names = ", ".join(existing.damaged[:3]) + (", ..." if len(existing.damaged) > 3 else "")
+        note(f"{len(existing.damaged)} shards are damaged and are made again ({names}).")

@@ -1,4 +1,4 @@
-"""What a run makes of its images: the facts that decide its bytes, known before any image is, and the steps."""
+"""The recipe of a run: the facts that decide its bytes before any image is known, and the steps of its chain."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class Recipe(NamedTuple):
     chain: Callable[[Folder, str], list[Link]]
     """The run's folder and `Run.identity` -> the links of its chain."""
     code: str = ""
-    """Version of the classes of the user's own; empty where there is none."""
+    """Versions of the user's own classes; empty if there are none."""
     title: str = ""
-    """Name of the run in the progress; empty for `kind`."""
+    """Name of the run in the progress display; empty for `kind`."""
     input_field: str = "images"
     """The parameter that names the source, for errors."""
 
     def run(self, planned: PlanFacts, counts: dict[str, int], shard_size: int, threads: int) -> Run:
-        """Return the facts of the run for a plan.
+        """Return the `Run` of this recipe for a plan.
 
         Args:
-            planned: the plan's facts.
-            counts: what the source left out, by reason.
+            planned: totals and hashes of the plan.
+            counts: see `Run.counts`.
             shard_size: images in one shard.
             threads: CPU threads of each model.
         """

@@ -1,4 +1,4 @@
-"""What is in a run's folder already: what stays, what is made anew, and whether the rest may join it."""
+"""Find the shards in a run's folder: which stay, which are made again, and whether new shards may be added to them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.plan import PLAN_NAME, Plan
+from pad_pipeline.plan import PLAN_NAME, Plan, PlanRow
 from pad_pipeline.records import shard_name
 from pad_pipeline.shards.reader import ShardFolder, index_facts, totals_in
 from pad_pipeline.shards.run import Run
@@ -22,39 +21,41 @@ from pad_pipeline.storage import Folder
 
 _SHARD_FILE = re.compile(r"pad-([0-9]{6}|[1-9][0-9]{6,8})\.(tar|parquet)")
 _THREADS = 16
-"""That read the ends of indexes: on object stores each takes a round trip."""
+"""Threads that read the metadata of indexes, because each read from an object store takes a round trip."""
 
 
 @dataclass
 class Scan:
-    """The finished shards of a folder."""
+    """The shards in a folder, finished and others."""
 
     finished: set[int] = field(default_factory=set)
     totals: Counter[str] = field(default_factory=Counter)
+    """The counts of `TOTALS` over the finished shards."""
     with_failures: list[int] = field(default_factory=list)
+    """Finished shards with failed images."""
     damaged: list[str] = field(default_factory=list)
-    """Shards whose index can't be read, is of another run, or does not go with the tar's size."""
+    """Shards whose index can't be read, belongs to another run, or states another size of the tar."""
     broken: set[int] = field(default_factory=set)
-    """Shards of which there is something, and not all."""
+    """Planned shards that are not finished, but have a file."""
     halves: list[str] = field(default_factory=list)
-    """Files of shards that were never committed: a tar without an index, an index without a tar."""
+    """Files that belong to no committed shard: a tar without an index, an index without a tar, a shard not planned."""
 
 
 def scan(folder: Folder, identity: str, shards: int) -> Scan:
-    """Go through the folder once: a listing, and the end of each index.
+    """List the folder, read the metadata of each index, and sort the shards.
 
     Args:
-        folder: the run's.
-        identity: `Run.identity` of the run that made it.
-        shards: how many are planned; files of others are no part of the run.
+        folder: the run's folder.
+        identity: `Run.identity` of the run in the folder.
+        shards: the number of planned shards; files of further shards do not belong to the run.
     """
-    found = Scan()
+    result = Scan()
     sizes: dict[int, dict[str, int]] = {}
     for name, size in folder.files():
         if match := _SHARD_FILE.fullmatch(name):
             sizes.setdefault(int(match[1]), {})[match[2]] = size
     whole = [number for number, files in sizes.items() if len(files) == 2 and number < shards]
-    found.halves = [
+    result.halves = [
         f"{shard_name(number)}.{ending}"
         for number, files in sizes.items()
         for ending in files
@@ -65,17 +66,17 @@ def scan(folder: Folder, identity: str, shards: int) -> Scan:
         return number, _totals(folder, number, identity, sizes[number]["tar"])
 
     with ThreadPoolExecutor(_THREADS) as threads:
-        # A store takes a round trip for each; on a disk threads would only get in each other's way.
+        # A store needs a round trip for each index. On a disk, threads would only slow each other down.
         for number, totals in (threads.map if folder.remote else map)(look, sorted(whole)):
             if totals is None:
-                found.damaged.append(shard_name(number))
+                result.damaged.append(shard_name(number))
                 continue
-            found.finished.add(number)
-            found.totals.update(totals)
+            result.finished.add(number)
+            result.totals.update(totals)
             if totals["failed"]:
-                found.with_failures.append(number)
-    found.broken = {number for number in sizes if number < shards} - found.finished
-    return found
+                result.with_failures.append(number)
+    result.broken = {number for number in sizes if number < shards} - result.finished
+    return result
 
 
 def _totals(folder: Folder, number: int, identity: str, tar_bytes: int) -> dict[str, int] | None:
@@ -89,10 +90,10 @@ def _totals(folder: Folder, number: int, identity: str, tar_bytes: int) -> dict[
 
 
 def check_same(old: Run, new: Run, folder: Folder, new_plan: Plan, accept_code: bool) -> None:
-    """Refuse to add to shards that were made with something else.
+    """Refuse to add shards to a run that was made with something else.
 
     Raises:
-        UserError: with every difference, spelled out.
+        UserError: the runs differ; the error lists up to eight differences.
     """
     differences = old.differences(new)
     if accept_code:
@@ -112,46 +113,46 @@ def check_same(old: Run, new: Run, folder: Folder, new_plan: Plan, accept_code: 
 
 
 def plan_difference(folder: Folder, new: Plan) -> str:
-    """The first image in which two plans differ, in words."""
+    """Describe the first image in which the plan in the folder differs from a new plan."""
     if not folder.has(PLAN_NAME):
         return "the earlier plan is gone"
     old = Plan(folder)
     counts = f"{old.images} -> {new.images}; " if old.images != new.images else ""
-    for (shard, mine), (_, others) in zip(_rows(old), _rows(new), strict=False):
-        for name in mine:
-            if mine[name] != others[name] and name not in ("shard", "row"):
-                return f"{counts}the first that differs is {shard_name(shard)} row {mine['row']}, {name}: " + (
-                    f"{_short(mine[name])} -> {_short(others[name])}"
+    for (shard, old_row), (_, new_row) in zip(_rows(old), _rows(new), strict=False):
+        for name in old_row:
+            if old_row[name] != new_row[name] and name not in ("shard", "row"):
+                return f"{counts}the first that differs is {shard_name(shard)} row {old_row['row']}, {name}: " + (
+                    f"{_short(old_row[name])} -> {_short(new_row[name])}"
                 )
     return counts + ("the rest is the same" if counts else "another number of images in a shard")
 
 
-def _rows(plan: Plan) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows(plan: Plan) -> Iterator[tuple[int, PlanRow]]:
     for number in range(len(plan)):
         for row in plan.rows(number):
             yield number, row
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def check_repaired(old: Run, new: Run, folder: Folder, new_plan: Plan, accept_code: bool, found: Scan) -> None:
-    """As `check_same`, but images that failed may have changed: that is why they are tried again.
+def check_repaired(old: Run, new: Run, folder: Folder, new_plan: Plan, accept_code: bool, existing: Scan) -> None:
+    """Check the runs as `check_same` does, but allow changes to failed images, which the user may have repaired.
 
     Raises:
-        UserError: something else differs.
+        UserError: the runs differ in something else.
     """
     old_plan, shards, failed = Plan(folder), ShardFolder(folder, "out"), set[str]()
     same = old_plan.images == new_plan.images and old_plan.shard_size == new_plan.shard_size
     for number in range(len(old_plan)) if same else ():
-        mine, others = old_plan.rows(number), new_plan.rows(number)
-        if number in found.with_failures:
+        old_rows, new_rows = old_plan.rows(number), new_plan.rows(number)
+        if number in existing.with_failures:
             rows = shards.index(shard_name(number))
             failed.update(row["key"] for row in rows if row["status"] == "failed")
-        if number in found.finished:
-            same = same and all(a == b for a, b in zip(mine, others, strict=True) if a["key"] not in failed)
+        if number in existing.finished:
+            same = same and all(a == b for a, b in zip(old_rows, new_rows, strict=True) if a["key"] not in failed)
     if same:
         kept = {key: value for key, value in old.contents.items() if key not in failed}
         old = old.model_copy(
@@ -164,29 +165,25 @@ def check_repaired(old: Run, new: Run, folder: Folder, new_plan: Plan, accept_co
 
 
 def adopt(old_folder: Folder, folder: Folder, run: Run) -> int:
-    """Copy finished shards of another run that would come out the same: same images, settings, weights and code.
-
-    Returns:
-        How many.
-    """
+    """Copy finished shards of another run with the same images, settings, weights and code, and return their number."""
     old = Run.read(old_folder, "out")
     if old.identity != run.identity or {old.fingerprints.get("code"), *old.accepted_code} != {run.fingerprints["code"]}:
         return 0
     stale = {key for key, sha256 in old.contents.items() if run.contents.get(key, sha256) != sha256}
-    theirs, mine = Plan(old_folder), Plan(folder)
+    old_plan, plan = Plan(old_folder), Plan(folder)
     adopted = 0
     for number in sorted(scan(old_folder, old.identity, old.shards).finished):
         name = shard_name(number)
-        if number >= run.shards or folder.has(f"{name}.parquet") or theirs.rows(number) != mine.rows(number):
+        if number >= run.shards or folder.has(f"{name}.parquet") or old_plan.rows(number) != plan.rows(number):
             continue
-        if any(row["key"] in stale for row in theirs.rows(number)):
+        if any(row["key"] in stale for row in old_plan.rows(number)):
             continue
         adopted += _copied(old_folder, folder, name)
     return adopted
 
 
 def _copied(old_folder: Folder, folder: Folder, name: str) -> bool:
-    """A shard from one folder to another, if it is what was once written."""
+    """Copy a shard to another folder, unless its files have changed since they were written; return whether it did."""
     index, digest = old_folder.read(f"{name}.parquet"), hashlib.sha256()
     wanted = index_facts(old_folder, name).get(b"tar_sha256", b"")
     try:

@@ -1,9 +1,9 @@
-"""Shards from shards, without a model: `pad retarget` (another view, LLM, other regions), `pad filter`, `pad merge`."""
+"""Write shards from shards, without a model: `pad retarget` (another view or LLM), `pad filter` and `pad merge`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -12,7 +12,7 @@ from pad_pipeline.geometry import View
 from pad_pipeline.labels import LabelEmbedder, LabelSettings
 from pad_pipeline.shards.run import Run
 from pad_pipeline.sources.stored import StoredSource
-from pad_pipeline.stages.edit import EditSettings
+from pad_pipeline.stages.edit_settings import EditSettings
 from pad_pipeline.storage import Folder, resolved
 from pad_pipeline.workflows.engine.chain import Link
 from pad_pipeline.workflows.engine.progress import Totals
@@ -21,6 +21,7 @@ from pad_pipeline.workflows.runs.chains import rewriting_chain
 from pad_pipeline.workflows.runs.options import RunOptions
 from pad_pipeline.workflows.runs.recipe import Recipe
 
+Value = TypeVar("Value")
 LLM_FILES = ("llm_embedding", "llm_tokenizer")
 """The fingerprints that another LLM changes."""
 
@@ -33,29 +34,31 @@ def rewrite(
     labels: LabelSettings | None = None,
     edits: EditSettings | None = None,
 ) -> Totals:
-    """Write the images of `source` into `out`, resumable as a build is.
+    """Write the images of `source` into `out`. The run can be resumed like a build.
 
-    Where the regions are left as they are, what comes out is what the build itself would have written with that view
-    and that LLM, to the byte; so the run says that it is that build's.
+    If no region is edited, the shards are byte for byte those of a build with this view and this LLM. So the new run's
+    kind and settings are those of that build.
 
     Args:
-        source: images of one run or of several.
+        source: images of one run or of several runs.
         out: the new run's folder, or its URL.
-        options: how.
-        view: the new one; by default the one that the shards have.
-        labels: the new LLM; by default the one that they have.
-        edits: which regions stay, under which labels.
+        options: how the run is made.
+        view: the new view; by default that of the shards.
+        labels: the new LLM; by default that of the shards.
+        edits: the regions to keep, and their labels.
 
     Returns:
-        Images, `ok`, `empty`, `failed`, tags and regions over all shards.
+        The counts of `TOTALS` over all shards.
 
     Raises:
-        UserError: the runs do not go together, the LLM is not there or has changed, or the folder can't be used.
+        UserError: the runs do not fit together, the LLM is not there or has changed, or the folder can't be used.
     """
+    # Open the new folder, which must not be one that is read.
     edits = edits or EditSettings()
     folder = open_out(out, options.fork)
     if any(resolved(shards.folder) == resolved(folder) for shards in source.runs):
         raise UserError("out", out, "these are the shards that are read", "name a new folder")
+    # Take the new view and LLM, or else those that all runs share. An LLM that is kept must not have changed.
     runs = [shards.run for shards in source.runs]
     chosen_view = view or _common("view", "`fit`, `view_size` or `patch`", [run.view for run in runs])
     chosen_labels = labels or _labels(_common("llm", "`llm`", [run.settings.get("llm") for run in runs]))
@@ -66,6 +69,7 @@ def rewrite(
             if changed := [name for name in LLM_FILES if run.fingerprints.get(name) != words[name]]:
                 rule = f"it is not what it was when the shards were made ({' and '.join(changed)} differ)"
                 raise UserError("llm.llm", chosen_labels.llm, rule, "put it back, or say with `llm` what to embed with")
+    # The new run has the kind and the settings of the old ones, with the LLM and the edits that were chosen.
     kind, settings, fingerprints = _made_with(runs)
     settings |= {"llm": chosen_labels.model_dump(mode="json")}
     if edits.changes:
@@ -79,11 +83,11 @@ def rewrite(
     return carry_out(recipe, source, folder, options)
 
 
-def _common(what: str, settings: str, values: list[Any]) -> Any:
-    """The one value that all runs have.
+def _common(what: str, settings: str, values: list[Value]) -> Value:
+    """Return the value that all runs share; the error names `what` it is, and the `settings` that choose another.
 
     Raises:
-        UserError: they have several, or none.
+        UserError: the runs have several values, or none.
     """
     if values[0] is None or any(value != values[0] for value in values):
         shown = ", ".join(dict.fromkeys(str(value) for value in values))
@@ -91,7 +95,7 @@ def _common(what: str, settings: str, values: list[Any]) -> Any:
     return values[0]
 
 
-def _labels(settings: Any) -> LabelSettings:
+def _labels(settings: object) -> LabelSettings:
     try:
         return LabelSettings.model_validate(settings)
     except ValidationError as error:
@@ -100,7 +104,7 @@ def _labels(settings: Any) -> LabelSettings:
 
 
 def _made_with(runs: list[Run]) -> tuple[str, dict[str, Any], dict[str, str]]:
-    """Kind, settings and fingerprints of weights: of the run, or of all where they are alike; else each run's."""
+    """Return kind, settings and fingerprints of weights that all runs share, or else those of a merge of the runs."""
     first = _facts(runs[0])
     if all(_facts(run) == first for run in runs):
         return first

@@ -1,4 +1,4 @@
-"""The first and the last step of every chain: a shard's plan is read, and the finished shard is written."""
+"""The first and the last step of every chain: read a shard's plan, and write the finished shard."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pad_pipeline.workflows.engine.chain import Done, Task
 
 
 class ReadShard:
-    """The first step of every chain: a task -> its planned images."""
+    """The first step of every chain: it returns the planned images of a task as a shard."""
 
     name = "plan"
 
@@ -20,7 +20,7 @@ class ReadShard:
         self._shards: ShardFolder | None = None
 
     def __call__(self, task: Task) -> Shard:
-        """The shard with nothing but its plan; on a retry, with everything that is finished in it already."""
+        """Return the planned images of a task; on a retry, with the samples that are finished already."""
         shard = Shard(task.number, self.plan.shard(task.number, self.rewritten), trial=task.part is not None)
         if task.retry:
             self._restore(shard)
@@ -32,7 +32,7 @@ class ReadShard:
         return shard
 
     def _restore(self, shard: Shard) -> None:
-        self._shards = shards = self._shards or ShardFolder(self.out, "out")  # it lists the whole folder
+        self._shards = shards = self._shards or ShardFolder(self.out, "out")  # opened once: it lists the whole folder
         for record, row in zip(shard.rows, shards.index(shard.name), strict=True):
             if row["status"] != "failed":
                 sample = shards.sample(shard.name, row)
@@ -42,7 +42,7 @@ class ReadShard:
 
 
 class WriteShard:
-    """The last step of every chain: a finished shard -> its two files, and what is in them."""
+    """The last step of every chain: it writes the two files of a finished shard, and returns its counts."""
 
     name = "write"
 
@@ -50,7 +50,7 @@ class WriteShard:
         self.out, self.identity = out, identity
 
     def __call__(self, shard: Shard) -> Done:
-        """Written, if it is not a part that was only tried."""
+        """Write the shard, unless it is a part that is only tried."""
         if shard.trial:
             return Done(shard.number, {})
         try:
