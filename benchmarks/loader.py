@@ -84,9 +84,9 @@ def main() -> None:
         shards = Path(home, "shards")
         import_coco(source, shards, models.llm, models.decode, models.view, RunOptions(shard_size=256))
         folder = open_shards(shards)
-        mean, std = normalization(fetch_model("--vision", resolve(NAME, "clip")))
+        mean, std = normalization(fetch_model("vision", resolve(NAME, "clip")))
         sight = Sight(folder.run.view, mean, std, folder.run.view.grid**2)
-        tokenizer = load_tokenizer("--llm", fetch_model("--llm", resolve(NAME, "llm")))
+        tokenizer = load_tokenizer("llm", fetch_model("llm", resolve(NAME, "llm")))
         examples = ShardExamples(folder, sight, Template("plain", tokenizer), TrainSettings())
         rates: dict[str, list[float]] = {"webdataset": [], "pad": []}
         for _ in range(asked.repeats):

@@ -14,7 +14,7 @@ _Step = TypeVar("_Step")
 
 console = Console()
 errors = Console(stderr=True)
-"""Progress, notes and warnings; `pad --quiet` silences it, but for the error that ends a command."""
+"""Progress, notes and warnings; a quiet `pad` prints none of it, but for the error that ends a command."""
 
 
 def say(text: str | Text, style: str | None = None, to: Console = console) -> None:

@@ -40,7 +40,7 @@ def differences(old: Any, new: Any, but: Collection[str] = ()) -> list[str]:
 
     Args:
         old: nested facts.
-        new: likewise; a fact that one side lacks is None there.
+        new: nested facts; a fact that one side lacks is None there.
         but: dotted names that may differ.
     """
     before, after = flat(old), flat(new)

@@ -20,7 +20,7 @@ OPTIONAL = {
     "gcsfs": Package("gs:// URLs", "pip install 'pad-pipeline[gs]'"),
     "adlfs": Package("az:// and abfs:// URLs", "pip install adlfs"),
     "tensorboard": Package("the TensorBoard log of pad train", "pip install 'pad-pipeline[tensorboard]'"),
-    "wandb": Package("pad train --wandb", "pip install wandb"),
+    "wandb": Package("the Weights & Biases log of pad train", "pip install wandb"),
     "peft": Package('llm = "lora" in pad train', "pip install 'pad-pipeline[lora]'"),
     "matplotlib": Package("the charts of pad analyze", "pip install 'pad-pipeline[charts]'"),
     "scipy": Package("OWLv2 as the detector", "pip install 'pad-pipeline[owl]'"),

@@ -161,7 +161,7 @@ def _groups(planned: Iterable[Planned]) -> Iterator[list[Planned]]:
             yield group
     except OSError as error:
         where, rule = error.filename or "the source", f"it can't be read ({error.strerror or error})"
-        raise UserError("--images", where, rule, "mend it, then run the same command again") from error
+        raise UserError("images", where, rule, "mend it, then run the same command again") from error
 
 
 def _columns(group: list[Planned], root: str, depth: Depth, first: int, shard_size: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pad_pipeline.errors import UserError
+from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.packages import OPTIONAL, installed, without
 
 ATTEMPT = secrets.token_hex(6)
@@ -49,7 +49,7 @@ def url_problem(url: str) -> str:
     return f"the URL begins with {scheme!r}; pad reads {', '.join(sorted(REMOTE_SCHEMES))}"
 
 
-def file_system(field: str, url: str) -> tuple[Any, str]:
+def file_system(url: str) -> tuple[Any, str]:
     """fsspec's file system for a URL, and the path in it.
 
     Raises:
@@ -58,17 +58,17 @@ def file_system(field: str, url: str) -> tuple[Any, str]:
     import fsspec
 
     if problem := url_problem(url):
-        raise UserError(field, url, problem, "copy the files to one of these, or to a local folder")
+        raise UserError("url", url, problem, "copy the files to one of these, or to a local folder")
     try:
         store, path = fsspec.core.url_to_fs(url)
         return store, str(path)
     except ImportError as error:
         name = PACKAGES.get(url.partition("://")[0], "")
         if name and not installed(name):
-            raise UserError(field, url, without(name), OPTIONAL[name].install) from error
-        raise UserError(field, url, str(error), "install that package beside pad") from error
+            raise UserError("url", url, without(name), OPTIONAL[name].install) from error
+        raise UserError("url", url, str(error), "install that package beside pad") from error
     except ValueError as error:
-        raise UserError(field, url, f"it is no URL of that kind ({error})", "correct it") from error
+        raise UserError("url", url, f"it is no URL of that kind ({error})", "correct it") from error
 
 
 @contextmanager
@@ -123,7 +123,8 @@ def claim_folder(
     Raises:
         UserError: it is in use, or can't be written.
     """
-    folder = folder_at(out, field)
+    with rename_field(shards=field):
+        folder = folder_at(out)
     remedy = f"name another `{field}`"
     try:
         if not folder.remote and folder.exists() and not folder.path.is_dir():
@@ -152,7 +153,7 @@ def unwritable(out: str | Path | Folder, error: Exception, field: str = "out") -
     name = getattr(error, "filename", None)
     at = f" at {name}" if name and str(name) != str(out) else ""
     rule = f"it can't be written ({getattr(error, 'strerror', None) or error}){at}"
-    remedy = f"make room, mend it or name another `{field}`, then run the same command again"
+    remedy = f"make room, repair it or name another `{field}`, then run the same command again"
     return UserError(field, out, rule, remedy)
 
 
@@ -250,15 +251,15 @@ class RemoteFolder(Folder):
 
     remote = True
 
-    def __init__(self, url: str, field: str) -> None:
+    def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        self.file_system, self.prefix = file_system(field, self.url)
+        self.file_system, self.prefix = file_system(self.url)
 
     def __str__(self) -> str:
         return self.url
 
     def __reduce__(self) -> tuple[Any, ...]:  # connections don't travel between processes
-        return RemoteFolder, (self.url, "--out")
+        return RemoteFolder, (self.url,)
 
     def _at(self, name: str) -> str:
         return f"{self.prefix}/{name}"
@@ -343,17 +344,18 @@ def resolved(where: str | Path | Folder) -> str:
     return text.rstrip("/") if is_url(text) else str(Path(text).resolve())
 
 
-def folder_at(where: str | Path | Folder, field: str = "shards") -> Folder:
-    """The folder that a user names: a path, or a URL of an object store.
+def folder_at(shards: str | Path | Folder) -> Folder:
+    """Return the folder of shards that a user names: a path, or a URL of an object store.
 
     Raises:
         UserError: it is a URL that can't be used.
     """
-    if isinstance(where, Folder):
-        return where
-    if isinstance(where, str) and is_url(where):
-        return RemoteFolder(where, field)
-    return Folder(Path(where))
+    if isinstance(shards, Folder):
+        return shards
+    if isinstance(shards, str) and is_url(shards):
+        with rename_field(url="shards"):
+            return RemoteFolder(shards)
+    return Folder(Path(shards))
 
 
 @contextmanager

@@ -30,20 +30,20 @@ from pad_pipeline.storage import Folder, folder_at
 _THREADS = min(16, os.cpu_count() or 1)
 
 
-def verify_run(where: str | Path | Folder, deep: bool = False) -> Iterator[tuple[str, list[str]]]:
+def verify_run(shards: str | Path | Folder, deep: bool = False) -> Iterator[tuple[str, list[str]]]:
     """Yield each part of a run with its problems: run.json, the plan, each planned shard, and files that do not belong.
 
     Every planned image must be stored exactly once: each index lists its images row by row as the plan does, keys are
     unique in the plan, and each tar holds exactly the members that its index lists.
 
     Args:
-        where: the run's folder, or its URL.
+        shards: the run's folder, or its URL.
         deep: also decode every image and every mask, and compute every coverage again.
 
     Raises:
         UserError: the folder holds no run, or its plan can't be read.
     """
-    folder = folder_at(where)
+    folder = folder_at(shards)
     run = Run.read(folder)
     yield RUN_NAME, [problem] if (problem := seal_problem(folder.read(RUN_NAME))) else []
     plan = Plan(folder)

@@ -131,8 +131,8 @@ def _unreachable(field: str, reference: str, error: Exception) -> UserError:
         field,
         reference,
         f"it is not in the cache and could not be fetched ({type(error).__name__}: {first_line})",
-        "run once with network; or download it elsewhere and name the local path in --models FILE.toml; "
-        "or point HF_HOME (hub) or PAD_CACHE (other URLs) at a cache that holds it",
+        "run once with network; or download it elsewhere and name its local path instead, for a build in the TOML file "
+        "of `models`; or point HF_HOME (hub) or PAD_CACHE (other URLs) at a cache that holds it",
     )
 
 
@@ -371,7 +371,7 @@ def check_state_dict(
         path,
         f"its tensors look like {family_of(found)} and do not fit the network that the settings describe: "
         + ", ".join(details),
-        "give the matching checkpoint, or correct the sizes in --models FILE.toml",
+        "give the matching checkpoint, or correct the sizes in the TOML file of `models`",
     )
 
 

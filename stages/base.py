@@ -184,8 +184,8 @@ class Stage(ABC, Generic[Prepared, Output]):
             if 0 < self.breaker <= self._in_a_row:
                 rule = f"{self._in_a_row} images in a row failed, the last one ({row.source}) with: {row.reason}"
                 remedy = (
-                    "mend the cause and run the same command again; if it is the images, go on with --breaker 0; "
-                    "images that were set aside are tried again with --retry-failed"
+                    "mend the cause and run the same command again; if it is the images, go on with `breaker` 0; "
+                    "images that were set aside are tried again with `retry_failed`"
                 )
                 raise StageBroken("stage", self.name, rule, remedy)
 

@@ -147,7 +147,7 @@ def find_model(settings: BoxSettings) -> tuple[Path, Path]:
     """
     field = "detector.model"
     if is_file_reference(settings.model):
-        folder = converted_folder(field, fetch_file(field, settings.model, settings.sha256))
+        folder = converted_folder(fetch_file(field, settings.model, settings.sha256))
         return folder, fetch_folder("detector.tokenizer", settings.tokenizer, "", TOKENIZER_FILES)
     folder = fetch_folder(field, settings.model, settings.revision, FILES)
     if settings.sha256:

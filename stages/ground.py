@@ -58,7 +58,7 @@ class Detector(BoxStage):
         self.batch_size = settings.batch_size
         folder, tokenizer = find_model(settings)
         try:
-            self.model = GroundingDino("detector.model", folder, Compute(compute))
+            self.model = GroundingDino(folder, Compute(compute))
         except UserError as error:
             if folder != tokenizer:  # the model was converted: name the user's file, not the folder in the cache
                 raise UserError("detector.model", settings.model, error.rule, error.remedy) from error

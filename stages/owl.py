@@ -46,12 +46,12 @@ class Owl:
         compute: device and precision.
     """
 
-    def __init__(self, field: str, folder: Path, compute: Compute) -> None:
-        self.name: str = read_config(field, folder, set(KINDS))["model_type"]
+    def __init__(self, folder: Path, compute: Compute) -> None:
+        self.name: str = read_config("detector.model", folder, set(KINDS))["model_type"]
         if self.name == "owlv2" and not installed("scipy"):
-            raise UserError(field, folder, without("scipy"), OPTIONAL["scipy"].install)
+            raise UserError("detector.model", folder, without("scipy"), OPTIONAL["scipy"].install)
         kind, processor = KINDS[self.name]
-        model = load_pretrained(field, folder, kind, torch.float32, use_safetensors=True)
+        model = load_pretrained("detector.model", folder, kind, torch.float32, use_safetensors=True)
         self.compute = compute
         # Boxes and scores are computed in float32: bfloat16 has only 8 bits for a position in the image.
         self.model: Any = compute.put(model, in_float32=[model.class_head, model.box_head, model.layer_norm])
@@ -64,10 +64,10 @@ class Owl:
             found = tuple(self.prepare(Image.new("RGB", (8, 6))).shape)
         except Exception as error:
             rule = f"its preprocessor_config.json can't be used ({type(error).__name__}: {str(error)[:100]})"
-            raise UserError(field, folder, rule, "fetch the model again") from error
+            raise UserError("detector.model", folder, rule, "fetch the model again") from error
         if found != (3, self.edge, self.edge):
             rule = f"its preprocessor_config.json makes images {found}, and its model takes {self.edge} pixels"
-            raise UserError(field, folder, rule, "fetch the model again")
+            raise UserError("detector.model", folder, rule, "fetch the model again")
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Return the image as the model takes it, float32 `[3, S, S]`.
@@ -119,7 +119,7 @@ class OwlDetector(BoxStage):
         self.settings, self.decoding = settings, decoding
         self.batch_size = settings.batch_size
         folder, _ = find_model(settings)
-        self.model = Owl("detector.model", folder, Compute(compute))
+        self.model = Owl(folder, Compute(compute))
         self.tokenizer = load_tokenizer("detector.model", folder)
         if (known := len(self.tokenizer)) > self.model.words or self.tokenizer.pad_token_id is None:
             rule = f"its tokenizer knows {known} tokens, and the model {self.model.words}; it needs one for padding"

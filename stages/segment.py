@@ -56,9 +56,9 @@ class SegmenterSettings(StageSettings):
         """See `StageSettings`."""
         path = find_model(self)
         if path.is_dir():
-            sam = HubSam("segmenter.weights", path, Compute(ComputeSettings(precision="float32")))
+            sam = HubSam(path, Compute(ComputeSettings(precision="float32")))
             return f"{sam.kind}, {millions(sam.model)}"
-        network, shape = load_sam("segmenter.weights", path)
+        network, shape = load_sam(path)
         return f"SAM, {shape.depth} blocks of {shape.width}, {millions(network)}, sha256 {file_sha256(path)}"
 
     def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Segmenter:
@@ -77,7 +77,7 @@ class Segmenter(Stage[Tensor, tuple[list[HostCopy], HostCopy]]):
         self.batch_size = settings.batch_size
         path = find_model(settings)
         kind = HubSam if path.is_dir() else OfficialSam
-        self.sam = kind("segmenter.weights", path, self.compute, settings.batch_size)
+        self.sam = kind(path, self.compute, settings.batch_size)
 
     def prepare(self, row: ImageRecord) -> Tensor:
         """Return the image resized for the model."""

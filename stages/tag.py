@@ -69,7 +69,7 @@ class TaggerSettings(StageSettings, RamSettings):
         """See `StageSettings`."""
         labels, _ = read_tags(self)
         path = fetch_file("tagger.weights", self.weights, self.sha256)
-        network = load_ram(Ram(self, len(labels)), "tagger.weights", path)
+        network = load_ram(Ram(self, len(labels)), path)
         return f"{self.family}, {len(labels)} tags, {millions(network)}, sha256 {file_sha256(path)}"
 
     def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Tagger:
@@ -89,7 +89,7 @@ class Tagger(Stage[torch.Tensor, tuple[HostCopy, int]]):
         self.labels, thresholds = read_tags(settings)
         self.thresholds = np.array(thresholds, np.float32)
         path = fetch_file("tagger.weights", settings.weights, settings.sha256)
-        network = load_ram(Ram(settings, len(self.labels)), "tagger.weights", path)
+        network = load_ram(Ram(settings, len(self.labels)), path)
         self.network = self.compute.put(network, in_float32=[network.fc])
         full = (settings.batch_size, 3, settings.image_size, settings.image_size)
         self.network.visual_encoder = self.compute.compiled(network.visual_encoder, full)

@@ -24,6 +24,7 @@ from pad_pipeline.workflows.commands.evaluate import evaluate_captions, evaluate
 from pad_pipeline.workflows.commands.export import export_coco, export_fiftyone, export_hub, export_parquet
 from pad_pipeline.workflows.commands.miniature import demo, miniature_draw, miniature_evaluate
 from pad_pipeline.workflows.commands.models import models_check, models_fetch, models_list
+from pad_pipeline.workflows.commands.named import Command
 from pad_pipeline.workflows.commands.options import Commands
 from pad_pipeline.workflows.commands.report import report
 from pad_pipeline.workflows.commands.rewrite import filter_shards, merge, retarget
@@ -56,25 +57,25 @@ models_app = Commands(
 )
 app.add_typer(models_app, name="models")
 for command in (build, train, analyze, experiment, chat, verify, stats, report, show, retarget):
-    app.command()(command)
-app.command("filter")(filter_shards)
-app.command()(merge)
-app.command()(demo)
-app.command()(doctor)
-import_app.command("coco")(import_coco)
-evaluate_app.command("rec")(evaluate_rec)
-evaluate_app.command("captions")(evaluate_captions)
-evaluate_app.command("vqa")(evaluate_vqa)
-evaluate_app.command("lmms")(evaluate_lmms)
-export_app.command("coco")(export_coco)
-export_app.command("fiftyone")(export_fiftyone)
-export_app.command("parquet")(export_parquet)
-export_app.command("hub")(export_hub)
-models_app.command("list")(models_list)
-models_app.command("fetch")(models_fetch)
-models_app.command("check")(models_check)
-miniature_app.command("draw")(miniature_draw)
-miniature_app.command("evaluate")(miniature_evaluate)
+    app.command(cls=Command)(command)
+app.command("filter", cls=Command)(filter_shards)
+app.command(cls=Command)(merge)
+app.command(cls=Command)(demo)
+app.command(cls=Command)(doctor)
+import_app.command("coco", cls=Command)(import_coco)
+evaluate_app.command("rec", cls=Command)(evaluate_rec)
+evaluate_app.command("captions", cls=Command)(evaluate_captions)
+evaluate_app.command("vqa", cls=Command)(evaluate_vqa)
+evaluate_app.command("lmms", cls=Command)(evaluate_lmms)
+export_app.command("coco", cls=Command)(export_coco)
+export_app.command("fiftyone", cls=Command)(export_fiftyone)
+export_app.command("parquet", cls=Command)(export_parquet)
+export_app.command("hub", cls=Command)(export_hub)
+models_app.command("list", cls=Command)(models_list)
+models_app.command("fetch", cls=Command)(models_fetch)
+models_app.command("check", cls=Command)(models_check)
+miniature_app.command("draw", cls=Command)(miniature_draw)
+miniature_app.command("evaluate", cls=Command)(miniature_evaluate)
 
 # An unknown option, a value of the wrong type; typer's base class has no public name of its own.
 UsageError: Any = typer.BadParameter.__bases__[0]

@@ -30,7 +30,7 @@ def settings_error(error: ValidationError, where: str, section: str = "") -> Use
 
     Args:
         error: pydantic's errors.
-        where: the name of the file.
+        where: the name of the file; empty where there is none.
         section: the section that was validated; empty for the whole file.
     """
     # An unknown name is often the misspelling of a missing one, so it is reported first.
@@ -41,4 +41,4 @@ def settings_error(error: ValidationError, where: str, section: str = "") -> Use
     message = {"missing": "it is missing", "extra_forbidden": "there is no such setting"}.get(
         first["type"], first["msg"]
     )
-    return UserError(f"{where}: {name}", value, message.removeprefix("Value error, "), "correct it")
+    return UserError(f"{where}: {name}" if where else name, value, message.removeprefix("Value error, "), "correct it")

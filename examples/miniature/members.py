@@ -31,11 +31,11 @@ ORDER = ("tagger", "detector", "segmenter", "clip", "llm")
 """The detector starts from the tagger's Swin; the others stand alone."""
 
 
-def train_miniature(name: str, out: Path, seed: int = 0, steps: int = 0) -> Path:
+def train_miniature(model: str, out: Path, seed: int = 0, steps: int = 0) -> Path:
     """Train one model, or `all`.
 
     Args:
-        name: one of `ORDER`, or `all`.
+        model: one of `ORDER`, or `all`.
         out: folder; `models/` in it is the miniature, `training/` the state that an interrupted call goes on from.
         seed: of weights and scenes.
         steps: instead of each model's own budget; 0 for that.
@@ -47,14 +47,14 @@ def train_miniature(name: str, out: Path, seed: int = 0, steps: int = 0) -> Path
         UserError: the tagger is missing, or the folder holds another training.
     """
     models = out / "models"
-    if name in ("all", "detector") and not installed("scipy"):
-        raise UserError("name", name, without("scipy"), OPTIONAL["scipy"].install)
+    if model in ("all", "detector") and not installed("scipy"):
+        raise UserError("model", model, without("scipy"), OPTIONAL["scipy"].install)
     try:
         models.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         rule = f"it can't be written ({error.strerror})"
         raise UserError("out", out, rule, "choose another folder") from error
-    for member in ORDER if name == "all" else (name,):
+    for member in ORDER if model == "all" else (model,):
         _train_one(member, out, seed, steps)
     members = _members(out)
     if set(members) == set(ORDER):
@@ -68,7 +68,7 @@ def _recipe(name: str, out: Path, seed: int, steps: int) -> Recipe:
     if name == "detector":
         tagger = out / "models/tagger.safetensors"
         if not tagger.is_file():
-            remedy = f"first run: python -m examples.miniature tagger --out {out}"
+            remedy = "first run `python -m examples.miniature tagger` with the same `out`"
             raise UserError("detector", tagger, "it starts from the tagger's Swin, which is not there", remedy)
         return DetectorRecipe(tagger, **more)
     kinds: dict[str, Callable[..., Recipe]] = {
@@ -129,7 +129,7 @@ def _members(out: Path) -> dict[str, Member]:
 
 
 def _toml(box_threshold: float) -> str:
-    """What `--models` reads; the shapes are the recipes'."""
+    """What names the models of a build; the shapes are the recipes'."""
     tagger = {"weights": "tagger.safetensors", "tag_list": "tags.txt", "thresholds": "thresholds.txt"}
     detector = {"model": "detector", "box_threshold": box_threshold} | DETECTOR
     sections: dict[str, dict[str, Any]] = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from pad_pipeline.errors import UserError
+from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.geometry import View
 from pad_pipeline.labels import LabelEmbedder, LabelSettings
 from pad_pipeline.pretrained import load_pretrained, read_config
@@ -40,12 +40,12 @@ class Subject:
     def __init__(self, model: Path, vision: str = "", llm: str = "", vision_layer: int = -2) -> None:
         if not model.exists():
             remedy = "give what pad train wrote, a LLaVA folder, or a mm_projector.bin"
-            raise UserError("--model", model, "there is no such file or folder", remedy)
+            raise UserError("model", model, "there is no such file or folder", remedy)
         if model.is_file():
             self._from_parts(model, vision, llm, vision_layer)
         elif vision or llm:
-            rule = "they go with a mm_projector.bin; a LLaVA folder has its own"
-            raise UserError("--vision or --llm", vision or llm, rule, "leave them out")
+            rule = "`vision` and `llm` go with a mm_projector.bin; a LLaVA folder has its own"
+            raise UserError("vision" if vision else "llm", vision or llm, rule, "leave them out")
         else:
             self._from_folder(model)
         self.words: Tensor = self.llm.get_input_embeddings().weight.detach()
@@ -57,30 +57,31 @@ class Subject:
             self.words = self.words[: len(self.tokenizer)]  # the rest is padding, or belongs to `<image>`
 
     def _from_parts(self, path: Path, vision: str, llm: str, layer: int) -> None:
-        for name, value in (("--vision", vision), ("--llm", llm)):
+        for name, value in (("vision", vision), ("llm", llm)):
             if not value:
                 raise UserError(
                     name, "(empty)", f"{path.name} is a projector alone", "name the model that it goes with"
                 )
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.vision_folder, self.words_folder = fetch_model("--vision", vision), fetch_model("--llm", llm)
+        self.vision_folder, self.words_folder = fetch_model("vision", vision), fetch_model("llm", llm)
         kind = TOWERS[vision_config(self.vision_folder)["model_type"]]
-        read_config("--llm", self.words_folder, LLMS)
+        read_config("llm", self.words_folder, LLMS)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        self.projector: nn.Module = load_projector(path).to(self.device, dtype).eval()
-        self.tower = load_pretrained("--vision", self.vision_folder, kind, dtype).to(self.device).eval()
-        self.llm = load_pretrained("--llm", self.words_folder, AutoModelForCausalLM, dtype).to(self.device).eval()
+        with rename_field(projector="model"):
+            self.projector: nn.Module = load_projector(path).to(self.device, dtype).eval()
+        self.tower = load_pretrained("vision", self.vision_folder, kind, dtype).to(self.device).eval()
+        self.llm = load_pretrained("llm", self.words_folder, AutoModelForCausalLM, dtype).to(self.device).eval()
         self.mean, self.std = normalization(self.vision_folder)
         self.layer, layers = layer, int(self.tower.config.num_hidden_layers)
         if not -layers - 1 <= layer <= layers:
             rule = f"the tower has {layers} layers"
-            raise UserError("--vision-layer", layer, rule, f"name one from {-layers - 1} to {layers}; LLaVA's is -2")
+            raise UserError("vision_layer", layer, rule, f"name one from {-layers - 1} to {layers}; LLaVA's is -2")
         first = next(self.projector.parameters()).shape[-1]
         *_, end = self.projector.state_dict().values()
         wanted = (self.tower.config.hidden_size, self.llm.config.hidden_size)
         if (first, len(end)) != wanted:
             rule = f"it leads from {first} to {len(end)} numbers, and tower and LLM have {wanted[0]} and {wanted[1]}"
-            raise UserError("--model", path, rule, "give the tower and the LLM that it was trained with")
+            raise UserError("model", path, rule, "give the tower and the LLM that it was trained with")
 
     def _from_folder(self, folder: Path) -> None:
         loaded = load_llava(folder)
@@ -93,9 +94,7 @@ class Subject:
         self.mean, self.std = list(images.image_mean), list(images.image_std)
         layer = self.llm.config.vision_feature_layer
         if not isinstance(layer, int):
-            raise UserError(
-                "--model", folder, f"it projects the layers {layer} together", "give a model with one layer"
-            )
+            raise UserError("model", folder, f"it projects the layers {layer} together", "give a model with one layer")
         self.layer = layer
 
     def speak_as(self, run: Run) -> None:
@@ -112,7 +111,9 @@ class Subject:
             return torch.from_numpy(self.labels(labels)).float()
         except ValueError as error:
             rule = f"the LLM can't say one of them ({error})"
-            raise UserError("--shards", "labels", rule, "rename or drop it with `pad retarget --label-map`") from error
+            raise UserError(
+                "shards", "labels", rule, "rename or drop it with `pad retarget` and `label_map`"
+            ) from error
 
     @property
     def grid(self) -> int:
@@ -134,10 +135,10 @@ class Subject:
         size, patch = int(self.tower.config.image_size), int(self.tower.config.patch_size)
         if (size, patch) != (view.size, view.patch):
             rule = f"it sees {size} px in patches of {patch}, and the shards {view.size} px in patches of {view.patch}"
-            raise UserError("--model", self.name, rule, "give shards for this tower")
+            raise UserError("model", self.name, rule, "give shards for this tower")
         if isinstance(self.projector, CAbstractor) and self.projector.grid != self.grid:
             rule = f"its projector is for a grid of {self.projector.grid}, and its tower has one of {self.grid}"
-            raise UserError("--model", self.name, rule, "give the tower that it was trained with")
+            raise UserError("model", self.name, rule, "give the tower that it was trained with")
         return Sight(view, self.mean, self.std, self.pooled_grid**2)
 
     @torch.inference_mode()

@@ -85,7 +85,7 @@ def _read(
         pixels = sight.pixels(sample.image, decode_settings(shards))
     except BadImage as error:
         rule_ = f"the image of {sample.key} can't be decoded ({error})"
-        raise UserError("--shards", shards.folder, rule_, f"see `pad verify --deep {shards.folder}`") from error
+        raise UserError("shards", shards.folder, rule_, f"see `pad verify {shards.folder}` with `deep`") from error
     names = [region["label"] for region in sample.meta["regions"]]
     labels = list(dict.fromkeys(names))
     coverage = sample.coverage

@@ -240,7 +240,7 @@ class PursuitStudy(Study):
         self.atoms = self.vocabulary.atoms(settings.words)
         if len(self.atoms) < settings.steps:
             rule = f"the words to choose from are {len(self.atoms)} with words = {settings.words!r}"
-            raise UserError("steps", settings.steps, rule, "take fewer steps, or other words")
+            raise UserError("settings.steps", settings.steps, rule, "take fewer steps, or other words")
         self.matrix = unit(subject.words[self.atoms.to(subject.words.device)])
         self.tally = WordTally(self.vocabulary)
         self.residual = [Mean() for _ in range(settings.steps + 1)]
@@ -281,7 +281,8 @@ class LensStudy(Study):
         layers = int(subject.llm.config.get_text_config().num_hidden_layers)
         if not -layers - 1 <= settings.lens_layer <= layers:
             rule = f"the LLM has {layers} layers"
-            raise UserError("lens_layer", settings.lens_layer, rule, f"name one from 0 to {layers}, or -1 for the last")
+            remedy = f"name one from 0 to {layers}, or -1 for the last"
+            raise UserError("settings.lens_layer", settings.lens_layer, rule, remedy)
         self.atoms = vocabulary.atoms("all")
         self.matrix = unit(subject.words[self.atoms.to(subject.words.device)])
         self.embedding, self.logit = WordTally(vocabulary), WordTally(vocabulary)

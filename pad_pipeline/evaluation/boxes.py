@@ -41,7 +41,7 @@ def read_expressions(path: Path) -> list[Expression]:
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError("--data", path, f"it can't be read ({error})", "check the path") from error
+        raise UserError("data", path, f"it can't be read ({error})", "check the path") from error
     try:
         if path.suffix in (".jsonl", ".ndjson"):
             entries = [json.loads(line) for line in text.split("\n") if line.strip()]
@@ -50,7 +50,7 @@ def read_expressions(path: Path) -> list[Expression]:
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         rule = f"it holds no expressions that can be read ({type(error).__name__}: {error})"
         remedy = "give an MDETR JSON (images with captions, annotations with bbox) or a JSONL of {image, sent, bbox}"
-        raise UserError("--data", path, rule, remedy) from error
+        raise UserError("data", path, rule, remedy) from error
 
 
 def _from_internvl(entry: dict[str, Any], where: str) -> Expression:

@@ -91,7 +91,7 @@ def _ending(sample: Sample) -> str:
     kind = sample.meta.get("format")
     if not isinstance(kind, str) or kind not in ENDINGS:
         rule = "this is no format of images that pad decodes"
-        raise UserError(f"SHARDS: format of {sample.key}", repr(kind)[:80], rule, "see `pad verify --deep`")
+        raise UserError("shards", f"format {repr(kind)[:80]} of {sample.key}", rule, "see `pad verify` with `deep`")
     return ENDINGS[kind]
 
 

@@ -1,6 +1,6 @@
 """Export a run as a dataset repository of the Hugging Face hub: the unchanged shards, and a dataset card.
 
-The repository is also a run's folder: `pad train --shards hf://datasets/OWNER/NAME` reads it on the hub.
+The repository is also a run's folder: `pad train` reads hf://datasets/OWNER/NAME on the hub.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ def export_hub(
         UserError: the run is not finished, or is in the folder itself; or `repository` is no name of a repository.
     """
     if not _NAME.fullmatch(repository):
-        raise UserError("--push", repository, "a repository is called OWNER/NAME", "correct the name")
+        raise UserError("repository", repository, "a repository is called OWNER/NAME", "correct the name")
     if resolved(shards.folder) == resolved(target.path):
         raise UserError("out", target.path, "these are the shards that are read", "name another `out`")
     if missing := shards.run.shards - len(shards.names):
         rule = f"{missing} of its {shards.run.shards} shards are not finished"
-        raise UserError("SHARDS", shards.folder, rule, "run the command that makes it again, then export it")
+        raise UserError("shards", shards.folder, rule, "run the command that makes it again, then export it")
     target.remove(CARD, RUN_NAME)  # removed first, so that half an export is not read as a run
     target.remove(*SHARDS, but={f"{shard}.{ending}" for shard in shards.names for ending in ("tar", "parquet")})
     stats = Statistics(shards)
@@ -89,14 +89,14 @@ def _copy(shards: ShardFolder, name: str, target: Target, link: bool = False) ->
             shutil.copyfileobj(source, out)
 
 
-def push(folder: Path, name: str, private: bool) -> str:
+def push(folder: Path, repository: str, private: bool) -> str:
     """Upload an exported folder to the hub, and return its URL.
 
     Shards that are in the repository and not in the folder are deleted.
 
     Args:
         folder: the folder that `export_hub` wrote.
-        name: `owner/name` of the repository.
+        repository: `owner/name` its name.
         private: whether the repository is private, if it is new.
 
     Raises:
@@ -106,11 +106,13 @@ def push(folder: Path, name: str, private: bool) -> str:
 
     try:
         api = HfApi()
-        api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
+        api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
         api.upload_folder(
-            repo_id=name, repo_type="dataset", folder_path=folder, ignore_patterns=[MARK], delete_patterns=[*SHARDS]
-        )
+            repo_id=repository, repo_type="dataset", folder_path=folder,
+            ignore_patterns=[MARK], delete_patterns=[*SHARDS],
+        )  # fmt: skip
     except Exception as error:  # the client raises many types: for the network, rights, names
         reason = f"it can't be uploaded ({type(error).__name__}: {error})"
-        raise UserError("--push", name, reason, "log in with `hf auth login`, check the name, try again") from error
-    return f"https://huggingface.co/datasets/{name}"
+        remedy = "log in with `hf auth login`, check the name, try again"
+        raise UserError("repository", repository, reason, remedy) from error
+    return f"https://huggingface.co/datasets/{repository}"

@@ -20,5 +20,5 @@ def checked_regions(sample: Sample) -> list[RegionJson]:
             check_mask(region["rle"], sample.meta["width"], sample.meta["height"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             rule = f"it can't be used ({type(error).__name__}: {error})"
-            raise UserError(f"SHARDS: mask {number} of", sample.key, rule, "see `pad verify --deep`") from error
+            raise UserError("shards", f"mask {number} of {sample.key}", rule, "see `pad verify` with `deep`") from error
     return regions

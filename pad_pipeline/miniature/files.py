@@ -25,11 +25,11 @@ class World(NamedTuple):
 
     images: Path
     llava: Path
-    """LLaVA JSON with captions, for training stage 1 and `pad build --images`."""
+    """LLaVA JSON with captions, for training stage 1 and `pad build`."""
     chat: Path
     """LLaVA JSON with conversations, for training stage 2."""
     instances: Path
-    """COCO JSON with the exact regions, for `pad import coco --annotations`."""
+    """COCO JSON with the exact regions, for `pad import coco`."""
     refer: Path
     """JSON with referring expressions: a list of `{"image", "phrase", "box": [x0, y0, x1, y1] in pixels, "label"}`."""
     llava_refer: Path
@@ -48,11 +48,11 @@ def index_of(key: str) -> int:
     return int(key.removeprefix("scene-"))
 
 
-def write_world(folder: Path, count: int, seed: int = 0, indices: Iterable[int] = ()) -> World:
-    """Draw `count` scenes of the world `seed`, and write them into `folder`.
+def write_world(out: Path, count: int, seed: int = 0, indices: Iterable[int] = ()) -> World:
+    """Draw `count` scenes of the world `seed`, and write them into `out`.
 
     Args:
-        folder: a new or empty folder, or one with drawn scenes, which are overwritten.
+        out: a new or empty folder, or one with drawn scenes, which are overwritten.
         count: the number of scenes.
         seed: the seed of the world.
         indices: the indices 0 to `count - 1`, wrapped into a progress bar; by default, without one.
@@ -61,13 +61,13 @@ def write_world(folder: Path, count: int, seed: int = 0, indices: Iterable[int] 
         UserError: the folder holds something else.
         OSError: a file can't be written.
     """
-    claim_folder(folder, WORLD)
-    images = folder / "images"
+    claim_folder(out, WORLD)
+    images = out / "images"
     images.mkdir(parents=True, exist_ok=True)
     for old in images.glob("scene-*.png"):  # images of an earlier world, which may have had more scenes
         old.unlink()
     # Draw scene after scene, and collect the contents of the JSON files.
-    (folder / WORLD).write_text(json.dumps({"seed": seed, "count": count, "labels": LABELS}) + "\n", "utf-8")
+    (out / WORLD).write_text(json.dumps({"seed": seed, "count": count, "labels": LABELS}) + "\n", "utf-8")
     captions: list[dict[str, Any]] = []
     chats: list[dict[str, Any]] = []
     phrases: list[dict[str, Any]] = []
@@ -97,11 +97,11 @@ def write_world(folder: Path, count: int, seed: int = 0, indices: Iterable[int] 
     # Write the JSON files.
     world = World(
         images,
-        folder / "llava.json",
-        folder / "llava_chat.json",
-        folder / "instances.json",
-        folder / "refer.json",
-        folder / "llava_refer.json",
+        out / "llava.json",
+        out / "llava_chat.json",
+        out / "instances.json",
+        out / "refer.json",
+        out / "llava_refer.json",
     )
     contents = (captions, chats, phrases, boxes)
     for path, content in zip((world.llava, world.chat, world.refer, world.llava_refer), contents, strict=True):

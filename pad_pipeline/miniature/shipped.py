@@ -106,7 +106,7 @@ def check_labels(field: str, value: Any, labels: list[str], whole: bool = False)
     """
     if unknown := [label for label in labels if label not in LABELS]:
         rule = f"it has labels that the drawn world does not know ({', '.join(map(repr, unknown[:3]))})"
-        raise UserError(field, value, rule, "use models for the world's labels, such as --models miniature")
+        raise UserError(field, value, rule, "use models for the world's labels, such as the miniature")
     if whole and tuple(labels) != LABELS:
         rule = f"it is made for {len(labels)} labels, and the drawn world has {len(LABELS)} or another order of them"
         raise UserError(field, value, rule, REMEDY)

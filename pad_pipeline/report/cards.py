@@ -76,7 +76,7 @@ def make_card(shards: ShardFolder, name: str, row: dict[str, Any], edge: int) ->
     except Exception as error:  # any exception here means that the shard's bytes are damaged
         rule = f"{row['key']} in it is damaged ({type(error).__name__}: {error})"
         raise UserError(
-            "shards", f"{shards.folder}/{name}.tar", rule, f"see `pad verify {shards.folder} --deep`"
+            "shards", f"{shards.folder}/{name}.tar", rule, f"see `pad verify {shards.folder}` with `deep`"
         ) from error
     touched = np.bincount(sample.coverage[sample.coverage > 0] >> 4, minlength=TOUCHED_BINS)
     return Card(data, text, image, measures, touched)

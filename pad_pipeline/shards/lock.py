@@ -41,7 +41,7 @@ def _owner() -> dict[str, Any]:
 
 def _in_use(folder: Folder, owner: dict[str, Any]) -> UserError:
     holder = f"process {owner.get('process', '?')} on {owner.get('host', '?')}"
-    return UserError("--out", folder, f"another run is writing there ({holder})", "wait for its end, or stop it")
+    return UserError("out", folder, f"another run is writing there ({holder})", "wait for its end, or stop it")
 
 
 @contextmanager

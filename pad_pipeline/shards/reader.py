@@ -92,16 +92,15 @@ class ShardFolder:
     """The finished shards of a run.
 
     Args:
-        where: the run's folder: a path, or a URL of an object store.
-        field: what the user calls it, for errors.
+        shards: the run's folder: a path, or a URL of an object store.
 
     Raises:
         UserError: the folder holds no run.
     """
 
-    def __init__(self, where: str | Path | Folder, field: str = "shards") -> None:
-        self.folder = folder_at(where, field)
-        self.run = Run.read(self.folder, field)
+    def __init__(self, shards: str | Path | Folder) -> None:
+        self.folder = folder_at(shards)
+        self.run = Run.read(self.folder)
         numbers = (int(found[1]) for name, _ in self.folder.files() if (found := _INDEX.fullmatch(name)))
         self.names = [shard_name(number) for number in sorted(set(numbers)) if number < self.run.shards]
 
@@ -220,13 +219,13 @@ def totals_in(facts: dict[bytes, bytes]) -> dict[str, int]:
     return counts
 
 
-def open_shards(folder: str | Path | Folder, field: str = "shards") -> ShardFolder:
+def open_shards(shards: str | Path | Folder) -> ShardFolder:
     """Return the finished shards of a run's folder.
 
     Raises:
         UserError: there is no run in it, or no finished shard.
     """
-    shards = ShardFolder(folder, field)
-    if not shards.names:
-        raise UserError(field, folder, "no shard in it is finished", "run the `pad build` that made it again")
-    return shards
+    found = ShardFolder(shards)
+    if not found.names:
+        raise UserError("shards", shards, "no shard in it is finished", "run the `pad build` that made it again")
+    return found

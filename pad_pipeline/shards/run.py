@@ -48,7 +48,7 @@ class Run(BaseModel):
     rerun reports differences, and goes on."""
 
     @classmethod
-    def read(cls, folder: Folder, field: str = "shards") -> Run:
+    def read(cls, folder: Folder) -> Run:
         """Read the run.json in `folder`.
 
         Raises:
@@ -56,16 +56,16 @@ class Run(BaseModel):
         """
         where, remedy = f"{folder}/{RUN_NAME}", "name a folder that `pad build` or `pad import` wrote"
         if not folder.has(RUN_NAME):
-            raise UserError(field, folder, f"there is no {RUN_NAME} in it", remedy)
+            raise UserError("shards", folder, f"there is no {RUN_NAME} in it", remedy)
         try:
             data = json.loads(folder.read(RUN_NAME))
             if data.get("schema_version") != SCHEMA_VERSION:
                 rule = f"it has schema version {data.get('schema_version')}, and this pad reads {SCHEMA_VERSION}"
-                raise UserError(field, folder, rule, "use the version of pad that wrote it, or build it anew")
+                raise UserError("shards", folder, rule, "use the version of pad that wrote it, or build it anew")
             return cls.model_validate({name: value for name, value in data.items() if name != "seal"})
         except (ValueError, AttributeError, RecursionError, ValidationError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(field, where, f"it is not a run.json of pad's ({reason})", remedy) from error
+            raise UserError("shards", where, f"it is not a run.json of pad's ({reason})", remedy) from error
 
     def write(self, folder: Folder) -> None:
         """Write run.json into `folder`, with a seal."""

@@ -94,13 +94,13 @@ class Statistics:
         self.out_of_view += hidden
 
 
-def read_statistics(folder: Path | str) -> Statistics:
+def read_statistics(shards: Path | str) -> Statistics:
     """Count the images and regions of all finished shards.
 
     Raises:
         UserError: no shard is finished.
     """
-    stats = Statistics(open_shards(folder))
+    stats = Statistics(open_shards(shards))
     for shard in stats.shards.names:
         stats.add_shard(shard)
     return stats

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from pad_pipeline.errors import UserError
+from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.records import Planned
-from pad_pipeline.storage import is_url, url_problem
+from pad_pipeline.storage import file_system, is_url, url_problem
 
 
 class Source(Protocol):
@@ -30,20 +30,20 @@ class Source(Protocol):
         ...
 
 
-def read_json(field_name: str, path: Path) -> Any:
+def read_json(field: str, path: Path) -> Any:
     """A JSON file of the user's.
 
     Raises:
         UserError: it is not there, or is not JSON.
     """
     if not path.is_file():
-        raise UserError(field_name, path, "there is no such file", "check the path")
+        raise UserError(field, path, "there is no such file", "check the path")
     try:
         text = path.read_text("utf-8-sig")
         value = json.loads(text)
         return clean(value) if "\\ud" in text.lower() else value
     except (ValueError, RecursionError) as error:
-        raise UserError(field_name, path, f"it is not valid JSON ({error})", "mend or re-download the file") from error
+        raise UserError(field, path, f"it is not valid JSON ({error})", "mend or re-download the file") from error
 
 
 def clean(value: Any) -> Any:
@@ -58,21 +58,27 @@ def clean(value: Any) -> Any:
     return value
 
 
-def require_folder(field_name: str, path: Path | str) -> str:
-    """`path`, if it is a folder or the URL of one.
+def require_folder(images: Path | str) -> str:
+    """Return `images` in full, if it is a folder or the URL of one.
 
     Raises:
         UserError: it is not.
     """
-    if isinstance(path, str) and is_url(path):
-        if problem := url_problem(path):
-            raise UserError(field_name, path, problem, "copy the files to one of these, or to a local folder")
-        return path.rstrip("/")
-    path = Path(path)
+    if isinstance(images, str) and is_url(images):
+        if problem := url_problem(images):
+            raise UserError("images", images, problem, "copy the files to one of these, or to a local folder")
+        return images.rstrip("/")
+    path = Path(images)
     if not path.is_dir():
         rule = "this is not a folder" if path.exists() else "there is no such folder"
-        raise UserError(field_name, path, rule, "check the path")
+        raise UserError("images", path, rule, "check the path")
     return str(path.resolve())
+
+
+def image_store(url: str) -> tuple[Any, str]:
+    """Return fsspec's file system for a URL of images, and the path in it; an error is one of `images`."""
+    with rename_field(url="images"):
+        return file_system(url)
 
 
 def path_problem(source: str) -> str:

@@ -23,9 +23,9 @@ class CocoSource:
     """
 
     def __init__(self, annotations: Path, images: Path | str, captions: Path | None = None) -> None:
-        self.origin, self.root = str(annotations), require_folder("--images", images)
+        self.origin, self.root = str(annotations), require_folder(images)
         self.counts: Counter[str] = Counter()
-        data = read_json("--annotations", annotations)
+        data = read_json("annotations", annotations)
         for part in ("images", "annotations"):
             if not isinstance(data, dict) or not isinstance(data.get(part), list):
                 raise _malformed(annotations, f"it has no list {part!r}", "give a COCO instances.json")
@@ -61,7 +61,7 @@ class CocoSource:
                 self.counts["captions that can't be read"] += 1
 
     def _read_captions(self, path: Path) -> None:
-        data = read_json("--captions", path)
+        data = read_json("captions", path)
         if isinstance(data, list):
             for record in data:
                 if isinstance(record, dict) and isinstance(record.get("image"), str):
@@ -74,7 +74,7 @@ class CocoSource:
         elif isinstance(data, dict) and isinstance(data.get("annotations"), list):
             self._sort([entry for entry in data["annotations"] if isinstance(entry, dict) and "caption" in entry])
         else:
-            raise UserError("--captions", path, "it is neither COCO captions nor a LLaVA JSON", "give one of the two")
+            raise UserError("captions", path, "it is neither COCO captions nor a LLaVA JSON", "give one of the two")
 
     def __iter__(self) -> Iterator[Planned]:
         """The images in the order of their ids."""
@@ -141,4 +141,4 @@ def _is_name(value: Any) -> bool:
 
 
 def _malformed(path: Path, rule: str, remedy: str = "mend the file") -> UserError:
-    return UserError("--annotations", path, rule, remedy)
+    return UserError("annotations", path, rule, remedy)

@@ -10,8 +10,7 @@ from typing import Any
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import Place, Planned
-from pad_pipeline.sources.base import require_folder
-from pad_pipeline.storage import file_system
+from pad_pipeline.sources.base import image_store, require_folder
 
 IMAGE_ENDINGS = frozenset(
     [
@@ -45,8 +44,8 @@ class FolderSource:
     """Every image below a folder, sorted by path. Hidden files and folders are left out. Memory holds the names of one
     folder at a time, for they must be sorted."""
 
-    def __init__(self, root: Path) -> None:
-        self.origin = self.root = require_folder("--images", root)
+    def __init__(self, images: Path) -> None:
+        self.origin = self.root = require_folder(images)
         self.counts: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Planned]:
@@ -62,16 +61,16 @@ class FolderSource:
 
     def _unlistable(self, error: OSError) -> None:
         remedy = "let it be read, or move it away: a folder that is left out in silence would be missed in the shards"
-        raise UserError("--images", error.filename, f"it can't be listed ({error.strerror})", remedy) from error
+        raise UserError("images", error.filename, f"it can't be listed ({error.strerror})", remedy) from error
 
 
 class RemoteFolderSource:
     """The same for a prefix in an object store, whose listing tells the sizes too."""
 
-    def __init__(self, url: str) -> None:
-        self.origin = self.root = require_folder("--images", url)
+    def __init__(self, images: str) -> None:
+        self.origin = self.root = require_folder(images)
         self.counts: Counter[str] = Counter()
-        self._store, self._prefix = file_system("--images", self.root)
+        self._store, self._prefix = image_store(self.root)
 
     def __iter__(self) -> Iterator[Planned]:
         """The images, in the order of a local folder."""
@@ -93,7 +92,7 @@ class RemoteFolderSource:
             yield from self._store.walk(self._prefix, detail=True, on_error="raise")
         except Exception as error:  # whatever the network and the store's library come up with
             rule = f"it can't be listed ({type(error).__name__}: {error})"
-            raise UserError("--images", self.root, rule, "check the URL, and try again") from error
+            raise UserError("images", self.root, rule, "check the URL, and try again") from error
 
 
 def _is_image(name: str, counts: Counter[str]) -> bool:

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from pad_pipeline.errors import UserError
+from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.records import Planned
-from pad_pipeline.sources.base import clean, location_problem, require_folder
-from pad_pipeline.storage import file_system, is_url
+from pad_pipeline.sources.base import clean, image_store, location_problem, require_folder
+from pad_pipeline.storage import is_url
 
 _WINDOW = 1 << 16
 """Characters that are read at a time."""
@@ -27,16 +27,16 @@ class LlavaSource:
     """The records that have an image. Text-only records (LLaVA's stage 2 has them) are counted and left out.
 
     Args:
-        path: the JSON file, or its URL.
+        images: the JSON file, or its URL.
         image_root: what image paths are relative to; by default the folder that the file lies in.
     """
 
-    def __init__(self, path: str | Path, image_root: str | Path | None) -> None:
-        self.origin = str(path)
+    def __init__(self, images: str | Path, image_root: str | Path | None) -> None:
+        self.origin = str(images)
         self.root = default_root(self.origin, image_root)
         self.counts: Counter[str] = Counter()
         if not is_url(self.origin) and not Path(self.origin).is_file():
-            raise UserError("--images", path, "there is no such file", "check the path")
+            raise UserError("images", images, "there is no such file", "check the path")
         next(self.records(), None)  # a file of another kind is told at once
 
     def __iter__(self) -> Iterator[Planned]:
@@ -57,21 +57,20 @@ class LlavaSource:
         Raises:
             UserError: it is no such list, or damaged.
         """
-        opened = open_text("--images", self.origin)
-        with opened as stream:
+        with open_text(self.origin) as stream:
             try:
                 yield from stream_list(stream)
             except (ValueError, RecursionError) as error:
                 if isinstance(error, _NoListError):
                     rule = f"it holds {error}, and should hold a list of {{id, image, conversations}}"
-                    raise UserError("--images", self.origin, rule, "give a LLaVA JSON") from error
+                    raise UserError("images", self.origin, rule, "give a LLaVA JSON") from error
                 rule = f"it is not valid JSON ({error})"
-                raise UserError("--images", self.origin, rule, "mend or re-download the file") from error
+                raise UserError("images", self.origin, rule, "mend or re-download the file") from error
             except Exception as error:
                 if not is_url(self.origin):
                     raise
                 rule = f"it can't be read ({type(error).__name__}: {error})"
-                raise UserError("--images", self.origin, rule, "check the URL, and try again") from error
+                raise UserError("images", self.origin, rule, "check the URL, and try again") from error
 
 
 def read_record(record: dict[str, Any], number: int, name: Any, image: Any) -> Planned:
@@ -90,20 +89,21 @@ def read_record(record: dict[str, Any], number: int, name: Any, image: Any) -> P
 def default_root(origin: str, image_root: str | Path | None) -> str:
     """The folder that paths in the file `origin` are relative to."""
     if image_root is not None:
-        return require_folder("--image-root", image_root)
+        with rename_field(images="image_root"):
+            return require_folder(image_root)
     return origin.rpartition("/")[0] if is_url(origin) else str(Path(origin).resolve().parent)
 
 
-def open_text(field: str, origin: str) -> TextIO:
-    """A local or remote text file; bytes that are no UTF-8 are an error when they are read."""
-    if is_url(origin):
-        store, path = file_system(field, origin)
+def open_text(images: str) -> TextIO:
+    """Open a local or remote text file that names images; bytes that are no UTF-8 are an error when they are read."""
+    if is_url(images):
+        store, path = image_store(images)
         try:
             stream: TextIO = store.open(path, "r", encoding="utf-8-sig", newline="")
             return stream
         except Exception as error:
-            raise UserError(field, origin, f"it can't be opened ({error})", "check the URL") from error
-    return Path(origin).open(encoding="utf-8-sig", newline="")
+            raise UserError("images", images, f"it can't be opened ({error})", "check the URL") from error
+    return Path(images).open(encoding="utf-8-sig", newline="")
 
 
 class _NoListError(ValueError):

@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import Planned
-from pad_pipeline.sources.base import below, clean, ending_of, location_problem
+from pad_pipeline.sources.base import below, clean, ending_of, image_store, location_problem
 from pad_pipeline.sources.llava import caption_of, default_root, open_text, read_conversations
-from pad_pipeline.storage import file_system, is_url
+from pad_pipeline.storage import is_url
 
 GUESSES = {
     "image": ("image", "path", "file_name", "filename", "file", "image_path", "img", "url", "image_url"),
@@ -44,7 +44,7 @@ class ManifestSource:
     """The rows that have an image; the others are counted.
 
     Args:
-        path: the list, or its URL; its ending says what it is.
+        images: the list, or its URL; its ending says what it is.
         image_root: what relative paths are relative to; by default the folder that the list lies in.
         columns: which column holds the `image`, `id`, `caption` or `conversations`, where `GUESSES` don't find it.
 
@@ -52,8 +52,8 @@ class ManifestSource:
         UserError: it can't be read, or lacks a column.
     """
 
-    def __init__(self, path: str, image_root: str | Path | None, columns: Mapping[str, str]) -> None:
-        self.origin = str(path)
+    def __init__(self, images: str, image_root: str | Path | None, columns: Mapping[str, str]) -> None:
+        self.origin = str(images)
         self.root = default_root(self.origin, image_root)
         self.counts: Counter[str] = Counter()
         self._named = dict(columns)
@@ -65,7 +65,7 @@ class ManifestSource:
         self._read = {".parquet": self._parquet, ".csv": self._csv, ".tsv": self._csv}.get(ending, self._jsonl)
         self._unit = "row" if ending == ".parquet" else "line"
         if not is_url(self.origin) and not Path(self.origin).is_file():
-            raise UserError("--images", path, "there is no such file", "check the path")
+            raise UserError("images", images, "there is no such file", "check the path")
         next(self._rows(), None)  # a file of another kind is told at once
 
     def __iter__(self) -> Iterator[Planned]:
@@ -109,7 +109,8 @@ class ManifestSource:
 
     def _parquet(self) -> Iterator[_Row]:
         remote = is_url(self.origin)
-        file = _open_remote(self.origin) if remote else self.origin
+        store, path = image_store(self.origin) if remote else (None, self.origin)
+        file = store.open(path, "rb") if store else path
         # From a disk in small pieces; from afar a column of a row group at once. Buffering ahead would keep them all.
         with pq.ParquetFile(file, buffer_size=0 if remote else 1 << 20, pre_buffer=False) as table:
             names = self._columns(table.schema_arrow.names)
@@ -141,7 +142,7 @@ class ManifestSource:
             raise self._wrong(rule, remedy)
 
     def _csv(self) -> Iterator[_Row]:
-        with open_text("--images", self.origin) as stream:
+        with open_text(self.origin) as stream:
             # Strict, for otherwise a quote that is never closed would swallow rows in silence.
             reader = csv.reader(_lines(stream), delimiter=self._delimiter, strict=True)
             try:
@@ -161,7 +162,7 @@ class ManifestSource:
                 raise self._wrong(rule, "mend its quotes, or give a Parquet or JSONL file") from error
 
     def _jsonl(self) -> Iterator[_Row]:
-        with open_text("--images", self.origin) as stream:
+        with open_text(self.origin) as stream:
             records = self._records(stream)
             head = list(islice(records, _HEAD))
             names = dict.fromkeys(name for _, record in head if isinstance(record, dict) for name in record)
@@ -201,20 +202,20 @@ class ManifestSource:
         for role, column in self._named.items():
             if role not in GUESSES:
                 rule = f"{role!r} is none of {', '.join(GUESSES)} (the columns are: {listed})"
-                raise UserError("--columns", f"{role}={column}", rule, "correct it")
+                raise UserError("columns", f"{role}={column}", rule, "correct it")
             if found[role] is None:
                 rule = f"{self.origin} has no such column; it has: {listed}"
-                raise UserError("--columns", f"{role}={column}", rule, "name one of these")
+                raise UserError("columns", f"{role}={column}", rule, "name one of these")
         if found["image"] is None:
             rule = f"it has no column {', '.join(GUESSES['image'])}; its columns are: {listed}"
-            raise self._wrong(rule, "say which one holds the image: --columns image=NAME")
+            raise self._wrong(rule, "say which one holds the image: `columns` image=NAME")
         for chosen in found.values():
             if chosen is not None and there.count(chosen) > 1:
                 raise self._wrong(f"it has more than one column {chosen!r}", "rename all but one")
         return tuple(found.values())
 
     def _wrong(self, rule: str, remedy: str) -> UserError:
-        return UserError("--images", self.origin, rule, remedy)
+        return UserError("images", self.origin, rule, remedy)
 
 
 def _find(there: Sequence[str], named: Mapping[str, str]) -> tuple[str | None, ...]:
@@ -235,11 +236,6 @@ def _find(there: Sequence[str], named: Mapping[str, str]) -> tuple[str | None, .
 
 def _lines(stream: TextIO) -> Iterator[str]:
     return iter(partial(stream.readline, _LONGEST), "")
-
-
-def _open_remote(url: str) -> Any:
-    store, path = file_system("--images", url)
-    return store.open(path, "rb")
 
 
 def _text(role: str, value: Any) -> str:

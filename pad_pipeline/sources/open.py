@@ -1,13 +1,13 @@
-"""Which source `--images` names."""
+"""Choose the source for what a user names as images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from pad_pipeline.errors import UserError
+from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.sources.base import Source, ending_of
-from pad_pipeline.storage import folder_at, is_url, url_problem
+from pad_pipeline.storage import folder_at, is_url
 
 LISTS = {".parquet", ".csv", ".tsv", ".jsonl", ".ndjson"}
 """Endings of files that list images, one a row."""
@@ -16,7 +16,7 @@ LISTS = {".parquet", ".csv", ".tsv", ".jsonl", ".ndjson"}
 def open_source(
     images: str | Path, image_root: str | Path | None = None, columns: Mapping[str, str] | None = None
 ) -> Source:
-    """The source that `--images` names.
+    """Return the source that reads `images`.
 
     Args:
         images: a folder, a LLaVA JSON, a list (Parquet, CSV, TSV, JSONL), a pattern of WebDataset tars, or a folder of
@@ -25,7 +25,7 @@ def open_source(
         columns: for a list: what each of its columns is called, where that can't be guessed.
 
     Raises:
-        UserError: it is none of these, or an option does not go with it.
+        UserError: it is none of these, or another argument does not go with it.
     """
     from pad_pipeline.shards.run import is_run
     from pad_pipeline.sources.folder import FolderSource, RemoteFolderSource
@@ -37,22 +37,22 @@ def open_source(
     text, remote = str(images), is_url(str(images))
     ending = ending_of(text)
     is_folder = not remote and Path(text).is_dir()
-    if remote and (problem := url_problem(text)):
-        raise UserError("--images", text, problem, "copy the files to one of these, or to a local folder")
     if columns and (is_folder or ending not in LISTS):
-        raise UserError("--columns", ",".join(columns), "it goes with a list of images only", "leave it out")
+        raise UserError("columns", ",".join(columns), "it goes with a list of images only", "leave it out")
     if not is_folder and ending in LISTS:
         return ManifestSource(text, image_root, columns or {})
     if not is_folder and ending == ".json":
         return LlavaSource(text, image_root)
     if image_root is not None:
         rule = "it goes with a LLaVA JSON or a list of images only"
-        raise UserError("--image-root", image_root, rule, "leave it out")
+        raise UserError("image_root", image_root, rule, "leave it out")
     if not is_folder and ending == ".tar":
         return TarSource(text)
     if not remote and Path(text).is_file():
         rule = "this file is no folder, no .json, no list (.parquet, .csv, .tsv, .jsonl) and no .tar"
-        raise UserError("--images", text, rule, "name one of these")
-    if (remote or is_folder) and is_run(folder := folder_at(text, "--images")):
+        raise UserError("images", text, rule, "name one of these")
+    with rename_field(shards="images"):
+        folder = folder_at(text)
+    if (remote or is_folder) and is_run(folder):
         return ShardsSource(folder)
     return RemoteFolderSource(text) if remote else FolderSource(Path(text))

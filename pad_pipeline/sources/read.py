@@ -11,7 +11,8 @@ from typing import Any
 from pad_pipeline.errors import UserError
 from pad_pipeline.images import BadImage
 from pad_pipeline.records import Place
-from pad_pipeline.storage import file_system, is_url, url_problem
+from pad_pipeline.sources.base import image_store
+from pad_pipeline.storage import is_url, url_problem
 
 TRIES = 3
 """Of a read over the network, before the image fails."""
@@ -99,7 +100,7 @@ def _fetch(url: str, place: Place, most: int) -> bytes:
 
 def _store(url: str) -> tuple[Any, str]:
     if not url.startswith("http"):
-        return file_system("--images", url)
+        return image_store(url)
     import aiohttp
     import fsspec
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from pad_pipeline.errors import rename_field
 from pad_pipeline.records import Place, Planned
 from pad_pipeline.storage import Folder
 
@@ -17,10 +18,11 @@ class ShardsSource:
         UserError: no shard in it is finished.
     """
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, images: Folder) -> None:
         from pad_pipeline.shards.reader import open_shards
 
-        self.shards = open_shards(folder, "--images")
+        with rename_field(shards="images"):
+            self.shards = open_shards(images)
         self.origin = str(self.shards.folder)
         self.root = self.origin if self.shards.folder.remote else str(Path(self.origin).resolve())
         self.counts: Counter[str] = Counter()

@@ -18,15 +18,15 @@ class StoredSource:
     Each image is planned at its `ShardRow`.
 
     Args:
-        folders: of runs; each a path or a URL.
+        shards: the folder of each run, a path or a URL.
         selection: which images.
 
     Raises:
         UserError: one of them holds no finished shard.
     """
 
-    def __init__(self, folders: list[str], selection: Selection | None = None) -> None:
-        self.runs = [open_shards(folder, "SHARDS") for folder in folders]
+    def __init__(self, shards: list[str], selection: Selection | None = None) -> None:
+        self.runs = [open_shards(folder) for folder in shards]
         self.selection = selection or Selection()
         self.counts: Counter[str] = Counter()
         self.origin = ", ".join(str(run.folder) for run in self.runs)

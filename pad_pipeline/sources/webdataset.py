@@ -15,10 +15,10 @@ from typing import Any, BinaryIO
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import Place, Planned
-from pad_pipeline.sources.base import clean, require_folder
+from pad_pipeline.sources.base import clean, image_store, require_folder
 from pad_pipeline.sources.folder import IMAGE_ENDINGS
 from pad_pipeline.sources.llava import caption_of, read_conversations
-from pad_pipeline.storage import file_system, is_url
+from pad_pipeline.storage import is_url
 
 _MEMBER = re.compile(r"(?:\./)*((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 """Key and endings. A name that begins with a dot has none."""
@@ -32,14 +32,14 @@ class TarSource:
     """The samples that have an image, in the order of the tars' names. No image is read; text beside one is.
 
     Args:
-        pattern: one tar, or a pattern of several (`*`, `?`, `[]`), as a path or a URL.
+        images: one tar, or a pattern of several (`*`, `?`, `[]`), as a path or a URL.
 
     Raises:
         UserError: there is no such tar, or the first is none.
     """
 
-    def __init__(self, pattern: str) -> None:
-        self.origin = str(pattern)
+    def __init__(self, images: str) -> None:
+        self.origin = str(images)
         self.counts: Counter[str] = Counter()
         # A question mark in an address of the web is no pattern.
         wild = re.search(r"[*\[]" if self.origin.startswith("http") else r"[*?\[]", self.origin)
@@ -47,10 +47,10 @@ class TarSource:
             wild = None
         before = self.origin[: wild.start()] if wild else self.origin
         folder, slash, _ = before.rpartition("/")
-        self.root = require_folder("--images", folder or slash or ".")
+        self.root = require_folder(folder or slash or ".")
         self._tars = self._matches(self.origin[len(folder + slash) :], bool(wild))
         if not self._tars:
-            raise UserError("--images", pattern, "there is no such tar", "check the path or the pattern")
+            raise UserError("images", images, "there is no such tar", "check the path or the pattern")
         with self._opened(self._tars[0]):
             pass  # a file of another kind is told at once
 
@@ -59,8 +59,8 @@ class TarSource:
         if is_url(self.root):
             if not wild:
                 return [pattern]
-            store, path = file_system("--images", f"{self.root}/{pattern}")
-            _, prefix = file_system("--images", self.root)
+            store, path = image_store(f"{self.root}/{pattern}")
+            _, prefix = image_store(self.root)
             try:
                 return sorted(found[len(prefix) :].lstrip("/") for found in store.glob(path))
             except Exception as error:  # whatever the network and the store's library come up with
@@ -70,7 +70,7 @@ class TarSource:
         names = [name for name in names if Path(self.root, name).is_file()]
         for name in names:
             if name.encode(errors="ignore").decode() != name:
-                raise UserError("--images", ascii(name), "the file name is not valid UTF-8", "rename the file")
+                raise UserError("images", ascii(name), "the file name is not valid UTF-8", "rename the file")
         return names
 
     def __iter__(self) -> Iterator[Planned]:
@@ -211,7 +211,7 @@ def _read_json(data: bytes) -> dict[str, Any]:
 def _open(where: str) -> BinaryIO:
     if not is_url(where):
         return Path(where).open("rb")
-    store, path = file_system("--images", where)
+    store, path = image_store(where)
     stream: BinaryIO = store.open(path, "rb")
     return stream
 
@@ -221,10 +221,10 @@ def _open_tar(where: str, stream: BinaryIO) -> tarfile.TarFile:
         return tarfile.open(fileobj=stream, mode="r:", encoding="utf-8", errors="backslashreplace")
     except _DAMAGE as error:
         remedy = "unpack it if it is compressed (gunzip): pad reads single images at their place in the tar"
-        raise UserError("--images", where, f"this is no tar from its first byte on ({error})", remedy) from error
+        raise UserError("images", where, f"this is no tar from its first byte on ({error})", remedy) from error
 
 
 def _unreadable(where: str, error: Exception) -> UserError:
     detail = " ".join(str(error).split())[:200]
     rule = f"it can't be read ({type(error).__name__}: {detail})"
-    return UserError("--images", where, rule, "check it, and try again")
+    return UserError("images", where, rule, "check it, and try again")

@@ -51,12 +51,12 @@ def load_llava(folder: Path) -> Loaded:
         UserError: `folder` is none of these, or damaged.
     """
     folder = llava_folder(folder)
-    kind = KINDS[read_config("--model", folder, set(KINDS))["model_type"]]
+    kind = KINDS[read_config("model", folder, set(KINDS))["model_type"]]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     processor = load_processor(folder)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     # The attention is named here, because the folder could name one that is downloaded as code.
-    model = load_pretrained("--model", folder, kind, dtype, attn_implementation="sdpa")
+    model = load_pretrained("model", folder, kind, dtype, attn_implementation="sdpa")
     return Loaded(folder, _adapted(model, folder).to(device).eval(), processor, device)
 
 
@@ -69,7 +69,7 @@ def llava_folder(folder: Path) -> Path:
     if not (folder / "config.json").exists() and (folder / "hf").is_dir():
         folder = folder / "hf"
     if not folder.is_dir():
-        raise UserError("--model", folder, "there is no such folder", "give the hf/ that pad train wrote")
+        raise UserError("model", folder, "there is no such folder", "give the hf/ that pad train wrote")
     return folder
 
 
@@ -87,7 +87,7 @@ class Chat:
         self.folder, self.model, self.processor, self.device = load_llava(folder)
         if not self.processor.chat_template:
             rule = "it has no chat_template.jinja, which says how a question is put"
-            raise UserError("--model", self.folder, rule, "give a model that was trained on dialogues")
+            raise UserError("model", self.folder, rule, "give a model that was trained on dialogues")
         # This first question reports a template that fails at once. It also lets the tokenizer reset the padding and
         # cutting that its file may ask for: it can't while another thread uses it ("Already borrowed").
         self.prepare(Image.new("RGB", (8, 8)), "")
@@ -149,7 +149,7 @@ class Chat:
             )
         except Exception as error:  # a template is a program of its own
             rule = f"its chat template fails ({type(error).__name__}: {error})"
-            raise UserError("--model", self.folder, rule, "export it again with pad train") from error
+            raise UserError("model", self.folder, rule, "export it again with pad train") from error
         return dict(inputs)
 
     def show(self, image: Image.Image) -> dict[str, torch.Tensor]:
@@ -178,7 +178,7 @@ def load_processor(folder: Path) -> Any:
             return LlavaProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, backend="pil")
     except Exception as error:
         rule = f"its processor can't be loaded ({type(error).__name__}: {str(error)[:300]})"
-        raise UserError("--model", folder, rule, "export it again with pad train") from error
+        raise UserError("model", folder, rule, "export it again with pad train") from error
 
 
 def shown_fit(processor: Any) -> Fit:
@@ -205,7 +205,7 @@ def _adapted(model: Any, folder: Path) -> Any:
         return PeftModel.from_pretrained(model, adapters)
     except ImportError as error:
         rule = f"it has LoRA's adapters apart, and {without('peft')}"
-        raise UserError("--model", folder, rule, OPTIONAL["peft"].install) from error
+        raise UserError("model", folder, rule, OPTIONAL["peft"].install) from error
     except Exception as error:
         rule = f"its adapters can't be loaded ({type(error).__name__}: {str(error)[:300]})"
-        raise UserError("--model", adapters, rule, "export it again with pad train") from error
+        raise UserError("model", adapters, rule, "export it again with pad train") from error

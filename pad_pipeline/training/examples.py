@@ -142,7 +142,7 @@ class ShardExamples:
         self.decoding = decode_settings(shards)
         self.rows = shards.usable()
         if not len(self.rows):
-            raise UserError("--shards", shards.folder, "every image in it failed", "see `pad stats` for the reasons")
+            raise UserError("shards", shards.folder, "every image in it failed", "see `pad stats` for the reasons")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -208,7 +208,7 @@ class DialogueExamples:
         self.lengths: npt.NDArray[np.integer[Any]] | None = np.array(lengths, np.int32)
         self.with_image: npt.NDArray[np.bool_] | None = np.array(with_image, bool)
         if not lengths:
-            raise UserError("--data", source.origin, "it has no record", "give a LLaVA JSON with dialogues")
+            raise UserError("data", source.origin, "it has no record", "give a LLaVA JSON with dialogues")
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -279,4 +279,4 @@ def decode_settings(shards: ShardFolder) -> DecodeSettings:
         return DecodeSettings.model_validate(shards.run.settings["decode"])
     except (KeyError, ValidationError) as error:
         rule = f"its run.json has no usable decode settings ({type(error).__name__})"
-        raise UserError("--shards", shards.folder, rule, "restore run.json, or build the shards again") from error
+        raise UserError("shards", shards.folder, rule, "restore run.json, or build the shards again") from error

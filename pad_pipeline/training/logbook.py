@@ -78,9 +78,9 @@ def _start_wandb(project: str, out: Path) -> None:
     try:
         import wandb
     except ImportError as error:
-        raise UserError("--wandb", project, without("wandb"), OPTIONAL["wandb"].install) from error
+        raise UserError("wandb", project, without("wandb"), OPTIONAL["wandb"].install) from error
     if not installed("tensorboard"):
-        raise UserError("--wandb", project, without("tensorboard"), OPTIONAL["tensorboard"].install)
+        raise UserError("wandb", project, without("tensorboard"), OPTIONAL["tensorboard"].install)
     # `sync_tensorboard` copies what goes to TensorBoard. A name made of the folder continues the folder's run.
     name = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
     wandb.init(project=project, name=out.name, id=name, dir=str(out), resume="allow", sync_tensorboard=True)

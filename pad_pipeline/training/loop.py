@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from pad_pipeline.errors import UserError
+from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.facts import read_facts
 from pad_pipeline.packages import installed, left_out
 from pad_pipeline.shards.reader import open_shards
@@ -69,8 +69,8 @@ class Trainer:
         self.job, self.here, self.report, self.say = job, here, report, say
         self.settings, self.out = job.settings, Path(job.out)
         self._check_out()
-        tower = fetch_model("--vision", job.vision)
-        self.shards = open_shards(job.shards, "--shards") if job.shards else None
+        tower = fetch_model("vision", job.vision)
+        self.shards = open_shards(job.shards) if job.shards else None
         if self.shards:
             check_view(self.shards.run.view, tower, job.vision)  # before the models are loaded
         self.view = self.shards.run.view if self.shards else view_of(tower, job.fit)
@@ -117,8 +117,9 @@ class Trainer:
             raise UserError("template", self.settings.template, rule, "choose another in the settings") from error
         sight = Sight(self.view, model.mean, model.std, model.vision_tokens)
         if not self.shards:
-            source = LlavaSource(job.data, job.image_root or None)
-            return DialogueExamples(source, sight, template, self.settings, model.width)
+            with rename_field(images="data"):
+                source = LlavaSource(job.data, job.image_root or None)
+                return DialogueExamples(source, sight, template, self.settings, model.width)
         embedder = embedder_for(model.llm_folder, self.shards.run)
         if embedder:
             self.say("The shards were built for another LLM: labels are embedded again, with this one's words.")
@@ -136,7 +137,7 @@ class Trainer:
         if self.earlier and self.earlier.get("samples") != samples:
             rule = f"its samples are not those that this training began with ({samples['count']} of them now)"
             remedy = "restore them, or name another `out`"
-            raise UserError("--shards" if self.shards else "--data", self.job.shards or self.job.data, rule, remedy)
+            raise UserError("shards" if self.shards else "data", self.job.shards or self.job.data, rule, remedy)
         return {"job": self.job.facts(), "samples": samples, "view": self.view.model_dump(), "ranks": self.here.world}
 
     def _split(self) -> None:
@@ -212,7 +213,7 @@ class Trainer:
                     self.checkpoints.save(number + 1, self.model, self.optimizer, self.here, loss)
                 began = time.monotonic()
         if first < self.total and not any(entry["supervised_tokens"] or entry["regions"] for entry in log):
-            where = "--shards" if self.job.shards else "--data"
+            where = "shards" if self.job.shards else "data"
             rule = "no sample has a caption or a region in view"
             raise UserError(where, self.job.shards or self.job.data, rule, "give samples with either")
         export(self.model, self.view, self.out, self.here)
@@ -276,7 +277,7 @@ class Trainer:
                 f"the loss of step {number} is no finite number (L_caption {caption}, L_patch {patch}, gradient "
                 f"{norm}; images {', '.join(keys[:8])}); the last checkpoint is kept"
             )
-            raise UserError("--learning-rate", settings.learning_rate, rule, "lower it, or look at these images")
+            raise UserError("learning_rate", settings.learning_rate, rule, "lower it, or look at these images")
         self.optimizer.step()
         return {
             "step": number,
@@ -317,7 +318,7 @@ class Trainer:
         except torch.OutOfMemoryError as error:
             rule = "the GPU has not enough memory for so many samples at a time"
             remedy = "lower it, or set activation_checkpointing; the results stay the same"
-            raise UserError("--micro-batch", len(batch.keys), rule, remedy) from error
+            raise UserError("micro_batch", len(batch.keys), rule, remedy) from error
         squares = torch.stack([by_caption.square().sum(), by_patch.float().square().sum()])
         return torch.cat([torch.stack([losses.caption, losses.patch]).detach().float(), losses.cosine, squares])
 
@@ -383,6 +384,6 @@ class Trainer:
         room = torch.cuda.get_device_properties(self.here.device).total_memory
         fits = int((0.9 * room - kept) / max(most - kept, 1) * size)
         self.say(
-            f"GPU memory: {most / 2**30:.1f} of {room / 2**30:.0f} GiB with --micro-batch {size}; "
+            f"GPU memory: {most / 2**30:.1f} of {room / 2**30:.0f} GiB with a micro-batch of {size}; "
             f"about {max(fits, 1)} would fit."
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, CLIPVisionModel, SiglipVisionModel
 
-from pad_pipeline.errors import UserError
+from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.geometry import Fit, View
 from pad_pipeline.labels import EmbeddingTable, LabelEmbedder, LabelSettings
 from pad_pipeline.packages import OPTIONAL, without
@@ -55,31 +55,29 @@ class MultimodalModel(nn.Module):
         llm: folder or hub name of a LLaMA, Mistral or Qwen type language model.
         settings: the training's settings.
         device: device of all weights; frozen parts are in bfloat16 on a GPU, everything is in float32 on a CPU.
-        projector: path of a `mm_projector.bin` to start from; empty for a new projector.
+        init: path of a `mm_projector.bin` to start from; empty for a new projector.
 
     Raises:
         UserError: a model can't be loaded, or the models do not fit together.
     """
 
-    def __init__(
-        self, vision: str, llm: str, settings: TrainSettings, device: torch.device, projector: str = ""
-    ) -> None:
+    def __init__(self, vision: str, llm: str, settings: TrainSettings, device: torch.device, init: str = "") -> None:
         super().__init__()
         self.settings, self.vision, self.llm_name = settings, vision, llm
         frozen_type = torch.bfloat16 if device.type == "cuda" else torch.float32
-        folder, llm_folder = fetch_model("--vision", vision), fetch_model("--llm", llm)
+        folder, llm_folder = fetch_model("vision", vision), fetch_model("llm", llm)
         self.vision_config = vision_config(folder)
-        read_config("--llm", llm_folder, LLMS)
+        read_config("llm", llm_folder, LLMS)
         self.llm_folder = llm_folder
-        self.tokenizer = load_tokenizer("--llm", llm_folder)
+        self.tokenizer = load_tokenizer("llm", llm_folder)
         self.mean, self.std = normalization(folder)
-        self.tower = load_pretrained("--vision", folder, TOWERS[self.vision_config["model_type"]], frozen_type)
+        self.tower = load_pretrained("vision", folder, TOWERS[self.vision_config["model_type"]], frozen_type)
         self.llm = load_pretrained(
-            "--llm", llm_folder, AutoModelForCausalLM, frozen_type if settings.llm != "full" else torch.float32
+            "llm", llm_folder, AutoModelForCausalLM, frozen_type if settings.llm != "full" else torch.float32
         )
         _check_vocabulary(self.llm, self.tokenizer, llm)
         self.requires_grad_(False)
-        self.projector = self._projector(projector)
+        self.projector = self._projector(init)
         if settings.llm == "full":
             self.llm.requires_grad_(True)
         elif settings.llm == "lora":
@@ -132,11 +130,12 @@ class MultimodalModel(nn.Module):
         fresh = build_projector(settings.projector, tower_width, self.width, self.grid, settings.abstractor_tokens)
         if not path:
             return fresh
-        given = load_projector(Path(path))
+        with rename_field(projector="init"):
+            given = load_projector(Path(path))
         shapes = [{name: value.shape for name, value in one.state_dict().items()} for one in (fresh, given)]
         if shapes[0] != shapes[1]:
             rule = f"it is no {settings.projector} from {tower_width} to {self.width} numbers, on a {self.grid} grid"
-            raise UserError("--init", path, rule, "give the projector of the same tower, LLM and kind")
+            raise UserError("init", path, rule, "give the projector of the same tower, LLM and kind")
         return given
 
     def see(self, pixels: Tensor) -> Tensor:
@@ -212,17 +211,17 @@ def vision_config(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the folder holds no tower of a known type, or the tower drops pixels, which no `View` can express.
     """
-    config = read_config("--vision", folder, set(TOWERS))
+    config = read_config("vision", folder, set(TOWERS))
     inner = config.get("vision_config", config)  # the config of a whole CLIP has the tower's within it
     default = 16 if config["model_type"].startswith("siglip") else 32  # the defaults of transformers' classes
     found = {"image_size": inner.get("image_size", 224), "patch_size": inner.get("patch_size", default)}
     if not all(type(value) is int and value > 0 for value in found.values()):
-        raise UserError("--vision", folder, f"its config.json says {found}", "fetch it again")
+        raise UserError("vision", folder, f"its config.json says {found}", "fetch it again")
     size, patch = found["image_size"], found["patch_size"]
     if size % patch:  # for example SigLIP so400m at 384 px
         rule = f"it sees {size} px in patches of {patch}, and drops the {size % patch} px that are left over"
         remedy = "use a tower whose size is a multiple of its patch, such as google/siglip-large-patch16-384"
-        raise UserError("--vision", folder, rule, remedy)
+        raise UserError("vision", folder, rule, remedy)
     return found | {"model_type": config["model_type"]}
 
 
@@ -242,11 +241,11 @@ def check_view(view: View, folder: Path, vision: str) -> None:
     size, patch = config["image_size"], config["patch_size"]
     if (size, patch) != (view.size, view.patch):
         raise UserError(
-            "--vision",
+            "vision",
             vision,
             f"it sees {size} px in patches of {patch}, and the shards are made for {view.size} px in patches of "
             f"{view.patch} ({view.fit}, a grid of {view.grid} x {view.grid})",
-            f"use the matching tower, or build shards with --view-size {size} --patch {patch}",
+            f"use the matching tower, or build shards with `size` {size} and `patch` {patch}",
         )
 
 
@@ -266,7 +265,7 @@ def normalization(folder: Path) -> tuple[list[float], list[float]]:
         return family_mean, family_std
     except (ValueError, RecursionError) as error:
         raise UserError(
-            "--vision", folder, f"its preprocessor_config.json is no JSON ({error})", "fetch it again"
+            "vision", folder, f"its preprocessor_config.json is no JSON ({error})", "fetch it again"
         ) from error
     defaults = {"image_mean": family_mean, "image_std": family_std}
     mean, std = (config.get(name, default) for name, default in defaults.items())
@@ -275,7 +274,7 @@ def normalization(folder: Path) -> tuple[list[float], list[float]]:
         for values in (mean, std)
     ) or not min(std):
         rule = f"its preprocessor_config.json has image_mean {mean} and image_std {std}, not 3 shares of 1 each"
-        raise UserError("--vision", folder, rule, "fetch it again")
+        raise UserError("vision", folder, rule, "fetch it again")
     return mean, std
 
 
@@ -300,10 +299,10 @@ def _check_vocabulary(llm: Any, tokenizer: Any, name: str) -> None:
     """
     rows = llm.get_input_embeddings().weight.shape[0]
     if llm.get_output_embeddings() is None:
-        raise UserError("--llm", name, "it has no output layer", "give a causal language model")
+        raise UserError("llm", name, "it has no output layer", "give a causal language model")
     if not len(tokenizer) or len(tokenizer) > rows:
         rule = f"its tokenizer has {len(tokenizer)} tokens and its embedding {rows} rows"
-        raise UserError("--llm", name, rule, "use the tokenizer and the checkpoint of one model")
+        raise UserError("llm", name, rule, "use the tokenizer and the checkpoint of one model")
 
 
 def _with_adapters(llm: Any, settings: TrainSettings) -> Any:
@@ -315,7 +314,7 @@ def _with_adapters(llm: Any, settings: TrainSettings) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise UserError("llm", "lora", without("peft"), OPTIONAL["peft"].install) from error
+        raise UserError("settings.llm", "lora", without("peft"), OPTIONAL["peft"].install) from error
     chosen = settings.lora
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     config = LoraConfig(

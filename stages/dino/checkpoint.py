@@ -71,30 +71,26 @@ _HEADS, _LEVELS, _HEAD_WIDTH_OF_BERT = 8, 4, 64
 read off the shapes of its tensors."""
 
 
-def converted_folder(field: str, path: Path) -> Path:
+def converted_folder(path: Path) -> Path:
     """Convert an official file into a model folder of transformers in the cache, and return the folder.
 
     The folder has no tokenizer, because the file has none.
-
-    Args:
-        field: the setting that names the file, for errors.
-        path: the file.
 
     Raises:
         UserError: the file is no official Grounding DINO.
     """
 
     def write(folder: Path) -> None:
-        state = {name.removeprefix("module."): tensor for name, tensor in read_tensors(field, path).items()}
+        state = {name.removeprefix("module."): tensor for name, tensor in read_tensors("detector.model", path).items()}
         try:
             used = {name: tensor for name, tensor in state.items() if not _LEFT_OUT.match(name)}
             config = build_config(used)
-            check_numbers(field, path, used)
+            check_numbers("detector.model", path, used)
             tensors = rename(used)
         except (KeyError, ValueError, IndexError, RuntimeError, ZeroDivisionError) as error:
             rule = f"its tensors look like {family_of(state)}, and should be an official Grounding DINO's ({error})"
             remedy = "give groundingdino_swint_ogc.pth or groundingdino_swinb_cogcoor.pth, or a model of transformers"
-            raise UserError(field, path, rule, remedy) from error
+            raise UserError("detector.model", path, rule, remedy) from error
         config.save_pretrained(folder)
         GroundingDinoImageProcessorPil().save_pretrained(folder)
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})

@@ -63,10 +63,10 @@ class GroundingDino:
         compute: device and precision.
     """
 
-    def __init__(self, field: str, folder: Path, compute: Compute) -> None:
-        config = read_config(field, folder, set(KINDS))
+    def __init__(self, folder: Path, compute: Compute) -> None:
+        config = read_config("detector.model", folder, set(KINDS))
         model = load_pretrained(
-            field,
+            "detector.model",
             folder,
             KINDS[config["model_type"]],
             torch.float32,
@@ -100,12 +100,12 @@ class GroundingDino:
         self.max_tokens: int = model.config.max_text_len
         if not 16 <= self.max_tokens <= 4096:
             rule = f"its config.json sets max_text_len to {self.max_tokens}, and no tag would fit in"
-            raise UserError(field, folder, rule, "fetch the model again")
+            raise UserError("detector.model", folder, rule, "fetch the model again")
         self.queries, self.levels = model.config.num_queries, model.config.num_feature_levels
         self.words: int = model.config.text_config.vocab_size
         # The backbone runs once for each image, and rescaling and normalization move to the device.
         self.backbone = inner.backbone = _SharedFeatures(inner.backbone)
-        self.processor = load_processor(field, folder)
+        self.processor = load_processor(folder)
         mean, std = (torch.tensor(part).view(3, 1, 1) for part in (self.processor.image_mean, self.processor.image_std))
         self.scale = compute.send(self.processor.rescale_factor / std)
         self.shift = compute.send(mean / std)
@@ -208,7 +208,7 @@ class _SharedFeatures(nn.Module):
         return maps, [position[indices] for position in features.positions]
 
 
-def load_processor(field: str, folder: Path) -> GroundingDinoImageProcessorPil:
+def load_processor(folder: Path) -> GroundingDinoImageProcessorPil:
     """Load the image processor of a model folder.
 
     Raises:
@@ -228,4 +228,4 @@ def load_processor(field: str, folder: Path) -> GroundingDinoImageProcessorPil:
         return processor
     except Exception as error:
         rule = f"its preprocessor_config.json can't be used ({type(error).__name__}: {str(error)[:100]})"
-        raise UserError(field, folder, rule, "fetch the model again") from error
+        raise UserError("detector.model", folder, rule, "fetch the model again") from error

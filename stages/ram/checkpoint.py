@@ -17,7 +17,7 @@ _TRAINING_ONLY = re.compile(r"(tag_encoder|text_decoder)\.")
 _CONVERTED = "ram.safetensors"
 
 
-def load_ram(network: Ram, field: str, path: Path) -> Ram:
+def load_ram(network: Ram, path: Path) -> Ram:
     """Load the checkpoint at `path` into `network`.
 
     A training checkpoint has 3 to 5.6 GB. The part that inference needs (0.9 GB for RAM, 1.3 GB for RAM++) is kept in
@@ -35,19 +35,19 @@ def load_ram(network: Ram, field: str, path: Path) -> Ram:
         UserError: the names or shapes of the file's tensors are not exactly the network's.
     """
     if path.suffix == ".safetensors":
-        state = _for_inference(read_tensors(field, path))
-        _check(network, field, path, state)
+        state = _for_inference(read_tensors("tagger.weights", path))
+        _check(network, path, state)
     else:
 
         def write(folder: Path) -> None:
-            tensors = _for_inference(read_tensors(field, path))
-            _check(network, field, path, tensors)  # a wrong file must not get into the cache
+            tensors = _for_inference(read_tensors("tagger.weights", path))
+            _check(network, path, tensors)  # a wrong file must not get into the cache
             # Cloned, because two names may share one tensor, and safetensors refuses to save those.
             save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / _CONVERTED)
 
         cached = converted(path, "ram", write) / _CONVERTED
-        state = read_tensors(field, cached)
-        _check(network, field, path, state)
+        state = read_tensors("tagger.weights", cached)
+        _check(network, path, state)
     network.load_state_dict(state, assign=True)
     return network.float().eval()
 
@@ -62,18 +62,20 @@ def _for_inference(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _check(network: Ram, field: str, path: Path, state: dict[str, Tensor]) -> None:
+def _check(network: Ram, path: Path, state: dict[str, Tensor]) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     if "label_embed" in shapes and ("reweight_scale" in shapes) != ("reweight_scale" in expected):
         family = "ram_plus" if "reweight_scale" in shapes else "ram"
         rule = f"this is a checkpoint of {family}, and tagger.family is {network.settings.family}"
-        remedy = f'set family = "{family}" in the [tagger] section, or use --models plus for the official RAM++'
-        raise UserError(field, path, rule, remedy)
+        remedy = f'set family = "{family}" in the [tagger] section, or use `models` plus for the official RAM++'
+        raise UserError("tagger.weights", path, rule, remedy)
     rows, wanted = shapes.get("label_embed", ()), expected["label_embed"]
     if len(rows) == 2 and rows[0] != wanted[0] and rows[1:] == wanted[1:] and shapes.keys() == expected.keys():
         labels = rows[0] * network.tags / wanted[0]
         rule = f"it has {labels:g} labels, and the tag list has {network.tags} lines"
-        raise UserError(field, path, rule, "give the tag list that belongs to it, one line a label (--tag-list)")
-    check_state_dict(field, path, expected, shapes)
-    check_numbers(field, path, state)
+        raise UserError(
+            "tagger.weights", path, rule, "give the tag list that belongs to it, one line a label (`tag_list`)"
+        )
+    check_state_dict("tagger.weights", path, expected, shapes)
+    check_numbers("tagger.weights", path, state)

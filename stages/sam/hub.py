@@ -32,10 +32,10 @@ class HubSam:
     threshold = 0.0
     """A pixel belongs to a mask if its logit is above this."""
 
-    def __init__(self, field: str, folder: Path, compute: Compute, batch_size: int = 1) -> None:
-        self.kind = read_config(field, folder, set(KINDS))["model_type"]
+    def __init__(self, folder: Path, compute: Compute, batch_size: int = 1) -> None:
+        self.kind = read_config("segmenter.weights", folder, set(KINDS))["model_type"]
         self.compute = compute
-        model = load_pretrained(field, folder, KINDS[self.kind], torch.float32, use_safetensors=True)
+        model = load_pretrained("segmenter.weights", folder, KINDS[self.kind], torch.float32, use_safetensors=True)
         # SAM keeps the aspect ratio and pads; SAM 2 stretches images to the square.
         self.stretched = self.kind.startswith("sam2")
         if not self.stretched:
@@ -51,7 +51,7 @@ class HubSam:
             self.processor(images=Image.new("RGB", (8, 8)), return_tensors="pt")
         except Exception as error:
             rule = f"its preprocessor_config.json can't be used ({type(error).__name__})"
-            raise UserError(field, folder, rule, "fetch the model again") from error
+            raise UserError("segmenter.weights", folder, rule, "fetch the model again") from error
         wanted = (
             model.prompt_encoder.input_image_size
             if not self.stretched
@@ -63,7 +63,7 @@ class HubSam:
         size = self.processor.size.get("longest_edge", self.processor.size.get("height"))
         if tuple(edges) != (self.edge, self.edge) or size != self.edge:
             rule = f"its preprocessor_config.json makes images of {size} pixels, and its model takes {self.edge}"
-            raise UserError(field, folder, rule, "fetch the model again")
+            raise UserError("segmenter.weights", folder, rule, "fetch the model again")
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Return the image as the model takes it: resized, normalized and, but for SAM 2, padded: `[3, S, S]`."""

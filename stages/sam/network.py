@@ -68,24 +68,24 @@ def build_sam(shape: SamShape) -> Sam:
     )
 
 
-def load_sam(field: str, path: Path) -> tuple[Sam, SamShape]:
+def load_sam(path: Path) -> tuple[Sam, SamShape]:
     """Load an official checkpoint; return the network in eval mode, in float32, and its shape, read off the tensors.
 
     Raises:
         UserError: the file's tensors are not exactly those of a SAM.
     """
-    state = read_tensors(field, path)
+    state = read_tensors("segmenter.weights", path)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     try:
         shape = read_shape(shapes)
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         rule = f"its tensors look like {family_of(state)}, and should be a SAM's ({error})"
         remedy = "give sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or sam_vit_h_4b8939.pth"
-        raise UserError(field, path, rule, remedy) from error
+        raise UserError("segmenter.weights", path, rule, remedy) from error
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in build_sam(shape).state_dict().items()}
-    check_state_dict(field, path, expected, shapes)
-    check_numbers(field, path, state)
+    check_state_dict("segmenter.weights", path, expected, shapes)
+    check_numbers("segmenter.weights", path, state)
     sam = build_sam(shape)
     sam.load_state_dict(state, assign=True)
     return sam.float().eval(), shape
@@ -122,7 +122,6 @@ class OfficialSam:
     """SAM with an official checkpoint, on its device.
 
     Args:
-        field: the setting that names the checkpoint, for errors.
         path: the checkpoint.
         compute: device and precision.
         batch_size: images in a full batch.
@@ -133,8 +132,8 @@ class OfficialSam:
     threshold = 0.0
     """A pixel belongs to a mask if its logit is above this."""
 
-    def __init__(self, field: str, path: Path, compute: Compute, batch_size: int = 1) -> None:
-        sam, self.network_shape = load_sam(field, path)
+    def __init__(self, path: Path, compute: Compute, batch_size: int = 1) -> None:
+        sam, self.network_shape = load_sam(path)
         self.compute = compute
         prompts = sam.prompt_encoder  # positions become angles of sine and cosine: in bfloat16 they would be far off
         # These norms are made of elementary operations, so autocast does not keep them in float32, as it does torch's.

@@ -65,7 +65,7 @@ def test_models_are_listed_checked_and_fetched(pad: Pad, models_toml: Path, tmp_
     missing = pad("models", "check", "plus")
     assert missing.code == 1
     assert "segmenter.weights = https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth" in missing.out
-    assert "it is not on this machine; run pad models fetch" in missing.out
+    assert "it is not on this machine; run `pad models fetch`" in missing.out
     unreachable = pad("models", "fetch", "plus")
     assert unreachable.code == 2 and "could not be fetched" in unreachable.err
     for command in ("check", "fetch"):

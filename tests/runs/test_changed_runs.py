@@ -37,7 +37,7 @@ def test_a_difference_is_spelled_out(folder: Path, imported: list[object], pad: 
         refused = pad(*command, *more)
         assert refused.code == 2, refused.out
         assert refused.err.count("\n") == 1
-        assert "--fork NEWOUT" in refused.err
+        assert "a new folder with --fork" in refused.err
         return str(refused.err)
 
     path = folder / "scene-00003.png"

@@ -46,7 +46,7 @@ def test_columns_can_be_named(tmp_path: Path, kind: str) -> None:
     assert list(map(brief, open_source(path, columns=columns))) == [("7", "https://h/yes.jpg", "yes")]
     for wrong in ({"image": "jpeg"}, {"img": "image"}):
         told = error_of(path, columns=wrong)
-        assert told.startswith("--columns = ")
+        assert told.startswith("columns = ")
         assert "image, jpg_url, caption, alt, n" in told
 
 
@@ -55,7 +55,7 @@ def test_a_list_without_images_is_refused(tmp_path: Path, kind: str) -> None:
     """Would catch a build of nothing, from a list whose columns pad doesn't know."""
     told = error_of(write_list(tmp_path / f"list.{kind}", [{"photo": "a.jpg", "words": "w"}]))
     assert "its columns are: photo, words" in told
-    assert "--columns image=NAME" in told
+    assert "`columns` image=NAME" in told
 
 
 @pytest.mark.parametrize("kind", LISTS)
@@ -150,4 +150,4 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path, kind: str) -> None:
         path.write_bytes(b"image\tcaption\na.jpg\tCaf\xe9\n".replace(b"\t", b"\t" if kind == "tsv" else b","))
     else:
         path.write_bytes(b'{"image": "a.jpg", "caption": "Caf\xe9"}\n')
-    assert "--images = " in error_of(path)
+    assert "images = " in error_of(path)

@@ -71,7 +71,7 @@ def test_broken_csv_is_refused(tmp_path: Path) -> None:
     """Would catch a quote that is never closed, which swallows the rows behind it; and a field without an end."""
     for text in ('image,caption\na.jpg,"one\nb.jpg,two\n', "image\n" + "x" * 200_000, "", "\n"):
         (tmp_path / "list.csv").write_text(text)
-        assert error_of(tmp_path / "list.csv").startswith("--images = ")
+        assert error_of(tmp_path / "list.csv").startswith("images = ")
     (tmp_path / "list.csv").write_text("image\na\0.jpg\n")
     (planned,) = open_source(tmp_path / "list.csv")
     assert "NUL" in planned.problem
@@ -124,4 +124,4 @@ def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
     content = path.read_bytes()
     for bad in (b"", b"PAR1", content[:-100], content[100:], content[:100] + bytes(400) + content[500:]):
         path.write_bytes(bad)
-        assert error_of(path).startswith("--images = ")
+        assert error_of(path).startswith("images = ")

@@ -36,7 +36,7 @@ def test_lists_are_read_over_http(web: SimpleNamespace, tmp_path: Path, kind: st
     assert list(source) == list(open_source(path))
     assert source.root == f"{web.url}/d"
     assert open_source(f"{web.url}/d/list.{kind}", image_root=tmp_path).root == str(tmp_path)
-    assert error_of(f"{web.url}/d/none.{kind}").startswith("--images = ")
+    assert error_of(f"{web.url}/d/none.{kind}").startswith("images = ")
 
 
 def test_tars_are_read_over_http(web: SimpleNamespace) -> None:
@@ -66,7 +66,7 @@ def test_a_network_that_fails_is_one_line(web: SimpleNamespace, name: str) -> No
     headers = {"Content-Length": "5000000", "Accept-Ranges": "none"}
     status = 500 if name == "folder" else 200
     web.special[f"/{name}"] = lambda handler: handler.answer(content, status, headers if status == 200 else {})
-    assert error_of(f"{web.url}/{name}").startswith("--images = ")
+    assert error_of(f"{web.url}/{name}").startswith("images = ")
 
 
 def test_an_image_is_read_over_http(web: SimpleNamespace) -> None:

@@ -62,7 +62,7 @@ def test_official_checkpoints_give_upstreams_golden_numbers(official: Path) -> N
     """Names, joint projections, orders of norms: one wrong rename changes every number. Logits and boxes to 1e-4 of
     what groundingdino-py gave for one caption alone."""
     golden = json.loads((Path(__file__).parent / "groundingdino.json").read_text())
-    model = GroundingDino("detector.model", converted_folder("detector.model", official), Compute(TWO))
+    model = GroundingDino(converted_folder(official), Compute(TWO))
     key, height, width = golden["image"].values()
     raw = np.random.Philox(key=key).random_raw(3 * height * width)
     image = torch.from_numpy((raw >> np.uint64(56)).astype(np.uint8).reshape(3, height, width))
@@ -99,28 +99,28 @@ def test_files_that_are_no_grounding_dino_are_named(tmp_path: Path, official: Pa
         tmp_path / "sam.pth",
     )
     with pytest.raises(UserError, match=r"look like SAM, and should be an official Grounding DINO's"):
-        converted_folder("detector.model", tmp_path / "sam.pth")
+        converted_folder(tmp_path / "sam.pth")
     whole = official.read_bytes()
     (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="truncated"):
-        converted_folder("detector.model", tmp_path / "cut.pth")
+        converted_folder(tmp_path / "cut.pth")
     state = torch.load(official, weights_only=True)["model"]
     torch.save({"model": state | {"module.transformer.extra": torch.zeros(1)}}, tmp_path / "more.pth")
     with pytest.raises(UserError, match=r"transformer\.extra is unknown"):
-        converted_folder("detector.model", tmp_path / "more.pth")
+        converted_folder(tmp_path / "more.pth")
     state.pop("module.transformer.encoder.fusion_layers.1.gamma_v")
     torch.save({"model": state}, tmp_path / "less.pth")
     with pytest.raises(UserError, match=r"vision_param|missing"):
-        GroundingDino("detector.model", converted_folder("detector.model", tmp_path / "less.pth"), Compute(TWO))
+        GroundingDino(converted_folder(tmp_path / "less.pth"), Compute(TWO))
 
 
 def test_a_damaged_cache_is_made_anew(official: Path, own_cache: Path) -> None:
     """ "Fetch the file again" was no help: the same file leads to the same damaged copy."""
-    folder = converted_folder("detector.model", official)
+    folder = converted_folder(official)
     whole = (folder / "model.safetensors").read_bytes()
     for damage in (whole[:1000], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
         (folder / "model.safetensors").write_bytes(damage)
-        assert converted_folder("detector.model", official) == folder
+        assert converted_folder(official) == folder
         assert (folder / "model.safetensors").read_bytes() == whole
 
 

@@ -193,7 +193,7 @@ def test_training_checkpoints_load_without_what_inference_does_not_need(tmp_path
     state["text_decoder.cls.bias"] = torch.zeros(2)
     state["visual_encoder.layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(3)
     torch.save({"model": state, "optimizer": {"state": {}}, "epoch": 3}, tmp_path / "ram.pth")
-    loaded = load_ram(Ram(SMALL, 5), "tagger.weights", tmp_path / "ram.pth")
+    loaded = load_ram(Ram(SMALL, 5), tmp_path / "ram.pth")
     found, wanted = loaded.state_dict(), network.state_dict()
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
@@ -208,13 +208,13 @@ def test_a_training_checkpoint_is_converted_once(tmp_path: Path, own_cache: Path
         optimizer = {number: torch.zeros(50_000) for number in range(4)}
         torch.save({"model": network.state_dict(), "optimizer": optimizer}, tmp_path / "ram.pth")
         before = set(own_cache.glob("converted/ram-*"))
-        load_ram(Ram(SMALL, 7), "tagger.weights", tmp_path / "ram.pth")
+        load_ram(Ram(SMALL, 7), tmp_path / "ram.pth")
         (kept,) = set(own_cache.glob("converted/ram-*")) - before
         with safe_open(kept / "ram.safetensors", "pt") as tensors:
             assert set(tensors.keys()) == network.state_dict().keys()
         assert (kept / "ram.safetensors").stat().st_size < (tmp_path / "ram.pth").stat().st_size / 4
         changed = (kept / "ram.safetensors").stat().st_mtime_ns
-        again = load_ram(Ram(SMALL, 7), "tagger.weights", tmp_path / "ram.pth")
+        again = load_ram(Ram(SMALL, 7), tmp_path / "ram.pth")
         assert (kept / "ram.safetensors").stat().st_mtime_ns == changed
         assert torch.equal(again.wordvec_proj.weight, network.wordvec_proj.weight)
     assert not list(own_cache.glob("converted/.*.partial"))
@@ -225,7 +225,7 @@ def test_a_checkpoint_of_the_other_family_is_named(tmp_path: Path) -> None:
     plus = SMALL.model_copy(update={"family": "ram_plus"})
     torch.save(Ram(plus, 5).state_dict(), tmp_path / "plus.pth")
     with pytest.raises(UserError, match=r"checkpoint of ram_plus, and tagger\.family is ram"):
-        load_ram(Ram(SMALL, 5), "tagger.weights", tmp_path / "plus.pth")
+        load_ram(Ram(SMALL, 5), tmp_path / "plus.pth")
 
 
 def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path) -> None:
 
     torch.save({"model": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(UserError, match="can't be read as a checkpoint"):
-        load_ram(Ram(SMALL, 5), "tagger.weights", tmp_path / "evil.pth")
+        load_ram(Ram(SMALL, 5), tmp_path / "evil.pth")
     assert not ran.exists()
 
 
@@ -253,6 +253,6 @@ def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
     )
     for name, message in (("cut.pth", "truncated"), ("text.safetensors", "truncated"), ("sam.pth", "look like SAM")):
         with pytest.raises(UserError, match=message):
-            load_ram(Ram(SMALL, 5), "tagger.weights", tmp_path / name)
+            load_ram(Ram(SMALL, 5), tmp_path / name)
     with pytest.raises(UserError, match=r"it has 5 labels, and the tag list has 6 lines; give the tag list"):
-        load_ram(Ram(SMALL, 6), "tagger.weights", tmp_path / "whole.pth")
+        load_ram(Ram(SMALL, 6), tmp_path / "whole.pth")

@@ -59,7 +59,7 @@ TWO = ComputeSettings(threads=2)
 
 def upstream(path: Path, shape: SamShape) -> Sam:
     """The checkpoint in upstream's network, with upstream's own attention everywhere."""
-    sam, _ = load_sam("segmenter.weights", path)
+    sam, _ = load_sam(path)
     state = sam.image_encoder.state_dict()
     sam.image_encoder = ImageEncoderViT(
         img_size=shape.image_size, patch_size=shape.patch, embed_dim=shape.width, depth=shape.depth,
@@ -142,7 +142,7 @@ def test_no_matrix_of_scores_is_written_out() -> None:
 def test_packed_boxes_equal_predict_torch(sam_path: Path, world: World) -> None:
     """Logits before any resize, to 1e-4: each image alone by upstream, and all boxes of all images in one call in
     mixed order. A wrong image for a box would be off by far."""
-    sam = OfficialSam("segmenter.weights", sam_path, Compute(TWO))
+    sam = OfficialSam(sam_path, Compute(TWO))
     predictor = SamPredictor(upstream(sam_path, sam.network_shape))
     rows = boxed(world, 4)
     embeddings = sam.encode([sam.prepare(decode(row.data, DECODING)[0]) for row in rows], 4)
@@ -240,15 +240,15 @@ def test_files_that_are_no_sam_are_named(sam_path: Path, tmp_path: Path) -> None
         tmp_path / "ram.pth",
     )
     with pytest.raises(UserError, match=r"look like RAM, and should be a SAM's .* give sam_vit_b"):
-        load_sam("segmenter.weights", tmp_path / "ram.pth")
+        load_sam(tmp_path / "ram.pth")
     (tmp_path / "cut.pth").write_bytes(sam_path.read_bytes()[:100_000])
     with pytest.raises(UserError, match="truncated"):
-        load_sam("segmenter.weights", tmp_path / "cut.pth")
+        load_sam(tmp_path / "cut.pth")
     state = torch.load(sam_path, weights_only=True)
     state.pop("mask_decoder.iou_prediction_head.layers.0.weight")
     torch.save(state, tmp_path / "less.pth")
     with pytest.raises(UserError, match="1 tensors are missing"):
-        load_sam("segmenter.weights", tmp_path / "less.pth")
+        load_sam(tmp_path / "less.pth")
 
 
 def test_weights_that_are_no_numbers_are_refused(sam_path: Path, tmp_path: Path) -> None:
@@ -263,10 +263,10 @@ def test_weights_that_are_no_numbers_are_refused(sam_path: Path, tmp_path: Path)
     ):
         torch.save(state | {name: tensor}, tmp_path / "odd.pth")
         with pytest.raises(UserError, match=message):
-            load_sam("segmenter.weights", tmp_path / "odd.pth")
+            load_sam(tmp_path / "odd.pth")
     torch.save(state | {"image_encoder.pos_embed": torch.zeros(3)}, tmp_path / "odd.pth")
     with pytest.raises(UserError, match="should be a SAM's"):
-        load_sam("segmenter.weights", tmp_path / "odd.pth")
+        load_sam(tmp_path / "odd.pth")
     with pytest.raises(ValueError, match="more than any SAM's"):
         SamShape(image_size=4096, patch=4, width=16, depth=1, heads=1, global_attention=[0])
 

@@ -298,7 +298,7 @@ def test_what_does_not_fit_is_an_error(pad: Pad, models_toml: Path, shards: Path
     (other / "config.json").write_text(json.dumps(config | {"image_size": 224}))
     said = refused(vision=other)
     assert "it sees 224 px in patches of 14, and the shards are made for 112 px" in said
-    assert "--view-size 224 --patch 14" in said
+    assert "--view-size 224 and --patch 14" in said
     (other / "config.json").write_text(json.dumps(config | {"image_size": 384}))
     said = refused(vision=other)
     assert "drops the 6 px that are left over" in said and "--view-size" not in said, "no view can be so"

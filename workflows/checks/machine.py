@@ -114,7 +114,7 @@ def shared_memory() -> Findings:
         return
     size = shutil.disk_usage(where).total
     if size < OBJECT_STORE:
-        remedy = "give the container more: docker run --shm-size 8g, shm_size in compose; or use --engine local"
+        remedy = "give the container more: docker run --shm-size 8g, shm_size in compose; or use `engine` local"
         problem = f"{gigabytes(size)} in /dev/shm: Ray's object store would use a disk, which is slow"
         yield Finding("shared memory", "warning", problem, remedy)
     else:
@@ -165,7 +165,7 @@ def room(check: str, where: str, wanted: int = 0, ample: int = 0) -> Findings:
         more = f", and {gigabytes(wanted)} are needed" if wanted else ""
         yield Finding(check, "problem", space + more, "make room, or name a folder on a larger disk")
     elif free < ample:
-        remedy = "pad build --dry-run says how much a run will write; make room where that is more"
+        remedy = "`pad build` with `dry_run` says how much a run will write; make room where that is more"
         yield Finding(check, "warning", space, remedy)
     else:
         yield Finding(check, "ok", space)

@@ -28,7 +28,7 @@ print(json.dumps([len(nodes), ray.cluster_resources()]))
 def ray_here(address: str) -> Findings:
     """Check that Ray can be imported, and that the cluster at `address` can be joined, if there is one."""
     if find_spec("ray") is None:
-        remedy = "pip install 'ray>=2.55'; or use --engine local, which does without"
+        remedy = "pip install 'ray>=2.55'; or use `engine` local, which does without"
         yield Finding("ray", "problem", "not installed", remedy)
         return
     import ray
@@ -120,7 +120,7 @@ def model_files(models: str, hub: Hub) -> Findings:
     missing = [part for part in chosen if part.path is None]
     mistaken = [part for part in missing if _is_local(part.reference)]
     for part in mistaken:
-        remedy = "correct it in --models FILE.toml"
+        remedy = "correct it in the TOML file of `models`"
         yield Finding(part.field, "problem", f"{part.reference}: there is no such file or folder", remedy)
     missing = [part for part in missing if part not in mistaken]
     sizes = {part.field: megabytes(part) for part in missing}

@@ -73,11 +73,11 @@ def preload(options: RunOptions) -> None:
         Child.preload("pad_pipeline.workflows.runs.chains")
 
 
-def finish(totals: dict[str, int], run: Given, counts: dict[str, int], source: str = "--images") -> None:
+def finish(totals: dict[str, int], run: Given, counts: dict[str, int], source: str = "images") -> None:
     """Say what came out; exit code 1 where more images failed than may.
 
     Raises:
-        UserError: all of them failed; not asked where `source`, the option that named them, is empty.
+        UserError: all of them failed; not asked where `source`, the parameter that named them, is empty.
     """
     from pad_pipeline.workflows.runs.options import failures_allowed
 

@@ -13,11 +13,13 @@ from pad_pipeline.console import console, say
 from pad_pipeline.errors import UserError
 from pad_pipeline.workflows.checks.finding import Finding, Findings
 from pad_pipeline.workflows.commands.common import AsJson, counted, print_json
+from pad_pipeline.workflows.commands.named import in_options, name_options
 
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
 def doctor(
+    context: typer.Context,
     out: Annotated[str, typer.Option(help="Folder or URL that a run is to write into.")] = ".",
     models: Annotated[str, typer.Option(help="`paper`, `plus`, `miniature`, or a TOML file.")] = "paper",
     address: Annotated[str, typer.Option(help="Ray cluster to look for too, such as auto or HOST:PORT.")] = "",
@@ -34,7 +36,7 @@ def doctor(
       pad doctor --models plus --out s3://bucket/shards --address auto --json
     """
     found, problems = [], 0
-    for finding in checkup(out, models, address):
+    for finding in checkup(out, models, address, context):
         found.append(finding._asdict())
         problems += finding.state == "problem"
         if not as_json:
@@ -50,13 +52,14 @@ def doctor(
         raise typer.Exit(1)
 
 
-def checkup(out: str, models: str, address: str) -> Findings:
+def checkup(out: str, models: str, address: str, context: typer.Context) -> Findings:
     """Every check, in an order in which one thing explains the next.
 
     Args:
         out: folder or URL that a run is to write into.
-        models: as `--models` of a build.
+        models: as of a build.
         address: of a Ray cluster; empty looks for none.
+        context: of the running command, whose options remedies name.
     """
     from pad_pipeline.workflows.checks import machine, reach
 
@@ -75,8 +78,9 @@ def checkup(out: str, models: str, address: str) -> Findings:
     for name, check in checks.items():
         try:
             for finding in check():
-                yield finding.on_lines()
+                yield finding._replace(remedy=in_options(finding.remedy, context)).on_lines()
         except UserError as error:
+            name_options(error, context)
             yield Finding(name, "problem", f"{error.field} = {error.value}: {error.rule}", error.remedy).on_lines()
         except Exception as error:  # a broken package raises anything, and what comes after it should still be told
             said = f"it can't be looked at ({type(error).__name__}: {str(error)[:200]})"

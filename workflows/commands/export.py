@@ -62,7 +62,9 @@ def export_hub(
     license: Annotated[
         str, typer.Option("--license", help="Of the images, as the hub calls it: cc-by-4.0, other, ...")
     ] = "other",
-    push: Annotated[str, typer.Option(help="Upload to this repository, OWNER/NAME; else nothing leaves.")] = "",
+    repository: Annotated[
+        str, typer.Option("--push", help="Upload to this repository, OWNER/NAME; else nothing leaves.")
+    ] = "",
     private: Annotated[bool, typer.Option("--private", help="Make a new repository a private one.")] = False,
 ) -> None:
     """A dataset repository of the Hugging Face hub: the shards, and a card with statistics, models and provenance.
@@ -81,10 +83,10 @@ def export_hub(
     from pad_pipeline.exports.card import REPOSITORY
     from pad_pipeline.workflows.models.catalog import LICENSES
 
-    write = partial(hub.export_hub, name=name, license=license, licenses=LICENSES, repository=push or REPOSITORY)
+    write = partial(hub.export_hub, name=name, license=license, licenses=LICENSES, repository=repository or REPOSITORY)
     _export("hub", shards, out, write)
-    if push:
-        say(hub.push(Path(out), push, private))
+    if repository:
+        say(hub.push(Path(out), repository, private))
 
 
 def _export(kind: str, where: str, out: str, write: Callable[[Any, Any], Iterator[Counter[str]]]) -> None:
@@ -94,7 +96,7 @@ def _export(kind: str, where: str, out: str, write: Callable[[Any, Any], Iterato
 
     if not out or is_url(out):
         raise UserError("--out", out, "an export is written to a disk", "name a folder on this machine, then copy it")
-    shards = open_shards(where, "SHARDS")
+    shards = open_shards(where)
     counts: Counter[str] = Counter()
     steps = write(shards, Target(Path(out), kind))
     try:
@@ -102,7 +104,7 @@ def _export(kind: str, where: str, out: str, write: Callable[[Any, Any], Iterato
             pass
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:  # shards come from anywhere
         rule = f"what a shard says of an image is not of pad's format ({type(error).__name__}: {str(error)[:200]})"
-        raise UserError("SHARDS", where, rule, "see `pad verify --deep`; export the shards that pad wrote") from error
+        raise UserError("shards", where, rule, "see `pad verify --deep`; export the shards that pad wrote") from error
     left = {what: number for what, number in counts.items() if what not in ("images", "regions")}
     said = f"{counted(counts['images'], 'image')}, {counted(counts['regions'], 'region')} in {out}"
     say(plain("; ".join([said, *(f"{number} {what}" for what, number in left.items())]) + "."))

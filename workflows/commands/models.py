@@ -9,6 +9,7 @@ from rich.table import Table
 
 from pad_pipeline.console import console, say
 from pad_pipeline.workflows.commands.common import AsJson, escaped, print_json
+from pad_pipeline.workflows.commands.named import in_options
 
 ModelsArgument = Annotated[str, typer.Argument(help="`paper`, `plus`, `miniature`, or a TOML file.")]
 
@@ -53,7 +54,7 @@ def models_list(
         console.print(names)
 
 
-def models_fetch(models: ModelsArgument = "paper", as_json: AsJson = False) -> None:
+def models_fetch(context: typer.Context, models: ModelsArgument = "paper", as_json: AsJson = False) -> None:
     """Fetch every file of a choice of models into the caches, check hashes, convert once; then no build waits for it.
 
     Example:
@@ -70,10 +71,10 @@ def models_fetch(models: ModelsArgument = "paper", as_json: AsJson = False) -> N
         return
     for name, digest in sorted(found.items()):
         say(f"{name:18} sha256 {digest}")
-    models_check(models, False)
+    models_check(context, models, False)
 
 
-def models_check(models: ModelsArgument = "paper", as_json: AsJson = False) -> None:
+def models_check(context: typer.Context, models: ModelsArgument = "paper", as_json: AsJson = False) -> None:
     """Read every file of a choice of models as a build would: hashes, tensors, tag list, tokenizer. Nothing is fetched.
     Exit code 1 names what is missing or wrong.
 
@@ -85,13 +86,14 @@ def models_check(models: ModelsArgument = "paper", as_json: AsJson = False) -> N
     from pad_pipeline.workflows.models.settings import load_models
 
     wrong = 0
+    said = ((name, what, error and in_options(str(error), context)) for name, what, error in check(load_models(models)))
     if as_json:
-        found = [(name, what, error and str(error)) for name, what, error in check(load_models(models))]
+        found = list(said)
         print_json([dict(zip(("model", "found", "wrong"), entry, strict=True)) for entry in found])
         raise typer.Exit(1 if any(error for _, _, error in found) else 0)
-    for name, what, error in check(load_models(models)):
+    for name, what, error in said:
         wrong += error is not None
-        said = f"[red]wrong[/red]: {escaped(str(error))}" if error else f"[green]right[/green]: {escaped(what)}"
-        console.print(f"{name:10} {said}", highlight=False, soft_wrap=True)
+        text = f"[red]wrong[/red]: {escaped(error)}" if error else f"[green]right[/green]: {escaped(what)}"
+        console.print(f"{name:10} {text}", highlight=False, soft_wrap=True)
     if wrong:
         raise typer.Exit(1)

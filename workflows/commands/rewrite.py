@@ -145,7 +145,7 @@ def _rewrite(
         labels = LabelSettings(llm=resolve(llm, "llm"), context=context)
     new_view = changed_view(first.view, view) if view else None
     totals = rewrite(source, run["out"], options, new_view, labels, edits)
-    finish(totals, run, dict(source.counts), source="" if failed_wanted else "SHARDS")
+    finish(totals, run, dict(source.counts), source="" if failed_wanted else "shards")
 
 
 def _lines(name: str, path: Path) -> list[str]:

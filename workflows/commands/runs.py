@@ -35,7 +35,7 @@ def changed_view(view: View, given: Given) -> View:
         return type(view)(**chosen)
     except ValueError as error:
         rule = error.errors()[0]["msg"].removeprefix("Value error, ")  # type: ignore[attr-defined]
-        raise UserError("--view-size", chosen["size"], rule, "correct it, or --patch") from error
+        raise UserError("size", chosen["size"], rule, "correct it, or `patch`") from error
 
 
 def rewrite_options() -> Options:
@@ -88,10 +88,10 @@ def run_options(given: Given) -> RunOptions:
 
     failures_allowed(given["max_failed"], 0)
     if given.get("fork") and given.get("retry_failed"):
-        rule = "it makes a new run, and --retry-failed mends one"
-        raise UserError("--fork", given["fork"], rule, "leave one of them out")
+        rule = "it makes a new run, and `retry_failed` works on one"
+        raise UserError("fork", given["fork"], rule, "leave one of them out")
     for name in ("address", "workers"):
         if given[name] and given["engine"] == "local":
-            raise UserError(f"--{name}", given[name], "it goes with --engine ray", "leave it out, or use --engine ray")
+            raise UserError(name, given[name], "it goes with `engine` ray", "leave it out, or use `engine` ray")
     chosen = {name: value for name, value in given.items() if name in RunOptions.model_fields}
     return RunOptions(**chosen, isolated=ISOLATED)

@@ -1,8 +1,8 @@
 """A child process that holds a chain and works on the tasks that its parent sends. Both ends of it are here.
 
-It is started anew and not forked: models and threads would not survive a fork. multiprocessing would run the caller's
-script again in it; here nothing of the script is run. It takes no signal from the terminal, ends in good order when its
-parent asks, and at once when its parent is gone, so that no orphan goes on writing.
+The child is a new process and no fork, because models and threads would not survive a fork. multiprocessing would run
+the caller's script again in it; here no part of the script is run. The child ignores signals of the terminal, ends when
+its parent asks, and ends at once when its parent is gone, so that no orphan goes on writing.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Any, NoReturn
 from pad_pipeline.workflows.engine.chain import Chain, Done, Link, Task, Worked, portable
 
 PATIENCE = 20.0
-"""Seconds that a child has to end in good order."""
+"""Seconds that a child has to end by itself."""
 LOG_FORMAT = "%(asctime)s %(name)s: %(message)s"
-"""Of what libraries have to say, with `pad --verbose`."""
+"""Format of the messages of libraries, which `pad` shows when it is verbose."""
 _START = (
     "import sys; sys.path[:] = sys.argv[3:]; from pad_pipeline.workflows.engine.child import main; "
     "main(int(sys.argv[1]), sys.argv[2].split())"
@@ -106,7 +106,7 @@ class Child:
         return answer
 
     def stop(self) -> None:
-        """End the child: in good order, or else by force."""
+        """End the child: first by a request, then by force."""
         self.process.terminate()
         try:
             self.process.wait(PATIENCE)
@@ -134,7 +134,7 @@ def main(descriptor: int, modules: list[str]) -> NoReturn:
         descriptor: of the connection.
         modules: what is imported first.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears these too, and tells
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets these too, and passes them on
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
     os.set_inheritable(descriptor, False)

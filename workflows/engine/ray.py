@@ -54,7 +54,7 @@ class RayEngine:
                 yield from _Scheduler(ray, pools, joined([first], numbers), begin, watch).results()
             except ray.exceptions.RayError as error:  # Ray's own troubles; what a stage raises comes as a value
                 rule = f"Ray stopped the run ({type(error).__name__}: {str(error).splitlines()[0]})"
-                raise UserError("--engine", "ray", rule, "run the same command again to resume") from error
+                raise UserError("engine", "ray", rule, "run the same command again to resume") from error
 
 
 class _Job:
@@ -186,7 +186,7 @@ class _Scheduler:
             if self.failed_starts[worker.link] >= TRIES:
                 name, reason = self.pools[worker.link].link.name, str(error).splitlines()[0]
                 rule = f"its workers die while they load ({reason})"
-                raise UserError("stage", name, rule, "give them more memory or fewer --workers") from error
+                raise UserError("stage", name, rule, "give them more memory or fewer `workers`") from error
             self._hire(worker.link)
             return
         if failure is not None:

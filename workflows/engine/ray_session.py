@@ -58,7 +58,7 @@ def _start(ray: Any, address: str) -> None:
         ray._private.worker.print_to_stdstream = lambda *_, **__: None
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            "--address",
+            "address",
             address or "local",
             f"Ray can't be joined there ({error})",
             "start a cluster with `ray start --head`; where it wants a token, set RAY_AUTH_MODE=token and "

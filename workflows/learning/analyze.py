@@ -30,21 +30,21 @@ RESULT = "analysis.json"
 """Name of the file that holds the results."""
 
 
-def analysis_settings(path: Path | None, options: dict[str, Any]) -> AnalysisSettings:
-    """Read the settings of a TOML file, and override them with `options`.
+def analysis_settings(settings: Path | None, options: dict[str, Any]) -> AnalysisSettings:
+    """Read the TOML file `settings`, if there is one, and override its settings with `options`.
 
     Raises:
         UserError: the file can't be read, or a setting is wrong.
     """
-    data = read_toml("--settings", path) if path else {}
+    data = read_toml("settings", settings) if settings else {}
     try:
         return AnalysisSettings.model_validate(data | options)
     except ValidationError as error:
-        raise settings_error(error, str(path or "pad analyze")) from error
+        raise settings_error(error, str(settings or "")) from error
 
 
 def analyze(
-    names: Sequence[str], subject: Subject, where: str, settings: AnalysisSettings, out: Path | None,
+    names: Sequence[str], subject: Subject, shards: str, settings: AnalysisSettings, out: Path | None,
     limit: int | None = None, batch: int = 32, drawings: int = 4,
 ) -> dict[str, Any]:  # fmt: skip
     """Run analyses of a model over the images of a run.
@@ -52,7 +52,7 @@ def analyze(
     Args:
         names: names of the analyses, out of `STUDIES`.
         subject: the model.
-        where: folder or URL of the run.
+        shards: folder or URL of the run.
         settings: the choices that the paper leaves open.
         out: folder that gets `analysis.json`, charts and drawings; None writes nothing.
         limit: number of images that are read, from the first on; None reads all.
@@ -66,15 +66,15 @@ def analyze(
         UserError: shards and model do not fit together, nothing can be measured, or `out` can't be written.
     """
     # Check that the model fits the shards, before the pass that may take hours.
-    shards = open_shards(where, "--shards")
-    subject.sight(shards.run.view)
-    subject.speak_as(shards.run)
-    rows = shards.usable()
+    opened = open_shards(shards)
+    subject.sight(opened.run.view)
+    subject.speak_as(opened.run)
+    rows = opened.usable()
     if not len(rows):
-        raise UserError("--shards", where, "every image in it failed", "see `pad stats` for the reasons")
+        raise UserError("shards", shards, "every image in it failed", "see `pad stats` for the reasons")
     count = len(rows) if limit is None else min(limit, len(rows))
     # Print what differs from what the user may expect.
-    width, llm_width = shards.run.embedding_width, subject.words.shape[-1]
+    width, llm_width = opened.run.embedding_width, subject.words.shape[-1]
     if width != llm_width:
         text = f"note: the shards' label embeddings have {width} numbers; this LLM's, which have {llm_width}, are used."
         note(text, "yellow")
@@ -84,9 +84,9 @@ def analyze(
     labels: list[str] = []
     if any(STUDIES[name].needs_labels for name in names):
         with progress("labels", count, "images") as update:
-            labels = label_names(shards, rows, count, lambda done: update(completed=done))
+            labels = label_names(opened, rows, count, lambda done: update(completed=done))
         if not labels:
-            raise UserError("--shards", where, "no image in it has a region", "give shards with labels")
+            raise UserError("shards", shards, "no image in it has a region", "give shards with labels")
     # Pass over the images once, for all analyses; draw the first few.
     context = Context(subject, settings, labels)
     studies = {name: STUDIES[name](context) for name in names}
@@ -95,11 +95,11 @@ def analyze(
         if out:
             out.mkdir(parents=True, exist_ok=True)
         with progress("analyze", count, "images") as update:
-            for group in seen(shards, rows, count, subject, settings.patches, batch):
+            for group in seen(opened, rows, count, subject, settings.patches, batch):
                 if not all(bool(values.isfinite().all()) for values in (group.before, group.after)):
                     keys = ", ".join(one.key for one in group.shown[:3])
                     rule = f"its tokens of {keys} and others are no numbers (NaN or infinite)"
-                    raise UserError("--model", subject.name, rule, "train it again with a lower rate")
+                    raise UserError("model", subject.name, rule, "train it again with a lower rate")
                 for study in studies.values():
                     study.add(group)
                 if out and analyzed < drawings and isinstance(pursuit := studies.get("pursuit"), PursuitStudy):
@@ -114,7 +114,7 @@ def analyze(
             note("No image has a caption: the entropy of text is left out.")
         # Write results and charts.
         if out:
-            facts = {"settings": settings.model_dump(), "shards": str(where), "model": str(subject.name)}
+            facts = {"settings": settings.model_dump(), "shards": str(shards), "model": str(subject.name)}
             text = json.dumps(finite(facts | results), indent=1)
             (out / RESULT).write_text(text + "\n", "utf-8")
             if installed("matplotlib"):
@@ -123,7 +123,7 @@ def analyze(
                 draw_charts(results, out)
     except torch.OutOfMemoryError as error:
         rule = "the GPU has not enough memory for so many images at a time"
-        raise UserError("--batch", batch, rule, "lower it; the numbers stay the same") from error
+        raise UserError("batch", batch, rule, "lower it; the numbers stay the same") from error
     except OSError as error:
         raise unwritable(out or "", error) from error
     return results
@@ -163,7 +163,7 @@ def captions_below(captions: Path, baseline: Path) -> list[str]:
     Raises:
         UserError: one of the files holds no scores of captions.
     """
-    scores = [_scores(option, path) for option, path in (("--captions", captions), ("--baseline", baseline))]
+    scores = [_scores(field, path) for field, path in (("captions", captions), ("baseline", baseline))]
     names = [name for name in ("METEOR", "SPICE") if all(name in one for one in scores)] or ["CIDEr"]
     return [
         f"{name} of captions is {scores[0][name]:.3f}, and {scores[1][name]:.3f} with captions alone"
@@ -172,7 +172,7 @@ def captions_below(captions: Path, baseline: Path) -> list[str]:
     ]
 
 
-def _scores(option: str, path: Path) -> dict[str, float]:
+def _scores(field: str, path: Path) -> dict[str, float]:
     """Read METEOR, SPICE (where they are there) and CIDEr of a `scores.json`.
 
     Raises:
@@ -185,7 +185,7 @@ def _scores(option: str, path: Path) -> dict[str, float]:
         }
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         rule = f"it holds no scores of captions ({type(error).__name__}: {error})"
-        raise UserError(option, path, rule, "give the scores.json of `pad evaluate captions`") from error
+        raise UserError(field, path, rule, "give the scores.json of `pad evaluate captions`") from error
 
 
 def table(results: dict[str, Any]) -> Table:

@@ -85,7 +85,7 @@ def ask(model: Path, images: Path, asked: Sequence[Question], out: Path, batch: 
                 update(completed=len(known))
     except torch.OutOfMemoryError as error:
         rule = "the GPU has not enough memory for so many questions at a time"
-        raise UserError("--batch", batch, rule, "lower it; the answers stay the same") from error
+        raise UserError("batch", batch, rule, "lower it; the answers stay the same") from error
     except OSError as error:
         raise unwritable(out, error) from error
     return known
@@ -156,7 +156,7 @@ def _known(path: Path, asked: Sequence[Question]) -> list[str]:
             same, answer = False, ""
         if not same or not isinstance(answer, str):
             rule = f"line {number + 1} answers another question than this data asks"
-            raise UserError("--out", path, rule, "name a new folder")
+            raise UserError("out", path, rule, "name a new folder")
         known.append(answer)
     return known
 
@@ -168,7 +168,7 @@ def _image(images: Path, name: str) -> Image.Image:
         UserError: the image is missing or can't be used.
     """
     if problem := path_problem(name):
-        raise UserError("--data", name, problem, "mend the data")
+        raise UserError("data", name, problem, "mend the data")
     path = next((path for path in (images / name, images / Path(name).name) if path.is_file()), images / name)
     return read_image("images", path, "give the folder that the images lie in")
 
@@ -185,10 +185,10 @@ def evaluate_rec(
         UserError: see `ask`; or the data can't be read, or the prompt has no place for the phrase.
     """
     if prompt.count("{}") != 1:
-        raise UserError("--prompt", prompt, "it should hold {} once, where the phrase goes", "put it there")
+        raise UserError("prompt", prompt, "it should hold {} once, where the phrase goes", "put it there")
     expressions = read_expressions(data)[:limit]
     if not expressions:
-        raise UserError("--data", data, "it holds no expression", "give a file of RefCOCO, RefCOCO+ or RefCOCOg")
+        raise UserError("data", data, "it holds no expression", "give a file of RefCOCO, RefCOCO+ or RefCOCOg")
     asked = [Question(one.image, prompt.replace("{}", one.text)) for one in expressions]
     answers = ask(model, images, asked, out, batch, 64)
     if (fit := shown_fit(load_processor(llava_folder(model)))) != "pad":
@@ -223,14 +223,14 @@ def evaluate_vqa(
         UserError: see `ask`; or the data can't be read, or the prompt has no place for the question.
     """
     if prompt.count("{}") != 1:
-        raise UserError("--prompt", prompt, "it should hold {} once, where the question goes", "put it there")
+        raise UserError("prompt", prompt, "it should hold {} once, where the question goes", "put it there")
     lines = list(_lines(data))[:limit]
     asked = [
         Question(_text(line, "image", data, n), prompt.replace("{}", _text(line, "text", data, n))) for n, line in lines
     ]
     truth = [_true_answers(line.get("answer"), data, number) for number, line in lines]
     if not asked:
-        raise UserError("--data", data, "it holds no question", "give a JSONL of {image, text, answer}")
+        raise UserError("data", data, "it holds no question", "give a JSONL of {image, text, answer}")
     answers = ask(model, images, asked, out, batch, 64)
     return _kept(out, "vqa", {"questions": len(answers), "exact_match": exact_match(answers, truth)})
 
@@ -252,7 +252,7 @@ def read_references(path: Path) -> dict[str, list[str]]:
     from pad_pipeline.sources.base import read_json
     from pad_pipeline.sources.llava import caption_of, read_conversations
 
-    data = read_json("--data", path)
+    data = read_json("data", path)
     captions: dict[str, list[str]] = {}
     try:
         if isinstance(data, dict):
@@ -266,9 +266,9 @@ def read_references(path: Path) -> dict[str, list[str]]:
                     captions.setdefault(str(record["image"]), []).append(caption)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         rule = f"it holds no captions that can be read ({type(error).__name__}: {error})"
-        raise UserError("--data", path, rule, "give COCO's captions JSON or a LLaVA JSON") from error
+        raise UserError("data", path, rule, "give COCO's captions JSON or a LLaVA JSON") from error
     if not captions:
-        raise UserError("--data", path, "no image in it has a caption", "give COCO's captions JSON or a LLaVA JSON")
+        raise UserError("data", path, "no image in it has a caption", "give COCO's captions JSON or a LLaVA JSON")
     return captions
 
 
@@ -286,9 +286,9 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     raise ValueError("it should be an object")
                 yield number, entry
     except OSError as error:
-        raise UserError("--data", path, f"it can't be read ({error.strerror})", "check the path") from error
+        raise UserError("data", path, f"it can't be read ({error.strerror})", "check the path") from error
     except (ValueError, RecursionError) as error:
-        raise UserError("--data", path, f"it is no JSONL ({error})", "give one JSON object a line") from error
+        raise UserError("data", path, f"it is no JSONL ({error})", "give one JSON object a line") from error
 
 
 def _text(entry: dict[str, Any], name: str, path: Path, number: int) -> str:
@@ -300,7 +300,7 @@ def _text(entry: dict[str, Any], name: str, path: Path, number: int) -> str:
     value = entry.get(name)
     if not isinstance(value, str) or not value:
         rule = f"line {number} has no text under {name!r}"
-        raise UserError("--data", path, rule, "give a JSONL of {image, text, answer}")
+        raise UserError("data", path, rule, "give a JSONL of {image, text, answer}")
     return value
 
 
@@ -312,7 +312,7 @@ def _true_answers(value: Any, path: Path, number: int) -> list[str]:
     """
     answers = [value] if isinstance(value, str | int | float) else value
     if not isinstance(answers, list) or not answers:
-        raise UserError("--data", path, f"line {number} has no answer", "give a JSONL of {image, text, answer}")
+        raise UserError("data", path, f"line {number} has no answer", "give a JSONL of {image, text, answer}")
     return [str(one) for one in answers]
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pad_pipeline.analysis.settings import AnalysisSettings
 from pad_pipeline.analysis.studies import STUDIES
-from pad_pipeline.errors import UserError
+from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.facts import differences, read_facts
 from pad_pipeline.geometry import Fit
 from pad_pipeline.packages import installed, left_out
@@ -107,17 +107,17 @@ class Training(NamedTuple):
     out: Path
 
 
-def read_experiment(name: str, options: dict[str, Any]) -> Experiment:
+def read_experiment(file: str, options: dict[str, Any]) -> Experiment:
     """A recipe by name, or a TOML file, with `options` put over it.
 
     Raises:
         UserError: there is none, a setting is wrong, or something needed is missing.
     """
-    path = RECIPES / f"{name}.toml" if name in recipes() else Path(name)
+    path = RECIPES / f"{file}.toml" if file in recipes() else Path(file)
     if not path.is_file():
-        raise UserError("FILE", name, f"it is neither a file nor a recipe ({', '.join(recipes())})", "name one of them")
+        raise UserError("file", file, f"it is neither a file nor a recipe ({', '.join(recipes())})", "name one of them")
     try:
-        experiment = Experiment.model_validate(read_toml("FILE", path) | options)
+        experiment = Experiment.model_validate(read_toml("file", path) | options)
         for cell in experiment.cells.values():
             settings_of(1).model_validate(experiment.stage1 | cell.stage1)
             settings_of(2).model_validate(experiment.stage2 | cell.stage2)
@@ -142,10 +142,10 @@ def read_experiment(name: str, options: dict[str, Any]) -> Experiment:
     if bad := [one for one in experiment.cells if not _NAME.fullmatch(one)]:
         rule = "a cell's name should be of letters, digits, spaces, commas, dots and hyphens: a folder is called so"
         raise UserError(f"{path}: cells", bad[0], rule, "call it otherwise")
-    for option in ("vision", "llm", "shards", "heldout"):
-        in_cells = all(getattr(cell, option, "") for cell in experiment.cells.values())
-        if not getattr(experiment, option) and not in_cells:
-            raise UserError(f"--{option}", "(empty)", "the recipe does not say it", "give it on the command line")
+    for name in ("vision", "llm", "shards", "heldout"):
+        in_cells = all(getattr(cell, name, "") for cell in experiment.cells.values())
+        if not getattr(experiment, name) and not in_cells:
+            raise UserError(name, "(empty)", "the recipe does not say it", "name one")
     return experiment
 
 
@@ -171,7 +171,7 @@ def run_experiment(experiment: Experiment, out: Path, address: str | None, say: 
     trainings = [Training(cell, seed, out / f"{cell}-{seed}") for cell in experiment.cells for seed in experiment.seeds]
     _claim(experiment, _inputs(experiment), out)
     if experiment.heldout == experiment.shards:
-        say("note: --heldout is --shards: the analyses look at images that were trained on.")
+        say("note: the held-out shards are those of the training: the analyses look at images that were trained on.")
     todo = [training for training in trainings if not (training.out / RESULT).is_file()]
     say(f"{len(trainings)} trainings, {len(trainings) - len(todo)} of them done.")
     failed: dict[str, str] = {}
@@ -225,12 +225,15 @@ def _inputs(experiment: Experiment) -> dict[str, Any]:
     Raises:
         UserError: shards or data can't be read, or their views differ.
     """
-    trained, heldout = (open_shards(getattr(experiment, name), f"--{name}") for name in ("shards", "heldout"))
+    trained = open_shards(experiment.shards)
+    with rename_field(shards="heldout"):
+        heldout = open_shards(experiment.heldout)
     if trained.run.view != heldout.run.view:
-        rule = f"its view is {heldout.run.view}, and that of --shards {trained.run.view}"
-        raise UserError("--heldout", experiment.heldout, rule, "give shards of the same view")
+        rule = f"its view is {heldout.run.view}, and that of `shards` {trained.run.view}"
+        raise UserError("heldout", experiment.heldout, rule, "give shards of the same view")
     if experiment.data:
-        LlavaSource(experiment.data, experiment.image_root or None)
+        with rename_field(images="data"):
+            LlavaSource(experiment.data, experiment.image_root or None)
     read: dict[str, Any] = {
         name: {"run": shards.run.identity, "fingerprints": shards.run.fingerprints, "shards": len(shards.names)}
         for name, shards in (("shards", trained), ("heldout", heldout))
@@ -278,7 +281,7 @@ def _done(
                 parts = ray.get(ready)
             except RayError as error:  # the worker died again and again, or a node has too little memory
                 rule = f"its worker failed ({type(error).__name__}: {' '.join(str(error).split())[-300:]})"
-                parts = "--engine", "ray", rule, "look into Ray's logs; the next call tries it again"
+                parts = "engine", "ray", rule, "look into Ray's logs; the next call tries it again"
             yield training, UserError(*parts) if parts else None
 
 

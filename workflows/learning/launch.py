@@ -19,17 +19,17 @@ from pad_pipeline.training.settings import TrainSettings, settings_of
 from pad_pipeline.workflows.toml import read_toml, settings_error
 
 
-def train_settings(path: Path | None, options: dict[str, Any], stage: int = 1) -> TrainSettings:
-    """Read the settings of a TOML file for training stage `stage`, and override them with `options`.
+def train_settings(settings: Path | None, options: dict[str, Any], stage: int = 1) -> TrainSettings:
+    """Read the TOML file `settings` for a training stage, if there is one, and override its settings with `options`.
 
     Raises:
         UserError: the file can't be read, or a setting is wrong.
     """
-    data = read_toml("--settings", path) if path else {}
+    data = read_toml("settings", settings) if settings else {}
     try:
         return settings_of(stage).model_validate(data | options)
     except ValidationError as error:
-        raise settings_error(error, str(path or "pad train")) from error
+        raise settings_error(error, str(settings or "")) from error
 
 
 class Launch(NamedTuple):
@@ -43,16 +43,16 @@ class Launch(NamedTuple):
     """How often workers of Ray Train may die before the training gives up; -1 for any number."""
 
 
-def parse_workers(text: str) -> tuple[int, int]:
+def parse_workers(workers: str) -> tuple[int, int]:
     """Parse a number of workers, or a range: `4` gives (4, 4), and `2-8` gives (2, 8).
 
     Raises:
         UserError: `text` is neither.
     """
-    low, dash, high = text.partition("-")
+    low, dash, high = workers.partition("-")
     if low.isdecimal() and (not dash or high.isdecimal()) and 1 <= int(low) <= int(high or low):
         return int(low), int(high or low)
-    raise UserError("--workers", text, "it should be a number, or fewest-most", "write for instance 4, or 2-8")
+    raise UserError("workers", workers, "it should be a number, or fewest-most", "write for instance 4, or 2-8")
 
 
 def train(job: Job, launch: Launch = Launch()) -> str:
@@ -105,7 +105,7 @@ def summary(log: list[dict[str, Any]], out: Path) -> str:
             ("L_patch", "patch_loss", "regions", "no image has a region"),
         )
     ]
-    few = " So few steps teach little: raise --steps or lower --batch-size." if len(log) < 10 else ""
+    few = " So few steps teach little: take more steps, or smaller batches." if len(log) < 10 else ""
     dropped = sum(entry["dropped"] for entry in log)
     left = f" {dropped} samples taught nothing, see {out / 'dropped.jsonl'}." if dropped else ""
     return f"steps: {len(log)}; {', '.join(changes)}.{left} Wrote {out / 'mm_projector.bin'} and {out / 'hf'}.{few}"

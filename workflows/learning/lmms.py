@@ -35,7 +35,7 @@ def check_export(model: Path) -> list[str]:
     problems = []
     if (folder / ADAPTER).is_dir():
         problems.append("its adapters are not merged: lmms-eval would score the LLM without them (lora.merge = true)")
-    if read_config("--model", folder, set(KINDS))["model_type"] != "llava":
+    if read_config("model", folder, set(KINDS))["model_type"] != "llava":
         problems.append("it is no stock LLaVA (C-Abstractor): lmms-eval's llava_hf can't load it")
     if not processor.chat_template:
         problems.append("it has no chat template: lmms-eval would fall back to Vicuna's")
@@ -49,7 +49,7 @@ def check_export(model: Path) -> list[str]:
         try:
             fit = json.loads(facts.read_text())["view"]["fit"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError("--model", facts, "it can't be read", "restore it") from error
+            raise UserError("model", facts, "it can't be read", "restore it") from error
         if shows != fit:
             problems.append(f"it was trained with fit {fit!r}, and its processor shows images with {shows!r}")
     elif shows != "pad":
@@ -88,7 +88,7 @@ def run(model: Path, tasks: str, out: Path, processes: int) -> str:
     if importlib.util.find_spec("lmms_eval") is None:
         return f"lmms-eval is not installed here. Where it is:\n\n  {shlex.join(['python', *call[1:]])}\n"
     if code := subprocess.run(call).returncode:
-        raise UserError("--tasks", tasks, f"lmms-eval ended with {code}", "see what it says above")
+        raise UserError("tasks", tasks, f"lmms-eval ended with {code}", "see what it says above")
     return ""
 
 
@@ -115,10 +115,10 @@ def read_results(out: Path, model: Path) -> dict[str, float]:
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             rule = f"it holds no results of lmms-eval ({type(error).__name__}: {error})"
-            raise UserError("--out", path, rule, "run the evaluation again") from error
+            raise UserError("out", path, rule, "run the evaluation again") from error
         named = [part.removeprefix("pretrained=") for part in asked.split(",") if part.startswith("pretrained=")]
         if [Path(name).resolve() for name in named] != [llava_folder(model).resolve()]:
             rule = f"its results are of another model ({asked or 'it does not say which'})"
-            raise UserError("--out", path, rule, "name a new folder")
+            raise UserError("out", path, rule, "name a new folder")
         values |= new
     return values

@@ -1,4 +1,4 @@
-"""Train in the workers of Ray Train, for `pad train --workers N`. Ray Train starts all workers again when one dies."""
+"""Train in the workers of Ray Train, for `pad train` with workers. Ray Train starts all workers again when one dies."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def train_on_ray(
         except Exception as error:
             if not ray.get(desk.refused.remote()):
                 rule = f"Ray Train gave up ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
-                raise UserError("--workers", f"{low}-{high}", rule, "run the same command again to go on") from error
+                raise UserError("workers", f"{low}-{high}", rule, "run the same command again to go on") from error
         finally:
             done.set()
             listener.join()

@@ -36,14 +36,14 @@ def run_demo(out: Path, scenes: int, steps: int, engine: EngineName, console: Co
     models, vision = load_models(NAME), resolve(NAME, "clip")
     claim_folder(out, MARK, "`make demo` may delete this folder.\n")
 
-    console.rule(f"1  Draw {scenes} scenes, and annotate them: pad build --models {NAME}, engine {engine}")
+    console.rule(f"1  Draw {scenes} scenes, and annotate them: pad build, models {NAME}, engine {engine}")
     score = annotate(out / "world", out / "shards", models, scenes, TEST_WORLD, engine)
     damaged = [name for name, wrong in verify_run(out / "shards") if wrong]
     if damaged:
         raise UserError("out", out, f"pad verify finds damage in {damaged}", "look at the disk, and run it again")
     console.print("pad verify: all shards are whole")
 
-    console.rule(f"2  pad train --stage 1, twice {steps} steps: caption loss alone, and with the patch loss")
+    console.rule(f"2  pad train, stage 1, twice {steps} steps: caption loss alone, and with the patch loss")
     pairs = align(out / "shards", out / "stage1", vision, models, 1, steps, console)
 
     console.rule("3  What came out, against what was drawn")

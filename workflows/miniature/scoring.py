@@ -126,8 +126,8 @@ def evaluate(
     """
     claim_folder(out)
     tagger = models.of(TaggerSettings)
-    check_labels("--models", tagger.tag_list, read_tags(tagger)[0])
-    tower = fetch_model("--vision", vision)  # a wrong one is told before the build
+    check_labels("models", tagger.tag_list, read_tags(tagger)[0])
+    tower = fetch_model("vision", vision)  # a wrong one is told before the build
     check_view(models.view, tower, vision)
     llm = fetch_model("llm.llm", models.llm.llm)
     network = load_pretrained("llm.llm", llm, LlamaForCausalLM, torch.float32)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from pad_pipeline.analysis.model import Subject
-from pad_pipeline.errors import UserError
+from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.geometry import View
 from pad_pipeline.miniature.files import index_of
 from pad_pipeline.miniature.kinds import THINGS
@@ -17,6 +17,11 @@ from pad_pipeline.shards.reader import ShardFolder, open_shards
 from pad_pipeline.training.chat import Chat
 from pad_pipeline.workflows.learning.scores import Trained
 from pad_pipeline.workflows.miniature.answers import ask_boxes, score_captions
+
+
+def _heldout(trained: Trained) -> ShardFolder:
+    with rename_field(shards="heldout"):
+        return open_shards(trained.heldout)
 
 
 def patches(trained: Trained, seed: int) -> dict[str, float]:
@@ -29,14 +34,14 @@ def patches(trained: Trained, seed: int) -> dict[str, float]:
     Raises:
         UserError: the shards are of something else.
     """
-    shards = open_shards(trained.heldout, "heldout")
+    shards = _heldout(trained)
     accuracy = label_accuracy(Subject(trained.model), scenes_of(shards, seed)[: trained.limit], shards.run.view)
     return dict(zip(("all", "things"), accuracy, strict=True))
 
 
 def captions(trained: Trained, seed: int) -> dict[str, float]:
     """Score what a model says of the held-out scenes, see `CaptionScore`; arguments and errors as in `patches`."""
-    scenes = scenes_of(open_shards(trained.heldout, "heldout"), seed)[: trained.limit]
+    scenes = scenes_of(_heldout(trained), seed)[: trained.limit]
     question = "" if trained.template == "plain" else DESCRIBE[0]
     return score_captions(Chat(trained.model), scenes, question).rates()
 
@@ -44,7 +49,7 @@ def captions(trained: Trained, seed: int) -> dict[str, float]:
 def boxes(trained: Trained, seed: int) -> dict[str, float]:
     """Score the boxes that a model says for referring expressions: the share with an IoU of 0.5 or more, the mean IoU,
     the share of answers without a box; arguments and errors as in `patches`."""
-    scenes = scenes_of(open_shards(trained.heldout, "heldout"), seed)[: trained.limit]
+    scenes = scenes_of(_heldout(trained), seed)[: trained.limit]
     found = ask_boxes(Chat(trained.model), scenes)
     numbers = {name: found["padded"][name] for name in ("accuracy", "mean_iou")}
     return numbers | {"unparsed": found["unparsed"] / found["expressions"]}

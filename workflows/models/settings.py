@@ -125,7 +125,7 @@ Hashes are pinned if two independent public sources agree on them. For the other
 Vicuna), the hash of the fetched file is written to run.json, and a resumed run refuses another."""
 
 
-def load_models(name: str) -> ModelSettings:
+def load_models(models: str) -> ModelSettings:
     """Load the settings of a preset, of `miniature`, or of a TOML file.
 
     In a file, `preset = "paper"` takes over the settings of that preset, and the file's sections override them. Paths
@@ -134,16 +134,16 @@ def load_models(name: str) -> ModelSettings:
     Raises:
         UserError: there is no such preset or file, or a setting is wrong.
     """
-    if name in PRESETS:
-        return _settings(PRESETS[name], name, Path.cwd())
-    path = checked() / "models.toml" if name == MINIATURE else Path(name).expanduser()
+    if models in PRESETS:
+        return _settings(PRESETS[models], models, Path.cwd())
+    path = checked() / "models.toml" if models == MINIATURE else Path(models).expanduser()
     if not path.is_file():
         rule = f"it is neither a preset ({', '.join([*PRESETS, MINIATURE])}) nor a file"
-        raise UserError("models", name, rule, "name one of these, or a TOML file")
+        raise UserError("models", models, rule, "name one of these, or a TOML file")
     data = read_toml("models", path)
     preset = data.pop("preset", None)
     if preset is not None and preset not in list(PRESETS):
-        raise UserError(f"{name}: preset", preset, f"it should be one of {', '.join(PRESETS)}", "correct it")
+        raise UserError(f"{models}: preset", preset, f"it should be one of {', '.join(PRESETS)}", "correct it")
     # A model in the file replaces each model of the preset that does one of its steps.
     steps = {step for section in data for step in ROLES.get(section, ())}
     sections: dict[str, Any] = {
@@ -156,7 +156,7 @@ def load_models(name: str) -> ModelSettings:
         if kind is None or not isinstance(entries, dict):
             sections[section] = entries
             continue
-        entries = _resolved(entries, kind.paths, path.parent, name == MINIATURE)
+        entries = _resolved(entries, kind.paths, path.parent, models == MINIATURE)
         unpinned = {kind.pins.get(setting) for setting in entries}  # with another file, the preset's hash is wrong
         kept = {} if issubclass(kind, CustomSettings) else sections.get(section, {})
         sections[section] = {setting: value for setting, value in kept.items() if setting not in unpinned} | entries

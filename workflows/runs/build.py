@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pad_pipeline.console import errors, note
-from pad_pipeline.errors import UserError
+from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.geometry import View
 from pad_pipeline.images import DecodeSettings
 from pad_pipeline.labels import LabelEmbedder, LabelSettings
@@ -111,7 +111,8 @@ def import_coco(
         fingerprints=embedder.fingerprints(),
         chain=chain,
     )
-    return carry_out(recipe, source, folder, options, forked=folder_at(out) if options.fork else None)
+    with rename_field(image_root="images"):
+        return carry_out(recipe, source, folder, options, forked=folder_at(out) if options.fork else None)
 
 
 def open_out(out: Path | str, fork: Path | str | None = None) -> Folder:
@@ -127,11 +128,13 @@ def open_out(out: Path | str, fork: Path | str | None = None) -> Folder:
     if not str(out):
         raise UserError("out", "", "it is empty", "name a folder")
     if fork:
-        Run.read(folder_at(out, "out"), "out")  # raises if there is no run to fork
+        with rename_field(shards="out"):
+            Run.read(folder_at(out))  # raises if there is no run to fork
         if resolved(fork) == resolved(out):
             raise UserError("fork", fork, "it is the same folder as `out`", "name another")
     field, where = ("fork", fork) if fork else ("out", out)
-    folder = folder_at(where if isinstance(where, str) else Path(where), field)
+    with rename_field(shards=field):
+        folder = folder_at(where)
     if not folder.remote:
         folder = Folder(folder.path.resolve())
     claim_folder(folder, RUN_NAME, field=field, hidden=False)

@@ -62,13 +62,13 @@ class RunOptions(BaseModel):
 _LIMIT = re.compile(r"(\d{1,12})|(\d{1,3}(?:\.\d+)?)%")
 
 
-def failures_allowed(text: str, images: int) -> int:
-    """Read a limit of failed images: a count, or a share such as `5%`, as a count.
+def failures_allowed(max_failed: str, images: int) -> int:
+    """Return how many of `images` may fail: `max_failed` is a count, or a share such as `5%`.
 
     Raises:
         UserError: it is neither.
     """
-    found = _LIMIT.fullmatch(text)
+    found = _LIMIT.fullmatch(max_failed)
     if not found or (found[2] and float(found[2]) > 100):
-        raise UserError("max_failed", text, "it should be a count or a share", "write for instance 100 or 5%")
+        raise UserError("max_failed", max_failed, "it should be a count or a share", "write for instance 100 or 5%")
     return int(found[1]) if found[1] else int(Fraction(found[2]) * images // 100)

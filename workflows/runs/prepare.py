@@ -8,7 +8,7 @@ from rich.text import Text
 
 from pad_pipeline.choices import Depth
 from pad_pipeline.console import errors, note
-from pad_pipeline.errors import UserError
+from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.plan import PLAN_NAME, Plan, PlanFacts, write_plan
 from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.shards.seal import seal_problem
@@ -68,7 +68,8 @@ def earlier_run(folder: Folder) -> tuple[Run | None, Scan]:
     """
     if not folder.has(RUN_NAME):
         return None, Scan()
-    run = Run.read(folder, "out")
+    with rename_field(shards="out"):
+        run = Run.read(folder)
     if problem := seal_problem(folder.read(RUN_NAME)):
         raise UserError("out", f"{folder}/{RUN_NAME}", problem, "put the original back, or name another `out`")
     return run, scan(folder, run.identity, run.shards)

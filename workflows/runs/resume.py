@@ -144,7 +144,7 @@ def check_repaired(old: Run, new: Run, folder: Folder, new_plan: Plan, accept_co
     Raises:
         UserError: the runs differ in something else.
     """
-    old_plan, shards, failed = Plan(folder), ShardFolder(folder, "out"), set[str]()
+    old_plan, shards, failed = Plan(folder), ShardFolder(folder), set[str]()
     same = old_plan.images == new_plan.images and old_plan.shard_size == new_plan.shard_size
     for number in range(len(old_plan)) if same else ():
         old_rows, new_rows = old_plan.rows(number), new_plan.rows(number)
@@ -166,7 +166,7 @@ def check_repaired(old: Run, new: Run, folder: Folder, new_plan: Plan, accept_co
 
 def adopt(old_folder: Folder, folder: Folder, run: Run) -> int:
     """Copy finished shards of another run with the same images, settings, weights and code, and return their number."""
-    old = Run.read(old_folder, "out")
+    old = Run.read(old_folder)
     if old.identity != run.identity or {old.fingerprints.get("code"), *old.accepted_code} != {run.fingerprints["code"]}:
         return 0
     stale = {key for key, sha256 in old.contents.items() if run.contents.get(key, sha256) != sha256}

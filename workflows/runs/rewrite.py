@@ -60,7 +60,7 @@ def rewrite(
         raise UserError("out", out, "these are the shards that are read", "name a new folder")
     # Take the new view and LLM, or else those that all runs share. An LLM that is kept must not have changed.
     runs = [shards.run for shards in source.runs]
-    chosen_view = view or _common("view", "`fit`, `view_size` or `patch`", [run.view for run in runs])
+    chosen_view = view or _common("view", "`fit`, `size` or `patch`", [run.view for run in runs])
     chosen_labels = labels or _labels(_common("llm", "`llm`", [run.settings.get("llm") for run in runs]))
     embedder = LabelEmbedder(chosen_labels)
     words = embedder.fingerprints()

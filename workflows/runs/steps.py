@@ -32,7 +32,7 @@ class ReadShard:
         return shard
 
     def _restore(self, shard: Shard) -> None:
-        self._shards = shards = self._shards or ShardFolder(self.out, "out")  # opened once: it lists the whole folder
+        self._shards = shards = self._shards or ShardFolder(self.out)  # opened once: it lists the whole folder
         for record, row in zip(shard.rows, shards.index(shard.name), strict=True):
             if row["status"] != "failed":
                 sample = shards.sample(shard.name, row)
