@@ -49,12 +49,26 @@ def files(models_toml: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return {"judge": folder / "judge.toml", "finder": folder / "finder.toml"}
 
 
-def run(house: Path, *arguments: object) -> str:
-    """Run `pad` from the copy."""
-    code = "from pad_pipeline.workflows.cli import main; main()"
+def run(house: Path, *commands: list[object]) -> str:
+    """Run commands of `pad` from the copy, one after another in one process; what they print."""
+    code = """
+import json, sys
+from pad_pipeline.workflows import cli
+from pad_pipeline.workflows.commands import runs
+runs.ISOLATED = False
+for command in json.loads(sys.argv[1]):
+    sys.argv = ["pad", *command]
+    try:
+        cli.main()
+    except SystemExit as end:
+        if end.code:
+            sys.exit(f"pad {' '.join(command)}: exit code {end.code}")
+"""
     environment = os.environ | {"PYTHONPATH": str(house), "PYTHONSAFEPATH": "1"}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    words = json.dumps([[str(word) for word in command] for command in commands])
+    done = subprocess.run(
+        [sys.executable, "-c", code, words], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -62,24 +76,51 @@ def run(house: Path, *arguments: object) -> str:
 def test_a_stage_with_a_model_takes_four_files(
     house: Path, files: dict[str, Path], world: World, tmp_path: Path
 ) -> None:
-    """Catches a ladder over stages that somebody builds anew: the toy would be left out of the chain, of run.json, of
+    """Catches a ladder over stages that somebody builds again: the toy would be left out of the chain, of run.json, of
     `pad models` or of `--redo-from`."""
     assert len([name for name in NEW if "judge" in name]) + len(CHANGED) <= 4
-    assert "judge.limit" in run(house, "models", "list", files["judge"])
-    assert "a limit of 255.0" in run(house, "models", "check", files["judge"])
-    build = ["build", "--images", world.images, "--models", files["judge"], "--engine", "local", "--limit", 2]
-    run(house, *build, "--out", tmp_path / "out")
-    run(house, "verify", tmp_path / "out")
+    other = files["judge"].with_name("other.toml")
+    other.write_text(files["judge"].read_text().replace("limit.txt", "other.txt"))
+    other.with_name("other.txt").write_text("510")
+    local = ["--engine", "local"]
+    printed = run(
+        house,
+        ["models", "list", files["judge"]],
+        ["models", "check", files["judge"]],
+        [
+            "build",
+            "--images",
+            world.images,
+            "--models",
+            files["judge"],
+            *local,
+            "--limit",
+            2,
+            "--out",
+            tmp_path / "out",
+        ],
+        ["verify", tmp_path / "out"],
+        [
+            "build",
+            "--images",
+            tmp_path / "out",
+            "--redo-from",
+            "judge",
+            "--models",
+            other,
+            *local,
+            "--out",
+            tmp_path / "2",
+        ],
+    )
+    assert "judge.limit" in printed and "a limit of 255.0" in printed
     made = json.loads((tmp_path / "out/run.json").read_text())
     assert made["settings"]["judge"]["limit"].endswith("limit.txt") and len(made["fingerprints"]["judge"]) == 64
-    shards = open_shards(tmp_path / "out")
-    before = [shards.sample(name, row).meta for name, row in shards.rows()]
+    before, after = (
+        [shards.sample(name, row).meta for name, row in shards.rows()]
+        for shards in (open_shards(tmp_path / "out"), open_shards(tmp_path / "2"))
+    )
     assert all(0 < meta["brightness"] < 1 for meta in before)
-    files["judge"].with_name("limit.txt").write_text("510")
-    again = ["build", "--images", tmp_path / "out", "--redo-from", "judge", "--models", files["judge"]]
-    run(house, *again, "--engine", "local", "--out", tmp_path / "again")
-    shards = open_shards(tmp_path / "again")
-    after = [shards.sample(name, row).meta for name, row in shards.rows()]
     assert [meta["brightness"] * 2 for meta in after] == pytest.approx([meta["brightness"] for meta in before])
     assert [meta["regions"] for meta in after] == [meta["regions"] for meta in before]
 
@@ -87,10 +128,9 @@ def test_a_stage_with_a_model_takes_four_files(
 def test_a_model_for_boxes_and_masks_in_one_needs_no_special_case(
     house: Path, files: dict[str, Path], world: World, tmp_path: Path
 ) -> None:
-    """As SAM 3 does it. Catches code that takes each step for one model's."""
+    """As SAM 3 does it. Catches code that assumes that each step has a model of its own."""
     build = ["build", "--images", world.images, "--models", files["finder"], "--engine", "local", "--limit", 2]
-    run(house, *build, "--out", tmp_path / "out")
-    run(house, "verify", "--deep", tmp_path / "out")
+    run(house, [*build, "--out", tmp_path / "out"], ["verify", "--deep", tmp_path / "out"])
     made = json.loads((tmp_path / "out/run.json").read_text())["settings"]
     assert made["detector"] == made["segmenter"] == {"most": 1, "batch_size": 8}
     shards = open_shards(tmp_path / "out")
