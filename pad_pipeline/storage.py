@@ -1,4 +1,4 @@
-"""A run's folder, on a disk or in an object store: the same few operations, and files that are whole or not there."""
+"""Folders on a disk or in an object store, with the same operations. A file in them is there whole, or not at all."""
 
 from __future__ import annotations
 
@@ -8,41 +8,37 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.packages import OPTIONAL, installed, without
 
 ATTEMPT = secrets.token_hex(6)
-"""Names this process's unfinished files, so that a dying process and the one that follows it never share one."""
+"""A part of the names of this process's unfinished files, so that no two processes write to the same one."""
 _LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{12}\.partial", re.DOTALL)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")
 REMOTE_SCHEMES = frozenset({"http", "https", "s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "abfss"})
-"""What a URL may begin with. Nothing that reads this machine's own files, and no chains (`zip::file://...`)."""
-PACKAGES = {
-    "s3": "s3fs",
-    "s3a": "s3fs",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "az": "adlfs",
-    "abfs": "adlfs",
-    "abfss": "adlfs",
-}
-"""What a URL begins with -> the package that fsspec wants for it."""
+"""The schemes of URLs that pad opens: none that reads this machine's own files, and no chains (`zip::file://...`)."""
+PACKAGES = (
+    dict.fromkeys(("s3", "s3a"), "s3fs")
+    | dict.fromkeys(("gs", "gcs"), "gcsfs")
+    | dict.fromkeys(("az", "abfs", "abfss"), "adlfs")
+)
+"""Scheme of a URL -> the package that fsspec needs for it."""
 
 
 def is_url(text: str) -> bool:
-    """Whether `text` names something by URL, of whatever scheme."""
+    """Return whether `text` is a URL, of any scheme."""
     scheme, mark, _ = text.partition("://")
     return bool(mark) and (scheme in REMOTE_SCHEMES or _URL.match(text) is not None)
 
 
 def url_problem(url: str) -> str:
-    """Why pad does not open this URL; empty where it does."""
+    """Return why pad does not open this URL; empty if it does."""
     scheme = url.partition("://")[0]
     if scheme in REMOTE_SCHEMES:
         return ""
@@ -50,10 +46,10 @@ def url_problem(url: str) -> str:
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system for a URL, and the path in it.
+    """Return fsspec's file system for a URL, and the path in it.
 
     Raises:
-        UserError: the scheme is none of ours, or the package for it is not installed.
+        UserError: pad does not open URLs of this scheme, or the package for it is not installed.
     """
     import fsspec
 
@@ -73,19 +69,19 @@ def file_system(url: str) -> tuple[Any, str]:
 
 @contextmanager
 def whole(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Write a file or a folder so that it is there whole, or not at all, even where the process is killed.
+    """Write a file or a folder so that it is there whole, or not at all, even if the process is killed.
 
     Args:
-        path: of the file or folder; what is there already is replaced.
-        durable: whether to wait until the disk has it, so that it outlives a power cut.
+        path: the file or folder to write; an existing one is replaced.
+        durable: whether to wait until the disk has stored it, so that it survives a power failure.
 
     Yields:
-        A free path beside `path`, for the block to write to. When the block ends well, it is renamed to `path`; when
-        the block raises, it is removed and `path` stays as it was.
+        A free path beside `path`, for the block to write to. After the block, it is renamed to `path`; if the block
+        raises, it is removed and `path` stays as it was.
     """
     partial = path.with_name(f".{path.name}.{ATTEMPT}.partial")
     try:
-        _remove(partial)  # never written into: it may be a link
+        _remove(partial)  # it might be a link, which must not be written through
         yield partial
         if durable:
             for part in partial.iterdir() if partial.is_dir() else ():
@@ -101,7 +97,7 @@ def whole(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a small file that is there whole, or not at all."""
+    """Write a small text file that is there whole, or not at all."""
     with whole(path) as partial:
         partial.write_text(text, "utf-8")
 
@@ -109,19 +105,18 @@ def write_whole(path: Path, text: str) -> None:
 def claim_folder(
     out: str | Path | Folder, mark: str = "", text: str | None = None, field: str = "out", hidden: bool = True
 ) -> None:
-    """Refuse an output folder that is in use for something else: neither new, nor empty, nor this command's own.
-
-    What a dead process left unfinished counts as nothing.
+    """Refuse an output folder that is in use for something else. It must be new, empty or one of this command;
+    unfinished files of a dead process are ignored.
 
     Args:
         out: the folder, or its URL.
-        mark: the file that only a folder of this command has in it; empty where not even such a one may be used.
-        text: what to write into `mark`; the folder is made then. None to write nothing.
-        field: what the user calls the folder, for errors.
-        hidden: whether files whose names begin with a dot count as something.
+        mark: the file that only the folders of this command have; empty if the folder must be new or empty.
+        text: the text to write into `mark`, for which the folder is made; None to write nothing.
+        field: the caller's parameter for the folder, for errors.
+        hidden: whether files whose names begin with a dot count as use.
 
     Raises:
-        UserError: it is in use, or can't be written.
+        UserError: the folder is in use, or can't be written.
     """
     with rename_field(shards=field):
         folder = folder_at(out)
@@ -143,12 +138,9 @@ def claim_folder(
 
 
 def unwritable(out: str | Path | Folder, error: Exception, field: str = "out") -> UserError:
-    """Return the error for an output folder that is full, read-only or gone.
+    """Return the UserError of parameter `field` for an output folder that is full, read-only or gone.
 
-    Args:
-        out: the folder.
-        error: what the library that writes raised, most often an OSError.
-        field: what the user calls the folder.
+    The given `error` is that of the library that writes, usually an OSError.
     """
     name = getattr(error, "filename", None)
     at = f" at {name}" if name and str(name) != str(out) else ""
@@ -158,7 +150,7 @@ def unwritable(out: str | Path | Folder, error: Exception, field: str = "out") -
 
 
 class Folder:
-    """A folder on a disk. Its files appear under their names whole, or not at all."""
+    """A folder on a disk. A new file in it appears under its name whole, or not at all."""
 
     remote = False
 
@@ -169,85 +161,80 @@ class Folder:
         return str(self.path)
 
     def exists(self) -> bool:
-        """Whether anything is there under the folder's own name."""
+        """Return whether there is anything under the folder's path."""
         return self.path.exists()
 
     def create(self) -> None:
-        """Make the folder, and those above it."""
+        """Make the folder and its parents."""
         self.path.mkdir(parents=True, exist_ok=True)
 
     def files(self) -> Iterator[tuple[str, int]]:
-        """Name and size in bytes of everything directly inside, in no order; a folder's size is 0."""
+        """Yield name and size in bytes of every direct entry, in no order; a subfolder has size 0."""
         if not self.path.is_dir():
             return
         with os.scandir(self.path) as entries:
             for entry in entries:
-                try:
+                with suppress(FileNotFoundError):  # it may be gone since it was listed
                     yield entry.name, 0 if entry.is_dir() else entry.stat().st_size
-                except FileNotFoundError:  # gone since it was listed
-                    continue
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Return whether there is such a file."""
         return (self.path / name).is_file()
 
     def size(self, name: str) -> int:
-        """Of a file, in bytes."""
+        """Return the size of a file in bytes."""
         return (self.path / name).stat().st_size
 
     def read(self, name: str) -> bytes:
-        """A whole file."""
+        """Return the content of a file."""
         with self.open(name) as stream:
             return stream.read()
 
     def part(self, name: str, start: int, stop: int) -> bytes:
-        """The bytes of a file from `start` to before `stop`; fewer where it ends before."""
+        """Return the bytes of a file from `start` to before `stop`; fewer if the file ends before."""
         with self.open(name) as stream:
             stream.seek(start)
             return stream.read(stop - start)
 
     def open(self, name: str) -> BinaryIO:
-        """A file to read from, at any place."""
+        """Open a file to read at any position."""
+        return self._ordinary(name).open("rb")
+
+    def _ordinary(self, name: str) -> Path:
         path = self.path / name
-        if path.exists() and not path.is_file():  # a pipe would be waited for without end
+        if path.exists() and not path.is_file():  # opening a pipe would wait forever
             raise OSError(errno.EINVAL, "this is no ordinary file", str(path))
-        return path.open("rb")
+        return path
 
     @contextmanager
     def commit(self, name: str, durable: bool = True) -> Iterator[Path]:
-        """A local path to write to; when the block ends well, its content is made durable and becomes file `name`."""
+        """Yield a local path to write to. After the block, its content becomes the file `name`."""
         with whole(self.path / name, durable) as partial:
             yield partial
 
     def append(self, name: str, data: bytes) -> None:
-        """Add `data` to the end of a file, which is made if need be; all of it or nothing, and not durable."""
-        path = self.path / name
-        if path.exists() and not path.is_file():
-            raise OSError(errno.EINVAL, "this is no ordinary file", str(path))
-        with path.open("ab", buffering=0) as stream:
+        """Add all of `data` or nothing to the end of a file, which is made if needed. The result is not durable."""
+        with self._ordinary(name).open("ab", buffering=0) as stream:
             end = stream.tell()
             if stream.write(data) < len(data):  # the disk is full
                 stream.truncate(end)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path / name))
 
-    def delete(self, name: str, durable: bool = True) -> None:
-        """Remove a file; nothing happens where there is none."""
-        try:
+    def delete(self, name: str) -> None:
+        """Remove a file, if there is one."""
+        with suppress(FileNotFoundError):
             (self.path / name).unlink()
-        except FileNotFoundError:
-            return
-        if durable:
             _sync(self.path)
 
     def clean(self, name: str = "") -> None:
-        """Remove what dead processes left unfinished, of file `name` or of all: only names that only `whole` makes."""
+        """Remove unfinished files of dead processes, those of file `name` or all. Only names that `whole` makes."""
         for entry, _ in self.files():
             if (left := _LEFTOVER.fullmatch(entry)) and name in ("", left[1]):
                 _remove(self.path / entry)
 
 
 class RemoteFolder(Folder):
-    """A prefix in an object store, through fsspec. An upload is atomic there: an object is whole or absent."""
+    """A prefix in an object store, through fsspec. An upload is atomic: an object is there whole, or not at all."""
 
     remote = True
 
@@ -258,97 +245,94 @@ class RemoteFolder(Folder):
     def __str__(self) -> str:
         return self.url
 
-    def __reduce__(self) -> tuple[Any, ...]:  # connections don't travel between processes
+    def __reduce__(self) -> tuple[Any, ...]:  # connections can't be pickled
         return RemoteFolder, (self.url,)
 
     def _at(self, name: str) -> str:
         return f"{self.prefix}/{name}"
 
+    def _call(self, operation: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Call a method of the file system. Errors of the store, of a dozen kinds, become an OSError as of a disk."""
+        try:
+            return operation(*arguments, **options)
+        except OSError:
+            raise
+        except Exception as error:
+            raise OSError(errno.EIO, f"{type(error).__name__}: {error}", self.url) from error
+
     def exists(self) -> bool:
-        """Whether there is anything below the prefix."""
-        with _as_os_error(self.url):
-            self.file_system.invalidate_cache()
-            return bool(self.file_system.exists(self.prefix))
+        """Return whether there is anything below the prefix."""
+        self.file_system.invalidate_cache()
+        return bool(self._call(self.file_system.exists, self.prefix))
 
     def create(self) -> None:
-        """Nothing: a prefix is there when something lies below it."""
+        """Do nothing: a prefix exists as soon as an object lies below it."""
 
     def files(self) -> Iterator[tuple[str, int]]:
-        """Name and size of everything directly below the prefix."""
-        with _as_os_error(self.url):
-            try:
-                entries = self.file_system.ls(self.prefix, detail=True, refresh=True)
-            except FileNotFoundError:
-                return
+        """Yield name and size in bytes of everything directly below the prefix."""
+        try:
+            entries = self._call(self.file_system.ls, self.prefix, detail=True, refresh=True)
+        except FileNotFoundError:
+            return
         for entry in entries:
             if entry["name"].rstrip("/") != self.prefix:
                 yield entry["name"].rstrip("/").rpartition("/")[2], entry["size"] or 0
 
     def has(self, name: str) -> bool:
-        """Whether there is such an object."""
-        with _as_os_error(self.url):
-            self.file_system.invalidate_cache()
-            return bool(self.file_system.isfile(self._at(name)))
+        """Return whether there is such an object."""
+        self.file_system.invalidate_cache()
+        return bool(self._call(self.file_system.isfile, self._at(name)))
 
     def size(self, name: str) -> int:
-        """Of an object, in bytes."""
-        with _as_os_error(self.url):
-            return int(self.file_system.size(self._at(name)))
+        """Return the size of an object in bytes."""
+        return int(self._call(self.file_system.size, self._at(name)))
 
     def read(self, name: str) -> bytes:
-        """A whole object."""
-        with _as_os_error(self.url):
-            return bytes(self.file_system.cat_file(self._at(name)))
+        """Return the content of an object."""
+        return bytes(self._call(self.file_system.cat_file, self._at(name)))
 
     def part(self, name: str, start: int, stop: int) -> bytes:
-        """The bytes of an object from `start` to before `stop`, in one request."""
-        with _as_os_error(self.url):
-            return bytes(self.file_system.cat_file(self._at(name), start=start, end=stop))
+        """Return the bytes of an object from `start` to before `stop`, with one request."""
+        return bytes(self._call(self.file_system.cat_file, self._at(name), start=start, end=stop))
 
     def open(self, name: str) -> BinaryIO:
-        """An object to read from, at any place."""
-        with _as_os_error(self.url):
-            stream: BinaryIO = self.file_system.open(self._at(name), "rb")
-            return stream
+        """Open an object to read at any position."""
+        return cast(BinaryIO, self._call(self.file_system.open, self._at(name), "rb"))
 
     @contextmanager
     def commit(self, name: str, durable: bool = True) -> Iterator[Path]:
-        """A local path to write to; when the block ends well, it is uploaded."""
+        """Yield a local path to write to. After the block, the file is uploaded."""
         with tempfile.TemporaryDirectory(prefix="pad-") as folder:
             partial = Path(folder, name)
             yield partial
-            with _as_os_error(self.url):
-                self.file_system.put_file(str(partial), self._at(name))
+            self._call(self.file_system.put_file, str(partial), self._at(name))
 
     def append(self, name: str, data: bytes) -> None:
-        """Put an object in place of the old one, with `data` at its end: the old one is read for it."""
+        """Read the object, and replace it by one with `data` at its end."""
         before = self.read(name) if self.has(name) else b""
-        with self.commit(name, durable=False) as partial:
+        with self.commit(name) as partial:
             partial.write_bytes(before + data)
 
-    def delete(self, name: str, durable: bool = True) -> None:
-        """Remove an object."""
-        with _as_os_error(self.url):
-            try:
-                self.file_system.rm_file(self._at(name))
-            except FileNotFoundError:
-                return
+    def delete(self, name: str) -> None:
+        """Remove an object, if there is one."""
+        with suppress(FileNotFoundError):
+            self._call(self.file_system.rm_file, self._at(name))
 
     def clean(self, name: str = "") -> None:
-        """Nothing: uploads that died left no object."""
+        """Do nothing: unfinished uploads leave no object."""
 
 
 def resolved(where: str | Path | Folder) -> str:
-    """Return what a folder or file is called from anywhere: its absolute path, or its URL without a closing slash."""
+    """Return the absolute path of a folder or file, or its URL without a closing slash."""
     text = str(where)
     return text.rstrip("/") if is_url(text) else str(Path(text).resolve())
 
 
 def folder_at(shards: str | Path | Folder) -> Folder:
-    """Return the folder of shards that a user names: a path, or a URL of an object store.
+    """Return the folder at a path or at a URL of an object store.
 
     Raises:
-        UserError: it is a URL that can't be used.
+        UserError: it is a URL that pad does not open.
     """
     if isinstance(shards, Folder):
         return shards
@@ -358,19 +342,8 @@ def folder_at(shards: str | Path | Folder) -> Folder:
     return Folder(Path(shards))
 
 
-@contextmanager
-def _as_os_error(url: str) -> Iterator[None]:
-    """The stores' own exceptions, a dozen kinds, as what a disk raises; so that one rule fits both."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        raise OSError(errno.EIO, f"{type(error).__name__}: {error}", url) from error
-
-
 def _remove(path: Path) -> None:
-    """Remove a file, a link or a whole folder; do nothing where there is none."""
+    """Remove a file, a link or a whole folder, if there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -16,39 +16,44 @@ from pad_pipeline.storage import file_system, is_url, url_problem
 
 
 class Source(Protocol):
-    """A pile of images."""
+    """A collection of images."""
 
     origin: str
-    """What the user named: the folder, the file, the pattern."""
+    """The folder, file or pattern that the user gave."""
     root: str
     """The folder, or the URL of one, that every path is relative to."""
     counts: Counter[str]
-    """What was left out or altered, by reason; complete once the images have been listed."""
+    """The number of images that were left out or altered, by reason; complete once all images have been listed."""
 
     def __iter__(self) -> Iterator[Planned]:
-        """The images, always in the same order. Read as they are asked for: memory does not grow with their number."""
+        """Yield the images, always in the same order, each when it is asked for: memory does not grow with their
+        number."""
         ...
 
 
 def read_json(field: str, path: Path) -> Any:
-    """A JSON file of the user's.
+    """Read a JSON file of the user.
 
     Raises:
-        UserError: it is not there, or is not JSON.
+        UserError: there is no such file, or it is not JSON; the error names `field`.
     """
     if not path.is_file():
         raise UserError(field, path, "there is no such file", "check the path")
     try:
-        text = path.read_text("utf-8-sig")
-        value = json.loads(text)
-        return clean(value) if "\\ud" in text.lower() else value
+        return parse_json(path.read_text("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise UserError(field, path, f"it is not valid JSON ({error})", "mend or re-download the file") from error
+        raise UserError(field, path, f"it is not valid JSON ({error})", "repair or re-download the file") from error
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text, without lone surrogates."""
+    value = json.loads(text)
+    return clean(value) if "\\ud" in text.lower() else value
 
 
 def clean(value: Any) -> Any:
-    """Parsed JSON without lone surrogates. Only an escape can make one; no UTF-8 file can hold it, so it is replaced
-    before it spreads."""
+    """Replace lone surrogates in parsed JSON. Only an escape such as `\\ud800` can make one, and no UTF-8 file can hold
+    it."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):
@@ -58,11 +63,17 @@ def clean(value: Any) -> Any:
     return value
 
 
+def should_be(what: str, value: Any, wanted: str) -> str:
+    """Return the problem of parsed JSON of a wrong type: `image is a list, and should be one path`."""
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return f"{what} is {kinds.get(type(value), 'a number')}, and should be {wanted}"
+
+
 def require_folder(images: Path | str) -> str:
-    """Return `images` in full, if it is a folder or the URL of one.
+    """Return the absolute path or the URL of the folder `images`.
 
     Raises:
-        UserError: it is not.
+        UserError: it is no folder, or a URL that pad does not open.
     """
     if isinstance(images, str) and is_url(images):
         if problem := url_problem(images):
@@ -82,7 +93,7 @@ def image_store(url: str) -> tuple[Any, str]:
 
 
 def path_problem(source: str) -> str:
-    """Why `source` can't name an image below the root; empty when it can. Purely by its text: no file is touched."""
+    """Return why `source` can't name an image below the root; empty if it can. No file is touched."""
     if not source:
         return "the image path is empty"
     if "\0" in source:
@@ -95,16 +106,10 @@ def path_problem(source: str) -> str:
 
 
 def location_problem(source: str) -> str:
-    """As `path_problem`, where URLs are allowed too."""
+    """Return why `source` can't be a URL, or name an image below the root; empty if it can."""
     return url_problem(source) if is_url(source) else path_problem(source)
 
 
-def below(root: str, source: str) -> str:
-    """An absolute path below a local root as one relative to it; anything else as it is."""
-    prefix = root.rstrip("/") + "/"
-    return source[len(prefix) :] if source.startswith(prefix) else source
-
-
 def ending_of(name: str) -> str:
-    """The ending of a path or of a URL, which may have a query behind it; in lower case."""
+    """Return the ending of a path, or of a URL that may end in a query, in lower case."""
     return Path(urlsplit(name).path if is_url(name) else name).suffix.lower()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.records import Planned
 from pad_pipeline.sources.base import path_problem, read_json, require_folder
 from pad_pipeline.sources.llava import caption_of, read_conversations
+
+_UNREADABLE = "captions that can't be read"
 
 
 class CocoSource:
@@ -32,24 +34,21 @@ class CocoSource:
         self.images = data["images"]
         if not all(isinstance(entry, dict) and _is_id(entry.get("id")) for entry in self.images):
             raise _malformed(annotations, "every entry of images should be {id, file_name}")
-        repeated = [number for number, count in Counter(entry["id"] for entry in self.images).items() if count > 1]
-        if repeated:
+        ids = Counter(entry["id"] for entry in self.images)
+        if repeated := [number for number, count in ids.items() if count > 1]:
             raise _malformed(annotations, f"the image id {repeated[0]} stands there more than once")
         categories = data.get("categories", [])
-        if not isinstance(categories, list) or not all(
-            isinstance(entry, dict) and _is_id(entry.get("id")) and _is_name(entry.get("name")) for entry in categories
-        ):
+        if not isinstance(categories, list) or not all(map(_is_category, categories)):
             raise _malformed(annotations, "categories should be a list of {id, name}")
         self._names = {entry["id"]: entry["name"].strip() for entry in categories}
         self._regions: dict[Any, list[dict[str, Any]]] = defaultdict(list)
         self._captions: dict[Any, str] = {}
         self._conversations: dict[str, list[dict[str, str]]] = {}
-        self._sort(data["annotations"])
+        self._sort(data["annotations"], ids)
         if captions is not None:
-            self._read_captions(captions)
+            self._read_captions(captions, ids)
 
-    def _sort(self, entries: list[Any]) -> None:
-        known = {entry["id"] for entry in self.images}
+    def _sort(self, entries: list[Any], known: Collection[Any]) -> None:
         for entry in entries:
             if not isinstance(entry, dict) or not _is_id(entry.get("image_id")) or entry["image_id"] not in known:
                 self.counts["annotations of no listed image"] += 1
@@ -58,50 +57,44 @@ class CocoSource:
             elif isinstance(entry["caption"], str):
                 self._captions.setdefault(entry["image_id"], entry["caption"])  # the first of COCO's five
             else:
-                self.counts["captions that can't be read"] += 1
+                self.counts[_UNREADABLE] += 1
 
-    def _read_captions(self, path: Path) -> None:
+    def _read_captions(self, path: Path, known: Collection[Any]) -> None:
         data = read_json("captions", path)
         if isinstance(data, list):
             for record in data:
                 if isinstance(record, dict) and isinstance(record.get("image"), str):
-                    try:
-                        turns = read_conversations(record.get("conversations", []))
-                    except ValueError:
-                        self.counts["captions that can't be read"] += 1
-                        continue
-                    self._conversations.setdefault(Path(record["image"]).name, turns)
+                    if (turns := _turns(record)) is None:
+                        self.counts[_UNREADABLE] += 1
+                    else:
+                        self._conversations.setdefault(Path(record["image"]).name, turns)
         elif isinstance(data, dict) and isinstance(data.get("annotations"), list):
-            self._sort([entry for entry in data["annotations"] if isinstance(entry, dict) and "caption" in entry])
+            self._sort(
+                [entry for entry in data["annotations"] if isinstance(entry, dict) and "caption" in entry], known
+            )
         else:
             raise UserError("captions", path, "it is neither COCO captions nor a LLaVA JSON", "give one of the two")
 
     def __iter__(self) -> Iterator[Planned]:
-        """The images in the order of their ids."""
         for entry in sorted(self.images, key=lambda entry: (isinstance(entry["id"], str), entry["id"])):
             source = entry.get("file_name")
             if not isinstance(source, str):
                 yield Planned(f"image-{entry['id']}", "", problem=f"image {entry['id']}: file_name should be one path")
                 continue
-            conversations = self._conversations.get(Path(source).name) or _exported_turns(entry)
-            own = entry.get("caption")
-            caption = (
-                self._captions.get(entry["id"]) or (own if isinstance(own, str) else "") or caption_of(conversations)
-            )
+            # `pad export coco` writes the image's id and conversations under `pad`.
+            exported = entry["pad"] if isinstance(entry.get("pad"), dict) else {}
+            name = exported["id"] if isinstance(exported.get("id"), str) else ""
+            conversations = self._conversations.get(Path(source).name) or _turns(exported) or []
+            own = entry["caption"] if isinstance(entry.get("caption"), str) else ""
+            caption = self._captions.get(entry["id"]) or own or caption_of(conversations)
             size = {"width": entry.get("width"), "height": entry.get("height")}
             regions = [self._annotation(annotation) | size for annotation in self._regions[entry["id"]]]
             problem = path_problem(source) or next((r["problem"] for r in regions if "problem" in r), "")
-            yield Planned(
-                _exported_id(entry) or Path(source).stem,
-                source,
-                caption=caption,
-                conversations=conversations,
-                annotations=[] if problem else regions,
-                problem=problem,
-            )
+            annotations = [] if problem else regions
+            yield Planned(name or Path(source).stem, source, caption, conversations, annotations, problem=problem)
 
     def _annotation(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """Label, box and segmentation of one annotation; the masks are made later, where the image's size is known."""
+        """Return label, box and segmentation. Masks are made later, when the image's size is known."""
         category = entry.get("category_id")
         label = self._names.get(category) if _is_id(category) else None
         if label is None:
@@ -117,28 +110,23 @@ class CocoSource:
         }
 
 
-def _exported_id(entry: dict[str, Any]) -> str:
-    """The id that the image had where `pad export coco` took it from; empty for other files."""
-    own = entry.get("pad")
-    return own["id"] if isinstance(own, dict) and isinstance(own.get("id"), str) else ""
-
-
-def _exported_turns(entry: dict[str, Any]) -> list[dict[str, str]]:
-    """Its dialogue, likewise."""
-    own = entry.get("pad")
+def _turns(record: dict[str, Any]) -> list[dict[str, str]] | None:
+    """Return the `conversations` of a record; None if they can't be read."""
     try:
-        return read_conversations(own.get("conversations", [])) if isinstance(own, dict) else []
+        return read_conversations(record.get("conversations", []))
     except ValueError:
-        return []
+        return None
 
 
 def _is_id(value: Any) -> bool:
     return type(value) in (int, str)
 
 
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+def _is_category(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not _is_id(entry.get("id")):
+        return False
+    return isinstance(entry.get("name"), str) and bool(entry["name"].strip())
 
 
-def _malformed(path: Path, rule: str, remedy: str = "mend the file") -> UserError:
+def _malformed(path: Path, rule: str, remedy: str = "repair the file") -> UserError:
     return UserError("annotations", path, rule, remedy)

@@ -11,16 +11,16 @@ from typing import Any, TextIO
 
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.records import Planned
-from pad_pipeline.sources.base import clean, image_store, location_problem, require_folder
+from pad_pipeline.sources.base import clean, image_store, location_problem, require_folder, should_be
 from pad_pipeline.storage import is_url
 
 _WINDOW = 1 << 16
-"""Characters that are read at a time."""
+"""The least number of characters that are read at a time."""
 _BETWEEN = re.compile(r"[ \t\r\n]*,?[ \t\r\n]*")
 _SURROGATE = re.compile(r"\\u[dD]")
 _SPACE = " \t\r\n"
 _LONGEST = 64 << 20
-"""Characters of one record; a longer one is a broken file."""
+"""The most characters of one record; a longer one means a broken file."""
 
 
 class LlavaSource:
@@ -28,44 +28,39 @@ class LlavaSource:
 
     Args:
         images: the JSON file, or its URL.
-        image_root: what image paths are relative to; by default the folder that the file lies in.
+        image_root: the folder or URL that image paths are relative to; by default the folder of the JSON file.
     """
 
     def __init__(self, images: str | Path, image_root: str | Path | None) -> None:
-        self.origin = str(images)
-        self.root = default_root(self.origin, image_root)
+        self.origin, self.root = str(images), root_of_list(str(images), image_root)
         self.counts: Counter[str] = Counter()
-        if not is_url(self.origin) and not Path(self.origin).is_file():
-            raise UserError("images", images, "there is no such file", "check the path")
-        next(self.records(), None)  # a file of another kind is told at once
+        next(self.records(), None)  # a file of another kind is reported at once
 
     def __iter__(self) -> Iterator[Planned]:
-        """The images in the file's order."""
         for number, record in enumerate(self.records()):
-            name = f"record-{number}"
             if not isinstance(record, dict):
-                yield Planned(name, "", problem=f"record {number} is {_kind(record)}, and should be an object")
-                continue
-            if record.get("image") is None:
+                problem = should_be(f"record {number}", record, "an object")
+                yield Planned(f"record-{number}", "", problem=problem)
+            elif record.get("image") is None:
                 self.counts["records without an image"] += 1
-                continue
-            yield read_record(record, number, record.get("id"), record["image"])
+            else:
+                yield read_record(record, number, record.get("id"), record["image"])
 
     def records(self) -> Iterator[Any]:
-        """The entries of the list as they stand there, those without an image too.
+        """Yield the unchanged entries of the list, including those without an image.
 
         Raises:
-            UserError: it is no such list, or damaged.
+            UserError: the file holds no list, or is damaged.
         """
         with open_text(self.origin) as stream:
             try:
                 yield from stream_list(stream)
+            except _NoListError as error:
+                rule = f"it holds {error}, and should hold a list of {{id, image, conversations}}"
+                raise UserError("images", self.origin, rule, "give a LLaVA JSON") from error
             except (ValueError, RecursionError) as error:
-                if isinstance(error, _NoListError):
-                    rule = f"it holds {error}, and should hold a list of {{id, image, conversations}}"
-                    raise UserError("images", self.origin, rule, "give a LLaVA JSON") from error
                 rule = f"it is not valid JSON ({error})"
-                raise UserError("images", self.origin, rule, "mend or re-download the file") from error
+                raise UserError("images", self.origin, rule, "repair or re-download the file") from error
             except Exception as error:
                 if not is_url(self.origin):
                     raise
@@ -74,36 +69,42 @@ class LlavaSource:
 
 
 def read_record(record: dict[str, Any], number: int, name: Any, image: Any) -> Planned:
-    """One record as an image to be. What is wrong with it is said in `problem`."""
+    """Return one record as a planned image, whose `problem` says what is wrong with the record."""
     name = str(name) if name is not None else f"record-{number}"
     if not isinstance(image, str):
-        return Planned(name, "", problem=f"record {number}: image is {_kind(image)}, and should be one path")
+        return Planned(name, "", problem=f"record {number}: {should_be('image', image, 'one path')}")
     try:
         conversations = read_conversations(record.get("conversations") or [])
     except ValueError as error:
         return Planned(name, image, problem=f"record {number}: {error}")
-    caption = caption_of(conversations)
-    return Planned(name, image, caption=caption, conversations=conversations, problem=location_problem(image))
+    return Planned(name, image, caption_of(conversations), conversations, problem=location_problem(image))
 
 
-def default_root(origin: str, image_root: str | Path | None) -> str:
-    """The folder that paths in the file `origin` are relative to."""
+def root_of_list(images: str, image_root: str | Path | None) -> str:
+    """Return the folder or URL that paths in a file are relative to: `image_root`, or the folder of the file.
+
+    Raises:
+        UserError: `image_root` is no folder, or `images` no file.
+    """
+    root = images.rpartition("/")[0] if is_url(images) else str(Path(images).resolve().parent)
     if image_root is not None:
         with rename_field(images="image_root"):
-            return require_folder(image_root)
-    return origin.rpartition("/")[0] if is_url(origin) else str(Path(origin).resolve().parent)
+            root = require_folder(image_root)
+    if not is_url(images) and not Path(images).is_file():
+        raise UserError("images", images, "there is no such file", "check the path")
+    return root
 
 
 def open_text(images: str) -> TextIO:
-    """Open a local or remote text file that names images; bytes that are no UTF-8 are an error when they are read."""
-    if is_url(images):
-        store, path = image_store(images)
-        try:
-            stream: TextIO = store.open(path, "r", encoding="utf-8-sig", newline="")
-            return stream
-        except Exception as error:
-            raise UserError("images", images, f"it can't be opened ({error})", "check the URL") from error
-    return Path(images).open(encoding="utf-8-sig", newline="")
+    """Open a local or remote text file that lists images; bytes that are no UTF-8 raise an error when they are read."""
+    if not is_url(images):
+        return Path(images).open(encoding="utf-8-sig", newline="")
+    store, path = image_store(images)
+    try:
+        stream: TextIO = store.open(path, "r", encoding="utf-8-sig", newline="")
+        return stream
+    except Exception as error:
+        raise UserError("images", images, f"it can't be opened ({error})", "check the URL") from error
 
 
 class _NoListError(ValueError):
@@ -111,21 +112,21 @@ class _NoListError(ValueError):
 
 
 def stream_list(stream: TextIO) -> Iterator[Any]:
-    """Yield the entries of a JSON list, one after another; of a file of any size, a window is in memory.
+    """Yield the entries of a JSON list of any size, of which a window is in memory.
 
     Raises:
         ValueError: the text is not JSON, or not a list.
     """
     window = _Window(stream)
     window.open_list()
-    if window.next_entry(first=True):
+    first = True
+    while window.next_entry(first):
         yield window.read_entry()
-        while window.next_entry():
-            yield window.read_entry()
+        first = False
 
 
 class _Window:
-    """The part of a streamed JSON list that is in memory, and the place in it that is read next."""
+    """The part of a streamed JSON list that is in memory, and the position in it that is read next."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream, self.ended = stream, False
@@ -134,14 +135,15 @@ class _Window:
         self.decode = json.JSONDecoder().raw_decode
 
     def read_on(self) -> None:
-        """Drop what was read, and read twice as much as is left: a long entry costs its length, and not its square."""
+        """Drop the text before the position, and append at least as much as is left. So the time for a long entry is
+        proportional to its length, and not to its square."""
         left = self.text[self.at :]
         more = self.stream.read(max(_WINDOW, len(left)))
         self.text, self.at, self.ended = left + more, 0, not more
         self.escaped = _SURROGATE.search(self.text) is not None
 
     def open_list(self) -> None:
-        """Go behind the bracket that opens the list."""
+        """Move behind the bracket that opens the list."""
         while not self.text and not self.ended:
             self.read_on()
             self.text = self.text.lstrip(_SPACE)
@@ -152,13 +154,11 @@ class _Window:
             raise ValueError("it does not begin with a list")
         self.at = 1
 
-    def next_entry(self, first: bool = False) -> bool:
-        """Go to where the next entry begins, behind the comma; False at the list's end."""
-        found = _BETWEEN.match(self.text, self.at)
-        while found and found.end() == len(self.text) and not self.ended:
+    def next_entry(self, first: bool) -> bool:
+        """Move behind the comma, to the beginning of the next entry; return False at the list's end."""
+        while (found := _BETWEEN.match(self.text, self.at)) and found.end() == len(self.text) and not self.ended:
             self.read_on()
-            found = _BETWEEN.match(self.text, self.at)
-        assert found  # for it matches an empty text as well
+        assert found  # the pattern matches an empty text as well
         start, comma = found.end(), "," in found[0]
         if self.text[start : start + 1] == "]":
             if comma:
@@ -172,7 +172,7 @@ class _Window:
         return True
 
     def read_entry(self) -> Any:
-        """Read the entry that begins here."""
+        """Return the entry that begins at the position, and move behind it."""
         while True:
             try:
                 value, end = self.decode(self.text, self.at)
@@ -190,13 +190,13 @@ class _Window:
 
 
 def read_conversations(value: Any) -> list[dict[str, str]]:
-    """The turns, checked.
+    """Return the turns of parsed JSON.
 
     Raises:
-        ValueError: they are not a list of `{from, value}` with strings.
+        ValueError: it is not a list of `{from, value}` with strings.
     """
     if not isinstance(value, list):
-        raise ValueError(f"conversations is {_kind(value)}, and should be a list")
+        raise ValueError(should_be("conversations", value, "a list"))
     turns = []
     for turn in value:
         speaker, said = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
@@ -207,17 +207,10 @@ def read_conversations(value: Any) -> list[dict[str, str]]:
 
 
 def caption_of(conversations: list[dict[str, str]]) -> str:
-    """The caption: the first answer, to the letter, as LLaVA's plain template takes it. Empty where there is none.
-
-    The question says nothing (the template drops it), wherever in it `<image>` stands.
-    """
+    """Return the first answer without `<image>`, as LLaVA's plain template takes it; empty if there is none. Questions
+    don't matter, because that template drops them."""
     for turn in conversations:
         if turn["from"] in ("gpt", "assistant"):
             caption = turn["value"]
             return caption.replace("<image>", "").strip() if "<image>" in caption else caption
     return ""
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")

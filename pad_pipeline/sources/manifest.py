@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import Planned
-from pad_pipeline.sources.base import below, clean, ending_of, image_store, location_problem
-from pad_pipeline.sources.llava import caption_of, default_root, open_text, read_conversations
+from pad_pipeline.sources.base import clean, ending_of, image_store, location_problem, parse_json, should_be
+from pad_pipeline.sources.llava import caption_of, open_text, read_conversations, root_of_list
 from pad_pipeline.storage import is_url
 
 GUESSES = {
@@ -28,48 +28,44 @@ GUESSES = {
     "caption": ("caption", "text", "txt", "alt"),
     "conversations": ("conversations",),
 }
-"""What a column may be called, in any case; of several that are there, the first is taken."""
+"""Role -> names that its column may have, in any case; the first that a list has is taken."""
 _HEAD = 1000
-"""Records of a JSONL file whose names are the columns that it is said to have."""
+"""The number of records of a JSONL file whose names are taken as its columns."""
 _LONGEST = 16 << 20
-"""Characters of one line; a longer one is a broken file."""
+"""The most characters of one line; a longer one means a broken file."""
 _DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError)
 
 _Row = tuple[int, Any, Any, Any, Any]
-"""Its number, then image, id, caption and conversations as they stand there. A ValueError for the image says what is
-wrong with the row."""
+"""The row's number, then image, id, caption and conversations as in the file. A ValueError in the place of the image
+says what is wrong with the row."""
 
 
 class ManifestSource:
     """The rows that have an image; the others are counted.
 
     Args:
-        images: the list, or its URL; its ending says what it is.
-        image_root: what relative paths are relative to; by default the folder that the list lies in.
-        columns: which column holds the `image`, `id`, `caption` or `conversations`, where `GUESSES` don't find it.
+        images: the list, or its URL; its ending gives its format.
+        image_root: the folder or URL that relative paths are relative to; by default the folder of the list.
+        columns: the column that holds the `image`, `id`, `caption` or `conversations`, where `GUESSES` don't find it.
 
     Raises:
         UserError: it can't be read, or lacks a column.
     """
 
     def __init__(self, images: str, image_root: str | Path | None, columns: Mapping[str, str]) -> None:
-        self.origin = str(images)
-        self.root = default_root(self.origin, image_root)
+        self.origin, self.root = str(images), root_of_list(str(images), image_root)
         self.counts: Counter[str] = Counter()
         self._named = dict(columns)
-        # A list may spell the root without following links, as its user does.
+        # A list may give absolute paths below the root as the user wrote it, with links that `self.root` resolves.
         given = Path(self.origin).parent if image_root is None else Path(image_root)
-        self._root_as_given = str(given.absolute())
+        self._roots = [root.rstrip("/") + "/" for root in (self.root, str(given.absolute()))]
         ending = ending_of(self.origin)
         self._delimiter = "\t" if ending == ".tsv" else ","
         self._read = {".parquet": self._parquet, ".csv": self._csv, ".tsv": self._csv}.get(ending, self._jsonl)
         self._unit = "row" if ending == ".parquet" else "line"
-        if not is_url(self.origin) and not Path(self.origin).is_file():
-            raise UserError("images", images, "there is no such file", "check the path")
-        next(self._rows(), None)  # a file of another kind is told at once
+        next(self._rows(), None)  # a file of another kind is reported at once
 
     def __iter__(self) -> Iterator[Planned]:
-        """The images in the list's order."""
         self.counts.clear()
         for number, image, name, caption, turns in self._rows():
             if image is None or image != image:  # NaN is how pandas writes null
@@ -81,8 +77,11 @@ class ManifestSource:
         row, source = f"{self._unit} {number}", ""
         try:
             if not isinstance(image, str):
-                raise image if isinstance(image, ValueError) else ValueError(_should_be("image", image, "one path"))
-            source = below(self._root_as_given, below(self.root, image)) if image.startswith("/") else image
+                raise image if isinstance(image, ValueError) else ValueError(should_be("image", image, "one path"))
+            source = image
+            if image.startswith("/"):
+                for root in self._roots:
+                    source = source.removeprefix(root)
             name = _text("id", name) or _stem(source) or row.replace(" ", "-")
             caption = _text("caption", caption)
             conversations: Sequence[Mapping[str, str]] = ()
@@ -92,7 +91,7 @@ class ManifestSource:
         except ValueError as error:
             name = name if isinstance(name, str) and name else row.replace(" ", "-")
             return Planned(name, source, problem=f"{row}: {error}")
-        return Planned(name, source, caption=caption, conversations=conversations, problem=location_problem(source))
+        return Planned(name, source, caption, conversations, problem=location_problem(source))
 
     def _rows(self) -> Iterator[_Row]:
         try:
@@ -103,15 +102,17 @@ class ManifestSource:
             raise self._wrong(f"it is not valid UTF-8 ({error.reason})", "save it as UTF-8") from error
         except Exception as error:
             if not is_url(self.origin) and not isinstance(error, _DAMAGE):
-                raise  # beside damage only a network comes up with other kinds
-            remedy = "check the URL, and try again" if is_url(self.origin) else "mend or re-download the file"
+                raise  # apart from damage, only a network raises errors of other kinds
+            remedy = "check the URL, and try again" if is_url(self.origin) else "repair or re-download the file"
             raise self._wrong(f"it can't be read ({error})", remedy) from error
 
     def _parquet(self) -> Iterator[_Row]:
-        remote = is_url(self.origin)
-        store, path = image_store(self.origin) if remote else (None, self.origin)
-        file = store.open(path, "rb") if store else path
-        # From a disk in small pieces; from afar a column of a row group at once. Buffering ahead would keep them all.
+        file: Any = self.origin
+        if remote := is_url(self.origin):
+            store, path = image_store(self.origin)
+            file = store.open(path, "rb")
+        # A local file is read in small pieces, a remote one by whole columns of a row group. With `pre_buffer`, all
+        # row groups would stay in memory.
         with pq.ParquetFile(file, buffer_size=0 if remote else 1 << 20, pre_buffer=False) as table:
             names = self._columns(table.schema_arrow.names)
             for role, column in zip(GUESSES, names, strict=True):
@@ -124,30 +125,28 @@ class ManifestSource:
                 number += len(batch)
 
     def _check_type(self, role: str, column: str, kind: pa.DataType) -> None:
-        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         types = pa.types
+        kind = kind.value_type if types.is_dictionary(kind) else kind
         text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
         number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_boolean(kind)
+        wanted, fits = "text or numbers", text or number
+        remedy = "name another column"
         if role == "conversations":
             wanted = "a list of {from, value}, or its JSON"
             fits = text or types.is_list(kind) or types.is_large_list(kind)
         elif role == "image":
             wanted, fits = "paths or URLs; pad reads no images out of a Parquet file", text
-        else:
-            wanted, fits = "text or numbers", text or number
+            remedy = remedy if number else "write the images to files, or into WebDataset tars"
         if not (fits or types.is_null(kind)):
-            rule = f"its column {column!r} is of type {kind}, and should hold {wanted}"
-            embedded = role == "image" and not number
-            remedy = "write the images to files, or into WebDataset tars" if embedded else "name another column"
-            raise self._wrong(rule, remedy)
+            raise self._wrong(f"its column {column!r} is of type {kind}, and should hold {wanted}", remedy)
 
     def _csv(self) -> Iterator[_Row]:
         with open_text(self.origin) as stream:
-            # Strict, for otherwise a quote that is never closed would swallow rows in silence.
+            # Strict, because without it a quote that is never closed would swallow rows without an error.
             reader = csv.reader(_lines(stream), delimiter=self._delimiter, strict=True)
             try:
                 header = next(reader, [])
-                # A column that isn't there is the empty field appended to each row.
+                # A missing column is the empty field that is appended to each row.
                 pick = itemgetter(*[-1 if name is None else header.index(name) for name in self._columns(header)])
                 for row in reader:
                     if len(row) == len(header):
@@ -159,7 +158,7 @@ class ManifestSource:
                         yield reader.line_num, wrong, None, None, None
             except csv.Error as error:
                 rule = f"line {reader.line_num} is not valid CSV ({error})"
-                raise self._wrong(rule, "mend its quotes, or give a Parquet or JSONL file") from error
+                raise self._wrong(rule, "repair its quotes, or give a Parquet or JSONL file") from error
 
     def _jsonl(self) -> Iterator[_Row]:
         with open_text(self.origin) as stream:
@@ -167,7 +166,7 @@ class ManifestSource:
             head = list(islice(records, _HEAD))
             names = dict.fromkeys(name for _, record in head if isinstance(record, dict) for name in record)
             self._columns(list(names))
-            # Files are often several put together, each with names of its own.
+            # A file is often made of several files, each with names of its own.
             find = lru_cache(256)(partial(_find, named=self._named))
             for number, record in chain(head, records):
                 if isinstance(record, dict):
@@ -179,8 +178,7 @@ class ManifestSource:
     def _records(self, stream: TextIO) -> Iterator[tuple[int, Any]]:
         decode = json.JSONDecoder().raw_decode  # json.loads takes three times as long
         for number, line in enumerate(_lines(stream), 1):
-            line = line.strip()
-            if not line:
+            if not (line := line.strip()):
                 continue
             try:
                 record, end = decode(line)
@@ -189,14 +187,11 @@ class ManifestSource:
                 yield number, clean(record) if "\\ud" in line.lower() else record
             except (ValueError, RecursionError) as error:
                 rule = f"line {number} is not valid JSON ({getattr(error, 'msg', error)})"
-                raise self._wrong(rule, "mend or re-download the file") from error
+                raise self._wrong(rule, "repair or re-download the file") from error
 
     def _columns(self, there: Sequence[str]) -> tuple[str | None, ...]:
-        """The columns with image, id, caption and conversations.
-
-        Raises:
-            UserError: there is none with images, none of a name that the user gave, or two of a name.
-        """
+        """Return the columns of image, id, caption and conversations; raise a UserError if the list has no column for
+        the image, lacks one that the user named, or has two of the same name."""
         listed = ", ".join(there[:50]) or "none"
         found = dict(zip(GUESSES, _find(there, self._named), strict=True))
         for role, column in self._named.items():
@@ -219,7 +214,7 @@ class ManifestSource:
 
 
 def _find(there: Sequence[str], named: Mapping[str, str]) -> tuple[str | None, ...]:
-    """For each of `GUESSES` its column; None where there is none."""
+    """Return the column of each role of `GUESSES`; None for a role without one."""
     in_lower_case = {name.strip().lower(): name for name in reversed(there)}
     return tuple(
         next(
@@ -242,17 +237,16 @@ def _text(role: str, value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, (list, dict)):
-        raise ValueError(_should_be(role, value, "text"))
+        raise ValueError(should_be(role, value, "text"))
     return "" if value is None or value != value else str(value)
 
 
 def _turns(value: Any) -> list[dict[str, str]]:
     if isinstance(value, str):
         try:
-            parsed = json.loads(value)
+            value = parse_json(value)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"conversations is not valid JSON ({getattr(error, 'msg', error)})") from error
-        value = clean(parsed) if "\\ud" in value.lower() else parsed
     return read_conversations(value)
 
 
@@ -260,8 +254,3 @@ def _stem(image: str) -> str:
     if is_url(image):
         image = image.partition("?")[0].partition("#")[0].rpartition("/")[2]
     return os.path.splitext(image)[0]  # noqa: PTH122 (a Path for each of millions is slow)
-
-
-def _should_be(role: str, value: Any, wanted: str) -> str:
-    kind = {list: "a list", dict: "an object", bool: "true or false"}.get(type(value), "a number")
-    return f"{role} is {kind}, and should be {wanted}"

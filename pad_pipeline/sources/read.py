@@ -1,4 +1,4 @@
-"""The bytes of a planned image, from wherever they lie."""
+"""Read the bytes of a planned image, from a disk, a tar or a URL."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pad_pipeline.sources.base import image_store
 from pad_pipeline.storage import is_url, url_problem
 
 TRIES = 3
-"""Of a read over the network, before the image fails."""
+"""The number of tries of a read over the network, before the image fails."""
 SECONDS = 60
-"""What one read over the network may take."""
+"""The longest time of one read over the network."""
 
 _FAULTS_OF_A_FILE = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL,
@@ -25,17 +25,17 @@ _FAULTS_OF_A_FILE = {
 
 
 def read_bytes(root: str, place: Place, most: int) -> bytes:
-    """The bytes at a place.
+    """Return the bytes at a place.
 
     Args:
         root: folder or URL of the source.
-        place: where.
-        most: a file with more bytes than this is refused before it is read.
+        place: the place of the image.
+        most: the most bytes of an image; a larger one is refused before it is read.
 
     Raises:
-        BadImage: there is nothing to be read there, or too much.
+        BadImage: nothing can be read there, or too much.
         UserError: the package for this kind of URL is not installed.
-        OSError: the machine's fault, such as a failing disk.
+        OSError: the machine failed, for example its disk.
     """
     if place.at >= 0 and not 0 <= place.size <= most:
         raise _too_large(place.size, most)
@@ -60,8 +60,8 @@ def _local(path: Path, place: Place, most: int) -> bytes:
                 return stream.read(place.size)
             return stream.read()
     except OSError as error:
-        if error.errno not in _FAULTS_OF_A_FILE:
-            raise  # a failing disk or too many open files is no image's fault
+        if error.errno not in _FAULTS_OF_A_FILE:  # but of a failing disk, or of too many open files
+            raise
         raise BadImage(f"the file can't be read ({error.strerror})") from error
 
 
@@ -75,7 +75,7 @@ def _remote(url: str, place: Place, most: int) -> bytes:
             raise
         except (FileNotFoundError, PermissionError) as error:
             raise BadImage("there is nothing at this URL, or nothing that may be read") from error
-        except Exception as error:  # whatever the network and the store's library come up with
+        except Exception as error:  # any of the errors of the network and of the store's library
             if attempt == TRIES:
                 detail = " ".join(str(error).split())[:200]
                 raise BadImage(f"it can't be fetched, in {TRIES} tries ({type(error).__name__}: {detail})") from error
@@ -87,7 +87,7 @@ def _fetch(url: str, place: Place, most: int) -> bytes:
     store, path = _store(url)
     if place.at >= 0:
         return bytes(store.cat_file(path, start=place.at, end=place.at + place.size))
-    # Over HTTP as a stream, for a server may say nothing about the size, or something false.
+    # Over HTTP as a stream, because a server may give no size, or a wrong one.
     options = {"block_size": 0, "size": 1} if url.startswith("http") else {}
     content = bytearray()
     with store.open(path, "rb", **options) as stream:

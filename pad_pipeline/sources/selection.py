@@ -1,4 +1,4 @@
-"""Which images of finished shards are taken. Imports nothing heavy."""
+"""Choose images of finished shards. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Selection(BaseModel):
-    """Which images are taken. Each that is not left as it is leaves out some."""
+    """The conditions that an image must meet to be taken. By default all images are."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -26,10 +26,10 @@ class Selection(BaseModel):
     min_regions: int = Field(0, ge=0)
     """Take only images with at least so many regions."""
     min_edge: int = Field(0, ge=0)
-    """Take only images whose shorter edge has at least so many pixels; failed images, whose size is not known, go."""
+    """Take only images whose shorter edge has at least so many pixels, and no failed ones: their size is not known."""
 
     def takes(self, shards: ShardFolder, name: str, row: dict[str, Any]) -> bool:
-        """Whether the image of one index row is taken. Its sample is read only where nothing less decides."""
+        """Return whether to take the image of an index row. Its sample is only read for a condition on labels."""
         if (
             (self.statuses and row["status"] not in self.statuses)
             or (self.ids and row["id"] not in self.ids)
@@ -37,9 +37,7 @@ class Selection(BaseModel):
             or (self.min_edge and min(row["width"], row["height"]) < self.min_edge)
         ):
             return False
-        if not self.labels:
-            return True
-        if not row["regions"]:
-            return False
+        if not self.labels or not row["regions"]:
+            return not self.labels
         regions = shards.sample(name, row, image=False).meta["regions"]
         return any(region["label"] in self.labels for region in regions)

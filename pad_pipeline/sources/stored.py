@@ -1,4 +1,4 @@
-"""Images with all that was found in them, from the shards of one run or of several: to write them anew."""
+"""Images of finished shards: to annotate them again, or to write them again with their annotations."""
 
 from __future__ import annotations
 
@@ -7,22 +7,54 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from pad_pipeline.records import Planned, ShardRow
+from pad_pipeline.errors import rename_field
+from pad_pipeline.records import Place, Planned, ShardRow
 from pad_pipeline.shards.reader import ShardFolder, open_shards
 from pad_pipeline.sources.selection import Selection
+from pad_pipeline.storage import Folder
+
+_UNFINISHED = "shards that are not finished"
+
+
+class ShardsSource:
+    """The images of every finished shard of a run, in plan order, to annotate them again from any stage on. An image
+    that failed in the run fails again, for the same reason.
+
+    Raises:
+        UserError: no shard of the run is finished.
+    """
+
+    def __init__(self, images: Folder) -> None:
+        with rename_field(shards="images"):
+            self.shards = open_shards(images)
+        self.origin = str(self.shards.folder)
+        self.root = self.origin if self.shards.folder.remote else str(Path(self.origin).resolve())
+        self.counts: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[Planned]:
+        if unfinished := self.shards.run.shards - len(self.shards.names):
+            self.counts[_UNFINISHED] = unfinished
+        for name, row in self.shards.rows():
+            yield Planned(
+                row["id"],
+                row["source"],
+                place=Place(f"{name}.tar", row["image_at"], row["image_bytes"]),
+                earlier=Place(f"{name}.tar", row["json_at"], row["json_bytes"]),
+                sample_sha256=row["sha256"],
+                problem=f"it failed before, in {row['stage']}: {row['reason']}" if row["status"] == "failed" else "",
+            )
 
 
 class StoredSource:
-    """Every image of finished shards, failed ones too, in plan order, one run behind the other.
-
-    Each image is planned at its `ShardRow`.
+    """The images of the finished shards of several runs, to write them again. Failed images are among them; the order
+    is that of the plans, one run after the other. The place of each image is a `ShardRow`.
 
     Args:
         shards: the folder of each run, a path or a URL.
-        selection: which images.
+        selection: the conditions that an image must meet.
 
     Raises:
-        UserError: one of them holds no finished shard.
+        UserError: a run has no finished shard.
     """
 
     def __init__(self, shards: list[str], selection: Selection | None = None) -> None:
@@ -32,22 +64,21 @@ class StoredSource:
         self.origin = ", ".join(str(run.folder) for run in self.runs)
         local = [str(Path(str(run.folder)).resolve()) for run in self.runs if not run.folder.remote]
         self.root = os.path.commonpath(local) if local else str(self.runs[0].folder)
-        """What the local ones are below; remote ones are named in full."""
+        """The folder that holds all local runs; paths of remote ones are absolute."""
 
     def __iter__(self) -> Iterator[Planned]:
         self.counts.clear()
         for shards in self.runs:
             if unfinished := shards.run.shards - len(shards.names):
-                self.counts["shards that are not finished"] += unfinished
-            where = self._prefix(shards)
+                self.counts[_UNFINISHED] += unfinished
+            prefix = self._prefix(shards)
             for name in shards.names:
                 for number, row in enumerate(shards.index(name)):
                     if not self.selection.takes(shards, name, row):
                         self.counts["images left out"] += 1
                         continue
-                    size = max(row["image_bytes"], 0)
-                    at = ShardRow(f"{where}{name}.parquet", number, size)
-                    yield Planned(row["id"], row["source"], place=at, sample_sha256=row["sha256"])
+                    place = ShardRow(f"{prefix}{name}.parquet", number, max(row["image_bytes"], 0))
+                    yield Planned(row["id"], row["source"], place=place, sample_sha256=row["sha256"])
 
     def _prefix(self, shards: ShardFolder) -> str:
         if shards.folder.remote:

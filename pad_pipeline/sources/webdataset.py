@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import re
 import tarfile
 from collections import Counter
@@ -15,33 +14,33 @@ from typing import Any, BinaryIO
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import Place, Planned
-from pad_pipeline.sources.base import clean, image_store, require_folder
+from pad_pipeline.sources.base import image_store, parse_json, require_folder
 from pad_pipeline.sources.folder import IMAGE_ENDINGS
 from pad_pipeline.sources.llava import caption_of, read_conversations
 from pad_pipeline.storage import is_url
 
 _MEMBER = re.compile(r"(?:\./)*((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
-"""Key and endings. A name that begins with a dot has none."""
+"""Key and endings of a member's name. A name that begins with a dot has no key."""
 _ROLES = dict.fromkeys(IMAGE_ENDINGS, "image") | {".txt": "text", ".caption": "text", ".json": "json"}
 _MOST_TEXT = 1 << 20
 _DAMAGE = (tarfile.TarError, ValueError, OverflowError, LookupError, RecursionError, MemoryError)
-"""What tarfile makes of a damaged header; of a claim of terabytes, the last."""
+"""The errors of tarfile for a damaged header; a MemoryError for one that claims terabytes."""
 
 
 class TarSource:
-    """The samples that have an image, in the order of the tars' names. No image is read; text beside one is.
+    """The samples that have an image, in the order of the tars' names. Texts are read at once, and images later.
 
     Args:
         images: one tar, or a pattern of several (`*`, `?`, `[]`), as a path or a URL.
 
     Raises:
-        UserError: there is no such tar, or the first is none.
+        UserError: there is no such tar, or the first file is none.
     """
 
     def __init__(self, images: str) -> None:
         self.origin = str(images)
         self.counts: Counter[str] = Counter()
-        # A question mark in an address of the web is no pattern.
+        # A question mark in a web address is no pattern.
         wild = re.search(r"[*\[]" if self.origin.startswith("http") else r"[*?\[]", self.origin)
         if wild and not is_url(self.origin) and Path(self.origin).is_file():
             wild = None
@@ -52,10 +51,10 @@ class TarSource:
         if not self._tars:
             raise UserError("images", images, "there is no such tar", "check the path or the pattern")
         with self._opened(self._tars[0]):
-            pass  # a file of another kind is told at once
+            pass  # a file of another kind is reported at once
 
     def _matches(self, pattern: str, wild: bool) -> list[str]:
-        """The tars, sorted, relative to the root."""
+        """Return the tars, sorted, relative to the root."""
         if is_url(self.root):
             if not wild:
                 return [pattern]
@@ -63,18 +62,17 @@ class TarSource:
             _, prefix = image_store(self.root)
             try:
                 return sorted(found[len(prefix) :].lstrip("/") for found in store.glob(path))
-            except Exception as error:  # whatever the network and the store's library come up with
+            except Exception as error:  # any of the errors of the network and of the store's library
                 raise _unreadable(self.origin, error) from error
         pattern = pattern if wild else glob.escape(pattern)
-        names = sorted(glob.glob(pattern, root_dir=self.root, recursive=True))  # noqa: PTH207 (relative, hidden left out)
-        names = [name for name in names if Path(self.root, name).is_file()]
+        found = glob.glob(pattern, root_dir=self.root, recursive=True)  # noqa: PTH207 (relative, hidden left out)
+        names = sorted(name for name in found if Path(self.root, name).is_file())
         for name in names:
             if name.encode(errors="ignore").decode() != name:
                 raise UserError("images", ascii(name), "the file name is not valid UTF-8", "rename the file")
         return names
 
     def __iter__(self) -> Iterator[Planned]:
-        """The images, tar after tar, in the order of their members."""
         self.counts.clear()
         for name in self._tars:
             with self._opened(name) as (stream, tar):
@@ -91,13 +89,13 @@ class TarSource:
         where = f"{self.root}/{name}"
         try:
             with _open(where) as stream:
-                # The last byte first: a server that only reads from the beginning is found out here.
+                # Reading the last byte first fails here already on a server that only sends whole files.
                 stream.seek(max(0, stream.seek(0, 2) - 1))
                 stream.read(1)
                 stream.seek(0)
                 yield stream, _open_tar(where, stream)
         except Exception as error:
-            # A network that fails must not pass for a tar that ends early.
+            # A network that fails must not be taken for a tar that ends early.
             if isinstance(error, UserError) or not (is_url(where) or isinstance(error, OSError)):
                 raise
             raise _unreadable(where, error) from error
@@ -119,7 +117,7 @@ class TarSource:
             yield sample
 
     def _members(self, stream: BinaryIO, tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-        """The plain files, up to where the tar is damaged."""
+        """Yield the plain files, up to where the tar is damaged."""
         end = stream.seek(0, 2)
         try:
             while (member := tar.next()) is not None:
@@ -136,7 +134,7 @@ class TarSource:
             stream.seek(tar.offset)
             if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("it has no end")
-        except OSError:  # some of a store's are ValueErrors too
+        except OSError:  # of a disk or a store; some are ValueErrors too, but no damage of the tar
             raise
         except _DAMAGE:
             self.counts["tars that can't be read to the end"] += 1
@@ -152,8 +150,8 @@ class _Sample:
     _endings: dict[str, str] = field(default_factory=dict)
 
     def take(self, stream: BinaryIO, ending: str, member: tarfile.TarInfo) -> None:
-        """Take a member, if it is the first of its role. Those without an inner dot go first: of `a.depth.png` and
-        `a.png` the second is the image."""
+        """Take a member, if it is the first of its role. Names without an inner dot have precedence: of `a.depth.png`
+        and `a.png` the second is the image."""
         role = _ROLES.get("." + ending.rpartition(".")[2])
         if role is None:
             return
@@ -166,8 +164,8 @@ class _Sample:
         else:
             stream.seek(member.offset_data)
             data = stream.read(min(member.size, _MOST_TEXT + 1))
-            if len(data) < min(member.size, _MOST_TEXT + 1):
-                return  # the tar ends here
+            if len(data) < min(member.size, _MOST_TEXT + 1):  # the tar ends here
+                return
             if role == "text":
                 self.text = data
             else:
@@ -184,28 +182,21 @@ def _planned(tar: str, sample: _Sample, image: tarfile.TarInfo) -> Planned:
             if isinstance(facts.get("id"), (str, int)):
                 name = str(facts["id"]) or name
             turns = read_conversations(facts.get("conversations") or [])
-            told = (facts.get(field) for field in ("caption", "text"))
-            caption = caption or next((text for text in told if isinstance(text, str)), "") or caption_of(turns)
+            texts = (facts.get(field) for field in ("caption", "text"))
+            caption = caption or next((text for text in texts if isinstance(text, str)), "") or caption_of(turns)
         except (ValueError, RecursionError) as error:
             problem = f"the .json of {sample.key}: {error}"
-    return Planned(
-        name,
-        f"{tar}/{image.name}",
-        place=Place(tar, image.offset_data, image.size),
-        caption=caption,
-        conversations=turns,
-        problem=problem,
-    )
+    place = Place(tar, image.offset_data, image.size)
+    return Planned(name, f"{tar}/{image.name}", caption, turns, place=place, problem=problem)
 
 
 def _read_json(data: bytes) -> dict[str, Any]:
     if len(data) > _MOST_TEXT:
         raise ValueError(f"it has more than {_MOST_TEXT} bytes")
-    text = data.decode("utf-8-sig")
-    value = json.loads(text)
+    value = parse_json(data.decode("utf-8-sig"))
     if not isinstance(value, dict):
         raise ValueError("it should be an object")
-    return clean(value) if "\\ud" in text.lower() else value
+    return value
 
 
 def _open(where: str) -> BinaryIO:

@@ -18,8 +18,7 @@ from pad_pipeline.sources.folder import FolderSource, RemoteFolderSource
 from pad_pipeline.sources.llava import LlavaSource
 from pad_pipeline.sources.manifest import ManifestSource
 from pad_pipeline.sources.open import open_source
-from pad_pipeline.sources.shards import ShardsSource
-from pad_pipeline.sources.stored import StoredSource
+from pad_pipeline.sources.stored import ShardsSource, StoredSource
 from pad_pipeline.sources.webdataset import TarSource
 from pad_pipeline.storage import Folder
 from pad_pipeline.training.job import Job

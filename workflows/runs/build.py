@@ -16,7 +16,7 @@ from pad_pipeline.shards.lock import locked
 from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.shards.writer import TOTALS
 from pad_pipeline.sources.base import Source
-from pad_pipeline.sources.shards import ShardsSource
+from pad_pipeline.sources.stored import ShardsSource
 from pad_pipeline.storage import Folder, claim_folder, folder_at, resolved, unwritable
 from pad_pipeline.workflows.engine.attempts import Attempts
 from pad_pipeline.workflows.engine.base import Engine
