@@ -102,16 +102,15 @@ class MultimodalModel(nn.Module):
         return token_count(self.projector, self.grid)
 
     @property
-    def blocks(self) -> nn.ModuleList:
-        """The LLM's decoder layers."""
-        layers: nn.ModuleList = self._base.layers
-        return layers
+    def base_llm(self) -> Any:
+        """The LLM without peft's wrapper."""
+        return self.llm.get_base_model() if hasattr(self.llm, "get_base_model") else self.llm
 
     @property
-    def _base(self) -> Any:
-        """The LLM without its output layer, and without peft's wrapper."""
-        llm = self.llm.get_base_model() if hasattr(self.llm, "get_base_model") else self.llm
-        return llm.model
+    def blocks(self) -> nn.ModuleList:
+        """The LLM's decoder layers."""
+        layers: nn.ModuleList = self.base_llm.model.layers
+        return layers
 
     @property
     def width(self) -> int:
@@ -197,7 +196,9 @@ class MultimodalModel(nn.Module):
         words = self.llm.get_input_embeddings()(batch.ids)
         sequence = words.flatten(0, 1).index_copy(0, batch.vision_at, tokens.flatten(0, 1).to(words.dtype))
         with torch.autocast(words.device.type, torch.bfloat16, enabled=self._autocast(words)):
-            hidden: Tensor = self._base(inputs_embeds=sequence.view_as(words), use_cache=False).last_hidden_state
+            hidden: Tensor = self.base_llm.model(
+                inputs_embeds=sequence.view_as(words), use_cache=False
+            ).last_hidden_state
         return hidden.flatten(0, 1)
 
     def _autocast(self, values: Tensor) -> bool:
