@@ -73,8 +73,11 @@ def export_llava(model: MultimodalModel, view: View, folder: Path) -> None:
     with quiet():
         llava.save_pretrained(folder)
         processor_for(model, view, tokenizer).save_pretrained(folder)
-    if kind is AbstractorLlava:
-        _write_code(folder)
+    if kind is AbstractorLlava:  # its classes, so that it loads where this project is not installed
+        for name in ("abstractor.py", "llava_abstractor.py"):
+            code = Path(__file__).with_name(name).read_text("utf-8")
+            code = code.replace("from pad_pipeline.errors import UserError\n", "UserError = ValueError\n")
+            (folder / name).write_text(code, "utf-8")
     if model.settings.llm == "lora" and not model.settings.lora.merge:
         _save_adapter(model.llm, folder / ADAPTER)
 
@@ -103,14 +106,12 @@ def _config(model: MultimodalModel, image_token: int, state: dict[str, Tensor]) 
 
 
 def _select(model: MultimodalModel) -> str:
-    """Return LLaVA's strategy for the tower's output: "default" drops CLIP's CLS token, "full" keeps all of SigLIP's
-    tokens, among which there is no CLS."""
+    """Return LLaVA's strategy: "default" drops CLIP's CLS token, "full" keeps SigLIP's tokens, which have no CLS."""
     return "full" if model.vision_config["model_type"].startswith("siglip") else "default"
 
 
 def _weights(model: MultimodalModel, tokens: int) -> dict[str, Tensor]:
-    """Return all weights by their names in LLaVA, in the LLM's dtype, with word embeddings for `tokens` tokens at
-    least."""
+    """Return all weights by their names in LLaVA, in the LLM's dtype, with embeddings for `tokens` tokens or more."""
     state = {f"model.vision_tower.{name}": value for name, value in model.tower.state_dict().items()}
     state |= {f"model.multi_modal_projector.{name}": v for name, v in _projector_weights(model.projector).items()}
     embedding, output = model.llm.get_input_embeddings().weight, model.llm.get_output_embeddings().weight
@@ -180,30 +181,16 @@ def _generation(model: MultimodalModel, image_token: int) -> GenerationConfig:
     config = copy.deepcopy(model.llm.generation_config)
     if not config.do_sample:  # Vicuna's config has a temperature all the same, which transformers refuses to save
         config.temperature = config.top_p = config.top_k = None
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    ends = [end for end in (*ends, *_ends(model)) if end is not None]
+    named = config.eos_token_id  # a number, a list, or None
+    ends = [end for end in (named if isinstance(named, list) else [named]) if end is not None]
+    with suppress(ValueError):
+        dialogue = Template(_dialogue(model), model.tokenizer)(_turns("What?", "A dog."), False)
+        last = [token for token, supervised in zip(*dialogue, strict=True) if supervised][-1]
+        if last in model.tokenizer.added_tokens_decoder:  # a line break, for instance, may stand within an answer
+            ends.append(last)
     config.eos_token_id = list(dict.fromkeys(ends)) or None
     config.suppress_tokens = [*(config.suppress_tokens or []), image_token]
     return config
-
-
-def _ends(model: MultimodalModel) -> list[int]:
-    """Return the token that ends an answer in the template, if it is a special token and not, for instance, the line
-    break with which some chat templates end a turn."""
-    try:
-        dialogue = Template(_dialogue(model), model.tokenizer)(_turns("What?", "A dog."), False)
-    except ValueError:
-        return []
-    last = [token for token, supervised in zip(*dialogue, strict=True) if supervised][-1]
-    return [last] if last in model.tokenizer.added_tokens_decoder else []
-
-
-def _write_code(folder: Path) -> None:
-    """Copy the C-Abstractor's classes into `folder`, so that it loads where this project is not installed."""
-    sources = Path(__file__).parent
-    ours, stand_in = "from pad_pipeline.errors import UserError\n", "UserError = ValueError\n"
-    for name in ("abstractor.py", "llava_abstractor.py"):
-        (folder / name).write_text((sources / name).read_text("utf-8").replace(ours, stand_in), "utf-8")
 
 
 # ---- processor
@@ -216,13 +203,9 @@ def processor_for(model: MultimodalModel, view: View, tokenizer: Any) -> LlavaPr
     additional = model.vision_tokens - view.grid**2 + (_select(model) == "default")
     tokenizer.chat_template = None  # it would be saved to the same file as the processor's chat template
     processor = LlavaProcessor(
-        image_processor=image_processor_for(view, model.mean, model.std),
-        tokenizer=tokenizer,
-        patch_size=view.patch,
-        vision_feature_select_strategy=_select(model),
-        image_token=IMAGE_MARK,
-        num_additional_image_tokens=additional,
-    )
+        image_processor_for(view, model.mean, model.std), tokenizer, patch_size=view.patch, image_token=IMAGE_MARK,
+        vision_feature_select_strategy=_select(model), num_additional_image_tokens=additional,
+    )  # fmt: skip
     processor.chat_template = chat_template_for(_dialogue(model), model.tokenizer, processor)
     return processor
 
@@ -284,13 +267,8 @@ def _dialogue(model: MultimodalModel) -> TemplateName:
 
 
 def chat_template_for(name: TemplateName, tokenizer: Any, processor: LlavaProcessor) -> str | None:
-    """Return the chat template with which the processor makes the same tokens as `Template`; None where it can't.
-
-    Args:
-        name: `v1`, or `chat` for the tokenizer's own template.
-        tokenizer: the tokenizer as it was in training.
-        processor: a processor whose tokenizer has a token `<image>`.
-    """
+    """Return the chat template with which `processor` makes the same tokens as `Template(name, tokenizer)` with the
+    training's tokenizer; None where it can't."""
     try:
         template = Template(name, tokenizer)
         base: str = tokenizer.get_chat_template() if name == "chat" else _V1.replace("SYSTEM", json.dumps(SYSTEM))

@@ -24,9 +24,8 @@ TASKS = (
 
 
 def check_export(model: Path) -> list[str]:
-    """List the problems of an exported folder that would make its scores wrong.
-
-    Such are a processor that shows images in another way than the training did, and questions in another wording.
+    """List the problems of an exported folder that would make its scores wrong, such as a processor that shows images
+    in another way than the training did.
 
     Raises:
         UserError: the folder can't be loaded.
@@ -79,10 +78,7 @@ def command(model: Path, tasks: str, out: Path, processes: int) -> list[str]:
 
 
 def run(model: Path, tasks: str, out: Path, processes: int) -> str:
-    """Run lmms-eval.
-
-    Returns:
-        An empty text; or, where lmms-eval is not installed, a text with the command that runs it elsewhere.
+    """Run lmms-eval, and return an empty text; where it is not installed, return the command that runs it elsewhere.
 
     Raises:
         UserError: lmms-eval fails.
@@ -96,10 +92,7 @@ def run(model: Path, tasks: str, out: Path, processes: int) -> str:
 
 
 def read_results(out: Path, model: Path) -> dict[str, float]:
-    """Read the values of all results that lmms-eval wrote below a folder.
-
-    Returns:
-        The values by `TASK METRIC`, the newest of each; empty where there are no results.
+    """Read the newest value of each `TASK METRIC` in all results that lmms-eval wrote below a folder.
 
     Raises:
         UserError: results can't be read, or are of another model.
