@@ -37,16 +37,12 @@ class CAbstractor(nn.Module):
     """
 
     def __init__(
-        self,
-        vision_width: int,
-        llm_width: int,
-        grid: int,
-        tokens: int = HONEYBEE_TOKENS,
-        hidden: int = 1024,
-        depth: int = 3,
-        readout: int = 2,
-    ) -> None:
+        self, vision_width: int, llm_width: int, grid: int, tokens: int = HONEYBEE_TOKENS,
+        hidden: int = 1024, depth: int = 3, readout: int = 2,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.sizes = {"vision_width": vision_width, "llm_width": llm_width, "grid": grid, "tokens": tokens,
+                      "hidden": hidden, "depth": depth, "readout": readout}  # fmt: skip
         pooled = pooled_grid(grid, tokens)
         self.grid, self.tokens = grid, tokens
         self.pos_emb = nn.Parameter(torch.empty(1, grid * grid, vision_width))

@@ -7,12 +7,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from pad_pipeline.training.examples import Example, Examples, Sight
-from pad_pipeline.training.order import Order
+from pad_pipeline.training.order import Ints, Order
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.training.template import IMAGE
 
@@ -42,8 +41,7 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with all tensors on `device`."""
-        moved = (part.to(device, non_blocking=True) for part in self[1:])
-        return Batch(self.keys, *moved)
+        return Batch(self.keys, *(part.to(device, non_blocking=True) for part in self[1:]))
 
 
 class Step(NamedTuple):
@@ -59,9 +57,7 @@ def collate(examples: list[Example], sight: Sight) -> Batch:
     """Stack one or more examples into a batch, and pad their texts to the longest one."""
     rows = [_expanded(example, sight.tokens) for example in examples]
     ids = torch.zeros(len(rows), max(1, max(len(tokens) for tokens, *_ in rows)), dtype=torch.long)
-    vision_at: list[npt.NDArray[np.int64]] = []
-    predicting: list[npt.NDArray[np.int64]] = []
-    targets: list[npt.NDArray[np.int64]] = []
+    vision_at, predicting, targets = [], [], []
     for row, (tokens, vision, supervised) in enumerate(rows):
         ids[row, : len(tokens)] = torch.from_numpy(tokens)
         start = row * ids.shape[1]
@@ -70,34 +66,23 @@ def collate(examples: list[Example], sight: Sight) -> Batch:
         targets.append(tokens[supervised])
     images = [example.pixels for example in examples if example.pixels is not None]
     with_image = [example for example in examples if example.pixels is not None]
+    coverage = [example.coverage for example in with_image or examples]
+    embeds = [example.embeds for example in with_image or examples]
+    image = np.repeat(np.arange(len(with_image)), [len(example.coverage) for example in with_image])
     return Batch(
         [example.key for example in examples],
         ids,
         torch.stack(images) if images else torch.zeros(0, 3, sight.view.size, sight.view.size),
-        _joined(vision_at),
-        _joined(predicting),
-        _joined(targets),
-        torch.from_numpy(np.concatenate([example.coverage for example in with_image or examples])),
-        torch.from_numpy(np.concatenate([example.embeds for example in with_image or examples])),
-        torch.repeat_interleave(
-            torch.arange(len(with_image)),
-            torch.tensor([len(example.coverage) for example in with_image], dtype=torch.long),
+        *(
+            torch.from_numpy(np.concatenate(part))
+            for part in (vision_at, predicting, targets, coverage, embeds, [image])
         ),
     )
 
 
-def _joined(parts: list[npt.NDArray[np.int64]]) -> Tensor:
-    return torch.from_numpy(np.concatenate(parts).astype(np.int64))
-
-
-def _expanded(
-    example: Example, vision_tokens: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Replace the image's mark among an example's token ids by one 0 for each vision token.
-
-    Returns:
-        The ids, the positions of the vision tokens in them, and the positions of the supervised tokens.
-    """
+def _expanded(example: Example, vision_tokens: int) -> tuple[Ints, Ints, Ints]:
+    """Replace the image's mark among an example's token ids by one 0 for each vision token. Return the ids, the
+    positions of the vision tokens in them, and the positions of the supervised tokens."""
     ids, supervised = np.array(example.text.ids, np.int64), np.array(example.text.supervised, bool)
     repeats = np.where(ids == IMAGE, vision_tokens, 1)
     ids, supervised = np.repeat(ids, repeats), np.repeat(supervised, repeats)
@@ -112,14 +97,6 @@ def steps(
 
     Images are decoded ahead of the model in threads, those of two steps at most. Texts of like length share a
     micro-batch, so that little is padded; a step's losses do not depend on the order of its samples.
-
-    Args:
-        examples: the samples.
-        order: says which samples are in which step.
-        settings: micro-batch size and number of threads.
-        span: numbers of the steps.
-        rank: number of this rank, from 0.
-        world: number of ranks.
     """
     ahead: list[tuple[int, list[Future[Example]]]] = []
     upcoming = iter(span)
@@ -129,9 +106,8 @@ def steps(
                 # Start to decode the next steps.
                 while len(ahead) < 2 and (later := next(upcoming, None)) is not None:
                     numbers = order.step(later)
-                    of_rank = numbers[rank::world].tolist()
-                    most = -(-len(numbers) // world)
-                    ahead.append((most, [threads.submit(examples.__getitem__, number) for number in of_rank]))
+                    of_rank = [threads.submit(examples.__getitem__, n) for n in numbers[rank::world].tolist()]
+                    ahead.append((-(-len(numbers) // world), of_rank))
                 # Wait for this step's samples, and collate them.
                 most, futures = ahead.pop(0)
                 ready = [future.result() for future in futures]

@@ -8,26 +8,17 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from transformers import (
-    CLIPImageProcessor,
-    CLIPImageProcessorPil,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-)
+from transformers import CLIPImageProcessor, CLIPImageProcessorPil, LlavaForConditionalGeneration, LlavaProcessor
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import Fit
 from pad_pipeline.packages import OPTIONAL, without
 from pad_pipeline.pretrained import load_pretrained, quiet, read_config
 from pad_pipeline.training.export import ADAPTER
-from pad_pipeline.training.llava_abstractor import AbstractorLlava, AbstractorLlavaConfig
+from pad_pipeline.training.llava_abstractor import AbstractorLlava
 from pad_pipeline.training.template import IMAGE_MARK
 
-KINDS = {
-    LlavaConfig.model_type: LlavaForConditionalGeneration,
-    AbstractorLlavaConfig.model_type: AbstractorLlava,
-}  # fmt: skip
+KINDS = {kind.config_class.model_type: kind for kind in (LlavaForConditionalGeneration, AbstractorLlava)}
 """Model classes by the `model_type` of their config.json. Both come from installed packages: code in a model's folder
 never runs."""
 
@@ -42,10 +33,8 @@ class Loaded(NamedTuple):
 
 
 def load_llava(folder: Path) -> Loaded:
-    """Load an exported model, with the LoRA adapters in its folder where they were not merged.
-
-    Args:
-        folder: the `hf/` that `pad train` wrote, or the folder around it, or another Hugging Face LLaVA folder.
+    """Load the model and its LoRA adapters from the `hf/` that `pad train` wrote, from the folder around it, or from
+    another LLaVA folder.
 
     Raises:
         UserError: `folder` is none of these, or damaged.
@@ -76,9 +65,6 @@ def llava_folder(folder: Path) -> Path:
 class Chat:
     """A loaded model that answers questions about images.
 
-    Args:
-        folder: as in `load_llava`.
-
     Raises:
         UserError: as in `load_llava`; or the folder has no chat template, or one that fails.
     """
@@ -93,11 +79,7 @@ class Chat:
         self.prepare(Image.new("RGB", (8, 8)), "")
 
     def answer(self, image: Image.Image, question: str, max_tokens: int = 256) -> str:
-        """Answer one question about an upright RGB image, with the likeliest token at each position.
-
-        Raises:
-            UserError: the folder's chat template fails.
-        """
+        """Answer one question about an upright RGB image, with the likeliest token at each position; see `prepare`."""
         return self.answers([self.prepare(image, question)], max_tokens)[0]
 
     @torch.inference_mode()
@@ -107,26 +89,22 @@ class Chat:
         """Answer many questions that `prepare` or `show` made ready.
 
         Prompts of one length are answered together, up to `batch` at a time, so that none is padded. The more questions
-        one call has, the fuller the batches.
-
-        Args:
-            inputs: one dictionary of model inputs for each question.
-            max_tokens: number of tokens after which an answer is cut.
-            batch: largest number of questions at a time.
-            one_line: whether an answer ends with its first line; template `plain` teaches no other end.
+        one call has, the fuller the batches. With `one_line`, an answer ends with its first line: template `plain`
+        teaches no other end.
         """
         groups: dict[int, list[int]] = {}
         for position, one in enumerate(inputs):
             groups.setdefault(one["input_ids"].shape[1], []).append(position)
         answers = [""] * len(inputs)
-        ends = self._ends(one_line)
+        named = self.model.generation_config.eos_token_id  # a number, a list, or None
+        ends = [end for end in (named if isinstance(named, list) else [named]) if end is not None]
+        if one_line:
+            ends = [*ends, *self.processor.tokenizer("\n", add_special_tokens=False)["input_ids"][-1:]]
         more = {"eos_token_id": ends, "pad_token_id": ends[0]} if ends else {}
         for length, same in groups.items():
             for positions in (same[start : start + batch] for start in range(0, len(same), batch)):
-                together = {
-                    name: torch.cat([inputs[position][name] for position in positions]).to(self.device)
-                    for name in inputs[positions[0]]
-                }
+                parts = [inputs[position] for position in positions]
+                together = {name: torch.cat([part[name] for part in parts]).to(self.device) for name in parts[0]}
                 rows = self.model.generate(**together, max_new_tokens=max_tokens, do_sample=False, **more)
                 for position, row in zip(positions, rows[:, length:].tolist(), strict=True):
                     stop = next((at for at, token in enumerate(row) if token in ends), len(row))
@@ -153,17 +131,9 @@ class Chat:
         return dict(inputs)
 
     def show(self, image: Image.Image) -> dict[str, torch.Tensor]:
-        """Return an upright RGB image alone as the model takes it, on the CPU: a model of template `plain` continues it
-        with a caption."""
+        """Make the inputs, on the CPU, of an upright RGB image alone, which a model of template `plain` captions."""
         text = (self.processor.tokenizer.bos_token or "") + IMAGE_MARK
         return dict(self.processor(images=image, text=text, add_special_tokens=False, return_tensors="pt"))
-
-    def _ends(self, one_line: bool) -> list[int]:
-        """Return the tokens that end an answer; none where the model's generation config names none."""
-        ends = self.model.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-        newline = self.processor.tokenizer("\n", add_special_tokens=False)["input_ids"][-1:]
-        return [*ends, *newline] if one_line else ends
 
 
 def load_processor(folder: Path) -> Any:
@@ -191,11 +161,7 @@ def shown_fit(processor: Any) -> Fit:
 
 
 def _adapted(model: Any, folder: Path) -> Any:
-    """Return `model` with the LoRA adapters of its folder, where it has any.
-
-    Raises:
-        UserError: peft is not installed, or the adapters can't be loaded.
-    """
+    """Return `model` with the LoRA adapters of its folder, where it has any."""
     adapters = folder / ADAPTER
     if not adapters.is_dir():
         return model

@@ -14,20 +14,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint import state_dict as states
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.storage import Folder, whole
 from pad_pipeline.training.ranks import Ranks
 
 _NAME = re.compile(r"step-([0-9]{8,})")
-STATE, FACTS = "state.pt", "facts.json"
+_STATE, _FACTS = "state.pt", "facts.json"
 
 
 class Saved(NamedTuple):
@@ -41,14 +35,10 @@ class Saved(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of a run, in `step-00000100/` and so on.
+    """The checkpoints of a run, in `step-00000100/` and so on: the latest `keep` of them, and the best.
 
     The order of samples, the learning rate, beta and dropout's seeds are functions of the step, so a checkpoint needs
     no more than the step's number to restore them.
-
-    Args:
-        folder: folder that holds the checkpoints.
-        keep: number of the latest checkpoints that are kept, beside the best.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -60,7 +50,7 @@ class Checkpoints:
         for path in self.folder.glob("step-*"):
             if name := _NAME.fullmatch(path.name):
                 with suppress(OSError, ValueError, KeyError, TypeError):  # such a checkpoint is not whole
-                    facts = json.loads((path / FACTS).read_text())
+                    facts = json.loads((path / _FACTS).read_text())
                     whole.append(Saved(int(name[1]), path, facts["held_out_loss"]))
         return sorted(whole)
 
@@ -71,24 +61,21 @@ class Checkpoints:
 
         A process that dies while it writes leaves the earlier checkpoints as they were.
         """
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        options = states.StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         state = {
-            "model": get_model_state_dict(model, options=options),
-            "optimizer": get_optimizer_state_dict(model, optimizer, options=options),
+            "model": states.get_model_state_dict(model, options=options),
+            "optimizer": states.get_optimizer_state_dict(model, optimizer, options=options),
         }
         if ranks.first:
-            self._write(step, state, {"step": step, "held_out_loss": loss})
+            self.folder.mkdir(parents=True, exist_ok=True)
+            Folder(self.folder).clean()
+            with whole(self.folder / f"step-{step:08d}") as partial:
+                partial.mkdir()
+                with (partial / _STATE).open("wb") as stream:  # so that a full disk is an OSError
+                    torch.save(state, stream)
+                (partial / _FACTS).write_text(json.dumps({"step": step, "held_out_loss": loss}))
             self._forget()
         ranks.wait()
-
-    def _write(self, step: int, state: dict[str, Any], facts: dict[str, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        Folder(self.folder).clean()
-        with whole(self.folder / f"step-{step:08d}") as partial:
-            partial.mkdir()
-            with (partial / STATE).open("wb") as stream:  # so that a full disk is an OSError
-                torch.save(state, stream)
-            (partial / FACTS).write_text(json.dumps(facts))
 
     def _forget(self) -> None:
         """Delete all checkpoints but the latest `keep` and the best."""
@@ -107,16 +94,17 @@ class Checkpoints:
         state: dict[str, Any] = {"model": {}, "optimizer": {}}
         if ranks.first:
             try:
-                state = torch.load(saved.path / STATE, weights_only=True, map_location="cpu", mmap=True)
+                state = torch.load(saved.path / _STATE, weights_only=True, map_location="cpu", mmap=True)
             except Exception as error:
-                rule = f"it can't be read ({type(error).__name__})"
-                raise UserError(
-                    "checkpoint", saved.path, rule, "delete this folder; the one before it is used"
-                ) from error
-        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=ranks.world > 1, strict=False)
+                rule, remedy = (
+                    f"it can't be read ({type(error).__name__})",
+                    "delete this folder; the one before it is used",
+                )
+                raise UserError("checkpoint", saved.path, rule, remedy) from error
+        options = states.StateDictOptions(full_state_dict=True, broadcast_from_rank0=ranks.world > 1, strict=False)
         try:
-            set_model_state_dict(model, state["model"], options=options)
-            set_optimizer_state_dict(model, optimizer, state["optimizer"], options=options)
+            states.set_model_state_dict(model, state["model"], options=options)
+            states.set_optimizer_state_dict(model, optimizer, state["optimizer"], options=options)
         except (RuntimeError, KeyError, ValueError) as error:
             rule = f"it is of another model ({str(error).splitlines()[0]})"
             raise UserError("checkpoint", saved.path, rule, "name another `out`") from error

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,11 @@ def export_llava(model: MultimodalModel, view: View, folder: Path) -> None:
     with quiet():
         llava.save_pretrained(folder)
         processor_for(model, view, tokenizer).save_pretrained(folder)
-    if kind is AbstractorLlava:
-        _write_code(folder)
+    if kind is AbstractorLlava:  # its classes, so that it loads where this project is not installed
+        for name in ("abstractor.py", "llava_abstractor.py"):
+            code = Path(__file__).with_name(name).read_text("utf-8")
+            code = code.replace("from pad_pipeline.errors import UserError\n", "UserError = ValueError\n")
+            (folder / name).write_text(code, "utf-8")
     if model.settings.llm == "lora" and not model.settings.lora.merge:
         _save_adapter(model.llm, folder / ADAPTER)
 
@@ -82,7 +86,6 @@ def export_llava(model: MultimodalModel, view: View, folder: Path) -> None:
 
 
 def _config(model: MultimodalModel, image_token: int, state: dict[str, Tensor]) -> LlavaConfig:
-    """Return the folder's config.json: stock LLaVA's, or one that names the C-Abstractor's classes and sizes."""
     text = copy.deepcopy(model.llm.config)
     text.vocab_size = len(state["lm_head.weight"])
     shared = {
@@ -99,39 +102,22 @@ def _config(model: MultimodalModel, image_token: int, state: dict[str, Tensor]) 
         return LlavaConfig(**shared)
     code = {"AutoConfig": AbstractorLlavaConfig, "AutoModelForImageTextToText": AbstractorLlava}
     auto_map = {name: f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}" for name, kind in code.items()}
-    return AbstractorLlavaConfig(**shared, abstractor=_sizes(model.projector), auto_map=auto_map)
-
-
-def _sizes(projector: CAbstractor) -> dict[str, int]:
-    """Return the arguments with which `CAbstractor` makes a projector of the same shape."""
-    first = projector.readout[0]
-    assert isinstance(first, nn.Linear)
-    return {
-        "vision_width": projector.pos_emb.shape[2],
-        "llm_width": first.out_features,
-        "grid": projector.grid,
-        "tokens": projector.tokens,
-        "hidden": first.in_features,
-        "depth": len(projector.net[0]),  # type: ignore[arg-type]
-        "readout": (len(projector.readout) + 1) // 2,
-    }
+    return AbstractorLlavaConfig(**shared, abstractor=model.projector.sizes, auto_map=auto_map)
 
 
 def _select(model: MultimodalModel) -> str:
-    """Return LLaVA's strategy for the tower's output: "default" drops CLIP's CLS token, "full" keeps all of SigLIP's
-    tokens, among which there is no CLS."""
+    """Return LLaVA's strategy: "default" drops CLIP's CLS token, "full" keeps SigLIP's tokens, which have no CLS."""
     return "full" if model.vision_config["model_type"].startswith("siglip") else "default"
 
 
 def _weights(model: MultimodalModel, tokens: int) -> dict[str, Tensor]:
-    """Return all weights by their names in LLaVA, in the LLM's dtype, with word embeddings for `tokens` tokens at
-    least."""
-    settings = model.settings
-    merge = settings.llm == "lora" and settings.lora.merge
+    """Return all weights by their names in LLaVA, in the LLM's dtype, with embeddings for `tokens` tokens or more."""
     state = {f"model.vision_tower.{name}": value for name, value in model.tower.state_dict().items()}
     state |= {f"model.multi_modal_projector.{name}": v for name, v in _projector_weights(model.projector).items()}
-    words = {name: _grown(value, tokens) for name, value in _word_weights(model.llm).items()}
-    for name, value in _llm_weights(model.llm, merge).items():
+    embedding, output = model.llm.get_input_embeddings().weight, model.llm.get_output_embeddings().weight
+    words = {"model.embed_tokens.weight": _grown(embedding, tokens)}  # tied layers share one tensor under two names
+    words["lm_head.weight"] = words["model.embed_tokens.weight"] if output is embedding else _grown(output, tokens)
+    for name, value in _llm_weights(model).items():
         inner = name.removeprefix("model.")
         state[name if name == inner else f"model.language_model.{inner}"] = words.get(name, value)
     return {name: v.to(model.llm.dtype) if v.is_floating_point() else v for name, v in state.items()}
@@ -147,37 +133,25 @@ def _projector_weights(projector: nn.Module) -> dict[str, Tensor]:
         return weights
     if isinstance(projector, nn.Linear):
         identity = torch.eye(projector.out_features, device=projector.weight.device)
-        weights = {
-            "0.weight": weights["weight"],
-            "0.bias": weights["bias"],
-            "2.weight": identity,
-            "2.bias": identity.new_zeros(len(identity)),
-        }
+        weights = {f"0.{name}": value for name, value in weights.items()}
+        weights |= {"2.weight": identity, "2.bias": identity.new_zeros(len(identity))}
     return {{"0": "linear_1", "2": "linear_2"}[name[0]] + name[1:]: value for name, value in weights.items()}
-
-
-def _word_weights(llm: Any) -> dict[str, Tensor]:
-    """Return the weights of the embedding and of the output layer; tied layers share one tensor under two names."""
-    first, last = llm.get_input_embeddings().weight, llm.get_output_embeddings().weight
-    return {
-        "model.embed_tokens.weight": first.detach(),
-        "lm_head.weight": first.detach() if last is first else last.detach(),
-    }
 
 
 def _grown(rows: Tensor, tokens: int) -> Tensor:
     """Return `rows` `[V, d]` with at least `tokens` rows; each added row is the mean of the others."""
+    rows = rows.detach()
     if tokens <= len(rows):
         return rows
     mean = rows.float().mean(0).to(rows.dtype)
     return torch.cat([rows, mean.expand(tokens - len(rows), -1)])
 
 
-def _llm_weights(llm: Any, merge: bool) -> dict[str, Tensor]:
-    """Return the LLM's weights, with the adapters added to the layers that they adapt, or without the adapters."""
-    base = llm.get_base_model() if hasattr(llm, "get_base_model") else llm
+def _llm_weights(model: MultimodalModel) -> dict[str, Tensor]:
+    """Return the LLM's weights; merged adapters are added to the layers that they adapt, others are left out."""
+    base = model.base_llm
     state = {n.replace(".base_layer.", "."): v for n, v in base.state_dict().items() if ".lora_" not in n}
-    if merge:
+    if model.settings.llm == "lora" and model.settings.lora.merge:
         for name, module in base.named_modules():
             if hasattr(module, "get_delta_weight"):
                 weight, change = module.base_layer.weight, module.get_delta_weight("default")
@@ -203,35 +177,20 @@ def _save_adapter(llm: Any, folder: Path) -> None:
 
 
 def _generation(model: MultimodalModel, image_token: int) -> GenerationConfig:
-    """Return the LLM's generation config, changed to stop where answers ended in training and to avoid
-    `<image>`."""
+    """Return the LLM's generation config, changed to stop where answers ended in training and to avoid `<image>`."""
     config = copy.deepcopy(model.llm.generation_config)
     if not config.do_sample:  # Vicuna's config has a temperature all the same, which transformers refuses to save
         config.temperature = config.top_p = config.top_k = None
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    ends = [end for end in (*ends, *_ends(model)) if end is not None]
+    named = config.eos_token_id  # a number, a list, or None
+    ends = [end for end in (named if isinstance(named, list) else [named]) if end is not None]
+    with suppress(ValueError):
+        dialogue = Template(_dialogue(model), model.tokenizer)(_turns("What?", "A dog."), False)
+        last = [token for token, supervised in zip(*dialogue, strict=True) if supervised][-1]
+        if last in model.tokenizer.added_tokens_decoder:  # a line break, for instance, may stand within an answer
+            ends.append(last)
     config.eos_token_id = list(dict.fromkeys(ends)) or None
     config.suppress_tokens = [*(config.suppress_tokens or []), image_token]
     return config
-
-
-def _ends(model: MultimodalModel) -> list[int]:
-    """Return the token that ends an answer in the template, if it is a special token and not, for instance, the line
-    break with which some chat templates end a turn."""
-    try:
-        dialogue = Template(_dialogue(model), model.tokenizer)([_turn("human", "What?"), _turn("gpt", "A dog.")], False)
-    except ValueError:
-        return []
-    last = [token for token, supervised in zip(*dialogue, strict=True) if supervised][-1]
-    return [last] if last in model.tokenizer.added_tokens_decoder else []
-
-
-def _write_code(folder: Path) -> None:
-    """Copy the C-Abstractor's classes into `folder`, so that it loads where this project is not installed."""
-    sources = Path(__file__).parent
-    ours, stand_in = "from pad_pipeline.errors import UserError\n", "UserError = ValueError\n"
-    for name in ("abstractor.py", "llava_abstractor.py"):
-        (folder / name).write_text((sources / name).read_text("utf-8").replace(ours, stand_in), "utf-8")
 
 
 # ---- processor
@@ -239,19 +198,14 @@ def _write_code(folder: Path) -> None:
 
 def processor_for(model: MultimodalModel, view: View, tokenizer: Any) -> LlavaProcessor:
     """Return a processor that shows the tower the training's view, and puts questions in the training's template."""
-    select = _select(model)
     # LlavaProcessor writes one image mark for each patch, plus `additional`, less one where the strategy drops CLS. The
     # sum must be the number of vision tokens, of which a C-Abstractor makes fewer than there are patches.
-    additional = model.vision_tokens - view.grid**2 + (select == "default")
+    additional = model.vision_tokens - view.grid**2 + (_select(model) == "default")
     tokenizer.chat_template = None  # it would be saved to the same file as the processor's chat template
     processor = LlavaProcessor(
-        image_processor=image_processor_for(view, model.mean, model.std),
-        tokenizer=tokenizer,
-        patch_size=view.patch,
-        vision_feature_select_strategy=select,
-        image_token=IMAGE_MARK,
-        num_additional_image_tokens=additional,
-    )
+        image_processor_for(view, model.mean, model.std), tokenizer, patch_size=view.patch, image_token=IMAGE_MARK,
+        vision_feature_select_strategy=_select(model), num_additional_image_tokens=additional,
+    )  # fmt: skip
     processor.chat_template = chat_template_for(_dialogue(model), model.tokenizer, processor)
     return processor
 
@@ -313,29 +267,21 @@ def _dialogue(model: MultimodalModel) -> TemplateName:
 
 
 def chat_template_for(name: TemplateName, tokenizer: Any, processor: LlavaProcessor) -> str | None:
-    """Return the chat template with which the processor makes the same tokens as `Template`; None where none does.
-
-    Args:
-        name: `v1`, or `chat` for the tokenizer's own template.
-        tokenizer: the tokenizer as it was in training.
-        processor: a processor whose tokenizer has a token `<image>`.
-    """
+    """Return the chat template with which `processor` makes the same tokens as `Template(name, tokenizer)` with the
+    training's tokenizer; None where it can't."""
     try:
         template = Template(name, tokenizer)
-        base: str = tokenizer.get_chat_template() if name == "chat" else _V1
+        base: str = tokenizer.get_chat_template() if name == "chat" else _V1.replace("SYSTEM", json.dumps(SYSTEM))
     except ValueError:
         return None
-    if name == "v1":
-        base = base.replace("SYSTEM", json.dumps(SYSTEM))
     # In training, the texts after BOS and after the image are tokenized separately. Some tokenizers put a space before
     # every text; the processor tokenizes everything in one go, so its template must write that space.
-    candidates = [start + (_ONE_TEXT + base).replace("GAP", repr(gap)) for start in (_NO_BOS, "") for gap in ("", " ")]
-    # Prefer a template that is right for both ways of calling the processor to one that is right for the first alone.
-    for ways in (_WAYS, _WAYS[:1]):
-        for text in candidates:
-            if all(_asks_alike(processor, text, template, way) for way in ways):
-                return text
-    return None
+    ids = partial(processor.tokenizer, add_special_tokens=False)
+    gap = "" if ids(f"{IMAGE_MARK}\nA")["input_ids"][1:] == ids("\nA")["input_ids"] else " "
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    start = _NO_BOS if processor.tokenizer("")["input_ids"] == bos else ""
+    text = start + (_ONE_TEXT + base).replace("GAP", repr(gap))
+    return text if _asks_alike(processor, text, template) else None
 
 
 def in_one_call(processor: LlavaProcessor, messages: list[dict[str, Any]], **options: Any) -> list[int]:
@@ -346,50 +292,32 @@ def in_one_call(processor: LlavaProcessor, messages: list[dict[str, Any]], **opt
     return ids
 
 
-def in_two_calls(processor: LlavaProcessor, messages: list[dict[str, Any]], **options: Any) -> list[int]:
-    """Return the token ids that lmms-eval gets: it renders image and question into one text, then tokenizes that."""
-    texts = [
-        message | {"content": "\n".join(item.get("text", IMAGE_MARK) for item in message["content"])}
-        for message in messages
-    ]
-    ids: list[int] = processor.tokenizer(processor.apply_chat_template(texts, **options))["input_ids"]
-    return ids
-
-
-_WAYS = (in_one_call, in_two_calls)
-"""The ways in which callers get token ids from a processor."""
-
-
-def _asks_alike(
-    processor: LlavaProcessor, chat_template: str, template: Template, way: Callable[..., list[int]]
-) -> bool:
-    """Return whether `chat_template` and `template` make the same tokens of sample questions and of a dialogue."""
+def _asks_alike(processor: LlavaProcessor, chat_template: str, template: Template) -> bool:
+    """Return whether `chat_template` and `template` make the same tokens of sample questions and of dialogues."""
     image = processor.tokenizer.convert_tokens_to_ids(IMAGE_MARK)
 
-    def ids(turns: list[dict[str, str]]) -> list[int]:
-        roles = []
-        for number, turn in enumerate(turns):
-            content = [{"type": "image"}] * (number == 0) + [{"type": "text", "text": turn["value"]}]
-            roles.append({"role": "assistant" if number % 2 else "user", "content": content})
-        prompt = len(turns) % 2 == 1
-        tokens = way(processor, roles, chat_template=chat_template, add_generation_prompt=prompt)
+    def ids(*texts: str) -> list[int]:
+        content = [
+            [{"type": "image"}] * (number == 0) + [{"type": "text", "text": t}] for number, t in enumerate(texts)
+        ]
+        roles = [{"role": ("user", "assistant")[number % 2], "content": part} for number, part in enumerate(content)]
+        tokens = in_one_call(processor, roles, chat_template=chat_template, add_generation_prompt=len(texts) % 2 == 1)
         return [IMAGE if token == image else token for token in tokens]
 
-    talk = [_turn("human", "What is this?"), _turn("gpt", "A dog."), _turn("human", "Sure?"), _turn("gpt", "5 dogs.")]
     try:
-        asked = all(ids([_turn("human", text)]) == template.question(text) for text in ("What is this?", "5?", ""))
-        return asked and all(ids(part) == trained for part in (talk, talk[:2]) if (trained := _trained(template, part)))
+        if any(ids(text) != template.question(text) for text in ("What is this?", "5?", "")):
+            return False
+        for talk in (("What is this?", "A dog."), ("What is this?", "A dog.", "Sure?", "5 dogs.")):
+            trained = None
+            with suppress(ValueError):  # some templates refuse more than one question
+                trained = template(_turns(*talk), image=True).ids
+            if trained and ids(*talk) != trained:
+                return False
     except Exception:  # a chat template is a program and can raise anything
         return False
+    return True
 
 
-def _trained(template: Template, talk: list[dict[str, str]]) -> list[int]:
-    """Return the token ids of a dialogue; none where the template refuses it, as some refuse more than one question."""
-    try:
-        return template(talk, image=True).ids
-    except ValueError:
-        return []
-
-
-def _turn(speaker: str, text: str) -> dict[str, str]:
-    return {"from": speaker, "value": text}
+def _turns(*texts: str) -> list[dict[str, str]]:
+    """Return a dialogue whose speakers alternate, the human first."""
+    return [{"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(texts)]

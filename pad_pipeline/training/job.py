@@ -14,10 +14,15 @@ from pad_pipeline.training.settings import Stage2Settings, TrainSettings
 
 _FREE = {
     "out", "wandb", "settings.micro_batch", "settings.loader_threads", "settings.compile", "settings.lora.merge",
-    "settings.activation_checkpointing",
-    "settings.checkpoint_every", "settings.keep_checkpoints",
+    "settings.activation_checkpointing", "settings.checkpoint_every", "settings.keep_checkpoints",
 }  # fmt: skip
 """Fields that may differ when a training is continued, because they change no result beyond the last digits."""
+
+
+def absolute(where: str) -> str:
+    """Make a local path absolute, because a training may be continued from another folder, and Ray's workers run in
+    folders of their own. A URL or the name of a model stays as it is."""
+    return resolved(where) if where and Path(where).exists() else where
 
 
 class Job(BaseModel):
@@ -51,16 +56,11 @@ class Job(BaseModel):
     @field_validator("vision", "llm", "shards", "data", "image_root", "init")
     @classmethod
     def _absolute(cls, value: str) -> str:
-        """Make a local path absolute, because the same training may be continued from another folder, and the workers
-        of Ray Train run in folders of their own."""
-        return resolved(value) if value and Path(value).exists() else value
+        return absolute(value)
 
     def differences(self, facts: Any) -> list[str]:
-        """List the fields in which an earlier training with these `facts` differs, except those that change no result.
-
-        Returns:
-            One text for each, `NAME: OLD -> NEW`.
-        """
+        """List the fields in which an earlier training with these `facts` differs, each as `NAME: OLD -> NEW`, except
+        those that change no result."""
         return differences(facts, self.facts(), _FREE)
 
     def facts(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +20,32 @@ DROPPED = "dropped.jsonl"
 
 
 class Logbook:
-    """Writes log.jsonl and TensorBoard's files, on the first rank.
-
-    Args:
-        out: the training's output folder.
-        entries: log entries of the steps that are done.
-        here: this process among the ranks.
-        wandb: the project of Weights & Biases that gets the same figures; empty for none.
-    """
+    """Writes log.jsonl and TensorBoard's files, on the first rank. `entries` are those of the steps that are done;
+    project `wandb` of Weights & Biases gets the same figures."""
 
     def __init__(self, out: Path, entries: list[dict[str, Any]], here: Ranks, wandb: str = "") -> None:
-        self.entries, self.here = entries, here
+        self.entries, self.here, self.board = entries, here, None
         if here.first:
             if wandb:
                 _start_wandb(wandb, out)
             Folder(out).clean()
-            write_whole(out / LOG, "".join(json.dumps(entry) + "\n" for entry in entries))
+            write_whole(out / LOG, _lines(entries))
             if dropped := read_log(out, len(entries), DROPPED):
-                write_whole(out / DROPPED, "".join(json.dumps(entry) + "\n" for entry in dropped))
+                write_whole(out / DROPPED, _lines(dropped))
             else:
                 (out / DROPPED).unlink(missing_ok=True)
             self.stream = (out / LOG).open("a")
-            self.board = _board(out / "tensorboard", len(entries)) if installed("tensorboard") else None
+            if installed("tensorboard"):
+                from torch.utils.tensorboard import SummaryWriter
+
+                # `purge_step` discards what an earlier process logged for this step and later.
+                self.board = SummaryWriter(str(out / "tensorboard"), purge_step=len(entries))
 
     def add(self, entry: dict[str, Any]) -> None:
         """Append the entry of the next step."""
         self.entries.append(entry)
         if self.here.first:
-            self.stream.write(json.dumps(entry) + "\n")
+            self.stream.write(_lines([entry]))
             self.stream.flush()
             for name, value in entry.items():
                 if self.board and name != "step" and value is not None:
@@ -62,19 +61,12 @@ class Logbook:
                 self.board.close()
 
 
-def _board(folder: Path, steps: int) -> Any:
-    """Return a TensorBoard writer that discards what an earlier process logged for step `steps` and later."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=steps)
+def _lines(entries: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(entry) + "\n" for entry in entries)
 
 
 def _start_wandb(project: str, out: Path) -> None:
-    """Start a run of Weights & Biases, which takes its figures from TensorBoard.
-
-    Raises:
-        UserError: wandb or TensorBoard is not installed.
-    """
+    """Start a run of Weights & Biases, which takes its figures from TensorBoard."""
     try:
         import wandb
     except ImportError as error:
@@ -88,14 +80,9 @@ def _start_wandb(project: str, out: Path) -> None:
 
 def read_log(out: Path, before: int, name: str = LOG) -> list[dict[str, Any]]:
     """Read the entries of the steps before step `before`; none where the file is missing."""
-    lines = (out / name).read_text().splitlines() if (out / name).is_file() else []
-    return [entry for line in lines if (entry := _entry(line)) and entry["step"] < before]
-
-
-def _entry(line: str) -> dict[str, Any] | None:
-    """Parse one line of a log; None where it is not an entry."""
-    try:
-        entry = json.loads(line)
-    except ValueError:  # a process was killed while it wrote this line
-        return None
-    return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None
+    entries = []
+    for line in (out / name).read_text().splitlines() if (out / name).is_file() else []:
+        with suppress(ValueError, TypeError, KeyError):  # a process was killed while it wrote this line
+            if (entry := json.loads(line))["step"] < before:
+                entries.append(entry)
+    return entries

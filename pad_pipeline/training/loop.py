@@ -22,7 +22,7 @@ from pad_pipeline.sources.llava import LlavaSource
 from pad_pipeline.storage import claim_folder, write_whole
 from pad_pipeline.training.batches import Batch, Step, steps
 from pad_pipeline.training.checkpoint import Checkpoints
-from pad_pipeline.training.examples import DialogueExamples, Examples, ShardExamples, Sight, check_room
+from pad_pipeline.training.examples import DialogueExamples, Examples, ShardExamples, Sight
 from pad_pipeline.training.export import export
 from pad_pipeline.training.flops import flops_of, peak
 from pad_pipeline.training.held_out import measure_held_out
@@ -42,15 +42,9 @@ FACTS = "training.json"
 
 
 def train(job: Job, report: Report = lambda entry: None, say: Say = lambda text: None) -> list[dict[str, Any]]:
-    """Train, or go on with a training that was stopped.
+    """Train, or go on with a training that was stopped. Return its log: one entry for each step (see `Trainer.step`).
 
-    Args:
-        job: models, data, settings and output folder.
-        report: called with each step's log entry, on the first rank.
-        say: called with each message for the user, on the first rank.
-
-    Returns:
-        The log: one entry for each step (see `Trainer.step`).
+    On the first rank, `report` is called with each entry and `say` with each message for the user.
 
     Raises:
         UserError: models, data or settings do not fit together, the loss is not finite any more, or too many samples
@@ -58,8 +52,7 @@ def train(job: Job, report: Report = lambda entry: None, say: Say = lambda text:
     """
     with ranks() as here:
         quiet = (lambda entry: None), (lambda text: None)
-        trainer = Trainer(job, here, *((report, say) if here.first else quiet))
-        return trainer.run()
+        return Trainer(job, here, *((report, say) if here.first else quiet)).run()
 
 
 class Trainer:
@@ -68,6 +61,7 @@ class Trainer:
     def __init__(self, job: Job, here: Ranks, report: Report, say: Say) -> None:
         self.job, self.here, self.report, self.say = job, here, report, say
         self.settings, self.out = job.settings, Path(job.out)
+        self.where = ("shards", job.shards) if job.shards else ("data", job.data)  # for errors
         self._check_out()
         tower = fetch_model("vision", job.vision)
         self.shards = open_shards(job.shards) if job.shards else None
@@ -75,7 +69,9 @@ class Trainer:
             check_view(self.shards.run.view, tower, job.vision)  # before the models are loaded
         self.view = self.shards.run.view if self.shards else view_of(tower, job.fit)
         self.model = MultimodalModel(job.vision, job.llm, self.settings, here.device, job.init)
-        check_room(self.settings, self.model.vision_tokens)
+        if self.settings.max_length < 2 + self.model.vision_tokens:
+            rule = f"the image alone takes {self.model.vision_tokens} tokens, and BOS and a caption want more"
+            raise UserError("max_length", self.settings.max_length, rule, "raise it in the training's settings")
         self.examples = self._examples()
         self.facts = self._facts()
         self._split()
@@ -92,11 +88,7 @@ class Trainer:
     # ---- preparation, before the first step
 
     def _check_out(self) -> None:
-        """Check that the output folder is empty or holds this very training.
-
-        Raises:
-            UserError: it holds another training, or something else.
-        """
+        """Check that the output folder is empty or holds this very training."""
         claim_folder(self.out, FACTS)
         self.earlier = read_facts(self.out / FACTS)
         if self.earlier is not None and (different := self.job.differences(self.earlier.get("job"))):
@@ -104,11 +96,7 @@ class Trainer:
             raise UserError("out", self.out, rule, "repeat its settings to go on, or name another `out`")
 
     def _examples(self) -> Examples:
-        """Open the samples of the job's shards or LLaVA JSON.
-
-        Raises:
-            UserError: the template does not go with the tokenizer, or no sample can be read.
-        """
+        """Open the samples of the job's shards or LLaVA JSON."""
         job, model = self.job, self.model
         try:
             template = Template(self.settings.template, model.tokenizer)
@@ -126,26 +114,17 @@ class Trainer:
         return ShardExamples(self.shards, sight, template, self.settings, embedder)
 
     def _facts(self) -> dict[str, Any]:
-        """Return what training.json is to hold.
-
-        Raises:
-            UserError: the training began with other samples.
-        """
+        """Return the content of training.json; check that the training began with these samples."""
         samples: dict[str, Any] = {"count": len(self.examples)}
         if self.shards:
             samples |= {"run": self.shards.run.identity, "fingerprints": self.shards.run.fingerprints}
         if self.earlier and self.earlier.get("samples") != samples:
             rule = f"its samples are not those that this training began with ({samples['count']} of them now)"
-            remedy = "restore them, or name another `out`"
-            raise UserError("shards" if self.shards else "data", self.job.shards or self.job.data, rule, remedy)
+            raise UserError(*self.where, rule, "restore them, or name another `out`")
         return {"job": self.job.facts(), "samples": samples, "view": self.view.model_dump(), "ranks": self.here.world}
 
     def _split(self) -> None:
-        """Hold the last samples of a shuffle out, and make the order of the others.
-
-        Raises:
-            UserError: as many samples are to be held out as there are.
-        """
+        """Hold the last samples of a shuffle out, and make the order of the others."""
         count, held = len(self.examples), self.settings.held_out
         if held >= count:
             raise UserError("held_out", held, f"there are {count} samples in all", "hold out fewer")
@@ -153,36 +132,26 @@ class Trainer:
         self.held, kept = np.sort(shuffled[count - held :]), np.sort(shuffled[: count - held])
         self.trained = len(kept)
         self.batch_size = min(self.settings.batch_size, self.trained)
-        lengths = self.examples.lengths if self.settings.group_by_length else None
-        with_image = self.examples.with_image
-        self.order = Order(
-            self.trained,
-            self.batch_size,
-            self.settings.seed,
-            None if lengths is None else lengths[kept],
-            None if with_image is None else with_image[kept],
-            kept,
-        )
+        lengths, with_image = self.examples.lengths, self.examples.with_image
+        lengths = None if lengths is None or not self.settings.group_by_length else lengths[kept]
+        with_image = None if with_image is None else with_image[kept]
+        self.order = Order(self.trained, self.batch_size, self.settings.seed, lengths, with_image, kept)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         """Make AdamW with one parameter group for the projector and one for the rest, each with its peak rate."""
-        settings = self.settings
-        projector = set(self.model.projector.parameters())
+        projector, rate = set(self.model.projector.parameters()), self.settings.learning_rate
+        peaks = {True: self.settings.projector_learning_rate or rate, False: rate}
         groups = [
-            {"params": [p for p in self.learning if p in projector],
-             "peak": settings.projector_learning_rate or settings.learning_rate},
-            {"params": [p for p in self.learning if p not in projector], "peak": settings.learning_rate},
-        ]  # fmt: skip
+            {"params": [p for p in self.learning if (p in projector) == own], "peak": peak}
+            for own, peak in peaks.items()
+        ]
         used = [group for group in groups if group["params"]]
-        return torch.optim.AdamW(used, settings.learning_rate, weight_decay=settings.weight_decay)
+        return torch.optim.AdamW(used, rate, weight_decay=self.settings.weight_decay)
 
     # ---- the steps
 
     def run(self) -> list[dict[str, Any]]:
-        """Run the steps that are left, then export the model.
-
-        Returns:
-            The log of all steps.
+        """Run the steps that are left, then export the model. Return the log of all steps.
 
         Raises:
             UserError: see `step`; or no sample has a caption or a region.
@@ -190,41 +159,36 @@ class Trainer:
         log, first = self._resume()
         if self.here.first and not installed("tensorboard"):
             self.say(left_out("no TensorBoard log is written", "tensorboard"))
-        every = self.settings.checkpoint_steps(self.total)
+        every = self.settings.checkpoint_every or max(50, -(-self.total // 20))
+        looks_every = self.settings.held_out_every or self.total
         span = range(first, self.total)
+        batches = steps(self.examples, self.order, self.settings, span, self.here.rank, self.here.world)
         with Logbook(self.out, log, self.here, self.job.wandb) as logbook:
             began = time.monotonic()
-            for number, step in enumerate(
-                steps(self.examples, self.order, self.settings, span, self.here.rank, self.here.world), start=first
-            ):
+            for number, step in zip(span, batches, strict=True):
                 waited = time.monotonic() - began
                 entry = self.step(number, step)
                 entry |= self._speed(entry, time.monotonic() - began, waited)
                 # Measure the held-out samples, then log: a checkpoint's loss is in the log before the checkpoint is.
                 due = (number + 1) % every == 0 or number + 1 == self.total
-                if self.settings.held_out and (due or self._measures_held_out(number)):
+                if self.settings.held_out and (due or (number + 1) % looks_every == 0):
                     entry |= measure_held_out(self.model, self.examples, self.held, self.batch_size, self.here)
                 logbook.add(entry)
                 self.report(entry | {"steps": self.total})
                 if number == first:
                     self._suggest_micro_batch(len(step.parts[0].keys))
                 if due:
-                    loss = entry.get("held_out_loss")
-                    self.checkpoints.save(number + 1, self.model, self.optimizer, self.here, loss)
+                    self.checkpoints.save(number + 1, self.model, self.optimizer, self.here, entry.get("held_out_loss"))
                 began = time.monotonic()
         if first < self.total and not any(entry["supervised_tokens"] or entry["regions"] for entry in log):
-            where = "shards" if self.job.shards else "data"
             rule = "no sample has a caption or a region in view"
-            raise UserError(where, self.job.shards or self.job.data, rule, "give samples with either")
+            raise UserError(*self.where, rule, "give samples with either")
         export(self.model, self.view, self.out, self.here)
         return log
 
     def _resume(self) -> tuple[list[dict[str, Any]], int]:
-        """Load the latest checkpoint, if there is one.
-
-        Returns:
-            The log of the steps that are done, and the number of the first step that is not.
-        """
+        """Load the latest checkpoint, if there is one. Return the log of the steps that are done, and the number of the
+        first step that is not."""
         saved = self.here.gather(self.checkpoints.saved() if self.here.first else None)[0]
         if self.here.first:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -273,10 +237,8 @@ class Trainer:
         caption, patch = sums.caption_loss, sums.patch_loss
         if not math.isfinite(caption + patch + norm):
             keys = [key for of_rank in here.gather([k for part in step.parts for k in part.keys]) for key in of_rank]
-            rule = (
-                f"the loss of step {number} is no finite number (L_caption {caption}, L_patch {patch}, gradient "
-                f"{norm}; images {', '.join(keys[:8])}); the last checkpoint is kept"
-            )
+            losses = f"L_caption {caption}, L_patch {patch}, gradient {norm}; images {', '.join(keys[:8])}"
+            rule = f"the loss of step {number} is no finite number ({losses}); the last checkpoint is kept"
             raise UserError("learning_rate", settings.learning_rate, rule, "lower it, or look at these images")
         self.optimizer.step()
         return {
@@ -289,22 +251,11 @@ class Trainer:
             "patch_cosine": sums.mean_cosine,
             "grad_norm": norm,
             "patch_gradient_share": sums.patch_share,
-            "supervised_tokens": counts.supervised_tokens,
-            "regions": counts.regions,
-            "images": counts.images,
-            "positions": counts.positions,
-            "dropped": counts.dropped,
-        }
+        } | {name: value for name, value in counts._asdict().items() if name != "patch_weight"}
 
     def _backward(self, batch: Batch, beta: float, counts: StepCounts, labels: Tensor | None) -> Tensor:
-        """Add the gradients of a micro-batch to those of the parameters.
-
-        Returns:
-            float32 `[6]`: this micro-batch's part of each field of `StepSums`.
-
-        Raises:
-            UserError: the GPU has not enough memory.
-        """
+        """Add the gradients of a micro-batch to those of the parameters. Return float32 `[6]`, the part of this
+        micro-batch in each field of `StepSums`."""
         try:
             losses = self.model(batch, counts.caption_weight, counts.patch_divisor(batch.ids.device), labels)
             tokens = losses.tokens
@@ -312,8 +263,8 @@ class Trainer:
             by_patch = beta * torch.autograd.grad(losses.patch, tokens, retain_graph=True)[0]
             tokens.retain_grad()  # after `autograd.grad`, which would store its gradient in `tokens.grad` otherwise
             loss = self.settings.caption_weight * losses.caption + beta * losses.patch
-            (loss * self.here.world if self.sharded else loss).backward()  # FSDP takes the mean over ranks
-            scale = self.here.world if self.sharded else 1
+            scale = self.here.world if self.sharded else 1  # FSDP takes the mean over ranks
+            (loss * scale).backward()
             by_caption = (tokens.grad / scale - by_patch).float()
         except torch.OutOfMemoryError as error:
             rule = "the GPU has not enough memory for so many samples at a time"
@@ -324,10 +275,7 @@ class Trainer:
 
     def _set_rates(self, number: int) -> float:
         """Set the learning rates of step `number`: linear warm-up, then half a cosine to 0 (transformers' schedule).
-
-        Returns:
-            The rate of the parameters outside the projector.
-        """
+        Return the rate of the parameters outside the projector."""
         warmup = math.ceil(self.settings.warmup * self.total)
         if number < warmup:
             share = number / max(warmup, 1)
@@ -338,11 +286,7 @@ class Trainer:
         return float(self.settings.learning_rate * share)
 
     def _count_dropped(self, step: Step, number: int) -> None:
-        """Record the samples of all ranks from which nothing can be learned.
-
-        Raises:
-            UserError: there are more of them than `max_dropped` allows.
-        """
+        """Record the samples of all ranks from which nothing can be learned; no more than `max_dropped` are allowed."""
         problems = [problem for of_rank in self.here.gather(step.problems) for problem in of_rank]
         self.dropped += len(problems)
         if self.here.first:
@@ -351,16 +295,9 @@ class Trainer:
                     stream.write(json.dumps({"step": number, "key": key, "reason": reason}) + "\n")
         allowed = self.settings.max_dropped * self.total * self.batch_size
         if self.dropped > allowed:
-            first = f"{problems[0][0]}: {problems[0][1]}"
-            rule = f"{self.dropped} samples teach nothing by step {number}, such as {first}"
-            raise UserError(
-                "max_dropped", self.settings.max_dropped, rule, "mend the data (see dropped.jsonl), or raise it"
-            )
-
-    def _measures_held_out(self, number: int) -> bool:
-        """Return whether `held_out_every` asks for a measurement after step `number`."""
-        every = self.settings.held_out_every
-        return every > 0 and (number + 1) % every == 0
+            rule = f"{self.dropped} samples teach nothing by step {number}, such as {': '.join(problems[0])}"
+            remedy = "correct the data (see dropped.jsonl), or raise it"
+            raise UserError("max_dropped", self.settings.max_dropped, rule, remedy)
 
     def _speed(self, entry: dict[str, Any], seconds: float, waited: float) -> dict[str, Any]:
         """Return the speed of a step that took `seconds`, `waited` of them for its data; on a known GPU also the MFU

@@ -41,25 +41,15 @@ def caption_loss(hidden: Tensor, head: nn.Module, targets: Tensor, weight: float
 
 def patch_loss_weight(coverage: Tensor, settings: PatchLossSettings) -> Tensor:
     """Return the divisor of `patch_loss`: the total weight of all pairs of patch and region where the average is over
-    tokens, or the number of regions in view where it is over regions.
-
-    Args:
-        coverage: `[R, P]`, 0..255.
-        settings: says which average is taken.
-    """
+    tokens, or the number of regions in view where it is over regions. `coverage` is `[R, P]`, 0..255."""
     selected = coverage.float().sum(1) / 255
     return selected.sum() if settings.average == "token" else (selected > 0).sum().float()
 
 
 def patch_loss(
-    tokens: Tensor,
-    embeds: Tensor,
-    coverage: Tensor,
-    image: Tensor,
-    settings: PatchLossSettings,
-    weight: Tensor | None = None,
-    labels: Tensor | None = None,
-) -> Tensor:
+    tokens: Tensor, embeds: Tensor, coverage: Tensor, image: Tensor, settings: PatchLossSettings,
+    weight: Tensor | None = None, labels: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Return L_patch, the distance of the vision tokens that a region's mask selects from the region's label embedding.
 
     With w the weight of patch p for region r, v the projected token and e the averaged word embedding of the label, a

@@ -18,13 +18,11 @@ from pad_pipeline.pretrained import load_pretrained, load_tokenizer, read_config
 from pad_pipeline.shards.run import Run
 from pad_pipeline.training.batches import Batch
 from pad_pipeline.training.losses import caption_loss, mean_cosine, patch_loss
-from pad_pipeline.training.projector import build_projector, load_projector, pool, token_count
+from pad_pipeline.training.projector import build_projector, load_projector, pool, shapes_of, token_count
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.weights import fetch_model
 
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-_HALF = [0.5, 0.5, 0.5]
-"""Mean, and standard deviation, of SigLIP's normalization."""
 TOWERS = {
     "clip": CLIPVisionModel, "clip_vision_model": CLIPVisionModel,
     "siglip": SiglipVisionModel, "siglip_vision_model": SiglipVisionModel,
@@ -66,15 +64,13 @@ class MultimodalModel(nn.Module):
         self.settings, self.vision, self.llm_name = settings, vision, llm
         frozen_type = torch.bfloat16 if device.type == "cuda" else torch.float32
         folder, llm_folder = fetch_model("vision", vision), fetch_model("llm", llm)
-        self.vision_config = vision_config(folder)
+        self.vision_config, self.llm_folder = vision_config(folder), llm_folder
         read_config("llm", llm_folder, LLMS)
-        self.llm_folder = llm_folder
         self.tokenizer = load_tokenizer("llm", llm_folder)
         self.mean, self.std = normalization(folder)
         self.tower = load_pretrained("vision", folder, TOWERS[self.vision_config["model_type"]], frozen_type)
-        self.llm = load_pretrained(
-            "llm", llm_folder, AutoModelForCausalLM, frozen_type if settings.llm != "full" else torch.float32
-        )
+        llm_type = torch.float32 if settings.llm == "full" else frozen_type
+        self.llm = load_pretrained("llm", llm_folder, AutoModelForCausalLM, llm_type)
         _check_vocabulary(self.llm, self.tokenizer, llm)
         self.requires_grad_(False)
         self.projector = self._projector(init)
@@ -102,16 +98,15 @@ class MultimodalModel(nn.Module):
         return token_count(self.projector, self.grid)
 
     @property
-    def blocks(self) -> nn.ModuleList:
-        """The LLM's decoder layers."""
-        layers: nn.ModuleList = self._base.layers
-        return layers
+    def base_llm(self) -> Any:
+        """The LLM without peft's wrapper."""
+        return self.llm.get_base_model() if hasattr(self.llm, "get_base_model") else self.llm
 
     @property
-    def _base(self) -> Any:
-        """The LLM without its output layer, and without peft's wrapper."""
-        llm = self.llm.get_base_model() if hasattr(self.llm, "get_base_model") else self.llm
-        return llm.model
+    def blocks(self) -> nn.ModuleList:
+        """The LLM's decoder layers."""
+        layers: nn.ModuleList = self.base_llm.model.layers
+        return layers
 
     @property
     def width(self) -> int:
@@ -119,11 +114,7 @@ class MultimodalModel(nn.Module):
         return int(self.llm.config.hidden_size)
 
     def _projector(self, path: str) -> nn.Module:
-        """Make a new projector, or load the one in `path`.
-
-        Raises:
-            UserError: the projector in `path` does not fit the tower, the LLM or the settings.
-        """
+        """Make a new projector, or load the one in `path`."""
         settings, tower_width = self.settings, self.tower.config.hidden_size
         # Seed right before, so that the new weights do not depend on what was loaded earlier.
         torch.manual_seed(settings.seed)
@@ -132,8 +123,7 @@ class MultimodalModel(nn.Module):
             return fresh
         with rename_field(projector="init"):
             given = load_projector(Path(path))
-        shapes = [{name: value.shape for name, value in one.state_dict().items()} for one in (fresh, given)]
-        if shapes[0] != shapes[1]:
+        if shapes_of(given.state_dict()) != shapes_of(fresh.state_dict()):
             rule = f"it is no {settings.projector} from {tower_width} to {self.width} numbers, on a {self.grid} grid"
             raise UserError("init", path, rule, "give the projector of the same tower, LLM and kind")
         return given
@@ -149,20 +139,11 @@ class MultimodalModel(nn.Module):
         return tokens
 
     def forward(
-        self,
-        batch: Batch,
-        caption_weight: float | None = None,
-        patch_weight: Tensor | None = None,
+        self, batch: Batch, caption_weight: float | None = None, patch_weight: Tensor | None = None,
         labels: Tensor | None = None,
-    ) -> Losses:
-        """Compute L_caption and L_patch of a batch.
-
-        Args:
-            batch: B sequences of T tokens, I of them with an image.
-            caption_weight: divisor of L_caption, see `caption_loss`.
-            patch_weight: divisor of L_patch, a scalar, see `patch_loss`.
-            labels: `[L, d]`, the distinct label embeddings of the step, see `patch_loss`.
-        """
+    ) -> Losses:  # fmt: skip
+        """Compute L_caption and L_patch of a batch; both divisors, and the step's distinct label embeddings `[L, d]`,
+        are those of `caption_loss` and `patch_loss`."""
         if len(batch.pixels):
             tokens = self.see(batch.pixels)
         else:  # text alone: the projector gets a blank image, so that it has a gradient (of 0) on every rank
@@ -172,8 +153,7 @@ class MultimodalModel(nn.Module):
         patch = patch_loss(tokens, batch.embeds, coverage, batch.image, self.settings.patch_loss, patch_weight, labels)
         cosine = mean_cosine(tokens, batch.embeds, coverage, batch.image)
         # Skip the LLM where it neither learns nor adds to the loss.
-        without_caption = not len(batch.targets) or not self.settings.caption_weight
-        if without_caption and self.settings.llm == "frozen":
+        if self.settings.llm == "frozen" and not (len(batch.targets) and self.settings.caption_weight):
             return Losses(patch * 0.0, patch, cosine, tokens)
         hidden = self.read(tokens if len(batch.pixels) else tokens[:0], batch)[batch.predicting]
         if not len(batch.pixels):
@@ -187,17 +167,15 @@ class MultimodalModel(nn.Module):
         return pool(self.projector, coverage, self.grid)
 
     def read(self, tokens: Tensor, batch: Batch) -> Tensor:
-        """Run the LLM, and return its last hidden states `[B * T, d]` at all positions of all sequences.
-
-        Args:
-            tokens: `[I, M, d]`, the projected vision tokens.
-            batch: the sequences.
-        """
+        """Run the LLM on a batch with projected vision tokens `[I, M, d]`. Return its last hidden states `[B * T, d]`
+        at all positions of all sequences."""
         # No attention mask is needed: padding comes after the tokens, and a causal model does not look ahead.
         words = self.llm.get_input_embeddings()(batch.ids)
         sequence = words.flatten(0, 1).index_copy(0, batch.vision_at, tokens.flatten(0, 1).to(words.dtype))
         with torch.autocast(words.device.type, torch.bfloat16, enabled=self._autocast(words)):
-            hidden: Tensor = self._base(inputs_embeds=sequence.view_as(words), use_cache=False).last_hidden_state
+            hidden: Tensor = self.base_llm.model(
+                inputs_embeds=sequence.view_as(words), use_cache=False
+            ).last_hidden_state
         return hidden.flatten(0, 1)
 
     def _autocast(self, values: Tensor) -> bool:
@@ -240,35 +218,29 @@ def check_view(view: View, folder: Path, vision: str) -> None:
     config = vision_config(folder)
     size, patch = config["image_size"], config["patch_size"]
     if (size, patch) != (view.size, view.patch):
-        raise UserError(
-            "vision",
-            vision,
-            f"it sees {size} px in patches of {patch}, and the shards are made for {view.size} px in patches of "
-            f"{view.patch} ({view.fit}, a grid of {view.grid} x {view.grid})",
-            f"use the matching tower, or build shards with `size` {size} and `patch` {patch}",
-        )
+        made = f"{view.size} px in patches of {view.patch} ({view.fit}, a grid of {view.grid} x {view.grid})"
+        rule = f"it sees {size} px in patches of {patch}, and the shards are made for {made}"
+        remedy = f"use the matching tower, or build shards with `size` {size} and `patch` {patch}"
+        raise UserError("vision", vision, rule, remedy)
 
 
 def normalization(folder: Path) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation per channel, 0..1, from preprocessor_config.json.
-
-    Where there is no such file they are those of the tower's family, CLIP or SigLIP.
+    """Return mean and standard deviation per channel, 0..1, from preprocessor_config.json; without such a file those of
+    the tower's family, CLIP or SigLIP.
 
     Raises:
         UserError: the file is damaged.
     """
     siglip = vision_config(folder)["model_type"].startswith("siglip")
-    family_mean, family_std = (_HALF, _HALF) if siglip else (CLIP_MEAN, CLIP_STD)
+    mean, std = ([0.5] * 3, [0.5] * 3) if siglip else (CLIP_MEAN, CLIP_STD)
     try:
         config = json.loads((folder / "preprocessor_config.json").read_text())
+        mean, std = config.get("image_mean", mean), config.get("image_std", std)
     except OSError:
-        return family_mean, family_std
+        return mean, std
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            "vision", folder, f"its preprocessor_config.json is no JSON ({error})", "fetch it again"
-        ) from error
-    defaults = {"image_mean": family_mean, "image_std": family_std}
-    mean, std = (config.get(name, default) for name, default in defaults.items())
+        rule = f"its preprocessor_config.json is no JSON ({error})"
+        raise UserError("vision", folder, rule, "fetch it again") from error
     if not all(
         isinstance(values, list) and len(values) == 3 and all(type(v) in (int, float) and 0 <= v <= 1 for v in values)
         for values in (mean, std)
@@ -292,11 +264,7 @@ def context_of(run: Run) -> Literal["sentence", "bare"]:
 
 
 def _check_vocabulary(llm: Any, tokenizer: Any, name: str) -> None:
-    """Check that the LLM has an output layer, and an embedding for each token of its tokenizer.
-
-    Raises:
-        UserError: it has not.
-    """
+    """Check that the LLM has an output layer, and an embedding for each token of its tokenizer."""
     rows = llm.get_input_embeddings().weight.shape[0]
     if llm.get_output_embeddings() is None:
         raise UserError("llm", name, "it has no output layer", "give a causal language model")
@@ -306,19 +274,15 @@ def _check_vocabulary(llm: Any, tokenizer: Any, name: str) -> None:
 
 
 def _with_adapters(llm: Any, settings: TrainSettings) -> Any:
-    """Wrap the LLM in peft's model with LoRA adapters on all linear layers of its blocks.
-
-    Raises:
-        UserError: peft is not installed.
-    """
+    """Wrap the LLM in peft's model with LoRA adapters on all linear layers of its blocks."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise UserError("settings.llm", "lora", without("peft"), OPTIONAL["peft"].install) from error
-    chosen = settings.lora
+    lora = settings.lora
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     config = LoraConfig(
-        r=chosen.rank, lora_alpha=chosen.alpha, lora_dropout=chosen.dropout, target_modules=names, task_type="CAUSAL_LM"
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names, task_type="CAUSAL_LM"
     )
     return get_peft_model(llm, config)
 

@@ -33,14 +33,9 @@ class Order:
     """
 
     def __init__(
-        self,
-        samples: int,
-        batch_size: int,
-        seed: int,
-        lengths: Ints | None = None,
-        with_image: npt.NDArray[np.bool_] | None = None,
-        numbers: Ints | None = None,
-    ) -> None:
+        self, samples: int, batch_size: int, seed: int, lengths: Ints | None = None,
+        with_image: npt.NDArray[np.bool_] | None = None, numbers: Ints | None = None,
+    ) -> None:  # fmt: skip
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.lengths, self.with_image = lengths, with_image
         self.numbers: Ints = np.arange(samples) if numbers is None else numbers
@@ -66,8 +61,8 @@ class Order:
         size, head = self.batch_size, -epoch * self.samples % self.batch_size
         with_image = np.ones(self.samples, bool) if self.with_image is None else self.with_image
         # Make whole batches of like length, of samples with an image and of samples without.
-        batches: list[npt.NDArray[np.int64]] = []
-        left: list[npt.NDArray[np.int64]] = []
+        batches: list[Ints] = []
+        left: list[Ints] = []
         for kind in (True, False):
             members = shuffled[with_image[shuffled] == kind]
             whole = len(members) // size * size
@@ -85,12 +80,7 @@ class Order:
 
 
 class InOrder(Order):
-    """An order that has every sample once, in the order given; the last step has the samples that are left.
-
-    Args:
-        numbers: int `[samples]`, the samples' numbers.
-        batch_size: number of samples in each step but the last.
-    """
+    """An order that has every sample once, as `numbers` gives them; the last step has the samples that are left."""
 
     def __init__(self, numbers: Ints, batch_size: int) -> None:
         super().__init__(len(numbers), batch_size, 0, numbers=numbers)

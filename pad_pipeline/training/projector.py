@@ -25,15 +25,9 @@ _PREFIX = "model.mm_projector."
 def build_projector(
     kind: ProjectorKind, vision_width: int, llm_width: int, grid: int = 0, tokens: int = HONEYBEE_TOKENS
 ) -> nn.Module:
-    """Build a new projector of patch tokens `[B, grid * grid, vision_width]`.
+    """Build a new projector of patch tokens `[B, grid * grid, vision_width]`, of a kind in `TrainSettings.projector`.
 
-    Args:
-        kind: `mlp` is Linear, exact GELU, Linear (LLaVA's mlp2x_gelu); `linear` is one Linear; `c-abstractor` is
-            Honeybee's.
-        vision_width: channels of the patch tokens.
-        llm_width: channels of the tokens that go into the LLM.
-        grid: patches along one edge; only the C-Abstractor needs it.
-        tokens: number of tokens that come out of a C-Abstractor; the other kinds keep one for each patch.
+    Only a C-Abstractor needs `grid`, and makes `tokens` tokens; the other kinds keep one token for each patch.
 
     Raises:
         UserError: a C-Abstractor can't have that many tokens.
@@ -72,8 +66,7 @@ def save_projector(projector: nn.Module, path: Path) -> None:
 
 
 def load_projector(path: Path) -> nn.Module:
-    """Load the projector in a `mm_projector.bin` of this project or of LLaVA, or in a file of Honeybee's `abstractor.`
-    weights.
+    """Load the projector in a `mm_projector.bin` of this project or of LLaVA, or in a file of Honeybee's weights.
 
     Honeybee does not store the number of tokens; it is taken to be 144, unless a tensor `tokens` was added to the file.
 
@@ -87,9 +80,11 @@ def load_projector(path: Path) -> nn.Module:
     except Exception as error:
         raise UserError("projector", path, f"it can't be read ({type(error).__name__})", "fetch it again") from error
     if broken:
-        raise UserError("projector", path, f"its {broken[0]} holds NaN or infinity", "train it anew, or fetch it again")
+        raise UserError(
+            "projector", path, f"its {broken[0]} holds NaN or infinity", "train it again, or fetch it again"
+        )
     projector = _empty_projector(state, path)
-    found, expected = _shapes(state), _shapes(projector.state_dict())
+    found, expected = shapes_of(state), shapes_of(projector.state_dict())
     for name in sorted(found | expected):
         if name not in found:
             rule = f"its {name} is missing"
@@ -108,16 +103,15 @@ def _empty_projector(state: dict[str, Tensor], path: Path) -> nn.Module:
     """Build the projector whose names and shapes are those in `state`, on the meta device (without memory).
 
     Entries of `state` that are not weights, and the row of an old kind of C-Abstractor, are removed from it.
-
-    Raises:
-        UserError: the names or shapes are those of no known projector.
     """
-    kinds: dict[frozenset[str], ProjectorKind] = {
-        frozenset({"weight", "bias"}): "linear",
-        frozenset({"0.weight", "0.bias", "2.weight", "2.bias"}): "mlp",
-    }
-    kind = "c-abstractor" if "pos_emb" in state else kinds.get(frozenset(state))
-    if kind is None:
+    kind: ProjectorKind
+    if "pos_emb" in state:
+        kind = "c-abstractor"
+    elif set(state) == {"weight", "bias"}:
+        kind = "linear"
+    elif set(state) == {"0.weight", "0.bias", "2.weight", "2.bias"}:
+        kind = "mlp"
+    else:
         names = ", ".join(sorted(state)[:4])
         rule = f"its tensors ({names}) are neither a Linear's nor a 2-layer MLP's nor a C-Abstractor's"
         raise UserError("projector", path, rule, "give a mm_projector.bin of one of these kinds")
@@ -148,5 +142,6 @@ def _empty_abstractor(state: dict[str, Tensor]) -> CAbstractor:
     return CAbstractor(vision_width, llm_width, grid, int(tokens), hidden, depth, readout)
 
 
-def _shapes(state: dict[str, Tensor]) -> dict[str, list[int]]:
+def shapes_of(state: dict[str, Tensor]) -> dict[str, list[int]]:
+    """Return the shape of each weight."""
     return {name: list(tensor.shape) for name, tensor in state.items()}

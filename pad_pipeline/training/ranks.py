@@ -13,14 +13,11 @@ from torch import Tensor, nn
 
 
 class Ranks(NamedTuple):
-    """This process's number among all processes of a training, and its device."""
+    """The number of this process, from 0, among the `world` processes of a training, and its device."""
 
     rank: int
-    """Number of this process, from 0."""
     world: int
-    """Number of processes."""
     device: torch.device
-    """Device on which this process computes."""
 
     @property
     def first(self) -> bool:
@@ -72,10 +69,7 @@ def ranks() -> Iterator[Ranks]:
     if makes_group:
         dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
-        if dist.is_initialized():
-            yield Ranks(dist.get_rank(), dist.get_world_size(), device)
-        else:
-            yield Ranks(0, 1, device)
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device) if dist.is_initialized() else Ranks(0, 1, device)
     finally:
         if makes_group:
             dist.destroy_process_group()

@@ -56,7 +56,7 @@ class TrainSettings(BaseModel):
     vision_layer: int = Field(-2, le=-1)
     """Hidden state of the vision tower that is projected; a CLS token is dropped."""
     llm: Literal["frozen", "full", "lora"] = "frozen"
-    """What of the LLM learns beside the projector: nothing, everything, or low-rank adapters."""
+    """Which weights of the LLM learn beside the projector: none, all, or low-rank adapters."""
     lora: LoraSettings = LoraSettings()
     template: TemplateName = "plain"
     """How a conversation becomes a sequence, see `TemplateName`."""
@@ -125,10 +125,6 @@ class TrainSettings(BaseModel):
         elif self.beta_schedule == "cosine":
             share = (1 - math.cos(math.pi * share)) / 2
         return self.beta_start + (self.beta_end - self.beta_start) * share
-
-    def checkpoint_steps(self, steps: int) -> int:
-        """Return the number of steps between two checkpoints, in a training of `steps` steps."""
-        return self.checkpoint_every or max(50, -(-steps // 20))
 
 
 class Stage2Settings(TrainSettings):

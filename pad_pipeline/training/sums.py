@@ -75,16 +75,12 @@ def count_step(model: MultimodalModel, step: Step, here: Ranks) -> StepCounts:
         len(step.problems),
     ]
     # In double precision, because float32 can't represent every integer beyond 2^24.
-    sums = here.sum(torch.tensor(counts, dtype=torch.float64, device=here.device)).tolist()
-    tokens, weight, regions, images, positions, dropped = sums
-    return StepCounts(int(tokens), weight, int(regions), int(images), int(positions), int(dropped))
+    tokens, weight, *rest = here.sum(torch.tensor(counts, dtype=torch.float64, device=here.device)).tolist()
+    return StepCounts(int(tokens), weight, *map(int, rest))
 
 
 def step_labels(settings: PatchLossSettings, parts: list[Batch], here: Ranks) -> Tensor | None:
-    """Return the distinct label embeddings `[L, d]` of a step, over all ranks.
-
-    Only the contrastive loss needs them; for the other one they are None.
-    """
+    """Return the distinct label embeddings `[L, d]` of a step, over all ranks; None unless the loss is contrastive."""
     if settings.kind != "contrastive":
         return None
     of_rank: Tensor = torch.unique(torch.cat([part.embeds for part in parts]), dim=0)

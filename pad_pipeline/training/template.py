@@ -49,11 +49,7 @@ class Encoded(NamedTuple):
 
 
 class Template:
-    """Turns conversations into sequences of token ids.
-
-    Args:
-        name: name of the template.
-        tokenizer: the LLM's tokenizer.
+    """Turns conversations into sequences of token ids of the LLM's tokenizer.
 
     Raises:
         ValueError: the tokenizer lacks what the template needs.
@@ -72,11 +68,7 @@ class Template:
         self._added = tuple(str(token) for token in tokenizer.added_tokens_decoder.values())
 
     def __call__(self, turns: Turns, image: bool) -> Encoded:
-        """Encode a conversation.
-
-        Args:
-            turns: the turns, each `{from, value}`, `human` and `gpt` alternately.
-            image: whether an image goes with the conversation.
+        """Encode a conversation of `human` and `gpt` alternately, with an image or without.
 
         Raises:
             ValueError: the conversation does not fit the template; the message says why.
@@ -97,14 +89,12 @@ class Template:
         """
         if IMAGE_MARK in text:
             text = text.replace(IMAGE_MARK, "").strip()
-        ids = self._ids(text + "\n")
+        ids = list(self.tokenizer(text + "\n", add_special_tokens=False)["input_ids"])
         before = [*self._bos, IMAGE]
         return Encoded(before + ids, [False] * len(before) + [True] * len(ids))
 
     def question(self, text: str) -> list[int]:
-        """Return the token ids that make the LLM answer question `text` about an image.
-
-        They are those that stand before the answer in training.
+        """Return the token ids that stand in training before the answer to question `text` about an image.
 
         Raises:
             ValueError: the LLM's chat template refuses the question.
@@ -119,7 +109,7 @@ class Template:
 
     def _v1(self, turns: Turns) -> Encoded:
         """Encode a dialogue in Vicuna's form. The answers, each with its EOS, are supervised."""
-        pieces: list[tuple[str, bool]] = [(f"{SYSTEM} ", False)]
+        pieces = [(f"{SYSTEM} ", False)]
         for turn in turns:
             if turn["from"] in _HUMAN:
                 pieces.append((f"USER: {turn['value']} ASSISTANT:", False))
@@ -132,13 +122,8 @@ class Template:
 
         To find them, the dialogue is rendered once up to each question and once up to its answer; the answer is the
         difference between the two texts.
-
-        Raises:
-            ValueError: the template refuses the dialogue, or the answers can't be found in it.
         """
-        roles = [
-            {"role": "user" if turn["from"] in _HUMAN else "assistant", "content": turn["value"]} for turn in turns
-        ]
+        roles = [{"role": ("user", "assistant")[n % 2], "content": turn["value"]} for n, turn in enumerate(turns)]
         whole = self._rendered(roles)
         if whole.count(IMAGE_MARK) != sum(role["content"].count(IMAGE_MARK) for role in roles):
             raise ValueError(f"the LLM's chat template drops or repeats the {IMAGE_MARK} mark")
@@ -164,21 +149,14 @@ class Template:
         return encoded
 
     def _answered_text(self, whole: str, asked: str, answer: str) -> str:
-        """Return the text of the whole dialogue up to the token that ends `answer`; "" where it is not found.
-
-        This is for templates that write the last answer in another way than earlier ones: Qwen 3 puts an empty thought
-        before it.
-        """
+        """Return the text of the whole dialogue up to the token that ends `answer`; "" where it is not found. Some
+        templates write the last answer in another way than earlier ones: Qwen 3 puts an empty thought before it."""
         ends = "|".join(map(re.escape, self._added))
         match = re.compile(f"{re.escape(answer.strip())}\\s*({ends})").search(whole, len(asked))
         return whole[: match.end()] if match and self._added else ""
 
     def _rendered(self, roles: list[dict[str, str]], **options: Any) -> str:
-        """Render messages with the LLM's chat template.
-
-        Raises:
-            ValueError: the template refuses them.
-        """
+        """Render messages with the LLM's chat template; a ValueError says why it refuses them."""
         try:
             return str(self.tokenizer.apply_chat_template(roles, tokenize=False, **options))
         except Exception as error:  # a chat template is a program and can raise anything
@@ -188,11 +166,7 @@ class Template:
         """Tokenize a text that is given in pieces, each with the flag whether it is supervised.
 
         As in LLaVA, the text between two images is tokenized in one go. A token that reaches into a supervised piece is
-        supervised.
-
-        Args:
-            pieces: the pieces of the text.
-            before: token ids that are put in front.
+        supervised. The token ids `before` are put in front.
         """
         text, spans = "", []
         for piece, supervised in pieces:
@@ -214,19 +188,10 @@ class Template:
             at += len(chunk)
         return Encoded(ids, flags)
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
 
 def _checked(turns: Turns, image: bool) -> list[dict[str, str]]:
-    """Check a conversation, and move its image mark to LLaVA's place, the beginning of its turn.
-
-    Returns:
-        Turns of human and assistant alternately, the human's first and the assistant's last.
-
-    Raises:
-        ValueError: the turns do not alternate, an answer is empty or missing, or the image marks do not fit.
-    """
+    """Return the turns from the human's first to the assistant's last, with the image mark in LLaVA's place, the
+    beginning of its turn. A ValueError says why turns, answers or image marks do not fit."""
     if turns and turns[0]["from"] in _ASSISTANT:
         turns = turns[1:]  # an answer without a question is dropped, as in LLaVA
     for number, turn in enumerate(turns):

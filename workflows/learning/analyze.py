@@ -73,7 +73,6 @@ def analyze(
     if not len(rows):
         raise UserError("shards", shards, "every image in it failed", "see `pad stats` for the reasons")
     count = len(rows) if limit is None else min(limit, len(rows))
-    # Print what differs from what the user may expect.
     width, llm_width = opened.run.embedding_width, subject.words.shape[-1]
     if width != llm_width:
         text = f"note: the shards' label embeddings have {width} numbers; this LLM's, which have {llm_width}, are used."
@@ -112,7 +111,6 @@ def analyze(
         results: dict[str, Any] = {"images": analyzed} | {name: study.result() for name, study in studies.items()}
         if "entropy" in results and not math.isfinite(results["entropy"]["image"]["text"]):
             note("No image has a caption: the entropy of text is left out.")
-        # Write results and charts.
         if out:
             facts = {"settings": settings.model_dump(), "shards": str(shards), "model": str(subject.name)}
             text = json.dumps(finite(facts | results), indent=1)
@@ -130,12 +128,7 @@ def analyze(
 
 
 def signs_of_failure(results: dict[str, Any], settings: AnalysisSettings) -> list[str]:
-    """List the paper's signs of a failed alignment that `results` show, one sentence each.
-
-    Args:
-        results: results of `analyze`, with `align` and `pursuit`.
-        settings: the bounds.
-    """
+    """List the paper's signs of a failed alignment in the results of `align` and `pursuit`, one sentence each."""
     signs = []
     align, readable = results["align"]["align"], results["pursuit"]["first_readable"]
     # `not >=` instead of `<`, so that NaN counts as a sign.
@@ -146,43 +139,34 @@ def signs_of_failure(results: dict[str, Any], settings: AnalysisSettings) -> lis
     if not align >= settings.above_chance * chance:
         times = f"less than {settings.above_chance} times"
         signs.append(f"Align is {align:.3f}, {times} the {chance:.3f} of shuffled or untrained controls")
-    if not 1 - readable <= settings.most_unreadable:
-        signs.append(
-            f"the first word of {1 - readable:.0%} of patches can't be read, above {settings.most_unreadable:.0%}"
-        )
+    if not 1 - readable <= (most := settings.most_unreadable):
+        signs.append(f"the first word of {1 - readable:.0%} of patches can't be read, above {most:.0%}")
     return signs
 
 
 def captions_below(captions: Path, baseline: Path) -> list[str]:
     """List the caption scores that are below those of a model trained on captions alone: the paper's third sign.
-
-    Args:
-        captions: `scores.json` of `pad evaluate captions`.
-        baseline: the same file of the caption-only model, on the same data.
+    Both files are a `scores.json` of `pad evaluate captions`, on the same data.
 
     Raises:
         UserError: one of the files holds no scores of captions.
     """
     scores = [_scores(field, path) for field, path in (("captions", captions), ("baseline", baseline))]
-    names = [name for name in ("METEOR", "SPICE") if all(name in one for one in scores)] or ["CIDEr"]
+    mine, alone = scores
+    names = [name for name in mine if name != "CIDEr" and name in alone] or ["CIDEr"]
     return [
-        f"{name} of captions is {scores[0][name]:.3f}, and {scores[1][name]:.3f} with captions alone"
+        f"{name} of captions is {mine[name]:.3f}, and {alone[name]:.3f} with captions alone"
         for name in names
-        if not scores[0][name] >= scores[1][name]
+        if not mine[name] >= alone[name]
     ]
 
 
 def _scores(field: str, path: Path) -> dict[str, float]:
-    """Read METEOR, SPICE (where they are there) and CIDEr of a `scores.json`.
-
-    Raises:
-        UserError: the file holds no scores of captions.
-    """
+    """Read METEOR and SPICE, where they are there, and CIDEr of a `scores.json`."""
     try:
         scores = json.loads(path.read_text("utf-8"))["captions"]
-        return {name: float(scores[name]) for name in ("METEOR", "SPICE", "CIDEr") if name in scores} | {
-            "CIDEr": float(scores["CIDEr"])
-        }
+        optional = {name: float(scores[name]) for name in ("METEOR", "SPICE") if name in scores}
+        return {"CIDEr": float(scores["CIDEr"])} | optional
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         rule = f"it holds no scores of captions ({type(error).__name__}: {error})"
         raise UserError(field, path, rule, "give the scores.json of `pad evaluate captions`") from error

@@ -14,13 +14,8 @@ from pad_pipeline.training.chat import Chat
 
 
 def chat(model: Path, image: Path, question: str, max_tokens: int) -> Iterator[str]:
-    """Yield the answers to one question or more, each as soon as it is there.
-
-    Args:
-        model: folder of the exported model.
-        image: path of the image file.
-        question: the question, or `-` for the questions on standard input, one in each line.
-        max_tokens: number of tokens after which an answer is cut.
+    """Yield the answer to `question`, or, where it is `-`, to each line of standard input. An answer is cut after
+    `max_tokens` tokens.
 
     Raises:
         UserError: the image or the model can't be used, or there is no question.
@@ -36,15 +31,10 @@ def chat(model: Path, image: Path, question: str, max_tokens: int) -> Iterator[s
 
 
 def read_image(field: str, path: Path, remedy: str) -> Image.Image:
-    """Return the decoded image in a file.
-
-    Args:
-        field: the parameter that names it, for errors.
-        path: of the file.
-        remedy: what to do where there is no such file.
+    """Decode an image file.
 
     Raises:
-        UserError: the file can't be read, or holds no image.
+        UserError: the file can't be read, for which `remedy` helps, or holds no image. It names the file by `field`.
     """
     try:
         return decode(path.read_bytes(), DecodeSettings())[0]
@@ -55,11 +45,7 @@ def read_image(field: str, path: Path, remedy: str) -> Image.Image:
 
 
 def _lines() -> Iterator[str]:
-    """Yield the lines of standard input that are not empty.
-
-    Raises:
-        UserError: it is not UTF-8.
-    """
+    """Yield the lines of standard input that are not empty."""
     try:
         for line in sys.stdin:
             if line.strip():

@@ -1,4 +1,4 @@
-"""What a user chooses of an analysis. Imports nothing heavy."""
+"""Name the analyses that a user can choose. This module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from typing import Literal
 StudyName = Literal["entropy", "align", "pursuit", "lens", "overlap"]
 """The names in `pad_pipeline.analysis.studies.STUDIES`."""
 Analysis = Literal["all", StudyName, "health"]
-"""What `pad analyze` measures: all studies, one of them, or those that the signs of failure need."""
+"""The choices of `pad analyze`: all studies, one of them, or those that the signs of failure need."""

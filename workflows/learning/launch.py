@@ -47,7 +47,7 @@ def parse_workers(workers: str) -> tuple[int, int]:
     """Parse a number of workers, or a range: `4` gives (4, 4), and `2-8` gives (2, 8).
 
     Raises:
-        UserError: `text` is neither.
+        UserError: `workers` is neither.
     """
     low, dash, high = workers.partition("-")
     if low.isdecimal() and (not dash or high.isdecimal()) and 1 <= int(low) <= int(high or low):
@@ -65,7 +65,9 @@ def train(job: Job, launch: Launch = Launch()) -> str:
     with progress("train", job.settings.steps or None, "loading the models", first) as update:
 
         def report(entry: dict[str, Any]) -> None:
-            line = _line(entry)
+            caption = "" if entry["caption_loss"] is None else f"L_caption {entry['caption_loss']:.3f}  "
+            line = f"{caption}L_patch {entry['patch_loss']:.3f}  beta {entry['beta']:.2f}  "
+            line += f"{entry['samples_per_second']:.1f} samples/s"
             update(total=entry["steps"], completed=entry["step"] + 1, note=line)
             every = max(1, entry["steps"] // 10)
             if not errors.is_terminal and (entry["step"] + 1) % every == 0:
@@ -81,15 +83,6 @@ def train(job: Job, launch: Launch = Launch()) -> str:
         except (OSError, SafetensorError) as error:
             raise unwritable(job.out, error) from error
     return summary(log, Path(job.out))
-
-
-def _line(entry: dict[str, Any]) -> str:
-    """Return the figures of a log entry that are shown beside the progress bar."""
-    caption = "" if entry["caption_loss"] is None else f"L_caption {entry['caption_loss']:.3f}  "
-    return (
-        f"{caption}L_patch {entry['patch_loss']:.3f}  beta {entry['beta']:.2f}  "
-        f"{entry['samples_per_second']:.1f} samples/s"
-    )
 
 
 def summary(log: list[dict[str, Any]], out: Path) -> str:

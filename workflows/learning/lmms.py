@@ -13,7 +13,8 @@ from typing import Any
 from pad_pipeline.errors import UserError
 from pad_pipeline.pretrained import read_config
 from pad_pipeline.training.chat import KINDS, llava_folder, load_processor, shown_fit
-from pad_pipeline.training.export import ADAPTER, in_one_call, in_two_calls
+from pad_pipeline.training.export import ADAPTER, in_one_call
+from pad_pipeline.training.template import IMAGE_MARK
 
 TASKS = (
     "gqa,scienceqa_img,vizwiz_vqa_val,ok_vqa,mmmu_val,mme,mmbench_en_dev,mmvet,"
@@ -23,9 +24,8 @@ TASKS = (
 
 
 def check_export(model: Path) -> list[str]:
-    """List the problems of an exported folder that would make its scores wrong.
-
-    Such are a processor that shows images in another way than the training did, and questions in another wording.
+    """List the problems of an exported folder that would make its scores wrong, such as a processor that shows images
+    in another way than the training did.
 
     Raises:
         UserError: the folder can't be loaded.
@@ -58,13 +58,15 @@ def check_export(model: Path) -> list[str]:
 
 
 def _one_bos(processor: Any) -> bool:
-    """Return whether a question has the same tokens in one call of the processor and in lmms-eval's two."""
-    question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
+    """Return whether a question has the same tokens in one call of the processor and in lmms-eval's two calls: it
+    renders image and question into one text, then tokenizes that."""
+    parts = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
+    one, two = ([{"role": "user", "content": content}] for content in (parts, f"{IMAGE_MARK}\nWhat is this?"))
     try:
-        one, two = (way(processor, question, add_generation_prompt=True) for way in (in_one_call, in_two_calls))
+        text = processor.apply_chat_template(two, add_generation_prompt=True)
+        return bool(in_one_call(processor, one, add_generation_prompt=True) == processor.tokenizer(text)["input_ids"])
     except Exception:  # a chat template is a program and can raise anything
         return False
-    return one == two
 
 
 def command(model: Path, tasks: str, out: Path, processes: int) -> list[str]:
@@ -76,10 +78,7 @@ def command(model: Path, tasks: str, out: Path, processes: int) -> list[str]:
 
 
 def run(model: Path, tasks: str, out: Path, processes: int) -> str:
-    """Run lmms-eval.
-
-    Returns:
-        An empty text; or, where lmms-eval is not installed, a text with the command that runs it elsewhere.
+    """Run lmms-eval, and return an empty text; where it is not installed, return the command that runs it elsewhere.
 
     Raises:
         UserError: lmms-eval fails.
@@ -93,10 +92,7 @@ def run(model: Path, tasks: str, out: Path, processes: int) -> str:
 
 
 def read_results(out: Path, model: Path) -> dict[str, float]:
-    """Read the values of all results that lmms-eval wrote below a folder.
-
-    Returns:
-        The values by `TASK METRIC`, the newest of each; empty where there are no results.
+    """Read the newest value of each `TASK METRIC` in all results that lmms-eval wrote below a folder.
 
     Raises:
         UserError: results can't be read, or are of another model.

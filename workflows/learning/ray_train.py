@@ -14,18 +14,18 @@ from pad_pipeline.training.loop import Report, Say, train
 from pad_pipeline.training.settings import settings_of
 from pad_pipeline.workflows.engine.ray_session import ray_session
 
-DESK = "pad-train-desk"
-"""Name of the Ray actor that is the desk."""
-LOOK = 0.5
+_DESK = "pad-train-desk"
+"""Name of the Ray actor that holds the workers' messages."""
+_LOOK = 0.5
 """Seconds between two looks at the workers' messages."""
 
 
-class Desk:
+class _Desk:
     """Holds the workers' messages until the driver takes them, and the error that ends the training."""
 
     def __init__(self) -> None:
         self.messages: list[tuple[str, Any]] = []
-        self.refusal: tuple[str, str, str, str] | None = None
+        self.refusal: UserError | None = None
 
     def leave(self, kind: str, message: Any) -> None:
         """Store a message: a log entry (`kind` "entry") or a line of text ("text")."""
@@ -36,30 +36,21 @@ class Desk:
         messages, self.messages = self.messages, []
         return messages
 
-    def refuse(self, parts: tuple[str, str, str, str]) -> None:
-        """Store the parts of a `UserError`. The first one is kept, and no worker tries again."""
-        self.refusal = self.refusal or parts
+    def refuse(self, error: UserError) -> None:
+        """Store an error. The first one is kept, and no worker tries again."""
+        self.refusal = self.refusal or error
 
-    def refused(self) -> tuple[str, str, str, str] | None:
-        """Return the parts of the stored `UserError`, if there is one."""
+    def refused(self) -> UserError | None:
         return self.refusal
 
 
 def train_on_ray(
     job: Job, workers: tuple[int, int], address: str, max_failures: int, report: Report, say: Say
 ) -> list[dict[str, Any]]:
-    """Run `pad_pipeline.training.loop.train` in workers of Ray Train.
+    """Run `pad_pipeline.training.loop.train` in workers of Ray Train as `Launch` describes them, and return its log.
 
-    Args:
-        job: the training; its paths must be the same on every node.
-        workers: fewest and most workers; where they differ, the training goes on with fewer when nodes are lost.
-        address: address of a Ray cluster; empty starts Ray on this machine.
-        max_failures: how often workers may die before the training gives up; -1 for any number.
-        report: called with each step's log entry.
-        say: called with each message for the user.
-
-    Returns:
-        The log: one entry for each step.
+    The job's paths must be the same on every node. Where fewest and most workers differ, the training goes on with
+    fewer when nodes are lost.
 
     Raises:
         UserError: as in `train`; or the workers died too often.
@@ -72,7 +63,7 @@ def train_on_ray(
         on_gpu = ray.cluster_resources().get("GPU", 0) > 0
         # Start the desk on the driver's node: on any other, the desk would be lost with the node, and the training too.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        desk = ray.remote(Desk).options(name=DESK, num_cpus=0, scheduling_strategy=here).remote()
+        desk = ray.remote(_Desk).options(name=_DESK, num_cpus=0, scheduling_strategy=here).remote()
         out = Path(job.out).resolve()
         low, high = workers
         storage = out.parent / f".{out.name}.ray"  # Ray Train's notes, which all nodes of a cluster must see
@@ -81,12 +72,10 @@ def train_on_ray(
             train_loop_config=job.model_copy(update={"out": str(out)}).facts(),
             scaling_config=ScalingConfig(num_workers=high if low == high else (low, high), use_gpu=on_gpu),
             run_config=RunConfig(
-                name=out.name,
-                storage_path=str(storage),
-                failure_config=FailureConfig(max_failures=max_failures),
+                name=out.name, storage_path=str(storage), failure_config=FailureConfig(max_failures=max_failures),
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
-        )
+        )  # fmt: skip
         done = threading.Event()
 
         def pass_on() -> None:
@@ -94,10 +83,9 @@ def train_on_ray(
                 report(message) if kind == "entry" else say(message)
 
         def listen() -> None:
-            while not done.wait(LOOK):
+            while not done.wait(_LOOK):
                 pass_on()
 
-        # Pass the workers' messages on while they train.
         listener = threading.Thread(target=listen, daemon=True)
         listener.start()
         try:
@@ -111,7 +99,7 @@ def train_on_ray(
             listener.join()
             shutil.rmtree(storage, ignore_errors=True)
         if refusal := ray.get(desk.refused.remote()):
-            raise UserError(*refusal)
+            raise refusal
         pass_on()
     return read_log(Path(job.out), 1 << 62)
 
@@ -120,7 +108,7 @@ def _work(facts: dict[str, Any]) -> None:
     """Train as one worker of Ray Train; a `UserError` goes to the desk and does not count as a death."""
     import ray
 
-    desk = ray.get_actor(DESK)
+    desk = ray.get_actor(_DESK)
     if ray.get(desk.refused.remote()):
         return
     settings = settings_of(facts["stage"]).model_validate(facts["settings"])
@@ -128,4 +116,4 @@ def _work(facts: dict[str, Any]) -> None:
     try:
         train(job, lambda entry: desk.leave.remote("entry", entry), lambda text: desk.leave.remote("text", text))
     except UserError as error:
-        ray.get(desk.refuse.remote((error.field, str(error.value), error.rule, error.remedy)))
+        ray.get(desk.refuse.remote(error))

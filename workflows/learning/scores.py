@@ -1,4 +1,4 @@
-"""What an experiment measures of a trained model: the analyses of `pad analyze`, and scores that its recipe names."""
+"""Measure a trained model for an experiment: the analyses of `pad analyze`, and the scores that its recipe names."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from pad_pipeline.workflows.learning.analyze import analyze
 
 
 class Trained(NamedTuple):
-    """A trained model, and what it is to be measured on."""
+    """A trained model, and the images that it is measured on."""
 
     model: Path
     """The folder that `pad train` wrote."""
     template: TemplateName
-    """Of its training: after `plain` it goes on from an image with a caption; after another it answers questions."""
+    """Template of its training: after `plain` it captions images; after another it answers questions."""
     heldout: str
     """Shards of images that it was not trained on: a folder or URL."""
     limit: int | None
-    """How many of their images are looked at, the first; None for all."""
+    """Number of images that are looked at, from the first on; None for all."""
 
 
 class Score(BaseModel):
@@ -36,8 +36,8 @@ class Score(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     function: str
-    """`package.module:name`. It is given a `Trained` and the settings, and returns numbers by name. It is imported
-    where the recipe is read, and in each worker."""
+    """The function, as `package.module:name`. It gets a `Trained` and the settings, and returns numbers by name. It is
+    imported when the recipe is read, and in each worker."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Its other arguments, by name."""
 
@@ -46,7 +46,7 @@ def find_function(name: str, score: Score) -> Callable[..., dict[str, float]]:
     """Import the function of the score called `name`.
 
     Raises:
-        UserError: it can't be imported, or is none.
+        UserError: it can't be imported, or is no function.
     """
     module, _, attribute = score.function.partition(":")
     try:
@@ -63,17 +63,8 @@ def find_function(name: str, score: Score) -> Callable[..., dict[str, float]]:
 def measure(
     names: Sequence[str], scores: dict[str, Score], trained: Trained, settings: AnalysisSettings, out: Path
 ) -> dict[str, Any]:
-    """Measure a trained model.
-
-    Args:
-        names: of analyses and scores.
-        scores: those that the recipe names.
-        trained: the model.
-        settings: of the analyses.
-        out: gets the charts and drawings of the analyses.
-
-    Returns:
-        The numbers of each analysis and score by its name.
+    """Return the numbers of each analysis and score in `names`, by its name. `scores` are those that the recipe names;
+    `settings` are those of the analyses, whose charts and drawings go into `out`.
 
     Raises:
         UserError: as in `analyze`; or a score fails, or returns no numbers.
@@ -81,16 +72,13 @@ def measure(
     found: dict[str, Any] = {}
     if studies := [name for name in names if name in STUDIES]:
         found = analyze(studies, Subject(trained.model), trained.heldout, settings, out, trained.limit)
-    for name in (name for name in names if name in scores):
-        score = scores[name]
+    for name, score in ((name, scores[name]) for name in names if name in scores):
         try:
             numbers = find_function(name, score)(trained, **score.settings)
             found[name] = {key: float(value) for key, value in numbers.items()}
         except UserError:
             raise
         except Exception as error:  # it is somebody's own code
-            rule = f"it fails ({type(error).__name__}: {str(error)[:300]})"
-            raise UserError(
-                f"scores.{name}.function", score.function, rule, "correct it; trainings are kept"
-            ) from error
+            rule, remedy = f"it fails ({type(error).__name__}: {str(error)[:300]})", "correct it; trainings are kept"
+            raise UserError(f"scores.{name}.function", score.function, rule, remedy) from error
     return found
