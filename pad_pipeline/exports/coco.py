@@ -50,25 +50,22 @@ def export_coco(
     categories: dict[str, int] = {}
     # Images and annotations are written as they are read: the annotations to a temporary file, which is appended last.
     with target.file(annotations) as partial, partial.open("wb") as out, tempfile.TemporaryFile() as later:
-        out.write(_json({"info": _info(shards)})[:-1] + b',"licenses":[],"images":[')
+        info = {"description": "Patch-Aligned Dataset, exported by pad", "version": str(shards.run.schema_version)}
+        out.write(_json({"info": info})[:-1] + b',"licenses":[],"images":[')
         for name in shards.names:
             for row in shards.index(name):
                 if row["status"] == "failed":
                     counts["failed images, left out"] += 1
                     continue
                 sample = shards.sample(name, row)
-                number = counts["images"] = counts["images"] + 1
-                file = f"{sample.key}.{_ending(sample)}"
+                counts["images"] += 1
+                image, file = counts["images"], f"{sample.key}.{_ending(sample)}"
                 target.write(f"{images}/{file}", sample.image)
-                _item(out, number == 1, _image(number, file, sample))
+                _item(out, _image(image, file, sample))
                 for region in checked_regions(sample):
                     counts["regions"] += 1
                     category = categories.setdefault(region["label"], len(categories) + 1)
-                    _item(
-                        later,
-                        counts["regions"] == 1,
-                        _annotation(counts["regions"], number, category, region, enclosing),
-                    )
+                    _item(later, _annotation(counts["regions"], image, category, region, enclosing))
             yield counts
         # The second half of the JSON: annotations, then the categories that have occurred.
         out.write(b'],"annotations":[')
@@ -78,16 +75,8 @@ def export_coco(
         out.write(b'],"categories":' + _json(named) + b"}\n")
 
 
-def _info(shards: ShardFolder) -> dict[str, Any]:
-    return {"description": "Patch-Aligned Dataset, exported by pad", "version": str(shards.run.schema_version)}
-
-
 def _ending(sample: Sample) -> str:
-    """Return the ending of the image's file.
-
-    Raises:
-        UserError: the sample states a format that pad does not decode.
-    """
+    """Return the ending of the image's file; raise `UserError` if pad does not decode the format that is stated."""
     kind = sample.meta.get("format")
     if not isinstance(kind, str) or kind not in ENDINGS:
         rule = "this is no format of images that pad decodes"
@@ -121,9 +110,9 @@ def _annotation(number: int, image: int, category: int, region: RegionJson, encl
     }
 
 
-def _item(stream: IO[bytes], first: bool, entry: dict[str, Any]) -> None:
-    """Append an entry to a JSON list, after a comma unless it is the first."""
-    stream.write((b"" if first else b",") + b"\n" + _json(entry))
+def _item(stream: IO[bytes], entry: dict[str, Any]) -> None:
+    """Append an entry to a JSON list, after a comma unless its number says that it is the first."""
+    stream.write((b"\n" if entry["id"] == 1 else b",\n") + _json(entry))
 
 
 def _json(value: Any) -> bytes:

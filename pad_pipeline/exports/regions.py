@@ -9,11 +9,7 @@ from pad_pipeline.shards.reader import Sample
 
 
 def checked_regions(sample: Sample) -> list[RegionJson]:
-    """Return the regions of a sample, after a check that each has a valid mask of the image's size.
-
-    Raises:
-        UserError: a region has no such mask.
-    """
+    """Return the regions of a sample; raise `UserError` if one has no valid mask of the image's size."""
     regions = sample.meta["regions"]
     for number, region in enumerate(regions):
         try:

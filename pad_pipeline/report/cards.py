@@ -6,7 +6,7 @@ import base64
 import io
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -24,8 +24,7 @@ TOUCHED_BINS = 16
 """The bins in which the coverage (1..255) of touched patches is counted; each is 16 wide."""
 
 
-@dataclass
-class Measure:
+class Measure(NamedTuple):
     """The numbers of one region, for the statistics."""
 
     label: str
@@ -53,23 +52,18 @@ class Card:
 
 
 def make_card(shards: ShardFolder, name: str, row: dict[str, Any], edge: int) -> Card:
-    """Make the card of one image.
-
-    Args:
-        shards: the run.
-        name: the name of the image's shard.
-        row: the image's row in the shard's index.
-        edge: the greatest length of the small copy's long edge, in pixels.
-
-    Raises:
-        UserError: the shard is damaged.
+    """Make the card of one image: of `row` in the index of shard `name`. The small copy's long edge has at most `edge`
+    pixels. Raise `UserError` if the shard is damaged.
     """
     data = {what: row[what] for what in ("key", "id", "source", "status", "stage", "reason")} | {"shard": name}
     if row["status"] == "failed":
         return Card(data, as_script(data))
     sample = shards.sample(name, row)
     try:
-        image = _image(sample.image, shards.run.settings.get("decode", {}), edge)
+        image, _ = decode(sample.image, DecodeSettings.model_validate(shards.run.settings.get("decode", {})))
+        image.thumbnail((edge, edge), Image.Resampling.BICUBIC, reducing_gap=2.0)
+        small = io.BytesIO()
+        image.save(small, "JPEG", quality=85)
         measures = [_measure(region, sample.coverage[n]) for n, region in enumerate(sample.meta["regions"])]
         data |= _content(sample, shards.run.view, measures)
         text = as_script(data)
@@ -79,7 +73,7 @@ def make_card(shards: ShardFolder, name: str, row: dict[str, Any], edge: int) ->
             "shards", f"{shards.folder}/{name}.tar", rule, f"see `pad verify {shards.folder}` with `deep`"
         ) from error
     touched = np.bincount(sample.coverage[sample.coverage > 0] >> 4, minlength=TOUCHED_BINS)
-    return Card(data, text, image, measures, touched)
+    return Card(data, text, small.getvalue(), measures, touched)
 
 
 def as_script(value: Any) -> str:
@@ -92,56 +86,39 @@ def as_script(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def grid_of(view: View, width: int, height: int) -> list[float]:
-    """Return the patch grid over an image: left edge, upper edge, width and height of a patch.
-
-    All are in pixels of the upright original. A crop's grid begins inside the image, a padded one outside.
-    """
-    x, y = view.axes(width, height)
-    return [x.origin / x.pixel, y.origin / y.pixel, x.cell / x.pixel, y.cell / y.pixel]
-
-
-def _image(data: bytes, settings: dict[str, Any], edge: int) -> bytes:
-    image, _ = decode(data, DecodeSettings.model_validate(settings))
-    image.thumbnail((edge, edge), Image.Resampling.BICUBIC, reducing_gap=2.0)
-    written = io.BytesIO()
-    image.save(written, "JPEG", quality=85)
-    return written.getvalue()
-
-
 def _measure(region: RegionJson, coverage: np.ndarray) -> Measure:
     height, width = region["rle"]["size"]
-    area = float(coco_mask.area(region["rle"])) / (width * height)
-    return Measure(
-        region["label"], float(region["score"]), float(region["predicted_iou"]), area, float(coverage.mean()) / 255
-    )
+    area, seen = float(coco_mask.area(region["rle"])) / (width * height), float(coverage.mean()) / 255
+    return Measure(region["label"], float(region["score"]), float(region["predicted_iou"]), area, seen)
 
 
 def _content(sample: Sample, view: View, measures: list[Measure]) -> dict[str, Any]:
     meta = sample.meta
     width, height = int(meta["width"]), int(meta["height"])
-    regions = []
-    for region, coverage, measure in zip(meta["regions"], sample.coverage, measures, strict=True):
-        regions.append(
-            {
-                "label": region["label"],
-                "score": _rounded(region["score"]),
-                "label_score": _rounded(region["label_score"]),
-                "iou": _rounded(region["predicted_iou"]),
-                "alternates": [[str(other["label"]), _rounded(other["score"])] for other in region["alternates"]],
-                "crowd": region["crowd"],
-                "box": [round(float(edge), 1) for edge in region["box"]],
-                "area": _rounded(measure.area),
-                "path": outline(decode_mask(region["rle"], width, height)),
-                "patches": _patches(coverage),
-            }
-        )
+    x, y = view.axes(width, height)
+    regions = [
+        {
+            "label": region["label"],
+            "score": _rounded(region["score"]),
+            "label_score": _rounded(region["label_score"]),
+            "iou": _rounded(region["predicted_iou"]),
+            "alternates": [[str(other["label"]), _rounded(other["score"])] for other in region["alternates"]],
+            "crowd": region["crowd"],
+            "box": [round(float(edge), 1) for edge in region["box"]],
+            "area": _rounded(measure.area),
+            "path": outline(decode_mask(region["rle"], width, height)),
+            "patches": _patches(coverage),
+        }
+        for region, coverage, measure in zip(meta["regions"], sample.coverage, measures, strict=True)
+    ]
     return {
         "width": width,
         "height": height,
         "caption": meta["caption"] or "\n".join(str(turn["value"]) for turn in meta["conversations"]),
         "tags": [[str(tag["label"]), _rounded(tag["score"])] for tag in meta["tags"]],
-        "grid": grid_of(view, width, height),
+        # The patch grid in pixels of the upright original: left and upper edge, width and height of a patch. A crop's
+        # grid begins inside the image, a padded one outside.
+        "grid": [x.origin / x.pixel, y.origin / y.pixel, x.cell / x.pixel, y.cell / y.pixel],
         "regions": regions,
     }
 

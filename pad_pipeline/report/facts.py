@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from pad_pipeline.facts import flat
 from pad_pipeline.report.tally import Tally
 from pad_pipeline.shards.provenance import models
 
 
-class Table(NamedTuple):
-    """A table of names and values."""
-
-    title: str
-    rows: list[tuple[str, str]]
-
-
-def run_facts(tally: Tally) -> list[Table]:
-    """Return the tables of a run's facts; empty tables are left out."""
+def run_facts(tally: Tally) -> dict[str, list[tuple[str, str]]]:
+    """Return the tables of a run's facts, by title: rows of a name and a value. Empty tables are left out."""
     shards, run, view = tally.shards, tally.shards.run, tally.shards.run.view
     run_rows = [
         ("where", str(shards.folder)),
@@ -29,11 +20,11 @@ def run_facts(tally: Tally) -> list[Table]:
         ("label embedding", f"{run.embedding_width:,} numbers"),
         *((what, f"{number:,}") for what, number in run.counts.items()),
     ]
-    tables = [
-        Table("Run", run_rows),
-        Table("Models", [(what, model.name) for what, model in models(run)]),
-        Table("Settings", [(name, str(value)) for name, value in flat(run.settings).items()]),
-        Table("Fingerprints", [*sorted(run.fingerprints.items()), *(("accepted code", c) for c in run.accepted_code)]),
-        Table("Environment", sorted(run.environment.items())),
-    ]
-    return [table for table in tables if table.rows]
+    tables = {
+        "Run": run_rows,
+        "Models": [(what, model.name) for what, model in models(run)],
+        "Settings": [(name, str(value)) for name, value in flat(run.settings).items()],
+        "Fingerprints": [*sorted(run.fingerprints.items()), *(("accepted code", c) for c in run.accepted_code)],
+        "Environment": sorted(run.environment.items()),
+    }
+    return {title: rows for title, rows in tables.items() if rows}

@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,9 @@ def _flocked(path: Path, folder: Folder) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            content = os.pread(lock, 1000, 0)
+            owner = _parsed(os.pread(lock, 1000, 0))
             os.close(lock)
-            raise _in_use(folder, _parsed(content)) from error
+            raise _in_use(folder, owner) from error
         with suppress(FileNotFoundError):
             if os.fstat(lock).st_ino == path.stat().st_ino:
                 break
@@ -88,9 +89,9 @@ def _leased(folder: Folder) -> Iterator[None]:
         raise _in_use(folder, now)
 
     def keep_alive() -> None:
-        beats = 0
-        while not stop.wait(BEAT):
-            beats += 1
+        for beats in count(1):
+            if stop.wait(BEAT):
+                return
             with suppress(OSError):  # if the store is gone, the run itself will fail
                 if _read(folder).get("token", owner["token"]) != owner["token"]:
                     signal.raise_signal(signal.SIGTERM)  # our updates stopped for too long, and another run took over
@@ -119,11 +120,10 @@ def _read(folder: Folder) -> dict[str, Any]:
 
 
 def _parsed(content: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(content)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+    with suppress(ValueError):
+        if isinstance(value := json.loads(content), dict):
+            return value
+    return {}
 
 
 def _alive(process: Any) -> bool:
@@ -131,6 +131,6 @@ def _alive(process: Any) -> bool:
         os.kill(int(process), 0)
     except (ProcessLookupError, TypeError, ValueError):
         return False
-    except PermissionError:
-        return True
+    except PermissionError:  # it is another user's
+        pass
     return True
