@@ -80,13 +80,11 @@ def _check_size(image: Image.Image, settings: DecodeSettings) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn the image as its EXIF orientation says; unreadable EXIF is ignored.
-
-    A TIFF is not turned twice: Pillow turns it on loading, and drops the tag.
-    """
+    """Turn the image as its EXIF orientation says. A TIFF is not turned twice: Pillow turns it on loading, and drops
+    the tag."""
     try:
         return ImageOps.exif_transpose(image) or image
-    except Exception:
+    except Exception:  # the EXIF data can't be read
         return image
 
 

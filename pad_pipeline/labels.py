@@ -60,12 +60,8 @@ class LabelEmbedder:
         self.folder = _llm_folder(settings)
         self.tokenizer = load_tokenizer("llm.llm", self.folder)
         self.table = EmbeddingTable(self.folder)
+        self.width = self.table.width
         self._known: dict[str, np.ndarray] = {}
-
-    @property
-    def width(self) -> int:
-        """The width of an embedding."""
-        return self.table.width
 
     def fingerprints(self) -> dict[str, str]:
         """Return the sha256 of the LLM's input embedding and of its tokenizer's files, by a name for run.json."""
@@ -126,11 +122,7 @@ class EmbeddingTable:
             raise UserError("llm.llm", self.path, rule, "fetch the file again") from error
         if len(self._shape) != 2:
             raise UserError("llm.llm", self.path, f"its embedding has the shape {self._shape}", "fetch the file again")
-
-    @property
-    def width(self) -> int:
-        """The width of an embedding."""
-        return self._shape[1]
+        self.width = self._shape[1]
 
     def rows(self, ids: list[int]) -> torch.Tensor:
         """Return the embeddings of these tokens, float32 `[len(ids), width]`.
@@ -159,15 +151,14 @@ class EmbeddingTable:
 
 def _llm_folder(settings: LabelSettings) -> Path:
     """Return the LLM's folder; from the hub, only the tokenizer and the weight file with the embedding are fetched."""
-    field, name, small = "llm.llm", settings.llm, ["*.json", "tokenizer.model"]
-    folder = fetch_folder(field, name, settings.revision, small)
-    if local_path(name).is_dir():
+    where, small = ("llm.llm", settings.llm, settings.revision), ["*.json", "tokenizer.model"]
+    folder = fetch_folder(*where, small)
+    if local_path(settings.llm).is_dir():
         return folder
     try:
-        weights = [_find_embedding(folder)[0].name]
-        return fetch_folder(field, name, settings.revision, [*small, *weights])
+        return fetch_folder(*where, [*small, _find_embedding(folder)[0].name])
     except UserError:  # there is no index that names the file, but a single weight file
-        return fetch_model(field, name, settings.revision)
+        return fetch_model(*where)
 
 
 def _find_embedding(folder: Path) -> tuple[Path, str]:

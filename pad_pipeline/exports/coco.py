@@ -17,7 +17,6 @@ from typing import IO, Any
 from pycocotools import mask as coco_mask
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.exports.regions import checked_regions
 from pad_pipeline.exports.target import Target
 from pad_pipeline.images import ENDINGS
 from pad_pipeline.records import RegionJson
@@ -62,7 +61,7 @@ def export_coco(
                 image, file = counts["images"], f"{sample.key}.{_ending(sample)}"
                 target.write(f"{images}/{file}", sample.image)
                 _item(out, _image(image, file, sample))
-                for region in checked_regions(sample):
+                for region in sample.checked_regions():
                     counts["regions"] += 1
                     category = categories.setdefault(region["label"], len(categories) + 1)
                     _item(later, _annotation(counts["regions"], image, category, region, enclosing))

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pycocotools import mask as coco_mask
 
-from pad_pipeline.exports.regions import checked_regions
 from pad_pipeline.exports.target import Target
 from pad_pipeline.shards.reader import Sample, ShardFolder
 
@@ -62,8 +61,8 @@ def _rows(shard: str, sample: Sample) -> Iterator[dict[str, Any]]:
     image = {"shard": shard, "key": sample.key, "id": meta["id"], "source": meta["source"]}
     size = {"image_width": meta["width"], "image_height": meta["height"]}
     covered = sample.coverage.sum((1, 2), dtype=np.int64) / 255
-    for number, region in enumerate(checked_regions(sample)):
-        plain = ("label", "score", "label_score", "predicted_iou", "crowd")
+    plain = ("label", "score", "label_score", "predicted_iou", "crowd")
+    for number, region in enumerate(sample.checked_regions()):
         yield {
             **image,
             **size,

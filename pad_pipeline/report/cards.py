@@ -77,11 +77,8 @@ def make_card(shards: ShardFolder, name: str, row: dict[str, Any], edge: int) ->
 
 
 def as_script(value: Any) -> str:
-    """Return JSON that is safe inside a `<script>` of HTML: in ASCII, with `<`, `>` and `&` escaped.
-
-    Raises:
-        ValueError: a number is not finite, which JSON can't express.
-    """
+    """Return JSON that is safe inside a `<script>` of HTML: in ASCII, with `<`, `>` and `&` escaped. Raise `ValueError`
+    if a number is not finite."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -124,10 +121,8 @@ def _content(sample: Sample, view: View, measures: list[Measure]) -> dict[str, A
 
 
 def _patches(coverage: np.ndarray) -> list[Any]:
-    """Return the part of the patch grid that a region touches; an empty list if it is outside the view.
-
-    The list has first row, first column, number of rows, number of columns, and the coverage, row by row, in base64.
-    """
+    """Return the part of the patch grid that a region touches: first row, first column, number of rows, number of
+    columns, and the coverage, row by row, in base64. The list is empty if the region is outside the view."""
     if not coverage.any():
         return []
     rows, columns = np.flatnonzero(coverage.any(1)), np.flatnonzero(coverage.any(0))

@@ -27,14 +27,8 @@ def color_of(number: int) -> tuple[int, ...]:
 
 
 def panels(image: Image.Image, meta: SampleJson, coverage: np.ndarray, view: View) -> Image.Image:
-    """Draw three panels side by side (boxes, masks, coverage), with the caption and the tags below.
-
-    Args:
-        image: the upright image.
-        meta: the JSON member of the sample.
-        coverage: the masks member of the sample, uint8 `[R, grid, grid]`.
-        view: the view of the run.
-    """
+    """Draw three panels of an upright image side by side (boxes, masks, coverage), with the caption and the tags below.
+    `meta` and `coverage`, uint8 `[R, grid, grid]`, are members of the sample."""
     sheet = Image.new("RGB", (3 * EDGE + 20, EDGE + 66), PAPER)
     scale = EDGE / max(image.size)
     size = round(image.width * scale), round(image.height * scale)
@@ -82,10 +76,8 @@ def _masks(image: Image.Image, regions: list[RegionJson]) -> Image.Image:
 
 
 def _patches(image: Image.Image, coverage: np.ndarray, view: View) -> Image.Image:
-    """Draw the view and its patch grid.
-
-    A patch has the color of the smallest region that covers half of it or more; the higher the coverage, the stronger.
-    """
+    """Draw the view and its patch grid. A patch has the color of the smallest region that covers half of it or more.
+    The higher the coverage, the stronger the color."""
     shown = view.apply(image, (127, 127, 127)).resize((EDGE, EDGE), Image.Resampling.BICUBIC)
     pixels = np.asarray(shown).astype(np.float32)
     tint, strength = np.zeros((view.grid, view.grid, 3), np.float32), np.zeros((view.grid, view.grid), np.float32)

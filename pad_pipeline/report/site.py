@@ -68,13 +68,8 @@ def write_report(shards: ShardFolder, out: Path, settings: ReportSettings) -> It
             counts.update(images=1, failed=card.data["status"] == "failed", regions=len(card.measures))
         yield counts
     writer.close()
-    facts = {
-        "images": tally.images,
-        "page_size": settings.page_size,
-        "block": settings.block,
-        "patches": shards.run.view.grid,
-        "labels": list(tally.labels.items()),
-    }
+    sizes = {"images": tally.images, "page_size": settings.page_size, "block": settings.block}
+    facts = sizes | {"patches": shards.run.view.grid, "labels": list(tally.labels.items())}
     _write_script(out / "data", "facts", as_script(facts))
     for name in ("report.css", "overlay.js", "report.js"):
         shutil.copyfile(_WEB / name, out / "assets" / name)
@@ -93,8 +88,7 @@ def _cards(shards: ShardFolder, settings: ReportSettings) -> Iterator[Card]:
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            for future in waiting:
-                future.cancel()
+            threads.shutdown(cancel_futures=True)
 
 
 class _Writer:

@@ -16,10 +16,8 @@ from pad_pipeline.shards.stats import Statistics
 
 @dataclass
 class Histogram:
-    """Counts of values in bins between `edges`.
-
-    The last bin includes its upper edge. Values outside all bins are counted in the first or the last one.
-    """
+    """Counts of values in bins between `edges`. The last bin includes its upper edge. Values outside all bins are
+    counted in the first or the last one."""
 
     title: str
     edges: Sequence[float]

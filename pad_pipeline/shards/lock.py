@@ -10,9 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from itertools import count
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 from pad_pipeline.errors import UserError
@@ -25,15 +23,9 @@ SILENCE = 3
 """The holder counts as dead when the lock file has not changed for this many times `BEAT`."""
 
 
-@contextmanager
-def locked(folder: Folder) -> Iterator[None]:
-    """Hold the lock of a run's folder.
-
-    Raises:
-        UserError: another run holds the lock.
-    """
-    with _leased(folder) if folder.remote else _flocked(folder.path / LOCK_NAME, folder):
-        yield
+def locked(folder: Folder) -> AbstractContextManager[None]:
+    """Hold the lock of a run's folder in a `with` block; raise `UserError` if another run holds it."""
+    return _leased(folder) if folder.remote else _flocked(folder)
 
 
 def _owner() -> dict[str, Any]:
@@ -46,8 +38,9 @@ def _in_use(folder: Folder, owner: dict[str, Any]) -> UserError:
 
 
 @contextmanager
-def _flocked(path: Path, folder: Folder) -> Iterator[None]:
+def _flocked(folder: Folder) -> Iterator[None]:
     """Hold a lock of the kernel, which ends with the process."""
+    path = folder.path / LOCK_NAME
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
@@ -89,9 +82,9 @@ def _leased(folder: Folder) -> Iterator[None]:
         raise _in_use(folder, now)
 
     def keep_alive() -> None:
-        for beats in count(1):
-            if stop.wait(BEAT):
-                return
+        beats = 0
+        while not stop.wait(BEAT):
+            beats += 1
             with suppress(OSError):  # if the store is gone, the run itself will fail
                 if _read(folder).get("token", owner["token"]) != owner["token"]:
                     signal.raise_signal(signal.SIGTERM)  # our updates stopped for too long, and another run took over

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import PatchRule, select_patches
-from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, IndexRow, SampleJson, shard_name
+from pad_pipeline.masks import check_mask
+from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, IndexRow, RegionJson, SampleJson, shard_name
 from pad_pipeline.shards.keys import is_key
 from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.writer import TOTALS
@@ -51,6 +52,20 @@ class Sample:
     def region_embeds(self) -> np.ndarray:
         """Return the label embedding of each region, float16 `[R, d]`."""
         return self.embeds[[region["embedding"] for region in self.meta["regions"]]]
+
+    def checked_regions(self) -> list[RegionJson]:
+        """Return the regions, after a check of their masks: pycocotools trusts masks, and shards can come from anybody.
+
+        Raises:
+            UserError: a region has no valid mask of the image's size.
+        """
+        for number, region in enumerate(self.meta["regions"]):
+            try:
+                check_mask(region["rle"], self.meta["width"], self.meta["height"])
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                where, rule = f"mask {number} of {self.key}", f"it can't be used ({type(error).__name__}: {error})"
+                raise UserError("shards", where, rule, "see `pad verify` with `deep`") from error
+        return self.meta["regions"]
 
 
 def load_npy(content: bytes, shape: tuple[int, ...], kind: type[np.generic]) -> np.ndarray:
@@ -97,7 +112,7 @@ class ShardFolder:
         shards: the run's folder: a path, or a URL of an object store.
 
     Raises:
-        UserError: the folder holds no run.
+        UserError: the folder holds no run. The methods raise it for a damaged index or tar.
     """
 
     def __init__(self, shards: str | Path | Folder) -> None:
@@ -107,11 +122,7 @@ class ShardFolder:
         self.names = [shard_name(number) for number in sorted(set(numbers)) if number < self.run.shards]
 
     def index(self, name: str) -> list[IndexRow]:
-        """Return the rows of one shard's index.
-
-        Raises:
-            UserError: the index is damaged.
-        """
+        """Return the rows of one shard's index."""
         with self._read(f"{name}.parquet"):
             # Not `read_table`: if that raises, its threads keep running, and a process that ends then may abort.
             file = pq.ParquetFile(io.BytesIO(self.folder.read(f"{name}.parquet")))
@@ -139,11 +150,7 @@ class ShardFolder:
         return Rows(pa.concat_tables(parts, promote_options="permissive").combine_chunks())
 
     def members(self, name: str, row: IndexRow, image: bool = True) -> dict[str, bytes]:
-        """Return the bytes of a sample's members, by the names in `MEMBERS`; without the image file if not `image`.
-
-        Raises:
-            UserError: the tar is damaged.
-        """
+        """Return the bytes of a sample's members, by the names in `MEMBERS`; without the image file if not `image`."""
         with self._read(f"{name}.tar"):
             wanted = [member for member in MEMBERS if image or member != "image"]
             starts, sizes = ([row[f"{member}_{part}"] for member in wanted] for part in ("at", "bytes"))
@@ -160,11 +167,7 @@ class ShardFolder:
             return {member: content[at - first : at - first + size] for member, at, size in places}
 
     def sample(self, name: str, row: IndexRow, image: bool = True) -> Sample:
-        """Return the sample of one row of the index. Arguments as for `members`.
-
-        Raises:
-            UserError: the tar is damaged.
-        """
+        """Return the sample of one row of the index. Arguments as for `members`."""
         members = self.members(name, row, image)
         with self._read(f"{name}.tar"):
             meta = json.loads(members["json"])

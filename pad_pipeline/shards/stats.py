@@ -96,22 +96,20 @@ def read_statistics(shards: Path | str) -> Statistics:
 
 def as_json(stats: Statistics) -> str:
     """Return the statistics as JSON, for other programs."""
-    return json.dumps(
-        {
-            "shards": {"finished": len(stats.shards.names), "planned": stats.shards.run.shards},
-            "images": stats.images,
-            "statuses": dict(stats.statuses),
-            "captions": stats.captions,
-            "tags": stats.tags,
-            "regions": stats.regions,
-            "crowd_regions": stats.crowds,
-            "regions_out_of_view": stats.out_of_view,
-            "labels": dict(stats.labels.most_common()),
-            "failures": [
-                {"stage": stage, "reason": reason, "images": failure.such_as}
-                for (stage, reason), failure in stats.failures.items()
-            ],
-            "left_out": stats.shards.run.counts,
-        },
-        indent=2,
-    )
+    found = {
+        "shards": {"finished": len(stats.shards.names), "planned": stats.shards.run.shards},
+        "images": stats.images,
+        "statuses": stats.statuses,
+        "captions": stats.captions,
+        "tags": stats.tags,
+        "regions": stats.regions,
+        "crowd_regions": stats.crowds,
+        "regions_out_of_view": stats.out_of_view,
+        "labels": dict(stats.labels.most_common()),
+        "failures": [
+            {"stage": stage, "reason": reason, "images": failure.such_as}
+            for (stage, reason), failure in stats.failures.items()
+        ],
+        "left_out": stats.shards.run.counts,
+    }
+    return json.dumps(found, indent=2)
