@@ -72,7 +72,7 @@ def card(stats: Statistics, name: str, license: str, licenses: Mapping[str, str]
     Args:
         stats: the statistics of the whole run.
         name: the name of the dataset.
-        license: the license of the images.
+        license: the license of the images, as the hub calls it; `other` for one that the hub has no name for.
         licenses: the licenses of models, by a model's name in the settings or by its sha256.
         repository: `owner/name` on the hub.
     """

@@ -23,21 +23,15 @@ from pad_pipeline.records import RegionJson
 from pad_pipeline.shards.reader import Sample, ShardFolder
 
 
-def export_coco(
-    shards: ShardFolder,
-    target: Target,
-    images: str = "images",
-    annotations: str = "instances.json",
-    enclosing: bool = False,
-) -> Iterator[Counter[str]]:
+def export_coco(shards: ShardFolder, target: Target, fiftyone: bool = False) -> Iterator[Counter[str]]:
     """Write every image that has not failed, in the order of the plan. Memory does not grow with the number of images.
 
     Args:
         shards: the run.
-        target: the folder to write into.
-        images: the folder in it for the images, whose bytes are not changed.
-        annotations: the name of the JSON file in it.
-        enclosing: whether `bbox` is the smallest box around the mask, in whole pixels, instead of the detected box.
+        target: the folder to write into. The bytes of the images are not changed.
+        fiftyone: whether the layout is that of FiftyOne's `COCODetectionDataset`: `data/` and `labels.json`. FiftyOne
+            cuts a mask at its `bbox`, so `bbox` is then the smallest box around the mask, in whole pixels, instead of
+            the detected box.
 
     Yields:
         After each shard, the counts so far: images, regions, and failed images, which are left out.
@@ -45,6 +39,9 @@ def export_coco(
     Raises:
         UserError: a shard is damaged, or its file names lead out of the folder.
     """
+    images, annotations = ("data", "labels.json") if fiftyone else ("images", "instances.json")
+    if fiftyone:  # it wants the folder even for no image
+        target.path_of(images).mkdir(exist_ok=True)
     counts: Counter[str] = Counter(images=0, regions=0)
     categories: dict[str, int] = {}
     # Images and annotations are written as they are read: the annotations to a temporary file, which is appended last.
@@ -64,7 +61,7 @@ def export_coco(
                 for region in sample.checked_regions():
                     counts["regions"] += 1
                     category = categories.setdefault(region["label"], len(categories) + 1)
-                    _item(later, _annotation(counts["regions"], image, category, region, enclosing))
+                    _item(later, _annotation(counts["regions"], image, category, region, fiftyone))
             yield counts
         # The second half of the JSON: annotations, then the categories that have occurred.
         out.write(b'],"annotations":[')
@@ -119,12 +116,8 @@ def _json(value: Any) -> bytes:
 
 
 def export_fiftyone(shards: ShardFolder, target: Target) -> Iterator[Counter[str]]:
-    """Export to COCO with the layout of FiftyOne's `COCODetectionDataset`: `data/` and `labels.json`.
-
-    FiftyOne cuts a mask at its `bbox`, so `bbox` is the box around the mask here; the detected box is in `pad.box`.
-    """
-    target.path_of("data").mkdir(exist_ok=True)
-    return export_coco(shards, target, "data", "labels.json", enclosing=True)
+    """Export to COCO in the layout that FiftyOne reads, see `export_coco`."""
+    return export_coco(shards, target, fiftyone=True)
 
 
 def how_fiftyone_opens(path: Path) -> str:

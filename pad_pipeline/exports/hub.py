@@ -29,12 +29,7 @@ _NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 def export_hub(
-    shards: ShardFolder,
-    target: Target,
-    name: str,
-    license: str,
-    licenses: Mapping[str, str],
-    repository: str,
+    shards: ShardFolder, target: Target, name: str, license: str, licenses: Mapping[str, str], repository: str
 ) -> Iterator[Counter[str]]:
     """Write the folder of the repository.
 
@@ -43,10 +38,7 @@ def export_hub(
     Args:
         shards: a finished run.
         target: the folder to write into.
-        name: the name of the dataset; this and what follows is for the card, see `card`.
-        license: the license of the images, as the hub calls it; `other` for one that the hub has no name for.
-        licenses: the licenses of models.
-        repository: `owner/name` of the repository.
+        name, license, licenses, repository: as for `card`.
 
     Yields:
         After each shard, the counts of images and regions so far.
@@ -107,7 +99,6 @@ def push(folder: Path, repository: str, private: bool) -> str:
         )  # fmt: skip
     except Exception as error:  # the client raises many types: for the network, rights, names
         rule = f"it can't be uploaded ({type(error).__name__}: {error})"
-        raise UserError(
-            "repository", repository, rule, "log in with `hf auth login`, check the name, try again"
-        ) from error
+        remedy = "log in with `hf auth login`, check the name, try again"
+        raise UserError("repository", repository, rule, remedy) from error
     return f"https://huggingface.co/datasets/{repository}"

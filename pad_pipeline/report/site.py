@@ -19,10 +19,11 @@ from pathlib import Path
 import jinja2
 
 from pad_pipeline import __version__
+from pad_pipeline.facts import flat
 from pad_pipeline.report.cards import Card, as_script, make_card
-from pad_pipeline.report.facts import run_facts
 from pad_pipeline.report.settings import ReportSettings
 from pad_pipeline.report.tally import Tally
+from pad_pipeline.shards.provenance import models
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.storage import Folder, claim_folder, unwritable, whole
 
@@ -148,7 +149,7 @@ def _write_page(out: Path, tally: Tally) -> None:
     )
     page = environment.get_template("index.html.jinja").render(
         name=str(tally.shards.folder).rstrip("/").rpartition("/")[2] or str(tally.shards.folder),
-        facts=run_facts(tally),
+        facts=_run_facts(tally),
         tally=tally,
         by_count=[label for label, _ in tally.labels.most_common()],
         by_area=sorted(tally.areas, key=lambda label: -tally.areas[label]),
@@ -157,3 +158,26 @@ def _write_page(out: Path, tally: Tally) -> None:
     )
     with whole(out / "index.html", durable=False) as partial:
         partial.write_bytes(page.encode("utf-8", "replace"))  # a lone surrogate in a text can't be encoded
+
+
+def _run_facts(tally: Tally) -> dict[str, list[tuple[str, str]]]:
+    """Return the tables of a run's facts, by title: rows of a name and a value. Empty tables are left out."""
+    shards, run, view = tally.shards, tally.shards.run, tally.shards.run.view
+    run_rows = [
+        ("where", str(shards.folder)),
+        ("made by", f"pad {'import coco' if run.kind == 'import-coco' else run.kind}"),
+        ("shards finished", f"{len(shards.names):,} of {run.shards:,}, {run.shard_size:,} images each"),
+        ("images in this report", f"{tally.images:,} of {run.images:,}"),
+        ("view", f"{view.size} x {view.size} pixels, {view.fit}"),
+        ("patch grid", f"{view.grid} x {view.grid} patches of {view.patch} pixels"),
+        ("label embedding", f"{run.embedding_width:,} numbers"),
+        *((what, f"{number:,}") for what, number in run.counts.items()),
+    ]
+    tables = {
+        "Run": run_rows,
+        "Models": [(what, model.name) for what, model in models(run)],
+        "Settings": [(name, str(value)) for name, value in flat(run.settings).items()],
+        "Fingerprints": [*sorted(run.fingerprints.items()), *(("accepted code", c) for c in run.accepted_code)],
+        "Environment": sorted(run.environment.items()),
+    }
+    return {title: rows for title, rows in tables.items() if rows}
