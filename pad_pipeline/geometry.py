@@ -133,13 +133,10 @@ def select_patches(coverage: np.ndarray, rule: PatchRule) -> np.ndarray:
 
     if rule == "soft":
         return coverage
-    if rule == "any":
-        chosen = coverage > 0
-    else:
-        chosen = coverage >= HALF
-        if rule == "argmax":
-            most = coverage.max((1, 2), keepdims=True, initial=0)
-            chosen |= (coverage == most) & (most > 0) & (most < HALF)
+    chosen = coverage > 0 if rule == "any" else coverage >= HALF
+    if rule == "argmax":
+        most = coverage.max((1, 2), keepdims=True, initial=0)
+        chosen |= (coverage == most) & (most > 0) & (most < HALF)
     return np.where(chosen, np.uint8(255), np.uint8(0))
 
 

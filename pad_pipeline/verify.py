@@ -64,8 +64,7 @@ def verify_run(shards: str | Path | Folder, deep: bool = False) -> Iterator[tupl
         if repeated := keys.repeated().tolist():
             yield PLAN_NAME, [f"{len(repeated)} images have a key that another has, the first is image {repeated[0]}"]
     expected = {f"{shard_name(number)}.{ending}" for number in range(len(plan)) for ending in ("tar", "parquet")}
-    strays = sorted(name for name, _ in folder.files() if name.startswith("pad-") and name not in expected)
-    if strays:
+    if strays := sorted(name for name, _ in folder.files() if name.startswith("pad-") and name not in expected):
         yield str(folder), [f"{stray}: no such shard is planned" for stray in strays]
 
 

@@ -10,13 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
 from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.masks import decode_mask
-from pad_pipeline.records import RegionJson
 from pad_pipeline.report.outline import outline
 from pad_pipeline.shards.reader import Sample, ShardFolder
 
@@ -53,8 +51,7 @@ class Card:
 
 def make_card(shards: ShardFolder, name: str, row: dict[str, Any], edge: int) -> Card:
     """Make the card of one image: of `row` in the index of shard `name`. The small copy's long edge has at most `edge`
-    pixels. Raise `UserError` if the shard is damaged.
-    """
+    pixels. Raise `UserError` if the shard is damaged."""
     data = {what: row[what] for what in ("key", "id", "source", "status", "stage", "reason")} | {"shard": name}
     if row["status"] == "failed":
         return Card(data, as_script(data))
@@ -64,14 +61,13 @@ def make_card(shards: ShardFolder, name: str, row: dict[str, Any], edge: int) ->
         image.thumbnail((edge, edge), Image.Resampling.BICUBIC, reducing_gap=2.0)
         small = io.BytesIO()
         image.save(small, "JPEG", quality=85)
-        measures = [_measure(region, sample.coverage[n]) for n, region in enumerate(sample.meta["regions"])]
-        data |= _content(sample, shards.run.view, measures)
+        content, measures = _content(sample, shards.run.view)
+        data |= content
         text = as_script(data)
     except Exception as error:  # any exception here means that the shard's bytes are damaged
         rule = f"{row['key']} in it is damaged ({type(error).__name__}: {error})"
-        raise UserError(
-            "shards", f"{shards.folder}/{name}.tar", rule, f"see `pad verify {shards.folder}` with `deep`"
-        ) from error
+        remedy = f"see `pad verify {shards.folder}` with `deep`"
+        raise UserError("shards", f"{shards.folder}/{name}.tar", rule, remedy) from error
     touched = np.bincount(sample.coverage[sample.coverage > 0] >> 4, minlength=TOUCHED_BINS)
     return Card(data, text, small.getvalue(), measures, touched)
 
@@ -83,32 +79,31 @@ def as_script(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _measure(region: RegionJson, coverage: np.ndarray) -> Measure:
-    height, width = region["rle"]["size"]
-    area, seen = float(coco_mask.area(region["rle"])) / (width * height), float(coverage.mean()) / 255
-    return Measure(region["label"], float(region["score"]), float(region["predicted_iou"]), area, seen)
-
-
-def _content(sample: Sample, view: View, measures: list[Measure]) -> dict[str, Any]:
+def _content(sample: Sample, view: View) -> tuple[dict[str, Any], list[Measure]]:
+    """Return the data of a sample that the page shows, and the numbers of its regions."""
     meta = sample.meta
     width, height = int(meta["width"]), int(meta["height"])
     x, y = view.axes(width, height)
-    regions = [
-        {
-            "label": region["label"],
-            "score": _rounded(region["score"]),
-            "label_score": _rounded(region["label_score"]),
-            "iou": _rounded(region["predicted_iou"]),
-            "alternates": [[str(other["label"]), _rounded(other["score"])] for other in region["alternates"]],
-            "crowd": region["crowd"],
-            "box": [round(float(edge), 1) for edge in region["box"]],
-            "area": _rounded(measure.area),
-            "path": outline(decode_mask(region["rle"], width, height)),
-            "patches": _patches(coverage),
-        }
-        for region, coverage, measure in zip(meta["regions"], sample.coverage, measures, strict=True)
-    ]
-    return {
+    regions, measures = [], []
+    for region, coverage in zip(meta["regions"], sample.coverage, strict=True):
+        mask = decode_mask(region["rle"], width, height)
+        area, seen = np.count_nonzero(mask) / mask.size, float(coverage.mean()) / 255
+        measures.append(Measure(region["label"], float(region["score"]), float(region["predicted_iou"]), area, seen))
+        regions.append(
+            {
+                "label": region["label"],
+                "score": _rounded(region["score"]),
+                "label_score": _rounded(region["label_score"]),
+                "iou": _rounded(region["predicted_iou"]),
+                "alternates": [[str(other["label"]), _rounded(other["score"])] for other in region["alternates"]],
+                "crowd": region["crowd"],
+                "box": [round(float(edge), 1) for edge in region["box"]],
+                "area": _rounded(area),
+                "path": outline(mask),
+                "patches": _patches(coverage),
+            }
+        )
+    content = {
         "width": width,
         "height": height,
         "caption": meta["caption"] or "\n".join(str(turn["value"]) for turn in meta["conversations"]),
@@ -118,6 +113,7 @@ def _content(sample: Sample, view: View, measures: list[Measure]) -> dict[str, A
         "grid": [x.origin / x.pixel, y.origin / y.pixel, x.cell / x.pixel, y.cell / y.pixel],
         "regions": regions,
     }
+    return content, measures
 
 
 def _patches(coverage: np.ndarray) -> list[Any]:

@@ -59,10 +59,9 @@ def origins(run: Run) -> list[Origin]:
 def models(run: Run) -> list[tuple[str, Model]]:
     """Return the models of a run, each with its title: the section, after the origin's number if there are several."""
     distinct = origins(run)
-    numbers = [f"{number}: " if len(distinct) > 1 else "" for number in range(1, len(distinct) + 1)]
     named = [
-        (f"{number}{model.section}", model)
-        for number, origin in zip(numbers, distinct, strict=True)
+        (f"{number}: {model.section}" if len(distinct) > 1 else model.section, model)
+        for number, origin in enumerate(distinct, 1)
         for model in {id(model): model for model in origin.models.values()}.values()  # one may do several steps
     ]
     words = _model("llm", run.settings.get("llm"), {"llm": run.fingerprints.get("llm_embedding")})
