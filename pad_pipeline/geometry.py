@@ -75,18 +75,14 @@ class View(BaseModel):
 
     def axes(self, width: int, height: int) -> tuple[Axis, Axis]:
         """Return the x and the y axis for an image of `width` x `height` pixels."""
-        if self.fit == "pad":
-            square = max(width, height)
-            # LLaVA's expand2square rounds the offsets down to whole pixels, too.
-            offsets = (square - width) // 2, (square - height) // 2
-            x, y = (Axis(self.size, self.patch * square, -self.size * offset) for offset in offsets)
-            return x, y
-        resized = self.resized(width, height)
-        x, y = (
-            Axis(new, self.patch * old, (new - self.size) // 2 * old)
-            for new, old in zip(resized, (width, height), strict=True)
-        )
-        return x, y
+        square, resized = max(width, height), self.resized(width, height)
+
+        def axis(old: int, new: int) -> Axis:
+            if self.fit == "pad":  # LLaVA's expand2square rounds the offset down to whole pixels, too
+                return Axis(self.size, self.patch * square, -self.size * ((square - old) // 2))
+            return Axis(new, self.patch * old, (new - self.size) // 2 * old)
+
+        return axis(width, resized[0]), axis(height, resized[1])
 
     def coverage(self, mask: np.ndarray) -> np.ndarray:
         """Compute how much of each patch a mask covers.
@@ -107,12 +103,8 @@ class View(BaseModel):
         return np.where(covered > 0, np.maximum((510 * covered + area) // (2 * area), 1), 0).astype(np.uint8)
 
     def apply(self, image: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
-        """Return the view of an image, `size` x `size` pixels, by bicubic resizing as in CLIP's and LLaVA's processors.
-
-        Args:
-            image: the upright RGB image.
-            fill: the color of the padding with the fit `pad`, 0..255; LLaVA uses int(255 * mean) of the encoder's mean.
-        """
+        """Return the view of an upright RGB image, `size` x `size` pixels, by bicubic resizing as in CLIP's and LLaVA's
+        processors. `fill` is the color of the padding, 0..255; LLaVA uses int(255 * mean) of the encoder's mean."""
         from PIL import Image
 
         if self.fit == "pad" and image.width != image.height:
@@ -141,29 +133,25 @@ def select_patches(coverage: np.ndarray, rule: PatchRule) -> np.ndarray:
 
     if rule == "soft":
         return coverage
-    if rule == "any":
-        chosen = coverage > 0
-    else:
-        chosen = coverage >= HALF
-        if rule == "argmax":
-            most = coverage.max((1, 2), keepdims=True, initial=0)
-            chosen |= (coverage == most) & (most > 0) & (most < HALF)
+    chosen = coverage > 0 if rule == "any" else coverage >= HALF
+    if rule == "argmax":
+        most = coverage.max((1, 2), keepdims=True, initial=0)
+        chosen |= (coverage == most) & (most > 0) & (most < HALF)
     return np.where(chosen, np.uint8(255), np.uint8(0))
 
 
 @lru_cache(maxsize=64)
 def _overlaps(view: View, width: int, height: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return how far cells and pixels overlap on x, `[grid, width]`, and on y, `[grid, height]`, and a cell's area."""
-    x, y = view.axes(width, height)
-    return _overlap(x, width, view.grid), _overlap(y, height, view.grid), x.cell * y.cell
-
-
-def _overlap(axis: Axis, length: int, grid: int) -> np.ndarray:
-    """Return how far each cell overlaps with each pixel on one axis, float64 `[grid, length]`."""
+    """Return how far cells and pixels overlap on x, float64 `[grid, width]`, and on y, float64 `[grid, height]`, and a
+    cell's area."""
     import numpy as np
 
-    pixels = np.arange(length, dtype=np.int64) * axis.pixel
-    cells = (np.arange(grid, dtype=np.int64) * axis.cell + axis.origin)[:, None]
-    ends = np.minimum(pixels + axis.pixel, cells + axis.cell)
-    lengths: np.ndarray = np.maximum(ends - np.maximum(pixels, cells), 0)
-    return lengths.astype(np.float64)
+    def overlap(axis: Axis, length: int) -> np.ndarray:
+        pixels = np.arange(length, dtype=np.int64) * axis.pixel
+        cells = (np.arange(view.grid, dtype=np.int64) * axis.cell + axis.origin)[:, None]
+        ends = np.minimum(pixels + axis.pixel, cells + axis.cell)
+        lengths: np.ndarray = np.maximum(ends - np.maximum(pixels, cells), 0)
+        return lengths.astype(np.float64)
+
+    x, y = view.axes(width, height)
+    return overlap(x, width), overlap(y, height), x.cell * y.cell

@@ -63,9 +63,8 @@ def decode(data: bytes, settings: DecodeSettings) -> tuple[Image.Image, str]:
         except BadImage:
             raise
         except Exception as error:  # Pillow's decoders raise a dozen types, even SyntaxError
-            detail = (
-                "unknown format" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
-            )
+            unknown = isinstance(error, UnidentifiedImageError)
+            detail = "unknown format" if unknown else f"{type(error).__name__}: {error}"
             raise BadImage(f"this is no readable image ({detail})") from error
         return _to_rgb(_upright(image), settings.background), format_name
 
@@ -81,13 +80,11 @@ def _check_size(image: Image.Image, settings: DecodeSettings) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn the image as its EXIF orientation says; unreadable EXIF is ignored.
-
-    A TIFF is not turned twice: Pillow turns it on loading, and drops the tag.
-    """
+    """Turn the image as its EXIF orientation says. A TIFF is not turned twice: Pillow turns it on loading, and drops
+    the tag."""
     try:
         return ImageOps.exif_transpose(image) or image
-    except Exception:
+    except Exception:  # the EXIF data can't be read
         return image
 
 
@@ -95,14 +92,11 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
     if image.mode.startswith(("I", "F")):
         image = _to_8_bits(image)
     if image.mode == "LAB":
-        lab_to_rgb = ImageCms.buildTransform(
-            ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB"
-        )
-        return ImageCms.applyTransform(image, lab_to_rgb) or image
+        lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB") or image
     if image.has_transparency_data:
-        image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, (*background, 255))
-        return Image.alpha_composite(canvas, image).convert("RGB")
+        return Image.alpha_composite(canvas, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
 
 
@@ -115,8 +109,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     """
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
     low, high = values.min(), values.max()
-    integral = not image.mode.startswith("F")
-    if integral and low >= 0 and high <= 65535:
+    if not image.mode.startswith("F") and low >= 0 and high <= 65535:
         low, high = 0.0, next(2.0**bits - 1 for bits in (8, 10, 12, 14, 16) if high < 2**bits)
     scale = 255.0 / (high - low) if high > low else 0.0
     return Image.fromarray(np.rint((values - low) * scale).astype(np.uint8))

@@ -43,11 +43,7 @@ class LabelSettings(BaseModel):
         return [ModelFile("llm.llm", self.llm, "", self.revision)]
 
     def check(self) -> str:
-        """Read the tokenizer and one embedding, and describe what was read.
-
-        Raises:
-            UserError: a file can't be used.
-        """
+        """Read the tokenizer and one embedding, and describe what was read; raise `UserError` if that fails."""
         embedder = LabelEmbedder(self)
         embedder(["thing"])
         return f"word embeddings of {embedder.width} numbers"
@@ -64,12 +60,8 @@ class LabelEmbedder:
         self.folder = _llm_folder(settings)
         self.tokenizer = load_tokenizer("llm.llm", self.folder)
         self.table = EmbeddingTable(self.folder)
+        self.width = self.table.width
         self._known: dict[str, np.ndarray] = {}
-
-    @property
-    def width(self) -> int:
-        """The width of an embedding."""
-        return self.table.width
 
     def fingerprints(self) -> dict[str, str]:
         """Return the sha256 of the LLM's input embedding and of its tokenizer's files, by a name for run.json."""
@@ -88,12 +80,8 @@ class LabelEmbedder:
         # starts of words (SentencePiece) or the spaces themselves (byte-level BPE).
         before, whole = self._encode("a"), self._encode(f"a {label}")
         if whole[: len(before)] != before:
-            raise UserError(
-                "llm.context",
-                "sentence",
-                f"this tokenizer merges words across the space before {label!r}",
-                'set context = "bare" in the [llm] section',
-            )
+            rule = f"this tokenizer merges words across the space before {label!r}"
+            raise UserError("llm.context", "sentence", rule, 'set context = "bare" in the [llm] section')
         return whole[len(before) :]
 
     def _encode(self, text: str) -> list[int]:
@@ -106,15 +94,13 @@ class LabelEmbedder:
         Raises:
             ValueError: a label has no token.
         """
-        rows = np.zeros((len(labels), self.width), np.float16)
-        for row, label in enumerate(labels):
+        for label in labels:
             if label not in self._known:
                 ids = self.tokens(label)
                 if not ids:
                     raise ValueError(f"the label {label!r} has no token in {self.settings.llm}")
                 self._known[label] = self.table.rows(ids).mean(0).numpy().astype(np.float16)
-            rows[row] = self._known[label]
-        return rows
+        return np.array([self._known[label] for label in labels], np.float16).reshape(-1, self.width)
 
 
 class EmbeddingTable:
@@ -136,11 +122,7 @@ class EmbeddingTable:
             raise UserError("llm.llm", self.path, rule, "fetch the file again") from error
         if len(self._shape) != 2:
             raise UserError("llm.llm", self.path, f"its embedding has the shape {self._shape}", "fetch the file again")
-
-    @property
-    def width(self) -> int:
-        """The width of an embedding."""
-        return self._shape[1]
+        self.width = self._shape[1]
 
     def rows(self, ids: list[int]) -> torch.Tensor:
         """Return the embeddings of these tokens, float32 `[len(ids), width]`.
@@ -169,45 +151,39 @@ class EmbeddingTable:
 
 def _llm_folder(settings: LabelSettings) -> Path:
     """Return the LLM's folder; from the hub, only the tokenizer and the weight file with the embedding are fetched."""
-    field, name = "llm.llm", settings.llm
-    small = ["*.json", "tokenizer.model"]
-    folder = fetch_folder(field, name, settings.revision, small)
-    if local_path(name).is_dir():
+    where, small = ("llm.llm", settings.llm, settings.revision), ["*.json", "tokenizer.model"]
+    folder = fetch_folder(*where, small)
+    if local_path(settings.llm).is_dir():
         return folder
     try:
-        weights = [_find_embedding(folder)[0].name]
-        return fetch_folder(field, name, settings.revision, [*small, *weights])
+        return fetch_folder(*where, [*small, _find_embedding(folder)[0].name])
     except UserError:  # there is no index that names the file, but a single weight file
-        return fetch_model(field, name, settings.revision)
+        return fetch_model(*where)
 
 
 def _find_embedding(folder: Path) -> tuple[Path, str]:
     """Find the input embedding in an LLM's folder; return its file, and the tensor's name in it."""
-    field = "llm.llm"
     for index in sorted(folder.glob("*.safetensors.index.json")) + sorted(folder.glob("*.bin.index.json")):
         try:
             weight_map = json.loads(index.read_text())["weight_map"]
             name = next(name for name in weight_map if name.endswith(_EMBEDDING_ENDINGS))
-            file = Path(weight_map[name]).name  # the bare name, so that it can't lead out of the folder
+            # The bare name of the file, so that it can't lead out of the folder.
+            return folder / Path(weight_map[name]).name, name
         except (ValueError, KeyError, StopIteration, AttributeError, TypeError, RecursionError):
             continue
-        return folder / file, name
-    for file_path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file_path, "pt") as tensors:
-                names = list(tensors.keys())
-        except (SafetensorError, OSError) as error:
-            raise UserError(field, file_path, f"it can't be read ({error})", "fetch the file again") from error
-        for name in names:
+    for file in [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("pytorch_model*.bin"))]:
+        for name in _tensor_names(file):
             if name.endswith(_EMBEDDING_ENDINGS):
-                return file_path, name
-    for file_path in sorted(folder.glob("pytorch_model*.bin")):
-        for name in read_tensors(field, file_path):
-            if name.endswith(_EMBEDDING_ENDINGS):
-                return file_path, name
-    raise UserError(
-        field,
-        folder,
-        "no checkpoint in it holds an input embedding (embed_tokens.weight)",
-        "give the folder of a language model with its safetensors",
-    )
+                return file, name
+    rule = "no checkpoint in it holds an input embedding (embed_tokens.weight)"
+    raise UserError("llm.llm", folder, rule, "give the folder of a language model with its safetensors")
+
+
+def _tensor_names(file: Path) -> list[str]:
+    if file.suffix != ".safetensors":
+        return list(read_tensors("llm.llm", file))
+    try:
+        with safe_open(file, "pt") as tensors:
+            return list(tensors.keys())
+    except (SafetensorError, OSError) as error:
+        raise UserError("llm.llm", file, f"it can't be read ({error})", "fetch the file again") from error

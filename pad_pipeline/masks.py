@@ -9,11 +9,7 @@ from pycocotools import mask as coco_mask
 
 
 def decode_mask(rle: dict[str, Any], width: int, height: int) -> np.ndarray:
-    """Decode a mask to uint8 `[height, width]`, 0 or 1, after `check_mask`.
-
-    Raises:
-        ValueError: `rle` is no mask of this size.
-    """
+    """Decode a mask to uint8 `[height, width]`, 0 or 1, after `check_mask`, which raises `ValueError`."""
     check_mask(rle, width, height)
     mask: np.ndarray = coco_mask.decode(rle)
     return mask
@@ -34,11 +30,9 @@ def check_mask(rle: dict[str, Any], width: int, height: int) -> None:
     if min(width, height) < 1:  # pycocotools would divide by zero
         raise ValueError(f"the image has {width} x {height} pixels")
     counts = rle["counts"]
-    if isinstance(counts, str) and not counts.isascii():
-        raise ValueError("its mask is no compressed RLE")
     runs: list[int] = []
     value = shift = 0
-    for letter in counts.encode("ascii", "replace") if isinstance(counts, str) else counts:
+    for letter in map(ord, counts) if isinstance(counts, str) else counts:
         bits = letter - 48
         if not 0 <= bits < 64 or shift > 25:  # six groups hold any run; a seventh would not fit into 32 bits
             raise ValueError("its mask is no compressed RLE")

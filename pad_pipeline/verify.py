@@ -10,6 +10,7 @@ import tarfile
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +64,7 @@ def verify_run(shards: str | Path | Folder, deep: bool = False) -> Iterator[tupl
         if repeated := keys.repeated().tolist():
             yield PLAN_NAME, [f"{len(repeated)} images have a key that another has, the first is image {repeated[0]}"]
     expected = {f"{shard_name(number)}.{ending}" for number in range(len(plan)) for ending in ("tar", "parquet")}
-    strays = sorted(name for name, _ in folder.files() if name.startswith("pad-") and name not in expected)
-    if strays:
+    if strays := sorted(name for name, _ in folder.files() if name.startswith("pad-") and name not in expected):
         yield str(folder), [f"{stray}: no such shard is planned" for stray in strays]
 
 
@@ -82,8 +82,7 @@ def _check_plan(folder: Folder, plan: Plan, run: Run) -> Iterator[str]:
 def _problems(folder: Folder, name: str, planned: list[PlanRow], run: Run, deep: bool) -> list[str]:
     problems: list[str] = []
     try:
-        for problem in _check_shard(folder, name, planned, run, deep):
-            problems.append(problem)
+        problems += _check_shard(folder, name, planned, run, deep)  # keeps what comes before an exception
     except Exception as error:  # parsers of unknown bytes may raise anything
         problems.append(f"it can't be read ({type(error).__name__}: {error})")
     return problems
@@ -109,8 +108,8 @@ def _check_shard(folder: Folder, name: str, planned: list[PlanRow], run: Run, de
     if index.schema.names != INDEX_SCHEMA.names or index.schema.types != INDEX_SCHEMA.types:
         yield "its index has other columns than this version of pad writes"
         return
-    expected_rows = [tuple(row[field] for field in _FROM_PLAN) for row in planned]
-    if [tuple(row[field] for field in _FROM_PLAN) for row in rows] != expected_rows:
+    from_plan = itemgetter("key", "id", "source")
+    if [*map(from_plan, rows)] != [*map(from_plan, planned)]:
         yield "its index does not list the planned images in the planned order"
     facts = index.schema.metadata or {}
     totals = Counter({"images": len(rows)})
@@ -123,16 +122,14 @@ def _check_shard(folder: Folder, name: str, planned: list[PlanRow], run: Run, de
     if not folder.has(f"{name}.tar"):
         yield "its tar is missing"
         return
+    digest, size = hashlib.sha256(), str(folder.size(f"{name}.tar"))
     with folder.open(f"{name}.tar") as stream:
-        digest, size = hashlib.sha256(), 0
         while piece := stream.read(1 << 20):
             digest.update(piece)
-            size += len(piece)
-    if digest.hexdigest().encode() != facts.get(b"tar_sha256") or str(size).encode() != facts.get(b"tar_bytes"):
+    if (digest.hexdigest().encode(), size.encode()) != (facts.get(b"tar_sha256"), facts.get(b"tar_bytes")):
         expected = facts.get(b"tar_bytes", b"unknown").decode(errors="replace")
-        yield "its tar is not the one that was written: " + (
-            f"{size} bytes instead of {expected}" if str(size) != expected else "sha256 differs"
-        )
+        difference = f"{size} bytes instead of {expected}" if size != expected else "sha256 differs"
+        yield f"its tar is not the one that was written: {difference}"
     yield from _check_members(folder, name, rows, run, deep)
 
 
@@ -143,12 +140,7 @@ def _totals(facts: dict[bytes, bytes]) -> object:
         return None
 
 
-_FROM_PLAN = ("key", "id", "source")
-"""Columns of the index that are copied from the plan."""
-
-
 def _check_members(folder: Folder, name: str, rows: list[IndexRow], run: Run, deep: bool) -> Iterator[str]:
-    """Compare the tar's members with the index, one by one."""
     by_name: dict[str, tuple[IndexRow, str]] = {}
     for row in rows:
         if not is_key(row["key"]):
@@ -186,10 +178,8 @@ def _check_members(folder: Folder, name: str, rows: list[IndexRow], run: Run, de
 
 
 def _check_sample(row: IndexRow, members: dict[str, bytes], run: Run, deep: bool) -> Iterator[str]:
-    key, digest = row["key"], hashlib.sha256()
-    for member in MEMBERS:
-        digest.update(members[member])
-    if digest.hexdigest() != row["sha256"]:
+    key = row["key"]
+    if hashlib.sha256(b"".join(members[member] for member in MEMBERS)).hexdigest() != row["sha256"]:
         yield f"{key}: sha256 differs"
     try:
         meta = json.loads(members["json"], parse_constant=_no_number)
@@ -198,12 +188,12 @@ def _check_sample(row: IndexRow, members: dict[str, bytes], run: Run, deep: bool
         labels = len({one["label"] for one in named})
         coverage = load_npy(members["masks"], (regions, run.view.grid, run.view.grid), np.uint8)
         embeds = load_npy(members["embeds"], (labels, run.embedding_width), np.float16)
-        sizes_agree = (meta["width"], meta["height"]) == (row["width"], row["height"])
+        size = meta["width"], meta["height"]
         rows_used = {one["embedding"] for one in named}
     except Exception as error:  # parsers of unknown bytes may raise anything
         yield f"{key}: a member can't be read ({type(error).__name__}: {error})"
         return
-    if not sizes_agree:
+    if size != (row["width"], row["height"]):
         yield f"{key}: its JSON says another size than the index"
     if not np.isfinite(embeds).all():
         yield f"{key}: an embedding is not finite"

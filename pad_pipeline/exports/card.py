@@ -66,19 +66,13 @@ for sample in load_dataset("{repository}", split="train", streaming=True):
 """
 
 
-def card(
-    stats: Statistics,
-    name: str,
-    license: str,
-    licenses: Mapping[str, str] | None = None,
-    repository: str = REPOSITORY,
-) -> str:
+def card(stats: Statistics, name: str, license: str, licenses: Mapping[str, str], repository: str = REPOSITORY) -> str:
     """Return the text of the card, in Markdown.
 
     Args:
         stats: the statistics of the whole run.
         name: the name of the dataset.
-        license: the license of the images.
+        license: the license of the images, as the hub calls it; `other` for one that the hub has no name for.
         licenses: the licenses of models, by a model's name in the settings or by its sha256.
         repository: `owner/name` on the hub.
     """
@@ -107,7 +101,7 @@ def card(
         width=run.embedding_width,
         labels=_table((_cell(label), number) for label, number in stats.labels.most_common(MOST_LABELS)),
         made=_made(run),
-        models=_table(_row(what, model, licenses or {}) for what, model in models(run)),
+        models=_table(_row(what, model, licenses) for what, model in models(run)),
         repository=repository,
     )
 
@@ -116,9 +110,8 @@ def _made(run: Run) -> str:
     """Describe where the regions come from, how they were changed, and what was left out."""
     paragraphs = [_origin(origin) for origin in origins(run)]
     if len(paragraphs) > 1:
-        numbered = (f"{number}. {text}" for number, text in enumerate(paragraphs, 1))
         ways = f"`pad merge` brought together runs that were made in {len(paragraphs)} ways:\n\n"
-        paragraphs = [ways + "\n".join(numbered)]
+        paragraphs = [ways + "\n".join(f"{number}. {text}" for number, text in enumerate(paragraphs, 1))]
     if run.counts:
         left = "; ".join(f"{_cell(what)}: {number}" for what, number in run.counts.items())
         paragraphs.append(f"What the last command left out of its source, or altered: {left}.")
@@ -127,20 +120,20 @@ def _made(run: Run) -> str:
 
 def _origin(origin: Origin) -> str:
     """Describe how the regions of one origin were made and changed."""
-    given = [FINDS[step] for step in REQUIRED if step not in origin.models]
-    file = "an annotation file, which people made, or whatever wrote the file"
-    text = "By models, as `pad build` runs them; no person has corrected labels or masks."
-    if given and origin.models:
-        rest = ", ".join(FINDS[step] for step in origin.models)
-        text = f"From {file}: {', '.join(given)}. By models, as `pad build` runs them: {rest}."
-    elif given:
-        text = f"From {file}; `pad import` took it over, and made the masks' patches and the embeddings."
+    given = ", ".join(FINDS[step] for step in REQUIRED if step not in origin.models)
+    file = "From an annotation file, which people made, or whatever wrote the file"
+    by_models = "By models, as `pad build` runs them"
+    if not given:
+        text = f"{by_models}; no person has corrected labels or masks."
+    elif origin.models:
+        text = f"{file}: {given}. {by_models}: {', '.join(FINDS[step] for step in origin.models)}."
+    else:
+        text = f"{file}; `pad import` took it over, and made the masks' patches and the embeddings."
     edits = [", ".join(_setting(name, value) for name, value in edit.items()) for edit in origin.edits]
     return " ".join([text, *(f"Then `pad retarget` changed the regions: {edit}." for edit in edits)])
 
 
 def _row(what: str, model: Model, licenses: Mapping[str, str]) -> tuple[str, ...]:
-    """Return a row of the table of models; `what` is the part that the model plays."""
     known = (licenses[key] for key in (model.name, *model.hashes.values()) if key in licenses)
     hashes = ", ".join(_cell(f"{name} {sha[:16]}") for name, sha in model.hashes.items())
     deciding = ", ".join(_setting(name, value) for name, value in model.deciding.items())

@@ -17,28 +17,21 @@ from typing import IO, Any
 from pycocotools import mask as coco_mask
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.exports.regions import checked_regions
 from pad_pipeline.exports.target import Target
 from pad_pipeline.images import ENDINGS
 from pad_pipeline.records import RegionJson
 from pad_pipeline.shards.reader import Sample, ShardFolder
 
 
-def export_coco(
-    shards: ShardFolder,
-    target: Target,
-    images: str = "images",
-    annotations: str = "instances.json",
-    enclosing: bool = False,
-) -> Iterator[Counter[str]]:
+def export_coco(shards: ShardFolder, target: Target, fiftyone: bool = False) -> Iterator[Counter[str]]:
     """Write every image that has not failed, in the order of the plan. Memory does not grow with the number of images.
 
     Args:
         shards: the run.
-        target: the folder to write into.
-        images: the folder in it for the images, whose bytes are not changed.
-        annotations: the name of the JSON file in it.
-        enclosing: whether `bbox` is the smallest box around the mask, in whole pixels, instead of the detected box.
+        target: the folder to write into. The bytes of the images are not changed.
+        fiftyone: whether the layout is that of FiftyOne's `COCODetectionDataset`: `data/` and `labels.json`. FiftyOne
+            cuts a mask at its `bbox`, so `bbox` is then the smallest box around the mask, in whole pixels, instead of
+            the detected box.
 
     Yields:
         After each shard, the counts so far: images, regions, and failed images, which are left out.
@@ -46,29 +39,29 @@ def export_coco(
     Raises:
         UserError: a shard is damaged, or its file names lead out of the folder.
     """
+    images, annotations = ("data", "labels.json") if fiftyone else ("images", "instances.json")
+    if fiftyone:  # it wants the folder even for no image
+        target.path_of(images).mkdir(exist_ok=True)
     counts: Counter[str] = Counter(images=0, regions=0)
     categories: dict[str, int] = {}
     # Images and annotations are written as they are read: the annotations to a temporary file, which is appended last.
     with target.file(annotations) as partial, partial.open("wb") as out, tempfile.TemporaryFile() as later:
-        out.write(_json({"info": _info(shards)})[:-1] + b',"licenses":[],"images":[')
+        info = {"description": "Patch-Aligned Dataset, exported by pad", "version": str(shards.run.schema_version)}
+        out.write(_json({"info": info})[:-1] + b',"licenses":[],"images":[')
         for name in shards.names:
             for row in shards.index(name):
                 if row["status"] == "failed":
                     counts["failed images, left out"] += 1
                     continue
                 sample = shards.sample(name, row)
-                number = counts["images"] = counts["images"] + 1
-                file = f"{sample.key}.{_ending(sample)}"
+                counts["images"] += 1
+                image, file = counts["images"], f"{sample.key}.{_ending(sample)}"
                 target.write(f"{images}/{file}", sample.image)
-                _item(out, number == 1, _image(number, file, sample))
-                for region in checked_regions(sample):
+                _item(out, _image(image, file, sample))
+                for region in sample.checked_regions():
                     counts["regions"] += 1
                     category = categories.setdefault(region["label"], len(categories) + 1)
-                    _item(
-                        later,
-                        counts["regions"] == 1,
-                        _annotation(counts["regions"], number, category, region, enclosing),
-                    )
+                    _item(later, _annotation(counts["regions"], image, category, region, fiftyone))
             yield counts
         # The second half of the JSON: annotations, then the categories that have occurred.
         out.write(b'],"annotations":[')
@@ -78,16 +71,8 @@ def export_coco(
         out.write(b'],"categories":' + _json(named) + b"}\n")
 
 
-def _info(shards: ShardFolder) -> dict[str, Any]:
-    return {"description": "Patch-Aligned Dataset, exported by pad", "version": str(shards.run.schema_version)}
-
-
 def _ending(sample: Sample) -> str:
-    """Return the ending of the image's file.
-
-    Raises:
-        UserError: the sample states a format that pad does not decode.
-    """
+    """Return the ending of the image's file; raise `UserError` if pad does not decode the format that is stated."""
     kind = sample.meta.get("format")
     if not isinstance(kind, str) or kind not in ENDINGS:
         rule = "this is no format of images that pad decodes"
@@ -121,9 +106,9 @@ def _annotation(number: int, image: int, category: int, region: RegionJson, encl
     }
 
 
-def _item(stream: IO[bytes], first: bool, entry: dict[str, Any]) -> None:
-    """Append an entry to a JSON list, after a comma unless it is the first."""
-    stream.write((b"" if first else b",") + b"\n" + _json(entry))
+def _item(stream: IO[bytes], entry: dict[str, Any]) -> None:
+    """Append an entry to a JSON list, after a comma unless its number says that it is the first."""
+    stream.write((b"\n" if entry["id"] == 1 else b",\n") + _json(entry))
 
 
 def _json(value: Any) -> bytes:
@@ -131,12 +116,8 @@ def _json(value: Any) -> bytes:
 
 
 def export_fiftyone(shards: ShardFolder, target: Target) -> Iterator[Counter[str]]:
-    """Export to COCO with the layout of FiftyOne's `COCODetectionDataset`: `data/` and `labels.json`.
-
-    FiftyOne cuts a mask at its `bbox`, so `bbox` is the box around the mask here; the detected box is in `pad.box`.
-    """
-    target.path_of("data").mkdir(exist_ok=True)
-    return export_coco(shards, target, "data", "labels.json", enclosing=True)
+    """Export to COCO in the layout that FiftyOne reads, see `export_coco`."""
+    return export_coco(shards, target, fiftyone=True)
 
 
 def how_fiftyone_opens(path: Path) -> str:

@@ -10,10 +10,11 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.exports.card import REPOSITORY, card
+from pad_pipeline.exports.card import card
 from pad_pipeline.exports.target import MARK, Target
 from pad_pipeline.plan import PLAN_NAME
 from pad_pipeline.shards.reader import ShardFolder
@@ -28,12 +29,7 @@ _NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 def export_hub(
-    shards: ShardFolder,
-    target: Target,
-    name: str,
-    license: str,
-    licenses: Mapping[str, str] | None = None,
-    repository: str = REPOSITORY,
+    shards: ShardFolder, target: Target, name: str, license: str, licenses: Mapping[str, str], repository: str
 ) -> Iterator[Counter[str]]:
     """Write the folder of the repository.
 
@@ -42,10 +38,7 @@ def export_hub(
     Args:
         shards: a finished run.
         target: the folder to write into.
-        name: the name of the dataset, for the card.
-        license: the license of the images, as the hub calls it; `other` for one that the hub has no name for.
-        licenses: the licenses of models, see `card`.
-        repository: `owner/name` of the repository, for the card.
+        name, license, licenses, repository: as for `card`.
 
     Yields:
         After each shard, the counts of images and regions so far.
@@ -80,24 +73,17 @@ def _copy(shards: ShardFolder, name: str, target: Target, link: bool = False) ->
     """
     with target.file(name) as partial:
         if link and not shards.folder.remote:
-            try:
+            with suppress(OSError):  # another file system, or one without hard links
                 os.link(Path(str(shards.folder), name).resolve(), partial)
                 return
-            except OSError:  # another file system, or one without hard links
-                pass
         with shards.folder.open(name) as source, partial.open("xb") as out:  # "x": never into an existing file
             shutil.copyfileobj(source, out)
 
 
 def push(folder: Path, repository: str, private: bool) -> str:
-    """Upload an exported folder to the hub, and return its URL.
+    """Upload a folder that `export_hub` wrote to the hub, and return its URL. A new repository is private if `private`.
 
     Shards that are in the repository and not in the folder are deleted.
-
-    Args:
-        folder: the folder that `export_hub` wrote.
-        repository: `owner/name` its name.
-        private: whether the repository is private, if it is new.
 
     Raises:
         UserError: the hub can't be reached, or does not let this user write to the repository.
@@ -112,7 +98,7 @@ def push(folder: Path, repository: str, private: bool) -> str:
             ignore_patterns=[MARK], delete_patterns=[*SHARDS],
         )  # fmt: skip
     except Exception as error:  # the client raises many types: for the network, rights, names
-        reason = f"it can't be uploaded ({type(error).__name__}: {error})"
+        rule = f"it can't be uploaded ({type(error).__name__}: {error})"
         remedy = "log in with `hf auth login`, check the name, try again"
-        raise UserError("repository", repository, reason, remedy) from error
+        raise UserError("repository", repository, rule, remedy) from error
     return f"https://huggingface.co/datasets/{repository}"

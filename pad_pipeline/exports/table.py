@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pycocotools import mask as coco_mask
 
-from pad_pipeline.exports.regions import checked_regions
 from pad_pipeline.exports.target import Target
 from pad_pipeline.shards.reader import Sample, ShardFolder
 
@@ -19,17 +18,10 @@ NAME = "regions.parquet"
 _NUMBER = pa.float32()
 SCHEMA = pa.schema(
     [
-        ("shard", pa.string()),
-        ("key", pa.string()),
-        ("id", pa.string()),
-        ("source", pa.string()),
-        ("image_width", pa.int32()),
-        ("image_height", pa.int32()),
-        ("region", pa.int32()),
+        *((name, pa.string()) for name in ("shard", "key", "id", "source")),
+        *((name, pa.int32()) for name in ("image_width", "image_height", "region")),
         ("label", pa.string()),
-        ("score", _NUMBER),
-        ("label_score", _NUMBER),
-        ("predicted_iou", _NUMBER),
+        *((name, _NUMBER) for name in ("score", "label_score", "predicted_iou")),
         ("crowd", pa.bool_()),
         *((edge, _NUMBER) for edge in ("x0", "y0", "x1", "y1")),
         ("area", pa.int64()),
@@ -66,22 +58,19 @@ def export_table(shards: ShardFolder, target: Target) -> Iterator[Counter[str]]:
 
 def _rows(shard: str, sample: Sample) -> Iterator[dict[str, Any]]:
     meta = sample.meta
-    image: dict[str, Any] = {"shard": shard, "key": sample.key, "id": meta["id"], "source": meta["source"]}
-    image |= {"image_width": meta["width"], "image_height": meta["height"]}
+    image = {"shard": shard, "key": sample.key, "id": meta["id"], "source": meta["source"]}
+    size = {"image_width": meta["width"], "image_height": meta["height"]}
     covered = sample.coverage.sum((1, 2), dtype=np.int64) / 255
-    for number, region in enumerate(checked_regions(sample)):
-        plain = ("label", "score", "label_score", "predicted_iou", "crowd")
-        fields = {name: value for name, value in region.items() if name in plain}
-        box = dict(zip(("x0", "y0", "x1", "y1"), region["box"], strict=True))
-        yield (
-            image
-            | fields
-            | box
-            | {
-                "region": number,
-                "area": int(coco_mask.area(region["rle"])),
-                "patches": float(covered[number]),
-                "alternates": [other["label"] for other in region["alternates"]],
-                "rle": region["rle"]["counts"],
-            }
-        )
+    plain = ("label", "score", "label_score", "predicted_iou", "crowd")
+    for number, region in enumerate(sample.checked_regions()):
+        yield {
+            **image,
+            **size,
+            **{name: value for name, value in region.items() if name in plain},
+            **dict(zip(("x0", "y0", "x1", "y1"), region["box"], strict=True)),
+            "region": number,
+            "area": int(coco_mask.area(region["rle"])),
+            "patches": float(covered[number]),
+            "alternates": [other["label"] for other in region["alternates"]],
+            "rle": region["rle"]["counts"],
+        }

@@ -15,14 +15,10 @@ MARK = ".pad-export"
 
 
 class Target:
-    """A folder to export into.
-
-    Args:
-        path: the folder; it is created where it does not exist.
-        kind: the kind of the export; an earlier export of another kind is not overwritten.
+    """A folder to export into, which is created where it does not exist.
 
     Raises:
-        UserError: the folder holds something else, or can't be written.
+        UserError: the folder holds an export of another `kind`, or something else, or can't be written.
     """
 
     def __init__(self, path: Path, kind: str) -> None:
@@ -35,12 +31,9 @@ class Target:
             Folder(Path(folder)).clean()
 
     def path_of(self, name: str) -> Path:
-        """Return the path of file `name` in the folder.
+        """Return the path of file `name` in the folder; raise `UserError` if the path is not below the folder.
 
         Names come from shards of unknown origin, and a link in the folder may lead anywhere, so the path is checked.
-
-        Raises:
-            UserError: the path is not below the folder.
         """
         path = self.path / name
         if self.path.resolve() not in path.resolve().parents:

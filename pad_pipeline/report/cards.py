@@ -6,17 +6,15 @@ import base64
 import io
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
 from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.masks import decode_mask
-from pad_pipeline.records import RegionJson
 from pad_pipeline.report.outline import outline
 from pad_pipeline.shards.reader import Sample, ShardFolder
 
@@ -24,8 +22,7 @@ TOUCHED_BINS = 16
 """The bins in which the coverage (1..255) of touched patches is counted; each is 16 wide."""
 
 
-@dataclass
-class Measure:
+class Measure(NamedTuple):
     """The numbers of one region, for the statistics."""
 
     label: str
@@ -53,75 +50,45 @@ class Card:
 
 
 def make_card(shards: ShardFolder, name: str, row: dict[str, Any], edge: int) -> Card:
-    """Make the card of one image.
-
-    Args:
-        shards: the run.
-        name: the name of the image's shard.
-        row: the image's row in the shard's index.
-        edge: the greatest length of the small copy's long edge, in pixels.
-
-    Raises:
-        UserError: the shard is damaged.
-    """
+    """Make the card of one image: of `row` in the index of shard `name`. The small copy's long edge has at most `edge`
+    pixels. Raise `UserError` if the shard is damaged."""
     data = {what: row[what] for what in ("key", "id", "source", "status", "stage", "reason")} | {"shard": name}
     if row["status"] == "failed":
         return Card(data, as_script(data))
     sample = shards.sample(name, row)
     try:
-        image = _image(sample.image, shards.run.settings.get("decode", {}), edge)
-        measures = [_measure(region, sample.coverage[n]) for n, region in enumerate(sample.meta["regions"])]
-        data |= _content(sample, shards.run.view, measures)
+        image, _ = decode(sample.image, DecodeSettings.model_validate(shards.run.settings.get("decode", {})))
+        image.thumbnail((edge, edge), Image.Resampling.BICUBIC, reducing_gap=2.0)
+        small = io.BytesIO()
+        image.save(small, "JPEG", quality=85)
+        content, measures = _content(sample, shards.run.view)
+        data |= content
         text = as_script(data)
     except Exception as error:  # any exception here means that the shard's bytes are damaged
         rule = f"{row['key']} in it is damaged ({type(error).__name__}: {error})"
-        raise UserError(
-            "shards", f"{shards.folder}/{name}.tar", rule, f"see `pad verify {shards.folder}` with `deep`"
-        ) from error
+        remedy = f"see `pad verify {shards.folder}` with `deep`"
+        raise UserError("shards", f"{shards.folder}/{name}.tar", rule, remedy) from error
     touched = np.bincount(sample.coverage[sample.coverage > 0] >> 4, minlength=TOUCHED_BINS)
-    return Card(data, text, image, measures, touched)
+    return Card(data, text, small.getvalue(), measures, touched)
 
 
 def as_script(value: Any) -> str:
-    """Return JSON that is safe inside a `<script>` of HTML: in ASCII, with `<`, `>` and `&` escaped.
-
-    Raises:
-        ValueError: a number is not finite, which JSON can't express.
-    """
+    """Return JSON that is safe inside a `<script>` of HTML: in ASCII, with `<`, `>` and `&` escaped. Raise `ValueError`
+    if a number is not finite."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def grid_of(view: View, width: int, height: int) -> list[float]:
-    """Return the patch grid over an image: left edge, upper edge, width and height of a patch.
-
-    All are in pixels of the upright original. A crop's grid begins inside the image, a padded one outside.
-    """
-    x, y = view.axes(width, height)
-    return [x.origin / x.pixel, y.origin / y.pixel, x.cell / x.pixel, y.cell / y.pixel]
-
-
-def _image(data: bytes, settings: dict[str, Any], edge: int) -> bytes:
-    image, _ = decode(data, DecodeSettings.model_validate(settings))
-    image.thumbnail((edge, edge), Image.Resampling.BICUBIC, reducing_gap=2.0)
-    written = io.BytesIO()
-    image.save(written, "JPEG", quality=85)
-    return written.getvalue()
-
-
-def _measure(region: RegionJson, coverage: np.ndarray) -> Measure:
-    height, width = region["rle"]["size"]
-    area = float(coco_mask.area(region["rle"])) / (width * height)
-    return Measure(
-        region["label"], float(region["score"]), float(region["predicted_iou"]), area, float(coverage.mean()) / 255
-    )
-
-
-def _content(sample: Sample, view: View, measures: list[Measure]) -> dict[str, Any]:
+def _content(sample: Sample, view: View) -> tuple[dict[str, Any], list[Measure]]:
+    """Return the data of a sample that the page shows, and the numbers of its regions."""
     meta = sample.meta
     width, height = int(meta["width"]), int(meta["height"])
-    regions = []
-    for region, coverage, measure in zip(meta["regions"], sample.coverage, measures, strict=True):
+    x, y = view.axes(width, height)
+    regions, measures = [], []
+    for region, coverage in zip(meta["regions"], sample.coverage, strict=True):
+        mask = decode_mask(region["rle"], width, height)
+        area, seen = np.count_nonzero(mask) / mask.size, float(coverage.mean()) / 255
+        measures.append(Measure(region["label"], float(region["score"]), float(region["predicted_iou"]), area, seen))
         regions.append(
             {
                 "label": region["label"],
@@ -131,26 +98,27 @@ def _content(sample: Sample, view: View, measures: list[Measure]) -> dict[str, A
                 "alternates": [[str(other["label"]), _rounded(other["score"])] for other in region["alternates"]],
                 "crowd": region["crowd"],
                 "box": [round(float(edge), 1) for edge in region["box"]],
-                "area": _rounded(measure.area),
-                "path": outline(decode_mask(region["rle"], width, height)),
+                "area": _rounded(area),
+                "path": outline(mask),
                 "patches": _patches(coverage),
             }
         )
-    return {
+    content = {
         "width": width,
         "height": height,
         "caption": meta["caption"] or "\n".join(str(turn["value"]) for turn in meta["conversations"]),
         "tags": [[str(tag["label"]), _rounded(tag["score"])] for tag in meta["tags"]],
-        "grid": grid_of(view, width, height),
+        # The patch grid in pixels of the upright original: left and upper edge, width and height of a patch. A crop's
+        # grid begins inside the image, a padded one outside.
+        "grid": [x.origin / x.pixel, y.origin / y.pixel, x.cell / x.pixel, y.cell / y.pixel],
         "regions": regions,
     }
+    return content, measures
 
 
 def _patches(coverage: np.ndarray) -> list[Any]:
-    """Return the part of the patch grid that a region touches; an empty list if it is outside the view.
-
-    The list has first row, first column, number of rows, number of columns, and the coverage, row by row, in base64.
-    """
+    """Return the part of the patch grid that a region touches: first row, first column, number of rows, number of
+    columns, and the coverage, row by row, in base64. The list is empty if the region is outside the view."""
     if not coverage.any():
         return []
     rows, columns = np.flatnonzero(coverage.any(1)), np.flatnonzero(coverage.any(0))

@@ -18,14 +18,10 @@ _TOLERANCE = 0.2
 
 
 def outline(mask: np.ndarray) -> str:
-    """Return the outline of a mask as an SVG path, to be filled by the even-odd rule.
+    """Return the outline of a mask, uint8 0 or 1 `[H, W]`, as an SVG path, to be filled by the even-odd rule.
 
-    Args:
-        mask: uint8 `[H, W]`, 0 or 1.
-
-    Returns:
-        Closed rings in whole numbers, in a unit of which the image's long edge has `REACH`. Each ring is an absolute
-        `M x y` and relative steps `l dx dy`. The path of an empty mask is empty.
+    The path has closed rings in whole numbers, in a unit of which the image's long edge has `REACH`. Each ring is an
+    absolute `M x y` and relative steps `l dx dy`. The path of an empty mask is empty.
     """
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
@@ -45,10 +41,8 @@ def outline(mask: np.ndarray) -> str:
 
 
 def _simplified(line: np.ndarray) -> np.ndarray:
-    """Leave out points of a closed line `[N, 2]`.
-
-    The last point of the line repeats the first; the result, float64 `[n, 2]`, does not repeat it.
-    """
+    """Leave out points of a closed line `[N, 2]`. Its last point repeats the first; the result, float64 `[n, 2]`, does
+    not repeat it."""
     ring = line[:-1, 0] + 1j * line[:-1, 1]
     for turn in range(_PASSES):
         previous = np.concatenate((ring[-1:], ring[:-1]))

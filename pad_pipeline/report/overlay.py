@@ -14,8 +14,6 @@ from pad_pipeline.records import RegionJson, SampleJson
 EDGE = 360
 """Width and height of a panel, in pixels."""
 INK, PAPER = (25, 25, 30), (250, 250, 247)
-
-
 COLORS = ("#f0a020", "#56b4e9", "#f0e442", "#00b884", "#ff7a33", "#e08fc0", "#5b8ff0")
 """The colors of regions, as in `web/overlay.js`: those of Okabe and Ito, which color-blind people can tell apart."""
 TINTS = (0.0, 0.5, 0.75)
@@ -29,22 +27,13 @@ def color_of(number: int) -> tuple[int, ...]:
 
 
 def panels(image: Image.Image, meta: SampleJson, coverage: np.ndarray, view: View) -> Image.Image:
-    """Draw three panels side by side (boxes, masks, coverage), with the caption and the tags below.
-
-    Args:
-        image: the upright image.
-        meta: the JSON member of the sample.
-        coverage: the masks member of the sample, uint8 `[R, grid, grid]`.
-        view: the view of the run.
-    """
-    text_height = 66
-    sheet = Image.new("RGB", (3 * EDGE + 20, EDGE + text_height), PAPER)
+    """Draw three panels of an upright image side by side (boxes, masks, coverage), with the caption and the tags below.
+    `meta` and `coverage`, uint8 `[R, grid, grid]`, are members of the sample."""
+    sheet = Image.new("RGB", (3 * EDGE + 20, EDGE + 66), PAPER)
     scale = EDGE / max(image.size)
     size = round(image.width * scale), round(image.height * scale)
-    large = image.resize(size, Image.Resampling.BICUBIC)
-    regions = meta["regions"]
-    sheet.paste(_boxes(large, regions, scale), (0, 0))
-    sheet.paste(_masks(image, regions).resize(size, Image.Resampling.BILINEAR), (EDGE + 10, 0))
+    sheet.paste(_boxes(image.resize(size, Image.Resampling.BICUBIC), meta["regions"], scale), (0, 0))
+    sheet.paste(_masks(image, meta["regions"]).resize(size, Image.Resampling.BILINEAR), (EDGE + 10, 0))
     sheet.paste(_patches(image, coverage, view), (2 * EDGE + 20, 0))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     tags = ", ".join(f"{tag['label']} {tag['score']:.2f}" for tag in meta["tags"])
@@ -65,8 +54,7 @@ def contact_sheet(rows: list[Image.Image]) -> Image.Image:
 
 
 def _boxes(image: Image.Image, regions: list[RegionJson], scale: float) -> Image.Image:
-    drawn = image.copy()
-    draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(12)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(12)
     for number, region in reversed(list(enumerate(regions))):
         color = color_of(number)
         box = [edge * scale for edge in region["box"]]
@@ -75,26 +63,21 @@ def _boxes(image: Image.Image, regions: list[RegionJson], scale: float) -> Image
         position = draw.textbbox((box[0] + 2, box[1] + 1), text, font)
         draw.rectangle((position[0] - 2, position[1] - 1, position[2] + 2, position[3] + 1), fill=INK)
         draw.text((box[0] + 2, box[1] + 1), text, color, font)
-    return drawn
+    return image
 
 
 def _masks(image: Image.Image, regions: list[RegionJson]) -> Image.Image:
     pixels = np.asarray(image.convert("L").convert("RGB")).astype(np.float32)
-    masks = [
-        (number, decode_mask(region["rle"], *reversed(region["rle"]["size"])).astype(bool))
-        for number, region in enumerate(regions)
-    ]
+    masks = [decode_mask(region["rle"], *image.size).astype(bool) for region in regions]
     # Large masks first, so that small ones are on top.
-    for number, mask in sorted(masks, key=lambda entry: -int(entry[1].sum())):
+    for number, mask in sorted(enumerate(masks), key=lambda entry: -int(entry[1].sum())):
         pixels[mask] = 0.45 * pixels[mask] + 0.55 * np.array(color_of(number), np.float32)
     return Image.fromarray(pixels.astype(np.uint8))
 
 
 def _patches(image: Image.Image, coverage: np.ndarray, view: View) -> Image.Image:
-    """Draw the view and its patch grid.
-
-    A patch has the color of the smallest region that covers half of it or more; the higher the coverage, the stronger.
-    """
+    """Draw the view and its patch grid. A patch has the color of the smallest region that covers half of it or more.
+    The higher the coverage, the stronger the color."""
     shown = view.apply(image, (127, 127, 127)).resize((EDGE, EDGE), Image.Resampling.BICUBIC)
     pixels = np.asarray(shown).astype(np.float32)
     tint, strength = np.zeros((view.grid, view.grid, 3), np.float32), np.zeros((view.grid, view.grid), np.float32)
@@ -102,10 +85,9 @@ def _patches(image: Image.Image, coverage: np.ndarray, view: View) -> Image.Imag
     for number in np.argsort(-coverage.astype(int).sum((1, 2)), kind="stable"):
         over = coverage[number] >= 128
         tint[over], strength[over] = color_of(int(number)), coverage[number][over] / 255
-    cell = (np.arange(EDGE) * view.grid) // EDGE
-    weight = 0.55 * strength[np.ix_(cell, cell)][..., None]
-    pixels = (1 - weight) * pixels + weight * tint[np.ix_(cell, cell)]
-    drawn = Image.fromarray(pixels.astype(np.uint8))
+    cells = np.ix_(*[np.arange(EDGE) * view.grid // EDGE] * 2)
+    weight = 0.55 * strength[cells][..., None]
+    drawn = Image.fromarray(((1 - weight) * pixels + weight * tint[cells]).astype(np.uint8))
     draw = ImageDraw.Draw(drawn)
     for line in range(1, view.grid):
         position = line * EDGE / view.grid

@@ -19,47 +19,38 @@ from pathlib import Path
 import jinja2
 
 from pad_pipeline import __version__
+from pad_pipeline.facts import flat
 from pad_pipeline.report.cards import Card, as_script, make_card
-from pad_pipeline.report.facts import run_facts
 from pad_pipeline.report.settings import ReportSettings
 from pad_pipeline.report.tally import Tally
+from pad_pipeline.shards.provenance import models
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.storage import Folder, claim_folder, unwritable, whole
 
 MARK = ".pad-report"
 """A file that only a report has; a folder with it may be overwritten."""
 _WEB = Path(__file__).parent / "web"
-_PARTS = ("data", "images", "assets")
-_ASSETS = ("report.css", "overlay.js", "report.js")
 
 
-def prepare_out(out: Path) -> None:
-    """Create the folder of a report, and remove the files of an earlier report from it.
-
-    Raises:
-        UserError: the folder holds something else, or can't be written.
-    """
+def _prepare(out: Path) -> None:
+    """Create the folder of a report, and remove the files of an earlier report from it."""
     claim_folder(out, MARK, "`pad report` may replace what is in this folder.\n")
     try:
         Folder(out).clean()
         (out / "index.html").unlink(missing_ok=True)  # removed first, so that half a report does not open
-        for part in _PARTS:
-            if (out / part).is_symlink() or (out / part).is_file():
-                (out / part).unlink()
-            elif (out / part).exists():
-                shutil.rmtree(out / part)
-            (out / part).mkdir()
+        for part in (out / name for name in ("data", "images", "assets")):
+            if part.is_symlink() or part.is_file():
+                part.unlink()
+            elif part.exists():
+                shutil.rmtree(part)
+            part.mkdir()
     except OSError as error:
         raise unwritable(out, error) from error
 
 
 def write_report(shards: ShardFolder, out: Path, settings: ReportSettings) -> Iterator[Counter[str]]:
-    """Write the report of a run. Memory does not grow with the number of images; `index.html` is written last.
-
-    Args:
-        shards: the run.
-        out: the folder of the report, see `prepare_out`.
-        settings: the size of the report and of its parts.
+    """Write the report of a run into the folder `out`. Memory does not grow with the number of images; `index.html` is
+    written last.
 
     Yields:
         After each shard, how many of its `images`, `failed` images and `regions` were written.
@@ -68,26 +59,20 @@ def write_report(shards: ShardFolder, out: Path, settings: ReportSettings) -> It
         UserError: a shard is damaged, or the folder holds something else.
         OSError: a file can't be written.
     """
-    prepare_out(out)
+    _prepare(out)
     tally = Tally(shards)
     writer = _Writer(out, settings, tally)
     for _, cards in groupby(_cards(shards, settings), lambda card: card.data["shard"]):
         counts: Counter[str] = Counter()
         for card in cards:
             writer.add(card)
-            failed = card.data["status"] == "failed"
-            counts.update(images=1, failed=failed, regions=len(card.measures))
+            counts.update(images=1, failed=card.data["status"] == "failed", regions=len(card.measures))
         yield counts
     writer.close()
-    facts = {
-        "images": tally.images,
-        "page_size": settings.page_size,
-        "block": settings.block,
-        "patches": shards.run.view.grid,
-        "labels": list(tally.labels.items()),
-    }
+    sizes = {"images": tally.images, "page_size": settings.page_size, "block": settings.block}
+    facts = sizes | {"patches": shards.run.view.grid, "labels": list(tally.labels.items())}
     _write_script(out / "data", "facts", as_script(facts))
-    for name in _ASSETS:
+    for name in ("report.css", "overlay.js", "report.js"):
         shutil.copyfile(_WEB / name, out / "assets" / name)
     _write_page(out, tally)
 
@@ -104,8 +89,7 @@ def _cards(shards: ShardFolder, settings: ReportSettings) -> Iterator[Card]:
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            for future in waiting:
-                future.cancel()
+            threads.shutdown(cancel_futures=True)
 
 
 class _Writer:
@@ -128,17 +112,20 @@ class _Writer:
         self.page.append(card.text)
         self.tally.add(card)
         self._index(card)
-        if len(self.page) == self.settings.page_size:
-            self._close_page()
-        if len(self.statuses) == self.settings.block:
-            self._close_block()
+        self.close(self.settings.page_size, self.settings.block)
 
-    def close(self) -> None:
-        """Write the last page and the last block of the index."""
-        if self.page:
-            self._close_page()
-        if self.statuses:
-            self._close_block()
+    def close(self, page_size: int = 1, block: int = 1) -> None:
+        """Write the page and the block of the index, if they have this many images or more."""
+        if len(self.page) >= page_size:
+            number = (self.tally.images - 1) // self.settings.page_size
+            _write_script(self.out / "data", f"page-{number:06d}", f"[{','.join(self.page)}]")
+            self.page = []
+        if len(self.statuses) >= block:
+            number = (self.tally.images - 1) // self.settings.block
+            index = {"statuses": self.statuses, "labels": self.labels}
+            _write_script(self.out / "data", f"index-{number:06d}", as_script(index))
+            _write_script(self.out / "data", f"text-{number:06d}", as_script(self.texts))
+            self.statuses, self.labels, self.texts = "", [], []
 
     def _index(self, card: Card) -> None:
         """Add to the index: the image's status, the best score of each label in percent, and the text to search."""
@@ -151,18 +138,6 @@ class _Writer:
         words = ("id", "source", "stage", "reason", "caption")
         self.texts.append("\n".join(filter(None, (card.data.get(name) for name in words))))
 
-    def _close_page(self) -> None:
-        number = (self.tally.images - 1) // self.settings.page_size
-        _write_script(self.out / "data", f"page-{number:06d}", f"[{','.join(self.page)}]")
-        self.page = []
-
-    def _close_block(self) -> None:
-        number = (self.tally.images - 1) // self.settings.block
-        block = {"statuses": self.statuses, "labels": self.labels}
-        _write_script(self.out / "data", f"index-{number:06d}", as_script(block))
-        _write_script(self.out / "data", f"text-{number:06d}", as_script(self.texts))
-        self.statuses, self.labels, self.texts = "", [], []
-
 
 def _write_script(folder: Path, name: str, value: str) -> None:
     (folder / f"{name}.js").write_text(f'padData("{name}",{value});\n', "ascii")
@@ -174,7 +149,7 @@ def _write_page(out: Path, tally: Tally) -> None:
     )
     page = environment.get_template("index.html.jinja").render(
         name=str(tally.shards.folder).rstrip("/").rpartition("/")[2] or str(tally.shards.folder),
-        facts=run_facts(tally),
+        facts=_run_facts(tally),
         tally=tally,
         by_count=[label for label, _ in tally.labels.most_common()],
         by_area=sorted(tally.areas, key=lambda label: -tally.areas[label]),
@@ -183,3 +158,26 @@ def _write_page(out: Path, tally: Tally) -> None:
     )
     with whole(out / "index.html", durable=False) as partial:
         partial.write_bytes(page.encode("utf-8", "replace"))  # a lone surrogate in a text can't be encoded
+
+
+def _run_facts(tally: Tally) -> dict[str, list[tuple[str, str]]]:
+    """Return the tables of a run's facts, by title: rows of a name and a value. Empty tables are left out."""
+    shards, run, view = tally.shards, tally.shards.run, tally.shards.run.view
+    run_rows = [
+        ("where", str(shards.folder)),
+        ("made by", f"pad {'import coco' if run.kind == 'import-coco' else run.kind}"),
+        ("shards finished", f"{len(shards.names):,} of {run.shards:,}, {run.shard_size:,} images each"),
+        ("images in this report", f"{tally.images:,} of {run.images:,}"),
+        ("view", f"{view.size} x {view.size} pixels, {view.fit}"),
+        ("patch grid", f"{view.grid} x {view.grid} patches of {view.patch} pixels"),
+        ("label embedding", f"{run.embedding_width:,} numbers"),
+        *((what, f"{number:,}") for what, number in run.counts.items()),
+    ]
+    tables = {
+        "Run": run_rows,
+        "Models": [(what, model.name) for what, model in models(run)],
+        "Settings": [(name, str(value)) for name, value in flat(run.settings).items()],
+        "Fingerprints": [*sorted(run.fingerprints.items()), *(("accepted code", c) for c in run.accepted_code)],
+        "Environment": sorted(run.environment.items()),
+    }
+    return {title: rows for title, rows in tables.items() if rows}

@@ -7,21 +7,17 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from operator import add
 
 from pad_pipeline.report.cards import TOUCHED_BINS, Card
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.stats import Statistics
 
-_REASONS, _EXAMPLES = 1000, 3
-"""Distinct reasons of failures that are counted separately, and images that are named as examples for each."""
-
 
 @dataclass
 class Histogram:
-    """Counts of values in bins between `edges`.
-
-    The last bin includes its upper edge. Values outside all bins are counted in the first or the last one.
-    """
+    """Counts of values in bins between `edges`. The last bin includes its upper edge. Values outside all bins are
+    counted in the first or the last one."""
 
     title: str
     edges: Sequence[float]
@@ -31,9 +27,9 @@ class Histogram:
     def __post_init__(self) -> None:
         self.counts = [0] * (len(self.edges) - 1)
 
-    def add(self, value: float, times: int = 1) -> None:
-        """Count `value` `times` times."""
-        self.counts[min(max(bisect_right(self.edges, value) - 1, 0), len(self.counts) - 1)] += times
+    def add(self, value: float) -> None:
+        """Count a value."""
+        self.counts[min(max(bisect_right(self.edges, value) - 1, 0), len(self.counts) - 1)] += 1
 
     @property
     def total(self) -> int:
@@ -43,9 +39,8 @@ class Histogram:
     @property
     def bins(self) -> list[tuple[str, int]]:
         """The name and the count of each bin."""
-        names = [f"{low:g} to {high:g}" for low, high in pairwise(self.edges)]
-        if all(high == low + 1 for low, high in pairwise(self.edges[:-1])):  # a bin for each whole number
-            names = [f"{low:g}" for low in self.edges[:-1]]
+        whole = all(high == low + 1 for low, high in pairwise(self.edges[:-1]))  # a bin for each whole number
+        names = [f"{low:g}" if whole else f"{low:g} to {high:g}" for low, high in pairwise(self.edges)]
         if self.edges[-1] == math.inf:
             names[-1] = f"{self.edges[-2]:g} or more"
         return [(f"{name} {self.unit}".strip(), count) for name, count in zip(names, self.counts, strict=True)]
@@ -54,22 +49,22 @@ class Histogram:
 class Tally(Statistics):
     """Counts over the images of a report. Its size grows with the number of labels, not with the number of images."""
 
+    most_reasons, most_examples = 1000, 3
+
     def __init__(self, shards: ShardFolder) -> None:
-        super().__init__(shards, _REASONS, _EXAMPLES)
+        super().__init__(shards)
         self.numbers: dict[str, int] = {}
         """The number of each label in the report's index; labels are numbered as they first appear."""
         self.areas: dict[str, float] = {}
         """Label -> the sum over its regions of the share of the image that each covers (0..1)."""
-        share, long_edges = [number / 20 for number in range(21)], [0, 128, 256, 384, 512, 640, 800, 1024, 1280, 1600]
+        share, pixels = [number / 20 for number in range(21)], [0, 128, 256, 384, 512, 640, 800, 1024, 1280, 1600]
         self.per_image = Histogram("Regions per image", [*range(21), math.inf], "regions")
         self.scores = Histogram("Score of regions", share)
         self.ious = Histogram("Predicted IoU of masks", share)
         self.shares = Histogram("Share of the image under a mask", share)
         self.seen = Histogram("Share of the view under a mask", share)
-        self.touched = Histogram(
-            "Coverage of touched patches", [16 * step for step in range(TOUCHED_BINS)] + [255], "of 255"
-        )
-        self.long_edges = Histogram("Long edge of images", [*long_edges, 2048, 3072, 4096, math.inf], "px")
+        self.touched = Histogram("Coverage of touched patches", [*range(0, 16 * TOUCHED_BINS, 16), 255], "of 255")
+        self.long_edges = Histogram("Long edge of images", [*pixels, 2048, 3072, 4096, math.inf], "px")
         self.aspects = Histogram("Width over height", [0, 0.5, 0.65, 0.75, 0.9, 1.1, 1.35, 1.55, 2, math.inf])
 
     @property
@@ -88,8 +83,7 @@ class Tally(Statistics):
         self.per_image.add(len(data["regions"]))
         self.long_edges.add(max(data["width"], data["height"]))
         self.aspects.add(data["width"] / data["height"])
-        for step, number in enumerate(card.touched.tolist()):
-            self.touched.counts[step] += number
+        self.touched.counts = [*map(add, self.touched.counts, card.touched.tolist())]
         for measure in card.measures:
             self.numbers.setdefault(measure.label, len(self.numbers))
             self.areas[measure.label] = self.areas.get(measure.label, 0.0) + measure.area

@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 import tempfile
 import unicodedata
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 
 _OTHER = re.compile(r"[^\w-]")
 _KEY = re.compile(r"[\w-]+")
-_LONGEST = 120
-_NUMBER = 20
-"""The most bytes that `numbered` appends to a key."""
+_LONGEST, _NUMBER = 120, 20
+"""The most bytes of a plain key, and the most that `numbered` appends to it."""
 _PARTS = 64
 _ENTRY = np.dtype([("hash", "<u8"), ("row", "<u8")])
 
@@ -23,8 +23,6 @@ _ENTRY = np.dtype([("hash", "<u8"), ("row", "<u8")])
 def plain_key(name: str) -> str:
     """Return an id as a key: letters, digits, `-` and `_`, and no dot, because readers split names there. A key has 120
     bytes at most, so that every file system can hold the members' names."""
-    if name.isascii():
-        return _OTHER.sub("_", name)[:_LONGEST] or "image"
     plain = _OTHER.sub("_", unicodedata.normalize("NFC", name))
     return plain.encode()[:_LONGEST].decode(errors="ignore") or "image"
 
@@ -64,13 +62,13 @@ class KeyHashes:
 
     def repeated(self) -> np.ndarray:
         """Return the rows whose key an earlier row has, uint64 `[M]`, in order."""
-        rows = []
+        rows = [np.empty(0, "<u8")]
         for path in filter(Path.exists, self._paths):
             entries = np.fromfile(path, _ENTRY)
             entries = entries[np.argsort(entries["hash"], kind="stable")]  # stable: equal hashes keep the order of rows
             entries.tofile(path)
             rows.append(entries["row"][1:][entries["hash"][1:] == entries["hash"][:-1]])
-        return np.sort(np.concatenate(rows)) if rows else np.empty(0, "<u8")
+        return np.sort(np.concatenate(rows))
 
     def __contains__(self, key: str) -> bool:
         """Return whether some row has this key. `repeated` must be called first, because it sorts the parts."""
@@ -79,8 +77,7 @@ class KeyHashes:
         if not path.exists():
             return False
         hashes = np.memmap(path, _ENTRY, "r")["hash"]
-        at = int(np.searchsorted(hashes, value))
-        return at < len(hashes) and bool(hashes[at] == value)
+        return value in hashes[np.searchsorted(hashes, value) :][:1]
 
 
 def numbered(keys: Iterator[tuple[int, str]], hashes: KeyHashes) -> Iterator[tuple[int, str]]:
@@ -90,14 +87,9 @@ def numbered(keys: Iterator[tuple[int, str]], hashes: KeyHashes) -> Iterator[tup
         keys: row and key of each row of `KeyHashes.repeated`, in order.
         hashes: the hashes of all rows.
     """
-    copies: Counter[str] = Counter()
-    for row, key in keys:
-        while True:
-            copies[key] += 1
-            new_key = f"{key}-{copies[key] + 1}"
-            if new_key not in hashes:  # another copy can't have it either, because it holds key and number
-                break
-        yield row, new_key
+    numbers: defaultdict[str, Iterator[int]] = defaultdict(lambda: count(2))
+    for row, key in keys:  # no other copy can have the new key either, because it holds key and number
+        yield row, next(new for number in numbers[key] if (new := f"{key}-{number}") not in hashes)
 
 
 def scratch_folder() -> tempfile.TemporaryDirectory[str]:

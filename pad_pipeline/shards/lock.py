@@ -10,8 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 from pad_pipeline.errors import UserError
@@ -24,15 +23,9 @@ SILENCE = 3
 """The holder counts as dead when the lock file has not changed for this many times `BEAT`."""
 
 
-@contextmanager
-def locked(folder: Folder) -> Iterator[None]:
-    """Hold the lock of a run's folder.
-
-    Raises:
-        UserError: another run holds the lock.
-    """
-    with _leased(folder) if folder.remote else _flocked(folder.path / LOCK_NAME, folder):
-        yield
+def locked(folder: Folder) -> AbstractContextManager[None]:
+    """Hold the lock of a run's folder in a `with` block; raise `UserError` if another run holds it."""
+    return _leased(folder) if folder.remote else _flocked(folder)
 
 
 def _owner() -> dict[str, Any]:
@@ -45,16 +38,17 @@ def _in_use(folder: Folder, owner: dict[str, Any]) -> UserError:
 
 
 @contextmanager
-def _flocked(path: Path, folder: Folder) -> Iterator[None]:
+def _flocked(folder: Folder) -> Iterator[None]:
     """Hold a lock of the kernel, which ends with the process."""
+    path = folder.path / LOCK_NAME
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            content = os.pread(lock, 1000, 0)
+            owner = _parsed(os.pread(lock, 1000, 0))
             os.close(lock)
-            raise _in_use(folder, _parsed(content)) from error
+            raise _in_use(folder, owner) from error
         with suppress(FileNotFoundError):
             if os.fstat(lock).st_ino == path.stat().st_ino:
                 break
@@ -119,11 +113,10 @@ def _read(folder: Folder) -> dict[str, Any]:
 
 
 def _parsed(content: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(content)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+    with suppress(ValueError):
+        if isinstance(value := json.loads(content), dict):
+            return value
+    return {}
 
 
 def _alive(process: Any) -> bool:
@@ -131,6 +124,6 @@ def _alive(process: Any) -> bool:
         os.kill(int(process), 0)
     except (ProcessLookupError, TypeError, ValueError):
         return False
-    except PermissionError:
-        return True
+    except PermissionError:  # it is another user's
+        pass
     return True

@@ -47,11 +47,7 @@ class Origin:
 
 
 def origins(run: Run) -> list[Origin]:
-    """Return the origins of a run's regions, each once.
-
-    Raises:
-        UserError: run.json is nested too deep.
-    """
+    """Return the origins of a run's regions, each once; raise `UserError` if run.json is nested too deep."""
     try:
         every = _origins(run.settings, run.fingerprints)
     except RecursionError as error:
@@ -63,12 +59,10 @@ def origins(run: Run) -> list[Origin]:
 def models(run: Run) -> list[tuple[str, Model]]:
     """Return the models of a run, each with its title: the section, after the origin's number if there are several."""
     distinct = origins(run)
-    numbers = [f"{number}: " if len(distinct) > 1 else "" for number in range(1, len(distinct) + 1)]
     named = [
-        (f"{number}{model.section}", model)
-        for number, origin in zip(numbers, distinct, strict=True)
-        for step, model in origin.models.items()
-        if all(origin.models.get(earlier) is not model for earlier in ORDER[: ORDER.index(step)])
+        (f"{number}: {model.section}" if len(distinct) > 1 else model.section, model)
+        for number, origin in enumerate(distinct, 1)
+        for model in {id(model): model for model in origin.models.values()}.values()  # one may do several steps
     ]
     words = _model("llm", run.settings.get("llm"), {"llm": run.fingerprints.get("llm_embedding")})
     return [*named, ("word embeddings", words)] if words else named
@@ -76,17 +70,17 @@ def models(run: Run) -> list[tuple[str, Model]]:
 
 def _origins(settings: dict[str, Any], fingerprints: dict[str, Any]) -> list[Origin]:
     if isinstance(parts := settings.get("merged"), list):
-        pairs = [(_object(part).get("settings"), _object(part).get("fingerprints")) for part in parts]
-        every = [origin for pair in pairs for origin in _origins(*map(_object, pair))]
+        runs = [_object(part) for part in parts]
+        every = [o for run in runs for o in _origins(_object(run.get("settings")), _object(run.get("fingerprints")))]
     else:
         every = [Origin(_models(settings, fingerprints), [])]
         earlier, redone = _object(settings.get("earlier")), settings.get("redo_from")
         if earlier and redone in ORDER:
             kept = ORDER[: ORDER.index(redone)]
-            new = {stage: model for stage, model in every[0].models.items() if stage not in kept}
+            new = {step: model for step, model in every[0].models.items() if step not in kept}
             every = [
                 Origin(
-                    {stage: model for stage, model in origin.models.items() if stage in kept} | new,
+                    {step: model for step, model in origin.models.items() if step in kept} | new,
                     origin.edits if "ground" in kept else [],  # new boxes: the edited regions are gone
                 )
                 for origin in _origins(_object(earlier.get("settings")), earlier)
@@ -122,9 +116,8 @@ def _model(section: str, entry: object, fingerprints: dict[str, Any]) -> Model |
         numbers = {n: v for n, v in _object(entry.get("settings")).items() if isinstance(v, int | float)}
         return Model(section, str(entry["class"]), hashes, deciding | numbers)
     hashes = {"": texts[section]} if section in texts else {}
-    return Model(
-        section, next((str(entry[name]) for name in _REFERENCES if name in entry), "unknown"), hashes, deciding
-    )
+    name = next((str(entry[name]) for name in _REFERENCES if name in entry), "unknown")
+    return Model(section, name, hashes, deciding)
 
 
 def _object(value: object) -> dict[str, Any]:

@@ -7,7 +7,9 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import add
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,8 @@ import pyarrow.parquet as pq
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import PatchRule, select_patches
-from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, IndexRow, SampleJson, shard_name
+from pad_pipeline.masks import check_mask
+from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, IndexRow, RegionJson, SampleJson, shard_name
 from pad_pipeline.shards.keys import is_key
 from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.writer import TOTALS
@@ -49,6 +52,20 @@ class Sample:
     def region_embeds(self) -> np.ndarray:
         """Return the label embedding of each region, float16 `[R, d]`."""
         return self.embeds[[region["embedding"] for region in self.meta["regions"]]]
+
+    def checked_regions(self) -> list[RegionJson]:
+        """Return the regions, after a check of their masks: pycocotools trusts masks, and shards can come from anybody.
+
+        Raises:
+            UserError: a region has no valid mask of the image's size.
+        """
+        for number, region in enumerate(self.meta["regions"]):
+            try:
+                check_mask(region["rle"], self.meta["width"], self.meta["height"])
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                where, rule = f"mask {number} of {self.key}", f"it can't be used ({type(error).__name__}: {error})"
+                raise UserError("shards", where, rule, "see `pad verify` with `deep`") from error
+        return self.meta["regions"]
 
 
 def load_npy(content: bytes, shape: tuple[int, ...], kind: type[np.generic]) -> np.ndarray:
@@ -95,7 +112,7 @@ class ShardFolder:
         shards: the run's folder: a path, or a URL of an object store.
 
     Raises:
-        UserError: the folder holds no run.
+        UserError: the folder holds no run. The methods raise it for a damaged index or tar.
     """
 
     def __init__(self, shards: str | Path | Folder) -> None:
@@ -105,12 +122,8 @@ class ShardFolder:
         self.names = [shard_name(number) for number in sorted(set(numbers)) if number < self.run.shards]
 
     def index(self, name: str) -> list[IndexRow]:
-        """Return the rows of one shard's index.
-
-        Raises:
-            UserError: the index is damaged.
-        """
-        try:
+        """Return the rows of one shard's index."""
+        with self._read(f"{name}.parquet"):
             # Not `read_table`: if that raises, its threads keep running, and a process that ends then may abort.
             file = pq.ParquetFile(io.BytesIO(self.folder.read(f"{name}.parquet")))
             if file.metadata.num_rows > self.run.shard_size:
@@ -122,14 +135,10 @@ class ShardFolder:
             if odd := [row["key"] for row in rows if not is_key(row["key"])]:
                 raise ValueError(f"{odd[0][:80]!r} is no key of pad's")
             return rows
-        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
-            raise self._damaged(f"{name}.parquet", error) from error
 
     def rows(self) -> Iterator[tuple[str, IndexRow]]:
         """Yield the shard's name and the index row of every image of every finished shard."""
-        for name in self.names:
-            for row in self.index(name):
-                yield name, row
+        return ((name, row) for name in self.names for row in self.index(name))
 
     def usable(self) -> Rows:
         """Return the index rows of all images of finished shards that did not fail."""
@@ -141,38 +150,26 @@ class ShardFolder:
         return Rows(pa.concat_tables(parts, promote_options="permissive").combine_chunks())
 
     def members(self, name: str, row: IndexRow, image: bool = True) -> dict[str, bytes]:
-        """Return the bytes of a sample's members, by the names in `MEMBERS`; without the image file if not `image`.
-
-        Raises:
-            UserError: the tar is damaged.
-        """
-        try:
-            positions = {
-                member: (row[f"{member}_at"], row[f"{member}_bytes"])
-                for member in MEMBERS
-                if image or member != "image"
-            }
-            first, last = min(at for at, _ in positions.values()), max(at + size for at, size in positions.values())
+        """Return the bytes of a sample's members, by the names in `MEMBERS`; without the image file if not `image`."""
+        with self._read(f"{name}.tar"):
+            wanted = [member for member in MEMBERS if image or member != "image"]
+            starts, sizes = ([row[f"{member}_{part}"] for member in wanted] for part in ("at", "bytes"))
+            first, last = min(starts), max(map(add, starts, sizes))
             # The members lie side by side, with headers between them, so one read is enough.
-            if first < 0 or min(size for _, size in positions.values()) < 0:
+            if first < 0 or min(sizes) < 0:
                 raise ValueError("a member lies before the tar's beginning")
-            if last - first > sum(size for _, size in positions.values()) + _BETWEEN:
+            if last - first > sum(sizes) + _BETWEEN:
                 raise ValueError("its members lie far apart")
             content = self.folder.part(f"{name}.tar", first, last)
             if len(content) < last - first:
                 raise ValueError("a member does not lie inside the tar")
-            return {member: content[at - first : at - first + size] for member, (at, size) in positions.items()}
-        except Exception as error:
-            raise self._damaged(f"{name}.tar", error) from error
+            places = zip(wanted, starts, sizes, strict=True)
+            return {member: content[at - first : at - first + size] for member, at, size in places}
 
     def sample(self, name: str, row: IndexRow, image: bool = True) -> Sample:
-        """Return the sample of one row of the index. Arguments as for `members`.
-
-        Raises:
-            UserError: the tar is damaged.
-        """
+        """Return the sample of one row of the index. Arguments as for `members`."""
         members = self.members(name, row, image)
-        try:
+        with self._read(f"{name}.tar"):
             meta = json.loads(members["json"])
             regions = len(meta["regions"])
             coverage = load_npy(members["masks"], (regions, self.run.view.grid, self.run.view.grid), np.uint8)
@@ -185,12 +182,15 @@ class ShardFolder:
                 if not isinstance(region["label"], str) or not isinstance(region["crowd"], bool):
                     raise ValueError("a region's label or crowd is of the wrong type")
             return Sample(row["key"], members.get("image", b""), meta, coverage, embeds)
-        except Exception as error:  # parsers of unknown bytes may raise anything
-            raise self._damaged(f"{name}.tar", error) from error
 
-    def _damaged(self, file: str, error: Exception) -> UserError:
-        rule = f"it is damaged ({type(error).__name__}: {error})"
-        return UserError("shards", f"{self.folder}/{file}", rule, f"see `pad verify {self.folder}`")
+    @contextmanager
+    def _read(self, file: str) -> Iterator[None]:
+        """Report an exception of the block as damage of `file`."""
+        try:
+            yield
+        except Exception as error:  # parsers of unknown bytes may raise anything
+            rule = f"it is damaged ({type(error).__name__}: {error})"
+            raise UserError("shards", f"{self.folder}/{file}", rule, f"see `pad verify {self.folder}`") from error
 
 
 def index_facts(folder: Folder, name: str) -> dict[bytes, bytes]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.facts import differences
@@ -54,18 +54,19 @@ class Run(BaseModel):
         Raises:
             UserError: there is none, or it has another schema version.
         """
-        where, remedy = f"{folder}/{RUN_NAME}", "name a folder that `pad build` or `pad import` wrote"
+        remedy = "name a folder that `pad build` or `pad import` wrote"
         if not folder.has(RUN_NAME):
             raise UserError("shards", folder, f"there is no {RUN_NAME} in it", remedy)
         try:
             data = json.loads(folder.read(RUN_NAME))
             if data.get("schema_version") != SCHEMA_VERSION:
                 rule = f"it has schema version {data.get('schema_version')}, and this pad reads {SCHEMA_VERSION}"
-                raise UserError("shards", folder, rule, "use the version of pad that wrote it, or build it anew")
+                raise UserError("shards", folder, rule, "use the version of pad that wrote it, or build it again")
             return cls.model_validate({name: value for name, value in data.items() if name != "seal"})
-        except (ValueError, AttributeError, RecursionError, ValidationError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError("shards", where, f"it is not a run.json of pad's ({reason})", remedy) from error
+            rule = f"it is not a run.json of pad's ({reason})"
+            raise UserError("shards", f"{folder}/{RUN_NAME}", rule, remedy) from error
 
     def write(self, folder: Folder) -> None:
         """Write run.json into `folder`, with a seal."""
@@ -91,10 +92,8 @@ class Run(BaseModel):
 
 def is_run(folder: Folder) -> bool:
     """Return whether a folder holds a run, of any version."""
-    if not folder.has(RUN_NAME):
-        return False
     try:
-        data = json.loads(folder.read(RUN_NAME))
+        data = json.loads(folder.read(RUN_NAME)) if folder.has(RUN_NAME) else None
     except (ValueError, RecursionError):
         return False
     return isinstance(data, dict) and {"schema_version", "fingerprints", "shard_size"} <= data.keys()

@@ -33,10 +33,9 @@ def check_seal(stream: BinaryIO) -> tuple[str, str]:
     changed."""
     start = _last(stream, _MARK)
     stream.seek(max(start, 0))
-    stated = _SEAL.match(stream.read(len(UNSEALED)))
-    if start < 0 or not stated:
+    if not (stated := _SEAL.match(stream.read(len(UNSEALED)))):
         return "", "its seal is damaged or missing"
-    digest = hashlib.sha256()
+    digest, sha256 = hashlib.sha256(), stated[1].decode()
     stream.seek(0)
     for size in (*[_WINDOW] * (start // _WINDOW), start % _WINDOW):
         digest.update(stream.read(size))
@@ -44,13 +43,7 @@ def check_seal(stream: BinaryIO) -> tuple[str, str]:
     stream.seek(start + len(UNSEALED))
     while piece := stream.read(_WINDOW):
         digest.update(piece)
-    sha256 = stated[1].decode()
     return sha256, "" if digest.hexdigest() == sha256 else "it was changed after it was written (seal)"
-
-
-def seal_of(content: bytes) -> str:
-    """Return the sha256 in the seal of a small file; empty if there is no seal."""
-    return check_seal(io.BytesIO(content))[0]
 
 
 def seal_problem(content: bytes) -> str:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -31,12 +31,12 @@ class Failure:
 class Statistics:
     """Counts over the images of a run."""
 
-    shards: ShardFolder
-    most_reasons: float = math.inf
+    most_reasons: ClassVar[float] = math.inf
     """The most reasons of failures that are counted separately, because each image could have its own. Further reasons
     are counted as `OTHER`."""
-    most_examples: float = math.inf
+    most_examples: ClassVar[float] = math.inf
     """The most images that are named for each reason."""
+    shards: ShardFolder
     statuses: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
     """The number of regions of each label, in the order in which labels appear."""
@@ -59,10 +59,10 @@ class Statistics:
         for row in self.shards.index(shard):
             if row["status"] == "failed":
                 self.count_failed(row)
-                continue
-            sample = self.shards.sample(shard, row, image=False)
-            hidden = int(np.count_nonzero(~sample.coverage.any((1, 2))))
-            self.count(row["status"], sample.meta["caption"], row["tags"], sample.meta["regions"], hidden)
+            else:
+                sample = self.shards.sample(shard, row, image=False)
+                hidden = int(np.count_nonzero(~sample.coverage.any((1, 2))))
+                self.count(row["status"], sample.meta["caption"], row["tags"], sample.meta["regions"], hidden)
 
     def count_failed(self, row: Mapping[str, Any]) -> None:
         """Count an image in quarantine, by its row in the index."""
@@ -76,15 +76,7 @@ class Statistics:
             failure.such_as.append(row["source"] or row["id"])
 
     def count(self, status: str, caption: str, tags: int, regions: Sequence[Mapping[str, Any]], hidden: int) -> None:
-        """Count an image that did not fail.
-
-        Args:
-            status: `ok` or `empty`.
-            caption: the caption; empty for none.
-            tags: the number of tags.
-            regions: the regions, each with its `label` and its flag `crowd`.
-            hidden: the number of regions outside the view.
-        """
+        """Count an image that did not fail, with the number of its tags, and of its regions outside the view."""
         self.statuses[status] += 1
         self.captions += bool(caption)
         self.tags += tags
@@ -95,11 +87,7 @@ class Statistics:
 
 
 def read_statistics(shards: Path | str) -> Statistics:
-    """Count the images and regions of all finished shards.
-
-    Raises:
-        UserError: no shard is finished.
-    """
+    """Count the images and regions of all finished shards; raise `UserError` if there are none."""
     stats = Statistics(open_shards(shards))
     for shard in stats.shards.names:
         stats.add_shard(shard)
@@ -108,22 +96,20 @@ def read_statistics(shards: Path | str) -> Statistics:
 
 def as_json(stats: Statistics) -> str:
     """Return the statistics as JSON, for other programs."""
-    return json.dumps(
-        {
-            "shards": {"finished": len(stats.shards.names), "planned": stats.shards.run.shards},
-            "images": stats.images,
-            "statuses": dict(stats.statuses),
-            "captions": stats.captions,
-            "tags": stats.tags,
-            "regions": stats.regions,
-            "crowd_regions": stats.crowds,
-            "regions_out_of_view": stats.out_of_view,
-            "labels": dict(stats.labels.most_common()),
-            "failures": [
-                {"stage": stage, "reason": reason, "images": failure.such_as}
-                for (stage, reason), failure in stats.failures.items()
-            ],
-            "left_out": stats.shards.run.counts,
-        },
-        indent=2,
-    )
+    found = {
+        "shards": {"finished": len(stats.shards.names), "planned": stats.shards.run.shards},
+        "images": stats.images,
+        "statuses": stats.statuses,
+        "captions": stats.captions,
+        "tags": stats.tags,
+        "regions": stats.regions,
+        "crowd_regions": stats.crowds,
+        "regions_out_of_view": stats.out_of_view,
+        "labels": dict(stats.labels.most_common()),
+        "failures": [
+            {"stage": stage, "reason": reason, "images": failure.such_as}
+            for (stage, reason), failure in stats.failures.items()
+        ],
+        "left_out": stats.shards.run.counts,
+    }
+    return json.dumps(found, indent=2)

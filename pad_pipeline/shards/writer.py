@@ -27,16 +27,8 @@ def reached(point: str) -> None:
 
 
 def write_shard(shard: Shard, folder: Folder, identity: str) -> Counter[str]:
-    """Write a shard into a folder and commit it. Images that failed are only in the index.
-
-    Args:
-        shard: a shard whose rows are all finished.
-        folder: the run's folder.
-        identity: `Run.identity` of the run.
-
-    Returns:
-        The shard's counts by the names in `TOTALS`.
-    """
+    """Write a shard, whose rows are all finished, into a run's folder, and commit it. Return its counts by the names in
+    `TOTALS`. Images that failed are only in the index, which carries `identity`, the `Run.identity` of the run."""
     tar_name, index_name = f"{shard.name}.tar", f"{shard.name}.parquet"
     index = [record.index_row() for record in shard.rows]
     position = {record.key: row for row, record in enumerate(shard.rows)}
@@ -86,7 +78,7 @@ def _richest_first(records: list[ImageRecord]) -> list[ImageRecord]:
         return 8 * alternates + 4 * bool(record.regions) + 2 * bool(record.tags) + bool(record.conversations)
 
     best = max(records, key=filled, default=None)
-    return records if best is None else [best, *(record for record in records if record is not best)]
+    return sorted(records, key=lambda record: record is not best)  # keeps the order of the others
 
 
 def _add_sample(tar: tarfile.TarFile, record: ImageRecord) -> dict[str, int | str]:

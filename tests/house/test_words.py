@@ -25,7 +25,6 @@ NOT_YET: dict[str, str] = {
     "pad_pipeline/miniature/shipped.py": "anew",
     "pad_pipeline/miniature/world.py": "colours",
     "pad_pipeline/plan.py": "mend",
-    "pad_pipeline/shards/run.py": "anew",
     "pad_pipeline/sources/base.py": "mend",
     "pad_pipeline/sources/coco.py": "likewise, mend",
     "pad_pipeline/sources/folder.py": "in silence, tells",

@@ -13,7 +13,7 @@ from pad_pipeline.plan import PLAN_NAME, Plan
 from pad_pipeline.records import ImageRecord, Planned
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.run import Run
-from pad_pipeline.shards.seal import seal_of
+from pad_pipeline.shards.seal import check_seal
 from pad_pipeline.shards.stats import as_json, read_statistics
 from pad_pipeline.storage import Folder
 from pad_pipeline.verify import verify_run
@@ -79,7 +79,7 @@ def run_of_one(good: str, scratch: str) -> tuple[Path, Run, ImageRecord]:
     shards = ShardFolder(Path(good))
     record = restored(shards, FIRST)[0]
     planned(folder / PLAN_NAME, [Planned(record.id, record.source)], 1)
-    facts = {"images": 1, "shards": 1, "shard_size": 1, "plan": seal_of((folder / PLAN_NAME).read_bytes())}
+    facts = {"images": 1, "shards": 1, "shard_size": 1, "plan": check_seal((folder / PLAN_NAME).open("rb"))[0]}
     run = shards.run.model_copy(update=facts)
     run.write(Folder(folder))
     return folder, run, record

@@ -10,7 +10,7 @@ import pytest
 from pad_pipeline.plan import PLAN_NAME, Plan
 from pad_pipeline.records import Planned, Shard
 from pad_pipeline.shards.run import RUN_NAME, Run
-from pad_pipeline.shards.seal import UNSEALED, seal, seal_of, seal_problem
+from pad_pipeline.shards.seal import UNSEALED, check_seal, seal, seal_problem
 from pad_pipeline.shards.writer import write_shard
 from pad_pipeline.storage import Folder
 from tests.shards.builders import FIRST, SECOND, a_run, planned
@@ -60,8 +60,8 @@ def test_text_that_looks_like_a_seal_is_text(tmp_path: Path) -> None:
     there, and a check that looks for it there: the file would count as damaged."""
     names = [UNSEALED, UNSEALED[:14], UNSEALED[:14] + "a" * 64, UNSEALED * 2]
     facts = planned(tmp_path / PLAN_NAME, [Planned(name, name, caption=name, problem=name) for name in names], 9)
-    content = (tmp_path / PLAN_NAME).read_bytes()
-    assert (seal_problem(content), seal_of(content)) == ("", facts.seal)
+    with (tmp_path / PLAN_NAME).open("rb") as stream:
+        assert check_seal(stream) == (facts.seal, "")
     plan = Plan(Folder(tmp_path))
     assert [row["caption"] for row in plan.rows(0)] == names
 

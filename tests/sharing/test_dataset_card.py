@@ -164,7 +164,7 @@ def test_a_hostile_label_stays_text_on_the_card(built: Path) -> None:
     run.settings.update({"detector": {"class": hostile, "settings": {hostile: 1}}, "edits": [{hostile: hostile}]})
     run.fingerprints.update({"tagger": hostile, "detector_<script>": hostile})
     run.counts[hostile] = 1
-    text = card(stats, "a\n---\nb", "other")
+    text = card(stats, "a\n---\nb", "other", {})
     assert "<img" not in text.replace("\\<img", "") and "<script" not in text.replace("\\<script", "")
     assert text.count("\\<script") == 10 and "\n# x" not in text
     assert "\n# \\[a" not in text and "\n---\nb" not in text.replace("\\", "")

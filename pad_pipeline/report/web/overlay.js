@@ -1,9 +1,9 @@
 "use strict";
-// An image with what was found in it, as one SVG in pixels of the upright original: so boxes, masks and the patch grid
-// lie right by construction, whatever size it is shown at. Text from data is only ever set as text.
+// Draws an image and its regions as one SVG in pixels of the upright original, so that boxes, masks and the patch grid
+// fit at any size. Text from data is only ever set as text.
 
-// Okabe and Ito's colors, which color-blind eyes can tell apart too; after seven the dashes change.
-const COLOURS = ["#f0a020", "#56b4e9", "#f0e442", "#00b884", "#ff7a33", "#e08fc0", "#5b8ff0"];
+// Okabe and Ito's colors, which color-blind people can distinguish; after seven regions the dashes change.
+const COLORS = ["#f0a020", "#56b4e9", "#f0e442", "#00b884", "#ff7a33", "#e08fc0", "#5b8ff0"];
 const DASHES = ["none", "6 3", "2 2"];
 const REACH = 1024; // units of a mask's path along the image's long edge
 
@@ -16,8 +16,8 @@ function element(name, attributes = {}, ...children) {
   return made;
 }
 
-const colorOf = (number) => COLOURS[number % COLOURS.length];
-const dashOf = (number) => DASHES[Math.floor(number / COLOURS.length) % DASHES.length];
+const colorOf = (number) => COLORS[number % COLORS.length];
+const dashOf = (number) => DASHES[Math.floor(number / COLORS.length) % DASHES.length];
 const short = (value) => value.toFixed(2);
 
 // The coverage of a region, as a function of row and column: 0..255.
@@ -31,11 +31,10 @@ function coverageOf(region) {
       : bytes.charCodeAt((row - top) * columns + column - left);
 }
 
+// The numbers of a region, as text.
 function describe(region) {
-  const parts = [`score ${short(region.score)}`, `mask ${short(region.iou)}`];
-  parts.push(`area ${region.area < 0.1 ? (100 * region.area).toPrecision(2) : Math.round(100 * region.area)}%`);
-  if (region.crowd) parts.push("crowd");
-  return `${region.label} · ${parts.join(" · ")}`;
+  const area = region.area < 0.1 ? (100 * region.area).toPrecision(2) : Math.round(100 * region.area);
+  return `score ${short(region.score)} · mask ${short(region.iou)} · area ${area}%${region.crowd ? " · crowd" : ""}`;
 }
 
 // Regions in the order in which they are drawn: large ones first, so that small ones can be pointed at.
@@ -44,48 +43,36 @@ function drawingOrder(regions) {
   return regions.map((region, number) => [region, number]).sort((a, b) => size(b[0]) - size(a[0]));
 }
 
-function drawMasks(card) {
-  const group = element("svg:g", { class: "masks" });
-  const scale = Math.max(card.width, card.height) / REACH;
-  for (const [region, number] of drawingOrder(card.regions)) {
-    group.append(element("svg:path", {
-      d: region.path, transform: `scale(${scale})`, fill: colorOf(number), stroke: colorOf(number),
-      "fill-rule": "evenodd", "data-region": number,
-    }));
-  }
-  return group;
+// A group of the elements that `draw` makes for each region.
+function layer(name, card, draw) {
+  const parts = drawingOrder(card.regions).flatMap(([region, number]) => draw(region, number));
+  return element("svg:g", { class: name }, ...parts);
 }
 
-function drawBoxes(card) {
-  const group = element("svg:g", { class: "boxes" });
-  for (const [region, number] of drawingOrder(card.regions)) {
-    const [left, top, right, bottom] = region.box;
-    const place = { x: left, y: top, width: Math.max(right - left, 0), height: Math.max(bottom - top, 0) };
-    group.append(element("svg:rect", { ...place, class: "casing" }));
-    group.append(element("svg:rect", {
-      ...place, stroke: colorOf(number), "stroke-dasharray": dashOf(number), "data-region": number,
-    }));
-  }
-  return group;
+function drawMask(region, number, card) {
+  return element("svg:path", {
+    d: region.path, transform: `scale(${Math.max(card.width, card.height) / REACH})`, fill: colorOf(number),
+    stroke: colorOf(number), "fill-rule": "evenodd", "data-region": number,
+  });
 }
 
-function drawNames(card) {
-  const group = element("svg:g", { class: "names" });
-  for (const [region, number] of drawingOrder(card.regions)) {
-    const text = element("svg:text", { x: region.box[0], y: region.box[1], fill: colorOf(number), "data-region": number });
-    text.textContent = region.label;
-    group.append(text);
-  }
-  return group;
+function drawBox({ box: [x, y, right, bottom] }, number) {
+  const place = { x, y, width: Math.max(right - x, 0), height: Math.max(bottom - y, 0) };
+  const dashes = { stroke: colorOf(number), "stroke-dasharray": dashOf(number), "data-region": number };
+  return [element("svg:rect", { ...place, class: "casing" }), element("svg:rect", { ...place, ...dashes })];
 }
 
-// Where the view lies on the image: left, top, width, height.
+function drawName({ label, box: [x, y] }, number) {
+  return element("svg:text", { x, y, fill: colorOf(number), "data-region": number }, label);
+}
+
+// The view's position on the image: left, top, width, height.
 function viewOf(card, patches) {
   const [left, top, width, height] = card.grid;
   return [left, top, width * patches, height * patches];
 }
 
-// Image and view together, for `pad` adds a border: left, top, width, height.
+// The frame around image and view, because the fit `pad` adds a border: left, top, width, height.
 function unionOf(card, patches) {
   const [left, top, width, height] = viewOf(card, patches);
   const x = Math.min(0, left), y = Math.min(0, top);
@@ -100,7 +87,7 @@ function drawCell(card, row, column, number, coverage) {
   });
 }
 
-// Every patch that a region touches, as strong as it is covered.
+// Every patch that a region touches; the higher the coverage, the stronger.
 function drawOwnCells(card, number) {
   const group = element("svg:g", { class: "own" });
   const [top, left, rows, columns] = card.regions[number].patches;
@@ -113,7 +100,7 @@ function drawOwnCells(card, number) {
   return group;
 }
 
-// Each patch in the color of the smallest region that covers half of it or more, as strong as it is covered.
+// Each patch has the color of the smallest region that covers half of it or more; the higher the coverage, the stronger.
 function drawPatches(card, patches) {
   const group = element("svg:g", { class: "patches" });
   const [x, y, width, height] = card.grid;
@@ -122,11 +109,11 @@ function drawPatches(card, patches) {
   const frame = `M${frameX} ${frameY}h${frameWidth}v${frameHeight}h${-frameWidth}z`;
   group.append(element("svg:path", { class: "outside", d: `${frame}M${left} ${top}h${across}v${down}h${-across}z` }));
   const covers = card.regions.map(coverageOf);
-  const order = drawingOrder(card.regions).map(([, number]) => number).reverse();
+  const smallestFirst = drawingOrder(card.regions).map(([, number]) => number).reverse();
   const cells = element("svg:g", { class: "cells" });
   for (let row = 0; row < patches; row++) {
     for (let column = 0; column < patches; column++) {
-      const number = order.find((n) => covers[n](row, column) >= 128);
+      const number = smallestFirst.find((n) => covers[n](row, column) >= 128);
       if (number !== undefined) cells.append(drawCell(card, row, column, number, covers[number](row, column)));
     }
   }
@@ -138,39 +125,37 @@ function drawPatches(card, patches) {
   return group;
 }
 
-// The frame of one card: image, overlays, and a line that says what is pointed at. `show` is a set of names.
+// The frame of one card: image, overlays, and a line about the region under the pointer. `show` is a set of names.
 function drawFrame(card, source, patches, show) {
   const box = show.has("patches") ? unionOf(card, patches) : [0, 0, card.width, card.height];
-  const svg = element("svg:svg", { viewBox: box.join(" "), role: "img" });
-  svg.setAttribute("aria-label", card.regions.map((region) => region.label).join(", ") || "nothing found");
-  if (show.has("patches")) { // what `pad` puts beside the image is grey to the vision encoder too
+  const names = card.regions.map((region) => region.label).join(", ") || "nothing found";
+  const svg = element("svg:svg", { viewBox: box.join(" "), role: "img", "aria-label": names });
+  if (show.has("patches")) { // the border that the fit `pad` adds is gray to the vision encoder, too
     const [x, y, width, height] = viewOf(card, patches);
     svg.append(element("svg:rect", { class: "border", x, y, width, height }));
   }
-  svg.append(element("svg:image", {
-    href: source, width: card.width, height: card.height, preserveAspectRatio: "none",
-  }));
+  const { width, height } = card;
+  svg.append(element("svg:image", { href: source, width, height, preserveAspectRatio: "none" }));
   if (show.has("patches")) svg.append(drawPatches(card, patches));
-  if (show.has("masks")) svg.append(drawMasks(card));
-  if (show.has("boxes")) svg.append(drawBoxes(card));
-  if (["boxes", "masks", "patches"].some((name) => show.has(name))) svg.append(drawNames(card));
+  if (show.has("masks")) svg.append(layer("masks", card, (region, number) => drawMask(region, number, card)));
+  if (show.has("boxes")) svg.append(layer("boxes", card, drawBox));
+  if (["boxes", "masks", "patches"].some((name) => show.has(name))) svg.append(layer("names", card, drawName));
   const readout = element("span", { class: "readout" });
   const frame = element("span", { class: "frame" }, svg, readout);
   let pointed = null;
   frame.point = (number, coverage) => {
+    const region = number === null ? null : card.regions[number];
     if (number !== pointed && show.has("patches")) {
       svg.querySelector(".own")?.remove();
-      if (number !== null && card.regions[number].patches.length) {
-        svg.querySelector(".cells").after(drawOwnCells(card, number));
-      }
+      if (region?.patches.length) svg.querySelector(".cells").after(drawOwnCells(card, number));
     }
     pointed = number;
     for (const part of svg.querySelectorAll("[data-region]")) {
-      part.classList.toggle("hot", number !== null && Number(part.dataset.region) === number);
+      part.classList.toggle("hot", region !== null && Number(part.dataset.region) === number);
     }
-    svg.classList.toggle("pointed", number !== null);
-    readout.textContent = number === null ? "" : describe(card.regions[number]);
-    if (number !== null && coverage) readout.textContent += ` · patch ${short(coverage / 255)}`;
+    svg.classList.toggle("pointed", region !== null);
+    readout.textContent = region ? `${region.label} · ${describe(region)}` : "";
+    if (region && coverage) readout.textContent += ` · patch ${short(coverage / 255)}`;
   };
   svg.addEventListener("pointerover", ({ target }) => {
     const number = target.dataset.region;
@@ -181,8 +166,8 @@ function drawFrame(card, source, patches, show) {
   return frame;
 }
 
-// Names keep their size on the screen, whatever the image's, and stay inside of it. Where two would lie over each
-// other, that of the smaller region waits until it is pointed at.
+// Names keep their size on the screen at any size of the image, and stay inside of it. Where two names would overlap,
+// that of the smaller region is hidden until the pointer is on the region.
 function fitNames(svg, card, [left, top, width, height]) {
   const shown = svg.getBoundingClientRect();
   if (!shown.width) return;

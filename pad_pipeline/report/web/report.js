@@ -1,6 +1,6 @@
 "use strict";
-// Gallery, filter, search, paging. What is shown is in the address behind #, so that a view can be linked to and the
-// browser's back button works. Data files are loaded when they are needed, and only the latest are kept.
+// Gallery, filter, search, paging. The state is in the address behind #, so that it can be linked to and the browser's
+// back button works. Data files are loaded when they are needed, and only the latest are kept.
 
 const $ = (id) => document.getElementById(id);
 const KEPT = 96; // data files in memory
@@ -58,7 +58,7 @@ function addressOf(wanted) {
   return `#${made}`;
 }
 
-// `step`: whether the browser's back button should come back to before.
+// `step`: whether the browser's back button returns to the earlier state.
 function go(changes, step = true) {
   const address = addressOf({ ...state, ...changes });
   if (address === (location.hash || "#")) return;
@@ -66,7 +66,7 @@ function go(changes, step = true) {
   else location.replace(address);
 }
 
-// The numbers of the images that the filter lets through, or null for all; `soon` gets those found so far.
+// The numbers of the images that pass the filter, or null for all; `soon` gets the numbers found so far.
 async function search(wanted, mine, soon) {
   const query = wanted.q.trim().toLowerCase();
   if (!query && !wanted.label && !wanted.status && !wanted.score) return null;
@@ -98,8 +98,8 @@ async function search(wanted, mine, soon) {
 
 async function apply() {
   state = readState();
-  for (const name of ["gallery", "statistics", "run"]) $(name).hidden = state.tab !== name;
   for (const link of document.querySelectorAll("[data-tab]")) {
+    $(link.dataset.tab).hidden = link.dataset.tab !== state.tab;
     if (link.dataset.tab === state.tab) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
@@ -129,7 +129,7 @@ async function apply() {
       shownFor = filter;
     }
     await showPage(mine, results);
-    if (turn === mine) document.body.dataset.ready = location.hash; // for those who wait for it
+    if (turn === mine) document.body.dataset.ready = location.hash; // for programs that wait for it
   } catch (error) {
     $("found").textContent = error.message;
   }
@@ -153,12 +153,10 @@ async function showPage(mine, found) {
   cards = shown;
   $("cards").replaceChildren(...cards.map(drawCard));
   fitAll($("cards"));
-  const filtered = found !== null;
   const range = total ? `${counted(first + 1)}–${counted(first + numbers.length)} of ` : "";
-  $("found").textContent = filtered
-    ? `${range}${counted(total)} ${total === 1 ? "match" : "matches"} in ${counted(facts.images)} images`
-    : `${range}${counted(total)} images`;
-  $("clear").hidden = !filtered;
+  const what = found ? `${total === 1 ? "match" : "matches"} in ${counted(facts.images)} images` : "images";
+  $("found").textContent = `${range}${counted(total)} ${what}`;
+  $("clear").hidden = !found;
   $("pages").textContent = counted(pages);
   $("page").value = page;
   $("page").max = pages;
@@ -168,31 +166,34 @@ async function showPage(mine, found) {
 }
 
 function drawCard(card, place) {
-  const item = element("li", { class: `card ${card.status}` });
-  const enlarge = element("button", { type: "button", class: "enlarge", "aria-label": `Enlarge ${card.id}` });
-  enlarge.append(card.status === "failed" ? drawFailure(card) : drawFrame(card, card.image, facts.patches, state.show));
-  enlarge.addEventListener("click", () => open(place));
+  const enlarge = button("", `Enlarge ${card.id}`, () => open(place));
+  enlarge.className = "enlarge";
+  enlarge.append(frameOf(card));
   const head = element("p", { class: "head" }, element("span", { class: "id" }, card.id));
   if (card.status !== "ok") head.append(element("span", { class: `badge ${card.status}` }, card.status));
-  item.append(enlarge, head);
-  if (card.caption) item.append(element("p", { class: "caption", dir: "auto" }, card.caption));
+  const item = element("li", { class: `card ${card.status}` }, enlarge, head, ...captionOf(card));
   if (state.show.has("tags") && card.tags?.length) item.append(drawTags(card));
   return item;
 }
 
-function drawFailure(card) {
-  return element("span", { class: "frame failure" },
-    element("strong", {}, `failed in ${card.stage}`), element("span", {}, card.reason));
+function button(text, name, action) {
+  const made = element("button", { type: "button", "aria-label": name }, text);
+  made.addEventListener("click", action);
+  return made;
 }
 
+function frameOf(card) {
+  if (card.status !== "failed") return drawFrame(card, card.image, facts.patches, state.show);
+  const stage = element("strong", {}, `failed in ${card.stage}`);
+  return element("span", { class: "frame failure" }, stage, element("span", {}, card.reason));
+}
+
+const captionOf = (card) => (card.caption ? [element("p", { class: "caption", dir: "auto" }, card.caption)] : []);
+
 function drawTags(card) {
-  const list = element("ul", { class: "tags", "aria-label": "Tags" });
-  for (const [label, score] of card.tags) {
-    const tag = element("li", { title: `score ${short(score)}` }, element("bdi", {}, label));
-    tag.append(element("span", { class: "score" }, short(score)));
-    list.append(tag);
-  }
-  return list;
+  const tags = card.tags.map(([label, score]) => element("li", { title: `score ${short(score)}` },
+    element("bdi", {}, label), element("span", { class: "score" }, short(score))));
+  return element("ul", { class: "tags", "aria-label": "Tags" }, ...tags);
 }
 
 function fitAll(where) {
@@ -203,30 +204,20 @@ function open(place) {
   const card = cards[place];
   if (!card) return;
   opened = place;
-  const side = element("div", { class: "side" });
   const head = element("div", { class: "head" }, element("h2", {}, card.id));
   for (const [text, name, step] of [["←", "Previous image", -1], ["→", "Next image", 1]]) {
-    const button = element("button", { type: "button", "aria-label": name }, text);
-    button.disabled = !cards[place + step];
-    button.addEventListener("click", () => open(place + step));
-    head.append(button);
+    head.append(button(text, name, () => open(place + step)));
+    head.lastChild.disabled = !cards[place + step];
   }
-  const close = element("button", { type: "button", "aria-label": "Close" }, "×");
-  close.addEventListener("click", () => $("detail").close());
+  const close = button("×", "Close", () => $("detail").close());
   head.append(close);
-  side.append(head);
-  let frame;
-  if (card.status === "failed") frame = drawFailure(card);
-  else frame = drawFrame(card, card.image, facts.patches, state.show);
-  if (card.caption) side.append(element("p", { class: "caption", dir: "auto" }, card.caption));
+  const frame = frameOf(card), side = element("div", { class: "side" }, head, ...captionOf(card));
   if (card.regions?.length) side.append(element("h3", {}, "Regions"), drawRegions(card, frame));
   if (card.tags?.length) side.append(element("h3", {}, "Tags"), drawTags(card));
-  const size = card.width ? `${card.width} × ${card.height}` : "";
-  const list = element("dl", { class: "about" });
-  for (const [what, value] of [["status", card.status], ["size", size], ["source", card.source], ["key", card.key], ["shard", card.shard]]) {
-    if (value) list.append(element("dt", {}, what), element("dd", {}, value));
-  }
-  side.append(list);
+  const about = { ...card, size: card.width ? `${card.width} × ${card.height}` : "" };
+  const named = ["status", "size", "source", "key", "shard"].filter((what) => about[what]);
+  side.append(element("dl", { class: "about" },
+    ...named.flatMap((what) => [element("dt", {}, what), element("dd", {}, about[what])])));
   $("detail").firstElementChild.replaceChildren(element("div", { class: "stage" }, frame), side);
   if (!$("detail").open) $("detail").showModal();
   close.focus();
@@ -236,24 +227,22 @@ function open(place) {
 function drawRegions(card, frame) {
   const list = element("ol", { class: "regions" });
   card.regions.forEach((region, number) => {
-    const swatch = element("svg:svg", { viewBox: "0 0 16 16", class: "swatch", "aria-hidden": "true" });
-    swatch.append(element("svg:rect", {
-      x: 2, y: 2, width: 12, height: 12, fill: colorOf(number), stroke: colorOf(number), "stroke-dasharray": dashOf(number),
-    }));
+    const color = { fill: colorOf(number), stroke: colorOf(number), "stroke-dasharray": dashOf(number) };
+    const swatch = element("svg:svg", { viewBox: "0 0 16 16", class: "swatch", "aria-hidden": "true" },
+      element("svg:rect", { x: 2, y: 2, width: 12, height: 12, ...color }));
     const others = region.alternates.map(([label, score]) => `${label} ${short(score)}`).join(", ");
-    const text = describe(region).slice(region.label.length + 3) + (others ? ` · or ${others}` : "");
-    const button = element("button", { type: "button" }, swatch, element("bdi", {}, region.label), element("small", {}, text));
-    for (const event of ["pointerenter", "focus"]) button.addEventListener(event, () => frame.point(number));
-    for (const event of ["pointerleave", "blur"]) button.addEventListener(event, () => frame.point(null));
-    list.append(element("li", {}, button));
+    const text = describe(region) + (others ? ` · or ${others}` : "");
+    const row = element("button", { type: "button" }, swatch, element("bdi", {}, region.label), element("small", {}, text));
+    for (const event of ["pointerenter", "focus"]) row.addEventListener(event, () => frame.point(number));
+    for (const event of ["pointerleave", "blur"]) row.addEventListener(event, () => frame.point(null));
+    list.append(element("li", {}, row));
   });
   return list;
 }
 
 function turnPage(step) {
-  const page = state.page + step;
   if (step < 0 ? $("previous").disabled : $("next").disabled) return;
-  go({ page });
+  go({ page: state.page + step });
   scrollTo(0, 0);
 }
 
