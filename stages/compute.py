@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -59,10 +59,10 @@ class Compute:
         """
         model = model.to(self.device).eval()
         if self.bfloat16:
-            whole = list(dict.fromkeys(in_float32))
+            whole = dict.fromkeys(in_float32)
             if self.device.type == "cpu":  # autocast does this for norms on a GPU only
                 norms = (nn.LayerNorm, nn.GroupNorm)
-                whole += [module for module in model.modules() if isinstance(module, norms) and module not in whole]
+                whole |= dict.fromkeys(module for module in model.modules() if isinstance(module, norms))
             exact = {module for part in whole for module in part.modules()}
             for part in whole:
                 _leave_autocast(part)
@@ -96,7 +96,7 @@ class Compute:
         return fast
 
     def filled(self, batch: Tensor, size: int) -> Tensor:
-        """Fill up `batch` for a compiled module, because such a module is compiled anew for each shape.
+        """Fill up `batch` for a compiled module, because such a module is compiled again for each shape.
 
         Copies of the first row are appended up to `size` rows, or to a half, a quarter, ... of `size` where that is
         enough. Without compilation, `batch` is returned unchanged.
@@ -120,10 +120,6 @@ class Compute:
         return tensor.to(self.device)
 
 
-_new_event: Callable[[], torch.cuda.Event] = torch.cuda.Event
-"""Creates a CUDA event; torch's own signature has no types."""
-
-
 class HostCopy:
     """A tensor that is being copied to the CPU in the background.
 
@@ -136,7 +132,7 @@ class HostCopy:
         if tensor.is_cuda:
             self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._tensor.copy_(tensor, non_blocking=True)
-            self._event = _new_event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
     def numpy(self) -> np.ndarray:

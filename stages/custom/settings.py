@@ -1,4 +1,4 @@
-"""Settings of the user's own models: their files, hashes and check, and the stages that are made of them."""
+"""The kinds of the user's own models: their settings, their check, and the stages that are made of them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from typing import ClassVar
 
 from PIL import Image
 
-from pad_pipeline.errors import UserError
 from pad_pipeline.images import DecodeSettings
 from pad_pipeline.records import ImageRecord, Region, Shard, Tag
 from pad_pipeline.stages.box_stage import unboxable_files, unboxable_fingerprint
 from pad_pipeline.stages.compute import ComputeSettings
-from pad_pipeline.stages.custom.fields import BoxFields, CustomFields, DetectFields
-from pad_pipeline.stages.custom.load import files, fingerprints, module_file
+from pad_pipeline.stages.custom.load import BoxFields, CustomFields, DetectFields
 from pad_pipeline.stages.custom.stages import CustomStage, DetectStage, GroundStage, SegmentStage, TagStage
 from pad_pipeline.weights import ModelFile
 
@@ -23,15 +21,6 @@ class CustomSettings(CustomFields):
 
     stage: ClassVar[type[CustomStage]]
     """The stage that holds the model."""
-
-    def files(self) -> list[ModelFile]:
-        """Return the module of the class, and each file that a setting of type `Path` names."""
-        named = [ModelFile(f"{self.section}.settings.{name}", str(path)) for name, path in files(self).items()]
-        return [ModelFile(self.field, self.code or self.class_, code=module_file(self)), *named]
-
-    def fingerprints(self) -> dict[str, str]:
-        """See `StageSettings`, and `fingerprints` in `pad_pipeline.stages.custom.load`."""
-        return fingerprints(self)
 
     def check(self) -> str:
         """Make the model and run it on a gray image, which shows most violations of the protocol."""
@@ -43,7 +32,7 @@ class CustomSettings(CustomFields):
         self.make(DecodeSettings(), ComputeSettings(precision="float32"))(Shard(0, [row]))
         if row.status == "failed":
             rule = f"asked about a gray image, it fails ({row.reason})"
-            raise UserError(self.field, self.class_, rule, "mend the class")
+            raise self.error(rule, "repair the class")
         return ", ".join([self.code, *(f"{name} {value}" for name, value in self.fingerprints().items())])
 
     def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> CustomStage:

@@ -13,8 +13,7 @@ from pad_pipeline.stages.base import Stage
 from pad_pipeline.stages.box_stage import load_unboxable
 from pad_pipeline.stages.boxes import suppress
 from pad_pipeline.stages.compute import Compute, ComputeSettings
-from pad_pipeline.stages.custom.fields import BoxFields, CustomFields, DetectFields
-from pad_pipeline.stages.custom.load import make
+from pad_pipeline.stages.custom.load import BoxFields, CustomFields, DetectFields
 from pad_pipeline.stages.custom.protocol import Detection
 from pad_pipeline.stages.decode import image
 from pad_pipeline.stages.segment import encode_mask
@@ -35,8 +34,12 @@ class CustomStage(Stage[np.ndarray, Any]):
         super().__init__()
         self.decoding, self.batch_size, self.who = decoding, settings.batch_size, settings.section
         Compute(compute)  # sets torch's number of threads and precision of float32, for models that use torch
-        self.model = make(settings, compute)
+        self.model = settings.load(compute)
         self.ask = getattr(self.model, settings.method)
+
+    def bad(self, given: str, wanted: str) -> BadAnswer:
+        """Return an error that says what the model gives, and what it should be."""
+        return BadAnswer(f"the {self.who} gives {given}; it should be {wanted}")
 
     def shape(self, row: ImageRecord) -> tuple[int, ...]:
         """Return what the model's `bucket` returns for the image's size."""
@@ -52,11 +55,11 @@ class CustomStage(Stage[np.ndarray, Any]):
 
     def answers(self, *questions: list[Any]) -> list[Any]:
         """Call the model on a batch and return its answers, one for each image."""
-        answers = self.ask(*questions)
-        if not isinstance(answers, (list, tuple)) or len(answers) != len(questions[0]):
-            given = f"{len(answers)} answers" if isinstance(answers, (list, tuple)) else f"a {type(answers).__name__}"
-            count = len(questions[0])
-            raise BadAnswer(f"the {self.who} gives {given} for {count} images; it should be a list of as many")
+        answers, count = self.ask(*questions), len(questions[0])
+        if not isinstance(answers, (list, tuple)):
+            raise self.bad(f"a {type(answers).__name__} for {count} images", "a list of as many")
+        if len(answers) != count:
+            raise self.bad(f"{len(answers)} answers for {count} images", "a list of as many")
         return list(answers)
 
     def process(self, rows: list[ImageRecord], inputs: list[np.ndarray]) -> list[Any]:
@@ -66,8 +69,7 @@ class CustomStage(Stage[np.ndarray, Any]):
     def pairs(self, answer: Any, of: str) -> list[Any]:
         """Check that the answer for an image is a list, and return it; the error says what it should be a list `of`."""
         if not isinstance(answer, (list, tuple)):
-            kind = type(answer).__name__
-            raise BadAnswer(f"the {self.who} gives a {kind} for an image; it should be a list of {of}")
+            raise self.bad(f"a {type(answer).__name__} for an image", f"a list of {of}")
         return list(answer)
 
     def number(self, value: Any, what: str) -> float:
@@ -77,13 +79,13 @@ class CustomStage(Stage[np.ndarray, Any]):
         except (TypeError, ValueError):
             score = float("nan")
         if not 0 <= score <= 1:
-            raise BadAnswer(f"the {self.who} gives {what} the score {value!r}; it should be a number from 0 to 1")
+            raise self.bad(f"{what} the score {value!r}", "a number from 0 to 1")
         return score
 
     def name_of(self, value: object) -> str:
         """Check that a label is text on one line and not empty, and return it."""
         if not isinstance(value, str) or not value or value != " ".join(value.split()):
-            raise BadAnswer(f"the {self.who} gives the label {value!r}; it should be words with single spaces between")
+            raise self.bad(f"the label {value!r}", "words with single spaces between")
         return value
 
 
@@ -97,7 +99,7 @@ class TagStage(CustomStage):
         tags = []
         for pair in self.pairs(output, "(name, score)"):
             if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-                raise BadAnswer(f"the tagger gives the tag {pair!r}; it should be (name, score)")
+                raise self.bad(f"the tag {pair!r}", "(name, score)")
             tags.append(Tag(self.name_of(pair[0]), self.number(pair[1], repr(pair[0]))))
         if len({tag.label for tag in tags}) < len(tags):
             raise BadAnswer("the tagger gives a name twice")
@@ -118,10 +120,7 @@ class BoxesStage(CustomStage):
     def set_regions(self, row: ImageRecord, output: Any, asked: Container[str] | None = None) -> None:
         """Set the row's regions, best score first; an image without a box is `empty`.
 
-        Args:
-            row: the image.
-            output: the model's boxes, not checked yet.
-            asked: the labels that the boxes may have; any by default.
+        `output` has the model's boxes, not checked yet. Their labels must be in `asked`; by default any may occur.
         """
         regions = [self._region(row, detection) for detection in self.pairs(output, "Detection")]
         for region in regions:
@@ -140,14 +139,13 @@ class BoxesStage(CustomStage):
             if edges.shape != (4,):
                 raise ValueError(f"{len(edges)} edges")
         except (TypeError, ValueError) as error:
-            rule = "it should be Detection(label, score, xyxy)"
-            raise BadAnswer(f"the {self.who} gives {detection!r}; {rule}") from error
+            raise self.bad(repr(detection), "Detection(label, score, xyxy)") from error
         label, score = self.name_of(label), self.number(score, repr(label))
         size = np.array([row.width, row.height] * 2)
         inside = np.isfinite(edges).all() and (edges >= -STICKS_OUT).all() and (edges <= size + STICKS_OUT).all()
         if not inside or (edges[2:] < edges[:2]).any():
-            rule = f"it should be x0 <= x1, y0 <= y1 in pixels of the {row.width} x {row.height} image"
-            raise BadAnswer(f"the {self.who} gives {label!r} the box {edges.tolist()}; {rule}")
+            wanted = f"x0 <= x1, y0 <= y1 in pixels of the {row.width} x {row.height} image"
+            raise self.bad(f"{label!r} the box {edges.tolist()}", wanted)
         return Region(label, as_box(edges.clip(0, size)), score=score, label_score=score)
 
 
@@ -185,15 +183,10 @@ class GroundStage(BoxesStage):
     def finish(self, row: ImageRecord, output: Any) -> None:
         """Set the row's regions, best score first, and make their labels the row's tags."""
         self.set_regions(row, output)
-        row.tags = [Tag(label, score) for label, score in _best(row.regions).items()]
-
-
-def _best(regions: list[Region]) -> dict[str, float]:
-    """Return the best score of each label; `regions` are sorted, best first."""
-    scores: dict[str, float] = {}
-    for region in regions:
-        scores.setdefault(region.label, region.score)
-    return scores
+        best: dict[str, float] = {}
+        for region in row.regions:
+            best.setdefault(region.label, region.score)
+        row.tags = [Tag(label, score) for label, score in best.items()]
 
 
 class SegmentStage(CustomStage):
@@ -213,10 +206,8 @@ class SegmentStage(CustomStage):
         except (TypeError, ValueError) as error:
             raise BadAnswer("the segmenter gives no (masks, predicted IoU) for this image") from error
         if masks.shape != wanted or masks.dtype != bool:
-            rule = f"it should be bool {list(wanted)}"
-            raise BadAnswer(f"the segmenter gives masks {masks.dtype} {list(masks.shape)}; {rule}")
+            raise self.bad(f"masks {masks.dtype} {list(masks.shape)}", f"bool {list(wanted)}")
         if quality.shape != wanted[:1] or quality.dtype.kind not in "fiu" or not np.isfinite(quality).all():
-            rule = f"it should be finite numbers [{wanted[0]}]"
-            raise BadAnswer(f"the segmenter gives predicted IoU {quality.dtype} {list(quality.shape)}; {rule}")
+            raise self.bad(f"predicted IoU {quality.dtype} {list(quality.shape)}", f"finite numbers [{wanted[0]}]")
         for region, mask, predicted in zip(row.regions, masks, quality.tolist(), strict=True):
             region.rle, region.predicted_iou = encode_mask(mask), float(predicted)

@@ -57,7 +57,11 @@ def test_every_intermediate_equals_upstream(family: str, size: int) -> None:
     network, images, expected, facts = known_answer(family, size)
     found: dict[str, torch.Tensor] = {}
     encoder, head = network.visual_encoder, network.tagging_head["encoder"]["layer"]  # type: ignore[index]
-    modules = {"patch_embed": encoder.patch_embed, "visual_encoder": encoder, "image_embeds": network.image_proj}
+    modules = {
+        "patch_embed": encoder.patch_embed["norm"],
+        "visual_encoder": encoder,
+        "image_embeds": network.image_proj,
+    }
     modules |= {f"layer{i}": layer for i, layer in enumerate(encoder.layers)}
     modules |= {"wordvec_proj": network.wordvec_proj} | {f"tag_layer{i}": layer for i, layer in enumerate(head)}
     for name, module in modules.items():
