@@ -33,23 +33,10 @@ from pad_pipeline.storage import Folder, is_url, whole
 
 PLAN_NAME = "plan.parquet"
 PLAN_SCHEMA = pa.schema(
-    [
-        ("shard", pa.int32()),
-        ("row", pa.int32()),
-        ("key", pa.string()),
-        ("id", pa.string()),
-        ("source", pa.string()),
-        ("file", pa.string()),
-        ("at", pa.int64()),
-        ("bytes", pa.int64()),
-        ("earlier_at", pa.int64()),
-        ("earlier_bytes", pa.int64()),
-        ("caption", pa.string()),
-        ("conversations", pa.string()),
-        ("annotations", pa.string()),
-        ("sha256", pa.string()),
-        ("problem", pa.string()),
-    ]
+    dict.fromkeys(("shard", "row"), pa.int32())
+    | dict.fromkeys(("key", "id", "source", "file"), pa.string())
+    | dict.fromkeys(("at", "bytes", "earlier_at", "earlier_bytes"), pa.int64())
+    | dict.fromkeys(("caption", "conversations", "annotations", "sha256", "problem"), pa.string())
 )
 """Columns of plan.parquet, one row per image. `row` is the image's row in its shard. `file`, `at` and `bytes` are a
 `Place`, or a `ShardRow` if shards are rewritten; `bytes` is the image's size at planning, `UNKNOWN` or `MISSING`.
@@ -91,8 +78,8 @@ def write_plan(
         source: the images.
         path: the file to write.
         shard_size: images in one shard.
-        depth: what is noted of each file beside its name: nothing (`names`), its size (`sizes`), its size and the
-            sha256 of a few files (`sample`) or of all files (`full`).
+        depth: the facts that the plan has of each file: its name (`names`), its size too (`sizes`), and the sha256 of
+            a few files (`sample`) or of all files (`full`) too.
         limit: the number of images to take, from the first on; all by default.
     """
     facts, digest = PlanFacts(), hashlib.sha256()
@@ -100,10 +87,7 @@ def write_plan(
     sample = _ContentSample()
     with scratch_folder() as scratch, _rare_collections():
         hashes = KeyHashes(Path(scratch))
-        with (
-            pq.ParquetWriter(path, schema, compression="zstd", write_statistics=False) as writer,
-            ThreadPoolExecutor(1) as behind,
-        ):
+        with _writer(path, schema) as writer, ThreadPoolExecutor(1) as behind:
 
             def write(table: pa.Table, content: bytes) -> None:
                 digest.update(content)
@@ -134,12 +118,14 @@ def write_plan(
         if len(repeated):
             _rename(path, schema, repeated, hashes)
             source.counts["repeated ids, kept under keys of their own"] += len(repeated)
-    # Seal the file, and note its hashes.
-    facts.seal = seal(path)
-    facts.digest = digest.hexdigest()
+    facts.seal, facts.digest = seal(path), digest.hexdigest()
     if depth == "sample":
         facts.sample = sample.hashed(source.root)
     return facts
+
+
+def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    return pq.ParquetWriter(path, schema, compression="zstd", write_statistics=False)
 
 
 @contextmanager
@@ -161,15 +147,13 @@ def _groups(planned: Iterable[Planned]) -> Iterator[list[Planned]]:
             yield group
     except OSError as error:
         where, rule = error.filename or "the source", f"it can't be read ({error.strerror or error})"
-        raise UserError("images", where, rule, "mend it, then run the same command again") from error
+        raise UserError("images", where, rule, "repair it, then run the same command again") from error
 
 
 def _columns(group: list[Planned], root: str, depth: Depth, first: int, shard_size: int) -> dict[str, Any]:
     """Return the values of each column for a group of images; `first` is the number of its first image."""
     numbers = np.arange(first, first + len(group))
-    places = [one.place for one in group]
-    earlier = [one.earlier for one in group]
-    sizes = [size for _, _, size in places]
+    sizes = [one.place[2] for one in group]
     if depth != "names" and not is_url(root):
         sizes = [
             _size(one, root) if one.place is NOWHERE and not one.problem else size
@@ -181,11 +165,11 @@ def _columns(group: list[Planned], root: str, depth: Depth, first: int, shard_si
         "key": [plain_key(one.id) for one in group],
         "id": [one.id for one in group],
         "source": [one.source for one in group],
-        "file": [file for file, _, _ in places],
-        "at": [at for _, at, _ in places],
+        "file": [one.place[0] for one in group],
+        "at": [one.place[1] for one in group],
         "bytes": sizes,
-        "earlier_at": [at for _, at, _ in earlier],
-        "earlier_bytes": [max(size, 0) for _, _, size in earlier],
+        "earlier_at": [one.earlier[1] for one in group],
+        "earlier_bytes": [max(one.earlier[2], 0) for one in group],
         "caption": [one.caption for one in group],
         "conversations": [orjson.dumps(one.conversations).decode() if one.conversations else "[]" for one in group],
         "annotations": [json.dumps(one.annotations) if one.annotations else "[]" for one in group],
@@ -274,7 +258,7 @@ def _rename(path: Path, schema: pa.Schema, repeated: np.ndarray, hashes: KeyHash
     with (
         whole(path, durable=False) as second,
         closing(pq.ParquetFile(path)) as first,
-        pq.ParquetWriter(second, schema, compression="zstd", write_statistics=False) as writer,
+        _writer(second, schema) as writer,
     ):
         for group in range(first.num_row_groups):
             table = first.read_row_group(group, use_threads=False)
@@ -296,15 +280,13 @@ class Plan:
 
     def __init__(self, folder: Folder, name: str = PLAN_NAME) -> None:
         self.folder = folder
-        try:
+        with self._reading():
             self._file = pq.ParquetFile(folder.open(name))
             if self._file.schema_arrow.names != PLAN_SCHEMA.names:
                 raise ValueError("it has other columns than this version of pad writes")
             self.shard_size = int(self._file.schema_arrow.metadata[b"shard_size"])
             if self.shard_size < 1:
                 raise ValueError(f"it says that a shard has {self.shard_size} images")
-        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
-            raise self._unreadable(error) from error
         self._held: tuple[int, pa.Table] = (-1, None)
 
     def __len__(self) -> int:
@@ -320,22 +302,17 @@ class Plan:
         """Return the plan's rows of shard `number`, one for each image."""
         start, stop = number * self.shard_size, min((number + 1) * self.shard_size, self.images)
         parts = []
-        for group in range(start // GROUP, -(-stop // GROUP)):
-            if self._held[0] != group:  # the next shard usually begins in the group where this one ends
-                try:
+        with self._reading():
+            for group in range(start // GROUP, -(-stop // GROUP)):
+                if self._held[0] != group:  # the next shard usually begins in the group where this one ends
                     self._held = group, self._file.read_row_group(group, use_threads=False)
-                except (OSError, pa.ArrowException, ValueError) as error:
-                    raise self._unreadable(error) from error
-            first = max(start - group * GROUP, 0)
-            parts.append(self._held[1].slice(first, stop - group * GROUP - first))
-        try:
+                first = max(start - group * GROUP, 0)
+                parts.append(self._held[1].slice(first, stop - group * GROUP - first))
             table = pa.concat_tables(parts)
             if any(column.null_count for column in table.columns):
                 raise ValueError("a value is missing")
             rows: list[PlanRow] = table.to_pylist()
             return rows
-        except (pa.ArrowException, ValueError) as error:
-            raise self._unreadable(error) from error
 
     def shard(self, number: int, rewritten: bool = False) -> list[ImageRecord]:
         """Return the images of one shard; an image that the source could not use has the status `failed`.
@@ -344,15 +321,18 @@ class Plan:
             number: the number of the shard.
             rewritten: whether shards are rewritten, so that the place of each image is a `ShardRow`.
         """
-        try:
+        with self._reading():
             return [_record(row, rewritten) for row in self.rows(number)]
-        except (ValueError, TypeError, RecursionError) as error:
-            raise self._unreadable(error) from error
 
-    def _unreadable(self, error: Exception) -> UserError:
-        rule = f"the plan can't be read ({error})"
-        remedy = "run the command that made it again, into the same folder"
-        return UserError("shards", f"{self.folder}/{PLAN_NAME}", rule, remedy)
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, RecursionError) as error:
+            remedy = "run the command that made it again, into the same folder"
+            raise UserError(
+                "shards", f"{self.folder}/{PLAN_NAME}", f"the plan can't be read ({error})", remedy
+            ) from error
 
 
 def _record(row: PlanRow, rewritten: bool) -> ImageRecord:

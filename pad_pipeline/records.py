@@ -21,22 +21,11 @@ MEMBERS = {"image": "jpg", "json": "json", "masks": "masks.npy", "embeds": "embe
 """Member -> ending of its name. Images of every format end in `.jpg`, because readers decode by content, and Hugging
 Face `datasets` refuses a tar in which samples differ in their members. The JSON has the true format."""
 INDEX_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("id", pa.string()),
-        ("source", pa.string()),
-        ("status", pa.string()),
-        ("stage", pa.string()),
-        ("reason", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("tags", pa.int32()),
-        ("regions", pa.int32()),
-        ("labels", pa.int32()),
-        # Offset and size of each member in the tar; -1 and 0 for a failed image, which is not in the tar.
-        *((f"{member}_{part}", pa.int64()) for member in MEMBERS for part in ("at", "bytes")),
-        ("sha256", pa.string()),
-    ]
+    dict.fromkeys(("key", "id", "source", "status", "stage", "reason"), pa.string())
+    | dict.fromkeys(("width", "height", "tags", "regions", "labels"), pa.int32())
+    # Offset and size of each member in the tar; -1 and 0 for a failed image, which is not in the tar.
+    | {f"{member}_{part}": pa.int64() for member in MEMBERS for part in ("at", "bytes")}
+    | {"sha256": pa.string()}
 )
 """Columns of a shard's index, one row per planned image; `sha256` is over the sample's four members in order."""
 IndexRow = dict[str, Any]
@@ -135,30 +124,23 @@ class TagJson(TypedDict):
     score: float
 
 
-class AlternateJson(TypedDict):
+class AlternateJson(TagJson):
     """An `Alternate` in `SampleJson`."""
 
-    label: str
-    score: float
     label_score: float
     embedding: int
     """Row of the label in `key.embeds.npy`."""
 
 
-class RegionJson(TypedDict):
+class RegionJson(AlternateJson):
     """A `Region` in `SampleJson`."""
 
-    label: str
-    score: float
-    label_score: float
     alternates: list[AlternateJson]
     prompt: int
     box: list[float]
     rle: dict[str, Any]
     predicted_iou: float
     crowd: bool
-    embedding: int
-    """Row of the label in `key.embeds.npy`."""
 
 
 class SampleJson(TypedDict):
@@ -258,28 +240,20 @@ class ImageRecord(Planned):
             KeyError, TypeError, ValueError: `meta` does not have the form that `to_json` writes.
         """
         try:
-            self._restore(meta)
+            self.format, self.width, self.height = str(meta["format"]), int(meta["width"]), int(meta["height"])
+            self.caption = str(meta["caption"])
+            self.conversations = [{"from": str(t["from"]), "value": str(t["value"])} for t in meta["conversations"]]
+            self.tags = [Tag(str(tag["label"]), _finite(tag["score"])) for tag in meta["tags"]]
+            self.regions = []
+            for region in meta["regions"]:
+                rle = {"size": [int(edge) for edge in region["rle"]["size"]], "counts": str(region["rle"]["counts"])}
+                self.regions.append(restored_region(region, rle, bool(region["crowd"])))
         except OverflowError as error:
             raise ValueError(str(error)) from error
 
-    def _restore(self, meta: Mapping[str, Any]) -> None:
-        self.format, self.width, self.height = str(meta["format"]), int(meta["width"]), int(meta["height"])
-        self.caption = str(meta["caption"])
-        self.conversations = [{"from": str(t["from"]), "value": str(t["value"])} for t in meta["conversations"]]
-        self.tags = [Tag(str(tag["label"]), _finite(tag["score"])) for tag in meta["tags"]]
-        self.regions = [
-            restored_region(
-                region,
-                {"size": [int(edge) for edge in region["rle"]["size"]], "counts": str(region["rle"]["counts"])},
-                bool(region["crowd"]),
-            )
-            for region in meta["regions"]
-        ]
-
     def index_row(self) -> IndexRow:
         """Return the image's row of the index, without the positions of members, as for a failed image."""
-        plain = ("key", "id", "source", "status", "stage", "reason", "width", "height")
-        row = {name: getattr(self, name) for name in plain}
+        row = {name: getattr(self, name) for name in INDEX_SCHEMA.names[:8]}  # `key` to `height`
         for member in MEMBERS:
             row |= {f"{member}_at": -1, f"{member}_bytes": 0}
         counts = {"tags": len(self.tags), "regions": len(self.regions), "labels": len(self.labels)}
@@ -314,10 +288,7 @@ class ImageRecord(Planned):
                     ],
                     "prompt": region.prompt,
                     "box": [_number(edge) for edge in region.box],
-                    "rle": {
-                        "size": [int(edge) for edge in region.rle["size"]],
-                        "counts": region.rle["counts"],
-                    },
+                    "rle": {"size": [int(edge) for edge in region.rle["size"]], "counts": region.rle["counts"]},
                     "predicted_iou": _number(region.predicted_iou),
                     "crowd": region.crowd,
                     "embedding": rows[region.label],
@@ -334,28 +305,21 @@ def restored_region(region: Mapping[str, Any], rle: dict[str, Any], crowd: bool)
     Raises:
         KeyError, TypeError, ValueError: `region` does not have the form that `ImageRecord.to_json` writes.
     """
-    return Region(
-        str(region["label"]),
+    alternates = [
+        Alternate(str(other["label"]), _finite(other["score"]), _finite(other["label_score"]))
+        for other in region["alternates"]
+    ]
+    box, score, label_score = (
         as_box(map(_finite, region["box"])),
         _finite(region["score"]),
         _finite(region["label_score"]),
-        [
-            Alternate(str(other["label"]), _finite(other["score"]), _finite(other["label_score"]))
-            for other in region["alternates"]
-        ],
-        int(region["prompt"]),
-        rle,
-        _finite(region["predicted_iou"]),
-        crowd,
     )
+    prompt, predicted_iou = int(region["prompt"]), _finite(region["predicted_iou"])
+    return Region(str(region["label"]), box, score, label_score, alternates, prompt, rle, predicted_iou, crowd)
 
 
 def _finite(value: Any) -> float:
-    """Return a number of unknown origin as a float.
-
-    Raises:
-        ValueError: it is no number, or JSON can't hold it.
-    """
+    """Return a number of unknown origin as a float; raise a ValueError for one that JSON can't hold."""
     number = float(value)
     if not math.isfinite(number):
         raise ValueError(f"{number} is no number that JSON has")
@@ -363,7 +327,7 @@ def _finite(value: Any) -> float:
 
 
 def _number(value: float) -> float:
-    """Round to the seven digits that a float32 holds, and return a Python float."""
+    """Return a Python float, rounded to the seven digits that a float32 holds."""
     return float(f"{float(value):.7g}")
 
 

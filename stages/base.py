@@ -144,20 +144,22 @@ class Stage(ABC, Generic[Prepared, Output]):
             parts = zip(chunks(rows, size), chunks(inputs, size), strict=True)
             return [pair for part in parts for pair in self._run(*part)]
         outputs = self._try(rows, inputs)
-        if isinstance(outputs, _Failure) and outputs.out_of_memory and len(rows) == 1:
-            _release_gpu_memory()
-            self.tight = True
-            outputs = self._try(rows, inputs)
-            self.tight = False
+        if isinstance(outputs, _Failure) and outputs.out_of_memory:
+            import torch
+
+            # This stands outside the exception handler: by now the exception is freed, and the batch's tensors with it.
+            torch.cuda.empty_cache()
+            if len(rows) == 1:
+                self.tight = True
+                outputs = self._try(rows, inputs)
+                self.tight = False
         if not isinstance(outputs, _Failure):
             return list(zip(rows, outputs, strict=True))
-        # This stands outside the exception handler: by now the exception is freed, and the batch's tensors with it.
         if len(rows) == 1:
             rows[0].fail(self.name, outputs.reason)
             return []
         half = len(rows) // 2
         if outputs.out_of_memory:
-            _release_gpu_memory()
             self._fits[shape] = half
         pairs = []
         for part, part_inputs in zip(chunks(rows, half), chunks(inputs, half), strict=True):
@@ -192,13 +194,9 @@ class Stage(ABC, Generic[Prepared, Output]):
             self._in_a_row += row.place.size != MISSING and row.stage == self.name
             if 0 < self.breaker <= self._in_a_row:
                 rule = f"{self._in_a_row} images in a row failed, the last one ({row.source}) with: {row.reason}"
-                raise StageBroken("stage", self.name, rule, _GO_ON)
-
-
-_GO_ON = (
-    "correct the cause and run the same command again; if it is the images, go on with `breaker` 0; "
-    "images that were set aside are tried again with `retry_failed`"
-)
+                remedy = "correct the cause and run the same command again; if it is the images, go on with `breaker` 0"
+                more = "images that were set aside are tried again with `retry_failed`"
+                raise StageBroken("stage", self.name, rule, f"{remedy}; {more}")
 
 
 class _Failure(NamedTuple):
@@ -218,12 +216,6 @@ def _failure(error: Exception) -> _Failure:
     if isinstance(error, (UserError, OSError)) or (kind == "AcceleratorError" and not memory):
         raise error
     return _Failure(f"{kind}: {error}", memory)
-
-
-def _release_gpu_memory() -> None:
-    import torch
-
-    torch.cuda.empty_cache()
 
 
 def chunks(rows: list[Item], size: int) -> list[list[Item]]:

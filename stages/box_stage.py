@@ -117,7 +117,6 @@ class BoxStage(Stage[Tensor, list[Found]]):
         self.settings, self.decoding, self.batch_size = settings, decoding, settings.batch_size
         self.unboxable = load_unboxable(settings.unboxable)
         self.encode: Callable[[str], list[int]] = cache(self.tokenize)
-        """Returns what `tokenize` returns, which it remembers."""
 
     @abstractmethod
     def tokenize(self, tag: str) -> list[int]:
@@ -140,19 +139,17 @@ class BoxStage(Stage[Tensor, list[Found]]):
         """Return for each row the detector's output for each of its prompts; none for a row without a boxable tag."""
         prompts = [self.prompts(row) for row in rows]
         asked = [index for index, of_row in enumerate(prompts) if of_row]
-        outputs: list[list[Found]] = [[] for _ in rows]
-        if asked:
-            found = self.detect([rows[i] for i in asked], [prompts[i] for i in asked], [inputs[i] for i in asked])
-            for index, of_row in zip(asked, found, strict=True):
-                outputs[index] = of_row
-        return outputs
+        if not asked:
+            return [[] for _ in rows]
+        found = self.detect([rows[i] for i in asked], [prompts[i] for i in asked], [inputs[i] for i in asked])
+        by_index = dict(zip(asked, found, strict=True))
+        return [by_index.get(index, []) for index in range(len(rows))]
 
     def finish(self, row: ImageRecord, output: list[Found]) -> None:
         """Set the row's regions, best score first; an image without a box is `empty`."""
         regions = [region for found in output for region in self.regions(row, found)]
         row.regions = suppress(regions, self.settings.nms_iou, self.settings.nms_iou_across_labels)
-        if not row.regions:
-            row.status = "empty"
+        row.status = "ok" if row.regions else "empty"
 
     def corners(self, row: ImageRecord, boxes: np.ndarray) -> np.ndarray:
         """Convert boxes `[N, 4]`, cxcywh as fractions of the model's input, to xyxy in pixels, clipped to the image."""
@@ -161,9 +158,10 @@ class BoxStage(Stage[Tensor, list[Found]]):
     def regions(self, row: ImageRecord, found: Found) -> list[Region]:
         """Return a region for each box that passes the thresholds, with its best tag and its alternates."""
         highest, mean = span_scores(found.probabilities.numpy()[found.position], found.prompt)
-        if not (np.isfinite(highest).all() and np.isfinite(found.boxes.numpy()[found.position]).all()):
+        boxes = found.boxes.numpy()[found.position]
+        if not (np.isfinite(highest).all() and np.isfinite(boxes).all()):
             raise ValueError("the detector gives no finite numbers for this image")
-        corners = self.corners(row, found.boxes.numpy()[found.position])
+        corners = self.corners(row, boxes)
         wide = (corners[:, 2:] - corners[:, :2]).min(1) >= self.settings.min_size
         kept = np.flatnonzero(wide & (highest.max(1) >= self.settings.box_threshold))
         regions = []
@@ -174,11 +172,8 @@ class BoxStage(Stage[Tensor, list[Found]]):
                 for tag in others
                 if mean[query, tag] >= self.settings.text_threshold
             ]
-            region = Region(
-                found.prompt.tags[best], as_box(corners[query]), score=float(highest[query].max()),
-                label_score=float(mean[query, best]), alternates=alternates, prompt=found.number,
-            )  # fmt: skip
-            regions.append(region)
+            label, scores = found.prompt.tags[best], (float(highest[query].max()), float(mean[query, best]))
+            regions.append(Region(label, as_box(corners[query]), *scores, alternates, found.number))
         return regions
 
 
@@ -196,9 +191,6 @@ def find_model(settings: BoxSettings) -> tuple[Path, Path]:
 
 def load_unboxable(reference: str) -> frozenset[str]:
     """Return the tags that are not looked for, normalized. Their file has one tag on each line; `#` starts a comment.
-
-    Args:
-        reference: `BoxSettings.unboxable`.
 
     Raises:
         UserError: the file can't be read.

@@ -19,14 +19,9 @@ def to_pixels(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
 def suppress(regions: list[Region], iou: float, iou_across_labels: float) -> list[Region]:
     """Suppress overlapping regions of one image: first within each label, then across labels.
 
-    Args:
-        regions: the regions of one image.
-        iou: two boxes of one label may overlap up to this IoU (0..1); otherwise the one with the lower score is
-            dropped. At 1 nothing is dropped.
-        iou_across_labels: the same for boxes of any labels.
-
-    Returns:
-        The regions that are left, by falling score; those of equal score in their former order.
+    Two boxes of one label may overlap up to the IoU `iou` (0..1); otherwise the one with the lower score is dropped. At
+    1 nothing is dropped. `iou_across_labels` is the same for boxes of any labels. The regions that are left come by
+    falling score, those of equal score in their former order.
     """
     regions = sorted(regions, key=lambda region: -region.score)
     labels = {label: number for number, label in enumerate(dict.fromkeys(region.label for region in regions))}

@@ -142,6 +142,16 @@ class HostCopy:
         return self._tensor.numpy()
 
 
+def padded_texts(texts: list[list[int]], length: int, pad: int) -> tuple[Tensor, Tensor]:
+    """Return token ids filled up with `pad`, and a mask that is 1 where a text is: int64 `[texts, length]` each."""
+    ids = torch.full((len(texts), length), pad, dtype=torch.long)
+    attended = torch.zeros_like(ids)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = torch.tensor(text)
+        attended[row, : len(text)] = 1
+    return ids, attended
+
+
 def _leave_autocast(module: nn.Module) -> None:
     """Make `module` compute in float32 wherever it is called: its inputs are cast to float32, and autocast is off."""
     forward = module.forward

@@ -21,7 +21,7 @@ from pad_pipeline.records import ImageRecord, Shard
 from pad_pipeline.stages.base import chunks
 from pad_pipeline.stages.box_stage import BoxSettings, BoxStage, Found, find_model
 from pad_pipeline.stages.boxes import to_pixels
-from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy
+from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy, padded_texts
 from pad_pipeline.stages.spans import Prompt, normalize
 
 KINDS: dict[str, tuple[Any, Any]] = {
@@ -72,25 +72,14 @@ class Owl:
 
     def read(self, texts: list[list[int]], pad: int) -> Tensor:
         """Embed texts, given as token ids: an embedding of length 1 for each, float32 `[n, d]`, on the device."""
-        ids = torch.full((len(texts), self.max_tokens), pad, dtype=torch.long)
-        attended = torch.zeros_like(ids)
-        for row, text in enumerate(texts):
-            ids[row, : len(text)] = torch.tensor(text)
-            attended[row, : len(text)] = 1
+        ids, attended = map(self.compute.send, padded_texts(texts, self.max_tokens, pad))
         with self.compute.autocast():
-            pooled = self.towers.text_model(
-                input_ids=self.compute.send(ids), attention_mask=self.compute.send(attended)
-            ).pooler_output
-            embeddings: Tensor = self.towers.text_projection(pooled).float()
-            unit: Tensor = embeddings / embeddings.norm(dim=-1, keepdim=True)
-            return unit
+            read = self.towers.text_model(input_ids=ids, attention_mask=attended)
+            embeddings: Tensor = self.towers.text_projection(read.pooler_output).float()
+            return embeddings.div(embeddings.norm(dim=-1, keepdim=True))
 
     def detect(self, images: list[Tensor], queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Find the texts of each image in it.
-
-        Args:
-            images: float32 `[3, S, S]` each, from `prepare`.
-            queries: the embedded texts of each image, `[B, n, d]`, from `read`.
+        """Find the texts of each image, whose embeddings from `read` are `queries` `[B, n, d]`, in the image.
 
         Returns:
             Two float32 tensors. The first has the probability (0..1) that a box shows a text, `[B, boxes, n]`. The

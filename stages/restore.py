@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 from functools import lru_cache
 from typing import NamedTuple
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.images import BadImage
-from pad_pipeline.masks import check_mask
 from pad_pipeline.records import ImageRecord, IndexRow, ShardRow
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.stages.base import Stage
+from pad_pipeline.stages.decode import restore_row
 from pad_pipeline.storage import is_url
 
 INDEXES = 8
@@ -76,10 +75,5 @@ class Restore(Stage[Stored, Stored]):
             row.width, row.height = output.row["width"], output.row["height"]
             row.fail(output.row["stage"], output.row["reason"])
             return
-        try:
-            row.restore(json.loads(output.json))
-            for region in row.regions:
-                check_mask(region.rle, row.width, row.height)
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise BadImage(f"what the shard says about it can't be used ({type(error).__name__}: {error})") from error
+        restore_row(row, output.json, check_masks=True)
         row.data, row.status = output.data, output.row["status"]

@@ -81,11 +81,8 @@ class StageSettings(BaseModel, ABC):
 
 def fetch_file_or_folder(file: ModelFile, patterns: list[str]) -> Path:
     """Return the checkpoint, or the folder of a model of transformers, that a setting names: fetched, and checked
-    against the pinned sha256, which for a folder is that of `model.safetensors`.
-
-    Args:
-        file: the setting.
-        patterns: the files of a folder that are fetched, as globs.
+    against the pinned sha256, which for a folder is that of `model.safetensors`. Of a folder on the hub, only files
+    that match `patterns` are fetched.
 
     Raises:
         UserError: it is not there, can't be reached, or does not have the pinned sha256.

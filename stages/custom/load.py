@@ -214,21 +214,6 @@ class CustomFields(StageSettings):
         return {f"{self.section}_{name}": value for name, value in sorted(hashes.items())}
 
 
-class BoxFields(CustomFields):
-    """Fields that select which boxes of a user's class are kept; they mean the same as in `DetectorSettings`."""
-
-    nms_iou: float = Field(1.0, ge=0, le=1)
-    nms_iou_across_labels: float = Field(1.0, ge=0, le=1)
-    min_size: float = Field(1.0, ge=0)
-
-
-class DetectFields(BoxFields):
-    """Fields of a detector."""
-
-    unboxable: str = "default"
-    """See `DetectorSettings`."""
-
-
 Custom = TypeVar("Custom", bound=CustomFields)
 
 

@@ -1,23 +1,30 @@
-"""Stages that run the user's own models, with the batches, failures and retries of pad's, and check every answer."""
+"""Stages that run the user's own models, with the batches, failures and retries of pad's, and check every answer.
+
+The settings that a models file has for each kind of model stand below the stages.
+"""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Container
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from PIL import Image
+from pydantic import Field
 
 from pad_pipeline.images import DecodeSettings
-from pad_pipeline.records import ImageRecord, Region, Tag, as_box
+from pad_pipeline.records import ImageRecord, Region, Shard, Tag, as_box
 from pad_pipeline.stages.base import Stage
-from pad_pipeline.stages.box_stage import load_unboxable
+from pad_pipeline.stages.box_stage import load_unboxable, unboxable_files, unboxable_fingerprint
 from pad_pipeline.stages.boxes import suppress
 from pad_pipeline.stages.compute import Compute, ComputeSettings
-from pad_pipeline.stages.custom.load import BoxFields, CustomFields, DetectFields
+from pad_pipeline.stages.custom.load import CustomFields
 from pad_pipeline.stages.custom.protocol import Detection
 from pad_pipeline.stages.decode import image
 from pad_pipeline.stages.segment import encode_mask
 from pad_pipeline.stages.spans import normalize
+from pad_pipeline.weights import ModelFile
 
 STICKS_OUT = 1.0
 """Pixels by which a box may exceed the image."""
@@ -104,8 +111,7 @@ class TagStage(CustomStage):
         if len({tag.label for tag in tags}) < len(tags):
             raise BadAnswer("the tagger gives a name twice")
         row.tags = tags
-        if not tags:
-            row.status = "empty"
+        row.status = "ok" if tags else "empty"
 
 
 class BoxesStage(CustomStage):
@@ -113,7 +119,7 @@ class BoxesStage(CustomStage):
 
     name = "ground"
 
-    def __init__(self, settings: BoxFields, decoding: DecodeSettings, compute: ComputeSettings) -> None:
+    def __init__(self, settings: BoxSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__(settings, decoding, compute)
         self.settings = settings
 
@@ -129,8 +135,7 @@ class BoxesStage(CustomStage):
         least = self.settings.min_size
         regions = [r for r in regions if min(r.box[2] - r.box[0], r.box[3] - r.box[1]) >= least]
         row.regions = suppress(regions, self.settings.nms_iou, self.settings.nms_iou_across_labels)
-        if not row.regions:
-            row.status = "empty"
+        row.status = "ok" if row.regions else "empty"
 
     def _region(self, row: ImageRecord, detection: Any) -> Region:
         try:
@@ -152,7 +157,7 @@ class BoxesStage(CustomStage):
 class DetectStage(BoxesStage):
     """Runs the user's own detector."""
 
-    def __init__(self, settings: DetectFields, decoding: DecodeSettings, compute: ComputeSettings) -> None:
+    def __init__(self, settings: CustomDetector, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__(settings, decoding, compute)
         self.unboxable = load_unboxable(settings.unboxable)
 
@@ -165,12 +170,9 @@ class DetectStage(BoxesStage):
         """Return the boxes of each row. The model does not get images without a label to look for."""
         labels = [self.asked(row) for row in rows]
         asked = [index for index, row_labels in enumerate(labels) if row_labels]
-        boxes: list[Any] = [[] for _ in rows]
-        if asked:
-            answers = self.answers([inputs[index] for index in asked], [labels[index] for index in asked])
-            for index, answer in zip(asked, answers, strict=True):
-                boxes[index] = answer
-        return boxes
+        answers = self.answers([inputs[i] for i in asked], [labels[i] for i in asked]) if asked else []
+        boxes = dict(zip(asked, answers, strict=True))
+        return [boxes.get(index, []) for index in range(len(rows))]
 
     def finish(self, row: ImageRecord, output: Any) -> None:
         """Set the row's regions."""
@@ -211,3 +213,74 @@ class SegmentStage(CustomStage):
             raise self.bad(f"predicted IoU {quality.dtype} {list(quality.shape)}", f"finite numbers [{wanted[0]}]")
         for region, mask, predicted in zip(row.regions, masks, quality.tolist(), strict=True):
             region.rle, region.predicted_iou = encode_mask(mask), float(predicted)
+
+
+class CustomSettings(CustomFields):
+    """Settings of a model of the user's own, which replaces one of pad's."""
+
+    stage: ClassVar[type[CustomStage]]
+    """The stage that holds the model."""
+
+    def check(self) -> str:
+        """Make the model and run it on a gray image, which shows most violations of the protocol."""
+        row = ImageRecord("check", "check", key="check", width=64, height=48)
+        with io.BytesIO() as sink:
+            Image.new("RGB", (row.width, row.height), "gray").save(sink, "PNG")
+            row.data, row.format = sink.getvalue(), "PNG"
+        row.tags, row.regions = [Tag("thing", 1.0)], [Region("thing", (8.0, 8.0, 40.0, 40.0))]
+        self.make(DecodeSettings(), ComputeSettings(precision="float32"))(Shard(0, [row]))
+        if row.status == "failed":
+            rule = f"asked about a gray image, it fails ({row.reason})"
+            raise self.error(rule, "repair the class")
+        return ", ".join([self.code, *(f"{name} {value}" for name, value in self.fingerprints().items())])
+
+    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> CustomStage:
+        """Make the stage, with an instance of the class."""
+        return self.stage(self, decoding, compute)
+
+
+class BoxSettings(CustomFields):
+    """Settings that select which boxes of a user's class are kept; they mean the same as in `DetectorSettings`."""
+
+    nms_iou: float = Field(1.0, ge=0, le=1)
+    nms_iou_across_labels: float = Field(1.0, ge=0, le=1)
+    min_size: float = Field(1.0, ge=0)
+
+
+class CustomTagger(CustomSettings):
+    """See `pad_pipeline.stages.custom.protocol.Tagger`."""
+
+    section, method, stage = "tagger", "tag", TagStage
+
+
+class CustomDetector(BoxSettings, CustomSettings):
+    """See `pad_pipeline.stages.custom.protocol.Detector`."""
+
+    section, method, stage, paths = "detector", "detect", DetectStage, ("unboxable",)
+
+    unboxable: str = "default"
+    """See `DetectorSettings`."""
+
+    def files(self) -> list[ModelFile]:
+        """Return the files of `CustomFields`, and the list of tags that are not looked for."""
+        return super().files() + unboxable_files(self.unboxable)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return the hashes of `CustomFields`, and that of the list of tags that are not looked for."""
+        return super().fingerprints() | unboxable_fingerprint(self.unboxable)
+
+    def check(self) -> str:
+        """See `CustomSettings`. No tag is left out here, so that the detector always runs."""
+        return super(CustomDetector, self.model_copy(update={"unboxable": ""})).check()
+
+
+class CustomSegmenter(CustomSettings):
+    """See `pad_pipeline.stages.custom.protocol.Segmenter`."""
+
+    section, method, stage = "segmenter", "segment", SegmentStage
+
+
+class CustomGrounder(BoxSettings, CustomSettings):
+    """See `pad_pipeline.stages.custom.protocol.Grounder`. A grounder does the steps of a tagger and of a detector."""
+
+    section, method, stage = "grounder", "tag_and_ground", GroundStage

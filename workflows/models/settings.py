@@ -17,7 +17,7 @@ from pad_pipeline.miniature.shipped import checked
 from pad_pipeline.roles import ORDER, REQUIRED, ROLES, RedoFrom, is_redone, section_of
 from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.stages.custom.load import SECTIONS, pinned
-from pad_pipeline.stages.custom.settings import (
+from pad_pipeline.stages.custom.stages import (
     CustomDetector,
     CustomGrounder,
     CustomSegmenter,
