@@ -50,12 +50,8 @@ class Compute:
     def put(self, model: nn.Module, in_float32: Iterable[nn.Module] = ()) -> nn.Module:
         """Move `model` to the device, in eval mode, ready for `autocast`, and return it.
 
-        The weights of matrix products and convolutions are cast here, once. Autocast would cast them in every forward
-        pass, to the same numbers.
-
-        Args:
-            model: a model with float32 weights.
-            in_float32: parts of the model that compute in float32 in any case.
+        The weights of matrix products and convolutions are float32 before, and are cast here, once. Autocast would cast
+        them in every forward pass, to the same numbers. The parts `in_float32` compute in float32 in any case.
         """
         model = model.to(self.device).eval()
         if self.bfloat16:
@@ -74,11 +70,8 @@ class Compute:
     def compiled(self, module: nn.Module, shape: tuple[int, ...]) -> nn.Module:
         """Compile `module` if `settings.compile` says so; otherwise return it unchanged.
 
-        It is compiled for a full batch here, and not on first use: an error there would be blamed on the images.
-
-        Args:
-            module: takes one tensor; call it with few different shapes, see `filled`.
-            shape: the shape of a full batch.
+        It is compiled for a full batch of this shape here, and not on first use: an error there would be blamed on the
+        images. The module takes one tensor; call it with few different shapes, see `filled`.
 
         Raises:
             UserError: the module can't be compiled on this machine.

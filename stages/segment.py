@@ -18,9 +18,9 @@ from pad_pipeline.stages.base import Stage
 from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy
 from pad_pipeline.stages.decode import image
 from pad_pipeline.stages.sam.hub import FILES, HubSam
-from pad_pipeline.stages.sam.network import OfficialSam, load_sam
+from pad_pipeline.stages.sam.network import OfficialSam
 from pad_pipeline.stages.settings import StageSettings, fetch_file_or_folder, millions, path_sha256
-from pad_pipeline.weights import ModelFile, file_sha256
+from pad_pipeline.weights import ModelFile
 
 
 class SegmenterSettings(StageSettings):
@@ -57,12 +57,11 @@ class SegmenterSettings(StageSettings):
 
     def check(self) -> str:
         """See `StageSettings`."""
-        path = self.fetched()
-        if path.is_dir():
-            sam = HubSam(path, Compute(ComputeSettings(precision="float32")))
+        sam = self.make(DecodeSettings(), ComputeSettings(precision="float32")).sam
+        if isinstance(sam, HubSam):
             return f"{sam.kind}, {millions(sam.model)}"
-        network, shape = load_sam(path)
-        return f"SAM, {shape.depth} blocks of {shape.width}, {millions(network)}, sha256 {file_sha256(path)}"
+        kind, sha256 = f"SAM, {sam.network_shape.depth} blocks of {sam.network_shape.width}", self.fingerprints()
+        return f"{kind}, {millions(sam.sam)}, sha256 {sha256['segmenter']}"
 
     def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Segmenter:
         """Make a `Segmenter`."""
@@ -76,8 +75,8 @@ class Segmenter(Stage[Tensor, tuple[list[HostCopy], HostCopy]]):
 
     def __init__(self, settings: SegmenterSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__()
-        self.settings, self.decoding, self.compute = settings, decoding, Compute(compute)
-        self.batch_size = settings.batch_size
+        self.settings, self.decoding, self.batch_size = settings, decoding, settings.batch_size
+        self.compute = Compute(compute)
         path = settings.fetched()
         self.sam = HubSam(path, self.compute) if path.is_dir() else OfficialSam(path, self.compute, self.batch_size)
 

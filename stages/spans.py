@@ -31,10 +31,7 @@ def normalize(tag: str) -> str:
 
 
 def build_prompts(
-    tags: list[str],
-    encode: Callable[[str], list[int]],
-    max_tokens: int = 256,
-    unboxable: Container[str] = (),
+    tags: list[str], encode: Callable[[str], list[int]], max_tokens: int = 256, unboxable: Container[str] = ()
 ) -> list[Prompt]:
     """Distribute the tags of one image over as few prompts as possible, of about equal length.
 
@@ -46,9 +43,6 @@ def build_prompts(
         encode: returns the token ids of a tag, without special tokens.
         max_tokens: the most tokens in a prompt, special tokens included (the model's `max_text_len`).
         unboxable: tags to leave out, normalized.
-
-    Returns:
-        The prompts; none where no tag is left.
     """
     known: dict[tuple[int, ...], str] = {}
     for tag in tags:
@@ -63,9 +57,9 @@ def build_prompts(
     lowest = max(*costs, -(-sum(costs) // count))
     limit = next(limit for limit in range(lowest, most + 1) if _pack(costs, limit) == count)
     # Fill prompt after prompt up to that limit.
-    prompts: list[Prompt] = []
+    prompts = [Prompt([CLS])]
     for ids, tag in known.items():
-        if not prompts or len(prompts[-1].ids) + len(ids) + 1 > limit + 1:
+        if len(prompts[-1].ids) + len(ids) > limit:
             prompts.append(Prompt([CLS]))
         prompt = prompts[-1]
         prompt.spans.append((len(prompt.ids), len(prompt.ids) + len(ids)))

@@ -59,9 +59,9 @@ class TaggerSettings(StageSettings, RamSettings):
 
     def check(self) -> str:
         """See `StageSettings`."""
-        labels, _ = read_tags(self)
-        path, network = _load(self, len(labels))
-        return f"{self.family}, {len(labels)} tags, {millions(network)}, sha256 {file_sha256(path)}"
+        tagger = self.make(DecodeSettings(), ComputeSettings(precision="float32"))
+        sha256 = self.fingerprints()["tagger"]
+        return f"{self.family}, {len(tagger.labels)} tags, {millions(tagger.network)}, sha256 {sha256}"
 
     def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Tagger:
         """Make a `Tagger`."""
@@ -75,11 +75,12 @@ class Tagger(Stage[torch.Tensor, tuple[HostCopy, int]]):
 
     def __init__(self, settings: TaggerSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__()
-        self.settings, self.decoding, self.compute = settings, decoding, Compute(compute)
-        self.batch_size = settings.batch_size
+        self.settings, self.decoding, self.batch_size = settings, decoding, settings.batch_size
+        self.compute = Compute(compute)
         self.labels, thresholds = read_tags(settings)
         self.thresholds = np.array(thresholds, np.float32)
-        _, network = _load(settings, len(self.labels))
+        path = fetch_file("tagger.weights", settings.weights, settings.sha256)
+        network = load_ram(Ram(settings, len(self.labels)), path)
         self.network = self.compute.put(network, in_float32=[network.fc])
         full = (settings.batch_size, 3, settings.image_size, settings.image_size)
         self.network.visual_encoder = self.compute.compiled(network.visual_encoder, full)
@@ -114,11 +115,6 @@ def resize(image: Image.Image, size: int) -> torch.Tensor:
 def normalize(pixels: torch.Tensor) -> torch.Tensor:
     """Normalize uint8 `[..., 3, H, W]` to float32, with ImageNet's mean and standard deviation."""
     return (pixels.float() / 255 - MEAN.to(pixels.device)) / STD.to(pixels.device)
-
-
-def _load(settings: TaggerSettings, tags: int) -> tuple[Path, Ram]:
-    path = fetch_file("tagger.weights", settings.weights, settings.sha256)
-    return path, load_ram(Ram(settings, tags), path)
 
 
 def read_tags(settings: TaggerSettings) -> tuple[list[str], list[float]]:

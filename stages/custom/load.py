@@ -81,10 +81,6 @@ class CustomFields(StageSettings):
         """Return an error about the class."""
         return UserError(self.field, self.entry_point or self.class_, rule, remedy)
 
-    def settings_error(self, rule: str, remedy: str) -> UserError:
-        """Return an error about the settings of the class."""
-        return UserError(f"{self.section}.settings", "{...}", rule, remedy)
-
     @contextmanager
     def _foreign(self, failure: str, remedy: str) -> Iterator[None]:
         """Around code of the user's, which may raise anything: turn an exception into a `UserError`."""
@@ -122,14 +118,14 @@ class CustomFields(StageSettings):
         """
         model = getattr(self.find_class(), "Settings", None)
         field = f"{self.section}.settings"
+        if model is None and self.settings:
+            remedy = "leave them out, or give the class an attribute Settings, a pydantic model"
+            raise UserError(field, ", ".join(self.settings), f"{self.class_} takes no settings", remedy)
         if model is None:
-            if self.settings:
-                remedy = "leave them out, or give the class an attribute Settings, a pydantic model"
-                raise UserError(field, ", ".join(self.settings), f"{self.class_} takes no settings", remedy)
             return None
         if not (inspect.isclass(model) and issubclass(model, BaseModel)):
             rule = f"the attribute Settings of {self.class_} is no pydantic model"
-            raise self.settings_error(rule, "make it a subclass of pydantic.BaseModel")
+            raise UserError(field, "{...}", rule, "make it a subclass of pydantic.BaseModel")
         values = dict(self.settings)
         for name, entry in model.model_fields.items():
             if isinstance(values.get(name), str) and Path in (entry.annotation, *get_args(entry.annotation)):
@@ -232,15 +228,16 @@ def pinned(custom: Custom, folder: Path, where: str = "") -> Custom:
     try:
         custom = custom.model_copy(update={"class_": custom.class_ or _class_of_entry_point(custom)})
         if (settings := custom.own_settings(folder)) is not None:
+            field, remedy = f"{custom.section}.settings", "give them types that JSON has"
             try:
                 values = json.loads(settings.model_dump_json())
             except (ValueError, TypeError) as error:  # pydantic's errors are ValueErrors
                 rule = f"run.json can't hold them ({type(error).__name__}: {str(error)[:200]})"
-                raise custom.settings_error(rule, "give them types that JSON has") from error
+                raise UserError(field, "{...}", rule, remedy) from error
             custom = custom.model_copy(update={"settings": values})
             if custom.own_settings(folder) != settings:
                 rule = "they are not the same after they were written as JSON, as in run.json (a secret, for instance)"
-                raise custom.settings_error(rule, "give them types that JSON has")
+                raise UserError(field, "{...}", rule, remedy)
         return custom.model_copy(update={"entry_point": "", "code": custom.code_here()})
     except UserError as error:
         field = f"{where}: {error.field}" if where else error.field

@@ -39,14 +39,14 @@ class CustomStage(Stage[np.ndarray, Any]):
 
     def __init__(self, settings: CustomFields, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__()
-        self.decoding, self.batch_size, self.who = decoding, settings.batch_size, settings.section
+        self.settings, self.decoding, self.batch_size = settings, decoding, settings.batch_size
         Compute(compute)  # sets torch's number of threads and precision of float32, for models that use torch
         self.model = settings.load(compute)
         self.ask = getattr(self.model, settings.method)
 
     def bad(self, given: str, wanted: str) -> BadAnswer:
         """Return an error that says what the model gives, and what it should be."""
-        return BadAnswer(f"the {self.who} gives {given}; it should be {wanted}")
+        return BadAnswer(f"the {self.settings.section} gives {given}; it should be {wanted}")
 
     def shape(self, row: ImageRecord) -> tuple[int, ...]:
         """Return what the model's `bucket` returns for the image's size."""
@@ -118,10 +118,7 @@ class BoxesStage(CustomStage):
     """Base of the two stages whose model returns boxes: detector and grounder."""
 
     name = "ground"
-
-    def __init__(self, settings: BoxSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
-        super().__init__(settings, decoding, compute)
-        self.settings = settings
+    settings: BoxSettings
 
     def set_regions(self, row: ImageRecord, output: Any, asked: Container[str] | None = None) -> None:
         """Set the row's regions, best score first; an image without a box is `empty`.
@@ -131,7 +128,9 @@ class BoxesStage(CustomStage):
         regions = [self._region(row, detection) for detection in self.pairs(output, "Detection")]
         for region in regions:
             if asked is not None and region.label not in asked:
-                raise BadAnswer(f"the {self.who} gives the label {region.label!r}, which was not asked for")
+                raise BadAnswer(
+                    f"the {self.settings.section} gives the label {region.label!r}, which was not asked for"
+                )
         least = self.settings.min_size
         regions = [r for r in regions if min(r.box[2] - r.box[0], r.box[3] - r.box[1]) >= least]
         row.regions = suppress(regions, self.settings.nms_iou, self.settings.nms_iou_across_labels)

@@ -55,8 +55,7 @@ class GroundingDino:
     """The model on its device, from a model folder of transformers."""
 
     def __init__(self, folder: Path, compute: Compute) -> None:
-        config = read_config("detector.model", folder, set(KINDS))
-        self.name: str = config["model_type"]
+        self.name: str = read_config("detector.model", folder, set(KINDS))["model_type"]
         # Without custom kernels, there is nothing to compile and nothing to download.
         options = {"use_safetensors": True, "disable_custom_kernels": True}
         model = load_pretrained("detector.model", folder, KINDS[self.name], torch.float32, **options)
@@ -80,7 +79,7 @@ class GroundingDino:
             elif name.endswith("downsample"):  # stays float32: all blocks of a resolution add to it
                 part.register_forward_hook(lambda _module, _inputs, output: output.float())
         self.compute = compute
-        self.model = compute.put(model, in_float32=dict.fromkeys(exact))
+        self.model = compute.put(model, in_float32=exact)
         self.max_tokens: int = model.config.max_text_len
         if not 16 <= self.max_tokens <= 4096:
             rule = f"its config.json sets max_text_len to {self.max_tokens}, and no tag would fit in"
@@ -115,12 +114,7 @@ class GroundingDino:
         return pixels.to(torch.uint8)
 
     def encode(self, images: list[Tensor], size: tuple[int, int]) -> Features:
-        """Encode a batch of images.
-
-        Args:
-            images: uint8 `[3, h, w]` each, from `prepare`.
-            size: the height and width to which all are padded.
-        """
+        """Encode images from `prepare`, uint8 `[3, h, w]` each, after padding all to the height and width `size`."""
         pixels = torch.zeros(len(images), 3, *size, dtype=torch.uint8)
         inside = torch.zeros(len(images), *size, dtype=torch.bool)
         for row, image in enumerate(images):

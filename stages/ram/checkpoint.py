@@ -24,11 +24,8 @@ def load_ram(network: Ram, path: Path) -> Ram:
     the cache as safetensors.
 
     Args:
-        network: built for the settings and the tag list of the checkpoint.
+        network: built for the settings and the tag list of the checkpoint; returned in eval mode, in float32.
         path: a training checkpoint, or a `.safetensors` file.
-
-    Returns:
-        `network` in eval mode, with float32 weights.
 
     Raises:
         UserError: the names or shapes of the file's tensors are not exactly the network's.

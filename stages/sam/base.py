@@ -32,22 +32,17 @@ class SegmentAnything(ABC):
     def encode(self, images: list[Tensor], size: int) -> list[Tensor]:
         """Encode images from `prepare` to the tensors that the decoder takes, each `[B, ...]`.
 
-        Args:
-            images: one tensor for each image.
-            size: images in a full batch. A compiled encoder fills up a smaller one, see `Compute.filled`.
+        A compiled encoder fills up a batch of fewer than `size` images, see `Compute.filled`.
         """
 
     @abstractmethod
     def decode(self, embeddings: list[Tensor], image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode one mask for each box.
+        """Decode one mask for each box: return mask logits, float32 `[N, h, w]`, and predicted IoU, float32 `[N]`.
 
         Args:
             embeddings: from `encode`.
             image: int64 `[N]`, ascending, on the CPU: the index of each box's image in the batch.
             boxes: float32 `[N, 4]` on the CPU, from `boxes`.
-
-        Returns:
-            Mask logits, float32 `[N, h, w]`, and predicted IoU, float32 `[N]`.
         """
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
