@@ -115,16 +115,15 @@ class Stage(ABC, Generic[Prepared, Output]):
     def batches(self, rows: list[ImageRecord]) -> Iterator[list[ImageRecord]]:
         """Return `rows` in batches of one shape, sorted by length. Equal rows stay in the plan's order, so that a
         shard's batches are always the same."""
-        order: dict[int, tuple[Any, int]] = {}
-        for row in rows:
+        order: list[tuple[Any, int, int]] = []
+        for index, row in enumerate(rows):
             try:
-                order[id(row)] = (self.shape(row), self.length(row))
+                order.append((self.shape(row), self.length(row), index))
             except Exception as error:
                 row.fail(self.name, _failure(error).reason)
         self._watch([row for row in rows if row.status == "failed"])
-        rows = sorted((row for row in rows if id(row) in order), key=lambda row: order[id(row)])
-        for _, same in groupby(rows, lambda row: order[id(row)][0]):
-            yield from chunks(list(same), self.batch_size)
+        for _, same in groupby(sorted(order), lambda item: item[0]):
+            yield from chunks([rows[index] for _, _, index in same], self.batch_size)
 
     def _prepared(self, threads: ThreadPoolExecutor, rows: list[ImageRecord]) -> Iterator[Batch[Prepared]]:
         """Yield each batch with its inputs, one batch ahead, so that memory holds two batches at most."""

@@ -8,26 +8,23 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import io
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import entry_points, packages_distributions, version
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, get_args
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.images import DecodeSettings
+from pad_pipeline.records import ImageRecord, Region, Shard, Tag
+from pad_pipeline.stages.base import Stage
 from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.stages.settings import StageSettings
 from pad_pipeline.weights import ModelFile, file_sha256
@@ -39,13 +36,15 @@ _INSTALL = "install its package into this environment, or put its folder on PYTH
 _REPAIR = "repair the class, or its settings"
 
 
-class CustomFields(StageSettings):
+class CustomSettings(StageSettings):
     """Settings of the user's own model, which replaces one of pad's."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
     method: ClassVar[str]
     """The method that the class must have; see `pad_pipeline.stages.custom.protocol`."""
+    stage: ClassVar[Callable[..., Stage[Any, Any]]]
+    """The class of the stage that holds the model."""
 
     class_: str = Field("", alias="class")
     """`package.module:Class`; the package must be installed or on PYTHONPATH on each node."""
@@ -64,7 +63,7 @@ class CustomFields(StageSettings):
         return self
 
     @model_serializer(mode="wrap")
-    def _as_in_toml(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _as_in_toml(self, handler: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
         return {"class" if name == "class_" else name: value for name, value in handler(self).items()}
 
     @property
@@ -209,8 +208,25 @@ class CustomFields(StageSettings):
             hashes |= more
         return {f"{self.section}_{name}": value for name, value in sorted(hashes.items())}
 
+    def check(self) -> str:
+        """Make the model and run it on a gray image, which shows most violations of the protocol."""
+        row = ImageRecord("check", "check", key="check", width=64, height=48)
+        with io.BytesIO() as sink:
+            Image.new("RGB", (row.width, row.height), "gray").save(sink, "PNG")
+            row.data, row.format = sink.getvalue(), "PNG"
+        row.tags, row.regions = [Tag("thing", 1.0)], [Region("thing", (8.0, 8.0, 40.0, 40.0))]
+        self.make(DecodeSettings(), ComputeSettings(precision="float32"))(Shard(0, [row]))
+        if row.status == "failed":
+            rule = f"asked about a gray image, it fails ({row.reason})"
+            raise self.error(rule, "repair the class")
+        return ", ".join([self.code, *(f"{name} {value}" for name, value in self.fingerprints().items())])
 
-Custom = TypeVar("Custom", bound=CustomFields)
+    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Stage[Any, Any]:
+        """Make the stage, with an instance of the class."""
+        return self.stage(self, decoding, compute)
+
+
+Custom = TypeVar("Custom", bound=CustomSettings)
 
 
 def pinned(custom: Custom, folder: Path, where: str = "") -> Custom:
@@ -240,11 +256,12 @@ def pinned(custom: Custom, folder: Path, where: str = "") -> Custom:
                 raise UserError(field, "{...}", rule, remedy)
         return custom.model_copy(update={"entry_point": "", "code": custom.code_here()})
     except UserError as error:
-        field = f"{where}: {error.field}" if where else error.field
-        raise UserError(field, error.value, error.rule, error.remedy) from error
+        raise UserError(
+            f"{where}: {error.field}" if where else error.field, error.value, error.rule, error.remedy
+        ) from error
 
 
-def _class_of_entry_point(custom: CustomFields) -> str:
+def _class_of_entry_point(custom: CustomSettings) -> str:
     group = f"pad.{custom.section}s"
     known = {point.name: point.value for point in entry_points(group=group)}
     if custom.entry_point not in known:

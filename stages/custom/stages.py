@@ -5,21 +5,19 @@ The settings that a models file has for each kind of model stand below the stage
 
 from __future__ import annotations
 
-import io
 from collections.abc import Container
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from PIL import Image
 from pydantic import Field
 
 from pad_pipeline.images import DecodeSettings
-from pad_pipeline.records import ImageRecord, Region, Shard, Tag, as_box
+from pad_pipeline.records import ImageRecord, Region, Tag, as_box
 from pad_pipeline.stages.base import Stage
 from pad_pipeline.stages.box_stage import load_unboxable, unboxable_files, unboxable_fingerprint
 from pad_pipeline.stages.boxes import suppress
 from pad_pipeline.stages.compute import Compute, ComputeSettings
-from pad_pipeline.stages.custom.load import CustomFields
+from pad_pipeline.stages.custom.load import CustomSettings
 from pad_pipeline.stages.custom.protocol import Detection
 from pad_pipeline.stages.decode import image
 from pad_pipeline.stages.segment import encode_mask
@@ -37,7 +35,7 @@ class BadAnswer(ValueError):
 class CustomStage(Stage[np.ndarray, Any]):
     """Base of the four stages: it gives images to the model as arrays, and checks that each image has an answer."""
 
-    def __init__(self, settings: CustomFields, decoding: DecodeSettings, compute: ComputeSettings) -> None:
+    def __init__(self, settings: CustomSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__()
         self.settings, self.decoding, self.batch_size = settings, decoding, settings.batch_size
         Compute(compute)  # sets torch's number of threads and precision of float32, for models that use torch
@@ -118,7 +116,7 @@ class BoxesStage(CustomStage):
     """Base of the two stages whose model returns boxes: detector and grounder."""
 
     name = "ground"
-    settings: BoxSettings
+    settings: CustomBoxSettings
 
     def set_regions(self, row: ImageRecord, output: Any, asked: Container[str] | None = None) -> None:
         """Set the row's regions, best score first; an image without a box is `empty`.
@@ -128,9 +126,8 @@ class BoxesStage(CustomStage):
         regions = [self._region(row, detection) for detection in self.pairs(output, "Detection")]
         for region in regions:
             if asked is not None and region.label not in asked:
-                raise BadAnswer(
-                    f"the {self.settings.section} gives the label {region.label!r}, which was not asked for"
-                )
+                who = self.settings.section
+                raise BadAnswer(f"the {who} gives the label {region.label!r}, which was not asked for")
         least = self.settings.min_size
         regions = [r for r in regions if min(r.box[2] - r.box[0], r.box[3] - r.box[1]) >= least]
         row.regions = suppress(regions, self.settings.nms_iou, self.settings.nms_iou_across_labels)
@@ -214,31 +211,7 @@ class SegmentStage(CustomStage):
             region.rle, region.predicted_iou = encode_mask(mask), float(predicted)
 
 
-class CustomSettings(CustomFields):
-    """Settings of a model of the user's own, which replaces one of pad's."""
-
-    stage: ClassVar[type[CustomStage]]
-    """The stage that holds the model."""
-
-    def check(self) -> str:
-        """Make the model and run it on a gray image, which shows most violations of the protocol."""
-        row = ImageRecord("check", "check", key="check", width=64, height=48)
-        with io.BytesIO() as sink:
-            Image.new("RGB", (row.width, row.height), "gray").save(sink, "PNG")
-            row.data, row.format = sink.getvalue(), "PNG"
-        row.tags, row.regions = [Tag("thing", 1.0)], [Region("thing", (8.0, 8.0, 40.0, 40.0))]
-        self.make(DecodeSettings(), ComputeSettings(precision="float32"))(Shard(0, [row]))
-        if row.status == "failed":
-            rule = f"asked about a gray image, it fails ({row.reason})"
-            raise self.error(rule, "repair the class")
-        return ", ".join([self.code, *(f"{name} {value}" for name, value in self.fingerprints().items())])
-
-    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> CustomStage:
-        """Make the stage, with an instance of the class."""
-        return self.stage(self, decoding, compute)
-
-
-class BoxSettings(CustomFields):
+class CustomBoxSettings(CustomSettings):
     """Settings that select which boxes of a user's class are kept; they mean the same as in `DetectorSettings`."""
 
     nms_iou: float = Field(1.0, ge=0, le=1)
@@ -252,7 +225,7 @@ class CustomTagger(CustomSettings):
     section, method, stage = "tagger", "tag", TagStage
 
 
-class CustomDetector(BoxSettings, CustomSettings):
+class CustomDetector(CustomBoxSettings):
     """See `pad_pipeline.stages.custom.protocol.Detector`."""
 
     section, method, stage, paths = "detector", "detect", DetectStage, ("unboxable",)
@@ -261,11 +234,11 @@ class CustomDetector(BoxSettings, CustomSettings):
     """See `DetectorSettings`."""
 
     def files(self) -> list[ModelFile]:
-        """Return the files of `CustomFields`, and the list of tags that are not looked for."""
+        """Return the files of `CustomSettings`, and the list of tags that are not looked for."""
         return super().files() + unboxable_files(self.unboxable)
 
     def fingerprints(self) -> dict[str, str]:
-        """Return the hashes of `CustomFields`, and that of the list of tags that are not looked for."""
+        """Return the hashes of `CustomSettings`, and that of the list of tags that are not looked for."""
         return super().fingerprints() | unboxable_fingerprint(self.unboxable)
 
     def check(self) -> str:
@@ -279,7 +252,7 @@ class CustomSegmenter(CustomSettings):
     section, method, stage = "segmenter", "segment", SegmentStage
 
 
-class CustomGrounder(BoxSettings, CustomSettings):
+class CustomGrounder(CustomBoxSettings):
     """See `pad_pipeline.stages.custom.protocol.Grounder`. A grounder does the steps of a tagger and of a detector."""
 
     section, method, stage = "grounder", "tag_and_ground", GroundStage

@@ -67,7 +67,7 @@ class HubSam(SegmentAnything):
         """Decode all boxes in one call, except for SAM-HQ."""
         if self.kind == "sam_hq":
             # It processes whole feature maps before it looks at boxes: each image is decoded once, with all its boxes.
-            groups = torch.split(boxes, torch.bincount(image, minlength=1).tolist()) if len(image) else ()
+            groups = torch.split(boxes, torch.bincount(image).tolist())
             masks = [
                 self._decode([part[index : index + 1] for part in embeddings], group[None])
                 for index, group in enumerate(groups)
