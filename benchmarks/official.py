@@ -20,14 +20,17 @@ from pad_pipeline.labels import LabelSettings
 from pad_pipeline.pretrained import quiet
 from pad_pipeline.stages.ground import DetectorSettings
 from pad_pipeline.stages.ram.network import Ram, RamSettings
-from pad_pipeline.stages.sam.network import build_sam
-from pad_pipeline.stages.sam.shape import VIT_B, VIT_H, VIT_L
+from pad_pipeline.stages.sam.network import SamShape, build_sam
 from pad_pipeline.stages.segment import SegmenterSettings
 from pad_pipeline.stages.spans import CLS, DOT, SEP
 from pad_pipeline.stages.tag import TaggerSettings
 from pad_pipeline.workflows.models.settings import ModelSettings
 
-SAMS = {"vit_b": VIT_B, "vit_l": VIT_L, "vit_h": VIT_H}
+SAMS = {
+    "vit_b": SamShape(width=768, depth=12, heads=12, global_attention=[2, 5, 8, 11]),
+    "vit_l": SamShape(width=1024, depth=24, heads=16, global_attention=[5, 11, 17, 23]),
+    "vit_h": SamShape(width=1280, depth=32, heads=16, global_attention=[7, 15, 23, 31]),
+}
 SWINS: dict[str, dict[str, Any]] = {
     "swin_t": {
         "image_size": 224, "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7,

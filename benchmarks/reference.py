@@ -24,7 +24,7 @@ from pad_pipeline.stages.sam.attention import CrossAttention
 from pad_pipeline.stages.sam.network import load_sam
 from pad_pipeline.stages.segment import SegmenterSettings, encode_mask
 from pad_pipeline.stages.spans import CLS, DOT, SEP
-from pad_pipeline.stages.tag import TaggerSettings, preprocess, read_tags
+from pad_pipeline.stages.tag import TaggerSettings, normalize, read_tags, resize
 from pad_pipeline.weights import fetch_file, local_path
 from pad_pipeline.workflows.models.settings import ModelSettings
 
@@ -77,8 +77,8 @@ class ReferenceLoop:
 
     def tag(self, row: ImageRecord) -> None:
         """One forward pass, one image."""
-        image = preprocess(decode(row.data, DecodeSettings())[0], self.models.of(TaggerSettings).image_size)
-        scores = self.ram(image[None].to(self.device)).sigmoid()[0]
+        image = resize(decode(row.data, DecodeSettings())[0], self.models.of(TaggerSettings).image_size)
+        scores = self.ram(normalize(image[None].to(self.device))).sigmoid()[0]
         row.tags = [
             Tag(self.labels[i], float(scores[i])) for i in (scores > self.thresholds).nonzero().flatten().tolist()
         ]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from pad_pipeline.masks import check_mask
+from pad_pipeline.masks import decode_mask
 from pad_pipeline.records import ImageRecord, Region, Tag, as_box, restored_region
 from pad_pipeline.stages.base import Stage
 
@@ -33,8 +33,7 @@ class HumanRegions(Stage[list[Region], list[Region]]):
         """Set the regions, and the tags to their distinct labels."""
         row.regions = output
         row.tags = [Tag(label, 1.0) for label in dict.fromkeys(region.label for region in output)]
-        if not output:
-            row.status = "empty"
+        row.status = "ok" if output else "empty"
 
 
 def _region(row: ImageRecord, annotation: Mapping[str, Any]) -> Region:
@@ -43,7 +42,10 @@ def _region(row: ImageRecord, annotation: Mapping[str, Any]) -> Region:
     Raises:
         ValueError: the annotation is malformed, or for an image of another size; the message names the annotation.
     """
-    _check_size(row, annotation)
+    stated = annotation["width"], annotation["height"]
+    if stated not in ((None, None), (row.width, row.height)):
+        sizes = f"{stated[0]!r} x {stated[1]!r}, and the upright image is {row.width} x {row.height}"
+        raise ValueError(f"the annotations are for an image of {sizes}")
     try:
         box = annotation["box"]
         if box is not None:
@@ -90,15 +92,6 @@ def _exported(annotation: Mapping[str, Any], box: np.ndarray, rle: dict[str, Any
         raise ValueError(f"annotation {annotation['id']}: {rule}") from error
 
 
-def _check_size(row: ImageRecord, annotation: Mapping[str, Any]) -> None:
-    stated = annotation["width"], annotation["height"]
-    if stated not in ((None, None), (row.width, row.height)):
-        raise ValueError(
-            f"the annotations are for an image of {stated[0]!r} x {stated[1]!r}, and the upright image is "
-            f"{row.width} x {row.height}"
-        )
-
-
 def _rle(segmentation: Any, box: np.ndarray | None, row: ImageRecord) -> dict[str, Any]:
     """Turn a mask in any of COCO's forms into one compressed RLE.
 
@@ -112,9 +105,7 @@ def _rle(segmentation: Any, box: np.ndarray | None, row: ImageRecord) -> dict[st
     if isinstance(segmentation, dict):
         if segmentation["size"] != [row.height, row.width]:
             raise ValueError(f"its mask is {segmentation['size']} and the image {[row.height, row.width]} (H, W)")
-        if isinstance(segmentation["counts"], list):
-            return _from_runs(segmentation, row)
-        return _checked(segmentation, row)
+        return (_from_runs if isinstance(segmentation["counts"], list) else _checked)(segmentation, row)
     polygons = [_numbers(polygon, "polygon") for polygon in segmentation]
     if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
         raise ValueError("a polygon needs three or more pairs of numbers")
@@ -129,8 +120,8 @@ def _rle(segmentation: Any, box: np.ndarray | None, row: ImageRecord) -> dict[st
     )
     if steps > _MOST_STEPS:
         raise ValueError("its polygons are longer than any outline of this image")
-    rle: dict[str, Any] = coco_mask.merge(coco_mask.frPyObjects(polygons, row.height, row.width))
-    return rle
+    merged: dict[str, Any] = coco_mask.merge(coco_mask.frPyObjects(polygons, row.height, row.width))
+    return merged
 
 
 def _from_runs(segmentation: dict[str, Any], row: ImageRecord) -> dict[str, Any]:
@@ -145,8 +136,8 @@ def _from_runs(segmentation: dict[str, Any], row: ImageRecord) -> dict[str, Any]
 
 def _checked(rle: dict[str, Any], row: ImageRecord) -> dict[str, Any]:
     """Return a compressed RLE unchanged, if it is valid and written as pycocotools itself would write it."""
-    check_mask(rle, row.width, row.height)
-    if coco_mask.encode(np.asfortranarray(coco_mask.decode(rle)))["counts"].decode("ascii") != rle["counts"]:
+    mask = decode_mask(rle, row.width, row.height)
+    if coco_mask.encode(np.asfortranarray(mask))["counts"].decode("ascii") != rle["counts"]:
         raise ValueError("its run lengths are not in the usual form")
     return rle
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC
-from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast
@@ -24,6 +23,8 @@ Prepared = TypeVar("Prepared")
 """What `Stage.prepare` returns for one image: an input of `Stage.process`."""
 Output = TypeVar("Output")
 """What `Stage.process` returns for one image: the input of `Stage.finish`."""
+Batch = tuple[list[ImageRecord], list["Future[Prepared]"]]
+"""Rows of one batch, with the futures of their inputs."""
 Finished = list[tuple[ImageRecord, "Future[None]"]]
 """Rows, each with the future of its call of `finish`."""
 
@@ -92,20 +93,18 @@ class Stage(ABC, Generic[Prepared, Output]):
             UserError, OSError: something is wrong that no image is to blame for.
         """
         rows = [row for row in shard.rows if row.status in self.takes and not row.done]
-        behind: deque[tuple[list[ImageRecord], Finished]] = deque()
+        behind: tuple[list[ImageRecord], Finished] = ([], [])
         began = time.monotonic()
         threads = ThreadPoolExecutor(self.threads, thread_name_prefix=self.name)
         try:
-            for batch, inputs in _prepared(threads, self.prepare, self.batches(rows)):
-                outputs = self._run(batch, inputs)
-                behind.append((batch, [(row, threads.submit(self.finish, row, output)) for row, output in outputs]))
-                if len(behind) > 1:
-                    self._settle(*behind.popleft())
+            for batch, inputs in self._prepared(threads, rows):
+                finished = [(row, threads.submit(self.finish, row, out)) for row, out in self._run(batch, inputs)]
+                self._settle(*behind)
+                behind = batch, finished
                 self.images += len(batch)
                 self.seconds, began = self.seconds + time.monotonic() - began, time.monotonic()
                 self.tick()
-            for batch, finished in behind:
-                self._settle(batch, finished)
+            self._settle(*behind)
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)  # do not wait: a read over the network may take minutes
             raise
@@ -116,16 +115,25 @@ class Stage(ABC, Generic[Prepared, Output]):
     def batches(self, rows: list[ImageRecord]) -> Iterator[list[ImageRecord]]:
         """Return `rows` in batches of one shape, sorted by length. Equal rows stay in the plan's order, so that a
         shard's batches are always the same."""
-        order: dict[int, tuple[Any, int]] = {}
-        for row in rows:
+        order: list[tuple[Any, int, int]] = []
+        for index, row in enumerate(rows):
             try:
-                order[id(row)] = (self.shape(row), self.length(row))
+                order.append((self.shape(row), self.length(row), index))
             except Exception as error:
                 row.fail(self.name, _failure(error).reason)
         self._watch([row for row in rows if row.status == "failed"])
-        rows = sorted((row for row in rows if id(row) in order), key=lambda row: order[id(row)])
-        for _, same in groupby(rows, lambda row: order[id(row)][0]):
-            yield from chunks(list(same), self.batch_size)
+        for _, same in groupby(sorted(order), lambda item: item[0]):
+            yield from chunks([rows[index] for _, _, index in same], self.batch_size)
+
+    def _prepared(self, threads: ThreadPoolExecutor, rows: list[ImageRecord]) -> Iterator[Batch[Prepared]]:
+        """Yield each batch with its inputs, one batch ahead, so that memory holds two batches at most."""
+        ahead = None
+        for batch in self.batches(rows):
+            ready, ahead = ahead, (batch, [threads.submit(self.prepare, row) for row in batch])
+            if ready:
+                yield ready
+        if ahead:
+            yield ahead
 
     def _run(self, rows: list[ImageRecord], inputs: list[Future[Prepared]]) -> list[tuple[ImageRecord, Output]]:
         """Return each row that did not fail, with its output."""
@@ -133,22 +141,24 @@ class Stage(ABC, Generic[Prepared, Output]):
         size = self._fits.get(shape, len(rows))
         if len(rows) > size:
             parts = zip(chunks(rows, size), chunks(inputs, size), strict=True)
-            return [pair for part, part_inputs in parts for pair in self._run(part, part_inputs)]
+            return [pair for part in parts for pair in self._run(*part)]
         outputs = self._try(rows, inputs)
-        if isinstance(outputs, _Failure) and outputs.out_of_memory and len(rows) == 1:
-            _release_gpu_memory()
-            self.tight = True
-            outputs = self._try(rows, inputs)
-            self.tight = False
+        if isinstance(outputs, _Failure) and outputs.out_of_memory:
+            import torch
+
+            # This stands outside the exception handler: by now the exception is freed, and the batch's tensors with it.
+            torch.cuda.empty_cache()
+            if len(rows) == 1:
+                self.tight = True
+                outputs = self._try(rows, inputs)
+                self.tight = False
         if not isinstance(outputs, _Failure):
             return list(zip(rows, outputs, strict=True))
-        # This stands outside the exception handler: by now the exception is freed, and the batch's tensors with it.
         if len(rows) == 1:
             rows[0].fail(self.name, outputs.reason)
             return []
         half = len(rows) // 2
         if outputs.out_of_memory:
-            _release_gpu_memory()
             self._fits[shape] = half
         pairs = []
         for part, part_inputs in zip(chunks(rows, half), chunks(inputs, half), strict=True):
@@ -183,11 +193,9 @@ class Stage(ABC, Generic[Prepared, Output]):
             self._in_a_row += row.place.size != MISSING and row.stage == self.name
             if 0 < self.breaker <= self._in_a_row:
                 rule = f"{self._in_a_row} images in a row failed, the last one ({row.source}) with: {row.reason}"
-                remedy = (
-                    "mend the cause and run the same command again; if it is the images, go on with `breaker` 0; "
-                    "images that were set aside are tried again with `retry_failed`"
-                )
-                raise StageBroken("stage", self.name, rule, remedy)
+                remedy = "correct the cause and run the same command again; if it is the images, go on with `breaker` 0"
+                more = "images that were set aside are tried again with `retry_failed`"
+                raise StageBroken("stage", self.name, rule, f"{remedy}; {more}")
 
 
 class _Failure(NamedTuple):
@@ -207,24 +215,6 @@ def _failure(error: Exception) -> _Failure:
     if isinstance(error, (UserError, OSError)) or (kind == "AcceleratorError" and not memory):
         raise error
     return _Failure(f"{kind}: {error}", memory)
-
-
-def _release_gpu_memory() -> None:
-    import torch
-
-    torch.cuda.empty_cache()
-
-
-def _prepared(
-    threads: ThreadPoolExecutor, prepare: Callable[[ImageRecord], Prepared], batches: Iterable[list[ImageRecord]]
-) -> Iterator[tuple[list[ImageRecord], list[Future[Prepared]]]]:
-    """Yield each batch with the futures of its inputs, one batch ahead, so that memory holds two batches at most."""
-    waiting: deque[tuple[list[ImageRecord], list[Future[Prepared]]]] = deque()
-    for batch in batches:
-        waiting.append((batch, [threads.submit(prepare, row) for row in batch]))
-        if len(waiting) > 1:
-            yield waiting.popleft()
-    yield from waiting
 
 
 def chunks(rows: list[Item], size: int) -> list[list[Item]]:

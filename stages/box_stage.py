@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from pydantic import Field
+from torch import Tensor
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.images import DecodeSettings
 from pad_pipeline.records import Alternate, ImageRecord, Region, as_box
 from pad_pipeline.stages.base import Stage
 from pad_pipeline.stages.boxes import suppress, to_pixels
 from pad_pipeline.stages.compute import HostCopy
+from pad_pipeline.stages.decode import image
 from pad_pipeline.stages.dino.checkpoint import converted_folder
-from pad_pipeline.stages.settings import StageSettings
-from pad_pipeline.stages.spans import UNBOXABLE, Prompt, ranked_tags, read_unboxable, span_scores
+from pad_pipeline.stages.settings import StageSettings, fetch_file_or_folder, path_sha256
+from pad_pipeline.stages.spans import Prompt, normalize, ranked_tags, span_scores
 from pad_pipeline.weights import ModelFile, fetch_file, fetch_folder, file_sha256, folder_sha256, is_file_reference
+
+UNBOXABLE = Path(__file__).with_name("unboxable.txt")
+"""The file of tags that name nothing with a box: actions, colors, whole scenes, times, styles, ideas."""
 
 FILES = [
     "*config.json", "tokenizer*", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json",
@@ -76,10 +84,9 @@ class BoxSettings(StageSettings):
     def fingerprints(self) -> dict[str, str]:
         """See `StageSettings`. An official file is hashed as it was fetched, because the converted files change with
         the versions of libraries."""
-        model, tokenizer = find_model(self)
-        official = fetch_file("detector.model", self.model) if is_file_reference(self.model) else None
+        _, tokenizer = find_model(self)
         return unboxable_fingerprint(self.unboxable) | {
-            "detector": file_sha256(official) if official else folder_sha256(model, FILES),
+            "detector": path_sha256(fetch_file_or_folder(self.files()[0], FILES), FILES),
             "detector_tokenizer": folder_sha256(tokenizer, ["tokenizer*", "vocab.txt"]),
         }
 
@@ -98,18 +105,51 @@ class Found(NamedTuple):
     """Index of this image and prompt in the batch."""
 
 
-class BoxStage(Stage[torch.Tensor, list[Found]]):
-    """Base of the stages with a detector of transformers: it makes a row's regions from scores and boxes."""
+class BoxStage(Stage[Tensor, list[Found]]):
+    """Base of the stages with a detector of transformers: it asks for a row's tags, and makes regions of the answer."""
 
     name = "ground"
-    settings: BoxSettings
+    model: Any
+    """The detector on its device; its `prepare` turns an image into the input of the network."""
+
+    def __init__(self, settings: BoxSettings, decoding: DecodeSettings) -> None:
+        super().__init__()
+        self.settings, self.decoding, self.batch_size = settings, decoding, settings.batch_size
+        self.unboxable = load_unboxable(settings.unboxable)
+        self.encode: Callable[[str], list[int]] = cache(self.tokenize)
+
+    @abstractmethod
+    def tokenize(self, tag: str) -> list[int]:
+        """Return the token ids of one normalized tag; none if the tag can't be looked for."""
+
+    @abstractmethod
+    def prompts(self, row: ImageRecord) -> list[Prompt]:
+        """Return the prompts with those of the row's tags that can have a box."""
+
+    @abstractmethod
+    def detect(self, rows: list[ImageRecord], prompts: list[list[Prompt]], inputs: list[Tensor]) -> list[list[Found]]:
+        """Return for each row the detector's output for each of its prompts. Every row has a prompt."""
+
+    def prepare(self, row: ImageRecord) -> Tensor:
+        """Return the image as the detector takes it."""
+        prepared: Tensor = self.model.prepare(image(row, self.decoding))
+        return prepared
+
+    def process(self, rows: list[ImageRecord], inputs: list[Tensor]) -> list[list[Found]]:
+        """Return for each row the detector's output for each of its prompts; none for a row without a boxable tag."""
+        prompts = [self.prompts(row) for row in rows]
+        asked = [index for index, of_row in enumerate(prompts) if of_row]
+        if not asked:
+            return [[] for _ in rows]
+        found = self.detect([rows[i] for i in asked], [prompts[i] for i in asked], [inputs[i] for i in asked])
+        by_index = dict(zip(asked, found, strict=True))
+        return [by_index.get(index, []) for index in range(len(rows))]
 
     def finish(self, row: ImageRecord, output: list[Found]) -> None:
         """Set the row's regions, best score first; an image without a box is `empty`."""
         regions = [region for found in output for region in self.regions(row, found)]
         row.regions = suppress(regions, self.settings.nms_iou, self.settings.nms_iou_across_labels)
-        if not row.regions:
-            row.status = "empty"
+        row.status = "ok" if row.regions else "empty"
 
     def corners(self, row: ImageRecord, boxes: np.ndarray) -> np.ndarray:
         """Convert boxes `[N, 4]`, cxcywh as fractions of the model's input, to xyxy in pixels, clipped to the image."""
@@ -118,9 +158,10 @@ class BoxStage(Stage[torch.Tensor, list[Found]]):
     def regions(self, row: ImageRecord, found: Found) -> list[Region]:
         """Return a region for each box that passes the thresholds, with its best tag and its alternates."""
         highest, mean = span_scores(found.probabilities.numpy()[found.position], found.prompt)
-        if not (np.isfinite(highest).all() and np.isfinite(found.boxes.numpy()[found.position]).all()):
+        boxes = found.boxes.numpy()[found.position]
+        if not (np.isfinite(highest).all() and np.isfinite(boxes).all()):
             raise ValueError("the detector gives no finite numbers for this image")
-        corners = self.corners(row, found.boxes.numpy()[found.position])
+        corners = self.corners(row, boxes)
         wide = (corners[:, 2:] - corners[:, :2]).min(1) >= self.settings.min_size
         kept = np.flatnonzero(wide & (highest.max(1) >= self.settings.box_threshold))
         regions = []
@@ -131,11 +172,8 @@ class BoxStage(Stage[torch.Tensor, list[Found]]):
                 for tag in others
                 if mean[query, tag] >= self.settings.text_threshold
             ]
-            region = Region(
-                found.prompt.tags[best], as_box(corners[query]), score=float(highest[query].max()),
-                label_score=float(mean[query, best]), alternates=alternates, prompt=found.number,
-            )  # fmt: skip
-            regions.append(region)
+            label, scores = found.prompt.tags[best], (float(highest[query].max()), float(mean[query, best]))
+            regions.append(Region(label, as_box(corners[query]), *scores, alternates, found.number))
         return regions
 
 
@@ -145,33 +183,27 @@ def find_model(settings: BoxSettings) -> tuple[Path, Path]:
     Raises:
         UserError: one of them is not there, can't be reached, or does not have the pinned sha256.
     """
-    field = "detector.model"
-    if is_file_reference(settings.model):
-        folder = converted_folder(fetch_file(field, settings.model, settings.sha256))
-        return folder, fetch_folder("detector.tokenizer", settings.tokenizer, "", TOKENIZER_FILES)
-    folder = fetch_folder(field, settings.model, settings.revision, FILES)
-    if settings.sha256:
-        fetch_file(field, str(folder / "model.safetensors"), settings.sha256)
-    return folder, folder
+    path = fetch_file_or_folder(settings.files()[0], FILES)
+    if path.is_dir():
+        return path, path
+    return converted_folder(path), fetch_folder("detector.tokenizer", settings.tokenizer, "", TOKENIZER_FILES)
 
 
 def load_unboxable(reference: str) -> frozenset[str]:
-    """Read the list of tags that are not looked for.
-
-    Args:
-        reference: `DetectorSettings.unboxable`.
+    """Return the tags that are not looked for, normalized. Their file has one tag on each line; `#` starts a comment.
 
     Raises:
         UserError: the file can't be read.
     """
     if not reference:
         return frozenset()
-    path = UNBOXABLE if reference == "default" else fetch_file("detector.unboxable", reference)
+    path = _unboxable_path(reference)
     try:
-        return read_unboxable(path)
+        lines = [line.partition("#")[0] for line in path.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         rule = f"it can't be read ({type(error).__name__})"
         raise UserError("detector.unboxable", path, rule, "give a text file with one tag a line") from error
+    return frozenset(tag for line in lines if (tag := normalize(line)))
 
 
 def unboxable_files(reference: str) -> list[ModelFile]:
@@ -180,12 +212,9 @@ def unboxable_files(reference: str) -> list[ModelFile]:
 
 
 def unboxable_fingerprint(reference: str) -> dict[str, str]:
-    """Return the sha256 of the list of tags that are not looked for; nothing if there is no list.
+    """Return the sha256 of the list of tags that are not looked for; nothing if there is no list."""
+    return {"unboxable": file_sha256(_unboxable_path(reference))} if reference else {}
 
-    Args:
-        reference: `DetectorSettings.unboxable`.
-    """
-    if not reference:
-        return {}
-    path = str(UNBOXABLE) if reference == "default" else reference
-    return {"unboxable": file_sha256(fetch_file("detector.unboxable", path))}
+
+def _unboxable_path(reference: str) -> Path:
+    return UNBOXABLE if reference == "default" else fetch_file("detector.unboxable", reference)

@@ -19,25 +19,18 @@ def to_pixels(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
 def suppress(regions: list[Region], iou: float, iou_across_labels: float) -> list[Region]:
     """Suppress overlapping regions of one image: first within each label, then across labels.
 
-    Args:
-        regions: the regions of one image.
-        iou: two boxes of one label may overlap up to this IoU (0..1); otherwise the one with the lower score is
-            dropped. At 1 nothing is dropped.
-        iou_across_labels: the same for boxes of any labels.
-
-    Returns:
-        The regions that are left, by falling score; those of equal score in their former order.
+    Two boxes of one label may overlap up to the IoU `iou` (0..1); otherwise the one with the lower score is dropped. At
+    1 nothing is dropped. `iou_across_labels` is the same for boxes of any labels. The regions that are left come by
+    falling score, those of equal score in their former order.
     """
     regions = sorted(regions, key=lambda region: -region.score)
-    labels = {label: number for number, label in enumerate(dict.fromkeys(region.label for region in regions))}
-    regions = _suppress_groups(regions, [labels[region.label] for region in regions], iou)
-    return _suppress_groups(regions, [0] * len(regions), iou_across_labels)
-
-
-def _suppress_groups(regions: list[Region], groups: list[int], iou: float) -> list[Region]:
-    if iou >= 1 or not regions:
-        return regions
-    boxes = torch.tensor([region.box for region in regions], dtype=torch.float64)
-    # Ranks instead of scores, because the sort inside `batched_nms` leaves the order of equal scores open.
-    ranks = torch.arange(len(regions), 0, -1, dtype=torch.float64)
-    return [regions[index] for index in batched_nms(boxes, ranks, torch.tensor(groups), iou).tolist()]
+    labels = dict.fromkeys(region.label for region in regions)
+    numbers = {label: number for number, label in enumerate(labels)}
+    for most, groups in ((iou, numbers), (iou_across_labels, dict.fromkeys(labels, 0))):
+        if most < 1 and regions:
+            boxes = torch.tensor([region.box for region in regions], dtype=torch.float64)
+            # Ranks instead of scores, because the sort inside `batched_nms` leaves the order of equal scores open.
+            ranks = torch.arange(len(regions), 0, -1, dtype=torch.float64)
+            group = torch.tensor([groups[region.label] for region in regions])
+            regions = [regions[index] for index in batched_nms(boxes, ranks, group, most).tolist()]
+    return regions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -50,19 +50,15 @@ class Compute:
     def put(self, model: nn.Module, in_float32: Iterable[nn.Module] = ()) -> nn.Module:
         """Move `model` to the device, in eval mode, ready for `autocast`, and return it.
 
-        The weights of matrix products and convolutions are cast here, once. Autocast would cast them in every forward
-        pass, to the same numbers.
-
-        Args:
-            model: a model with float32 weights.
-            in_float32: parts of the model that compute in float32 in any case.
+        The weights of matrix products and convolutions are float32 before, and are cast here, once. Autocast would cast
+        them in every forward pass, to the same numbers. The parts `in_float32` compute in float32 in any case.
         """
         model = model.to(self.device).eval()
         if self.bfloat16:
-            whole = list(dict.fromkeys(in_float32))
+            whole = dict.fromkeys(in_float32)
             if self.device.type == "cpu":  # autocast does this for norms on a GPU only
                 norms = (nn.LayerNorm, nn.GroupNorm)
-                whole += [module for module in model.modules() if isinstance(module, norms) and module not in whole]
+                whole |= dict.fromkeys(module for module in model.modules() if isinstance(module, norms))
             exact = {module for part in whole for module in part.modules()}
             for part in whole:
                 _leave_autocast(part)
@@ -74,11 +70,8 @@ class Compute:
     def compiled(self, module: nn.Module, shape: tuple[int, ...]) -> nn.Module:
         """Compile `module` if `settings.compile` says so; otherwise return it unchanged.
 
-        It is compiled for a full batch here, and not on first use: an error there would be blamed on the images.
-
-        Args:
-            module: takes one tensor; call it with few different shapes, see `filled`.
-            shape: the shape of a full batch.
+        It is compiled for a full batch of this shape here, and not on first use: an error there would be blamed on the
+        images. The module takes one tensor; call it with few different shapes, see `filled`.
 
         Raises:
             UserError: the module can't be compiled on this machine.
@@ -96,7 +89,7 @@ class Compute:
         return fast
 
     def filled(self, batch: Tensor, size: int) -> Tensor:
-        """Fill up `batch` for a compiled module, because such a module is compiled anew for each shape.
+        """Fill up `batch` for a compiled module, because such a module is compiled again for each shape.
 
         Copies of the first row are appended up to `size` rows, or to a half, a quarter, ... of `size` where that is
         enough. Without compilation, `batch` is returned unchanged.
@@ -120,10 +113,6 @@ class Compute:
         return tensor.to(self.device)
 
 
-_new_event: Callable[[], torch.cuda.Event] = torch.cuda.Event
-"""Creates a CUDA event; torch's own signature has no types."""
-
-
 class HostCopy:
     """A tensor that is being copied to the CPU in the background.
 
@@ -136,7 +125,7 @@ class HostCopy:
         if tensor.is_cuda:
             self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._tensor.copy_(tensor, non_blocking=True)
-            self._event = _new_event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
     def numpy(self) -> np.ndarray:
@@ -144,6 +133,16 @@ class HostCopy:
         if self._event is not None:
             self._event.synchronize()
         return self._tensor.numpy()
+
+
+def padded_texts(texts: list[list[int]], length: int, pad: int) -> tuple[Tensor, Tensor]:
+    """Return token ids filled up with `pad`, and a mask that is 1 where a text is: int64 `[texts, length]` each."""
+    ids = torch.full((len(texts), length), pad, dtype=torch.long)
+    attended = torch.zeros_like(ids)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = torch.tensor(text)
+        attended[row, : len(text)] = 1
+    return ids, attended
 
 
 def _leave_autocast(module: nn.Module) -> None:

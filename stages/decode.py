@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -24,7 +24,7 @@ class Decoded(NamedTuple):
     width: int
     """Width of the upright image, in pixels."""
     height: int
-    meta: dict[str, Any] | None
+    meta: bytes | None
     """The `key.json` that an earlier run wrote about the image."""
 
 
@@ -54,31 +54,39 @@ class Decode(Stage[Decoded, Decoded]):
         if row.content_sha256 and hashlib.sha256(data).hexdigest() != row.content_sha256:
             raise BadImage("the file has changed since it was planned (sha256)")
         image, kind = decode(data, self.settings)
-        meta = json.loads(read_bytes(self.root, row.earlier, most)) if row.earlier.at >= 0 else None
+        meta = read_bytes(self.root, row.earlier, most) if row.earlier.at >= 0 else None
         return Decoded(data, kind, image.width, image.height, meta)
 
     def finish(self, row: ImageRecord, output: Decoded) -> None:
         """Set the row's bytes, format and size, and those results of an earlier run that are kept."""
         if output.meta is not None:
-            self._restore(row, output)
+            restore_row(row, output.meta, check_masks=self.redo_from == "patchify")
+            self._forget(row, output)
         row.data, row.format, row.width, row.height = output[:4]
 
-    def _restore(self, row: ImageRecord, output: Decoded) -> None:
-        try:
-            row.restore(output.meta or {})
-            if self.redo_from == "patchify":
-                for region in row.regions:
-                    check_mask(region.rle, output.width, output.height)
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
-            raise BadImage(f"what the shard says about it can't be used ({type(error).__name__}: {error})") from error
+    def _forget(self, row: ImageRecord, output: Decoded) -> None:
         if (row.width, row.height) != (output.width, output.height):
             raise BadImage(f"the shard says {row.width} x {row.height} pixels, it has {output.width} x {output.height}")
         for step in ORDER[ORDER.index(self.redo_from) :]:
             row.forget(step)
         # Without the input of its first step the image is done: `ground` needs tags, and later steps need boxes.
         begins_with = {"tag": True, "ground": row.tags}.get(self.redo_from, row.regions)
-        if not begins_with:
-            row.status = "empty"
+        row.status = "ok" if begins_with else "empty"
+
+
+def restore_row(row: ImageRecord, meta: bytes, check_masks: bool) -> None:
+    """Set what a sample's `key.json` says about an image.
+
+    Raises:
+        BadImage: it can't be used.
+    """
+    try:
+        row.restore(json.loads(meta))
+        if check_masks:
+            for region in row.regions:
+                check_mask(region.rle, row.width, row.height)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise BadImage(f"what the shard says about it can't be used ({type(error).__name__}: {error})") from error
 
 
 def image(row: ImageRecord, settings: DecodeSettings) -> Image.Image:

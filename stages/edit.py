@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pad_pipeline.records import ImageRecord, Region
+from pad_pipeline.records import Alternate, ImageRecord, Region
 from pad_pipeline.stages.base import Stage
 from pad_pipeline.stages.boxes import suppress
 from pad_pipeline.stages.edit_settings import EditSettings
@@ -20,36 +20,32 @@ class Edit(Stage[None, None]):
 
     def finish(self, row: ImageRecord, output: None) -> None:
         """Set the regions that stay; an image without any becomes `empty`."""
-        regions = [region for region in map(self._rename, row.regions) if self._stays(region)]
-        least = min(self.settings.nms_iou, self.settings.nms_iou_across_labels)
-        if least < 1:  # `suppress` also sorts, which would change the order of regions
-            regions = suppress(regions, self.settings.nms_iou, self.settings.nms_iou_across_labels)
-        row.regions = regions
-        if not regions:
-            row.status = "empty"
+        settings = self.settings
+        row.regions = [region for region in map(self._rename, row.regions) if self._stays(region)]
+        if min(settings.nms_iou, settings.nms_iou_across_labels) < 1:  # `suppress` also changes the order of regions
+            row.regions = suppress(row.regions, settings.nms_iou, settings.nms_iou_across_labels)
+        row.status = "ok" if row.regions else "empty"
 
     def _rename(self, region: Region) -> Region:
         """Rename the label and the alternates of a region, in place, and return it.
 
         Dropped are alternates that now have the name of the label or of an earlier alternate, or are not wanted.
         """
-        new_names = self.settings.label_map
-        region.label = new_names.get(region.label, region.label)
-        seen = {region.label, ""}
-        others = []
+        names = self.settings.label_map
+        region.label = names.get(region.label, region.label)
+        others: dict[str, Alternate] = {}
         for other in region.alternates:
-            other.label = new_names.get(other.label, other.label)
-            if other.label not in seen and self._wanted(other.label):
-                seen.add(other.label)
-                others.append(other)
-        region.alternates = others
+            other.label = names.get(other.label, other.label)
+            if other.label != region.label and self._wanted(other.label):
+                others.setdefault(other.label, other)
+        region.alternates = [*others.values()]
         return region
 
     def _wanted(self, label: str) -> bool:
         return bool(label) and (not self.kept or label in self.kept) and label not in self.dropped
 
     def _stays(self, region: Region) -> bool:
-        settings = self.settings
-        if settings.min_predicted_iou is not None and region.predicted_iou < settings.min_predicted_iou:
+        least = self.settings.min_predicted_iou
+        if least is not None and region.predicted_iou < least:
             return False
-        return region.score >= settings.min_score and self._wanted(region.label)
+        return region.score >= self.settings.min_score and self._wanted(region.label)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
+from torch import Tensor
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.images import DecodeSettings
@@ -14,7 +14,6 @@ from pad_pipeline.records import ImageRecord
 from pad_pipeline.stages.base import chunks
 from pad_pipeline.stages.box_stage import BoxSettings, BoxStage, Found, find_model, load_unboxable
 from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy
-from pad_pipeline.stages.decode import image
 from pad_pipeline.stages.dino.network import KINDS as DINOS
 from pad_pipeline.stages.dino.network import GroundingDino
 from pad_pipeline.stages.settings import millions
@@ -53,9 +52,7 @@ class Detector(BoxStage):
     """Runs Grounding DINO: it encodes images of one size together, and runs all their prompts on the same features."""
 
     def __init__(self, settings: DetectorSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
-        super().__init__()
-        self.settings, self.decoding = settings, decoding
-        self.batch_size = settings.batch_size
+        super().__init__(settings, decoding)
         folder, tokenizer = find_model(settings)
         try:
             self.model = GroundingDino(folder, Compute(compute))
@@ -66,8 +63,6 @@ class Detector(BoxStage):
         field = "detector.model" if tokenizer == folder else "detector.tokenizer"
         self.tokenizer = load_tokenizer(field, tokenizer)
         self._check_tokens(field, tokenizer)
-        self.unboxable = load_unboxable(settings.unboxable)
-        self._ids: dict[str, list[int]] = {}
 
     def _check_tokens(self, field: str, folder: Path) -> None:
         remedy = "use the tokenizer of BERT that the model came with"
@@ -82,23 +77,20 @@ class Detector(BoxStage):
             rule = f"[CLS], [SEP] and '.' should be the tokens {CLS}, {SEP} and {DOT}, which are built into the model"
             raise UserError(field, folder, rule, remedy)
 
-    def encode(self, tag: str) -> list[int]:
+    def tokenize(self, tag: str) -> list[int]:
         """Return the token ids of one tag, without special tokens. A tag with a word that the tokenizer does not know
         has none, because the model can't tell unknown words apart."""
-        if tag not in self._ids:
-            ids = self.tokenizer(tag, add_special_tokens=False)["input_ids"]
-            self._ids[tag] = [] if self.tokenizer.unk_token_id in ids else ids
-        return self._ids[tag]
+        ids: list[int] = self.tokenizer(tag, add_special_tokens=False)["input_ids"]
+        return [] if self.tokenizer.unk_token_id in ids else ids
 
     def prompts(self, row: ImageRecord) -> list[Prompt]:
-        """Return the prompts that hold the row's tags."""
+        """Return as few prompts as hold the row's tags; see `build_prompts`."""
         return build_prompts([tag.label for tag in row.tags], self.encode, self.model.max_tokens, self.unboxable)
 
     def shape(self, row: ImageRecord) -> tuple[int, int]:
         """Return height and width of the resized and padded image."""
-        height, width = self.model.resized(row.width, row.height)
         step = self.settings.pad_to
-        height, width = -(-height // step) * step, -(-width // step) * step
+        height, width = (-(-edge // step) * step for edge in self.model.resized(row.width, row.height))
         # The model takes its queries from positions of the image; a narrow strip is padded until it has enough of them.
         while self.model.positions(height, width) < self.model.queries:
             height, width = (height + 32, width) if height < width else (height, width + 32)
@@ -108,24 +100,14 @@ class Detector(BoxStage):
         """Return the number of tokens of the longest prompt."""
         return max((len(prompt.ids) for prompt in self.prompts(row)), default=0)
 
-    def prepare(self, row: ImageRecord) -> torch.Tensor:
-        """Return the resized image, uint8 `[3, H, W]`."""
-        return self.model.prepare(image(row, self.decoding))
-
-    def process(self, rows: list[ImageRecord], inputs: list[torch.Tensor]) -> list[list[Found]]:
-        """Return for each row the detector's output for each of its prompts."""
+    def detect(self, rows: list[ImageRecord], prompts: list[list[Prompt]], inputs: list[Tensor]) -> list[list[Found]]:
+        """See `BoxStage`."""
+        features = self.model.encode(inputs, self.shape(rows[0]))
         outputs: list[list[Found]] = [[] for _ in rows]
-        prompts = [self.prompts(row) for row in rows]
-        asked = [index for index, row_prompts in enumerate(prompts) if row_prompts]  # other rows have no boxable tag
-        if not asked:
-            return outputs
-        features = self.model.encode([inputs[index] for index in asked], self.shape(rows[0]))
-        pairs = [(position, number) for position, index in enumerate(asked) for number in range(len(prompts[index]))]
+        pairs = [(image, number) for image, of_row in enumerate(prompts) for number in range(len(of_row))]
         for batch in chunks(pairs, 1 if self.tight else self.batch_size):
-            texts = [prompts[asked[position]][number].ids for position, number in batch]
-            both = self.model.detect(features, [position for position, _ in batch], texts)
-            probabilities, boxes = (HostCopy(tensor) for tensor in both)
-            for row, (position, number) in enumerate(batch):
-                index = asked[position]
-                outputs[index].append(Found(number, prompts[index][number], probabilities, boxes, row))
+            texts = [prompts[image][number].ids for image, number in batch]
+            probabilities, boxes = map(HostCopy, self.model.detect(features, [image for image, _ in batch], texts))
+            for position, (image, number) in enumerate(batch):
+                outputs[image].append(Found(number, prompts[image][number], probabilities, boxes, position))
         return outputs

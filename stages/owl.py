@@ -19,10 +19,9 @@ from pad_pipeline.packages import OPTIONAL, installed, without
 from pad_pipeline.pretrained import load_pretrained, load_tokenizer, read_config
 from pad_pipeline.records import ImageRecord, Shard
 from pad_pipeline.stages.base import chunks
-from pad_pipeline.stages.box_stage import BoxSettings, BoxStage, Found, find_model, load_unboxable
+from pad_pipeline.stages.box_stage import BoxSettings, BoxStage, Found, find_model
 from pad_pipeline.stages.boxes import to_pixels
-from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy
-from pad_pipeline.stages.decode import image
+from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy, padded_texts
 from pad_pipeline.stages.spans import Prompt, normalize
 
 KINDS: dict[str, tuple[Any, Any]] = {
@@ -38,13 +37,7 @@ TEXTS_AT_ONCE = 64
 
 
 class Owl:
-    """The model on its device.
-
-    Args:
-        field: the setting that names the model, for errors.
-        folder: model folder of transformers.
-        compute: device and precision.
-    """
+    """The model on its device, from a model folder of transformers."""
 
     def __init__(self, folder: Path, compute: Compute) -> None:
         self.name: str = read_config("detector.model", folder, set(KINDS))["model_type"]
@@ -79,25 +72,14 @@ class Owl:
 
     def read(self, texts: list[list[int]], pad: int) -> Tensor:
         """Embed texts, given as token ids: an embedding of length 1 for each, float32 `[n, d]`, on the device."""
-        ids = torch.full((len(texts), self.max_tokens), pad, dtype=torch.long)
-        attended = torch.zeros_like(ids)
-        for row, text in enumerate(texts):
-            ids[row, : len(text)] = torch.tensor(text)
-            attended[row, : len(text)] = 1
+        ids, attended = map(self.compute.send, padded_texts(texts, self.max_tokens, pad))
         with self.compute.autocast():
-            pooled = self.towers.text_model(
-                input_ids=self.compute.send(ids), attention_mask=self.compute.send(attended)
-            ).pooler_output
-            embeddings: Tensor = self.towers.text_projection(pooled).float()
-            unit: Tensor = embeddings / embeddings.norm(dim=-1, keepdim=True)
-            return unit
+            read = self.towers.text_model(input_ids=ids, attention_mask=attended)
+            embeddings: Tensor = self.towers.text_projection(read.pooler_output).float()
+            return embeddings.div(embeddings.norm(dim=-1, keepdim=True))
 
     def detect(self, images: list[Tensor], queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Find the texts of each image in it.
-
-        Args:
-            images: float32 `[3, S, S]` each, from `prepare`.
-            queries: the embedded texts of each image, `[B, n, d]`, from `read`.
+        """Find the texts of each image, whose embeddings from `read` are `queries` `[B, n, d]`, in the image.
 
         Returns:
             Two float32 tensors. The first has the probability (0..1) that a box shows a text, `[B, boxes, n]`. The
@@ -115,35 +97,30 @@ class OwlDetector(BoxStage):
     """The detection stage with an OWL model: it compares every box with every tag of its image."""
 
     def __init__(self, settings: BoxSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
-        super().__init__()
-        self.settings, self.decoding = settings, decoding
-        self.batch_size = settings.batch_size
+        super().__init__(settings, decoding)
         folder, _ = find_model(settings)
         self.model = Owl(folder, Compute(compute))
         self.tokenizer = load_tokenizer("detector.model", folder)
         if (known := len(self.tokenizer)) > self.model.words or self.tokenizer.pad_token_id is None:
             rule = f"its tokenizer knows {known} tokens, and the model {self.model.words}; it needs one for padding"
             raise UserError("detector.model", folder, rule, "fetch the model again")
-        self.unboxable = load_unboxable(settings.unboxable)
-        self._ids: dict[str, list[int]] = {}
         self._known: dict[str, Tensor] = {}
-        """The embeddings of the current shard's texts, by text."""
+        """The embeddings of the current shard's texts, by normalized tag."""
 
     def __call__(self, shard: Shard) -> Shard:
         """Detect boxes in a shard."""
         # An embedding may differ in its last bit with the other texts of its batch. A shard must not depend on the
-        # shards before it, so its texts are embedded anew.
+        # shards before it, so its texts are embedded again.
         self._known.clear()
         return super().__call__(shard)
 
-    def encode(self, tag: str) -> list[int]:
+    def tokenize(self, tag: str) -> list[int]:
         """Return the token ids of the text for a tag."""
-        if tag not in self._ids:
-            self._ids[tag] = self.tokenizer(TEXT.format(tag))["input_ids"]
-        return self._ids[tag]
+        ids: list[int] = self.tokenizer(TEXT.format(tag))["input_ids"]
+        return ids
 
-    def asked(self, row: ImageRecord) -> dict[str, str]:
-        """Return the normalized tags to look for in an image, each with the tag that it stands for.
+    def prompts(self, row: ImageRecord) -> list[Prompt]:
+        """Return one prompt with the tags to look for, each as one token; no prompt if there is none.
 
         Tags that normalize to the same text are looked for once, under the first one's name. Tags that are too long for
         the model are left out, not cut, and so are tags that can't have a box.
@@ -153,39 +130,21 @@ class OwlDetector(BoxStage):
             text = normalize(tag.label)
             if text and text not in self.unboxable and len(self.encode(text)) <= self.model.max_tokens:
                 tags.setdefault(text, tag.label)
-        return tags
+        return [Prompt([], [*tags.values()], [(at, at + 1) for at in range(len(tags))])] if tags else []
 
-    def prepare(self, row: ImageRecord) -> Tensor:
-        """Decode and resize the row's image; see `Owl.prepare`."""
-        return self.model.prepare(image(row, self.decoding))
-
-    def process(self, rows: list[ImageRecord], inputs: list[Tensor]) -> list[list[Found]]:
-        """Look for the tags of each row in its image; a row without tags to look for gets an empty list."""
-        found: list[list[Found]] = [[] for _ in rows]
-        texts = [self.asked(row) for row in rows]
-        askable = [index for index, of_row in enumerate(texts) if of_row]
-        if not askable:
-            return found
-        self._read(list(dict.fromkeys(text for of_row in texts for text in of_row)))
+    def detect(self, rows: list[ImageRecord], prompts: list[list[Prompt]], inputs: list[Tensor]) -> list[list[Found]]:
+        """See `BoxStage`."""
+        texts = [[normalize(tag) for tag in prompt.tags] for (prompt,) in prompts]
+        new = dict.fromkeys(text for of_row in texts for text in of_row if text not in self._known)
+        for batch in chunks([*new], TEXTS_AT_ONCE):
+            embeddings = self.model.read([self.encode(text) for text in batch], self.tokenizer.pad_token_id)
+            self._known |= dict(zip(batch, embeddings, strict=True))
+        # Each row is filled up with copies of its first text, whose scores are not read.
         most = max(map(len, texts))
-        queries = torch.stack([self._queries(list(texts[index]), most) for index in askable])
-        outputs = self.model.detect([inputs[index] for index in askable], queries)
-        probabilities, boxes = (HostCopy(tensor) for tensor in outputs)
-        for position, index in enumerate(askable):
-            tags = list(texts[index].values())
-            prompt = Prompt([], tags, [(number, number + 1) for number in range(len(tags))])
-            found[index].append(Found(0, prompt, probabilities, boxes, position))
-        return found
-
-    def _read(self, texts: list[str]) -> None:
-        """Embed the texts that this shard has not had yet."""
-        for new in chunks([text for text in texts if text not in self._known], TEXTS_AT_ONCE):
-            embeddings = self.model.read([self.encode(text) for text in new], self.tokenizer.pad_token_id)
-            self._known |= dict(zip(new, embeddings, strict=True))
-
-    def _queries(self, texts: list[str], length: int) -> Tensor:
-        """Return the texts' embeddings `[length, d]`, padded with copies of the first, whose scores are not read."""
-        return torch.stack([self._known[text] for text in texts + texts[:1] * (length - len(texts))])
+        filled = [of_row + of_row[:1] * (most - len(of_row)) for of_row in texts]
+        queries = torch.stack([torch.stack([self._known[text] for text in of_row]) for of_row in filled])
+        probabilities, boxes = map(HostCopy, self.model.detect(inputs, queries))
+        return [[Found(0, prompt, probabilities, boxes, position)] for position, (prompt,) in enumerate(prompts)]
 
     def corners(self, row: ImageRecord, boxes: np.ndarray) -> np.ndarray:
         """Convert boxes to pixels as `BoxStage.corners` does; those of OWLv2 are fractions of the padded square."""

@@ -23,10 +23,8 @@ class Patchify(Stage[np.ndarray, tuple[np.ndarray, np.ndarray]]):
 
     def prepare(self, row: ImageRecord) -> np.ndarray:
         """Return the coverage of each region, uint8 `[R, grid, grid]`; the masks are costly, so threads do them."""
-        coverage = np.zeros((len(row.regions), self.view.grid, self.view.grid), np.uint8)
-        for index, region in enumerate(row.regions):
-            coverage[index] = self.view.coverage(coco_mask.decode(region.rle))
-        return coverage
+        coverage = [self.view.coverage(coco_mask.decode(region.rle)) for region in row.regions]
+        return np.array(coverage, np.uint8).reshape(-1, self.view.grid, self.view.grid)
 
     def process(self, rows: list[ImageRecord], inputs: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return coverage and label embeddings of each row; not in a thread, because a tokenizer is not thread-safe."""

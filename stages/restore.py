@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 from functools import lru_cache
-from typing import NamedTuple
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.images import BadImage
-from pad_pipeline.masks import check_mask
 from pad_pipeline.records import ImageRecord, IndexRow, ShardRow
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.stages.base import Stage
+from pad_pipeline.stages.decode import restore_row
 from pad_pipeline.storage import is_url
 
 INDEXES = 8
 """Indexes that are kept in memory. A few are enough: the images of a shard come from one index after another."""
 
 
-class Stored(NamedTuple):
-    """One image as a shard stores it."""
-
-    row: IndexRow
-    """The image's row of the index."""
-    data: bytes = b""
-    """The image file; empty if the image failed."""
-    json: bytes = b""
-    """The member `key.json`."""
+Stored = tuple[IndexRow, dict[str, bytes]]
+"""An image's row of the index, and the members of its sample; none if the image failed."""
 
 
 class Restore(Stage[Stored, Stored]):
@@ -50,7 +41,7 @@ class Restore(Stage[Stored, Stored]):
         self._index = lru_cache(INDEXES)(lambda folder, name: self._folder(folder).index(name))
 
     def prepare(self, row: ImageRecord) -> Stored:
-        """Return the image's index row and, unless the image failed, its file and JSON."""
+        """Find the image's index row, read its sample, and check the sample's sha256."""
         assert isinstance(row.place, ShardRow), "`StoredSource` plans these"
         file = row.place.file if is_url(row.place.file) else f"{self.root}/{row.place.file}"
         folder, _, index = file.rpartition("/")
@@ -61,25 +52,21 @@ class Restore(Stage[Stored, Stored]):
             raise BadImage(f"{index} has changed since it was planned")
         stored = rows[row.place.row]
         if stored["status"] == "failed":
-            return Stored(stored)
+            return stored, {}
         try:
             members = shards.members(name, stored)
         except UserError as error:
             raise BadImage(error.rule) from error
         if hashlib.sha256(b"".join(members.values())).hexdigest() != stored["sha256"]:
             raise BadImage(f"what {name}.tar says about it has changed since it was written (sha256)")
-        return Stored(stored, members["image"], members["json"])
+        return stored, members
 
     def finish(self, row: ImageRecord, output: Stored) -> None:
         """Set the record to what it was when the shard was written."""
-        if output.row["status"] == "failed":
-            row.width, row.height = output.row["width"], output.row["height"]
-            row.fail(output.row["stage"], output.row["reason"])
+        stored, members = output
+        if stored["status"] == "failed":
+            row.width, row.height = stored["width"], stored["height"]
+            row.fail(stored["stage"], stored["reason"])
             return
-        try:
-            row.restore(json.loads(output.json))
-            for region in row.regions:
-                check_mask(region.rle, row.width, row.height)
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise BadImage(f"what the shard says about it can't be used ({type(error).__name__}: {error})") from error
-        row.data, row.status = output.data, output.row["status"]
+        restore_row(row, members["json"], check_masks=True)
+        row.data, row.status = members["image"], stored["status"]

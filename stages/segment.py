@@ -18,9 +18,9 @@ from pad_pipeline.stages.base import Stage
 from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy
 from pad_pipeline.stages.decode import image
 from pad_pipeline.stages.sam.hub import FILES, HubSam
-from pad_pipeline.stages.sam.network import OfficialSam, load_sam
-from pad_pipeline.stages.settings import StageSettings, millions
-from pad_pipeline.weights import ModelFile, fetch_file, fetch_folder, file_sha256, folder_sha256, is_file_reference
+from pad_pipeline.stages.sam.network import OfficialSam
+from pad_pipeline.stages.settings import StageSettings, fetch_file_or_folder, millions, path_sha256
+from pad_pipeline.weights import ModelFile
 
 
 class SegmenterSettings(StageSettings):
@@ -47,19 +47,21 @@ class SegmenterSettings(StageSettings):
         """See `StageSettings`."""
         return [ModelFile("segmenter.weights", self.weights, self.sha256, self.revision)]
 
+    def fetched(self) -> Path:
+        """Return the checkpoint or the model's folder; see `fetch_file_or_folder`."""
+        return fetch_file_or_folder(self.files()[0], FILES)
+
     def fingerprints(self) -> dict[str, str]:
         """See `StageSettings`."""
-        path = find_model(self)
-        return {"segmenter": folder_sha256(path, FILES) if path.is_dir() else file_sha256(path)}
+        return {"segmenter": path_sha256(self.fetched(), FILES)}
 
     def check(self) -> str:
         """See `StageSettings`."""
-        path = find_model(self)
-        if path.is_dir():
-            sam = HubSam(path, Compute(ComputeSettings(precision="float32")))
+        sam = self.make(DecodeSettings(), ComputeSettings(precision="float32")).sam
+        if isinstance(sam, HubSam):
             return f"{sam.kind}, {millions(sam.model)}"
-        network, shape = load_sam(path)
-        return f"SAM, {shape.depth} blocks of {shape.width}, {millions(network)}, sha256 {file_sha256(path)}"
+        kind, sha256 = f"SAM, {sam.network_shape.depth} blocks of {sam.network_shape.width}", self.fingerprints()
+        return f"{kind}, {millions(sam.sam)}, sha256 {sha256['segmenter']}"
 
     def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Segmenter:
         """Make a `Segmenter`."""
@@ -73,11 +75,10 @@ class Segmenter(Stage[Tensor, tuple[list[HostCopy], HostCopy]]):
 
     def __init__(self, settings: SegmenterSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__()
-        self.settings, self.decoding, self.compute = settings, decoding, Compute(compute)
-        self.batch_size = settings.batch_size
-        path = find_model(settings)
-        kind = HubSam if path.is_dir() else OfficialSam
-        self.sam = kind(path, self.compute, settings.batch_size)
+        self.settings, self.decoding, self.batch_size = settings, decoding, settings.batch_size
+        self.compute = Compute(compute)
+        path = settings.fetched()
+        self.sam = HubSam(path, self.compute) if path.is_dir() else OfficialSam(path, self.compute, self.batch_size)
 
     def prepare(self, row: ImageRecord) -> Tensor:
         """Return the image resized for the model."""
@@ -90,7 +91,8 @@ class Segmenter(Stage[Tensor, tuple[list[HostCopy], HostCopy]]):
         outputs, start = [], 0
         for row in rows:
             of_row = slice(start, start := start + len(row.regions))
-            at_once = max(1, self.settings.pixels_upscaled // max(row.height * row.width, self.sam.square_pixels))
+            square = 0 if self.sam.stretched else self.sam.edge**2
+            at_once = max(1, self.settings.pixels_upscaled // max(row.height * row.width, square))
             with torch.inference_mode():
                 parts = [
                     HostCopy(pack(self.sam.upscale(part, row.width, row.height) > self.sam.threshold))
@@ -99,7 +101,7 @@ class Segmenter(Stage[Tensor, tuple[list[HostCopy], HostCopy]]):
             outputs.append((parts, HostCopy(quality[of_row])))
         return outputs
 
-    def _decode(self, embeddings: Any, rows: list[ImageRecord]) -> tuple[Tensor, Tensor]:
+    def _decode(self, embeddings: list[Tensor], rows: list[ImageRecord]) -> tuple[Tensor, Tensor]:
         """Return mask logits `[N, h, w]` and predicted IoU `[N]` of the regions of all rows, row after row."""
         boxes = [
             self.sam.boxes(np.array([region.box for region in row.regions]), row.width, row.height) for row in rows
@@ -121,21 +123,6 @@ class Segmenter(Stage[Tensor, tuple[list[HostCopy], HostCopy]]):
         packed = (mask for part in parts for mask in part.numpy())
         for region, mask, predicted in zip(row.regions, packed, quality.numpy().tolist(), strict=True):
             region.rle, region.predicted_iou = encode_mask(unpack(mask, row.width)), predicted
-
-
-def find_model(settings: SegmenterSettings) -> Path:
-    """Return the checkpoint or the model's folder, fetched and checked against the pinned sha256.
-
-    Raises:
-        UserError: it is not there, can't be reached, or does not have the pinned sha256.
-    """
-    field = "segmenter.weights"
-    if is_file_reference(settings.weights):
-        return fetch_file(field, settings.weights, settings.sha256)
-    folder = fetch_folder(field, settings.weights, settings.revision, FILES)
-    if settings.sha256:
-        fetch_file(field, str(folder / "model.safetensors"), settings.sha256)
-    return folder
 
 
 def pack(masks: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from pad_pipeline.roles import ROLES
-from pad_pipeline.weights import ModelFile
+from pad_pipeline.weights import ModelFile, fetch_file, fetch_folder, file_sha256, folder_sha256, is_file_reference
 
 if TYPE_CHECKING:
     from torch import nn
@@ -76,6 +77,27 @@ class StageSettings(BaseModel, ABC):
         Raises:
             UserError: a file can't be used.
         """
+
+
+def fetch_file_or_folder(file: ModelFile, patterns: list[str]) -> Path:
+    """Return the checkpoint, or the folder of a model of transformers, that a setting names: fetched, and checked
+    against the pinned sha256, which for a folder is that of `model.safetensors`. Of a folder on the hub, only files
+    that match `patterns` are fetched.
+
+    Raises:
+        UserError: it is not there, can't be reached, or does not have the pinned sha256.
+    """
+    if is_file_reference(file.reference):
+        return fetch_file(file.field, file.reference, file.sha256)
+    folder = fetch_folder(file.field, file.reference, file.revision, patterns)
+    if file.sha256:
+        fetch_file(file.field, str(folder / "model.safetensors"), file.sha256)
+    return folder
+
+
+def path_sha256(path: Path, patterns: list[str]) -> str:
+    """Return the sha256 of a checkpoint, or of the files of a folder that match `patterns`."""
+    return folder_sha256(path, patterns) if path.is_dir() else file_sha256(path)
 
 
 def millions(model: nn.Module) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -31,26 +30,8 @@ def normalize(tag: str) -> str:
     return " ".join(tag.lower().replace(".", " ").replace("?", " ").split())
 
 
-UNBOXABLE = Path(__file__).with_name("unboxable.txt")
-"""The file of tags that name nothing with a box: actions, colors, whole scenes, times, styles, ideas."""
-
-
-def read_unboxable(path: Path) -> frozenset[str]:
-    """Read a file of tags, one on each line, and return them normalized; `#` starts a comment.
-
-    Raises:
-        OSError: the file can't be read.
-        UnicodeDecodeError: the file is no text.
-    """
-    lines = (line.partition("#")[0] for line in path.read_text("utf-8-sig").splitlines())
-    return frozenset(tag for line in lines if (tag := normalize(line)))
-
-
 def build_prompts(
-    tags: list[str],
-    encode: Callable[[str], list[int]],
-    max_tokens: int = 256,
-    unboxable: Container[str] = (),
+    tags: list[str], encode: Callable[[str], list[int]], max_tokens: int = 256, unboxable: Container[str] = ()
 ) -> list[Prompt]:
     """Distribute the tags of one image over as few prompts as possible, of about equal length.
 
@@ -62,27 +43,23 @@ def build_prompts(
         encode: returns the token ids of a tag, without special tokens.
         max_tokens: the most tokens in a prompt, special tokens included (the model's `max_text_len`).
         unboxable: tags to leave out, normalized.
-
-    Returns:
-        The prompts; none where no tag is left.
     """
-    # The tags that are asked for, by their tokens.
     known: dict[tuple[int, ...], str] = {}
     for tag in tags:
         ids = () if normalize(tag) in unboxable else tuple(encode(normalize(tag)))
         if ids and len(ids) + 3 <= max_tokens:
             known.setdefault(ids, tag)
-    costs = [len(ids) + 1 for ids in known]
+    if not known:
+        return []
     # A crowded prompt has lower scores. So take the lowest limit of tokens that needs no more prompts than the highest.
-    count, limit = _pack(costs, max_tokens - 2), max_tokens - 2
-    for smaller in range(-(-sum(costs) // max(count, 1)), limit):
-        if smaller >= max(costs, default=0) and _pack(costs, smaller) == count:
-            limit = smaller
-            break
+    costs, most = [len(ids) + 1 for ids in known], max_tokens - 2
+    count = _pack(costs, most)
+    lowest = max(*costs, -(-sum(costs) // count))
+    limit = next(limit for limit in range(lowest, most + 1) if _pack(costs, limit) == count)
     # Fill prompt after prompt up to that limit.
-    prompts: list[Prompt] = []
+    prompts = [Prompt([CLS])]
     for ids, tag in known.items():
-        if not prompts or len(prompts[-1].ids) + len(ids) + 1 > limit + 1:
+        if len(prompts[-1].ids) + len(ids) > limit:
             prompts.append(Prompt([CLS]))
         prompt = prompts[-1]
         prompt.spans.append((len(prompt.ids), len(prompt.ids) + len(ids)))
@@ -104,14 +81,9 @@ def _pack(costs: list[int], limit: int) -> int:
 
 
 def span_scores(probabilities: np.ndarray, prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
-    """Return the highest and the mean probability over the tokens of each tag.
+    """Return the highest and the mean probability over the tokens of each tag: two arrays `[queries, tags]`, 0..1.
 
-    Args:
-        probabilities: of each query for each token, `[queries, tokens]`, 0..1.
-        prompt: the prompt that has these tokens.
-
-    Returns:
-        Two arrays `[queries, tags]`, 0..1.
+    `probabilities` are those of each query for each token of the prompt, `[queries, tokens]`, 0..1.
     """
     highest = np.stack([probabilities[:, start:end].max(1) for start, end in prompt.spans], 1)
     mean = np.stack([probabilities[:, start:end].mean(1, dtype=np.float64) for start, end in prompt.spans], 1)
@@ -119,16 +91,10 @@ def span_scores(probabilities: np.ndarray, prompt: Prompt) -> tuple[np.ndarray, 
 
 
 def ranked_tags(mean: np.ndarray, prompt: Prompt) -> np.ndarray:
-    """Rank the tags of each query by mean probability, the highest first.
+    """Rank the tags of each query by their mean probability `[queries, tags]`, the highest first.
 
-    Of equal tags the one with more tokens comes first, then the one that is first in the prompt.
-
-    Args:
-        mean: the mean probability of each tag, `[queries, tags]`.
-        prompt: the prompt that has these tags.
-
-    Returns:
-        Indices into `prompt.tags`, int64 `[queries, tags]`.
+    Of equal tags the one with more tokens comes first, then the one that is first in the prompt. The result has indices
+    into `prompt.tags`, int64 `[queries, tags]`.
     """
     lengths = np.array([end - start for start, end in prompt.spans])
     order = np.argsort(-lengths, kind="stable")

@@ -48,29 +48,20 @@ class TaggerSettings(StageSettings, RamSettings):
 
     def files(self) -> list[ModelFile]:
         """Return weights, tag list and, without `threshold`, thresholds."""
-        files = [
-            ModelFile("tagger.weights", self.weights, self.sha256),
-            ModelFile("tagger.tag_list", self.tag_list, self.tag_list_sha256),
-        ]
-        if self.threshold is None:
-            files.append(ModelFile("tagger.thresholds", self.thresholds, self.thresholds_sha256))
-        return files
+        names = self.paths if self.threshold is None else ("weights", "tag_list")
+        return [ModelFile(f"tagger.{name}", getattr(self, name), getattr(self, self.pins[name])) for name in names]
 
     def fingerprints(self) -> dict[str, str]:
         """See `StageSettings`. This also checks that tag list and thresholds have the same length."""
         read_tags(self)
-        names = ("tagger", "tag_list", "thresholds")
-        return {
-            name: file_sha256(fetch_file(file.field, file.reference, file.sha256))
-            for name, file in zip(names, self.files(), strict=False)
-        }
+        paths = [fetch_file(file.field, file.reference, file.sha256) for file in self.files()]
+        return dict(zip(("tagger", "tag_list", "thresholds"), map(file_sha256, paths), strict=False))
 
     def check(self) -> str:
         """See `StageSettings`."""
-        labels, _ = read_tags(self)
-        path = fetch_file("tagger.weights", self.weights, self.sha256)
-        network = load_ram(Ram(self, len(labels)), path)
-        return f"{self.family}, {len(labels)} tags, {millions(network)}, sha256 {file_sha256(path)}"
+        tagger = self.make(DecodeSettings(), ComputeSettings(precision="float32"))
+        sha256 = self.fingerprints()["tagger"]
+        return f"{self.family}, {len(tagger.labels)} tags, {millions(tagger.network)}, sha256 {sha256}"
 
     def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Tagger:
         """Make a `Tagger`."""
@@ -84,8 +75,8 @@ class Tagger(Stage[torch.Tensor, tuple[HostCopy, int]]):
 
     def __init__(self, settings: TaggerSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__()
-        self.settings, self.decoding, self.compute = settings, decoding, Compute(compute)
-        self.batch_size = settings.batch_size
+        self.settings, self.decoding, self.batch_size = settings, decoding, settings.batch_size
+        self.compute = Compute(compute)
         self.labels, thresholds = read_tags(settings)
         self.thresholds = np.array(thresholds, np.float32)
         path = fetch_file("tagger.weights", settings.weights, settings.sha256)
@@ -112,8 +103,7 @@ class Tagger(Stage[torch.Tensor, tuple[HostCopy, int]]):
         if not np.isfinite(scores).all():
             raise ValueError("the tagger gives no finite numbers for this image")
         row.tags = [Tag(self.labels[index], float(scores[index])) for index in np.flatnonzero(scores > self.thresholds)]
-        if not row.tags:
-            row.status = "empty"
+        row.status = "ok" if row.tags else "empty"
 
 
 def resize(image: Image.Image, size: int) -> torch.Tensor:
@@ -127,36 +117,33 @@ def normalize(pixels: torch.Tensor) -> torch.Tensor:
     return (pixels.float() / 255 - MEAN.to(pixels.device)) / STD.to(pixels.device)
 
 
-def preprocess(image: Image.Image, size: int) -> torch.Tensor:
-    """Return one image as upstream's transform does, float32 `[3, size, size]`."""
-    return normalize(resize(image, size))
-
-
 def read_tags(settings: TaggerSettings) -> tuple[list[str], list[float]]:
     """Read the tag list, and a threshold for each tag.
 
     Raises:
         UserError: the two files have different lengths, or one of them holds something else.
     """
-    path = fetch_file("tagger.tag_list", settings.tag_list, settings.tag_list_sha256)
-    labels = _lines("tagger.tag_list", path)
+    field = "tagger.tag_list"
+    path = fetch_file(field, settings.tag_list, settings.tag_list_sha256)
+    labels = _lines(field, path)
     if not labels or len(set(labels)) < len(labels):
-        raise UserError("tagger.tag_list", path, "it should hold one tag a line, each once", "mend the file")
+        raise UserError(field, path, "it should hold one tag a line, each once", "correct the file")
     if settings.threshold is not None:
         return labels, [settings.threshold] * len(labels)
+    field = "tagger.thresholds"
     if not settings.thresholds:
         remedy = "set thresholds = FILE or threshold = NUMBER in the [tagger] section"
-        raise UserError("tagger.thresholds", "", "no threshold is given", remedy)
-    path = fetch_file("tagger.thresholds", settings.thresholds, settings.thresholds_sha256)
+        raise UserError(field, "", "no threshold is given", remedy)
+    path = fetch_file(field, settings.thresholds, settings.thresholds_sha256)
     try:
-        thresholds = [float(line) for line in _lines("tagger.thresholds", path)]
+        thresholds = [float(line) for line in _lines(field, path)]
     except ValueError as error:
-        raise UserError("tagger.thresholds", path, f"a line is no number ({error})", "mend the file") from error
+        raise UserError(field, path, f"a line is no number ({error})", "correct the file") from error
     if not all(0 <= threshold <= 1 for threshold in thresholds):
-        raise UserError("tagger.thresholds", path, "each line should be a probability, 0 to 1", "mend the file")
+        raise UserError(field, path, "each line should be a probability, 0 to 1", "correct the file")
     if len(thresholds) != len(labels):
         rule = f"it has {len(thresholds)} lines, and the tag list has {len(labels)}"
-        raise UserError("tagger.thresholds", path, rule, "give the file that belongs to the tag list")
+        raise UserError(field, path, rule, "give the file that belongs to the tag list")
     return labels, thresholds
 
 

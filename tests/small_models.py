@@ -28,8 +28,7 @@ from examples.miniature.llm import build_tokenizer as build_bpe
 from examples.miniature.members import as_toml
 from pad_pipeline.pretrained import quiet
 from pad_pipeline.stages.ram.network import Ram, RamSettings
-from pad_pipeline.stages.sam.network import build_sam
-from pad_pipeline.stages.sam.shape import SamShape
+from pad_pipeline.stages.sam.network import SamShape, build_sam
 
 RAM_SHAPE = RamSettings(
     image_size=96, embed_dim=16, depths=[2, 2], num_heads=[1, 2], window=6,

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from examples.miniature.recipe import TRAIN_WORLD, VALIDATION_WORLD, Batch, Budget, Recipe, to_device
 from pad_pipeline.miniature.world import draw_scene
-from pad_pipeline.stages.sam.network import build_sam, decode_boxes
-from pad_pipeline.stages.sam.shape import SamShape
+from pad_pipeline.stages.sam.network import SamShape, build_sam, decode_boxes
 
 SHAPE = SamShape(
     image_size=160, patch=8, width=96, depth=4, heads=4, global_attention=[1, 3], window=10, decoder_width=64,

@@ -15,7 +15,7 @@ from examples.miniature.recipe import TRAIN_WORLD, VALIDATION_WORLD, Batch, Budg
 from pad_pipeline.geometry import View
 from pad_pipeline.miniature.world import LABELS, Scene, draw_scene
 from pad_pipeline.stages.ram.network import Ram, RamSettings
-from pad_pipeline.stages.tag import MEAN, STD, preprocess
+from pad_pipeline.stages.tag import MEAN, STD, normalize, resize
 
 SHAPE = RamSettings(
     image_size=128, embed_dim=32, depths=[2, 2, 4], num_heads=[2, 4, 8], window=8,
@@ -100,7 +100,7 @@ class TaggerRecipe(Recipe):
         for start in range(0, self.validation, 50):
             indices = range(start, min(start + 50, self.validation))
             scenes = [draw_scene(VALIDATION_WORLD, index) for index in indices]
-            images = torch.stack([preprocess(scene.image, SHAPE.image_size) for scene in scenes])
+            images = normalize(torch.stack([resize(scene.image, SHAPE.image_size) for scene in scenes]))
             scores.append(self.network(images.to(self.network.fc.weight.device)).sigmoid().float().cpu())
             truth += [tags_of(scene) for scene in scenes]
         probabilities, wanted = torch.cat(scores), torch.stack(truth).bool()
@@ -128,7 +128,7 @@ def _stretched(scene: Scene) -> Tensor:
 
 
 def normalized(images: Tensor) -> Tensor:
-    """What the stage's `preprocess` makes of stretched images, uint8 `[B, 3, S, S]`, a batch at a time."""
+    """What the stage's `normalize` makes of stretched images, uint8 `[B, 3, S, S]`, a batch at a time."""
     return (images.float() / 255 - MEAN.to(images.device)) / STD.to(images.device)
 
 

@@ -1,4 +1,4 @@
-"""Find the class that the user's TOML names, fill its settings, make the model, and hash its code and files.
+"""Settings of the user's own models: they find the class, fill its settings, make the model, and hash code and files.
 
 Only a TOML file that the user names can cause an import. The class names in a run.json are compared, never imported.
 """
@@ -8,26 +8,225 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import io
 import json
 import re
 import sys
-from collections.abc import Collection
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, packages_distributions, version
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import entry_points, packages_distributions, version
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.images import DecodeSettings
+from pad_pipeline.records import ImageRecord, Region, Shard, Tag
+from pad_pipeline.stages.base import Stage
 from pad_pipeline.stages.compute import ComputeSettings
-from pad_pipeline.stages.custom.fields import CustomFields
-from pad_pipeline.weights import file_sha256
+from pad_pipeline.stages.settings import StageSettings
+from pad_pipeline.weights import ModelFile, file_sha256
 
+SECTIONS = {"class", "entry_point"}
+"""Settings that name a class; a section of a models file that has one of them is for the user's own model."""
 _CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-_REMEDY = "install its package into this environment, or put its folder on PYTHONPATH"
+_INSTALL = "install its package into this environment, or put its folder on PYTHONPATH"
+_REPAIR = "repair the class, or its settings"
 
 
-Custom = TypeVar("Custom", bound=CustomFields)
+class CustomSettings(StageSettings):
+    """Settings of the user's own model, which replaces one of pad's."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    method: ClassVar[str]
+    """The method that the class must have; see `pad_pipeline.stages.custom.protocol`."""
+    stage: ClassVar[Callable[..., Stage[Any, Any]]]
+    """The class of the stage that holds the model."""
+
+    class_: str = Field("", alias="class")
+    """`package.module:Class`; the package must be installed or on PYTHONPATH on each node."""
+    entry_point: str = Field("", exclude=True)
+    """In place of `class`: the class's name in the entry points of an installed package, in the group `pad.detectors`
+    (`pad.taggers`, `pad.segmenters`, `pad.grounders`)."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """The values of the class's own `Settings`. Those of type `Path` are relative to the TOML file."""
+    code: str = Field("", exclude=True)
+    """The result of `code_here` on the machine where the run began; a worker with other code refuses to run."""
+
+    @model_validator(mode="after")
+    def _one_name(self) -> Self:
+        if bool(self.class_) == bool(self.entry_point):
+            raise ValueError("either class or entry_point should name it")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_in_toml(self, handler: Callable[[Self], dict[str, Any]]) -> dict[str, Any]:
+        return {"class" if name == "class_" else name: value for name, value in handler(self).items()}
+
+    @property
+    def field(self) -> str:
+        """The setting that names the class, for errors."""
+        return f"{self.section}.{'entry_point' if self.entry_point else 'class'}"
+
+    @property
+    def code_version(self) -> str:
+        """See `StageSettings`."""
+        return self.code
+
+    def error(self, rule: str, remedy: str) -> UserError:
+        """Return an error about the class."""
+        return UserError(self.field, self.entry_point or self.class_, rule, remedy)
+
+    @contextmanager
+    def _foreign(self, failure: str, remedy: str) -> Iterator[None]:
+        """Around code of the user's, which may raise anything: turn an exception into a `UserError`."""
+        try:
+            yield
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise self.error(f"{failure} ({type(error).__name__}: {str(error)[:300]})", remedy) from error
+
+    def find_class(self) -> type[Any]:
+        """Import the class and return it.
+
+        Raises:
+            UserError: the class can't be imported, is no class, or lacks the method.
+        """
+        if not _CLASS.fullmatch(self.class_):
+            raise self.error("it should be package.module:Class", "write it so")
+        module_name, _, name = self.class_.partition(":")
+        with self._foreign(f"{module_name} can't be imported", _INSTALL):
+            module = importlib.import_module(module_name)
+        kind = getattr(module, name, None)
+        if not inspect.isclass(kind):
+            raise self.error(f"there is no class {name} in {module_name}", "correct the name")
+        if not callable(getattr(kind, self.method, None)):
+            rule = f"the class has no method {self.method}, which a {self.section} should have"
+            raise self.error(rule, "see stages/custom/protocol.py")
+        return kind
+
+    def own_settings(self, folder: Path = Path()) -> BaseModel | None:
+        """Return an instance of the class's own `Settings`, with paths relative to `folder`; None if it has none.
+
+        Raises:
+            UserError: the class is not found, or refuses its settings.
+        """
+        model = getattr(self.find_class(), "Settings", None)
+        field = f"{self.section}.settings"
+        if model is None and self.settings:
+            remedy = "leave them out, or give the class an attribute Settings, a pydantic model"
+            raise UserError(field, ", ".join(self.settings), f"{self.class_} takes no settings", remedy)
+        if model is None:
+            return None
+        if not (inspect.isclass(model) and issubclass(model, BaseModel)):
+            rule = f"the attribute Settings of {self.class_} is no pydantic model"
+            raise UserError(field, "{...}", rule, "make it a subclass of pydantic.BaseModel")
+        values = dict(self.settings)
+        for name, entry in model.model_fields.items():
+            if isinstance(values.get(name), str) and Path in (entry.annotation, *get_args(entry.annotation)):
+                values[name] = str((folder / Path(values[name]).expanduser()).absolute())
+        try:
+            return model.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join([field, *map(str, first["loc"])])
+            value = "{...}" if isinstance(first["input"], dict) else first["input"]
+            known = {"missing": "it is missing", "extra_forbidden": "there is no such setting"}
+            rule = known.get(first["type"], first["msg"].removeprefix("Value error, "))
+            raise UserError(name, value, rule, "correct it") from error
+
+    def load(self, compute: ComputeSettings) -> Any:
+        """Make the user's model; this is called in the worker that runs it.
+
+        Raises:
+            UserError: it can't be made here, or its code differs from the code that the run began with.
+        """
+        kind = self.find_class()
+        if self.code and (here := self.code_here()) != self.code:
+            rule = f"its code here is {here}, and where the run was begun {self.code}"
+            raise self.error(rule, "install the same version on every node")
+        settings = self.own_settings()
+        try:
+            parameters = [*inspect.signature(kind).parameters]
+        except ValueError:  # a class of a compiled extension has no signature
+            parameters = []
+        with self._foreign("it can't be made", _REPAIR):
+            named = {"compute": compute} if "compute" in parameters else {}
+            return kind(**named) if settings is None else kind(settings, **named)
+
+    def code_here(self) -> str:
+        """Return `package.module:Class@version+hash`. The version is that of the installed distribution, if there is
+        one; the hash is a short sha256 over all Python files of the top-level package, or over the file of a single
+        module."""
+        module_name = self.class_.partition(":")[0]
+        top = module_name.partition(".")[0]
+        package, digest = sys.modules[top], hashlib.sha256()
+        try:
+            if hasattr(package, "__path__") and getattr(package, "__file__", None):
+                root = Path(str(package.__file__)).parent
+                files = sorted(root.rglob("*.py"))
+            else:
+                files = [Path(str(sys.modules[module_name].__file__))]
+                root = files[0].parent
+            for path in files:
+                digest.update(path.relative_to(root).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
+        except OSError as error:
+            raise self.error(f"the code of {module_name} can't be read ({error.strerror})", _INSTALL) from error
+        release = next(map(version, packages_distributions().get(top, [])), "")
+        return f"{self.class_}@{release}+{digest.hexdigest()[:12]}"
+
+    def _named_files(self) -> dict[str, Path]:
+        """Return the files that settings of type `Path` name, by the name of the setting."""
+        values = dict(self.own_settings() or {})
+        return {name: path for name, path in values.items() if isinstance(path, Path) and path.is_file()}
+
+    def files(self) -> list[ModelFile]:
+        """Return the module of the class, and each file that a setting of type `Path` names."""
+        module = ModelFile(self.field, self.code or self.class_, code=Path(inspect.getfile(self.find_class())))
+        named = self._named_files().items()
+        return [module, *(ModelFile(f"{self.section}.settings.{name}", str(path)) for name, path in named)]
+
+    def fingerprints(self) -> dict[str, str]:
+        """See `StageSettings`: the sha256 of each file that a setting of type `Path` names, and what the class's
+        `fingerprint` returns.
+
+        Raises:
+            UserError: the class can't be found, or its `fingerprint` fails.
+        """
+        kind, settings = self.find_class(), self.own_settings()
+        hashes = {name: file_sha256(path) for name, path in self._named_files().items()}
+        if callable(fingerprint := getattr(kind, "fingerprint", None)):
+            with self._foreign("its fingerprint fails", _REPAIR):
+                more = fingerprint(settings) if settings is not None else fingerprint()
+            if not isinstance(more, dict) or not all(isinstance(part, str) for item in more.items() for part in item):
+                rule = f"its fingerprint gives {type(more).__name__}, and should give a dict of texts"
+                raise self.error(rule, "see stages/custom/protocol.py")
+            hashes |= more
+        return {f"{self.section}_{name}": value for name, value in sorted(hashes.items())}
+
+    def check(self) -> str:
+        """Make the model and run it on a gray image, which shows most violations of the protocol."""
+        row = ImageRecord("check", "check", key="check", width=64, height=48)
+        with io.BytesIO() as sink:
+            Image.new("RGB", (row.width, row.height), "gray").save(sink, "PNG")
+            row.data, row.format = sink.getvalue(), "PNG"
+        row.tags, row.regions = [Tag("thing", 1.0)], [Region("thing", (8.0, 8.0, 40.0, 40.0))]
+        self.make(DecodeSettings(), ComputeSettings(precision="float32"))(Shard(0, [row]))
+        if row.status == "failed":
+            rule = f"asked about a gray image, it fails ({row.reason})"
+            raise self.error(rule, "repair the class")
+        return ", ".join([self.code, *(f"{name} {value}" for name, value in self.fingerprints().items())])
+
+    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Stage[Any, Any]:
+        """Make the stage, with an instance of the class."""
+        return self.stage(self, decoding, compute)
+
+
+Custom = TypeVar("Custom", bound=CustomSettings)
 
 
 def pinned(custom: Custom, folder: Path, where: str = "") -> Custom:
@@ -42,180 +241,31 @@ def pinned(custom: Custom, folder: Path, where: str = "") -> Custom:
     Raises:
         UserError: there is no such class, or it refuses its settings.
     """
-    prefix = f"{where}: " if where else ""
-    name = custom.class_ or _entry_point(custom, prefix).value
-    resolved = custom.model_copy(update={"class_": name, "entry_point": ""})
-    kind = find_class(resolved, prefix, custom.field, custom.class_ or custom.entry_point)
-    settings = _settings(resolved, kind, folder, prefix)
-    if settings is None:
-        return resolved.model_copy(update={"code": code_of(resolved)})
     try:
-        values = json.loads(settings.model_dump_json())
-    except (ValueError, TypeError) as error:  # pydantic's errors are ValueErrors
-        rule = f"run.json can't hold them ({type(error).__name__}: {str(error)[:200]})"
-        raise UserError(f"{prefix}{custom.section}.settings", "{...}", rule, "give them types that JSON has") from error
-    resolved = resolved.model_copy(update={"settings": values, "code": code_of(resolved)})
-    if _settings(resolved, kind, folder, prefix) != settings:
-        rule = "they are not the same after they were written as JSON, as run.json has them (a secret, for instance)"
-        raise UserError(f"{prefix}{custom.section}.settings", "{...}", rule, "give them types that JSON has")
-    return resolved
+        custom = custom.model_copy(update={"class_": custom.class_ or _class_of_entry_point(custom)})
+        if (settings := custom.own_settings(folder)) is not None:
+            field, remedy = f"{custom.section}.settings", "give them types that JSON has"
+            try:
+                values = json.loads(settings.model_dump_json())
+            except (ValueError, TypeError) as error:  # pydantic's errors are ValueErrors
+                rule = f"run.json can't hold them ({type(error).__name__}: {str(error)[:200]})"
+                raise UserError(field, "{...}", rule, remedy) from error
+            custom = custom.model_copy(update={"settings": values})
+            if custom.own_settings(folder) != settings:
+                rule = "they are not the same after they were written as JSON, as in run.json (a secret, for instance)"
+                raise UserError(field, "{...}", rule, remedy)
+        return custom.model_copy(update={"entry_point": "", "code": custom.code_here()})
+    except UserError as error:
+        raise UserError(
+            f"{where}: {error.field}" if where else error.field, error.value, error.rule, error.remedy
+        ) from error
 
 
-def _entry_point(custom: CustomFields, prefix: str) -> EntryPoint:
+def _class_of_entry_point(custom: CustomSettings) -> str:
     group = f"pad.{custom.section}s"
-    known = {point.name: point for point in entry_points(group=group)}
+    known = {point.name: point.value for point in entry_points(group=group)}
     if custom.entry_point not in known:
-        rule = f"no installed package has an entry point of that name in {group}"
         names = ", ".join(sorted(known))
         remedy = f"name one of {names}" if names else "install the package that brings it"
-        raise UserError(f"{prefix}{custom.section}.entry_point", custom.entry_point, rule, remedy)
+        raise custom.error(f"no installed package has an entry point of that name in {group}", remedy)
     return known[custom.entry_point]
-
-
-def find_class(custom: CustomFields, prefix: str = "", field: str = "", value: str = "") -> type[Any]:
-    """Import the class and return it.
-
-    Args:
-        custom: settings with a `class_`.
-        prefix: text before the field in errors, such as the name of the file.
-        field: the setting by which the user named the class, for errors; by default `class`.
-        value: the value of that setting.
-
-    Raises:
-        UserError: the class can't be imported, is no class, or lacks the method.
-    """
-    field, value = prefix + (field or custom.field), value or custom.class_
-    if not _CLASS.fullmatch(custom.class_):
-        raise UserError(field, value, "it should be package.module:Class", "write it so")
-    module_name, _, name = custom.class_.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:  # a foreign module may raise anything when it is imported
-        rule = f"{module_name} can't be imported ({type(error).__name__}: {str(error)[:200]})"
-        raise UserError(field, value, rule, _REMEDY) from error
-    kind = getattr(module, name, None)
-    if not inspect.isclass(kind):
-        raise UserError(field, value, f"there is no class {name} in {module_name}", "correct the name")
-    if not callable(getattr(kind, custom.method, None)):
-        rule = f"the class has no method {custom.method}, which a {custom.section} should have"
-        raise UserError(field, value, rule, "see stages/custom/protocol.py")
-    return kind
-
-
-def _settings(custom: CustomFields, kind: type[Any], folder: Path, prefix: str = "") -> BaseModel | None:
-    """Return an instance of the class's own `Settings`; None if the class has none."""
-    field = f"{prefix}{custom.section}.settings"
-    model = getattr(kind, "Settings", None)
-    if model is None:
-        if custom.settings:
-            remedy = "leave them out, or give the class an attribute Settings, a pydantic model"
-            raise UserError(field, ", ".join(custom.settings), f"{custom.class_} takes no settings", remedy)
-        return None
-    if not (inspect.isclass(model) and issubclass(model, BaseModel)):
-        rule = f"the attribute Settings of {custom.class_} is no pydantic model"
-        raise UserError(field, "{...}", rule, "make it a subclass of pydantic.BaseModel")
-    values = dict(custom.settings)
-    for name, entry in model.model_fields.items():
-        if isinstance(values.get(name), str) and Path in (entry.annotation, *get_args(entry.annotation)):
-            values[name] = str((folder / Path(values[name]).expanduser()).absolute())
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join([field, *map(str, first["loc"])])
-        value = "{...}" if isinstance(first["input"], dict) else first["input"]
-        said = {"missing": "it is missing", "extra_forbidden": "there is no such setting"}.get(first["type"])
-        raise UserError(name, value, said or first["msg"].removeprefix("Value error, "), "correct it") from error
-
-
-def make(custom: CustomFields, compute: ComputeSettings) -> Any:
-    """Make the user's model; this is called in the worker that runs it.
-
-    Raises:
-        UserError: it can't be made here, or its code differs from the code that the run began with.
-    """
-    kind = find_class(custom)
-    if custom.code and (found := code_of(custom)) != custom.code:
-        rule = f"its code here is {found}, and where the run was begun {custom.code}"
-        raise UserError(custom.field, custom.class_, rule, "install the same version on every node")
-    settings = _settings(custom, kind, Path.cwd())
-    try:
-        named = {"compute": compute} if "compute" in _parameters(kind) else {}
-        return kind(**named) if settings is None else kind(settings, **named)
-    except UserError:
-        raise
-    except Exception as error:
-        rule = f"it can't be made ({type(error).__name__}: {str(error)[:300]})"
-        raise UserError(custom.field, custom.class_, rule, "mend the class, or its settings") from error
-
-
-def _parameters(kind: type[Any]) -> Collection[str]:
-    try:
-        return inspect.signature(kind).parameters
-    except ValueError:  # a class of a compiled extension has no signature
-        return ()
-
-
-def code_of(custom: CustomFields) -> str:
-    """Return `package.module:Class@version+hash`. The version is that of the installed distribution, if there is one;
-    the hash is a short sha256 over all Python files of the top-level package, or over the file of a single module."""
-    module_name = custom.class_.partition(":")[0]
-    top = module_name.partition(".")[0]
-    digest, release = hashlib.sha256(), ""
-    try:
-        if getattr(sys.modules[top], "__file__", None) and hasattr(sys.modules[top], "__path__"):
-            root = Path(str(sys.modules[top].__file__)).parent
-            files = sorted(root.rglob("*.py"))
-        else:
-            files = [Path(str(sys.modules[module_name].__file__))]
-            root = files[0].parent
-        for path in files:
-            digest.update(path.relative_to(root).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
-    except OSError as error:
-        rule = f"the code of {module_name} can't be read ({error.strerror})"
-        raise UserError(custom.field, custom.class_, rule, _REMEDY) from error
-    for name in packages_distributions().get(top, [])[:1]:
-        try:
-            release = version(name)
-        except PackageNotFoundError:
-            release = ""
-    return f"{custom.class_}@{release}+{digest.hexdigest()[:12]}"
-
-
-def fingerprints(custom: CustomFields) -> dict[str, str]:
-    """Return hashes of what affects the model's results beside code and settings: the sha256 of each file that a
-    setting of type `Path` names, and what the class's `fingerprint` returns.
-
-    Raises:
-        UserError: the class can't be found, or its `fingerprint` fails.
-    """
-    kind = find_class(custom)
-    settings = _settings(custom, kind, Path.cwd())
-    hashes: dict[str, str] = {name: file_sha256(path) for name, path in files(custom).items()}
-    if callable(fingerprint := getattr(kind, "fingerprint", None)):
-        try:
-            said = fingerprint(settings) if settings is not None else fingerprint()
-        except UserError:
-            raise
-        except Exception as error:
-            rule = f"its fingerprint fails ({type(error).__name__}: {str(error)[:300]})"
-            raise UserError(custom.field, custom.class_, rule, "mend the class, or its settings") from error
-        if not isinstance(said, dict) or not all(isinstance(part, str) for item in said.items() for part in item):
-            rule = f"its fingerprint gives {type(said).__name__}, and should give a dict of texts"
-            raise UserError(custom.field, custom.class_, rule, "see stages/custom/protocol.py")
-        hashes |= said
-    return {f"{custom.section}_{name}": value for name, value in sorted(hashes.items())}
-
-
-def files(custom: CustomFields) -> dict[str, Path]:
-    """Return the files that settings of type `Path` name, by the name of the setting."""
-    settings = _settings(custom, find_class(custom), Path.cwd())
-    values = {} if settings is None else {name: getattr(settings, name) for name in type(settings).model_fields}
-    return {name: path for name, path in values.items() if isinstance(path, Path) and path.is_file()}
-
-
-def module_file(custom: CustomFields) -> Path:
-    """Return the Python file that defines the class."""
-    return Path(str(sys.modules[find_class(custom).__module__].__file__))

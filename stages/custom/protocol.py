@@ -50,12 +50,7 @@ class Detector(Protocol):
     """Finds boxes for the tags of an image."""
 
     def detect(self, images: list[np.ndarray], labels: list[list[str]]) -> list[list[Detection]]:
-        """Return the detections of each image.
-
-        Args:
-            images: the images.
-            labels: the labels to look for in each image: at least one, each once.
-        """
+        """Return the detections of each image. `labels` has the labels to look for in it: at least one, each once."""
 
 
 class Segmenter(Protocol):
@@ -64,9 +59,7 @@ class Segmenter(Protocol):
     def segment(self, images: list[np.ndarray], boxes: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return for each image the masks of its boxes, bool `[N, H, W]`, and their predicted IoU, float `[N]`.
 
-        Args:
-            images: the images.
-            boxes: the boxes of each image, float64 `[N, 4]`, N at least 1, `xyxy` in pixels.
+        The boxes of an image are float64 `[N, 4]`, N at least 1, `xyxy` in pixels.
         """
 
 

@@ -1,4 +1,7 @@
-"""Stages that run the user's own models, with the batches, failures and retries of pad's, and check every answer."""
+"""Stages that run the user's own models, with the batches, failures and retries of pad's, and check every answer.
+
+The settings that a models file has for each kind of model stand below the stages.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,20 @@ from collections.abc import Container
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from pad_pipeline.images import DecodeSettings
 from pad_pipeline.records import ImageRecord, Region, Tag, as_box
 from pad_pipeline.stages.base import Stage
-from pad_pipeline.stages.box_stage import load_unboxable
+from pad_pipeline.stages.box_stage import load_unboxable, unboxable_files, unboxable_fingerprint
 from pad_pipeline.stages.boxes import suppress
 from pad_pipeline.stages.compute import Compute, ComputeSettings
-from pad_pipeline.stages.custom.fields import BoxFields, CustomFields, DetectFields
-from pad_pipeline.stages.custom.load import make
+from pad_pipeline.stages.custom.load import CustomSettings
 from pad_pipeline.stages.custom.protocol import Detection
 from pad_pipeline.stages.decode import image
 from pad_pipeline.stages.segment import encode_mask
 from pad_pipeline.stages.spans import normalize
+from pad_pipeline.weights import ModelFile
 
 STICKS_OUT = 1.0
 """Pixels by which a box may exceed the image."""
@@ -31,12 +35,16 @@ class BadAnswer(ValueError):
 class CustomStage(Stage[np.ndarray, Any]):
     """Base of the four stages: it gives images to the model as arrays, and checks that each image has an answer."""
 
-    def __init__(self, settings: CustomFields, decoding: DecodeSettings, compute: ComputeSettings) -> None:
+    def __init__(self, settings: CustomSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__()
-        self.decoding, self.batch_size, self.who = decoding, settings.batch_size, settings.section
+        self.settings, self.decoding, self.batch_size = settings, decoding, settings.batch_size
         Compute(compute)  # sets torch's number of threads and precision of float32, for models that use torch
-        self.model = make(settings, compute)
+        self.model = settings.load(compute)
         self.ask = getattr(self.model, settings.method)
+
+    def bad(self, given: str, wanted: str) -> BadAnswer:
+        """Return an error that says what the model gives, and what it should be."""
+        return BadAnswer(f"the {self.settings.section} gives {given}; it should be {wanted}")
 
     def shape(self, row: ImageRecord) -> tuple[int, ...]:
         """Return what the model's `bucket` returns for the image's size."""
@@ -52,11 +60,11 @@ class CustomStage(Stage[np.ndarray, Any]):
 
     def answers(self, *questions: list[Any]) -> list[Any]:
         """Call the model on a batch and return its answers, one for each image."""
-        answers = self.ask(*questions)
-        if not isinstance(answers, (list, tuple)) or len(answers) != len(questions[0]):
-            given = f"{len(answers)} answers" if isinstance(answers, (list, tuple)) else f"a {type(answers).__name__}"
-            count = len(questions[0])
-            raise BadAnswer(f"the {self.who} gives {given} for {count} images; it should be a list of as many")
+        answers, count = self.ask(*questions), len(questions[0])
+        if not isinstance(answers, (list, tuple)):
+            raise self.bad(f"a {type(answers).__name__} for {count} images", "a list of as many")
+        if len(answers) != count:
+            raise self.bad(f"{len(answers)} answers for {count} images", "a list of as many")
         return list(answers)
 
     def process(self, rows: list[ImageRecord], inputs: list[np.ndarray]) -> list[Any]:
@@ -66,8 +74,7 @@ class CustomStage(Stage[np.ndarray, Any]):
     def pairs(self, answer: Any, of: str) -> list[Any]:
         """Check that the answer for an image is a list, and return it; the error says what it should be a list `of`."""
         if not isinstance(answer, (list, tuple)):
-            kind = type(answer).__name__
-            raise BadAnswer(f"the {self.who} gives a {kind} for an image; it should be a list of {of}")
+            raise self.bad(f"a {type(answer).__name__} for an image", f"a list of {of}")
         return list(answer)
 
     def number(self, value: Any, what: str) -> float:
@@ -77,13 +84,13 @@ class CustomStage(Stage[np.ndarray, Any]):
         except (TypeError, ValueError):
             score = float("nan")
         if not 0 <= score <= 1:
-            raise BadAnswer(f"the {self.who} gives {what} the score {value!r}; it should be a number from 0 to 1")
+            raise self.bad(f"{what} the score {value!r}", "a number from 0 to 1")
         return score
 
     def name_of(self, value: object) -> str:
         """Check that a label is text on one line and not empty, and return it."""
         if not isinstance(value, str) or not value or value != " ".join(value.split()):
-            raise BadAnswer(f"the {self.who} gives the label {value!r}; it should be words with single spaces between")
+            raise self.bad(f"the label {value!r}", "words with single spaces between")
         return value
 
 
@@ -97,41 +104,34 @@ class TagStage(CustomStage):
         tags = []
         for pair in self.pairs(output, "(name, score)"):
             if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-                raise BadAnswer(f"the tagger gives the tag {pair!r}; it should be (name, score)")
+                raise self.bad(f"the tag {pair!r}", "(name, score)")
             tags.append(Tag(self.name_of(pair[0]), self.number(pair[1], repr(pair[0]))))
         if len({tag.label for tag in tags}) < len(tags):
             raise BadAnswer("the tagger gives a name twice")
         row.tags = tags
-        if not tags:
-            row.status = "empty"
+        row.status = "ok" if tags else "empty"
 
 
 class BoxesStage(CustomStage):
     """Base of the two stages whose model returns boxes: detector and grounder."""
 
     name = "ground"
-
-    def __init__(self, settings: BoxFields, decoding: DecodeSettings, compute: ComputeSettings) -> None:
-        super().__init__(settings, decoding, compute)
-        self.settings = settings
+    settings: CustomBoxSettings
 
     def set_regions(self, row: ImageRecord, output: Any, asked: Container[str] | None = None) -> None:
         """Set the row's regions, best score first; an image without a box is `empty`.
 
-        Args:
-            row: the image.
-            output: the model's boxes, not checked yet.
-            asked: the labels that the boxes may have; any by default.
+        `output` has the model's boxes, not checked yet. Their labels must be in `asked`; by default any may occur.
         """
         regions = [self._region(row, detection) for detection in self.pairs(output, "Detection")]
         for region in regions:
             if asked is not None and region.label not in asked:
-                raise BadAnswer(f"the {self.who} gives the label {region.label!r}, which was not asked for")
+                who = self.settings.section
+                raise BadAnswer(f"the {who} gives the label {region.label!r}, which was not asked for")
         least = self.settings.min_size
         regions = [r for r in regions if min(r.box[2] - r.box[0], r.box[3] - r.box[1]) >= least]
         row.regions = suppress(regions, self.settings.nms_iou, self.settings.nms_iou_across_labels)
-        if not row.regions:
-            row.status = "empty"
+        row.status = "ok" if row.regions else "empty"
 
     def _region(self, row: ImageRecord, detection: Any) -> Region:
         try:
@@ -140,21 +140,20 @@ class BoxesStage(CustomStage):
             if edges.shape != (4,):
                 raise ValueError(f"{len(edges)} edges")
         except (TypeError, ValueError) as error:
-            rule = "it should be Detection(label, score, xyxy)"
-            raise BadAnswer(f"the {self.who} gives {detection!r}; {rule}") from error
+            raise self.bad(repr(detection), "Detection(label, score, xyxy)") from error
         label, score = self.name_of(label), self.number(score, repr(label))
         size = np.array([row.width, row.height] * 2)
         inside = np.isfinite(edges).all() and (edges >= -STICKS_OUT).all() and (edges <= size + STICKS_OUT).all()
         if not inside or (edges[2:] < edges[:2]).any():
-            rule = f"it should be x0 <= x1, y0 <= y1 in pixels of the {row.width} x {row.height} image"
-            raise BadAnswer(f"the {self.who} gives {label!r} the box {edges.tolist()}; {rule}")
+            wanted = f"x0 <= x1, y0 <= y1 in pixels of the {row.width} x {row.height} image"
+            raise self.bad(f"{label!r} the box {edges.tolist()}", wanted)
         return Region(label, as_box(edges.clip(0, size)), score=score, label_score=score)
 
 
 class DetectStage(BoxesStage):
     """Runs the user's own detector."""
 
-    def __init__(self, settings: DetectFields, decoding: DecodeSettings, compute: ComputeSettings) -> None:
+    def __init__(self, settings: CustomDetector, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__(settings, decoding, compute)
         self.unboxable = load_unboxable(settings.unboxable)
 
@@ -167,12 +166,9 @@ class DetectStage(BoxesStage):
         """Return the boxes of each row. The model does not get images without a label to look for."""
         labels = [self.asked(row) for row in rows]
         asked = [index for index, row_labels in enumerate(labels) if row_labels]
-        boxes: list[Any] = [[] for _ in rows]
-        if asked:
-            answers = self.answers([inputs[index] for index in asked], [labels[index] for index in asked])
-            for index, answer in zip(asked, answers, strict=True):
-                boxes[index] = answer
-        return boxes
+        answers = self.answers([inputs[i] for i in asked], [labels[i] for i in asked]) if asked else []
+        boxes = dict(zip(asked, answers, strict=True))
+        return [boxes.get(index, []) for index in range(len(rows))]
 
     def finish(self, row: ImageRecord, output: Any) -> None:
         """Set the row's regions."""
@@ -185,15 +181,10 @@ class GroundStage(BoxesStage):
     def finish(self, row: ImageRecord, output: Any) -> None:
         """Set the row's regions, best score first, and make their labels the row's tags."""
         self.set_regions(row, output)
-        row.tags = [Tag(label, score) for label, score in _best(row.regions).items()]
-
-
-def _best(regions: list[Region]) -> dict[str, float]:
-    """Return the best score of each label; `regions` are sorted, best first."""
-    scores: dict[str, float] = {}
-    for region in regions:
-        scores.setdefault(region.label, region.score)
-    return scores
+        best: dict[str, float] = {}
+        for region in row.regions:
+            best.setdefault(region.label, region.score)
+        row.tags = [Tag(label, score) for label, score in best.items()]
 
 
 class SegmentStage(CustomStage):
@@ -213,10 +204,55 @@ class SegmentStage(CustomStage):
         except (TypeError, ValueError) as error:
             raise BadAnswer("the segmenter gives no (masks, predicted IoU) for this image") from error
         if masks.shape != wanted or masks.dtype != bool:
-            rule = f"it should be bool {list(wanted)}"
-            raise BadAnswer(f"the segmenter gives masks {masks.dtype} {list(masks.shape)}; {rule}")
+            raise self.bad(f"masks {masks.dtype} {list(masks.shape)}", f"bool {list(wanted)}")
         if quality.shape != wanted[:1] or quality.dtype.kind not in "fiu" or not np.isfinite(quality).all():
-            rule = f"it should be finite numbers [{wanted[0]}]"
-            raise BadAnswer(f"the segmenter gives predicted IoU {quality.dtype} {list(quality.shape)}; {rule}")
+            raise self.bad(f"predicted IoU {quality.dtype} {list(quality.shape)}", f"finite numbers [{wanted[0]}]")
         for region, mask, predicted in zip(row.regions, masks, quality.tolist(), strict=True):
             region.rle, region.predicted_iou = encode_mask(mask), float(predicted)
+
+
+class CustomBoxSettings(CustomSettings):
+    """Settings that select which boxes of a user's class are kept; they mean the same as in `DetectorSettings`."""
+
+    nms_iou: float = Field(1.0, ge=0, le=1)
+    nms_iou_across_labels: float = Field(1.0, ge=0, le=1)
+    min_size: float = Field(1.0, ge=0)
+
+
+class CustomTagger(CustomSettings):
+    """See `pad_pipeline.stages.custom.protocol.Tagger`."""
+
+    section, method, stage = "tagger", "tag", TagStage
+
+
+class CustomDetector(CustomBoxSettings):
+    """See `pad_pipeline.stages.custom.protocol.Detector`."""
+
+    section, method, stage, paths = "detector", "detect", DetectStage, ("unboxable",)
+
+    unboxable: str = "default"
+    """See `DetectorSettings`."""
+
+    def files(self) -> list[ModelFile]:
+        """Return the files of `CustomSettings`, and the list of tags that are not looked for."""
+        return super().files() + unboxable_files(self.unboxable)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return the hashes of `CustomSettings`, and that of the list of tags that are not looked for."""
+        return super().fingerprints() | unboxable_fingerprint(self.unboxable)
+
+    def check(self) -> str:
+        """See `CustomSettings`. No tag is left out here, so that the detector always runs."""
+        return super(CustomDetector, self.model_copy(update={"unboxable": ""})).check()
+
+
+class CustomSegmenter(CustomSettings):
+    """See `pad_pipeline.stages.custom.protocol.Segmenter`."""
+
+    section, method, stage = "segmenter", "segment", SegmentStage
+
+
+class CustomGrounder(CustomBoxSettings):
+    """See `pad_pipeline.stages.custom.protocol.Grounder`. A grounder does the steps of a tagger and of a detector."""
+
+    section, method, stage = "grounder", "tag_and_ground", GroundStage

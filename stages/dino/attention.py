@@ -32,19 +32,11 @@ class FusedBiAttention(nn.Module):
         """Whether any image of the batch is padded. If not, no mask is passed, which allows the fastest kernels."""
 
     def forward(
-        self,
-        vision_features: Tensor,
-        text_features: Tensor,
-        vision_attention_mask: Tensor,
-        text_attention_mask: Tensor,
+        self, vision_features: Tensor, text_features: Tensor, vision_attention_mask: Tensor, text_attention_mask: Tensor
     ) -> tuple[tuple[Tensor, None], tuple[Tensor, None]]:
         """Return the updates of image `[B, P, d]` and text `[B, T, d]`, each with None for the attention weights.
 
-        Args:
-            vision_features: `[B, P, d]`.
-            text_features: `[B, T, d]`.
-            vision_attention_mask: bool `[B, P]`, true for padding.
-            text_attention_mask: bool `[B, T]`, true for padding.
+        The masks are bool, `[B, P]` and `[B, T]`, true for padding.
         """
         vision, text = self._split(self.vision_proj(vision_features)), self._split(self.text_proj(text_features))
         text_values = self._split(self.values_text_proj(text_features))
@@ -83,12 +75,10 @@ class LevelwiseSampling(nn.Module):
 
         Args:
             value: `[B, positions of all levels, heads, channels]`.
-            value_spatial_shapes: not used.
+            value_spatial_shapes, level_start_index, im2col_step: not used.
             value_spatial_shapes_list: height and width of each level.
-            level_start_index: not used.
             sampling_locations: `[B, queries, heads, levels, points, 2]`, x and y in fractions of the level.
             attention_weights: `[B, queries, heads, levels, points]`.
-            im2col_step: not used.
         """
         batch, _, heads, channels = value.shape
         maps = torch.split(value.float(), [height * width for height, width in value_spatial_shapes_list], dim=1)

@@ -12,55 +12,43 @@ from transformers import BertConfig, GroundingDinoConfig, GroundingDinoImageProc
 from pad_pipeline.errors import UserError
 from pad_pipeline.weights import check_numbers, converted, family_of, read_tensors
 
-_SWIN, _SWIN_HF = r"backbone\.0\.", "model.backbone.conv_encoder.model."
-_BLOCK = r"layers\.(\d+)\.blocks\.(\d+)\."
-_BLOCK_HF = r"encoder.layers.\1.blocks.\2."
-_ENCODER, _DECODER = r"transformer\.encoder\.", r"transformer\.decoder\."
-_TEXT, _FUSION = r"model.encoder.layers.\1.text_enhancer_layer.", r"model.encoder.layers.\1.fusion_layer."
-_DEFORMABLE, _DECODER_LAYER = r"model.encoder.layers.\1.deformable_layer.", r"model.decoder.layers.\1."
-RENAMES = [
-    (_SWIN + r"patch_embed\.proj", _SWIN_HF + "embeddings.patch_embeddings.projection"),
-    (_SWIN + r"patch_embed\.norm", _SWIN_HF + "embeddings.norm"),
-    (_SWIN + _BLOCK + r"norm1", _SWIN_HF + _BLOCK_HF + "layernorm_before"),
-    (_SWIN + _BLOCK + r"norm2", _SWIN_HF + _BLOCK_HF + "layernorm_after"),
-    (_SWIN + _BLOCK + r"attn\.proj", _SWIN_HF + _BLOCK_HF + "attention.output.dense"),
-    (_SWIN + _BLOCK + r"attn\.", _SWIN_HF + _BLOCK_HF + "attention.self."),
-    (_SWIN + _BLOCK + r"mlp\.fc1", _SWIN_HF + _BLOCK_HF + "intermediate.dense"),
-    (_SWIN + _BLOCK + r"mlp\.fc2", _SWIN_HF + _BLOCK_HF + "output.dense"),
-    (_SWIN + r"layers\.(\d+)\.downsample\.", _SWIN_HF + r"encoder.layers.\1.downsample."),
-    (r"input_proj\.", "model.input_proj_vision."),
-    (r"bert\.", "model.text_backbone."),
-    (r"feat_map\.", "model.text_projection."),
-    (r"transformer\.level_embed", "model.level_embed"),
-    (r"transformer\.tgt_embed\.", "model.query_position_embeddings."),
-    (r"transformer\.enc_output", "model.enc_output"),
-    (r"transformer\.enc_out_bbox_embed\.", "model.encoder_output_bbox_embed."),
-    (_ENCODER + r"text_layers\.(\d+)\.self_attn\.", _TEXT + "self_attn."),
-    (_ENCODER + r"text_layers\.(\d+)\.linear", _TEXT + "fc"),
-    (_ENCODER + r"text_layers\.(\d+)\.norm1", _TEXT + "layer_norm_before"),
-    (_ENCODER + r"text_layers\.(\d+)\.norm2", _TEXT + "layer_norm_after"),
-    (_ENCODER + r"fusion_layers\.(\d+)\.gamma_v", _FUSION + "vision_param"),
-    (_ENCODER + r"fusion_layers\.(\d+)\.gamma_l", _FUSION + "text_param"),
-    (_ENCODER + r"fusion_layers\.(\d+)\.layer_norm_v", _FUSION + "layer_norm_vision"),
-    (_ENCODER + r"fusion_layers\.(\d+)\.layer_norm_l", _FUSION + "layer_norm_text"),
-    (_ENCODER + r"fusion_layers\.(\d+)\.attn\.(values_|out_|)v_proj", _FUSION + r"attn.\2vision_proj"),
-    (_ENCODER + r"fusion_layers\.(\d+)\.attn\.(values_|out_|)l_proj", _FUSION + r"attn.\2text_proj"),
-    (_ENCODER + r"layers\.(\d+)\.self_attn\.", _DEFORMABLE + "self_attn."),
-    (_ENCODER + r"layers\.(\d+)\.linear", _DEFORMABLE + "fc"),
-    (_ENCODER + r"layers\.(\d+)\.norm1", _DEFORMABLE + "self_attn_layer_norm"),
-    (_ENCODER + r"layers\.(\d+)\.norm2", _DEFORMABLE + "final_layer_norm"),
-    (_DECODER + r"layers\.(\d+)\.cross_attn\.", _DECODER_LAYER + "encoder_attn."),
-    (_DECODER + r"layers\.(\d+)\.norm1", _DECODER_LAYER + "encoder_attn_layer_norm"),
-    (_DECODER + r"layers\.(\d+)\.ca_text\.", _DECODER_LAYER + "encoder_attn_text."),
-    (_DECODER + r"layers\.(\d+)\.catext_norm", _DECODER_LAYER + "encoder_attn_text_layer_norm"),
-    (_DECODER + r"layers\.(\d+)\.self_attn\.", _DECODER_LAYER + "self_attn."),
-    (_DECODER + r"layers\.(\d+)\.norm2", _DECODER_LAYER + "self_attn_layer_norm"),
-    (_DECODER + r"layers\.(\d+)\.linear", _DECODER_LAYER + "fc"),
-    (_DECODER + r"layers\.(\d+)\.norm3", _DECODER_LAYER + "final_layer_norm"),
-    (_DECODER + r"norm\.", "model.decoder.layer_norm."),
-    (_DECODER + r"ref_point_head\.", "model.decoder.reference_points_head."),
-]  # fmt: skip
-"""Regular expressions for the start of an official name, and what transformers calls it; the first match counts."""
+_SWIN = "model.backbone.conv_encoder.model."
+_ENCODER, _DECODER = "model.encoder.layers.#.", "model.decoder.layers.#."
+RENAMES: dict[tuple[str, str], dict[str, str]] = {
+    ("backbone.0.patch_embed.", _SWIN + "embeddings."): {"proj": "patch_embeddings.projection", "norm": "norm"},
+    ("backbone.0.layers.#.blocks.#.", _SWIN + "encoder.layers.#.blocks.#."): {
+        "norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense",
+        "attn.": "attention.self.", "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense",
+    },
+    ("backbone.0.layers.#.", _SWIN + "encoder.layers.#."): {"downsample.": "downsample."},
+    ("transformer.encoder.text_layers.#.", _ENCODER + "text_enhancer_layer."): {
+        "self_attn.": "self_attn.", "linear": "fc", "norm1": "layer_norm_before", "norm2": "layer_norm_after",
+    },
+    ("transformer.encoder.fusion_layers.#.", _ENCODER + "fusion_layer."): {
+        "gamma_v": "vision_param", "gamma_l": "text_param", "layer_norm_v": "layer_norm_vision",
+        "layer_norm_l": "layer_norm_text", "attn.v_proj": "attn.vision_proj", "attn.l_proj": "attn.text_proj",
+        "attn.values_v_proj": "attn.values_vision_proj", "attn.values_l_proj": "attn.values_text_proj",
+        "attn.out_v_proj": "attn.out_vision_proj", "attn.out_l_proj": "attn.out_text_proj",
+    },
+    ("transformer.encoder.layers.#.", _ENCODER + "deformable_layer."): {
+        "self_attn.": "self_attn.", "linear": "fc", "norm1": "self_attn_layer_norm", "norm2": "final_layer_norm",
+    },
+    ("transformer.decoder.layers.#.", _DECODER): {
+        "cross_attn.": "encoder_attn.", "norm1": "encoder_attn_layer_norm", "ca_text.": "encoder_attn_text.",
+        "catext_norm": "encoder_attn_text_layer_norm", "self_attn.": "self_attn.", "norm2": "self_attn_layer_norm",
+        "linear": "fc", "norm3": "final_layer_norm",
+    },
+    ("transformer.decoder.", "model.decoder."): {"norm.": "layer_norm.", "ref_point_head.": "reference_points_head."},
+    ("transformer.", "model."): {
+        "level_embed": "level_embed", "tgt_embed.": "query_position_embeddings.", "enc_output": "enc_output",
+        "enc_out_bbox_embed.": "encoder_output_bbox_embed.",
+    },
+    ("", "model."): {
+        "input_proj.": "input_proj_vision.", "bert.": "text_backbone.", "feat_map.": "text_projection.",
+    },
+    ("", ""): {"bbox_embed.0.": "bbox_embed.0."},
+}  # fmt: skip
+"""Starts of names: of a module in official files and in transformers, and then of its parts. `#` is a number."""
 _LEFT_OUT = re.compile(
     r"bert\.pooler\.|bert\.embeddings\.position_ids|.*\.relative_position_index|label_enc\."
     r"|transformer\.decoder\.bbox_embed\.|bbox_embed\.[1-9]"
@@ -101,48 +89,41 @@ def converted_folder(path: Path) -> Path:
 def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors under transformers' names, with joint projections cut into query, key and value.
 
-    Args:
-        state: the tensors that are used, under their official names.
-
     Raises:
         ValueError: a name is unknown.
     """
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        joint = re.search(r"(\.in_proj_|\.qkv\.)(weight|bias)$", name)
-        if joint is None:
-            # Cloned, because two names may share one tensor, and safetensors refuses to save those.
-            renamed[_new_name(name)] = tensor.contiguous().clone()
-            continue
-        for part, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-            renamed[_new_name(f"{name[: joint.start()]}.{part}.{joint.group(2)}")] = piece.contiguous().clone()
+        parts = {name: tensor}
+        if joint := re.search(r"(\.in_proj_|\.qkv\.)(weight|bias)$", name):
+            pieces = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
+            parts = {f"{name[: joint.start()]}.{part}.{joint[2]}": piece for part, piece in pieces}
+        # Cloned, because two names may share one tensor, and safetensors refuses to save those.
+        renamed |= {_new_name(part): piece.contiguous().clone() for part, piece in parts.items()}
     return renamed
 
 
 def _new_name(name: str) -> str:
-    if name.startswith("bbox_embed.0."):
-        return name
     if norm := re.fullmatch(r"backbone\.0\.norm(\d)\.(\w+)", name):
-        return f"{_SWIN_HF}hidden_states_norms.stage{int(norm.group(1)) + 1}.{norm.group(2)}"
-    for old, new in RENAMES:
-        if match := re.match(old, name):
-            return match.expand(new) + name[match.end() :]
+        return f"{_SWIN}hidden_states_norms.stage{int(norm[1]) + 1}.{norm[2]}"
+    for (old, new), parts in RENAMES.items():
+        if module := re.match(re.escape(old).replace(r"\#", r"(\d+)"), name):
+            rest = name[module.end() :]
+            if part := next((part for part in parts if rest.startswith(part)), None):
+                for number in module.groups():
+                    new = new.replace("#", number, 1)
+                return new + parts[part] + rest.removeprefix(part)
     raise ValueError(f"{name} is unknown")
 
 
 def build_config(state: dict[str, Tensor]) -> GroundingDinoConfig:
-    """Read the network's configuration off the shapes of its tensors.
-
-    Args:
-        state: the tensors that are used, under their official names.
+    """Read the network's configuration off the shapes of its tensors, which have their official names.
 
     Raises:
         KeyError: a tensor is missing.
     """
     depths = [_count(state, rf"backbone\.0\.layers\.{stage}\.blocks\.(\d+)\.") for stage in range(4)]
-    biases = [
-        state[f"backbone.0.layers.{stage}.blocks.0.attn.relative_position_bias_table"] for stage in range(len(depths))
-    ]
+    biases = [state[f"backbone.0.layers.{stage}.blocks.0.attn.relative_position_bias_table"] for stage in range(4)]
     window = (round(biases[0].shape[0] ** 0.5) + 1) // 2
     embed = state["backbone.0.patch_embed.proj.weight"].shape[0]
     words, text_width = state["bert.embeddings.word_embeddings.weight"].shape
@@ -170,12 +151,7 @@ def build_config(state: dict[str, Tensor]) -> GroundingDinoConfig:
 
 
 def _count(state: dict[str, Tensor], pattern: str) -> int:
-    """Return how many layers there are under a numbered name.
-
-    Raises:
-        KeyError: there are none.
-    """
-    numbers = {int(match.group(1)) for name in state if (match := re.match(pattern, name))}
+    numbers = {int(match[1]) for name in state if (match := re.match(pattern, name))}
     if not numbers:
         raise KeyError(pattern)
     return len(numbers)

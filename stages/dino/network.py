@@ -11,28 +11,25 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import (
-    GroundingDinoForObjectDetection,
-    GroundingDinoImageProcessorPil,
-    MMGroundingDinoForObjectDetection,
-)
+from transformers import GroundingDinoImageProcessorPil
 from transformers.image_transforms import get_size_with_aspect_ratio
-from transformers.models.grounding_dino.modeling_grounding_dino import MultiScaleDeformableAttention
-from transformers.models.mm_grounding_dino.modeling_mm_grounding_dino import (
-    MultiScaleDeformableAttention as MMMultiScaleDeformableAttention,
-)
+from transformers.models.grounding_dino import modeling_grounding_dino as dino
+from transformers.models.mm_grounding_dino import modeling_mm_grounding_dino as mm
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.pretrained import load_pretrained, read_config
-from pad_pipeline.stages.compute import Compute
+from pad_pipeline.stages.compute import Compute, padded_texts
 from pad_pipeline.stages.dino.attention import FusedBiAttention, LevelwiseSampling
 
 # Without this, every sampling layer of transformers compares two numbers on the GPU, and waits for the answer.
 os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
 
-KINDS = {"grounding-dino": GroundingDinoForObjectDetection, "mm-grounding-dino": MMGroundingDinoForObjectDetection}
+KINDS = {
+    "grounding-dino": dino.GroundingDinoForObjectDetection,
+    "mm-grounding-dino": mm.MMGroundingDinoForObjectDetection,
+}
 """By `model_type`: the detectors of transformers that give a score for each token of the text."""
-SAMPLING = (MultiScaleDeformableAttention, MMMultiScaleDeformableAttention)
+SAMPLING = (dino.MultiScaleDeformableAttention, mm.MultiScaleDeformableAttention)
 FIRST_STRIDE = 8
 """Pixels of the image for each position of the finest feature map; each coarser map has twice as many."""
 LARGEST_EDGE = 4096
@@ -55,30 +52,18 @@ class Features(NamedTuple):
 
 
 class GroundingDino:
-    """The model on its device.
-
-    Args:
-        field: the setting that names the model, for errors.
-        folder: model folder of transformers.
-        compute: device and precision.
-    """
+    """The model on its device, from a model folder of transformers."""
 
     def __init__(self, folder: Path, compute: Compute) -> None:
-        config = read_config("detector.model", folder, set(KINDS))
-        model = load_pretrained(
-            "detector.model",
-            folder,
-            KINDS[config["model_type"]],
-            torch.float32,
-            use_safetensors=True,
-            disable_custom_kernels=True,  # the pure PyTorch path: nothing to compile, nothing to download
-        )
+        self.name: str = read_config("detector.model", folder, set(KINDS))["model_type"]
+        # Without custom kernels, there is nothing to compile and nothing to download.
+        options = {"use_safetensors": True, "disable_custom_kernels": True}
+        model = load_pretrained("detector.model", folder, KINDS[self.name], torch.float32, **options)
         inner = model.model
         # Attention between image and text is computed without a matrix of scores.
-        self.fusions = []
-        for layer in inner.encoder.layers:
-            layer.fusion_layer.attn = FusedBiAttention(layer.fusion_layer.attn)
-            self.fusions.append(layer.fusion_layer.attn)
+        self.fusions = [FusedBiAttention(layer.fusion_layer.attn) for layer in inner.encoder.layers]
+        for layer, fusion in zip(inner.encoder.layers, self.fusions, strict=True):
+            layer.fusion_layer.attn = fusion
         # Boxes, scores and sampling positions are computed in float32: bfloat16 has only 8 bits for a position.
         exact = [
             *model.bbox_embed, *model.class_embed, *inner.decoder.bbox_embed, inner.encoder_output_bbox_embed,
@@ -93,10 +78,8 @@ class GroundingDino:
                 setattr(inner.get_submodule(sampler), attribute, LevelwiseSampling())
             elif name.endswith("downsample"):  # stays float32: all blocks of a resolution add to it
                 part.register_forward_hook(lambda _module, _inputs, output: output.float())
-        # What callers need to know about the model.
         self.compute = compute
-        self.name: str = config["model_type"]
-        self.model = compute.put(model, in_float32=dict.fromkeys(exact))
+        self.model = compute.put(model, in_float32=exact)
         self.max_tokens: int = model.config.max_text_len
         if not 16 <= self.max_tokens <= 4096:
             rule = f"its config.json sets max_text_len to {self.max_tokens}, and no tag would fit in"
@@ -115,9 +98,8 @@ class GroundingDino:
         size = self.processor.size
         if size.get("shortest_edge") is None:
             return size["height"], size["width"]
-        resized: tuple[int, int] = get_size_with_aspect_ratio(
-            (height, width), size["shortest_edge"], size.get("longest_edge")
-        )
+        edges = size["shortest_edge"], size.get("longest_edge")
+        resized: tuple[int, int] = get_size_with_aspect_ratio((height, width), *edges)
         return resized
 
     def positions(self, height: int, width: int) -> int:
@@ -132,12 +114,7 @@ class GroundingDino:
         return pixels.to(torch.uint8)
 
     def encode(self, images: list[Tensor], size: tuple[int, int]) -> Features:
-        """Encode a batch of images.
-
-        Args:
-            images: uint8 `[3, h, w]` each, from `prepare`.
-            size: the height and width to which all are padded.
-        """
+        """Encode images from `prepare`, uint8 `[3, h, w]` each, after padding all to the height and width `size`."""
         pixels = torch.zeros(len(images), 3, *size, dtype=torch.uint8)
         inside = torch.zeros(len(images), *size, dtype=torch.bool)
         for row, image in enumerate(images):
@@ -148,8 +125,7 @@ class GroundingDino:
         colors = (self.compute.send(pixels).float() * self.scale - self.shift).masked_fill(~inside[:, None], 0)
         with self.compute.autocast():
             maps, positions = self.backbone.backbone(colors, mask)
-        padded = any(image.shape[1:] != size for image in images)
-        return Features(maps, positions, mask, padded)
+        return Features(maps, positions, mask, padded=any(image.shape[1:] != size for image in images))
 
     def detect(self, features: Features, images: list[int], texts: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Find the words of each text in its image.
@@ -164,11 +140,7 @@ class GroundingDino:
             tokens]`. The second has the box of each query, `[B, queries, 4]`: cxcywh in fractions of the image.
         """
         length = -(-max(map(len, texts)) // TEXT_STEP) * TEXT_STEP
-        ids = torch.zeros(len(texts), min(length, self.max_tokens), dtype=torch.long)
-        attended = torch.zeros_like(ids)
-        for row, text in enumerate(texts):
-            ids[row, : len(text)] = torch.tensor(text)
-            attended[row, : len(text)] = 1
+        ids, attended = padded_texts(texts, min(length, self.max_tokens), 0)
         indices = self.compute.send(torch.tensor(images))
         for fusion in self.fusions:
             fusion.padded = features.padded

@@ -12,8 +12,8 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.stages.ram.network import Ram
 from pad_pipeline.weights import check_numbers, check_state_dict, converted, read_tensors
 
-_RECOMPUTABLE = re.compile(r"visual_encoder\..*(relative_position_index|attn_mask)$")
-_TRAINING_ONLY = re.compile(r"(tag_encoder|text_decoder)\.")
+_NOT_USED = re.compile(r"visual_encoder\..*(relative_position_index|attn_mask)$|(tag_encoder|text_decoder)\.")
+"""Buffers that can be computed, and the text models, which only training needs."""
 _CONVERTED = "ram.safetensors"
 
 
@@ -24,42 +24,29 @@ def load_ram(network: Ram, path: Path) -> Ram:
     the cache as safetensors.
 
     Args:
-        network: built for the settings and the tag list of the checkpoint.
-        field: the setting that names the file, for errors.
+        network: built for the settings and the tag list of the checkpoint; returned in eval mode, in float32.
         path: a training checkpoint, or a `.safetensors` file.
-
-    Returns:
-        `network` in eval mode, with float32 weights.
 
     Raises:
         UserError: the names or shapes of the file's tensors are not exactly the network's.
     """
-    if path.suffix == ".safetensors":
-        state = _for_inference(read_tensors("tagger.weights", path))
-        _check(network, path, state)
-    else:
 
-        def write(folder: Path) -> None:
-            tensors = _for_inference(read_tensors("tagger.weights", path))
-            _check(network, path, tensors)  # a wrong file must not get into the cache
-            # Cloned, because two names may share one tensor, and safetensors refuses to save those.
-            save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / _CONVERTED)
-
-        cached = converted(path, "ram", write) / _CONVERTED
-        state = read_tensors("tagger.weights", cached)
+    def read(file: Path) -> dict[str, Tensor]:
+        state = {
+            name.replace("vision_multi", "tagging_head"): tensor  # the name of the head in older files
+            for name, tensor in read_tensors("tagger.weights", file).items()
+            if not _NOT_USED.match(name)
+        }
         _check(network, path, state)
+        return state
+
+    def write(folder: Path) -> None:
+        # Cloned, because two names may share one tensor, and safetensors refuses to save those.
+        save_file({name: tensor.contiguous().clone() for name, tensor in read(path).items()}, folder / _CONVERTED)
+
+    state = read(path if path.suffix == ".safetensors" else converted(path, "ram", write) / _CONVERTED)
     network.load_state_dict(state, assign=True)
     return network.float().eval()
-
-
-def _for_inference(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out the text models and the buffers that can be computed, and rename the head of older files
-    ("vision_multi")."""
-    return {
-        name.replace("vision_multi", "tagging_head"): tensor
-        for name, tensor in tensors.items()
-        if not (_RECOMPUTABLE.match(name) or _TRAINING_ONLY.match(name))
-    }
 
 
 def _check(network: Ram, path: Path, state: dict[str, Tensor]) -> None:
@@ -74,8 +61,7 @@ def _check(network: Ram, path: Path, state: dict[str, Tensor]) -> None:
     if len(rows) == 2 and rows[0] != wanted[0] and rows[1:] == wanted[1:] and shapes.keys() == expected.keys():
         labels = rows[0] * network.tags / wanted[0]
         rule = f"it has {labels:g} labels, and the tag list has {network.tags} lines"
-        raise UserError(
-            "tagger.weights", path, rule, "give the tag list that belongs to it, one line a label (`tag_list`)"
-        )
+        remedy = "give the tag list that belongs to it, one line a label (`tag_list`)"
+        raise UserError("tagger.weights", path, rule, remedy)
     check_state_dict("tagger.weights", path, expected, shapes)
     check_numbers("tagger.weights", path, state)

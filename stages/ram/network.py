@@ -43,13 +43,8 @@ class CrossAttention(nn.Module):
         super().__init__()
         width = settings.head_width
         self.heads = settings.head_heads
-        self.self = nn.ModuleDict(
-            {
-                "query": nn.Linear(width, width),
-                "key": nn.Linear(settings.embed_width, width),
-                "value": nn.Linear(settings.embed_width, width),
-            }
-        )
+        inputs = {"query": width, "key": settings.embed_width, "value": settings.embed_width}
+        self.self = nn.ModuleDict({name: nn.Linear(size, width) for name, size in inputs.items()})
         self.output = _residual_output(width, width)
 
     def forward(self, queries: Tensor, image: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ Its input size is fixed, and it has no absolute position embedding.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
@@ -52,8 +54,7 @@ class WindowAttention(nn.Module):
     def __init__(self, dim: int, window: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         self.register_buffer("relative_position_index", _relative_positions(window), persistent=False)
 
@@ -79,20 +80,6 @@ class WindowAttention(nn.Module):
         return out
 
 
-class Mlp(nn.Module):
-    """Two linear layers with an exact GELU between them."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, 4 * dim)
-        self.fc2 = nn.Linear(4 * dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[..., dim]` to `[..., dim]`."""
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return out
-
-
 class SwinBlock(nn.Module):
     """Window attention, then the MLP, each after a LayerNorm and with a residual, over `side**2` tokens.
 
@@ -103,13 +90,13 @@ class SwinBlock(nn.Module):
 
     def __init__(self, dim: int, side: int, window: int, heads: int, shifted: bool) -> None:
         super().__init__()
-        self.side = side
-        self.window = min(window, side)
+        self.side, self.window = side, min(window, side)
         self.shift = window // 2 if shifted and side > window else 0
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(dim, self.window, heads)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim)
+        layers = {"fc1": nn.Linear(dim, 4 * dim), "act": nn.GELU(), "fc2": nn.Linear(4 * dim, dim)}
+        self.mlp = nn.Sequential(OrderedDict(layers))
         mask = _shift_mask(side, self.window, self.shift) if self.shift else None
         self.register_buffer("attn_mask", mask, persistent=False)
 
@@ -147,62 +134,28 @@ class PatchMerging(nn.Module):
         return merged.float()
 
 
-class SwinLayer(nn.Module):
-    """The blocks of one resolution, and the merging of tokens after them."""
-
-    def __init__(self, dim: int, side: int, depth: int, heads: int, window: int, last: bool) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(SwinBlock(dim, side, window, heads, shifted=bool(i % 2)) for i in range(depth))
-        self.downsample = nn.Identity() if last else PatchMerging(dim, side)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[B, side * side, dim]` to `[B, (side / 2)**2, 2 * dim]`; the last layer keeps the shape."""
-        for block in self.blocks:
-            x = block(x)
-        merged: Tensor = self.downsample(x)
-        return merged
-
-
-class PatchEmbed(nn.Module):
-    """Cuts images into patches and projects each to a token: a convolution without overlap, then a LayerNorm."""
-
-    def __init__(self, dim: int, patch: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, dim, patch, patch)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images `[B, 3, S, S]` to tokens `[B, (S / patch)**2, dim]`."""
-        tokens: Tensor = self.norm(self.proj(images).flatten(2).transpose(1, 2))
-        return tokens
-
-
 class SwinTransformer(nn.Module):
     """The encoder: it maps images to the tokens of the last resolution, after a LayerNorm, with their mean in front."""
 
     def __init__(self, settings: SwinSettings) -> None:
         super().__init__()
-        self.patch_embed = PatchEmbed(settings.embed_dim, settings.patch)
-        side = settings.image_size // settings.patch
-        self.layers = nn.ModuleList(
-            SwinLayer(
-                settings.embed_dim << i,
-                side >> i,
-                depth,
-                heads,
-                settings.window,
-                last=i == len(settings.depths) - 1,
-            )
-            for i, (depth, heads) in enumerate(zip(settings.depths, settings.num_heads, strict=True))
-        )
+        dim, side = settings.embed_dim, settings.image_size // settings.patch
+        patches = {"proj": nn.Conv2d(3, dim, settings.patch, settings.patch), "norm": nn.LayerNorm(dim)}
+        self.patch_embed = nn.ModuleDict(patches)
+        self.layers = nn.Sequential()
+        for depth, heads in zip(settings.depths, settings.num_heads, strict=True):
+            if self.layers:
+                dim, side = 2 * dim, side // 2
+            blocks = [SwinBlock(dim, side, settings.window, heads, shifted=bool(i % 2)) for i in range(depth)]
+            last = len(self.layers) == len(settings.depths) - 1
+            merging = nn.Identity() if last else PatchMerging(dim, side)
+            self.layers.append(nn.Sequential(OrderedDict(blocks=nn.Sequential(*blocks), downsample=merging)))
         self.norm = nn.LayerNorm(settings.width)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalized images `[B, 3, S, S]` to `[B, 1 + tokens, width]`; token 0 is the mean of the others."""
-        x = self.patch_embed(images)
-        for layer in self.layers:
-            x = layer(x)
-        x = self.norm(x)
+        x = self.patch_embed["norm"](self.patch_embed["proj"](images).flatten(2).transpose(1, 2))
+        x = self.norm(self.layers(x))
         return torch.cat([x.mean(1, keepdim=True), x], dim=1)
 
 

@@ -20,26 +20,21 @@ KERNEL_STEP = 8
 
 
 class RelativeAttention(nn.Module):
-    """Multi-head self-attention over a grid of tokens, with the parameters of upstream's `Attention`.
-
-    Args:
-        dim: channels.
-        heads: of `dim / heads` channels each.
-        side: tokens along an edge of the grid.
-    """
+    """Multi-head self-attention over `side` x `side` tokens, with the parameters of upstream's `Attention`."""
 
     keys: Tensor
-    """The one-hot codes that are appended to the keys."""
+    """The row and the column of each token as one-hot codes, `[side * side, 2 * side]`; appended to the keys."""
 
     def __init__(self, dim: int, heads: int, side: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * side - 1, dim // heads))
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * side - 1, dim // heads))
         self.padding = -(dim // heads + 2 * side) % KERNEL_STEP
-        self.register_buffer("keys", _row_and_column(side), persistent=False)
+        one = torch.eye(side)
+        keys = torch.cat([one.repeat_interleave(side, 0), one.repeat(side, 1)], 1)
+        self.register_buffer("keys", keys, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the attended tokens, of the same shape as `x`: `[B, side, side, dim]`."""
@@ -51,8 +46,7 @@ class RelativeAttention(nn.Module):
         columns = torch.einsum("bnhwc,wkc->bnhwk", grid, _by_distance(self.rel_pos_w, side)).flatten(2, 3)
         # Only the product of q and k is scaled, not the biases, so q is scaled here and not in the kernel.
         queries = F.pad(torch.cat([q * width**-0.5, rows, columns], -1), (0, self.padding))
-        keys = torch.cat([k, self.keys.to(k.dtype).expand(*k.shape[:2], -1, -1)], -1)
-        keys = F.pad(keys, (0, self.padding))
+        keys = F.pad(torch.cat([k, self.keys.to(k.dtype).expand(*k.shape[:2], -1, -1)], -1), (0, self.padding))
         values = F.pad(v, (0, queries.shape[-1] - width))  # a kernel for narrower values is not fused
         x = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)[..., :width]
         out: Tensor = self.proj(x.transpose(1, 2).reshape(batch, side, side, dim))
@@ -83,9 +77,3 @@ def _by_distance(positions: Tensor, side: int) -> Tensor:
     """Map `[2 * side - 1, c]` to `[side, side, c]`, whose row i and column j is the position for distance i - j."""
     index = torch.arange(side, device=positions.device)
     return positions[index[:, None] - index[None] + side - 1]
-
-
-def _row_and_column(side: int) -> Tensor:
-    """Return the row and the column of each token as one-hot codes, `[side * side, 2 * side]`."""
-    one = torch.eye(side)
-    return torch.cat([one.repeat_interleave(side, 0), one.repeat(side, 1)], 1)

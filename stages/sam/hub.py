@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from transformers import Sam2ImageProcessor, Sam2Model, SamHQModel, SamImageProcessorPil, SamModel
@@ -16,6 +14,7 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.pretrained import load_pretrained, read_config
 from pad_pipeline.stages.compute import Compute
 from pad_pipeline.stages.sam.attention import RelativeAttention
+from pad_pipeline.stages.sam.base import SegmentAnything
 
 KINDS = {"sam": SamModel, "sam_hq": SamHQModel, "sam2": Sam2Model, "sam2_video": Sam2Model}
 """Model class by `model_type`. The official folders of SAM 2.1 hold the video model, and in it the image model."""
@@ -23,21 +22,13 @@ FILES = ["*config.json", "model*.safetensors*"]
 """The files that are fetched from the hub, and that a model's fingerprint covers."""
 
 
-class HubSam:
-    """A segmenter of transformers on its device.
+class HubSam(SegmentAnything):
+    """A segmenter of transformers on its device, from a model folder."""
 
-    The arguments are those of `OfficialSam`, with a model folder instead of the checkpoint; `batch_size` is not used.
-    """
-
-    threshold = 0.0
-    """A pixel belongs to a mask if its logit is above this."""
-
-    def __init__(self, folder: Path, compute: Compute, batch_size: int = 1) -> None:
+    def __init__(self, folder: Path, compute: Compute) -> None:
         self.kind = read_config("segmenter.weights", folder, set(KINDS))["model_type"]
-        self.compute = compute
+        self.compute, self.stretched = compute, self.kind.startswith("sam2")
         model = load_pretrained("segmenter.weights", folder, KINDS[self.kind], torch.float32, use_safetensors=True)
-        # SAM keeps the aspect ratio and pads; SAM 2 stretches images to the square.
-        self.stretched = self.kind.startswith("sam2")
         if not self.stretched:
             for layer in model.vision_encoder.layers:
                 if hasattr(layer.attn, "rel_pos_h"):
@@ -45,33 +36,26 @@ class HubSam:
         # Positions become angles of sine and cosine: in bfloat16 they would be far off.
         exact = [model.prompt_encoder, model.shared_image_embedding, model.mask_decoder.iou_prediction_head]
         self.model: Any = compute.put(model, in_float32=exact)
+        self.edge = model.config.prompt_encoder_config.image_size
         processor = Sam2ImageProcessor if self.stretched else SamImageProcessorPil
         try:
             self.processor = processor.from_pretrained(folder, local_files_only=True)
-            self.processor(images=Image.new("RGB", (8, 8)), return_tensors="pt")
+            edges = tuple(self.prepare(Image.new("RGB", (8, 8))).shape[1:])
         except Exception as error:
             rule = f"its preprocessor_config.json can't be used ({type(error).__name__})"
             raise UserError("segmenter.weights", folder, rule, "fetch the model again") from error
-        wanted = (
-            model.prompt_encoder.input_image_size
-            if not self.stretched
-            else model.config.prompt_encoder_config.image_size
-        )
-        self.edge: int = wanted if isinstance(wanted, int) else wanted[0]
-        self.square_pixels = 1 if self.stretched else self.edge * self.edge
-        edges = self.processor(images=Image.new("RGB", (8, 8)), return_tensors="pt")["pixel_values"].shape[2:]
         size = self.processor.size.get("longest_edge", self.processor.size.get("height"))
-        if tuple(edges) != (self.edge, self.edge) or size != self.edge:
+        if edges != (self.edge, self.edge) or size != self.edge:
             rule = f"its preprocessor_config.json makes images of {size} pixels, and its model takes {self.edge}"
             raise UserError("segmenter.weights", folder, rule, "fetch the model again")
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """Return the image as the model takes it: resized, normalized and, but for SAM 2, padded: `[3, S, S]`."""
+        """Return the image resized, normalized and, except for SAM 2, padded: float32 `[3, S, S]`."""
         pixels: Tensor = self.processor(images=image, return_tensors="pt")["pixel_values"][0]
         return pixels
 
     def encode(self, images: list[Tensor], size: int) -> list[Tensor]:
-        """Encode images from `prepare` to the tensors that the decoder takes, each `[B, ...]`; `size` is not used."""
+        """Return one tensor for SAM, two for SAM-HQ, and one for each resolution for SAM 2; `size` is not used."""
         with self.compute.autocast():
             embeddings = self.model.get_image_embeddings(self.compute.send(torch.stack(images)))
         if self.kind == "sam":
@@ -79,27 +63,11 @@ class HubSam:
         # SAM-HQ also takes what its first block with global attention gives.
         return [embeddings[0], embeddings[1][0]] if self.kind == "sam_hq" else list(embeddings)
 
-    def boxes(self, boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-        """Scale boxes `[N, 4]`, xyxy, from pixels of the image to pixels of the encoder's square."""
-        new_height, new_width = self._resized_to(width, height)
-        scaled: np.ndarray = boxes * np.array([new_width / width, new_height / height] * 2)
-        return scaled
-
-    def _resized_to(self, width: int, height: int) -> tuple[int, int]:
-        """Return the height and width to which an image is resized."""
-        if self.stretched:
-            return self.edge, self.edge
-        scale = self.edge / max(width, height)
-        return int(height * scale + 0.5), int(width * scale + 0.5)
-
     def decode(self, embeddings: list[Tensor], image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode one mask for each box: logits, float32 `[N, h, w]`, and predicted IoU, float32 `[N]`.
-
-        The arguments are those of `OfficialSam.decode`; `image` ascends.
-        """
+        """Decode all boxes in one call, except for SAM-HQ."""
         if self.kind == "sam_hq":
             # It processes whole feature maps before it looks at boxes: each image is decoded once, with all its boxes.
-            groups = torch.split(boxes, torch.bincount(image, minlength=1).tolist()) if len(image) else ()
+            groups = torch.split(boxes, torch.bincount(image).tolist())
             masks = [
                 self._decode([part[index : index + 1] for part in embeddings], group[None])
                 for index, group in enumerate(groups)
@@ -117,17 +85,6 @@ class HubSam:
         with self.compute.autocast():
             output = self.model(input_boxes=self.compute.send(boxes), multimask_output=False, **inputs)
         return output.pred_masks[:, :, 0].flatten(0, 1).float(), output.iou_scores[:, :, 0].flatten(0, 1).float()
-
-    def upscale(self, logits: Tensor, width: int, height: int) -> Tensor:
-        """Resize mask logits `[N, h, w]` to the image, `[N, height, width]`, as the processors of transformers do.
-
-        Those of SAM are resized to the encoder's square first, and cut to the part of it that the image fills.
-        """
-        if not self.stretched:
-            square = F.interpolate(logits[None], (self.edge, self.edge), mode="bilinear", align_corners=False)[0]
-            resized = self._resized_to(width, height)
-            logits = square[:, : resized[0], : resized[1]]
-        return F.interpolate(logits[None], (height, width), mode="bilinear", align_corners=False)[0]
 
 
 class _HubAttention(RelativeAttention):

@@ -6,66 +6,106 @@ at once.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.transformer import Attention
-from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor, nn
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.stages.compute import Compute
 from pad_pipeline.stages.sam.attention import CrossAttention, RelativeAttention
-from pad_pipeline.stages.sam.shape import SamShape, read_shape
+from pad_pipeline.stages.sam.base import SegmentAnything
 from pad_pipeline.weights import check_numbers, check_state_dict, family_of, read_tensors
+
+
+class SamShape(BaseModel):
+    """The shape of the network. Official models differ only in the fields that have no default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image_size: int = Field(1024, gt=0, le=4096)
+    """Edge of the square that goes into the encoder, in pixels."""
+    patch: int = Field(16, gt=0)
+    """Edge of one token, in pixels of that square. A mask of the decoder has 4 x 4 points for each token."""
+    width: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    global_attention: list[int]
+    """Indices of the blocks that attend over the whole image; the others attend inside windows."""
+    window: int = Field(14, gt=0)
+    """Edge of a window, in tokens."""
+    decoder_width: int = Field(256, gt=0, multiple_of=16)
+    """Channels of the prompt encoder and the mask decoder."""
+    decoder_mlp: int = Field(2048, gt=0)
+
+    @model_validator(mode="after")
+    def _whole_tokens(self) -> SamShape:
+        side, rest = divmod(self.image_size, self.patch)
+        if rest:
+            raise ValueError(f"image_size {self.image_size} must be a multiple of patch {self.patch}")
+        if side > 128:
+            raise ValueError(f"{side} tokens along an edge are more than any SAM's (128)")
+        return self
+
+
+def read_shape(shapes: Mapping[str, tuple[int, ...]]) -> SamShape:
+    """Return the shape of the network from the shapes of the tensors of an official checkpoint, by name.
+
+    Raises:
+        KeyError: a tensor is missing.
+        ValueError: the shapes contradict each other.
+    """
+    width, _, patch, _ = shapes["image_encoder.patch_embed.proj.weight"]
+    side = shapes["image_encoder.pos_embed"][1]
+    blocks = [name for name in shapes if re.fullmatch(r"image_encoder\.blocks\.\d+\.attn\.rel_pos_h", name)]
+    # There is a relative position for each distance along an edge: 2 * edge - 1, of the whole image or of a window.
+    edges = [(shapes[f"image_encoder.blocks.{block}.attn.rel_pos_h"][0] + 1) // 2 for block in range(len(blocks))]
+    windows = {edge for edge in edges if edge != side}
+    if len(windows) > 1:
+        raise ValueError(f"its windows differ: {sorted(windows)}")
+    return SamShape(
+        image_size=side * patch,
+        patch=patch,
+        width=width,
+        depth=len(blocks),
+        heads=width // shapes["image_encoder.blocks.0.attn.rel_pos_h"][1],
+        global_attention=[block for block, edge in enumerate(edges) if edge == side],
+        window=windows.pop() if windows else side,
+        decoder_width=shapes["mask_decoder.iou_token.weight"][1],
+        decoder_mlp=shapes["mask_decoder.transformer.layers.0.mlp.lin1.weight"][0],
+    )
 
 
 def build_sam(shape: SamShape) -> Sam:
     """Build the network as upstream's `build_sam` does, for any size of encoder, with fused attention."""
-    # The image encoder.
     side = shape.image_size // shape.patch
     encoder = ImageEncoderViT(
-        img_size=shape.image_size,
-        patch_size=shape.patch,
-        embed_dim=shape.width,
-        depth=shape.depth,
-        num_heads=shape.heads,
-        mlp_ratio=4,
-        out_chans=shape.decoder_width,
-        qkv_bias=True,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=shape.window,
+        img_size=shape.image_size, patch_size=shape.patch, embed_dim=shape.width, depth=shape.depth,
+        num_heads=shape.heads, mlp_ratio=4, out_chans=shape.decoder_width, qkv_bias=True,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6), use_rel_pos=True, window_size=shape.window,
         global_attn_indexes=tuple(shape.global_attention),
-    )
+    )  # fmt: skip
     for block in encoder.blocks:
         block.attn = RelativeAttention(shape.width, shape.heads, block.window_size or side)
-    # The transformer of the mask decoder.
     transformer = TwoWayTransformer(depth=2, embedding_dim=shape.decoder_width, num_heads=8, mlp_dim=shape.decoder_mlp)
     for layer in [*transformer.layers, transformer]:
         for name, module in list(layer.named_children()):
             if isinstance(module, Attention):
                 setattr(layer, name, CrossAttention(module))
-    return Sam(
-        image_encoder=encoder,
-        prompt_encoder=PromptEncoder(
-            embed_dim=shape.decoder_width,
-            image_embedding_size=(side, side),
-            input_image_size=(shape.image_size, shape.image_size),
-            mask_in_chans=16,
-        ),
-        mask_decoder=MaskDecoder(
-            transformer_dim=shape.decoder_width,
-            transformer=transformer,
-            iou_head_hidden_dim=shape.decoder_width,
-        ),
+    prompts = PromptEncoder(shape.decoder_width, (side, side), (shape.image_size, shape.image_size), mask_in_chans=16)
+    decoder = MaskDecoder(
+        transformer_dim=shape.decoder_width, transformer=transformer, iou_head_hidden_dim=shape.decoder_width
     )
+    return Sam(image_encoder=encoder, prompt_encoder=prompts, mask_decoder=decoder)
 
 
 def load_sam(path: Path) -> tuple[Sam, SamShape]:
@@ -118,68 +158,32 @@ def decode_boxes(sam: Sam, embeddings: Tensor, image: Tensor, boxes: Tensor) -> 
     return logits, decoder.iou_prediction_head(tokens[:, 0])[:, 0].float()
 
 
-class OfficialSam:
-    """SAM with an official checkpoint, on its device.
-
-    Args:
-        path: the checkpoint.
-        compute: device and precision.
-        batch_size: images in a full batch.
-    """
-
-    square_pixels: int
-    """Pixels of the square to which masks are resized before they are cut and resized to the image."""
-    threshold = 0.0
-    """A pixel belongs to a mask if its logit is above this."""
+class OfficialSam(SegmentAnything):
+    """SAM with an official checkpoint, on its device; the encoder is compiled for batches of `batch_size` images."""
 
     def __init__(self, path: Path, compute: Compute, batch_size: int = 1) -> None:
         sam, self.network_shape = load_sam(path)
-        self.compute = compute
+        self.compute, self.edge = compute, self.network_shape.image_size
         prompts = sam.prompt_encoder  # positions become angles of sine and cosine: in bfloat16 they would be far off
         # These norms are made of elementary operations, so autocast does not keep them in float32, as it does torch's.
         norms = [part for part in sam.modules() if isinstance(part, LayerNorm2d)]
         exact = [prompts, prompts.pe_layer, sam.mask_decoder.iou_prediction_head, *norms]
         self.sam: Sam = compute.put(sam, in_float32=exact)
-        edge = self.network_shape.image_size
-        self.square_pixels = edge * edge
-        self.sam.image_encoder = compute.compiled(sam.image_encoder, (batch_size, 3, edge, edge))
-        self.resize = ResizeLongestSide(self.network_shape.image_size)
+        self.sam.image_encoder = compute.compiled(sam.image_encoder, (batch_size, 3, self.edge, self.edge))
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Return the image resized as upstream does, uint8 `[3, h, w]`; its long edge fills the encoder's square."""
-        pixels = self.resize.apply_image(np.asarray(image))
+        height, width = self.resized(*image.size)
+        pixels = np.array(image.resize((width, height), Image.Resampling.BILINEAR))
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
-    def encode(self, images: list[Tensor], size: int) -> Tensor:
-        """Return the embeddings of images, `[B, decoder_width, s, s]`.
-
-        Args:
-            images: uint8 `[3, h, w]` each, from `prepare`.
-            size: images in a full batch. A compiled encoder fills up a smaller one, see `Compute.filled`.
-        """
+    def encode(self, images: list[Tensor], size: int) -> list[Tensor]:
+        """Return one tensor, `[B, decoder_width, s, s]`."""
         batch = torch.stack([self.sam.preprocess(self.compute.send(pixels)) for pixels in images])
         with self.compute.autocast():
-            embeddings: Tensor = self.sam.image_encoder(self.compute.filled(batch, size))
-            return embeddings
+            return [self.sam.image_encoder(self.compute.filled(batch, size))]
 
-    def boxes(self, boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-        """Scale boxes `[N, 4]`, xyxy, from pixels of the image to pixels of the encoder's square."""
-        scaled: np.ndarray = self.resize.apply_boxes(boxes, (height, width))
-        return scaled
-
-    def decode(self, embeddings: Tensor, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode one mask for each box, as `decode_boxes` does, with `image` and `boxes` on the CPU."""
+    def decode(self, embeddings: list[Tensor], image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode with `decode_boxes`, in one call; `image` may have any order."""
         with self.compute.autocast():
-            return decode_boxes(self.sam, embeddings, self.compute.send(image), self.compute.send(boxes))
-
-    def upscale(self, logits: Tensor, width: int, height: int) -> Tensor:
-        """Resize mask logits `[N, 4 s, 4 s]` to the image, `[N, height, width]`, as upstream does.
-
-        They are resized to the encoder's square, cut to the part that the image fills, and resized to the image. A
-        single resize would not give the same pixels.
-        """
-        resized = self.resize.get_preprocess_shape(height, width, self.network_shape.image_size)
-        edge = self.network_shape.image_size
-        square = F.interpolate(logits[None], (edge, edge), mode="bilinear", align_corners=False)
-        part = square[..., : resized[0], : resized[1]]
-        return F.interpolate(part, (height, width), mode="bilinear", align_corners=False)[0]
+            return decode_boxes(self.sam, embeddings[0], self.compute.send(image), self.compute.send(boxes))

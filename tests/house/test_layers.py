@@ -20,8 +20,8 @@ FOLDERS = ("workflows", "stages", "pad_pipeline")
 """From top to bottom."""
 ORDER = {
     "workflows": "cli commands checks miniature runs models learning engine results toml",
-    "stages": "custom tag ground owl segment patchify annotate edit restore decode "
-    "box_stage settings dino sam ram base spans boxes compute edit_settings",
+    "stages": "custom tag ground owl segment patchify annotate edit restore box_stage "
+    "decode settings dino sam ram base spans boxes compute edit_settings",
     "pad_pipeline": "analysis training exports report miniature verify plan sources shards labels pretrained weights "
     "measures evaluation records facts storage roles masks images geometry packages console errors choices",
 }

@@ -23,8 +23,14 @@ from pad_pipeline.shards.run import Run
 from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.stages.custom import load as plugin
 from pad_pipeline.stages.custom.load import pinned
-from pad_pipeline.stages.custom.settings import CustomDetector, CustomGrounder, CustomSegmenter, CustomTagger
-from pad_pipeline.stages.custom.stages import BoxesStage, SegmentStage
+from pad_pipeline.stages.custom.stages import (
+    BoxesStage,
+    CustomDetector,
+    CustomGrounder,
+    CustomSegmenter,
+    CustomTagger,
+    SegmentStage,
+)
 from pad_pipeline.storage import Folder
 from pad_pipeline.workflows.models.settings import load_models
 from tests.conftest import ROOT, data, record

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.files import World
 from pad_pipeline.records import ImageRecord, Shard, Tag
+from pad_pipeline.stages.box_stage import load_unboxable
 from pad_pipeline.stages.ground import Detector, DetectorSettings
-from pad_pipeline.stages.spans import CLS, DOT, SEP, UNBOXABLE, build_prompts, normalize, read_unboxable
+from pad_pipeline.stages.spans import CLS, DOT, SEP, build_prompts, normalize
 from pad_pipeline.workflows.models.settings import ModelSettings
 from tests.conftest import record, shared
 from tests.stages.detector import DECODING, TWO, encode
@@ -65,7 +66,7 @@ def test_real_tags_make_the_ids_that_berts_tokenizer_makes_of_the_whole_text(mod
 
 def test_tags_that_name_nothing_boxable_are_not_looked_for(models: ModelSettings, world: World, tmp_path: Path) -> None:
     """A detector asked for "red" or "living room" draws a box around anything; asked in vain, the image is empty."""
-    words = read_unboxable(UNBOXABLE)
+    words = load_unboxable("default")
     assert {"red", "sit", "running", "living room", "birthday party", "winter", "black and white"} <= words
     assert not {"dog", "sky", "grass", "church", "person", "kite", "watch", "hand", "water", "swimming pool"} & words
     assert all(word == normalize(word) for word in words)
@@ -94,7 +95,7 @@ def test_tags_that_name_nothing_boxable_are_not_looked_for(models: ModelSettings
 def test_the_list_of_unboxable_tags_leaves_most_of_rams() -> None:
     """The default must not silence the tagger: of RAM's 4585 tags at least three quarters are looked for."""
     tags = shared("ram/ram_tag_list.txt").read_text().splitlines()
-    words = read_unboxable(UNBOXABLE)
+    words = load_unboxable("default")
     left = [tag for tag in tags if normalize(tag) not in words]
     assert 0.75 * len(tags) < len(left) < 0.9 * len(tags)
 
@@ -105,4 +106,4 @@ def test_words_that_the_tokenizer_does_not_know_are_not_looked_for(models: Model
     row = ImageRecord("a", "a", key="a", tags=[Tag(tag, 0.9) for tag in ("猫", "house", "犬")])
     assert [prompt.tags for prompt in detector.prompts(row)] == [["house"]]
     (tmp_path / "bom.txt").write_text("\ufeffsky\n", "utf-8")
-    assert read_unboxable(tmp_path / "bom.txt") == {"sky"}
+    assert load_unboxable(str(tmp_path / "bom.txt")) == {"sky"}

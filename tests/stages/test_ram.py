@@ -18,7 +18,7 @@ from torchvision import transforms
 from pad_pipeline.errors import UserError
 from pad_pipeline.stages.ram.checkpoint import load_ram
 from pad_pipeline.stages.ram.network import Ram, RamSettings
-from pad_pipeline.stages.tag import STD, preprocess
+from pad_pipeline.stages.tag import STD, normalize, resize
 from tests.conftest import shared
 
 TOLERANCE = 5e-5
@@ -57,7 +57,11 @@ def test_every_intermediate_equals_upstream(family: str, size: int) -> None:
     network, images, expected, facts = known_answer(family, size)
     found: dict[str, torch.Tensor] = {}
     encoder, head = network.visual_encoder, network.tagging_head["encoder"]["layer"]  # type: ignore[index]
-    modules = {"patch_embed": encoder.patch_embed, "visual_encoder": encoder, "image_embeds": network.image_proj}
+    modules = {
+        "patch_embed": encoder.patch_embed["norm"],
+        "visual_encoder": encoder,
+        "image_embeds": network.image_proj,
+    }
     modules |= {f"layer{i}": layer for i, layer in enumerate(encoder.layers)}
     modules |= {"wordvec_proj": network.wordvec_proj} | {f"tag_layer{i}": layer for i, layer in enumerate(head)}
     for name, module in modules.items():
@@ -130,7 +134,7 @@ def test_logits_equal_upstreams_golden_numbers(family: str) -> None:
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(drawn_parameter(name, tuple(parameter.shape)))
-        logits = network(preprocess(drawn_image(427, 640, 11), 384)[None])[0]
+        logits = network(normalize(resize(drawn_image(427, 640, 11), 384))[None])[0]
     assert np.abs(logits[:8].numpy() - GOLDEN[family]).max() < TOLERANCE
 
 
@@ -157,7 +161,7 @@ def test_preprocessing_equals_upstreams() -> None:
     reference (which this equals exactly). Bicubic (the usual demo's) is off by up to 22 levels, no antialias by 50."""
     expected = np.load(shared("ram/input_384.npz"), allow_pickle=False)["input"]
     for row, name in enumerate(("image0.png", "image1.png")):
-        found = preprocess(Image.open(shared(f"ram/{name}")).convert("RGB"), 384).numpy()
+        found = normalize(resize(Image.open(shared(f"ram/{name}")).convert("RGB"), 384)).numpy()
         levels = np.abs(found - expected[row]) * STD.numpy() * 255
         assert levels.max() < 1.01
         assert levels.mean() < 0.3
@@ -174,7 +178,7 @@ def test_preprocessing_is_upstreams_transform_pixel_for_pixel() -> None:
         ]
     )
     for image in (drawn_image(427, 640, 11), drawn_image(640, 480, 22)):
-        assert torch.equal(preprocess(image, 384), upstream(image))
+        assert torch.equal(normalize(resize(image, 384)), upstream(image))
 
 
 SMALL = RamSettings(

@@ -37,6 +37,7 @@ from transformers import (
     SamVisionConfig,
 )
 
+from benchmarks.official import SAMS
 from pad_pipeline.errors import UserError
 from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.miniature.files import World
@@ -46,8 +47,7 @@ from pad_pipeline.stages.compute import Compute, ComputeSettings
 from pad_pipeline.stages.ground import DetectorSettings
 from pad_pipeline.stages.sam.attention import RelativeAttention
 from pad_pipeline.stages.sam.hub import HubSam
-from pad_pipeline.stages.sam.network import OfficialSam, build_sam, load_sam
-from pad_pipeline.stages.sam.shape import VIT_B, VIT_H, VIT_L, SamShape, read_shape
+from pad_pipeline.stages.sam.network import OfficialSam, SamShape, build_sam, load_sam, read_shape
 from pad_pipeline.stages.segment import Segmenter, SegmenterSettings, encode_mask, pack, unpack
 from pad_pipeline.workflows.models.settings import ModelSettings
 from tests.conftest import record
@@ -222,7 +222,7 @@ def test_rle_decodes_to_the_same_pixels() -> None:
         assert np.array_equal(coco_mask.decode(rle).astype(bool), mask)
 
 
-@pytest.mark.parametrize("shape", [VIT_B, VIT_L, VIT_H, SAM_SHAPE])
+@pytest.mark.parametrize("shape", [*SAMS.values(), SAM_SHAPE])
 def test_a_checkpoint_tells_its_size(shape: SamShape) -> None:
     """ViT-B given where ViT-H was meant used to be a size mismatch; now the file decides."""
     with torch.device("meta"):

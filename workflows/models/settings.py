@@ -16,15 +16,8 @@ from pad_pipeline.miniature.shipped import NAME as MINIATURE
 from pad_pipeline.miniature.shipped import checked
 from pad_pipeline.roles import ORDER, REQUIRED, ROLES, RedoFrom, is_redone, section_of
 from pad_pipeline.stages.compute import ComputeSettings
-from pad_pipeline.stages.custom.fields import SECTIONS
-from pad_pipeline.stages.custom.load import pinned
-from pad_pipeline.stages.custom.settings import (
-    CustomDetector,
-    CustomGrounder,
-    CustomSegmenter,
-    CustomSettings,
-    CustomTagger,
-)
+from pad_pipeline.stages.custom.load import SECTIONS, CustomSettings, pinned
+from pad_pipeline.stages.custom.stages import CustomDetector, CustomGrounder, CustomSegmenter, CustomTagger
 from pad_pipeline.stages.ground import DetectorSettings
 from pad_pipeline.stages.segment import SegmenterSettings
 from pad_pipeline.stages.settings import StageSettings
