@@ -12,7 +12,7 @@ import urllib.request
 from contextlib import suppress
 from importlib.util import find_spec
 
-from pad_pipeline.workflows.checks.finding import Finding, Findings, State, gigabytes
+from pad_pipeline.workflows.checks import Finding, Findings, State, gigabytes
 from pad_pipeline.workflows.checks.machine import room
 
 HUB_TIMEOUT = 4.0  # seconds
@@ -28,7 +28,7 @@ print(json.dumps([len(nodes), ray.cluster_resources()]))
 def ray_here(address: str) -> Findings:
     """Check that Ray can be imported, and that the cluster at `address` can be joined, if there is one."""
     if find_spec("ray") is None:
-        remedy = "pip install 'ray>=2.55'; or use `engine` local, which does without"
+        remedy = "pip install 'ray>=2.55'; or use `engine` local, which needs no Ray"
         yield Finding("ray", "problem", "not installed", remedy)
         return
     import ray
@@ -43,7 +43,7 @@ def _cluster(address: str) -> Finding:
     from pad_pipeline.workflows.engine.ray_session import knock
 
     remedy = (
-        "start one with `ray start --head`, or correct the address; where it wants a token, set RAY_AUTH_MODE=token "
+        "start one with `ray start --head`, or correct the address; if it wants a token, set RAY_AUTH_MODE=token "
         "and RAY_AUTH_TOKEN; the versions of Ray and Python must be those of the cluster"
     )
     try:
@@ -67,10 +67,9 @@ class Hub:
     """Checks that Hugging Face's hub answers, in the background, while packages are imported."""
 
     def __init__(self) -> None:
-        self.answer: str | None = None
-        """The problem; empty if the hub answered, None if it did not answer in time."""
-        self.url = ""
-        self.offline = False
+        self.problem = f"no answer within {HUB_TIMEOUT:.0f} s"
+        """Why the hub can't be reached; empty as soon as it has answered."""
+        self.url, self.offline = "", False
         self.asked = threading.Thread(target=self._ask, daemon=True)  # daemon, because name lookups have no timeout
         with suppress(ImportError):
             from huggingface_hub import constants
@@ -83,18 +82,18 @@ class Hub:
         try:
             request = urllib.request.Request(self.url, method="HEAD")
             urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
-            self.answer = ""
+            self.problem = ""
         except urllib.error.HTTPError:
-            self.answer = ""  # any answer shows that the hub is there
+            self.problem = ""  # any answer shows that the hub is there
         except (OSError, ValueError) as error:
-            self.answer = str(error)
+            self.problem = str(error)
 
     @property
     def reachable(self) -> bool:
         """Whether files can be fetched from the hub."""
         if self.asked.is_alive():
             self.asked.join(HUB_TIMEOUT)
-        return self.answer == ""
+        return not self.problem
 
     def finding(self) -> Findings:
         """Return the finding of the check."""
@@ -103,9 +102,8 @@ class Hub:
         elif self.reachable:
             yield Finding("hub", "ok", f"{self.url} answers")
         else:
-            reason = self.answer or f"no answer within {HUB_TIMEOUT:.0f} s"
             remedy = "set a proxy (HTTPS_PROXY) or a mirror (HF_ENDPOINT); or fetch models elsewhere and copy HF_HOME"
-            yield Finding("hub", "warning", f"{self.url} can't be reached ({reason})", remedy)
+            yield Finding("hub", "warning", f"{self.url} can't be reached ({self.problem})", remedy)
 
 
 def model_files(models: str, hub: Hub) -> Findings:
@@ -117,12 +115,11 @@ def model_files(models: str, hub: Hub) -> Findings:
     from pad_pipeline.workflows.models.settings import load_models
 
     chosen = files(load_models(models))
-    missing = [part for part in chosen if part.path is None]
-    mistaken = [part for part in missing if _is_local(part.reference)]
-    for part in mistaken:
+    absent = [part for part in chosen if part.path is None]
+    missing = [part for part in absent if not _is_local(part.reference)]
+    for part in (part for part in absent if part not in missing):
         remedy = "correct it in the TOML file of `models`"
         yield Finding(part.field, "problem", f"{part.reference}: there is no such file or folder", remedy)
-    missing = [part for part in missing if part not in mistaken]
     sizes = {part.field: megabytes(part) for part in missing}
     wanted = sum(size or 0 for size in sizes.values()) * 10**6
     if missing:
@@ -130,13 +127,13 @@ def model_files(models: str, hub: Hub) -> Findings:
         least = "at least " if None in sizes.values() else ""
         names = ", ".join(field + (f" ({size / 1000:.2f} GB)" if size else "") for field, size in sizes.items())
         problem = f"{len(missing)} of {len(chosen)} files are not here, {least}{gigabytes(wanted)} in all: {names}"
-        where = ", as a build would by itself" if hub.reachable else " where there is network, without HF_HUB_OFFLINE"
+        where = ", as a build would by itself" if hub.reachable else " with a network, and without HF_HUB_OFFLINE"
         yield Finding("models", state, problem, f"pad models fetch {models}{where}")
-    elif not mistaken:
+    elif not absent:
         remedy = f"pad models check {models} reads them, as a build does"
         yield Finding("models", "ok", f"all {len(chosen)} files of {models} are here", remedy)
-    yield from room("hub's cache", constants.HF_HUB_CACHE, wanted)
-    yield from room("pad's cache", str(cache_folder()), wanted)
+    yield room("hub's cache", constants.HF_HUB_CACHE, wanted)
+    yield room("pad's cache", str(cache_folder()), wanted)
 
 
 def _is_local(reference: str) -> bool:

@@ -10,19 +10,16 @@ from rich.table import Table
 
 from pad_pipeline.console import console, note
 from pad_pipeline.errors import UserError
-from pad_pipeline.workflows.commands.common import (
-    INPUT,
-    MODELS,
-    RUN,
-    Models,
-    counted,
+from pad_pipeline.workflows.commands.common import INPUT, MODELS, RUN, Models, counted, print_json
+from pad_pipeline.workflows.commands.options import Given, option
+from pad_pipeline.workflows.commands.runs import (
+    BUILD_OPTIONS,
+    IMPORT_OPTIONS,
+    VIEW_OPTIONS,
+    changed_view,
     finish,
-    option,
-    preload,
-    print_json,
+    run_options,
 )
-from pad_pipeline.workflows.commands.options import Given
-from pad_pipeline.workflows.commands.runs import build_options, changed_view, import_options, run_options, view_options
 
 
 def build(
@@ -32,26 +29,26 @@ def build(
         option(
             INPUT,
             "A folder; a LLaVA JSON; a list of paths or URLs (.parquet, .csv, .tsv, .jsonl); WebDataset tars "
-            "('tars/*.tar'); or PAD shards. Local, or a URL (https://, s3://, gs://, hf://).",
+            "('tars/*.tar'); or PAD shards. On this machine, or a URL (https://, s3://, gs://, hf://).",
         ),
     ],
     image_root: Annotated[
-        str | None, option(INPUT, "What paths in a JSON or a list are relative to; by default the folder it lies in.")
+        str | None, option(INPUT, "Folder that paths in a JSON or a list are relative to; by default the file's.")
     ] = None,
     columns: Annotated[
-        str, option(INPUT, "Columns of a list whose names can't be guessed: image=jpg_url,caption=alt,id=n.")
+        str, option(INPUT, "Columns of a list, if their names can't be guessed: image=jpg_url,caption=alt,id=n.")
     ] = "",
     models: Models = "paper",
     tag_list: Annotated[
-        str, option(MODELS, "Your own text file with the tagger's labels, one a line, instead of upstream's.")
+        str, option(MODELS, "Your own text file with the tagger's labels, one a line, instead of the official.")
     ] = "",
     tag_thresholds: Annotated[
-        str, option(MODELS, "Your own text file with a probability for each of them, one a line.")
+        str, option(MODELS, "Your own text file with a probability for each label of the tagger, one a line.")
     ] = "",
-    view: Annotated[Given, view_options],
-    run: Annotated[Given, build_options],
+    view: Annotated[Given, VIEW_OPTIONS],
+    run: Annotated[Given, BUILD_OPTIONS],
     dry_run: Annotated[
-        bool, option(RUN, "Plan, annotate 16 images, and say what the whole would take.", "--dry-run")
+        bool, option(RUN, "Plan the run, annotate 16 images, and print the time and storage of the whole.", "--dry-run")
     ] = False,
 ) -> None:
     """Annotate images and write patch-aligned shards.
@@ -69,23 +66,19 @@ def build(
 
       pad build --images photos/ --out shards/ --retry-failed
     """
-    options = run_options(run)
-    if dry_run and (options.fork or options.retry_failed):
-        rule = "it looks at a build from its beginning, and writes nothing"
-        raise UserError("--dry-run", "with --fork or --retry-failed", rule, "leave one of them out")
-    if not dry_run:
-        preload(options)
+    if dry_run and (run.get("fork") or run["retry_failed"]):
+        rule = "it estimates a build from its beginning, so it goes with neither `fork` nor `retry_failed`"
+        raise UserError("dry_run", dry_run, rule, "leave one of them out")
+    options = run_options(run, preload=not dry_run)
     from pad_pipeline.sources.open import open_source
 
-    source = open_source(images, image_root, _columns(columns))  # a wrong path is told before seconds of imports
+    source = open_source(images, image_root, _columns(columns))  # reports a wrong path before seconds of imports
     if models == "miniature":
         from pad_pipeline.miniature.files import is_drawn
 
         if not is_drawn(Path(images)):
-            text = (
-                "note: the miniature knows drawn scenes only (pad miniature draw); of photographs it says nothing true."
-            )
-            note(text, "yellow")
+            known = "note: the miniature knows drawn scenes only (pad miniature draw)"
+            note(f"{known}; of photographs it says nothing true.", "yellow")
     from pad_pipeline.workflows.models.settings import load_models, with_tags
     from pad_pipeline.workflows.runs import build as workflow
 
@@ -104,13 +97,13 @@ def build(
 def import_coco(
     *,
     annotations: Annotated[Path, option(INPUT, "COCO instances.json: polygons, RLE, crowds.")],
-    images: Annotated[str, option(INPUT, "Folder or URL that file_name is relative to.")],
+    images: Annotated[str, option(INPUT, "Folder or URL of the images, which file_name is relative to.")],
     captions: Annotated[
         Path | None, option(INPUT, "Captions from another file: COCO captions.json, or a LLaVA JSON.")
     ] = None,
     models: Models = "paper",
-    view: Annotated[Given, view_options],
-    run: Annotated[Given, import_options],
+    view: Annotated[Given, VIEW_OPTIONS],
+    run: Annotated[Given, IMPORT_OPTIONS],
 ) -> None:
     """Write shards from COCO annotations: human masks as regions, categories as labels.
 
@@ -121,7 +114,6 @@ def import_coco(
       pad import coco --annotations instances_val2017.json --images val2017/ --out human/
     """
     options = run_options(run)
-    preload(options)
     from pad_pipeline.sources.coco import CocoSource
 
     source = CocoSource(annotations, images, captions)
@@ -140,9 +132,8 @@ def _columns(text: str) -> dict[str, str]:
     for entry in filter(None, text.split(",")):
         name, equals, column = (part.strip() for part in entry.partition("="))
         if not (name and equals and column):
-            raise UserError(
-                "--columns", text, "it should be NAME=COLUMN,...", "write for instance image=url,caption=alt"
-            )
+            rule = "it should be NAME=COLUMN,..."
+            raise UserError("columns", text, rule, "write for instance image=url,caption=alt")
         columns[name] = column
     return columns
 
