@@ -10,9 +10,8 @@ from rich.markup import escape
 from rich.text import Text
 
 from pad_pipeline.workflows.commands.options import option, setting
-from pad_pipeline.workflows.engine.choices import EngineName
 from pad_pipeline.workflows.results import finite
-from pad_pipeline.workflows.runs.options import RunOptions
+from pad_pipeline.workflows.runs.options import EngineName, RunOptions
 
 INPUT, MODELS, VIEW, RUN, CLUSTER = "Input", "Models", "View", "Run", "Cluster"
 """Panels of `--help`."""

@@ -16,9 +16,9 @@ from pad_pipeline.report.overlay import contact_sheet, panels
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.storage import claim_folder
 from pad_pipeline.verify import verify_run
-from pad_pipeline.workflows.engine.choices import EngineName
 from pad_pipeline.workflows.miniature.scoring import TEST_WORLD, Evaluation, align, annotate, as_dict, table
 from pad_pipeline.workflows.models.settings import load_models
+from pad_pipeline.workflows.runs.options import EngineName
 
 MARK = ".pad-demo"
 """A file that only a demo makes."""

@@ -31,12 +31,11 @@ from pad_pipeline.training.job import Job
 from pad_pipeline.training.model import check_view
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.weights import fetch_model
-from pad_pipeline.workflows.engine.choices import EngineName
 from pad_pipeline.workflows.learning.launch import train
 from pad_pipeline.workflows.miniature.truth import label_accuracy
 from pad_pipeline.workflows.models.settings import ModelSettings
 from pad_pipeline.workflows.runs.build import build
-from pad_pipeline.workflows.runs.options import RunOptions
+from pad_pipeline.workflows.runs.options import EngineName, RunOptions
 
 TEST_WORLD = 0
 """Seed of the scenes that are scored and trained on here; far from those that made the models."""

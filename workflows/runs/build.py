@@ -19,7 +19,6 @@ from pad_pipeline.sources.base import Source
 from pad_pipeline.sources.shards import ShardsSource
 from pad_pipeline.storage import Folder, claim_folder, folder_at, resolved, unwritable
 from pad_pipeline.workflows.engine.attempts import Attempts
-from pad_pipeline.workflows.engine.base import Engine
 from pad_pipeline.workflows.engine.chain import Link
 from pad_pipeline.workflows.engine.local import LocalEngine
 from pad_pipeline.workflows.engine.progress import Totals, Watch
@@ -181,9 +180,8 @@ def _work(run: Run, existing: Scan, folder: Folder, recipe: Recipe, options: Run
         return Attempts(number=number, rows=rows, retry=options.retry_failed and number not in existing.broken)
 
     chain = [link._replace(breaker=options.breaker) for link in recipe.chain(folder, run.identity)]
-    engine: Engine = LocalEngine(options.isolated)
-    if options.engine == "ray":
-        engine = RayEngine(options.address, options.workers)
+    on_ray = options.engine == "ray"
+    engine = RayEngine(options.address, options.workers) if on_ray else LocalEngine(options.isolated)
     with closing(engine.run(chain, numbers, begin, watch)) as results:
         watch.follow(results)
     retry = options.retry_failed

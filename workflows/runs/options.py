@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from pad_pipeline.choices import Depth
 from pad_pipeline.errors import UserError
 from pad_pipeline.roles import RedoFrom
-from pad_pipeline.workflows.engine.choices import EngineName
 from pad_pipeline.workflows.runs.fingerprint import cores
+
+EngineName = Literal["ray", "local"]
 
 
 class RunOptions(BaseModel):
