@@ -143,12 +143,15 @@ def _show_estimate(found: Any) -> None:
     table.add_row("images", f"{found.images:,} in {found.shards:,} shards")
     table.add_row("their files", _bytes(found.input_bytes) + " (as far as sizes are known)")
     table.add_row("annotated to measure", f"{counted(found.sampled, 'image')}, {found.failed} failed")
-    where = "one GPU" if found.on_gpu else "this CPU"
+    where, unit = ("one GPU", "GPU hours") if found.on_gpu else ("this CPU", "hours")
     for name, seconds in found.seconds.items():
         table.add_row(f"  {name}", f"{seconds:.3f} s an image")
-    table.add_row(f"all of it, one worker on {where}", f"{found.hours:,.2f} hours")
-    table.add_row("of that in the models", f"{found.gpu_hours:,.2f} {'GPU hours' if found.on_gpu else 'hours'}")
-    table.add_row("shards", f"{_bytes(found.storage_bytes)} ({_bytes(found.bytes_per_image)} an image)")
+    table.add_row(
+        f"all of it, one worker on {where}", f"{found.images * sum(found.seconds.values()) / 3600:,.2f} hours"
+    )
+    table.add_row("of that in the models", f"{found.images * found.in_models / 3600:,.2f} {unit}")
+    storage = _bytes(found.images * found.bytes_per_image)
+    table.add_row("shards", f"{storage} ({_bytes(found.bytes_per_image)} an image)")
     console.print(table)
 
 

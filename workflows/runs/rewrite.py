@@ -42,7 +42,7 @@ def rewrite(
     Args:
         source: images of one run or of several runs.
         out: the new run's folder, or its URL.
-        options: how the run is made.
+        options: the options of the new run.
         view: the new view; by default that of the shards.
         labels: the new LLM; by default that of the shards.
         edits: the regions to keep, and their labels.
