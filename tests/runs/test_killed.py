@@ -138,5 +138,5 @@ def test_a_signal_stops_in_good_order_and_the_rest_comes_later(
     assert not list(out.glob(".*"))
     done = pad(*local)
     assert done.code == 0, done.err
-    assert re.search(r"left as they are: [1-9] of 10 shards", done.err)
+    assert re.search(r"[1-9] of 10 shards are finished already", done.err)
     assert "10 images" in done.out

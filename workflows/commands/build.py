@@ -10,16 +10,9 @@ from rich.table import Table
 
 from pad_pipeline.console import console, note
 from pad_pipeline.errors import UserError
+from pad_pipeline.workflows.commands import runs
 from pad_pipeline.workflows.commands.common import INPUT, MODELS, RUN, Models, counted, print_json
 from pad_pipeline.workflows.commands.options import Given, option
-from pad_pipeline.workflows.commands.runs import (
-    BUILD_OPTIONS,
-    IMPORT_OPTIONS,
-    VIEW_OPTIONS,
-    changed_view,
-    finish,
-    run_options,
-)
 
 
 def build(
@@ -45,8 +38,8 @@ def build(
     tag_thresholds: Annotated[
         str, option(MODELS, "Your own text file with a probability for each label of the tagger, one a line.")
     ] = "",
-    view: Annotated[Given, VIEW_OPTIONS],
-    run: Annotated[Given, BUILD_OPTIONS],
+    view: Annotated[Given, runs.VIEW_OPTIONS],
+    run: Annotated[Given, runs.BUILD_OPTIONS],
     dry_run: Annotated[
         bool, option(RUN, "Plan the run, annotate 16 images, and print the time and storage of the whole.", "--dry-run")
     ] = False,
@@ -69,7 +62,7 @@ def build(
     if dry_run and (run.get("fork") or run["retry_failed"]):
         rule = "it estimates a build from its beginning, so it goes with neither `fork` nor `retry_failed`"
         raise UserError("dry_run", dry_run, rule, "leave one of them out")
-    options = run_options(run, preload=not dry_run)
+    options = runs.run_options(run, preload=not dry_run)
     from pad_pipeline.sources.open import open_source
 
     source = open_source(images, image_root, _columns(columns))  # reports a wrong path before seconds of imports
@@ -83,7 +76,7 @@ def build(
     from pad_pipeline.workflows.runs import build as workflow
 
     chosen = with_tags(load_models(models), tag_list, tag_thresholds)
-    chosen_view = changed_view(chosen.view, view)
+    chosen_view = runs.changed_view(chosen.view, view)
     if dry_run:
         from pad_pipeline.workflows.runs.dry_run import estimate
 
@@ -91,7 +84,7 @@ def build(
         print_json(dataclasses.asdict(found)) if run["as_json"] else _show_estimate(found)
         return
     totals = workflow.build(source, run["out"], chosen, chosen_view, options)
-    finish(totals, run, dict(source.counts))
+    runs.finish(totals, run, dict(source.counts))
 
 
 def import_coco(
@@ -102,8 +95,8 @@ def import_coco(
         Path | None, option(INPUT, "Captions from another file: COCO captions.json, or a LLaVA JSON.")
     ] = None,
     models: Models = "paper",
-    view: Annotated[Given, VIEW_OPTIONS],
-    run: Annotated[Given, IMPORT_OPTIONS],
+    view: Annotated[Given, runs.VIEW_OPTIONS],
+    run: Annotated[Given, runs.IMPORT_OPTIONS],
 ) -> None:
     """Write shards from COCO annotations: human masks as regions, categories as labels.
 
@@ -113,7 +106,7 @@ def import_coco(
 
       pad import coco --annotations instances_val2017.json --images val2017/ --out human/
     """
-    options = run_options(run)
+    options = runs.run_options(run)
     from pad_pipeline.sources.coco import CocoSource
 
     source = CocoSource(annotations, images, captions)
@@ -121,9 +114,9 @@ def import_coco(
     from pad_pipeline.workflows.runs import build as workflow
 
     settings = load_models(models)
-    chosen_view = changed_view(settings.view, view)
+    chosen_view = runs.changed_view(settings.view, view)
     totals = workflow.import_coco(source, run["out"], settings.llm, settings.decode, chosen_view, options)
-    finish(totals, run, dict(source.counts))
+    runs.finish(totals, run, dict(source.counts))
 
 
 def _columns(text: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Annotated
 
 import typer
@@ -58,7 +58,7 @@ def checkup(out: str, models: str, address: str, context: typer.Context) -> Find
     """Yield the findings of all checks; an early finding may explain a later one."""
     from pad_pipeline.workflows.checks import machine, reach
 
-    hub = reach.Hub()
+    hub_problem = cache(reach.hub_problem)
     checks: dict[str, Callable[[], Findings]] = {
         "packages": machine.packages,
         "gpu": machine.gpu,
@@ -66,8 +66,8 @@ def checkup(out: str, models: str, address: str, context: typer.Context) -> Find
         "shared memory": machine.shared_memory,
         "open files": machine.open_files,
         "out": lambda: iter([machine.room("out", out, ample=machine.AMPLE)]),
-        "hub": hub.finding,
-        "models": partial(reach.model_files, models, hub),
+        "hub": partial(reach.hub, hub_problem),
+        "models": partial(reach.model_files, models, hub_problem),
         "optional": machine.optional,
     }
     for name, check in checks.items():

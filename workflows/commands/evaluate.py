@@ -14,18 +14,13 @@ from pad_pipeline.workflows.commands.common import AsJson, print_json
 from pad_pipeline.workflows.commands.options import Given, Options, option
 
 Model = Annotated[Path, option(None, "Folder that `pad train` wrote, or another LLaVA folder.", "--model")]
+REQUIRED = Parameter.empty
 QUESTIONS: Options = {
-    "model": (Model, Parameter.empty),
-    "data": (Annotated[Path, option(None, "File with the questions and the right answers.")], Parameter.empty),
-    "images": (Annotated[Path, option(None, "Folder of the images.")], Parameter.empty),
-    "out": (
-        Annotated[Path, option(None, "Folder for answers.jsonl and scores.json; the same command continues them.")],
-        Parameter.empty,
-    ),
-    "prompt": (
-        Annotated[str, option(None, "Prompt instead of LLaVA-1.5's; {} stands for the phrase or the question.")],
-        "",
-    ),
+    "model": (Model, REQUIRED),
+    "data": (Annotated[Path, option(None, "File with the questions and the right answers.")], REQUIRED),
+    "images": (Annotated[Path, option(None, "Folder of the images.")], REQUIRED),
+    "out": (Annotated[Path, option(None, "Folder for answers.jsonl and scores.json; rerun to continue.")], REQUIRED),
+    "prompt": (Annotated[str, option(None, "Prompt; {} stands for the phrase or question (LLaVA-1.5's).")], ""),
     "limit": (Annotated[int | None, option(None, "Ask only so many questions, the first ones.", min=1)], None),
     "batch": (Annotated[int, option(None, "Questions at a time; lower it if memory runs out.", min=1)], 16),
     "as_json": (AsJson, False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from pad_pipeline.sources.base import Source
 from pad_pipeline.sources.shards import ShardsSource
 from pad_pipeline.storage import Folder, claim_folder, folder_at, resolved, unwritable
 from pad_pipeline.workflows.engine.attempts import Attempts
-from pad_pipeline.workflows.engine.chain import Link
 from pad_pipeline.workflows.engine.local import LocalEngine
 from pad_pipeline.workflows.engine.progress import Totals, Watch
 from pad_pipeline.workflows.engine.ray import RayEngine
@@ -58,10 +58,7 @@ def build_recipe(
     earlier = _earlier_facts(source, models, redo_from) if redo_from != ORDER[0] else {}
     embedder = LabelEmbedder(models.llm)
     compute = models.compute.model_copy(update={"threads": threads})
-
-    def chain(folder: Folder, identity: str) -> list[Link]:
-        return annotation_chain(folder, identity, models, view, source.root, compute, redo_from)
-
+    chain = partial(annotation_chain, models=models, view=view, root=source.root, compute=compute, redo_from=redo_from)
     return Recipe(
         kind="build",
         view=view,
@@ -93,17 +90,13 @@ def import_coco(
     """Write shards from human regions: `pad import coco`. Arguments and result are as for `build`."""
     folder = open_out(out, options.fork)
     embedder = LabelEmbedder(labels)
-
-    def chain(folder: Folder, identity: str) -> list[Link]:
-        return import_chain(folder, identity, decoding, labels, view, source.root)
-
     recipe = Recipe(
         kind="import-coco",
         view=view,
         embedding_width=embedder.width,
         settings={"llm": labels.model_dump(mode="json"), "decode": decoding.model_dump(mode="json")},
         fingerprints=embedder.fingerprints(),
-        chain=chain,
+        chain=partial(import_chain, decoding=decoding, labels=labels, view=view, root=source.root),
     )
     with rename_field(image_root="images"):
         return carry_out(recipe, source, folder, options, forked=folder_at(out) if options.fork else None)
