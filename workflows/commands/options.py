@@ -22,15 +22,8 @@ def option(panel: str | None, help: str, *flags: str, **more: Any) -> Any:
 
 
 def setting(settings: type[BaseModel], panel: str | None, name: str, flag: str = "", unset: str = "") -> Any:
-    """Return the option of a field of settings.
-
-    Args:
-        settings: the model that has the field.
-        panel: the panel of `--help` that shows the option.
-        name: the field.
-        flag: the option's name, if it isn't the field's.
-        unset: the default that `--help` shows for an option without a default.
-    """
+    """Return the option of the field `name` of settings, called `flag` if it isn't called like the field. `--help`
+    shows `unset` as the default of an option without one."""
     field = settings.model_fields[name]
     found = {}
     for limit in field.metadata:

@@ -63,9 +63,7 @@ def changed_view(view: View, given: Given) -> View:
 def run_options(given: Given, preload: bool = True) -> RunOptions:
     """Return the options of a run, checked against each other.
 
-    Args:
-        given: the values of `BUILD_OPTIONS`, or of those of another command.
-        preload: start the child process of an isolated run now, so that it imports while this process plans.
+    With `preload`, the child process of an isolated run starts now, so that it imports while this process plans.
 
     Raises:
         UserError: two of them contradict each other, or `max_failed` is neither a count nor a share.
@@ -87,22 +85,17 @@ def run_options(given: Given, preload: bool = True) -> RunOptions:
 
 
 def finish(totals: dict[str, int], run: Given, counts: dict[str, int], source: str = "images") -> None:
-    """Print the counts of a run; exit with code 1 if more images failed than may.
-
-    Args:
-        totals: the counts of `TOTALS`.
-        run: the values of the run's options.
-        counts: what the source left out.
-        source: the parameter that named the images; empty if all of them may fail.
+    """Print the counts of a run, and of what its source left out; exit with code 1 if more images failed than may.
 
     Raises:
-        UserError: all of them failed.
+        UserError: all images failed, which the parameter `source` named. If it is empty, all of them may fail.
     """
     out, as_json, max_failed = run.get("fork") or run["out"], run["as_json"], run["max_failed"]
     if as_json:
         print_json({"out": out, **totals, "left_out": counts})
-    for what, number in () if as_json else counts.items():
-        say(plain(f"{number} {what}"))
+    else:
+        for what, number in counts.items():
+            say(plain(f"{number} {what}"))
     say_total = note if as_json else say
     say_total(
         f"{counted(totals['images'], 'image')} in {out}: {totals['ok']} ok, {totals['empty']} empty, "

@@ -28,10 +28,9 @@ def deal_out(chain: list[Link], cpus: float, gpus: int, workers: int = 0) -> lis
 
     Args:
         chain: the links of the run.
-        cpus: number of CPUs of the cluster.
-        gpus: number of GPUs of the cluster.
-        workers: number of workers in each pool, at most one for each GPU if GPUs are used; 0 for one for each GPU, or
-            for one.
+        cpus: CPUs of the cluster.
+        gpus: GPUs of the cluster.
+        workers: workers in each pool, at most one for each GPU if GPUs are used; 0 for one for each GPU, or for one.
     """
     wants_gpu = bool(gpus) and any(link.on_gpu for link in chain)
     links: list[Link] = []

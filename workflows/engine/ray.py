@@ -30,12 +30,7 @@ PATIENCE = 60.0
 
 
 class RayEngine:
-    """Runs a chain on Ray, on this machine or a cluster.
-
-    Args:
-        address: address of a running cluster; empty starts Ray on this machine, on loopback, and stops it at the end.
-        workers: see `deal_out`.
-    """
+    """Runs a chain on Ray, on this machine or a cluster. For the arguments see `ray_session` and `deal_out`."""
 
     def __init__(self, address: str = "", workers: int = 0) -> None:
         self.address, self.workers = address, workers

@@ -19,10 +19,8 @@ from pad_pipeline.errors import UserError
 
 @contextmanager
 def ray_session(address: str) -> Iterator[Any]:
-    """Yield the module `ray`, joined to a cluster.
-
-    Args:
-        address: address of the cluster; empty starts Ray on this machine, on loopback, and stops it at the end.
+    """Yield the module `ray`, joined to the cluster at `address`. An empty address starts Ray on this machine, on
+    loopback, and stops it at the end.
 
     Raises:
         UserError: there is no Ray at the address.

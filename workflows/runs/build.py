@@ -103,14 +103,10 @@ def import_coco(
 
 
 def open_out(out: Path | str, fork: Path | str | None = None) -> Folder:
-    """Return the folder to write into, which must be new, empty, or a run.
-
-    Args:
-        out: the run's folder.
-        fork: the new folder, if the run in `out` is forked.
+    """Return the folder to write into, which is `fork` if the run in `out` is forked.
 
     Raises:
-        UserError: the folder can't be written, or holds something else.
+        UserError: the folder can't be written, or is neither new nor empty nor a run.
     """
     if not str(out):
         raise UserError("out", "", "it is empty", "name a folder")

@@ -42,13 +42,8 @@ class Scan:
 
 
 def scan(folder: Folder, identity: str, shards: int) -> Scan:
-    """Sort the shards in a run's folder, after reading the metadata of each index.
-
-    Args:
-        folder: the run's folder.
-        identity: `Run.identity` of the run in the folder.
-        shards: the number of planned shards; files of further shards do not belong to the run.
-    """
+    """Sort the shards in the folder of the run `identity`, after reading the metadata of each index. Files of more than
+    `shards` planned shards do not belong to the run."""
     result = Scan()
     sizes: dict[int, dict[str, int]] = {}
     for name, size in folder.files():
