@@ -114,16 +114,13 @@ def _after_a_stop(command: list[str]) -> str:
 
 @contextmanager
 def _terminable() -> Iterator[list[int]]:
-    """Let SIGTERM, and the end of the terminal, end the program as Ctrl-C does. Yield the signals that came."""
+    """Let SIGTERM and the end of the terminal end the program as Ctrl-C does; yield the signals that came."""
     received: list[int] = []
 
     def stop(number: int, frame: object) -> None:
         received.append(number)
         raise SystemExit(128 + number)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
     numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]  # nohup
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
@@ -144,7 +141,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     with _terminable() as received:
         code = _run_app(received)
-    if code > 128 and threading.current_thread() is threading.main_thread() and threading.active_count() > 1:
+    if code > 128 and threading.active_count() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # a normal exit would wait for threads that read from a network

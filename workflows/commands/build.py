@@ -120,7 +120,7 @@ def import_coco(
 
 
 def _columns(text: str) -> dict[str, str]:
-    """`image=url,caption=alt` as a mapping."""
+    """Return `image=url,caption=alt` as a mapping."""
     columns = {}
     for entry in filter(None, text.split(",")):
         name, equals, column = (part.strip() for part in entry.partition("="))

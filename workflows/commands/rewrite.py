@@ -100,7 +100,7 @@ def merge(
     llm: Llm = "",
     run: Annotated[Given, REWRITE_OPTIONS],
 ) -> None:
-    """Write the images of several runs into one. Where ids are repeated, each image keeps a key of its own.
+    """Write the images of several runs into one. If ids repeat, each image still has its own key.
 
     If the runs differ in view or LLM, name the one that all images get.
 

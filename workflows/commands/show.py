@@ -1,4 +1,4 @@
-"""`pad show`: what the models say of one image, drawn into it."""
+"""`pad show`: the results of the models for one image, drawn into it."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -95,22 +96,21 @@ class Child:
     def stop(self) -> None:
         """End the child: first by a request, then by force."""
         self.process.terminate()
+        self._wait()
+
+    def _wait(self) -> int:
+        """Wait for the child's end, at most `PATIENCE` seconds, then kill it; return its exit code."""
         try:
-            self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            pass
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(PATIENCE)
         finally:  # also if the user interrupts the wait
             self.process.kill()
-            self.process.wait()
+            code = self.process.wait()
             self.connection.close()
+        return code
 
     def _death(self) -> ChildDied:
-        try:
-            code = self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            code = self.process.wait()
-        self.connection.close()
+        code = self._wait()
         return ChildDied(f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}")
 
 
