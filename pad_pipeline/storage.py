@@ -151,8 +151,8 @@ def unwritable(out: str | Path | Folder, error: Exception, field: str = "out") -
         field: what the user calls the folder.
     """
     name = getattr(error, "filename", None)
-    at = f", {name}" if name and str(name) != str(out) else ""
-    rule = f"it can't be written ({getattr(error, 'strerror', None) or error}{at})"
+    at = f" at {name}" if name and str(name) != str(out) else ""
+    rule = f"it can't be written ({getattr(error, 'strerror', None) or error}){at}"
     remedy = f"make room, repair it or name another `{field}`, then run the same command again"
     return UserError(field, out, rule, remedy)
 

@@ -145,7 +145,7 @@ def test_own_scores_are_taken_after_either_stage(
     del grid["after_stage1"]
     (out / "grid.json").write_text(json.dumps(grid))
     done = pad(*scored, "--data", world.chat, "--image-root", world.images, "--out", out)
-    assert done.code == 2 and "another after_stage1" in done.err, done.err
+    assert done.code == 2 and "differs: after_stage1" in done.err, done.err
 
 
 def test_differences_are_taken_within_a_seed() -> None:

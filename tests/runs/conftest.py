@@ -51,7 +51,7 @@ def store() -> Iterator[str]:
             patch.setenv(name, "test")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         files = fsspec.filesystem("s3")
-        files.mkdir("bucket")
+        files.makedirs("bucket", exist_ok=True)  # the buckets of one process outlive its servers
         yield "s3://bucket"
         files.clear_instance_cache()  # the next server has another port
     server.stop()

@@ -305,7 +305,7 @@ def test_what_does_not_fit_is_an_error(pad: Pad, models_toml: Path, shards: Path
     assert "model_type is 'llama', and should be clip or clip_vision_model or siglip" in refused(vision=llm)
     assert "there is no run.json in it" in refused(shards=clip)
     assert "neither a folder nor a hub name" in refused(vision=tmp_path / "nowhere")
-    assert "learning_rate" in refused("--learning-rate", "inf")
+    assert "--learning-rate" in refused("--learning-rate", "inf")
     assert "no finite number" in pad(
         "train", "--shards", shards, "--vision", clip, "--llm", llm, "--out", tmp_path / "run", "--learning-rate", 1e30,
         "--steps", 5, "--batch-size", 4,

@@ -81,7 +81,7 @@ def test_what_is_missing_is_told_in_one_line(
 ) -> None:
     """The tagger that the detector starts from, and SciPy, which pad does not bring."""
     assert main(["detector", "--out", str(tmp_path)]) == 2
-    assert "first run: python -m examples.miniature tagger" in capsys.readouterr().err
+    assert "first run `python -m examples.miniature tagger`" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "scipy", None)
     assert main(["all", "--out", str(tmp_path)]) == 2
     assert "the package scipy is not installed; pip install" in capsys.readouterr().err
