@@ -7,8 +7,7 @@ import os
 import signal
 import sys
 import threading
-import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
@@ -25,14 +24,14 @@ from pad_pipeline.workflows.commands.export import export_coco, export_fiftyone,
 from pad_pipeline.workflows.commands.miniature import demo, miniature_draw, miniature_evaluate
 from pad_pipeline.workflows.commands.models import models_check, models_fetch, models_list
 from pad_pipeline.workflows.commands.named import Command
-from pad_pipeline.workflows.commands.options import Commands
+from pad_pipeline.workflows.commands.options import expanded
 from pad_pipeline.workflows.commands.report import report
-from pad_pipeline.workflows.commands.rewrite import filter_shards, merge, retarget
+from pad_pipeline.workflows.commands.rewrite import apply_filter, merge, retarget
 from pad_pipeline.workflows.commands.shards import stats, verify
 from pad_pipeline.workflows.commands.show import show
 from pad_pipeline.workflows.commands.train import chat, train
 
-app = Commands(
+app = typer.Typer(
     help="Build the Patch-Aligned Dataset of arXiv 2505.17316 from captioned images, and train a projector on it.",
     epilog="Start with: pad demo",
     no_args_is_help=True,
@@ -40,63 +39,63 @@ app = Commands(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-import_app = Commands(help="Make shards from data that people have annotated already.", no_args_is_help=True)
-app.add_typer(import_app, name="import")
-miniature_app = Commands(
-    help="The drawn world and its five small models: draw scenes, score the models against exact truth.",
-    no_args_is_help=True,
+
+
+def _add(to: typer.Typer, *commands: Callable[..., None]) -> None:
+    """Add commands. The last word of a function's name is the name of its command."""
+    for command in commands:
+        to.command(command.__name__.rpartition("_")[2], cls=Command)(expanded(command))
+
+
+def _group(name: str, text: str, *commands: Callable[..., None]) -> None:
+    group = typer.Typer(help=text, no_args_is_help=True)
+    app.add_typer(group, name=name)
+    _add(group, *commands)
+
+
+_add(
+    app,
+    build,
+    train,
+    analyze,
+    experiment,
+    chat,
+    verify,
+    stats,
+    report,
+    show,
+    retarget,
+    apply_filter,
+    merge,
+    demo,
+    doctor,
 )
-app.add_typer(miniature_app, name="miniature")
-evaluate_app = Commands(help="Ask a trained model, and score what it says.", no_args_is_help=True)
-app.add_typer(evaluate_app, name="evaluate")
-export_app = Commands(help="Write shards in the formats that other tools open.", no_args_is_help=True)
-app.add_typer(export_app, name="export")
-models_app = Commands(
-    help="The models of a build: where their files come from, whether they are here, whether they are right.",
-    no_args_is_help=True,
-)
-app.add_typer(models_app, name="models")
-for command in (build, train, analyze, experiment, chat, verify, stats, report, show, retarget):
-    app.command(cls=Command)(command)
-app.command("filter", cls=Command)(filter_shards)
-app.command(cls=Command)(merge)
-app.command(cls=Command)(demo)
-app.command(cls=Command)(doctor)
-import_app.command("coco", cls=Command)(import_coco)
-evaluate_app.command("rec", cls=Command)(evaluate_rec)
-evaluate_app.command("captions", cls=Command)(evaluate_captions)
-evaluate_app.command("vqa", cls=Command)(evaluate_vqa)
-evaluate_app.command("lmms", cls=Command)(evaluate_lmms)
-export_app.command("coco", cls=Command)(export_coco)
-export_app.command("fiftyone", cls=Command)(export_fiftyone)
-export_app.command("parquet", cls=Command)(export_parquet)
-export_app.command("hub", cls=Command)(export_hub)
-models_app.command("list", cls=Command)(models_list)
-models_app.command("fetch", cls=Command)(models_fetch)
-models_app.command("check", cls=Command)(models_check)
-miniature_app.command("draw", cls=Command)(miniature_draw)
-miniature_app.command("evaluate", cls=Command)(miniature_evaluate)
+_group("import", "Make shards from data that people have annotated already.", import_coco)
+text = "Draw scenes, and score the five small models of the drawn world against exact truth."
+_group("miniature", text, miniature_draw, miniature_evaluate)
+text = "Ask a trained model, and score its answers."
+_group("evaluate", text, evaluate_rec, evaluate_captions, evaluate_vqa, evaluate_lmms)
+text = "Write shards in the formats that other tools open."
+_group("export", text, export_coco, export_fiftyone, export_parquet, export_hub)
+text = "List the models of a build, fetch their files, and check the files."
+_group("models", text, models_list, models_fetch, models_check)
 
 # An unknown option, a value of the wrong type; typer's base class has no public name of its own.
 UsageError: Any = typer.BadParameter.__bases__[0]
-
-
-_asked: dict[str, bool] = {}
-"""What the options before the command's name said."""
 
 
 @app.callback(invoke_without_command=True)
 def _main(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress, notes or warnings: results, and the error that ends it.")
+        bool,
+        typer.Option("--quiet", "-q", help="Print results, and the error that ends the command, and nothing else."),
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="What libraries have to say too, and where an error comes from.")
+        bool, typer.Option("--verbose", "-v", help="Print messages of libraries too, and the traceback of an error.")
     ] = False,
 ) -> None:
     errors.quiet = quiet
-    _asked["verbose"] = verbose
     if verbose:
         os.environ["TRANSFORMERS_VERBOSITY"] = "info"
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
@@ -109,23 +108,19 @@ def _after_a_stop(command: list[str]) -> str:
     if command[:1] == ["train"]:
         return "Run the same command again to go on from the last checkpoint."
     if command[:1] == ["demo"] or command == ["miniature", "evaluate"]:
-        return "Delete the --out folder, or name another one, to start anew."
+        return "Delete the --out folder, or name another one, to start again."
     return "Run the same command again to continue."
 
 
 @contextmanager
 def _terminable() -> Iterator[list[int]]:
-    """SIGTERM, and the end of the terminal, end the program as Ctrl-C does: what is in hand is dropped, in good order.
-    The signals that came."""
+    """Let SIGTERM and the end of the terminal end the program as Ctrl-C does; yield the signals that came."""
     received: list[int] = []
 
     def stop(number: int, frame: object) -> None:
         received.append(number)
         raise SystemExit(128 + number)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
     numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]  # nohup
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
@@ -136,20 +131,20 @@ def _terminable() -> Iterator[list[int]]:
 
 
 def main() -> None:
-    """The entry point: a user's mistake is one line and exit code 2, never a traceback."""
+    """Run the program: a user's mistake is one line and exit code 2, never a traceback."""
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # NumPy's products here are small, and made in threads of ours: where the cores are not all free (a shared machine,
+    # NumPy's products here are small, and made in threads of ours: if the cores are not all free (a shared machine,
     # a container's quota), threads of its own wait for each other many times as long as they compute.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     with _terminable() as received:
         code = _run_app(received)
-    if code > 128 and threading.current_thread() is threading.main_thread() and threading.active_count() > 1:
+    if code > 128 and threading.active_count() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)  # threads that read from a network would be waited for
+        os._exit(code)  # a normal exit would wait for threads that read from a network
     sys.exit(code)
 
 
@@ -161,8 +156,6 @@ def _run_app(received: list[int]) -> int:
             raise
         code = 128 + received[0]  # and not the exception's: Ray puts 1 there
     except UserError as error:
-        if _asked.get("verbose"):
-            traceback.print_exc()
         errors.quiet = False
         note(f"error: {error}", "red")
         return 2
@@ -172,7 +165,7 @@ def _run_app(received: list[int]) -> int:
     except OSError as error:
         errors.quiet = False
         rule = error.strerror or " ".join(str(error).split())
-        note(f"error: file = {error.filename}: {rule}; mend it and try again", "red")
+        note(f"error: file = {error.filename}: {rule}; correct it and try again", "red")
         return 2
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGHUP):
         with suppress(OSError):  # the terminal may be gone

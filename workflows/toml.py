@@ -15,24 +15,18 @@ def read_toml(field: str, path: Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        UserError: the file is not there, or is not TOML. It names the file by `field`.
+        UserError: the file, which the parameter `field` names, is not there, or is not TOML.
     """
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UserError(field, path, f"it can't be read ({error.strerror})", "check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(field, path, f"it is not valid TOML ({error})", "mend the file") from error
+        raise UserError(field, path, f"it is not valid TOML ({error})", "correct the file") from error
 
 
 def settings_error(error: ValidationError, where: str, section: str = "") -> UserError:
-    """Return pydantic's first error as a `UserError` of one line.
-
-    Args:
-        error: pydantic's errors.
-        where: the name of the file; empty where there is none.
-        section: the section that was validated; empty for the whole file.
-    """
+    """Return pydantic's first error as a `UserError`, for a section of the file `where`, or for the whole file."""
     # An unknown name is often the misspelling of a missing one, so it is reported first.
     first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
     parts = [section, *map(str, first["loc"])]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import platform
 import re
+import resource
 import shutil
 import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
+from typing import Any
 
 from pad_pipeline.packages import OPTIONAL, installed
-from pad_pipeline.workflows.checks.finding import Finding, Findings, gigabytes
+from pad_pipeline.workflows.checks import Finding, Findings, gigabytes
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 OBJECT_STORE = 2 << 30
@@ -51,17 +53,16 @@ def packages() -> Findings:
         remedy = "make an environment with a newer Python"
         yield Finding("python", "problem", f"{python}, and {needed_python} is needed", remedy)
     good = []
-    for requirement in map(Requirement, needed):
+    for name, specifier in ((one.name, one.specifier) for one in map(Requirement, needed)):
         try:
-            present = version(requirement.name)
+            present = version(name)
         except PackageNotFoundError:
             present = ""
-        if present and requirement.specifier.contains(present, prereleases=True):
-            good.append(f"{requirement.name} {present}")
+        if present and specifier.contains(present, prereleases=True):
+            good.append(f"{name} {present}")
         else:
-            problem = f"{present or 'not installed'}, and {requirement.specifier} is needed"
-            remedy = f"pip install --upgrade '{requirement.name}{requirement.specifier}'"
-            yield Finding(requirement.name, "problem", problem, remedy)
+            problem = f"{present or 'not installed'}, and {specifier} is needed"
+            yield Finding(name, "problem", problem, f"pip install --upgrade '{name}{specifier}'")
     yield Finding("packages", "ok", ", ".join(good))
 
 
@@ -77,28 +78,28 @@ def gpu() -> Findings:
     except (ImportError, RuntimeError) as error:
         remedy = "install torch and torchvision together, from the same index"
         yield Finding("torchvision", "problem", f"it does not go with torch {torch.__version__} ({error})", remedy)
-    if not torch.cuda.is_available():
-        if Path("/dev/nvidiactl").exists():
-            built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
-            remedy = "install a torch with CUDA, and a driver that is new enough for it; nvidia-smi shows the driver"
-            yield Finding(
-                "gpu", "problem", f"there is one, and torch {torch.__version__} ({built}) can't use it", remedy
-            )
-        else:
-            remedy = "for more than a try, use a machine with a GPU; in a container, give it one with --gpus all"
-            yield Finding("gpu", "warning", "none: the models run on the CPU, in float32, many times slower", remedy)
-        return
-    for index in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(index)
-        about = f"{device.name}, {gigabytes(device.total_memory)}, CUDA {torch.version.cuda}, driver {_driver()}"
-        if (device.major, device.minor) < (8, 0):
-            remedy = "expect a slow run: computing in bfloat16 needs Ampere (8.0) or newer"
-            yield Finding(f"gpu {index}", "warning", f"{about}: no bfloat16", remedy)
-        elif device.total_memory < ALL_MODELS:
-            remedy = "use smaller models (pad models list)"
-            yield Finding(f"gpu {index}", "warning", f"{about}: too small for all official models at once", remedy)
-        else:
-            yield Finding(f"gpu {index}", "ok", f"{about}, bfloat16")
+    cuda = torch.version.cuda
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            yield _device(index, torch.cuda.get_device_properties(index), f"CUDA {cuda}, driver {_driver()}")
+    elif Path("/dev/nvidiactl").exists():
+        problem = f"there is one, and torch {torch.__version__} ({f'for CUDA {cuda}' if cuda else 'without CUDA'})"
+        remedy = "install a torch with CUDA, and a driver that is new enough for it; nvidia-smi shows the driver"
+        yield Finding("gpu", "problem", f"{problem} can't use it", remedy)
+    else:
+        remedy = "for more than a try, use a machine with a GPU; in a container, give it one with --gpus all"
+        yield Finding("gpu", "warning", "none: the models run on the CPU, in float32, many times slower", remedy)
+
+
+def _device(index: int, device: Any, versions: str) -> Finding:
+    name, about = f"gpu {index}", f"{device.name}, {gigabytes(device.total_memory)}, {versions}"
+    if (device.major, device.minor) < (8, 0):
+        remedy = "expect a slow run: computing in bfloat16 needs Ampere (8.0) or newer"
+        return Finding(name, "warning", f"{about}: no bfloat16", remedy)
+    if device.total_memory < ALL_MODELS:
+        remedy = "use smaller models (pad models list)"
+        return Finding(name, "warning", f"{about}: too small for all official models at once", remedy)
+    return Finding(name, "ok", f"{about}, bfloat16")
 
 
 def _driver() -> str:
@@ -109,11 +110,10 @@ def _driver() -> str:
 def shared_memory() -> Findings:
     """Check the size of /dev/shm, where Ray keeps the shards that go from worker to worker."""
     where = Path("/dev/shm")
-    if not where.is_dir():
+    size = shutil.disk_usage(where).total if where.is_dir() else None
+    if size is None:
         yield Finding("shared memory", "ok", "this system has no /dev/shm; Ray uses files")
-        return
-    size = shutil.disk_usage(where).total
-    if size < OBJECT_STORE:
+    elif size < OBJECT_STORE:
         remedy = "give the container more: docker run --shm-size 8g, shm_size in compose; or use `engine` local"
         problem = f"{gigabytes(size)} in /dev/shm: Ray's object store would use a disk, which is slow"
         yield Finding("shared memory", "warning", problem, remedy)
@@ -123,10 +123,6 @@ def shared_memory() -> Findings:
 
 def open_files() -> Findings:
     """Check how many files a process may have open."""
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= soft < OPEN_FILES:
         remedy = f"ulimit -n {hard if hard > soft else 65536}; for a container docker run --ulimit nofile=65536"
@@ -135,7 +131,7 @@ def open_files() -> Findings:
         yield Finding("open files", "ok", f"{soft if soft >= 0 else 'any number'} at most")
 
 
-def room(check: str, where: str, wanted: int = 0, ample: int = 0) -> Findings:
+def room(check: str, where: str, wanted: int = 0, ample: int = 0) -> Finding:
     """Check that a folder can be written, and has free space.
 
     Args:
@@ -148,39 +144,33 @@ def room(check: str, where: str, wanted: int = 0, ample: int = 0) -> Findings:
 
     if is_url(where):
         if problem := url_problem(where):
-            yield Finding(check, "problem", f"{where}: {problem}", "name one of these, or a local folder")
-        elif (name := PACKAGES.get(where.partition("://")[0])) and not installed(name):
-            yield Finding(check, "problem", f"{where}: {name} is not installed", OPTIONAL[name].install)
-        else:
-            yield Finding(check, "ok", f"{where}: not asked")
-        return
+            return Finding(check, "problem", f"{where}: {problem}", "name one of these, or a local folder")
+        name = PACKAGES.get(where.partition("://")[0])
+        if name and not installed(name):
+            return Finding(check, "problem", f"{where}: {name} is not installed", OPTIONAL[name].install)
+        return Finding(check, "ok", f"{where}: not asked")
     folder = Path(where).expanduser().absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    space = f"{gigabytes(free)} free in {folder}"
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         rule = f"{existing} is no folder that this user can write into"
-        yield Finding(check, "problem", rule, "name another one, or have its owner changed")
-    elif free < wanted + LEAST:
+        return Finding(check, "problem", rule, "name another one, or have its owner changed")
+    free = shutil.disk_usage(existing).free
+    space = f"{gigabytes(free)} free in {folder}"
+    if free < wanted + LEAST:
         more = f", and {gigabytes(wanted)} are needed" if wanted else ""
-        yield Finding(check, "problem", space + more, "make room, or name a folder on a larger disk")
-    elif free < ample:
-        remedy = "`pad build` with `dry_run` says how much a run will write; make room where that is more"
-        yield Finding(check, "warning", space, remedy)
-    else:
-        yield Finding(check, "ok", space)
+        return Finding(check, "problem", space + more, "make room, or name a folder on a larger disk")
+    if free < ample:
+        remedy = "`pad build` with `dry_run` says how much a run will write; make room if that is more"
+        return Finding(check, "warning", space, remedy)
+    return Finding(check, "ok", space)
 
 
 def optional() -> Findings:
     """Report which optional packages are installed, and what they are for."""
-    for name, (use, install) in OPTIONAL.items():
-        if installed(name):
+    programs = {name: (installed(name), *package) for name, package in OPTIONAL.items()}
+    programs["java"] = (bool(shutil.which("java")), "METEOR and SPICE", "install a Java runtime, 8 or newer")
+    for name, (here, use, install) in programs.items():
+        if here:
             yield Finding(name, "ok", f"here, for {use}")
         else:
-            yield Finding(name, "ok", f"not installed; only {use} want it", install)
-    if shutil.which("java"):
-        yield Finding("java", "ok", "here, for METEOR and SPICE")
-    else:
-        yield Finding(
-            "java", "ok", "not installed; only METEOR and SPICE want it", "install a Java runtime, 8 or newer"
-        )
+            yield Finding(name, "ok", f"not installed; only needed for {use}", install)

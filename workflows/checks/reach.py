@@ -9,14 +9,16 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from contextlib import suppress
+from collections.abc import Callable
 from importlib.util import find_spec
+from queue import Empty, SimpleQueue
 
-from pad_pipeline.workflows.checks.finding import Finding, Findings, State, gigabytes
+from pad_pipeline.workflows.checks import Finding, Findings, State, gigabytes
 from pad_pipeline.workflows.checks.machine import room
 
 HUB_TIMEOUT = 4.0  # seconds
 RAY_TIMEOUT = 20.0  # seconds
+OFFLINE = "HF_HUB_OFFLINE is set"
 _JOIN = """
 import json, sys, ray
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
@@ -28,7 +30,7 @@ print(json.dumps([len(nodes), ray.cluster_resources()]))
 def ray_here(address: str) -> Findings:
     """Check that Ray can be imported, and that the cluster at `address` can be joined, if there is one."""
     if find_spec("ray") is None:
-        remedy = "pip install 'ray>=2.55'; or use `engine` local, which does without"
+        remedy = "pip install 'ray>=2.55'; or use `engine` local, which needs no Ray"
         yield Finding("ray", "problem", "not installed", remedy)
         return
     import ray
@@ -43,7 +45,7 @@ def _cluster(address: str) -> Finding:
     from pad_pipeline.workflows.engine.ray_session import knock
 
     remedy = (
-        "start one with `ray start --head`, or correct the address; where it wants a token, set RAY_AUTH_MODE=token "
+        "start one with `ray start --head`, or correct the address; if it wants a token, set RAY_AUTH_MODE=token "
         "and RAY_AUTH_TOKEN; the versions of Ray and Python must be those of the cluster"
     )
     try:
@@ -63,52 +65,45 @@ def _cluster(address: str) -> Finding:
     return Finding("cluster", "ok", about)
 
 
-class Hub:
-    """Checks that Hugging Face's hub answers, in the background, while packages are imported."""
+def hub_problem() -> str:
+    """Return why Hugging Face's hub can't be reached; empty if it answers."""
+    from huggingface_hub import constants
 
-    def __init__(self) -> None:
-        self.answer: str | None = None
-        """The problem; empty if the hub answered, None if it did not answer in time."""
-        self.url = ""
-        self.offline = False
-        self.asked = threading.Thread(target=self._ask, daemon=True)  # daemon, because name lookups have no timeout
-        with suppress(ImportError):
-            from huggingface_hub import constants
-
-            self.offline, self.url = bool(constants.HF_HUB_OFFLINE), constants.ENDPOINT
-            if not self.offline:
-                self.asked.start()
-
-    def _ask(self) -> None:
-        try:
-            request = urllib.request.Request(self.url, method="HEAD")
-            urllib.request.urlopen(request, timeout=HUB_TIMEOUT).close()
-            self.answer = ""
-        except urllib.error.HTTPError:
-            self.answer = ""  # any answer shows that the hub is there
-        except (OSError, ValueError) as error:
-            self.answer = str(error)
-
-    @property
-    def reachable(self) -> bool:
-        """Whether files can be fetched from the hub."""
-        if self.asked.is_alive():
-            self.asked.join(HUB_TIMEOUT)
-        return self.answer == ""
-
-    def finding(self) -> Findings:
-        """Return the finding of the check."""
-        if self.offline:
-            yield Finding("hub", "ok", "not asked: HF_HUB_OFFLINE is set")
-        elif self.reachable:
-            yield Finding("hub", "ok", f"{self.url} answers")
-        else:
-            reason = self.answer or f"no answer within {HUB_TIMEOUT:.0f} s"
-            remedy = "set a proxy (HTTPS_PROXY) or a mirror (HF_ENDPOINT); or fetch models elsewhere and copy HF_HOME"
-            yield Finding("hub", "warning", f"{self.url} can't be reached ({reason})", remedy)
+    if constants.HF_HUB_OFFLINE:
+        return OFFLINE
+    answers: SimpleQueue[str] = SimpleQueue()
+    # In a daemon thread, because name lookups have no timeout.
+    threading.Thread(target=lambda: answers.put(_ask(constants.ENDPOINT)), daemon=True).start()
+    try:
+        return answers.get(timeout=HUB_TIMEOUT)
+    except Empty:
+        return f"no answer within {HUB_TIMEOUT:.0f} s"
 
 
-def model_files(models: str, hub: Hub) -> Findings:
+def _ask(url: str) -> str:
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=HUB_TIMEOUT).close()
+    except urllib.error.HTTPError:
+        pass  # any answer shows that the hub is there
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def hub(problem: Callable[[], str]) -> Findings:
+    """Check that Hugging Face's hub answers; `problem` returns the result of `hub_problem`."""
+    from huggingface_hub import constants
+
+    if problem() == OFFLINE:
+        yield Finding("hub", "ok", f"not asked: {OFFLINE}")
+    elif problem():
+        remedy = "set a proxy (HTTPS_PROXY) or a mirror (HF_ENDPOINT); or fetch models elsewhere and copy HF_HOME"
+        yield Finding("hub", "warning", f"{constants.ENDPOINT} can't be reached ({problem()})", remedy)
+    else:
+        yield Finding("hub", "ok", f"{constants.ENDPOINT} answers")
+
+
+def model_files(models: str, problem: Callable[[], str]) -> Findings:
     """Check which files of the chosen models are here, and that the caches have room for the others."""
     from huggingface_hub import constants
 
@@ -117,26 +112,25 @@ def model_files(models: str, hub: Hub) -> Findings:
     from pad_pipeline.workflows.models.settings import load_models
 
     chosen = files(load_models(models))
-    missing = [part for part in chosen if part.path is None]
-    mistaken = [part for part in missing if _is_local(part.reference)]
-    for part in mistaken:
+    absent = [part for part in chosen if part.path is None]
+    missing = [part for part in absent if not _is_local(part.reference)]
+    for part in (part for part in absent if part not in missing):
         remedy = "correct it in the TOML file of `models`"
         yield Finding(part.field, "problem", f"{part.reference}: there is no such file or folder", remedy)
-    missing = [part for part in missing if part not in mistaken]
     sizes = {part.field: megabytes(part) for part in missing}
     wanted = sum(size or 0 for size in sizes.values()) * 10**6
     if missing:
-        state: State = "warning" if hub.reachable else "problem"
+        state: State = "problem" if problem() else "warning"
         least = "at least " if None in sizes.values() else ""
         names = ", ".join(field + (f" ({size / 1000:.2f} GB)" if size else "") for field, size in sizes.items())
-        problem = f"{len(missing)} of {len(chosen)} files are not here, {least}{gigabytes(wanted)} in all: {names}"
-        where = ", as a build would by itself" if hub.reachable else " where there is network, without HF_HUB_OFFLINE"
-        yield Finding("models", state, problem, f"pad models fetch {models}{where}")
-    elif not mistaken:
+        found = f"{len(missing)} of {len(chosen)} files are not here, {least}{gigabytes(wanted)} in all: {names}"
+        where = " with a network, and without HF_HUB_OFFLINE" if problem() else ", as a build would by itself"
+        yield Finding("models", state, found, f"pad models fetch {models}{where}")
+    elif not absent:
         remedy = f"pad models check {models} reads them, as a build does"
         yield Finding("models", "ok", f"all {len(chosen)} files of {models} are here", remedy)
-    yield from room("hub's cache", constants.HF_HUB_CACHE, wanted)
-    yield from room("pad's cache", str(cache_folder()), wanted)
+    yield room("hub's cache", constants.HF_HUB_CACHE, wanted)
+    yield room("pad's cache", str(cache_folder()), wanted)
 
 
 def _is_local(reference: str) -> bool:

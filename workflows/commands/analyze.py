@@ -16,28 +16,38 @@ from pad_pipeline.workflows.learning.choices import Analysis
 def analyze(
     what: Annotated[Analysis, typer.Argument(help="Which analysis.")],
     model: Annotated[
-        Path, typer.Option(help="What pad train wrote, a Hugging Face LLaVA folder, or mm_projector.bin.")
+        Path, typer.Option(help="Folder that `pad train` wrote, a Hugging Face LLaVA folder, or mm_projector.bin.")
     ],
-    shards: Annotated[str, typer.Option(help="PAD shards of images that it was not trained on: a folder or URL.")],
-    out: Annotated[Path | None, typer.Option(help="Folder that gets analysis.json, charts and drawings.")] = None,
-    vision: Annotated[str, typer.Option(help="Of a mm_projector.bin: its tower, or `miniature`.")] = "",
-    llm: Annotated[str, typer.Option(help="Of a mm_projector.bin: its LLM, or `miniature`.")] = "",
-    vision_layer: Annotated[int, typer.Option(help="Of a mm_projector.bin: the tower's layer that it projects.")] = -2,
-    settings: Annotated[Path | None, typer.Option(help="TOML with what the paper leaves open.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Look at the first images alone.", min=1)] = None,
+    shards: Annotated[
+        str, typer.Option(help="PAD shards of images that the model was not trained on: a folder or URL.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder for analysis.json, charts and drawings.")] = None,
+    vision: Annotated[
+        str, typer.Option(help="With mm_projector.bin: the vision tower of the projector, or `miniature`.")
+    ] = "",
+    llm: Annotated[str, typer.Option(help="With mm_projector.bin: the LLM of the projector, or `miniature`.")] = "",
+    vision_layer: Annotated[
+        int, typer.Option(help="With mm_projector.bin: the layer of the tower that it projects.")
+    ] = -2,
+    settings: Annotated[
+        Path | None, typer.Option(help="TOML file with the choices that the paper leaves open.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use only so many images, the first ones.", min=1)] = None,
     batch: Annotated[int, typer.Option(help="Images computed at a time; lower it if memory runs out.", min=1)] = 32,
-    drawings: Annotated[int, typer.Option(help="How many images are drawn, with the words of each patch.", min=0)] = 4,
-    captions: Annotated[Path | None, typer.Option(help="For health: scores.json of pad evaluate captions.")] = None,
-    baseline: Annotated[Path | None, typer.Option(help="For health: that of a caption-only model.")] = None,
+    drawings: Annotated[int, typer.Option(help="How many images to draw with the words of each patch.", min=0)] = 4,
+    captions: Annotated[Path | None, typer.Option(help="For health: scores.json of `pad evaluate captions`.")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="For health: scores.json of a model trained on captions only.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Did the alignment work? Compression, patches against words, words of each patch.
+    """Measure whether the alignment worked: compression, patches against words, words of each patch.
 
-    entropy: von Neumann entropy before and after the projector, dH. align: Align(V, W), patch-level mIoU, beside
-    shuffled labels, shuffled patches and an untrained projector. pursuit: each vision token as a sum of words. lens:
-    its nearest word, and the LLM's logit lens. overlap: nearest neighbors that the projector keeps. health: the
-    paper's signs of failure (Align below 0.15, more than half of the patches without a readable word, captions below
-    those of a caption-only model); the exit code is 1 where one is seen.
+    entropy: von Neumann entropy before and after the projector, dH. align: Align(V, W) and patch-level mIoU, compared
+    with shuffled labels, shuffled patches and an untrained projector. pursuit: each vision token as a sum of words.
+    lens: the nearest word of each token, and the LLM's logit lens. overlap: nearest neighbors that the projector keeps.
+    health: the paper's signs of failure (Align below 0.15, more than half of the patches without a readable word,
+    captions below those of a model trained on captions only); the exit code is 1 if there is one.
 
     Examples:
 
@@ -54,8 +64,8 @@ def analyze(
     chosen = workflow.analysis_settings(settings, {})
     healthy = what == "health"
     if (captions is None) != (baseline is None) or (captions and not healthy):
-        rule = "both go together, and with health only"
-        raise UserError("--captions or --baseline", captions or baseline, rule, "give both, or neither")
+        rule = "it goes together with `baseline`, and with health only"
+        raise UserError("captions", captions or "none", rule, "give both, or neither")
     names: list[str] = list(STUDIES) if what == "all" else ["align", "pursuit"] if healthy else [what]
     scores = workflow.captions_below(captions, baseline) if captions and baseline else []
     subject = Subject(model, resolve(vision, "clip"), resolve(llm, "llm"), vision_layer)
@@ -77,24 +87,24 @@ def experiment(
     file: Annotated[
         str, typer.Argument(help="A TOML file, or a recipe: beta, projector, coverage, loss, llms, miniature.")
     ],
-    out: Annotated[Path, typer.Option(help="Gets a folder for each training, and experiment.json.")],
-    shards: Annotated[str, typer.Option(help="What stage 1 is trained on.")] = "",
-    heldout: Annotated[str, typer.Option(help="Shards of other images, which the analyses look at.")] = "",
+    out: Annotated[Path, typer.Option(help="Folder for experiment.json, and for a folder of each training.")],
+    shards: Annotated[str, typer.Option(help="PAD shards that stage 1 is trained on.")] = "",
+    heldout: Annotated[str, typer.Option(help="PAD shards of other images, for the analyses.")] = "",
     vision: Annotated[str, typer.Option(help="Vision tower, or `miniature`.")] = "",
     llm: Annotated[str, typer.Option(help="LLM, or `miniature`.")] = "",
-    data: Annotated[str, typer.Option(help="LLaVA JSON, for stage 2; without it, stage 1 alone.")] = "",
-    image_root: Annotated[str, typer.Option(help="What its images are relative to.")] = "",
-    seeds: Annotated[int | None, typer.Option(help="Each cell is trained so often (3).", min=1)] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of stage 1, where a cell does not say.", min=1)] = None,
-    limit: Annotated[int | None, typer.Option(help="Images that the analyses look at.", min=1)] = None,
+    data: Annotated[str, typer.Option(help="LLaVA JSON for stage 2; without it, only stage 1 is trained.")] = "",
+    image_root: Annotated[str, typer.Option(help="Folder that paths in the LLaVA JSON are relative to.")] = "",
+    seeds: Annotated[int | None, typer.Option(help="How often each cell is trained (3).", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of stage 1, for cells that don't set them.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="How many images the analyses use.", min=1)] = None,
     engine: EngineOption = "local",
     address: Annotated[str, typer.Option(help="Ray cluster to use; empty starts Ray on this machine.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """A grid of trainings over the same shards, each with every seed, each measured; one table at the end.
+    """Train a grid of cells on the same shards, each with every seed, and measure each; print one table at the end.
 
-    With --engine ray the trainings run side by side, and --out must be a folder that all nodes share. The same command
-    goes on where it was stopped. A training that fails is a gap in the table and exit code 1; it is tried again then.
+    With --engine ray the trainings run side by side, and --out must be a folder that all nodes share. Run the same
+    command again to continue. A training that fails is a gap in the table and exit code 1; the next run tries it again.
 
     Examples:
 

@@ -10,19 +10,9 @@ from rich.table import Table
 
 from pad_pipeline.console import console, note
 from pad_pipeline.errors import UserError
-from pad_pipeline.workflows.commands.common import (
-    INPUT,
-    MODELS,
-    RUN,
-    Models,
-    counted,
-    finish,
-    option,
-    preload,
-    print_json,
-)
-from pad_pipeline.workflows.commands.options import Given
-from pad_pipeline.workflows.commands.runs import build_options, changed_view, import_options, run_options, view_options
+from pad_pipeline.workflows.commands import runs
+from pad_pipeline.workflows.commands.common import INPUT, MODELS, RUN, Models, counted, print_json
+from pad_pipeline.workflows.commands.options import Given, option
 
 
 def build(
@@ -32,26 +22,26 @@ def build(
         option(
             INPUT,
             "A folder; a LLaVA JSON; a list of paths or URLs (.parquet, .csv, .tsv, .jsonl); WebDataset tars "
-            "('tars/*.tar'); or PAD shards. Local, or a URL (https://, s3://, gs://, hf://).",
+            "('tars/*.tar'); or PAD shards. On this machine, or a URL (https://, s3://, gs://, hf://).",
         ),
     ],
     image_root: Annotated[
-        str | None, option(INPUT, "What paths in a JSON or a list are relative to; by default the folder it lies in.")
+        str | None, option(INPUT, "Folder that paths in a JSON or a list are relative to; by default the file's.")
     ] = None,
     columns: Annotated[
-        str, option(INPUT, "Columns of a list whose names can't be guessed: image=jpg_url,caption=alt,id=n.")
+        str, option(INPUT, "Columns of a list, if their names can't be guessed: image=jpg_url,caption=alt,id=n.")
     ] = "",
     models: Models = "paper",
     tag_list: Annotated[
-        str, option(MODELS, "Your own text file with the tagger's labels, one a line, instead of upstream's.")
+        str, option(MODELS, "Your own text file with the tagger's labels, one a line, instead of the official.")
     ] = "",
     tag_thresholds: Annotated[
-        str, option(MODELS, "Your own text file with a probability for each of them, one a line.")
+        str, option(MODELS, "Your own text file with a probability for each label of the tagger, one a line.")
     ] = "",
-    view: Annotated[Given, view_options],
-    run: Annotated[Given, build_options],
+    view: Annotated[Given, runs.VIEW_OPTIONS],
+    run: Annotated[Given, runs.BUILD_OPTIONS],
     dry_run: Annotated[
-        bool, option(RUN, "Plan, annotate 16 images, and say what the whole would take.", "--dry-run")
+        bool, option(RUN, "Plan the run, annotate 16 images, and print the time and storage of the whole.", "--dry-run")
     ] = False,
 ) -> None:
     """Annotate images and write patch-aligned shards.
@@ -69,28 +59,24 @@ def build(
 
       pad build --images photos/ --out shards/ --retry-failed
     """
-    options = run_options(run)
-    if dry_run and (options.fork or options.retry_failed):
-        rule = "it looks at a build from its beginning, and writes nothing"
-        raise UserError("--dry-run", "with --fork or --retry-failed", rule, "leave one of them out")
-    if not dry_run:
-        preload(options)
+    if dry_run and (run.get("fork") or run["retry_failed"]):
+        rule = "it estimates a build from its beginning, so it goes with neither `fork` nor `retry_failed`"
+        raise UserError("dry_run", dry_run, rule, "leave one of them out")
+    options = runs.run_options(run, preload=not dry_run)
     from pad_pipeline.sources.open import open_source
 
-    source = open_source(images, image_root, _columns(columns))  # a wrong path is told before seconds of imports
+    source = open_source(images, image_root, _columns(columns))  # reports a wrong path before seconds of imports
     if models == "miniature":
         from pad_pipeline.miniature.files import is_drawn
 
         if not is_drawn(Path(images)):
-            text = (
-                "note: the miniature knows drawn scenes only (pad miniature draw); of photographs it says nothing true."
-            )
-            note(text, "yellow")
+            known = "note: the miniature knows drawn scenes only (pad miniature draw)"
+            note(f"{known}; of photographs it says nothing true.", "yellow")
     from pad_pipeline.workflows.models.settings import load_models, with_tags
     from pad_pipeline.workflows.runs import build as workflow
 
     chosen = with_tags(load_models(models), tag_list, tag_thresholds)
-    chosen_view = changed_view(chosen.view, view)
+    chosen_view = runs.changed_view(chosen.view, view)
     if dry_run:
         from pad_pipeline.workflows.runs.dry_run import estimate
 
@@ -98,19 +84,19 @@ def build(
         print_json(dataclasses.asdict(found)) if run["as_json"] else _show_estimate(found)
         return
     totals = workflow.build(source, run["out"], chosen, chosen_view, options)
-    finish(totals, run, dict(source.counts))
+    runs.finish(totals, run, dict(source.counts))
 
 
 def import_coco(
     *,
     annotations: Annotated[Path, option(INPUT, "COCO instances.json: polygons, RLE, crowds.")],
-    images: Annotated[str, option(INPUT, "Folder or URL that file_name is relative to.")],
+    images: Annotated[str, option(INPUT, "Folder or URL of the images, which file_name is relative to.")],
     captions: Annotated[
         Path | None, option(INPUT, "Captions from another file: COCO captions.json, or a LLaVA JSON.")
     ] = None,
     models: Models = "paper",
-    view: Annotated[Given, view_options],
-    run: Annotated[Given, import_options],
+    view: Annotated[Given, runs.VIEW_OPTIONS],
+    run: Annotated[Given, runs.IMPORT_OPTIONS],
 ) -> None:
     """Write shards from COCO annotations: human masks as regions, categories as labels.
 
@@ -120,8 +106,7 @@ def import_coco(
 
       pad import coco --annotations instances_val2017.json --images val2017/ --out human/
     """
-    options = run_options(run)
-    preload(options)
+    options = runs.run_options(run)
     from pad_pipeline.sources.coco import CocoSource
 
     source = CocoSource(annotations, images, captions)
@@ -129,20 +114,19 @@ def import_coco(
     from pad_pipeline.workflows.runs import build as workflow
 
     settings = load_models(models)
-    chosen_view = changed_view(settings.view, view)
+    chosen_view = runs.changed_view(settings.view, view)
     totals = workflow.import_coco(source, run["out"], settings.llm, settings.decode, chosen_view, options)
-    finish(totals, run, dict(source.counts))
+    runs.finish(totals, run, dict(source.counts))
 
 
 def _columns(text: str) -> dict[str, str]:
-    """`image=url,caption=alt` as a mapping."""
+    """Return `image=url,caption=alt` as a mapping."""
     columns = {}
     for entry in filter(None, text.split(",")):
         name, equals, column = (part.strip() for part in entry.partition("="))
         if not (name and equals and column):
-            raise UserError(
-                "--columns", text, "it should be NAME=COLUMN,...", "write for instance image=url,caption=alt"
-            )
+            rule = "it should be NAME=COLUMN,..."
+            raise UserError("columns", text, rule, "write for instance image=url,caption=alt")
         columns[name] = column
     return columns
 
@@ -152,12 +136,15 @@ def _show_estimate(found: Any) -> None:
     table.add_row("images", f"{found.images:,} in {found.shards:,} shards")
     table.add_row("their files", _bytes(found.input_bytes) + " (as far as sizes are known)")
     table.add_row("annotated to measure", f"{counted(found.sampled, 'image')}, {found.failed} failed")
-    where = "one GPU" if found.on_gpu else "this CPU"
+    where, unit = ("one GPU", "GPU hours") if found.on_gpu else ("this CPU", "hours")
     for name, seconds in found.seconds.items():
         table.add_row(f"  {name}", f"{seconds:.3f} s an image")
-    table.add_row(f"all of it, one worker on {where}", f"{found.hours:,.2f} hours")
-    table.add_row("of that in the models", f"{found.gpu_hours:,.2f} {'GPU hours' if found.on_gpu else 'hours'}")
-    table.add_row("shards", f"{_bytes(found.storage_bytes)} ({_bytes(found.bytes_per_image)} an image)")
+    table.add_row(
+        f"all of it, one worker on {where}", f"{found.images * sum(found.seconds.values()) / 3600:,.2f} hours"
+    )
+    table.add_row("of that in the models", f"{found.images * found.in_models / 3600:,.2f} {unit}")
+    storage = _bytes(found.images * found.bytes_per_image)
+    table.add_row("shards", f"{storage} ({_bytes(found.bytes_per_image)} an image)")
     console.print(table)
 
 

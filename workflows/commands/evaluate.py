@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,74 +11,65 @@ from rich.table import Table
 
 from pad_pipeline.console import console, note, say
 from pad_pipeline.workflows.commands.common import AsJson, print_json
+from pad_pipeline.workflows.commands.options import Given, Options, option
 
-EvaluatedModel = Annotated[Path, typer.Option("--model", help="What pad train wrote, or another LLaVA folder.")]
-QuestionData = Annotated[Path, typer.Option("--data", help="Questions and what is true, see above.")]
-QuestionImages = Annotated[Path, typer.Option("--images", help="Folder of the images.")]
-Answers = Annotated[Path, typer.Option("--out", help="Gets answers.jsonl and scores.json; the same command goes on.")]
-Prompt = Annotated[str, typer.Option("--prompt", help="Instead of LLaVA-1.5's; {} where phrase or question goes.")]
-First = Annotated[int | None, typer.Option("--limit", help="Ask the first questions alone.", min=1)]
-Together = Annotated[int, typer.Option("--batch", help="Questions at a time; lower it if memory runs out.", min=1)]
+Model = Annotated[Path, option(None, "Folder that `pad train` wrote, or another LLaVA folder.", "--model")]
+REQUIRED = Parameter.empty
+QUESTIONS: Options = {
+    "model": (Model, REQUIRED),
+    "data": (Annotated[Path, option(None, "File with the questions and the right answers.")], REQUIRED),
+    "images": (Annotated[Path, option(None, "Folder of the images.")], REQUIRED),
+    "out": (Annotated[Path, option(None, "Folder for answers.jsonl and scores.json; rerun to continue.")], REQUIRED),
+    "prompt": (Annotated[str, option(None, "Prompt; {} stands for the phrase or question (LLaVA-1.5's).")], ""),
+    "limit": (Annotated[int | None, option(None, "Ask only so many questions, the first ones.", min=1)], None),
+    "batch": (Annotated[int, option(None, "Questions at a time; lower it if memory runs out.", min=1)], 16),
+    "as_json": (AsJson, False),
+}
+"""The options of the three evaluations."""
 
 
-def evaluate_rec(
-    model: EvaluatedModel, data: QuestionData, images: QuestionImages, out: Answers,
-    prompt: Prompt = "", limit: First = None, batch: Together = 16, as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """Boxes of referring expressions, in both frames in use: of the original image (lmms-eval), of the padded square
-    (LLaVA).
+def evaluate_rec(*, questions: Annotated[Given, QUESTIONS]) -> None:
+    """Score a model's boxes for referring expressions, as shares of the original image and of the padded square.
 
-    The data is RefCOCO, RefCOCO+ or RefCOCOg as MDETR's JSON or as a JSONL of {image, sent, bbox, width, height}.
+    lmms-eval takes boxes for shares of the original image, LLaVA for shares of the padded square. The data is RefCOCO,
+    RefCOCO+ or RefCOCOg as MDETR's JSON or as a JSONL of {image, sent, bbox, width, height}.
 
     Example:
 
       pad evaluate rec --model two/ --data refcoco_val.jsonl --images train2014/ --out rec/
     """
-    _evaluate("rec", model, data, images, out, prompt, limit, batch, as_json)
+    _evaluate("rec", **questions)
 
 
-def evaluate_captions(
-    model: EvaluatedModel, data: QuestionData, images: QuestionImages, out: Answers,
-    prompt: Prompt = "", limit: First = None, batch: Together = 16, as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """Captions of COCO's captions JSON or of a LLaVA JSON: BLEU, ROUGE-L, CIDEr, and with Java METEOR and SPICE.
+def evaluate_captions(*, questions: Annotated[Given, QUESTIONS]) -> None:
+    """Score a model's captions with BLEU, ROUGE-L and CIDEr, and if Java is installed with METEOR and SPICE.
+
+    The data is COCO's captions JSON or a LLaVA JSON.
 
     Example:
 
       pad evaluate captions --model two/ --data captions_val2017.json --images val2017/ --limit 500 --out captions/
     """
-    _evaluate("captions", model, data, images, out, prompt, limit, batch, as_json)
+    _evaluate("captions", **questions)
 
 
-def evaluate_vqa(
-    model: EvaluatedModel, data: QuestionData, images: QuestionImages, out: Answers,
-    prompt: Prompt = "", limit: First = None, batch: Together = 16, as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """Questions of a JSONL of {image, text, answer}, where answer may be a list: exact matches, whatever their case and
-    articles.
+def evaluate_vqa(*, questions: Annotated[Given, QUESTIONS]) -> None:
+    """Score a model's answers to questions by exact match, without regard to case and articles.
+
+    The data is a JSONL of {image, text, answer}, where answer may be a list of right answers.
 
     Example:
 
       pad evaluate vqa --model two/ --data questions.jsonl --images val2014/ --out vqa/
     """
-    _evaluate("vqa", model, data, images, out, prompt, limit, batch, as_json)
+    _evaluate("vqa", **questions)
 
 
-def _evaluate(
-    what: str,
-    model: Path,
-    data: Path,
-    images: Path,
-    out: Path,
-    prompt: str,
-    limit: int | None,
-    batch: int,
-    as_json: bool,
-) -> None:
+def _evaluate(what: str, *, as_json: bool, prompt: str, **questions: Any) -> None:
     from pad_pipeline.workflows.learning import ask as workflow
 
-    more = {"prompt": prompt} if prompt else {}
-    _print_scores(what, workflow.EVALUATIONS[what](model, data, images, out, limit=limit, batch=batch, **more), as_json)
+    questions |= {"prompt": prompt} if prompt else {}
+    _print_scores(what, workflow.EVALUATIONS[what](**questions), as_json)
 
 
 def _print_scores(title: str, found: dict[str, Any], as_json: bool) -> None:
@@ -93,16 +85,17 @@ def _print_scores(title: str, found: dict[str, Any], as_json: bool) -> None:
 
 
 def evaluate_lmms(
-    model: EvaluatedModel,
+    model: Model,
     out: Annotated[Path, typer.Option(help="Folder for what lmms-eval writes; results in it are shown.")],
-    tasks: Annotated[str, typer.Option(help="By lmms-eval's names; empty for the paper's.")] = "",
-    processes: Annotated[int, typer.Option(help="GPUs.", min=1)] = 1,
+    tasks: Annotated[str, typer.Option(help="Tasks by lmms-eval's names; empty for the paper's.")] = "",
+    processes: Annotated[int, typer.Option(help="Processes, one for each GPU.", min=1)] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """The standard benchmarks (GQA, ScienceQA, VizWiz, OK-VQA, MMMU, MM-Vet, MMBench, MME) through lmms-eval.
+    """Run the standard benchmarks (GQA, ScienceQA, VizWiz, OK-VQA, MMMU, MM-Vet, MMBench, MME) with lmms-eval.
 
-    Checks the exported folder first: a processor that crops where the training padded costs points in silence. Where
-    lmms-eval is not installed, its exact command is printed. Without --tasks, results that are there already are shown.
+    The exported folder is checked first: a processor that crops where the training padded costs points without a
+    message. If lmms-eval is not installed, its exact command is printed. Without --tasks, results that are there
+    already are shown.
 
     Example:
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ ExportOut = Annotated[
 
 
 def export_coco(shards: Shards, out: ExportOut) -> None:
-    """COCO's instances.json with masks as RLE, and the images in images/. `pad import coco` takes it back.
+    """Write COCO's instances.json with masks as RLE, and the images into images/. `pad import coco` reads them.
 
     Example:
 
@@ -31,7 +32,7 @@ def export_coco(shards: Shards, out: ExportOut) -> None:
 
 
 def export_fiftyone(shards: Shards, out: ExportOut) -> None:
-    """A folder that FiftyOne opens as a COCODetectionDataset, with labels.json and the images in data/.
+    """Write a folder that FiftyOne opens as a COCODetectionDataset: labels.json, and the images in data/.
 
     Example:
 
@@ -44,7 +45,7 @@ def export_fiftyone(shards: Shards, out: ExportOut) -> None:
 
 
 def export_parquet(shards: Shards, out: ExportOut) -> None:
-    """regions.parquet, a row for each region: label, scores, box, area, RLE, and the image that it is in.
+    """Write regions.parquet, with a row for each region: label, scores, box, area, RLE, and its image.
 
     Example:
 
@@ -58,18 +59,18 @@ def export_parquet(shards: Shards, out: ExportOut) -> None:
 def export_hub(
     shards: Shards,
     out: ExportOut,
-    name: Annotated[str, typer.Option(help="The dataset's name, on its card.")] = "Patch-Aligned Dataset",
+    name: Annotated[str, typer.Option(help="Name of the dataset on its card.")] = "Patch-Aligned Dataset",
     license: Annotated[
-        str, typer.Option("--license", help="Of the images, as the hub calls it: cc-by-4.0, other, ...")
+        str, typer.Option("--license", help="License of the images, as the hub names it: cc-by-4.0, other, ...")
     ] = "other",
     repository: Annotated[
-        str, typer.Option("--push", help="Upload to this repository, OWNER/NAME; else nothing leaves.")
+        str, typer.Option("--push", help="Upload to this repository, OWNER/NAME; without it, nothing is uploaded.")
     ] = "",
-    private: Annotated[bool, typer.Option("--private", help="Make a new repository a private one.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
 ) -> None:
-    """A dataset repository of the Hugging Face hub: the shards, and a card with statistics, models and provenance.
+    """Write a dataset for the Hugging Face hub: the shards, and a card with statistics, models and provenance.
 
-    Nothing is uploaded without --push. run.json and plan.parquet go along, with the paths that the build was given.
+    Nothing is uploaded without --push. The dataset includes run.json and plan.parquet, and so the paths of the build.
 
     Examples:
 
@@ -77,8 +78,6 @@ def export_hub(
 
       pad export hub shards/ --out hub/ --push me/my-pad --private
     """
-    from functools import partial
-
     from pad_pipeline.exports import hub
     from pad_pipeline.exports.card import REPOSITORY
     from pad_pipeline.workflows.models.catalog import LICENSES
@@ -95,14 +94,14 @@ def _export(kind: str, where: str, out: str, write: Callable[[Any, Any], Iterato
     from pad_pipeline.storage import is_url
 
     if not out or is_url(out):
-        raise UserError("--out", out, "an export is written to a disk", "name a folder on this machine, then copy it")
+        raise UserError("out", out, "an export is written to a disk", "name a folder on this machine, then copy it")
     shards = open_shards(where)
     counts: Counter[str] = Counter()
     steps = write(shards, Target(Path(out), kind))
     try:
-        for counts in track(steps, "writing", len(shards.names)):  # noqa: B007 (the last is what is wanted)
+        for counts in track(steps, "writing", len(shards.names)):  # noqa: B007 (the last counts are the totals)
             pass
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:  # shards come from anywhere
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:  # shards may come from anywhere
         rule = f"what a shard says of an image is not of pad's format ({type(error).__name__}: {str(error)[:200]})"
         raise UserError("shards", where, rule, "see `pad verify --deep`; export the shards that pad wrote") from error
     left = {what: number for what, number in counts.items() if what not in ("images", "regions")}

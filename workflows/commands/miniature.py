@@ -12,13 +12,13 @@ from pad_pipeline.workflows.commands.common import AsJson, EngineOption, counted
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo-out"),
+    out: Annotated[Path, typer.Option(help="Folder for everything that the demo writes.")] = Path("demo-out"),
     scenes: Annotated[int, typer.Option(help="How many scenes to draw.", min=2)] = 200,
-    steps: Annotated[int, typer.Option(help="Of each of the two trainings.", min=1)] = 100,
+    steps: Annotated[int, typer.Option(help="Steps of each of the two trainings.", min=1)] = 100,
     engine: EngineOption = "ray",
     as_json: AsJson = False,
 ) -> None:
-    """See it work, without network: annotate drawn scenes, score them, train a projector with and without patch loss.
+    """Annotate drawn scenes, score them, and train a projector with and without patch loss; it needs no network.
 
     Example:
 
@@ -32,9 +32,9 @@ def demo(
 
 
 def miniature_draw(
-    count: Annotated[int, typer.Option(help="How many scenes.", min=1, max=100_000)],
-    out: Annotated[Path, typer.Option(help="Folder: new, empty, or drawn scenes to draw over.")],
-    seed: Annotated[int, typer.Option(help="Of the world: each has its own scenes.", min=0, max=999_999)] = 0,
+    count: Annotated[int, typer.Option(help="How many scenes to draw.", min=1, max=100_000)],
+    out: Annotated[Path, typer.Option(help="Folder to write into: new, empty, or drawn scenes to overwrite.")],
+    seed: Annotated[int, typer.Option(help="Seed of the world; each seed has its own scenes.", min=0, max=999_999)] = 0,
 ) -> None:
     """Draw scenes: images, LLaVA JSON for both stages, exact masks as COCO JSON, referring expressions.
 
@@ -50,11 +50,17 @@ def miniature_draw(
 
 def miniature_evaluate(
     out: Annotated[Path, typer.Option(help="New folder for scenes, shards, projectors and evaluation.json.")],
-    scenes: Annotated[int, typer.Option(help="Scenes to annotate and score.", min=2, max=100_000)] = 500,
-    seeds: Annotated[int, typer.Option(help="Pairs of projectors, with and without patch loss.", min=0)] = 3,
-    steps: Annotated[int, typer.Option(help="Of each projector's training.", min=1)] = 100,
-    models: Annotated[str, typer.Option(help="`miniature`, or the TOML of models for the same labels.")] = "miniature",
-    vision: Annotated[str, typer.Option(help="The CLIP that goes with them: `miniature` or a folder.")] = "miniature",
+    scenes: Annotated[int, typer.Option(help="How many scenes to annotate and score.", min=2, max=100_000)] = 500,
+    seeds: Annotated[
+        int, typer.Option(help="How many pairs of projectors to train, with and without patch loss.", min=0)
+    ] = 3,
+    steps: Annotated[int, typer.Option(help="Steps of each projector's training.", min=1)] = 100,
+    models: Annotated[
+        str, typer.Option(help="`miniature`, or a TOML file of models for the same labels.")
+    ] = "miniature",
+    vision: Annotated[
+        str, typer.Option(help="The CLIP that goes with the models: `miniature`, or a folder.")
+    ] = "miniature",
     engine: EngineOption = "local",
     as_json: AsJson = False,
 ) -> None:

@@ -15,10 +15,12 @@ ModelsArgument = Annotated[str, typer.Argument(help="`paper`, `plus`, `miniature
 
 
 def models_list(
-    models: Annotated[str, typer.Argument(help="`paper`, `plus`, `miniature`, or a TOML file; all presets.")] = "",
+    models: Annotated[
+        str, typer.Argument(help="`paper`, `plus`, `miniature`, or a TOML file; without it, all presets.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Print the files of each choice of models, how large they are, whether their hash is pinned, where they lie here.
+    """List the files of each choice of models: size, pinned hash, and where they lie on this machine.
 
     Example:
 
@@ -55,7 +57,7 @@ def models_list(
 
 
 def models_fetch(context: typer.Context, models: ModelsArgument = "paper", as_json: AsJson = False) -> None:
-    """Fetch every file of a choice of models into the caches, check hashes, convert once; then no build waits for it.
+    """Fetch every file of a choice of models into the caches, check its hash, and convert it, so that no build waits.
 
     Example:
 
@@ -75,8 +77,9 @@ def models_fetch(context: typer.Context, models: ModelsArgument = "paper", as_js
 
 
 def models_check(context: typer.Context, models: ModelsArgument = "paper", as_json: AsJson = False) -> None:
-    """Read every file of a choice of models as a build would: hashes, tensors, tag list, tokenizer. Nothing is fetched.
-    Exit code 1 names what is missing or wrong.
+    """Read every file of a choice of models as a build would: hashes, tensors, tag list, tokenizer.
+
+    Nothing is fetched. The exit code is 1 if a file is missing or wrong.
 
     Example:
 

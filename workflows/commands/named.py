@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from typing import Any
 
 import typer
@@ -25,6 +26,8 @@ class Command(TyperCommand):
         try:
             return super().invoke(ctx)
         except UserError as error:
+            if ctx.find_root().params["verbose"]:
+                traceback.print_exc()
             name_options(error, ctx)
             raise
 
@@ -43,7 +46,7 @@ def in_options(text: str, context: typer.Context) -> str:
 
 
 def _shown(command: Any) -> dict[str, str]:
-    """What each parameter of a command is called on the command line; of a group, the options of all its commands."""
+    """Return how the command line names each parameter of a command; of a group, the options of all its commands."""
     if isinstance(command, TyperGroup):
         inner = [entry for one in command.commands.values() for entry in _shown(one).items()]
         return {name: option for name, option in inner if option.startswith("--")}

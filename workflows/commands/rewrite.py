@@ -3,60 +3,50 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
+from pad_pipeline.choices import Status
 from pad_pipeline.errors import UserError
-from pad_pipeline.workflows.commands.common import INPUT, MODELS, Shards, finish, option, preload
-from pad_pipeline.workflows.commands.options import Given, Options, options
-from pad_pipeline.workflows.commands.runs import changed_view, rewrite_options, run_options, view_options
+from pad_pipeline.sources.selection import Selection
+from pad_pipeline.stages.edit_settings import EditSettings
+from pad_pipeline.workflows.commands.common import INPUT, MODELS, Shards
+from pad_pipeline.workflows.commands.options import Given, option, options
+from pad_pipeline.workflows.commands.runs import OLD_VIEW_OPTIONS, REWRITE_OPTIONS, changed_view, finish, run_options
 
 if TYPE_CHECKING:
     from pad_pipeline.sources.stored import StoredSource
-    from pad_pipeline.stages.edit_settings import EditSettings
 
 REGIONS = "Regions"
 Llm = Annotated[
     str,
     option(MODELS, "LLM whose word embeddings the labels get: folder, hub name, or `miniature`; as before."),
 ]
-old_view_options = partial(view_options, "as before")
-
-
-def edit_options() -> Options:
-    """Which regions stay, and how they are called; the lists are files."""
-    from pad_pipeline.stages.edit_settings import EditSettings
-
-    numbers = options(EditSettings, REGIONS, "min_score min_predicted_iou nms_iou nms_iou_across_labels")
-    return numbers | options(EditSettings, REGIONS, "label_map keep_labels drop_labels", Path, unset="")
-
-
-def selection_options() -> Options:
-    """Which images are taken."""
-    from pad_pipeline.choices import Status
-    from pad_pipeline.sources.selection import Selection
-
-    one = StrEnum("Status", get_args(Status))  # type: ignore[misc]  # typer knows no list of a Literal
-    return (
-        options(Selection, INPUT, "statuses=status", list[one], unset="")
-        | options(Selection, INPUT, "labels=label", list[str], unset="")
-        | options(Selection, INPUT, "ids", Path, unset="")
-        | options(Selection, INPUT, "min_regions min_edge")
-    )
+EDIT_OPTIONS = options(EditSettings, REGIONS, "min_score min_predicted_iou nms_iou nms_iou_across_labels") | options(
+    EditSettings, REGIONS, "label_map keep_labels drop_labels", Path, unset=""
+)
+"""Which regions stay, and how they are called; the lists are files."""
+_Status = StrEnum("Status", get_args(Status))  # type: ignore[misc]  # typer knows no list of a Literal
+SELECTION_OPTIONS = (
+    options(Selection, INPUT, "statuses=status", list[_Status], unset="")
+    | options(Selection, INPUT, "labels=label", list[str], unset="")
+    | options(Selection, INPUT, "ids", Path, unset="")
+    | options(Selection, INPUT, "min_regions min_edge")
+)
+"""Which images are taken."""
 
 
 def retarget(
     *,
     shards: Shards,
-    view: Annotated[Given, old_view_options],
+    view: Annotated[Given, OLD_VIEW_OPTIONS],
     llm: Llm = "",
-    edits: Annotated[Given, edit_options],
-    run: Annotated[Given, rewrite_options],
+    edits: Annotated[Given, EDIT_OPTIONS],
+    run: Annotated[Given, REWRITE_OPTIONS],
 ) -> None:
-    """Write shards anew for another view, patch grid or LLM, or with fewer or renamed regions; no model runs.
+    """Write shards again for another view, patch grid or LLM, or with fewer or renamed regions; no model runs.
 
     Masks are stored at full size and everything found has its score, so this takes minutes where a build takes days.
     Run the same command again to continue.
@@ -70,7 +60,6 @@ def retarget(
       pad retarget shards/ --min-score 0.35 --drop-labels vague.txt --out sure/
     """
     from pad_pipeline.sources.stored import StoredSource
-    from pad_pipeline.stages.edit_settings import EditSettings
 
     lists = {name: _lines(name, edits[name]) for name in ("keep_labels", "drop_labels") if name in edits}
     names = {"label_map": _mapping(edits["label_map"])} if "label_map" in edits else {}
@@ -78,13 +67,13 @@ def retarget(
     _rewrite(StoredSource([shards]), run, view, llm, chosen)
 
 
-def filter_shards(
+def apply_filter(
     *,
     shards: Shards,
-    selection: Annotated[Given, selection_options],
-    run: Annotated[Given, rewrite_options],
+    selection: Annotated[Given, SELECTION_OPTIONS],
+    run: Annotated[Given, REWRITE_OPTIONS],
 ) -> None:
-    """Write shards with some of the images alone, each as it was.
+    """Write shards with some of the images only, each as it was.
 
     Examples:
 
@@ -92,28 +81,28 @@ def filter_shards(
 
       pad filter shards/ --label dog --label cat --out pets/
     """
-    from pad_pipeline.sources.selection import Selection
     from pad_pipeline.sources.stored import StoredSource
 
     ids = {"ids": _lines("ids", selection["ids"])} if "ids" in selection else {}
     chosen = Selection(**selection | ids)
     if chosen == Selection():
-        rule = "nothing is said about which images are wanted"
-        raise UserError("filter", shards, rule, "give --status, --label, --ids, --min-regions or --min-edge")
-    wanted = "failed" in chosen.statuses
-    _rewrite(StoredSource([shards], chosen), run, failed_wanted=wanted)
+        rule = "no option says which images to take"
+        raise UserError("shards", shards, rule, "give `statuses`, `labels`, `ids`, `min_regions` or `min_edge`")
+    _rewrite(StoredSource([shards], chosen), run, failed_wanted="failed" in chosen.statuses)
 
 
 def merge(
     *,
-    shards: Annotated[list[str], typer.Argument(help="Folders or URLs of shards, in the order that is wanted.")],
-    view: Annotated[Given, old_view_options],
+    shards: Annotated[
+        list[str], typer.Argument(help="Folders or URLs of shards, in the order that their images will have.")
+    ],
+    view: Annotated[Given, OLD_VIEW_OPTIONS],
     llm: Llm = "",
-    run: Annotated[Given, rewrite_options],
+    run: Annotated[Given, REWRITE_OPTIONS],
 ) -> None:
-    """Write the images of several runs into one. Where ids are repeated, each image keeps a key of its own.
+    """Write the images of several runs into one. If ids repeat, each image still has its own key.
 
-    Runs of different views or LLMs are brought to one that is named.
+    If the runs differ in view or LLM, name the one that all images get.
 
     Example:
 
@@ -134,7 +123,6 @@ def _rewrite(
 ) -> None:
     first = source.runs[0].run
     options = run_options({"shard_size": max(first.shard_size, 1)} | run)
-    preload(options)
     from pad_pipeline.labels import LabelSettings
     from pad_pipeline.miniature.shipped import resolve
     from pad_pipeline.workflows.runs.rewrite import rewrite
@@ -149,22 +137,21 @@ def _rewrite(
 
 
 def _lines(name: str, path: Path) -> list[str]:
-    """The lines of a text file, each once, in order of the alphabet."""
-    option = f"--{name.replace('_', '-')}"
+    """Return the lines of a text file, each once, sorted."""
     try:
         lines = sorted({line.strip() for line in path.read_text("utf-8-sig").splitlines()} - {""})
     except (OSError, UnicodeDecodeError) as error:
         rule = f"it can't be read ({getattr(error, 'strerror', None) or type(error).__name__})"
-        raise UserError(option, path, rule, "give a text file with one entry a line") from error
+        raise UserError(name, path, rule, "give a text file with one entry a line") from error
     if not lines:
-        raise UserError(option, path, "there is nothing in it", "give a text file with one entry a line")
+        raise UserError(name, path, "there is nothing in it", "give a text file with one entry a line")
     return lines
 
 
 def _mapping(path: Path) -> dict[str, str]:
     from pad_pipeline.sources.base import read_json
 
-    found = read_json("--label-map", path)
+    found = read_json("label_map", path)
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
-        raise UserError("--label-map", path, "it should be an object of texts", 'write {"puppy": "dog", "blur": ""}')
+        raise UserError("label_map", path, "it should be an object of texts", 'write {"puppy": "dog", "blur": ""}')
     return found

@@ -3,89 +3,71 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import typer
+
+from pad_pipeline.console import errors, note, say
 from pad_pipeline.errors import UserError
-from pad_pipeline.workflows.commands.common import CLUSTER, INPUT, RUN, VIEW, AsJson, option
-from pad_pipeline.workflows.commands.options import Given, Options, options
+from pad_pipeline.geometry import View
+from pad_pipeline.workflows.commands.common import CLUSTER, INPUT, RUN, VIEW, AsJson, counted, plain, print_json
+from pad_pipeline.workflows.commands.options import Given, option, options
+from pad_pipeline.workflows.runs.options import RunOptions, failures_allowed
 
 ISOLATED = True
 """Whether the engine `local` of a command works in a child process; tests that need none switch it off."""
 
-if TYPE_CHECKING:
-    from pad_pipeline.geometry import View
-    from pad_pipeline.workflows.runs.options import RunOptions
-
-
-def view_options(unset: str = "as the models have it") -> Options:
-    """The options of a view; what isn't given is as the models, or the shards, have it."""
-    from pad_pipeline.geometry import View
-
-    return options(View, VIEW, "fit size=view-size patch", unset=unset)
+_OUT = option(RUN, "Folder or URL (s3://, gs://) to write into: new, empty, or an earlier run to continue.")
+_MAX_FAILED = option(RUN, "Exit with 1 if more images failed, in all: a count, or a share such as 5%.")
+REWRITE_OPTIONS = (
+    {"out": (Annotated[str, _OUT], inspect.Parameter.empty)}
+    | options(RunOptions, RUN, "limit")
+    | options(RunOptions, RUN, "shard_size", unset="as before")
+    | {"max_failed": (Annotated[str, _MAX_FAILED], "100%")}
+    | options(RunOptions, RUN, "breaker accept_changed_code")
+    | options(RunOptions, CLUSTER, "engine address workers")
+    | {"as_json": (AsJson, False)}
+)
+"""The options of `pad retarget`, `pad filter` and `pad merge`."""
+IMPORT_OPTIONS = (
+    REWRITE_OPTIONS
+    | options(RunOptions, RUN, "shard_size depth=fingerprint retry_failed")
+    | options(RunOptions, RUN, "fork", str)
+)
+"""The options of a run that reads images, too."""
+BUILD_OPTIONS = (
+    options(RunOptions, INPUT, "redo_from")
+    | IMPORT_OPTIONS
+    | options(RunOptions, CLUSTER, "engine", default="ray")
+    | options(RunOptions, CLUSTER, "threads")
+)
+"""The options of a run that annotates, too."""
+VIEW_OPTIONS = options(View, VIEW, "fit size=view-size patch", unset="as the models have it")
+OLD_VIEW_OPTIONS = options(View, VIEW, "fit size=view-size patch", unset="as before")
 
 
 def changed_view(view: View, given: Given) -> View:
-    """A view with what was given of another.
+    """Return a view with the values that were given of another.
 
     Raises:
         UserError: there is no such view.
     """
     chosen = view.model_dump() | given
     try:
-        return type(view)(**chosen)
+        return View(**chosen)
     except ValueError as error:
         rule = error.errors()[0]["msg"].removeprefix("Value error, ")  # type: ignore[attr-defined]
         raise UserError("size", chosen["size"], rule, "correct it, or `patch`") from error
 
 
-def rewrite_options() -> Options:
-    """The options of `pad retarget`, `pad filter` and `pad merge`."""
-    from pad_pipeline.workflows.runs.options import RunOptions
+def run_options(given: Given, preload: bool = True) -> RunOptions:
+    """Return the options of a run, checked against each other.
 
-    out = option(RUN, "Folder or URL (s3://, gs://) to write into: new, empty, or an earlier run to continue.")
-    max_failed = option(RUN, "Exit with 1 where more images failed, in all: a count, or a share such as 5%.")
-    return (
-        {"out": (Annotated[str, out], inspect.Parameter.empty)}
-        | options(RunOptions, RUN, "limit")
-        | options(RunOptions, RUN, "shard_size", unset="as before")
-        | {"max_failed": (Annotated[str, max_failed], "100%")}
-        | options(RunOptions, RUN, "breaker accept_changed_code")
-        | options(RunOptions, CLUSTER, "engine address workers")
-        | {"as_json": (AsJson, False)}
-    )
-
-
-def import_options() -> Options:
-    """The options of a run that reads images, too."""
-    from pad_pipeline.workflows.runs.options import RunOptions
-
-    return (
-        rewrite_options()
-        | options(RunOptions, RUN, "shard_size depth=fingerprint retry_failed")
-        | options(RunOptions, RUN, "fork", str)
-    )
-
-
-def build_options() -> Options:
-    """The options of a run that annotates, too."""
-    from pad_pipeline.workflows.runs.options import RunOptions
-
-    return (
-        options(RunOptions, INPUT, "redo_from")
-        | import_options()
-        | options(RunOptions, CLUSTER, "engine", default="ray")
-        | options(RunOptions, CLUSTER, "threads")
-    )
-
-
-def run_options(given: Given) -> RunOptions:
-    """The options of a run, checked against each other.
+    With `preload`, the child process of an isolated run starts now, so that it imports while this process plans.
 
     Raises:
         UserError: two of them contradict each other, or `max_failed` is neither a count nor a share.
     """
-    from pad_pipeline.workflows.runs.options import RunOptions, failures_allowed
-
     failures_allowed(given["max_failed"], 0)
     if given.get("fork") and given.get("retry_failed"):
         rule = "it makes a new run, and `retry_failed` works on one"
@@ -94,4 +76,38 @@ def run_options(given: Given) -> RunOptions:
         if given[name] and given["engine"] == "local":
             raise UserError(name, given[name], "it goes with `engine` ray", "leave it out, or use `engine` ray")
     chosen = {name: value for name, value in given.items() if name in RunOptions.model_fields}
-    return RunOptions(**chosen, isolated=ISOLATED)
+    options = RunOptions(**chosen, isolated=ISOLATED)
+    if preload and options.engine == "local" and options.isolated:
+        from pad_pipeline.workflows.engine.child import Child
+
+        Child.preload("pad_pipeline.workflows.runs.chains")
+    return options
+
+
+def finish(totals: dict[str, int], run: Given, counts: dict[str, int], source: str = "images") -> None:
+    """Print the counts of a run, and of what its source left out; exit with code 1 if more images failed than may.
+
+    Raises:
+        UserError: all images failed, which the parameter `source` named. If it is empty, all of them may fail.
+    """
+    out, as_json, max_failed = run.get("fork") or run["out"], run["as_json"], run["max_failed"]
+    if as_json:
+        print_json({"out": out, **totals, "left_out": counts})
+    else:
+        for what, number in counts.items():
+            say(plain(f"{number} {what}"))
+    say_total = note if as_json else say
+    say_total(
+        f"{counted(totals['images'], 'image')} in {out}: {totals['ok']} ok, {totals['empty']} empty, "
+        f"{totals['failed']} failed; {counted(totals['regions'], 'region')}."
+    )
+    if totals["failed"]:
+        say_total(f"`pad stats {out}` says why images failed.")
+    if source and totals["failed"] == totals["images"]:
+        raise UserError(source, counted(totals["images"], "image"), "every one of them failed", f"see pad stats {out}")
+    allowed = failures_allowed(max_failed, totals["images"])
+    if totals["failed"] > allowed:
+        failed = f"{totals['failed']} of {counted(totals['images'], 'image')} failed"
+        errors.quiet = False  # it is what ends the command
+        note(f"{failed}; --max-failed {max_failed} allows {allowed}. `pad stats {out}` says why.", "red")
+        raise typer.Exit(1)

@@ -14,12 +14,13 @@ from pad_pipeline.workflows.commands.common import AsJson, Shards, counted, plai
 def verify(
     shards: Shards,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Decode every image and mask too, and compute each coverage anew.")
+        bool, typer.Option("--deep", help="Decode every image and mask too, and compute each coverage again.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check a run: every planned image in exactly one place, every byte the one that was written. Exit code 1 names
-    what is wrong.
+    """Check that every planned image is in exactly one place, and that every byte is as it was written.
+
+    The exit code is 1 if something is wrong; each problem is printed.
 
     Examples:
 
@@ -44,8 +45,7 @@ def verify(
         raise typer.Exit(1 if wrong else 0)
     if wrong:
         console.print(f"[red]{len(wrong)} not as it should be, of {counted(shards_planned, 'shard')}.[/red]")
-        hint = "To make a shard anew, delete its .parquet and run the command that built it again."
-        say(hint)
+        say("To make a shard again, delete its .parquet and repeat the command that built it.")
         raise typer.Exit(1)
     console.print(f"[green]Whole: {counted(shards_planned, 'shard')}.[/green]")
 

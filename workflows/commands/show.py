@@ -1,4 +1,4 @@
-"""`pad show`: what the models say of one image, drawn into it."""
+"""`pad show`: the results of the models for one image, drawn into it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 def show(
-    image: Annotated[Path, typer.Argument(help="An image, a file.")],
+    image: Annotated[Path, typer.Argument(help="The image file.")],
     models: Models = "paper",
     out: Annotated[
-        Path | None, typer.Option(help="The image to write, .png or .jpg; by default IMAGE.pad.png, beside it.")
+        Path | None, typer.Option(help="Image to write, .png or .jpg; by default IMAGE.pad.png in the same folder.")
     ] = None,
-    open_it: Annotated[bool, typer.Option("--open", help="Open what was written.")] = False,
+    open_it: Annotated[bool, typer.Option("--open", help="Open the image that was written.")] = False,
 ) -> None:
     """Annotate one image and draw what was found: boxes with scores, masks, the patch grid with coverage, tags.
 
-    The same stages as in pad build, in this process; no shard is written.
+    The stages are those of `pad build`. No shard is written.
 
     Examples:
 
@@ -38,7 +38,7 @@ def show(
     from PIL import Image
 
     target = out or image.with_name(f"{image.name}.pad.png")
-    field = "--out" if out else "IMAGE"
+    field = "out" if out else "image"
     kind = Image.registered_extensions().get(target.suffix.lower())
     if kind not in ("PNG", "JPEG"):
         raise UserError(field, target, "an image is written as PNG or JPEG", "let its name end in .png or .jpg")
@@ -46,7 +46,7 @@ def show(
         rule = "this is a folder" if target.is_dir() else "there is no such folder to write it into"
         raise UserError(field, target, rule, "name a file in a folder that is there")
     if target.exists() and image.exists() and target.samefile(image):
-        raise UserError(field, target, "this is IMAGE itself", "name another file")
+        raise UserError(field, target, "this is `image` itself", "name another file")
 
     from pad_pipeline.images import BadImage, decode
     from pad_pipeline.records import Place, SampleJson
@@ -60,20 +60,19 @@ def show(
         data = read_bytes(str(image.parent), Place(image.name), chosen.decode.max_file_bytes)
         decoded, _ = decode(data, chosen.decode)
     except BadImage as error:
-        raise UserError("IMAGE", image, str(error), "name an image that can be read") from error
+        raise UserError("image", image, str(error), "name an image that can be read") from error
     row = _annotated(image, chosen)
     assert row.coverage is not None
     meta: SampleJson = json.loads(row.to_json())
     with Folder(target.absolute().parent).commit(target.name, durable=False) as partial:
         panels(decoded, meta, row.coverage, chosen.view).save(partial, kind)
-    text = f"{counted(len(row.tags), 'tag')}, {counted(len(row.regions), 'region')}: {target}"
-    say(text)
+    say(f"{counted(len(row.tags), 'tag')}, {counted(len(row.regions), 'region')}: {target}")
     if open_it:
         typer.launch(str(target))
 
 
 def _annotated(image: Path, models: ModelSettings) -> ImageRecord:
-    """What the stages find in one image.
+    """Return one image with everything that the stages find in it.
 
     Raises:
         UserError: a model can't be had, or fails.
@@ -89,5 +88,5 @@ def _annotated(image: Path, models: ModelSettings) -> ImageRecord:
     row = ImageRecord(image.name, image.name, key="image", place=Place(image.name))
     found: ImageRecord = Chain(Link("show", steps)).run(Shard(0, [row])).rows[0]
     if found.status == "failed":
-        raise UserError("IMAGE", image, f"it failed in {found.stage}: {found.reason}", "name another image")
+        raise UserError("image", image, f"it failed in {found.stage}: {found.reason}", "name another image")
     return found

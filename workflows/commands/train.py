@@ -11,31 +11,27 @@ import typer
 
 from pad_pipeline.console import errors, say
 from pad_pipeline.errors import UserError
-from pad_pipeline.workflows.commands.common import CLUSTER, option
-from pad_pipeline.workflows.commands.options import Given, Options, options
+from pad_pipeline.training.job import Job
+from pad_pipeline.training.settings import Stage2Settings, TrainSettings
+from pad_pipeline.workflows.commands.common import CLUSTER
+from pad_pipeline.workflows.commands.options import Given, Options, option, options, setting
+from pad_pipeline.workflows.runs.options import RunOptions
 
 DATA, MODEL, TRAINING = "Data", "Model", "Training"
 NAMES = "projector batch_size micro_batch epochs steps learning_rate beta_start beta_end seed"
+JOB_OPTIONS = (
+    options(Job, DATA, "shards data image_root fit")
+    | options(Job, MODEL, "vision llm")
+    | options(Job, MODEL, "init", Path, unset="")
+    | options(Job, TRAINING, "out", Path)
+    | options(Job, TRAINING, "stage", default=1)
+    | options(Job, TRAINING, "wandb")
+)
+"""What is trained on what."""
 
 
-def job_options() -> Options:
-    """What is trained on what."""
-    from pad_pipeline.training.job import Job
-
-    return (
-        options(Job, DATA, "shards data image_root fit")
-        | options(Job, MODEL, "vision llm")
-        | options(Job, MODEL, "init", Path, unset="")
-        | options(Job, TRAINING, "out", Path)
-        | options(Job, TRAINING, "stage", default=1)
-        | options(Job, TRAINING, "wandb")
-    )
-
-
-def training_options() -> Options:
-    """Settings of the training that win over those of the file."""
-    from pad_pipeline.training.settings import Stage2Settings, TrainSettings
-
+def _training_options() -> Options:
+    """Return options that override settings of the file."""
     made: Options = {}
     for name in NAMES.split():
         first, second = (kind.model_fields[name].default for kind in (TrainSettings, Stage2Settings))
@@ -44,29 +40,23 @@ def training_options() -> Options:
     return made
 
 
-def address_option() -> Options:
-    """The Ray cluster that trains."""
-    from pad_pipeline.workflows.runs.options import RunOptions
-
-    return options(RunOptions, CLUSTER, "address")
-
-
 def train(
     *,
-    job: Annotated[Given, job_options],
+    job: Annotated[Given, JOB_OPTIONS],
     settings: Annotated[
-        Path | None, option(TRAINING, "TOML file with any setting of a training; the options below win over it.")
+        Path | None, option(TRAINING, "TOML file with any setting of a training; the options below override it.")
     ] = None,
-    training: Annotated[Given, training_options],
+    training: Annotated[Given, _training_options()],
     workers: Annotated[
-        str, option(CLUSTER, "Processes of Ray Train, as 4 or fewest-most as 2-8; empty: here, or under torchrun.")
+        str,
+        option(CLUSTER, "Processes of Ray Train, such as 4, or 2-8 for from 2 to 8; empty: here, or under torchrun."),
     ] = "",
-    address: Annotated[str, address_option] = "",
-    max_failures: Annotated[int, option(CLUSTER, "How often workers may die; -1: any number.", min=-1)] = 3,
+    address: Annotated[str, setting(RunOptions, CLUSTER, "address")] = "",
+    max_failures: Annotated[int, option(CLUSTER, "How often workers may die; -1 for any number of times.", min=-1)] = 3,
 ) -> None:
-    """Train: L = L_caption + beta(t) * L_patch. Stage 1 teaches the projector, stage 2 the LLM too.
+    """Train a projector (stage 1), or projector and LLM (stage 2), with the loss L_caption + beta(t) * L_patch.
 
-    A training that was stopped goes on when the same command is run again.
+    Run the same command again to continue a training that was stopped.
 
     Examples:
 
@@ -77,11 +67,10 @@ def train(
     """
     shards, data = job["shards"], job["data"]
     if bool(shards) == bool(data):
-        given = "both" if shards else "neither"
-        raise UserError("--shards or --data", given, "a training reads one of them", "give PAD shards or a LLaVA JSON")
+        rule = "a training reads either `shards` or `data`"
+        raise UserError("shards", shards or "none", rule, "give one of them: PAD shards, or a LLaVA JSON")
     if job["image_root"] and not data:
-        raise UserError("--image-root", job["image_root"], "it goes with --data only", "leave it out")
-    from pad_pipeline.training.job import Job
+        raise UserError("image_root", job["image_root"], "it goes with `data` only", "leave it out")
     from pad_pipeline.workflows.learning import launch as workflow
 
     chosen = workflow.train_settings(settings, training, job["stage"])
@@ -89,22 +78,23 @@ def train(
 
     paths = {"out": str(job["out"]), "init": str(job.get("init", ""))}
     parts = {"vision": resolve(job["vision"], "clip"), "llm": resolve(job["llm"], "llm")}
-    what = Job(**job | paths | parts, settings=chosen)
     if address and not workers:
-        raise UserError("--address", address, "it goes with --workers only", "say how many workers, or leave it out")
+        raise UserError("address", address, "it goes with `workers` only", "say how many workers, or leave it out")
     launch = workflow.Launch(workflow.parse_workers(workers) if workers else (0, 0), address, max_failures)
-    said = workflow.train(what, launch)
+    said = workflow.train(Job(**job | paths | parts, settings=chosen), launch)
     if os.environ.get("RANK", "0") == "0":
         say(said)
 
 
 def chat(
-    model: Annotated[Path, typer.Option(help="What pad train wrote, or another Hugging Face LLaVA folder.")],
-    image: Annotated[Path, typer.Option(help="The image, a file.")],
-    question: Annotated[str, typer.Argument(help="What to ask; - for questions on standard input, one a line.")] = "-",
-    max_tokens: Annotated[int, typer.Option(help="An answer is cut behind so many tokens.", min=1)] = 256,
+    model: Annotated[Path, typer.Option(help="Folder that `pad train` wrote, or another Hugging Face LLaVA folder.")],
+    image: Annotated[Path, typer.Option(help="The image file.")],
+    question: Annotated[
+        str, typer.Argument(help="The question; - reads questions from standard input, one a line.")
+    ] = "-",
+    max_tokens: Annotated[int, typer.Option(help="Cut each answer after so many tokens.", min=1)] = 256,
 ) -> None:
-    """Ask a trained model about an image. It says the likeliest token each time, and forgets earlier questions.
+    """Ask a trained model about an image. It always says the likeliest token, and forgets earlier questions.
 
     Nothing is downloaded, and no code from the folder runs.
 
@@ -117,6 +107,6 @@ def chat(
     from pad_pipeline.workflows.learning import chat as workflow
 
     if question == "-" and sys.stdin.isatty():
-        errors.print("Questions, one a line; Ctrl-D ends.")
+        errors.print("Type questions, one a line; Ctrl-D ends.")
     for answer in workflow.chat(model, image, question, max_tokens):
         say(answer)

@@ -1,7 +1,8 @@
-"""A shard that kills the process that works on it: tried again, then searched by halves for the image that does it."""
+"""Try a shard that kills its process again, then search it by halves for the image that does it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pad_pipeline.errors import UserError
@@ -9,20 +10,20 @@ from pad_pipeline.records import shard_name
 from pad_pipeline.workflows.engine.chain import Task
 
 TRIES = 3
-"""Deaths over a whole shard before it is searched, and of a single image before it is set aside. A process may die for
-reasons of its own; the same image three times in a row, alone, is the reason."""
+"""Deaths over a whole shard before it is searched, and over a single image before it is marked as failed. A process may
+die for other reasons; an image over which it dies three times in a row, alone, is the reason."""
 
 
 @dataclass
 class Attempts:
-    """What is known about one shard. `task()` says what to try next; then comes `survived()` or `died()`."""
+    """The state of one shard. `task()` returns what to try next; then call `survived()` or `died()`."""
 
     number: int
     rows: int
-    """Images that the shard has."""
+    """The number of images in the shard."""
     retry: bool = False
     deaths: int = 0
-    """Deaths over what is being tried."""
+    """Deaths over the rows that are being tried."""
     parts: list[tuple[int, int]] = field(default_factory=list)
     """Rows still to be tried, the next ones last; empty: the whole shard."""
     killers: list[tuple[int, str]] = field(default_factory=list)
@@ -32,16 +33,16 @@ class Attempts:
     """Killers that were known before the last search."""
 
     def task(self) -> Task:
-        """Return what to try now."""
+        """Return what to try next."""
         return Task(self.number, self.retry, self.parts[-1] if self.parts else None, tuple(self.killers))
 
     @property
     def alone(self) -> bool:
-        """Whether a single image is tried."""
+        """Whether a single image is being tried."""
         return bool(self.parts) and self.parts[-1][1] - self.parts[-1][0] == 1
 
     def survived(self) -> bool:
-        """Note that the task came through, and return whether it was the whole shard."""
+        """Record that the process survived the task, and return whether that was the whole shard."""
         self.deaths = 0
         if not self.parts:
             return True
@@ -49,10 +50,7 @@ class Attempts:
         return False
 
     def died(self, stage: str = "") -> None:
-        """Note that the process died over the task.
-
-        Args:
-            stage: in which it did, where that is known.
+        """Record that the process died over the task, in `stage` if that is known.
 
         Raises:
             UserError: the shard kills, and none of its images does so alone.
@@ -65,8 +63,7 @@ class Attempts:
                 rule = "each process that works on it dies, and with none of its images alone"
                 remedy = "give the workers more memory, or lower a batch_size, then run the same command again"
                 raise UserError("shard", shard_name(self.number), rule, remedy)
-            self.searches, self.deaths = self.searches + 1, 0
-            self.known = len(self.killers)
+            self.searches, self.known, self.deaths = self.searches + 1, len(self.killers), 0
             self.parts = _halves(0, self.rows)
         elif not self.alone:
             first, last = self.parts.pop()
@@ -82,3 +79,7 @@ class Attempts:
 def _halves(first: int, last: int) -> list[tuple[int, int]]:
     middle = (first + last) // 2
     return [(middle, last), (first, middle)] if last - first > 1 else [(first, last)]
+
+
+Begin = Callable[[int], Attempts]
+"""Makes the attempts at a shard from its number."""

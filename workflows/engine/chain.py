@@ -1,10 +1,9 @@
-"""What runs in one worker: a few steps in a row. Kept apart, so that a worker imports only what its own steps need."""
+"""The steps that run in one worker. This module is separate, so that a worker imports only what its own steps need."""
 
 from __future__ import annotations
 
 import pickle
 import traceback
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,19 +11,20 @@ from pad_pipeline.stages.base import Stage
 
 
 class Task(NamedTuple):
-    """A shard to be done."""
+    """A shard to work on, or a part of it."""
 
     number: int
     retry: bool = False
-    """It is finished; only its failed images are tried again."""
+    """Whether the shard is finished, and only its failed images are tried again."""
     part: tuple[int, int] | None = None
-    """Only these rows, first and one past the last, to find out which one kills the process: nothing is written."""
+    """The first row and one past the last, to find out which row kills the process: nothing is written then. None for
+    the whole shard."""
     killers: tuple[tuple[int, str], ...] = ()
     """Rows that kill each process that works on them, with the stage in which they do."""
 
 
 class Done(NamedTuple):
-    """What became of a task."""
+    """The result of a task."""
 
     number: int
     totals: dict[str, int]
@@ -32,7 +32,7 @@ class Done(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A step, not built yet."""
+    """A step that is not built yet."""
 
     name: str
     build: Callable[[], Callable[[Any], Any]]
@@ -49,7 +49,7 @@ class Link(NamedTuple):
 
 
 class Worked(NamedTuple):
-    """What a stage has come to in one worker."""
+    """The work that a stage has done in one worker."""
 
     images: int = 0
     failed: int = 0
@@ -57,12 +57,7 @@ class Worked(NamedTuple):
 
 
 class Chain:
-    """The steps of a link, built: what a worker holds.
-
-    Args:
-        link: the recipe.
-        tick: is called after each batch of a stage.
-    """
+    """The built steps of a link, in a worker; `tick` is called after each batch of a stage."""
 
     def __init__(self, link: Link, tick: Callable[[], None] = lambda: None) -> None:
         self.steps = [step.build() for step in link.steps]
@@ -72,13 +67,13 @@ class Chain:
                 step.tick, step.breaker = tick, link.breaker
 
     def run(self, item: Any, first: int = 0, last: int | None = None) -> Any:
-        """`item` through the steps from `first` to before `last`."""
+        """Pass `item` through the steps from `first` to before `last`, and return the result."""
         for step in self.steps[first:last]:
             item = step(item)
         return item
 
     def worked(self) -> dict[str, Worked]:
-        """By stage."""
+        """Return the work of each stage by its name."""
         stages = [step for step in self.steps if isinstance(step, Stage)]
         return {stage.name: Worked(stage.images, stage.failed, stage.seconds) for stage in stages}
 
@@ -86,8 +81,8 @@ class Chain:
 class LinkActor:
     """A link inside a Ray actor.
 
-    An exception travels as a value to the driver, which raises it: Ray would print pages, and hide what happened under
-    layers of its own.
+    An exception travels as a value to the driver, which raises it: Ray would print pages, and wrap the exception in
+    several of its own.
     """
 
     def __init__(self, link: Link) -> None:
@@ -99,13 +94,13 @@ class LinkActor:
             self.failure = portable(error)
 
     def ready(self) -> tuple[Exception | None, str]:
-        """What went wrong when it was built, and the node it is on."""
+        """Return the exception that was raised when the chain was built, if any, and the id of the actor's node."""
         import ray
 
         return self.failure, ray.get_runtime_context().get_node_id()
 
     def run(self, item: Any, first: int, last: int | None) -> tuple[Exception | Done | None, Any]:
-        """`Chain.run`, as two values: what the driver must know, and what only the next worker wants."""
+        """Call `Chain.run`, and return two values: one for the driver, and one that only the next worker needs."""
         assert self.chain is not None
         try:
             item = self.chain.run(item, first, last)
@@ -114,21 +109,21 @@ class LinkActor:
         return (item, None) if isinstance(item, Done) else (None, item)
 
     def worked(self) -> dict[str, Worked]:
-        """`Chain.worked`, asked while it runs."""
+        """Call `Chain.worked`, also while the chain runs."""
         return self.chain.worked() if self.chain else {}
 
 
 def add_worked(parts: list[dict[str, Worked]]) -> dict[str, Worked]:
-    """The sums over workers."""
-    sums: dict[str, Counter[str]] = {}
-    for part in parts:
-        for name, worked in part.items():
-            sums.setdefault(name, Counter()).update(worked._asdict())
-    return {name: Worked(int(s["images"]), int(s["failed"]), float(s["seconds"])) for name, s in sums.items()}
+    """Return the sums over workers."""
+    sums: dict[str, Worked] = {}
+    for name, worked in (entry for part in parts for entry in part.items()):
+        images, failed, seconds = sums.get(name, Worked())
+        sums[name] = Worked(images + worked.images, failed + worked.failed, seconds + worked.seconds)
+    return sums
 
 
 def portable(error: Exception) -> Exception:
-    """`error` as it can be sent to another process, with its traceback as a note."""
+    """Return an exception that can be sent to another process, with the traceback of `error` as a note."""
     trace = "".join(traceback.format_exception(error))
     try:
         sent: Exception = pickle.loads(pickle.dumps(error))  # not every exception can be made again

@@ -1,4 +1,4 @@
-"""A child process that holds a chain and works on the tasks that its parent sends. Both ends of it are here.
+"""A child process that holds a chain and works on the tasks that its parent sends; parent's and child's code are here.
 
 The child is a new process and no fork, because models and threads would not survive a fork. multiprocessing would run
 the caller's script again in it; here no part of the script is run. The child ignores signals of the terminal, ends when
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -34,18 +35,14 @@ _START = (
 
 
 class ChildDied(Exception):
-    """The child process is no more; the text says how it ended."""
+    """The child process has died; the text says how."""
 
 
 class Child:
-    """The parent's end of a child process.
-
-    Args:
-        modules: what the child imports first.
-    """
+    """The parent's end of a child process, which first imports `modules`."""
 
     _waiting: Child | None = None
-    """Started early, see `preload`."""
+    """A child that `preload` started, and nobody has taken yet."""
 
     def __init__(self, *modules: str) -> None:
         self.connection, theirs = Pipe()
@@ -55,7 +52,7 @@ class Child:
 
     @classmethod
     def preload(cls, *modules: str) -> None:
-        """Start the child that will be taken next. It imports modules while this process does other things."""
+        """Start the child that `taken` returns next. It imports modules while this process does other things."""
         cls._waiting = cls._waiting or cls(*modules)
 
     @classmethod
@@ -65,39 +62,30 @@ class Child:
         return child
 
     def begin(self, link: Link) -> None:
-        """Have the child build a chain.
-
-        Raises:
-            ChildDied: it died over that.
-            Exception: what went wrong in it.
-        """
+        """Have the child build a chain; errors as in `receive`."""
         level = logging.getLogger().level if logging.getLogger().handlers else 0
         self.send((link, level))
         self.receive()
 
     def send(self, what: object) -> None:
-        """Send a task.
-
-        Raises:
-            ChildDied: there is nobody to send it to.
-        """
+        """Send a task, or raise `ChildDied`."""
         try:
             self.connection.send(what)
         except OSError as error:
             raise self._death() from error
 
     def receive(self) -> Done | dict[str, Worked] | str | None:
-        """Return the next thing that the child says: the name of the step that it begins, what its stages have come to,
-        or what became of the task.
+        """Return the child's next message: the name of the step that it begins, the work of its stages, or the result
+        of the task.
 
         Raises:
-            ChildDied: it died.
-            Exception: what went wrong in it.
+            ChildDied: the child died.
+            Exception: an exception of the child.
         """
         try:
             while not self.connection.poll(1.0):
                 if self.process.poll() is not None and not self.connection.poll():
-                    raise EOFError  # and something that it started still holds its end
+                    raise EOFError  # a process that the child started may still hold its end
             answer: Exception | Done | dict[str, Worked] | str | None = self.connection.recv()
         except (EOFError, OSError) as error:
             raise self._death() from error
@@ -108,32 +96,26 @@ class Child:
     def stop(self) -> None:
         """End the child: first by a request, then by force."""
         self.process.terminate()
-        try:
-            self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:  # also where the user won't wait
-            self.process.kill()
-            self.process.wait()
-            self.connection.close()
+        self._wait()
 
-    def _death(self) -> ChildDied:
+    def _wait(self) -> int:
+        """Wait for the child's end, at most `PATIENCE` seconds, then kill it; return its exit code."""
         try:
-            code = self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(PATIENCE)
+        finally:  # also if the user interrupts the wait
             self.process.kill()
             code = self.process.wait()
-        self.connection.close()
+            self.connection.close()
+        return code
+
+    def _death(self) -> ChildDied:
+        code = self._wait()
         return ChildDied(f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}")
 
 
 def main(descriptor: int, modules: list[str]) -> NoReturn:
-    """Run the child's end: import, build the chain that comes first, work on the tasks that come then.
-
-    Args:
-        descriptor: of the connection.
-        modules: what is imported first.
-    """
+    """Run the child: import modules, receive and build a chain, and work on the tasks that come then."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets these too, and passes them on
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
@@ -152,7 +134,7 @@ def main(descriptor: int, modules: list[str]) -> NoReturn:
         traceback.print_exc()
     finally:
         sys.stderr.flush()
-        os._exit(code)  # threads that read from a network would be waited for
+        os._exit(code)  # a normal exit would wait for threads that read from a network
 
 
 def _stop(number: int, frame: object) -> NoReturn:
@@ -160,7 +142,7 @@ def _stop(number: int, frame: object) -> NoReturn:
 
 
 def _listen(connection: Connection, inbox: SimpleQueue[bytes]) -> None:
-    """Take in what the parent sends. When the parent is gone, nothing more may be written."""
+    """Queue the parent's messages. When the parent is gone, nothing more may be written."""
     while True:
         try:
             inbox.put(connection.recv_bytes())

@@ -6,8 +6,7 @@ from collections.abc import Generator, Iterable
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import shard_name
-from pad_pipeline.workflows.engine.attempts import Attempts
-from pad_pipeline.workflows.engine.base import Begin
+from pad_pipeline.workflows.engine.attempts import Attempts, Begin
 from pad_pipeline.workflows.engine.chain import Chain, Done, Link, Worked, add_worked
 from pad_pipeline.workflows.engine.child import Child, ChildDied
 from pad_pipeline.workflows.engine.progress import StageState, Watch
@@ -17,15 +16,25 @@ class LocalEngine:
     """Runs all steps in one process: the same callables as on Ray, so the same bytes.
 
     Args:
-        isolated: work in a child process. If the child dies, that costs one attempt at its shard, and a successor goes
-            on. Without it, what kills the process kills the caller.
+        isolated: work in a child process. If the child dies, that costs one attempt at its shard, and a new child
+            continues. If it is false, an image that kills the process kills the caller.
     """
 
     def __init__(self, isolated: bool = False) -> None:
         self.isolated = isolated
 
     def run(self, chain: list[Link], numbers: Iterable[int], begin: Begin, watch: Watch) -> Generator[Done, None, None]:
-        """See `Engine.run`. Shards come in the order of `numbers`."""
+        """Work on shards, and yield the result of each once it is committed. Closing the generator stops the work.
+
+        Args:
+            chain: the links of the run.
+            numbers: the numbers of the shards; results come in this order.
+            begin: makes the attempts at a shard.
+            watch: shows the progress of the stages.
+
+        Raises:
+            UserError: a stage stops the run, the child can't start, or a shard kills every child.
+        """
         link = Link("all", [step for link in chain for step in link.steps], breaker=chain[0].breaker)
         worker = _ChildWorker(link, watch) if self.isolated else _Worker(link, watch)
         try:
@@ -40,46 +49,42 @@ class LocalEngine:
 
 
 class _Worker:
-    """The chain in this process, built when the first shard comes."""
+    """A worker in this process. It builds its chain for the first shard."""
 
     def __init__(self, link: Link, watch: Watch) -> None:
         self.link, self.watch = link, watch
         self.chain: Chain | None = None
 
     def tried(self, attempts: Attempts) -> Done | None:
-        """Return what the task of the attempts came to, or None where the process that worked on it died."""
+        """Return the result of the task of the attempts, or None if the process died over it."""
         self.chain = self.chain or Chain(self.link, self.look)
         done: Done = self.chain.run(attempts.task())
         self.look()
         return done
 
     def worked(self) -> dict[str, Worked]:
-        """Return what each stage has come to."""
+        """Return the work of each stage."""
         return self.chain.worked() if self.chain else {}
 
     def look(self) -> None:
-        """Show the stages as they stand."""
+        """Show the progress of the stages."""
         self.watch.look({name: StageState(worked, workers=1) for name, worked in self.worked().items()})
 
     def close(self) -> None:
-        """Do nothing: the chain goes with its process."""
+        """Stop the process of the worker, if it has one."""
 
 
 class _ChildWorker(_Worker):
-    """The chain in a child process. One that died has a successor when the next task comes."""
+    """A worker with its chain in a child process. After a death, the next task starts a new child."""
 
     def __init__(self, link: Link, watch: Watch) -> None:
         super().__init__(link, watch)
         self.child: Child | None = None
         self.past: list[dict[str, Worked]] = [{}]
-        """What the stages of each child have come to, that of the present one last."""
+        """The work of the stages in each child, the present one last."""
 
     def tried(self, attempts: Attempts) -> Done | None:
-        """See `_Worker.tried`.
-
-        Raises:
-            UserError: the child dies before it has begun a shard; or the shard kills every child.
-        """
+        """See `_Worker.tried`."""
         stage = ""
         try:
             child = self.child or self._started()
@@ -109,7 +114,7 @@ class _ChildWorker(_Worker):
         return self.child
 
     def worked(self) -> dict[str, Worked]:
-        """Return what each stage has come to, over all children."""
+        """Return the work of each stage, over all children."""
         return add_worked(self.past)
 
     def close(self) -> None:

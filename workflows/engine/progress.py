@@ -1,4 +1,4 @@
-"""How far a run is: a live table on a terminal, one line a minute elsewhere, the same figures in `metrics.jsonl`."""
+"""Progress of a run: a live table on a terminal, one line a minute elsewhere, the same figures in `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ RECENT = 60.0
 
 
 class StageState(NamedTuple):
-    """A stage, as it stands."""
+    """The progress of a stage."""
 
     worked: Worked = Worked()
     workers: int = 0
     queue: int = 0
-    """Shards that wait for it."""
+    """Shards that wait for the stage."""
 
 
 class Watch:
     """Collects the engine's progress, and reports it to the console and to `metrics.jsonl`.
 
     Args:
-        kind: what runs, for the start of a line.
-        shards: how many there are to do.
-        images: in these.
-        console: where to.
-        out: folder for `metrics.jsonl`; None for none.
+        kind: name of the run, for the start of a line.
+        shards: number of shards to do.
+        images: number of images in these shards.
+        console: console to report to.
+        out: folder for `metrics.jsonl`; None writes none.
     """
 
     def __init__(self, kind: str, shards: int, images: int, console: Console, out: Folder | None = None) -> None:
@@ -54,15 +54,14 @@ class Watch:
         self.found: Counter[str] = Counter()
         self.done = 0
         self.stages: dict[str, StageState] = {}
-        self.began = self._told = time.monotonic()
+        self.began = self._reported = self._stored = time.monotonic()
         self._rates: dict[str, deque[tuple[float, int]]] = {}
         self._live: Live | None = None
         self._metrics = ""
-        """Lines that the folder lacks."""
-        self._stored = self.began
+        """Lines that are not in the folder yet."""
 
     def follow(self, results: Iterable[Done]) -> None:
-        """Take the shards as they are committed, to the end."""
+        """Take the results of all shards, as they are committed."""
         with self._shown():
             for done in results:
                 self.done += 1
@@ -70,23 +69,23 @@ class Watch:
                 self.look(self.stages)
 
     def look(self, stages: dict[str, StageState]) -> None:
-        """The stages as they stand now; called as often as you like."""
+        """Take the progress of the stages. This may be called at any rate."""
         now, self.stages = time.monotonic(), stages
         self._mark("all", now, self.found["images"])
         for name, state in stages.items():
             self._mark(name, now, state.worked.images)
         if self._live:
             self._live.update(self._table())
-        if now - self._told >= EVERY:
-            self._told = now
-            self._tell()
+        if now - self._reported >= EVERY:
+            self._reported = now
+            self._report()
 
     def say(self, text: str) -> None:
-        """Something that happened, above the table."""
+        """Print an event above the table."""
         say(text, "yellow", self.console)
 
     def figures(self) -> dict[str, Any]:
-        """What `metrics.jsonl` says."""
+        """Return one entry of `metrics.jsonl`."""
         rate, left = self._rate("all"), self.images - self.found["images"]
         elapsed = time.monotonic() - self.began
         return {
@@ -124,9 +123,9 @@ class Watch:
         finally:
             self._live = None
             if any(state.worked.images for state in self.stages.values()):
-                self._tell(last=True)
+                self._report(last=True)
 
-    def _tell(self, last: bool = False) -> None:
+    def _report(self, last: bool = False) -> None:
         figures = self.figures()
         if not self.console.is_terminal:
             say(self._line(figures), to=self.console)
@@ -154,36 +153,28 @@ class Watch:
         for column in table.columns[1:]:
             column.justify = "right"
         for name, stage in figures["stages"].items():
-            table.add_row(
-                name,
-                str(stage["images"]),
-                f"{stage['images_per_second']:.1f}",
-                str(stage["queue"]),
-                str(stage["workers"]),
-                f"{stage['busy']:.0%}",
-                str(stage["failed"]),
-            )
+            rate, busy = f"{stage['images_per_second']:.1f}", f"{stage['busy']:.0%}"
+            queue, workers, failed = str(stage["queue"]), str(stage["workers"]), str(stage["failed"])
+            table.add_row(name, str(stage["images"]), rate, queue, workers, busy, failed)
         return Group(table, Text(line)) if self.stages else Group(Text(line))
 
     def _mark(self, name: str, now: float, images: int) -> None:
         marks = self._rates.setdefault(name, deque([(self.began, 0)]))
-        if now - marks[-1][0] >= 1 or len(marks) == 1:
-            marks.append((now, images))
-        else:
-            marks[-1] = (now, images) if len(marks) > 1 else marks[-1]
+        if len(marks) > 1 and now - marks[-2][0] < 1:
+            marks.pop()  # one mark a second is enough, and the newest
+        marks.append((now, images))
         while len(marks) > 2 and now - marks[1][0] > RECENT:
             marks.popleft()
 
     def _rate(self, name: str) -> float:
-        marks = self._rates.get(name)
-        if not marks or len(marks) < 2:
-            return 0.0
+        """Return the images per second over the last `RECENT` seconds."""
+        marks = self._rates.get(name, [(self.began, 0)])
         (first, before), (last, after) = marks[0], marks[-1]
         return (after - before) / max(last - first, 1e-9)
 
 
 def _clock(seconds: float | None) -> str:
-    """`1:02:03`, or `?`."""
+    """Return a duration such as `1:02:03`, or `?`."""
     if seconds is None:
         return "?"
     minutes, second = divmod(round(seconds), 60)

@@ -15,8 +15,7 @@ from typing import Any
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import shard_name
-from pad_pipeline.workflows.engine.attempts import TRIES, Attempts
-from pad_pipeline.workflows.engine.base import Begin
+from pad_pipeline.workflows.engine.attempts import TRIES, Attempts, Begin
 from pad_pipeline.workflows.engine.chain import Done, Link, LinkActor, Worked, add_worked
 from pad_pipeline.workflows.engine.placement import Pool, deal_out
 from pad_pipeline.workflows.engine.progress import StageState, Watch
@@ -31,18 +30,13 @@ PATIENCE = 60.0
 
 
 class RayEngine:
-    """Ray on this machine, or a cluster.
-
-    Args:
-        address: of a running cluster; empty starts Ray on this machine, on loopback, and stops it at the end.
-        workers: see `deal_out`.
-    """
+    """Runs a chain on Ray, on this machine or a cluster. For the arguments see `ray_session` and `deal_out`."""
 
     def __init__(self, address: str = "", workers: int = 0) -> None:
         self.address, self.workers = address, workers
 
     def run(self, chain: list[Link], numbers: Iterable[int], begin: Begin, watch: Watch) -> Generator[Done, None, None]:
-        """See `Engine.run`. Shards come in no order."""
+        """See `LocalEngine.run`. Results come in any order."""
         numbers = iter(numbers)
         first = next(numbers, None)
         if first is None:
@@ -58,22 +52,17 @@ class RayEngine:
 
 
 class _Job:
-    """A shard on its way through the links."""
+    """A shard that passes through the links."""
 
     def __init__(self, attempts: Attempts) -> None:
         self.attempts = attempts
         self.begin()
 
     def begin(self) -> None:
-        """From the first link on."""
+        """Begin at the first link."""
         self.item: Any = self.attempts.task()
         self.link = self.step = 0
         self.node = ""
-
-    @property
-    def alone(self) -> bool:
-        """Whether it goes step by step, so that it is known which one kills."""
-        return self.attempts.alone
 
 
 class _Worker:
@@ -84,22 +73,25 @@ class _Worker:
         self.node = ""
         self.ready = False
         self.jobs: dict[Any, _Job] = {}
-        """What it was given, in its order, by the reference to the answer."""
+        """The jobs that the worker was given, in this order, by the reference to the answer."""
         self.worked: dict[str, Worked] = {}
 
 
 class _Scheduler:
-    """Gives shards to workers, and workers that died a successor."""
+    """Gives shards to workers, and replaces workers that died.
+
+    A single image that is tried alone goes step by step, so that it is known which step kills.
+    """
 
     def __init__(self, ray: Any, pools: list[Pool], numbers: Iterator[int], begin: Begin, watch: Watch) -> None:
         self.ray, self.pools, self.numbers, self.attempts, self.watch = ray, pools, numbers, begin, watch
         self.waiting: list[deque[_Job]] = [deque() for _ in pools]
         self.workers: list[_Worker] = []
         self.asked: dict[Any, _Worker] = {}
-        """Looks that are not answered yet."""
+        """Questions about progress that are not answered yet."""
         self.starting: dict[Any, _Worker] = {}
         self.past: list[dict[str, Worked]] = []
-        """What workers had done that are no more."""
+        """The work of workers that died."""
         self.failed_starts = [0] * len(pools)
         self.jobs = 0
         self.patient_until = time.monotonic() + PATIENCE
@@ -108,7 +100,7 @@ class _Scheduler:
                 self._hire(link)
 
     def results(self) -> Iterator[Done]:
-        """What each shard came to."""
+        """Yield the result of each shard."""
         looked = time.monotonic()
         most = AHEAD * len(self.workers)
         while True:
@@ -120,7 +112,7 @@ class _Scheduler:
                 return
             self._dispatch()
             running = [answer for worker in self.workers for answer in worker.jobs]
-            # Without fetching: an answer is small, but what else an actor returned may be a whole shard.
+            # Fetch nothing: an answer is small, but an actor's second value may be a whole shard.
             answered, _ = self.ray.wait(
                 [*running, *self.starting, *self.asked], num_returns=1, timeout=LOOK, fetch_local=False
             )
@@ -132,23 +124,14 @@ class _Scheduler:
 
     def _hire(self, link: int) -> None:
         pool = self.pools[link]
-        actor = (
-            self.ray.remote(concurrency_groups={"watch": 1})(LinkActor)
-            .options(
-                num_cpus=pool.cpus,
-                num_gpus=pool.gpus or None,
-                max_restarts=0,
-                max_task_retries=0,
-                scheduling_strategy="SPREAD",
-            )
-            .remote(pool.link)
-        )
-        worker = _Worker(actor, link)
+        needs = {"num_cpus": pool.cpus, "num_gpus": pool.gpus or None, "scheduling_strategy": "SPREAD"}
+        kind = self.ray.remote(concurrency_groups={"watch": 1})(LinkActor)
+        worker = _Worker(kind.options(**needs, max_restarts=0, max_task_retries=0).remote(pool.link), link)
         self.workers.append(worker)
-        self.starting[actor.ready.remote()] = worker
+        self.starting[worker.actor.ready.remote()] = worker
 
     def _dispatch(self) -> None:
-        """What is farthest on goes first, so that shards leave before others enter."""
+        """Give waiting jobs to free workers. The last link comes first, so that shards leave before others enter."""
         for link in reversed(range(len(self.pools))):
             while self.waiting[link]:
                 job = self.waiting[link][0]
@@ -157,7 +140,7 @@ class _Scheduler:
                     break
                 worker = min(free, key=lambda worker: (len(worker.jobs), worker.node != job.node))
                 self.waiting[link].popleft()
-                last = job.step + 1 if job.alone else None
+                last = job.step + 1 if job.attempts.alone else None
                 answer, item = worker.actor.run.options(num_returns=2).remote(job.item, job.step, last)
                 job.item = item
                 worker.jobs[answer] = job
@@ -170,11 +153,10 @@ class _Scheduler:
             try:
                 worker.worked = self.ray.get(answer)
             except self.ray.exceptions.RayError:
-                return  # it died; its job will tell
+                return  # it died, which the answers to its jobs show too
         else:
-            holders = [worker for worker in self.workers if answer in worker.jobs]
-            if holders:  # else it was taken when its worker died
-                yield from self._finished(holders[0], answer)
+            for worker in [worker for worker in self.workers if answer in worker.jobs]:  # none if that worker died
+                yield from self._finished(worker, answer)
 
     def _started(self, answer: Any) -> None:
         worker = self.starting.pop(answer)
@@ -203,13 +185,12 @@ class _Scheduler:
         except errors.RayError as error:
             if not _is_loss(self.ray, error):
                 raise
-            job = worker.jobs.pop(answer)  # the node that held it is gone; the shard begins again
-            self._again(job)
+            self._again(worker.jobs.pop(answer))  # the node that held the shard is gone
             return
         yield from self._moved(worker, worker.jobs.pop(answer), result)
 
     def _moved(self, worker: _Worker, job: _Job, result: Any) -> Iterator[Done]:
-        """A job came through a link, or through one step of it."""
+        """Pass a job on that has passed a link, or one step of it."""
         if isinstance(result, Exception):
             raise result
         if isinstance(result, Done):
@@ -221,7 +202,7 @@ class _Scheduler:
             return
         job.node = worker.node
         steps = len(self.pools[job.link].link.steps)
-        job.step = job.step + 1 if job.alone else steps
+        job.step = job.step + 1 if job.attempts.alone else steps
         if job.step == steps:
             job.link, job.step = job.link + 1, 0
         self.waiting[job.link].append(job)
@@ -231,12 +212,13 @@ class _Scheduler:
         self.waiting[0].appendleft(job)
 
     def _died(self, worker: _Worker) -> Iterator[Done]:
-        """A worker died: the job in hand is to blame, if not its node is; those behind it are not."""
+        """Replace a worker that died. The job that it worked on is to blame, unless its node died; the jobs behind
+        that one are not."""
         self.workers.remove(worker)
         self.past.append(worker.worked)
-        blamed = not self._node_lives(worker)
+        blamed = not any(node["NodeID"] == worker.node and node["Alive"] for node in self.ray.nodes())
         if blamed:
-            self.watch.say("A node was lost; what its workers had in hand begins again.")
+            self.watch.say("A node was lost; the shards of its workers begin again.")
         for answer, job in list(worker.jobs.items()):
             try:
                 result = self.ray.get(answer)
@@ -244,7 +226,7 @@ class _Scheduler:
                 if not blamed:
                     blamed = True
                     link = self.pools[job.link].link
-                    stage = link.steps[job.step].name if job.alone else ""
+                    stage = link.steps[job.step].name if job.attempts.alone else ""
                     self.watch.say(f"A worker died over {shard_name(job.attempts.number)}, in {stage or link.name}.")
                     job.attempts.died(stage)
                 self._again(job)
@@ -252,19 +234,16 @@ class _Scheduler:
                 yield from self._moved(worker, job, result)
         self._hire(worker.link)
 
-    def _node_lives(self, worker: _Worker) -> bool:
-        return any(node["NodeID"] == worker.node and node["Alive"] for node in self.ray.nodes())
-
     def _look(self) -> None:
         for worker in self.workers:
             if worker.ready and worker not in self.asked.values():
                 self.asked[worker.actor.worked.options(concurrency_group="watch").remote()] = worker
         if time.monotonic() > self.patient_until:
             self.patient_until = float("inf")
-            self._tell_of_late_workers()
+            self._report_late_workers()
         self._show()
 
-    def _tell_of_late_workers(self) -> None:
+    def _report_late_workers(self) -> None:
         late = Counter(worker.link for worker in self.starting.values())
         for link, count in late.items():
             pool = self.pools[link]
@@ -274,7 +253,7 @@ class _Scheduler:
             )
 
     def _last_look(self) -> None:
-        """What came to pass since the last one."""
+        """Wait for the work that was done since the last look."""
         for worker in self.workers:
             if worker.ready:
                 with suppress(self.ray.exceptions.RayError):
@@ -294,8 +273,6 @@ class _Scheduler:
 
 
 def _is_loss(ray: Any, error: Exception) -> bool:
-    """Whether an input was on a node that died."""
-    errors = ray.exceptions
-    lost = (errors.ObjectLostError, errors.ObjectFetchTimedOutError)
-    cause = getattr(error, "cause", None)
-    return isinstance(error, lost) or isinstance(cause, lost)
+    """Return whether the error says that an input was on a node that died."""
+    lost = (ray.exceptions.ObjectLostError, ray.exceptions.ObjectFetchTimedOutError)
+    return isinstance(error, lost) or isinstance(getattr(error, "cause", None), lost)

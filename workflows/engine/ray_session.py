@@ -1,4 +1,4 @@
-"""Ray on this machine, or a cluster, joined quietly and left again."""
+"""Start Ray on this machine, or join a cluster, without Ray's own messages; and leave it at the end."""
 
 from __future__ import annotations
 
@@ -19,10 +19,8 @@ from pad_pipeline.errors import UserError
 
 @contextmanager
 def ray_session(address: str) -> Iterator[Any]:
-    """Ray, joined.
-
-    Args:
-        address: of a running cluster; empty starts Ray on this machine, on loopback, and stops it at the end.
+    """Yield the module `ray`, joined to the cluster at `address`. An empty address starts Ray on this machine, on
+    loopback, and stops it at the end.
 
     Raises:
         UserError: there is no Ray at the address.
@@ -31,8 +29,8 @@ def ray_session(address: str) -> Iterator[Any]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if not address:
-        # Loopback, for anybody who reaches Ray's ports can run code here. Its own option for this machine's address
-        # turns 127.0.0.1 into the outer one; on a system that it takes for no cluster it stays on loopback.
+        # Use loopback, because anybody who reaches Ray's ports can run code here. Ray's own option for this machine's
+        # address turns 127.0.0.1 into the outer one; with this variable Ray stays on loopback.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     with _quiet_stderr():  # Ray announces there that it was asked to be quiet
         import ray
@@ -57,20 +55,16 @@ def _start(ray: Any, address: str) -> None:
         # A death is reported in our words, and not on standard output; there is no option for this.
         ray._private.worker.print_to_stdstream = lambda *_, **__: None
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            "address",
-            address or "local",
-            f"Ray can't be joined there ({error})",
-            "start a cluster with `ray start --head`; where it wants a token, set RAY_AUTH_MODE=token and "
-            "RAY_AUTH_TOKEN; or leave Ray out",
-        ) from error
+        remedy = "start a cluster with `ray start --head`; if it wants a token, set RAY_AUTH_MODE=token and "
+        remedy += "RAY_AUTH_TOKEN; or leave Ray out"
+        raise UserError("address", address or "local", f"Ray can't be joined there ({error})", remedy) from error
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray puts its own there, which ends without a word
+            signal.signal(signal.SIGTERM, handler)  # Ray replaces it by one that ends without a message
 
 
 def knock(address: str) -> None:
-    """Whether anybody listens there at all: Ray itself would try for minutes."""
+    """Raise an OSError if nobody listens at the address: Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=5).close()
@@ -78,7 +72,7 @@ def knock(address: str) -> None:
 
 @contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Send what native code writes to this process's standard error nowhere. Exceptions come through as ever."""
+    """Discard everything that is written to standard error, by native code too. Exceptions pass."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

@@ -1,9 +1,9 @@
-"""What a trained multimodal model says of drawn scenes, and how much of it is true: captions by their slots, boxes by
-their overlap."""
+"""Score what a trained multimodal model says of drawn scenes: captions by their slots, boxes by their overlap."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,15 +14,13 @@ from pad_pipeline.miniature.world import COLOURS, SIZES, TEXTURES, Scene
 from pad_pipeline.training.chat import Chat
 
 CAPTION_TOKENS = 100
-"""More than the longest caption has."""
+"""Number of tokens after which an answer is cut; the longest caption has fewer."""
 BOX_TOKENS = 32
-"""More than a box has: 21 and its end."""
-
-# ---- captions
+"""The same for a box, which has 21 tokens and its end."""
 
 
 class Said(NamedTuple):
-    """What a caption says of a thing; "" for what it does not."""
+    """The words of a caption for a thing; "" for a word that is missing."""
 
     kind: str
     color: str
@@ -31,10 +29,9 @@ class Said(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """What a caption says."""
+    """The slots of a caption."""
 
-    lower: str
-    """The ground."""
+    ground: str
     position: str
     """`under the sky`, `at night`, `in front of the wall`."""
     things: list[Said]
@@ -47,7 +44,7 @@ _THING = re.compile(
 
 
 def slots_of(text: str) -> Slots | None:
-    """What a caption says; None where it is no sentence of the world's grammar."""
+    """Return the slots of a caption; None if it is no sentence of the world's grammar."""
     if not parses(text):
         return None
     ground = _GROUND.search(text)
@@ -58,72 +55,70 @@ def slots_of(text: str) -> Slots | None:
 
 @dataclass
 class CaptionScore:
-    """Slots that are right, by what they tell; the rates come out of them."""
+    """Counts of slots and of right slots, by name."""
 
     captions: int = 0
     parsed: int = 0
-    right: dict[str, int] = field(default_factory=dict)
-    slots: dict[str, int] = field(default_factory=dict)
+    right: Counter[str] = field(default_factory=Counter)
+    slots: Counter[str] = field(default_factory=Counter)
 
     def share(self, *names: str) -> float:
-        """The share that is right of the slots of these names; of all without a name."""
+        """Return the share of the slots of these names that is right; without a name, of all slots."""
         chosen = names or tuple(self.slots)
-        return sum(self.right.get(n, 0) for n in chosen) / max(sum(self.slots.get(n, 0) for n in chosen), 1)
+        return sum(self.right[name] for name in chosen) / max(sum(self.slots[name] for name in chosen), 1)
 
     def rates(self) -> dict[str, float]:
-        """The share of all slots that is right, of those of kinds, and of captions that are sentences."""
+        """Return the shares of all slots and of kinds that are right, and of captions that are sentences."""
         parse = self.parsed / max(self.captions, 1)
         return {"slots": self.share(), "kinds": self.share("kind"), "parse": parse}
 
     def add(self, text: str, truth: str) -> None:
-        """Take a caption.
+        """Score a caption.
 
-        A slot is a word that the truth has or that the caption makes up: ground, place, and each thing's kind, color,
-        size and texture. So nothing is gained by silence, and invented things cost. Things are told apart by what fits
-        best, whatever their order; a caption that is no sentence of the grammar has nothing right.
+        A slot is a word that the truth has or that the caption makes up: ground, position, and each thing's kind,
+        color, size and texture. So a shorter caption gains nothing, and invented things cost. Things are matched by
+        what fits best, in any order; a caption that is no sentence of the grammar has nothing right.
         """
         true, said = slots_of(truth), slots_of(text)
         assert true, truth
         self.captions += 1
         self.parsed += said is not None
         said = said or Slots("", "", [])
-        pairs = [("ground", true.lower, said.lower), ("place", true.position, said.position)]
+        pairs = [("ground", true.ground, said.ground), ("place", true.position, said.position)]
         for mine, yours in _matched(true.things, said.things):
             pairs += [(name, mine[at], yours[at]) for at, name in enumerate(Said._fields)]
         for name, wanted, found in pairs:
             if wanted or found:
-                self.slots[name] = self.slots.get(name, 0) + 1
-                self.right[name] = self.right.get(name, 0) + (wanted == found)
+                self.slots[name] += 1
+                self.right[name] += wanted == found
 
 
 _NOTHING = Said("", "", "", "")
 
 
 def _matched(true: list[Said], said: list[Said]) -> list[tuple[Said, Said]]:
-    """Pairs of things, the likest first; what is missing or made up is paired with nothing."""
+    """Return pairs of things, the most similar first; a thing that is missing or made up is paired with nothing."""
     positions = [(a, b) for a in range(len(true)) for b in range(len(said))]
     positions.sort(key=lambda pair: -_common(true[pair[0]], said[pair[1]]))
-    left, free, pairs = set(range(len(true))), set(range(len(said))), []
+    left, free, pairs = dict(enumerate(true)), dict(enumerate(said)), []
     for a, b in positions:
         if a in left and b in free:
-            left.remove(a)
-            free.remove(b)
-            pairs.append((true[a], said[b]))
-    return pairs + [(true[a], _NOTHING) for a in sorted(left)] + [(_NOTHING, said[b]) for b in sorted(free)]
+            pairs.append((left.pop(a), free.pop(b)))
+    return pairs + [(one, _NOTHING) for one in left.values()] + [(_NOTHING, one) for one in free.values()]
 
 
 def _common(a: Said, b: Said) -> int:
     words = sum(x == y != "" for x, y in zip(a, b, strict=True))
-    return words + 4 * (a.kind == b.kind)  # a red car is rather the other car, of any color, than another red thing
+    return words + 4 * (a.kind == b.kind)  # a red car is more like a car of any color than like another red thing
 
 
 def score_captions(chat: Chat, scenes: list[Scene], question: str) -> CaptionScore:
-    """Score the captions that a model gives scenes against their own.
+    """Score the captions that a model gives scenes against the scenes' own.
 
     Args:
         chat: the model.
-        scenes: with their truth.
-        question: asks for a caption; "" for a model of template `plain`, which goes on from an image by itself.
+        scenes: the scenes.
+        question: asks for a caption; "" for a model of template `plain`, which continues an image with its caption.
     """
     score = CaptionScore()
     asked = [chat.prepare(scene.image, question) if question else chat.show(scene.image) for scene in scenes]
@@ -133,11 +128,9 @@ def score_captions(chat: Chat, scenes: list[Scene], question: str) -> CaptionSco
     return score
 
 
-# ---- boxes
-
-
 def expressions_of(scenes: list[Scene]) -> list[Expression]:
-    """Return an expression for every thing that one fits alone. `image` is the scene's number: it has no file."""
+    """Return an expression for every thing that has one that fits no other. `image` is the number of the scene, which
+    has no file."""
     return [
         Expression(str(number), found.phrase, scene.regions[found.region].box, scene.image.size)
         for number, scene in enumerate(scenes)

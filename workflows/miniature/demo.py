@@ -1,4 +1,4 @@
-"""`pad demo`: the whole chain with models that work, on scenes whose truth is known, in minutes, without network."""
+"""`pad demo`: build, train and score on drawn scenes with known truth, in minutes and without network."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from pad_pipeline.report.overlay import contact_sheet, panels
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.storage import claim_folder
 from pad_pipeline.verify import verify_run
-from pad_pipeline.workflows.engine.choices import EngineName
 from pad_pipeline.workflows.miniature.scoring import TEST_WORLD, Evaluation, align, annotate, as_dict, table
 from pad_pipeline.workflows.models.settings import load_models
+from pad_pipeline.workflows.runs.options import EngineName
 
 MARK = ".pad-demo"
-"""A file that only a demo makes."""
+"""A file that only a demo writes."""
 SHOWN = 12
-"""Scenes that are drawn on `sheet.png`."""
+"""Number of scenes on `sheet.png`."""
 
 
 def run_demo(out: Path, scenes: int, steps: int, engine: EngineName, console: Console) -> dict[str, Any]:
-    """Draw, build, verify, score, train twice, draw a sheet; everything that is made stays in `out`. The scores.
+    """Draw, build, verify, score and train twice in the folder `out`; return the scores.
 
     Raises:
         UserError: `out` is in use.
@@ -49,22 +49,20 @@ def run_demo(out: Path, scenes: int, steps: int, engine: EngineName, console: Co
     console.rule("3  What came out, against what was drawn")
     found = Evaluation(score, alignment=pairs)
     console.print(table(found))
-    sheet = write_sheet(out / "shards", out / "sheet.png")
-    say(f"Images of scenes with tags, boxes, masks and patches: {sheet}", to=console)
+    _write_sheet(out / "shards", out / "sheet.png")
+    say(f"Images of scenes with tags, boxes, masks and patches: {out / 'sheet.png'}", to=console)
     say(f"Look further: pad stats {out / 'shards'}", to=console)
-    hugging_face = out / "stage1/patch-0/hf"
-    say(f"The trained model, for stock transformers: {hugging_face}", to=console)
+    say(f"The trained model, for stock transformers: {out / 'stage1/patch-0/hf'}", to=console)
     return as_dict(found)
 
 
-def write_sheet(shards: Path, path: Path, most: int = SHOWN) -> Path:
-    """The first images of a run as one PNG: boxes, masks and the patch grid of each, with caption and tags."""
+def _write_sheet(shards: Path, path: Path) -> None:
+    """Write the first images of a run as one PNG: boxes, masks and the patch grid of each, with caption and tags."""
     folder = open_shards(shards)
     shown: list[Image.Image] = []
     for name, row in folder.rows():
-        if row["status"] != "failed" and len(shown) < most:
+        if row["status"] != "failed" and len(shown) < SHOWN:
             sample = folder.sample(name, row)
             image = Image.open(io.BytesIO(sample.image)).convert("RGB")
             shown.append(panels(image, sample.meta, sample.coverage, folder.run.view))
     contact_sheet(shown).save(path)
-    return path

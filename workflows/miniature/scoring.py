@@ -1,4 +1,4 @@
-"""`pad miniature evaluate`: the miniature on scenes that it has never seen, through `pad build` and `pad train`."""
+"""`pad miniature evaluate`: score the miniature on scenes that it was never trained on, with `build` and `train`."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ from pad_pipeline.training.job import Job
 from pad_pipeline.training.model import check_view
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.weights import fetch_model
-from pad_pipeline.workflows.engine.choices import EngineName
 from pad_pipeline.workflows.learning.launch import train
 from pad_pipeline.workflows.miniature.truth import label_accuracy
 from pad_pipeline.workflows.models.settings import ModelSettings
 from pad_pipeline.workflows.runs.build import build
-from pad_pipeline.workflows.runs.options import RunOptions
+from pad_pipeline.workflows.runs.options import EngineName, RunOptions
 
 TEST_WORLD = 0
-"""Seed of the scenes that are scored and trained on here; far from those that made the models."""
+"""Seed of the scenes that are scored and trained on here; the models were trained on scenes of other seeds."""
 PROBE_WORLD = 1
-"""Seed of the scenes on which projectors are compared: not those that they are trained on."""
+"""Seed of the scenes on which projectors are compared, which differ from those that they are trained on."""
 PROBES = 100
+"""Number of these scenes."""
 
 
 @dataclass
 class Alignment:
-    """Two projectors trained alike but for the patch loss: label accuracy of their tokens, all patches and things'."""
+    """The label accuracy of two projectors that differ in the patch loss only: of all patches, and of things'."""
 
     seed: int
     caption_only: tuple[float, float]
@@ -60,16 +60,9 @@ class Evaluation:
 
     score: Score
     perplexity: float | None = None
-    """Of the scenes' captions; None where the LLM was not asked."""
+    """Perplexity of the scenes' captions; None if the LLM was not asked."""
     grammatical: float | None = None
     alignment: list[Alignment] = field(default_factory=list)
-
-
-def stage1_settings(beta: float, seed: int, steps: int) -> TrainSettings:
-    """The budget that both projectors get."""
-    return TrainSettings(
-        batch_size=16, micro_batch=16, steps=steps, learning_rate=3e-3, beta_end=beta, seed=seed, loader_threads=2
-    )
 
 
 def annotate(world: Path, out: Path, models: ModelSettings, count: int, seed: int, engine: EngineName) -> Score:
@@ -83,7 +76,7 @@ def annotate(world: Path, out: Path, models: ModelSettings, count: int, seed: in
 def align(
     shards: Path, out: Path, vision: str, models: ModelSettings, seeds: int, steps: int, console: Console
 ) -> list[Alignment]:
-    """Train the projector twice for each seed, caption loss alone and with the patch loss, and compare."""
+    """Train the projector twice for each seed, with caption loss alone and with the patch loss, and compare."""
     scenes = [draw_scene(PROBE_WORLD, index) for index in range(PROBES)]
     llm, found = models.llm.llm, []
     for seed in range(seeds):
@@ -91,7 +84,15 @@ def align(
         for name, beta in (("caption", 0.0), ("patch", 5.0)):
             run = out / f"{name}-{seed}"
             console.print(f"seed {seed}, {'caption loss alone' if beta == 0 else 'with the patch loss'}:", end=" ")
-            settings = stage1_settings(beta, seed, steps)
+            settings = TrainSettings(
+                batch_size=16,
+                micro_batch=16,
+                steps=steps,
+                learning_rate=3e-3,
+                beta_end=beta,
+                seed=seed,
+                loader_threads=2,
+            )
             said = train(Job(stage=1, shards=str(shards), vision=vision, llm=llm, out=str(run), settings=settings))
             say(said.partition(" Wrote")[0], to=console)
             accuracy[name] = label_accuracy(Subject(run), scenes, models.view)
@@ -109,26 +110,25 @@ def evaluate(
     engine: EngineName,
     console: Console,
 ) -> Evaluation:
-    """Draw, build, score, train.
+    """Draw, build, score and train.
 
     Args:
-        out: folder for everything; must be new or empty.
-        models: which models; their tags must be labels of the world.
-        vision: the CLIP that goes with them.
-        scenes: how many are drawn and annotated.
-        seeds: pairs of projectors; 0 for none.
-        steps: of each training.
-        engine: where the build runs.
-        console: for what is said on the way.
+        out: folder for everything; it must be new or empty.
+        models: the models, whose tags must be labels of the world.
+        vision: the CLIP that goes with the models.
+        scenes: number of scenes to draw and annotate.
+        seeds: number of pairs of projectors; 0 for none.
+        steps: steps of each training.
+        engine: see `RunOptions.engine`.
+        console: console for the progress.
 
     Raises:
-        UserError: the tagger knows labels that the world does not, or anything that build and train refuse.
+        UserError: the tagger has labels that the world lacks, or an error of `build` or `train`.
     """
     claim_folder(out)
     tagger = models.of(TaggerSettings)
     check_labels("models", tagger.tag_list, read_tags(tagger)[0])
-    tower = fetch_model("vision", vision)  # a wrong one is told before the build
-    check_view(models.view, tower, vision)
+    check_view(models.view, fetch_model("vision", vision), vision)  # reports a wrong one before the build
     llm = fetch_model("llm.llm", models.llm.llm)
     network = load_pretrained("llm.llm", llm, LlamaForCausalLM, torch.float32)
     tokenizer = load_tokenizer("llm.llm", llm)
@@ -151,11 +151,11 @@ GOALS = {
     "patch_iou": 0.85,
     "captions_that_parse": 0.95,
 }
-"""What the miniature is meant to reach on 500 scenes."""
+"""The scores that the miniature should reach on 500 scenes."""
 
 
 def as_dict(found: Evaluation) -> dict[str, Any]:
-    """The numbers by name."""
+    """Return the numbers by name."""
     score = found.score
     return {
         "scenes": score.scenes,
@@ -178,7 +178,7 @@ def as_dict(found: Evaluation) -> dict[str, Any]:
 
 
 def table(found: Evaluation) -> Table:
-    """One row a number, beside what it is meant to reach."""
+    """Return a table with a row for each number, and its goal."""
     names = {
         "tag_micro_f1": "tags: micro F1",
         "box_recall": f"boxes of things: recall at IoU 0.5, of {found.score.things.true}",
@@ -195,19 +195,15 @@ def table(found: Evaluation) -> Table:
     numbers = as_dict(found)
     drawn = Table("what", "found", "goal", title=f"{found.score.scenes} drawn scenes, never trained on")
     for name, said in names.items():
-        goal = GOALS.get(name)
-        if numbers[name] is None:
-            continue
-        missed = goal is not None and numbers[name] < goal
-        value = f"{numbers[name]:.3f}"
-        drawn.add_row(said, f"[yellow]{value}[/yellow]" if missed else value, f"{goal:.2f}" if goal else "")
+        if numbers[name] is not None:
+            value, goal = f"{numbers[name]:.3f}", GOALS.get(name, 0.0)
+            missed = numbers[name] < goal
+            drawn.add_row(said, f"[yellow]{value}[/yellow]" if missed else value, f"{goal:.2f}" if goal else "")
     for pair in found.alignment:
-        for said, accuracy in (
-            ("caption loss alone", pair.caption_only),
-            ("with the patch loss", pair.with_patch_loss),
-        ):
-            text = f"{accuracy[0]:.3f} (things {accuracy[1]:.3f})"
-            drawn.add_row(f"patches nearest to their label, seed {pair.seed}, {said}", text, "")
+        both = {"caption loss alone": pair.caption_only, "with the patch loss": pair.with_patch_loss}
+        for said, (patches, things) in both.items():
+            label = f"patches nearest to their label, seed {pair.seed}, {said}"
+            drawn.add_row(label, f"{patches:.3f} (things {things:.3f})", "")
     if len(found.alignment) > 1:
         for which, position in (("all patches", 0), ("patches of things", 1)):
             gains = [pair.with_patch_loss[position] - pair.caption_only[position] for pair in found.alignment]
@@ -217,7 +213,7 @@ def table(found: Evaluation) -> Table:
 
 @torch.inference_mode()
 def perplexity(network: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, scenes: Iterable[Scene]) -> float:
-    """exp of the mean cross-entropy over the tokens of the scenes' captions, each after a BOS, each with its "\\n"."""
+    """Return exp of the mean cross-entropy over the tokens of the scenes' captions, each with a BOS and a "\\n"."""
     total, count = 0.0, 0
     for scene in scenes:
         ids = torch.tensor([[1, *tokenizer(caption(scene) + "\n", add_special_tokens=False)["input_ids"]]])
@@ -229,10 +225,10 @@ def perplexity(network: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, sc
 
 @torch.inference_mode()
 def grammatical(network: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int, seed: int = 0) -> float:
-    """The share of generated captions that are sentences of the world's grammar.
+    """Return the share of `count` generated captions that are sentences of the world's grammar.
 
-    Sampled after a BOS, at temperature 1 from the whole distribution. What begins as another kind of text (a row of
-    words, a conversation) is no caption, and left out; captions are drawn until there are `count`.
+    They are sampled after a BOS, at temperature 1 from the whole distribution. The first token is one with which
+    captions begin, because the LLM also generates other kinds of text (a row of words, a conversation).
     """
     words = ("a", "an", "on", "the")  # how captions begin
     first = torch.tensor([tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words])

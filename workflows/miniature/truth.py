@@ -1,6 +1,8 @@
-"""Scores of trained models against the exact truth of drawn scenes: what an experiment's recipe names in `[scores]`."""
+"""Scores of trained models against the exact truth of drawn scenes, for `[scores]` of an experiment's recipe."""
 
 from __future__ import annotations
+
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -63,16 +65,13 @@ def scenes_of(shards: ShardFolder, seed: int) -> list[Scene]:
     """
     scenes = []
     for _, row in shards.rows():
-        try:
+        with suppress(ValueError):
             scene = draw_scene(seed, index_of(row["key"]))
-        except ValueError:
-            scene = None
-        if scene is None or scene.image.size != (row["width"], row["height"]):
-            rule = f"its image {row['key']} is no scene of world {seed}, whose truth the scores know"
-            raise UserError(
-                "heldout", shards.folder, rule, "give shards of that world, or another `seed` in the recipe"
-            )
-        scenes.append(scene)
+            if scene.image.size == (row["width"], row["height"]):
+                scenes.append(scene)
+                continue
+        rule = f"its image {row['key']} is no scene of world {seed}, whose truth the scores know"
+        raise UserError("heldout", shards.folder, rule, "give shards of that world, or another `seed` in the recipe")
     return scenes
 
 

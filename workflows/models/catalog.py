@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 _RAM_SOURCE = "https://raw.githubusercontent.com/xinyu1205/recognize-anything/7cb804a8609e9f4b1a50b7f31436d2df40bb9481"
-_SAM_SOURCE = "https://dl.fbaipublicfiles.com/segment_anything"
+_RAM = f"{_RAM_SOURCE}/ram/data"
+_RAM_PLUS = "recognize-anything-plus-model@6afd703f04b23e1c18d4c7d9882c4f5f954848f8"
+_SAM = "https://dl.fbaipublicfiles.com/segment_anything"
 
 
 class OfficialFile(NamedTuple):
@@ -26,49 +28,34 @@ OFFICIAL = {
         "hf://spaces/xinyu1205/Recognize_Anything-Tag2Text/ram_swin_large_14m.pth", 5625, "", "RAM, Swin-L"
     ),
     "ram_plus_swin_large_14m": OfficialFile(
-        "hf://xinyu1205/recognize-anything-plus-model@6afd703f04b23e1c18d4c7d9882c4f5f954848f8"
-        "/ram_plus_swin_large_14m.pth",
-        3010,
-        "497c178836ba66698ca226c7895317e6e800034be986452dbd2593298d50e87d",
-        "RAM++, Swin-L",
+        f"hf://xinyu1205/{_RAM_PLUS}/ram_plus_swin_large_14m.pth", 3010,
+        "497c178836ba66698ca226c7895317e6e800034be986452dbd2593298d50e87d", "RAM++, Swin-L",
     ),
     "ram_tag_list": OfficialFile(
-        f"{_RAM_SOURCE}/ram/data/ram_tag_list.txt",
-        0,
-        "5d96d2f7225527480ad773aaac76b6e5c08a18adf6eae9ca7d2ab923d5e7bd8b",
+        f"{_RAM}/ram_tag_list.txt", 0, "5d96d2f7225527480ad773aaac76b6e5c08a18adf6eae9ca7d2ab923d5e7bd8b",
         "RAM's and RAM++'s 4585 tags",
     ),
     "ram_tag_list_threshold": OfficialFile(
-        f"{_RAM_SOURCE}/ram/data/ram_tag_list_threshold.txt",
-        0,
-        "b6f81d0de1bc7f9c251af512c413eae976c77dbfbadf700d4e3d90510f4c6447",
+        f"{_RAM}/ram_tag_list_threshold.txt", 0, "b6f81d0de1bc7f9c251af512c413eae976c77dbfbadf700d4e3d90510f4c6447",
         "a threshold for each of them",
     ),
     "groundingdino_swint_ogc": OfficialFile(
-        "hf://ShilongLiu/GroundingDINO@a94c9b567a2a374598f05c584e96798a170c56fb/groundingdino_swint_ogc.pth",
-        694,
-        "3b3ca2563c77c69f651d7bd133e97139c186df06231157a64c507099c52bc799",
-        "Grounding DINO, Swin-T",
+        "hf://ShilongLiu/GroundingDINO@a94c9b567a2a374598f05c584e96798a170c56fb/groundingdino_swint_ogc.pth", 694,
+        "3b3ca2563c77c69f651d7bd133e97139c186df06231157a64c507099c52bc799", "Grounding DINO, Swin-T",
     ),
     "sam_vit_b": OfficialFile(
-        f"{_SAM_SOURCE}/sam_vit_b_01ec64.pth",
-        375,
-        "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+        f"{_SAM}/sam_vit_b_01ec64.pth", 375, "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
         "SAM, ViT-B",
     ),
     "sam_vit_l": OfficialFile(
-        f"{_SAM_SOURCE}/sam_vit_l_0b3195.pth",
-        1250,
-        "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+        f"{_SAM}/sam_vit_l_0b3195.pth", 1250, "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
         "SAM, ViT-L",
     ),
     "sam_vit_h": OfficialFile(
-        f"{_SAM_SOURCE}/sam_vit_h_4b8939.pth",
-        2565,
-        "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+        f"{_SAM}/sam_vit_h_4b8939.pth", 2565, "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
         "SAM, ViT-H",
     ),
-}
+}  # fmt: skip
 """Short name -> file. A setting that names a file may give a short name; the file's hash is then checked."""
 
 BY_REFERENCE = {file.reference: file for file in OFFICIAL.values()}

@@ -52,13 +52,10 @@ class ModelSettings(BaseModel):
     def _each_step_once(cls, annotators: tuple[StageSettings, ...]) -> tuple[StageSettings, ...]:
         annotators = tuple(sorted(annotators, key=lambda one: ORDER.index(cast(RedoFrom, one.steps[0]))))
         by_step: dict[str, str] = {}
-        for one in annotators:
-            for step in one.steps:
-                if step in by_step:
-                    raise ValueError(
-                        f"{by_step[step]} and {one.section} both do the step {step}; leave one of them out"
-                    )
-                by_step[step] = one.section
+        for section, step in ((one.section, step) for one in annotators for step in one.steps):
+            if step in by_step:
+                raise ValueError(f"{by_step[step]} and {section} both do the step {step}; leave one of them out")
+            by_step[step] = section
         if missing := [step for step in REQUIRED if step not in by_step]:
             raise ValueError(f"the section {section_of(missing[0])} is missing")
         return annotators
@@ -165,13 +162,8 @@ def _kind(section: str, entries: object) -> type[StageSettings | LabelSettings] 
 
 
 def _settings(sections: dict[str, Any], where: str, folder: Path) -> ModelSettings:
-    """Return the settings of all sections. The user's own classes are imported here.
-
-    Args:
-        sections: name of a section -> its settings.
-        where: the file or the preset, for errors.
-        folder: the folder that paths in the settings of a user's class are relative to.
-    """
+    """Return the settings of all sections of the file or preset `where`. The user's own classes are imported here;
+    paths in their settings are relative to `folder`."""
     annotators: list[StageSettings] = []
     others: dict[str, Any] = {}
     for section, entries in sections.items():

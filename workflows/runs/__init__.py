@@ -1,5 +1,4 @@
-"""What all runs have in common: plan, fingerprints, resume, chain, commit.
+"""Carry out a run: `build`, or `rewrite` from other runs; or estimate it: `dry_run`.
 
-`build` plans and carries out, `rewrite` makes runs of runs, `dry_run` estimates one. Whatever decides which steps a
-shard goes through is in `chains`, `steps` and `rewrite`, which are part of the code fingerprint.
+`chains`, `steps` and `rewrite` decide which steps a shard passes; they are part of the code fingerprint.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,6 @@ from pad_pipeline.sources.base import Source
 from pad_pipeline.sources.stored import ShardsSource
 from pad_pipeline.storage import Folder, claim_folder, folder_at, resolved, unwritable
 from pad_pipeline.workflows.engine.attempts import Attempts
-from pad_pipeline.workflows.engine.base import Engine
-from pad_pipeline.workflows.engine.chain import Link
 from pad_pipeline.workflows.engine.local import LocalEngine
 from pad_pipeline.workflows.engine.progress import Totals, Watch
 from pad_pipeline.workflows.engine.ray import RayEngine
@@ -35,12 +34,7 @@ from pad_pipeline.workflows.runs.resume import Scan, scan
 def build(source: Source, out: Path | str, models: ModelSettings, view: View, options: RunOptions) -> Totals:
     """Annotate the images of `source` with the models and write shards into `out`: `pad build`.
 
-    Args:
-        source: the images.
-        out: the run's folder, or its URL; finished shards in it are kept.
-        models: the models and their settings.
-        view: the view of the vision encoder.
-        options: how the run is made.
+    Finished shards in `out`, a folder or URL, are kept.
 
     Returns:
         The counts of `TOTALS` over all shards.
@@ -64,10 +58,7 @@ def build_recipe(
     earlier = _earlier_facts(source, models, redo_from) if redo_from != ORDER[0] else {}
     embedder = LabelEmbedder(models.llm)
     compute = models.compute.model_copy(update={"threads": threads})
-
-    def chain(folder: Folder, identity: str) -> list[Link]:
-        return annotation_chain(folder, identity, models, view, source.root, compute, redo_from)
-
+    chain = partial(annotation_chain, models=models, view=view, root=source.root, compute=compute, redo_from=redo_from)
     return Recipe(
         kind="build",
         view=view,
@@ -99,31 +90,23 @@ def import_coco(
     """Write shards from human regions: `pad import coco`. Arguments and result are as for `build`."""
     folder = open_out(out, options.fork)
     embedder = LabelEmbedder(labels)
-
-    def chain(folder: Folder, identity: str) -> list[Link]:
-        return import_chain(folder, identity, decoding, labels, view, source.root)
-
     recipe = Recipe(
         kind="import-coco",
         view=view,
         embedding_width=embedder.width,
         settings={"llm": labels.model_dump(mode="json"), "decode": decoding.model_dump(mode="json")},
         fingerprints=embedder.fingerprints(),
-        chain=chain,
+        chain=partial(import_chain, decoding=decoding, labels=labels, view=view, root=source.root),
     )
     with rename_field(image_root="images"):
         return carry_out(recipe, source, folder, options, forked=folder_at(out) if options.fork else None)
 
 
 def open_out(out: Path | str, fork: Path | str | None = None) -> Folder:
-    """Return the folder to write into, which must be new, empty, or a run.
-
-    Args:
-        out: the run's folder.
-        fork: the new folder, if the run in `out` is forked.
+    """Return the folder to write into, which is `fork` if the run in `out` is forked.
 
     Raises:
-        UserError: the folder can't be written, or holds something else.
+        UserError: the folder can't be written, or is neither new nor empty nor a run.
     """
     if not str(out):
         raise UserError("out", "", "it is empty", "name a folder")
@@ -149,7 +132,8 @@ def carry_out(
     with ExitStack() as held:
         try:
             folder.create()
-            held.callback(_remove_if_empty, folder if created else None)
+            if created:
+                held.callback(_remove_if_empty, folder)
             held.enter_context(locked(folder))
             folder.clean()
             run, existing = prepare(recipe, source, folder, options, forked)
@@ -158,34 +142,33 @@ def carry_out(
         return _work(run, existing, folder, recipe, options)
 
 
-def _remove_if_empty(folder: Folder | None) -> None:
-    """Remove a new folder in which nothing was written, because its run was refused."""
-    if folder and not folder.remote and folder.path.is_dir() and not any(folder.path.iterdir()):
-        folder.path.rmdir()
+def _remove_if_empty(folder: Folder) -> None:
+    if not folder.remote and folder.path.is_dir() and not any(folder.path.iterdir()):
+        folder.path.rmdir()  # nothing was written, because the run was refused
 
 
 def _work(run: Run, existing: Scan, folder: Folder, recipe: Recipe, options: RunOptions) -> Totals:
     """Run the unfinished shards, or on a retry those with failed images; return the counts over all shards."""
-    # A retry that was killed between the two files of a shard leaves it broken; such a shard is made again as a whole.
-    retried = sorted({*existing.with_failures, *existing.broken}) if options.retry_failed else []
-    unfinished = (number for number in range(run.shards) if number not in existing.finished)
-    numbers = iter(retried) if options.retry_failed else unfinished
-    shards = len(retried) if options.retry_failed else run.shards - len(existing.finished)
-    if existing.finished and not options.retry_failed:
-        note(f"{len(existing.finished)} of {run.shards} shards are finished already and stay as they are.")
-    images = existing.totals["failed"] if options.retry_failed else run.images - existing.totals["images"]
-    watch = Watch(recipe.title or recipe.kind, shards, images, errors, folder)
+    retry = options.retry_failed
+    if retry:
+        # A retry that was killed between the two files of a shard leaves it broken; then the whole shard is made again.
+        numbers = sorted({*existing.with_failures, *existing.broken})
+        images = existing.totals["failed"]
+    else:
+        numbers = [number for number in range(run.shards) if number not in existing.finished]
+        images = run.images - existing.totals["images"]
+        if existing.finished:
+            note(f"{len(existing.finished)} of {run.shards} shards are finished already and stay as they are.")
+    watch = Watch(recipe.title or recipe.kind, len(numbers), images, errors, folder)
 
     def begin(number: int) -> Attempts:
         rows = min(run.shard_size, run.images - number * run.shard_size)
-        return Attempts(number=number, rows=rows, retry=options.retry_failed and number not in existing.broken)
+        return Attempts(number=number, rows=rows, retry=retry and number not in existing.broken)
 
     chain = [link._replace(breaker=options.breaker) for link in recipe.chain(folder, run.identity)]
-    engine: Engine = LocalEngine(options.isolated)
-    if options.engine == "ray":
-        engine = RayEngine(options.address, options.workers)
+    on_ray = options.engine == "ray"
+    engine = RayEngine(options.address, options.workers) if on_ray else LocalEngine(options.isolated)
     with closing(engine.run(chain, numbers, begin, watch)) as results:
         watch.follow(results)
-    retry = options.retry_failed
     totals = scan(folder, run.identity, run.shards).totals if retry else existing.totals + watch.found
     return {name: totals[name] for name in TOTALS}

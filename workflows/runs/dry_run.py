@@ -22,7 +22,7 @@ from pad_pipeline.workflows.runs.build import build_recipe
 from pad_pipeline.workflows.runs.options import RunOptions
 
 SAMPLE = 16
-"""Images whose annotation is measured, after as many that only warm up the models."""
+"""Number of images whose annotation is measured, after as many others that warm up the models."""
 
 
 @dataclass
@@ -44,21 +44,7 @@ class Estimate:
     in_models: float
     """Seconds for one image in the stages with a model."""
     on_gpu: bool
-
-    @property
-    def hours(self) -> float:
-        """Hours of the run with one worker on this machine."""
-        return self.images * sum(self.seconds.values()) / 3600
-
-    @property
-    def gpu_hours(self) -> float:
-        """Hours of the stages with a model, which use the GPU."""
-        return self.images * self.in_models / 3600
-
-    @property
-    def storage_bytes(self) -> float:
-        """Bytes of all shards."""
-        return self.images * self.bytes_per_image
+    """Whether the models ran on a GPU."""
 
 
 def estimate(source: Source, models: ModelSettings, view: View, options: RunOptions) -> Estimate:
@@ -76,27 +62,26 @@ def estimate(source: Source, models: ModelSettings, view: View, options: RunOpti
         if not facts.images:
             raise UserError("images", source.origin, "there is no image in it", "name a folder or a file with images")
         plan = Plan(folder)
-        sampled = min(SAMPLE, facts.images // 2) or min(1, facts.images)
-        positions = [number * facts.images // (2 * sampled) for number in range(2 * sampled)] if sampled else []
-        _replan(folder, plan, positions[1::2] + positions[::2], max(sampled, 1))
+        sampled = min(SAMPLE, facts.images // 2) or 1
+        positions = [number * facts.images // (2 * sampled) for number in range(2 * sampled)]
+        _replan(folder, plan, positions[1::2] + positions[::2], sampled)
         links = recipe.chain(folder, "")
         chain = Chain(Link("all", [step for link in links for step in link.steps]))
-        warm = len(positions) > sampled
-        if warm:
+        if len(positions) > sampled:
             chain.run(Task(1))
         stages = [step for step in chain.steps if isinstance(step, Stage)]
         before = {stage.name: stage.seconds for stage in stages}
-        done = chain.run(Task(0)) if sampled else None
-        seconds = {stage.name: (stage.seconds - before[stage.name]) / max(sampled, 1) for stage in stages}
+        done = chain.run(Task(0))
+        seconds = {stage.name: (stage.seconds - before[stage.name]) / sampled for stage in stages}
         written = sum(size for name, size in folder.files() if name.startswith("pad-000000"))
         return Estimate(
             images=facts.images,
             shards=-(-facts.images // options.shard_size),
             input_bytes=facts.bytes,
             sampled=sampled,
-            failed=done.totals["failed"] if done else 0,
+            failed=done.totals["failed"],
             seconds=seconds,
-            bytes_per_image=written / max(sampled, 1),
+            bytes_per_image=written / sampled,
             in_models=sum(seconds[link.name] for link in links if link.on_gpu),
             on_gpu=torch.cuda.is_available(),
         )

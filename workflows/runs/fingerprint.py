@@ -26,13 +26,10 @@ _LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "numpy", "pi
 
 
 def code_fingerprint(package: Path = _PACKAGE) -> str:
-    """Return the version of pad and a short sha256 over the code that decides a shard's content.
+    """Return the version of pad and a short sha256 over the code in the folder `package` that decides shards' content.
 
     The sha256 is over the set of statements of that code. It changes with any number, name or condition. It does not
     change with a comment, a docstring, or the file that holds a statement.
-
-    Args:
-        package: the folder of the package `pad_pipeline`.
     """
     files = [path for path in package.glob("**/*.py") if not path.relative_to(package).parts[0].startswith(_NO_BYTES)]
     files += [*(package / "stages").rglob("*.py"), *(package / "workflows" / name for name in _WORKFLOWS)]

@@ -1,22 +1,24 @@
-"""How a run is made: the options that `pad build` and `pad import` have in common. Imports nothing heavy."""
+"""The options of a run. This module imports nothing heavy."""
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from pad_pipeline.choices import Depth
 from pad_pipeline.errors import UserError
 from pad_pipeline.roles import RedoFrom
-from pad_pipeline.workflows.engine.choices import EngineName
 from pad_pipeline.workflows.runs.fingerprint import cores
+
+EngineName = Literal["ray", "local"]
 
 
 class RunOptions(BaseModel):
-    """How a run is made. None of this but `shard_size`, `limit` and `redo_from` decides a byte."""
+    """The options of a run. Only `shard_size`, `limit` and `redo_from` decide bytes of its shards."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -25,16 +27,16 @@ class RunOptions(BaseModel):
     limit: int | None = Field(None, ge=1, le=10**12)
     """Take only so many images, the first ones."""
     redo_from: RedoFrom = "tag"
-    """For images from PAD shards: the first stage that is done again; what earlier stages found is kept."""
+    """For images from PAD shards: the first stage that is done again; results of earlier stages are kept."""
     depth: Depth = "sample"
-    """What is noted of each image, to know it again on a rerun. `names`: its name. `sizes`: its size too. `sample`: the
-    sha256 of 64 images too. `full`: the sha256 of every image (reads everything once)."""
+    """How a rerun recognizes each image. `names`: by its name. `sizes`: by its size too. `sample`: by the sha256 of 64
+    images too. `full`: by the sha256 of every image (reads everything once)."""
     engine: EngineName = "local"
     """Where the stages run. `ray`: on Ray, on this machine or a cluster. `local`: in one process on this machine."""
     isolated: bool = False
-    """With the engine `local`: the models work in a child process, so that an image which kills it costs that image
-    alone, and not the run. The command line asks for it. From Python it is off, because a child has to import and load
-    everything again, and what the caller has changed in this process is not seen there."""
+    """With the engine `local`: the models work in a child process, so that an image which kills it costs only that
+    image, and not the run. The command line sets it. From Python it is off, because a child imports and loads
+    everything again, and does not see what the caller has changed in this process."""
     address: str = ""
     """Address of a running Ray cluster, such as auto or ray://host:10001; empty starts Ray on this machine."""
     workers: int = Field(0, ge=0, le=100_000)
@@ -42,8 +44,8 @@ class RunOptions(BaseModel):
     threads: int = Field(0, ge=0, le=1024)
     """CPU threads of each model; 0 for all cores, shared between workers."""
     fork: Path | str | None = None
-    """New folder or URL: leave the run in `out` as it is, and make this one there; shards that would come out the same
-    are copied."""
+    """New folder or URL: leave the run in `out` as it is, and make this run in the new folder; shards that would be the
+    same are copied."""
     accept_changed_code: bool = False
     """Continue a run that another version of pad's code began."""
     retry_failed: bool = False
@@ -54,9 +56,8 @@ class RunOptions(BaseModel):
     @property
     def used_threads(self) -> int:
         """CPU threads of each model."""
-        if self.threads:
-            return self.threads
-        return max(1, cores() // max(self.workers, 1)) if self.engine == "ray" else cores()
+        workers = max(self.workers, 1) if self.engine == "ray" else 1
+        return self.threads or max(1, cores() // workers)
 
 
 _LIMIT = re.compile(r"(\d{1,12})|(\d{1,3}(?:\.\d+)?)%")

@@ -28,8 +28,8 @@ def prepare(
         recipe: the part of the run that does not depend on its images.
         source: the images.
         folder: the run's folder, which is locked.
-        options: how the run is made.
-        forked: another run; those of its shards that would come out the same are copied.
+        options: the options of the run.
+        forked: another run; those of its shards that would be the same are copied.
 
     Returns:
         The run, whose run.json and plan are now in the folder; and its finished shards.
@@ -76,18 +76,10 @@ def earlier_run(folder: Folder) -> tuple[Run | None, Scan]:
 
 
 def plan_images(source: Source, path: Path, field: str, shard_size: int, depth: Depth, limit: int | None) -> PlanFacts:
-    """Write the plan of a source.
-
-    Args:
-        source: the images.
-        path: the file to write.
-        field: the parameter that names the source, for errors.
-        shard_size: images in one shard.
-        depth: see `write_plan`.
-        limit: see `write_plan`.
+    """Write the plan of a source, as `write_plan` does.
 
     Raises:
-        UserError: the source lists no image, or none of its images exists.
+        UserError: the source, which the parameter `field` names, lists no image, or none of its images exists.
     """
     with errors.status(Text(f"planning {source.origin}")):
         planned = write_plan(source, path, shard_size, depth, limit)

@@ -34,14 +34,7 @@ class Recipe(NamedTuple):
     """The parameter that names the source, for errors."""
 
     def run(self, planned: PlanFacts, counts: dict[str, int], shard_size: int, threads: int) -> Run:
-        """Return the `Run` of this recipe for a plan.
-
-        Args:
-            planned: totals and hashes of the plan.
-            counts: see `Run.counts`.
-            shard_size: images in one shard.
-            threads: CPU threads of each model.
-        """
+        """Return the `Run` of this recipe for a plan; `threads` are the CPU threads of each model."""
         code = " ".join(filter(None, [code_fingerprint(), self.code]))
         return Run(
             kind=self.kind,

@@ -42,25 +42,16 @@ class Scan:
 
 
 def scan(folder: Folder, identity: str, shards: int) -> Scan:
-    """List the folder, read the metadata of each index, and sort the shards.
-
-    Args:
-        folder: the run's folder.
-        identity: `Run.identity` of the run in the folder.
-        shards: the number of planned shards; files of further shards do not belong to the run.
-    """
+    """Sort the shards in the folder of the run `identity`, after reading the metadata of each index. Files of more than
+    `shards` planned shards do not belong to the run."""
     result = Scan()
     sizes: dict[int, dict[str, int]] = {}
     for name, size in folder.files():
         if match := _SHARD_FILE.fullmatch(name):
             sizes.setdefault(int(match[1]), {})[match[2]] = size
     whole = [number for number, files in sizes.items() if len(files) == 2 and number < shards]
-    result.halves = [
-        f"{shard_name(number)}.{ending}"
-        for number, files in sizes.items()
-        for ending in files
-        if len(files) < 2 or number >= shards
-    ]
+    halves = sorted(sizes.keys() - set(whole))
+    result.halves = [f"{shard_name(number)}.{ending}" for number in halves for ending in sizes[number]]
 
     def look(number: int) -> tuple[int, dict[str, int] | None]:
         return number, _totals(folder, number, identity, sizes[number]["tar"])
@@ -105,9 +96,8 @@ def check_same(old: Run, new: Run, folder: Folder, new_plan: Plan, accept_code: 
     differences.sort(key=lambda line: line.startswith(("contents.", "fingerprints.inputs")))
     if len(differences) > 8:
         differences[8:] = [f"and {len(differences) - 8} more"]
-    code_only = all(line.startswith("fingerprints.code:") for line in differences)
     remedy = "run with what it was made with; or keep it and go on in a new folder with `fork`"
-    if code_only:
+    if all(line.startswith("fingerprints.code:") for line in differences):
         remedy = "if the change moves no result, go on with `accept_changed_code`; or use `fork`, a new folder"
     raise UserError("out", folder, f"its shards were made with something else ({'; '.join(differences)})", remedy)
 
@@ -118,19 +108,17 @@ def plan_difference(folder: Folder, new: Plan) -> str:
         return "the earlier plan is gone"
     old = Plan(folder)
     counts = f"{old.images} -> {new.images}; " if old.images != new.images else ""
-    for (shard, old_row), (_, new_row) in zip(_rows(old), _rows(new), strict=False):
+    for old_row, new_row in zip(_rows(old), _rows(new), strict=False):
         for name in old_row:
             if old_row[name] != new_row[name] and name not in ("shard", "row"):
-                return f"{counts}the first that differs is {shard_name(shard)} row {old_row['row']}, {name}: " + (
-                    f"{_short(old_row[name])} -> {_short(new_row[name])}"
-                )
+                where = f"{shard_name(old_row['shard'])} row {old_row['row']}, {name}"
+                change = f"{_short(old_row[name])} -> {_short(new_row[name])}"
+                return f"{counts}the first that differs is {where}: {change}"
     return counts + ("the rest is the same" if counts else "another number of images in a shard")
 
 
-def _rows(plan: Plan) -> Iterator[tuple[int, PlanRow]]:
-    for number in range(len(plan)):
-        for row in plan.rows(number):
-            yield number, row
+def _rows(plan: Plan) -> Iterator[PlanRow]:
+    return (row for number in range(len(plan)) for row in plan.rows(number))
 
 
 def _short(value: object) -> str:

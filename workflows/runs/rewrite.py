@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,8 +14,7 @@ from pad_pipeline.labels import LabelEmbedder, LabelSettings
 from pad_pipeline.shards.run import Run
 from pad_pipeline.sources.stored import StoredSource
 from pad_pipeline.stages.edit_settings import EditSettings
-from pad_pipeline.storage import Folder, resolved
-from pad_pipeline.workflows.engine.chain import Link
+from pad_pipeline.storage import resolved
 from pad_pipeline.workflows.engine.progress import Totals
 from pad_pipeline.workflows.runs.build import carry_out, open_out
 from pad_pipeline.workflows.runs.chains import rewriting_chain
@@ -42,7 +42,7 @@ def rewrite(
     Args:
         source: images of one run or of several runs.
         out: the new run's folder, or its URL.
-        options: how the run is made.
+        options: the options of the new run.
         view: the new view; by default that of the shards.
         labels: the new LLM; by default that of the shards.
         edits: the regions to keep, and their labels.
@@ -74,10 +74,7 @@ def rewrite(
     settings |= {"llm": chosen_labels.model_dump(mode="json")}
     if edits.changes:
         settings["edits"] = [*settings.get("edits", []), edits.model_dump(mode="json", exclude_defaults=True)]
-
-    def chain(folder: Folder, identity: str) -> list[Link]:
-        return rewriting_chain(folder, identity, edits, chosen_labels, chosen_view, source.root)
-
+    chain = partial(rewriting_chain, edits=edits, labels=chosen_labels, view=chosen_view, root=source.root)
     facts = (kind, chosen_view, embedder.width, settings, fingerprints | words)
     recipe = Recipe(*facts, chain, title="rewrite", input_field="shards")
     return carry_out(recipe, source, folder, options)
