@@ -23,8 +23,10 @@ from examples.miniature.tagger import SHAPE as RAM_SHAPE
 from examples.miniature.tagger import TaggerRecipe
 from pad_pipeline.console import errors, note, progress
 from pad_pipeline.errors import UserError
-from pad_pipeline.miniature.shipped import MANIFEST, Member, write_manifest
+from pad_pipeline.miniature.shipped import MANIFEST, Manifest, Member
+from pad_pipeline.miniature.world import LABELS
 from pad_pipeline.packages import OPTIONAL, installed, without
+from pad_pipeline.weights import file_sha256
 from pad_pipeline.workflows.runs.fingerprint import cores
 
 ORDER = ("tagger", "detector", "segmenter", "clip", "llm")
@@ -59,8 +61,18 @@ def train_miniature(model: str, out: Path, seed: int = 0, steps: int = 0) -> Pat
     members = _members(out)
     if set(members) == set(ORDER):
         (models / "models.toml").write_text(_toml(members["detector"].metrics["box_threshold"]), "utf-8")
-        write_manifest(models, members)
+        _write_manifest(models, members)
     return models
+
+
+def _write_manifest(folder: Path, members: dict[str, Member]) -> None:
+    """Write the manifest of a folder of models, with the hashes of its files."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    for path in files:
+        path.chmod(0o644)  # safetensors writes files that only their owner can read
+    hashes = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+    manifest = Manifest(labels=list(LABELS), members=members, files=hashes)
+    (folder / MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=1) + "\n", "utf-8")
 
 
 def _recipe(name: str, out: Path, seed: int, steps: int) -> Recipe:

@@ -16,13 +16,15 @@ from pad_pipeline.geometry import View
 from pad_pipeline.miniature.kinds import PARTS, THINGS
 from pad_pipeline.miniature.world import Scene, TrueRegion
 from pad_pipeline.records import SampleJson
-from pad_pipeline.shards.reader import Sample, open_shards
+from pad_pipeline.shards.reader import open_shards
 
 IOU = 0.5
 """A box matches a true box if their IoU is at least this."""
 SLIVER = 0.5
 """A matched thing has no patch IoU if the union of its true and found coverage is below this many patches, because the
 crop leaves only a sliver of it."""
+Found = tuple[str, tuple[float, ...]]
+"""The label and the box (xyxy in pixels) of a region."""
 
 
 @dataclass
@@ -32,6 +34,20 @@ class Boxes:
     matched: int = 0
     found: int = 0
     true: int = 0
+
+    def match(self, true: list[TrueRegion], found: list[Found], labels: Container[str]) -> list[tuple[int, TrueRegion]]:
+        """Add the boxes of one scene that have one of `labels`; return as `Score.add_boxes`."""
+        free, matched = list(true), []
+        for position, (label, box) in enumerate(found):
+            if label in labels:
+                self.found += 1
+                fitting = [(iou(one.box, box), number) for number, one in enumerate(free) if one.label == label]
+                overlap, number = max(fitting, default=(0.0, 0))
+                if overlap >= IOU:
+                    matched.append((position, free.pop(number)))
+        self.true += len(true)
+        self.matched += len(matched)
+        return matched
 
     @property
     def recall(self) -> float:
@@ -89,14 +105,7 @@ class Score:
         return float(np.mean(self.patch_ious)) if self.patch_ious else 0.0
 
     def add(self, scene: Scene, meta: SampleJson, coverage: np.ndarray, view: View) -> None:
-        """Add the annotations of one scene.
-
-        Args:
-            scene: the truth.
-            meta: the JSON member of the sample.
-            coverage: the masks member of the sample, uint8 `[R, grid, grid]`.
-            view: the view of the run.
-        """
+        """Add one scene's annotations: the JSON member of its sample, and its coverage, uint8 `[R, grid, grid]`."""
         self.scenes += 1
         tags, true = {tag["label"] for tag in meta["tags"]}, {region.label for region in scene.regions}
         self.tags_right += len(tags & true)
@@ -111,12 +120,8 @@ class Score:
             if (most := np.maximum(exact, found_coverage).sum()) >= SLIVER:
                 self.patch_ious.append(float(np.minimum(exact, found_coverage).sum() / most))
 
-    def add_boxes(self, scene: Scene, found: list[tuple[str, tuple[float, ...]]]) -> list[tuple[int, TrueRegion]]:
-        """Add the boxes of one scene.
-
-        Args:
-            scene: the truth.
-            found: label and box (xyxy in pixels) of each region, the best first.
+    def add_boxes(self, scene: Scene, found: list[Found]) -> list[tuple[int, TrueRegion]]:
+        """Add the boxes that were found in one scene, the best first.
 
         Returns:
             The index of each box that matches a thing of its label, and the thing; each thing once.
@@ -127,24 +132,8 @@ class Score:
                 nearest, named = max(((iou(thing.box, box), thing.label) for thing in things), default=(0.0, ""))
                 self.boxes_on_things += nearest >= IOU
                 self.labels_right += nearest >= IOU and named == label
-        self._match(self.parts, [region for region in scene.regions if region.kind == "part"], found, PARTS)
-        return self._match(self.things, things, found, THINGS)
-
-    @staticmethod
-    def _match(
-        boxes: Boxes, true: list[TrueRegion], found: list[tuple[str, tuple[float, ...]]], labels: Container[str]
-    ) -> list[tuple[int, TrueRegion]]:
-        free, matched = list(true), []
-        boxes.true += len(true)
-        for position, (label, box) in enumerate(found):
-            if label in labels:
-                boxes.found += 1
-                fitting = [(iou(one.box, box), number) for number, one in enumerate(free) if one.label == label]
-                overlap, number = max(fitting, default=(0.0, 0))
-                if overlap >= IOU:
-                    matched.append((position, free.pop(number)))
-        boxes.matched += len(matched)
-        return matched
+        self.parts.match([region for region in scene.regions if region.kind == "part"], found, PARTS)
+        return self.things.match(things, found, THINGS)
 
 
 def seen_share(mask: np.ndarray, view: View) -> np.ndarray:
@@ -171,19 +160,12 @@ def seen_share(mask: np.ndarray, view: View) -> np.ndarray:
 
 
 def score_shards(folder: Path, scene_of: Callable[[str], Scene]) -> Score:
-    """Score a run over drawn scenes; an image that failed counts as one without tags and regions.
-
-    Args:
-        folder: the folder of the run.
-        scene_of: returns the scene of a key.
-    """
+    """Score a run over drawn scenes, given each key's scene; a failed image counts as one without tags and regions."""
     shards, score = open_shards(folder), Score()
-    nothing = cast(SampleJson, {"tags": [], "regions": []})
-    empty = np.zeros((0, shards.run.view.grid, shards.run.view.grid), np.uint8)
     for name, row in shards.rows():
-        if row["status"] == "failed":
-            score.add(scene_of(row["key"]), nothing, empty, shards.run.view)
-            continue
-        sample: Sample = shards.sample(name, row, image=False)
-        score.add(scene_of(row["key"]), sample.meta, sample.coverage, shards.run.view)
+        meta, coverage = cast(SampleJson, {"tags": [], "regions": []}), np.zeros(0, np.uint8)
+        if row["status"] != "failed":
+            sample = shards.sample(name, row, image=False)
+            meta, coverage = sample.meta, sample.coverage
+        score.add(scene_of(row["key"]), meta, coverage, shards.run.view)
     return score
