@@ -76,11 +76,8 @@ def bleu(said: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[f
             right[order - 1] += (counts & most).total()
             total[order - 1] += counts.total()
     brevity = math.exp(min(0.0, 1 - nearest / length)) if length else 0.0
-    scores, product = [], 1.0
-    for order in range(ORDER):
-        product *= right[order] / total[order] if total[order] else 0.0
-        scores.append(brevity * product ** (1 / (order + 1)))
-    return scores
+    precisions = [ours / all_ if all_ else 0.0 for ours, all_ in zip(right, total, strict=True)]
+    return [brevity * math.prod(precisions[:order]) ** (1 / order) for order in range(1, ORDER + 1)]
 
 
 def rouge_l(said: Sequence[Words], references: Sequence[Sequence[Words]]) -> float:
@@ -138,9 +135,7 @@ def cider(said: Sequence[Words], references: Sequence[Sequence[Words]]) -> float
                 truth = vector(ref, order)
                 norm = _norm(caption) * _norm(truth)
                 if norm:
-                    dot = sum(
-                        min(value, truth.get(gram, 0.0)) * truth.get(gram, 0.0) for gram, value in caption.items()
-                    )
+                    dot = sum(min(caption[gram], truth.get(gram, 0.0)) * truth.get(gram, 0.0) for gram in caption)
                     gap = max(len(words) - 1, 0) - max(len(ref) - 1, 0)
                     total += dot / norm * math.exp(-(gap**2) / (2 * SIGMA**2)) / ORDER / len(refs)
     return 10 * total / len(said)
@@ -153,12 +148,9 @@ def _norm(vector: dict[tuple[str, ...], float]) -> float:
 def java_scores(
     said: Sequence[str], references: Sequence[Sequence[str]], say: Callable[[str], None]
 ) -> dict[str, float]:
-    """Return METEOR and SPICE (0..1), computed by pycocoevalcap; a score that can't be computed is left out.
+    """Return METEOR and SPICE (0..1), computed by pycocoevalcap from captions and references as in `score_captions`.
 
-    Args:
-        said: the model's caption of each image.
-        references: one or more references for each image.
-        say: prints a message; it gets the reason for each score that is left out.
+    A score that can't be computed is left out, and `say` is called with the reason.
     """
     if not shutil.which("java"):
         say("METEOR and SPICE are left out: Java is not installed. Install it (JRE 8 or newer).")
