@@ -22,8 +22,6 @@ from pad_pipeline.measures.overlap import neighbor_overlap
 from pad_pipeline.measures.pursuit import matching_pursuit, unit
 from pad_pipeline.measures.vocabulary import ROWS, Vocabulary, nearest_word
 
-# ---------------------------------------------------------------- entropy
-
 
 class EntropyStudy(Study):
     """The von Neumann entropy `before` and `after` the projector, of the caption's words (`text`), and of the `labels`.
@@ -102,9 +100,6 @@ class EntropyStudy(Study):
         return Chart(f"von Neumann entropy, {result['unit']}", bars, plain=("before", "text"))
 
 
-# ---------------------------------------------------------------- Align
-
-
 class AlignStudy(Study):
     """Align(V, W), and three controls: shuffled labels, shuffled patches, and an untrained projector."""
 
@@ -165,9 +160,6 @@ class AlignStudy(Study):
         return Chart("Align(V, W), mean IoU", bars, plain=("shuffled", "untrained"))
 
 
-# ---------------------------------------------------------------- the words of patches
-
-
 class WordTally:
     """Counts how many of the words found for patches are readable, and how many are true of their patch.
 
@@ -193,7 +185,7 @@ class WordTally:
         words = words.cpu()
         self.means["readable"].add(self.vocabulary.readable[words])
         self.means["first_readable"].add(self.vocabulary.readable[words[:, 0]])
-        covered = shown.any(0) if labels else torch.zeros(len(words), dtype=torch.bool)
+        covered = shown.any(0)
         if not covered.any():
             return
         hit = torch.stack([self.vocabulary.said(words, label) for label in labels]) & shown[:, :, None]  # [L, M, K]

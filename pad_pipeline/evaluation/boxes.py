@@ -77,9 +77,6 @@ def _checked(image: Any, text: Any, box: Sequence[Any], entry: dict[str, Any], w
     return Expression(image, text, (x0, y0, x1, y1), size)
 
 
-# ---------------------------------------------------------------- the model's answers
-
-
 def box_in(text: str) -> Box | None:
     """Return the first box in a text: four numbers in brackets, xyxy as shares (0..1) of the edges.
 

@@ -123,26 +123,23 @@ def cider(said: Sequence[Words], references: Sequence[Sequence[Words]]) -> float
         documents.update({gram for ref in refs for order in range(1, ORDER + 1) for gram in ngrams(ref, order)})
     images = math.log(len(said))
 
-    def vector(words: Words, order: int) -> dict[tuple[str, ...], float]:
-        counts = ngrams(words, order)
-        return {gram: count * (images - math.log(max(1, documents[gram]))) for gram, count in counts.items()}
+    def vector(words: Words, order: int) -> tuple[dict[tuple[str, ...], float], float]:
+        """Return the tf-idf of each n-gram, and the length of the vector."""
+        counts = ngrams(words, order).items()
+        values = {gram: count * (images - math.log(max(1, documents[gram]))) for gram, count in counts}
+        return values, math.sqrt(sum(value**2 for value in values.values()))
 
     total = 0.0
     for words, refs in zip(said, references, strict=True):
         for order in range(1, ORDER + 1):
-            caption = vector(words, order)
+            caption, length = vector(words, order)
             for ref in refs:
-                truth = vector(ref, order)
-                norm = _norm(caption) * _norm(truth)
-                if norm:
+                truth, true_length = vector(ref, order)
+                if norm := length * true_length:
                     dot = sum(min(caption[gram], truth.get(gram, 0.0)) * truth.get(gram, 0.0) for gram in caption)
                     gap = max(len(words) - 1, 0) - max(len(ref) - 1, 0)
                     total += dot / norm * math.exp(-(gap**2) / (2 * SIGMA**2)) / ORDER / len(refs)
     return 10 * total / len(said)
-
-
-def _norm(vector: dict[tuple[str, ...], float]) -> float:
-    return math.sqrt(sum(value**2 for value in vector.values()))
 
 
 def java_scores(

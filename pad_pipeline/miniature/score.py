@@ -28,8 +28,8 @@ Found = tuple[str, tuple[float, ...]]
 
 
 @dataclass
-class Boxes:
-    """Counts of the boxes with one kind of label: found, true, and matched."""
+class Counts:
+    """The numbers of tags, or of boxes with one kind of label, that were found, that are true, and that match."""
 
     matched: int = 0
     found: int = 0
@@ -65,11 +65,9 @@ class Score:
     """The score of a run: counts over scenes, and the rates that follow from them."""
 
     scenes: int = 0
-    tags_right: int = 0
-    tags_found: int = 0
-    tags_true: int = 0
-    things: Boxes = field(default_factory=Boxes)
-    parts: Boxes = field(default_factory=Boxes)
+    tags: Counts = field(default_factory=Counts)
+    things: Counts = field(default_factory=Counts)
+    parts: Counts = field(default_factory=Counts)
     things_tagged: int = 0
     """True things whose label is among the image's tags."""
     boxes_on_things: int = 0
@@ -82,7 +80,7 @@ class Score:
     @property
     def tag_f1(self) -> float:
         """The F1 score of the tags, over all scenes together (micro average)."""
-        return 2 * self.tags_right / max(self.tags_found + self.tags_true, 1)
+        return 2 * self.tags.matched / max(self.tags.found + self.tags.true, 1)
 
     @property
     def recall_given_tags(self) -> float:
@@ -108,9 +106,9 @@ class Score:
         """Add one scene's annotations: the JSON member of its sample, and its coverage, uint8 `[R, grid, grid]`."""
         self.scenes += 1
         tags, true = {tag["label"] for tag in meta["tags"]}, {region.label for region in scene.regions}
-        self.tags_right += len(tags & true)
-        self.tags_found += len(tags)
-        self.tags_true += len(true)
+        self.tags.matched += len(tags & true)
+        self.tags.found += len(tags)
+        self.tags.true += len(true)
         self.things_tagged += sum(region.kind == "thing" and region.label in tags for region in scene.regions)
         found = [(region["label"], tuple(region["box"])) for region in meta["regions"]]
         for position, thing in self.add_boxes(scene, found):
@@ -123,15 +121,14 @@ class Score:
     def add_boxes(self, scene: Scene, found: list[Found]) -> list[tuple[int, TrueRegion]]:
         """Add the boxes that were found in one scene, the best first.
 
-        Returns:
-            The index of each box that matches a thing of its label, and the thing; each thing once.
+        Return the index of each box that matches a thing of its label, and the thing; each thing once.
         """
         things = [region for region in scene.regions if region.kind == "thing"]
         for label, box in found:
-            if label in THINGS:
-                nearest, named = max(((iou(thing.box, box), thing.label) for thing in things), default=(0.0, ""))
-                self.boxes_on_things += nearest >= IOU
-                self.labels_right += nearest >= IOU and named == label
+            nearest, named = max(((iou(thing.box, box), thing.label) for thing in things), default=(0.0, ""))
+            if label in THINGS and nearest >= IOU:
+                self.boxes_on_things += 1
+                self.labels_right += named == label
         self.parts.match([region for region in scene.regions if region.kind == "part"], found, PARTS)
         return self.things.match(things, found, THINGS)
 

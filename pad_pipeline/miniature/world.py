@@ -22,18 +22,10 @@ Place = tuple[str, float, float, float]
 """A thing to draw: its kind, its center (x, y) and half its height, in pixels."""
 
 COLOURS: dict[str, Color] = {
-    "red": (205, 40, 40),
-    "blue": (45, 80, 205),
-    "green": (45, 145, 60),
-    "yellow": (238, 208, 55),
-    "white": (242, 242, 238),
-    "orange": (238, 138, 35),
-    "purple": (130, 60, 165),
-    "pink": (240, 150, 190),
-    "brown": (125, 80, 45),
-    "gray": (130, 132, 138),
-    "black": (42, 40, 45),
-}
+    "red": (205, 40, 40), "blue": (45, 80, 205), "green": (45, 145, 60), "yellow": (238, 208, 55),
+    "white": (242, 242, 238), "orange": (238, 138, 35), "purple": (130, 60, 165), "pink": (240, 150, 190),
+    "brown": (125, 80, 45), "gray": (130, 132, 138), "black": (42, 40, 45),
+}  # fmt: skip
 SIZES = ("small", "large")
 TEXTURES = ("striped", "dotted", "checked")
 STUFF: dict[str, tuple[Color, str]] = {
