@@ -26,9 +26,7 @@ def draw_charts(results: Mapping[str, Any], out: Path) -> None:
 def draw_grid(cells: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
     """Draw the results of an experiment: a chart for each measure, with a bar for a cell's mean and dots for its seeds.
 
-    Args:
-        cells: for each cell and measure, the values of all seeds; values that are not finite are left out.
-        path: the image file to write.
+    `cells` has, for each cell and measure, the values of all seeds; values that are not finite are left out.
     """
     columns = list(next(iter(cells.values())))
     figure = Figure(figsize=(7, 1 + 0.45 * len(cells) * len(columns)), layout="constrained")

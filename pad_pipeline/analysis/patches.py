@@ -48,15 +48,9 @@ class Seen(NamedTuple):
 def seen(
     shards: ShardFolder, rows: Rows, count: int, subject: Subject, rule: PatchRule = "argmax", batch: int = 32
 ) -> Iterator[Seen]:
-    """Yield the first `count` images of a run in batches, while threads read the next batch.
+    """Yield the first `count` images of a run's usable rows in batches, while threads read the next batch.
 
-    Args:
-        shards: the run.
-        rows: the run's usable rows, in their order.
-        count: the number of images.
-        subject: the model that is analyzed.
-        rule: which patches show a label; `soft` counts every patch that a mask touches, as `any` does.
-        batch: images in a batch.
+    `rule` says which patches show a label; with `soft`, every patch that a mask touches does, as with `any`.
 
     Raises:
         UserError: the model has another view, or an image can't be decoded.

@@ -174,13 +174,9 @@ class WordTally:
         self.means = {name: Mean() for name in ("readable", "first_readable", "precision", "first_true", "recall")}
 
     def add(self, words: Tensor, labels: list[str], shown: Tensor, counted: Tensor | None = None) -> None:
-        """Add an image.
+        """Add an image: the token ids of its patches' words, int64 `[M, K]`, and the patches that show each label.
 
-        Args:
-            words: the token ids of each patch's words, int64 `[M, K]`.
-            labels: the labels of the image.
-            shown: bool `[L, M]`, the patches that show each label.
-            counted: bool `[M, K]`, the words that can count as true; all by default.
+        `shown` is bool `[L, M]`. Only the words in `counted`, bool `[M, K]`, can count as true; by default, all can.
         """
         words = words.cpu()
         self.means["readable"].add(self.vocabulary.readable[words])

@@ -123,13 +123,9 @@ def iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 def score_boxes(
     expressions: Sequence[Expression], answers: Sequence[str], draws: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """Score the same answers in both frames; an answer without a box has an IoU of 0.
+    """Score the model's answer to each expression in both frames; an answer without a box has an IoU of 0.
 
-    Args:
-        expressions: the expressions that the model was asked for.
-        answers: the model's answer to each.
-        draws: of the bootstrap.
-        seed: of the bootstrap.
+    The bootstrap takes `draws` samples of the expressions, with the seed `seed`.
 
     Returns:
         The number of `expressions`, how many answers are `unparsed`, and for each of `FRAMES` four scores: `accuracy`,

@@ -37,9 +37,7 @@ def words_of(text: str) -> Words:
 def score_captions(said: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Return BLEU-1 to BLEU-4, ROUGE-L (all 0..1) and CIDEr (0..10) of all captions together.
 
-    Args:
-        said: the model's caption of each image.
-        references: one or more references for each image.
+    Each image has one caption, in `said`, and one or more references.
 
     Raises:
         ValueError: there is no caption, or an image has no reference.

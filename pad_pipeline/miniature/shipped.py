@@ -18,22 +18,6 @@ MANIFEST = "manifest.json"
 REMEDY = "install the package again, or train the miniature again (examples/miniature)"
 
 
-class Member(BaseModel):
-    """The manifest's entry for one of the five models."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    command: str
-    """The command that trains the model."""
-    steps: int
-    parameters: int
-    seconds: float
-    """The duration of the training on `machine`."""
-    machine: str
-    metrics: dict[str, float]
-    """The metrics on the validation world, whose scenes neither training nor evaluation sees."""
-
-
 class Manifest(BaseModel):
     """The content of a folder of models."""
 
@@ -41,7 +25,8 @@ class Manifest(BaseModel):
 
     labels: list[str]
     """The labels of the world that the models were trained on."""
-    members: dict[str, Member]
+    members: dict[str, dict[str, Any]]
+    """How each model was trained, and its metrics; written by `examples/miniature/members.py`."""
     files: dict[str, str]
     """The sha256 of each file, by its path relative to the folder."""
 
