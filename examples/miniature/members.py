@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 
 from examples.miniature.clip import VIEW as CLIP_VIEW
@@ -23,12 +23,30 @@ from examples.miniature.tagger import SHAPE as RAM_SHAPE
 from examples.miniature.tagger import TaggerRecipe
 from pad_pipeline.console import errors, note, progress
 from pad_pipeline.errors import UserError
-from pad_pipeline.miniature.shipped import MANIFEST, Member, write_manifest
+from pad_pipeline.miniature.shipped import MANIFEST, Manifest
+from pad_pipeline.miniature.world import LABELS
 from pad_pipeline.packages import OPTIONAL, installed, without
+from pad_pipeline.weights import file_sha256
 from pad_pipeline.workflows.runs.fingerprint import cores
 
 ORDER = ("tagger", "detector", "segmenter", "clip", "llm")
 """The detector starts from the tagger's Swin; the others stand alone."""
+
+
+class Member(BaseModel):
+    """The manifest's entry for one of the five models."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    command: str
+    """The command that trains the model."""
+    steps: int
+    parameters: int
+    seconds: float
+    """The duration of the training on `machine`."""
+    machine: str
+    metrics: dict[str, float]
+    """The metrics on the validation world, whose scenes neither training nor evaluation sees."""
 
 
 def train_miniature(model: str, out: Path, seed: int = 0, steps: int = 0) -> Path:
@@ -59,8 +77,19 @@ def train_miniature(model: str, out: Path, seed: int = 0, steps: int = 0) -> Pat
     members = _members(out)
     if set(members) == set(ORDER):
         (models / "models.toml").write_text(_toml(members["detector"].metrics["box_threshold"]), "utf-8")
-        write_manifest(models, members)
+        _write_manifest(models, members)
     return models
+
+
+def _write_manifest(folder: Path, members: dict[str, Member]) -> None:
+    """Write the manifest of a folder of models, with the hashes of its files."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    for path in files:
+        path.chmod(0o644)  # safetensors writes files that only their owner can read
+    hashes = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+    entries = {name: member.model_dump() for name, member in members.items()}
+    manifest = Manifest(labels=list(LABELS), members=entries, files=hashes)
+    (folder / MANIFEST).write_text(json.dumps(manifest.model_dump(), indent=1) + "\n", "utf-8")
 
 
 def _recipe(name: str, out: Path, seed: int, steps: int) -> Recipe:

@@ -16,31 +16,17 @@ BLUE, GREY = "#3465a4", "#b8bcc2"
 """The colors of results and of what they are compared with. They also differ in brightness, for color-blind readers."""
 
 
-def draw_charts(results: Mapping[str, Any], out: Path) -> list[Path]:
-    """Draw the chart of each study in a result.
-
-    Args:
-        results: the result of `pad analyze`, by the names of studies.
-        out: the folder for the charts.
-
-    Returns:
-        The files that were written.
-    """
-    paths = []
+def draw_charts(results: Mapping[str, Any], out: Path) -> None:
+    """Draw the chart of each study in the results of `pad analyze` (by the names of studies) into the folder `out`."""
     for name, study in STUDIES.items():
         if name in results:
-            chart = study.chart(results[name])
-            paths.append(out / f"{name}.png")
-            (_bars if isinstance(chart.values, Mapping) else _curve)(paths[-1], chart)
-    return paths
+            _draw(study.chart(results[name]), out / f"{name}.png")
 
 
 def draw_grid(cells: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
     """Draw the results of an experiment: a chart for each measure, with a bar for a cell's mean and dots for its seeds.
 
-    Args:
-        cells: for each cell and measure, the values of all seeds; values that are not finite are left out.
-        path: the image file to write.
+    `cells` has, for each cell and measure, the values of all seeds; values that are not finite are left out.
     """
     columns = list(next(iter(cells.values())))
     figure = Figure(figsize=(7, 1 + 0.45 * len(cells) * len(columns)), layout="constrained")
@@ -55,25 +41,20 @@ def draw_grid(cells: Mapping[str, Mapping[str, Sequence[float]]], path: Path) ->
     figure.savefig(path, dpi=120)
 
 
-def _bars(path: Path, chart: Chart) -> None:
-    assert isinstance(chart.values, Mapping)
-    known = {name: value for name, value in chart.values.items() if value is not None and math.isfinite(value)}
-    figure = Figure(figsize=(6.4, 0.8 + 0.4 * max(len(known), 1)), layout="constrained")
-    axes = figure.subplots()
-    colors = [GREY if any(word in name for word in chart.plain) else BLUE for name in known]
-    bars = axes.barh(list(known), list(known.values()), color=colors)
-    axes.bar_label(bars, fmt="%.3f", padding=3, fontsize=9)
-    axes.margins(x=0.15)
-    axes.invert_yaxis()
-    axes.set_title(chart.title, fontsize=10, loc="left")
-    figure.savefig(path, dpi=120)
-
-
-def _curve(path: Path, chart: Chart) -> None:
-    assert not isinstance(chart.values, Mapping)
-    figure = Figure(figsize=(5, 3.2), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(range(len(chart.values)), chart.values, "o-", color=BLUE)
-    axes.set(xlabel=chart.steps, ylim=(0, 1.05), xticks=range(len(chart.values)))
+def _draw(chart: Chart, path: Path) -> None:
+    if isinstance(chart.values, Mapping):
+        known = {name: value for name, value in chart.values.items() if value is not None and math.isfinite(value)}
+        figure = Figure(figsize=(6.4, 0.8 + 0.4 * max(len(known), 1)), layout="constrained")
+        axes = figure.subplots()
+        colors = [GREY if any(word in name for word in chart.plain) else BLUE for name in known]
+        bars = axes.barh(list(known), list(known.values()), color=colors)
+        axes.bar_label(bars, fmt="%.3f", padding=3, fontsize=9)
+        axes.margins(x=0.15)
+        axes.invert_yaxis()
+    else:
+        figure = Figure(figsize=(5, 3.2), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(range(len(chart.values)), chart.values, "o-", color=BLUE)
+        axes.set(xlabel=chart.steps, ylim=(0, 1.05), xticks=range(len(chart.values)))
     axes.set_title(chart.title, fontsize=10, loc="left")
     figure.savefig(path, dpi=120)

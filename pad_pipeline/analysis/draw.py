@@ -19,14 +19,10 @@ LINES = 3
 def draw_words(
     pixels: Tensor, subject: Subject, vocabulary: Vocabulary, words: Tensor, coefficients: Tensor
 ) -> Image.Image:
-    """Draw the view, with the first words of matching pursuit in each token's cell.
+    """Draw a view, float32 `[3, size, size]` and normalized for the vision tower, with words in each token's cell.
 
-    Args:
-        pixels: the view, float32 `[3, size, size]`, normalized for the vision tower.
-        subject: the model that was analyzed.
-        vocabulary: of the model's LLM.
-        words: the token ids of each token's words in the order of matching pursuit, int64 `[M, K]`.
-        coefficients: of these words, `[M, K]`; words with a negative coefficient are left out.
+    `words` are the token ids of each token's words in the order of matching pursuit, int64 `[M, K]`. Those with a
+    negative coefficient, `[M, K]`, are left out.
     """
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (subject.mean, subject.std))
     shown = ((pixels * std + mean).clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()

@@ -48,30 +48,28 @@ class Subject:
             raise UserError("vision" if vision else "llm", vision or llm, rule, "leave them out")
         else:
             self._from_folder(model)
-        self.words: Tensor = self.llm.get_input_embeddings().weight.detach()
-        """The input embeddings of the LLM, `[V, d]`."""
         self.name = model
         self.labels = LabelEmbedder(LabelSettings(llm=str(self.words_folder)))
         self.tokenizer: Any = self.labels.tokenizer
-        if len(self.tokenizer) < len(self.words):
-            self.words = self.words[: len(self.tokenizer)]  # the rest is padding, or belongs to `<image>`
+        # Rows beyond the tokenizer's tokens are padding, or belong to `<image>`.
+        self.words: Tensor = self.llm.get_input_embeddings().weight.detach()[: len(self.tokenizer)]
+        """The input embeddings of the LLM, `[V, d]`."""
 
     def _from_parts(self, path: Path, vision: str, llm: str, layer: int) -> None:
         for name, value in (("vision", vision), ("llm", llm)):
             if not value:
-                raise UserError(
-                    name, "(empty)", f"{path.name} is a projector alone", "name the model that it goes with"
-                )
+                rule = f"{path.name} is a projector alone"
+                raise UserError(name, "(empty)", rule, "name the model that it goes with")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.vision_folder, self.words_folder = fetch_model("vision", vision), fetch_model("llm", llm)
-        kind = TOWERS[vision_config(self.vision_folder)["model_type"]]
+        tower, self.words_folder = fetch_model("vision", vision), fetch_model("llm", llm)
+        kind = TOWERS[vision_config(tower)["model_type"]]
         read_config("llm", self.words_folder, LLMS)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         with rename_field(projector="model"):
             self.projector: nn.Module = load_projector(path).to(self.device, dtype).eval()
-        self.tower = load_pretrained("vision", self.vision_folder, kind, dtype).to(self.device).eval()
+        self.tower = load_pretrained("vision", tower, kind, dtype).to(self.device).eval()
         self.llm = load_pretrained("llm", self.words_folder, AutoModelForCausalLM, dtype).to(self.device).eval()
-        self.mean, self.std = normalization(self.vision_folder)
+        self.mean, self.std = normalization(tower)
         self.layer, layers = layer, int(self.tower.config.num_hidden_layers)
         if not -layers - 1 <= layer <= layers:
             rule = f"the tower has {layers} layers"
@@ -85,8 +83,7 @@ class Subject:
 
     def _from_folder(self, folder: Path) -> None:
         loaded = load_llava(folder)
-        self.device, self.vision_folder = loaded.device, loaded.folder
-        self.words_folder = loaded.folder
+        self.device, self.words_folder = loaded.device, loaded.folder
         self.llm = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
         inner = self.llm.model
         self.tower, self.projector = inner.vision_tower, inner.multi_modal_projector
@@ -110,16 +107,16 @@ class Subject:
         try:
             return torch.from_numpy(self.labels(labels)).float()
         except ValueError as error:
-            rule = f"the LLM can't say one of them ({error})"
-            raise UserError(
-                "shards", "labels", rule, "rename or drop it with `pad retarget` and `label_map`"
-            ) from error
+            rule, remedy = (
+                f"the LLM can't say one of them ({error})",
+                "rename or drop it with `pad retarget` and `label_map`",
+            )
+            raise UserError("shards", "labels", rule, remedy) from error
 
     @property
     def grid(self) -> int:
         """Patches of the vision tower along an edge."""
-        config = self.tower.config
-        return int(config.image_size) // int(config.patch_size)
+        return int(self.tower.config.image_size) // int(self.tower.config.patch_size)
 
     @property
     def pooled_grid(self) -> int:
@@ -143,13 +140,9 @@ class Subject:
 
     @torch.inference_mode()
     def see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the patches and the projected tokens of images; both are in the order of the grid, row by row.
+        """Return the tower's patches `[B, P, c]` and the projector's tokens `[B, M, d]` of normalized images.
 
-        Args:
-            pixels: normalized images, `[B, 3, size, size]`.
-
-        Returns:
-            The tower's patches `[B, P, c]`, and the projector's tokens `[B, M, d]`.
+        The images are `[B, 3, size, size]`. Patches and tokens are in the order of the grid, row by row.
         """
         dtype = next(self.tower.parameters()).dtype
         states = self.tower(pixels.to(self.device, dtype), output_hidden_states=True).hidden_states
@@ -172,6 +165,5 @@ class Subject:
 
 
 def _is_identity(layer: nn.Linear) -> bool:
-    square = layer.in_features == layer.out_features
-    straight = square and torch.equal(layer.weight.float().cpu(), torch.eye(layer.in_features))
+    straight = torch.equal(layer.weight.float().cpu(), torch.eye(layer.in_features))
     return straight and (layer.bias is None or not layer.bias.any())

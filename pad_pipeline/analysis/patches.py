@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,15 +48,9 @@ class Seen(NamedTuple):
 def seen(
     shards: ShardFolder, rows: Rows, count: int, subject: Subject, rule: PatchRule = "argmax", batch: int = 32
 ) -> Iterator[Seen]:
-    """Yield the first `count` images of a run in batches, while threads read the next batch.
+    """Yield the first `count` images of a run's usable rows in batches, while threads read the next batch.
 
-    Args:
-        shards: the run.
-        rows: the run's usable rows, in their order.
-        count: the number of images.
-        subject: the model that is analyzed.
-        rule: which patches show a label; `soft` counts every patch that a mask touches, as `any` does.
-        batch: images in a batch.
+    `rule` says which patches show a label; with `soft`, every patch that a mask touches does, as with `any`.
 
     Raises:
         UserError: the model has another view, or an image can't be decoded.
@@ -88,27 +81,22 @@ def _read(
         raise UserError("shards", shards.folder, rule_, f"see `pad verify {shards.folder}` with `deep`") from error
     names = [region["label"] for region in sample.meta["regions"]]
     labels = list(dict.fromkeys(names))
-    coverage = sample.coverage
-    if subject.pooled_grid != subject.grid:
+    coverage, grid = sample.coverage, subject.pooled_grid
+    if grid != subject.grid:
         flat = torch.from_numpy(coverage.reshape(-1, subject.grid**2))
         # Rounded up, so that a token that a region touches stays above 0.
-        pooled = pool(subject.projector, flat, subject.grid).ceil().byte().numpy()
-        coverage = pooled.reshape(-1, subject.pooled_grid, subject.pooled_grid)
-    chosen = torch.from_numpy(select_patches(coverage, rule).reshape(-1, subject.pooled_grid**2))
-    shown = torch.zeros(len(labels), subject.pooled_grid**2, dtype=torch.bool)
+        coverage = pool(subject.projector, flat, subject.grid).ceil().byte().numpy().reshape(-1, grid, grid)
+    chosen = torch.from_numpy(select_patches(coverage, rule).reshape(-1, grid**2))
+    shown = torch.zeros(len(labels), grid**2, dtype=torch.bool)
     for name, mask in zip(names, chosen, strict=True):
         shown[labels.index(name)] |= mask > 0
     return Shown(sample.key, pixels, labels, shown, sample.meta["caption"])
 
 
 def label_names(shards: ShardFolder, rows: Rows, count: int, progress: Callable[[int], object]) -> list[str]:
-    """Return every label of the first `count` images, each once, sorted.
+    """Return every label of the first `count` images of the usable `rows`, each once, sorted.
 
-    Args:
-        shards: the run.
-        rows: the run's usable rows, in their order.
-        count: the number of images.
-        progress: called with the number of images that have been read so far.
+    `progress` is called with the number of images that have been read so far.
     """
 
     def names(number: int) -> set[str]:
@@ -121,8 +109,3 @@ def label_names(shards: ShardFolder, rows: Rows, count: int, progress: Callable[
             labels = labels.union(*threads.map(names, range(start, stop)))
             progress(stop)
     return sorted(labels)
-
-
-def seeded(key: str, seed: int) -> np.random.Generator:
-    """Return a random generator that depends on the image's key and the seed only, not on the order of images."""
-    return np.random.default_rng([seed, *key.encode()])

@@ -13,16 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pad_pipeline.analysis.patches import Seen, Shown, seeded
+from pad_pipeline.analysis.patches import Seen, Shown
 from pad_pipeline.analysis.study import Chart, Context, Mean, Study
 from pad_pipeline.errors import UserError
 from pad_pipeline.measures.align import Align
 from pad_pipeline.measures.entropy import PooledEntropy, von_neumann_entropy
 from pad_pipeline.measures.overlap import neighbor_overlap
-from pad_pipeline.measures.pursuit import pursue, unit
+from pad_pipeline.measures.pursuit import matching_pursuit, unit
 from pad_pipeline.measures.vocabulary import ROWS, Vocabulary, nearest_word
-
-# ---------------------------------------------------------------- entropy
 
 
 class EntropyStudy(Study):
@@ -43,10 +41,10 @@ class EntropyStudy(Study):
 
     def add(self, batch: Seen) -> None:
         """Add a batch of images."""
-        self.most = {
-            name: math.log(min(one.shape[-2:])) for name, one in (("before", batch.before), ("after", batch.after))
-        }
         texts = [self._caption_words(one.caption) for one in batch.shown]
+        self.most = {
+            name: math.log(min(v.shape[-2:])) for name, v in (("before", batch.before), ("after", batch.after))
+        }
         for name, sets in (("before", [batch.before]), ("after", [batch.after]), ("text", texts)):
             for vectors in sets:
                 if vectors.numel():
@@ -102,9 +100,6 @@ class EntropyStudy(Study):
         return Chart(f"von Neumann entropy, {result['unit']}", bars, plain=("before", "text"))
 
 
-# ---------------------------------------------------------------- Align
-
-
 class AlignStudy(Study):
     """Align(V, W), and three controls: shuffled labels, shuffled patches, and an untrained projector."""
 
@@ -112,11 +107,9 @@ class AlignStudy(Study):
 
     def __init__(self, context: Context) -> None:
         self.subject, self.settings, self.labels = context.subject, context.settings, list(context.labels)
-        self.numbers = {label: number for number, label in enumerate(self.labels)}
         self._all: Tensor | None = None
         self.fresh = self.subject.untrained(self.settings.seed)
-        rule = (self.settings.threshold_rule, self.settings.threshold)
-        self.scores = {name: Align(*rule) for name in self.SCORES}
+        self.scores = {name: Align(self.settings.threshold_rule, self.settings.threshold) for name in self.SCORES}
         self.everywhere = Mean()
 
     def add(self, batch: Seen) -> None:
@@ -126,36 +119,28 @@ class AlignStudy(Study):
         for one, tokens, raw in zip(batch.shown, batch.after, untrained, strict=True):
             if not one.labels:
                 continue
-            rng, shown = seeded(one.key, self.settings.seed), one.shown.to(tokens.device)
-            visible = one.shown[one.shown.any(-1)]
-            self.everywhere.add(visible.float().mean(-1))
+            rng = np.random.default_rng([self.settings.seed, *one.key.encode()])  # so the order of images is no matter
+            self.everywhere.add(one.shown[one.shown.any(-1)].float().mean(-1))
             positions = torch.from_numpy(rng.permutation(len(tokens))).to(tokens.device)
-            words = self.subject.embed(one.labels).to(tokens.device)
+            words, shown = self.subject.embed(one.labels).to(tokens.device), one.shown.to(tokens.device)
             rivals = self._rivals(tokens.device)
             self.scores["align"].add(tokens, words, shown, rivals)
             if wrong := self._other_labels(one.labels, rng):
-                wrong_words = self.subject.embed(wrong).to(tokens.device)
-                self.scores["shuffled_labels"].add(tokens, wrong_words, shown, rivals)
+                self.scores["shuffled_labels"].add(tokens, self.subject.embed(wrong).to(tokens.device), shown, rivals)
             self.scores["shuffled_patches"].add(tokens[positions], words, shown, rivals)
             self.scores["untrained_projector"].add(raw, words, shown, rivals)
 
     def _rivals(self, device: torch.device) -> Tensor | None:
-        if self.settings.among == "image":
-            return None
-        if self._all is None:
+        if self.settings.among == "all" and self._all is None:
             self._all = self.subject.embed(self.labels).to(device)
         return self._all
 
     def _other_labels(self, labels: list[str], rng: np.random.Generator) -> list[str]:
         """Draw as many labels as the image has, from those that it does not have; none if there are no others."""
-        taken = sorted(self.numbers[label] for label in labels)
-        others = len(self.labels) - len(taken)
+        others = [label for label in self.labels if label not in labels]
         if not others:
             return []
-        chosen = rng.choice(others, len(taken), replace=others < len(taken))
-        for number in taken:  # turn positions among the other labels into positions among all labels
-            chosen = chosen + (chosen >= number)
-        return [self.labels[number] for number in chosen]
+        return [others[number] for number in rng.choice(len(others), len(labels), replace=len(others) < len(labels))]
 
     def result(self) -> dict[str, Any]:
         """Return Align and its controls, the number of pairs of image and label, and the threshold.
@@ -165,20 +150,14 @@ class AlignStudy(Study):
         """
         result: dict[str, Any] = {name: score.value() for name, score in self.scores.items()}
         align = self.scores["align"]
-        return result | {
-            "everywhere": self.everywhere.value(),
-            "pairs": align.pairs,
-            "threshold": align.best_threshold(),
-        }
+        more = {"everywhere": self.everywhere.value(), "pairs": align.pairs, "threshold": align.best_threshold()}
+        return result | more
 
     @staticmethod
     def chart(result: dict[str, Any]) -> Chart:
         """Return bars of Align and its controls."""
         bars = {name.replace("_", " "): result[name] for name in AlignStudy.SCORES}
         return Chart("Align(V, W), mean IoU", bars, plain=("shuffled", "untrained"))
-
-
-# ---------------------------------------------------------------- the words of patches
 
 
 class WordTally:
@@ -192,43 +171,30 @@ class WordTally:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
-        self.readable, self.first, self.precision, self.recall = Mean(), Mean(), Mean(), Mean()
-        self.first_true = Mean()
+        self.means = {name: Mean() for name in ("readable", "first_readable", "precision", "first_true", "recall")}
 
     def add(self, words: Tensor, labels: list[str], shown: Tensor, counted: Tensor | None = None) -> None:
-        """Add an image.
+        """Add an image: the token ids of its patches' words, int64 `[M, K]`, and the patches that show each label.
 
-        Args:
-            words: the token ids of each patch's words, int64 `[M, K]`.
-            labels: the labels of the image.
-            shown: bool `[L, M]`, the patches that show each label.
-            counted: bool `[M, K]`, the words that can count as true; all by default.
+        `shown` is bool `[L, M]`. Only the words in `counted`, bool `[M, K]`, can count as true; by default, all can.
         """
         words = words.cpu()
-        self.readable.add(self.vocabulary.readable[words])
-        self.first.add(self.vocabulary.readable[words[:, 0]])
-        covered = shown.any(0) if labels else torch.zeros(len(words), dtype=torch.bool)
+        self.means["readable"].add(self.vocabulary.readable[words])
+        self.means["first_readable"].add(self.vocabulary.readable[words[:, 0]])
+        covered = shown.any(0)
         if not covered.any():
             return
-        said = torch.stack([self.vocabulary.said(words, label) for label in labels])  # [L, M, K]
-        hit = said & shown[:, :, None]
+        hit = torch.stack([self.vocabulary.said(words, label) for label in labels]) & shown[:, :, None]  # [L, M, K]
         if counted is not None:
             hit &= counted
         true = hit.any(0)[covered].float()
-        self.precision.add(true.mean(-1))
-        self.first_true.add(true[:, 0])
-        self.recall.add((hit.any(-1).sum(0) / shown.sum(0).clamp_min(1))[covered])
+        self.means["precision"].add(true.mean(-1))
+        self.means["first_true"].add(true[:, 0])
+        self.means["recall"].add((hit.any(-1).sum(0) / shown.sum(0).clamp_min(1))[covered])
 
     def result(self) -> dict[str, float]:
         """Return the shares (0..1), and the number of patches that show a label."""
-        return {
-            "readable": self.readable.value(),
-            "first_readable": self.first.value(),
-            "precision": self.precision.value(),
-            "first_true": self.first_true.value(),
-            "recall": self.recall.value(),
-            "patches": self.precision.count,
-        }
+        return {name: mean.value() for name, mean in self.means.items()} | {"patches": self.means["precision"].count}
 
 
 class PursuitStudy(Study):
@@ -258,7 +224,7 @@ class PursuitStudy(Study):
     def decompose(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Decompose tokens `[M, d]` into token ids `[M, K]`, with coefficients and residual energy as in `Pursuit`."""
         form = (self.settings.steps, self.settings.orthogonal, self.settings.positive)
-        parts = [pursue(rows, self.matrix, *form) for rows in torch.split(tokens, ROWS)]
+        parts = [matching_pursuit(rows, self.matrix, *form) for rows in torch.split(tokens, ROWS)]
         words, coefficients, residual = (torch.cat(values).cpu() for values in zip(*parts, strict=True))
         return self.atoms[words], coefficients, residual
 
@@ -280,8 +246,7 @@ class LensStudy(Study):
         self.subject, self.settings = subject, settings
         layers = int(subject.llm.config.get_text_config().num_hidden_layers)
         if not -layers - 1 <= settings.lens_layer <= layers:
-            rule = f"the LLM has {layers} layers"
-            remedy = f"name one from 0 to {layers}, or -1 for the last"
+            rule, remedy = f"the LLM has {layers} layers", f"name one from 0 to {layers}, or -1 for the last"
             raise UserError("settings.lens_layer", settings.lens_layer, rule, remedy)
         self.atoms = vocabulary.atoms("all")
         self.matrix = unit(subject.words[self.atoms.to(subject.words.device)])
@@ -300,19 +265,16 @@ class LensStudy(Study):
         """Return the likeliest ordinary token at each position of the image, int64 `[B, M]`; BOS comes first."""
         llm = self.subject.llm
         inner = getattr(llm.model, "language_model", llm.model)
-        begin = self.subject.tokenizer.bos_token_id
         sequence = tokens.to(self.subject.words.dtype)
-        if begin is not None:
-            first = self.subject.words[begin].expand(len(tokens), 1, -1)
-            sequence = torch.cat([first, sequence], 1)
+        if (begin := self.subject.tokenizer.bos_token_id) is not None:
+            sequence = torch.cat([self.subject.words[begin].expand(len(tokens), 1, -1), sequence], 1)
         states = inner(inputs_embeds=sequence, use_cache=False, output_hidden_states=True).hidden_states
         hidden = states[self.settings.lens_layer]
         if self.settings.lens_layer not in (-1, len(states) - 1):  # the last one has been normalized already
             hidden = inner.norm(hidden)
-        head = llm.get_output_embeddings()
-        hidden = hidden[:, -tokens.shape[1] :]
-        ordinary = self.atoms.to(hidden.device)
-        return self.atoms[torch.stack([head(row)[:, ordinary].argmax(-1) for row in hidden]).cpu()]
+        head, ordinary = llm.get_output_embeddings(), self.atoms.to(hidden.device)
+        rows = [head(row)[:, ordinary].argmax(-1) for row in hidden[:, -tokens.shape[1] :]]
+        return self.atoms[torch.stack(rows).cpu()]
 
     def result(self) -> dict[str, Any]:
         """Return the shares of readable and true words, for the input embeddings and for the logit lens."""
@@ -350,8 +312,8 @@ class OverlapStudy(Study):
         result: dict[str, Any] = {"k": self.k, "patches": self.patches.value(), "images": math.nan}
         if len(self.means) > self.k:
             before, after = (torch.stack(vectors) for vectors in zip(*self.means, strict=True))
-            result |= {"images": float(neighbor_overlap(before, after, self.k))}
-            result |= {"images_by_chance": self.k / (len(self.means) - 1)}
+            result["images"] = float(neighbor_overlap(before, after, self.k))
+            result["images_by_chance"] = self.k / (len(self.means) - 1)
         return result
 
     @staticmethod

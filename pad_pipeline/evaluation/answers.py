@@ -20,11 +20,7 @@ def plain_answer(text: str) -> str:
 
 
 def exact_match(said: Sequence[str], truth: Sequence[str | Sequence[str]]) -> float:
-    """Return the share of answers (0..1) that equal one of their true answers, after `plain_answer`.
-
-    Args:
-        said: the model's answers.
-        truth: for each of them the true answer, or several.
+    """Return the share of answers (0..1) that equal their true answer, or one of several, after `plain_answer`.
 
     Raises:
         ValueError: there is no answer.

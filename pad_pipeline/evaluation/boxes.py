@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,19 +44,14 @@ def read_expressions(path: Path) -> list[Expression]:
     try:
         if path.suffix in (".jsonl", ".ndjson"):
             entries = [json.loads(line) for line in text.split("\n") if line.strip()]
-            return [_from_internvl(entry, f"line {number}") for number, entry in enumerate(entries, 1)]
+            return [
+                _checked(one["image"], one["sent"], one["bbox"], one, f"line {n}") for n, one in enumerate(entries, 1)
+            ]
         return _from_mdetr(json.loads(text))
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         rule = f"it holds no expressions that can be read ({type(error).__name__}: {error})"
         remedy = "give an MDETR JSON (images with captions, annotations with bbox) or a JSONL of {image, sent, bbox}"
         raise UserError("data", path, rule, remedy) from error
-
-
-def _from_internvl(entry: dict[str, Any], where: str) -> Expression:
-    """Read an entry of InternVL, whose bbox is `[x0, y0, x1, y1]` in pixels."""
-    return _checked(Expression(
-        entry["image"], entry["sent"], tuple(map(float, entry["bbox"])), (entry["width"], entry["height"])  # type: ignore[arg-type]
-    ), where)  # fmt: skip
 
 
 def _from_mdetr(data: dict[str, Any]) -> list[Expression]:
@@ -68,25 +62,19 @@ def _from_mdetr(data: dict[str, Any]) -> list[Expression]:
         if annotation["image_id"] in boxes:
             raise ValueError(f"expression {annotation['image_id']} has two boxes, and RefCOCO's have one")
         boxes[annotation["image_id"]] = (x, y, x + width, y + height)
-    return [
-        _checked(
-            Expression(image["file_name"], image["caption"], boxes[image["id"]], (image["width"], image["height"])),
-            f"image {image['id']}",
-        )
-        for image in data["images"]
-    ]
+    images = data["images"]
+    return [_checked(one["file_name"], one["caption"], boxes[one["id"]], one, f"image {one['id']}") for one in images]
 
 
-def _checked(one: Expression, where: str) -> Expression:
-    x0, y0, x1, y1 = one.box
-    if not (isinstance(one.image, str) and isinstance(one.text, str)):
+def _checked(image: Any, text: Any, box: Sequence[Any], entry: dict[str, Any], where: str) -> Expression:
+    """Return an expression with the box `[x0, y0, x1, y1]` in pixels; raise ValueError if it can't be used."""
+    x0, y0, x1, y1 = map(float, box)
+    size = (entry["width"], entry["height"])
+    if not (isinstance(image, str) and isinstance(text, str)):
         raise ValueError(f"{where}: image and phrase should be texts")
-    if not (all(type(edge) is int and edge > 0 for edge in one.size) and x0 < x1 and y0 < y1):
-        raise ValueError(f"{where}: the box {list(one.box)} of an image of {one.size} has no area")
-    return one
-
-
-# ---------------------------------------------------------------- the model's answers
+    if not (all(type(edge) is int and edge > 0 for edge in size) and x0 < x1 and y0 < y1):
+        raise ValueError(f"{where}: the box {[x0, y0, x1, y1]} of an image of {size} has no area")
+    return Expression(image, text, (x0, y0, x1, y1), size)
 
 
 def box_in(text: str) -> Box | None:
@@ -105,8 +93,7 @@ def box_in(text: str) -> Box | None:
 
 def on_original(box: Box, size: tuple[int, int]) -> Box:
     """Convert a box from shares of the image's edges to pixels: the frame of lmms-eval and VLMEvalKit."""
-    width, height = size
-    return box[0] * width, box[1] * height, box[2] * width, box[3] * height
+    return box[0] * size[0], box[1] * size[1], box[2] * size[0], box[3] * size[1]
 
 
 def from_square(box: Box, size: tuple[int, int]) -> Box:
@@ -115,9 +102,8 @@ def from_square(box: Box, size: tuple[int, int]) -> Box:
     This is the frame of LLaVA, which learns boxes of the padded image. The image is in the middle of the square; where
     the padding is odd, half a pixel above or left of it.
     """
-    width, height = size
     edge = max(size)
-    left, top = (edge - width) // 2, (edge - height) // 2
+    left, top = (edge - size[0]) // 2, (edge - size[1]) // 2
     return box[0] * edge - left, box[1] * edge - top, box[2] * edge - left, box[3] * edge - top
 
 
@@ -134,32 +120,17 @@ def iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     return across * down / (areas - across * down)
 
 
-@dataclass
-class BoxScores:
-    """The scores in one frame."""
-
-    accuracy: float
-    """The share of answers with an IoU of 0.5 or more."""
-    interval: tuple[float, float]
-    """The 95% confidence interval of `accuracy`, by bootstrap over expressions."""
-    curve: dict[str, float]
-    """The share of answers that reach each of `LEVELS`."""
-    mean_iou: float
-
-
 def score_boxes(
     expressions: Sequence[Expression], answers: Sequence[str], draws: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """Score the same answers in both frames; an answer without a box has an IoU of 0.
+    """Score the model's answer to each expression in both frames; an answer without a box has an IoU of 0.
 
-    Args:
-        expressions: the expressions that the model was asked for.
-        answers: the model's answer to each.
-        draws: of the bootstrap.
-        seed: of the bootstrap.
+    The bootstrap takes `draws` samples of the expressions, with the seed `seed`.
 
     Returns:
-        The number of `expressions`, how many answers are `unparsed`, and for each of `FRAMES` its `BoxScores`.
+        The number of `expressions`, how many answers are `unparsed`, and for each of `FRAMES` four scores: `accuracy`,
+        the share of answers with an IoU of 0.5 or more; `interval`, its 95% confidence interval by bootstrap over
+        expressions; `curve`, the share of answers that reach each of `LEVELS`; and `mean_iou`.
 
     Raises:
         ValueError: there is no expression.
@@ -169,17 +140,14 @@ def score_boxes(
     boxes = [box_in(answer) for answer in answers]
     scores: dict[str, Any] = {"expressions": len(boxes), "unparsed": sum(box is None for box in boxes)}
     for name, frame in FRAMES.items():
-        ious = np.array(
-            [
-                0.0 if box is None else iou(frame(box, one.size), one.box)
-                for box, one in zip(boxes, expressions, strict=True)
-            ]
-        )
+        pairs = zip(boxes, expressions, strict=True)
+        ious = np.array([0.0 if box is None else iou(frame(box, one.size), one.box) for box, one in pairs])
         right = ious >= 0.5
         rng = np.random.default_rng(seed)
         # The bootstrap of a mean of 0s and 1s is a binomial draw, so no table of resampled expressions is needed.
         means = rng.binomial(len(right), right.mean(), draws) / len(right)
         low, high = (float(np.quantile(means, share)) for share in (0.025, 0.975))
         curve = {f"{level}": float((ious >= level).mean()) for level in LEVELS}
-        scores[name] = BoxScores(float(right.mean()), (low, high), curve, float(ious.mean())).__dict__
+        scores[name] = {"accuracy": float(right.mean()), "interval": (low, high), "curve": curve}
+        scores[name]["mean_iou"] = float(ious.mean())
     return scores

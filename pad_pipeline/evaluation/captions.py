@@ -37,9 +37,7 @@ def words_of(text: str) -> Words:
 def score_captions(said: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Return BLEU-1 to BLEU-4, ROUGE-L (all 0..1) and CIDEr (0..10) of all captions together.
 
-    Args:
-        said: the model's caption of each image.
-        references: one or more references for each image.
+    Each image has one caption, in `said`, and one or more references.
 
     Raises:
         ValueError: there is no caption, or an image has no reference.
@@ -76,11 +74,8 @@ def bleu(said: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[f
             right[order - 1] += (counts & most).total()
             total[order - 1] += counts.total()
     brevity = math.exp(min(0.0, 1 - nearest / length)) if length else 0.0
-    scores, product = [], 1.0
-    for order in range(ORDER):
-        product *= right[order] / total[order] if total[order] else 0.0
-        scores.append(brevity * product ** (1 / (order + 1)))
-    return scores
+    precisions = [ours / all_ if all_ else 0.0 for ours, all_ in zip(right, total, strict=True)]
+    return [brevity * math.prod(precisions[:order]) ** (1 / order) for order in range(1, ORDER + 1)]
 
 
 def rouge_l(said: Sequence[Words], references: Sequence[Sequence[Words]]) -> float:
@@ -126,39 +121,31 @@ def cider(said: Sequence[Words], references: Sequence[Sequence[Words]]) -> float
         documents.update({gram for ref in refs for order in range(1, ORDER + 1) for gram in ngrams(ref, order)})
     images = math.log(len(said))
 
-    def vector(words: Words, order: int) -> dict[tuple[str, ...], float]:
-        counts = ngrams(words, order)
-        return {gram: count * (images - math.log(max(1, documents[gram]))) for gram, count in counts.items()}
+    def vector(words: Words, order: int) -> tuple[dict[tuple[str, ...], float], float]:
+        """Return the tf-idf of each n-gram, and the length of the vector."""
+        counts = ngrams(words, order).items()
+        values = {gram: count * (images - math.log(max(1, documents[gram]))) for gram, count in counts}
+        return values, math.sqrt(sum(value**2 for value in values.values()))
 
     total = 0.0
     for words, refs in zip(said, references, strict=True):
         for order in range(1, ORDER + 1):
-            caption = vector(words, order)
+            caption, length = vector(words, order)
             for ref in refs:
-                truth = vector(ref, order)
-                norm = _norm(caption) * _norm(truth)
-                if norm:
-                    dot = sum(
-                        min(value, truth.get(gram, 0.0)) * truth.get(gram, 0.0) for gram, value in caption.items()
-                    )
+                truth, true_length = vector(ref, order)
+                if norm := length * true_length:
+                    dot = sum(min(caption[gram], truth.get(gram, 0.0)) * truth.get(gram, 0.0) for gram in caption)
                     gap = max(len(words) - 1, 0) - max(len(ref) - 1, 0)
                     total += dot / norm * math.exp(-(gap**2) / (2 * SIGMA**2)) / ORDER / len(refs)
     return 10 * total / len(said)
 
 
-def _norm(vector: dict[tuple[str, ...], float]) -> float:
-    return math.sqrt(sum(value**2 for value in vector.values()))
-
-
 def java_scores(
     said: Sequence[str], references: Sequence[Sequence[str]], say: Callable[[str], None]
 ) -> dict[str, float]:
-    """Return METEOR and SPICE (0..1), computed by pycocoevalcap; a score that can't be computed is left out.
+    """Return METEOR and SPICE (0..1), computed by pycocoevalcap from captions and references as in `score_captions`.
 
-    Args:
-        said: the model's caption of each image.
-        references: one or more references for each image.
-        say: prints a message; it gets the reason for each score that is left out.
+    A score that can't be computed is left out, and `say` is called with the reason.
     """
     if not shutil.which("java"):
         say("METEOR and SPICE are left out: Java is not installed. Install it (JRE 8 or newer).")

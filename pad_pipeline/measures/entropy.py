@@ -52,8 +52,8 @@ class PooledEntropy:
     def __init__(self, width: int, center: bool = False) -> None:
         self.width, self.center = width, center
         self.count = 0
-        self._sum: Tensor | float = 0.0
-        self._gram: Tensor = torch.zeros(width, width, dtype=torch.float64)
+        self._sum = torch.zeros(width, dtype=torch.float64)
+        self._gram = torch.zeros(width, width, dtype=torch.float64)
 
     def add(self, vectors: Tensor) -> None:
         """Add vectors, `[..., d]`."""
@@ -72,14 +72,12 @@ class PooledEntropy:
 
     def _accumulate(self, count: int, total: Tensor, rows: Tensor) -> None:
         self.count += count
-        self._sum = self._sum + total
+        self._sum = self._sum.to(rows.device) + total
         self._gram = self._gram.to(rows.device).addmm_(rows.mT, rows)
 
     def entropy(self) -> float:
         """Return the entropy in nats; NaN before the first vector."""
         if not self.count:
             return math.nan
-        gram = self._gram
-        if self.center and isinstance(self._sum, Tensor):
-            gram = gram - torch.outer(self._sum, self._sum) / self.count
-        return float(entropy_of(gram))
+        shift = torch.outer(self._sum, self._sum) / self.count if self.center else 0.0
+        return float(entropy_of(self._gram - shift))

@@ -36,32 +36,25 @@ def matching_pursuit(
 
     Args:
         tokens: `[N, d]`.
-        atoms: word embeddings `[V, d]`, of any length. One of zeros is taken only where no other atom fits.
+        atoms: word embeddings `[V, d]` at length 1, see `unit`. One of zeros is taken only where no other atom fits.
         steps: the number K of atoms for each token.
         orthogonal: whether to use the orthogonal form.
         positive: whether to take the atom with the highest <r, w>, and so only atoms in the residual's direction.
     """
-    return pursue(tokens, unit(atoms), steps, orthogonal, positive)
-
-
-def pursue(
-    tokens: Tensor, dictionary: Tensor, steps: int = 5, orthogonal: bool = False, positive: bool = False
-) -> Pursuit:
-    """Decompose tokens as `matching_pursuit` does, with atoms of length 1 (`unit`): faster for many calls."""
     start = tokens.float()
     rest, energy = start, start.square().sum(-1).clamp_min(1e-30)
     words: list[Tensor] = []
     taken: list[Tensor] = []
     left = [torch.ones_like(energy)]
     for _ in range(steps):
-        scores = rest @ dictionary.mT
+        scores = rest @ atoms.mT
         strength = scores if positive else scores.abs()
         if orthogonal and words:
             strength = strength.scatter(1, torch.stack(words, 1), -torch.inf)
         best = strength.argmax(-1)
         words.append(best)
         if orthogonal:
-            chosen = dictionary[torch.stack(words, 1)]  # [N, k, d]
+            chosen = atoms[torch.stack(words, 1)]  # [N, k, d]
             # A pseudo-inverse, because linearly dependent atoms are taken once the residual is zero.
             gram = (chosen @ chosen.mT).double()
             against = chosen.double() @ start[..., None].double()
@@ -69,6 +62,6 @@ def pursue(
             rest = start - (coefficients[..., None] * chosen).sum(1)
         else:
             taken.append(scores.gather(1, best[:, None])[:, 0])
-            rest = rest - taken[-1][:, None] * dictionary[best]
+            rest = rest - taken[-1][:, None] * atoms[best]
         left.append(rest.square().sum(-1) / energy)
     return Pursuit(torch.stack(words, 1), coefficients if orthogonal else torch.stack(taken, 1), torch.stack(left, 1))

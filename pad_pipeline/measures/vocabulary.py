@@ -16,8 +16,6 @@ WordFilter = Literal["all", "whole", "labels"]
 """
 _STARTS = ("▁", "Ġ")
 """The letters that stand for the space before a word, in SentencePiece and in byte-level BPE."""
-
-
 ROWS = 1024
 """Tokens that are compared with all words at once: 130 MB of cosines for 32,000 words."""
 
@@ -25,11 +23,6 @@ ROWS = 1024
 def nearest_word(tokens: Tensor, words: Tensor) -> Tensor:
     """Return for each token `[M, d]` the word with the highest cosine, of `[V, d]` words of length 1: int64 `[M]`."""
     return torch.cat([(F.normalize(rows.float(), dim=-1) @ words.mT).argmax(-1) for rows in torch.split(tokens, ROWS)])
-
-
-def _text(tokenizer: Any, token: str) -> str:
-    """Return the text of a token. (Byte-level BPE spells tokens in bytes, which may be only a part of a letter.)"""
-    return str(tokenizer.convert_tokens_to_string([token])).strip()
 
 
 class Vocabulary:
@@ -43,25 +36,23 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Any, count: int, labels: Mapping[str, list[int]]) -> None:
         count = min(count, len(tokenizer))
-        self.tokens: list[str] = tokenizer.convert_ids_to_tokens(range(count))
-        self.words = [_text(tokenizer, token or "").lower() or (token or "") for token in self.tokens]
+        tokens = [token or "" for token in tokenizer.convert_ids_to_tokens(range(count))]
+        # The tokenizer joins the text, because byte-level BPE spells tokens in bytes.
+        texts = [tokenizer.convert_tokens_to_string([token]).strip().lower() for token in tokens]
+        self.words = [text or token for text, token in zip(texts, tokens, strict=True)]
         """The text of each token for comparisons: in lower case, without the space before it."""
         special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
         whole = [
-            (token or "").startswith(_STARTS) and word.isalpha() and len(word) > 1
-            for token, word in zip(self.tokens, self.words, strict=True)
+            token.startswith(_STARTS) and word.isalpha() and len(word) > 1
+            for token, word in zip(tokens, self.words, strict=True)
         ]
-        self.ordinary = torch.tensor([number not in special for number in range(len(self.tokens))])
+        self.ordinary = torch.tensor([number not in special for number in range(count)])
         """bool `[V]`: false for special tokens."""
         self.readable = torch.tensor(whole) & self.ordinary
         """bool `[V]`: whether a token is a word by itself: a space, then two letters or more."""
         numbers = {word: number for number, word in enumerate(dict.fromkeys(self.words))}
         self._word = torch.tensor([numbers[word] for word in self.words])
         self._ids = {label: sorted({*ids}) for label, ids in labels.items()}
-
-    def of_label(self, label: str) -> list[int]:
-        """Return the token ids of a label, each once."""
-        return self._ids[label]
 
     def atoms(self, which: WordFilter) -> Tensor:
         """Return the token ids that a filter allows, int64 `[n]`."""
@@ -74,4 +65,4 @@ class Vocabulary:
 
         Case, and the space before a token, make no difference.
         """
-        return torch.isin(self._word[tokens], self._word[self.of_label(label)])
+        return torch.isin(self._word[tokens], self._word[self._ids[label]])

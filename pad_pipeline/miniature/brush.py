@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from PIL import ImageDraw
+
+from pad_pipeline.records import Box
 
 Point = tuple[float, float]
 Color = tuple[int, int, int]
@@ -62,7 +65,8 @@ class Brush:
         """Draw a filled polygon of a part ("" for the body); with `join`, it is one region with the shape before it."""
         cos, sin = math.cos(self.angle) * self.scale, math.sin(self.angle) * self.scale
         if self.wobble:
-            points = [(x + dx, y + dy) for (x, y), (dx, dy) in zip(points, self._offsets(len(points)), strict=True)]
+            offsets = self.rng.normal(0, self.wobble, (len(points), 2)).tolist()
+            points = [(x + dx, y + dy) for (x, y), (dx, dy) in zip(points, offsets, strict=True)]
         if self.mirror:
             points = [(-x, y) for x, y in points]
         placed = [(self.center[0] + x * cos - y * sin, self.center[1] + x * sin + y * cos) for x, y in points]
@@ -73,22 +77,18 @@ class Brush:
         self.color.polygon(placed, fill=fill, outline=DARK if self.outline else fill)
         self.owner.polygon(placed, fill=len(self.owners), outline=len(self.owners))
 
-    def _offsets(self, count: int) -> list[list[float]]:
-        offsets: list[list[float]] = self.rng.normal(0, self.wobble, (count, 2)).tolist()
-        return offsets
-
-    def box(
-        self, part: str, x0: float, y0: float, x1: float, y1: float, color: Color | None = None, join: bool = False
-    ) -> None:
-        """Draw a filled rectangle, given by two opposite corners."""
-        self.polygon(part, [(x0, y0), (x1, y0), (x1, y1), (x0, y1)], color, join)
+    def box(self, part: str, boxes: Sequence[Box], color: Color | None = None, join: bool = False) -> None:
+        """Draw filled rectangles, each given by two opposite corners."""
+        for x0, y0, x1, y1 in boxes:
+            self.polygon(part, [(x0, y0), (x1, y0), (x1, y1), (x0, y1)], color, join)
 
     def disc(
-        self, part: str, x: float, y: float, rx: float, ry: float, color: Color | None = None, join: bool = False
+        self, part: str, at: Sequence[Point], rx: float, ry: float, color: Color | None = None, join: bool = False
     ) -> None:
-        """Draw a filled ellipse, given by center and radii."""
+        """Draw filled ellipses of one size, given by centers and radii."""
         turns = [2 * math.pi * step / 20 for step in range(20)]
-        self.polygon(part, [(x + rx * math.cos(turn), y + ry * math.sin(turn)) for turn in turns], color, join)
+        for x, y in at:
+            self.polygon(part, [(x + rx * math.cos(turn), y + ry * math.sin(turn)) for turn in turns], color, join)
 
     def limb(self, part: str, start: Point, end: Point, width: float, color: Color | None = None) -> None:
         """Draw a straight bar between two points."""
@@ -96,8 +96,3 @@ class Brush:
         length = math.hypot(x1 - x0, y1 - y0)
         dx, dy = -(y1 - y0) / length * width / 2, (x1 - x0) / length * width / 2
         self.polygon(part, [(x0 + dx, y0 + dy), (x1 + dx, y1 + dy), (x1 - dx, y1 - dy), (x0 - dx, y0 - dy)], color)
-
-    def star(self, part: str, x: float, y: float, outer: float, inner: float, points: int) -> None:
-        """Draw a star, given by center, outer and inner radius, and number of points."""
-        turns = [(math.pi * step / points - math.pi / 2, inner if step % 2 else outer) for step in range(2 * points)]
-        self.polygon(part, [(x + r * math.cos(turn), y + r * math.sin(turn)) for turn, r in turns])

@@ -53,8 +53,6 @@ def write_world(out: Path, count: int, seed: int = 0, indices: Iterable[int] = (
 
     Args:
         out: a new or empty folder, or one with drawn scenes, which are overwritten.
-        count: the number of scenes.
-        seed: the seed of the world.
         indices: the indices 0 to `count - 1`, wrapped into a progress bar; by default, without one.
 
     Raises:
@@ -66,12 +64,13 @@ def write_world(out: Path, count: int, seed: int = 0, indices: Iterable[int] = (
     images.mkdir(parents=True, exist_ok=True)
     for old in images.glob("scene-*.png"):  # images of an earlier world, which may have had more scenes
         old.unlink()
+    files = ("llava.json", "llava_chat.json", "instances.json", "refer.json", "llava_refer.json")
+    world = World(images, *(out / name for name in files))
     # Draw scene after scene, and collect the contents of the JSON files.
     (out / WORLD).write_text(json.dumps({"seed": seed, "count": count, "labels": LABELS}) + "\n", "utf-8")
-    captions: list[dict[str, Any]] = []
-    chats: list[dict[str, Any]] = []
-    phrases: list[dict[str, Any]] = []
-    boxes: list[dict[str, Any]] = []
+    contents: dict[Path, list[dict[str, Any]]] = {
+        path: [] for path in (world.llava, world.chat, world.refer, world.llava_refer)
+    }
     coco: dict[str, Any] = {
         "info": {"description": f"{count} drawn scenes, seed {seed}"},
         "images": [],
@@ -84,27 +83,19 @@ def write_world(out: Path, count: int, seed: int = 0, indices: Iterable[int] = (
         scene.image.save(images / name, compress_level=1)
         turns = questions(scene, np.random.default_rng((seed, index, 1)))
         other = next(turn for turn in turns if not turn[0].startswith(REFER))
-        captions.append(_record(index, name, [(DESCRIBE[index % len(DESCRIBE)], caption(scene))], index % 2 == 1))
-        chats.append(_record(index, name, turns[:_TURNS]))
-        boxes.append(_record(index, name, [turn for turn in turns if turn[0].startswith(REFER) or turn == other]))
-        for expression in refer(scene):
-            region = scene.regions[expression.region]
-            phrases.append({"image": name, "phrase": expression.phrase, "box": region.box, "label": region.label})
-        coco["images"].append(
-            {"id": index, "file_name": name, "width": scene.image.width, "height": scene.image.height}
-        )
+        described = [(DESCRIBE[index % len(DESCRIBE)], caption(scene))]
+        boxes = [turn for turn in turns if turn[0].startswith(REFER) or turn == other]
+        contents[world.llava].append(_record(index, name, described, index % 2 == 1))
+        contents[world.chat].append(_record(index, name, turns[:_TURNS]))
+        contents[world.llava_refer].append(_record(index, name, boxes))
+        for phrase, number in refer(scene):
+            region = scene.regions[number]
+            contents[world.refer].append({"image": name, "phrase": phrase, "box": region.box, "label": region.label})
+        width, height = scene.image.size
+        coco["images"].append({"id": index, "file_name": name, "width": width, "height": height})
         coco["annotations"] += _annotations(scene, index, len(coco["annotations"]))
     # Write the JSON files.
-    world = World(
-        images,
-        out / "llava.json",
-        out / "llava_chat.json",
-        out / "instances.json",
-        out / "refer.json",
-        out / "llava_refer.json",
-    )
-    contents = (captions, chats, phrases, boxes)
-    for path, content in zip((world.llava, world.chat, world.refer, world.llava_refer), contents, strict=True):
+    for path, content in contents.items():
         path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     world.instances.write_text(json.dumps(coco) + "\n", "utf-8")
     return world

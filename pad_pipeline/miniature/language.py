@@ -12,6 +12,8 @@ from pad_pipeline.miniature.world import COLOURS, SIZES, TEXTURES, UPPER_OF, Sce
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 SIDES = ("on the left", "in the middle", "on the right")
+_PLACE = {"sky": "under the sky", "night": "at night", "wall": "in front of the wall"}
+"""The end of a caption, by the stuff above the horizon."""
 DESCRIBE = (
     "Describe the picture briefly.",
     "Give a short caption of the image.",
@@ -60,17 +62,13 @@ def caption(scene: Scene) -> str:
     """
     standing = [phrase(thing, "a") for thing in scene.things if not thing.air]
     hanging = [phrase(thing, "a") for thing in scene.things if thing.air]
-    where = f"the {scene.lower} {_place(scene.upper)}"
+    where = f"the {scene.lower} {_PLACE[scene.upper]}"
     if not standing:
         return f"{listed(hanging)} above {where}." if hanging else f"{where}."
     above = f", with {listed(hanging)} above" if hanging else ""
     if scene.image.width % 3:  # as good as a random choice, and always the same for a scene
         return f"{listed(standing)} on {where}{above}."
     return f"on {where} {'are' if len(standing) > 1 else 'is'} {listed(standing)}{above}."
-
-
-def _place(upper: str) -> str:
-    return {"sky": "under the sky", "night": "at night", "wall": "in front of the wall"}[upper]
 
 
 def _phrases(air: bool) -> str:
@@ -94,12 +92,10 @@ def _grammar() -> re.Pattern[str]:
     standing, hanging = _phrases(air=False), _phrases(air=True)
     several = rf"{standing}(?:, {standing})* and {standing}"
     above = rf"{hanging}(?:(?:, {hanging})* and {hanging})?"
-    positions = [f"the {lower} {_place(upper)}" for lower, uppers in UPPER_OF.items() for upper in uppers]
+    positions = [f"the {lower} {_PLACE[upper]}" for lower, uppers in UPPER_OF.items() for upper in uppers]
     where = f"(?:{'|'.join(positions)})"
-    stand = (
-        rf"(?:(?:{standing}|{several}) on {where}|on {where} (?:is {standing}|are {several}))(?:, with {above} above)?"
-    )
-    return re.compile(rf"(?:{where}|{above} above {where}|{stand})\.")
+    stand = rf"(?:(?:{standing}|{several}) on {where}|on {where} (?:is {standing}|are {several}))"
+    return re.compile(rf"(?:{where}|{above} above {where}|{stand}(?:, with {above} above)?)\.")
 
 
 _CAPTION = _grammar()
@@ -122,13 +118,12 @@ def refer(scene: Scene) -> list[Refer]:
         same = [other for other in scene.things if is_a(other.kind, thing.kind)]
         ways = [("the " + thing.kind, same)]
         if thing.color:
-            alike = [other for other in same if other.color == thing.color]
-            ways.append((f"the {thing.color} {thing.kind}", alike))
+            ways.append((f"the {thing.color} {thing.kind}", [other for other in same if other.color == thing.color]))
         attributes = [(position, word) for position, word in enumerate(thing[1:4], 1) if word]  # color, size, texture
         alike = [other for other in same if all(other[position] == word for position, word in attributes)]
-        ways.append((phrase(thing, "the"), alike))
-        alike = [other for other in same if side(scene, other) == side(scene, thing)]
-        ways.append((f"the {thing.kind} {side(scene, thing)}", alike))
+        here = side(scene, thing)
+        beside = [other for other in same if side(scene, other) == here]
+        ways += [(phrase(thing, "the"), alike), (f"the {thing.kind} {here}", beside)]
         if words := next((words for words, fitting in ways if len(fitting) == 1), None):
             expressions.append(Refer(words, thing.region))
     return expressions
@@ -166,8 +161,11 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
         if thing.color:
             turns.append((f"What colour is the {thing.kind}?", f"the {thing.kind} is {thing.color}."))
         turns.append((f"Where is the {thing.kind}?", f"the {thing.kind} is {side(scene, thing)}."))
-        if parts := seen_parts(scene, thing):
-            turns.append((f"Which parts of the {thing.kind} can be seen?", f"{listed(parts)}."))
+        whole = scene.regions[thing.region].mask
+        seen = {region.label for region in scene.regions if region.kind == "part" and (region.mask & whole).any()}
+        if seen:
+            parts = listed([name for name in PARTS if name in seen])
+            turns.append((f"Which parts of the {thing.kind} can be seen?", f"{parts}."))
     # Questions about a kind. Not about stars at night: the sky has many that are not things.
     askable = [kind for kind in THINGS if (kind, scene.upper) != ("star", "night")]
     present = [kind for kind in kinds if kind in askable]
@@ -179,12 +177,5 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
             turns.append((f"How many {plural(asked)} are there?", answer))
         else:
             turns.append((f"Is there {with_article(asked)}?", "yes." if number else "no."))
-    turns.append(("Where is this?", f"on the {scene.lower} {_place(scene.upper)}."))
+    turns.append(("Where is this?", f"on the {scene.lower} {_PLACE[scene.upper]}."))
     return [turns[position] for position in rng.permutation(len(turns))]
-
-
-def seen_parts(scene: Scene, thing: Thing) -> list[str]:
-    """Return the names of a thing's visible parts, each once, in the order of `PARTS`."""
-    whole = scene.regions[thing.region].mask
-    names = {region.label for region in scene.regions if region.kind == "part" and (region.mask & whole).any()}
-    return [name for name in PARTS if name in names]

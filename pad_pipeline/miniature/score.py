@@ -16,22 +16,38 @@ from pad_pipeline.geometry import View
 from pad_pipeline.miniature.kinds import PARTS, THINGS
 from pad_pipeline.miniature.world import Scene, TrueRegion
 from pad_pipeline.records import SampleJson
-from pad_pipeline.shards.reader import Sample, open_shards
+from pad_pipeline.shards.reader import open_shards
 
 IOU = 0.5
 """A box matches a true box if their IoU is at least this."""
 SLIVER = 0.5
 """A matched thing has no patch IoU if the union of its true and found coverage is below this many patches, because the
 crop leaves only a sliver of it."""
+Found = tuple[str, tuple[float, ...]]
+"""The label and the box (xyxy in pixels) of a region."""
 
 
 @dataclass
-class Boxes:
-    """Counts of the boxes with one kind of label: found, true, and matched."""
+class Counts:
+    """The numbers of tags, or of boxes with one kind of label, that were found, that are true, and that match."""
 
     matched: int = 0
     found: int = 0
     true: int = 0
+
+    def match(self, true: list[TrueRegion], found: list[Found], labels: Container[str]) -> list[tuple[int, TrueRegion]]:
+        """Add the boxes of one scene that have one of `labels`; return as `Score.add_boxes`."""
+        free, matched = list(true), []
+        for position, (label, box) in enumerate(found):
+            if label in labels:
+                self.found += 1
+                fitting = [(iou(one.box, box), number) for number, one in enumerate(free) if one.label == label]
+                overlap, number = max(fitting, default=(0.0, 0))
+                if overlap >= IOU:
+                    matched.append((position, free.pop(number)))
+        self.true += len(true)
+        self.matched += len(matched)
+        return matched
 
     @property
     def recall(self) -> float:
@@ -49,11 +65,9 @@ class Score:
     """The score of a run: counts over scenes, and the rates that follow from them."""
 
     scenes: int = 0
-    tags_right: int = 0
-    tags_found: int = 0
-    tags_true: int = 0
-    things: Boxes = field(default_factory=Boxes)
-    parts: Boxes = field(default_factory=Boxes)
+    tags: Counts = field(default_factory=Counts)
+    things: Counts = field(default_factory=Counts)
+    parts: Counts = field(default_factory=Counts)
     things_tagged: int = 0
     """True things whose label is among the image's tags."""
     boxes_on_things: int = 0
@@ -66,7 +80,7 @@ class Score:
     @property
     def tag_f1(self) -> float:
         """The F1 score of the tags, over all scenes together (micro average)."""
-        return 2 * self.tags_right / max(self.tags_found + self.tags_true, 1)
+        return 2 * self.tags.matched / max(self.tags.found + self.tags.true, 1)
 
     @property
     def recall_given_tags(self) -> float:
@@ -89,19 +103,12 @@ class Score:
         return float(np.mean(self.patch_ious)) if self.patch_ious else 0.0
 
     def add(self, scene: Scene, meta: SampleJson, coverage: np.ndarray, view: View) -> None:
-        """Add the annotations of one scene.
-
-        Args:
-            scene: the truth.
-            meta: the JSON member of the sample.
-            coverage: the masks member of the sample, uint8 `[R, grid, grid]`.
-            view: the view of the run.
-        """
+        """Add one scene's annotations: the JSON member of its sample, and its coverage, uint8 `[R, grid, grid]`."""
         self.scenes += 1
         tags, true = {tag["label"] for tag in meta["tags"]}, {region.label for region in scene.regions}
-        self.tags_right += len(tags & true)
-        self.tags_found += len(tags)
-        self.tags_true += len(true)
+        self.tags.matched += len(tags & true)
+        self.tags.found += len(tags)
+        self.tags.true += len(true)
         self.things_tagged += sum(region.kind == "thing" and region.label in tags for region in scene.regions)
         found = [(region["label"], tuple(region["box"])) for region in meta["regions"]]
         for position, thing in self.add_boxes(scene, found):
@@ -111,40 +118,19 @@ class Score:
             if (most := np.maximum(exact, found_coverage).sum()) >= SLIVER:
                 self.patch_ious.append(float(np.minimum(exact, found_coverage).sum() / most))
 
-    def add_boxes(self, scene: Scene, found: list[tuple[str, tuple[float, ...]]]) -> list[tuple[int, TrueRegion]]:
-        """Add the boxes of one scene.
+    def add_boxes(self, scene: Scene, found: list[Found]) -> list[tuple[int, TrueRegion]]:
+        """Add the boxes that were found in one scene, the best first.
 
-        Args:
-            scene: the truth.
-            found: label and box (xyxy in pixels) of each region, the best first.
-
-        Returns:
-            The index of each box that matches a thing of its label, and the thing; each thing once.
+        Return the index of each box that matches a thing of its label, and the thing; each thing once.
         """
         things = [region for region in scene.regions if region.kind == "thing"]
         for label, box in found:
-            if label in THINGS:
-                nearest, named = max(((iou(thing.box, box), thing.label) for thing in things), default=(0.0, ""))
-                self.boxes_on_things += nearest >= IOU
-                self.labels_right += nearest >= IOU and named == label
-        self._match(self.parts, [region for region in scene.regions if region.kind == "part"], found, PARTS)
-        return self._match(self.things, things, found, THINGS)
-
-    @staticmethod
-    def _match(
-        boxes: Boxes, true: list[TrueRegion], found: list[tuple[str, tuple[float, ...]]], labels: Container[str]
-    ) -> list[tuple[int, TrueRegion]]:
-        free, matched = list(true), []
-        boxes.true += len(true)
-        for position, (label, box) in enumerate(found):
-            if label in labels:
-                boxes.found += 1
-                fitting = [(iou(one.box, box), number) for number, one in enumerate(free) if one.label == label]
-                overlap, number = max(fitting, default=(0.0, 0))
-                if overlap >= IOU:
-                    matched.append((position, free.pop(number)))
-        boxes.matched += len(matched)
-        return matched
+            nearest, named = max(((iou(thing.box, box), thing.label) for thing in things), default=(0.0, ""))
+            if label in THINGS and nearest >= IOU:
+                self.boxes_on_things += 1
+                self.labels_right += named == label
+        self.parts.match([region for region in scene.regions if region.kind == "part"], found, PARTS)
+        return self.things.match(things, found, THINGS)
 
 
 def seen_share(mask: np.ndarray, view: View) -> np.ndarray:
@@ -171,19 +157,12 @@ def seen_share(mask: np.ndarray, view: View) -> np.ndarray:
 
 
 def score_shards(folder: Path, scene_of: Callable[[str], Scene]) -> Score:
-    """Score a run over drawn scenes; an image that failed counts as one without tags and regions.
-
-    Args:
-        folder: the folder of the run.
-        scene_of: returns the scene of a key.
-    """
+    """Score a run over drawn scenes, given each key's scene; a failed image counts as one without tags and regions."""
     shards, score = open_shards(folder), Score()
-    nothing = cast(SampleJson, {"tags": [], "regions": []})
-    empty = np.zeros((0, shards.run.view.grid, shards.run.view.grid), np.uint8)
     for name, row in shards.rows():
-        if row["status"] == "failed":
-            score.add(scene_of(row["key"]), nothing, empty, shards.run.view)
-            continue
-        sample: Sample = shards.sample(name, row, image=False)
-        score.add(scene_of(row["key"]), sample.meta, sample.coverage, shards.run.view)
+        meta, coverage = cast(SampleJson, {"tags": [], "regions": []}), np.zeros(0, np.uint8)
+        if row["status"] != "failed":
+            sample = shards.sample(name, row, image=False)
+            meta, coverage = sample.meta, sample.coverage
+        score.add(scene_of(row["key"]), meta, coverage, shards.run.view)
     return score

@@ -12,23 +12,20 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
+from PIL.ImageDraw import ImageDraw as Canvas
 
 from pad_pipeline.miniature.brush import Brush, Color, Owner
-from pad_pipeline.miniature.kinds import PARTS, THINGS, Kind
+from pad_pipeline.miniature.kinds import PARTS, THINGS, Artist
+from pad_pipeline.records import Box
+
+Place = tuple[str, float, float, float]
+"""A thing to draw: its kind, its center (x, y) and half its height, in pixels."""
 
 COLOURS: dict[str, Color] = {
-    "red": (205, 40, 40),
-    "blue": (45, 80, 205),
-    "green": (45, 145, 60),
-    "yellow": (238, 208, 55),
-    "white": (242, 242, 238),
-    "orange": (238, 138, 35),
-    "purple": (130, 60, 165),
-    "pink": (240, 150, 190),
-    "brown": (125, 80, 45),
-    "gray": (130, 132, 138),
-    "black": (42, 40, 45),
-}
+    "red": (205, 40, 40), "blue": (45, 80, 205), "green": (45, 145, 60), "yellow": (238, 208, 55),
+    "white": (242, 242, 238), "orange": (238, 138, 35), "purple": (130, 60, 165), "pink": (240, 150, 190),
+    "brown": (125, 80, 45), "gray": (130, 132, 138), "black": (42, 40, 45),
+}  # fmt: skip
 SIZES = ("small", "large")
 TEXTURES = ("striped", "dotted", "checked")
 STUFF: dict[str, tuple[Color, str]] = {
@@ -83,7 +80,7 @@ class Thing(NamedTuple):
 
     kind: str
     color: str
-    """One of `COLOURS`, or "" for a kind that always has the same color."""
+    """The name of a color, or "" for a kind that always has the same color."""
     size: str
     """`small`, `large`, or "" for neither."""
     texture: str
@@ -133,8 +130,8 @@ def draw_scene(seed: int, index: int, size: tuple[int, int] | None = None, most:
 
     # Draw the things, from the farthest to the nearest.
     made: list[tuple[Brush, Thing]] = []
-    for kind, foot, place in _places(rng, width, height, int(rng.integers(1, most + 1)), upper):
-        made.append(_draw_thing(rng, kind, foot, place, min(width, height), canvas, owners, len(made)))
+    for place in _places(rng, width, height, int(rng.integers(1, most + 1))):
+        made.append(_draw_thing(rng, place, min(width, height), canvas, owners, len(made)))
     # Add textures, light and noise. None of these changes the map of owners.
     pixels = np.asarray(canvas_image).astype(np.float32)
     owner = np.asarray(owner_map)
@@ -162,9 +159,8 @@ def _background(
     for number, stuff in enumerate((upper, lower, "hill"), 1):
         color, texture = STUFF[stuff]
         shade = np.array(color, np.float32) + rng.normal(0, 6, 3)
-        pattern = _ground_texture(rng, texture, x, y)
         here = ground == number
-        pixels[here] = shade + pattern[here, None]
+        pixels[here] = shade + _ground_texture(rng, texture, x, y)[here, None]
     # Clutter: specks and dashes that are no regions.
     for _ in range(rng.integers(0, 9)):
         cx, cy, r = int(rng.integers(width)), int(rng.integers(height)), int(rng.integers(1, 4))
@@ -192,21 +188,16 @@ def _ground_texture(rng: np.random.Generator, texture: str, x: np.ndarray, y: np
     return rng.standard_normal(x.shape, np.float32) * 9
 
 
-def _places(
-    rng: np.random.Generator, width: int, height: int, count: int, upper: str
-) -> list[tuple[str, float, tuple[float, float, float]]]:
-    """Choose up to `count` things at random, and place them so that none hides too much of another.
-
-    Return for each thing, the farthest first, kind, y of the feet, and center and scale (x, y, half the height).
-    """
-    edge, placed = min(width, height), []
-    boxes: list[tuple[float, float, float, float]] = []
+def _places(rng: np.random.Generator, width: int, height: int, count: int) -> list[Place]:
+    """Choose up to `count` things, the farthest first, and place them so that none hides too much of another."""
+    placed: list[tuple[float, Place]] = []  # each with the y of its feet
+    boxes: list[Box] = []
     for _ in range(count):
         kind = str(rng.choice(list(THINGS)))
         air = THINGS[kind].air
         for _ in range(8):  # attempts to find a free place; after the last one, the thing is left out
             foot = float(rng.uniform(0.62, 1.0)) * height
-            scale = edge * float(rng.uniform(0.13, 0.27))
+            scale = min(width, height) * float(rng.uniform(0.13, 0.27))
             if air:
                 y, scale = float(rng.uniform(0.12, 0.5)) * height, scale * 0.85
                 y = max(y, scale * 0.9)
@@ -219,45 +210,35 @@ def _places(
             box = (x - wide, y - scale, x + wide, y + scale)
             if all(_hidden(box, other) < 1 - MIN_VISIBLE for other in boxes):
                 boxes.append(box)
-                placed.append((kind, foot, (x, y, scale)))
+                placed.append((foot, (kind, x, y, scale)))
                 break
-    return sorted(placed, key=lambda place: place[1])
+    return [place for _, place in sorted(placed, key=lambda entry: entry[0])]
 
 
-def _hidden(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+def _hidden(a: Box, b: Box) -> float:
     """Return the share of the smaller of two boxes that the other one covers, 0..1."""
-    across = min(a[2], b[2]) - max(a[0], b[0])
-    down = min(a[3], b[3]) - max(a[1], b[1])
+    across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
     return max(across, 0) * max(down, 0) / smaller
 
 
 def _draw_thing(
-    rng: np.random.Generator,
-    kind: str,
-    foot: float,
-    place: tuple[float, float, float],
-    edge: int,
-    canvas: tuple[ImageDraw.ImageDraw, ImageDraw.ImageDraw],
-    owners: list[Owner],
-    number: int,
+    rng: np.random.Generator, place: Place, edge: int, canvas: tuple[Canvas, Canvas], owners: list[Owner], number: int
 ) -> tuple[Brush, Thing]:
     """Draw a thing; return its brush, and its attributes without the index of its region."""
-    known: Kind = THINGS[kind]
-    x, y, scale = place
+    kind, x, y, scale = place
+    known = THINGS[kind]
     shade = str(rng.choice(known.shades or list(COLOURS)))
     red, green, blue = (int(np.clip(level + rng.normal(0, 8), 0, 255)) for level in COLOURS[shade])
     style = rng.integers(4)  # flat, outlined, shaded (see _add_textures), sketched
-    brush = Brush(
+    brush = Artist(
         *canvas, owners, number, rng, (x, y), scale, float(rng.uniform(-known.turn, known.turn)), bool(rng.integers(2)),
         (red, green, blue), outline=bool(style in (1, 3)), wobble=0.02 if style == 3 else 0.0,
     )  # fmt: skip
     known.draw(brush)
-    share = scale / edge
-    size = "small" if share < 0.14 else "large" if share > 0.21 else ""
+    size = "small" if scale / edge < 0.14 else "large" if scale / edge > 0.21 else ""
     texture = str(rng.choice(TEXTURES)) if rng.random() < 0.35 and len(known.shades) != 1 else ""
-    color = shade if len(known.shades) != 1 else ""
-    return brush, Thing(kind, color, size, texture, known.air, -1)
+    return brush, Thing(kind, shade if len(known.shades) != 1 else "", size, texture, known.air, -1)
 
 
 def _add_textures(
@@ -274,18 +255,16 @@ def _add_textures(
             continue
         # The shapes of a thing were drawn one after another, so their numbers in the map of owners have no gap.
         shapes = [shape for shape, shape_owner in enumerate(owners, 1) if shape_owner.thing == number]
-        body = np.zeros(len(owners) + 1, bool)
         # The texture covers the body, and parts that make up most of what is visible of a thing.
-        body[[shape for shape in shapes if owners[shape - 1].part in ("", "petal", "cap", "leaves", "wing")]] = True
+        body = [shape for shape in shapes if owners[shape - 1].part in ("", "petal", "cap", "leaves", "wing")]
         reach = 1.6 * brush.scale
         x0, x1 = max(int(brush.center[0] - reach), 0), max(int(brush.center[0] + reach) + 1, 0)
         y0, y1 = max(int(brush.center[1] - reach), 0), max(int(brush.center[1] + reach) + 1, 0)
         window = owner[y0:y1, x0:x1]
         y, x = np.mgrid[y0 : y0 + window.shape[0], x0 : x0 + window.shape[1]].astype(np.float32)
-        here = body[window]
         if thing.texture:
-            dark = 75 if sum(brush.main) > 380 else -75  # what is subtracted: dark things get light marks
-            pixels[y0:y1, x0:x1][here & _marks(thing.texture, x, y, max(brush.scale * 0.34, 5.0))] -= dark
+            marks = np.isin(window, body) & _marks(thing.texture, x, y, max(brush.scale * 0.34, 5.0))
+            pixels[y0:y1, x0:x1][marks] -= 75 if sum(brush.main) > 380 else -75  # dark things get light marks
         if shaded:
             whole = (window >= shapes[0]) & (window <= shapes[-1])
             pixels[y0:y1, x0:x1] += np.where(whole, (brush.center[0] - x) / brush.scale * 22, 0)[..., None]
@@ -293,36 +272,27 @@ def _add_textures(
 
 def _marks(texture: str, x: np.ndarray, y: np.ndarray, period: float) -> np.ndarray:
     """Return where the marks of a thing's texture are, bool `[H, W]`, for the coordinates `x` and `y` of pixels."""
-    marks: np.ndarray
+    u, v = x % period, y % period
+    marks: np.ndarray = (u - period / 2) ** 2 + (v - period / 2) ** 2 < (period * 0.27) ** 2  # dotted
     if texture == "striped":
         marks = (x + y) % period < period * 0.42
     elif texture == "checked":
-        marks = (x % period < period / 2) ^ (y % period < period / 2)
-    else:  # dotted
-        marks = ((x % period) - period / 2) ** 2 + ((y % period) - period / 2) ** 2 < (period * 0.27) ** 2
+        marks = (u < period / 2) ^ (v < period / 2)
     return marks
 
 
 def _regions(owner: np.ndarray, owners: list[Owner], kinds: list[str]) -> tuple[list[TrueRegion], dict[int, int]]:
     """Return the visible regions of a scene, and the index of each thing's region among them."""
-    # The numbers of the shapes that make up each region.
-    groups: dict[tuple[str, str, int, int], list[int]] = {}
-    for number, (part, thing, instance) in enumerate(owners, 1):
-        if thing >= 0:
-            groups.setdefault(("thing", kinds[thing], thing, 0), []).append(number)
-            if part:
-                groups.setdefault(("part", part, thing, instance), []).append(number)
-        else:
-            groups["stuff", part, -1, instance] = [number]
     regions: list[TrueRegion] = []
     places: dict[int, int] = {}
-    order = ("thing", "part", "stuff")
-    for (kind, label, thing, _), numbers in sorted(groups.items(), key=lambda entry: order.index(entry[0][0])):
-        in_region = np.zeros(len(owners) + 1, bool)
-        in_region[numbers] = True
-        mask = in_region[owner]
+    for thing, kind in enumerate(kinds):
+        mask = np.isin(owner, [shape for shape, one in enumerate(owners, 1) if one.thing == thing])
         if np.count_nonzero(mask) >= MIN_PIXELS:
-            if kind == "thing":
-                places[thing] = len(regions)
-            regions.append(TrueRegion(label, mask, kind))
+            places[thing] = len(regions)
+            regions.append(TrueRegion(kind, mask, "thing"))
+    # Shapes with the same owner are one region: a part, or after all parts stuff.
+    for region in sorted({one: None for one in owners if one.part}, key=lambda one: one.thing < 0):
+        mask = np.isin(owner, [shape for shape, one in enumerate(owners, 1) if one == region])
+        if np.count_nonzero(mask) >= MIN_PIXELS:
+            regions.append(TrueRegion(region.part, mask, "stuff" if region.thing < 0 else "part"))
     return regions, places

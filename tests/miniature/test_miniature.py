@@ -15,9 +15,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from pad_pipeline.geometry import View
-from pad_pipeline.miniature.brush import Brush, Owner
+from pad_pipeline.miniature.brush import Owner
 from pad_pipeline.miniature.files import is_drawn, write_world
-from pad_pipeline.miniature.kinds import PARTS, THINGS
+from pad_pipeline.miniature.kinds import PARTS, THINGS, Artist
 from pad_pipeline.miniature.language import (
     NUMBERS,
     caption,
@@ -55,7 +55,7 @@ def parts_of(kind: str) -> set[str]:
         owners: list[Owner] = []
         blank = [ImageDraw.Draw(Image.new(mode, (40, 40))) for mode in ("RGB", "I")]
         rng = np.random.default_rng(seed)
-        THINGS[kind].draw(Brush(*blank, owners, 0, rng, (20, 20), 15, 0, False, (9, 9, 9), False, 0.0))
+        THINGS[kind].draw(Artist(*blank, owners, 0, rng, (20, 20), 15, 0, False, (9, 9, 9), False, 0.0))
         found |= {owner.part for owner in owners if owner.part}
     return found
 
