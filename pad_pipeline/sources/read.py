@@ -25,12 +25,7 @@ _FAULTS_OF_A_FILE = {
 
 
 def read_bytes(root: str, place: Place, most: int) -> bytes:
-    """Return the bytes at a place.
-
-    Args:
-        root: folder or URL of the source.
-        place: the place of the image.
-        most: the most bytes of an image; a larger one is refused before it is read.
+    """Return the bytes at a place of the source with this root. More than `most` bytes are refused and not read.
 
     Raises:
         BadImage: nothing can be read there, or too much.

@@ -100,7 +100,7 @@ def test_an_entry_that_finds_no_room_is_taken_back_and_comes_later(
 def test_figures_go_to_a_store_now_and_then(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store can't append, so each upload is of all entries: one in ten minutes and one at the end, and none lost."""
     monkeypatch.setattr(progress, "EVERY", 0)
-    folder, uploads = RemoteFolder(f"{store}/figures", "out"), []
+    folder, uploads = RemoteFolder(f"{store}/figures"), []
     put = folder.file_system.put_file
     monkeypatch.setattr(folder.file_system, "put_file", lambda *a, **k: (uploads.append(a), put(*a, **k)))
     folder.append("metrics.jsonl", b'{"earlier": 1}\n')
