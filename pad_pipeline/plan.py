@@ -208,8 +208,8 @@ def _content(table: pa.Table) -> bytes:
 
 
 def _smallest(kept: list[_Candidate], group: list[Planned], columns: dict[str, Any]) -> list[_Candidate]:
-    """Return the images of `kept` and of a group whose keys have the smallest checksums. They are as good as random, and
-    do not depend on the order of the images. Of images with the same key, the first is taken: it keeps the key."""
+    """Return the images of `kept` and of a group whose keys have the smallest checksums: as good as random, but
+    independent of the order of the images. Of images with the same key, the first is taken: it keeps the key."""
     sums = np.array([zlib.crc32(key.encode()) for key in columns["key"]])
     _, first = np.unique(sums, return_index=True)
     offered = [(int(sums[n]), columns["key"][n], group[n], columns["bytes"][n]) for n in first[:SAMPLE]]
