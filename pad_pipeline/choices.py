@@ -1,10 +1,10 @@
-"""Choices of heavy modules that options of the command line offer too. Imports nothing heavy."""
+"""Types with a few allowed values that the command line offers too. Imports nothing heavy."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 Status = Literal["ok", "empty", "failed"]
-"""What became of an image: it has regions, has none, or could not be read or annotated."""
+"""The result for an image: it has regions, has none, or could not be read or annotated."""
 Depth = Literal["names", "sizes", "sample", "full"]
-"""What a plan notes of each image, to know it again: its name; its size; the sha256 of some images; or of all."""
+"""The facts by which a plan recognizes images: names; sizes too; and the sha256 of some images or of all."""

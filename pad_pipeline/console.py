@@ -1,4 +1,4 @@
-"""What people read: results on standard output, everything else on standard error. Color only where a terminal is."""
+"""Print results on standard output, and everything else on standard error. Only a terminal gets colors."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ _Step = TypeVar("_Step")
 
 console = Console()
 errors = Console(stderr=True)
-"""Progress, notes and warnings; a quiet `pad` prints none of it, but for the error that ends a command."""
+"""Progress, notes, warnings and errors. A quiet `pad` prints only the error that ends a command."""
 
 
 def say(text: str | Text, style: str | None = None, to: Console = console) -> None:
-    """Print a line as it is: nothing in it is markup, no number is colored, and it is not wrapped."""
+    """Print a line unchanged: without markup, colored numbers and wrapping."""
     to.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def note(text: str | Text, style: str | None = None) -> None:
-    """Print a line as it is on standard error."""
+    """Print a line unchanged on standard error."""
     say(text, style, errors)
 
 
 @contextmanager
 def progress(what: str, total: int | None, note: str = "", shown: bool = True) -> Iterator[Callable[..., None]]:
-    """Show a progress bar while the block runs, where standard error is a terminal.
+    """Show a progress bar while the block runs, if standard error is a terminal.
 
     Args:
-        what: stands before the bar.
-        total: steps; None where they are not known yet.
-        note: stands behind the bar, `images` say.
-        shown: whether to show it at all.
+        what: the text before the bar.
+        total: the number of steps; None if it is not known yet.
+        note: the text behind the bar, such as `images`.
+        shown: whether to show the bar at all.
 
     Yields:
         A function that changes the bar: it takes `completed`, `total` and `note` by name.

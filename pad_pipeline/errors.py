@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The exception whose message is written for users."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """A mistake that the user can mend.
+    """A problem that the user can solve.
 
     The command line shows a field, and every other parameter named in backticks, as the option of the command.
 
     Args:
         field: the Python parameter, setting or file entry that is wrong ("images", "tagger.weights").
-        value: what it holds.
-        rule: what it should hold, or what went wrong. Another parameter is named in backticks: "it goes with `data`".
-        remedy: what to do now, with other parameters in backticks too.
+        value: its value.
+        rule: the rule that the value breaks, or what went wrong. Another parameter stands in backticks: "it goes with
+            `data`".
+        remedy: what the user can do now, with other parameters in backticks too.
     """
 
     def __init__(self, field: str, value: object, rule: str, remedy: str) -> None:
-        # All four go to Exception's own args, so that the error survives the pickling between processes.
+        # All four become the `args` of Exception, so that the error can be pickled between processes.
         super().__init__(field, value, rule, remedy)
         self.field, self.value, self.rule, self.remedy = field, value, rule, remedy
 
     def __str__(self) -> str:
         text = f"{self.field} = {self.value}: {self.rule}; {self.remedy}"
-        return " ".join(text.split())  # one line, whatever a library's message held
+        return " ".join(text.split())  # one line, even if a library's message has several
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a folder says of itself as JSON (settings, inputs, models): read, flattened, and compared."""
+"""Read, flatten and compare the facts that a folder holds about itself as JSON: settings, inputs, models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pad_pipeline.errors import UserError
 
 
 def read_facts(path: Path) -> dict[str, Any] | None:
-    """Return what an earlier call wrote about its output folder; None where there is no such file.
+    """Return the facts that an earlier call wrote into its output folder; None if there is no such file.
 
     Raises:
         UserError: the file is damaged.
@@ -36,12 +36,9 @@ def flat(facts: Any, name: str = "") -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any, but: Collection[str] = ()) -> list[str]:
-    """Return `name: old -> new` for every fact that differs, in the order of names.
+    """Return `name: old -> new` for every fact that differs, in the order of names, except for the dotted names `but`.
 
-    Args:
-        old: nested facts.
-        new: nested facts; a fact that one side lacks is None there.
-        but: dotted names that may differ.
+    A fact that one side lacks equals None, and is shown as `absent`.
     """
     before, after = flat(old), flat(new)
     return [

@@ -7,9 +7,10 @@ import hashlib
 import json
 import os
 import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -50,6 +51,8 @@ SAMPLE = 64
 """Images whose content is hashed at the depth `sample`."""
 _MOST_HASHED = 1 << 30
 """Bytes of the largest file that is hashed."""
+_Candidate = tuple[int, str, Planned, int]
+"""Checksum of its key, key, image and size of an image whose content may be hashed."""
 
 
 @dataclass
@@ -84,7 +87,7 @@ def write_plan(
     """
     facts, digest = PlanFacts(), hashlib.sha256()
     schema = PLAN_SCHEMA.with_metadata({"shard_size": str(shard_size), "seal": UNSEALED})
-    sample = _ContentSample()
+    sample: list[_Candidate] = []
     with scratch_folder() as scratch, _rare_collections():
         hashes = KeyHashes(Path(scratch))
         with _writer(path, schema) as writer, ThreadPoolExecutor(1) as behind:
@@ -101,7 +104,7 @@ def write_plan(
                 if depth == "full":
                     columns["sha256"] = _hashed(group, columns["bytes"], source.root)
                 if depth == "sample":
-                    sample.offer(group, columns)
+                    sample = _smallest(sample, group, columns)
                 hashes.add(columns["key"])
                 table = pa.table([pa.array(columns[column.name], column.type) for column in schema], schema=schema)
                 facts.images += len(group)
@@ -119,8 +122,9 @@ def write_plan(
             _rename(path, schema, repeated, hashes)
             source.counts["repeated ids, kept under keys of their own"] += len(repeated)
     facts.seal, facts.digest = seal(path), digest.hexdigest()
-    if depth == "sample":
-        facts.sample = sample.hashed(source.root)
+    if sample:
+        hashed = _hashed([image for _, _, image, _ in sample], [size for *_, size in sample], source.root)
+        facts.sample = dict(sorted(zip([key for _, key, _, _ in sample], hashed, strict=True)))
     return facts
 
 
@@ -203,25 +207,14 @@ def _content(table: pa.Table) -> bytes:
     return b"".join(parts)
 
 
-class _ContentSample:
-    """Collects the images whose keys have the smallest checksums. They are as good as random, and do not depend on the
-    order of the images. Of images with the same key, the first is taken, because it is the one that keeps the key."""
-
-    def __init__(self) -> None:
-        self.kept: list[tuple[int, str, Planned, int]] = []
-        """Checksum, key, image and size, by checksum."""
-
-    def offer(self, group: list[Planned], columns: dict[str, Any]) -> None:
-        sums = np.array([zlib.crc32(key.encode()) for key in columns["key"]])
-        _, first = np.unique(sums, return_index=True)
-        offered = [(int(sums[n]), columns["key"][n], group[n], columns["bytes"][n]) for n in first[:SAMPLE]]
-        kept = {entry[0]: entry for entry in [*offered, *self.kept]}
-        self.kept = [kept[value] for value in sorted(kept)[:SAMPLE]]
-
-    def hashed(self, root: str) -> dict[str, str]:
-        keys = [key for _, key, _, _ in self.kept]
-        hashes = _hashed([one for _, _, one, _ in self.kept], [size for *_, size in self.kept], root)
-        return dict(sorted(zip(keys, hashes, strict=True)))
+def _smallest(kept: list[_Candidate], group: list[Planned], columns: dict[str, Any]) -> list[_Candidate]:
+    """Return the images of `kept` and of a group whose keys have the smallest checksums: as good as random, but
+    independent of the order of the images. Of images with the same key, the first is taken: it keeps the key."""
+    sums = np.array([zlib.crc32(key.encode()) for key in columns["key"]])
+    _, first = np.unique(sums, return_index=True)
+    offered = [(int(sums[n]), columns["key"][n], group[n], columns["bytes"][n]) for n in first[:SAMPLE]]
+    by_sum = {entry[0]: entry for entry in [*offered, *kept]}
+    return [by_sum[value] for value in sorted(by_sum)[:SAMPLE]]
 
 
 def _hashed(group: list[Planned], sizes: list[int], root: str) -> list[str]:
@@ -243,30 +236,21 @@ def _hashed(group: list[Planned], sizes: list[int], root: str) -> list[str]:
 
 def _rename(path: Path, schema: pa.Schema, repeated: np.ndarray, hashes: KeyHashes) -> None:
     """Write the plan again, with new keys for the `repeated` rows."""
-
-    def repeated_keys() -> Iterator[tuple[int, str]]:
-        at = 0
-        with closing(pq.ParquetFile(path)) as file:
-            for group in range(file.num_row_groups):
-                keys = file.read_row_group(group, columns=["key"], use_threads=False)["key"]
-                while at < len(repeated) and repeated[at] < group * GROUP + len(keys):
-                    yield int(repeated[at]), keys[int(repeated[at]) - group * GROUP].as_py()
-                    at += 1
-
-    renamed = numbered(repeated_keys(), hashes)
-    row, new_key = next(renamed)
+    taken: deque[tuple[int, str]] = deque()
+    renamed = numbered(iter(taken.popleft, None), hashes)  # one generator, because it counts the copies of each key
     with (
         whole(path, durable=False) as second,
-        closing(pq.ParquetFile(path)) as first,
+        pq.ParquetFile(path) as first,
         _writer(second, schema) as writer,
     ):
         for group in range(first.num_row_groups):
             table = first.read_row_group(group, use_threads=False)
-            if row < group * GROUP + len(table):
+            begin, end = np.searchsorted(repeated, [group * GROUP, group * GROUP + len(table)])
+            if begin < end:
                 keys = table["key"].to_pylist()
-                while row < group * GROUP + len(keys):
-                    keys[row - group * GROUP] = new_key
-                    row, new_key = next(renamed, (1 << 62, ""))
+                for row in (repeated[begin:end] - group * GROUP).tolist():
+                    taken.append((row, keys[row]))
+                    _, keys[row] = next(renamed)
                 table = table.set_column(schema.get_field_index("key"), schema.field("key"), pa.array(keys))
             writer.write_table(table)
 
@@ -315,11 +299,9 @@ class Plan:
             return rows
 
     def shard(self, number: int, rewritten: bool = False) -> list[ImageRecord]:
-        """Return the images of one shard; an image that the source could not use has the status `failed`.
+        """Return the images of shard `number`; an image that the source could not use has the status `failed`.
 
-        Args:
-            number: the number of the shard.
-            rewritten: whether shards are rewritten, so that the place of each image is a `ShardRow`.
+        If shards are `rewritten`, the place of each image is a `ShardRow`.
         """
         with self._reading():
             return [_record(row, rewritten) for row in self.rows(number)]
@@ -329,10 +311,8 @@ class Plan:
         try:
             yield
         except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, RecursionError) as error:
-            remedy = "run the command that made it again, into the same folder"
-            raise UserError(
-                "shards", f"{self.folder}/{PLAN_NAME}", f"the plan can't be read ({error})", remedy
-            ) from error
+            where, remedy = f"{self.folder}/{PLAN_NAME}", "run the command that made it again, into the same folder"
+            raise UserError("shards", where, f"the plan can't be read ({error})", remedy) from error
 
 
 def _record(row: PlanRow, rewritten: bool) -> ImageRecord:

@@ -17,15 +17,10 @@ from pad_pipeline.errors import UserError
 
 
 def read_config(field: str, folder: Path, model_types: set[str]) -> dict[str, Any]:
-    """Read the config.json of a model folder, and check that the model is of one of these types.
-
-    Args:
-        field: the setting that names the folder, for errors.
-        folder: the model's folder.
-        model_types: the allowed values of `model_type`.
+    """Return the config.json of a model folder, whose `model_type` must be one of `model_types`.
 
     Raises:
-        UserError: the file can't be read, or is that of another type of model.
+        UserError: the file can't be read, or is that of another type of model; the error names the setting `field`.
     """
     wanted = " or ".join(sorted(model_types))
     try:
@@ -41,24 +36,17 @@ def read_config(field: str, folder: Path, model_types: set[str]) -> dict[str, An
 
 
 def load_pretrained(field: str, folder: Path, kind: Any, dtype: torch.dtype, **options: Any) -> Any:
-    """Load a model of class `kind` in eval mode; every tensor must be in the folder.
-
-    Args:
-        field: the setting that names the folder, for errors.
-        folder: the model's folder.
-        kind: a model class of transformers.
-        dtype: of the weights.
-        **options: for `kind.from_pretrained`.
+    """Load a model of the class `kind` of transformers in eval mode, with more options of its `from_pretrained`.
 
     Raises:
-        UserError: the model can't be loaded, a tensor is missing or not finite, or weights or code are elsewhere.
+        UserError: the model can't be loaded, a tensor is missing or not finite, or weights or code are outside the
+            folder; the error names the setting `field`.
     """
     _check_self_contained(field, folder)
     try:
+        options |= {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
         with quiet():
-            model, report = kind.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, output_loading_info=True, **options
-            )
+            model, report = kind.from_pretrained(folder, **options)
     except Exception as error:
         rule = f"it can't be loaded ({type(error).__name__}: {str(error)[:300]})"
         raise UserError(field, folder, rule, "fetch it again; it needs config.json and its weights") from error
@@ -75,11 +63,7 @@ _WEIGHT_FILE = re.compile(r"(pytorch_)?model[\w.-]*")
 
 
 def _check_self_contained(field: str, folder: Path) -> None:
-    """Refuse a folder that refers to weights outside it, which no hash covers, or to code on the hub.
-
-    Raises:
-        UserError: the folder is such a one, or a file of it can't be read.
-    """
+    """Refuse a folder that refers to weights outside it, which no hash covers, or to code on the hub."""
     remedy = "fetch the model again, from its official place"
     try:
         config = json.loads((folder / "config.json").read_text())

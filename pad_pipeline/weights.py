@@ -1,4 +1,4 @@
-"""From a name in the settings to files on this machine: local path, hub name or URL, checked against sha256.
+"""Find or fetch the files of models that settings name by path, hub name or URL, and check their hashes and tensors.
 
 Nothing here runs code from a download, and nothing is unpickled.
 """
@@ -28,17 +28,21 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.storage import Folder, whole, write_whole
 
 _PACKAGED = Path(__file__).parent / "miniature/models"
-_HUB_FILE = re.compile(r"hf://(?:(spaces|datasets)/)?([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)")
+_HUB_FILE = re.compile(
+    r"hf://(?:(?P<repo_type>space|dataset)s/)?(?P<repo_id>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?/(?P<filename>.+)"
+)
+_WEB = ("https://", "http://")
+_HASHES = "hashes.json"
 
 
 def cache_folder() -> Path:
-    """Where downloads by URL and known hashes are kept: `$PAD_CACHE`, or `~/.cache/pad`."""
+    """Return the folder for downloads by URL and for hashes of files: `$PAD_CACHE`, or `~/.cache/pad`."""
     return _expanded(os.environ.get("PAD_CACHE", "~/.cache/pad"))
 
 
 def local_path(reference: str) -> Path:
-    """The path that a reference means if it is a local one: `~` is the home folder, and `miniature:PATH` lies in the
-    models that come with the package, wherever it is installed on this node."""
+    """Return the path of a local reference: `~` is the home folder, and `miniature:PATH` is among the models of the
+    package, wherever it is installed on this node."""
     prefix, _, rest = reference.partition(":")
     return _PACKAGED / rest if prefix == "miniature" else _expanded(reference)
 
@@ -46,57 +50,59 @@ def local_path(reference: str) -> Path:
 def _expanded(path: str) -> Path:
     try:
         return Path(path).expanduser()
-    except RuntimeError:  # nobody has that name: then it is a file's
+    except RuntimeError:  # `~name` where no user has that name: it is the name of a file
         return Path(path)
 
 
 def is_file_reference(reference: str) -> bool:
-    """Whether a reference means one file, and not a model's folder or hub name."""
-    remote = bool(_HUB_FILE.fullmatch(reference)) or reference.startswith(("https://", "http://"))
-    return remote or reference.endswith((".pth", ".pt", ".bin", ".safetensors")) or local_path(reference).is_file()
+    """Return whether a reference is that of one file, and not of a model's folder or hub name."""
+    remote = _hub_file(reference) or reference.startswith(_WEB)
+    return (
+        bool(remote) or reference.endswith((".pth", ".pt", ".bin", ".safetensors")) or local_path(reference).is_file()
+    )
+
+
+def _hub_file(reference: str) -> dict[str, Any] | None:
+    """Return the arguments of the hub's library for an `hf://` reference; None for another reference."""
+    match = _HUB_FILE.fullmatch(reference)
+    return match and match.groupdict()
 
 
 def fetch_file(field: str, reference: str, sha256: str = "") -> Path:
-    """The local path of one weight file.
+    """Return the local path of one weight file, which is downloaded if needed.
 
     Args:
         field: the setting that names it, for errors ("tagger.weights").
         reference: a local path, `miniature:PATH`, `https://...`, or `hf://[spaces/|datasets/]owner/name[@revision]/file`.
-        sha256: what the file must hash to; empty to accept any (the hash is recorded in run.json all the same).
+        sha256: the hash that the file must have; empty to accept any (run.json records the hash in both cases).
 
     Raises:
-        UserError: it is not there, can't be reached, or is another file than it should be.
+        UserError: it is not there, can't be reached, or has another hash.
     """
-    if hub := _HUB_FILE.fullmatch(reference):
-        kind, repository, revision, name = hub.groups()
-        try:
-            path = Path(hf_hub_download(repository, name, revision=revision, repo_type=kind and kind.removesuffix("s")))
-        except Exception as error:
-            raise _unreachable(field, reference, error) from error
-    elif reference.startswith(("https://", "http://")):
+    if hub := _hub_file(reference):
+        with _fetching(field, reference):
+            path = Path(hf_hub_download(**hub))
+    elif reference.startswith(_WEB):
         path = _download(field, reference, sha256)
     else:
         path = local_path(reference)
         if not path.is_file():
             raise UserError(field, reference, "there is no such file", "give the path of a downloaded checkpoint")
     if sha256 and (found := file_sha256(path)) != sha256:
-        raise UserError(
-            field,
-            reference,
-            f"its sha256 is {found}, and should be {sha256}: the file is damaged or another one",
-            f"delete {path} and fetch it again, or correct the sha256 in the settings",
-        )
+        rule = f"its sha256 is {found}, and should be {sha256}: the file is damaged or another one"
+        remedy = f"delete {path} and fetch it again, or correct the sha256 in the settings"
+        raise UserError(field, reference, rule, remedy)
     return path
 
 
 def fetch_folder(field: str, reference: str, revision: str, patterns: list[str]) -> Path:
-    """The local folder of a Hugging Face model: a folder as it is, or a hub name from the hub's cache.
+    """Return the local folder of a Hugging Face model, which is downloaded if needed.
 
     Args:
         field: the setting that names it, for errors.
         reference: a local folder or `owner/name`.
         revision: branch, tag or commit on the hub; empty for its default.
-        patterns: the files that are wanted, as globs.
+        patterns: the needed files of a model on the hub, as globs.
     """
     folder = local_path(reference)
     if folder.is_dir():
@@ -104,20 +110,15 @@ def fetch_folder(field: str, reference: str, revision: str, patterns: list[str])
     if folder.exists():
         raise UserError(field, reference, "this is a file, not a model folder", "give the folder that holds it")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", reference):
-        raise UserError(
-            field,
-            reference,
-            "this is neither a folder nor a hub name (owner/name)",
-            "correct the path or the name",
-        )
-    try:
+        rule = "this is neither a folder nor a hub name (owner/name)"
+        raise UserError(field, reference, rule, "correct the path or the name")
+    with _fetching(field, reference):
         return Path(snapshot_download(reference, revision=revision or None, allow_patterns=patterns))
-    except Exception as error:
-        raise _unreachable(field, reference, error) from error
 
 
 def fetch_model(field: str, reference: str, revision: str = "") -> Path:
-    """The folder of a whole Hugging Face model: its small files, and its weights as safetensors, or else as `.bin`."""
+    """Return the folder of a whole Hugging Face model: its small files, and its weights as safetensors, or as `.bin` if
+    there are none."""
     small = ["*.json", "*.txt", "tokenizer.model"]
     folder = fetch_folder(field, reference, revision, [*small, "model*.safetensors"])
     if not any(folder.glob("model*.safetensors")):
@@ -125,41 +126,41 @@ def fetch_model(field: str, reference: str, revision: str = "") -> Path:
     return folder
 
 
-def _unreachable(field: str, reference: str, error: Exception) -> UserError:
-    first_line = (str(error).splitlines() or [""])[0][:120]
-    return UserError(
-        field,
-        reference,
-        f"it is not in the cache and could not be fetched ({type(error).__name__}: {first_line})",
-        "run once with network; or download it elsewhere and name its local path instead, for a build in the TOML file "
-        "of `models`; or point HF_HOME (hub) or PAD_CACHE (other URLs) at a cache that holds it",
-    )
-
-
-def _download(field: str, url: str, sha256: str) -> Path:
-    """The cached copy of a URL; fetched to a temporary name first, so that a broken transfer leaves nothing, and a file
-    with another hash than the pinned one neither."""
-    target = _download_path(url)
-    if target.is_file():
-        return target
+@contextmanager
+def _fetching(field: str, reference: str) -> Iterator[None]:
+    """Turn any error of a download, except for our own, into a UserError with a remedy."""
     try:
-        with _made_once(target, target.is_file) as partial:
-            if partial:
-                with fsspec.open(url, "rb") as source, partial.open("wb") as sink:
-                    _copy(source, sink, target.name)
-                if sha256 and (found := file_sha256(partial)) != sha256:
-                    rule = f"what came has the sha256 {found}, and should have {sha256}"
-                    raise UserError(field, url, rule, "try again; if it comes again, the file there was changed")
+        yield
     except UserError:
         raise
     except Exception as error:
-        raise _unreachable(field, url, error) from error
+        first_line = (str(error).splitlines() or [""])[0][:120]
+        rule = f"it is not in the cache and could not be fetched ({type(error).__name__}: {first_line})"
+        remedy = (
+            "run once with network; or download it elsewhere and name its local path instead, for a build in the TOML "
+            "file of `models`; or point HF_HOME (hub) or PAD_CACHE (other URLs) at a cache that holds it"
+        )
+        raise UserError(field, reference, rule, remedy) from error
+
+
+def _download(field: str, url: str, sha256: str) -> Path:
+    """Return the cached copy of a URL. A transfer that breaks, or brings another hash than `sha256`, leaves no file."""
+    target = _download_path(url)
+    if target.is_file():
+        return target
+    with _fetching(field, url), _made_once(target, target.is_file) as partial:
+        if partial:
+            with fsspec.open(url, "rb") as source, partial.open("wb") as sink:
+                _copy(source, sink, target.name)
+            if sha256 and (found := file_sha256(partial)) != sha256:
+                rule = f"what came has the sha256 {found}, and should have {sha256}"
+                raise UserError(field, url, rule, "try again; if it comes again, the file there was changed")
     return target
 
 
 @contextmanager
 def _made_once(target: Path, is_there: Callable[[], bool]) -> Iterator[Path | None]:
-    """Yield a path to write `target` of the cache to; None where `target` is there, or another process made it now.
+    """Yield a path to write `target` of the cache to; None if `target` is there.
 
     One process of a node makes it, and the others wait.
     """
@@ -178,46 +179,32 @@ def _download_path(url: str) -> Path:
 
 
 def _copy(source: Any, sink: BinaryIO, name: str) -> None:
-    """Copy with a progress bar on a terminal.
-
-    Raises:
-        OSError: it ended early.
-    """
-    total = getattr(source, "size", None)
-    with wrap_file(
-        source, total or 0, description=f"fetching {name}", console=errors, disable=not errors.is_terminal
-    ) as stream:
+    """Copy with a progress bar on a terminal; raise an OSError if the source ends early."""
+    total, shown = getattr(source, "size", None), errors.is_terminal
+    with wrap_file(source, total or 0, description=f"fetching {name}", console=errors, disable=not shown) as stream:
         shutil.copyfileobj(stream, sink, 1 << 22)
     if total is not None and sink.tell() != total:
         raise OSError(f"it ended after {sink.tell()} of {total} bytes")
 
 
 def cached(reference: str, revision: str = "") -> Path | None:
-    """Where a reference lies on this machine, without any network; None if it was never fetched.
-
-    Args:
-        reference: as `fetch_file` or `fetch_folder` take it.
-        revision: of a hub name.
-    """
-    if hub := _HUB_FILE.fullmatch(reference):
-        kind, repository, named, name = hub.groups()
-        with suppress(Exception):  # a name that the hub would not take
-            found = try_to_load_from_cache(repository, name, revision=named, repo_type=kind and kind.removesuffix("s"))
+    """Return the path on this machine of a reference for `fetch_file` or `fetch_folder`, without using the network;
+    None if it was never fetched."""
+    with suppress(Exception):  # the hub's library raises if it has no copy, and for a name that no hub accepts
+        if hub := _hub_file(reference):
+            found = try_to_load_from_cache(**hub)
             return Path(found) if isinstance(found, str) else None
-        return None
-    if reference.startswith(("https://", "http://")):
-        path = _download_path(reference)
-        return path if path.is_file() else None
-    if (path := local_path(reference)).exists():
-        return path
-    try:
+        if reference.startswith(_WEB):
+            path = _download_path(reference)
+            return path if path.is_file() else None
+        if (path := local_path(reference)).exists():
+            return path
         return Path(snapshot_download(reference, revision=revision or None, local_files_only=True))
-    except Exception:
-        return None
+    return None
 
 
 def file_sha256(path: Path) -> str:
-    """The file's sha256. Large files are hashed once: the result is cached by path, size and time of change."""
+    """Return a file's sha256. That of a large file is cached by path, size and modification time."""
     stat = path.stat()
     identity = f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}"
     known = cache_folder() / "sha256" / hashlib.sha256(identity.encode()).hexdigest()
@@ -233,26 +220,18 @@ def file_sha256(path: Path) -> str:
 
 
 def folder_sha256(folder: Path, patterns: list[str]) -> str:
-    """One sha256 over the names and hashes of the files in `folder` that match `patterns`."""
+    """Return one sha256 over the names and hashes of the files in `folder` that match `patterns`."""
     names = sorted({path.name for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     files = {name: file_sha256(folder / name) for name in names}
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
-_HASHES = "hashes.json"
-
-
 def converted(path: Path, kind: str, write: Callable[[Path], None]) -> Path:
-    """A folder of the cache that holds `path` in another form, made once for each content of the file, and again where
-    the cache was damaged.
-
-    Args:
-        path: the original.
-        kind: names the form; change it when `write` changes.
-        write: fills the folder that it is given.
+    """Return a folder of the cache that holds the file `path` in another form. `write` fills the folder once for each
+    content of the file, and again if the cache was damaged. Change the form's name `kind` when `write` changes.
 
     Raises:
-        UserError: the cache can't be written, or what `write` raises.
+        UserError: the cache can't be written, or `write` raises one.
     """
     target = cache_folder() / "converted" / f"{kind}-{file_sha256(path)[:32]}"
     if _is_sound(target):
@@ -271,7 +250,7 @@ def converted(path: Path, kind: str, write: Callable[[Path], None]) -> Path:
 
 
 def _is_sound(folder: Path) -> bool:
-    """Whether a converted folder holds what was written into it."""
+    """Return whether every file of a converted folder has the hash that was noted when it was written."""
     try:
         hashes = json.loads((folder / _HASHES).read_text())
         return bool(hashes) and all(file_sha256(folder / Path(name).name) == found for name, found in hashes.items())
@@ -280,9 +259,8 @@ def _is_sound(folder: Path) -> bool:
 
 
 def read_tensors(field: str, path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint: safetensors, or a `.pth` or `.bin` of torch, memory-mapped and never unpickled.
-
-    Of a training checkpoint (`{"model": ..., "optimizer": ...}`) the model's.
+    """Return all tensors of a checkpoint: safetensors, or a `.pth` or `.bin` of torch, without running pickled code. Of
+    a training checkpoint (`{"model": ..., "optimizer": ...}`), return those of the model.
 
     Raises:
         UserError: it can't be read, or holds something else.
@@ -295,28 +273,20 @@ def read_tensors(field: str, path: Path) -> dict[str, torch.Tensor]:
             state = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
         except RuntimeError:  # files of torch before 1.6 can't be mapped
             state = torch.load(path, weights_only=True, map_location="cpu")
-        tensors_by_name: dict[str, torch.Tensor] = state.get("model", state)
-        if not all(
-            isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in tensors_by_name.items()
-        ):
+        named: dict[str, torch.Tensor] = state.get("model", state)
+        if not all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in named.items()):
             raise ValueError("it holds more than named tensors")
-        return tensors_by_name
-    except Exception as error:  # torch, zipfile and safetensors raise a dozen kinds for what they can't read
-        # What torch says of a pickle with code ends in advice to run it.
-        said = "it holds more than tensors" if isinstance(error, UnpicklingError) else str(error)[:200]
-        rule = f"it can't be read as a checkpoint: truncated, or another kind of file ({said})"
+        return named
+    except Exception as error:  # torch, zipfile and safetensors raise a dozen kinds for files that they can't read
+        # For a pickle with code, torch's message ends in advice to run the code.
+        reason = "it holds more than tensors" if isinstance(error, UnpicklingError) else str(error)[:200]
+        rule = f"it can't be read as a checkpoint: truncated, or another kind of file ({reason})"
         raise UserError(field, path, rule, "fetch the file again, or name the right one") from error
 
 
 def check_numbers(field: str, path: Path, state: Mapping[str, torch.Tensor]) -> None:
-    """Refuse tensors that are no weights: of whole numbers, not finite, sparse, without data, or claiming a shape that
-    their data do not fill (a file of kilobytes would take all memory).
-
-    Args:
-        field: the setting that names the file.
-        path: the file.
-        state: what is used of it.
-    """
+    """Refuse tensors of the file `path` of the setting `field` that can't be weights: of whole numbers, not finite,
+    sparse, without data, or with less data than their shape needs (a file of kilobytes could take all memory)."""
     for name, tensor in state.items():
         dense = tensor.layout == torch.strided and not tensor.is_meta and tensor.numel() > 0
         if not dense or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
@@ -342,36 +312,27 @@ _FAMILIES = {
 
 
 def family_of(state: Mapping[str, Any]) -> str:
-    """What kind of model has tensors of these names."""
+    """Return the kind of model that has tensors of these names."""
     return next((name for name, keys in _FAMILIES.items() if keys <= state.keys()), "no model known here")
 
 
 def check_state_dict(
     field: str, path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Refuse a checkpoint whose tensors are not exactly those of the network that the settings describe.
-
-    Args:
-        field: the setting that names the file.
-        path: the file.
-        expected: name -> shape in the network.
-        found: name -> shape in the file.
-    """
+    """Refuse the checkpoint `path` of the setting `field` if its tensors are not exactly those of the network that the
+    settings describe. `expected` and `found` are the shapes in the network and in the file, by name."""
     missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
     reshaped = [name for name in expected.keys() & found.keys() if tuple(expected[name]) != tuple(found[name])]
     if not (missing or extra or reshaped):
         return
     details = [f"{len(missing)} tensors are missing (such as {min(missing)})"] if missing else []
     details += [f"{len(extra)} are unknown (such as {min(extra)})"] if extra else []
-    details += [
-        f"{name} is {tuple(found[name])} where {tuple(expected[name])} is expected" for name in sorted(reshaped)[:1]
-    ]
+    for name in sorted(reshaped)[:1]:
+        details.append(f"{name} is {tuple(found[name])} where {tuple(expected[name])} is expected")
+    fits = "do not fit the network that the settings describe"
+    rule = f"its tensors look like {family_of(found)} and {fits}: {', '.join(details)}"
     raise UserError(
-        field,
-        path,
-        f"its tensors look like {family_of(found)} and do not fit the network that the settings describe: "
-        + ", ".join(details),
-        "give the matching checkpoint, or correct the sizes in the TOML file of `models`",
+        field, path, rule, "give the matching checkpoint, or correct the sizes in the TOML file of `models`"
     )
 
 
@@ -386,7 +347,7 @@ class ModelFile(NamedTuple):
     """The pinned hash; empty where any file is accepted."""
     revision: str = ""
     code: Path | None = None
-    """The Python file of a class of the user's own, which has no reference."""
+    """The Python file of a user's own class, which has no reference."""
 
     @property
     def path(self) -> Path | None:

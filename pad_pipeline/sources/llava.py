@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.records import Planned
@@ -26,9 +26,7 @@ _LONGEST = 64 << 20
 class LlavaSource:
     """The records that have an image. Text-only records (LLaVA's stage 2 has them) are counted and left out.
 
-    Args:
-        images: the JSON file, or its URL.
-        image_root: the folder or URL that image paths are relative to; by default the folder of the JSON file.
+    The arguments are those of `open_source`.
     """
 
     def __init__(self, images: str | Path, image_root: str | Path | None) -> None:
@@ -101,8 +99,7 @@ def open_text(images: str) -> TextIO:
         return Path(images).open(encoding="utf-8-sig", newline="")
     store, path = image_store(images)
     try:
-        stream: TextIO = store.open(path, "r", encoding="utf-8-sig", newline="")
-        return stream
+        return cast(TextIO, store.open(path, "r", encoding="utf-8-sig", newline=""))
     except Exception as error:
         raise UserError("images", images, f"it can't be opened ({error})", "check the URL") from error
 

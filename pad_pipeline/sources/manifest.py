@@ -43,10 +43,7 @@ says what is wrong with the row."""
 class ManifestSource:
     """The rows that have an image; the others are counted.
 
-    Args:
-        images: the list, or its URL; its ending gives its format.
-        image_root: the folder or URL that relative paths are relative to; by default the folder of the list.
-        columns: the column that holds the `image`, `id`, `caption` or `conversations`, where `GUESSES` don't find it.
+    The arguments are those of `open_source`; the ending of `images` gives its format.
 
     Raises:
         UserError: it can't be read, or lacks a column.

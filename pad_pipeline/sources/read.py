@@ -25,12 +25,7 @@ _FAULTS_OF_A_FILE = {
 
 
 def read_bytes(root: str, place: Place, most: int) -> bytes:
-    """Return the bytes at a place.
-
-    Args:
-        root: folder or URL of the source.
-        place: the place of the image.
-        most: the most bytes of an image; a larger one is refused before it is read.
+    """Return the bytes at a place of the source with this root. More than `most` bytes are refused and not read.
 
     Raises:
         BadImage: nothing can be read there, or too much.
@@ -84,7 +79,7 @@ def _remote(url: str, place: Place, most: int) -> bytes:
 
 
 def _fetch(url: str, place: Place, most: int) -> bytes:
-    store, path = _store(url)
+    store, path = (_http(), url) if url.startswith("http") else image_store(url)
     if place.at >= 0:
         return bytes(store.cat_file(path, start=place.at, end=place.at + place.size))
     # Over HTTP as a stream, because a server may give no size, or a wrong one.
@@ -98,14 +93,11 @@ def _fetch(url: str, place: Place, most: int) -> bytes:
     return bytes(content)
 
 
-def _store(url: str) -> tuple[Any, str]:
-    if not url.startswith("http"):
-        return image_store(url)
+def _http() -> Any:
     import aiohttp
     import fsspec
 
-    timeout = aiohttp.ClientTimeout(total=SECONDS)
-    return fsspec.filesystem("http", client_kwargs={"timeout": timeout}), url
+    return fsspec.filesystem("http", client_kwargs={"timeout": aiohttp.ClientTimeout(total=SECONDS)})
 
 
 def _too_large(size: int | str, most: int) -> BadImage:

@@ -47,11 +47,7 @@ class ShardsSource:
 
 class StoredSource:
     """The images of the finished shards of several runs, to write them again. Failed images are among them; the order
-    is that of the plans, one run after the other. The place of each image is a `ShardRow`.
-
-    Args:
-        shards: the folder of each run, a path or a URL.
-        selection: the conditions that an image must meet.
+    is that of the plans, one run after the other. The place of each image is a `ShardRow`. `shards` are paths or URLs.
 
     Raises:
         UserError: a run has no finished shard.

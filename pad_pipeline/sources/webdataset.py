@@ -9,8 +9,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import Place, Planned
@@ -30,8 +32,7 @@ _DAMAGE = (tarfile.TarError, ValueError, OverflowError, LookupError, RecursionEr
 class TarSource:
     """The samples that have an image, in the order of the tars' names. Texts are read at once, and images later.
 
-    Args:
-        images: one tar, or a pattern of several (`*`, `?`, `[]`), as a path or a URL.
+    `images` is one tar, or a pattern of several (`*`, `?`, `[]`), as a path or a URL.
 
     Raises:
         UserError: there is no such tar, or the first file is none.
@@ -101,33 +102,27 @@ class TarSource:
             raise _unreadable(where, error) from error
 
     def _samples(self, stream: BinaryIO, tar: tarfile.TarFile) -> Iterator[_Sample]:
-        sample = _Sample("")
-        for member in self._members(stream, tar):
-            match = _MEMBER.fullmatch(member.name)
-            if match is None:
-                self.counts["members without a key or an ending"] += 1
-                continue
-            key, ending = match.groups()
-            if key != sample.key:
-                if sample.key:
-                    yield sample
-                sample = _Sample(key)
-            sample.take(stream, ending.lower(), member)
-        if sample.key:
+        for key, members in groupby(self._members(stream, tar), itemgetter(0)):
+            sample = _Sample(key)
+            for _, ending, member in members:
+                sample.take(stream, ending.lower(), member)
             yield sample
 
-    def _members(self, stream: BinaryIO, tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-        """Yield the plain files, up to where the tar is damaged."""
+    def _members(self, stream: BinaryIO, tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+        """Yield the plain files with their keys and endings, up to where the tar is damaged."""
         end = stream.seek(0, 2)
         try:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined] # tarfile would remember them all
                 if member.size < 0 or tar.offset < member.offset_data:
                     raise tarfile.ReadError("a negative size")
-                if member.isreg() and not member.issparse():
-                    yield member
-                elif not member.isdir():
-                    self.counts["members that are no plain files"] += 1
+                if not member.isreg() or member.issparse():
+                    if not member.isdir():
+                        self.counts["members that are no plain files"] += 1
+                elif match := _MEMBER.fullmatch(member.name):
+                    yield match[1], match[2], member
+                else:
+                    self.counts["members without a key or an ending"] += 1
                 if tar.offset > end:
                     raise tarfile.ReadError("it ends inside a member")
             # tarfile takes a damaged header for the end, which is zeros.
@@ -203,8 +198,7 @@ def _open(where: str) -> BinaryIO:
     if not is_url(where):
         return Path(where).open("rb")
     store, path = image_store(where)
-    stream: BinaryIO = store.open(path, "rb")
-    return stream
+    return cast(BinaryIO, store.open(path, "rb"))
 
 
 def _open_tar(where: str, stream: BinaryIO) -> tarfile.TarFile:
