@@ -45,7 +45,7 @@ def ours(examples: ShardExamples, workers: int) -> Iterator[object]:
     """Batches as the trainer takes them."""
     settings = TrainSettings(batch_size=BATCH, micro_batch=BATCH, loader_threads=workers)
     order = Order(len(examples), BATCH, 0)
-    return steps(examples, order, settings, range(len(examples) // BATCH))
+    return steps(examples, order.step, settings, range(len(examples) // BATCH))
 
 
 def plain(examples: ShardExamples, workers: int) -> Iterator[object]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pad_pipeline.training.examples import Example, Examples, Sight
-from pad_pipeline.training.order import Ints, Order
+from pad_pipeline.training.order import Ints
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.training.template import IMAGE
 
@@ -91,9 +91,14 @@ def _expanded(example: Example, vision_tokens: int) -> tuple[Ints, Ints, Ints]:
 
 
 def steps(
-    examples: Examples, order: Order, settings: TrainSettings, span: range, rank: int = 0, world: int = 1
+    examples: Examples,
+    order: Callable[[int], Ints],
+    settings: TrainSettings,
+    span: range,
+    rank: int = 0,
+    world: int = 1,
 ) -> Iterator[Step]:
-    """Yield the micro-batches of one rank for each step of `span`.
+    """Yield the micro-batches of one rank for each step of `span`; `order` returns the numbers of a step's samples.
 
     Images are decoded ahead of the model in threads, those of two steps at most. Texts of like length share a
     micro-batch, so that little is padded; a step's losses do not depend on the order of its samples.
@@ -105,7 +110,7 @@ def steps(
             for _ in span:
                 # Start to decode the next steps.
                 while len(ahead) < 2 and (later := next(upcoming, None)) is not None:
-                    numbers = order.step(later)
+                    numbers = order(later)
                     of_rank = [threads.submit(examples.__getitem__, n) for n in numbers[rank::world].tolist()]
                     ahead.append((-(-len(numbers) // world), of_rank))
                 # Wait for this step's samples, and collate them.

@@ -205,7 +205,7 @@ class DialogueExamples(Examples):
 
 
 def _record(record: Any, number: int) -> dict[str, Any]:
-    """Return what is kept of a record: its key, image ("" for none), turns, and problem ("" for none)."""
+    """Return the part of a record that is kept: its key, image ("" for none), turns, and problem ("" for none)."""
     kept = {"key": f"record-{number}", "image": "", "turns": []}
     if not isinstance(record, dict):
         return kept | {"problem": "it is no object"}

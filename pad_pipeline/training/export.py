@@ -39,13 +39,9 @@ ADAPTER = "adapter"
 
 
 def export(model: MultimodalModel, view: View, out: Path, here: Ranks) -> None:
-    """Write a training's results into `out`: `mm_projector.bin`, and the Hugging Face folder `hf/`.
-
-    The first rank writes; all ranks must call it.
-    """
+    """Write `mm_projector.bin` and the Hugging Face folder `hf/` into `out`, on the first rank; all must call it."""
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state = get_model_state_dict(model, options=options)
+        state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if here.first:
             model = MultimodalModel(model.vision, model.llm_name, model.settings, torch.device("cpu"))
             model.load_state_dict(state)
@@ -124,10 +120,8 @@ def _weights(model: MultimodalModel, tokens: int) -> dict[str, Tensor]:
 
 
 def _projector_weights(projector: nn.Module) -> dict[str, Tensor]:
-    """Return the projector's weights by their names in LLaVA.
-
-    Stock LLaVA has two layers, so a projector of one Linear gets the identity as its second layer, which is exact.
-    """
+    """Return the projector's weights by their names in LLaVA. Stock LLaVA has two layers, so a projector of one Linear
+    gets the identity as its second layer, which is exact."""
     weights = projector.state_dict()
     if isinstance(projector, CAbstractor):
         return weights
@@ -143,8 +137,7 @@ def _grown(rows: Tensor, tokens: int) -> Tensor:
     rows = rows.detach()
     if tokens <= len(rows):
         return rows
-    mean = rows.float().mean(0).to(rows.dtype)
-    return torch.cat([rows, mean.expand(tokens - len(rows), -1)])
+    return torch.cat([rows, rows.float().mean(0).to(rows.dtype).expand(tokens - len(rows), -1)])
 
 
 def _llm_weights(model: MultimodalModel) -> dict[str, Tensor]:

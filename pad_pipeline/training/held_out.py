@@ -16,9 +16,8 @@ from pad_pipeline.measures.vocabulary import Vocabulary, nearest_word
 from pad_pipeline.training.batches import Batch, steps
 from pad_pipeline.training.examples import Examples
 from pad_pipeline.training.model import MultimodalModel
-from pad_pipeline.training.order import InOrder
 from pad_pipeline.training.ranks import Ranks
-from pad_pipeline.training.sums import count_step, step_labels
+from pad_pipeline.training.sums import count_step
 
 
 @torch.no_grad()
@@ -32,16 +31,15 @@ def measure_held_out(
         L_caption is None where the LLM is not run.
     """
     settings = model.settings
-    order, probe = InOrder(numbers, batch_size), Probe(model)
+    batches = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
+    probe = Probe(model)
     model.eval()
     sums, weights = np.zeros(2), np.zeros(2)  # of L_caption and L_patch
-    for step in steps(examples, order, settings, range(order.steps), here.rank, here.world):
+    for step in steps(examples, batches.__getitem__, settings, range(len(batches)), here.rank, here.world):
         counts = count_step(model, step, here)
-        labels = step_labels(settings.patch_loss, step.parts, here)
         means = torch.zeros(2, device=here.device)
         for part in step.parts:
-            divisor = counts.patch_divisor(here.device)
-            losses = model(part.to(here.device), counts.caption_weight, divisor, labels)
+            losses = counts.losses(model, part.to(here.device))
             means += torch.stack([losses.caption, losses.patch])
             probe.add(part, losses.tokens)
         # A step's losses are means, so its sums are these times the weights; the last step has fewer samples.

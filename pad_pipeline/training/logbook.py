@@ -51,10 +51,8 @@ class Logbook:
                 if self.board and name != "step" and value is not None:
                     self.board.add_scalar(name, value, entry["step"])
 
-    def __enter__(self) -> Logbook:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close the files."""
         if self.here.first:
             self.stream.close()
             if self.board:

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from pad_pipeline.training.logbook import DROPPED, Logbook, read_log
 from pad_pipeline.training.model import MultimodalModel, check_view, embedder_for, shard, view_of
 from pad_pipeline.training.order import Order
 from pad_pipeline.training.ranks import Ranks, ranks
-from pad_pipeline.training.sums import StepCounts, StepSums, count_step, step_labels
+from pad_pipeline.training.sums import StepCounts, StepSums, count_step
 from pad_pipeline.training.template import Template
 from pad_pipeline.weights import fetch_model
 
@@ -162,8 +163,8 @@ class Trainer:
         every = self.settings.checkpoint_every or max(50, -(-self.total // 20))
         looks_every = self.settings.held_out_every or self.total
         span = range(first, self.total)
-        batches = steps(self.examples, self.order, self.settings, span, self.here.rank, self.here.world)
-        with Logbook(self.out, log, self.here, self.job.wandb) as logbook:
+        batches = steps(self.examples, self.order.step, self.settings, span, self.here.rank, self.here.world)
+        with closing(Logbook(self.out, log, self.here, self.job.wandb)) as logbook:
             began = time.monotonic()
             for number, step in zip(span, batches, strict=True):
                 waited = time.monotonic() - began
@@ -181,8 +182,7 @@ class Trainer:
                     self.checkpoints.save(number + 1, self.model, self.optimizer, self.here, entry.get("held_out_loss"))
                 began = time.monotonic()
         if first < self.total and not any(entry["supervised_tokens"] or entry["regions"] for entry in log):
-            rule = "no sample has a caption or a region in view"
-            raise UserError(*self.where, rule, "give samples with either")
+            raise UserError(*self.where, "no sample has a caption or a region in view", "give samples with either")
         export(self.model, self.view, self.out, self.here)
         return log
 
@@ -219,7 +219,6 @@ class Trainer:
         counts = count_step(self.model, step, here)
         if counts.dropped:
             self._count_dropped(step, number)
-        labels = step_labels(settings.patch_loss, step.parts, here)
         # Dropout depends on the step and the rank alone, so that a resumed training repeats it.
         torch.manual_seed((settings.seed * 1_000_003 + number) * 4099 + here.rank)
         # Add up the gradients of the micro-batches, then those of the ranks.
@@ -227,7 +226,7 @@ class Trainer:
         partial_sums = torch.zeros(len(StepSums._fields), device=here.device)
         self.model.llm.train(settings.llm != "frozen" or settings.activation_checkpointing)
         for part in step.parts:
-            partial_sums += self._backward(part.to(here.device), beta, counts, labels)
+            partial_sums += self._backward(part.to(here.device), beta, counts)
         if not self.sharded:
             here.sum_gradients(self.learning)
         clipped = nn.utils.clip_grad_norm_(self.learning, settings.max_grad_norm)
@@ -251,20 +250,21 @@ class Trainer:
             "patch_cosine": sums.mean_cosine,
             "grad_norm": norm,
             "patch_gradient_share": sums.patch_share,
-        } | {name: value for name, value in counts._asdict().items() if name != "patch_weight"}
+        } | {name: value for name, value in counts._asdict().items() if name not in ("patch_weight", "labels")}
 
-    def _backward(self, batch: Batch, beta: float, counts: StepCounts, labels: Tensor | None) -> Tensor:
+    def _backward(self, batch: Batch, beta: float, counts: StepCounts) -> Tensor:
         """Add the gradients of a micro-batch to those of the parameters. Return float32 `[6]`, the part of this
         micro-batch in each field of `StepSums`."""
         try:
-            losses = self.model(batch, counts.caption_weight, counts.patch_divisor(batch.ids.device), labels)
+            losses = counts.losses(self.model, batch)
             tokens = losses.tokens
             # L_patch is computed from the tokens alone, so its part of their gradient costs next to nothing.
             by_patch = beta * torch.autograd.grad(losses.patch, tokens, retain_graph=True)[0]
             tokens.retain_grad()  # after `autograd.grad`, which would store its gradient in `tokens.grad` otherwise
             loss = self.settings.caption_weight * losses.caption + beta * losses.patch
             scale = self.here.world if self.sharded else 1  # FSDP takes the mean over ranks
-            (loss * scale).backward()
+            torch.autograd.backward(loss * scale)
+            assert tokens.grad is not None
             by_caption = (tokens.grad / scale - by_patch).float()
         except torch.OutOfMemoryError as error:
             rule = "the GPU has not enough memory for so many samples at a time"
@@ -277,9 +277,8 @@ class Trainer:
         """Set the learning rates of step `number`: linear warm-up, then half a cosine to 0 (transformers' schedule).
         Return the rate of the parameters outside the projector."""
         warmup = math.ceil(self.settings.warmup * self.total)
-        if number < warmup:
-            share = number / max(warmup, 1)
-        else:
+        share = number / max(warmup, 1)
+        if number >= warmup:
             share = (1 + math.cos(math.pi * (number - warmup) / max(self.total - warmup, 1))) / 2
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
@@ -320,7 +319,5 @@ class Trainer:
         kept, most = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
         room = torch.cuda.get_device_properties(self.here.device).total_memory
         fits = int((0.9 * room - kept) / max(most - kept, 1) * size)
-        self.say(
-            f"GPU memory: {most / 2**30:.1f} of {room / 2**30:.0f} GiB with a micro-batch of {size}; "
-            f"about {max(fits, 1)} would fit."
-        )
+        used = f"GPU memory: {most / 2**30:.1f} of {room / 2**30:.0f} GiB with a micro-batch of {size}"
+        self.say(f"{used}; about {max(fits, 1)} would fit.")

@@ -77,15 +77,3 @@ class Order:
         while len(rest) < min(head, self.samples):
             rest = np.concatenate([rest, batches.pop()])
         return np.concatenate([rest[:head], *batches, rest[head:]]).astype(np.int64)
-
-
-class InOrder(Order):
-    """An order that has every sample once, as `numbers` gives them; the last step has the samples that are left."""
-
-    def __init__(self, numbers: Ints, batch_size: int) -> None:
-        super().__init__(len(numbers), batch_size, 0, numbers=numbers)
-        self.steps = -(-self.samples // batch_size)
-
-    def step(self, step: int) -> Ints:
-        """Return the numbers of a step's samples."""
-        return self.numbers[step * self.batch_size : (step + 1) * self.batch_size]

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from pad_pipeline.training.batches import Batch, Step
 from pad_pipeline.training.losses import patch_loss_weight
-from pad_pipeline.training.model import MultimodalModel
+from pad_pipeline.training.model import Losses, MultimodalModel
 from pad_pipeline.training.ranks import Ranks
-from pad_pipeline.training.settings import PatchLossSettings
 
 
 class StepCounts(NamedTuple):
-    """Counts of what one optimizer step holds, over all ranks."""
+    """Counts of what one optimizer step holds, over all ranks, and its labels."""
 
     supervised_tokens: int
     patch_weight: float
@@ -27,15 +26,14 @@ class StepCounts(NamedTuple):
     """Token positions of all sequences, padding included."""
     dropped: int
     """Samples from which nothing could be learned."""
+    labels: Tensor | None
+    """`[L, d]`, the distinct label embeddings; None unless the loss is contrastive."""
 
-    @property
-    def caption_weight(self) -> float:
-        """Divisor of L_caption: the number of supervised tokens, and 1 where there are none."""
-        return max(float(self.supervised_tokens), 1.0)
-
-    def patch_divisor(self, device: torch.device) -> Tensor:
-        """Return `patch_weight` as a float64 scalar on `device`."""
-        return torch.tensor(self.patch_weight, dtype=torch.float64, device=device)
+    def losses(self, model: MultimodalModel, batch: Batch) -> Losses:
+        """Return the losses of a micro-batch, divided by the weights of the whole step."""
+        patch_weight = torch.tensor(self.patch_weight, dtype=torch.float64, device=batch.ids.device)
+        losses: Losses = model(batch, max(float(self.supervised_tokens), 1.0), patch_weight, self.labels)
+        return losses
 
 
 class StepSums(NamedTuple):
@@ -64,11 +62,15 @@ class StepSums(NamedTuple):
 
 
 def count_step(model: MultimodalModel, step: Step, here: Ranks) -> StepCounts:
-    """Count what a step holds, over all ranks."""
+    """Count what a step holds, and gather its labels, over all ranks."""
+    settings, labels = model.settings.patch_loss, None
+    if settings.kind == "contrastive":
+        of_rank = torch.unique(torch.cat([part.embeds for part in step.parts]), dim=0)
+        labels = torch.unique(torch.cat(here.gather(of_rank)), dim=0).to(here.device)
     pooled = [model.pooled(part.coverage) for part in step.parts]
     counts = [
         sum(len(part.targets) for part in step.parts),
-        sum(float(patch_loss_weight(coverage, model.settings.patch_loss)) for coverage in pooled),
+        sum(float(patch_loss_weight(coverage, settings)) for coverage in pooled),
         sum(len(part.coverage) for part in step.parts),
         sum(len(part.pixels) for part in step.parts),
         sum(part.ids.numel() for part in step.parts),
@@ -76,13 +78,5 @@ def count_step(model: MultimodalModel, step: Step, here: Ranks) -> StepCounts:
     ]
     # In double precision, because float32 can't represent every integer beyond 2^24.
     tokens, weight, *rest = here.sum(torch.tensor(counts, dtype=torch.float64, device=here.device)).tolist()
-    return StepCounts(int(tokens), weight, *map(int, rest))
-
-
-def step_labels(settings: PatchLossSettings, parts: list[Batch], here: Ranks) -> Tensor | None:
-    """Return the distinct label embeddings `[L, d]` of a step, over all ranks; None unless the loss is contrastive."""
-    if settings.kind != "contrastive":
-        return None
-    of_rank: Tensor = torch.unique(torch.cat([part.embeds for part in parts]), dim=0)
-    of_step: Tensor = torch.unique(torch.cat(here.gather(of_rank)), dim=0)
-    return of_step.to(here.device)
+    regions, images, positions, dropped = map(int, rest)
+    return StepCounts(int(tokens), weight, regions, images, positions, dropped, labels)

@@ -69,24 +69,19 @@ def _one_bos(processor: Any) -> bool:
         return False
 
 
-def command(model: Path, tasks: str, out: Path, processes: int) -> list[str]:
-    """Return the command line that runs lmms-eval."""
-    launch = ["-m", "accelerate.commands.launch", f"--num_processes={processes}", "-m", "lmms_eval"]
-    args = f"pretrained={llava_folder(model)},dtype=bfloat16"
-    options = ["--model", "llava_hf", "--model_args", args, "--tasks", tasks, "--batch_size", "1", "--log_samples"]
-    return [sys.executable, *launch, *options, "--output_path", str(out)]
-
-
 def run(model: Path, tasks: str, out: Path, processes: int) -> str:
     """Run lmms-eval, and return an empty text; where it is not installed, return the command that runs it elsewhere.
 
     Raises:
         UserError: lmms-eval fails.
     """
-    call = command(model, tasks, out, processes)
+    launch = ["-m", "accelerate.commands.launch", f"--num_processes={processes}", "-m", "lmms_eval"]
+    args = f"pretrained={llava_folder(model)},dtype=bfloat16"
+    options = ["--model", "llava_hf", "--model_args", args, "--tasks", tasks, "--batch_size", "1", "--log_samples"]
+    words = [*launch, *options, "--output_path", str(out)]
     if importlib.util.find_spec("lmms_eval") is None:
-        return f"lmms-eval is not installed here. Where it is:\n\n  {shlex.join(['python', *call[1:]])}\n"
-    if code := subprocess.run(call).returncode:
+        return f"lmms-eval is not installed here. Where it is:\n\n  {shlex.join(['python', *words])}\n"
+    if code := subprocess.run([sys.executable, *words]).returncode:
         raise UserError("tasks", tasks, f"lmms-eval ended with {code}", "see what it says above")
     return ""
 
