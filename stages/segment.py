@@ -86,8 +86,7 @@ class Segmenter(Stage[Tensor, tuple[list[HostCopy], HostCopy]]):
 
     def process(self, rows: list[ImageRecord], inputs: list[Tensor]) -> list[tuple[list[HostCopy], HostCopy]]:
         """Return for each row its regions' masks, in parts made by `pack`, and their predicted IoU, float `[n]`."""
-        embeddings = self.sam.encode(inputs, self.batch_size)
-        logits, quality = self._decode(embeddings, rows)
+        logits, quality = self._decode(self.sam.encode(inputs, self.batch_size), rows)
         outputs, start = [], 0
         for row in rows:
             of_row = slice(start, start := start + len(row.regions))
@@ -109,11 +108,9 @@ class Segmenter(Stage[Tensor, tuple[list[HostCopy], HostCopy]]):
         images = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(row.regions) for row in rows]))
         corners = torch.from_numpy(np.concatenate(boxes).astype(np.float32))
         at_once = min(8, self.settings.boxes_per_call) if self.tight else self.settings.boxes_per_call
-        calls = [
-            self.sam.decode(embeddings, image_part, box_part)
-            for image_part, box_part in zip(torch.split(images, at_once), torch.split(corners, at_once), strict=True)
-        ]
-        return torch.cat([logits for logits, _ in calls]), torch.cat([quality for _, quality in calls])
+        calls = zip(torch.split(images, at_once), torch.split(corners, at_once), strict=True)
+        logits, quality = zip(*(self.sam.decode(embeddings, *call) for call in calls), strict=True)
+        return torch.cat(logits), torch.cat(quality)
 
     def finish(self, row: ImageRecord, output: tuple[list[HostCopy], HostCopy]) -> None:
         """Set the mask and the predicted IoU of each of the row's regions."""

@@ -19,7 +19,7 @@ CLS, SEP, DOT = 101, 102, 1012
 class Prompt:
     """One text for the detector: `[CLS] tag . tag . ... [SEP]`."""
 
-    ids: list[int] = field(default_factory=list)
+    ids: list[int]
     tags: list[str] = field(default_factory=list)
     spans: list[tuple[int, int]] = field(default_factory=list)
     """For each tag the range of its tokens in `ids`, `[start, end)`, without its dot."""

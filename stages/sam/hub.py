@@ -68,12 +68,10 @@ class HubSam(SegmentAnything):
         if self.kind == "sam_hq":
             # It processes whole feature maps before it looks at boxes: each image is decoded once, with all its boxes.
             groups = torch.split(boxes, torch.bincount(image).tolist())
-            masks = [
-                self._decode([part[index : index + 1] for part in embeddings], group[None])
-                for index, group in enumerate(groups)
-                if len(group)
-            ]
-            return torch.cat([logits for logits, _ in masks]), torch.cat([quality for _, quality in masks])
+            single = ([part[index : index + 1] for part in embeddings] for index in range(len(groups)))
+            masks = (self._decode(one, group[None]) for one, group in zip(single, groups, strict=True) if len(group))
+            logits, quality = zip(*masks, strict=True)
+            return torch.cat(logits), torch.cat(quality)
         index_of_box = self.compute.send(image)
         return self._decode([part[index_of_box] for part in embeddings], boxes[:, None])
 
