@@ -42,10 +42,9 @@ class EntropyStudy(Study):
     def add(self, batch: Seen) -> None:
         """Add a batch of images."""
         texts = [self._caption_words(one.caption) for one in batch.shown]
-        self.most = {
-            name: math.log(min(v.shape[-2:])) for name, v in (("before", batch.before), ("after", batch.after))
-        }
-        for name, sets in (("before", [batch.before]), ("after", [batch.after]), ("text", texts)):
+        groups = {"before": [batch.before], "after": [batch.after], "text": texts}
+        self.most = {name: math.log(min(groups[name][0].shape[-2:])) for name in ("before", "after")}
+        for name, sets in groups.items():
             for vectors in sets:
                 if vectors.numel():
                     self.image[name].add(von_neumann_entropy(vectors, self.settings.center))

@@ -68,14 +68,10 @@ def write_world(out: Path, count: int, seed: int = 0, indices: Iterable[int] = (
     world = World(images, *(out / name for name in files))
     # Draw scene after scene, and collect the contents of the JSON files.
     (out / WORLD).write_text(json.dumps({"seed": seed, "count": count, "labels": LABELS}) + "\n", "utf-8")
-    contents: dict[Path, list[dict[str, Any]]] = {
-        path: [] for path in (world.llava, world.chat, world.refer, world.llava_refer)
-    }
-    coco: dict[str, Any] = {
-        "info": {"description": f"{count} drawn scenes, seed {seed}"},
-        "images": [],
-        "annotations": [],
-    }
+    lists = (world.llava, world.chat, world.refer, world.llava_refer)
+    contents: dict[Path, list[dict[str, Any]]] = {path: [] for path in lists}
+    about = {"description": f"{count} drawn scenes, seed {seed}"}
+    coco: dict[str, Any] = {"info": about, "images": [], "annotations": []}
     coco["categories"] = [{"id": number, "name": label} for number, label in enumerate(LABELS, 1)]
     for index in indices or range(count):
         scene = draw_scene(seed, index)

@@ -90,6 +90,10 @@ class Thing(NamedTuple):
     """The index of the thing in `Scene.regions`."""
 
 
+Made = tuple[Brush, Thing]
+"""A thing that was drawn, with its brush."""
+
+
 @dataclass
 class Scene:
     """A drawn image, and the truth about it."""
@@ -129,7 +133,7 @@ def draw_scene(seed: int, index: int, size: tuple[int, int] | None = None, most:
     owners = [Owner(upper, -1, 0), Owner(lower, -1, 1), Owner("hill", -1, 2)]  # stuff belongs to no thing
 
     # Draw the things, from the farthest to the nearest.
-    made: list[tuple[Brush, Thing]] = []
+    made: list[Made] = []
     for place in _places(rng, width, height, int(rng.integers(1, most + 1))):
         made.append(_draw_thing(rng, place, min(width, height), canvas, owners, len(made)))
     # Add textures, light and noise. None of these changes the map of owners.
@@ -224,7 +228,7 @@ def _hidden(a: Box, b: Box) -> float:
 
 def _draw_thing(
     rng: np.random.Generator, place: Place, edge: int, canvas: tuple[Canvas, Canvas], owners: list[Owner], number: int
-) -> tuple[Brush, Thing]:
+) -> Made:
     """Draw a thing; return its brush, and its attributes without the index of its region."""
     kind, x, y, scale = place
     known = THINGS[kind]
@@ -242,11 +246,7 @@ def _draw_thing(
 
 
 def _add_textures(
-    rng: np.random.Generator,
-    pixels: np.ndarray,
-    owner: np.ndarray,
-    owners: list[Owner],
-    made: list[tuple[Brush, Thing]],
+    rng: np.random.Generator, pixels: np.ndarray, owner: np.ndarray, owners: list[Owner], made: list[Made]
 ) -> None:
     """Add texture and shading to the visible pixels of things, in the image `pixels`, float32 `[H, W, 3]`."""
     for number, (brush, thing) in enumerate(made):

@@ -236,20 +236,20 @@ def test_pursuit_equals_numpy_step_by_step(seed: int, form: bool, positive: bool
     """A second implementation, for single tokens; catches tokens of a batch that mix."""
     rng = np.random.default_rng(seed)
     tokens, atoms = rng.standard_normal((4, 6)), rng.standard_normal((20, 6))
-    unit = atoms / np.linalg.norm(atoms, axis=1, keepdims=True)
-    made = matching_pursuit(torch.from_numpy(tokens), torch.from_numpy(atoms), 4, form, positive)
+    made = matching_pursuit(torch.from_numpy(tokens), unit(torch.from_numpy(atoms)), 4, form, positive)
+    atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
     for row, token in enumerate(tokens):
         rest, words = token.copy(), []
         for _ in range(4):
-            scores = unit @ rest
+            scores = atoms @ rest
             strength = scores if positive else np.abs(scores)
             if form:
                 strength[words] = -np.inf
             words.append(int(strength.argmax()))
             if form:
-                rest = token - unit[words].T @ np.linalg.lstsq(unit[words].T, token, rcond=None)[0]
+                rest = token - atoms[words].T @ np.linalg.lstsq(atoms[words].T, token, rcond=None)[0]
             else:
-                rest = rest - scores[words[-1]] * unit[words[-1]]
+                rest = rest - scores[words[-1]] * atoms[words[-1]]
         assert made.words[row].tolist() == words
         assert float(made.residual[row, -1]) == pytest.approx((rest @ rest) / (token @ token), abs=1e-5)
 
