@@ -19,8 +19,7 @@ from tests.conftest import ROOT
 
 GLOSSARY = ROOT / "docs" / "concepts.md"
 TITLE = "## Words that we do not use\n"
-NOT_YET: dict[str, str] = {
-}
+NOT_YET: dict[str, str] = {}
 """Files that still contain banned words, with these words. Rewrite the texts, then delete the line."""
 
 
