@@ -253,7 +253,8 @@ class ImageRecord(Planned):
 
     def index_row(self) -> IndexRow:
         """Return the image's row of the index, without the positions of members, as for a failed image."""
-        row = {name: getattr(self, name) for name in INDEX_SCHEMA.names[:8]}  # `key` to `height`
+        plain = ("key", "id", "source", "status", "stage", "reason", "width", "height")
+        row = {name: getattr(self, name) for name in plain}
         for member in MEMBERS:
             row |= {f"{member}_at": -1, f"{member}_bytes": 0}
         counts = {"tags": len(self.tags), "regions": len(self.regions), "labels": len(self.labels)}
