@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.text import Text
 
+EVERY = 60.0
+"""Seconds between two lines of progress, if standard error is no terminal."""
 _Step = TypeVar("_Step")
 
 console = Console()
@@ -29,7 +31,7 @@ def note(text: str | Text, style: str | None = None) -> None:
 
 @contextmanager
 def progress(what: str, total: int | None, note: str = "", shown: bool = True) -> Iterator[Callable[..., None]]:
-    """Show a progress bar while the block runs, if standard error is a terminal.
+    """Show a progress bar while the block runs. If standard error is no terminal, print a line each minute instead.
 
     Args:
         what: the text before the bar.
@@ -44,7 +46,19 @@ def progress(what: str, total: int | None, note: str = "", shown: bool = True) -
 
     texts = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}")
     with Progress(*texts, TimeRemainingColumn(), console=errors, disable=not (shown and errors.is_terminal)) as bar:
-        yield partial(bar.update, bar.add_task(what, total=total, note=note))
+        task = bar.add_task(what, total=total, note=note)
+        printed = time.monotonic()
+
+        def update(**changes: Any) -> None:
+            nonlocal printed
+            bar.update(task, **changes)
+            if shown and not errors.is_terminal and time.monotonic() - printed >= EVERY:
+                printed = time.monotonic()
+                now = bar.tasks[0]
+                left = f", {now.time_remaining:.0f} s left" if now.time_remaining is not None else ""
+                say(f"{what}: {now.completed:g} of {now.total or 0:g} {now.fields['note']}{left}", to=errors)
+
+        yield update
 
 
 def track(steps: Iterable[_Step], what: str, total: int) -> Iterator[_Step]:

@@ -121,6 +121,9 @@ def _terminable() -> Iterator[list[int]]:
         received.append(number)
         raise SystemExit(128 + number)
 
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield received
+        return
     numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]  # nohup
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
@@ -141,7 +144,8 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     with _terminable() as received:
         code = _run_app(received)
-    if code > 128 and threading.active_count() > 1:
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if code > 128 and in_main_thread and threading.active_count() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # a normal exit would wait for threads that read from a network

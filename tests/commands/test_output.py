@@ -79,3 +79,18 @@ def test_odd_text_is_shown_as_it_is(pad: Pad, common: list[object], tmp_path: Pa
     shown = pad("stats", tmp_path / "out").out
     assert "[red]" in shown
     assert "\x1b" not in shown
+
+
+def test_progress_is_a_line_now_and_then_where_no_terminal_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches an analysis or an export of hours whose log stays empty."""
+    from pad_pipeline import console
+
+    monkeypatch.setattr(console, "EVERY", 0.0)
+    with console.progress("export", 3, "shards") as update:
+        update(completed=1)
+        update(completed=2)
+    assert [line.partition(", ")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "export: 1 of 3 shards", "export: 2 of 3 shards",
+    ]  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import resource
 import shutil
 import sys
 import tomllib
@@ -123,6 +122,10 @@ def shared_memory() -> Findings:
 
 def open_files() -> Findings:
     """Check how many files a process may have open."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limits
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= soft < OPEN_FILES:
         remedy = f"ulimit -n {hard if hard > soft else 65536}; for a container docker run --ulimit nofile=65536"

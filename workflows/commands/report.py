@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pad_pipeline.console import say, track
+from pad_pipeline.console import errors, say
 from pad_pipeline.errors import UserError
 from pad_pipeline.report.settings import ReportSettings
 from pad_pipeline.workflows.commands.common import Shards, counted
 from pad_pipeline.workflows.commands.options import Given, options
+
+if TYPE_CHECKING:
+    from pad_pipeline.shards.reader import ShardFolder
 
 REPORT_OPTIONS = options(ReportSettings, None, "limit page_size edge")
 
@@ -35,17 +40,35 @@ def report(
 
       pad report s3://bucket/shards --out report/ --limit 1000
     """
-    from pad_pipeline.report.site import write_report
     from pad_pipeline.shards.reader import open_shards
     from pad_pipeline.storage import is_url
 
     if not out or is_url(out):
         raise UserError("out", out, "a report opens from disk", "name a folder on this machine")
-    run, chosen = open_shards(shards), ReportSettings(**settings)
-    shown = min(len(run.names), -(-(chosen.limit or run.run.images) // run.run.shard_size))
-    steps = track(write_report(run, Path(out), chosen), "writing", shown)
-    images = sum(found["images"] for found in steps)
+    images = _write(open_shards(shards), Path(out), ReportSettings(**settings))
     page = Path(out, "index.html").resolve()
     say(f"{counted(images, 'image')}: {page.as_uri()}")
     if open_it:
         typer.launch(str(page))
+
+
+def _write(shards: ShardFolder, folder: Path, settings: ReportSettings) -> int:
+    """Write the report and show the progress; return the number of images in the report."""
+    from pad_pipeline.report.site import write_report
+    from pad_pipeline.workflows.engine.chain import Done, Worked
+    from pad_pipeline.workflows.engine.progress import StageState, Watch
+
+    run, images = shards.run, min(shards.run.images, len(shards.names) * shards.run.shard_size)
+    images = min(images, settings.limit or images)
+    watch = Watch("report", -(-images // run.shard_size), images, errors)
+    began = time.monotonic()
+
+    def written() -> Iterator[Done]:
+        for number, counts in enumerate(write_report(shards, folder, settings)):
+            yield Done(number, dict(counts))
+            worked = Worked(watch.found["images"], watch.found["failed"], time.monotonic() - began)
+            watch.look({"report": StageState(worked, workers=1)})
+
+    watch.look({"report": StageState(workers=1)})
+    watch.follow(written())
+    return watch.found["images"]

@@ -20,6 +20,7 @@ from pad_pipeline.sources.base import Source
 from pad_pipeline.sources.stored import ShardsSource
 from pad_pipeline.storage import Folder, claim_folder, folder_at, resolved, unwritable
 from pad_pipeline.workflows.engine.attempts import Attempts
+from pad_pipeline.workflows.engine.base import Engine
 from pad_pipeline.workflows.engine.local import LocalEngine
 from pad_pipeline.workflows.engine.progress import Totals, Watch
 from pad_pipeline.workflows.engine.ray import RayEngine
@@ -166,8 +167,9 @@ def _work(run: Run, existing: Scan, folder: Folder, recipe: Recipe, options: Run
         return Attempts(number=number, rows=rows, retry=retry and number not in existing.broken)
 
     chain = [link._replace(breaker=options.breaker) for link in recipe.chain(folder, run.identity)]
-    on_ray = options.engine == "ray"
-    engine = RayEngine(options.address, options.workers) if on_ray else LocalEngine(options.isolated)
+    engine: Engine = LocalEngine(options.isolated)
+    if options.engine == "ray":
+        engine = RayEngine(options.address, options.workers)
     with closing(engine.run(chain, numbers, begin, watch)) as results:
         watch.follow(results)
     totals = scan(folder, run.identity, run.shards).totals if retry else existing.totals + watch.found
