@@ -261,7 +261,7 @@ class ImageRecord(Planned):
         return row | counts | {"sha256": ""}
 
     def to_json(self) -> bytes:
-        """Return the `key.json` member, a `SampleJson`."""
+        """Return the content of the sample's JSON member (`KEY.json` in the tar), a `SampleJson`."""
         rows = {label: row for row, label in enumerate(self.labels)}
         payload: SampleJson = {
             "schema_version": SCHEMA_VERSION,

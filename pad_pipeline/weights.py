@@ -259,8 +259,9 @@ def _is_sound(folder: Path) -> bool:
 
 
 def read_tensors(field: str, path: Path) -> dict[str, torch.Tensor]:
-    """Return all tensors of a checkpoint: safetensors, or a `.pth` or `.bin` of torch, without running pickled code. Of
-    a training checkpoint (`{"model": ..., "optimizer": ...}`), return those of the model.
+    """Return all tensors of a checkpoint (safetensors, or a `.pth` or `.bin` of torch) without running pickled code.
+
+    If the file is a training checkpoint (`{"model": ..., "optimizer": ...}`), return the model's tensors only.
 
     Raises:
         UserError: it can't be read, or holds something else.

@@ -29,7 +29,7 @@ Found = tuple[str, tuple[float, ...]]
 
 @dataclass
 class Counts:
-    """The numbers of tags, or of boxes with one kind of label, that were found, that are true, and that match."""
+    """Three counts, of tags or of boxes: predicted ones, true ones, and predicted ones that match a true one."""
 
     matched: int = 0
     found: int = 0
@@ -121,7 +121,8 @@ class Score:
     def add_boxes(self, scene: Scene, found: list[Found]) -> list[tuple[int, TrueRegion]]:
         """Add the boxes that were found in one scene, the best first.
 
-        Return the index of each box that matches a thing of its label, and the thing; each thing once.
+        Return pairs: the index of a box, and the thing with the box's label that it matches. A thing is matched once
+        at most.
         """
         things = [region for region in scene.regions if region.kind == "thing"]
         for label, box in found:

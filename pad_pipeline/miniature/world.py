@@ -193,7 +193,7 @@ def _ground_texture(rng: np.random.Generator, texture: str, x: np.ndarray, y: np
 
 
 def _places(rng: np.random.Generator, width: int, height: int, count: int) -> list[Place]:
-    """Choose up to `count` things, the farthest first, and place them so that none hides too much of another."""
+    """Choose up to `count` things and place them, the farthest away first, so that none hides too much of another."""
     placed: list[tuple[float, Place]] = []  # each with the y of its feet
     boxes: list[Box] = []
     for _ in range(count):

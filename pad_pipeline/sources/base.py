@@ -35,7 +35,7 @@ def read_json(field: str, path: Path) -> Any:
     """Read a JSON file of the user.
 
     Raises:
-        UserError: there is no such file, or it is not JSON; the error names `field`.
+        UserError: there is no such file, or it is not JSON. The error names the parameter `field`.
     """
     if not path.is_file():
         raise UserError(field, path, "there is no such file", "check the path")

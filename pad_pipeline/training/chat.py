@@ -89,8 +89,8 @@ class Chat:
         """Answer many questions that `prepare` or `show` made ready.
 
         Prompts of one length are answered together, up to `batch` at a time, so that none is padded. The more questions
-        one call has, the fuller the batches. With `one_line`, an answer ends with its first line: template `plain`
-        teaches no other end.
+        one call has, the fuller the batches. With `one_line`, an answer is cut after its first line, because
+        a model trained with template `plain` does not learn to stop elsewhere.
         """
         groups: dict[int, list[int]] = {}
         for position, one in enumerate(inputs):
@@ -114,10 +114,10 @@ class Chat:
         return answers
 
     def prepare(self, image: Image.Image, question: str) -> dict[str, torch.Tensor]:
-        """Make the model's inputs, on the CPU, of a question about an upright RGB image. Threads may call it.
+        """Turn a question about an upright RGB image into the model's inputs, on the CPU. Threads may call this.
 
         Raises:
-            UserError: the folder's chat template fails.
+            UserError: the chat template in the model's folder fails.
         """
         text = question.replace(IMAGE_MARK, "")
         roles = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]

@@ -153,7 +153,7 @@ class ShardExamples(Examples):
 
 
 class DialogueExamples(Examples):
-    """The records of a LLaVA JSON, each with an image or without; a label embedding has `width` numbers.
+    """The records of a LLaVA JSON, with images or without. `width` is the width of a label embedding.
 
     The JSON is read once. Its records are then kept in a temporary file and read by offset.
 

@@ -77,7 +77,7 @@ def _start_wandb(project: str, out: Path) -> None:
 
 
 def read_log(out: Path, before: int, name: str = LOG) -> list[dict[str, Any]]:
-    """Read the entries of the steps before step `before`; none where the file is missing."""
+    """Read the log entries of all steps earlier than `before`. A missing file gives no entries."""
     entries = []
     for line in (out / name).read_text().splitlines() if (out / name).is_file() else []:
         with suppress(ValueError, TypeError, KeyError):  # a process was killed while it wrote this line

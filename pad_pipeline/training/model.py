@@ -163,7 +163,7 @@ class MultimodalModel(nn.Module):
         return Losses(caption, patch, cosine, tokens)
 
     def pooled(self, coverage: Tensor) -> Tensor:
-        """Pool coverage `[R, grid * grid]` of patches to coverage `[R, M]` of vision tokens."""
+        """Pool the coverage of R regions from patches, `[R, grid * grid]`, to the image's M vision tokens, `[R, M]`."""
         return pool(self.projector, coverage, self.grid)
 
     def read(self, tokens: Tensor, batch: Batch) -> Tensor:

@@ -56,9 +56,9 @@ class FusedBiAttention(nn.Module):
 class LevelwiseSampling(nn.Module):
     """Computes deformable attention's sum over sampled points (arXiv 2010.04159, equation 3), one level at a time.
 
-    It replaces transformers' `MultiScaleDeformableAttention`, with the same signature. That one keeps the samples of
-    all levels (resolutions) in memory, and their products with the weights as well: gigabytes at full size. This one
-    always computes in float32.
+    It replaces transformers' `MultiScaleDeformableAttention`, with the same signature. The class
+    of transformers keeps the samples of all levels (resolutions) in memory, and their products with the weights as
+    well, which takes gigabytes at full size. `LevelwiseSampling` always computes in float32.
     """
 
     def forward(

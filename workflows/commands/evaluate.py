@@ -1,4 +1,4 @@
-"""`pad evaluate`."""
+"""The commands of `pad evaluate`: ask a trained model, and score its answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors in the words of the command line: the library names parameters, a command shows its options."""
+"""Reword the library's errors for the command line: where an error names a parameter, show the command's option."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Worked(NamedTuple):
 
 
 class Chain:
-    """The built steps of a link, in a worker; `tick` is called after each batch of a stage."""
+    """The steps of one link, built in the worker that runs them. `tick` is called after each batch of a stage."""
 
     def __init__(self, link: Link, tick: Callable[[], None] = lambda: None) -> None:
         self.steps = [step.build() for step in link.steps]

@@ -190,7 +190,7 @@ class _Scheduler:
         yield from self._moved(worker, worker.jobs.pop(answer), result)
 
     def _moved(self, worker: _Worker, job: _Job, result: Any) -> Iterator[Done]:
-        """Pass a job on that has passed a link, or one step of it."""
+        """Send a job to its next link after a worker finished a link, or one step of the link."""
         if isinstance(result, Exception):
             raise result
         if isinstance(result, Done):

@@ -86,8 +86,8 @@ def train(job: Job, launch: Launch = Launch()) -> str:
 
 
 def summary(log: list[dict[str, Any]], out: Path) -> str:
-    """Return a sentence with both losses, averaged over the first and the last tenth of the steps, and the paths of the
-    results."""
+    """Return a sentence with L_caption and L_patch at the start and at the end, and with the paths of the results. The
+    start and the end are means over the first and the last tenth of the steps."""
     tenth = max(1, len(log) // 10)
     changes = [
         f"{name} {fmean(entry[key] for entry in log[:tenth]):.3f} -> {fmean(entry[key] for entry in log[-tenth:]):.3f}"

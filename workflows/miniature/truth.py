@@ -42,7 +42,7 @@ def patches(trained: Trained, seed: int) -> dict[str, float]:
 
 
 def captions(trained: Trained, seed: int) -> dict[str, float]:
-    """Score what a model says of the held-out scenes, see `CaptionScore`; arguments and errors as in `patches`."""
+    """Score the captions of the held-out scenes with `CaptionScore`. Arguments and errors are those of `patches`."""
     scenes = scenes_of(_heldout(trained), seed)[: trained.limit]
     question = "" if trained.template == "plain" else DESCRIBE[0]
     return score_captions(Chat(trained.model), scenes, question).rates()
