@@ -15,7 +15,7 @@ from pad_pipeline.training.ranks import Ranks
 
 
 class StepCounts(NamedTuple):
-    """Counts of the examples and tokens in one optimizer step, summed over all ranks, and the step's distinct labels."""
+    """Counts of the examples and tokens in one optimizer step, over all ranks, and the step's distinct labels."""
 
     supervised_tokens: int
     patch_weight: float
