@@ -98,7 +98,8 @@ def path_problem(source: str) -> str:
         return "the image path is empty"
     if "\0" in source:
         return "the image path holds a NUL character"
-    if source.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[\\/]", source):
+    drive = source[1:2] == ":" and re.match(r"[A-Za-z]:[\\/]", source)
+    if drive or source.startswith(("/", "\\")):
         return f"the image path {source!r} is absolute; it must be relative to the image root"
     if ".." in source and ".." in source.replace("\\", "/").split("/"):
         return f"the image path {source!r} climbs out of the image root"
