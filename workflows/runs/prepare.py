@@ -88,7 +88,7 @@ def plan_images(source: Source, path: Path, field: str, shard_size: int, depth: 
         raise UserError(field, source.origin, rule, "name a folder or a file with images")
     if not planned.there:
         rule = f"none of the {planned.images} images that {source.origin} lists is there"
-        raise UserError("image_root", source.root, rule, "correct `image_root` (or `images`, for COCO)")
+        raise UserError("image_root", source.root, rule, "name the folder that has them")
     return planned
 
 
