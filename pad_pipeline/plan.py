@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from pad_pipeline.choices import Depth
 from pad_pipeline.errors import UserError
 from pad_pipeline.images import BadImage
+from pad_pipeline.parquet import open_parquet
 from pad_pipeline.records import MISSING, NOWHERE, UNKNOWN, ImageRecord, Place, Planned, ShardRow
 from pad_pipeline.shards.keys import KeyHashes, numbered, plain_key, scratch_folder
 from pad_pipeline.shards.seal import UNSEALED, seal
@@ -240,7 +241,7 @@ def _rename(path: Path, schema: pa.Schema, repeated: np.ndarray, hashes: KeyHash
     renamed = numbered(iter(taken.popleft, None), hashes)  # one generator, because it counts the copies of each key
     with (
         whole(path, durable=False) as second,
-        pq.ParquetFile(path) as first,
+        open_parquet(path) as first,
         _writer(second, schema) as writer,
     ):
         for group in range(first.num_row_groups):
@@ -265,7 +266,7 @@ class Plan:
     def __init__(self, folder: Folder, name: str = PLAN_NAME) -> None:
         self.folder = folder
         with self._reading():
-            self._file = pq.ParquetFile(folder.open(name))
+            self._file = open_parquet(folder.open(name))
             if self._file.schema_arrow.names != PLAN_SCHEMA.names:
                 raise ValueError("it has other columns than this version of pad writes")
             self.shard_size = int(self._file.schema_arrow.metadata[b"shard_size"])

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.masks import decode_mask
+from pad_pipeline.parquet import open_parquet
 from pad_pipeline.plan import PLAN_NAME, Plan, PlanRow
 from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, IndexRow, SampleJson, shard_name
 from pad_pipeline.shards.keys import KeyHashes, is_key, scratch_folder
@@ -96,11 +96,11 @@ def _check_shard(folder: Folder, name: str, planned: list[PlanRow], run: Run, de
     if problem := seal_problem(content):
         yield f"its index: {problem}"
     try:
-        file = pq.ParquetFile(io.BytesIO(content))
+        file = open_parquet(io.BytesIO(content))
         if file.metadata.num_rows != len(planned):
             yield f"its index does not list the planned images: it has {file.metadata.num_rows} rows for {len(planned)}"
             return
-        index = file.read(use_threads=False)  # not `read_table`, see `ShardFolder.index`
+        index = file.read(use_threads=False)
         rows = index.to_pylist()
     except (OSError, pa.ArrowException, ValueError) as error:
         yield f"its index can't be read ({error})"

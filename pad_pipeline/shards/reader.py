@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import PatchRule, select_patches
 from pad_pipeline.masks import check_mask
+from pad_pipeline.parquet import open_parquet
 from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, IndexRow, RegionJson, SampleJson, shard_name
 from pad_pipeline.shards.keys import is_key
 from pad_pipeline.shards.run import Run
@@ -124,8 +125,7 @@ class ShardFolder:
     def index(self, name: str) -> list[IndexRow]:
         """Return the rows of one shard's index."""
         with self._read(f"{name}.parquet"):
-            # Not `read_table`: if that raises, its threads keep running, and a process that ends then may abort.
-            file = pq.ParquetFile(io.BytesIO(self.folder.read(f"{name}.parquet")))
+            file = open_parquet(io.BytesIO(self.folder.read(f"{name}.parquet")))
             if file.metadata.num_rows > self.run.shard_size:
                 raise ValueError(f"it has {file.metadata.num_rows} rows, and a shard {self.run.shard_size} images")
             table = file.read(INDEX_SCHEMA.names, use_threads=False)

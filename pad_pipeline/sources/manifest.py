@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.parquet import open_parquet
 from pad_pipeline.records import Planned
 from pad_pipeline.sources.base import clean, ending_of, image_store, location_problem, parse_json, should_be
 from pad_pipeline.sources.llava import caption_of, open_text, read_conversations, root_of_list
@@ -108,15 +108,14 @@ class ManifestSource:
         if remote := is_url(self.origin):
             store, path = image_store(self.origin)
             file = store.open(path, "rb")
-        # A local file is read in small pieces, a remote one by whole columns of a row group. With `pre_buffer`, all
-        # row groups would stay in memory.
-        with pq.ParquetFile(file, buffer_size=0 if remote else 1 << 20, pre_buffer=False) as table:
+        # A local file is read in small pieces, a remote one by whole columns of a row group.
+        with open_parquet(file, buffer_size=0 if remote else 1 << 20) as table:
             names = self._columns(table.schema_arrow.names)
             for role, column in zip(GUESSES, names, strict=True):
                 if column is not None:
                     self._check_type(role, column, table.schema_arrow.field(column).type)
             number = 0
-            for batch in table.iter_batches(4096, columns=[name for name in names if name is not None]):
+            for batch in table.iter_batches(4096, columns=[*filter(None, names)], use_threads=False):
                 columns = [repeat(None) if name is None else batch.column(name).to_pylist() for name in names]
                 yield from zip(range(number, number + len(batch)), *columns, strict=False)
                 number += len(batch)
