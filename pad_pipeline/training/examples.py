@@ -21,7 +21,8 @@ from pad_pipeline.images import BadImage, DecodeSettings, decode
 from pad_pipeline.labels import LabelEmbedder
 from pad_pipeline.records import Place
 from pad_pipeline.shards.reader import Sample, ShardFolder
-from pad_pipeline.sources.llava import LlavaSource, read_record
+from pad_pipeline.sources.fields import Fields
+from pad_pipeline.sources.llava import LlavaSource
 from pad_pipeline.sources.read import read_bytes
 from pad_pipeline.training.order import Ints
 from pad_pipeline.training.settings import TrainSettings
@@ -171,8 +172,8 @@ class DialogueExamples(Examples):
         self._path = Path(self._folder.name, "records")
         offsets, lengths, with_image = [0], [], []
         with self._path.open("wb") as stream:
-            for number, record in enumerate(source.records()):
-                kept = _record(record, number)
+            for number, record in source.records():
+                kept = _record(source.fields, record, number)
                 stream.write(json.dumps(kept).encode())
                 offsets.append(stream.tell())
                 words = sum(len(str(turn["value"]).split()) for turn in kept["turns"])
@@ -204,22 +205,18 @@ class DialogueExamples(Examples):
             return example._replace(problem=str(error))
 
 
-def _record(record: Any, number: int) -> dict[str, Any]:
+def _record(fields: Fields, record: Any, number: int) -> dict[str, Any]:
     """Return the part of a record that is kept: its key, image ("" for none), turns, and problem ("" for none)."""
-    kept = {"key": f"record-{number}", "image": "", "turns": []}
-    if not isinstance(record, dict):
-        return kept | {"problem": "it is no object"}
-    if record.get("id") is not None:
-        kept["key"] = str(record["id"])
-    image = record.get("image")
-    if isinstance(image, list):
-        if len(image) > 1:
-            return kept | {"problem": f"it has {len(image)} images, and one at most can be shown"}
-        image = image[0] if image else None
-    # A record without an image passes the same checks, with a file name that is never opened.
-    planned = read_record(record, number, str(kept["key"]), "none" if image is None else image)
-    shown = "" if image is None else planned.source
-    return kept | {"image": shown, "turns": list(planned.conversations), "problem": planned.problem}
+    found = fields.read(record)
+    turns, problem = found.conversations, found.problem
+    if not turns and found.caption:
+        turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": found.caption}]
+    image = found.images[0] if found.images else ""
+    path, wrong = fields.path(image) if image else ("", "")
+    if len(found.images) > 1:
+        problem = problem or f"it has {len(found.images)} images, and one at most can be shown"
+    problem = f"{fields.unit} {number}: {problem}" if problem else wrong
+    return {"key": found.name or f"record-{number}", "image": path, "turns": turns, "problem": problem}
 
 
 def decode_settings(shards: ShardFolder) -> DecodeSettings:
