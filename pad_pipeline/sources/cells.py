@@ -90,7 +90,7 @@ class _Column:
         self.kept: deque[tuple[int, pa.Array]] = deque(maxlen=_KEPT)
 
     def value(self, row: int) -> Any:
-        """Return the value in a row, as Python has it."""
+        """Return the value in a row as a Python object."""
         with self.lock:
             if self.file is None:
                 self._open()

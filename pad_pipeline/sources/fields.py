@@ -148,15 +148,18 @@ class Fields:
 
     def of(self, image: Any, name: Any = None, caption: Any = None, turns: Any = None) -> Record:
         """Make a record of the values of its four fields, of any type; None or NaN stands for a missing one."""
-        identity, images, conversations = "", list[str | Embedded](), list[dict[str, str]]()
+        identity, images, conversations, problem = "", list[str | Embedded](), list[dict[str, str]](), ""
+        try:
+            identity = id_text(name)
+        except ValueError as error:
+            problem = str(error)
         try:
             images = [image] if isinstance(image, str) and image[:1] != "[" else references(image)
-            identity = id_text(name)
             text = caption if isinstance(caption, str) else caption_text(caption)
             if turns is not None and turns == turns:
                 conversations = read_conversations(turns)
                 text = text or caption_of(conversations)
-            return Record(identity, images, without_mark(text), conversations)
+            return Record(identity, images, without_mark(text), conversations, problem)
         except ValueError as error:
             return Record(identity, images, "", [], str(error))
 
