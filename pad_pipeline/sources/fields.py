@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.records import NOWHERE, Place, Planned
-from pad_pipeline.sources.base import Tally, image_store, location_problem, parse_json, should_be
-from pad_pipeline.storage import is_url
+from pad_pipeline.records import Place, Planned
+from pad_pipeline.sources.base import Tally, image_store, location_problem, parse_json, path_problem, should_be
+from pad_pipeline.storage import is_url, url_problem
 
 NAMES = {
     "image": (
@@ -29,6 +29,7 @@ NAMES = {
 taken. A caption that a model wrote goes before the original text of the web page."""
 _SPEAKERS = {"user": "human", "assistant": "gpt"}
 """Speaker of chat formats -> its name in LLaVA's."""
+_LLAVA = ("human", "gpt")
 
 
 class Embedded(NamedTuple):
@@ -140,7 +141,10 @@ class Fields:
         """Read a record of parsed JSON."""
         if not isinstance(record, dict):
             return Record("", [], "", [], should_be("it", record, "an object"))
-        names = self._find(tuple([name for name in record if record[name] is not None]))
+        there = tuple(record)
+        if None in record.values():
+            there = tuple([name for name in record if record[name] is not None])
+        names = self._find(there)
         found = self.of(*map(record.get, names))
         if not (found.caption or found.problem):
             self.other_texts([name for name, value in record.items() if isinstance(value, str)], names)
@@ -148,20 +152,20 @@ class Fields:
 
     def of(self, image: Any, name: Any = None, caption: Any = None, turns: Any = None) -> Record:
         """Make a record of the values of its four fields, of any type; None or NaN stands for a missing one."""
-        identity, images, conversations, problem = "", list[str | Embedded](), list[dict[str, str]](), ""
+        # Nearly all values have the expected type, and millions are read: these are told apart without a call.
         try:
-            identity = id_text(name)
+            identity, problem = name if type(name) is str and "." not in name else id_text(name), ""
         except ValueError as error:
-            problem = str(error)
+            identity, problem = "", str(error)
+        images: list[str | Embedded] = []
         try:
-            images = [image] if isinstance(image, str) and image[:1] != "[" else references(image)
-            text = caption if isinstance(caption, str) else caption_text(caption)
-            if turns is not None and turns == turns:
-                conversations = read_conversations(turns)
-                text = text or caption_of(conversations)
-            return Record(identity, images, without_mark(text), conversations, problem)
+            images = [image] if type(image) is str and image[:1] != "[" else references(image)
+            text = caption if type(caption) is str else "" if caption is None else caption_text(caption)
+            text = without_mark(text)
+            conversations = [] if turns is None or turns != turns else read_conversations(turns)
         except ValueError as error:
             return Record(identity, images, "", [], str(error))
+        return Record(identity, images, text or caption_of(conversations), conversations, problem)
 
     def other_texts(self, texts: Sequence[str], used: Sequence[str | None]) -> None:
         """Note the names of texts in a record without a caption, because one of them may be its caption."""
@@ -172,28 +176,28 @@ class Fields:
 
         The texts of a record with several images are about all of them together, so none of its images gets them.
         """
+        name, images, caption, turns, problem = record
+        if len(images) == 1 and not problem:
+            return [self._one(name, images[0], number, caption, turns)]
         where = f"{self.unit} {number}{self._in}"
-        if not record.images and not record.problem:
+        if problem:
+            failed = self._one(name, images[0] if images else "", number)
+            failed.problem = f"{where}: {problem}"
+            return [failed]
+        if not images:
             self.counts.note(f"{self._units} without an image", where)
             return []
-        images = (record.images[:1] or [""]) if record.problem else record.images
-        alone = len(images) == 1
-        if not alone:
-            self.counts.note(f"{self._units} with several images, which are annotated without their texts", where)
-        planned = []
-        for position, image in enumerate(images):
-            source, problem, place = *self.path(image), NOWHERE
-            if isinstance(image, Embedded):
-                place = image.place
-            name = record.name or stem(image.name if isinstance(image, Embedded) else source)
-            name = name or f"{self.unit}-{number}"
-            if not alone and record.name:
-                name = f"{name}-{position}"
-            if record.problem:
-                problem = f"{where}: {record.problem}"
-            caption, turns = (record.caption, record.conversations) if alone else ("", [])
-            planned.append(Planned(name, source, caption, turns, place=place, problem=problem))
-        return planned
+        self.counts.note(f"{self._units} with several images, which are annotated without their texts", where)
+        names = [f"{name}-{position}" if name else "" for position in range(len(images))]
+        return [self._one(own, image, number) for own, image in zip(names, images, strict=True)]
+
+    def _one(
+        self, name: str, image: str | Embedded, number: int, caption: str = "", turns: Sequence[dict[str, str]] = ()
+    ) -> Planned:
+        source, problem = self.path(image)
+        if isinstance(image, Embedded):
+            return Planned(name or stem(image.name), source, caption, turns, place=image.place)
+        return Planned(name or stem(source) or f"{self.unit}-{number}", source, caption, turns, problem=problem)
 
     def path(self, image: str | Embedded) -> tuple[str, str]:
         """Return the path below the root, or the URL, that `image` means; and the reason why it can't mean one.
@@ -202,8 +206,8 @@ class Fields:
         """
         if isinstance(image, Embedded):
             return image.source, ""
-        if is_url(image):
-            return image, location_problem(image)
+        if "://" in image and is_url(image):
+            return image, url_problem(image)
         if image[:1] == "/":
             for root in self._roots:
                 image = image.removeprefix(root)
@@ -212,7 +216,7 @@ class Fields:
             self.counts.note("paths with \\ in the place of /", image)
             if image[:1] == "/":
                 return self.path(image)
-        return image, location_problem(image)
+        return image, path_problem(image)
 
     def _separates(self, image: str) -> bool:
         """Return whether a file is found only where `\\` in its path is read as `/`. In a store only the first such
@@ -300,6 +304,14 @@ def read_conversations(value: Any) -> list[dict[str, str]]:
     Raises:
         ValueError: it is something else, or a turn lacks its text.
     """
+    if type(value) is list:
+        turns: list[dict[str, str]] = []
+        for turn in value:
+            if type(turn) is dict and len(turn) == 2 and turn.get("from") in _LLAVA and type(turn.get("value")) is str:
+                turns.append(turn)
+            else:
+                turns += _turns(turn)
+        return turns
     if isinstance(value, str):
         if not value.strip():
             return []
@@ -307,30 +319,23 @@ def read_conversations(value: Any) -> list[dict[str, str]]:
             value = parse_json(value)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"conversations is not valid JSON ({getattr(error, 'msg', error)})") from error
+        if isinstance(value, str):
+            raise ValueError(should_be("conversations", value, "a list"))
+        return read_conversations(value)
     if isinstance(value, dict) and value and all(isinstance(part, list) for part in value.values()):
         if len(set(map(len, value.values()))) > 1:
             raise ValueError("the lists of conversations have different lengths")
-        value = [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
+        return read_conversations([dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)])
     if value is None:
         return []
-    if not isinstance(value, list):
-        raise ValueError(should_be("conversations", value, "a list"))
-    turns: list[dict[str, str]] = []
-    for turn in value:
-        if isinstance(turn, list) and all(isinstance(one, dict) for one in turn):
-            turns += read_conversations(turn)
-        else:
-            turns += _turns(turn)
-    return turns
+    raise ValueError(should_be("conversations", value, "a list"))
 
 
 def _turns(turn: Any) -> list[dict[str, str]]:
+    """Return the turns of one entry of a conversation."""
+    if isinstance(turn, list) and all(isinstance(one, dict) for one in turn):
+        return read_conversations(turn)
     if isinstance(turn, dict):
-        speaker, said = turn.get("from"), turn.get("value")
-        if type(speaker) is str and type(said) is str:
-            if speaker in _SPEAKERS:
-                return [{"from": _SPEAKERS[speaker], "value": said}]
-            return [turn if len(turn) == 2 else {"from": speaker, "value": said}]
         for who, what in (("from", "value"), ("role", "content")):
             if isinstance(speaker := turn.get(who), str) and turn.get(what) is not None:
                 return [{"from": _SPEAKERS.get(speaker, speaker), "value": _said(turn[what])}]
@@ -354,7 +359,10 @@ def _said(content: Any) -> str:
 def caption_of(conversations: Sequence[Mapping[str, str]]) -> str:
     """Return the first answer without `<image>`, as LLaVA's plain template takes it; empty if there is none. Questions
     don't matter, because that template drops them."""
-    return next((without_mark(turn["value"]) for turn in conversations if turn["from"] == "gpt"), "")
+    for turn in conversations:
+        if turn["from"] == "gpt":
+            return without_mark(turn["value"])
+    return ""
 
 
 def without_mark(text: str) -> str:
