@@ -92,26 +92,29 @@ def _files(text: str, ending: str) -> Files | None:
 
 
 def _files_of_folder(folder: str) -> Files | None:
-    """Return the Parquet files or the tars that a folder holds, at its top or in `data`, where it holds no images."""
+    """Return the Parquet files or the tars that a folder holds, at its top or in `data`. Where it holds images or other
+    folders as well, it is a folder of images."""
     for place in (folder, f"{folder}/data"):
-        names = sorted(islice(_listing(place), 10_000))
-        if {ending_of(name) for name in names} & IMAGE_ENDINGS:
+        entries = sorted(islice(_listing(place), 10_000))
+        if {ending_of(name) for name, _ in entries} & IMAGE_ENDINGS:
+            return None
+        if any(is_folder and not name.startswith(".") and name != "data" for name, is_folder in entries):
             return None
         for ending in (".parquet", ".tar"):
-            if chosen := [name for name in names if ending_of(name) == ending]:
+            if chosen := [name for name, is_folder in entries if not is_folder and ending_of(name) == ending]:
                 return Files(require_folder(place), chosen)
     return None
 
 
-def _listing(folder: str) -> Iterator[str]:
-    """Yield the names of the files in a folder; none if it can't be listed."""
+def _listing(folder: str) -> Iterator[tuple[str, bool]]:
+    """Yield the name of each entry of a folder, and whether it is a folder; nothing if it can't be listed."""
     if is_url(folder):
         store, path = image_store(folder)
         try:
             found = store.ls(path, detail=True)
         except Exception:  # of the network or the store; the source that is opened then reports it
             return
-        yield from (entry["name"].rpartition("/")[2] for entry in found if entry.get("type") == "file")
+        yield from ((entry["name"].rstrip("/").rpartition("/")[2], entry["type"] == "directory") for entry in found)
     elif os.path.isdir(folder):  # noqa: PTH112
         with os.scandir(folder) as entries:
-            yield from (entry.name for entry in entries if entry.is_file())
+            yield from ((entry.name, entry.is_dir()) for entry in entries)
