@@ -86,7 +86,7 @@ def test_missing_models_are_named_with_their_size_and_the_command(
     """A build on a node without network that finds out after it was planned."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("PAD_CACHE", str(tmp_path / "pad"))
-    monkeypatch.setattr(machine, "AMPLE", 0)
+    monkeypatch.setattr(machine, "RUN_FREE", 0)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**12, free=10**12))
     told = doctor("--models", "paper")
     assert told.wrong == ["models"]

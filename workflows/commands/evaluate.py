@@ -69,7 +69,8 @@ def evaluate_vqa(*, questions: Annotated[OptionValues, QUESTIONS]) -> None:
 def _evaluate(what: str, *, as_json: bool, prompt: str, **questions: Any) -> None:
     from pad_pipeline.workflows.learning import ask as workflow
 
-    questions |= {"prompt": prompt} if prompt else {}
+    if prompt:
+        questions["prompt"] = prompt
     _print_scores(what, workflow.EVALUATIONS[what](**questions), as_json)
 
 

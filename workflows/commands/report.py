@@ -58,15 +58,14 @@ def _write(shards: ShardFolder, folder: Path, settings: ReportSettings) -> int:
     from pad_pipeline.workflows.engine.chain import Done, Worked
     from pad_pipeline.workflows.engine.progress import StageState, Watch
 
-    run, images = shards.run, min(shards.run.images, len(shards.names) * shards.run.shard_size)
-    images = min(images, settings.limit or images)
+    run = shards.run
+    images = min(run.images, len(shards.names) * run.shard_size, settings.limit or run.images)
     watch = Watch("report", -(-images // run.shard_size), images, errors)
-    began = time.monotonic()
 
     def written() -> Iterator[Done]:
         for number, counts in enumerate(write_report(shards, folder, settings)):
             yield Done(number, dict(counts))
-            worked = Worked(watch.found["images"], watch.found["failed"], time.monotonic() - began)
+            worked = Worked(watch.found["images"], watch.found["failed"], time.monotonic() - watch.began)
             watch.look({"report": StageState(worked, workers=1)})
 
     watch.look({"report": StageState(workers=1)})

@@ -140,10 +140,8 @@ def load_models(models: str) -> ModelSettings:
         if kind is None or not isinstance(entries, dict):
             sections[section] = entries
             continue
-        entries = _resolved(entries, kind.paths, path.parent, models == MINIATURE)
-        unpinned = {kind.pins.get(setting) for setting in entries}  # with another file, the preset's hash is wrong
         kept = {} if issubclass(kind, CustomSettings) else sections.get(section, {})
-        sections[section] = {setting: value for setting, value in kept.items() if setting not in unpinned} | entries
+        sections[section] = kept | _resolved(entries, kind.paths, path.parent, models == MINIATURE)
     return _settings(sections, str(path), path.parent)
 
 
