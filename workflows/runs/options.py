@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pad_pipeline.choices import Depth
 from pad_pipeline.errors import UserError
 from pad_pipeline.roles import RedoFrom
+from pad_pipeline.workflows.runs.fingerprint import cores
 
 EngineName = Literal["ray", "local"]
 
@@ -55,8 +56,6 @@ class RunOptions(BaseModel):
     @property
     def used_threads(self) -> int:
         """CPU threads of each model."""
-        from pad_pipeline.workflows.runs.fingerprint import cores
-
         workers = max(self.workers, 1) if self.engine == "ray" else 1
         return self.threads or max(1, cores() // workers)
 
