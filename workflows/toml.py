@@ -1,4 +1,4 @@
-"""Read the user's TOML files, and report wrong settings in one line."""
+"""Read the user's TOML files, and report a wrong setting in one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def read_toml(field: str, path: Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        UserError: the file, which the parameter `field` names, is not there, or is not TOML.
+        UserError: about the parameter `field`: the file is not there, or is not TOML.
     """
     try:
         return tomllib.loads(path.read_text("utf-8"))
@@ -26,8 +26,8 @@ def read_toml(field: str, path: Path) -> dict[str, Any]:
 
 
 def settings_error(error: ValidationError, where: str, section: str = "") -> UserError:
-    """Return pydantic's first error as a `UserError`, for a section of the file `where`, or for the whole file."""
-    # An unknown name is often the misspelling of a missing one, so it is reported first.
+    """Turn pydantic's first error into a `UserError` about a setting in `section` of the file `where`."""
+    # Unknown names come first: an unknown name is often a misspelled name that pydantic reports as missing.
     first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
     parts = [section, *map(str, first["loc"])]
     name = ".".join(part for part in parts if part) or "settings"

@@ -126,7 +126,7 @@ def evaluate(
         UserError: the tagger has labels that the world lacks, or an error of `build` or `train`.
     """
     claim_folder(out)
-    tagger = models.of(TaggerSettings)
+    tagger = models.annotator(TaggerSettings)
     check_labels("models", tagger.tag_list, read_tags(tagger)[0])
     check_view(models.view, fetch_model("vision", vision), vision)  # reports a wrong one before the build
     llm = fetch_model("llm.llm", models.llm.llm)

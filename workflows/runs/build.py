@@ -67,7 +67,7 @@ def build_recipe(
         settings=models.as_sections() | earlier,
         fingerprints=models.fingerprints(redo_from) | embedder.fingerprints(),
         chain=chain,
-        code=" ".join(filter(None, (one.code_version for one in models.since(redo_from)))),
+        code=" ".join(filter(None, (one.code_version for one in models.annotators_from(redo_from)))),
     )
 
 
@@ -76,7 +76,7 @@ def _earlier_facts(source: Source, models: ModelSettings, redo_from: RedoFrom) -
     if not isinstance(source, ShardsSource):
         rule = "only images that come from PAD shards have been annotated before"
         raise UserError("redo_from", redo_from, rule, "name a folder of shards in `images`")
-    first = models.since(redo_from)[0] if redo_from != ORDER[-1] else None
+    first = models.annotators_from(redo_from)[0] if redo_from != ORDER[-1] else None
     if first and first.steps[0] != redo_from and redo_from in first.steps:
         rule = f"a {first.section} does {' and '.join(first.steps)} in one"
         later = ORDER[ORDER.index(redo_from) + 1]
