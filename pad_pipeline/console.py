@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.text import Text
 
-EVERY = 60.0
+PROGRESS_SECONDS = 60.0
 """Seconds between two lines of progress, if standard error is no terminal."""
 _Step = TypeVar("_Step")
 
@@ -52,7 +52,7 @@ def progress(what: str, total: int | None, note: str = "", shown: bool = True) -
         def update(**changes: Any) -> None:
             nonlocal printed
             bar.update(task, **changes)
-            if shown and not errors.is_terminal and time.monotonic() - printed >= EVERY:
+            if shown and not errors.is_terminal and time.monotonic() - printed >= PROGRESS_SECONDS:
                 printed = time.monotonic()
                 now = bar.tasks[0]
                 left = f", {now.time_remaining:.0f} s left" if now.time_remaining is not None else ""

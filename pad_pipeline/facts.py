@@ -27,11 +27,11 @@ def read_facts(path: Path) -> dict[str, Any] | None:
     return facts
 
 
-def flat(facts: Any, name: str = "") -> dict[str, Any]:
+def flatten(facts: Any, name: str = "") -> dict[str, Any]:
     """Return nested facts as one dictionary with dotted names: `{"a": {"b": 1}}` -> `{"a.b": 1}`."""
     if not isinstance(facts, dict):
         return {name: facts}
-    parts = (flat(value, f"{name}.{key}" if name else key) for key, value in facts.items())
+    parts = (flatten(value, f"{name}.{key}" if name else key) for key, value in facts.items())
     return {dotted: value for part in parts for dotted, value in part.items()}
 
 
@@ -40,7 +40,7 @@ def differences(old: Any, new: Any, but: Collection[str] = ()) -> list[str]:
 
     A fact that one side lacks equals None, and is shown as `absent`.
     """
-    before, after = flat(old), flat(new)
+    before, after = flatten(old), flatten(new)
     return [
         f"{name}: {before.get(name, 'absent')} -> {after.get(name, 'absent')}"
         for name in sorted(before.keys() | after.keys())

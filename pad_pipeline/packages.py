@@ -34,11 +34,11 @@ def installed(name: str) -> bool:
     return find_spec(name) is not None
 
 
-def without(name: str) -> str:
+def not_installed(name: str) -> str:
     """Return the rule of a `UserError` for a missing package; the remedy is `OPTIONAL[name].install`."""
     return f"the package {name} is not installed"
 
 
-def left_out(what: str, name: str) -> str:
+def left_out_note(what: str, name: str) -> str:
     """Return a note that `what` is left out because the package `name` is missing."""
-    return f"note: {what}, because {without(name)}; {OPTIONAL[name].install}"
+    return f"note: {what}, because {not_installed(name)}; {OPTIONAL[name].install}"

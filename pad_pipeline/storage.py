@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from pad_pipeline.errors import UserError, rename_field
-from pad_pipeline.packages import OPTIONAL, installed, without
+from pad_pipeline.packages import OPTIONAL, installed, not_installed
 
-ATTEMPT = secrets.token_hex(6)
+PROCESS_TOKEN = secrets.token_hex(6)
 """A part of the names of this process's unfinished files, so that no two processes write to the same one."""
 _LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{12}\.partial", re.DOTALL)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")
@@ -61,14 +61,14 @@ def file_system(url: str) -> tuple[Any, str]:
     except ImportError as error:
         name = PACKAGES.get(url.partition("://")[0], "")
         if name and not installed(name):
-            raise UserError("url", url, without(name), OPTIONAL[name].install) from error
+            raise UserError("url", url, not_installed(name), OPTIONAL[name].install) from error
         raise UserError("url", url, str(error), "install that package beside pad") from error
     except ValueError as error:
         raise UserError("url", url, f"it is no URL of that kind ({error})", "correct it") from error
 
 
 @contextmanager
-def whole(path: Path, durable: bool = True) -> Iterator[Path]:
+def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
     """Write a file or a folder so that it is there whole, or not at all, even if the process is killed.
 
     Args:
@@ -79,7 +79,7 @@ def whole(path: Path, durable: bool = True) -> Iterator[Path]:
         A free path beside `path`, for the block to write to. After the block, it is renamed to `path`; if the block
         raises, it is removed and `path` stays as it was.
     """
-    partial = path.with_name(f".{path.name}.{ATTEMPT}.partial")
+    partial = path.with_name(f".{path.name}.{PROCESS_TOKEN}.partial")
     try:
         _remove(partial)  # it might be a link, which must not be written through
         yield partial
@@ -96,9 +96,9 @@ def whole(path: Path, durable: bool = True) -> Iterator[Path]:
         _remove(partial)
 
 
-def write_whole(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str) -> None:
     """Write a small text file that is there whole, or not at all."""
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text, "utf-8")
 
 
@@ -134,10 +134,10 @@ def claim_folder(
             with folder.commit(mark) as partial:
                 partial.write_text(text, "utf-8")
     except OSError as error:
-        raise unwritable(folder, error, field) from error
+        raise write_error(folder, error, field) from error
 
 
-def unwritable(out: str | Path | Folder, error: Exception, field: str = "out") -> UserError:
+def write_error(out: str | Path | Folder, error: Exception, field: str = "out") -> UserError:
     """Return the UserError of parameter `field` for an output folder that is full, read-only or gone.
 
     The given `error` is that of the library that writes, usually an OSError.
@@ -190,7 +190,7 @@ class Folder:
         with self.open(name) as stream:
             return stream.read()
 
-    def part(self, name: str, start: int, stop: int) -> bytes:
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Return the bytes of a file from `start` to before `stop`; fewer if the file ends before."""
         with self.open(name) as stream:
             stream.seek(start)
@@ -209,7 +209,7 @@ class Folder:
     @contextmanager
     def commit(self, name: str, durable: bool = True) -> Iterator[Path]:
         """Yield a local path to write to. After the block, its content becomes the file `name`."""
-        with whole(self.path / name, durable) as partial:
+        with atomic_write(self.path / name, durable) as partial:
             yield partial
 
     def append(self, name: str, data: bytes) -> None:
@@ -291,7 +291,7 @@ class RemoteFolder(Folder):
         """Return the content of an object."""
         return bytes(self._call(self.file_system.cat_file, self._at(name)))
 
-    def part(self, name: str, start: int, stop: int) -> bytes:
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Return the bytes of an object from `start` to before `stop`, with one request."""
         return bytes(self._call(self.file_system.cat_file, self._at(name), start=start, end=stop))
 

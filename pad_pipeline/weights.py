@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from pad_pipeline.console import errors
 from pad_pipeline.errors import UserError
-from pad_pipeline.storage import Folder, whole, write_whole
+from pad_pipeline.storage import Folder, atomic_write, atomic_write_text
 
 _PACKAGED = Path(__file__).parent / "miniature/models"
 _HUB_FILE = re.compile(
@@ -170,7 +170,7 @@ def _made_once(target: Path, is_there: Callable[[], bool]) -> Iterator[Path | No
             yield None
         else:
             Folder(target.parent).clean(target.name)
-            with whole(target) as partial:
+            with atomic_write(target) as partial:
                 yield partial
 
 
@@ -187,7 +187,7 @@ def _copy(source: Any, sink: BinaryIO, name: str) -> None:
         raise OSError(f"it ended after {sink.tell()} of {total} bytes")
 
 
-def cached(reference: str, revision: str = "") -> Path | None:
+def cached_path(reference: str, revision: str = "") -> Path | None:
     """Return the path on this machine of a reference for `fetch_file` or `fetch_folder`, without using the network;
     None if it was never fetched."""
     with suppress(Exception):  # the hub's library raises if it has no copy, and for a name that no hub accepts
@@ -215,7 +215,7 @@ def file_sha256(path: Path) -> str:
     if stat.st_size > 1 << 26:
         with suppress(OSError):  # a cache that can't be written only costs time
             known.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(known, digest)
+            atomic_write_text(known, digest)
     return digest
 
 
@@ -226,7 +226,7 @@ def folder_sha256(folder: Path, patterns: list[str]) -> str:
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
-def converted(path: Path, kind: str, write: Callable[[Path], None]) -> Path:
+def convert_once(path: Path, kind: str, write: Callable[[Path], None]) -> Path:
     """Return a folder of the cache that holds the file `path` in another form. `write` fills the folder once for each
     content of the file, and again if the cache was damaged. Change the form's name `kind` when `write` changes.
 
@@ -353,4 +353,4 @@ class ModelFile(NamedTuple):
     @property
     def path(self) -> Path | None:
         """The path on this machine; None for a file that is not here."""
-        return self.code or cached(self.reference, self.revision)
+        return self.code or cached_path(self.reference, self.revision)

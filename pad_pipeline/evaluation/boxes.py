@@ -77,7 +77,7 @@ def _checked(image: Any, text: Any, box: Sequence[Any], entry: dict[str, Any], w
     return Expression(image, text, (x0, y0, x1, y1), size)
 
 
-def box_in(text: str) -> Box | None:
+def parse_box(text: str) -> Box | None:
     """Return the first box in a text: four numbers in brackets, xyxy as shares (0..1) of the edges.
 
     If a number is above 1.5, all are taken as thousandths, which some models use. None means that there is no box, or
@@ -91,12 +91,12 @@ def box_in(text: str) -> Box | None:
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
-def on_original(box: Box, size: tuple[int, int]) -> Box:
+def image_to_pixels(box: Box, size: tuple[int, int]) -> Box:
     """Convert a box from shares of the image's edges to pixels: the frame of lmms-eval and VLMEvalKit."""
     return box[0] * size[0], box[1] * size[1], box[2] * size[0], box[3] * size[1]
 
 
-def from_square(box: Box, size: tuple[int, int]) -> Box:
+def square_to_pixels(box: Box, size: tuple[int, int]) -> Box:
     """Convert a box from shares of the padded square to pixels of the original image.
 
     This is the frame of LLaVA, which learns boxes of the padded image. The image is in the middle of the square; where
@@ -107,7 +107,7 @@ def from_square(box: Box, size: tuple[int, int]) -> Box:
     return box[0] * edge - left, box[1] * edge - top, box[2] * edge - left, box[3] * edge - top
 
 
-FRAMES = {"original": on_original, "padded": from_square}
+FRAMES = {"original": image_to_pixels, "padded": square_to_pixels}
 """For each frame, the function that converts a box and the image's (width, height) to pixels of the image."""
 
 
@@ -137,7 +137,7 @@ def score_boxes(
     """
     if not expressions:
         raise ValueError("there is no expression to score")
-    boxes = [box_in(answer) for answer in answers]
+    boxes = [parse_box(answer) for answer in answers]
     scores: dict[str, Any] = {"expressions": len(boxes), "unparsed": sum(box is None for box in boxes)}
     for name, frame in FRAMES.items():
         pairs = zip(boxes, expressions, strict=True)

@@ -22,7 +22,7 @@ BETA = 1.2
 """The weight of recall over precision in ROUGE-L, that of COCO's evaluation."""
 
 
-def words_of(text: str) -> Words:
+def split_words(text: str) -> Words:
     """Split a caption into words: in lower case, without punctuation, contractions split as in the Penn Treebank.
 
     COCO's evaluation uses a tokenizer in Java; for plain captions both give the same words.
@@ -44,7 +44,10 @@ def score_captions(said: Sequence[str], references: Sequence[Sequence[str]]) -> 
     """
     if not said or len(said) != len(references) or not all(references):
         raise ValueError("captions and references should be as many, and every image should have a reference")
-    captions, truth = [words_of(text) for text in said], [[words_of(text) for text in texts] for texts in references]
+    captions, truth = (
+        [split_words(text) for text in said],
+        [[split_words(text) for text in texts] for texts in references],
+    )
     scores = {f"BLEU-{order}": value for order, value in enumerate(bleu(captions, truth), 1)}
     return scores | {"ROUGE-L": rouge_l(captions, truth), "CIDEr": cider(captions, truth)}
 
@@ -153,8 +156,8 @@ def java_scores(
     if not installed("pycocoevalcap"):
         say(f"METEOR and SPICE are left out: install their package (104 MB): {OPTIONAL['pycocoevalcap'].install}")
         return {}
-    captions = {number: [" ".join(words_of(text))] for number, text in enumerate(said)}
-    truth = {number: [" ".join(words_of(text)) for text in texts] for number, texts in enumerate(references)}
+    captions = {number: [" ".join(split_words(text))] for number, text in enumerate(said)}
+    truth = {number: [" ".join(split_words(text)) for text in texts] for number, texts in enumerate(references)}
     scores: dict[str, float] = {}
     for name in ("METEOR", "SPICE"):
         try:

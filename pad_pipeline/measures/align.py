@@ -21,7 +21,7 @@ ROUNDING = 1e-5
 """The largest difference between two computations of the same cosine."""
 
 
-def similarity(tokens: Tensor, words: Tensor) -> Tensor:
+def cosines(tokens: Tensor, words: Tensor) -> Tensor:
     """Return the cosines `[L, P]` of label embeddings `[L, d]` with tokens `[P, d]`; 0 for a vector of zeros."""
     return F.normalize(words.float(), dim=-1) @ F.normalize(tokens.float(), dim=-1).mT
 
@@ -62,11 +62,11 @@ class Align:
             shown: the patches of each label, bool `[L, P]`.
             rivals: for the rule `argmax`, embeddings of other labels that a patch may say, `[R, d]`.
         """
-        scores = similarity(tokens, words)
+        scores = cosines(tokens, words)
         if self.rule == "argmax":
             best = scores.argmax(0)
             if rivals is not None:  # a tie, up to rounding, goes to the image's label
-                best = best.where(scores.amax(0) >= similarity(tokens, rivals).amax(0) - ROUNDING, len(scores))
+                best = best.where(scores.amax(0) >= cosines(tokens, rivals).amax(0) - ROUNDING, len(scores))
             found = (best == torch.arange(len(scores), device=best.device)[:, None])[None]
         elif self.rule == "fixed":
             found = (scores > self.threshold)[None]

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def unit(atoms: Tensor) -> Tensor:
+def unit_length(atoms: Tensor) -> Tensor:
     """Scale vectors `[V, d]` to length 1, in float32; vectors of zeros stay zeros."""
     return F.normalize(atoms.float(), dim=-1)
 
 
-class Pursuit(NamedTuple):
+class Decomposition(NamedTuple):
     """The decompositions of N tokens in K steps."""
 
     words: Tensor
@@ -27,7 +27,7 @@ class Pursuit(NamedTuple):
 
 def matching_pursuit(
     tokens: Tensor, atoms: Tensor, steps: int = 5, orthogonal: bool = False, positive: bool = False
-) -> Pursuit:
+) -> Decomposition:
     """Decompose tokens greedily (Mallat and Zhang 1993).
 
     The residual r starts as the token v. Each step takes the atom w with the highest |<r, w>|, and subtracts <r, w> w
@@ -64,4 +64,6 @@ def matching_pursuit(
             taken.append(scores.gather(1, best[:, None])[:, 0])
             rest = rest - taken[-1][:, None] * atoms[best]
         left.append(rest.square().sum(-1) / energy)
-    return Pursuit(torch.stack(words, 1), coefficients if orthogonal else torch.stack(taken, 1), torch.stack(left, 1))
+    return Decomposition(
+        torch.stack(words, 1), coefficients if orthogonal else torch.stack(taken, 1), torch.stack(left, 1)
+    )

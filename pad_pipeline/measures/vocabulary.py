@@ -54,13 +54,13 @@ class Vocabulary:
         self._word = torch.tensor([numbers[word] for word in self.words])
         self._ids = {label: sorted({*ids}) for label, ids in labels.items()}
 
-    def atoms(self, which: WordFilter) -> Tensor:
+    def token_ids(self, which: WordFilter) -> Tensor:
         """Return the token ids that a filter allows, int64 `[n]`."""
         if which == "labels":
             return torch.tensor(sorted({token for ids in self._ids.values() for token in ids}))
         return (self.readable if which == "whole" else self.ordinary).nonzero()[:, 0]
 
-    def said(self, tokens: Tensor, label: str) -> Tensor:
+    def in_label(self, tokens: Tensor, label: str) -> Tensor:
         """Return whether each token belongs to a label, bool of the shape of `tokens`.
 
         Case, and the space before a token, make no difference.

@@ -90,7 +90,7 @@ class Brush:
         for x, y in at:
             self.polygon(part, [(x + rx * math.cos(turn), y + ry * math.sin(turn)) for turn in turns], color, join)
 
-    def limb(self, part: str, start: Point, end: Point, width: float, color: Color | None = None) -> None:
+    def bar(self, part: str, start: Point, end: Point, width: float, color: Color | None = None) -> None:
         """Draw a straight bar between two points."""
         (x0, y0), (x1, y1) = start, end
         length = math.hypot(x1 - x0, y1 - y0)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from pad_pipeline.miniature.language import DESCRIBE, REFER, caption, questions, refer
+from pad_pipeline.miniature.language import DESCRIBE_PROMPTS, REFER_PROMPT, caption, questions, referring_expressions
 from pad_pipeline.miniature.world import LABELS, Scene, draw_scene
 from pad_pipeline.storage import claim_folder
 
@@ -78,13 +78,13 @@ def write_world(out: Path, count: int, seed: int = 0, indices: Iterable[int] = (
         name = f"{key_of(index)}.png"
         scene.image.save(images / name, compress_level=1)
         turns = questions(scene, np.random.default_rng((seed, index, 1)))
-        other = next(turn for turn in turns if not turn[0].startswith(REFER))
-        described = [(DESCRIBE[index % len(DESCRIBE)], caption(scene))]
-        boxes = [turn for turn in turns if turn[0].startswith(REFER) or turn == other]
+        other = next(turn for turn in turns if not turn[0].startswith(REFER_PROMPT))
+        described = [(DESCRIBE_PROMPTS[index % len(DESCRIBE_PROMPTS)], caption(scene))]
+        boxes = [turn for turn in turns if turn[0].startswith(REFER_PROMPT) or turn == other]
         contents[world.llava].append(_record(index, name, described, index % 2 == 1))
         contents[world.chat].append(_record(index, name, turns[:_TURNS]))
         contents[world.llava_refer].append(_record(index, name, boxes))
-        for phrase, number in refer(scene):
+        for phrase, number in referring_expressions(scene):
             region = scene.regions[number]
             contents[world.refer].append({"image": name, "phrase": phrase, "box": region.box, "label": region.label})
         width, height = scene.image.size

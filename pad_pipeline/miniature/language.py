@@ -8,23 +8,23 @@ from typing import NamedTuple
 import numpy as np
 
 from pad_pipeline.miniature.kinds import PARTS, THINGS
-from pad_pipeline.miniature.world import COLOURS, SIZES, TEXTURES, UPPER_OF, Scene, Thing
+from pad_pipeline.miniature.world import COLORS, SIZES, TEXTURES, UPPER_OF, Scene, Thing
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 SIDES = ("on the left", "in the middle", "on the right")
 _PLACE = {"sky": "under the sky", "night": "at night", "wall": "in front of the wall"}
 """The end of a caption, by the stuff above the horizon."""
-DESCRIBE = (
+DESCRIBE_PROMPTS = (
     "Describe the picture briefly.",
     "Give a short caption of the image.",
     "What is in the picture?",
     "Say in one sentence what can be seen.",
 )
-REFER = "Please provide the bounding box coordinate of the region this sentence describes: "
+REFER_PROMPT = "Please provide the bounding box coordinate of the region this sentence describes: "
 """LLaVA-1.5's prompt for referring expressions."""
 
 
-class Refer(NamedTuple):
+class ReferringExpression(NamedTuple):
     """A referring expression: a phrase that fits only one thing in the scene."""
 
     phrase: str
@@ -79,7 +79,7 @@ def _phrases(air: bool) -> str:
     phrases = []
     for kind, known in THINGS.items():
         if known.air is air:
-            colors = known.shades or tuple(COLOURS)
+            colors = known.shades or tuple(COLORS)
             words = [f"(?:(?:{'|'.join(SIZES)}) )?"]
             if len(colors) > 1:
                 words += [f"(?:{'|'.join(colors)}) ", f"(?:(?:{'|'.join(TEXTURES)}) )?"]
@@ -101,21 +101,21 @@ def _grammar() -> re.Pattern[str]:
 _CAPTION = _grammar()
 
 
-def parses(text: str) -> bool:
+def is_caption(text: str) -> bool:
     """Return whether a text is a caption in the world's grammar."""
     return _CAPTION.fullmatch(text.strip()) is not None
 
 
-def is_a(kind: str, asked: str) -> bool:
+def is_kind_of(kind: str, asked: str) -> bool:
     """Return whether a thing of this kind may be called `asked`: a pine tree is also a tree."""
     return kind == asked or kind.endswith(f" {asked}")
 
 
-def refer(scene: Scene) -> list[Refer]:
+def referring_expressions(scene: Scene) -> list[ReferringExpression]:
     """Return a referring expression for each thing that has one: by its attributes, or else by its place."""
     expressions = []
     for thing in scene.things:
-        same = [other for other in scene.things if is_a(other.kind, thing.kind)]
+        same = [other for other in scene.things if is_kind_of(other.kind, thing.kind)]
         ways = [("the " + thing.kind, same)]
         if thing.color:
             ways.append((f"the {thing.color} {thing.kind}", [other for other in same if other.color == thing.color]))
@@ -125,7 +125,7 @@ def refer(scene: Scene) -> list[Refer]:
         beside = [other for other in same if side(scene, other) == here]
         ways += [(phrase(thing, "the"), alike), (f"the {thing.kind} {here}", beside)]
         if words := next((words for words, fitting in ways if len(fitting) == 1), None):
-            expressions.append(Refer(words, thing.region))
+            expressions.append(ReferringExpression(words, thing.region))
     return expressions
 
 
@@ -147,12 +147,15 @@ def llava_box(scene: Scene, region: int) -> str:
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
     """Return questions about a scene with their answers, in random order: the turns of a conversation."""
-    turns = [(str(rng.choice(DESCRIBE)), caption(scene))]
-    turns += [(REFER + expression.phrase, llava_box(scene, expression.region)) for expression in refer(scene)]
+    turns = [(str(rng.choice(DESCRIBE_PROMPTS)), caption(scene))]
+    turns += [
+        (REFER_PROMPT + expression.phrase, llava_box(scene, expression.region))
+        for expression in referring_expressions(scene)
+    ]
     kinds = [thing.kind for thing in scene.things]
 
     def count(asked: str) -> int:
-        return sum(is_a(kind, asked) for kind in kinds)
+        return sum(is_kind_of(kind, asked) for kind in kinds)
 
     # Questions about each thing that is the only one of its kind.
     for thing in scene.things:

@@ -114,7 +114,7 @@ class Score:
         for position, thing in self.add_boxes(scene, found):
             mask = coco_mask.decode(meta["regions"][position]["rle"]).astype(bool)
             self.mask_ious.append(float((mask & thing.mask).sum() / (mask | thing.mask).sum()))
-            exact, found_coverage = seen_share(thing.mask, view), coverage[position] / 255
+            exact, found_coverage = coverage_by_resizing(thing.mask, view), coverage[position] / 255
             if (most := np.maximum(exact, found_coverage).sum()) >= SLIVER:
                 self.patch_ious.append(float(np.minimum(exact, found_coverage).sum() / most))
 
@@ -134,7 +134,7 @@ class Score:
         return self.things.match(things, found, THINGS)
 
 
-def seen_share(mask: np.ndarray, view: View) -> np.ndarray:
+def coverage_by_resizing(mask: np.ndarray, view: View) -> np.ndarray:
     """Return how much of each patch a mask covers, float64 `[grid, grid]`, 0..1, to about 1%.
 
     `View.coverage` is what the score tests, so it is not used here. Instead, the mask goes the way of an image to the

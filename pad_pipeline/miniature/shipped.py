@@ -46,7 +46,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(NAME, path, f"its manifest can't be read ({type(error).__name__})", REMEDY) from error
 
 
-def checked(folder: Path | None = None) -> Path:
+def checked_folder(folder: Path | None = None) -> Path:
     """Check every file of a folder of models (by default the shipped one) against its manifest, and return the folder.
 
     Raises:
@@ -81,7 +81,7 @@ def check_labels(field: str, value: Any, labels: list[str]) -> None:
         raise UserError(field, value, rule, "use models for the world's labels, such as the miniature")
 
 
-def resolve(name: str, member: str) -> str:
+def member_reference(name: str, member: str) -> str:
     """Return a reference to a member (`clip` or `llm`) if `name` is `miniature`; return any other name unchanged.
 
     Raises:
@@ -89,5 +89,5 @@ def resolve(name: str, member: str) -> str:
     """
     if name != NAME:
         return name
-    checked()
+    checked_folder()
     return f"{NAME}:{member}"

@@ -21,7 +21,7 @@ from pad_pipeline.records import Box
 Place = tuple[str, float, float, float]
 """A thing to draw: its kind, its center (x, y) and half its height, in pixels."""
 
-COLOURS: dict[str, Color] = {
+COLORS: dict[str, Color] = {
     "red": (205, 40, 40), "blue": (45, 80, 205), "green": (45, 145, 60), "yellow": (238, 208, 55),
     "white": (242, 242, 238), "orange": (238, 138, 35), "purple": (130, 60, 165), "pink": (240, 150, 190),
     "brown": (125, 80, 45), "gray": (130, 132, 138), "black": (42, 40, 45),
@@ -90,7 +90,7 @@ class Thing(NamedTuple):
     """The index of the thing in `Scene.regions`."""
 
 
-Made = tuple[Brush, Thing]
+DrawnThing = tuple[Brush, Thing]
 """A thing that was drawn, with its brush."""
 
 
@@ -133,7 +133,7 @@ def draw_scene(seed: int, index: int, size: tuple[int, int] | None = None, most:
     owners = [Owner(upper, -1, 0), Owner(lower, -1, 1), Owner("hill", -1, 2)]  # stuff belongs to no thing
 
     # Draw the things, from the farthest to the nearest.
-    made: list[Made] = []
+    made: list[DrawnThing] = []
     for place in _places(rng, width, height, int(rng.integers(1, most + 1))):
         made.append(_draw_thing(rng, place, min(width, height), canvas, owners, len(made)))
     # Add textures, light and noise. None of these changes the map of owners.
@@ -228,12 +228,12 @@ def _hidden(a: Box, b: Box) -> float:
 
 def _draw_thing(
     rng: np.random.Generator, place: Place, edge: int, canvas: tuple[Canvas, Canvas], owners: list[Owner], number: int
-) -> Made:
+) -> DrawnThing:
     """Draw a thing; return its brush, and its attributes without the index of its region."""
     kind, x, y, scale = place
     known = THINGS[kind]
-    shade = str(rng.choice(known.shades or list(COLOURS)))
-    red, green, blue = (int(np.clip(level + rng.normal(0, 8), 0, 255)) for level in COLOURS[shade])
+    shade = str(rng.choice(known.shades or list(COLORS)))
+    red, green, blue = (int(np.clip(level + rng.normal(0, 8), 0, 255)) for level in COLORS[shade])
     style = rng.integers(4)  # flat, outlined, shaded (see _add_textures), sketched
     brush = Artist(
         *canvas, owners, number, rng, (x, y), scale, float(rng.uniform(-known.turn, known.turn)), bool(rng.integers(2)),
@@ -246,7 +246,7 @@ def _draw_thing(
 
 
 def _add_textures(
-    rng: np.random.Generator, pixels: np.ndarray, owner: np.ndarray, owners: list[Owner], made: list[Made]
+    rng: np.random.Generator, pixels: np.ndarray, owner: np.ndarray, owners: list[Owner], made: list[DrawnThing]
 ) -> None:
     """Add texture and shading to the visible pixels of things, in the image `pixels`, float32 `[H, W, 3]`."""
     for number, (brush, thing) in enumerate(made):

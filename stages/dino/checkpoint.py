@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import BertConfig, GroundingDinoConfig, GroundingDinoImageProcessorPil, SwinConfig
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.weights import check_numbers, converted, family_of, read_tensors
+from pad_pipeline.weights import check_numbers, convert_once, family_of, read_tensors
 
 _SWIN = "model.backbone.conv_encoder.model."
 _ENCODER, _DECODER = "model.encoder.layers.#.", "model.decoder.layers.#."
@@ -74,7 +74,7 @@ def converted_folder(path: Path) -> Path:
             used = {name: tensor for name, tensor in state.items() if not _LEFT_OUT.match(name)}
             config = build_config(used)
             check_numbers("detector.model", path, used)
-            tensors = rename(used)
+            tensors = rename_tensors(used)
         except (KeyError, ValueError, IndexError, RuntimeError, ZeroDivisionError) as error:
             rule = f"its tensors look like {family_of(state)}, and should be an official Grounding DINO's ({error})"
             remedy = "give groundingdino_swint_ogc.pth or groundingdino_swinb_cogcoor.pth, or a model of transformers"
@@ -83,10 +83,10 @@ def converted_folder(path: Path) -> Path:
         GroundingDinoImageProcessorPil().save_pretrained(folder)
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
-    return converted(path, "grounding-dino", write)
+    return convert_once(path, "grounding-dino", write)
 
 
-def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def rename_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors under transformers' names, with joint projections cut into query, key and value.
 
     Raises:

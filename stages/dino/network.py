@@ -102,7 +102,7 @@ class GroundingDino:
         resized: tuple[int, int] = get_size_with_aspect_ratio((height, width), *edges)
         return resized
 
-    def positions(self, height: int, width: int) -> int:
+    def count_positions(self, height: int, width: int) -> int:
         """Return how many positions the feature maps of a resized image have; the model picks its queries from them."""
         strides = (FIRST_STRIDE << level for level in range(self.levels))
         return sum(-(-height // stride) * -(-width // stride) for stride in strides)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.stages.ram.network import Ram
-from pad_pipeline.weights import check_numbers, check_state_dict, converted, read_tensors
+from pad_pipeline.weights import check_numbers, check_state_dict, convert_once, read_tensors
 
 _NOT_USED = re.compile(r"visual_encoder\..*(relative_position_index|attn_mask)$|(tag_encoder|text_decoder)\.")
 """Buffers that can be computed, and the text models, which only training needs."""
@@ -44,7 +44,7 @@ def load_ram(network: Ram, path: Path) -> Ram:
         # Cloned, because two names may share one tensor, and safetensors refuses to save those.
         save_file({name: tensor.contiguous().clone() for name, tensor in read(path).items()}, folder / _CONVERTED)
 
-    state = read(path if path.suffix == ".safetensors" else converted(path, "ram", write) / _CONVERTED)
+    state = read(path if path.suffix == ".safetensors" else convert_once(path, "ram", write) / _CONVERTED)
     network.load_state_dict(state, assign=True)
     return network.float().eval()
 

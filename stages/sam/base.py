@@ -52,7 +52,7 @@ class SegmentAnything(ABC):
         scale = self.edge / max(width, height)
         return int(height * scale + 0.5), int(width * scale + 0.5)
 
-    def boxes(self, boxes: np.ndarray, width: int, height: int) -> np.ndarray:
+    def scale_boxes(self, boxes: np.ndarray, width: int, height: int) -> np.ndarray:
         """Scale boxes `[N, 4]`, xyxy, from pixels of the image to pixels of the encoder's square."""
         new_height, new_width = self.resized(width, height)
         scaled: np.ndarray = boxes * np.array([new_width / width, new_height / height] * 2)
