@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import CommitOperationDelete, HfApi
 
+from pad_pipeline.storage import PROCESS_TOKEN
 from tests.conftest import data
 from tests.sharing.conftest import Pad
 from tests.sharing.regions import found
