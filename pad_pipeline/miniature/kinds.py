@@ -1,4 +1,4 @@
-"""The kinds of things in the drawn world, each with its parts and more than one way to draw it."""
+"""The kinds of things in drawn scenes, with their parts. Most have several ways to draw them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pad_pipeline.miniature.brush import CREAM, DARK, GLASS, GOLD, LEAF, METAL, 
 
 
 class Artist(Brush):
-    """Draws each kind of thing: a method for each kind, which chooses one of several ways."""
+    """Draws a thing of each kind, with one method for a kind. `pick` chooses among the ways to draw it."""
 
     def _house(self) -> None:
         if self.pick(2):
@@ -288,15 +288,15 @@ class Artist(Brush):
 
 
 class Kind(NamedTuple):
-    """A kind of thing: how it is drawn, and how it may vary."""
+    """A kind of thing: how to draw it, and how it varies."""
 
     draw: Callable[[Artist], None]
     turn: float = 0.22
-    """The largest rotation to either side, in radians; a thing turned further would not look like its kind."""
+    """The largest rotation to either side in radians, with which the kind can still be recognized."""
     air: bool = False
-    """Whether things of this kind are in the air, above the ground."""
+    """Whether things of this kind are in the air."""
     shades: tuple[str, ...] = ()
-    """The colors that this kind can have; empty for all colors. If there is only one, captions do not mention it."""
+    """The possible colors; empty for all. Captions do not mention the color if there is only one."""
     wide: float = 1.0
     """The ratio of width to height."""
 

@@ -1,4 +1,4 @@
-"""Texts about scenes: captions, questions with answers, referring expressions; and the grammar of captions."""
+"""Write texts about scenes: captions, questions with answers, referring expressions. Check captions by a grammar."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pad_pipeline.miniature.world import COLORS, SIZES, TEXTURES, UPPER_OF, Scen
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 SIDES = ("on the left", "in the middle", "on the right")
 _PLACE = {"sky": "under the sky", "night": "at night", "wall": "in front of the wall"}
-"""The end of a caption, by the stuff above the horizon."""
+"""The end of a caption for each kind of stuff above the horizon."""
 DESCRIBE_PROMPTS = (
     "Describe the picture briefly.",
     "Give a short caption of the image.",
@@ -25,7 +25,7 @@ REFER_PROMPT = "Please provide the bounding box coordinate of the region this se
 
 
 class ReferringExpression(NamedTuple):
-    """A referring expression: a phrase that fits only one thing in the scene."""
+    """A referring expression: a phrase that fits only one thing in its scene."""
 
     phrase: str
     region: int
@@ -33,13 +33,13 @@ class ReferringExpression(NamedTuple):
 
 
 def phrase(thing: Thing, article: str = "") -> str:
-    """Return the phrase for a thing, such as `small red striped car`, after the article if one is given."""
+    """Return the phrase for a thing, such as `small red striped car`, after `article` (`a` becomes `an` if needed)."""
     words = " ".join(word for word in (thing.size, thing.color, thing.texture, thing.kind) if word)
     return with_article(words) if article == "a" else f"{article} {words}".strip()
 
 
 def with_article(words: str) -> str:
-    """Return the words after the right article: `a car`, `an apple`."""
+    """Return the words with the right article before them: `a car`, `an apple`."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
@@ -50,15 +50,15 @@ def plural(kind: str) -> str:
 
 
 def listed(items: list[str]) -> str:
-    """Return items as a list in English: `a`, `a and b`, `a, b and c`."""
+    """Join items to an English list: `a`, `a and b`, `a, b and c`."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
 def caption(scene: Scene) -> str:
-    """Return the caption of a scene: a sentence about the things on the ground, then those in the air.
+    """Return the caption of a scene, always the same: its things on the ground, then those in the air.
 
-    A scene always has the same caption. The grammar is `THINGS on the GROUND PLACE[, with THINGS above].` or
-    `on the GROUND PLACE are THINGS[, with THINGS above].`
+    The grammar is `THINGS on the GROUND PLACE[, with THINGS above].` or `on the GROUND PLACE are THINGS[, with THINGS
+    above].`
     """
     standing = [phrase(thing, "a") for thing in scene.things if not thing.air]
     hanging = [phrase(thing, "a") for thing in scene.things if thing.air]
@@ -66,15 +66,15 @@ def caption(scene: Scene) -> str:
     if not standing:
         return f"{listed(hanging)} above {where}." if hanging else f"{where}."
     above = f", with {listed(hanging)} above" if hanging else ""
-    if scene.image.width % 3:  # as good as a random choice, and always the same for a scene
+    if scene.image.width % 3:  # an arbitrary choice, but always the same for a scene
         return f"{listed(standing)} on {where}{above}."
     return f"on {where} {'are' if len(standing) > 1 else 'is'} {listed(standing)}{above}."
 
 
 def _phrases(air: bool) -> str:
-    """Return a regular expression for the phrases, with article, of things on the ground or in the air.
+    """Return a regular expression for all phrases, with article, about things on the ground or in the air.
 
-    A kind that always has the same color is named without color and texture.
+    Kinds with only one color are named without color and texture.
     """
     phrases = []
     for kind, known in THINGS.items():
@@ -88,7 +88,7 @@ def _phrases(air: bool) -> str:
 
 
 def _grammar() -> re.Pattern[str]:
-    """Return the grammar of captions as one regular expression."""
+    """Return the grammar of captions as a regular expression."""
     standing, hanging = _phrases(air=False), _phrases(air=True)
     several = rf"{standing}(?:, {standing})* and {standing}"
     above = rf"{hanging}(?:(?:, {hanging})* and {hanging})?"
@@ -102,17 +102,17 @@ _CAPTION = _grammar()
 
 
 def is_caption(text: str) -> bool:
-    """Return whether a text is a caption in the world's grammar."""
+    """Return whether a text follows the grammar of captions."""
     return _CAPTION.fullmatch(text.strip()) is not None
 
 
 def is_kind_of(kind: str, asked: str) -> bool:
-    """Return whether a thing of this kind may be called `asked`: a pine tree is also a tree."""
+    """Return whether a thing of this `kind` is also an `asked`: a pine tree is also a tree."""
     return kind == asked or kind.endswith(f" {asked}")
 
 
 def referring_expressions(scene: Scene) -> list[ReferringExpression]:
-    """Return a referring expression for each thing that has one: by its attributes, or else by its place."""
+    """Return a referring expression for each thing that its attributes or its side of the image identify."""
     expressions = []
     for thing in scene.things:
         same = [other for other in scene.things if is_kind_of(other.kind, thing.kind)]
@@ -130,13 +130,13 @@ def referring_expressions(scene: Scene) -> list[ReferringExpression]:
 
 
 def side(scene: Scene, thing: Thing) -> str:
-    """Return the third of the image that has the center of the thing's box, one of `SIDES`."""
+    """Return the third of the image, of `SIDES`, with the center of the thing's box."""
     x0, _, x1, _ = scene.regions[thing.region].box
     return SIDES[min(int(1.5 * (x0 + x1) / scene.image.width), 2)]
 
 
 def llava_box(scene: Scene, region: int) -> str:
-    """Return a region's box as LLaVA-1.5 writes it: `[x0, y0, x1, y1]` in fractions of the image padded to a square."""
+    """Return a region's box in LLaVA-1.5's format: `[x0, y0, x1, y1]` in fractions of the image padded to a square."""
     width, height = scene.image.size
     edge = max(width, height)
     left, top = (edge - width) // 2, (edge - height) // 2
@@ -146,7 +146,7 @@ def llava_box(scene: Scene, region: int) -> str:
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """Return questions about a scene with their answers, in random order: the turns of a conversation."""
+    """Return pairs of a question about a scene and its answer, in random order, for a conversation."""
     turns = [(str(rng.choice(DESCRIBE_PROMPTS)), caption(scene))]
     turns += [
         (REFER_PROMPT + expression.phrase, llava_box(scene, expression.region))
@@ -157,7 +157,7 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
     def count(asked: str) -> int:
         return sum(is_kind_of(kind, asked) for kind in kinds)
 
-    # Questions about each thing that is the only one of its kind.
+    # Ask about each thing that is the only one of its kind.
     for thing in scene.things:
         if count(thing.kind) > 1:
             continue
@@ -169,7 +169,7 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
         if seen:
             parts = listed([name for name in PARTS if name in seen])
             turns.append((f"Which parts of the {thing.kind} can be seen?", f"{parts}."))
-    # Questions about a kind. Not about stars at night: the sky has many that are not things.
+    # Ask about kinds, but not about stars at night, because that sky has many stars that are not things.
     askable = [kind for kind in THINGS if (kind, scene.upper) != ("star", "night")]
     present = [kind for kind in kinds if kind in askable]
     for form in ("How many", "Is there"):

@@ -48,24 +48,25 @@ RENAMES: dict[tuple[str, str], dict[str, str]] = {
     },
     ("", ""): {"bbox_embed.0.": "bbox_embed.0."},
 }  # fmt: skip
-"""Starts of names: of a module in official files and in transformers, and then of its parts. `#` is a number."""
+"""Maps the prefix of a module's tensors from official files to transformers, and then those of its parts.
+
+`#` stands for a number.
+"""
 _LEFT_OUT = re.compile(
     r"bert\.pooler\.|bert\.embeddings\.position_ids|.*\.relative_position_index|label_enc\."
     r"|transformer\.decoder\.bbox_embed\.|bbox_embed\.[1-9]"
 )
-"""Tensors that are not used, can be computed, or are a second name of another."""
+"""The official tensors to leave out: unused, computed from others, or second names of others."""
 _HEADS, _LEVELS, _HEAD_WIDTH_OF_BERT = 8, 4, 64
-"""Attention heads, feature levels, and the width of a head of BERT: the same in every official model, and not to be
-read off the shapes of its tensors."""
+"""Attention heads, feature levels, and the width of BERT's heads. The shapes of tensors don't show them; they are the
+same in every official model."""
 
 
 def converted_folder(path: Path) -> Path:
-    """Convert an official file into a model folder of transformers in the cache, and return the folder.
-
-    The folder has no tokenizer, because the file has none.
+    """Convert an official file to a model folder of transformers in the cache; return the folder, without a tokenizer.
 
     Raises:
-        UserError: the file is no official Grounding DINO.
+        UserError: the file is not an official Grounding DINO.
     """
 
     def write(folder: Path) -> None:
@@ -87,7 +88,7 @@ def converted_folder(path: Path) -> Path:
 
 
 def rename_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors under transformers' names, with joint projections cut into query, key and value.
+    """Return the tensors by transformers' names, with joint projections split into query, key and value.
 
     Raises:
         ValueError: a name is unknown.
@@ -98,7 +99,7 @@ def rename_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if joint := re.search(r"(\.in_proj_|\.qkv\.)(weight|bias)$", name):
             pieces = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
             parts = {f"{name[: joint.start()]}.{part}.{joint[2]}": piece for part, piece in pieces}
-        # Cloned, because two names may share one tensor, and safetensors refuses to save those.
+        # Cloned, because safetensors refuses to save one tensor under two names.
         renamed |= {_new_name(part): piece.contiguous().clone() for part, piece in parts.items()}
     return renamed
 
@@ -117,7 +118,7 @@ def _new_name(name: str) -> str:
 
 
 def build_config(state: dict[str, Tensor]) -> GroundingDinoConfig:
-    """Read the network's configuration off the shapes of its tensors, which have their official names.
+    """Return the network's configuration, from the shapes of its official tensors.
 
     Raises:
         KeyError: a tensor is missing.
