@@ -11,11 +11,7 @@ from pad_pipeline.errors import UserError
 
 
 def read_facts(path: Path) -> dict[str, Any] | None:
-    """Return the facts in the JSON file `path` of an output folder; None if there is no such file.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Return the facts in an output folder's JSON file, None without one; raise `UserError` if it is damaged."""
     if not path.is_file():
         return None
     try:

@@ -85,14 +85,10 @@ class View(BaseModel):
         return axis(width, resized[0]), axis(height, resized[1])
 
     def coverage(self, mask: np.ndarray) -> np.ndarray:
-        """Compute how much of each patch a mask covers.
+        """Return how much of each patch a mask covers, for a mask of the upright original, bool or 0/1 `[H, W]`.
 
-        Args:
-            mask: bool or 0/1 `[H, W]`, in pixels of the upright original.
-
-        Returns:
-            uint8 `[grid, grid]`: 255 x covered area / area of the patch, rounded half up, but at least 1 for a patch
-            that the mask touches, so that a tiny region never vanishes.
+        The result is uint8 `[grid, grid]`: 255 x covered area / area of the patch, rounded half up, but at least 1 for
+        a patch that the mask touches, so that a tiny region never vanishes.
         """
         import numpy as np
 

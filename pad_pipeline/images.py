@@ -47,8 +47,7 @@ class BadImage(ValueError):
 def decode(data: bytes, settings: DecodeSettings) -> tuple[Image.Image, str]:
     """Decode the first frame of an image file to an upright 8-bit RGB image; return it and Pillow's format name.
 
-    Raises:
-        BadImage: the bytes are not an image, or the image is damaged or beyond the limits.
+    Raise `BadImage` if the bytes are not an image, or the image is damaged or beyond the limits.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # both corrupt EXIF and large images are handled here

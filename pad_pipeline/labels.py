@@ -50,9 +50,9 @@ class LabelSettings(BaseModel):
 
 
 class LabelEmbedder:
-    """Computes label embeddings: the mean of the input embeddings of a label's tokens.
+    """Computes label embeddings, each the mean of the input embeddings of a label's tokens.
 
-    The mean is computed in float32 and rounded to float16, the type of a shard's `embeds.npy`.
+    It computes in float32, and rounds to float16, the type of a shard's `embeds.npy`.
     """
 
     def __init__(self, settings: LabelSettings) -> None:
@@ -69,11 +69,7 @@ class LabelEmbedder:
         return {"llm_embedding": self.table.sha256(), "llm_tokenizer": folder_sha256(self.folder, files)}
 
     def tokens(self, label: str) -> list[int]:
-        """Return the label's token ids, without special tokens.
-
-        Raises:
-            UserError: the tokenizer merges the label with the word before it.
-        """
+        """Return a label's token ids; raise `UserError` if the tokenizer merges it with the word before it."""
         if self.settings.context == "bare":
             return self._encode(label)
         # After "a ", the label is a word inside a sentence for every kind of tokenizer: those that mark the starts of
@@ -89,11 +85,7 @@ class LabelEmbedder:
         return ids
 
     def __call__(self, labels: list[str]) -> np.ndarray:
-        """Return the embedding of each label, float16 `[len(labels), width]`.
-
-        Raises:
-            ValueError: a label has no token.
-        """
+        """Return the embedding of each label, float16 `[len(labels), width]`; raise `ValueError` if one has no token."""
         for label in labels:
             if label not in self._known:
                 ids = self.tokens(label)
@@ -127,8 +119,7 @@ class EmbeddingTable:
     def rows(self, ids: list[int]) -> torch.Tensor:
         """Return the embeddings of the tokens `ids`, float32 `[len(ids), width]`.
 
-        Raises:
-            UserError: the embedding has no row for a token, or a row is not finite in float16.
+        Raise `UserError` if a token has no row, or a row is not finite in float16.
         """
         remedy = "use the tokenizer and the checkpoint of one model"
         if max(ids) >= self._shape[0]:

@@ -16,14 +16,11 @@ def decode_mask(rle: dict[str, Any], width: int, height: int) -> np.ndarray:
 
 
 def check_mask(rle: dict[str, Any], width: int, height: int) -> None:
-    """Check a mask, because pycocotools reads and writes memory out of bounds for a damaged mask.
+    """Raise `ValueError` unless a mask has the image's size and fills it; pycocotools breaks memory for damaged masks.
 
     The format is that of cocoapi's rleFrString. Each run length is a number in groups of 5 bits, lowest group first.
     A character holds one group; its sixth bit is set if another group follows. From the fourth run on, the number is
     the difference to the run two before.
-
-    Raises:
-        ValueError: the size of `rle` is not `[height, width]`, or its runs do not fill the image exactly.
     """
     if rle["size"] != [height, width]:
         raise ValueError(f"its mask is {rle['size']} and the image {[height, width]} (H, W)")

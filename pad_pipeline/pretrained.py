@@ -17,10 +17,9 @@ from pad_pipeline.errors import UserError
 
 
 def read_config(field: str, folder: Path, model_types: set[str]) -> dict[str, Any]:
-    """Return the config.json of a model folder, after a check that its `model_type` is one of `model_types`.
+    """Return the config.json of a model folder; raise `UserError` unless its `model_type` is one of `model_types`.
 
-    Raises:
-        UserError: the file can't be read, or has another `model_type`. `field` is the setting that names the folder.
+    `field` is the setting that names the folder, for errors.
     """
     wanted = " or ".join(sorted(model_types))
     try:
@@ -38,9 +37,8 @@ def read_config(field: str, folder: Path, model_types: set[str]) -> dict[str, An
 def load_pretrained(field: str, folder: Path, kind: Any, dtype: torch.dtype, **options: Any) -> Any:
     """Load a model of transformers' class `kind` in eval mode; `options` go to its `from_pretrained`.
 
-    Raises:
-        UserError: the model can't be loaded, a tensor is missing or not finite, or the folder refers to weights or code
-            outside it. `field` is the setting that names the folder.
+    Raise `UserError` for the setting `field` if the model can't be loaded, a tensor is missing or not finite, or the
+    folder refers to weights or code outside it.
     """
     _check_self_contained(field, folder)
     try:
@@ -79,11 +77,7 @@ def _check_self_contained(field: str, folder: Path) -> None:
 
 
 def load_tokenizer(field: str, folder: Path) -> Any:
-    """Load the tokenizer of a model folder.
-
-    Raises:
-        UserError: the folder has no tokenizer that can be loaded.
-    """
+    """Load the tokenizer of a model folder; raise `UserError` for the setting `field` if that fails."""
     try:
         with quiet():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

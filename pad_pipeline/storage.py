@@ -44,8 +44,7 @@ def url_problem(url: str) -> str:
 def file_system(url: str) -> tuple[Any, str]:
     """Return fsspec's file system for a URL, and the URL's path in it.
 
-    Raises:
-        UserError: pad does not open URLs of this scheme, or the scheme's package is not installed.
+    Raise `UserError` if pad does not open URLs of this scheme, or the scheme's package is not installed.
     """
     import fsspec
 
@@ -130,9 +129,9 @@ def claim_folder(
 
 
 def write_error(out: str | Path | Folder, error: Exception, field: str = "out") -> UserError:
-    """Return the UserError for an output folder that can't be written.
+    """Return a `UserError` about an output folder that can't be written because of `error`, usually an OSError.
 
-    `field` is the caller's parameter for the folder; `error` comes from the library that writes, usually an OSError.
+    `field` is the caller's parameter for the folder.
     """
     name = getattr(error, "filename", None)
     at = f" at {name}" if name and str(name) != str(out) else ""
@@ -321,11 +320,7 @@ def resolved(where: str | Path | Folder) -> str:
 
 
 def folder_at(shards: str | Path | Folder) -> Folder:
-    """Return the folder at a path or at a URL of an object store.
-
-    Raises:
-        UserError: pad does not open this URL.
-    """
+    """Return the folder at a path or at an object store's URL; raise `UserError` if pad does not open the URL."""
     if isinstance(shards, Folder):
         return shards
     if isinstance(shards, str) and is_url(shards):

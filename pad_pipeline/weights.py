@@ -227,10 +227,7 @@ def convert_once(path: Path, kind: str, write: Callable[[Path], None]) -> Path:
     """Return a folder of the cache with the file `path` converted by `write`, which gets a new folder to fill.
 
     `write` runs once for each content of the file, and again if the cache is damaged. The name `kind` stands for the
-    format: change it when `write` changes.
-
-    Raises:
-        UserError: the cache can't be written, or from `write`.
+    format: change it when `write` changes. Raise `UserError` if the cache can't be written.
     """
     target = cache_folder() / "converted" / f"{kind}-{file_sha256(path)[:32]}"
     if _is_sound(target):
@@ -260,10 +257,8 @@ def _is_sound(folder: Path) -> bool:
 def read_tensors(field: str, path: Path) -> dict[str, torch.Tensor]:
     """Return all tensors of a checkpoint (safetensors, or torch's `.pth` or `.bin`) without running pickled code.
 
-    Of a training checkpoint (`{"model": ..., "optimizer": ...}`), only the model's tensors are returned.
-
-    Raises:
-        UserError: the file can't be read, or holds something other than tensors.
+    Of a training checkpoint (`{"model": ..., "optimizer": ...}`), only the model's tensors are returned. Raise
+    `UserError` if the file can't be read, or holds something other than tensors.
     """
     try:
         if path.suffix == ".safetensors":

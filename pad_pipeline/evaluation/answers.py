@@ -22,8 +22,7 @@ def plain_answer(text: str) -> str:
 def exact_match(answers: Sequence[str], truth: Sequence[str | Sequence[str]]) -> float:
     """Return the share of answers (0..1) that equal a true answer to their question, after `plain_answer` on both.
 
-    Raises:
-        ValueError: there is no answer.
+    Raise `ValueError` without an answer.
     """
     if not answers:
         raise ValueError("there is no answer to score")

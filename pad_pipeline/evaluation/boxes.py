@@ -35,8 +35,7 @@ class Expression(NamedTuple):
 def read_expressions(path: Path) -> list[Expression]:
     """Read an MDETR JSON (`finetune_refcoco_val.json`) or an InternVL JSONL (`refcoco_val.jsonl`).
 
-    Raises:
-        UserError: the file has another format, or a broken entry.
+    Raise `UserError` if the file has another format, or a broken entry.
     """
     try:
         text = path.read_text("utf-8-sig")

@@ -35,12 +35,9 @@ def split_words(text: str) -> Words:
 
 
 def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return BLEU-1 to BLEU-4, ROUGE-L (all 0..1) and CIDEr (0..10) over all captions.
+    """Return BLEU-1 to BLEU-4, ROUGE-L (all 0..1) and CIDEr (0..10) over all captions, one for each image.
 
-    Each image has one caption in `captions`, and one or more true captions in `references`.
-
-    Raises:
-        ValueError: there is no caption, or an image has no reference.
+    Raise `ValueError` if there is no caption, or an image has no reference.
     """
     if not captions or len(captions) != len(references) or not all(references):
         raise ValueError("captions and references should be as many, and every image should have a reference")

@@ -18,13 +18,8 @@ def neighbors(vectors: Tensor, k: int) -> Tensor:
 def neighbor_overlap(before: Tensor, after: Tensor, k: int = 10) -> Tensor:
     """Return the mean share of the k nearest neighbors that a vector keeps (arXiv 2509.11986), for each set of vectors.
 
-    Args:
-        before: sets of vectors, `[..., n, d]`.
-        after: the same vectors after the projector, `[..., n, e]`.
-        k: the number of neighbors, below n.
-
-    Returns:
-        float32 `[...]`, 0..1; k / (n - 1) by chance.
+    `before` are sets of vectors `[..., n, d]`. `after` are the same vectors after the projector, `[..., n, e]`. `k` is
+    below n. The result is float32 `[...]`, 0..1, and k / (n - 1) by chance.
     """
     first, second = neighbors(before, k), neighbors(after, k)
     return (first[..., :, None] == second[..., None, :]).any(-1).float().mean((-2, -1))

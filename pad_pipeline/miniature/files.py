@@ -48,17 +48,10 @@ def index_of(key: str) -> int:
 
 
 def write_world(out: Path, count: int, seed: int = 0, indices: Iterable[int] = ()) -> World:
-    """Draw `count` scenes of the world `seed`, and write them into `out`.
+    """Draw `count` scenes of the world `seed`, and write them to `out`, a new, empty or earlier folder of scenes.
 
-    Args:
-        out: a new or empty folder, or one with drawn scenes, which are overwritten.
-        count: the number of scenes.
-        seed: the seed of the world.
-        indices: 0 to `count - 1`, for a caller that wraps them into a progress bar.
-
-    Raises:
-        UserError: the folder holds something other than drawn scenes.
-        OSError: a file can't be written.
+    `indices` are 0 to `count - 1`, for a caller that wraps them into a progress bar. Raise `UserError` if the folder
+    holds anything else, and `OSError` if a file can't be written.
     """
     claim_folder(out, WORLD)
     images = out / "images"

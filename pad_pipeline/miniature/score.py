@@ -119,10 +119,9 @@ class Score:
                 self.patch_ious.append(float(np.minimum(exact, found_coverage).sum() / most))
 
     def add_boxes(self, scene: Scene, found: list[Found]) -> list[tuple[int, TrueRegion]]:
-        """Add the boxes that were found in one scene, best box first.
+        """Add the boxes found in one scene, best box first; match each thing only once.
 
-        Return pairs of the index of a box and the thing of the same label that the box matches. A thing is matched only
-        once.
+        Return pairs of the index of a box and the thing of the same label that it matches.
         """
         things = [region for region in scene.regions if region.kind == "thing"]
         for label, box in found:
@@ -135,14 +134,11 @@ class Score:
 
 
 def coverage_by_resizing(mask: np.ndarray, view: View) -> np.ndarray:
-    """Return how much of each patch a mask covers, float64 `[grid, grid]`, 0..1.
+    """Return how much of each patch a mask covers, float64 `[grid, grid]`, 0..1; only for views with the fit `crop`.
 
     This does not use `View.coverage`, which the score tests. Instead, the mask is treated as an image for the vision
     encoder: it is resized (by area averages), its center is cut out, and the pixels of each patch are averaged. The
     precision is about 1% for images that become smaller.
-
-    Raises:
-        ValueError: the fit of the view is not `crop`.
     """
     if view.fit != "crop":
         raise ValueError(f"the coverage of a resized mask needs the fit crop, and the view has {view.fit}")

@@ -32,11 +32,7 @@ class Manifest(BaseModel):
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of a folder of models.
-
-    Raises:
-        UserError: the manifest is missing or damaged.
-    """
+    """Read the manifest of a folder of models; raise `UserError` if it is missing or damaged."""
     path = folder / MANIFEST
     try:
         return Manifest.model_validate_json(path.read_bytes())
@@ -49,8 +45,7 @@ def read_manifest(folder: Path) -> Manifest:
 def checked_folder(folder: Path | None = None) -> Path:
     """Check a folder of models (by default the shipped one) against its manifest, and return the folder.
 
-    Raises:
-        UserError: a file is missing or changed, or the models are for other labels than those of drawn scenes.
+    Raise `UserError` if a file is missing or changed, or the models have other labels than drawn scenes.
     """
     folder = folder or FOLDER
     manifest = read_manifest(folder)
@@ -71,11 +66,7 @@ def checked_folder(folder: Path | None = None) -> Path:
 
 
 def check_labels(field: str, value: Any, labels: list[str]) -> None:
-    """Check that drawn scenes can have all `labels`, which come from the setting `field`.
-
-    Raises:
-        UserError: they can't have one of the labels.
-    """
+    """Raise `UserError` for the setting `field` if drawn scenes can't have one of its `labels`."""
     if unknown := [label for label in labels if label not in LABELS]:
         rule = f"it has labels that the drawn world does not know ({', '.join(map(repr, unknown[:3]))})"
         raise UserError(field, value, rule, "use models for the world's labels, such as the miniature")
@@ -84,8 +75,7 @@ def check_labels(field: str, value: Any, labels: list[str]) -> None:
 def member_reference(name: str, member: str) -> str:
     """Return the reference of a shipped model (`clip` or `llm`) if `name` is `miniature`, or else `name`.
 
-    Raises:
-        UserError: the shipped models are damaged, see `checked_folder`.
+    Raise `UserError` if the shipped models are damaged, see `checked_folder`.
     """
     if name != NAME:
         return name

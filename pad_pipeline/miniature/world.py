@@ -114,13 +114,10 @@ EDGES = (128, 224)
 
 
 def draw_scene(seed: int, index: int, size: tuple[int, int] | None = None, most: int = 5) -> Scene:
-    """Draw a scene; the same arguments always give the same scene.
+    """Draw scene `index` of the world `seed`; the same arguments always give the same scene.
 
-    Args:
-        seed: the seed of the world.
-        index: the index of the scene in the world.
-        size: width and height in pixels; by default, both are random within `EDGES`.
-        most: the largest number of things in the scene, at least 1.
+    `size` is width and height in pixels; by default, both are random within `EDGES`. `most` is the largest number of
+    things in the scene, at least 1.
     """
     rng = np.random.default_rng((seed, index))
     drawn = rng.integers(EDGES[0], EDGES[1] + 1, 2)  # drawn for a given size, too, which so changes nothing else

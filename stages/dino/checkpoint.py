@@ -65,8 +65,7 @@ same in every official model."""
 def converted_folder(path: Path) -> Path:
     """Convert an official file to a model folder of transformers in the cache; return the folder, without a tokenizer.
 
-    Raises:
-        UserError: the file is not an official Grounding DINO.
+    Raise `UserError` if the file is not an official Grounding DINO.
     """
 
     def write(folder: Path) -> None:
@@ -90,8 +89,7 @@ def converted_folder(path: Path) -> Path:
 def rename_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors by transformers' names, with joint projections split into query, key and value.
 
-    Raises:
-        ValueError: a name is unknown.
+    Raise `ValueError` for an unknown name.
     """
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -118,11 +116,7 @@ def _new_name(name: str) -> str:
 
 
 def build_config(state: dict[str, Tensor]) -> GroundingDinoConfig:
-    """Return the network's configuration, from the shapes of its official tensors.
-
-    Raises:
-        KeyError: a tensor is missing.
-    """
+    """Return the configuration, from the shapes of official tensors; raise `KeyError` if a tensor is missing."""
     depths = [_count(state, rf"backbone\.0\.layers\.{stage}\.blocks\.(\d+)\.") for stage in range(4)]
     biases = [state[f"backbone.0.layers.{stage}.blocks.0.attn.relative_position_bias_table"] for stage in range(4)]
     window = (round(biases[0].shape[0] ** 0.5) + 1) // 2

@@ -175,11 +175,7 @@ class _SharedFeatures(nn.Module):
 
 
 def load_processor(folder: Path) -> GroundingDinoImageProcessorPil:
-    """Load the image processor of a model folder.
-
-    Raises:
-        UserError: the folder's preprocessor_config.json is missing or can't be used.
-    """
+    """Load the image processor of a model folder; raise `UserError` if it is missing or can't be used."""
     try:
         processor = GroundingDinoImageProcessorPil.from_pretrained(folder, local_files_only=True)
         names = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")

@@ -21,10 +21,7 @@ def load_ram(network: Ram, path: Path) -> Ram:
     """Load a training checkpoint or a `.safetensors` file into `network`; return it in eval mode and float32.
 
     Of a training checkpoint (3 to 5.6 GB), the part for inference (0.9 GB for RAM, 1.3 GB for RAM++) is kept in the
-    cache as safetensors.
-
-    Raises:
-        UserError: the names or shapes of the file's tensors are not exactly the network's.
+    cache as safetensors. Raise `UserError` if names or shapes of the tensors are not exactly the network's.
     """
 
     def read(file: Path) -> dict[str, Tensor]:

@@ -59,9 +59,7 @@ class SamShape(BaseModel):
 def read_shape(shapes: Mapping[str, tuple[int, ...]]) -> SamShape:
     """Return the sizes of the network, from the shapes of an official checkpoint's tensors by name.
 
-    Raises:
-        KeyError: a tensor is missing.
-        ValueError: the shapes contradict each other.
+    Raise `KeyError` if a tensor is missing, and `ValueError` if the shapes contradict each other.
     """
     width, _, patch, _ = shapes["image_encoder.patch_embed.proj.weight"]
     side = shapes["image_encoder.pos_embed"][1]
@@ -110,8 +108,7 @@ def build_sam(shape: SamShape) -> Sam:
 def load_sam(path: Path) -> tuple[Sam, SamShape]:
     """Load an official checkpoint; return the network, in eval mode and float32, and its sizes.
 
-    Raises:
-        UserError: the tensors of the file are not exactly those of a SAM.
+    Raise `UserError` if the tensors of the file are not exactly those of a SAM.
     """
     state = read_tensors("segmenter.weights", path)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
