@@ -85,7 +85,7 @@ class LabelEmbedder:
         return ids
 
     def __call__(self, labels: list[str]) -> np.ndarray:
-        """Return the embedding of each label, float16 `[len(labels), width]`; raise `ValueError` if one has no token."""
+        """Return an embedding for each label, float16 `[labels, width]`; raise `ValueError` if one has no token."""
         for label in labels:
             if label not in self._known:
                 ids = self.tokens(label)
@@ -99,15 +99,15 @@ class EmbeddingTable:
     """The input embedding in an LLM's checkpoint. Only the rows that are asked for are loaded."""
 
     def __init__(self, folder: Path) -> None:
-        self.path, self.name = _find_embedding(folder)
+        self.path, name = _find_embedding(folder)
         try:
             if self.path.suffix == ".safetensors":
                 # The file is memory-mapped and stays open.
                 tensors: Any = safe_open(self.path, "pt")
-                self._tensor = tensors.get_slice(self.name)
+                self._tensor = tensors.get_slice(name)
                 self._shape: tuple[int, ...] = tuple(self._tensor.get_shape())
             else:
-                self._tensor = read_tensors("llm.llm", self.path)[self.name]
+                self._tensor = read_tensors("llm.llm", self.path)[name]
                 self._shape = tuple(self._tensor.shape)
         except (SafetensorError, KeyError, OSError) as error:
             rule = f"its embedding can't be read ({type(error).__name__}: {error})"
@@ -127,7 +127,7 @@ class EmbeddingTable:
             raise UserError("llm.llm", self.path, rule, remedy)
         rows = torch.cat([self._tensor[index : index + 1] for index in ids]).float()
         if not bool(rows.to(torch.float16).isfinite().all()):
-            raise UserError("llm.llm", self.path, "its embedding holds numbers beyond float16 or no numbers", remedy)
+            raise UserError("llm.llm", self.path, "its embedding holds NaN, or numbers beyond float16", remedy)
         return rows
 
     def sha256(self) -> str:

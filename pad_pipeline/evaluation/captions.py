@@ -40,7 +40,7 @@ def score_captions(captions: Sequence[str], references: Sequence[Sequence[str]])
     Raise `ValueError` if there is no caption, or an image has no reference.
     """
     if not captions or len(captions) != len(references) or not all(references):
-        raise ValueError("captions and references should be as many, and every image should have a reference")
+        raise ValueError("every image should have a caption and at least one reference")
     words = [split_words(text) for text in captions]
     truth = [[split_words(text) for text in texts] for texts in references]
     scores = {f"BLEU-{order}": value for order, value in enumerate(bleu(words, truth), 1)}

@@ -1,4 +1,4 @@
-"""Draw shapes, each in color into the image and as a number into the map of owners."""
+"""Draw shapes twice: in color into the image, and as a number into the map of owners, which tells each pixel's shape."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ LABELS: tuple[str, ...] = (*THINGS, *PARTS, *STUFF)
 MIN_PIXELS = 20
 """Things, parts and stuff with fewer visible pixels are not regions, because nobody could recognize them."""
 MIN_VISIBLE = 0.6
-"""The smallest share, roughly, of a thing that another thing leaves visible."""
+"""Things are placed so that any other thing leaves about this share of each visible, or more."""
 
 
 class TrueRegion(NamedTuple):

@@ -80,7 +80,7 @@ class GroundingDino:
         self.model = compute.put(model, in_float32=exact)
         self.max_tokens: int = model.config.max_text_len
         if not 16 <= self.max_tokens <= 4096:
-            rule = f"its config.json sets max_text_len to {self.max_tokens}, and no tag would fit in"
+            rule = f"its config.json sets max_text_len to {self.max_tokens}, which leaves no room for tags"
             raise UserError("detector.model", folder, rule, "fetch the model again")
         self.queries, self.levels = model.config.num_queries, model.config.num_feature_levels
         self.words: int = model.config.text_config.vocab_size

@@ -32,7 +32,7 @@ class SwinSettings(BaseModel):
         side = self.image_size // self.patch
         for _ in self.depths:
             if not side or side % min(self.window, side):
-                raise ValueError(f"window {self.window} must divide the side of every layer, and {side} is one")
+                raise ValueError(f"window {self.window} must divide the side of every layer, such as {side}")
             side //= 2
         if any((self.embed_dim << stage) % heads for stage, heads in enumerate(self.num_heads)):
             raise ValueError(
