@@ -64,6 +64,5 @@ def matching_pursuit(
             taken.append(scores.gather(1, best[:, None])[:, 0])
             rest = rest - taken[-1][:, None] * atoms[best]
         left.append(rest.square().sum(-1) / energy)
-    return Decomposition(
-        torch.stack(words, 1), coefficients if orthogonal else torch.stack(taken, 1), torch.stack(left, 1)
-    )
+    found = coefficients if orthogonal else torch.stack(taken, 1)
+    return Decomposition(torch.stack(words, 1), found, torch.stack(left, 1))

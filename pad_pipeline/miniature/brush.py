@@ -1,4 +1,4 @@
-"""Draw shapes twice: in color into the image, and as a number into the map of owners, which tells each pixel's shape."""
+"""Draw shapes twice: in color into the image, and as a number into the map of owners, the shape of each pixel."""
 
 from __future__ import annotations
 

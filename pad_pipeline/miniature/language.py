@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pad_pipeline.miniature.kinds import PARTS, THINGS
-from pad_pipeline.miniature.world import COLORS, SIZES, TEXTURES, UPPER_OF, Scene, Thing
+from pad_pipeline.miniature.world import BACKDROPS, COLORS, SIZES, TEXTURES, Scene, Thing
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 SIDES = ("on the left", "in the middle", "on the right")
@@ -62,7 +62,7 @@ def caption(scene: Scene) -> str:
     """
     standing = [phrase(thing, "a") for thing in scene.things if not thing.air]
     hanging = [phrase(thing, "a") for thing in scene.things if thing.air]
-    where = f"the {scene.lower} {_PLACE[scene.upper]}"
+    where = f"the {scene.ground} {_PLACE[scene.backdrop]}"
     if not standing:
         return f"{listed(hanging)} above {where}." if hanging else f"{where}."
     above = f", with {listed(hanging)} above" if hanging else ""
@@ -92,7 +92,7 @@ def _grammar() -> re.Pattern[str]:
     standing, hanging = _phrases(air=False), _phrases(air=True)
     several = rf"{standing}(?:, {standing})* and {standing}"
     above = rf"{hanging}(?:(?:, {hanging})* and {hanging})?"
-    positions = [f"the {lower} {_PLACE[upper]}" for lower, uppers in UPPER_OF.items() for upper in uppers]
+    positions = [f"the {ground} {_PLACE[behind]}" for ground, backdrops in BACKDROPS.items() for behind in backdrops]
     where = f"(?:{'|'.join(positions)})"
     stand = rf"(?:(?:{standing}|{several}) on {where}|on {where} (?:is {standing}|are {several}))"
     return re.compile(rf"(?:{where}|{above} above {where}|{stand}(?:, with {above} above)?)\.")
@@ -148,10 +148,7 @@ def llava_box(scene: Scene, region: int) -> str:
 def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
     """Return pairs of a question about a scene and its answer, in random order, for a conversation."""
     turns = [(str(rng.choice(DESCRIBE_PROMPTS)), caption(scene))]
-    turns += [
-        (REFER_PROMPT + expression.phrase, llava_box(scene, expression.region))
-        for expression in referring_expressions(scene)
-    ]
+    turns += [(REFER_PROMPT + one.phrase, llava_box(scene, one.region)) for one in referring_expressions(scene)]
     kinds = [thing.kind for thing in scene.things]
 
     def count(asked: str) -> int:
@@ -170,7 +167,7 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
             parts = listed([name for name in PARTS if name in seen])
             turns.append((f"Which parts of the {thing.kind} can be seen?", f"{parts}."))
     # Ask about kinds, but not about stars at night, because that sky has many stars that are not things.
-    askable = [kind for kind in THINGS if (kind, scene.upper) != ("star", "night")]
+    askable = [kind for kind in THINGS if (kind, scene.backdrop) != ("star", "night")]
     present = [kind for kind in kinds if kind in askable]
     for form in ("How many", "Is there"):
         asked = str(rng.choice(present if present and rng.random() < 0.5 else askable))
@@ -180,5 +177,5 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
             turns.append((f"How many {plural(asked)} are there?", answer))
         else:
             turns.append((f"Is there {with_article(asked)}?", "yes." if number else "no."))
-    turns.append(("Where is this?", f"on the {scene.lower} {_PLACE[scene.upper]}."))
+    turns.append(("Where is this?", f"on the {scene.ground} {_PLACE[scene.backdrop]}."))
     return [turns[position] for position in rng.permutation(len(turns))]

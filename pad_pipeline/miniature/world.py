@@ -41,7 +41,7 @@ STUFF: dict[str, tuple[Color, str]] = {
     "hill": ((120, 140, 95), "grains"),
 }
 """The color and the texture of each kind of stuff."""
-UPPER_OF: dict[str, tuple[str, ...]] = {
+BACKDROPS: dict[str, tuple[str, ...]] = {
     "grass": ("sky", "night"),
     "sand": ("sky", "night"),
     "sea": ("sky", "night"),
@@ -103,9 +103,9 @@ class Scene:
     """The visible regions: things, then parts, then stuff."""
     things: list[Thing]
     """The visible things, from the farthest to the nearest."""
-    upper: str
+    backdrop: str
     """The label of the stuff above the horizon."""
-    lower: str
+    ground: str
     """The label of the ground."""
 
 
@@ -120,14 +120,14 @@ def draw_scene(seed: int, index: int, size: tuple[int, int] | None = None, most:
     things in the scene, at least 1.
     """
     rng = np.random.default_rng((seed, index))
-    drawn = rng.integers(EDGES[0], EDGES[1] + 1, 2)  # drawn for a given size, too, which so changes nothing else
+    drawn = rng.integers(EDGES[0], EDGES[1] + 1, 2)  # also for a given size, which then changes nothing else
     width, height = size or (int(drawn[0]), int(drawn[1]))
-    lower = str(rng.choice(list(UPPER_OF)))
-    upper = str(rng.choice(UPPER_OF[lower]))
-    background, ground = _background(rng, width, height, upper, lower)
-    canvas_image, owner_map = Image.fromarray(background), Image.fromarray(ground)
+    ground = str(rng.choice(list(BACKDROPS)))
+    backdrop = str(rng.choice(BACKDROPS[ground]))
+    background, owner = _background(rng, width, height, backdrop, ground)
+    canvas_image, owner_map = Image.fromarray(background), Image.fromarray(owner)
     canvas = ImageDraw.Draw(canvas_image), ImageDraw.Draw(owner_map)
-    owners = [Owner(upper, -1, 0), Owner(lower, -1, 1), Owner("hill", -1, 2)]  # stuff has no thing
+    owners = [Owner(backdrop, -1, 0), Owner(ground, -1, 1), Owner("hill", -1, 2)]  # stuff has no thing
 
     # Draw the things, from the farthest to the nearest.
     made: list[DrawnThing] = []
@@ -137,36 +137,36 @@ def draw_scene(seed: int, index: int, size: tuple[int, int] | None = None, most:
     pixels = np.asarray(canvas_image).astype(np.float32)
     owner = np.asarray(owner_map)
     _add_textures(rng, pixels, owner, owners, made)
-    pixels *= rng.uniform(0.72, 0.88) if upper == "night" else rng.uniform(0.9, 1.08)
+    pixels *= rng.uniform(0.72, 0.88) if backdrop == "night" else rng.uniform(0.9, 1.08)
     grey = rng.standard_normal((height, width, 1), np.float32) * rng.uniform(2, 8)
     pixels += grey + rng.standard_normal((height, width, 3), np.float32) * 2
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     regions, places = _regions(owner, owners, [thing.kind for _, thing in made])
     things = [thing._replace(region=places[number]) for number, (_, thing) in enumerate(made) if number in places]
-    return Scene(image, regions, things, upper, lower)
+    return Scene(image, regions, things, backdrop, ground)
 
 
 def _background(
-    rng: np.random.Generator, width: int, height: int, upper: str, lower: str
+    rng: np.random.Generator, width: int, height: int, backdrop: str, ground: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return an image without things, uint8 `[H, W, 3]`, and its map of owners, int32 `[H, W]`."""
     horizon = int(height * rng.uniform(0.35, 0.6))
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    ground = np.where(y < horizon, 1, 2).astype(np.int32)
-    if upper != "wall" and rng.random() < 0.4:
+    owner = np.where(y < horizon, 1, 2).astype(np.int32)
+    if backdrop != "wall" and rng.random() < 0.4:
         top = horizon - height * rng.uniform(0.1, 0.22) * np.cos((x / width - rng.uniform(0.2, 0.8)) * 2.2)
-        ground[(y >= top) & (y < horizon)] = 3
+        owner[(y >= top) & (y < horizon)] = 3
     pixels = np.zeros((height, width, 3), np.float32)
-    for number, stuff in enumerate((upper, lower, "hill"), 1):
+    for number, stuff in enumerate((backdrop, ground, "hill"), 1):
         color, texture = STUFF[stuff]
         shade = np.array(color, np.float32) + rng.normal(0, 6, 3)
-        here = ground == number
+        here = owner == number
         pixels[here] = shade + _ground_texture(rng, texture, x, y)[here, None]
     # Add specks and dashes, which are not regions.
     for _ in range(rng.integers(0, 9)):
         cx, cy, r = int(rng.integers(width)), int(rng.integers(height)), int(rng.integers(1, 4))
         pixels[max(cy - r, 0) : cy + 1, max(cx - 2 * r, 0) : cx + r] += rng.uniform(-45, 45)
-    return np.clip(pixels, 0, 255).astype(np.uint8), ground
+    return np.clip(pixels, 0, 255).astype(np.uint8), owner
 
 
 def _ground_texture(rng: np.random.Generator, texture: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -130,7 +130,7 @@ def test_captions_name_what_can_be_seen_and_parse() -> None:
         said = caption(scene)
         assert is_caption(said), said
         assert sum(said.count(phrase(thing)) >= 1 for thing in scene.things) == len(scene.things)
-        assert scene.lower in said
+        assert scene.ground in said
         words = said.split()
         assert not is_caption(" ".join([*words[:-1], words[0], words[-1]])), said
         assert not is_caption(said.replace("the ", "", 1)), said
@@ -196,7 +196,7 @@ def test_questions_have_true_answers() -> None:
                 named = question.removeprefix("How many ").removesuffix(" are there?")
                 kind = next(kind for kind in THINGS if plural(kind) == named)
                 assert answer.split()[2] == NUMBERS[sum(is_kind_of(other, kind) for other in kinds)]
-                assert (kind, scene.upper) != ("star", "night"), "who counts the stars of a night sky?"
+                assert (kind, scene.backdrop) != ("star", "night"), "who counts the stars of a night sky?"
             if question.startswith("What colour"):
                 kind = question.removeprefix("What colour is the ").removesuffix("?")
                 color = next(thing.color for thing in scene.things if thing.kind == kind)

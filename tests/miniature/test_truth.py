@@ -49,7 +49,7 @@ def test_a_caption_is_taken_apart_into_what_the_scene_says() -> None:
     leave both variants' scores too high: what is not seen can't be wrong."""
     for scene in SCENES:
         slots = slots_of(caption(scene))
-        assert slots and slots.ground == scene.lower
+        assert slots and slots.ground == scene.ground
         assert slots.position in caption(scene)
         assert sorted(slots.things) == sorted(Said(t.kind, t.color, t.size, t.texture) for t in scene.things)
 
