@@ -178,8 +178,7 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """Return the content of a file."""
-        with self.open(name) as stream:
-            return stream.read()
+        return self._ordinary(name).read_bytes()
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Return the bytes `start` to `stop - 1` of a file; fewer if the file is shorter."""
