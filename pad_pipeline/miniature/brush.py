@@ -32,7 +32,7 @@ class Owner(NamedTuple):
     thing: int
     """The number of the thing in the scene; -1 for stuff."""
     instance: int
-    """Tells equal parts apart. Shapes with the same owner are one region (such as the petals of a flower)."""
+    """Distinguishes equal parts. Shapes with the same owner are one region (such as the petals of a flower)."""
 
 
 @dataclass

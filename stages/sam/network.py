@@ -83,7 +83,7 @@ def read_shape(shapes: Mapping[str, tuple[int, ...]]) -> SamShape:
 
 
 def build_sam(shape: SamShape) -> Sam:
-    """Build the network as upstream's `build_sam` does, but for any sizes, and with fused attention."""
+    """Build the network as upstream's `build_sam` does, with any sizes and with fused attention."""
     side = shape.image_size // shape.patch
     encoder = ImageEncoderViT(
         img_size=shape.image_size, patch_size=shape.patch, embed_dim=shape.width, depth=shape.depth,
@@ -128,7 +128,7 @@ def load_sam(path: Path) -> tuple[Sam, SamShape]:
 
 
 def decode_boxes(sam: Sam, embeddings: Tensor, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Decode a mask for each box, as upstream's mask decoder does, but for boxes of several images.
+    """Decode a mask for each box, as upstream's mask decoder does, with boxes of several images.
 
     Args:
         sam: the network.
