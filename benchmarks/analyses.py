@@ -24,7 +24,7 @@ from pad_pipeline.analysis.model import Subject
 from pad_pipeline.analysis.studies import STUDIES
 from pad_pipeline.geometry import View
 from pad_pipeline.miniature.files import write_world
-from pad_pipeline.miniature.shipped import NAME, resolve
+from pad_pipeline.miniature.shipped import NAME, member_reference
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.sources.coco import CocoSource
 from pad_pipeline.training.projector import build_projector, save_projector
@@ -53,7 +53,7 @@ def write_subject(folder: Path, words: int) -> None:
 
 def measure(home: Path, names: list[str], limit: int) -> None:
     """In a process of its own: print seconds and megabytes."""
-    subject = Subject(home / "mm_projector.bin", str(home / "tower"), resolve(NAME, "llm"), -2)
+    subject = Subject(home / "mm_projector.bin", str(home / "tower"), member_reference(NAME, "llm"), -2)
     began = time.monotonic()
     found = analyze(names, subject, str(home / "shards"), analysis_settings(None, {}), None, limit)
     assert found["images"] == limit

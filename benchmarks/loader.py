@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pad_pipeline.miniature.files import write_world
-from pad_pipeline.miniature.shipped import NAME, resolve
+from pad_pipeline.miniature.shipped import NAME, member_reference
 from pad_pipeline.pretrained import load_tokenizer
 from pad_pipeline.shards.reader import load_npy, open_shards
 from pad_pipeline.sources.coco import CocoSource
@@ -84,9 +84,9 @@ def main() -> None:
         shards = Path(home, "shards")
         import_coco(source, shards, models.llm, models.decode, models.view, RunOptions(shard_size=256))
         folder = open_shards(shards)
-        mean, std = normalization(fetch_model("vision", resolve(NAME, "clip")))
+        mean, std = normalization(fetch_model("vision", member_reference(NAME, "clip")))
         sight = Sight(folder.run.view, mean, std, folder.run.view.grid**2)
-        tokenizer = load_tokenizer("llm", fetch_model("llm", resolve(NAME, "llm")))
+        tokenizer = load_tokenizer("llm", fetch_model("llm", member_reference(NAME, "llm")))
         examples = ShardExamples(folder, sight, Template("plain", tokenizer), TrainSettings())
         rates: dict[str, list[float]] = {"webdataset": [], "pad": []}
         for _ in range(asked.repeats):

@@ -32,7 +32,7 @@ from pad_pipeline.shards.keys import KeyHashes, numbered, plain_key, scratch_fol
 from pad_pipeline.shards.seal import UNSEALED, seal
 from pad_pipeline.sources.base import Source, Tally
 from pad_pipeline.sources.read import read_bytes
-from pad_pipeline.storage import Folder, is_url, whole
+from pad_pipeline.storage import Folder, atomic_write, is_url
 
 PLAN_NAME = "plan.parquet"
 PLAN_SCHEMA = pa.schema(
@@ -259,7 +259,7 @@ def _rename(path: Path, schema: pa.Schema, repeated: np.ndarray, hashes: KeyHash
     taken: deque[tuple[int, str]] = deque()
     renamed = numbered(iter(taken.popleft, None), hashes)  # one generator, because it counts the copies of each key
     with (
-        whole(path, durable=False) as second,
+        atomic_write(path, durable=False) as second,
         open_parquet(path) as first,
         _writer(second, schema) as writer,
     ):

@@ -160,7 +160,7 @@ class ShardFolder:
                 raise ValueError("a member lies before the tar's beginning")
             if last - first > sum(sizes) + _BETWEEN:
                 raise ValueError("its members lie far apart")
-            content = self.folder.part(f"{name}.tar", first, last)
+            content = self.folder.read_range(f"{name}.tar", first, last)
             if len(content) < last - first:
                 raise ValueError("a member does not lie inside the tar")
             places = zip(wanted, starts, sizes, strict=True)

@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessor, CLIPImageProcessorPil, LlavaForCond
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import Fit
-from pad_pipeline.packages import OPTIONAL, without
+from pad_pipeline.packages import OPTIONAL, not_installed
 from pad_pipeline.pretrained import load_pretrained, quiet, read_config
 from pad_pipeline.training.export import ADAPTER
 from pad_pipeline.training.llava_abstractor import AbstractorLlava
@@ -170,7 +170,7 @@ def _adapted(model: Any, folder: Path) -> Any:
 
         return PeftModel.from_pretrained(model, adapters)
     except ImportError as error:
-        rule = f"it has LoRA's adapters apart, and {without('peft')}"
+        rule = f"it has LoRA's adapters apart, and {not_installed('peft')}"
         raise UserError("model", folder, rule, OPTIONAL["peft"].install) from error
     except Exception as error:
         rule = f"its adapters can't be loaded ({type(error).__name__}: {str(error)[:300]})"

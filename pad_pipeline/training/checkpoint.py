@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributed.checkpoint import state_dict as states
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.storage import Folder, whole
+from pad_pipeline.storage import Folder, atomic_write
 from pad_pipeline.training.ranks import Ranks
 
 _NAME = re.compile(r"step-([0-9]{8,})")
@@ -46,13 +46,13 @@ class Checkpoints:
 
     def saved(self) -> list[Saved]:
         """Return the checkpoints that are whole, the latest last."""
-        whole = []
+        complete = []
         for path in self.folder.glob("step-*"):
             if name := _NAME.fullmatch(path.name):
                 with suppress(OSError, ValueError, KeyError, TypeError):  # such a checkpoint is not whole
                     facts = json.loads((path / _FACTS).read_text())
-                    whole.append(Saved(int(name[1]), path, facts["held_out_loss"]))
-        return sorted(whole)
+                    complete.append(Saved(int(name[1]), path, facts["held_out_loss"]))
+        return sorted(complete)
 
     def save(
         self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks, loss: float | None = None
@@ -69,7 +69,7 @@ class Checkpoints:
         if ranks.first:
             self.folder.mkdir(parents=True, exist_ok=True)
             Folder(self.folder).clean()
-            with whole(self.folder / f"step-{step:08d}") as partial:
+            with atomic_write(self.folder / f"step-{step:08d}") as partial:
                 partial.mkdir()
                 with (partial / _STATE).open("wb") as stream:  # so that a full disk is an OSError
                     torch.save(state, stream)

@@ -66,7 +66,7 @@ class Probe:
         words = model.llm.get_input_embeddings().weight.detach()
         words = words.full_tensor() if isinstance(words, DTensor) else words
         vocabulary = Vocabulary(model.tokenizer, len(words), {})
-        ids = vocabulary.atoms("all")
+        ids = vocabulary.token_ids("all")
         self._words = F.normalize(words[ids.to(words.device)].float(), dim=-1)
         self._readable = vocabulary.readable[ids]
         self._align, self._chance = Align(), Align()

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.packages import OPTIONAL, installed, without
-from pad_pipeline.storage import Folder, write_whole
+from pad_pipeline.packages import OPTIONAL, installed, not_installed
+from pad_pipeline.storage import Folder, atomic_write_text
 from pad_pipeline.training.ranks import Ranks
 
 LOG = "log.jsonl"
@@ -29,9 +29,9 @@ class Logbook:
             if wandb:
                 _start_wandb(wandb, out)
             Folder(out).clean()
-            write_whole(out / LOG, _lines(entries))
+            atomic_write_text(out / LOG, _lines(entries))
             if dropped := read_log(out, len(entries), DROPPED):
-                write_whole(out / DROPPED, _lines(dropped))
+                atomic_write_text(out / DROPPED, _lines(dropped))
             else:
                 (out / DROPPED).unlink(missing_ok=True)
             self.stream = (out / LOG).open("a")
@@ -68,9 +68,9 @@ def _start_wandb(project: str, out: Path) -> None:
     try:
         import wandb
     except ImportError as error:
-        raise UserError("wandb", project, without("wandb"), OPTIONAL["wandb"].install) from error
+        raise UserError("wandb", project, not_installed("wandb"), OPTIONAL["wandb"].install) from error
     if not installed("tensorboard"):
-        raise UserError("wandb", project, without("tensorboard"), OPTIONAL["tensorboard"].install)
+        raise UserError("wandb", project, not_installed("tensorboard"), OPTIONAL["tensorboard"].install)
     # `sync_tensorboard` copies what goes to TensorBoard. A name made of the folder continues the folder's run.
     name = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
     wandb.init(project=project, name=out.name, id=name, dir=str(out), resume="allow", sync_tensorboard=True)

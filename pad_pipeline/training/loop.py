@@ -17,10 +17,10 @@ from torch.distributed.tensor import DTensor
 
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.facts import read_facts
-from pad_pipeline.packages import installed, left_out
+from pad_pipeline.packages import installed, left_out_note
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.sources.llava import LlavaSource
-from pad_pipeline.storage import claim_folder, write_whole
+from pad_pipeline.storage import atomic_write_text, claim_folder
 from pad_pipeline.training.batches import Batch, Step, steps
 from pad_pipeline.training.checkpoint import Checkpoints
 from pad_pipeline.training.examples import DialogueExamples, Examples, ShardExamples, Sight
@@ -159,7 +159,7 @@ class Trainer:
         """
         log, first = self._resume()
         if self.here.first and not installed("tensorboard"):
-            self.say(left_out("no TensorBoard log is written", "tensorboard"))
+            self.say(left_out_note("no TensorBoard log is written", "tensorboard"))
         every = self.settings.checkpoint_every or max(50, -(-self.total // 20))
         looks_every = self.settings.held_out_every or self.total
         span = range(first, self.total)
@@ -192,7 +192,7 @@ class Trainer:
         saved = self.here.gather(self.checkpoints.saved() if self.here.first else None)[0]
         if self.here.first:
             self.out.mkdir(parents=True, exist_ok=True)
-            write_whole(self.out / FACTS, json.dumps(self.facts, indent=2) + "\n")
+            atomic_write_text(self.out / FACTS, json.dumps(self.facts, indent=2) + "\n")
         if not saved:
             return [], 0
         self.checkpoints.load(saved[-1], self.model, self.optimizer, self.here)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, CLIPVisionModel, SiglipVisionMode
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.geometry import Fit, View
 from pad_pipeline.labels import EmbeddingTable, LabelEmbedder, LabelSettings
-from pad_pipeline.packages import OPTIONAL, without
+from pad_pipeline.packages import OPTIONAL, not_installed
 from pad_pipeline.pretrained import load_pretrained, load_tokenizer, read_config
 from pad_pipeline.shards.run import Run
 from pad_pipeline.training.batches import Batch
@@ -278,7 +278,7 @@ def _with_adapters(llm: Any, settings: TrainSettings) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise UserError("settings.llm", "lora", without("peft"), OPTIONAL["peft"].install) from error
+        raise UserError("settings.llm", "lora", not_installed("peft"), OPTIONAL["peft"].install) from error
     lora = settings.lora
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     config = LoraConfig(

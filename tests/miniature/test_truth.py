@@ -14,7 +14,14 @@ import torch
 
 from pad_pipeline.evaluation.boxes import score_boxes
 from pad_pipeline.miniature.files import write_world
-from pad_pipeline.miniature.language import DESCRIBE, REFER, caption, llava_box, questions, refer
+from pad_pipeline.miniature.language import (
+    DESCRIBE_PROMPTS,
+    REFER_PROMPT,
+    caption,
+    llava_box,
+    questions,
+    referring_expressions,
+)
 from pad_pipeline.miniature.world import Scene, draw_scene
 from pad_pipeline.sources.llava import LlavaSource
 from pad_pipeline.training.chat import Chat
@@ -42,7 +49,7 @@ def test_a_caption_is_taken_apart_into_what_the_scene_says() -> None:
     leave both variants' scores too high: what is not seen can't be wrong."""
     for scene in SCENES:
         slots = slots_of(caption(scene))
-        assert slots and slots.ground == scene.lower
+        assert slots and slots.ground == scene.ground
         assert slots.position in caption(scene)
         assert sorted(slots.things) == sorted(Said(t.kind, t.color, t.size, t.texture) for t in scene.things)
 
@@ -85,7 +92,7 @@ def boxes_scored(change: object = None) -> dict[str, Any]:
     said = [
         change(scene, llava_box(scene, found.region)) if callable(change) else llava_box(scene, found.region)
         for scene in SCENES
-        for found in refer(scene)
+        for found in referring_expressions(scene)
     ]
     found = score_boxes(expressions_of(SCENES), said)
     return found["padded"] | {"unparsed": found["unparsed"], "asked": found["expressions"]}
@@ -135,8 +142,11 @@ def test_dialogues_have_every_expression_with_its_box(tmp_path: Path) -> None:
         assert record["image"] == f"scene-{number:05d}.png"
         assert [place for place, text in enumerate(said) if "<image>" in text] == [0]
         turns = dict(zip((text.replace("<image>\n", "") for text in said[::2]), said[1::2], strict=True))
-        asked = {REFER + found.phrase: llava_box(SCENES[number], found.region) for found in refer(SCENES[number])}
-        assert {question: answer for question, answer in turns.items() if question.startswith(REFER)} == asked
+        asked = {
+            REFER_PROMPT + found.phrase: llava_box(SCENES[number], found.region)
+            for found in referring_expressions(SCENES[number])
+        }
+        assert {question: answer for question, answer in turns.items() if question.startswith(REFER_PROMPT)} == asked
         true = dict(questions(SCENES[number], np.random.default_rng((21, number, 1))))
         assert turns.items() <= true.items() and len(turns) == len(asked) + 1
 
@@ -262,8 +272,9 @@ def test_batches_with_a_cache_say_what_single_greedy_steps_say(
     looked at, or answers in another order than the questions show."""
     chat, one_line = Chat(compared / f"paper/with the patch loss-0/{stage}"), template == "plain"
     scenes, tokenizer = SCENES[:3], chat.processor.tokenizer
-    asked = [(scene.image, REFER + found.phrase) for scene in scenes for found in refer(scene)][:3]
-    asked += [(scene.image, DESCRIBE[0]) for scene in scenes[1:]]
+    phrases = [(scene.image, found.phrase) for scene in scenes for found in referring_expressions(scene)]
+    asked = [(image, REFER_PROMPT + phrase) for image, phrase in phrases[:3]]
+    asked += [(scene.image, DESCRIBE_PROMPTS[0]) for scene in scenes[1:]]
     put = [chat.show(image) if one_line else chat.prepare(image, question) for image, question in asked]
     newline = tokenizer("\n", add_special_tokens=False)["input_ids"][-1]
     ends = [tokenizer.eos_token_id, *([newline] if one_line else [])]

@@ -171,7 +171,7 @@ def test_a_strip_has_positions_for_all_queries(models: ModelSettings, tmp_path: 
         torch.manual_seed(0)
         GroundingDinoForObjectDetection(config).save_pretrained(folder)
     detector = Detector(DetectorSettings(model=str(folder), min_size=0, box_threshold=0), DECODING, TWO)
-    assert detector.model.positions(*detector.model.resized(1000, 10)) < 200
+    assert detector.model.count_positions(*detector.model.resized(1000, 10)) < 200
     assert [row.status for row in detector(Shard(0, rows)).rows] == ["ok"] * 3, [row.reason for row in rows]
 
 

@@ -155,7 +155,7 @@ def test_packed_boxes_equal_predict_torch(sam_path: Path, world: World) -> None:
         wanted.append(low[:, 0])
         quality.append(iou[:, 0])
     corners = [
-        sam.boxes(np.array([region.box for region in row.regions]), row.width, row.height).astype(np.float32)
+        sam.scale_boxes(np.array([region.box for region in row.regions]), row.width, row.height).astype(np.float32)
         for row in rows
     ]
     image = torch.repeat_interleave(torch.arange(4), torch.tensor([len(part) for part in corners]))

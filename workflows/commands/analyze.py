@@ -53,7 +53,7 @@ def analyze(
     """
     from pad_pipeline.analysis.model import Subject
     from pad_pipeline.analysis.studies import STUDIES
-    from pad_pipeline.miniature.shipped import resolve
+    from pad_pipeline.miniature.shipped import member_reference
     from pad_pipeline.workflows.learning import analyze as workflow
 
     chosen = workflow.analysis_settings(settings, {})
@@ -63,7 +63,7 @@ def analyze(
         raise UserError("captions", captions or "none", rule, "give both, or neither")
     names: list[str] = list(STUDIES) if what == "all" else ["align", "pursuit"] if healthy else [what]
     scores = workflow.captions_below(captions, baseline) if captions and baseline else []
-    subject = Subject(model, resolve(vision, "clip"), resolve(llm, "llm"), vision_layer)
+    subject = Subject(model, member_reference(vision, "clip"), member_reference(llm, "llm"), vision_layer)
     found = workflow.analyze(names, subject, shards, chosen, out, limit, batch, drawings)
     signs = workflow.signs_of_failure(found, chosen) + scores if healthy else []
     if as_json:
@@ -111,7 +111,7 @@ def experiment(
 
       pad experiment mine.toml --engine ray --out mine/
     """
-    from pad_pipeline.miniature.shipped import resolve
+    from pad_pipeline.miniature.shipped import member_reference
     from pad_pipeline.workflows.learning import experiment as workflow
     from pad_pipeline.workflows.learning.grid import table
 
@@ -122,9 +122,9 @@ def experiment(
     chosen = workflow.read_experiment(file, {name: value for name, value in options.items() if value})
     if steps:
         chosen.stage1["steps"] = steps
-    chosen.vision, chosen.llm = resolve(chosen.vision, "clip"), resolve(chosen.llm, "llm")
+    chosen.vision, chosen.llm = member_reference(chosen.vision, "clip"), member_reference(chosen.llm, "llm")
     for cell in chosen.cells.values():
-        cell.vision, cell.llm = resolve(cell.vision, "clip"), resolve(cell.llm, "llm")
+        cell.vision, cell.llm = member_reference(cell.vision, "clip"), member_reference(cell.llm, "llm")
     where = address if engine == "ray" else None
     found = workflow.run_experiment(chosen, out, where, note)
     print_json(found._asdict()) if as_json else console.print(table(found))

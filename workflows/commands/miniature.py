@@ -68,10 +68,10 @@ def miniature_evaluate(
 
       pad miniature evaluate --out evaluation/
     """
-    from pad_pipeline.miniature.shipped import resolve
+    from pad_pipeline.miniature.shipped import member_reference
     from pad_pipeline.workflows.miniature import scoring as workflow
     from pad_pipeline.workflows.models.settings import load_models
 
-    chosen, tower = load_models(models), resolve(vision, "clip")
+    chosen, tower = load_models(models), member_reference(vision, "clip")
     found = workflow.evaluate(out, chosen, tower, scenes, seeds, steps, engine, errors if as_json else console)
     print_json(workflow.as_dict(found)) if as_json else console.print(workflow.table(found))

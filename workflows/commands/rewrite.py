@@ -119,13 +119,13 @@ def _rewrite(
     first = source.runs[0].run
     options = run_options({"shard_size": max(first.shard_size, 1)} | run)
     from pad_pipeline.labels import LabelSettings
-    from pad_pipeline.miniature.shipped import resolve
+    from pad_pipeline.miniature.shipped import member_reference
     from pad_pipeline.workflows.runs.rewrite import rewrite
 
     labels = None
     if llm:
         context = (first.settings.get("llm") or {}).get("context", "sentence")
-        labels = LabelSettings(llm=resolve(llm, "llm"), context=context)
+        labels = LabelSettings(llm=member_reference(llm, "llm"), context=context)
     new_view = changed_view(first.view, view) if view else None
     totals = rewrite(source, run["out"], options, new_view, labels, edits)
     finish(totals, run, dict(source.counts), source="" if failed_wanted else "shards")

@@ -69,10 +69,10 @@ def train(
     from pad_pipeline.workflows.learning import launch as workflow
 
     chosen = workflow.train_settings(settings, training, job["stage"])
-    from pad_pipeline.miniature.shipped import resolve
+    from pad_pipeline.miniature.shipped import member_reference
 
     paths = {"out": str(job["out"]), "init": str(job.get("init", ""))}
-    parts = {"vision": resolve(job["vision"], "clip"), "llm": resolve(job["llm"], "llm")}
+    parts = {"vision": member_reference(job["vision"], "clip"), "llm": member_reference(job["llm"], "llm")}
     if address and not workers:
         raise UserError("address", address, "it goes with `workers` only", "say how many workers, or leave it out")
     launch = workflow.Launch(workflow.parse_workers(workers) if workers else (0, 0), address, max_failures)

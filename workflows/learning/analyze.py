@@ -20,9 +20,9 @@ from pad_pipeline.analysis.studies import STUDIES, PursuitStudy
 from pad_pipeline.analysis.study import Context
 from pad_pipeline.console import note, progress
 from pad_pipeline.errors import UserError
-from pad_pipeline.packages import installed, left_out
+from pad_pipeline.packages import installed, left_out_note
 from pad_pipeline.shards.reader import open_shards
-from pad_pipeline.storage import unwritable
+from pad_pipeline.storage import write_error
 from pad_pipeline.workflows.results import finite
 from pad_pipeline.workflows.toml import read_toml, settings_error
 
@@ -78,7 +78,7 @@ def analyze(
         text = f"note: the shards' label embeddings have {width} numbers; this LLM's, which have {llm_width}, are used."
         note(text, "yellow")
     if out and not installed("matplotlib"):
-        note(left_out("no charts are drawn", "matplotlib"), "yellow")
+        note(left_out_note("no charts are drawn", "matplotlib"), "yellow")
     # Collect the labels of all images, for the analyses that compare patches with them.
     labels: list[str] = []
     if any(STUDIES[name].needs_labels for name in names):
@@ -123,7 +123,7 @@ def analyze(
         rule = "the GPU has not enough memory for so many images at a time"
         raise UserError("batch", batch, rule, "lower it; the numbers stay the same") from error
     except OSError as error:
-        raise unwritable(out or "", error) from error
+        raise write_error(out or "", error) from error
     return results
 
 

@@ -24,7 +24,7 @@ from pad_pipeline.evaluation.captions import java_scores, score_captions
 from pad_pipeline.facts import read_facts
 from pad_pipeline.sources.base import path_problem, read_json
 from pad_pipeline.sources.fields import caption_of, read_conversations
-from pad_pipeline.storage import unwritable, write_whole
+from pad_pipeline.storage import atomic_write_text, write_error
 from pad_pipeline.training.chat import Chat, llava_folder, load_processor, shown_fit
 from pad_pipeline.weights import file_sha256
 from pad_pipeline.workflows.learning.chat import read_image
@@ -84,7 +84,7 @@ def ask(model: Path, images: Path, asked: Sequence[Question], out: Path, batch: 
         rule = "the GPU has not enough memory for so many questions at a time"
         raise UserError("batch", batch, rule, "lower it; the answers stay the same") from error
     except OSError as error:
-        raise unwritable(out, error) from error
+        raise write_error(out, error) from error
     return known
 
 
@@ -119,7 +119,7 @@ def _claim(out: Path, model: Path) -> None:
     if earlier is None:
         if (out / _ANSWERS).exists():
             raise UserError("out", out, f"it holds answers, and no {_ASKED} that says whose", "name another `out`")
-        write_whole(out / _ASKED, json.dumps(facts, indent=1) + "\n")
+        atomic_write_text(out / _ASKED, json.dumps(facts, indent=1) + "\n")
     elif earlier != facts:
         raise UserError("out", out, "it holds the answers of another model", "name another `out`")
 

@@ -19,10 +19,10 @@ from pad_pipeline.analysis.studies import STUDIES
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.facts import differences, read_facts
 from pad_pipeline.geometry import Fit
-from pad_pipeline.packages import installed, left_out
+from pad_pipeline.packages import installed, left_out_note
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.sources.llava import LlavaSource
-from pad_pipeline.storage import Folder, claim_folder, is_url, write_whole
+from pad_pipeline.storage import Folder, atomic_write_text, claim_folder, is_url
 from pad_pipeline.training.job import Job, absolute
 from pad_pipeline.training.settings import settings_of
 from pad_pipeline.training.template import TemplateName
@@ -191,13 +191,13 @@ def run_experiment(experiment: Experiment, out: Path, address: str | None, say: 
         results[training.cell].append(json.loads(path.read_text()) if path.is_file() else {})
     found = grid_of(results, experiment.columns, failed, experiment.baseline)
     facts = {"experiment": experiment.model_dump(mode="json")} | found._asdict()
-    write_whole(out / SUMMARY, json.dumps(finite(facts), indent=1) + "\n")
+    atomic_write_text(out / SUMMARY, json.dumps(finite(facts), indent=1) + "\n")
     if installed("matplotlib"):
         from pad_pipeline.analysis.charts import draw_grid
 
         draw_grid(found.cells, out / PLOT)
     else:
-        say(left_out(f"{PLOT} is not drawn", "matplotlib"))
+        say(left_out_note(f"{PLOT} is not drawn", "matplotlib"))
     return found
 
 
@@ -232,7 +232,7 @@ def _claim(experiment: Experiment, inputs: dict[str, Any], out: Path) -> None:
         raise UserError("out", out, rule, "repeat its settings to go on, or name another `out`")
     out.mkdir(parents=True, exist_ok=True)
     Folder(out).clean()
-    write_whole(out / GRID, json.dumps(facts, indent=1) + "\n")
+    atomic_write_text(out / GRID, json.dumps(facts, indent=1) + "\n")
 
 
 def _done(
@@ -297,4 +297,4 @@ def run_cell(experiment: Experiment, training: Training) -> None:
         train(Job(stage=2, init=str(one / "mm_projector.bin"), out=str(two), settings=second, **shared))
         model, template = two, second.template
     found = measured(experiment.analyses, model, template, training.out) | ({"stage1": between} if between else {})
-    write_whole(training.out / RESULT, json.dumps(finite(found)) + "\n")
+    atomic_write_text(training.out / RESULT, json.dumps(finite(found)) + "\n")

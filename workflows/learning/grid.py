@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.facts import flat
+from pad_pipeline.facts import flatten
 
 
 class Grid(NamedTuple):
@@ -33,7 +33,7 @@ def grid_of(
     Raises:
         UserError: no result has a column.
     """
-    found = {cell: [flat(result) for result in of_cell] for cell, of_cell in results.items()}
+    found = {cell: [flatten(result) for result in of_cell] for cell, of_cell in results.items()}
     known = {name: value for of_cell in found.values() for result in of_cell for name, value in result.items()}
     for column in columns:
         if column not in known:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from pad_pipeline.console import errors, note, progress
 from pad_pipeline.errors import UserError
-from pad_pipeline.storage import unwritable
+from pad_pipeline.storage import write_error
 from pad_pipeline.training.job import Job
 from pad_pipeline.training.loop import train as train_loop
 from pad_pipeline.training.settings import TrainSettings, settings_of
@@ -81,7 +81,7 @@ def train(job: Job, launch: Launch = Launch()) -> str:
             else:
                 log = train_loop(job, report, note)
         except (OSError, SafetensorError) as error:
-            raise unwritable(job.out, error) from error
+            raise write_error(job.out, error) from error
     return summary(log, Path(job.out))
 
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from pad_pipeline.evaluation.boxes import Expression, score_boxes
 from pad_pipeline.miniature.kinds import THINGS
-from pad_pipeline.miniature.language import REFER, caption, parses, refer
-from pad_pipeline.miniature.world import COLOURS, SIZES, TEXTURES, Scene
+from pad_pipeline.miniature.language import REFER_PROMPT, caption, is_caption, referring_expressions
+from pad_pipeline.miniature.world import COLORS, SIZES, TEXTURES, Scene
 from pad_pipeline.training.chat import Chat
 
 CAPTION_TOKENS = 100
@@ -39,13 +39,13 @@ class Slots(NamedTuple):
 
 _GROUND = re.compile(r"the (\w+) (under the sky|at night|in front of the wall)")
 _THING = re.compile(
-    rf"\ban? (?:({'|'.join(SIZES)}) )?(?:({'|'.join(COLOURS)}) )?(?:({'|'.join(TEXTURES)}) )?({'|'.join(THINGS)})\b"
+    rf"\ban? (?:({'|'.join(SIZES)}) )?(?:({'|'.join(COLORS)}) )?(?:({'|'.join(TEXTURES)}) )?({'|'.join(THINGS)})\b"
 )
 
 
 def slots_of(text: str) -> Slots | None:
     """Return the slots of a caption; None if it is no sentence of the world's grammar."""
-    if not parses(text):
+    if not is_caption(text):
         return None
     ground = _GROUND.search(text)
     assert ground, text
@@ -134,12 +134,12 @@ def expressions_of(scenes: list[Scene]) -> list[Expression]:
     return [
         Expression(str(number), found.phrase, scene.regions[found.region].box, scene.image.size)
         for number, scene in enumerate(scenes)
-        for found in refer(scene)
+        for found in referring_expressions(scene)
     ]
 
 
 def ask_boxes(chat: Chat, scenes: list[Scene]) -> dict[str, Any]:
     """Ask for a box of every expression, as the dialogues do, and return the scores of `score_boxes`."""
     expressions = expressions_of(scenes)
-    asked = [chat.prepare(scenes[int(one.image)].image, REFER + one.text) for one in expressions]
+    asked = [chat.prepare(scenes[int(one.image)].image, REFER_PROMPT + one.text) for one in expressions]
     return score_boxes(expressions, chat.answers(asked, BOX_TOKENS))

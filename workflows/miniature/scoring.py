@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from pad_pipeline.analysis.model import Subject
 from pad_pipeline.console import say
 from pad_pipeline.miniature.files import index_of, write_world
-from pad_pipeline.miniature.language import caption, parses
+from pad_pipeline.miniature.language import caption, is_caption
 from pad_pipeline.miniature.score import Score, score_shards
 from pad_pipeline.miniature.shipped import check_labels
 from pad_pipeline.miniature.world import Scene, draw_scene
@@ -249,5 +249,5 @@ def grammatical(network: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, c
             ids = torch.cat([ids, following], 1)
             if bool((ids == newline).any(1).all()):
                 break
-        right += sum(parses(tokenizer.decode(row[1:]).split("\n")[0]) for row in ids)
+        right += sum(is_caption(tokenizer.decode(row[1:]).split("\n")[0]) for row in ids)
     return right / count

@@ -12,8 +12,8 @@ from pad_pipeline.geometry import View
 from pad_pipeline.images import DecodeSettings
 from pad_pipeline.labels import LabelSettings
 from pad_pipeline.miniature.shipped import NAME as MINIATURE
-from pad_pipeline.miniature.shipped import checked
-from pad_pipeline.roles import ORDER, REQUIRED, ROLES, RedoFrom, is_redone, section_of
+from pad_pipeline.miniature.shipped import checked_folder
+from pad_pipeline.roles import REQUIRED, ROLES, STEPS, RedoFrom, is_redone, section_of
 from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.stages.custom.load import SECTIONS, CustomSettings, pinned
 from pad_pipeline.stages.custom.stages import CustomDetector, CustomGrounder, CustomSegmenter, CustomTagger
@@ -49,7 +49,7 @@ class ModelSettings(BaseModel):
     @field_validator("annotators")
     @classmethod
     def _each_step_once(cls, annotators: tuple[StageSettings, ...]) -> tuple[StageSettings, ...]:
-        annotators = tuple(sorted(annotators, key=lambda one: ORDER.index(cast(RedoFrom, one.steps[0]))))
+        annotators = tuple(sorted(annotators, key=lambda one: STEPS.index(cast(RedoFrom, one.steps[0]))))
         by_step: dict[str, str] = {}
         for section, step in ((one.section, step) for one in annotators for step in one.steps):
             if step in by_step:
@@ -120,7 +120,7 @@ def load_models(models: str) -> ModelSettings:
     """
     if models in PRESETS:
         return _settings(PRESETS[models], models, Path.cwd())
-    path = checked() / "models.toml" if models == MINIATURE else Path(models).expanduser()
+    path = checked_folder() / "models.toml" if models == MINIATURE else Path(models).expanduser()
     if not path.is_file():
         rule = f"it is neither a preset ({', '.join([*PRESETS, MINIATURE])}) nor a file"
         raise UserError("models", models, rule, "name one of these, or a TOML file")
