@@ -144,22 +144,25 @@ class GroundingDino:
             fusion.padded = features.padded
         mask = features.mask[indices]
         self.backbone.served = features, indices
-        with self.compute.autocast():
-            output = self.model(
-                # The pixels are not read, because the backbone returns features that were computed before.
-                pixel_values=mask.new_empty(1, dtype=torch.float32).expand(len(texts), 3, *mask.shape[1:]),
-                pixel_mask=mask,
-                input_ids=self.compute.send(ids),
-                attention_mask=self.compute.send(attended),
-                token_type_ids=self.compute.send(torch.zeros_like(ids)),
-            )
+        try:
+            with self.compute.autocast():
+                output = self.model(
+                    # The pixels are not read, because the backbone returns features that were computed before.
+                    pixel_values=mask.new_empty(1, dtype=torch.float32).expand(len(texts), 3, *mask.shape[1:]),
+                    pixel_mask=mask,
+                    input_ids=self.compute.send(ids),
+                    attention_mask=self.compute.send(attended),
+                    token_type_ids=self.compute.send(torch.zeros_like(ids)),
+                )
+        finally:
+            self.backbone.served = None  # so that a retry after lack of memory has the memory of the features
         return output.logits[..., : ids.shape[1]].float().sigmoid(), output.pred_boxes.float()
 
 
 class _SharedFeatures(nn.Module):
     """Replaces the model's backbone by one that returns features that were computed before."""
 
-    served: tuple[Features, Tensor]
+    served: tuple[Features, Tensor] | None = None
     """The features for the next call, and the index of each text's image in them, int64 `[B]`."""
 
     def __init__(self, backbone: Any) -> None:
@@ -168,8 +171,8 @@ class _SharedFeatures(nn.Module):
         self.position_embedding = backbone.position_embedding
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
-        features, indices = self.served
-        del self.served  # which frees the memory of the features as soon as nobody else needs them
+        assert self.served, "`detect` sets it"
+        (features, indices), self.served = self.served, None  # frees the features as soon as nobody else needs them
         maps = [(feature[indices], mask[indices]) for feature, mask in features.maps]
         return maps, [position[indices] for position in features.positions]
 
