@@ -23,7 +23,7 @@ KINDS = {kind.config_class.model_type: kind for kind in (LlavaForConditionalGene
 never runs."""
 
 
-class Loaded(NamedTuple):
+class LoadedModel(NamedTuple):
     """A LLaVA folder in memory: in bfloat16 on a GPU if there is one, else in float32 on the CPU."""
 
     folder: Path
@@ -32,7 +32,7 @@ class Loaded(NamedTuple):
     device: torch.device
 
 
-def load_llava(folder: Path) -> Loaded:
+def load_llava(folder: Path) -> LoadedModel:
     """Load the model and its LoRA adapters from the `hf/` that `pad train` wrote, from the folder around it, or from
     another LLaVA folder.
 
@@ -46,7 +46,7 @@ def load_llava(folder: Path) -> Loaded:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     # The attention is named here, because the folder could name one that is downloaded as code.
     model = load_pretrained("model", folder, kind, dtype, attn_implementation="sdpa")
-    return Loaded(folder, _adapted(model, folder).to(device).eval(), processor, device)
+    return LoadedModel(folder, _adapted(model, folder).to(device).eval(), processor, device)
 
 
 def llava_folder(folder: Path) -> Path:
@@ -86,7 +86,7 @@ class Chat:
     def answers(
         self, inputs: Sequence[dict[str, torch.Tensor]], max_tokens: int = 256, batch: int = 16, one_line: bool = False
     ) -> list[str]:
-        """Answer many questions that `prepare` or `show` made ready.
+        """Answer many questions that `prepare` or `prepare_caption` made ready.
 
         Prompts of one length are answered together, up to `batch` at a time, so that none is padded. The more questions
         one call has, the fuller the batches. With `one_line`, an answer is cut after its first line, because
@@ -130,7 +130,7 @@ class Chat:
             raise UserError("model", self.folder, rule, "export it again with pad train") from error
         return dict(inputs)
 
-    def show(self, image: Image.Image) -> dict[str, torch.Tensor]:
+    def prepare_caption(self, image: Image.Image) -> dict[str, torch.Tensor]:
         """Make the inputs, on the CPU, of an upright RGB image alone, which a model of template `plain` captions."""
         text = (self.processor.tokenizer.bos_token or "") + IMAGE_MARK
         return dict(self.processor(images=image, text=text, add_special_tokens=False, return_tensors="pt"))
@@ -151,7 +151,7 @@ def load_processor(folder: Path) -> Any:
         raise UserError("model", folder, rule, "export it again with pad train") from error
 
 
-def shown_fit(processor: Any) -> Fit:
+def processor_fit(processor: Any) -> Fit:
     """Return how a processor makes an image square: `pad`, `crop` or `stretch`."""
     images = processor.image_processor
     stock = isinstance(images, CLIPImageProcessor | CLIPImageProcessorPil)  # CLIP's takes `do_pad` and does not pad

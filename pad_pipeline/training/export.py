@@ -277,7 +277,7 @@ def chat_template_for(name: TemplateName, tokenizer: Any, processor: LlavaProces
     return text if _asks_alike(processor, text, template) else None
 
 
-def in_one_call(processor: LlavaProcessor, messages: list[dict[str, Any]], **options: Any) -> list[int]:
+def tokenize_chat(processor: LlavaProcessor, messages: list[dict[str, Any]], **options: Any) -> list[int]:
     """Return the token ids of `processor.apply_chat_template(..., tokenize=True)`, with one `<image>` per image."""
     tokenizer, text = processor.tokenizer, processor.apply_chat_template(messages, **options)
     has_bos = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
@@ -294,7 +294,7 @@ def _asks_alike(processor: LlavaProcessor, chat_template: str, template: Templat
             [{"type": "image"}] * (number == 0) + [{"type": "text", "text": t}] for number, t in enumerate(texts)
         ]
         roles = [{"role": ("user", "assistant")[number % 2], "content": part} for number, part in enumerate(content)]
-        tokens = in_one_call(processor, roles, chat_template=chat_template, add_generation_prompt=len(texts) % 2 == 1)
+        tokens = tokenize_chat(processor, roles, chat_template=chat_template, add_generation_prompt=len(texts) % 2 == 1)
         return [IMAGE if token == image else token for token in tokens]
 
     try:

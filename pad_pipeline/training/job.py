@@ -19,7 +19,7 @@ _FREE = {
 """Fields that may differ when a training is continued, because they change no result beyond the last digits."""
 
 
-def absolute(where: str) -> str:
+def absolute_path(where: str) -> str:
     """Make a local path absolute, because a training may be continued from another folder, and Ray's workers run in
     folders of their own. A URL or the name of a model stays as it is."""
     return resolved(where) if where and Path(where).exists() else where
@@ -56,7 +56,7 @@ class Job(BaseModel):
     @field_validator("vision", "llm", "shards", "data", "image_root", "init")
     @classmethod
     def _absolute(cls, value: str) -> str:
-        return absolute(value)
+        return absolute_path(value)
 
     def differences(self, facts: Any) -> list[str]:
         """List the fields in which an earlier training with these `facts` differs, each as `NAME: OLD -> NEW`, except

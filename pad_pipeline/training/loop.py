@@ -21,19 +21,19 @@ from pad_pipeline.packages import installed, left_out
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.sources.llava import LlavaSource
 from pad_pipeline.storage import claim_folder, write_whole
-from pad_pipeline.training.batches import Batch, Step, steps
+from pad_pipeline.training.batches import Batch, StepBatches, load_steps
 from pad_pipeline.training.checkpoint import Checkpoints
-from pad_pipeline.training.examples import DialogueExamples, Examples, ShardExamples, Sight
+from pad_pipeline.training.examples import DialogueExamples, Examples, Preprocessor, ShardExamples
 from pad_pipeline.training.export import export
-from pad_pipeline.training.flops import flops_of, peak
+from pad_pipeline.training.flops import peak_flops, step_flops
 from pad_pipeline.training.held_out import measure_held_out
 from pad_pipeline.training.job import Job
-from pad_pipeline.training.logbook import DROPPED, Logbook, read_log
-from pad_pipeline.training.model import MultimodalModel, check_view, embedder_for, shard, view_of
-from pad_pipeline.training.order import Order
+from pad_pipeline.training.model import MultimodalModel, check_view, embedder_for, shard_with_fsdp, view_of
+from pad_pipeline.training.order import SampleOrder
 from pad_pipeline.training.ranks import Ranks, ranks
-from pad_pipeline.training.sums import StepCounts, StepSums, count_step
+from pad_pipeline.training.step_totals import StepCounts, StepSums, count_step
 from pad_pipeline.training.template import Template
+from pad_pipeline.training.training_log import DROPPED, TrainingLog, read_log
 from pad_pipeline.weights import fetch_model
 
 Report = Callable[[dict[str, Any]], None]
@@ -79,12 +79,12 @@ class Trainer:
         self.total = self.settings.steps or max(1, math.ceil(self.settings.epochs * self.trained / self.batch_size))
         self.sharded = here.world > 1 and self.settings.llm == "full"
         if self.sharded:
-            shard(self.model)
+            shard_with_fsdp(self.model)
         self.learning = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = self._optimizer()
         self.checkpoints = Checkpoints(self.out / "checkpoints", self.settings.keep_checkpoints)
         self.dropped = 0
-        self.peak = peak(here.device)
+        self.peak = peak_flops(here.device)
 
     # ---- preparation, before the first step
 
@@ -104,15 +104,15 @@ class Trainer:
         except ValueError as error:
             rule = f"it does not go with this LLM's tokenizer ({error})"
             raise UserError("template", self.settings.template, rule, "choose another in the settings") from error
-        sight = Sight(self.view, model.mean, model.std, model.vision_tokens)
+        preprocessor = Preprocessor(self.view, model.mean, model.std, model.vision_tokens)
         if not self.shards:
             with rename_field(images="data"):
                 source = LlavaSource(job.data, job.image_root or None)
-                return DialogueExamples(source, sight, template, self.settings, model.width)
+                return DialogueExamples(source, preprocessor, template, self.settings, model.width)
         embedder = embedder_for(model.llm_folder, self.shards.run)
         if embedder:
             self.say("The shards were built for another LLM: labels are embedded again, with this one's words.")
-        return ShardExamples(self.shards, sight, template, self.settings, embedder)
+        return ShardExamples(self.shards, preprocessor, template, self.settings, embedder)
 
     def _facts(self) -> dict[str, Any]:
         """Return the content of training.json; check that the training began with these samples."""
@@ -136,7 +136,7 @@ class Trainer:
         lengths, with_image = self.examples.lengths, self.examples.with_image
         lengths = None if lengths is None or not self.settings.group_by_length else lengths[kept]
         with_image = None if with_image is None else with_image[kept]
-        self.order = Order(self.trained, self.batch_size, self.settings.seed, lengths, with_image, kept)
+        self.order = SampleOrder(self.trained, self.batch_size, self.settings.seed, lengths, with_image, kept)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         """Make AdamW with one parameter group for the projector and one for the rest, each with its peak rate."""
@@ -163,8 +163,8 @@ class Trainer:
         every = self.settings.checkpoint_every or max(50, -(-self.total // 20))
         looks_every = self.settings.held_out_every or self.total
         span = range(first, self.total)
-        batches = steps(self.examples, self.order.step, self.settings, span, self.here.rank, self.here.world)
-        with closing(Logbook(self.out, log, self.here, self.job.wandb)) as logbook:
+        batches = load_steps(self.examples, self.order.step, span, self.here.rank, self.here.world)
+        with closing(TrainingLog(self.out, log, self.here, self.job.wandb)) as training_log:
             began = time.monotonic()
             for number, step in zip(span, batches, strict=True):
                 waited = time.monotonic() - began
@@ -174,10 +174,10 @@ class Trainer:
                 due = (number + 1) % every == 0 or number + 1 == self.total
                 if self.settings.held_out and (due or (number + 1) % looks_every == 0):
                     entry |= measure_held_out(self.model, self.examples, self.held, self.batch_size, self.here)
-                logbook.add(entry)
+                training_log.add(entry)
                 self.report(entry | {"steps": self.total})
                 if number == first:
-                    self._suggest_micro_batch(len(step.parts[0].keys))
+                    self._suggest_micro_batch(len(step.batches[0].keys))
                 if due:
                     self.checkpoints.save(number + 1, self.model, self.optimizer, self.here, entry.get("held_out_loss"))
                 began = time.monotonic()
@@ -202,7 +202,7 @@ class Trainer:
         self.dropped = self.here.gather(sum(entry["dropped"] for entry in log))[0]
         return log, first
 
-    def step(self, number: int, step: Step) -> dict[str, Any]:
+    def step(self, number: int, step: StepBatches) -> dict[str, Any]:
         """Make one optimizer step over the micro-batches of all ranks; both losses are means over the whole step.
 
         Returns:
@@ -225,7 +225,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         partial_sums = torch.zeros(len(StepSums._fields), device=here.device)
         self.model.llm.train(settings.llm != "frozen" or settings.activation_checkpointing)
-        for part in step.parts:
+        for part in step.batches:
             partial_sums += self._backward(part.to(here.device), beta, counts)
         if not self.sharded:
             here.sum_gradients(self.learning)
@@ -235,7 +235,7 @@ class Trainer:
         sums = StepSums(*here.sum(partial_sums).tolist())
         caption, patch = sums.caption_loss, sums.patch_loss
         if not math.isfinite(caption + patch + norm):
-            keys = [key for of_rank in here.gather([k for part in step.parts for k in part.keys]) for key in of_rank]
+            keys = [key for of_rank in here.gather([k for part in step.batches for k in part.keys]) for key in of_rank]
             losses = f"L_caption {caption}, L_patch {patch}, gradient {norm}; images {', '.join(keys[:8])}"
             rule = f"the loss of step {number} is no finite number ({losses}); the last checkpoint is kept"
             raise UserError("learning_rate", settings.learning_rate, rule, "lower it, or look at these images")
@@ -284,7 +284,7 @@ class Trainer:
             group["lr"] = group["peak"] * share
         return float(self.settings.learning_rate * share)
 
-    def _count_dropped(self, step: Step, number: int) -> None:
+    def _count_dropped(self, step: StepBatches, number: int) -> None:
         """Record the samples of all ranks from which nothing can be learned; no more than `max_dropped` are allowed."""
         problems = [problem for of_rank in self.here.gather(step.problems) for problem in of_rank]
         self.dropped += len(problems)
@@ -307,7 +307,7 @@ class Trainer:
             "data_wait": waited / seconds,
         }
         if self.peak:
-            flops = flops_of(self.model, entry["images"], entry["positions"], entry["supervised_tokens"])
+            flops = step_flops(self.model, entry["images"], entry["positions"], entry["supervised_tokens"])
             speed["mfu"] = flops / self.here.world / seconds / self.peak
         return speed
 

@@ -128,7 +128,7 @@ class MultimodalModel(nn.Module):
             raise UserError("init", path, rule, "give the projector of the same tower, LLM and kind")
         return given
 
-    def see(self, pixels: Tensor) -> Tensor:
+    def encode_images(self, pixels: Tensor) -> Tensor:
         """Encode and project images `[B, 3, size, size]` to tokens `[B, M, d]`, row by row from the top left."""
         with torch.no_grad():
             states = self.tower(pixels.to(self.tower.dtype), output_hidden_states=True).hidden_states
@@ -145,28 +145,28 @@ class MultimodalModel(nn.Module):
         """Compute L_caption and L_patch of a batch; both divisors, and the step's distinct label embeddings `[L, d]`,
         are those of `caption_loss` and `patch_loss`."""
         if len(batch.pixels):
-            tokens = self.see(batch.pixels)
+            tokens = self.encode_images(batch.pixels)
         else:  # text alone: the projector gets a blank image, so that it has a gradient (of 0) on every rank
             size = batch.pixels.shape[-1]
-            tokens = self.see(batch.pixels.new_zeros(1, 3, size, size))
-        coverage = self.pooled(batch.coverage)
+            tokens = self.encode_images(batch.pixels.new_zeros(1, 3, size, size))
+        coverage = self.pool_coverage(batch.coverage)
         patch = patch_loss(tokens, batch.embeds, coverage, batch.image, self.settings.patch_loss, patch_weight, labels)
         cosine = mean_cosine(tokens, batch.embeds, coverage, batch.image)
         # Skip the LLM where it neither learns nor adds to the loss.
         if self.settings.llm == "frozen" and not (len(batch.targets) and self.settings.caption_weight):
             return Losses(patch * 0.0, patch, cosine, tokens)
-        hidden = self.read(tokens if len(batch.pixels) else tokens[:0], batch)[batch.predicting]
+        hidden = self.run_llm(tokens if len(batch.pixels) else tokens[:0], batch)[batch.predicting]
         if not len(batch.pixels):
             hidden = hidden + tokens.sum().to(hidden.dtype) * 0.0
         with torch.autocast(hidden.device.type, torch.bfloat16, enabled=self._autocast(hidden)):
             caption = caption_loss(hidden, self.llm.get_output_embeddings(), batch.targets, caption_weight)
         return Losses(caption, patch, cosine, tokens)
 
-    def pooled(self, coverage: Tensor) -> Tensor:
+    def pool_coverage(self, coverage: Tensor) -> Tensor:
         """Pool the coverage of R regions from patches, `[R, grid * grid]`, to the image's M vision tokens, `[R, M]`."""
         return pool(self.projector, coverage, self.grid)
 
-    def read(self, tokens: Tensor, batch: Batch) -> Tensor:
+    def run_llm(self, tokens: Tensor, batch: Batch) -> Tensor:
         """Run the LLM on a batch with projected vision tokens `[I, M, d]`. Return its last hidden states `[B * T, d]`
         at all positions of all sequences."""
         # No attention mask is needed: padding comes after the tokens, and a causal model does not look ahead.
@@ -287,7 +287,7 @@ def _with_adapters(llm: Any, settings: TrainSettings) -> Any:
     return get_peft_model(llm, config)
 
 
-def shard(model: MultimodalModel) -> None:
+def shard_with_fsdp(model: MultimodalModel) -> None:
     """Shard the model with FSDP2: each decoder layer by itself, then the rest without the tower, which is frozen."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 

@@ -1,8 +1,5 @@
-"""Decide which samples are in which step.
-
-The answer is a function of the seed and the step alone, so all ranks compute the same one, and so does a training
-that goes on after a stop.
-"""
+"""Choose the samples of each step. The choice depends only on the seed and the step, so all ranks make the same one,
+and a training that is continued makes it again."""
 
 from __future__ import annotations
 
@@ -14,21 +11,20 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.integer[Any]]
 
-MEGA = 50
-"""Number of batches whose samples are sorted by length together, where samples are grouped by length."""
+MEGABATCH = 50
+"""The number of batches whose samples are sorted by length together."""
 
 
-class Order:
-    """A random order of the samples: every epoch has each sample once, and an order of its own.
+class SampleOrder:
+    """A random order of the samples. Each epoch contains each sample once, and has its own order.
 
     Args:
         samples: number of samples.
-        batch_size: number of samples in one step of the optimizer, over all ranks; at most `samples`.
+        batch_size: number of samples in one optimizer step, over all ranks; at most `samples`.
         seed: seed of the order.
-        lengths: int `[samples]`, the approximate length of each sample. Where it is given, samples of like length,
-            all with an image or all without, share a step, as in LLaVA's `group_by_modality_length`; a step's texts
-            are padded to its longest, so this saves padding.
-        with_image: bool `[samples]`, which samples have an image; by default all have.
+        lengths: int `[samples]`, the approximate length of each sample. If it is given, samples of similar length, all
+            with an image or all without, share a step, as in LLaVA's `group_by_modality_length`. This saves padding.
+        with_image: bool `[samples]`, whether a sample has an image; by default all have one.
         numbers: int `[samples]`, the samples' numbers; by default 0, 1, 2 and so on.
     """
 
@@ -42,7 +38,8 @@ class Order:
         self._epoch = lru_cache(2)(self._arranged)
 
     def step(self, step: int) -> Ints:
-        """Return int `[batch_size]`, the numbers of a step's samples. A step may go from one epoch into the next."""
+        """Return the numbers of a step's samples, int `[batch_size]`. A step may contain the end of one epoch and the
+        start of the next."""
         first = step * self.batch_size
         last = first + self.batch_size
         parts = [
@@ -52,26 +49,26 @@ class Order:
         return self.numbers[np.concatenate(parts)]
 
     def _arranged(self, epoch: int) -> npt.NDArray[np.int64]:
-        """Return int64 `[samples]`, the positions of the samples in the order of one epoch."""
+        """Return the positions of all samples, int64 `[samples]`, in the order of one epoch."""
         generator = np.random.default_rng((self.seed, epoch))
         shuffled = generator.permutation(self.samples)
         if self.lengths is None:
             return shuffled
-        # The first `head` samples complete the batch that the previous epoch left unfinished.
+        # The first `head` samples complete the last batch of the previous epoch.
         size, head = self.batch_size, -epoch * self.samples % self.batch_size
         with_image = np.ones(self.samples, bool) if self.with_image is None else self.with_image
-        # Make whole batches of like length, of samples with an image and of samples without.
+        # Make whole batches of samples of similar length, all with an image or all without.
         batches: list[Ints] = []
         left: list[Ints] = []
         for kind in (True, False):
             members = shuffled[with_image[shuffled] == kind]
             whole = len(members) // size * size
-            for start in range(0, whole, MEGA * size):
-                mega = members[start : min(start + MEGA * size, whole)]
+            for start in range(0, whole, MEGABATCH * size):
+                mega = members[start : min(start + MEGABATCH * size, whole)]
                 # A stable sort keeps samples of equal length in their random order.
                 batches += np.split(mega[np.argsort(-self.lengths[mega], kind="stable")], len(mega) // size)
             left.append(members[whole:])
-        # Put what is left over at both ends, so that the batches between start at a multiple of the batch size.
+        # Put the samples that are left over at both ends, so that the batches start at multiples of the batch size.
         generator.shuffle(batches)
         rest = generator.permutation(np.concatenate(left))
         while len(rest) < min(head, self.samples):

@@ -67,7 +67,7 @@ def analyze(
         rule = "it goes together with `baseline`, and with health only"
         raise UserError("captions", captions or "none", rule, "give both, or neither")
     names: list[str] = list(STUDIES) if what == "all" else ["align", "pursuit"] if healthy else [what]
-    scores = workflow.captions_below(captions, baseline) if captions and baseline else []
+    scores = workflow.caption_scores_below(captions, baseline) if captions and baseline else []
     subject = Subject(model, resolve(vision, "clip"), resolve(llm, "llm"), vision_layer)
     found = workflow.analyze(names, subject, shards, chosen, out, limit, batch, drawings)
     signs = workflow.signs_of_failure(found, chosen) + scores if healthy else []

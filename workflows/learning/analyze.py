@@ -144,7 +144,7 @@ def signs_of_failure(results: dict[str, Any], settings: AnalysisSettings) -> lis
     return signs
 
 
-def captions_below(captions: Path, baseline: Path) -> list[str]:
+def caption_scores_below(captions: Path, baseline: Path) -> list[str]:
     """List the caption scores that are below those of a model trained on captions alone: the paper's third sign.
     Both files are a `scores.json` of `pad evaluate captions`, on the same data.
 
@@ -176,24 +176,24 @@ def table(results: dict[str, Any]) -> Table:
     """Return the results of `analyze` as a table with one number in each line."""
     lines = Table("analysis", "of", "value", title=f"{results['images']} images")
     for name in STUDIES:
-        for field, value in rows_of(results.get(name, {})):
-            lines.add_row(name, field, shown(value))
+        for field, value in flat_rows(results.get(name, {})):
+            lines.add_row(name, field, format_value(value))
     return lines
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Format a value for a table: three decimals, and a hyphen for NaN and infinity."""
     if isinstance(value, float):
         return f"{value:.3f}" if math.isfinite(value) else "-"
     return str(value)
 
 
-def rows_of(value: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
+def flat_rows(value: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
     """Flatten nested results into rows of name and value; each name starts with `before`."""
     rows: list[tuple[str, Any]] = []
     for name, entry in value.items():
         if isinstance(entry, dict):
-            rows += rows_of(entry, f"{before}{name} ")
+            rows += flat_rows(entry, f"{before}{name} ")
         elif isinstance(entry, list):
             rows.append((before + name, "  ".join(f"{number:.3f}" for number in entry)))
         else:

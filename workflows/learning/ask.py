@@ -25,7 +25,7 @@ from pad_pipeline.facts import read_facts
 from pad_pipeline.sources.base import path_problem, read_json
 from pad_pipeline.sources.llava import caption_of, read_conversations
 from pad_pipeline.storage import unwritable, write_whole
-from pad_pipeline.training.chat import Chat, llava_folder, load_processor, shown_fit
+from pad_pipeline.training.chat import Chat, llava_folder, load_processor, processor_fit
 from pad_pipeline.weights import file_sha256
 from pad_pipeline.workflows.learning.chat import read_image
 
@@ -175,7 +175,7 @@ def _evaluate(
     entries = read(data)[:limit]
     asked = [Question(image, prompt if text is None else prompt.replace("{}", text)) for image, text, _ in entries]
     answers = ask(model, images, asked, out, batch, max_tokens)
-    if name == "rec" and (fit := shown_fit(load_processor(llava_folder(model)))) != "pad":
+    if name == "rec" and (fit := processor_fit(load_processor(llava_folder(model)))) != "pad":
         note(f"note: this model is shown images with {fit!r}, so the frame `padded` does not apply to it.", "yellow")
     scores = score(answers, [truth for _, _, truth in entries])
     (out / _SCORES).write_text(json.dumps({name: scores}, indent=1) + "\n", "utf-8")

@@ -23,11 +23,11 @@ from pad_pipeline.packages import installed, left_out
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.sources.llava import LlavaSource
 from pad_pipeline.storage import Folder, claim_folder, is_url, write_whole
-from pad_pipeline.training.job import Job, absolute
+from pad_pipeline.training.job import Job, absolute_path
 from pad_pipeline.training.settings import settings_of
 from pad_pipeline.training.template import TemplateName
 from pad_pipeline.weights import file_sha256
-from pad_pipeline.workflows.learning.grid import Grid, grid_of
+from pad_pipeline.workflows.learning.grid import Grid, collect_grid
 from pad_pipeline.workflows.learning.launch import train
 from pad_pipeline.workflows.learning.scores import Score, Trained, find_function, measure
 from pad_pipeline.workflows.results import finite
@@ -170,7 +170,7 @@ def run_experiment(experiment: Experiment, out: Path, address: str | None, say: 
     experiment = experiment.model_copy(deep=True)
     for one in (experiment, *experiment.cells.values()):
         for name in {"vision", "llm", "shards", "heldout", "data", "image_root"} & one.model_fields_set:
-            setattr(one, name, absolute(getattr(one, name)))
+            setattr(one, name, absolute_path(getattr(one, name)))
     trainings = [Training(cell, seed, out / f"{cell}-{seed}") for cell in experiment.cells for seed in experiment.seeds]
     _claim(experiment, _inputs(experiment), out)
     if experiment.heldout == experiment.shards:
@@ -189,7 +189,7 @@ def run_experiment(experiment: Experiment, out: Path, address: str | None, say: 
     for training in trainings:
         path = training.out / RESULT
         results[training.cell].append(json.loads(path.read_text()) if path.is_file() else {})
-    found = grid_of(results, experiment.columns, failed, experiment.baseline)
+    found = collect_grid(results, experiment.columns, failed, experiment.baseline)
     facts = {"experiment": experiment.model_dump(mode="json")} | found._asdict()
     write_whole(out / SUMMARY, json.dumps(finite(facts), indent=1) + "\n")
     if installed("matplotlib"):

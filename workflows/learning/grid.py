@@ -24,7 +24,7 @@ class Grid(NamedTuple):
     """By cell and column the number less that of the baseline with the same seed; empty without a baseline."""
 
 
-def grid_of(
+def collect_grid(
     results: dict[str, list[dict[str, Any]]], columns: list[str], failed: dict[str, str], baseline: str
 ) -> Grid:
     """Pick the columns, such as `align.shuffled_labels`, out of results: by cell one for each seed, empty where there

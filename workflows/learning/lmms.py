@@ -12,8 +12,8 @@ from typing import Any
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.pretrained import read_config
-from pad_pipeline.training.chat import KINDS, llava_folder, load_processor, shown_fit
-from pad_pipeline.training.export import ADAPTER, in_one_call
+from pad_pipeline.training.chat import KINDS, llava_folder, load_processor, processor_fit
+from pad_pipeline.training.export import ADAPTER, tokenize_chat
 from pad_pipeline.training.template import IMAGE_MARK
 
 TASKS = (
@@ -43,7 +43,7 @@ def check_export(model: Path) -> list[str]:
         problems.append(
             "lmms-eval would ask in other tokens than the training did: it renders the chat template, then tokenizes"
         )
-    shows = shown_fit(processor)
+    shows = processor_fit(processor)
     facts = folder.parent / "training.json"
     if facts.is_file():
         try:
@@ -64,7 +64,7 @@ def _one_bos(processor: Any) -> bool:
     one, two = ([{"role": "user", "content": content}] for content in (parts, f"{IMAGE_MARK}\nWhat is this?"))
     try:
         text = processor.apply_chat_template(two, add_generation_prompt=True)
-        return bool(in_one_call(processor, one, add_generation_prompt=True) == processor.tokenizer(text)["input_ids"])
+        return bool(tokenize_chat(processor, one, add_generation_prompt=True) == processor.tokenizer(text)["input_ids"])
     except Exception:  # a chat template is a program and can raise anything
         return False
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.training.job import Job
-from pad_pipeline.training.logbook import read_log
 from pad_pipeline.training.loop import Report, Say, train
 from pad_pipeline.training.settings import settings_of
+from pad_pipeline.training.training_log import read_log
 from pad_pipeline.workflows.engine.ray_session import ray_session
 
 _DESK = "pad-train-desk"
