@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pad_pipeline.facts import differences
 from pad_pipeline.geometry import Fit
@@ -19,12 +19,9 @@ _MAY_DIFFER = {
 """Fields that may change when a training is continued: they change no result beyond the last digits."""
 
 
-def absolute_path(where: str) -> str:
-    """Make a local path absolute. A URL or the name of a model stays as it is.
-
-    A training may be continued from another folder, and Ray's workers run in folders of their own.
-    """
-    return resolved(where) if where and Path(where).exists() else where
+AbsolutePath = Annotated[str, AfterValidator(lambda path: resolved(path) if path and Path(path).exists() else path)]
+"""A local path, which is made absolute, or a URL or the name of a model. A training may be continued from another
+folder, and Ray's workers run in folders of their own."""
 
 
 class Job(BaseModel):
@@ -34,31 +31,26 @@ class Job(BaseModel):
 
     stage: int = Field(ge=1, le=2)
     """The training stage: 1 trains only the projector, 2 also the LLM."""
-    vision: str
+    vision: AbsolutePath
     """Folder or hub name of the vision tower, of CLIP's or SigLIP's type."""
-    llm: str
+    llm: AbsolutePath
     """Folder or hub name of the LLM, of LLaMA's, Mistral's or Qwen's type."""
     out: str
     """Output folder of `training.json`, `log.jsonl`, `checkpoints/`, `mm_projector.bin` and the Hugging Face model
     `hf/`."""
-    shards: str = ""
+    shards: AbsolutePath = ""
     """Folder or URL of the PAD shards to train on; give either `shards` or `data`."""
-    data: str = ""
+    data: AbsolutePath = ""
     """LLaVA JSON of dialogues to train on, with images or without."""
-    image_root: str = ""
+    image_root: AbsolutePath = ""
     """Folder that the images of `data` are relative to; by default the folder of the JSON."""
     fit: Fit = "pad"
     """How the images of `data` are made square, see `View`. Shards have their own fit."""
-    init: str = ""
+    init: AbsolutePath = ""
     """A `mm_projector.bin` of stage 1 or of LLaVA, with which the training begins; empty for a new projector."""
     wandb: str = ""
     """Project of Weights & Biases that gets the log's figures; empty for none."""
     settings: Stage2Settings | TrainSettings
-
-    @field_validator("vision", "llm", "shards", "data", "image_root", "init")
-    @classmethod
-    def _absolute(cls, value: str) -> str:
-        return absolute_path(value)
 
     def differences(self, facts: Any) -> list[str]:
         """List the fields that differ from an earlier training's `facts`, each as `NAME: OLD -> NEW`.

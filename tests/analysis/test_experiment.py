@@ -169,8 +169,8 @@ def test_differences_are_taken_within_a_seed() -> None:
         ("own_scores:words", "own_scores:__name__", "it is no function"),
         ('"align", "words"]', '"align", "word"]', "after_stage1 = word: it should be one of entropy"),
         ('"stage1.words.most"', '"stage1.lens.most"', "columns = stage1.lens.most"),
-        ('baseline = "captions"', 'baseline = "caption"', "it is none of the cells"),
-        ("[scores.words]", '[scores.lens]\nfunction = "own_scores:words"\n[scores.words]', "call it otherwise"),
+        ('baseline = "captions"', 'baseline = "caption"', "there is no such cell"),
+        ("[scores.words]", '[scores.lens]\nfunction = "own_scores:words"\n[scores.words]', "rename the score"),
     ],
 )
 def test_a_wrong_score_is_told_before_anything_is_trained(

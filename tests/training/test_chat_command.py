@@ -92,7 +92,7 @@ def test_chat_says_in_one_line_what_is_wrong(
     assert "--image" in (said := refused(exported, tmp_path / "none.png")) and "can't be read (No such file" in said
     assert "this is no readable image" in refused(exported, text)
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
-    assert "standard input holds none" in refused(exported, question="-")
+    assert "standard input holds no question" in refused(exported, question="-")
 
     def damaged(change: Callable[[], object]) -> str:
         hf.mkdir(exist_ok=True)

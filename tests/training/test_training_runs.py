@@ -227,7 +227,7 @@ def test_samples_that_teach_nothing_are_named_and_too_many_are_an_error(
     assert "is empty" in named[records[0]["id"]]
     assert "2 images" in named[records[1]["id"]]
     assert "there is no such file" in named[records[2]["id"]]
-    assert "3 samples taught nothing" in done.out
+    assert "Nothing could be learned from 3 samples" in done.out
     before = (tmp_path / "run/dropped.jsonl").read_text()
     assert pad(*arguments, *allowed, "--out", tmp_path / "run").code == 0
     assert (tmp_path / "run/dropped.jsonl").read_text() == before, "a training that goes on names them once"

@@ -57,11 +57,13 @@ def analyze(
         --llm lmsys/vicuna-7b-v1.5 --shards heldout/ --limit 1000
     """
     from pad_pipeline.analysis.model import Subject
+    from pad_pipeline.analysis.settings import AnalysisSettings
     from pad_pipeline.analysis.studies import STUDIES
     from pad_pipeline.miniature.shipped import resolve
     from pad_pipeline.workflows.learning import analyze as workflow
+    from pad_pipeline.workflows.toml import read_settings
 
-    chosen = workflow.analysis_settings(settings, {})
+    chosen = read_settings(AnalysisSettings, settings, {})
     healthy = what == "health"
     if (captions is None) != (baseline is None) or (captions and not healthy):
         rule = "it goes together with `baseline`, and with health only"

@@ -12,10 +12,11 @@ import typer
 from pad_pipeline.console import errors, say
 from pad_pipeline.errors import UserError
 from pad_pipeline.training.job import Job
-from pad_pipeline.training.settings import Stage2Settings, TrainSettings
+from pad_pipeline.training.settings import Stage2Settings, TrainSettings, settings_of
 from pad_pipeline.workflows.commands.common import CLUSTER
 from pad_pipeline.workflows.commands.options import Given, Options, option, options, setting
 from pad_pipeline.workflows.runs.options import RunOptions
+from pad_pipeline.workflows.toml import read_settings
 
 DATA, MODEL, TRAINING = "Data", "Model", "Training"
 NAMES = "projector batch_size micro_batch epochs steps learning_rate beta_start beta_end seed"
@@ -73,7 +74,7 @@ def train(
         raise UserError("image_root", job["image_root"], "it goes with `data` only", "leave it out")
     from pad_pipeline.workflows.learning import launch as workflow
 
-    chosen = workflow.train_settings(settings, training, job["stage"])
+    chosen = read_settings(settings_of(job["stage"]), settings, training)
     from pad_pipeline.miniature.shipped import resolve
 
     paths = {"out": str(job["out"]), "init": str(job.get("init", ""))}

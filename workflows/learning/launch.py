@@ -1,4 +1,4 @@
-"""Start a training of `pad train` in this process, under torchrun or on Ray Train; show its progress and a summary."""
+"""Run a training of `pad train` in this process, under torchrun or on Ray Train; show its progress and a summary."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from pad_pipeline.console import errors, note, progress
@@ -15,32 +14,17 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.storage import unwritable
 from pad_pipeline.training.job import Job
 from pad_pipeline.training.loop import train as train_loop
-from pad_pipeline.training.settings import TrainSettings, settings_of
-from pad_pipeline.workflows.toml import read_toml, settings_error
-
-
-def train_settings(settings: Path | None, options: dict[str, Any], stage: int = 1) -> TrainSettings:
-    """Read the TOML file `settings` for a training stage, if there is one, and override its settings with `options`.
-
-    Raises:
-        UserError: the file can't be read, or a setting is wrong.
-    """
-    data = read_toml("settings", settings) if settings else {}
-    try:
-        return settings_of(stage).model_validate(data | options)
-    except ValidationError as error:
-        raise settings_error(error, str(settings or "")) from error
 
 
 class Launch(NamedTuple):
-    """Where a training runs, and how often its workers may die."""
+    """Where a training runs."""
 
     workers: tuple[int, int] = (0, 0)
-    """Fewest and most workers of Ray Train; 0 runs the training in this process, or in those that torchrun started."""
+    """The least and the greatest number of Ray Train workers. 0 trains in this process, without Ray."""
     address: str = ""
     """Address of a Ray cluster; empty starts Ray on this machine."""
     max_failures: int = 3
-    """How often workers of Ray Train may die before the training gives up; -1 for any number."""
+    """Number of times that Ray Train workers may die; -1 for any number."""
 
 
 def parse_workers(workers: str) -> tuple[int, int]:
@@ -52,7 +36,7 @@ def parse_workers(workers: str) -> tuple[int, int]:
     low, dash, high = workers.partition("-")
     if low.isdecimal() and (not dash or high.isdecimal()) and 1 <= int(low) <= int(high or low):
         return int(low), int(high or low)
-    raise UserError("workers", workers, "it should be a number, or fewest-most", "write for instance 4, or 2-8")
+    raise UserError("workers", workers, "it should be a number or a range", "write for instance 4, or 2-8")
 
 
 def train(job: Job, launch: Launch = Launch()) -> str:
@@ -86,8 +70,7 @@ def train(job: Job, launch: Launch = Launch()) -> str:
 
 
 def summary(log: list[dict[str, Any]], out: Path) -> str:
-    """Return a sentence with L_caption and L_patch at the start and at the end, and with the paths of the results. The
-    start and the end are means over the first and the last tenth of the steps."""
+    """Summarize a training: both losses in the first and the last tenth of the steps, and the paths of the results."""
     tenth = max(1, len(log) // 10)
     changes = [
         f"{name} {fmean(entry[key] for entry in log[:tenth]):.3f} -> {fmean(entry[key] for entry in log[-tenth:]):.3f}"
@@ -98,7 +81,7 @@ def summary(log: list[dict[str, Any]], out: Path) -> str:
             ("L_patch", "patch_loss", "regions", "no image has a region"),
         )
     ]
-    few = " So few steps teach little: take more steps, or smaller batches." if len(log) < 10 else ""
-    dropped = sum(entry["dropped"] for entry in log)
-    left = f" {dropped} samples taught nothing, see {out / 'dropped.jsonl'}." if dropped else ""
-    return f"steps: {len(log)}; {', '.join(changes)}.{left} Wrote {out / 'mm_projector.bin'} and {out / 'hf'}.{few}"
+    few = " These are few steps: take more steps, or smaller batches." if len(log) < 10 else ""
+    count = sum(entry["dropped"] for entry in log)
+    dropped = f" Nothing could be learned from {count} samples, see {out / 'dropped.jsonl'}." if count else ""
+    return f"steps: {len(log)}; {', '.join(changes)}.{dropped} Wrote {out / 'mm_projector.bin'} and {out / 'hf'}.{few}"
