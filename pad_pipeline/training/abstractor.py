@@ -64,7 +64,7 @@ class CAbstractor(nn.Module):
 
 
 class _Bottleneck(nn.Module):
-    """A block of RegNet-Y (arXiv 2003.13678) with a depthwise convolution and LayerNorm."""
+    """A block of RegNet-Y (arXiv 2003.13678) from `[B, width_in, H, W]` to `[B, width, H, W]`."""
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
@@ -75,7 +75,6 @@ class _Bottleneck(nn.Module):
         self.downsample = nn.Identity() if width_in == width else _ConvNorm(width_in, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `[B, width_in, H, W]` to `[B, width, H, W]`."""
         inner = self.se(F.silu(self.conv2(F.silu(self.conv1(x)))))
         return F.silu(self.conv3(inner) + self.downsample(x))
 
@@ -93,7 +92,6 @@ class _ConvNorm(nn.Module):
         self.bn = nn.LayerNorm(width, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `[B, width_in, H, W]` to `[B, width, H, W]`."""
         normed: Tensor = self.bn(self.conv(x).permute(0, 2, 3, 1))
         return normed.permute(0, 3, 1, 2)
 
@@ -107,7 +105,6 @@ class _SqueezeExcite(nn.Module):
         self.fc2 = nn.Conv2d(reduced, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `[B, width, H, W]` to the same shape."""
         factor: Tensor = self.fc2(F.silu(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()
         return x * factor
 
@@ -129,20 +126,3 @@ def pooled_grid(grid: int, tokens: int) -> int:
         rule = f"must be a square number from 1 to {grid * grid}, the patches of the {grid} x {grid} grid"
         raise UserError("abstractor_tokens", tokens, rule, f"the nearest is {edge**2}")
     return edge
-
-
-def pool_coverage(coverage: Tensor, grid: int, pooled: int) -> Tensor:
-    """Average the coverage of each region over the patches that the C-Abstractor pools into one token.
-
-    The windows are those of `AdaptiveAvgPool2d`: along an edge, token i has the patches from floor(i * grid / pooled)
-    up to, but not including, ceil((i + 1) * grid / pooled).
-
-    Args:
-        coverage: uint8 `[R, grid * grid]`, in 255ths of each patch, row by row from the top left.
-        grid: number of patches along one edge.
-        pooled: number of tokens along one edge, at most `grid`.
-
-    Returns:
-        float32 `[R, pooled * pooled]`, in 255ths from 0 to 255, not rounded.
-    """
-    return F.adaptive_avg_pool2d(coverage.float().view(-1, grid, grid), pooled).flatten(1)

@@ -17,7 +17,7 @@ from pad_pipeline.training.batches import Batch, load_steps
 from pad_pipeline.training.examples import Examples
 from pad_pipeline.training.model import MultimodalModel
 from pad_pipeline.training.ranks import Ranks
-from pad_pipeline.training.step_totals import count_step
+from pad_pipeline.training.step_counts import count_step
 
 
 @torch.no_grad()
@@ -54,10 +54,6 @@ def measure_held_out(
     } | alignment.result(here)
 
 
-_HALF = 127.5
-"""The least coverage with which a token shows a label: half of 255."""
-
-
 class AlignmentMeter:
     """Measures, on held-out images, the paper's Align and how many vision tokens are nearest to a readable word."""
 
@@ -86,7 +82,8 @@ class AlignmentMeter:
                 embeds = batch.embeds.to(tokens.device)[of_image].float()
                 labels, which = torch.unique(embeds, dim=0, return_inverse=True)
                 shown = torch.zeros(len(labels), len(image_tokens), dtype=torch.bool, device=tokens.device)
-                for label, mask in zip(which.tolist(), coverage[of_image] >= _HALF, strict=True):
+                half_covered = coverage[of_image] >= 127.5
+                for label, mask in zip(which.tolist(), half_covered, strict=True):
                     shown[label] |= mask
                 self._align.add(image_tokens, labels, shown)
                 shuffler = torch.Generator().manual_seed(len(image_tokens))

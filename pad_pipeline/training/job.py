@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from pad_pipeline.facts import differences
 from pad_pipeline.geometry import Fit
 from pad_pipeline.storage import resolved
 from pad_pipeline.training.settings import Stage2Settings, TrainSettings
 
-_MAY_DIFFER = {
+MAY_DIFFER = {
     "out", "wandb", "settings.micro_batch", "settings.loader_threads", "settings.compile", "settings.lora.merge",
     "settings.activation_checkpointing", "settings.checkpoint_every", "settings.keep_checkpoints",
 }  # fmt: skip
@@ -51,14 +50,3 @@ class Job(BaseModel):
     wandb: str = ""
     """Project of Weights & Biases that gets the log's figures; empty for none."""
     settings: Stage2Settings | TrainSettings
-
-    def differences(self, facts: Any) -> list[str]:
-        """List the fields that differ from an earlier training's `facts`, each as `NAME: OLD -> NEW`.
-
-        Fields that change no result are left out.
-        """
-        return differences(facts, self.facts(), _MAY_DIFFER)
-
-    def facts(self) -> dict[str, Any]:
-        """Return the job as training.json stores it."""
-        return self.model_dump(mode="json")

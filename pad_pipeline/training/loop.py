@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pad_pipeline.errors import UserError, rename_field
-from pad_pipeline.facts import read_facts
+from pad_pipeline.facts import differences, read_facts
 from pad_pipeline.packages import installed, left_out
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.sources.llava import LlavaSource
@@ -27,11 +27,11 @@ from pad_pipeline.training.examples import DialogueExamples, Examples, Preproces
 from pad_pipeline.training.export import export
 from pad_pipeline.training.flops import peak_flops, step_flops
 from pad_pipeline.training.held_out import measure_held_out
-from pad_pipeline.training.job import Job
+from pad_pipeline.training.job import MAY_DIFFER, Job
 from pad_pipeline.training.model import MultimodalModel, check_view, embedder_for, shard_with_fsdp, view_of
 from pad_pipeline.training.order import SampleOrder
 from pad_pipeline.training.ranks import Ranks, ranks
-from pad_pipeline.training.step_totals import StepCounts, StepSums, count_step
+from pad_pipeline.training.step_counts import StepCounts, count_step
 from pad_pipeline.training.template import Template
 from pad_pipeline.training.training_log import DROPPED, TrainingLog, read_log
 from pad_pipeline.weights import fetch_model
@@ -92,7 +92,8 @@ class Trainer:
         """Check that the output folder is empty, or holds an unfinished training of the same job."""
         claim_folder(self.out, FACTS)
         self.earlier = read_facts(self.out / FACTS)
-        if self.earlier is not None and (different := self.job.differences(self.earlier.get("job"))):
+        facts = self.job.model_dump(mode="json")
+        if self.earlier is not None and (different := differences(self.earlier.get("job"), facts, MAY_DIFFER)):
             rule = "it holds a training that differs: " + "; ".join(different[:8])
             raise UserError("out", self.out, rule, "repeat its settings to continue it, or name another `out`")
 
@@ -122,7 +123,8 @@ class Trainer:
         if self.earlier and self.earlier.get("samples") != samples:
             rule = f"its samples have changed since the training began (now {samples['count']})"
             raise UserError(*self.data_field, rule, "restore them, or name another `out`")
-        return {"job": self.job.facts(), "samples": samples, "view": self.view.model_dump(), "ranks": self.here.world}
+        job, view = self.job.model_dump(mode="json"), self.view.model_dump()
+        return {"job": job, "samples": samples, "view": view, "ranks": self.here.world}
 
     def _split(self) -> None:
         """Choose the held-out samples at random, and the order of the others."""
@@ -222,7 +224,7 @@ class Trainer:
         torch.manual_seed((settings.seed * 1_000_003 + number) * 4099 + here.rank)
         # Add up the gradients of the micro-batches, then those of the ranks.
         self.optimizer.zero_grad(set_to_none=True)
-        partial_sums = torch.zeros(len(StepSums._fields), device=here.device)
+        partial_sums = torch.zeros(6, device=here.device)
         self.model.llm.train(settings.llm != "frozen" or settings.activation_checkpointing)
         for batch in step.batches:
             partial_sums += self._backward(batch.to(here.device), beta, counts)
@@ -231,8 +233,8 @@ class Trainer:
         clipped = nn.utils.clip_grad_norm_(self.learning, settings.max_grad_norm)
         norm = float(clipped.full_tensor() if isinstance(clipped, DTensor) else clipped)
         # Stop at losses or gradients that are not finite; else update the weights.
-        sums = StepSums(*here.sum(partial_sums).tolist())
-        caption, patch = sums.caption_loss, sums.patch_loss
+        caption, patch, cosine, cosine_weight, *squares = here.sum(partial_sums).tolist()
+        caption_norm, patch_norm = (math.sqrt(max(square, 0.0)) for square in squares)
         if not math.isfinite(caption + patch + norm):
             keys = [key for of_rank in here.gather([k for b in step.batches for k in b.keys]) for key in of_rank]
             losses = f"L_caption {caption}, L_patch {patch}, gradient {norm}; images {', '.join(keys[:8])}"
@@ -246,14 +248,17 @@ class Trainer:
             "loss": settings.caption_weight * caption + beta * patch,
             "caption_loss": caption if settings.runs_llm else None,
             "patch_loss": patch,
-            "patch_cosine": sums.mean_cosine,
+            "patch_cosine": cosine / cosine_weight if cosine_weight else None,
             "grad_norm": norm,
-            "patch_gradient_share": sums.patch_share,
+            "patch_gradient_share": patch_norm / (caption_norm + patch_norm) if caption_norm + patch_norm else None,
         } | {name: value for name, value in counts._asdict().items() if name not in ("patch_weight", "labels")}
 
     def _backward(self, batch: Batch, beta: float, counts: StepCounts) -> Tensor:
-        """Add the gradients of a micro-batch to those of the parameters. Return its part of each field of `StepSums`,
-        float32 `[6]`."""
+        """Add the gradients of a micro-batch to those of the parameters.
+
+        Return its part of the step's sums, float32 `[6]`: L_caption, L_patch, both sums of `mean_cosine`, and the
+        squared norms of the gradients of L_caption and of beta x L_patch at the vision tokens.
+        """
         try:
             losses = counts.losses(self.model, batch)
             tokens = losses.tokens

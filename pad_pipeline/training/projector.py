@@ -11,11 +11,12 @@ import re
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.storage import Folder
-from pad_pipeline.training.abstractor import HONEYBEE_TOKENS, CAbstractor, pool_coverage
+from pad_pipeline.training.abstractor import HONEYBEE_TOKENS, CAbstractor
 from pad_pipeline.training.settings import ProjectorKind
 
 _PREFIX = "model.mm_projector."
@@ -44,9 +45,15 @@ def token_count(projector: nn.Module, grid: int) -> int:
 
 
 def pool(projector: nn.Module, coverage: Tensor, grid: int) -> Tensor:
-    """Pool coverage of patches, `[R, grid * grid]`, to coverage of the projector's tokens, `[R, M]`."""
+    """Average the coverage `[R, grid * grid]` of R regions over the patches of each of the projector's tokens.
+
+    The windows are those of the C-Abstractor's pool. Return `[R, M]`, 0..255, in float32 if there are fewer tokens than
+    patches; otherwise return `coverage`.
+    """
     tokens = token_count(projector, grid)
-    return coverage if tokens == grid**2 else pool_coverage(coverage, grid, math.isqrt(tokens))
+    if tokens == grid**2:
+        return coverage
+    return F.adaptive_avg_pool2d(coverage.float().view(-1, grid, grid), math.isqrt(tokens)).flatten(1)
 
 
 def save_projector(projector: nn.Module, path: Path) -> None:

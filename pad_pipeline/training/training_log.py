@@ -20,14 +20,8 @@ DROPPED = "dropped.jsonl"
 
 
 class TrainingLog:
-    """Writes log.jsonl and TensorBoard's files, on the first rank.
-
-    Args:
-        out: folder of the files.
-        entries: the log of earlier steps, when a training is continued.
-        here: this process among the ranks.
-        wandb: project of Weights & Biases that gets the same figures; empty for none.
-    """
+    """Writes log.jsonl and TensorBoard's files, on the first rank. The log begins with the `entries` of earlier steps.
+    The project `wandb` of Weights & Biases gets the same figures."""
 
     def __init__(self, out: Path, entries: list[dict[str, Any]], here: Ranks, wandb: str = "") -> None:
         self.entries, self.here, self.board = entries, here, None

@@ -81,8 +81,8 @@ def train(
     parts = {"vision": resolve(job["vision"], "clip"), "llm": resolve(job["llm"], "llm")}
     if address and not workers:
         raise UserError("address", address, "it goes with `workers` only", "say how many workers, or leave it out")
-    launch = workflow.Launch(workflow.parse_workers(workers) if workers else (0, 0), address, max_failures)
-    said = workflow.train(Job(**job | paths | parts, settings=chosen), launch)
+    counts = workflow.parse_workers(workers) if workers else None
+    said = workflow.train(Job(**job | paths | parts, settings=chosen), counts, address, max_failures)
     if os.environ.get("RANK", "0") == "0":
         say(said)
 

@@ -24,9 +24,6 @@ from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.storage import unwritable
 from pad_pipeline.workflows.results import finite
 
-RESULT = "analysis.json"
-"""The file with the results."""
-
 
 def analyze(
     names: Sequence[str], subject: Subject, shards: str, settings: AnalysisSettings, out: Path | None,
@@ -99,7 +96,7 @@ def analyze(
         if out:
             facts = {"settings": settings.model_dump(), "shards": str(shards), "model": str(subject.name)}
             text = json.dumps(finite(facts | results), indent=1)
-            (out / RESULT).write_text(text + "\n", "utf-8")
+            (out / "analysis.json").write_text(text + "\n", "utf-8")
             if installed("matplotlib"):
                 from pad_pipeline.analysis.charts import draw_charts
 

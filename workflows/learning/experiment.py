@@ -166,9 +166,7 @@ def run_experiment(experiment: Experiment, out: Path, address: str | None, say: 
     trainings = [Training(cell, seed, out / f"{cell}-{seed}") for cell in experiment.cells for seed in experiment.seeds]
     _claim(experiment, _inputs(experiment), out)
     if experiment.heldout == experiment.shards:
-        say(
-            "note: `heldout` and `shards` are the same: models are measured on images that they were trained on."
-        )
+        say("note: `heldout` and `shards` are the same: models are measured on images that they were trained on.")
     todo = [training for training in trainings if not (training.out / RESULT).is_file()]
     say(f"{len(trainings)} trainings, {len(trainings) - len(todo)} of them done.")
     failed: dict[str, str] = {}

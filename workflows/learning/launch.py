@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -14,17 +14,6 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.storage import unwritable
 from pad_pipeline.training.job import Job
 from pad_pipeline.training.loop import train as train_loop
-
-
-class Launch(NamedTuple):
-    """Where a training runs."""
-
-    workers: tuple[int, int] = (0, 0)
-    """The least and the greatest number of Ray Train workers. 0 trains in this process, without Ray."""
-    address: str = ""
-    """Address of a Ray cluster; empty starts Ray on this machine."""
-    max_failures: int = 3
-    """Number of times that Ray Train workers may die; -1 for any number."""
 
 
 def parse_workers(workers: str) -> tuple[int, int]:
@@ -39,8 +28,14 @@ def parse_workers(workers: str) -> tuple[int, int]:
     raise UserError("workers", workers, "it should be a number or a range", "write for instance 4, or 2-8")
 
 
-def train(job: Job, launch: Launch = Launch()) -> str:
+def train(job: Job, workers: tuple[int, int] | None = None, address: str = "", max_failures: int = 3) -> str:
     """Train, show the progress, and return a summary of the results.
+
+    Args:
+        job: the training.
+        workers: the least and the greatest number of Ray Train workers; None trains in this process.
+        address: address of a Ray cluster; empty starts Ray on this machine.
+        max_failures: number of times that Ray Train workers may die; -1 for any number.
 
     Raises:
         UserError: see `pad_pipeline.training.loop.train`; or `out` can't be written.
@@ -58,10 +53,10 @@ def train(job: Job, launch: Launch = Launch()) -> str:
                 note(f"step {entry['step'] + 1} of {entry['steps']}: {line}")
 
         try:
-            if launch.workers[1]:
+            if workers:
                 from pad_pipeline.workflows.learning.ray_train import train_on_ray
 
-                log = train_on_ray(job, launch.workers, launch.address, launch.max_failures, report, note)
+                log = train_on_ray(job, workers, address, max_failures, report, note)
             else:
                 log = train_loop(job, report, note)
         except (OSError, SafetensorError) as error:

@@ -69,7 +69,7 @@ def train_on_ray(
         storage = out.parent / f".{out.name}.ray"  # Ray Train's own files, which all nodes of a cluster must see
         trainer = TorchTrainer(
             _work,
-            train_loop_config=job.model_copy(update={"out": str(out)}).facts(),
+            train_loop_config=job.model_copy(update={"out": str(out)}).model_dump(mode="json"),
             scaling_config=ScalingConfig(num_workers=high if low == high else (low, high), use_gpu=on_gpu),
             run_config=RunConfig(
                 name=out.name, storage_path=str(storage), failure_config=FailureConfig(max_failures=max_failures),

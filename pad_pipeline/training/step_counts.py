@@ -1,8 +1,7 @@
-"""Count the samples and tokens of an optimizer step, and name the sums over its micro-batches and ranks."""
+"""Count the samples and tokens of an optimizer step over all ranks."""
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -34,31 +33,6 @@ class StepCounts(NamedTuple):
         patch_weight = torch.tensor(self.patch_weight, dtype=torch.float64, device=batch.ids.device)
         losses: Losses = model(batch, max(float(self.supervised_tokens), 1.0), patch_weight, self.labels)
         return losses
-
-
-class StepSums(NamedTuple):
-    """Sums over the micro-batches and ranks of one optimizer step, in the order that `Trainer._backward` returns."""
-
-    caption_loss: float
-    patch_loss: float
-    cosine: float
-    """The sum of weight x cosine over all pairs of patch and region, see `losses.mean_cosine`."""
-    cosine_weight: float
-    caption_gradient: float
-    """The squared norm of L_caption's gradient at the vision tokens."""
-    patch_gradient: float
-    """The squared norm of the gradient of beta x L_patch at the vision tokens."""
-
-    @property
-    def mean_cosine(self) -> float | None:
-        """The mean cosine of patches and labels; None if there is no pair."""
-        return self.cosine / self.cosine_weight if self.cosine_weight else None
-
-    @property
-    def patch_share(self) -> float | None:
-        """The share of L_patch in the gradient at the vision tokens, 0..1; None if the gradient is 0."""
-        caption, patch = (math.sqrt(max(square, 0.0)) for square in (self.caption_gradient, self.patch_gradient))
-        return math.sqrt(self.patch_gradient) / (caption + patch) if caption + patch else None
 
 
 def count_step(model: MultimodalModel, step: StepBatches, here: Ranks) -> StepCounts:
