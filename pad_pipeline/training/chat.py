@@ -42,7 +42,7 @@ def load_llava(folder: Path) -> LoadedModel:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     processor = load_processor(folder)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    # Without this name of an attention, the folder's config could make transformers download code for one.
+    # The attention is fixed, because the folder's config could name one whose code transformers would download.
     model = load_pretrained("model", folder, kind, dtype, attn_implementation="sdpa")
     return LoadedModel(folder, _with_adapters(model, folder).to(device).eval(), processor, device)
 

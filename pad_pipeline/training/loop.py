@@ -89,7 +89,7 @@ class Trainer:
     # ---- preparation, before the first step
 
     def _check_out(self) -> None:
-        """Check that the output folder is empty, or holds an unfinished training of the same job."""
+        """Check that the output folder is empty, or holds a training of the same job."""
         claim_folder(self.out, FACTS)
         self.earlier = read_facts(self.out / FACTS)
         facts = self.job.model_dump(mode="json")

@@ -305,7 +305,7 @@ def test_what_does_not_fit_is_an_error(pad: Pad, models_toml: Path, shards: Path
     assert "--view-size 224 and --patch 14" in said
     (other / "config.json").write_text(json.dumps(config | {"image_size": 384}))
     said = refused(vision=other)
-    assert "drops the 6 px that are left over" in said and "--view-size" not in said, "no view can be so"
+    assert "drops the last 6 px" in said and "--view-size" not in said, "no view can be so"
     assert "model_type is 'llama', and should be clip or clip_vision_model or siglip" in refused(vision=llm)
     assert "there is no run.json in it" in refused(shards=clip)
     assert "neither a folder nor a hub name" in refused(vision=tmp_path / "nowhere")
