@@ -135,10 +135,8 @@ class Trainer:
         self.held, kept = np.sort(shuffled[count - held :]), np.sort(shuffled[: count - held])
         self.trained = len(kept)
         self.batch_size = min(self.settings.batch_size, self.trained)
-        lengths, with_image = self.examples.lengths, self.examples.with_image
-        lengths = None if lengths is None or not self.settings.group_by_length else lengths[kept]
-        with_image = None if with_image is None else with_image[kept]
-        self.order = SampleOrder(self.trained, self.batch_size, self.settings.seed, lengths, with_image, kept)
+        lengths = self.examples.lengths if self.settings.group_by_length else None
+        self.order = SampleOrder(kept, self.batch_size, self.settings.seed, lengths, self.examples.with_image)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         """Build AdamW with two parameter groups, the projector and the rest, each with its highest learning rate."""

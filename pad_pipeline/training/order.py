@@ -16,52 +16,50 @@ MEGABATCH = 50
 
 
 class SampleOrder:
-    """A random order of the samples. Each epoch contains each sample once, and has its own order.
+    """A random order of samples. Each epoch contains each sample once, and has its own order.
 
     Args:
-        samples: number of samples.
-        batch_size: number of samples in one optimizer step, over all ranks; at most `samples`.
+        numbers: int `[N]`, the numbers of the samples.
+        batch_size: number of samples in one optimizer step, over all ranks; at most N.
         seed: seed of the order.
-        lengths: int `[samples]`, the approximate length of each sample. If it is given, samples of similar length, all
-            with an image or all without, share a step, as in LLaVA's `group_by_modality_length`. This saves padding.
-        with_image: bool `[samples]`, whether a sample has an image; by default all have one.
-        numbers: int `[samples]`, the samples' numbers; by default 0, 1, 2 and so on.
+        lengths: int, the approximate length of each sample, by its number. If it is given, samples of similar length,
+            all with an image or all without, share a step, as in LLaVA's `group_by_modality_length`. This saves
+            padding.
+        with_image: bool, whether a sample has an image, by its number; by default all have one.
     """
 
     def __init__(
-        self, samples: int, batch_size: int, seed: int, lengths: Ints | None = None,
-        with_image: npt.NDArray[np.bool_] | None = None, numbers: Ints | None = None,
+        self, numbers: Ints, batch_size: int, seed: int, lengths: Ints | None = None,
+        with_image: npt.NDArray[np.bool_] | None = None,
     ) -> None:  # fmt: skip
-        self.samples, self.batch_size, self.seed = samples, batch_size, seed
+        self.numbers, self.batch_size, self.seed = numbers, batch_size, seed
         self.lengths, self.with_image = lengths, with_image
-        self.numbers: Ints = np.arange(samples) if numbers is None else numbers
         self._epoch = lru_cache(2)(self._arranged)
 
     def step(self, step: int) -> Ints:
         """Return the numbers of a step's samples, int `[batch_size]`. A step may contain the end of one epoch and the
         start of the next."""
-        first = step * self.batch_size
+        first, samples = step * self.batch_size, len(self.numbers)
         last = first + self.batch_size
         parts = [
-            self._epoch(epoch)[max(first - epoch * self.samples, 0) : min(last - epoch * self.samples, self.samples)]
-            for epoch in range(first // self.samples, (last - 1) // self.samples + 1)
+            self._epoch(epoch)[max(first - epoch * samples, 0) : min(last - epoch * samples, samples)]
+            for epoch in range(first // samples, (last - 1) // samples + 1)
         ]
-        return self.numbers[np.concatenate(parts)]
+        return np.concatenate(parts)
 
-    def _arranged(self, epoch: int) -> npt.NDArray[np.int64]:
-        """Return the positions of all samples, int64 `[samples]`, in the order of one epoch."""
+    def _arranged(self, epoch: int) -> Ints:
+        """Return the numbers of all samples, int `[N]`, in the order of one epoch."""
         generator = np.random.default_rng((self.seed, epoch))
-        shuffled = generator.permutation(self.samples)
+        shuffled = self.numbers[generator.permutation(len(self.numbers))]
         if self.lengths is None:
             return shuffled
         # The first `head` samples complete the last batch of the previous epoch.
-        size, head = self.batch_size, -epoch * self.samples % self.batch_size
-        with_image = np.ones(self.samples, bool) if self.with_image is None else self.with_image
+        size, head = self.batch_size, -epoch * len(shuffled) % self.batch_size
+        with_image = np.ones(len(shuffled), bool) if self.with_image is None else self.with_image[shuffled]
         # Make whole batches of samples of similar length, all with an image or all without.
         batches: list[Ints] = []
         left: list[Ints] = []
-        for kind in (True, False):
-            members = shuffled[with_image[shuffled] == kind]
+        for members in (shuffled[with_image], shuffled[~with_image]):
             whole = len(members) // size * size
             for start in range(0, whole, MEGABATCH * size):
                 mega = members[start : min(start + MEGABATCH * size, whole)]
@@ -71,6 +69,6 @@ class SampleOrder:
         # Put the samples that are left over at both ends, so that the batches start at multiples of the batch size.
         generator.shuffle(batches)
         rest = generator.permutation(np.concatenate(left))
-        while len(rest) < min(head, self.samples):
+        while len(rest) < min(head, len(shuffled)):
             rest = np.concatenate([rest, batches.pop()])
-        return np.concatenate([rest[:head], *batches, rest[head:]]).astype(np.int64)
+        return np.concatenate([rest[:head], *batches, rest[head:]])
