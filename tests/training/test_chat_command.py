@@ -86,7 +86,7 @@ def test_chat_says_in_one_line_what_is_wrong(
         assert done.err.count("\n") == 1, done.err
         return str(done.err)
 
-    assert "there is no such folder; give the hf/" in refused(tmp_path / "nowhere")
+    assert "there is no such folder; give the output folder" in refused(tmp_path / "nowhere")
     assert "its config.json can't be read" in refused(tmp_path)
     assert "model_type is 'qwen2', and should be llava or llava_c_abstractor" in refused(parts / "qwen2")
     assert "--image" in (said := refused(exported, tmp_path / "none.png")) and "can't be read (No such file" in said
