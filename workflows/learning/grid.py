@@ -62,11 +62,7 @@ def _number(value: Any) -> float:
 
 
 def table(found: Grid) -> Table:
-    """Return a table of means and standard deviations over seeds.
-
-    It has one row for each cell. With a baseline, it has one row for each number, and a column with the difference for
-    each other cell.
-    """
+    """Return a table of means and standard deviations over seeds; with a baseline, also of the differences."""
     columns = {column: column.replace(".", " ").replace("_", " ") for column in next(iter(found.cells.values()))}
     if not found.differences:
         made = Table("cell", *columns.values())

@@ -62,9 +62,7 @@ def find_function(name: str, score: Score) -> Callable[..., dict[str, float]]:
 def measure(
     names: Sequence[str], scores: dict[str, Score], trained: Trained, settings: AnalysisSettings, out: Path
 ) -> dict[str, Any]:
-    """Return the numbers of the analyses and scores `names`, by name.
-
-    `scores` are the scores of the recipe. The analyses have the settings `settings`, and draw their charts in `out`.
+    """Return the numbers of the analyses and scores `names`, by name. `settings` and `out` are for the analyses.
 
     Raises:
         UserError: as in `analyze`; or a score fails, or returns no numbers.
