@@ -6,7 +6,6 @@ A checkpoint is written atomically. It can be loaded with any number of ranks.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +19,6 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.storage import Folder, whole
 from pad_pipeline.training.ranks import Ranks
 
-_NAME = re.compile(r"step-([0-9]{8,})")
 _STATE, _FACTS = "state.pt", "facts.json"
 
 
@@ -46,13 +44,13 @@ class Checkpoints:
 
     def saved(self) -> list[SavedCheckpoint]:
         """Return the complete checkpoints, the latest last."""
-        whole = []
+        complete = []
         for path in self.folder.glob("step-*"):
-            if name := _NAME.fullmatch(path.name):
-                with suppress(OSError, ValueError, KeyError, TypeError):  # such a checkpoint is damaged
-                    facts = json.loads((path / _FACTS).read_text())
-                    whole.append(SavedCheckpoint(int(name[1]), path, facts["held_out_loss"]))
-        return sorted(whole)
+            with suppress(OSError, ValueError, KeyError, TypeError):  # such a checkpoint is damaged
+                facts = json.loads((path / _FACTS).read_text())
+                if path.name == f"step-{facts['step']:08d}":  # a folder that the user renamed is left alone
+                    complete.append(SavedCheckpoint(facts["step"], path, facts["held_out_loss"]))
+        return sorted(complete)
 
     def save(
         self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks, loss: float | None = None
