@@ -309,12 +309,12 @@ def test_bad_questions_are_told(pad: Pad, model: Path, questions: Path, world: W
     assert "--images" in refused("rec", written("d.jsonl", json.dumps(line | {"image": "x.png"})))
     assert "{} once" in refused("rec", questions, "--prompt", "where?")
     assert "no answer" in refused("vqa", written("e.jsonl", json.dumps(line | {"answer": None})))
-    assert "no captions" in refused("captions", written("f.json", '{"images": []}'))
+    assert "its captions can't be read" in refused("captions", written("f.json", '{"images": []}'))
     other = tmp_path / "other"
     other.mkdir()
     (other / "answers.jsonl").write_text('{"image": "q", "question": "z", "answer": "y"}\n')
     refused_ = pad("evaluate", "rec", "--model", model, "--data", questions, "--images", world.images, "--out", other)
-    assert refused_.code == 2 and "says whose" in refused_.err
+    assert refused_.code == 2 and "but no model.json" in refused_.err
     assert pad("evaluate", "rec", *("--model", model, "--data", questions, "--images", world.images), "--limit", 1,
                "--out", tmp_path / "fresh").code == 0  # fmt: skip
     shutil.copy(tmp_path / "fresh/model.json", other)
