@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pad_pipeline.errors import UserError
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 def read_toml(field: str, path: Path) -> dict[str, Any]:
@@ -23,6 +25,19 @@ def read_toml(field: str, path: Path) -> dict[str, Any]:
         raise UserError(field, path, f"it can't be read ({error.strerror})", "check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(field, path, f"it is not valid TOML ({error})", "correct the file") from error
+
+
+def read_settings(kind: type[Settings], settings: Path | None, options: dict[str, Any]) -> Settings:
+    """Read settings of the class `kind` from the TOML file `settings`, if there is one; `options` override them.
+
+    Raises:
+        UserError: the file can't be read, or a setting is wrong.
+    """
+    data = read_toml("settings", settings) if settings else {}
+    try:
+        return kind.model_validate(data | options)
+    except ValidationError as error:
+        raise settings_error(error, str(settings or "")) from error
 
 
 def settings_error(error: ValidationError, where: str, section: str = "") -> UserError:

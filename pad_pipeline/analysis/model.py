@@ -18,7 +18,7 @@ from pad_pipeline.pretrained import load_pretrained, read_config
 from pad_pipeline.shards.run import Run
 from pad_pipeline.training.abstractor import CAbstractor
 from pad_pipeline.training.chat import load_llava
-from pad_pipeline.training.examples import Sight
+from pad_pipeline.training.examples import Preprocessor
 from pad_pipeline.training.model import LLMS, TOWERS, context_of, normalization, vision_config
 from pad_pipeline.training.projector import load_projector, token_count
 from pad_pipeline.weights import fetch_model
@@ -123,7 +123,7 @@ class Subject:
         """Tokens along an edge after the projector, which may give fewer tokens than patches."""
         return math.isqrt(token_count(self.projector, self.grid))
 
-    def sight(self, view: View) -> Sight:
+    def sight(self, view: View) -> Preprocessor:
         """Return how the images of a run with this view are prepared for the vision tower.
 
         Raises:
@@ -136,7 +136,7 @@ class Subject:
         if isinstance(self.projector, CAbstractor) and self.projector.grid != self.grid:
             rule = f"its projector is for a grid of {self.projector.grid}, and its tower has one of {self.grid}"
             raise UserError("model", self.name, rule, "give the tower that it was trained with")
-        return Sight(view, self.mean, self.std, self.pooled_grid**2)
+        return Preprocessor(view, self.mean, self.std, self.pooled_grid**2)
 
     @torch.inference_mode()
     def see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import PatchRule, select_patches
 from pad_pipeline.images import BadImage
 from pad_pipeline.shards.reader import Rows, ShardFolder
-from pad_pipeline.training.examples import Sight, decode_settings
+from pad_pipeline.training.examples import Preprocessor, decode_settings
 from pad_pipeline.training.projector import pool
 
 THREADS = 4
@@ -71,7 +71,7 @@ def seen(
 
 
 def _read(
-    shards: ShardFolder, row: tuple[str, dict[str, object]], subject: Subject, sight: Sight, rule: PatchRule
+    shards: ShardFolder, row: tuple[str, dict[str, object]], subject: Subject, sight: Preprocessor, rule: PatchRule
 ) -> Shown:
     sample = shards.sample(*row)
     try:

@@ -14,8 +14,9 @@ from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.stages.ground import DetectorSettings
 from pad_pipeline.stages.segment import SegmenterSettings
 from pad_pipeline.stages.tag import TaggerSettings
-from pad_pipeline.workflows.learning.launch import train_settings
+from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.workflows.models.settings import load_models
+from pad_pipeline.workflows.toml import read_settings
 from tests.commands.conftest import Pad
 from tests.conftest import ROOT
 
@@ -105,9 +106,9 @@ def test_own_tag_list_and_thresholds_decide_the_tags(
 
 def test_training_settings_come_from_a_file_and_options_win(tmp_path: Path) -> None:
     (tmp_path / "train.toml").write_text('steps = 7\nbatch_size = 3\n[patch_loss]\naverage = "region"\n')
-    settings = train_settings(tmp_path / "train.toml", {"batch_size": 5})
+    settings = read_settings(TrainSettings, tmp_path / "train.toml", {"batch_size": 5})
     assert (settings.steps, settings.batch_size, settings.patch_loss.average) == (7, 5, "region")
     assert (settings.learning_rate, settings.warmup, settings.beta_end) == (1e-3, 0.03, 5.0)
     (tmp_path / "train.toml").write_text("stepps = 7")
     with pytest.raises(UserError, match="stepps = 7: there is no such setting"):
-        train_settings(tmp_path / "train.toml", {})
+        read_settings(TrainSettings, tmp_path / "train.toml", {})

@@ -25,7 +25,7 @@ from pad_pipeline.miniature.language import (
 from pad_pipeline.miniature.world import Scene, draw_scene
 from pad_pipeline.sources.llava import LlavaSource
 from pad_pipeline.training.chat import Chat
-from pad_pipeline.training.examples import DialogueExamples, Sight
+from pad_pipeline.training.examples import DialogueExamples, Preprocessor
 from pad_pipeline.training.model import normalization, view_of
 from pad_pipeline.training.settings import Stage2Settings, settings_of
 from pad_pipeline.training.template import IMAGE, Template, TemplateName
@@ -239,10 +239,10 @@ def test_the_model_is_asked_as_it_was_taught(compared: Path) -> None:
     chat, captions = (Chat(compared / f"paper/with the patch loss-0/{stage}") for stage in ("stage2", "stage1"))
     settings = Stage2Settings()
     tower = fetch_model("vision", "miniature:clip")
-    sight = Sight(view_of(tower, "pad"), *normalization(tower), 196)
+    preprocessor = Preprocessor(view_of(tower, "pad"), *normalization(tower), 196)
     source = LlavaSource(str(compared / "world/llava_refer.json"), str(compared / "world/images"))
     tokenizer = chat.processor.tokenizer
-    examples = DialogueExamples(source, sight, Template("v1", tokenizer), settings, 128)
+    examples = DialogueExamples(source, preprocessor, Template("v1", tokenizer), settings, 128)
     records = json.loads((compared / "world/llava_refer.json").read_text())
     image = chat.model.config.image_token_id
     plain = Template("plain", tokenizer).question("")
@@ -256,10 +256,12 @@ def test_the_model_is_asked_as_it_was_taught(compared: Path) -> None:
         put = chat.prepare(scene.image, record["conversations"][0]["value"])
         assert put["input_ids"][0].tolist() == taught[:place] + [image] * 196 + taught[place + 1 :]
         assert torch.allclose(put["pixel_values"][0], example.pixels, atol=1e-5)
-        shown = captions.show(scene.image)
+        shown = captions.prepare_caption(scene.image)
         assert shown["input_ids"][0].tolist() == [plain[0]] + [image] * 196
         assert torch.allclose(
-            shown["pixel_values"][0], sight._replace(view=view_of(tower, "crop")).normalized(scene.image), atol=1e-5
+            shown["pixel_values"][0],
+            preprocessor._replace(view=view_of(tower, "crop")).normalized(scene.image),
+            atol=1e-5,
         )
 
 
@@ -275,7 +277,7 @@ def test_batches_with_a_cache_say_what_single_greedy_steps_say(
     phrases = [(scene.image, found.phrase) for scene in scenes for found in referring_expressions(scene)]
     asked = [(image, REFER_PROMPT + phrase) for image, phrase in phrases[:3]]
     asked += [(scene.image, DESCRIBE_PROMPTS[0]) for scene in scenes[1:]]
-    put = [chat.show(image) if one_line else chat.prepare(image, question) for image, question in asked]
+    put = [chat.prepare_caption(image) if one_line else chat.prepare(image, question) for image, question in asked]
     newline = tokenizer("\n", add_special_tokens=False)["input_ids"][-1]
     ends = [tokenizer.eos_token_id, *([newline] if one_line else [])]
     most = 6

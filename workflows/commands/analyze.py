@@ -52,17 +52,19 @@ def analyze(
         --llm lmsys/vicuna-7b-v1.5 --shards heldout/ --limit 1000
     """
     from pad_pipeline.analysis.model import Subject
+    from pad_pipeline.analysis.settings import AnalysisSettings
     from pad_pipeline.analysis.studies import STUDIES
     from pad_pipeline.miniature.shipped import member_reference
     from pad_pipeline.workflows.learning import analyze as workflow
+    from pad_pipeline.workflows.toml import read_settings
 
-    chosen = workflow.analysis_settings(settings, {})
+    chosen = read_settings(AnalysisSettings, settings, {})
     healthy = what == "health"
     if (captions is None) != (baseline is None) or (captions and not healthy):
         rule = "it goes together with `baseline`, and with health only"
         raise UserError("captions", captions or "none", rule, "give both, or neither")
     names: list[str] = list(STUDIES) if what == "all" else ["align", "pursuit"] if healthy else [what]
-    scores = workflow.captions_below(captions, baseline) if captions and baseline else []
+    scores = workflow.caption_scores_below(captions, baseline) if captions and baseline else []
     subject = Subject(model, member_reference(vision, "clip"), member_reference(llm, "llm"), vision_layer)
     found = workflow.analyze(names, subject, shards, chosen, out, limit, batch, drawings)
     signs = workflow.signs_of_failure(found, chosen) + scores if healthy else []

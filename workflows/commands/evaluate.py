@@ -78,11 +78,11 @@ def _print_scores(title: str, found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    from pad_pipeline.workflows.learning.analyze import rows_of, shown
+    from pad_pipeline.workflows.learning.analyze import flat_rows, format_value
 
     made = Table("score", "value", title=title)
-    for name, value in rows_of(found):
-        made.add_row(name, shown(value))
+    for name, value in flat_rows(found):
+        made.add_row(name, format_value(value))
     console.print(made)
 
 

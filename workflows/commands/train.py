@@ -12,10 +12,11 @@ import typer
 from pad_pipeline.console import errors, say
 from pad_pipeline.errors import UserError
 from pad_pipeline.training.job import Job
-from pad_pipeline.training.settings import Stage2Settings, TrainSettings
+from pad_pipeline.training.settings import Stage2Settings, TrainSettings, settings_of
 from pad_pipeline.workflows.commands.common import CLUSTER
 from pad_pipeline.workflows.commands.options import Options, OptionValues, option, options, setting
 from pad_pipeline.workflows.runs.options import RunOptions
+from pad_pipeline.workflows.toml import read_settings
 
 DATA, MODEL, TRAINING = "Data", "Model", "Training"
 TRAIN_SETTINGS = "projector batch_size micro_batch epochs steps learning_rate beta_start beta_end seed"
@@ -68,15 +69,15 @@ def train(
         raise UserError("image_root", job["image_root"], "it goes with `data` only", "leave it out")
     from pad_pipeline.workflows.learning import launch as workflow
 
-    chosen = workflow.train_settings(settings, training, job["stage"])
+    chosen = read_settings(settings_of(job["stage"]), settings, training)
     from pad_pipeline.miniature.shipped import member_reference
 
     paths = {"out": str(job["out"]), "init": str(job.get("init", ""))}
     parts = {"vision": member_reference(job["vision"], "clip"), "llm": member_reference(job["llm"], "llm")}
     if address and not workers:
         raise UserError("address", address, "it goes with `workers` only", "say how many workers, or leave it out")
-    launch = workflow.Launch(workflow.parse_workers(workers) if workers else (0, 0), address, max_failures)
-    said = workflow.train(Job(**job | paths | parts, settings=chosen), launch)
+    counts = workflow.parse_workers(workers) if workers else None
+    said = workflow.train(Job(**job | paths | parts, settings=chosen), counts, address, max_failures)
     if os.environ.get("RANK", "0") == "0":
         say(said)
 

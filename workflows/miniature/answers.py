@@ -121,7 +121,7 @@ def score_captions(chat: Chat, scenes: list[Scene], question: str) -> CaptionSco
         question: asks for a caption; "" for a model of template `plain`, which continues an image with its caption.
     """
     score = CaptionScore()
-    asked = [chat.prepare(scene.image, question) if question else chat.show(scene.image) for scene in scenes]
+    asked = [chat.prepare(scene.image, question) if question else chat.prepare_caption(scene.image) for scene in scenes]
     said = chat.answers(asked, CAPTION_TOKENS, one_line=not question)
     for scene, text in zip(scenes, said, strict=True):
         score.add(text, caption(scene))
