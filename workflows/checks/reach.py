@@ -42,14 +42,14 @@ def ray_here(address: str) -> Findings:
 
 def _cluster(address: str) -> Finding:
     """Join the cluster in another process, because Ray may write to standard error, wait for minutes, or abort."""
-    from pad_pipeline.workflows.engine.ray_session import knock
+    from pad_pipeline.workflows.engine.ray_session import check_listening
 
     remedy = (
         "start one with `ray start --head`, or correct the address; if it wants a token, set RAY_AUTH_MODE=token "
         "and RAY_AUTH_TOKEN; the versions of Ray and Python must be those of the cluster"
     )
     try:
-        knock(address)
+        check_listening(address)
         done = subprocess.run(
             [sys.executable, "-c", _JOIN, address], capture_output=True, text=True, timeout=RAY_TIMEOUT, check=False
         )
