@@ -140,17 +140,18 @@ class Progress:
             f"{_clock(figures['elapsed_seconds'])} elapsed, {_clock(figures['seconds_left'])} left{busiest}"
         )
 
-    def _table(self) -> Group:
+    def _table(self) -> Group | Text:
+        if not self.stages:
+            return Text(f"{self.kind}: loading the models")
         figures = self.figures()
-        line = self._line(figures) if self.stages else f"{self.kind}: loading the models"
         table = Table("stage", *("images", "images/s", "queue", "workers", "busy", "failed"), box=None)
         for column in table.columns[1:]:
             column.justify = "right"
         for name, stage in figures["stages"].items():
+            images, queue, workers, failed = (str(stage[key]) for key in ("images", "queue", "workers", "failed"))
             rate, busy = f"{stage['images_per_second']:.1f}", f"{stage['busy']:.0%}"
-            queue, workers, failed = str(stage["queue"]), str(stage["workers"]), str(stage["failed"])
-            table.add_row(name, str(stage["images"]), rate, queue, workers, busy, failed)
-        return Group(table, Text(line)) if self.stages else Group(Text(line))
+            table.add_row(name, images, rate, queue, workers, busy, failed)
+        return Group(table, Text(self._line(figures)))
 
     def _mark(self, name: str, now: float, images: int) -> None:
         marks = self._rates.setdefault(name, deque([(self.began, 0)]))

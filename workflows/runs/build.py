@@ -71,11 +71,7 @@ def build_spec(
 
 
 def _earlier_facts(source: Source, models: ModelSettings, redo_from: RedoFrom) -> dict[str, Any]:
-    """Return the settings of the earlier run, some of whose results are kept.
-
-    Raises:
-        UserError: `redo_from` does not fit the source or the models.
-    """
+    """Return the settings that describe the earlier run, because some of its results are kept."""
     if not isinstance(source, ShardsSource):
         rule = "only images that come from PAD shards have been annotated before"
         raise UserError("redo_from", redo_from, rule, "name a folder of shards in `images`")
@@ -91,7 +87,7 @@ def _earlier_facts(source: Source, models: ModelSettings, redo_from: RedoFrom) -
 def import_coco(
     source: Source, out: Path | str, labels: LabelSettings, decoding: DecodeSettings, view: View, options: RunOptions
 ) -> Totals:
-    """Write shards from human regions: `pad import coco`. Arguments and result are as for `build`."""
+    """Write shards with human regions into `out`: `pad import coco`. Result and errors are those of `build`."""
     folder = open_out(out, options.fork)
     embedder = LabelEmbedder(labels)
     spec = RunSpec(
@@ -131,11 +127,7 @@ def open_out(out: Path | str, fork: Path | str | None = None) -> Folder:
 def carry_out(
     spec: RunSpec, source: Source, folder: Folder, options: RunOptions, forked: Folder | None = None
 ) -> Totals:
-    """Lock `folder`, plan the source, and run the unfinished shards. The arguments are those of `prepare`.
-
-    Returns:
-        The counts of `TOTALS` over all shards.
-    """
+    """Lock `folder`, plan, and run the unfinished shards. Arguments as in `prepare`, result as in `build`."""
     created = not folder.exists()
     with ExitStack() as held:
         try:
@@ -174,9 +166,9 @@ def _work(run: Run, existing: Scan, folder: Folder, spec: RunSpec, options: RunO
         return Attempts(number, rows, retry=retry and number not in existing.incomplete)
 
     chain = [link._replace(breaker=options.breaker) for link in spec.chain(folder, run.identity)]
-    on_ray = options.engine == "ray"
-    engine = RayEngine(options.address, options.workers) if on_ray else LocalEngine(options.isolated)
     if numbers:  # otherwise Ray would start for nothing
+        on_ray = options.engine == "ray"
+        engine = RayEngine(options.address, options.workers) if on_ray else LocalEngine(options.isolated)
         with closing(engine.run(chain, map(attempts, numbers), progress)) as results:
             progress.follow(results)
     totals = scan(folder, run.identity, run.shards).totals if retry else existing.totals + progress.found

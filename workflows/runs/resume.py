@@ -137,16 +137,14 @@ def check_repaired(old: Run, new: Run, folder: Folder, new_plan: Plan, accept_co
     Raises:
         UserError: the runs differ in something else.
     """
-    old_plan, shards, failed = Plan(folder), ShardFolder(folder), set[str]()
-    same = old_plan.images == new_plan.images and old_plan.shard_size == new_plan.shard_size
-    for number in range(len(old_plan)) if same else ():
-        old_rows, new_rows = old_plan.rows(number), new_plan.rows(number)
-        if number in existing.with_failures:
-            rows = shards.index(shard_name(number))
-            failed.update(row["key"] for row in rows if row["status"] == "failed")
-        if number in existing.finished:
-            same = same and all(a == b for a, b in zip(old_rows, new_rows, strict=True) if a["key"] not in failed)
-    if same:
+    old_plan, shards = Plan(folder), ShardFolder(folder)
+    rows = (row for number in existing.with_failures for row in shards.index(shard_name(number)))
+    failed = {row["key"] for row in rows if row["status"] == "failed"}
+    if (old_plan.images, old_plan.shard_size) == (new_plan.images, new_plan.shard_size) and all(
+        old_row == new_row or old_row["key"] in failed
+        for number in sorted(existing.finished)
+        for old_row, new_row in zip(old_plan.rows(number), new_plan.rows(number), strict=True)
+    ):
         kept = {key: value for key, value in old.contents.items() if key not in failed}
         old = old.model_copy(
             update={
