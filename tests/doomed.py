@@ -100,9 +100,9 @@ def doom(what: str) -> Callable[[list[Link]], list[Link]]:
             "exit": lambda: Operation("deadly", partial(Deadly, words[2], words[1])),
             "broken": lambda: Operation("broken", partial(Broken, *words[1:])),
         }
-        return (
-            [first._replace(operations=[*first.operations, bad[words[0]]()]), *links[1:]] if words[0] in bad else links
-        )
+        if words[0] in bad:
+            return [first._replace(operations=[*first.operations, bad[words[0]]()]), *links[1:]]
+        return links
 
     return change
 

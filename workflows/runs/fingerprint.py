@@ -15,12 +15,12 @@ from pathlib import Path
 import pad_pipeline
 
 _PACKAGE = Path(str(pad_pipeline.__file__)).parent
-_NO_BYTES = (
+_NOT_HASHED = (
     *("training", "measures", "analysis", "evaluation", "exports", "report", "miniature", "workflows"),
     *("verify", "packages", "console"),
 )
 """Parts of the package that only read shards, draw or print. No byte of a shard depends on them."""
-_WORKFLOWS = ("engine/chain.py", "runs/chains.py", "runs/shard_io.py", "runs/rewrite.py")
+_HASHED_WORKFLOWS = ("engine/chain.py", "runs/chains.py", "runs/shard_io.py", "runs/rewrite.py")
 """Files of `workflows` on which the bytes of a shard depend: they define the operations of a chain."""
 _LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "numpy", "pillow", "pycocotools", "pyarrow")
 
@@ -31,8 +31,8 @@ def code_fingerprint(package: Path = _PACKAGE) -> str:
     The sha256 is over the sorted statements of the code in the folder `package`. It changes with any number, name or
     condition. It does not change with a comment, a docstring, or the file that contains a statement.
     """
-    files = [path for path in package.glob("**/*.py") if not path.relative_to(package).parts[0].startswith(_NO_BYTES)]
-    files += [*(package / "stages").rglob("*.py"), *(package / "workflows" / name for name in _WORKFLOWS)]
+    files = [path for path in package.glob("**/*.py") if not path.relative_to(package).parts[0].startswith(_NOT_HASHED)]
+    files += [*(package / "stages").rglob("*.py"), *(package / "workflows" / name for name in _HASHED_WORKFLOWS)]
     statements = [text for path in {file.resolve() for file in files} for text in _statements(path.read_text("utf-8"))]
     digest = hashlib.sha256((package / "stages/unboxable.txt").read_bytes())
     for text in sorted(statements):

@@ -63,19 +63,19 @@ def rewrite(
     chosen_view = view or _common("view", "`fit`, `size` or `patch`", [run.view for run in runs])
     chosen_labels = labels or _labels(_common("llm", "`llm`", [run.settings.get("llm") for run in runs]))
     embedder = LabelEmbedder(chosen_labels)
-    words = embedder.fingerprints()
+    llm_files = embedder.fingerprints()
     if labels is None:
         for run in runs:
-            if changed := [name for name in LLM_FILES if run.fingerprints.get(name) != words[name]]:
+            if changed := [name for name in LLM_FILES if run.fingerprints.get(name) != llm_files[name]]:
                 rule = f"it has changed since the shards were made ({' and '.join(changed)} differ)"
                 raise UserError("llm.llm", chosen_labels.llm, rule, "put the original back, or name an LLM with `llm`")
     # The new run has the kind and the settings of the old runs, except for the chosen LLM and edits.
-    kind, settings, fingerprints = _made_with(runs)
+    kind, settings, fingerprints = _shared_facts(runs)
     settings |= {"llm": chosen_labels.model_dump(mode="json")}
     if edits.changes:
         settings["edits"] = [*settings.get("edits", []), edits.model_dump(mode="json", exclude_defaults=True)]
     chain = partial(rewriting_chain, edits=edits, labels=chosen_labels, view=chosen_view, root=source.root)
-    facts = (kind, chosen_view, embedder.width, settings, fingerprints | words)
+    facts = (kind, chosen_view, embedder.width, settings, fingerprints | llm_files)
     return carry_out(RunSpec(*facts, chain, title="rewrite", input_field="shards"), source, folder, options)
 
 
@@ -100,7 +100,7 @@ def _labels(settings: object) -> LabelSettings:
         raise UserError("run.json: settings.llm", settings, rule, "name an LLM with `llm`") from error
 
 
-def _made_with(runs: list[Run]) -> tuple[str, dict[str, Any], dict[str, str]]:
+def _shared_facts(runs: list[Run]) -> tuple[str, dict[str, Any], dict[str, str]]:
     """Return the kind, settings and fingerprints that the runs share, or else those of a merge of different runs."""
     first = _facts(runs[0])
     if all(_facts(run) == first for run in runs):
@@ -110,5 +110,6 @@ def _made_with(runs: list[Run]) -> tuple[str, dict[str, Any], dict[str, str]]:
 
 
 def _facts(run: Run) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """Return the kind, settings and fingerprints of a run, except for inputs, code and LLM."""
     weights = {name: value for name, value in run.fingerprints.items() if name not in ("inputs", "code", *LLM_FILES)}
     return run.kind, {name: value for name, value in run.settings.items() if name != "llm"}, weights
