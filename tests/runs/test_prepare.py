@@ -86,7 +86,7 @@ def test_only_what_was_never_committed_is_removed(tmp_path: Path, capsys: pytest
         "pad-000000.tar",
         "pad-000001.tar",
     ]
-    assert "1 shards are damaged and are made again (pad-000001)." in capsys.readouterr().err
+    assert "damaged shards that are made again: 1 (pad-000001)." in capsys.readouterr().err
 
 
 def test_a_run_is_made_once_and_complete(tmp_path: Path) -> None:

@@ -26,8 +26,6 @@ from pad_pipeline.workflows.engine.chain import Chain, Done, Link, StageWork, po
 
 PATIENCE = 20.0
 """Seconds that a child has to end by itself after a request. Then it is killed."""
-LOG_FORMAT = "%(asctime)s %(name)s: %(message)s"
-"""Format of the messages of libraries. `pad` shows them if it is verbose."""
 _START = (
     "import sys; sys.path[:] = sys.argv[3:]; from pad_pipeline.workflows.engine.child import main; "
     "main(int(sys.argv[1]), sys.argv[2].split())"
@@ -68,22 +66,15 @@ class Child:
         self.receive()
 
     def send(self, message: object) -> None:
-        """Send a message to the child.
-
-        Raises:
-            ChildDied: the child died.
-        """
+        """Send a message to the child, or raise `ChildDied`."""
         try:
             self.connection.send(message)
         except OSError as error:
             raise self._death() from error
 
     def receive(self) -> Done | dict[str, StageWork] | str | None:
-        """Return the child's next message.
-
-        Returns:
-            The name of the operation that the child begins, the work of its stages, or the result of the task; None
-            after the chain was built.
+        """Return the child's next message: None when its chain is built, the name of the operation that it begins, the
+        work of its stages, or the result of the task.
 
         Raises:
             ChildDied: the child died.
@@ -122,12 +113,8 @@ class Child:
 
 
 def main(descriptor: int, modules: list[str]) -> NoReturn:
-    """Run the child: import `modules`, receive a link, build its chain, and work on the tasks that follow.
-
-    Args:
-        descriptor: the file descriptor of the connection to the parent.
-        modules: names of modules.
-    """
+    """Run the child: import `modules`, receive a link, build its chain, and work on the tasks that follow. `descriptor`
+    is the file descriptor of the connection to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets both signals too, and ends the child
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
@@ -166,7 +153,7 @@ def _work(connection: Connection, inbox: SimpleQueue[bytes]) -> None:
     try:
         link, level = pickle.loads(inbox.get())
         if level:
-            logging.basicConfig(level=level, format=LOG_FORMAT)
+            logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s")  # as in cli.py
         chain: Chain = Chain(link, lambda: connection.send(chain.work()))
     except Exception as error:
         connection.send(portable(error))

@@ -33,7 +33,7 @@ def prepare(
         forked: the folder of another run, whose shards are copied if they would come out the same.
 
     Returns:
-        The run, whose run.json and plan are now in the folder, and the shards that the folder had before.
+        The run, whose run.json and plan are now in the folder, and the shards in the folder.
 
     Raises:
         UserError: the folder holds finished shards of other inputs, settings, weights or code.
@@ -112,4 +112,4 @@ def remove_unfinished(folder: Folder, existing: Scan) -> None:
         folder.delete(name)
     if existing.damaged:
         names = ", ".join(existing.damaged[:3]) + (", ..." if len(existing.damaged) > 3 else "")
-        note(f"{len(existing.damaged)} shards are damaged and are made again ({names}).")
+        note(f"damaged shards that are made again: {len(existing.damaged)} ({names}).")
