@@ -21,9 +21,9 @@ from pad_pipeline.miniature.files import write_world
 from pad_pipeline.plan import Plan
 from pad_pipeline.sources.open import open_source
 from pad_pipeline.storage import Folder
-from pad_pipeline.workflows.engine.chain import Chain, Link, Task
+from pad_pipeline.workflows.engine.chain import Chain, Task, merged
 from pad_pipeline.workflows.models.settings import load_models
-from pad_pipeline.workflows.runs.build import build, build_recipe
+from pad_pipeline.workflows.runs.build import build, build_spec
 from pad_pipeline.workflows.runs.options import RunOptions
 from pad_pipeline.workflows.runs.prepare import prepare
 
@@ -36,9 +36,9 @@ def bare(world: Path, out: Path, count: int) -> None:
     options = RunOptions(shard_size=SHARD, limit=count, threads=1, depth="sizes")
     source, folder = open_source(world), Folder(out)
     out.mkdir()
-    recipe = build_recipe(source, models, models.view, threads=1)
-    run, _ = prepare(recipe, source, folder, options)
-    chain = Chain(Link("all", [step for link in recipe.chain(folder, run.identity) for step in link.steps]))
+    spec = build_spec(source, models, models.view, threads=1)
+    run, _ = prepare(spec, source, folder, options)
+    chain = Chain(merged(spec.chain(folder, run.identity)))
     for number in range(len(Plan(folder))):
         chain.run(Task(number))
 

@@ -20,8 +20,8 @@ from pad_pipeline.shards import writer
 from pad_pipeline.stages.base import Stage
 from pad_pipeline.storage import Folder
 from pad_pipeline.workflows import cli
-from pad_pipeline.workflows.engine.chain import Link, Step
-from pad_pipeline.workflows.runs.steps import WriteShard
+from pad_pipeline.workflows.engine.chain import Link, Operation
+from pad_pipeline.workflows.runs.shard_io import WriteShard
 
 POINTS = ("before data", "mid data", "data written", "data in place", "index written", "committed")
 
@@ -88,20 +88,21 @@ def doom(what: str) -> Callable[[list[Link]], list[Link]]:
     words = what.split(":")
 
     def change(links: list[Link]) -> list[Link]:
-        steps = [step for link in links for step in link.steps]
         first, last = links[0], links[-1]
         if words[0] == "at":
-            write = next(step for step in steps if step.name == "write").build
+            write = last.operations[-1].build
             assert isinstance(write, partial)
             victim = os.getpid() if len(words) > 3 else 0
-            doomed = Step("write", partial(DoomedWrite, *write.args, words[1], int(words[2]), victim))
-            return [*links[:-1], last._replace(steps=[*last.steps[:-1], doomed])]
+            doomed = Operation("write", partial(DoomedWrite, *write.args, words[1], int(words[2]), victim))
+            return [*links[:-1], last._replace(operations=[*last.operations[:-1], doomed])]
         bad = {
-            "segfault": lambda: Step("deadly", partial(Deadly, words[1], "segfault")),
-            "exit": lambda: Step("deadly", partial(Deadly, words[2], words[1])),
-            "broken": lambda: Step("broken", partial(Broken, *words[1:])),
+            "segfault": lambda: Operation("deadly", partial(Deadly, words[1], "segfault")),
+            "exit": lambda: Operation("deadly", partial(Deadly, words[2], words[1])),
+            "broken": lambda: Operation("broken", partial(Broken, *words[1:])),
         }
-        return [first._replace(steps=[*first.steps, bad[words[0]]()]), *links[1:]] if words[0] in bad else links
+        if words[0] in bad:
+            return [first._replace(operations=[*first.operations, bad[words[0]]()]), *links[1:]]
+        return links
 
     return change
 

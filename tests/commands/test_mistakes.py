@@ -53,7 +53,7 @@ def mistakes(tmp: Path, world: World, models_toml: Path) -> dict[str, tuple[list
         "missing folder": (["--images", tmp / "nowhere", *out], "there is no such folder"),
         "empty folder": (["--images", tmp / "nothing", *out], "there is no image in it"),
         "no images": (["--images", tmp / "texts", *out], "1 files that are no images"),
-        "wrong root": (["--images", world.llava, "--image-root", tmp / "texts", *out], "none of the 10 images"),
+        "wrong root": (["--images", world.llava, "--image-root", tmp / "texts", *out], "lists (10 in all)"),
         "not a list": (["--images", tmp / "object.json", *out], "should hold a list"),
         "broken JSON": (["--images", tmp / "broken.json", *out], "not valid JSON"),
         "deep JSON": (["--images", tmp / "deep.json", *out], "not valid JSON"),

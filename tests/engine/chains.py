@@ -19,8 +19,8 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.records import ImageRecord, Shard
 from pad_pipeline.stages.base import Stage
 from pad_pipeline.workflows.engine.attempts import Attempts
-from pad_pipeline.workflows.engine.chain import Done, Link, Step, Task
-from pad_pipeline.workflows.engine.progress import Watch
+from pad_pipeline.workflows.engine.chain import Done, Link, Operation, Task
+from pad_pipeline.workflows.engine.progress import Progress
 
 ROWS = 4
 """Images of each shard."""
@@ -110,8 +110,8 @@ class Write:
         return Done(shard.number, {"images": len(shard.rows), "failed": failed})
 
 
-class Told(Watch):
-    """A watch whose console is text."""
+class Told(Progress):
+    """A progress whose console is text."""
 
     def __init__(self, shards: int) -> None:
         self.text = io.StringIO()
@@ -120,7 +120,10 @@ class Told(Watch):
 
 def chain(work: Callable[[], Work] = Work) -> list[Link]:
     """read -> work -> write, in two links."""
-    return [Link("first", [Step("read", Read), Step("work", work)]), Link("last", [Step("write", Write)])]
+    return [
+        Link("first", [Operation("read", Read), Operation("work", work)]),
+        Link("last", [Operation("write", Write)]),
+    ]
 
 
 def doing(what: str, *names: str, notes: Path | str = "") -> list[Link]:

@@ -14,16 +14,16 @@ import pytest
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.workflows.engine import child
-from pad_pipeline.workflows.engine.chain import Done, Link, Worked
+from pad_pipeline.workflows.engine.chain import Done, Link, StageWork, merged
 from pad_pipeline.workflows.engine.local import LocalEngine
-from pad_pipeline.workflows.engine.progress import Watch
+from pad_pipeline.workflows.engine.progress import Progress
 from tests.conftest import ROOT
 from tests.engine.chains import ROWS, Told, begin, chain, doing
 
 
-def results(links: list[Link], shards: int = 3, watch: Watch | None = None) -> list[Done]:
+def results(links: list[Link], shards: int = 3, progress: Progress | None = None) -> list[Done]:
     """What an isolated engine makes of a few shards."""
-    return list(LocalEngine(isolated=True).run(links, range(shards), begin, watch or Told(shards)))
+    return list(LocalEngine(isolated=True).run(links, map(begin, range(shards)), progress or Told(shards)))
 
 
 def until(happens: Callable[[], object]) -> None:
@@ -50,14 +50,14 @@ def lines(path: Path) -> list[str]:
 @pytest.mark.parametrize("isolated", [False, True])
 def test_shards_come_in_order_and_their_progress_with_them(isolated: bool) -> None:
     """Figures of a child that stayed there would leave the table empty until the end."""
-    seen: list[Worked] = []
+    seen: list[StageWork] = []
 
     class Seen(Told):
-        def look(self, stages: dict) -> None:
-            super().look(stages)
-            seen.extend(state.worked for state in stages.values())
+        def update(self, stages: dict) -> None:
+            super().update(stages)
+            seen.extend(state.work for state in stages.values())
 
-    done = list(LocalEngine(isolated).run(chain(), iter([2, 0, 1]), begin, Seen(3)))
+    done = list(LocalEngine(isolated).run(chain(), map(begin, [2, 0, 1]), Seen(3)))
     assert done == [Done(number, {"images": ROWS, "failed": 0}) for number in (2, 0, 1)]
     assert [worked.images for worked in seen if worked.images] == sorted(worked.images for worked in seen)
     assert {2, 4, 12} <= {worked.images for worked in seen}, "after each batch, and at the end"
@@ -79,23 +79,23 @@ def test_isolated_work_is_done_in_another_process(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("what", "sign"), [("segfault", "signal SIGSEGV"), ("exit", "exit code 0")])
 def test_an_image_that_kills_the_child_is_set_aside_alone(what: str, sign: str) -> None:
     """A segfault, or an exit that looks like success, ended the run; then shard, stage and cause must be told."""
-    watch = Told(3)
-    done = results(doing(what, "1-2"), watch=watch)
+    progress = Told(3)
+    done = results(doing(what, "1-2"), progress=progress)
     assert [one.totals["failed"] for one in done] == [0, 1, 0]
-    assert f"The process died ({sign}) over pad-000001, in work; going on in a new one." in watch.text.getvalue()
-    assert watch.stages["work"].worked.images >= 2 * ROWS, "what dead processes had done counts"
+    assert f"The process died ({sign}) over pad-000001, in work; going on in a new one." in progress.text.getvalue()
+    assert progress.stages["work"].work.images >= 2 * ROWS, "what dead processes had done counts"
 
 
 def test_a_child_that_is_killed_once_costs_no_image(tmp_path: Path) -> None:
     """The OOM killer comes by between two shards: all come through."""
     notes = tmp_path / "notes"
-    watch = Told(3)
-    run = LocalEngine(isolated=True).run(doing("nothing", notes=notes), range(3), begin, watch)
+    progress = Told(3)
+    run = LocalEngine(isolated=True).run(doing("nothing", notes=notes), map(begin, range(3)), progress)
     done = [next(run)]
     os.kill(int(lines(notes)[-1].split()[1]), signal.SIGKILL)
     done += run
     assert [one.totals["failed"] for one in done] == [0, 0, 0]
-    assert watch.text.getvalue().count("signal SIGKILL") == 1
+    assert progress.text.getvalue().count("signal SIGKILL") == 1
 
 
 @pytest.mark.parametrize("what", ["segfault", "raise"])
@@ -135,8 +135,7 @@ def test_a_child_that_does_not_stop_is_ended_by_force(monkeypatch: pytest.Monkey
     monkeypatch.setattr(child, "PATIENCE", 0.2)
     notes = tmp_path / "notes"
     held = child.Child()
-    (link,) = [Link("all", [step for link in doing("deaf", "0-0", notes=notes) for step in link.steps])]
-    held.begin(link)
+    held.begin(merged(doing("deaf", "0-0", notes=notes)))
     held.send(begin(0).task())
     until(lambda: "waits" in lines(notes))
     held.stop()
@@ -151,7 +150,7 @@ from tests.engine.chains import Told, begin, doing
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with open({notes!r}, "a") as stream:
     stream.write("script\\n")
-for done in LocalEngine(isolated=True).run(doing({what!r}, "0-0", notes={notes!r}), range(2), begin, Told(2)):
+for done in LocalEngine(isolated=True).run(doing({what!r}, "0-0", notes={notes!r}), map(begin, range(2)), Told(2)):
     print(done.totals)
 """
 """No `if __name__ == "__main__"`: multiprocessing would run it again in the child, and that in its child."""

@@ -103,14 +103,14 @@ def test_changed_code_is_refused_and_can_be_accepted(
 ) -> None:
     """Half a run by one version and half by another can't be described, unless somebody says that they agree; what
     they said stays in run.json."""
-    from pad_pipeline.workflows.runs import recipe
+    from pad_pipeline.workflows.runs import spec
 
     out = tmp_path / "out"
     command = [*imported, "--shard-size", 4, "--out", out]
     assert pad(*command).code == 0
     code = json.loads((out / "run.json").read_text())["fingerprints"]["code"]
     (out / "pad-000001.parquet").unlink()
-    monkeypatch.setattr(recipe, "code_fingerprint", lambda: "9.9.9+another")
+    monkeypatch.setattr(spec, "code_fingerprint", lambda: "9.9.9+another")
     refused = pad(*command)
     assert refused.code == 2
     assert f"fingerprints.code: {code} -> 9.9.9+another" in refused.err

@@ -13,8 +13,8 @@ from rich.console import Console
 from pad_pipeline.miniature.files import World
 from pad_pipeline.storage import Folder, RemoteFolder
 from pad_pipeline.workflows.engine import progress
-from pad_pipeline.workflows.engine.chain import Done, Worked
-from pad_pipeline.workflows.engine.progress import StageState, Watch
+from pad_pipeline.workflows.engine.chain import Done, StageWork
+from pad_pipeline.workflows.engine.progress import Progress, StageState
 from tests.runs.conftest import Pad
 
 
@@ -50,17 +50,17 @@ def test_figures_are_kept_for_programs(imported: list[object], pad: Pad, tmp_pat
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-def told(folder: Folder, shards: int) -> Watch:
+def told(folder: Folder, shards: int) -> Progress:
     """A run of shards of one image, which tells of each."""
-    watch = Watch("test", shards, shards, Console(quiet=True), folder)
+    shown = Progress("test", shards, shards, Console(quiet=True), folder)
 
     def results() -> Iterator[Done]:
         for number in range(shards):
-            watch.look({"work": StageState(Worked(number + 1))})
+            shown.update({"work": StageState(StageWork(number + 1))})
             yield Done(number, {"images": 1, "failed": 0, "regions": 0})
 
-    watch.follow(results())
-    return watch
+    shown.follow(results())
+    return shown
 
 
 def test_figures_of_a_long_run_cost_no_more_than_those_of_a_short_one(

@@ -9,7 +9,7 @@ import pytest
 
 from pad_pipeline.miniature.files import World
 from pad_pipeline.workflows.engine.chain import Link
-from pad_pipeline.workflows.engine.placement import deal_out
+from pad_pipeline.workflows.engine.placement import make_pools
 from tests.conftest import wait_for
 from tests.runs.conftest import Pad
 from tests.runs.processes import descendants, finished, process, ray_workers
@@ -33,7 +33,7 @@ def test_placement_fits_every_cluster() -> None:
         (100, 8, 1),
         (4, 2, 9),
     ):
-        pools = deal_out(CHAIN, cpus, gpus, workers)
+        pools = make_pools(CHAIN, cpus, gpus, workers)
         assert sum(pool.workers * pool.gpus for pool in pools) <= gpus
         assert sum(pool.workers * pool.cpus for pool in pools) <= max(cpus, 0.1)
         assert all(pool.workers >= 1 and pool.cpus > 0 for pool in pools)
@@ -45,7 +45,7 @@ def test_models_share_a_gpu_and_what_needs_none_is_kept_off_it() -> None:
     it used to limit the workers that only read and write."""
 
     def dealt(gpus: int, workers: int = 0, chain: list[Link] = CHAIN) -> dict[str, tuple[int, int]]:
-        return {pool.link.name: (pool.workers, pool.gpus) for pool in deal_out(chain, 64, gpus, workers)}
+        return {pool.link.name: (pool.workers, pool.gpus) for pool in make_pools(chain, 64, gpus, workers)}
 
     assert dealt(8) == {"decode": (8, 0), "tag+ground+segment": (8, 1), "patchify": (8, 0)}
     assert dealt(8, workers=2)["tag+ground+segment"] == (2, 1)

@@ -71,7 +71,7 @@ def test_a_damaged_shard_is_made_anew(imported: list[object], pad: Pad, tmp_path
         shutil.copy(other / f"pad-000002.{ending}", out)
     again = pad(*imported, "--shard-size", 3, "--out", out)
     assert again.code == 0
-    assert "3 shards are damaged and are made again (pad-000000, pad-000001, pad-000002)" in again.err
+    assert "damaged shards that are made again: 3 (pad-000000, pad-000001, pad-000002)" in again.err
     assert data(out) == expected
 
 

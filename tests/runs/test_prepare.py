@@ -16,16 +16,16 @@ from pad_pipeline.shards.run import RUN_NAME
 from pad_pipeline.storage import Folder
 from pad_pipeline.workflows.runs.options import RunOptions
 from pad_pipeline.workflows.runs.prepare import earlier_run, joined, plan_images, prepare, remove_unfinished
-from pad_pipeline.workflows.runs.recipe import Recipe
 from pad_pipeline.workflows.runs.resume import Scan
+from pad_pipeline.workflows.runs.spec import RunSpec
 from tests.shards.builders import Listed, a_run
 
 OPTIONS = RunOptions(shard_size=2, depth="names")
 
 
-def recipe(**settings: Any) -> Recipe:
+def spec(**settings: Any) -> RunSpec:
     """Of a run without stages."""
-    return Recipe("build", View(size=28, patch=14), 3, settings, {}, lambda folder, identity: [])
+    return RunSpec("build", View(size=28, patch=14), 3, settings, {}, lambda folder, identity: [])
 
 
 def listed(*names: str, problem: str = "") -> Listed:
@@ -56,7 +56,7 @@ def test_a_source_without_images_says_what_it_left_out(tmp_path: Path) -> None:
 
 def test_a_source_of_which_nothing_is_there_is_refused(tmp_path: Path) -> None:
     """Catches a wrong image root, with which every image of millions would fail one by one."""
-    with pytest.raises(UserError, match="image_root = /nowhere: none of the 2 images"):
+    with pytest.raises(UserError, match=r"image_root = /nowhere: it has none of the images that .* lists \(2 in all\)"):
         plan_images(listed("a", "b"), tmp_path / PLAN_NAME, "images", 2, "sizes", None)
     assert plan_images(listed("a", "b"), tmp_path / PLAN_NAME, "images", 2, "names", 1).images == 1
 
@@ -68,7 +68,7 @@ def test_what_the_earlier_run_was_made_with_stays_said(capsys: pytest.CaptureFix
     both = joined(old, new)
     assert (both.accepted_code, both.environment) == (["0+b", "1+a"], {"torch": "1"})
     assert both.fingerprints == {"code": "2+c"}
-    assert "note: torch 1 -> 2 since the run began" in capsys.readouterr().err
+    assert "note: the environment has changed since the run began (torch: 1 -> 2)" in capsys.readouterr().err
     same = joined(old, old)
     assert same.accepted_code == ["0+b"] and not capsys.readouterr().err
 
@@ -78,18 +78,20 @@ def test_only_what_was_never_committed_is_removed(tmp_path: Path, capsys: pytest
     names = [f"pad-00000{n}.{ending}" for n in range(3) for ending in ("tar", "parquet")]
     for name in names[:5]:
         (tmp_path / name).write_bytes(b"")
-    remove_unfinished(Folder(tmp_path), Scan(finished={0}, damaged=["pad-000001"], halves=["pad-000002.tar"]))
+    remove_unfinished(
+        Folder(tmp_path), Scan(finished={0}, damaged=["pad-000001"], uncommitted_files=["pad-000002.tar"])
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "pad-000000.parquet",
         "pad-000000.tar",
         "pad-000001.tar",
     ]
-    assert "1 shards are damaged and are made again (pad-000001)." in capsys.readouterr().err
+    assert "damaged shards that are made again: 1 (pad-000001)." in capsys.readouterr().err
 
 
 def test_a_run_is_made_once_and_complete(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
-    run, found = prepare(recipe(a=1), listed("x", "y", "z"), folder, OPTIONS)
+    run, found = prepare(spec(a=1), listed("x", "y", "z"), folder, OPTIONS)
     assert (run.images, run.shards, run.shard_size, found) == (3, 2, 2, Scan())
     assert {"inputs", "code"} <= run.fingerprints.keys() and run.plan and run.environment
     assert earlier_run(folder)[0] == run
@@ -100,11 +102,11 @@ def test_a_run_is_made_once_and_complete(tmp_path: Path) -> None:
 def test_a_refused_plan_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
     """Catches a plan that is put in place before it was compared."""
     folder = Folder(tmp_path)
-    prepare(recipe(), listed("x"), folder, OPTIONS)
+    prepare(spec(), listed("x"), folder, OPTIONS)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(UserError, match="there is no image"):
-        prepare(recipe(), listed(), folder, OPTIONS)
+        prepare(spec(), listed(), folder, OPTIONS)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     with pytest.raises(UserError, match=r"retry_failed = .*: there is no run in it"):
-        prepare(recipe(), listed("x"), Folder(tmp_path / "new"), RunOptions(retry_failed=True))
+        prepare(spec(), listed("x"), Folder(tmp_path / "new"), RunOptions(retry_failed=True))
     assert json.loads(before[RUN_NAME])["images"] == 1

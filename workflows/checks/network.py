@@ -41,15 +41,15 @@ def ray_cluster(address: str) -> Findings:
 
 
 def _cluster(address: str) -> Finding:
-    """Join the cluster in a process of its own, because Ray may write to standard error, wait for minutes, or abort."""
-    from pad_pipeline.workflows.engine.ray_session import knock
+    """Join the cluster in another process, because Ray may write to standard error, wait for minutes, or abort."""
+    from pad_pipeline.workflows.engine.ray_session import check_listening
 
     remedy = (
         "start one with `ray start --head`, or correct the address; if it wants a token, set RAY_AUTH_MODE=token "
         "and RAY_AUTH_TOKEN; the versions of Ray and Python must be those of the cluster"
     )
     try:
-        knock(address)
+        check_listening(address)
         done = subprocess.run(
             [sys.executable, "-c", _JOIN_SCRIPT, address],
             capture_output=True,

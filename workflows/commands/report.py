@@ -55,19 +55,20 @@ def report(
 def _write(shards: ShardFolder, folder: Path, settings: ReportSettings) -> int:
     """Write the report, show its progress, and return its number of images."""
     from pad_pipeline.report.site import write_report
-    from pad_pipeline.workflows.engine.chain import Done, Worked
-    from pad_pipeline.workflows.engine.progress import StageState, Watch
+    from pad_pipeline.workflows.engine.chain import Done, StageWork
+    from pad_pipeline.workflows.engine.progress import Progress, StageState
 
-    run = shards.run
-    images = min(run.images, len(shards.names) * run.shard_size, settings.limit or run.images)
-    watch = Watch("report", -(-images // run.shard_size), images, errors)
+    run, images = shards.run, min(shards.run.images, len(shards.names) * shards.run.shard_size)
+    images = min(images, settings.limit or images)
+    progress = Progress("report", -(-images // run.shard_size), images, errors)
+    began = time.monotonic()
 
     def written() -> Iterator[Done]:
         for number, counts in enumerate(write_report(shards, folder, settings)):
             yield Done(number, dict(counts))
-            worked = Worked(watch.found["images"], watch.found["failed"], time.monotonic() - watch.began)
-            watch.look({"report": StageState(worked, workers=1)})
+            work = StageWork(progress.found["images"], progress.found["failed"], time.monotonic() - began)
+            progress.update({"report": StageState(work, workers=1)})
 
-    watch.look({"report": StageState(workers=1)})
-    watch.follow(written())
-    return watch.found["images"]
+    progress.update({"report": StageState(workers=1)})
+    progress.follow(written())
+    return progress.found["images"]

@@ -77,14 +77,14 @@ def _annotated(image: Path, models: ModelSettings) -> ImageRecord:
     """
     from pad_pipeline.records import ImageRecord, Place, Shard
     from pad_pipeline.storage import Folder
-    from pad_pipeline.workflows.engine.chain import Chain, Link
+    from pad_pipeline.workflows.engine.chain import Chain, merged
     from pad_pipeline.workflows.runs.chains import annotation_chain
 
     links = annotation_chain(Folder(image.parent), "", models, models.view, str(image.parent), models.compute)
-    # Leave out the first step, which reads the plan, and the last, which writes the shard.
-    steps = [step for link in links for step in link.steps if step.name not in ("plan", "write")]
+    link = merged(links)
+    stages = link.operations[1:-1]  # all but reading the plan and writing the shard
     row = ImageRecord(image.name, image.name, key="image", place=Place(image.name))
-    found: ImageRecord = Chain(Link("show", steps)).run(Shard(0, [row])).rows[0]
+    found: ImageRecord = Chain(link._replace(operations=stages)).run(Shard(0, [row])).rows[0]
     if found.status == "failed":
         raise UserError("image", image, f"it failed in {found.stage}: {found.reason}", "name another image")
     return found

@@ -1,5 +1,5 @@
-"""What moves shards through a chain: in one process of this machine (`local`) or on a Ray cluster (`ray`).
+"""Engines move shards through a chain: in one process on this machine (`local`) or on a Ray cluster (`ray`).
 
-Links, scheduling, attempts at shards whose process died, placement on GPUs, and progress. What a shard holds, and what
-the steps of a chain do with it, is not known here.
+This room has links, scheduling, attempts at shards whose process died, placement on GPUs, and progress. It does not
+know what a shard contains, or what the operations of a chain do with a shard.
 """

@@ -1,55 +1,57 @@
-"""The steps that run in one worker. This module is separate, so that a worker imports only what its own steps need."""
+"""The operations that run in one worker. This module imports no model: a worker imports only what it needs itself."""
 
 from __future__ import annotations
 
 import pickle
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from pad_pipeline.stages.base import Stage
 
 
 class Task(NamedTuple):
-    """A shard to work on, or a part of it."""
+    """A shard to work on, or a part of a shard."""
 
     number: int
+    """Number of the shard."""
     retry: bool = False
-    """Whether the shard is finished, and only its failed images are tried again."""
+    """True if the shard is finished, and only its failed images are tried again."""
     part: tuple[int, int] | None = None
-    """The first row and one past the last, to find out which row kills the process: nothing is written then. None for
-    the whole shard."""
+    """Range of rows: the first row, and one past the last. A part only shows whether its rows kill the process, and
+    nothing is written. None is the whole shard."""
     killers: tuple[tuple[int, str], ...] = ()
-    """Rows that kill each process that works on them, with the stage in which they do."""
+    """Rows that kill the process, each with the stage in which the process died."""
 
 
 class Done(NamedTuple):
     """The result of a task."""
 
     number: int
+    """Number of the shard."""
     totals: dict[str, int]
-    """Images by status, tags and regions; empty where nothing was written."""
+    """Numbers of images by status, of tags and of regions; empty if nothing was written."""
 
 
-class Step(NamedTuple):
-    """A step that is not built yet."""
+class Operation(NamedTuple):
+    """One operation of a chain, which the worker builds: reading a shard, a stage, or writing a shard."""
 
     name: str
     build: Callable[[], Callable[[Any], Any]]
 
 
 class Link(NamedTuple):
-    """Steps that share a worker."""
+    """The operations of a chain that share a worker."""
 
     name: str
-    steps: list[Step]
+    operations: list[Operation]
     on_gpu: bool = False
     breaker: int = 0
     """See `Stage.breaker`."""
 
 
-class Worked(NamedTuple):
-    """The work that a stage has done in one worker."""
+class StageWork(NamedTuple):
+    """The amount of work that a stage has done."""
 
     images: int = 0
     failed: int = 0
@@ -57,32 +59,31 @@ class Worked(NamedTuple):
 
 
 class Chain:
-    """The steps of one link, built in the worker that runs them. `tick` is called after each batch of a stage."""
+    """The operations of one link, built in the worker that runs them. `tick` is called after each batch of a stage."""
 
     def __init__(self, link: Link, tick: Callable[[], None] = lambda: None) -> None:
-        self.steps = [step.build() for step in link.steps]
-        self.names = [step.name for step in link.steps]
-        for step in self.steps:
-            if isinstance(step, Stage):
-                step.tick, step.breaker = tick, link.breaker
+        self.operations = [operation.build() for operation in link.operations]
+        self.names = [operation.name for operation in link.operations]
+        self.stages = [operation for operation in self.operations if isinstance(operation, Stage)]
+        for stage in self.stages:
+            stage.tick, stage.breaker = tick, link.breaker
 
     def run(self, item: Any, first: int = 0, last: int | None = None) -> Any:
-        """Pass `item` through the steps from `first` to before `last`, and return the result."""
-        for step in self.steps[first:last]:
-            item = step(item)
+        """Pass `item` through the operations from `first` to before `last`, and return the result."""
+        for operation in self.operations[first:last]:
+            item = operation(item)
         return item
 
-    def worked(self) -> dict[str, Worked]:
-        """Return the work of each stage by its name."""
-        stages = [step for step in self.steps if isinstance(step, Stage)]
-        return {stage.name: Worked(stage.images, stage.failed, stage.seconds) for stage in stages}
+    def work(self) -> dict[str, StageWork]:
+        """Return the work that each stage has done, by the name of the stage."""
+        return {stage.name: StageWork(stage.images, stage.failed, stage.seconds) for stage in self.stages}
 
 
 class LinkActor:
-    """A link inside a Ray actor.
+    """A Ray actor that runs a link.
 
-    An exception travels as a value to the driver, which raises it: Ray would print pages, and wrap the exception in
-    several of its own.
+    An exception is returned to the driver, which raises it. Ray would wrap a raised exception in several of its own,
+    and print pages.
     """
 
     def __init__(self, link: Link) -> None:
@@ -94,13 +95,13 @@ class LinkActor:
             self.failure = portable(error)
 
     def ready(self) -> tuple[Exception | None, str]:
-        """Return the exception that was raised when the chain was built, if any, and the id of the actor's node."""
+        """Return the exception that the build of the chain raised, if any, and the id of the actor's node."""
         import ray
 
         return self.failure, ray.get_runtime_context().get_node_id()
 
     def run(self, item: Any, first: int, last: int | None) -> tuple[Exception | Done | None, Any]:
-        """Call `Chain.run`, and return two values: one for the driver, and one that only the next worker needs."""
+        """Call `Chain.run`, and return two values: a small one for the driver, and one for the next worker only."""
         assert self.chain is not None
         try:
             item = self.chain.run(item, first, last)
@@ -108,17 +109,24 @@ class LinkActor:
             return portable(error), None
         return (item, None) if isinstance(item, Done) else (None, item)
 
-    def worked(self) -> dict[str, Worked]:
-        """Call `Chain.worked`, also while the chain runs."""
-        return self.chain.worked() if self.chain else {}
+    def work(self) -> dict[str, StageWork]:
+        """Call `Chain.work`, also while the chain runs."""
+        return self.chain.work() if self.chain else {}
 
 
-def add_worked(parts: list[dict[str, Worked]]) -> dict[str, Worked]:
-    """Return the sums over workers."""
-    sums: dict[str, Worked] = {}
-    for name, worked in (entry for part in parts for entry in part.items()):
-        images, failed, seconds = sums.get(name, Worked())
-        sums[name] = Worked(images + worked.images, failed + worked.failed, seconds + worked.seconds)
+def merged(links: Sequence[Link]) -> Link:
+    """Return one link with the operations of several links."""
+    operations = [operation for link in links for operation in link.operations]
+    name, on_gpu = "+".join(link.name for link in links), any(link.on_gpu for link in links)
+    return Link(name, operations, on_gpu, links[0].breaker)
+
+
+def add_work(parts: list[dict[str, StageWork]]) -> dict[str, StageWork]:
+    """Return the work of each stage, summed over workers."""
+    sums: dict[str, StageWork] = {}
+    for name, work in (entry for part in parts for entry in part.items()):
+        images, failed, seconds = sums.get(name, StageWork())
+        sums[name] = StageWork(images + work.images, failed + work.failed, seconds + work.seconds)
     return sums
 
 
@@ -126,7 +134,7 @@ def portable(error: Exception) -> Exception:
     """Return an exception that can be sent to another process, with the traceback of `error` as a note."""
     trace = "".join(traceback.format_exception(error))
     try:
-        sent: Exception = pickle.loads(pickle.dumps(error))  # not every exception can be made again
+        sent: Exception = pickle.loads(pickle.dumps(error))  # some exceptions can't be unpickled
     except Exception:
         sent = RuntimeError(f"{type(error).__name__}: {error}")
     sent.add_note(trace)

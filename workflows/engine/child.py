@@ -1,8 +1,8 @@
-"""A child process that holds a chain and works on the tasks that its parent sends; parent's and child's code are here.
+"""A child process that builds a chain and works on tasks. This module has the code of both parent and child.
 
-The child is a new process and no fork, because models and threads would not survive a fork. multiprocessing would run
-the caller's script again in it; here no part of the script is run. The child ignores signals of the terminal, ends when
-its parent asks, and ends at once when its parent is gone, so that no orphan goes on writing.
+The child is a new process and not a fork, because models and threads do not survive a fork. `multiprocessing` is not
+used, because it would run the caller's script again in the child. The child ignores signals from the terminal. It ends
+when its parent asks, and at once when its parent is gone, so that no orphan goes on writing.
 """
 
 from __future__ import annotations
@@ -22,12 +22,10 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, NoReturn
 
-from pad_pipeline.workflows.engine.chain import Chain, Done, Link, Task, Worked, portable
+from pad_pipeline.workflows.engine.chain import Chain, Done, Link, StageWork, portable
 
 PATIENCE = 20.0
-"""Seconds that a child has to end by itself."""
-LOG_FORMAT = "%(asctime)s %(name)s: %(message)s"
-"""Format of the messages of libraries, which `pad` shows when it is verbose."""
+"""Seconds that a child has to end by itself after a request. Then it is killed."""
 _START = (
     "import sys; sys.path[:] = sys.argv[3:]; from pad_pipeline.workflows.engine.child import main; "
     "main(int(sys.argv[1]), sys.argv[2].split())"
@@ -35,14 +33,14 @@ _START = (
 
 
 class ChildDied(Exception):
-    """The child process has died; the text says how."""
+    """The child process died. The text has its signal or exit code."""
 
 
 class Child:
-    """The parent's end of a child process, which first imports `modules`."""
+    """A child process, as its parent sees it. The child first imports `modules`."""
 
     _waiting: Child | None = None
-    """A child that `preload` started, and nobody has taken yet."""
+    """A child that `preload` started, and `take` has not returned yet."""
 
     def __init__(self, *modules: str) -> None:
         self.connection, theirs = Pipe()
@@ -52,41 +50,41 @@ class Child:
 
     @classmethod
     def preload(cls, *modules: str) -> None:
-        """Start the child that `taken` returns next. It imports modules while this process does other things."""
+        """Start the child that `take` returns next. It imports `modules` while this process does other things."""
         cls._waiting = cls._waiting or cls(*modules)
 
     @classmethod
-    def taken(cls) -> Child:
+    def take(cls) -> Child:
         """Return the child that `preload` started, or else a new one."""
         child, cls._waiting = cls._waiting or cls(), None
         return child
 
     def begin(self, link: Link) -> None:
-        """Have the child build a chain; errors as in `receive`."""
+        """Let the child build the chain of `link`. The errors are those of `receive`."""
         level = logging.getLogger().level if logging.getLogger().handlers else 0
         self.send((link, level))
         self.receive()
 
-    def send(self, what: object) -> None:
-        """Send a task, or raise `ChildDied`."""
+    def send(self, message: object) -> None:
+        """Send a message to the child, or raise `ChildDied`."""
         try:
-            self.connection.send(what)
+            self.connection.send(message)
         except OSError as error:
             raise self._death() from error
 
-    def receive(self) -> Done | dict[str, Worked] | str | None:
-        """Return the child's next message: the name of the step that it begins, the work of its stages, or the result
-        of the task.
+    def receive(self) -> Done | dict[str, StageWork] | str | None:
+        """Return the child's next message: None when its chain is built, the name of the operation that it begins, the
+        work of its stages, or the result of the task.
 
         Raises:
             ChildDied: the child died.
-            Exception: an exception of the child.
+            Exception: the child raised it.
         """
         try:
             while not self.connection.poll(1.0):
                 if self.process.poll() is not None and not self.connection.poll():
-                    raise EOFError  # a process that the child started may still hold its end
-            answer: Exception | Done | dict[str, Worked] | str | None = self.connection.recv()
+                    raise EOFError  # a process that the child started may keep the connection open
+            answer: Exception | Done | dict[str, StageWork] | str | None = self.connection.recv()
         except (EOFError, OSError) as error:
             raise self._death() from error
         if isinstance(answer, Exception):
@@ -94,12 +92,12 @@ class Child:
         return answer
 
     def stop(self) -> None:
-        """End the child: first by a request, then by force."""
+        """End the child by a request. If it does not obey, kill it."""
         self.process.terminate()
         self._wait()
 
     def _wait(self) -> int:
-        """Wait for the child's end, at most `PATIENCE` seconds, then kill it; return its exit code."""
+        """Wait until the child ends, and kill it after `PATIENCE` seconds. Return its exit code."""
         try:
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(PATIENCE)
@@ -115,8 +113,9 @@ class Child:
 
 
 def main(descriptor: int, modules: list[str]) -> NoReturn:
-    """Run the child: import modules, receive and build a chain, and work on the tasks that come then."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets these too, and passes them on
+    """Run the child: import `modules`, receive a link, build its chain, and work on the tasks that follow. `descriptor`
+    is the file descriptor of the connection to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets both signals too, and ends the child
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
     os.set_inheritable(descriptor, False)
@@ -142,7 +141,7 @@ def _stop(number: int, frame: object) -> NoReturn:
 
 
 def _listen(connection: Connection, inbox: SimpleQueue[bytes]) -> None:
-    """Queue the parent's messages. When the parent is gone, nothing more may be written."""
+    """Queue the parent's messages. When the parent is gone, end at once, so that nothing more is written."""
     while True:
         try:
             inbox.put(connection.recv_bytes())
@@ -151,33 +150,22 @@ def _listen(connection: Connection, inbox: SimpleQueue[bytes]) -> None:
 
 
 def _work(connection: Connection, inbox: SimpleQueue[bytes]) -> None:
-    chain: Chain
-
-    def tick() -> None:
-        connection.send(chain.worked())
-
     try:
         link, level = pickle.loads(inbox.get())
         if level:
-            logging.basicConfig(level=level, format=LOG_FORMAT)
-        chain = Chain(link, tick)
+            logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s")  # as in cli.py
+        chain: Chain = Chain(link, lambda: connection.send(chain.work()))
     except Exception as error:
         connection.send(portable(error))
         return
     connection.send(None)
     while True:
         try:
-            answer: Any = _done(chain, pickle.loads(inbox.get()), connection)
+            item: Any = pickle.loads(inbox.get())
+            for number, name in enumerate(chain.names):
+                connection.send(name)  # so that the parent knows where the child dies
+                item = chain.run(item, number, number + 1)
+            connection.send(chain.work())
         except Exception as error:
-            answer = portable(error)
-        connection.send(answer)
-
-
-def _done(chain: Chain, task: Task, connection: Connection) -> Done:
-    item: Any = task
-    for number, name in enumerate(chain.names):
-        connection.send(name)  # so that the parent knows where the child dies
-        item = chain.run(item, number, number + 1)
-    connection.send(chain.worked())
-    done: Done = item
-    return done
+            item = portable(error)
+        connection.send(item)

@@ -1,4 +1,4 @@
-"""The local engine: it runs a chain over shards, one after another, in this process or in a child of it."""
+"""The local engine: it runs a chain over shards, one after another, in this process or in a child process."""
 
 from __future__ import annotations
 
@@ -6,43 +6,40 @@ from collections.abc import Generator, Iterable
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import shard_name
-from pad_pipeline.workflows.engine.attempts import Attempts, Begin
-from pad_pipeline.workflows.engine.chain import Chain, Done, Link, Worked, add_worked
+from pad_pipeline.workflows.engine.attempts import Attempts
+from pad_pipeline.workflows.engine.chain import Chain, Done, Link, StageWork, add_work, merged
 from pad_pipeline.workflows.engine.child import Child, ChildDied
-from pad_pipeline.workflows.engine.progress import StageState, Watch
+from pad_pipeline.workflows.engine.progress import Progress, StageState
 
 
 class LocalEngine:
-    """Runs all steps in one process: the same callables as on Ray, so the same bytes.
+    """Runs the whole chain in one process, with the same operations as on Ray. So the bytes are the same.
 
     Args:
-        isolated: work in a child process. If the child dies, that costs one attempt at its shard, and a new child
-            continues. If it is false, an image that kills the process kills the caller.
+        isolated: work in a child process. A child that dies costs one attempt at its shard, and a new child continues.
+            Without it, an image that kills the process kills the caller.
     """
 
     def __init__(self, isolated: bool = False) -> None:
         self.isolated = isolated
 
-    def run(self, chain: list[Link], numbers: Iterable[int], begin: Begin, watch: Watch) -> Generator[Done, None, None]:
-        """Work on shards, and yield the result of each once it is committed. Closing the generator stops the work.
+    def run(self, chain: list[Link], shards: Iterable[Attempts], progress: Progress) -> Generator[Done, None, None]:
+        """Work on shards, and yield the result of each after it is committed. Closing the generator stops the work.
 
         Args:
             chain: the links of the run.
-            numbers: the numbers of the shards; results come in this order.
-            begin: makes the attempts at a shard.
-            watch: shows the progress of the stages.
+            shards: the attempts at each shard. The results come in this order.
+            progress: receives the progress of the stages.
 
         Raises:
-            UserError: a stage stops the run, the child can't start, or a shard kills every child.
+            UserError: a stage stops the run, a child can't start, or a shard kills every child.
         """
-        link = Link("all", [step for link in chain for step in link.steps], breaker=chain[0].breaker)
-        worker = _ChildWorker(link, watch) if self.isolated else _Worker(link, watch)
+        worker = (_ChildWorker if self.isolated else _Worker)(merged(chain), progress)
         try:
-            for number in numbers:
-                attempts = begin(number)
-                done = worker.tried(attempts)
+            for attempts in shards:
+                done = worker.attempt(attempts)
                 while done is None or not attempts.survived():
-                    done = worker.tried(attempts)
+                    done = worker.attempt(attempts)
                 yield done
         finally:
             worker.close()
@@ -51,40 +48,39 @@ class LocalEngine:
 class _Worker:
     """A worker in this process. It builds its chain for the first shard."""
 
-    def __init__(self, link: Link, watch: Watch) -> None:
-        self.link, self.watch = link, watch
+    def __init__(self, link: Link, progress: Progress) -> None:
+        self.link, self.progress = link, progress
         self.chain: Chain | None = None
 
-    def tried(self, attempts: Attempts) -> Done | None:
-        """Return the result of the task of the attempts, or None if the process died over it."""
-        self.chain = self.chain or Chain(self.link, self.look)
+    def attempt(self, attempts: Attempts) -> Done | None:
+        """Carry out the next task of the attempts. Return its result, or None if the process died over it."""
+        self.chain = self.chain or Chain(self.link, self.report)
         done: Done = self.chain.run(attempts.task())
-        self.look()
+        self.report()
         return done
 
-    def worked(self) -> dict[str, Worked]:
+    def work(self) -> dict[str, StageWork]:
         """Return the work of each stage."""
-        return self.chain.worked() if self.chain else {}
+        return self.chain.work() if self.chain else {}
 
-    def look(self) -> None:
-        """Show the progress of the stages."""
-        self.watch.look({name: StageState(worked, workers=1) for name, worked in self.worked().items()})
+    def report(self) -> None:
+        """Report the work of the stages."""
+        self.progress.update({name: StageState(work, workers=1) for name, work in self.work().items()})
 
     def close(self) -> None:
-        """Stop the process of the worker, if it has one."""
+        """Stop the worker's process, if it has one."""
 
 
 class _ChildWorker(_Worker):
     """A worker with its chain in a child process. After a death, the next task starts a new child."""
 
-    def __init__(self, link: Link, watch: Watch) -> None:
-        super().__init__(link, watch)
+    def __init__(self, link: Link, progress: Progress) -> None:
+        super().__init__(link, progress)
         self.child: Child | None = None
-        self.past: list[dict[str, Worked]] = [{}]
-        """The work of the stages in each child, the present one last."""
+        self.past: list[dict[str, StageWork]] = [{}]
+        """The work of the stages in each child, the present child last."""
 
-    def tried(self, attempts: Attempts) -> Done | None:
-        """See `_Worker.tried`."""
+    def attempt(self, attempts: Attempts) -> Done | None:
         stage = ""
         try:
             child = self.child or self._started()
@@ -94,30 +90,29 @@ class _ChildWorker(_Worker):
                     stage = answer
                 elif answer:
                     self.past[-1] = answer
-                    self.look()
+                    self.report()
             return answer
         except ChildDied as death:
             self.child = None
             self.past.append({})
             where = f"over {shard_name(attempts.number)}" + (f", in {stage}" if stage else "")
-            self.watch.say(f"The process died ({death}) {where}; going on in a new one.")
+            self.progress.say(f"The process died ({death}) {where}; going on in a new one.")
             attempts.died(stage)
             return None
 
     def _started(self) -> Child:
-        self.child = Child.taken()
+        self.child = Child.take()
         try:
             self.child.begin(self.link)
         except ChildDied as death:
             rule = f"its process died ({death}) before it had begun a shard"
-            raise UserError("engine", "local", rule, "see what it said; if its memory ran out, give it more") from death
+            remedy = "read what the process printed above; if its memory ran out, give it more"
+            raise UserError("engine", "local", rule, remedy) from death
         return self.child
 
-    def worked(self) -> dict[str, Worked]:
-        """Return the work of each stage, over all children."""
-        return add_worked(self.past)
+    def work(self) -> dict[str, StageWork]:
+        return add_work(self.past)
 
     def close(self) -> None:
-        """Stop the child."""
         if self.child:
             self.child.stop()

@@ -1,13 +1,13 @@
-"""Progress of a run: a live table on a terminal, one line a minute elsewhere, the same figures in `metrics.jsonl`."""
+"""Show the progress of a run: a live table on a terminal, or else a line each minute; figures in `metrics.jsonl`."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from collections.abc import Iterable
+from contextlib import nullcontext, suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from rich.console import Console, Group
@@ -17,36 +17,36 @@ from rich.text import Text
 
 from pad_pipeline.console import say
 from pad_pipeline.storage import Folder
-from pad_pipeline.workflows.engine.chain import Done, Worked
+from pad_pipeline.workflows.engine.chain import Done, StageWork
 
 Totals = dict[str, int]
 METRICS_NAME = "metrics.jsonl"
 EVERY = 60.0
-"""Seconds between two lines, and between two entries of `metrics.jsonl`."""
+"""Seconds between two lines on the console, and between two entries of `metrics.jsonl`."""
 STORED_EVERY = 600.0
-"""Seconds between two uploads of `metrics.jsonl` to an object store, which can't append: each is of the whole file."""
+"""Seconds between two uploads of `metrics.jsonl` to an object store, which takes only whole files."""
 RECENT = 60.0
-"""Seconds over which the rate of images is taken."""
+"""Seconds over which the images per second are averaged."""
 
 
 class StageState(NamedTuple):
     """The progress of a stage."""
 
-    worked: Worked = Worked()
+    work: StageWork = StageWork()
     workers: int = 0
     queue: int = 0
     """Shards that wait for the stage."""
 
 
-class Watch:
+class Progress:
     """Collects the engine's progress, and reports it to the console and to `metrics.jsonl`.
 
     Args:
-        kind: name of the run, for the start of a line.
+        kind: name of the run, with which each line begins.
         shards: number of shards to do.
         images: number of images in these shards.
         console: console to report to.
-        out: folder for `metrics.jsonl`; None writes none.
+        out: folder for `metrics.jsonl`; None writes no such file.
     """
 
     def __init__(self, kind: str, shards: int, images: int, console: Console, out: Folder | None = None) -> None:
@@ -58,22 +58,29 @@ class Watch:
         self._rates: dict[str, deque[tuple[float, int]]] = {}
         self._live: Live | None = None
         self._metrics = ""
-        """Lines that are not in the folder yet."""
+        """Entries that are not written yet."""
 
     def follow(self, results: Iterable[Done]) -> None:
-        """Take the results of all shards, as they are committed."""
-        with self._shown():
-            for done in results:
-                self.done += 1
-                self.found.update(done.totals)
-                self.look(self.stages)
+        """Take the results of all shards from an iterator, and show the progress meanwhile."""
+        terminal = self.console.is_terminal
+        live = Live(self._table(), console=self.console, refresh_per_second=2) if terminal else nullcontext()
+        try:
+            with live as self._live:
+                for done in results:
+                    self.done += 1
+                    self.found.update(done.totals)
+                    self.update(self.stages)
+        finally:
+            self._live = None
+            if any(state.work.images for state in self.stages.values()):
+                self._report(last=True)
 
-    def look(self, stages: dict[str, StageState]) -> None:
-        """Take the progress of the stages. This may be called at any rate."""
+    def update(self, stages: dict[str, StageState]) -> None:
+        """Take the progress of the stages. It may be called as often as a caller likes."""
         now, self.stages = time.monotonic(), stages
         self._mark("all", now, self.found["images"])
         for name, state in stages.items():
-            self._mark(name, now, state.worked.images)
+            self._mark(name, now, state.work.images)
         if self._live:
             self._live.update(self._table())
         if now - self._reported >= EVERY:
@@ -101,29 +108,16 @@ class Watch:
             "seconds_left": round(left / rate) if rate else None,
             "stages": {
                 name: {
-                    "images": state.worked.images,
+                    "images": state.work.images,
                     "images_per_second": round(self._rate(name), 3),
-                    "failed": state.worked.failed,
+                    "failed": state.work.failed,
                     "queue": state.queue,
                     "workers": state.workers,
-                    "busy": round(min(1.0, state.worked.seconds / max(elapsed * state.workers, 1e-9)), 3),
+                    "busy": round(min(1.0, state.work.seconds / max(elapsed * state.workers, 1e-9)), 3),
                 }
                 for name, state in self.stages.items()
             },
         }
-
-    @contextmanager
-    def _shown(self) -> Iterator[None]:
-        try:
-            if self.console.is_terminal:
-                with Live(self._table(), console=self.console, refresh_per_second=2) as self._live:
-                    yield
-            else:
-                yield
-        finally:
-            self._live = None
-            if any(state.worked.images for state in self.stages.values()):
-                self._report(last=True)
 
     def _report(self, last: bool = False) -> None:
         figures = self.figures()
@@ -133,7 +127,7 @@ class Watch:
             self._metrics += json.dumps(figures) + "\n"
             if not self.out.remote or last or time.monotonic() - self._stored >= STORED_EVERY:
                 self._stored = time.monotonic()
-                with suppress(OSError):  # no room for figures, none for data: the writer of shards reports it
+                with suppress(OSError):  # a disk without room for figures has none for shards, whose writer reports it
                     self.out.append(METRICS_NAME, self._metrics.encode())
                     self._metrics = ""
 
@@ -146,22 +140,23 @@ class Watch:
             f"{_clock(figures['elapsed_seconds'])} elapsed, {_clock(figures['seconds_left'])} left{busiest}"
         )
 
-    def _table(self) -> Group:
+    def _table(self) -> Group | Text:
+        if not self.stages:
+            return Text(f"{self.kind}: loading the models")
         figures = self.figures()
-        line = self._line(figures) if self.stages else f"{self.kind}: loading the models"
         table = Table("stage", *("images", "images/s", "queue", "workers", "busy", "failed"), box=None)
         for column in table.columns[1:]:
             column.justify = "right"
         for name, stage in figures["stages"].items():
+            images, queue, workers, failed = (str(stage[key]) for key in ("images", "queue", "workers", "failed"))
             rate, busy = f"{stage['images_per_second']:.1f}", f"{stage['busy']:.0%}"
-            queue, workers, failed = str(stage["queue"]), str(stage["workers"]), str(stage["failed"])
-            table.add_row(name, str(stage["images"]), rate, queue, workers, busy, failed)
-        return Group(table, Text(line)) if self.stages else Group(Text(line))
+            table.add_row(name, images, rate, queue, workers, busy, failed)
+        return Group(table, Text(self._line(figures)))
 
     def _mark(self, name: str, now: float, images: int) -> None:
         marks = self._rates.setdefault(name, deque([(self.began, 0)]))
         if len(marks) > 1 and now - marks[-2][0] < 1:
-            marks.pop()  # one mark a second is enough, and the newest
+            marks.pop()  # keep one mark a second
         marks.append((now, images))
         while len(marks) > 2 and now - marks[1][0] > RECENT:
             marks.popleft()
@@ -174,8 +169,5 @@ class Watch:
 
 
 def _clock(seconds: float | None) -> str:
-    """Return a duration such as `1:02:03`, or `?`."""
-    if seconds is None:
-        return "?"
-    minutes, second = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
+    """Return a duration such as `1:02:03`, or `?` for None."""
+    return "?" if seconds is None else str(timedelta(seconds=round(seconds)))

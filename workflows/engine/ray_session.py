@@ -1,4 +1,4 @@
-"""Start Ray on this machine, or join a cluster, without Ray's own messages; and leave it at the end."""
+"""Start Ray on this machine or join a cluster, hide Ray's own messages, and leave Ray at the end."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from pad_pipeline.errors import UserError
 
 @contextmanager
 def ray_session(address: str) -> Iterator[Any]:
-    """Yield the module `ray`, joined to the cluster at `address`. An empty address starts Ray on this machine, on
-    loopback, and stops it at the end.
+    """Join the cluster at `address`, yield the module `ray`, and leave the cluster at the end.
+
+    An empty address starts Ray on this machine, reachable over loopback only, and stops it at the end.
 
     Raises:
         UserError: there is no Ray at the address.
     """
-    # Before Ray is imported, which reads these once: no notes about its own future, no notes of its C++ parts.
+    # Ray reads these variables when it is imported. They hide its notes on coming changes, and those of its C++ code.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if not address:
-        # Use loopback, because anybody who reaches Ray's ports can run code here. Ray's own option for this machine's
-        # address turns 127.0.0.1 into the outer one; with this variable Ray stays on loopback.
+        # Use loopback, because anybody who reaches Ray's ports can run code here. Ray's option for the address of this
+        # machine would replace 127.0.0.1 by the outer address. This variable keeps Ray on loopback.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    with _quiet_stderr():  # Ray announces there that it was asked to be quiet
+    with _quiet_stderr():  # even a quiet Ray prints a message while it starts
         import ray
 
         _start(ray, address)
@@ -45,14 +46,14 @@ def ray_session(address: str) -> Iterator[Any]:
 
 def _start(ray: Any, address: str) -> None:
     options: dict[str, Any] = {"include_dashboard": False}
-    if address:  # the cluster's nodes may lack this package or have another version of it
+    if address:  # send this package along, because the nodes may have another version of it, or none
         package = str(Path(str(pad_pipeline.__file__)).parent)
         options = {"runtime_env": {"py_modules": [package]}}
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        knock(address)
+        check_listening(address)
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
-        # A death is reported in our words, and not on standard output; there is no option for this.
+        # Ray has no option against its own reports of dead workers on standard output. The engine reports them.
         ray._private.worker.print_to_stdstream = lambda *_, **__: None
     except (OSError, ValueError, RuntimeError) as error:
         remedy = "start a cluster with `ray start --head`; if it wants a token, set RAY_AUTH_MODE=token and "
@@ -60,11 +61,11 @@ def _start(ray: Any, address: str) -> None:
         raise UserError("address", address or "local", f"Ray can't be joined there ({error})", remedy) from error
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray replaces it by one that ends without a message
+            signal.signal(signal.SIGTERM, handler)  # Ray sets a handler that ends the process without a message
 
 
-def knock(address: str) -> None:
-    """Raise an OSError if nobody listens at the address: Ray itself would try for minutes."""
+def check_listening(address: str) -> None:
+    """Raise an OSError if nothing listens at the address. Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=5).close()
@@ -72,13 +73,13 @@ def knock(address: str) -> None:
 
 @contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Discard everything that is written to standard error, by native code too. Exceptions pass."""
+    """Discard all output to standard error, that of native code too. Exceptions pass."""
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(null, 2)
         yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-        os.close(nowhere)
+        os.close(null)

@@ -1,4 +1,4 @@
-"""Carry out a run: `build`, or `rewrite` from other runs; or estimate it: `dry_run`.
+"""This room carries out a run (`build`, or `rewrite` from other runs) or estimates it (`dry_run`).
 
-`chains`, `steps` and `rewrite` decide which steps a shard passes; they are part of the code fingerprint.
+`chains`, `shard_io` and `rewrite` decide which operations a shard passes. They are part of the code fingerprint.
 """

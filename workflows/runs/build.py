@@ -1,4 +1,4 @@
-"""Run a recipe on the images of a source: shared by `pad build`, `pad import` and the commands that rewrite shards."""
+"""Make a run from the images of a source: `pad build`, `pad import`, and the part that rewriting shards shares."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ from pad_pipeline.sources.base import Source
 from pad_pipeline.sources.stored import ShardsSource
 from pad_pipeline.storage import Folder, claim_folder, folder_at, resolved, write_error
 from pad_pipeline.workflows.engine.attempts import Attempts
-from pad_pipeline.workflows.engine.base import Engine
 from pad_pipeline.workflows.engine.local import LocalEngine
-from pad_pipeline.workflows.engine.progress import Totals, Watch
+from pad_pipeline.workflows.engine.progress import Progress, Totals
 from pad_pipeline.workflows.engine.ray import RayEngine
 from pad_pipeline.workflows.models.settings import ModelSettings
 from pad_pipeline.workflows.runs.chains import annotation_chain, import_chain
 from pad_pipeline.workflows.runs.options import RunOptions
 from pad_pipeline.workflows.runs.prepare import prepare
-from pad_pipeline.workflows.runs.recipe import Recipe
 from pad_pipeline.workflows.runs.resume import Scan, scan
+from pad_pipeline.workflows.runs.spec import RunSpec
 
 
 def build(source: Source, out: Path | str, models: ModelSettings, view: View, options: RunOptions) -> Totals:
     """Annotate the images of `source` with the models and write shards into `out`: `pad build`.
 
-    Finished shards in `out`, a folder or URL, are kept.
+    `out` is a folder or a URL. Its finished shards are kept.
 
     Returns:
         The counts of `TOTALS` over all shards.
@@ -44,14 +43,14 @@ def build(source: Source, out: Path | str, models: ModelSettings, view: View, op
         UserError: an input, a model or the output folder can't be used, or a stage is broken.
     """
     folder = open_out(out, options.fork)  # first, so that a wrong folder is found before gigabytes are fetched
-    recipe = build_recipe(source, models, view, options.redo_from, options.used_threads)
-    return carry_out(recipe, source, folder, options, forked=folder_at(out) if options.fork else None)
+    spec = build_spec(source, models, view, options.redo_from, options.used_threads)
+    return carry_out(spec, source, folder, options, forked=folder_at(out) if options.fork else None)
 
 
-def build_recipe(
+def build_spec(
     source: Source, models: ModelSettings, view: View, redo_from: RedoFrom = "tag", threads: int = 0
-) -> Recipe:
-    """Return the recipe of a build. Missing weights are fetched.
+) -> RunSpec:
+    """Return the specification of a build. Missing weights are fetched.
 
     Raises:
         UserError: `redo_from` does not fit the source or the models, or a model is not available.
@@ -60,7 +59,7 @@ def build_recipe(
     embedder = LabelEmbedder(models.llm)
     compute = models.compute.model_copy(update={"threads": threads})
     chain = partial(annotation_chain, models=models, view=view, root=source.root, compute=compute, redo_from=redo_from)
-    return Recipe(
+    return RunSpec(
         kind="build",
         view=view,
         embedding_width=embedder.width,
@@ -72,7 +71,7 @@ def build_recipe(
 
 
 def _earlier_facts(source: Source, models: ModelSettings, redo_from: RedoFrom) -> dict[str, Any]:
-    """Return the settings that say which results of an earlier run are kept."""
+    """Return the settings that describe the earlier run, because some of its results are kept."""
     if not isinstance(source, ShardsSource):
         rule = "only images that come from PAD shards have been annotated before"
         raise UserError("redo_from", redo_from, rule, "name a folder of shards in `images`")
@@ -88,10 +87,10 @@ def _earlier_facts(source: Source, models: ModelSettings, redo_from: RedoFrom) -
 def import_coco(
     source: Source, out: Path | str, labels: LabelSettings, decoding: DecodeSettings, view: View, options: RunOptions
 ) -> Totals:
-    """Write shards from human regions: `pad import coco`. Arguments and result are as for `build`."""
+    """Write shards with human regions into `out`: `pad import coco`. Result and errors are those of `build`."""
     folder = open_out(out, options.fork)
     embedder = LabelEmbedder(labels)
-    recipe = Recipe(
+    spec = RunSpec(
         kind="import-coco",
         view=view,
         embedding_width=embedder.width,
@@ -100,11 +99,11 @@ def import_coco(
         chain=partial(import_chain, decoding=decoding, labels=labels, view=view, root=source.root),
     )
     with rename_field(image_root="images"):
-        return carry_out(recipe, source, folder, options, forked=folder_at(out) if options.fork else None)
+        return carry_out(spec, source, folder, options, forked=folder_at(out) if options.fork else None)
 
 
 def open_out(out: Path | str, fork: Path | str | None = None) -> Folder:
-    """Return the folder to write into, which is `fork` if the run in `out` is forked.
+    """Return the folder to write into: `out`, or `fork` for a fork of the run in `out`.
 
     Raises:
         UserError: the folder can't be written, or is neither new nor empty nor a run.
@@ -113,7 +112,7 @@ def open_out(out: Path | str, fork: Path | str | None = None) -> Folder:
         raise UserError("out", "", "it is empty", "name a folder")
     if fork:
         with rename_field(shards="out"):
-            Run.read(folder_at(out))  # raises if there is no run to fork
+            Run.read(folder_at(out))  # raises a UserError if there is no run to fork
         if resolved(fork) == resolved(out):
             raise UserError("fork", fork, "it is the same folder as `out`", "name another")
     field, where = ("fork", fork) if fork else ("out", out)
@@ -126,9 +125,9 @@ def open_out(out: Path | str, fork: Path | str | None = None) -> Folder:
 
 
 def carry_out(
-    recipe: Recipe, source: Source, folder: Folder, options: RunOptions, forked: Folder | None = None
+    spec: RunSpec, source: Source, folder: Folder, options: RunOptions, forked: Folder | None = None
 ) -> Totals:
-    """Hold the lock of `folder`, plan the source, and run the unfinished shards. Arguments are as for `prepare`."""
+    """Lock `folder`, plan, and run the unfinished shards. Arguments as in `prepare`, result as in `build`."""
     created = not folder.exists()
     with ExitStack() as held:
         try:
@@ -137,40 +136,40 @@ def carry_out(
                 held.callback(_remove_if_empty, folder)
             held.enter_context(locked(folder))
             folder.clean()
-            run, existing = prepare(recipe, source, folder, options, forked)
+            run, existing = prepare(spec, source, folder, options, forked)
         except OSError as error:
             raise write_error(folder, error) from error
-        return _work(run, existing, folder, recipe, options)
+        return _work(run, existing, folder, spec, options)
 
 
 def _remove_if_empty(folder: Folder) -> None:
     if not folder.remote and folder.path.is_dir() and not any(folder.path.iterdir()):
-        folder.path.rmdir()  # nothing was written, because the run was refused
+        folder.path.rmdir()  # the run was refused before it wrote anything
 
 
-def _work(run: Run, existing: Scan, folder: Folder, recipe: Recipe, options: RunOptions) -> Totals:
-    """Run the unfinished shards, or on a retry those with failed images; return the counts over all shards."""
+def _work(run: Run, existing: Scan, folder: Folder, spec: RunSpec, options: RunOptions) -> Totals:
+    """Run the unfinished shards, or on a retry the shards with failed images. Return the counts over all shards."""
     retry = options.retry_failed
     if retry:
-        # A retry that was killed between the two files of a shard leaves it broken; then the whole shard is made again.
-        numbers = sorted({*existing.with_failures, *existing.broken})
+        # A retry that was killed between the two files of a shard leaves it incomplete. It is made again as a whole.
+        numbers = sorted({*existing.with_failures, *existing.incomplete})
         images = existing.totals["failed"]
     else:
         numbers = [number for number in range(run.shards) if number not in existing.finished]
         images = run.images - existing.totals["images"]
         if existing.finished:
             note(f"{len(existing.finished)} of {run.shards} shards are finished already and stay as they are.")
-    watch = Watch(recipe.title or recipe.kind, len(numbers), images, errors, folder)
+    progress = Progress(spec.title or spec.kind, len(numbers), images, errors, folder)
 
-    def begin(number: int) -> Attempts:
+    def attempts(number: int) -> Attempts:
         rows = min(run.shard_size, run.images - number * run.shard_size)
-        return Attempts(number=number, rows=rows, retry=retry and number not in existing.broken)
+        return Attempts(number, rows, retry=retry and number not in existing.incomplete)
 
-    chain = [link._replace(breaker=options.breaker) for link in recipe.chain(folder, run.identity)]
-    engine: Engine = LocalEngine(options.isolated)
-    if options.engine == "ray":
-        engine = RayEngine(options.address, options.workers)
-    with closing(engine.run(chain, numbers, begin, watch)) as results:
-        watch.follow(results)
-    totals = scan(folder, run.identity, run.shards).totals if retry else existing.totals + watch.found
+    chain = [link._replace(breaker=options.breaker) for link in spec.chain(folder, run.identity)]
+    if numbers:  # otherwise Ray would start for nothing
+        on_ray = options.engine == "ray"
+        engine = RayEngine(options.address, options.workers) if on_ray else LocalEngine(options.isolated)
+        with closing(engine.run(chain, map(attempts, numbers), progress)) as results:
+            progress.follow(results)
+    totals = scan(folder, run.identity, run.shards).totals if retry else existing.totals + progress.found
     return {name: totals[name] for name in TOTALS}

@@ -1,4 +1,4 @@
-"""The chains of runs. Each step says how it is made, so that an engine can make it in the worker that runs it."""
+"""The chains of runs. Each operation is a function that builds it, so that the worker that needs it builds it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pad_pipeline.stages.edit_settings import EditSettings
 from pad_pipeline.stages.patchify import Patchify
 from pad_pipeline.stages.restore import Restore
 from pad_pipeline.storage import Folder
-from pad_pipeline.workflows.engine.chain import Link, Step
+from pad_pipeline.workflows.engine.chain import Link, Operation
 from pad_pipeline.workflows.models.settings import ModelSettings
-from pad_pipeline.workflows.runs.steps import ReadShard, WriteShard
+from pad_pipeline.workflows.runs.shard_io import ReadShard, WriteShard
 
 
 def annotation_chain(
@@ -31,9 +31,9 @@ def annotation_chain(
     redo_from: RedoFrom = "tag",
 ) -> list[Link]:
     """Return the chain of `pad build`: decode, the stages with a model from `redo_from` on, patchify, write."""
-    links = [_first(out, Step("decode", partial(Decode, models.decode, root, redo_from)))]
+    links = [_first(out, Operation("decode", partial(Decode, models.decode, root, redo_from)))]
     for one in models.annotators_from(redo_from):
-        links.append(Link(one.name, [Step(one.name, partial(one.make, models.decode, compute))], on_gpu=True))
+        links.append(Link(one.name, [Operation(one.name, partial(one.make, models.decode, compute))], on_gpu=True))
     return [*links, _last(out, identity, view, models.llm)]
 
 
@@ -41,7 +41,7 @@ def import_chain(
     out: Folder, identity: str, decoding: DecodeSettings, labels: LabelSettings, view: View, root: str
 ) -> list[Link]:
     """Return the chain of `pad import`: decode, annotate, patchify, write."""
-    annotate = [Step("decode", partial(Decode, decoding, root)), Step("annotate", HumanRegions)]
+    annotate = [Operation("decode", partial(Decode, decoding, root)), Operation("annotate", HumanRegions)]
     return [_first(out, *annotate), _last(out, identity, view, labels)]
 
 
@@ -49,16 +49,17 @@ def rewriting_chain(
     out: Folder, identity: str, edits: EditSettings, labels: LabelSettings, view: View, root: str
 ) -> list[Link]:
     """Return the chain of the commands that rewrite shards: restore, edit if there are edits, patchify, write."""
-    steps = [Step("plan", partial(ReadShard, out, rewritten=True)), Step("restore", partial(Restore, root))]
+    read = Operation("plan", partial(ReadShard, out, rewritten=True))
+    operations = [read, Operation("restore", partial(Restore, root))]
     if edits.changes:
-        steps.append(Step("edit", partial(Edit, edits)))
-    return [Link("restore", steps), _last(out, identity, view, labels)]
+        operations.append(Operation("edit", partial(Edit, edits)))
+    return [Link("restore", operations), _last(out, identity, view, labels)]
 
 
-def _first(out: Folder, *steps: Step) -> Link:
-    return Link("decode", [Step("plan", partial(ReadShard, out)), *steps])
+def _first(out: Folder, *operations: Operation) -> Link:
+    return Link("decode", [Operation("plan", partial(ReadShard, out)), *operations])
 
 
 def _last(out: Folder, identity: str, view: View, labels: LabelSettings) -> Link:
-    write = Step("write", partial(WriteShard, out, identity))
-    return Link("patchify", [Step("patchify", partial(Patchify, view, labels)), write])
+    write = Operation("write", partial(WriteShard, out, identity))
+    return Link("patchify", [Operation("patchify", partial(Patchify, view, labels)), write])

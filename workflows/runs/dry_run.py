@@ -1,4 +1,4 @@
-"""Estimate time and storage of a build: plan all images, and annotate a few of them."""
+"""Estimate the time and storage of a build: plan all images, and annotate a few of them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from pad_pipeline.geometry import View
 from pad_pipeline.plan import PLAN_NAME, PLAN_SCHEMA, Plan, write_plan
 from pad_pipeline.shards.seal import UNSEALED
 from pad_pipeline.sources.base import Source
-from pad_pipeline.stages.base import Stage
 from pad_pipeline.storage import Folder
-from pad_pipeline.workflows.engine.chain import Chain, Link, Task
+from pad_pipeline.workflows.engine.chain import Chain, Task, merged
 from pad_pipeline.workflows.models.settings import ModelSettings
-from pad_pipeline.workflows.runs.build import build_recipe
+from pad_pipeline.workflows.runs.build import build_spec
 from pad_pipeline.workflows.runs.options import RunOptions
 
 SAMPLE = 16
-"""Number of images whose annotation is measured, after as many others that warm up the models."""
+"""Number of images whose annotation is measured. As many other images first warm up the models."""
 
 
 @dataclass
@@ -40,7 +39,7 @@ class Estimate:
     seconds: dict[str, float]
     """Stage -> seconds for one image on this machine."""
     bytes_per_image: float
-    """Bytes that one image takes in the shards, with its file."""
+    """Bytes of the shards for one image, its image file included."""
     in_models: float
     """Seconds for one image in the stages with a model."""
     on_gpu: bool
@@ -48,7 +47,7 @@ class Estimate:
 
 
 def estimate(source: Source, models: ModelSettings, view: View, options: RunOptions) -> Estimate:
-    """Plan into a temporary folder, annotate a few images that are spread evenly over the plan, and keep nothing.
+    """Measure the annotation of a few images that are spread evenly over the plan. Nothing is kept.
 
     Raises:
         UserError: as for `build`.
@@ -57,7 +56,7 @@ def estimate(source: Source, models: ModelSettings, view: View, options: RunOpti
 
     with tempfile.TemporaryDirectory(prefix="pad-dry-run-") as temporary:
         folder = Folder(Path(temporary))
-        recipe = build_recipe(source, models, view, options.redo_from, options.used_threads)
+        spec = build_spec(source, models, view, options.redo_from, options.used_threads)
         facts = write_plan(source, folder.path / PLAN_NAME, options.shard_size, "sizes", options.limit)
         if not facts.images:
             raise UserError("images", source.origin, "there is no image in it", "name a folder or a file with images")
@@ -65,14 +64,13 @@ def estimate(source: Source, models: ModelSettings, view: View, options: RunOpti
         sampled = min(SAMPLE, facts.images // 2) or 1
         positions = [number * facts.images // (2 * sampled) for number in range(2 * sampled)]
         _replan(folder, plan, positions[1::2] + positions[::2], sampled)
-        links = recipe.chain(folder, "")
-        chain = Chain(Link("all", [step for link in links for step in link.steps]))
+        links = spec.chain(folder, "")
+        chain = Chain(merged(links))
         if len(positions) > sampled:
             chain.run(Task(1))
-        stages = [step for step in chain.steps if isinstance(step, Stage)]
-        before = {stage.name: stage.seconds for stage in stages}
+        before = chain.work()
         done = chain.run(Task(0))
-        seconds = {stage.name: (stage.seconds - before[stage.name]) / sampled for stage in stages}
+        seconds = {name: (work.seconds - before[name].seconds) / sampled for name, work in chain.work().items()}
         written = sum(size for name, size in folder.files() if name.startswith("pad-000000"))
         return Estimate(
             images=facts.images,
@@ -88,7 +86,7 @@ def estimate(source: Source, models: ModelSettings, view: View, options: RunOpti
 
 
 def _replan(folder: Folder, plan: Plan, positions: list[int], shard_size: int) -> None:
-    """Replace the plan in the folder by a plan of the images at `positions`."""
+    """Replace the plan in the folder by a plan of only the images at `positions`."""
     rows = []
     for new, position in enumerate(positions):
         shard, row = divmod(position, plan.shard_size)

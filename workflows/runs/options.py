@@ -1,4 +1,4 @@
-"""The options of a run. This module imports nothing heavy."""
+"""The options of a run. This module does not import torch, because the command line reads it."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ EngineName = Literal["ray", "local"]
 
 
 class RunOptions(BaseModel):
-    """The options of a run. Only `shard_size`, `limit` and `redo_from` decide bytes of its shards."""
+    """The options of a run. Only `shard_size`, `limit` and `redo_from` affect the bytes of its shards."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     shard_size: int = Field(512, ge=1, le=1_000_000)
     """Images in one shard."""
     limit: int | None = Field(None, ge=1, le=10**12)
-    """Take only so many images, the first ones."""
+    """Take only this many images, the first of the source."""
     redo_from: RedoFrom = "tag"
-    """For images from PAD shards: the first stage that is done again; results of earlier stages are kept."""
+    """For images from PAD shards: the first stage that runs again. The results of earlier stages are kept."""
     depth: Depth = "sample"
-    """How a rerun recognizes each image. `names`: by its name. `sizes`: by its size too. `sample`: by the sha256 of 64
-    images too. `full`: by the sha256 of every image (reads everything once)."""
+    """What a rerun compares to recognize the images. `names`: their names. `sizes`: sizes too. `sample`: the sha256 of
+    64 images too. `full`: the sha256 of every image too (reads everything once)."""
     engine: EngineName = "local"
     """Where the stages run. `ray`: on Ray, on this machine or a cluster. `local`: in one process on this machine."""
     isolated: bool = False
-    """With the engine `local`: the models work in a child process, so that an image which kills it costs only that
-    image, and not the run. The command line sets it. From Python it is off, because a child imports and loads
-    everything again, and does not see what the caller has changed in this process."""
+    """With the engine `local`: the models work in a child process, and an image that kills the child fails alone. The
+    command line sets it. From Python it is off, because a child imports and loads everything again, and does not see
+    changes that the caller made in this process."""
     address: str = ""
     """Address of a running Ray cluster, such as auto or ray://host:10001; empty starts Ray on this machine."""
     workers: int = Field(0, ge=0, le=100_000)
-    """Ray workers; 0 for one per GPU, or one."""
+    """Number of Ray workers in each pool. 0: one for each GPU, or one without GPUs."""
     threads: int = Field(0, ge=0, le=1024)
-    """CPU threads of each model; 0 for all cores, shared between workers."""
+    """CPU threads of each model. 0: all cores, shared between workers."""
     fork: Path | str | None = None
-    """New folder or URL: leave the run in `out` as it is, and make this run in the new folder; shards that would be the
-    same are copied."""
+    """New folder or URL for this run. The run in `out` stays as it is, and its shards that would come out the same are
+    copied."""
     accept_changed_code: bool = False
-    """Continue a run that another version of pad's code began."""
+    """Continue a run that another version of pad began."""
     retry_failed: bool = False
     """Try the failed images of finished shards again, and nothing else."""
     breaker: int = Field(100, ge=0)
-    """Stop when a stage fails for this many images in a row; 0 never does."""
+    """Stop when a stage fails for this many images in a row. 0 never stops."""
 
     @property
     def used_threads(self) -> int:
-        """CPU threads of each model."""
+        """Number of CPU threads of each model, `threads` or computed from the cores."""
         workers = max(self.workers, 1) if self.engine == "ray" else 1
         return self.threads or max(1, cores() // workers)
 
@@ -64,10 +64,10 @@ _LIMIT = re.compile(r"(\d{1,12})|(\d{1,3}(?:\.\d+)?)%")
 
 
 def failures_allowed(max_failed: str, images: int) -> int:
-    """Return how many of `images` may fail: `max_failed` is a count, or a share such as `5%`.
+    """Return how many of `images` may fail. `max_failed` is a count, or a share such as `5%`.
 
     Raises:
-        UserError: it is neither.
+        UserError: `max_failed` is neither.
     """
     found = _LIMIT.fullmatch(max_failed)
     if not found or (found[2] and float(found[2]) > 100):

@@ -1,4 +1,4 @@
-"""The four steps before a run starts: find what exists, plan, check that old and new shards fit together, tidy up."""
+"""Prepare a run: find its finished shards, plan, check that old and new shards fit together, and tidy up."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ from rich.text import Text
 from pad_pipeline.choices import Depth
 from pad_pipeline.console import errors, note
 from pad_pipeline.errors import UserError, rename_field
+from pad_pipeline.facts import differences
 from pad_pipeline.plan import PLAN_NAME, Plan, PlanFacts, write_plan
 from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.shards.seal import seal_problem
 from pad_pipeline.sources.base import Source
 from pad_pipeline.storage import Folder
 from pad_pipeline.workflows.runs.options import RunOptions
-from pad_pipeline.workflows.runs.recipe import Recipe
-from pad_pipeline.workflows.runs.resume import Scan, adopt, check_repaired, check_same, scan
+from pad_pipeline.workflows.runs.resume import Scan, check_repaired, check_same, copy_finished_shards, scan
+from pad_pipeline.workflows.runs.spec import RunSpec
 
 
 def prepare(
-    recipe: Recipe, source: Source, folder: Folder, options: RunOptions, forked: Folder | None = None
+    spec: RunSpec, source: Source, folder: Folder, options: RunOptions, forked: Folder | None = None
 ) -> tuple[Run, Scan]:
     """Plan the source, check that the new run fits the shards in the folder, and find the finished shards.
 
     Args:
-        recipe: the part of the run that does not depend on its images.
+        spec: the facts about the run that do not depend on its images.
         source: the images.
         folder: the run's folder, which is locked.
         options: the options of the run.
-        forked: another run; those of its shards that would be the same are copied.
+        forked: the folder of another run, whose shards are copied if they would come out the same.
 
     Returns:
-        The run, whose run.json and plan are now in the folder; and its finished shards.
+        The run, whose run.json and plan are now in the folder, and the shards in the folder.
 
     Raises:
         UserError: the folder holds finished shards of other inputs, settings, weights or code.
@@ -42,8 +43,8 @@ def prepare(
     if options.retry_failed and not (old and folder.has(PLAN_NAME)):
         raise UserError("retry_failed", folder, "there is no run in it", "leave it out for a first run")
     with folder.commit(PLAN_NAME) as partial:
-        planned = plan_images(source, partial, recipe.input_field, options.shard_size, options.depth, options.limit)
-        run = recipe.run(planned, source.counts, options.shard_size, options.used_threads)
+        planned = plan_images(source, partial, spec.input_field, options.shard_size, options.depth, options.limit)
+        run = spec.to_run(planned, source.counts, options.shard_size, options.used_threads)
         if old and (existing.finished or existing.damaged):
             plan = Plan(Folder(partial.parent), partial.name)
             if options.retry_failed:
@@ -51,17 +52,17 @@ def prepare(
             else:
                 check_same(old, run, folder, plan, options.accept_changed_code)
             run = joined(old, run)
-        # Without shards to keep, nothing is checked: after a first try with a wrong setting, the next one must work.
+        # Without shards to keep, nothing is checked, so that the user can correct a setting after a first try.
         remove_unfinished(folder, existing)
         run.write(folder)
     if forked is not None:
-        note(f"{adopt(forked, folder, run)} of {run.shards} shards are copied from {forked}.")
+        note(f"{copy_finished_shards(forked, folder, run)} of {run.shards} shards are copied from {forked}.")
         existing = scan(folder, run.identity, run.shards)
     return run, existing
 
 
 def earlier_run(folder: Folder) -> tuple[Run | None, Scan]:
-    """Return the run in the folder and its finished shards; None and an empty scan if there is no run.
+    """Return the run in the folder and its shards. If there is no run, return None and an empty scan.
 
     Raises:
         UserError: run.json can't be read, or was changed.
@@ -87,27 +88,28 @@ def plan_images(source: Source, path: Path, field: str, shard_size: int, depth: 
         rule = "there is no image in it" + "".join(f"; {number} {what}" for what, number in source.counts.items())
         raise UserError(field, source.origin, rule, "name a folder or a file with images")
     if not planned.there:
-        rule = f"none of the {planned.images} images that {source.origin} lists is there"
+        rule = f"it has none of the images that {source.origin} lists ({planned.images} in all)"
         raise UserError("image_root", source.root, rule, "name the folder that has them")
     return planned
 
 
 def joined(old: Run, new: Run) -> Run:
-    """Return `new` with the environment and the accepted code of the old run, which its shards were made with. A change
-    of libraries is reported, because last digits may then differ from shard to shard."""
+    """Return `new` with the environment and the accepted code of `old`, because its shards stay in the run.
+
+    A changed environment is reported, because last digits may then differ from shard to shard.
+    """
     code = old.fingerprints.get("code", "")
     accepted = old.accepted_code + ([code] if code != new.fingerprints["code"] else [])
-    now = new.environment
-    changed = [f"{name} {was} -> {now.get(name)}" for name, was in old.environment.items() if now.get(name) != was]
-    if changed:
-        note(f"note: {', '.join(changed)} since the run began; last digits may differ from shard to shard.", "yellow")
+    if changed := differences(old.environment, new.environment):
+        rule = "last digits may differ from shard to shard"
+        note(f"note: the environment has changed since the run began ({'; '.join(changed)}); {rule}.", "yellow")
     return new.model_copy(update={"accepted_code": accepted, "environment": old.environment})
 
 
 def remove_unfinished(folder: Folder, existing: Scan) -> None:
     """Delete the files of uncommitted shards and the indexes of damaged shards, so that these shards are made again."""
-    for name in [*existing.halves, *(f"{name}.parquet" for name in existing.damaged)]:
+    for name in [*existing.uncommitted_files, *(f"{name}.parquet" for name in existing.damaged)]:
         folder.delete(name)
     if existing.damaged:
         names = ", ".join(existing.damaged[:3]) + (", ..." if len(existing.damaged) > 3 else "")
-        note(f"{len(existing.damaged)} shards are damaged and are made again ({names}).")
+        note(f"damaged shards that are made again: {len(existing.damaged)} ({names}).")

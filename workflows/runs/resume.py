@@ -1,4 +1,4 @@
-"""Find the shards in a run's folder: which stay, which are made again, and whether new shards may be added to them."""
+"""Find the finished and the damaged shards in a run's folder, and check that new shards may be added to them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import pyarrow as pa
 
@@ -21,44 +22,47 @@ from pad_pipeline.storage import Folder
 
 _SHARD_FILE = re.compile(r"pad-([0-9]{6}|[1-9][0-9]{6,8})\.(tar|parquet)")
 _THREADS = 16
-"""Threads that read the metadata of indexes, because each read from an object store takes a round trip."""
+"""Threads that read the metadata of indexes from an object store, where each read takes a round trip."""
 
 
 @dataclass
 class Scan:
-    """The shards in a folder, finished and others."""
+    """The shards in a folder, by their state."""
 
     finished: set[int] = field(default_factory=set)
+    """Shards of this run with a tar and a sound index."""
     totals: Counter[str] = field(default_factory=Counter)
     """The counts of `TOTALS` over the finished shards."""
     with_failures: list[int] = field(default_factory=list)
     """Finished shards with failed images."""
     damaged: list[str] = field(default_factory=list)
-    """Shards whose index can't be read, belongs to another run, or states another size of the tar."""
-    broken: set[int] = field(default_factory=set)
-    """Planned shards that are not finished, but have a file."""
-    halves: list[str] = field(default_factory=list)
-    """Files that belong to no committed shard: a tar without an index, an index without a tar, a shard not planned."""
+    """Shards whose index can't be read, belongs to another run, or has another size for the tar."""
+    incomplete: set[int] = field(default_factory=set)
+    """Planned shards that have a file but are not finished."""
+    uncommitted_files: list[str] = field(default_factory=list)
+    """Files of shards that are not planned, a tar without an index, or an index without a tar."""
 
 
 def scan(folder: Folder, identity: str, shards: int) -> Scan:
-    """Sort the shards in the folder of the run `identity`, after reading the metadata of each index. Files of more than
-    `shards` planned shards do not belong to the run."""
+    """Find the shards in a folder, and sort them by their state. This reads the metadata of each index.
+
+    Args:
+        folder: the run's folder.
+        identity: `Run.identity` of the run.
+        shards: number of shards that the run has planned.
+    """
     result = Scan()
     sizes: dict[int, dict[str, int]] = {}
     for name, size in folder.files():
         if match := _SHARD_FILE.fullmatch(name):
             sizes.setdefault(int(match[1]), {})[match[2]] = size
-    whole = [number for number, files in sizes.items() if len(files) == 2 and number < shards]
-    halves = sorted(sizes.keys() - set(whole))
-    result.halves = [f"{shard_name(number)}.{ending}" for number in halves for ending in sizes[number]]
-
-    def look(number: int) -> tuple[int, dict[str, int] | None]:
-        return number, _totals(folder, number, identity, sizes[number]["tar"])
-
+    whole = sorted(number for number, files in sizes.items() if len(files) == 2 and number < shards)
+    others = sorted(sizes.keys() - set(whole))
+    result.uncommitted_files = [f"{shard_name(number)}.{ending}" for number in others for ending in sizes[number]]
+    tar_sizes = [sizes[number]["tar"] for number in whole]
     with ThreadPoolExecutor(_THREADS) as threads:
-        # A store needs a round trip for each index. On a disk, threads would only slow each other down.
-        for number, totals in (threads.map if folder.remote else map)(look, sorted(whole)):
+        apply = threads.map if folder.remote else map  # on a disk, threads would only slow each other down
+        for number, totals in zip(whole, apply(partial(_totals, folder, identity), whole, tar_sizes), strict=True):
             if totals is None:
                 result.damaged.append(shard_name(number))
                 continue
@@ -66,11 +70,12 @@ def scan(folder: Folder, identity: str, shards: int) -> Scan:
             result.totals.update(totals)
             if totals["failed"]:
                 result.with_failures.append(number)
-    result.broken = {number for number in sizes if number < shards} - result.finished
+    result.incomplete = {number for number in sizes if number < shards} - result.finished
     return result
 
 
-def _totals(folder: Folder, number: int, identity: str, tar_bytes: int) -> dict[str, int] | None:
+def _totals(folder: Folder, identity: str, number: int, tar_bytes: int) -> dict[str, int] | None:
+    """Return the counts of a shard, or None if it is damaged."""
     try:
         facts = index_facts(folder, shard_name(number))
         if facts.get(b"run") != identity.encode() or facts.get(b"tar_bytes") != str(tar_bytes).encode():
@@ -81,7 +86,7 @@ def _totals(folder: Folder, number: int, identity: str, tar_bytes: int) -> dict[
 
 
 def check_same(old: Run, new: Run, folder: Folder, new_plan: Plan, accept_code: bool) -> None:
-    """Refuse to add shards to a run that was made with something else.
+    """Check that the run in `folder`, `old`, was made with the same inputs, settings, weights and code as `new`.
 
     Raises:
         UserError: the runs differ; the error lists up to eight differences.
@@ -96,9 +101,9 @@ def check_same(old: Run, new: Run, folder: Folder, new_plan: Plan, accept_code: 
     differences.sort(key=lambda line: line.startswith(("contents.", "fingerprints.inputs")))
     if len(differences) > 8:
         differences[8:] = [f"and {len(differences) - 8} more"]
-    remedy = "run with what it was made with; or keep it and go on in a new folder with `fork`"
+    remedy = "repeat the run with its first inputs and settings; or keep it, and name a new folder with `fork`"
     if all(line.startswith("fingerprints.code:") for line in differences):
-        remedy = "if the change moves no result, go on with `accept_changed_code`; or use `fork`, a new folder"
+        remedy = "if the change affects no result, go on with `accept_changed_code`; or name a new folder with `fork`"
     raise UserError("out", folder, f"its shards were made with something else ({'; '.join(differences)})", remedy)
 
 
@@ -132,16 +137,14 @@ def check_repaired(old: Run, new: Run, folder: Folder, new_plan: Plan, accept_co
     Raises:
         UserError: the runs differ in something else.
     """
-    old_plan, shards, failed = Plan(folder), ShardFolder(folder), set[str]()
-    same = old_plan.images == new_plan.images and old_plan.shard_size == new_plan.shard_size
-    for number in range(len(old_plan)) if same else ():
-        old_rows, new_rows = old_plan.rows(number), new_plan.rows(number)
-        if number in existing.with_failures:
-            rows = shards.index(shard_name(number))
-            failed.update(row["key"] for row in rows if row["status"] == "failed")
-        if number in existing.finished:
-            same = same and all(a == b for a, b in zip(old_rows, new_rows, strict=True) if a["key"] not in failed)
-    if same:
+    old_plan, shards = Plan(folder), ShardFolder(folder)
+    rows = (row for number in existing.with_failures for row in shards.index(shard_name(number)))
+    failed = {row["key"] for row in rows if row["status"] == "failed"}
+    if (old_plan.images, old_plan.shard_size) == (new_plan.images, new_plan.shard_size) and all(
+        old_row == new_row or old_row["key"] in failed
+        for number in sorted(existing.finished)
+        for old_row, new_row in zip(old_plan.rows(number), new_plan.rows(number), strict=True)
+    ):
         kept = {key: value for key, value in old.contents.items() if key not in failed}
         old = old.model_copy(
             update={
@@ -152,42 +155,40 @@ def check_repaired(old: Run, new: Run, folder: Folder, new_plan: Plan, accept_co
     check_same(old, new, folder, new_plan, accept_code)
 
 
-def adopt(old_folder: Folder, folder: Folder, run: Run) -> int:
-    """Copy finished shards of another run with the same images, settings, weights and code, and return their number."""
+def copy_finished_shards(old_folder: Folder, folder: Folder, run: Run) -> int:
+    """Copy the finished shards of another run that would come out the same in `run`, and return their number.
+
+    Such shards have the same images, settings, weights and code.
+    """
     old = Run.read(old_folder)
     if old.identity != run.identity or {old.fingerprints.get("code"), *old.accepted_code} != {run.fingerprints["code"]}:
         return 0
     stale = {key for key, sha256 in old.contents.items() if run.contents.get(key, sha256) != sha256}
     old_plan, plan = Plan(old_folder), Plan(folder)
-    adopted = 0
+    copied = 0
     for number in sorted(scan(old_folder, old.identity, old.shards).finished):
         name = shard_name(number)
-        if number >= run.shards or folder.has(f"{name}.parquet") or old_plan.rows(number) != plan.rows(number):
+        if number >= run.shards or folder.has(f"{name}.parquet"):
             continue
-        if any(row["key"] in stale for row in old_plan.rows(number)):
-            continue
-        adopted += _copied(old_folder, folder, name)
-    return adopted
+        rows = old_plan.rows(number)
+        if rows == plan.rows(number) and not any(row["key"] in stale for row in rows):
+            copied += _copy_sound(old_folder, folder, name)
+    return copied
 
 
-def _copied(old_folder: Folder, folder: Folder, name: str) -> bool:
-    """Copy a shard to another folder, unless its files have changed since they were written; return whether it did."""
+def _copy_sound(old_folder: Folder, folder: Folder, name: str) -> bool:
+    """Copy a shard, unless its files have changed since they were written. Return whether it was copied."""
     index, digest = old_folder.read(f"{name}.parquet"), hashlib.sha256()
-    wanted = index_facts(old_folder, name).get(b"tar_sha256", b"")
-    try:
-        with folder.commit(f"{name}.tar") as partial:
-            with old_folder.open(f"{name}.tar") as source, partial.open("wb") as sink:
-                while piece := source.read(1 << 20):
-                    digest.update(piece)
-                    sink.write(piece)
-            if seal_problem(index) or digest.hexdigest().encode() != wanted:
-                raise _DamagedError
-    except _DamagedError:
+    if seal_problem(index):
         return False
-    with folder.commit(f"{name}.parquet") as partial:
-        partial.write_bytes(index)
+    tar = f"{name}.tar"
+    with folder.commit(tar) as partial_tar, old_folder.open(tar) as source, partial_tar.open("wb") as sink:
+        while piece := source.read(1 << 20):
+            digest.update(piece)
+            sink.write(piece)
+    if digest.hexdigest().encode() != index_facts(old_folder, name).get(b"tar_sha256", b""):
+        folder.delete(tar)
+        return False
+    with folder.commit(f"{name}.parquet") as partial_index:
+        partial_index.write_bytes(index)
     return True
-
-
-class _DamagedError(Exception):
-    pass

@@ -1,4 +1,4 @@
-"""Write shards from shards, without a model: `pad retarget` (another view or LLM), `pad filter` and `pad merge`."""
+"""Write new shards from shards, without a model: `pad retarget` (another view or LLM), `pad filter`, `pad merge`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pad_pipeline.workflows.engine.progress import Totals
 from pad_pipeline.workflows.runs.build import carry_out, open_out
 from pad_pipeline.workflows.runs.chains import rewriting_chain
 from pad_pipeline.workflows.runs.options import RunOptions
-from pad_pipeline.workflows.runs.recipe import Recipe
+from pad_pipeline.workflows.runs.spec import RunSpec
 
 Value = TypeVar("Value")
 LLM_FILES = ("llm_embedding", "llm_tokenizer")
-"""The fingerprints that another LLM changes."""
+"""Names of the fingerprints that depend on the LLM."""
 
 
 def rewrite(
@@ -34,61 +34,61 @@ def rewrite(
     labels: LabelSettings | None = None,
     edits: EditSettings | None = None,
 ) -> Totals:
-    """Write the images of `source` into `out`. The run can be resumed like a build.
+    """Write the images of `source` into new shards in `out`. The run can be resumed like a build.
 
-    If no region is edited, the shards are byte for byte those of a build with this view and this LLM. So the new run's
-    kind and settings are those of that build.
+    If no region is edited, the bytes of the shards are those of a build with the same view and LLM. So the new run has
+    the kind and settings of such a build.
 
     Args:
         source: images of one run or of several runs.
         out: the new run's folder, or its URL.
         options: the options of the new run.
-        view: the new view; by default that of the shards.
-        labels: the new LLM; by default that of the shards.
+        view: the new view; by default the view of the shards.
+        labels: the new LLM; by default the LLM of the shards.
         edits: the regions to keep, and their labels.
 
     Returns:
         The counts of `TOTALS` over all shards.
 
     Raises:
-        UserError: the runs do not fit together, the LLM is not there or has changed, or the folder can't be used.
+        UserError: the runs do not fit together, the LLM is missing or has changed, or the folder can't be used.
     """
-    # Open the new folder, which must not be one that is read.
+    # Open the new folder. It must be none of the folders that are read.
     edits = edits or EditSettings()
     folder = open_out(out, options.fork)
     if any(resolved(shards.folder) == resolved(folder) for shards in source.runs):
         raise UserError("out", out, "these are the shards that are read", "name a new folder")
-    # Take the new view and LLM, or else those that all runs share. An LLM that is kept must not have changed.
+    # Take the view and the LLM from the arguments, or else from the runs. The files of a kept LLM must be the same.
     runs = [shards.run for shards in source.runs]
     chosen_view = view or _common("view", "`fit`, `size` or `patch`", [run.view for run in runs])
     chosen_labels = labels or _labels(_common("llm", "`llm`", [run.settings.get("llm") for run in runs]))
     embedder = LabelEmbedder(chosen_labels)
-    words = embedder.fingerprints()
+    llm_files = embedder.fingerprints()
     if labels is None:
         for run in runs:
-            if changed := [name for name in LLM_FILES if run.fingerprints.get(name) != words[name]]:
-                rule = f"it is not what it was when the shards were made ({' and '.join(changed)} differ)"
-                raise UserError("llm.llm", chosen_labels.llm, rule, "put it back, or say with `llm` what to embed with")
-    # The new run has the kind and the settings of the old ones, with the LLM and the edits that were chosen.
-    kind, settings, fingerprints = _made_with(runs)
+            if changed := [name for name in LLM_FILES if run.fingerprints.get(name) != llm_files[name]]:
+                rule = f"it has changed since the shards were made ({' and '.join(changed)} differ)"
+                raise UserError("llm.llm", chosen_labels.llm, rule, "put the original back, or name an LLM with `llm`")
+    # The new run has the kind and the settings of the old runs, except for the chosen LLM and edits.
+    kind, settings, fingerprints = _shared_facts(runs)
     settings |= {"llm": chosen_labels.model_dump(mode="json")}
     if edits.changes:
         settings["edits"] = [*settings.get("edits", []), edits.model_dump(mode="json", exclude_defaults=True)]
     chain = partial(rewriting_chain, edits=edits, labels=chosen_labels, view=chosen_view, root=source.root)
-    facts = (kind, chosen_view, embedder.width, settings, fingerprints | words)
-    recipe = Recipe(*facts, chain, title="rewrite", input_field="shards")
-    return carry_out(recipe, source, folder, options)
+    facts = (kind, chosen_view, embedder.width, settings, fingerprints | llm_files)
+    return carry_out(RunSpec(*facts, chain, title="rewrite", input_field="shards"), source, folder, options)
 
 
-def _common(what: str, settings: str, values: list[Value]) -> Value:
-    """Return the value that all runs share; the error names `what` it is, and the `settings` that choose another.
+def _common(name: str, settings: str, values: list[Value]) -> Value:
+    """Return the value that all runs share. The error uses `name` for the value, and `settings` for the parameters that
+    choose another value.
 
     Raises:
         UserError: the runs have several values, or none.
     """
     if values[0] is None or any(value != values[0] for value in values):
         shown = ", ".join(dict.fromkeys(str(value) for value in values))
-        raise UserError("shards", shown, f"the runs differ in their {what}", f"say with {settings} which is wanted")
+        raise UserError("shards", shown, f"the runs differ in their {name}", f"choose one with {settings}")
     return values[0]
 
 
@@ -96,12 +96,12 @@ def _labels(settings: object) -> LabelSettings:
     try:
         return LabelSettings.model_validate(settings)
     except ValidationError as error:
-        rule = "this is no LLM that this version of pad knows"
-        raise UserError("run.json: settings.llm", settings, rule, "say with `llm` what to embed with") from error
+        rule = "this version of pad can't read these settings"
+        raise UserError("run.json: settings.llm", settings, rule, "name an LLM with `llm`") from error
 
 
-def _made_with(runs: list[Run]) -> tuple[str, dict[str, Any], dict[str, str]]:
-    """Return kind, settings and fingerprints of weights that all runs share, or else those of a merge of the runs."""
+def _shared_facts(runs: list[Run]) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """Return the kind, settings and fingerprints that the runs share, or else those of a merge of different runs."""
     first = _facts(runs[0])
     if all(_facts(run) == first for run in runs):
         return first
@@ -110,5 +110,6 @@ def _made_with(runs: list[Run]) -> tuple[str, dict[str, Any], dict[str, str]]:
 
 
 def _facts(run: Run) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """Return the kind, settings and fingerprints of a run, except for inputs, code and LLM."""
     weights = {name: value for name, value in run.fingerprints.items() if name not in ("inputs", "code", *LLM_FILES)}
     return run.kind, {name: value for name, value in run.settings.items() if name != "llm"}, weights

@@ -1,4 +1,4 @@
-"""The recipe of a run: the facts that decide its bytes before any image is known, and the steps of its chain."""
+"""The specification of a run: the facts that decide its bytes before any image is known, and its chain."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pad_pipeline.workflows.engine.chain import Link
 from pad_pipeline.workflows.runs.fingerprint import code_fingerprint, environment
 
 
-class Recipe(NamedTuple):
-    """The part of a run that does not depend on its images."""
+class RunSpec(NamedTuple):
+    """The facts about a run that do not depend on its images."""
 
     kind: str
     """See `Run.kind`."""
@@ -25,7 +25,7 @@ class Recipe(NamedTuple):
     fingerprints: dict[str, str]
     """sha256 of each model's files, by name."""
     chain: Callable[[Folder, str], list[Link]]
-    """The run's folder and `Run.identity` -> the links of its chain."""
+    """A function from the run's folder and `Run.identity` to the links of the chain."""
     code: str = ""
     """Versions of the user's own classes; empty if there are none."""
     title: str = ""
@@ -33,8 +33,8 @@ class Recipe(NamedTuple):
     input_field: str = "images"
     """The parameter that names the source, for errors."""
 
-    def run(self, planned: PlanFacts, counts: dict[str, int], shard_size: int, threads: int) -> Run:
-        """Return the `Run` of this recipe for a plan; `threads` are the CPU threads of each model."""
+    def to_run(self, planned: PlanFacts, counts: dict[str, int], shard_size: int, threads: int) -> Run:
+        """Return the content of run.json for a plan. `threads` is the number of CPU threads of each model."""
         code = " ".join(filter(None, [code_fingerprint(), self.code]))
         return Run(
             kind=self.kind,

@@ -1,6 +1,8 @@
-"""The first and the last step of every chain: read a shard's plan, and write the finished shard."""
+"""The first and the last operation of every chain: read a shard's plan, and write the finished shard."""
 
 from __future__ import annotations
+
+from functools import cached_property
 
 from pad_pipeline.plan import Plan
 from pad_pipeline.records import Shard
@@ -11,16 +13,13 @@ from pad_pipeline.workflows.engine.chain import Done, Task
 
 
 class ReadShard:
-    """The first step of every chain: it returns the planned images of a task as a shard."""
-
-    name = "plan"
+    """The first operation of every chain. It returns the planned images of a task as a shard."""
 
     def __init__(self, out: Folder, rewritten: bool = False) -> None:
         self.out, self.plan, self.rewritten = out, Plan(out), rewritten
-        self._shards: ShardFolder | None = None
 
     def __call__(self, task: Task) -> Shard:
-        """Return the planned images of a task; on a retry, with the samples that are finished already."""
+        """Return the planned images of a task. A retry gets the samples that are finished already too."""
         shard = Shard(task.number, self.plan.shard(task.number, self.rewritten), trial=task.part is not None)
         if task.retry:
             self._restore(shard)
@@ -31,26 +30,27 @@ class ReadShard:
             shard.rows = shard.rows[slice(*task.part)]
         return shard
 
+    @cached_property
+    def _shards(self) -> ShardFolder:
+        return ShardFolder(self.out)  # opened only for a retry, and once, because it lists the whole folder
+
     def _restore(self, shard: Shard) -> None:
-        self._shards = shards = self._shards or ShardFolder(self.out)  # opened once: it lists the whole folder
-        for record, row in zip(shard.rows, shards.index(shard.name), strict=True):
+        for record, row in zip(shard.rows, self._shards.index(shard.name), strict=True):
             if row["status"] != "failed":
-                sample = shards.sample(shard.name, row)
+                sample = self._shards.sample(shard.name, row)
                 record.restore(sample.meta)
                 record.data, record.coverage, record.embeds = sample.image, sample.coverage, sample.embeds
                 record.status, record.done = row["status"], True
 
 
 class WriteShard:
-    """The last step of every chain: it writes the two files of a finished shard, and returns its counts."""
-
-    name = "write"
+    """The last operation of every chain. It writes the two files of a finished shard, and returns its counts."""
 
     def __init__(self, out: Folder, identity: str) -> None:
         self.out, self.identity = out, identity
 
     def __call__(self, shard: Shard) -> Done:
-        """Write the shard, unless it is a part that is only tried."""
+        """Write the shard, except for a part that was tried only to find an image that kills the process."""
         if shard.trial:
             return Done(shard.number, {})
         try:
