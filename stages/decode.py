@@ -1,4 +1,4 @@
-"""The stage decode: it reads each planned file once, and notes format and size of the image."""
+"""The stage decode: it reads each planned file once, and finds out the format and the size of the image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pad_pipeline.stages.base import Stage
 
 
 class Decoded(NamedTuple):
-    """The bytes of one file, and the facts about its image."""
+    """The bytes of a file, and the properties of its image."""
 
     data: bytes
     format: str
@@ -25,19 +25,19 @@ class Decoded(NamedTuple):
     """Width of the upright image, in pixels."""
     height: int
     meta: bytes | None
-    """The `key.json` that an earlier run wrote about the image."""
+    """The JSON member of the sample that an earlier run wrote; None without an earlier run."""
 
 
 class Decode(Stage[Decoded, Decoded]):
-    """Reads each file, keeps its bytes unchanged, and notes the size of the upright image.
+    """Reads each file into the shard, unchanged, and sets the format and the size of the upright image.
 
-    The shard does not hold decoded pixels, because they would take gigabytes for a shard of photographs. Later stages
-    decode the bytes again (`image`), in threads ahead of the model.
+    The shard does not hold decoded pixels, because a shard of photographs would need gigabytes. Later stages decode the
+    bytes again with `image`, in threads ahead of the model.
 
     Args:
-        settings: limits of the images that are accepted.
-        root: folder or URL that the planned files are relative to.
-        redo_from: the first step that is done again; what an earlier run found before this step is kept.
+        settings: limits for the images, for example for their number of pixels.
+        root: the folder or URL that the planned files are relative to.
+        redo_from: the first step that is done again. Results of an earlier run for the steps before it are kept.
     """
 
     name = "decode"
@@ -47,9 +47,9 @@ class Decode(Stage[Decoded, Decoded]):
         self.settings, self.root, self.redo_from = settings, root, redo_from
 
     def prepare(self, row: ImageRecord) -> Decoded:
-        """Read the file, check its sha256 if the plan has one, and decode it."""
+        """Read the file, compare its sha256 with that of the plan, if any, and decode the image."""
         most = self.settings.max_file_bytes
-        assert isinstance(row.place, Place), "only `Restore` reads whole samples"
+        assert isinstance(row.place, Place), "only the stage restore reads whole samples"
         data = read_bytes(self.root, row.place, most)
         if row.content_sha256 and hashlib.sha256(data).hexdigest() != row.content_sha256:
             raise BadImage("the file has changed since it was planned (sha256)")
@@ -58,7 +58,7 @@ class Decode(Stage[Decoded, Decoded]):
         return Decoded(data, kind, image.width, image.height, meta)
 
     def finish(self, row: ImageRecord, output: Decoded) -> None:
-        """Set the row's bytes, format and size, and those results of an earlier run that are kept."""
+        """Set the row's bytes, format and size, and the results of an earlier run that are kept."""
         if output.meta is not None:
             restore_row(row, output.meta, check_masks=self.redo_from == "patchify")
             self._forget(row, output)
@@ -66,19 +66,19 @@ class Decode(Stage[Decoded, Decoded]):
 
     def _forget(self, row: ImageRecord, output: Decoded) -> None:
         if (row.width, row.height) != (output.width, output.height):
-            raise BadImage(f"the shard says {row.width} x {row.height} pixels, it has {output.width} x {output.height}")
+            raise BadImage(f"it has {output.width} x {output.height} pixels, not {row.width} x {row.height} as planned")
         for step in ORDER[ORDER.index(self.redo_from) :]:
             row.forget(step)
-        # Without the input of its first step the image is done: `ground` needs tags, and later steps need boxes.
-        begins_with = {"tag": True, "ground": row.tags}.get(self.redo_from, row.regions)
-        row.status = "ok" if begins_with else "empty"
+        # An image that lacks the input of the first step is finished: `ground` needs tags, and later steps need boxes.
+        needed = {"tag": True, "ground": row.tags}.get(self.redo_from, row.regions)
+        row.status = "ok" if needed else "empty"
 
 
 def restore_row(row: ImageRecord, meta: bytes, check_masks: bool) -> None:
-    """Set what a sample's `key.json` says about an image.
+    """Set the results in `meta`, the JSON member of a sample.
 
     Raises:
-        BadImage: it can't be used.
+        BadImage: the JSON is damaged.
     """
     try:
         row.restore(json.loads(meta))
@@ -86,9 +86,9 @@ def restore_row(row: ImageRecord, meta: bytes, check_masks: bool) -> None:
             for region in row.regions:
                 check_mask(region.rle, row.width, row.height)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise BadImage(f"what the shard says about it can't be used ({type(error).__name__}: {error})") from error
+        raise BadImage(f"its JSON in the shard can't be used ({type(error).__name__}: {error})") from error
 
 
 def image(row: ImageRecord, settings: DecodeSettings) -> Image.Image:
-    """Return the upright RGB image of a row that has been through `Decode`."""
+    """Return the upright RGB image of a row that `Decode` or `Restore` has filled."""
     return decode(row.data, settings)[0]

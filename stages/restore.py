@@ -1,4 +1,4 @@
-"""The stage restore: it reads finished samples from shards, with all that an earlier run found in them."""
+"""The stage restore: it reads finished samples with all their results from shards of an earlier run."""
 
 from __future__ import annotations
 
@@ -14,22 +14,18 @@ from pad_pipeline.stages.base import Stage
 from pad_pipeline.stages.decode import restore_row
 from pad_pipeline.storage import is_url
 
-INDEXES = 8
-"""Indexes that are kept in memory. A few are enough: the images of a shard come from one index after another."""
-
-
 Stored = tuple[IndexRow, dict[str, bytes]]
-"""An image's row of the index, and the members of its sample; none if the image failed."""
+"""The row of an image in the index, and the members of its sample by name; no members if the image failed."""
 
 
 class Restore(Stage[Stored, Stored]):
-    """Reads back each image that `StoredSource` planned.
+    """Reads back the samples that `StoredSource` planned, without decoding their images.
 
-    No image is decoded. Instead, the sha256 of each sample is compared with the one in the index. Without this check, a
-    changed byte would get a new, matching hash in the new shard, and could never be detected.
+    The sha256 of each sample is compared with the index. Without this check, a changed byte would get a new, matching
+    hash in the new shard, and could never be detected.
 
     Args:
-        root: folder or URL that the planned indexes are relative to.
+        root: the folder or URL that the planned indexes are relative to.
     """
 
     name = "restore"
@@ -38,11 +34,12 @@ class Restore(Stage[Stored, Stored]):
         super().__init__()
         self.root, self._lock = root, threading.Lock()
         self._folder = lru_cache(64)(ShardFolder)
-        self._index = lru_cache(INDEXES)(lambda folder, name: self._folder(folder).index(name))
+        # Eight indexes are enough, because the images of a shard come from one index after another.
+        self._index = lru_cache(8)(lambda folder, name: self._folder(folder).index(name))
 
     def prepare(self, row: ImageRecord) -> Stored:
-        """Find the image's index row, read its sample, and check the sample's sha256."""
-        assert isinstance(row.place, ShardRow), "`StoredSource` plans these"
+        """Find the image's row in the index, read its sample, and check the sample's sha256."""
+        assert isinstance(row.place, ShardRow), "`StoredSource` plans rows of shards"
         file = row.place.file if is_url(row.place.file) else f"{self.root}/{row.place.file}"
         folder, _, index = file.rpartition("/")
         name = index.removesuffix(".parquet")
@@ -58,11 +55,11 @@ class Restore(Stage[Stored, Stored]):
         except UserError as error:
             raise BadImage(error.rule) from error
         if hashlib.sha256(b"".join(members.values())).hexdigest() != stored["sha256"]:
-            raise BadImage(f"what {name}.tar says about it has changed since it was written (sha256)")
+            raise BadImage(f"its sample in {name}.tar has changed since it was written (sha256)")
         return stored, members
 
     def finish(self, row: ImageRecord, output: Stored) -> None:
-        """Set the record to what it was when the shard was written."""
+        """Set all fields of the row as they were when the shard was written."""
         stored, members = output
         if stored["status"] == "failed":
             row.width, row.height = stored["width"], stored["height"]
