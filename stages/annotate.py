@@ -20,21 +20,17 @@ _ROUNDED = 0.01
 """An edge that moved by at most this many pixels was rounded by a program; a larger move was made by a person."""
 
 
-class HumanRegions(Stage[list[Region], list[Region]]):
+class HumanRegions(Stage[None, None]):
     """Turns COCO annotations into regions. A mask may be polygons or RLE, compressed or not; without one, the box is
     the mask."""
 
     name = "annotate"
 
-    def prepare(self, row: ImageRecord) -> list[Region]:
-        """Return the image's regions, in the order of the annotations."""
-        return [_region(row, annotation) for annotation in row.annotations]
-
-    def finish(self, row: ImageRecord, output: list[Region]) -> None:
-        """Set the regions, and make each of their labels a tag."""
-        row.regions = output
-        row.tags = [Tag(label, 1.0) for label in dict.fromkeys(region.label for region in output)]
-        row.status = "ok" if output else "empty"
+    def finish(self, row: ImageRecord, output: None) -> None:
+        """Set the regions, in the order of the annotations, and make each of their labels a tag."""
+        row.regions = [_region(row, annotation) for annotation in row.annotations]
+        row.tags = [Tag(label, 1.0) for label in dict.fromkeys(region.label for region in row.regions)]
+        row.status = "ok" if row.regions else "empty"
 
 
 def _region(row: ImageRecord, annotation: Mapping[str, Any]) -> Region:

@@ -15,14 +15,14 @@ from pad_pipeline.records import MISSING, ImageRecord, Shard
 
 
 class StageBroken(UserError):
-    """Raised when many images in a row fail in a stage: otherwise the run would go on until all images have failed."""
+    """Stops the run when too many images in a row fail in one stage, because all other images would fail too."""
 
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
-"""What `Stage.prepare` returns for one image: an input of `Stage.process`."""
+"""The result of `Stage.prepare` for one image; an input of `Stage.process`."""
 Output = TypeVar("Output")
-"""What `Stage.process` returns for one image: the input of `Stage.finish`."""
+"""The result of `Stage.process` for one image; the input of `Stage.finish`."""
 Finished = list[tuple[ImageRecord, "Future[None]"]]
 """Each row that was processed, with the future of its `finish` call."""
 
@@ -48,7 +48,7 @@ class Stage(ABC, Generic[Prepared, Output]):
     breaker: int = 0
     """The run stops when this many images in a row fail in this stage; 0 never stops it."""
     tick: Callable[[], None] = staticmethod(lambda: None)
-    """Called after each batch."""
+    """A function that is called after each batch."""
 
     def __init__(self) -> None:
         self._fits: dict[Hashable, int] = {}
@@ -192,9 +192,7 @@ class Stage(ABC, Generic[Prepared, Output]):
             self._in_a_row += row.place.size != MISSING and row.stage == self.name
             if 0 < self.breaker <= self._in_a_row:
                 rule = f"{self._in_a_row} images in a row failed, the last one ({row.source}) with: {row.reason}"
-                remedy = (
-                    "correct the cause and run the same command again; if the images are the cause, set `breaker` to 0"
-                )
+                remedy = "correct the cause and run the same command again; if the images are bad, set `breaker` to 0"
                 more = "`retry_failed` tries images in quarantine again"
                 raise StageBroken("stage", self.name, rule, f"{remedy}; {more}")
 
@@ -209,7 +207,7 @@ _MEMORY_SIGNS = ("CUDA error: out of memory", "ALLOC_FAILED", "Failed to allocat
 
 
 def _failure(error: Exception) -> _Failure:
-    """Return what `error` says about an image; raise `error` itself if the user or the machine caused it."""
+    """Return the failure of an image for `error`; raise `error` itself if the user or the machine caused it."""
     kind = type(error).__name__  # torch's errors are recognized by name, because not every stage imports torch
     memory = kind == "OutOfMemoryError" or any(sign in str(error) for sign in _MEMORY_SIGNS)
     # After any other AcceleratorError, this process can't use the GPU any more.

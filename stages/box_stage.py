@@ -188,9 +188,7 @@ def find_model(settings: BoxSettings) -> tuple[Path, Path]:
 
 
 def load_unboxable(reference: str) -> frozenset[str]:
-    """Return the normalized tags of a file with one tag per line, in which `#` starts a comment.
-
-    `reference` is the setting `unboxable`.
+    """Return the normalized tags of the file that the setting `unboxable` names. In the file, `#` starts a comment.
 
     Raises:
         UserError: the file can't be read.

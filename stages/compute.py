@@ -40,7 +40,7 @@ class Compute:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         auto = settings.precision == "auto" and self.device.type == "cuda"
         self.bfloat16 = auto or settings.precision == "bfloat16"
-        # Without TensorFloat-32, also in convolutions: it would move SAM's positions by a quarter pixel.
+        # Products and convolutions must not use TensorFloat-32: it would move SAM's positions by a quarter pixel.
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
         # cuDNN's attention builds a plan for each new shape, which takes longer than the attention itself, and boxes,
@@ -54,24 +54,24 @@ class Compute:
         each forward pass, to the same values. The modules `in_float32` always compute in float32.
         """
         model = model.to(self.device).eval()
-        if self.bfloat16:
-            whole = dict.fromkeys(in_float32)
-            if self.device.type == "cpu":  # autocast keeps norms in float32 on a GPU only
-                norms = (nn.LayerNorm, nn.GroupNorm)
-                whole |= dict.fromkeys(module for module in model.modules() if isinstance(module, norms))
-            exact = {module for part in whole for module in part.modules()}
-            for part in whole:
-                _leave_autocast(part)
-            for module in model.modules():
-                if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)) and module not in exact:
-                    module.to(torch.bfloat16)
+        if not self.bfloat16:
+            return model
+        parts = {*in_float32}
+        if self.device.type == "cpu":  # autocast keeps norms in float32 on a GPU only
+            parts |= {module for module in model.modules() if isinstance(module, (nn.LayerNorm, nn.GroupNorm))}
+        for part in parts:
+            _keep_float32(part)
+        exact = {module for part in parts for module in part.modules()}
+        for module in model.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)) and module not in exact:
+                module.to(torch.bfloat16)
         return model
 
     def compiled(self, module: nn.Module, shape: tuple[int, ...]) -> nn.Module:
-        """Return `module` compiled for inputs of `shape`, a full batch; unchanged if `settings.compile` is false.
+        """Return `module` compiled for a full batch of `shape`; unchanged if `settings.compile` is false.
 
-        It is compiled here and not on first use, because an error there would count as a failure of the images. The
-        module takes one tensor. Call it with batches from `filled`, because each new shape compiles it again.
+        Compilation happens here and not on first use, because an error there would count as a failure of images. The
+        module takes one tensor. Call it with batches from `filled`, because it is compiled again for each new shape.
 
         Raises:
             UserError: the module can't be compiled on this machine.
@@ -141,7 +141,7 @@ def padded_texts(texts: list[list[int]], length: int, pad: int) -> tuple[Tensor,
     return ids, (torch.arange(length) < torch.tensor([[len(text)] for text in texts])).long()
 
 
-def _leave_autocast(module: nn.Module) -> None:
+def _keep_float32(module: nn.Module) -> None:
     """Make `module` cast its inputs to float32 and compute without autocast."""
     forward = module.forward
 

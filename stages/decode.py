@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import NamedTuple
 
 from PIL import Image
 
@@ -16,19 +15,7 @@ from pad_pipeline.sources.read import read_bytes
 from pad_pipeline.stages.base import Stage
 
 
-class Decoded(NamedTuple):
-    """The bytes of a file, and the properties of its image."""
-
-    data: bytes
-    format: str
-    width: int
-    """Width of the upright image, in pixels."""
-    height: int
-    meta: bytes | None
-    """The JSON member of the sample that an earlier run wrote; None without an earlier run."""
-
-
-class Decode(Stage[Decoded, Decoded]):
+class Decode(Stage[None, None]):
     """Reads each file into the shard, unchanged, and sets the format and the size of the upright image.
 
     The shard does not hold decoded pixels, because a shard of photographs would need gigabytes. Later stages decode the
@@ -46,27 +33,27 @@ class Decode(Stage[Decoded, Decoded]):
         super().__init__()
         self.settings, self.root, self.redo_from = settings, root, redo_from
 
-    def prepare(self, row: ImageRecord) -> Decoded:
-        """Read the file, compare its sha256 with that of the plan, if any, and decode the image."""
+    def finish(self, row: ImageRecord, output: None) -> None:
+        """Read the file, compare its sha256 with that of the plan, if any, and set the row's bytes, format and size.
+
+        If an earlier run planned the row, its results are read too, and set as far as they are kept.
+        """
         most = self.settings.max_file_bytes
         assert isinstance(row.place, Place), "only the stage restore reads whole samples"
         data = read_bytes(self.root, row.place, most)
         if row.content_sha256 and hashlib.sha256(data).hexdigest() != row.content_sha256:
             raise BadImage("the file has changed since it was planned (sha256)")
-        image, kind = decode(data, self.settings)
-        meta = read_bytes(self.root, row.earlier, most) if row.earlier.at >= 0 else None
-        return Decoded(data, kind, image.width, image.height, meta)
+        upright, kind = decode(data, self.settings)
+        if row.earlier.at >= 0:
+            meta = read_bytes(self.root, row.earlier, most)
+            restore_row(row, meta, check_masks=self.redo_from == "patchify")
+            self._forget(row, upright.size)
+        row.data, row.format, row.width, row.height = data, kind, *upright.size
 
-    def finish(self, row: ImageRecord, output: Decoded) -> None:
-        """Set the row's bytes, format and size, and the results of an earlier run that are kept."""
-        if output.meta is not None:
-            restore_row(row, output.meta, check_masks=self.redo_from == "patchify")
-            self._forget(row, output)
-        row.data, row.format, row.width, row.height = output[:4]
-
-    def _forget(self, row: ImageRecord, output: Decoded) -> None:
-        if (row.width, row.height) != (output.width, output.height):
-            raise BadImage(f"it has {output.width} x {output.height} pixels, not {row.width} x {row.height} as planned")
+    def _forget(self, row: ImageRecord, size: tuple[int, int]) -> None:
+        """Drop the results of the steps that are done again."""
+        if (row.width, row.height) != size:
+            raise BadImage(f"it has {size[0]} x {size[1]} pixels, not {row.width} x {row.height} as planned")
         for step in ORDER[ORDER.index(self.redo_from) :]:
             row.forget(step)
         # An image that lacks the input of the first step is finished: `ground` needs tags, and later steps need boxes.

@@ -104,14 +104,14 @@ class OwlDetector(BoxStage):
         if (known := len(self.tokenizer)) > self.model.words or self.tokenizer.pad_token_id is None:
             rule = f"its tokenizer knows {known} tokens, and the model {self.model.words}; it needs a padding token"
             raise UserError("detector.model", folder, rule, "fetch the model again")
-        self._known: dict[str, Tensor] = {}
+        self._embeddings: dict[str, Tensor] = {}
         """Normalized tag -> the embedding of its text, for the current shard."""
 
     def __call__(self, shard: Shard) -> Shard:
         """Find the boxes of a shard's images."""
         # The last bit of an embedding can depend on the other texts of its batch. A shard must not depend on earlier
         # shards, so each shard embeds its texts again.
-        self._known.clear()
+        self._embeddings.clear()
         return super().__call__(shard)
 
     def tokenize(self, tag: str) -> list[int]:
@@ -135,14 +135,14 @@ class OwlDetector(BoxStage):
     def detect(self, rows: list[ImageRecord], prompts: list[list[Prompt]], inputs: list[Tensor]) -> list[list[Answer]]:
         """See `BoxStage`."""
         texts = [[normalize(tag) for tag in prompt.tags] for (prompt,) in prompts]
-        new = dict.fromkeys(text for of_row in texts for text in of_row if text not in self._known)
+        new = dict.fromkeys(text for of_row in texts for text in of_row if text not in self._embeddings)
         for batch in chunks([*new], TEXTS_AT_ONCE):
             embeddings = self.model.embed([self.encode(text) for text in batch], self.tokenizer.pad_token_id)
-            self._known |= dict(zip(batch, embeddings, strict=True))
+            self._embeddings |= dict(zip(batch, embeddings, strict=True))
         # Fill up each row with copies of its first text, because all rows need the same number of texts.
         most = max(map(len, texts))
         filled = [of_row + of_row[:1] * (most - len(of_row)) for of_row in texts]
-        queries = torch.stack([torch.stack([self._known[text] for text in of_row]) for of_row in filled])
+        queries = torch.stack([torch.stack([self._embeddings[text] for text in of_row]) for of_row in filled])
         probabilities, boxes = map(HostCopy, self.model.detect(inputs, queries))
         return [[Answer(0, prompt, probabilities, boxes, position)] for position, (prompt,) in enumerate(prompts)]
 

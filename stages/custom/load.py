@@ -91,11 +91,7 @@ class CustomSettings(StageSettings):
             raise self.error(f"{failure} ({type(error).__name__}: {str(error)[:300]})", remedy) from error
 
     def find_class(self) -> type[Any]:
-        """Import the class and return it.
-
-        Raises:
-            UserError: the class can't be imported, is not a class, or lacks the method.
-        """
+        """Import and return the class; raise a `UserError` if this fails or if the class lacks the method."""
         if not _CLASS.fullmatch(self.class_):
             raise self.error("it should be package.module:Class", "correct the name")
         module_name, _, name = self.class_.partition(":")
@@ -110,9 +106,7 @@ class CustomSettings(StageSettings):
         return kind
 
     def own_settings(self, folder: Path = Path()) -> BaseModel | None:
-        """Return an instance of the class's own `Settings`; None if the class has no settings.
-
-        Relative paths are relative to `folder`.
+        """Return an instance of the class's own `Settings`, with paths relative to `folder`; None without `Settings`.
 
         Raises:
             UserError: the class is not found, or a setting is wrong.
@@ -149,7 +143,7 @@ class CustomSettings(StageSettings):
         """
         kind = self.find_class()
         if self.code and (here := self.code_here()) != self.code:
-            rule = f"its code is {here} on this machine, and {self.code} on the one where the run began"
+            rule = f"its code is {here} here, and {self.code} where the run began"
             raise self.error(rule, "install the same version on every node")
         settings = self.own_settings()
         try:
@@ -169,15 +163,12 @@ class CustomSettings(StageSettings):
         module_name = self.class_.partition(":")[0]
         top = module_name.partition(".")[0]
         package, digest = sys.modules[top], hashlib.sha256()
+        whole = hasattr(package, "__path__") and getattr(package, "__file__", None)
+        file = Path(str((package if whole else sys.modules[module_name]).__file__))
         try:
-            if hasattr(package, "__path__") and getattr(package, "__file__", None):
-                root = Path(str(package.__file__)).parent
-                files = sorted(root.rglob("*.py"))
-            else:
-                files = [Path(str(sys.modules[module_name].__file__))]
-                root = files[0].parent
-            for path in files:
-                digest.update(path.relative_to(root).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
+            for path in sorted(file.parent.rglob("*.py")) if whole else [file]:
+                name = path.relative_to(file.parent).as_posix()
+                digest.update(name.encode() + hashlib.sha256(path.read_bytes()).digest())
         except OSError as error:
             raise self.error(f"the code of {module_name} can't be read ({error.strerror})", _INSTALL) from error
         release = next(map(version, packages_distributions().get(top, [])), "")
@@ -195,8 +186,7 @@ class CustomSettings(StageSettings):
         return [module, *(ModelFile(f"{self.section}.settings.{name}", str(path)) for name, path in named)]
 
     def fingerprints(self) -> dict[str, str]:
-        """See `StageSettings`: hash each file in a setting of type `Path`, and add the result of the class's own
-        `fingerprint`, if it has this method."""
+        """See `StageSettings`. The hashes are those of `_named_files` and of the class's own `fingerprint`, if any."""
         kind, settings = self.find_class(), self.own_settings()
         hashes = {name: file_sha256(path) for name, path in self._named_files().items()}
         if callable(fingerprint := getattr(kind, "fingerprint", None)):
@@ -221,7 +211,7 @@ class CustomSettings(StageSettings):
         return ", ".join([self.code, *(f"{name} {value}" for name, value in self.fingerprints().items())])
 
     def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Stage[Any, Any]:
-        """Make the stage, which makes an instance of the class."""
+        """Make the stage with an instance of the class."""
         return self.stage(self, decoding, compute)
 
 
@@ -229,10 +219,10 @@ Custom = TypeVar("Custom", bound=CustomSettings)
 
 
 def resolve_settings(custom: Custom, folder: Path, where: str) -> Custom:
-    """Complete a section of the TOML file `where`, on the machine where the run begins.
+    """Complete the settings from the TOML file `where`, on the machine where the run begins.
 
-    The result names the class instead of an entry point, and the version of the class's code. The class's settings have
-    all defaults, and absolute paths instead of those relative to `folder`.
+    The result names the class instead of an entry point, and has the version of the class's code. The class's own
+    settings have all defaults, and paths that were relative to `folder` are absolute.
 
     Raises:
         UserError: the class is not found, or a setting is wrong.

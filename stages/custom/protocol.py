@@ -18,7 +18,7 @@ fails if its result does not have the form described here. `UserError` and `OSEr
 the machine caused them, and not an image. torch's `OutOfMemoryError` makes batches smaller.
 
 Images are uint8 `[H, W, 3]`, RGB, upright, 0..255, and read-only, because a batch may be tried again. The result for an
-image must not depend on other images, because batches may differ between runs.
+image must not depend on other images; otherwise runs are not repeatable.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from pad_pipeline.stages.segment import encode_mask
 from pad_pipeline.stages.spans import normalize
 from pad_pipeline.weights import ModelFile
 
-STICKS_OUT = 1.0
+TOLERANCE = 1.0
 """Pixels by which a box may exceed the image."""
 
 
@@ -140,7 +140,7 @@ class BoxesStage(CustomStage):
             raise self.bad(repr(detection), "Detection(label, score, xyxy)") from error
         label, score = self.check_label(label), self.check_score(score, repr(label))
         size = np.array([row.width, row.height] * 2)
-        inside = np.isfinite(edges).all() and (edges >= -STICKS_OUT).all() and (edges <= size + STICKS_OUT).all()
+        inside = np.isfinite(edges).all() and (edges >= -TOLERANCE).all() and (edges <= size + TOLERANCE).all()
         if not inside or (edges[2:] < edges[:2]).any():
             wanted = f"x0 <= x1, y0 <= y1 in pixels of the {row.width} x {row.height} image"
             raise self.bad(f"{label!r} the box {edges.tolist()}", wanted)
