@@ -1,6 +1,6 @@
-"""One annotation step in each file, the networks that the steps run, and the contract for models of a user's own.
+"""The stages of annotation (one step in each file), their networks, and the protocol for a user's own models.
 
-A stage is a callable that takes a shard in memory and returns it with more known about its images. A stage may import
+A stage is a callable that adds results, such as tags or masks, to the images of a shard in memory. A stage may import
 torch and `pad_pipeline`'s data modules. It may not import Ray or `pad_pipeline.workflows`.
 """
 

@@ -1,4 +1,4 @@
-"""The stage annotate: it turns annotations made by people into regions, in the place of the three models."""
+"""The stage annotate: it turns people's COCO annotations into regions, without any model."""
 
 from __future__ import annotations
 
@@ -13,34 +13,31 @@ from pad_pipeline.masks import decode_mask
 from pad_pipeline.records import ImageRecord, Region, Tag, as_box, restored_region
 from pad_pipeline.stages.base import Stage
 
-_MOST_STEPS = 20_000_000
-"""The greatest length of an image's polygons, in pixels. pycocotools allocates 40 bytes and more for each pixel, and
-does not check that it got them."""
+_LONGEST_OUTLINE = 20_000_000
+"""The greatest total length of an image's polygons, in pixels. pycocotools allocates at least 40 bytes for each pixel,
+and does not check whether the allocation succeeded."""
 _ROUNDED = 0.01
-"""An edge that moved by no more than this many pixels was rounded by a tool, and not moved by a person."""
+"""An edge that moved by at most this many pixels was rounded by a program; a larger move was made by a person."""
 
 
-class HumanRegions(Stage[list[Region], list[Region]]):
-    """Turns COCO annotations into regions: polygons, compressed or plain RLE, or boxes alone, which become masks."""
+class HumanRegions(Stage[None, None]):
+    """Turns COCO annotations into regions. A mask may be polygons or RLE, compressed or not; without one, the box is
+    the mask."""
 
     name = "annotate"
 
-    def prepare(self, row: ImageRecord) -> list[Region]:
-        """Return the image's regions, in the order of the file."""
-        return [_region(row, annotation) for annotation in row.annotations]
-
-    def finish(self, row: ImageRecord, output: list[Region]) -> None:
-        """Set the regions, and the tags to their distinct labels."""
-        row.regions = output
-        row.tags = [Tag(label, 1.0) for label in dict.fromkeys(region.label for region in output)]
-        row.status = "ok" if output else "empty"
+    def finish(self, row: ImageRecord, output: None) -> None:
+        """Set the regions, in the order of the annotations, and make each of their labels a tag."""
+        row.regions = [_region(row, annotation) for annotation in row.annotations]
+        row.tags = [Tag(label, 1.0) for label in dict.fromkeys(region.label for region in row.regions)]
+        row.status = "ok" if row.regions else "empty"
 
 
 def _region(row: ImageRecord, annotation: Mapping[str, Any]) -> Region:
     """Turn one annotation into a region.
 
     Raises:
-        ValueError: the annotation is malformed, or for an image of another size; the message names the annotation.
+        ValueError: the annotation is malformed, or belongs to an image of another size.
     """
     stated = annotation["width"], annotation["height"]
     if stated not in ((None, None), (row.width, row.height)):
@@ -69,18 +66,18 @@ def _region(row: ImageRecord, annotation: Mapping[str, Any]) -> Region:
 
 
 def _exported(annotation: Mapping[str, Any], box: np.ndarray, rle: dict[str, Any], row: ImageRecord) -> Region:
-    """Restore a region that `pad export` wrote, with the fields that COCO does not have.
+    """Restore a region that `pad export` wrote, from the entry `pad`, with the fields that COCO does not have.
 
-    `bbox` and `score` are outside `pad` too. Where somebody changed them after the export, the changed values count.
+    The annotation itself also has `bbox` and `score`. If a person changed them after the export, the changes count.
     """
     try:
         extra, score = annotation["pad"], annotation.get("score")
         region = restored_region(extra | {"label": annotation["label"]}, rle, annotation["crowd"])
         x0, y0, x1, y1 = region.box
         if not (0 <= x0 <= x1 <= row.width and 0 <= y0 <= y1 <= row.height):
-            raise ValueError(f"the box {region.box} is not one inside the image")
+            raise ValueError(f"the box {region.box} is not inside the image")
         x, y, width, height = _numbers(extra["mask_box"], "mask_box") if "mask_box" in extra else coco_mask.toBbox(rle)
-        # The export wrote one of these two as `bbox`, depending on its settings.
+        # Depending on its settings, the export wrote one of these two boxes as `bbox`.
         written = np.array([region.box, (x, y, x + width, y + height)])
         if np.abs(written - box).max(1).min() > _ROUNDED:
             region.box = as_box(box)
@@ -88,15 +85,12 @@ def _exported(annotation: Mapping[str, Any], box: np.ndarray, rle: dict[str, Any
             (region.score,) = _numbers([score], "score")
         return region
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        rule = f"what `pad export` wrote of it can't be read ({type(error).__name__}: {error})"
+        rule = f"its entry `pad`, which `pad export` wrote, can't be read ({type(error).__name__}: {error})"
         raise ValueError(f"annotation {annotation['id']}: {rule}") from error
 
 
 def _rle(segmentation: Any, box: np.ndarray | None, row: ImageRecord) -> dict[str, Any]:
-    """Turn a mask in any of COCO's forms into one compressed RLE.
-
-    All numbers are checked here, because the C code of pycocotools does not check them.
-    """
+    """Convert a mask from any of COCO's forms to compressed RLE, and check all numbers, which pycocotools does not."""
     if not segmentation:
         if box is None:
             raise ValueError("it has neither a segmentation nor a bbox")
@@ -105,41 +99,35 @@ def _rle(segmentation: Any, box: np.ndarray | None, row: ImageRecord) -> dict[st
     if isinstance(segmentation, dict):
         if segmentation["size"] != [row.height, row.width]:
             raise ValueError(f"its mask is {segmentation['size']} and the image {[row.height, row.width]} (H, W)")
-        return (_from_runs if isinstance(segmentation["counts"], list) else _checked)(segmentation, row)
+        return _from_rle(segmentation, row)
     polygons = [_numbers(polygon, "polygon") for polygon in segmentation]
     if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
         raise ValueError("a polygon needs three or more pairs of numbers")
+    length, size = 0.0, np.array([row.width, row.height])
     for polygon in polygons:
-        for corners, edge in ((polygon[::2], row.width), (polygon[1::2], row.height)):
-            if min(corners) < -edge or max(corners) > 2 * edge:
-                raise ValueError("a polygon reaches farther out of the image than the image is large")
-    steps = sum(
-        max(abs(x - u), abs(y - v)) + 1
-        for p in polygons
-        for x, y, u, v in zip(p[::2], p[1::2], p[2::2] + p[:1], p[3::2] + p[1:2], strict=True)
-    )
-    if steps > _MOST_STEPS:
-        raise ValueError("its polygons are longer than any outline of this image")
+        points = np.array(polygon, np.float64).reshape(-1, 2)
+        if (points < -size).any() or (points > 2 * size).any():
+            raise ValueError("a polygon extends beyond the image by more than the image's own size")
+        length += (np.abs(points - np.roll(points, -1, 0)).max(1) + 1).sum()
+    if length > _LONGEST_OUTLINE:
+        raise ValueError("its polygons are longer than any outline in this image")
     merged: dict[str, Any] = coco_mask.merge(coco_mask.frPyObjects(polygons, row.height, row.width))
     return merged
 
 
-def _from_runs(segmentation: dict[str, Any], row: ImageRecord) -> dict[str, Any]:
-    runs = segmentation["counts"]
+def _from_rle(rle: dict[str, Any], row: ImageRecord) -> dict[str, Any]:
+    runs = rle["counts"]
+    if not isinstance(runs, list):
+        mask = decode_mask(rle, row.width, row.height)
+        if coco_mask.encode(np.asfortranarray(mask))["counts"].decode("ascii") != runs:
+            raise ValueError("its run lengths are not written as pycocotools writes them")
+        return rle
     if not all(type(run) is int and run >= 0 for run in runs):
         raise ValueError("its run lengths should be whole numbers of 0 or more")
     if sum(runs) != row.width * row.height:
-        raise ValueError("its run lengths do not add up to the image")
-    rle: dict[str, Any] = coco_mask.frPyObjects(segmentation, row.height, row.width)
-    return rle
-
-
-def _checked(rle: dict[str, Any], row: ImageRecord) -> dict[str, Any]:
-    """Return a compressed RLE unchanged, if it is valid and written as pycocotools itself would write it."""
-    mask = decode_mask(rle, row.width, row.height)
-    if coco_mask.encode(np.asfortranarray(mask))["counts"].decode("ascii") != rle["counts"]:
-        raise ValueError("its run lengths are not in the usual form")
-    return rle
+        raise ValueError("its run lengths do not add up to the number of pixels")
+    compressed: dict[str, Any] = coco_mask.frPyObjects(rle, row.height, row.width)
+    return compressed
 
 
 def _numbers(values: Any, what: str) -> list[float]:

@@ -1,10 +1,11 @@
-"""What all detectors of transformers share: their settings and files, and the way from scores and boxes to regions."""
+"""The base class of the detectors of transformers: their settings, their files, and how scores become regions."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import cache
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,54 +26,54 @@ from pad_pipeline.stages.spans import Prompt, normalize, ranked_tags, span_score
 from pad_pipeline.weights import ModelFile, fetch_file, fetch_folder, file_sha256, folder_sha256, is_file_reference
 
 UNBOXABLE = Path(__file__).with_name("unboxable.txt")
-"""The file of tags that name nothing with a box: actions, colors, whole scenes, times, styles, ideas."""
+"""pad's list of tags that can't have a box: actions, colors, whole scenes, times, styles, ideas."""
 
 FILES = [
     "*config.json", "tokenizer*", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json",
     "model*.safetensors*",
 ]  # fmt: skip
-"""The files of a model that are fetched from the hub, and that its fingerprint covers."""
+"""The files of a model that are fetched from the hub and hashed for its fingerprint."""
 TOKENIZER_FILES = ["config.json", "tokenizer*", "vocab.txt", "special_tokens_map.json"]
 
 
 class BoxSettings(StageSettings):
-    """Settings that all detectors of transformers share: the model, and which of its boxes are kept."""
+    """Settings of all detectors of transformers: the model, and the limits for its boxes."""
 
     section, paths, pins = "detector", ("model", "tokenizer", "unboxable"), {"model": "sha256"}
 
     model: str
-    """A Grounding DINO, MM Grounding DINO, OWLv2 or OWL-ViT of transformers: local folder or hub name. Or an official
-    `groundingdino_*.pth`: path or URL."""
+    """Local folder or hub name of a Grounding DINO, MM Grounding DINO, OWLv2 or OWL-ViT of transformers, or path or URL
+    of an official `groundingdino_*.pth`."""
     revision: str = ""
     """Branch, tag or commit on the hub; empty for its default."""
     sha256: str = ""
     """sha256 of `model.safetensors`, or of the `.pth`; empty to accept any."""
     tokenizer: str = "google-bert/bert-base-uncased"
-    """Local folder or hub name of BERT's tokenizer, which official `.pth` files lack. Not used for other models."""
+    """Local folder or hub name of BERT's tokenizer. Only official `.pth` files need it."""
     unboxable: str = "default"
-    """A text file with the tags that are not looked for, one per line. `default` is the list that comes with pad
-    (actions, colors, whole scenes, ...); empty for none."""
+    """A text file with the tags that the detector does not look for, one per line. `default` is pad's list (actions,
+    colors, whole scenes, ...); empty for no list."""
     box_threshold: float = Field(0.25, ge=0, le=1)
-    """A box is kept if the highest token score of any tag is at least this. Its label is the tag with the highest mean
-    token score. OWL gives each tag one score; upstream's examples use 0.1 for it."""
+    """A box is kept if at least one token of any tag has this score. The label of the box is the tag with the highest
+    mean token score. OWL gives each tag a single score; its authors' examples use the threshold 0.1."""
     text_threshold: float = Field(0.2, ge=0, le=1)
-    """Other tags with at least this mean token score become alternates of the region."""
+    """Other tags whose mean token score is at least this become alternates of the region."""
     alternates: int = Field(4, ge=0)
     """The most alternates that a region keeps."""
     nms_iou: float = Field(0.5, ge=0, le=1)
-    """Of two boxes of one label whose IoU is above this, the one with the lower score is dropped; 1 keeps both."""
+    """If two boxes of one label have a higher IoU, the box with the lower score is dropped; 1 keeps both."""
     nms_iou_across_labels: float = Field(0.5, ge=0, le=1)
-    """The same for two boxes of any labels, applied afterwards; 1 keeps a thing and a part that fills most of it (a
-    tree and its leaves)."""
+    """The same limit for boxes of any labels, applied afterwards. 1 keeps both an object and a part that fills most of
+    it, such as a tree and its leaves."""
     min_size: float = Field(1.0, ge=0)
     """Boxes whose width or height is below this many pixels are dropped."""
     pad_to: int = Field(1, gt=0, le=256)
-    """Images are padded to multiples of this many pixels. With 1, all images of a batch have the same size, and scores
-    are upstream's. With 32, far more images share a batch, and each score changes by an amount that depends on its
-    image alone: about 5e-5 at official size, where training had padding too; the miniature, whose training had none,
-    finds a tenth fewer parts. OWL's images have one size anyway."""
+    """Images are padded to multiples of this many pixels. With 1, all images of a batch have the same size, and the
+    scores equal upstream's. With 32, far more images share a batch, but the padding of an image changes its scores: by
+    about 5e-5 for official models, which were trained with padding. The miniature was trained without, and finds a
+    tenth fewer parts. OWL does not need this setting, because it resizes all images to one size."""
     batch_size: int = Field(8, gt=0)
-    """Images in one pass of the image encoder, and pairs of image and prompt in one pass of the rest of the network."""
+    """Images in one pass of the image encoder, and (image, prompt) pairs in one pass of the rest of the network."""
 
     def files(self) -> list[ModelFile]:
         """Return the model, the tokenizer of an official file, and the user's list of unboxable tags, if any."""
@@ -82,8 +83,8 @@ class BoxSettings(StageSettings):
         return files + unboxable_files(self.unboxable)
 
     def fingerprints(self) -> dict[str, str]:
-        """See `StageSettings`. An official file is hashed as it was fetched, because the converted files change with
-        the versions of libraries."""
+        """See `StageSettings`. An official file is hashed before its conversion, because the result of the conversion
+        depends on library versions."""
         _, tokenizer = find_model(self)
         return unboxable_fingerprint(self.unboxable) | {
             "detector": path_sha256(fetch_file_or_folder(self.files()[0], FILES), FILES),
@@ -91,26 +92,26 @@ class BoxSettings(StageSettings):
         }
 
 
-class Found(NamedTuple):
-    """The output of the detector for one prompt of one image."""
+class Answer(NamedTuple):
+    """The detector's output for one prompt of one image, with the arrays of the whole batch."""
 
     number: int
-    """Index of the prompt among the image's prompts."""
+    """Index of the prompt in the list of the image's prompts."""
     prompt: Prompt
     probabilities: HostCopy
-    """Token scores of all pairs of a batch, `[B, queries, tokens]`, 0..1."""
+    """Token scores of all (image, prompt) pairs of a batch, `[B, queries, tokens]`, 0..1."""
     boxes: HostCopy
-    """Boxes of all pairs of a batch, `[B, queries, 4]`, cxcywh as fractions of the image."""
+    """Boxes of all pairs of the batch, `[B, queries, 4]`, cxcywh as fractions of the model's input."""
     position: int
-    """Index of this image and prompt in the batch."""
+    """Index of this pair in the batch."""
 
 
-class BoxStage(Stage[Tensor, list[Found]]):
-    """Base of the stages with a detector of transformers: it asks for a row's tags, and makes regions of the answer."""
+class BoxStage(Stage[Tensor, list[Answer]]):
+    """Base class of the detection stages. It asks the detector for an image's tags, and turns boxes into regions."""
 
     name = "ground"
     model: Any
-    """The detector on its device; its `prepare` turns an image into the input of the network."""
+    """The detector on its device. Its method `prepare` turns an image into the network's input."""
 
     def __init__(self, settings: BoxSettings, decoding: DecodeSettings) -> None:
         super().__init__()
@@ -120,68 +121,65 @@ class BoxStage(Stage[Tensor, list[Found]]):
 
     @abstractmethod
     def tokenize(self, tag: str) -> list[int]:
-        """Return the token ids of one normalized tag; none if the tag can't be looked for."""
+        """Return the token ids of one normalized tag; an empty list if the detector can't look for it."""
 
     @abstractmethod
     def prompts(self, row: ImageRecord) -> list[Prompt]:
-        """Return the prompts with those of the row's tags that can have a box."""
+        """Return the prompts for an image. They contain the tags that can have a box."""
 
     @abstractmethod
-    def detect(self, rows: list[ImageRecord], prompts: list[list[Prompt]], inputs: list[Tensor]) -> list[list[Found]]:
-        """Return for each row the detector's output for each of its prompts. Every row has a prompt."""
+    def detect(self, rows: list[ImageRecord], prompts: list[list[Prompt]], inputs: list[Tensor]) -> list[list[Answer]]:
+        """Return the detector's answers for each row, one for each prompt. Each row has at least one prompt."""
 
     def prepare(self, row: ImageRecord) -> Tensor:
-        """Return the image as the detector takes it."""
+        """Return the image as input for the detector."""
         prepared: Tensor = self.model.prepare(image(row, self.decoding))
         return prepared
 
-    def process(self, rows: list[ImageRecord], inputs: list[Tensor]) -> list[list[Found]]:
-        """Return for each row the detector's output for each of its prompts; none for a row without a boxable tag."""
+    def process(self, rows: list[ImageRecord], inputs: list[Tensor]) -> list[list[Answer]]:
+        """Return the detector's answers for each row, one for each prompt. Rows without prompts do not reach it."""
         prompts = [self.prompts(row) for row in rows]
-        asked = [index for index, of_row in enumerate(prompts) if of_row]
-        if not asked:
-            return [[] for _ in rows]
-        found = self.detect([rows[i] for i in asked], [prompts[i] for i in asked], [inputs[i] for i in asked])
-        by_index = dict(zip(asked, found, strict=True))
-        return [by_index.get(index, []) for index in range(len(rows))]
+        asked = [of_row for of_row in prompts if of_row]
+        answers = iter(self.detect([*compress(rows, prompts)], asked, [*compress(inputs, prompts)]) if asked else [])
+        return [next(answers) if of_row else [] for of_row in prompts]
 
-    def finish(self, row: ImageRecord, output: list[Found]) -> None:
-        """Set the row's regions, best score first; an image without a box is `empty`."""
-        regions = [region for found in output for region in self.regions(row, found)]
+    def finish(self, row: ImageRecord, output: list[Answer]) -> None:
+        """Set the row's regions, highest score first. An image without a box becomes `empty`."""
+        regions = [region for answer in output for region in self.regions(row, answer)]
         row.regions = suppress(regions, self.settings.nms_iou, self.settings.nms_iou_across_labels)
         row.status = "ok" if row.regions else "empty"
 
     def corners(self, row: ImageRecord, boxes: np.ndarray) -> np.ndarray:
-        """Convert boxes `[N, 4]`, cxcywh as fractions of the model's input, to xyxy in pixels, clipped to the image."""
+        """Convert boxes `[N, 4]`: cxcywh in fractions of the model's input -> xyxy in pixels, clipped to the image."""
         return to_pixels(boxes, row.width, row.height)
 
-    def regions(self, row: ImageRecord, found: Found) -> list[Region]:
-        """Return a region for each box that passes the thresholds, with its best tag and its alternates."""
-        highest, mean = span_scores(found.probabilities.numpy()[found.position], found.prompt)
-        boxes = found.boxes.numpy()[found.position]
+    def regions(self, row: ImageRecord, answer: Answer) -> list[Region]:
+        """Return a region for each box that passes the thresholds. Its label is the best tag; others are alternates."""
+        highest, mean = span_scores(answer.probabilities.numpy()[answer.position], answer.prompt)
+        boxes = answer.boxes.numpy()[answer.position]
         if not (np.isfinite(highest).all() and np.isfinite(boxes).all()):
             raise ValueError("the detector gives no finite numbers for this image")
         corners = self.corners(row, boxes)
         wide = (corners[:, 2:] - corners[:, :2]).min(1) >= self.settings.min_size
         kept = np.flatnonzero(wide & (highest.max(1) >= self.settings.box_threshold))
         regions = []
-        for query, ranked in zip(kept, ranked_tags(mean[kept], found.prompt), strict=True):
+        for query, ranked in zip(kept, ranked_tags(mean[kept], answer.prompt), strict=True):
             best, others = ranked[0], ranked[1 : 1 + self.settings.alternates]
             alternates = [
-                Alternate(found.prompt.tags[tag], float(highest[query, tag]), float(mean[query, tag]))
+                Alternate(answer.prompt.tags[tag], float(highest[query, tag]), float(mean[query, tag]))
                 for tag in others
                 if mean[query, tag] >= self.settings.text_threshold
             ]
-            label, scores = found.prompt.tags[best], (float(highest[query].max()), float(mean[query, best]))
-            regions.append(Region(label, as_box(corners[query]), *scores, alternates, found.number))
+            label, scores = answer.prompt.tags[best], (float(highest[query].max()), float(mean[query, best]))
+            regions.append(Region(label, as_box(corners[query]), *scores, alternates, answer.number))
         return regions
 
 
 def find_model(settings: BoxSettings) -> tuple[Path, Path]:
-    """Return the model's folder and its tokenizer's folder: fetched, checked against the pinned sha256, and converted.
+    """Fetch the model, check its sha256, convert an official file, and return the folders of model and tokenizer.
 
     Raises:
-        UserError: one of them is not there, can't be reached, or does not have the pinned sha256.
+        UserError: a file is missing, can't be fetched, or has another sha256 than the settings say.
     """
     path = fetch_file_or_folder(settings.files()[0], FILES)
     if path.is_dir():
@@ -190,7 +188,7 @@ def find_model(settings: BoxSettings) -> tuple[Path, Path]:
 
 
 def load_unboxable(reference: str) -> frozenset[str]:
-    """Return the tags that are not looked for, normalized. Their file has one tag on each line; `#` starts a comment.
+    """Return the normalized tags of the file that the setting `unboxable` names. In the file, `#` starts a comment.
 
     Raises:
         UserError: the file can't be read.
@@ -207,12 +205,12 @@ def load_unboxable(reference: str) -> frozenset[str]:
 
 
 def unboxable_files(reference: str) -> list[ModelFile]:
-    """Return the file of tags that are not looked for, if it is the user's own."""
+    """Return the file that the setting `unboxable` names, if it is the user's own file."""
     return [] if reference in ("", "default") else [ModelFile("detector.unboxable", reference)]
 
 
 def unboxable_fingerprint(reference: str) -> dict[str, str]:
-    """Return the sha256 of the list of tags that are not looked for; nothing if there is no list."""
+    """Return the sha256 of the file that the setting `unboxable` names; empty if there is no list."""
     return {"unboxable": file_sha256(_unboxable_path(reference))} if reference else {}
 
 

@@ -1,10 +1,9 @@
-"""The stage decode: it reads each planned file once, and notes format and size of the image."""
+"""The stage decode: it reads each planned file once, and finds out the format and the size of the image."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import NamedTuple
 
 from PIL import Image
 
@@ -16,28 +15,16 @@ from pad_pipeline.sources.read import read_bytes
 from pad_pipeline.stages.base import Stage
 
 
-class Decoded(NamedTuple):
-    """The bytes of one file, and the facts about its image."""
+class Decode(Stage[None, None]):
+    """Reads each file into the shard, unchanged, and sets the format and the size of the upright image.
 
-    data: bytes
-    format: str
-    width: int
-    """Width of the upright image, in pixels."""
-    height: int
-    meta: bytes | None
-    """The `key.json` that an earlier run wrote about the image."""
-
-
-class Decode(Stage[Decoded, Decoded]):
-    """Reads each file, keeps its bytes unchanged, and notes the size of the upright image.
-
-    The shard does not hold decoded pixels, because they would take gigabytes for a shard of photographs. Later stages
-    decode the bytes again (`image`), in threads ahead of the model.
+    The shard does not hold decoded pixels, because a shard of photographs would need gigabytes. Later stages decode the
+    bytes again with `image`, in threads ahead of the model.
 
     Args:
-        settings: limits of the images that are accepted.
-        root: folder or URL that the planned files are relative to.
-        redo_from: the first step that is done again; what an earlier run found before this step is kept.
+        settings: limits for the images, for example for their number of pixels.
+        root: the folder or URL that the planned files are relative to.
+        redo_from: the first step that is done again. Results of an earlier run for the steps before it are kept.
     """
 
     name = "decode"
@@ -46,39 +33,39 @@ class Decode(Stage[Decoded, Decoded]):
         super().__init__()
         self.settings, self.root, self.redo_from = settings, root, redo_from
 
-    def prepare(self, row: ImageRecord) -> Decoded:
-        """Read the file, check its sha256 if the plan has one, and decode it."""
+    def finish(self, row: ImageRecord, output: None) -> None:
+        """Read the file, compare its sha256 with that of the plan, if any, and set the row's bytes, format and size.
+
+        If an earlier run planned the row, its results are read too, and set as far as they are kept.
+        """
         most = self.settings.max_file_bytes
-        assert isinstance(row.place, Place), "only `Restore` reads whole samples"
+        assert isinstance(row.place, Place), "only the stage restore reads whole samples"
         data = read_bytes(self.root, row.place, most)
         if row.content_sha256 and hashlib.sha256(data).hexdigest() != row.content_sha256:
             raise BadImage("the file has changed since it was planned (sha256)")
-        image, kind = decode(data, self.settings)
-        meta = read_bytes(self.root, row.earlier, most) if row.earlier.at >= 0 else None
-        return Decoded(data, kind, image.width, image.height, meta)
+        upright, kind = decode(data, self.settings)
+        if row.earlier.at >= 0:
+            meta = read_bytes(self.root, row.earlier, most)
+            restore_row(row, meta, check_masks=self.redo_from == "patchify")
+            self._forget(row, upright.size)
+        row.data, row.format, row.width, row.height = data, kind, *upright.size
 
-    def finish(self, row: ImageRecord, output: Decoded) -> None:
-        """Set the row's bytes, format and size, and those results of an earlier run that are kept."""
-        if output.meta is not None:
-            restore_row(row, output.meta, check_masks=self.redo_from == "patchify")
-            self._forget(row, output)
-        row.data, row.format, row.width, row.height = output[:4]
-
-    def _forget(self, row: ImageRecord, output: Decoded) -> None:
-        if (row.width, row.height) != (output.width, output.height):
-            raise BadImage(f"the shard says {row.width} x {row.height} pixels, it has {output.width} x {output.height}")
+    def _forget(self, row: ImageRecord, size: tuple[int, int]) -> None:
+        """Drop the results of the steps that are done again."""
+        if (row.width, row.height) != size:
+            raise BadImage(f"it has {size[0]} x {size[1]} pixels, not {row.width} x {row.height} as planned")
         for step in STEPS[STEPS.index(self.redo_from) :]:
             row.forget(step)
-        # Without the input of its first step the image is done: `ground` needs tags, and later steps need boxes.
-        begins_with = {"tag": True, "ground": row.tags}.get(self.redo_from, row.regions)
-        row.status = "ok" if begins_with else "empty"
+        # An image that lacks the input of the first step is finished: `ground` needs tags, and later steps need boxes.
+        needed = {"tag": True, "ground": row.tags}.get(self.redo_from, row.regions)
+        row.status = "ok" if needed else "empty"
 
 
 def restore_row(row: ImageRecord, meta: bytes, check_masks: bool) -> None:
-    """Set what a sample's `key.json` says about an image.
+    """Set the results in `meta`, the JSON member of a sample.
 
     Raises:
-        BadImage: it can't be used.
+        BadImage: the JSON is damaged.
     """
     try:
         row.restore(json.loads(meta))
@@ -86,9 +73,9 @@ def restore_row(row: ImageRecord, meta: bytes, check_masks: bool) -> None:
             for region in row.regions:
                 check_mask(region.rle, row.width, row.height)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise BadImage(f"what the shard says about it can't be used ({type(error).__name__}: {error})") from error
+        raise BadImage(f"its JSON in the shard can't be used ({type(error).__name__}: {error})") from error
 
 
 def image(row: ImageRecord, settings: DecodeSettings) -> Image.Image:
-    """Return the upright RGB image of a row that has been through `Decode`."""
+    """Return the upright RGB image of a row that `Decode` or `Restore` has filled."""
     return decode(row.data, settings)[0]

@@ -1,4 +1,4 @@
-"""The stage edit: `pad retarget` changes existing regions by thresholds, labels and overlaps."""
+"""The stage edit: it renames labels and drops regions, for `pad retarget`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pad_pipeline.stages.edit_settings import EditSettings
 
 
 class Edit(Stage[None, None]):
-    """Renames labels, then filters regions, then suppresses overlaps; tags stay, as a record of the tagger's output."""
+    """Renames labels, then filters regions, then drops overlapping regions. The tags stay as the tagger gave them."""
 
     name = "edit"
 
@@ -19,7 +19,7 @@ class Edit(Stage[None, None]):
         self.kept, self.dropped = frozenset(settings.keep_labels), frozenset(settings.drop_labels)
 
     def finish(self, row: ImageRecord, output: None) -> None:
-        """Set the regions that stay; an image without any becomes `empty`."""
+        """Set the regions that stay. An image without regions becomes `empty`."""
         settings = self.settings
         row.regions = [region for region in map(self._rename, row.regions) if self._stays(region)]
         if min(settings.nms_iou, settings.nms_iou_across_labels) < 1:  # `suppress` also changes the order of regions
@@ -27,9 +27,9 @@ class Edit(Stage[None, None]):
         row.status = "ok" if row.regions else "empty"
 
     def _rename(self, region: Region) -> Region:
-        """Rename the label and the alternates of a region, in place, and return it.
+        """Rename the label and the alternates of a region, in place, and return the region.
 
-        Dropped are alternates that now have the name of the label or of an earlier alternate, or are not wanted.
+        Drop alternates that equal the label or an earlier alternate, and those that the settings drop.
         """
         names = self.settings.label_map
         region.label = names.get(region.label, region.label)

@@ -1,4 +1,4 @@
-"""What `pad retarget` changes of regions that are there already. Imports nothing heavy."""
+"""Settings for changes of existing regions by `pad retarget`. This module imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -6,28 +6,27 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class EditSettings(BaseModel):
-    """Which regions stay, and under which label. The defaults change nothing."""
+    """Settings that rename labels and drop regions. The defaults change nothing."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     label_map: dict[str, str] = {}
-    """New name of each label that is renamed, such as {"puppy": "dog"}; an empty name drops the label's regions."""
+    """Old label -> new label, such as {"puppy": "dog"}. An empty new label drops the regions."""
     keep_labels: list[str] = []
-    """Labels, as they are called after the renaming, whose regions stay; empty for all labels."""
+    """Only regions with these labels (after the renaming) stay; empty for all labels."""
     drop_labels: list[str] = []
-    """Labels, as they are called after the renaming, whose regions are dropped."""
+    """Regions with these labels (after the renaming) are dropped."""
     min_score: float = Field(0.0, ge=0, le=1)
-    """Regions whose box has a lower score are dropped."""
+    """Regions with a lower box score are dropped."""
     min_predicted_iou: float | None = Field(None, allow_inf_nan=False)
-    """Regions whose mask has a lower predicted IoU are dropped. The segmenter estimates this IoU by regression, so it
-    can be below 0 and above 1."""
+    """Regions with a lower predicted IoU of the mask are dropped. The segmenter estimates this IoU by regression; it
+    can be below 0 or above 1."""
     nms_iou: float = Field(1.0, ge=0, le=1)
-    """Two boxes of one label may overlap up to this IoU; otherwise the one with the lower score is dropped. At 1
-    nothing is dropped."""
+    """If two boxes of one label have a higher IoU, the box with the lower score is dropped. At 1 nothing is dropped."""
     nms_iou_across_labels: float = Field(1.0, ge=0, le=1)
-    """The same for boxes of any labels, applied afterwards."""
+    """The same limit for boxes of any labels, applied afterwards."""
 
     @property
     def changes(self) -> bool:
-        """Whether these settings can change anything."""
+        """Whether any setting differs from its default."""
         return self != EditSettings()

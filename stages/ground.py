@@ -1,4 +1,4 @@
-"""The stage ground: Grounding DINO finds boxes for each tag."""
+"""The stage ground with Grounding DINO, which finds boxes for each tag."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pad_pipeline.images import DecodeSettings
 from pad_pipeline.pretrained import load_tokenizer, read_config
 from pad_pipeline.records import ImageRecord
 from pad_pipeline.stages.base import chunks
-from pad_pipeline.stages.box_stage import BoxSettings, BoxStage, Found, find_model, load_unboxable
+from pad_pipeline.stages.box_stage import Answer, BoxSettings, BoxStage, find_model, load_unboxable
 from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy
 from pad_pipeline.stages.dino.network import KINDS as DINOS
 from pad_pipeline.stages.dino.network import GroundingDino
@@ -25,20 +25,16 @@ if TYPE_CHECKING:
 
 
 class DetectorSettings(BoxSettings):
-    """Settings of the detector: the model, and which of its boxes are kept."""
+    """Settings of the detector, with the choice between Grounding DINO and OWL."""
 
     def check(self) -> str:
         """See `StageSettings`."""
         model = self.make(DecodeSettings(), ComputeSettings(precision="float32")).model
         unboxable = len(load_unboxable(self.unboxable))
-        return f"{model.name}, {millions(model.model)}, {unboxable} tags that are not looked for"
+        return f"{model.name}, {millions(model.model)}, {unboxable} tags in the list of unboxable tags"
 
     def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Detector | OwlDetector:
-        """Make the stage for the model. An official file is a Grounding DINO; a folder names its `model_type`.
-
-        Raises:
-            UserError: the model is not there, or is no detector.
-        """
+        """Make the stage for the model. An official file is a Grounding DINO; a folder has a `model_type`."""
         from pad_pipeline.stages.owl import KINDS, OwlDetector
 
         if not is_file_reference(self.model):
@@ -49,7 +45,7 @@ class DetectorSettings(BoxSettings):
 
 
 class Detector(BoxStage):
-    """Runs Grounding DINO: it encodes images of one size together, and runs all their prompts on the same features."""
+    """Runs Grounding DINO: images of one size are encoded together, once for all their prompts."""
 
     def __init__(self, settings: DetectorSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__(settings, decoding)
@@ -57,7 +53,7 @@ class Detector(BoxStage):
         try:
             self.model = GroundingDino(folder, Compute(compute))
         except UserError as error:
-            if folder != tokenizer:  # the model was converted: name the user's file, not the folder in the cache
+            if folder != tokenizer:  # the model was converted: name the user's file instead of the folder in the cache
                 raise UserError("detector.model", settings.model, error.rule, error.remedy) from error
             raise
         field = "detector.model" if tokenizer == folder else "detector.tokenizer"
@@ -78,20 +74,20 @@ class Detector(BoxStage):
             raise UserError(field, folder, rule, remedy)
 
     def tokenize(self, tag: str) -> list[int]:
-        """Return the token ids of one tag, without special tokens. A tag with a word that the tokenizer does not know
-        has none, because the model can't tell unknown words apart."""
+        """Return the token ids of one tag, without special tokens; an empty list if the tokenizer does not know all of
+        its words, because the model can't distinguish unknown words."""
         ids: list[int] = self.tokenizer(tag, add_special_tokens=False)["input_ids"]
         return [] if self.tokenizer.unk_token_id in ids else ids
 
     def prompts(self, row: ImageRecord) -> list[Prompt]:
-        """Return as few prompts as hold the row's tags; see `build_prompts`."""
+        """Return the prompts for the row's tags; see `build_prompts`."""
         return build_prompts([tag.label for tag in row.tags], self.encode, self.model.max_tokens, self.unboxable)
 
     def shape(self, row: ImageRecord) -> tuple[int, int]:
         """Return height and width of the resized and padded image."""
         step = self.settings.pad_to
         height, width = (-(-edge // step) * step for edge in self.model.resized(row.width, row.height))
-        # The model takes its queries from positions of the image; a narrow strip is padded until it has enough of them.
+        # Each query needs a position in the image, so a narrow image is padded until it has enough positions.
         while self.model.count_positions(height, width) < self.model.queries:
             height, width = (height + 32, width) if height < width else (height, width + 32)
         return height, width
@@ -100,14 +96,14 @@ class Detector(BoxStage):
         """Return the number of tokens of the longest prompt."""
         return max((len(prompt.ids) for prompt in self.prompts(row)), default=0)
 
-    def detect(self, rows: list[ImageRecord], prompts: list[list[Prompt]], inputs: list[Tensor]) -> list[list[Found]]:
+    def detect(self, rows: list[ImageRecord], prompts: list[list[Prompt]], inputs: list[Tensor]) -> list[list[Answer]]:
         """See `BoxStage`."""
         features = self.model.encode(inputs, self.shape(rows[0]))
-        outputs: list[list[Found]] = [[] for _ in rows]
+        outputs: list[list[Answer]] = [[] for _ in rows]
         pairs = [(image, number) for image, of_row in enumerate(prompts) for number in range(len(of_row))]
-        for batch in chunks(pairs, 1 if self.tight else self.batch_size):
+        for batch in chunks(pairs, 1 if self.low_memory else self.batch_size):
             texts = [prompts[image][number].ids for image, number in batch]
             probabilities, boxes = map(HostCopy, self.model.detect(features, [image for image, _ in batch], texts))
             for position, (image, number) in enumerate(batch):
-                outputs[image].append(Found(number, prompts[image][number], probabilities, boxes, position))
+                outputs[image].append(Answer(number, prompts[image][number], probabilities, boxes, position))
         return outputs

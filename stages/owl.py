@@ -1,4 +1,4 @@
-"""Find boxes for tags with OWLv2 or OWL-ViT, which score each tag separately, so that labels are exact."""
+"""The stage ground with OWLv2 or OWL-ViT, which give each box a separate score for each tag."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pad_pipeline.packages import OPTIONAL, installed, not_installed
 from pad_pipeline.pretrained import load_pretrained, load_tokenizer, read_config
 from pad_pipeline.records import ImageRecord, Shard
 from pad_pipeline.stages.base import chunks
-from pad_pipeline.stages.box_stage import BoxSettings, BoxStage, Found, find_model
+from pad_pipeline.stages.box_stage import Answer, BoxSettings, BoxStage, find_model
 from pad_pipeline.stages.boxes import to_pixels
 from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy, padded_texts
 from pad_pipeline.stages.spans import Prompt, normalize
@@ -28,16 +28,16 @@ KINDS: dict[str, tuple[Any, Any]] = {
     "owlv2": (Owlv2ForObjectDetection, Owlv2ImageProcessorPil),
     "owlvit": (OwlViTForObjectDetection, OwlViTImageProcessorPil),
 }
-"""Model and image processor by `model_type`. For a photograph, these processors, which use Pillow and SciPy, take a
-sixth of the time of those that use torchvision; single pixels differ by up to 2e-2 standard deviations."""
+"""`model_type` -> classes of the model and of the image processor. These processors use Pillow and SciPy. On a
+photograph they take a sixth of the time of the torchvision ones; pixels differ by up to 2e-2 standard deviations."""
 TEXT = "a photo of a {}"
-"""The text for a tag, in the form that OWL's authors use in their examples."""
+"""The text for a tag, as in the examples of OWL's authors."""
 TEXTS_AT_ONCE = 64
-"""Texts that the text encoder reads in one batch."""
+"""Texts in one batch of the text encoder."""
 
 
 class Owl:
-    """The model on its device, from a model folder of transformers."""
+    """An OWL model of transformers on its device, loaded from a folder."""
 
     def __init__(self, folder: Path, compute: Compute) -> None:
         self.name: str = read_config("detector.model", folder, set(KINDS))["model_type"]
@@ -47,43 +47,43 @@ class Owl:
         model = load_pretrained("detector.model", folder, kind, torch.float32, use_safetensors=True)
         self.compute = compute
         # Boxes and scores are computed in float32: bfloat16 has only 8 bits for a position in the image.
-        self.model: Any = compute.put(model, in_float32=[model.class_head, model.box_head, model.layer_norm])
+        self.model: Any = compute.prepare_model(model, in_float32=[model.class_head, model.box_head, model.layer_norm])
         self.towers = getattr(model, self.name)
         self.max_tokens: int = model.config.text_config.max_position_embeddings
         self.words: int = model.config.text_config.vocab_size
         self.edge: int = model.config.vision_config.image_size
         try:
             self.processor = processor.from_pretrained(folder, local_files_only=True)
-            found = tuple(self.prepare(Image.new("RGB", (8, 6))).shape)
+            shape = tuple(self.prepare(Image.new("RGB", (8, 6))).shape)
         except Exception as error:
             rule = f"its preprocessor_config.json can't be used ({type(error).__name__}: {str(error)[:100]})"
             raise UserError("detector.model", folder, rule, "fetch the model again") from error
-        if found != (3, self.edge, self.edge):
-            rule = f"its preprocessor_config.json makes images {found}, and its model takes {self.edge} pixels"
+        if shape != (3, self.edge, self.edge):
+            rule = f"its preprocessor_config.json makes images {shape}, and its model takes {self.edge} pixels"
             raise UserError("detector.model", folder, rule, "fetch the model again")
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """Return the image as the model takes it, float32 `[3, S, S]`.
+        """Return the image as input for the model, float32 `[3, S, S]`.
 
-        OWLv2 pads it to a square at the right or the bottom; OWL-ViT stretches it to a square.
+        OWLv2 pads the image to a square at the right or the bottom; OWL-ViT stretches it to a square.
         """
         pixels: Tensor = self.processor(images=image, return_tensors="pt")["pixel_values"][0]
         return pixels
 
-    def read(self, texts: list[list[int]], pad: int) -> Tensor:
-        """Embed texts, given as token ids: an embedding of length 1 for each, float32 `[n, d]`, on the device."""
+    def embed(self, texts: list[list[int]], pad: int) -> Tensor:
+        """Return unit embeddings of texts, float32 `[n, d]` on the device. The texts are token ids; `pad` fills up."""
         ids, attended = map(self.compute.send, padded_texts(texts, self.max_tokens, pad))
         with self.compute.autocast():
-            read = self.towers.text_model(input_ids=ids, attention_mask=attended)
-            embeddings: Tensor = self.towers.text_projection(read.pooler_output).float()
+            pooled = self.towers.text_model(input_ids=ids, attention_mask=attended).pooler_output
+            embeddings: Tensor = self.towers.text_projection(pooled).float()
             return embeddings.div(embeddings.norm(dim=-1, keepdim=True))
 
     def detect(self, images: list[Tensor], queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Find the texts of each image, whose embeddings from `read` are `queries` `[B, n, d]`, in the image.
+        """Find texts in images. `queries` are the texts' embeddings for each image, `[B, n, d]`.
 
         Returns:
-            Two float32 tensors. The first has the probability (0..1) that a box shows a text, `[B, boxes, n]`. The
-            second has the boxes, `[B, boxes, 4]`: cxcywh in fractions of the square.
+            Two float32 tensors: the probability (0..1) that a box shows a text, `[B, boxes, n]`, and the boxes,
+            `[B, boxes, 4]`, cxcywh in fractions of the square.
         """
         with self.compute.autocast():
             features = self.model.image_embedder(self.compute.send(torch.stack(images)))[0].float()
@@ -94,7 +94,7 @@ class Owl:
 
 
 class OwlDetector(BoxStage):
-    """The detection stage with an OWL model: it compares every box with every tag of its image."""
+    """Runs an OWL model, which compares each box with each tag of its image."""
 
     def __init__(self, settings: BoxSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__(settings, decoding)
@@ -102,16 +102,16 @@ class OwlDetector(BoxStage):
         self.model = Owl(folder, Compute(compute))
         self.tokenizer = load_tokenizer("detector.model", folder)
         if (known := len(self.tokenizer)) > self.model.words or self.tokenizer.pad_token_id is None:
-            rule = f"its tokenizer knows {known} tokens, and the model {self.model.words}; it needs one for padding"
+            rule = f"its tokenizer knows {known} tokens, and the model {self.model.words}; it needs a padding token"
             raise UserError("detector.model", folder, rule, "fetch the model again")
-        self._known: dict[str, Tensor] = {}
-        """The embeddings of the current shard's texts, by normalized tag."""
+        self._embeddings: dict[str, Tensor] = {}
+        """Normalized tag -> the embedding of its text, for the current shard."""
 
     def __call__(self, shard: Shard) -> Shard:
-        """Detect boxes in a shard."""
-        # An embedding may differ in its last bit with the other texts of its batch. A shard must not depend on the
-        # shards before it, so its texts are embedded again.
-        self._known.clear()
+        """Find the boxes of a shard's images."""
+        # The last bit of an embedding can depend on the other texts of its batch. A shard must not depend on earlier
+        # shards, so each shard embeds its texts again.
+        self._embeddings.clear()
         return super().__call__(shard)
 
     def tokenize(self, tag: str) -> list[int]:
@@ -120,10 +120,10 @@ class OwlDetector(BoxStage):
         return ids
 
     def prompts(self, row: ImageRecord) -> list[Prompt]:
-        """Return one prompt with the tags to look for, each as one token; no prompt if there is none.
+        """Return one prompt in which each tag counts as one token; no prompt if no tag is left.
 
-        Tags that normalize to the same text are looked for once, under the first one's name. Tags that are too long for
-        the model are left out, not cut, and so are tags that can't have a box.
+        Of tags with the same normalized text, only the first is in the prompt. Tags that are too long for the model and
+        tags that can't have a box are left out.
         """
         tags: dict[str, str] = {}
         for tag in row.tags:
@@ -132,22 +132,22 @@ class OwlDetector(BoxStage):
                 tags.setdefault(text, tag.label)
         return [Prompt([], [*tags.values()], [(at, at + 1) for at in range(len(tags))])] if tags else []
 
-    def detect(self, rows: list[ImageRecord], prompts: list[list[Prompt]], inputs: list[Tensor]) -> list[list[Found]]:
+    def detect(self, rows: list[ImageRecord], prompts: list[list[Prompt]], inputs: list[Tensor]) -> list[list[Answer]]:
         """See `BoxStage`."""
         texts = [[normalize(tag) for tag in prompt.tags] for (prompt,) in prompts]
-        new = dict.fromkeys(text for of_row in texts for text in of_row if text not in self._known)
+        new = dict.fromkeys(text for of_row in texts for text in of_row if text not in self._embeddings)
         for batch in chunks([*new], TEXTS_AT_ONCE):
-            embeddings = self.model.read([self.encode(text) for text in batch], self.tokenizer.pad_token_id)
-            self._known |= dict(zip(batch, embeddings, strict=True))
-        # Each row is filled up with copies of its first text, whose scores are not read.
+            embeddings = self.model.embed([self.encode(text) for text in batch], self.tokenizer.pad_token_id)
+            self._embeddings |= dict(zip(batch, embeddings, strict=True))
+        # Fill up each row with copies of its first text, because all rows need the same number of texts.
         most = max(map(len, texts))
         filled = [of_row + of_row[:1] * (most - len(of_row)) for of_row in texts]
-        queries = torch.stack([torch.stack([self._known[text] for text in of_row]) for of_row in filled])
+        queries = torch.stack([torch.stack([self._embeddings[text] for text in of_row]) for of_row in filled])
         probabilities, boxes = map(HostCopy, self.model.detect(inputs, queries))
-        return [[Found(0, prompt, probabilities, boxes, position)] for position, (prompt,) in enumerate(prompts)]
+        return [[Answer(0, prompt, probabilities, boxes, position)] for position, (prompt,) in enumerate(prompts)]
 
     def corners(self, row: ImageRecord, boxes: np.ndarray) -> np.ndarray:
-        """Convert boxes to pixels as `BoxStage.corners` does; those of OWLv2 are fractions of the padded square."""
+        """See `BoxStage`. The boxes of OWLv2 are fractions of the padded square."""
         if self.model.name == "owlvit":
             return super().corners(row, boxes)
         edge = max(row.width, row.height)

@@ -1,4 +1,4 @@
-"""The stage patchify: it turns masks into coverage of the patch grid, and labels into label embeddings."""
+"""The stage patchify: it computes coverage of the patch grid from masks, and label embeddings from labels."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from pad_pipeline.stages.base import Stage
 
 
 class Patchify(Stage[np.ndarray, tuple[np.ndarray, np.ndarray]]):
-    """Fills `coverage` and `embeds`, for images without regions too, because every sample has every member."""
+    """Sets `coverage` and `embeds`, also for images without regions, because all samples have the same members."""
 
     name = "patchify"
-    takes = frozenset({"ok", "empty"})
+    statuses = frozenset({"ok", "empty"})
 
     def __init__(self, view: View, labels: LabelSettings) -> None:
         super().__init__()
         self.view, self.embed = view, LabelEmbedder(labels)
 
     def prepare(self, row: ImageRecord) -> np.ndarray:
-        """Return the coverage of each region, uint8 `[R, grid, grid]`; the masks are costly, so threads do them."""
+        """Return the coverage of each region, uint8 `[R, grid, grid]`. Masks take time, so threads do this work."""
         coverage = [self.view.coverage(coco_mask.decode(region.rle)) for region in row.regions]
         return np.array(coverage, np.uint8).reshape(-1, self.view.grid, self.view.grid)
 
     def process(self, rows: list[ImageRecord], inputs: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return coverage and label embeddings of each row; not in a thread, because a tokenizer is not thread-safe."""
+        """Return coverage and label embeddings of each row. No thread does this: tokenizers are not thread-safe."""
         return [(coverage, self.embed(row.labels)) for row, coverage in zip(rows, inputs, strict=True)]
 
     def finish(self, row: ImageRecord, output: tuple[np.ndarray, np.ndarray]) -> None:

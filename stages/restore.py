@@ -1,4 +1,4 @@
-"""The stage restore: it reads finished samples from shards, with all that an earlier run found in them."""
+"""The stage restore: it reads finished samples with all their results from shards of an earlier run."""
 
 from __future__ import annotations
 
@@ -8,28 +8,19 @@ from functools import lru_cache
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.images import BadImage
-from pad_pipeline.records import ImageRecord, IndexRow, ShardRow
+from pad_pipeline.records import ImageRecord, ShardRow
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.stages.base import Stage
 from pad_pipeline.stages.decode import restore_row
 from pad_pipeline.storage import is_url
 
-INDEXES = 8
-"""Indexes that are kept in memory. A few are enough: the images of a shard come from one index after another."""
 
+class Restore(Stage[None, None]):
+    """Reads back the samples that `StoredSource` planned, without decoding their images. The planned paths of indexes
+    are relative to the folder or URL `root`.
 
-Stored = tuple[IndexRow, dict[str, bytes]]
-"""An image's row of the index, and the members of its sample; none if the image failed."""
-
-
-class Restore(Stage[Stored, Stored]):
-    """Reads back each image that `StoredSource` planned.
-
-    No image is decoded. Instead, the sha256 of each sample is compared with the one in the index. Without this check, a
-    changed byte would get a new, matching hash in the new shard, and could never be detected.
-
-    Args:
-        root: folder or URL that the planned indexes are relative to.
+    The sha256 of each sample is compared with the index. Without this check, a changed byte would get a new, matching
+    hash in the new shard, and could never be detected.
     """
 
     name = "restore"
@@ -38,11 +29,12 @@ class Restore(Stage[Stored, Stored]):
         super().__init__()
         self.root, self._lock = root, threading.Lock()
         self._folder = lru_cache(64)(ShardFolder)
-        self._index = lru_cache(INDEXES)(lambda folder, name: self._folder(folder).index(name))
+        # Eight indexes are enough, because the images of a shard come from one index after another.
+        self._index = lru_cache(8)(lambda folder, name: self._folder(folder).index(name))
 
-    def prepare(self, row: ImageRecord) -> Stored:
-        """Find the image's index row, read its sample, and check the sample's sha256."""
-        assert isinstance(row.place, ShardRow), "`StoredSource` plans these"
+    def finish(self, row: ImageRecord, output: None) -> None:
+        """Read the sample of the image, check its sha256, and set all fields of the row as the shard has them."""
+        assert isinstance(row.place, ShardRow), "`StoredSource` plans rows of shards"
         file = row.place.file if is_url(row.place.file) else f"{self.root}/{row.place.file}"
         folder, _, index = file.rpartition("/")
         name = index.removesuffix(".parquet")
@@ -52,21 +44,14 @@ class Restore(Stage[Stored, Stored]):
             raise BadImage(f"{index} has changed since it was planned")
         stored = rows[row.place.row]
         if stored["status"] == "failed":
-            return stored, {}
+            row.width, row.height = stored["width"], stored["height"]
+            row.fail(stored["stage"], stored["reason"])
+            return
         try:
             members = shards.members(name, stored)
         except UserError as error:
             raise BadImage(error.rule) from error
         if hashlib.sha256(b"".join(members.values())).hexdigest() != stored["sha256"]:
-            raise BadImage(f"what {name}.tar says about it has changed since it was written (sha256)")
-        return stored, members
-
-    def finish(self, row: ImageRecord, output: Stored) -> None:
-        """Set the record to what it was when the shard was written."""
-        stored, members = output
-        if stored["status"] == "failed":
-            row.width, row.height = stored["width"], stored["height"]
-            row.fail(stored["stage"], stored["reason"])
-            return
+            raise BadImage(f"its sample in {name}.tar has changed since it was written (sha256)")
         restore_row(row, members["json"], check_masks=True)
         row.data, row.status = members["image"], stored["status"]

@@ -1,4 +1,4 @@
-"""The stage segment: Segment Anything makes a mask for each box."""
+"""The stage segment: it makes a mask for each box with Segment Anything (SAM)."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from pad_pipeline.weights import ModelFile
 
 
 class SegmenterSettings(StageSettings):
-    """Settings of the segmenter: the Segment Anything model, and how much it computes at a time."""
+    """Settings of the segmenter: the SAM model, and how much it computes at a time."""
 
     section, paths, pins = "segmenter", ("weights",), {"weights": "sha256"}
 
     weights: str
     """Path or URL of an official SAM `.pth` (ViT-B, L or H, recognized from its tensors) or of safetensors with the
-    same names. Or local folder or hub name of a SAM, SAM-HQ or SAM 2.1 of transformers."""
+    same names; or local folder or hub name of a SAM, SAM-HQ or SAM 2.1 of transformers."""
     revision: str = ""
     """Branch, tag or commit on the hub; empty for its default."""
     sha256: str = ""
@@ -38,10 +38,10 @@ class SegmenterSettings(StageSettings):
     batch_size: int = Field(4, gt=0)
     """Images in one pass of the image encoder."""
     boxes_per_call: int = Field(64, gt=0)
-    """Boxes in one call of the mask decoder, from all images of a batch."""
+    """Boxes in one call of the mask decoder; they may come from several images of a batch."""
     pixels_upscaled: int = Field(64_000_000, gt=0)
-    """Pixels of masks that are upscaled at a time, at 4 bytes each; at least one mask. A mask counts with the pixels
-    of the original, or of SAM's square where that is larger."""
+    """Mask pixels that are upscaled at a time, with 4 bytes each; at least one mask is upscaled. The size of a mask is
+    that of the image, or of SAM's square if the square is larger."""
 
     def files(self) -> list[ModelFile]:
         """See `StageSettings`."""
@@ -60,8 +60,8 @@ class SegmenterSettings(StageSettings):
         sam = self.make(DecodeSettings(), ComputeSettings(precision="float32")).sam
         if isinstance(sam, HubSam):
             return f"{sam.kind}, {millions(sam.model)}"
-        kind, sha256 = f"SAM, {sam.network_shape.depth} blocks of {sam.network_shape.width}", self.fingerprints()
-        return f"{kind}, {millions(sam.sam)}, sha256 {sha256['segmenter']}"
+        shape, sha256 = sam.network_shape, self.fingerprints()["segmenter"]
+        return f"SAM, {shape.depth} blocks of {shape.width}, {millions(sam.sam)}, sha256 {sha256}"
 
     def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Segmenter:
         """Make a `Segmenter`."""
@@ -69,7 +69,7 @@ class SegmenterSettings(StageSettings):
 
 
 class Segmenter(Stage[Tensor, tuple[list[HostCopy], HostCopy]]):
-    """Runs SAM: the image encoder on a batch of images, and the mask decoder on the boxes of all of them."""
+    """Runs SAM: the image encoder on a batch of images, and the mask decoder on the boxes of all these images."""
 
     name = "segment"
 
@@ -81,34 +81,33 @@ class Segmenter(Stage[Tensor, tuple[list[HostCopy], HostCopy]]):
         self.sam = HubSam(path, self.compute) if path.is_dir() else OfficialSam(path, self.compute, self.batch_size)
 
     def prepare(self, row: ImageRecord) -> Tensor:
-        """Return the image resized for the model."""
+        """Return the image as input for the model."""
         return self.sam.prepare(image(row, self.decoding))
 
     def process(self, rows: list[ImageRecord], inputs: list[Tensor]) -> list[tuple[list[HostCopy], HostCopy]]:
-        """Return for each row its regions' masks, in parts made by `pack`, and their predicted IoU, float `[n]`."""
+        """Return for each row the masks of its regions, in parts from `pack`, and their predicted IoU, float `[n]`."""
         logits, quality = self._decode(self.sam.encode(inputs, self.batch_size), rows)
-        outputs, start = [], 0
-        for row in rows:
-            of_row = slice(start, start := start + len(row.regions))
+        counts, outputs = [len(row.regions) for row in rows], []
+        for row, of_row, predicted in zip(rows, torch.split(logits, counts), torch.split(quality, counts), strict=True):
             square = 0 if self.sam.stretched else self.sam.edge**2
             at_once = max(1, self.settings.pixels_upscaled // max(row.height * row.width, square))
             with torch.inference_mode():
                 parts = [
                     HostCopy(pack(self.sam.upscale(part, row.width, row.height) > self.sam.threshold))
-                    for part in torch.split(logits[of_row], at_once)
+                    for part in torch.split(of_row, at_once)
                 ]
-            outputs.append((parts, HostCopy(quality[of_row])))
+            outputs.append((parts, HostCopy(predicted)))
         return outputs
 
     def _decode(self, embeddings: list[Tensor], rows: list[ImageRecord]) -> tuple[Tensor, Tensor]:
-        """Return mask logits `[N, h, w]` and predicted IoU `[N]` of the regions of all rows, row after row."""
+        """Return mask logits `[N, h, w]` and predicted IoU `[N]` of the N regions of all rows, in order."""
         boxes = [
             self.sam.scale_boxes(np.array([region.box for region in row.regions]), row.width, row.height)
             for row in rows
         ]
         images = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(row.regions) for row in rows]))
         corners = torch.from_numpy(np.concatenate(boxes).astype(np.float32))
-        at_once = min(8, self.settings.boxes_per_call) if self.tight else self.settings.boxes_per_call
+        at_once = min(8, self.settings.boxes_per_call) if self.low_memory else self.settings.boxes_per_call
         calls = zip(torch.split(images, at_once), torch.split(corners, at_once), strict=True)
         logits, quality = zip(*(self.sam.decode(embeddings, *call) for call in calls), strict=True)
         return torch.cat(logits), torch.cat(quality)
@@ -124,19 +123,19 @@ class Segmenter(Stage[Tensor, tuple[list[HostCopy], HostCopy]]):
 
 
 def pack(masks: Tensor) -> Tensor:
-    """Pack bool `[n, H, W]` into uint8 `[n, H, ceil(W / 8)]`: eight pixels per byte, the first in the highest bit. This
-    takes an eighth of the memory and of the transfer."""
+    """Pack bool `[n, H, W]` into uint8 `[n, H, ceil(W / 8)]`, eight pixels per byte, the first in the highest bit. This
+    saves 7/8 of the memory and of the transfer."""
     bits = torch.unflatten(F.pad(masks, (0, -masks.shape[-1] % 8)), -1, (-1, 8))
     shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=masks.device)
     return (bits.to(torch.uint8) << shifts).sum(-1, dtype=torch.uint8)
 
 
 def unpack(packed: np.ndarray, width: int) -> np.ndarray:
-    """Unpack one mask of `pack`: uint8 `[H, ceil(width / 8)]` to bool `[H, width]`."""
+    """Unpack one mask from `pack`: uint8 `[H, ceil(width / 8)]` -> bool `[H, width]`."""
     return np.unpackbits(packed, axis=-1, count=width).view(bool)
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """Encode bool `[H, W]` as compressed COCO RLE, with its counts as text."""
+    """Encode bool `[H, W]` as compressed COCO RLE; its `counts` are a str."""
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(edge) for edge in rle["size"]], "counts": rle["counts"].decode("ascii")}

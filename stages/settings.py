@@ -1,4 +1,4 @@
-"""The base of the settings of a stage with a model: all that the rest of pad needs to know before the stage is made."""
+"""The base class of the settings of stages with a model, and helpers for the files of models."""
 
 from __future__ import annotations
 
@@ -20,72 +20,63 @@ if TYPE_CHECKING:
 
 
 class StageSettings(BaseModel, ABC):
-    """Settings of a stage with a model. A subclass lists its files, hashes and checks them, and makes the stage, so
-    that nothing else in the project needs to know the subclass."""
+    """Settings of a stage with a model. A subclass lists, hashes and checks the model's files, and makes the stage.
+
+    `fingerprints`, `check` and `make` fetch missing files, and raise `UserError` if a file can't be used, can't be
+    fetched, or has another sha256 than the settings say.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     section: ClassVar[str]
-    """The section of a models file that has these settings, a key of `ROLES`."""
+    """The section of a models file (TOML) that holds these settings; a key of `ROLES`."""
     paths: ClassVar[tuple[str, ...]] = ()
-    """Settings that name a file or a folder. A relative path is relative to the models file."""
+    """Names of the settings that hold a path. A relative path is relative to the models file."""
     pins: ClassVar[dict[str, str]] = {}
-    """The name of a setting that names a file -> the name of the setting that holds the file's sha256."""
+    """Name of a setting that holds a path -> name of the setting that holds the sha256 of the file."""
 
     batch_size: int = Field(8, gt=0)
     """Images in one call of the model."""
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """The steps that the stage does; they are neighbors in `STEPS`."""
+        """The steps that the stage does, one after another in `STEPS`."""
         return ROLES[self.section]
 
     @property
     def name(self) -> str:
-        """The stage's `Stage.name`: its last step."""
+        """The `name` of the stage: its last step."""
         return self.steps[-1]
 
     @property
     def code_version(self) -> str:
-        """Version of the code of a user's own class; empty for a model of pad."""
+        """The version of the code of a user's own class; empty for pad's models."""
         return ""
 
     @abstractmethod
     def files(self) -> list[ModelFile]:
-        """Return the files that the stage reads. Nothing is fetched."""
+        """Return the files that the stage reads, without fetching them."""
 
     @abstractmethod
     def fingerprints(self) -> dict[str, str]:
-        """Return the sha256 of each file that affects results, by its name in run.json. Missing files are fetched.
-
-        Raises:
-            UserError: a file is not there, can't be reached, or does not have the pinned sha256.
-        """
+        """Return the sha256 of each file that affects results, by the file's name in run.json."""
 
     @abstractmethod
     def check(self) -> str:
-        """Read the files strictly, as a build does, and describe in a few words what they hold.
-
-        Raises:
-            UserError: a file can't be used.
-        """
+        """Read and check the files as a build does, and return a short description of the model."""
 
     @abstractmethod
     def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Stage[Any, Any]:
-        """Make the stage, with its model on the device. Missing files are fetched.
-
-        Raises:
-            UserError: a file can't be used.
-        """
+        """Make the stage, with its model on the device."""
 
 
 def fetch_file_or_folder(file: ModelFile, patterns: list[str]) -> Path:
-    """Return the checkpoint, or the folder of a model of transformers, that a setting names: fetched, and checked
-    against the pinned sha256, which for a folder is that of `model.safetensors`. Of a folder on the hub, only files
-    that match `patterns` are fetched.
+    """Fetch a checkpoint file or a model folder of transformers, check its sha256, and return its path.
+
+    For a folder, the sha256 is that of `model.safetensors`, and only files that match `patterns` are fetched.
 
     Raises:
-        UserError: it is not there, can't be reached, or does not have the pinned sha256.
+        UserError: the file or folder is missing, can't be fetched, or has another sha256 than the settings say.
     """
     if is_file_reference(file.reference):
         return fetch_file(file.field, file.reference, file.sha256)

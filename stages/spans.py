@@ -1,7 +1,7 @@
-"""Turn tags into the prompts that Grounding DINO reads, and scores of tokens into scores of tags.
+"""Functions that build prompts from tags for Grounding DINO, and that compute tag scores from token scores.
 
-Labels come from token spans, never from decoded phrases: a prompt records which tokens belong to which tag. So no label
-can be merged with its neighbor, cut, or empty.
+A prompt records which tokens belong to which tag. Labels come from these spans and not from decoded text, which could
+merge a label with its neighbor, cut it, or make it empty.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 CLS, SEP, DOT = 101, 102, 1012
-"""Token ids of BERT that are built into Grounding DINO: a sub-sentence ends at each of them."""
+"""Token ids of BERT that end a sub-sentence; these ids are built into Grounding DINO."""
 
 
 @dataclass
@@ -22,27 +22,26 @@ class Prompt:
     ids: list[int]
     tags: list[str] = field(default_factory=list)
     spans: list[tuple[int, int]] = field(default_factory=list)
-    """For each tag the range of its tokens in `ids`, `[start, end)`, without its dot."""
+    """For each tag, the range `[start, end)` of its tokens in `ids`, without its dot."""
 
 
 def normalize(tag: str) -> str:
-    """Return the tag in lower case, with single spaces, and without the marks that end a sub-sentence."""
+    """Return the tag in lower case, with single spaces, and without `.` and `?`, which end a sub-sentence."""
     return " ".join(tag.lower().replace(".", " ").replace("?", " ").split())
 
 
 def build_prompts(
     tags: list[str], encode: Callable[[str], list[int]], max_tokens: int = 256, unboxable: Container[str] = ()
 ) -> list[Prompt]:
-    """Distribute the tags of one image over as few prompts as possible, of about equal length.
+    """Distribute the tags of one image, in order, over as few prompts as possible, of about equal length.
 
-    Each tag is whole, and in exactly one prompt; tags keep their order. Tags with the same tokens are asked for once,
-    under the first one's name. A tag that is too long for any prompt is left out.
+    Of tags with the same tokens, only the first is in a prompt. Tags that are too long for a prompt are left out.
 
     Args:
         tags: the tags of the image.
-        encode: returns the token ids of a tag, without special tokens.
-        max_tokens: the most tokens in a prompt, special tokens included (the model's `max_text_len`).
-        unboxable: tags to leave out, normalized.
+        encode: returns the token ids of a normalized tag, without special tokens.
+        max_tokens: the most tokens in a prompt, with special tokens (the model's `max_text_len`).
+        unboxable: normalized tags to leave out.
     """
     known: dict[tuple[int, ...], str] = {}
     for tag in tags:
@@ -51,12 +50,11 @@ def build_prompts(
             known.setdefault(ids, tag)
     if not known:
         return []
-    # A crowded prompt has lower scores. So take the lowest limit of tokens that needs no more prompts than the highest.
+    # Scores are lower in a crowded prompt. So find the lowest token limit that needs no more prompts than `max_tokens`.
     costs, most = [len(ids) + 1 for ids in known], max_tokens - 2
     count = _pack(costs, most)
     lowest = max(*costs, -(-sum(costs) // count))
     limit = next(limit for limit in range(lowest, most + 1) if _pack(costs, limit) == count)
-    # Fill prompt after prompt up to that limit.
     prompts = [Prompt([CLS])]
     for ids, tag in known.items():
         if len(prompts[-1].ids) + len(ids) > limit:
@@ -71,7 +69,7 @@ def build_prompts(
 
 
 def _pack(costs: list[int], limit: int) -> int:
-    """Return how many prompts tags of these costs need, when each is filled in order up to `limit` tokens."""
+    """Return the number of prompts for tags with these numbers of tokens, if each prompt holds up to `limit` tokens."""
     count, used = 0, limit + 1
     for cost in costs:
         used += cost
@@ -81,9 +79,9 @@ def _pack(costs: list[int], limit: int) -> int:
 
 
 def span_scores(probabilities: np.ndarray, prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
-    """Return the highest and the mean probability over the tokens of each tag: two arrays `[queries, tags]`, 0..1.
+    """Return the highest and the mean probability of each tag's tokens: two arrays `[queries, tags]`, 0..1.
 
-    `probabilities` are those of each query for each token of the prompt, `[queries, tokens]`, 0..1.
+    `probabilities` has the probability of each token of the prompt for each query, `[queries, tokens]`, 0..1.
     """
     highest = np.stack([probabilities[:, start:end].max(1) for start, end in prompt.spans], 1)
     mean = np.stack([probabilities[:, start:end].mean(1, dtype=np.float64) for start, end in prompt.spans], 1)
@@ -91,10 +89,10 @@ def span_scores(probabilities: np.ndarray, prompt: Prompt) -> tuple[np.ndarray, 
 
 
 def ranked_tags(mean: np.ndarray, prompt: Prompt) -> np.ndarray:
-    """Rank the tags of each query by their mean probability `[queries, tags]`, the highest first.
+    """Rank the tags of each query by `mean`, their mean probabilities `[queries, tags]`, the highest first.
 
-    Of equal tags the one with more tokens comes first, then the one that is first in the prompt. The result has indices
-    into `prompt.tags`, int64 `[queries, tags]`.
+    Among equal tags, longer tags (in tokens) come first, and then tags that are earlier in the prompt. The result has
+    indices into `prompt.tags`, int64 `[queries, tags]`.
     """
     lengths = np.array([end - start for start, end in prompt.spans])
     order = np.argsort(-lengths, kind="stable")

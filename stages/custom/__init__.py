@@ -1,1 +1,1 @@
-"""Models of the user's own: their protocol, their settings, how their class is loaded, and the stages that run them."""
+"""Support for a user's own models: the protocol, the settings with the import of the class, and the stages."""

@@ -1,6 +1,6 @@
-"""Settings of the user's own models: they find the class, fill its settings, make the model, and hash code and files.
+"""The base class of the settings for a user's own model: it imports the class, makes the model, and hashes its code.
 
-Only a TOML file that the user names can cause an import. The class names in a run.json are compared, never imported.
+Only a TOML file that the user names causes an import. The class names in a run.json are compared and never imported.
 """
 
 from __future__ import annotations
@@ -30,36 +30,36 @@ from pad_pipeline.stages.settings import StageSettings
 from pad_pipeline.weights import ModelFile, file_sha256
 
 SECTIONS = {"class", "entry_point"}
-"""Settings that name a class; a section of a models file that has one of them is for the user's own model."""
+"""Settings that name a class. If a section of a models file has one of them, it describes a user's own model."""
 _CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _INSTALL = "install its package into this environment, or put its folder on PYTHONPATH"
 _REPAIR = "repair the class, or its settings"
 
 
 class CustomSettings(StageSettings):
-    """Settings of the user's own model, which replaces one of pad's."""
+    """Settings of a user's own model, which replaces one of pad's models."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
     method: ClassVar[str]
-    """The method that the class must have; see `pad_pipeline.stages.custom.protocol`."""
+    """The method that the class must have, see `pad_pipeline.stages.custom.protocol`."""
     stage: ClassVar[Callable[..., Stage[Any, Any]]]
-    """The class of the stage that holds the model."""
+    """The class of the stage that runs the model."""
 
     class_: str = Field("", alias="class")
-    """`package.module:Class`; the package must be installed or on PYTHONPATH on each node."""
+    """`package.module:Class`. The package must be installed or on PYTHONPATH on each node."""
     entry_point: str = Field("", exclude=True)
-    """In place of `class`: the class's name in the entry points of an installed package, in the group `pad.detectors`
-    (`pad.taggers`, `pad.segmenters`, `pad.grounders`)."""
+    """The name of an entry point of an installed package, instead of `class`. Its group is `pad.detectors`,
+    `pad.taggers`, `pad.segmenters` or `pad.grounders`."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """The values of the class's own `Settings`. Those of type `Path` are relative to the TOML file."""
+    """Values for the class's own `Settings`. Values of type `Path` are relative to the TOML file."""
     code: str = Field("", exclude=True)
-    """The result of `code_here` on the machine where the run began; a worker with other code refuses to run."""
+    """The result of `code_here` on the machine where the run began. A worker with other code refuses to run."""
 
     @model_validator(mode="after")
     def _one_name(self) -> Self:
         if bool(self.class_) == bool(self.entry_point):
-            raise ValueError("either class or entry_point should name it")
+            raise ValueError("either class or entry_point should name the class")
         return self
 
     @model_serializer(mode="wrap")
@@ -68,7 +68,7 @@ class CustomSettings(StageSettings):
 
     @property
     def field(self) -> str:
-        """The setting that names the class, for errors."""
+        """The name of the setting that names the class, for errors."""
         return f"{self.section}.{'entry_point' if self.entry_point else 'class'}"
 
     @property
@@ -81,8 +81,8 @@ class CustomSettings(StageSettings):
         return UserError(self.field, self.entry_point or self.class_, rule, remedy)
 
     @contextmanager
-    def _foreign(self, failure: str, remedy: str) -> Iterator[None]:
-        """Around code of the user's, which may raise anything: turn an exception into a `UserError`."""
+    def _user_code(self, failure: str, remedy: str) -> Iterator[None]:
+        """Return a context for the user's code, which turns any exception into a `UserError`."""
         try:
             yield
         except UserError:
@@ -91,15 +91,11 @@ class CustomSettings(StageSettings):
             raise self.error(f"{failure} ({type(error).__name__}: {str(error)[:300]})", remedy) from error
 
     def find_class(self) -> type[Any]:
-        """Import the class and return it.
-
-        Raises:
-            UserError: the class can't be imported, is no class, or lacks the method.
-        """
+        """Import and return the class; raise a `UserError` if this fails or if the class lacks the method."""
         if not _CLASS.fullmatch(self.class_):
-            raise self.error("it should be package.module:Class", "write it so")
+            raise self.error("it should be package.module:Class", "correct the name")
         module_name, _, name = self.class_.partition(":")
-        with self._foreign(f"{module_name} can't be imported", _INSTALL):
+        with self._user_code(f"{module_name} can't be imported", _INSTALL):
             module = importlib.import_module(module_name)
         kind = getattr(module, name, None)
         if not inspect.isclass(kind):
@@ -110,20 +106,20 @@ class CustomSettings(StageSettings):
         return kind
 
     def own_settings(self, folder: Path = Path()) -> BaseModel | None:
-        """Return an instance of the class's own `Settings`, with paths relative to `folder`; None if it has none.
+        """Return an instance of the class's own `Settings`, with paths relative to `folder`; None without `Settings`.
 
         Raises:
-            UserError: the class is not found, or refuses its settings.
+            UserError: the class is not found, or a setting is wrong.
         """
         model = getattr(self.find_class(), "Settings", None)
         field = f"{self.section}.settings"
-        if model is None and self.settings:
-            remedy = "leave them out, or give the class an attribute Settings, a pydantic model"
-            raise UserError(field, ", ".join(self.settings), f"{self.class_} takes no settings", remedy)
         if model is None:
+            if self.settings:
+                remedy = "leave them out, or give the class an attribute Settings, a pydantic model"
+                raise UserError(field, ", ".join(self.settings), f"{self.class_} takes no settings", remedy)
             return None
         if not (inspect.isclass(model) and issubclass(model, BaseModel)):
-            rule = f"the attribute Settings of {self.class_} is no pydantic model"
+            rule = f"the attribute Settings of {self.class_} is not a pydantic model"
             raise UserError(field, "{...}", rule, "make it a subclass of pydantic.BaseModel")
         values = dict(self.settings)
         for name, entry in model.model_fields.items():
@@ -140,76 +136,70 @@ class CustomSettings(StageSettings):
             raise UserError(name, value, rule, "correct it") from error
 
     def load(self, compute: ComputeSettings) -> Any:
-        """Make the user's model; this is called in the worker that runs it.
+        """Make the user's model, in the worker that runs it.
 
         Raises:
-            UserError: it can't be made here, or its code differs from the code that the run began with.
+            UserError: the model can't be made, or its code differs from the code with which the run began.
         """
         kind = self.find_class()
         if self.code and (here := self.code_here()) != self.code:
-            rule = f"its code here is {here}, and where the run was begun {self.code}"
+            rule = f"its code is {here} here, and {self.code} where the run began"
             raise self.error(rule, "install the same version on every node")
         settings = self.own_settings()
         try:
             parameters = [*inspect.signature(kind).parameters]
         except ValueError:  # a class of a compiled extension has no signature
             parameters = []
-        with self._foreign("it can't be made", _REPAIR):
+        with self._user_code("it can't be made", _REPAIR):
             named = {"compute": compute} if "compute" in parameters else {}
             return kind(**named) if settings is None else kind(settings, **named)
 
     def code_here(self) -> str:
-        """Return `package.module:Class@version+hash`. The version is that of the installed distribution, if there is
-        one; the hash is a short sha256 over all Python files of the top-level package, or over the file of a single
-        module."""
+        """Return `package.module:Class@version+hash`, the version of the class's code on this machine.
+
+        The version is that of the installed distribution, if any. The hash is the first 12 digits of a sha256 over all
+        Python files of the top-level package, or over the file of a single module.
+        """
         module_name = self.class_.partition(":")[0]
         top = module_name.partition(".")[0]
         package, digest = sys.modules[top], hashlib.sha256()
+        whole = hasattr(package, "__path__") and getattr(package, "__file__", None)
+        file = Path(str((package if whole else sys.modules[module_name]).__file__))
         try:
-            if hasattr(package, "__path__") and getattr(package, "__file__", None):
-                root = Path(str(package.__file__)).parent
-                files = sorted(root.rglob("*.py"))
-            else:
-                files = [Path(str(sys.modules[module_name].__file__))]
-                root = files[0].parent
-            for path in files:
-                digest.update(path.relative_to(root).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
+            for path in sorted(file.parent.rglob("*.py")) if whole else [file]:
+                name = path.relative_to(file.parent).as_posix()
+                digest.update(name.encode() + hashlib.sha256(path.read_bytes()).digest())
         except OSError as error:
             raise self.error(f"the code of {module_name} can't be read ({error.strerror})", _INSTALL) from error
         release = next(map(version, packages_distributions().get(top, [])), "")
         return f"{self.class_}@{release}+{digest.hexdigest()[:12]}"
 
     def _named_files(self) -> dict[str, Path]:
-        """Return the files that settings of type `Path` name, by the name of the setting."""
+        """Return the existing files in settings of type `Path`, by the name of the setting."""
         values = dict(self.own_settings() or {})
         return {name: path for name, path in values.items() if isinstance(path, Path) and path.is_file()}
 
     def files(self) -> list[ModelFile]:
-        """Return the module of the class, and each file that a setting of type `Path` names."""
+        """Return the module of the class, and each file in a setting of type `Path`."""
         module = ModelFile(self.field, self.code or self.class_, code=Path(inspect.getfile(self.find_class())))
         named = self._named_files().items()
         return [module, *(ModelFile(f"{self.section}.settings.{name}", str(path)) for name, path in named)]
 
     def fingerprints(self) -> dict[str, str]:
-        """See `StageSettings`: the sha256 of each file that a setting of type `Path` names, and what the class's
-        `fingerprint` returns.
-
-        Raises:
-            UserError: the class can't be found, or its `fingerprint` fails.
-        """
+        """See `StageSettings`. The hashes are those of `_named_files` and of the class's own `fingerprint`, if any."""
         kind, settings = self.find_class(), self.own_settings()
         hashes = {name: file_sha256(path) for name, path in self._named_files().items()}
         if callable(fingerprint := getattr(kind, "fingerprint", None)):
-            with self._foreign("its fingerprint fails", _REPAIR):
+            with self._user_code("its fingerprint fails", _REPAIR):
                 more = fingerprint(settings) if settings is not None else fingerprint()
             if not isinstance(more, dict) or not all(isinstance(part, str) for item in more.items() for part in item):
-                rule = f"its fingerprint gives {type(more).__name__}, and should give a dict of texts"
+                rule = f"its fingerprint returns a {type(more).__name__}, and should return a dict of str to str"
                 raise self.error(rule, "see stages/custom/protocol.py")
             hashes |= more
         return {f"{self.section}_{name}": value for name, value in sorted(hashes.items())}
 
     def check(self) -> str:
-        """Make the model and run it on a gray image, which shows most violations of the protocol."""
+        """Make the model and run it on a gray image, which detects most violations of the protocol."""
         row = ImageRecord("check", "check", key="check", width=64, height=48)
         with io.BytesIO() as sink:
             Image.new("RGB", (row.width, row.height), "gray").save(sink, "PNG")
@@ -217,29 +207,25 @@ class CustomSettings(StageSettings):
         row.tags, row.regions = [Tag("thing", 1.0)], [Region("thing", (8.0, 8.0, 40.0, 40.0))]
         self.make(DecodeSettings(), ComputeSettings(precision="float32"))(Shard(0, [row]))
         if row.status == "failed":
-            rule = f"asked about a gray image, it fails ({row.reason})"
-            raise self.error(rule, "repair the class")
+            raise self.error(f"it fails on a gray image ({row.reason})", "repair the class")
         return ", ".join([self.code, *(f"{name} {value}" for name, value in self.fingerprints().items())])
 
     def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Stage[Any, Any]:
-        """Make the stage, with an instance of the class."""
+        """Make the stage with an instance of the class."""
         return self.stage(self, decoding, compute)
 
 
 Custom = TypeVar("Custom", bound=CustomSettings)
 
 
-def pinned(custom: Custom, folder: Path, where: str = "") -> Custom:
-    """Return `custom` with everything resolved, once, on the machine where the run begins: the class of an entry point,
-    defaults for the class's settings that are left out, absolute paths, and the version of its code.
+def resolve_settings(custom: Custom, folder: Path, where: str) -> Custom:
+    """Complete the settings from the TOML file `where`, on the machine where the run begins.
 
-    Args:
-        custom: the section of the TOML file.
-        folder: the folder that paths are relative to.
-        where: the name of the file, for errors.
+    The result names the class instead of an entry point, and has the version of the class's code. The class's own
+    settings have all defaults, and paths that were relative to `folder` are absolute.
 
     Raises:
-        UserError: there is no such class, or it refuses its settings.
+        UserError: the class is not found, or a setting is wrong.
     """
     try:
         custom = custom.model_copy(update={"class_": custom.class_ or _class_of_entry_point(custom)})
@@ -252,13 +238,11 @@ def pinned(custom: Custom, folder: Path, where: str = "") -> Custom:
                 raise UserError(field, "{...}", rule, remedy) from error
             custom = custom.model_copy(update={"settings": values})
             if custom.own_settings(folder) != settings:
-                rule = "they are not the same after they were written as JSON, as in run.json (a secret, for instance)"
+                rule = "writing them to run.json as JSON and reading them again changes them (a secret, for instance)"
                 raise UserError(field, "{...}", rule, remedy)
         return custom.model_copy(update={"entry_point": "", "code": custom.code_here()})
     except UserError as error:
-        raise UserError(
-            f"{where}: {error.field}" if where else error.field, error.value, error.rule, error.remedy
-        ) from error
+        raise UserError(f"{where}: {error.field}", error.value, error.rule, error.remedy) from error
 
 
 def _class_of_entry_point(custom: CustomSettings) -> str:
@@ -266,6 +250,6 @@ def _class_of_entry_point(custom: CustomSettings) -> str:
     known = {point.name: point.value for point in entry_points(group=group)}
     if custom.entry_point not in known:
         names = ", ".join(sorted(known))
-        remedy = f"name one of {names}" if names else "install the package that brings it"
+        remedy = f"name one of {names}" if names else "install the package that has it"
         raise custom.error(f"no installed package has an entry point of that name in {group}", remedy)
     return known[custom.entry_point]

@@ -1,11 +1,9 @@
-"""Stages that run the user's own models, with the batches, failures and retries of pad's, and check every answer.
-
-The settings that a models file has for each kind of model stand below the stages.
-"""
+"""The stages that run a user's own models and check all their answers, and the settings of these stages."""
 
 from __future__ import annotations
 
 from collections.abc import Container
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -24,43 +22,43 @@ from pad_pipeline.stages.segment import encode_mask
 from pad_pipeline.stages.spans import normalize
 from pad_pipeline.weights import ModelFile
 
-STICKS_OUT = 1.0
+TOLERANCE = 1.0
 """Pixels by which a box may exceed the image."""
 
 
 class BadAnswer(ValueError):
-    """A user's model returned something that the protocol does not allow."""
+    """Raised when a user's model returns something that the protocol does not allow."""
 
 
 class CustomStage(Stage[np.ndarray, Any]):
-    """Base of the four stages: it gives images to the model as arrays, and checks that each image has an answer."""
+    """The base class of the four stages. It passes images to the model as arrays, and checks its answers."""
 
     def __init__(self, settings: CustomSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__()
         self.settings, self.decoding, self.batch_size = settings, decoding, settings.batch_size
-        Compute(compute)  # sets torch's number of threads and precision of float32, for models that use torch
+        Compute(compute)  # for models that use torch: sets the number of threads and the precision of float32
         self.model = settings.load(compute)
-        self.ask = getattr(self.model, settings.method)
+        self.method = getattr(self.model, settings.method)
 
     def bad(self, given: str, wanted: str) -> BadAnswer:
-        """Return an error that says what the model gives, and what it should be."""
+        """Return an error about an answer: what the model has `given`, and what it should have given."""
         return BadAnswer(f"the {self.settings.section} gives {given}; it should be {wanted}")
 
     def shape(self, row: ImageRecord) -> tuple[int, ...]:
-        """Return what the model's `bucket` returns for the image's size."""
+        """Return the result of the model's `bucket` for the image's size; empty without `bucket`."""
         if not hasattr(self.model, "bucket"):
             return ()
         return tuple(int(part) for part in self.model.bucket(row.width, row.height))
 
     def prepare(self, row: ImageRecord) -> np.ndarray:
-        """Return the image, uint8 `[H, W, 3]`, read-only, because a batch may be tried again."""
+        """Return the image, uint8 `[H, W, 3]`. It is read-only, because a batch may be tried again."""
         pixels = np.array(image(row, self.decoding), np.uint8)
         pixels.flags.writeable = False
         return pixels
 
     def answers(self, *questions: list[Any]) -> list[Any]:
-        """Call the model on a batch and return its answers, one for each image."""
-        answers, count = self.ask(*questions), len(questions[0])
+        """Call the model's method on a batch, and return its answers, one for each image."""
+        answers, count = self.method(*questions), len(questions[0])
         if not isinstance(answers, (list, tuple)):
             raise self.bad(f"a {type(answers).__name__} for {count} images", "a list of as many")
         if len(answers) != count:
@@ -71,24 +69,24 @@ class CustomStage(Stage[np.ndarray, Any]):
         """Return the model's answer for each row."""
         return self.answers(inputs)
 
-    def pairs(self, answer: Any, of: str) -> list[Any]:
-        """Check that the answer for an image is a list, and return it; the error says what it should be a list `of`."""
+    def check_list(self, answer: Any, of: str) -> list[Any]:
+        """Return the answer for an image, after a check that it is a list. `of` describes the items for the error."""
         if not isinstance(answer, (list, tuple)):
             raise self.bad(f"a {type(answer).__name__} for an image", f"a list of {of}")
         return list(answer)
 
-    def number(self, value: Any, what: str) -> float:
-        """Check that a score is finite and 0..1, and return it; the error says `what` has this score."""
+    def check_score(self, value: Any, of: str) -> float:
+        """Return a score, after a check that it is 0..1. `of` names the scored label for the error."""
         try:
             score = float(value)
         except (TypeError, ValueError):
             score = float("nan")
         if not 0 <= score <= 1:
-            raise self.bad(f"{what} the score {value!r}", "a number from 0 to 1")
+            raise self.bad(f"{of} the score {value!r}", "a number from 0 to 1")
         return score
 
-    def name_of(self, value: object) -> str:
-        """Check that a label is text on one line and not empty, and return it."""
+    def check_label(self, value: object) -> str:
+        """Return a label, after a check that it consists of words with single spaces between."""
         if not isinstance(value, str) or not value or value != " ".join(value.split()):
             raise self.bad(f"the label {value!r}", "words with single spaces between")
         return value
@@ -100,12 +98,12 @@ class TagStage(CustomStage):
     name = "tag"
 
     def finish(self, row: ImageRecord, output: Any) -> None:
-        """Set the row's tags, in the model's order; an image without tags is `empty`."""
+        """Set the row's tags, in the model's order. An image without tags becomes `empty`."""
         tags = []
-        for pair in self.pairs(output, "(name, score)"):
+        for pair in self.check_list(output, "(name, score)"):
             if not isinstance(pair, (list, tuple)) or len(pair) != 2:
                 raise self.bad(f"the tag {pair!r}", "(name, score)")
-            tags.append(Tag(self.name_of(pair[0]), self.number(pair[1], repr(pair[0]))))
+            tags.append(Tag(self.check_label(pair[0]), self.check_score(pair[1], repr(pair[0]))))
         if len({tag.label for tag in tags}) < len(tags):
             raise BadAnswer("the tagger gives a name twice")
         row.tags = tags
@@ -113,21 +111,20 @@ class TagStage(CustomStage):
 
 
 class BoxesStage(CustomStage):
-    """Base of the two stages whose model returns boxes: detector and grounder."""
+    """The base class of the stages of detector and grounder, whose models return boxes."""
 
     name = "ground"
     settings: CustomBoxSettings
 
     def set_regions(self, row: ImageRecord, output: Any, asked: Container[str] | None = None) -> None:
-        """Set the row's regions, best score first; an image without a box is `empty`.
+        """Set the row's regions, highest score first. An image without a box becomes `empty`.
 
-        `output` has the model's boxes, not checked yet. Their labels must be in `asked`; by default any may occur.
+        `output` is the model's answer. Its labels must be in `asked`, if that is given.
         """
-        regions = [self._region(row, detection) for detection in self.pairs(output, "Detection")]
+        regions = [self._region(row, detection) for detection in self.check_list(output, "Detection")]
         for region in regions:
             if asked is not None and region.label not in asked:
-                who = self.settings.section
-                raise BadAnswer(f"the {who} gives the label {region.label!r}, which was not asked for")
+                raise BadAnswer(f"the detector gives the label {region.label!r}, which was not asked for")
         least = self.settings.min_size
         regions = [r for r in regions if min(r.box[2] - r.box[0], r.box[3] - r.box[1]) >= least]
         row.regions = suppress(regions, self.settings.nms_iou, self.settings.nms_iou_across_labels)
@@ -141,9 +138,9 @@ class BoxesStage(CustomStage):
                 raise ValueError(f"{len(edges)} edges")
         except (TypeError, ValueError) as error:
             raise self.bad(repr(detection), "Detection(label, score, xyxy)") from error
-        label, score = self.name_of(label), self.number(score, repr(label))
+        label, score = self.check_label(label), self.check_score(score, repr(label))
         size = np.array([row.width, row.height] * 2)
-        inside = np.isfinite(edges).all() and (edges >= -STICKS_OUT).all() and (edges <= size + STICKS_OUT).all()
+        inside = np.isfinite(edges).all() and (edges >= -TOLERANCE).all() and (edges <= size + TOLERANCE).all()
         if not inside or (edges[2:] < edges[:2]).any():
             wanted = f"x0 <= x1, y0 <= y1 in pixels of the {row.width} x {row.height} image"
             raise self.bad(f"{label!r} the box {edges.tolist()}", wanted)
@@ -158,17 +155,16 @@ class DetectStage(BoxesStage):
         self.unboxable = load_unboxable(settings.unboxable)
 
     def asked(self, row: ImageRecord) -> list[str]:
-        """Return the labels that are looked for: the row's tags without those that can't be boxed."""
+        """Return the labels to look for: the row's tags without those that can't have a box."""
         tags = dict.fromkeys(tag.label for tag in row.tags)
         return [label for label in tags if normalize(label) not in self.unboxable]
 
     def process(self, rows: list[ImageRecord], inputs: list[np.ndarray]) -> list[Any]:
-        """Return the boxes of each row. The model does not get images without a label to look for."""
+        """Return the boxes of each row. Images without a label to look for do not reach the model."""
         labels = [self.asked(row) for row in rows]
-        asked = [index for index, row_labels in enumerate(labels) if row_labels]
-        answers = self.answers([inputs[i] for i in asked], [labels[i] for i in asked]) if asked else []
-        boxes = dict(zip(asked, answers, strict=True))
-        return [boxes.get(index, []) for index in range(len(rows))]
+        asked = [of_row for of_row in labels if of_row]
+        answers = iter(self.answers([*compress(inputs, labels)], asked) if asked else [])
+        return [next(answers) if of_row else [] for of_row in labels]
 
     def finish(self, row: ImageRecord, output: Any) -> None:
         """Set the row's regions."""
@@ -176,15 +172,13 @@ class DetectStage(BoxesStage):
 
 
 class GroundStage(BoxesStage):
-    """Runs the user's own grounder, which finds tags and boxes at once."""
+    """Runs the user's own grounder, which finds both tags and boxes."""
 
     def finish(self, row: ImageRecord, output: Any) -> None:
-        """Set the row's regions, best score first, and make their labels the row's tags."""
+        """Set the row's regions, highest score first, and make each of their labels a tag with its highest score."""
         self.set_regions(row, output)
-        best: dict[str, float] = {}
-        for region in row.regions:
-            best.setdefault(region.label, region.score)
-        row.tags = [Tag(label, score) for label, score in best.items()]
+        labels = dict.fromkeys(region.label for region in row.regions)
+        row.tags = [Tag(label, max(r.score for r in row.regions if r.label == label)) for label in labels]
 
 
 class SegmentStage(CustomStage):
@@ -193,7 +187,7 @@ class SegmentStage(CustomStage):
     name = "segment"
 
     def process(self, rows: list[ImageRecord], inputs: list[np.ndarray]) -> list[Any]:
-        """Return the masks of each row's regions, and their predicted IoU."""
+        """Return the model's answer for each row: masks and predicted IoU of its regions."""
         return self.answers(inputs, [np.array([region.box for region in row.regions]) for row in rows])
 
     def finish(self, row: ImageRecord, output: Any) -> None:
@@ -212,7 +206,7 @@ class SegmentStage(CustomStage):
 
 
 class CustomBoxSettings(CustomSettings):
-    """Settings that select which boxes of a user's class are kept; they mean the same as in `DetectorSettings`."""
+    """Settings for the boxes of a user's class, with the same meaning as in `DetectorSettings`."""
 
     nms_iou: float = Field(1.0, ge=0, le=1)
     nms_iou_across_labels: float = Field(1.0, ge=0, le=1)
@@ -234,15 +228,15 @@ class CustomDetector(CustomBoxSettings):
     """See `DetectorSettings`."""
 
     def files(self) -> list[ModelFile]:
-        """Return the files of `CustomSettings`, and the list of tags that are not looked for."""
+        """See `CustomSettings`; the file of the setting `unboxable` is added."""
         return super().files() + unboxable_files(self.unboxable)
 
     def fingerprints(self) -> dict[str, str]:
-        """Return the hashes of `CustomSettings`, and that of the list of tags that are not looked for."""
+        """See `CustomSettings`; the hash of the list of unboxable tags is added."""
         return super().fingerprints() | unboxable_fingerprint(self.unboxable)
 
     def check(self) -> str:
-        """See `CustomSettings`. No tag is left out here, so that the detector always runs."""
+        """See `CustomSettings`. The check works without unboxable tags, so that the detector always runs."""
         return super(CustomDetector, self.model_copy(update={"unboxable": ""})).check()
 
 
@@ -253,6 +247,6 @@ class CustomSegmenter(CustomSettings):
 
 
 class CustomGrounder(CustomBoxSettings):
-    """See `pad_pipeline.stages.custom.protocol.Grounder`. A grounder does the steps of a tagger and of a detector."""
+    """See `pad_pipeline.stages.custom.protocol.Grounder`."""
 
     section, method, stage = "grounder", "tag_and_ground", GroundStage

@@ -77,7 +77,7 @@ class GroundingDino:
             elif name.endswith("downsample"):  # its output stays float32, because all later blocks add to it
                 part.register_forward_hook(lambda _module, _inputs, output: output.float())
         self.compute = compute
-        self.model = compute.put(model, in_float32=exact)
+        self.model = compute.prepare_model(model, in_float32=exact)
         self.max_tokens: int = model.config.max_text_len
         if not 16 <= self.max_tokens <= 4096:
             rule = f"its config.json sets max_text_len to {self.max_tokens}, which leaves no room for tags"

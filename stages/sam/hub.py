@@ -35,7 +35,7 @@ class HubSam(SegmentAnything):
                     layer.attn = _HubAttention(layer.attn)
         # These compute sine and cosine of positions (far off in bfloat16) and the predicted IoU.
         exact = [model.prompt_encoder, model.shared_image_embedding, model.mask_decoder.iou_prediction_head]
-        self.model: Any = compute.put(model, in_float32=exact)
+        self.model: Any = compute.prepare_model(model, in_float32=exact)
         self.edge = model.config.prompt_encoder_config.image_size
         processor = Sam2ImageProcessor if self.stretched else SamImageProcessorPil
         try:

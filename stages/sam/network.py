@@ -164,7 +164,7 @@ class OfficialSam(SegmentAnything):
         # Autocast keeps torch's norms in float32, but not these, which are made of elementary operations.
         norms = [part for part in sam.modules() if isinstance(part, LayerNorm2d)]
         exact = [prompts, prompts.pe_layer, sam.mask_decoder.iou_prediction_head, *norms]
-        self.sam: Sam = compute.put(sam, in_float32=exact)
+        self.sam: Sam = compute.prepare_model(sam, in_float32=exact)
         self.sam.image_encoder = compute.compiled(sam.image_encoder, (batch_size, 3, self.edge, self.edge))
 
     def prepare(self, image: Image.Image) -> Tensor:

@@ -50,7 +50,7 @@ class Judge(Stage[float, float]):
     """Says how bright an image is, in parts of the limit."""
 
     name = "judge"
-    takes = frozenset({"ok", "empty"})
+    statuses = frozenset({"ok", "empty"})
 
     def __init__(self, settings: JudgeSettings, decoding: DecodeSettings) -> None:
         super().__init__()

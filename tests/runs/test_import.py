@@ -93,7 +93,7 @@ def test_all_forms_of_segmentation(pad: Pad, common: list[object], tmp_path: Pat
         ({"segmentation": [["a", "b", "c", "d", "e", "f"]]}, "finite numbers"),
         ({"segmentation": [[None] * 6]}, "finite numbers"),
         ({"segmentation": [[float("inf"), 0, 0, 0, 10, 10]]}, "finite numbers"),
-        ({"segmentation": [[0, 0, 3e7, 0, 3e7, 3e7]]}, "farther out of the image"),
+        ({"segmentation": [[0, 0, 3e7, 0, 3e7, 3e7]]}, "extends beyond the image"),
         ({"segmentation": None, "bbox": None}, "neither a segmentation nor a bbox"),
         ({"bbox": [float("nan"), 0, 1, 1]}, "finite numbers"),
         ({"bbox": "wide"}, "finite numbers"),

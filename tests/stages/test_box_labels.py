@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pad_pipeline.records import ImageRecord, Region
-from pad_pipeline.stages.box_stage import Found
+from pad_pipeline.stages.box_stage import Answer
 from pad_pipeline.stages.boxes import suppress, to_pixels
 from pad_pipeline.stages.compute import HostCopy
 from pad_pipeline.stages.ground import Detector, DetectorSettings
@@ -29,8 +29,8 @@ def test_label_is_the_best_mean_and_ties_go_to_more_tokens_then_order() -> None:
     assert ranked_tags(mean, prompt)[:2].tolist() == [[0, 1, 2], [1, 2, 0]]
 
 
-def found_in(prompt: Prompt, probabilities: np.ndarray, boxes: np.ndarray) -> Found:
-    return Found(3, prompt, HostCopy(torch.tensor(probabilities)[None]), HostCopy(torch.tensor(boxes)[None]), 0)
+def found_in(prompt: Prompt, probabilities: np.ndarray, boxes: np.ndarray) -> Answer:
+    return Answer(3, prompt, HostCopy(torch.tensor(probabilities)[None]), HostCopy(torch.tensor(boxes)[None]), 0)
 
 
 def test_the_span_maximum_gates_and_other_good_labels_are_kept(models: ModelSettings) -> None:

@@ -22,7 +22,7 @@ from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.run import Run
 from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.stages.custom import load as plugin
-from pad_pipeline.stages.custom.load import pinned
+from pad_pipeline.stages.custom.load import resolve_settings
 from pad_pipeline.stages.custom.stages import (
     BoxesStage,
     CustomDetector,
@@ -44,7 +44,7 @@ PadCommand = Callable[..., SimpleNamespace]
 
 def detector(**settings: Any) -> BoxesStage:
     own = CustomDetector.model_validate({"class": f"{OWN}:Detector", "settings": settings, "batch_size": 4})
-    stage = pinned(own, Path.cwd()).make(DECODING, TWO)
+    stage = resolve_settings(own, Path.cwd(), "own.toml").make(DECODING, TWO)
     assert isinstance(stage, BoxesStage)
     return stage
 
@@ -226,7 +226,7 @@ def test_the_check_makes_it_and_asks_it(pad: PadCommand, models_toml: Path, tmp_
         "models", "check", write(toml, models_toml, f'[detector]\nclass = "{OWN}:Detector"\n{odd}', ("detector",))
     )
     assert wrong.code == 1
-    assert "asked about a gray image, it fails (BadAnswer" in wrong.out
+    assert "it fails on a gray image (BadAnswer" in wrong.out
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_the_check_makes_it_and_asks_it(pad: PadCommand, models_toml: Path, tmp_
         ('class = "tests.own_models:number"', "there is no class number in tests.own_models"),
         ('class = "tests.own_models:NoMethod"', "has no method detect, which a detector should have"),
         ('class = "tests.own_models:Detector"\nclas = 1', "clas = 1: there is no such setting"),
-        ('class = "tests.own_models:Detector"\nentry_point = "x"', "either class or entry_point should name it"),
+        ('class = "tests.own_models:Detector"\nentry_point = "x"', "either class or entry_point should name the class"),
         (
             'class = "tests.own_models:Detector"\nsettings = { scor = 1 }',
             "detector.settings.scor = 1: there is no such",
@@ -276,13 +276,13 @@ def test_a_class_that_cant_be_made_is_one_line(
 def test_settings_that_are_no_model_or_not_wanted_or_no_json(tmp_path: Path) -> None:
     """A secret is written as asterisks: the workers would log in with those."""
     for name, settings, said in (
-        ("BadSettings", {}, "is no pydantic model"),
+        ("BadSettings", {}, "is not a pydantic model"),
         ("Grounder", {"score": 1}, "takes no settings"),
-        ("Secretive", {"key": "abc"}, "not the same after they were written as JSON"),
+        ("Secretive", {"key": "abc"}, "reading them again changes them"),
     ):
         own = CustomGrounder.model_validate({"class": f"{OWN}:{name}", "settings": settings})
         with pytest.raises(UserError, match=said):
-            pinned(own, tmp_path)
+            resolve_settings(own, tmp_path, "own.toml")
 
 
 def test_an_entry_point_means_its_class(monkeypatch: pytest.MonkeyPatch, models_toml: Path, tmp_path: Path) -> None:
@@ -364,6 +364,6 @@ def test_the_readmes_class_works(
 
 def test_a_worker_with_other_code_refuses(tmp_path: Path) -> None:
     """A node with another version of the package would write other shards into the same run."""
-    own = pinned(CustomDetector.model_validate({"class": f"{OWN}:Detector"}), tmp_path)
+    own = resolve_settings(CustomDetector.model_validate({"class": f"{OWN}:Detector"}), tmp_path, "own.toml")
     with pytest.raises(UserError, match="install the same version on every node"):
         own.model_copy(update={"code": "tests.own_models:Detector@1+0"}).make(DECODING, TWO)

@@ -167,7 +167,7 @@ def test_an_image_that_does_not_fit_alone_is_tried_with_less_at_a_time() -> None
 
     class Hungry(Fragile):
         def process(self, rows: list[ImageRecord], inputs: list[str]) -> list[str]:
-            if not self.tight:
+            if not self.low_memory:
                 raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
             return inputs
 

@@ -15,7 +15,7 @@ from pad_pipeline.miniature.shipped import NAME as MINIATURE
 from pad_pipeline.miniature.shipped import checked_folder
 from pad_pipeline.roles import REQUIRED, ROLES, STEPS, RedoFrom, is_redone, section_of
 from pad_pipeline.stages.compute import ComputeSettings
-from pad_pipeline.stages.custom.load import SECTIONS, CustomSettings, pinned
+from pad_pipeline.stages.custom.load import SECTIONS, CustomSettings, resolve_settings
 from pad_pipeline.stages.custom.stages import CustomDetector, CustomGrounder, CustomSegmenter, CustomTagger
 from pad_pipeline.stages.ground import DetectorSettings
 from pad_pipeline.stages.segment import SegmenterSettings
@@ -168,7 +168,7 @@ def _settings(sections: dict[str, Any], where: str, folder: Path) -> ModelSettin
             stage = kind.model_validate(entries)
         except ValidationError as error:
             raise settings_error(error, where, section) from error
-        annotators.append(pinned(stage, folder, where) if isinstance(stage, CustomSettings) else stage)
+        annotators.append(resolve_settings(stage, folder, where) if isinstance(stage, CustomSettings) else stage)
     try:
         return ModelSettings.model_validate({**others, "annotators": annotators})
     except ValidationError as error:
