@@ -25,8 +25,21 @@ def say(text: str | Text, style: str | None = None, to: Console = console) -> No
 
 
 def note(text: str | Text, style: str | None = None) -> None:
-    """Print a line as it is on standard error."""
-    say(text, style, errors)
+    """Print a line as it is on standard error, with the options of the running command in place of parameters."""
+    say(_reword[-1](text) if isinstance(text, str) else text, style, errors)
+
+
+_reword: list[Callable[[str], str]] = [lambda text: text]
+
+
+@contextmanager
+def reworded_notes(reword: Callable[[str], str]) -> Iterator[None]:
+    """Change the notes of the block by `reword`."""
+    _reword.append(reword)
+    try:
+        yield
+    finally:
+        _reword.pop()
 
 
 @contextmanager

@@ -194,8 +194,9 @@ class ImageRecord(Planned):
 
     status: Status = "ok"
     stage: str = ""
-    """The stage that failed."""
+    """The stage that failed, or that left a part of the annotations out."""
     reason: str = ""
+    """Why it failed, or what is left out."""
 
     data: bytes = b""
     """The bytes of the image file, unchanged."""
@@ -219,9 +220,14 @@ class ImageRecord(Planned):
 
     def fail(self, stage: str, reason: str) -> None:
         """Mark the image as failed, with the stage and the reason, and drop the results of earlier stages."""
-        reason = re.sub(r" at 0x[0-9a-f]+", "", reason)  # an address would differ from run to run
-        self.status, self.stage, self.reason = "failed", stage, " ".join(reason.split())[:500]
+        self.note(stage, reason)
+        self.status = "failed"
         self.data, self.tags, self.regions, self.coverage, self.embeds = b"", [], [], None, None
+
+    def note(self, stage: str, reason: str) -> None:
+        """Set the stage and the reason, on one line, without changing the status."""
+        reason = re.sub(r" at 0x[0-9a-f]+", "", reason)  # an address would differ from run to run
+        self.stage, self.reason = stage, " ".join(reason.split())[:500]
 
     def forget(self, step: str) -> None:
         """Drop the results of one step of annotation, so that the step is done again."""

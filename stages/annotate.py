@@ -27,8 +27,25 @@ class HumanRegions(Stage[None, None]):
     name = "annotate"
 
     def finish(self, row: ImageRecord, output: None) -> None:
-        """Set the regions, in the order of the annotations, and make each of their labels a tag."""
-        row.regions = [_region(row, annotation) for annotation in row.annotations]
+        """Set the regions, in the order of the annotations, and make each of their labels a tag.
+
+        An annotation that can't be used is left out; the row's stage and reason then say how many are, and why the
+        first one is.
+        """
+        for annotation in row.annotations[:1]:
+            edges = zip((annotation["width"], annotation["height"]), (row.width, row.height), strict=True)
+            if any(stated not in (None, true) for stated, true in edges):
+                sizes = f"{annotation['width']!r} x {annotation['height']!r}"
+                rule = f"the annotations are for an image of {sizes}"
+                raise ValueError(f"{rule}, and the upright image is {row.width} x {row.height}")
+        row.regions, problems = [], []
+        for annotation in row.annotations:
+            try:
+                row.regions.append(_region(row, annotation))
+            except ValueError as error:
+                problems.append(str(error))
+        if problems:
+            row.note(self.name, f"{len(problems)} of {len(row.annotations)} annotations are left out: {problems[0]}")
         row.tags = [Tag(label, 1.0) for label in dict.fromkeys(region.label for region in row.regions)]
         row.status = "ok" if row.regions else "empty"
 
@@ -37,12 +54,8 @@ def _region(row: ImageRecord, annotation: Mapping[str, Any]) -> Region:
     """Turn one annotation into a region.
 
     Raises:
-        ValueError: the annotation is malformed, or belongs to an image of another size.
+        ValueError: the annotation is malformed.
     """
-    stated = annotation["width"], annotation["height"]
-    if stated not in ((None, None), (row.width, row.height)):
-        sizes = f"{stated[0]!r} x {stated[1]!r}, and the upright image is {row.width} x {row.height}"
-        raise ValueError(f"the annotations are for an image of {sizes}")
     try:
         box = annotation["box"]
         if box is not None:

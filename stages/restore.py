@@ -55,3 +55,4 @@ class Restore(Stage[None, None]):
             raise BadImage(f"its sample in {name}.tar has changed since it was written (sha256)")
         restore_row(row, members["json"], check_masks=True)
         row.data, row.status = members["image"], stored["status"]
+        row.stage, row.reason = stored["stage"], stored["reason"]

@@ -88,25 +88,24 @@ def test_all_forms_of_segmentation(pad: Pad, common: list[object], tmp_path: Pat
         ({"segmentation": {"size": [10, 20], "counts": "0oooooooo"}}, "no compressed RLE"),
         ({"segmentation": {"size": [10, 20], "counts": "P6"}}, "do not add up"),
         ({"segmentation": {"size": [20, 10], "counts": "P6"}}, "its mask is [20, 10]"),
-        ({"segmentation": {"counts": "P6"}}, "can't be read (KeyError"),
-        ({"segmentation": [[1, 2, 3]]}, "three or more pairs"),
-        ({"segmentation": [["a", "b", "c", "d", "e", "f"]]}, "finite numbers"),
-        ({"segmentation": [[None] * 6]}, "finite numbers"),
-        ({"segmentation": [[float("inf"), 0, 0, 0, 10, 10]]}, "finite numbers"),
+        ({"segmentation": {"counts": "P6"}}, "RLE is not {size, counts}"),
+        ({"segmentation": [[1, 2, 3]]}, "fewer than three points"),
+        ({"segmentation": [["a", "b", "c", "d", "e", "f"]]}, "not lists of numbers"),
+        ({"segmentation": [[None] * 6]}, "not lists of numbers"),
+        ({"segmentation": [[float("inf"), 0, 0, 0, 10, 10]]}, "not lists of numbers"),
         ({"segmentation": [[0, 0, 3e7, 0, 3e7, 3e7]]}, "extends beyond the image"),
         ({"segmentation": None, "bbox": None}, "neither a segmentation nor a bbox"),
-        ({"bbox": [float("nan"), 0, 1, 1]}, "finite numbers"),
-        ({"bbox": "wide"}, "finite numbers"),
-        ({"bbox": [0, 0, 1]}, "four numbers"),
-        ({"category_id": [3]}, "category [3] is not in categories"),
-        ({"category_id": 9}, "category 9 is not in categories"),
-        ({"image": {"width": 10, "height": 20}}, "for an image of 10 x 20"),
+        ({"bbox": [float("nan"), 0, 1, 1]}, "not four numbers"),
+        ({"bbox": "wide"}, "not four numbers"),
+        ({"bbox": [0, 0, 1]}, "not four numbers"),
+        ({"category_id": [3]}, "category is not in categories"),
+        ({"category_id": 9}, "category is not in categories"),
     ],
 )
-def test_bad_annotations_fail_their_image_with_a_reason(
+def test_a_bad_annotation_costs_itself_and_not_its_image(
     pad: Pad, common: list[object], tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
-    """Malformed RLE has crashed readers in C code; here it is a failed row that names the annotation."""
+    """Malformed RLE has crashed readers in C code; here it is left out, and the row or the counts name it."""
     Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
     Image.new("RGB", (20, 10)).save(tmp_path / "b.png")
     size = {"width": 20, "height": 10}
@@ -117,19 +116,35 @@ def test_bad_annotations_fail_their_image_with_a_reason(
         "segmentation": [[2, 1, 10, 1, 10, 5, 2, 5]],
         "id": 1,
     }
-    size_b = change.pop("image", size)
     coco = {
-        "images": [{"id": 1, "file_name": "a.png", **size}, {"id": 2, "file_name": "b.png", **size_b}],
+        "images": [{"id": 1, "file_name": "a.png", **size}, {"id": 2, "file_name": "b.png", **size}],
         "categories": [{"id": 3, "name": "thing"}],
-        "annotations": [good, good | {"image_id": 2, "id": 2} | change],
+        "annotations": [good, good | {"image_id": 2, "id": 2} | change, good | {"image_id": 2, "id": 3}],
     }
     (tmp_path / "coco.json").write_text(json.dumps(coco))
     out = tmp_path / "out"
     done = pad("import", "coco", "--annotations", tmp_path / "coco.json", "--images", tmp_path, *common, "--out", out)
     assert done.code == 0, done.err
     rows = [row for _, row in open_shards(out).rows()]
-    assert [row["status"] for row in rows] == ["ok", "failed"]
-    assert reason in rows[1]["reason"]
+    assert [(row["status"], row["regions"]) for row in rows] == [("ok", 1), ("ok", 1)]
+    counted = " ".join(open_shards(out).run.counts)
+    assert reason in rows[1]["reason"] + counted
+    assert "annotation 2" in rows[1]["reason"] or "annotation 2 of image 2" in done.err
+
+
+def test_annotations_of_another_size_fail_their_image(pad: Pad, common: list[object], tmp_path: Path) -> None:
+    """Masks at the wrong place, because the picture was resized or turned after it was annotated."""
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    boxes = [{"id": 1, "image_id": image, "category_id": 3, "bbox": [2, 1, 8, 4]} for image in (1, 2, 3)]
+    sizes = [{"width": 10, "height": 20}, {"width": -1, "height": 0}, {"width": "20", "height": 10.0}]
+    images = [{"id": number, "file_name": "a.png"} | size for number, size in enumerate(sizes, 1)]
+    coco = {"images": images, "annotations": boxes, "categories": [{"id": 3, "name": "thing"}]}
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    out = tmp_path / "out"
+    pad("import", "coco", "--annotations", tmp_path / "coco.json", "--images", tmp_path, *common, "--out", out)
+    rows = [row for _, row in open_shards(out).rows()]
+    assert [row["status"] for row in rows] == ["failed", "ok", "ok"]
+    assert "for an image of 10 x 20" in rows[0]["reason"]
 
 
 def test_a_box_beyond_the_image_is_clipped(pad: Pad, common: list[object], tmp_path: Path) -> None:

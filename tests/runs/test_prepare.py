@@ -10,12 +10,11 @@ import pytest
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
-from pad_pipeline.plan import PLAN_NAME
 from pad_pipeline.records import Planned
 from pad_pipeline.shards.run import RUN_NAME
 from pad_pipeline.storage import Folder
 from pad_pipeline.workflows.runs.options import RunOptions
-from pad_pipeline.workflows.runs.prepare import earlier_run, joined, plan_images, prepare, remove_unfinished
+from pad_pipeline.workflows.runs.prepare import earlier_run, joined, prepare, remove_unfinished
 from pad_pipeline.workflows.runs.resume import Scan
 from pad_pipeline.workflows.runs.spec import RunSpec
 from tests.shards.builders import Listed, a_run
@@ -45,20 +44,6 @@ def test_an_earlier_run_that_was_changed_is_refused(tmp_path: Path) -> None:
     (tmp_path / RUN_NAME).write_text(text.replace('"a": 1', '"a": 2'))
     with pytest.raises(UserError, match=r"out = .*run.json: it was changed"):
         earlier_run(Folder(tmp_path))
-
-
-def test_a_source_without_images_says_what_it_left_out(tmp_path: Path) -> None:
-    source = listed()
-    source.counts["files that are no images"] = 3
-    with pytest.raises(UserError, match="photos = /nowhere: there is no image in it; 3 files that are no images"):
-        plan_images(source, tmp_path / PLAN_NAME, "photos", 2, "names", None)
-
-
-def test_a_source_of_which_nothing_is_there_is_refused(tmp_path: Path) -> None:
-    """Catches a wrong image root, with which every image of millions would fail one by one."""
-    with pytest.raises(UserError, match=r"image_root = /nowhere: it has none of the images that .* lists \(2 in all\)"):
-        plan_images(listed("a", "b"), tmp_path / PLAN_NAME, "images", 2, "sizes", None)
-    assert plan_images(listed("a", "b"), tmp_path / PLAN_NAME, "images", 2, "names", 1).images == 1
 
 
 def test_what_the_earlier_run_was_made_with_stays_said(capsys: pytest.CaptureFixture[str]) -> None:

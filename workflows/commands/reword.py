@@ -9,6 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
+from pad_pipeline.console import reworded_notes
 from pad_pipeline.errors import UserError
 
 _PARAMETER = re.compile(r"`(\w+)`")
@@ -20,7 +21,8 @@ class Command(TyperCommand):
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer's base class has no public name
         """Run the command; an error passes through `reword_error`."""
         try:
-            return super().invoke(ctx)
+            with reworded_notes(lambda text: reword(text, ctx)):
+                return super().invoke(ctx)
         except UserError as error:
             if ctx.find_root().params["verbose"]:
                 traceback.print_exc()

@@ -48,6 +48,8 @@ class RunOptions(BaseModel):
     copied."""
     accept_changed_code: bool = False
     """Continue a run that another version of pad began."""
+    strict: bool = False
+    """Stop before any model runs if the source left anything out or changed anything, or if an image can't be used."""
     retry_failed: bool = False
     """Try the failed images of finished shards again, and nothing else."""
     breaker: int = Field(100, ge=0)

@@ -15,6 +15,7 @@ from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.shards.seal import seal_problem
 from pad_pipeline.sources.base import Source
 from pad_pipeline.storage import Folder
+from pad_pipeline.workflows.runs import survey
 from pad_pipeline.workflows.runs.options import RunOptions
 from pad_pipeline.workflows.runs.resume import Scan, check_repaired, check_same, copy_finished_shards, scan
 from pad_pipeline.workflows.runs.spec import RunSpec
@@ -43,8 +44,9 @@ def prepare(
     if options.retry_failed and not (old and folder.has(PLAN_NAME)):
         raise UserError("retry_failed", folder, "there is no run in it", "leave it out for a first run")
     with folder.commit(PLAN_NAME) as partial:
-        planned = plan_images(source, partial, spec.input_field, options.shard_size, options.depth, options.limit)
-        run = spec.to_run(planned, source.counts, options.shard_size, options.used_threads)
+        planned = plan_images(source, partial, options.shard_size, options.depth, options.limit)
+        survey.report(planned, source, spec.input_field, options.strict)
+        run = spec.to_run(planned, survey.counts_of(planned, source), options.shard_size, options.used_threads)
         if old and (existing.finished or existing.damaged):
             plan = Plan(Folder(partial.parent), partial.name)
             if options.retry_failed:
@@ -76,21 +78,10 @@ def earlier_run(folder: Folder) -> tuple[Run | None, Scan]:
     return run, scan(folder, run.identity, run.shards)
 
 
-def plan_images(source: Source, path: Path, field: str, shard_size: int, depth: Depth, limit: int | None) -> PlanFacts:
-    """Write the plan of a source, as `write_plan` does.
-
-    Raises:
-        UserError: the source, which the parameter `field` names, lists no image, or none of its images exists.
-    """
+def plan_images(source: Source, path: Path, shard_size: int, depth: Depth, limit: int | None) -> PlanFacts:
+    """Write the plan of a source, as `write_plan` does, and show that it is at work."""
     with errors.status(Text(f"planning {source.origin}")):
-        planned = write_plan(source, path, shard_size, depth, limit)
-    if not planned.images:
-        rule = "there is no image in it" + "".join(f"; {number} {what}" for what, number in source.counts.items())
-        raise UserError(field, source.origin, rule, "name a folder or a file with images")
-    if not planned.there:
-        rule = f"it has none of the images that {source.origin} lists ({planned.images} in all)"
-        raise UserError("image_root", source.root, rule, "name the folder that has them")
-    return planned
+        return write_plan(source, path, shard_size, depth, limit)
 
 
 def joined(old: Run, new: Run) -> Run:

@@ -1,0 +1,82 @@
+"""Report what a plan found before any model runs: images, captions, and all that was left out or changed."""
+
+from __future__ import annotations
+
+from pad_pipeline.console import note
+from pad_pipeline.errors import UserError
+from pad_pipeline.plan import PlanFacts
+from pad_pipeline.sources.base import Source
+from pad_pipeline.sources.stored import ShardsSource, StoredSource
+
+_SHOWN = 12
+"""The most kinds of problems that are listed."""
+_CAPTIONS, _CONVERSATIONS = "planned images with a caption", "planned images with a conversation"
+_MISSING = "images that are not there"
+
+
+def counts_of(planned: PlanFacts, source: Source) -> dict[str, int]:
+    """Return all counts of a plan for run.json, without those that are 0."""
+    counts = source.counts + planned.problems
+    counts[_MISSING] = planned.images - planned.there - planned.problems.total()
+    counts[_CAPTIONS], counts[_CONVERSATIONS] = planned.captions, planned.conversations
+    return {what: number for what, number in sorted(counts.items()) if number > 0}
+
+
+def report(planned: PlanFacts, source: Source, field: str, strict: bool) -> None:
+    """Print the counts of a plan, each with its first example.
+
+    Args:
+        planned: the facts of the plan.
+        source: the images.
+        field: the parameter that names the source, for errors.
+        strict: whether anything that was left out or changed is an error.
+
+    Raises:
+        UserError: there is no image, none that exists, most images have the same problem, or something is not as it
+            should be and the run is `strict`.
+    """
+    _refuse_useless(planned, source, field)
+    texts = f": {planned.captions:,} with a caption, {planned.conversations:,} with a conversation"
+    # The texts of images in shards are not read for the plan.
+    known = not isinstance(source, ShardsSource | StoredSource)
+    note(f"{planned.images:,} images are planned{texts if known else ''}.")
+    found = _oddities(planned, source)
+    for line in found[:_SHOWN]:
+        note(f"  {line}", "yellow")
+    if len(found) > _SHOWN:
+        note(f"  and {len(found) - _SHOWN} more kinds", "yellow")
+    if not planned.captions and source.counts.other_texts:
+        others = ", ".join([*source.counts.other_texts][:8])
+        first = next(iter(source.counts.other_texts))
+        rule = f"no image has a caption, and there are other texts: {others}"
+        note(f"note: {rule}. `columns` caption={first} takes the first of them as the caption.", "yellow")
+        found.append(rule)
+    if strict and found:
+        raise UserError("strict", True, found[0], "correct the input, or leave out `strict`")
+
+
+def _refuse_useless(planned: PlanFacts, source: Source, field: str) -> None:
+    """Refuse a source without a usable image, or with the same problem in most of its records."""
+    if not planned.images:
+        left_out = "".join(f"; {line}" for line in _oddities(planned, source))
+        raise UserError(field, source.origin, f"there is no image in it{left_out}", "name a folder or a file of images")
+    for kind, number in planned.problems.most_common(1):
+        if 2 * number > planned.images:
+            rule = f"{number:,} of its {planned.images:,} images have this problem: {planned.problems.examples[kind]}"
+            raise UserError(field, source.origin, rule, "correct the input")
+    if not planned.there:
+        rule = f"it has none of the images that {source.origin} lists ({planned.images:,} in all)"
+        raise UserError("image_root", source.root, rule, "name the folder that has them")
+
+
+def _oddities(planned: PlanFacts, source: Source) -> list[str]:
+    """Return a line for each kind of thing that was left out, changed or can't be used, with its number and its first
+    example."""
+    lines = []
+    for counts, what in ((source.counts, "{}"), (planned.problems, "images that can't be used: {}")):
+        for kind, number in counts.most_common():
+            example = f" (the first: {counts.examples[kind]})" if kind in counts.examples else ""
+            lines.append(f"{number:,} {what.format(kind)}{example}")
+    if missing := planned.images - planned.there - planned.problems.total():
+        lines.append(f"{missing:,} {_MISSING}")
+    return lines
