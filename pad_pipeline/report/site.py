@@ -9,9 +9,8 @@ when it needs it.
 from __future__ import annotations
 
 import shutil
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import groupby, islice
 from pathlib import Path
@@ -26,6 +25,7 @@ from pad_pipeline.report.tally import Tally
 from pad_pipeline.shards.provenance import models
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.storage import Folder, claim_folder, unwritable, whole
+from pad_pipeline.threads import map_ahead
 
 MARK = ".pad-report"
 """A file that only a report has; a folder with it may be overwritten."""
@@ -62,7 +62,9 @@ def write_report(shards: ShardFolder, out: Path, settings: ReportSettings) -> It
     _prepare(out)
     tally = Tally(shards)
     writer = _Writer(out, settings, tally)
-    for _, cards in groupby(_cards(shards, settings), lambda card: card.data["shard"]):
+    rows = islice(shards.rows(), settings.limit)
+    made = map_ahead(lambda row: make_card(shards, *row, settings.edge), rows, settings.threads, 2 * settings.threads)
+    for _, cards in groupby(made, lambda card: card.data["shard"]):
         counts: Counter[str] = Counter()
         for card in cards:
             writer.add(card)
@@ -75,21 +77,6 @@ def write_report(shards: ShardFolder, out: Path, settings: ReportSettings) -> It
     for name in ("report.css", "overlay.js", "report.js"):
         shutil.copyfile(_WEB / name, out / "assets" / name)
     _write_page(out, tally)
-
-
-def _cards(shards: ShardFolder, settings: ReportSettings) -> Iterator[Card]:
-    """Yield the cards of a run in order; threads make a few of them ahead."""
-    with ThreadPoolExecutor(settings.threads) as threads:
-        waiting: deque[Future[Card]] = deque()
-        try:
-            for name, row in islice(shards.rows(), settings.limit):
-                waiting.append(threads.submit(make_card, shards, name, row, settings.edge))
-                if len(waiting) > 2 * settings.threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            threads.shutdown(cancel_futures=True)
 
 
 class _Writer:

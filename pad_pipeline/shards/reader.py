@@ -133,7 +133,7 @@ class ShardFolder:
                 raise ValueError("a value is missing")
             rows: list[IndexRow] = table.cast(INDEX_SCHEMA).to_pylist()
             if odd := [row["key"] for row in rows if not is_key(row["key"])]:
-                raise ValueError(f"{odd[0][:80]!r} is no key of pad's")
+                raise ValueError(f"{odd[0][:80]!r} is not a key that pad writes")
             return rows
 
     def rows(self) -> Iterator[tuple[str, IndexRow]]:

@@ -1,4 +1,4 @@
-"""Scores of trained models against the exact truth of drawn scenes, for `[scores]` of an experiment's recipe."""
+"""Scores trained models on drawn scenes with known truth. The recipe of an experiment names them in `[scores]`."""
 
 from __future__ import annotations
 
@@ -27,14 +27,10 @@ def _heldout(trained: Trained) -> ShardFolder:
 
 
 def patches(trained: Trained, seed: int) -> dict[str, float]:
-    """Score the tokens of patches that show one label alone, see `label_accuracy`.
-
-    Args:
-        trained: the model; its held-out shards are of drawn scenes.
-        seed: of their world.
+    """Score the tokens of patches that show a single label, see `label_accuracy`.
 
     Raises:
-        UserError: the shards are of something else.
+        UserError: an image of the held-out shards is no scene of world `seed`.
     """
     shards = _heldout(trained)
     accuracy = label_accuracy(Subject(trained.model), scenes_of(shards, seed)[: trained.limit], shards.run.view)
@@ -42,15 +38,18 @@ def patches(trained: Trained, seed: int) -> dict[str, float]:
 
 
 def captions(trained: Trained, seed: int) -> dict[str, float]:
-    """Score the captions of the held-out scenes with `CaptionScore`. Arguments and errors are those of `patches`."""
+    """Score a model's captions of the held-out scenes with `CaptionScore`. Arguments and errors are as in `patches`."""
     scenes = scenes_of(_heldout(trained), seed)[: trained.limit]
     question = "" if trained.template == "plain" else DESCRIBE[0]
     return score_captions(Chat(trained.model), scenes, question).rates()
 
 
 def boxes(trained: Trained, seed: int) -> dict[str, float]:
-    """Score the boxes that a model says for referring expressions: the share with an IoU of 0.5 or more, the mean IoU,
-    the share of answers without a box; arguments and errors as in `patches`."""
+    """Score the boxes that a model gives for referring expressions. Arguments and errors are as in `patches`.
+
+    Returns:
+        The share of boxes with an IoU of 0.5 or more, the mean IoU, and the share of answers without a box.
+    """
     scenes = scenes_of(_heldout(trained), seed)[: trained.limit]
     found = ask_boxes(Chat(trained.model), scenes)
     numbers = {name: found["padded"][name] for name in ("accuracy", "mean_iou")}
@@ -58,7 +57,7 @@ def boxes(trained: Trained, seed: int) -> dict[str, float]:
 
 
 def scenes_of(shards: ShardFolder, seed: int) -> list[Scene]:
-    """Draw the scenes of shards again, with their truth, in the order of the shards.
+    """Draw the scenes of shards again, in the order of the shards, because a drawn scene has its truth.
 
     Raises:
         UserError: an image is no scene of world `seed`.
@@ -70,27 +69,24 @@ def scenes_of(shards: ShardFolder, seed: int) -> list[Scene]:
             if scene.image.size == (row["width"], row["height"]):
                 scenes.append(scene)
                 continue
-        rule = f"its image {row['key']} is no scene of world {seed}, whose truth the scores know"
+        rule = f"its image {row['key']} is no scene of world {seed}, and the score needs the truth of a scene"
         raise UserError("heldout", shards.folder, rule, "give shards of that world, or another `seed` in the recipe")
     return scenes
 
 
 @torch.inference_mode()
 def label_accuracy(subject: Subject, scenes: list[Scene], view: View) -> tuple[float, float]:
-    """Return the share of patches with a single label whose token is nearest (by cosine, among all labels of the world)
-    to the embedding of that label: of all such patches, and of those that show a thing.
+    """Return the accuracy of labels by nearest embedding: for all patches that show one label, and for things only.
 
-    Args:
-        subject: the model.
-        scenes: with their truth.
-        view: the grid of patches; it must be the tower's.
+    A patch is right if, among all labels of the world, its own label's embedding is the nearest to its token by cosine.
+    `view` must be the view of the model's vision tower.
     """
-    sight = subject.sight(view)
+    preprocessor = subject.preprocessor(view)
     words = F.normalize(subject.embed(list(LABELS)), dim=-1)
     right, shown = [], []
     for start in range(0, len(scenes), 32):
         part = scenes[start : start + 32]
-        _, tokens = subject.see(torch.stack([sight.normalized(scene.image) for scene in part]))
+        _, tokens = subject.encode_images(torch.stack([preprocessor.normalized(scene.image) for scene in part]))
         nearest = (F.normalize(tokens.float().cpu(), dim=-1) @ words.t()).argmax(-1)
         truth = torch.from_numpy(np.stack([single_labels(scene, view) for scene in part]))
         right.append((nearest == truth)[truth >= 0])
@@ -101,10 +97,9 @@ def label_accuracy(subject: Subject, scenes: list[Scene], view: View) -> tuple[f
 
 
 def single_labels(scene: Scene, view: View) -> np.ndarray:
-    """Return the label of each patch that just one label is true of, as its index in `LABELS`; -1 elsewhere.
+    """Return the index in `LABELS` of the label of each patch that shows a single label, int `[grid * grid]`; else -1.
 
-    Returns:
-        int `[grid * grid]`. Every pixel belongs to a thing or to stuff, so such a patch shows nothing else.
+    Such a patch shows nothing else, because every pixel of a scene belongs to a region.
     """
     covered = np.zeros((len(LABELS), view.grid * view.grid), bool)
     for region in scene.regions:

@@ -16,7 +16,7 @@ from pad_pipeline.sources.base import Source
 from pad_pipeline.storage import Folder
 from pad_pipeline.workflows.runs.options import RunOptions
 from pad_pipeline.workflows.runs.recipe import Recipe
-from pad_pipeline.workflows.runs.resume import Scan, adopt, check_repaired, check_same, scan
+from pad_pipeline.workflows.runs.resume import Scan, check_repaired, check_same, copy_matching_shards, scan
 
 
 def prepare(
@@ -50,12 +50,12 @@ def prepare(
                 check_repaired(old, run, folder, plan, options.accept_changed_code, existing)
             else:
                 check_same(old, run, folder, plan, options.accept_changed_code)
-            run = joined(old, run)
+            run = inherit_facts(old, run)
         # Without shards to keep, nothing is checked: after a first try with a wrong setting, the next one must work.
         remove_unfinished(folder, existing)
         run.write(folder)
     if forked is not None:
-        note(f"{adopt(forked, folder, run)} of {run.shards} shards are copied from {forked}.")
+        note(f"{copy_matching_shards(forked, folder, run)} of {run.shards} shards are copied from {forked}.")
         existing = scan(folder, run.identity, run.shards)
     return run, existing
 
@@ -92,7 +92,7 @@ def plan_images(source: Source, path: Path, field: str, shard_size: int, depth: 
     return planned
 
 
-def joined(old: Run, new: Run) -> Run:
+def inherit_facts(old: Run, new: Run) -> Run:
     """Return `new` with the environment and the accepted code of the old run, which its shards were made with. A change
     of libraries is reported, because last digits may then differ from shard to shard."""
     code = old.fingerprints.get("code", "")

@@ -152,22 +152,22 @@ def check_repaired(old: Run, new: Run, folder: Folder, new_plan: Plan, accept_co
     check_same(old, new, folder, new_plan, accept_code)
 
 
-def adopt(old_folder: Folder, folder: Folder, run: Run) -> int:
+def copy_matching_shards(old_folder: Folder, folder: Folder, run: Run) -> int:
     """Copy finished shards of another run with the same images, settings, weights and code, and return their number."""
     old = Run.read(old_folder)
     if old.identity != run.identity or {old.fingerprints.get("code"), *old.accepted_code} != {run.fingerprints["code"]}:
         return 0
     stale = {key for key, sha256 in old.contents.items() if run.contents.get(key, sha256) != sha256}
     old_plan, plan = Plan(old_folder), Plan(folder)
-    adopted = 0
+    copied = 0
     for number in sorted(scan(old_folder, old.identity, old.shards).finished):
         name = shard_name(number)
         if number >= run.shards or folder.has(f"{name}.parquet") or old_plan.rows(number) != plan.rows(number):
             continue
         if any(row["key"] in stale for row in old_plan.rows(number)):
             continue
-        adopted += _copied(old_folder, folder, name)
-    return adopted
+        copied += _copied(old_folder, folder, name)
+    return copied
 
 
 def _copied(old_folder: Folder, folder: Folder, name: str) -> bool:
