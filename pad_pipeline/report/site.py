@@ -1,9 +1,8 @@
-"""Writes a report that any browser opens from disk: pages, index and statistics.
+"""Writes a report that a browser can open from disk: pages, index and statistics.
 
-A page that is opened from disk may not fetch files, but it may load scripts. So the data is in scripts that call
-`padData(name, value)`. `data/page-000000.js` holds the images of one page, `data/index-000000.js` the status and labels
-of 4096 images, and `data/text-000000.js` the texts of these images that can be searched. The browser loads a script
-when it needs it.
+A page that is opened from disk can load scripts, but no other files. Therefore, the data is in scripts that call
+`padData(name, value)`. `data/page-000000.js` has the images of one page, `data/index-000000.js` the status and labels
+of 4096 images, and `data/text-000000.js` their texts for the search. The browser loads a script when it needs it.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ from pad_pipeline.storage import Folder, claim_folder, unwritable, whole
 from pad_pipeline.threads import map_ahead
 
 MARK = ".pad-report"
-"""A file that only a report has; a folder with it may be overwritten."""
+"""A file that marks the folder of a report, which a new report may overwrite."""
 _WEB = Path(__file__).parent / "web"
 
 
 def _prepare(out: Path) -> None:
-    """Create the folder of a report, and remove the files of an earlier report from it."""
+    """Create the folder of a report, and remove the files of an earlier report."""
     claim_folder(out, MARK, "`pad report` may replace what is in this folder.\n")
     try:
         Folder(out).clean()
-        (out / "index.html").unlink(missing_ok=True)  # removed first, so that half a report does not open
+        (out / "index.html").unlink(missing_ok=True)  # removed first, so that an unfinished report does not open
         for part in (out / name for name in ("data", "images", "assets")):
             if part.is_symlink() or part.is_file():
                 part.unlink()
@@ -49,14 +48,13 @@ def _prepare(out: Path) -> None:
 
 
 def write_report(shards: ShardFolder, out: Path, settings: ReportSettings) -> Iterator[Counter[str]]:
-    """Write the report of a run into the folder `out`. Memory does not grow with the number of images; `index.html` is
-    written last.
+    """Write the report of a run into the folder `out`, `index.html` last. Memory does not grow with the images.
 
     Yields:
-        After each shard, how many of its `images`, `failed` images and `regions` were written.
+        After each shard, the numbers of its written `images`, `failed` images and `regions`.
 
     Raises:
-        UserError: a shard is damaged, or the folder holds something else.
+        UserError: a shard is damaged, or the folder holds other files than a report.
         OSError: a file can't be written.
     """
     _prepare(out)
@@ -80,7 +78,7 @@ def write_report(shards: ShardFolder, out: Path, settings: ReportSettings) -> It
 
 
 class _Writer:
-    """Takes cards in order, and writes each page and each block of the index when it is full."""
+    """Writes the cards to pages and index. A page, or a block of the index, is written when it is full."""
 
     def __init__(self, out: Path, settings: ReportSettings, tally: Tally) -> None:
         self.out, self.settings, self.tally = out, settings, tally
@@ -90,7 +88,7 @@ class _Writer:
         self.texts: list[str] = []
 
     def add(self, card: Card) -> None:
-        """Add one card: write its small copy, and add it to the page, the index and the statistics."""
+        """Write the small copy of a card, and add the card to the page, the index and the statistics."""
         number, position = divmod(self.tally.images, self.settings.page_size)
         if card.image:
             folder = self.out / "images" / f"{number:06d}"
@@ -102,7 +100,7 @@ class _Writer:
         self.close(self.settings.page_size, self.settings.block)
 
     def close(self, page_size: int = 1, block: int = 1) -> None:
-        """Write the page and the block of the index, if they have this many images or more."""
+        """Write the page and the block of the index if they have at least this many images."""
         if len(self.page) >= page_size:
             number = (self.tally.images - 1) // self.settings.page_size
             _write_script(self.out / "data", f"page-{number:06d}", f"[{','.join(self.page)}]")
@@ -115,7 +113,7 @@ class _Writer:
             self.statuses, self.labels, self.texts = "", [], []
 
     def _index(self, card: Card) -> None:
-        """Add to the index: the image's status, the best score of each label in percent, and the text to search."""
+        """Add an image to the index: its status, the best score of each label in percent, the texts for the search."""
         best: dict[int, int] = {}
         for measure in card.measures:
             label = self.tally.numbers[measure.label]
@@ -144,11 +142,11 @@ def _write_page(out: Path, tally: Tally) -> None:
         written=f"{datetime.now(UTC):%Y-%m-%d} by pad {__version__}",
     )
     with whole(out / "index.html", durable=False) as partial:
-        partial.write_bytes(page.encode("utf-8", "replace"))  # a lone surrogate in a text can't be encoded
+        partial.write_bytes(page.encode("utf-8", "replace"))  # `replace`: a text can have a lone surrogate
 
 
 def _run_facts(tally: Tally) -> dict[str, list[tuple[str, str]]]:
-    """Return the tables of a run's facts, by title: rows of a name and a value. Empty tables are left out."""
+    """Return tables of facts about a run: title -> rows of name and value. Empty tables are left out."""
     shards, run, view = tally.shards, tally.shards.run, tally.shards.run.view
     run_rows = [
         ("where", str(shards.folder)),
