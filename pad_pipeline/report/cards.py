@@ -73,7 +73,7 @@ def make_card(shards: ShardFolder, name: str, row: dict[str, Any], edge: int) ->
 
 
 def as_script(value: Any) -> str:
-    """Return JSON for a `<script>` of HTML: ASCII, with `<`, `>` and `&` escaped. NaN and infinity raise `ValueError`."""
+    """Return JSON for an HTML `<script>`: ASCII, with `<`, `>` and `&` escaped. NaN and infinity raise `ValueError`."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
