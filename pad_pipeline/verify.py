@@ -37,12 +37,8 @@ def verify_run(shards: str | Path | Folder, deep: bool = False) -> Iterator[tupl
     Every planned image must be stored exactly once: keys are unique in the plan, each index lists the images of its
     shard as the plan does, and each tar holds exactly the members that its index lists.
 
-    Args:
-        shards: the run's folder, or its URL.
-        deep: also decode every image and every mask, and compute every coverage again.
-
-    Raises:
-        UserError: the folder holds no run, or its plan can't be read.
+    With `deep`, every image and mask is decoded, and every coverage is computed again. Raise `UserError` if the folder
+    or URL `shards` holds no run, or if its plan can't be read.
     """
     folder = folder_at(shards)
     run = Run.read(folder)

@@ -21,12 +21,9 @@ def draw_words(
 ) -> Image.Image:
     """Draw a view, with words in the cell of each token.
 
-    Args:
-        pixels: the view, float32 `[3, size, size]`, normalized for the vision tower.
-        subject: the model.
-        vocabulary: the tokens of its LLM.
-        words: the token ids of each token's words in the order of matching pursuit, int64 `[M, K]`.
-        coefficients: the coefficients of the words, `[M, K]`. Words with a negative coefficient are not drawn.
+    `pixels` is the view, float32 `[3, size, size]`, normalized for the vision tower. `words` has the token ids of each
+    token's words, int64 `[M, K]`, in the order of matching pursuit. Words with a negative coefficient are not drawn;
+    `coefficients` is `[M, K]`.
     """
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (subject.mean, subject.std))
     shown = ((pixels * std + mean).clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()

@@ -98,11 +98,7 @@ class Subject:
         self.labels = LabelEmbedder(LabelSettings(llm=str(self.words_folder), context=context_of(run)))
 
     def embed(self, labels: list[str]) -> Tensor:
-        """Return the embedding of each label, float32 `[L, d]`, on the CPU.
-
-        Raises:
-            UserError: a label has no token in the LLM's tokenizer.
-        """
+        """Return the embeddings of labels, float32 `[L, d]` on the CPU; raise `UserError` if a label has no token."""
         try:
             return torch.from_numpy(self.labels(labels)).float()
         except ValueError as error:
@@ -120,11 +116,8 @@ class Subject:
         return math.isqrt(token_count(self.projector, self.grid))
 
     def preprocessor(self, view: View) -> Sight:
-        """Return the object that turns images into input of the vision tower.
-
-        Raises:
-            UserError: the view or the projector does not fit the tower.
-        """
+        """Return the object that turns images into input of the vision tower; raise `UserError` if the view or the
+        projector does not fit the tower."""
         size, patch = int(self.tower.config.image_size), int(self.tower.config.patch_size)
         if (size, patch) != (view.size, view.patch):
             ours, theirs = f"{size} px in patches of {patch}", f"{view.size} px in patches of {view.patch}"

@@ -50,10 +50,8 @@ def encoded_batches(
 ) -> Iterator[EncodedBatch]:
     """Yield the first `count` images of `rows` in batches of `size`. Threads read the next batch meanwhile.
 
-    `rule` decides which patches show a label. With `soft`, every patch that a mask touches does, as with `any`.
-
-    Raises:
-        UserError: the model needs another view than that of the shards, or an image can't be decoded.
+    `rule` decides which patches show a label. With `soft`, every patch that a mask touches does, as with `any`. Raise
+    `UserError` if the model needs another view than that of the shards, or if an image can't be decoded.
     """
     preprocessor = subject.preprocessor(shards.run.view)
 
@@ -89,10 +87,8 @@ def _read(
 
 
 def label_names(shards: ShardFolder, rows: Rows, count: int, progress: Callable[[int], object]) -> list[str]:
-    """Return the distinct labels of the first `count` images of `rows`, sorted.
-
-    `progress` is called with the number of images that have been read.
-    """
+    """Return the distinct labels of the first `count` images of `rows`, sorted. Call `progress` after each image with
+    the number of images that have been read."""
 
     def names(number: int) -> set[str]:
         return {region["label"] for region in shards.sample(*rows[number], image=False).meta["regions"]}

@@ -67,14 +67,10 @@ for sample in load_dataset("{repository}", split="train", streaming=True):
 
 
 def card(stats: Statistics, name: str, license: str, licenses: Mapping[str, str], repository: str = REPOSITORY) -> str:
-    """Return the text of the card, in Markdown.
+    """Return the card of the dataset `name` in Markdown.
 
-    Args:
-        stats: the statistics of the whole run.
-        name: the name of the dataset.
-        license: the hub's name for the license of the images, such as `cc-by-4.0`, or `other`.
-        licenses: the licenses of models, by their names in the settings or by sha256.
-        repository: `owner/name` on the hub.
+    `stats` are the statistics of the whole run. `license` is the hub's name for the license of the images, or `other`.
+    `licenses` has the licenses of models, by their names in the settings or by sha256. `repository` is `owner/name`.
     """
     run = stats.shards.run
     head = DatasetCardData(

@@ -26,11 +26,9 @@ from pad_pipeline.shards.reader import Sample, ShardFolder
 def export_coco(shards: ShardFolder, target: Target, fiftyone: bool = False) -> Iterator[Counter[str]]:
     """Write the images that did not fail, in the order of the plan. Memory does not grow with the number of images.
 
-    Args:
-        shards: the run.
-        target: the folder to write into. The bytes of the images are not changed.
-        fiftyone: whether to use the layout of FiftyOne's `COCODetectionDataset`: `data/` and `labels.json`. FiftyOne
-            cuts a mask at its `bbox`. Therefore, `bbox` is the smallest box around the mask, not the detected box.
+    The bytes of the images are not changed. With `fiftyone`, the layout is that of FiftyOne's `COCODetectionDataset`:
+    `data/` and `labels.json`. FiftyOne cuts a mask at its `bbox`. Therefore, `bbox` is then the smallest box around the
+    mask, not the detected box.
 
     Yields:
         After each shard, the counts so far: images, regions, and failed images, which are left out.

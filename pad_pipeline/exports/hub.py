@@ -75,10 +75,8 @@ def _copy(shards: ShardFolder, name: str, target: Target, link: bool = False) ->
 def push(folder: Path, repository: str, private: bool) -> str:
     """Upload a folder that `export_hub` wrote, and return its URL on the hub. `private` is for a new repository.
 
-    Shards in the repository that are not in the folder are deleted.
-
-    Raises:
-        UserError: the hub can't be reached, or the user may not write to the repository.
+    Delete the repository's shards that are not in the folder. Raise `UserError` if the hub can't be reached, or if the
+    user may not write to the repository.
     """
     from huggingface_hub import HfApi
 

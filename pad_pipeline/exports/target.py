@@ -15,11 +15,8 @@ MARK = ".pad-export"
 
 
 class Target:
-    """A folder to export into. It is created if it does not exist.
-
-    Raises:
-        UserError: the folder holds an export of another `kind` or other files, or can't be written.
-    """
+    """A folder to export into. It is created if it does not exist. Raise `UserError` if it holds an export of another
+    `kind` or other files, or can't be written."""
 
     def __init__(self, path: Path, kind: str) -> None:
         self.path = path

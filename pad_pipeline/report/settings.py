@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -18,7 +16,3 @@ class ReportSettings(BaseModel):
     """Images on one page, and in one data file."""
     edge: int = Field(512, ge=32, le=8192)
     """The long edge of the small copies of images, in pixels."""
-    block: int = Field(4096, ge=1)
-    """Images in one file of the index."""
-    threads: int = Field(default_factory=lambda: min(8, os.cpu_count() or 1), ge=1)
-    """Threads that read, decode and draw images."""

@@ -7,6 +7,7 @@ of 4096 images, and `data/text-000000.js` their texts for the search. The browse
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -28,6 +29,9 @@ from pad_pipeline.threads import map_ahead
 
 MARK = ".pad-report"
 """A file that marks the folder of a report, which a new report may overwrite."""
+BLOCK = 4096
+"""The number of images in one file of the index."""
+_THREADS = min(8, os.cpu_count() or 1)
 _WEB = Path(__file__).parent / "web"
 
 
@@ -50,8 +54,7 @@ def _prepare(out: Path) -> None:
 def write_report(shards: ShardFolder, out: Path, settings: ReportSettings) -> Iterator[Counter[str]]:
     """Write the report of a run into the folder `out`, `index.html` last. Memory does not grow with the images.
 
-    Yields:
-        After each shard, the numbers of its written `images`, `failed` images and `regions`.
+    Yield the numbers of `images`, `failed` images and `regions` after each shard.
 
     Raises:
         UserError: a shard is damaged, or the folder holds other files than a report.
@@ -61,7 +64,7 @@ def write_report(shards: ShardFolder, out: Path, settings: ReportSettings) -> It
     tally = Tally(shards)
     writer = _Writer(out, settings, tally)
     rows = islice(shards.rows(), settings.limit)
-    made = map_ahead(lambda row: make_card(shards, *row, settings.edge), rows, settings.threads, 2 * settings.threads)
+    made = map_ahead(lambda row: make_card(shards, *row, settings.edge), rows, _THREADS, 2 * _THREADS)
     for _, cards in groupby(made, lambda card: card.data["shard"]):
         counts: Counter[str] = Counter()
         for card in cards:
@@ -69,7 +72,7 @@ def write_report(shards: ShardFolder, out: Path, settings: ReportSettings) -> It
             counts.update(images=1, failed=card.data["status"] == "failed", regions=len(card.measures))
         yield counts
     writer.close()
-    sizes = {"images": tally.images, "page_size": settings.page_size, "block": settings.block}
+    sizes = {"images": tally.images, "page_size": settings.page_size, "block": BLOCK}
     facts = sizes | {"patches": shards.run.view.grid, "labels": list(tally.labels.items())}
     _write_script(out / "data", "facts", as_script(facts))
     for name in ("report.css", "overlay.js", "report.js"):
@@ -97,7 +100,7 @@ class _Writer:
         self.page.append(card.text)
         self.tally.add(card)
         self._index(card)
-        self.close(self.settings.page_size, self.settings.block)
+        self.close(self.settings.page_size, BLOCK)
 
     def close(self, page_size: int = 1, block: int = 1) -> None:
         """Write the page and the block of the index if they have at least this many images."""
@@ -106,7 +109,7 @@ class _Writer:
             _write_script(self.out / "data", f"page-{number:06d}", f"[{','.join(self.page)}]")
             self.page = []
         if len(self.statuses) >= block:
-            number = (self.tally.images - 1) // self.settings.block
+            number = (self.tally.images - 1) // BLOCK
             index = {"statuses": self.statuses, "labels": self.labels}
             _write_script(self.out / "data", f"index-{number:06d}", as_script(index))
             _write_script(self.out / "data", f"text-{number:06d}", as_script(self.texts))

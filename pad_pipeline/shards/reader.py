@@ -69,11 +69,8 @@ class Sample:
 
 
 def load_npy(content: bytes, shape: tuple[int, ...], kind: type[np.generic]) -> np.ndarray:
-    """Read an array of a known shape and type from the bytes of a `.npy` file of unknown origin.
-
-    Raises:
-        ValueError: the bytes are not such an array. Nothing is allocated or unpickled before the check.
-    """
+    """Read an array of a known shape and type from a `.npy` file of unknown origin; raise `ValueError` if the bytes are
+    not such an array. Nothing is allocated or unpickled before this check."""
     # NumPy's reader evaluates the header as Python code, which Python 3.11 can't do in two threads at once.
     dtype = np.dtype(kind)
     expected = f"{{'descr': {np.lib.format.dtype_to_descr(dtype)!r}, 'fortran_order': False, 'shape': {shape}, }}"
@@ -105,11 +102,8 @@ class Rows:
 
 
 class ShardFolder:
-    """Reads the finished shards of a run, whose folder is a path or a URL of an object store.
-
-    Raises:
-        UserError: the folder holds no run. The methods raise it if an index or a tar is damaged.
-    """
+    """Reads the finished shards of a run, whose folder is a path or a URL of an object store. Raise `UserError` if the
+    folder holds no run; the methods raise it if an index or a tar is damaged."""
 
     def __init__(self, shards: str | Path | Folder) -> None:
         self.folder = folder_at(shards)
@@ -189,11 +183,8 @@ class ShardFolder:
 
 
 def index_facts(folder: Folder, name: str) -> dict[bytes, bytes]:
-    """Return the metadata of a shard's index: `run`, `tar_sha256`, `tar_bytes` and `totals`. Rows are not read.
-
-    Raises:
-        OSError, pa.ArrowException: the index can't be read.
-    """
+    """Return the metadata of a shard's index: `run`, `tar_sha256`, `tar_bytes` and `totals`. Rows are not read. Raise
+    `OSError` or `pa.ArrowException` if the index can't be read."""
     with folder.open(f"{name}.parquet") as stream:
         return pq.read_metadata(stream).metadata or {}
 

@@ -27,11 +27,8 @@ SHOWN = 12
 
 
 def run_demo(out: Path, scenes: int, steps: int, engine: EngineName, console: Console) -> dict[str, Any]:
-    """Draw scenes, build their shards, verify and score them, and train two projectors; return the scores.
-
-    Raises:
-        UserError: the folder `out`, which gets all files, is not empty.
-    """
+    """Draw scenes, build their shards, verify and score them, and train two projectors, all in the folder `out`. Return
+    the scores; raise `UserError` if the folder is not empty."""
     claim_folder(out)
     models, vision = load_models(NAME), resolve(NAME, "clip")
     claim_folder(out, MARK, "`make demo` may delete this folder.\n")

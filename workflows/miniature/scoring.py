@@ -114,8 +114,7 @@ def evaluate(
         models: the models; each of their tags must be a label of the drawn world.
         vision: the CLIP that fits the models.
         scenes: the number of scenes to draw and annotate.
-        seeds: the number of pairs of projectors, 0 or more.
-        steps: the steps of each training.
+        seeds, steps: the number of pairs of projectors, and the steps of each training.
         engine: see `RunOptions.engine`.
         console: the console for the progress.
 

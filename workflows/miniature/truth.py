@@ -15,53 +15,37 @@ from pad_pipeline.miniature.files import index_of
 from pad_pipeline.miniature.kinds import THINGS
 from pad_pipeline.miniature.language import DESCRIBE
 from pad_pipeline.miniature.world import LABELS, Scene, draw_scene
-from pad_pipeline.shards.reader import ShardFolder, open_shards
+from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.training.chat import Chat
 from pad_pipeline.workflows.learning.scores import Trained
 from pad_pipeline.workflows.miniature.answers import ask_boxes, score_captions
 
 
-def _heldout(trained: Trained) -> ShardFolder:
-    with rename_field(shards="heldout"):
-        return open_shards(trained.heldout)
-
-
 def patches(trained: Trained, seed: int) -> dict[str, float]:
-    """Score the tokens of patches that show a single label, see `label_accuracy`.
-
-    Raises:
-        UserError: an image of the held-out shards is no scene of world `seed`.
-    """
-    shards = _heldout(trained)
-    accuracy = label_accuracy(Subject(trained.model), scenes_of(shards, seed)[: trained.limit], shards.run.view)
-    return dict(zip(("all", "things"), accuracy, strict=True))
+    """Score the tokens of patches that show a single label, see `label_accuracy`. Raise `UserError` if an image of the
+    held-out shards is no scene of world `seed`."""
+    scenes, view = _heldout(trained, seed)
+    return dict(zip(("all", "things"), label_accuracy(Subject(trained.model), scenes, view), strict=True))
 
 
 def captions(trained: Trained, seed: int) -> dict[str, float]:
     """Score a model's captions of the held-out scenes with `CaptionScore`. Arguments and errors are as in `patches`."""
-    scenes = scenes_of(_heldout(trained), seed)[: trained.limit]
     question = "" if trained.template == "plain" else DESCRIBE[0]
-    return score_captions(Chat(trained.model), scenes, question).rates()
+    return score_captions(Chat(trained.model), _heldout(trained, seed)[0], question).rates()
 
 
 def boxes(trained: Trained, seed: int) -> dict[str, float]:
-    """Score the boxes that a model gives for referring expressions. Arguments and errors are as in `patches`.
-
-    Returns:
-        The share of boxes with an IoU of 0.5 or more, the mean IoU, and the share of answers without a box.
-    """
-    scenes = scenes_of(_heldout(trained), seed)[: trained.limit]
-    found = ask_boxes(Chat(trained.model), scenes)
+    """Score the boxes that a model gives for referring expressions: the share with an IoU of 0.5 or more, the mean IoU,
+    and the share of answers without a box. Arguments and errors are as in `patches`."""
+    found = ask_boxes(Chat(trained.model), _heldout(trained, seed)[0])
     numbers = {name: found["padded"][name] for name in ("accuracy", "mean_iou")}
     return numbers | {"unparsed": found["unparsed"] / found["expressions"]}
 
 
-def scenes_of(shards: ShardFolder, seed: int) -> list[Scene]:
-    """Draw the scenes of shards again, in the order of the shards, because a drawn scene has its truth.
-
-    Raises:
-        UserError: an image is no scene of world `seed`.
-    """
+def _heldout(trained: Trained, seed: int) -> tuple[list[Scene], View]:
+    """Draw the held-out scenes again, because a drawn scene has its truth. Return them with the view of the shards."""
+    with rename_field(shards="heldout"):
+        shards = open_shards(trained.heldout)
     scenes = []
     for _, row in shards.rows():
         with suppress(ValueError):
@@ -71,7 +55,7 @@ def scenes_of(shards: ShardFolder, seed: int) -> list[Scene]:
                 continue
         rule = f"its image {row['key']} is no scene of world {seed}, and the score needs the truth of a scene"
         raise UserError("heldout", shards.folder, rule, "give shards of that world, or another `seed` in the recipe")
-    return scenes
+    return scenes[: trained.limit], shards.run.view
 
 
 @torch.inference_mode()
