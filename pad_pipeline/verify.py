@@ -13,7 +13,6 @@ from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.masks import decode_mask
@@ -78,7 +77,7 @@ def _problems(folder: Folder, name: str, planned: list[PlanRow], run: Run, deep:
     try:
         problems += _check_shard(folder, name, planned, run, deep)  # `+=` keeps the problems found before an exception
     except Exception as error:  # parsers of unknown bytes may raise anything
-        problems.append(f"it can't be read ({type(error).__name__}: {error})")
+        problems.append(f"its index or its tar can't be read ({type(error).__name__}: {error})")
     return name, problems
 
 
@@ -89,16 +88,12 @@ def _check_shard(folder: Folder, name: str, planned: list[PlanRow], run: Run, de
     content = folder.read(f"{name}.parquet")
     if problem := seal_problem(content):
         yield f"its index: {problem}"
-    try:
-        file = open_parquet(io.BytesIO(content))
-        if file.metadata.num_rows != len(planned):
-            yield f"its index does not list the planned images: it has {file.metadata.num_rows} rows for {len(planned)}"
-            return
-        index = file.read(use_threads=False)
-        rows = index.to_pylist()
-    except (OSError, pa.ArrowException, ValueError) as error:
-        yield f"its index can't be read ({error})"
+    file = open_parquet(io.BytesIO(content))
+    if file.metadata.num_rows != len(planned):
+        yield f"its index does not list the planned images: it has {file.metadata.num_rows} rows for {len(planned)}"
         return
+    index = file.read(use_threads=False)
+    rows = index.to_pylist()
     if index.schema.names != INDEX_SCHEMA.names or index.schema.types != INDEX_SCHEMA.types:
         yield "its index has other columns than this version of pad writes"
         return

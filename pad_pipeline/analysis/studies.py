@@ -64,7 +64,7 @@ class EntropyStudy(Study):
         """Add the target of each patch that shows a label: the mean of its labels' embeddings, each scaled to length 1.
 
         N targets are mixtures of L embeddings. Their coordinates in an orthogonal basis of the embeddings, `[N, L]`,
-        have the same entropy as the targets, `[N, d]`, because the basis keeps lengths and angles. They cost less.
+        have the same entropy as the targets, `[N, d]`, because the basis keeps lengths and angles, and need less time.
         """
         words = F.normalize(self.subject.embed(one.labels).double(), dim=-1)
         shown = one.shown.double()
@@ -145,10 +145,9 @@ class AlignStudy(Study):
         `everywhere` is the Align of a model that says every label on every patch. With the rule `best`, no model is
         below it, because the lowest threshold has this effect.
         """
-        result: dict[str, Any] = {name: score.value() for name, score in self.scores.items()}
-        align = self.scores["align"]
+        align, scores = self.scores["align"], {name: score.value() for name, score in self.scores.items()}
         more = {"everywhere": self.everywhere.value(), "pairs": align.pairs, "threshold": align.best_threshold()}
-        return result | more
+        return scores | more
 
     @staticmethod
     def chart(result: dict[str, Any]) -> Chart:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,8 +34,7 @@ class Measure(NamedTuple):
     """The share of the view that the mask covers, 0..1."""
 
 
-@dataclass
-class Card:
+class Card(NamedTuple):
     """The card of one image."""
 
     data: dict[str, Any]
@@ -44,8 +43,8 @@ class Card:
     """`data` as JSON, see `as_script`."""
     image: bytes = b""
     """The small copy as a JPEG; empty for a failed image."""
-    measures: list[Measure] = field(default_factory=list)
-    touched: np.ndarray = field(default_factory=lambda: np.zeros(TOUCHED_BINS, np.int64))
+    measures: Sequence[Measure] = ()
+    touched: np.ndarray = np.zeros(TOUCHED_BINS, np.int64)
     """The number of patches that regions touch, by coverage: int64 `[TOUCHED_BINS]`."""
 
 

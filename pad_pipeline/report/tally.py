@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from operator import add
 
@@ -14,27 +13,17 @@ from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.stats import Statistics
 
 
-@dataclass
 class Histogram:
     """Counts values in bins between `edges`. The last bin includes its upper edge. Values outside all bins count in the
     first or the last bin."""
 
-    title: str
-    edges: Sequence[float]
-    unit: str = ""
-    counts: list[int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.counts = [0] * (len(self.edges) - 1)
+    def __init__(self, title: str, edges: Sequence[float], unit: str = "") -> None:
+        self.title, self.edges, self.unit = title, edges, unit
+        self.counts = [0] * (len(edges) - 1)
 
     def add(self, value: float) -> None:
         """Count a value."""
         self.counts[min(max(bisect_right(self.edges, value) - 1, 0), len(self.counts) - 1)] += 1
-
-    @property
-    def total(self) -> int:
-        """The number of counted values."""
-        return sum(self.counts)
 
     @property
     def bins(self) -> list[tuple[str, int]]:

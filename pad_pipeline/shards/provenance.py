@@ -6,8 +6,7 @@ have unknown authors, so entries of another form are ignored.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.roles import FINDS, ORDER, ROLES, section_of
@@ -22,8 +21,7 @@ _DECIDING = (
 """Settings that decide which results of a model are kept."""
 
 
-@dataclass(frozen=True)
-class Model:
+class Model(NamedTuple):
     """A model that a run was made with."""
 
     section: str
@@ -36,8 +34,7 @@ class Model:
     """The settings that decide which results are kept; for a user's own model, all settings that are numbers."""
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """The models and edits that made the regions of all images of a run, or of some images of a merged run."""
 
     models: dict[str, Model]
@@ -86,7 +83,7 @@ def _origins(settings: dict[str, Any], fingerprints: dict[str, Any]) -> list[Ori
             ]
     edits = settings.get("edits")
     later = [_object(edit) for edit in edits] if isinstance(edits, list) else []
-    return [replace(origin, edits=[*origin.edits, *later]) for origin in every]
+    return [Origin(origin.models, [*origin.edits, *later]) for origin in every]
 
 
 def _models(settings: dict[str, Any], fingerprints: dict[str, Any]) -> dict[str, Model]:

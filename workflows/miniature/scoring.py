@@ -41,6 +41,8 @@ TEST_WORLD = 0
 """The seed of the scenes that the models are scored on. Projectors are trained on them."""
 PROBE_WORLD, PROBES = 1, 100
 """The seed and the number of the scenes on which the trained projectors are compared."""
+TRAINING = {"batch_size": 16, "micro_batch": 16, "learning_rate": 3e-3, "loader_threads": 2}
+"""The settings with which projectors are trained."""
 
 
 @dataclass
@@ -81,15 +83,7 @@ def align(
         for name, beta in (("caption", 0.0), ("patch", 5.0)):
             run = out / f"{name}-{seed}"
             console.print(f"seed {seed}, {'caption loss alone' if beta == 0 else 'with the patch loss'}:", end=" ")
-            settings = TrainSettings(
-                batch_size=16,
-                micro_batch=16,
-                steps=steps,
-                learning_rate=3e-3,
-                beta_end=beta,
-                seed=seed,
-                loader_threads=2,
-            )
+            settings = TrainSettings.model_validate(TRAINING | {"steps": steps, "beta_end": beta, "seed": seed})
             said = train(Job(stage=1, shards=str(shards), vision=vision, llm=llm, out=str(run), settings=settings))
             say(said.partition(" Wrote")[0], to=console)
             accuracy[name] = label_accuracy(Subject(run), scenes, models.view)
