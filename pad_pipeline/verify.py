@@ -166,12 +166,12 @@ def _check_sample(row: IndexRow, members: dict[str, bytes], run: Run, deep: bool
     try:
         meta = json.loads(members["json"], parse_constant=_no_number)
         regions, tags = len(meta["regions"]), len(meta["tags"])
-        named = [one for region in meta["regions"] for one in (region, *region["alternates"])]
-        labels = len({one["label"] for one in named})
+        named = [entry for region in meta["regions"] for entry in (region, *region["alternates"])]
+        labels = len({entry["label"] for entry in named})
         coverage = load_npy(members["masks"], (regions, run.view.grid, run.view.grid), np.uint8)
         embeds = load_npy(members["embeds"], (labels, run.embedding_width), np.float16)
         size = meta["width"], meta["height"]
-        rows_used = {one["embedding"] for one in named}
+        rows_used = {entry["embedding"] for entry in named}
     except Exception as error:  # parsers of unknown bytes may raise anything
         yield f"{key}: a member can't be read ({type(error).__name__}: {error})"
         return

@@ -103,7 +103,7 @@ class Subject:
             return torch.from_numpy(self.labels(labels)).float()
         except ValueError as error:
             remedy = "rename or drop the label with `pad retarget` and `label_map`"
-            raise UserError("shards", "labels", f"the LLM can't say one of them ({error})", remedy) from error
+            raise UserError("shards", "labels", str(error), remedy) from error
 
     @property
     def grid(self) -> int:

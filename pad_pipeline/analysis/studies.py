@@ -41,7 +41,7 @@ class EntropyStudy(Study):
 
     def add(self, batch: EncodedBatch) -> None:
         """Add a batch of images."""
-        texts = [self._caption_words(one.caption) for one in batch.images]
+        texts = [self._caption_words(image.caption) for image in batch.images]
         groups = {"before": [batch.patches], "after": [batch.tokens], "text": texts}
         self.most = {name: math.log(min(groups[name][0].shape[-2:])) for name in ("before", "after")}
         for name, sets in groups.items():
@@ -49,9 +49,9 @@ class EntropyStudy(Study):
                 if vectors.numel():
                     self.image[name].add(von_neumann_entropy(vectors, self.settings.center))
                     self._pool(name, vectors.shape[-1]).add(vectors)
-        for one in batch.images:
-            if one.labels:
-                self._add_labels(one, batch.tokens.device)
+        for image in batch.images:
+            if image.labels:
+                self._add_labels(image, batch.tokens.device)
 
     def _pool(self, name: str, width: int) -> PooledEntropy:
         return self.pooled.setdefault(name, PooledEntropy(width, self.settings.center))
@@ -60,15 +60,15 @@ class EntropyStudy(Study):
         ids = self.subject.tokenizer(caption, add_special_tokens=False)["input_ids"]
         return self.subject.words[torch.tensor(ids, dtype=torch.long)]
 
-    def _add_labels(self, one: LabeledImage, device: torch.device) -> None:
+    def _add_labels(self, image: LabeledImage, device: torch.device) -> None:
         """Add the target of each patch that shows a label: the mean of its labels' embeddings, each scaled to length 1.
 
         N targets are mixtures of L embeddings. Their coordinates in an orthogonal basis of the embeddings, `[N, L]`,
         have the same entropy as the targets, `[N, d]`, because the basis keeps lengths and angles, and need less time.
         """
-        words = F.normalize(self.subject.embed(one.labels).double(), dim=-1)
-        shown = one.shown.double()
-        mix = (shown.T / shown.sum(0).clamp_min(1)[:, None])[one.shown.any(0)]
+        words = F.normalize(self.subject.embed(image.labels).double(), dim=-1)
+        shown = image.shown.double()
+        mix = (shown.T / shown.sum(0).clamp_min(1)[:, None])[image.shown.any(0)]
         if not len(mix):
             return
         factor = torch.linalg.qr(words.mT, mode="r").R  # words = factor^T Q^T
@@ -83,9 +83,9 @@ class EntropyStudy(Study):
         """
         scale = 1 / math.log(2) if self.settings.unit == "bits" else 1.0
         image = {name: mean.value() * scale for name, mean in self.image.items()}
-        pooled = {name: one.entropy() * scale for name, one in self.pooled.items()}
+        pooled = {name: pool.entropy() * scale for name, pool in self.pooled.items()}
         result = {"unit": self.settings.unit, "image": image, "pooled": pooled}
-        widths = {name: math.log(min(one.count, one.width)) for name, one in self.pooled.items() if name in self.most}
+        widths = {name: math.log(min(self.pooled[name].count, self.pooled[name].width)) for name in self.most}
         for values, most in ((image, self.most), (pooled, widths)):
             values["dH"] = values.get("before", math.nan) - values.get("after", math.nan)
             values.update({f"bound_{name}": bound * scale for name, bound in most.items()})
@@ -117,16 +117,16 @@ class AlignStudy(Study):
             self.rivals = self.rivals.to(batch.tokens.device)
         with torch.inference_mode():
             untrained = self.untrained(batch.patches)
-        for one, tokens, raw in zip(batch.images, batch.tokens, untrained, strict=True):
-            if not one.labels:
+        for image, tokens, raw in zip(batch.images, batch.tokens, untrained, strict=True):
+            if not image.labels:
                 continue
             # Seeded by the image's key, so that the result does not depend on the order of images.
-            rng = np.random.default_rng([self.settings.seed, *one.key.encode()])
-            self.everywhere.add(one.shown[one.shown.any(-1)].float().mean(-1))
+            rng = np.random.default_rng([self.settings.seed, *image.key.encode()])
+            self.everywhere.add(image.shown[image.shown.any(-1)].float().mean(-1))
             positions = torch.from_numpy(rng.permutation(len(tokens))).to(tokens.device)
-            words, shown = self.subject.embed(one.labels).to(tokens.device), one.shown.to(tokens.device)
+            words, shown = self.subject.embed(image.labels).to(tokens.device), image.shown.to(tokens.device)
             self.scores["align"].add(tokens, words, shown, self.rivals)
-            if wrong := self._other_labels(one.labels, rng):
+            if wrong := self._other_labels(image.labels, rng):
                 others = self.subject.embed(wrong).to(tokens.device)
                 self.scores["shuffled_labels"].add(tokens, others, shown, self.rivals)
             self.scores["shuffled_patches"].add(tokens[positions], words, shown, self.rivals)
@@ -215,8 +215,8 @@ class PursuitStudy(Study):
             mean.add(values)
         images = len(batch.images)
         positive = coefficients > 0  # a word with a negative coefficient does not count as said
-        for one, of_image, said in zip(batch.images, words.chunk(images), positive.chunk(images), strict=True):
-            self.tally.add(of_image, one.labels, one.shown, said)
+        for image, found, said in zip(batch.images, words.chunk(images), positive.chunk(images), strict=True):
+            self.tally.add(found, image.labels, image.shown, said)
 
     def decompose(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the words of vision tokens `[M, d]` as token ids `[M, K]`; and their coefficients and the residual
@@ -255,9 +255,9 @@ class LensStudy(Study):
         """Add a batch of images."""
         likeliest = self._logit_lens(batch.tokens)
         nearest = self.atoms[nearest_word(batch.tokens.flatten(0, 1), self.matrix).cpu()]
-        for one, of_image, logit in zip(batch.images, nearest.chunk(len(likeliest)), likeliest, strict=True):
-            self.embedding.add(of_image[:, None], one.labels, one.shown)
-            self.logit.add(logit[:, None], one.labels, one.shown)
+        for image, found, logit in zip(batch.images, nearest.chunk(len(likeliest)), likeliest, strict=True):
+            self.embedding.add(found[:, None], image.labels, image.shown)
+            self.logit.add(logit[:, None], image.labels, image.shown)
 
     def _logit_lens(self, tokens: Tensor) -> Tensor:
         """Return the LLM's likeliest ordinary token after each token of an image, int64 `[B, M]`. BOS comes first."""

@@ -13,6 +13,6 @@ class ReportSettings(BaseModel):
     limit: int | None = Field(None, ge=1)
     """The number of images, from the first on; all by default."""
     page_size: int = Field(24, ge=1, le=500)
-    """Images on one page, and in one data file."""
+    """The number of images on one page, and in one data file."""
     edge: int = Field(512, ge=32, le=8192)
     """The long edge of the small copies of images, in pixels."""

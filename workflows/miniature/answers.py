@@ -103,7 +103,7 @@ def _matched(true: list[Said], said: list[Said]) -> list[tuple[Said, Said]]:
     for a, b in positions:
         if a in left and b in free:
             pairs.append((left.pop(a), free.pop(b)))
-    return pairs + [(one, _NOTHING) for one in left.values()] + [(_NOTHING, one) for one in free.values()]
+    return pairs + [(thing, _NOTHING) for thing in left.values()] + [(_NOTHING, thing) for thing in free.values()]
 
 
 def _common(a: Said, b: Said) -> int:
@@ -136,5 +136,5 @@ def expressions_of(scenes: list[Scene]) -> list[Expression]:
 def ask_boxes(chat: Chat, scenes: list[Scene]) -> dict[str, Any]:
     """Ask a model for the box of every referring expression, and return the scores of `score_boxes`."""
     expressions = expressions_of(scenes)
-    asked = [chat.prepare(scenes[int(one.image)].image, REFER + one.text) for one in expressions]
-    return score_boxes(expressions, chat.answers(asked, BOX_TOKENS))
+    inputs = [chat.prepare(scenes[int(asked.image)].image, REFER + asked.text) for asked in expressions]
+    return score_boxes(expressions, chat.answers(inputs, BOX_TOKENS))
