@@ -21,14 +21,15 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from pad_pipeline.analysis.model import Subject
+from pad_pipeline.analysis.settings import AnalysisSettings
 from pad_pipeline.analysis.studies import STUDIES
 from pad_pipeline.geometry import View
 from pad_pipeline.miniature.files import write_world
-from pad_pipeline.miniature.shipped import NAME, resolve
+from pad_pipeline.miniature.shipped import NAME, member_reference
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.sources.coco import CocoSource
 from pad_pipeline.training.projector import build_projector, save_projector
-from pad_pipeline.workflows.learning.analyze import analysis_settings, analyze
+from pad_pipeline.workflows.learning.analyze import analyze
 from pad_pipeline.workflows.models.settings import load_models
 from pad_pipeline.workflows.runs.build import import_coco
 from pad_pipeline.workflows.runs.options import RunOptions
@@ -53,9 +54,9 @@ def write_subject(folder: Path, words: int) -> None:
 
 def measure(home: Path, names: list[str], limit: int) -> None:
     """In a process of its own: print seconds and megabytes."""
-    subject = Subject(home / "mm_projector.bin", str(home / "tower"), resolve(NAME, "llm"), -2)
+    subject = Subject(home / "mm_projector.bin", str(home / "tower"), member_reference(NAME, "llm"), -2)
     began = time.monotonic()
-    found = analyze(names, subject, str(home / "shards"), analysis_settings(None, {}), None, limit)
+    found = analyze(names, subject, str(home / "shards"), AnalysisSettings(), None, limit)
     assert found["images"] == limit
     status = Path("/proc/self/status").read_text()  # getrusage would count what the parent held when it forked
     peak = int(re.findall(r"VmHWM:\s*(\d+) kB", status)[0]) / 1000

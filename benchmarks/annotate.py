@@ -193,9 +193,9 @@ def build_stages(setup: Setup, models: ModelSettings, threads: int) -> Iterator[
     """The three stages, one after another, as a setup wants them."""
     compute = ComputeSettings(precision=setup.precision, compile=setup.compile, threads=threads)
     one = {} if setup.batched else {"batch_size": 1}
-    yield "tag", Tagger(models.of(TaggerSettings).model_copy(update=one), DecodeSettings(), compute)
-    detector = Detector(models.of(DetectorSettings).model_copy(update=one), DecodeSettings(), compute)
-    segmenter = Segmenter(models.of(SegmenterSettings).model_copy(update=one), DecodeSettings(), compute)
+    yield "tag", Tagger(models.annotator(TaggerSettings).model_copy(update=one), DecodeSettings(), compute)
+    detector = Detector(models.annotator(DetectorSettings).model_copy(update=one), DecodeSettings(), compute)
+    segmenter = Segmenter(models.annotator(SegmenterSettings).model_copy(update=one), DecodeSettings(), compute)
     if not setup.fused:
         unfuse_dino(detector.model.model)
         unfuse_sam(segmenter.sam.sam)  # type: ignore[union-attr]

@@ -23,14 +23,14 @@ from rich.console import Console
 from rich.table import Table
 
 from pad_pipeline.miniature.files import write_world
-from pad_pipeline.miniature.shipped import NAME, resolve
+from pad_pipeline.miniature.shipped import NAME, member_reference
 from pad_pipeline.pretrained import load_tokenizer
 from pad_pipeline.shards.reader import load_npy, open_shards
 from pad_pipeline.sources.coco import CocoSource
-from pad_pipeline.training.batches import collate, steps
-from pad_pipeline.training.examples import Example, ShardExamples, Sight
+from pad_pipeline.training.batches import collate, load_steps
+from pad_pipeline.training.examples import Example, Preprocessor, ShardExamples
 from pad_pipeline.training.model import normalization
-from pad_pipeline.training.order import Order
+from pad_pipeline.training.order import SampleOrder
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.training.template import Template
 from pad_pipeline.weights import fetch_model
@@ -43,15 +43,15 @@ BATCH = 32
 
 def ours(examples: ShardExamples, workers: int) -> Iterator[object]:
     """Batches as the trainer takes them."""
-    settings = TrainSettings(batch_size=BATCH, micro_batch=BATCH, loader_threads=workers)
-    order = Order(len(examples), BATCH, 0)
-    return steps(examples, order.step, settings, range(len(examples) // BATCH))
+    examples.settings = TrainSettings(batch_size=BATCH, micro_batch=BATCH, loader_threads=workers)
+    order = SampleOrder(np.arange(len(examples)), BATCH, 0)
+    return load_steps(examples, order.step, range(len(examples) // BATCH))
 
 
 def plain(examples: ShardExamples, workers: int) -> Iterator[object]:
     """The same by `webdataset`."""
     folder = Path(str(examples.shards.folder))
-    grid, width = examples.sight.view.grid, examples.shards.run.embedding_width
+    grid, width = examples.preprocessor.view.grid, examples.shards.run.embedding_width
 
     def example(sample: dict[str, bytes]) -> Example:
         meta = json.loads(sample["json"])
@@ -61,12 +61,14 @@ def plain(examples: ShardExamples, workers: int) -> Iterator[object]:
         coverage = load_npy(sample["masks.npy"], (len(rows), grid, grid), np.uint8).reshape(-1, grid * grid)
         embeds = load_npy(sample["embeds.npy"], (len(labels), width), np.float16)[rows]
         text = examples.template.caption(meta["caption"])
-        return Example(str(sample["__key__"]), text, examples.sight.pixels(image, examples.decoding), coverage, embeds)
+        return Example(
+            str(sample["__key__"]), text, examples.preprocessor.pixels(image, examples.decoding), coverage, embeds
+        )
 
     tars = sorted(map(str, folder.glob("pad-*.tar")))
     dataset = wds.WebDataset(tars, shardshuffle=False).map(example).batched(BATCH, collation_fn=list, partial=False)
     loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=workers)
-    return (collate(batch, examples.sight) for batch in loader)
+    return (collate(batch, examples.preprocessor) for batch in loader)
 
 
 def main() -> None:
@@ -84,10 +86,10 @@ def main() -> None:
         shards = Path(home, "shards")
         import_coco(source, shards, models.llm, models.decode, models.view, RunOptions(shard_size=256))
         folder = open_shards(shards)
-        mean, std = normalization(fetch_model("vision", resolve(NAME, "clip")))
-        sight = Sight(folder.run.view, mean, std, folder.run.view.grid**2)
-        tokenizer = load_tokenizer("llm", fetch_model("llm", resolve(NAME, "llm")))
-        examples = ShardExamples(folder, sight, Template("plain", tokenizer), TrainSettings())
+        mean, std = normalization(fetch_model("vision", member_reference(NAME, "clip")))
+        preprocessor = Preprocessor(folder.run.view, mean, std, folder.run.view.grid**2)
+        tokenizer = load_tokenizer("llm", fetch_model("llm", member_reference(NAME, "llm")))
+        examples = ShardExamples(folder, preprocessor, Template("plain", tokenizer), TrainSettings())
         rates: dict[str, list[float]] = {"webdataset": [], "pad": []}
         for _ in range(asked.repeats):
             for name, way in (("webdataset", plain), ("pad", ours)):

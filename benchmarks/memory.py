@@ -52,10 +52,10 @@ def models(folder: Path, precision: Any) -> Iterator[tuple[str, Callable[[], Sta
     compute, decoding = ComputeSettings(precision=precision), DecodeSettings()
     paper = write_official_size(folder, "vit_h", "swin_b")
     plus = write_official_size(folder, "vit_h", "swin_b", "ram_plus")
-    yield "RAM, Swin-L 384", lambda: Tagger(paper.of(TaggerSettings), decoding, compute)
-    yield "RAM++, Swin-L 384", lambda: Tagger(plus.of(TaggerSettings), decoding, compute)
-    yield "Grounding DINO base (Swin-B)", lambda: Detector(paper.of(DetectorSettings), decoding, compute)
-    yield "SAM ViT-H", lambda: Segmenter(paper.of(SegmenterSettings), decoding, compute)
+    yield "RAM, Swin-L 384", lambda: Tagger(paper.annotator(TaggerSettings), decoding, compute)
+    yield "RAM++, Swin-L 384", lambda: Tagger(plus.annotator(TaggerSettings), decoding, compute)
+    yield "Grounding DINO base (Swin-B)", lambda: Detector(paper.annotator(DetectorSettings), decoding, compute)
+    yield "SAM ViT-H", lambda: Segmenter(paper.annotator(SegmenterSettings), decoding, compute)
 
 
 def weight_bytes(stage: Stage) -> int:

@@ -39,17 +39,17 @@ class ReferenceLoop:
 
     def __init__(self, models: ModelSettings, device: torch.device) -> None:
         self.models, self.device = models, device
-        tagger = models.of(TaggerSettings)
+        tagger = models.annotator(TaggerSettings)
         self.labels, thresholds = read_tags(tagger)
         self.thresholds = torch.tensor(thresholds, device=device)
         path = fetch_file("tagger.weights", tagger.weights)
         self.ram = load_ram(Ram(tagger, len(self.labels)), path).to(device)
-        folder = local_path(models.of(DetectorSettings).model)
+        folder = local_path(models.annotator(DetectorSettings).model)
         self.dino = GroundingDinoForObjectDetection.from_pretrained(folder, disable_custom_kernels=True)
         self.dino = self.dino.to(device).eval()
         self.processor = GroundingDinoImageProcessorPil.from_pretrained(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        sam, _ = load_sam(fetch_file("segmenter.weights", models.of(SegmenterSettings).weights))
+        sam, _ = load_sam(fetch_file("segmenter.weights", models.annotator(SegmenterSettings).weights))
         unfuse_sam(sam)
         self.predictor = SamPredictor(sam.to(device))
         for model in (self.ram, self.dino, sam):
@@ -77,7 +77,7 @@ class ReferenceLoop:
 
     def tag(self, row: ImageRecord) -> None:
         """One forward pass, one image."""
-        image = resize(decode(row.data, DecodeSettings())[0], self.models.of(TaggerSettings).image_size)
+        image = resize(decode(row.data, DecodeSettings())[0], self.models.annotator(TaggerSettings).image_size)
         scores = self.ram(normalize(image[None].to(self.device))).sigmoid()[0]
         row.tags = [
             Tag(self.labels[i], float(scores[i])) for i in (scores > self.thresholds).nonzero().flatten().tolist()
@@ -85,7 +85,7 @@ class ReferenceLoop:
 
     def ground(self, row: ImageRecord) -> None:
         """One text of all tags; boxes by the highest token, labels by decoding tokens."""
-        settings = self.models.of(DetectorSettings)
+        settings = self.models.annotator(DetectorSettings)
         if not row.tags:
             return
         image = decode(row.data, DecodeSettings())[0]

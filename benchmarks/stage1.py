@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pad_pipeline.training.batches import Batch
-from pad_pipeline.training.flops import flops_of, peak
+from pad_pipeline.training.flops import peak_flops, step_flops
 from pad_pipeline.training.losses import patch_loss
 from pad_pipeline.training.model import MultimodalModel
 from pad_pipeline.training.settings import TrainSettings
@@ -116,8 +116,8 @@ def loss_of(model: MultimodalModel, batch: Batch, every_logit: bool) -> Tensor:
     if not every_logit:
         losses = model(batch)
         return losses.caption + losses.patch
-    tokens = model.see(batch.pixels)
-    logits = model.llm.get_output_embeddings()(model.read(tokens, batch)).float()
+    tokens = model.encode_images(batch.pixels)
+    logits = model.llm.get_output_embeddings()(model.run_llm(tokens, batch)).float()
     targets = torch.full((len(logits),), -100, device=logits.device).index_copy(0, batch.predicting, batch.targets)
     patch = patch_loss(tokens, batch.embeds, batch.coverage, batch.image, model.settings.patch_loss)
     return F.cross_entropy(logits, targets) + patch
@@ -151,8 +151,8 @@ def measure(folder: Path, row: Row, samples: int, steps: int, device: torch.devi
     except torch.OutOfMemoryError:
         return [row.name, str(samples), "-", "-", "-"]
     seconds = (time.monotonic() - began) / steps
-    flops = flops_of(model, samples, batch.ids.numel(), len(batch.targets)) / seconds
-    most = peak(device)
+    flops = step_flops(model, samples, batch.ids.numel(), len(batch.targets)) / seconds
+    most = peak_flops(device)
     share = f"{flops / most:.1%}" if most else f"{flops / 1e12:.3f} TFLOP/s"
     memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}" if on_gpu else ""
     return [row.name, str(samples), f"{samples / seconds:.2f}", share, memory]

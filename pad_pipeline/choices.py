@@ -1,10 +1,10 @@
-"""Types with a few allowed values that the command line offers too. Imports nothing heavy."""
+"""The types of settings with a few allowed values. The command line offers them, so this file imports nothing heavy."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 Status = Literal["ok", "empty", "failed"]
-"""The result for an image: it has regions, has none, or could not be read or annotated."""
+"""The result for an image: `ok` with regions, `empty` without, `failed` if it could not be read or annotated."""
 Depth = Literal["names", "sizes", "sample", "full"]
-"""The facts by which a plan recognizes images: names; sizes too; and the sha256 of some images or of all."""
+"""How a plan recognizes images: by `names`; also by `sizes`; also by the sha256 of a `sample` or of all (`full`)."""

@@ -1,4 +1,4 @@
-"""Print results on standard output, and everything else on standard error. Only a terminal gets colors."""
+"""Print results on standard output, and everything else on standard error. Colors appear only on a terminal."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.text import Text
 
-EVERY = 60.0
-"""Seconds between two lines of progress, if standard error is no terminal."""
+PROGRESS_SECONDS = 60.0
+"""Seconds between two lines of progress when standard error is not a terminal."""
 _Step = TypeVar("_Step")
 
 console = Console()
 errors = Console(stderr=True)
-"""Progress, notes, warnings and errors. A quiet `pad` prints only the error that ends a command."""
+"""The console for progress, notes, warnings and errors. A quiet `pad` prints only the error that ends a command."""
 
 
 def say(text: str | Text, style: str | None = None, to: Console = console) -> None:
-    """Print a line unchanged: without markup, colored numbers and wrapping."""
+    """Print a line as it is: without markup, colored numbers and wrapping."""
     to.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def note(text: str | Text, style: str | None = None) -> None:
-    """Print a line unchanged on standard error."""
+    """Print a line as it is on standard error."""
     say(text, style, errors)
 
 
 @contextmanager
 def progress(what: str, total: int | None, note: str = "", shown: bool = True) -> Iterator[Callable[..., None]]:
-    """Show a progress bar while the block runs. If standard error is no terminal, print a line each minute instead.
+    """Show a progress bar while the block runs; print a line each minute instead if standard error is not a terminal.
 
     Args:
         what: the text before the bar.
         total: the number of steps; None if it is not known yet.
-        note: the text behind the bar, such as `images`.
-        shown: whether to show the bar at all.
+        note: the text after the bar, such as `images`.
+        shown: False shows nothing.
 
     Yields:
-        A function that changes the bar: it takes `completed`, `total` and `note` by name.
+        A function that updates the bar; its keyword arguments are `completed`, `total` and `note`.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -52,7 +52,7 @@ def progress(what: str, total: int | None, note: str = "", shown: bool = True) -
         def update(**changes: Any) -> None:
             nonlocal printed
             bar.update(task, **changes)
-            if shown and not errors.is_terminal and time.monotonic() - printed >= EVERY:
+            if shown and not errors.is_terminal and time.monotonic() - printed >= PROGRESS_SECONDS:
                 printed = time.monotonic()
                 now = bar.tasks[0]
                 left = f", {now.time_remaining:.0f} s left" if now.time_remaining is not None else ""
@@ -62,7 +62,7 @@ def progress(what: str, total: int | None, note: str = "", shown: bool = True) -
 
 
 def track(steps: Iterable[_Step], what: str, total: int) -> Iterator[_Step]:
-    """Yield the steps, and show with a progress bar how many were taken."""
+    """Yield the steps, with a progress bar that counts them."""
     with progress(what, total) as update:
         for done, step in enumerate(steps, 1):
             yield step

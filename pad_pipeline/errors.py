@@ -9,14 +9,13 @@ from contextlib import contextmanager
 class UserError(Exception):
     """A problem that the user can solve.
 
-    The command line shows a field, and every other parameter named in backticks, as the option of the command.
+    The command line shows the field, and each parameter that rule or remedy name in backticks, as an option.
 
     Args:
         field: the Python parameter, setting or file entry that is wrong ("images", "tagger.weights").
         value: its value.
-        rule: the rule that the value breaks, or what went wrong. Another parameter stands in backticks: "it goes with
-            `data`".
-        remedy: what the user can do now, with other parameters in backticks too.
+        rule: the rule that the value breaks, or what went wrong ("it goes with `data`").
+        remedy: what the user can do now.
     """
 
     def __init__(self, field: str, value: object, rule: str, remedy: str) -> None:
@@ -31,8 +30,7 @@ class UserError(Exception):
 
 @contextmanager
 def rename_field(**names: str) -> Iterator[None]:
-    """Replace the field of a `UserError` from the block, where the caller's parameter has another name than the
-    callee's: `rename_field(shards="heldout")`."""
+    """Rename the field of a `UserError` that the block raises: `rename_field(shards="heldout")`."""
     try:
         yield
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Read, flatten and compare the facts that a folder holds about itself as JSON: settings, inputs, models."""
+"""Read, flatten and compare the facts that a command notes as JSON in its output folder: settings, inputs, models."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ from pad_pipeline.errors import UserError
 
 
 def read_facts(path: Path) -> dict[str, Any] | None:
-    """Return the facts that an earlier call wrote into its output folder; None if there is no such file.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """Return the facts in an output folder's JSON file, None without one; raise `UserError` if it is damaged."""
     if not path.is_file():
         return None
     try:
@@ -27,22 +23,22 @@ def read_facts(path: Path) -> dict[str, Any] | None:
     return facts
 
 
-def flat(facts: Any, name: str = "") -> dict[str, Any]:
+def flatten(facts: Any, name: str = "") -> dict[str, Any]:
     """Return nested facts as one dictionary with dotted names: `{"a": {"b": 1}}` -> `{"a.b": 1}`."""
     if not isinstance(facts, dict):
         return {name: facts}
-    parts = (flat(value, f"{name}.{key}" if name else key) for key, value in facts.items())
+    parts = (flatten(value, f"{name}.{key}" if name else key) for key, value in facts.items())
     return {dotted: value for part in parts for dotted, value in part.items()}
 
 
-def differences(old: Any, new: Any, but: Collection[str] = ()) -> list[str]:
-    """Return `name: old -> new` for every fact that differs, in the order of names, except for the dotted names `but`.
+def differences(old: Any, new: Any, ignored: Collection[str] = ()) -> list[str]:
+    """Return `name: old -> new` for every fact that differs, sorted by name, without the dotted names `ignored`.
 
-    A fact that one side lacks equals None, and is shown as `absent`.
+    A fact that is missing on one side is shown as `absent`. It counts as equal to None.
     """
-    before, after = flat(old), flat(new)
+    before, after = flatten(old), flatten(new)
     return [
         f"{name}: {before.get(name, 'absent')} -> {after.get(name, 'absent')}"
         for name in sorted(before.keys() | after.keys())
-        if name not in but and before.get(name) != after.get(name)
+        if name not in ignored and before.get(name) != after.get(name)
     ]

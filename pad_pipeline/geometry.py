@@ -1,8 +1,8 @@
-"""The view of an image, and the coverage of its patch grid by masks.
+"""The view: the square that the vision encoder sees of an image; and how much of each patch in it a mask covers.
 
-One affine rule for each axis describes all three fits. Pixel k of the original spans [k*pixel, (k+1)*pixel], and cell j
-of the grid spans [origin + j*cell, origin + (j+1)*cell], in a unit that makes `pixel`, `cell` and `origin` whole
-numbers. So the coverage of a cell by a mask is a ratio of integers, and exact.
+Along each axis, pixel k of the original spans [k*pixel, (k+1)*pixel], and cell j of the patch grid spans
+[origin + j*cell, origin + (j+1)*cell]. The unit is chosen for each fit so that `pixel`, `cell` and `origin` are whole
+numbers. So the coverage of a cell is a ratio of integers, and exact.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ if TYPE_CHECKING:  # the command line reads the fields of `View`, and does not w
 
 Fit = Literal["crop", "pad", "stretch"]
 PatchRule = Literal["soft", "any", "half", "argmax"]
-"""Which patches belong to a region.
+"""The rule for which patches belong to a region.
 
-`soft`: each patch, by the share of it that the region covers. `any`: patches that the region touches. `half`: patches
-of which it covers half or more (31% of real objects have no such patch on a 24 x 24 grid). `argmax`: the same, and
-where there is none, the patch or patches with the highest coverage, so that at least one belongs to the region.
+`soft`: every patch, weighted by its coverage. `any`: patches that the region touches. `half`: patches that the region
+covers by half or more (31% of real objects have no such patch on a 24 x 24 grid). `argmax`: as `half`; a region without
+such a patch gets the patches with its highest coverage.
 """
 HALF = 128
-"""A patch of this coverage (of 255) or more is half covered."""
+"""The coverage, of 255, from which a patch counts as half covered."""
 
 
 class Axis(NamedTuple):
-    """The width of a pixel, the width of a cell, and the edge of the first cell along one axis, in a common unit."""
+    """Along one axis, in a common unit: the length of a pixel and of a cell, and where the first cell begins."""
 
     pixel: int
     cell: int
@@ -37,18 +37,18 @@ class Axis(NamedTuple):
 
 
 class View(BaseModel):
-    """What the vision encoder sees of an image, and the patch grid on it."""
+    """The square that the vision encoder sees of an image, with its patch grid."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     size: int = Field(336, gt=0, le=4096)
-    """Edge of the square that goes into the vision encoder, in pixels (`paper` and `plus`: 336, `miniature`: 112)."""
+    """Edge of the square in pixels (`paper` and `plus`: 336, `miniature`: 112)."""
     patch: int = Field(14, gt=0)
-    """Edge of one patch, in pixels of the view (`paper` and `plus`: 14, `miniature`: 8)."""
+    """Edge of a patch in pixels of the square (`paper` and `plus`: 14, `miniature`: 8)."""
     fit: Fit = "crop"
-    """How an image becomes a square of `size`. `crop`: the shortest edge is resized to `size`, then the center is cut
-    out (LLaVA-1.5's training stage 1). `pad`: the image is padded to a square with the mean color, then resized (its
-    training stage 2). `stretch`: both edges are resized to `size`."""
+    """How an image becomes the square. `crop`: its short edge is resized to `size`, then the center is cut out (as in
+    LLaVA-1.5's training stage 1). `pad`: it is padded to a square with the mean color, then resized (as in stage 2).
+    `stretch`: both edges are resized to `size`."""
 
     @model_validator(mode="after")
     def _whole_patches(self) -> View:
@@ -60,11 +60,11 @@ class View(BaseModel):
 
     @property
     def grid(self) -> int:
-        """Patches along one edge: 336 / 14 = 24."""
+        """The number of patches along one edge: 336 / 14 = 24."""
         return self.size // self.patch
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
-        """Return the width and height of an image after the resize and before the crop.
+        """Return the width and height of an image after the resize, before the crop.
 
         The long edge is truncated, not rounded, as `get_resize_output_image_size` of transformers does.
         """
@@ -74,37 +74,35 @@ class View(BaseModel):
         return (self.size, long) if width == short else (long, self.size)
 
     def axes(self, width: int, height: int) -> tuple[Axis, Axis]:
-        """Return the x and the y axis for an image of `width` x `height` pixels."""
+        """Return the x axis and the y axis for an image of `width` x `height` pixels."""
         square, resized = max(width, height), self.resized(width, height)
 
         def axis(old: int, new: int) -> Axis:
-            if self.fit == "pad":  # LLaVA's expand2square rounds the offset down to whole pixels, too
+            if self.fit == "pad":  # the offset is rounded down to whole pixels, as in LLaVA's expand2square
                 return Axis(self.size, self.patch * square, -self.size * ((square - old) // 2))
             return Axis(new, self.patch * old, (new - self.size) // 2 * old)
 
         return axis(width, resized[0]), axis(height, resized[1])
 
     def coverage(self, mask: np.ndarray) -> np.ndarray:
-        """Compute how much of each patch a mask covers.
+        """Return how much of each patch a mask covers, for a mask of the upright original, bool or 0/1 `[H, W]`.
 
-        Args:
-            mask: bool or 0/1 `[H, W]`, at the size of the upright original.
-
-        Returns:
-            uint8 `[grid, grid]`: 255 x covered area / area of the patch, rounded half up. It is at least 1 where
-            anything is covered, so that a region smaller than a patch never vanishes.
+        The result is uint8 `[grid, grid]`: 255 x covered area / area of the patch, rounded half up, but at least 1 for
+        a patch that the mask touches, so that a tiny region never vanishes.
         """
         import numpy as np
 
         height, width = mask.shape
         over_x, over_y, area = _overlaps(self, width, height)
-        # These whole numbers are below 2**53, so float64 holds them exactly; numpy multiplies it far faster than int64.
+        # float64 holds these whole numbers exactly (they are below 2**53), and multiplies far faster than int64.
         covered = (over_y @ mask.astype(np.float64) @ over_x.T).astype(np.int64)
         return np.where(covered > 0, np.maximum((510 * covered + area) // (2 * area), 1), 0).astype(np.uint8)
 
     def apply(self, image: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
-        """Return the view of an upright RGB image, `size` x `size` pixels, by bicubic resizing as in CLIP's and LLaVA's
-        processors. `fill` is the color of the padding, 0..255; LLaVA uses int(255 * mean) of the encoder's mean."""
+        """Turn an upright RGB image into the square, resized bicubically as in CLIP's and LLaVA's processors.
+
+        `fill` is the RGB color of the padding, 0..255. LLaVA uses int(255 * mean) of the encoder's mean.
+        """
         from PIL import Image
 
         if self.fit == "pad" and image.width != image.height:
@@ -119,15 +117,10 @@ class View(BaseModel):
 
 
 def select_patches(coverage: np.ndarray, rule: PatchRule) -> np.ndarray:
-    """Compute how much each patch belongs to each region.
+    """Return how much each patch belongs to each region, from the regions' `View.coverage`, uint8 `[R, grid, grid]`.
 
-    Args:
-        coverage: uint8 `[R, grid, grid]`, 0..255, from `View.coverage`.
-        rule: which patches belong to a region.
-
-    Returns:
-        uint8 `[R, grid, grid]`: 0..255 with the rule `soft`, 0 or 255 with the others. A region outside the view has no
-        patch with any rule.
+    The result has the same shape and type: 0..255 for the rule `soft`, 0 or 255 for the others. A region outside the
+    view has no patch under any rule.
     """
     import numpy as np
 
@@ -142,8 +135,8 @@ def select_patches(coverage: np.ndarray, rule: PatchRule) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _overlaps(view: View, width: int, height: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return how far cells and pixels overlap on x, float64 `[grid, width]`, and on y, float64 `[grid, height]`, and a
-    cell's area."""
+    """Return the length of the overlap of each cell with each pixel along x, float64 `[grid, width]`, and along y,
+    float64 `[grid, height]`; and the area of a cell."""
     import numpy as np
 
     def overlap(axis: Axis, length: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Decode the bytes of a file into the upright RGB image. Images are opened nowhere else."""
+"""Decode the bytes of an image file to an upright RGB image. No other file of the package opens images."""
 
 from __future__ import annotations
 
@@ -18,42 +18,39 @@ ENDINGS = {name: name.lower() for name in _NAMED_LIKE_ENDING} | {
     "FTEX": "ftc", "HDF5": "h5", "IPTC": "iim", "JPEG": "jpg", "JPEG2000": "jp2", "MCIDAS": "area", "MPEG": "mpg",
     "PIXAR": "pxr", "SPIDER": "spi", "SUN": "ras", "TIFF": "tif", "XVTHUMB": "xv",
 }  # fmt: skip
-"""File ending of each format, by Pillow's name of the format.
+"""The file ending of each image format, by Pillow's name of the format.
 
-A shard can come from anybody, so the format that it states becomes part of a file's name only if it is one of these.
+A shard can come from anybody, so only these endings become part of a file's name.
 """
 
 
 class DecodeSettings(BaseModel):
-    """Which images are accepted, and what is put behind transparent ones."""
+    """The limits for images, and the background for transparent ones."""
 
     model_config = ConfigDict(extra="forbid")
 
     max_file_bytes: int = Field(256 << 20, gt=0)
     """Larger files are refused before they are read."""
     max_pixels: int = Field(100_000_000, gt=0, le=178_000_000)
-    """Larger images are refused before they are decoded, because a small file can claim gigapixels. (Pillow refuses
-    images above 178 million pixels.)"""
+    """Larger images are refused before they are decoded, because a small file can claim gigapixels. Pillow itself
+    refuses images above 178 million pixels."""
     max_aspect: float = Field(100.0, ge=1)
-    """Images with a higher ratio of long to short edge are refused; no square view shows anything useful of them."""
+    """Images with a higher ratio of long to short edge are refused, because no square view shows them usefully."""
     background: tuple[int, int, int] = (255, 255, 255)
-    """The color behind transparent pixels, RGB 0..255."""
+    """The RGB color behind transparent pixels, 0..255."""
 
 
 class BadImage(ValueError):
-    """The reason why a file is not an image that can be used."""
+    """A file is not an image that can be used; the message says why."""
 
 
 def decode(data: bytes, settings: DecodeSettings) -> tuple[Image.Image, str]:
-    """Decode the first frame of an image file; return it, and Pillow's name of the format.
+    """Decode the first frame of an image file to an upright 8-bit RGB image; return it and Pillow's format name.
 
-    The image is upright, in 8-bit RGB, and on the background color where it is transparent.
-
-    Raises:
-        BadImage: the bytes are no image, a damaged one, or one beyond the limits.
+    Raise `BadImage` if the bytes are not an image, or the image is damaged or beyond the limits.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about corrupt EXIF and large images, which are both handled here
+        warnings.simplefilter("ignore")  # both corrupt EXIF and large images are handled here
         try:
             image = Image.open(io.BytesIO(data))
             format_name = image.format or "unknown"
@@ -80,8 +77,7 @@ def _check_size(image: Image.Image, settings: DecodeSettings) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn the image as its EXIF orientation says. A TIFF is not turned twice: Pillow turns it on loading, and drops
-    the tag."""
+    # This does not turn a TIFF twice: Pillow turns it on loading, and drops the EXIF tag.
     try:
         return ImageOps.exif_transpose(image) or image
     except Exception:  # the EXIF data can't be read
@@ -103,9 +99,8 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """Scale a gray image of more than 8 bits to 8 bits; Pillow's own conversion would clip it to white.
 
-    Cameras store 10, 12 or 14 bits in 16, so white is the highest value of the smallest depth that holds the brightest
-    pixel. Images with values outside 0..65535, and float ones, are stretched from their darkest to their brightest
-    pixel.
+    Cameras store 10, 12 or 14 bits in 16. So white is the highest value of the smallest depth that holds the brightest
+    pixel. A float image, or one with values outside 0..65535, is stretched from its darkest to its brightest pixel.
     """
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
     low, high = values.min(), values.max()

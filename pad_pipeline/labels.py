@@ -1,4 +1,4 @@
-"""Compute label embeddings: means of an LLM's input embeddings, the only tensor that is read of its checkpoint."""
+"""Compute label embeddings, which are means of an LLM's input embeddings. No other tensor of the LLM is read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EMBEDDING_ENDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 
 
 class LabelSettings(BaseModel):
-    """The LLM whose input embeddings are averaged, and how a label becomes tokens."""
+    """The LLM for the label embeddings, and how it tokenizes a label."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -29,30 +29,30 @@ class LabelSettings(BaseModel):
     revision: str = ""
     """Branch, tag or commit on the hub; empty for its default."""
     context: Literal["sentence", "bare"] = "sentence"
-    """How a label is tokenized. `sentence`: as inside a sentence, after a space. `bare`: as at the start of a text. The
-    paper does not say which; neither adds a BOS token."""
+    """How a label is tokenized: as after a space inside a `sentence`, or `bare`, as at the start of a text. No BOS
+    token is added. The paper does not say which it uses."""
 
     section: ClassVar[str] = "llm"
-    """Name of its section in a models file."""
+    """The section of these settings in a models file."""
     paths: ClassVar[tuple[str, ...]] = ("llm",)
-    """Settings that name a file or a folder. A relative path is relative to the models file."""
+    """The settings that name a file or a folder. A relative path starts at the models file."""
     pins: ClassVar[dict[str, str]] = {}
 
     def files(self) -> list[ModelFile]:
-        """Return the folder or hub name of the LLM. Nothing is fetched."""
+        """Return the folder or hub name of the LLM, without fetching anything."""
         return [ModelFile("llm.llm", self.llm, "", self.revision)]
 
     def check(self) -> str:
-        """Read the tokenizer and one embedding, and describe what was read; raise `UserError` if that fails."""
+        """Compute one embedding as a test, and return its width as a text; raise `UserError` if that fails."""
         embedder = LabelEmbedder(self)
         embedder(["thing"])
         return f"word embeddings of {embedder.width} numbers"
 
 
 class LabelEmbedder:
-    """Computes label embeddings: the mean of the input embeddings of a label's tokens.
+    """Computes label embeddings, each the mean of the input embeddings of a label's tokens.
 
-    The mean is computed in float32 and rounded to float16, the type of a shard's `embeds.npy`.
+    It computes in float32, and rounds to float16, the type of a shard's `embeds.npy`.
     """
 
     def __init__(self, settings: LabelSettings) -> None:
@@ -64,20 +64,16 @@ class LabelEmbedder:
         self._known: dict[str, np.ndarray] = {}
 
     def fingerprints(self) -> dict[str, str]:
-        """Return the sha256 of the LLM's input embedding and of its tokenizer's files, by a name for run.json."""
+        """Return the sha256 of the LLM's input embedding and that of its tokenizer, by their names in run.json."""
         files = ["tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt"]
         return {"llm_embedding": self.table.sha256(), "llm_tokenizer": folder_sha256(self.folder, files)}
 
     def tokens(self, label: str) -> list[int]:
-        """Return the label's token ids, without special tokens.
-
-        Raises:
-            UserError: the tokenizer can't tokenize labels as inside a sentence.
-        """
+        """Return a label's token ids; raise `UserError` if the tokenizer merges it with the word before it."""
         if self.settings.context == "bare":
             return self._encode(label)
-        # "a " before the label makes it a word inside a sentence for every kind of tokenizer, whether it marks the
-        # starts of words (SentencePiece) or the spaces themselves (byte-level BPE).
+        # After "a ", the label is a word inside a sentence for every kind of tokenizer: those that mark the starts of
+        # words (SentencePiece), and those that mark spaces (byte-level BPE).
         before, whole = self._encode("a"), self._encode(f"a {label}")
         if whole[: len(before)] != before:
             rule = f"this tokenizer merges words across the space before {label!r}"
@@ -89,11 +85,7 @@ class LabelEmbedder:
         return ids
 
     def __call__(self, labels: list[str]) -> np.ndarray:
-        """Return the embedding of each label, float16 `[len(labels), width]`.
-
-        Raises:
-            ValueError: a label has no token.
-        """
+        """Return an embedding for each label, float16 `[labels, width]`; raise `ValueError` if one has no token."""
         for label in labels:
             if label not in self._known:
                 ids = self.tokens(label)
@@ -104,18 +96,18 @@ class LabelEmbedder:
 
 
 class EmbeddingTable:
-    """The input embedding tensor in an LLM's checkpoint, read row by row, without loading anything else."""
+    """The input embedding in an LLM's checkpoint. Only the rows that are asked for are loaded."""
 
     def __init__(self, folder: Path) -> None:
-        self.path, self.name = _find_embedding(folder)
+        self.path, name = _find_embedding(folder)
         try:
             if self.path.suffix == ".safetensors":
-                # The file stays open: it is memory-mapped, and only the rows that are asked for are read.
+                # The file is memory-mapped and stays open.
                 tensors: Any = safe_open(self.path, "pt")
-                self._tensor = tensors.get_slice(self.name)
+                self._tensor = tensors.get_slice(name)
                 self._shape: tuple[int, ...] = tuple(self._tensor.get_shape())
             else:
-                self._tensor = read_tensors("llm.llm", self.path)[self.name]
+                self._tensor = read_tensors("llm.llm", self.path)[name]
                 self._shape = tuple(self._tensor.shape)
         except (SafetensorError, KeyError, OSError) as error:
             rule = f"its embedding can't be read ({type(error).__name__}: {error})"
@@ -125,10 +117,9 @@ class EmbeddingTable:
         self.width = self._shape[1]
 
     def rows(self, ids: list[int]) -> torch.Tensor:
-        """Return the embeddings of these tokens, float32 `[len(ids), width]`.
+        """Return the embeddings of the tokens `ids`, float32 `[len(ids), width]`.
 
-        Raises:
-            UserError: the embedding has no row for a token, or a row is not finite in float16.
+        Raise `UserError` if a token has no row, or a row is not finite in float16.
         """
         remedy = "use the tokenizer and the checkpoint of one model"
         if max(ids) >= self._shape[0]:
@@ -136,11 +127,11 @@ class EmbeddingTable:
             raise UserError("llm.llm", self.path, rule, remedy)
         rows = torch.cat([self._tensor[index : index + 1] for index in ids]).float()
         if not bool(rows.to(torch.float16).isfinite().all()):
-            raise UserError("llm.llm", self.path, "its embedding holds numbers beyond float16 or no numbers", remedy)
+            raise UserError("llm.llm", self.path, "its embedding holds NaN, or numbers beyond float16", remedy)
         return rows
 
     def sha256(self) -> str:
-        """Return the sha256 of the tensor's shape, type and values: equal embeddings have equal hashes in any file."""
+        """Return the sha256 of the tensor's shape, type and values. It does not depend on the file format."""
         digest = hashlib.sha256()
         for start in range(0, self._shape[0], 4096):
             block = self._tensor[start : start + 4096]
@@ -150,24 +141,24 @@ class EmbeddingTable:
 
 
 def _llm_folder(settings: LabelSettings) -> Path:
-    """Return the LLM's folder; from the hub, only the tokenizer and the weight file with the embedding are fetched."""
+    """Return the LLM's folder. From the hub, only the tokenizer and the weight file with the embedding are fetched."""
     where, small = ("llm.llm", settings.llm, settings.revision), ["*.json", "tokenizer.model"]
     folder = fetch_folder(*where, small)
     if local_path(settings.llm).is_dir():
         return folder
     try:
         return fetch_folder(*where, [*small, _find_embedding(folder)[0].name])
-    except UserError:  # there is no index that names the file, but a single weight file
+    except UserError:  # the LLM has a single weight file, and so no index
         return fetch_model(*where)
 
 
 def _find_embedding(folder: Path) -> tuple[Path, str]:
-    """Find the input embedding in an LLM's folder; return its file, and the tensor's name in it."""
+    """Find the input embedding in an LLM's folder; return its file, and the name of its tensor."""
     for index in sorted(folder.glob("*.safetensors.index.json")) + sorted(folder.glob("*.bin.index.json")):
         try:
             weight_map = json.loads(index.read_text())["weight_map"]
             name = next(name for name in weight_map if name.endswith(_EMBEDDING_ENDINGS))
-            # The bare name of the file, so that it can't lead out of the folder.
+            # Only the file's name is used, so that a path can't lead out of the folder.
             return folder / Path(weight_map[name]).name, name
         except (ValueError, KeyError, StopIteration, AttributeError, TypeError, RecursionError):
             continue

@@ -1,4 +1,4 @@
-"""Check and decode masks in COCO's compressed RLE that come from files of unknown origin."""
+"""Check and decode masks in COCO's compressed RLE, which may come from files of unknown origin."""
 
 from __future__ import annotations
 
@@ -9,21 +9,18 @@ from pycocotools import mask as coco_mask
 
 
 def decode_mask(rle: dict[str, Any], width: int, height: int) -> np.ndarray:
-    """Decode a mask to uint8 `[height, width]`, 0 or 1, after `check_mask`, which raises `ValueError`."""
+    """Check a mask with `check_mask`, and decode it to uint8 `[height, width]`, 0 or 1."""
     check_mask(rle, width, height)
     mask: np.ndarray = coco_mask.decode(rle)
     return mask
 
 
 def check_mask(rle: dict[str, Any], width: int, height: int) -> None:
-    """Check a mask, because pycocotools reads or writes memory out of bounds for a damaged one.
+    """Raise `ValueError` unless a mask has the image's size and fills it; pycocotools breaks memory for damaged masks.
 
-    The format is that of cocoapi's rleFrString. A run is a number in groups of 5 bits, lowest first, with a character
-    for each group; the sixth bit of a character says that more groups follow. From the fourth run on, the number is the
-    difference to the run before the last.
-
-    Raises:
-        ValueError: `rle` has another size, or its runs do not fill the image exactly.
+    The format is that of cocoapi's rleFrString. Each run length is a number in groups of 5 bits, lowest group first.
+    A character holds one group; its sixth bit is set if another group follows. From the fourth run on, the number is
+    the difference to the run two before.
     """
     if rle["size"] != [height, width]:
         raise ValueError(f"its mask is {rle['size']} and the image {[height, width]} (H, W)")

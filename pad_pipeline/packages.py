@@ -1,4 +1,4 @@
-"""Optional packages: what each is needed for, and the command that installs it."""
+"""The optional packages: the use of each, and the command that installs it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 
 class Package(NamedTuple):
-    """A package that `pip install pad-pipeline` does not install."""
+    """The use of an optional package, which `pip install pad-pipeline` does not install."""
 
     use: str
-    """What needs the package."""
+    """The feature that needs the package."""
     install: str
     """The command that installs it."""
 
@@ -34,11 +34,11 @@ def installed(name: str) -> bool:
     return find_spec(name) is not None
 
 
-def without(name: str) -> str:
-    """Return the rule of a `UserError` for a missing package; the remedy is `OPTIONAL[name].install`."""
+def not_installed(name: str) -> str:
+    """Return the `rule` of a `UserError` for a missing package; its `remedy` is `OPTIONAL[name].install`."""
     return f"the package {name} is not installed"
 
 
-def left_out(what: str, name: str) -> str:
-    """Return a note that `what` is left out because the package `name` is missing."""
-    return f"note: {what}, because {without(name)}; {OPTIONAL[name].install}"
+def left_out_note(what: str, name: str) -> str:
+    """Return a note for the user: `what` happens, because the package `name` is missing."""
+    return f"note: {what}, because {not_installed(name)}; {OPTIONAL[name].install}"

@@ -6,6 +6,7 @@ import gc
 import hashlib
 import json
 import os
+import re
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -29,9 +30,9 @@ from pad_pipeline.parquet import open_parquet
 from pad_pipeline.records import MISSING, NOWHERE, UNKNOWN, ImageRecord, Place, Planned, ShardRow
 from pad_pipeline.shards.keys import KeyHashes, numbered, plain_key, scratch_folder
 from pad_pipeline.shards.seal import UNSEALED, seal
-from pad_pipeline.sources.base import Source
+from pad_pipeline.sources.base import Source, Tally
 from pad_pipeline.sources.read import read_bytes
-from pad_pipeline.storage import Folder, is_url, whole
+from pad_pipeline.storage import Folder, atomic_write, is_url
 
 PLAN_NAME = "plan.parquet"
 PLAN_SCHEMA = pa.schema(
@@ -52,6 +53,8 @@ SAMPLE = 64
 """Images whose content is hashed at the depth `sample`."""
 _MOST_HASHED = 1 << 30
 """Bytes of the largest file that is hashed."""
+_RECORD = re.compile(r"(?:record|row|line|sample|image) \S+(?: of [^:]+)?: ")
+_VALUE = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
 _Candidate = tuple[int, str, Planned, int]
 """Checksum of its key, key, image and size of an image whose content may be hashed."""
 
@@ -71,6 +74,12 @@ class PlanFacts:
     """sha256 of the written file."""
     sample: dict[str, str] = field(default_factory=dict)
     """sha256 of the content of a few images, by key."""
+    captions: int = 0
+    """Images with a caption."""
+    conversations: int = 0
+    """Images with a conversation."""
+    problems: Tally = field(default_factory=Tally)
+    """Images that the source could not use, by kind of problem: `_kind` of what the plan says of each."""
 
 
 def write_plan(
@@ -112,6 +121,10 @@ def write_plan(
                 sizes, sound = table["bytes"].to_numpy(), pc.binary_length(table["problem"]).to_numpy() == 0
                 facts.there += int((sound & (sizes != MISSING)).sum())
                 facts.bytes += int(sizes[sizes > 0].sum())
+                facts.captions += len(group) - columns["caption"].count("")
+                facts.conversations += len(group) - columns["conversations"].count("[]")
+                for problem in filter(None, columns["problem"]):
+                    facts.problems.note(_kind(problem), problem)
                 if written:
                     written.result()
                 written = behind.submit(write, table, _content(table))
@@ -183,6 +196,12 @@ def _columns(group: list[Planned], root: str, depth: Depth, first: int, shard_si
     }
 
 
+def _kind(problem: str) -> str:
+    """Return a problem without its record, its numbers and its quoted values, so that equal problems are counted as
+    one."""
+    return _VALUE.sub("...", _RECORD.sub("", problem))
+
+
 def _size(planned: Planned, root: str) -> int:
     if is_url(planned.source):
         return UNKNOWN
@@ -240,7 +259,7 @@ def _rename(path: Path, schema: pa.Schema, repeated: np.ndarray, hashes: KeyHash
     taken: deque[tuple[int, str]] = deque()
     renamed = numbered(iter(taken.popleft, None), hashes)  # one generator, because it counts the copies of each key
     with (
-        whole(path, durable=False) as second,
+        atomic_write(path, durable=False) as second,
         open_parquet(path) as first,
         _writer(second, schema) as writer,
     ):

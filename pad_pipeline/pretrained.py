@@ -1,4 +1,4 @@
-"""Load models and tokenizers of transformers from local folders, without running code from the folders."""
+"""Load models and tokenizers of transformers from local folders, without running code from there."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from pad_pipeline.errors import UserError
 
 
 def read_config(field: str, folder: Path, model_types: set[str]) -> dict[str, Any]:
-    """Return the config.json of a model folder, whose `model_type` must be one of `model_types`.
+    """Return the config.json of a model folder; raise `UserError` unless its `model_type` is one of `model_types`.
 
-    Raises:
-        UserError: the file can't be read, or is that of another type of model; the error names the setting `field`.
+    `field` is the setting that names the folder, for errors.
     """
     wanted = " or ".join(sorted(model_types))
     try:
@@ -36,11 +35,10 @@ def read_config(field: str, folder: Path, model_types: set[str]) -> dict[str, An
 
 
 def load_pretrained(field: str, folder: Path, kind: Any, dtype: torch.dtype, **options: Any) -> Any:
-    """Load a model of the class `kind` of transformers in eval mode, with more options of its `from_pretrained`.
+    """Load a model of transformers' class `kind` in eval mode; `options` go to its `from_pretrained`.
 
-    Raises:
-        UserError: the model can't be loaded, a tensor is missing or not finite, or weights or code are outside the
-            folder; the error names the setting `field`.
+    Raise `UserError` for the setting `field` if the model can't be loaded, a tensor is missing or not finite, or the
+    folder refers to weights or code outside it.
     """
     _check_self_contained(field, folder)
     try:
@@ -63,7 +61,7 @@ _WEIGHT_FILE = re.compile(r"(pytorch_)?model[\w.-]*")
 
 
 def _check_self_contained(field: str, folder: Path) -> None:
-    """Refuse a folder that refers to weights outside it, which no hash covers, or to code on the hub."""
+    """Refuse a folder that refers to weights outside it (no hash covers them) or to code on the hub."""
     remedy = "fetch the model again, from its official place"
     try:
         config = json.loads((folder / "config.json").read_text())
@@ -79,11 +77,7 @@ def _check_self_contained(field: str, folder: Path) -> None:
 
 
 def load_tokenizer(field: str, folder: Path) -> Any:
-    """Load the tokenizer of a model folder.
-
-    Raises:
-        UserError: the folder has no tokenizer that can be loaded.
-    """
+    """Load the tokenizer of a model folder; raise `UserError` for the setting `field` if that fails."""
     try:
         with quiet():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -95,7 +89,7 @@ def load_tokenizer(field: str, folder: Path) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the progress bars and warnings of transformers inside this context; real problems raise a `UserError`."""
+    """Silence the progress bars and warnings of transformers during the block; real problems raise a `UserError`."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Folders on a disk or in an object store, with the same operations. A file in them is there whole, or not at all."""
+"""Read and write folders on a disk or in an object store through one interface. New files appear only once complete."""
 
 from __future__ import annotations
 
@@ -15,30 +15,26 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from pad_pipeline.errors import UserError, rename_field
-from pad_pipeline.packages import OPTIONAL, installed, without
+from pad_pipeline.packages import OPTIONAL, installed, not_installed
 
-ATTEMPT = secrets.token_hex(6)
-"""A part of the names of this process's unfinished files, so that no two processes write to the same one."""
+PROCESS_TOKEN = secrets.token_hex(6)
+"""Part of the names of this process's unfinished files, so that no two processes write to the same file."""
 _LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{12}\.partial", re.DOTALL)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")
 REMOTE_SCHEMES = frozenset({"http", "https", "s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "abfss"})
-"""The schemes of URLs that pad opens: none that reads this machine's own files, and no chains (`zip::file://...`)."""
-PACKAGES = (
-    dict.fromkeys(("s3", "s3a"), "s3fs")
-    | dict.fromkeys(("gs", "gcs"), "gcsfs")
-    | dict.fromkeys(("az", "abfs", "abfss"), "adlfs")
-)
-"""Scheme of a URL -> the package that fsspec needs for it."""
+"""The URL schemes that pad opens. None reads local files, and chains of schemes (`zip::file://...`) are refused."""
+PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
+PACKAGES |= {"az": "adlfs", "abfs": "adlfs", "abfss": "adlfs"}
+"""The package that fsspec needs for a URL scheme."""
 
 
 def is_url(text: str) -> bool:
-    """Return whether `text` is a URL, of any scheme."""
-    scheme, mark, _ = text.partition("://")
-    return bool(mark) and (scheme in REMOTE_SCHEMES or _URL.match(text) is not None)
+    """Return whether `text` begins with a URL scheme, any one."""
+    return _URL.match(text) is not None
 
 
 def url_problem(url: str) -> str:
-    """Return why pad does not open this URL; empty if it does."""
+    """Return the reason why pad does not open a URL; empty if pad opens it."""
     scheme = url.partition("://")[0]
     if scheme in REMOTE_SCHEMES:
         return ""
@@ -46,10 +42,9 @@ def url_problem(url: str) -> str:
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """Return fsspec's file system for a URL, and the path in it.
+    """Return fsspec's file system for a URL, and the URL's path in it.
 
-    Raises:
-        UserError: pad does not open URLs of this scheme, or the package for it is not installed.
+    Raise `UserError` if pad does not open URLs of this scheme, or the scheme's package is not installed.
     """
     import fsspec
 
@@ -61,33 +56,28 @@ def file_system(url: str) -> tuple[Any, str]:
     except ImportError as error:
         name = PACKAGES.get(url.partition("://")[0], "")
         if name and not installed(name):
-            raise UserError("url", url, without(name), OPTIONAL[name].install) from error
+            raise UserError("url", url, not_installed(name), OPTIONAL[name].install) from error
         raise UserError("url", url, str(error), "install that package beside pad") from error
     except ValueError as error:
         raise UserError("url", url, f"it is no URL of that kind ({error})", "correct it") from error
 
 
 @contextmanager
-def whole(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Write a file or a folder so that it is there whole, or not at all, even if the process is killed.
+def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, and rename it to `path` after the block.
 
-    Args:
-        path: the file or folder to write; an existing one is replaced.
-        durable: whether to wait until the disk has stored it, so that it survives a power failure.
-
-    Yields:
-        A free path beside `path`, for the block to write to. After the block, it is renamed to `path`; if the block
-        raises, it is removed and `path` stays as it was.
+    So the file or folder `path` is complete, or as it was before, even if the block raises or the process is killed.
+    With `durable`, wait until the disk has stored it, so that it also survives a power failure.
     """
-    partial = path.with_name(f".{path.name}.{ATTEMPT}.partial")
+    partial = path.with_name(f".{path.name}.{PROCESS_TOKEN}.partial")
     try:
-        _remove(partial)  # it might be a link, which must not be written through
+        _remove(partial)  # it might be a link, and writing would change its target
         yield partial
         if durable:
             for part in partial.iterdir() if partial.is_dir() else ():
                 _sync(part)
             _sync(partial)
-        if partial.is_dir():  # a folder is not renamed over another one with files in it
+        if partial.is_dir():  # a rename can't replace a folder with files in it
             _remove(path)
         partial.replace(path)
         if durable:
@@ -96,27 +86,28 @@ def whole(path: Path, durable: bool = True) -> Iterator[Path]:
         _remove(partial)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a small text file that is there whole, or not at all."""
-    with whole(path) as partial:
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write a small text file with `atomic_write`."""
+    with atomic_write(path) as partial:
         partial.write_text(text, "utf-8")
 
 
 def claim_folder(
     out: str | Path | Folder, mark: str = "", text: str | None = None, field: str = "out", hidden: bool = True
 ) -> None:
-    """Refuse an output folder that is in use for something else. It must be new, empty or one of this command;
-    unfinished files of a dead process are ignored.
+    """Check that an output folder is new, empty or from an earlier run of the same command.
+
+    Unfinished files of dead processes do not count as content.
 
     Args:
         out: the folder, or its URL.
-        mark: the file that only the folders of this command have; empty if the folder must be new or empty.
-        text: the text to write into `mark`, for which the folder is made; None to write nothing.
+        mark: the file by which the command recognizes its own folders; empty to refuse them, too.
+        text: the content to write to the file `mark`, in a new folder if needed; None writes nothing.
         field: the caller's parameter for the folder, for errors.
-        hidden: whether files whose names begin with a dot count as use.
+        hidden: whether files whose names begin with a dot count as content.
 
     Raises:
-        UserError: the folder is in use, or can't be written.
+        UserError: the folder holds something else, or can't be written.
     """
     with rename_field(shards=field):
         folder = folder_at(out)
@@ -134,13 +125,13 @@ def claim_folder(
             with folder.commit(mark) as partial:
                 partial.write_text(text, "utf-8")
     except OSError as error:
-        raise unwritable(folder, error, field) from error
+        raise write_error(folder, error, field) from error
 
 
-def unwritable(out: str | Path | Folder, error: Exception, field: str = "out") -> UserError:
-    """Return the UserError of parameter `field` for an output folder that is full, read-only or gone.
+def write_error(out: str | Path | Folder, error: Exception, field: str = "out") -> UserError:
+    """Return a `UserError` about an output folder that can't be written because of `error`, usually an OSError.
 
-    The given `error` is that of the library that writes, usually an OSError.
+    `field` is the caller's parameter for the folder.
     """
     name = getattr(error, "filename", None)
     at = f" at {name}" if name and str(name) != str(out) else ""
@@ -150,7 +141,7 @@ def unwritable(out: str | Path | Folder, error: Exception, field: str = "out") -
 
 
 class Folder:
-    """A folder on a disk. A new file in it appears under its name whole, or not at all."""
+    """A folder on a disk."""
 
     remote = False
 
@@ -161,15 +152,15 @@ class Folder:
         return str(self.path)
 
     def exists(self) -> bool:
-        """Return whether there is anything under the folder's path."""
+        """Return whether the folder's path exists."""
         return self.path.exists()
 
     def create(self) -> None:
-        """Make the folder and its parents."""
+        """Make the folder and its parents, if needed."""
         self.path.mkdir(parents=True, exist_ok=True)
 
     def files(self) -> Iterator[tuple[str, int]]:
-        """Yield name and size in bytes of every direct entry, in no order; a subfolder has size 0."""
+        """Yield name and size in bytes of every file, in no order. Subfolders are included, with size 0."""
         if not self.path.is_dir():
             return
         with os.scandir(self.path) as entries:
@@ -178,7 +169,7 @@ class Folder:
                     yield entry.name, 0 if entry.is_dir() else entry.stat().st_size
 
     def has(self, name: str) -> bool:
-        """Return whether there is such a file."""
+        """Return whether the folder has a file of this name."""
         return (self.path / name).is_file()
 
     def size(self, name: str) -> int:
@@ -187,17 +178,16 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """Return the content of a file."""
-        with self.open(name) as stream:
-            return stream.read()
+        return self._ordinary(name).read_bytes()
 
-    def part(self, name: str, start: int, stop: int) -> bytes:
-        """Return the bytes of a file from `start` to before `stop`; fewer if the file ends before."""
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """Return the bytes `start` to `stop - 1` of a file; fewer if the file is shorter."""
         with self.open(name) as stream:
             stream.seek(start)
             return stream.read(stop - start)
 
     def open(self, name: str) -> BinaryIO:
-        """Open a file to read at any position."""
+        """Open a file for reading at any position."""
         return self._ordinary(name).open("rb")
 
     def _ordinary(self, name: str) -> Path:
@@ -208,12 +198,12 @@ class Folder:
 
     @contextmanager
     def commit(self, name: str, durable: bool = True) -> Iterator[Path]:
-        """Yield a local path to write to. After the block, its content becomes the file `name`."""
-        with whole(self.path / name, durable) as partial:
+        """Yield a local path for the block to write the file `name` to, see `atomic_write`."""
+        with atomic_write(self.path / name, durable) as partial:
             yield partial
 
     def append(self, name: str, data: bytes) -> None:
-        """Add all of `data` or nothing to the end of a file, which is made if needed. The result is not durable."""
+        """Append all of `data` or nothing to a file, which is made if needed, without waiting for the disk."""
         with self._ordinary(name).open("ab", buffering=0) as stream:
             end = stream.tell()
             if stream.write(data) < len(data):  # the disk is full
@@ -227,14 +217,14 @@ class Folder:
             _sync(self.path)
 
     def clean(self, name: str = "") -> None:
-        """Remove unfinished files of dead processes, those of file `name` or all. Only names that `whole` makes."""
+        """Remove what `atomic_write` left unfinished in dead processes, for the file `name` or for all."""
         for entry, _ in self.files():
             if (left := _LEFTOVER.fullmatch(entry)) and name in ("", left[1]):
                 _remove(self.path / entry)
 
 
 class RemoteFolder(Folder):
-    """A prefix in an object store, through fsspec. An upload is atomic: an object is there whole, or not at all."""
+    """A prefix in an object store, through fsspec. Uploads are atomic."""
 
     remote = True
 
@@ -252,7 +242,7 @@ class RemoteFolder(Folder):
         return f"{self.prefix}/{name}"
 
     def _call(self, operation: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Call a method of the file system. Errors of the store, of a dozen kinds, become an OSError as of a disk."""
+        """Call a method of the file system, and turn any error of the store into an OSError."""
         try:
             return operation(*arguments, **options)
         except OSError:
@@ -261,15 +251,15 @@ class RemoteFolder(Folder):
             raise OSError(errno.EIO, f"{type(error).__name__}: {error}", self.url) from error
 
     def exists(self) -> bool:
-        """Return whether there is anything below the prefix."""
+        """Return whether an object exists below the prefix."""
         self.file_system.invalidate_cache()
         return bool(self._call(self.file_system.exists, self.prefix))
 
     def create(self) -> None:
-        """Do nothing: a prefix exists as soon as an object lies below it."""
+        """Do nothing, because a prefix needs no object of its own."""
 
     def files(self) -> Iterator[tuple[str, int]]:
-        """Yield name and size in bytes of everything directly below the prefix."""
+        """Yield name and size in bytes of every object directly below the prefix."""
         try:
             entries = self._call(self.file_system.ls, self.prefix, detail=True, refresh=True)
         except FileNotFoundError:
@@ -279,7 +269,7 @@ class RemoteFolder(Folder):
                 yield entry["name"].rstrip("/").rpartition("/")[2], entry["size"] or 0
 
     def has(self, name: str) -> bool:
-        """Return whether there is such an object."""
+        """Return whether there is an object of this name."""
         self.file_system.invalidate_cache()
         return bool(self._call(self.file_system.isfile, self._at(name)))
 
@@ -291,24 +281,24 @@ class RemoteFolder(Folder):
         """Return the content of an object."""
         return bytes(self._call(self.file_system.cat_file, self._at(name)))
 
-    def part(self, name: str, start: int, stop: int) -> bytes:
-        """Return the bytes of an object from `start` to before `stop`, with one request."""
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """Return the bytes `start` to `stop - 1` of an object, with one request."""
         return bytes(self._call(self.file_system.cat_file, self._at(name), start=start, end=stop))
 
     def open(self, name: str) -> BinaryIO:
-        """Open an object to read at any position."""
+        """Open an object for reading at any position."""
         return cast(BinaryIO, self._call(self.file_system.open, self._at(name), "rb"))
 
     @contextmanager
     def commit(self, name: str, durable: bool = True) -> Iterator[Path]:
-        """Yield a local path to write to. After the block, the file is uploaded."""
+        """Yield a local path for the block to write to. After the block, the file is uploaded."""
         with tempfile.TemporaryDirectory(prefix="pad-") as folder:
             partial = Path(folder, name)
             yield partial
             self._call(self.file_system.put_file, str(partial), self._at(name))
 
     def append(self, name: str, data: bytes) -> None:
-        """Read the object, and replace it by one with `data` at its end."""
+        """Append `data` to an object, by uploading it again."""
         before = self.read(name) if self.has(name) else b""
         with self.commit(name) as partial:
             partial.write_bytes(before + data)
@@ -319,21 +309,17 @@ class RemoteFolder(Folder):
             self._call(self.file_system.rm_file, self._at(name))
 
     def clean(self, name: str = "") -> None:
-        """Do nothing: unfinished uploads leave no object."""
+        """Do nothing, because an unfinished upload leaves no object."""
 
 
 def resolved(where: str | Path | Folder) -> str:
-    """Return the absolute path of a folder or file, or its URL without a closing slash."""
+    """Return an absolute path, or a URL without the slash at its end."""
     text = str(where)
     return text.rstrip("/") if is_url(text) else str(Path(text).resolve())
 
 
 def folder_at(shards: str | Path | Folder) -> Folder:
-    """Return the folder at a path or at a URL of an object store.
-
-    Raises:
-        UserError: it is a URL that pad does not open.
-    """
+    """Return the folder at a path or at an object store's URL; raise `UserError` if pad does not open the URL."""
     if isinstance(shards, Folder):
         return shards
     if isinstance(shards, str) and is_url(shards):
@@ -351,7 +337,7 @@ def _remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Make a file's content, or a folder's names, durable."""
+    """Wait until the disk has stored a file's content, or a folder's list of names."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

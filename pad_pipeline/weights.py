@@ -1,6 +1,6 @@
-"""Find or fetch the files of models that settings name by path, hub name or URL, and check their hashes and tensors.
+"""Find or download the model files that settings name, and check their hashes and tensors.
 
-Nothing here runs code from a download, and nothing is unpickled.
+No code from a download is run, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from pad_pipeline.console import errors
 from pad_pipeline.errors import UserError
-from pad_pipeline.storage import Folder, whole, write_whole
+from pad_pipeline.storage import Folder, atomic_write, atomic_write_text
 
 _PACKAGED = Path(__file__).parent / "miniature/models"
 _HUB_FILE = re.compile(
@@ -36,48 +36,43 @@ _HASHES = "hashes.json"
 
 
 def cache_folder() -> Path:
-    """Return the folder for downloads by URL and for hashes of files: `$PAD_CACHE`, or `~/.cache/pad`."""
+    """Return pad's cache folder: `$PAD_CACHE`, or `~/.cache/pad`."""
     return _expanded(os.environ.get("PAD_CACHE", "~/.cache/pad"))
 
 
 def local_path(reference: str) -> Path:
-    """Return the path of a local reference: `~` is the home folder, and `miniature:PATH` is among the models of the
-    package, wherever it is installed on this node."""
+    """Return the path of a local reference: `~` is the home folder, `miniature:PATH` a shipped model."""
     prefix, _, rest = reference.partition(":")
     return _PACKAGED / rest if prefix == "miniature" else _expanded(reference)
 
 
 def _expanded(path: str) -> Path:
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:  # `~name` where no user has that name: it is the name of a file
-        return Path(path)
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises if a file's name begins with `~`)
 
 
 def is_file_reference(reference: str) -> bool:
-    """Return whether a reference is that of one file, and not of a model's folder or hub name."""
-    remote = _hub_file(reference) or reference.startswith(_WEB)
-    return (
-        bool(remote) or reference.endswith((".pth", ".pt", ".bin", ".safetensors")) or local_path(reference).is_file()
-    )
+    """Return whether a reference names one file, and not a model's folder or hub name."""
+    if _hub_file(reference) or reference.startswith(_WEB):
+        return True
+    return reference.endswith((".pth", ".pt", ".bin", ".safetensors")) or local_path(reference).is_file()
 
 
 def _hub_file(reference: str) -> dict[str, Any] | None:
-    """Return the arguments of the hub's library for an `hf://` reference; None for another reference."""
+    """Return the parts of an `hf://` reference, as arguments of `hf_hub_download`; None for another reference."""
     match = _HUB_FILE.fullmatch(reference)
     return match and match.groupdict()
 
 
 def fetch_file(field: str, reference: str, sha256: str = "") -> Path:
-    """Return the local path of one weight file, which is downloaded if needed.
+    """Return the local path of a weight file, after a download if needed.
 
     Args:
-        field: the setting that names it, for errors ("tagger.weights").
+        field: the setting that names the file, for errors ("tagger.weights").
         reference: a local path, `miniature:PATH`, `https://...`, or `hf://[spaces/|datasets/]owner/name[@revision]/file`.
         sha256: the hash that the file must have; empty to accept any (run.json records the hash in both cases).
 
     Raises:
-        UserError: it is not there, can't be reached, or has another hash.
+        UserError: the file does not exist, can't be downloaded, or has another hash.
     """
     if hub := _hub_file(reference):
         with _fetching(field, reference):
@@ -96,13 +91,13 @@ def fetch_file(field: str, reference: str, sha256: str = "") -> Path:
 
 
 def fetch_folder(field: str, reference: str, revision: str, patterns: list[str]) -> Path:
-    """Return the local folder of a Hugging Face model, which is downloaded if needed.
+    """Return the local folder of a Hugging Face model, after a download if needed.
 
     Args:
-        field: the setting that names it, for errors.
+        field: the setting that names the model, for errors.
         reference: a local folder or `owner/name`.
         revision: branch, tag or commit on the hub; empty for its default.
-        patterns: the needed files of a model on the hub, as globs.
+        patterns: globs of the files to download.
     """
     folder = local_path(reference)
     if folder.is_dir():
@@ -117,8 +112,10 @@ def fetch_folder(field: str, reference: str, revision: str, patterns: list[str])
 
 
 def fetch_model(field: str, reference: str, revision: str = "") -> Path:
-    """Return the folder of a whole Hugging Face model: its small files, and its weights as safetensors, or as `.bin` if
-    there are none."""
+    """Return the local folder of a whole Hugging Face model: `fetch_folder` with its small files and its weights.
+
+    The weights are safetensors, or `.bin` files if there are none.
+    """
     small = ["*.json", "*.txt", "tokenizer.model"]
     folder = fetch_folder(field, reference, revision, [*small, "model*.safetensors"])
     if not any(folder.glob("model*.safetensors")):
@@ -128,7 +125,7 @@ def fetch_model(field: str, reference: str, revision: str = "") -> Path:
 
 @contextmanager
 def _fetching(field: str, reference: str) -> Iterator[None]:
-    """Turn any error of a download, except for our own, into a UserError with a remedy."""
+    """Turn any error of a download into a UserError with a remedy."""
     try:
         yield
     except UserError:
@@ -144,7 +141,7 @@ def _fetching(field: str, reference: str) -> Iterator[None]:
 
 
 def _download(field: str, url: str, sha256: str) -> Path:
-    """Return the cached copy of a URL. A transfer that breaks, or brings another hash than `sha256`, leaves no file."""
+    """Return the cached copy of a URL, after a download if needed. A broken transfer or another hash leaves no file."""
     target = _download_path(url)
     if target.is_file():
         return target
@@ -153,16 +150,16 @@ def _download(field: str, url: str, sha256: str) -> Path:
             with fsspec.open(url, "rb") as source, partial.open("wb") as sink:
                 _copy(source, sink, target.name)
             if sha256 and (found := file_sha256(partial)) != sha256:
-                rule = f"what came has the sha256 {found}, and should have {sha256}"
-                raise UserError(field, url, rule, "try again; if it comes again, the file there was changed")
+                rule = f"the downloaded file has the sha256 {found}, and should have {sha256}"
+                raise UserError(field, url, rule, "try again; if it happens again, the file there was changed")
     return target
 
 
 @contextmanager
 def _made_once(target: Path, is_there: Callable[[], bool]) -> Iterator[Path | None]:
-    """Yield a path to write `target` of the cache to; None if `target` is there.
+    """Yield a path to write `target` of the cache to; None if `is_there` says that another process has written it.
 
-    One process of a node makes it, and the others wait.
+    Only one process of a machine writes, and the others wait.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f".{target.name}.lock")):
@@ -170,7 +167,7 @@ def _made_once(target: Path, is_there: Callable[[], bool]) -> Iterator[Path | No
             yield None
         else:
             Folder(target.parent).clean(target.name)
-            with whole(target) as partial:
+            with atomic_write(target) as partial:
                 yield partial
 
 
@@ -179,7 +176,7 @@ def _download_path(url: str) -> Path:
 
 
 def _copy(source: Any, sink: BinaryIO, name: str) -> None:
-    """Copy with a progress bar on a terminal; raise an OSError if the source ends early."""
+    """Copy with a progress bar (on a terminal); raise an OSError if the source ends early."""
     total, shown = getattr(source, "size", None), errors.is_terminal
     with wrap_file(source, total or 0, description=f"fetching {name}", console=errors, disable=not shown) as stream:
         shutil.copyfileobj(stream, sink, 1 << 22)
@@ -187,10 +184,10 @@ def _copy(source: Any, sink: BinaryIO, name: str) -> None:
         raise OSError(f"it ended after {sink.tell()} of {total} bytes")
 
 
-def cached(reference: str, revision: str = "") -> Path | None:
-    """Return the path on this machine of a reference for `fetch_file` or `fetch_folder`, without using the network;
-    None if it was never fetched."""
-    with suppress(Exception):  # the hub's library raises if it has no copy, and for a name that no hub accepts
+def cached_path(reference: str, revision: str = "") -> Path | None:
+    """Return the local path of a reference for `fetch_file` or `fetch_folder`, without the network; None if it was
+    never fetched."""
+    with suppress(Exception):  # the hub's library raises if it has no copy, and for names that no hub accepts
         if hub := _hub_file(reference):
             found = try_to_load_from_cache(**hub)
             return Path(found) if isinstance(found, str) else None
@@ -204,7 +201,7 @@ def cached(reference: str, revision: str = "") -> Path | None:
 
 
 def file_sha256(path: Path) -> str:
-    """Return a file's sha256. That of a large file is cached by path, size and modification time."""
+    """Return a file's sha256. For large files, it is cached by path, size and modification time."""
     stat = path.stat()
     identity = f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}"
     known = cache_folder() / "sha256" / hashlib.sha256(identity.encode()).hexdigest()
@@ -215,23 +212,22 @@ def file_sha256(path: Path) -> str:
     if stat.st_size > 1 << 26:
         with suppress(OSError):  # a cache that can't be written only costs time
             known.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(known, digest)
+            atomic_write_text(known, digest)
     return digest
 
 
 def folder_sha256(folder: Path, patterns: list[str]) -> str:
-    """Return one sha256 over the names and hashes of the files in `folder` that match `patterns`."""
+    """Return one sha256 for all files in `folder` that match `patterns`, over their names and hashes."""
     names = sorted({path.name for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     files = {name: file_sha256(folder / name) for name in names}
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
-def converted(path: Path, kind: str, write: Callable[[Path], None]) -> Path:
-    """Return a folder of the cache that holds the file `path` in another form. `write` fills the folder once for each
-    content of the file, and again if the cache was damaged. Change the form's name `kind` when `write` changes.
+def convert_once(path: Path, kind: str, write: Callable[[Path], None]) -> Path:
+    """Return a folder of the cache with the file `path` converted by `write`, which gets a new folder to fill.
 
-    Raises:
-        UserError: the cache can't be written, or `write` raises one.
+    `write` runs once for each content of the file, and again if the cache is damaged. The name `kind` stands for the
+    format: change it when `write` changes. Raise `UserError` if the cache can't be written.
     """
     target = cache_folder() / "converted" / f"{kind}-{file_sha256(path)[:32]}"
     if _is_sound(target):
@@ -250,7 +246,7 @@ def converted(path: Path, kind: str, write: Callable[[Path], None]) -> Path:
 
 
 def _is_sound(folder: Path) -> bool:
-    """Return whether every file of a converted folder has the hash that was noted when it was written."""
+    """Return whether every file of a converted folder has the hash that was noted after the conversion."""
     try:
         hashes = json.loads((folder / _HASHES).read_text())
         return bool(hashes) and all(file_sha256(folder / Path(name).name) == found for name, found in hashes.items())
@@ -259,12 +255,10 @@ def _is_sound(folder: Path) -> bool:
 
 
 def read_tensors(field: str, path: Path) -> dict[str, torch.Tensor]:
-    """Return all tensors of a checkpoint (safetensors, or a `.pth` or `.bin` of torch) without running pickled code.
+    """Return all tensors of a checkpoint (safetensors, or torch's `.pth` or `.bin`) without running pickled code.
 
-    If the file is a training checkpoint (`{"model": ..., "optimizer": ...}`), return the model's tensors only.
-
-    Raises:
-        UserError: it can't be read, or holds something else.
+    Of a training checkpoint (`{"model": ..., "optimizer": ...}`), only the model's tensors are returned. Raise
+    `UserError` if the file can't be read, or holds something other than tensors.
     """
     try:
         if path.suffix == ".safetensors":
@@ -272,22 +266,22 @@ def read_tensors(field: str, path: Path) -> dict[str, torch.Tensor]:
                 return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
         try:
             state = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
-        except RuntimeError:  # files of torch before 1.6 can't be mapped
+        except RuntimeError:  # files from torch before 1.6 can't be memory-mapped
             state = torch.load(path, weights_only=True, map_location="cpu")
         named: dict[str, torch.Tensor] = state.get("model", state)
         if not all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in named.items()):
             raise ValueError("it holds more than named tensors")
         return named
-    except Exception as error:  # torch, zipfile and safetensors raise a dozen kinds for files that they can't read
-        # For a pickle with code, torch's message ends in advice to run the code.
+    except Exception as error:  # torch, zipfile and safetensors raise a dozen types
+        # For a pickle with code, torch's message advises to run the code, so it is not shown.
         reason = "it holds more than tensors" if isinstance(error, UnpicklingError) else str(error)[:200]
         rule = f"it can't be read as a checkpoint: truncated, or another kind of file ({reason})"
         raise UserError(field, path, rule, "fetch the file again, or name the right one") from error
 
 
 def check_numbers(field: str, path: Path, state: Mapping[str, torch.Tensor]) -> None:
-    """Refuse tensors of the file `path` of the setting `field` that can't be weights: of whole numbers, not finite,
-    sparse, without data, or with less data than their shape needs (a file of kilobytes could take all memory)."""
+    """Raise a `UserError` for tensors that can't be weights: integers, not finite, sparse, or with less data than their
+    shape needs (such a file of kilobytes could take all memory). `path` is the file of the setting `field`."""
     for name, tensor in state.items():
         dense = tensor.layout == torch.strided and not tensor.is_meta and tensor.numel() > 0
         if not dense or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
@@ -313,15 +307,17 @@ _FAMILIES = {
 
 
 def family_of(state: Mapping[str, Any]) -> str:
-    """Return the kind of model that has tensors of these names."""
+    """Return the kind of model that a checkpoint holds, by the names of its tensors."""
     return next((name for name, keys in _FAMILIES.items() if keys <= state.keys()), "no model known here")
 
 
 def check_state_dict(
     field: str, path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Refuse the checkpoint `path` of the setting `field` if its tensors are not exactly those of the network that the
-    settings describe. `expected` and `found` are the shapes in the network and in the file, by name."""
+    """Raise a `UserError` unless the tensors of a checkpoint are exactly those of its network.
+
+    `expected` and `found` are the shapes in the network and in the file `path`, by name. `field` names the file.
+    """
     missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
     reshaped = [name for name in expected.keys() & found.keys() if tuple(expected[name]) != tuple(found[name])]
     if not (missing or extra or reshaped):
@@ -330,27 +326,25 @@ def check_state_dict(
     details += [f"{len(extra)} are unknown (such as {min(extra)})"] if extra else []
     for name in sorted(reshaped)[:1]:
         details.append(f"{name} is {tuple(found[name])} where {tuple(expected[name])} is expected")
-    fits = "do not fit the network that the settings describe"
-    rule = f"its tensors look like {family_of(found)} and {fits}: {', '.join(details)}"
-    raise UserError(
-        field, path, rule, "give the matching checkpoint, or correct the sizes in the TOML file of `models`"
-    )
+    rule = f"its tensors look like {family_of(found)} and do not fit the network that the settings describe: "
+    remedy = "give the matching checkpoint, or correct the sizes in the TOML file of `models`"
+    raise UserError(field, path, rule + ", ".join(details), remedy)
 
 
 class ModelFile(NamedTuple):
-    """One file or model folder that a setting names."""
+    """A file or model folder that a setting names."""
 
     field: str
-    """The setting, with its section: `tagger.weights`."""
+    """The setting with its section: `tagger.weights`."""
     reference: str
     """The setting's value: a path, a URL or a hub name."""
     sha256: str = ""
-    """The pinned hash; empty where any file is accepted."""
+    """The hash that the file must have; empty to accept any."""
     revision: str = ""
     code: Path | None = None
-    """The Python file of a user's own class, which has no reference."""
+    """The Python file of a user's own class. Such a file has no `reference`."""
 
     @property
     def path(self) -> Path | None:
-        """The path on this machine; None for a file that is not here."""
-        return self.code or cached(self.reference, self.revision)
+        """The path on this machine; None if the file was never fetched."""
+        return self.code or cached_path(self.reference, self.revision)

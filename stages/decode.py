@@ -11,7 +11,7 @@ from PIL import Image
 from pad_pipeline.images import BadImage, DecodeSettings, decode
 from pad_pipeline.masks import check_mask
 from pad_pipeline.records import ImageRecord, Place
-from pad_pipeline.roles import ORDER, RedoFrom
+from pad_pipeline.roles import STEPS, RedoFrom
 from pad_pipeline.sources.read import read_bytes
 from pad_pipeline.stages.base import Stage
 
@@ -67,7 +67,7 @@ class Decode(Stage[Decoded, Decoded]):
     def _forget(self, row: ImageRecord, output: Decoded) -> None:
         if (row.width, row.height) != (output.width, output.height):
             raise BadImage(f"the shard says {row.width} x {row.height} pixels, it has {output.width} x {output.height}")
-        for step in ORDER[ORDER.index(self.redo_from) :]:
+        for step in STEPS[STEPS.index(self.redo_from) :]:
             row.forget(step)
         # Without the input of its first step the image is done: `ground` needs tags, and later steps need boxes.
         begins_with = {"tag": True, "ground": row.tags}.get(self.redo_from, row.regions)

@@ -92,7 +92,7 @@ class Detector(BoxStage):
         step = self.settings.pad_to
         height, width = (-(-edge // step) * step for edge in self.model.resized(row.width, row.height))
         # The model takes its queries from positions of the image; a narrow strip is padded until it has enough of them.
-        while self.model.positions(height, width) < self.model.queries:
+        while self.model.count_positions(height, width) < self.model.queries:
             height, width = (height + 32, width) if height < width else (height, width + 32)
         return height, width
 

@@ -15,7 +15,7 @@ from transformers.models.owlvit.image_processing_pil_owlvit import OwlViTImagePr
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.images import DecodeSettings
-from pad_pipeline.packages import OPTIONAL, installed, without
+from pad_pipeline.packages import OPTIONAL, installed, not_installed
 from pad_pipeline.pretrained import load_pretrained, load_tokenizer, read_config
 from pad_pipeline.records import ImageRecord, Shard
 from pad_pipeline.stages.base import chunks
@@ -42,7 +42,7 @@ class Owl:
     def __init__(self, folder: Path, compute: Compute) -> None:
         self.name: str = read_config("detector.model", folder, set(KINDS))["model_type"]
         if self.name == "owlv2" and not installed("scipy"):
-            raise UserError("detector.model", folder, without("scipy"), OPTIONAL["scipy"].install)
+            raise UserError("detector.model", folder, not_installed("scipy"), OPTIONAL["scipy"].install)
         kind, processor = KINDS[self.name]
         model = load_pretrained("detector.model", folder, kind, torch.float32, use_safetensors=True)
         self.compute = compute

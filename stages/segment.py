@@ -103,7 +103,8 @@ class Segmenter(Stage[Tensor, tuple[list[HostCopy], HostCopy]]):
     def _decode(self, embeddings: list[Tensor], rows: list[ImageRecord]) -> tuple[Tensor, Tensor]:
         """Return mask logits `[N, h, w]` and predicted IoU `[N]` of the regions of all rows, row after row."""
         boxes = [
-            self.sam.boxes(np.array([region.box for region in row.regions]), row.width, row.height) for row in rows
+            self.sam.scale_boxes(np.array([region.box for region in row.regions]), row.width, row.height)
+            for row in rows
         ]
         images = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(row.regions) for row in rows]))
         corners = torch.from_numpy(np.concatenate(boxes).astype(np.float32))

@@ -37,7 +37,7 @@ class StageSettings(BaseModel, ABC):
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """The steps that the stage does; they are neighbors in `ORDER`."""
+        """The steps that the stage does; they are neighbors in `STEPS`."""
         return ROLES[self.section]
 
     @property

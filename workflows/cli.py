@@ -1,4 +1,4 @@
-"""The command line: which commands there are, in the order of --help, and how the program ends."""
+"""The program `pad`: its commands, in the order of --help, and its exit codes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from pad_pipeline.workflows.commands.evaluate import evaluate_captions, evaluate
 from pad_pipeline.workflows.commands.export import export_coco, export_fiftyone, export_hub, export_parquet
 from pad_pipeline.workflows.commands.miniature import demo, miniature_draw, miniature_evaluate
 from pad_pipeline.workflows.commands.models import models_check, models_fetch, models_list
-from pad_pipeline.workflows.commands.named import Command
-from pad_pipeline.workflows.commands.options import expanded
+from pad_pipeline.workflows.commands.options import expand_groups
 from pad_pipeline.workflows.commands.report import report
+from pad_pipeline.workflows.commands.reword import Command
 from pad_pipeline.workflows.commands.rewrite import apply_filter, merge, retarget
 from pad_pipeline.workflows.commands.shards import stats, verify
 from pad_pipeline.workflows.commands.show import show
@@ -41,58 +41,49 @@ app = typer.Typer(
 )
 
 
-def _add(to: typer.Typer, *commands: Callable[..., None]) -> None:
-    """Add commands. The last word of a function's name is the name of its command."""
+COMMANDS: list[Callable[..., None]] = [
+    build, train, analyze, experiment, chat, verify, stats, report, show, retarget, apply_filter, merge, demo, doctor,
+]  # fmt: skip
+"""The commands without a group. A command is called like the last word of its function's name."""
+GROUPS: dict[str, tuple[str, list[Callable[..., None]]]] = {
+    "import": ("Make shards from images that people have annotated.", [import_coco]),
+    "miniature": ("Draw scenes, and measure pad's small models on them.", [miniature_draw, miniature_evaluate]),
+    "evaluate": (
+        "Ask a trained model questions, and score its answers.",
+        [evaluate_rec, evaluate_captions, evaluate_vqa, evaluate_lmms],
+    ),
+    "export": (
+        "Write shards in formats that other tools open.",
+        [export_coco, export_fiftyone, export_parquet, export_hub],
+    ),
+    "models": ("List, fetch and check the model files of a build.", [models_list, models_fetch, models_check]),
+}
+"""Name of a group of commands -> its help and its commands."""
+
+
+def _add(to: typer.Typer, commands: list[Callable[..., None]]) -> None:
     for command in commands:
-        to.command(command.__name__.rpartition("_")[2], cls=Command)(expanded(command))
+        to.command(command.__name__.rpartition("_")[2], cls=Command)(expand_groups(command))
 
 
-def _group(name: str, text: str, *commands: Callable[..., None]) -> None:
+_add(app, COMMANDS)
+for name, (text, commands) in GROUPS.items():
     group = typer.Typer(help=text, no_args_is_help=True)
     app.add_typer(group, name=name)
-    _add(group, *commands)
+    _add(group, commands)
 
-
-_add(
-    app,
-    build,
-    train,
-    analyze,
-    experiment,
-    chat,
-    verify,
-    stats,
-    report,
-    show,
-    retarget,
-    apply_filter,
-    merge,
-    demo,
-    doctor,
-)
-_group("import", "Make shards from data that people have annotated already.", import_coco)
-text = "Draw scenes, and score the five small models of the drawn world against exact truth."
-_group("miniature", text, miniature_draw, miniature_evaluate)
-text = "Ask a trained model, and score its answers."
-_group("evaluate", text, evaluate_rec, evaluate_captions, evaluate_vqa, evaluate_lmms)
-text = "Write shards in the formats that other tools open."
-_group("export", text, export_coco, export_fiftyone, export_parquet, export_hub)
-text = "List the models of a build, fetch their files, and check the files."
-_group("models", text, models_list, models_fetch, models_check)
-
-# An unknown option, a value of the wrong type; typer's base class has no public name of its own.
 UsageError: Any = typer.BadParameter.__bases__[0]
+"""The error of an unknown option or a value of the wrong type. Typer has no public name for it."""
 
 
 @app.callback(invoke_without_command=True)
 def _main(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     quiet: Annotated[
-        bool,
-        typer.Option("--quiet", "-q", help="Print results, and the error that ends the command, and nothing else."),
+        bool, typer.Option("--quiet", "-q", help="Print only results, and the error that ends the command.")
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Print messages of libraries too, and the traceback of an error.")
+        bool, typer.Option("--verbose", "-v", help="Print the messages of libraries too, and an error's traceback.")
     ] = False,
 ) -> None:
     errors.quiet = quiet
@@ -114,17 +105,15 @@ def _after_a_stop(command: list[str]) -> str:
 
 @contextmanager
 def _terminable() -> Iterator[list[int]]:
-    """Let SIGTERM and the end of the terminal end the program as Ctrl-C does; yield the signals that came."""
+    """Make SIGTERM and SIGHUP (the terminal closes) end the program as Ctrl-C does. Yield the received signals."""
     received: list[int] = []
 
     def stop(number: int, frame: object) -> None:
         received.append(number)
         raise SystemExit(128 + number)
 
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield received
-        return
-    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]  # nohup
+    # `nohup` ignores SIGHUP, and so does the program then.
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield received
@@ -134,21 +123,20 @@ def _terminable() -> Iterator[list[int]]:
 
 
 def main() -> None:
-    """Run the program: a user's mistake is one line and exit code 2, never a traceback."""
+    """Run the program. A user's mistake prints one line, not a traceback, and gives exit code 2."""
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # NumPy's products here are small, and made in threads of ours: if the cores are not all free (a shared machine,
-    # a container's quota), threads of its own wait for each other many times as long as they compute.
+    # NumPy gets one thread, because pad multiplies small matrices in several threads of its own. If other programs use
+    # the cores, or a container has few of them, more threads of NumPy would mostly wait for each other.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     with _terminable() as received:
         code = _run_app(received)
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if code > 128 and in_main_thread and threading.active_count() > 1:
+    if code > 128 and threading.active_count() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)  # a normal exit would wait for threads that read from a network
+        os._exit(code)  # a normal exit would wait for threads that are reading from a network
     sys.exit(code)
 
 
@@ -158,7 +146,7 @@ def _run_app(received: list[int]) -> int:
     except SystemExit:
         if not received:
             raise
-        code = 128 + received[0]  # and not the exception's: Ray puts 1 there
+        code = 128 + received[0]  # the exception may hold another code: Ray sets it to 1
     except UserError as error:
         errors.quiet = False
         note(f"error: {error}", "red")
@@ -172,7 +160,7 @@ def _run_app(received: list[int]) -> int:
         note(f"error: file = {error.filename}: {rule}; correct it and try again", "red")
         return 2
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGHUP):
-        with suppress(OSError):  # the terminal may be gone
+        with suppress(OSError):  # the terminal may be closed
             errors.print(f"Stopped. {_after_a_stop(sys.argv[1:3])}")
     return int(code)
 

@@ -1,4 +1,4 @@
-"""Make results fit for JSON."""
+"""Replace values that JSON does not have."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def finite(value: Any) -> Any:
-    """Return a result with None in place of NaN and infinity, which JSON can't hold."""
+    """Return a result with None in place of NaN and infinity."""
     if isinstance(value, dict):
         return {name: finite(entry) for name, entry in value.items()}
     if isinstance(value, list):

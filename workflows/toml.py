@@ -1,21 +1,23 @@
-"""Read the user's TOML files, and report wrong settings in one line."""
+"""Read the user's TOML files, and report a wrong setting in one line."""
 
 from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pad_pipeline.errors import UserError
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 def read_toml(field: str, path: Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        UserError: the file, which the parameter `field` names, is not there, or is not TOML.
+        UserError: about the parameter `field`: the file is not there, or is not TOML.
     """
     try:
         return tomllib.loads(path.read_text("utf-8"))
@@ -25,9 +27,22 @@ def read_toml(field: str, path: Path) -> dict[str, Any]:
         raise UserError(field, path, f"it is not valid TOML ({error})", "correct the file") from error
 
 
+def read_settings(kind: type[Settings], settings: Path | None, options: dict[str, Any]) -> Settings:
+    """Read settings of the class `kind` from the TOML file `settings`, if there is one; `options` override them.
+
+    Raises:
+        UserError: the file can't be read, or a setting is wrong.
+    """
+    data = read_toml("settings", settings) if settings else {}
+    try:
+        return kind.model_validate(data | options)
+    except ValidationError as error:
+        raise settings_error(error, str(settings or "")) from error
+
+
 def settings_error(error: ValidationError, where: str, section: str = "") -> UserError:
-    """Return pydantic's first error as a `UserError`, for a section of the file `where`, or for the whole file."""
-    # An unknown name is often the misspelling of a missing one, so it is reported first.
+    """Turn pydantic's first error into a `UserError` about a setting in `section` of the file `where`."""
+    # Unknown names come first: an unknown name is often a misspelled name that pydantic reports as missing.
     first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
     parts = [section, *map(str, first["loc"])]
     name = ".".join(part for part in parts if part) or "settings"

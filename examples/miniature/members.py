@@ -25,7 +25,7 @@ from pad_pipeline.console import errors, note, progress
 from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.shipped import MANIFEST, Manifest
 from pad_pipeline.miniature.world import LABELS
-from pad_pipeline.packages import OPTIONAL, installed, without
+from pad_pipeline.packages import OPTIONAL, installed, not_installed
 from pad_pipeline.weights import file_sha256
 from pad_pipeline.workflows.runs.fingerprint import cores
 
@@ -66,7 +66,7 @@ def train_miniature(model: str, out: Path, seed: int = 0, steps: int = 0) -> Pat
     """
     models = out / "models"
     if model in ("all", "detector") and not installed("scipy"):
-        raise UserError("model", model, without("scipy"), OPTIONAL["scipy"].install)
+        raise UserError("model", model, not_installed("scipy"), OPTIONAL["scipy"].install)
     try:
         models.mkdir(parents=True, exist_ok=True)
     except OSError as error:

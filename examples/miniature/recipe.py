@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.world import LABELS
-from pad_pipeline.storage import Folder, whole
+from pad_pipeline.storage import Folder, atomic_write
 from pad_pipeline.workflows.runs.fingerprint import cores
 
 TRAIN_WORLD, VALIDATION_WORLD = 2_000_000, 3_000_000
@@ -230,7 +230,7 @@ def _save(recipe: Recipe, optimizers: list[torch.optim.Optimizer], step: int, se
     state = {"training": _identity(recipe), "step": step, "seconds": seconds, "model": recipe.state_dict()}
     state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
     try:
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             torch.save(state, partial)
     except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of a full disk
         raise UserError("out", path, f"it can't be written ({error})", "make room, and run it again") from error

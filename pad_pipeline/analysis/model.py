@@ -18,7 +18,7 @@ from pad_pipeline.pretrained import load_pretrained, read_config
 from pad_pipeline.shards.run import Run
 from pad_pipeline.training.abstractor import CAbstractor
 from pad_pipeline.training.chat import load_llava
-from pad_pipeline.training.examples import Sight
+from pad_pipeline.training.examples import Preprocessor
 from pad_pipeline.training.model import LLMS, TOWERS, context_of, normalization, vision_config
 from pad_pipeline.training.projector import load_projector, token_count
 from pad_pipeline.weights import fetch_model
@@ -115,7 +115,7 @@ class Subject:
         """The number of tokens along an edge after the projector, which can be smaller than `grid`."""
         return math.isqrt(token_count(self.projector, self.grid))
 
-    def preprocessor(self, view: View) -> Sight:
+    def preprocessor(self, view: View) -> Preprocessor:
         """Return the object that turns images into input of the vision tower; raise `UserError` if the view or the
         projector does not fit the tower."""
         size, patch = int(self.tower.config.image_size), int(self.tower.config.patch_size)
@@ -126,7 +126,7 @@ class Subject:
         if isinstance(self.projector, CAbstractor) and self.projector.grid != self.grid:
             rule = f"its projector is for a patch grid of edge {self.projector.grid}, and its tower's has {self.grid}"
             raise UserError("model", self.name, rule, "give the tower that the projector was trained with")
-        return Sight(view, self.mean, self.std, self.pooled_grid**2)
+        return Preprocessor(view, self.mean, self.std, self.pooled_grid**2)
 
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

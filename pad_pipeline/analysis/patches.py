@@ -16,7 +16,7 @@ from pad_pipeline.images import BadImage
 from pad_pipeline.records import IndexRow
 from pad_pipeline.shards.reader import Rows, ShardFolder
 from pad_pipeline.threads import map_ahead
-from pad_pipeline.training.examples import Sight, decode_settings
+from pad_pipeline.training.examples import Preprocessor, decode_settings
 from pad_pipeline.training.projector import pool
 
 THREADS = 4
@@ -64,7 +64,7 @@ def encoded_batches(
 
 
 def _read(
-    shards: ShardFolder, row: tuple[str, IndexRow], subject: Subject, preprocessor: Sight, rule: PatchRule
+    shards: ShardFolder, row: tuple[str, IndexRow], subject: Subject, preprocessor: Preprocessor, rule: PatchRule
 ) -> LabeledImage:
     sample = shards.sample(*row)
     try:

@@ -19,7 +19,7 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.measures.align import Align
 from pad_pipeline.measures.entropy import PooledEntropy, von_neumann_entropy
 from pad_pipeline.measures.overlap import neighbor_overlap
-from pad_pipeline.measures.pursuit import matching_pursuit, unit
+from pad_pipeline.measures.pursuit import matching_pursuit, unit_length
 from pad_pipeline.measures.vocabulary import ROWS, Vocabulary, nearest_word
 
 
@@ -181,7 +181,7 @@ class WordTally:
         covered = shown.any(0)
         if not covered.any():
             return
-        hit = torch.stack([self.vocabulary.said(words, label) for label in labels]) & shown[:, :, None]  # [L, M, K]
+        hit = torch.stack([self.vocabulary.in_label(words, label) for label in labels]) & shown[:, :, None]  # [L, M, K]
         if counted is not None:
             hit &= counted
         true = hit.any(0)[covered].float()
@@ -200,11 +200,11 @@ class PursuitStudy(Study):
     def __init__(self, context: Context) -> None:
         settings, subject = context.settings, context.subject
         self.settings, self.vocabulary = settings, context.vocabulary
-        self.atoms = self.vocabulary.atoms(settings.words)
+        self.atoms = self.vocabulary.token_ids(settings.words)
         if len(self.atoms) < settings.steps:
             rule = f"there are only {len(self.atoms)} words to choose from with words = {settings.words!r}"
             raise UserError("settings.steps", settings.steps, rule, "take fewer steps, or other words")
-        self.matrix = unit(subject.words[self.atoms.to(subject.words.device)])
+        self.matrix = unit_length(subject.words[self.atoms.to(subject.words.device)])
         self.tally = WordTally(self.vocabulary)
         self.residual = [Mean() for _ in range(settings.steps + 1)]
 
@@ -246,8 +246,8 @@ class LensStudy(Study):
         if not -layers - 1 <= settings.lens_layer <= layers:
             rule, remedy = f"the LLM has {layers} layers", f"name one from 0 to {layers}, or -1 for the last"
             raise UserError("settings.lens_layer", settings.lens_layer, rule, remedy)
-        self.atoms = vocabulary.atoms("all")
-        self.matrix = unit(subject.words[self.atoms.to(subject.words.device)])
+        self.atoms = vocabulary.token_ids("all")
+        self.matrix = unit_length(subject.words[self.atoms.to(subject.words.device)])
         self.embedding, self.logit = WordTally(vocabulary), WordTally(vocabulary)
 
     @torch.inference_mode()

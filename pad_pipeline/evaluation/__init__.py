@@ -1,4 +1,4 @@
-"""Scores of a trained model's answers: boxes, captions, short answers, each compared with the truth.
+"""Score a trained model's boxes, captions and short answers against the true ones.
 
-This package only computes with text and numbers; `pad_pipeline.workflows.learning.ask` asks the model.
+These modules compute with texts and numbers only; `pad_pipeline.workflows.learning.ask` asks the model.
 """

@@ -1,4 +1,4 @@
-"""Scores short answers by exact match with the true ones."""
+"""Score short answers by exact match with the true answers."""
 
 from __future__ import annotations
 
@@ -11,24 +11,20 @@ _PUNCTUATION = re.compile(rf"[{re.escape(string.punctuation)}](?!\d)")
 
 
 def plain_answer(text: str) -> str:
-    """Reduce an answer to lower case without punctuation, articles and extra spaces, so that "A dog." becomes "dog".
+    """Return an answer in lower case, without punctuation, articles and extra spaces: "A dog." becomes "dog".
 
-    Punctuation before a digit stays (1.5, -5), and so does an article that is the whole answer (the choice "A").
+    Two things stay: punctuation before a digit (1.5, -5), and an article that is the whole answer (the choice "A").
     """
     bare = " ".join(_PUNCTUATION.sub("", text.lower()).split())
     return " ".join(_ARTICLES.sub(" ", bare).split()) or bare
 
 
-def exact_match(said: Sequence[str], truth: Sequence[str | Sequence[str]]) -> float:
-    """Return the share of answers (0..1) that equal their true answer, or one of several, after `plain_answer`.
+def exact_match(answers: Sequence[str], truth: Sequence[str | Sequence[str]]) -> float:
+    """Return the share of answers (0..1) that equal a true answer to their question, after `plain_answer` on both.
 
-    Raises:
-        ValueError: there is no answer.
+    Raise `ValueError` without an answer.
     """
-    if not said:
+    if not answers:
         raise ValueError("there is no answer to score")
-    right = 0
-    for answer, true in zip(said, truth, strict=True):
-        known = [true] if isinstance(true, str) else list(true)
-        right += plain_answer(answer) in {plain_answer(one) for one in known}
-    return right / len(said)
+    pairs = [(answer, [true] if isinstance(true, str) else true) for answer, true in zip(answers, truth, strict=True)]
+    return sum(plain_answer(answer) in map(plain_answer, known) for answer, known in pairs) / len(pairs)

@@ -1,4 +1,4 @@
-"""Scores boxes that a model gives for referring expressions, in both frames of coordinates that are in use."""
+"""Score a model's boxes for referring expressions, in both coordinate frames that models use."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.records import Box
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""The IoUs at which the curve of accuracy is computed."""
+"""The IoU thresholds of the accuracy curve."""
+BOOTSTRAP_SAMPLES = 1000
 _NUMBER = r"\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*"
 _BOX = re.compile(rf"[\[(]{','.join([_NUMBER] * 4)}[\])]")
 
 
 class Expression(NamedTuple):
-    """A referring expression: a phrase, and the box of the thing that it refers to."""
+    """A referring expression: a phrase for one thing in an image, with the true box of the thing."""
 
     image: str
-    """The image's file, relative to the folder of images."""
+    """The path of the image file, relative to the folder of images."""
     text: str
     box: Box
     """The true box, xyxy in pixels of the original image."""
@@ -32,10 +33,9 @@ class Expression(NamedTuple):
 
 
 def read_expressions(path: Path) -> list[Expression]:
-    """Read the expressions of an MDETR JSON (`finetune_refcoco_val.json`) or an InternVL JSONL (`refcoco_val.jsonl`).
+    """Read an MDETR JSON (`finetune_refcoco_val.json`) or an InternVL JSONL (`refcoco_val.jsonl`).
 
-    Raises:
-        UserError: the file is neither, or an entry of it is broken.
+    Raise `UserError` if the file has another format, or a broken entry.
     """
     try:
         text = path.read_text("utf-8-sig")
@@ -55,7 +55,7 @@ def read_expressions(path: Path) -> list[Expression]:
 
 
 def _from_mdetr(data: dict[str, Any]) -> list[Expression]:
-    """Read the entries of MDETR: one of `images` for each expression, with a bbox `[x, y, width, height]` in pixels."""
+    """Read the content of an MDETR JSON, which lists an image, with one annotation, for each expression."""
     boxes: dict[Any, Box] = {}
     for annotation in data["annotations"]:
         x, y, width, height = map(float, annotation["bbox"])
@@ -67,7 +67,7 @@ def _from_mdetr(data: dict[str, Any]) -> list[Expression]:
 
 
 def _checked(image: Any, text: Any, box: Sequence[Any], entry: dict[str, Any], where: str) -> Expression:
-    """Return an expression with the box `[x0, y0, x1, y1]` in pixels; raise ValueError if it can't be used."""
+    """Return an expression with the box `[x0, y0, x1, y1]` in pixels; raise ValueError for an invalid entry."""
     x0, y0, x1, y1 = map(float, box)
     size = (entry["width"], entry["height"])
     if not (isinstance(image, str) and isinstance(text, str)):
@@ -77,11 +77,10 @@ def _checked(image: Any, text: Any, box: Sequence[Any], entry: dict[str, Any], w
     return Expression(image, text, (x0, y0, x1, y1), size)
 
 
-def box_in(text: str) -> Box | None:
-    """Return the first box in a text: four numbers in brackets, xyxy as shares (0..1) of the edges.
+def parse_box(text: str) -> Box | None:
+    """Return the first box in a text (four numbers in brackets), xyxy in fractions (0..1) of the frame's edges.
 
-    If a number is above 1.5, all are taken as thousandths, which some models use. None means that there is no box, or
-    one without area.
+    Some models write thousandths: all numbers count as such if one is above 1.5. None means no box, or an empty box.
     """
     if not (match := _BOX.search(text)):
         return None
@@ -91,28 +90,27 @@ def box_in(text: str) -> Box | None:
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
-def on_original(box: Box, size: tuple[int, int]) -> Box:
-    """Convert a box from shares of the image's edges to pixels: the frame of lmms-eval and VLMEvalKit."""
+def image_to_pixels(box: Box, size: tuple[int, int]) -> Box:
+    """Convert a box from fractions of the image's edges to pixels. lmms-eval and VLMEvalKit use this frame."""
     return box[0] * size[0], box[1] * size[1], box[2] * size[0], box[3] * size[1]
 
 
-def from_square(box: Box, size: tuple[int, int]) -> Box:
-    """Convert a box from shares of the padded square to pixels of the original image.
+def square_to_pixels(box: Box, size: tuple[int, int]) -> Box:
+    """Convert a box from fractions of the image padded to a square to pixels of the image. LLaVA uses this frame.
 
-    This is the frame of LLaVA, which learns boxes of the padded image. The image is in the middle of the square; where
-    the padding is odd, half a pixel above or left of it.
+    The image is in the middle of the square. If the padding is odd, it is half a pixel above or left of the middle.
     """
     edge = max(size)
     left, top = (edge - size[0]) // 2, (edge - size[1]) // 2
     return box[0] * edge - left, box[1] * edge - top, box[2] * edge - left, box[3] * edge - top
 
 
-FRAMES = {"original": on_original, "padded": from_square}
-"""For each frame, the function that converts a box and the image's (width, height) to pixels of the image."""
+FRAMES = {"original": image_to_pixels, "padded": square_to_pixels}
+"""The function of each frame that converts a box, for an image of (width, height), to pixels of the image."""
 
 
 def iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    """Return the intersection over union (0..1) of two boxes, xyxy; 0 where they do not overlap."""
+    """Return the intersection over union (0..1) of two boxes, xyxy; 0 without overlap."""
     across, down = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     if across <= 0 or down <= 0:
         return 0.0
@@ -120,34 +118,33 @@ def iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     return across * down / (areas - across * down)
 
 
-def score_boxes(
-    expressions: Sequence[Expression], answers: Sequence[str], draws: int = 1000, seed: int = 0
-) -> dict[str, Any]:
-    """Score the model's answer to each expression in both frames; an answer without a box has an IoU of 0.
-
-    The bootstrap takes `draws` samples of the expressions, with the seed `seed`.
+def score_boxes(expressions: Sequence[Expression], answers: Sequence[str]) -> dict[str, Any]:
+    """Score a model's answer to each expression in both frames; an answer without a box has an IoU of 0.
 
     Returns:
-        The number of `expressions`, how many answers are `unparsed`, and for each of `FRAMES` four scores: `accuracy`,
-        the share of answers with an IoU of 0.5 or more; `interval`, its 95% confidence interval by bootstrap over
-        expressions; `curve`, the share of answers that reach each of `LEVELS`; and `mean_iou`.
+        The number of `expressions`, the number of answers without a box (`unparsed`), and four scores for each of
+        `FRAMES`: `accuracy`, the share of answers with an IoU of 0.5 or more; `interval`, its 95% confidence interval
+        by bootstrap over expressions; `curve`, the share of answers that reach each of `LEVELS`; and `mean_iou`.
 
     Raises:
         ValueError: there is no expression.
     """
     if not expressions:
         raise ValueError("there is no expression to score")
-    boxes = [box_in(answer) for answer in answers]
+    boxes = [parse_box(answer) for answer in answers]
     scores: dict[str, Any] = {"expressions": len(boxes), "unparsed": sum(box is None for box in boxes)}
     for name, frame in FRAMES.items():
         pairs = zip(boxes, expressions, strict=True)
         ious = np.array([0.0 if box is None else iou(frame(box, one.size), one.box) for box, one in pairs])
         right = ious >= 0.5
-        rng = np.random.default_rng(seed)
-        # The bootstrap of a mean of 0s and 1s is a binomial draw, so no table of resampled expressions is needed.
-        means = rng.binomial(len(right), right.mean(), draws) / len(right)
+        rng = np.random.default_rng(0)
+        # The mean of a bootstrap sample of 0s and 1s has a binomial distribution, so nothing is resampled.
+        means = rng.binomial(len(right), right.mean(), BOOTSTRAP_SAMPLES) / len(right)
         low, high = (float(np.quantile(means, share)) for share in (0.025, 0.975))
-        curve = {f"{level}": float((ious >= level).mean()) for level in LEVELS}
-        scores[name] = {"accuracy": float(right.mean()), "interval": (low, high), "curve": curve}
-        scores[name]["mean_iou"] = float(ious.mean())
+        scores[name] = {
+            "accuracy": float(right.mean()),
+            "interval": (low, high),
+            "curve": {f"{level}": float((ious >= level).mean()) for level in LEVELS},
+            "mean_iou": float(ious.mean()),
+        }
     return scores

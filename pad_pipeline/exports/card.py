@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from pad_pipeline.roles import FINDS, REQUIRED
+from pad_pipeline.roles import REQUIRED, RESULTS
 from pad_pipeline.shards.provenance import Model, Origin, models, origins
 from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.stats import Statistics
@@ -116,13 +116,13 @@ def _made(run: Run) -> str:
 
 def _origin(origin: Origin) -> str:
     """Describe the models and the edits of one origin."""
-    given = ", ".join(FINDS[step] for step in REQUIRED if step not in origin.models)
+    given = ", ".join(RESULTS[step] for step in REQUIRED if step not in origin.models)
     file = "From an annotation file, which people made, or whatever wrote the file"
     by_models = "By models, as `pad build` runs them"
     if not given:
         text = f"{by_models}; no person has corrected labels or masks."
     elif origin.models:
-        text = f"{file}: {given}. {by_models}: {', '.join(FINDS[step] for step in origin.models)}."
+        text = f"{file}: {given}. {by_models}: {', '.join(RESULTS[step] for step in origin.models)}."
     else:
         text = f"{file}; `pad import` took it over, and made the masks' patches and the embeddings."
     edits = [", ".join(_setting(name, value) for name, value in edit.items()) for edit in origin.edits]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.storage import Folder, claim_folder, whole
+from pad_pipeline.storage import Folder, atomic_write, claim_folder
 
 MARK = ".pad-export"
 """The file in the folder that states the kind of the export."""
@@ -43,7 +43,7 @@ class Target:
         """Yield a temporary path to write to, which becomes file `name` if the block ends without an exception."""
         path = self.path_of(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path, durable=False) as partial:
+        with atomic_write(path, durable=False) as partial:
             yield partial
 
     def remove(self, *patterns: str, but: Collection[str] = ()) -> None:

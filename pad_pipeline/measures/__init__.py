@@ -1,4 +1,4 @@
-"""Measures of alignment, one in each file: Align, entropy, matching pursuit, neighbor overlap, vocabulary.
+"""Measures of how well vision tokens align with an LLM's words, one in each file.
 
-A measure is arithmetic on tensors, with its formula and source. It knows nothing of models, shards and settings.
+Each measure computes with tensors only, and states its formula and source. None uses models, shards or settings.
 """

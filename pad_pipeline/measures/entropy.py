@@ -1,4 +1,4 @@
-"""The von Neumann entropy of a set of embeddings, a measure of compression: of one image, or of many pooled."""
+"""The von Neumann entropy of embeddings, a measure of compression: for each image, or for many images pooled."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from torch import Tensor
 
 
 def von_neumann_entropy(vectors: Tensor, center: bool = False) -> Tensor:
-    """Return the entropy H = -sum_i l_i ln l_i over the eigenvalues l of rho = X X^T / tr(X X^T), in nats.
+    """Return the entropy H = -sum_i l_i ln l_i in nats, where l are the eigenvalues of rho = X X^T / tr(X X^T).
 
-    rho is the Gram matrix of the vectors, scaled to trace 1. (arXiv 2505.17316 names the measure, and leaves
-    normalization and pooling open.) X X^T and X^T X have the same eigenvalues apart from zeros, so the smaller of the
-    two is used. H is 0 where all vectors point the same way, and at most ln min(n, d), for orthogonal vectors of equal
-    length.
+    rho is the Gram matrix of the vectors, scaled to trace 1. arXiv 2505.17316 names the measure, and leaves
+    normalization and pooling open. H is 0 if all vectors have the same direction. Its maximum is ln min(n, d), for
+    orthogonal vectors of equal length.
 
     Args:
         vectors: sets of vectors, `[..., n, d]`.
@@ -26,12 +25,12 @@ def von_neumann_entropy(vectors: Tensor, center: bool = False) -> Tensor:
     rows = vectors.double()
     if center:
         rows = rows - rows.mean(-2, keepdim=True)
-    wide = rows.shape[-1] > rows.shape[-2]
+    wide = rows.shape[-1] > rows.shape[-2]  # X X^T and X^T X have the same eigenvalues apart from zeros
     return entropy_of(rows @ rows.mT if wide else rows.mT @ rows)
 
 
 def entropy_of(gram: Tensor) -> Tensor:
-    """Return the same entropy for Gram matrices, float64 `[..., m, m]`, as float64 `[...]`."""
+    """Return the von Neumann entropy in nats, float64 `[...]`, from Gram matrices, float64 `[..., m, m]`."""
     values = torch.linalg.eigvalsh(gram).clamp_min(0)
     shares = values / values.sum(-1, keepdim=True).clamp_min(1e-300)
     terms: Tensor = torch.special.entr(shares)
@@ -39,10 +38,10 @@ def entropy_of(gram: Tensor) -> Tensor:
 
 
 class PooledEntropy:
-    """The von Neumann entropy over the vectors of many sets together; only their `[d, d]` Gram matrix is kept.
+    """Computes the von Neumann entropy of the vectors of many sets together; it keeps only their `[d, d]` Gram matrix.
 
-    Its upper bound is ln d (or less, for fewer than d vectors). A projector that changes d changes the bound. So the
-    pooled entropies before and after it are on different scales, unlike those of single images.
+    The maximum is ln min(n, d) for n vectors. A projector that changes d changes the maximum, so pooled entropies
+    before and after it are on different scales. Those of single images are not.
 
     Args:
         width: the width d of the vectors.
@@ -61,9 +60,9 @@ class PooledEntropy:
         self._accumulate(len(rows), rows.sum(0), rows)
 
     def add_mixed(self, mix: Tensor, basis: Tensor) -> None:
-        """Add the vectors M B, with the mix M `[n, L]` and the basis B `[L, d]`, at a fraction of the cost of `add`.
+        """Add the vectors M B, for a mix M `[n, L]` and a basis B `[L, d]`, faster than `add(M @ B)`.
 
-        Their Gram matrix is B^T (M^T M) B, and M^T M is only `[L, L]`.
+        Their Gram matrix is B^T (M^T M) B, where M^T M is only `[L, L]`.
         """
         shares = mix.double()
         values, directions = torch.linalg.eigh(shares.mT @ shares)
@@ -76,7 +75,7 @@ class PooledEntropy:
         self._gram = self._gram.to(rows.device).addmm_(rows.mT, rows)
 
     def entropy(self) -> float:
-        """Return the entropy in nats; NaN before the first vector."""
+        """Return the entropy in nats; NaN without vectors."""
         if not self.count:
             return math.nan
         shift = torch.outer(self._sum, self._sum) / self.count if self.center else 0.0

@@ -1,4 +1,4 @@
-"""Neighbor overlap: how many of a vector's k nearest neighbors remain its neighbors after the projector."""
+"""Neighbor overlap: the share of a vector's nearest neighbors that remain its neighbors after the projector."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def neighbors(vectors: Tensor, k: int) -> Tensor:
-    """Return, for each of the vectors `[..., n, d]`, the `k` others with the highest cosine: int64 `[..., n, k]`."""
+    """Return each vector's `k` nearest others by cosine: indices, int64 `[..., n, k]`, for vectors `[..., n, d]`."""
     unit = F.normalize(vectors.float(), dim=-1)
     cosine = unit @ unit.mT
     cosine.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
@@ -16,15 +16,10 @@ def neighbors(vectors: Tensor, k: int) -> Tensor:
 
 
 def neighbor_overlap(before: Tensor, after: Tensor, k: int = 10) -> Tensor:
-    """Return the share of each vector's k nearest neighbors that it keeps (arXiv 2509.11986), as a mean over each set.
+    """Return the mean share of the k nearest neighbors that a vector keeps (arXiv 2509.11986), for each set of vectors.
 
-    Args:
-        before: sets of vectors, `[..., n, d]`.
-        after: the same vectors after the projector, `[..., n, e]`.
-        k: the number of neighbors, below n.
-
-    Returns:
-        float32 `[...]`, 0..1; chance alone gives k / (n - 1).
+    `before` are sets of vectors `[..., n, d]`. `after` are the same vectors after the projector, `[..., n, e]`. `k` is
+    below n. The result is float32 `[...]`, 0..1, and k / (n - 1) by chance.
     """
     first, second = neighbors(before, k), neighbors(after, k)
     return (first[..., :, None] == second[..., None, :]).any(-1).float().mean((-2, -1))

@@ -1,4 +1,4 @@
-"""Matching pursuit: it decomposes a vision token into a few of the LLM's word embeddings."""
+"""Matching pursuit: decompose a vision token into a sum of a few of the LLM's word embeddings."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def unit(atoms: Tensor) -> Tensor:
-    """Scale vectors `[V, d]` to length 1, in float32; vectors of zeros stay zeros."""
+def unit_length(atoms: Tensor) -> Tensor:
+    """Scale vectors `[V, d]` to length 1, in float32; zeros stay zeros."""
     return F.normalize(atoms.float(), dim=-1)
 
 
-class Pursuit(NamedTuple):
+class Decomposition(NamedTuple):
     """The decompositions of N tokens in K steps."""
 
     words: Tensor
     """The index of the atom that each step took, int64 `[N, K]`."""
     coefficients: Tensor
-    """The coefficients of these atoms at length 1, float32 `[N, K]`; in the orthogonal form, those of the last step."""
+    """The coefficients of these atoms, float32 `[N, K]`; in the orthogonal form, those after the last step."""
     residual: Tensor
-    """The share of the token's energy that is left, float32 `[N, K + 1]`: before the first step (1), and after each."""
+    """The squared length of the residual as a share of the token's, float32 `[N, K + 1]`: 1, then after each step."""
 
 
 def matching_pursuit(
     tokens: Tensor, atoms: Tensor, steps: int = 5, orthogonal: bool = False, positive: bool = False
-) -> Pursuit:
+) -> Decomposition:
     """Decompose tokens greedily (Mallat and Zhang 1993).
 
     The residual r starts as the token v. Each step takes the atom w with the highest |<r, w>|, and subtracts <r, w> w
-    from r. The orthogonal form (Pati et al. 1993) projects v, after each step, on all atoms taken so far, so that no
+    from r. In the orthogonal form (Pati et al. 1993), r is v minus its projection on all atoms taken so far, so that no
     atom is taken twice.
 
     Args:
         tokens: `[N, d]`.
-        atoms: word embeddings `[V, d]` at length 1, see `unit`. One of zeros is taken only where no other atom fits.
+        atoms: word embeddings of length 1, `[V, d]`, see `unit_length`. Zeros are taken only if no other atom fits.
         steps: the number K of atoms for each token.
         orthogonal: whether to use the orthogonal form.
-        positive: whether to take the atom with the highest <r, w>, and so only atoms in the residual's direction.
+        positive: whether to take the atom with the highest <r, w>, and not with the highest |<r, w>|.
     """
     start = tokens.float()
     rest, energy = start, start.square().sum(-1).clamp_min(1e-30)
@@ -64,4 +64,5 @@ def matching_pursuit(
             taken.append(scores.gather(1, best[:, None])[:, 0])
             rest = rest - taken[-1][:, None] * atoms[best]
         left.append(rest.square().sum(-1) / energy)
-    return Pursuit(torch.stack(words, 1), coefficients if orthogonal else torch.stack(taken, 1), torch.stack(left, 1))
+    found = coefficients if orthogonal else torch.stack(taken, 1)
+    return Decomposition(torch.stack(words, 1), found, torch.stack(left, 1))

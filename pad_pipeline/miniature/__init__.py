@@ -1,4 +1,4 @@
-"""The miniature: a drawn world in which the label of every pixel is known, and five small models for it.
+"""The miniature: drawn scenes with a known label for every pixel, and five small models for them.
 
-`score` compares shards with the truth. The code that trained the models is in the repository, in `examples/miniature`.
+`score` compares shards with the truth. `examples/miniature` in the repository trains the models.
 """

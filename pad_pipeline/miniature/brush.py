@@ -1,4 +1,4 @@
-"""Draws the shapes of a thing, into the image and into the map of owners at once."""
+"""Draw shapes twice: in color into the image, and as a number into the map of owners, the shape of each pixel."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ GOLD: Color = (240, 200, 60)
 
 
 class Owner(NamedTuple):
-    """The thing and the part that a drawn shape belongs to."""
+    """The part of a scene to which a drawn shape belongs."""
 
     part: str
-    """The label of the part; "" for the body of the thing."""
+    """The label of the part of a thing, or of the stuff; "" for the body of a thing."""
     thing: int
     """The number of the thing in the scene; -1 for stuff."""
     instance: int
-    """Shapes with the same part, thing and instance are one region (the petals of a flower)."""
+    """Distinguishes equal parts. Shapes with the same owner are one region (such as the petals of a flower)."""
 
 
 @dataclass
 class Brush:
-    """Draws one thing, in its own coordinates: from -1 to 1, with y downward and the feet at y = 1."""
+    """Draws one thing in its own coordinates: from -1 to 1, with y downward and the feet at y = 1."""
 
     color: ImageDraw.ImageDraw
     owner: ImageDraw.ImageDraw
@@ -53,16 +53,16 @@ class Brush:
     mirror: bool
     main: Color
     outline: bool
-    """Whether every shape has a dark line around it."""
+    """Whether every shape has a dark outline."""
     wobble: float
-    """The standard deviation by which corners are displaced, in the thing's coordinates, as by an unsteady hand."""
+    """The standard deviation of the random shift of each corner, in the thing's coordinates."""
 
     def pick(self, count: int) -> int:
-        """Choose one of `count` ways to draw this thing at random: 0 to `count - 1`."""
+        """Return a random number from 0 to `count - 1`, to choose one of `count` ways to draw the thing."""
         return int(self.rng.integers(count))
 
     def polygon(self, part: str, points: list[Point], color: Color | None = None, join: bool = False) -> None:
-        """Draw a filled polygon of a part ("" for the body); with `join`, it is one region with the shape before it."""
+        """Draw a filled polygon of a part ("" for the body). With `join`, it belongs to the last shape's region."""
         cos, sin = math.cos(self.angle) * self.scale, math.sin(self.angle) * self.scale
         if self.wobble:
             offsets = self.rng.normal(0, self.wobble, (len(points), 2)).tolist()
@@ -73,24 +73,24 @@ class Brush:
         instance = self.owners[-1].instance if join else len(self.owners)
         self.owners.append(Owner(part, self.thing, instance))
         fill = color or self.main
-        # The outline is drawn into the map of owners as well, because it may reach a pixel beyond the area.
+        # The map of owners gets the outline as well, because it may reach a pixel beyond the area.
         self.color.polygon(placed, fill=fill, outline=DARK if self.outline else fill)
         self.owner.polygon(placed, fill=len(self.owners), outline=len(self.owners))
 
     def box(self, part: str, boxes: Sequence[Box], color: Color | None = None, join: bool = False) -> None:
-        """Draw filled rectangles, each given by two opposite corners."""
+        """Draw filled rectangles, each from two opposite corners."""
         for x0, y0, x1, y1 in boxes:
             self.polygon(part, [(x0, y0), (x1, y0), (x1, y1), (x0, y1)], color, join)
 
     def disc(
         self, part: str, at: Sequence[Point], rx: float, ry: float, color: Color | None = None, join: bool = False
     ) -> None:
-        """Draw filled ellipses of one size, given by centers and radii."""
+        """Draw filled ellipses with the centers `at` and the radii `rx` and `ry`."""
         turns = [2 * math.pi * step / 20 for step in range(20)]
         for x, y in at:
             self.polygon(part, [(x + rx * math.cos(turn), y + ry * math.sin(turn)) for turn in turns], color, join)
 
-    def limb(self, part: str, start: Point, end: Point, width: float, color: Color | None = None) -> None:
+    def bar(self, part: str, start: Point, end: Point, width: float, color: Color | None = None) -> None:
         """Draw a straight bar between two points."""
         (x0, y0), (x1, y1) = start, end
         length = math.hypot(x1 - x0, y1 - y0)

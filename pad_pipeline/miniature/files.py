@@ -1,4 +1,4 @@
-"""Writes drawn scenes to files: images, LLaVA JSON for both training stages, COCO JSON, referring expressions."""
+"""Write drawn scenes to files: images, LLaVA JSON for both training stages, COCO JSON, referring expressions."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from pad_pipeline.miniature.language import DESCRIBE, REFER, caption, questions, refer
+from pad_pipeline.miniature.language import DESCRIBE_PROMPTS, REFER_PROMPT, caption, questions, referring_expressions
 from pad_pipeline.miniature.world import LABELS, Scene, draw_scene
 from pad_pipeline.storage import claim_folder
 
 WORLD = "world.json"
-"""The file that marks a folder of drawn scenes, and says which scenes they are."""
+"""The file that marks a folder of drawn scenes, with their seed, number and labels."""
 _TURNS = 6
-"""The most questions in a conversation."""
+"""The largest number of questions in a conversation of `World.chat`."""
 
 
 class World(NamedTuple):
@@ -33,31 +33,25 @@ class World(NamedTuple):
     refer: Path
     """JSON with referring expressions: a list of `{"image", "phrase", "box": [x0, y0, x1, y1] in pixels, "label"}`."""
     llava_refer: Path
-    """LLaVA JSON with every referring expression of each scene and one other turn, for a stage 2 that is to learn
-    boxes. `chat` has one or two of them for each scene; from so few, a short training learns how a box is written and
-    not where things are."""
+    """LLaVA JSON with all referring expressions of each scene and one other question, for a training stage 2 about
+    boxes. From the one or two in `chat`, a short training learns how to write a box, and not where things are."""
 
 
 def key_of(index: int) -> str:
-    """Return the id of scene `index`, which is also the stem of its image's name and its key in shards."""
+    """Return the id of scene `index`: its key in shards, and its image's file name without the ending."""
     return f"scene-{index:05d}"
 
 
 def index_of(key: str) -> int:
-    """Return the index of the scene with this key: the inverse of `key_of`."""
+    """Return the index of the scene with the id `key`, as the inverse of `key_of`."""
     return int(key.removeprefix("scene-"))
 
 
 def write_world(out: Path, count: int, seed: int = 0, indices: Iterable[int] = ()) -> World:
-    """Draw `count` scenes of the world `seed`, and write them into `out`.
+    """Draw `count` scenes of the world `seed`, and write them to `out`, a new, empty or earlier folder of scenes.
 
-    Args:
-        out: a new or empty folder, or one with drawn scenes, which are overwritten.
-        indices: the indices 0 to `count - 1`, wrapped into a progress bar; by default, without one.
-
-    Raises:
-        UserError: the folder holds something else.
-        OSError: a file can't be written.
+    `indices` are 0 to `count - 1`, for a caller that wraps them into a progress bar. Raise `UserError` if the folder
+    holds anything else, and `OSError` if a file can't be written.
     """
     claim_folder(out, WORLD)
     images = out / "images"
@@ -78,13 +72,13 @@ def write_world(out: Path, count: int, seed: int = 0, indices: Iterable[int] = (
         name = f"{key_of(index)}.png"
         scene.image.save(images / name, compress_level=1)
         turns = questions(scene, np.random.default_rng((seed, index, 1)))
-        other = next(turn for turn in turns if not turn[0].startswith(REFER))
-        described = [(DESCRIBE[index % len(DESCRIBE)], caption(scene))]
-        boxes = [turn for turn in turns if turn[0].startswith(REFER) or turn == other]
+        other = next(turn for turn in turns if not turn[0].startswith(REFER_PROMPT))
+        described = [(DESCRIBE_PROMPTS[index % len(DESCRIBE_PROMPTS)], caption(scene))]
+        boxes = [turn for turn in turns if turn[0].startswith(REFER_PROMPT) or turn == other]
         contents[world.llava].append(_record(index, name, described, index % 2 == 1))
         contents[world.chat].append(_record(index, name, turns[:_TURNS]))
         contents[world.llava_refer].append(_record(index, name, boxes))
-        for phrase, number in refer(scene):
+        for phrase, number in referring_expressions(scene):
             region = scene.regions[number]
             contents[world.refer].append({"image": name, "phrase": phrase, "box": region.box, "label": region.label})
         width, height = scene.image.size
@@ -98,7 +92,7 @@ def write_world(out: Path, count: int, seed: int = 0, indices: Iterable[int] = (
 
 
 def is_drawn(path: Path) -> bool:
-    """Return whether a folder of images, or a JSON file, is part of a drawn world."""
+    """Return whether `path`, a folder of images or a JSON file, comes from `write_world`."""
     return any((folder / WORLD).is_file() for folder in (path, path.parent))
 
 
@@ -113,7 +107,7 @@ def _record(index: int, name: str, turns: list[tuple[str, str]], image_last: boo
 
 
 def _annotations(scene: Scene, image: int, first: int) -> list[dict[str, Any]]:
-    """Return the COCO annotations of a scene's regions, with ids from `first + 1` on."""
+    """Return a COCO annotation for each region of a scene, with ids from `first + 1` on."""
     annotations = []
     for number, region in enumerate(scene.regions, first + 1):
         rle = coco_mask.encode(np.asfortranarray(region.mask, dtype=np.uint8))

@@ -1,4 +1,4 @@
-"""The kinds of things in the drawn world, each with its parts and more than one way to draw it."""
+"""The kinds of things in drawn scenes, with their parts. Most have several ways to draw them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pad_pipeline.miniature.brush import CREAM, DARK, GLASS, GOLD, LEAF, METAL, 
 
 
 class Artist(Brush):
-    """Draws each kind of thing: a method for each kind, which chooses one of several ways."""
+    """Draws a thing of each kind, with one method for a kind. `pick` chooses among the ways to draw it."""
 
     def _house(self) -> None:
         if self.pick(2):
@@ -102,7 +102,7 @@ class Artist(Brush):
         self.disc("eye", [(-0.68, -0.46)], 0.1, 0.1, DARK)
 
     def _cat(self) -> None:
-        self.limb("tail", (0.55, 0.8), (1.15, 0.1) if self.pick(2) else (1.2, 0.75), 0.22)
+        self.bar("tail", (0.55, 0.8), (1.15, 0.1) if self.pick(2) else (1.2, 0.75), 0.22)
         self.disc("", [(0.0, 0.5)], 0.62, 0.52)
         self.polygon("ear", [(-0.5, -0.5), (-0.45, -1.0), (-0.1, -0.68)])
         self.polygon("ear", [(0.5, -0.5), (0.45, -1.0), (0.1, -0.68)])
@@ -184,7 +184,7 @@ class Artist(Brush):
             self.box("", [(-0.92, -0.92, 0.92, 0.92)])
         self.disc("dial", [(0.0, 0.0)], 0.72, 0.72, CREAM)
         for turn, length in ((self.rng.uniform(0, 6.3), 0.6), (self.rng.uniform(0, 6.3), 0.42)):
-            self.limb("hand", (0.0, 0.0), (length * math.cos(turn), length * math.sin(turn)), 0.13, DARK)
+            self.bar("hand", (0.0, 0.0), (length * math.cos(turn), length * math.sin(turn)), 0.13, DARK)
 
     def _robot(self) -> None:
         self.box("antenna", [(-0.05, -1.05, 0.05, -0.75)], DARK)
@@ -225,8 +225,8 @@ class Artist(Brush):
         trousers = (60, 65, 95) if self.pick(2) else (95, 80, 65)
         self.box("leg", [(-0.3, 0.35, -0.03, 1.0), (0.03, 0.35, 0.3, 1.0)], trousers)
         reach = 0.25 if self.pick(2) else -0.65
-        self.limb("arm", (-0.32, -0.3), (-0.68, reach), 0.2, (225, 180, 150))
-        self.limb("arm", (0.32, -0.3), (0.68, 0.25), 0.2, (225, 180, 150))
+        self.bar("arm", (-0.32, -0.3), (-0.68, reach), 0.2, (225, 180, 150))
+        self.bar("arm", (0.32, -0.3), (0.68, 0.25), 0.2, (225, 180, 150))
         self.polygon("", [(-0.38, -0.42), (0.38, -0.42), (0.33, 0.42), (-0.33, 0.42)])
         self.disc("head", [(0.0, -0.7)], 0.27, 0.29, (225, 180, 150))
         steps = [math.pi + math.pi * step / 8 for step in range(9)]
@@ -278,7 +278,7 @@ class Artist(Brush):
         start = 0.4 + 0.7 * self.pick(2)
         for step in range(4):
             turn = start + step * math.pi / 2
-            self.limb("blade", (0.0, -0.4), (0.95 * math.cos(turn), -0.4 + 0.95 * math.sin(turn)), 0.22, CREAM)
+            self.bar("blade", (0.0, -0.4), (0.95 * math.cos(turn), -0.4 + 0.95 * math.sin(turn)), 0.22, CREAM)
 
     def _ladybug(self) -> None:
         self.disc("head", [(-0.72, 0.0)], 0.32, 0.36, DARK)
@@ -288,15 +288,15 @@ class Artist(Brush):
 
 
 class Kind(NamedTuple):
-    """A kind of thing: how it is drawn, and how it may vary."""
+    """A kind of thing: how to draw it, and how it varies."""
 
     draw: Callable[[Artist], None]
     turn: float = 0.22
-    """The largest rotation to either side, in radians; a thing turned further would not look like its kind."""
+    """The largest rotation to either side in radians, with which the kind can still be recognized."""
     air: bool = False
-    """Whether things of this kind are in the air, above the ground."""
+    """Whether things of this kind are in the air."""
     shades: tuple[str, ...] = ()
-    """The colors that this kind can have; empty for all colors. If there is only one, captions do not mention it."""
+    """The possible colors; empty for all. Captions do not mention the color if there is only one."""
     wide: float = 1.0
     """The ratio of width to height."""
 

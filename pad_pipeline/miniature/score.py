@@ -1,4 +1,4 @@
-"""Scores the shards of drawn scenes against the truth."""
+"""Score shards of drawn scenes against the true regions."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pad_pipeline.records import SampleJson
 from pad_pipeline.shards.reader import open_shards
 
 IOU = 0.5
-"""A box matches a true box if their IoU is at least this."""
+"""The smallest IoU with which a box matches a true box."""
 SLIVER = 0.5
-"""A matched thing has no patch IoU if the union of its true and found coverage is below this many patches, because the
+"""A matched thing gets no patch IoU if the union of its true and found coverage is below this many patches: then the
 crop leaves only a sliver of it."""
 Found = tuple[str, tuple[float, ...]]
 """The label and the box (xyxy in pixels) of a region."""
@@ -29,14 +29,14 @@ Found = tuple[str, tuple[float, ...]]
 
 @dataclass
 class Counts:
-    """Three counts, of tags or of boxes: predicted ones, true ones, and predicted ones that match a true one."""
+    """Counts of predicted tags or boxes (`found`), of true ones, and of predicted ones that match a true one."""
 
     matched: int = 0
     found: int = 0
     true: int = 0
 
     def match(self, true: list[TrueRegion], found: list[Found], labels: Container[str]) -> list[tuple[int, TrueRegion]]:
-        """Add the boxes of one scene that have one of `labels`; return as `Score.add_boxes`."""
+        """Add the boxes of one scene that have one of `labels`; return pairs as `Score.add_boxes`."""
         free, matched = list(true), []
         for position, (label, box) in enumerate(found):
             if label in labels:
@@ -51,18 +51,18 @@ class Counts:
 
     @property
     def recall(self) -> float:
-        """The share of true boxes that a found box of the same label matches, whether the tagger named them or not."""
+        """The share of true boxes that a found box of the same label matches, including labels that were not tagged."""
         return self.matched / max(self.true, 1)
 
     @property
     def precision(self) -> float:
-        """The share of found boxes that match a true box of the same label; a true box is matched only once."""
+        """The share of found boxes that match a true box of the same label. A true box is matched only once."""
         return self.matched / max(self.found, 1)
 
 
 @dataclass
 class Score:
-    """The score of a run: counts over scenes, and the rates that follow from them."""
+    """The score of a run: counts over all scenes, and rates from these counts."""
 
     scenes: int = 0
     tags: Counts = field(default_factory=Counts)
@@ -71,35 +71,35 @@ class Score:
     things_tagged: int = 0
     """True things whose label is among the image's tags."""
     boxes_on_things: int = 0
-    """Boxes with the label of a thing that match a thing of any label."""
+    """Boxes with the label of any thing that match a thing of any label."""
     labels_right: int = 0
-    """Boxes with the label of a thing that match a thing of this label."""
+    """Boxes with the label of any thing that match a thing of the same label."""
     mask_ious: list[float] = field(default_factory=list)
     patch_ious: list[float] = field(default_factory=list)
 
     @property
     def tag_f1(self) -> float:
-        """The F1 score of the tags, over all scenes together (micro average)."""
+        """The F1 score of the tags over all scenes together (micro average)."""
         return 2 * self.tags.matched / max(self.tags.found + self.tags.true, 1)
 
     @property
     def recall_given_tags(self) -> float:
-        """The recall of things among those whose label the tagger found."""
+        """The recall of those things whose label the tagger found."""
         return self.things.matched / max(self.things_tagged, 1)
 
     @property
     def label_accuracy(self) -> float:
-        """The share of boxes on things that have the right label."""
+        """The share of boxes on things with the right label."""
         return self.labels_right / max(self.boxes_on_things, 1)
 
     @property
     def mask_iou(self) -> float:
-        """The mean IoU of the masks of matched things with the true masks."""
+        """The mean IoU of the masks of matched things with their true masks."""
         return float(np.mean(self.mask_ious)) if self.mask_ious else 0.0
 
     @property
     def patch_iou(self) -> float:
-        """The mean, over matched things but `SLIVER`s, of sum(min) / sum(max) of their found and true coverage."""
+        """The mean of sum(min) / sum(max) of found and true coverage, over matched things that are not slivers."""
         return float(np.mean(self.patch_ious)) if self.patch_ious else 0.0
 
     def add(self, scene: Scene, meta: SampleJson, coverage: np.ndarray, view: View) -> None:
@@ -114,15 +114,14 @@ class Score:
         for position, thing in self.add_boxes(scene, found):
             mask = coco_mask.decode(meta["regions"][position]["rle"]).astype(bool)
             self.mask_ious.append(float((mask & thing.mask).sum() / (mask | thing.mask).sum()))
-            exact, found_coverage = seen_share(thing.mask, view), coverage[position] / 255
+            exact, found_coverage = coverage_by_resizing(thing.mask, view), coverage[position] / 255
             if (most := np.maximum(exact, found_coverage).sum()) >= SLIVER:
                 self.patch_ious.append(float(np.minimum(exact, found_coverage).sum() / most))
 
     def add_boxes(self, scene: Scene, found: list[Found]) -> list[tuple[int, TrueRegion]]:
-        """Add the boxes that were found in one scene, the best first.
+        """Add the boxes found in one scene, best box first; match each thing only once.
 
-        Return pairs: the index of a box, and the thing with the box's label that it matches. A thing is matched once
-        at most.
+        Return pairs of the index of a box and the thing of the same label that it matches.
         """
         things = [region for region in scene.regions if region.kind == "thing"]
         for label, box in found:
@@ -134,22 +133,19 @@ class Score:
         return self.things.match(things, found, THINGS)
 
 
-def seen_share(mask: np.ndarray, view: View) -> np.ndarray:
-    """Return how much of each patch a mask covers, float64 `[grid, grid]`, 0..1, to about 1%.
+def coverage_by_resizing(mask: np.ndarray, view: View) -> np.ndarray:
+    """Return how much of each patch a mask covers, float64 `[grid, grid]`, 0..1; only for views with the fit `crop`.
 
-    `View.coverage` is what the score tests, so it is not used here. Instead, the mask goes the way of an image to the
-    vision encoder: it is resized (by area averages), its center is cut out, and the pixels of each patch are averaged.
-    The precision of 1% is that for images which become smaller.
-
-    Raises:
-        ValueError: the fit of the view is not `crop`.
+    This does not use `View.coverage`, which the score tests. Instead, the mask is treated as an image for the vision
+    encoder: it is resized (by area averages), its center is cut out, and the pixels of each patch are averaged. The
+    precision is about 1% for images that become smaller.
     """
     if view.fit != "crop":
-        raise ValueError(f"the coverage of a resized mask is written for the fit crop, and the view has {view.fit}")
+        raise ValueError(f"the coverage of a resized mask needs the fit crop, and the view has {view.fit}")
     height, width = mask.shape
     scale = view.size / min(width, height)
     large = max(view.size, int(width * scale)), max(view.size, int(height * scale))
-    fine = mask.repeat(6, 0).repeat(6, 1)  # Pillow's box filter counts a pixel as a whole, or not at all
+    fine = mask.repeat(6, 0).repeat(6, 1)  # for a finer average: Pillow's box filter has whole pixels only
     image = Image.fromarray((fine * 255).astype(np.uint8)).resize(large, Image.Resampling.BOX)
     left, top = (large[0] - view.size) // 2, (large[1] - view.size) // 2
     pixels = np.asarray(image.crop((left, top, left + view.size, top + view.size))) / 255
@@ -158,7 +154,7 @@ def seen_share(mask: np.ndarray, view: View) -> np.ndarray:
 
 
 def score_shards(folder: Path, scene_of: Callable[[str], Scene]) -> Score:
-    """Score a run over drawn scenes, given each key's scene; a failed image counts as one without tags and regions."""
+    """Score shards by each key's scene, from `scene_of`. A failed image counts as an image without tags."""
     shards, score = open_shards(folder), Score()
     for name, row in shards.rows():
         meta, coverage = cast(SampleJson, {"tags": [], "regions": []}), np.zeros(0, np.uint8)

@@ -1,4 +1,4 @@
-"""The trained miniature that comes with the package: five small models, and a manifest that describes them."""
+"""The trained miniature in the package: five small models, and a manifest with their labels and hashes."""
 
 from __future__ import annotations
 
@@ -12,31 +12,27 @@ from pad_pipeline.miniature.world import LABELS
 from pad_pipeline.weights import file_sha256
 
 NAME = "miniature"
-"""The name of the shipped models, wherever models are named."""
+"""The name of the shipped models in settings and on the command line."""
 FOLDER = Path(__file__).parent / "models"
 MANIFEST = "manifest.json"
 REMEDY = "install the package again, or train the miniature again (examples/miniature)"
 
 
 class Manifest(BaseModel):
-    """The content of a folder of models."""
+    """The manifest of a folder of models."""
 
     model_config = ConfigDict(extra="forbid")
 
     labels: list[str]
-    """The labels of the world that the models were trained on."""
+    """The labels of the drawn scenes that the models were trained on."""
     members: dict[str, dict[str, Any]]
-    """How each model was trained, and its metrics; written by `examples/miniature/members.py`."""
+    """The training and the metrics of each model, from `examples/miniature/members.py`."""
     files: dict[str, str]
     """The sha256 of each file, by its path relative to the folder."""
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of a folder of models.
-
-    Raises:
-        UserError: the manifest is missing or damaged.
-    """
+    """Read the manifest of a folder of models; raise `UserError` if it is missing or damaged."""
     path = folder / MANIFEST
     try:
         return Manifest.model_validate_json(path.read_bytes())
@@ -46,11 +42,10 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(NAME, path, f"its manifest can't be read ({type(error).__name__})", REMEDY) from error
 
 
-def checked(folder: Path | None = None) -> Path:
-    """Check every file of a folder of models (by default the shipped one) against its manifest, and return the folder.
+def checked_folder(folder: Path | None = None) -> Path:
+    """Check a folder of models (by default the shipped one) against its manifest, and return the folder.
 
-    Raises:
-        UserError: a file is missing or has changed, or the models were trained for other labels than the world's.
+    Raise `UserError` if a file is missing or changed, or the models have other labels than drawn scenes.
     """
     folder = folder or FOLDER
     manifest = read_manifest(folder)
@@ -71,23 +66,18 @@ def checked(folder: Path | None = None) -> Path:
 
 
 def check_labels(field: str, value: Any, labels: list[str]) -> None:
-    """Check that the drawn world has these labels, which come from the setting `field`.
-
-    Raises:
-        UserError: the world does not have one of them.
-    """
+    """Raise `UserError` for the setting `field` if drawn scenes can't have one of its `labels`."""
     if unknown := [label for label in labels if label not in LABELS]:
         rule = f"it has labels that the drawn world does not know ({', '.join(map(repr, unknown[:3]))})"
         raise UserError(field, value, rule, "use models for the world's labels, such as the miniature")
 
 
-def resolve(name: str, member: str) -> str:
-    """Return a reference to a member (`clip` or `llm`) if `name` is `miniature`; return any other name unchanged.
+def member_reference(name: str, member: str) -> str:
+    """Return the reference of a shipped model (`clip` or `llm`) if `name` is `miniature`, or else `name`.
 
-    Raises:
-        UserError: the files of the miniature are damaged, see `checked`.
+    Raise `UserError` if the shipped models are damaged, see `checked_folder`.
     """
     if name != NAME:
         return name
-    checked()
+    checked_folder()
     return f"{NAME}:{member}"

@@ -18,13 +18,13 @@ from pathlib import Path
 import jinja2
 
 from pad_pipeline import __version__
-from pad_pipeline.facts import flat
+from pad_pipeline.facts import flatten
 from pad_pipeline.report.cards import Card, as_script, make_card
 from pad_pipeline.report.settings import ReportSettings
 from pad_pipeline.report.tally import Tally
 from pad_pipeline.shards.provenance import models
 from pad_pipeline.shards.reader import ShardFolder
-from pad_pipeline.storage import Folder, claim_folder, unwritable, whole
+from pad_pipeline.storage import Folder, atomic_write, claim_folder, write_error
 from pad_pipeline.threads import map_ahead
 
 MARK = ".pad-report"
@@ -48,7 +48,7 @@ def _prepare(out: Path) -> None:
                 shutil.rmtree(part)
             part.mkdir()
     except OSError as error:
-        raise unwritable(out, error) from error
+        raise write_error(out, error) from error
 
 
 def write_report(shards: ShardFolder, out: Path, settings: ReportSettings) -> Iterator[Counter[str]]:
@@ -144,7 +144,7 @@ def _write_page(out: Path, tally: Tally) -> None:
         failures=sorted(tally.failures.items(), key=lambda entry: -entry[1].count),
         written=f"{datetime.now(UTC):%Y-%m-%d} by pad {__version__}",
     )
-    with whole(out / "index.html", durable=False) as partial:
+    with atomic_write(out / "index.html", durable=False) as partial:
         partial.write_bytes(page.encode("utf-8", "replace"))  # `replace`: a text can have a lone surrogate
 
 
@@ -164,7 +164,7 @@ def _run_facts(tally: Tally) -> dict[str, list[tuple[str, str]]]:
     tables = {
         "Run": run_rows,
         "Models": [(what, model.name) for what, model in models(run)],
-        "Settings": [(name, str(value)) for name, value in flat(run.settings).items()],
+        "Settings": [(name, str(value)) for name, value in flatten(run.settings).items()],
         "Fingerprints": [*sorted(run.fingerprints.items()), *(("accepted code", c) for c in run.accepted_code)],
         "Environment": sorted(run.environment.items()),
     }

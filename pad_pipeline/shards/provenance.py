@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.roles import FINDS, ORDER, ROLES, section_of
+from pad_pipeline.roles import RESULTS, ROLES, STEPS, section_of
 from pad_pipeline.shards.run import RUN_NAME, Run
 
 _REFERENCES = ("weights", "model", "llm")
@@ -71,8 +71,8 @@ def _origins(settings: dict[str, Any], fingerprints: dict[str, Any]) -> list[Ori
     else:
         every = [Origin(_models(settings, fingerprints), [])]
         earlier, redone = _object(settings.get("earlier")), settings.get("redo_from")
-        if earlier and redone in ORDER:
-            kept = ORDER[: ORDER.index(redone)]
+        if earlier and redone in STEPS:
+            kept = STEPS[: STEPS.index(redone)]
             new = {step: model for step, model in every[0].models.items() if step not in kept}
             every = [
                 Origin(
@@ -88,7 +88,7 @@ def _origins(settings: dict[str, Any], fingerprints: dict[str, Any]) -> list[Ori
 
 def _models(settings: dict[str, Any], fingerprints: dict[str, Any]) -> dict[str, Model]:
     """Return the models of a build by step, or nothing for an import."""
-    entries = {step: settings.get(section_of(step)) for step in FINDS}
+    entries = {step: settings.get(section_of(step)) for step in RESULTS}
     by_step: dict[str, Model] = {}
     for section, steps in sorted(ROLES.items(), key=lambda role: -len(role[1])):
         first = entries[steps[0]]
@@ -96,7 +96,7 @@ def _models(settings: dict[str, Any], fingerprints: dict[str, Any]) -> dict[str,
         alike = steps[0] not in by_step and all(entries[step] == first for step in steps)
         if alike and (model := _model(section, first, fingerprints)):
             by_step |= dict.fromkeys(steps, model)
-    return {step: by_step[step] for step in FINDS if step in by_step}
+    return {step: by_step[step] for step in RESULTS if step in by_step}
 
 
 def _model(section: str, entry: object, fingerprints: dict[str, Any]) -> Model | None:

@@ -149,7 +149,7 @@ class ShardFolder:
                 raise ValueError("the index has a negative offset or size")
             if last - first > sum(sizes) + _BETWEEN:
                 raise ValueError("the members of a sample are far apart")
-            content = self.folder.part(f"{name}.tar", first, last)
+            content = self.folder.read_range(f"{name}.tar", first, last)
             if len(content) < last - first:
                 raise ValueError("a member ends outside the tar")
             places = zip(wanted, starts, sizes, strict=True)

@@ -15,6 +15,29 @@ from pad_pipeline.records import Planned
 from pad_pipeline.storage import file_system, is_url, url_problem
 
 
+class Tally(Counter[str]):
+    """Numbers of entries that a source left out or changed, by reason, with the first example of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.examples: dict[str, str] = {}
+        """The first entry that was counted, by reason."""
+        self.other_texts: dict[str, None] = {}
+        """Names of texts, in records without a caption, that the source does not use."""
+
+    def note(self, reason: str, example: object) -> None:
+        """Count an entry."""
+        self[reason] += 1
+        if reason not in self.examples:
+            self.examples[reason] = str(example)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        super().clear()
+        self.examples.clear()
+        self.other_texts.clear()
+
+
 class Source(Protocol):
     """A collection of images."""
 
@@ -22,7 +45,7 @@ class Source(Protocol):
     """The folder, file or pattern that the user gave."""
     root: str
     """The folder, or the URL of one, that every path is relative to."""
-    counts: Counter[str]
+    counts: Tally
     """The number of images that were left out or altered, by reason; complete once all images have been listed."""
 
     def __iter__(self) -> Iterator[Planned]:

@@ -1,125 +1,250 @@
-"""COCO annotations: images with human boxes, masks and categories, and captions where there are some."""
+"""COCO annotations and their dialects: images with human boxes, masks and categories, and captions if there are any."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pad_pipeline.errors import UserError
+from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.records import Planned
-from pad_pipeline.sources.base import path_problem, read_json, require_folder
-from pad_pipeline.sources.llava import caption_of, read_conversations
+from pad_pipeline.sources.base import Tally, ending_of, read_json, require_folder
+from pad_pipeline.sources.fields import Fields, Record, caption_of, id_text, without_mark
+from pad_pipeline.sources.manifest import TABLES, ManifestSource
 
 _UNREADABLE = "captions that can't be read"
+_ORPHANS = "annotations of no listed image"
+_LISTS = {".jsonl", ".ndjson", *TABLES}
 
 
 class CocoSource:
     """The images of an `instances.json`, in the order of their ids, each with its annotations.
 
+    An annotation that can't be used is left out and counted; its image keeps the others.
+
     Args:
         annotations: the file: `images`, `annotations` (polygons, RLE, crowd; or captions) and `categories`.
         images: the folder that `file_name` is relative to.
-        captions: a second file with captions: COCO's `captions.json`, or a LLaVA JSON joined by file name.
+        captions: a second file with captions: COCO's `captions.json`, or any list that `open_source` reads. Images are
+            joined by path; by the bare file name only where the names of both sides are unique.
+
+    Raises:
+        UserError: a file can't be read, most annotations belong to no image, or no caption belongs to one.
     """
 
     def __init__(self, annotations: Path, images: Path | str, captions: Path | None = None) -> None:
         self.origin, self.root = str(annotations), require_folder(images)
-        self.counts: Counter[str] = Counter()
+        self.counts = Tally()
+        self._fields = Fields(self.root, images, self.counts, unit="image")
         data = read_json("annotations", annotations)
         for part in ("images", "annotations"):
             if not isinstance(data, dict) or not isinstance(data.get(part), list):
                 raise _malformed(annotations, f"it has no list {part!r}", "give a COCO instances.json")
+        if any(isinstance(entry, dict) and "segments_info" in entry for entry in data["annotations"][:100]):
+            rule = "it is a panoptic file, whose masks are in PNG files"
+            raise _malformed(annotations, rule, "convert it to instances, for example with panopticapi")
         self.images = data["images"]
         if not all(isinstance(entry, dict) and _is_id(entry.get("id")) for entry in self.images):
             raise _malformed(annotations, "every entry of images should be {id, file_name}")
-        ids = Counter(entry["id"] for entry in self.images)
+        ids = Counter(id_text(entry["id"]) for entry in self.images)
         if repeated := [number for number, count in ids.items() if count > 1]:
             raise _malformed(annotations, f"the image id {repeated[0]} stands there more than once")
-        categories = data.get("categories", [])
-        if not isinstance(categories, list) or not all(map(_is_category, categories)):
-            raise _malformed(annotations, "categories should be a list of {id, name}")
-        self._names = {entry["id"]: entry["name"].strip() for entry in categories}
-        self._regions: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-        self._captions: dict[Any, str] = {}
-        self._conversations: dict[str, list[dict[str, str]]] = {}
+        self._names = self._categories(annotations, data.get("categories") or [])
+        self._paths = [self._path(entry) for entry in self.images]
+        self._regions: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self._captions: dict[str, str] = {}
+        self._others: dict[str, Record] = {}
         self._sort(data["annotations"], ids)
+        if 2 * self.counts[_ORPHANS] > len(data["annotations"]):
+            rule = f"{self.counts[_ORPHANS]} of its {len(data['annotations'])} annotations belong to no listed image"
+            example = f"the first is {self.counts.examples[_ORPHANS]}"
+            raise _malformed(annotations, f"{rule}; {example}", "give a file whose image_id are ids of its images")
         if captions is not None:
             self._read_captions(captions, ids)
 
-    def _sort(self, entries: list[Any], known: Collection[Any]) -> None:
-        for entry in entries:
-            if not isinstance(entry, dict) or not _is_id(entry.get("image_id")) or entry["image_id"] not in known:
-                self.counts["annotations of no listed image"] += 1
-            elif "caption" not in entry:
-                self._regions[entry["image_id"]].append(entry)
-            elif isinstance(entry["caption"], str):
-                self._captions.setdefault(entry["image_id"], entry["caption"])  # the first of COCO's five
-            else:
-                self.counts[_UNREADABLE] += 1
+    def _categories(self, path: Path, categories: Any) -> dict[str, str]:
+        """Return the name of each category, by its id."""
+        if not isinstance(categories, list) or not all(map(_is_category, categories)):
+            raise _malformed(path, "categories should be a list of {id, name}")
+        names: dict[str, str] = {}
+        for entry in categories:
+            number, name = id_text(entry["id"]), _words(entry["name"])
+            if names.setdefault(number, name) != name:
+                rule = f"the category id {number} stands for {names[number]!r} and for {name!r}"
+                raise _malformed(path, rule, "give each category an id of its own")
+        return names
 
-    def _read_captions(self, path: Path, known: Collection[Any]) -> None:
-        data = read_json("captions", path)
-        if isinstance(data, list):
-            for record in data:
-                if isinstance(record, dict) and isinstance(record.get("image"), str):
-                    if (turns := _turns(record)) is None:
-                        self.counts[_UNREADABLE] += 1
-                    else:
-                        self._conversations.setdefault(Path(record["image"]).name, turns)
-        elif isinstance(data, dict) and isinstance(data.get("annotations"), list):
-            self._sort(
-                [entry for entry in data["annotations"] if isinstance(entry, dict) and "caption" in entry], known
-            )
+    def _path(self, entry: Mapping[str, Any]) -> tuple[str, str]:
+        """Return the path of an image, and what is wrong with it. LVIS has a `coco_url` and no `file_name`: its folder
+        and name are the path."""
+        source = entry.get("file_name")
+        if source is None and isinstance(entry.get("coco_url"), str):
+            source = "/".join(entry["coco_url"].split("/")[-2:])
+            if not Path(self.root, source).is_file() and Path(self.root, Path(source).name).is_file():
+                source = Path(source).name
+        if isinstance(source, list) and len(source) == 1:
+            (source,) = source
+        if not isinstance(source, str):
+            return "", f"image {entry['id']}: file_name should be one path"
+        return self._fields.path(source)
+
+    def _sort(self, entries: list[Any], known: Mapping[str, int]) -> None:
+        """Put each annotation to its image."""
+        for entry in entries:
+            number = id_text(entry["image_id"]) if isinstance(entry, dict) and _is_id(entry.get("image_id")) else None
+            if number is None or number not in known:
+                self.counts.note(_ORPHANS, _named(entry))
+            elif "caption" not in entry:
+                if problem := self._problem(entry):
+                    self.counts.note(f"annotations left out, because {problem}", _named(entry))
+                else:
+                    self._regions[number].append(entry)
+            elif isinstance(entry["caption"], str):
+                self._captions.setdefault(number, entry["caption"])  # the first of COCO's five
+            else:
+                self.counts.note(_UNREADABLE, _named(entry))
+
+    def _problem(self, entry: Mapping[str, Any]) -> str:
+        """Return why an annotation can't be used, as far as that shows without its image; empty if it can."""
+        category = entry.get("category_id")
+        if not _is_id(category) or id_text(category) not in self._names:
+            return "their category is not in categories"
+        box, segmentation = entry.get("bbox") or None, _segmentation(entry.get("segmentation"))
+        if box is not None and not (_are_numbers(box) and len(box) == 4 and min(box[2:]) >= 0):
+            return "their bbox is not four numbers [x, y, width, height]"
+        if segmentation is None:
+            return "" if box else "they have neither a segmentation nor a bbox"
+        if isinstance(segmentation, dict):
+            fits = _are_numbers(segmentation.get("size")) and isinstance(segmentation.get("counts"), str | list)
+            return "" if fits else "their RLE is not {size, counts}"
+        if not isinstance(segmentation, list) or not all(map(_are_numbers, segmentation)):
+            return "their polygons are not lists of numbers"
+        if any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
+            return "a polygon has fewer than three points"
+        return ""
+
+    def _read_captions(self, path: Path, known: Mapping[str, int]) -> None:
+        if ending_of(str(path)) in _LISTS:
+            records = self._listed(path)
         else:
-            raise UserError("captions", path, "it is neither COCO captions nor a LLaVA JSON", "give one of the two")
+            data = read_json("captions", path)
+            if isinstance(data, dict) and isinstance(data.get("annotations"), list):
+                before = len(self._captions)
+                entries = [entry for entry in data["annotations"] if isinstance(entry, dict) and "caption" in entry]
+                self._sort(entries, known)
+                if entries and len(self._captions) == before:
+                    self._refuse(path, f"none of its {len(entries)} captions belongs to a listed image")
+                return
+            if not isinstance(data, list):
+                rule = "it is neither COCO captions nor a list of records"
+                raise UserError("captions", path, rule, "give one of the two")
+            records = [self._fields.read(record) for record in data]
+        self._join(path, records)
+
+    def _listed(self, path: Path) -> list[Record]:
+        from pad_pipeline.sources.llava import LlavaSource
+
+        with rename_field(images="captions"):
+            if ending_of(str(path)) in TABLES:
+                planned = list(ManifestSource(str(path), self.root))
+            else:
+                planned = list(LlavaSource(path, self.root))
+        return [
+            Record(one.id, [one.source], one.caption, [*map(dict, one.conversations)], one.problem) for one in planned
+        ]
+
+    def _join(self, path: Path, records: list[Record]) -> None:
+        """Give each image the texts of the record with its path, or else with its name, if that name is unique."""
+        by_path: dict[str, Record] = {}
+        for number, record in enumerate(records):
+            if record.problem:
+                self.counts.note(_UNREADABLE, f"record {number}: {record.problem}")
+            elif len(record.images) == 1 and isinstance(record.images[0], str):
+                by_path.setdefault(self._fields.path(record.images[0])[0], record)
+        names = Counter(Path(name).name for name in by_path)
+        own_names = Counter(Path(source).name for source, _ in self._paths)
+        by_name = {Path(name).name: record for name, record in by_path.items() if names[Path(name).name] == 1}
+        for entry, (source, _) in zip(self.images, self._paths, strict=True):
+            name = Path(source).name
+            found = by_path.get(source) or (by_name.get(name) if own_names[name] == 1 else None)
+            if found:
+                self._others[id_text(entry["id"])] = found
+        if by_path and not self._others:
+            self._refuse(path, f"none of its {len(by_path)} images is one of {self.origin}")
+
+    def _refuse(self, path: Path, rule: str) -> None:
+        raise UserError("captions", path, rule, "give the captions of these images")
 
     def __iter__(self) -> Iterator[Planned]:
-        for entry in sorted(self.images, key=lambda entry: (isinstance(entry["id"], str), entry["id"])):
-            source = entry.get("file_name")
-            if not isinstance(source, str):
-                yield Planned(f"image-{entry['id']}", "", problem=f"image {entry['id']}: file_name should be one path")
+        listed = zip(self.images, self._paths, strict=True)
+        for entry, (source, problem) in sorted(listed, key=lambda one: (isinstance(one[0]["id"], str), one[0]["id"])):
+            number = id_text(entry["id"])
+            if not source:
+                yield Planned(f"image-{number}", "", problem=problem)
                 continue
             # `pad export coco` writes the image's id and conversations under `pad`.
             exported = entry["pad"] if isinstance(entry.get("pad"), dict) else {}
             name = exported["id"] if isinstance(exported.get("id"), str) else ""
-            conversations = self._conversations.get(Path(source).name) or _turns(exported) or []
+            other = self._others.get(number) or self._fields.texts({"conversations": exported.get("conversations")})
             own = entry["caption"] if isinstance(entry.get("caption"), str) else ""
-            caption = self._captions.get(entry["id"]) or own or caption_of(conversations)
-            size = {"width": entry.get("width"), "height": entry.get("height")}
-            regions = [self._annotation(annotation) | size for annotation in self._regions[entry["id"]]]
-            problem = path_problem(source) or next((r["problem"] for r in regions if "problem" in r), "")
-            annotations = [] if problem else regions
-            yield Planned(name or Path(source).stem, source, caption, conversations, annotations, problem=problem)
+            caption = self._captions.get(number) or own or other.caption or caption_of(other.conversations)
+            size = {"width": _edge(entry.get("width")), "height": _edge(entry.get("height"))}
+            regions = [] if problem else [self._annotation(annotation) | size for annotation in self._regions[number]]
+            turns = [] if other.problem else other.conversations
+            yield Planned(name or Path(source).stem, source, without_mark(caption), turns, regions, problem=problem)
 
     def _annotation(self, entry: dict[str, Any]) -> dict[str, Any]:
         """Return label, box and segmentation. Masks are made later, when the image's size is known."""
-        category = entry.get("category_id")
-        label = self._names.get(category) if _is_id(category) else None
-        if label is None:
-            return {"problem": f"annotation {entry.get('id')}: category {category} is not in categories"}
         return {
             "id": str(entry.get("id")),
-            "label": label,
-            "box": entry.get("bbox"),
-            "segmentation": entry.get("segmentation"),
-            "crowd": entry.get("iscrowd", 0) in (1, True),
+            "label": self._names[id_text(entry["category_id"])],
+            "box": entry.get("bbox") or None,
+            "segmentation": _segmentation(entry.get("segmentation")),
+            "crowd": str(entry.get("iscrowd", 0)).lower() in ("1", "1.0", "true"),
             "score": entry.get("score"),
             "pad": entry.get("pad"),
         }
 
 
-def _turns(record: dict[str, Any]) -> list[dict[str, str]] | None:
-    """Return the `conversations` of a record; None if they can't be read."""
-    try:
-        return read_conversations(record.get("conversations", []))
-    except ValueError:
-        return None
+def _segmentation(value: Any) -> Any:
+    """Return a segmentation in COCO's form: without empty polygons, None if nothing is left. A flat list of numbers is
+    one polygon."""
+    if isinstance(value, list) and value and not any(isinstance(part, list | dict) for part in value):
+        return [value]
+    if isinstance(value, list):
+        return [part for part in value if part != []] or None
+    return value or None
+
+
+def _edge(value: Any) -> Any:
+    """Return the width or height that an image states; None if it is unknown: not positive, or missing."""
+    if isinstance(value, str):
+        text = id_text(value)
+        value = int(text) if text.lstrip("-").isdecimal() else value
+    unknown = value is None or (isinstance(value, int | float) and not value > 0)
+    return None if unknown else int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _words(name: str) -> str:
+    """Return a category's name as words: `aerosol_can`, which has no space, is `aerosol can`."""
+    name = name.strip()
+    return name if " " in name else name.replace("_", " ").strip()
+
+
+def _named(entry: Any) -> str:
+    if not isinstance(entry, dict):
+        return "an annotation that is no object"
+    return f"annotation {entry.get('id')} of image {entry.get('image_id')!r}"
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(v) in (int, float) and math.isfinite(v) for v in value)
 
 
 def _is_id(value: Any) -> bool:
-    return type(value) in (int, str)
+    return type(value) in (int, float, str) and value == value
 
 
 def _is_category(entry: Any) -> bool:

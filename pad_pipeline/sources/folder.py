@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import NOWHERE, Place, Planned
-from pad_pipeline.sources.base import image_store, require_folder
+from pad_pipeline.sources.base import Tally, image_store, require_folder
 
 IMAGE_ENDINGS = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ico", ".mpo",
@@ -24,7 +23,7 @@ class FolderSource:
 
     def __init__(self, images: Path | str) -> None:
         self.origin = self.root = require_folder(images)
-        self.counts: Counter[str] = Counter()
+        self.counts = Tally()
 
     def __iter__(self) -> Iterator[Planned]:
         for folder, files in self._walk():
@@ -32,7 +31,7 @@ class FolderSource:
                 if not name or name.startswith("."):
                     continue
                 if os.path.splitext(name)[1].lower() not in IMAGE_ENDINGS:  # noqa: PTH122 (slow in a Path)
-                    self.counts["files that are no images"] += 1
+                    self.counts.note("files that are no images", f"{folder}/{name}".lstrip("/"))
                     continue
                 source = f"{folder}/{name}" if folder else name
                 readable = os.fsencode(source).decode("utf-8", "backslashreplace")

@@ -1,17 +1,20 @@
-"""A LLaVA JSON: a list of `{id, image, conversations}`, as in blip_laion_cc_sbu_558k.json."""
+"""Lists of records in JSON: a LLaVA JSON as blip_laion_cc_sbu_558k.json, or one record a line (JSONL)."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO, cast
 
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.records import Planned
-from pad_pipeline.sources.base import clean, image_store, location_problem, require_folder, should_be
+from pad_pipeline.sources.base import Tally, clean, ending_of, image_store, require_folder
+from pad_pipeline.sources.fields import Fields
 from pad_pipeline.storage import is_url
 
 _WINDOW = 1 << 16
@@ -21,61 +24,115 @@ _SURROGATE = re.compile(r"\\u[dD]")
 _SPACE = " \t\r\n"
 _LONGEST = 64 << 20
 """The most characters of one record; a longer one means a broken file."""
+_LONGEST_LINE = 16 << 20
+"""The most characters of one line; a longer one means a broken file."""
+_HEAD = 1000
+"""The number of records whose names are looked at when the file is opened."""
 
 
 class LlavaSource:
     """The records that have an image. Text-only records (LLaVA's stage 2 has them) are counted and left out.
 
-    The arguments are those of `open_source`.
+    The file holds a list of records, or one record a line; its first character decides, and its ending does not. The
+    arguments are those of `open_source`.
     """
 
-    def __init__(self, images: str | Path, image_root: str | Path | None) -> None:
+    def __init__(
+        self, images: str | Path, image_root: str | Path | None = None, columns: Mapping[str, str] | None = None
+    ) -> None:
         self.origin, self.root = str(images), root_of_list(str(images), image_root)
-        self.counts: Counter[str] = Counter()
+        self.counts = Tally()
+        self._one_a_line = self._is_one_a_line()
+        unit = "line" if self._one_a_line else "record"
+        self.fields = Fields(self.root, given_root(self.origin, image_root), self.counts, columns, unit)
         next(self.records(), None)  # a file of another kind is reported at once
 
-    def __iter__(self) -> Iterator[Planned]:
-        for number, record in enumerate(self.records()):
-            if not isinstance(record, dict):
-                problem = should_be(f"record {number}", record, "an object")
-                yield Planned(f"record-{number}", "", problem=problem)
-            elif record.get("image") is None:
-                self.counts["records without an image"] += 1
-            else:
-                yield read_record(record, number, record.get("id"), record["image"])
-
-    def records(self) -> Iterator[Any]:
-        """Yield the unchanged entries of the list, including those without an image.
+    def check_names(self) -> None:
+        """Refuse a file whose first records show that no record names an image, or that a named field is missing.
 
         Raises:
-            UserError: the file holds no list, or is damaged.
+            UserError: this is so.
         """
-        with open_text(self.origin) as stream:
+        head = list(islice(self.records(), _HEAD))
+        names = dict.fromkeys(name for _, record in head if isinstance(record, dict) for name in record)
+        if names and (self.fields.named or len(head) < _HEAD):
+            self.fields.checked(list(names), self.origin)
+
+    def __iter__(self) -> Iterator[Planned]:
+        self.counts.clear()
+        for number, record in self.records():
+            yield from self.fields.planned(self.fields.read(record), number)
+
+    def records(self) -> Iterator[tuple[int, Any]]:
+        """Yield the number of each record and the record unchanged, also of those without an image. A number is a
+        position in the list, from 0 on, or a line, from 1 on.
+
+        Raises:
+            UserError: the file holds neither a list of records nor one record a line, or is damaged.
+        """
+        with self._reading(), open_text(self.origin) as stream:
+            yield from self._records(stream)
+
+    def _records(self, stream: TextIO) -> Iterator[tuple[int, Any]]:
+        if self._one_a_line:
+            yield from self._lines(stream)
+            return
+        try:
+            yield from enumerate(stream_list(stream))
+        except _NoListError as error:
+            rule = f"it holds {error}, and should hold a list of {{id, image, conversations}}, or one record a line"
+            raise self._wrong(rule, "give a LLaVA JSON; `pad import coco` takes a COCO JSON") from error
+        except UnicodeDecodeError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise self._wrong(f"it is not valid JSON ({error})", "repair or re-download the file") from error
+
+    def _lines(self, stream: TextIO) -> Iterator[tuple[int, Any]]:
+        decode = json.JSONDecoder().raw_decode  # json.loads takes three times as long
+        for number, line in enumerate(iter(partial(stream.readline, _LONGEST_LINE), ""), 1):
+            if not (line := line.strip()):
+                continue
             try:
-                yield from stream_list(stream)
-            except _NoListError as error:
-                rule = f"it holds {error}, and should hold a list of {{id, image, conversations}}"
-                raise UserError("images", self.origin, rule, "give a LLaVA JSON") from error
+                record, end = decode(line)
+                if end != len(line):
+                    raise ValueError("something follows the record")
+                yield number, clean(record) if "\\ud" in line.lower() else record
             except (ValueError, RecursionError) as error:
-                rule = f"it is not valid JSON ({error})"
-                raise UserError("images", self.origin, rule, "repair or re-download the file") from error
-            except Exception as error:
-                if not is_url(self.origin):
-                    raise
-                rule = f"it can't be read ({type(error).__name__}: {error})"
-                raise UserError("images", self.origin, rule, "check the URL, and try again") from error
+                rule = f"line {number} is not valid JSON ({getattr(error, 'msg', error)})"
+                raise self._wrong(rule, "repair or re-download the file") from error
 
+    def _is_one_a_line(self) -> bool:
+        """Return whether the file holds one record a line, from its beginning."""
+        by_name = ending_of(self.origin) != ".json"
+        with self._reading(), open_text(self.origin) as stream:
+            begin = stream.read(1)
+            while begin and begin in _SPACE:
+                begin = stream.read(1)
+            if begin != "{" or by_name:
+                return by_name and begin != "["
+            try:
+                record = json.loads(begin + stream.readline(_LONGEST_LINE))
+            except (ValueError, RecursionError):
+                return False
+            return isinstance(record, dict) and not {"images", "annotations"} <= record.keys()
 
-def read_record(record: dict[str, Any], number: int, name: Any, image: Any) -> Planned:
-    """Return one record as a planned image, whose `problem` says what is wrong with the record."""
-    name = str(name) if name is not None else f"record-{number}"
-    if not isinstance(image, str):
-        return Planned(name, "", problem=f"record {number}: {should_be('image', image, 'one path')}")
-    try:
-        conversations = read_conversations(record.get("conversations") or [])
-    except ValueError as error:
-        return Planned(name, image, problem=f"record {number}: {error}")
-    return Planned(name, image, caption_of(conversations), conversations, problem=location_problem(image))
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Around code that reads the file: turn its errors into a `UserError`."""
+        try:
+            yield
+        except UserError:
+            raise
+        except UnicodeDecodeError as error:
+            raise self._wrong(f"it is not valid UTF-8 ({error.reason})", "save it as UTF-8") from error
+        except Exception as error:
+            if not is_url(self.origin) and not isinstance(error, OSError | ValueError):
+                raise  # apart from damage, only a network raises errors of other kinds
+            remedy = "check the URL, and try again" if is_url(self.origin) else "repair or re-download the file"
+            raise self._wrong(f"it can't be read ({error})", remedy) from error
+
+    def _wrong(self, rule: str, remedy: str) -> UserError:
+        return UserError("images", self.origin, rule, remedy)
 
 
 def root_of_list(images: str, image_root: str | Path | None) -> str:
@@ -86,11 +143,25 @@ def root_of_list(images: str, image_root: str | Path | None) -> str:
     """
     root = images.rpartition("/")[0] if is_url(images) else str(Path(images).resolve().parent)
     if image_root is not None:
-        with rename_field(images="image_root"):
-            root = require_folder(image_root)
+        root = image_folder(image_root)
     if not is_url(images) and not Path(images).is_file():
         raise UserError("images", images, "there is no such file", "check the path")
     return root
+
+
+def image_folder(image_root: str | Path) -> str:
+    """Return the absolute path or the URL of `image_root`.
+
+    Raises:
+        UserError: it is no folder, or a URL that pad does not open.
+    """
+    with rename_field(images="image_root"):
+        return require_folder(image_root)
+
+
+def given_root(images: str, image_root: str | Path | None) -> str | Path:
+    """Return the folder of `root_of_list` as the user wrote it."""
+    return image_root if image_root is not None else "" if is_url(images) else Path(images).parent
 
 
 def open_text(images: str) -> TextIO:
@@ -184,30 +255,3 @@ class _Window:
             value = clean(value)
         self.at = end
         return value
-
-
-def read_conversations(value: Any) -> list[dict[str, str]]:
-    """Return the turns of parsed JSON.
-
-    Raises:
-        ValueError: it is not a list of `{from, value}` with strings.
-    """
-    if not isinstance(value, list):
-        raise ValueError(should_be("conversations", value, "a list"))
-    turns = []
-    for turn in value:
-        speaker, said = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
-        if not (isinstance(speaker, str) and isinstance(said, str)):
-            raise ValueError("each turn of conversations should be {from, value} with two strings")
-        turns.append(turn if len(turn) == 2 else {"from": speaker, "value": said})
-    return turns
-
-
-def caption_of(conversations: list[dict[str, str]]) -> str:
-    """Return the first answer without `<image>`, as LLaVA's plain template takes it; empty if there is none. Questions
-    don't matter, because that template drops them."""
-    for turn in conversations:
-        if turn["from"] in ("gpt", "assistant"):
-            caption = turn["value"]
-            return caption.replace("<image>", "").strip() if "<image>" in caption else caption
-    return ""

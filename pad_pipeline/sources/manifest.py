@@ -1,39 +1,40 @@
-"""A list of images, one a row: Parquet, CSV, TSV or JSONL, with captions or conversations where it has them."""
+"""Tables with an image a row: Parquet, CSV or TSV, one file or many, with paths, URLs or the images themselves."""
 
 from __future__ import annotations
 
 import csv
-import json
-import os
-from collections import Counter
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache, partial
-from itertools import chain, islice, repeat
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain, repeat
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pyarrow as pa
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.parquet import open_parquet
 from pad_pipeline.records import Planned
-from pad_pipeline.sources.base import clean, ending_of, image_store, location_problem, parse_json, should_be
-from pad_pipeline.sources.llava import caption_of, open_text, read_conversations, root_of_list
+from pad_pipeline.sources.base import Tally, ending_of, image_store
+from pad_pipeline.sources.cells import cell
+from pad_pipeline.sources.fields import NAMES, Embedded, Fields, stem
+from pad_pipeline.sources.llava import given_root, image_folder, open_text
+from pad_pipeline.sources.patterns import Files, find_files
 from pad_pipeline.storage import is_url
 
-GUESSES = {
-    "image": ("image", "path", "file_name", "filename", "file", "image_path", "img", "url", "image_url"),
-    "id": ("id", "key", "image_id", "uid"),
-    "caption": ("caption", "text", "txt", "alt"),
-    "conversations": ("conversations",),
-}
-"""Role -> names that its column may have, in any case; the first that a list has is taken."""
-_HEAD = 1000
-"""The number of records of a JSONL file whose names are taken as its columns."""
+TABLES = {".parquet", ".csv", ".tsv"}
+"""Endings of tables."""
 _LONGEST = 16 << 20
 """The most characters of one line; a longer one means a broken file."""
 _DAMAGE = (pa.ArrowException, OSError, ValueError, OverflowError)
+_ROWS = 4096
+"""Rows of a Parquet file that are read at a time."""
+_ROWS_WITH_BYTES = 16
+"""Rows that are read at a time where the bytes of images must be looked at."""
+
+_QUOTED = re.compile(r'"(?:[^"]|"")+"')
 
 _Row = tuple[int, Any, Any, Any, Any]
 """The row's number, then image, id, caption and conversations as in the file. A ValueError in the place of the image
@@ -43,210 +44,247 @@ says what is wrong with the row."""
 class ManifestSource:
     """The rows that have an image; the others are counted.
 
-    The arguments are those of `open_source`; the ending of `images` gives its format.
+    Args:
+        images: the user's path, URL or pattern.
+        image_root: the folder or URL that paths are relative to; by default the folder of each file.
+        columns: the columns by field (`image`, `id`, `caption`, `conversations`), where they can't be guessed. If all
+            are numbers, a CSV or TSV has no header, and columns are counted from 1.
+        files: the tables, whose endings give their formats; by default those that `images` names.
 
     Raises:
-        UserError: it can't be read, or lacks a column.
+        UserError: a file can't be read, or lacks a column.
     """
 
-    def __init__(self, images: str, image_root: str | Path | None, columns: Mapping[str, str]) -> None:
-        self.origin, self.root = str(images), root_of_list(str(images), image_root)
-        self.counts: Counter[str] = Counter()
-        self._named = dict(columns)
-        # A list may give absolute paths below the root as the user wrote it, with links that `self.root` resolves.
-        given = Path(self.origin).parent if image_root is None else Path(image_root)
-        self._roots = [root.rstrip("/") + "/" for root in (self.root, str(given.absolute()))]
-        ending = ending_of(self.origin)
-        self._delimiter = "\t" if ending == ".tsv" else ","
-        self._read = {".parquet": self._parquet, ".csv": self._csv, ".tsv": self._csv}.get(ending, self._jsonl)
-        self._unit = "row" if ending == ".parquet" else "line"
-        next(self._rows(), None)  # a file of another kind is reported at once
+    def __init__(
+        self,
+        images: str,
+        image_root: str | Path | None = None,
+        columns: Mapping[str, str] | None = None,
+        files: Files | None = None,
+    ) -> None:
+        self.origin, self.files, self.image_root = images, files or find_files(images), image_root
+        self.root = self.files.root if image_root is None else image_folder(image_root)
+        self.counts, self._named = Tally(), dict(columns or {})
+        first = self.files.names[0]
+        next(self._rows(first, self._fields(first)), None)  # a file of another kind is reported at once
 
     def __iter__(self) -> Iterator[Planned]:
         self.counts.clear()
-        for number, image, name, caption, turns in self._rows():
-            if image is None or image != image:  # NaN is how pandas writes null
-                self.counts["rows without an image"] += 1
-            else:
-                yield self._planned(number, image, name, caption, turns)
+        for name in self.files.names:
+            fields = self._fields(name)
+            below = "" if self.image_root is not None else name.rpartition("/")[0]
+            for number, image, identity, caption, turns in self._rows(name, fields):
+                record = fields.of(image, identity, caption, turns)
+                if below:
+                    record = record._replace(images=[_below(below, one) for one in record.images])
+                yield from fields.planned(record, number)
 
-    def _planned(self, number: int, image: Any, name: Any, caption: Any, turns: Any) -> Planned:
-        row, source = f"{self._unit} {number}", ""
-        try:
-            if not isinstance(image, str):
-                raise image if isinstance(image, ValueError) else ValueError(should_be("image", image, "one path"))
-            source = image
-            if image.startswith("/"):
-                for root in self._roots:
-                    source = source.removeprefix(root)
-            name = _text("id", name) or _stem(source) or row.replace(" ", "-")
-            caption = _text("caption", caption)
-            conversations: Sequence[Mapping[str, str]] = ()
-            if turns and turns == turns:
-                conversations = _turns(turns)
-                caption = caption or caption_of(conversations)
-        except ValueError as error:
-            name = name if isinstance(name, str) and name else row.replace(" ", "-")
-            return Planned(name, source, problem=f"{row}: {error}")
-        return Planned(name, source, caption, conversations, problem=location_problem(source))
+    def _where(self, name: str) -> str:
+        return f"{self.files.root}/{name}"
 
-    def _rows(self) -> Iterator[_Row]:
+    def _fields(self, name: str) -> Fields:
+        alone = len(self.files.names) == 1
+        given = given_root(self.origin, self.image_root) if alone else self.root
+        unit = "row" if ending_of(name) == ".parquet" else "line"
+        return Fields(self.root, given, self.counts, self._named, unit, "" if alone else name)
+
+    def _rows(self, name: str, fields: Fields) -> Iterator[_Row]:
+        with self._reading(name):
+            yield from self._parquet(name, fields) if ending_of(name) == ".parquet" else self._csv(name, fields)
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """Around code that reads a file: turn its errors into a `UserError`."""
+        where = self._where(name)
         try:
-            yield from self._read()
+            yield
         except UserError:
             raise
         except UnicodeDecodeError as error:
-            raise self._wrong(f"it is not valid UTF-8 ({error.reason})", "save it as UTF-8") from error
+            raise UserError("images", where, f"it is not valid UTF-8 ({error.reason})", "save it as UTF-8") from error
         except Exception as error:
-            if not is_url(self.origin) and not isinstance(error, _DAMAGE):
+            if not is_url(where) and not isinstance(error, _DAMAGE):
                 raise  # apart from damage, only a network raises errors of other kinds
-            remedy = "check the URL, and try again" if is_url(self.origin) else "repair or re-download the file"
-            raise self._wrong(f"it can't be read ({error})", remedy) from error
+            remedy = "check the URL, and try again" if is_url(where) else "repair or re-download the file"
+            raise UserError("images", where, f"it can't be read ({error})", remedy) from error
 
-    def _parquet(self) -> Iterator[_Row]:
-        file: Any = self.origin
-        if remote := is_url(self.origin):
-            store, path = image_store(self.origin)
+    def _parquet(self, name: str, fields: Fields) -> Iterator[_Row]:
+        where = self._where(name)
+        file: Any = where
+        if remote := is_url(where):
+            store, path = image_store(where)
             file = store.open(path, "rb")
         # A local file is read in small pieces, a remote one by whole columns of a row group.
         with open_parquet(file, buffer_size=0 if remote else 1 << 20) as table:
-            names = self._columns(table.schema_arrow.names)
-            for role, column in zip(GUESSES, names, strict=True):
+            columns = fields.checked(table.schema_arrow.names, where)
+            for field, column in zip(NAMES, columns, strict=True):
                 if column is not None:
-                    self._check_type(role, column, table.schema_arrow.field(column).type)
-            number = 0
-            for batch in table.iter_batches(4096, columns=[*filter(None, names)], use_threads=False):
-                columns = [repeat(None) if name is None else batch.column(name).to_pylist() for name in names]
-                yield from zip(range(number, number + len(batch)), *columns, strict=False)
-                number += len(batch)
+                    self._check_type(where, field, column, table.schema_arrow.field(column).type)
+            texts = [field.name for field in table.schema_arrow if _is_text(field.type)]
+            image = str(columns[0])
+            if not _holds_bytes(table.schema_arrow.field(image).type):
+                rows = _plain_rows(table, columns)
+            elif self.image_root is not None:
+                rule = f"the column {image!r} of {where} holds the images themselves"
+                raise UserError("image_root", self.image_root, rule, "leave it out")
+            else:
+                rows = _rows_with_bytes(table, columns, name)
+            for row in rows:
+                if not (row[3] or row[4]):
+                    fields.other_texts(texts, columns)
+                yield row
 
-    def _check_type(self, role: str, column: str, kind: pa.DataType) -> None:
+    def _check_type(self, where: str, field: str, column: str, kind: pa.DataType) -> None:
         types = pa.types
         kind = kind.value_type if types.is_dictionary(kind) else kind
-        text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+        inner = kind.value_type if types.is_list(kind) or types.is_large_list(kind) else kind
         number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_boolean(kind)
-        wanted, fits = "text or numbers", text or number
-        remedy = "name another column"
-        if role == "conversations":
+        wanted, fits = "text or numbers", _is_text(kind) or number
+        if field == "conversations":
             wanted = "a list of {from, value}, or its JSON"
-            fits = text or types.is_list(kind) or types.is_large_list(kind)
-        elif role == "image":
-            wanted, fits = "paths or URLs; pad reads no images out of a Parquet file", text
-            remedy = remedy if number else "write the images to files, or into WebDataset tars"
+            fits = _is_text(kind) or types.is_nested(kind)
+        elif field == "caption":
+            fits = fits or _is_text(inner)
+        elif field == "image":
+            wanted, fits = "paths, URLs, or bytes of images", _is_text(inner) or _holds_bytes(kind)
         if not (fits or types.is_null(kind)):
-            raise self._wrong(f"its column {column!r} is of type {kind}, and should hold {wanted}", remedy)
+            rule = f"its column {column!r} is of type {kind}, and should hold {wanted}"
+            raise UserError("images", where, rule, f"name another column: `columns` {field}=NAME")
 
-    def _csv(self) -> Iterator[_Row]:
-        with open_text(self.origin) as stream:
-            # Strict, because without it a quote that is never closed would swallow rows without an error.
-            reader = csv.reader(_lines(stream), delimiter=self._delimiter, strict=True)
+    def _csv(self, name: str, fields: Fields) -> Iterator[_Row]:
+        where, tabs = self._where(name), ending_of(name) == ".tsv"
+        with open_text(where) as stream:
+            # A .tsv has no quotes (text/tab-separated-values). A .csv is read strictly, because otherwise a quote that
+            # is never closed would swallow rows without an error.
+            lines = iter(partial(stream.readline, _LONGEST), "")
+            reader = csv.reader(lines, "excel-tab", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines, strict=True)
             try:
-                header = next(reader, [])
+                header, rows = self._header(reader)
                 # A missing column is the empty field that is appended to each row.
-                pick = itemgetter(*[-1 if name is None else header.index(name) for name in self._columns(header)])
-                for row in reader:
+                columns = fields.checked(header, where)
+                pick = itemgetter(*[-1 if column is None else header.index(column) for column in columns])
+                for row in rows:
+                    if tabs:
+                        row = [self._unquoted(value, where, reader.line_num) for value in row]
                     if len(row) == len(header):
                         row.append("")
-                        image, name, caption, turns = pick(row)
-                        yield reader.line_num, image or None, name, caption, turns
+                        image, identity, caption, turns = pick(row)
+                        if not (caption or turns):
+                            fields.other_texts(header, columns)
+                        yield reader.line_num, image or None, identity or None, caption, turns or None
                     elif row:
                         wrong = ValueError(f"it has {len(row)} fields, and the header has {len(header)}")
                         yield reader.line_num, wrong, None, None, None
             except csv.Error as error:
                 rule = f"line {reader.line_num} is not valid CSV ({error})"
-                raise self._wrong(rule, "repair its quotes, or give a Parquet or JSONL file") from error
+                raise UserError("images", where, rule, "repair its quotes, or give a Parquet or JSONL file") from error
 
-    def _jsonl(self) -> Iterator[_Row]:
-        with open_text(self.origin) as stream:
-            records = self._records(stream)
-            head = list(islice(records, _HEAD))
-            names = dict.fromkeys(name for _, record in head if isinstance(record, dict) for name in record)
-            self._columns(list(names))
-            # A file is often made of several files, each with names of its own.
-            find = lru_cache(256)(partial(_find, named=self._named))
-            for number, record in chain(head, records):
-                if isinstance(record, dict):
-                    image, name, caption, turns = map(record.get, find(tuple(record)))
-                    yield number, image, name, caption, turns
-                else:
-                    yield number, ValueError("it should be an object"), None, None, None
-
-    def _records(self, stream: TextIO) -> Iterator[tuple[int, Any]]:
-        decode = json.JSONDecoder().raw_decode  # json.loads takes three times as long
-        for number, line in enumerate(_lines(stream), 1):
-            if not (line := line.strip()):
-                continue
-            try:
-                record, end = decode(line)
-                if end != len(line):
-                    raise ValueError("something follows the record")
-                yield number, clean(record) if "\\ud" in line.lower() else record
-            except (ValueError, RecursionError) as error:
-                rule = f"line {number} is not valid JSON ({getattr(error, 'msg', error)})"
-                raise self._wrong(rule, "repair or re-download the file") from error
-
-    def _columns(self, there: Sequence[str]) -> tuple[str | None, ...]:
-        """Return the columns of image, id, caption and conversations; raise a UserError if the list has no column for
-        the image, lacks one that the user named, or has two of the same name."""
-        listed = ", ".join(there[:50]) or "none"
-        found = dict(zip(GUESSES, _find(there, self._named), strict=True))
-        for role, column in self._named.items():
-            if role not in GUESSES:
-                rule = f"{role!r} is none of {', '.join(GUESSES)} (the columns are: {listed})"
-                raise UserError("columns", f"{role}={column}", rule, "correct it")
-            if found[role] is None:
-                rule = f"{self.origin} has no such column; it has: {listed}"
-                raise UserError("columns", f"{role}={column}", rule, "name one of these")
-        if found["image"] is None:
-            rule = f"it has no column {', '.join(GUESSES['image'])}; its columns are: {listed}"
-            raise self._wrong(rule, "say which one holds the image: `columns` image=NAME")
-        for chosen in found.values():
-            if chosen is not None and there.count(chosen) > 1:
-                raise self._wrong(f"it has more than one column {chosen!r}", "rename all but one")
-        return tuple(found.values())
-
-    def _wrong(self, rule: str, remedy: str) -> UserError:
-        return UserError("images", self.origin, rule, remedy)
-
-
-def _find(there: Sequence[str], named: Mapping[str, str]) -> tuple[str | None, ...]:
-    """Return the column of each role of `GUESSES`; None for a role without one."""
-    in_lower_case = {name.strip().lower(): name for name in reversed(there)}
-    return tuple(
-        next(
-            (
-                guess if guess in there else in_lower_case[guess.lower()]
-                for guess in ((named[role],) if role in named else guesses)
-                if guess in there or guess.lower() in in_lower_case
-            ),
-            None,
-        )
-        for role, guesses in GUESSES.items()
-    )
-
-
-def _lines(stream: TextIO) -> Iterator[str]:
-    return iter(partial(stream.readline, _LONGEST), "")
-
-
-def _text(role: str, value: Any) -> str:
-    if isinstance(value, str):
+    def _unquoted(self, value: str, where: str, line: int) -> str:
+        """Return a field of a TSV, without the quotes of a program that writes it like a CSV: such a program quotes a
+        field that holds quotes, and doubles these."""
+        if value[:1] == '"' and _QUOTED.fullmatch(value) and '""' in value[1:-1]:
+            self.counts.note("fields in quotes, as in a CSV, whose quotes are removed", f"line {line} of {where}")
+            return value[1:-1].replace('""', '"')
         return value
-    if isinstance(value, (list, dict)):
-        raise ValueError(should_be(role, value, "text"))
-    return "" if value is None or value != value else str(value)
+
+    def _header(self, reader: Any) -> tuple[list[str], Iterator[list[str]]]:
+        """Return the names of the columns, and the rows. Without a header, the names are 1, 2, 3, ..."""
+        first: list[str] = next(reader, [])
+        numbered = bool(self._named) and all(column.isdecimal() for column in self._named.values())
+        if numbered and not set(self._named.values()) <= set(first):
+            return [str(number + 1) for number in range(len(first))], chain([first] if first else [], reader)
+        return first, reader
 
 
-def _turns(value: Any) -> list[dict[str, str]]:
-    if isinstance(value, str):
-        try:
-            value = parse_json(value)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"conversations is not valid JSON ({getattr(error, 'msg', error)})") from error
-    return read_conversations(value)
+def _plain_rows(table: Any, columns: Sequence[str | None]) -> Iterator[_Row]:
+    number = 0
+    for batch in table.iter_batches(_ROWS, columns=[*filter(None, columns)], use_threads=False):
+        yield from _with_numbers(batch, columns, number)
+        number += len(batch)
 
 
-def _stem(image: str) -> str:
-    if is_url(image):
-        image = image.partition("?")[0].partition("#")[0].rpartition("/")[2]
-    return os.path.splitext(image)[0]  # noqa: PTH122 (a Path for each of millions is slow)
+def _rows_with_bytes(table: Any, columns: Sequence[str | None], name: str) -> Iterator[_Row]:
+    """Yield the rows of a Parquet file that holds images. Their bytes are read only for row groups whose statistics do
+    not say that all of them are there."""
+    image, *others = str(columns[0]), *columns[1:]
+    kind = table.schema_arrow.field(image).type
+    listed = not (pa.types.is_struct(kind) or _is_bytes(kind))
+    leaves = {table.metadata.schema.column(leaf).path: leaf for leaf in range(table.metadata.num_columns)}
+    of_image = {path: leaf for path, leaf in leaves.items() if path == image or path.startswith(f"{image}.")}
+    content = next((leaf for path, leaf in of_image.items() if path.endswith(".bytes")), min(of_image.values()))
+    paths = [path for path in of_image if path.endswith(".path")]
+    number = 0
+    for group in range(table.metadata.num_row_groups):
+        facts = table.metadata.row_group(group)
+        statistics = facts.column(content).statistics
+        complete = statistics is not None and statistics.has_null_count and statistics.null_count == 0
+        complete = complete and bool(paths or not listed)
+        read = [*filter(None, others), *(paths if complete else [image])]
+        if not read:
+            yield from (
+                (row, _images(None, name, image, row, True), None, None, None)
+                for row in range(number, number + facts.num_rows)
+            )
+            number += facts.num_rows
+            continue
+        size = _ROWS if complete else _ROWS_WITH_BYTES
+        for batch in table.iter_batches(size, row_groups=[group], columns=read, use_threads=False):
+            there = [*([image] if paths or not complete else [None]), *others]
+            for row, value, *rest in _with_numbers(batch, there, number):
+                yield row, _images(value, name, image, row, complete), *rest
+            number += len(batch)
+
+
+def _images(value: Any, file: str, column: str, row: int, complete: bool) -> list[Any]:
+    """Return the images in one row of a column with images.
+
+    Args:
+        value: the value in the column; where all bytes are there (`complete`), only its paths, or None.
+        file: the Parquet file.
+        column: the name of the column.
+        row: the number of the row.
+        complete: whether all bytes are known to be there.
+    """
+    found: list[Any] = []
+    for element, one in enumerate(value if isinstance(value, list) else [value]):
+        path = one.get("path") if isinstance(one, dict) else None
+        content = complete or (one.get("bytes") if isinstance(one, dict) else one)
+        if content:
+            number = element if isinstance(value, list) else None
+            shown = f"{row}" if number is None else f"{row}.{number}"
+            path = (path or f"{stem(file)}-{shown}.").replace("\\", "/")
+            path = path.rpartition("/")[2] if path.startswith("/") else path
+            found.append(Embedded(path, f"{file}/{shown}", cell(file, column, row, number)))
+        elif path:
+            found.append(path)
+    return found
+
+
+def _with_numbers(batch: Any, columns: Sequence[str | None], first: int) -> Iterator[_Row]:
+    values = [repeat(None) if column is None else batch.column(column).to_pylist() for column in columns]
+    yield from zip(range(first, first + len(batch)), *values, strict=False)
+
+
+def _below(folder: str, image: str | Embedded) -> str | Embedded:
+    """Return a path relative to the folder of its list as one relative to the root of all lists."""
+    plain = isinstance(image, str) and not is_url(image) and image[:1] not in ("/", "\\")
+    return f"{folder}/{image}" if plain else image
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    """Return whether a column holds images: bytes, `{bytes, path}` as of Hugging Face `datasets`, or lists of these."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    if pa.types.is_struct(kind):
+        position = kind.get_field_index("bytes")
+        return position >= 0 and _is_bytes(kind.field(position).type)
+    return _is_bytes(kind)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
 from pad_pipeline.errors import UserError, rename_field
-from pad_pipeline.sources.base import Source, ending_of
+from pad_pipeline.sources.base import Source, ending_of, image_store, require_folder
+from pad_pipeline.sources.folder import IMAGE_ENDINGS
+from pad_pipeline.sources.manifest import TABLES, ManifestSource
+from pad_pipeline.sources.patterns import Files, find_files, is_pattern, listed_files
 from pad_pipeline.storage import folder_at, is_url
 
-LISTS = {".parquet", ".csv", ".tsv", ".jsonl", ".ndjson"}
-"""Endings of files that list images, one in each row."""
+JSON_LISTS = {".json", ".jsonl", ".ndjson"}
+"""Endings of lists of records in JSON."""
+_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+"""Files that give the captions of the images in their folder, as Hugging Face's `imagefolder` has them."""
 
 
 def open_source(
@@ -19,10 +26,13 @@ def open_source(
     """Return the source that reads `images`.
 
     Args:
-        images: a folder, a LLaVA JSON, a list (Parquet, CSV, TSV, JSONL), a pattern of WebDataset tars, or a folder of
-            PAD shards; each a local path or a URL.
-        image_root: the folder or URL that paths in a JSON or a list are relative to; by default the folder of the file.
-        columns: the columns of a list by role (`image`, `id`, `caption`, `conversations`), where they can't be guessed.
+        images: a folder of images (its `metadata.jsonl` or `.csv` gives captions), of Parquet files, of tars or of PAD
+            shards; a LLaVA JSON or JSONL; a table (Parquet, CSV, TSV) with paths, URLs or bytes of images; a WebDataset
+            tar; a pattern (`*`, `?`, `[...]`, `{000..999}`) of tables or tars; or a `.txt` that names tables or tars.
+            Each is a local path or a URL.
+        image_root: the folder or URL that paths in a list are relative to; by default the folder of the file.
+        columns: the columns of a list by field (`image`, `id`, `caption`, `conversations`), where they can't be
+            guessed.
 
     Raises:
         UserError: `images` is none of these, or another argument does not go with it.
@@ -30,29 +40,81 @@ def open_source(
     from pad_pipeline.shards.run import is_run
     from pad_pipeline.sources.folder import FolderSource, RemoteFolderSource
     from pad_pipeline.sources.llava import LlavaSource
-    from pad_pipeline.sources.manifest import ManifestSource
     from pad_pipeline.sources.stored import ShardsSource
     from pad_pipeline.sources.webdataset import TarSource
 
     text, remote = str(images), is_url(str(images))
     is_folder = not remote and Path(text).is_dir()
     ending = "" if is_folder else ending_of(text)
-    if columns and ending not in LISTS:
-        raise UserError("columns", ",".join(columns), "it goes with a list of images only", "leave it out")
-    if ending in LISTS:
-        return ManifestSource(text, image_root, columns or {})
-    if ending == ".json":
-        return LlavaSource(text, image_root)
-    if image_root is not None:
-        rule = "it goes with a LLaVA JSON or a list of images only"
-        raise UserError("image_root", image_root, rule, "leave it out")
-    if ending == ".tar":
-        return TarSource(text)
-    if not remote and Path(text).is_file():
-        rule = "this file is no folder, no .json, no list (.parquet, .csv, .tsv, .jsonl) and no .tar"
+    metadata = next((name for name in _METADATA if is_folder and Path(text, name).is_file()), "")
+    if metadata:
+        image_root = text if image_root is None else image_root
+        text, is_folder, ending = f"{text.rstrip('/')}/{metadata}", False, ending_of(metadata)
+    if ending in JSON_LISTS and not is_pattern(text):
+        listed = LlavaSource(text, image_root, columns)
+        listed.check_names()
+        return listed
+    opens_folder = is_folder or (remote and not ending and not is_pattern(text))
+    if opens_folder:
+        with rename_field(shards="images"):
+            folder = folder_at(text)
+        if is_run(folder):
+            _refuse(columns, image_root)
+            return ShardsSource(folder)
+    files = _files_of_folder(text.rstrip("/")) if opens_folder else _files(text, ending)
+    kinds = sorted({ending_of(name) for name in files.names}) if files else []
+    if len(kinds) > 1:
+        rule = f"it names files of several kinds ({', '.join(kinds)})"
+        raise UserError("images", text, rule, "name the files of one kind")
+    if files and kinds[0] in TABLES:
+        return ManifestSource(text, image_root, columns, files)
+    _refuse(columns, image_root)
+    if files and kinds[0] == ".tar":
+        return TarSource(text, files)
+    if files or (not remote and Path(text).is_file()):
+        rule = "it is no folder, no list (.json, .jsonl, .parquet, .csv, .tsv) and no .tar"
         raise UserError("images", text, rule, "name one of these")
-    with rename_field(shards="images"):
-        folder = folder_at(text)
-    if (remote or is_folder) and is_run(folder):
-        return ShardsSource(folder)
     return RemoteFolderSource(text) if remote else FolderSource(Path(text))
+
+
+def _refuse(columns: Mapping[str, str] | None, image_root: str | Path | None) -> None:
+    """Refuse arguments that go with a list only."""
+    for field, value in (("columns", ",".join(columns or {})), ("image_root", image_root)):
+        if value:
+            raise UserError(field, value, "it goes with a list of images only", "leave it out")
+
+
+def _files(text: str, ending: str) -> Files | None:
+    """Return the tables or tars that `text` names; None if it is something else."""
+    if ending == ".txt" and not is_url(text) and Path(text).is_file():
+        return listed_files(text)
+    return find_files(text) if is_pattern(text) or ending in {*TABLES, ".tar"} else None
+
+
+def _files_of_folder(folder: str) -> Files | None:
+    """Return the Parquet files or the tars that a folder holds, at its top or in `data`. Where it holds images or other
+    folders as well, it is a folder of images."""
+    for place in (folder, f"{folder}/data"):
+        entries = sorted(islice(_listing(place), 10_000))
+        if {ending_of(name) for name, _ in entries} & IMAGE_ENDINGS:
+            return None
+        if any(is_folder and not name.startswith(".") and name != "data" for name, is_folder in entries):
+            return None
+        for ending in (".parquet", ".tar"):
+            if chosen := [name for name, is_folder in entries if not is_folder and ending_of(name) == ending]:
+                return Files(require_folder(place), chosen)
+    return None
+
+
+def _listing(folder: str) -> Iterator[tuple[str, bool]]:
+    """Yield the name of each entry of a folder, and whether it is a folder; nothing if it can't be listed."""
+    if is_url(folder):
+        store, path = image_store(folder)
+        try:
+            found = store.ls(path, detail=True)
+        except Exception:  # of the network or the store; the source that is opened then reports it
+            return
+        yield from ((entry["name"].rstrip("/").rpartition("/")[2], entry["type"] == "directory") for entry in found)
+    elif os.path.isdir(folder):  # noqa: PTH112
+        with os.scandir(folder) as entries:
+            yield from ((entry.name, entry.is_dir()) for entry in entries)

@@ -1,17 +1,21 @@
-"""Read the bytes of a planned image, from a disk, a tar or a URL."""
+"""Read the bytes of a planned image, from a disk, a tar, a Parquet file or a URL."""
 
 from __future__ import annotations
 
 import errno
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.images import BadImage
 from pad_pipeline.records import Place
 from pad_pipeline.sources.base import image_store
+from pad_pipeline.sources.cells import in_cell, read_cell
 from pad_pipeline.storage import is_url, url_problem
 
 TRIES = 3
@@ -32,15 +36,32 @@ def read_bytes(root: str, place: Place, most: int) -> bytes:
         UserError: the package for this kind of URL is not installed.
         OSError: the machine failed, for example its disk.
     """
+    file = place.file if is_url(place.file) else f"{root}/{place.file}"
+    if in_cell(place):
+        data = _retried(file, lambda: read_cell(root, place)) if is_url(file) else _local_cell(root, place)
+        if len(data) > most:
+            raise _too_large(len(data), most)
+        return data
     if place.at >= 0 and not 0 <= place.size <= most:
         raise _too_large(place.size, most)
-    file = place.file if is_url(place.file) else f"{root}/{place.file}"
     data = _remote(file, place, most) if is_url(file) else _local(Path(file), place, most)
     if place.at >= 0 and len(data) < place.size:
         raise BadImage(f"{place.file} ends inside the image: {len(data)} bytes instead of {place.size}")
     if place.at >= 0 and len(data) > place.size:
         raise BadImage(f"the server of {place.file} sends whole files only")
     return data
+
+
+def _local_cell(root: str, place: Place) -> bytes:
+    try:
+        return read_cell(root, place)
+    except BadImage:
+        raise
+    except (pa.ArrowException, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in {None, *_FAULTS_OF_A_FILE}:
+            raise  # of a failing disk; Arrow's error for a damaged file has no number
+        detail = " ".join(str(error).split())[:200]
+        raise BadImage(f"{place.file.rpartition('#')[0]} can't be read ({type(error).__name__}: {detail})") from error
 
 
 def _local(path: Path, place: Place, most: int) -> bytes:
@@ -63,9 +84,14 @@ def _local(path: Path, place: Place, most: int) -> bytes:
 def _remote(url: str, place: Place, most: int) -> bytes:
     if problem := url_problem(url):
         raise BadImage(problem)
+    return _retried(url, lambda: _fetch(url, place, most))
+
+
+def _retried(url: str, fetch: Callable[[], bytes]) -> bytes:
+    """Return what `fetch` reads over the network; try again where that may help."""
     for attempt in range(1, TRIES + 1):
         try:
-            return _fetch(url, place, most)
+            return fetch()
         except (BadImage, UserError):
             raise
         except (FileNotFoundError, PermissionError) as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from pad_pipeline.errors import rename_field
 from pad_pipeline.records import Place, Planned, ShardRow
 from pad_pipeline.shards.reader import ShardFolder, open_shards
+from pad_pipeline.sources.base import Tally
 from pad_pipeline.sources.selection import Selection
 from pad_pipeline.storage import Folder
 
@@ -29,7 +29,7 @@ class ShardsSource:
             self.shards = open_shards(images)
         self.origin = str(self.shards.folder)
         self.root = self.origin if self.shards.folder.remote else str(Path(self.origin).resolve())
-        self.counts: Counter[str] = Counter()
+        self.counts = Tally()
 
     def __iter__(self) -> Iterator[Planned]:
         if unfinished := self.shards.run.shards - len(self.shards.names):
@@ -56,7 +56,7 @@ class StoredSource:
     def __init__(self, shards: list[str], selection: Selection | None = None) -> None:
         self.runs = [open_shards(folder) for folder in shards]
         self.selection = selection or Selection()
-        self.counts: Counter[str] = Counter()
+        self.counts = Tally()
         self.origin = ", ".join(str(run.folder) for run in self.runs)
         local = [str(Path(str(run.folder)).resolve()) for run in self.runs if not run.folder.remote]
         self.root = os.path.commonpath(local) if local else str(self.runs[0].folder)

@@ -1,30 +1,37 @@
-"""WebDataset tars: each run of members that share a name up to its first dot is one sample."""
+"""WebDataset tars: members that share a name up to its first dot are one sample."""
 
 from __future__ import annotations
 
-import glob
+import codecs
 import re
 import tarfile
-from collections import Counter
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, NamedTuple, cast
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import Place, Planned
-from pad_pipeline.sources.base import image_store, parse_json, require_folder
+from pad_pipeline.sources.base import Tally, image_store, parse_json
+from pad_pipeline.sources.fields import Fields, Record, without_mark
 from pad_pipeline.sources.folder import IMAGE_ENDINGS
-from pad_pipeline.sources.llava import caption_of, read_conversations
+from pad_pipeline.sources.patterns import Files, find_files
 from pad_pipeline.storage import is_url
 
 _MEMBER = re.compile(r"(?:\./)*((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 """Key and endings of a member's name. A name that begins with a dot has no key."""
 _ROLES = dict.fromkeys(IMAGE_ENDINGS, "image") | {".txt": "text", ".caption": "text", ".json": "json"}
 _MOST_TEXT = 1 << 20
+"""The most bytes of a caption or of a JSON."""
+_HELD, _OF_A_SAMPLE = 64 << 20, 500
+"""Bytes of texts of one tar that are held in memory, and bytes that each sample takes beside its texts."""
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
+"""Byte-order mark -> encoding. That of UTF-32 comes first, because it begins like that of UTF-16."""
 _DAMAGE = (tarfile.TarError, ValueError, OverflowError, LookupError, RecursionError, MemoryError)
 """The errors of tarfile for a damaged header; a MemoryError for one that claims terabytes."""
 
@@ -32,58 +39,51 @@ _DAMAGE = (tarfile.TarError, ValueError, OverflowError, LookupError, RecursionEr
 class TarSource:
     """The samples that have an image, in the order of the tars' names. Texts are read at once, and images later.
 
-    `images` is one tar, or a pattern of several (`*`, `?`, `[]`), as a path or a URL.
+    Args:
+        images: the user's path, URL or pattern.
+        files: the tars; by default those that `images` names.
 
     Raises:
-        UserError: there is no such tar, or the first file is none.
+        UserError: the first file is no tar.
     """
 
-    def __init__(self, images: str) -> None:
-        self.origin = str(images)
-        self.counts: Counter[str] = Counter()
-        # A question mark in a web address is no pattern.
-        wild = re.search(r"[*\[]" if self.origin.startswith("http") else r"[*?\[]", self.origin)
-        if wild and not is_url(self.origin) and Path(self.origin).is_file():
-            wild = None
-        before = self.origin[: wild.start()] if wild else self.origin
-        folder, slash, _ = before.rpartition("/")
-        self.root = require_folder(folder or slash or ".")
-        self._tars = self._matches(self.origin[len(folder + slash) :], bool(wild))
-        if not self._tars:
-            raise UserError("images", images, "there is no such tar", "check the path or the pattern")
+    def __init__(self, images: str, files: Files | None = None) -> None:
+        self.origin, (self.root, self._tars) = images, files or find_files(images)
+        self.counts = Tally()
+        self._fields = Fields(self.root, self.root, self.counts, unit="sample")
         with self._opened(self._tars[0]):
             pass  # a file of another kind is reported at once
-
-    def _matches(self, pattern: str, wild: bool) -> list[str]:
-        """Return the tars, sorted, relative to the root."""
-        if is_url(self.root):
-            if not wild:
-                return [pattern]
-            store, path = image_store(f"{self.root}/{pattern}")
-            _, prefix = image_store(self.root)
-            try:
-                return sorted(found[len(prefix) :].lstrip("/") for found in store.glob(path))
-            except Exception as error:  # any of the errors of the network and of the store's library
-                raise _unreadable(self.origin, error) from error
-        pattern = pattern if wild else glob.escape(pattern)
-        found = glob.glob(pattern, root_dir=self.root, recursive=True)  # noqa: PTH207 (relative, hidden left out)
-        names = sorted(name for name in found if Path(self.root, name).is_file())
-        for name in names:
-            if name.encode(errors="ignore").decode() != name:
-                raise UserError("images", ascii(name), "the file name is not valid UTF-8", "rename the file")
-        return names
 
     def __iter__(self) -> Iterator[Planned]:
         self.counts.clear()
         for name in self._tars:
             with self._opened(name) as (stream, tar):
-                for sample in self._samples(stream, tar):
+                for sample in self._samples(name, stream, tar):
                     if sample.more_images:
-                        self.counts["more images of the same sample"] += sample.more_images
+                        reason = "more images of the same sample"
+                        self.counts.note(reason, f"{name}/{sample.key}")
+                        self.counts[reason] += sample.more_images - 1
                     if sample.image is None:
-                        self.counts["samples without an image"] += 1
+                        self.counts.note("samples without an image", f"{name}/{sample.key}")
                     else:
-                        yield _planned(name, sample, sample.image)
+                        yield self._planned(name, sample, sample.image)
+
+    def _planned(self, tar: str, sample: _Sample, image: _Image) -> Planned:
+        where, problem, caption, facts = f"{tar}/{sample.key}", "", "", Record("", [], "", [])
+        try:
+            caption = without_mark(read_text(sample.text).strip())
+        except ValueError as error:
+            self.counts.note("captions that can't be read, which are left out", f"{where}: {error}")
+        if sample.json is not None:
+            try:
+                facts = self._fields.texts(parse_json(read_text(sample.json)))
+                problem = facts.problem
+            except (ValueError, RecursionError) as error:
+                problem = str(error)
+        problem = f"the .json of {sample.key}: {problem}" if problem else ""
+        place = Place(tar, image.at, image.size)
+        name, caption = facts.name or sample.key, caption or facts.caption
+        return Planned(name, f"{tar}/{image.name}", caption, facts.conversations, place=place, problem=problem)
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[tuple[BinaryIO, tarfile.TarFile]]:
@@ -101,12 +101,31 @@ class TarSource:
                 raise
             raise _unreadable(where, error) from error
 
-    def _samples(self, stream: BinaryIO, tar: tarfile.TarFile) -> Iterator[_Sample]:
-        for key, members in groupby(self._members(stream, tar), itemgetter(0)):
-            sample = _Sample(key)
-            for _, ending, member in members:
-                sample.take(stream, ending.lower(), member)
-            yield sample
+    def _samples(self, name: str, stream: BinaryIO, tar: tarfile.TarFile) -> Iterator[_Sample]:
+        """Yield the samples of a tar, in the order of their first members. The members of a sample need not stand
+        together, as long as the texts between them fit into memory."""
+        held: dict[str, _Sample] = {}
+        passed: set[int] = set()
+        size, last = 0, ""
+        for key, ending, member in self._members(stream, tar):
+            sample = held.get(key)
+            if sample is None and hash(key) in passed:
+                reason = "members too far from the rest of their sample, which are left out"
+                self.counts.note(reason, f"{name}/{member.name}")
+                continue
+            if sample is None:
+                sample = held[key] = _Sample(key)
+                size += _OF_A_SAMPLE
+            elif key != last:
+                self.counts.note("members that do not stand with the rest of their sample", f"{name}/{member.name}")
+            size += sample.take(stream, ending.lower(), member)
+            last = key
+            if size > _HELD:
+                del held[key]
+                passed.update(map(hash, held))
+                yield from held.values()
+                held, size = {key: sample}, 0
+        yield from held.values()
 
     def _members(self, stream: BinaryIO, tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
         """Yield the plain files with their keys and endings, up to where the tar is damaged."""
@@ -118,11 +137,11 @@ class TarSource:
                     raise tarfile.ReadError("a negative size")
                 if not member.isreg() or member.issparse():
                     if not member.isdir():
-                        self.counts["members that are no plain files"] += 1
+                        self.counts.note("members that are no plain files", member.name)
                 elif match := _MEMBER.fullmatch(member.name):
                     yield match[1], match[2], member
                 else:
-                    self.counts["members without a key or an ending"] += 1
+                    self.counts.note("members without a key or an ending", member.name)
                 if tar.offset > end:
                     raise tarfile.ReadError("it ends inside a member")
             # tarfile takes a damaged header for the end, which is zeros.
@@ -132,66 +151,76 @@ class TarSource:
         except OSError:  # of a disk or a store; some are ValueErrors too, but no damage of the tar
             raise
         except _DAMAGE:
-            self.counts["tars that can't be read to the end"] += 1
+            self.counts.note("tars that can't be read to the end", tar.name)
+
+
+class _Image(NamedTuple):
+    """The member that holds a sample's image."""
+
+    name: str
+    at: int
+    size: int
 
 
 @dataclass(slots=True)
 class _Sample:
     key: str
-    image: tarfile.TarInfo | None = None
+    image: _Image | None = None
     more_images: int = 0
     text: bytes = b""
     json: bytes | None = None
     _endings: dict[str, str] = field(default_factory=dict)
 
-    def take(self, stream: BinaryIO, ending: str, member: tarfile.TarInfo) -> None:
-        """Take a member, if it is the first of its role. Names without an inner dot have precedence: of `a.depth.png`
-        and `a.png` the second is the image."""
+    def take(self, stream: BinaryIO, ending: str, member: tarfile.TarInfo) -> int:
+        """Take a member, if it is the first of its role; return the number of bytes that are kept of it. Names without
+        an inner dot have precedence: of `a.depth.png` and `a.png` the second is the image."""
+        zipped = ending.endswith(".gz")
+        ending = ending.removesuffix(".gz")
         role = _ROLES.get("." + ending.rpartition(".")[2])
-        if role is None:
-            return
+        if role is None or (zipped and role == "image"):
+            return 0
         earlier = self._endings.get(role)
         self.more_images += role == "image" and earlier is not None
         if earlier is not None and not ("." in earlier and "." not in ending):
-            return
+            return 0
+        data = b""
         if role == "image":
-            self.image = member
+            self.image = _Image(member.name, member.offset_data, member.size)
         else:
             stream.seek(member.offset_data)
             data = stream.read(min(member.size, _MOST_TEXT + 1))
             if len(data) < min(member.size, _MOST_TEXT + 1):  # the tar ends here
-                return
+                return 0
+            if zipped:
+                data = _unzipped(data)
             if role == "text":
                 self.text = data
             else:
                 self.json = data
         self._endings[role] = ending
+        return len(data)
 
 
-def _planned(tar: str, sample: _Sample, image: tarfile.TarInfo) -> Planned:
-    caption = sample.text[:_MOST_TEXT].decode("utf-8-sig", "replace").strip()
-    name, turns, problem = sample.key, [], ""
-    if sample.json is not None:
-        try:
-            facts = _read_json(sample.json)
-            if isinstance(facts.get("id"), (str, int)):
-                name = str(facts["id"]) or name
-            turns = read_conversations(facts.get("conversations") or [])
-            texts = (facts.get(field) for field in ("caption", "text"))
-            caption = caption or next((text for text in texts if isinstance(text, str)), "") or caption_of(turns)
-        except (ValueError, RecursionError) as error:
-            problem = f"the .json of {sample.key}: {error}"
-    place = Place(tar, image.offset_data, image.size)
-    return Planned(name, f"{tar}/{image.name}", caption, turns, place=place, problem=problem)
+def _unzipped(data: bytes) -> bytes:
+    """Decompress a small gzip file; what can't be decompressed stays as it is, which is no text."""
+    try:
+        return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(data, _MOST_TEXT + 1)
+    except zlib.error:
+        return data
 
 
-def _read_json(data: bytes) -> dict[str, Any]:
+def read_text(data: bytes) -> str:
+    """Decode a text of unknown origin: by its byte-order mark (UTF-8, UTF-16, UTF-32), and otherwise as UTF-8.
+
+    Raises:
+        ValueError: it is none of these.
+    """
     if len(data) > _MOST_TEXT:
         raise ValueError(f"it has more than {_MOST_TEXT} bytes")
-    value = parse_json(data.decode("utf-8-sig"))
-    if not isinstance(value, dict):
-        raise ValueError("it should be an object")
-    return value
+    for mark, encoding in _MARKS.items():
+        if data.startswith(mark):
+            return data.decode(encoding)
+    return data.decode("utf-8")
 
 
 def _open(where: str) -> BinaryIO:

@@ -1,7 +1,7 @@
-"""Honeybee's C-Abstractor (arXiv 2312.06742): a projector whose convolutions gather the patches into fewer tokens.
+"""Implement Honeybee's C-Abstractor (arXiv 2312.06742), a projector that reduces the number of tokens by convolutions.
 
-Modules and weights have Honeybee's names (Honeybee builds them from timm's RegNet), so that Honeybee's weights can be
-loaded. The outputs equal those of timm 0.9.8 (the version that Honeybee uses) to 1.0.31, which agree with one another.
+Honeybee builds it from timm's RegNet. The modules here have the same names, so that Honeybee's weights can be loaded.
+The outputs equal those of timm 0.9.8, which Honeybee uses, and of later versions up to 1.0.31.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ HONEYBEE_TOKENS = 144
 
 
 class CAbstractor(nn.Module):
-    """Projector of convolution blocks, an average pool, more convolution blocks, and an MLP.
+    """A projector of convolution blocks, an average pool, more convolution blocks, and an MLP.
 
     Args:
-        vision_width: channels of the incoming patch tokens.
-        llm_width: channels of the tokens that go into the LLM.
-        grid: patches along one edge of the view.
-        tokens: number of tokens that come out, a square number of at most `grid * grid`; where its root does not
-            divide `grid`, the pool's windows overlap.
-        hidden: channels of the convolutions.
-        depth: convolution blocks before the pool, and again after it.
-        readout: layers of the MLP.
+        vision_width: number of channels of the vision tower's tokens.
+        llm_width: number of channels of the LLM's tokens.
+        grid: number of patches along one edge of the view.
+        tokens: number of output tokens, a square number of at most `grid * grid`. The pool's windows overlap where the
+            root of `tokens` does not divide `grid`.
+        hidden: number of channels of the convolutions.
+        depth: number of convolution blocks before the pool, and again after it.
+        readout: number of layers of the MLP.
 
     Raises:
         UserError: `tokens` is not a square number from 1 to `grid * grid`.
@@ -56,41 +56,33 @@ class CAbstractor(nn.Module):
         self.readout = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Project patch tokens `[B, grid * grid, vision_width]` to `[B, tokens, llm_width]`.
-
-        Both are ordered row by row from the top left.
-        """
-        # Not in place, as Honeybee adds: that would change the vision tower's output.
+        """Project `[B, grid * grid, vision_width]` to `[B, tokens, llm_width]`, both row by row from the top left."""
+        # Honeybee adds in place, which would change the vision tower's output.
         x = torch.unflatten((x + self.pos_emb).transpose(1, 2), 2, (self.grid, self.grid))
         tokens: Tensor = self.readout(self.net(x).flatten(2).transpose(1, 2))
         return tokens
 
 
 class _Bottleneck(nn.Module):
-    """Block of RegNet-Y (arXiv 2003.13678) with a depthwise convolution and LayerNorm.
-
-    The last activation comes after the sum with the shortcut. The shortcut has weights only where the widths differ.
-    """
+    """A block of RegNet-Y (arXiv 2003.13678) from `[B, width_in, H, W]` to `[B, width, H, W]`."""
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
         self.conv1 = _ConvNorm(width_in, width)
         self.conv2 = _ConvNorm(width, width, depthwise=True)
-        self.se = _SqueezeExcite(width, round(width_in * 0.25))  # a quarter of the input's width, as in pycls
+        self.se = _SqueezeExcite(width, round(width_in * 0.25))  # pycls, RegNet's first code, uses the same share
         self.conv3 = _ConvNorm(width, width)
         self.downsample = nn.Identity() if width_in == width else _ConvNorm(width_in, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `[B, width_in, H, W]` to `[B, width, H, W]`."""
         inner = self.se(F.silu(self.conv2(F.silu(self.conv1(x)))))
         return F.silu(self.conv3(inner) + self.downsample(x))
 
 
 class _ConvNorm(nn.Module):
-    """Convolution without bias (1x1, or depthwise 3x3), then LayerNorm over the channels at each position.
+    """A convolution without bias (1x1, or depthwise 3x3), then LayerNorm over the channels at each position.
 
-    timm calls the norm `bn` whatever its kind, and gives it an eps of 1e-5: timm merges norm and activation into a
-    class with that default, although its LayerNorm2d alone has 1e-6.
+    The name `bn` and the eps of 1e-5 are timm's.
     """
 
     def __init__(self, width_in: int, width: int, depthwise: bool = False) -> None:
@@ -100,13 +92,12 @@ class _ConvNorm(nn.Module):
         self.bn = nn.LayerNorm(width, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `[B, width_in, H, W]` to `[B, width, H, W]`."""
         normed: Tensor = self.bn(self.conv(x).permute(0, 2, 3, 1))
         return normed.permute(0, 3, 1, 2)
 
 
 class _SqueezeExcite(nn.Module):
-    """Multiply each channel by a gate in 0..1 that is computed from the means of all channels."""
+    """Multiply each channel by a factor in 0..1 that is computed from the means of all channels."""
 
     def __init__(self, width: int, reduced: int) -> None:
         super().__init__()
@@ -114,19 +105,18 @@ class _SqueezeExcite(nn.Module):
         self.fc2 = nn.Conv2d(reduced, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `[B, width, H, W]` to the same shape."""
-        gate: Tensor = self.fc2(F.silu(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()
-        return x * gate
+        factor: Tensor = self.fc2(F.silu(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()
+        return x * factor
 
 
 def _stage(depth: int, width_in: int, width: int) -> nn.Sequential:
-    """Chain `depth` blocks named b1, b2, ... as in timm; the first one changes the width."""
+    """Chain `depth` blocks with timm's names b1, b2, ...; the first block changes the width."""
     widths = [width_in] + [width] * (depth - 1)
     return nn.Sequential(OrderedDict((f"b{i}", _Bottleneck(before, width)) for i, before in enumerate(widths, 1)))
 
 
 def pooled_grid(grid: int, tokens: int) -> int:
-    """Return the number of tokens along one edge of the pooled grid: 12 for 144 tokens.
+    """Return the number of tokens along one edge of the token grid: 12 for 144 tokens.
 
     Raises:
         UserError: `tokens` is not the square of a whole number from 1 to `grid`.
@@ -136,21 +126,3 @@ def pooled_grid(grid: int, tokens: int) -> int:
         rule = f"must be a square number from 1 to {grid * grid}, the patches of the {grid} x {grid} grid"
         raise UserError("abstractor_tokens", tokens, rule, f"the nearest is {edge**2}")
     return edge
-
-
-def pool_coverage(coverage: Tensor, grid: int, pooled: int) -> Tensor:
-    """Average each region's coverage over the patches that are pooled into one token.
-
-    The windows are those of `AdaptiveAvgPool2d`: along an edge, cell i has the patches from floor(i * grid / pooled) up
-    to, but not including, ceil((i + 1) * grid / pooled).
-
-    Args:
-        coverage: uint8 `[R, grid * grid]`, in 255ths of each patch, row by row from the top left.
-        grid: patches along one edge.
-        pooled: tokens along one edge, at most `grid`.
-
-    Returns:
-        float32 `[R, pooled * pooled]`, in 255ths from 0 to 255, not rounded; where `pooled == grid` the numbers are
-        those of `coverage`.
-    """
-    return F.adaptive_avg_pool2d(coverage.float().view(-1, grid, grid), pooled).flatten(1)

@@ -1,4 +1,4 @@
-"""Collate examples into micro-batches, and decode their images in threads ahead of the model."""
+"""Collate examples into micro-batches. Threads decode the images ahead of the model."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from pad_pipeline.training.examples import Example, Examples, Sight
+from pad_pipeline.training.examples import Example, Examples, Preprocessor
 from pad_pipeline.training.order import Ints
-from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.training.template import IMAGE
 
 
@@ -20,7 +20,7 @@ class Batch(NamedTuple):
     """A micro-batch of B sequences of T tokens, with I images of M vision tokens each, and R regions."""
 
     keys: list[str]
-    """Names of the B samples."""
+    """The keys of the B samples."""
     ids: Tensor
     """int64 `[B, T]`: token ids, padded at the right; 0 where a vision token goes."""
     pixels: Tensor
@@ -28,81 +28,66 @@ class Batch(NamedTuple):
     vision_at: Tensor
     """int64 `[I * M]`: the positions of the vision tokens in the flattened ids."""
     predicting: Tensor
-    """int64 `[N]`: the positions in the flattened ids after which a supervised token comes. They are indices, because
-    the GPU would have to wait for the CPU to count a mask."""
+    """int64 `[N]`: the positions in the flattened ids right before a supervised token. They are indices and not a mask,
+    because with a mask the GPU would wait for the CPU."""
     targets: Tensor
     """int64 `[N]`: the supervised tokens."""
     coverage: Tensor
-    """uint8 `[R, grid * grid]`: the regions of all images, one after another, in 255ths of each patch."""
+    """uint8 `[R, grid * grid]`: the coverage of all images' regions, in 255ths of each patch."""
     embeds: Tensor
     """float16 `[R, d]`: the label embedding of each region."""
     image: Tensor
-    """int64 `[R]`: the image (a row of `pixels`) that each region belongs to."""
+    """int64 `[R]`: the row of `pixels` that each region belongs to."""
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with all tensors on `device`."""
         return Batch(self.keys, *(part.to(device, non_blocking=True) for part in self[1:]))
 
 
-class Step(NamedTuple):
-    """The part of one optimizer step that one rank computes."""
+class StepBatches(NamedTuple):
+    """The micro-batches of one optimizer step that one rank computes."""
 
-    parts: list[Batch]
-    """The micro-batches, in the order in which they are computed."""
+    batches: list[Batch]
     problems: list[tuple[str, str]]
-    """Keys of the samples from which nothing can be learned, each with the reason."""
+    """The samples from which nothing can be learned: key and reason."""
 
 
-def collate(examples: list[Example], sight: Sight) -> Batch:
+def collate(examples: list[Example], preprocessor: Preprocessor) -> Batch:
     """Stack one or more examples into a batch, and pad their texts to the longest one."""
-    rows = [_expanded(example, sight.tokens) for example in examples]
-    ids = torch.zeros(len(rows), max(1, max(len(tokens) for tokens, *_ in rows)), dtype=torch.long)
-    vision_at, predicting, targets = [], [], []
-    for row, (tokens, vision, supervised) in enumerate(rows):
-        ids[row, : len(tokens)] = torch.from_numpy(tokens)
-        start = row * ids.shape[1]
-        vision_at.append(start + vision)
-        predicting.append(start + supervised - 1)
-        targets.append(tokens[supervised])
+    id_rows, supervised_rows = [], []
+    for example in examples:
+        tokens = torch.tensor(example.text.ids, dtype=torch.long)
+        repeats = torch.where(tokens == IMAGE, preprocessor.tokens, 1)  # an image takes several tokens
+        id_rows.append(tokens.repeat_interleave(repeats))
+        supervised_rows.append(torch.tensor(example.text.supervised, dtype=torch.bool).repeat_interleave(repeats))
+    ids = pad_sequence(id_rows, batch_first=True)
+    if not ids.shape[1]:
+        ids = ids.new_zeros(len(examples), 1)  # the LLM takes no sequence of length 0
+    supervised = pad_sequence(supervised_rows, batch_first=True).flatten().nonzero().flatten()
     images = [example.pixels for example in examples if example.pixels is not None]
-    with_image = [example for example in examples if example.pixels is not None]
-    coverage = [example.coverage for example in with_image or examples]
-    embeds = [example.embeds for example in with_image or examples]
-    image = np.repeat(np.arange(len(with_image)), [len(example.coverage) for example in with_image])
+    regions = [len(example.coverage) for example in examples if example.pixels is not None]
     return Batch(
-        [example.key for example in examples],
-        ids,
-        torch.stack(images) if images else torch.zeros(0, 3, sight.view.size, sight.view.size),
-        *(
-            torch.from_numpy(np.concatenate(part))
-            for part in (vision_at, predicting, targets, coverage, embeds, [image])
-        ),
+        keys=[example.key for example in examples],
+        ids=ids.masked_fill(ids == IMAGE, 0),
+        pixels=torch.stack(images) if images else torch.zeros(0, 3, preprocessor.view.size, preprocessor.view.size),
+        vision_at=(ids == IMAGE).flatten().nonzero().flatten(),
+        predicting=supervised - 1,
+        targets=ids.flatten()[supervised],
+        coverage=torch.from_numpy(np.concatenate([example.coverage for example in examples])),
+        embeds=torch.from_numpy(np.concatenate([example.embeds for example in examples])),
+        image=torch.from_numpy(np.repeat(np.arange(len(images)), regions)),
     )
 
 
-def _expanded(example: Example, vision_tokens: int) -> tuple[Ints, Ints, Ints]:
-    """Replace the image's mark among an example's token ids by one 0 for each vision token. Return the ids, the
-    positions of the vision tokens in them, and the positions of the supervised tokens."""
-    ids, supervised = np.array(example.text.ids, np.int64), np.array(example.text.supervised, bool)
-    repeats = np.where(ids == IMAGE, vision_tokens, 1)
-    ids, supervised = np.repeat(ids, repeats), np.repeat(supervised, repeats)
-    vision = np.flatnonzero(ids == IMAGE)
-    return np.where(ids == IMAGE, 0, ids), vision, np.flatnonzero(supervised)
+def load_steps(
+    examples: Examples, order: Callable[[int], Ints], span: range, rank: int = 0, world: int = 1
+) -> Iterator[StepBatches]:
+    """Yield the micro-batches of one rank for each step of `span`. `order` returns the numbers of a step's samples.
 
-
-def steps(
-    examples: Examples,
-    order: Callable[[int], Ints],
-    settings: TrainSettings,
-    span: range,
-    rank: int = 0,
-    world: int = 1,
-) -> Iterator[Step]:
-    """Yield the micro-batches of one rank for each step of `span`; `order` returns the numbers of a step's samples.
-
-    Images are decoded ahead of the model in threads, those of two steps at most. Texts of like length share a
-    micro-batch, so that little is padded; a step's losses do not depend on the order of its samples.
+    Threads decode the images of at most two steps ahead of the model. Texts of similar length share a micro-batch, to
+    save padding: a step's losses do not depend on the order of its samples.
     """
+    settings = examples.settings
     ahead: list[tuple[int, list[Future[Example]]]] = []
     upcoming = iter(span)
     with ThreadPoolExecutor(settings.loader_threads, thread_name_prefix="loader") as threads:
@@ -119,10 +104,10 @@ def steps(
                 problems = [(example.key, example.problem) for example in ready if example.problem]
                 ready.sort(key=lambda example: -len(example.text.ids))
                 # Every rank runs the same number of micro-batches, because each one may contain a collective.
-                parts = [
-                    collate(ready[at : at + settings.micro_batch] or [examples.nothing], examples.sight)
+                batches = [
+                    collate(ready[at : at + settings.micro_batch] or [examples.empty_example], examples.preprocessor)
                     for at in range(0, most, settings.micro_batch)
                 ]
-                yield Step(parts, problems)
+                yield StepBatches(batches, problems)
         finally:
             threads.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Load an exported model, and let it answer questions about images."""
+"""Load an exported model and ask it questions about images."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from transformers import CLIPImageProcessor, CLIPImageProcessorPil, LlavaForCond
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import Fit
-from pad_pipeline.packages import OPTIONAL, without
+from pad_pipeline.packages import OPTIONAL, not_installed
 from pad_pipeline.pretrained import load_pretrained, quiet, read_config
 from pad_pipeline.training.export import ADAPTER
 from pad_pipeline.training.llava_abstractor import AbstractorLlava
 from pad_pipeline.training.template import IMAGE_MARK
 
 KINDS = {kind.config_class.model_type: kind for kind in (LlavaForConditionalGeneration, AbstractorLlava)}
-"""Model classes by the `model_type` of their config.json. Both come from installed packages: code in a model's folder
-never runs."""
+"""The model classes by the `model_type` in config.json. Code in a model's folder never runs."""
 
 
-class Loaded(NamedTuple):
-    """A LLaVA folder in memory: in bfloat16 on a GPU if there is one, else in float32 on the CPU."""
+class LoadedModel(NamedTuple):
+    """A LLaVA model in memory: in bfloat16 on a GPU if there is one, else in float32 on the CPU."""
 
     folder: Path
     model: Any
@@ -32,25 +31,24 @@ class Loaded(NamedTuple):
     device: torch.device
 
 
-def load_llava(folder: Path) -> Loaded:
-    """Load the model and its LoRA adapters from the `hf/` that `pad train` wrote, from the folder around it, or from
-    another LLaVA folder.
+def load_llava(folder: Path) -> LoadedModel:
+    """Load a LLaVA folder with its LoRA adapters: the output folder of `pad train`, its `hf/`, or any other.
 
     Raises:
-        UserError: `folder` is none of these, or damaged.
+        UserError: there is no such folder, or it can't be loaded.
     """
     folder = llava_folder(folder)
     kind = KINDS[read_config("model", folder, set(KINDS))["model_type"]]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     processor = load_processor(folder)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    # The attention is named here, because the folder could name one that is downloaded as code.
+    # The attention is fixed, because the folder's config could name one whose code transformers would download.
     model = load_pretrained("model", folder, kind, dtype, attn_implementation="sdpa")
-    return Loaded(folder, _adapted(model, folder).to(device).eval(), processor, device)
+    return LoadedModel(folder, _with_adapters(model, folder).to(device).eval(), processor, device)
 
 
 def llava_folder(folder: Path) -> Path:
-    """Return `folder`, or the `hf/` in it where `folder` is the output of `pad train`.
+    """Return `folder`, or its `hf/` if `folder` is the output folder of `pad train`.
 
     Raises:
         UserError: there is no such folder.
@@ -58,7 +56,7 @@ def llava_folder(folder: Path) -> Path:
     if not (folder / "config.json").exists() and (folder / "hf").is_dir():
         folder = folder / "hf"
     if not folder.is_dir():
-        raise UserError("model", folder, "there is no such folder", "give the hf/ that pad train wrote")
+        raise UserError("model", folder, "there is no such folder", "give the output folder of `pad train`")
     return folder
 
 
@@ -66,38 +64,38 @@ class Chat:
     """A loaded model that answers questions about images.
 
     Raises:
-        UserError: as in `load_llava`; or the folder has no chat template, or one that fails.
+        UserError: as in `load_llava`; or the chat template is missing or fails.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.model, self.processor, self.device = load_llava(folder)
         if not self.processor.chat_template:
-            rule = "it has no chat_template.jinja, which says how a question is put"
+            rule = "it has no chat_template.jinja, the format of a question"
             raise UserError("model", self.folder, rule, "give a model that was trained on dialogues")
-        # This first question reports a template that fails at once. It also lets the tokenizer reset the padding and
-        # cutting that its file may ask for: it can't while another thread uses it ("Already borrowed").
+        # A first question finds a chat template that fails. With it, the tokenizer also resets the padding and
+        # truncation of its file, which fails while another thread uses the tokenizer ("Already borrowed").
         self.prepare(Image.new("RGB", (8, 8)), "")
 
     def answer(self, image: Image.Image, question: str, max_tokens: int = 256) -> str:
-        """Answer one question about an upright RGB image, with the likeliest token at each position; see `prepare`."""
+        """Answer one question about an upright RGB image by greedy decoding."""
         return self.answers([self.prepare(image, question)], max_tokens)[0]
 
     @torch.inference_mode()
     def answers(
         self, inputs: Sequence[dict[str, torch.Tensor]], max_tokens: int = 256, batch: int = 16, one_line: bool = False
     ) -> list[str]:
-        """Answer many questions that `prepare` or `show` made ready.
+        """Answer questions that `prepare` or `prepare_caption` returned, by greedy decoding.
 
-        Prompts of one length are answered together, up to `batch` at a time, so that none is padded. The more questions
-        one call has, the fuller the batches. With `one_line`, an answer is cut after its first line, because
-        a model trained with template `plain` does not learn to stop elsewhere.
+        Prompts of the same length are answered together, up to `batch` at a time, without padding; so a call with many
+        questions is faster. With `one_line`, an answer ends after its first line, which is the only end that a model
+        trained with template `plain` has learned.
         """
         groups: dict[int, list[int]] = {}
         for position, one in enumerate(inputs):
             groups.setdefault(one["input_ids"].shape[1], []).append(position)
         answers = [""] * len(inputs)
-        named = self.model.generation_config.eos_token_id  # a number, a list, or None
-        ends = [end for end in (named if isinstance(named, list) else [named]) if end is not None]
+        eos = self.model.generation_config.eos_token_id  # a number, a list, or None
+        ends = [end for end in (eos if isinstance(eos, list) else [eos]) if end is not None]
         if one_line:
             ends = [*ends, *self.processor.tokenizer("\n", add_special_tokens=False)["input_ids"][-1:]]
         more = {"eos_token_id": ends, "pad_token_id": ends[0]} if ends else {}
@@ -109,12 +107,12 @@ class Chat:
                 for position, row in zip(positions, rows[:, length:].tolist(), strict=True):
                     stop = next((at for at, token in enumerate(row) if token in ends), len(row))
                     text = str(self.processor.decode(row[:stop], skip_special_tokens=True)).strip()
-                    # Some tokenizers join the line break to what stands before it: no token of its own ends the line.
+                    # Some tokenizers make one token of a line break and the text before it, so `ends` is not enough.
                     answers[position] = text.partition("\n")[0] if one_line else text
         return answers
 
     def prepare(self, image: Image.Image, question: str) -> dict[str, torch.Tensor]:
-        """Turn a question about an upright RGB image into the model's inputs, on the CPU. Threads may call this.
+        """Turn a question about an upright RGB image into the model's inputs, on the CPU. Threads may call it.
 
         Raises:
             UserError: the chat template in the model's folder fails.
@@ -125,43 +123,43 @@ class Chat:
             inputs = self.processor.apply_chat_template(
                 roles, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
             )
-        except Exception as error:  # a template is a program of its own
+        except Exception as error:  # a chat template is a program and can raise anything
             rule = f"its chat template fails ({type(error).__name__}: {error})"
-            raise UserError("model", self.folder, rule, "export it again with pad train") from error
+            raise UserError("model", self.folder, rule, "export it again with `pad train`") from error
         return dict(inputs)
 
-    def show(self, image: Image.Image) -> dict[str, torch.Tensor]:
-        """Make the inputs, on the CPU, of an upright RGB image alone, which a model of template `plain` captions."""
+    def prepare_caption(self, image: Image.Image) -> dict[str, torch.Tensor]:
+        """Return the inputs, on the CPU, with which a model of template `plain` captions an upright RGB image."""
         text = (self.processor.tokenizer.bos_token or "") + IMAGE_MARK
         return dict(self.processor(images=image, text=text, add_special_tokens=False, return_tensors="pt"))
 
 
 def load_processor(folder: Path) -> Any:
-    """Load the processor, which makes a model's inputs of images and questions.
+    """Load the processor, which turns images and questions into a model's inputs.
 
     Raises:
         UserError: the processor is missing or damaged.
     """
     try:
         with quiet():
-            # The training resizes with Pillow, so this backend gives the same pixels to the bit.
+            # The training resizes with Pillow, so the backend "pil" gives exactly the same pixels.
             return LlavaProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, backend="pil")
     except Exception as error:
         rule = f"its processor can't be loaded ({type(error).__name__}: {str(error)[:300]})"
-        raise UserError("model", folder, rule, "export it again with pad train") from error
+        raise UserError("model", folder, rule, "export it again with `pad train`") from error
 
 
-def shown_fit(processor: Any) -> Fit:
+def processor_fit(processor: Any) -> Fit:
     """Return how a processor makes an image square: `pad`, `crop` or `stretch`."""
     images = processor.image_processor
-    stock = isinstance(images, CLIPImageProcessor | CLIPImageProcessorPil)  # CLIP's takes `do_pad` and does not pad
-    if getattr(images, "do_pad", False) and not stock:
+    clip = isinstance(images, CLIPImageProcessor | CLIPImageProcessorPil)  # CLIP's accepts `do_pad` and does not pad
+    if getattr(images, "do_pad", False) and not clip:
         return "pad"
     return "crop" if getattr(images, "do_center_crop", False) else "stretch"
 
 
-def _adapted(model: Any, folder: Path) -> Any:
-    """Return `model` with the LoRA adapters of its folder, where it has any."""
+def _with_adapters(model: Any, folder: Path) -> Any:
+    """Return `model` with the LoRA adapters of its folder, if there are any."""
     adapters = folder / ADAPTER
     if not adapters.is_dir():
         return model
@@ -170,8 +168,8 @@ def _adapted(model: Any, folder: Path) -> Any:
 
         return PeftModel.from_pretrained(model, adapters)
     except ImportError as error:
-        rule = f"it has LoRA's adapters apart, and {without('peft')}"
+        rule = f"its LoRA adapters are not merged, and {not_installed('peft')}"
         raise UserError("model", folder, rule, OPTIONAL["peft"].install) from error
     except Exception as error:
         rule = f"its adapters can't be loaded ({type(error).__name__}: {str(error)[:300]})"
-        raise UserError("model", adapters, rule, "export it again with pad train") from error
+        raise UserError("model", adapters, rule, "export it again with `pad train`") from error

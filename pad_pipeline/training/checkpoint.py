@@ -1,12 +1,11 @@
 """Save and load checkpoints: the trainable parameters, the optimizer's state and the number of the step.
 
-A checkpoint is whole or not there, and can be loaded on another number of ranks than the one that saved it.
+A checkpoint is written atomically. It can be loaded with any number of ranks.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -17,50 +16,46 @@ from torch import nn
 from torch.distributed.checkpoint import state_dict as states
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.storage import Folder, whole
+from pad_pipeline.storage import Folder, atomic_write
 from pad_pipeline.training.ranks import Ranks
 
-_NAME = re.compile(r"step-([0-9]{8,})")
 _STATE, _FACTS = "state.pt", "facts.json"
 
 
-class Saved(NamedTuple):
+class SavedCheckpoint(NamedTuple):
     """A checkpoint on disk."""
 
     step: int
-    """Number of steps that were done when it was saved."""
+    """The number of completed steps."""
     path: Path
     loss: float | None
-    """Loss on the held-out samples; None where it was not measured."""
+    """The loss on the held-out samples; None if it was not measured."""
 
 
 class Checkpoints:
-    """The checkpoints of a run, in `step-00000100/` and so on: the latest `keep` of them, and the best.
+    """The checkpoints of a training, in `step-00000100/` and so on: the latest `keep` of them, and the best.
 
-    The order of samples, the learning rate, beta and dropout's seeds are functions of the step, so a checkpoint needs
-    no more than the step's number to restore them.
+    The order of samples, the learning rate, beta and dropout's seeds depend only on the step, so a checkpoint does not
+    store them.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
 
-    def saved(self) -> list[Saved]:
-        """Return the checkpoints that are whole, the latest last."""
-        whole = []
+    def saved(self) -> list[SavedCheckpoint]:
+        """Return the complete checkpoints, the latest last."""
+        complete = []
         for path in self.folder.glob("step-*"):
-            if name := _NAME.fullmatch(path.name):
-                with suppress(OSError, ValueError, KeyError, TypeError):  # such a checkpoint is not whole
-                    facts = json.loads((path / _FACTS).read_text())
-                    whole.append(Saved(int(name[1]), path, facts["held_out_loss"]))
-        return sorted(whole)
+            with suppress(OSError, ValueError, KeyError, TypeError):  # such a checkpoint is damaged
+                facts = json.loads((path / _FACTS).read_text())
+                if path.name == f"step-{facts['step']:08d}":  # a folder that the user renamed is left alone
+                    complete.append(SavedCheckpoint(facts["step"], path, facts["held_out_loss"]))
+        return sorted(complete)
 
     def save(
         self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks, loss: float | None = None
     ) -> None:
-        """Write a checkpoint of step `step`; all ranks must call it.
-
-        A process that dies while it writes leaves the earlier checkpoints as they were.
-        """
+        """Write a checkpoint after `step` steps. All ranks must call it."""
         options = states.StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         state = {
             "model": states.get_model_state_dict(model, options=options),
@@ -69,15 +64,15 @@ class Checkpoints:
         if ranks.first:
             self.folder.mkdir(parents=True, exist_ok=True)
             Folder(self.folder).clean()
-            with whole(self.folder / f"step-{step:08d}") as partial:
+            with atomic_write(self.folder / f"step-{step:08d}") as partial:
                 partial.mkdir()
                 with (partial / _STATE).open("wb") as stream:  # so that a full disk is an OSError
                     torch.save(state, stream)
                 (partial / _FACTS).write_text(json.dumps({"step": step, "held_out_loss": loss}))
-            self._forget()
+            self._delete_old()
         ranks.wait()
 
-    def _forget(self) -> None:
+    def _delete_old(self) -> None:
         """Delete all checkpoints but the latest `keep` and the best."""
         saved = self.saved()
         best = min(((one.loss, one) for one in saved if one.loss is not None), default=(0.0, None))[1]
@@ -85,8 +80,8 @@ class Checkpoints:
             if old != best:
                 shutil.rmtree(old.path)
 
-    def load(self, saved: Saved, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
-        """Load a checkpoint into `model` and `optimizer`; all ranks must call it.
+    def load(self, saved: SavedCheckpoint, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
+        """Load a checkpoint into `model` and `optimizer`. All ranks must call it.
 
         Raises:
             UserError: the checkpoint is damaged, or of another model.
@@ -96,11 +91,8 @@ class Checkpoints:
             try:
                 state = torch.load(saved.path / _STATE, weights_only=True, map_location="cpu", mmap=True)
             except Exception as error:
-                rule, remedy = (
-                    f"it can't be read ({type(error).__name__})",
-                    "delete this folder; the one before it is used",
-                )
-                raise UserError("checkpoint", saved.path, rule, remedy) from error
+                rule = f"it can't be read ({type(error).__name__})"
+                raise UserError("checkpoint", saved.path, rule, "delete it, to go on from the one before it") from error
         options = states.StateDictOptions(full_state_dict=True, broadcast_from_rank0=ranks.world > 1, strict=False)
         try:
             states.set_model_state_dict(model, state["model"], options=options)

@@ -1,4 +1,4 @@
-"""Read the samples of a training from PAD shards (by offset, through their indexes) or from a LLaVA JSON."""
+"""Read the samples of a training from PAD shards or from a LLaVA JSON."""
 
 from __future__ import annotations
 
@@ -21,52 +21,56 @@ from pad_pipeline.images import BadImage, DecodeSettings, decode
 from pad_pipeline.labels import LabelEmbedder
 from pad_pipeline.records import Place
 from pad_pipeline.shards.reader import Sample, ShardFolder
-from pad_pipeline.sources.llava import LlavaSource, read_record
+from pad_pipeline.sources.fields import Fields
+from pad_pipeline.sources.llava import LlavaSource
 from pad_pipeline.sources.read import read_bytes
 from pad_pipeline.training.order import Ints
 from pad_pipeline.training.settings import TrainSettings
-from pad_pipeline.training.template import IMAGE, Encoded, Template
+from pad_pipeline.training.template import IMAGE, EncodedText, Template
 
 _IMAGE_WORDS = 128
-"""Number of words that an image counts as when a sample's length is estimated from its words; LLaVA's grouping uses
-the same number."""
+"""The length of an image, in words, where a sample's length is estimated; LLaVA uses the same number."""
 
 
 class Example(NamedTuple):
     """One sample, ready to be collated."""
 
     key: str
-    """Name of the sample in its shard, or of the record in the LLaVA JSON."""
-    text: Encoded
+    """The key of the sample in its shard, or the id of the record in the LLaVA JSON."""
+    text: EncodedText
     pixels: Tensor | None
-    """float32 `[3, size, size]`, normalized; None where there is no image."""
+    """float32 `[3, size, size]`, normalized; None for a sample without an image, which has no regions either."""
     coverage: npt.NDArray[np.uint8]
     """uint8 `[R, grid * grid]`: how much of each patch belongs to each region, 0..255."""
     embeds: npt.NDArray[np.float16]
     """float16 `[R, d]`: the label embedding of each region."""
     problem: str = ""
-    """Why nothing can be learned from the sample; empty where something can."""
+    """The reason why nothing can be learned from the sample; empty for a sample that teaches something."""
 
 
-class Sight(NamedTuple):
-    """How images are shown to the vision tower."""
+class Preprocessor(NamedTuple):
+    """Turns images into the vision tower's input."""
 
     view: View
     mean: list[float]
-    """Mean of the tower's normalization, per channel, 0..1; also the color beside padded images."""
+    """The mean of the tower's normalization, per channel, 0..1; also the color of the padding."""
     std: list[float]
-    """Standard deviation of the tower's normalization, per channel, 0..1."""
+    """The standard deviation of the tower's normalization, per channel, 0..1."""
     tokens: int
-    """Number of vision tokens that the projector makes of one image."""
+    """The number of vision tokens for one image."""
 
-    def nothing(self, width: int) -> Example:
-        """Return an example without text, image and regions, for label embeddings of `width` numbers."""
+    def empty_example(self, width: int) -> Example:
+        """Return an example without text, image and regions. `width` is the length of a label embedding."""
         return Example(
-            "", Encoded([], []), None, np.zeros((0, self.view.grid**2), np.uint8), np.zeros((0, width), np.float16)
+            "", EncodedText([], []), None, np.zeros((0, self.view.grid**2), np.uint8), np.zeros((0, width), np.float16)
         )
 
     def pixels(self, data: bytes, decoding: DecodeSettings) -> Tensor:
-        """Return the normalized view of an image file, float32 `[3, size, size]`. A BadImage says why it can't be."""
+        """Decode the bytes of an image file. Return its normalized view, float32 `[3, size, size]`.
+
+        Raises:
+            BadImage: the file can't be decoded.
+        """
         return self.normalized(decode(data, decoding)[0])
 
     def normalized(self, image: Image.Image) -> Tensor:
@@ -79,18 +83,17 @@ class Sight(NamedTuple):
 
 
 class Examples(ABC):
-    """The samples of a training, read by number. Several threads may read at once."""
+    """The samples of a training, by number. Several threads may read at once."""
 
-    nothing: Example
-    """An example without text, image and regions, which fills the batch of a rank that has no sample."""
+    empty_example: Example
+    """An example without text, image and regions, for the batch of a rank that has no sample."""
     lengths: Ints | None = None
-    """int `[samples]`: the approximate length of each sample, in words; None where it is not known before the samples
-    are read."""
+    """int `[samples]`: the approximate length of each sample, in words; None if it is not known."""
     with_image: npt.NDArray[np.bool_] | None = None
-    """bool `[samples]`: which samples have an image; None where all have."""
+    """bool `[samples]`: whether a sample has an image; None if all have one."""
 
-    def __init__(self, sight: Sight, template: Template, settings: TrainSettings) -> None:
-        self.sight, self.template, self.settings = sight, template, settings
+    def __init__(self, preprocessor: Preprocessor, template: Template, settings: TrainSettings) -> None:
+        self.preprocessor, self.template, self.settings = preprocessor, template, settings
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -98,29 +101,30 @@ class Examples(ABC):
     @abstractmethod
     def __getitem__(self, number: int) -> Example: ...
 
-    def _cut(self, text: Encoded) -> Encoded:
-        """Cut a sequence to `max_length`; a ValueError says that no supervised token is left."""
-        text = text.cut(self.settings.max_length, self.sight.tokens)
+    def _truncated(self, text: EncodedText) -> EncodedText:
+        """Cut a sequence to `max_length`. Raise a ValueError if no supervised token is left."""
+        text = text.truncated(self.settings.max_length, self.preprocessor.tokens)
         if not any(text.supervised):
-            raise ValueError(f"nothing of its answers is within max_length = {self.settings.max_length} tokens")
+            raise ValueError(f"its first {self.settings.max_length} tokens (max_length) contain no part of an answer")
         return text
 
 
 class ShardExamples(Examples):
-    """The samples of a run whose status is `ok` or `empty`. Where the shards were built for another LLM, `embedder`
-    embeds their labels again.
+    """The samples of a run of PAD shards; images that failed are left out.
+
+    `embedder` replaces the label embeddings of shards that were built for another LLM.
 
     Raises:
         UserError: every image of the run failed, or run.json has no usable decode settings.
     """
 
     def __init__(
-        self, shards: ShardFolder, sight: Sight, template: Template, settings: TrainSettings,
+        self, shards: ShardFolder, preprocessor: Preprocessor, template: Template, settings: TrainSettings,
         embedder: LabelEmbedder | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(sight, template, settings)
+        super().__init__(preprocessor, template, settings)
         self.shards, self.embedder = shards, embedder
-        self.nothing = sight.nothing(embedder.width if embedder else shards.run.embedding_width)
+        self.empty_example = preprocessor.empty_example(embedder.width if embedder else shards.run.embedding_width)
         self.decoding = decode_settings(shards)
         self.rows = shards.usable()
         if not len(self.rows):
@@ -131,48 +135,48 @@ class ShardExamples(Examples):
 
     def __getitem__(self, number: int) -> Example:
         sample = self.shards.sample(*self.rows[number])
-        coverage = sample.patches(self.settings.patches).reshape(-1, self.sight.view.grid**2)
+        coverage = sample.patches(self.settings.patches).reshape(-1, self.preprocessor.view.grid**2)
         labels = [region["label"] for region in sample.meta["regions"]]
         embeds = self.embedder(labels) if self.embedder else sample.region_embeds()
         try:
             text = self._text(sample)
         except ValueError as problem:
             if not len(coverage) or max(self.settings.beta_start, self.settings.beta_end) <= 0:
-                return self.nothing._replace(key=sample.key, problem=str(problem))
-            text = Encoded([IMAGE], [False])  # no text to learn from, but L_patch learns from the regions
-        return Example(sample.key, text, self.sight.pixels(sample.image, self.decoding), coverage, embeds)
+                return self.empty_example._replace(key=sample.key, problem=str(problem))
+            text = EncodedText([IMAGE], [False])  # L_patch learns from the regions, without any text
+        return Example(sample.key, text, self.preprocessor.pixels(sample.image, self.decoding), coverage, embeds)
 
-    def _text(self, sample: Sample) -> Encoded:
-        """Return the sample's token ids; a ValueError says why there are none."""
+    def _text(self, sample: Sample) -> EncodedText:
+        """Return the sample's token ids. Raise a ValueError if it has no text that the template can use."""
         caption, turns = sample.meta["caption"], sample.meta["conversations"]
         if self.template.name != "plain":
-            return self._cut(self.template(cast("list[dict[str, str]]", turns), image=True))
+            return self._truncated(self.template(cast("list[dict[str, str]]", turns), image=True))
         if not caption.strip():
             raise ValueError("it has no caption")
-        return self._cut(self.template.caption(caption))
+        return self._truncated(self.template.caption(caption))
 
 
 class DialogueExamples(Examples):
-    """The records of a LLaVA JSON, with images or without. `width` is the width of a label embedding.
+    """The records of a LLaVA JSON, with images or without. `width` is the length of a label embedding.
 
-    The JSON is read once. Its records are then kept in a temporary file and read by offset.
+    The JSON is read once, into a temporary file from which single records are read.
 
     Raises:
         UserError: the JSON holds no record, or can't be read.
     """
 
     def __init__(
-        self, source: LlavaSource, sight: Sight, template: Template, settings: TrainSettings, width: int
+        self, source: LlavaSource, preprocessor: Preprocessor, template: Template, settings: TrainSettings, width: int
     ) -> None:
-        super().__init__(sight, template, settings)
+        super().__init__(preprocessor, template, settings)
         self.source, self.decoding = source, DecodeSettings()
-        self.nothing = sight.nothing(width)
+        self.empty_example = preprocessor.empty_example(width)
         self._folder = tempfile.TemporaryDirectory(prefix="pad-dialogues-")
         self._path = Path(self._folder.name, "records")
         offsets, lengths, with_image = [0], [], []
         with self._path.open("wb") as stream:
-            for number, record in enumerate(source.records()):
-                kept = _record(record, number)
+            for number, record in source.records():
+                kept = _record(source.fields, record, number)
                 stream.write(json.dumps(kept).encode())
                 offsets.append(stream.tell())
                 words = sum(len(str(turn["value"]).split()) for turn in kept["turns"])
@@ -190,43 +194,39 @@ class DialogueExamples(Examples):
         with self._path.open("rb") as stream:
             stream.seek(int(self._offsets[number]))
             kept = json.loads(stream.read(int(self._offsets[number + 1] - self._offsets[number])))
-        example, image, pixels = self.nothing._replace(key=kept["key"]), kept["image"], None
+        example, image, pixels = self.empty_example._replace(key=kept["key"]), kept["image"], None
         if kept["problem"]:
             return example._replace(problem=kept["problem"])
         try:
             if image:
                 data = read_bytes(self.source.root, Place(image), self.decoding.max_file_bytes)
-                pixels = self.sight.pixels(data, self.decoding)
-            return example._replace(text=self._cut(self.template(kept["turns"], bool(image))), pixels=pixels)
+                pixels = self.preprocessor.pixels(data, self.decoding)
+            return example._replace(text=self._truncated(self.template(kept["turns"], bool(image))), pixels=pixels)
         except BadImage as error:
             return example._replace(problem=f"its image {image}: {error}")
         except ValueError as error:
             return example._replace(problem=str(error))
 
 
-def _record(record: Any, number: int) -> dict[str, Any]:
+def _record(fields: Fields, record: Any, number: int) -> dict[str, Any]:
     """Return the part of a record that is kept: its key, image ("" for none), turns, and problem ("" for none)."""
-    kept = {"key": f"record-{number}", "image": "", "turns": []}
-    if not isinstance(record, dict):
-        return kept | {"problem": "it is no object"}
-    if record.get("id") is not None:
-        kept["key"] = str(record["id"])
-    image = record.get("image")
-    if isinstance(image, list):
-        if len(image) > 1:
-            return kept | {"problem": f"it has {len(image)} images, and one at most can be shown"}
-        image = image[0] if image else None
-    # A record without an image passes the same checks, with a file name that is never opened.
-    planned = read_record(record, number, str(kept["key"]), "none" if image is None else image)
-    shown = "" if image is None else planned.source
-    return kept | {"image": shown, "turns": list(planned.conversations), "problem": planned.problem}
+    found = fields.read(record)
+    turns, problem = found.conversations, found.problem
+    if not turns and found.caption:
+        turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": found.caption}]
+    image = found.images[0] if found.images else ""
+    path, wrong = fields.path(image) if image else ("", "")
+    if len(found.images) > 1:
+        problem = problem or f"it has {len(found.images)} images, and one at most can be shown"
+    problem = f"{fields.unit} {number}: {problem}" if problem else wrong
+    return {"key": found.name or f"record-{number}", "image": path, "turns": turns, "problem": problem}
 
 
 def decode_settings(shards: ShardFolder) -> DecodeSettings:
-    """Return the settings with which the run decoded its images.
+    """Return the settings with which a run decoded its images.
 
     Raises:
-        UserError: run.json holds no usable ones.
+        UserError: run.json has no usable decode settings.
     """
     try:
         return DecodeSettings.model_validate(shards.run.settings["decode"])

@@ -1,6 +1,6 @@
-"""Export the trained model as a Hugging Face LLaVA folder, which stock transformers loads and generates from.
+"""Export the trained model as a Hugging Face LLaVA folder, which transformers can load.
 
-The functions leave the model as it is: they share or copy its weights and never move them.
+The functions do not change the model: they share or copy its weights and never move them.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from pad_pipeline.training.ranks import Ranks
 from pad_pipeline.training.template import IMAGE, IMAGE_MARK, SYSTEM, Template, TemplateName
 
 ADAPTER = "adapter"
-"""Name of the folder, within `hf/`, that holds LoRA's adapters where they were not merged."""
+"""The folder within `hf/` of LoRA adapters that are not merged into the LLM."""
 
 
 def export(model: MultimodalModel, view: View, out: Path, here: Ranks) -> None:
-    """Write `mm_projector.bin` and the Hugging Face folder `hf/` into `out`, on the first rank; all must call it."""
+    """Write `mm_projector.bin` and the Hugging Face folder `hf/` into `out`. All ranks must call it."""
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if here.first:
@@ -52,16 +52,16 @@ def export(model: MultimodalModel, view: View, out: Path, here: Ranks) -> None:
 
 
 def export_llava(model: MultimodalModel, view: View, folder: Path) -> None:
-    """Write tower, projector, LLM and processor into `folder`; the processor crops, pads or stretches as in training.
+    """Write tower, projector, LLM and processor into `folder`; adapters that are not merged go into `adapter/`.
 
-    A C-Abstractor needs two Python files, which are written too. Adapters that are not merged go into `adapter/`.
+    With a C-Abstractor, the two Python files that define the model are written too.
     """
     tokenizer = copy.deepcopy(model.tokenizer)
     tokenizer.add_tokens([IMAGE_MARK], special_tokens=True)
     state = _weights(model, len(tokenizer))
     config = _config(model, tokenizer.convert_tokens_to_ids(IMAGE_MARK), state)
     kind = AbstractorLlava if isinstance(config, AbstractorLlavaConfig) else LlavaForConditionalGeneration
-    with torch.device("meta"):  # without memory: the model's own weights are assigned below, and not copied
+    with torch.device("meta"):  # without memory: the weights are assigned below, without a copy
         llava = kind(config)
     llava.load_state_dict(state, assign=True)
     llava.tie_weights()
@@ -69,7 +69,7 @@ def export_llava(model: MultimodalModel, view: View, folder: Path) -> None:
     with quiet():
         llava.save_pretrained(folder)
         processor_for(model, view, tokenizer).save_pretrained(folder)
-    if kind is AbstractorLlava:  # its classes, so that it loads where this project is not installed
+    if kind is AbstractorLlava:  # the model then loads where this project is not installed
         for name in ("abstractor.py", "llava_abstractor.py"):
             code = Path(__file__).with_name(name).read_text("utf-8")
             code = code.replace("from pad_pipeline.errors import UserError\n", "UserError = ValueError\n")
@@ -90,7 +90,7 @@ def _config(model: MultimodalModel, image_token: int, state: dict[str, Tensor]) 
         "image_token_index": image_token,
         "projector_hidden_act": "linear" if isinstance(model.projector, nn.Linear) else "gelu",
         "vision_feature_layer": model.settings.vision_layer,
-        "vision_feature_select_strategy": _select(model),
+        "vision_feature_select_strategy": _select_strategy(model),
         "image_seq_length": model.vision_tokens,
         "tie_word_embeddings": text.tie_word_embeddings,
     }
@@ -101,18 +101,18 @@ def _config(model: MultimodalModel, image_token: int, state: dict[str, Tensor]) 
     return AbstractorLlavaConfig(**shared, abstractor=model.projector.sizes, auto_map=auto_map)
 
 
-def _select(model: MultimodalModel) -> str:
-    """Return LLaVA's strategy: "default" drops CLIP's CLS token, "full" keeps SigLIP's tokens, which have no CLS."""
+def _select_strategy(model: MultimodalModel) -> str:
+    """Return LLaVA's `vision_feature_select_strategy`: "default" drops CLIP's CLS token; SigLIP has none, so "full"."""
     return "full" if model.vision_config["model_type"].startswith("siglip") else "default"
 
 
 def _weights(model: MultimodalModel, tokens: int) -> dict[str, Tensor]:
-    """Return all weights by their names in LLaVA, in the LLM's dtype, with embeddings for `tokens` tokens or more."""
+    """Return all weights by LLaVA's names, in the LLM's dtype, with embeddings for at least `tokens` tokens."""
     state = {f"model.vision_tower.{name}": value for name, value in model.tower.state_dict().items()}
     state |= {f"model.multi_modal_projector.{name}": v for name, v in _projector_weights(model.projector).items()}
     embedding, output = model.llm.get_input_embeddings().weight, model.llm.get_output_embeddings().weight
-    words = {"model.embed_tokens.weight": _grown(embedding, tokens)}  # tied layers share one tensor under two names
-    words["lm_head.weight"] = words["model.embed_tokens.weight"] if output is embedding else _grown(output, tokens)
+    words = {"model.embed_tokens.weight": _with_rows(embedding, tokens)}  # tied layers share one tensor under two names
+    words["lm_head.weight"] = words["model.embed_tokens.weight"] if output is embedding else _with_rows(output, tokens)
     for name, value in _llm_weights(model).items():
         inner = name.removeprefix("model.")
         state[name if name == inner else f"model.language_model.{inner}"] = words.get(name, value)
@@ -120,8 +120,10 @@ def _weights(model: MultimodalModel, tokens: int) -> dict[str, Tensor]:
 
 
 def _projector_weights(projector: nn.Module) -> dict[str, Tensor]:
-    """Return the projector's weights by their names in LLaVA. Stock LLaVA has two layers, so a projector of one Linear
-    gets the identity as its second layer, which is exact."""
+    """Return the projector's weights by LLaVA's names.
+
+    LLaVA's projector has two layers, so a projector of one Linear gets the identity as its second layer.
+    """
     weights = projector.state_dict()
     if isinstance(projector, CAbstractor):
         return weights
@@ -132,8 +134,8 @@ def _projector_weights(projector: nn.Module) -> dict[str, Tensor]:
     return {{"0": "linear_1", "2": "linear_2"}[name[0]] + name[1:]: value for name, value in weights.items()}
 
 
-def _grown(rows: Tensor, tokens: int) -> Tensor:
-    """Return `rows` `[V, d]` with at least `tokens` rows; each added row is the mean of the others."""
+def _with_rows(rows: Tensor, tokens: int) -> Tensor:
+    """Return the embeddings `rows` `[V, d]` with at least `tokens` rows; each added row is the mean of the old ones."""
     rows = rows.detach()
     if tokens <= len(rows):
         return rows
@@ -141,25 +143,25 @@ def _grown(rows: Tensor, tokens: int) -> Tensor:
 
 
 def _llm_weights(model: MultimodalModel) -> dict[str, Tensor]:
-    """Return the LLM's weights; merged adapters are added to the layers that they adapt, others are left out."""
+    """Return the LLM's weights, with adapters that are to be merged added to them; others are left out."""
     base = model.base_llm
     state = {n.replace(".base_layer.", "."): v for n, v in base.state_dict().items() if ".lora_" not in n}
     if model.settings.llm == "lora" and model.settings.lora.merge:
         for name, module in base.named_modules():
             if hasattr(module, "get_delta_weight"):
                 weight, change = module.base_layer.weight, module.get_delta_weight("default")
-                # Sum in float32, so that it is rounded once; keep it on the CPU, because the LLM already fills the GPU.
+                # Sum in float32, to round once. Keep the sum on the CPU, because the LLM already fills the GPU.
                 state[f"{name}.weight"] = (weight.float() + change.float()).to(weight.dtype).detach().cpu()
     return state
 
 
 def _save_adapter(llm: Any, folder: Path) -> None:
-    """Write LoRA's adapters in peft's format, with the names that the LLM's layers have within LLaVA."""
+    """Write LoRA adapters in peft's format, with the names that the LLM's layers have within LLaVA."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     config = copy.deepcopy(llm.peft_config["default"])
-    # A pattern, because the vision tower has layers of the same names.
+    # A pattern with the full path, because the vision tower has layers of the same names.
     config.target_modules = rf"model\.language_model\..*\.({'|'.join(sorted(config.target_modules))})"
     config.base_model_name_or_path, config.inference_mode = None, True  # the base model is the folder around this one
     config.save_pretrained(folder)
@@ -170,16 +172,17 @@ def _save_adapter(llm: Any, folder: Path) -> None:
 
 
 def _generation(model: MultimodalModel, image_token: int) -> GenerationConfig:
-    """Return the LLM's generation config, changed to stop where answers ended in training and to avoid `<image>`."""
+    """Return the LLM's generation config, with the end tokens of the training's answers, and `<image>` suppressed."""
     config = copy.deepcopy(model.llm.generation_config)
-    if not config.do_sample:  # Vicuna's config has a temperature all the same, which transformers refuses to save
+    if not config.do_sample:  # Vicuna's config still has a temperature, and transformers refuses to save it
         config.temperature = config.top_p = config.top_k = None
-    named = config.eos_token_id  # a number, a list, or None
-    ends = [end for end in (named if isinstance(named, list) else [named]) if end is not None]
+    eos = config.eos_token_id  # a number, a list, or None
+    ends = [end for end in (eos if isinstance(eos, list) else [eos]) if end is not None]
     with suppress(ValueError):
-        dialogue = Template(_dialogue(model), model.tokenizer)(_turns("What?", "A dog."), False)
+        turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A dog."}]
+        dialogue = Template(_question_template(model), model.tokenizer)(turns, False)
         last = [token for token, supervised in zip(*dialogue, strict=True) if supervised][-1]
-        if last in model.tokenizer.added_tokens_decoder:  # a line break, for instance, may stand within an answer
+        if last in model.tokenizer.added_tokens_decoder:  # other tokens, such as a line break, may be part of an answer
             ends.append(last)
     config.eos_token_id = list(dict.fromkeys(ends)) or None
     config.suppress_tokens = [*(config.suppress_tokens or []), image_token]
@@ -190,21 +193,21 @@ def _generation(model: MultimodalModel, image_token: int) -> GenerationConfig:
 
 
 def processor_for(model: MultimodalModel, view: View, tokenizer: Any) -> LlavaProcessor:
-    """Return a processor that shows the tower the training's view, and puts questions in the training's template."""
-    # LlavaProcessor writes one image mark for each patch, plus `additional`, less one where the strategy drops CLS. The
-    # sum must be the number of vision tokens, of which a C-Abstractor makes fewer than there are patches.
-    additional = model.vision_tokens - view.grid**2 + (_select(model) == "default")
+    """Return a processor that prepares images and questions as the training did."""
+    # LlavaProcessor writes one image mark for each patch, plus `additional`, minus one if the strategy drops CLS. The
+    # sum must be the number of vision tokens; a C-Abstractor has fewer of them than there are patches.
+    additional = model.vision_tokens - view.grid**2 + (_select_strategy(model) == "default")
     tokenizer.chat_template = None  # it would be saved to the same file as the processor's chat template
     processor = LlavaProcessor(
         image_processor_for(view, model.mean, model.std), tokenizer, patch_size=view.patch, image_token=IMAGE_MARK,
-        vision_feature_select_strategy=_select(model), num_additional_image_tokens=additional,
+        vision_feature_select_strategy=_select_strategy(model), num_additional_image_tokens=additional,
     )  # fmt: skip
-    processor.chat_template = chat_template_for(_dialogue(model), model.tokenizer, processor)
+    processor.chat_template = chat_template_for(_question_template(model), model.tokenizer, processor)
     return processor
 
 
 def image_processor_for(view: View, mean: list[float], std: list[float]) -> CLIPImageProcessorPil:
-    """Return the image processor of transformers that computes the same as `view.apply` and the normalization."""
+    """Return an image processor of transformers with the same results as `view.apply` and the normalization."""
     square = {"height": view.size, "width": view.size}
     shared = {"image_mean": mean, "image_std": std, "crop_size": square}
     if view.fit == "stretch":
@@ -237,11 +240,11 @@ _ONE_TEXT = """\
 {%- endfor -%}
 {%- set messages = found.messages %}
 """
-"""Jinja code that joins a message's image and text into one text, the image first, for a chat template that only
-handles texts. lmms-eval sends one text already, with the mark in it."""
+"""Jinja code that makes one text of a message's image and text, the image first, for chat templates that take only
+texts. lmms-eval already sends one text, with the image mark in it."""
 _NO_BOS = "{%- set bos_token = '' -%}\n"
-"""Jinja code for a tokenizer that puts BOS before every text by itself. Without it, a caller that renders the text and
-then gives it to the processor, as lmms-eval does, would get BOS twice."""
+"""Jinja code for a tokenizer that adds BOS itself. Without this code, a program that renders the chat template and then
+tokenizes the text, as lmms-eval does, would get BOS twice."""
 _V1 = """\
 {{- bos_token + GAP if bos_token else '' -}}
 {{- (messages[0]['content'] if messages[0]['role'] == 'system' else SYSTEM) + ' ' -}}
@@ -251,42 +254,44 @@ _V1 = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- ' ASSISTANT:' -}}{%- endif -%}
 """
-"""Chat template of Vicuna's dialogues, with `SYSTEM` and `GAP` to be filled in."""
+"""The chat template of Vicuna's dialogues, in which `SYSTEM` and `GAP` are replaced."""
 
 
-def _dialogue(model: MultimodalModel) -> TemplateName:
-    """Return the template that questions are put in. `plain` has no place for a question, so LLaVA's v1 stands in."""
+def _question_template(model: MultimodalModel) -> TemplateName:
+    """Return the template for questions. `plain` has no place for a question, so it is replaced by `v1`."""
     return "chat" if model.settings.template == "chat" else "v1"
 
 
 def chat_template_for(name: TemplateName, tokenizer: Any, processor: LlavaProcessor) -> str | None:
-    """Return the chat template with which `processor` makes the same tokens as `Template(name, tokenizer)` with the
-    training's tokenizer; None where it can't."""
+    """Return the chat template with which `processor` makes the same tokens as `Template(name, tokenizer)`.
+
+    `tokenizer` is that of the training. Return None if no chat template makes the same tokens.
+    """
     try:
         template = Template(name, tokenizer)
         base: str = tokenizer.get_chat_template() if name == "chat" else _V1.replace("SYSTEM", json.dumps(SYSTEM))
     except ValueError:
         return None
-    # In training, the texts after BOS and after the image are tokenized separately. Some tokenizers put a space before
-    # every text; the processor tokenizes everything in one go, so its template must write that space.
+    # The training tokenizes the texts after BOS and after the image separately, and some tokenizers put a space before
+    # every text. The processor tokenizes everything at once, so its template must write that space.
     ids = partial(processor.tokenizer, add_special_tokens=False)
     gap = "" if ids(f"{IMAGE_MARK}\nA")["input_ids"][1:] == ids("\nA")["input_ids"] else " "
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     start = _NO_BOS if processor.tokenizer("")["input_ids"] == bos else ""
     text = start + (_ONE_TEXT + base).replace("GAP", repr(gap))
-    return text if _asks_alike(processor, text, template) else None
+    return text if _same_tokens(processor, text, template) else None
 
 
-def in_one_call(processor: LlavaProcessor, messages: list[dict[str, Any]], **options: Any) -> list[int]:
-    """Return the token ids of `processor.apply_chat_template(..., tokenize=True)`, with one `<image>` per image."""
+def tokenize_chat(processor: LlavaProcessor, messages: list[dict[str, Any]], **options: Any) -> list[int]:
+    """Return the ids of `processor.apply_chat_template(..., tokenize=True)`, but with one `<image>` for each image."""
     tokenizer, text = processor.tokenizer, processor.apply_chat_template(messages, **options)
     has_bos = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
     ids: list[int] = tokenizer(text, add_special_tokens=not has_bos)["input_ids"]
     return ids
 
 
-def _asks_alike(processor: LlavaProcessor, chat_template: str, template: Template) -> bool:
-    """Return whether `chat_template` and `template` make the same tokens of sample questions and of dialogues."""
+def _same_tokens(processor: LlavaProcessor, chat_template: str, template: Template) -> bool:
+    """Return whether `chat_template` and `template` make the same tokens of some questions and dialogues."""
     image = processor.tokenizer.convert_tokens_to_ids(IMAGE_MARK)
 
     def ids(*texts: str) -> list[int]:
@@ -294,23 +299,19 @@ def _asks_alike(processor: LlavaProcessor, chat_template: str, template: Templat
             [{"type": "image"}] * (number == 0) + [{"type": "text", "text": t}] for number, t in enumerate(texts)
         ]
         roles = [{"role": ("user", "assistant")[number % 2], "content": part} for number, part in enumerate(content)]
-        tokens = in_one_call(processor, roles, chat_template=chat_template, add_generation_prompt=len(texts) % 2 == 1)
+        tokens = tokenize_chat(processor, roles, chat_template=chat_template, add_generation_prompt=len(texts) % 2 == 1)
         return [IMAGE if token == image else token for token in tokens]
 
     try:
         if any(ids(text) != template.question(text) for text in ("What is this?", "5?", "")):
             return False
-        for talk in (("What is this?", "A dog."), ("What is this?", "A dog.", "Sure?", "5 dogs.")):
+        for dialogue in (("What is this?", "A dog."), ("What is this?", "A dog.", "Sure?", "5 dogs.")):
+            turns = [{"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(dialogue)]
             trained = None
-            with suppress(ValueError):  # some templates refuse more than one question
-                trained = template(_turns(*talk), image=True).ids
-            if trained and ids(*talk) != trained:
+            with suppress(ValueError):  # some templates take only one question
+                trained = template(turns, image=True).ids
+            if trained and ids(*dialogue) != trained:
                 return False
     except Exception:  # a chat template is a program and can raise anything
         return False
     return True
-
-
-def _turns(*texts: str) -> list[dict[str, str]]:
-    """Return a dialogue whose speakers alternate, the human first."""
-    return [{"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(texts)]

@@ -10,29 +10,28 @@ PEAKS = {
     "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "B200": 2250e12, "A10": 125e12,
     "V100": 125e12, "4090": 165e12, "3090": 71e12, "T4": 65e12,
 }  # fmt: skip
-"""Peak FLOP/s in bfloat16 (float16 on V100 and T4) without sparsity, from the makers' data sheets, by a part of the
-GPU's name."""
+"""Peak FLOP/s in bfloat16 (float16 on V100 and T4) without sparsity, by a part of the GPU's name; from data sheets."""
 
 
-def peak(device: torch.device) -> float | None:
-    """Return the peak FLOP/s of a GPU; None for a CPU, and for a GPU that is not in `PEAKS`."""
+def peak_flops(device: torch.device) -> float | None:
+    """Return the peak FLOP/s of a GPU; None for a CPU or a GPU that `PEAKS` does not contain."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
     return next((flops for part, flops in PEAKS.items() if part in name), None)
 
 
-def flops_of(model: MultimodalModel, samples: int, positions: int, supervised: int) -> float:
-    """Return the useful FLOP of a step, forward and backward; what activation checkpointing repeats is not counted.
+def step_flops(model: MultimodalModel, samples: int, positions: int, supervised: int) -> float:
+    """Return the FLOP of a step, forward and backward, without those that activation checkpointing repeats.
 
     The forward pass takes 2 FLOP for each weight and position. The backward pass takes 2 for the gradient of the input,
-    and 2 for the gradient of the weight where the weight is trained. Attention takes 4 for each channel, position and
-    earlier position, halved because it is causal, and twice that in the backward pass.
+    and 2 more for the gradient of a weight that is trained. Attention takes 4 for each channel, position and earlier
+    position, halved because it is causal, and twice that in the backward pass.
 
     Args:
         model: the model that is trained.
         samples: number of images in the step.
-        positions: token positions of all sequences, padding included.
+        positions: number of token positions of all sequences, padding included.
         supervised: number of tokens that went through the output layer.
     """
     config = model.llm.config

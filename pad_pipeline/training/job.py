@@ -1,68 +1,52 @@
-"""Describe a training: its models, its data, its settings and its output folder."""
+"""Describe a training by its models, its data, its settings and its output folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from pad_pipeline.facts import differences
 from pad_pipeline.geometry import Fit
 from pad_pipeline.storage import resolved
 from pad_pipeline.training.settings import Stage2Settings, TrainSettings
 
-_FREE = {
+MAY_DIFFER = {
     "out", "wandb", "settings.micro_batch", "settings.loader_threads", "settings.compile", "settings.lora.merge",
     "settings.activation_checkpointing", "settings.checkpoint_every", "settings.keep_checkpoints",
 }  # fmt: skip
-"""Fields that may differ when a training is continued, because they change no result beyond the last digits."""
+"""Fields that may change when a training is continued: they change no result beyond the last digits."""
 
 
-def absolute(where: str) -> str:
-    """Make a local path absolute, because a training may be continued from another folder, and Ray's workers run in
-    folders of their own. A URL or the name of a model stays as it is."""
-    return resolved(where) if where and Path(where).exists() else where
+AbsolutePath = Annotated[str, AfterValidator(lambda path: resolved(path) if path and Path(path).exists() else path)]
+"""A local path, which is made absolute, or a URL or the name of a model. A training may be continued from another
+folder, and Ray's workers run in folders of their own."""
 
 
 class Job(BaseModel):
-    """One training: its models, its data, its settings and its output folder."""
+    """One training."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     stage: int = Field(ge=1, le=2)
-    """1 trains the projector alone, 2 the LLM too."""
-    vision: str
-    """Vision tower of CLIP's or SigLIP's type: folder or hub name."""
-    llm: str
-    """LLM of LLaMA's, Mistral's or Qwen's type: folder or hub name."""
+    """The training stage: 1 trains only the projector, 2 also the LLM."""
+    vision: AbsolutePath
+    """Folder or hub name of the vision tower, of CLIP's or SigLIP's type."""
+    llm: AbsolutePath
+    """Folder or hub name of the LLM, of LLaMA's, Mistral's or Qwen's type."""
     out: str
-    """Output folder: gets `training.json`, `log.jsonl`, `checkpoints/`, `mm_projector.bin` and the Hugging Face folder
+    """Output folder of `training.json`, `log.jsonl`, `checkpoints/`, `mm_projector.bin` and the Hugging Face model
     `hf/`."""
-    shards: str = ""
-    """Folder or URL of PAD shards to train on; either this or `data`."""
-    data: str = ""
+    shards: AbsolutePath = ""
+    """Folder or URL of the PAD shards to train on; give either `shards` or `data`."""
+    data: AbsolutePath = ""
     """LLaVA JSON of dialogues to train on, with images or without."""
-    image_root: str = ""
-    """Folder that the images of `data` are relative to; by default the folder that the JSON lies in."""
+    image_root: AbsolutePath = ""
+    """Folder that the images of `data` are relative to; by default the folder of the JSON."""
     fit: Fit = "pad"
-    """How the images of `data` are made square, see `View`; shards bring their own fit along."""
-    init: str = ""
-    """A `mm_projector.bin` to begin with: what stage 1 wrote, or LLaVA's own."""
+    """How the images of `data` are made square, see `View`. Shards have their own fit."""
+    init: AbsolutePath = ""
+    """A `mm_projector.bin` of stage 1 or of LLaVA, with which the training begins; empty for a new projector."""
     wandb: str = ""
-    """Project of Weights & Biases that gets the log's figures too; empty for none."""
+    """Project of Weights & Biases that gets the log's figures; empty for none."""
     settings: Stage2Settings | TrainSettings
-
-    @field_validator("vision", "llm", "shards", "data", "image_root", "init")
-    @classmethod
-    def _absolute(cls, value: str) -> str:
-        return absolute(value)
-
-    def differences(self, facts: Any) -> list[str]:
-        """List the fields in which an earlier training with these `facts` differs, each as `NAME: OLD -> NEW`, except
-        those that change no result."""
-        return differences(facts, self.facts(), _FREE)
-
-    def facts(self) -> dict[str, Any]:
-        """Return the job as training.json holds it."""
-        return self.model_dump(mode="json")

@@ -1,8 +1,7 @@
-"""LLaVA of transformers with a C-Abstractor as its projector, which the stock class can't express.
+"""Define LLaVA with a C-Abstractor as its projector, for transformers, whose own LLaVA can't have one.
 
 An exported model of this kind has a copy of this file and of abstractor.py in its folder, so that it loads where this
-project is not installed (with `trust_remote_code=True`). This project loads it with the classes here, and the copies
-never run.
+project is not installed (with `trust_remote_code=True`). This project never runs the copies.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ from .abstractor import CAbstractor
 
 
 class AbstractorLlavaConfig(LlavaConfig):
-    """LLaVA's config, with the C-Abstractor's sizes."""
+    """LLaVA's config, and the C-Abstractor's sizes."""
 
-    # Not "llava": stock code would take the folder for stock LLaVA, and invent a projector without a warning.
+    # With "llava", transformers would load the folder as its own LLaVA, with a random projector and without a warning.
     model_type = "llava_c_abstractor"
     abstractor: dict[str, Any] | None = None
     """Keyword arguments of `CAbstractor`."""
 
 
 class AbstractorLlava(LlavaForConditionalGeneration):
-    """LLaVA in which an image has as many tokens as the C-Abstractor makes of it."""
+    """LLaVA with a C-Abstractor as its projector."""
 
     config_class = AbstractorLlavaConfig
 

@@ -1,4 +1,4 @@
-"""Train stage 1 or 2 in one plain PyTorch loop, which is the same in one process, under torchrun and on Ray Train."""
+"""Train stage 1 or 2 in one PyTorch loop, which runs in one process, under torchrun and on Ray Train."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pad_pipeline.errors import UserError, rename_field
-from pad_pipeline.facts import read_facts
-from pad_pipeline.packages import installed, left_out
+from pad_pipeline.facts import differences, read_facts
+from pad_pipeline.packages import installed, left_out_note
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.sources.llava import LlavaSource
-from pad_pipeline.storage import claim_folder, write_whole
-from pad_pipeline.training.batches import Batch, Step, steps
+from pad_pipeline.storage import atomic_write_text, claim_folder
+from pad_pipeline.training.batches import Batch, StepBatches, load_steps
 from pad_pipeline.training.checkpoint import Checkpoints
-from pad_pipeline.training.examples import DialogueExamples, Examples, ShardExamples, Sight
+from pad_pipeline.training.examples import DialogueExamples, Examples, Preprocessor, ShardExamples
 from pad_pipeline.training.export import export
-from pad_pipeline.training.flops import flops_of, peak
+from pad_pipeline.training.flops import peak_flops, step_flops
 from pad_pipeline.training.held_out import measure_held_out
-from pad_pipeline.training.job import Job
-from pad_pipeline.training.logbook import DROPPED, Logbook, read_log
-from pad_pipeline.training.model import MultimodalModel, check_view, embedder_for, shard, view_of
-from pad_pipeline.training.order import Order
+from pad_pipeline.training.job import MAY_DIFFER, Job
+from pad_pipeline.training.model import MultimodalModel, check_view, embedder_for, shard_with_fsdp, view_of
+from pad_pipeline.training.order import SampleOrder
 from pad_pipeline.training.ranks import Ranks, ranks
-from pad_pipeline.training.sums import StepCounts, StepSums, count_step
+from pad_pipeline.training.step_counts import StepCounts, count_step
 from pad_pipeline.training.template import Template
+from pad_pipeline.training.training_log import DROPPED, TrainingLog, read_log
 from pad_pipeline.weights import fetch_model
 
 Report = Callable[[dict[str, Any]], None]
 Say = Callable[[str], None]
 FACTS = "training.json"
-"""Name of the file that records a training's job and samples."""
+"""The file with a training's job and a fingerprint of its samples."""
 
 
 def train(job: Job, report: Report = lambda entry: None, say: Say = lambda text: None) -> list[dict[str, Any]]:
-    """Train, or go on with a training that was stopped. Return its log: one entry for each step (see `Trainer.step`).
+    """Train, or continue a training that was stopped. Return the log: one entry for each step, see `Trainer.step`.
 
-    On the first rank, `report` is called with each entry and `say` with each message for the user.
+    The first rank calls `report` with each entry, and `say` with each message for the user.
 
     Raises:
-        UserError: models, data or settings do not fit together, the loss is not finite any more, or too many samples
-            teach nothing.
+        UserError: models, data and settings do not fit together, the loss is not finite, or nothing can be learned from
+            too many samples.
     """
     with ranks() as here:
         quiet = (lambda entry: None), (lambda text: None)
@@ -62,7 +62,7 @@ class Trainer:
     def __init__(self, job: Job, here: Ranks, report: Report, say: Say) -> None:
         self.job, self.here, self.report, self.say = job, here, report, say
         self.settings, self.out = job.settings, Path(job.out)
-        self.where = ("shards", job.shards) if job.shards else ("data", job.data)  # for errors
+        self.data_field = ("shards", job.shards) if job.shards else ("data", job.data)  # for errors
         self._check_out()
         tower = fetch_model("vision", job.vision)
         self.shards = open_shards(job.shards) if job.shards else None
@@ -71,7 +71,7 @@ class Trainer:
         self.view = self.shards.run.view if self.shards else view_of(tower, job.fit)
         self.model = MultimodalModel(job.vision, job.llm, self.settings, here.device, job.init)
         if self.settings.max_length < 2 + self.model.vision_tokens:
-            rule = f"the image alone takes {self.model.vision_tokens} tokens, and BOS and a caption want more"
+            rule = f"an image takes {self.model.vision_tokens} tokens, and BOS and a caption need more"
             raise UserError("max_length", self.settings.max_length, rule, "raise it in the training's settings")
         self.examples = self._examples()
         self.facts = self._facts()
@@ -79,22 +79,23 @@ class Trainer:
         self.total = self.settings.steps or max(1, math.ceil(self.settings.epochs * self.trained / self.batch_size))
         self.sharded = here.world > 1 and self.settings.llm == "full"
         if self.sharded:
-            shard(self.model)
+            shard_with_fsdp(self.model)
         self.learning = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = self._optimizer()
         self.checkpoints = Checkpoints(self.out / "checkpoints", self.settings.keep_checkpoints)
         self.dropped = 0
-        self.peak = peak(here.device)
+        self.peak = peak_flops(here.device)
 
     # ---- preparation, before the first step
 
     def _check_out(self) -> None:
-        """Check that the output folder is empty or holds this very training."""
+        """Check that the output folder is empty, or holds a training of the same job."""
         claim_folder(self.out, FACTS)
         self.earlier = read_facts(self.out / FACTS)
-        if self.earlier is not None and (different := self.job.differences(self.earlier.get("job"))):
+        facts = self.job.model_dump(mode="json")
+        if self.earlier is not None and (different := differences(self.earlier.get("job"), facts, MAY_DIFFER)):
             rule = "it holds a training that differs: " + "; ".join(different[:8])
-            raise UserError("out", self.out, rule, "repeat its settings to go on, or name another `out`")
+            raise UserError("out", self.out, rule, "repeat its settings to continue it, or name another `out`")
 
     def _examples(self) -> Examples:
         """Open the samples of the job's shards or LLaVA JSON."""
@@ -102,30 +103,31 @@ class Trainer:
         try:
             template = Template(self.settings.template, model.tokenizer)
         except ValueError as error:
-            rule = f"it does not go with this LLM's tokenizer ({error})"
+            rule = f"it can't be used with this LLM's tokenizer ({error})"
             raise UserError("template", self.settings.template, rule, "choose another in the settings") from error
-        sight = Sight(self.view, model.mean, model.std, model.vision_tokens)
+        preprocessor = Preprocessor(self.view, model.mean, model.std, model.vision_tokens)
         if not self.shards:
             with rename_field(images="data"):
                 source = LlavaSource(job.data, job.image_root or None)
-                return DialogueExamples(source, sight, template, self.settings, model.width)
+                return DialogueExamples(source, preprocessor, template, self.settings, model.width)
         embedder = embedder_for(model.llm_folder, self.shards.run)
         if embedder:
-            self.say("The shards were built for another LLM: labels are embedded again, with this one's words.")
-        return ShardExamples(self.shards, sight, template, self.settings, embedder)
+            self.say("The shards were built for another LLM, so labels are embedded again with this LLM's words.")
+        return ShardExamples(self.shards, preprocessor, template, self.settings, embedder)
 
     def _facts(self) -> dict[str, Any]:
-        """Return the content of training.json; check that the training began with these samples."""
+        """Return the content of training.json. Check that an earlier part of the training had the same samples."""
         samples: dict[str, Any] = {"count": len(self.examples)}
         if self.shards:
             samples |= {"run": self.shards.run.identity, "fingerprints": self.shards.run.fingerprints}
         if self.earlier and self.earlier.get("samples") != samples:
-            rule = f"its samples are not those that this training began with ({samples['count']} of them now)"
-            raise UserError(*self.where, rule, "restore them, or name another `out`")
-        return {"job": self.job.facts(), "samples": samples, "view": self.view.model_dump(), "ranks": self.here.world}
+            rule = f"its samples have changed since the training began (now {samples['count']})"
+            raise UserError(*self.data_field, rule, "restore them, or name another `out`")
+        job, view = self.job.model_dump(mode="json"), self.view.model_dump()
+        return {"job": job, "samples": samples, "view": view, "ranks": self.here.world}
 
     def _split(self) -> None:
-        """Hold the last samples of a shuffle out, and make the order of the others."""
+        """Choose the held-out samples at random, and the order of the others."""
         count, held = len(self.examples), self.settings.held_out
         if held >= count:
             raise UserError("held_out", held, f"there are {count} samples in all", "hold out fewer")
@@ -133,18 +135,16 @@ class Trainer:
         self.held, kept = np.sort(shuffled[count - held :]), np.sort(shuffled[: count - held])
         self.trained = len(kept)
         self.batch_size = min(self.settings.batch_size, self.trained)
-        lengths, with_image = self.examples.lengths, self.examples.with_image
-        lengths = None if lengths is None or not self.settings.group_by_length else lengths[kept]
-        with_image = None if with_image is None else with_image[kept]
-        self.order = Order(self.trained, self.batch_size, self.settings.seed, lengths, with_image, kept)
+        lengths = self.examples.lengths if self.settings.group_by_length else None
+        self.order = SampleOrder(kept, self.batch_size, self.settings.seed, lengths, self.examples.with_image)
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        """Make AdamW with one parameter group for the projector and one for the rest, each with its peak rate."""
+        """Build AdamW with two parameter groups, the projector and the rest, each with its highest learning rate."""
         projector, rate = set(self.model.projector.parameters()), self.settings.learning_rate
-        peaks = {True: self.settings.projector_learning_rate or rate, False: rate}
+        own_rate = self.settings.projector_learning_rate or rate
         groups = [
-            {"params": [p for p in self.learning if (p in projector) == own], "peak": peak}
-            for own, peak in peaks.items()
+            {"params": [p for p in self.learning if p in projector], "peak": own_rate},
+            {"params": [p for p in self.learning if p not in projector], "peak": rate},
         ]
         used = [group for group in groups if group["params"]]
         return torch.optim.AdamW(used, rate, weight_decay=self.settings.weight_decay)
@@ -152,47 +152,46 @@ class Trainer:
     # ---- the steps
 
     def run(self) -> list[dict[str, Any]]:
-        """Run the steps that are left, then export the model. Return the log of all steps.
+        """Run the remaining steps, then export the model. Return the log of all steps.
 
         Raises:
             UserError: see `step`; or no sample has a caption or a region.
         """
         log, first = self._resume()
         if self.here.first and not installed("tensorboard"):
-            self.say(left_out("no TensorBoard log is written", "tensorboard"))
+            self.say(left_out_note("no TensorBoard log is written", "tensorboard"))
         every = self.settings.checkpoint_every or max(50, -(-self.total // 20))
-        looks_every = self.settings.held_out_every or self.total
+        measure_every = self.settings.held_out_every or self.total
         span = range(first, self.total)
-        batches = steps(self.examples, self.order.step, self.settings, span, self.here.rank, self.here.world)
-        with closing(Logbook(self.out, log, self.here, self.job.wandb)) as logbook:
+        batches = load_steps(self.examples, self.order.step, span, self.here.rank, self.here.world)
+        with closing(TrainingLog(self.out, log, self.here, self.job.wandb)) as training_log:
             began = time.monotonic()
             for number, step in zip(span, batches, strict=True):
                 waited = time.monotonic() - began
                 entry = self.step(number, step)
                 entry |= self._speed(entry, time.monotonic() - began, waited)
-                # Measure the held-out samples, then log: a checkpoint's loss is in the log before the checkpoint is.
+                # Log before the checkpoint is saved, so that the log of a continued training has no gap.
                 due = (number + 1) % every == 0 or number + 1 == self.total
-                if self.settings.held_out and (due or (number + 1) % looks_every == 0):
+                if self.settings.held_out and (due or (number + 1) % measure_every == 0):
                     entry |= measure_held_out(self.model, self.examples, self.held, self.batch_size, self.here)
-                logbook.add(entry)
+                training_log.add(entry)
                 self.report(entry | {"steps": self.total})
                 if number == first:
-                    self._suggest_micro_batch(len(step.parts[0].keys))
+                    self._report_memory(len(step.batches[0].keys))
                 if due:
                     self.checkpoints.save(number + 1, self.model, self.optimizer, self.here, entry.get("held_out_loss"))
                 began = time.monotonic()
         if first < self.total and not any(entry["supervised_tokens"] or entry["regions"] for entry in log):
-            raise UserError(*self.where, "no sample has a caption or a region in view", "give samples with either")
+            raise UserError(*self.data_field, "no sample has a caption or a region in view", "give other samples")
         export(self.model, self.view, self.out, self.here)
         return log
 
     def _resume(self) -> tuple[list[dict[str, Any]], int]:
-        """Load the latest checkpoint, if there is one. Return the log of the steps that are done, and the number of the
-        first step that is not."""
+        """Load the latest checkpoint, if there is one. Return the log up to it, and the number of the next step."""
         saved = self.here.gather(self.checkpoints.saved() if self.here.first else None)[0]
         if self.here.first:
             self.out.mkdir(parents=True, exist_ok=True)
-            write_whole(self.out / FACTS, json.dumps(self.facts, indent=2) + "\n")
+            atomic_write_text(self.out / FACTS, json.dumps(self.facts, indent=2) + "\n")
         if not saved:
             return [], 0
         self.checkpoints.load(saved[-1], self.model, self.optimizer, self.here)
@@ -202,43 +201,43 @@ class Trainer:
         self.dropped = self.here.gather(sum(entry["dropped"] for entry in log))[0]
         return log, first
 
-    def step(self, number: int, step: Step) -> dict[str, Any]:
-        """Make one optimizer step over the micro-batches of all ranks; both losses are means over the whole step.
+    def step(self, number: int, step: StepBatches) -> dict[str, Any]:
+        """Make one optimizer step over the micro-batches of all ranks. Both losses are means over the whole step.
 
         Returns:
             The log entry: losses, beta, learning rate, mean cosine of patches and labels, gradient norm, the share of
             L_patch in the gradient at the vision tokens, and the counts of `StepCounts`.
 
         Raises:
-            UserError: the loss is not finite, or too many samples teach nothing.
+            UserError: the loss is not finite, or nothing can be learned from too many samples.
         """
         settings, here = self.settings, self.here
-        # What the whole step needs before its first micro-batch: weights, rates, divisors, and the labels of all ranks.
+        # Compute beta, learning rates, divisors and the labels of all ranks before the first micro-batch.
         beta = settings.beta(number, self.total)
         rate = self._set_rates(number)
         counts = count_step(self.model, step, here)
         if counts.dropped:
             self._count_dropped(step, number)
-        # Dropout depends on the step and the rank alone, so that a resumed training repeats it.
+        # Dropout depends only on the step and the rank, so that a continued training repeats it.
         torch.manual_seed((settings.seed * 1_000_003 + number) * 4099 + here.rank)
         # Add up the gradients of the micro-batches, then those of the ranks.
         self.optimizer.zero_grad(set_to_none=True)
-        partial_sums = torch.zeros(len(StepSums._fields), device=here.device)
+        partial_sums = torch.zeros(6, device=here.device)
         self.model.llm.train(settings.llm != "frozen" or settings.activation_checkpointing)
-        for part in step.parts:
-            partial_sums += self._backward(part.to(here.device), beta, counts)
+        for batch in step.batches:
+            partial_sums += self._backward(batch.to(here.device), beta, counts)
         if not self.sharded:
             here.sum_gradients(self.learning)
         clipped = nn.utils.clip_grad_norm_(self.learning, settings.max_grad_norm)
         norm = float(clipped.full_tensor() if isinstance(clipped, DTensor) else clipped)
-        # Refuse a step whose losses or gradients are not finite; else update the weights.
-        sums = StepSums(*here.sum(partial_sums).tolist())
-        caption, patch = sums.caption_loss, sums.patch_loss
+        # Stop at losses or gradients that are not finite; else update the weights.
+        caption, patch, cosine, cosine_weight, *squares = here.sum(partial_sums).tolist()
+        caption_norm, patch_norm = (math.sqrt(max(square, 0.0)) for square in squares)
         if not math.isfinite(caption + patch + norm):
-            keys = [key for of_rank in here.gather([k for part in step.parts for k in part.keys]) for key in of_rank]
+            keys = [key for of_rank in here.gather([k for b in step.batches for k in b.keys]) for key in of_rank]
             losses = f"L_caption {caption}, L_patch {patch}, gradient {norm}; images {', '.join(keys[:8])}"
-            rule = f"the loss of step {number} is no finite number ({losses}); the last checkpoint is kept"
-            raise UserError("learning_rate", settings.learning_rate, rule, "lower it, or look at these images")
+            rule = f"the loss of step {number} is not finite ({losses}); the last checkpoint is kept"
+            raise UserError("learning_rate", settings.learning_rate, rule, "lower it, or check these images")
         self.optimizer.step()
         return {
             "step": number,
@@ -247,34 +246,37 @@ class Trainer:
             "loss": settings.caption_weight * caption + beta * patch,
             "caption_loss": caption if settings.runs_llm else None,
             "patch_loss": patch,
-            "patch_cosine": sums.mean_cosine,
+            "patch_cosine": cosine / cosine_weight if cosine_weight else None,
             "grad_norm": norm,
-            "patch_gradient_share": sums.patch_share,
+            "patch_gradient_share": patch_norm / (caption_norm + patch_norm) if caption_norm + patch_norm else None,
         } | {name: value for name, value in counts._asdict().items() if name not in ("patch_weight", "labels")}
 
     def _backward(self, batch: Batch, beta: float, counts: StepCounts) -> Tensor:
-        """Add the gradients of a micro-batch to those of the parameters. Return float32 `[6]`, the part of this
-        micro-batch in each field of `StepSums`."""
+        """Add the gradients of a micro-batch to those of the parameters.
+
+        Return its part of the step's sums, float32 `[6]`: L_caption, L_patch, both sums of `mean_cosine`, and the
+        squared norms of the gradients of L_caption and of beta x L_patch at the vision tokens.
+        """
         try:
             losses = counts.losses(self.model, batch)
             tokens = losses.tokens
-            # L_patch is computed from the tokens alone, so its part of their gradient costs next to nothing.
+            # The gradient of L_patch at the tokens costs little, because L_patch is computed directly from them.
             by_patch = beta * torch.autograd.grad(losses.patch, tokens, retain_graph=True)[0]
-            tokens.retain_grad()  # after `autograd.grad`, which would store its gradient in `tokens.grad` otherwise
+            tokens.retain_grad()  # not earlier, or `autograd.grad` would store its gradient in `tokens.grad`
             loss = self.settings.caption_weight * losses.caption + beta * losses.patch
-            scale = self.here.world if self.sharded else 1  # FSDP takes the mean over ranks
+            scale = self.here.world if self.sharded else 1  # FSDP averages gradients over ranks
             torch.autograd.backward(loss * scale)
             assert tokens.grad is not None
             by_caption = (tokens.grad / scale - by_patch).float()
         except torch.OutOfMemoryError as error:
             rule = "the GPU has not enough memory for so many samples at a time"
-            remedy = "lower it, or set activation_checkpointing; the results stay the same"
+            remedy = "lower it, or set `activation_checkpointing`; the results stay the same"
             raise UserError("micro_batch", len(batch.keys), rule, remedy) from error
         squares = torch.stack([by_caption.square().sum(), by_patch.float().square().sum()])
         return torch.cat([torch.stack([losses.caption, losses.patch]).detach().float(), losses.cosine, squares])
 
     def _set_rates(self, number: int) -> float:
-        """Set the learning rates of step `number`: linear warm-up, then half a cosine to 0 (transformers' schedule).
+        """Set the learning rates of step `number`: linear warm-up, then half a cosine to 0, as in transformers.
         Return the rate of the parameters outside the projector."""
         warmup = math.ceil(self.settings.warmup * self.total)
         share = number / max(warmup, 1)
@@ -284,8 +286,8 @@ class Trainer:
             group["lr"] = group["peak"] * share
         return float(self.settings.learning_rate * share)
 
-    def _count_dropped(self, step: Step, number: int) -> None:
-        """Record the samples of all ranks from which nothing can be learned; no more than `max_dropped` are allowed."""
+    def _count_dropped(self, step: StepBatches, number: int) -> None:
+        """Record the samples of all ranks from which nothing can be learned. Raise an error above `max_dropped`."""
         problems = [problem for of_rank in self.here.gather(step.problems) for problem in of_rank]
         self.dropped += len(problems)
         if self.here.first:
@@ -294,28 +296,30 @@ class Trainer:
                     stream.write(json.dumps({"step": number, "key": key, "reason": reason}) + "\n")
         allowed = self.settings.max_dropped * self.total * self.batch_size
         if self.dropped > allowed:
-            rule = f"{self.dropped} samples teach nothing by step {number}, such as {': '.join(problems[0])}"
+            rule = f"nothing can be learned from {self.dropped} samples up to step {number}; {': '.join(problems[0])}"
             remedy = "correct the data (see dropped.jsonl), or raise it"
             raise UserError("max_dropped", self.settings.max_dropped, rule, remedy)
 
     def _speed(self, entry: dict[str, Any], seconds: float, waited: float) -> dict[str, Any]:
-        """Return the speed of a step that took `seconds`, `waited` of them for its data; on a known GPU also the MFU
-        (model FLOP utilization, a share of the peak rate)."""
+        """Return the speed of a step that took `seconds`, of which it waited `waited` seconds for its data.
+
+        On a known GPU, this includes the MFU (model FLOP utilization, the share of the peak rate).
+        """
         speed = {
             "samples_per_second": self.batch_size / seconds,
             "tokens_per_second": entry["positions"] / seconds,
             "data_wait": waited / seconds,
         }
         if self.peak:
-            flops = flops_of(self.model, entry["images"], entry["positions"], entry["supervised_tokens"])
+            flops = step_flops(self.model, entry["images"], entry["positions"], entry["supervised_tokens"])
             speed["mfu"] = flops / self.here.world / seconds / self.peak
         return speed
 
-    def _suggest_micro_batch(self, size: int) -> None:
-        """Say, after the first step, how many samples at a time would fit into the GPU's memory."""
+    def _report_memory(self, size: int) -> None:
+        """Report the GPU memory that micro-batches of `size` samples need, and the size that would fill it."""
         if self.here.device.type != "cuda":
             return
-        # Weights and optimizer stay allocated between steps; the rest of the peak grows with the number of samples.
+        # Weights and optimizer stay allocated between steps. The rest of the peak grows with the size.
         kept, most = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
         room = torch.cuda.get_device_properties(self.here.device).total_memory
         fits = int((0.9 * room - kept) / max(most - kept, 1) * size)

@@ -1,4 +1,4 @@
-"""Join vision tower, projector and LLM into one model that computes the two losses of a batch."""
+"""Combine vision tower, projector and LLM in one model that computes both losses of a batch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM, CLIPVisionModel, SiglipVisionMode
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.geometry import Fit, View
 from pad_pipeline.labels import EmbeddingTable, LabelEmbedder, LabelSettings
-from pad_pipeline.packages import OPTIONAL, without
+from pad_pipeline.packages import OPTIONAL, not_installed
 from pad_pipeline.pretrained import load_pretrained, load_tokenizer, read_config
 from pad_pipeline.shards.run import Run
 from pad_pipeline.training.batches import Batch
 from pad_pipeline.training.losses import caption_loss, mean_cosine, patch_loss
-from pad_pipeline.training.projector import build_projector, load_projector, pool, shapes_of, token_count
+from pad_pipeline.training.projector import build_projector, load_projector, pool, token_count
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.weights import fetch_model
 
@@ -27,13 +27,13 @@ TOWERS = {
     "clip": CLIPVisionModel, "clip_vision_model": CLIPVisionModel,
     "siglip": SiglipVisionModel, "siglip_vision_model": SiglipVisionModel,
 }  # fmt: skip
-"""Vision towers by the `model_type` of their config.json."""
+"""The classes of vision towers, by the `model_type` in config.json."""
 LLMS = {"llama", "mistral", "qwen2", "qwen3"}
-"""LLMs by the `model_type` of their config.json: those whose blocks are `model.layers`, with rotary positions."""
+"""The supported `model_type`s of LLMs: their blocks are `model.layers`, with rotary positions."""
 
 
 class Losses(NamedTuple):
-    """Losses of a micro-batch, each divided by the weight of the whole step."""
+    """The losses of a micro-batch, each divided by the weight of the whole step."""
 
     caption: Tensor
     """L_caption, a scalar."""
@@ -42,17 +42,17 @@ class Losses(NamedTuple):
     cosine: Tensor
     """float32 `[2]`, see `mean_cosine`."""
     tokens: Tensor
-    """`[I, M, d]`, the projected tokens; those of one blank image where the batch has no image."""
+    """`[I, M, d]`: the projected tokens; of one blank image if the batch has no image."""
 
 
 class MultimodalModel(nn.Module):
-    """A vision tower, a projector and an LLM. The tower is frozen; the settings say what is trained of the others.
+    """A frozen vision tower, a projector and an LLM.
 
     Args:
-        vision: folder or hub name of a CLIP or SigLIP type vision tower.
-        llm: folder or hub name of a LLaMA, Mistral or Qwen type language model.
+        vision: folder or hub name of a vision tower of CLIP's or SigLIP's type.
+        llm: folder or hub name of an LLM of LLaMA's, Mistral's or Qwen's type.
         settings: the training's settings.
-        device: device of all weights; frozen parts are in bfloat16 on a GPU, everything is in float32 on a CPU.
+        device: device of all weights. On a GPU frozen weights are in bfloat16; all others are in float32.
         init: path of a `mm_projector.bin` to start from; empty for a new projector.
 
     Raises:
@@ -114,26 +114,27 @@ class MultimodalModel(nn.Module):
         return int(self.llm.config.hidden_size)
 
     def _projector(self, path: str) -> nn.Module:
-        """Make a new projector, or load the one in `path`."""
+        """Build a new projector, or load the one in `path`."""
         settings, tower_width = self.settings, self.tower.config.hidden_size
-        # Seed right before, so that the new weights do not depend on what was loaded earlier.
+        # Loading the models may use the random generator, so it is seeded here.
         torch.manual_seed(settings.seed)
         fresh = build_projector(settings.projector, tower_width, self.width, self.grid, settings.abstractor_tokens)
         if not path:
             return fresh
         with rename_field(projector="init"):
             given = load_projector(Path(path))
-        if shapes_of(given.state_dict()) != shapes_of(fresh.state_dict()):
-            rule = f"it is no {settings.projector} from {tower_width} to {self.width} numbers, on a {self.grid} grid"
+        shapes = [{name: tensor.shape for name, tensor in one.state_dict().items()} for one in (given, fresh)]
+        if shapes[0] != shapes[1]:
+            rule = f"it is no {settings.projector} of width {tower_width} to {self.width}, on a grid of {self.grid}"
             raise UserError("init", path, rule, "give the projector of the same tower, LLM and kind")
         return given
 
-    def see(self, pixels: Tensor) -> Tensor:
+    def encode_images(self, pixels: Tensor) -> Tensor:
         """Encode and project images `[B, 3, size, size]` to tokens `[B, M, d]`, row by row from the top left."""
         with torch.no_grad():
             states = self.tower(pixels.to(self.tower.dtype), output_hidden_states=True).hidden_states
-            patches = states[self.settings.vision_layer][:, -(self.grid**2) :]  # without CLIP's CLS, the first token
-        # The projector keeps its weights in float32, because they are trained; on a GPU it computes in bfloat16.
+            patches = states[self.settings.vision_layer][:, -(self.grid**2) :]  # without CLIP's first token, CLS
+        # The projector's weights are in float32, because they are trained. On a GPU it computes in bfloat16.
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.device.type == "cuda"):
             tokens: Tensor = self.projector(patches.float())
         return tokens
@@ -142,34 +143,31 @@ class MultimodalModel(nn.Module):
         self, batch: Batch, caption_weight: float | None = None, patch_weight: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Losses:  # fmt: skip
-        """Compute L_caption and L_patch of a batch; both divisors, and the step's distinct label embeddings `[L, d]`,
-        are those of `caption_loss` and `patch_loss`."""
-        if len(batch.pixels):
-            tokens = self.see(batch.pixels)
-        else:  # text alone: the projector gets a blank image, so that it has a gradient (of 0) on every rank
-            size = batch.pixels.shape[-1]
-            tokens = self.see(batch.pixels.new_zeros(1, 3, size, size))
-        coverage = self.pooled(batch.coverage)
+        """Compute L_caption and L_patch of a batch. See `caption_loss` for `caption_weight`, and `patch_loss` for
+        `patch_weight` and `labels`."""
+        # The projector needs a gradient (of 0) on every rank, so a batch without images gets a blank one.
+        pixels = batch.pixels if len(batch.pixels) else batch.pixels.new_zeros(1, *batch.pixels.shape[1:])
+        tokens = self.encode_images(pixels)
+        coverage = self.pool_coverage(batch.coverage)
         patch = patch_loss(tokens, batch.embeds, coverage, batch.image, self.settings.patch_loss, patch_weight, labels)
         cosine = mean_cosine(tokens, batch.embeds, coverage, batch.image)
-        # Skip the LLM where it neither learns nor adds to the loss.
+        # Do not run an LLM that neither is trained nor adds to the loss.
         if self.settings.llm == "frozen" and not (len(batch.targets) and self.settings.caption_weight):
             return Losses(patch * 0.0, patch, cosine, tokens)
-        hidden = self.read(tokens if len(batch.pixels) else tokens[:0], batch)[batch.predicting]
+        hidden = self.run_llm(tokens if len(batch.pixels) else tokens[:0], batch)[batch.predicting]
         if not len(batch.pixels):
             hidden = hidden + tokens.sum().to(hidden.dtype) * 0.0
         with torch.autocast(hidden.device.type, torch.bfloat16, enabled=self._autocast(hidden)):
             caption = caption_loss(hidden, self.llm.get_output_embeddings(), batch.targets, caption_weight)
         return Losses(caption, patch, cosine, tokens)
 
-    def pooled(self, coverage: Tensor) -> Tensor:
-        """Pool the coverage of R regions from patches, `[R, grid * grid]`, to the image's M vision tokens, `[R, M]`."""
+    def pool_coverage(self, coverage: Tensor) -> Tensor:
+        """Pool the coverage of R regions from patches, `[R, grid * grid]`, to vision tokens, `[R, M]`."""
         return pool(self.projector, coverage, self.grid)
 
-    def read(self, tokens: Tensor, batch: Batch) -> Tensor:
-        """Run the LLM on a batch with projected vision tokens `[I, M, d]`. Return its last hidden states `[B * T, d]`
-        at all positions of all sequences."""
-        # No attention mask is needed: padding comes after the tokens, and a causal model does not look ahead.
+    def run_llm(self, tokens: Tensor, batch: Batch) -> Tensor:
+        """Run the LLM on a batch and its vision tokens `[I, M, d]`. Return the last hidden states `[B * T, d]`."""
+        # No attention mask is needed: padding is at the end, and a causal model does not look ahead.
         words = self.llm.get_input_embeddings()(batch.ids)
         sequence = words.flatten(0, 1).index_copy(0, batch.vision_at, tokens.flatten(0, 1).to(words.dtype))
         with torch.autocast(words.device.type, torch.bfloat16, enabled=self._autocast(words)):
@@ -179,7 +177,7 @@ class MultimodalModel(nn.Module):
         return hidden.flatten(0, 1)
 
     def _autocast(self, values: Tensor) -> bool:
-        """Return whether the LLM, whose trained weights are in float32, computes in bfloat16 where `values` are."""
+        """Return whether the LLM needs autocast to bfloat16: its weights are in float32, on a GPU."""
         return values.device.type == "cuda" and self.settings.llm != "frozen"
 
 
@@ -187,46 +185,47 @@ def vision_config(folder: Path) -> dict[str, Any]:
     """Return a tower's `model_type`, `image_size` and `patch_size` (both in pixels).
 
     Raises:
-        UserError: the folder holds no tower of a known type, or the tower drops pixels, which no `View` can express.
+        UserError: the folder holds no tower of a known type, or the tower's patches do not fill its image.
     """
     config = read_config("vision", folder, set(TOWERS))
-    inner = config.get("vision_config", config)  # the config of a whole CLIP has the tower's within it
+    inner = config.get("vision_config", config)  # the config of a whole CLIP contains that of its tower
     default = 16 if config["model_type"].startswith("siglip") else 32  # the defaults of transformers' classes
     found = {"image_size": inner.get("image_size", 224), "patch_size": inner.get("patch_size", default)}
     if not all(type(value) is int and value > 0 for value in found.values()):
         raise UserError("vision", folder, f"its config.json says {found}", "fetch it again")
     size, patch = found["image_size"], found["patch_size"]
     if size % patch:  # for example SigLIP so400m at 384 px
-        rule = f"it sees {size} px in patches of {patch}, and drops the {size % patch} px that are left over"
+        rule = f"it takes images of {size} px in patches of {patch} px, and drops the last {size % patch} px"
         remedy = "use a tower whose size is a multiple of its patch, such as google/siglip-large-patch16-384"
         raise UserError("vision", folder, rule, remedy)
     return found | {"model_type": config["model_type"]}
 
 
 def view_of(folder: Path, fit: Fit) -> View:
-    """Return the view that a tower is made for, with the given fit."""
+    """Return a vision tower's view, with the given fit."""
     config = vision_config(folder)
     return View(size=config["image_size"], patch=config["patch_size"], fit=fit)
 
 
 def check_view(view: View, folder: Path, vision: str) -> None:
-    """Check that the tower's input and patches have the sizes of the view that the shards were made for.
+    """Check that the tower in `folder` takes images and patches of the size of the shards' view.
 
     Raises:
-        UserError: one of them has another size.
+        UserError: a size differs.
     """
     config = vision_config(folder)
     size, patch = config["image_size"], config["patch_size"]
     if (size, patch) != (view.size, view.patch):
         made = f"{view.size} px in patches of {view.patch} ({view.fit}, a grid of {view.grid} x {view.grid})"
-        rule = f"it sees {size} px in patches of {patch}, and the shards are made for {made}"
+        rule = f"it takes images of {size} px in patches of {patch} px, and the shards are made for {made}"
         remedy = f"use the matching tower, or build shards with `size` {size} and `patch` {patch}"
         raise UserError("vision", vision, rule, remedy)
 
 
 def normalization(folder: Path) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation per channel, 0..1, from preprocessor_config.json; without such a file those of
-    the tower's family, CLIP or SigLIP.
+    """Return mean and standard deviation per channel, 0..1, from preprocessor_config.json.
+
+    Without that file, they are those of CLIP or SigLIP.
 
     Raises:
         UserError: the file is damaged.
@@ -245,20 +244,20 @@ def normalization(folder: Path) -> tuple[list[float], list[float]]:
         isinstance(values, list) and len(values) == 3 and all(type(v) in (int, float) and 0 <= v <= 1 for v in values)
         for values in (mean, std)
     ) or not min(std):
-        rule = f"its preprocessor_config.json has image_mean {mean} and image_std {std}, not 3 shares of 1 each"
+        rule = f"its preprocessor_config.json has image_mean {mean} and image_std {std}, not 3 numbers of 0..1 each"
         raise UserError("vision", folder, rule, "fetch it again")
     return mean, std
 
 
 def embedder_for(llm_folder: Path, run: Run) -> LabelEmbedder | None:
-    """Return an embedder of labels for the LLM in `llm_folder`; None where the shards were built for that LLM."""
+    """Return a label embedder for the LLM in `llm_folder`; None if the shards were built for that LLM."""
     if EmbeddingTable(llm_folder).sha256() == run.fingerprints.get("llm_embedding"):
         return None
     return LabelEmbedder(LabelSettings(llm=str(llm_folder), context=context_of(run)))
 
 
 def context_of(run: Run) -> Literal["sentence", "bare"]:
-    """Return whether a run embedded its labels within a sentence or alone, see `LabelSettings`."""
+    """Return how a run tokenized its labels: as within a sentence, or bare; see `LabelSettings`."""
     built = run.settings.get("llm")
     return "bare" if isinstance(built, dict) and built.get("context") == "bare" else "sentence"
 
@@ -269,16 +268,16 @@ def _check_vocabulary(llm: Any, tokenizer: Any, name: str) -> None:
     if llm.get_output_embeddings() is None:
         raise UserError("llm", name, "it has no output layer", "give a causal language model")
     if not len(tokenizer) or len(tokenizer) > rows:
-        rule = f"its tokenizer has {len(tokenizer)} tokens and its embedding {rows} rows"
+        rule = f"its tokenizer has {len(tokenizer)} tokens, and its embedding has {rows} rows"
         raise UserError("llm", name, rule, "use the tokenizer and the checkpoint of one model")
 
 
 def _with_adapters(llm: Any, settings: TrainSettings) -> Any:
-    """Wrap the LLM in peft's model with LoRA adapters on all linear layers of its blocks."""
+    """Add LoRA adapters to all linear layers of the LLM's blocks."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise UserError("settings.llm", "lora", without("peft"), OPTIONAL["peft"].install) from error
+        raise UserError("settings.llm", "lora", not_installed("peft"), OPTIONAL["peft"].install) from error
     lora = settings.lora
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     config = LoraConfig(
@@ -287,8 +286,8 @@ def _with_adapters(llm: Any, settings: TrainSettings) -> Any:
     return get_peft_model(llm, config)
 
 
-def shard(model: MultimodalModel) -> None:
-    """Shard the model with FSDP2: each decoder layer by itself, then the rest without the tower, which is frozen."""
+def shard_with_fsdp(model: MultimodalModel) -> None:
+    """Shard each decoder layer with FSDP2, then the rest of the model; the frozen tower is not sharded."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     on_gpu = next(model.parameters()).device.type == "cuda"

@@ -1,4 +1,4 @@
-"""Communicate between the processes of a training: one alone, those of torchrun, or the workers of Ray Train."""
+"""Communicate between the ranks, which are the processes of a training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class Ranks(NamedTuple):
-    """The number of this process, from 0, among the `world` processes of a training, and its device."""
+    """This process among the `world` processes of a training: its number `rank`, from 0, and its device."""
 
     rank: int
     world: int
@@ -21,17 +21,17 @@ class Ranks(NamedTuple):
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes files and messages."""
+        """Whether this process is rank 0, which writes the files and messages."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Add up `values` over all ranks, in place, and return them."""
+        """Replace `values` by their sum over all ranks, and return them."""
         if self.world > 1:
             dist.all_reduce(values)
         return values
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Add up the gradients of `parameters` over all ranks, in one collective. A missing gradient counts as 0."""
+        """Replace each parameter's gradient by its sum over all ranks, in one collective. A missing one counts as 0."""
         if self.world == 1:
             return
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
@@ -40,7 +40,7 @@ class Ranks(NamedTuple):
             parameter.grad = grad.view_as(parameter)
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the `value` of each rank. It is pickled, so it should be small."""
+        """Return the `value` of each rank. It should be small, because it is pickled."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
@@ -48,17 +48,17 @@ class Ranks(NamedTuple):
         return values
 
     def wait(self) -> None:
-        """Wait until all ranks have called this."""
+        """Wait until all ranks have called this method."""
         if self.world > 1:
             dist.barrier()
 
 
 @contextmanager
 def ranks() -> Iterator[Ranks]:
-    """Yield this process's place among the ranks of the training.
+    """Yield this process's number among the ranks, and its device.
 
-    The ranks are those of an existing process group (Ray Train's), or those that torchrun's environment variables name,
-    or this process alone. A process group that is made here is ended here.
+    The ranks are those of an existing process group (Ray Train's), else those of torchrun's environment variables, else
+    this process alone. A process group that this function starts is ended on exit.
     """
     makes_group = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
     local = int(os.environ.get("LOCAL_RANK", "0"))

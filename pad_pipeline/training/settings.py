@@ -1,4 +1,4 @@
-"""The settings of a training. The defaults are LLaVA-1.5's values, and the paper's where the paper names one."""
+"""Define the settings of a training. The defaults are the paper's values, or LLaVA-1.5's where the paper gives none."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ ProjectorKind = Literal["mlp", "linear", "c-abstractor"]
 
 
 class PatchLossSettings(BaseModel):
-    """The choices in L_patch that the paper leaves open."""
+    """Settings of L_patch, which the paper does not give."""
 
     model_config = ConfigDict(extra="forbid")
 
     kind: Literal["cosine", "contrastive"] = "cosine"
-    """`cosine`: 1 - cosine to the label (the paper). `contrastive`: cross-entropy of the right label among all labels
-    of the step (as in SEA, arXiv 2408.11813)."""
+    """`cosine`: 1 - cosine between token and label (the paper). `contrastive`: cross-entropy of the region's label
+    among all labels of the step (SEA, arXiv 2408.11813)."""
     compare: Literal["token", "mean"] = "token"
-    """What is compared with the label: each token of the region, or the mean of its tokens."""
+    """Whether the label is compared with each token of the region, or with the mean of its tokens."""
     average: Literal["token", "region"] = "token"
-    """`token`: over all pairs of patch and region in the step, so large regions count more. `region`: each region's own
-    mean first, so all regions count the same."""
+    """`token`: the mean over all pairs of patch and region, so that large regions count more. `region`: the mean over
+    regions of each region's mean."""
     temperature: float = Field(0.07, gt=0, allow_inf_nan=False)
-    """Cosines are divided by it, in the contrastive loss."""
+    """The contrastive loss divides cosines by it."""
 
 
 class LoraSettings(BaseModel):
-    """Low-rank adapters on all linear layers of the LLM's blocks (LLaVA-1.5's values)."""
+    """Settings of low-rank adapters (LoRA), which are put on all linear layers of the LLM's blocks."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -39,12 +39,11 @@ class LoraSettings(BaseModel):
     alpha: int = Field(256, gt=0)
     dropout: float = Field(0.05, ge=0, lt=1)
     merge: bool = True
-    """Whether `hf/` has the adapters merged into the LLM; else they lie apart, in `hf/adapter`, for peft to load."""
+    """Whether the export merges the adapters into the LLM; else they are in `hf/adapter`, for peft to load."""
 
 
 class TrainSettings(BaseModel):
-    """Settings of training stage 1, which trains the projector alone: those of LLaVA-1.5's pretrain.sh, and the patch
-    loss."""
+    """Settings of training stage 1, which trains only the projector: those of LLaVA-1.5's pretrain.sh, and L_patch."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -52,73 +51,74 @@ class TrainSettings(BaseModel):
     """Kind of projector. `mlp`: Linear, GELU, Linear (LLaVA's mlp2x_gelu). `linear`: one Linear. `c-abstractor`:
     Honeybee's."""
     abstractor_tokens: int = Field(144, gt=0)
-    """Vision tokens that a C-Abstractor makes of an image; a square number. Masks are pooled to its grid."""
+    """Number of vision tokens for one image, with a C-Abstractor: a square number."""
     vision_layer: int = Field(-2, le=-1)
-    """Hidden state of the vision tower that is projected; a CLS token is dropped."""
+    """The hidden state of the vision tower that the projector gets, without the CLS token."""
     llm: Literal["frozen", "full", "lora"] = "frozen"
-    """Which weights of the LLM learn beside the projector: none, all, or low-rank adapters."""
+    """The weights of the LLM that are trained: none, all, or low-rank adapters."""
     lora: LoraSettings = LoraSettings()
     template: TemplateName = "plain"
-    """How a conversation becomes a sequence, see `TemplateName`."""
+    """How a conversation becomes token ids, see `TemplateName`."""
     batch_size: int = Field(256, gt=0)
-    """Samples in one step of the optimizer, over all ranks; all of them where there are fewer."""
+    """Number of samples in one optimizer step, over all ranks; at most all samples."""
     micro_batch: int = Field(8, gt=0)
-    """Samples that a rank computes at a time; lower it if memory runs out, the losses do not depend on it."""
+    """Number of samples that a rank computes at a time. A lower number saves memory and does not change the losses."""
     epochs: float = Field(1.0, gt=0, le=1e6)
-    """Passes over the samples."""
+    """Number of passes over the samples."""
     steps: int = Field(0, ge=0)
-    """Steps of the optimizer; 0 for as many as `epochs` gives."""
+    """Number of optimizer steps; 0 for the number that follows from `epochs`."""
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
-    """Learning rate after the warm-up; it falls to 0 along half a cosine."""
+    """The learning rate after the warm-up; it falls to 0 along half a cosine."""
     projector_learning_rate: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """The projector's own; 0 for the same."""
+    """The learning rate of the projector; 0 for `learning_rate`."""
     warmup: float = Field(0.03, ge=0, le=1)
-    """Share of the steps in which the rate rises linearly from 0."""
+    """The share of the steps in which the learning rate rises linearly from 0."""
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     max_grad_norm: float = Field(1.0, gt=0)
     caption_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
-    """Of L_caption; the paper has none. 0 with a frozen LLM: the patch loss alone, and the LLM is not even run."""
+    """The weight of L_caption; the paper has none. With 0 and a frozen LLM, the LLM is not run."""
     beta_start: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """Weight of the patch loss in the first step: L = L_caption + beta(t) L_patch; the paper: beta from 0 to 5."""
+    """The weight of L_patch in the first step. L = L_caption + beta(t) L_patch; in the paper, beta goes from 0 to 5."""
     beta_end: float = Field(5.0, ge=0, allow_inf_nan=False)
-    """Weight of the patch loss in the last step."""
+    """The weight of L_patch in the last step."""
     beta_schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How beta goes from start to end over the steps; `constant` is the end from the first step on."""
+    """How beta goes from `beta_start` to `beta_end`. With `constant`, it is `beta_end` in all steps."""
     patches: PatchRule = "soft"
-    """Which patches belong to a region (`PatchRule` in pad_pipeline/geometry.py): by the share that it covers of them,
-    or wholly: `any`, `half`, `argmax`."""
+    """Which patches belong to a region, see `PatchRule`. `soft` weighs each patch by its coverage; `any`, `half` and
+    `argmax` select whole patches."""
     patch_loss: PatchLossSettings = PatchLossSettings()
     max_length: int = Field(2048, gt=0)
-    """Tokens of a sequence, image included; longer ones are cut at the end."""
+    """Greatest number of tokens in a sequence, with those of the image. A longer sequence is cut at the end."""
     group_by_length: bool = False
-    """Samples of like length, all with an image or all without, share a step (LLaVA's group_by_modality_length)."""
+    """Whether a step has samples of similar length, all with an image or all without (LLaVA's
+    group_by_modality_length)."""
     max_dropped: float = Field(0.01, ge=0, le=1)
-    """Share of the samples from which nothing can be learned (no answer, no image, cut away); more are an error."""
+    """The training fails if nothing can be learned from more than this share of the samples."""
     activation_checkpointing: bool = False
-    """Compute the LLM's blocks a second time in the backward pass: a third more work, far less memory."""
+    """Whether the backward pass computes the LLM's blocks again: a third more work, far less memory."""
     compile: bool = False
-    """Compile the LLM's blocks (torch.compile): minutes at the start, faster steps."""
+    """Whether torch.compile compiles the LLM's blocks: it takes minutes at the start, and makes steps faster."""
     checkpoint_every: int = Field(0, ge=0)
-    """Steps between two checkpoints; 0 for a twentieth of the training, 50 at least."""
+    """Number of steps between two checkpoints; 0 for a twentieth of the training, but at least 50."""
     keep_checkpoints: int = Field(2, gt=0)
-    """The latest ones that are kept, beside the best."""
+    """Number of latest checkpoints that are kept; the best one is kept too."""
     held_out: int = Field(0, ge=0)
-    """Samples that are not trained on; their losses are measured at each checkpoint and say which is the best. So are
-    Align and the share of patches whose nearest word can be read: the paper's signs of failure."""
+    """Number of samples that are not trained on. At each checkpoint, their loss is measured, to find the best
+    checkpoint, and so are the paper's signs of failure: Align, and the share of readable vision tokens."""
     held_out_every: int = Field(0, ge=0)
-    """Steps between two looks at them; 0 for checkpoints alone."""
+    """Number of steps between two measurements of the held-out samples; 0 to measure only at checkpoints."""
     seed: int = Field(0, ge=0, lt=1 << 63)
-    """Seed of the projector's first weights, of the order of samples and of dropout."""
+    """Seed of the projector's initial weights, of the order of samples and of dropout."""
     loader_threads: int = Field(4, gt=0)
-    """Threads that read and decode images ahead of the model, on each rank."""
+    """Number of threads that read and decode images ahead of the model, on each rank."""
 
     @property
     def runs_llm(self) -> bool:
-        """Whether the LLM is run at all: not where it is frozen and the caption loss has no weight."""
+        """Whether the LLM is run: it is trained, or L_caption has a weight."""
         return self.llm != "frozen" or self.caption_weight > 0
 
     def beta(self, step: int, steps: int) -> float:
-        """Return the weight of L_patch in step `step` (from 0) of `steps`: `beta_start` first, `beta_end` last."""
+        """Return the weight of L_patch in step `step` (from 0) of `steps`."""
         share = step / max(steps - 1, 1)
         if self.beta_schedule == "constant":
             share = 1.0
@@ -128,7 +128,7 @@ class TrainSettings(BaseModel):
 
 
 class Stage2Settings(TrainSettings):
-    """Settings of training stage 2, which trains projector and LLM on dialogues: those of LLaVA-1.5's finetune.sh."""
+    """Settings of training stage 2, which trains projector and LLM on dialogues; from LLaVA-1.5's finetune.sh."""
 
     llm: Literal["frozen", "full", "lora"] = "full"
     template: TemplateName = "v1"
@@ -139,5 +139,5 @@ class Stage2Settings(TrainSettings):
 
 
 def settings_of(stage: int) -> type[TrainSettings]:
-    """Return the class of a training stage's settings, with the defaults of that stage."""
+    """Return the settings class of training stage 1 or 2."""
     return Stage2Settings if stage == 2 else TrainSettings

@@ -1,2 +1,2 @@
-"""Grounding DINO: the model of transformers, which here encodes an image once for all its prompts, and the conversion
-of official checkpoints."""
+"""Grounding DINO of transformers, changed to encode an image once for all its prompts; and the conversion of official
+checkpoints."""

@@ -1,10 +1,9 @@
 """The attention modules of Grounding DINO in forms that need less memory.
 
-Between image and text, both directions share one matrix of scores: its softmax over the words serves the image, its
-softmax over the image serves the words. transformers writes that matrix out several times (18,000 x 256 for each head
-at full size), and subtracts from it the maximum of the whole batch. In exact arithmetic that changes nothing. In
-bfloat16 it costs digits, and makes an image's results depend on the other images of its batch. Here a fused kernel
-computes each direction, which avoids both.
+transformers computes attention between image and text in both directions from one matrix of scores. It stores several
+copies of this matrix (18,000 x 256 for each head at full size), and subtracts the maximum of the whole batch from it.
+In bfloat16, the subtraction costs digits, and an image's results depend on the other images of its batch. Here, a fused
+kernel computes each direction, without the copies and the subtraction.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 class FusedBiAttention(nn.Module):
     """Attention between image and text in both directions.
 
-    It replaces transformers' `...BiMultiHeadAttention`, takes over its layers, and has its signature.
+    It replaces transformers' `...BiMultiHeadAttention`, with the layers and the signature of the original.
     """
 
     def __init__(self, original: Any) -> None:
@@ -29,12 +28,12 @@ class FusedBiAttention(nn.Module):
         self.values_vision_proj, self.values_text_proj = original.values_vision_proj, original.values_text_proj
         self.out_vision_proj, self.out_text_proj = original.out_vision_proj, original.out_text_proj
         self.padded = True
-        """Whether any image of the batch is padded. If not, no mask is passed, which allows the fastest kernels."""
+        """Whether an image of the batch is padded. Without padding, no mask is passed, which allows faster kernels."""
 
     def forward(
         self, vision_features: Tensor, text_features: Tensor, vision_attention_mask: Tensor, text_attention_mask: Tensor
     ) -> tuple[tuple[Tensor, None], tuple[Tensor, None]]:
-        """Return the updates of image `[B, P, d]` and text `[B, T, d]`, each with None for the attention weights.
+        """Return the updates of image `[B, P, d]` and text `[B, T, d]`, each with None in place of attention weights.
 
         The masks are bool, `[B, P]` and `[B, T]`, true for padding.
         """
@@ -46,7 +45,8 @@ class FusedBiAttention(nn.Module):
             vision, text, text_values, ~text_attention_mask[:, None, None], scale=self.scale
         )
         to_text = F.scaled_dot_product_attention(text, vision, vision_values, pixels, scale=self.scale)
-        return (self.out_vision_proj(_join(to_vision)), None), (self.out_text_proj(_join(to_text)), None)
+        image, words = (x.transpose(1, 2).flatten(2) for x in (to_vision, to_text))  # heads become channels again
+        return (self.out_vision_proj(image), None), (self.out_text_proj(words), None)
 
     def _split(self, x: Tensor) -> Tensor:
         """Split channels into heads: `[B, n, d]` -> `[B, heads, n, d / heads]`."""
@@ -56,9 +56,9 @@ class FusedBiAttention(nn.Module):
 class LevelwiseSampling(nn.Module):
     """Computes deformable attention's sum over sampled points (arXiv 2010.04159, equation 3), one level at a time.
 
-    It replaces transformers' `MultiScaleDeformableAttention`, with the same signature. The class
-    of transformers keeps the samples of all levels (resolutions) in memory, and their products with the weights as
-    well, which takes gigabytes at full size. `LevelwiseSampling` always computes in float32.
+    It replaces transformers' `MultiScaleDeformableAttention`, with the same signature, and computes in float32. The
+    original keeps the samples of all levels (resolutions), and their products with the weights, in memory at once:
+    gigabytes at full size.
     """
 
     def forward(
@@ -75,10 +75,10 @@ class LevelwiseSampling(nn.Module):
 
         Args:
             value: `[B, positions of all levels, heads, channels]`.
-            value_spatial_shapes, level_start_index, im2col_step: not used.
             value_spatial_shapes_list: height and width of each level.
             sampling_locations: `[B, queries, heads, levels, points, 2]`, x and y in fractions of the level.
             attention_weights: `[B, queries, heads, levels, points]`.
+            value_spatial_shapes, level_start_index, im2col_step: not used.
         """
         batch, _, heads, channels = value.shape
         maps = torch.split(value.float(), [height * width for height, width in value_spatial_shapes_list], dim=1)
@@ -90,8 +90,3 @@ class LevelwiseSampling(nn.Module):
             samples = F.grid_sample(level_map, grids[level], padding_mode="zeros", align_corners=False)
             total = total + (samples * weights[level]).sum(-1)
         return total.view(batch, heads * channels, -1).transpose(1, 2)
-
-
-def _join(x: Tensor) -> Tensor:
-    """Join heads to channels: `[B, heads, n, d / heads]` -> `[B, n, d]`."""
-    return x.transpose(1, 2).flatten(2)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import BertConfig, GroundingDinoConfig, GroundingDinoImageProcessorPil, SwinConfig
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.weights import check_numbers, converted, family_of, read_tensors
+from pad_pipeline.weights import check_numbers, convert_once, family_of, read_tensors
 
 _SWIN = "model.backbone.conv_encoder.model."
 _ENCODER, _DECODER = "model.encoder.layers.#.", "model.decoder.layers.#."
@@ -48,24 +48,24 @@ RENAMES: dict[tuple[str, str], dict[str, str]] = {
     },
     ("", ""): {"bbox_embed.0.": "bbox_embed.0."},
 }  # fmt: skip
-"""Starts of names: of a module in official files and in transformers, and then of its parts. `#` is a number."""
+"""Maps the prefix of a module's tensors from official files to transformers, and then those of its parts.
+
+`#` stands for a number.
+"""
 _LEFT_OUT = re.compile(
     r"bert\.pooler\.|bert\.embeddings\.position_ids|.*\.relative_position_index|label_enc\."
     r"|transformer\.decoder\.bbox_embed\.|bbox_embed\.[1-9]"
 )
-"""Tensors that are not used, can be computed, or are a second name of another."""
+"""The official tensors to leave out: unused, computed from others, or second names of others."""
 _HEADS, _LEVELS, _HEAD_WIDTH_OF_BERT = 8, 4, 64
-"""Attention heads, feature levels, and the width of a head of BERT: the same in every official model, and not to be
-read off the shapes of its tensors."""
+"""Attention heads, feature levels, and the width of BERT's heads. The shapes of tensors don't show them; they are the
+same in every official model."""
 
 
 def converted_folder(path: Path) -> Path:
-    """Convert an official file into a model folder of transformers in the cache, and return the folder.
+    """Convert an official file to a model folder of transformers in the cache; return the folder, without a tokenizer.
 
-    The folder has no tokenizer, because the file has none.
-
-    Raises:
-        UserError: the file is no official Grounding DINO.
+    Raise `UserError` if the file is not an official Grounding DINO.
     """
 
     def write(folder: Path) -> None:
@@ -74,7 +74,7 @@ def converted_folder(path: Path) -> Path:
             used = {name: tensor for name, tensor in state.items() if not _LEFT_OUT.match(name)}
             config = build_config(used)
             check_numbers("detector.model", path, used)
-            tensors = rename(used)
+            tensors = rename_tensors(used)
         except (KeyError, ValueError, IndexError, RuntimeError, ZeroDivisionError) as error:
             rule = f"its tensors look like {family_of(state)}, and should be an official Grounding DINO's ({error})"
             remedy = "give groundingdino_swint_ogc.pth or groundingdino_swinb_cogcoor.pth, or a model of transformers"
@@ -83,14 +83,13 @@ def converted_folder(path: Path) -> Path:
         GroundingDinoImageProcessorPil().save_pretrained(folder)
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
-    return converted(path, "grounding-dino", write)
+    return convert_once(path, "grounding-dino", write)
 
 
-def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors under transformers' names, with joint projections cut into query, key and value.
+def rename_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors by transformers' names, with joint projections split into query, key and value.
 
-    Raises:
-        ValueError: a name is unknown.
+    Raise `ValueError` for an unknown name.
     """
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -98,7 +97,7 @@ def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if joint := re.search(r"(\.in_proj_|\.qkv\.)(weight|bias)$", name):
             pieces = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
             parts = {f"{name[: joint.start()]}.{part}.{joint[2]}": piece for part, piece in pieces}
-        # Cloned, because two names may share one tensor, and safetensors refuses to save those.
+        # Cloned, because safetensors refuses to save one tensor under two names.
         renamed |= {_new_name(part): piece.contiguous().clone() for part, piece in parts.items()}
     return renamed
 
@@ -117,11 +116,7 @@ def _new_name(name: str) -> str:
 
 
 def build_config(state: dict[str, Tensor]) -> GroundingDinoConfig:
-    """Read the network's configuration off the shapes of its tensors, which have their official names.
-
-    Raises:
-        KeyError: a tensor is missing.
-    """
+    """Return the configuration, from the shapes of official tensors; raise `KeyError` if a tensor is missing."""
     depths = [_count(state, rf"backbone\.0\.layers\.{stage}\.blocks\.(\d+)\.") for stage in range(4)]
     biases = [state[f"backbone.0.layers.{stage}.blocks.0.attn.relative_position_bias_table"] for stage in range(4)]
     window = (round(biases[0].shape[0] ** 0.5) + 1) // 2

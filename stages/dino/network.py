@@ -1,10 +1,8 @@
-"""The Grounding DINO of transformers, changed so that an image is encoded once, however many prompts it has."""
+"""Grounding DINO of transformers, changed to encode an image once for all its prompts."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,38 +19,38 @@ from pad_pipeline.pretrained import load_pretrained, read_config
 from pad_pipeline.stages.compute import Compute, padded_texts
 from pad_pipeline.stages.dino.attention import FusedBiAttention, LevelwiseSampling
 
-# Without this, every sampling layer of transformers compares two numbers on the GPU, and waits for the answer.
+# Otherwise every sampling layer of transformers compares two numbers on the GPU, and waits for the result.
 os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
 
 KINDS = {
     "grounding-dino": dino.GroundingDinoForObjectDetection,
     "mm-grounding-dino": mm.MMGroundingDinoForObjectDetection,
 }
-"""By `model_type`: the detectors of transformers that give a score for each token of the text."""
+"""The model class for each `model_type`: detectors of transformers with a score for each token of the text."""
 SAMPLING = (dino.MultiScaleDeformableAttention, mm.MultiScaleDeformableAttention)
 FIRST_STRIDE = 8
-"""Pixels of the image for each position of the finest feature map; each coarser map has twice as many."""
+"""The stride of the finest feature map, in pixels of the image. The stride of each coarser map is twice as large."""
 LARGEST_EDGE = 4096
-"""The largest size, in pixels, that a preprocessor_config.json may ask for."""
+"""The largest edge in pixels that a preprocessor_config.json may ask for."""
 TEXT_STEP = 16
-"""Texts are padded to a multiple of this many tokens, so that few shapes occur; the model masks the padding."""
+"""Texts are padded to a multiple of this many tokens, so that few tensor shapes occur. The padding is masked."""
 
 
 class Features(NamedTuple):
-    """The encoded images of a batch, which all their prompts share."""
+    """The encoded images of a batch, for all their prompts."""
 
     maps: list[tuple[Tensor, Tensor]]
-    """The backbone's feature maps `[B, C, h, w]`, each with the mask `[B, h, w]` of the positions inside the image."""
+    """The backbone's feature maps `[B, C, h, w]`, each with a mask `[B, h, w]`: true inside the image."""
     positions: list[Tensor]
-    """The position embeddings of each map."""
+    """The position embeddings for each map."""
     mask: Tensor
     """int64 `[B, H, W]`: 1 for pixels of the image, 0 for padding."""
     padded: bool
-    """Whether any image of the batch is padded."""
+    """Whether an image of the batch is padded."""
 
 
 class GroundingDino:
-    """The model on its device, from a model folder of transformers."""
+    """Grounding DINO on its device, from a model folder of transformers."""
 
     def __init__(self, folder: Path, compute: Compute) -> None:
         self.name: str = read_config("detector.model", folder, set(KINDS))["model_type"]
@@ -60,11 +58,11 @@ class GroundingDino:
         options = {"use_safetensors": True, "disable_custom_kernels": True}
         model = load_pretrained("detector.model", folder, KINDS[self.name], torch.float32, **options)
         inner = model.model
-        # Attention between image and text is computed without a matrix of scores.
+        # Replace attention between image and text by fused kernels.
         self.fusions = [FusedBiAttention(layer.fusion_layer.attn) for layer in inner.encoder.layers]
         for layer, fusion in zip(inner.encoder.layers, self.fusions, strict=True):
             layer.fusion_layer.attn = fusion
-        # Boxes, scores and sampling positions are computed in float32: bfloat16 has only 8 bits for a position.
+        # These parts compute boxes, scores and sampling positions. bfloat16 would leave only 8 bits for a position.
         exact = [
             *model.bbox_embed, *model.class_embed, *inner.decoder.bbox_embed, inner.encoder_output_bbox_embed,
             inner.encoder_output_class_embed, inner.enc_output, inner.decoder.reference_points_head,
@@ -76,17 +74,17 @@ class GroundingDino:
             elif isinstance(part, SAMPLING):
                 sampler, _, attribute = name.rpartition(".")
                 setattr(inner.get_submodule(sampler), attribute, LevelwiseSampling())
-            elif name.endswith("downsample"):  # stays float32: all blocks of a resolution add to it
+            elif name.endswith("downsample"):  # its output stays float32, because all later blocks add to it
                 part.register_forward_hook(lambda _module, _inputs, output: output.float())
         self.compute = compute
         self.model = compute.put(model, in_float32=exact)
         self.max_tokens: int = model.config.max_text_len
         if not 16 <= self.max_tokens <= 4096:
-            rule = f"its config.json sets max_text_len to {self.max_tokens}, and no tag would fit in"
+            rule = f"its config.json sets max_text_len to {self.max_tokens}, which leaves no room for tags"
             raise UserError("detector.model", folder, rule, "fetch the model again")
         self.queries, self.levels = model.config.num_queries, model.config.num_feature_levels
         self.words: int = model.config.text_config.vocab_size
-        # The backbone runs once for each image, and rescaling and normalization move to the device.
+        # Run the backbone once for each image, and rescale and normalize on the device.
         self.backbone = inner.backbone = _SharedFeatures(inner.backbone)
         self.processor = load_processor(folder)
         mean, std = (torch.tensor(part).view(3, 1, 1) for part in (self.processor.image_mean, self.processor.image_std))
@@ -102,19 +100,19 @@ class GroundingDino:
         resized: tuple[int, int] = get_size_with_aspect_ratio((height, width), *edges)
         return resized
 
-    def positions(self, height: int, width: int) -> int:
-        """Return how many positions the feature maps of a resized image have; the model picks its queries from them."""
+    def count_positions(self, height: int, width: int) -> int:
+        """Return the number of positions in a resized image's feature maps, from which the model picks its queries."""
         strides = (FIRST_STRIDE << level for level in range(self.levels))
         return sum(-(-height // stride) * -(-width // stride) for stride in strides)
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """Return the resized image, uint8 `[3, H, W]`. The device normalizes it, which saves 3/4 of the transfer."""
+        """Return the resized image, uint8 `[3, H, W]`. `encode` normalizes it, after the transfer to the device."""
         inputs = self.processor(images=image, do_rescale=False, do_normalize=False, return_tensors="pt")
         pixels: Tensor = inputs["pixel_values"][0]
         return pixels.to(torch.uint8)
 
     def encode(self, images: list[Tensor], size: tuple[int, int]) -> Features:
-        """Encode images from `prepare`, uint8 `[3, h, w]` each, after padding all to the height and width `size`."""
+        """Pad images from `prepare`, uint8 `[3, h, w]`, to the height and width `size`, and encode them."""
         pixels = torch.zeros(len(images), 3, *size, dtype=torch.uint8)
         inside = torch.zeros(len(images), *size, dtype=torch.bool)
         for row, image in enumerate(images):
@@ -128,16 +126,16 @@ class GroundingDino:
         return Features(maps, positions, mask, padded=any(image.shape[1:] != size for image in images))
 
     def detect(self, features: Features, images: list[int], texts: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Find the words of each text in its image.
+        """Detect the words of `B` texts, each in its image.
 
         Args:
             features: a batch of images, from `encode`.
-            images: for each of `B` texts the index of its image in the batch.
+            images: the index in the batch of each text's image.
             texts: the token ids of each text.
 
         Returns:
-            Two float32 tensors. The first has the probability (0..1) that a query shows a token, `[B, queries,
-            tokens]`. The second has the box of each query, `[B, queries, 4]`: cxcywh in fractions of the image.
+            The probability (0..1) that a query shows a token, float32 `[B, queries, tokens]`; and the box of each
+            query, float32 `[B, queries, 4]`: cxcywh in fractions of the image.
         """
         length = -(-max(map(len, texts)) // TEXT_STEP) * TEXT_STEP
         ids, attended = padded_texts(texts, min(length, self.max_tokens), 0)
@@ -145,47 +143,42 @@ class GroundingDino:
         for fusion in self.fusions:
             fusion.padded = features.padded
         mask = features.mask[indices]
-        with self.compute.autocast(), self.backbone.serve(features, indices):
-            output = self.model(
-                # The pixels are never read: the backbone serves features that were computed before.
-                pixel_values=mask.new_empty(1, dtype=torch.float32).expand(len(texts), 3, *mask.shape[1:]),
-                pixel_mask=mask,
-                input_ids=self.compute.send(ids),
-                attention_mask=self.compute.send(attended),
-                token_type_ids=self.compute.send(torch.zeros_like(ids)),
-            )
+        self.backbone.served = features, indices
+        try:
+            with self.compute.autocast():
+                output = self.model(
+                    # The pixels are not read, because the backbone returns features that were computed before.
+                    pixel_values=mask.new_empty(1, dtype=torch.float32).expand(len(texts), 3, *mask.shape[1:]),
+                    pixel_mask=mask,
+                    input_ids=self.compute.send(ids),
+                    attention_mask=self.compute.send(attended),
+                    token_type_ids=self.compute.send(torch.zeros_like(ids)),
+                )
+        finally:
+            self.backbone.served = None  # so that a retry after lack of memory has the memory of the features
         return output.logits[..., : ids.shape[1]].float().sigmoid(), output.pred_boxes.float()
 
 
 class _SharedFeatures(nn.Module):
-    """Replaces the model's backbone, and returns features that were computed before."""
+    """Replaces the model's backbone by one that returns features that were computed before."""
+
+    served: tuple[Features, Tensor] | None = None
+    """The features for the next call, and the index of each text's image in them, int64 `[B]`."""
 
     def __init__(self, backbone: Any) -> None:
         super().__init__()
         self.backbone = backbone
         self.position_embedding = backbone.position_embedding
 
-    @contextmanager
-    def serve(self, features: Features, indices: Tensor) -> Iterator[None]:
-        """Let `forward` return the features of the images `indices` (int64 `[B]`) inside the `with` block."""
-        self._served = features, indices
-        try:
-            yield
-        finally:
-            del self._served
-
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
-        features, indices = self._served
+        assert self.served, "`detect` sets it"
+        (features, indices), self.served = self.served, None  # frees the features as soon as nobody else needs them
         maps = [(feature[indices], mask[indices]) for feature, mask in features.maps]
         return maps, [position[indices] for position in features.positions]
 
 
 def load_processor(folder: Path) -> GroundingDinoImageProcessorPil:
-    """Load the image processor of a model folder.
-
-    Raises:
-        UserError: the folder's preprocessor_config.json is missing or can't be used.
-    """
+    """Load the image processor of a model folder; raise `UserError` if it is missing or can't be used."""
     try:
         processor = GroundingDinoImageProcessorPil.from_pretrained(folder, local_files_only=True)
         names = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")

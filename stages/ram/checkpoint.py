@@ -1,4 +1,4 @@
-"""Load the checkpoints of RAM and RAM++: official training files, or safetensors."""
+"""Load checkpoints of RAM and RAM++: official training checkpoints, or safetensors."""
 
 from __future__ import annotations
 
@@ -10,30 +10,23 @@ from torch import Tensor
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.stages.ram.network import Ram
-from pad_pipeline.weights import check_numbers, check_state_dict, converted, read_tensors
+from pad_pipeline.weights import check_numbers, check_state_dict, convert_once, read_tensors
 
 _NOT_USED = re.compile(r"visual_encoder\..*(relative_position_index|attn_mask)$|(tag_encoder|text_decoder)\.")
-"""Buffers that can be computed, and the text models, which only training needs."""
+"""The tensors to leave out: buffers that can be computed, and text models that only training needs."""
 _CONVERTED = "ram.safetensors"
 
 
 def load_ram(network: Ram, path: Path) -> Ram:
-    """Load the checkpoint at `path` into `network`.
+    """Load a training checkpoint or a `.safetensors` file into `network`; return it in eval mode and float32.
 
-    A training checkpoint has 3 to 5.6 GB. The part that inference needs (0.9 GB for RAM, 1.3 GB for RAM++) is kept in
-    the cache as safetensors.
-
-    Args:
-        network: built for the settings and the tag list of the checkpoint; returned in eval mode, in float32.
-        path: a training checkpoint, or a `.safetensors` file.
-
-    Raises:
-        UserError: the names or shapes of the file's tensors are not exactly the network's.
+    Of a training checkpoint (3 to 5.6 GB), the part for inference (0.9 GB for RAM, 1.3 GB for RAM++) is kept in the
+    cache as safetensors. Raise `UserError` if names or shapes of the tensors are not exactly the network's.
     """
 
     def read(file: Path) -> dict[str, Tensor]:
         state = {
-            name.replace("vision_multi", "tagging_head"): tensor  # the name of the head in older files
+            name.replace("vision_multi", "tagging_head"): tensor  # the head's name in older files
             for name, tensor in read_tensors("tagger.weights", file).items()
             if not _NOT_USED.match(name)
         }
@@ -41,10 +34,10 @@ def load_ram(network: Ram, path: Path) -> Ram:
         return state
 
     def write(folder: Path) -> None:
-        # Cloned, because two names may share one tensor, and safetensors refuses to save those.
+        # Cloned, because safetensors refuses to save one tensor under two names.
         save_file({name: tensor.contiguous().clone() for name, tensor in read(path).items()}, folder / _CONVERTED)
 
-    state = read(path if path.suffix == ".safetensors" else converted(path, "ram", write) / _CONVERTED)
+    state = read(path if path.suffix == ".safetensors" else convert_once(path, "ram", write) / _CONVERTED)
     network.load_state_dict(state, assign=True)
     return network.float().eval()
 

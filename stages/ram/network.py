@@ -1,7 +1,4 @@
-"""The network of RAM and RAM++: image tokens, label queries, cross-attention, and one logit for each tag.
-
-Modules have the names of the official checkpoints, so that a state dict loads strictly.
-"""
+"""The network of RAM and RAM++: queries for all tags attend to image tokens, and give a logit for each tag."""
 
 from __future__ import annotations
 
@@ -17,17 +14,17 @@ from pad_pipeline.stages.ram.swin import SwinSettings, SwinTransformer
 
 
 class RamSettings(SwinSettings):
-    """The shape of the network; the defaults are the official RAM's."""
+    """The sizes of the network. The defaults are the official RAM's."""
 
     family: Literal["ram", "ram_plus"] = "ram"
     embed_width: int = Field(512, gt=0, le=16384)
-    """Width of the space that image tokens and label embeddings share (CLIP's)."""
+    """Width of image tokens and label embeddings, which share CLIP's space."""
     head_width: int = Field(768, gt=0, le=16384)
     head_heads: int = Field(4, gt=0, le=1024)
     head_feed_forward: int = Field(3072, gt=0, le=16384)
     head_layers: int = Field(2, gt=0, le=1024)
     descriptions: int = Field(51, gt=0, le=1024)
-    """Descriptions of each tag, each with its own label embedding; only RAM++ has more than one."""
+    """The number of label embeddings of a tag in RAM++, one for each description of the tag. RAM has one for a tag."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> RamSettings:
@@ -37,7 +34,7 @@ class RamSettings(SwinSettings):
 
 
 class CrossAttention(nn.Module):
-    """BERT's cross-attention, from label queries to image tokens."""
+    """BERT's cross-attention from tag queries to image tokens."""
 
     def __init__(self, settings: RamSettings) -> None:
         super().__init__()
@@ -48,9 +45,9 @@ class CrossAttention(nn.Module):
         self.output = _residual_output(width, width)
 
     def forward(self, queries: Tensor, image: Tensor) -> Tensor:
-        """Return the attended queries `[B, tags, width]`.
+        """Return the updated queries, `[B, tags, width]`.
 
-        `queries` is `[B, tags, width]`, or `[1, tags, width]` for all images; `image` has tokens `[B, n, embed_width]`.
+        `queries` are `[B, tags, width]`, or `[1, tags, width]` for all images; `image` is `[B, n, embed_width]`.
         """
         q, k, v = (
             self.self[name](x).unflatten(-1, (self.heads, -1)).transpose(1, 2).expand(len(image), -1, -1, -1)
@@ -62,7 +59,7 @@ class CrossAttention(nn.Module):
 
 
 class TaggingLayer(nn.Module):
-    """Cross-attention and a feed-forward network, each with a residual and a LayerNorm after it; no self-attention."""
+    """Cross-attention, then a feed-forward network, each followed by a residual and a LayerNorm; no self-attention."""
 
     def __init__(self, settings: RamSettings) -> None:
         super().__init__()
@@ -71,7 +68,7 @@ class TaggingLayer(nn.Module):
         self.output = _residual_output(settings.head_feed_forward, settings.head_width)
 
     def forward(self, queries: Tensor, image: Tensor) -> Tensor:
-        """Return the layer's output, `[B, tags, width]`; the arguments are those of `CrossAttention.forward`."""
+        """Return the updated queries, `[B, tags, width]`, for the arguments of `CrossAttention.forward`."""
         x = self.crossattention(queries, image)
         normed: Tensor = self.output["LayerNorm"](self.output["dense"](F.gelu(self.intermediate["dense"](x))) + x)
         return normed
@@ -82,7 +79,7 @@ def _residual_output(inputs: int, width: int) -> nn.ModuleDict:
 
 
 class Ram(nn.Module):
-    """The tagger: it maps an image to a logit for each of `tags` tags."""
+    """RAM or RAM++, which maps an image to a logit for each of `tags` tags."""
 
     reweight_scale: Tensor
 
@@ -113,11 +110,11 @@ class Ram(nn.Module):
             return logits.squeeze(-1)
 
     def label_queries(self, mean_token: Tensor) -> Tensor:
-        """Return the label embeddings, `[1, tags, embed_width]` for RAM and `[B, tags, embed_width]` for RAM++.
+        """Return an embedding for each tag: for RAM `[1, tags, embed_width]`, for RAM++ `[B, tags, embed_width]`.
 
-        RAM has one embedding for each tag. RAM++ has one for each description of a tag, and takes their weighted mean.
-        The weights are a softmax, over the tag's descriptions, of exp(reweight_scale) * <image, description>. Here
-        `image` is the image's `mean_token` `[B, embed_width]` at length 1; the descriptions are not normalized.
+        RAM++ takes the weighted mean of the embeddings of a tag's descriptions. The weights are a softmax of
+        exp(reweight_scale) * <image, description>, where `image` is the `mean_token` `[B, embed_width]` scaled to
+        length 1. The descriptions are not scaled.
         """
         if self.settings.family == "ram":
             return self.label_embed.unsqueeze(0)

@@ -1,6 +1,6 @@
-"""The Swin Transformer (v1, arXiv 2103.14030), the image encoder of RAM and RAM++.
+"""The Swin Transformer (v1, arXiv 2103.14030), the image encoder of RAM and RAM++, for a fixed input size.
 
-Its input size is fixed, and it has no absolute position embedding.
+It has no absolute position embedding.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class SwinSettings(BaseModel):
-    """The shape of the encoder; the defaults are RAM's Swin-L."""
+    """The sizes of the encoder. The defaults are those of RAM's Swin-L."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -32,11 +32,11 @@ class SwinSettings(BaseModel):
         side = self.image_size // self.patch
         for _ in self.depths:
             if not side or side % min(self.window, side):
-                raise ValueError(f"window {self.window} must divide the side of every layer, and {side} is one")
+                raise ValueError(f"window {self.window} must divide the side of every layer, such as {side}")
             side //= 2
         if any((self.embed_dim << stage) % heads for stage, heads in enumerate(self.num_heads)):
             raise ValueError(
-                f"num_heads {self.num_heads} must divide the widths of the layers, {self.embed_dim} and up"
+                f"num_heads {self.num_heads} must divide the widths of the layers, from {self.embed_dim} up"
             )
         return self
 
@@ -59,14 +59,10 @@ class WindowAttention(nn.Module):
         self.register_buffer("relative_position_index", _relative_positions(window), persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the attended tokens, of the same shape as `x`.
+        """Return the updated tokens `x`, `[B * windows, tokens, dim]`.
 
-        The bias is not repeated for each image. Without a mask all windows share it. With a mask, windows and heads
-        are merged into one dimension, so that the bias broadcasts over the batch.
-
-        Args:
-            x: tokens `[B * windows, tokens, dim]`.
-            mask: `[windows, tokens, tokens]`, 0 or -100, added to the scores.
+        `mask` is added to the scores: 0 or -100, `[windows, tokens, tokens]`. With a mask, windows and heads become one
+        dimension, so that the bias broadcasts over the images and is not repeated for each.
         """
         count, tokens, dim = x.shape
         q, k, v = self.qkv(x).view(count, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
@@ -81,9 +77,9 @@ class WindowAttention(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Window attention, then the MLP, each after a LayerNorm and with a residual, over `side**2` tokens.
+    """Window attention, then an MLP, each after a LayerNorm and with a residual, over `side**2` tokens.
 
-    With `shifted`, windows are shifted by half their side, unless one window holds the whole image.
+    With `shifted`, the windows are moved by half their side, unless one window covers the image.
     """
 
     attn_mask: Tensor | None
@@ -101,7 +97,7 @@ class SwinBlock(nn.Module):
         self.register_buffer("attn_mask", mask, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output, of the same shape as `x`: `[B, side * side, dim]`."""
+        """Return the updated tokens, `[B, side * side, dim]` as `x`."""
         batch, _, dim = x.shape
         windows = self.norm1(x).view(batch, self.side, self.side, dim)
         if self.shift:
@@ -116,7 +112,7 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Halves the resolution: four neighboring tokens (2 x 2) become one of twice the width."""
+    """Halves the resolution: 2 x 2 neighboring tokens become one token of twice the width."""
 
     def __init__(self, dim: int, side: int) -> None:
         super().__init__()
@@ -127,15 +123,15 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `[B, side * side, dim]` to float32 `[B, (side / 2)**2, 2 * dim]`."""
         batch, _, dim = x.shape
-        # Neighbors in the checkpoint's order, down before right: (0,0), (1,0), (0,1), (1,1).
+        # The checkpoint orders the neighbors down before right: (0,0), (1,0), (0,1), (1,1).
         x = x.view(batch, self.side // 2, 2, self.side // 2, 2, dim).permute(0, 1, 3, 4, 2, 5)
-        # All blocks of a resolution add their outputs to these tokens, so they stay float32, under autocast too.
+        # These tokens stay float32 under autocast, because all blocks of the next layer add to them.
         merged: Tensor = self.reduction(self.norm(x.reshape(batch, -1, 4 * dim)))
         return merged.float()
 
 
 class SwinTransformer(nn.Module):
-    """The encoder: it maps images to the tokens of the last resolution, after a LayerNorm, with their mean in front."""
+    """The encoder, which maps images to the tokens of the last layer, with their mean in front."""
 
     def __init__(self, settings: SwinSettings) -> None:
         super().__init__()
@@ -167,22 +163,22 @@ def _to_windows(x: Tensor, window: int) -> Tensor:
 
 
 def _from_windows(x: Tensor, window: int, side: int) -> Tensor:
-    """Invert `_to_windows` for a square: map `[B * windows, window**2, dim]` to `[B, side, side, dim]`."""
+    """Invert `_to_windows` for a square image: map `[B * windows, window**2, dim]` to `[B, side, side, dim]`."""
     count, dim = side // window, x.shape[-1]
     return x.view(-1, count, count, window, window, dim).transpose(2, 3).reshape(-1, side, side, dim)
 
 
 def _relative_positions(window: int) -> Tensor:
-    """Return, for each pair of tokens of a window, its row in the bias table: int64 `[window**2, window**2]`."""
+    """Return the row in the bias table for each pair of tokens of a window, int64 `[window**2, window**2]`."""
     y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     y, x = y.flatten(), x.flatten()
     return (y[:, None] - y[None] + window - 1) * (2 * window - 1) + (x[:, None] - x[None] + window - 1)
 
 
 def _shift_mask(side: int, window: int, shift: int) -> Tensor:
-    """Return -100 for pairs of tokens that must not attend to each other, else 0: float32 `[windows, tokens, tokens]`.
+    """Return the attention mask of shifted windows, float32 `[windows, tokens, tokens]`.
 
-    These are tokens that the roll moved into one window from opposite edges of the image.
+    It is -100 for pairs of tokens that the shift brought into one window from opposite edges of the image, else 0.
     """
     edges = torch.zeros(side, dtype=torch.long)
     edges[side - window : side - shift] = 1

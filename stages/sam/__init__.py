@@ -1,1 +1,1 @@
-"""Segment Anything: official SAM checkpoints, and the SAM, SAM-HQ and SAM 2.1 of transformers."""
+"""Segment Anything models: SAM from official checkpoints; SAM, SAM-HQ and SAM 2.1 from transformers."""

@@ -1,10 +1,9 @@
 """The attention modules of SAM in forms that fused kernels can run, without a matrix of scores in memory.
 
 In the encoder, the score of query (h, w) and key (h', w') has a bias q . R_h[h - h'] + q . R_w[w - w'] (decomposed
-relative positions, arXiv 2112.01526). Upstream writes these biases out: for 64 x 64 tokens a matrix of 4096 x 4096 for
-each head. But the bias is itself a dot product: of the query's biases for all rows and columns, with the one-hot codes
-of the key's row and column. So the former are appended to the query and the latter to the key, and the score of the
-longer vectors has the bias in it.
+relative positions, arXiv 2112.01526). Upstream stores these biases, 4096 x 4096 for each head with 64 x 64 tokens.
+Here, each query is extended by its biases for all rows and columns, and each key by the one-hot codes of its row and
+column. The dot product of the longer vectors is the score with the bias.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 KERNEL_STEP = 8
-"""Fused kernels need heads with a multiple of this many channels."""
+"""Fused kernels need heads whose width is a multiple of this."""
 
 
 class RelativeAttention(nn.Module):
     """Multi-head self-attention over `side` x `side` tokens, with the parameters of upstream's `Attention`."""
 
     keys: Tensor
-    """The row and the column of each token as one-hot codes, `[side * side, 2 * side]`; appended to the keys."""
+    """The one-hot codes of each token's row and column, `[side * side, 2 * side]`, which extend the keys."""
 
     def __init__(self, dim: int, heads: int, side: int) -> None:
         super().__init__()
@@ -44,10 +43,10 @@ class RelativeAttention(nn.Module):
         grid = q.unflatten(2, (side, side))  # [B, heads, side, side, width]
         rows = torch.einsum("bnhwc,hkc->bnhwk", grid, _by_distance(self.rel_pos_h, side)).flatten(2, 3)
         columns = torch.einsum("bnhwc,wkc->bnhwk", grid, _by_distance(self.rel_pos_w, side)).flatten(2, 3)
-        # Only the product of q and k is scaled, not the biases, so q is scaled here and not in the kernel.
+        # q is scaled here, and not in the kernel, which would scale the biases, too.
         queries = F.pad(torch.cat([q * width**-0.5, rows, columns], -1), (0, self.padding))
         keys = F.pad(torch.cat([k, self.keys.to(k.dtype).expand(*k.shape[:2], -1, -1)], -1), (0, self.padding))
-        values = F.pad(v, (0, queries.shape[-1] - width))  # a kernel for narrower values is not fused
+        values = F.pad(v, (0, queries.shape[-1] - width))  # there is no fused kernel for narrower values
         x = F.scaled_dot_product_attention(queries, keys, values, scale=1.0)[..., :width]
         out: Tensor = self.proj(x.transpose(1, 2).reshape(batch, side, side, dim))
         return out
@@ -56,7 +55,7 @@ class RelativeAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Multi-head attention between the tokens of the decoder and of the image.
 
-    It replaces upstream's `transformer.Attention`, takes over its layers, and has its signature.
+    It replaces upstream's `transformer.Attention`, with the layers and the signature of the original.
     """
 
     def __init__(self, original: Any) -> None:
@@ -74,6 +73,6 @@ class CrossAttention(nn.Module):
 
 
 def _by_distance(positions: Tensor, side: int) -> Tensor:
-    """Map `[2 * side - 1, c]` to `[side, side, c]`, whose row i and column j is the position for distance i - j."""
+    """Map the positions of all distances, `[2 * side - 1, c]`, to those of i - j for all i and j, `[side, side, c]`."""
     index = torch.arange(side, device=positions.device)
     return positions[index[:, None] - index[None] + side - 1]

@@ -1,5 +1,4 @@
-"""The base class of the segmenters: the network's interface, and the way of boxes and masks between the image and the
-encoder's square."""
+"""The base class of Segment Anything models, which maps boxes and masks between the image and the encoder's square."""
 
 from __future__ import annotations
 
@@ -14,23 +13,23 @@ from pad_pipeline.stages.compute import Compute
 
 
 class SegmentAnything(ABC):
-    """A Segment Anything model on its device."""
+    """A Segment Anything model on its device. Its encoder takes a square of `edge` x `edge` pixels."""
 
     threshold = 0.0
-    """A pixel belongs to a mask if its logit is above this."""
+    """Pixels whose logit is above this belong to a mask."""
     stretched = False
-    """Whether images are stretched to the encoder's square; otherwise they keep their aspect ratio and are padded."""
+    """Whether images are stretched to the square; otherwise they keep their aspect ratio and are padded."""
     compute: Compute
     edge: int
-    """Edge of the encoder's square, in pixels."""
+    """Edge of the square in pixels."""
 
     @abstractmethod
     def prepare(self, image: Image.Image) -> Tensor:
-        """Return one image as `encode` takes it, `[3, h, w]`."""
+        """Return the image as a tensor for `encode`, `[3, h, w]`."""
 
     @abstractmethod
     def encode(self, images: list[Tensor], size: int) -> list[Tensor]:
-        """Encode images from `prepare` to the tensors that the decoder takes, each `[B, ...]`.
+        """Encode images from `prepare` to the tensors that `decode` takes, each `[B, ...]`.
 
         A compiled encoder fills up a batch of fewer than `size` images, see `Compute.filled`.
         """
@@ -41,8 +40,8 @@ class SegmentAnything(ABC):
 
         Args:
             embeddings: from `encode`.
-            image: int64 `[N]`, ascending, on the CPU: the index of each box's image in the batch.
-            boxes: float32 `[N, 4]` on the CPU, from `boxes`.
+            image: the index of each box's image in the batch, ascending, int64 `[N]` on the CPU.
+            boxes: from `scale_boxes`, float32 `[N, 4]` on the CPU.
         """
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
@@ -52,8 +51,8 @@ class SegmentAnything(ABC):
         scale = self.edge / max(width, height)
         return int(height * scale + 0.5), int(width * scale + 0.5)
 
-    def boxes(self, boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-        """Scale boxes `[N, 4]`, xyxy, from pixels of the image to pixels of the encoder's square."""
+    def scale_boxes(self, boxes: np.ndarray, width: int, height: int) -> np.ndarray:
+        """Scale boxes `[N, 4]`, xyxy, from pixels of the image to pixels of the square."""
         new_height, new_width = self.resized(width, height)
         scaled: np.ndarray = boxes * np.array([new_width / width, new_height / height] * 2)
         return scaled
@@ -61,8 +60,8 @@ class SegmentAnything(ABC):
     def upscale(self, logits: Tensor, width: int, height: int) -> Tensor:
         """Resize mask logits `[N, h, w]` to the image, `[N, height, width]`, as upstream does.
 
-        Without stretching, they are resized to the encoder's square, cut to the part that the image fills, and resized
-        to the image. A single resize would not give the same pixels.
+        For a padded image, they are resized to the square, cut to the image's part of it, and resized to the image. A
+        single resize would give other pixels.
         """
         if not self.stretched:
             new_height, new_width = self.resized(width, height)

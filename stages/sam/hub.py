@@ -1,4 +1,4 @@
-"""The segmenters SAM, SAM-HQ and SAM 2.1 of transformers, by hub name or folder."""
+"""The segmenters SAM, SAM-HQ and SAM 2.1 of transformers."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pad_pipeline.stages.sam.attention import RelativeAttention
 from pad_pipeline.stages.sam.base import SegmentAnything
 
 KINDS = {"sam": SamModel, "sam_hq": SamHQModel, "sam2": Sam2Model, "sam2_video": Sam2Model}
-"""Model class by `model_type`. The official folders of SAM 2.1 hold the video model, and in it the image model."""
+"""The model class for each `model_type`. Official SAM 2.1 folders hold the video model, which has the image model."""
 FILES = ["*config.json", "model*.safetensors*"]
-"""The files that are fetched from the hub, and that a model's fingerprint covers."""
+"""The files to fetch from the hub; a model's fingerprint covers the same files."""
 
 
 class HubSam(SegmentAnything):
-    """A segmenter of transformers on its device, from a model folder."""
+    """SAM, SAM-HQ or SAM 2.1 on its device, from a model folder of transformers."""
 
     def __init__(self, folder: Path, compute: Compute) -> None:
         self.kind = read_config("segmenter.weights", folder, set(KINDS))["model_type"]
@@ -33,7 +33,7 @@ class HubSam(SegmentAnything):
             for layer in model.vision_encoder.layers:
                 if hasattr(layer.attn, "rel_pos_h"):
                     layer.attn = _HubAttention(layer.attn)
-        # Positions become angles of sine and cosine: in bfloat16 they would be far off.
+        # These compute sine and cosine of positions (far off in bfloat16) and the predicted IoU.
         exact = [model.prompt_encoder, model.shared_image_embedding, model.mask_decoder.iou_prediction_head]
         self.model: Any = compute.put(model, in_float32=exact)
         self.edge = model.config.prompt_encoder_config.image_size
@@ -50,23 +50,23 @@ class HubSam(SegmentAnything):
             raise UserError("segmenter.weights", folder, rule, "fetch the model again")
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """Return the image resized, normalized and, except for SAM 2, padded: float32 `[3, S, S]`."""
+        """Return the image resized, normalized and (not for SAM 2) padded, float32 `[3, S, S]`."""
         pixels: Tensor = self.processor(images=image, return_tensors="pt")["pixel_values"][0]
         return pixels
 
     def encode(self, images: list[Tensor], size: int) -> list[Tensor]:
-        """Return one tensor for SAM, two for SAM-HQ, and one for each resolution for SAM 2; `size` is not used."""
+        """Return one tensor for SAM, two for SAM-HQ, one for each resolution for SAM 2; `size` is not used."""
         with self.compute.autocast():
             embeddings = self.model.get_image_embeddings(self.compute.send(torch.stack(images)))
         if self.kind == "sam":
             return [embeddings]
-        # SAM-HQ also takes what its first block with global attention gives.
+        # The decoder of SAM-HQ also takes the output of the first block with global attention.
         return [embeddings[0], embeddings[1][0]] if self.kind == "sam_hq" else list(embeddings)
 
     def decode(self, embeddings: list[Tensor], image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Decode all boxes in one call, except for SAM-HQ."""
         if self.kind == "sam_hq":
-            # It processes whole feature maps before it looks at boxes: each image is decoded once, with all its boxes.
+            # Its decoder processes whole feature maps first, so each image is decoded once, with all its boxes.
             groups = torch.split(boxes, torch.bincount(image).tolist())
             single = ([part[index : index + 1] for part in embeddings] for index in range(len(groups)))
             masks = (self._decode(one, group[None]) for one, group in zip(single, groups, strict=True) if len(group))
@@ -76,7 +76,7 @@ class HubSam(SegmentAnything):
         return self._decode([part[index_of_box] for part in embeddings], boxes[:, None])
 
     def _decode(self, embeddings: list[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode boxes `[images, n, 4]`; return the logits and the predicted IoU of all, image after image."""
+        """Decode boxes `[images, n, 4]`; return logits and predicted IoU of all boxes, image after image."""
         inputs: dict[str, Any] = {"image_embeddings": embeddings if self.stretched else embeddings[0]}
         if self.kind == "sam_hq":
             inputs["intermediate_embeddings"] = embeddings[1:]
@@ -86,12 +86,12 @@ class HubSam(SegmentAnything):
 
 
 class _HubAttention(RelativeAttention):
-    """Replaces the attention of transformers, which writes biases out, and sends indices to the GPU in each block."""
+    """Replaces transformers' attention, which stores all biases, and sends indices to the GPU in each block."""
 
     def __init__(self, original: Any) -> None:
         super().__init__(original.proj.in_features, original.num_attention_heads, (len(original.rel_pos_h) + 1) // 2)
         self.load_state_dict(original.state_dict())
 
     def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, None]:  # type: ignore[override]
-        """Return the attended tokens, of the same shape `[B, side, side, dim]`, and None for the attention weights."""
+        """Return the attended tokens, `[B, side, side, dim]` as before, and None in place of attention weights."""
         return super().forward(hidden_states), None

@@ -1,7 +1,6 @@
-"""SAM with an official checkpoint, built from the modules of the package `segment_anything` ("upstream").
+"""SAM from an official checkpoint, built from the modules of the package `segment_anything` ("upstream").
 
-Names and results are upstream's. Two things differ: attention is fused, and the decoder takes the boxes of many images
-at once.
+Tensor names and results are upstream's. Attention is fused, and the decoder takes the boxes of many images at once.
 """
 
 from __future__ import annotations
@@ -28,21 +27,21 @@ from pad_pipeline.weights import check_numbers, check_state_dict, family_of, rea
 
 
 class SamShape(BaseModel):
-    """The shape of the network. Official models differ only in the fields that have no default."""
+    """The sizes of SAM's network. Official models differ only in the fields without a default."""
 
     model_config = ConfigDict(extra="forbid")
 
     image_size: int = Field(1024, gt=0, le=4096)
-    """Edge of the square that goes into the encoder, in pixels."""
+    """Edge of the encoder's square in pixels."""
     patch: int = Field(16, gt=0)
-    """Edge of one token, in pixels of that square. A mask of the decoder has 4 x 4 points for each token."""
+    """Edge of a token in pixels of the square. A mask of the decoder has 4 x 4 points for each token."""
     width: int = Field(gt=0)
     depth: int = Field(gt=0)
     heads: int = Field(gt=0)
     global_attention: list[int]
-    """Indices of the blocks that attend over the whole image; the others attend inside windows."""
+    """Indices of the blocks with attention over the whole image. The others have attention in windows."""
     window: int = Field(14, gt=0)
-    """Edge of a window, in tokens."""
+    """Edge of a window in tokens."""
     decoder_width: int = Field(256, gt=0, multiple_of=16)
     """Channels of the prompt encoder and the mask decoder."""
     decoder_mlp: int = Field(2048, gt=0)
@@ -58,16 +57,14 @@ class SamShape(BaseModel):
 
 
 def read_shape(shapes: Mapping[str, tuple[int, ...]]) -> SamShape:
-    """Return the shape of the network from the shapes of the tensors of an official checkpoint, by name.
+    """Return the sizes of the network, from the shapes of an official checkpoint's tensors by name.
 
-    Raises:
-        KeyError: a tensor is missing.
-        ValueError: the shapes contradict each other.
+    Raise `KeyError` if a tensor is missing, and `ValueError` if the shapes contradict each other.
     """
     width, _, patch, _ = shapes["image_encoder.patch_embed.proj.weight"]
     side = shapes["image_encoder.pos_embed"][1]
     blocks = [name for name in shapes if re.fullmatch(r"image_encoder\.blocks\.\d+\.attn\.rel_pos_h", name)]
-    # There is a relative position for each distance along an edge: 2 * edge - 1, of the whole image or of a window.
+    # A block has 2 * edge - 1 relative positions, for an edge of the whole image or of a window.
     edges = [(shapes[f"image_encoder.blocks.{block}.attn.rel_pos_h"][0] + 1) // 2 for block in range(len(blocks))]
     windows = {edge for edge in edges if edge != side}
     if len(windows) > 1:
@@ -86,7 +83,7 @@ def read_shape(shapes: Mapping[str, tuple[int, ...]]) -> SamShape:
 
 
 def build_sam(shape: SamShape) -> Sam:
-    """Build the network as upstream's `build_sam` does, for any size of encoder, with fused attention."""
+    """Build the network as upstream's `build_sam` does, with any sizes and with fused attention."""
     side = shape.image_size // shape.patch
     encoder = ImageEncoderViT(
         img_size=shape.image_size, patch_size=shape.patch, embed_dim=shape.width, depth=shape.depth,
@@ -109,10 +106,9 @@ def build_sam(shape: SamShape) -> Sam:
 
 
 def load_sam(path: Path) -> tuple[Sam, SamShape]:
-    """Load an official checkpoint; return the network in eval mode, in float32, and its shape, read off the tensors.
+    """Load an official checkpoint; return the network, in eval mode and float32, and its sizes.
 
-    Raises:
-        UserError: the file's tensors are not exactly those of a SAM.
+    Raise `UserError` if the tensors of the file are not exactly those of a SAM.
     """
     state = read_tensors("segmenter.weights", path)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -132,13 +128,13 @@ def load_sam(path: Path) -> tuple[Sam, SamShape]:
 
 
 def decode_boxes(sam: Sam, embeddings: Tensor, image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Decode one mask for each box, as upstream's mask decoder does, for boxes of different images.
+    """Decode a mask for each box, as upstream's mask decoder does, with boxes of several images.
 
     Args:
         sam: the network.
-        embeddings: `[B, decoder_width, s, s]`, from the image encoder.
-        image: int64 `[N]`, the index of each box's image in the batch.
-        boxes: `[N, 4]`, xyxy in pixels of the encoder's square.
+        embeddings: from the image encoder, `[B, decoder_width, s, s]`.
+        image: the index of each box's image in the batch, int64 `[N]`.
+        boxes: xyxy in pixels of the encoder's square, `[N, 4]`.
 
     Returns:
         Mask logits, float32 `[N, 4 s, 4 s]`, and predicted IoU, float32 `[N]`.
@@ -151,7 +147,7 @@ def decode_boxes(sam: Sam, embeddings: Tensor, image: Tensor, boxes: Tensor) -> 
     positions = sam.prompt_encoder.get_dense_pe().expand(len(boxes), -1, -1, -1)
     tokens, pixels = decoder.transformer(source, positions, tokens)
     pixels = decoder.output_upscaling(pixels.transpose(1, 2).reshape(source.shape))
-    # Token 0 predicts the IoU. The mask tokens follow; the first of them is for unambiguous prompts, such as boxes.
+    # Token 0 predicts the IoU. Token 1 is the mask token for unambiguous prompts, such as boxes.
     weights = decoder.output_hypernetworks_mlps[0](tokens[:, 1])
     with torch.autocast(pixels.device.type, enabled=False):
         logits = torch.einsum("nc,nchw->nhw", weights.float(), pixels.float())
@@ -159,20 +155,20 @@ def decode_boxes(sam: Sam, embeddings: Tensor, image: Tensor, boxes: Tensor) -> 
 
 
 class OfficialSam(SegmentAnything):
-    """SAM with an official checkpoint, on its device; the encoder is compiled for batches of `batch_size` images."""
+    """SAM from an official checkpoint, on its device. The encoder is compiled for batches of `batch_size` images."""
 
     def __init__(self, path: Path, compute: Compute, batch_size: int = 1) -> None:
         sam, self.network_shape = load_sam(path)
         self.compute, self.edge = compute, self.network_shape.image_size
-        prompts = sam.prompt_encoder  # positions become angles of sine and cosine: in bfloat16 they would be far off
-        # These norms are made of elementary operations, so autocast does not keep them in float32, as it does torch's.
+        prompts = sam.prompt_encoder  # it computes sine and cosine of positions, far off in bfloat16
+        # Autocast keeps torch's norms in float32, but not these, which are made of elementary operations.
         norms = [part for part in sam.modules() if isinstance(part, LayerNorm2d)]
         exact = [prompts, prompts.pe_layer, sam.mask_decoder.iou_prediction_head, *norms]
         self.sam: Sam = compute.put(sam, in_float32=exact)
         self.sam.image_encoder = compute.compiled(sam.image_encoder, (batch_size, 3, self.edge, self.edge))
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """Return the image resized as upstream does, uint8 `[3, h, w]`; its long edge fills the encoder's square."""
+        """Return the image with its long edge resized to the square's, as upstream does, uint8 `[3, h, w]`."""
         height, width = self.resized(*image.size)
         pixels = np.array(image.resize((width, height), Image.Resampling.BILINEAR))
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
@@ -184,6 +180,6 @@ class OfficialSam(SegmentAnything):
             return [self.sam.image_encoder(self.compute.filled(batch, size))]
 
     def decode(self, embeddings: list[Tensor], image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode with `decode_boxes`, in one call; `image` may have any order."""
+        """Decode all boxes in one call. The indices in `image` may have any order."""
         with self.compute.autocast():
             return decode_boxes(self.sam, embeddings[0], self.compute.send(image), self.compute.send(boxes))

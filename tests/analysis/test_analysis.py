@@ -21,7 +21,7 @@ from pad_pipeline.analysis.study import Context
 from pad_pipeline.measures.align import Align
 from pad_pipeline.measures.entropy import PooledEntropy, von_neumann_entropy
 from pad_pipeline.measures.overlap import neighbor_overlap
-from pad_pipeline.measures.pursuit import matching_pursuit, unit
+from pad_pipeline.measures.pursuit import matching_pursuit, unit_length
 from pad_pipeline.measures.vocabulary import Vocabulary
 
 # ---------------------------------------------------------------- entropy
@@ -212,7 +212,7 @@ def test_pursuit_finds_a_planted_combination_in_order(form: bool) -> None:
     """3 w_5 - 2 w_9 + w_2 of orthonormal atoms: their order, coefficients and what is left are known."""
     atoms = orthogonal(12, 16, 4).float()
     token = 3 * atoms[5] - 2 * atoms[9] + atoms[2]
-    found = matching_pursuit(torch.stack([token, atoms[7] * 4]), unit(atoms * 9), 3, orthogonal=form)
+    found = matching_pursuit(torch.stack([token, atoms[7] * 4]), unit_length(atoms * 9), 3, orthogonal=form)
     assert found.words[0].tolist() == [5, 9, 2] and found.words[1, 0] == 7
     assert found.coefficients[0].tolist() == pytest.approx([3, -2, 1], abs=1e-5)
     assert found.residual[0].tolist() == pytest.approx([1, 5 / 14, 1 / 14, 0], abs=1e-5)
@@ -236,7 +236,7 @@ def test_pursuit_equals_numpy_step_by_step(seed: int, form: bool, positive: bool
     """A second implementation, for single tokens; catches tokens of a batch that mix."""
     rng = np.random.default_rng(seed)
     tokens, atoms = rng.standard_normal((4, 6)), rng.standard_normal((20, 6))
-    made = matching_pursuit(torch.from_numpy(tokens), unit(torch.from_numpy(atoms)), 4, form, positive)
+    made = matching_pursuit(torch.from_numpy(tokens), unit_length(torch.from_numpy(atoms)), 4, form, positive)
     atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
     for row, token in enumerate(tokens):
         rest, words = token.copy(), []

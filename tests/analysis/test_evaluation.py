@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pad_pipeline.evaluation.answers import exact_match
-from pad_pipeline.evaluation.boxes import Expression, box_in, from_square, on_original, read_expressions, score_boxes
+from pad_pipeline.evaluation.boxes import (
+    Expression,
+    image_to_pixels,
+    parse_box,
+    read_expressions,
+    score_boxes,
+    square_to_pixels,
+)
 from pad_pipeline.evaluation.captions import (
     bleu,
     cider,
@@ -23,7 +30,7 @@ from pad_pipeline.evaluation.captions import (
     ngrams,
     rouge_l,
     score_captions,
-    words_of,
+    split_words,
 )
 from pad_pipeline.miniature.files import World
 
@@ -56,8 +63,8 @@ def test_frames_follow_the_image_as_it_is_padded(width: int, height: int) -> Non
     the padding does. Catches x and y exchanged, and half a pixel."""
     edge, left, top = max(width, height), (max(width, height) - width) // 2, (max(width, height) - height) // 2
     said = (left / edge, top / edge, (left + width) / edge, (top + height) / edge)
-    assert from_square(said, (width, height)) == pytest.approx((0, 0, width, height), abs=1e-6)
-    assert on_original((0, 0, 1, 1), (width, height)) == (0, 0, width, height)
+    assert square_to_pixels(said, (width, height)) == pytest.approx((0, 0, width, height), abs=1e-6)
+    assert image_to_pixels((0, 0, 1, 1), (width, height)) == (0, 0, width, height)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +84,7 @@ def test_frames_follow_the_image_as_it_is_padded(width: int, height: int) -> Non
 )
 def test_a_box_is_read_from_an_answer(text: str, box: object) -> None:
     """Catches thousandths taken for pixels, and a box turned round that counts."""
-    assert box_in(text) == (None if box is None else pytest.approx(box))
+    assert parse_box(text) == (None if box is None else pytest.approx(box))
 
 
 def test_an_answer_without_a_box_is_counted_and_wrong() -> None:
@@ -118,7 +125,7 @@ def test_bleu_of_papinenis_example() -> None:
     first = "It is a guide to action which ensures that the military always obeys the commands of the party"
     second = "It is to insure the troops forever hearing the activity guidebook that party direct"
     for said, unigrams, bigrams in ((first, 17 / 18, 10 / 17), (second, 8 / 14, 1 / 13)):
-        words, refs = words_of(said), [[words_of(text) for text in three]]
+        words, refs = split_words(said), [[split_words(text) for text in three]]
         brevity = bleu([words], refs)[0] / unigrams
         assert brevity == pytest.approx(min(1, 2.718281828 ** (1 - 16 / len(words))), rel=1e-6)
         assert bleu([words], refs)[1] == pytest.approx(brevity * (unigrams * bigrams) ** 0.5, rel=1e-6)
@@ -127,7 +134,7 @@ def test_bleu_of_papinenis_example() -> None:
 def test_rouge_of_lins_example() -> None:
     """Lin 2004: against "police killed the gunman", "police kill the gunman" has 3 of 4 words in order, and "the gunman
     kill police" 2 of 4; precision and recall are alike, so F is that share whatever beta is."""
-    reference = words_of("police killed the gunman")
+    reference = split_words("police killed the gunman")
     for said, share in (("police kill the gunman", 3 / 4), ("the gunman kill police", 2 / 4)):
         assert rouge_l([said.split()], [[reference]]) == pytest.approx(share)
     assert longest_common(list("abcbdab"), list("bdcaba")) == 4
@@ -183,7 +190,7 @@ def test_meteor_comes_from_java() -> None:
 
 def test_words_are_split_as_the_treebank_does() -> None:
     """Catches punctuation that counts as a word, and "isn't" that is one."""
-    assert words_of("The dog's t-shirt isn't RED, is it?") == [
+    assert split_words("The dog's t-shirt isn't RED, is it?") == [
         "the",
         "dog",
         "'s",
@@ -309,12 +316,12 @@ def test_bad_questions_are_told(pad: Pad, model: Path, questions: Path, world: W
     assert "--images" in refused("rec", written("d.jsonl", json.dumps(line | {"image": "x.png"})))
     assert "{} once" in refused("rec", questions, "--prompt", "where?")
     assert "no answer" in refused("vqa", written("e.jsonl", json.dumps(line | {"answer": None})))
-    assert "no captions" in refused("captions", written("f.json", '{"images": []}'))
+    assert "its captions can't be read" in refused("captions", written("f.json", '{"images": []}'))
     other = tmp_path / "other"
     other.mkdir()
     (other / "answers.jsonl").write_text('{"image": "q", "question": "z", "answer": "y"}\n')
     refused_ = pad("evaluate", "rec", "--model", model, "--data", questions, "--images", world.images, "--out", other)
-    assert refused_.code == 2 and "says whose" in refused_.err
+    assert refused_.code == 2 and "but no model.json" in refused_.err
     assert pad("evaluate", "rec", *("--model", model, "--data", questions, "--images", world.images), "--limit", 1,
                "--out", tmp_path / "fresh").code == 0  # fmt: skip
     shutil.copy(tmp_path / "fresh/model.json", other)
@@ -336,7 +343,7 @@ def test_lmms_checks_the_export_and_reads_results(pad: Pad, model: Path, tmp_pat
     path.write_text(path.read_text().replace('"do_pad": true', '"do_pad": false'))
     (cropping / "hf/chat_template.jinja").unlink()
     told = pad("evaluate", "lmms", "--model", cropping, "--out", out).err
-    assert "its processor shows images with 'crop'" in told and "no chat template" in told
+    assert "its processor has 'crop'" in told and "no chat template" in told
     config = {"model_args": f"pretrained={model / 'hf'},dtype=bfloat16"}
     results = {
         "config": config,
@@ -353,7 +360,7 @@ def test_lmms_checks_the_export_and_reads_results(pad: Pad, model: Path, tmp_pat
     path = twice / "hf/chat_template.jinja"
     path.write_text("{{ bos_token }}" + path.read_text())
     assert (
-        "in other tokens than the training did"
+        "would make other tokens of a question"
         in pad("evaluate", "lmms", "--model", twice, "--out", tmp_path / "new").err
     )
     assert pad("evaluate", "lmms", "--model", cropping, "--out", out).code == 2  # another model's results

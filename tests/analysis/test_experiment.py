@@ -16,7 +16,7 @@ from rich.console import Console
 
 from pad_pipeline.miniature.files import World
 from pad_pipeline.workflows.learning.experiment import RECIPES, read_experiment, recipes
-from pad_pipeline.workflows.learning.grid import grid_of, table
+from pad_pipeline.workflows.learning.grid import collect_grid, table
 
 Pad = Callable[..., Any]
 GRID = """
@@ -152,12 +152,12 @@ def test_differences_are_taken_within_a_seed() -> None:
     """Paired: a spread that all cells share is no doubt about which is better. A gap costs its own seed alone."""
     values = {"a": [0.1, 0.5, 0.9, 0.3], "b": [0.2, 0.6, 1.0, math.nan]}
     results = {cell: [{"x": {"y": value}} for value in numbers] for cell, numbers in values.items()}
-    found = grid_of(results, ["x.y"], {}, "a")
+    found = collect_grid(results, ["x.y"], {}, "a")
     assert found.differences["b"]["x.y"][:3] == pytest.approx([0.1] * 3)
     made = Console(width=100, file=io.StringIO(), record=True)
     made.print(table(found))
     assert "+0.100 ± 0.000" in made.export_text()
-    assert grid_of(results, ["x.y"], {}, "").differences == {}
+    assert collect_grid(results, ["x.y"], {}, "").differences == {}
 
 
 @pytest.mark.parametrize(
@@ -169,8 +169,8 @@ def test_differences_are_taken_within_a_seed() -> None:
         ("own_scores:words", "own_scores:__name__", "it is no function"),
         ('"align", "words"]', '"align", "word"]', "after_stage1 = word: it should be one of entropy"),
         ('"stage1.words.most"', '"stage1.lens.most"', "columns = stage1.lens.most"),
-        ('baseline = "captions"', 'baseline = "caption"', "it is none of the cells"),
-        ("[scores.words]", '[scores.lens]\nfunction = "own_scores:words"\n[scores.words]', "call it otherwise"),
+        ('baseline = "captions"', 'baseline = "caption"', "there is no such cell"),
+        ("[scores.words]", '[scores.lens]\nfunction = "own_scores:words"\n[scores.words]', "rename the score"),
     ],
 )
 def test_a_wrong_score_is_told_before_anything_is_trained(

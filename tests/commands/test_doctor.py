@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pad_pipeline.workflows.checks import machine, reach
+from pad_pipeline.workflows.checks import machine, network
 from tests.conftest import ROOT
 
 Pad = Callable[..., Any]
@@ -86,7 +86,7 @@ def test_missing_models_are_named_with_their_size_and_the_command(
     """A build on a node without network that finds out after it was planned."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("PAD_CACHE", str(tmp_path / "pad"))
-    monkeypatch.setattr(machine, "AMPLE", 0)
+    monkeypatch.setattr(machine, "RUN_FREE", 0)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**12, free=10**12))
     told = doctor("--models", "paper")
     assert told.wrong == ["models"]
@@ -145,7 +145,7 @@ def test_a_cluster_that_is_not_there_is_one_line(doctor: Pad, monkeypatch: pytes
     """Ray's own minutes of waiting, and its traceback."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        monkeypatch.setattr(reach, "RAY_TIMEOUT", 0.5)
+        monkeypatch.setattr(network, "RAY_TIMEOUT", 0.5)
         told = doctor("--address", address)
         assert told.wrong == ["cluster"] and "does not answer" in told.found["cluster"]["found"]
     told = doctor("--address", address)
@@ -158,7 +158,7 @@ def test_ray_that_is_not_installed_is_a_problem_with_a_way_round_it(
     doctor: Pad, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A GPU box without Ray, which needs none for --engine local."""
-    monkeypatch.setattr(reach, "find_spec", lambda _: None)
+    monkeypatch.setattr(network, "find_spec", lambda _: None)
     told = doctor("--address", "auto")
     assert told.wrong == ["ray"] and "--engine local" in told.found["ray"]["remedy"]
 

@@ -87,7 +87,7 @@ def test_progress_is_a_line_now_and_then_where_no_terminal_is(
     """Catches an analysis or an export of hours whose log stays empty."""
     from pad_pipeline import console
 
-    monkeypatch.setattr(console, "EVERY", 0.0)
+    monkeypatch.setattr(console, "PROGRESS_SECONDS", 0.0)
     with console.progress("export", 3, "shards") as update:
         update(completed=1)
         update(completed=2)

@@ -14,21 +14,22 @@ from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.stages.ground import DetectorSettings
 from pad_pipeline.stages.segment import SegmenterSettings
 from pad_pipeline.stages.tag import TaggerSettings
-from pad_pipeline.workflows.learning.launch import train_settings
+from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.workflows.models.settings import load_models
+from pad_pipeline.workflows.toml import read_settings
 from tests.commands.conftest import Pad
 from tests.conftest import ROOT
 
 
 def test_presets_are_the_papers_models() -> None:
-    one, other = (load_models(name).of(TaggerSettings) for name in ("paper", "plus"))
+    one, other = (load_models(name).annotator(TaggerSettings) for name in ("paper", "plus"))
     unlike = {"family", "weights", "sha256"}
     assert (one.family, other.family) == ("ram", "ram_plus")
     assert one.model_dump(exclude=unlike) == other.model_dump(exclude=unlike)
     for models in (load_models("paper"), load_models("plus")):
-        tagger, segmenter = models.of(TaggerSettings), models.of(SegmenterSettings)
+        tagger, segmenter = models.annotator(TaggerSettings), models.annotator(SegmenterSettings)
         assert (tagger.embed_dim, tagger.depths) == (192, [2, 2, 18, 2])
-        assert models.of(DetectorSettings).model == "IDEA-Research/grounding-dino-base"
+        assert models.annotator(DetectorSettings).model == "IDEA-Research/grounding-dino-base"
         assert segmenter.weights.endswith("/sam_vit_h_4b8939.pth")
         assert models.llm.llm == "lmsys/vicuna-7b-v1.5"
         assert all(len(value) == 64 for value in (segmenter.sha256, tagger.tag_list_sha256))
@@ -39,10 +40,10 @@ def test_a_preset_can_be_changed_in_a_file(tmp_path: Path) -> None:
     blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/howto/models.md").read_text(), re.DOTALL)
     (tmp_path / "mine.toml").write_text(blocks[0])
     models = load_models(str(tmp_path / "mine.toml"))
-    assert models.of(TaggerSettings) == load_models("plus").of(TaggerSettings)
-    segmenter = models.of(SegmenterSettings)
+    assert models.annotator(TaggerSettings) == load_models("plus").annotator(TaggerSettings)
+    segmenter = models.annotator(SegmenterSettings)
     assert segmenter.weights.endswith("/sam_vit_b_01ec64.pth") and segmenter.sha256.startswith("ec2df627")
-    assert (models.of(DetectorSettings).box_threshold, models.compute.precision) == (0.3, "auto")
+    assert (models.annotator(DetectorSettings).box_threshold, models.compute.precision) == (0.3, "auto")
 
 
 def test_a_pinned_hash_goes_with_its_file(tmp_path: Path) -> None:
@@ -52,9 +53,9 @@ def test_a_pinned_hash_goes_with_its_file(tmp_path: Path) -> None:
         '[detector]\nmodel = "groundingdino_swint_ogc"\n'
     )
     models = load_models(str(tmp_path / "mine.toml"))
-    assert (models.of(TaggerSettings).sha256, models.of(SegmenterSettings).sha256) == ("", "")
-    assert models.of(DetectorSettings).model.startswith("hf://ShilongLiu/GroundingDINO@")
-    assert len(models.of(DetectorSettings).sha256) == 64
+    assert (models.annotator(TaggerSettings).sha256, models.annotator(SegmenterSettings).sha256) == ("", "")
+    assert models.annotator(DetectorSettings).model.startswith("hf://ShilongLiu/GroundingDINO@")
+    assert len(models.annotator(DetectorSettings).sha256) == 64
 
 
 def test_models_are_listed_checked_and_fetched(pad: Pad, models_toml: Path, tmp_path: Path) -> None:
@@ -105,9 +106,9 @@ def test_own_tag_list_and_thresholds_decide_the_tags(
 
 def test_training_settings_come_from_a_file_and_options_win(tmp_path: Path) -> None:
     (tmp_path / "train.toml").write_text('steps = 7\nbatch_size = 3\n[patch_loss]\naverage = "region"\n')
-    settings = train_settings(tmp_path / "train.toml", {"batch_size": 5})
+    settings = read_settings(TrainSettings, tmp_path / "train.toml", {"batch_size": 5})
     assert (settings.steps, settings.batch_size, settings.patch_loss.average) == (7, 5, "region")
     assert (settings.learning_rate, settings.warmup, settings.beta_end) == (1e-3, 0.03, 5.0)
     (tmp_path / "train.toml").write_text("stepps = 7")
     with pytest.raises(UserError, match="stepps = 7: there is no such setting"):
-        train_settings(tmp_path / "train.toml", {})
+        read_settings(TrainSettings, tmp_path / "train.toml", {})

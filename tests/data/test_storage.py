@@ -8,7 +8,7 @@ import pytest
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.facts import differences
-from pad_pipeline.storage import ATTEMPT, Folder, claim_folder, whole
+from pad_pipeline.storage import PROCESS_TOKEN, Folder, atomic_write, claim_folder
 
 
 class _KilledError(Exception):
@@ -30,10 +30,10 @@ def test_what_breaks_off_changes_nothing(tmp_path: Path, kind: str, durable: boo
         return (target / "state" if kind == "folder" else target).read_text()
 
     for text in ("one", "two"):
-        with whole(target, durable) as partial:
+        with atomic_write(target, durable) as partial:
             write(partial, text)
         assert read() == text
-        with pytest.raises(_KilledError), whole(target, durable) as partial:
+        with pytest.raises(_KilledError), atomic_write(target, durable) as partial:
             write(partial, "three")
             raise _KilledError
         assert read() == text and [path.name for path in tmp_path.iterdir()] == ["target"]
@@ -42,8 +42,8 @@ def test_what_breaks_off_changes_nothing(tmp_path: Path, kind: str, durable: boo
 def test_a_link_under_the_unfinished_name_is_not_written_into(tmp_path: Path) -> None:
     """It may be a hard link to a shard of the run, left by an export that was killed."""
     (tmp_path / "mine").write_text("mine")
-    (tmp_path / f".out.{ATTEMPT}.partial").hardlink_to(tmp_path / "mine")
-    with whole(tmp_path / "out") as partial:
+    (tmp_path / f".out.{PROCESS_TOKEN}.partial").hardlink_to(tmp_path / "mine")
+    with atomic_write(tmp_path / "out") as partial:
         partial.write_text("new")
     assert (tmp_path / "mine").read_text() == "mine" and (tmp_path / "out").read_text() == "new"
 

@@ -11,7 +11,7 @@ OPTION = re.compile(r"(?<![\w-])--[a-z]")
 OTHER_PROGRAMS = {
     "workflows.checks.machine": ["--gpus all", "--shm-size", "--ulimit", "--upgrade"],  # docker, pip
     "workflows.engine.ray_session": ["--head"],
-    "workflows.checks.reach": ["--head"],
+    "workflows.checks.network": ["--head"],
     "workflows.learning.lmms": [
         "--num_processes", "--model", "--tasks", "--batch_size", "--log_samples", "--output_path",
     ],

@@ -21,17 +21,17 @@ from pad_pipeline.miniature.kinds import PARTS, THINGS, Artist
 from pad_pipeline.miniature.language import (
     NUMBERS,
     caption,
-    is_a,
+    is_caption,
+    is_kind_of,
     llava_box,
-    parses,
     phrase,
     plural,
     questions,
-    refer,
+    referring_expressions,
     side,
 )
-from pad_pipeline.miniature.score import Score, seen_share
-from pad_pipeline.miniature.world import COLOURS, LABELS, MIN_PIXELS, SIZES, STUFF, TEXTURES, draw_scene
+from pad_pipeline.miniature.score import Score, coverage_by_resizing
+from pad_pipeline.miniature.world import COLORS, LABELS, MIN_PIXELS, SIZES, STUFF, TEXTURES, draw_scene
 from pad_pipeline.sources.open import open_source
 from pad_pipeline.stages.segment import encode_mask
 from pad_pipeline.workflows.miniature.truth import single_labels
@@ -108,7 +108,7 @@ def test_variety() -> None:
     assert set(LABELS) == {*THINGS, *PARTS, *STUFF} and len(LABELS) == len(THINGS) + len(PARTS) + len(STUFF)
     assert len(LABELS) >= 60 and len(THINGS) >= 25
     things = [thing for scene in SCENES for thing in scene.things]
-    assert {thing.color for thing in things} >= set(COLOURS)
+    assert {thing.color for thing in things} >= set(COLORS)
     assert {thing.size for thing in things} == {"", *SIZES}
     assert {thing.texture for thing in things} == {"", *TEXTURES}
     assert max(len(scene.things) for scene in SCENES) == 5
@@ -128,15 +128,15 @@ def test_captions_name_what_can_be_seen_and_parse() -> None:
     not. A grammar that takes anything would make the LLM's score worthless."""
     for scene in SCENES:
         said = caption(scene)
-        assert parses(said), said
+        assert is_caption(said), said
         assert sum(said.count(phrase(thing)) >= 1 for thing in scene.things) == len(scene.things)
-        assert scene.lower in said
+        assert scene.ground in said
         words = said.split()
-        assert not parses(" ".join([*words[:-1], words[0], words[-1]])), said
-        assert not parses(said.replace("the ", "", 1)), said
-        assert not parses(said[:-1]), said
-    assert not parses("a red red car on the road under the sky.")
-    assert not parses("a car on the road at noon.")
+        assert not is_caption(" ".join([*words[:-1], words[0], words[-1]])), said
+        assert not is_caption(said.replace("the ", "", 1)), said
+        assert not is_caption(said[:-1]), said
+    assert not is_caption("a red red car on the road under the sky.")
+    assert not is_caption("a car on the road at noon.")
     for wrong in (
         "an car on the road under the sky.",
         "a apple on the road under the sky.",
@@ -146,24 +146,24 @@ def test_captions_name_what_can_be_seen_and_parse() -> None:
         "a red car on the sea at night, with a blue car above.",
         "a red car on the floor under the sky.",
     ):
-        assert not parses(wrong), wrong
-    assert parses("an orange ball and a small red car on the road under the sky, with a sun above.")
+        assert not is_caption(wrong), wrong
+    assert is_caption("an orange ball and a small red car on the road under the sky, with a sun above.")
 
 
 def test_referring_expressions_fit_one_thing_only() -> None:
     """A phrase that fits two things would be answered wrongly half of the time."""
     found = 0
     for scene in SCENES:
-        for phrase_, region in refer(scene):
+        for phrase_, region in referring_expressions(scene):
             kind = scene.regions[region].label
             assert phrase_.startswith("the ") and kind in phrase_
             words = set(phrase_.split())
             fitting = [
                 thing
                 for thing in scene.things
-                if is_a(thing.kind, kind)
+                if is_kind_of(thing.kind, kind)
                 and all(
-                    word in {thing.size, thing.color, thing.texture} for word in words & {*COLOURS, *SIZES, *TEXTURES}
+                    word in {thing.size, thing.color, thing.texture} for word in words & {*COLORS, *SIZES, *TEXTURES}
                 )
                 and ((" on the " not in phrase_ and " in the " not in phrase_) or phrase_.endswith(side(scene, thing)))
             ]
@@ -191,12 +191,12 @@ def test_questions_have_true_answers() -> None:
         for question, answer in questions(scene, np.random.default_rng(1)):
             if question.startswith("Is there a"):
                 kind = question.removesuffix("?").split(" ", 3)[3]
-                assert answer == ("yes." if any(is_a(other, kind) for other in kinds) else "no.")
+                assert answer == ("yes." if any(is_kind_of(other, kind) for other in kinds) else "no.")
             if question.startswith("How many"):
                 named = question.removeprefix("How many ").removesuffix(" are there?")
                 kind = next(kind for kind in THINGS if plural(kind) == named)
-                assert answer.split()[2] == NUMBERS[sum(is_a(other, kind) for other in kinds)]
-                assert (kind, scene.upper) != ("star", "night"), "who counts the stars of a night sky?"
+                assert answer.split()[2] == NUMBERS[sum(is_kind_of(other, kind) for other in kinds)]
+                assert (kind, scene.backdrop) != ("star", "night"), "who counts the stars of a night sky?"
             if question.startswith("What colour"):
                 kind = question.removeprefix("What colour is the ").removesuffix("?")
                 color = next(thing.color for thing in scene.things if thing.kind == kind)
@@ -270,7 +270,7 @@ def test_single_label_patches_show_one_label_alone() -> None:
         assert (labels >= 0).sum() > 20
         shares = {}
         for region in scene.regions:
-            share = seen_share(region.mask, view).flatten()
+            share = coverage_by_resizing(region.mask, view).flatten()
             shares[region.label] = np.maximum(shares.get(region.label, 0), share)
         for patch in np.flatnonzero(labels >= 0):
             for label, share in shares.items():

@@ -18,7 +18,7 @@ from PIL import Image
 from pad_pipeline.errors import UserError
 from pad_pipeline.labels import LabelEmbedder, LabelSettings
 from pad_pipeline.miniature import shipped
-from pad_pipeline.miniature.shipped import FOLDER, MANIFEST, checked, read_manifest
+from pad_pipeline.miniature.shipped import FOLDER, MANIFEST, checked_folder, read_manifest
 from pad_pipeline.miniature.world import LABELS
 
 Pad = Callable[..., SimpleNamespace]
@@ -27,7 +27,7 @@ MEBIBYTE = 1 << 20
 
 def test_the_whole_miniature_is_small_and_as_its_manifest_says() -> None:
     """25 MB or less, every file hashed, nothing besides; how each model was made and how good it is stands there."""
-    manifest = read_manifest(checked())
+    manifest = read_manifest(checked_folder())
     files = {path.relative_to(FOLDER).as_posix(): path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()}
     assert files.keys() - {MANIFEST} == manifest.files.keys()
     assert sum(files.values()) <= 25 * MEBIBYTE
@@ -63,7 +63,7 @@ def test_a_changed_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     manifest = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps(manifest | {"files": {"../../secret": "0"}}))
     with pytest.raises(UserError, match="outside its folder"):
-        checked(folder)
+        checked_folder(folder)
     (folder / MANIFEST).write_text(json.dumps(manifest | {"files": {}, "labels": [*LABELS[1:], "unicorn"]}))
     refused("unicorn")
     (folder / MANIFEST).write_text(json.dumps(manifest | {"files": {}, "labels": list(LABELS[1:])}))

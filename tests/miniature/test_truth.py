@@ -14,11 +14,18 @@ import torch
 
 from pad_pipeline.evaluation.boxes import score_boxes
 from pad_pipeline.miniature.files import write_world
-from pad_pipeline.miniature.language import DESCRIBE, REFER, caption, llava_box, questions, refer
+from pad_pipeline.miniature.language import (
+    DESCRIBE_PROMPTS,
+    REFER_PROMPT,
+    caption,
+    llava_box,
+    questions,
+    referring_expressions,
+)
 from pad_pipeline.miniature.world import Scene, draw_scene
 from pad_pipeline.sources.llava import LlavaSource
 from pad_pipeline.training.chat import Chat
-from pad_pipeline.training.examples import DialogueExamples, Sight
+from pad_pipeline.training.examples import DialogueExamples, Preprocessor
 from pad_pipeline.training.model import normalization, view_of
 from pad_pipeline.training.settings import Stage2Settings, settings_of
 from pad_pipeline.training.template import IMAGE, Template, TemplateName
@@ -42,7 +49,7 @@ def test_a_caption_is_taken_apart_into_what_the_scene_says() -> None:
     leave both variants' scores too high: what is not seen can't be wrong."""
     for scene in SCENES:
         slots = slots_of(caption(scene))
-        assert slots and slots.ground == scene.lower
+        assert slots and slots.ground == scene.ground
         assert slots.position in caption(scene)
         assert sorted(slots.things) == sorted(Said(t.kind, t.color, t.size, t.texture) for t in scene.things)
 
@@ -85,7 +92,7 @@ def boxes_scored(change: object = None) -> dict[str, Any]:
     said = [
         change(scene, llava_box(scene, found.region)) if callable(change) else llava_box(scene, found.region)
         for scene in SCENES
-        for found in refer(scene)
+        for found in referring_expressions(scene)
     ]
     found = score_boxes(expressions_of(SCENES), said)
     return found["padded"] | {"unparsed": found["unparsed"], "asked": found["expressions"]}
@@ -135,8 +142,11 @@ def test_dialogues_have_every_expression_with_its_box(tmp_path: Path) -> None:
         assert record["image"] == f"scene-{number:05d}.png"
         assert [place for place, text in enumerate(said) if "<image>" in text] == [0]
         turns = dict(zip((text.replace("<image>\n", "") for text in said[::2]), said[1::2], strict=True))
-        asked = {REFER + found.phrase: llava_box(SCENES[number], found.region) for found in refer(SCENES[number])}
-        assert {question: answer for question, answer in turns.items() if question.startswith(REFER)} == asked
+        asked = {
+            REFER_PROMPT + found.phrase: llava_box(SCENES[number], found.region)
+            for found in referring_expressions(SCENES[number])
+        }
+        assert {question: answer for question, answer in turns.items() if question.startswith(REFER_PROMPT)} == asked
         true = dict(questions(SCENES[number], np.random.default_rng((21, number, 1))))
         assert turns.items() <= true.items() and len(turns) == len(asked) + 1
 
@@ -229,10 +239,10 @@ def test_the_model_is_asked_as_it_was_taught(compared: Path) -> None:
     chat, captions = (Chat(compared / f"paper/with the patch loss-0/{stage}") for stage in ("stage2", "stage1"))
     settings = Stage2Settings()
     tower = fetch_model("vision", "miniature:clip")
-    sight = Sight(view_of(tower, "pad"), *normalization(tower), 196)
+    preprocessor = Preprocessor(view_of(tower, "pad"), *normalization(tower), 196)
     source = LlavaSource(str(compared / "world/llava_refer.json"), str(compared / "world/images"))
     tokenizer = chat.processor.tokenizer
-    examples = DialogueExamples(source, sight, Template("v1", tokenizer), settings, 128)
+    examples = DialogueExamples(source, preprocessor, Template("v1", tokenizer), settings, 128)
     records = json.loads((compared / "world/llava_refer.json").read_text())
     image = chat.model.config.image_token_id
     plain = Template("plain", tokenizer).question("")
@@ -246,10 +256,12 @@ def test_the_model_is_asked_as_it_was_taught(compared: Path) -> None:
         put = chat.prepare(scene.image, record["conversations"][0]["value"])
         assert put["input_ids"][0].tolist() == taught[:place] + [image] * 196 + taught[place + 1 :]
         assert torch.allclose(put["pixel_values"][0], example.pixels, atol=1e-5)
-        shown = captions.show(scene.image)
+        shown = captions.prepare_caption(scene.image)
         assert shown["input_ids"][0].tolist() == [plain[0]] + [image] * 196
         assert torch.allclose(
-            shown["pixel_values"][0], sight._replace(view=view_of(tower, "crop")).normalized(scene.image), atol=1e-5
+            shown["pixel_values"][0],
+            preprocessor._replace(view=view_of(tower, "crop")).normalized(scene.image),
+            atol=1e-5,
         )
 
 
@@ -262,9 +274,10 @@ def test_batches_with_a_cache_say_what_single_greedy_steps_say(
     looked at, or answers in another order than the questions show."""
     chat, one_line = Chat(compared / f"paper/with the patch loss-0/{stage}"), template == "plain"
     scenes, tokenizer = SCENES[:3], chat.processor.tokenizer
-    asked = [(scene.image, REFER + found.phrase) for scene in scenes for found in refer(scene)][:3]
-    asked += [(scene.image, DESCRIBE[0]) for scene in scenes[1:]]
-    put = [chat.show(image) if one_line else chat.prepare(image, question) for image, question in asked]
+    phrases = [(scene.image, found.phrase) for scene in scenes for found in referring_expressions(scene)]
+    asked = [(image, REFER_PROMPT + phrase) for image, phrase in phrases[:3]]
+    asked += [(scene.image, DESCRIBE_PROMPTS[0]) for scene in scenes[1:]]
+    put = [chat.prepare_caption(image) if one_line else chat.prepare(image, question) for image, question in asked]
     newline = tokenizer("\n", add_special_tokens=False)["input_ids"][-1]
     ends = [tokenizer.eos_token_id, *([newline] if one_line else [])]
     most = 6

@@ -102,7 +102,7 @@ def test_every_member_agrees_with_the_others(
             x0, y0, x1, y1 = region["box"]
             assert 0 <= x0 < x1 <= meta["width"]
             assert 0 <= y0 < y1 <= meta["height"]
-            assert models.of(DetectorSettings).box_threshold <= region["score"] <= 1
+            assert models.annotator(DetectorSettings).box_threshold <= region["score"] <= 1
             assert region["label_score"] <= region["score"]
             regions += 1
     assert regions > 20

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import CommitOperationDelete, HfApi
 
-from pad_pipeline.storage import ATTEMPT
+from pad_pipeline.storage import PROCESS_TOKEN
 from tests.conftest import data
 from tests.sharing.conftest import Pad
 from tests.sharing.regions import found
@@ -100,7 +100,7 @@ def test_a_killed_hub_export_does_not_endanger_the_run(built: Path, pad: Pad, tm
     assert pad("export", "hub", run, "--out", out).code == 0
     for name in ("pad-000000.tar", "pad-000000.parquet", "run.json", "plan.parquet"):
         (out / name).unlink()
-        os.link(run / name, out / f".{name}.{ATTEMPT}.partial")
+        os.link(run / name, out / f".{name}.{PROCESS_TOKEN}.partial")
     assert pad("export", "hub", run, "--out", out).code == 0
     assert data(run) == before
     assert {name: data(out)[name] for name in before} == before

@@ -16,12 +16,14 @@ from tests.sources.small_sources import LISTS, brief, error_of, write_list
 @pytest.mark.parametrize("kind", LISTS)
 def test_every_kind_of_list_says_the_same(tmp_path: Path, kind: str) -> None:
     """Would catch a kind that alters captions, loses a row, or forgets to count the rows without an image."""
-    captions = ['a "red", old house', "ein Hund läuft 🐕", "two\nlines", "", " spaces "]
+    captions = ['a "red", old house', "ein Hund läuft 🐕", "", " spaces "]
+    captions += [] if kind == "tsv" else ["two\nlines"]  # a TSV has no quotes that could hold a line's end
     rows = [{"image": f"d/{n}.jpg", "id": f"n{n}", "caption": caption} for n, caption in enumerate(captions)]
     source = open_source(write_list(tmp_path / f"list.{kind}", [*rows, {"image": None, "id": "x", "caption": "y"}]))
     for _ in range(2):
         assert list(map(brief, source)) == [(row["id"], row["image"], row["caption"]) for row in rows]
-        assert source.counts == {"rows without an image": 1}
+        quoted = {"fields in quotes, as in a CSV, whose quotes are removed": 1} if kind == "tsv" else {}
+        assert source.counts == {"rows without an image": 1} | quoted
     assert source.root == str(tmp_path)
     assert source.origin == str(tmp_path / f"list.{kind}")
 

@@ -45,7 +45,7 @@ def test_a_llava_json_gives_its_records(tmp_path: Path) -> None:
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dog."}]
     good, text_only = {"id": "1", "image": "a.jpg", "conversations": turns}, {"id": "2", "conversations": turns}
     bad = [
-        {"id": "3", "image": ["a.jpg"]},
+        {"id": "3", "image": {}},
         {"id": "4", "image": "../a.jpg"},
         {"id": "5", "image": "a.jpg"} | {"conversations": 1},
     ]

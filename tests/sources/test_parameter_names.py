@@ -25,11 +25,11 @@ from pad_pipeline.training.job import Job
 from pad_pipeline.training.loop import train
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.verify import verify_run
-from pad_pipeline.workflows.learning.analyze import analysis_settings, analyze
-from pad_pipeline.workflows.learning.launch import train_settings
+from pad_pipeline.workflows.learning.analyze import analyze
 from pad_pipeline.workflows.models.settings import ModelSettings, load_models
 from pad_pipeline.workflows.runs.build import build, import_coco
 from pad_pipeline.workflows.runs.options import RunOptions
+from pad_pipeline.workflows.toml import read_settings
 
 
 def refusal(call: Callable[..., Any], *arguments: Any, **named: Any) -> UserError:
@@ -112,13 +112,12 @@ def test_analyses_and_builds_name_their_parameters(
         assert refusal(Subject, *arguments).field == field
     assert refusal(Subject, tmp_path / "mm_projector.bin", *parts).field == "model"
     assert refusal(Subject, tmp_path, parts[0]).field == "vision"
-    assert refusal(analysis_settings, none, {}).field == "settings"
     assert refusal(analyze, [], None, str(none), None, None).field == "shards"
     for opened in (open_shards, verify_run):
         assert refusal(opened, none).field == "shards" == refusal(opened, "ftp://host/run").field
     assert refusal(load_models, "large").field == "models"
-    assert refusal(train_settings, none, {}).field == "settings"
-    assert refusal(train_settings, None, {"micro_batch": 0}).field == "micro_batch"
+    assert refusal(read_settings, TrainSettings, none, {}).field == "settings"
+    assert refusal(read_settings, TrainSettings, None, {"micro_batch": 0}).field == "micro_batch"
 
     source, view = open_source(world.images), models.view
     for field, out, options in (

@@ -36,7 +36,7 @@ def found_in(prompt: Prompt, probabilities: np.ndarray, boxes: np.ndarray) -> Fo
 def test_the_span_maximum_gates_and_other_good_labels_are_kept(models: ModelSettings) -> None:
     """A poodle is a dog: the second label used to be thrown away, or glued to the first ("poodle dog")."""
     changed = {"box_threshold": 0.5, "text_threshold": 0.3, "alternates": 2}
-    detector = Detector(models.of(DetectorSettings).model_copy(update=changed), DECODING, TWO)
+    detector = Detector(models.annotator(DetectorSettings).model_copy(update=changed), DECODING, TWO)
     prompt = Prompt(
         [CLS, 5, 6, DOT, 7, DOT, 8, DOT, 9, DOT, 4, DOT, SEP],
         ["poodle", "dog", "cat", "animal", "pet"],

@@ -41,7 +41,7 @@ def test_detector_gives_an_image_the_same_alone_in_a_batch_and_in_another_order(
     """Captions of different length and images of different size in one shard, with and without padding to common
     sizes: scores to 1e-4, boxes to 1e-4 of the image. Padding to the neighbors' size failed here by far."""
     changed = {"pad_to": pad_to, "batch_size": 3}
-    detector = Detector(models.of(DetectorSettings).model_copy(update=changed), DECODING, TWO)
+    detector = Detector(models.annotator(DetectorSettings).model_copy(update=changed), DECODING, TWO)
     tags = ["house", "car", "roof", "sky", "boat", "tree"]
     together = detector(Shard(0, tagged(world, 5, tags))).rows
     shuffled = detector(Shard(0, [tagged(world, 5, tags)[index] for index in (3, 0, 4, 2, 1)])).rows
@@ -60,7 +60,7 @@ def test_detector_gives_an_image_the_same_alone_in_a_batch_and_in_another_order(
 
 def test_different_captions_in_a_batch_equal_each_alone(models: ModelSettings, world: World) -> None:
     """groundingdino-py mixes the text masks of a batch; here all scores of all queries agree to 1e-4."""
-    detector = Detector(models.of(DetectorSettings), DECODING, TWO)
+    detector = Detector(models.annotator(DetectorSettings), DECODING, TWO)
     rows = [record(world.images / "scene-00002.png") for _ in range(3)]
     prompts = [
         build_prompts(tags, detector.encode)[0] for tags in (["house"], ["car", "red roof", "sky"], ["tree", "boat"])
@@ -80,12 +80,12 @@ def test_different_captions_in_a_batch_equal_each_alone(models: ModelSettings, w
 def test_detector_equals_transformers_own_path(models: ModelSettings, world: World, pad_to: int) -> None:
     """One image and caption through transformers' processor, attention and model, padded by hand or not: the same
     boxes and token scores (1e-5)."""
-    folder = models.of(DetectorSettings).model
+    folder = models.annotator(DetectorSettings).model
     model = GroundingDinoForObjectDetection.from_pretrained(folder).eval()
     image = decode((world.images / "scene-00001.png").read_bytes(), DECODING)[0]
     inputs = GroundingDinoImageProcessorPil.from_pretrained(folder)(images=image, return_tensors="pt")
     text = AutoTokenizer.from_pretrained(folder)("house . car . red roof .", return_tensors="pt")
-    detector = Detector(models.of(DetectorSettings).model_copy(update={"pad_to": pad_to}), DECODING, TWO)
+    detector = Detector(models.annotator(DetectorSettings).model_copy(update={"pad_to": pad_to}), DECODING, TWO)
     row = record(world.images / "scene-00001.png")
     height, width = detector.shape(row)
     padding = (0, width - inputs["pixel_values"].shape[3], 0, height - inputs["pixel_values"].shape[2])
@@ -103,7 +103,7 @@ def test_detector_equals_transformers_own_path(models: ModelSettings, world: Wor
 
 def test_mm_grounding_dino_equals_transformers_own_path(models: ModelSettings, world: World, tmp_path: Path) -> None:
     """Another zero-shot detector of transformers with the same interface: equal to its own path (1e-5)."""
-    tokenizer = AutoTokenizer.from_pretrained(models.of(DetectorSettings).model)
+    tokenizer = AutoTokenizer.from_pretrained(models.annotator(DetectorSettings).model)
     config = MMGroundingDinoConfig(
         backbone_config=SwinConfig(
             image_size=96, embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8], window_size=4,
@@ -141,7 +141,9 @@ def test_more_tags_than_one_prompt_holds_become_several_prompts_for_one_encoding
 ) -> None:
     """300 tags: transformers crashes above 256 tokens, upstream drops the tail. The image is encoded once for all
     prompts, and each prompt's boxes say which it was."""
-    detector = Detector(models.of(DetectorSettings).model_copy(update={"nms_iou_across_labels": 1.0}), DECODING, TWO)
+    detector = Detector(
+        models.annotator(DetectorSettings).model_copy(update={"nms_iou_across_labels": 1.0}), DECODING, TWO
+    )
     tags = [f"{a}{b}" for a in "abcdefghijklmnopqrst" for b in "uvwxyzabcdefghi"]
     row = record(world.images / "scene-00000.png", tags=[Tag(tag, 0.9) for tag in tags])
     assert len(row.tags) == 300
@@ -162,21 +164,21 @@ def test_a_strip_has_positions_for_all_queries(models: ModelSettings, tmp_path: 
         Image.effect_noise((width, height), 60).convert("RGB").save(tmp_path / f"{width}.png")
         rows.append(record(tmp_path / f"{width}.png", tags=[Tag("house", 0.9)]))
     folder = tmp_path / "detector"
-    shutil.copytree(models.of(DetectorSettings).model, folder)
+    shutil.copytree(models.annotator(DetectorSettings).model, folder)
     config = GroundingDinoConfig.from_pretrained(folder)
     config.num_queries = 200
     with quiet(), torch.random.fork_rng():
         torch.manual_seed(0)
         GroundingDinoForObjectDetection(config).save_pretrained(folder)
     detector = Detector(DetectorSettings(model=str(folder), min_size=0, box_threshold=0), DECODING, TWO)
-    assert detector.model.positions(*detector.model.resized(1000, 10)) < 200
+    assert detector.model.count_positions(*detector.model.resized(1000, 10)) < 200
     assert [row.status for row in detector(Shard(0, rows)).rows] == ["ok"] * 3, [row.reason for row in rows]
 
 
 def test_bfloat16_moves_scores_a_little_and_boxes_less(world: World) -> None:
     """The GPU's precision, on the trained miniature: the same things are found, nearly all within a fiftieth of the
     image. (On a random model a rounding would reorder the queries.)"""
-    settings = load_models("miniature").of(DetectorSettings)
+    settings = load_models("miniature").annotator(DetectorSettings)
     rough = settings, DECODING, ComputeSettings(threads=2, precision="bfloat16")
     tags = [list(dict.fromkeys(region.label for region in draw_scene(3, index).regions)) for index in range(8)]
 

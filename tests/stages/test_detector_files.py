@@ -79,10 +79,12 @@ def test_an_official_checkpoint_is_a_detector(
     official: Path, models: ModelSettings, world: World, tmp_path: Path
 ) -> None:
     """By its path, with a tokenizer beside it; converted once, and loaded from the cache the second time."""
-    settings = DetectorSettings(model=str(official), tokenizer=models.of(DetectorSettings).model, box_threshold=0.0)
+    settings = DetectorSettings(
+        model=str(official), tokenizer=models.annotator(DetectorSettings).model, box_threshold=0.0
+    )
     with pytest.raises(UserError, match=r"detector\.tokenizer .* built into the model"):
         Detector(settings.model_copy(update={"tokenizer": models.llm.llm}), DECODING, TWO)
-    large = AutoTokenizer.from_pretrained(models.of(DetectorSettings).model)
+    large = AutoTokenizer.from_pretrained(models.annotator(DetectorSettings).model)
     large.add_tokens([f"word{number}" for number in range(100)])
     large.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"detector\.tokenizer .* knows 1130 tokens, and the model 1100"):
@@ -127,7 +129,7 @@ def test_a_damaged_cache_is_made_anew(official: Path, own_cache: Path) -> None:
 def test_a_model_folder_can_name_no_weights_or_code_elsewhere(models: ModelSettings, tmp_path: Path) -> None:
     """The pinned hash was of model.safetensors, and what was loaded was another file, anywhere on the disk."""
     folder = tmp_path / "detector"
-    shutil.copytree(models.of(DetectorSettings).model, folder)
+    shutil.copytree(models.annotator(DetectorSettings).model, folder)
     settings = DetectorSettings(model=str(folder))
     config = json.loads((folder / "config.json").read_text())
     for entry in ({"transformers_weights": "other.safetensors"}, {"attn_implementation": "evil/kernel"}):

@@ -296,8 +296,8 @@ def test_an_entry_point_means_its_class(monkeypatch: pytest.MonkeyPatch, models_
         load_models(str(write(tmp_path / "own.toml", models_toml, f"[detector]\n{way}{settings}", ("detector",))))
         for way in ways
     )
-    assert one.of(CustomDetector) == two.of(CustomDetector)
-    assert one.of(CustomDetector).settings["weights"] == str(tmp_path / "w.bin")
+    assert one.annotator(CustomDetector) == two.annotator(CustomDetector)
+    assert one.annotator(CustomDetector).settings["weights"] == str(tmp_path / "w.bin")
 
 
 def package(folder: Path, body: str = "") -> Path:
@@ -358,7 +358,7 @@ def test_the_readmes_class_works(
     (tmp_path / "my_package/detect.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
     models = load_models(str(write(tmp_path / "own.toml", models_toml, toml.partition("```")[0], ("detector",))))
-    (row,) = models.of(CustomDetector).make(DECODING, TWO)(Shard(0, tagged(world, 1))).rows
+    (row,) = models.annotator(CustomDetector).make(DECODING, TWO)(Shard(0, tagged(world, 1))).rows
     assert [region.box for region in row.regions] == [(0, 0, 20, 10)] * 2, row.reason
 
 

@@ -58,7 +58,7 @@ def test_prompts_are_balanced() -> None:
 
 def test_real_tags_make_the_ids_that_berts_tokenizer_makes_of_the_whole_text(models: ModelSettings) -> None:
     """Each tag is tokenized alone and once; put together they must be what the model was trained to read."""
-    detector = Detector(models.of(DetectorSettings), DECODING, TWO)
+    detector = Detector(models.annotator(DetectorSettings), DECODING, TWO)
     tags = ["red house", "car", "roof", "tree", "x-ray"]
     (prompt,) = build_prompts(tags, detector.encode)
     assert prompt.ids == detector.tokenizer(" . ".join(tags) + " .")["input_ids"]
@@ -71,25 +71,25 @@ def test_tags_that_name_nothing_boxable_are_not_looked_for(models: ModelSettings
     assert not {"dog", "sky", "grass", "church", "person", "kite", "watch", "hand", "water", "swimming pool"} & words
     assert all(word == normalize(word) for word in words)
     row = record(world.images / "scene-00000.png", tags=[Tag(tag, 0.9) for tag in ("Red", "sit", "house", "roof")])
-    detector = Detector(models.of(DetectorSettings), DECODING, TWO)
+    detector = Detector(models.annotator(DetectorSettings), DECODING, TWO)
     assert [prompt.tags for prompt in detector.prompts(row)] == [["house", "roof"]]
     own = tmp_path / "unboxable.txt"
     own.write_text("# mine\nROOF  # parts\n")
-    detector = Detector(models.of(DetectorSettings).model_copy(update={"unboxable": str(own)}), DECODING, TWO)
+    detector = Detector(models.annotator(DetectorSettings).model_copy(update={"unboxable": str(own)}), DECODING, TWO)
     assert [prompt.tags for prompt in detector.prompts(row)] == [["Red", "sit", "house"]]
-    detector = Detector(models.of(DetectorSettings).model_copy(update={"unboxable": ""}), DECODING, TWO)
+    detector = Detector(models.annotator(DetectorSettings).model_copy(update={"unboxable": ""}), DECODING, TWO)
     assert [prompt.tags for prompt in detector.prompts(row)] == [["Red", "sit", "house", "roof"]]
     nothing = record(world.images / "scene-00000.png", tags=[Tag("red", 0.9)])
     more = record(
         world.images / "scene-00001.png",
         tags=[Tag("house", 0.9)],
     )
-    Detector(models.of(DetectorSettings), DECODING, TWO)(Shard(0, [nothing, more]))
+    Detector(models.annotator(DetectorSettings), DECODING, TWO)(Shard(0, [nothing, more]))
     assert (nothing.status, nothing.regions, [tag.label for tag in nothing.tags]) == ("empty", [], ["red"])
     assert more.status == "ok"
     own.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"detector\.unboxable .* one tag a line"):
-        Detector(models.of(DetectorSettings).model_copy(update={"unboxable": str(own)}), DECODING, TWO)
+        Detector(models.annotator(DetectorSettings).model_copy(update={"unboxable": str(own)}), DECODING, TWO)
 
 
 def test_the_list_of_unboxable_tags_leaves_most_of_rams() -> None:
@@ -102,7 +102,7 @@ def test_the_list_of_unboxable_tags_leaves_most_of_rams() -> None:
 
 def test_words_that_the_tokenizer_does_not_know_are_not_looked_for(models: ModelSettings, tmp_path: Path) -> None:
     """All of them are one token, [UNK]: a box for it was labeled with the first, whatever it showed."""
-    detector = Detector(models.of(DetectorSettings), DECODING, TWO)
+    detector = Detector(models.annotator(DetectorSettings), DECODING, TWO)
     row = ImageRecord("a", "a", key="a", tags=[Tag(tag, 0.9) for tag in ("猫", "house", "犬")])
     assert [prompt.tags for prompt in detector.prompts(row)] == [["house"]]
     (tmp_path / "bom.txt").write_text("\ufeffsky\n", "utf-8")

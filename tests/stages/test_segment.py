@@ -155,7 +155,7 @@ def test_packed_boxes_equal_predict_torch(sam_path: Path, world: World) -> None:
         wanted.append(low[:, 0])
         quality.append(iou[:, 0])
     corners = [
-        sam.boxes(np.array([region.box for region in row.regions]), row.width, row.height).astype(np.float32)
+        sam.scale_boxes(np.array([region.box for region in row.regions]), row.width, row.height).astype(np.float32)
         for row in rows
     ]
     image = torch.repeat_interleave(torch.arange(4), torch.tensor([len(part) for part in corners]))
@@ -362,7 +362,7 @@ def test_sams_of_transformers_equal_their_own_path(kind: str, world: World, tmp_
 
 def test_a_model_folder_of_another_kind_is_named(models: ModelSettings) -> None:
     """The detector's folder given as the segmenter's."""
-    settings = SegmenterSettings(weights=models.of(DetectorSettings).model)
+    settings = SegmenterSettings(weights=models.annotator(DetectorSettings).model)
     with pytest.raises(
         UserError, match=r"model_type is 'grounding-dino', and should be sam or sam2 or sam2_video or sam_hq"
     ):
@@ -374,7 +374,7 @@ def test_bfloat16_changes_few_pixels(world: World) -> None:
     from pad_pipeline.miniature.world import draw_scene
     from pad_pipeline.workflows.models.settings import load_models
 
-    shipped = load_models("miniature").of(SegmenterSettings)
+    shipped = load_models("miniature").annotator(SegmenterSettings)
 
     def rows() -> list[ImageRecord]:
         found = [record(world.images / f"scene-{index:05d}.png") for index in range(4)]

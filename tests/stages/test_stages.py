@@ -32,7 +32,7 @@ def tagged(world: World, count: int, tags: list[str]) -> list[ImageRecord]:
 
 
 def test_tagger_gives_an_image_the_same_alone_and_in_a_batch(models: ModelSettings, world: World) -> None:
-    tagger = Tagger(models.of(TaggerSettings), DECODING, TWO)
+    tagger = Tagger(models.annotator(TaggerSettings), DECODING, TWO)
     together = tagger(Shard(0, tagged(world, 5, []))).rows
     for index, row in enumerate(together):
         (alone,) = tagger(Shard(0, [tagged(world, 5, [])[index]])).rows
@@ -44,7 +44,7 @@ def test_tagger_gives_an_image_the_same_alone_and_in_a_batch(models: ModelSettin
 def test_ram_plus_runs_as_the_tagger(world: World, tmp_path: Path) -> None:
     """The other family through the same stage: its label queries differ from image to image."""
     models = write_small_models(tmp_path, ["house", "car", "sky"], ["a car"], family="ram_plus")
-    settings = load_models(str(models)).of(TaggerSettings)
+    settings = load_models(str(models)).annotator(TaggerSettings)
     assert settings.family == "ram_plus"
     settings = settings.model_copy(update={"threshold": 0.0})
     first, second = Tagger(settings, DECODING, TWO)(Shard(0, tagged(world, 2, []))).rows
@@ -53,7 +53,7 @@ def test_ram_plus_runs_as_the_tagger(world: World, tmp_path: Path) -> None:
 
 
 def test_an_image_without_tags_is_empty(models: ModelSettings, world: World) -> None:
-    nothing = models.of(TaggerSettings).model_copy(update={"threshold": 1.0})
+    nothing = models.annotator(TaggerSettings).model_copy(update={"threshold": 1.0})
     (row,) = Tagger(nothing, DECODING, TWO)(Shard(0, tagged(world, 1, []))).rows
     assert (row.status, row.tags) == ("empty", [])
 

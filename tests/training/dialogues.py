@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import decoders
 
-from pad_pipeline.training.template import IMAGE_MARK, Encoded
+from pad_pipeline.training.template import IMAGE_MARK, EncodedText
 
 QUESTIONS = (
     "What is in the picture?", "how many?", "Is this a red house or a blue ball? Answer with one word.", "5 + 5 =",
@@ -59,7 +59,7 @@ def answers_of(turns: Turns) -> list[str]:
     return [turn["value"] for turn in turns[1::2]]
 
 
-def taught(tokenizer: Any, encoded: Encoded) -> list[str]:
+def taught(tokenizer: Any, encoded: EncodedText) -> list[str]:
     """Return the text of each unbroken series of supervised tokens."""
     runs: list[list[int]] = []
     for number, (token, supervised) in enumerate(zip(encoded.ids, encoded.supervised, strict=True)):

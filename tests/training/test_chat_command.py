@@ -14,11 +14,11 @@ from PIL import Image
 
 from pad_pipeline.images import DecodeSettings
 from pad_pipeline.training.batches import collate
-from pad_pipeline.training.examples import Sight
+from pad_pipeline.training.examples import Preprocessor
 from pad_pipeline.training.export import export
 from pad_pipeline.training.model import MultimodalModel
 from pad_pipeline.training.ranks import Ranks
-from pad_pipeline.training.template import Encoded, Template
+from pad_pipeline.training.template import EncodedText, Template
 from tests.training.trained_models import WIDTH, build, view_for
 
 Pad = Callable[..., Any]
@@ -40,15 +40,15 @@ def greedy(model: MultimodalModel, image: Image.Image, question: str, tokens: in
     """Return the answer that the training's own forward pass gives, without a cache."""
     data = io.BytesIO()
     image.save(data, "PNG")
-    sight = Sight(view_for(model), model.mean, model.std, model.vision_tokens)
-    pixels = sight.pixels(data.getvalue(), DecodeSettings())
+    preprocessor = Preprocessor(view_for(model), model.mean, model.std, model.vision_tokens)
+    pixels = preprocessor.pixels(data.getvalue(), DecodeSettings())
     ids = Template("chat", model.tokenizer).question(question)
     said: list[int] = []
     with torch.inference_mode():
         while len(said) < tokens and (not said or said[-1] != model.tokenizer.eos_token_id):
-            text = Encoded([*ids, *said], [False] * (len(ids) + len(said)))
-            batch = collate([sight.nothing(WIDTH)._replace(text=text, pixels=pixels)], sight)
-            hidden = model.read(model.see(batch.pixels), batch)[-1:]
+            text = EncodedText([*ids, *said], [False] * (len(ids) + len(said)))
+            batch = collate([preprocessor.empty_example(WIDTH)._replace(text=text, pixels=pixels)], preprocessor)
+            hidden = model.run_llm(model.encode_images(batch.pixels), batch)[-1:]
             said.append(int(model.llm.get_output_embeddings()(hidden).argmax()))
     return str(model.tokenizer.decode(said, skip_special_tokens=True)).strip()
 
@@ -86,13 +86,13 @@ def test_chat_says_in_one_line_what_is_wrong(
         assert done.err.count("\n") == 1, done.err
         return str(done.err)
 
-    assert "there is no such folder; give the hf/" in refused(tmp_path / "nowhere")
+    assert "there is no such folder; give the output folder" in refused(tmp_path / "nowhere")
     assert "its config.json can't be read" in refused(tmp_path)
     assert "model_type is 'qwen2', and should be llava or llava_c_abstractor" in refused(parts / "qwen2")
     assert "--image" in (said := refused(exported, tmp_path / "none.png")) and "can't be read (No such file" in said
     assert "this is no readable image" in refused(exported, text)
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
-    assert "standard input holds none" in refused(exported, question="-")
+    assert "standard input holds no question" in refused(exported, question="-")
 
     def damaged(change: Callable[[], object]) -> str:
         hf.mkdir(exist_ok=True)

@@ -41,7 +41,7 @@ def test_chat_is_the_llms_own_template(chats: dict[str, Any], family: str) -> No
         moved = llava_multimodal(turns)
         said = [answer.strip() if family == "llama3" else answer for answer in answers_of(turns)]
         if any(answer.startswith("\n") for answer in said):  # "\n\n" is a token
-            with pytest.raises(ValueError, match="joins an answer's beginning"):
+            with pytest.raises(ValueError, match="makes one token of an answer's start"):
                 Template("chat", tokenizer)(turns, image)
             joined += 1
             continue
@@ -78,7 +78,7 @@ def test_chat_refuses_a_template_that_rewrites_earlier_turns(chats: dict[str, An
     template = Template("chat", chats["qwen3"])
     thinking = "<think>\nA dog has four legs.\n</think>\n\nA dog."
     assert taught(chats["qwen3"], template(talk("What?", thinking), True)) == [f"{thinking}<|im_end|>"]
-    with pytest.raises(ValueError, match="writes earlier turns otherwise"):
+    with pytest.raises(ValueError, match="changes earlier turns"):
         template(talk("What?", thinking, "Sure?", "Yes."), True)
 
 
@@ -115,7 +115,7 @@ def test_chat_refuses_an_answer_whose_first_token_begins_before_it(trim: bool) -
     """A prompt ends in a space, which the tokenizer joins to the answer's first word; trimmed offsets hide that."""
     text = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '<|end|>' }}{% endfor %}"
     tokenizer = byte_level(("<|end|>",), text + "{% if add_generation_prompt %}assistant: {% endif %}", trim)
-    with pytest.raises(ValueError, match="joins an answer's beginning"):
+    with pytest.raises(ValueError, match="makes one token of an answer's start"):
         Template("chat", tokenizer)(talk("What?", "A dog."), True)
     encoded = Template("chat", tokenizer)(talk("What?", "5 dogs"), True)  # digits are joined to nothing
     assert taught(tokenizer, encoded) == ["5 dogs<|end|>"]
@@ -124,11 +124,11 @@ def test_chat_refuses_an_answer_whose_first_token_begins_before_it(trim: bool) -
 @pytest.mark.parametrize(
     ("template", "words"),
     [
-        ("{{ raise_exception('no such role') }}", "refuses it .*no such role"),
-        ("{% if %}", "refuses it"),
+        ("{{ raise_exception('no such role') }}", "fails on it .*no such role"),
+        ("{% if %}", "fails on it"),
         ("{{ messages[0]['content'] | upper }}", "drops or repeats"),
-        ("{{ messages[0]['content'] }}: ", "writes earlier turns otherwise"),
-        (CHATML.replace("assistant\\n' }}", "assistant\\n<think>\\n' }}"), "writes earlier turns otherwise"),
+        ("{{ messages[0]['content'] }}: ", "changes earlier turns"),
+        (CHATML.replace("assistant\\n' }}", "assistant\\n<think>\\n' }}"), "changes earlier turns"),
     ],
 )
 def test_chat_says_what_a_broken_template_does(template: str, words: str) -> None:
@@ -141,5 +141,5 @@ def test_chat_says_what_a_broken_template_does(template: str, words: str) -> Non
 
 def test_chat_question_tells_that_the_template_refuses_it() -> None:
     """Catches an error of jinja that nobody handles in the middle of an evaluation."""
-    with pytest.raises(ValueError, match="refuses it"):
+    with pytest.raises(ValueError, match="fails on it"):
         Template("chat", byte_level(QWEN_MARKS, "{{ raise_exception('no') }}", trim=False)).question("What?")

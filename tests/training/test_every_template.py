@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import ByT5Tokenizer
 
-from pad_pipeline.training.template import IMAGE, IMAGE_MARK, Encoded, Template
+from pad_pipeline.training.template import IMAGE, IMAGE_MARK, EncodedText, Template
 from tests.training.dialogues import ANSWERS, QUESTIONS, Turns, dialogues, place_mark, talk, taught
 from tests.training.llava_reference import llava_v1
 
@@ -147,7 +147,7 @@ def test_a_tokenizer_that_lacks_something_is_told_at_once(llamas: dict[str, Any]
     assert Template("plain", ByT5Tokenizer()).caption("ab").supervised == [False, True, True, True]
 
 
-def expanded(encoded: Encoded, image_tokens: int) -> list[tuple[int, bool]]:
+def expanded(encoded: EncodedText, image_tokens: int) -> list[tuple[int, bool]]:
     """Return the ids and flags with the image's tokens put in."""
     return [
         pair
@@ -166,10 +166,10 @@ def test_cut_is_llavas_after_the_image_was_put_in(llamas: dict[str, Any], image:
     tokens = 36
     whole = expanded(encoded, tokens)
     for length in range(-2, len(whole) + 3):
-        cut = encoded.cut(length, tokens)
+        cut = encoded.truncated(length, tokens)
         assert len(cut.ids) == len(cut.supervised)
         if image and length < encoded.ids.index(IMAGE) + tokens:
-            assert cut == Encoded([], [])  # it ends before the image does, and with it before any answer
+            assert cut == EncodedText([], [])  # it ends before the image does, and with it before any answer
             assert not any(supervised for _, supervised in whole[: max(length, 0)])
         else:
             assert expanded(cut, tokens) == whole[: max(length, 0)]
@@ -179,7 +179,7 @@ def test_threads_may_share_a_template(llamas: dict[str, Any], chats: dict[str, A
     """The loader's threads encode at once. Catches tokenizers that change their settings for a call, and mix up those
     of other threads."""
     drawn = dialogues(60, seed=6, answers=[answer for answer in ANSWERS if answer.strip() == answer])
-    encode: Callable[[tuple[Template, tuple[Turns, bool]]], Encoded] = lambda job: job[0](*job[1])  # noqa: E731
+    encode: Callable[[tuple[Template, tuple[Turns, bool]]], EncodedText] = lambda job: job[0](*job[1])  # noqa: E731
     for template in (Template("v1", llamas["vicuna"]), Template("chat", chats["llama3"])):
         jobs = [(template, dialogue) for dialogue in drawn]
         with ThreadPoolExecutor(4) as threads:

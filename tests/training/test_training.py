@@ -19,14 +19,14 @@ from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.miniature.files import World
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.training.batches import Batch, collate
-from pad_pipeline.training.examples import ShardExamples, Sight
+from pad_pipeline.training.examples import Preprocessor, ShardExamples
 from pad_pipeline.training.export import image_processor_for
 from pad_pipeline.training.losses import caption_loss, patch_loss, patch_loss_weight
 from pad_pipeline.training.model import CLIP_MEAN, CLIP_STD, MultimodalModel, embedder_for
-from pad_pipeline.training.order import Order
+from pad_pipeline.training.order import SampleOrder
 from pad_pipeline.training.projector import build_projector, load_projector, save_projector
 from pad_pipeline.training.settings import PatchLossSettings, TrainSettings
-from pad_pipeline.training.template import Encoded, Template
+from pad_pipeline.training.template import EncodedText, Template
 from tests.conftest import import_photographs
 from tests.small_models import write_small_models
 
@@ -103,8 +103,8 @@ def model_and_examples(models_toml: Path, shards: Path, **settings: Any) -> tupl
     folder = open_shards(shards)
     clip, llm = models_toml.parent / "clip", models_toml.parent / "llm"
     model = MultimodalModel(str(clip), str(llm), chosen, torch.device("cpu"))
-    sight = Sight(folder.run.view, model.mean, model.std, model.vision_tokens)
-    return model, ShardExamples(folder, sight, Template(chosen.template, model.tokenizer), chosen)
+    preprocessor = Preprocessor(folder.run.view, model.mean, model.std, model.vision_tokens)
+    return model, ShardExamples(folder, preprocessor, Template(chosen.template, model.tokenizer), chosen)
 
 
 def test_plain_template_is_llavas(models_toml: Path, shards: Path, world: World) -> None:
@@ -113,10 +113,10 @@ def test_plain_template_is_llavas(models_toml: Path, shards: Path, world: World)
     model, examples = model_and_examples(models_toml, shards)
     tokenizer = AutoTokenizer.from_pretrained(models_toml.parent / "llm")
     captions = [turn["conversations"][1]["value"] for turn in json.loads(world.llava.read_text())]
-    batch = collate([examples[0], examples[1]], examples.sight)
+    batch = collate([examples[0], examples[1]], examples.preprocessor)
     with torch.no_grad():
         caption = model(batch).caption
-        tokens = model.see(batch.pixels)
+        tokens = model.encode_images(batch.pixels)
         embed = model.llm.get_input_embeddings()
         total = count = 0.0
         for row in (0, 1):
@@ -135,12 +135,16 @@ def test_samples_without_caption_or_region_still_count_for_the_other(models_toml
     """Catches vision tokens that land in another sample's text, where one has an image and no caption."""
     model, examples = model_and_examples(models_toml, shards)
     silent, bare = examples[0], examples[1]
-    silent = silent._replace(text=Encoded(silent.text.ids[:2], [False, False]))
+    silent = silent._replace(text=EncodedText(silent.text.ids[:2], [False, False]))
     bare = bare._replace(coverage=bare.coverage[:0], embeds=bare.embeds[:0])
     for order in ([silent, bare], [bare, silent]):
-        both = model(collate(order, examples.sight))
-        assert both.caption.item() == pytest.approx(model(collate([bare], examples.sight)).caption.item(), abs=1e-5)
-        assert both.patch.item() == pytest.approx(model(collate([silent], examples.sight)).patch.item(), abs=1e-5)
+        both = model(collate(order, examples.preprocessor))
+        assert both.caption.item() == pytest.approx(
+            model(collate([bare], examples.preprocessor)).caption.item(), abs=1e-5
+        )
+        assert both.patch.item() == pytest.approx(
+            model(collate([silent], examples.preprocessor)).patch.item(), abs=1e-5
+        )
 
 
 def test_text_alone_beside_images(models_toml: Path, shards: Path) -> None:
@@ -149,10 +153,10 @@ def test_text_alone_beside_images(models_toml: Path, shards: Path) -> None:
     model, examples = model_and_examples(models_toml, shards, llm="full")
     with_image = examples[0]
     ids = [model.tokenizer.bos_token_id, *with_image.text.ids[2:7]]
-    text = examples.nothing._replace(key="text", text=Encoded(ids, [False, False, True, True, True, True]))
-    alone = [model(collate([one], examples.sight)) for one in (with_image, text)]
-    counts = [len(collate([one], examples.sight).targets) for one in (with_image, text)]
-    both = model(collate([text, with_image], examples.sight))
+    text = examples.empty_example._replace(key="text", text=EncodedText(ids, [False, False, True, True, True, True]))
+    alone = [model(collate([one], examples.preprocessor)) for one in (with_image, text)]
+    counts = [len(collate([one], examples.preprocessor).targets) for one in (with_image, text)]
+    both = model(collate([text, with_image], examples.preprocessor))
     expected = sum(one.caption.item() * n for one, n in zip(alone, counts, strict=True)) / sum(counts)
     assert both.caption.item() == pytest.approx(expected, abs=1e-5)
     assert both.patch.item() == pytest.approx(alone[0].patch.item(), abs=1e-6)
@@ -165,9 +169,9 @@ def test_masks_follow_a_c_abstractors_tokens(models_toml: Path, shards: Path) ->
     """8 x 8 patches become 4 x 4 tokens, and each token is compared with what its own four patches show. Catches masks
     of one grid on tokens of another, and sequences with room for as many tokens as there are patches."""
     model, examples = model_and_examples(models_toml, shards, projector="c-abstractor", abstractor_tokens=16)
-    batch = collate([examples[0], examples[1]], examples.sight)
+    batch = collate([examples[0], examples[1]], examples.preprocessor)
     assert len(batch.vision_at) == 2 * 16
-    tokens = model.see(batch.pixels).detach()
+    tokens = model.encode_images(batch.pixels).detach()
     assert tokens.shape[1] == 16
     pooled = batch.coverage.double().view(-1, 4, 2, 4, 2).mean((2, 4)).flatten(1)
     cosine = torch.nn.functional.cosine_similarity(tokens[batch.image], batch.embeds.float()[:, None], dim=-1)
@@ -181,13 +185,13 @@ def test_masks_follow_a_c_abstractors_tokens(models_toml: Path, shards: Path) ->
 def test_order_is_a_function_of_seed_and_step() -> None:
     """Every sample once an epoch, another order each epoch, any step computed by itself. Catches an order that depends
     on where a training was resumed."""
-    order = Order(10, 4, seed=1)
+    order = SampleOrder(np.arange(10), 4, seed=1)
     stream = np.concatenate([order.step(step) for step in range(10)])
     epochs = [stream[start : start + 10].tolist() for start in range(0, 40, 10)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 4
     assert epochs[0] != epochs[1]
-    assert Order(10, 4, seed=1).step(7).tolist() == order.step(7).tolist()
-    assert Order(10, 4, seed=2).step(0).tolist() != order.step(0).tolist()
+    assert SampleOrder(np.arange(10), 4, seed=1).step(7).tolist() == order.step(7).tolist()
+    assert SampleOrder(np.arange(10), 4, seed=2).step(0).tolist() != order.step(0).tolist()
 
 
 @pytest.mark.parametrize(("samples", "size", "images"), [(1000, 16, 600), (37, 8, 20), (64, 16, 32), (9, 9, 3)])
@@ -196,7 +200,7 @@ def test_grouping_keeps_kinds_and_lengths_together(samples: int, size: int, imag
     that overlap where their size is no multiple of the batch."""
     chance = np.random.default_rng(0)
     lengths, with_image = chance.integers(1, 500, samples), np.arange(samples) < images
-    order = Order(samples, size, 0, lengths, with_image)
+    order = SampleOrder(np.arange(samples), size, 0, lengths, with_image)
     steps = [order.step(step) for step in range(3 * samples // size)]
     stream = np.concatenate(steps)
     for epoch in range(len(stream) // samples):
@@ -204,7 +208,7 @@ def test_grouping_keeps_kinds_and_lengths_together(samples: int, size: int, imag
     if samples == 1000:
         mixed = [step for step in steps if 0 < with_image[step].sum() < size]
         assert len(mixed) <= 9
-        plain = Order(samples, size, 0)
+        plain = SampleOrder(np.arange(samples), size, 0)
         padding = [sum(lengths[o.step(n)].max() * size for n in range(60)) for o in (order, plain)]
         assert padding[0] < 0.75 * padding[1]
 
@@ -244,11 +248,11 @@ def test_training_lowers_both_losses_and_exports(
     model, examples = model_and_examples(models_toml, shards, projector=projector)
     model.projector.load_state_dict(load_projector(out / "mm_projector.bin").state_dict())
     example = examples[2]
-    batch = collate([example], examples.sight)
+    batch = collate([example], examples.preprocessor)
     image_token = llava.config.image_token_index
     ids = [model.tokenizer.bos_token_id, *[image_token] * 64, *example.text.ids[2:]]
     with torch.inference_mode():
-        ours = model.llm.lm_head(model.read(model.see(batch.pixels), batch))
+        ours = model.llm.lm_head(model.run_llm(model.encode_images(batch.pixels), batch))
         theirs = llava(input_ids=torch.tensor([ids]), pixel_values=batch.pixels).logits[0]
     assert (ours - theirs[:, : ours.shape[1]]).abs().max() < 1e-5
 
@@ -297,16 +301,16 @@ def test_what_does_not_fit_is_an_error(pad: Pad, models_toml: Path, shards: Path
         (other / name).write_bytes((clip / name).read_bytes())
     (other / "config.json").write_text(json.dumps(config | {"image_size": 224}))
     said = refused(vision=other)
-    assert "it sees 224 px in patches of 14, and the shards are made for 112 px" in said
+    assert "it takes images of 224 px in patches of 14 px, and the shards are made for 112 px" in said
     assert "--view-size 224 and --patch 14" in said
     (other / "config.json").write_text(json.dumps(config | {"image_size": 384}))
     said = refused(vision=other)
-    assert "drops the 6 px that are left over" in said and "--view-size" not in said, "no view can be so"
+    assert "drops the last 6 px" in said and "--view-size" not in said, "no view can be so"
     assert "model_type is 'llama', and should be clip or clip_vision_model or siglip" in refused(vision=llm)
     assert "there is no run.json in it" in refused(shards=clip)
     assert "neither a folder nor a hub name" in refused(vision=tmp_path / "nowhere")
     assert "--learning-rate = inf: Input should be a finite number" in refused("--learning-rate", "inf")
-    assert "no finite number" in pad(
+    assert "is not finite" in pad(
         "train", "--shards", shards, "--vision", clip, "--llm", llm, "--out", tmp_path / "run", "--learning-rate", 1e30,
         "--steps", 5, "--batch-size", 4,
     ).err  # fmt: skip
@@ -329,8 +333,8 @@ def test_shards_of_another_llm_get_this_ones_words(
     assert embedder is not None
     assert embedder_for(models_toml.parent / "llm", folder.run) is None
     model = MultimodalModel(str(clip), str(other / "llm"), settings, torch.device("cpu"))
-    sight = Sight(folder.run.view, model.mean, model.std, model.vision_tokens)
-    examples = ShardExamples(folder, sight, Template("plain", model.tokenizer), settings, embedder)
+    preprocessor = Preprocessor(folder.run.view, model.mean, model.std, model.vision_tokens)
+    examples = ShardExamples(folder, preprocessor, Template("plain", model.tokenizer), settings, embedder)
     table = model.llm.get_input_embeddings().weight
     labels = [region["label"] for region in folder.sample(*folder.usable()[3]).meta["regions"]]
     assert labels

@@ -11,10 +11,10 @@ from transformers import LlavaForConditionalGeneration
 
 from pad_pipeline.geometry import Fit, View
 from pad_pipeline.training.batches import collate
-from pad_pipeline.training.examples import Sight
+from pad_pipeline.training.examples import Preprocessor
 from pad_pipeline.training.model import MultimodalModel
 from pad_pipeline.training.settings import Stage2Settings
-from pad_pipeline.training.template import IMAGE, Encoded, Template
+from pad_pipeline.training.template import IMAGE, EncodedText, Template
 from tests.training.small_tokenizers import QWEN_MARKS
 
 WIDTH = 32
@@ -52,10 +52,10 @@ def asked(model: MultimodalModel, pixels: Tensor) -> tuple[list[int], Tensor]:
     """Return a question's ids, and the logits of the training's model at each position: `[T, vocabulary]`."""
     name = "chat" if model.settings.template == "chat" else "v1"
     ids = Template(name, model.tokenizer).question("What is in the picture?")  # type: ignore[arg-type]
-    sight = Sight(view_for(model), model.mean, model.std, model.vision_tokens)
-    example = sight.nothing(WIDTH)._replace(text=Encoded(ids, [False] * len(ids)), pixels=pixels[0])
+    preprocessor = Preprocessor(view_for(model), model.mean, model.std, model.vision_tokens)
+    example = preprocessor.empty_example(WIDTH)._replace(text=EncodedText(ids, [False] * len(ids)), pixels=pixels[0])
     with torch.inference_mode():
-        hidden = model.read(model.see(pixels), collate([example], sight))
+        hidden = model.run_llm(model.encode_images(pixels), collate([example], preprocessor))
         return ids, model.llm.get_output_embeddings()(hidden)
 
 

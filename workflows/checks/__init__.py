@@ -1,4 +1,4 @@
-"""The checks of `pad doctor`. No check downloads or writes; an exception in a check becomes a finding."""
+"""The checks of `pad doctor`. No check downloads or writes anything."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ State = Literal["ok", "warning", "problem"]
 
 
 class Finding(NamedTuple):
-    """One result of a check."""
+    """One line that `pad doctor` prints."""
 
     check: str
-    """The name of the thing that was checked."""
+    """The thing that was checked."""
     state: State
     found: str
-    """The result in words."""
+    """The result of the check."""
     remedy: str = ""
-    """What the user can do; empty if there is nothing to do."""
+    """The steps that solve the problem; empty if there is none."""
 
 
 Findings = Iterator[Finding]

@@ -1,10 +1,11 @@
-"""Checks of this machine: versions, GPU, memory, open files, disk."""
+"""Check this machine: versions, GPU, memory, limits of open files, disk space."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
+import resource
 import shutil
 import sys
 import tomllib
@@ -15,22 +16,21 @@ from typing import Any
 from pad_pipeline.packages import OPTIONAL, installed
 from pad_pipeline.workflows.checks import Finding, Findings, gigabytes
 
-_DRIVER = Path("/proc/driver/nvidia/version")
-OBJECT_STORE = 2 << 30
-"""Bytes that /dev/shm should have: a few shards of 512 photographs. With less, Ray's object store may use a disk."""
-LEAST = 1 << 30
-"""Bytes that must be free in a folder to write into; less is a problem."""
-AMPLE = 20 << 30
-"""Bytes that should be free in the folder of a run; less is a warning."""
-ALL_MODELS = 5 << 30
-"""Bytes of GPU memory below which the official models don't fit together: 4.5 GB, measured for `plus` with one image in
-bfloat16 (benchmarks/results/memory-cpu.md), and the memory of CUDA and its libraries. Larger batches are halved."""
+SHARED_MEMORY = 2 << 30
+"""Bytes that /dev/shm should have, enough for a few shards of 512 photographs. With less, Ray may use a slow disk."""
+MIN_FREE = 1 << 30
+"""Free bytes that a folder to write into must have; less is a problem."""
+RUN_FREE = 20 << 30
+"""Free bytes that the folder of a run should have; less is a warning."""
+GPU_MEMORY = 5 << 30
+"""Bytes of GPU memory that all official models need together: 4.5 GB, measured for `plus` with one image in bfloat16
+(benchmarks/results/memory-cpu.md), and the memory of CUDA and its libraries. A batch that needs more is halved."""
 OPEN_FILES = 4096
-"""Open files that a process should be allowed; with fewer, Ray with many workers runs out of them."""
+"""Files that a process should be allowed to have open. Ray with many workers needs so many."""
 
 
 def _requirements() -> tuple[str, list[str]]:
-    """Return the required versions of Python and of packages, from pyproject.toml or the installed package."""
+    """Return the versions of Python and of packages that pyproject.toml, or else the installed pad, requires."""
     beside = Path(__file__).parents[3] / "pyproject.toml"
     if beside.is_file():
         project = tomllib.loads(beside.read_text())["project"]
@@ -40,7 +40,7 @@ def _requirements() -> tuple[str, list[str]]:
 
 
 def packages() -> Findings:
-    """Check that Python and each package have the versions that pyproject.toml requires."""
+    """Check that Python and each package have a version that pad supports."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
@@ -52,7 +52,8 @@ def packages() -> Findings:
         remedy = "make an environment with a newer Python"
         yield Finding("python", "problem", f"{python}, and {needed_python} is needed", remedy)
     good = []
-    for name, specifier in ((one.name, one.specifier) for one in map(Requirement, needed)):
+    for requirement in map(Requirement, needed):
+        name, specifier = requirement.name, requirement.specifier
         try:
             present = version(name)
         except PackageNotFoundError:
@@ -66,7 +67,7 @@ def packages() -> Findings:
 
 
 def gpu() -> Findings:
-    """Check the GPUs and their memory, whether torch can use them, and whether torchvision fits torch."""
+    """Report CPU cores and GPUs; check that torchvision fits torch, that torch can use the GPUs, and GPU memory."""
     import torch
 
     from pad_pipeline.workflows.runs.fingerprint import cores
@@ -95,24 +96,26 @@ def _device(index: int, device: Any, versions: str) -> Finding:
     if (device.major, device.minor) < (8, 0):
         remedy = "expect a slow run: computing in bfloat16 needs Ampere (8.0) or newer"
         return Finding(name, "warning", f"{about}: no bfloat16", remedy)
-    if device.total_memory < ALL_MODELS:
+    if device.total_memory < GPU_MEMORY:
         remedy = "use smaller models (pad models list)"
         return Finding(name, "warning", f"{about}: too small for all official models at once", remedy)
     return Finding(name, "ok", f"{about}, bfloat16")
 
 
 def _driver() -> str:
-    match = re.search(r"\s(\d+\.[\d.]+)\s", _DRIVER.read_text()) if _DRIVER.is_file() else None
+    path = Path("/proc/driver/nvidia/version")
+    match = re.search(r"\s(\d+\.[\d.]+)\s", path.read_text()) if path.is_file() else None
     return match[1] if match else "unknown"
 
 
 def shared_memory() -> Findings:
-    """Check the size of /dev/shm, where Ray keeps the shards that go from worker to worker."""
+    """Check the size of /dev/shm, where Ray keeps shards on their way from worker to worker."""
     where = Path("/dev/shm")
-    size = shutil.disk_usage(where).total if where.is_dir() else None
-    if size is None:
+    if not where.is_dir():
         yield Finding("shared memory", "ok", "this system has no /dev/shm; Ray uses files")
-    elif size < OBJECT_STORE:
+        return
+    size = shutil.disk_usage(where).total
+    if size < SHARED_MEMORY:
         remedy = "give the container more: docker run --shm-size 8g, shm_size in compose; or use `engine` local"
         problem = f"{gigabytes(size)} in /dev/shm: Ray's object store would use a disk, which is slow"
         yield Finding("shared memory", "warning", problem, remedy)
@@ -121,11 +124,7 @@ def shared_memory() -> Findings:
 
 
 def open_files() -> Findings:
-    """Check how many files a process may have open."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such limits
-        return
+    """Check the number of files that a process may have open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= soft < OPEN_FILES:
         remedy = f"ulimit -n {hard if hard > soft else 65536}; for a container docker run --ulimit nofile=65536"
@@ -134,14 +133,14 @@ def open_files() -> Findings:
         yield Finding("open files", "ok", f"{soft if soft >= 0 else 'any number'} at most")
 
 
-def room(check: str, where: str, wanted: int = 0, ample: int = 0) -> Finding:
-    """Check that a folder can be written, and has free space.
+def disk_space(check: str, where: str, needed: int = 0, warn_below: int = 0) -> Finding:
+    """Check that a folder can be written and has free space. The space behind a URL is not checked.
 
     Args:
         check: the name of the check.
         where: the folder, which need not exist yet, or a URL.
-        wanted: bytes that will be written, as far as known.
-        ample: less free space than this, in bytes, is a warning.
+        needed: bytes that will be written; too little space for them is a problem.
+        warn_below: less free space, in bytes, is a warning.
     """
     from pad_pipeline.storage import PACKAGES, is_url, url_problem
 
@@ -159,17 +158,17 @@ def room(check: str, where: str, wanted: int = 0, ample: int = 0) -> Finding:
         return Finding(check, "problem", rule, "name another one, or have its owner changed")
     free = shutil.disk_usage(existing).free
     space = f"{gigabytes(free)} free in {folder}"
-    if free < wanted + LEAST:
-        more = f", and {gigabytes(wanted)} are needed" if wanted else ""
+    if free < needed + MIN_FREE:
+        more = f", and {gigabytes(needed)} are needed" if needed else ""
         return Finding(check, "problem", space + more, "make room, or name a folder on a larger disk")
-    if free < ample:
+    if free < warn_below:
         remedy = "`pad build` with `dry_run` says how much a run will write; make room if that is more"
         return Finding(check, "warning", space, remedy)
     return Finding(check, "ok", space)
 
 
-def optional() -> Findings:
-    """Report which optional packages are installed, and what they are for."""
+def optional_packages() -> Findings:
+    """Report for each optional package its purpose, and whether it is installed."""
     programs = {name: (installed(name), *package) for name, package in OPTIONAL.items()}
     programs["java"] = (bool(shutil.which("java")), "METEOR and SPICE", "install a Java runtime, 8 or newer")
     for name, (here, use, install) in programs.items():

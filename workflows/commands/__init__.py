@@ -1,4 +1,5 @@
-"""The command line: one file for each command or group. Options in, one call, a table or a line out.
+"""The commands of `pad`. Each reads its options, makes one call into the library, and prints the result.
 
-What takes seconds to import, each command imports when it runs. Logic that Python users want too belongs below.
+A command imports slow modules (torch, numpy) inside its function, so that `--help` is fast. Code that Python users need
+too belongs into the library.
 """

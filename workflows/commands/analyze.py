@@ -1,4 +1,4 @@
-"""`pad analyze` and `pad experiment`."""
+"""The commands `pad analyze` and `pad experiment`."""
 
 from __future__ import annotations
 
@@ -9,45 +9,40 @@ import typer
 
 from pad_pipeline.console import console, note, say
 from pad_pipeline.errors import UserError
-from pad_pipeline.workflows.commands.common import AsJson, EngineOption, print_json
+from pad_pipeline.workflows.commands.common import FROM_FIRST, AsJson, EngineOption, print_json
 from pad_pipeline.workflows.learning.choices import Analysis
 
 
 def analyze(
-    what: Annotated[Analysis, typer.Argument(help="Which analysis.")],
+    what: Annotated[Analysis, typer.Argument(help="The analysis to run.")],
     model: Annotated[
         Path, typer.Option(help="Folder that `pad train` wrote, a Hugging Face LLaVA folder, or mm_projector.bin.")
     ],
     shards: Annotated[
-        str, typer.Option(help="PAD shards of images that the model was not trained on: a folder or URL.")
+        str, typer.Option(help="Folder or URL of PAD shards, with images that the model was not trained on.")
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder for analysis.json, charts and drawings.")] = None,
-    vision: Annotated[
-        str, typer.Option(help="With mm_projector.bin: the vision tower of the projector, or `miniature`.")
-    ] = "",
-    llm: Annotated[str, typer.Option(help="With mm_projector.bin: the LLM of the projector, or `miniature`.")] = "",
-    vision_layer: Annotated[
-        int, typer.Option(help="With mm_projector.bin: the layer of the tower that it projects.")
-    ] = -2,
-    settings: Annotated[
-        Path | None, typer.Option(help="TOML file with the choices that the paper leaves open.")
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for analysis.json, charts and drawings; without it, nothing is written.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Use only so many images, the first ones.", min=1)] = None,
-    batch: Annotated[int, typer.Option(help="Images computed at a time; lower it if memory runs out.", min=1)] = 32,
-    drawings: Annotated[int, typer.Option(help="How many images to draw with the words of each patch.", min=0)] = 4,
+    vision: Annotated[str, typer.Option(help="For mm_projector.bin: its vision tower, or `miniature`.")] = "",
+    llm: Annotated[str, typer.Option(help="For mm_projector.bin: its LLM, or `miniature`.")] = "",
+    vision_layer: Annotated[int, typer.Option(help="For mm_projector.bin: the layer of its vision tower.")] = -2,
+    settings: Annotated[Path | None, typer.Option(help="TOML file with settings of the analyses.")] = None,
+    limit: Annotated[int | None, typer.Option(help=f"Number of images, {FROM_FIRST}.", min=1)] = None,
+    batch: Annotated[int, typer.Option(help="Images in one batch; lower it if memory runs out.", min=1)] = 32,
+    drawings: Annotated[int, typer.Option(help="Images to draw with the words of each patch.", min=0)] = 4,
     captions: Annotated[Path | None, typer.Option(help="For health: scores.json of `pad evaluate captions`.")] = None,
-    baseline: Annotated[
-        Path | None, typer.Option(help="For health: scores.json of a model trained on captions only.")
-    ] = None,
+    baseline: Annotated[Path | None, typer.Option(help="For health: scores.json of training on captions only.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure whether the alignment worked: compression, patches against words, words of each patch.
+    """Measure how well a trained model aligns the patches of images with words.
 
-    entropy: von Neumann entropy before and after the projector, dH. align: Align(V, W) and patch-level mIoU, compared
-    with shuffled labels, shuffled patches and an untrained projector. pursuit: each vision token as a sum of words.
-    lens: the nearest word of each token, and the LLM's logit lens. overlap: nearest neighbors that the projector keeps.
-    health: the paper's signs of failure (Align below 0.15, more than half of the patches without a readable word,
-    captions below those of a model trained on captions only); the exit code is 1 if there is one.
+    entropy: von Neumann entropy before and after the projector, and their difference dH. align: Align(V, W) and
+    patch-level mIoU, compared with shuffled labels, shuffled patches and an untrained projector. pursuit: each vision
+    token as a sum of words. lens: the nearest word of each vision token, and the LLM's logit lens. overlap: nearest
+    neighbors that the projector keeps. health: the paper's signs of failure (Align below 0.15, more than half of the
+    patches without a readable word, captions worse than those of a model trained on captions only). With a sign of
+    failure, the exit code is 1.
 
     Examples:
 
@@ -57,18 +52,20 @@ def analyze(
         --llm lmsys/vicuna-7b-v1.5 --shards heldout/ --limit 1000
     """
     from pad_pipeline.analysis.model import Subject
+    from pad_pipeline.analysis.settings import AnalysisSettings
     from pad_pipeline.analysis.studies import STUDIES
-    from pad_pipeline.miniature.shipped import resolve
+    from pad_pipeline.miniature.shipped import member_reference
     from pad_pipeline.workflows.learning import analyze as workflow
+    from pad_pipeline.workflows.toml import read_settings
 
-    chosen = workflow.analysis_settings(settings, {})
+    chosen = read_settings(AnalysisSettings, settings, {})
     healthy = what == "health"
     if (captions is None) != (baseline is None) or (captions and not healthy):
         rule = "it goes together with `baseline`, and with health only"
         raise UserError("captions", captions or "none", rule, "give both, or neither")
     names: list[str] = list(STUDIES) if what == "all" else ["align", "pursuit"] if healthy else [what]
-    scores = workflow.captions_below(captions, baseline) if captions and baseline else []
-    subject = Subject(model, resolve(vision, "clip"), resolve(llm, "llm"), vision_layer)
+    scores = workflow.caption_scores_below(captions, baseline) if captions and baseline else []
+    subject = Subject(model, member_reference(vision, "clip"), member_reference(llm, "llm"), vision_layer)
     found = workflow.analyze(names, subject, shards, chosen, out, limit, batch, drawings)
     signs = workflow.signs_of_failure(found, chosen) + scores if healthy else []
     if as_json:
@@ -87,24 +84,27 @@ def experiment(
     file: Annotated[
         str, typer.Argument(help="A TOML file, or a recipe: beta, projector, coverage, loss, llms, miniature.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for experiment.json, and for a folder of each training.")],
-    shards: Annotated[str, typer.Option(help="PAD shards that stage 1 is trained on.")] = "",
+    out: Annotated[Path, typer.Option(help="Folder for experiment.json, with a folder for each training.")],
+    shards: Annotated[str, typer.Option(help="PAD shards for the training of stage 1.")] = "",
     heldout: Annotated[str, typer.Option(help="PAD shards of other images, for the analyses.")] = "",
     vision: Annotated[str, typer.Option(help="Vision tower, or `miniature`.")] = "",
     llm: Annotated[str, typer.Option(help="LLM, or `miniature`.")] = "",
     data: Annotated[str, typer.Option(help="LLaVA JSON for stage 2; without it, only stage 1 is trained.")] = "",
-    image_root: Annotated[str, typer.Option(help="Folder that paths in the LLaVA JSON are relative to.")] = "",
-    seeds: Annotated[int | None, typer.Option(help="How often each cell is trained (3).", min=1)] = None,
+    image_root: Annotated[str, typer.Option(help="Folder that image paths in the LLaVA JSON are relative to.")] = "",
+    seeds: Annotated[
+        int | None, typer.Option(help="Trainings of each cell, each with another seed; 3 by default.", min=1)
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of stage 1, for cells that don't set them.", min=1)] = None,
-    limit: Annotated[int | None, typer.Option(help="How many images the analyses use.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help=f"Number of images for the analyses, {FROM_FIRST}.", min=1)] = None,
     engine: EngineOption = "local",
     address: Annotated[str, typer.Option(help="Ray cluster to use; empty starts Ray on this machine.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Train a grid of cells on the same shards, each with every seed, and measure each; print one table at the end.
+    """Train models with different settings on the same shards, and compare them in one table.
 
-    With --engine ray the trainings run side by side, and --out must be a folder that all nodes share. Run the same
-    command again to continue. A training that fails is a gap in the table and exit code 1; the next run tries it again.
+    A cell of the experiment is a choice of settings; it is trained once with each seed. With --engine ray the trainings
+    run side by side, and --out must be a folder that all nodes share. If a training fails, the table has a gap, and the
+    exit code is 1. Run the same command again to continue, and to try failed trainings again.
 
     Examples:
 
@@ -113,7 +113,7 @@ def experiment(
 
       pad experiment mine.toml --engine ray --out mine/
     """
-    from pad_pipeline.miniature.shipped import resolve
+    from pad_pipeline.miniature.shipped import member_reference
     from pad_pipeline.workflows.learning import experiment as workflow
     from pad_pipeline.workflows.learning.grid import table
 
@@ -124,9 +124,9 @@ def experiment(
     chosen = workflow.read_experiment(file, {name: value for name, value in options.items() if value})
     if steps:
         chosen.stage1["steps"] = steps
-    chosen.vision, chosen.llm = resolve(chosen.vision, "clip"), resolve(chosen.llm, "llm")
+    chosen.vision, chosen.llm = member_reference(chosen.vision, "clip"), member_reference(chosen.llm, "llm")
     for cell in chosen.cells.values():
-        cell.vision, cell.llm = resolve(cell.vision, "clip"), resolve(cell.llm, "llm")
+        cell.vision, cell.llm = member_reference(cell.vision, "clip"), member_reference(cell.llm, "llm")
     where = address if engine == "ray" else None
     found = workflow.run_experiment(chosen, out, where, note)
     print_json(found._asdict()) if as_json else console.print(table(found))

@@ -1,4 +1,4 @@
-"""`pad build` and `pad import`."""
+"""The commands `pad build` and `pad import coco`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
+from rich.filesize import decimal
 from rich.table import Table
 
 from pad_pipeline.console import console, note
 from pad_pipeline.errors import UserError
 from pad_pipeline.workflows.commands import runs
 from pad_pipeline.workflows.commands.common import INPUT, MODELS, RUN, Models, counted, print_json
-from pad_pipeline.workflows.commands.options import Given, option
+from pad_pipeline.workflows.commands.options import OptionValues, option
 
 
 def build(
@@ -26,28 +27,28 @@ def build(
         ),
     ],
     image_root: Annotated[
-        str | None, option(INPUT, "Folder that paths in a JSON or a list are relative to; by default the file's.")
+        str | None,
+        option(INPUT, "Folder that paths in a JSON or a list are relative to; by default the folder of that file."),
     ] = None,
     columns: Annotated[
-        str, option(INPUT, "Columns of a list, if their names can't be guessed: image=jpg_url,caption=alt,id=n.")
+        str, option(INPUT, "Columns of a list, if pad can't guess them: image=URL,caption=ALT,id=N.")
     ] = "",
     models: Models = "paper",
-    tag_list: Annotated[
-        str, option(MODELS, "Your own text file with the tagger's labels, one a line, instead of the official.")
-    ] = "",
+    tag_list: Annotated[str, option(MODELS, "Text file with your own labels for the tagger, one per line.")] = "",
     tag_thresholds: Annotated[
-        str, option(MODELS, "Your own text file with a probability for each label of the tagger, one a line.")
+        str, option(MODELS, "Text file with a probability threshold per label, one per line.")
     ] = "",
-    view: Annotated[Given, runs.VIEW_OPTIONS],
-    run: Annotated[Given, runs.BUILD_OPTIONS],
+    view: Annotated[OptionValues, runs.VIEW_OPTIONS],
+    run: Annotated[OptionValues, runs.BUILD_OPTIONS],
     dry_run: Annotated[
-        bool, option(RUN, "Plan the run, annotate 16 images, and print the time and storage of the whole.", "--dry-run")
+        bool, option(RUN, "Estimate time and storage with 16 images; write nothing.", "--dry-run")
     ] = False,
 ) -> None:
     """Annotate images and write patch-aligned shards.
 
-    RAM names what is in an image, Grounding DINO finds where, SAM says which pixels; each region becomes a mask on
-    the patch grid and the mean of its label's word embeddings. Run the same command again to continue a run.
+    RAM finds tags for an image, Grounding DINO finds boxes for the tags, and SAM draws a mask for each box. A shard
+    holds each mask's coverage on the patch grid, and the mean of the word embeddings of its label. Run the same
+    command again to continue a run.
 
     Examples:
 
@@ -65,7 +66,7 @@ def build(
     options = runs.run_options(run, preload=not dry_run)
     from pad_pipeline.sources.open import open_source
 
-    source = open_source(images, image_root, _columns(columns))  # reports a wrong path before seconds of imports
+    source = open_source(images, image_root, _columns(columns))  # a wrong path is found before the slow imports below
     if models == "miniature":
         from pad_pipeline.miniature.files import is_drawn
 
@@ -89,18 +90,16 @@ def build(
 
 def import_coco(
     *,
-    annotations: Annotated[Path, option(INPUT, "COCO instances.json: polygons, RLE, crowds.")],
-    images: Annotated[str, option(INPUT, "Folder or URL of the images, which file_name is relative to.")],
-    captions: Annotated[
-        Path | None, option(INPUT, "Captions from another file: COCO captions.json, or a LLaVA JSON.")
-    ] = None,
+    annotations: Annotated[Path, option(INPUT, "COCO's instances.json, with polygons, RLE and crowds.")],
+    images: Annotated[str, option(INPUT, "Folder or URL of the images, to which file_name is relative.")],
+    captions: Annotated[Path | None, option(INPUT, "Captions: COCO's captions.json, or a LLaVA JSON.")] = None,
     models: Models = "paper",
-    view: Annotated[Given, runs.VIEW_OPTIONS],
-    run: Annotated[Given, runs.IMPORT_OPTIONS],
+    view: Annotated[OptionValues, runs.VIEW_OPTIONS],
+    run: Annotated[OptionValues, runs.IMPORT_OPTIONS],
 ) -> None:
     """Write shards from COCO annotations: human masks as regions, categories as labels.
 
-    Of the models only the LLM's word embeddings and the decode settings are used.
+    Of --models, only the word embeddings of the LLM and the settings for decoding are used.
 
     Example:
 
@@ -120,7 +119,7 @@ def import_coco(
 
 
 def _columns(text: str) -> dict[str, str]:
-    """Return `image=url,caption=alt` as a mapping."""
+    """Parse `image=url,caption=alt` into a dictionary."""
     columns = {}
     for entry in filter(None, text.split(",")):
         name, equals, column = (part.strip() for part in entry.partition("="))
@@ -134,23 +133,14 @@ def _columns(text: str) -> dict[str, str]:
 def _show_estimate(found: Any) -> None:
     table = Table("what", "how much", title="dry run: nothing was written")
     table.add_row("images", f"{found.images:,} in {found.shards:,} shards")
-    table.add_row("their files", _bytes(found.input_bytes) + " (as far as sizes are known)")
+    table.add_row("their files", f"{decimal(found.input_bytes)} (as far as sizes are known)")
     table.add_row("annotated to measure", f"{counted(found.sampled, 'image')}, {found.failed} failed")
     where, unit = ("one GPU", "GPU hours") if found.on_gpu else ("this CPU", "hours")
     for name, seconds in found.seconds.items():
         table.add_row(f"  {name}", f"{seconds:.3f} s an image")
-    table.add_row(
-        f"all of it, one worker on {where}", f"{found.images * sum(found.seconds.values()) / 3600:,.2f} hours"
-    )
+    hours = found.images * sum(found.seconds.values()) / 3600
+    table.add_row(f"all of it, one worker on {where}", f"{hours:,.2f} hours")
     table.add_row("of that in the models", f"{found.images * found.in_models / 3600:,.2f} {unit}")
-    storage = _bytes(found.images * found.bytes_per_image)
-    table.add_row("shards", f"{storage} ({_bytes(found.bytes_per_image)} an image)")
+    storage = decimal(int(found.images * found.bytes_per_image))
+    table.add_row("shards", f"{storage} ({decimal(int(found.bytes_per_image))} an image)")
     console.print(table)
-
-
-def _bytes(number: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:,.3g} TB"

@@ -1,4 +1,4 @@
-"""`pad doctor`: what this machine lacks for a build or a training, with remedies."""
+"""`pad doctor`: check whether this machine is ready for a build or a training."""
 
 from __future__ import annotations
 
@@ -13,23 +13,21 @@ from pad_pipeline.console import console, say
 from pad_pipeline.errors import UserError
 from pad_pipeline.workflows.checks import Finding, Findings
 from pad_pipeline.workflows.commands.common import AsJson, counted, print_json
-from pad_pipeline.workflows.commands.named import in_options, name_options
+from pad_pipeline.workflows.commands.reword import reword, reword_error
 
 COLORS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
 def doctor(
     context: typer.Context,
-    out: Annotated[str, typer.Option(help="Folder or URL that a run is to write into.")] = ".",
+    out: Annotated[str, typer.Option(help="Folder or URL that a run will write into.")] = ".",
     models: Annotated[str, typer.Option(help="`paper`, `plus`, `miniature`, or a TOML file.")] = "paper",
-    address: Annotated[
-        str, typer.Option(help="Address of a Ray cluster to check too, such as auto or HOST:PORT.")
-    ] = "",
+    address: Annotated[str, typer.Option(help="Ray cluster to check too, such as auto or HOST:PORT.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Check this machine for a run: versions, GPU, Ray, disk, hub, models in the caches; say what to do.
+    """Check whether this machine can run pad: versions, GPU, Ray, disk, network, model files; print remedies.
 
-    Nothing is written or downloaded. The exit code is 1 if there is a problem; a warning is no problem.
+    Nothing is written or downloaded. The exit code is 1 if there is a problem, and 0 if there are only warnings.
 
     Examples:
 
@@ -55,37 +53,34 @@ def doctor(
 
 
 def checkup(out: str, models: str, address: str, context: typer.Context) -> Findings:
-    """Yield the findings of all checks; an early finding may explain a later one."""
-    from pad_pipeline.workflows.checks import machine, reach
+    """Run all checks. The order matters to a reader: an early finding may explain a later one."""
+    from pad_pipeline.workflows.checks import machine, network
 
-    hub_problem = cache(reach.hub_problem)
+    hub_problem = cache(network.hub_problem)
     checks: dict[str, Callable[[], Findings]] = {
         "packages": machine.packages,
         "gpu": machine.gpu,
-        "ray": partial(reach.ray_here, address),
+        "ray": partial(network.ray_cluster, address),
         "shared memory": machine.shared_memory,
         "open files": machine.open_files,
-        "out": lambda: iter([machine.room("out", out, ample=machine.AMPLE)]),
-        "hub": partial(reach.hub, hub_problem),
-        "models": partial(reach.model_files, models, hub_problem),
-        "optional": machine.optional,
+        "out": lambda: iter([machine.disk_space("out", out, warn_below=machine.RUN_FREE)]),
+        "hub": partial(network.hub, hub_problem),
+        "models": partial(network.model_files, models, hub_problem),
+        "optional": machine.optional_packages,
     }
     for name, check in checks.items():
-        for finding in _findings(name, check, context):
-            yield finding._replace(found=_line(finding.found), remedy=_line(in_options(finding.remedy, context)))
-
-
-def _findings(name: str, check: Callable[[], Findings], context: typer.Context) -> Findings:
-    try:
-        yield from check()
-    except UserError as error:
-        name_options(error, context)
-        yield Finding(name, "problem", f"{error.field} = {error.value}: {error.rule}", error.remedy)
-    except Exception as error:  # a broken package raises anything, and must not hide the checks after it
-        problem = f"it can't be checked ({type(error).__name__}: {str(error)[:200]})"
-        yield Finding(name, "problem", problem, "see whether a line above explains it; else install pad again")
+        try:
+            for finding in check():
+                yield finding._replace(found=_line(finding.found), remedy=_line(reword(finding.remedy, context)))
+        except UserError as error:
+            reword_error(error, context)
+            found = _line(f"{error.field} = {error.value}: {error.rule}")
+            yield Finding(name, "problem", found, _line(error.remedy))
+        except Exception as error:  # a broken package may raise anything; the other checks still run
+            found = _line(f"it can't be checked ({type(error).__name__}: {str(error)[:200]})")
+            yield Finding(name, "problem", found, "see whether a line above explains it; else install pad again")
 
 
 def _line(text: str) -> str:
-    """Return a text without line breaks and control characters, which texts of libraries may contain."""
+    """Return a library's text on one line, without control characters."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())

@@ -1,4 +1,4 @@
-"""The commands of `pad evaluate`: ask a trained model, and score its answers."""
+"""The commands of `pad evaluate`, which ask a trained model questions and score its answers."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ import typer
 from rich.table import Table
 
 from pad_pipeline.console import console, note, say
-from pad_pipeline.workflows.commands.common import AsJson, print_json
-from pad_pipeline.workflows.commands.options import Given, Options, option
+from pad_pipeline.workflows.commands.common import FROM_FIRST, AsJson, print_json
+from pad_pipeline.workflows.commands.options import Options, OptionValues, option
 
 Model = Annotated[Path, option(None, "Folder that `pad train` wrote, or another LLaVA folder.", "--model")]
 REQUIRED = Parameter.empty
 QUESTIONS: Options = {
     "model": (Model, REQUIRED),
-    "data": (Annotated[Path, option(None, "File with the questions and the right answers.")], REQUIRED),
+    "data": (Annotated[Path, option(None, "File with questions and correct answers.")], REQUIRED),
     "images": (Annotated[Path, option(None, "Folder of the images.")], REQUIRED),
     "out": (Annotated[Path, option(None, "Folder for answers.jsonl and scores.json; rerun to continue.")], REQUIRED),
-    "prompt": (Annotated[str, option(None, "Prompt; {} stands for the phrase or question (LLaVA-1.5's).")], ""),
-    "limit": (Annotated[int | None, option(None, "Ask only so many questions, the first ones.", min=1)], None),
-    "batch": (Annotated[int, option(None, "Questions at a time; lower it if memory runs out.", min=1)], 16),
+    "prompt": (Annotated[str, option(None, "Prompt, with {} for the phrase or question; by default LLaVA-1.5's.")], ""),
+    "limit": (Annotated[int | None, option(None, f"Number of questions, {FROM_FIRST}.", min=1)], None),
+    "batch": (Annotated[int, option(None, "Questions in one batch; lower it if memory runs out.", min=1)], 16),
     "as_json": (AsJson, False),
 }
-"""The options of the three evaluations."""
+"""The options of the commands `rec`, `captions` and `vqa`."""
 
 
-def evaluate_rec(*, questions: Annotated[Given, QUESTIONS]) -> None:
-    """Score a model's boxes for referring expressions, as shares of the original image and of the padded square.
+def evaluate_rec(*, questions: Annotated[OptionValues, QUESTIONS]) -> None:
+    """Score the boxes that a model gives for referring expressions.
 
-    lmms-eval takes boxes for shares of the original image, LLaVA for shares of the padded square. The data is RefCOCO,
-    RefCOCO+ or RefCOCOg as MDETR's JSON or as a JSONL of {image, sent, bbox, width, height}.
+    Each box is scored twice: its coordinates are read as shares of the original image, as in lmms-eval, and of the
+    padded square, as in LLaVA. The data is RefCOCO, RefCOCO+ or RefCOCOg as MDETR's JSON, or a JSONL of {image, sent,
+    bbox, width, height}.
 
     Example:
 
@@ -41,8 +42,8 @@ def evaluate_rec(*, questions: Annotated[Given, QUESTIONS]) -> None:
     _evaluate("rec", **questions)
 
 
-def evaluate_captions(*, questions: Annotated[Given, QUESTIONS]) -> None:
-    """Score a model's captions with BLEU, ROUGE-L and CIDEr, and if Java is installed with METEOR and SPICE.
+def evaluate_captions(*, questions: Annotated[OptionValues, QUESTIONS]) -> None:
+    """Score a model's captions with BLEU, ROUGE-L and CIDEr; with METEOR and SPICE too if Java is installed.
 
     The data is COCO's captions JSON or a LLaVA JSON.
 
@@ -53,10 +54,10 @@ def evaluate_captions(*, questions: Annotated[Given, QUESTIONS]) -> None:
     _evaluate("captions", **questions)
 
 
-def evaluate_vqa(*, questions: Annotated[Given, QUESTIONS]) -> None:
-    """Score a model's answers to questions by exact match, without regard to case and articles.
+def evaluate_vqa(*, questions: Annotated[OptionValues, QUESTIONS]) -> None:
+    """Score a model's answers to questions by exact match; case and articles don't count.
 
-    The data is a JSONL of {image, text, answer}, where answer may be a list of right answers.
+    The data is a JSONL of {image, text, answer}, where answer may be a list of correct answers.
 
     Example:
 
@@ -68,7 +69,8 @@ def evaluate_vqa(*, questions: Annotated[Given, QUESTIONS]) -> None:
 def _evaluate(what: str, *, as_json: bool, prompt: str, **questions: Any) -> None:
     from pad_pipeline.workflows.learning import ask as workflow
 
-    questions |= {"prompt": prompt} if prompt else {}
+    if prompt:
+        questions["prompt"] = prompt
     _print_scores(what, workflow.EVALUATIONS[what](**questions), as_json)
 
 
@@ -76,26 +78,28 @@ def _print_scores(title: str, found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    from pad_pipeline.workflows.learning.analyze import rows_of, shown
+    from pad_pipeline.workflows.learning.analyze import flat_rows, format_value
 
     made = Table("score", "value", title=title)
-    for name, value in rows_of(found):
-        made.add_row(name, shown(value))
+    for name, value in flat_rows(found):
+        made.add_row(name, format_value(value))
     console.print(made)
 
 
 def evaluate_lmms(
     model: Model,
-    out: Annotated[Path, typer.Option(help="Folder for what lmms-eval writes; results in it are shown.")],
-    tasks: Annotated[str, typer.Option(help="Tasks by lmms-eval's names; empty for the paper's.")] = "",
-    processes: Annotated[int, typer.Option(help="Processes, one for each GPU.", min=1)] = 1,
+    out: Annotated[Path, typer.Option(help="Folder for the results of lmms-eval.")],
+    tasks: Annotated[
+        str, typer.Option(help="Names of lmms-eval's tasks, such as gqa,mme; empty for the paper's.")
+    ] = "",
+    processes: Annotated[int, typer.Option(help="Number of processes, one for each GPU.", min=1)] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Run the standard benchmarks (GQA, ScienceQA, VizWiz, OK-VQA, MMMU, MM-Vet, MMBench, MME) with lmms-eval.
 
-    The exported folder is checked first: a processor that crops where the training padded costs points without a
-    message. If lmms-eval is not installed, its exact command is printed. Without --tasks, results that are there
-    already are shown.
+    First, the model's Hugging Face folder is checked: a processor that crops, where the training padded, lowers the
+    scores silently. If lmms-eval is not installed, its command is printed. Without --tasks, nothing runs if --out
+    holds results already; they are printed.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""`pad export`: shards in the formats that other tools open."""
+"""`pad export`: write shards in formats that other tools open."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from pad_pipeline.console import say, track
 from pad_pipeline.errors import UserError
 from pad_pipeline.workflows.commands.common import Shards, counted, plain
 
-ExportOut = Annotated[
-    str, typer.Option("--out", help="Folder on this machine to write: new, empty, or an earlier export.")
-]
+ExportOut = Annotated[str, typer.Option(help="Folder on this machine: new, empty, or with an earlier export.")]
 
 
 def export_coco(shards: Shards, out: ExportOut) -> None:
-    """Write COCO's instances.json with masks as RLE, and the images into images/. `pad import coco` reads them.
+    """Write COCO's instances.json with masks as RLE, and images/. `pad import coco` reads them.
 
     Example:
 
@@ -45,7 +43,7 @@ def export_fiftyone(shards: Shards, out: ExportOut) -> None:
 
 
 def export_parquet(shards: Shards, out: ExportOut) -> None:
-    """Write regions.parquet, with a row for each region: label, scores, box, area, RLE, and its image.
+    """Write regions.parquet, with one row for each region: its image, label, scores, box, area and RLE.
 
     Example:
 
@@ -59,18 +57,14 @@ def export_parquet(shards: Shards, out: ExportOut) -> None:
 def export_hub(
     shards: Shards,
     out: ExportOut,
-    name: Annotated[str, typer.Option(help="Name of the dataset on its card.")] = "Patch-Aligned Dataset",
-    license: Annotated[
-        str, typer.Option("--license", help="License of the images, as the hub names it: cc-by-4.0, other, ...")
-    ] = "other",
-    repository: Annotated[
-        str, typer.Option("--push", help="Upload to this repository, OWNER/NAME; without it, nothing is uploaded.")
-    ] = "",
-    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    name: Annotated[str, typer.Option(help="Name of the dataset, for its card.")] = "Patch-Aligned Dataset",
+    license: Annotated[str, typer.Option(help="License of the images on the hub: cc-by-4.0, other, ...")] = "other",
+    repository: Annotated[str, typer.Option("--push", help="Hub repository to upload to, OWNER/NAME.")] = "",
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private, if it is new.")] = False,
 ) -> None:
     """Write a dataset for the Hugging Face hub: the shards, and a card with statistics, models and provenance.
 
-    Nothing is uploaded without --push. The dataset includes run.json and plan.parquet, and so the paths of the build.
+    Nothing is uploaded without --push. The dataset contains run.json and plan.parquet, which hold paths of the build.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""`pad demo` and `pad miniature`."""
+"""The commands `pad demo`, `pad miniature draw` and `pad miniature evaluate`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pad_pipeline.workflows.commands.common import AsJson, EngineOption, counted
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything that the demo writes.")] = Path("demo-out"),
-    scenes: Annotated[int, typer.Option(help="How many scenes to draw.", min=2)] = 200,
+    scenes: Annotated[int, typer.Option(help="Number of scenes to draw.", min=2)] = 200,
     steps: Annotated[int, typer.Option(help="Steps of each of the two trainings.", min=1)] = 100,
     engine: EngineOption = "ray",
     as_json: AsJson = False,
 ) -> None:
-    """Annotate drawn scenes, score them, and train a projector with and without patch loss; it needs no network.
+    """Try pad without a network: annotate drawn scenes, and train a projector with and without patch loss.
 
     Example:
 
@@ -32,11 +32,13 @@ def demo(
 
 
 def miniature_draw(
-    count: Annotated[int, typer.Option(help="How many scenes to draw.", min=1, max=100_000)],
-    out: Annotated[Path, typer.Option(help="Folder to write into: new, empty, or drawn scenes to overwrite.")],
-    seed: Annotated[int, typer.Option(help="Seed of the world; each seed has its own scenes.", min=0, max=999_999)] = 0,
+    count: Annotated[int, typer.Option(help="Number of scenes to draw.", min=1, max=100_000)],
+    out: Annotated[Path, typer.Option(help="Folder to write into: new, empty, or with drawn scenes to overwrite.")],
+    seed: Annotated[
+        int, typer.Option(help="Seed of the drawing; each seed gives other scenes.", min=0, max=999_999)
+    ] = 0,
 ) -> None:
-    """Draw scenes: images, LLaVA JSON for both stages, exact masks as COCO JSON, referring expressions.
+    """Draw scenes: images, LLaVA JSON for both stages, exact masks as COCO JSON, and referring expressions.
 
     Example:
 
@@ -50,30 +52,26 @@ def miniature_draw(
 
 def miniature_evaluate(
     out: Annotated[Path, typer.Option(help="New folder for scenes, shards, projectors and evaluation.json.")],
-    scenes: Annotated[int, typer.Option(help="How many scenes to annotate and score.", min=2, max=100_000)] = 500,
-    seeds: Annotated[
-        int, typer.Option(help="How many pairs of projectors to train, with and without patch loss.", min=0)
-    ] = 3,
+    scenes: Annotated[int, typer.Option(help="Number of scenes to annotate and score.", min=2, max=100_000)] = 500,
+    seeds: Annotated[int, typer.Option(help="Pairs of projectors to train: with and without patch loss.", min=0)] = 3,
     steps: Annotated[int, typer.Option(help="Steps of each projector's training.", min=1)] = 100,
-    models: Annotated[
-        str, typer.Option(help="`miniature`, or a TOML file of models for the same labels.")
-    ] = "miniature",
+    models: Annotated[str, typer.Option(help="`miniature`, or a TOML file with models for its labels.")] = "miniature",
     vision: Annotated[
-        str, typer.Option(help="The CLIP that goes with the models: `miniature`, or a folder.")
+        str, typer.Option(help="Vision tower for the projectors: `miniature`, or a folder.")
     ] = "miniature",
     engine: EngineOption = "local",
     as_json: AsJson = False,
 ) -> None:
-    """Score the miniature on scenes that it was never trained on, through `pad build` and `pad train`.
+    """Measure pad's small models on scenes that they were not trained on, with `pad build` and `pad train`.
 
     Example:
 
       pad miniature evaluate --out evaluation/
     """
-    from pad_pipeline.miniature.shipped import resolve
+    from pad_pipeline.miniature.shipped import member_reference
     from pad_pipeline.workflows.miniature import scoring as workflow
     from pad_pipeline.workflows.models.settings import load_models
 
-    chosen, tower = load_models(models), resolve(vision, "clip")
+    chosen, tower = load_models(models), member_reference(vision, "clip")
     found = workflow.evaluate(out, chosen, tower, scenes, seeds, steps, engine, errors if as_json else console)
     print_json(workflow.as_dict(found)) if as_json else console.print(workflow.table(found))

@@ -1,4 +1,4 @@
-"""`pad models`."""
+"""The commands of `pad models`, about the model files of a build."""
 
 from __future__ import annotations
 
@@ -9,32 +9,30 @@ from rich.table import Table
 
 from pad_pipeline.console import console, say
 from pad_pipeline.workflows.commands.common import AsJson, escaped, print_json
-from pad_pipeline.workflows.commands.named import in_options
+from pad_pipeline.workflows.commands.reword import reword
 
 ModelsArgument = Annotated[str, typer.Argument(help="`paper`, `plus`, `miniature`, or a TOML file.")]
 
 
-def models_list(
-    models: Annotated[
-        str, typer.Argument(help="`paper`, `plus`, `miniature`, or a TOML file; without it, all presets.")
-    ] = "",
-    as_json: AsJson = False,
-) -> None:
-    """List the files of each choice of models: size, pinned hash, and where they lie on this machine.
+def models_list(models: ModelsArgument = "", as_json: AsJson = False) -> None:
+    """List the files of the models: size, pinned sha256, and path on this machine.
+
+    Without MODELS, the files of `paper`, `plus` and `miniature` are listed.
 
     Example:
 
       pad models list plus
     """
-    from pad_pipeline.workflows.models.catalog import OFFICIAL
-    from pad_pipeline.workflows.models.files import files, megabytes
+    from pad_pipeline.workflows.models.catalog import MEGABYTES, OFFICIAL
+    from pad_pipeline.workflows.models.files import files
     from pad_pipeline.workflows.models.settings import PRESETS, load_models
 
     chosen = [models] if models else [*PRESETS, "miniature"]
     if as_json:
         found: dict[str, Any] = {
             name: [
-                file._asdict() | {"megabytes": megabytes(file), "path": file.path} for file in files(load_models(name))
+                file._asdict() | {"megabytes": MEGABYTES.get(file.reference), "path": file.path}
+                for file in files(load_models(name))
             ]
             for name in chosen
         }
@@ -44,7 +42,8 @@ def models_list(
     for name in chosen:
         console.print(f"[bold]--models {escaped(name)}[/bold]")
         for part in files(load_models(name)):
-            size = f"{about / 1000:.2f} GB" if (about := megabytes(part)) else ""
+            megabytes = MEGABYTES.get(part.reference)
+            size = f"{megabytes / 1000:.2f} GB" if megabytes else ""
             pinned = f"sha256 {part.sha256[:12]}..." if part.sha256 else "any sha256"
             place = f"[green]here[/green]: {escaped(str(part.path))}" if part.path else "[yellow]not here[/yellow]"
             console.print(f"  {part.field:18} {size:8} {pinned:22} {place}", highlight=False, soft_wrap=True)
@@ -57,7 +56,7 @@ def models_list(
 
 
 def models_fetch(context: typer.Context, models: ModelsArgument = "paper", as_json: AsJson = False) -> None:
-    """Fetch every file of a choice of models into the caches, check its hash, and convert it, so that no build waits.
+    """Download, check and convert all files of the models, so that no build has to wait for them.
 
     Example:
 
@@ -77,7 +76,7 @@ def models_fetch(context: typer.Context, models: ModelsArgument = "paper", as_js
 
 
 def models_check(context: typer.Context, models: ModelsArgument = "paper", as_json: AsJson = False) -> None:
-    """Read every file of a choice of models as a build would: hashes, tensors, tag list, tokenizer.
+    """Read all files of the models as a build does, and check hashes, tensors, tag list and tokenizer.
 
     Nothing is fetched. The exit code is 1 if a file is missing or wrong.
 
@@ -89,7 +88,7 @@ def models_check(context: typer.Context, models: ModelsArgument = "paper", as_js
     from pad_pipeline.workflows.models.settings import load_models
 
     wrong = 0
-    said = ((name, what, error and in_options(str(error), context)) for name, what, error in check(load_models(models)))
+    said = ((name, what, error and reword(str(error), context)) for name, what, error in check(load_models(models)))
     if as_json:
         found = list(said)
         print_json([dict(zip(("model", "found", "wrong"), entry, strict=True)) for entry in found])

@@ -1,4 +1,4 @@
-"""Options that come from settings: an option's type, range, default and help are those of the settings' field."""
+"""Make options of the command line from fields of settings: with the field's type, range, default and docstring."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Annotated, Any, get_args
 import typer
 from pydantic import BaseModel
 
-Given = dict[str, Any]
-"""Values of options, by the names of the settings. An option that has no default and was left out isn't in it."""
+OptionValues = dict[str, Any]
+"""Name of a setting -> the value of its option. An option that has no default and is left out is not included."""
 Options = dict[str, tuple[Any, Any]]
-"""Annotation and default of each option, by the name of its parameter."""
+"""Name of a parameter -> annotation and default of its option."""
 
 
 def option(panel: str | None, help: str, *flags: str, **more: Any) -> Any:
-    """Return an option of a panel of `--help`."""
+    """Return an option that `--help` lists in the box `panel`."""
     return typer.Option(*flags, help=help, rich_help_panel=panel, **more)
 
 
 def setting(settings: type[BaseModel], panel: str | None, name: str, flag: str = "", unset: str = "") -> Any:
-    """Return the option of the field `name` of settings, called `flag` if it isn't called like the field. `--help`
-    shows `unset` as the default of an option without one."""
+    """Return the option of the field `name` of `settings`, called `flag` or else like the field. If `unset` is given,
+    `--help` shows it as the default."""
     field = settings.model_fields[name]
     found = {}
     for limit in field.metadata:
-        # Typer's ranges include their ends. The settings themselves check an end that they exclude of a float.
+        # Typer's ranges include both ends. A float that equals an excluded end is refused by the settings.
         for end, included, excluded, step in (("min", "ge", "gt", 1), ("max", "le", "lt", -1)):
             if (value := getattr(limit, included, None)) is not None:
                 found[end] = value
@@ -41,11 +41,12 @@ def options(settings: type[BaseModel], panel: str | None, names: str, kind: Any 
     """Make options from fields of settings.
 
     Args:
-        settings: the model that has the fields.
-        panel: the panel of `--help` that shows the options.
-        names: the fields, separated by spaces; `depth=fingerprint` makes `--fingerprint` of the field `depth`.
-        kind: the options' type, if the command line has another than the settings.
-        default: `default=VALUE`, if it isn't the field's; `unset=TEXT` for None, which `--help` shows as TEXT.
+        settings: the class with the fields.
+        panel: the box of `--help` that lists the options.
+        names: names of the fields, separated by spaces; `depth=fingerprint` gives the field `depth` the option
+            `--fingerprint`.
+        kind: the type of the options, if it differs from the type of the fields.
+        default: `default=VALUE` replaces the field's default. `unset=TEXT` replaces it by None, shown as TEXT.
     """
     made: Options = {}
     for name, _, flag in (entry.partition("=") for entry in names.split()):
@@ -58,13 +59,13 @@ def options(settings: type[BaseModel], panel: str | None, names: str, kind: Any 
     return made
 
 
-def expanded(command: Callable[..., None]) -> Callable[..., None]:
-    """Return the command for typer. Each parameter `Annotated[Given, OPTIONS]` is replaced by these options; the
-    command gets their values."""
+def expand_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Return `command` with a signature for typer: a parameter `Annotated[OptionValues, OPTIONS]` becomes one parameter
+    for each of these options. The command itself still gets them in one dictionary."""
     found: Options = {}
     groups: dict[str, Options] = {}
     for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
-        if get_args(parameter.annotation)[:1] == (Given,):
+        if get_args(parameter.annotation)[:1] == (OptionValues,):
             groups[name] = get_args(parameter.annotation)[1]
             found |= groups[name]
         else:

@@ -1,4 +1,4 @@
-"""`pad report`: a run as a report that opens in a browser."""
+"""`pad report`: write a run as HTML pages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pad_pipeline.console import errors, say
 from pad_pipeline.errors import UserError
 from pad_pipeline.report.settings import ReportSettings
 from pad_pipeline.workflows.commands.common import Shards, counted
-from pad_pipeline.workflows.commands.options import Given, options
+from pad_pipeline.workflows.commands.options import OptionValues, options
 
 if TYPE_CHECKING:
     from pad_pipeline.shards.reader import ShardFolder
@@ -24,15 +24,15 @@ REPORT_OPTIONS = options(ReportSettings, None, "limit page_size edge")
 def report(
     *,
     shards: Shards,
-    out: Annotated[str, typer.Option(help="Folder on this machine: new, empty, or an earlier report to replace.")],
-    settings: Annotated[Given, REPORT_OPTIONS],
+    out: Annotated[str, typer.Option(help="Folder on this machine: new, empty, or with an earlier report to replace.")],
+    settings: Annotated[OptionValues, REPORT_OPTIONS],
     open_it: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
 ) -> None:
-    """Write a report of a run: a gallery to filter and search, statistics, and the run's facts.
+    """Write a run as HTML pages: a gallery to filter and search, statistics, and the settings of the run.
 
-    It needs no network and no server: open OUT/index.html from disk, in any browser, or copy the folder to somebody.
-    The gallery shows each image with its tags, boxes, masks and its patch grid with coverage; scores where the mouse
-    points; images that failed, with stage and reason. It goes page by page, so 100,000 images open as fast as ten.
+    Open OUT/index.html in a browser; this needs neither a network nor a server. The gallery shows each image with its
+    tags, boxes, masks, and its patch grid with coverage. A region under the mouse shows its scores; a failed image
+    shows its stage and reason. The gallery loads page by page, so 100,000 images open as fast as ten.
 
     Examples:
 
@@ -53,20 +53,19 @@ def report(
 
 
 def _write(shards: ShardFolder, folder: Path, settings: ReportSettings) -> int:
-    """Write the report and show the progress; return the number of images in the report."""
+    """Write the report, show its progress, and return its number of images."""
     from pad_pipeline.report.site import write_report
     from pad_pipeline.workflows.engine.chain import Done, Worked
     from pad_pipeline.workflows.engine.progress import StageState, Watch
 
-    run, images = shards.run, min(shards.run.images, len(shards.names) * shards.run.shard_size)
-    images = min(images, settings.limit or images)
+    run = shards.run
+    images = min(run.images, len(shards.names) * run.shard_size, settings.limit or run.images)
     watch = Watch("report", -(-images // run.shard_size), images, errors)
-    began = time.monotonic()
 
     def written() -> Iterator[Done]:
         for number, counts in enumerate(write_report(shards, folder, settings)):
             yield Done(number, dict(counts))
-            worked = Worked(watch.found["images"], watch.found["failed"], time.monotonic() - began)
+            worked = Worked(watch.found["images"], watch.found["failed"], time.monotonic() - watch.began)
             watch.look({"report": StageState(worked, workers=1)})
 
     watch.look({"report": StageState(workers=1)})

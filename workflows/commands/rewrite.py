@@ -1,4 +1,4 @@
-"""`pad retarget`, `pad filter`, `pad merge`: shards from shards, without a model."""
+"""`pad retarget`, `pad filter`, `pad merge`: write new shards from shards, without running a model."""
 
 from __future__ import annotations
 
@@ -13,21 +13,18 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.sources.selection import Selection
 from pad_pipeline.stages.edit_settings import EditSettings
 from pad_pipeline.workflows.commands.common import INPUT, MODELS, Shards
-from pad_pipeline.workflows.commands.options import Given, option, options
+from pad_pipeline.workflows.commands.options import OptionValues, option, options
 from pad_pipeline.workflows.commands.runs import OLD_VIEW_OPTIONS, REWRITE_OPTIONS, changed_view, finish, run_options
 
 if TYPE_CHECKING:
     from pad_pipeline.sources.stored import StoredSource
 
 REGIONS = "Regions"
-Llm = Annotated[
-    str,
-    option(MODELS, "LLM whose word embeddings the labels get: folder, hub name, or `miniature`; as before."),
-]
+Llm = Annotated[str, option(MODELS, "New LLM for the labels' word embeddings: folder, hub name, or `miniature`.")]
 EDIT_OPTIONS = options(EditSettings, REGIONS, "min_score min_predicted_iou nms_iou nms_iou_across_labels") | options(
     EditSettings, REGIONS, "label_map keep_labels drop_labels", Path, unset=""
 )
-"""Which regions stay, and how they are called; the lists are files."""
+"""The regions that stay, and their labels. On the command line, a list of labels is a text file."""
 _Status = StrEnum("Status", get_args(Status))  # type: ignore[misc]  # typer knows no list of a Literal
 SELECTION_OPTIONS = (
     options(Selection, INPUT, "statuses=status", list[_Status], unset="")
@@ -35,20 +32,20 @@ SELECTION_OPTIONS = (
     | options(Selection, INPUT, "ids", Path, unset="")
     | options(Selection, INPUT, "min_regions min_edge")
 )
-"""Which images are taken."""
+"""The images that are taken."""
 
 
 def retarget(
     *,
     shards: Shards,
-    view: Annotated[Given, OLD_VIEW_OPTIONS],
+    view: Annotated[OptionValues, OLD_VIEW_OPTIONS],
     llm: Llm = "",
-    edits: Annotated[Given, EDIT_OPTIONS],
-    run: Annotated[Given, REWRITE_OPTIONS],
+    edits: Annotated[OptionValues, EDIT_OPTIONS],
+    run: Annotated[OptionValues, REWRITE_OPTIONS],
 ) -> None:
-    """Write shards again for another view, patch grid or LLM, or with fewer or renamed regions; no model runs.
+    """Write shards again with another view, patch grid or LLM, or with fewer or renamed regions.
 
-    Masks are stored at full size and everything found has its score, so this takes minutes where a build takes days.
+    Shards hold masks at full size and all scores, so no model runs, and this takes minutes where a build takes days.
     Run the same command again to continue.
 
     Examples:
@@ -70,10 +67,10 @@ def retarget(
 def apply_filter(
     *,
     shards: Shards,
-    selection: Annotated[Given, SELECTION_OPTIONS],
-    run: Annotated[Given, REWRITE_OPTIONS],
+    selection: Annotated[OptionValues, SELECTION_OPTIONS],
+    run: Annotated[OptionValues, REWRITE_OPTIONS],
 ) -> None:
-    """Write shards with some of the images only, each as it was.
+    """Write shards with only some of the images. The images themselves do not change.
 
     Examples:
 
@@ -93,16 +90,14 @@ def apply_filter(
 
 def merge(
     *,
-    shards: Annotated[
-        list[str], typer.Argument(help="Folders or URLs of shards, in the order that their images will have.")
-    ],
-    view: Annotated[Given, OLD_VIEW_OPTIONS],
+    shards: Annotated[list[str], typer.Argument(help="Folders or URLs of shards, in the order of their images.")],
+    view: Annotated[OptionValues, OLD_VIEW_OPTIONS],
     llm: Llm = "",
-    run: Annotated[Given, REWRITE_OPTIONS],
+    run: Annotated[OptionValues, REWRITE_OPTIONS],
 ) -> None:
-    """Write the images of several runs into one. If ids repeat, each image still has its own key.
+    """Write the images of several runs into one run.
 
-    If the runs differ in view or LLM, name the one that all images get.
+    Images with the same id get different keys. If the runs differ in view or LLM, name the view or LLM for all images.
 
     Example:
 
@@ -115,8 +110,8 @@ def merge(
 
 def _rewrite(
     source: StoredSource,
-    run: Given,
-    view: Given | None = None,
+    run: OptionValues,
+    view: OptionValues | None = None,
     llm: str = "",
     edits: EditSettings | None = None,
     failed_wanted: bool = False,
@@ -124,20 +119,20 @@ def _rewrite(
     first = source.runs[0].run
     options = run_options({"shard_size": max(first.shard_size, 1)} | run)
     from pad_pipeline.labels import LabelSettings
-    from pad_pipeline.miniature.shipped import resolve
+    from pad_pipeline.miniature.shipped import member_reference
     from pad_pipeline.workflows.runs.rewrite import rewrite
 
     labels = None
     if llm:
         context = (first.settings.get("llm") or {}).get("context", "sentence")
-        labels = LabelSettings(llm=resolve(llm, "llm"), context=context)
+        labels = LabelSettings(llm=member_reference(llm, "llm"), context=context)
     new_view = changed_view(first.view, view) if view else None
     totals = rewrite(source, run["out"], options, new_view, labels, edits)
     finish(totals, run, dict(source.counts), source="" if failed_wanted else "shards")
 
 
 def _lines(name: str, path: Path) -> list[str]:
-    """Return the lines of a text file, each once, sorted."""
+    """Return the different lines of a text file, sorted."""
     try:
         lines = sorted({line.strip() for line in path.read_text("utf-8-sig").splitlines()} - {""})
     except (OSError, UnicodeDecodeError) as error:

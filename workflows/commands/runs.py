@@ -1,4 +1,4 @@
-"""The options of commands that write shards."""
+"""The options of commands that write shards, and the last lines that these commands print."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import inspect
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from pad_pipeline.console import errors, note, say
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
 from pad_pipeline.workflows.commands.common import CLUSTER, INPUT, RUN, VIEW, AsJson, counted, plain, print_json
-from pad_pipeline.workflows.commands.options import Given, option, options
+from pad_pipeline.workflows.commands.options import OptionValues, option, options
 from pad_pipeline.workflows.runs.options import RunOptions, failures_allowed
 
 ISOLATED = True
-"""Whether the engine `local` of a command works in a child process; tests that need none switch it off."""
+"""Whether the engine `local` of a command works in a child process; see `RunOptions.isolated`."""
 
-_OUT = option(RUN, "Folder or URL (s3://, gs://) to write into: new, empty, or an earlier run to continue.")
-_MAX_FAILED = option(RUN, "Exit with 1 if more images failed, in all: a count, or a share such as 5%.")
+_OUT = option(RUN, "Folder or URL (s3://, gs://) to write into: new, empty, or with an earlier run to continue.")
+_MAX_FAILED = option(RUN, "End with exit code 1 if more images of the run failed: a count, or a share such as 5%.")
 REWRITE_OPTIONS = (
     {"out": (Annotated[str, _OUT], inspect.Parameter.empty)}
     | options(RunOptions, RUN, "limit")
@@ -34,39 +35,40 @@ IMPORT_OPTIONS = (
     | options(RunOptions, RUN, "shard_size depth=fingerprint retry_failed")
     | options(RunOptions, RUN, "fork", str)
 )
-"""The options of a run that reads images, too."""
+"""The options of `pad import`."""
 BUILD_OPTIONS = (
     options(RunOptions, INPUT, "redo_from")
     | IMPORT_OPTIONS
     | options(RunOptions, CLUSTER, "engine", default="ray")
     | options(RunOptions, CLUSTER, "threads")
 )
-"""The options of a run that annotates, too."""
+"""The options of `pad build`."""
 VIEW_OPTIONS = options(View, VIEW, "fit size=view-size patch", unset="as the models have it")
+"""The view, for a command that takes it from the models otherwise."""
 OLD_VIEW_OPTIONS = options(View, VIEW, "fit size=view-size patch", unset="as before")
+"""The view, for a command that keeps the view of the shards otherwise."""
 
 
-def changed_view(view: View, given: Given) -> View:
-    """Return a view with the values that were given of another.
+def changed_view(view: View, given: OptionValues) -> View:
+    """Return `view` with the values of `given`.
 
     Raises:
-        UserError: there is no such view.
+        UserError: the values contradict each other.
     """
     chosen = view.model_dump() | given
     try:
         return View(**chosen)
-    except ValueError as error:
-        rule = error.errors()[0]["msg"].removeprefix("Value error, ")  # type: ignore[attr-defined]
+    except ValidationError as error:
+        rule = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise UserError("size", chosen["size"], rule, "correct it, or `patch`") from error
 
 
-def run_options(given: Given, preload: bool = True) -> RunOptions:
-    """Return the options of a run, checked against each other.
-
-    With `preload`, the child process of an isolated run starts now, so that it imports while this process plans.
+def run_options(given: OptionValues, preload: bool = True) -> RunOptions:
+    """Return the options of a run. With `preload`, the child process of an isolated run starts now, so that it imports
+    while this process plans.
 
     Raises:
-        UserError: two of them contradict each other, or `max_failed` is neither a count nor a share.
+        UserError: two options contradict each other, or `max_failed` is neither a count nor a share.
     """
     failures_allowed(given["max_failed"], 0)
     if given.get("fork") and given.get("retry_failed"):
@@ -84,11 +86,12 @@ def run_options(given: Given, preload: bool = True) -> RunOptions:
     return options
 
 
-def finish(totals: dict[str, int], run: Given, counts: dict[str, int], source: str = "images") -> None:
-    """Print the counts of a run, and of what its source left out; exit with code 1 if more images failed than may.
+def finish(totals: dict[str, int], run: OptionValues, counts: dict[str, int], source: str = "images") -> None:
+    """Print the counts of a run and the `counts` of records that its source left out. End the command with exit code 1
+    if more images failed than `max_failed` allows.
 
     Raises:
-        UserError: all images failed, which the parameter `source` named. If it is empty, all of them may fail.
+        UserError: about the parameter `source`: all images failed. An empty `source` allows this.
     """
     out, as_json, max_failed = run.get("fork") or run["out"], run["as_json"], run["max_failed"]
     if as_json:
@@ -108,6 +111,6 @@ def finish(totals: dict[str, int], run: Given, counts: dict[str, int], source: s
     allowed = failures_allowed(max_failed, totals["images"])
     if totals["failed"] > allowed:
         failed = f"{totals['failed']} of {counted(totals['images'], 'image')} failed"
-        errors.quiet = False  # it is what ends the command
+        errors.quiet = False  # also a quiet command prints the error that ends it
         note(f"{failed}; --max-failed {max_failed} allows {allowed}. `pad stats {out}` says why.", "red")
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""`pad verify` and `pad stats`."""
+"""The commands `pad verify` and `pad stats`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pad_pipeline.workflows.commands.common import AsJson, Shards, counted, plai
 def verify(
     shards: Shards,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Decode every image and mask too, and compute each coverage again.")
+        bool, typer.Option("--deep", help="Also decode images and masks, and recompute coverages.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check that every planned image is in exactly one place, and that every byte is as it was written.
+    """Check that shards hold each planned image exactly once, and that no byte has changed since.
 
-    The exit code is 1 if something is wrong; each problem is printed.
+    Each problem is printed, and the exit code is then 1.
 
     Examples:
 
@@ -52,10 +52,10 @@ def verify(
 
 def stats(
     shards: Shards,
-    top: Annotated[int, typer.Option(help="How many labels to list.", min=0)] = 15,
+    top: Annotated[int, typer.Option(help="Number of labels to list, the most frequent first.", min=0)] = 15,
     as_json: AsJson = False,
 ) -> None:
-    """Print images, statuses, regions and labels of a run.
+    """Count the images, statuses, regions and labels of a run.
 
     Example:
 

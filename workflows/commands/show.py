@@ -1,4 +1,4 @@
-"""`pad show`: the results of the models for one image, drawn into it."""
+"""`pad show`: annotate one image, and draw the results into it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,12 @@ if TYPE_CHECKING:
 def show(
     image: Annotated[Path, typer.Argument(help="The image file.")],
     models: Models = "paper",
-    out: Annotated[
-        Path | None, typer.Option(help="Image to write, .png or .jpg; by default IMAGE.pad.png in the same folder.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Image to write, .png or .jpg; by default IMAGE.pad.png.")] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Open the image that was written.")] = False,
 ) -> None:
-    """Annotate one image and draw what was found: boxes with scores, masks, the patch grid with coverage, tags.
+    """Annotate one image, and draw its tags, boxes with scores, masks, and the patch grid with coverage.
 
-    The stages are those of `pad build`. No shard is written.
+    The image goes through the stages of `pad build`. No shard is written.
 
     Examples:
 
@@ -56,7 +54,7 @@ def show(
     from pad_pipeline.workflows.models.settings import load_models
 
     chosen = load_models(models)
-    try:  # before the models are loaded, which takes longer
+    try:  # first, because loading the models takes longer
         data = read_bytes(str(image.parent), Place(image.name), chosen.decode.max_file_bytes)
         decoded, _ = decode(data, chosen.decode)
     except BadImage as error:
@@ -72,10 +70,10 @@ def show(
 
 
 def _annotated(image: Path, models: ModelSettings) -> ImageRecord:
-    """Return one image with everything that the stages find in it.
+    """Return the image with the results of all stages.
 
     Raises:
-        UserError: a model can't be had, or fails.
+        UserError: a model is not available, or fails.
     """
     from pad_pipeline.records import ImageRecord, Place, Shard
     from pad_pipeline.storage import Folder
@@ -83,7 +81,7 @@ def _annotated(image: Path, models: ModelSettings) -> ImageRecord:
     from pad_pipeline.workflows.runs.chains import annotation_chain
 
     links = annotation_chain(Folder(image.parent), "", models, models.view, str(image.parent), models.compute)
-    # Between the plan and the shard stand the stages.
+    # Leave out the first step, which reads the plan, and the last, which writes the shard.
     steps = [step for link in links for step in link.steps if step.name not in ("plan", "write")]
     row = ImageRecord(image.name, image.name, key="image", place=Place(image.name))
     found: ImageRecord = Chain(Link("show", steps)).run(Shard(0, [row])).rows[0]

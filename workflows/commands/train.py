@@ -1,4 +1,4 @@
-"""`pad train` and `pad chat`."""
+"""The commands `pad train` and `pad chat`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import typer
 from pad_pipeline.console import errors, say
 from pad_pipeline.errors import UserError
 from pad_pipeline.training.job import Job
-from pad_pipeline.training.settings import Stage2Settings, TrainSettings
+from pad_pipeline.training.settings import Stage2Settings, TrainSettings, settings_of
 from pad_pipeline.workflows.commands.common import CLUSTER
-from pad_pipeline.workflows.commands.options import Given, Options, option, options, setting
+from pad_pipeline.workflows.commands.options import Options, OptionValues, option, options, setting
 from pad_pipeline.workflows.runs.options import RunOptions
+from pad_pipeline.workflows.toml import read_settings
 
 DATA, MODEL, TRAINING = "Data", "Model", "Training"
-NAMES = "projector batch_size micro_batch epochs steps learning_rate beta_start beta_end seed"
+TRAIN_SETTINGS = "projector batch_size micro_batch epochs steps learning_rate beta_start beta_end seed"
 JOB_OPTIONS = (
     options(Job, DATA, "shards data image_root fit")
     | options(Job, MODEL, "vision llm")
@@ -27,13 +28,13 @@ JOB_OPTIONS = (
     | options(Job, TRAINING, "stage", default=1)
     | options(Job, TRAINING, "wandb")
 )
-"""What is trained on what."""
+"""The models, the data and the output folder of a training."""
 
 
 def _training_options() -> Options:
-    """Return options that override settings of the file."""
+    """Return the options for settings that a TOML file may hold too."""
     made: Options = {}
-    for name in NAMES.split():
+    for name in TRAIN_SETTINGS.split():
         first, second = (kind.model_fields[name].default for kind in (TrainSettings, Stage2Settings))
         unset = f"{first}; stage 2: {second}" if first != second else str(first)
         made |= options(TrainSettings, MODEL if name == "projector" else TRAINING, name, unset=unset)
@@ -42,21 +43,16 @@ def _training_options() -> Options:
 
 def train(
     *,
-    job: Annotated[Given, JOB_OPTIONS],
-    settings: Annotated[
-        Path | None, option(TRAINING, "TOML file with any setting of a training; the options below override it.")
-    ] = None,
-    training: Annotated[Given, _training_options()],
-    workers: Annotated[
-        str,
-        option(CLUSTER, "Processes of Ray Train, such as 4, or 2-8 for from 2 to 8; empty: here, or under torchrun."),
-    ] = "",
+    job: Annotated[OptionValues, JOB_OPTIONS],
+    settings: Annotated[Path | None, option(TRAINING, "TOML file with settings, which the options override.")] = None,
+    training: Annotated[OptionValues, _training_options()],
+    workers: Annotated[str, option(CLUSTER, "Processes of Ray Train: 4, or 2-8 for a range; empty without Ray.")] = "",
     address: Annotated[str, setting(RunOptions, CLUSTER, "address")] = "",
     max_failures: Annotated[int, option(CLUSTER, "How often workers may die; -1 for any number of times.", min=-1)] = 3,
 ) -> None:
     """Train a projector (stage 1), or projector and LLM (stage 2), with the loss L_caption + beta(t) * L_patch.
 
-    Run the same command again to continue a training that was stopped.
+    Run the same command again to continue a stopped training. Under torchrun, its processes share the training.
 
     Examples:
 
@@ -73,15 +69,15 @@ def train(
         raise UserError("image_root", job["image_root"], "it goes with `data` only", "leave it out")
     from pad_pipeline.workflows.learning import launch as workflow
 
-    chosen = workflow.train_settings(settings, training, job["stage"])
-    from pad_pipeline.miniature.shipped import resolve
+    chosen = read_settings(settings_of(job["stage"]), settings, training)
+    from pad_pipeline.miniature.shipped import member_reference
 
     paths = {"out": str(job["out"]), "init": str(job.get("init", ""))}
-    parts = {"vision": resolve(job["vision"], "clip"), "llm": resolve(job["llm"], "llm")}
+    parts = {"vision": member_reference(job["vision"], "clip"), "llm": member_reference(job["llm"], "llm")}
     if address and not workers:
         raise UserError("address", address, "it goes with `workers` only", "say how many workers, or leave it out")
-    launch = workflow.Launch(workflow.parse_workers(workers) if workers else (0, 0), address, max_failures)
-    said = workflow.train(Job(**job | paths | parts, settings=chosen), launch)
+    counts = workflow.parse_workers(workers) if workers else None
+    said = workflow.train(Job(**job | paths | parts, settings=chosen), counts, address, max_failures)
     if os.environ.get("RANK", "0") == "0":
         say(said)
 
@@ -89,14 +85,13 @@ def train(
 def chat(
     model: Annotated[Path, typer.Option(help="Folder that `pad train` wrote, or another Hugging Face LLaVA folder.")],
     image: Annotated[Path, typer.Option(help="The image file.")],
-    question: Annotated[
-        str, typer.Argument(help="The question; - reads questions from standard input, one a line.")
-    ] = "-",
-    max_tokens: Annotated[int, typer.Option(help="Cut each answer after so many tokens.", min=1)] = 256,
+    question: Annotated[str, typer.Argument(help="The question; - reads standard input, one question per line.")] = "-",
+    max_tokens: Annotated[int, typer.Option(help="Tokens in an answer at most; the rest is cut.", min=1)] = 256,
 ) -> None:
-    """Ask a trained model about an image. It always says the likeliest token, and forgets earlier questions.
+    """Ask a trained model questions about an image.
 
-    Nothing is downloaded, and no code from the folder runs.
+    Each token of an answer is the most probable one. An answer does not depend on earlier questions. Nothing is
+    downloaded, and no code from the model's folder runs.
 
     Examples:
 

@@ -1,5 +1,4 @@
-"""Start trainings, and analyze, score, compare and question the trained models.
+"""Implement the commands that train models, and analyze, score, compare and question them.
 
-These modules do the work of the commands, without their options. The loops themselves are in `pad_pipeline.training`
-and `pad_pipeline.analysis`.
+The loops over samples and images are in `pad_pipeline.training` and `pad_pipeline.analysis`.
 """

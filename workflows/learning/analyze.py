@@ -1,4 +1,4 @@
-"""Run all analyses of `pad analyze` in one pass over the images of a run; write a table, JSON and drawings."""
+"""Run the analyses of `pad analyze` in one pass over the images of a run; write JSON, charts and drawings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from rich.table import Table
 
 from pad_pipeline.analysis.draw import draw_words
@@ -20,27 +19,10 @@ from pad_pipeline.analysis.studies import STUDIES, PursuitStudy
 from pad_pipeline.analysis.study import Context
 from pad_pipeline.console import note, progress
 from pad_pipeline.errors import UserError
-from pad_pipeline.packages import installed, left_out
+from pad_pipeline.packages import installed, left_out_note
 from pad_pipeline.shards.reader import open_shards
-from pad_pipeline.storage import unwritable
+from pad_pipeline.storage import write_error
 from pad_pipeline.workflows.results import finite
-from pad_pipeline.workflows.toml import read_toml, settings_error
-
-RESULT = "analysis.json"
-"""Name of the file that holds the results."""
-
-
-def analysis_settings(settings: Path | None, options: dict[str, Any]) -> AnalysisSettings:
-    """Read the TOML file `settings`, if there is one, and override its settings with `options`.
-
-    Raises:
-        UserError: the file can't be read, or a setting is wrong.
-    """
-    data = read_toml("settings", settings) if settings else {}
-    try:
-        return AnalysisSettings.model_validate(data | options)
-    except ValidationError as error:
-        raise settings_error(error, str(settings or "")) from error
 
 
 def analyze(
@@ -50,35 +32,35 @@ def analyze(
     """Run analyses of a model over the images of a run.
 
     Args:
-        names: names of the analyses, out of `STUDIES`.
+        names: the analyses, by their names in `STUDIES`.
         subject: the model.
         shards: folder or URL of the run.
-        settings: the choices that the paper leaves open.
-        out: folder that gets `analysis.json`, charts and drawings; None writes nothing.
-        limit: number of images that are read, from the first on; None reads all.
+        settings: the settings of the analyses.
+        out: folder for `analysis.json`, charts and drawings; None writes nothing.
+        limit: greatest number of images, from the first on; None for all.
         batch: number of images that are computed at a time.
         drawings: number of images that are drawn with the words of their patches.
 
     Returns:
-        The numbers of each analysis by its name, and `images`, the number of images that were analyzed.
+        The results of each analysis by its name, and the number of images under `images`.
 
     Raises:
         UserError: shards and model do not fit together, nothing can be measured, or `out` can't be written.
     """
-    # Check that the model fits the shards, before the pass that may take hours.
+    # Check that the model fits the shards first, because the analyses may take hours.
     opened = open_shards(shards)
     subject.preprocessor(opened.run.view)
     subject.set_label_context(opened.run)
     rows = opened.usable()
     if not len(rows):
-        raise UserError("shards", shards, "every image in it failed", "see `pad stats` for the reasons")
+        raise UserError("shards", shards, "all of its images failed", "see `pad stats` for the reasons")
     count = len(rows) if limit is None else min(limit, len(rows))
     width, llm_width = opened.run.embedding_width, subject.words.shape[-1]
     if width != llm_width:
-        text = f"note: the shards' label embeddings have {width} numbers; this LLM's, which have {llm_width}, are used."
+        text = f"note: labels are embedded with this LLM ({llm_width} numbers), not as in the shards ({width} numbers)."
         note(text, "yellow")
     if out and not installed("matplotlib"):
-        note(left_out("no charts are drawn", "matplotlib"), "yellow")
+        note(left_out_note("no charts are drawn", "matplotlib"), "yellow")
     # Collect the labels of all images, for the analyses that compare patches with them.
     labels: list[str] = []
     if any(STUDIES[name].needs_labels for name in names):
@@ -114,7 +96,7 @@ def analyze(
         if out:
             facts = {"settings": settings.model_dump(), "shards": str(shards), "model": str(subject.name)}
             text = json.dumps(finite(facts | results), indent=1)
-            (out / RESULT).write_text(text + "\n", "utf-8")
+            (out / "analysis.json").write_text(text + "\n", "utf-8")
             if installed("matplotlib"):
                 from pad_pipeline.analysis.charts import draw_charts
 
@@ -123,12 +105,12 @@ def analyze(
         rule = "the GPU has not enough memory for so many images at a time"
         raise UserError("batch", batch, rule, "lower it; the numbers stay the same") from error
     except OSError as error:
-        raise unwritable(out or "", error) from error
+        raise write_error(out or "", error) from error
     return results
 
 
 def signs_of_failure(results: dict[str, Any], settings: AnalysisSettings) -> list[str]:
-    """List the paper's signs of a failed alignment in the results of `align` and `pursuit`, one sentence each."""
+    """List the paper's signs of a failed alignment in the results of `align` and `pursuit`, each as a sentence."""
     signs = []
     align, readable = results["align"]["align"], results["pursuit"]["first_readable"]
     # `not >=` instead of `<`, so that NaN counts as a sign.
@@ -144,15 +126,15 @@ def signs_of_failure(results: dict[str, Any], settings: AnalysisSettings) -> lis
     return signs
 
 
-def captions_below(captions: Path, baseline: Path) -> list[str]:
-    """List the caption scores that are below those of a model trained on captions alone: the paper's third sign.
+def caption_scores_below(captions: Path, baseline: Path) -> list[str]:
+    """List the caption scores below those of a baseline that was trained only on captions: the paper's third sign.
+
     Both files are a `scores.json` of `pad evaluate captions`, on the same data.
 
     Raises:
-        UserError: one of the files holds no scores of captions.
+        UserError: a file holds no scores of captions.
     """
-    scores = [_scores(field, path) for field, path in (("captions", captions), ("baseline", baseline))]
-    mine, alone = scores
+    mine, alone = _caption_scores("captions", captions), _caption_scores("baseline", baseline)
     names = [name for name in mine if name != "CIDEr" and name in alone] or ["CIDEr"]
     return [
         f"{name} of captions is {mine[name]:.3f}, and {alone[name]:.3f} with captions alone"
@@ -161,8 +143,8 @@ def captions_below(captions: Path, baseline: Path) -> list[str]:
     ]
 
 
-def _scores(field: str, path: Path) -> dict[str, float]:
-    """Read METEOR and SPICE, where they are there, and CIDEr of a `scores.json`."""
+def _caption_scores(field: str, path: Path) -> dict[str, float]:
+    """Read CIDEr from a `scores.json`, and METEOR and SPICE if it has them."""
     try:
         scores = json.loads(path.read_text("utf-8"))["captions"]
         optional = {name: float(scores[name]) for name in ("METEOR", "SPICE") if name in scores}
@@ -173,27 +155,27 @@ def _scores(field: str, path: Path) -> dict[str, float]:
 
 
 def table(results: dict[str, Any]) -> Table:
-    """Return the results of `analyze` as a table with one number in each line."""
+    """Return the results of `analyze` as a table with one number in each row."""
     lines = Table("analysis", "of", "value", title=f"{results['images']} images")
     for name in STUDIES:
-        for field, value in rows_of(results.get(name, {})):
-            lines.add_row(name, field, shown(value))
+        for field, value in flat_rows(results.get(name, {})):
+            lines.add_row(name, field, format_value(value))
     return lines
 
 
-def shown(value: Any) -> str:
-    """Format a value for a table: three decimals, and a hyphen for NaN and infinity."""
+def format_value(value: Any) -> str:
+    """Format a value for a table: a float with three decimals, and NaN and infinity as a hyphen."""
     if isinstance(value, float):
         return f"{value:.3f}" if math.isfinite(value) else "-"
     return str(value)
 
 
-def rows_of(value: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
+def flat_rows(value: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
     """Flatten nested results into rows of name and value; each name starts with `before`."""
     rows: list[tuple[str, Any]] = []
     for name, entry in value.items():
         if isinstance(entry, dict):
-            rows += rows_of(entry, f"{before}{name} ")
+            rows += flat_rows(entry, f"{before}{name} ")
         elif isinstance(entry, list):
             rows.append((before + name, "  ".join(f"{number:.3f}" for number in entry)))
         else:

@@ -1,7 +1,4 @@
-"""Ask a trained model the questions of `pad evaluate`, keep its answers, and score them.
-
-A question that was answered in an earlier call is not asked again.
-"""
+"""Ask a trained model the questions of `pad evaluate`, and score its answers. Answers of an earlier call are reused."""
 
 from __future__ import annotations
 
@@ -23,37 +20,33 @@ from pad_pipeline.evaluation.boxes import read_expressions, score_boxes
 from pad_pipeline.evaluation.captions import java_scores, score_captions
 from pad_pipeline.facts import read_facts
 from pad_pipeline.sources.base import path_problem, read_json
-from pad_pipeline.sources.llava import caption_of, read_conversations
-from pad_pipeline.storage import unwritable, write_whole
-from pad_pipeline.training.chat import Chat, llava_folder, load_processor, shown_fit
+from pad_pipeline.sources.fields import caption_of, read_conversations
+from pad_pipeline.storage import atomic_write_text, write_error
+from pad_pipeline.training.chat import Chat, llava_folder, load_processor, processor_fit
 from pad_pipeline.weights import file_sha256
 from pad_pipeline.workflows.learning.chat import read_image
 
 _WINDOW = 8
-"""Number of batches whose questions are read ahead. The model answers together those whose prompts have one length."""
+"""The number of batches in a window: among its questions, the model answers those of the same length together."""
 _THREADS = 4
-"""Number of threads that read images."""
-_ASKED, _ANSWERS, _SCORES = "model.json", "answers.jsonl", "scores.json"
-"""Names of the files in the output folder: hashes of the model's files, the answers, and their scores."""
+"""The number of threads that read images."""
+_MODEL, _ANSWERS, _SCORES = "model.json", "answers.jsonl", "scores.json"
+"""The files in the output folder: hashes of the model's files, the answers, and the scores."""
 _REFER = "Please provide the bounding box coordinate of the region this sentence describes: {}"
-"""LLaVA-1.5's prompt for a referring expression, with `{}` where the phrase goes."""
+"""LLaVA-1.5's prompt for a referring expression, which replaces `{}`."""
 _DESCRIBE = "Provide a one-sentence caption for the provided image."
-"""Prompt for a caption."""
 
 
 class Question(NamedTuple):
     """A question about one image."""
 
     image: str
-    """Path of the image below the folder of images."""
+    """Path of the image within the folder of images."""
     text: str
 
 
-# ---------------------------------------------------------------- asking
-
-
 def ask(model: Path, images: Path, asked: Sequence[Question], out: Path, batch: int, max_tokens: int) -> list[str]:
-    """Return the answers to questions: those that `answers.jsonl` holds already, and the model's to the others.
+    """Return the answers to the questions `asked`. The model is only asked those that `answers.jsonl` does not answer.
 
     `out` gets `answers.jsonl`, and `model.json` with hashes of the model's files. The model answers up to `batch`
     questions at a time, each with up to `max_tokens` tokens.
@@ -64,8 +57,8 @@ def ask(model: Path, images: Path, asked: Sequence[Question], out: Path, batch: 
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _claim(out, model)
-        known = _known(out / _ANSWERS, asked)
+        _claim_for_model(out, model)
+        known = _earlier_answers(out / _ANSWERS, asked)
         if len(known) == len(asked):
             return known
         chat = Chat(model)
@@ -73,7 +66,7 @@ def ask(model: Path, images: Path, asked: Sequence[Question], out: Path, batch: 
             (out / _ANSWERS).open("a", encoding="utf-8") as file,
             progress("evaluate", len(asked), "answers") as update,
         ):
-            for group, inputs in _read_ahead(chat, images, asked[len(known) :], _WINDOW * batch):
+            for group, inputs in _windows(chat, images, asked[len(known) :], _WINDOW * batch):
                 answers = chat.answers(inputs, max_tokens, batch)
                 for one, answer in zip(group, answers, strict=True):
                     file.write(json.dumps({"image": one.image, "question": one.text, "answer": answer}) + "\n")
@@ -84,99 +77,92 @@ def ask(model: Path, images: Path, asked: Sequence[Question], out: Path, batch: 
         rule = "the GPU has not enough memory for so many questions at a time"
         raise UserError("batch", batch, rule, "lower it; the answers stay the same") from error
     except OSError as error:
-        raise unwritable(out, error) from error
+        raise write_error(out, error) from error
     return known
 
 
-def _read_ahead(
-    chat: Chat, images: Path, asked: Sequence[Question], window: int
+def _windows(
+    chat: Chat, images: Path, asked: Sequence[Question], size: int
 ) -> Iterator[tuple[Sequence[Question], list[dict[str, torch.Tensor]]]]:
-    """Yield the questions in windows of `window`, with the model's inputs for them. The images of a window are read
-    while the model answers the one before it."""
+    """Yield the questions in windows of `size`, with the model's inputs. Threads read the images of the next window."""
 
-    def prepare(one: Question) -> dict[str, torch.Tensor]:
-        return chat.prepare(_image(images, one.image), one.text)
+    def prepare(question: Question) -> dict[str, torch.Tensor]:
+        return chat.prepare(_image(images, question.image), question.text)
 
     with ThreadPoolExecutor(_THREADS) as threads:
-        windows = [asked[start : start + window] for start in range(0, len(asked), window)]
-        begun = [threads.submit(prepare, one) for one in windows[0]] if windows else []
-        for group, after in zip(windows, [*windows[1:], []], strict=True):
-            ready, begun = begun, [threads.submit(prepare, one) for one in after]
+        ahead = [threads.submit(prepare, question) for question in asked[:size]]
+        for start in range(0, len(asked), size):
+            ready = ahead
+            ahead = [threads.submit(prepare, question) for question in asked[start + size : start + 2 * size]]
             try:
-                yield group, [one.result() for one in ready]
+                yield asked[start : start + size], [future.result() for future in ready]
             except BaseException:
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise
 
 
-def _claim(out: Path, model: Path) -> None:
-    """Reserve `out` for the answers of this model, by the hashes of all its files: a model whose weights, processor or
-    chat template changed since counts as another one."""
+def _claim_for_model(out: Path, model: Path) -> None:
+    """Check that the answers in `out` are of this model, by the hashes of the model's files. Write the hashes into a
+    new `out`."""
     folder = llava_folder(model)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     facts = {"files": {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}}
-    earlier = read_facts(out / _ASKED)
+    earlier = read_facts(out / _MODEL)
     if earlier is None:
         if (out / _ANSWERS).exists():
-            raise UserError("out", out, f"it holds answers, and no {_ASKED} that says whose", "name another `out`")
-        write_whole(out / _ASKED, json.dumps(facts, indent=1) + "\n")
+            raise UserError("out", out, f"it holds answers, but no {_MODEL}", "name another `out`")
+        atomic_write_text(out / _MODEL, json.dumps(facts, indent=1) + "\n")
     elif earlier != facts:
         raise UserError("out", out, "it holds the answers of another model", "name another `out`")
 
 
-def _known(path: Path, asked: Sequence[Question]) -> list[str]:
-    """Read the answers of an earlier call, which may have had more questions, and cut off a line that is not whole."""
+def _earlier_answers(path: Path, asked: Sequence[Question]) -> list[str]:
+    """Read the answers of an earlier call to the first of the questions `asked`. Remove an incomplete last line."""
     if not path.exists():
         return []
     content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        os.truncate(path, len(whole))
-    known = []
-    for number, line in enumerate(whole.splitlines()[: len(asked)]):
+    complete = content[: content.rfind(b"\n") + 1]
+    if len(complete) < len(content):
+        os.truncate(path, len(complete))
+    answers = []
+    for number, line in enumerate(complete.splitlines()[: len(asked)]):
         try:
             entry = json.loads(line)
             if (entry["image"], entry["question"]) != asked[number] or not isinstance(entry["answer"], str):
                 raise ValueError
-            known.append(entry["answer"])
+            answers.append(entry["answer"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             rule = f"line {number + 1} answers another question than this data asks"
-            raise UserError("out", path, rule, "name a new folder") from error
-    return known
+            raise UserError("out", path, rule, "name another `out`") from error
+    return answers
 
 
 def _image(images: Path, name: str) -> Image.Image:
-    """Decode image `name` below folder `images`, or the file of that name directly in the folder."""
+    """Decode the image `name` within the folder `images`, or the file of that name directly in the folder."""
     if problem := path_problem(name):
         raise UserError("data", name, problem, "correct the data")
     path = next((path for path in (images / name, images / Path(name).name) if path.is_file()), images / name)
-    return read_image("images", path, "give the folder that the images lie in")
+    return read_image("images", path, "give the folder of the images")
 
-
-# ---------------------------------------------------------------- the three evaluations
 
 Entry = tuple[str, str | None, Any]
-"""An image, what the prompt's `{}` stands for (None where the prompt has none), and the truth."""
+"""An image, the text that replaces `{}` in the prompt (None for a prompt without `{}`), and the right answer."""
 
 
 def _evaluate(
     name: str, default: str, max_tokens: int, read: Callable[[Path], list[Entry]], score: Callable[..., dict[str, Any]],
     model: Path, data: Path, images: Path, out: Path, prompt: str = "", limit: int | None = None, batch: int = 16,
 ) -> dict[str, Any]:  # fmt: skip
-    """Ask a model about the entries that `read` finds in `data`; keep and return what `score` makes of the answers.
-
-    Raises:
-        UserError: see `ask`; or the data can't be read, or the prompt has no place for the phrase or question.
-    """
+    """Ask a model about the entries that `read` returns for `data`. Write and return the scores of its answers."""
     prompt = prompt or default
     if "{}" in default and prompt.count("{}") != 1:
-        goes = "phrase" if name == "rec" else "question"
-        raise UserError("prompt", prompt, f"it should hold {{}} once, where the {goes} goes", "put it there")
+        replaced = "phrase" if name == "rec" else "question"
+        raise UserError("prompt", prompt, f"it should contain {{}} once, for the {replaced}", "add it")
     entries = read(data)[:limit]
     asked = [Question(image, prompt if text is None else prompt.replace("{}", text)) for image, text, _ in entries]
     answers = ask(model, images, asked, out, batch, max_tokens)
-    if name == "rec" and (fit := shown_fit(load_processor(llava_folder(model)))) != "pad":
-        note(f"note: this model is shown images with {fit!r}, so the frame `padded` does not apply to it.", "yellow")
+    if name == "rec" and (fit := processor_fit(load_processor(llava_folder(model)))) != "pad":
+        note(f"note: this model's images have the fit {fit!r}, so ignore the scores of the frame `padded`.", "yellow")
     scores = score(answers, [truth for _, _, truth in entries])
     (out / _SCORES).write_text(json.dumps({name: scores}, indent=1) + "\n", "utf-8")
     return scores
@@ -190,7 +176,7 @@ def _expressions(path: Path) -> list[Entry]:
 
 
 def _references(path: Path) -> list[Entry]:
-    """Read the captions of each image from COCO's captions JSON or from a LLaVA JSON."""
+    """Read the captions of each image in COCO's captions JSON or a LLaVA JSON."""
     data, captions = read_json("data", path), dict[str, list[str]]()
     remedy = "give COCO's captions JSON or a LLaVA JSON"
     try:
@@ -204,7 +190,7 @@ def _references(path: Path) -> list[Entry]:
                 if record.get("image") and caption:
                     captions.setdefault(str(record["image"]), []).append(caption)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        rule = f"it holds no captions that can be read ({type(error).__name__}: {error})"
+        rule = f"its captions can't be read ({type(error).__name__}: {error})"
         raise UserError("data", path, rule, remedy) from error
     if not captions:
         raise UserError("data", path, "no image in it has a caption", remedy)
@@ -212,7 +198,7 @@ def _references(path: Path) -> list[Entry]:
 
 
 def _questions(path: Path) -> list[Entry]:
-    """Read a LLaVA-style JSONL of `{image, text, answer}`, where `answer` may be a list of correct answers."""
+    """Read a JSONL of `{image, text, answer}` as LLaVA's; `answer` may be a list of right answers."""
     entries: list[Entry] = []
     remedy = "give a JSONL of {image, text, answer}"
     try:
@@ -233,7 +219,7 @@ def _questions(path: Path) -> list[Entry]:
     except OSError as error:
         raise UserError("data", path, f"it can't be read ({error.strerror})", "check the path") from error
     except (ValueError, RecursionError) as error:
-        raise UserError("data", path, f"it is no JSONL ({error})", "give one JSON object a line") from error
+        raise UserError("data", path, f"it is no JSONL ({error})", remedy) from error
     if not entries:
         raise UserError("data", path, "it holds no question", remedy)
     return entries
@@ -251,6 +237,8 @@ EVALUATIONS: dict[str, Callable[..., dict[str, Any]]] = {
         lambda answers, true: {"questions": len(answers), "exact_match": exact_match(answers, true)},
     ),
 }  # fmt: skip
-"""The evaluations by their names. `rec` scores boxes of referring expressions, as shares of the image and of the padded
-square; `captions` scores captions; `vqa` counts exact matches of answers. All take model, data, images, out, prompt
-(empty for the usual one), limit and batch, as in `ask`."""
+"""The evaluations. `rec` scores the boxes of referring expressions, as shares of the image and of the padded square;
+`captions` scores captions; `vqa` counts answers that match exactly.
+
+Each is called with `model`, `data`, `images`, `out`, `prompt` (empty for the default), `limit` and `batch`, see `ask`.
+"""

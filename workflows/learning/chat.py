@@ -1,4 +1,4 @@
-"""Answer the questions of `pad chat` about one image, with a model that is loaded once."""
+"""Answer the questions of `pad chat` about one image."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from pad_pipeline.training.chat import Chat
 
 
 def chat(model: Path, image: Path, question: str, max_tokens: int) -> Iterator[str]:
-    """Yield the answer to `question`, or, where it is `-`, to each line of standard input. An answer is cut after
-    `max_tokens` tokens.
+    """Yield the answer to `question`, in at most `max_tokens` tokens; for `-`, to each line of standard input.
 
     Raises:
         UserError: the image or the model can't be used, or there is no question.
@@ -27,14 +26,14 @@ def chat(model: Path, image: Path, question: str, max_tokens: int) -> Iterator[s
         asked = True
         yield loaded.answer(shown, text, max_tokens)
     if not asked:
-        raise UserError("question", question, "standard input holds none", "ask one, or write one a line")
+        raise UserError("question", question, "standard input holds no question", "write one question on each line")
 
 
 def read_image(field: str, path: Path, remedy: str) -> Image.Image:
-    """Decode an image file.
+    """Decode an image file, which the parameter `field` names.
 
     Raises:
-        UserError: the file can't be read, for which `remedy` helps, or holds no image. It names the file by `field`.
+        UserError: the file can't be read (with `remedy`), or is no image.
     """
     try:
         return decode(path.read_bytes(), DecodeSettings())[0]

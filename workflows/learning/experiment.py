@@ -1,7 +1,7 @@
-"""Train a grid of models over the same shards for `pad experiment`, measure each, and compare them in one table.
+"""Train a grid of models for `pad experiment`, measure each, and compare them in one table.
 
-A cell is a training with its settings; it is repeated for each seed. Finished trainings are not repeated and stopped
-ones are continued, so the same command continues an experiment.
+A cell of the grid is one choice of settings; it is trained once for each seed. The same command continues an experiment
+that was stopped.
 """
 
 from __future__ import annotations
@@ -19,38 +19,34 @@ from pad_pipeline.analysis.studies import STUDIES
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.facts import differences, read_facts
 from pad_pipeline.geometry import Fit
-from pad_pipeline.packages import installed, left_out
+from pad_pipeline.packages import installed, left_out_note
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.sources.llava import LlavaSource
-from pad_pipeline.storage import Folder, claim_folder, is_url, write_whole
-from pad_pipeline.training.job import Job, absolute
+from pad_pipeline.storage import Folder, atomic_write_text, claim_folder, is_url
+from pad_pipeline.training.job import AbsolutePath, Job
 from pad_pipeline.training.settings import settings_of
 from pad_pipeline.training.template import TemplateName
 from pad_pipeline.weights import file_sha256
-from pad_pipeline.workflows.learning.grid import Grid, grid_of
+from pad_pipeline.workflows.learning.grid import Grid, collect_grid
 from pad_pipeline.workflows.learning.launch import train
 from pad_pipeline.workflows.learning.scores import Score, Trained, find_function, measure
 from pad_pipeline.workflows.results import finite
 from pad_pipeline.workflows.toml import read_toml, settings_error
 
 RECIPES = Path(__file__).parent / "recipes"
-_NAME = re.compile(r"\w[\w ,.-]*")
+_CELL_NAME = re.compile(r"\w[\w ,.-]*")
 GRID, RESULT, SUMMARY, PLOT = "grid.json", "result.json", "experiment.json", "experiment.png"
 
 
 class Cell(BaseModel):
-    """The settings in which one cell of the grid differs from the others."""
+    """The settings of one cell, which override those of the experiment."""
 
     model_config = ConfigDict(extra="forbid")
 
-    vision: str = ""
-    """Vision tower, instead of the experiment's."""
-    llm: str = ""
-    """LLM, instead of the experiment's; the shards' labels are embedded with its words."""
+    vision: AbsolutePath = ""
+    llm: AbsolutePath = ""
     stage1: dict[str, Any] = {}
-    """Settings of stage 1 that override the experiment's."""
     stage2: dict[str, Any] = {}
-    """Settings of stage 2 that override the experiment's."""
 
 
 class Experiment(BaseModel):
@@ -58,49 +54,49 @@ class Experiment(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    vision: str = ""
+    vision: AbsolutePath = ""
     """Folder or hub name of the vision tower."""
-    llm: str = ""
+    llm: AbsolutePath = ""
     """Folder or hub name of the LLM."""
-    shards: str = ""
-    """Shards that stage 1 is trained on."""
-    heldout: str = ""
-    """Shards of other images, for the analyses."""
-    data: str = ""
-    """LLaVA JSON of stage 2; empty for stage 1 alone."""
-    image_root: str = ""
+    shards: AbsolutePath = ""
+    """Shards for stage 1."""
+    heldout: AbsolutePath = ""
+    """Shards of other images, for the analyses and scores."""
+    data: AbsolutePath = ""
+    """LLaVA JSON for stage 2; without it, only stage 1 is trained."""
+    image_root: AbsolutePath = ""
     """Folder that the images of `data` are relative to."""
     fit: Fit = "pad"
     """How the images of `data` are made square."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field([0, 1, 2], min_length=1)
-    """Seeds; each cell is trained once with each."""
+    """The seeds with which each cell is trained."""
     stage1: dict[str, Any] = {}
-    """Settings of stage 1 that all cells have."""
+    """Settings of stage 1 for all cells."""
     stage2: dict[str, Any] = {}
-    """Settings of stage 2 that all cells have."""
+    """Settings of stage 2 for all cells."""
     analyses: list[str] = ["entropy", "align", "pursuit"]
-    """Names of the analyses (see `pad analyze`) and scores that are measured after the last stage."""
+    """The analyses (see `pad analyze`) and scores after the last stage, by their names."""
     after_stage1: list[str] = []
-    """Names of those that are measured after stage 1 where stage 2 follows; results have them below `stage1`."""
+    """The analyses and scores after stage 1. In the results, their names begin with `stage1.`."""
     scores: dict[str, Score] = {}
-    """Functions of the user's own that score a trained model, by the names in `analyses` and `after_stage1`."""
+    """The user's own functions that score a trained model, by the names in `analyses` and `after_stage1`."""
     analysis: AnalysisSettings = AnalysisSettings()
     """Settings of the analyses."""
     limit: int | None = Field(None, ge=1)
-    """Number of images that the analyses read; None for all."""
+    """Greatest number of images for the analyses and scores; None for all."""
     columns: list[str] = Field(
         ["entropy.image.dH", "align.align", "align.shuffled_labels", "pursuit.precision", "pursuit.first_readable"],
         min_length=1,
     )
-    """Dotted names of the numbers in the table."""
+    """The dotted names of the numbers in the table."""
     baseline: str = ""
-    """The cell that the table compares each other cell with, seed by seed; empty for no comparison."""
+    """The cell that each other cell is compared with, seed by seed; empty for no comparison."""
     cells: dict[str, Cell] = Field(min_length=1)
     """The cells of the grid, by their names."""
 
 
 class Training(NamedTuple):
-    """One training of one cell."""
+    """A training of a cell with one seed."""
 
     cell: str
     seed: int
@@ -108,10 +104,10 @@ class Training(NamedTuple):
 
 
 def read_experiment(file: str, options: dict[str, Any]) -> Experiment:
-    """Read a recipe by its name, or a TOML file, and override its settings with `options`.
+    """Read the recipe or the TOML file `file`; `options` override its settings.
 
     Raises:
-        UserError: there is no such recipe or file, a setting is wrong, or a necessary one is missing.
+        UserError: there is no such recipe or file, or a setting is wrong or missing.
     """
     path = RECIPES / f"{file}.toml" if file in recipes() else Path(file)
     if not path.is_file():
@@ -124,28 +120,28 @@ def read_experiment(file: str, options: dict[str, Any]) -> Experiment:
     except ValidationError as error:
         raise settings_error(error, str(path)) from error
     if len(set(experiment.seeds)) < len(experiment.seeds):
-        raise UserError(f"{path}: seeds", experiment.seeds, "one stands there twice", "name each once")
+        raise UserError(f"{path}: seeds", experiment.seeds, "a seed appears twice", "remove it")
     known = [*STUDIES, *experiment.scores]
     for field, names in (("analyses", experiment.analyses), ("after_stage1", experiment.after_stage1)):
         if unknown := [one for one in names if one not in known]:
             raise UserError(f"{path}: {field}", unknown[0], f"it should be one of {', '.join(known)}", "correct it")
     measured = [f"{one}." for one in experiment.analyses] + [f"stage1.{one}." for one in experiment.after_stage1]
     if missing := [one for one in experiment.columns if not one.startswith(tuple(measured))]:
-        rule = "it should begin with one of the experiment's analyses, or with stage1. and one of its after_stage1"
-        raise UserError(f"{path}: columns", missing[0], rule, "add the analysis, or leave the column out")
+        rule = "it should begin with a name in `analyses`, or with stage1. and a name in `after_stage1`"
+        raise UserError(f"{path}: columns", missing[0], rule, "add the analysis, or remove the column")
     for name, score in experiment.scores.items():
         if name in (*STUDIES, "stage1", "images"):
-            raise UserError(f"{path}: scores", name, "results have that name for something else", "call it otherwise")
+            raise UserError(f"{path}: scores", name, "results use this name for something else", "rename the score")
         find_function(name, score)
     if experiment.baseline and experiment.baseline not in experiment.cells:
-        raise UserError(f"{path}: baseline", experiment.baseline, "it is none of the cells", "name one of them")
-    if bad := [one for one in experiment.cells if not _NAME.fullmatch(one)]:
-        rule = "a cell's name should be of letters, digits, spaces, commas, dots and hyphens: a folder is called so"
-        raise UserError(f"{path}: cells", bad[0], rule, "call it otherwise")
+        raise UserError(f"{path}: baseline", experiment.baseline, "there is no such cell", "name a cell")
+    if bad := [one for one in experiment.cells if not _CELL_NAME.fullmatch(one)]:
+        rule = "the name of a cell and its folder has only letters, digits, spaces, commas, dots and hyphens"
+        raise UserError(f"{path}: cells", bad[0], rule, "rename the cell")
     for name in ("vision", "llm", "shards", "heldout"):
         in_cells = all(getattr(cell, name, "") for cell in experiment.cells.values())
         if not getattr(experiment, name) and not in_cells:
-            raise UserError(name, "(empty)", "the recipe does not say it", "name one")
+            raise UserError(name, "(empty)", "the recipe does not set it", "give it")
     return experiment
 
 
@@ -155,30 +151,26 @@ def recipes() -> list[str]:
 
 
 def run_experiment(experiment: Experiment, out: Path, address: str | None, say: Callable[[str], None]) -> Grid:
-    """Train and measure all cells, one after another or side by side on Ray. A training that fails does not stop the
-    others; the next call tries it again.
+    """Train and measure all cells, one after another or in parallel on Ray. If a training fails, the others continue,
+    and the next call tries it again.
 
     Args:
         experiment: the grid.
-        out: folder that gets a folder for each training, and `experiment.json`.
+        out: folder for `experiment.json` and a folder for each training.
         address: address of a Ray cluster; empty for Ray on this machine; None for this process.
         say: called with each message for the user.
 
     Raises:
-        UserError: `out` holds another experiment, every training fails, or no result has one of the columns.
+        UserError: `out` holds another experiment, all trainings fail, or no result has one of the columns.
     """
-    experiment = experiment.model_copy(deep=True)
-    for one in (experiment, *experiment.cells.values()):
-        for name in {"vision", "llm", "shards", "heldout", "data", "image_root"} & one.model_fields_set:
-            setattr(one, name, absolute(getattr(one, name)))
     trainings = [Training(cell, seed, out / f"{cell}-{seed}") for cell in experiment.cells for seed in experiment.seeds]
     _claim(experiment, _inputs(experiment), out)
     if experiment.heldout == experiment.shards:
-        say("note: the held-out shards are those of the training: the analyses look at images that were trained on.")
+        say("note: `heldout` and `shards` are the same: models are measured on images that they were trained on.")
     todo = [training for training in trainings if not (training.out / RESULT).is_file()]
     say(f"{len(trainings)} trainings, {len(trainings) - len(todo)} of them done.")
     failed: dict[str, str] = {}
-    for training, error in _done(experiment, todo, address):
+    for training, error in _finished(experiment, todo, address):
         name = f"{training.cell}, seed {training.seed}"
         say(f"{name}: {f'failed: {error}' if error else 'done'}")
         if error:
@@ -189,25 +181,25 @@ def run_experiment(experiment: Experiment, out: Path, address: str | None, say: 
     for training in trainings:
         path = training.out / RESULT
         results[training.cell].append(json.loads(path.read_text()) if path.is_file() else {})
-    found = grid_of(results, experiment.columns, failed, experiment.baseline)
+    found = collect_grid(results, experiment.columns, failed, experiment.baseline)
     facts = {"experiment": experiment.model_dump(mode="json")} | found._asdict()
-    write_whole(out / SUMMARY, json.dumps(finite(facts), indent=1) + "\n")
+    atomic_write_text(out / SUMMARY, json.dumps(finite(facts), indent=1) + "\n")
     if installed("matplotlib"):
         from pad_pipeline.analysis.charts import draw_grid
 
         draw_grid(found.cells, out / PLOT)
     else:
-        say(left_out(f"{PLOT} is not drawn", "matplotlib"))
+        say(left_out_note(f"{PLOT} is not drawn", "matplotlib"))
     return found
 
 
 def _inputs(experiment: Experiment) -> dict[str, Any]:
-    """Return fingerprints of shards and data as they are now: results of others do not belong into the same table."""
+    """Return fingerprints of shards and data, because the results of others do not belong in the same table."""
     trained = open_shards(experiment.shards)
     with rename_field(shards="heldout"):
         heldout = open_shards(experiment.heldout)
     if trained.run.view != heldout.run.view:
-        rule = f"its view is {heldout.run.view}, and that of `shards` {trained.run.view}"
+        rule = f"its view is {heldout.run.view}, and the view of `shards` is {trained.run.view}"
         raise UserError("heldout", experiment.heldout, rule, "give shards of the same view")
     read: dict[str, Any] = {
         name: {"run": shards.run.identity, "fingerprints": shards.run.fingerprints, "shards": len(shards.names)}
@@ -222,20 +214,20 @@ def _inputs(experiment: Experiment) -> dict[str, Any]:
 
 
 def _claim(experiment: Experiment, inputs: dict[str, Any], out: Path) -> None:
-    """Reserve the output folder; refuse one that holds another experiment, or something else."""
+    """Check that the output folder is empty or holds this experiment. Write the experiment into it."""
     claim_folder(out, GRID)
     facts = experiment.model_dump(mode="json", exclude={"columns", "baseline"}) | {"read": inputs}
-    # Empty and absent are the same: an earlier version did not know all of the names.
+    # A missing setting equals an empty one, because earlier versions had fewer settings.
     new, old = ({name: value for name, value in one.items() if value} for one in (facts, read_facts(out / GRID) or {}))
     if old and (different := differences(old, new)):
         rule = "it holds an experiment that differs: " + "; ".join(different[:8])
-        raise UserError("out", out, rule, "repeat its settings to go on, or name another `out`")
+        raise UserError("out", out, rule, "repeat its settings to continue it, or name another `out`")
     out.mkdir(parents=True, exist_ok=True)
     Folder(out).clean()
-    write_whole(out / GRID, json.dumps(facts, indent=1) + "\n")
+    atomic_write_text(out / GRID, json.dumps(facts, indent=1) + "\n")
 
 
-def _done(
+def _finished(
     experiment: Experiment, todo: list[Training], address: str | None
 ) -> Iterator[tuple[Training, UserError | None]]:
     """Yield each training when it has ended, with its error where it failed."""
@@ -257,14 +249,14 @@ def _done(
             training = waiting.pop(ready)
             try:
                 failure = ray.get(ready)
-            except RayError as error:  # the worker died again and again, or a node has too little memory
+            except RayError as error:  # the worker died several times, or a node has too little memory
                 rule = f"its worker failed ({type(error).__name__}: {' '.join(str(error).split())[-300:]})"
-                failure = UserError("engine", "ray", rule, "look into Ray's logs; the next call tries it again")
+                failure = UserError("engine", "ray", rule, "see Ray's logs; the next call tries it again")
             yield training, failure
 
 
 def _error_of(experiment: Experiment, training: Training) -> UserError | None:
-    """Run a cell. Return its error, because Ray would wrap one that is raised."""
+    """Run a cell. Return its error instead of raising it, because Ray would wrap it in another error."""
     try:
         run_cell(experiment, training)
     except UserError as error:
@@ -273,7 +265,7 @@ def _error_of(experiment: Experiment, training: Training) -> UserError | None:
 
 
 def run_cell(experiment: Experiment, training: Training) -> None:
-    """Train stage 1, and stage 2 where there is data for it; measure after each; write `result.json` last.
+    """Train stage 1, and stage 2 if the experiment has data for it. Measure after each, and write `result.json` last.
 
     Raises:
         UserError: as in `train` and `measure`.
@@ -297,4 +289,4 @@ def run_cell(experiment: Experiment, training: Training) -> None:
         train(Job(stage=2, init=str(one / "mm_projector.bin"), out=str(two), settings=second, **shared))
         model, template = two, second.template
     found = measured(experiment.analyses, model, template, training.out) | ({"stage1": between} if between else {})
-    write_whole(training.out / RESULT, json.dumps(finite(found)) + "\n")
+    atomic_write_text(training.out / RESULT, json.dumps(finite(found)) + "\n")

@@ -1,4 +1,4 @@
-"""Collect the results of an experiment in one table: each cell's numbers over its seeds, and differences of cells."""
+"""Collect the results of an experiment in one table: numbers of each cell, and differences between cells."""
 
 from __future__ import annotations
 
@@ -10,41 +10,42 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.facts import flat
+from pad_pipeline.facts import flatten
 
 
 class Grid(NamedTuple):
     """The results of an experiment."""
 
     cells: dict[str, dict[str, list[float]]]
-    """By cell and column one number for each seed; NaN where there is none."""
+    """The numbers by cell and column, one for each seed; NaN if it is missing."""
     failed: dict[str, str]
     """The errors of the trainings that failed, by `CELL, seed SEED`."""
     differences: dict[str, dict[str, list[float]]]
-    """By cell and column the number less that of the baseline with the same seed; empty without a baseline."""
+    """The numbers minus those of the baseline with the same seed, by cell and column; empty without a baseline."""
 
 
-def grid_of(
+def collect_grid(
     results: dict[str, list[dict[str, Any]]], columns: list[str], failed: dict[str, str], baseline: str
 ) -> Grid:
-    """Pick the columns, such as `align.shuffled_labels`, out of results: by cell one for each seed, empty where there
-    is none. The other cells are compared with `baseline`; "" for no comparison.
+    """Select `columns`, such as `align.shuffled_labels`, from the results, and compare cells with the cell `baseline`.
+
+    `results` has for each cell one result per seed, empty if it is missing. With `baseline = ""`, nothing is compared.
 
     Raises:
         UserError: no result has a column.
     """
-    found = {cell: [flat(result) for result in of_cell] for cell, of_cell in results.items()}
+    found = {cell: [flatten(result) for result in of_cell] for cell, of_cell in results.items()}
     known = {name: value for of_cell in found.values() for result in of_cell for name, value in result.items()}
     for column in columns:
         if column not in known:
             names = ", ".join(name for name, value in known.items() if not isinstance(value, list))
-            rule = f"no result has that number; there are {names}"
-            raise UserError("columns", column, rule, "correct it; what is trained is kept")
+            rule = f"no result has this number; there are {names}"
+            raise UserError("columns", column, rule, "correct it; finished trainings are kept")
     cells = {
         cell: {column: [_number(result.get(column)) for result in of_cell] for column in columns}
         for cell, of_cell in found.items()
     }
-    # Within a seed: a spread that all cells share is no doubt about which is better.
+    # Subtract cells with the same seed, so that variation between seeds that all cells share cancels out.
     differences = {
         cell: {
             column: [mine - base for mine, base in zip(numbers[column], cells[baseline][column], strict=True)]
@@ -61,8 +62,7 @@ def _number(value: Any) -> float:
 
 
 def table(found: Grid) -> Table:
-    """Return a table of means and standard deviations over seeds: a row for each cell; with a baseline, a row for each
-    number, and beside each other cell its difference."""
+    """Return a table of means and standard deviations over seeds; with a baseline, also of the differences."""
     columns = {column: column.replace(".", " ").replace("_", " ") for column in next(iter(found.cells.values()))}
     if not found.differences:
         made = Table("cell", *columns.values())

@@ -1,46 +1,19 @@
-"""Start a training of `pad train` in this process, under torchrun or on Ray Train; show its progress and a summary."""
+"""Run a training of `pad train` in this process, under torchrun or on Ray Train; show its progress and a summary."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
-from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from pad_pipeline.console import errors, note, progress
 from pad_pipeline.errors import UserError
-from pad_pipeline.storage import unwritable
+from pad_pipeline.storage import write_error
 from pad_pipeline.training.job import Job
 from pad_pipeline.training.loop import train as train_loop
-from pad_pipeline.training.settings import TrainSettings, settings_of
-from pad_pipeline.workflows.toml import read_toml, settings_error
-
-
-def train_settings(settings: Path | None, options: dict[str, Any], stage: int = 1) -> TrainSettings:
-    """Read the TOML file `settings` for a training stage, if there is one, and override its settings with `options`.
-
-    Raises:
-        UserError: the file can't be read, or a setting is wrong.
-    """
-    data = read_toml("settings", settings) if settings else {}
-    try:
-        return settings_of(stage).model_validate(data | options)
-    except ValidationError as error:
-        raise settings_error(error, str(settings or "")) from error
-
-
-class Launch(NamedTuple):
-    """Where a training runs, and how often its workers may die."""
-
-    workers: tuple[int, int] = (0, 0)
-    """Fewest and most workers of Ray Train; 0 runs the training in this process, or in those that torchrun started."""
-    address: str = ""
-    """Address of a Ray cluster; empty starts Ray on this machine."""
-    max_failures: int = 3
-    """How often workers of Ray Train may die before the training gives up; -1 for any number."""
 
 
 def parse_workers(workers: str) -> tuple[int, int]:
@@ -52,11 +25,17 @@ def parse_workers(workers: str) -> tuple[int, int]:
     low, dash, high = workers.partition("-")
     if low.isdecimal() and (not dash or high.isdecimal()) and 1 <= int(low) <= int(high or low):
         return int(low), int(high or low)
-    raise UserError("workers", workers, "it should be a number, or fewest-most", "write for instance 4, or 2-8")
+    raise UserError("workers", workers, "it should be a number or a range", "write for instance 4, or 2-8")
 
 
-def train(job: Job, launch: Launch = Launch()) -> str:
+def train(job: Job, workers: tuple[int, int] | None = None, address: str = "", max_failures: int = 3) -> str:
     """Train, show the progress, and return a summary of the results.
+
+    Args:
+        job: the training.
+        workers: the least and the greatest number of Ray Train workers; None trains in this process.
+        address: address of a Ray cluster; empty starts Ray on this machine.
+        max_failures: number of times that Ray Train workers may die; -1 for any number.
 
     Raises:
         UserError: see `pad_pipeline.training.loop.train`; or `out` can't be written.
@@ -74,20 +53,19 @@ def train(job: Job, launch: Launch = Launch()) -> str:
                 note(f"step {entry['step'] + 1} of {entry['steps']}: {line}")
 
         try:
-            if launch.workers[1]:
+            if workers:
                 from pad_pipeline.workflows.learning.ray_train import train_on_ray
 
-                log = train_on_ray(job, launch.workers, launch.address, launch.max_failures, report, note)
+                log = train_on_ray(job, workers, address, max_failures, report, note)
             else:
                 log = train_loop(job, report, note)
         except (OSError, SafetensorError) as error:
-            raise unwritable(job.out, error) from error
+            raise write_error(job.out, error) from error
     return summary(log, Path(job.out))
 
 
 def summary(log: list[dict[str, Any]], out: Path) -> str:
-    """Return a sentence with L_caption and L_patch at the start and at the end, and with the paths of the results. The
-    start and the end are means over the first and the last tenth of the steps."""
+    """Summarize a training: both losses in the first and the last tenth of the steps, and the paths of the results."""
     tenth = max(1, len(log) // 10)
     changes = [
         f"{name} {fmean(entry[key] for entry in log[:tenth]):.3f} -> {fmean(entry[key] for entry in log[-tenth:]):.3f}"
@@ -98,7 +76,7 @@ def summary(log: list[dict[str, Any]], out: Path) -> str:
             ("L_patch", "patch_loss", "regions", "no image has a region"),
         )
     ]
-    few = " So few steps teach little: take more steps, or smaller batches." if len(log) < 10 else ""
-    dropped = sum(entry["dropped"] for entry in log)
-    left = f" {dropped} samples taught nothing, see {out / 'dropped.jsonl'}." if dropped else ""
-    return f"steps: {len(log)}; {', '.join(changes)}.{left} Wrote {out / 'mm_projector.bin'} and {out / 'hf'}.{few}"
+    few = " These are few steps: take more steps, or smaller batches." if len(log) < 10 else ""
+    count = sum(entry["dropped"] for entry in log)
+    dropped = f" Nothing could be learned from {count} samples, see {out / 'dropped.jsonl'}." if count else ""
+    return f"steps: {len(log)}; {', '.join(changes)}.{dropped} Wrote {out / 'mm_projector.bin'} and {out / 'hf'}.{few}"

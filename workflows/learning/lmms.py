@@ -12,20 +12,19 @@ from typing import Any
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.pretrained import read_config
-from pad_pipeline.training.chat import KINDS, llava_folder, load_processor, shown_fit
-from pad_pipeline.training.export import ADAPTER, in_one_call
+from pad_pipeline.training.chat import KINDS, llava_folder, load_processor, processor_fit
+from pad_pipeline.training.export import ADAPTER, tokenize_chat
 from pad_pipeline.training.template import IMAGE_MARK
 
 TASKS = (
     "gqa,scienceqa_img,vizwiz_vqa_val,ok_vqa,mmmu_val,mme,mmbench_en_dev,mmvet,"
     "refcoco_bbox_rec,refcoco+_bbox_rec,refcocog_bbox_rec,coco2017_cap_val"
 )
-"""The paper's benchmarks, by their names in lmms-eval."""
+"""The names in lmms-eval of the paper's benchmarks."""
 
 
 def check_export(model: Path) -> list[str]:
-    """List the problems of an exported folder that would make its scores wrong, such as a processor that shows images
-    in another way than the training did.
+    """List the problems of an exported model that would make its scores in lmms-eval wrong.
 
     Raises:
         UserError: the folder can't be loaded.
@@ -38,39 +37,37 @@ def check_export(model: Path) -> list[str]:
     if read_config("model", folder, set(KINDS))["model_type"] != "llava":
         problems.append("it is no stock LLaVA (C-Abstractor): lmms-eval's llava_hf can't load it")
     if not processor.chat_template:
-        problems.append("it has no chat template: lmms-eval would fall back to Vicuna's")
-    elif not _one_bos(processor):
-        problems.append(
-            "lmms-eval would ask in other tokens than the training did: it renders the chat template, then tokenizes"
-        )
-    shows = shown_fit(processor)
+        problems.append("it has no chat template: lmms-eval would use Vicuna's")
+    elif not _same_prompt(processor):
+        problems.append("lmms-eval, which tokenizes the rendered chat template, would make other tokens of a question")
+    found = processor_fit(processor)
     facts = folder.parent / "training.json"
     if facts.is_file():
         try:
             fit = json.loads(facts.read_text())["view"]["fit"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError("model", facts, "it can't be read", "restore it") from error
-        if shows != fit:
-            problems.append(f"it was trained with fit {fit!r}, and its processor shows images with {shows!r}")
-    elif shows != "pad":
-        problems.append("its processor does not pad: LLaVA-1.5's scores are of padded images")
+        if found != fit:
+            problems.append(f"it was trained with fit {fit!r}, and its processor has {found!r}")
+    elif found != "pad":
+        problems.append("its processor does not pad, unlike LLaVA-1.5's")
     return problems
 
 
-def _one_bos(processor: Any) -> bool:
-    """Return whether a question has the same tokens in one call of the processor and in lmms-eval's two calls: it
-    renders image and question into one text, then tokenizes that."""
+def _same_prompt(processor: Any) -> bool:
+    """Return whether one call of the processor makes the same tokens of a question as lmms-eval, which renders the chat
+    template and then tokenizes the text."""
     parts = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
     one, two = ([{"role": "user", "content": content}] for content in (parts, f"{IMAGE_MARK}\nWhat is this?"))
     try:
         text = processor.apply_chat_template(two, add_generation_prompt=True)
-        return bool(in_one_call(processor, one, add_generation_prompt=True) == processor.tokenizer(text)["input_ids"])
+        return bool(tokenize_chat(processor, one, add_generation_prompt=True) == processor.tokenizer(text)["input_ids"])
     except Exception:  # a chat template is a program and can raise anything
         return False
 
 
 def run(model: Path, tasks: str, out: Path, processes: int) -> str:
-    """Run lmms-eval, and return an empty text; where it is not installed, return the command that runs it elsewhere.
+    """Run lmms-eval, and return ""; if it is not installed, return the command to run it elsewhere.
 
     Raises:
         UserError: lmms-eval fails.
@@ -82,12 +79,12 @@ def run(model: Path, tasks: str, out: Path, processes: int) -> str:
     if importlib.util.find_spec("lmms_eval") is None:
         return f"lmms-eval is not installed here. Where it is:\n\n  {shlex.join(['python', *words])}\n"
     if code := subprocess.run([sys.executable, *words]).returncode:
-        raise UserError("tasks", tasks, f"lmms-eval ended with {code}", "see what it says above")
+        raise UserError("tasks", tasks, f"lmms-eval ended with exit code {code}", "see its output above")
     return ""
 
 
 def read_results(out: Path, model: Path) -> dict[str, float]:
-    """Read the newest value of each `TASK METRIC` in all results that lmms-eval wrote below a folder.
+    """Read the newest value of each task and metric that lmms-eval wrote below `out`, by `TASK METRIC`.
 
     Raises:
         UserError: results can't be read, or are of another model.
@@ -109,7 +106,7 @@ def read_results(out: Path, model: Path) -> dict[str, float]:
             raise UserError("out", path, rule, "run the evaluation again") from error
         named = [part.removeprefix("pretrained=") for part in asked.split(",") if part.startswith("pretrained=")]
         if [Path(name).resolve() for name in named] != [llava_folder(model).resolve()]:
-            rule = f"its results are of another model ({asked or 'it does not say which'})"
-            raise UserError("out", path, rule, "name a new folder")
+            rule = f"its results are of another model ({asked or 'an unknown one'})"
+            raise UserError("out", path, rule, "name another `out`")
         values |= new
     return values

@@ -1,4 +1,4 @@
-"""Measure a trained model for an experiment: the analyses of `pad analyze`, and the scores that its recipe names."""
+"""Measure a trained model for an experiment, with the analyses of `pad analyze` and the recipe's own scores."""
 
 from __future__ import annotations
 
@@ -23,23 +23,22 @@ class Trained(NamedTuple):
     model: Path
     """The folder that `pad train` wrote."""
     template: TemplateName
-    """Template of its training: after `plain` it captions images; after another it answers questions."""
+    """The template of its training: with `plain` it captions images; with the others it answers questions."""
     heldout: str
-    """Shards of images that it was not trained on: a folder or URL."""
+    """Folder or URL of shards of images that it was not trained on."""
     limit: int | None
-    """Number of images that are looked at, from the first on; None for all."""
+    """Greatest number of images, from the first on; None for all."""
 
 
 class Score(BaseModel):
-    """A function that scores a trained model."""
+    """A user's function that scores a trained model."""
 
     model_config = ConfigDict(extra="forbid")
 
     function: str
-    """The function, as `package.module:name`. It gets a `Trained` and the settings, and returns numbers by name. It is
-    imported when the recipe is read, and in each worker."""
+    """The function, as `package.module:name`. It gets a `Trained` and the settings, and returns numbers by name."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """Its other arguments, by name."""
+    """The function's keyword arguments."""
 
 
 def find_function(name: str, score: Score) -> Callable[..., dict[str, float]]:
@@ -51,9 +50,9 @@ def find_function(name: str, score: Score) -> Callable[..., dict[str, float]]:
     module, _, attribute = score.function.partition(":")
     try:
         found: Callable[..., dict[str, float]] = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever somebody's module does when it is imported
+    except Exception as error:  # a user's module can raise anything
         rule = f"it can't be imported ({type(error).__name__}: {str(error)[:200]})"
-        remedy = "write package.module:function, of a package that is installed or a module on PYTHONPATH"
+        remedy = "write package.module:function, from an installed package or a module on PYTHONPATH"
         raise UserError(f"scores.{name}.function", score.function, rule, remedy) from error
     if not callable(found):
         raise UserError(f"scores.{name}.function", score.function, "it is no function", "name a function")
@@ -63,8 +62,7 @@ def find_function(name: str, score: Score) -> Callable[..., dict[str, float]]:
 def measure(
     names: Sequence[str], scores: dict[str, Score], trained: Trained, settings: AnalysisSettings, out: Path
 ) -> dict[str, Any]:
-    """Return the numbers of each analysis and score in `names`, by its name. `scores` are those that the recipe names;
-    `settings` are those of the analyses, whose charts and drawings go into `out`.
+    """Return the numbers of the analyses and scores `names`, by name. `settings` and `out` are for the analyses.
 
     Raises:
         UserError: as in `analyze`; or a score fails, or returns no numbers.
@@ -72,13 +70,15 @@ def measure(
     found: dict[str, Any] = {}
     if studies := [name for name in names if name in STUDIES]:
         found = analyze(studies, Subject(trained.model), trained.heldout, settings, out, trained.limit)
-    for name, score in ((name, scores[name]) for name in names if name in scores):
+    for name in [name for name in names if name in scores]:
+        score = scores[name]
         try:
             numbers = find_function(name, score)(trained, **score.settings)
             found[name] = {key: float(value) for key, value in numbers.items()}
         except UserError:
             raise
-        except Exception as error:  # it is somebody's own code
-            rule, remedy = f"it fails ({type(error).__name__}: {str(error)[:300]})", "correct it; trainings are kept"
+        except Exception as error:  # a user's function can raise anything
+            rule = f"it fails ({type(error).__name__}: {str(error)[:300]})"
+            remedy = "correct it; finished trainings are kept"
             raise UserError(f"scores.{name}.function", score.function, rule, remedy) from error
     return found

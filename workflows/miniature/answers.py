@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from pad_pipeline.evaluation.boxes import Expression, score_boxes
 from pad_pipeline.miniature.kinds import THINGS
-from pad_pipeline.miniature.language import REFER, caption, parses, refer
-from pad_pipeline.miniature.world import COLOURS, SIZES, TEXTURES, Scene
+from pad_pipeline.miniature.language import REFER_PROMPT, caption, is_caption, referring_expressions
+from pad_pipeline.miniature.world import COLORS, SIZES, TEXTURES, Scene
 from pad_pipeline.training.chat import Chat
 
 CAPTION_TOKENS, BOX_TOKENS = 100, 32
@@ -37,13 +37,13 @@ class Slots(NamedTuple):
 
 _GROUND = re.compile(r"the (\w+) (under the sky|at night|in front of the wall)")
 _THING = re.compile(
-    rf"\ban? (?:({'|'.join(SIZES)}) )?(?:({'|'.join(COLOURS)}) )?(?:({'|'.join(TEXTURES)}) )?({'|'.join(THINGS)})\b"
+    rf"\ban? (?:({'|'.join(SIZES)}) )?(?:({'|'.join(COLORS)}) )?(?:({'|'.join(TEXTURES)}) )?({'|'.join(THINGS)})\b"
 )
 
 
 def slots_of(text: str) -> Slots | None:
     """Return the slots of a caption, or None if it is no sentence of the world's grammar."""
-    if not parses(text):
+    if not is_caption(text):
         return None
     ground = _GROUND.search(text)
     assert ground, text
@@ -117,7 +117,7 @@ def score_captions(chat: Chat, scenes: list[Scene], question: str) -> CaptionSco
     `question` asks for a caption. It is empty for a model of template `plain`, which continues an image with a caption.
     """
     score = CaptionScore()
-    asked = [chat.prepare(scene.image, question) if question else chat.show(scene.image) for scene in scenes]
+    asked = [chat.prepare(scene.image, question) if question else chat.prepare_caption(scene.image) for scene in scenes]
     said = chat.answers(asked, CAPTION_TOKENS, one_line=not question)
     for scene, text in zip(scenes, said, strict=True):
         score.add(text, caption(scene))
@@ -129,12 +129,12 @@ def expressions_of(scenes: list[Scene]) -> list[Expression]:
     return [
         Expression(str(number), found.phrase, scene.regions[found.region].box, scene.image.size)
         for number, scene in enumerate(scenes)
-        for found in refer(scene)
+        for found in referring_expressions(scene)
     ]
 
 
 def ask_boxes(chat: Chat, scenes: list[Scene]) -> dict[str, Any]:
     """Ask a model for the box of every referring expression, and return the scores of `score_boxes`."""
     expressions = expressions_of(scenes)
-    inputs = [chat.prepare(scenes[int(asked.image)].image, REFER + asked.text) for asked in expressions]
+    inputs = [chat.prepare(scenes[int(asked.image)].image, REFER_PROMPT + asked.text) for asked in expressions]
     return score_boxes(expressions, chat.answers(inputs, BOX_TOKENS))

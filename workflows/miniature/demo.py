@@ -11,7 +11,7 @@ from rich.console import Console
 
 from pad_pipeline.console import say
 from pad_pipeline.errors import UserError
-from pad_pipeline.miniature.shipped import NAME, resolve
+from pad_pipeline.miniature.shipped import NAME, member_reference
 from pad_pipeline.report.overlay import contact_sheet, panels
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.storage import claim_folder
@@ -30,7 +30,7 @@ def run_demo(out: Path, scenes: int, steps: int, engine: EngineName, console: Co
     """Draw scenes, build their shards, verify and score them, and train two projectors, all in the folder `out`. Return
     the scores; raise `UserError` if the folder is not empty."""
     claim_folder(out)
-    models, vision = load_models(NAME), resolve(NAME, "clip")
+    models, vision = load_models(NAME), member_reference(NAME, "clip")
     claim_folder(out, MARK, "`make demo` may delete this folder.\n")
 
     console.rule(f"1  Draw {scenes} scenes, and annotate them: pad build, models {NAME}, engine {engine}")

@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from pad_pipeline.analysis.model import Subject
 from pad_pipeline.console import say
 from pad_pipeline.miniature.files import index_of, write_world
-from pad_pipeline.miniature.language import caption, parses
+from pad_pipeline.miniature.language import caption, is_caption
 from pad_pipeline.miniature.score import Score, score_shards
 from pad_pipeline.miniature.shipped import check_labels
 from pad_pipeline.miniature.world import Scene, draw_scene
@@ -116,7 +116,7 @@ def evaluate(
         UserError: the tagger has labels that the world does not have; or `build` or `train` raises it.
     """
     claim_folder(out)
-    tagger = models.of(TaggerSettings)
+    tagger = models.annotator(TaggerSettings)
     check_labels("models", tagger.tag_list, read_tags(tagger)[0])
     check_view(models.view, fetch_model("vision", vision), vision)  # now, because the build takes long
     llm = fetch_model("llm.llm", models.llm.llm)
@@ -222,5 +222,5 @@ def grammatical(network: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, c
             chosen = torch.multinomial(only, min(250, count - done), replacement=True)
             begun = torch.stack([torch.ones_like(chosen), chosen], 1)
             ids = network.generate(begun, do_sample=True, top_k=0, max_new_tokens=120, eos_token_id=newline)
-            right += sum(parses(text.split("\n")[0]) for text in tokenizer.batch_decode(ids[:, 1:]))
+            right += sum(is_caption(text.split("\n")[0]) for text in tokenizer.batch_decode(ids[:, 1:]))
     return right / count

@@ -13,7 +13,7 @@ from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.geometry import View
 from pad_pipeline.miniature.files import index_of
 from pad_pipeline.miniature.kinds import THINGS
-from pad_pipeline.miniature.language import DESCRIBE
+from pad_pipeline.miniature.language import DESCRIBE_PROMPTS
 from pad_pipeline.miniature.world import LABELS, Scene, draw_scene
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.training.chat import Chat
@@ -30,7 +30,7 @@ def patches(trained: Trained, seed: int) -> dict[str, float]:
 
 def captions(trained: Trained, seed: int) -> dict[str, float]:
     """Score a model's captions of the held-out scenes with `CaptionScore`. Arguments and errors are as in `patches`."""
-    question = "" if trained.template == "plain" else DESCRIBE[0]
+    question = "" if trained.template == "plain" else DESCRIBE_PROMPTS[0]
     return score_captions(Chat(trained.model), _heldout(trained, seed)[0], question).rates()
 
 

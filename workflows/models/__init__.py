@@ -1,1 +1,1 @@
-"""The models of a run: their settings from presets and TOML files, and the catalog and the checks of their files."""
+"""The models of a build: their settings, and the catalog and the checks of their files."""

@@ -1,4 +1,4 @@
-"""The catalog of official model files: short name, address, size, sha256 and license."""
+"""The catalog of official model files: short names, addresses, sizes, sha256 and licenses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class OfficialFile(NamedTuple):
     """One model file that its authors publish."""
 
     reference: str
-    """The address, as `fetch_file` takes it."""
+    """The address, in a form that `fetch_file` accepts."""
     megabytes: int
     """Approximate size."""
     sha256: str
@@ -56,12 +56,14 @@ OFFICIAL = {
         "SAM, ViT-H",
     ),
 }  # fmt: skip
-"""Short name -> file. A setting that names a file may give a short name; the file's hash is then checked."""
+"""Short name -> file. A setting that names a file accepts a short name; the file's hash is then checked."""
 
-BY_REFERENCE = {file.reference: file for file in OFFICIAL.values()}
-"""Address -> file."""
-FOLDER_MEGABYTES = {"IDEA-Research/grounding-dino-base": 934, "lmsys/vicuna-7b-v1.5": 9977}
-"""Approximate megabytes that a build fetches of the presets' folders; of the LLM, only the file with its embedding."""
+MEGABYTES = {file.reference: file.megabytes for file in OFFICIAL.values()} | {
+    "IDEA-Research/grounding-dino-base": 934,
+    "lmsys/vicuna-7b-v1.5": 9977,
+}
+"""Address of a file, or hub name of a folder -> approximate megabytes that a build fetches. Of an LLM, a build fetches
+only the file with the embedding."""
 
 _LLAMA_2 = "Llama 2 Community License"
 LICENSES = (
@@ -73,5 +75,5 @@ LICENSES = (
     | {f"meta-llama/Llama-2-{size}{chat}-hf": _LLAMA_2 for size in ("7b", "13b", "70b") for chat in ("", "-chat")}
     | {f"miniature:{part}": "Apache-2.0" for part in ("tagger.safetensors", "detector", "segmenter.safetensors", "llm")}
 )
-"""License that the authors of a model state, by its address or its sha256; only those that are known for sure. All
-official files have the same one; the miniature has that of pad."""
+"""Address or sha256 of a model -> the license that its authors state, if it is known for sure. All official files have
+the same license. The miniature has the license of pad."""

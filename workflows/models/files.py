@@ -1,33 +1,32 @@
-"""The files that a choice of models needs, and the check of these files: `pad models`."""
+"""List the files that the models of a build need, and check them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.labels import LabelSettings
+from pad_pipeline.stages.settings import StageSettings
 from pad_pipeline.weights import ModelFile
-from pad_pipeline.workflows.models.catalog import BY_REFERENCE, FOLDER_MEGABYTES
 from pad_pipeline.workflows.models.settings import ModelSettings
+
+
+def _with_files(models: ModelSettings) -> list[StageSettings | LabelSettings]:
+    return [*models.annotators, models.llm]
 
 
 def files(models: ModelSettings) -> list[ModelFile]:
     """Return all model files that a build with these models reads."""
-    return [file for one in models.with_files for file in one.files()]
-
-
-def megabytes(file: ModelFile) -> int | None:
-    """Return the approximate size of an official file; None if it is not known."""
-    official = BY_REFERENCE.get(file.reference)
-    return official.megabytes if official else FOLDER_MEGABYTES.get(file.reference)
+    return [file for one in _with_files(models) for file in one.files()]
 
 
 def check(models: ModelSettings) -> Iterator[tuple[str, str, UserError | None]]:
     """Read the files of each model strictly, as a build does. Nothing is fetched.
 
     Yields:
-        The section of a model, a description of its files, and None; or the section, an empty text, and the error.
+        For each model: its section, a description of its files (empty on an error), and the error if there is one.
     """
-    for one in models.with_files:
+    for one in _with_files(models):
         try:
             for file in one.files():
                 if file.path is None:

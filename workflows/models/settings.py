@@ -1,5 +1,4 @@
-"""Settings of the models of a build: the presets `paper` and `plus`, the miniature, or a TOML file, which may name the
-user's own classes."""
+"""Load the settings of the models of a build: from a preset (`paper`, `plus`), the miniature, or a TOML file."""
 
 from __future__ import annotations
 
@@ -13,8 +12,8 @@ from pad_pipeline.geometry import View
 from pad_pipeline.images import DecodeSettings
 from pad_pipeline.labels import LabelSettings
 from pad_pipeline.miniature.shipped import NAME as MINIATURE
-from pad_pipeline.miniature.shipped import checked
-from pad_pipeline.roles import ORDER, REQUIRED, ROLES, RedoFrom, is_redone, section_of
+from pad_pipeline.miniature.shipped import checked_folder
+from pad_pipeline.roles import REQUIRED, ROLES, STEPS, RedoFrom, is_redone, section_of
 from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.stages.custom.load import SECTIONS, CustomSettings, pinned
 from pad_pipeline.stages.custom.stages import CustomDetector, CustomGrounder, CustomSegmenter, CustomTagger
@@ -28,14 +27,14 @@ from pad_pipeline.workflows.toml import read_toml, settings_error
 KINDS: tuple[type[StageSettings], ...] = (
     TaggerSettings, DetectorSettings, SegmenterSettings, CustomTagger, CustomDetector, CustomSegmenter, CustomGrounder,
 )  # fmt: skip
-"""The settings of all stages with a model. A section of a models file is of pad's kind with the section's name, or of
-the custom kind if it names a class."""
+"""The settings classes of all stages with a model. A section of a models file that names a user's own class is read as
+the `Custom...` class, any other section as pad's class with the same `section`."""
 
 Kind = TypeVar("Kind", bound=StageSettings)
 
 
 class ModelSettings(BaseModel):
-    """The models of a build, how they compute, how images are decoded, and what the vision tower sees."""
+    """The settings of a build's models, of computing and decoding, and the view."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -45,12 +44,12 @@ class ModelSettings(BaseModel):
     compute: ComputeSettings = ComputeSettings()
     decode: DecodeSettings = DecodeSettings()
     view: View = View()
-    """The view of the vision tower that belongs to the LLM. Options of the command line override it."""
+    """The view that the vision tower of the LLM takes in. Options of the command line override it."""
 
     @field_validator("annotators")
     @classmethod
     def _each_step_once(cls, annotators: tuple[StageSettings, ...]) -> tuple[StageSettings, ...]:
-        annotators = tuple(sorted(annotators, key=lambda one: ORDER.index(cast(RedoFrom, one.steps[0]))))
+        annotators = tuple(sorted(annotators, key=lambda one: STEPS.index(cast(RedoFrom, one.steps[0]))))
         by_step: dict[str, str] = {}
         for section, step in ((one.section, step) for one in annotators for step in one.steps):
             if step in by_step:
@@ -60,11 +59,11 @@ class ModelSettings(BaseModel):
             raise ValueError(f"the section {section_of(missing[0])} is missing")
         return annotators
 
-    def of(self, kind: type[Kind]) -> Kind:
-        """Return the settings of one kind, for code that works with no other kind.
+    def annotator(self, kind: type[Kind]) -> Kind:
+        """Return the settings in `annotators` that are of the class `kind`.
 
         Raises:
-            UserError: the models have another kind instead.
+            UserError: there are none of this class.
         """
         for one in self.annotators:
             if isinstance(one, kind):
@@ -73,26 +72,21 @@ class ModelSettings(BaseModel):
         value = ", ".join(getattr(one, "class_", one.section) for one in others) or "none"
         raise UserError("models", value, f"this wants a {kind.section} of pad's", "name other models")
 
-    @property
-    def with_files(self) -> list[StageSettings | LabelSettings]:
-        """The settings that name model files: those of the stages with a model, and of the LLM."""
-        return [*self.annotators, self.llm]
-
-    def since(self, redo_from: RedoFrom = "tag") -> list[StageSettings]:
-        """Return the settings of the stages that do `redo_from` or a later step."""
+    def annotators_from(self, redo_from: RedoFrom) -> list[StageSettings]:
+        """Return the settings of the stages that do the step `redo_from` or a later step."""
         return [one for one in self.annotators if is_redone(one.steps, redo_from)]
 
     def fingerprints(self, redo_from: RedoFrom = "tag") -> dict[str, str]:
-        """Return the sha256 of the files of all stages from `redo_from` on. Missing files are fetched.
+        """Return the sha256 of each model file of the stages from `redo_from` on. Missing files are fetched.
 
         Raises:
-            UserError: a model is not there, can't be reached, or does not have the pinned sha256.
+            UserError: a file is missing and can't be fetched, or does not have the pinned sha256.
         """
-        return {name: value for one in self.since(redo_from) for name, value in one.fingerprints().items()}
+        return {name: value for one in self.annotators_from(redo_from) for name, value in one.fingerprints().items()}
 
     def as_sections(self) -> dict[str, Any]:
-        """Return the settings for run.json. Each step has its own section there, and a model that does two steps is in
-        both. The view is left out, because run.json has its own entry for it."""
+        """Return the settings as run.json holds them: one section for each step, so a model that does two steps is in
+        two sections. The view is left out, because run.json has its own entry for it."""
         sections: dict[str, Any] = {}
         for one in self.annotators:
             sections |= dict.fromkeys(map(section_of, one.steps), one.model_dump(mode="json"))
@@ -111,28 +105,28 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """`paper`: RAM Swin-L, Grounding DINO base, SAM ViT-H, the embedding of Vicuna-1.5-7B. `plus`: the same with RAM++.
 
-Hashes are pinned if two independent public sources agree on them. For the others (RAM's file, Grounding DINO base,
-Vicuna), the hash of the fetched file is written to run.json, and a resumed run refuses another."""
+A file's hash is pinned if two independent public sources agree on it. For other files (RAM's checkpoint, Grounding DINO
+base, Vicuna), run.json gets the hash of the fetched file, and a resumed run refuses a file with another hash."""
 
 
 def load_models(models: str) -> ModelSettings:
     """Load the settings of a preset, of `miniature`, or of a TOML file.
 
-    In a file, `preset = "paper"` takes over the settings of that preset, and the file's sections override them. Paths
-    are relative to the file.
+    A file with `preset = "paper"` starts from the settings of that preset, and its sections override them. Paths are
+    relative to the file.
 
     Raises:
         UserError: there is no such preset or file, or a setting is wrong.
     """
     if models in PRESETS:
         return _settings(PRESETS[models], models, Path.cwd())
-    path = checked() / "models.toml" if models == MINIATURE else Path(models).expanduser()
+    path = checked_folder() / "models.toml" if models == MINIATURE else Path(models).expanduser()
     if not path.is_file():
         rule = f"it is neither a preset ({', '.join([*PRESETS, MINIATURE])}) nor a file"
         raise UserError("models", models, rule, "name one of these, or a TOML file")
     data = read_toml("models", path)
     preset = data.pop("preset", None)
-    if preset is not None and preset not in list(PRESETS):
+    if preset is not None and preset not in [*PRESETS]:  # a list, because TOML may give something unhashable
         raise UserError(f"{models}: preset", preset, f"it should be one of {', '.join(PRESETS)}", "correct it")
     # A model in the file replaces each model of the preset that does one of its steps.
     steps = {step for section in data for step in ROLES.get(section, ())}
@@ -146,15 +140,13 @@ def load_models(models: str) -> ModelSettings:
         if kind is None or not isinstance(entries, dict):
             sections[section] = entries
             continue
-        entries = _resolved(entries, kind.paths, path.parent, models == MINIATURE)
-        unpinned = {kind.pins.get(setting) for setting in entries}  # with another file, the preset's hash is wrong
         kept = {} if issubclass(kind, CustomSettings) else sections.get(section, {})
-        sections[section] = {setting: value for setting, value in kept.items() if setting not in unpinned} | entries
+        sections[section] = kept | _resolved(entries, kind.paths, path.parent, models == MINIATURE)
     return _settings(sections, str(path), path.parent)
 
 
 def _kind(section: str, entries: object) -> type[StageSettings | LabelSettings] | None:
-    """Return the settings class of a section; None for a section without a model."""
+    """Return the settings class of a section with a model; None for another section."""
     custom = isinstance(entries, dict) and bool(entries.keys() & SECTIONS)
     every: list[type[StageSettings | LabelSettings]] = [*KINDS, LabelSettings]
     kinds = [kind for kind in every if kind.section == section]
@@ -162,8 +154,8 @@ def _kind(section: str, entries: object) -> type[StageSettings | LabelSettings] 
 
 
 def _settings(sections: dict[str, Any], where: str, folder: Path) -> ModelSettings:
-    """Return the settings of all sections of the file or preset `where`. The user's own classes are imported here;
-    paths in their settings are relative to `folder`."""
+    """Validate all sections of the file or preset `where`. The user's own classes are imported here; paths in their
+    settings are relative to `folder`."""
     annotators: list[StageSettings] = []
     others: dict[str, Any] = {}
     for section, entries in sections.items():
@@ -188,7 +180,7 @@ def _settings(sections: dict[str, Any], where: str, folder: Path) -> ModelSettin
 
 
 def _with_official(entries: dict[str, Any], pins: dict[str, str]) -> dict[str, Any]:
-    """Return a section in which each short name of an official file is replaced by the file's address and hash."""
+    """Return a section with the address and the hash of each official file in place of its short name."""
     replaced = dict(entries)
     for setting, pin in pins.items():
         value = entries.get(setting)
@@ -198,28 +190,28 @@ def _with_official(entries: dict[str, Any], pins: dict[str, str]) -> dict[str, A
 
 
 def _resolved(entries: dict[str, Any], paths: tuple[str, ...], folder: Path, packaged: bool) -> dict[str, Any]:
-    """Return a section in which each path that exists in `folder` is absolute. A path of the miniature becomes
-    `miniature:PATH`, so that it does not depend on where the package is installed."""
-    texts = {setting: value for setting in paths if isinstance(value := entries.get(setting), str)}
-    return entries | {
-        setting: f"{MINIATURE}:{path}" if packaged else str((folder / path).resolve())
-        for setting, path in texts.items()
-        if path and (folder / path).exists()
-    }
+    """Return a section with an absolute path in place of each path that exists in `folder`. A path of the miniature
+    becomes `miniature:PATH` instead (`packaged`), so that it does not depend on where pad is installed."""
+    resolved = dict(entries)
+    for setting in paths:
+        path = entries.get(setting)
+        if isinstance(path, str) and path and (folder / path).exists():
+            resolved[setting] = f"{MINIATURE}:{path}" if packaged else str((folder / path).resolve())
+    return resolved
 
 
 def with_tags(models: ModelSettings, tag_list: str, tag_thresholds: str) -> ModelSettings:
-    """Return `models` with the user's tag list and thresholds; an empty text keeps that of the models.
+    """Return `models` with the user's files of tags and thresholds. An empty text keeps the file that `models` has.
 
     Raises:
         UserError: the tagger is a user's own class.
     """
-    given = {"tag_list": tag_list, "thresholds": tag_thresholds}
-    changes: dict[str, Any] = {setting: value for setting, value in given.items() if value}
+    files = {"tag_list": tag_list, "thresholds": tag_thresholds}
+    changes: dict[str, Any] = {setting: file for setting, file in files.items() if file}
     if not changes:
         return models
     try:
-        tagger = models.of(TaggerSettings)
+        tagger = models.annotator(TaggerSettings)
     except UserError as error:
         field = "tag_list" if tag_list else "tag_thresholds"
         rule = f"the tagger is a class of your own ({error.value})"

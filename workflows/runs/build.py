@@ -12,13 +12,13 @@ from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.geometry import View
 from pad_pipeline.images import DecodeSettings
 from pad_pipeline.labels import LabelEmbedder, LabelSettings
-from pad_pipeline.roles import ORDER, RedoFrom
+from pad_pipeline.roles import STEPS, RedoFrom
 from pad_pipeline.shards.lock import locked
 from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.shards.writer import TOTALS
 from pad_pipeline.sources.base import Source
 from pad_pipeline.sources.stored import ShardsSource
-from pad_pipeline.storage import Folder, claim_folder, folder_at, resolved, unwritable
+from pad_pipeline.storage import Folder, claim_folder, folder_at, resolved, write_error
 from pad_pipeline.workflows.engine.attempts import Attempts
 from pad_pipeline.workflows.engine.base import Engine
 from pad_pipeline.workflows.engine.local import LocalEngine
@@ -56,7 +56,7 @@ def build_recipe(
     Raises:
         UserError: `redo_from` does not fit the source or the models, or a model is not available.
     """
-    earlier = _earlier_facts(source, models, redo_from) if redo_from != ORDER[0] else {}
+    earlier = _earlier_facts(source, models, redo_from) if redo_from != STEPS[0] else {}
     embedder = LabelEmbedder(models.llm)
     compute = models.compute.model_copy(update={"threads": threads})
     chain = partial(annotation_chain, models=models, view=view, root=source.root, compute=compute, redo_from=redo_from)
@@ -67,7 +67,7 @@ def build_recipe(
         settings=models.as_sections() | earlier,
         fingerprints=models.fingerprints(redo_from) | embedder.fingerprints(),
         chain=chain,
-        code=" ".join(filter(None, (one.code_version for one in models.since(redo_from)))),
+        code=" ".join(filter(None, (one.code_version for one in models.annotators_from(redo_from)))),
     )
 
 
@@ -76,10 +76,10 @@ def _earlier_facts(source: Source, models: ModelSettings, redo_from: RedoFrom) -
     if not isinstance(source, ShardsSource):
         rule = "only images that come from PAD shards have been annotated before"
         raise UserError("redo_from", redo_from, rule, "name a folder of shards in `images`")
-    first = models.since(redo_from)[0] if redo_from != ORDER[-1] else None
+    first = models.annotators_from(redo_from)[0] if redo_from != STEPS[-1] else None
     if first and first.steps[0] != redo_from and redo_from in first.steps:
         rule = f"a {first.section} does {' and '.join(first.steps)} in one"
-        later = ORDER[ORDER.index(redo_from) + 1]
+        later = STEPS[STEPS.index(redo_from) + 1]
         raise UserError("redo_from", redo_from, rule, f"begin with {first.steps[0]} or {later}")
     run = source.shards.run
     return {"redo_from": redo_from, "earlier": {"settings": run.settings, **run.fingerprints}}
@@ -139,7 +139,7 @@ def carry_out(
             folder.clean()
             run, existing = prepare(recipe, source, folder, options, forked)
         except OSError as error:
-            raise unwritable(folder, error) from error
+            raise write_error(folder, error) from error
         return _work(run, existing, folder, recipe, options)
 
 

@@ -32,7 +32,7 @@ def annotation_chain(
 ) -> list[Link]:
     """Return the chain of `pad build`: decode, the stages with a model from `redo_from` on, patchify, write."""
     links = [_first(out, Step("decode", partial(Decode, models.decode, root, redo_from)))]
-    for one in models.since(redo_from):
+    for one in models.annotators_from(redo_from):
         links.append(Link(one.name, [Step(one.name, partial(one.make, models.decode, compute))], on_gpu=True))
     return [*links, _last(out, identity, view, models.llm)]
 

@@ -6,7 +6,7 @@ from pad_pipeline.plan import Plan
 from pad_pipeline.records import Shard
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.writer import write_shard
-from pad_pipeline.storage import Folder, unwritable
+from pad_pipeline.storage import Folder, write_error
 from pad_pipeline.workflows.engine.chain import Done, Task
 
 
@@ -56,4 +56,4 @@ class WriteShard:
         try:
             return Done(shard.number, dict(write_shard(shard, self.out, self.identity)))
         except OSError as error:
-            raise unwritable(self.out, error) from error
+            raise write_error(self.out, error) from error

@@ -15,7 +15,7 @@ from examples.miniature.__main__ import main
 from examples.miniature.recipe import Budget, Recipe, fit
 from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.files import write_world
-from pad_pipeline.miniature.shipped import MANIFEST, Manifest, checked
+from pad_pipeline.miniature.shipped import MANIFEST, Manifest, checked_folder
 from pad_pipeline.workflows import cli
 
 ROOT = Path(__file__).parents[3]
@@ -98,7 +98,7 @@ def test_every_model_can_be_trained_from_the_command_line(
     assert main(["all", "--out", str(tmp_path), "--steps", "2"]) == 0
     manifest = Manifest.model_validate_json((tmp_path / "models" / MANIFEST).read_bytes())
     assert set(manifest.members) == {"tagger", "detector", "segmenter", "clip", "llm"}
-    assert checked(tmp_path / "models")
+    assert checked_folder(tmp_path / "models")
     write_world(tmp_path / "world", 2)
     toml, images = tmp_path / "models/models.toml", tmp_path / "world/images"
     build = ["build", "--images", images, "--out", tmp_path / "s", "--models", toml, "--engine", "local"]

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pad_pipeline.miniature.files import write_world
-from pad_pipeline.miniature.shipped import checked
+from pad_pipeline.miniature.shipped import checked_folder
 from pad_pipeline.miniature.world import draw_scene
 from pad_pipeline.workflows import cli
 
@@ -119,10 +119,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     installed = any(point.name == "onnx" for point in entry_points(group="pad.detectors"))
     name = 'entry_point = "onnx"' if installed else 'class = "pad_onnx_detector:OnnxDetector"'
     kept, skip = [], False
-    for line in (checked() / "models.toml").read_text().splitlines():
+    for line in (checked_folder() / "models.toml").read_text().splitlines():
         skip = line == "[detector]" if line.startswith("[") else skip
         for file in ("tagger.safetensors", "tags.txt", "thresholds.txt", "segmenter.safetensors", "llm"):
-            line = line.replace(f'"{file}"', f'"{checked() / file}"')
+            line = line.replace(f'"{file}"', f'"{checked_folder() / file}"')
         kept += [] if skip else [line]
     settings = '[detector.settings]\nmodel = "colors.onnx"\nlabels = "labels.txt"\nscore_threshold = 0.4\n'
     (folder / "models.toml").write_text("\n".join([*kept, "[detector]", name, "batch_size = 4", settings]))

@@ -1,4 +1,4 @@
-"""Checks of things outside this process: a Ray cluster, the hub, the caches of models."""
+"""Check what a run fetches or reaches over the network: Ray's cluster, Hugging Face's hub, and model files."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from importlib.util import find_spec
 from queue import Empty, SimpleQueue
 
 from pad_pipeline.workflows.checks import Finding, Findings, State, gigabytes
-from pad_pipeline.workflows.checks.machine import room
+from pad_pipeline.workflows.checks.machine import disk_space
 
 HUB_TIMEOUT = 4.0  # seconds
 RAY_TIMEOUT = 20.0  # seconds
 OFFLINE = "HF_HUB_OFFLINE is set"
-_JOIN = """
+_JOIN_SCRIPT = """
 import json, sys, ray
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
 nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -27,8 +27,8 @@ print(json.dumps([len(nodes), ray.cluster_resources()]))
 """
 
 
-def ray_here(address: str) -> Findings:
-    """Check that Ray can be imported, and that the cluster at `address` can be joined, if there is one."""
+def ray_cluster(address: str) -> Findings:
+    """Check that Ray is installed, and that the cluster at `address` (empty for none) can be joined."""
     if find_spec("ray") is None:
         remedy = "pip install 'ray>=2.55'; or use `engine` local, which needs no Ray"
         yield Finding("ray", "problem", "not installed", remedy)
@@ -41,7 +41,7 @@ def ray_here(address: str) -> Findings:
 
 
 def _cluster(address: str) -> Finding:
-    """Join the cluster in another process, because Ray may write to standard error, wait for minutes, or abort."""
+    """Join the cluster in a process of its own, because Ray may write to standard error, wait for minutes, or abort."""
     from pad_pipeline.workflows.engine.ray_session import knock
 
     remedy = (
@@ -51,7 +51,11 @@ def _cluster(address: str) -> Finding:
     try:
         knock(address)
         done = subprocess.run(
-            [sys.executable, "-c", _JOIN, address], capture_output=True, text=True, timeout=RAY_TIMEOUT, check=False
+            [sys.executable, "-c", _JOIN_SCRIPT, address],
+            capture_output=True,
+            text=True,
+            timeout=RAY_TIMEOUT,
+            check=False,
         )
         if done.returncode:
             reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
@@ -66,32 +70,32 @@ def _cluster(address: str) -> Finding:
 
 
 def hub_problem() -> str:
-    """Return why Hugging Face's hub can't be reached; empty if it answers."""
+    """Return the reason why Hugging Face's hub can't be reached; empty if it answers."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return OFFLINE
     answers: SimpleQueue[str] = SimpleQueue()
     # In a daemon thread, because name lookups have no timeout.
-    threading.Thread(target=lambda: answers.put(_ask(constants.ENDPOINT)), daemon=True).start()
+    threading.Thread(target=lambda: answers.put(_request(constants.ENDPOINT)), daemon=True).start()
     try:
         return answers.get(timeout=HUB_TIMEOUT)
     except Empty:
         return f"no answer within {HUB_TIMEOUT:.0f} s"
 
 
-def _ask(url: str) -> str:
+def _request(url: str) -> str:
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=HUB_TIMEOUT).close()
     except urllib.error.HTTPError:
-        pass  # any answer shows that the hub is there
+        pass  # an answer, even an error, shows that the hub is there
     except (OSError, ValueError) as error:
         return str(error)
     return ""
 
 
 def hub(problem: Callable[[], str]) -> Findings:
-    """Check that Hugging Face's hub answers; `problem` returns the result of `hub_problem`."""
+    """Check that Hugging Face's hub answers. `problem` is `hub_problem`, which a cache calls only once."""
     from huggingface_hub import constants
 
     if problem() == OFFLINE:
@@ -104,37 +108,40 @@ def hub(problem: Callable[[], str]) -> Findings:
 
 
 def model_files(models: str, problem: Callable[[], str]) -> Findings:
-    """Check which files of the chosen models are here, and that the caches have room for the others."""
+    """Report model files that are not on this machine, and check that the caches have space for them. `problem` is that
+    of `hub`."""
     from huggingface_hub import constants
 
     from pad_pipeline.weights import cache_folder
-    from pad_pipeline.workflows.models.files import files, megabytes
+    from pad_pipeline.workflows.models.catalog import MEGABYTES
+    from pad_pipeline.workflows.models.files import files
     from pad_pipeline.workflows.models.settings import load_models
 
     chosen = files(load_models(models))
     absent = [part for part in chosen if part.path is None]
     missing = [part for part in absent if not _is_local(part.reference)]
-    for part in (part for part in absent if part not in missing):
-        remedy = "correct it in the TOML file of `models`"
-        yield Finding(part.field, "problem", f"{part.reference}: there is no such file or folder", remedy)
-    sizes = {part.field: megabytes(part) for part in missing}
-    wanted = sum(size or 0 for size in sizes.values()) * 10**6
+    for part in absent:
+        if part not in missing:
+            remedy = "correct it in the TOML file of `models`"
+            yield Finding(part.field, "problem", f"{part.reference}: there is no such file or folder", remedy)
+    sizes = {part.field: MEGABYTES.get(part.reference) for part in missing}
+    needed = sum(size or 0 for size in sizes.values()) * 10**6
     if missing:
         state: State = "problem" if problem() else "warning"
         least = "at least " if None in sizes.values() else ""
         names = ", ".join(field + (f" ({size / 1000:.2f} GB)" if size else "") for field, size in sizes.items())
-        found = f"{len(missing)} of {len(chosen)} files are not here, {least}{gigabytes(wanted)} in all: {names}"
+        found = f"{len(missing)} of {len(chosen)} files are not here, {least}{gigabytes(needed)} in all: {names}"
         where = " with a network, and without HF_HUB_OFFLINE" if problem() else ", as a build would by itself"
         yield Finding("models", state, found, f"pad models fetch {models}{where}")
     elif not absent:
         remedy = f"pad models check {models} reads them, as a build does"
         yield Finding("models", "ok", f"all {len(chosen)} files of {models} are here", remedy)
-    yield room("hub's cache", constants.HF_HUB_CACHE, wanted)
-    yield room("pad's cache", str(cache_folder()), wanted)
+    yield disk_space("hub's cache", constants.HF_HUB_CACHE, needed)
+    yield disk_space("pad's cache", str(cache_folder()), needed)
 
 
 def _is_local(reference: str) -> bool:
-    """Return whether a reference can only mean a file or folder on this machine."""
+    """Return whether a reference names a file or folder on this machine, and neither a URL nor a hub name."""
     from pad_pipeline.weights import is_file_reference
 
     return "://" not in reference and (

@@ -10,7 +10,7 @@ from typer.main import get_command
 
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.workflows.cli import app
-from pad_pipeline.workflows.commands.named import in_options, name_options
+from pad_pipeline.workflows.commands.reword import reword, reword_error
 from tests.commands.conftest import Pad
 
 
@@ -43,7 +43,7 @@ def running(*names: str) -> typer.Context:
 )
 def test_a_field_is_shown_as_the_option_of_its_command(command: tuple[str, ...], field: str, shown: str) -> None:
     error = UserError(field, "x", "it is wrong", "mend it")
-    name_options(error, running(*command))
+    reword_error(error, running(*command))
     assert str(error) == f"{shown} = x: it is wrong; mend it"
 
 
@@ -61,7 +61,7 @@ def test_a_field_is_shown_as_the_option_of_its_command(command: tuple[str, ...],
 )
 def test_parameters_in_backticks_become_options(command: str, text: str, shown: str | None) -> None:
     """What is no parameter stays as it stands: commands, files, unknown names, words without backticks."""
-    assert in_options(text, running(command)) == (shown or text)
+    assert reword(text, running(command)) == (shown or text)
 
 
 def test_every_command_shows_each_of_its_parameters() -> None:
@@ -76,7 +76,7 @@ def test_every_command_shows_each_of_its_parameters() -> None:
             return
         for parameter in command.params:  # type: ignore[attr-defined]
             error = UserError(parameter.name, "", "", "")
-            name_options(error, context)
+            reword_error(error, context)
             assert error.field in parameter.opts if error.field.startswith("--") else error.field.isupper()
             seen += 1
 

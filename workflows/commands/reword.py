@@ -1,4 +1,4 @@
-"""Reword the library's errors for the command line: where an error names a parameter, show the command's option."""
+"""Replace names of Python's parameters in the library's errors by the options of the running command."""
 
 from __future__ import annotations
 
@@ -15,38 +15,35 @@ _PARAMETER = re.compile(r"`(\w+)`")
 
 
 class Command(TyperCommand):
-    """A command whose errors name its own options and arguments."""
+    """A command of `pad`. Its errors name the command's options and arguments."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer's base class has no public name
-        """Run the command.
-
-        Raises:
-            UserError: what the command raised, as `name_options` changes it.
-        """
+        """Run the command; an error passes through `reword_error`."""
         try:
             return super().invoke(ctx)
         except UserError as error:
             if ctx.find_root().params["verbose"]:
                 traceback.print_exc()
-            name_options(error, ctx)
+            reword_error(error, ctx)
             raise
 
 
-def name_options(error: UserError, context: typer.Context) -> None:
-    """Change an error from Python's words to those of the running command: `image_root` becomes --image-root, and an
-    argument `shards` becomes SHARDS; as the field, and in backticks in rule and remedy. Other names stay."""
+def reword_error(error: UserError, context: typer.Context) -> None:
+    """Replace each parameter of the running command in an error by its option: `image_root` becomes --image-root, and a
+    positional `shards` becomes SHARDS. The field is replaced, and names in backticks in rule and remedy."""
     error.field = _shown(context.command).get(error.field, error.field)
-    error.rule, error.remedy = in_options(error.rule, context), in_options(error.remedy, context)
+    error.rule, error.remedy = reword(error.rule, context), reword(error.remedy, context)
 
 
-def in_options(text: str, context: typer.Context) -> str:
-    """Return `text` with each parameter in backticks as the running command shows it, or else another command."""
+def reword(text: str, context: typer.Context) -> str:
+    """Return `text` with an option in place of each parameter in backticks. If the running command does not have the
+    parameter, the option is that of another command. Unknown names stay."""
     shown = _shown(context.find_root().command) | _shown(context.command)
     return _PARAMETER.sub(lambda name: shown.get(name[1], name[0]), text)
 
 
 def _shown(command: Any) -> dict[str, str]:
-    """Return how the command line names each parameter of a command; of a group, the options of all its commands."""
+    """Return the name of each parameter -> its option or argument; for a group, the options of all its commands."""
     if isinstance(command, TyperGroup):
         inner = [entry for one in command.commands.values() for entry in _shown(one).items()]
         return {name: option for name, option in inner if option.startswith("--")}

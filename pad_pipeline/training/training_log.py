@@ -1,4 +1,4 @@
-"""Write a training's log: `log.jsonl` with one entry for each step, and TensorBoard's files."""
+"""Write a training's log: `log.jsonl` with one entry per step, and TensorBoard's files."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.packages import OPTIONAL, installed, without
-from pad_pipeline.storage import Folder, write_whole
+from pad_pipeline.packages import OPTIONAL, installed, not_installed
+from pad_pipeline.storage import Folder, atomic_write_text
 from pad_pipeline.training.ranks import Ranks
 
 LOG = "log.jsonl"
-"""Name of the file with one entry for each step."""
+"""The file with one entry per step."""
 DROPPED = "dropped.jsonl"
-"""Name of the file that lists the samples from which nothing could be learned, each with the step and the reason."""
+"""The file that lists the samples from which nothing can be learned, each with step and reason."""
 
 
-class Logbook:
-    """Writes log.jsonl and TensorBoard's files, on the first rank. `entries` are those of the steps that are done;
-    project `wandb` of Weights & Biases gets the same figures."""
+class TrainingLog:
+    """Writes log.jsonl and TensorBoard's files, on the first rank. The log begins with the `entries` of earlier steps.
+    The project `wandb` of Weights & Biases gets the same figures."""
 
     def __init__(self, out: Path, entries: list[dict[str, Any]], here: Ranks, wandb: str = "") -> None:
         self.entries, self.here, self.board = entries, here, None
@@ -29,9 +29,9 @@ class Logbook:
             if wandb:
                 _start_wandb(wandb, out)
             Folder(out).clean()
-            write_whole(out / LOG, _lines(entries))
+            atomic_write_text(out / LOG, _lines(entries))
             if dropped := read_log(out, len(entries), DROPPED):
-                write_whole(out / DROPPED, _lines(dropped))
+                atomic_write_text(out / DROPPED, _lines(dropped))
             else:
                 (out / DROPPED).unlink(missing_ok=True)
             self.stream = (out / LOG).open("a")
@@ -64,23 +64,23 @@ def _lines(entries: list[dict[str, Any]]) -> str:
 
 
 def _start_wandb(project: str, out: Path) -> None:
-    """Start a run of Weights & Biases, which takes its figures from TensorBoard."""
+    """Start a run of Weights & Biases. It copies the figures that TensorBoard gets."""
     try:
         import wandb
     except ImportError as error:
-        raise UserError("wandb", project, without("wandb"), OPTIONAL["wandb"].install) from error
+        raise UserError("wandb", project, not_installed("wandb"), OPTIONAL["wandb"].install) from error
     if not installed("tensorboard"):
-        raise UserError("wandb", project, without("tensorboard"), OPTIONAL["tensorboard"].install)
-    # `sync_tensorboard` copies what goes to TensorBoard. A name made of the folder continues the folder's run.
+        raise UserError("wandb", project, not_installed("tensorboard"), OPTIONAL["tensorboard"].install)
+    # With an id that depends only on the folder, a training that is continued goes on in the same run.
     name = hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:16]
     wandb.init(project=project, name=out.name, id=name, dir=str(out), resume="allow", sync_tensorboard=True)
 
 
 def read_log(out: Path, before: int, name: str = LOG) -> list[dict[str, Any]]:
-    """Read the log entries of all steps earlier than `before`. A missing file gives no entries."""
+    """Read the log entries of all steps before step `before`; none if the file is missing."""
     entries = []
     for line in (out / name).read_text().splitlines() if (out / name).is_file() else []:
-        with suppress(ValueError, TypeError, KeyError):  # a process was killed while it wrote this line
+        with suppress(ValueError, TypeError, KeyError):  # a line is incomplete if its process was killed
             if (entry := json.loads(line))["step"] < before:
                 entries.append(entry)
     return entries

@@ -1,0 +1,225 @@
+"""Images whose bytes stand in Parquet files, as in data sets of Hugging Face; and lists of many files."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pad_pipeline.images import BadImage
+from pad_pipeline.plan import Plan, write_plan
+from pad_pipeline.records import Planned
+from pad_pipeline.sources import cells
+from pad_pipeline.sources.open import open_source
+from pad_pipeline.sources.read import read_bytes
+from pad_pipeline.storage import Folder
+from tests.sources.small_sources import MOST, error_of, png, write_list, write_tar
+
+TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dog."}]
+
+
+def contents(source: Any, planned: list[Planned]) -> list[bytes]:
+    return [read_bytes(source.root, one.place, MOST) for one in planned]
+
+
+def write_images(path: Path, count: int, first: int = 0, group: int = 7, **columns: list[Any]) -> list[bytes]:
+    """A Parquet file of `{bytes, path}`, in row groups of a few rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [png(number % 256) for number in range(first, first + count)]
+    column = [{"bytes": one, "path": f"{first + number}.png"} for number, one in enumerate(images)]
+    pq.write_table(pa.table({"image": column} | columns), path, row_group_size=group)
+    return images
+
+
+def test_llava_recap_is_read(tmp_path: Path) -> None:
+    """The form of lmms-lab/LLaVA-ReCap-558K and LLaVA-OneVision-Data: id, image {bytes, path}, conversations."""
+    images = write_images(
+        tmp_path / "a.parquet", 3, id=["x", "y", "z"], conversations=[TURNS] * 3, data_source=["s"] * 3
+    )
+    source = open_source(tmp_path / "a.parquet")
+    planned = list(source)
+    assert [(one.id, one.caption, [*one.conversations]) for one in planned] == [(n, "A dog.", TURNS) for n in "xyz"]
+    assert [one.source for one in planned] == ["a.parquet/0", "a.parquet/1", "a.parquet/2"]
+    assert contents(source, planned) == images
+
+
+def test_finevision_is_read(tmp_path: Path) -> None:
+    """The form of HuggingFaceM4/FineVision: images is a list of {bytes, path}, texts a list of {user, assistant}."""
+    one, two = [{"bytes": png(number), "path": None} for number in (1, 2)]
+    texts = [[{"user": "What?", "assistant": "A dog."}]] * 3
+    pq.write_table(pa.table({"images": [[one], [one, two], []], "texts": texts}), tmp_path / "t.parquet")
+    source = open_source(tmp_path / "t.parquet")
+    planned = list(source)
+    assert [(p.id, p.source, p.caption) for p in planned] == [
+        ("t-0.0", "t.parquet/0.0", "A dog."), ("t-1.0", "t.parquet/1.0", ""), ("t-1.1", "t.parquet/1.1", ""),
+    ]  # fmt: skip
+    assert contents(source, planned) == [png(1), png(1), png(2)]
+    assert source.counts == {
+        "rows with several images, which are annotated without their texts": 1,
+        "rows without an image": 1,
+    }
+
+
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "list<binary>", "struct<bytes>"])
+def test_bytes_of_every_type_are_read(tmp_path: Path, kind: str) -> None:
+    """Catches plain binary columns, which pandas, Spark and img2dataset write."""
+    values: list[Any] = [png(1), None, png(3)]
+    columns = {
+        "binary": pa.array(values, pa.binary()),
+        "large_binary": pa.array(values, pa.large_binary()),
+        "list<binary>": pa.array([None if one is None else [one] for one in values], pa.list_(pa.binary())),
+        "struct<bytes>": pa.array([{"bytes": one} for one in values], pa.struct({"bytes": pa.binary()})),
+    }
+    pq.write_table(pa.table({"image": columns[kind], "caption": ["a", "b", "c"]}), tmp_path / "t.parquet")
+    source = open_source(tmp_path / "t.parquet")
+    planned = list(source)
+    assert [(one.caption, one.problem) for one in planned] == [("a", ""), ("c", "")]
+    assert contents(source, planned) == [png(1), png(3)]
+    assert source.counts == {"rows without an image": 1}
+
+
+def test_a_row_may_hold_a_path_where_others_hold_bytes(tmp_path: Path) -> None:
+    """Catches `{bytes: null, path}`, as `datasets` writes images that were not embedded."""
+    (tmp_path / "b.png").write_bytes(png(2))
+    column = [{"bytes": png(1), "path": "a.png"}, {"bytes": None, "path": "b.png"}, {"bytes": None, "path": None}]
+    pq.write_table(pa.table({"image": column}), tmp_path / "t.parquet")
+    source = open_source(tmp_path / "t.parquet")
+    first, second = source
+    assert (first.id, first.source, second.id, second.source) == ("a", "t.parquet/0", "b", "b.png")
+    assert read_bytes(source.root, first.place, MOST) == png(1)
+    assert source.counts == {"rows without an image": 1}
+
+
+def test_a_plan_keeps_the_place_of_a_row(tmp_path: Path) -> None:
+    """Catches an address that is lost on the way to the worker."""
+    images = write_images(tmp_path / "a#b.parquet", 20)
+    out = tmp_path / "out"
+    out.mkdir()
+    source = open_source(tmp_path / "a#b.parquet")
+    facts = write_plan(source, out / "plan.parquet", 8, "full")
+    plan = Plan(Folder(out))
+    rows = [row for number in range(len(plan)) for row in plan.shard(number)]
+    assert (facts.images, facts.there) == (20, 20)
+    assert [read_bytes(source.root, row.place, MOST) for row in rows] == images  # type: ignore[arg-type]
+    assert all(row.content_sha256 for row in rows)
+
+
+def test_threads_may_ask_for_rows_in_any_order(tmp_path: Path) -> None:
+    """Catches a row that gets its neighbor's bytes, where many threads read ahead of each other."""
+    images = write_images(tmp_path / "a.parquet", 200, group=50)
+    source = open_source(tmp_path / "a.parquet")
+    places = [one.place for one in source]
+    order = [(7 * number) % 200 for number in range(200)]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda number: read_bytes(source.root, places[number], MOST), order))
+    assert found == [images[number] for number in order]
+
+
+def test_few_rows_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a reader that loads a file, or a row group, for one image; and one that reads a group again for each."""
+    write_images(tmp_path / "a.parquet", 400, group=400)
+    source = open_source(tmp_path / "a.parquet")
+    places = [one.place for one in source]
+    begun = []
+    begin = cells._Column._begin
+    monkeypatch.setattr(cells._Column, "_begin", lambda self, row: begun.append(row) or begin(self, row))
+    for place in places:
+        read_bytes(source.root, place, MOST)
+        (column,) = [one for (where, _), one in cells._columns.items() if where == f"{tmp_path}/a.parquet"]
+        assert sum(len(values) for _, values in column.kept) <= 128
+    assert begun == [0]
+
+
+@pytest.mark.parametrize("cut", [0.3, 0.6, 0.9])
+def test_a_truncated_file_is_one_line(tmp_path: Path, cut: float) -> None:
+    """Catches a download that broke off: its footer, at the end, is gone."""
+    write_images(tmp_path / "a.parquet", 20)
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(content[: int(len(content) * cut)])
+    assert "it can't be read" in error_of(tmp_path / "a.parquet")
+
+
+def test_a_file_that_changes_after_the_plan_is_a_bad_image(tmp_path: Path) -> None:
+    """Catches a traceback, or another row's image, where the file was replaced or damaged after it was planned."""
+    write_images(tmp_path / "a.parquet", 20)
+    source = open_source(tmp_path / "a.parquet")
+    last = list(source)[-1]
+    write_images(tmp_path / "a.parquet", 3)
+    cells._columns.clear()
+    with pytest.raises(BadImage, match="has no row 19"):
+        read_bytes(source.root, last.place, MOST)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1" * 100)
+    cells._columns.clear()
+    with pytest.raises(BadImage, match="can't be read"):
+        read_bytes(source.root, last.place, MOST)
+    (tmp_path / "a.parquet").unlink()
+    with pytest.raises(BadImage):
+        read_bytes(source.root, last.place, MOST)
+
+
+@pytest.mark.parametrize(
+    "where", ["data/train-*.parquet", "data/train-{00000..00002}.parquet", "data", "", "files.txt"]
+)
+def test_many_files_are_one_source(tmp_path: Path, where: str) -> None:
+    """Catches a data set of several files of which one alone can be named."""
+    images = []
+    for number in range(3):
+        images += write_images(tmp_path / f"data/train-{number:05d}.parquet", 4, 4 * number)
+    (tmp_path / "README.md").write_text("# a data set")
+    (tmp_path / "files.txt").write_text("".join(f"data/train-{number:05d}.parquet\n" for number in range(3)))
+    source = open_source(f"{tmp_path}/{where}")
+    planned = list(source)
+    assert [one.id for one in planned] == [str(number) for number in range(12)]
+    assert contents(source, planned) == images
+
+
+def test_a_hole_in_a_brace_pattern_is_named(tmp_path: Path) -> None:
+    """Catches shards that are missing, and nobody is told."""
+    for number in (0, 2):
+        write_tar(tmp_path / f"{number:03d}.tar", [(f"{number}.png", png(number))])
+        write_images(tmp_path / f"{number:03d}.parquet", 1)
+    for ending in ("tar", "parquet"):
+        told = error_of(f"{tmp_path}/{{000..003}}.{ending}")
+        assert f"there is no such file: {tmp_path}/001.{ending}, and 1 more of 4 are missing" in told
+    source = open_source(f"{tmp_path}/{{002,000}}.tar")
+    assert [one.source for one in source] == ["002.tar/2.png", "000.tar/0.png"]
+
+
+def test_columns_may_differ_from_file_to_file(tmp_path: Path) -> None:
+    """Catches a file whose images are lost because the first one had other names; and one without an image column."""
+    write_list(tmp_path / "a.csv", [{"image": "a.png", "caption": "a"}])
+    write_list(tmp_path / "b.csv", [{"path": "b.png", "text": "b"}])
+    assert [(one.source, one.caption) for one in open_source(f"{tmp_path}/*.csv")] == [("a.png", "a"), ("b.png", "b")]
+    write_list(tmp_path / "c.csv", [{"words": "c"}])
+    assert "c.csv: it has no column image" in error_of(f"{tmp_path}/*.csv")
+
+
+def test_paths_are_relative_to_the_folder_of_their_list(tmp_path: Path) -> None:
+    """Catches two lists of one name in two folders whose images are taken for each other's."""
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(name.encode())
+        write_list(tmp_path / name / "list.csv", [{"image": "a.png"}])
+    source = open_source(f"{tmp_path}/*/list.csv")
+    planned = list(source)
+    assert [one.source for one in planned] == ["x/a.png", "y/a.png"]
+    assert [(Path(source.root) / one.source).read_bytes() for one in planned] == [b"x", b"y"]
+
+
+def test_a_root_does_not_go_with_images_inside_a_list(tmp_path: Path) -> None:
+    write_images(tmp_path / "a.parquet", 1)
+    assert error_of(tmp_path / "a.parquet", tmp_path).startswith("image_root = ")
+
+
+def test_a_folder_of_images_may_hold_other_files(tmp_path: Path) -> None:
+    """Catches a tar beside folders of images that is read in their place."""
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "cats/a.png").write_bytes(png())
+    write_tar(tmp_path / "backup.tar", [("b.png", png())])
+    source = open_source(tmp_path)
+    assert [one.source for one in source] == ["cats/a.png"]
+    assert source.counts.examples == {"files that are no images": "backup.tar"}
