@@ -1,4 +1,4 @@
-"""Check each shard of a run against index, plan and run.json: no image is lost or repeated, and no byte has changed."""
+"""Checks the files of a run: no image is lost or repeated, and no byte has changed since the files were written."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import io
 import json
 import os
 import tarfile
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.masks import decode_mask
@@ -22,50 +20,45 @@ from pad_pipeline.parquet import open_parquet
 from pad_pipeline.plan import PLAN_NAME, Plan, PlanRow
 from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, IndexRow, SampleJson, shard_name
 from pad_pipeline.shards.keys import KeyHashes, is_key, scratch_folder
-from pad_pipeline.shards.reader import load_npy
+from pad_pipeline.shards.reader import load_npy, totals_in
 from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.shards.seal import check_seal, seal_problem
 from pad_pipeline.shards.writer import TOTALS
 from pad_pipeline.storage import Folder, folder_at
+from pad_pipeline.threads import map_ahead
 
 _THREADS = min(16, os.cpu_count() or 1)
 
 
 def verify_run(shards: str | Path | Folder, deep: bool = False) -> Iterator[tuple[str, list[str]]]:
-    """Yield each part of a run with its problems: run.json, the plan, each planned shard, and files that do not belong.
+    """Yield the name and the problems of each part of a run: run.json, the plan, each planned shard, and other files.
 
-    Every planned image must be stored exactly once: each index lists its images row by row as the plan does, keys are
-    unique in the plan, and each tar holds exactly the members that its index lists.
+    Every planned image must be stored exactly once: keys are unique in the plan, each index lists the images of its
+    shard as the plan does, and each tar holds exactly the members that its index lists.
 
-    Args:
-        shards: the run's folder, or its URL.
-        deep: also decode every image and every mask, and compute every coverage again.
-
-    Raises:
-        UserError: the folder holds no run, or its plan can't be read.
+    With `deep`, every image and mask is decoded, and every coverage is computed again. Raise `UserError` if the folder
+    or URL `shards` holds no run, or if its plan can't be read.
     """
     folder = folder_at(shards)
     run = Run.read(folder)
     yield RUN_NAME, [problem] if (problem := seal_problem(folder.read(RUN_NAME))) else []
     plan = Plan(folder)
     yield PLAN_NAME, list(_check_plan(folder, plan, run))
-    with ThreadPoolExecutor(_THREADS) as threads, scratch_folder() as scratch:
+    with scratch_folder() as scratch:
         keys = KeyHashes(Path(scratch))
-        waiting: deque[tuple[str, Future[list[str]]]] = deque()
-        for number in range(len(plan)):
-            name, rows = shard_name(number), plan.rows(number)
-            keys.add([str(row["key"]) for row in rows])
-            waiting.append((name, threads.submit(_problems, folder, name, rows, run, deep)))
-            if len(waiting) > 2 * _THREADS:
-                name, checked = waiting.popleft()
-                yield name, checked.result()
-        for name, checked in waiting:
-            yield name, checked.result()
+
+        def planned() -> Iterator[tuple[str, list[PlanRow]]]:
+            for number in range(len(plan)):
+                rows = plan.rows(number)
+                keys.add([str(row["key"]) for row in rows])
+                yield shard_name(number), rows
+
+        yield from map_ahead(lambda shard: _problems(folder, *shard, run, deep), planned(), _THREADS, 2 * _THREADS)
         if repeated := keys.repeated().tolist():
-            yield PLAN_NAME, [f"{len(repeated)} images have a key that another has, the first is image {repeated[0]}"]
+            yield PLAN_NAME, [f"{len(repeated)} images have the key of an earlier image, first image {repeated[0]}"]
     expected = {f"{shard_name(number)}.{ending}" for number in range(len(plan)) for ending in ("tar", "parquet")}
     if strays := sorted(name for name, _ in folder.files() if name.startswith("pad-") and name not in expected):
-        yield str(folder), [f"{stray}: no such shard is planned" for stray in strays]
+        yield str(folder), [f"{stray}: it belongs to no planned shard" for stray in strays]
 
 
 def _check_plan(folder: Folder, plan: Plan, run: Run) -> Iterator[str]:
@@ -74,18 +67,18 @@ def _check_plan(folder: Folder, plan: Plan, run: Run) -> Iterator[str]:
     if problem:
         yield problem
     elif stated != run.plan:
-        yield "it is not the plan that run.json was written with"
+        yield "it is not the plan of this run: run.json states another seal"
     if (len(plan), plan.images, plan.shard_size) != (run.shards, run.images, run.shard_size):
-        yield f"it has {plan.images} images in {len(plan)} shards, run.json {run.images} in {run.shards}"
+        yield f"it has {plan.images} images in {len(plan)} shards; run.json states {run.images} in {run.shards}"
 
 
-def _problems(folder: Folder, name: str, planned: list[PlanRow], run: Run, deep: bool) -> list[str]:
+def _problems(folder: Folder, name: str, planned: list[PlanRow], run: Run, deep: bool) -> tuple[str, list[str]]:
     problems: list[str] = []
     try:
-        problems += _check_shard(folder, name, planned, run, deep)  # keeps what comes before an exception
+        problems += _check_shard(folder, name, planned, run, deep)  # `+=` keeps the problems found before an exception
     except Exception as error:  # parsers of unknown bytes may raise anything
-        problems.append(f"it can't be read ({type(error).__name__}: {error})")
-    return problems
+        problems.append(f"its index or its tar can't be read ({type(error).__name__}: {error})")
+    return name, problems
 
 
 def _check_shard(folder: Folder, name: str, planned: list[PlanRow], run: Run, deep: bool) -> Iterator[str]:
@@ -95,16 +88,12 @@ def _check_shard(folder: Folder, name: str, planned: list[PlanRow], run: Run, de
     content = folder.read(f"{name}.parquet")
     if problem := seal_problem(content):
         yield f"its index: {problem}"
-    try:
-        file = open_parquet(io.BytesIO(content))
-        if file.metadata.num_rows != len(planned):
-            yield f"its index does not list the planned images: it has {file.metadata.num_rows} rows for {len(planned)}"
-            return
-        index = file.read(use_threads=False)
-        rows = index.to_pylist()
-    except (OSError, pa.ArrowException, ValueError) as error:
-        yield f"its index can't be read ({error})"
+    file = open_parquet(io.BytesIO(content))
+    if file.metadata.num_rows != len(planned):
+        yield f"its index does not list the planned images: it has {file.metadata.num_rows} rows for {len(planned)}"
         return
+    index = file.read(use_threads=False)
+    rows = index.to_pylist()
     if index.schema.names != INDEX_SCHEMA.names or index.schema.types != INDEX_SCHEMA.types:
         yield "its index has other columns than this version of pad writes"
         return
@@ -115,8 +104,12 @@ def _check_shard(folder: Folder, name: str, planned: list[PlanRow], run: Run, de
     totals = Counter({"images": len(rows)})
     for row in rows:
         totals.update({row["status"]: 1, "tags": row["tags"] or 0, "regions": row["regions"] or 0})
-    if _totals(facts) != {name: totals[name] for name in TOTALS}:
-        yield "its index states other totals than its rows come to"
+    try:
+        stated = totals_in(facts)
+    except ValueError:
+        stated = {}
+    if stated != {name: totals[name] for name in TOTALS}:
+        yield "its index states other totals than its rows have"
     if facts.get(b"run") != run.identity.encode():
         yield "its index was written by a run with other settings or weights"
     if not folder.has(f"{name}.tar"):
@@ -129,22 +122,15 @@ def _check_shard(folder: Folder, name: str, planned: list[PlanRow], run: Run, de
     if (digest.hexdigest().encode(), size.encode()) != (facts.get(b"tar_sha256"), facts.get(b"tar_bytes")):
         expected = facts.get(b"tar_bytes", b"unknown").decode(errors="replace")
         difference = f"{size} bytes instead of {expected}" if size != expected else "sha256 differs"
-        yield f"its tar is not the one that was written: {difference}"
+        yield f"its tar has changed since it was written: {difference}"
     yield from _check_members(folder, name, rows, run, deep)
-
-
-def _totals(facts: dict[bytes, bytes]) -> object:
-    try:
-        return json.loads(facts[b"totals"])
-    except (KeyError, ValueError, RecursionError):
-        return None
 
 
 def _check_members(folder: Folder, name: str, rows: list[IndexRow], run: Run, deep: bool) -> Iterator[str]:
     by_name: dict[str, tuple[IndexRow, str]] = {}
     for row in rows:
         if not is_key(row["key"]):
-            yield f"{row['key']!r}: it is no key of pad's"
+            yield f"{row['key']!r}: it is not a key that pad writes"
         if row["status"] not in ("ok", "empty", "failed"):
             yield f"{row['key']}: its status is {row['status']!r}"
         if row["status"] == "failed":
@@ -158,10 +144,10 @@ def _check_members(folder: Folder, name: str, rows: list[IndexRow], run: Run, de
             size, end = folder.size(f"{name}.tar"), 0
             for info in tar:
                 if not end <= info.offset < info.offset_data + info.size <= size:
-                    raise ValueError(f"{info.name!r} does not lie in the tar, behind the member before it")
+                    raise ValueError(f"{info.name!r} overlaps the member before it, or ends outside the tar")
                 end = info.offset_data + info.size
                 if info.name not in by_name or not info.isreg():
-                    yield f"{info.name!r}: it is in the tar and not in the index, or no plain file"
+                    yield f"{info.name!r}: it is not in the index, it is repeated, or it is not a regular file"
                     continue
                 row, member = by_name.pop(info.name)
                 if (info.offset_data, info.size) != (row[f"{member}_at"], row[f"{member}_bytes"]) or info.issparse():
@@ -184,23 +170,23 @@ def _check_sample(row: IndexRow, members: dict[str, bytes], run: Run, deep: bool
     try:
         meta = json.loads(members["json"], parse_constant=_no_number)
         regions, tags = len(meta["regions"]), len(meta["tags"])
-        named = [one for region in meta["regions"] for one in (region, *region["alternates"])]
-        labels = len({one["label"] for one in named})
+        named = [entry for region in meta["regions"] for entry in (region, *region["alternates"])]
+        labels = len({entry["label"] for entry in named})
         coverage = load_npy(members["masks"], (regions, run.view.grid, run.view.grid), np.uint8)
         embeds = load_npy(members["embeds"], (labels, run.embedding_width), np.float16)
         size = meta["width"], meta["height"]
-        rows_used = {one["embedding"] for one in named}
+        rows_used = {entry["embedding"] for entry in named}
     except Exception as error:  # parsers of unknown bytes may raise anything
         yield f"{key}: a member can't be read ({type(error).__name__}: {error})"
         return
     if size != (row["width"], row["height"]):
-        yield f"{key}: its JSON says another size than the index"
+        yield f"{key}: its JSON states another size than the index"
     if not np.isfinite(embeds).all():
         yield f"{key}: an embedding is not finite"
     if row["tags"] != tags:
-        yield f"{key}: tags are not as many as the index says"
+        yield f"{key}: the index states another number of tags"
     if (row["regions"], row["labels"]) != (regions, labels) or rows_used != set(range(labels)):
-        yield f"{key}: regions or labels are not as many as the index says"
+        yield f"{key}: the index states another number of regions or labels"
     if (row["status"] == "ok") != (regions > 0):
         yield f"{key}: its status is {row['status']!r} with {regions} regions"
     if deep:
@@ -211,7 +197,7 @@ def _check_sample(row: IndexRow, members: dict[str, bytes], run: Run, deep: bool
 
 
 def _check_deep(image: bytes, meta: SampleJson, coverage: np.ndarray, run: Run) -> Iterator[str]:
-    """Decode the image and each mask, compute each coverage again, and compare them with what is stored."""
+    """Decode the image and each mask, compute each coverage again, and compare the results with the stored values."""
     try:
         decoded, kind = decode(image, DecodeSettings.model_validate(run.settings["decode"]))
     except ValueError as error:
@@ -220,7 +206,7 @@ def _check_deep(image: bytes, meta: SampleJson, coverage: np.ndarray, run: Run) 
     width, height = decoded.size
     if (meta["width"], meta["height"], meta["format"]) != (width, height, kind):
         stated = f"{meta['format']} of {meta['width']} x {meta['height']}"
-        yield f"its JSON says {stated}; it is {kind} of {width} x {height}"
+        yield f"its JSON states {stated}, but it is {kind} of {width} x {height}"
     for number, (region, stored) in enumerate(zip(meta["regions"], coverage, strict=True)):
         try:
             mask = decode_mask(region["rle"], width, height)
@@ -232,9 +218,9 @@ def _check_deep(image: bytes, meta: SampleJson, coverage: np.ndarray, run: Run) 
         if not inside:
             yield f"region {number}: its box {region['box']} does not lie in the image"
         if not np.array_equal(run.view.coverage(mask), stored):
-            yield f"region {number}: its coverage is not that of its mask"
+            yield f"region {number}: its coverage does not agree with its mask"
 
 
 def _no_number(name: str) -> None:
-    """Refuse NaN and Infinity, which Python's reader accepts although JSON does not have them."""
-    raise ValueError(f"{name} is no JSON")
+    """Reject NaN and Infinity, which Python's reader accepts, but which are not JSON."""
+    raise ValueError(f"{name} is not JSON")

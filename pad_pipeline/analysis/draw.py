@@ -1,4 +1,4 @@
-"""Draws an image with the words that explain each of its tokens."""
+"""Draws an image with the words that matching pursuit found for each of its tokens."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from pad_pipeline.analysis.model import Subject
 from pad_pipeline.measures.vocabulary import Vocabulary
 
 CELL = 64
-"""Edge of a token's cell in the drawing, in pixels: room for three words."""
+"""The edge of a token's cell in the drawing, in pixels."""
 LINES = 3
-"""The most words in a cell."""
+"""The number of words that fit into a cell."""
 
 
 def draw_words(
     pixels: Tensor, subject: Subject, vocabulary: Vocabulary, words: Tensor, coefficients: Tensor
 ) -> Image.Image:
-    """Draw a view, float32 `[3, size, size]` and normalized for the vision tower, with words in each token's cell.
+    """Draw a view, with words in the cell of each token.
 
-    `words` are the token ids of each token's words in the order of matching pursuit, int64 `[M, K]`. Those with a
-    negative coefficient, `[M, K]`, are left out.
+    `pixels` is the view, float32 `[3, size, size]`, normalized for the vision tower. `words` has the token ids of each
+    token's words, int64 `[M, K]`, in the order of matching pursuit. Words with a negative coefficient are not drawn;
+    `coefficients` is `[M, K]`.
     """
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (subject.mean, subject.std))
     shown = ((pixels * std + mean).clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()

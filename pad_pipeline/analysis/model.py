@@ -1,4 +1,4 @@
-"""The model that is analyzed: vision tower, projector and LLM, loaded from any of the forms that a model comes in."""
+"""Loads the vision tower, the projector and the LLM of a model that is analyzed."""
 
 from __future__ import annotations
 
@@ -25,13 +25,12 @@ from pad_pipeline.weights import fetch_model
 
 
 class Subject:
-    """The model that is analyzed.
+    """A model that is analyzed, loaded from a folder or from its parts.
 
     Args:
         model: a folder that `pad train` wrote, a Hugging Face LLaVA folder, or a `mm_projector.bin`.
-        vision: with a `mm_projector.bin`, the folder or hub name of its vision tower.
-        llm: with a `mm_projector.bin`, the folder or hub name of its LLM.
-        vision_layer: with a `mm_projector.bin`, the index of the tower's hidden state that is projected.
+        vision, llm: the folders or hub names of the vision tower and the LLM; only for a `mm_projector.bin`.
+        vision_layer: the index of the tower's hidden state that is projected; only for a `mm_projector.bin`.
 
     Raises:
         UserError: the model can't be loaded, or its parts do not fit together.
@@ -58,8 +57,8 @@ class Subject:
     def _from_parts(self, path: Path, vision: str, llm: str, layer: int) -> None:
         for name, value in (("vision", vision), ("llm", llm)):
             if not value:
-                rule = f"{path.name} is a projector alone"
-                raise UserError(name, "(empty)", rule, "name the model that it goes with")
+                remedy = "name the model that it was trained with"
+                raise UserError(name, "(empty)", f"{path.name} is only a projector", remedy)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         tower, self.words_folder = fetch_model("vision", vision), fetch_model("llm", llm)
         kind = TOWERS[vision_config(tower)["model_type"]]
@@ -78,7 +77,7 @@ class Subject:
         *_, end = self.projector.state_dict().values()
         wanted = (self.tower.config.hidden_size, self.llm.config.hidden_size)
         if (first, len(end)) != wanted:
-            rule = f"it leads from {first} to {len(end)} numbers, and tower and LLM have {wanted[0]} and {wanted[1]}"
+            rule = f"it maps {first} to {len(end)} numbers, but tower and LLM have widths {wanted[0]} and {wanted[1]}"
             raise UserError("model", path, rule, "give the tower and the LLM that it was trained with")
 
     def _from_folder(self, folder: Path) -> None:
@@ -91,62 +90,51 @@ class Subject:
         self.mean, self.std = list(images.image_mean), list(images.image_std)
         layer = self.llm.config.vision_feature_layer
         if not isinstance(layer, int):
-            raise UserError("model", folder, f"it projects the layers {layer} together", "give a model with one layer")
+            raise UserError("model", folder, f"it projects several layers, {layer}", "give a model that projects one")
         self.layer = layer
 
-    def speak_as(self, run: Run) -> None:
-        """Tokenize labels as `run` did: as inside a sentence, or bare."""
+    def set_label_context(self, run: Run) -> None:
+        """Tokenize labels as `run` did: as inside a sentence, or without context."""
         self.labels = LabelEmbedder(LabelSettings(llm=str(self.words_folder), context=context_of(run)))
 
     def embed(self, labels: list[str]) -> Tensor:
-        """Return the embedding of each label, float32 `[L, d]`, on the CPU.
-
-        Raises:
-            UserError: a label has no token in the LLM's tokenizer.
-        """
+        """Return the embeddings of labels, float32 `[L, d]` on the CPU; raise `UserError` if a label has no token."""
         try:
             return torch.from_numpy(self.labels(labels)).float()
         except ValueError as error:
-            rule, remedy = (
-                f"the LLM can't say one of them ({error})",
-                "rename or drop it with `pad retarget` and `label_map`",
-            )
-            raise UserError("shards", "labels", rule, remedy) from error
+            remedy = "rename or drop the label with `pad retarget` and `label_map`"
+            raise UserError("shards", "labels", str(error), remedy) from error
 
     @property
     def grid(self) -> int:
-        """Patches of the vision tower along an edge."""
+        """The number of patches of the vision tower along an edge."""
         return int(self.tower.config.image_size) // int(self.tower.config.patch_size)
 
     @property
     def pooled_grid(self) -> int:
-        """Tokens along an edge after the projector, which may give fewer tokens than patches."""
+        """The number of tokens along an edge after the projector, which can be smaller than `grid`."""
         return math.isqrt(token_count(self.projector, self.grid))
 
-    def sight(self, view: View) -> Preprocessor:
-        """Return how the images of a run with this view are prepared for the vision tower.
-
-        Raises:
-            UserError: the view does not fit the tower, or the projector does not.
-        """
+    def preprocessor(self, view: View) -> Preprocessor:
+        """Return the object that turns images into input of the vision tower; raise `UserError` if the view or the
+        projector does not fit the tower."""
         size, patch = int(self.tower.config.image_size), int(self.tower.config.patch_size)
         if (size, patch) != (view.size, view.patch):
-            rule = f"it sees {size} px in patches of {patch}, and the shards {view.size} px in patches of {view.patch}"
+            ours, theirs = f"{size} px in patches of {patch}", f"{view.size} px in patches of {view.patch}"
+            rule = f"its tower takes {ours}, and the shards are made for {theirs}"
             raise UserError("model", self.name, rule, "give shards for this tower")
         if isinstance(self.projector, CAbstractor) and self.projector.grid != self.grid:
-            rule = f"its projector is for a grid of {self.projector.grid}, and its tower has one of {self.grid}"
-            raise UserError("model", self.name, rule, "give the tower that it was trained with")
+            rule = f"its projector is for a patch grid of edge {self.projector.grid}, and its tower's has {self.grid}"
+            raise UserError("model", self.name, rule, "give the tower that the projector was trained with")
         return Preprocessor(view, self.mean, self.std, self.pooled_grid**2)
 
     @torch.inference_mode()
-    def see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the tower's patches `[B, P, c]` and the projector's tokens `[B, M, d]` of normalized images.
-
-        The images are `[B, 3, size, size]`. Patches and tokens are in the order of the grid, row by row.
-        """
+    def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tower's patches `[B, P, c]` and the projector's tokens `[B, M, d]`, each in the order of its grid,
+        row by row. `pixels` are normalized images, `[B, 3, size, size]`."""
         dtype = next(self.tower.parameters()).dtype
         states = self.tower(pixels.to(self.device, dtype), output_hidden_states=True).hidden_states
-        patches = states[self.layer][:, -(self.grid**2) :]  # CLIP's CLS stands in front
+        patches = states[self.layer][:, -(self.grid**2) :]  # without CLIP's class token, which is first
         return patches, self.projector(patches)
 
     def untrained(self, seed: int = 0) -> nn.Module:
@@ -156,7 +144,7 @@ class Subject:
             torch.manual_seed(seed)
             for module in fresh.modules():
                 if isinstance(module, nn.Linear) and _is_identity(module):
-                    continue  # a single Linear has it as the second layer of a Hugging Face projector
+                    continue  # a projector of one Linear, written for Hugging Face, has an identity as second layer
                 if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm):
                     module.reset_parameters()
                 if isinstance(module, CAbstractor):
@@ -165,5 +153,5 @@ class Subject:
 
 
 def _is_identity(layer: nn.Linear) -> bool:
-    straight = torch.equal(layer.weight.float().cpu(), torch.eye(layer.in_features))
-    return straight and (layer.bias is None or not layer.bias.any())
+    weight = layer.weight.float().cpu()
+    return torch.equal(weight, torch.eye(layer.in_features)) and (layer.bias is None or not layer.bias.any())

@@ -17,22 +17,23 @@ class AnalysisSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     patches: PatchRule = "argmax"
-    """Which patches show a label (see `PatchRule`). `argmax`: those that a mask covers by half, or else by most. `half`
-    loses a third of real objects; `any` and `soft` take all patches that the mask touches."""
+    """Which patches show a label, see `PatchRule`. `argmax`: the patches that a mask covers by half; if there are
+    none, the patch that it covers most. `half` loses a third of real objects. `any` and `soft` take all patches that
+    the mask touches."""
     seed: int = Field(0, ge=0)
     """The seed of the controls: shuffled labels, shuffled patches, the untrained projector."""
     unit: Literal["nats", "bits"] = "nats"
     """The unit of entropies."""
     center: bool = False
-    """Whether entropies are computed after subtracting the mean of the vectors."""
+    """Whether the mean of the vectors is subtracted before an entropy is computed."""
     threshold_rule: ThresholdRule = "best"
-    """When a token says a label, see `ThresholdRule`."""
+    """How it is decided that a token says a label, see `ThresholdRule`."""
     threshold: float = Field(0.5, ge=-1, le=1)
     """The threshold of the cosine for the rule `fixed`."""
     among: Literal["image", "all"] = "image"
     """The labels that a patch chooses from with the rule `argmax`: those of its image, or those of all images."""
     steps: int = Field(5, ge=1)
-    """Words that matching pursuit takes for a token; K in the paper."""
+    """The number of words that matching pursuit takes for a token; K in the paper."""
     orthogonal: bool = False
     """Whether matching pursuit is orthogonal."""
     positive: bool = False
@@ -44,10 +45,9 @@ class AnalysisSettings(BaseModel):
     neighbors: int = Field(10, ge=1)
     """The number k of neighbors in the neighbor overlap."""
     least_align: float = Field(0.15, ge=0, le=1)
-    """Align below this counts as a sign of failure; the value is the paper's."""
+    """An Align below this is a sign of failure; the value is the paper's."""
     above_chance: float = Field(1.2, ge=0)
-    """Align below this many times its best control counts as a sign of failure, too: where regions are large, chance
-    alone gives more than 0.15."""
+    """An Align below this many times its best control is a sign of failure: with large regions, chance alone gives
+    more than 0.15."""
     most_unreadable: float = Field(0.5, ge=0, le=1)
-    """A share of patches above this whose first word can't be read counts as a sign of failure; the value is the
-    paper's."""
+    """A higher share of patches whose first word can't be read is a sign of failure; the value is the paper's."""

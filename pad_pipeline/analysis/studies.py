@@ -1,6 +1,6 @@
 """The five studies: entropy, align, pursuit, lens and overlap.
 
-Each takes batch after batch of a run's images, and keeps sums, or little for each image, so that memory hardly grows.
+A study takes the images of a run batch by batch. It keeps sums, or little data per image, so that memory hardly grows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pad_pipeline.analysis.patches import Seen, Shown
+from pad_pipeline.analysis.patches import EncodedBatch, LabeledImage
 from pad_pipeline.analysis.study import Chart, Context, Mean, Study
 from pad_pipeline.errors import UserError
 from pad_pipeline.measures.align import Align
@@ -24,11 +24,11 @@ from pad_pipeline.measures.vocabulary import ROWS, Vocabulary, nearest_word
 
 
 class EntropyStudy(Study):
-    """The von Neumann entropy `before` and `after` the projector, of the caption's words (`text`), and of the `labels`.
+    """The von Neumann entropy of patches and tokens (`before` and `after` the projector), captions and labels.
 
-    `labels` is the entropy when each patch is replaced by the embedding of its labels: the value that `after` would
-    reach if L_patch were 0. So the patch loss raises dH = before - after if training on captions alone leaves `after`
-    above `labels`, and lowers it otherwise.
+    `text` is the entropy of the caption's words. `labels` is the entropy when each patch is replaced by the embedding
+    of its labels: the value of `after` if L_patch were 0. So the patch loss raises dH = before - after if training with
+    captions alone leaves `after` above `labels`, and lowers dH otherwise.
     """
 
     needs_labels = False
@@ -39,19 +39,19 @@ class EntropyStudy(Study):
         self.pooled: dict[str, PooledEntropy] = {}
         self.most: dict[str, float] = {}
 
-    def add(self, batch: Seen) -> None:
+    def add(self, batch: EncodedBatch) -> None:
         """Add a batch of images."""
-        texts = [self._caption_words(one.caption) for one in batch.shown]
-        groups = {"before": [batch.before], "after": [batch.after], "text": texts}
+        texts = [self._caption_words(image.caption) for image in batch.images]
+        groups = {"before": [batch.patches], "after": [batch.tokens], "text": texts}
         self.most = {name: math.log(min(groups[name][0].shape[-2:])) for name in ("before", "after")}
         for name, sets in groups.items():
             for vectors in sets:
                 if vectors.numel():
                     self.image[name].add(von_neumann_entropy(vectors, self.settings.center))
                     self._pool(name, vectors.shape[-1]).add(vectors)
-        for one in batch.shown:
-            if one.labels:
-                self._add_labels(one, batch.after.device)
+        for image in batch.images:
+            if image.labels:
+                self._add_labels(image, batch.tokens.device)
 
     def _pool(self, name: str, width: int) -> PooledEntropy:
         return self.pooled.setdefault(name, PooledEntropy(width, self.settings.center))
@@ -60,15 +60,15 @@ class EntropyStudy(Study):
         ids = self.subject.tokenizer(caption, add_special_tokens=False)["input_ids"]
         return self.subject.words[torch.tensor(ids, dtype=torch.long)]
 
-    def _add_labels(self, one: Shown, device: torch.device) -> None:
+    def _add_labels(self, image: LabeledImage, device: torch.device) -> None:
         """Add the target of each patch that shows a label: the mean of its labels' embeddings, each scaled to length 1.
 
-        The targets of N patches are mixtures of L embeddings. An orthogonal basis of the embeddings keeps lengths and
-        angles, so the `[N, L]` coordinates in it have the same entropy as the `[N, d]` targets, at less cost.
+        N targets are mixtures of L embeddings. Their coordinates in an orthogonal basis of the embeddings, `[N, L]`,
+        have the same entropy as the targets, `[N, d]`, because the basis keeps lengths and angles, and need less time.
         """
-        words = F.normalize(self.subject.embed(one.labels).double(), dim=-1)
-        shown = one.shown.double()
-        mix = (shown.T / shown.sum(0).clamp_min(1)[:, None])[one.shown.any(0)]
+        words = F.normalize(self.subject.embed(image.labels).double(), dim=-1)
+        shown = image.shown.double()
+        mix = (shown.T / shown.sum(0).clamp_min(1)[:, None])[image.shown.any(0)]
         if not len(mix):
             return
         factor = torch.linalg.qr(words.mT, mode="r").R  # words = factor^T Q^T
@@ -76,16 +76,16 @@ class EntropyStudy(Study):
         self._pool("labels", words.shape[-1]).add_mixed(mix, words.to(device))
 
     def result(self) -> dict[str, Any]:
-        """Return the entropies as a mean over images (`image`) and over all vectors at once (`pooled`).
+        """Return the mean entropy of an image (`image`) and the entropy of all vectors at once (`pooled`).
 
-        Each comes with its upper bounds, ln min(vectors, width). For images, the bounds before and after the projector
+        Both have their upper bounds, ln min(vectors, width). The bounds of an image before and after the projector
         are equal unless a width is below the number of patches.
         """
         scale = 1 / math.log(2) if self.settings.unit == "bits" else 1.0
         image = {name: mean.value() * scale for name, mean in self.image.items()}
-        pooled = {name: one.entropy() * scale for name, one in self.pooled.items()}
+        pooled = {name: pool.entropy() * scale for name, pool in self.pooled.items()}
         result = {"unit": self.settings.unit, "image": image, "pooled": pooled}
-        widths = {name: math.log(min(one.count, one.width)) for name, one in self.pooled.items() if name in self.most}
+        widths = {name: math.log(min(self.pooled[name].count, self.pooled[name].width)) for name in self.most}
         for values, most in ((image, self.most), (pooled, widths)):
             values["dH"] = values.get("before", math.nan) - values.get("after", math.nan)
             values.update({f"bound_{name}": bound * scale for name, bound in most.items()})
@@ -93,7 +93,7 @@ class EntropyStudy(Study):
 
     @staticmethod
     def chart(result: dict[str, Any]) -> Chart:
-        """Return bars of the entropies, of an image and pooled."""
+        """Return bars of the entropies."""
         where = ((part, name) for part in ("image", "pooled") for name in ("before", "after", "text"))
         bars = {f"{part} {name}": result[part].get(name) for part, name in where}
         return Chart(f"von Neumann entropy, {result['unit']}", bars, plain=("before", "text"))
@@ -106,36 +106,34 @@ class AlignStudy(Study):
 
     def __init__(self, context: Context) -> None:
         self.subject, self.settings, self.labels = context.subject, context.settings, list(context.labels)
-        self._all: Tensor | None = None
-        self.fresh = self.subject.untrained(self.settings.seed)
+        self.rivals: Tensor | None = self.subject.embed(self.labels) if self.settings.among == "all" else None
+        self.untrained = self.subject.untrained(self.settings.seed)
         self.scores = {name: Align(self.settings.threshold_rule, self.settings.threshold) for name in self.SCORES}
         self.everywhere = Mean()
 
-    def add(self, batch: Seen) -> None:
+    def add(self, batch: EncodedBatch) -> None:
         """Add a batch of images."""
+        if self.rivals is not None:
+            self.rivals = self.rivals.to(batch.tokens.device)
         with torch.inference_mode():
-            untrained = self.fresh(batch.before)
-        for one, tokens, raw in zip(batch.shown, batch.after, untrained, strict=True):
-            if not one.labels:
+            untrained = self.untrained(batch.patches)
+        for image, tokens, raw in zip(batch.images, batch.tokens, untrained, strict=True):
+            if not image.labels:
                 continue
-            rng = np.random.default_rng([self.settings.seed, *one.key.encode()])  # so the order of images is no matter
-            self.everywhere.add(one.shown[one.shown.any(-1)].float().mean(-1))
+            # Seeded by the image's key, so that the result does not depend on the order of images.
+            rng = np.random.default_rng([self.settings.seed, *image.key.encode()])
+            self.everywhere.add(image.shown[image.shown.any(-1)].float().mean(-1))
             positions = torch.from_numpy(rng.permutation(len(tokens))).to(tokens.device)
-            words, shown = self.subject.embed(one.labels).to(tokens.device), one.shown.to(tokens.device)
-            rivals = self._rivals(tokens.device)
-            self.scores["align"].add(tokens, words, shown, rivals)
-            if wrong := self._other_labels(one.labels, rng):
-                self.scores["shuffled_labels"].add(tokens, self.subject.embed(wrong).to(tokens.device), shown, rivals)
-            self.scores["shuffled_patches"].add(tokens[positions], words, shown, rivals)
-            self.scores["untrained_projector"].add(raw, words, shown, rivals)
-
-    def _rivals(self, device: torch.device) -> Tensor | None:
-        if self.settings.among == "all" and self._all is None:
-            self._all = self.subject.embed(self.labels).to(device)
-        return self._all
+            words, shown = self.subject.embed(image.labels).to(tokens.device), image.shown.to(tokens.device)
+            self.scores["align"].add(tokens, words, shown, self.rivals)
+            if wrong := self._other_labels(image.labels, rng):
+                others = self.subject.embed(wrong).to(tokens.device)
+                self.scores["shuffled_labels"].add(tokens, others, shown, self.rivals)
+            self.scores["shuffled_patches"].add(tokens[positions], words, shown, self.rivals)
+            self.scores["untrained_projector"].add(raw, words, shown, self.rivals)
 
     def _other_labels(self, labels: list[str], rng: np.random.Generator) -> list[str]:
-        """Draw as many labels as the image has, from those that it does not have; none if there are no others."""
+        """Draw as many labels as an image has from the labels that it does not have; none if it has all labels."""
         others = [label for label in self.labels if label not in labels]
         if not others:
             return []
@@ -144,13 +142,12 @@ class AlignStudy(Study):
     def result(self) -> dict[str, Any]:
         """Return Align and its controls, the number of pairs of image and label, and the threshold.
 
-        `everywhere` is the Align of a model that says every label on every patch. With the rule `best` no model gets
-        less, because the lowest threshold does just that.
+        `everywhere` is the Align of a model that says every label on every patch. With the rule `best`, no model is
+        below it, because the lowest threshold has this effect.
         """
-        result: dict[str, Any] = {name: score.value() for name, score in self.scores.items()}
-        align = self.scores["align"]
+        align, scores = self.scores["align"], {name: score.value() for name, score in self.scores.items()}
         more = {"everywhere": self.everywhere.value(), "pairs": align.pairs, "threshold": align.best_threshold()}
-        return result | more
+        return scores | more
 
     @staticmethod
     def chart(result: dict[str, Any]) -> Chart:
@@ -160,12 +157,12 @@ class AlignStudy(Study):
 
 
 class WordTally:
-    """Counts how many of the words found for patches are readable, and how many are true of their patch.
+    """Counts the words found for patches that are readable, and those that are true.
 
-    A word is true of a patch if it is a token of a label that the patch shows; case makes no difference. `precision` is
-    the share of the K words of a patch that are true. It is at most 1/K for a patch that shows one label of one token,
-    so `first_true` counts the first word alone. `recall` is the share of the labels shown on a patch that have a true
-    word. All three are means over the patches that show a label.
+    A word is true if it is a token of a label that the patch shows, in upper or lower case. `precision` is the share of
+    true words among the K words of a patch. It is at most 1/K for a patch with one label of one token. Therefore
+    `first_true` counts only the first word. `recall` is the share of a patch's labels that have a true word. All three
+    are means over the patches that show a label.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -173,9 +170,10 @@ class WordTally:
         self.means = {name: Mean() for name in ("readable", "first_readable", "precision", "first_true", "recall")}
 
     def add(self, words: Tensor, labels: list[str], shown: Tensor, counted: Tensor | None = None) -> None:
-        """Add an image: the token ids of its patches' words, int64 `[M, K]`, and the patches that show each label.
+        """Add an image: the token ids of the words of its patches, int64 `[M, K]`, and its labels.
 
-        `shown` is bool `[L, M]`. Only the words in `counted`, bool `[M, K]`, can count as true; by default, all can.
+        `shown`, bool `[L, M]`, says which patches show a label. `counted`, bool `[M, K]`, says which words can count as
+        true; all by default.
         """
         words = words.cpu()
         self.means["readable"].add(self.vocabulary.readable[words])
@@ -197,48 +195,49 @@ class WordTally:
 
 
 class PursuitStudy(Study):
-    """Decomposes each token into words of the LLM by matching pursuit."""
+    """Decomposes each vision token into words of the LLM by matching pursuit."""
 
     def __init__(self, context: Context) -> None:
         settings, subject = context.settings, context.subject
         self.settings, self.vocabulary = settings, context.vocabulary
         self.atoms = self.vocabulary.token_ids(settings.words)
         if len(self.atoms) < settings.steps:
-            rule = f"the words to choose from are {len(self.atoms)} with words = {settings.words!r}"
+            rule = f"there are only {len(self.atoms)} words to choose from with words = {settings.words!r}"
             raise UserError("settings.steps", settings.steps, rule, "take fewer steps, or other words")
         self.matrix = unit_length(subject.words[self.atoms.to(subject.words.device)])
         self.tally = WordTally(self.vocabulary)
         self.residual = [Mean() for _ in range(settings.steps + 1)]
 
-    def add(self, batch: Seen) -> None:
+    def add(self, batch: EncodedBatch) -> None:
         """Add a batch of images."""
-        words, coefficients, residual = self.decompose(batch.after.flatten(0, 1))
+        words, coefficients, residual = self.decompose(batch.tokens.flatten(0, 1))
         for mean, values in zip(self.residual, residual.T, strict=True):
             mean.add(values)
-        images = len(batch.shown)
-        positive = coefficients > 0  # a word with a negative coefficient is not said
-        for one, of_image, said in zip(batch.shown, words.chunk(images), positive.chunk(images), strict=True):
-            self.tally.add(of_image, one.labels, one.shown, said)
+        images = len(batch.images)
+        positive = coefficients > 0  # a word with a negative coefficient does not count as said
+        for image, found, said in zip(batch.images, words.chunk(images), positive.chunk(images), strict=True):
+            self.tally.add(found, image.labels, image.shown, said)
 
     def decompose(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Decompose tokens `[M, d]` into token ids `[M, K]`, with coefficients and residual energy as in `Pursuit`."""
+        """Return the words of vision tokens `[M, d]` as token ids `[M, K]`; and their coefficients and the residual
+        energies, as `matching_pursuit` does."""
         form = (self.settings.steps, self.settings.orthogonal, self.settings.positive)
         parts = [matching_pursuit(rows, self.matrix, *form) for rows in torch.split(tokens, ROWS)]
         words, coefficients, residual = (torch.cat(values).cpu() for values in zip(*parts, strict=True))
         return self.atoms[words], coefficients, residual
 
     def result(self) -> dict[str, Any]:
-        """Return the shares of readable and true words, and the share of energy that is left after each step."""
+        """Return the shares of readable and true words, and the share of energy that remains after each step."""
         return {**self.tally.result(), "words": len(self.atoms), "residual": [mean.value() for mean in self.residual]}
 
     @staticmethod
     def chart(result: dict[str, Any]) -> Chart:
-        """Return the curve of the energy that is left."""
+        """Return the curve of the energy that remains."""
         return Chart("share of a vision token's energy that is left", result["residual"], steps="words taken")
 
 
 class LensStudy(Study):
-    """Finds for each token its nearest input embedding, and the word that the LLM's output layer gives (logit lens)."""
+    """Finds for each token the word of the nearest input embedding, and that of the LLM's output (logit lens)."""
 
     def __init__(self, context: Context) -> None:
         subject, settings, vocabulary = context.subject, context.settings, context.vocabulary
@@ -252,16 +251,16 @@ class LensStudy(Study):
         self.embedding, self.logit = WordTally(vocabulary), WordTally(vocabulary)
 
     @torch.inference_mode()
-    def add(self, batch: Seen) -> None:
+    def add(self, batch: EncodedBatch) -> None:
         """Add a batch of images."""
-        likeliest = self._logit_lens(batch.after)
-        nearest = self.atoms[nearest_word(batch.after.flatten(0, 1), self.matrix).cpu()]
-        for one, of_image, logit in zip(batch.shown, nearest.chunk(len(likeliest)), likeliest, strict=True):
-            self.embedding.add(of_image[:, None], one.labels, one.shown)
-            self.logit.add(logit[:, None], one.labels, one.shown)
+        likeliest = self._logit_lens(batch.tokens)
+        nearest = self.atoms[nearest_word(batch.tokens.flatten(0, 1), self.matrix).cpu()]
+        for image, found, logit in zip(batch.images, nearest.chunk(len(likeliest)), likeliest, strict=True):
+            self.embedding.add(found[:, None], image.labels, image.shown)
+            self.logit.add(logit[:, None], image.labels, image.shown)
 
     def _logit_lens(self, tokens: Tensor) -> Tensor:
-        """Return the likeliest ordinary token at each position of the image, int64 `[B, M]`; BOS comes first."""
+        """Return the LLM's likeliest ordinary token after each token of an image, int64 `[B, M]`. BOS comes first."""
         llm = self.subject.llm
         inner = getattr(llm.model, "language_model", llm.model)
         sequence = tokens.to(self.subject.words.dtype)
@@ -269,28 +268,28 @@ class LensStudy(Study):
             sequence = torch.cat([self.subject.words[begin].expand(len(tokens), 1, -1), sequence], 1)
         states = inner(inputs_embeds=sequence, use_cache=False, output_hidden_states=True).hidden_states
         hidden = states[self.settings.lens_layer]
-        if self.settings.lens_layer not in (-1, len(states) - 1):  # the last one has been normalized already
+        if self.settings.lens_layer not in (-1, len(states) - 1):  # the last state is already normalized
             hidden = inner.norm(hidden)
         head, ordinary = llm.get_output_embeddings(), self.atoms.to(hidden.device)
         rows = [head(row)[:, ordinary].argmax(-1) for row in hidden[:, -tokens.shape[1] :]]
         return self.atoms[torch.stack(rows).cpu()]
 
     def result(self) -> dict[str, Any]:
-        """Return the shares of readable and true words, for the input embeddings and for the logit lens."""
+        """Return the shares of readable and true words: by input embeddings, and by the logit lens."""
         return {"embedding": self.embedding.result(), "logit": self.logit.result()}
 
     @staticmethod
     def chart(result: dict[str, Any]) -> Chart:
-        """Return bars of the shares of words, by both lenses."""
+        """Return bars of the shares."""
         where = ((lens, name) for lens in ("embedding", "logit") for name in ("readable", "precision", "recall"))
         return Chart("share of patches", {f"{lens} {name}": result[lens][name] for lens, name in where}, ("readable",))
 
 
 class OverlapStudy(Study):
-    """The share of nearest neighbors that remain neighbors after the projector: among patches, and among images."""
+    """The share of nearest neighbors that are also neighbors after the projector, among patches and among images."""
 
     IMAGES = 2000
-    """The number of images, the first ones, whose mean vectors are compared."""
+    """The most images whose mean vectors are compared."""
     needs_labels = False
 
     def __init__(self, context: Context) -> None:
@@ -298,11 +297,11 @@ class OverlapStudy(Study):
         self.patches = Mean()
         self.means: list[tuple[Tensor, Tensor]] = []
 
-    def add(self, batch: Seen) -> None:
+    def add(self, batch: EncodedBatch) -> None:
         """Add a batch of images."""
-        if batch.before.shape[1] == batch.after.shape[1] > self.k:  # the tokens of a C-Abstractor are not patches
-            self.patches.add(neighbor_overlap(batch.before, batch.after, self.k))
-        for before, after in zip(batch.before, batch.after, strict=True):
+        if batch.patches.shape[1] == batch.tokens.shape[1] > self.k:  # the tokens of a C-Abstractor are not patches
+            self.patches.add(neighbor_overlap(batch.patches, batch.tokens, self.k))
+        for before, after in zip(batch.patches, batch.tokens, strict=True):
             if len(self.means) < self.IMAGES:
                 self.means.append((before.float().mean(0).cpu(), after.float().mean(0).cpu()))
 
@@ -317,7 +316,7 @@ class OverlapStudy(Study):
 
     @staticmethod
     def chart(result: dict[str, Any]) -> Chart:
-        """Return bars of the shares, and of chance."""
+        """Return bars of the shares."""
         bars = {name.replace("_", " "): result.get(name) for name in ("patches", "images", "images_by_chance")}
         return Chart(f"share of {result['k']} nearest neighbors kept", bars, plain=("chance",))
 
@@ -329,4 +328,4 @@ STUDIES: dict[str, type[Study]] = {
     "lens": LensStudy,
     "overlap": OverlapStudy,
 }
-"""Every study by its name, in the order of tables."""
+"""All studies by name, in the order of tables."""

@@ -1,4 +1,4 @@
-"""The base of all studies: what one is made from, what it does with a batch of images, and how its result is drawn."""
+"""The base class of all studies, and the types that studies share."""
 
 from __future__ import annotations
 
@@ -12,60 +12,60 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from pad_pipeline.analysis.model import Subject
-from pad_pipeline.analysis.patches import Seen
+from pad_pipeline.analysis.patches import EncodedBatch
 from pad_pipeline.analysis.settings import AnalysisSettings
 from pad_pipeline.measures.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
 class Context:
-    """What the studies of one analysis have in common."""
+    """The model, the settings and the labels that all studies of one analysis share."""
 
     subject: Subject
     settings: AnalysisSettings
     labels: Sequence[str] = ()
-    """The distinct labels of the images, sorted; empty where no study needs them."""
+    """The distinct labels of the images, sorted; empty if no study needs them."""
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The tokens of the subject's LLM, and the labels in them."""
+        """The tokens of the analyzed LLM, and the token ids of each label."""
         ids = {label: self.subject.labels.tokens(label) for label in self.labels}
         return Vocabulary(self.subject.tokenizer, len(self.subject.words), ids)
 
 
 class Chart(NamedTuple):
-    """A drawing of a study's result."""
+    """The data of a chart, which shows the result of a study."""
 
     title: str
     values: Mapping[str, float | None] | Sequence[float]
-    """Bars by their names, or the points of a curve."""
+    """The bars by name, or the points of a curve."""
     plain: Sequence[str] = ()
-    """Words in the names of bars that are only there to be compared with."""
+    """Words in the names of those bars that other bars are compared with. These bars are gray."""
     steps: str = ""
-    """What the steps of a curve are."""
+    """The title of a curve's horizontal axis."""
 
 
 class Study(ABC):
-    """One analysis of a projector over the images of a run. `STUDIES` lists all of them."""
+    """Measures a projector over the images of a run. `STUDIES` lists all studies."""
 
     needs_labels: ClassVar[bool] = True
-    """Whether it can't be made without the labels of the images."""
+    """Whether the study needs the labels of the images."""
 
     @abstractmethod
     def __init__(self, context: Context) -> None: ...
 
     @abstractmethod
-    def add(self, batch: Seen) -> None:
+    def add(self, batch: EncodedBatch) -> None:
         """Add a batch of images."""
 
     @abstractmethod
     def result(self) -> dict[str, Any]:
-        """Return the results by name; NaN where nothing could be measured."""
+        """Return the results by name; NaN if nothing could be measured."""
 
     @staticmethod
     @abstractmethod
     def chart(result: dict[str, Any]) -> Chart:
-        """Return the drawing of a result."""
+        """Return the chart of a result."""
 
 
 class Mean:

@@ -1,4 +1,4 @@
-"""Writes the dataset card of a run: metadata for the hub, what is in the dataset, how it was made, how to read it."""
+"""Writes the dataset card of a run: metadata for the hub, contents, origin, and how to read the dataset."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.stats import Statistics
 
 REPOSITORY = "OWNER/NAME"
-"""The name of the repository in the card where the real one is not known."""
+"""A placeholder for the name of an unknown repository."""
 MOST_LABELS = 30
-"""The number of labels that the card lists, the most frequent ones."""
+"""The most labels that the card lists."""
 _SIZES = ("n<1K", 1000), ("1K<n<10K", 10_000), ("10K<n<100K", 100_000), ("100K<n<1M", 1_000_000), ("1M<n<10M", 10**7)
 
 TEMPLATE = """\
@@ -67,14 +67,10 @@ for sample in load_dataset("{repository}", split="train", streaming=True):
 
 
 def card(stats: Statistics, name: str, license: str, licenses: Mapping[str, str], repository: str = REPOSITORY) -> str:
-    """Return the text of the card, in Markdown.
+    """Return the card of the dataset `name` in Markdown.
 
-    Args:
-        stats: the statistics of the whole run.
-        name: the name of the dataset.
-        license: the license of the images, as the hub calls it; `other` for one that the hub has no name for.
-        licenses: the licenses of models, by a model's name in the settings or by its sha256.
-        repository: `owner/name` on the hub.
+    `stats` are the statistics of the whole run. `license` is the hub's name for the license of the images, or `other`.
+    `licenses` has the licenses of models, by their names in the settings or by sha256. `repository` is `owner/name`.
     """
     run = stats.shards.run
     head = DatasetCardData(
@@ -107,7 +103,7 @@ def card(stats: Statistics, name: str, license: str, licenses: Mapping[str, str]
 
 
 def _made(run: Run) -> str:
-    """Describe where the regions come from, how they were changed, and what was left out."""
+    """Describe the origins of the regions, and the parts of the source that were left out."""
     paragraphs = [_origin(origin) for origin in origins(run)]
     if len(paragraphs) > 1:
         ways = f"`pad merge` brought together runs that were made in {len(paragraphs)} ways:\n\n"
@@ -119,7 +115,7 @@ def _made(run: Run) -> str:
 
 
 def _origin(origin: Origin) -> str:
-    """Describe how the regions of one origin were made and changed."""
+    """Describe the models and the edits of one origin."""
     given = ", ".join(RESULTS[step] for step in REQUIRED if step not in origin.models)
     file = "From an annotation file, which people made, or whatever wrote the file"
     by_models = "By models, as `pad build` runs them"
@@ -141,7 +137,7 @@ def _row(what: str, model: Model, licenses: Mapping[str, str]) -> tuple[str, ...
 
 
 def _setting(name: str, value: Any) -> str:
-    """Describe a setting in a few words; for a list or a map, only its length is given."""
+    """Describe a setting by name and value, but a list or a map by its length."""
     if isinstance(value, list | dict):
         return _cell(f"{name} of {len(value)} {'label' if len(value) == 1 else 'labels'}")
     return _cell(f"{name} {value}")
@@ -152,6 +148,6 @@ def _table(rows: Iterable[tuple[Any, ...]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Escape text of unknown origin, so that it adds no markup, table cell or line to the Markdown."""
+    """Escape text of unknown origin, so that it can't add markup, table cells or lines."""
     escaped = "".join(f"\\{letter}" if letter in "\\`*_[]<>|#" else letter for letter in text)
     return " ".join(escaped.split())

@@ -1,4 +1,4 @@
-"""Export shards to COCO: `instances.json` with masks as compressed RLE, and a folder of images.
+"""Exports shards to COCO: `instances.json` with masks as compressed RLE, and a folder of images.
 
 Fields that COCO does not have (scores, alternates, the exact box, tags, dialogues) are under the key `pad`, so that
 `pad import coco` restores the same regions.
@@ -24,27 +24,24 @@ from pad_pipeline.shards.reader import Sample, ShardFolder
 
 
 def export_coco(shards: ShardFolder, target: Target, fiftyone: bool = False) -> Iterator[Counter[str]]:
-    """Write every image that has not failed, in the order of the plan. Memory does not grow with the number of images.
+    """Write the images that did not fail, in the order of the plan. Memory does not grow with the number of images.
 
-    Args:
-        shards: the run.
-        target: the folder to write into. The bytes of the images are not changed.
-        fiftyone: whether the layout is that of FiftyOne's `COCODetectionDataset`: `data/` and `labels.json`. FiftyOne
-            cuts a mask at its `bbox`, so `bbox` is then the smallest box around the mask, in whole pixels, instead of
-            the detected box.
+    The bytes of the images are not changed. With `fiftyone`, the layout is that of FiftyOne's `COCODetectionDataset`:
+    `data/` and `labels.json`. FiftyOne cuts a mask at its `bbox`. Therefore, `bbox` is then the smallest box around the
+    mask, not the detected box.
 
     Yields:
         After each shard, the counts so far: images, regions, and failed images, which are left out.
 
     Raises:
-        UserError: a shard is damaged, or its file names lead out of the folder.
+        UserError: a shard is damaged, or a file of it would lie outside the folder.
     """
     images, annotations = ("data", "labels.json") if fiftyone else ("images", "instances.json")
-    if fiftyone:  # it wants the folder even for no image
+    if fiftyone:  # it needs the folder even without images
         target.path_of(images).mkdir(exist_ok=True)
     counts: Counter[str] = Counter(images=0, regions=0)
     categories: dict[str, int] = {}
-    # Images and annotations are written as they are read: the annotations to a temporary file, which is appended last.
+    # Images and annotations are written while they are read: annotations to a temporary file, which is appended last.
     with target.file(annotations) as partial, partial.open("wb") as out, tempfile.TemporaryFile() as later:
         info = {"description": "Patch-Aligned Dataset, exported by pad", "version": str(shards.run.schema_version)}
         out.write(_json({"info": info})[:-1] + b',"licenses":[],"images":[')
@@ -63,7 +60,7 @@ def export_coco(shards: ShardFolder, target: Target, fiftyone: bool = False) -> 
                     category = categories.setdefault(region["label"], len(categories) + 1)
                     _item(later, _annotation(counts["regions"], image, category, region, fiftyone))
             yield counts
-        # The second half of the JSON: annotations, then the categories that have occurred.
+        # The second half of the JSON: the annotations, then the categories that they have.
         out.write(b'],"annotations":[')
         later.seek(0)
         shutil.copyfileobj(later, out)
@@ -72,10 +69,10 @@ def export_coco(shards: ShardFolder, target: Target, fiftyone: bool = False) -> 
 
 
 def _ending(sample: Sample) -> str:
-    """Return the ending of the image's file; raise `UserError` if pad does not decode the format that is stated."""
+    """Return the ending of the image's file; raise `UserError` if its stated format is none that pad decodes."""
     kind = sample.meta.get("format")
     if not isinstance(kind, str) or kind not in ENDINGS:
-        rule = "this is no format of images that pad decodes"
+        rule = "pad does not decode images of this format"
         raise UserError("shards", f"format {repr(kind)[:80]} of {sample.key}", rule, "see `pad verify` with `deep`")
     return ENDINGS[kind]
 
@@ -91,7 +88,7 @@ def _annotation(number: int, image: int, category: int, region: RegionJson, encl
     x0, y0, x1, y1 = region["box"]
     mask_box = coco_mask.toBbox(region["rle"]).tolist()
     extra = {name: region[name] for name in ("box", "score", "label_score", "prompt", "predicted_iou")}
-    extra["mask_box"] = mask_box  # on import, a `bbox` that is neither this nor `box` has been edited
+    extra["mask_box"] = mask_box  # an import regards a `bbox` as edited if it is neither `mask_box` nor `box`
     others = [{name: other[name] for name in ("label", "score", "label_score")} for other in region["alternates"]]
     return {
         "id": number,
@@ -107,17 +104,12 @@ def _annotation(number: int, image: int, category: int, region: RegionJson, encl
 
 
 def _item(stream: IO[bytes], entry: dict[str, Any]) -> None:
-    """Append an entry to a JSON list, after a comma unless its number says that it is the first."""
+    """Append an entry to a JSON list, after a comma if it is not the first one."""
     stream.write((b"\n" if entry["id"] == 1 else b",\n") + _json(entry))
 
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def export_fiftyone(shards: ShardFolder, target: Target) -> Iterator[Counter[str]]:
-    """Export to COCO in the layout that FiftyOne reads, see `export_coco`."""
-    return export_coco(shards, target, fiftyone=True)
 
 
 def how_fiftyone_opens(path: Path) -> str:

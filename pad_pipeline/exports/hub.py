@@ -1,6 +1,6 @@
-"""Export a run as a dataset repository of the Hugging Face hub: the unchanged shards, and a dataset card.
+"""Exports a run as a dataset repository of the Hugging Face hub: the unchanged shards, and a dataset card.
 
-The repository is also a run's folder: `pad train` reads hf://datasets/OWNER/NAME on the hub.
+The repository is also the folder of a run: `pad train` reads hf://datasets/OWNER/NAME on the hub.
 """
 
 from __future__ import annotations
@@ -24,36 +24,31 @@ from pad_pipeline.storage import resolved
 
 CARD = "README.md"
 SHARDS = ("pad-*.tar", "pad-*.parquet")
-"""The files that readers take for parts of the dataset."""
+"""The files that readers regard as parts of the dataset."""
 _NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 def export_hub(
     shards: ShardFolder, target: Target, name: str, license: str, licenses: Mapping[str, str], repository: str
 ) -> Iterator[Counter[str]]:
-    """Write the folder of the repository.
+    """Write a finished run into the folder `target`, with a card, see `card`.
 
-    Everything of an earlier export is removed, because the shards of two runs would be read as one dataset.
-
-    Args:
-        shards: a finished run.
-        target: the folder to write into.
-        name, license, licenses, repository: as for `card`.
+    The files of an earlier export are removed, because the shards of two runs would be read as one dataset.
 
     Yields:
         After each shard, the counts of images and regions so far.
 
     Raises:
-        UserError: the run is not finished, or is in the folder itself; or `repository` is no name of a repository.
+        UserError: the run is not finished, or its folder is `target`, or `repository` is not OWNER/NAME.
     """
     if not _NAME.fullmatch(repository):
-        raise UserError("repository", repository, "a repository is called OWNER/NAME", "correct the name")
+        raise UserError("repository", repository, "a repository has a name like OWNER/NAME", "correct the name")
     if resolved(shards.folder) == resolved(target.path):
-        raise UserError("out", target.path, "these are the shards that are read", "name another `out`")
+        raise UserError("out", target.path, "it holds the shards that are exported", "name another `out`")
     if missing := shards.run.shards - len(shards.names):
         rule = f"{missing} of its {shards.run.shards} shards are not finished"
-        raise UserError("shards", shards.folder, rule, "run the command that makes it again, then export it")
-    target.remove(CARD, RUN_NAME)  # removed first, so that half an export is not read as a run
+        raise UserError("shards", shards.folder, rule, "run the command that makes them again, then export them")
+    target.remove(CARD, RUN_NAME)  # removed first, so that an unfinished export is not read as a run
     target.remove(*SHARDS, but={f"{shard}.{ending}" for shard in shards.names for ending in ("tar", "parquet")})
     stats = Statistics(shards)
     for shard in shards.names:
@@ -67,10 +62,7 @@ def export_hub(
 
 
 def _copy(shards: ShardFolder, name: str, target: Target, link: bool = False) -> None:
-    """Copy a file of the run into the folder.
-
-    With `link`, make a hard link where that is possible. That is for large files, which are never changed in place.
-    """
+    """Copy a file of the run; with `link`, by a hard link if possible: for large files, which never change in place."""
     with target.file(name) as partial:
         if link and not shards.folder.remote:
             with suppress(OSError):  # another file system, or one without hard links
@@ -81,12 +73,10 @@ def _copy(shards: ShardFolder, name: str, target: Target, link: bool = False) ->
 
 
 def push(folder: Path, repository: str, private: bool) -> str:
-    """Upload a folder that `export_hub` wrote to the hub, and return its URL. A new repository is private if `private`.
+    """Upload a folder that `export_hub` wrote, and return its URL on the hub. `private` is for a new repository.
 
-    Shards that are in the repository and not in the folder are deleted.
-
-    Raises:
-        UserError: the hub can't be reached, or does not let this user write to the repository.
+    Delete the repository's shards that are not in the folder. Raise `UserError` if the hub can't be reached, or if the
+    user may not write to the repository.
     """
     from huggingface_hub import HfApi
 
@@ -99,6 +89,6 @@ def push(folder: Path, repository: str, private: bool) -> str:
         )  # fmt: skip
     except Exception as error:  # the client raises many types: for the network, rights, names
         rule = f"it can't be uploaded ({type(error).__name__}: {error})"
-        remedy = "log in with `hf auth login`, check the name, try again"
+        remedy = "log in with `hf auth login`, check the name, and try again"
         raise UserError("repository", repository, rule, remedy) from error
     return f"https://huggingface.co/datasets/{repository}"

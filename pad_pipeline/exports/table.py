@@ -1,4 +1,4 @@
-"""Export the regions of shards to a flat Parquet file, one row for each: for DuckDB, pandas, Spark."""
+"""Exports shards to a flat Parquet file with one row for each region: for DuckDB, pandas, Spark."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ SCHEMA = pa.schema(
 )
 """The columns of the table.
 
-`region` is the index of the region in its image. `x0` to `y1` is the box, in pixels of the upright original. `area` is
-that of the mask, in pixels, and `patches` is the covered area of the patch grid, in patches. `rle` has the counts of
-the mask's compressed COCO RLE, whose size is `[image_height, image_width]`.
+`region` is the index of the region in its image. `x0` to `y1` are the box, in pixels of the upright original. `area` is
+the area of the mask in pixels, and `patches` its area on the patch grid in patches. `rle` is the field `counts` of the
+mask's compressed COCO RLE; the field `size` is `[image_height, image_width]`.
 """
 
 
 def export_table(shards: ShardFolder, target: Target) -> Iterator[Counter[str]]:
-    """Write `regions.parquet`, with a row group for each shard; yield the counts so far, as `export_coco` does."""
+    """Write `regions.parquet` with a row group for each shard, and yield the counts so far, as `export_coco` does."""
     counts: Counter[str] = Counter(images=0, regions=0)
     with target.file(NAME) as partial, pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
         for name in shards.names:

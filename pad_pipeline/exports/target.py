@@ -1,4 +1,4 @@
-"""The folder of an export: new, empty, or with an earlier export of the same kind, whose files are replaced."""
+"""Writes the files of an export into a folder: a new or empty one, or one with an earlier export of the same kind."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.storage import Folder, atomic_write, claim_folder
 
 MARK = ".pad-export"
-"""A file in the folder that holds the kind of the export."""
+"""The file in the folder that states the kind of the export."""
 
 
 class Target:
-    """A folder to export into, which is created where it does not exist.
-
-    Raises:
-        UserError: the folder holds an export of another `kind`, or something else, or can't be written.
-    """
+    """A folder to export into. It is created if it does not exist. Raise `UserError` if it holds an export of another
+    `kind` or other files, or can't be written."""
 
     def __init__(self, path: Path, kind: str) -> None:
         self.path = path
@@ -27,18 +24,18 @@ class Target:
         if mark.is_file() and (earlier := mark.read_text("utf-8").strip()) != kind:
             raise UserError("out", path, f"it holds an export of another kind ({earlier})", "name another `out`")
         claim_folder(path, MARK, f"{kind}\n")
-        for folder, _, _ in os.walk(path):  # of an export that was killed
+        for folder, _, _ in os.walk(path):  # remove temporary files of an export that was killed
             Folder(Path(folder)).clean()
 
     def path_of(self, name: str) -> Path:
-        """Return the path of file `name` in the folder; raise `UserError` if the path is not below the folder.
+        """Return the path of file `name`; raise `UserError` if it is outside the folder.
 
-        Names come from shards of unknown origin, and a link in the folder may lead anywhere, so the path is checked.
+        Names come from shards of unknown origin, and a link in the folder can lead anywhere.
         """
         path = self.path / name
         if self.path.resolve() not in path.resolve().parents:
-            rule = "it does not lie in the folder of the export"
-            raise UserError("out", path, rule, "name another `out`; see whether `pad verify` finds the shards whole")
+            remedy = "name another `out`; check the shards with `pad verify`"
+            raise UserError("out", path, "it does not lie in the folder of the export", remedy)
         return path
 
     @contextmanager
@@ -50,14 +47,14 @@ class Target:
             yield partial
 
     def remove(self, *patterns: str, but: Collection[str] = ()) -> None:
-        """Remove files of an earlier export: those directly in the folder whose names match, except those in `but`."""
+        """Remove files of an earlier export from the folder by patterns of names, except for the names in `but`."""
         for pattern in patterns:
             for path in self.path.glob(pattern):
                 if path.name not in but and not path.is_dir():
                     path.unlink()
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a whole file, unless it has this content already, which makes a second export quick."""
+        """Write a file. A file that already has this content is not written, so that a second export is fast."""
         path = self.path_of(name)
         if not (path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content):
             with self.file(name) as partial:

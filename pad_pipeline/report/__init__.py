@@ -1,1 +1,1 @@
-"""Shows a run to people: the HTML report of `pad report`, and the drawing of one image by `pad show`."""
+"""Draws images of a run and their regions: the HTML report of `pad report`, and the image of `pad show`."""

@@ -1,11 +1,11 @@
-"""The card of an image in a report: a small copy of the image, and its tags and regions as JSON."""
+"""Makes the card of an image in a report: a small copy of the image, and its tags and regions as JSON."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +19,11 @@ from pad_pipeline.report.outline import outline
 from pad_pipeline.shards.reader import Sample, ShardFolder
 
 TOUCHED_BINS = 16
-"""The bins in which the coverage (1..255) of touched patches is counted; each is 16 wide."""
+"""The number of bins for the coverage (1..255) of touched patches. Each bin is 16 wide."""
 
 
 class Measure(NamedTuple):
-    """The numbers of one region, for the statistics."""
+    """The numbers of a region, for the statistics."""
 
     label: str
     score: float
@@ -34,8 +34,7 @@ class Measure(NamedTuple):
     """The share of the view that the mask covers, 0..1."""
 
 
-@dataclass
-class Card:
+class Card(NamedTuple):
     """The card of one image."""
 
     data: dict[str, Any]
@@ -43,15 +42,15 @@ class Card:
     text: str
     """`data` as JSON, see `as_script`."""
     image: bytes = b""
-    """The small copy as a JPEG; empty for an image that failed."""
-    measures: list[Measure] = field(default_factory=list)
-    touched: np.ndarray = field(default_factory=lambda: np.zeros(TOUCHED_BINS, np.int64))
-    """The number of patches that a region touches, by coverage: int64 `[TOUCHED_BINS]`."""
+    """The small copy as a JPEG; empty for a failed image."""
+    measures: Sequence[Measure] = ()
+    touched: np.ndarray = np.zeros(TOUCHED_BINS, np.int64)
+    """The number of patches that regions touch, by coverage: int64 `[TOUCHED_BINS]`."""
 
 
 def make_card(shards: ShardFolder, name: str, row: dict[str, Any], edge: int) -> Card:
-    """Make the card of one image: of `row` in the index of shard `name`. The small copy's long edge has at most `edge`
-    pixels. Raise `UserError` if the shard is damaged."""
+    """Make the card for `row` in the index of shard `name`; raise `UserError` if the shard is damaged. The long edge of
+    the small copy has at most `edge` pixels."""
     data = {what: row[what] for what in ("key", "id", "source", "status", "stage", "reason")} | {"shard": name}
     if row["status"] == "failed":
         return Card(data, as_script(data))
@@ -64,7 +63,7 @@ def make_card(shards: ShardFolder, name: str, row: dict[str, Any], edge: int) ->
         content, measures = _content(sample, shards.run.view)
         data |= content
         text = as_script(data)
-    except Exception as error:  # any exception here means that the shard's bytes are damaged
+    except Exception as error:  # every exception here is caused by damaged bytes
         rule = f"{row['key']} in it is damaged ({type(error).__name__}: {error})"
         remedy = f"see `pad verify {shards.folder}` with `deep`"
         raise UserError("shards", f"{shards.folder}/{name}.tar", rule, remedy) from error
@@ -73,14 +72,13 @@ def make_card(shards: ShardFolder, name: str, row: dict[str, Any], edge: int) ->
 
 
 def as_script(value: Any) -> str:
-    """Return JSON that is safe inside a `<script>` of HTML: in ASCII, with `<`, `>` and `&` escaped. Raise `ValueError`
-    if a number is not finite."""
+    """Return JSON for an HTML `<script>`: ASCII, with `<`, `>` and `&` escaped. NaN and infinity raise `ValueError`."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _content(sample: Sample, view: View) -> tuple[dict[str, Any], list[Measure]]:
-    """Return the data of a sample that the page shows, and the numbers of its regions."""
+    """Return the data of a sample for the page, and the numbers of its regions."""
     meta = sample.meta
     width, height = int(meta["width"]), int(meta["height"])
     x, y = view.axes(width, height)
@@ -108,8 +106,8 @@ def _content(sample: Sample, view: View) -> tuple[dict[str, Any], list[Measure]]
         "height": height,
         "caption": meta["caption"] or "\n".join(str(turn["value"]) for turn in meta["conversations"]),
         "tags": [[str(tag["label"]), _rounded(tag["score"])] for tag in meta["tags"]],
-        # The patch grid in pixels of the upright original: left and upper edge, width and height of a patch. A crop's
-        # grid begins inside the image, a padded one outside.
+        # The patch grid in pixels of the upright original: left and upper edge, width and height of a patch. The grid
+        # of a crop begins inside the image, that of a padded image outside.
         "grid": [x.origin / x.pixel, y.origin / y.pixel, x.cell / x.pixel, y.cell / y.pixel],
         "regions": regions,
     }
@@ -117,8 +115,8 @@ def _content(sample: Sample, view: View) -> tuple[dict[str, Any], list[Measure]]
 
 
 def _patches(coverage: np.ndarray) -> list[Any]:
-    """Return the part of the patch grid that a region touches: first row, first column, number of rows, number of
-    columns, and the coverage, row by row, in base64. The list is empty if the region is outside the view."""
+    """Return the part of the patch grid that a region touches: first row, first column, rows, columns, and the coverage
+    row by row in base64. The list is empty for a region outside the view."""
     if not coverage.any():
         return []
     rows, columns = np.flatnonzero(coverage.any(1)), np.flatnonzero(coverage.any(0))

@@ -1,4 +1,4 @@
-"""Draws the regions of an image: boxes with labels and scores, masks in color, coverage on the patch grid."""
+"""Draws the regions of an image: boxes with labels and scores, colored masks, coverage on the patch grid."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pad_pipeline.masks import decode_mask
 from pad_pipeline.records import RegionJson, SampleJson
 
 EDGE = 360
-"""Width and height of a panel, in pixels."""
+"""The width and the height of a panel, in pixels."""
 INK, PAPER = (25, 25, 30), (250, 250, 247)
 COLORS = ("#f0a020", "#56b4e9", "#f0e442", "#00b884", "#ff7a33", "#e08fc0", "#5b8ff0")
-"""The colors of regions, as in `web/overlay.js`: those of Okabe and Ito, which color-blind people can tell apart."""
+"""The colors of regions, as in `web/overlay.js`: those of Okabe and Ito, which color-blind people can distinguish."""
 TINTS = (0.0, 0.5, 0.75)
-"""Shares of white in the colors: after seven regions, the same colors come again, but lighter."""
+"""The shares of white in the colors. After seven regions, the same colors are used again, but lighter."""
 
 
 def color_of(number: int) -> tuple[int, ...]:
@@ -27,8 +27,8 @@ def color_of(number: int) -> tuple[int, ...]:
 
 
 def panels(image: Image.Image, meta: SampleJson, coverage: np.ndarray, view: View) -> Image.Image:
-    """Draw three panels of an upright image side by side (boxes, masks, coverage), with the caption and the tags below.
-    `meta` and `coverage`, uint8 `[R, grid, grid]`, are members of the sample."""
+    """Draw three panels of an upright image (boxes, masks, coverage), with the caption and the tags below. `meta` and
+    `coverage`, uint8 `[R, grid, grid]`, are members of the sample."""
     sheet = Image.new("RGB", (3 * EDGE + 20, EDGE + 66), PAPER)
     scale = EDGE / max(image.size)
     size = round(image.width * scale), round(image.height * scale)
@@ -76,8 +76,8 @@ def _masks(image: Image.Image, regions: list[RegionJson]) -> Image.Image:
 
 
 def _patches(image: Image.Image, coverage: np.ndarray, view: View) -> Image.Image:
-    """Draw the view and its patch grid. A patch has the color of the smallest region that covers half of it or more.
-    The higher the coverage, the stronger the color."""
+    """Draw the view and its patch grid. A patch has the color of the smallest region that covers at least half of it. A
+    higher coverage gives a stronger color."""
     shown = view.apply(image, (127, 127, 127)).resize((EDGE, EDGE), Image.Resampling.BICUBIC)
     pixels = np.asarray(shown).astype(np.float32)
     tint, strength = np.zeros((view.grid, view.grid, 3), np.float32), np.zeros((view.grid, view.grid), np.float32)
@@ -97,7 +97,7 @@ def _patches(image: Image.Image, coverage: np.ndarray, view: View) -> Image.Imag
 
 
 def _wrapped(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int, most: int) -> list[str]:
-    """Break a text into at most `most` lines of `width` pixels; a longer text is cut, and ends in an ellipsis."""
+    """Break a text into lines of `width` pixels. After `most` lines, the text is cut, and ends in an ellipsis."""
     lines, words = [""], text.split()
     for number, word in enumerate(words):
         longer = f"{lines[-1]} {word}".strip()

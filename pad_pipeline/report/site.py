@@ -1,17 +1,16 @@
-"""Writes a report that any browser opens from disk: pages, index and statistics.
+"""Writes a report that a browser can open from disk: pages, index and statistics.
 
-A page that is opened from disk may not fetch files, but it may load scripts. So the data is in scripts that call
-`padData(name, value)`. `data/page-000000.js` holds the images of one page, `data/index-000000.js` the status and labels
-of 4096 images, and `data/text-000000.js` the texts of these images that can be searched. The browser loads a script
-when it needs it.
+A page that is opened from disk can load scripts, but no other files. Therefore, the data is in scripts that call
+`padData(name, value)`. `data/page-000000.js` has the images of one page, `data/index-000000.js` the status and labels
+of 4096 images, and `data/text-000000.js` their texts for the search. The browser loads a script when it needs it.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import groupby, islice
 from pathlib import Path
@@ -26,18 +25,22 @@ from pad_pipeline.report.tally import Tally
 from pad_pipeline.shards.provenance import models
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.storage import Folder, atomic_write, claim_folder, write_error
+from pad_pipeline.threads import map_ahead
 
 MARK = ".pad-report"
-"""A file that only a report has; a folder with it may be overwritten."""
+"""A file that marks the folder of a report, which a new report may overwrite."""
+BLOCK = 4096
+"""The number of images in one file of the index."""
+_THREADS = min(8, os.cpu_count() or 1)
 _WEB = Path(__file__).parent / "web"
 
 
 def _prepare(out: Path) -> None:
-    """Create the folder of a report, and remove the files of an earlier report from it."""
+    """Create the folder of a report, and remove the files of an earlier report."""
     claim_folder(out, MARK, "`pad report` may replace what is in this folder.\n")
     try:
         Folder(out).clean()
-        (out / "index.html").unlink(missing_ok=True)  # removed first, so that half a report does not open
+        (out / "index.html").unlink(missing_ok=True)  # removed first, so that an unfinished report does not open
         for part in (out / name for name in ("data", "images", "assets")):
             if part.is_symlink() or part.is_file():
                 part.unlink()
@@ -49,27 +52,27 @@ def _prepare(out: Path) -> None:
 
 
 def write_report(shards: ShardFolder, out: Path, settings: ReportSettings) -> Iterator[Counter[str]]:
-    """Write the report of a run into the folder `out`. Memory does not grow with the number of images; `index.html` is
-    written last.
+    """Write the report of a run into the folder `out`, `index.html` last. Memory does not grow with the images.
 
-    Yields:
-        After each shard, how many of its `images`, `failed` images and `regions` were written.
+    Yield the numbers of `images`, `failed` images and `regions` after each shard.
 
     Raises:
-        UserError: a shard is damaged, or the folder holds something else.
+        UserError: a shard is damaged, or the folder holds other files than a report.
         OSError: a file can't be written.
     """
     _prepare(out)
     tally = Tally(shards)
     writer = _Writer(out, settings, tally)
-    for _, cards in groupby(_cards(shards, settings), lambda card: card.data["shard"]):
+    rows = islice(shards.rows(), settings.limit)
+    made = map_ahead(lambda row: make_card(shards, *row, settings.edge), rows, _THREADS, 2 * _THREADS)
+    for _, cards in groupby(made, lambda card: card.data["shard"]):
         counts: Counter[str] = Counter()
         for card in cards:
             writer.add(card)
             counts.update(images=1, failed=card.data["status"] == "failed", regions=len(card.measures))
         yield counts
     writer.close()
-    sizes = {"images": tally.images, "page_size": settings.page_size, "block": settings.block}
+    sizes = {"images": tally.images, "page_size": settings.page_size, "block": BLOCK}
     facts = sizes | {"patches": shards.run.view.grid, "labels": list(tally.labels.items())}
     _write_script(out / "data", "facts", as_script(facts))
     for name in ("report.css", "overlay.js", "report.js"):
@@ -77,23 +80,8 @@ def write_report(shards: ShardFolder, out: Path, settings: ReportSettings) -> It
     _write_page(out, tally)
 
 
-def _cards(shards: ShardFolder, settings: ReportSettings) -> Iterator[Card]:
-    """Yield the cards of a run in order; threads make a few of them ahead."""
-    with ThreadPoolExecutor(settings.threads) as threads:
-        waiting: deque[Future[Card]] = deque()
-        try:
-            for name, row in islice(shards.rows(), settings.limit):
-                waiting.append(threads.submit(make_card, shards, name, row, settings.edge))
-                if len(waiting) > 2 * settings.threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            threads.shutdown(cancel_futures=True)
-
-
 class _Writer:
-    """Takes cards in order, and writes each page and each block of the index when it is full."""
+    """Writes the cards to pages and index. A page, or a block of the index, is written when it is full."""
 
     def __init__(self, out: Path, settings: ReportSettings, tally: Tally) -> None:
         self.out, self.settings, self.tally = out, settings, tally
@@ -103,7 +91,7 @@ class _Writer:
         self.texts: list[str] = []
 
     def add(self, card: Card) -> None:
-        """Add one card: write its small copy, and add it to the page, the index and the statistics."""
+        """Write the small copy of a card, and add the card to the page, the index and the statistics."""
         number, position = divmod(self.tally.images, self.settings.page_size)
         if card.image:
             folder = self.out / "images" / f"{number:06d}"
@@ -112,23 +100,23 @@ class _Writer:
         self.page.append(card.text)
         self.tally.add(card)
         self._index(card)
-        self.close(self.settings.page_size, self.settings.block)
+        self.close(self.settings.page_size, BLOCK)
 
     def close(self, page_size: int = 1, block: int = 1) -> None:
-        """Write the page and the block of the index, if they have this many images or more."""
+        """Write the page and the block of the index if they have at least this many images."""
         if len(self.page) >= page_size:
             number = (self.tally.images - 1) // self.settings.page_size
             _write_script(self.out / "data", f"page-{number:06d}", f"[{','.join(self.page)}]")
             self.page = []
         if len(self.statuses) >= block:
-            number = (self.tally.images - 1) // self.settings.block
+            number = (self.tally.images - 1) // BLOCK
             index = {"statuses": self.statuses, "labels": self.labels}
             _write_script(self.out / "data", f"index-{number:06d}", as_script(index))
             _write_script(self.out / "data", f"text-{number:06d}", as_script(self.texts))
             self.statuses, self.labels, self.texts = "", [], []
 
     def _index(self, card: Card) -> None:
-        """Add to the index: the image's status, the best score of each label in percent, and the text to search."""
+        """Add an image to the index: its status, the best score of each label in percent, the texts for the search."""
         best: dict[int, int] = {}
         for measure in card.measures:
             label = self.tally.numbers[measure.label]
@@ -157,11 +145,11 @@ def _write_page(out: Path, tally: Tally) -> None:
         written=f"{datetime.now(UTC):%Y-%m-%d} by pad {__version__}",
     )
     with atomic_write(out / "index.html", durable=False) as partial:
-        partial.write_bytes(page.encode("utf-8", "replace"))  # a lone surrogate in a text can't be encoded
+        partial.write_bytes(page.encode("utf-8", "replace"))  # `replace`: a text can have a lone surrogate
 
 
 def _run_facts(tally: Tally) -> dict[str, list[tuple[str, str]]]:
-    """Return the tables of a run's facts, by title: rows of a name and a value. Empty tables are left out."""
+    """Return tables of facts about a run: title -> rows of name and value. Empty tables are left out."""
     shards, run, view = tally.shards, tally.shards.run, tally.shards.run.view
     run_rows = [
         ("where", str(shards.folder)),

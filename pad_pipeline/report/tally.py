@@ -1,11 +1,10 @@
-"""Statistics of the images in a report: what `pad stats` counts, and scores, coverage and sizes as histograms."""
+"""Counts the images in a report as `pad stats` does, and makes histograms of scores, coverage and sizes."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from operator import add
 
@@ -14,27 +13,17 @@ from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.stats import Statistics
 
 
-@dataclass
 class Histogram:
-    """Counts of values in bins between `edges`. The last bin includes its upper edge. Values outside all bins are
-    counted in the first or the last one."""
+    """Counts values in bins between `edges`. The last bin includes its upper edge. Values outside all bins count in the
+    first or the last bin."""
 
-    title: str
-    edges: Sequence[float]
-    unit: str = ""
-    counts: list[int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.counts = [0] * (len(self.edges) - 1)
+    def __init__(self, title: str, edges: Sequence[float], unit: str = "") -> None:
+        self.title, self.edges, self.unit = title, edges, unit
+        self.counts = [0] * (len(edges) - 1)
 
     def add(self, value: float) -> None:
         """Count a value."""
         self.counts[min(max(bisect_right(self.edges, value) - 1, 0), len(self.counts) - 1)] += 1
-
-    @property
-    def total(self) -> int:
-        """The number of values that were counted."""
-        return sum(self.counts)
 
     @property
     def bins(self) -> list[tuple[str, int]]:
@@ -47,16 +36,16 @@ class Histogram:
 
 
 class Tally(Statistics):
-    """Counts over the images of a report. Its size grows with the number of labels, not with the number of images."""
+    """Counts the images of a report. Its memory grows with the number of labels, not with the number of images."""
 
     most_reasons, most_examples = 1000, 3
 
     def __init__(self, shards: ShardFolder) -> None:
         super().__init__(shards)
         self.numbers: dict[str, int] = {}
-        """The number of each label in the report's index; labels are numbered as they first appear."""
+        """Label -> its number in the report's index, in the order of first appearance."""
         self.areas: dict[str, float] = {}
-        """Label -> the sum over its regions of the share of the image that each covers (0..1)."""
+        """Label -> the sum over its regions of the share of the image that a region covers (0..1)."""
         share, pixels = [number / 20 for number in range(21)], [0, 128, 256, 384, 512, 640, 800, 1024, 1280, 1600]
         self.per_image = Histogram("Regions per image", [*range(21), math.inf], "regions")
         self.scores = Histogram("Score of regions", share)

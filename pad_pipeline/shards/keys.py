@@ -1,4 +1,4 @@
-"""Keys that are unique in a whole plan, found in memory that does not grow with the plan."""
+"""Makes the keys of images unique in a whole plan. The memory does not grow with the plan."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import numpy as np
 _OTHER = re.compile(r"[^\w-]")
 _KEY = re.compile(r"[\w-]+")
 _LONGEST, _NUMBER = 120, 20
-"""The most bytes of a plain key, and the most that `numbered` appends to it."""
+"""The most bytes of a plain key, and the most bytes that `numbered` appends."""
 _PARTS = 64
 _ENTRY = np.dtype([("hash", "<u8"), ("row", "<u8")])
 
 
 def plain_key(name: str) -> str:
-    """Return an id as a key: letters, digits, `-` and `_`, and no dot, because readers split names there. A key has 120
-    bytes at most, so that every file system can hold the members' names."""
+    """Return an id as a key of letters, digits, `-` and `_`. It has no dot, because readers split names at dots, and at
+    most 120 bytes, because file systems limit the length of names."""
     if name.isascii():  # the usual case, in half the time
         return _OTHER.sub("_", name)[:_LONGEST] or "image"
     plain = _OTHER.sub("_", unicodedata.normalize("NFC", name))
@@ -30,18 +30,16 @@ def plain_key(name: str) -> str:
 
 
 def is_key(text: str) -> bool:
-    """Return whether a text has the form of the keys of `plain_key` and `numbered`. Such a key is safe as a file name,
-    because it can't lead to another folder. Keys in shards of unknown origin must be checked for this."""
+    """Return whether `plain_key` or `numbered` could have made a key. Such a key is safe as a file name, because it
+    can't lead to another folder. Check the keys of shards of unknown origin with this function."""
     return bool(_KEY.fullmatch(text)) and len(text.encode()) <= _LONGEST + _NUMBER
 
 
 class KeyHashes:
-    """A 64-bit hash of every key, kept on disk in parts that are small enough to be sorted in memory.
+    """Finds repeated keys by 64-bit hashes, which are kept in files that are small enough to be sorted in memory.
 
-    The hashes are those of Python's `hash`, which differ from process to process.
-
-    Args:
-        folder: the folder for the parts, which take 16 bytes for each key.
+    The files in `folder` take 16 bytes for each key. Only one process can use them, because Python's `hash` differs
+    from process to process.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,7 +61,7 @@ class KeyHashes:
                     file.write(entries[order[edges[part] : edges[part + 1]]].tobytes())
 
     def repeated(self) -> np.ndarray:
-        """Return the rows whose key an earlier row has, uint64 `[M]`, in order."""
+        """Return the numbers of the rows whose key is also that of an earlier row, uint64 `[M]`, sorted."""
         rows = [np.empty(0, "<u8")]
         for path in filter(Path.exists, self._paths):
             entries = np.fromfile(path, _ENTRY)
@@ -73,7 +71,7 @@ class KeyHashes:
         return np.sort(np.concatenate(rows))
 
     def __contains__(self, key: str) -> bool:
-        """Return whether some row has this key. `repeated` must be called first, because it sorts the parts."""
+        """Return whether a row has this key. Call `repeated` first, because it sorts the files."""
         value = np.int64(hash(key)).view("u8")
         path = self._paths[int(value % _PARTS)]
         if not path.exists():
@@ -83,14 +81,12 @@ class KeyHashes:
 
 
 def numbered(keys: Iterator[tuple[int, str]], hashes: KeyHashes) -> Iterator[tuple[int, str]]:
-    """Yield a new key for each row whose key is taken: `x-2`, `x-3` and so on, without those that a row has already.
+    """Yield a new key for each row of `KeyHashes.repeated`: `x-2`, `x-3` and so on, except for keys that a row has.
 
-    Args:
-        keys: row and key of each row of `KeyHashes.repeated`, in order.
-        hashes: the hashes of all rows.
+    `keys` are the number and the key of each such row, in order. `hashes` has all keys.
     """
     numbers: defaultdict[str, Iterator[int]] = defaultdict(lambda: count(2))
-    for row, key in keys:  # no other copy can have the new key either, because it holds key and number
+    for row, key in keys:  # new keys do not repeat, because each one holds the old key and another number
         yield row, next(new for number in numbers[key] if (new := f"{key}-{number}") not in hashes)
 
 

@@ -1,4 +1,4 @@
-"""A lock that lets one run at a time write into a folder, and that is free again when its process dies."""
+"""Locks a folder, so that only one run at a time writes into it. A lock ends when its process dies."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pad_pipeline.storage import Folder
 
 LOCK_NAME = ".lock"
 BEAT = 10.0
-"""Seconds between two updates of the lock file in an object store, which has no locks of its own."""
+"""Seconds between two updates of the lock file in an object store. Object stores have no locks of their own."""
 SILENCE = 3
-"""The holder counts as dead when the lock file has not changed for this many times `BEAT`."""
+"""The process that holds a lock counts as dead when the lock file has not changed for `SILENCE * BEAT` seconds."""
 
 
 def locked(folder: Folder) -> AbstractContextManager[None]:
-    """Hold the lock of a run's folder in a `with` block; raise `UserError` if another run holds it."""
+    """Lock a run's folder for a `with` block; raise `UserError` if another run has locked it."""
     return _leased(folder) if folder.remote else _flocked(folder)
 
 
@@ -34,12 +34,12 @@ def _owner() -> dict[str, Any]:
 
 def _in_use(folder: Folder, owner: dict[str, Any]) -> UserError:
     holder = f"process {owner.get('process', '?')} on {owner.get('host', '?')}"
-    return UserError("out", folder, f"another run is writing there ({holder})", "wait for its end, or stop it")
+    return UserError("out", folder, f"another run is writing into it ({holder})", "wait for its end, or stop it")
 
 
 @contextmanager
 def _flocked(folder: Folder) -> Iterator[None]:
-    """Hold a lock of the kernel, which ends with the process."""
+    """Hold a lock of the operating system, which ends with the process."""
     path = folder.path / LOCK_NAME
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
@@ -52,9 +52,9 @@ def _flocked(folder: Folder) -> Iterator[None]:
         with suppress(FileNotFoundError):
             if os.fstat(lock).st_ino == path.stat().st_ino:
                 break
-        os.close(lock)  # the previous holder deleted the file after we opened it, so our lock is worthless: try again
+        os.close(lock)  # the process that held the lock deleted the file after we opened it: try again
     try:
-        os.ftruncate(lock, 0)  # the file of a process that died may be longer than what we write
+        os.ftruncate(lock, 0)  # the file may hold the text of a process that died
         os.pwrite(lock, json.dumps(_owner()).encode(), 0)
         yield
     finally:
@@ -64,13 +64,13 @@ def _flocked(folder: Folder) -> Iterator[None]:
 
 @contextmanager
 def _leased(folder: Folder) -> Iterator[None]:
-    """Hold a lock file that is rewritten every few seconds. If it stays unchanged for a while, its holder is dead.
+    """Hold a lock by rewriting the lock file every few seconds. If the file stays unchanged, its process is dead.
 
-    No clocks are compared. If two runs start within the same second, each reads back the file, and only the one that
-    wrote it last goes on. A store that shows old content for longer than that could let both in.
+    No clocks are compared. If two runs start within the same second, each reads the file again, and only the run that
+    wrote it last continues. Both would continue if the store returned old content for longer than a second.
     """
     owner, stop = _owner(), threading.Event()
-    # Take over a lock only if its holder is dead: its process on this host is gone, or its file stays unchanged.
+    # Take over a lock only if its process is dead: it is gone from this host, or its file stays unchanged.
     earlier = _read(folder)
     if earlier and not (earlier.get("host") == owner["host"] and not _alive(earlier.get("process"))):
         stop.wait(BEAT * SILENCE)
@@ -85,9 +85,9 @@ def _leased(folder: Folder) -> Iterator[None]:
         beats = 0
         while not stop.wait(BEAT):
             beats += 1
-            with suppress(OSError):  # if the store is gone, the run itself will fail
+            with suppress(OSError):  # if the store can't be reached, the run itself fails
                 if _read(folder).get("token", owner["token"]) != owner["token"]:
-                    signal.raise_signal(signal.SIGTERM)  # our updates stopped for too long, and another run took over
+                    signal.raise_signal(signal.SIGTERM)  # our updates came too late: another run took over
                     return
                 _beat(folder, owner, beats)
 
@@ -124,6 +124,6 @@ def _alive(process: Any) -> bool:
         os.kill(int(process), 0)
     except (ProcessLookupError, TypeError, ValueError):
         return False
-    except PermissionError:  # it is another user's
+    except PermissionError:  # the process of another user
         pass
     return True

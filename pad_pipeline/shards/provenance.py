@@ -1,20 +1,19 @@
-"""Read from a run.json how the run's regions were made: by models or from an annotation file, and later edits.
+"""Reads from a run.json how the regions of a run were made: by which models, or from an annotation file, and edits.
 
-A run can have more than one origin (`pad merge`), and an origin the stages of more than one run (`redo_from`). Entries
-that do not have the usual form are left out, because a run.json can come from anybody.
+A merged run has several origins. With `redo_from`, the stages of one origin come from several runs. A run.json may
+have unknown authors, so entries of another form are ignored.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.roles import RESULTS, ROLES, STEPS, section_of
 from pad_pipeline.shards.run import RUN_NAME, Run
 
 _REFERENCES = ("weights", "model", "llm")
-"""Settings that name a model; each section has one of them."""
+"""The names of settings that name a model. Each section has one of them."""
 _DECIDING = (
     "threshold", "thresholds", "box_threshold", "text_threshold", "alternates", "nms_iou", "nms_iou_across_labels",
     "min_size", "unboxable",
@@ -22,47 +21,44 @@ _DECIDING = (
 """Settings that decide which results of a model are kept."""
 
 
-@dataclass(frozen=True)
-class Model:
-    """One model that a run was made with."""
+class Model(NamedTuple):
+    """A model that a run was made with."""
 
     section: str
     """A key of `ROLES`, such as `tagger`; or `llm`."""
     name: str
     """The path, URL or hub name in the settings; for a user's own model, its class."""
     hashes: dict[str, str]
-    """sha256 of the weights, under an empty name; for a user's own model, its fingerprints by name."""
+    """The sha256 of the weights, by an empty name; for a user's own model, its fingerprints by name."""
     deciding: dict[str, Any]
-    """Settings that decide which results are kept; for a user's own model, all settings that are numbers."""
+    """The settings that decide which results are kept; for a user's own model, all settings that are numbers."""
 
 
-@dataclass(frozen=True)
-class Origin:
-    """How the regions of some of a run's images were made."""
+class Origin(NamedTuple):
+    """The models and edits that made the regions of all images of a run, or of some images of a merged run."""
 
     models: dict[str, Model]
-    """The model of each stage. The results of a stage that is not here came from an annotation file."""
+    """The model of each stage. The results of other stages came from an annotation file."""
     edits: list[dict[str, Any]]
-    """The settings of each `pad retarget` that has edited the regions since, in order."""
+    """The settings of each later `pad retarget`, in order."""
 
 
 def origins(run: Run) -> list[Origin]:
-    """Return the origins of a run's regions, each once; raise `UserError` if run.json is nested too deep."""
+    """Return the distinct origins of a run's regions; raise `UserError` if the settings are nested too deep."""
     try:
         every = _origins(run.settings, run.fingerprints)
     except RecursionError as error:
-        rule = "what it was made from is nested too deep"
-        raise UserError(RUN_NAME, "settings", rule, "use the run.json that pad wrote") from error
+        raise UserError(RUN_NAME, "settings", "they are nested too deep", "use the run.json that pad wrote") from error
     return [origin for position, origin in enumerate(every) if origin not in every[:position]]
 
 
 def models(run: Run) -> list[tuple[str, Model]]:
-    """Return the models of a run, each with its title: the section, after the origin's number if there are several."""
+    """Return each model of a run with a title: its section, after the number of the origin if there are several."""
     distinct = origins(run)
     named = [
         (f"{number}: {model.section}" if len(distinct) > 1 else model.section, model)
         for number, origin in enumerate(distinct, 1)
-        for model in {id(model): model for model in origin.models.values()}.values()  # one may do several steps
+        for model in {id(model): model for model in origin.models.values()}.values()  # a model may do several steps
     ]
     words = _model("llm", run.settings.get("llm"), {"llm": run.fingerprints.get("llm_embedding")})
     return [*named, ("word embeddings", words)] if words else named
@@ -81,22 +77,22 @@ def _origins(settings: dict[str, Any], fingerprints: dict[str, Any]) -> list[Ori
             every = [
                 Origin(
                     {step: model for step, model in origin.models.items() if step in kept} | new,
-                    origin.edits if "ground" in kept else [],  # new boxes: the edited regions are gone
+                    origin.edits if "ground" in kept else [],  # new boxes replace the edited regions
                 )
                 for origin in _origins(_object(earlier.get("settings")), earlier)
             ]
     edits = settings.get("edits")
     later = [_object(edit) for edit in edits] if isinstance(edits, list) else []
-    return [replace(origin, edits=[*origin.edits, *later]) for origin in every]
+    return [Origin(origin.models, [*origin.edits, *later]) for origin in every]
 
 
 def _models(settings: dict[str, Any], fingerprints: dict[str, Any]) -> dict[str, Model]:
-    """Return the models of a build, by step; none for an import."""
+    """Return the models of a build by step, or nothing for an import."""
     entries = {step: settings.get(section_of(step)) for step in RESULTS}
     by_step: dict[str, Model] = {}
     for section, steps in sorted(ROLES.items(), key=lambda role: -len(role[1])):
         first = entries[steps[0]]
-        # A model that does several steps has the same entry in the section of each; no two models have equal settings.
+        # A model that does several steps has equal settings in the sections of all of them; other models differ.
         alike = steps[0] not in by_step and all(entries[step] == first for step in steps)
         if alike and (model := _model(section, first, fingerprints)):
             by_step |= dict.fromkeys(steps, model)

@@ -1,4 +1,4 @@
-"""Read samples of shards at the offsets that their indexes give, without unpacking the tars."""
+"""Reads samples of shards at the offsets in the indexes, without unpacking the tars."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from pad_pipeline.storage import Folder, folder_at
 
 _USED = ["key", "labels", *(f"{member}_{part}" for member in MEMBERS for part in ("at", "bytes"))]
 _BETWEEN = 64 << 10
-"""The most bytes of headers and padding between the members of one sample."""
+"""The most bytes of headers and padding between the members of a sample."""
 _INDEX = re.compile(r"pad-([0-9]{6}|[1-9][0-9]{6,8})\.parquet")
 
 
 @dataclass
 class Sample:
-    """One image of a shard, with its four members."""
+    """The four members of one image in a shard."""
 
     key: str
     image: bytes
@@ -42,12 +42,12 @@ class Sample:
     meta: SampleJson
     """The JSON member."""
     coverage: np.ndarray
-    """Coverage of each region, uint8 `[R, grid, grid]`, 0..255."""
+    """The coverage of each region, uint8 `[R, grid, grid]`, 0..255."""
     embeds: np.ndarray
-    """Embeddings of the distinct labels, float16 `[L, d]`."""
+    """The embeddings of the distinct labels, float16 `[L, d]`."""
 
     def patches(self, rule: PatchRule = "soft") -> np.ndarray:
-        """Return how much each patch belongs to each region, uint8 `[R, grid, grid]`, 0..255; see `PatchRule`."""
+        """Return the weight of each patch for each region, uint8 `[R, grid, grid]`, 0..255; see `PatchRule`."""
         return select_patches(self.coverage, rule)
 
     def region_embeds(self) -> np.ndarray:
@@ -55,10 +55,9 @@ class Sample:
         return self.embeds[[region["embedding"] for region in self.meta["regions"]]]
 
     def checked_regions(self) -> list[RegionJson]:
-        """Return the regions, after a check of their masks: pycocotools trusts masks, and shards can come from anybody.
+        """Return the regions; raise `UserError` if one has no valid mask of the image's size.
 
-        Raises:
-            UserError: a region has no valid mask of the image's size.
+        Shards can come from unknown authors, and pycocotools does not check masks.
         """
         for number, region in enumerate(self.meta["regions"]):
             try:
@@ -70,29 +69,25 @@ class Sample:
 
 
 def load_npy(content: bytes, shape: tuple[int, ...], kind: type[np.generic]) -> np.ndarray:
-    """Read an array of a known shape and type from the bytes of a `.npy` file of unknown origin.
-
-    Raises:
-        ValueError: the bytes are no array, or one of another shape or type (such as objects, which would be a pickle).
-            This is checked before anything is allocated.
-    """
+    """Read an array of a known shape and type from a `.npy` file of unknown origin; raise `ValueError` if the bytes are
+    not such an array. Nothing is allocated or unpickled before this check."""
     # NumPy's reader evaluates the header as Python code, which Python 3.11 can't do in two threads at once.
     dtype = np.dtype(kind)
     expected = f"{{'descr': {np.lib.format.dtype_to_descr(dtype)!r}, 'fortran_order': False, 'shape': {shape}, }}"
     if content[:6] != b"\x93NUMPY" or content[6:8] not in (b"\1\0", b"\2\0"):
-        raise ValueError("no array stands where one should be")
+        raise ValueError("it is not an array")
     start = 10 if content[6] == 1 else 12
     stop = start + int.from_bytes(content[8:start], "little")
     header = content[start:stop].decode("latin1").strip()
     if header != expected:
-        raise ValueError(f"an array of {header[:200]} stands where {expected} should be")
+        raise ValueError(f"it is an array {header[:200]} instead of {expected}")
     if len(content) - stop != dtype.itemsize * math.prod(shape):
-        raise ValueError(f"an array of {shape} has {len(content) - stop} bytes")
+        raise ValueError(f"an array of shape {shape} has {len(content) - stop} bytes")
     return np.frombuffer(content, dtype, offset=stop).reshape(shape).copy()
 
 
 class Rows:
-    """The index rows of many shards in memory, at a hundred bytes per row."""
+    """Holds the index rows of many shards in memory. A row takes a hundred bytes."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
@@ -101,20 +96,14 @@ class Rows:
         return len(self._table)
 
     def __getitem__(self, number: int) -> tuple[str, IndexRow]:
-        """Return the shard's name, and those columns of the index row that `ShardFolder.sample` needs."""
+        """Return the name of the shard, and the columns of the index row that `ShardFolder.sample` needs."""
         row = self._table.slice(number, 1).to_pylist()[0]
         return row.pop("shard"), row
 
 
 class ShardFolder:
-    """The finished shards of a run.
-
-    Args:
-        shards: the run's folder: a path, or a URL of an object store.
-
-    Raises:
-        UserError: the folder holds no run. The methods raise it for a damaged index or tar.
-    """
+    """Reads the finished shards of a run, whose folder is a path or a URL of an object store. Raise `UserError` if the
+    folder holds no run; the methods raise it if an index or a tar is damaged."""
 
     def __init__(self, shards: str | Path | Folder) -> None:
         self.folder = folder_at(shards)
@@ -127,21 +116,21 @@ class ShardFolder:
         with self._read(f"{name}.parquet"):
             file = open_parquet(io.BytesIO(self.folder.read(f"{name}.parquet")))
             if file.metadata.num_rows > self.run.shard_size:
-                raise ValueError(f"it has {file.metadata.num_rows} rows, and a shard {self.run.shard_size} images")
+                raise ValueError(f"it has {file.metadata.num_rows} rows, but a shard has {self.run.shard_size} images")
             table = file.read(INDEX_SCHEMA.names, use_threads=False)
             if any(column.null_count for column in table.columns):
                 raise ValueError("a value is missing")
             rows: list[IndexRow] = table.cast(INDEX_SCHEMA).to_pylist()
             if odd := [row["key"] for row in rows if not is_key(row["key"])]:
-                raise ValueError(f"{odd[0][:80]!r} is no key of pad's")
+                raise ValueError(f"{odd[0][:80]!r} is not a key that pad writes")
             return rows
 
     def rows(self) -> Iterator[tuple[str, IndexRow]]:
-        """Yield the shard's name and the index row of every image of every finished shard."""
+        """Yield the shard's name and the index row of each image in the finished shards."""
         return ((name, row) for name in self.names for row in self.index(name))
 
     def usable(self) -> Rows:
-        """Return the index rows of all images of finished shards that did not fail."""
+        """Return the index rows of all images that did not fail."""
         parts = []
         for name in self.names:
             rows = [row for row in self.index(name) if row["status"] != "failed"]
@@ -150,24 +139,24 @@ class ShardFolder:
         return Rows(pa.concat_tables(parts, promote_options="permissive").combine_chunks())
 
     def members(self, name: str, row: IndexRow, image: bool = True) -> dict[str, bytes]:
-        """Return the bytes of a sample's members, by the names in `MEMBERS`; without the image file if not `image`."""
+        """Return the bytes of a sample's members by the names in `MEMBERS`, without the image file if not `image`."""
         with self._read(f"{name}.tar"):
             wanted = [member for member in MEMBERS if image or member != "image"]
             starts, sizes = ([row[f"{member}_{part}"] for member in wanted] for part in ("at", "bytes"))
             first, last = min(starts), max(map(add, starts, sizes))
-            # The members lie side by side, with headers between them, so one read is enough.
+            # The members are adjacent, except for headers and padding, so one read is enough.
             if first < 0 or min(sizes) < 0:
-                raise ValueError("a member lies before the tar's beginning")
+                raise ValueError("the index has a negative offset or size")
             if last - first > sum(sizes) + _BETWEEN:
-                raise ValueError("its members lie far apart")
+                raise ValueError("the members of a sample are far apart")
             content = self.folder.read_range(f"{name}.tar", first, last)
             if len(content) < last - first:
-                raise ValueError("a member does not lie inside the tar")
+                raise ValueError("a member ends outside the tar")
             places = zip(wanted, starts, sizes, strict=True)
             return {member: content[at - first : at - first + size] for member, at, size in places}
 
     def sample(self, name: str, row: IndexRow, image: bool = True) -> Sample:
-        """Return the sample of one row of the index. Arguments as for `members`."""
+        """Return the sample of an index row. The arguments are those of `members`."""
         members = self.members(name, row, image)
         with self._read(f"{name}.tar"):
             meta = json.loads(members["json"])
@@ -175,17 +164,17 @@ class ShardFolder:
             coverage = load_npy(members["masks"], (regions, self.run.view.grid, self.run.view.grid), np.uint8)
             embeds = load_npy(members["embeds"], (row["labels"], self.run.embedding_width), np.float16)
             if not isinstance(meta["caption"], str):
-                raise ValueError("its caption is no text")
+                raise ValueError("the caption is not a text")
             for region in meta["regions"]:
                 if type(region["embedding"]) is not int or not 0 <= region["embedding"] < len(embeds):
-                    raise ValueError(f"a region names the embedding {region['embedding']!r} of {len(embeds)}")
+                    raise ValueError(f"a region has the embedding {region['embedding']!r}, but there are {len(embeds)}")
                 if not isinstance(region["label"], str) or not isinstance(region["crowd"], bool):
-                    raise ValueError("a region's label or crowd is of the wrong type")
+                    raise ValueError("the label or the crowd flag of a region has the wrong type")
             return Sample(row["key"], members.get("image", b""), meta, coverage, embeds)
 
     @contextmanager
     def _read(self, file: str) -> Iterator[None]:
-        """Report an exception of the block as damage of `file`."""
+        """Raise an exception of the block as a `UserError`: `file` is damaged."""
         try:
             yield
         except Exception as error:  # parsers of unknown bytes may raise anything
@@ -194,21 +183,14 @@ class ShardFolder:
 
 
 def index_facts(folder: Folder, name: str) -> dict[bytes, bytes]:
-    """Read the metadata of a shard's index, without its rows: `run`, `tar_sha256`, `tar_bytes` and `totals`.
-
-    Raises:
-        OSError, pa.ArrowException: the index can't be read.
-    """
+    """Return the metadata of a shard's index: `run`, `tar_sha256`, `tar_bytes` and `totals`. Rows are not read. Raise
+    `OSError` or `pa.ArrowException` if the index can't be read."""
     with folder.open(f"{name}.parquet") as stream:
         return pq.read_metadata(stream).metadata or {}
 
 
 def totals_in(facts: dict[bytes, bytes]) -> dict[str, int]:
-    """Return the `TOTALS` of a shard from `index_facts`.
-
-    Raises:
-        ValueError: they are missing, or are no counts.
-    """
+    """Return the `TOTALS` in the `index_facts` of a shard; raise `ValueError` if they are missing or are no counts."""
     try:
         totals = json.loads(facts[b"totals"])
         counts = {name: int(totals[name]) for name in TOTALS}
@@ -220,11 +202,7 @@ def totals_in(facts: dict[bytes, bytes]) -> dict[str, int]:
 
 
 def open_shards(shards: str | Path | Folder) -> ShardFolder:
-    """Return the finished shards of a run's folder.
-
-    Raises:
-        UserError: there is no run in it, or no finished shard.
-    """
+    """Return the finished shards in a run's folder; raise `UserError` if there is no run or no finished shard."""
     found = ShardFolder(shards)
     if not found.names:
         raise UserError("shards", shards, "no shard in it is finished", "run the `pad build` that made it again")

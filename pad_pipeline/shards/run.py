@@ -1,4 +1,4 @@
-"""`run.json`: all that a run was made with. A rerun compares it with its own, and continues or refuses."""
+"""Reads and writes `run.json`: settings, models and inputs of a run. A rerun continues only if its own are equal."""
 
 from __future__ import annotations
 
@@ -34,33 +34,29 @@ class Run(BaseModel):
     view: View
     embedding_width: int
     settings: dict[str, Any]
-    """Every setting of every stage, and the settings of an earlier run whose results were kept."""
+    """The settings of all stages, and the settings of an earlier run whose results were kept."""
     fingerprints: dict[str, str]
-    """sha256 of the plan's values, of each model's weights, and of the code that decides bytes."""
+    """The sha256 of the plan's values, of each model's weights, and of the code that affects the bytes."""
     contents: dict[str, str] = {}
-    """sha256 of the content of a few images, by key (the depth `sample`)."""
+    """The sha256 of the content of a few images, by key (with the depth `sample`)."""
     plan: str = ""
     """The seal of plan.parquet."""
     accepted_code: list[str] = []
-    """Other code that some of its shards were made with (`accept_changed_code`)."""
+    """The sha256 of other code that made some of the shards (`accept_changed_code`)."""
     environment: dict[str, str] = {}
     """Versions of libraries, kind of processor and number of threads when the run began. They can change last digits. A
     rerun reports differences, and goes on."""
 
     @classmethod
     def read(cls, folder: Folder) -> Run:
-        """Read the run.json in `folder`.
-
-        Raises:
-            UserError: there is none, or it has another schema version.
-        """
+        """Read the run.json in `folder`; raise `UserError` if there is none, or one of another schema version."""
         remedy = "name a folder that `pad build` or `pad import` wrote"
         if not folder.has(RUN_NAME):
             raise UserError("shards", folder, f"there is no {RUN_NAME} in it", remedy)
         try:
             data = json.loads(folder.read(RUN_NAME))
             if data.get("schema_version") != SCHEMA_VERSION:
-                rule = f"it has schema version {data.get('schema_version')}, and this pad reads {SCHEMA_VERSION}"
+                rule = f"it has schema version {data.get('schema_version')}; this version of pad reads {SCHEMA_VERSION}"
                 raise UserError("shards", folder, rule, "use the version of pad that wrote it, or build it again")
             return cls.model_validate({name: value for name, value in data.items() if name != "seal"})
         except (ValueError, AttributeError, RecursionError) as error:
@@ -69,7 +65,7 @@ class Run(BaseModel):
             raise UserError("shards", f"{folder}/{RUN_NAME}", rule, remedy) from error
 
     def write(self, folder: Folder) -> None:
-        """Write run.json into `folder`, with a seal."""
+        """Write run.json into `folder`, sealed (see `seal`)."""
         with folder.commit(RUN_NAME) as partial:
             facts = json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True)
             # The seal is the last entry, so that no text in a setting can be mistaken for it.
@@ -78,20 +74,20 @@ class Run(BaseModel):
 
     @property
     def identity(self) -> str:
-        """A short sha256 over what all shards of the run share, not over inputs and code. Each index carries it, so
-        that a shard of another run is recognized."""
+        """A short sha256 of the settings and weights, but not of inputs and code. Each index has it, so that a shard of
+        another run is recognized."""
         kept = self.model_dump(mode="json", include={"schema_version", "kind", "view", "embedding_width", "settings"})
         weights = {name: value for name, value in self.fingerprints.items() if name not in ("inputs", "code")}
         return hashlib.sha256(json.dumps([kept, weights], sort_keys=True).encode()).hexdigest()[:16]
 
     def differences(self, other: Run) -> list[str]:
-        """Return `name: this run's value -> other run's value` for every fact that differs and affects the data."""
+        """Return `name: value -> value in the other run` for each fact that differs and affects the data."""
         unrelated = {"counts", "environment", "accepted_code", "plan"}
         return differences(*(run.model_dump(mode="json", exclude=unrelated) for run in (self, other)))
 
 
 def is_run(folder: Folder) -> bool:
-    """Return whether a folder holds a run, of any version."""
+    """Return whether a folder holds a run of any version."""
     try:
         data = json.loads(folder.read(RUN_NAME)) if folder.has(RUN_NAME) else None
     except (ValueError, RecursionError):

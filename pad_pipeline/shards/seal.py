@@ -1,4 +1,4 @@
-"""A seal inside a file: the sha256 of the file itself, which shows whether any of its bytes has changed."""
+"""Writes the sha256 of a file into the file itself (its seal), and checks by it that no byte has changed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import BinaryIO
 
 _MARK = b"sealed-sha256:"
 UNSEALED = (_MARK + b"0" * 64).decode()
-"""The placeholder that a writer puts into a file; `seal` replaces it."""
+"""A placeholder that a writer puts into a file. `seal` replaces it."""
 _SEAL = re.compile(_MARK + b"([0-9a-f]{64})")
 _WINDOW = 1 << 20
-"""Bytes that are read at a time, because a plan may be larger than memory."""
+"""The number of bytes that are read at a time, because a plan may be larger than memory."""
 
 
 def seal(path: Path) -> str:
-    """Replace the last `UNSEALED` in a file by the sha256 of the file with that placeholder, and return the sha256."""
+    """Return the sha256 of a file with a placeholder, and replace its last `UNSEALED` by the sha256."""
     with path.open("r+b") as stream:
         at = _last(stream, UNSEALED.encode())
         assert at >= 0, f"{path} has no place for a seal"
@@ -29,8 +29,7 @@ def seal(path: Path) -> str:
 
 
 def check_seal(stream: BinaryIO) -> tuple[str, str]:
-    """Return the sha256 in a file's seal, empty if there is no seal; and the problem of the file, empty if no byte has
-    changed."""
+    """Return the sha256 in a file's seal, "" if it has no seal, and the problem, "" if no byte has changed."""
     start = _last(stream, _MARK)
     stream.seek(max(start, 0))
     if not (stated := _SEAL.match(stream.read(len(UNSEALED)))):
@@ -47,12 +46,12 @@ def check_seal(stream: BinaryIO) -> tuple[str, str]:
 
 
 def seal_problem(content: bytes) -> str:
-    """Return the problem that `check_seal` finds in the bytes of a small file; empty if no byte has changed."""
+    """Return the problem that `check_seal` finds in the content of a small file; empty if no byte has changed."""
     return check_seal(io.BytesIO(content))[1]
 
 
 def _last(stream: BinaryIO, mark: bytes) -> int:
-    """Return the last position of `mark`, or -1. The search starts at the end, where the mark usually is."""
+    """Return the last position of `mark`, or -1. Search from the end, because the mark is usually there."""
     start, behind = stream.seek(0, io.SEEK_END), b""
     while start > 0:
         size = min(_WINDOW, start)

@@ -1,4 +1,4 @@
-"""Statistics of a run: counts of images, statuses, regions and labels."""
+"""Counts the images, statuses, regions and labels of a run."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import numpy as np
 from pad_pipeline.shards.reader import ShardFolder, open_shards
 
 OTHER = ("", "other reasons")
-"""The stage and the reason under which further reasons are counted."""
+"""The stage and the reason for images beyond `Statistics.most_reasons`."""
 
 
 @dataclass
 class Failure:
-    """The images in quarantine for one reason."""
+    """The images that failed for one reason."""
 
     count: int = 0
     such_as: list[str] = field(default_factory=list)
-    """The first of these images, as paths in the source."""
+    """The first of these images, by their paths in the source."""
 
 
 @dataclass
@@ -32,26 +32,25 @@ class Statistics:
     """Counts over the images of a run."""
 
     most_reasons: ClassVar[float] = math.inf
-    """The most reasons of failures that are counted separately, because each image could have its own. Further reasons
-    are counted as `OTHER`."""
+    """The most reasons that are counted separately, because each image could have its own. Others count as `OTHER`."""
     most_examples: ClassVar[float] = math.inf
-    """The most images that are named for each reason."""
+    """The most images that are named for a reason."""
     shards: ShardFolder
     statuses: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
     """The number of regions of each label, in the order in which labels appear."""
     failures: dict[tuple[str, str], Failure] = field(default_factory=dict)
-    """Stage and reason -> the images in quarantine for it."""
+    """The failed images by stage and reason."""
     tags: int = 0
     regions: int = 0
     crowds: int = 0
     captions: int = 0
     out_of_view: int = 0
-    """Regions that lie outside the view (a crop can cut them off)."""
+    """Regions outside the view, which a crop has cut off."""
 
     @property
     def images(self) -> int:
-        """The number of images, with failed ones."""
+        """The number of images, including failed ones."""
         return self.statuses.total()
 
     def add_shard(self, shard: str) -> None:
@@ -65,7 +64,7 @@ class Statistics:
                 self.count(row["status"], sample.meta["caption"], row["tags"], sample.meta["regions"], hidden)
 
     def count_failed(self, row: Mapping[str, Any]) -> None:
-        """Count an image in quarantine, by its row in the index."""
+        """Count a failed image, by its row in the index."""
         self.statuses["failed"] += 1
         reason = row["stage"], row["reason"]
         if reason not in self.failures and len(self.failures) >= self.most_reasons:
@@ -76,7 +75,7 @@ class Statistics:
             failure.such_as.append(row["source"] or row["id"])
 
     def count(self, status: str, caption: str, tags: int, regions: Sequence[Mapping[str, Any]], hidden: int) -> None:
-        """Count an image that did not fail, with the number of its tags, and of its regions outside the view."""
+        """Count an image that did not fail. `tags` and `hidden` are numbers of tags and of regions outside the view."""
         self.statuses[status] += 1
         self.captions += bool(caption)
         self.tags += tags
@@ -87,7 +86,7 @@ class Statistics:
 
 
 def read_statistics(shards: Path | str) -> Statistics:
-    """Count the images and regions of all finished shards; raise `UserError` if there are none."""
+    """Count the images and regions of all finished shards; raise `UserError` if no shard is finished."""
     stats = Statistics(open_shards(shards))
     for shard in stats.shards.names:
         stats.add_shard(shard)

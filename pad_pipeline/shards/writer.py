@@ -1,4 +1,4 @@
-"""Write one shard, first its tar and last its index. The same records always give the same bytes."""
+"""Writes a shard: first its tar, then its index. The same records always give the same bytes."""
 
 from __future__ import annotations
 
@@ -17,44 +17,32 @@ from pad_pipeline.shards.seal import UNSEALED, seal
 from pad_pipeline.storage import Folder
 
 TOTALS = ("images", "ok", "empty", "failed", "tags", "regions")
-"""The names of the counts of a shard: all images, images of each status, tags and regions."""
-
-
-def reached(point: str) -> None:
-    """Do nothing. Tests replace this function to kill the process between two steps of a commit, and check that a rerun
-    ends in the same bytes. The points are `before data`, `mid data`, `data written`, `data in place`, `index written`
-    and `committed`."""
+"""The names of a shard's counts: all images, images of each status, tags, regions."""
 
 
 def write_shard(shard: Shard, folder: Folder, identity: str) -> Counter[str]:
-    """Write a shard, whose rows are all finished, into a run's folder, and commit it. Return its counts by the names in
-    `TOTALS`. Images that failed are only in the index, which carries `identity`, the `Run.identity` of the run."""
+    """Write a shard with its finished rows into a run's folder, and return its counts by the names in `TOTALS`.
+
+    Failed images are only in the index. The index also has `identity`, the `Run.identity` of the run.
+    """
     tar_name, index_name = f"{shard.name}.tar", f"{shard.name}.parquet"
     index = [record.index_row() for record in shard.rows]
     position = {record.key: row for row, record in enumerate(shard.rows)}
-    reached("before data")
     with folder.commit(tar_name) as partial:
         with partial.open("wb") as stream, tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            samples = _richest_first([record for record in shard.rows if record.status != "failed"])
-            for number, record in enumerate(samples):
+            for record in _richest_first([record for record in shard.rows if record.status != "failed"]):
                 index[position[record.key]].update(_add_sample(tar, record))
-                if number == len(samples) // 2:
-                    reached("mid data")
         with partial.open("rb") as written:
             digest = hashlib.file_digest(written, "sha256").hexdigest()
         size = partial.stat().st_size
-        if folder.has(index_name):  # the shard is made again: its old index must never be beside the new tar
+        if folder.has(index_name):  # an old index must never be beside a new tar
             folder.delete(index_name)
-        reached("data written")
-    reached("data in place")
     totals = count(shard)
     facts = {"schema_version": str(SCHEMA_VERSION), "run": identity, "tar_sha256": digest, "tar_bytes": str(size)}
     schema = INDEX_SCHEMA.with_metadata(facts | {"totals": json.dumps(totals, sort_keys=True), "seal": UNSEALED})
     with folder.commit(index_name) as partial:
         pq.write_table(pa.Table.from_pylist(index, schema), partial, compression="zstd")
         seal(partial)
-        reached("index written")
-    reached("committed")
     return totals
 
 
@@ -70,8 +58,8 @@ def count(shard: Shard) -> Counter[str]:
 
 
 def _richest_first(records: list[ImageRecord]) -> list[ImageRecord]:
-    """Return the records in plan order, but the one with the fewest empty lists first. Hugging Face `datasets` infers
-    types from the first samples, and an empty list has no type."""
+    """Return the records in plan order, but the record with the fewest empty lists first. Hugging Face `datasets`
+    infers types from the first samples, and can't infer the type of an empty list."""
 
     def filled(record: ImageRecord) -> int:
         alternates = any(region.alternates for region in record.regions)
@@ -82,7 +70,7 @@ def _richest_first(records: list[ImageRecord]) -> list[ImageRecord]:
 
 
 def _add_sample(tar: tarfile.TarFile, record: ImageRecord) -> dict[str, int | str]:
-    """Append the four members of one image to the tar; return their offsets and sizes, and the sha256 over them."""
+    """Append the four members of an image to the tar; return their offsets and sizes, and the sha256 of all."""
     assert record.coverage is not None and record.embeds is not None, "patchify fills these for every image"
     contents = {
         "image": record.data,

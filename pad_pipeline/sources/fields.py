@@ -152,7 +152,7 @@ class Fields:
 
     def of(self, image: Any, name: Any = None, caption: Any = None, turns: Any = None) -> Record:
         """Make a record of the values of its four fields, of any type; None or NaN stands for a missing one."""
-        # Nearly all values have the expected type, and millions are read: these are told apart without a call.
+        # Nearly all values have the expected type, and millions are read: these are recognized without a call.
         try:
             identity, problem = name if type(name) is str and "." not in name else id_text(name), ""
         except ValueError as error:

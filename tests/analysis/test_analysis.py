@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from pad_pipeline.analysis.patches import Seen, Shown
+from pad_pipeline.analysis.patches import EncodedBatch, LabeledImage
 from pad_pipeline.analysis.settings import AnalysisSettings
 from pad_pipeline.analysis.studies import AlignStudy
 from pad_pipeline.analysis.study import Context
@@ -169,8 +169,8 @@ def test_controls_know_nothing_where_the_model_knows_all(rule: str, among: str) 
         labels = [sorted(table)[(3 * number + step) % 12] for step in range(3)]
         _, _, shown = planted()
         tokens = torch.stack([table[label] for label in labels])[torch.arange(36) // 12]
-        one = Shown(str(number), torch.zeros(3, 8, 8), labels, shown, "")
-        study.add(Seen([one], tokens[None], tokens[None]))
+        one = LabeledImage(str(number), torch.zeros(3, 8, 8), labels, shown, "")
+        study.add(EncodedBatch([one], tokens[None], tokens[None]))
     found = study.result()
     assert found["align"] == 1 and found["pairs"] == 18 and found["everywhere"] == pytest.approx(1 / 3)
     # Three labels of a third each: 1/5 by chance for patches in any order, and 1/9 where the first label takes all.

@@ -23,7 +23,8 @@ ORDER = {
     "stages": "custom tag ground owl segment patchify annotate edit restore box_stage "
     "decode settings dino sam ram base spans boxes compute edit_settings",
     "pad_pipeline": "analysis training exports report miniature verify plan sources shards labels pretrained weights "
-    "measures evaluation records facts storage parquet roles masks images geometry packages console errors choices",
+    "measures evaluation records facts storage parquet roles masks images geometry "
+    "packages threads console errors choices",
 }
 """The rooms of each folder: each may import those to its right. A new room takes its place here."""
 MOST_ROOMS, MOST_ARROWS = 12, 30

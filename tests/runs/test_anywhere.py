@@ -289,7 +289,7 @@ def test_two_runs_into_one_prefix_are_kept_apart(
     dead.set()
     other.join()
     assert refused.code == 2
-    assert "another run is writing there (process 1 on there)" in refused.err
+    assert "another run is writing into it (process 1 on there)" in refused.err
     assert pad(*command).code == 0
     files.invalidate_cache()
     assert not files.exists("bucket/locked/.lock")

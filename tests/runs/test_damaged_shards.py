@@ -38,7 +38,7 @@ def test_verify_names_what_is_wrong(pad: Pad, world: World, common: list[object]
         return lambda folder: (folder / "pad-000001.tar").write_bytes(tar[:at] + bytes([tar[at] ^ 1]) + tar[at + 1 :])
 
     out = damaged(flip(row["json_at"] + 30))
-    assert "pad-000001: its tar is not the one that was written" in out
+    assert "pad-000001: its tar has changed since it was written" in out
     assert f"{row['key']}: sha256 differs" in out
     assert "pad-000000" not in out
     assert "sha256 differs" in damaged(flip(len(tar) - 1))  # the padding at the very end
@@ -47,7 +47,7 @@ def test_verify_names_what_is_wrong(pad: Pad, world: World, common: list[object]
     assert "in the index and not in the tar" in out
     assert "its index is missing" in damaged(lambda folder: (folder / "pad-000000.parquet").unlink())
     assert "its tar is missing" in damaged(lambda folder: (folder / "pad-000000.tar").unlink())
-    assert "no such shard is planned" in damaged(lambda folder: (folder / "pad-000007.tar").write_bytes(tar))
+    assert "it belongs to no planned shard" in damaged(lambda folder: (folder / "pad-000007.tar").write_bytes(tar))
     assert "planned images" in damaged(
         lambda folder: [
             shutil.copy(good / f"pad-000000.{end}", folder / f"pad-000001.{end}") for end in ("tar", "parquet")
@@ -76,7 +76,7 @@ def test_verify_refuses_links_and_pickles(pad: Pad, world: World, common: list[o
             tar.addfile(info, io.BytesIO(content))
     shown = pad("verify", out)
     assert shown.code == 1
-    assert "no plain file" in shown.out
+    assert "not a regular file" in shown.out
     assert pad("stats", out).code == 2  # one line, no traceback
 
 

@@ -23,7 +23,7 @@ def test_two_runs_into_one_folder_are_kept_apart(imported: list[object], pad: Pa
         fcntl.flock(held, fcntl.LOCK_EX)
         refused = pad(*imported, "--out", out)
         assert refused.code == 2
-        assert "another run is writing there (process 4711 on here)" in refused.err
+        assert "another run is writing into it (process 4711 on here)" in refused.err
     assert pad(*imported, "--out", out).code == 0
     assert data(out) == expected
 

@@ -14,7 +14,7 @@ from pad_pipeline.records import Planned
 from pad_pipeline.shards.run import RUN_NAME
 from pad_pipeline.storage import Folder
 from pad_pipeline.workflows.runs.options import RunOptions
-from pad_pipeline.workflows.runs.prepare import earlier_run, joined, prepare, remove_unfinished
+from pad_pipeline.workflows.runs.prepare import earlier_run, inherit_facts, prepare, remove_unfinished
 from pad_pipeline.workflows.runs.resume import Scan
 from pad_pipeline.workflows.runs.spec import RunSpec
 from tests.shards.builders import Listed, a_run
@@ -50,11 +50,11 @@ def test_what_the_earlier_run_was_made_with_stays_said(capsys: pytest.CaptureFix
     """Catches a resume after which run.json claims that all shards were made with today's code and libraries."""
     old = a_run(fingerprints={"code": "1+a"}, environment={"torch": "1"}, accepted_code=["0+b"])
     new = a_run(fingerprints={"code": "2+c"}, environment={"torch": "2"})
-    both = joined(old, new)
+    both = inherit_facts(old, new)
     assert (both.accepted_code, both.environment) == (["0+b", "1+a"], {"torch": "1"})
     assert both.fingerprints == {"code": "2+c"}
     assert "note: the environment has changed since the run began (torch: 1 -> 2)" in capsys.readouterr().err
-    same = joined(old, old)
+    same = inherit_facts(old, old)
     assert same.accepted_code == ["0+b"] and not capsys.readouterr().err
 
 

@@ -142,8 +142,11 @@ DAMAGES: dict[str, tuple[str, Change]] = {
     "index missing": ("its index is missing", lambda folder: (folder / f"{FIRST}.parquet").unlink()),
     "plan missing": ("the plan can't be read", lambda folder: (folder / PLAN_NAME).unlink()),
     "shards swapped": ("does not list the planned images", swapped),
-    "a stray tar": ("no such shard is planned", lambda folder: (folder / "pad-000099.tar").write_bytes(b"stray")),
-    "a stray index": ("no such shard is planned", lambda folder: (folder / "pad-0000000.parquet").write_bytes(b"x")),
+    "a stray tar": ("it belongs to no planned shard", lambda folder: (folder / "pad-000099.tar").write_bytes(b"stray")),
+    "a stray index": (
+        "it belongs to no planned shard",
+        lambda folder: (folder / "pad-0000000.parquet").write_bytes(b"x"),
+    ),
     "status by pyarrow": ("seal", edited(lambda rows: rows[0].update(status="empty"))),
     "reason by pyarrow": ("seal", edited(lambda rows: rows[0].update(reason="mine"))),
     "key by pyarrow": ("seal", edited(lambda rows: rows[0].update(key="mine"))),
@@ -171,7 +174,7 @@ def test_verify_knows_parts_of_another_run(runs: Runs, folder: Path) -> None:
     for ending in ("tar", "parquet"):
         shutil.copy(runs.other / f"{FIRST}.{ending}", folder)
     assert problems(folder) == [f"{FIRST}: its index was written by a run with other settings or weights"]
-    for name, sign in ((PLAN_NAME, "it is not the plan that run.json was written with"), (RUN_NAME, "not the plan")):
+    for name, sign in ((PLAN_NAME, "it is not the plan of this run"), (RUN_NAME, "not the plan")):
         shutil.rmtree(folder)
         shutil.copytree(runs.good, folder)
         shutil.copy(runs.other / name, folder)

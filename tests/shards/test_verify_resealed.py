@@ -108,10 +108,10 @@ def test_verify_can_not_know_why_an_image_failed(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sign"),
     [
-        (lambda members: members.extend(members[:4]), "in the tar and not in the index"),
+        (lambda members: members.extend(members[:4]), "it is not in the index"),
         (lambda members: members.pop(), "in the index and not in the tar"),
         (lambda members: members.reverse(), "does not lie where the index says"),
-        (lambda members: members.append((tarfile.TarInfo("more.txt"), b"more")), "in the tar and not in the index"),
+        (lambda members: members.append((tarfile.TarInfo("more.txt"), b"more")), "it is not in the index"),
     ],
 )
 def test_verify_finds_a_sample_twice_or_in_part(
@@ -162,20 +162,20 @@ def _resized(record: ImageRecord) -> None:
 
 
 WRONG: dict[str, tuple[str, Callable[[ImageRecord], object]]] = {
-    "masks exchanged": ("its coverage is not that of its mask", _swap_masks),
+    "masks exchanged": ("its coverage does not agree", _swap_masks),
     "mask of another size": ("region 0 can't be read", _resized),
     "mask of nothing": ("region 0 can't be read", lambda record: record.regions[0].rle.update(counts="")),
     "mask in another alphabet": ("region 0", lambda record: record.regions[0].rle.update(counts="日本")),
     "one cell of a coverage": (
-        "its coverage is not",
+        "its coverage does not agree",
         lambda record: np.bitwise_xor(record.coverage, 1, record.coverage),
     ),
     "box outside": ("does not lie in the image", _box(0, 0, 1e6, 1)),
     "box before": ("does not lie in the image", _box(-1, 0, 1, 1)),
     "box inside out": ("does not lie in the image", _box(5, 5, 1, 1)),
-    "another size": ("its JSON says", lambda record: setattr(record, "width", record.width + 1)),
-    "another format": ("its JSON says GIF", lambda record: setattr(record, "format", "GIF")),
-    "another image": ("its JSON says", lambda record: setattr(record, "data", small_png())),
+    "another size": ("its JSON states", lambda record: setattr(record, "width", record.width + 1)),
+    "another format": ("its JSON states GIF", lambda record: setattr(record, "format", "GIF")),
+    "another image": ("its JSON states", lambda record: setattr(record, "data", small_png())),
 }
 
 

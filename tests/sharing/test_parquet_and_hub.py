@@ -74,7 +74,7 @@ def test_a_second_hub_export_is_of_the_second_run_alone(built: Path, part: Path,
     assert pad("verify", out).code == 0
     before = data(out)
     refused = pad("export", "hub", out, "--out", out)
-    assert refused.code == 2 and "these are the shards that are read" in refused.err
+    assert refused.code == 2 and "it holds the shards that are exported" in refused.err
     assert data(out) == before
 
 

@@ -21,8 +21,9 @@ from tests.sharing.mixed_run import HOSTILE
 def report(mixed_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three images a page, four in a block of the index: so that what is found lies across both."""
     out = tmp_path_factory.mktemp("report") / "r"
-    for _ in site.write_report(open_shards(mixed_run), out, site.ReportSettings(page_size=3, block=4)):
-        pass
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(site, "BLOCK", 4)
+        list(site.write_report(open_shards(mixed_run), out, site.ReportSettings(page_size=3)))
     return out
 
 

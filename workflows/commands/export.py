@@ -38,7 +38,7 @@ def export_fiftyone(shards: Shards, out: ExportOut) -> None:
     """
     from pad_pipeline.exports import coco
 
-    _export("fiftyone", shards, out, coco.export_fiftyone)
+    _export("fiftyone", shards, out, partial(coco.export_coco, fiftyone=True))
     say(coco.how_fiftyone_opens(Path(out)))
 
 

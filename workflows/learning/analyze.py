@@ -13,7 +13,7 @@ from rich.table import Table
 
 from pad_pipeline.analysis.draw import draw_words
 from pad_pipeline.analysis.model import Subject
-from pad_pipeline.analysis.patches import label_names, seen
+from pad_pipeline.analysis.patches import encoded_batches, label_names
 from pad_pipeline.analysis.settings import AnalysisSettings
 from pad_pipeline.analysis.studies import STUDIES, PursuitStudy
 from pad_pipeline.analysis.study import Context
@@ -49,8 +49,8 @@ def analyze(
     """
     # Check that the model fits the shards first, because the analyses may take hours.
     opened = open_shards(shards)
-    subject.sight(opened.run.view)
-    subject.speak_as(opened.run)
+    subject.preprocessor(opened.run.view)
+    subject.set_label_context(opened.run)
     rows = opened.usable()
     if not len(rows):
         raise UserError("shards", shards, "all of its images failed", "see `pad stats` for the reasons")
@@ -76,19 +76,19 @@ def analyze(
         if out:
             out.mkdir(parents=True, exist_ok=True)
         with progress("analyze", count, "images") as update:
-            for group in seen(opened, rows, count, subject, settings.patches, batch):
-                if not all(bool(values.isfinite().all()) for values in (group.before, group.after)):
-                    keys = ", ".join(one.key for one in group.shown[:3])
+            for group in encoded_batches(opened, rows, count, subject, settings.patches, batch):
+                if not all(bool(values.isfinite().all()) for values in (group.patches, group.tokens)):
+                    keys = ", ".join(one.key for one in group.images[:3])
                     rule = f"its tokens of {keys} and others are no numbers (NaN or infinite)"
                     raise UserError("model", subject.name, rule, "train it again with a lower rate")
                 for study in studies.values():
                     study.add(group)
                 if out and analyzed < drawings and isinstance(pursuit := studies.get("pursuit"), PursuitStudy):
-                    for one, tokens in list(zip(group.shown, group.after, strict=True))[: drawings - analyzed]:
+                    for one, tokens in list(zip(group.images, group.tokens, strict=True))[: drawings - analyzed]:
                         words, coefficients, _ = pursuit.decompose(tokens)
                         drawn = draw_words(one.pixels, subject, pursuit.vocabulary, words, coefficients)
                         drawn.save(out / f"words-{one.key}.png")
-                analyzed += len(group.shown)
+                analyzed += len(group.images)
                 update(completed=analyzed)
         results: dict[str, Any] = {"images": analyzed} | {name: study.result() for name, study in studies.items()}
         if "entropy" in results and not math.isfinite(results["entropy"]["image"]["text"]):

@@ -1,1 +1,1 @@
-"""The miniature at work: scores it and what is trained on it against exact truth; and `pad demo`."""
+"""Scores the miniature models, and models trained with them, on drawn scenes with known truth; and `pad demo`."""

@@ -1,4 +1,4 @@
-"""Score what a trained multimodal model says of drawn scenes: captions by their slots, boxes by their overlap."""
+"""Scores the captions and boxes that a multimodal model gives for drawn scenes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from pad_pipeline.miniature.language import REFER_PROMPT, caption, is_caption, r
 from pad_pipeline.miniature.world import COLORS, SIZES, TEXTURES, Scene
 from pad_pipeline.training.chat import Chat
 
-CAPTION_TOKENS = 100
-"""Number of tokens after which an answer is cut; the longest caption has fewer."""
-BOX_TOKENS = 32
-"""The same for a box, which has 21 tokens and its end."""
+CAPTION_TOKENS, BOX_TOKENS = 100, 32
+"""The most tokens of an answer. The longest caption has fewer than 100, and a box has 22."""
 
 
 class Said(NamedTuple):
-    """The words of a caption for a thing; "" for a word that is missing."""
+    """The words that a caption uses for a thing; "" if a word is missing."""
 
     kind: str
     color: str
@@ -29,7 +27,7 @@ class Said(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """The slots of a caption."""
+    """The parts of a caption that can be right or wrong."""
 
     ground: str
     position: str
@@ -44,7 +42,7 @@ _THING = re.compile(
 
 
 def slots_of(text: str) -> Slots | None:
-    """Return the slots of a caption; None if it is no sentence of the world's grammar."""
+    """Return the slots of a caption, or None if it is no sentence of the world's grammar."""
     if not is_caption(text):
         return None
     ground = _GROUND.search(text)
@@ -55,29 +53,30 @@ def slots_of(text: str) -> Slots | None:
 
 @dataclass
 class CaptionScore:
-    """Counts of slots and of right slots, by name."""
+    """Counts of captions, slots and right slots."""
 
     captions: int = 0
     parsed: int = 0
+    """Captions that are sentences of the world's grammar."""
     right: Counter[str] = field(default_factory=Counter)
     slots: Counter[str] = field(default_factory=Counter)
 
     def share(self, *names: str) -> float:
-        """Return the share of the slots of these names that is right; without a name, of all slots."""
+        """Return the share of right slots, among the slots of these names; without a name, among all slots."""
         chosen = names or tuple(self.slots)
         return sum(self.right[name] for name in chosen) / max(sum(self.slots[name] for name in chosen), 1)
 
     def rates(self) -> dict[str, float]:
-        """Return the shares of all slots and of kinds that are right, and of captions that are sentences."""
+        """Return the share of right slots, of right kinds, and of captions that are sentences."""
         parse = self.parsed / max(self.captions, 1)
         return {"slots": self.share(), "kinds": self.share("kind"), "parse": parse}
 
     def add(self, text: str, truth: str) -> None:
-        """Score a caption.
+        """Score the caption `text` against the true caption.
 
-        A slot is a word that the truth has or that the caption makes up: ground, position, and each thing's kind,
-        color, size and texture. So a shorter caption gains nothing, and invented things cost. Things are matched by
-        what fits best, in any order; a caption that is no sentence of the grammar has nothing right.
+        The slots are ground, position, and the kind, color, size and texture of each thing, as far as `truth` or `text`
+        has them. So missing and invented words count as wrong. The most similar things are compared, in any order. A
+        caption that is no sentence of the grammar has no right slot.
         """
         true, said = slots_of(truth), slots_of(text)
         assert true, truth
@@ -97,28 +96,25 @@ _NOTHING = Said("", "", "", "")
 
 
 def _matched(true: list[Said], said: list[Said]) -> list[tuple[Said, Said]]:
-    """Return pairs of things, the most similar first; a thing that is missing or made up is paired with nothing."""
+    """Return pairs of things, the most similar first. A missing or invented thing is paired with `_NOTHING`."""
     positions = [(a, b) for a in range(len(true)) for b in range(len(said))]
     positions.sort(key=lambda pair: -_common(true[pair[0]], said[pair[1]]))
     left, free, pairs = dict(enumerate(true)), dict(enumerate(said)), []
     for a, b in positions:
         if a in left and b in free:
             pairs.append((left.pop(a), free.pop(b)))
-    return pairs + [(one, _NOTHING) for one in left.values()] + [(_NOTHING, one) for one in free.values()]
+    return pairs + [(thing, _NOTHING) for thing in left.values()] + [(_NOTHING, thing) for thing in free.values()]
 
 
 def _common(a: Said, b: Said) -> int:
     words = sum(x == y != "" for x, y in zip(a, b, strict=True))
-    return words + 4 * (a.kind == b.kind)  # a red car is more like a car of any color than like another red thing
+    return words + 4 * (a.kind == b.kind)  # the kind counts more than all other words
 
 
 def score_captions(chat: Chat, scenes: list[Scene], question: str) -> CaptionScore:
-    """Score the captions that a model gives scenes against the scenes' own.
+    """Score the captions that a model gives for scenes.
 
-    Args:
-        chat: the model.
-        scenes: the scenes.
-        question: asks for a caption; "" for a model of template `plain`, which continues an image with its caption.
+    `question` asks for a caption. It is empty for a model of template `plain`, which continues an image with a caption.
     """
     score = CaptionScore()
     asked = [chat.prepare(scene.image, question) if question else chat.prepare_caption(scene.image) for scene in scenes]
@@ -129,8 +125,7 @@ def score_captions(chat: Chat, scenes: list[Scene], question: str) -> CaptionSco
 
 
 def expressions_of(scenes: list[Scene]) -> list[Expression]:
-    """Return an expression for every thing that has one that fits no other. `image` is the number of the scene, which
-    has no file."""
+    """Return a referring expression for every thing that has an unambiguous one. Its `image` is the scene's number."""
     return [
         Expression(str(number), found.phrase, scene.regions[found.region].box, scene.image.size)
         for number, scene in enumerate(scenes)
@@ -139,7 +134,7 @@ def expressions_of(scenes: list[Scene]) -> list[Expression]:
 
 
 def ask_boxes(chat: Chat, scenes: list[Scene]) -> dict[str, Any]:
-    """Ask for a box of every expression, as the dialogues do, and return the scores of `score_boxes`."""
+    """Ask a model for the box of every referring expression, and return the scores of `score_boxes`."""
     expressions = expressions_of(scenes)
-    asked = [chat.prepare(scenes[int(one.image)].image, REFER_PROMPT + one.text) for one in expressions]
-    return score_boxes(expressions, chat.answers(asked, BOX_TOKENS))
+    inputs = [chat.prepare(scenes[int(asked.image)].image, REFER_PROMPT + asked.text) for asked in expressions]
+    return score_boxes(expressions, chat.answers(inputs, BOX_TOKENS))

@@ -1,4 +1,4 @@
-"""`pad demo`: build, train and score on drawn scenes with known truth, in minutes and without network."""
+"""`pad demo`: builds a data set from drawn scenes, trains on it and scores the results, in minutes and offline."""
 
 from __future__ import annotations
 
@@ -21,17 +21,14 @@ from pad_pipeline.workflows.models.settings import load_models
 from pad_pipeline.workflows.runs.options import EngineName
 
 MARK = ".pad-demo"
-"""A file that only a demo writes."""
+"""A file that marks the folder of a demo."""
 SHOWN = 12
-"""Number of scenes on `sheet.png`."""
+"""The number of scenes on `sheet.png`."""
 
 
 def run_demo(out: Path, scenes: int, steps: int, engine: EngineName, console: Console) -> dict[str, Any]:
-    """Draw, build, verify, score and train twice in the folder `out`; return the scores.
-
-    Raises:
-        UserError: `out` is in use.
-    """
+    """Draw scenes, build their shards, verify and score them, and train two projectors, all in the folder `out`. Return
+    the scores; raise `UserError` if the folder is not empty."""
     claim_folder(out)
     models, vision = load_models(NAME), member_reference(NAME, "clip")
     claim_folder(out, MARK, "`make demo` may delete this folder.\n")
@@ -40,7 +37,7 @@ def run_demo(out: Path, scenes: int, steps: int, engine: EngineName, console: Co
     score = annotate(out / "world", out / "shards", models, scenes, TEST_WORLD, engine)
     damaged = [name for name, wrong in verify_run(out / "shards") if wrong]
     if damaged:
-        raise UserError("out", out, f"pad verify finds damage in {damaged}", "look at the disk, and run it again")
+        raise UserError("out", out, f"pad verify finds damage in {damaged}", "check the disk, and run it again")
     console.print("pad verify: all shards are whole")
 
     console.rule(f"2  pad train, stage 1, twice {steps} steps: caption loss alone, and with the patch loss")
@@ -58,11 +55,10 @@ def run_demo(out: Path, scenes: int, steps: int, engine: EngineName, console: Co
 
 def _write_sheet(shards: Path, path: Path) -> None:
     """Write the first images of a run as one PNG: boxes, masks and the patch grid of each, with caption and tags."""
-    folder = open_shards(shards)
-    shown: list[Image.Image] = []
-    for name, row in folder.rows():
-        if row["status"] != "failed" and len(shown) < SHOWN:
-            sample = folder.sample(name, row)
-            image = Image.open(io.BytesIO(sample.image)).convert("RGB")
-            shown.append(panels(image, sample.meta, sample.coverage, folder.run.view))
+    folder, shown = open_shards(shards), []
+    rows = folder.usable()
+    for number in range(min(SHOWN, len(rows))):
+        sample = folder.sample(*rows[number])
+        image = Image.open(io.BytesIO(sample.image)).convert("RGB")
+        shown.append(panels(image, sample.meta, sample.coverage, folder.run.view))
     contact_sheet(shown).save(path)

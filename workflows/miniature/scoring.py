@@ -1,4 +1,4 @@
-"""`pad miniature evaluate`: score the miniature on scenes that it was never trained on, with `build` and `train`."""
+"""`pad miniature evaluate`: score the miniature models on drawn scenes that they were not trained on."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ from pad_pipeline.workflows.runs.build import build
 from pad_pipeline.workflows.runs.options import EngineName, RunOptions
 
 TEST_WORLD = 0
-"""Seed of the scenes that are scored and trained on here; the models were trained on scenes of other seeds."""
-PROBE_WORLD = 1
-"""Seed of the scenes on which projectors are compared, which differ from those that they are trained on."""
-PROBES = 100
-"""Number of these scenes."""
+"""The seed of the scenes that the models are scored on. Projectors are trained on them."""
+PROBE_WORLD, PROBES = 1, 100
+"""The seed and the number of the scenes on which the trained projectors are compared."""
+TRAINING = {"batch_size": 16, "micro_batch": 16, "learning_rate": 3e-3, "loader_threads": 2}
+"""The settings with which projectors are trained."""
 
 
 @dataclass
 class Alignment:
-    """The label accuracy of two projectors that differ in the patch loss only: of all patches, and of things'."""
+    """The label accuracy of two projectors, without and with the patch loss: for all patches, and for things only."""
 
     seed: int
     caption_only: tuple[float, float]
@@ -56,11 +56,10 @@ class Alignment:
 
 @dataclass
 class Evaluation:
-    """All numbers of the table."""
+    """The results for the models of a run, the LLM and the projectors; None for a part that was not measured."""
 
     score: Score
     perplexity: float | None = None
-    """Perplexity of the scenes' captions; None if the LLM was not asked."""
     grammatical: float | None = None
     alignment: list[Alignment] = field(default_factory=list)
 
@@ -84,15 +83,7 @@ def align(
         for name, beta in (("caption", 0.0), ("patch", 5.0)):
             run = out / f"{name}-{seed}"
             console.print(f"seed {seed}, {'caption loss alone' if beta == 0 else 'with the patch loss'}:", end=" ")
-            settings = TrainSettings(
-                batch_size=16,
-                micro_batch=16,
-                steps=steps,
-                learning_rate=3e-3,
-                beta_end=beta,
-                seed=seed,
-                loader_threads=2,
-            )
+            settings = TrainSettings.model_validate(TRAINING | {"steps": steps, "beta_end": beta, "seed": seed})
             said = train(Job(stage=1, shards=str(shards), vision=vision, llm=llm, out=str(run), settings=settings))
             say(said.partition(" Wrote")[0], to=console)
             accuracy[name] = label_accuracy(Subject(run), scenes, models.view)
@@ -110,25 +101,24 @@ def evaluate(
     engine: EngineName,
     console: Console,
 ) -> Evaluation:
-    """Draw, build, score and train.
+    """Score the models, the LLM, and projectors that are trained here. Everything is written to `out`.
 
     Args:
-        out: folder for everything; it must be new or empty.
-        models: the models, whose tags must be labels of the world.
-        vision: the CLIP that goes with the models.
-        scenes: number of scenes to draw and annotate.
-        seeds: number of pairs of projectors; 0 for none.
-        steps: steps of each training.
+        out: a new or empty folder.
+        models: the models; each of their tags must be a label of the drawn world.
+        vision: the CLIP that fits the models.
+        scenes: the number of scenes to draw and annotate.
+        seeds, steps: the number of pairs of projectors, and the steps of each training.
         engine: see `RunOptions.engine`.
-        console: console for the progress.
+        console: the console for the progress.
 
     Raises:
-        UserError: the tagger has labels that the world lacks, or an error of `build` or `train`.
+        UserError: the tagger has labels that the world does not have; or `build` or `train` raises it.
     """
     claim_folder(out)
     tagger = models.annotator(TaggerSettings)
     check_labels("models", tagger.tag_list, read_tags(tagger)[0])
-    check_view(models.view, fetch_model("vision", vision), vision)  # reports a wrong one before the build
+    check_view(models.view, fetch_model("vision", vision), vision)  # now, because the build takes long
     llm = fetch_model("llm.llm", models.llm.llm)
     network = load_pretrained("llm.llm", llm, LlamaForCausalLM, torch.float32)
     tokenizer = load_tokenizer("llm.llm", llm)
@@ -143,19 +133,24 @@ def evaluate(
     return result
 
 
-GOALS = {
-    "tag_micro_f1": 0.92,
-    "box_recall": 0.88,
-    "box_precision": 0.80,
-    "mask_iou": 0.85,
-    "patch_iou": 0.85,
-    "captions_that_parse": 0.95,
+ROWS = {
+    "tag_micro_f1": ("tags: micro F1", 0.92),
+    "box_recall": ("boxes of things: recall at IoU 0.5, of {score.things.true}", 0.88),
+    "box_recall_of_tagged_things": ("    of those that the tagger named", 0.0),
+    "box_precision": ("boxes of things: precision", 0.80),
+    "label_accuracy_of_boxes": ("labels of boxes that are on a thing: accuracy", 0.0),
+    "part_recall": ("boxes of parts: recall, of {score.parts.true}", 0.0),
+    "part_precision": ("boxes of parts: precision", 0.0),
+    "mask_iou": ("masks of matched things: mean IoU", 0.85),
+    "patch_iou": ("patch masks of matched things: mean soft IoU", 0.85),
+    "caption_perplexity": ("LLM: perplexity of held-out captions", 0.0),
+    "captions_that_parse": ("LLM: generated captions that parse", 0.95),
 }
-"""The scores that the miniature should reach on 500 scenes."""
+"""The title of each number, and the value that the miniature should reach on 500 scenes; 0 if there is no goal."""
 
 
 def as_dict(found: Evaluation) -> dict[str, Any]:
-    """Return the numbers by name."""
+    """Return the results as JSON data."""
     score = found.score
     return {
         "scenes": score.scenes,
@@ -178,27 +173,13 @@ def as_dict(found: Evaluation) -> dict[str, Any]:
 
 
 def table(found: Evaluation) -> Table:
-    """Return a table with a row for each number, and its goal."""
-    names = {
-        "tag_micro_f1": "tags: micro F1",
-        "box_recall": f"boxes of things: recall at IoU 0.5, of {found.score.things.true}",
-        "box_recall_of_tagged_things": "    of those that the tagger named",
-        "box_precision": "boxes of things: precision",
-        "label_accuracy_of_boxes": "labels of boxes that are on a thing: accuracy",
-        "part_recall": f"boxes of parts: recall, of {found.score.parts.true}",
-        "part_precision": "boxes of parts: precision",
-        "mask_iou": "masks of matched things: mean IoU",
-        "patch_iou": "patch masks of matched things: mean soft IoU",
-        "caption_perplexity": "LLM: perplexity of held-out captions",
-        "captions_that_parse": "LLM: generated captions that parse",
-    }
+    """Return the results as a table with goals. Numbers below their goal are yellow."""
     numbers = as_dict(found)
     drawn = Table("what", "found", "goal", title=f"{found.score.scenes} drawn scenes, never trained on")
-    for name, said in names.items():
-        if numbers[name] is not None:
-            value, goal = f"{numbers[name]:.3f}", GOALS.get(name, 0.0)
-            missed = numbers[name] < goal
-            drawn.add_row(said, f"[yellow]{value}[/yellow]" if missed else value, f"{goal:.2f}" if goal else "")
+    for name, (title, goal) in ROWS.items():
+        if (number := numbers[name]) is not None:
+            value = f"{number:.3f}" if number >= goal else f"[yellow]{number:.3f}[/yellow]"
+            drawn.add_row(title.format(score=found.score), value, f"{goal:.2f}" if goal else "")
     for pair in found.alignment:
         both = {"caption loss alone": pair.caption_only, "with the patch loss": pair.with_patch_loss}
         for said, (patches, things) in both.items():
@@ -213,7 +194,7 @@ def table(found: Evaluation) -> Table:
 
 @torch.inference_mode()
 def perplexity(network: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, scenes: Iterable[Scene]) -> float:
-    """Return exp of the mean cross-entropy over the tokens of the scenes' captions, each with a BOS and a "\\n"."""
+    """Return the perplexity of the scenes' captions, each with a BOS before and a "\\n" behind it."""
     total, count = 0.0, 0
     for scene in scenes:
         ids = torch.tensor([[1, *tokenizer(caption(scene) + "\n", add_special_tokens=False)["input_ids"]]])
@@ -230,24 +211,16 @@ def grammatical(network: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, c
     They are sampled after a BOS, at temperature 1 from the whole distribution. The first token is one with which
     captions begin, because the LLM also generates other kinds of text (a row of words, a conversation).
     """
-    words = ("a", "an", "on", "the")  # how captions begin
-    first = torch.tensor([tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words])
-    generator = torch.Generator().manual_seed(seed)
+    *firsts, newline = (tokenizer(w, add_special_tokens=False)["input_ids"][0] for w in ("a", "an", "on", "the", "\n"))
     start = network(torch.tensor([[1]])).logits[0, -1].float().softmax(-1)
     only = torch.zeros_like(start)
-    only[first] = start[first]
-    newline = tokenizer("\n", add_special_tokens=False)["input_ids"][0]
+    only[firsts] = start[firsts]
     right = 0
-    for done in range(0, count, 250):
-        ids = torch.multinomial(only, min(250, count - done), replacement=True, generator=generator)[:, None]
-        ids = torch.cat([torch.ones_like(ids), ids], 1)
-        cache = None
-        for _ in range(120):
-            output = network(ids if cache is None else ids[:, -1:], past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
-            following = torch.multinomial(output.logits[:, -1].float().softmax(-1), 1, generator=generator)
-            ids = torch.cat([ids, following], 1)
-            if bool((ids == newline).any(1).all()):
-                break
-        right += sum(is_caption(tokenizer.decode(row[1:]).split("\n")[0]) for row in ids)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for done in range(0, count, 250):
+            chosen = torch.multinomial(only, min(250, count - done), replacement=True)
+            begun = torch.stack([torch.ones_like(chosen), chosen], 1)
+            ids = network.generate(begun, do_sample=True, top_k=0, max_new_tokens=120, eos_token_id=newline)
+            right += sum(is_caption(text.split("\n")[0]) for text in tokenizer.batch_decode(ids[:, 1:]))
     return right / count

@@ -1,4 +1,4 @@
-"""Scores of trained models against the exact truth of drawn scenes, for `[scores]` of an experiment's recipe."""
+"""Scores trained models on drawn scenes with known truth. The recipe of an experiment names them in `[scores]`."""
 
 from __future__ import annotations
 
@@ -15,54 +15,37 @@ from pad_pipeline.miniature.files import index_of
 from pad_pipeline.miniature.kinds import THINGS
 from pad_pipeline.miniature.language import DESCRIBE_PROMPTS
 from pad_pipeline.miniature.world import LABELS, Scene, draw_scene
-from pad_pipeline.shards.reader import ShardFolder, open_shards
+from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.training.chat import Chat
 from pad_pipeline.workflows.learning.scores import Trained
 from pad_pipeline.workflows.miniature.answers import ask_boxes, score_captions
 
 
-def _heldout(trained: Trained) -> ShardFolder:
-    with rename_field(shards="heldout"):
-        return open_shards(trained.heldout)
-
-
 def patches(trained: Trained, seed: int) -> dict[str, float]:
-    """Score the tokens of patches that show one label alone, see `label_accuracy`.
-
-    Args:
-        trained: the model; its held-out shards are of drawn scenes.
-        seed: of their world.
-
-    Raises:
-        UserError: the shards are of something else.
-    """
-    shards = _heldout(trained)
-    accuracy = label_accuracy(Subject(trained.model), scenes_of(shards, seed)[: trained.limit], shards.run.view)
-    return dict(zip(("all", "things"), accuracy, strict=True))
+    """Score the tokens of patches that show a single label, see `label_accuracy`. Raise `UserError` if an image of the
+    held-out shards is no scene of world `seed`."""
+    scenes, view = _heldout(trained, seed)
+    return dict(zip(("all", "things"), label_accuracy(Subject(trained.model), scenes, view), strict=True))
 
 
 def captions(trained: Trained, seed: int) -> dict[str, float]:
-    """Score the captions of the held-out scenes with `CaptionScore`. Arguments and errors are those of `patches`."""
-    scenes = scenes_of(_heldout(trained), seed)[: trained.limit]
+    """Score a model's captions of the held-out scenes with `CaptionScore`. Arguments and errors are as in `patches`."""
     question = "" if trained.template == "plain" else DESCRIBE_PROMPTS[0]
-    return score_captions(Chat(trained.model), scenes, question).rates()
+    return score_captions(Chat(trained.model), _heldout(trained, seed)[0], question).rates()
 
 
 def boxes(trained: Trained, seed: int) -> dict[str, float]:
-    """Score the boxes that a model says for referring expressions: the share with an IoU of 0.5 or more, the mean IoU,
-    the share of answers without a box; arguments and errors as in `patches`."""
-    scenes = scenes_of(_heldout(trained), seed)[: trained.limit]
-    found = ask_boxes(Chat(trained.model), scenes)
+    """Score the boxes that a model gives for referring expressions: the share with an IoU of 0.5 or more, the mean IoU,
+    and the share of answers without a box. Arguments and errors are as in `patches`."""
+    found = ask_boxes(Chat(trained.model), _heldout(trained, seed)[0])
     numbers = {name: found["padded"][name] for name in ("accuracy", "mean_iou")}
     return numbers | {"unparsed": found["unparsed"] / found["expressions"]}
 
 
-def scenes_of(shards: ShardFolder, seed: int) -> list[Scene]:
-    """Draw the scenes of shards again, with their truth, in the order of the shards.
-
-    Raises:
-        UserError: an image is no scene of world `seed`.
-    """
+def _heldout(trained: Trained, seed: int) -> tuple[list[Scene], View]:
+    """Draw the held-out scenes again, because a drawn scene has its truth. Return them with the view of the shards."""
+    with rename_field(shards="heldout"):
+        shards = open_shards(trained.heldout)
     scenes = []
     for _, row in shards.rows():
         with suppress(ValueError):
@@ -70,27 +53,24 @@ def scenes_of(shards: ShardFolder, seed: int) -> list[Scene]:
             if scene.image.size == (row["width"], row["height"]):
                 scenes.append(scene)
                 continue
-        rule = f"its image {row['key']} is no scene of world {seed}, whose truth the scores know"
+        rule = f"its image {row['key']} is no scene of world {seed}, and the score needs the truth of a scene"
         raise UserError("heldout", shards.folder, rule, "give shards of that world, or another `seed` in the recipe")
-    return scenes
+    return scenes[: trained.limit], shards.run.view
 
 
 @torch.inference_mode()
 def label_accuracy(subject: Subject, scenes: list[Scene], view: View) -> tuple[float, float]:
-    """Return the share of patches with a single label whose token is nearest (by cosine, among all labels of the world)
-    to the embedding of that label: of all such patches, and of those that show a thing.
+    """Return the accuracy of labels by nearest embedding: for all patches that show one label, and for things only.
 
-    Args:
-        subject: the model.
-        scenes: with their truth.
-        view: the grid of patches; it must be the tower's.
+    A patch is right if, among all labels of the world, its own label's embedding is the nearest to its token by cosine.
+    `view` must be the view of the model's vision tower.
     """
-    sight = subject.sight(view)
+    preprocessor = subject.preprocessor(view)
     words = F.normalize(subject.embed(list(LABELS)), dim=-1)
     right, shown = [], []
     for start in range(0, len(scenes), 32):
         part = scenes[start : start + 32]
-        _, tokens = subject.see(torch.stack([sight.normalized(scene.image) for scene in part]))
+        _, tokens = subject.encode_images(torch.stack([preprocessor.normalized(scene.image) for scene in part]))
         nearest = (F.normalize(tokens.float().cpu(), dim=-1) @ words.t()).argmax(-1)
         truth = torch.from_numpy(np.stack([single_labels(scene, view) for scene in part]))
         right.append((nearest == truth)[truth >= 0])
@@ -101,10 +81,9 @@ def label_accuracy(subject: Subject, scenes: list[Scene], view: View) -> tuple[f
 
 
 def single_labels(scene: Scene, view: View) -> np.ndarray:
-    """Return the label of each patch that just one label is true of, as its index in `LABELS`; -1 elsewhere.
+    """Return the index in `LABELS` of the label of each patch that shows a single label, int `[grid * grid]`; else -1.
 
-    Returns:
-        int `[grid * grid]`. Every pixel belongs to a thing or to stuff, so such a patch shows nothing else.
+    Such a patch shows nothing else, because every pixel of a scene belongs to a region.
     """
     covered = np.zeros((len(LABELS), view.grid * view.grid), bool)
     for region in scene.regions:

@@ -53,7 +53,7 @@ def prepare(
                 check_repaired(old, run, folder, plan, options.accept_changed_code, existing)
             else:
                 check_same(old, run, folder, plan, options.accept_changed_code)
-            run = joined(old, run)
+            run = inherit_facts(old, run)
         # Without shards to keep, nothing is checked, so that the user can correct a setting after a first try.
         remove_unfinished(folder, existing)
         run.write(folder)
@@ -84,7 +84,7 @@ def plan_images(source: Source, path: Path, shard_size: int, depth: Depth, limit
         return write_plan(source, path, shard_size, depth, limit)
 
 
-def joined(old: Run, new: Run) -> Run:
+def inherit_facts(old: Run, new: Run) -> Run:
     """Return `new` with the environment and the accepted code of `old`, because its shards stay in the run.
 
     A changed environment is reported, because last digits may then differ from shard to shard.

@@ -1,8 +1,8 @@
 "use strict";
 // Draws an image and its regions as one SVG in pixels of the upright original, so that boxes, masks and the patch grid
-// fit at any size. Text from data is only ever set as text.
+// fit at any size. Text from data never becomes markup.
 
-// Okabe and Ito's colors, which color-blind people can distinguish; after seven regions the dashes change.
+// Okabe and Ito's colors, which color-blind people can distinguish. After seven regions, the dashes change.
 const COLORS = ["#f0a020", "#56b4e9", "#f0e442", "#00b884", "#ff7a33", "#e08fc0", "#5b8ff0"];
 const DASHES = ["none", "6 3", "2 2"];
 const REACH = 1024; // units of a mask's path along the image's long edge
@@ -37,13 +37,13 @@ function describe(region) {
   return `score ${short(region.score)} · mask ${short(region.iou)} · area ${area}%${region.crowd ? " · crowd" : ""}`;
 }
 
-// Regions in the order in which they are drawn: large ones first, so that small ones can be pointed at.
+// Regions in the order of drawing: large regions first, so that small regions are above them.
 function drawingOrder(regions) {
   const size = (region) => (region.box[2] - region.box[0]) * (region.box[3] - region.box[1]);
   return regions.map((region, number) => [region, number]).sort((a, b) => size(b[0]) - size(a[0]));
 }
 
-// A group of the elements that `draw` makes for each region.
+// A group with the elements that `draw` returns for each region.
 function layer(name, card, draw) {
   const parts = drawingOrder(card.regions).flatMap(([region, number]) => draw(region, number));
   return element("svg:g", { class: name }, ...parts);
@@ -66,13 +66,13 @@ function drawName({ label, box: [x, y] }, number) {
   return element("svg:text", { x, y, fill: colorOf(number), "data-region": number }, label);
 }
 
-// The view's position on the image: left, top, width, height.
+// The position of the view on the image: left, top, width, height.
 function viewOf(card, patches) {
   const [left, top, width, height] = card.grid;
   return [left, top, width * patches, height * patches];
 }
 
-// The frame around image and view, because the fit `pad` adds a border: left, top, width, height.
+// The frame around image and view: left, top, width, height. The fit `pad` makes the view larger than the image.
 function unionOf(card, patches) {
   const [left, top, width, height] = viewOf(card, patches);
   const x = Math.min(0, left), y = Math.min(0, top);
@@ -87,7 +87,7 @@ function drawCell(card, row, column, number, coverage) {
   });
 }
 
-// Every patch that a region touches; the higher the coverage, the stronger.
+// Every patch that a region touches. A higher coverage gives a stronger color.
 function drawOwnCells(card, number) {
   const group = element("svg:g", { class: "own" });
   const [top, left, rows, columns] = card.regions[number].patches;
@@ -100,7 +100,7 @@ function drawOwnCells(card, number) {
   return group;
 }
 
-// Each patch has the color of the smallest region that covers half of it or more; the higher the coverage, the stronger.
+// Each patch has the color of the smallest region that covers at least half of it. A higher coverage is stronger.
 function drawPatches(card, patches) {
   const group = element("svg:g", { class: "patches" });
   const [x, y, width, height] = card.grid;
@@ -130,7 +130,7 @@ function drawFrame(card, source, patches, show) {
   const box = show.has("patches") ? unionOf(card, patches) : [0, 0, card.width, card.height];
   const names = card.regions.map((region) => region.label).join(", ") || "nothing found";
   const svg = element("svg:svg", { viewBox: box.join(" "), role: "img", "aria-label": names });
-  if (show.has("patches")) { // the border that the fit `pad` adds is gray to the vision encoder, too
+  if (show.has("patches")) { // the border that the fit `pad` adds is gray for the vision encoder, too
     const [x, y, width, height] = viewOf(card, patches);
     svg.append(element("svg:rect", { class: "border", x, y, width, height }));
   }
@@ -166,7 +166,7 @@ function drawFrame(card, source, patches, show) {
   return frame;
 }
 
-// Names keep their size on the screen at any size of the image, and stay inside of it. Where two names would overlap,
+// Names have one size on the screen at any size of the image, and stay inside the image. Where two names would overlap,
 // that of the smaller region is hidden until the pointer is on the region.
 function fitNames(svg, card, [left, top, width, height]) {
   const shown = svg.getBoundingClientRect();

@@ -1,13 +1,13 @@
 "use strict";
-// Gallery, filter, search, paging. The state is in the address behind #, so that it can be linked to and the browser's
-// back button works. Data files are loaded when they are needed, and only the latest are kept.
+// Gallery, filter, search, paging. The state is in the address behind #, so that links and the browser's back button
+// work. Data files are loaded when they are needed, and only the latest are kept.
 
 const $ = (id) => document.getElementById(id);
 const KEPT = 96; // data files in memory
 const SHOWS = ["tags", "boxes", "masks", "patches"];
 const LETTERS = { t: "tags", b: "boxes", m: "masks", p: "patches" };
 
-const loaded = new Map(); // name -> promise of its value; the latest used last
+const loaded = new Map(); // name -> promise of its value; the last entry is the latest one that was used
 const arrived = new Map();
 window.padData = (name, value) => arrived.set(name, value);
 
@@ -58,7 +58,7 @@ function addressOf(wanted) {
   return `#${made}`;
 }
 
-// `step`: whether the browser's back button returns to the earlier state.
+// Change the state. `step`: whether the browser's back button returns to the earlier state.
 function go(changes, step = true) {
   const address = addressOf({ ...state, ...changes });
   if (address === (location.hash || "#")) return;
@@ -66,7 +66,7 @@ function go(changes, step = true) {
   else location.replace(address);
 }
 
-// The numbers of the images that pass the filter, or null for all; `soon` gets the numbers found so far.
+// Return the numbers of the images that pass the filter, or null for all. `soon` is called with the numbers found so far.
 async function search(wanted, mine, soon) {
   const query = wanted.q.trim().toLowerCase();
   if (!query && !wanted.label && !wanted.status && !wanted.score) return null;
@@ -129,7 +129,7 @@ async function apply() {
       shownFor = filter;
     }
     await showPage(mine, results);
-    if (turn === mine) document.body.dataset.ready = location.hash; // for programs that wait for it
+    if (turn === mine) document.body.dataset.ready = location.hash; // for programs that wait until the page is drawn
   } catch (error) {
     $("found").textContent = error.message;
   }
