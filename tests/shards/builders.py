@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from pad_pipeline.plan import PlanFacts, write_plan
 from pad_pipeline.records import ImageRecord, Planned, shard_name
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.run import Run
+from pad_pipeline.sources.base import Tally
 
 FIRST, SECOND = shard_name(0), shard_name(1)
 GRID, WIDTH = 2, 3
@@ -23,7 +23,7 @@ class Listed:
 
     def __init__(self, images: Sequence[Planned]) -> None:
         self.origin = self.root = "/nowhere"
-        self.counts: Counter[str] = Counter()
+        self.counts = Tally()
         self.images = images
 
     def __iter__(self) -> Iterator[Planned]:
