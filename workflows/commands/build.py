@@ -22,8 +22,8 @@ def build(
         str,
         option(
             INPUT,
-            "A folder; a LLaVA JSON; a list of paths or URLs (.parquet, .csv, .tsv, .jsonl); WebDataset tars "
-            "('tars/*.tar'); or PAD shards. On this machine, or a URL (https://, s3://, gs://, hf://).",
+            "A folder; a LLaVA JSON or JSONL; tables (.parquet, .csv, .tsv) of paths, URLs or images; WebDataset tars "
+            "('tars/{000..999}.tar', 'tars/*.tar'); or PAD shards. On this machine, or a URL (https://, s3://, hf://).",
         ),
     ],
     image_root: Annotated[

@@ -1,0 +1,123 @@
+"""COCO files as tools write them: VIA, Label Studio, Roboflow, LVIS; and captions from another file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.records import Planned
+from pad_pipeline.sources.coco import CocoSource
+from tests.sources.small_sources import png
+
+BOX = {"image_id": 1, "category_id": 3, "bbox": [1, 1, 5, 5]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a.png", "train/0001.png", "val/0001.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png())
+    return tmp_path
+
+
+def source(folder: Path, images: list[Any], annotations: list[Any], **parts: Any) -> CocoSource:
+    captions = parts.pop("captions", None)
+    coco = {"images": images, "annotations": annotations, "categories": [{"id": 3, "name": "thing"}]} | parts
+    (folder / "coco.json").write_text(json.dumps(coco))
+    return CocoSource(folder / "coco.json", folder, captions)
+
+
+def only(source: CocoSource) -> Planned:
+    (planned,) = source
+    return planned
+
+
+@pytest.mark.parametrize("unknown", [{"width": -1, "height": -1}, {"width": 0, "height": 0}, {"width": None}, {}])
+def test_sizes_that_are_not_positive_are_unknown(folder: Path, unknown: dict[str, Any]) -> None:
+    """Catches VIA's -1, with which every image would have another size than its annotations."""
+    planned = only(source(folder, [{"id": 1, "file_name": "a.png"} | unknown], [BOX | {"id": 1}]))
+    assert (planned.annotations[0]["width"], planned.annotations[0]["height"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ([1, 1, 5, 1, 5, 5], [[1, 1, 5, 1, 5, 5]]),
+        ([[]], None),
+        ([], None),
+        ("", None),
+        ([[], [1, 1, 5, 1, 5, 5]], [[1, 1, 5, 1, 5, 5]]),
+    ],
+)
+def test_an_empty_segmentation_is_none_and_a_flat_list_one_polygon(folder: Path, written: Any, read: Any) -> None:
+    """Catches VIA's flat lists, and `[[]]` for "no mask", which cost the whole image."""
+    planned = only(source(folder, [{"id": 1, "file_name": "a.png"}], [BOX | {"id": 1, "segmentation": written}]))
+    assert planned.annotations[0]["segmentation"] == read
+
+
+@pytest.mark.parametrize(("written", "crowd"), [("1", True), (True, True), (1.0, True), ("0", False), (None, False)])
+def test_a_crowd_is_recognized_in_every_type(folder: Path, written: Any, crowd: bool) -> None:
+    planned = only(source(folder, [{"id": 1, "file_name": "a.png"}], [BOX | {"id": 1, "iscrowd": written}]))
+    assert planned.annotations[0]["crowd"] is crowd
+
+
+def test_a_category_id_may_not_stand_for_two_names(folder: Path) -> None:
+    """Catches persons that become dogs. The same name twice, as VIA writes it, is harmless."""
+    twice = [{"id": 3, "name": "thing"}, {"id": "3", "name": "thing"}]
+    assert only(source(folder, [{"id": 1, "file_name": "a.png"}], [BOX], categories=twice)).annotations
+    clash = [{"id": 3, "name": "person"}, {"id": 3.0, "name": "dog"}]
+    with pytest.raises(UserError, match="the category id 3 stands for 'person' and for 'dog'"):
+        source(folder, [{"id": 1, "file_name": "a.png"}], [BOX], categories=clash)
+
+
+def test_names_of_lvis_are_words_and_its_urls_are_paths(folder: Path) -> None:
+    """Catches labels with underscores, whose embedding is that of word pieces, and images without a file_name."""
+    names = [{"id": 3, "name": "aerosol_can"}, {"id": 4, "name": "car_(automobile)"}, {"id": 5, "name": "a_b c"}]
+    images = [
+        {"id": 1, "coco_url": "http://images.cocodataset.org/val/0001.png"},
+        {"id": 2, "coco_url": "http://images.cocodataset.org/val2017/a.png"},
+    ]
+    boxes = [BOX | {"id": number, "category_id": number} for number in (3, 4, 5)]
+    first, second = source(folder, images, boxes, categories=names)
+    assert [one["label"] for one in first.annotations] == ["aerosol can", "car (automobile)", "a_b c"]
+    assert (first.source, second.source) == ("val/0001.png", "a.png")
+
+
+def test_most_annotations_of_no_image_are_an_error(folder: Path) -> None:
+    """Catches human work that is lost with exit code 0."""
+    images = [{"id": 1, "file_name": "a.png"}]
+    with pytest.raises(UserError, match="2 of its 3 annotations belong to no listed image; the first is annotation 7"):
+        source(folder, images, [BOX, BOX | {"id": 7, "image_id": "x"}, BOX | {"image_id": 9}])
+    left = source(folder, images, [BOX, BOX | {"id": 7, "image_id": "x"}])
+    assert left.counts == {"annotations of no listed image": 1}
+
+
+def test_a_panoptic_file_is_refused_as_what_it_is(folder: Path) -> None:
+    """Catches images without regions for a file whose masks are in PNG files."""
+    entry = {"image_id": 1, "file_name": "a.png", "segments_info": []}
+    with pytest.raises(UserError, match="it is a panoptic file"):
+        source(folder, [{"id": 1, "file_name": "a.png"}], [entry])
+
+
+@pytest.mark.parametrize("form", ["llava.json", "list.jsonl", "list.csv"])
+def test_captions_are_joined_by_path(folder: Path, form: str) -> None:
+    """Catches val/0001 with the caption of train/0001. A bare name counts only where it is unique on both sides."""
+    images = [{"id": 1, "file_name": "train/0001.png"}, {"id": 2, "file_name": "val\\0001.png"}]
+    images += [{"id": 3, "file_name": "a.png"}]
+    said = {"train/0001.png": "light", f"{folder}/val/0001.png": "dark", "elsewhere/a.png": "by name"}
+    rows = [{"image": image, "caption": caption} for image, caption in said.items()]
+    texts = {
+        "llava.json": json.dumps(rows),
+        "list.jsonl": "\n".join(map(json.dumps, rows)),
+        "list.csv": "image,caption\n" + "\n".join(",".join(one.values()) for one in rows),
+    }
+    (folder / form).write_text(texts[form])
+    planned = list(source(folder, images, [BOX], captions=folder / form))
+    assert [one.caption for one in planned] == ["light", "dark", "by name"]
+    (folder / "0001.json").write_text(json.dumps([{"image": "0001.png", "caption": "of which?"}]))
+    with pytest.raises(UserError, match=r"captions = .*: none of its 1 images is one of"):
+        source(folder, images, [BOX], captions=folder / "0001.json")

@@ -1,0 +1,86 @@
+"""A data set of the Hugging Face hub, whose protocol a small server on this machine speaks."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import HfFileSystem, constants
+
+from pad_pipeline.sources.open import open_source
+from pad_pipeline.sources.read import read_bytes
+from tests.sources.small_sources import MOST, png
+from tests.sources.test_parquet_images import write_images
+
+API, COMMIT = "/api/datasets/owner/name", "c" * 40
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """The part of the hub that lists a data set's repository and sends ranges of its files."""
+
+    protocol_version = "HTTP/1.1"
+    folder: Path
+
+    def log_message(self, *parts: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == API or path.startswith(f"{API}/revision/"):
+            self.answer(json.dumps({"id": "owner/name", "sha": COMMIT, "siblings": []}).encode())
+        elif path.startswith(f"{API}/tree/"):
+            below = self.folder / path.removeprefix(f"{API}/tree/").partition("/")[2]
+            entries = [self.entry(one) for one in sorted(below.iterdir())] if below.is_dir() else []
+            self.answer(json.dumps(entries).encode(), 200 if entries else 404)
+        elif "/resolve/" in path:
+            content = (self.folder / path.partition("/resolve/main/")[2]).read_bytes()
+            start, _, end = self.headers["Range"].removeprefix("bytes=").partition("-")
+            self.answer(content[int(start) : int(end) + 1], 206)
+        else:
+            self.answer(b"{}", 404)
+
+    def entry(self, path: Path) -> dict[str, Any]:
+        facts = {"path": path.relative_to(self.folder).as_posix(), "oid": "a" * 40}
+        return facts | ({"type": "directory"} if path.is_dir() else {"type": "file", "size": path.stat().st_size})
+
+    def answer(self, body: bytes, status: int = 200) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), "ETag": '"x"', "X-Repo-Commit": COMMIT}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    handler = type("Handler", (Hub,), {"folder": folder})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # for this server alone
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+        HfFileSystem.clear_instance_cache()
+        yield folder
+        HfFileSystem.clear_instance_cache()
+        server.shutdown()
+
+
+@pytest.mark.parametrize("where", ["", "/data/train-*.parquet", "/data/train-{00000..00001}.parquet"])
+def test_a_data_set_of_the_hub_is_read_by_its_name(hub: Path, where: str) -> None:
+    """Catches a data set that has to be downloaded by hand, and a row that gets another row's image."""
+    for number in range(2):
+        write_images(hub / f"data/train-0000{number}.parquet", 3, 3 * number, text=["a", "b", "c"])
+    (hub / "README.md").write_text("# a data set")
+    source = open_source(f"hf://datasets/owner/name{where}")
+    planned = list(source)
+    assert [(one.id, one.caption) for one in planned] == [(str(number), "abc"[number % 3]) for number in range(6)]
+    assert [read_bytes(source.root, one.place, MOST) for one in planned] == [png(number) for number in range(6)]

@@ -1,0 +1,96 @@
+"""Tars as public data sets have them: lists of turns, other encodings, members in any order."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pad_pipeline.sources import webdataset
+from pad_pipeline.sources.open import open_source
+from tests.sources.small_sources import png, write_tar
+
+TURNS = [{"from": "human", "value": "What?\n<image>"}, {"from": "gpt", "value": "A dog."}]
+
+
+def captions(path: Path, members: list[tuple[str, bytes]]) -> tuple[list[tuple[str, str]], dict[str, int]]:
+    source = open_source(write_tar(path, members))
+    planned = list(source)
+    assert not [one.problem for one in planned if one.problem]
+    return [(one.id, one.caption) for one in planned], dict(source.counts)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        TURNS,
+        [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A dog."}],
+        {"conversations": TURNS},
+        {"messages": TURNS},
+        {"texts": [{"user": "What?", "assistant": "A dog."}]},
+        {"caption": "A dog.", "url": "https://x/1.jpg", "key": "a", "status": "success"},
+        {"caption": ["A dog.", "An animal."], "image": {"height": 1}},
+    ],
+    ids=["list", "roles", "conversations", "messages", "texts", "img2dataset", "captions"],
+)
+def test_json_members_of_every_form_give_captions(tmp_path: Path, value: Any) -> None:
+    """Catches lmms-lab/LLaVA-558K-Webdataset and Energon's tars, whose JSON is a list of turns."""
+    members = [("a.jpg", png()), ("a.json", json.dumps(value).encode())]
+    assert captions(tmp_path / "a.tar", members) == ([("a", "A dog.")], {})
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_texts_are_decoded_by_their_mark(tmp_path: Path, encoding: str) -> None:
+    """Catches captions of Windows tools that are stored broken."""
+    members = [("a.jpg", png()), ("a.txt", "café\n".encode(encoding))]
+    members += [("b.jpg", png()), ("b.json", json.dumps({"caption": "süß"}, ensure_ascii=False).encode(encoding))]
+    assert captions(tmp_path / "a.tar", members) == ([("a", "café"), ("b", "süß")], {})
+
+
+def test_a_text_that_is_not_utf8_is_left_out_and_counted(tmp_path: Path) -> None:
+    """Catches a caption with a replacement character in the place of each letter that was lost."""
+    source = open_source(write_tar(tmp_path / "a.tar", [("a.jpg", png()), ("a.txt", "café".encode("latin-1"))]))
+    assert [(one.id, one.caption, one.problem) for one in source] == [("a", "", "")]
+    assert source.counts == {"captions that can't be read, which are left out": 1}
+    assert "a.tar/a: 'utf-8' codec" in source.counts.examples["captions that can't be read, which are left out"]
+
+
+def test_members_of_a_sample_need_not_stand_together(tmp_path: Path) -> None:
+    """Catches a tar with all images first: its captions were lost, and only "samples without an image" counted."""
+    names = "abc"
+    members = [(f"{name}.jpg", png()) for name in names] + [(f"{name}.txt", name.encode()) for name in names]
+    found, counts = captions(tmp_path / "a.tar", members)
+    assert found == [(name, name) for name in names]
+    assert counts == {"members that do not stand with the rest of their sample": 3}
+
+
+def test_memory_for_scattered_members_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a tar of a million samples that is held in memory; what is lost then is counted and named."""
+    monkeypatch.setattr(webdataset, "_HELD", 3 * webdataset._OF_A_SAMPLE)
+    members = [(f"{number}.jpg", png()) for number in range(8)] + [("0.txt", b"late"), ("7.txt", b"near")]
+    source = open_source(write_tar(tmp_path / "a.tar", members))
+    assert [(one.id, one.caption) for one in source] == [(str(number), "near" * (number == 7)) for number in range(8)]
+    assert source.counts == {"members too far from the rest of their sample, which are left out": 1}
+    assert [*source.counts.examples.values()] == ["a.tar/0.txt"]
+
+
+def test_compressed_members_are_read(tmp_path: Path) -> None:
+    """Catches `.txt.gz` and `.json.gz`, which webdataset decodes; and a small one that unpacks to gigabytes."""
+    members = [("a.jpg", png()), ("a.txt.gz", gzip.compress(b"a dog")), ("b.jpg", png())]
+    members += [("b.json.gz", gzip.compress(json.dumps({"caption": "a cat"}).encode()))]
+    assert captions(tmp_path / "a.tar", members) == ([("a", "a dog"), ("b", "a cat")], {})
+    bomb = [("a.jpg", png()), ("a.txt.gz", gzip.compress(b"x" * (64 << 20)))]
+    source = open_source(write_tar(tmp_path / "b.tar", bomb))
+    assert [one.caption for one in source] == [""]
+    assert source.counts.total() == 1
+
+
+def test_keys_are_split_at_the_first_dot(tmp_path: Path) -> None:
+    """Catches `a.left.jpg` and `a.right.jpg` as two samples, where webdataset has one."""
+    members = [("d.1/a.left.jpg", png(1)), ("d.1/a.right.jpg", png(2)), ("d.1/a.txt", b"both")]
+    source = open_source(write_tar(tmp_path / "a.tar", members))
+    assert [(one.id, one.source, one.caption) for one in source] == [("d.1/a", "a.tar/d.1/a.left.jpg", "both")]
+    assert source.counts == {"more images of the same sample": 1}
