@@ -78,9 +78,13 @@ def measure(what: str, path: str, number: int) -> None:
         with tempfile.TemporaryDirectory(dir=Path(path).parent) as out:
             facts = write_plan(open_source(path), Path(out, "plan.parquet"), 512, "sizes")
         assert facts.images == number
+    print(json.dumps([time.monotonic() - began, peak_megabytes()]))
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process had so far."""
     status = Path("/proc/self/status").read_text()  # getrusage would count what the parent held when it forked
-    peak = int(re.findall(r"VmHWM:\s*(\d+) kB", status)[0]) / 1000
-    print(json.dumps([time.monotonic() - began, peak]))
+    return int(re.findall(r"VmHWM:\s*(\d+) kB", status)[0]) / 1000
 
 
 def measured(what: str, path: Path, number: int) -> str:
