@@ -14,7 +14,7 @@ from typing import Any, TextIO, cast
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.records import Planned
 from pad_pipeline.sources.base import Tally, clean, ending_of, image_store, require_folder
-from pad_pipeline.sources.fields import Fields
+from pad_pipeline.sources.fields import NAMES, Fields
 from pad_pipeline.storage import is_url
 
 _WINDOW = 1 << 16
@@ -114,7 +114,8 @@ class LlavaSource:
                 record = json.loads(begin + stream.readline(_LONGEST_LINE))
             except (ValueError, RecursionError):
                 return False
-            return isinstance(record, dict) and not {"images", "annotations"} <= record.keys()
+            names = {name.lower() for name in record} if isinstance(record, dict) else set()
+            return bool(names & set(NAMES["image"])) and not {"images", "annotations"} <= names
 
     @contextmanager
     def _reading(self) -> Iterator[None]:

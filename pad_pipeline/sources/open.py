@@ -72,7 +72,7 @@ def open_source(
     if files and kinds[0] == ".tar":
         return TarSource(text, files)
     if files or (not remote and Path(text).is_file()):
-        rule = "it is no folder, no list (.json, .jsonl, .parquet, .csv, .tsv) and no .tar"
+        rule = "this file is no folder, no list (.json, .jsonl, .parquet, .csv, .tsv) and no .tar"
         raise UserError("images", text, rule, "name one of these")
     return RemoteFolderSource(text) if remote else FolderSource(Path(text))
 

@@ -77,8 +77,9 @@ def test_llava_records_are_kept_apart_and_bad_ones_fail_by_name(
         {"id": "text", "conversations": [{"from": "human", "value": "hi"}]},
         {"id": "missing", "image": "nowhere.jpg", "conversations": []},
         {"id": "up", "image": "../secret.png", "conversations": []},
-        {"id": "abs", "image": str(world.images / "scene-00001.png"), "conversations": []},
-        {"id": "two", "image": ["a.png", "b.png"], "conversations": []},
+        {"id": "abs", "image": str(tmp_path / "secret.png"), "conversations": []},
+        {"id": "below", "image": str(world.images / "scene-00001.png"), "conversations": []},
+        {"id": "two", "image": ["scene-00001.png", "scene-00002.png"], "conversations": good["conversations"]},
         {"id": "turns", "image": "scene-00001.png", "conversations": [{"from": "human"}]},
         {"id": 7, "image": "scene-00001.png"},
         "not a record",
@@ -101,21 +102,25 @@ def test_llava_records_are_kept_apart_and_bad_ones_fail_by_name(
         "missing",
         "up",
         "abs",
-        "two",
+        "below",
+        "two-0",
+        "two-1",
         "turns",
         "7",
-        "record-9",
+        "record-10",
         "lone___v1",
         "path",
     ]
     reasons = {key: row["reason"] for key, row in rows.items() if row["status"] == "failed"}
-    assert list(reasons) == ["missing", "up", "abs", "two", "turns", "record-9", "path"]
+    assert list(reasons) == ["missing", "up", "abs", "turns", "record-10", "path"]
     assert "no such file" in reasons["missing"]
     assert "climbs out of the image root" in reasons["up"]
     assert "absolute" in reasons["abs"]
-    assert "record 6: image is a list" in reasons["two"]
-    captions = [shards.sample("pad-000000", rows[key]).meta["caption"] for key in ("x", "x-2", "7", "lone___v1")]
-    assert captions == [" a house. ", "a car", "", "\ufffd!"]
+    assert "record 8: each turn of conversations" in reasons["turns"]
+    captions = [
+        shards.sample("pad-000000", rows[key]).meta["caption"] for key in ("x", "x-2", "two-0", "7", "lone___v1")
+    ]
+    assert captions == [" a house. ", "a car", "", "", "\ufffd!"]
 
 
 def test_nothing_found_is_told_from_failed(pad: Pad, common: list[object], tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def prepare(
         raise UserError("retry_failed", folder, "there is no run in it", "leave it out for a first run")
     with folder.commit(PLAN_NAME) as partial:
         planned = plan_images(source, partial, options.shard_size, options.depth, options.limit)
-        survey.report(planned, source, spec.input_field, options.strict)
+        survey.check(planned, source, spec.input_field, options.strict)
         run = spec.to_run(planned, survey.counts_of(planned, source), options.shard_size, options.used_threads)
         if old and (existing.finished or existing.damaged):
             plan = Plan(Folder(partial.parent), partial.name)
@@ -57,6 +57,7 @@ def prepare(
         # Without shards to keep, nothing is checked, so that the user can correct a setting after a first try.
         remove_unfinished(folder, existing)
         run.write(folder)
+    survey.show(planned, source)
     if forked is not None:
         note(f"{copy_finished_shards(forked, folder, run)} of {run.shards} shards are copied from {forked}.")
         existing = scan(folder, run.identity, run.shards)

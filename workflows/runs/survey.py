@@ -22,20 +22,8 @@ def counts_of(planned: PlanFacts, source: Source) -> dict[str, int]:
     return {what: number for what, number in sorted(counts.items()) if number > 0}
 
 
-def report(planned: PlanFacts, source: Source, field: str, strict: bool) -> None:
-    """Print the counts of a plan, each with its first example.
-
-    Args:
-        planned: the facts of the plan.
-        source: the images.
-        field: the parameter that names the source, for errors.
-        strict: whether anything that was left out or changed is an error.
-
-    Raises:
-        UserError: there is no image, none that exists, most images have the same problem, or something is not as it
-            should be and the run is `strict`.
-    """
-    _refuse_useless(planned, source, field)
+def show(planned: PlanFacts, source: Source) -> None:
+    """Print the counts of a plan, each with its first example."""
     texts = f": {planned.captions:,} with a caption, {planned.conversations:,} with a conversation"
     # The texts of images in shards are not read for the plan.
     known = not isinstance(source, ShardsSource | StoredSource)
@@ -45,14 +33,25 @@ def report(planned: PlanFacts, source: Source, field: str, strict: bool) -> None
         note(f"  {line}", "yellow")
     if len(found) > _SHOWN:
         note(f"  and {len(found) - _SHOWN} more kinds", "yellow")
-    if not planned.captions and source.counts.other_texts:
-        others = ", ".join([*source.counts.other_texts][:8])
-        first = next(iter(source.counts.other_texts))
-        rule = f"no image has a caption, and there are other texts: {others}"
-        note(f"note: {rule}. `columns` caption={first} takes the first of them as the caption.", "yellow")
-        found.append(rule)
-    if strict and found:
-        raise UserError("strict", True, found[0], "correct the input, or leave out `strict`")
+
+
+def check(planned: PlanFacts, source: Source, field: str, strict: bool) -> None:
+    """Refuse a source that is useless, or not as it should be.
+
+    Args:
+        planned: the facts of the plan.
+        source: the images.
+        field: the parameter that names the source, for errors.
+        strict: whether anything that was left out or changed is an error.
+
+    Raises:
+        UserError: there is no image, none that exists, most images have the same problem, or something was left out or
+            changed and the run is `strict`.
+    """
+    _refuse_useless(planned, source, field)
+    if strict and (found := _oddities(planned, source)):
+        more = f"; and {len(found) - 1} more kinds" if len(found) > 1 else ""
+        raise UserError("strict", True, found[0] + more, "correct the input, or leave out `strict`")
 
 
 def _refuse_useless(planned: PlanFacts, source: Source, field: str) -> None:
@@ -77,6 +76,10 @@ def _oddities(planned: PlanFacts, source: Source) -> list[str]:
         for kind, number in counts.most_common():
             example = f" (the first: {counts.examples[kind]})" if kind in counts.examples else ""
             lines.append(f"{number:,} {what.format(kind)}{example}")
+    others = [*source.counts.other_texts]
+    if not planned.captions and others:
+        remedy = f"`columns` caption={others[0]} takes the first of them as the caption"
+        lines.append(f"no image has a caption, and there are other texts: {', '.join(others[:8])}; {remedy}")
     if missing := planned.images - planned.there - planned.problems.total():
         lines.append(f"{missing:,} {_MISSING}")
     return lines
