@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pad_pipeline.console import note
 from pad_pipeline.errors import UserError
 from pad_pipeline.storage import Folder
 from pad_pipeline.training.abstractor import HONEYBEE_TOKENS, CAbstractor
@@ -21,6 +22,8 @@ from pad_pipeline.training.settings import ProjectorKind
 
 _PREFIX = "model.mm_projector."
 """The prefix of the names of a projector's weights in LLaVA."""
+_OWN = re.compile(r".*(mm_projector|abstractor)\.")
+"""The prefixes of a projector's weights in files of LLaVA and of Honeybee."""
 
 
 def build_projector(
@@ -75,14 +78,20 @@ def save_projector(projector: nn.Module, path: Path) -> None:
 def load_projector(path: Path) -> nn.Module:
     """Load the projector in a `mm_projector.bin` of this project or of LLaVA, or in a file of Honeybee's weights.
 
-    Honeybee does not store the number of tokens: it is 144, unless a tensor `tokens` was added to the file.
+    Honeybee does not store the number of tokens: it is 144, unless a tensor `tokens` was added to the file. LLaVA may
+    store other weights beside the projector, such as `embed_tokens` and `image_newline`. They are left out, and a note
+    names them.
 
     Raises:
         UserError: the file holds no projector of a known kind, or is damaged.
     """
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-        state = {re.sub(r".*(mm_projector|abstractor)\.", "", name): tensor.float() for name, tensor in state.items()}
+        if own := {name for name in state if _OWN.search(name)}:
+            if others := sorted(state.keys() - own):
+                note(f"note: {path} also holds {', '.join(others[:4])}, which is not of the projector and is left out.")
+            state = {name: state[name] for name in own}
+        state = {_OWN.sub("", name): tensor.float() for name, tensor in state.items()}
         broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
     except Exception as error:
         raise UserError("projector", path, f"it can't be read ({type(error).__name__})", "fetch it again") from error

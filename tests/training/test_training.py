@@ -224,6 +224,18 @@ def test_projector_file_has_llavas_names_and_comes_back(tmp_path: Path, kind: An
     assert torch.equal(load_projector(tmp_path / "mm_projector.bin")(x), projector(x))
 
 
+def test_weights_beside_the_projector_are_left_out_and_named(tmp_path: Path, capsys: Any) -> None:
+    """LLaVA saves `embed_tokens` with `mm_use_im_start_end`, and `image_newline` in later versions."""
+    projector = build_projector("mlp", 6, 8)
+    save_projector(projector, tmp_path / "mm_projector.bin")
+    state = torch.load(tmp_path / "mm_projector.bin", weights_only=True)
+    state |= {"model.embed_tokens.weight": torch.zeros(2, 8), "model.image_newline": torch.zeros(8)}
+    torch.save(state, tmp_path / "mm_projector.bin")
+    x = torch.rand(3, 6)
+    assert torch.equal(load_projector(tmp_path / "mm_projector.bin")(x), projector(x))
+    assert "also holds model.embed_tokens.weight, model.image_newline" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("projector", ["mlp", "linear"])
 def test_training_lowers_both_losses_and_exports(
     pad: Pad, models_toml: Path, shards: Path, world: World, tmp_path: Path, projector: str
