@@ -11,7 +11,11 @@ from pad_pipeline.errors import UserError
 
 
 def read_facts(path: Path) -> dict[str, Any] | None:
-    """Return the facts in an output folder's JSON file, None without one; raise `UserError` if it is damaged."""
+    """Return the facts in a JSON file of an output folder, or None if the file is missing.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     if not path.is_file():
         return None
     try:

@@ -55,7 +55,7 @@ def read_expressions(path: Path) -> list[Expression]:
 
 
 def _from_mdetr(data: dict[str, Any]) -> list[Expression]:
-    """Read the content of an MDETR JSON, which lists an image, with one annotation, for each expression."""
+    """Read the content of an MDETR JSON. For each expression, it has an image entry with one annotation."""
     boxes: dict[Any, Box] = {}
     for annotation in data["annotations"]:
         x, y, width, height = map(float, annotation["bbox"])

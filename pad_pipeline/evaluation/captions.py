@@ -106,9 +106,9 @@ def longest_common(a: Words, b: Words) -> int:
 def cider(captions: Sequence[Words], references: Sequence[Sequence[Words]]) -> float:
     """Return the mean CIDEr-D (Vedantam et al. 2015) of captions, 0..10.
 
-    A caption's score is 10 times the mean of cosine x penalty over n = 1..4 and over references. The cosine compares
-    the tf-idf vectors of n-grams; the caption's values are clipped to the reference's. The penalty is
-    exp(-(difference in length)^2 / (2 sigma^2)), where sigma is `SIGMA`.
+    For each reference and each n = 1..4, a cosine compares the tf-idf vectors of n-grams, with the caption's values
+    clipped to the reference's. It is multiplied by a penalty for another length, exp(-(difference in length)^2 /
+    (2 sigma^2)), where sigma is `SIGMA`. A caption's score is 10 times the mean of these products.
 
     As in COCO's evaluation, lengths are counted in bigrams, and idf uses only the given references. So a single image
     has the score 0.

@@ -1,4 +1,4 @@
-"""Lists of records in JSON: a LLaVA JSON as blip_laion_cc_sbu_558k.json, or one record a line (JSONL)."""
+"""Lists of records: a LLaVA JSON, such as blip_laion_cc_sbu_558k.json, or a JSONL with one record a line."""
 
 from __future__ import annotations
 

@@ -92,8 +92,10 @@ def _files(text: str, ending: str) -> Files | None:
 
 
 def _files_of_folder(folder: str) -> Files | None:
-    """Return the Parquet files or the tars that a folder holds, at its top or in `data`. Where it holds images or other
-    folders as well, it is a folder of images."""
+    """Return the Parquet files or the tars in a folder, or in its subfolder `data`.
+
+    Return None for a folder of images: one that also holds images or other folders.
+    """
     for place in (folder, f"{folder}/data"):
         entries = sorted(islice(_listing(place), 10_000))
         if {ending_of(name) for name, _ in entries} & IMAGE_ENDINGS:

@@ -135,7 +135,7 @@ def _projector_weights(projector: nn.Module) -> dict[str, Tensor]:
 
 
 def _with_rows(rows: Tensor, tokens: int) -> Tensor:
-    """Return the embeddings `rows` `[V, d]` with at least `tokens` rows; each added row is the mean of the old ones."""
+    """Extend the embeddings `rows`, `[V, d]`, to V >= `tokens`. Each added row is the mean of the given rows."""
     rows = rows.detach()
     if tokens <= len(rows):
         return rows

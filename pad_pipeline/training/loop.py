@@ -301,7 +301,7 @@ class Trainer:
             raise UserError("max_dropped", self.settings.max_dropped, rule, remedy)
 
     def _speed(self, entry: dict[str, Any], seconds: float, waited: float) -> dict[str, Any]:
-        """Return the speed of a step that took `seconds`, of which it waited `waited` seconds for its data.
+        """Return the speed of a step. `seconds` is its whole duration, and `waited` the part that it waited for data.
 
         On a known GPU, this includes the MFU (model FLOP utilization, the share of the peak rate).
         """

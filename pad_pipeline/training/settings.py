@@ -14,7 +14,7 @@ ProjectorKind = Literal["mlp", "linear", "c-abstractor"]
 
 
 class PatchLossSettings(BaseModel):
-    """Settings of L_patch, which the paper does not give."""
+    """Settings of the loss L_patch. The paper does not give their values."""
 
     model_config = ConfigDict(extra="forbid")
 

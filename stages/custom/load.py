@@ -186,7 +186,7 @@ class CustomSettings(StageSettings):
         return [module, *(ModelFile(f"{self.section}.settings.{name}", str(path)) for name, path in named)]
 
     def fingerprints(self) -> dict[str, str]:
-        """See `StageSettings`. The hashes are those of `_named_files` and of the class's own `fingerprint`, if any."""
+        """See `StageSettings`. These are the sha256 of `_named_files`, and the result of the class's `fingerprint`."""
         kind, settings = self.find_class(), self.own_settings()
         hashes = {name: file_sha256(path) for name, path in self._named_files().items()}
         if callable(fingerprint := getattr(kind, "fingerprint", None)):

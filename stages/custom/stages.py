@@ -70,7 +70,7 @@ class CustomStage(Stage[np.ndarray, Any]):
         return self.answers(inputs)
 
     def check_list(self, answer: Any, of: str) -> list[Any]:
-        """Return the answer for an image, after a check that it is a list. `of` describes the items for the error."""
+        """Return the answer for an image if it is a list. If not, raise an error that names the items, `of`."""
         if not isinstance(answer, (list, tuple)):
             raise self.bad(f"a {type(answer).__name__} for an image", f"a list of {of}")
         return list(answer)

@@ -37,7 +37,7 @@ TEXT_STEP = 16
 
 
 class Features(NamedTuple):
-    """The encoded images of a batch, for all their prompts."""
+    """The encoded images of a batch. All prompts of an image share its encoding."""
 
     maps: list[tuple[Tensor, Tensor]]
     """The backbone's feature maps `[B, C, h, w]`, each with a mask `[B, h, w]`: true inside the image."""

@@ -9,7 +9,7 @@ from pad_pipeline.workflows.engine.chain import Link, merged
 
 
 class Pool(NamedTuple):
-    """The workers of one link."""
+    """The workers that run one link of the chain: the operations that stay together in a process."""
 
     link: Link
     workers: int

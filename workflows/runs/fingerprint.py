@@ -44,7 +44,7 @@ def _statements(source: str) -> Iterator[str]:
     """Yield the top-level statements of a module as text, without comments, docstrings and blank lines.
 
     Also yield the module and name of each import. For an import from pad itself, yield only the name, so that moving a
-    module changes nothing. Docstrings and imports have lines of their own, as ruff formats them.
+    module changes nothing. The code must be formatted by ruff, so that each docstring and import has lines of its own.
     """
     tree, lines = ast.parse(source), source.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
