@@ -57,6 +57,8 @@ def _region(row: ImageRecord, annotation: Mapping[str, Any]) -> Region:
         ValueError: the annotation is malformed.
     """
     try:
+        if annotation.get("fractions"):
+            annotation = _in_pixels(annotation, row)
         box = annotation["box"]
         if box is not None:
             box = _numbers(box, "bbox")
@@ -76,6 +78,16 @@ def _region(row: ImageRecord, annotation: Mapping[str, Any]) -> Region:
     if annotation.get("pad") is not None:
         return _exported(annotation, box, rle, row)
     return Region(annotation["label"], as_box(box), rle=rle, crowd=annotation["crowd"])
+
+
+def _in_pixels(annotation: Mapping[str, Any], row: ImageRecord) -> dict[str, Any]:
+    """Return an annotation in pixels whose box and polygons are in fractions of the image."""
+    box, size = annotation["box"], (row.width, row.height)
+    polygons = [
+        [value * size[axis % 2] for axis, value in enumerate(polygon)] for polygon in annotation["segmentation"] or []
+    ]
+    pixels = box and [value * size[axis % 2] for axis, value in enumerate(box)]
+    return {**annotation, "box": pixels, "segmentation": polygons or None}
 
 
 def _exported(annotation: Mapping[str, Any], box: np.ndarray, rle: dict[str, Any], row: ImageRecord) -> Region:

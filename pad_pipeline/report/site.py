@@ -153,7 +153,7 @@ def _run_facts(tally: Tally) -> dict[str, list[tuple[str, str]]]:
     shards, run, view = tally.shards, tally.shards.run, tally.shards.run.view
     run_rows = [
         ("where", str(shards.folder)),
-        ("made by", f"pad {'import coco' if run.kind == 'import-coco' else run.kind}"),
+        ("made by", f"pad {run.kind.replace('-', ' ')}"),
         ("shards finished", f"{len(shards.names):,} of {run.shards:,}, {run.shard_size:,} images each"),
         ("images in this report", f"{tally.images:,} of {run.images:,}"),
         ("view", f"{view.size} x {view.size} pixels, {view.fit}"),

@@ -1,10 +1,10 @@
-"""The commands `pad build` and `pad import coco`."""
+"""The commands `pad build`, `pad import coco` and `pad import yolo`."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.filesize import decimal
 from rich.table import Table
@@ -14,6 +14,10 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.workflows.commands import runs
 from pad_pipeline.workflows.commands.common import INPUT, MODELS, RUN, Models, counted, print_json
 from pad_pipeline.workflows.commands.options import OptionValues, option
+
+if TYPE_CHECKING:
+    from pad_pipeline.sources.base import Source
+    from pad_pipeline.workflows.runs.options import RunOptions
 
 
 def build(
@@ -108,13 +112,40 @@ def import_coco(
     options = runs.run_options(run)
     from pad_pipeline.sources.coco import CocoSource
 
-    source = CocoSource(annotations, images, captions)
+    _import("coco", CocoSource(annotations, images, captions), models, view, run, options)
+
+
+def import_yolo(
+    *,
+    annotations: Annotated[Path, option(INPUT, "A YOLO data set: its data.yaml, or the folder that holds it.")],
+    splits: Annotated[str, option(INPUT, "The splits to read, such as train,val; by default all of them.")] = "",
+    models: Models = "paper",
+    view: Annotated[OptionValues, runs.VIEW_OPTIONS],
+    run: Annotated[OptionValues, runs.IMPORT_OPTIONS],
+) -> None:
+    """Write shards from a YOLO data set: boxes or polygons as regions, classes as labels.
+
+    Of --models, only the word embeddings of the LLM and the settings for decoding are used.
+
+    Example:
+
+      pad import yolo --annotations coco8-seg/data.yaml --splits train --out human/
+    """
+    options = runs.run_options(run)
+    from pad_pipeline.sources.yolo import YoloSource
+
+    source = YoloSource(annotations, tuple(part.strip() for part in splits.split(",") if part.strip()))
+    _import("yolo", source, models, view, run, options)
+
+
+def _import(kind: str, source: Source, models: str, view: OptionValues, run: OptionValues, options: RunOptions) -> None:
+    """Write shards from the annotated images of a source. `kind` is the name of their format."""
     from pad_pipeline.workflows.models.settings import load_models
     from pad_pipeline.workflows.runs import build as workflow
 
     settings = load_models(models)
     chosen_view = runs.changed_view(settings.view, view)
-    totals = workflow.import_coco(source, run["out"], settings.llm, settings.decode, chosen_view, options)
+    totals = workflow.import_coco(source, run["out"], settings.llm, settings.decode, chosen_view, options, kind)
     runs.finish(totals, run, dict(source.counts))
 
 

@@ -85,13 +85,20 @@ def _earlier_facts(source: Source, models: ModelSettings, redo_from: RedoFrom) -
 
 
 def import_coco(
-    source: Source, out: Path | str, labels: LabelSettings, decoding: DecodeSettings, view: View, options: RunOptions
+    source: Source,
+    out: Path | str,
+    labels: LabelSettings,
+    decoding: DecodeSettings,
+    view: View,
+    options: RunOptions,
+    kind: str = "coco",
 ) -> Totals:
-    """Write shards with human regions into `out`: `pad import coco`. Result and errors are those of `build`."""
+    """Write shards with human regions into `out`: `pad import`. `kind` is the name of the annotations' format. Result
+    and errors are those of `build`."""
     folder = open_out(out, options.fork)
     embedder = LabelEmbedder(labels)
     spec = RunSpec(
-        kind="import-coco",
+        kind=f"import-{kind}",
         view=view,
         embedding_width=embedder.width,
         settings={"llm": labels.model_dump(mode="json"), "decode": decoding.model_dump(mode="json")},
