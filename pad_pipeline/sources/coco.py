@@ -8,11 +8,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from pycocotools import mask as coco_mask
+
 from pad_pipeline.errors import UserError, rename_field
+from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.records import Planned
-from pad_pipeline.sources.base import Tally, ending_of, read_json, require_folder
+from pad_pipeline.sources.base import Tally, ending_of, path_problem, read_json, require_folder
 from pad_pipeline.sources.fields import Fields, Record, caption_of, id_text, without_mark
 from pad_pipeline.sources.manifest import TABLES, ManifestSource
+from pad_pipeline.threads import map_ahead
 
 _UNREADABLE = "captions that can't be read"
 _ORPHANS = "annotations of no listed image"
@@ -29,12 +34,15 @@ class CocoSource:
         images: the folder that `file_name` is relative to.
         captions: a second file with captions: COCO's `captions.json`, or any list that `open_source` reads. Images are
             joined by path; by the bare file name only where the names of both sides are unique.
+        masks: the folder of the PNG files of a panoptic JSON; by default the path of that JSON without `.json`.
 
     Raises:
         UserError: a file can't be read, most annotations belong to no image, or no caption belongs to one.
     """
 
-    def __init__(self, annotations: Path, images: Path | str, captions: Path | None = None) -> None:
+    def __init__(
+        self, annotations: Path, images: Path | str, captions: Path | None = None, masks: Path | None = None
+    ) -> None:
         self.origin, self.root = str(annotations), require_folder(images)
         self.counts = Tally()
         self._fields = Fields(self.root, images, self.counts, unit="image")
@@ -42,9 +50,6 @@ class CocoSource:
         for part in ("images", "annotations"):
             if not isinstance(data, dict) or not isinstance(data.get(part), list):
                 raise _malformed(annotations, f"it has no list {part!r}", "give a COCO instances.json")
-        if any(isinstance(entry, dict) and "segments_info" in entry for entry in data["annotations"][:100]):
-            rule = "it is a panoptic file, whose masks are in PNG files"
-            raise _malformed(annotations, rule, "convert it to instances, for example with panopticapi")
         self.images = data["images"]
         if not all(isinstance(entry, dict) and _is_id(entry.get("id")) for entry in self.images):
             raise _malformed(annotations, "every entry of images should be {id, file_name}")
@@ -56,7 +61,12 @@ class CocoSource:
         self._regions: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._captions: dict[str, str] = {}
         self._others: dict[str, Record] = {}
+        self._panoptic: dict[str, dict[str, Any]] = {}
+        self._masks = annotations.with_suffix("") if masks is None else masks
         self._sort(data["annotations"], ids)
+        if self._panoptic and not self._masks.is_dir():
+            rule = "it is a panoptic file, and the folder of its PNG files is not there"
+            raise UserError("masks", self._masks, rule, "name the folder")
         if 2 * self.counts[_ORPHANS] > len(data["annotations"]):
             rule = f"{self.counts[_ORPHANS]} of its {len(data['annotations'])} annotations belong to no listed image"
             example = f"the first is {self.counts.examples[_ORPHANS]}"
@@ -96,6 +106,8 @@ class CocoSource:
             number = id_text(entry["image_id"]) if isinstance(entry, dict) and _is_id(entry.get("image_id")) else None
             if number is None or number not in known:
                 self.counts.note(_ORPHANS, _named(entry))
+            elif isinstance(entry.get("segments_info"), list):
+                self._panoptic[number] = entry
             elif "caption" not in entry:
                 if problem := self._problem(entry):
                     self.counts.note(f"annotations left out, because {problem}", _named(entry))
@@ -179,8 +191,12 @@ class CocoSource:
 
     def __iter__(self) -> Iterator[Planned]:
         listed = zip(self.images, self._paths, strict=True)
-        for entry, (source, problem) in sorted(listed, key=lambda one: (isinstance(one[0]["id"], str), one[0]["id"])):
+        ordered = sorted(listed, key=lambda one: (isinstance(one[0]["id"], str), one[0]["id"]))
+        segments = map_ahead(self._segments, (id_text(entry["id"]) for entry, _ in ordered), 8, 64)
+        for (entry, (source, problem)), (drawn, failures) in zip(ordered, segments, strict=True):
             number = id_text(entry["id"])
+            for reason, example in failures:
+                self.counts.note(f"annotations left out, because {reason}", example)
             if not source:
                 yield Planned(f"image-{number}", "", problem=problem)
                 continue
@@ -191,9 +207,44 @@ class CocoSource:
             own = entry["caption"] if isinstance(entry.get("caption"), str) else ""
             caption = self._captions.get(number) or own or other.caption or caption_of(other.conversations)
             size = {"width": _edge(entry.get("width")), "height": _edge(entry.get("height"))}
-            regions = [] if problem else [self._annotation(annotation) | size for annotation in self._regions[number]]
+            regions = (
+                []
+                if problem
+                else [self._annotation(annotation) | size for annotation in [*self._regions[number], *drawn]]
+            )
             turns = [] if other.problem else other.conversations
             yield Planned(name or Path(source).stem, source, without_mark(caption), turns, regions, problem=problem)
+
+    def _segments(self, number: str) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+        """Read the segments of an image from its PNG file: each pixel holds the id of its segment, R + 256 G + 65536 B.
+
+        Returns:
+            The segments as annotations, and a reason and an example for each that can't be used.
+        """
+        entry = self._panoptic.get(number)
+        if entry is None:
+            return [], []
+        name, segments = entry.get("file_name"), entry["segments_info"]
+        try:
+            if not isinstance(name, str) or path_problem(name):
+                raise ValueError("the name of their PNG file is no path below the folder")
+            drawn, _ = decode((self._masks / name).read_bytes(), DecodeSettings())
+        except (OSError, ValueError) as error:
+            what = error.strerror if isinstance(error, OSError) else error
+            return [], [(f"their PNG file can't be used ({what})", f"image {number}, with {len(segments)} segments")]
+        ids = np.asarray(drawn, np.int64) @ np.array([1, 256, 65536])
+        found, failures = [], []
+        for segment in segments:
+            mask = ids == segment.get("id") if isinstance(segment, dict) else np.zeros(1, bool)
+            whole = segment | {"bbox": None, "segmentation": None} if isinstance(segment, dict) else {}
+            if not mask.any():
+                failures.append(("no pixel has their id", _named(whole | {"image_id": number})))
+            elif problem := self._problem(whole | {"bbox": [0, 0, 1, 1]}):
+                failures.append((problem, _named(whole | {"image_id": number})))
+            else:
+                rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+                found.append(whole | {"segmentation": {"size": rle["size"], "counts": rle["counts"].decode("ascii")}})
+        return found, failures
 
     def _annotation(self, entry: dict[str, Any]) -> dict[str, Any]:
         """Return label, box and segmentation. Masks are made later, when the image's size is known."""

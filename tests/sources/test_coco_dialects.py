@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import Planned
@@ -96,11 +99,31 @@ def test_most_annotations_of_no_image_are_an_error(folder: Path) -> None:
     assert left.counts == {"annotations of no listed image": 1}
 
 
-def test_a_panoptic_file_is_refused_as_what_it_is(folder: Path) -> None:
-    """Catches images without regions for a file whose masks are in PNG files."""
-    entry = {"image_id": 1, "file_name": "a.png", "segments_info": []}
-    with pytest.raises(UserError, match="it is a panoptic file"):
-        source(folder, [{"id": 1, "file_name": "a.png"}], [entry])
+def test_a_panoptic_file_has_its_masks_in_png_files(folder: Path) -> None:
+    """Catches images without regions for a panoptic file, and ids of which one channel is lost."""
+    ids = np.zeros((4, 6), np.int64)
+    ids[:2, :3], ids[2:, 3:] = 3226956, 7
+    pixels = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
+    segments = [
+        {"id": 3226956, "category_id": 3, "iscrowd": 1}, {"id": 7, "category_id": 3}, {"id": 8, "category_id": 3},
+        {"id": 7, "category_id": 9},
+    ]  # fmt: skip
+    entries = [{"image_id": 1, "file_name": "a.png", "segments_info": segments}]
+    entries += [{"image_id": 2, "file_name": "missing.png", "segments_info": segments}]
+    images = [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "val/0001.png"}]
+    with pytest.raises(UserError, match=r"masks = .*: it is a panoptic file, and the folder of its PNG files"):
+        source(folder, images, entries)
+    (folder / "coco").mkdir()
+    Image.fromarray(pixels).save(folder / "coco/a.png")
+    read = source(folder, images, entries)
+    first, second = read
+    masks = [coco_mask.decode(one["segmentation"]) for one in first.annotations]
+    assert [(mask == truth).all() for mask, truth in zip(masks, (ids == 3226956, ids == 7), strict=True)] == [True] * 2
+    assert [one["crowd"] for one in first.annotations] == [True, False]
+    assert not second.annotations
+    assert sorted(read.counts.examples.values()) == [
+        "annotation 7 of image '1'", "annotation 8 of image '1'", "image 2, with 4 segments",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("form", ["llava.json", "list.jsonl", "list.csv"])

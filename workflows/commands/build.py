@@ -94,9 +94,14 @@ def build(
 
 def import_coco(
     *,
-    annotations: Annotated[Path, option(INPUT, "COCO's instances.json, with polygons, RLE and crowds.")],
+    annotations: Annotated[Path, option(INPUT, "COCO's instances.json (polygons, RLE, crowds), or a panoptic JSON.")],
     images: Annotated[str, option(INPUT, "Folder or URL of the images, to which file_name is relative.")],
-    captions: Annotated[Path | None, option(INPUT, "Captions: COCO's captions.json, or a LLaVA JSON.")] = None,
+    captions: Annotated[
+        Path | None, option(INPUT, "Captions: COCO's captions.json, a LLaVA JSON, or another list.")
+    ] = None,
+    masks: Annotated[
+        Path | None, option(INPUT, "Folder of a panoptic file's PNGs; by default the file's name without .json.")
+    ] = None,
     models: Models = "paper",
     view: Annotated[OptionValues, runs.VIEW_OPTIONS],
     run: Annotated[OptionValues, runs.IMPORT_OPTIONS],
@@ -112,7 +117,7 @@ def import_coco(
     options = runs.run_options(run)
     from pad_pipeline.sources.coco import CocoSource
 
-    _import("coco", CocoSource(annotations, images, captions), models, view, run, options)
+    _import("coco", CocoSource(annotations, images, captions, masks), models, view, run, options)
 
 
 def import_yolo(
