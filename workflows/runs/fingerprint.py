@@ -44,7 +44,7 @@ def _statements(source: str) -> Iterator[str]:
     """Yield the top-level statements of a module as text, without comments, docstrings and blank lines.
 
     Also yield the module and name of each import. For an import from pad itself, yield only the name, so that moving a
-    module changes nothing. Docstrings and imports have lines of their own, as ruff formats them.
+    module changes nothing. Docstrings and imports must have lines of their own, as ruff formats them.
     """
     tree, lines = ast.parse(source), source.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -70,7 +70,7 @@ def _statements(source: str) -> Iterator[str]:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Return the facts beside the settings that can change last digits: versions, processor, number of threads."""
+    """Return the facts that can change last digits and are no settings: versions, processor, number of threads."""
     facts = {"python": platform.python_version(), "machine": platform.machine(), "threads": str(threads)}
     for name in _LIBRARIES:
         try:
