@@ -9,7 +9,7 @@ from contextlib import contextmanager
 class UserError(Exception):
     """A problem that the user can solve.
 
-    The command line shows the field, and each parameter that rule or remedy name in backticks, as an option.
+    The command line shows parameters as its options: the field, and each name in backticks in the rule or the remedy.
 
     Args:
         field: the Python parameter, setting or file entry that is wrong ("images", "tagger.weights").

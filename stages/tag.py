@@ -90,7 +90,7 @@ class Tagger(Stage[torch.Tensor, tuple[HostCopy, int]]):
         return resize(image(row, self.decoding), self.settings.image_size)
 
     def process(self, rows: list[ImageRecord], inputs: list[torch.Tensor]) -> list[tuple[HostCopy, int]]:
-        """Return for each row the probabilities of the whole batch, float32 `[B, tags]`, and the row's index."""
+        """Return a pair for each row: the probabilities of the batch, float32 `[B, tags]`, and the row's index."""
         images = self.compute.send(self.compute.filled(torch.stack(inputs), self.batch_size))
         with self.compute.autocast():
             probabilities = HostCopy(self.network(normalize(images)).float().sigmoid())

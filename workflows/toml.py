@@ -41,7 +41,7 @@ def read_settings(kind: type[Settings], settings: Path | None, options: dict[str
 
 
 def settings_error(error: ValidationError, where: str, section: str = "") -> UserError:
-    """Turn pydantic's first error into a `UserError` about a setting in `section` of the file `where`."""
+    """Turn pydantic's first error into a `UserError` about a setting in `section` of a file. `where` names the file."""
     # Unknown names come first: an unknown name is often a misspelled name that pydantic reports as missing.
     first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
     parts = [section, *map(str, first["loc"])]

@@ -13,7 +13,7 @@ from pad_pipeline.analysis.studies import STUDIES
 from pad_pipeline.analysis.study import Chart
 
 BLUE, GREY = "#3465a4", "#b8bcc2"
-"""The colors of results, and of values to compare them with. The brightness differs too, for color-blind readers."""
+"""The colors of results and of values for comparison. Their brightness differs too, for color-blind readers."""
 
 
 def draw_charts(results: Mapping[str, Any], out: Path) -> None:
@@ -24,9 +24,9 @@ def draw_charts(results: Mapping[str, Any], out: Path) -> None:
 
 
 def draw_grid(cells: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
-    """Draw the results of an experiment: for each measure a chart, with a bar for a cell's mean and dots for its seeds.
+    """Draw the results of an experiment: a chart for each measure, with a bar for a cell's mean and dots for its seeds.
 
-    `cells` maps cell and measure to the values of all seeds. Values that are not finite are left out.
+    `cells` maps each cell to its measures, and these to its seeds' values. Values that are not finite are left out.
     """
     columns = list(next(iter(cells.values())))
     figure = Figure(figsize=(7, 1 + 0.45 * len(cells) * len(columns)), layout="constrained")

@@ -21,9 +21,9 @@ def draw_words(
 ) -> Image.Image:
     """Draw a view, with words in the cell of each token.
 
-    `pixels` is the view, float32 `[3, size, size]`, normalized for the vision tower. `words` has the token ids of each
-    token's words, int64 `[M, K]`, in the order of matching pursuit. Words with a negative coefficient are not drawn;
-    `coefficients` is `[M, K]`.
+    `pixels` is the view, float32 `[3, size, size]`, normalized for the vision tower. `words`, int64 `[M, K]`, has the
+    token ids of the words that matching pursuit found for each token, in its order. `coefficients` is `[M, K]`; only
+    words with a positive coefficient are drawn.
     """
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (subject.mean, subject.std))
     shown = ((pixels * std + mean).clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()

@@ -36,7 +36,7 @@ class LabeledImage(NamedTuple):
 
 
 class EncodedBatch(NamedTuple):
-    """A batch of images, and what the model computed for them."""
+    """A batch of images, and the outputs of the model for them."""
 
     images: list[LabeledImage]
     patches: Tensor
@@ -50,8 +50,8 @@ def encoded_batches(
 ) -> Iterator[EncodedBatch]:
     """Yield the first `count` images of `rows` in batches of `size`. Threads read the next batch meanwhile.
 
-    `rule` decides which patches show a label. With `soft`, every patch that a mask touches does, as with `any`. Raise
-    `UserError` if the model needs another view than that of the shards, or if an image can't be decoded.
+    `rule` decides which patches show a label. With `soft` or `any`, every patch that a mask touches shows its label.
+    Raise `UserError` if the model needs another view than the shards have, or if an image can't be decoded.
     """
     preprocessor = subject.preprocessor(shards.run.view)
 
@@ -77,7 +77,7 @@ def _read(
     coverage, grid = sample.coverage, subject.pooled_grid
     if grid != subject.grid:
         flat = torch.from_numpy(coverage.reshape(-1, subject.grid**2))
-        # Rounded up, so that a token that a region touches stays above 0.
+        # Round up, so that the value of a token that a region touches stays above 0.
         coverage = pool(subject.projector, flat, subject.grid).ceil().byte().numpy().reshape(-1, grid, grid)
     chosen = torch.from_numpy(select_patches(coverage, rule).reshape(-1, grid**2))
     shown = torch.zeros(len(labels), grid**2, dtype=torch.bool)

@@ -17,9 +17,9 @@ class AnalysisSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     patches: PatchRule = "argmax"
-    """Which patches show a label, see `PatchRule`. `argmax`: the patches that a mask covers by half; if there are
-    none, the patch that it covers most. `half` loses a third of real objects. `any` and `soft` take all patches that
-    the mask touches."""
+    """Which patches show a label, see `PatchRule`. `argmax`: the patches that a mask covers by half or more; if
+    there are none, the patches that it covers most. With `half`, a third of real objects have no patch. `any` and
+    `soft`: all patches that the mask touches."""
     seed: int = Field(0, ge=0)
     """The seed of the controls: shuffled labels, shuffled patches, the untrained projector."""
     unit: Literal["nats", "bits"] = "nats"
@@ -27,17 +27,17 @@ class AnalysisSettings(BaseModel):
     center: bool = False
     """Whether the mean of the vectors is subtracted before an entropy is computed."""
     threshold_rule: ThresholdRule = "best"
-    """How it is decided that a token says a label, see `ThresholdRule`."""
+    """The rule that decides whether a token says a label, see `ThresholdRule`."""
     threshold: float = Field(0.5, ge=-1, le=1)
     """The threshold of the cosine for the rule `fixed`."""
     among: Literal["image", "all"] = "image"
-    """The labels that a patch chooses from with the rule `argmax`: those of its image, or those of all images."""
+    """The labels among which a patch chooses with the rule `argmax`: the labels of its image, or of all images."""
     steps: int = Field(5, ge=1)
     """The number of words that matching pursuit takes for a token; K in the paper."""
     orthogonal: bool = False
     """Whether matching pursuit is orthogonal."""
     positive: bool = False
-    """Whether each step takes the word with the highest <r, w>, and not the highest |<r, w>|, for the residual r."""
+    """Whether a step takes the word w with the highest <r, w>, not the highest |<r, w>|; r is the residual."""
     words: WordFilter = "all"
     """The tokens of the LLM that matching pursuit chooses from."""
     lens_layer: int = -1
@@ -50,4 +50,4 @@ class AnalysisSettings(BaseModel):
     """An Align below this many times its best control is a sign of failure: with large regions, chance alone gives
     more than 0.15."""
     most_unreadable: float = Field(0.5, ge=0, le=1)
-    """A higher share of patches whose first word can't be read is a sign of failure; the value is the paper's."""
+    """A share of patches with an unreadable first word above this is a sign of failure; the value is the paper's."""

@@ -64,7 +64,7 @@ class EntropyStudy(Study):
         """Add the target of each patch that shows a label: the mean of its labels' embeddings, each scaled to length 1.
 
         N targets are mixtures of L embeddings. Their coordinates in an orthogonal basis of the embeddings, `[N, L]`,
-        have the same entropy as the targets, `[N, d]`, because the basis keeps lengths and angles, and need less time.
+        have the same entropy (the basis keeps lengths and angles). They take less time than the targets `[N, d]`.
         """
         words = F.normalize(self.subject.embed(image.labels).double(), dim=-1)
         shown = image.shown.double()
@@ -78,7 +78,7 @@ class EntropyStudy(Study):
     def result(self) -> dict[str, Any]:
         """Return the mean entropy of an image (`image`) and the entropy of all vectors at once (`pooled`).
 
-        Both have their upper bounds, ln min(vectors, width). The bounds of an image before and after the projector
+        Each comes with its upper bound, ln min(vectors, width). The bounds of an image before and after the projector
         are equal unless a width is below the number of patches.
         """
         scale = 1 / math.log(2) if self.settings.unit == "bits" else 1.0
@@ -133,7 +133,7 @@ class AlignStudy(Study):
             self.scores["untrained_projector"].add(raw, words, shown, self.rivals)
 
     def _other_labels(self, labels: list[str], rng: np.random.Generator) -> list[str]:
-        """Draw as many labels as an image has from the labels that it does not have; none if it has all labels."""
+        """Draw labels that an image does not have, as many as it has; return none if it has all labels."""
         others = [label for label in self.labels if label not in labels]
         if not others:
             return []
@@ -143,7 +143,7 @@ class AlignStudy(Study):
         """Return Align and its controls, the number of pairs of image and label, and the threshold.
 
         `everywhere` is the Align of a model that says every label on every patch. With the rule `best`, no model is
-        below it, because the lowest threshold has this effect.
+        below it, because with the lowest threshold every token says every label.
         """
         align, scores = self.scores["align"], {name: score.value() for name, score in self.scores.items()}
         more = {"everywhere": self.everywhere.value(), "pairs": align.pairs, "threshold": align.best_threshold()}
@@ -157,7 +157,7 @@ class AlignStudy(Study):
 
 
 class WordTally:
-    """Counts the words found for patches that are readable, and those that are true.
+    """Counts how many of the words found for patches are readable, and how many are true.
 
     A word is true if it is a token of a label that the patch shows, in upper or lower case. `precision` is the share of
     true words among the K words of a patch. It is at most 1/K for a patch with one label of one token. Therefore
@@ -219,8 +219,8 @@ class PursuitStudy(Study):
             self.tally.add(found, image.labels, image.shown, said)
 
     def decompose(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the words of vision tokens `[M, d]` as token ids `[M, K]`; and their coefficients and the residual
-        energies, as `matching_pursuit` does."""
+        """Return the words of vision tokens `[M, d]` as token ids `[M, K]`, then the coefficients and the residual
+        energies of `matching_pursuit`."""
         form = (self.settings.steps, self.settings.orthogonal, self.settings.positive)
         parts = [matching_pursuit(rows, self.matrix, *form) for rows in torch.split(tokens, ROWS)]
         words, coefficients, residual = (torch.cat(values).cpu() for values in zip(*parts, strict=True))
@@ -237,7 +237,7 @@ class PursuitStudy(Study):
 
 
 class LensStudy(Study):
-    """Finds for each token the word of the nearest input embedding, and that of the LLM's output (logit lens)."""
+    """Finds two words for each token: by the nearest input embedding, and by the LLM's output (logit lens)."""
 
     def __init__(self, context: Context) -> None:
         subject, settings, vocabulary = context.subject, context.settings, context.vocabulary
@@ -260,7 +260,7 @@ class LensStudy(Study):
             self.logit.add(logit[:, None], image.labels, image.shown)
 
     def _logit_lens(self, tokens: Tensor) -> Tensor:
-        """Return the LLM's likeliest ordinary token after each token of an image, int64 `[B, M]`. BOS comes first."""
+        """Return the LLM's likeliest ordinary token after each token of an image, int64 `[B, M]`. BOS is put first."""
         llm = self.subject.llm
         inner = getattr(llm.model, "language_model", llm.model)
         sequence = tokens.to(self.subject.words.dtype)
@@ -289,7 +289,7 @@ class OverlapStudy(Study):
     """The share of nearest neighbors that are also neighbors after the projector, among patches and among images."""
 
     IMAGES = 2000
-    """The most images whose mean vectors are compared."""
+    """The highest number of images whose mean vectors are compared."""
     needs_labels = False
 
     def __init__(self, context: Context) -> None:
@@ -328,4 +328,4 @@ STUDIES: dict[str, type[Study]] = {
     "lens": LensStudy,
     "overlap": OverlapStudy,
 }
-"""All studies by name, in the order of tables."""
+"""All studies by name, in the order in which tables list them."""

@@ -40,7 +40,7 @@ class Chart(NamedTuple):
     values: Mapping[str, float | None] | Sequence[float]
     """The bars by name, or the points of a curve."""
     plain: Sequence[str] = ()
-    """Words in the names of those bars that other bars are compared with. These bars are gray."""
+    """Words in the names of the bars that are shown for comparison. These bars are gray."""
     steps: str = ""
     """The title of a curve's horizontal axis."""
 

@@ -15,7 +15,7 @@ import numpy as np
 _OTHER = re.compile(r"[^\w-]")
 _KEY = re.compile(r"[\w-]+")
 _LONGEST, _NUMBER = 120, 20
-"""The most bytes of a plain key, and the most bytes that `numbered` appends."""
+"""The greatest length of a plain key, and of the ending that `numbered` appends, in bytes."""
 _PARTS = 64
 _ENTRY = np.dtype([("hash", "<u8"), ("row", "<u8")])
 
@@ -61,7 +61,7 @@ class KeyHashes:
                     file.write(entries[order[edges[part] : edges[part + 1]]].tobytes())
 
     def repeated(self) -> np.ndarray:
-        """Return the numbers of the rows whose key is also that of an earlier row, uint64 `[M]`, sorted."""
+        """Return the numbers of the rows whose key an earlier row also has, uint64 `[M]`, sorted."""
         rows = [np.empty(0, "<u8")]
         for path in filter(Path.exists, self._paths):
             entries = np.fromfile(path, _ENTRY)
@@ -81,12 +81,12 @@ class KeyHashes:
 
 
 def numbered(keys: Iterator[tuple[int, str]], hashes: KeyHashes) -> Iterator[tuple[int, str]]:
-    """Yield a new key for each row of `KeyHashes.repeated`: `x-2`, `x-3` and so on, except for keys that a row has.
+    """Yield a new key for each row of `KeyHashes.repeated`: `x-2`, `x-3` and so on, without keys that a row has.
 
-    `keys` are the number and the key of each such row, in order. `hashes` has all keys.
+    `keys` yields the number and the key of each of these rows, in order. `hashes` has the keys of all rows.
     """
     numbers: defaultdict[str, Iterator[int]] = defaultdict(lambda: count(2))
-    for row, key in keys:  # new keys do not repeat, because each one holds the old key and another number
+    for row, key in keys:  # new keys do not repeat, because each has the old key and a new number
         yield row, next(new for number in numbers[key] if (new := f"{key}-{number}") not in hashes)
 
 

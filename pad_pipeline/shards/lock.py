@@ -64,7 +64,7 @@ def _flocked(folder: Folder) -> Iterator[None]:
 
 @contextmanager
 def _leased(folder: Folder) -> Iterator[None]:
-    """Hold a lock by rewriting the lock file every few seconds. If the file stays unchanged, its process is dead.
+    """Hold a lock by rewriting the lock file every few seconds. A process whose file stays unchanged is dead.
 
     No clocks are compared. If two runs start within the same second, each reads the file again, and only the run that
     wrote it last continues. Both would continue if the store returned old content for longer than a second.

@@ -1,7 +1,7 @@
-"""Reads from a run.json how the regions of a run were made: by which models, or from an annotation file, and edits.
+"""Reads from a run.json how the regions of a run were made: with which models or annotation file, and which edits.
 
 A merged run has several origins. With `redo_from`, the stages of one origin come from several runs. A run.json may
-have unknown authors, so entries of another form are ignored.
+have unknown authors, so entries of an unexpected form are ignored.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Model(NamedTuple):
     name: str
     """The path, URL or hub name in the settings; for a user's own model, its class."""
     hashes: dict[str, str]
-    """The sha256 of the weights, by an empty name; for a user's own model, its fingerprints by name."""
+    """The sha256 of the weights, under an empty name; for a user's own model, its fingerprints by name."""
     deciding: dict[str, Any]
     """The settings that decide which results are kept; for a user's own model, all settings that are numbers."""
 
@@ -38,7 +38,7 @@ class Origin(NamedTuple):
     """The models and edits that made the regions of all images of a run, or of some images of a merged run."""
 
     models: dict[str, Model]
-    """The model of each stage. The results of other stages came from an annotation file."""
+    """The model of each annotation step. The results of other steps came from an annotation file."""
     edits: list[dict[str, Any]]
     """The settings of each later `pad retarget`, in order."""
 
@@ -53,7 +53,7 @@ def origins(run: Run) -> list[Origin]:
 
 
 def models(run: Run) -> list[tuple[str, Model]]:
-    """Return each model of a run with a title: its section, after the number of the origin if there are several."""
+    """Return each model of a run with a title: its section, or `NUMBER: section` if there are several origins."""
     distinct = origins(run)
     named = [
         (f"{number}: {model.section}" if len(distinct) > 1 else model.section, model)
@@ -87,7 +87,7 @@ def _origins(settings: dict[str, Any], fingerprints: dict[str, Any]) -> list[Ori
 
 
 def _models(settings: dict[str, Any], fingerprints: dict[str, Any]) -> dict[str, Model]:
-    """Return the models of a build by step, or nothing for an import."""
+    """Return the models of a build by annotation step; empty for an import."""
     entries = {step: settings.get(section_of(step)) for step in RESULTS}
     by_step: dict[str, Model] = {}
     for section, steps in sorted(ROLES.items(), key=lambda role: -len(role[1])):

@@ -28,7 +28,7 @@ from pad_pipeline.storage import Folder, folder_at
 
 _USED = ["key", "labels", *(f"{member}_{part}" for member in MEMBERS for part in ("at", "bytes"))]
 _BETWEEN = 64 << 10
-"""The most bytes of headers and padding between the members of a sample."""
+"""The highest number of bytes of headers and padding between the members of a sample."""
 _INDEX = re.compile(r"pad-([0-9]{6}|[1-9][0-9]{6,8})\.parquet")
 
 
@@ -139,7 +139,7 @@ class ShardFolder:
         return Rows(pa.concat_tables(parts, promote_options="permissive").combine_chunks())
 
     def members(self, name: str, row: IndexRow, image: bool = True) -> dict[str, bytes]:
-        """Return the bytes of a sample's members by the names in `MEMBERS`, without the image file if not `image`."""
+        """Return the bytes of a sample's members by the names in `MEMBERS`; the image file only if `image` is true."""
         with self._read(f"{name}.tar"):
             wanted = [member for member in MEMBERS if image or member != "image"]
             starts, sizes = ([row[f"{member}_{part}"] for member in wanted] for part in ("at", "bytes"))
@@ -156,7 +156,7 @@ class ShardFolder:
             return {member: content[at - first : at - first + size] for member, at, size in places}
 
     def sample(self, name: str, row: IndexRow, image: bool = True) -> Sample:
-        """Return the sample of an index row. The arguments are those of `members`."""
+        """Return the sample of an index row. The arguments are the same as in `members`."""
         members = self.members(name, row, image)
         with self._read(f"{name}.tar"):
             meta = json.loads(members["json"])
@@ -174,7 +174,7 @@ class ShardFolder:
 
     @contextmanager
     def _read(self, file: str) -> Iterator[None]:
-        """Raise an exception of the block as a `UserError`: `file` is damaged."""
+        """Turn any exception of the block into a `UserError`, which says that `file` is damaged."""
         try:
             yield
         except Exception as error:  # parsers of unknown bytes may raise anything

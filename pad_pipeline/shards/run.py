@@ -1,4 +1,4 @@
-"""Reads and writes `run.json`: settings, models and inputs of a run. A rerun continues only if its own are equal."""
+"""Reads and writes `run.json`: settings, models and inputs of a run. A rerun continues only with the same ones."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class Run(BaseModel):
     accepted_code: list[str] = []
     """The sha256 of other code that made some of the shards (`accept_changed_code`)."""
     environment: dict[str, str] = {}
-    """Versions of libraries, kind of processor and number of threads when the run began. They can change last digits. A
-    rerun reports differences, and goes on."""
+    """Versions of libraries, kind of processor and number of threads when the run began. Differences can change
+    last digits. A rerun reports them, and goes on."""
 
     @classmethod
     def read(cls, folder: Folder) -> Run:
-        """Read the run.json in `folder`; raise `UserError` if there is none, or one of another schema version."""
+        """Read the run.json in `folder`; raise `UserError` if it is missing or has another schema version."""
         remedy = "name a folder that `pad build` or `pad import` wrote"
         if not folder.has(RUN_NAME):
             raise UserError("shards", folder, f"there is no {RUN_NAME} in it", remedy)

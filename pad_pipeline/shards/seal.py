@@ -1,4 +1,4 @@
-"""Writes the sha256 of a file into the file itself (its seal), and checks by it that no byte has changed."""
+"""Writes the sha256 of a file into the file itself, as its seal, and checks with the seal that no byte has changed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WINDOW = 1 << 20
 
 
 def seal(path: Path) -> str:
-    """Return the sha256 of a file with a placeholder, and replace its last `UNSEALED` by the sha256."""
+    """Replace a file's last `UNSEALED` by the sha256 of the file as it was before, and return this sha256."""
     with path.open("r+b") as stream:
         at = _last(stream, UNSEALED.encode())
         assert at >= 0, f"{path} has no place for a seal"
@@ -29,7 +29,7 @@ def seal(path: Path) -> str:
 
 
 def check_seal(stream: BinaryIO) -> tuple[str, str]:
-    """Return the sha256 in a file's seal, "" if it has no seal, and the problem, "" if no byte has changed."""
+    """Return the sha256 in a file's seal ("" without a seal), and the problem ("" if no byte has changed)."""
     start = _last(stream, _MARK)
     stream.seek(max(start, 0))
     if not (stated := _SEAL.match(stream.read(len(UNSEALED)))):

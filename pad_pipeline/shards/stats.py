@@ -24,7 +24,7 @@ class Failure:
 
     count: int = 0
     such_as: list[str] = field(default_factory=list)
-    """The first of these images, by their paths in the source."""
+    """The first of these images, each by its path in the source, or else by its id."""
 
 
 @dataclass
@@ -32,9 +32,9 @@ class Statistics:
     """Counts over the images of a run."""
 
     most_reasons: ClassVar[float] = math.inf
-    """The most reasons that are counted separately, because each image could have its own. Others count as `OTHER`."""
+    """How many reasons are counted separately. Each image could have its own reason; more reasons count as `OTHER`."""
     most_examples: ClassVar[float] = math.inf
-    """The most images that are named for a reason."""
+    """The highest number of images that are named for a reason."""
     shards: ShardFolder
     statuses: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
@@ -46,7 +46,7 @@ class Statistics:
     crowds: int = 0
     captions: int = 0
     out_of_view: int = 0
-    """Regions outside the view, which a crop has cut off."""
+    """The number of regions outside the view, which a crop has cut off."""
 
     @property
     def images(self) -> int:

@@ -70,7 +70,7 @@ def _richest_first(records: list[ImageRecord]) -> list[ImageRecord]:
 
 
 def _add_sample(tar: tarfile.TarFile, record: ImageRecord) -> dict[str, int | str]:
-    """Append the four members of an image to the tar; return their offsets and sizes, and the sha256 of all."""
+    """Append the four members of an image to the tar; return their offsets and sizes, and one sha256 over all four."""
     assert record.coverage is not None and record.embeds is not None, "patchify fills these for every image"
     contents = {
         "image": record.data,

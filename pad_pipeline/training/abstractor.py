@@ -26,7 +26,7 @@ class CAbstractor(nn.Module):
         vision_width: number of channels of the vision tower's tokens.
         llm_width: number of channels of the LLM's tokens.
         grid: number of patches along one edge of the view.
-        tokens: number of output tokens, a square number of at most `grid * grid`. The pool's windows overlap where the
+        tokens: number of output tokens, a square number of at most `grid * grid`. The pool's windows overlap if the
             root of `tokens` does not divide `grid`.
         hidden: number of channels of the convolutions.
         depth: number of convolution blocks before the pool, and again after it.

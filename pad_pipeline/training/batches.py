@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     keys: list[str]
     """The keys of the B samples."""
     ids: Tensor
-    """int64 `[B, T]`: token ids, padded at the right; 0 where a vision token goes."""
+    """int64 `[B, T]`: token ids, padded at the right; 0 at the positions of vision tokens."""
     pixels: Tensor
     """float32 `[I, 3, size, size]`, normalized."""
     vision_at: Tensor
@@ -84,8 +84,8 @@ def load_steps(
 ) -> Iterator[StepBatches]:
     """Yield the micro-batches of one rank for each step of `span`. `order` returns the numbers of a step's samples.
 
-    Threads decode the images of at most two steps ahead of the model. Texts of similar length share a micro-batch, to
-    save padding: a step's losses do not depend on the order of its samples.
+    Threads decode images ahead of the model, for at most two steps. Texts of similar length share a micro-batch to save
+    padding. This does not change the losses, because they do not depend on the order of a step's samples.
     """
     settings = examples.settings
     ahead: list[tuple[int, list[Future[Example]]]] = []
@@ -103,7 +103,7 @@ def load_steps(
                 ready = [future.result() for future in futures]
                 problems = [(example.key, example.problem) for example in ready if example.problem]
                 ready.sort(key=lambda example: -len(example.text.ids))
-                # Every rank runs the same number of micro-batches, because each one may contain a collective.
+                # Every rank runs the same number of micro-batches, because a micro-batch may contain a collective.
                 batches = [
                     collate(ready[at : at + settings.micro_batch] or [examples.empty_example], examples.preprocessor)
                     for at in range(0, most, settings.micro_batch)

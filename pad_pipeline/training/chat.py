@@ -32,7 +32,7 @@ class LoadedModel(NamedTuple):
 
 
 def load_llava(folder: Path) -> LoadedModel:
-    """Load a LLaVA folder with its LoRA adapters: the output folder of `pad train`, its `hf/`, or any other.
+    """Load a LLaVA folder with its LoRA adapters: the output folder of `pad train`, its `hf/`, or another one.
 
     Raises:
         UserError: there is no such folder, or it can't be loaded.
@@ -42,7 +42,7 @@ def load_llava(folder: Path) -> LoadedModel:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     processor = load_processor(folder)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    # The attention is fixed, because the folder's config could name one whose code transformers would download.
+    # Choose the attention: the folder's config could name an attention whose code transformers would download.
     model = load_pretrained("model", folder, kind, dtype, attn_implementation="sdpa")
     return LoadedModel(folder, _with_adapters(model, folder).to(device).eval(), processor, device)
 
@@ -72,8 +72,8 @@ class Chat:
         if not self.processor.chat_template:
             rule = "it has no chat_template.jinja, the format of a question"
             raise UserError("model", self.folder, rule, "give a model that was trained on dialogues")
-        # A first question finds a chat template that fails. With it, the tokenizer also resets the padding and
-        # truncation of its file, which fails while another thread uses the tokenizer ("Already borrowed").
+        # A first question shows whether the chat template fails. It also lets the tokenizer reset the padding and
+        # truncation of its file. Later, this would fail if another thread used the tokenizer ("Already borrowed").
         self.prepare(Image.new("RGB", (8, 8)), "")
 
     def answer(self, image: Image.Image, question: str, max_tokens: int = 256) -> str:
@@ -86,9 +86,9 @@ class Chat:
     ) -> list[str]:
         """Answer questions that `prepare` or `prepare_caption` returned, by greedy decoding.
 
-        Prompts of the same length are answered together, up to `batch` at a time, without padding; so a call with many
-        questions is faster. With `one_line`, an answer ends after its first line, which is the only end that a model
-        trained with template `plain` has learned.
+        Prompts of the same length are answered together, up to `batch` at a time, without padding. So a call with many
+        questions is faster. With `one_line`, an answer ends after its first line: a model that was trained with
+        template `plain` has learned no other end.
         """
         groups: dict[int, list[int]] = {}
         for position, one in enumerate(inputs):
@@ -152,7 +152,7 @@ def load_processor(folder: Path) -> Any:
 def processor_fit(processor: Any) -> Fit:
     """Return how a processor makes an image square: `pad`, `crop` or `stretch`."""
     images = processor.image_processor
-    clip = isinstance(images, CLIPImageProcessor | CLIPImageProcessorPil)  # CLIP's accepts `do_pad` and does not pad
+    clip = isinstance(images, CLIPImageProcessor | CLIPImageProcessorPil)  # CLIP's accept `do_pad` but do not pad
     if getattr(images, "do_pad", False) and not clip:
         return "pad"
     return "crop" if getattr(images, "do_center_crop", False) else "stretch"

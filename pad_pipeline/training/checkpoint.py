@@ -33,7 +33,7 @@ class SavedCheckpoint(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of a training, in `step-00000100/` and so on: the latest `keep` of them, and the best.
+    """The checkpoints of a training, in `step-00000100/` and so on. The best one and the latest `keep` are kept.
 
     The order of samples, the learning rate, beta and dropout's seeds depend only on the step, so a checkpoint does not
     store them.
@@ -46,7 +46,7 @@ class Checkpoints:
         """Return the complete checkpoints, the latest last."""
         complete = []
         for path in self.folder.glob("step-*"):
-            with suppress(OSError, ValueError, KeyError, TypeError):  # such a checkpoint is damaged
+            with suppress(OSError, ValueError, KeyError, TypeError):  # these errors mean a damaged checkpoint
                 facts = json.loads((path / _FACTS).read_text())
                 if path.name == f"step-{facts['step']:08d}":  # a folder that the user renamed is left alone
                     complete.append(SavedCheckpoint(facts["step"], path, facts["held_out_loss"]))
@@ -55,7 +55,7 @@ class Checkpoints:
     def save(
         self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks, loss: float | None = None
     ) -> None:
-        """Write a checkpoint after `step` steps. All ranks must call it."""
+        """Write a checkpoint. `step` is the number of completed steps. All ranks must call this method."""
         options = states.StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         state = {
             "model": states.get_model_state_dict(model, options=options),
@@ -66,7 +66,7 @@ class Checkpoints:
             Folder(self.folder).clean()
             with atomic_write(self.folder / f"step-{step:08d}") as partial:
                 partial.mkdir()
-                with (partial / _STATE).open("wb") as stream:  # so that a full disk is an OSError
+                with (partial / _STATE).open("wb") as stream:  # so that a full disk raises an OSError
                     torch.save(state, stream)
                 (partial / _FACTS).write_text(json.dumps({"step": step, "held_out_loss": loss}))
             self._delete_old()
@@ -84,7 +84,7 @@ class Checkpoints:
         """Load a checkpoint into `model` and `optimizer`. All ranks must call it.
 
         Raises:
-            UserError: the checkpoint is damaged, or of another model.
+            UserError: the checkpoint is damaged, or belongs to another model.
         """
         state: dict[str, Any] = {"model": {}, "optimizer": {}}
         if ranks.first:

@@ -29,7 +29,7 @@ from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.training.template import IMAGE, EncodedText, Template
 
 _IMAGE_WORDS = 128
-"""The length of an image, in words, where a sample's length is estimated; LLaVA uses the same number."""
+"""The number of words for which an image counts in the estimated length of a sample, as in LLaVA."""
 
 
 class Example(NamedTuple):
@@ -45,7 +45,7 @@ class Example(NamedTuple):
     embeds: npt.NDArray[np.float16]
     """float16 `[R, d]`: the label embedding of each region."""
     problem: str = ""
-    """The reason why nothing can be learned from the sample; empty for a sample that teaches something."""
+    """The reason why nothing can be learned from the sample; empty if something can be learned."""
 
 
 class Preprocessor(NamedTuple):
@@ -209,7 +209,7 @@ class DialogueExamples(Examples):
 
 
 def _record(fields: Fields, record: Any, number: int) -> dict[str, Any]:
-    """Return the part of a record that is kept: its key, image ("" for none), turns, and problem ("" for none)."""
+    """Return the parts of a record that are kept: key, image, turns and problem. The last three may be empty."""
     found = fields.read(record)
     turns, problem = found.conversations, found.problem
     if not turns and found.caption:

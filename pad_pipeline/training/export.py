@@ -35,7 +35,7 @@ from pad_pipeline.training.ranks import Ranks
 from pad_pipeline.training.template import IMAGE, IMAGE_MARK, SYSTEM, Template, TemplateName
 
 ADAPTER = "adapter"
-"""The folder within `hf/` of LoRA adapters that are not merged into the LLM."""
+"""The folder within `hf/` for LoRA adapters that are not merged into the LLM."""
 
 
 def export(model: MultimodalModel, view: View, out: Path, here: Ranks) -> None:
@@ -69,7 +69,7 @@ def export_llava(model: MultimodalModel, view: View, folder: Path) -> None:
     with quiet():
         llava.save_pretrained(folder)
         processor_for(model, view, tokenizer).save_pretrained(folder)
-    if kind is AbstractorLlava:  # the model then loads where this project is not installed
+    if kind is AbstractorLlava:  # then the model loads even if this project is not installed
         for name in ("abstractor.py", "llava_abstractor.py"):
             code = Path(__file__).with_name(name).read_text("utf-8")
             code = code.replace("from pad_pipeline.errors import UserError\n", "UserError = ValueError\n")
@@ -143,7 +143,7 @@ def _with_rows(rows: Tensor, tokens: int) -> Tensor:
 
 
 def _llm_weights(model: MultimodalModel) -> dict[str, Tensor]:
-    """Return the LLM's weights, with adapters that are to be merged added to them; others are left out."""
+    """Return the LLM's weights. Adapters are added to them if the settings say so, and are left out if not."""
     base = model.base_llm
     state = {n.replace(".base_layer.", "."): v for n, v in base.state_dict().items() if ".lora_" not in n}
     if model.settings.llm == "lora" and model.settings.lora.merge:
@@ -172,7 +172,7 @@ def _save_adapter(llm: Any, folder: Path) -> None:
 
 
 def _generation(model: MultimodalModel, image_token: int) -> GenerationConfig:
-    """Return the LLM's generation config, with the end tokens of the training's answers, and `<image>` suppressed."""
+    """Return the LLM's generation config. It also has the token that ends an answer in training, and bans `<image>`."""
     config = copy.deepcopy(model.llm.generation_config)
     if not config.do_sample:  # Vicuna's config still has a temperature, and transformers refuses to save it
         config.temperature = config.top_p = config.top_k = None
@@ -240,8 +240,8 @@ _ONE_TEXT = """\
 {%- endfor -%}
 {%- set messages = found.messages %}
 """
-"""Jinja code that makes one text of a message's image and text, the image first, for chat templates that take only
-texts. lmms-eval already sends one text, with the image mark in it."""
+"""Jinja code that joins a message's image mark and text into one text, the mark first, for chat templates that take
+only texts. lmms-eval already sends one text, with the mark in it."""
 _NO_BOS = "{%- set bos_token = '' -%}\n"
 """Jinja code for a tokenizer that adds BOS itself. Without this code, a program that renders the chat template and then
 tokenizes the text, as lmms-eval does, would get BOS twice."""
@@ -254,7 +254,7 @@ _V1 = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- ' ASSISTANT:' -}}{%- endif -%}
 """
-"""The chat template of Vicuna's dialogues, in which `SYSTEM` and `GAP` are replaced."""
+"""The chat template of Vicuna's dialogues, with the placeholders `SYSTEM` and `GAP`."""
 
 
 def _question_template(model: MultimodalModel) -> TemplateName:
@@ -265,7 +265,7 @@ def _question_template(model: MultimodalModel) -> TemplateName:
 def chat_template_for(name: TemplateName, tokenizer: Any, processor: LlavaProcessor) -> str | None:
     """Return the chat template with which `processor` makes the same tokens as `Template(name, tokenizer)`.
 
-    `tokenizer` is that of the training. Return None if no chat template makes the same tokens.
+    `tokenizer` is the tokenizer of the training. Return None if no chat template makes the same tokens.
     """
     try:
         template = Template(name, tokenizer)

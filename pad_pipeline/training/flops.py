@@ -22,7 +22,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def step_flops(model: MultimodalModel, samples: int, positions: int, supervised: int) -> float:
-    """Return the FLOP of a step, forward and backward, without those that activation checkpointing repeats.
+    """Return the FLOP of a step, forward and backward. Work that activation checkpointing repeats does not count.
 
     The forward pass takes 2 FLOP for each weight and position. The backward pass takes 2 for the gradient of the input,
     and 2 more for the gradient of a weight that is trained. Attention takes 4 for each channel, position and earlier

@@ -24,7 +24,7 @@ from pad_pipeline.training.step_counts import count_step
 def measure_held_out(
     model: MultimodalModel, examples: Examples, numbers: npt.NDArray[np.int64], batch_size: int, here: Ranks
 ) -> dict[str, Any]:
-    """Measure the samples `numbers`, int64 `[N]`. All ranks must call it. The model stays in evaluation mode.
+    """Measure the samples with these numbers, int64 `[N]`. All ranks must call it. The model stays in evaluation mode.
 
     Returns:
         Fields of a log entry: both losses (L_caption is None if the LLM is not run), their sum with `beta_end` as the
@@ -55,7 +55,7 @@ def measure_held_out(
 
 
 class AlignmentMeter:
-    """Measures, on held-out images, the paper's Align and how many vision tokens are nearest to a readable word."""
+    """Measures on held-out images the paper's Align, and the share of vision tokens whose nearest word is readable."""
 
     def __init__(self, model: MultimodalModel) -> None:
         self.model = model
@@ -92,7 +92,7 @@ class AlignmentMeter:
 
     def result(self, here: Ranks) -> dict[str, Any]:
         """Return Align, Align with shuffled tokens as a baseline, and the share of tokens whose nearest word is
-        readable, over the images of all ranks. Each is None if no image has a region, or if there is no image."""
+        readable, over the images of all ranks. Both Aligns are None without a region, the share without an image."""
         pairs_here = torch.tensor([float(self._align.pairs)]).double()
         sums = torch.stack([self._align.sums, self._chance.sums]).flatten().cpu()
         sums = here.sum(torch.cat([sums, pairs_here, self._readable_and_all]).to(here.device, torch.float32))

@@ -19,7 +19,7 @@ MAY_DIFFER = {
 
 
 AbsolutePath = Annotated[str, AfterValidator(lambda path: resolved(path) if path and Path(path).exists() else path)]
-"""A local path, which is made absolute, or a URL or the name of a model. A training may be continued from another
+"""A URL, the name of a model, or a local path. A path is made absolute: a training may be continued from another
 folder, and Ray's workers run in folders of their own."""
 
 
@@ -35,7 +35,7 @@ class Job(BaseModel):
     llm: AbsolutePath
     """Folder or hub name of the LLM, of LLaMA's, Mistral's or Qwen's type."""
     out: str
-    """Output folder of `training.json`, `log.jsonl`, `checkpoints/`, `mm_projector.bin` and the Hugging Face model
+    """Output folder for `training.json`, `log.jsonl`, `checkpoints/`, `mm_projector.bin` and the Hugging Face model
     `hf/`."""
     shards: AbsolutePath = ""
     """Folder or URL of the PAD shards to train on; give either `shards` or `data`."""

@@ -1,6 +1,6 @@
-"""Define LLaVA with a C-Abstractor as its projector, for transformers, whose own LLaVA can't have one.
+"""Define LLaVA with a C-Abstractor as a model of transformers, whose own LLaVA can't have such a projector.
 
-An exported model of this kind has a copy of this file and of abstractor.py in its folder, so that it loads where this
+An exported model of this kind has a copy of this file and of abstractor.py in its folder, so that it loads if this
 project is not installed (with `trust_remote_code=True`). This project never runs the copies.
 """
 

@@ -220,7 +220,7 @@ class Trainer:
             self._count_dropped(step, number)
         # Dropout depends only on the step and the rank, so that a continued training repeats it.
         torch.manual_seed((settings.seed * 1_000_003 + number) * 4099 + here.rank)
-        # Add up the gradients of the micro-batches, then those of the ranks.
+        # Add up the gradients of the micro-batches, then the sums of all ranks.
         self.optimizer.zero_grad(set_to_none=True)
         partial_sums = torch.zeros(6, device=here.device)
         self.model.llm.train(settings.llm != "frozen" or settings.activation_checkpointing)
@@ -252,10 +252,10 @@ class Trainer:
         } | {name: value for name, value in counts._asdict().items() if name not in ("patch_weight", "labels")}
 
     def _backward(self, batch: Batch, beta: float, counts: StepCounts) -> Tensor:
-        """Add the gradients of a micro-batch to those of the parameters.
+        """Add the gradients of a micro-batch to the parameters' gradients.
 
-        Return its part of the step's sums, float32 `[6]`: L_caption, L_patch, both sums of `mean_cosine`, and the
-        squared norms of the gradients of L_caption and of beta x L_patch at the vision tokens.
+        Return the micro-batch's part of the step's sums, float32 `[6]`: L_caption, L_patch, both sums of
+        `mean_cosine`, and the squared norms of the gradients of L_caption and of beta x L_patch at the vision tokens.
         """
         try:
             losses = counts.losses(self.model, batch)
@@ -276,7 +276,7 @@ class Trainer:
         return torch.cat([torch.stack([losses.caption, losses.patch]).detach().float(), losses.cosine, squares])
 
     def _set_rates(self, number: int) -> float:
-        """Set the learning rates of step `number`: linear warm-up, then half a cosine to 0, as in transformers.
+        """Set the learning rates of a step: linear warm-up, then half a cosine to 0, as in transformers.
         Return the rate of the parameters outside the projector."""
         warmup = math.ceil(self.settings.warmup * self.total)
         share = number / max(warmup, 1)
@@ -287,7 +287,7 @@ class Trainer:
         return float(self.settings.learning_rate * share)
 
     def _count_dropped(self, step: StepBatches, number: int) -> None:
-        """Record the samples of all ranks from which nothing can be learned. Raise an error above `max_dropped`."""
+        """Record all ranks' samples from which nothing can be learned. Raise an error if `max_dropped` is exceeded."""
         problems = [problem for of_rank in self.here.gather(step.problems) for problem in of_rank]
         self.dropped += len(problems)
         if self.here.first:
@@ -303,7 +303,7 @@ class Trainer:
     def _speed(self, entry: dict[str, Any], seconds: float, waited: float) -> dict[str, Any]:
         """Return the speed of a step. `seconds` is its whole duration, and `waited` the part that it waited for data.
 
-        On a known GPU, this includes the MFU (model FLOP utilization, the share of the peak rate).
+        On a known GPU, the result includes the MFU (model FLOP utilization, the share of the peak rate).
         """
         speed = {
             "samples_per_second": self.batch_size / seconds,
@@ -316,7 +316,7 @@ class Trainer:
         return speed
 
     def _report_memory(self, size: int) -> None:
-        """Report the GPU memory that micro-batches of `size` samples need, and the size that would fill it."""
+        """Report the GPU memory that micro-batches of `size` samples need, and the size that would fill the GPU."""
         if self.here.device.type != "cuda":
             return
         # Weights and optimizer stay allocated between steps. The rest of the peak grows with the size.

@@ -1,7 +1,7 @@
 """Compute the two losses, L_caption and L_patch.
 
 Each loss is a sum of terms divided by a weight. A step of several micro-batches or ranks passes the weight of the whole
-step, so that the losses of its parts add up to the same number however the step is split.
+step, so that the losses of its parts add up to the same number for any split.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def patch_loss(
     """Return L_patch, the mean distance between the vision tokens of each region and the region's label embedding.
 
     A pair of token p and region r has the weight w_rp, the patch's coverage. With the projected token v and the label
-    embedding e, its term is 1 - cos(v_p, e_r). For `kind = "contrastive"`, its term is
+    embedding e, the pair's term is 1 - cos(v_p, e_r). For `kind = "contrastive"`, the term is
     -log(exp(cos(v_p, e_r) / T) / sum_l exp(cos(v_p, e_l) / T)) over the distinct labels l of the step.
     `average = "token"`: sum_rp w_rp term_rp / sum_rp w_rp.
     `average = "region"`: mean over r of sum_p w_rp term_rp / sum_p w_rp.
@@ -70,8 +70,8 @@ def patch_loss(
         image: int64 `[R]`, the row of `tokens` that each region belongs to.
         settings: kind, comparison and average.
         weight: divisor of the sum; by default `patch_loss_weight` of these regions.
-        labels: `[L, d]`, the distinct label embeddings of the step, for the contrastive loss; by default those of
-            `embeds`.
+        labels: `[L, d]`, the distinct label embeddings of the step, for the contrastive loss; by default the distinct
+            rows of `embeds`.
     """
     if weight is None:
         weight = patch_loss_weight(coverage, settings)
@@ -121,7 +121,7 @@ def _terms(
 def mean_cosine(tokens: Tensor, embeds: Tensor, coverage: Tensor, image: Tensor) -> Tensor:
     """Return the sums of w_rp cos(v_p, e_r) and of w_rp over all pairs, float32 `[2]`; see `patch_loss`.
 
-    The first divided by the second is the mean cosine, which is logged for every kind of loss.
+    The first sum divided by the second is the mean cosine, which is logged for every kind of loss.
     """
     if not len(image):
         return tokens.new_zeros(2, dtype=torch.float32)

@@ -42,7 +42,7 @@ class Losses(NamedTuple):
     cosine: Tensor
     """float32 `[2]`, see `mean_cosine`."""
     tokens: Tensor
-    """`[I, M, d]`: the projected tokens; of one blank image if the batch has no image."""
+    """`[I, M, d]`: the projected tokens of the images, or of one blank image if the batch has no image."""
 
 
 class MultimodalModel(nn.Module):
@@ -145,13 +145,13 @@ class MultimodalModel(nn.Module):
     ) -> Losses:  # fmt: skip
         """Compute L_caption and L_patch of a batch. See `caption_loss` for `caption_weight`, and `patch_loss` for
         `patch_weight` and `labels`."""
-        # The projector needs a gradient (of 0) on every rank, so a batch without images gets a blank one.
+        # The projector needs a gradient (of 0) on every rank, so a batch without images gets a blank image.
         pixels = batch.pixels if len(batch.pixels) else batch.pixels.new_zeros(1, *batch.pixels.shape[1:])
         tokens = self.encode_images(pixels)
         coverage = self.pool_coverage(batch.coverage)
         patch = patch_loss(tokens, batch.embeds, coverage, batch.image, self.settings.patch_loss, patch_weight, labels)
         cosine = mean_cosine(tokens, batch.embeds, coverage, batch.image)
-        # Do not run an LLM that neither is trained nor adds to the loss.
+        # Do not run an LLM that is not trained and adds nothing to the loss.
         if self.settings.llm == "frozen" and not (len(batch.targets) and self.settings.caption_weight):
             return Losses(patch * 0.0, patch, cosine, tokens)
         hidden = self.run_llm(tokens if len(batch.pixels) else tokens[:0], batch)[batch.predicting]
@@ -188,7 +188,7 @@ def vision_config(folder: Path) -> dict[str, Any]:
         UserError: the folder holds no tower of a known type, or the tower's patches do not fill its image.
     """
     config = read_config("vision", folder, set(TOWERS))
-    inner = config.get("vision_config", config)  # the config of a whole CLIP contains that of its tower
+    inner = config.get("vision_config", config)  # the config of a whole CLIP contains its tower's config
     default = 16 if config["model_type"].startswith("siglip") else 32  # the defaults of transformers' classes
     found = {"image_size": inner.get("image_size", 224), "patch_size": inner.get("patch_size", default)}
     if not all(type(value) is int and value > 0 for value in found.values()):
@@ -225,7 +225,7 @@ def check_view(view: View, folder: Path, vision: str) -> None:
 def normalization(folder: Path) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation per channel, 0..1, from preprocessor_config.json.
 
-    Without that file, they are those of CLIP or SigLIP.
+    Without that file, return the values of CLIP or SigLIP.
 
     Raises:
         UserError: the file is damaged.
@@ -257,7 +257,7 @@ def embedder_for(llm_folder: Path, run: Run) -> LabelEmbedder | None:
 
 
 def context_of(run: Run) -> Literal["sentence", "bare"]:
-    """Return how a run tokenized its labels: as within a sentence, or bare; see `LabelSettings`."""
+    """Return the `context` in which a run tokenized its labels, see `LabelSettings`."""
     built = run.settings.get("llm")
     return "bare" if isinstance(built, dict) and built.get("context") == "bare" else "sentence"
 

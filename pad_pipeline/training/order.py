@@ -1,5 +1,5 @@
-"""Choose the samples of each step. The choice depends only on the seed and the step, so all ranks make the same one,
-and a training that is continued makes it again."""
+"""Choose the samples of each step. The choice depends only on the seed and the step, so all ranks make the same
+choice, and a continued training repeats it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class SampleOrder:
         numbers: int `[N]`, the numbers of the samples.
         batch_size: number of samples in one optimizer step, over all ranks; at most N.
         seed: seed of the order.
-        lengths: int, the approximate length of each sample, by its number. If it is given, samples of similar length,
-            all with an image or all without, share a step, as in LLaVA's `group_by_modality_length`. This saves
+        lengths: int, the approximate length of each sample, by its number. If given, samples of similar length, all
+            with an image or all without, share a step, as in LLaVA's `group_by_modality_length`. This saves
             padding.
         with_image: bool, whether a sample has an image, by its number; by default all have one.
     """

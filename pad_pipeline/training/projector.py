@@ -23,15 +23,15 @@ from pad_pipeline.training.settings import ProjectorKind
 _PREFIX = "model.mm_projector."
 """The prefix of the names of a projector's weights in LLaVA."""
 _OWN = re.compile(r".*(mm_projector|abstractor)\.")
-"""The prefixes of a projector's weights in files of LLaVA and of Honeybee."""
+"""Matches the prefix of the names of a projector's weights in files of LLaVA and of Honeybee."""
 
 
 def build_projector(
     kind: ProjectorKind, vision_width: int, llm_width: int, grid: int = 0, tokens: int = HONEYBEE_TOKENS
 ) -> nn.Module:
-    """Build a new projector of patch tokens `[B, grid * grid, vision_width]` to tokens `[B, M, llm_width]`.
+    """Build a new projector from patch tokens `[B, grid * grid, vision_width]` to tokens `[B, M, llm_width]`.
 
-    Only a C-Abstractor needs `grid`, and M = `tokens`. The other kinds have one token for each patch.
+    Only a C-Abstractor needs `grid` and `tokens`, its M. The other kinds have one token for each patch.
 
     Raises:
         UserError: `tokens` is not a square number from 1 to `grid * grid`.
@@ -50,8 +50,8 @@ def token_count(projector: nn.Module, grid: int) -> int:
 def pool(projector: nn.Module, coverage: Tensor, grid: int) -> Tensor:
     """Average the coverage `[R, grid * grid]` of R regions over the patches of each of the projector's tokens.
 
-    The windows are those of the C-Abstractor's pool. Return `[R, M]`, 0..255, in float32 if there are fewer tokens than
-    patches; otherwise return `coverage`.
+    The windows are the same as in the C-Abstractor's pool. Return float32 `[R, M]`, 0..255. If there are as many tokens
+    as patches, return `coverage` unchanged.
     """
     tokens = token_count(projector, grid)
     if tokens == grid**2:
@@ -109,7 +109,7 @@ def load_projector(path: Path) -> nn.Module:
 def _empty_projector(state: dict[str, Tensor], path: Path) -> nn.Module:
     """Build a projector for the weights `state`, on the meta device (without memory).
 
-    What is no weight is removed from `state`.
+    The tensor `tokens`, which is no weight, is removed from `state`; so is a position for CLS.
     """
     kind: ProjectorKind
     if "pos_emb" in state:

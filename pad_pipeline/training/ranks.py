@@ -31,7 +31,7 @@ class Ranks(NamedTuple):
         return values
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace each parameter's gradient by its sum over all ranks, in one collective. A missing one counts as 0."""
+        """Replace each parameter's gradient by its sum over all ranks, in one collective. A missing one is 0."""
         if self.world == 1:
             return
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
@@ -57,8 +57,8 @@ class Ranks(NamedTuple):
 def ranks() -> Iterator[Ranks]:
     """Yield this process's number among the ranks, and its device.
 
-    The ranks are those of an existing process group (Ray Train's), else those of torchrun's environment variables, else
-    this process alone. A process group that this function starts is ended on exit.
+    The ranks come from an existing process group (Ray Train's), else from torchrun's environment variables; else this
+    process is alone. A process group that this function starts is ended on exit.
     """
     makes_group = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
     local = int(os.environ.get("LOCAL_RANK", "0"))

@@ -1,4 +1,4 @@
-"""Define the settings of a training. The defaults are the paper's values, or LLaVA-1.5's where the paper gives none."""
+"""Define the settings of a training. The defaults are the paper's values, or LLaVA-1.5's if the paper has none."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class PatchLossSettings(BaseModel):
     """`token`: the mean over all pairs of patch and region, so that large regions count more. `region`: the mean over
     regions of each region's mean."""
     temperature: float = Field(0.07, gt=0, allow_inf_nan=False)
-    """The contrastive loss divides cosines by it."""
+    """The number by which the contrastive loss divides cosines."""
 
 
 class LoraSettings(BaseModel):
@@ -43,7 +43,7 @@ class LoraSettings(BaseModel):
 
 
 class TrainSettings(BaseModel):
-    """Settings of training stage 1, which trains only the projector: those of LLaVA-1.5's pretrain.sh, and L_patch."""
+    """Settings of training stage 1, which trains only the projector; from LLaVA-1.5's pretrain.sh, with L_patch."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -76,7 +76,7 @@ class TrainSettings(BaseModel):
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     max_grad_norm: float = Field(1.0, gt=0)
     caption_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
-    """The weight of L_caption; the paper has none. With 0 and a frozen LLM, the LLM is not run."""
+    """The weight of L_caption; the paper has no such weight. With 0 and a frozen LLM, the LLM is not run."""
     beta_start: float = Field(0.0, ge=0, allow_inf_nan=False)
     """The weight of L_patch in the first step. L = L_caption + beta(t) L_patch; in the paper, beta goes from 0 to 5."""
     beta_end: float = Field(5.0, ge=0, allow_inf_nan=False)
@@ -88,7 +88,7 @@ class TrainSettings(BaseModel):
     `argmax` select whole patches."""
     patch_loss: PatchLossSettings = PatchLossSettings()
     max_length: int = Field(2048, gt=0)
-    """Greatest number of tokens in a sequence, with those of the image. A longer sequence is cut at the end."""
+    """Greatest number of tokens in a sequence, including image tokens. A longer sequence is cut at the end."""
     group_by_length: bool = False
     """Whether a step has samples of similar length, all with an image or all without (LLaVA's
     group_by_modality_length)."""
@@ -103,8 +103,8 @@ class TrainSettings(BaseModel):
     keep_checkpoints: int = Field(2, gt=0)
     """Number of latest checkpoints that are kept; the best one is kept too."""
     held_out: int = Field(0, ge=0)
-    """Number of samples that are not trained on. At each checkpoint, their loss is measured, to find the best
-    checkpoint, and so are the paper's signs of failure: Align, and the share of readable vision tokens."""
+    """Number of samples that are not trained on. At each checkpoint, they are measured: their loss shows the best
+    checkpoint; Align and the share of readable vision tokens are the paper's signs of failure."""
     held_out_every: int = Field(0, ge=0)
     """Number of steps between two measurements of the held-out samples; 0 to measure only at checkpoints."""
     seed: int = Field(0, ge=0, lt=1 << 63)
@@ -118,7 +118,7 @@ class TrainSettings(BaseModel):
         return self.llm != "frozen" or self.caption_weight > 0
 
     def beta(self, step: int, steps: int) -> float:
-        """Return the weight of L_patch in step `step` (from 0) of `steps`."""
+        """Return the weight of L_patch in a step. `step` counts from 0, and `steps` is the number of all steps."""
         share = step / max(steps - 1, 1)
         if self.beta_schedule == "constant":
             share = 1.0

@@ -36,7 +36,7 @@ class EncodedText(NamedTuple):
     """For each token, whether the LLM learns to produce it."""
 
     def truncated(self, length: int, image_tokens: int) -> EncodedText:
-        """Return the beginning that fits into `length` tokens, of which the image takes `image_tokens`.
+        """Return the beginning that fits into `length` tokens. The image takes `image_tokens` of these tokens.
 
         LLaVA truncates in the same way. If the image does not fit as a whole, an empty text is returned.
         """
@@ -90,7 +90,7 @@ class Template:
         return EncodedText(before + ids, [False] * len(before) + [True] * len(ids))
 
     def question(self, text: str) -> list[int]:
-        """Return the token ids of a question about an image, up to where the answer begins in training.
+        """Return the token ids of a question about an image, up to the point at which the answer begins in training.
 
         Raises:
             ValueError: the LLM's chat template fails on the question.
@@ -109,7 +109,7 @@ class Template:
         for turn in turns:
             if turn["from"] in _HUMAN:
                 pieces.append((f"USER: {turn['value']} ASSISTANT:", False))
-            else:  # LLaVA supervises the space before the answer too; before a digit it is a token of its own
+            else:  # LLaVA supervises the space before the answer too; the space before a digit is a separate token
                 pieces.append((f" {turn['value']}{self.tokenizer.eos_token}", True))
         return self._tokenize_pieces(pieces, self._bos)
 
@@ -145,9 +145,9 @@ class Template:
         return encoded
 
     def _answered_text(self, whole: str, asked: str, answer: str) -> str:
-        """Return the dialogue's text up to the token that ends `answer`; "" if that token is not found.
+        """Return the dialogue's text up to the token that ends `answer`; "" if there is no such token.
 
-        It is for templates that format the last answer differently: Qwen 3 puts an empty thought before it.
+        Some templates format the last answer differently: Qwen 3 puts an empty thought before it.
         """
         ends = "|".join(map(re.escape, self._added))
         match = re.compile(f"{re.escape(answer.strip())}\\s*({ends})").search(whole, len(asked))

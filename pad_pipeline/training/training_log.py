@@ -38,7 +38,7 @@ class TrainingLog:
             if installed("tensorboard"):
                 from torch.utils.tensorboard import SummaryWriter
 
-                # `purge_step` discards what an earlier process logged for this step and later.
+                # `purge_step` discards entries of an earlier process for this step and later steps.
                 self.board = SummaryWriter(str(out / "tensorboard"), purge_step=len(entries))
 
     def add(self, entry: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ def _start_wandb(project: str, out: Path) -> None:
 
 
 def read_log(out: Path, before: int, name: str = LOG) -> list[dict[str, Any]]:
-    """Read the log entries of all steps before step `before`; none if the file is missing."""
+    """Read the log entries of all steps before `before`; return an empty list if the file is missing."""
     entries = []
     for line in (out / name).read_text().splitlines() if (out / name).is_file() else []:
         with suppress(ValueError, TypeError, KeyError):  # a line is incomplete if its process was killed

@@ -82,7 +82,7 @@ class CustomSettings(StageSettings):
 
     @contextmanager
     def _user_code(self, failure: str, remedy: str) -> Iterator[None]:
-        """Return a context for the user's code, which turns any exception into a `UserError`."""
+        """Return a context that turns any exception of the user's code into a `UserError`."""
         try:
             yield
         except UserError:
@@ -106,7 +106,7 @@ class CustomSettings(StageSettings):
         return kind
 
     def own_settings(self, folder: Path = Path()) -> BaseModel | None:
-        """Return an instance of the class's own `Settings`, with paths relative to `folder`; None without `Settings`.
+        """Return an instance of the class's own `Settings`, if any, with paths relative to `folder`; else None.
 
         Raises:
             UserError: the class is not found, or a setting is wrong.
@@ -157,7 +157,7 @@ class CustomSettings(StageSettings):
     def code_here(self) -> str:
         """Return `package.module:Class@version+hash`, the version of the class's code on this machine.
 
-        The version is that of the installed distribution, if any. The hash is the first 12 digits of a sha256 over all
+        The version belongs to the installed distribution, if any. The hash is the first 12 digits of a sha256 over all
         Python files of the top-level package, or over the file of a single module.
         """
         module_name = self.class_.partition(":")[0]

@@ -34,7 +34,7 @@ class Detection(NamedTuple):
     label: str
     """One of the labels that the detector was asked for; a grounder may return any label."""
     score: float
-    """0..1."""
+    """The score, 0..1."""
     xyxy: tuple[float, float, float, float]
     """Left, top, right, bottom in pixels: 0..W, 0..H. A box that exceeds the image by at most a pixel is clipped."""
 
@@ -50,7 +50,7 @@ class Detector(Protocol):
     """Finds boxes for the tags of an image."""
 
     def detect(self, images: list[np.ndarray], labels: list[list[str]]) -> list[list[Detection]]:
-        """Return the detections of each image. `labels` has for each image the labels to look for: one or more,
+        """Return the detections of each image. `labels` has the labels to look for in each image: one or more,
         without repetition."""
 
 

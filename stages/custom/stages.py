@@ -41,7 +41,7 @@ class CustomStage(Stage[np.ndarray, Any]):
         self.method = getattr(self.model, settings.method)
 
     def bad(self, given: str, wanted: str) -> BadAnswer:
-        """Return an error about an answer: what the model has `given`, and what it should have given."""
+        """Return an error about an answer: `given` describes the answer, and `wanted` a correct answer."""
         return BadAnswer(f"the {self.settings.section} gives {given}; it should be {wanted}")
 
     def shape(self, row: ImageRecord) -> tuple[int, ...]:
@@ -155,7 +155,7 @@ class DetectStage(BoxesStage):
         self.unboxable = load_unboxable(settings.unboxable)
 
     def asked(self, row: ImageRecord) -> list[str]:
-        """Return the labels to look for: the row's tags without those that can't have a box."""
+        """Return the labels to look for: the row's tags, except for tags that can't have a box."""
         tags = dict.fromkeys(tag.label for tag in row.tags)
         return [label for label in tags if normalize(label) not in self.unboxable]
 

@@ -97,7 +97,7 @@ class SwinBlock(nn.Module):
         self.register_buffer("attn_mask", mask, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the updated tokens, `[B, side * side, dim]` as `x`."""
+        """Return the updated tokens in the shape of `x`, `[B, side * side, dim]`."""
         batch, _, dim = x.shape
         windows = self.norm1(x).view(batch, self.side, self.side, dim)
         if self.shift:

@@ -22,8 +22,8 @@ def option(panel: str | None, help: str, *flags: str, **more: Any) -> Any:
 
 
 def setting(settings: type[BaseModel], panel: str | None, name: str, flag: str = "", unset: str = "") -> Any:
-    """Return the option of the field `name` of `settings`, called `flag` or else like the field. If `unset` is given,
-    `--help` shows it as the default."""
+    """Return the option for the field `name` of `settings`. The option is called `flag`, or like the field if `flag` is
+    empty. `--help` shows `unset` as the default, unless it is empty."""
     field = settings.model_fields[name]
     found = {}
     for limit in field.metadata:

@@ -1,4 +1,4 @@
-"""The operations that run in one worker. This module imports no model: a worker imports only what it needs itself."""
+"""The operations that run in one worker. This module imports no model, so that a worker imports only its own models."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ class Chain:
 class LinkActor:
     """A Ray actor that runs a link.
 
-    An exception is returned to the driver, which raises it. Ray would wrap a raised exception in several of its own,
-    and print pages.
+    An exception is returned to the driver, which raises it. Ray would wrap a raised exception in several of Ray's,
+    and print pages of text.
     """
 
     def __init__(self, link: Link) -> None:

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 from pad_pipeline.workflows.engine.chain import Chain, Done, Link, StageWork, portable
 
 PATIENCE = 20.0
-"""Seconds that a child has to end by itself after a request. Then it is killed."""
+"""Seconds in which a child can end by itself after a request. Then it is killed."""
 _START = (
     "import sys; sys.path[:] = sys.argv[3:]; from pad_pipeline.workflows.engine.child import main; "
     "main(int(sys.argv[1]), sys.argv[2].split())"
@@ -40,7 +40,7 @@ class Child:
     """A child process, as its parent sees it. The child first imports `modules`."""
 
     _waiting: Child | None = None
-    """A child that `preload` started, and `take` has not returned yet."""
+    """A child that `preload` started and that `take` has not returned yet."""
 
     def __init__(self, *modules: str) -> None:
         self.connection, theirs = Pipe()
@@ -50,7 +50,7 @@ class Child:
 
     @classmethod
     def preload(cls, *modules: str) -> None:
-        """Start the child that `take` returns next. It imports `modules` while this process does other things."""
+        """Start the child that `take` returns next. The child imports `modules` in the meantime."""
         cls._waiting = cls._waiting or cls(*modules)
 
     @classmethod
@@ -60,7 +60,7 @@ class Child:
         return child
 
     def begin(self, link: Link) -> None:
-        """Let the child build the chain of `link`. The errors are those of `receive`."""
+        """Let the child build the chain of `link`. The errors are the same as in `receive`."""
         level = logging.getLogger().level if logging.getLogger().handlers else 0
         self.send((link, level))
         self.receive()
@@ -78,7 +78,7 @@ class Child:
 
         Raises:
             ChildDied: the child died.
-            Exception: the child raised it.
+            Exception: any exception that the child raised.
         """
         try:
             while not self.connection.poll(1.0):
@@ -163,7 +163,7 @@ def _work(connection: Connection, inbox: SimpleQueue[bytes]) -> None:
         try:
             item: Any = pickle.loads(inbox.get())
             for number, name in enumerate(chain.names):
-                connection.send(name)  # so that the parent knows where the child dies
+                connection.send(name)  # so that the parent knows in which operation the child dies
                 item = chain.run(item, number, number + 1)
             connection.send(chain.work())
         except Exception as error:

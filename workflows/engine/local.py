@@ -17,14 +17,14 @@ class LocalEngine:
 
     Args:
         isolated: work in a child process. A child that dies costs one attempt at its shard, and a new child continues.
-            Without it, an image that kills the process kills the caller.
+            If false, an image that kills the process kills the caller.
     """
 
     def __init__(self, isolated: bool = False) -> None:
         self.isolated = isolated
 
     def run(self, chain: list[Link], shards: Iterable[Attempts], progress: Progress) -> Generator[Done, None, None]:
-        """Work on shards, and yield the result of each after it is committed. Closing the generator stops the work.
+        """Work on shards, and yield the result of each shard after the commit. Closing the generator stops the work.
 
         Args:
             chain: the links of the run.

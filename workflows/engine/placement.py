@@ -32,7 +32,7 @@ def make_pools(chain: list[Link], cpus: float, gpus: int, workers: int = 0) -> l
         chain: the links of the run.
         cpus: CPUs of the cluster.
         gpus: GPUs of the cluster.
-        workers: workers in each pool, at most one for each GPU if GPUs are used. 0 means one for each GPU, or one.
+        workers: workers in each pool. 0 means one for each GPU, or one without GPUs. With GPUs, at most one each.
     """
     wants_gpu = bool(gpus) and any(link.on_gpu for link in chain)
     groups = [(on_gpu, merged([*group])) for on_gpu, group in groupby(chain, lambda link: wants_gpu and link.on_gpu)]

@@ -76,7 +76,7 @@ class Progress:
                 self._report(last=True)
 
     def update(self, stages: dict[str, StageState]) -> None:
-        """Take the progress of the stages. It may be called as often as a caller likes."""
+        """Take the progress of the stages. This may be called as often as needed."""
         now, self.stages = time.monotonic(), stages
         self._mark("all", now, self.found["images"])
         for name, state in stages.items():
@@ -127,7 +127,7 @@ class Progress:
             self._metrics += json.dumps(figures) + "\n"
             if not self.out.remote or last or time.monotonic() - self._stored >= STORED_EVERY:
                 self._stored = time.monotonic()
-                with suppress(OSError):  # a disk without room for figures has none for shards, whose writer reports it
+                with suppress(OSError):  # if the disk is full, the writer of the shards reports it
                     self.out.append(METRICS_NAME, self._metrics.encode())
                     self._metrics = ""
 

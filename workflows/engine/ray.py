@@ -70,7 +70,7 @@ class _Worker:
         self.node = ""
         self.ready = False
         self.jobs: dict[Any, _Job] = {}
-        """Ray's reference to an answer -> the job that it answers, in the order in which the worker got the jobs."""
+        """Ray's reference to an answer -> the job that the worker does, in the order in which it got the jobs."""
         self.work: dict[str, StageWork] = {}
 
 
@@ -208,8 +208,8 @@ class _Scheduler:
         self.waiting[0].appendleft(job)
 
     def _died(self, worker: _Worker) -> Iterator[Done]:
-        """Replace a worker that died, and repeat its jobs. The death counts as one of the job that it worked on. Jobs
-        behind that job did not cause the death, and no job did if the whole node died."""
+        """Replace a worker that died, and repeat its jobs. The death counts for the job that the worker worked on, and
+        not for the jobs behind it. If the whole node died, the death counts for no job."""
         self.workers.remove(worker)
         self.past.append(worker.work)
         blame = any(node["NodeID"] == worker.node and node["Alive"] for node in self.ray.nodes())
@@ -231,7 +231,7 @@ class _Scheduler:
         self._start_worker(worker.link)
 
     def _update(self) -> None:
-        """Ask the workers for their work, and show the answers so far."""
+        """Ask the workers for their work, and show the answers that have come."""
         for worker in self.workers:
             if worker.ready and worker not in self.asked.values():
                 self.asked[worker.actor.work.options(concurrency_group="progress").remote()] = worker
@@ -250,7 +250,7 @@ class _Scheduler:
             )
 
     def _last_update(self) -> None:
-        """Show the work of all workers after the last shard."""
+        """Ask all workers for their work a last time, after the last shard is done, and show it."""
         for worker in self.workers:
             if worker.ready:
                 with suppress(self.ray.exceptions.RayError):

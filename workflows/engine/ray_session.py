@@ -26,7 +26,7 @@ def ray_session(address: str) -> Iterator[Any]:
     Raises:
         UserError: there is no Ray at the address.
     """
-    # Ray reads these variables when it is imported. They hide its notes on coming changes, and those of its C++ code.
+    # Ray reads these variables when it is imported. They hide Ray's notes on coming changes, and its C++ messages.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if not address:
@@ -73,7 +73,7 @@ def check_listening(address: str) -> None:
 
 @contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Discard all output to standard error, that of native code too. Exceptions pass."""
+    """Discard all output to standard error, even from native code. Exceptions pass."""
     sys.stderr.flush()
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

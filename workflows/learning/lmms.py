@@ -84,7 +84,7 @@ def run(model: Path, tasks: str, out: Path, processes: int) -> str:
 
 
 def read_results(out: Path, model: Path) -> dict[str, float]:
-    """Read the newest value of each task and metric that lmms-eval wrote below `out`, by `TASK METRIC`.
+    """Return the newest value of each metric that lmms-eval wrote below `out`. The keys are `TASK METRIC`.
 
     Raises:
         UserError: results can't be read, or are of another model.

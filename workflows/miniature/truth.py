@@ -1,4 +1,4 @@
-"""Scores trained models on drawn scenes with known truth. The recipe of an experiment names them in `[scores]`."""
+"""Functions that score trained models on drawn scenes with known truth. A recipe names them in `[scores]`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Make a run from the images of a source: `pad build`, `pad import`, and the part that rewriting shards shares."""
+"""Make a run from the images of a source: `pad build`, `pad import`, and the part that `rewrite` also uses."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def build_spec(
 
 
 def _earlier_facts(source: Source, models: ModelSettings, redo_from: RedoFrom) -> dict[str, Any]:
-    """Return the settings that describe the earlier run, because some of its results are kept."""
+    """Return the settings that describe the earlier run, some of whose results are kept."""
     if not isinstance(source, ShardsSource):
         rule = "only images that come from PAD shards have been annotated before"
         raise UserError("redo_from", redo_from, rule, "name a folder of shards in `images`")
@@ -94,7 +94,7 @@ def import_coco(
     kind: str = "coco",
 ) -> Totals:
     """Write shards with human regions into `out`: `pad import`. `kind` is the name of the annotations' format. Result
-    and errors are those of `build`."""
+    and errors are the same as in `build`."""
     folder = open_out(out, options.fork)
     embedder = LabelEmbedder(labels)
     spec = RunSpec(
@@ -158,7 +158,7 @@ def _work(run: Run, existing: Scan, folder: Folder, spec: RunSpec, options: RunO
     """Run the unfinished shards, or on a retry the shards with failed images. Return the counts over all shards."""
     retry = options.retry_failed
     if retry:
-        # A retry that was killed between the two files of a shard leaves it incomplete. It is made again as a whole.
+        # A retry that was killed between the two files of a shard left it incomplete. Make the whole shard again.
         numbers = sorted({*existing.with_failures, *existing.incomplete})
         images = existing.totals["failed"]
     else:

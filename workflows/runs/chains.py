@@ -1,4 +1,4 @@
-"""The chains of runs. Each operation is a function that builds it, so that the worker that needs it builds it."""
+"""The chains of runs. They hold functions that build the operations, so that each worker builds its own."""
 
 from __future__ import annotations
 

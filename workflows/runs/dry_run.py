@@ -39,7 +39,7 @@ class Estimate:
     seconds: dict[str, float]
     """Stage -> seconds for one image on this machine."""
     bytes_per_image: float
-    """Bytes of the shards for one image, its image file included."""
+    """Bytes in the shards for one image, including its image file."""
     in_models: float
     """Seconds for one image in the stages with a model."""
     on_gpu: bool
@@ -50,7 +50,7 @@ def estimate(source: Source, models: ModelSettings, view: View, options: RunOpti
     """Measure the annotation of a few images that are spread evenly over the plan. Nothing is kept.
 
     Raises:
-        UserError: as for `build`.
+        UserError: as in `build`.
     """
     import torch
 

@@ -70,7 +70,7 @@ def _statements(source: str) -> Iterator[str]:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Return the facts beside the settings that can change last digits: versions, processor, number of threads."""
+    """Return the facts that can change last digits and are no settings: versions, processor, number of threads."""
     facts = {"python": platform.python_version(), "machine": platform.machine(), "threads": str(threads)}
     for name in _LIBRARIES:
         try:

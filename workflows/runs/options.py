@@ -57,7 +57,7 @@ class RunOptions(BaseModel):
 
     @property
     def used_threads(self) -> int:
-        """Number of CPU threads of each model, `threads` or computed from the cores."""
+        """Number of CPU threads of each model, `threads`; if that is 0, computed from the cores."""
         workers = max(self.workers, 1) if self.engine == "ray" else 1
         return self.threads or max(1, cores() // workers)
 
@@ -66,10 +66,10 @@ _LIMIT = re.compile(r"(\d{1,12})|(\d{1,3}(?:\.\d+)?)%")
 
 
 def failures_allowed(max_failed: str, images: int) -> int:
-    """Return how many of `images` may fail. `max_failed` is a count, or a share such as `5%`.
+    """Return how many images may fail, out of `images`. `max_failed` is a count, or a share such as `5%`.
 
     Raises:
-        UserError: `max_failed` is neither.
+        UserError: `max_failed` is neither a count nor a share.
     """
     found = _LIMIT.fullmatch(max_failed)
     if not found or (found[2] and float(found[2]) > 100):

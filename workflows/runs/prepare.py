@@ -80,7 +80,7 @@ def earlier_run(folder: Folder) -> tuple[Run | None, Scan]:
 
 
 def plan_images(source: Source, path: Path, shard_size: int, depth: Depth, limit: int | None) -> PlanFacts:
-    """Write the plan of a source, as `write_plan` does, and show that it is at work."""
+    """Write the plan of a source, as `write_plan` does, and show a message meanwhile."""
     with errors.status(Text(f"planning {source.origin}")):
         return write_plan(source, path, shard_size, depth, limit)
 

@@ -30,17 +30,17 @@ class Scan:
     """The shards in a folder, by their state."""
 
     finished: set[int] = field(default_factory=set)
-    """Shards of this run with a tar and a sound index."""
+    """Shards of this run with a tar and an undamaged index."""
     totals: Counter[str] = field(default_factory=Counter)
     """The counts of `TOTALS` over the finished shards."""
     with_failures: list[int] = field(default_factory=list)
     """Finished shards with failed images."""
     damaged: list[str] = field(default_factory=list)
-    """Shards whose index can't be read, belongs to another run, or has another size for the tar."""
+    """Shards whose index can't be read, belongs to another run, or states another size of the tar."""
     incomplete: set[int] = field(default_factory=set)
     """Planned shards that have a file but are not finished."""
     uncommitted_files: list[str] = field(default_factory=list)
-    """Files of shards that are not planned, a tar without an index, or an index without a tar."""
+    """Files of shards that are not planned, tars without an index, and indexes without a tar."""
 
 
 def scan(folder: Folder, identity: str, shards: int) -> Scan:
@@ -156,7 +156,7 @@ def check_repaired(old: Run, new: Run, folder: Folder, new_plan: Plan, accept_co
 
 
 def copy_finished_shards(old_folder: Folder, folder: Folder, run: Run) -> int:
-    """Copy the finished shards of another run that would come out the same in `run`, and return their number.
+    """Copy from another run the finished shards that would come out the same in `run`. Return their number.
 
     Such shards have the same images, settings, weights and code.
     """

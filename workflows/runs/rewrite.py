@@ -36,7 +36,7 @@ def rewrite(
 ) -> Totals:
     """Write the images of `source` into new shards in `out`. The run can be resumed like a build.
 
-    If no region is edited, the bytes of the shards are those of a build with the same view and LLM. So the new run has
+    If no region is edited, the shards have the same bytes as in a build with the same view and LLM. So the new run has
     the kind and settings of such a build.
 
     Args:
@@ -53,7 +53,7 @@ def rewrite(
     Raises:
         UserError: the runs do not fit together, the LLM is missing or has changed, or the folder can't be used.
     """
-    # Open the new folder. It must be none of the folders that are read.
+    # Open the new folder. It must not be one of the folders that are read.
     edits = edits or EditSettings()
     folder = open_out(out, options.fork)
     if any(resolved(shards.folder) == resolved(folder) for shards in source.runs):
@@ -80,11 +80,11 @@ def rewrite(
 
 
 def _common(name: str, settings: str, values: list[Value]) -> Value:
-    """Return the value that all runs share. The error uses `name` for the value, and `settings` for the parameters that
-    choose another value.
+    """Return the value that all runs share. In the error, `name` stands for the value, and `settings` for the
+    parameters that choose another value.
 
     Raises:
-        UserError: the runs have several values, or none.
+        UserError: the runs have several values, or no value.
     """
     if values[0] is None or any(value != values[0] for value in values):
         shown = ", ".join(dict.fromkeys(str(value) for value in values))
@@ -101,7 +101,7 @@ def _labels(settings: object) -> LabelSettings:
 
 
 def _shared_facts(runs: list[Run]) -> tuple[str, dict[str, Any], dict[str, str]]:
-    """Return the kind, settings and fingerprints that the runs share, or else those of a merge of different runs."""
+    """Return the kind, settings and fingerprints that the runs share; if they differ, those of a merge."""
     first = _facts(runs[0])
     if all(_facts(run) == first for run in runs):
         return first

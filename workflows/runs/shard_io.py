@@ -19,7 +19,7 @@ class ReadShard:
         self.out, self.plan, self.rewritten = out, Plan(out), rewritten
 
     def __call__(self, task: Task) -> Shard:
-        """Return the planned images of a task. A retry gets the samples that are finished already too."""
+        """Return the planned images of a task. On a retry, samples that are already finished are restored."""
         shard = Shard(task.number, self.plan.shard(task.number, self.rewritten), trial=task.part is not None)
         if task.retry:
             self._restore(shard)
@@ -50,7 +50,7 @@ class WriteShard:
         self.out, self.identity = out, identity
 
     def __call__(self, shard: Shard) -> Done:
-        """Write the shard, except for a part that was tried only to find an image that kills the process."""
+        """Write the shard. A part is not written, because it is tried only to find images that kill the process."""
         if shard.trial:
             return Done(shard.number, {})
         try:

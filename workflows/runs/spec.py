@@ -29,7 +29,7 @@ class RunSpec(NamedTuple):
     code: str = ""
     """Versions of the user's own classes; empty if there are none."""
     title: str = ""
-    """Name of the run in the progress display; empty for `kind`."""
+    """Name of the run in the progress display; if it is empty, `kind` is shown."""
     input_field: str = "images"
     """The parameter that names the source, for errors."""
 

@@ -1,4 +1,4 @@
-"""Report what a plan found before any model runs: images, captions, and all that was left out or changed."""
+"""Report, before any model runs, the images and captions of a plan, and everything that was left out or changed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pad_pipeline.sources.base import Source
 from pad_pipeline.sources.stored import ShardsSource, StoredSource
 
 _SHOWN = 12
-"""The most kinds of problems that are listed."""
+"""The highest number of kinds of problems that are listed."""
 _CAPTIONS, _CONVERSATIONS = "planned images with a caption", "planned images with a conversation"
 _MISSING = "images that are not there"
 
@@ -36,17 +36,17 @@ def show(planned: PlanFacts, source: Source) -> None:
 
 
 def check(planned: PlanFacts, source: Source, field: str, strict: bool) -> None:
-    """Refuse a source that is useless, or not as it should be.
+    """Refuse a source that is useless or, if `strict`, has any problem.
 
     Args:
         planned: the facts of the plan.
         source: the images.
         field: the parameter that names the source, for errors.
-        strict: whether anything that was left out or changed is an error.
+        strict: whether it is an error if anything was left out or changed.
 
     Raises:
-        UserError: there is no image, none that exists, most images have the same problem, or something was left out or
-            changed and the run is `strict`.
+        UserError: no image is listed, or none of them exists, or most have the same problem; or `strict` is true and
+            something was left out or changed.
     """
     _refuse_useless(planned, source, field)
     if strict and (found := _oddities(planned, source)):
@@ -69,8 +69,8 @@ def _refuse_useless(planned: PlanFacts, source: Source, field: str) -> None:
 
 
 def _oddities(planned: PlanFacts, source: Source) -> list[str]:
-    """Return a line for each kind of thing that was left out, changed or can't be used, with its number and its first
-    example."""
+    """Return a line for each kind of problem: its number and its first example. The things with a problem were left
+    out or changed, or can't be used."""
     lines = []
     for counts, what in ((source.counts, "{}"), (planned.problems, "images that can't be used: {}")):
         for kind, number in counts.most_common():
