@@ -9,7 +9,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
 from pad_pipeline.plan import PLAN_NAME, PLAN_SCHEMA, Plan, write_plan
 from pad_pipeline.shards.seal import UNSEALED
@@ -17,6 +16,7 @@ from pad_pipeline.sources.base import Source
 from pad_pipeline.storage import Folder
 from pad_pipeline.workflows.engine.chain import Chain, Task, merged
 from pad_pipeline.workflows.models.settings import ModelSettings
+from pad_pipeline.workflows.runs import survey
 from pad_pipeline.workflows.runs.build import build_spec
 from pad_pipeline.workflows.runs.options import RunOptions
 
@@ -58,8 +58,8 @@ def estimate(source: Source, models: ModelSettings, view: View, options: RunOpti
         folder = Folder(Path(temporary))
         spec = build_spec(source, models, view, options.redo_from, options.used_threads)
         facts = write_plan(source, folder.path / PLAN_NAME, options.shard_size, "sizes", options.limit)
-        if not facts.images:
-            raise UserError("images", source.origin, "there is no image in it", "name a folder or a file with images")
+        survey.check(facts, source, spec.input_field, options.strict)
+        survey.show(facts, source)
         plan = Plan(folder)
         sampled = min(SAMPLE, facts.images // 2) or 1
         positions = [number * facts.images // (2 * sampled) for number in range(2 * sampled)]
