@@ -10,6 +10,7 @@ from pathlib import Path
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.sources.base import Source, ending_of, image_store, require_folder
 from pad_pipeline.sources.folder import IMAGE_ENDINGS
+from pad_pipeline.sources.gzipped import ENDINGS
 from pad_pipeline.sources.manifest import TABLES, ManifestSource
 from pad_pipeline.sources.patterns import Files, find_files, is_pattern, listed_files
 from pad_pipeline.storage import folder_at, is_url
@@ -45,7 +46,7 @@ def open_source(
 
     text, remote = str(images), is_url(str(images))
     is_folder = not remote and Path(text).is_dir()
-    ending = "" if is_folder else ending_of(text)
+    ending = "" if is_folder else _kind(text)
     metadata = next((name for name in _METADATA if is_folder and Path(text, name).is_file()), "")
     if metadata:
         image_root = text if image_root is None else image_root
@@ -62,7 +63,7 @@ def open_source(
             _refuse(columns, image_root)
             return ShardsSource(folder)
     files = _files_of_folder(text.rstrip("/")) if opens_folder else _files(text, ending)
-    kinds = sorted({ending_of(name) for name in files.names}) if files else []
+    kinds = sorted({_kind(name) for name in files.names}) if files else []
     if len(kinds) > 1:
         rule = f"it names files of several kinds ({', '.join(kinds)})"
         raise UserError("images", text, rule, "name the files of one kind")
@@ -75,6 +76,11 @@ def open_source(
         rule = "this file is no folder, no list (.json, .jsonl, .parquet, .csv, .tsv) and no .tar"
         raise UserError("images", text, rule, "name one of these")
     return RemoteFolderSource(text) if remote else FolderSource(Path(text))
+
+
+def _kind(name: str) -> str:
+    """Return the ending of a path or URL; that of a compressed tar is `.tar`, too."""
+    return ".tar" if name.lower().partition("?")[0].endswith(ENDINGS) else ending_of(name)
 
 
 def _refuse(columns: Mapping[str, str] | None, image_root: str | Path | None) -> None:
@@ -103,7 +109,7 @@ def _files_of_folder(folder: str) -> Files | None:
         if any(is_folder and not name.startswith(".") and name != "data" for name, is_folder in entries):
             return None
         for ending in (".parquet", ".tar"):
-            if chosen := [name for name, is_folder in entries if not is_folder and ending_of(name) == ending]:
+            if chosen := [name for name, is_folder in entries if not is_folder and _kind(name) == ending]:
                 return Files(require_folder(place), chosen)
     return None
 

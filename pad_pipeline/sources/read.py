@@ -16,6 +16,7 @@ from pad_pipeline.images import BadImage
 from pad_pipeline.records import Place
 from pad_pipeline.sources.base import image_store
 from pad_pipeline.sources.cells import in_cell, read_cell
+from pad_pipeline.sources.gzipped import ENDINGS, read_gzipped
 from pad_pipeline.storage import is_url, url_problem
 
 TRIES = 3
@@ -44,11 +45,17 @@ def read_bytes(root: str, place: Place, most: int) -> bytes:
         return data
     if place.at >= 0 and not 0 <= place.size <= most:
         raise _too_large(place.size, most)
+    if place.at >= 0 and place.file.lower().endswith(ENDINGS):
+        return _whole(place, _retried(file, lambda: read_gzipped(file, place.at, place.size)))
     data = _remote(file, place, most) if is_url(file) else _local(Path(file), place, most)
-    if place.at >= 0 and len(data) < place.size:
-        raise BadImage(f"{place.file} ends inside the image: {len(data)} bytes instead of {place.size}")
     if place.at >= 0 and len(data) > place.size:
         raise BadImage(f"the server of {place.file} sends whole files only")
+    return _whole(place, data) if place.at >= 0 else data
+
+
+def _whole(place: Place, data: bytes) -> bytes:
+    if len(data) < place.size:
+        raise BadImage(f"{place.file} ends inside the image: {len(data)} bytes instead of {place.size}")
     return data
 
 

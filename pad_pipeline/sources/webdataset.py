@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import gzip
+import math
 import re
 import tarfile
 import zlib
@@ -17,6 +19,7 @@ from pad_pipeline.records import Place, Planned
 from pad_pipeline.sources.base import Tally, image_store, parse_json
 from pad_pipeline.sources.fields import Fields, Record, without_mark
 from pad_pipeline.sources.folder import IMAGE_ENDINGS
+from pad_pipeline.sources.gzipped import ENDINGS, open_gzipped
 from pad_pipeline.sources.patterns import Files, find_files
 from pad_pipeline.storage import is_url
 
@@ -32,7 +35,9 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
 }  # fmt: skip
 """Byte-order mark -> encoding. That of UTF-32 comes first, because it begins like that of UTF-16."""
-_DAMAGE = (tarfile.TarError, ValueError, OverflowError, LookupError, RecursionError, MemoryError)
+_DAMAGE = (
+    tarfile.TarError, ValueError, OverflowError, LookupError, RecursionError, MemoryError, EOFError, zlib.error,
+)  # fmt: skip
 """The errors of tarfile for a damaged header; a MemoryError for one that claims terabytes."""
 
 
@@ -89,6 +94,10 @@ class TarSource:
     def _opened(self, name: str) -> Iterator[tuple[BinaryIO, tarfile.TarFile]]:
         where = f"{self.root}/{name}"
         try:
+            if where.lower().endswith(ENDINGS):
+                with open_gzipped(where) as content:
+                    yield cast(BinaryIO, content), _open_tar(where, cast(BinaryIO, content))
+                return
             with _open(where) as stream:
                 # Reading the last byte first fails here already on a server that only sends whole files.
                 stream.seek(max(0, stream.seek(0, 2) - 1))
@@ -129,7 +138,7 @@ class TarSource:
 
     def _members(self, stream: BinaryIO, tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
         """Yield the plain files with their keys and endings, up to where the tar is damaged."""
-        end = stream.seek(0, 2)
+        end = math.inf if isinstance(stream, gzip.GzipFile) else stream.seek(0, 2)
         try:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined] # tarfile would remember them all
@@ -148,6 +157,8 @@ class TarSource:
             stream.seek(tar.offset)
             if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("it has no end")
+        except gzip.BadGzipFile:
+            self.counts.note("tars that can't be read to the end", tar.name)
         except OSError:  # of a disk or a store; some are ValueErrors too, but no damage of the tar
             raise
         except _DAMAGE:

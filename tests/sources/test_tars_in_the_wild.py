@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pad_pipeline.sources import webdataset
+from pad_pipeline.sources import gzipped, webdataset
 from pad_pipeline.sources.open import open_source
-from tests.sources.small_sources import png, write_tar
+from pad_pipeline.sources.read import read_bytes
+from tests.sources.small_sources import MOST, error_of, png, write_tar
 
 TURNS = [{"from": "human", "value": "What?\n<image>"}, {"from": "gpt", "value": "A dog."}]
 
@@ -94,3 +97,47 @@ def test_keys_are_split_at_the_first_dot(tmp_path: Path) -> None:
     source = open_source(write_tar(tmp_path / "a.tar", members))
     assert [(one.id, one.source, one.caption) for one in source] == [("d.1/a", "a.tar/d.1/a.left.jpg", "both")]
     assert source.counts == {"more images of the same sample": 1}
+
+
+@pytest.mark.parametrize("ending", ["tar.gz", "tgz"])
+def test_a_compressed_tar_gives_what_the_tar_gives(tmp_path: Path, ending: str) -> None:
+    """Catches `.tar.gz` shards, which webdataset reads; images that threads ask for in any order; and a seek to the
+    beginning for each of them."""
+    members = [(f"{number}.jpg", bytes([number]) * 60_000) for number in range(100)]
+    members += [(f"{number}.txt", f"{number}".encode()) for number in range(100)]
+    plain = Path(write_tar(tmp_path / "a.tar", members))
+    (tmp_path / f"b.{ending}").write_bytes(gzip.compress(plain.read_bytes()))
+    source, whole = open_source(f"{tmp_path}/b.{ending}"), open_source(plain)
+    planned = list(source)
+    assert [(one.id, one.caption) for one in planned] == [(one.id, one.caption) for one in whole]
+    order = [(37 * number) % 100 for number in range(100)]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda number: read_bytes(source.root, planned[number].place, MOST), order))
+    assert found == [bytes([number]) * 60_000 for number in order]
+
+
+def test_images_before_the_window_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches an image far back that comes out as other bytes."""
+    monkeypatch.setattr(gzipped, "_PIECE", 1000)
+    members = [(f"{number:02d}.jpg", bytes([number]) * 5000) for number in range(50)]
+    plain = Path(write_tar(tmp_path / "a.tar", members))
+    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    source = open_source(f"{tmp_path}/b.tar.gz")
+    planned = list(source)
+    for number in (0, 49, 3, 48, 20):
+        assert read_bytes(source.root, planned[number].place, MOST) == bytes([number]) * 5000
+
+
+@pytest.mark.parametrize("cut", [0.5, 0.9])
+def test_a_compressed_tar_that_ends_early_is_used_as_far_as_it_goes(tmp_path: Path, cut: float) -> None:
+    """Catches a download that broke off and passes for whole."""
+    members = [(f"{number}.jpg", os.urandom(3000)) for number in range(20)]
+    content = gzip.compress(Path(write_tar(tmp_path / "a.tar", members)).read_bytes())
+    (tmp_path / "b.tar.gz").write_bytes(content[: int(len(content) * cut)])
+    source = open_source(f"{tmp_path}/b.tar.gz")
+    planned = list(source)
+    assert 0 < len(planned) < 20
+    assert source.counts["tars that can't be read to the end"] == 1
+    assert read_bytes(source.root, planned[0].place, MOST) == members[0][1]
+    (tmp_path / "c.tar.gz").write_bytes(b"no gzip")
+    assert "c.tar.gz: it can't be read" in error_of(tmp_path / "c.tar.gz")
