@@ -53,7 +53,7 @@ SAMPLE = 64
 """Images whose content is hashed at the depth `sample`."""
 _MOST_HASHED = 1 << 30
 """Bytes of the largest file that is hashed."""
-_RECORD = re.compile(r"(?:record|row|line|sample|image) \S+(?: of [^:]+)?: ")
+_RECORD = re.compile(r"(?:record|row|line|sample|image) .+?: ")
 _VALUE = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
 _Candidate = tuple[int, str, Planned, int]
 """Checksum of its key, key, image and size of an image whose content may be hashed."""
@@ -199,7 +199,7 @@ def _columns(group: list[Planned], root: str, depth: Depth, first: int, shard_si
 def _kind(problem: str) -> str:
     """Return a problem without its record, its numbers and its quoted values, so that equal problems are counted as
     one."""
-    return _VALUE.sub("...", _RECORD.sub("", problem))
+    return _VALUE.sub("...", _RECORD.sub("", problem, count=1))
 
 
 def _size(planned: Planned, root: str) -> int:

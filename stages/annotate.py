@@ -66,6 +66,8 @@ def _region(row: ImageRecord, annotation: Mapping[str, Any]) -> Region:
                 raise ValueError("its bbox should be four numbers [x, y, width, height]")
             x, y, width, height = box
             box = np.array([x, y, x + width, y + height]).clip(0, [row.width, row.height] * 2)
+            if not annotation["segmentation"] and (box[2:] <= box[:2]).any():
+                raise ValueError("its bbox has no area inside the image")
         rle = _rle(annotation["segmentation"], box, row)
         if box is None:
             x, y, width, height = coco_mask.toBbox(rle)

@@ -14,6 +14,9 @@ from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.records import Planned
 from pad_pipeline.storage import file_system, is_url, url_problem
 
+_MOST_REASONS = 500
+"""The most reasons that are counted separately, so that memory does not grow with the number of records."""
+
 
 class Tally(Counter[str]):
     """Numbers of entries that a source left out or changed, by reason, with the first example of each."""
@@ -26,7 +29,9 @@ class Tally(Counter[str]):
         """Names of texts, in records without a caption, that the source does not use."""
 
     def note(self, reason: str, example: object) -> None:
-        """Count an entry."""
+        """Count an entry. After `_MOST_REASONS` reasons, others are counted together."""
+        if reason not in self and len(self) >= _MOST_REASONS:
+            reason = "entries with other reasons"
         self[reason] += 1
         if reason not in self.examples:
             self.examples[reason] = str(example)

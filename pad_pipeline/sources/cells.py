@@ -40,7 +40,8 @@ def in_cell(place: Place) -> re.Match[str] | None:
     if place.at < 0 or "#" not in place.file:
         return None
     found = _CELL.fullmatch(place.file)
-    return found if found and found[1].lower().endswith(".parquet") else None
+    file = found[1].lower() if found else ""
+    return found if file.endswith(".parquet") or file.partition("?")[0].endswith(".parquet") else None
 
 
 def read_cell(root: str, place: Place) -> bytes:

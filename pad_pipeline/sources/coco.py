@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,12 +15,14 @@ from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.records import Planned
 from pad_pipeline.sources.base import Tally, ending_of, path_problem, read_json, require_folder
-from pad_pipeline.sources.fields import Fields, Record, caption_of, id_text, without_mark
+from pad_pipeline.sources.fields import Fields, Record, id_text, without_mark
 from pad_pipeline.sources.manifest import TABLES, ManifestSource
 from pad_pipeline.threads import map_ahead
 
 _UNREADABLE = "captions that can't be read"
 _ORPHANS = "annotations of no listed image"
+_FACTS = {"id", "pad", "license", "width", "height", "date_captured", "flickr_url"}
+"""Names in an entry of `images` that say nothing of its texts."""
 _LISTS = {".jsonl", ".ndjson", *TABLES}
 
 
@@ -58,6 +60,8 @@ class CocoSource:
             raise _malformed(annotations, f"the image id {repeated[0]} stands there more than once")
         self._names = self._categories(annotations, data.get("categories") or [])
         self._paths = [self._path(entry) for entry in self.images]
+        edges = ((id_text(one["id"]), _edge(one.get("height")), _edge(one.get("width"))) for one in self.images)
+        self._sizes = {number: [height, width] for number, height, width in edges if height and width}
         self._regions: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._captions: dict[str, str] = {}
         self._others: dict[str, Record] = {}
@@ -80,7 +84,7 @@ class CocoSource:
             raise _malformed(path, "categories should be a list of {id, name}")
         names: dict[str, str] = {}
         for entry in categories:
-            number, name = id_text(entry["id"]), _words(entry["name"])
+            number, name = id_text(entry["id"]), _words(str(entry["name"]))
             if names.setdefault(number, name) != name:
                 rule = f"the category id {number} stands for {names[number]!r} and for {name!r}"
                 raise _malformed(path, rule, "give each category an id of its own")
@@ -94,11 +98,10 @@ class CocoSource:
             source = "/".join(entry["coco_url"].split("/")[-2:])
             if not Path(self.root, source).is_file() and Path(self.root, Path(source).name).is_file():
                 source = Path(source).name
-        if isinstance(source, list) and len(source) == 1:
-            (source,) = source
-        if not isinstance(source, str):
+        images = [source] if isinstance(source, str) else self._fields.read(entry).images
+        if len(images) != 1:
             return "", f"image {entry['id']}: file_name should be one path"
-        return self._fields.path(source)
+        return self._fields.path(images[0])
 
     def _sort(self, entries: list[Any], known: Mapping[str, int]) -> None:
         """Put each annotation to its image."""
@@ -108,13 +111,15 @@ class CocoSource:
                 self.counts.note(_ORPHANS, _named(entry))
             elif isinstance(entry.get("segments_info"), list):
                 self._panoptic[number] = entry
-            elif "caption" not in entry:
+            elif "caption" not in entry or any(entry.get(part) for part in ("bbox", "segmentation")):
+                if "caption" in entry:
+                    self.counts.note("captions of single annotations, which are not used", _named(entry))
                 if problem := self._problem(entry):
                     self.counts.note(f"annotations left out, because {problem}", _named(entry))
                 else:
                     self._regions[number].append(entry)
             elif isinstance(entry["caption"], str):
-                self._captions.setdefault(number, entry["caption"])  # the first of COCO's five
+                self._captions[number] = self._captions.get(number) or entry["caption"]  # the first of COCO's five
             else:
                 self.counts.note(_UNREADABLE, _named(entry))
 
@@ -129,8 +134,11 @@ class CocoSource:
         if segmentation is None:
             return "" if box else "they have neither a segmentation nor a bbox"
         if isinstance(segmentation, dict):
-            fits = _are_numbers(segmentation.get("size")) and isinstance(segmentation.get("counts"), str | list)
-            return "" if fits else "their RLE is not {size, counts}"
+            size, stated = segmentation.get("size"), self._sizes.get(id_text(entry["image_id"]))
+            if not _are_numbers(size) or not isinstance(segmentation.get("counts"), str | list):
+                return "their RLE is not {size, counts}"
+            fits = stated is None or stated == size
+            return "" if fits else "the size of their RLE is not the height and the width of the image"
         if not isinstance(segmentation, list) or not all(map(_are_numbers, segmentation)):
             return "their polygons are not lists of numbers"
         if any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
@@ -142,12 +150,10 @@ class CocoSource:
             records = self._listed(path)
         else:
             data = read_json("captions", path)
+            of_ids = isinstance(data, list) and any(isinstance(one, dict) and "image_id" in one for one in data[:100])
+            data = {"annotations": data} if of_ids and not any("image" in one for one in data[:100]) else data
             if isinstance(data, dict) and isinstance(data.get("annotations"), list):
-                before = len(self._captions)
-                entries = [entry for entry in data["annotations"] if isinstance(entry, dict) and "caption" in entry]
-                self._sort(entries, known)
-                if entries and len(self._captions) == before:
-                    self._refuse(path, f"none of its {len(entries)} captions belongs to a listed image")
+                self._join_captions(path, data, known)
                 return
             if not isinstance(data, list):
                 rule = "it is neither COCO captions nor a list of records"
@@ -155,14 +161,35 @@ class CocoSource:
             records = [self._fields.read(record) for record in data]
         self._join(path, records)
 
+    def _join_captions(self, path: Path, data: dict[str, Any], known: Mapping[str, int]) -> None:
+        """Join the captions of a COCO file: by the path of the image, if the file lists its images, or else by id."""
+        entries = [one for one in data["annotations"] if isinstance(one, dict) and isinstance(one.get("caption"), str)]
+        listed = data.get("images")
+        names = {
+            id_text(one["id"]): one["file_name"]
+            for one in (listed if isinstance(listed, list) else [])
+            if isinstance(one, dict) and _is_id(one.get("id")) and isinstance(one.get("file_name"), str)
+        }
+        if names:
+            ids = [id_text(one["image_id"]) if _is_id(one.get("image_id")) else "" for one in entries]
+            captions = [one["caption"] for one in entries]
+            of_images = [(names[number], text) for number, text in zip(ids, captions, strict=True) if number in names]
+            self._join(path, [Record("", [name], text, []) for name, text in of_images])
+            return
+        before = len(self._captions)
+        self._sort([{"image_id": one.get("image_id"), "caption": one["caption"]} for one in entries], known)
+        if entries and len(self._captions) == before:
+            self._refuse(path, f"none of its {len(entries)} captions belongs to a listed image")
+
     def _listed(self, path: Path) -> list[Record]:
         from pad_pipeline.sources.llava import LlavaSource
 
         with rename_field(images="captions"):
-            if ending_of(str(path)) in TABLES:
-                planned = list(ManifestSource(str(path), self.root))
-            else:
-                planned = list(LlavaSource(path, self.root))
+            table = ending_of(str(path)) in TABLES
+            source = ManifestSource(str(path), self.root) if table else LlavaSource(path, self.root)
+            planned = list(source)
+        self.counts.update(source.counts)
+        self.counts.examples |= source.counts.examples
         return [
             Record(one.id, [one.source], one.caption, [*map(dict, one.conversations)], one.problem) for one in planned
         ]
@@ -174,15 +201,21 @@ class CocoSource:
             if record.problem:
                 self.counts.note(_UNREADABLE, f"record {number}: {record.problem}")
             elif len(record.images) == 1 and isinstance(record.images[0], str):
-                by_path.setdefault(self._fields.path(record.images[0])[0], record)
+                source = os.path.normpath(self._fields.path(record.images[0])[0])
+                if source not in by_path or not by_path[source].caption:
+                    by_path[source] = record
         names = Counter(Path(name).name for name in by_path)
         own_names = Counter(Path(source).name for source, _ in self._paths)
         by_name = {Path(name).name: record for name, record in by_path.items() if names[Path(name).name] == 1}
         for entry, (source, _) in zip(self.images, self._paths, strict=True):
             name = Path(source).name
-            found = by_path.get(source) or (by_name.get(name) if own_names[name] == 1 else None)
+            found = by_path.get(os.path.normpath(source)) or (by_name.get(name) if own_names[name] == 1 else None)
             if found:
                 self._others[id_text(entry["id"])] = found
+        used = {id(record) for record in self._others.values()}
+        for source, record in by_path.items():
+            if record.caption and id(record) not in used:
+                self.counts.note("captions of no listed image", source)
         if by_path and not self._others:
             self._refuse(path, f"none of its {len(by_path)} images is one of {self.origin}")
 
@@ -204,15 +237,15 @@ class CocoSource:
             exported = entry["pad"] if isinstance(entry.get("pad"), dict) else {}
             name = exported["id"] if isinstance(exported.get("id"), str) else ""
             other = self._others.get(number) or self._fields.texts({"conversations": exported.get("conversations")})
-            own = entry["caption"] if isinstance(entry.get("caption"), str) else ""
-            caption = self._captions.get(number) or own or other.caption or caption_of(other.conversations)
+            own = self._fields.texts({name: value for name, value in entry.items() if name not in _FACTS})
+            caption = self._captions.get(number) or own.caption or other.caption
             size = {"width": _edge(entry.get("width")), "height": _edge(entry.get("height"))}
             regions = (
                 []
                 if problem
                 else [self._annotation(annotation) | size for annotation in [*self._regions[number], *drawn]]
             )
-            turns = [] if other.problem else other.conversations
+            turns = own.conversations or other.conversations
             yield Planned(name or Path(source).stem, source, without_mark(caption), turns, regions, problem=problem)
 
     def _segments(self, number: str) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
@@ -291,7 +324,8 @@ def _named(entry: Any) -> str:
 
 
 def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(type(v) in (int, float) and math.isfinite(v) for v in value)
+    """Return whether a value is a list of numbers of a size that can occur."""
+    return isinstance(value, list) and all(type(v) in (int, float) and -1e308 < v < 1e308 for v in value)
 
 
 def _is_id(value: Any) -> bool:
@@ -301,7 +335,7 @@ def _is_id(value: Any) -> bool:
 def _is_category(entry: Any) -> bool:
     if not isinstance(entry, dict) or not _is_id(entry.get("id")):
         return False
-    return isinstance(entry.get("name"), str) and bool(entry["name"].strip())
+    return isinstance(entry.get("name"), str | int) and bool(_words(str(entry["name"])))
 
 
 def _malformed(path: Path, rule: str, remedy: str = "repair the file") -> UserError:

@@ -27,8 +27,11 @@ NAMES = {
 }  # fmt: skip
 """Field -> the names that it has in public data sets, in any case. Of the names that a record has, the first is
 taken. A caption that a model wrote goes before the original text of the web page."""
-_SPEAKERS = {"user": "human", "assistant": "gpt"}
-"""Speaker of chat formats -> its name in LLaVA's."""
+_SPEAKERS = {"user": "human", "human": "human"} | dict.fromkeys(
+    ("assistant", "gpt", "model", "bot", "chatgpt", "bing", "bard"), "gpt"
+)
+"""Speaker of chat formats, in lower case -> its name in LLaVA's."""
+_MOST_NAMES = 50
 _LLAVA = ("human", "gpt")
 
 
@@ -104,6 +107,21 @@ class Fields:
             for field in NAMES
         )
 
+    def alternatives(self, there: Sequence[str]) -> list[list[str]]:
+        """Return the names of each field among `there`, the preferred one first: where it has no value, the next one is
+        taken."""
+        left, found = list(there), list[list[str]]()
+        for _ in range(8):
+            names = self.find(left)
+            found = found or [[] for _ in names]
+            for field, name in zip(found, names, strict=True):
+                if name is not None:
+                    field.append(name)
+            if not any(names):
+                break
+            left = [name for name in left if name not in names]
+        return found
+
     def checked(self, there: Sequence[str], origin: str) -> tuple[str | None, ...]:
         """Return what `find` does, for a list whose records all have the names `there`.
 
@@ -141,11 +159,12 @@ class Fields:
         """Read a record of parsed JSON."""
         if not isinstance(record, dict):
             return Record("", [], "", [], should_be("it", record, "an object"))
-        there = tuple(record)
-        if None in record.values():
-            there = tuple([name for name in record if record[name] is not None])
-        names = self._find(there)
+        names = self._find(tuple(record))
         found = self.of(*map(record.get, names))
+        if not (found.caption and found.images):  # a name without a value may hide another one
+            names = self._find(tuple(name for name, value in record.items() if is_there(value)))
+            again = self.of(*map(record.get, names)) if any(names) else found
+            found = again if len(again.images) >= len(found.images) else found
         if not (found.caption or found.problem):
             self.other_texts([name for name, value in record.items() if isinstance(value, str)], names)
         return found
@@ -169,7 +188,8 @@ class Fields:
 
     def other_texts(self, texts: Sequence[str], used: Sequence[str | None]) -> None:
         """Note the names of texts in a record without a caption, because one of them may be its caption."""
-        self.counts.other_texts.update(dict.fromkeys(name for name in texts[:50] if name not in used))
+        if len(self.counts.other_texts) < _MOST_NAMES:
+            self.counts.other_texts.update(dict.fromkeys(name for name in texts[:_MOST_NAMES] if name not in used))
 
     def planned(self, record: Record, number: int) -> list[Planned]:
         """Return the images of a record: none, one, or each of several.
@@ -207,10 +227,12 @@ class Fields:
         if isinstance(image, Embedded):
             return image.source, ""
         if "://" in image and is_url(image):
+            scheme, mark, rest = image.partition("://")
+            image = f"{scheme.lower()}{mark}{rest}"  # schemes have no case
             return image, url_problem(image)
         if image[:1] == "/":
             for root in self._roots:
-                image = image.removeprefix(root)
+                image = image.removeprefix(root).lstrip("/") if image.startswith(root) else image
         if "\\" in image and self._separates(image):
             image = image.replace("\\", "/")
             self.counts.note("paths with \\ in the place of /", image)
@@ -235,6 +257,11 @@ class Fields:
             except Exception:  # of the network; reading the image will report it
                 self._slashes = False
         return self._slashes
+
+
+def is_there(value: Any) -> bool:
+    """Return whether a field has a value: not null, NaN, an empty text or an empty list."""
+    return value is not None and value == value and value != "" and value != []
 
 
 def id_text(value: Any) -> str:
@@ -272,7 +299,7 @@ def references(value: Any) -> list[str | Embedded]:
         return [one for entry in value for one in references(entry)]
     if isinstance(value, dict):
         for name in ("path", "url", "file_name", "image"):
-            if isinstance(value.get(name), str):
+            if isinstance(value.get(name), str) and value[name]:
                 return [value[name]]
     if value is None or value != value:
         return []
@@ -338,7 +365,7 @@ def _turns(turn: Any) -> list[dict[str, str]]:
     if isinstance(turn, dict):
         for who, what in (("from", "value"), ("role", "content")):
             if isinstance(speaker := turn.get(who), str) and turn.get(what) is not None:
-                return [{"from": _SPEAKERS.get(speaker, speaker), "value": _said(turn[what])}]
+                return [{"from": _SPEAKERS.get(speaker.lower(), speaker), "value": _said(turn[what])}]
         pair = [(name, turn[name]) for name in ("user", "assistant") if turn.get(name) is not None]
         if pair:
             return [{"from": _SPEAKERS[name], "value": _said(said)} for name, said in pair]

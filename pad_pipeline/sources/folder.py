@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import NOWHERE, Place, Planned
-from pad_pipeline.sources.base import Tally, image_store, require_folder
+from pad_pipeline.sources.base import Source, Tally, image_store, require_folder
 
 IMAGE_ENDINGS = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ico", ".mpo",
@@ -51,6 +51,27 @@ class FolderSource:
     def _unlistable(self, error: OSError) -> None:
         remedy = "make it readable, or move it away: the images of a folder that is skipped would be missing"
         raise UserError("images", error.filename, f"it can't be listed ({error.strerror})", remedy) from error
+
+
+class MetadataSource:
+    """The images of a folder that a metadata file in it lists. The other images of the folder are counted.
+
+    Args:
+        folder: the folder.
+        listed: the source that reads the metadata file.
+    """
+
+    def __init__(self, folder: str, listed: Source) -> None:
+        self.folder, self.listed = folder, listed
+        self.origin, self.root, self.counts = folder, listed.root, listed.counts
+
+    def __iter__(self) -> Iterator[Planned]:
+        images = 0
+        for planned in self.listed:
+            images += 1
+            yield planned
+        if (others := sum(1 for _ in FolderSource(self.folder)) - images) > 0:
+            self.counts["images that the metadata file does not list, which are left out"] = others
 
 
 class RemoteFolderSource(FolderSource):

@@ -48,14 +48,14 @@ class LlavaSource:
         next(self.records(), None)  # a file of another kind is reported at once
 
     def check_names(self) -> None:
-        """Refuse a file whose first records show that no record names an image, or that a named field is missing.
+        """Refuse a short file in which no record names an image, or none has a field that the user named.
 
         Raises:
             UserError: this is so.
         """
         head = list(islice(self.records(), _HEAD))
         names = dict.fromkeys(name for _, record in head if isinstance(record, dict) for name in record)
-        if names and (self.fields.named or len(head) < _HEAD):
+        if names and len(head) < _HEAD:
             self.fields.checked(list(names), self.origin)
 
     def __iter__(self) -> Iterator[Planned]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from functools import partial
 from itertools import chain, repeat
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 
@@ -19,7 +20,7 @@ from pad_pipeline.parquet import open_parquet
 from pad_pipeline.records import Planned
 from pad_pipeline.sources.base import Tally, ending_of, image_store
 from pad_pipeline.sources.cells import cell
-from pad_pipeline.sources.fields import NAMES, Embedded, Fields, stem
+from pad_pipeline.sources.fields import NAMES, Embedded, Fields, is_there, stem
 from pad_pipeline.sources.llava import given_root, image_folder, open_text
 from pad_pipeline.sources.patterns import Files, find_files
 from pad_pipeline.storage import is_url
@@ -82,15 +83,18 @@ class ManifestSource:
     def _where(self, name: str) -> str:
         return f"{self.files.root}/{name}"
 
+    def _ending(self, name: str) -> str:
+        return ending_of(self._where(name))
+
     def _fields(self, name: str) -> Fields:
         alone = len(self.files.names) == 1
         given = given_root(self.origin, self.image_root) if alone else self.root
-        unit = "row" if ending_of(name) == ".parquet" else "line"
+        unit = "row" if self._ending(name) == ".parquet" else "line"
         return Fields(self.root, given, self.counts, self._named, unit, "" if alone else name)
 
     def _rows(self, name: str, fields: Fields) -> Iterator[_Row]:
         with self._reading(name):
-            yield from self._parquet(name, fields) if ending_of(name) == ".parquet" else self._csv(name, fields)
+            yield from self._parquet(name, fields) if self._ending(name) == ".parquet" else self._csv(name, fields)
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[None]:
@@ -121,14 +125,16 @@ class ManifestSource:
                 if column is not None:
                     self._check_type(where, field, column, table.schema_arrow.field(column).type)
             texts = [field.name for field in table.schema_arrow if _is_text(field.type)]
+            found = fields.alternatives(table.schema_arrow.names)
+            others = {names[0]: [name for name in names[1:] if name in texts] for names in found if names}
             image = str(columns[0])
             if not _holds_bytes(table.schema_arrow.field(image).type):
-                rows = _plain_rows(table, columns)
+                rows = _plain_rows(table, columns, others)
             elif self.image_root is not None:
                 rule = f"the column {image!r} of {where} holds the images themselves"
                 raise UserError("image_root", self.image_root, rule, "leave it out")
             else:
-                rows = _rows_with_bytes(table, columns, name)
+                rows = _rows_with_bytes(table, columns, others, name)
             for row in rows:
                 if not (row[3] or row[4]):
                     fields.other_texts(texts, columns)
@@ -136,8 +142,7 @@ class ManifestSource:
 
     def _check_type(self, where: str, field: str, column: str, kind: pa.DataType) -> None:
         types = pa.types
-        kind = kind.value_type if types.is_dictionary(kind) else kind
-        inner = kind.value_type if types.is_list(kind) or types.is_large_list(kind) else kind
+        kind, inner = _plain(kind), _inner(kind)
         number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_boolean(kind)
         wanted, fits = "text or numbers", _is_text(kind) or number
         if field == "conversations":
@@ -152,26 +157,29 @@ class ManifestSource:
             raise UserError("images", where, rule, f"name another column: `columns` {field}=NAME")
 
     def _csv(self, name: str, fields: Fields) -> Iterator[_Row]:
-        where, tabs = self._where(name), ending_of(name) == ".tsv"
+        where, tabs = self._where(name), self._ending(name) == ".tsv"
+        csv.field_size_limit(max(csv.field_size_limit(), _LONGEST))
         with open_text(where) as stream:
             # A .tsv has no quotes (text/tab-separated-values). A .csv is read strictly, because otherwise a quote that
             # is never closed would swallow rows without an error.
-            lines = iter(partial(stream.readline, _LONGEST), "")
+            lines = _lines(stream)
             reader = csv.reader(lines, "excel-tab", quoting=csv.QUOTE_NONE) if tabs else csv.reader(lines, strict=True)
             try:
                 header, rows = self._header(reader)
                 # A missing column is the empty field that is appended to each row.
                 columns = fields.checked(header, where)
                 pick = itemgetter(*[-1 if column is None else header.index(column) for column in columns])
+                captions = [header.index(name) for name in fields.alternatives(header)[2][1:]]
                 for row in rows:
                     if tabs:
                         row = [self._unquoted(value, where, reader.line_num) for value in row]
                     if len(row) == len(header):
                         row.append("")
                         image, identity, caption, turns = pick(row)
+                        caption = caption or next((row[position] for position in captions if row[position]), "")
                         if not (caption or turns):
                             fields.other_texts(header, columns)
-                        yield reader.line_num, image or None, identity or None, caption, turns or None
+                        yield reader.line_num, image.strip() or None, identity or None, caption, turns or None
                     elif row:
                         wrong = ValueError(f"it has {len(row)} fields, and the header has {len(header)}")
                         yield reader.line_num, wrong, None, None, None
@@ -191,26 +199,32 @@ class ManifestSource:
         """Return the names of the columns, and the rows. Without a header, the names are 1, 2, 3, ..."""
         first: list[str] = next(reader, [])
         numbered = bool(self._named) and all(column.isdecimal() for column in self._named.values())
-        if numbered and not set(self._named.values()) <= set(first):
+        counted = [[str(number + start) for number in range(len(first))] for start in (0, 1)]
+        if numbered and first not in counted:
             return [str(number + 1) for number in range(len(first))], chain([first] if first else [], reader)
         return first, reader
 
 
-def _plain_rows(table: Any, columns: Sequence[str | None]) -> Iterator[_Row]:
+def _plain_rows(table: Any, columns: Sequence[str | None], others: Mapping[str, list[str]]) -> Iterator[_Row]:
     number = 0
-    for batch in table.iter_batches(_ROWS, columns=[*filter(None, columns)], use_threads=False):
-        yield from _with_numbers(batch, columns, number)
+    for batch in table.iter_batches(_ROWS, columns=_read(columns, others), use_threads=False):
+        yield from _with_numbers(batch, columns, others, number)
         number += len(batch)
 
 
-def _rows_with_bytes(table: Any, columns: Sequence[str | None], name: str) -> Iterator[_Row]:
+def _rows_with_bytes(
+    table: Any, columns: Sequence[str | None], alternatives: Mapping[str, list[str]], name: str
+) -> Iterator[_Row]:
     """Yield the rows of a Parquet file that holds images. Their bytes are read only for row groups whose statistics do
     not say that all of them are there."""
     image, *others = str(columns[0]), *columns[1:]
     kind = table.schema_arrow.field(image).type
-    listed = not (pa.types.is_struct(kind) or _is_bytes(kind))
+    listed = _inner(kind) != _plain(kind)
     leaves = {table.metadata.schema.column(leaf).path: leaf for leaf in range(table.metadata.num_columns)}
-    of_image = {path: leaf for path, leaf in leaves.items() if path == image or path.startswith(f"{image}.")}
+    flat = not (listed or pa.types.is_struct(kind))
+    of_image = {
+        path: leaf for path, leaf in leaves.items() if path == image or (not flat and path.startswith(f"{image}."))
+    }
     content = next((leaf for path, leaf in of_image.items() if path.endswith(".bytes")), min(of_image.values()))
     paths = [path for path in of_image if path.endswith(".path")]
     number = 0
@@ -219,7 +233,7 @@ def _rows_with_bytes(table: Any, columns: Sequence[str | None], name: str) -> It
         statistics = facts.column(content).statistics
         complete = statistics is not None and statistics.has_null_count and statistics.null_count == 0
         complete = complete and bool(paths or not listed)
-        read = [*filter(None, others), *(paths if complete else [image])]
+        read = [*_read(others, alternatives), *(paths if complete else [image])]
         if not read:
             yield from (
                 (row, _images(None, name, image, row, True), None, None, None)
@@ -230,7 +244,7 @@ def _rows_with_bytes(table: Any, columns: Sequence[str | None], name: str) -> It
         size = _ROWS if complete else _ROWS_WITH_BYTES
         for batch in table.iter_batches(size, row_groups=[group], columns=read, use_threads=False):
             there = [*([image] if paths or not complete else [None]), *others]
-            for row, value, *rest in _with_numbers(batch, there, number):
+            for row, value, *rest in _with_numbers(batch, there, alternatives, number):
                 yield row, _images(value, name, image, row, complete), *rest
             number += len(batch)
 
@@ -260,19 +274,56 @@ def _images(value: Any, file: str, column: str, row: int, complete: bool) -> lis
     return found
 
 
-def _with_numbers(batch: Any, columns: Sequence[str | None], first: int) -> Iterator[_Row]:
-    values = [repeat(None) if column is None else batch.column(column).to_pylist() for column in columns]
+def _read(columns: Sequence[str | None], others: Mapping[str, list[str]]) -> list[str]:
+    """Return the columns to read: the chosen ones, and the texts that stand in for their missing values."""
+    chosen = [*filter(None, columns)]
+    return [*chosen, *(name for column in chosen for name in others.get(column, ()))]
+
+
+def _with_numbers(
+    batch: Any, columns: Sequence[str | None], others: Mapping[str, list[str]], first: int
+) -> Iterator[_Row]:
+    values = [repeat(None) if column is None else _values(batch, column, others) for column in columns]
     yield from zip(range(first, first + len(batch)), *values, strict=False)
+
+
+def _values(batch: Any, column: str, others: Mapping[str, list[str]]) -> list[Any]:
+    """Return the values of a column; in the place of a missing one, that of the first other column that has one."""
+    values: list[Any] = batch.column(column).to_pylist()
+    for name in others.get(column, ()):
+        if name in batch.schema.names and not all(map(is_there, values)):
+            more = batch.column(name).to_pylist()
+            values = [value if is_there(value) else other for value, other in zip(values, more, strict=True)]
+    return values
 
 
 def _below(folder: str, image: str | Embedded) -> str | Embedded:
     """Return a path relative to the folder of its list as one relative to the root of all lists."""
-    plain = isinstance(image, str) and not is_url(image) and image[:1] not in ("/", "\\")
-    return f"{folder}/{image}" if plain else image
+    plain = isinstance(image, str) and not is_url(image) and image[:1] not in ("/", "\\") and image[1:2] != ":"
+    return os.path.normpath(f"{folder}/{image}") if plain and image else image
+
+
+def _lines(stream: TextIO) -> Iterator[str]:
+    for line in iter(partial(stream.readline, _LONGEST), ""):
+        if len(line) == _LONGEST:
+            raise ValueError(f"a line has {_LONGEST} characters or more")
+        yield line
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Return the type of a column's values, of a dictionary or not."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _inner(kind: pa.DataType) -> pa.DataType:
+    """Return the type of a list's elements; that of other values unchanged."""
+    types, kind = pa.types, _plain(kind)
+    listed = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return _plain(kind.value_type) if listed else kind
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    kind = _plain(kind)
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
@@ -282,8 +333,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 def _holds_bytes(kind: pa.DataType) -> bool:
     """Return whether a column holds images: bytes, `{bytes, path}` as of Hugging Face `datasets`, or lists of these."""
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        kind = kind.value_type
+    kind = _inner(kind)
     if pa.types.is_struct(kind):
         position = kind.get_field_index("bytes")
         return position >= 0 and _is_bytes(kind.field(position).type)

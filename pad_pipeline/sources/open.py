@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 
 from pad_pipeline.errors import UserError, rename_field
@@ -39,7 +38,7 @@ def open_source(
         UserError: `images` is none of these, or another argument does not go with it.
     """
     from pad_pipeline.shards.run import is_run
-    from pad_pipeline.sources.folder import FolderSource, RemoteFolderSource
+    from pad_pipeline.sources.folder import FolderSource, MetadataSource, RemoteFolderSource
     from pad_pipeline.sources.llava import LlavaSource
     from pad_pipeline.sources.stored import ShardsSource
     from pad_pipeline.sources.webdataset import TarSource
@@ -49,12 +48,12 @@ def open_source(
     ending = "" if is_folder else _kind(text)
     metadata = next((name for name in _METADATA if is_folder and Path(text, name).is_file()), "")
     if metadata:
-        image_root = text if image_root is None else image_root
-        text, is_folder, ending = f"{text.rstrip('/')}/{metadata}", False, ending_of(metadata)
+        listed = open_source(f"{text.rstrip('/')}/{metadata}", text if image_root is None else image_root, columns)
+        return MetadataSource(text, listed)
     if ending in JSON_LISTS and not is_pattern(text):
-        listed = LlavaSource(text, image_root, columns)
-        listed.check_names()
-        return listed
+        records = LlavaSource(text, image_root, columns)
+        records.check_names()
+        return records
     opens_folder = is_folder or (remote and not ending and not is_pattern(text))
     if opens_folder:
         with rename_field(shards="images"):
@@ -63,7 +62,7 @@ def open_source(
             _refuse(columns, image_root)
             return ShardsSource(folder)
     files = _files_of_folder(text.rstrip("/")) if opens_folder else _files(text, ending)
-    kinds = sorted({_kind(name) for name in files.names}) if files else []
+    kinds = sorted({_kind(f"{files.root}/{name}") for name in files.names}) if files else []
     if len(kinds) > 1:
         rule = f"it names files of several kinds ({', '.join(kinds)})"
         raise UserError("images", text, rule, "name the files of one kind")
@@ -100,29 +99,39 @@ def _files(text: str, ending: str) -> Files | None:
 def _files_of_folder(folder: str) -> Files | None:
     """Return the Parquet files or the tars in a folder, or in its subfolder `data`.
 
-    Return None for a folder of images: one that also holds images or other folders.
+    Return None for a folder of images: one that also holds images or other folders, and is no repository of the hub.
+
+    Raises:
+        UserError: it holds Parquet files and tars that do not belong together.
     """
+    repository = folder.startswith("hf://") or any(Path(folder, name).is_file() for name in (".gitattributes",))
     for place in (folder, f"{folder}/data"):
-        entries = sorted(islice(_listing(place), 10_000))
-        if {ending_of(name) for name, _ in entries} & IMAGE_ENDINGS:
-            return None
-        if any(is_folder and not name.startswith(".") and name != "data" for name, is_folder in entries):
-            return None
-        for ending in (".parquet", ".tar"):
-            if chosen := [name for name, is_folder in entries if not is_folder and _kind(name) == ending]:
-                return Files(require_folder(place), chosen)
+        found: dict[str, list[str]] = {".parquet": [], ".tar": []}
+        for name, is_folder in _listing(place):
+            if not repository and (name != "data" if is_folder else ending_of(name) in IMAGE_ENDINGS):
+                return None
+            if not is_folder and (kind := _kind(name)) in found:
+                found[kind].append(name)
+        tables, tars = sorted(found[".parquet"]), sorted(found[".tar"])
+        if tars and not {name.partition(".")[0] for name in tables} <= {name.partition(".")[0] for name in tars}:
+            rule = f"it holds tars ({tars[0]}, ...) and Parquet files ({tables[0]}, ...)"
+            raise UserError("images", place, rule, f"name the files of one kind, such as '{place}/*.tar'")
+        if tars or tables:  # img2dataset writes a table of facts beside each tar
+            return Files(require_folder(place), tars or tables)
     return None
 
 
 def _listing(folder: str) -> Iterator[tuple[str, bool]]:
-    """Yield the name of each entry of a folder, and whether it is a folder; nothing if it can't be listed."""
+    """Yield the name of each entry of a folder, and whether it is a folder; without hidden ones, and nothing if the
+    folder can't be listed."""
     if is_url(folder):
         store, path = image_store(folder)
         try:
-            found = store.ls(path, detail=True)
+            listed = store.ls(path, detail=True)
         except Exception:  # of the network or the store; the source that is opened then reports it
             return
-        yield from ((entry["name"].rstrip("/").rpartition("/")[2], entry["type"] == "directory") for entry in found)
+        found = ((entry["name"].rstrip("/").rpartition("/")[2], entry["type"] == "directory") for entry in listed)
+        yield from (entry for entry in found if not entry[0].startswith("."))
     elif os.path.isdir(folder):  # noqa: PTH112
         with os.scandir(folder) as entries:
-            yield from ((entry.name, entry.is_dir()) for entry in entries)
+            yield from ((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))

@@ -56,8 +56,8 @@ def find_files(images: str) -> Files:
         raise UserError("images", images, f"its braces can't be read ({error})", "correct the pattern") from error
     if len(expanded) > _MOST:
         raise UserError("images", images, f"its braces name more than {_MOST:,} files", "correct the pattern")
-    root = require_folder(_folder_of_all(expanded))
-    before = len(_folder_of_all(expanded))
+    folder = _folder_of_all(expanded)
+    root, before = require_folder(folder or "."), len(folder)
     names: dict[str, None] = {}
     for one in expanded:
         below = one[before:].lstrip("/")
@@ -86,6 +86,8 @@ def listed_files(images: str) -> Files:
     root = str(Path(images).resolve().parent)
     if all(map(is_url, names)):
         root = _folder_of_all(names)
+        if not re.fullmatch(r"[^:]+://[^/]+.*", root):
+            raise UserError("images", images, "its URLs have no server in common", "give one list for each server")
         return Files(root, [name[len(root) :].lstrip("/") for name in names])
     if any(map(is_url, names)):
         raise UserError("images", images, "it names both local files and URLs", "give one list for each")
@@ -96,12 +98,13 @@ def listed_files(images: str) -> Files:
 
 
 def _folder_of_all(paths: list[str]) -> str:
-    """Return the folder that holds all of the paths or patterns; empty for this folder."""
+    """Return the folder that holds all of the paths or patterns; empty for the current folder."""
     start = os.path.commonprefix(paths)  # noqa: RUF071 (cut at a slash below; `commonpath` breaks URLs)
-    if wild := re.search(r"[*?\[]", start):
-        start = start[: wild.start()]
     folder, slash, _ = start.rpartition("/")
-    return folder or slash or "."
+    wild = re.search(r"[*?\[]", folder)
+    if wild and (is_url(folder) or not os.path.isdir(folder)):  # noqa: PTH112 (a name may hold a bracket)
+        folder, slash, _ = folder[: wild.start()].rpartition("/")
+    return folder or slash
 
 
 def _matches(root: str, pattern: str, origin: str) -> list[str]:

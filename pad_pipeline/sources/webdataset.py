@@ -26,6 +26,7 @@ from pad_pipeline.storage import is_url
 _MEMBER = re.compile(r"(?:\./)*((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 """Key and endings of a member's name. A name that begins with a dot has no key."""
 _ROLES = dict.fromkeys(IMAGE_ENDINGS, "image") | {".txt": "text", ".caption": "text", ".json": "json"}
+_PIECE = 1 << 20
 _MOST_TEXT = 1 << 20
 """The most bytes of a caption or of a JSON."""
 _HELD, _OF_A_SAMPLE = 64 << 20, 500
@@ -74,7 +75,7 @@ class TarSource:
                         yield self._planned(name, sample, sample.image)
 
     def _planned(self, tar: str, sample: _Sample, image: _Image) -> Planned:
-        where, problem, caption, facts = f"{tar}/{sample.key}", "", "", Record("", [], "", [])
+        where, caption, facts = f"{tar}/{sample.key}", "", Record("", [], "", [])
         try:
             caption = without_mark(read_text(sample.text).strip())
         except ValueError as error:
@@ -85,10 +86,13 @@ class TarSource:
                 problem = facts.problem
             except (ValueError, RecursionError) as error:
                 problem = str(error)
-        problem = f"the .json of {sample.key}: {problem}" if problem else ""
+            if problem:
+                reason = "JSON members that can't be read, whose texts are left out"
+                self.counts.note(reason, f"{where}: {problem}")
+                facts = Record("", [], "", [])
         place = Place(tar, image.at, image.size)
         name, caption = facts.name or sample.key, caption or facts.caption
-        return Planned(name, f"{tar}/{image.name}", caption, facts.conversations, place=place, problem=problem)
+        return Planned(name, f"{tar}/{image.name}", caption, facts.conversations, place=place)
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[tuple[BinaryIO, tarfile.TarFile]]:
@@ -157,6 +161,10 @@ class TarSource:
             stream.seek(tar.offset)
             if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("it has no end")
+            while rest := stream.read(_PIECE):
+                if rest.strip(b"\0"):
+                    self.counts.note("tars with something behind their end, which is not read", tar.name)
+                    break
         except gzip.BadGzipFile:
             self.counts.note("tars that can't be read to the end", tar.name)
         except OSError:  # of a disk or a store; some are ValueErrors too, but no damage of the tar

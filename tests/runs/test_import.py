@@ -87,7 +87,7 @@ def test_all_forms_of_segmentation(pad: Pad, common: list[object], tmp_path: Pat
         ({"segmentation": {"size": [10, 20], "counts": [0.5] * 400}}, "whole numbers of 0 or more"),
         ({"segmentation": {"size": [10, 20], "counts": "0oooooooo"}}, "no compressed RLE"),
         ({"segmentation": {"size": [10, 20], "counts": "P6"}}, "do not add up"),
-        ({"segmentation": {"size": [20, 10], "counts": "P6"}}, "its mask is [20, 10]"),
+        ({"segmentation": {"size": [20, 10], "counts": "P6"}}, "size of their RLE"),
         ({"segmentation": {"counts": "P6"}}, "RLE is not {size, counts}"),
         ({"segmentation": [[1, 2, 3]]}, "fewer than three points"),
         ({"segmentation": [["a", "b", "c", "d", "e", "f"]]}, "not lists of numbers"),

@@ -144,3 +144,73 @@ def test_captions_are_joined_by_path(folder: Path, form: str) -> None:
     (folder / "0001.json").write_text(json.dumps([{"image": "0001.png", "caption": "of which?"}]))
     with pytest.raises(UserError, match=r"captions = .*: none of its 1 images is one of"):
         source(folder, images, [BOX], captions=folder / "0001.json")
+
+
+def test_a_caption_of_an_annotation_does_not_cost_its_region(folder: Path) -> None:
+    """Catches referring expressions, whose boxes were lost and whose phrases became captions of the image."""
+    read = source(folder, [{"id": 1, "file_name": "a.png"}], [BOX | {"id": 1, "caption": "a striped tabby"}])
+    planned = only(read)
+    assert (len(planned.annotations), planned.caption) == (1, "")
+    assert read.counts == {"captions of single annotations, which are not used": 1}
+
+
+def test_an_rle_of_another_size_is_seen_before_the_import(folder: Path) -> None:
+    """Catches height and width in the wrong order, with which all annotations are lost."""
+    rle = {"size": [64, 48], "counts": [64 * 48]}
+    images = [{"id": 1, "file_name": "a.png", "width": 64, "height": 48}]
+    read = source(folder, images, [BOX | {"id": 1, "segmentation": rle}])
+    assert not only(read).annotations
+    assert [*read.counts] == [
+        "annotations left out, because the size of their RLE is not the height and the width of the image"
+    ]
+
+
+def test_results_of_captioners_are_joined_by_id(folder: Path) -> None:
+    """Catches `[{"image_id": 1, "caption": ...}]`, whose captions were lost in silence."""
+    (folder / "results.json").write_text(json.dumps([{"image_id": 1, "caption": "one"}]))
+    assert (
+        only(source(folder, [{"id": 1, "file_name": "a.png"}], [BOX], captions=folder / "results.json")).caption
+        == "one"
+    )
+    (folder / "results.json").write_text(json.dumps([{"image_id": 9, "caption": "one"}]))
+    with pytest.raises(UserError, match="none of its 1 captions belongs to a listed image"):
+        source(folder, [{"id": 1, "file_name": "a.png"}], [BOX], captions=folder / "results.json")
+
+
+def test_captions_with_ids_of_their_own_are_joined_by_path(folder: Path) -> None:
+    """Catches another image's caption, where the two files count their images differently."""
+    images = [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "train/0001.png"}]
+    captions = {
+        "images": [{"id": 77, "file_name": "./a.png"}, {"id": 1, "file_name": "train/0001.png"}],
+        "annotations": [
+            {"image_id": 77, "caption": ""}, {"image_id": 77, "caption": "of a"}, {"image_id": 1, "caption": "of 1"},
+        ],
+    }  # fmt: skip
+    (folder / "captions.json").write_text(json.dumps(captions))
+    read = source(folder, images, [BOX], captions=folder / "captions.json")
+    assert [one.caption for one in read] == ["of a", "of 1"]
+
+
+def test_captions_that_find_no_image_are_counted(folder: Path) -> None:
+    (folder / "l.jsonl").write_text(
+        '{"image": "a.png", "caption": "a"}\n{"caption": "none"}\n{"image": "x.png", "caption": "x"}\n'
+    )
+    read = source(folder, [{"id": 1, "file_name": "a.png"}], [BOX], captions=folder / "l.jsonl")
+    assert only(read).caption == "a"
+    assert read.counts == {"captions of no listed image": 1, "rows without an image": 1}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [{"captions": ["x", "y"]}, {"caption": ["x"]}, {"text": "x"}, {"conversations": [{"from": "gpt", "value": "x"}]}],
+)
+def test_an_image_entry_has_its_texts_by_the_rule_of_all_lists(folder: Path, entry: dict[str, Any]) -> None:
+    """Catches captions in a COCO file that a JSON with the same names would give."""
+    assert only(source(folder, [{"id": 1, "path": "a.png"} | entry], [BOX])).caption == "x"
+    assert only(source(folder, [{"id": 1, "file_name": "a.png"} | entry], [BOX])).caption == "x"
+
+
+def test_numbers_without_bounds_are_a_bad_annotation(folder: Path) -> None:
+    """Catches a traceback for an integer that no float holds."""
+    read = source(folder, [{"id": 1, "file_name": "a.png"}], [BOX | {"bbox": [10**400, 1, 2, 3]}])
+    assert not only(read).annotations and read.counts.total() == 1

@@ -198,3 +198,28 @@ def test_a_folder_with_metadata_has_captions(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a dog"}\n')
     assert list(map(brief, open_source(tmp_path))) == [("a", "a.png", "a dog")]
+
+
+@pytest.mark.parametrize(("written", "read"), [("{root}//a.png", "a.png"), ("HTTPS://h/a.png", "https://h/a.png")])
+def test_paths_and_urls_are_read_as_they_are_meant(tmp_path: Path, written: str, read: str) -> None:
+    rows = [{"image": written.format(root=tmp_path), "id": "a"}]
+    (planned,) = open_source(write_records(tmp_path / "l.json", rows))
+    assert (planned.source, planned.problem) == (read, "")
+
+
+def test_memory_for_reasons_does_not_grow(tmp_path: Path) -> None:
+    """Catches a reason for each record, and the names of texts of each record, that are kept for millions of them."""
+    rows = [{"image": "a.png", "conversations": [{f"n{number}": 1}], f"t{number}": "x"} for number in range(2000)]
+    source = open_source(write_records(tmp_path / "l.json", rows))
+    for number in range(2000):
+        source.counts.note(f"reason {number}", number)
+    assert len(source.counts) <= 501 and source.counts.total() == 2000
+    facts = write_plan(source, tmp_path / "plan.parquet", 512)
+    assert facts.problems.total() == 2000 and len(facts.problems) == 1
+    assert len(source.counts.other_texts) <= 100
+
+
+@pytest.mark.parametrize("speaker", ["Assistant", "model", "bot", "chatgpt"])
+def test_answers_of_every_speaker_are_captions(speaker: str) -> None:
+    turns = read_conversations([{"role": "User", "content": "What?"}, {"role": speaker, "content": "A dog."}])
+    assert turns == [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A dog."}]

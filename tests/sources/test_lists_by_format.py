@@ -69,9 +69,11 @@ def test_a_csv_row_of_another_length_is_a_failed_row(tmp_path: Path) -> None:
 
 def test_broken_csv_is_refused(tmp_path: Path) -> None:
     """Would catch a quote that is never closed, which swallows the rows behind it; and a field without an end."""
-    for text in ('image,caption\na.jpg,"one\nb.jpg,two\n', "image\n" + "x" * 200_000, "", "\n"):
+    for text in ('image,caption\na.jpg,"one\nb.jpg,two\n', "image\n" + "x" * (17 << 20), "", "\n"):
         (tmp_path / "list.csv").write_text(text)
         assert error_of(tmp_path / "list.csv").startswith("images = ")
+    (tmp_path / "list.csv").write_text("image,caption\na.jpg," + "x" * 200_000 + "\n")
+    assert [len(one.caption) for one in open_source(tmp_path / "list.csv")] == [200_000]  # a long conversation
     (tmp_path / "list.csv").write_text("image\na\0.jpg\n")
     (planned,) = open_source(tmp_path / "list.csv")
     assert "NUL" in planned.problem

@@ -19,6 +19,7 @@ from pad_pipeline.sources.read import read_bytes
 from pad_pipeline.storage import Folder
 from tests.sources.small_sources import MOST, error_of, png, write_list, write_tar
 
+STRUCT = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dog."}]
 
 
@@ -223,3 +224,110 @@ def test_a_folder_of_images_may_hold_other_files(tmp_path: Path) -> None:
     source = open_source(tmp_path)
     assert [one.source for one in source] == ["cats/a.png"]
     assert source.counts.examples == {"files that are no images": "backup.tar"}
+
+
+@pytest.mark.parametrize(
+    "pattern", ["train-*.csv", "*.csv", "{0..1}.csv", "train-{0..1}.csv", "**/*.csv", "./train-*.csv"]
+)
+def test_a_pattern_without_a_folder_names_files_of_this_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    """Catches a pattern whose first letter is lost, so that other files are read."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("train-0", "train-1", "rain-0", "rain-1", "0", "1"):
+        write_list(tmp_path / f"{name}.csv", [{"image": f"{name}.png"}])
+    found = [Path(one.source).stem for one in open_source(pattern)]
+    expected = {
+        "train-*.csv": ["train-0", "train-1"], "./train-*.csv": ["train-0", "train-1"], "{0..1}.csv": ["0", "1"],
+        "train-{0..1}.csv": ["train-0", "train-1"],
+    }  # fmt: skip
+    assert found == expected.get(pattern, ["0", "1", "rain-0", "rain-1", "train-0", "train-1"])
+
+
+def test_a_folder_may_have_brackets_in_its_name(tmp_path: Path) -> None:
+    """Catches the images of another folder, which the brackets match as a pattern."""
+    for name in ("set [1]", "set 1"):
+        (tmp_path / name).mkdir()
+        write_list(tmp_path / name / "a.csv", [{"image": f"{name}.png"}])
+    assert [one.source for one in open_source(f"{tmp_path}/set [1]/*.csv")] == ["set [1].png"]
+
+
+def test_all_files_of_a_large_folder_are_read(tmp_path: Path) -> None:
+    """Catches a limit that leaves the rest of 41,455 tars out in silence."""
+    for number in range(10_050):
+        (tmp_path / f"{number:05d}.tar").touch()
+    write_tar(tmp_path / "00000.tar", [("a.png", png())])
+    source = open_source(tmp_path)
+    assert len(source._tars) == 10_050  # type: ignore[attr-defined]
+
+
+def test_tars_of_img2dataset_stand_beside_their_tables(tmp_path: Path) -> None:
+    """Catches images that are fetched from the web again, though they are in the tars."""
+    write_tar(tmp_path / "00000.tar", [("a.png", png())])
+    write_list(tmp_path / "00000.parquet", [{"url": "http://127.0.0.1:9/x.png"}])
+    (tmp_path / "00000_stats.json").write_text("{}")
+    (tmp_path / "._00000.tar").write_bytes(b"of a Mac")
+    assert [one.source for one in open_source(tmp_path)] == ["00000.tar/a.png"]
+    write_list(tmp_path / "other.parquet", [{"url": "http://127.0.0.1:9/x.png"}])
+    assert "it holds tars (00000.tar, ...) and Parquet files" in error_of(tmp_path)
+
+
+def test_a_clone_of_the_hub_is_its_parquet_files(tmp_path: Path) -> None:
+    """Catches a figure in `assets` that is taken for the whole data set."""
+    write_images(tmp_path / "data/train-0.parquet", 2)
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets/figure.png").write_bytes(png())
+    (tmp_path / ".gitattributes").write_text("")
+    assert [one.source for one in open_source(tmp_path)] == ["train-0.parquet/0", "train-0.parquet/1"]
+
+
+def test_a_column_may_be_called_like_a_part_of_the_image(tmp_path: Path) -> None:
+    """Catches `image.path`, as pandas' json_normalize calls a flat column."""
+    table = pa.table({"image": [png(1)], "image.path": ["p.png"], "caption": ["a"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    source = open_source(tmp_path / "a.parquet")
+    (planned,) = source
+    assert read_bytes(source.root, planned.place, MOST) == png(1)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([[{"bytes": png(1), "path": None}] * 2], pa.list_(STRUCT, 2)),
+        pa.array([[png(1), png(1)]], pa.list_(pa.binary(), 2)),
+        pa.array([png(1)]).dictionary_encode(),
+    ],
+    ids=lambda column: str(column.type)[:30],
+)  # fmt: skip
+def test_lists_of_fixed_size_and_dictionaries_are_read(tmp_path: Path, column: pa.Array) -> None:
+    """Catches `Sequence(Image(), length=2)` of `datasets`, and repeated images that were stored once."""
+    pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")
+    source = open_source(tmp_path / "a.parquet")
+    assert {bytes(one) for one in contents(source, list(source))} == {png(1)}
+
+
+def test_a_missing_caption_is_taken_from_the_next_column(tmp_path: Path) -> None:
+    """Catches captions that are lost where `datasets` merged records with other names: the rest of a row is null."""
+    rows = [{"image": "a.png", "caption": "c", "text": None}, {"image": "b.png", "caption": None, "text": "t"}]
+    for kind in ("parquet", "jsonl", "csv", "tsv"):
+        assert [one.caption for one in open_source(write_list(tmp_path / f"l.{kind}", rows))] == ["c", "t"], kind
+    (tmp_path / "l.jsonl").write_text(
+        '{"image": "a.png", "caption": "", "recaption": "R"}\n{"image": NaN, "url": "b.png"}'
+    )
+    assert [(one.source, one.caption) for one in open_source(tmp_path / "l.jsonl")] == [("a.png", "R"), ("b.png", "")]
+
+
+def test_a_row_of_numbers_is_no_header(tmp_path: Path) -> None:
+    """Catches a first row that is lost because one of its fields is the number that names a column."""
+    (tmp_path / "l.tsv").write_text("a cat\ta.png\t2\nb\tb.png\t3\n")
+    assert [one.source for one in open_source(tmp_path / "l.tsv", columns={"image": "2"})] == ["a.png", "b.png"]
+
+
+def test_images_that_metadata_does_not_list_are_counted(tmp_path: Path) -> None:
+    """Catches images of a folder that vanish because its metadata names only some of them."""
+    for name in "abc":
+        (tmp_path / f"{name}.png").write_bytes(png())
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a dog"}\n')
+    source = open_source(tmp_path)
+    assert [one.caption for one in source] == ["a dog"]
+    assert source.counts == {"images that the metadata file does not list, which are left out": 2}

@@ -57,11 +57,12 @@ def test_tar_samples_hold_what_lies_beside_the_image(tmp_path: Path) -> None:
     ]
     read_back = [read_bytes(source.root, p.place, MOST) for p in planned]
     assert read_back == [b"0", b"1", b"2", b"3", b"5", b"6"]
-    assert [bool(p.problem) for p in planned] == [False, False, False, False, True, False]
+    assert not any(p.problem for p in planned)
     assert source.counts == {
         "samples without an image": 1,
         "more images of the same sample": 2,
         "members without a key or an ending": 2,
+        "JSON members that can't be read, whose texts are left out": 1,
     }
 
 

@@ -141,3 +141,19 @@ def test_a_compressed_tar_that_ends_early_is_used_as_far_as_it_goes(tmp_path: Pa
     assert read_bytes(source.root, planned[0].place, MOST) == members[0][1]
     (tmp_path / "c.tar.gz").write_bytes(b"no gzip")
     assert "c.tar.gz: it can't be read" in error_of(tmp_path / "c.tar.gz")
+
+
+@pytest.mark.parametrize("content", [b'[{"bbox": [1, 2, 3, 4]}]', b'["a cat"]', b'"a cat"', b"5", b"", b"{broken"])
+def test_json_of_another_kind_does_not_cost_the_image(tmp_path: Path, content: bytes) -> None:
+    """Catches detections in the `.json` of a sample, which made an image with a good caption unusable."""
+    found, counts = captions(tmp_path / "a.tar", [("a.jpg", png()), ("a.txt", b"a dog"), ("a.json", content)])
+    assert (found, sum(counts.values())) == ([("a", "a dog")], 1)
+
+
+def test_a_second_tar_behind_the_end_is_counted(tmp_path: Path) -> None:
+    """Catches `cat a.tar b.tar`, of which the second half was lost in silence."""
+    one, other = (Path(write_tar(tmp_path / f"{name}.tar", [(f"{name}.jpg", png())])).read_bytes() for name in "ab")
+    (tmp_path / "c.tar").write_bytes(one + other)
+    source = open_source(tmp_path / "c.tar")
+    assert [one.id for one in source] == ["a"]
+    assert source.counts == {"tars with something behind their end, which is not read": 1}
