@@ -41,6 +41,8 @@ class Statistics:
     """The number of regions of each label, in the order in which labels appear."""
     failures: dict[tuple[str, str], Failure] = field(default_factory=dict)
     """The failed images by stage and reason."""
+    partial: Failure = field(default_factory=Failure)
+    """The images of which annotations were left out, each with the reason."""
     tags: int = 0
     regions: int = 0
     crowds: int = 0
@@ -59,6 +61,7 @@ class Statistics:
             if row["status"] == "failed":
                 self.count_failed(row)
             else:
+                self.count_partial(row)
                 sample = self.shards.sample(shard, row, image=False)
                 hidden = int(np.count_nonzero(~sample.coverage.any((1, 2))))
                 self.count(row["status"], sample.meta["caption"], row["tags"], sample.meta["regions"], hidden)
@@ -73,6 +76,13 @@ class Statistics:
         failure.count += 1
         if len(failure.such_as) < self.most_examples:
             failure.such_as.append(row["source"] or row["id"])
+
+    def count_partial(self, row: Mapping[str, Any]) -> None:
+        """Count an image that did not fail, if some of its annotations were left out."""
+        if row["reason"]:
+            self.partial.count += 1
+            if len(self.partial.such_as) < self.most_examples:
+                self.partial.such_as.append(f"{row['source']}: {row['reason']}")
 
     def count(self, status: str, caption: str, tags: int, regions: Sequence[Mapping[str, Any]], hidden: int) -> None:
         """Count an image that did not fail. `tags` and `hidden` are numbers of tags and of regions outside the view."""
@@ -109,6 +119,7 @@ def as_json(stats: Statistics) -> str:
             {"stage": stage, "reason": reason, "images": failure.such_as}
             for (stage, reason), failure in stats.failures.items()
         ],
+        "annotations_left_out": stats.partial.such_as,
         "left_out": stats.shards.run.counts,
     }
     return json.dumps(found, indent=2)

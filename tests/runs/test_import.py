@@ -222,3 +222,26 @@ def test_photographs(pad: Pad, common: list[object], tmp_path: Path) -> None:
     assert (row["status"], regions, crowds) == ("ok", 546, 7)
     truth = json.loads(annotations.read_text())["annotations"]
     assert abs(sum(areas) / sum(entry["area"] for entry in truth) - 1) < 0.01
+
+
+def test_annotations_that_the_stage_leaves_out_are_reported(pad: Pad, common: list[object], tmp_path: Path) -> None:
+    """Catches masks that do not fit their image, all of which were lost with exit code 0 and without a word."""
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    rle = {"size": [20, 10], "counts": [0, 200]}
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "categories": [{"id": 3, "name": "thing"}],
+        "annotations": [{"id": 7, "image_id": 1, "category_id": 3, "segmentation": rle}],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(coco))
+    out = tmp_path / "out"
+    done = pad("import", "coco", "--annotations", tmp_path / "coco.json", "--images", tmp_path, *common, "--out", out)
+    line = "1 images of which annotations are left out (the first: a.png: 1 of 1 annotations are left out: annotation 7"
+    assert done.code == 0 and line in done.out
+    assert pad("verify", out).code == 0
+    assert "annotation 7" in json.loads(pad("stats", out, "--json").out)["annotations_left_out"][0]
+    assert "images of which annotations are left out" in " ".join(pad("stats", out).out.split())
+    merged = tmp_path / "merged"
+    assert pad("merge", out, "--out", merged).code == 0
+    ((_, row),) = open_shards(merged).rows()
+    assert "annotation 7" in row["reason"]

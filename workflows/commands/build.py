@@ -89,7 +89,7 @@ def build(
         print_json(dataclasses.asdict(found)) if run["as_json"] else _show_estimate(found)
         return
     totals = workflow.build(source, run["out"], chosen, chosen_view, options)
-    runs.finish(totals, run, dict(source.counts))
+    runs.finish(totals, run, source.counts)
 
 
 def import_coco(
@@ -151,7 +151,7 @@ def _import(kind: str, source: Source, models: str, view: OptionValues, run: Opt
     settings = load_models(models)
     chosen_view = runs.changed_view(settings.view, view)
     totals = workflow.import_coco(source, run["out"], settings.llm, settings.decode, chosen_view, options, kind)
-    runs.finish(totals, run, dict(source.counts))
+    runs.finish(totals, run, source.counts)
 
 
 def _columns(text: str) -> dict[str, str]:

@@ -128,7 +128,7 @@ def _rewrite(
         labels = LabelSettings(llm=member_reference(llm, "llm"), context=context)
     new_view = changed_view(first.view, view) if view else None
     totals = rewrite(source, run["out"], options, new_view, labels, edits)
-    finish(totals, run, dict(source.counts), source="" if failed_wanted else "shards")
+    finish(totals, run, source.counts, source="" if failed_wanted else "shards")
 
 
 def _lines(name: str, path: Path) -> list[str]:

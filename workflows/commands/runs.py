@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from pad_pipeline.console import errors, note, say
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
+from pad_pipeline.sources.base import Tally
 from pad_pipeline.workflows.commands.common import CLUSTER, INPUT, RUN, VIEW, AsJson, counted, plain, print_json
 from pad_pipeline.workflows.commands.options import OptionValues, option, options
 from pad_pipeline.workflows.runs.options import RunOptions, failures_allowed
@@ -87,7 +88,7 @@ def run_options(given: OptionValues, preload: bool = True) -> RunOptions:
     return options
 
 
-def finish(totals: dict[str, int], run: OptionValues, counts: dict[str, int], source: str = "images") -> None:
+def finish(totals: dict[str, int], run: OptionValues, counts: Tally, source: str = "images") -> None:
     """Print the counts of a run and the `counts` of records that its source left out. End the command with exit code 1
     if more images failed than `max_failed` allows.
 
@@ -96,10 +97,11 @@ def finish(totals: dict[str, int], run: OptionValues, counts: dict[str, int], so
     """
     out, as_json, max_failed = run.get("fork") or run["out"], run["as_json"], run["max_failed"]
     if as_json:
-        print_json({"out": out, **totals, "left_out": counts})
+        print_json({"out": out, **totals, "left_out": dict(counts)})
     else:
         for what, number in counts.items():
-            say(plain(f"{number} {what}"))
+            example = f" (the first: {counts.examples[what]})" if what in counts.examples else ""
+            say(plain(f"{number} {what}{example}"))
     say_total = note if as_json else say
     say_total(
         f"{counted(totals['images'], 'image')} in {out}: {totals['ok']} ok, {totals['empty']} empty, "

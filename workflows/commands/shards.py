@@ -76,6 +76,9 @@ def stats(
     table.add_row("with a caption", str(found.captions))
     for what, number in run.counts.items():
         table.add_row(plain(what), str(number))
+    if found.partial.count:
+        example = plain(found.partial.such_as[0])
+        table.add_row("images of which annotations are left out", f"{found.partial.count} (the first: {example})")
     table.add_row("tags", str(found.tags))
     table.add_row("regions", str(found.regions))
     table.add_row("  crowds", str(found.crowds))

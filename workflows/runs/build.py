@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from pad_pipeline.images import DecodeSettings
 from pad_pipeline.labels import LabelEmbedder, LabelSettings
 from pad_pipeline.roles import STEPS, RedoFrom
 from pad_pipeline.shards.lock import locked
+from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.shards.writer import TOTALS
 from pad_pipeline.sources.base import Source
@@ -106,7 +107,14 @@ def import_coco(
         chain=partial(import_chain, decoding=decoding, labels=labels, view=view, root=source.root),
     )
     with rename_field(image_root="images"):
-        return carry_out(spec, source, folder, options, forked=folder_at(out) if options.fork else None)
+        totals = carry_out(spec, source, folder, options, forked=folder_at(out) if options.fork else None)
+    shards = ShardFolder(folder)
+    for name in shards.names:
+        with suppress(UserError):  # a damaged index of an earlier run, which `pad verify` reports
+            for row in shards.index(name):
+                if row["reason"] and row["status"] != "failed":
+                    source.counts.note("images of which annotations are left out", f"{row['source']}: {row['reason']}")
+    return totals
 
 
 def open_out(out: Path | str, fork: Path | str | None = None) -> Folder:
