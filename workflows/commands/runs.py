@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
@@ -11,10 +11,12 @@ from pydantic import ValidationError
 from pad_pipeline.console import errors, note, say
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
-from pad_pipeline.sources.base import Tally
 from pad_pipeline.workflows.commands.common import CLUSTER, INPUT, RUN, VIEW, AsJson, counted, plain, print_json
 from pad_pipeline.workflows.commands.options import OptionValues, option, options
 from pad_pipeline.workflows.runs.options import RunOptions, failures_allowed
+
+if TYPE_CHECKING:
+    from pad_pipeline.sources.base import Tally
 
 ISOLATED = True
 """Whether the engine `local` of a command works in a child process; see `RunOptions.isolated`."""
