@@ -40,16 +40,15 @@ def open_source(
     from pad_pipeline.shards.run import is_run
     from pad_pipeline.sources.folder import FolderSource, MetadataSource, RemoteFolderSource
     from pad_pipeline.sources.llava import LlavaSource
+    from pad_pipeline.sources.many import ListsSource
     from pad_pipeline.sources.stored import ShardsSource
     from pad_pipeline.sources.webdataset import TarSource
 
     text, remote = str(images), is_url(str(images))
     is_folder = not remote and Path(text).is_dir()
     ending = "" if is_folder else _kind(text)
-    metadata = next((name for name in _METADATA if is_folder and Path(text, name).is_file()), "")
-    if metadata:
-        listed = open_source(f"{text.rstrip('/')}/{metadata}", text if image_root is None else image_root, columns)
-        return MetadataSource(text, listed)
+    if is_folder and (metadata := _metadata(Path(text))):
+        return MetadataSource(text, open_source(f"{text.rstrip('/')}/{metadata}", image_root, columns))
     if ending in JSON_LISTS and not is_pattern(text):
         records = LlavaSource(text, image_root, columns)
         records.check_names()
@@ -66,6 +65,8 @@ def open_source(
     if len(kinds) > 1:
         rule = f"it names files of several kinds ({', '.join(kinds)})"
         raise UserError("images", text, rule, "name the files of one kind")
+    if files and kinds[0] in JSON_LISTS:
+        return ListsSource(text, files, image_root, columns)
     if files and kinds[0] in TABLES:
         return ManifestSource(text, image_root, columns, files)
     _refuse(columns, image_root)
@@ -75,6 +76,15 @@ def open_source(
         rule = "this file is no folder, no list (.json, .jsonl, .parquet, .csv, .tsv) and no .tar"
         raise UserError("images", text, rule, "name one of these")
     return RemoteFolderSource(text) if remote else FolderSource(Path(text))
+
+
+def _metadata(folder: Path) -> str:
+    """Return the metadata file of a folder of images, or the pattern of those in its subfolders; empty if there are
+    none."""
+    for name in _METADATA:
+        if (folder / name).is_file():
+            return name
+    return next((f"*/{name}" for name in _METADATA if any(folder.glob(f"*/{name}"))), "")
 
 
 def _kind(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -331,3 +332,27 @@ def test_images_that_metadata_does_not_list_are_counted(tmp_path: Path) -> None:
     source = open_source(tmp_path)
     assert [one.caption for one in source] == ["a dog"]
     assert source.counts == {"images that the metadata file does not list, which are left out": 2}
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv"])
+def test_many_lists_are_one_source(tmp_path: Path, ending: str) -> None:
+    """Catches lists of JSON of which only one can be named, and metadata of Hugging Face in the folders of splits."""
+    for split in ("test", "train"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "a.png").write_bytes(split.encode())
+        (tmp_path / split / "b.png").write_bytes(split.encode())
+        rows = [{"file_name": "a.png", "text": f"of {split}"}, {"text": "no image"}]
+        path = tmp_path / split / f"metadata.{ending}"
+        path.write_text(json.dumps(rows)) if ending == "json" else write_list(path, rows)
+    sources = [open_source(f"{tmp_path}/*/metadata.{ending}")]
+    sources += [open_source(tmp_path)] if ending != "json" else []
+    for source in sources:
+        planned = list(source)
+        assert [(one.source, one.caption) for one in planned] == [
+            ("test/a.png", "of test"), ("train/a.png", "of train"),
+        ]  # fmt: skip
+        assert [(Path(source.root) / one.source).read_text() for one in planned] == ["test", "train"]
+        without = [what for what in source.counts if what.endswith("without an image")]
+        assert [source.counts[what] for what in without] == [2]
+    if ending != "json":
+        assert source.counts["images that the metadata file does not list, which are left out"] == 2
