@@ -35,9 +35,22 @@ COCO = {
     ],
     "categories": [{"id": 3, "name": "thing"}],
 }
-COCO_FIELDS = (
-    "id image_id category_id file_name bbox segmentation iscrowd width name caption segments_info coco_url pad score"
-).split()
+COCO_FIELDS = [
+    "id",
+    "image_id",
+    "category_id",
+    "file_name",
+    "bbox",
+    "segmentation",
+    "iscrowd",
+    "width",
+    "name",
+    "caption",
+    "segments_info",
+    "coco_url",
+    "pad",
+    "score",
+]
 KINDS = ["jsonl", "csv", "tsv", "parquet", "bytes.parquet", "tar", "tar.gz", "json", "txt"]
 
 
