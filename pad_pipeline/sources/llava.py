@@ -61,7 +61,7 @@ class LlavaSource:
     def __iter__(self) -> Iterator[Planned]:
         self.counts.clear()
         for number, record in self.records():
-            yield from self.fields.planned(self.fields.read(record), number)
+            yield from self.fields.rows(record, number)
 
     def records(self) -> Iterator[tuple[int, Any]]:
         """Yield the number of each record and the record unchanged, also of those without an image. A number is a

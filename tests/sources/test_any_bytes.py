@@ -18,8 +18,9 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.images import BadImage
 from pad_pipeline.records import Place, Planned
 from pad_pipeline.sources import cells, gzipped
+from pad_pipeline.sources.base import Tally
 from pad_pipeline.sources.coco import CocoSource
-from pad_pipeline.sources.fields import NAMES
+from pad_pipeline.sources.fields import NAMES, Fields
 from pad_pipeline.sources.open import open_source
 from pad_pipeline.sources.read import read_bytes
 from pad_pipeline.sources.yolo import YoloSource
@@ -189,3 +190,16 @@ def test_any_values_of_annotations_are_rows_or_one_line(
     data[part][0][name] = value
     (folder / "values-coco.json").write_text(json.dumps(data))
     look(lambda: CocoSource(folder / "values-coco.json", folder))
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    record=st.dictionaries(FIELD, VALUES, max_size=5),
+    turns=st.none() | st.just([{"from": "gpt", "value": "A <image> dog."}]),
+)
+def test_the_fast_way_reads_what_the_slow_way_reads(record: dict[str, Any], turns: Any) -> None:
+    """Catches two rules where there should be one: usual records take a shorter way, because millions are read."""
+    record |= {} if turns is None else {"conversations": turns}
+    fast, slow = (Fields("/nowhere", "/nowhere", Tally()) for _ in range(2))
+    assert fast.rows(record, 7) == slow.planned(slow.read(record), 7)
+    assert fast.counts == slow.counts
