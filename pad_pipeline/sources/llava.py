@@ -60,8 +60,9 @@ class LlavaSource:
 
     def __iter__(self) -> Iterator[Planned]:
         self.counts.clear()
+        rows = self.fields.rows
         for number, record in self.records():
-            yield from self.fields.rows(record, number)
+            yield from rows(record, number)
 
     def records(self) -> Iterator[tuple[int, Any]]:
         """Yield the number of each record and the record unchanged, also of those without an image. A number is a
@@ -71,21 +72,7 @@ class LlavaSource:
             UserError: the file holds neither a list of records nor one record a line, or is damaged.
         """
         with self._reading(), open_text(self.origin) as stream:
-            yield from self._records(stream)
-
-    def _records(self, stream: TextIO) -> Iterator[tuple[int, Any]]:
-        if self._one_a_line:
-            yield from self._lines(stream)
-            return
-        try:
-            yield from enumerate(stream_list(stream))
-        except _NoListError as error:
-            rule = f"it holds {error}, and should hold a list of {{id, image, conversations}}, or one record a line"
-            raise self._wrong(rule, "give a LLaVA JSON; `pad import coco` takes a COCO JSON") from error
-        except UnicodeDecodeError:
-            raise
-        except (ValueError, RecursionError) as error:
-            raise self._wrong(f"it is not valid JSON ({error})", "repair or re-download the file") from error
+            yield from self._lines(stream) if self._one_a_line else enumerate(stream_list(stream))
 
     def _lines(self, stream: TextIO) -> Iterator[tuple[int, Any]]:
         decode = json.JSONDecoder().raw_decode  # json.loads takes three times as long
@@ -126,8 +113,13 @@ class LlavaSource:
             raise
         except UnicodeDecodeError as error:
             raise self._wrong(f"it is not valid UTF-8 ({error.reason})", "save it as UTF-8") from error
+        except _NoListError as error:
+            rule = f"it holds {error}, and should hold a list of {{id, image, conversations}}, or one record a line"
+            raise self._wrong(rule, "give a LLaVA JSON; `pad import coco` takes a COCO JSON") from error
+        except (ValueError, RecursionError) as error:
+            raise self._wrong(f"it is not valid JSON ({error})", "repair or re-download the file") from error
         except Exception as error:
-            if not is_url(self.origin) and not isinstance(error, OSError | ValueError):
+            if not is_url(self.origin) and not isinstance(error, OSError):
                 raise  # apart from damage, only a network raises errors of other kinds
             remedy = "check the URL, and try again" if is_url(self.origin) else "repair or re-download the file"
             raise self._wrong(f"it can't be read ({error})", remedy) from error
