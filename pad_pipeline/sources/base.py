@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -21,8 +21,8 @@ _MOST_REASONS = 500
 class Tally(Counter[str]):
     """Numbers of entries that a source left out or changed, by reason, with the first example of each."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, counts: Mapping[str, int] | None = None) -> None:
+        super().__init__(counts)
         self.examples: dict[str, str] = {}
         """The first entry that was counted, by reason."""
         self.other_texts: dict[str, None] = {}

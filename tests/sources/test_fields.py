@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from pad_pipeline.plan import write_plan
 from pad_pipeline.records import Planned
+from pad_pipeline.sources.base import Tally
 from pad_pipeline.sources.coco import CocoSource
 from pad_pipeline.sources.fields import read_conversations
 from pad_pipeline.sources.open import open_source
@@ -205,6 +208,14 @@ def test_paths_and_urls_are_read_as_they_are_meant(tmp_path: Path, written: str,
     rows = [{"image": written.format(root=tmp_path), "id": "a"}]
     (planned,) = open_source(write_records(tmp_path / "l.json", rows))
     assert (planned.source, planned.problem) == (read, "")
+
+
+def test_counts_can_be_copied() -> None:
+    """Catches counts that can't be copied or sent to another process, as those of a `Counter` can."""
+    counts = Tally()
+    counts.note("why", "example")
+    assert counts.copy() == copy.deepcopy(counts) == pickle.loads(pickle.dumps(counts)) == {"why": 1}
+    assert pickle.loads(pickle.dumps(counts)).examples == {}  # as `copy`, which keeps the numbers alone
 
 
 def test_memory_for_reasons_does_not_grow(tmp_path: Path) -> None:
