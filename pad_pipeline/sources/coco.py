@@ -48,6 +48,7 @@ class CocoSource:
         self.origin, self.root = str(annotations), require_folder(images)
         self.counts = Tally()
         self._fields = Fields(self.root, images, self.counts, unit="image")
+        self._texts = Fields(self.root, images, Tally())  # an image of COCO has URLs and dates, which are no captions
         data = read_json("annotations", annotations)
         for part in ("images", "annotations"):
             if not isinstance(data, dict) or not isinstance(data.get(part), list):
@@ -236,8 +237,8 @@ class CocoSource:
             # `pad export coco` writes the image's id and conversations under `pad`.
             exported = entry["pad"] if isinstance(entry.get("pad"), dict) else {}
             name = exported["id"] if isinstance(exported.get("id"), str) else ""
-            other = self._others.get(number) or self._fields.texts({"conversations": exported.get("conversations")})
-            own = self._fields.texts({name: value for name, value in entry.items() if name not in _FACTS})
+            other = self._others.get(number) or self._texts.texts({"conversations": exported.get("conversations")})
+            own = self._texts.texts({name: value for name, value in entry.items() if name not in _FACTS})
             caption = self._captions.get(number) or own.caption or other.caption
             size = {"width": _edge(entry.get("width")), "height": _edge(entry.get("height"))}
             regions = (

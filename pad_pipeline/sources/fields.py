@@ -32,6 +32,7 @@ _SPEAKERS = {"user": "human", "human": "human"} | dict.fromkeys(
 )
 """Speaker of chat formats, in lower case -> its name in LLaVA's."""
 _MOST_NAMES = 50
+"""The most names of unused texts that are kept of a record, so that memory does not grow with the records."""
 _LLAVA = ("human", "gpt")
 
 
@@ -110,15 +111,11 @@ class Fields:
     def alternatives(self, there: Sequence[str]) -> list[list[str]]:
         """Return the names of each field among `there`, the preferred one first: where it has no value, the next one is
         taken."""
-        left, found = list(there), list[list[str]]()
-        for _ in range(8):
-            names = self.find(left)
-            found = found or [[] for _ in names]
+        left, found = list(there), [list[str]() for _ in NAMES]
+        while any(names := self.find(left)):
             for field, name in zip(found, names, strict=True):
                 if name is not None:
                     field.append(name)
-            if not any(names):
-                break
             left = [name for name in left if name not in names]
         return found
 
@@ -216,10 +213,6 @@ class Fields:
         The texts of a record with several images are about all of them together, so none of its images gets them.
         """
         name, images, caption, turns, problem = record
-        if len(images) == 1 and not problem and type(images[0]) is str:
-            source, wrong = self.path(images[0])
-            name = name or stem(source) or f"{self.unit}-{number}"
-            return [Planned(name, source, caption, turns, problem=wrong)]
         if len(images) == 1 and not problem:
             return [self._one(name, images[0], number, caption, turns)]
         where = f"{self.unit} {number}{self._in}"
@@ -280,8 +273,9 @@ class Fields:
             store, path = image_store(f"{self.root}/{changed}")
             try:
                 self._slashes = bool(store.exists(path))
-            except Exception:  # of the network; reading the image will report it
-                self._slashes = False
+            except Exception as error:  # of the network; no answer does not mean that there is no such file
+                rule = f"it can't be looked up whether it holds {changed!r} ({type(error).__name__}: {error})"
+                raise UserError("image_root", self.root, rule, "check the URL, and try again") from error
         return self._slashes
 
 

@@ -13,12 +13,16 @@ from pad_pipeline.images import BadImage
 from pad_pipeline.sources.base import image_store
 from pad_pipeline.storage import is_url
 
-ENDINGS = (".tar.gz", ".tgz")
 _PIECE = 1 << 20
 _KEPT = 64
 """Pieces of `_PIECE` bytes that stay in memory, because threads ask for images in nearly, not exactly, their order."""
 _FILES = 4
 """Files of a process that stay open."""
+
+
+def is_gzipped(name: str) -> bool:
+    """Return whether a path or URL, perhaps with a query, names a compressed tar."""
+    return name.lower().partition("?")[0].endswith((".tar.gz", ".tgz"))
 
 
 def open_gzipped(where: str) -> gzip.GzipFile:

@@ -9,7 +9,7 @@ from pathlib import Path
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.sources.base import Source, ending_of, image_store, require_folder
 from pad_pipeline.sources.folder import IMAGE_ENDINGS
-from pad_pipeline.sources.gzipped import ENDINGS
+from pad_pipeline.sources.gzipped import is_gzipped
 from pad_pipeline.sources.manifest import TABLES, ManifestSource
 from pad_pipeline.sources.patterns import Files, find_files, is_pattern, listed_files
 from pad_pipeline.storage import folder_at, is_url
@@ -31,8 +31,8 @@ def open_source(
             tar; a pattern (`*`, `?`, `[...]`, `{000..999}`) of tables or tars; or a `.txt` that names tables or tars.
             Each is a local path or a URL.
         image_root: the folder or URL that paths in a list are relative to; by default the folder of the file.
-        columns: the columns of a list by field (`image`, `id`, `caption`, `conversations`), where they can't be
-            guessed.
+        columns: the columns of a list, or the names in the JSON of a tar, by field (`image`, `id`, `caption`,
+            `conversations`), where they can't be guessed.
 
     Raises:
         UserError: `images` is none of these, or another argument does not go with it.
@@ -69,9 +69,10 @@ def open_source(
         return ListsSource(text, files, image_root, columns)
     if files and kinds[0] in TABLES:
         return ManifestSource(text, image_root, columns, files)
-    _refuse(columns, image_root)
     if files and kinds[0] == ".tar":
-        return TarSource(text, files)
+        _refuse(None, image_root)
+        return TarSource(text, files, columns)
+    _refuse(columns, image_root)
     if files or (not remote and Path(text).is_file()):
         rule = "this file is no folder, no list (.json, .jsonl, .parquet, .csv, .tsv) and no .tar"
         raise UserError("images", text, rule, "name one of these")
@@ -89,7 +90,7 @@ def _metadata(folder: Path) -> str:
 
 def _kind(name: str) -> str:
     """Return the ending of a path or URL; that of a compressed tar is `.tar`, too."""
-    return ".tar" if name.lower().partition("?")[0].endswith(ENDINGS) else ending_of(name)
+    return ".tar" if is_gzipped(name) else ending_of(name)
 
 
 def _refuse(columns: Mapping[str, str] | None, image_root: str | Path | None) -> None:
@@ -132,14 +133,17 @@ def _files_of_folder(folder: str) -> Files | None:
 
 
 def _listing(folder: str) -> Iterator[tuple[str, bool]]:
-    """Yield the name of each entry of a folder, and whether it is a folder; without hidden ones, and nothing if the
-    folder can't be listed."""
+    """Yield the name of each entry of a folder, and whether it is a folder; without hidden ones, and nothing if there
+    is no such folder."""
     if is_url(folder):
         store, path = image_store(folder)
         try:
             listed = store.ls(path, detail=True)
-        except Exception:  # of the network or the store; the source that is opened then reports it
+        except FileNotFoundError:
             return
+        except Exception as error:  # of the network or the store; no answer does not mean that it is empty
+            rule = f"it can't be listed ({type(error).__name__}: {error})"
+            raise UserError("images", folder, rule, "check the URL, and try again") from error
         found = ((entry["name"].rstrip("/").rpartition("/")[2], entry["type"] == "directory") for entry in listed)
         yield from (entry for entry in found if not entry[0].startswith("."))
     elif os.path.isdir(folder):  # noqa: PTH112

@@ -16,7 +16,7 @@ from pad_pipeline.images import BadImage
 from pad_pipeline.records import Place
 from pad_pipeline.sources.base import image_store
 from pad_pipeline.sources.cells import in_cell, read_cell
-from pad_pipeline.sources.gzipped import ENDINGS, read_gzipped
+from pad_pipeline.sources.gzipped import is_gzipped, read_gzipped
 from pad_pipeline.storage import is_url, url_problem
 
 TRIES = 3
@@ -45,7 +45,7 @@ def read_bytes(root: str, place: Place, most: int) -> bytes:
         return data
     if place.at >= 0 and not 0 <= place.size <= most:
         raise _too_large(place.size, most)
-    if place.at >= 0 and place.file.lower().endswith(ENDINGS):
+    if place.at >= 0 and is_gzipped(place.file):
         return _whole(place, _retried(file, lambda: read_gzipped(file, place.at, place.size)))
     data = _remote(file, place, most) if is_url(file) else _local(Path(file), place, most)
     if place.at >= 0 and len(data) > place.size:

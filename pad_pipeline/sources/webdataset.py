@@ -8,7 +8,7 @@ import math
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from pad_pipeline.records import Place, Planned
 from pad_pipeline.sources.base import Tally, image_store, parse_json
 from pad_pipeline.sources.fields import Fields, Record, without_mark
 from pad_pipeline.sources.folder import IMAGE_ENDINGS
-from pad_pipeline.sources.gzipped import ENDINGS, open_gzipped
+from pad_pipeline.sources.gzipped import is_gzipped, open_gzipped
 from pad_pipeline.sources.patterns import Files, find_files
 from pad_pipeline.storage import is_url
 
@@ -48,15 +48,16 @@ class TarSource:
     Args:
         images: the user's path, URL or pattern.
         files: the tars; by default those that `images` names.
+        columns: field -> its name in the JSON of a sample, where it can't be guessed.
 
     Raises:
         UserError: the first file is no tar.
     """
 
-    def __init__(self, images: str, files: Files | None = None) -> None:
+    def __init__(self, images: str, files: Files | None = None, columns: Mapping[str, str] | None = None) -> None:
         self.origin, (self.root, self._tars) = images, files or find_files(images)
         self.counts = Tally()
-        self._fields = Fields(self.root, self.root, self.counts, unit="sample")
+        self._fields = Fields(self.root, self.root, self.counts, columns, unit="sample")
         with self._opened(self._tars[0]):
             pass  # a file of another kind is reported at once
 
@@ -98,7 +99,7 @@ class TarSource:
     def _opened(self, name: str) -> Iterator[tuple[BinaryIO, tarfile.TarFile]]:
         where = f"{self.root}/{name}"
         try:
-            if where.lower().endswith(ENDINGS):
+            if is_gzipped(where):
                 with open_gzipped(where) as content:
                     yield cast(BinaryIO, content), _open_tar(where, cast(BinaryIO, content))
                 return

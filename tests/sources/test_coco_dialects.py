@@ -214,3 +214,10 @@ def test_numbers_without_bounds_are_a_bad_annotation(folder: Path) -> None:
     """Catches a traceback for an integer that no float holds."""
     read = source(folder, [{"id": 1, "file_name": "a.png"}], [BOX | {"bbox": [10**400, 1, 2, 3]}])
     assert not only(read).annotations and read.counts.total() == 1
+
+
+def test_urls_and_dates_of_coco_are_no_captions(folder: Path) -> None:
+    """Catches a strict import of COCO's own files that stops, because a `coco_url` may be a caption."""
+    facts = {"coco_url": "http://x/a.png", "flickr_url": "http://y", "date_captured": "2013", "license": 1}
+    read = source(folder, [{"id": 1, "file_name": "a.png"} | facts], [BOX])
+    assert only(read).caption == "" and not read.counts.other_texts

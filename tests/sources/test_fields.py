@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -211,11 +209,10 @@ def test_paths_and_urls_are_read_as_they_are_meant(tmp_path: Path, written: str,
 
 
 def test_counts_can_be_copied() -> None:
-    """Catches counts that can't be copied or sent to another process, as those of a `Counter` can."""
+    """Catches counts that can't be copied, as those of a `Counter` can."""
     counts = Tally()
     counts.note("why", "example")
-    assert counts.copy() == copy.deepcopy(counts) == pickle.loads(pickle.dumps(counts)) == {"why": 1}
-    assert pickle.loads(pickle.dumps(counts)).examples == {}  # as `copy`, which keeps the numbers alone
+    assert counts.copy() == {"why": 1}
 
 
 def test_memory_for_reasons_does_not_grow(tmp_path: Path) -> None:

@@ -157,3 +157,12 @@ def test_a_second_tar_behind_the_end_is_counted(tmp_path: Path) -> None:
     source = open_source(tmp_path / "c.tar")
     assert [one.id for one in source] == ["a"]
     assert source.counts == {"tars with something behind their end, which is not read": 1}
+
+
+def test_a_caption_of_another_name_can_be_named(tmp_path: Path) -> None:
+    """Catches a note that names an option which is then refused."""
+    path = write_tar(tmp_path / "a.tar", [("a.jpg", png()), ("a.json", b'{"scene": "a dog"}')])
+    source = open_source(path)
+    assert [one.caption for one in source] == [""]
+    assert list(source.counts.other_texts) == ["scene"]
+    assert [one.caption for one in open_source(path, columns={"caption": "scene"})] == ["a dog"]

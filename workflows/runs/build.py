@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -110,10 +110,14 @@ def import_coco(
         totals = carry_out(spec, source, folder, options, forked=folder_at(out) if options.fork else None)
     shards = ShardFolder(folder)
     for name in shards.names:
-        with suppress(UserError):  # a damaged index of an earlier run, which `pad verify` reports
-            for row in shards.index(name):
-                if row["reason"] and row["status"] != "failed":
-                    source.counts.note("images of which annotations are left out", f"{row['source']}: {row['reason']}")
+        try:
+            rows = shards.index(name)
+        except UserError:
+            source.counts.note("shards of an earlier call with a damaged index, see `pad verify`", name)
+            continue
+        for row in rows:
+            if row["reason"] and row["status"] != "failed":
+                source.counts.note("images of which annotations are left out", f"{row['source']}: {row['reason']}")
     return totals
 
 
