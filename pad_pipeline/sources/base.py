@@ -36,6 +36,12 @@ class Tally(Counter[str]):
         if reason not in self.examples:
             self.examples[reason] = str(example)
 
+    def add(self, other: Tally, where: str = "") -> None:
+        """Add all of another tally; `where` goes before its examples."""
+        self.update(other)
+        self.examples = {kind: f"{where}{example}" for kind, example in other.examples.items()} | self.examples
+        self.other_texts |= other.other_texts
+
     def clear(self) -> None:
         """Forget everything."""
         super().clear()

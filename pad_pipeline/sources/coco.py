@@ -15,7 +15,7 @@ from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.records import Planned
 from pad_pipeline.sources.base import Tally, ending_of, path_problem, read_json, require_folder
-from pad_pipeline.sources.fields import Fields, Record, id_text, without_mark
+from pad_pipeline.sources.fields import Fields, Record, id_text, name_as_words, without_mark
 from pad_pipeline.sources.manifest import TABLES, ManifestSource
 from pad_pipeline.threads import map_ahead
 
@@ -85,7 +85,7 @@ class CocoSource:
             raise _malformed(path, "categories should be a list of {id, name}")
         names: dict[str, str] = {}
         for entry in categories:
-            number, name = id_text(entry["id"]), _words(str(entry["name"]))
+            number, name = id_text(entry["id"]), name_as_words(str(entry["name"]))
             if names.setdefault(number, name) != name:
                 rule = f"the category id {number} stands for {names[number]!r} and for {name!r}"
                 raise _malformed(path, rule, "give each category an id of its own")
@@ -189,8 +189,7 @@ class CocoSource:
             table = ending_of(str(path)) in TABLES
             source = ManifestSource(str(path), self.root) if table else LlavaSource(path, self.root)
             planned = list(source)
-        self.counts.update(source.counts)
-        self.counts.examples |= source.counts.examples
+        self.counts.add(source.counts)
         return [
             Record(one.id, [one.source], one.caption, [*map(dict, one.conversations)], one.problem) for one in planned
         ]
@@ -312,12 +311,6 @@ def _edge(value: Any) -> Any:
     return None if unknown else int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _words(name: str) -> str:
-    """Return a category's name as words: `aerosol_can`, which has no space, is `aerosol can`."""
-    name = name.strip()
-    return name if " " in name else name.replace("_", " ").strip()
-
-
 def _named(entry: Any) -> str:
     if not isinstance(entry, dict):
         return "an annotation that is no object"
@@ -336,7 +329,7 @@ def _is_id(value: Any) -> bool:
 def _is_category(entry: Any) -> bool:
     if not isinstance(entry, dict) or not _is_id(entry.get("id")):
         return False
-    return isinstance(entry.get("name"), str | int) and bool(_words(str(entry["name"])))
+    return isinstance(entry.get("name"), str | int) and bool(name_as_words(str(entry["name"])))
 
 
 def _malformed(path: Path, rule: str, remedy: str = "repair the file") -> UserError:

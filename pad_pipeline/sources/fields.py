@@ -412,6 +412,12 @@ def caption_of(conversations: Sequence[Mapping[str, str]]) -> str:
     return ""
 
 
+def name_as_words(name: str) -> str:
+    """Return a category's name as words: `aerosol_can`, which has no space, is `aerosol can`."""
+    name = name.strip()
+    return name if " " in name else name.replace("_", " ").strip()
+
+
 def without_mark(text: str) -> str:
     """Return a text without LLaVA's mark for the image."""
     return text.replace("<image>", "").strip() if "<image>" in text else text

@@ -49,8 +49,4 @@ class ListsSource:
                 if below and not is_url(planned.source) and not planned.problem:
                     planned.source = f"{below}/{planned.source}"
                 yield planned
-            self.counts.update(source.counts)
-            self.counts.examples = {kind: f"{name}: {one}" for kind, one in source.counts.examples.items()} | (
-                self.counts.examples
-            )
-            self.counts.other_texts |= source.counts.other_texts
+            self.counts.add(source.counts, f"{name}: ")

@@ -13,7 +13,7 @@ import yaml
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import Planned
 from pad_pipeline.sources.base import Tally
-from pad_pipeline.sources.fields import stem
+from pad_pipeline.sources.fields import name_as_words, stem
 from pad_pipeline.sources.folder import FolderSource
 
 _SPLITS = ("train", "val", "valid", "test")
@@ -54,6 +54,9 @@ class YoloSource:
                 self.counts.note("splits whose folder is not there", split)
         self._folders = [folder for folder in found.values() if folder is not None]
         here = str(self._file.parent.resolve())
+        for folder in self._folders:
+            if os.path.commonpath([here, folder]) != here:
+                self.counts.note("folders outside the folder of data.yaml, whose images are read", folder)
         self.root = os.path.commonpath([here if folder.endswith(".txt") else folder for folder in self._folders])
 
     def _read(self) -> dict[str, Any]:
@@ -70,12 +73,12 @@ class YoloSource:
     def _class_names(self, names: Any) -> dict[int, str]:
         """Return the name of each class by its number; `names` may be a list or a mapping."""
         pairs = names.items() if isinstance(names, dict) else enumerate(names) if isinstance(names, list) else ()
-        found = {int(number): str(name).strip() for number, name in pairs if str(number).lstrip("-").isdecimal()}
-        if not found or not all(found.values()):
+        found = {int(number): str(name) for number, name in pairs if str(number).lstrip("-").isdecimal()}
+        if not found or not all(map(name_as_words, found.values())):
             raise self._wrong(
                 "its names should be a list of the classes, or a mapping from their numbers", "correct it"
             )
-        return {number: name if " " in name else name.replace("_", " ") for number, name in found.items()}
+        return {number: name_as_words(name) for number, name in found.items()}
 
     def _folder(self, entry: str, path: str) -> str | None:
         """Return the folder or the list of images that an entry names. Tools write it relative to `path`, to the file,
@@ -95,17 +98,22 @@ class YoloSource:
             for image in self._of_list(Path(folder)) if listed else self._of_folder(folder):
                 source = os.path.relpath(image, self.root)
                 problem = "the image lies outside the data set" if source.startswith("..") else ""
-                yield Planned(stem(source), source, annotations=self._annotations(image), problem=problem)
+                annotations = [] if problem else self._annotations(image)
+                yield Planned(stem(source), source, annotations=annotations, problem=problem)
 
     def _of_folder(self, folder: str) -> Iterator[str]:
         source = FolderSource(folder)
         for planned in source:
             yield f"{folder}/{planned.source}"
-        self.counts.update(source.counts)
+        self.counts.add(source.counts)
 
     def _of_list(self, path: Path) -> Iterator[str]:
         """Yield the images of a text file, one path a line, relative to it."""
-        for line in path.read_text("utf-8-sig").splitlines():
+        try:
+            lines = path.read_text("utf-8-sig").splitlines()
+        except ValueError as error:
+            raise UserError("annotations", path, f"it is not valid UTF-8 ({error})", "save it as UTF-8") from error
+        for line in lines:
             if line.strip():
                 yield os.path.normpath(path.parent / line.strip())
 

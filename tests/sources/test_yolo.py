@@ -118,3 +118,27 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path, data: str, rule: str) ->
 def test_json_can_hold_what_is_planned(tmp_path: Path) -> None:
     source = YoloSource(write(tmp_path, {"images/a.png": BOX}, "train: images\nnames: [cat, dog]\n"))
     assert json.dumps([one.annotations for one in source])
+
+
+def test_folders_elsewhere_are_named(tmp_path: Path) -> None:
+    """Catches a data.yaml of somebody else that leads to other images, and nobody is told."""
+    write(tmp_path / "other", {"images/a.png": BOX}, "")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/data.yaml").write_text(f"train: {tmp_path}/other/images\nnames: [cat, dog]\n")
+    source = YoloSource(tmp_path / "set")
+    assert [one.source for one in source] == ["a.png"]
+    assert source.counts.examples == {
+        "folders outside the folder of data.yaml, whose images are read": f"{tmp_path}/other/images"
+    }
+
+
+def test_a_list_that_leads_out_of_the_data_set_is_not_followed(tmp_path: Path) -> None:
+    """Catches images and labels that are read outside the data set, and a list that is no text."""
+    write(tmp_path / "other", {"images/a.png": BOX}, "")
+    folder = write(tmp_path / "set", {"images/b.png": BOX}, "train: train.txt\nnames: [cat, dog]\n")
+    (folder / "train.txt").write_text("../other/images/a.png\nimages/b.png\n")
+    out, own = YoloSource(folder)
+    assert out.problem and not out.annotations and own.annotations and not own.problem
+    (folder / "train.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not valid UTF-8"):
+        list(YoloSource(folder))
