@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -221,6 +222,13 @@ class Folder:
         for entry, _ in self.files():
             if (left := _LEFTOVER.fullmatch(entry)) and name in ("", left[1]):
                 _remove(self.path / entry)
+
+
+def is_not_found(error: Exception) -> bool:
+    """Return whether an error of a store says that there is nothing of this name. Any other error says nothing about
+    that, so nobody may take it for "no"."""
+    status = getattr(getattr(error, "response", error), "status_code", getattr(error, "status", None))
+    return isinstance(error, FileNotFoundError) or status == HTTPStatus.NOT_FOUND
 
 
 class RemoteFolder(Folder):

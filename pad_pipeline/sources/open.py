@@ -12,7 +12,7 @@ from pad_pipeline.sources.folder import IMAGE_ENDINGS
 from pad_pipeline.sources.gzipped import is_gzipped
 from pad_pipeline.sources.manifest import TABLES, ManifestSource
 from pad_pipeline.sources.patterns import Files, find_files, is_pattern, listed_files
-from pad_pipeline.storage import folder_at, is_url
+from pad_pipeline.storage import folder_at, is_not_found, is_url
 
 JSON_LISTS = {".json", ".jsonl", ".ndjson"}
 """Endings of lists of records in JSON."""
@@ -139,9 +139,9 @@ def _listing(folder: str) -> Iterator[tuple[str, bool]]:
         store, path = image_store(folder)
         try:
             listed = store.ls(path, detail=True)
-        except FileNotFoundError:
-            return
         except Exception as error:  # of the network or the store; no answer does not mean that it is empty
+            if is_not_found(error):
+                return
             rule = f"it can't be listed ({type(error).__name__}: {error})"
             raise UserError("images", folder, rule, "check the URL, and try again") from error
         found = ((entry["name"].rstrip("/").rpartition("/")[2], entry["type"] == "directory") for entry in listed)

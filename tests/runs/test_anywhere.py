@@ -90,6 +90,10 @@ def hub(world: World) -> Iterator[str]:
     def resolve(name: str) -> Any:
         return send_file(world.images / name, conditional=True)  # conditional: ranges are answered
 
+    @app.errorhandler(404)
+    def absent(_: Exception) -> Any:
+        return jsonify(error="not found"), 404, {"X-Error-Code": "EntryNotFound"}  # as the hub's own server says it
+
     server = make_server("127.0.0.1", 0, app, threaded=True)
     Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"

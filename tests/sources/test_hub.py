@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from huggingface_hub import HfFileSystem, constants
 
+from pad_pipeline.errors import UserError
 from pad_pipeline.sources.open import open_source
 from pad_pipeline.sources.read import read_bytes
 from tests.sources.small_sources import MOST, png
@@ -25,6 +26,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     folder: Path
+    refused: str = "nothing"
+    """Part of the paths that this server refuses to list."""
 
     def log_message(self, *parts: Any) -> None:
         pass
@@ -33,6 +36,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if path == API or path.startswith(f"{API}/revision/"):
             self.answer(json.dumps({"id": "owner/name", "sha": COMMIT, "siblings": []}).encode())
+        elif self.refused in path:
+            self.answer(b'{"error": "ask for access"}', 403)
         elif path.startswith(f"{API}/tree/"):
             below = self.folder / path.removeprefix(f"{API}/tree/").partition("/")[2]
             entries = [self.entry(one) for one in sorted(below.iterdir())] if below.is_dir() else []
@@ -50,6 +55,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def answer(self, body: bytes, status: int = 200) -> None:
         self.send_response(status)
+        if status == 404:
+            self.send_header("X-Error-Code", "EntryNotFound")
         for name, value in {"Content-Length": str(len(body)), "ETag": '"x"', "X-Repo-Commit": COMMIT}.items():
             self.send_header(name, value)
         self.end_headers()
@@ -60,8 +67,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "hub"
     folder.mkdir()
-    handler = type("Handler", (Hub,), {"folder": folder})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    monkeypatch.setattr(Hub, "folder", folder, raising=False)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         server.daemon_threads, server.block_on_close = True, False
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
@@ -84,3 +91,12 @@ def test_a_data_set_of_the_hub_is_read_by_its_name(hub: Path, where: str) -> Non
     planned = list(source)
     assert [(one.id, one.caption) for one in planned] == [(str(number), "abc"[number % 3]) for number in range(6)]
     assert [read_bytes(source.root, one.place, MOST) for one in planned] == [png(number) for number in range(6)]
+
+
+def test_a_listing_that_is_refused_is_an_error(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a folder that may not be listed and is taken for one that does not exist, so that its images are lost."""
+    monkeypatch.setattr(Hub, "refused", "images%2Fdata")
+    (hub / "images").mkdir()
+    (hub / "images/0.png").write_bytes(png(0))
+    with pytest.raises(UserError, match="images/data: it can't be listed .*403"):
+        open_source("hf://datasets/owner/name/images")
