@@ -98,5 +98,5 @@ def test_a_listing_that_is_refused_is_an_error(hub: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Hub, "refused", "images%2Fdata")
     (hub / "images").mkdir()
     (hub / "images/0.png").write_bytes(png(0))
-    with pytest.raises(UserError, match="images/data: it can't be listed .*403"):
+    with pytest.raises(UserError, match=r"images/data: it can't be listed .*403"):
         open_source("hf://datasets/owner/name/images")
