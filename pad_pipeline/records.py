@@ -243,7 +243,8 @@ class ImageRecord(Planned):
         tag gets one more source, and keeps its score.
         """
         new = [replace(tag, sources=[source]) for tag in tags]
-        first, last = (self.tags, new) if source == "captions" else (new, self.tags)
+        of_captions = [tag for tag in self.tags if tag.sources == ["captions"]]
+        first, last = (self.tags, new) if source == "captions" else (new, of_captions)
         self.tags = [*first]
         known = {tag.label.casefold(): tag for tag in first}
         for tag in last:

@@ -233,7 +233,7 @@ _ONE_TEXT = """\
 {%- endif -%}
 {%- if part.marks -%}
 {%- set asked = part.text | replace('<image>', '') | trim -%}
-{%- set part.text = part.marks + (GAP + '\\n' + asked if asked else '') -%}
+{%- set part.text = part.marks + GAP + ('\\n' + asked if asked else '') -%}
 {%- endif -%}
 {%- set found.messages = found.messages + [dict(message, content=part.text)] -%}
 {%- else -%}{%- set found.messages = found.messages + [message] -%}{%- endif -%}
@@ -245,6 +245,8 @@ only texts. lmms-eval already sends one text, with the mark in it."""
 _NO_BOS = "{%- set bos_token = '' -%}\n"
 """Jinja code for a tokenizer that adds BOS itself. Without this code, a program that renders the chat template and then
 tokenizes the text, as lmms-eval does, would get BOS twice."""
+_NO_THINKING = "{%- if enable_thinking is not defined -%}{%- set enable_thinking = false -%}{%- endif -%}\n"
+"""Jinja code for templates such as Qwen 3's, which then ask with an empty thought, as the training does."""
 _V1 = """\
 {{- bos_token + GAP if bos_token else '' -}}
 {{- (messages[0]['content'] if messages[0]['role'] == 'system' else SYSTEM) + ' ' -}}
@@ -278,6 +280,8 @@ def chat_template_for(name: TemplateName, tokenizer: Any, processor: LlavaProces
     gap = "" if ids(f"{IMAGE_MARK}\nA")["input_ids"][1:] == ids("\nA")["input_ids"] else " "
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     start = _NO_BOS if processor.tokenizer("")["input_ids"] == bos else ""
+    if name == "chat" and template.options:
+        start += _NO_THINKING
     text = start + (_ONE_TEXT + base).replace("GAP", repr(gap))
     return text if _same_tokens(processor, text, template) else None
 

@@ -82,6 +82,12 @@ QWEN3_EMPTY = CHATML.replace(
     "message['content']",
     "('<think>\\n\\n</think>\\n\\n' if loop.last and message['role'] == 'assistant' else '') + message['content']",
 )
+"""As Qwen 3's own: the last answer has an empty thought, and the text that asks for it too, if thinking is off."""
+QWEN3_ASKING = QWEN3_EMPTY.replace(
+    "assistant\\n' }}",
+    "assistant\\n' }}{% if enable_thinking is defined and enable_thinking is false %}"
+    "{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}",
+)
 
 
 def byte_level(marks: Sequence[str], template: str | None, trim: bool, bos: str | None = None, eos: str = "") -> Any:

@@ -80,7 +80,7 @@ def _earlier_facts(source: Source, models: ModelSettings, redo_from: RedoFrom) -
         raise UserError("redo_from", redo_from, rule, "name a folder of shards in `images`")
     first = models.annotators_from(redo_from)[0] if redo_from != STEPS[-1] else None
     if first and first.steps[0] != redo_from and redo_from in first.steps:
-        rule = f"a {first.section} does {' and '.join(first.steps)} in one"
+        rule = f"a {first.section} does {', '.join(first.steps)} in one"
         later = STEPS[STEPS.index(cast(RedoFrom, first.steps[-1])) + 1]
         raise UserError("redo_from", redo_from, rule, f"begin with {first.steps[0]} or {later}")
     run = source.shards.run
