@@ -58,6 +58,11 @@ def export_llava(model: MultimodalModel, view: View, folder: Path) -> None:
     """
     tokenizer = copy.deepcopy(model.tokenizer)
     tokenizer.add_tokens([IMAGE_MARK], special_tokens=True)
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = (
+        "left"  # so that prompts of several lengths are answered in one batch
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token  # LLaVA takes `<unk>` too
     state = _weights(model, len(tokenizer))
     config = _config(model, tokenizer.convert_tokens_to_ids(IMAGE_MARK), state)
     kind = AbstractorLlava if isinstance(config, AbstractorLlavaConfig) else LlavaForConditionalGeneration
@@ -65,7 +70,7 @@ def export_llava(model: MultimodalModel, view: View, folder: Path) -> None:
         llava = kind(config)
     llava.load_state_dict(state, assign=True)
     llava.tie_weights()
-    llava.generation_config = _generation(model, config.image_token_index)
+    llava.generation_config = _generation(model, config.image_token_index, tokenizer.pad_token_id)
     with quiet():
         llava.save_pretrained(folder)
         processor_for(model, view, tokenizer).save_pretrained(folder)
@@ -171,8 +176,9 @@ def _save_adapter(llm: Any, folder: Path) -> None:
     save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
 
 
-def _generation(model: MultimodalModel, image_token: int) -> GenerationConfig:
-    """Return the LLM's generation config. It also has the token that ends an answer in training, and bans `<image>`."""
+def _generation(model: MultimodalModel, image_token: int, pad_token: int | None) -> GenerationConfig:
+    """Return the LLM's generation config. It also has the token that ends an answer in training, and the token that
+    fills up a batch; and it bans `<image>`."""
     config = copy.deepcopy(model.llm.generation_config)
     if not config.do_sample:  # Vicuna's config still has a temperature, and transformers refuses to save it
         config.temperature = config.top_p = config.top_k = None
@@ -185,6 +191,7 @@ def _generation(model: MultimodalModel, image_token: int) -> GenerationConfig:
         if last in model.tokenizer.added_tokens_decoder:  # other tokens, such as a line break, may be part of an answer
             ends.append(last)
     config.eos_token_id = list(dict.fromkeys(ends)) or None
+    config.pad_token_id = pad_token
     config.suppress_tokens = [*(config.suppress_tokens or []), image_token]
     return config
 

@@ -38,6 +38,9 @@ QUESTIONS = ("What is in the picture?", " How many?\n", "5 + 5 =", "", "这是�
         ("llama3", "chat"),
         ("qwen2", "chat"),
         ("qwen3", "chat"),
+        ("gemma3", "chat"),
+        ("phi3", "chat"),
+        ("mistral", "chat"),
     ],
 )
 def test_processor_asks_as_in_training(parts: Path, llm: str, template: Any, tmp_path: Path) -> None:
