@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pad_pipeline.errors import UserError, rename_field
+from pad_pipeline.retries import is_not_found
 from pad_pipeline.sources.base import Source, ending_of, image_store, require_folder
 from pad_pipeline.sources.folder import IMAGE_ENDINGS
 from pad_pipeline.sources.gzipped import is_gzipped
 from pad_pipeline.sources.manifest import TABLES, ManifestSource
 from pad_pipeline.sources.patterns import Files, find_files, is_pattern, listed_files
-from pad_pipeline.storage import folder_at, is_not_found, is_url
+from pad_pipeline.storage import folder_at, is_url
 
 JSON_LISTS = {".json", ".jsonl", ".ndjson"}
 """Endings of lists of records in JSON."""
