@@ -93,8 +93,8 @@ def test_results_without_a_score_are_an_error(stand_in: Run) -> None:
 
 
 def test_questions_without_an_answer_are_an_error(stand_in: Run) -> None:
-    """lmms-eval prints the model's exception, and scores an empty answer. Catches a score that is low because memory ran
-    out."""
+    """lmms-eval prints the model's exception, and scores an empty answer. Catches a score that is low because there was
+    too little memory."""
     code = "write(args['--model_args'], {'two': {'acc,none': 0.5}})\nprint('Error out of memory in generating\\n' * 2)"
     done = stand_in(code)
     assert done.code == 2 and "its model failed on 2 questions, which count as wrong (out of memory)" in done.err
@@ -167,8 +167,8 @@ metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}
 def test_lmms_eval_gets_the_answers_of_pad_chat(
     pad: Run, parts: Path, llm: str, template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On two questions of a task of our own. Catches a command line that lmms-eval can't run, a prompt or a dtype of its
-    own, and an error of lmms-eval, or of the model in it, that ends with exit code 0."""
+    """On two questions of a task of our own. Catches a command line that lmms-eval can't run, a prompt or a dtype of
+    its own, and an error of lmms-eval, or of the model in it, that ends with exit code 0."""
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))

@@ -184,8 +184,8 @@ def _results(out: Path) -> set[Path]:
 
 
 def read_results(out: Path, model: Path) -> dict[str, float]:
-    """Return the newest value of each metric that lmms-eval wrote below `out`. The keys are `TASK METRIC`. Standard errors
-    are left out.
+    """Return the newest value of each metric that lmms-eval wrote below `out`, without standard errors. The keys are
+    `TASK METRIC`.
 
     Raises:
         UserError: results can't be read, or are of another model.
