@@ -24,7 +24,7 @@ from PIL import Image
 from pad_pipeline.packages import installed
 from pad_pipeline.training.chat import Chat
 from pad_pipeline.training.export import export_llava
-from pad_pipeline.workflows.learning.lmms import check_export
+from pad_pipeline.workflows.learning.lmms import _command, check_export
 from tests.conftest import ROOT
 from tests.training.trained_models import build, view_for
 
@@ -100,12 +100,21 @@ def test_questions_without_an_answer_are_an_error(stand_in: Run) -> None:
     assert done.code == 2 and "its model failed on 2 questions, which count as wrong (out of memory)" in done.err
 
 
-def test_lmms_eval_gets_a_device_that_this_machine_has(stand_in: Run, model: Path) -> None:
-    """Without a device map, lmms-eval 0.7.3 fails under transformers 5; its default device is a GPU."""
+def test_lmms_eval_gets_a_device_that_this_machine_has(
+    stand_in: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a device map, lmms-eval 0.7.3 fails under transformers 5; its default device is a GPU. It divides the
+    questions among processes only if no device is named."""
     done = stand_in("print(sys.argv[1:], file=sys.stderr)\nwrite(args['--model_args'], {'two': {'acc,none': 1.0}})")
     assert done.code == 0 and f"pretrained={model / 'hf'},dtype=float32,device=cpu,device_map=cpu'" in done.err
     done = stand_in("", "--processes", 2)
     assert done.code == 2 and "--processes = 2: each process needs a GPU of its own" in done.err
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    one, two = (" ".join(_command(model, "two", Path("scores"), None, processes)) for processes in (1, 2))
+    assert f"pretrained={model / 'hf'},dtype=bfloat16,device=cuda,device_map=cuda --tasks two" in one
+    assert two.startswith("-m accelerate.commands.launch --num_processes=2 -m lmms_eval")
+    assert f"pretrained={model / 'hf'},dtype=bfloat16 --tasks two" in two
 
 
 def test_a_missing_lmms_eval_is_told(pad: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

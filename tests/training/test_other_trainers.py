@@ -185,8 +185,7 @@ def test_webdataset_streams_the_same_samples(model: MultimodalModel, monkeypatch
 
 @pytest.mark.slow
 def test_two_processes_train_on_streams(model: MultimodalModel, tmp_path: Path) -> None:
-    """Under torchrun, as on many nodes. Catches a loader that accelerate divides again: each process would skip half of
-    its tars' samples."""
+    """Under torchrun, as on many nodes. Catches a loader of accelerate's, which reads in the first process alone."""
     told = "print('SEEN', *(sample.key for sample in samples))\n    texts ="
     code = HUGGING_FACE.replace("trainer.train()", "").replace("texts =", told)
     code = (code + STREAM).replace("max_steps=4", "max_steps=6, per_device_train_batch_size=2, use_cpu=True")
