@@ -85,7 +85,8 @@ class Run(BaseModel):
         of a file that could not be read for one of the two runs is unknown, and so does not differ."""
         unrelated = {"counts", "environment", "accepted_code", "plan"}
         unknown = {f"contents.{key}" for run in (self, other) for key, sha256 in run.contents.items() if not sha256}
-        return differences(*(run.model_dump(mode="json", exclude=unrelated) for run in (self, other)), unknown)
+        old, new = (run.model_dump(mode="json", exclude=unrelated) for run in (self, other))
+        return differences(old, new, unknown)
 
 
 def is_run(folder: Folder) -> bool:
