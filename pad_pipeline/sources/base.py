@@ -27,6 +27,8 @@ class Tally(Counter[str]):
         """The first entry that was counted, by reason."""
         self.other_texts: dict[str, None] = {}
         """Names of texts, in records without a caption, that the source does not use."""
+        self.kept: Tally | None = None
+        """What was counted while the source was opened, and is counted once however often the source is read."""
 
     def note(self, reason: str, example: object) -> None:
         """Count an entry. After `_MOST_REASONS` reasons, others are counted together."""
@@ -42,11 +44,18 @@ class Tally(Counter[str]):
         self.examples = {kind: f"{where}{example}" for kind, example in other.examples.items()} | self.examples
         self.other_texts |= other.other_texts
 
+    def keep(self) -> None:
+        """Make `clear` return to what is counted now."""
+        self.kept = Tally()
+        self.kept.add(self)
+
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget everything that was counted since `keep`, or at all."""
         super().clear()
         self.examples.clear()
         self.other_texts.clear()
+        if self.kept is not None:
+            self.add(self.kept)
 
 
 class Source(Protocol):

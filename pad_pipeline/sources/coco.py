@@ -78,6 +78,7 @@ class CocoSource:
             raise _malformed(annotations, f"{rule}; {example}", "give a file whose image_id are ids of its images")
         if captions is not None:
             self._read_captions(captions, ids)
+        self.counts.keep()
 
     def _categories(self, path: Path, categories: Any) -> dict[str, str]:
         """Return the name of each category, by its id."""
@@ -223,6 +224,7 @@ class CocoSource:
         raise UserError("captions", path, rule, "give the captions of these images")
 
     def __iter__(self) -> Iterator[Planned]:
+        self.counts.clear()
         listed = zip(self.images, self._paths, strict=True)
         ordered = sorted(listed, key=lambda one: (isinstance(one[0]["id"], str), one[0]["id"]))
         segments = map_ahead(self._segments, (id_text(entry["id"]) for entry, _ in ordered), 8, 64)

@@ -26,6 +26,7 @@ class FolderSource:
         self.counts = Tally()
 
     def __iter__(self) -> Iterator[Planned]:
+        self.counts.clear()
         for folder, files in self._walk():
             for name in sorted(files):
                 if not name or name.startswith("."):
