@@ -227,6 +227,10 @@ class Folder:
 def is_not_found(error: Exception) -> bool:
     """Return whether an error of a store says that there is nothing of this name. Any other error says nothing about
     that, so nobody may take it for "no"."""
+    from aiohttp import ClientError
+
+    if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, ClientError | TimeoutError):
+        error = error.__cause__  # fsspec's HTTP calls every failure so
     status = getattr(getattr(error, "response", error), "status_code", getattr(error, "status", None))
     return isinstance(error, FileNotFoundError) or status == HTTPStatus.NOT_FOUND
 

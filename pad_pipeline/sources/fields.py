@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import Place, Planned
 from pad_pipeline.sources.base import Tally, image_store, location_problem, parse_json, path_problem, should_be
-from pad_pipeline.storage import REMOTE_SCHEMES, is_url, url_problem
+from pad_pipeline.storage import REMOTE_SCHEMES, is_not_found, is_url, url_problem
 
 NAMES = {
     "image": (
@@ -272,11 +272,20 @@ class Fields:
         if self._slashes is None:
             store, path = image_store(f"{self.root}/{changed}")
             try:
-                self._slashes = bool(store.exists(path))
-            except Exception as error:  # of the network; no answer does not mean that there is no such file
-                rule = f"it can't be looked up whether it holds {changed!r} ({type(error).__name__}: {error})"
-                raise UserError("image_root", self.root, rule, "check the URL, and try again") from error
+                self._slashes = bool(store.info(path))
+            except Exception as error:  # any of the errors of the network and of the store's library
+                self._slashes = False
+                if not is_not_found(error):
+                    rule = f"it can't be looked up whether it holds {changed!r} ({type(error).__name__}: {error})"
+                    raise UserError("image_root", self.root, rule, "check the URL, and try again") from error
         return self._slashes
+
+
+def below_list(folder: str, path: str) -> str:
+    """Return a path relative to the folder of its list as one relative to the root of all lists; no other path is
+    changed."""
+    other = not path or is_url(path) or path[:1] in ("/", "\\") or path[1:2] == ":"
+    return path if other or not folder else os.path.normpath(f"{folder}/{path}")
 
 
 def is_there(value: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from pad_pipeline.parquet import open_parquet
 from pad_pipeline.records import Planned
 from pad_pipeline.sources.base import Tally, ending_of, image_store
 from pad_pipeline.sources.cells import cell
-from pad_pipeline.sources.fields import NAMES, Embedded, Fields, is_there, stem
+from pad_pipeline.sources.fields import NAMES, Embedded, Fields, below_list, is_there, stem
 from pad_pipeline.sources.llava import given_root, image_folder, open_text
 from pad_pipeline.sources.patterns import Files, find_files
 from pad_pipeline.storage import is_url
@@ -77,7 +76,8 @@ class ManifestSource:
             for number, image, identity, caption, turns in self._rows(name, fields):
                 record = fields.of(image, identity, caption, turns)
                 if below:
-                    record = record._replace(images=[_below(below, one) for one in record.images])
+                    images = [one if isinstance(one, Embedded) else below_list(below, one) for one in record.images]
+                    record = record._replace(images=images)
                 yield from fields.planned(record, number)
 
     def _where(self, name: str) -> str:
@@ -261,9 +261,8 @@ def _images(value: Any, file: str, column: str, row: int, complete: bool) -> lis
     """
     found: list[Any] = []
     for element, one in enumerate(value if isinstance(value, list) else [value]):
-        path = one.get("path") if isinstance(one, dict) else None
-        content = complete or (one.get("bytes") if isinstance(one, dict) else one)
-        if content:
+        path, content = (one.get("path"), one.get("bytes")) if isinstance(one, dict) else (None, one)
+        if complete or content or (content is not None and not path):  # empty bytes without a path are a failed row
             number = element if isinstance(value, list) else None
             shown = f"{row}" if number is None else f"{row}.{number}"
             path = (path or f"{stem(file)}-{shown}.").replace("\\", "/")
@@ -295,12 +294,6 @@ def _values(batch: Any, column: str, others: Mapping[str, list[str]]) -> list[An
             more = batch.column(name).to_pylist()
             values = [value if is_there(value) else other for value, other in zip(values, more, strict=True)]
     return values
-
-
-def _below(folder: str, image: str | Embedded) -> str | Embedded:
-    """Return a path relative to the folder of its list as one relative to the root of all lists."""
-    plain = isinstance(image, str) and not is_url(image) and image[:1] not in ("/", "\\") and image[1:2] != ":"
-    return os.path.normpath(f"{folder}/{image}") if plain and image else image
 
 
 def _lines(stream: TextIO) -> Iterator[str]:

@@ -18,9 +18,13 @@ from tests.sources.small_sources import png, write_list, write_tar
 def coco(folder: Path) -> Source:
     (folder / "a.png").write_bytes(png())
     box = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 1, 5, 5]}
+    segment = {"id": 1, "category_id": 3, "iscrowd": 0}
+    panoptic = {"image_id": 1, "file_name": "gone.png", "segments_info": [segment]}
     facts = {"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 3, "name": "thing"}]}
     orphan, crossed = box | {"id": 2, "image_id": 9}, box | {"id": 3, "bbox": [1, 1, -5, 5]}
-    (folder / "coco.json").write_text(json.dumps(facts | {"annotations": [box, box | {"id": 4}, orphan, crossed]}))
+    annotations = [box, box | {"id": 4}, box | {"id": 5}, orphan, crossed, panoptic]
+    (folder / "coco.json").write_text(json.dumps(facts | {"annotations": annotations}))
+    (folder / "coco").mkdir()
     return CocoSource(folder / "coco.json", folder)
 
 
