@@ -139,7 +139,7 @@ def image_store(url: str) -> tuple[Any, str]:
 def list_store(store: Any, path: str, missing_ok: bool = False) -> list[tuple[str, bool, int | None]]:
     """Return name, whether it is a folder, and size of each entry of a folder in a store, sorted, without hidden ones.
 
-    fsspec's own `walk`, `find` and `glob` leave out in silence the folders that can't be listed.
+    fsspec's own `walk`, `find` and `glob` leave out, without an error, the folders that can't be listed.
 
     Raises:
         UserError: it can't be listed, or is not there; with `missing_ok`, a folder that is not there is empty.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,8 @@ NAMES = {
 }  # fmt: skip
 """Field -> the names that it has in public data sets, in any case. Of the names that a record has, the first is
 taken. A caption that a model wrote goes before the original text of the web page."""
+JSON = "json"
+"""The column of a table with further fields of a record, as JSON or as an object."""
 _SPEAKERS = {"user": "human", "human": "human"} | dict.fromkeys(
     ("assistant", "gpt", "model", "bot", "chatgpt", "bing", "bard"), "gpt"
 )
@@ -120,7 +122,7 @@ class Fields:
         return found
 
     def checked(self, there: Sequence[str], origin: str) -> tuple[str | None, ...]:
-        """Return what `find` does, for a list whose records all have the names `there`.
+        """Return what `find` does, for a list whose records all have the names `there`; and `JSON`, if it is one of them.
 
         Raises:
             UserError: the list lacks a field that the user named, or has no image, or has two fields of one name.
@@ -131,7 +133,7 @@ class Fields:
             if field not in NAMES:
                 rule = f"{field!r} is none of {', '.join(NAMES)} (the columns are: {listed})"
                 raise UserError("columns", f"{field}={name}", rule, "correct it")
-            if found[field] is None:
+            if found[field] is None and (field == "image" or JSON not in there):
                 rule = f"{origin} has no such column; it has: {listed}"
                 raise UserError("columns", f"{field}={name}", rule, "name one of these")
         if found["image"] is None:
@@ -139,7 +141,7 @@ class Fields:
             raise UserError("images", origin, rule, "say which one holds the image: `columns` image=NAME")
         if twice := [name for name in found.values() if name is not None and there.count(name) > 1]:
             raise UserError("images", origin, f"it has more than one column {twice[0]!r}", "rename all but one")
-        return tuple(found.values())
+        return (*found.values(), JSON if JSON in there and JSON not in found.values() else None)
 
     def texts(self, value: Any) -> Record:
         """Read id, caption and conversations of an image that lies elsewhere, from parsed JSON: an object, or a list of
@@ -151,6 +153,30 @@ class Fields:
             if isinstance(value, dict)
             else value
         )
+
+    def texts_beside(self, value: Callable[[], Any], what: str, where: str) -> Record:
+        """Read the texts of an image from the JSON beside it, which `value` parses. JSON that can't be read is counted as
+        `what`, and its texts are left out."""
+        try:
+            found = self.texts(value())
+            problem = found.problem
+        except (ValueError, RecursionError) as error:
+            problem = str(error)
+        if problem:
+            self.counts.note(f"{what} that can't be read, whose texts are left out", f"{where}: {problem}")
+            return Record("", [], "", [])
+        return found
+
+    def with_facts(self, record: Record, facts: Any, number: int) -> Record:
+        """Return a record of a table with what it lacks: from its column `json`, parsed or as text, where data sets that
+        were WebDataset tars have the JSON of a sample."""
+        if record.problem or not is_there(facts):
+            return record
+        where = f"{self.unit} {number}{self._in}"
+        parsed = partial(parse_json, facts) if isinstance(facts, str) else lambda: facts
+        more = self.texts_beside(parsed, f"values of {JSON}", where)
+        name, caption, turns = record.name or more.name, record.caption or more.caption, record.conversations
+        return record._replace(name=name, caption=caption, conversations=turns or more.conversations)
 
     def rows(self, record: Any, number: int) -> list[Planned]:
         """Return the images of a record of parsed JSON, as `planned(read(record), number)` does.

@@ -19,7 +19,7 @@ from pad_pipeline.parquet import open_parquet
 from pad_pipeline.records import Planned
 from pad_pipeline.sources.base import Tally, ending_of, image_store
 from pad_pipeline.sources.cells import cell
-from pad_pipeline.sources.fields import NAMES, Embedded, Fields, below_list, is_there, stem
+from pad_pipeline.sources.fields import JSON, NAMES, Embedded, Fields, below_list, is_there, stem
 from pad_pipeline.sources.llava import given_root, image_folder, open_text
 from pad_pipeline.sources.patterns import Files, find_files
 from pad_pipeline.storage import is_url
@@ -36,9 +36,9 @@ _ROWS_WITH_BYTES = 16
 
 _QUOTED = re.compile(r'"(?:[^"]|"")+"')
 
-_Row = tuple[int, Any, Any, Any, Any]
-"""The row's number, then image, id, caption and conversations as in the file. A ValueError in the place of the image
-says what is wrong with the row."""
+_Row = tuple[int, Any, Any, Any, Any, Any]
+"""The row's number, then image, id, caption, conversations and JSON as in the file. A ValueError in the place of the
+image says what is wrong with the row."""
 
 
 class ManifestSource:
@@ -73,8 +73,10 @@ class ManifestSource:
         for name in self.files.names:
             fields = self._fields(name)
             below = "" if self.image_root is not None else name.rpartition("/")[0]
-            for number, image, identity, caption, turns in self._rows(name, fields):
+            for number, image, identity, caption, turns, facts in self._rows(name, fields):
                 record = fields.of(image, identity, caption, turns)
+                if facts is not None:
+                    record = fields.with_facts(record, facts, number)
                 if below:
                     images = [one if isinstance(one, Embedded) else below_list(below, one) for one in record.images]
                     record = record._replace(images=images)
@@ -121,7 +123,13 @@ class ManifestSource:
         # A local file is read in small pieces, a remote one by whole columns of a row group.
         with open_parquet(file, buffer_size=0 if remote else 1 << 20) as table:
             columns = fields.checked(table.schema_arrow.names, where)
-            for field, column in zip(NAMES, columns, strict=True):
+            if (
+                columns[4]
+                and not _is_text(kind := table.schema_arrow.field(JSON).type)
+                and not pa.types.is_struct(kind)
+            ):
+                columns = (*columns[:4], None)
+            for field, column in zip(NAMES, columns, strict=False):
                 if column is not None:
                     self._check_type(where, field, column, table.schema_arrow.field(column).type)
             texts = [field.name for field in table.schema_arrow if _is_text(field.type)]
@@ -175,14 +183,15 @@ class ManifestSource:
                         row = [self._unquoted(value, where, reader.line_num) for value in row]
                     if len(row) == len(header):
                         row.append("")
-                        image, identity, caption, turns = pick(row)
+                        image, identity, caption, turns, facts = pick(row)
                         caption = caption or next((row[position] for position in captions if row[position]), "")
                         if not (caption or turns):
                             fields.other_texts(header, columns)
-                        yield reader.line_num, image.strip() or None, identity or None, caption, turns or None
+                        image, identity = image.strip() or None, identity or None
+                        yield reader.line_num, image, identity, caption, turns or None, facts or None
                     elif row:
                         wrong = ValueError(f"it has {len(row)} fields, and the header has {len(header)}")
-                        yield reader.line_num, wrong, None, None, None
+                        yield reader.line_num, wrong, None, None, None, None
             except csv.Error as error:
                 rule = f"line {reader.line_num} is not valid CSV ({error})"
                 raise UserError("images", where, rule, "repair its quotes, or give a Parquet or JSONL file") from error
@@ -236,7 +245,7 @@ def _rows_with_bytes(
         read = [*_read(others, alternatives), *(paths if complete else [image])]
         if not read:
             yield from (
-                (row, _images(None, name, image, row, True), None, None, None)
+                (row, _images(None, name, image, row, True), None, None, None, None)
                 for row in range(number, number + facts.num_rows)
             )
             number += facts.num_rows

@@ -82,15 +82,8 @@ class TarSource:
         except ValueError as error:
             self.counts.note("captions that can't be read, which are left out", f"{where}: {error}")
         if sample.json is not None:
-            try:
-                facts = self._fields.texts(parse_json(read_text(sample.json)))
-                problem = facts.problem
-            except (ValueError, RecursionError) as error:
-                problem = str(error)
-            if problem:
-                reason = "JSON members that can't be read, whose texts are left out"
-                self.counts.note(reason, f"{where}: {problem}")
-                facts = Record("", [], "", [])
+            text = sample.json
+            facts = self._fields.texts_beside(lambda: parse_json(read_text(text)), "JSON members", where)
         place = Place(tar, image.at, image.size)
         name, caption = facts.name or sample.key, caption or facts.caption
         return Planned(name, f"{tar}/{image.name}", caption, facts.conversations, place=place)
