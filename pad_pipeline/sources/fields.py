@@ -88,6 +88,8 @@ class Fields:
         self._roots = list(dict.fromkeys(path.rstrip("/") + "/" for path in (root, os.path.abspath(given))))  # noqa: PTH100
         self._find = lru_cache(256)(self.find)
         self._slashes: bool | None = None
+        self.has_texts = False
+        """Whether the names that `checked` saw have captions or conversations."""
 
     def find(self, there: Sequence[str]) -> tuple[str | None, ...]:
         """Return the names of image, id, caption and conversations among `there`; None for a field that is missing.
@@ -122,7 +124,7 @@ class Fields:
         return found
 
     def checked(self, there: Sequence[str], origin: str) -> tuple[str | None, ...]:
-        """Return what `find` does, for a list whose records all have the names `there`; and `JSON`, if it is one of them.
+        """Return what `find` does, for a list whose records all have the names `there`; and `JSON`, if it is there.
 
         Raises:
             UserError: the list lacks a field that the user named, or has no image, or has two fields of one name.
@@ -141,6 +143,7 @@ class Fields:
             raise UserError("images", origin, rule, "say which one holds the image: `columns` image=NAME")
         if twice := [name for name in found.values() if name is not None and there.count(name) > 1]:
             raise UserError("images", origin, f"it has more than one column {twice[0]!r}", "rename all but one")
+        self.has_texts = any(name in there for name in (found["caption"], found["conversations"], JSON))
         return (*found.values(), JSON if JSON in there and JSON not in found.values() else None)
 
     def texts(self, value: Any) -> Record:
@@ -155,8 +158,8 @@ class Fields:
         )
 
     def texts_beside(self, value: Callable[[], Any], what: str, where: str) -> Record:
-        """Read the texts of an image from the JSON beside it, which `value` parses. JSON that can't be read is counted as
-        `what`, and its texts are left out."""
+        """Read the texts of an image from the JSON beside it, which `value` parses. JSON that can't be read is counted
+        as `what`, and its texts are left out."""
         try:
             found = self.texts(value())
             problem = found.problem
@@ -168,8 +171,8 @@ class Fields:
         return found
 
     def with_facts(self, record: Record, facts: Any, number: int) -> Record:
-        """Return a record of a table with what it lacks: from its column `json`, parsed or as text, where data sets that
-        were WebDataset tars have the JSON of a sample."""
+        """Return a record of a table with what it lacks, from its column `json`, parsed or as text. Data sets that were
+        WebDataset tars have the JSON of a sample there."""
         if record.problem or not is_there(facts):
             return record
         where = f"{self.unit} {number}{self._in}"

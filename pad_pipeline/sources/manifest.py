@@ -70,6 +70,7 @@ class ManifestSource:
 
     def __iter__(self) -> Iterator[Planned]:
         self.counts.clear()
+        without = []
         for name in self.files.names:
             fields = self._fields(name)
             below = "" if self.image_root is not None else name.rpartition("/")[0]
@@ -81,6 +82,9 @@ class ManifestSource:
                     images = [one if isinstance(one, Embedded) else below_list(below, one) for one in record.images]
                     record = record._replace(images=images)
                 yield from fields.planned(record, number)
+            without += [] if fields.has_texts else [name]
+        for name in without if len(without) < len(self.files.names) else ():
+            self.counts.note("files without a column of captions or conversations, which other files have", name)
 
     def _where(self, name: str) -> str:
         return f"{self.files.root}/{name}"
