@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.llms import check_llm
 from pad_pipeline.pretrained import load_tokenizer
 from pad_pipeline.weights import ModelFile, fetch_folder, fetch_model, folder_sha256, local_path, read_tensors
 
@@ -58,7 +59,9 @@ class LabelEmbedder:
     def __init__(self, settings: LabelSettings) -> None:
         self.settings = settings
         self.folder = _llm_folder(settings)
+        check_llm("llm.llm", self.folder)
         self.tokenizer = load_tokenizer("llm.llm", self.folder)
+        self._special = {*self.tokenizer.all_special_ids} - {self.tokenizer.unk_token_id}
         self.table = EmbeddingTable(self.folder)
         self.width = self.table.width
         self._known: dict[str, np.ndarray] = {}
@@ -69,16 +72,29 @@ class LabelEmbedder:
         return {"llm_embedding": self.table.sha256(), "llm_tokenizer": folder_sha256(self.folder, files)}
 
     def tokens(self, label: str) -> list[int]:
-        """Return a label's token ids; raise `UserError` if the tokenizer merges it with the word before it."""
-        if self.settings.context == "bare":
-            return self._encode(label)
-        # After "a ", the label is a word inside a sentence for every kind of tokenizer: those that mark the starts of
-        # words (SentencePiece), and those that mark spaces (byte-level BPE).
-        before, whole = self._encode("a"), self._encode(f"a {label}")
-        if whole[: len(before)] != before:
-            rule = f"this tokenizer merges words across the space before {label!r}"
-            raise UserError("llm.context", "sentence", rule, 'set context = "bare" in the [llm] section')
-        return whole[len(before) :]
+        """Return the ids of a label's tokens that count.
+
+        A token that stands for a space alone does not count, because it says nothing about the label. Many tokenizers
+        have one before a digit: `a 3d printer` is `▁a ▁ 3 d ▁printer` in Llama 2.
+
+        Raises:
+            UserError: the tokenizer merges the label with the word before it.
+            ValueError: the label holds a special token of the LLM, such as `</s>`.
+        """
+        ids = self._encode(label)
+        if self.settings.context == "sentence":
+            # After "a ", the label is a word inside a sentence for every kind of tokenizer: those that mark the starts
+            # of words (SentencePiece), and those that mark spaces (byte-level BPE).
+            before, whole = self._encode("a"), self._encode(f"a {label}")
+            if whole[: len(before)] != before:
+                rule = f"this tokenizer merges words across the space before {label!r}"
+                raise UserError("llm.context", "sentence", rule, 'set context = "bare" in the [llm] section')
+            ids = whole[len(before) :]
+        if special := [token for token in ids if token in self._special]:
+            raise ValueError(
+                f"the label {label!r} holds {self.tokenizer.decode(special)!r}, a special token of the LLM"
+            )
+        return [token for token in ids if self.tokenizer.decode([token]).strip()]
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]

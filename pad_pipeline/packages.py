@@ -24,6 +24,7 @@ OPTIONAL = {
     "peft": Package('llm = "lora" in pad train', "pip install 'pad-pipeline[lora]'"),
     "matplotlib": Package("the charts of pad analyze", "pip install 'pad-pipeline[charts]'"),
     "scipy": Package("OWLv2 as the detector", "pip install 'pad-pipeline[owl]'"),
+    "spacy": Package("tags from captions", "pip install 'pad-pipeline[spacy]'"),
     "pycocoevalcap": Package("METEOR and SPICE in pad evaluate captions", "pip install 'pad-pipeline[captions]'"),
 }
 """The optional packages by import name."""

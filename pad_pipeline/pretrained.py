@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sentencepiece import SentencePieceProcessor
+from tokenizers.models import BPE
 from transformers import AutoTokenizer
+from transformers.convert_slow_tokenizer import generate_merges
 from transformers.utils import logging
 
 from pad_pipeline.errors import UserError
@@ -76,15 +79,57 @@ def _check_self_contained(field: str, folder: Path) -> None:
         raise UserError(field, folder, f"it can't be read ({type(error).__name__})", remedy) from error
 
 
+PROBES = (
+    "a fire  hydrant", "3d printer", "def f(x):\n        return [x,   1]\t# two\n", "café, naïve; Straße №5 ½",
+    "二つの犬 собака كلب 🔥🦮", "http://a.b/c?d=1&e=%20", "A photo\n\nof  a      dog ", "[0.25, 0.5, 1.0]",
+)  # fmt: skip
+"""Texts of which a tokenizer must make the same tokens as the `tokenizer.model` in its folder."""
+
+
 def load_tokenizer(field: str, folder: Path) -> Any:
-    """Load the tokenizer of a model folder; raise `UserError` for the setting `field` if that fails."""
+    """Load the tokenizer of a model folder.
+
+    A folder with a `tokenizer.model` of SentencePiece and no `tokenizer.json` (Vicuna's, Llama 2's) is converted here,
+    because transformers 5 orders the merges of its conversion by their ids and not by their scores.
+
+    Raises:
+        UserError: it can't be loaded, or it makes other tokens than its `tokenizer.model`. `field` is the setting.
+    """
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         rule = f"its tokenizer can't be loaded ({type(error).__name__})"
         remedy = "give a folder with tokenizer.json or tokenizer.model and tokenizer_config.json"
         raise UserError(field, folder, rule, remedy) from error
+    pieces = SentencePieceProcessor()
+    try:
+        pieces.Load(str(folder / "tokenizer.model"))
+    except (OSError, RuntimeError):  # there is none, or it is a file of tiktoken
+        return tokenizer
+    if not (folder / "tokenizer.json").exists() and isinstance(
+        getattr(tokenizer.backend_tokenizer, "model", None), BPE
+    ):
+        _order_merges(tokenizer.backend_tokenizer, pieces)
+    for text in PROBES:
+        if (ids := tokenizer(text, add_special_tokens=False)["input_ids"]) != (right := pieces.Encode(text)):
+            rule = f"its tokenizer makes the tokens {ids} of {text!r}, and its tokenizer.model {right}"
+            raise UserError(field, folder, rule, "fetch all files of the tokenizer again, from the model's own place")
+    return tokenizer
+
+
+def _order_merges(tokenizer: Any, pieces: Any) -> None:
+    """Order the merges of a converted tokenizer by the scores of the merged pieces, as SentencePiece applies them."""
+    scores = {pieces.IdToPiece(index): pieces.GetScore(index) for index in range(len(pieces))}
+    ids = {piece: index for index, piece in enumerate(scores)}
+    old = tokenizer.model
+    tokenizer.model = BPE(
+        ids,
+        generate_merges(ids, scores),
+        unk_token=old.unk_token,
+        fuse_unk=old.fuse_unk,
+        byte_fallback=old.byte_fallback,
+    )
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pad_pipeline.choices import Status
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Version of all that a run writes: tar members, JSON keys, index columns, run.json."""
 
 MEMBERS = {"image": "jpg", "json": "json", "masks": "masks.npy", "embeds": "embeds.npy"}
@@ -62,10 +62,14 @@ NOWHERE = Place("")
 
 @dataclass
 class Tag:
-    """A name that the tagger gives an image."""
+    """A name of something in an image."""
 
     label: str
     score: float
+    """How certain it is that the image shows it, 0..1: the tagger's probability; for a tag that only the captions give,
+    `CaptionsSettings.score`; 1 from people."""
+    sources: list[str] = field(default_factory=list)
+    """Who gave the tag: `tagger`, `captions`, both in this order, `grounder` or `human`."""
 
 
 Box = tuple[float, float, float, float]
@@ -122,11 +126,14 @@ class TagJson(TypedDict):
 
     label: str
     score: float
+    sources: list[str]
 
 
-class AlternateJson(TagJson):
+class AlternateJson(TypedDict):
     """An `Alternate` in `SampleJson`."""
 
+    label: str
+    score: float
     label_score: float
     embedding: int
     """Row of the label in `key.embeds.npy`."""
@@ -229,10 +236,32 @@ class ImageRecord(Planned):
         reason = re.sub(r" at 0x[0-9a-f]+", "", reason)  # an address would differ from run to run
         self.stage, self.reason = stage, " ".join(reason.split())[:500]
 
+    def add_tags(self, source: str, tags: Iterable[Tag]) -> None:
+        """Give the image the tags of one more source: `tagger`, `captions`, `grounder` or `human`.
+
+        The tags of captions stand last. If a name of the captions is already a tag, apart from capital letters, that
+        tag gets one more source, and keeps its score.
+        """
+        new = [replace(tag, sources=[source]) for tag in tags]
+        of_captions = [tag for tag in self.tags if tag.sources == ["captions"]]
+        first, last = (self.tags, new) if source == "captions" else (new, of_captions)
+        self.tags = [*first]
+        known = {tag.label.casefold(): tag for tag in first}
+        for tag in last:
+            same = known.setdefault(tag.label.casefold(), tag)
+            if same is tag:
+                self.tags.append(tag)
+            elif not {*tag.sources} <= {*same.sources}:
+                same.sources += tag.sources
+
     def forget(self, step: str) -> None:
         """Drop the results of one step of annotation, so that the step is done again."""
         if step == "tag":
             self.tags = []
+        elif step == "captions":
+            self.tags = [tag for tag in self.tags if tag.sources != ["captions"]]
+            for tag in self.tags:
+                tag.sources = [source for source in tag.sources if source != "captions"]
         elif step == "ground":
             self.regions = []
         elif step == "segment":
@@ -249,7 +278,10 @@ class ImageRecord(Planned):
             self.format, self.width, self.height = str(meta["format"]), int(meta["width"]), int(meta["height"])
             self.caption = str(meta["caption"])
             self.conversations = [{"from": str(t["from"]), "value": str(t["value"])} for t in meta["conversations"]]
-            self.tags = [Tag(str(tag["label"]), _finite(tag["score"])) for tag in meta["tags"]]
+            self.tags = [
+                Tag(str(tag["label"]), _finite(tag["score"]), [str(source) for source in tag["sources"]])
+                for tag in meta["tags"]
+            ]
             self.regions = []
             for region in meta["regions"]:
                 rle = {"size": [int(edge) for edge in region["rle"]["size"]], "counts": str(region["rle"]["counts"])}
@@ -278,7 +310,7 @@ class ImageRecord(Planned):
             "height": self.height,
             "caption": self.caption,
             "conversations": [{"from": turn["from"], "value": turn["value"]} for turn in self.conversations],
-            "tags": [{"label": tag.label, "score": _number(tag.score)} for tag in self.tags],
+            "tags": [{"label": tag.label, "score": _number(tag.score), "sources": tag.sources} for tag in self.tags],
             "regions": [
                 {
                     "label": region.label,

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-RedoFrom = Literal["tag", "ground", "segment", "patchify"]
+RedoFrom = Literal["tag", "captions", "ground", "segment", "patchify"]
 """The step at which a build on existing shards starts. The results of earlier steps are kept."""
 STEPS: tuple[RedoFrom, ...] = get_args(RedoFrom)
 """The steps of `RedoFrom`, in the order in which a shard goes through them."""
-REQUIRED = ("tag", "ground", "segment")
-"""The steps for which every build has a model."""
-RESULTS = {"tag": "tags", "ground": "boxes and their labels", "segment": "masks"}
+REQUIRED = (("tag", "captions"), ("ground",), ("segment",))
+"""Every build has a model for at least one step of each group."""
+RESULTS = {"tag": "tags", "captions": "tags from captions", "ground": "boxes and their labels", "segment": "masks"}
 """The name of each step's results in messages, for the steps that a model does."""
 ROLES: dict[str, tuple[str, ...]] = {
     "tagger": ("tag",),
+    "captions": ("captions",),
     "detector": ("ground",),
     "segmenter": ("segment",),
-    "grounder": ("tag", "ground"),
+    "grounder": ("tag", "captions", "ground"),
 }
 """For each section of a models file, the steps that its model does: a run of neighbors in `STEPS`."""
 

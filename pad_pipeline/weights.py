@@ -218,7 +218,8 @@ def file_sha256(path: Path) -> str:
 
 def folder_sha256(folder: Path, patterns: list[str]) -> str:
     """Return one sha256 for all files in `folder` that match `patterns`, over their names and hashes."""
-    names = sorted({path.name for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    names = sorted(path.relative_to(folder).as_posix() for path in found)
     files = {name: file_sha256(folder / name) for name in names}
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 

@@ -46,7 +46,7 @@ class HumanRegions(Stage[None, None]):
                 problems.append(str(error))
         if problems:
             row.note(self.name, f"{len(problems)} of {len(row.annotations)} annotations are left out: {problems[0]}")
-        row.tags = [Tag(label, 1.0) for label in dict.fromkeys(region.label for region in row.regions)]
+        row.add_tags("human", [Tag(label, 1.0) for label in dict.fromkeys(region.label for region in row.regions)])
         row.status = "ok" if row.regions else "empty"
 
 

@@ -57,7 +57,7 @@ class Decode(Stage[None, None]):
         for step in STEPS[STEPS.index(self.redo_from) :]:
             row.forget(step)
         # An image that lacks the input of the first step is finished: `ground` needs tags, and later steps need boxes.
-        needed = {"tag": True, "ground": row.tags}.get(self.redo_from, row.regions)
+        needed = {"tag": True, "captions": True, "ground": row.tags}.get(self.redo_from, row.regions)
         row.status = "ok" if needed else "empty"
 
 

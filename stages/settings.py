@@ -32,6 +32,8 @@ class StageSettings(BaseModel, ABC):
     """The section of a models file (TOML) that holds these settings; a key of `ROLES`."""
     paths: ClassVar[tuple[str, ...]] = ()
     """Names of the settings that hold a path. A relative path is relative to the models file."""
+    on_gpu: ClassVar[bool] = True
+    """Whether the model computes on the GPU, if there is one. Other models share the workers that decode."""
     pins: ClassVar[dict[str, str]] = {}
     """Name of a setting that holds a path -> name of the setting that holds the sha256 of the file."""
 

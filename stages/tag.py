@@ -71,7 +71,7 @@ class TaggerSettings(StageSettings, RamSettings):
 class Tagger(Stage[torch.Tensor, tuple[HostCopy, int]]):
     """Runs RAM on batches of images, all stretched to the network's input size."""
 
-    name = "tag"
+    name, statuses = "tag", frozenset({"ok", "empty"})  # an image whose caption names nothing is `empty` before
 
     def __init__(self, settings: TaggerSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
         super().__init__()
@@ -102,7 +102,8 @@ class Tagger(Stage[torch.Tensor, tuple[HostCopy, int]]):
         scores = probabilities.numpy()[position]
         if not np.isfinite(scores).all():
             raise ValueError("the tagger gives no finite numbers for this image")
-        row.tags = [Tag(self.labels[index], float(scores[index])) for index in np.flatnonzero(scores > self.thresholds)]
+        found = np.flatnonzero(scores > self.thresholds)
+        row.add_tags("tagger", [Tag(self.labels[index], float(scores[index])) for index in found])
         row.status = "ok" if row.tags else "empty"
 
 

@@ -17,7 +17,15 @@ from pad_pipeline import __version__
 from pad_pipeline.console import errors, note
 from pad_pipeline.errors import UserError
 from pad_pipeline.workflows.commands.analyze import analyze, experiment
-from pad_pipeline.workflows.commands.build import build, import_coco, import_yolo
+from pad_pipeline.workflows.commands.build import (
+    build,
+    import_coco,
+    import_cvat,
+    import_labelme,
+    import_openimages,
+    import_voc,
+    import_yolo,
+)
 from pad_pipeline.workflows.commands.doctor import doctor
 from pad_pipeline.workflows.commands.evaluate import evaluate_captions, evaluate_lmms, evaluate_rec, evaluate_vqa
 from pad_pipeline.workflows.commands.export import export_coco, export_fiftyone, export_hub, export_parquet
@@ -46,7 +54,10 @@ COMMANDS: list[Callable[..., None]] = [
 ]  # fmt: skip
 """The commands without a group. A command is called like the last word of its function's name."""
 GROUPS: dict[str, tuple[str, list[Callable[..., None]]]] = {
-    "import": ("Make shards from images that people have annotated.", [import_coco, import_yolo]),
+    "import": (
+        "Make shards from images that people have annotated.",
+        [import_coco, import_yolo, import_voc, import_cvat, import_labelme, import_openimages],
+    ),
     "miniature": ("Draw scenes, and measure pad's small models on them.", [miniature_draw, miniature_evaluate]),
     "evaluate": (
         "Ask a trained model questions, and score its answers.",

@@ -14,12 +14,13 @@ from transformers import AutoModelForCausalLM
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.geometry import View
 from pad_pipeline.labels import LabelEmbedder, LabelSettings
-from pad_pipeline.pretrained import load_pretrained, read_config
+from pad_pipeline.llms import check_llm
+from pad_pipeline.pretrained import load_pretrained
 from pad_pipeline.shards.run import Run
 from pad_pipeline.training.abstractor import CAbstractor
 from pad_pipeline.training.chat import load_llava
 from pad_pipeline.training.examples import Preprocessor
-from pad_pipeline.training.model import LLMS, TOWERS, context_of, normalization, vision_config
+from pad_pipeline.training.model import TOWERS, context_of, normalization, vision_config
 from pad_pipeline.training.projector import load_projector, token_count
 from pad_pipeline.weights import fetch_model
 
@@ -62,7 +63,7 @@ class Subject:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         tower, self.words_folder = fetch_model("vision", vision), fetch_model("llm", llm)
         kind = TOWERS[vision_config(tower)["model_type"]]
-        read_config("llm", self.words_folder, LLMS)
+        check_llm("llm", self.words_folder)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         with rename_field(projector="model"):
             self.projector: nn.Module = load_projector(path).to(self.device, dtype).eval()

@@ -116,7 +116,7 @@ def _made(run: Run) -> str:
 
 def _origin(origin: Origin) -> str:
     """Describe the models and the edits of one origin."""
-    given = ", ".join(RESULTS[step] for step in REQUIRED if step not in origin.models)
+    given = ", ".join(RESULTS[steps[0]] for steps in REQUIRED if origin.models.keys().isdisjoint(steps))
     file = "From an annotation file, which people made, or whatever wrote the file"
     by_models = "By models, as `pad build` runs them"
     if not given:

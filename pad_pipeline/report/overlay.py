@@ -36,7 +36,8 @@ def panels(image: Image.Image, meta: SampleJson, coverage: np.ndarray, view: Vie
     sheet.paste(_masks(image, meta["regions"]).resize(size, Image.Resampling.BILINEAR), (EDGE + 10, 0))
     sheet.paste(_patches(image, coverage, view), (2 * EDGE + 20, 0))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    tags = ", ".join(f"{tag['label']} {tag['score']:.2f}" for tag in meta["tags"])
+    note = " (captions)"
+    tags = ", ".join(f"{t['label']} {t['score']:.2f}{note if 'captions' in t['sources'] else ''}" for t in meta["tags"])
     lines = _wrapped(draw, meta["caption"], font, sheet.width - 12, 1)
     lines += _wrapped(draw, f"tags: {tags}", font, sheet.width - 12, 2)
     for number, line in enumerate(lines):

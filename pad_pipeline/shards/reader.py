@@ -165,6 +165,9 @@ class ShardFolder:
             embeds = load_npy(members["embeds"], (row["labels"], self.run.embedding_width), np.float16)
             if not isinstance(meta["caption"], str):
                 raise ValueError("the caption is not a text")
+            for tag in meta["tags"]:
+                if not isinstance(tag["label"], str) or not all(isinstance(name, str) for name in tag["sources"]):
+                    raise ValueError("the label or a source of a tag is not a text")
             for region in meta["regions"]:
                 if type(region["embedding"]) is not int or not 0 <= region["embedding"] < len(embeds):
                     raise ValueError(f"a region has the embedding {region['embedding']!r}, but there are {len(embeds)}")

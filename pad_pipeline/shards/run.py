@@ -25,7 +25,7 @@ class Run(BaseModel):
 
     schema_version: int = SCHEMA_VERSION
     kind: str
-    """How the run was made: `build`, `import-coco`, `import-yolo`, or `merge` of runs that were made differently."""
+    """How the run was made: `build`, `import-coco` (or another format), or `merge` of runs made in different ways."""
     images: NonNegativeInt
     shards: NonNegativeInt
     shard_size: NonNegativeInt

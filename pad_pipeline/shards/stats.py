@@ -44,6 +44,8 @@ class Statistics:
     partial: Failure = field(default_factory=Failure)
     """The images of which annotations were left out, each with the reason."""
     tags: int = 0
+    sources: Counter[str] = field(default_factory=Counter)
+    """The number of tags that each source gave. A tag may have two sources."""
     regions: int = 0
     crowds: int = 0
     captions: int = 0
@@ -63,6 +65,7 @@ class Statistics:
             else:
                 self.count_partial(row)
                 sample = self.shards.sample(shard, row, image=False)
+                self.sources.update(source for tag in sample.meta["tags"] for source in tag["sources"])
                 hidden = int(np.count_nonzero(~sample.coverage.any((1, 2))))
                 self.count(row["status"], sample.meta["caption"], row["tags"], sample.meta["regions"], hidden)
 
@@ -111,6 +114,7 @@ def as_json(stats: Statistics) -> str:
         "statuses": stats.statuses,
         "captions": stats.captions,
         "tags": stats.tags,
+        "tag_sources": stats.sources,
         "regions": stats.regions,
         "crowd_regions": stats.crowds,
         "regions_out_of_view": stats.out_of_view,

@@ -27,7 +27,7 @@ class FolderSource:
 
     def __iter__(self) -> Iterator[Planned]:
         self.counts.clear()
-        for folder, files in self._walk():
+        for folder, files in self.walk():
             for name in sorted(files):
                 if not name or name.startswith("."):
                     continue
@@ -41,7 +41,7 @@ class FolderSource:
                 place = NOWHERE if size is None else Place("", size=size)
                 yield Planned(os.path.splitext(readable)[0], readable, place=place, problem=problem)  # noqa: PTH122
 
-    def _walk(self) -> Iterator[tuple[str, Mapping[str, int | None]]]:
+    def walk(self) -> Iterator[tuple[str, Mapping[str, int | None]]]:
         """Yield the path of each folder relative to the root, and its files with the sizes that the listing gives."""
         for folder, folders, files in os.walk(self.root, onerror=self._unlistable):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -78,7 +78,8 @@ class MetadataSource:
 class RemoteFolderSource(FolderSource):
     """Every image below a prefix in an object store, in the order of a local folder. The listing gives the sizes."""
 
-    def _walk(self) -> Iterator[tuple[str, Mapping[str, int | None]]]:
+    def walk(self) -> Iterator[tuple[str, Mapping[str, int | None]]]:
+        """See `FolderSource`."""
         store, prefix = image_store(self.root)
         for folder, files in walk_store(store, prefix):
             yield folder[len(prefix) :].strip("/"), files

@@ -58,6 +58,11 @@ def export_llava(model: MultimodalModel, view: View, folder: Path) -> None:
     """
     tokenizer = copy.deepcopy(model.tokenizer)
     tokenizer.add_tokens([IMAGE_MARK], special_tokens=True)
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = (
+        "left"  # so that prompts of several lengths are answered in one batch
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token  # LLaVA takes `<unk>` too
     state = _weights(model, len(tokenizer))
     config = _config(model, tokenizer.convert_tokens_to_ids(IMAGE_MARK), state)
     kind = AbstractorLlava if isinstance(config, AbstractorLlavaConfig) else LlavaForConditionalGeneration
@@ -65,7 +70,7 @@ def export_llava(model: MultimodalModel, view: View, folder: Path) -> None:
         llava = kind(config)
     llava.load_state_dict(state, assign=True)
     llava.tie_weights()
-    llava.generation_config = _generation(model, config.image_token_index)
+    llava.generation_config = _generation(model, config.image_token_index, tokenizer.pad_token_id)
     with quiet():
         llava.save_pretrained(folder)
         processor_for(model, view, tokenizer).save_pretrained(folder)
@@ -171,8 +176,9 @@ def _save_adapter(llm: Any, folder: Path) -> None:
     save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
 
 
-def _generation(model: MultimodalModel, image_token: int) -> GenerationConfig:
-    """Return the LLM's generation config. It also has the token that ends an answer in training, and bans `<image>`."""
+def _generation(model: MultimodalModel, image_token: int, pad_token: int | None) -> GenerationConfig:
+    """Return the LLM's generation config. It also has the token that ends an answer in training, and the token that
+    fills up a batch; and it bans `<image>`."""
     config = copy.deepcopy(model.llm.generation_config)
     if not config.do_sample:  # Vicuna's config still has a temperature, and transformers refuses to save it
         config.temperature = config.top_p = config.top_k = None
@@ -185,6 +191,7 @@ def _generation(model: MultimodalModel, image_token: int) -> GenerationConfig:
         if last in model.tokenizer.added_tokens_decoder:  # other tokens, such as a line break, may be part of an answer
             ends.append(last)
     config.eos_token_id = list(dict.fromkeys(ends)) or None
+    config.pad_token_id = pad_token
     config.suppress_tokens = [*(config.suppress_tokens or []), image_token]
     return config
 
@@ -233,7 +240,7 @@ _ONE_TEXT = """\
 {%- endif -%}
 {%- if part.marks -%}
 {%- set asked = part.text | replace('<image>', '') | trim -%}
-{%- set part.text = part.marks + (GAP + '\\n' + asked if asked else '') -%}
+{%- set part.text = part.marks + GAP + ('\\n' + asked if asked else '') -%}
 {%- endif -%}
 {%- set found.messages = found.messages + [dict(message, content=part.text)] -%}
 {%- else -%}{%- set found.messages = found.messages + [message] -%}{%- endif -%}
@@ -245,6 +252,8 @@ only texts. lmms-eval already sends one text, with the mark in it."""
 _NO_BOS = "{%- set bos_token = '' -%}\n"
 """Jinja code for a tokenizer that adds BOS itself. Without this code, a program that renders the chat template and then
 tokenizes the text, as lmms-eval does, would get BOS twice."""
+_NO_THINKING = "{%- if enable_thinking is not defined -%}{%- set enable_thinking = false -%}{%- endif -%}\n"
+"""Jinja code for templates such as Qwen 3's, which then ask with an empty thought, as the training does."""
 _V1 = """\
 {{- bos_token + GAP if bos_token else '' -}}
 {{- (messages[0]['content'] if messages[0]['role'] == 'system' else SYSTEM) + ' ' -}}
@@ -278,6 +287,8 @@ def chat_template_for(name: TemplateName, tokenizer: Any, processor: LlavaProces
     gap = "" if ids(f"{IMAGE_MARK}\nA")["input_ids"][1:] == ids("\nA")["input_ids"] else " "
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     start = _NO_BOS if processor.tokenizer("")["input_ids"] == bos else ""
+    if name == "chat" and template.options:
+        start += _NO_THINKING
     text = start + (_ONE_TEXT + base).replace("GAP", repr(gap))
     return text if _same_tokens(processor, text, template) else None
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, CLIPVisionModel, SiglipVisionMode
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.geometry import Fit, View
 from pad_pipeline.labels import EmbeddingTable, LabelEmbedder, LabelSettings
+from pad_pipeline.llms import check_llm, linear_layers
 from pad_pipeline.packages import OPTIONAL, not_installed
 from pad_pipeline.pretrained import load_pretrained, load_tokenizer, read_config
 from pad_pipeline.shards.run import Run
@@ -28,8 +29,6 @@ TOWERS = {
     "siglip": SiglipVisionModel, "siglip_vision_model": SiglipVisionModel,
 }  # fmt: skip
 """The classes of vision towers, by the `model_type` in config.json."""
-LLMS = {"llama", "mistral", "qwen2", "qwen3"}
-"""The supported `model_type`s of LLMs: their blocks are `model.layers`, with rotary positions."""
 
 
 class Losses(NamedTuple):
@@ -50,7 +49,7 @@ class MultimodalModel(nn.Module):
 
     Args:
         vision: folder or hub name of a vision tower of CLIP's or SigLIP's type.
-        llm: folder or hub name of an LLM of LLaMA's, Mistral's or Qwen's type.
+        llm: folder or hub name of an LLM, see `check_llm`.
         settings: the training's settings.
         device: device of all weights. On a GPU frozen weights are in bfloat16; all others are in float32.
         init: path of a `mm_projector.bin` to start from; empty for a new projector.
@@ -65,7 +64,7 @@ class MultimodalModel(nn.Module):
         frozen_type = torch.bfloat16 if device.type == "cuda" else torch.float32
         folder, llm_folder = fetch_model("vision", vision), fetch_model("llm", llm)
         self.vision_config, self.llm_folder = vision_config(folder), llm_folder
-        read_config("llm", llm_folder, LLMS)
+        check_llm("llm", llm_folder)
         self.tokenizer = load_tokenizer("llm", llm_folder)
         self.mean, self.std = normalization(folder)
         self.tower = load_pretrained("vision", folder, TOWERS[self.vision_config["model_type"]], frozen_type)
@@ -265,8 +264,11 @@ def context_of(run: Run) -> Literal["sentence", "bare"]:
 def _check_vocabulary(llm: Any, tokenizer: Any, name: str) -> None:
     """Check that the LLM has an output layer, and an embedding for each token of its tokenizer."""
     rows = llm.get_input_embeddings().weight.shape[0]
-    if llm.get_output_embeddings() is None:
-        raise UserError("llm", name, "it has no output layer", "give a causal language model")
+    if llm.get_output_embeddings() is None or not hasattr(getattr(llm, "model", None), "layers"):
+        rule = "it has no output layer, or its blocks are not `model.layers`"
+        raise UserError(
+            "llm", name, rule, "give a causal language model such as LLaMA, Qwen, Mistral, Gemma 3 or Phi 3"
+        )
     if not len(tokenizer) or len(tokenizer) > rows:
         rule = f"its tokenizer has {len(tokenizer)} tokens, and its embedding has {rows} rows"
         raise UserError("llm", name, rule, "use the tokenizer and the checkpoint of one model")
@@ -279,7 +281,7 @@ def _with_adapters(llm: Any, settings: TrainSettings) -> Any:
     except ImportError as error:
         raise UserError("settings.llm", "lora", not_installed("peft"), OPTIONAL["peft"].install) from error
     lora = settings.lora
-    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    names = linear_layers(llm.model.layers)
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names, task_type="CAUSAL_LM"
     )

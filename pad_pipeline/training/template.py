@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 IMAGE = -200
@@ -65,6 +64,17 @@ class Template:
         # BOS is added here, because transformers 5 omits LLaMA's BOS unless the tokenizer's config asks for it.
         self._bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         self._added = tuple(str(token) for token in tokenizer.added_tokens_decoder.values())
+        alone, spaced, line, after = (
+            tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", " a", "\n", "\na")
+        )
+        self._drops_space = alone == spaced
+        # Text that stands in front of a text to tokenize it as a continuation: a tokenizer that puts a space before
+        # each text puts it before this one, which joins no other character.
+        self._guard = "" if after == line + alone else "\n"
+        self.options: dict[str, Any] = {"enable_thinking": False}
+        """Options of the LLM's chat template. Qwen 3 then asks with an empty thought, which is never learned."""
+        if name == "chat" and not self._asks_as_trained():
+            self.options = {}
 
     def __call__(self, turns: Turns, image: bool) -> EncodedText:
         """Encode a conversation in which `human` and `gpt` alternate. `image` says whether it has an image.
@@ -85,7 +95,7 @@ class Template:
         """Encode a caption as `BOS <image> text "\\n"`, without EOS. Image marks in `text` are removed."""
         if IMAGE_MARK in text:
             text = text.replace(IMAGE_MARK, "").strip()
-        ids = list(self.tokenizer(text + "\n", add_special_tokens=False)["input_ids"])
+        ids = self._tokenize(text + "\n")[0]
         before = [*self._bos, IMAGE]
         return EncodedText(before + ids, [False] * len(before) + [True] * len(ids))
 
@@ -126,23 +136,38 @@ class Template:
         # Cut the text into pieces that are supervised (answers) and pieces that are not.
         pieces, at = [], 0
         for number in range(1, len(roles), 2):
-            asked = self._render(roles[:number], add_generation_prompt=True)
+            answer = roles[number]["content"]
+            asked = self._asked_text(whole, roles[:number])
             answered = self._render(roles[: number + 1])
             if answered.rstrip().endswith(self._added):
                 answered = answered.rstrip()  # the line break after the token that ends a turn is not supervised
             if not whole.startswith(answered):
-                answered = self._answered_text(whole, asked, roles[number]["content"])
+                answered = self._answered_text(whole, asked, answer)
             if not (whole.startswith(asked) and whole.startswith(answered) and at <= len(asked) < len(answered)):
                 raise ValueError("the LLM's chat template changes earlier turns when later ones follow")
+            before, found, _ = whole[len(asked) : len(answered)].partition(answer.strip())
+            if found and before.strip():
+                rule = f"puts {before.strip()[:40]!r} before an answer and not before the place where it asks for one"
+                raise ValueError(f"the LLM's chat template {rule}, so the LLM would learn to say it")
             pieces += [(whole[at : len(asked)], False), (whole[len(asked) : len(answered)], True)]
             at = len(answered)
-        encoded = self._tokenize_pieces([*pieces, (whole[at:], False)], [])
-        # Refuse a token that spans the end of a question and the start of its answer: the LLM could not produce it.
-        for end in list(accumulate(len(piece) for piece, _ in pieces))[::2]:
-            asked_ids = self._tokenize_pieces([(whole[:end], False)], []).ids
-            if encoded.ids[: len(asked_ids)] != asked_ids:
-                raise ValueError("the tokenizer makes one token of an answer's start and the template's text before it")
-        return encoded
+        return self._tokenize_pieces([*pieces, (whole[at:], False)], [])
+
+    def _asks_as_trained(self) -> bool:
+        """Return whether the text that asks for an answer, with the options, stands before an answer in a dialogue."""
+        roles = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A dog."}]
+        return self._render(roles).startswith(self._render(roles[:1], add_generation_prompt=True))
+
+    def _asked_text(self, whole: str, roles: list[dict[str, str]]) -> str:
+        """Return the text of a dialogue up to an answer. `roles` are the messages before it.
+
+        Before the last answer it is the text that asks for it. Qwen 3's template asks with an empty thought, and drops
+        the thoughts of earlier answers.
+        """
+        asked = self._render(roles, add_generation_prompt=True)
+        if whole.startswith(asked) or not self.options:
+            return asked
+        return self._render(roles, add_generation_prompt=True, enable_thinking=True)
 
     def _answered_text(self, whole: str, asked: str, answer: str) -> str:
         """Return the dialogue's text up to the token that ends `answer`; "" if there is no such token.
@@ -156,34 +181,57 @@ class Template:
     def _render(self, roles: list[dict[str, str]], **options: Any) -> str:
         """Render messages with the LLM's chat template. Raise a ValueError if it fails."""
         try:
-            return str(self.tokenizer.apply_chat_template(roles, tokenize=False, **options))
+            return str(self.tokenizer.apply_chat_template(roles, tokenize=False, **(self.options | options)))
         except Exception as error:  # a chat template is a program and can raise anything
             raise ValueError(f"the LLM's chat template fails on it ({type(error).__name__}: {error})") from error
+
+    def _tokenize(self, text: str, continued: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids of a text, and the range of characters that each of them stands for.
+
+        SentencePiece puts a space before a text. transformers' LlamaTokenizer leaves that space out if the text begins
+        with one; it is added here, as LLaVA's own tokenizer adds it. A text is `continued` if it follows other text,
+        and then no space is put before it.
+
+        Raises:
+            ValueError: the tokenizer can't tokenize a continuation.
+        """
+        space = " " if self._drops_space and text[:1] in (" ", "▁") else ""
+        before, fast = self._guard if continued else space, self.tokenizer.is_fast
+        encoded = self.tokenizer(before + text, add_special_tokens=False, return_offsets_mapping=fast)
+        ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"] if fast else []
+        if continued and before:
+            first = self.tokenizer(before, add_special_tokens=False)["input_ids"]
+            if ids[: len(first)] != first:
+                raise ValueError("the tokenizer joins the start of an answer and the text before it")
+            ids, offsets = ids[len(first) :], offsets[len(first) :]
+        return ids, [(max(start - len(before), 0), max(stop - len(before), 0)) for start, stop in offsets]
 
     def _tokenize_pieces(self, pieces: Iterable[tuple[str, bool]], before: list[int]) -> EncodedText:
         """Tokenize a text of pieces, each of them supervised or not, and put the token ids `before` in front.
 
-        As in LLaVA, the text between two image marks is tokenized at once. A token is supervised if any part of it lies
-        in a supervised piece.
+        As in LLaVA, the text between two image marks is tokenized at once; but what stands before an answer is
+        tokenized by itself, because the LLM is given its tokens and then produces the answer's. A token is supervised
+        if any part of it lies in a supervised piece.
         """
-        text, spans = "", []
+        parts: list[tuple[str, int]] = []
+        """Texts that are tokenized by themselves, each with the length of the answer at its start."""
         for piece, supervised in pieces:
-            if supervised:
-                spans.append((len(text), len(text) + len(piece)))
-            text += piece
-        ids, flags, at = list(before), [False] * len(before), 0
-        for number, chunk in enumerate(text.split(IMAGE_MARK)):
-            if number:
-                ids.append(IMAGE)
-                flags.append(False)
-                at += len(IMAGE_MARK)
-            encoded = self.tokenizer(chunk, add_special_tokens=False, return_offsets_mapping=True)
-            ids += encoded["input_ids"]
-            flags += [
-                any(first < at + stop and at + start < last for first, last in spans)
-                for start, stop in encoded["offset_mapping"]
-            ]
-            at += len(chunk)
+            if supervised or not parts:
+                parts.append((piece, len(piece) * supervised))
+            else:
+                parts[-1] = (parts[-1][0] + piece, parts[-1][1])
+        ids, flags = list(before), [False] * len(before)
+        for position, (text, answer) in enumerate(parts):
+            at = 0
+            for number, chunk in enumerate(text.split(IMAGE_MARK)):
+                if number:
+                    ids.append(IMAGE)
+                    flags.append(False)
+                    at += len(IMAGE_MARK)
+                new, offsets = self._tokenize(chunk, continued=bool(position and not number))
+                ids += new
+                flags += [at + start < answer for start, _ in offsets]
+                at += len(chunk)
         return EncodedText(ids, flags)
 
 

@@ -95,7 +95,7 @@ class CustomStage(Stage[np.ndarray, Any]):
 class TagStage(CustomStage):
     """Runs the user's own tagger."""
 
-    name = "tag"
+    name, statuses = "tag", frozenset({"ok", "empty"})  # an image whose caption names nothing is `empty` before
 
     def finish(self, row: ImageRecord, output: Any) -> None:
         """Set the row's tags, in the model's order. An image without tags becomes `empty`."""
@@ -106,8 +106,8 @@ class TagStage(CustomStage):
             tags.append(Tag(self.check_label(pair[0]), self.check_score(pair[1], repr(pair[0]))))
         if len({tag.label for tag in tags}) < len(tags):
             raise BadAnswer("the tagger gives a name twice")
-        row.tags = tags
-        row.status = "ok" if tags else "empty"
+        row.add_tags("tagger", tags)
+        row.status = "ok" if row.tags else "empty"
 
 
 class BoxesStage(CustomStage):
@@ -178,7 +178,8 @@ class GroundStage(BoxesStage):
         """Set the row's regions, highest score first, and make each of their labels a tag with its highest score."""
         self.set_regions(row, output)
         labels = dict.fromkeys(region.label for region in row.regions)
-        row.tags = [Tag(label, max(r.score for r in row.regions if r.label == label)) for label in labels]
+        tags = [Tag(label, max(r.score for r in row.regions if r.label == label)) for label in labels]
+        row.add_tags("grounder", tags)
 
 
 class SegmentStage(CustomStage):

@@ -69,7 +69,9 @@ def test_the_page_of_the_format_names_what_is_written(tmp_path: Path) -> None:
 
     rle = {"size": [1, 1], "counts": "01"}
     region = Region("a", (0, 0, 1, 1), alternates=[Alternate("b", 0.5, 0.5)], rle=rle)
-    record = ImageRecord("id", "source", "caption", [{"from": "human", "value": "?"}], key="key", tags=[Tag("a", 0.5)])
+    record = ImageRecord(
+        "id", "source", "caption", [{"from": "human", "value": "?"}], key="key", tags=[Tag("a", 0.5, ["tagger"])]
+    )
     record.regions, record.width, record.height = [region], 1, 1
     described = {name: kind.partition(" ")[0] for name, kind in documented("key.json").items()}
     assert described == paths(json.loads(record.to_json()))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import pyarrow as pa
 import pytest
@@ -20,10 +22,15 @@ from pad_pipeline.records import Place, Planned
 from pad_pipeline.sources import cells, gzipped
 from pad_pipeline.sources.base import Tally
 from pad_pipeline.sources.coco import CocoSource
+from pad_pipeline.sources.cvat import CvatSource
 from pad_pipeline.sources.fields import NAMES, Fields
+from pad_pipeline.sources.labelme import LabelmeSource
 from pad_pipeline.sources.open import open_source
+from pad_pipeline.sources.openimages import OpenImagesSource
 from pad_pipeline.sources.read import read_bytes
+from pad_pipeline.sources.voc import VocSource
 from pad_pipeline.sources.yolo import YoloSource
+from tests.sources.annotation_files import BOXES, CVAT, CVAT_IMAGE, DEVKIT, USUAL, VOC, VOC_OBJECT, drawn
 from tests.sources.small_sources import png, write_list, write_tar
 from tests.sources.test_parquet_images import write_images
 
@@ -52,6 +59,7 @@ COCO_FIELDS = [
     "pad",
     "score",
 ]
+LABELME = drawn([[1, 1], [9, 1], [9, 5]], group=7)
 KINDS = ["jsonl", "csv", "tsv", "parquet", "bytes.parquet", "tar", "tar.gz", "json", "txt"]
 
 
@@ -146,6 +154,51 @@ def test_any_bytes_of_annotations_are_rows_or_one_line(
         look(lambda: YoloSource(folder))
 
 
+TOOLS: dict[str, tuple[str, str, Callable[[Path], Iterable[Planned]]]] = {
+    "voc": (
+        "a/0.xml",
+        VOC.format(name="0.png", database=DEVKIT, width=40, objects=VOC_OBJECT.format("cat", 1, 1, 9, 9)),
+        lambda folder: VocSource(folder / "a", folder),
+    ),
+    "cvat": (
+        "annotations.xml",
+        CVAT.format(images=CVAT_IMAGE.format(f'<mask {USUAL} rle="1, 2" left="1" top="1" width="2" height="2"/>')),
+        lambda folder: CvatSource(folder, folder),
+    ),
+    "labelme": (
+        "a/0.json",
+        json.dumps({"shapes": [LABELME], "imagePath": "../0.png", "imageWidth": 40, "imageHeight": 20}),
+        lambda folder: LabelmeSource(folder / "a", folder),
+    ),
+    "boxes": (
+        "boxes.csv",
+        f"{BOXES}\n0,xclick,/m/0cmf2,1,0.1,0.5,0.2,0.4,0,0,0,0,0\n",
+        lambda folder: OpenImagesSource(folder / "boxes.csv", folder, folder / "classes.csv"),
+    ),
+    "classes": (
+        "classes.csv",
+        "/m/0cmf2,Airplane\n",
+        lambda folder: OpenImagesSource(folder / "boxes.csv", folder, folder / "classes.csv"),
+    ),
+}
+"""Kind of file -> its path, a good one, and the source that reads it."""
+
+
+@settings(deadline=None, max_examples=200)
+@given(kind=st.sampled_from([*TOOLS]), **DAMAGE)
+def test_any_bytes_of_annotation_tools_are_rows_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, **damage: Any
+) -> None:
+    """The same for the own files of annotation tools."""
+    folder = tmp_path_factory.getbasetemp() / "fuzz-tools"
+    (folder / "a").mkdir(parents=True, exist_ok=True)
+    for name in ("0.png", "0.jpg"):
+        (folder / name).write_bytes(png())
+    for one, (path, good, _) in TOOLS.items():
+        (folder / path).write_bytes(changed(good.encode(), **damage) if one == kind else good.encode())
+    look(lambda: TOOLS[kind][2](folder))
+
+
 VALUES = st.recursive(
     st.none()
     | st.booleans()
@@ -190,6 +243,45 @@ def test_any_values_of_annotations_are_rows_or_one_line(
     data[part][0][name] = value
     (folder / "values-coco.json").write_text(json.dumps(data))
     look(lambda: CocoSource(folder / "values-coco.json", folder))
+
+
+@settings(deadline=None, max_examples=150)
+@given(name=st.sampled_from([*LABELME, "shapes", "imagePath", "imageWidth", "imageHeight"]), value=VALUES)
+def test_any_values_of_labelme_are_rows_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory, name: str, value: Any
+) -> None:
+    """The same for each field of a file of labelme, for two shapes of one group."""
+    folder = tmp_path_factory.getbasetemp() / "values-labelme"
+    folder.mkdir(exist_ok=True)
+    (folder / "0.png").write_bytes(png())
+    data: dict[str, Any] = {"imagePath": "0.png", "imageWidth": 40, "imageHeight": 20}
+    data |= {"shapes": [LABELME, LABELME | ({name: value} if name in LABELME else {})]}
+    (folder / "0.json").write_text(json.dumps(data if name in LABELME else data | {name: value}))
+    look(lambda: LabelmeSource(folder, folder))
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=8) | st.sampled_from(
+    ["nan", "-1", "1e999", "0", "0,0", "1,1;2,2;3,9", "99999999999", "../0.png", "0.5"]
+)
+AREAS = f"""<box {USUAL} xtl="1" ytl="1" xbr="9" ybr="9" rotation="45"/><polygon {USUAL} points="1,1;9,1;9,9"/>
+<mask {USUAL} rle="1, 3" left="1" top="1" width="2" height="2"/><ellipse {USUAL} cx="9" cy="9" rx="5" ry="5"/>"""
+
+
+@settings(deadline=None, max_examples=200)
+@given(at=st.floats(0, 0.99), text=TEXT)
+def test_any_text_in_xml_is_rows_or_one_line(tmp_path_factory: pytest.TempPathFactory, at: float, text: str) -> None:
+    """The same for each attribute of CVAT's shapes, and each value of VOC."""
+    folder = tmp_path_factory.getbasetemp() / "text-xml"
+    (folder / "a").mkdir(parents=True, exist_ok=True)
+    (folder / "0.png").write_bytes(png())
+    cvat = CVAT.format(images=CVAT_IMAGE.format(AREAS))
+    voc = VOC.format(name="0.png", database=DEVKIT, width=40, objects=VOC_OBJECT.format("cat", 1, 1, 9, 9))
+    for path, good, value in (("annotations.xml", cvat, r'(?<==")[^"]*'), ("a/0.xml", voc, r"(?<=>)[^<>\n]+(?=<)")):
+        places = [found.span() for found in re.finditer(value, good)]
+        start, end = places[int(at * len(places))]
+        (folder / path).write_text(good[:start] + escape(text, {'"': "&quot;"}) + good[end:], "utf-8")
+    look(lambda: CvatSource(folder, folder))
+    look(lambda: VocSource(folder / "a", folder))
 
 
 @settings(deadline=None, max_examples=300)

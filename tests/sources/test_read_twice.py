@@ -10,6 +10,7 @@ import pytest
 
 from pad_pipeline.sources.base import Source
 from pad_pipeline.sources.coco import CocoSource
+from pad_pipeline.sources.labelme import LabelmeSource
 from pad_pipeline.sources.open import open_source
 from pad_pipeline.sources.yolo import YoloSource
 from tests.sources.small_sources import png, write_list, write_tar
@@ -36,6 +37,14 @@ def yolo(folder: Path) -> Source:
     (folder / "labels/a.txt").write_text("7 0.5 0.5 0.2 0.2\n")
     (folder / "data.yaml").write_text("train: images\nval: gone\nnames: [cat]\n")
     return YoloSource(folder)
+
+
+def labelme(folder: Path) -> Source:
+    (folder / "a.png").write_bytes(png())
+    facts = {"imagePath": "a.png", "shapes": [{"label": "x", "points": [], "shape_type": "polygon"}]}
+    (folder / "a.json").write_text(json.dumps(facts))
+    (folder / "b.json").write_text("{}")
+    return LabelmeSource(folder, folder)
 
 
 def metadata(folder: Path) -> Source:
@@ -68,7 +77,7 @@ def tar(folder: Path) -> Source:
     return open_source(write_tar(folder / "a.tar", [("a.png", png()), ("a.json", b"{"), ("b.txt", b"b")]))
 
 
-@pytest.mark.parametrize("make", [coco, yolo, metadata, images, lists, table, tar])
+@pytest.mark.parametrize("make", [coco, yolo, labelme, metadata, images, lists, table, tar])
 def test_what_a_source_counts_is_the_same_each_time(tmp_path: Path, make: Callable[[Path], Source]) -> None:
     """Catches counts that add up from reading to reading, and those of the opening that the first reading drops."""
     source = make(tmp_path)

@@ -195,11 +195,12 @@ def test_a_grounder_stands_for_tagger_and_detector(
     shards = ShardFolder(Folder(tmp_path / "out"))
     for row in shards.index("pad-000000"):
         meta = shards.sample("pad-000000", row).meta
-        assert meta["tags"] == [{"label": "house", "score": 0.9}, {"label": "car", "score": 0.5}]
+        sources = {"sources": ["grounder"]}
+        assert meta["tags"] == [{"label": "house", "score": 0.9} | sources, {"label": "car", "score": 0.5} | sources]
         assert [region["label"] for region in meta["regions"]] == ["house", "car"]
     again = ["build", "--images", tmp_path / "out", "--models", toml, "--engine", "local", "--out", tmp_path / "again"]
     refused = pad(*again, "--redo-from", "ground")
-    assert refused.code == 2 and "a grounder does tag and ground in one" in refused.err
+    assert refused.code == 2 and "a grounder does tag, captions, ground in one" in refused.err
     assert pad(*again, "--redo-from", "segment").code == 0
     both = write(tmp_path / "both.toml", models_toml, f'[grounder]\nclass = "{OWN}:Grounder"\n')
     with pytest.raises(

@@ -12,8 +12,14 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     CLIPVisionModel,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -27,8 +33,13 @@ from pad_pipeline.pretrained import quiet
 from tests.conftest import shared
 from tests.training.small_tokenizers import (
     CORPUS,
+    GEMMA,
+    GEMMA_MARKS,
     LLAMA3,
     LLAMA3_MARKS,
+    MISTRAL,
+    PHI,
+    PHI_MARKS,
     QWEN2,
     QWEN3,
     QWEN_MARKS,
@@ -93,6 +104,12 @@ def parts(llamas: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> P
         for name, tokenizer in llamas.items():
             write_llm(folder / name, LlamaForCausalLM, LlamaConfig, tokenizer)
         write_llm(folder / "llama3", LlamaForCausalLM, LlamaConfig, llama3)
+        gemma = byte_level(GEMMA_MARKS, GEMMA, trim=False, bos=GEMMA_MARKS[0], eos=GEMMA_MARKS[2])
+        write_llm(folder / "gemma3", Gemma3ForCausalLM, Gemma3TextConfig, gemma, tie_word_embeddings=True, head_dim=8)
+        phi = classic(llamas["legacy"], PHI_MARKS, PHI)
+        write_llm(folder / "phi3", Phi3ForCausalLM, Phi3Config, phi)
+        mistral = classic(llamas["legacy"], (), MISTRAL)
+        write_llm(folder / "mistral", MistralForCausalLM, MistralConfig, mistral)
         write_llm(folder / "qwen2", Qwen2ForCausalLM, Qwen2Config, qwen2, tie_word_embeddings=True)
         write_llm(
             folder / "qwen3", Qwen3ForCausalLM, Qwen3Config, qwen3, spare=20, tie_word_embeddings=True, head_dim=16

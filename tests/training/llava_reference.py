@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import sentencepiece
+from transformers import LlamaTokenizer
 
 from pad_pipeline.training.template import IMAGE
 from tests.training.dialogues import Turns
@@ -24,7 +25,10 @@ SYSTEM = (
 def llava_ids(text: str, tokenizer: Any) -> list[int]:
     """Return the ids of LLaVA's `tokenizer_image_token`: texts between marks are tokenized alone, and only the first
     keeps its BOS."""
-    first, *others = [list(tokenizer(part).input_ids) for part in text.split("<image>")]
+    # LLaVA's slow tokenizer puts a space before every part; that of transformers 5 does not where there is one.
+    quirk = isinstance(tokenizer, LlamaTokenizer)
+    parts = [" " + part if quirk and part.startswith(" ") else part for part in text.split("<image>")]
+    first, *others = [list(tokenizer(part).input_ids) for part in parts]
     bos = int(first[:1] == [tokenizer.bos_token_id])
     for other in others:
         first += [-200, *other[bos:]]

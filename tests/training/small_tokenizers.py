@@ -49,15 +49,21 @@ def llama(folder: Path, model: bytes, legacy: bool, **config: Any) -> Any:
     return tokenizer
 
 
-def classic(tokenizer: Any) -> Any:
+def classic(tokenizer: Any, marks: Sequence[str] = (), template: str | None = None) -> Any:
     """Return a tokenizer of the same vocabulary in the form of Llama 2's tokenizer.json, whose normalizer puts `▁`
     before every part."""
     made = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     made.pre_tokenizer = None
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>"
+    made.add_special_tokens([AddedToken(mark, normalized=False) for mark in marks])
+    found = PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>", **({} if template else PADDING)
     )
+    found.chat_template = template
+    return found
+
+
+PADDING = {"pad_token": "<unk>"}
 
 
 # Chat templates in the manner of three families.
@@ -78,9 +84,32 @@ QWEN3 = CHATML.replace(
     "message['content']",
     "(message['content'] if loop.last else message['content'].split('</think>')[-1].lstrip('\\n'))",
 )
+MISTRAL = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% else %}{{ message['content'] + eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+PHI_MARKS = ("<|user|>", "<|assistant|>", "<|end|>")
+PHI = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
+GEMMA_MARKS = ("<bos>", "<start_of_turn>", "<end_of_turn>")
+GEMMA = (
+    "{{ bos_token }}{% for message in messages %}{% set role = 'model' if message['role'] == 'assistant' else 'user' %}"
+    "{{ '<start_of_turn>' + role + '\\n' + message['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
+)
 QWEN3_EMPTY = CHATML.replace(
     "message['content']",
     "('<think>\\n\\n</think>\\n\\n' if loop.last and message['role'] == 'assistant' else '') + message['content']",
+)
+"""As Qwen 3's own: the last answer has an empty thought, and the text that asks for it too, if thinking is off."""
+QWEN3_ASKING = QWEN3_EMPTY.replace(
+    "assistant\\n' }}",
+    "assistant\\n' }}{% if enable_thinking is defined and enable_thinking is false %}"
+    "{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}",
 )
 
 

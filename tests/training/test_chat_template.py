@@ -16,7 +16,7 @@ from tokenizers import AddedToken
 from pad_pipeline.training.template import IMAGE, IMAGE_MARK, Template
 from tests.training.dialogues import Turns, answers_of, dialogues, talk, taught
 from tests.training.llava_reference import llava_multimodal
-from tests.training.small_tokenizers import CHATML, FAMILIES, QWEN3_EMPTY, QWEN_MARKS, byte_level
+from tests.training.small_tokenizers import CHATML, FAMILIES, QWEN3_ASKING, QWEN3_EMPTY, QWEN_MARKS, byte_level
 
 
 def chat_ids(tokenizer: Any, turns: Turns) -> list[int]:
@@ -40,13 +40,14 @@ def test_chat_is_the_llms_own_template(chats: dict[str, Any], family: str) -> No
     for turns, image in dialogues(148, seed=5):
         moved = llava_multimodal(turns)
         said = [answer.strip() if family == "llama3" else answer for answer in answers_of(turns)]
-        if any(answer.startswith("\n") for answer in said):  # "\n\n" is a token
-            with pytest.raises(ValueError, match="makes one token of an answer's start"):
-                Template("chat", tokenizer)(turns, image)
-            joined += 1
-            continue
         encoded = Template("chat", tokenizer)(turns, image)
-        assert encoded.ids == chat_ids(tokenizer, moved), turns
+        if any(answer.startswith("\n") for answer in said):  # "\n\n" is a token, and half of it was asked
+            assert tokenizer.decode([i for i in encoded.ids if i != IMAGE]) == tokenizer.decode(
+                [i for i in chat_ids(tokenizer, moved) if i != IMAGE]
+            )
+            joined += 1
+        else:
+            assert encoded.ids == chat_ids(tokenizer, moved), turns
         expected = [answer.replace("e\u0301", "é") if family == "qwen2" else answer for answer in said]  # NFC
         assert taught(tokenizer, encoded) == [answer + end for answer in expected], turns
         assert encoded.ids.count(IMAGE) == image
@@ -57,16 +58,12 @@ def test_chat_is_the_llms_own_template(chats: dict[str, Any], family: str) -> No
 
 @settings(max_examples=60, deadline=None)
 @given(question=st.text(), answer=st.text().filter(str.strip))
-def test_chat_teaches_any_answer_or_says_why_not(chats: dict[str, Any], question: str, answer: str) -> None:
+def test_chat_teaches_any_answer(chats: dict[str, Any], question: str, answer: str) -> None:
     """Catches tokens across the border of question and answer, with random letters."""
     for family, end in FAMILIES.items():
         tokenizer = chats[family]
         turns = talk(question, answer, question, answer)
-        try:
-            encoded = Template("chat", tokenizer)(turns, True)
-        except ValueError as error:
-            assert "joins" in str(error) and answer[0].isspace() and family == "qwen2"
-            continue
+        encoded = Template("chat", tokenizer)(turns, True)
         answers = [answer.strip() if family == "llama3" else answer] * 2
         normal = tokenizer.backend_tokenizer.normalizer
         assert taught(tokenizer, encoded) == [(normal.normalize_str(a) if normal else a) + end for a in answers]
@@ -82,14 +79,19 @@ def test_chat_refuses_a_template_that_rewrites_earlier_turns(chats: dict[str, An
         template(talk("What?", thinking, "Sure?", "Yes."), True)
 
 
-def test_chat_follows_a_template_that_puts_a_thought_before_the_last_answer() -> None:
-    """Qwen 3's kind of template writes the last answer in another way than earlier ones. Catches the refusal of every
-    dialogue with several rounds. The LLM learns the answer as the whole dialogue has it."""
-    tokenizer = byte_level(QWEN_MARKS, QWEN3_EMPTY, trim=False)
+def test_chat_never_teaches_an_empty_thought() -> None:
+    """Qwen 3's template puts an empty thought before the last answer and, with thinking off, at the end of the text
+    that asks for it. Catches an LLM that answers each question with `<think>`, so that no answer is an exact match, and
+    the refusal of every dialogue with several rounds."""
+    tokenizer = byte_level(QWEN_MARKS, QWEN3_ASKING, trim=False)
     turns = talk("What?", "a", "Sure?", "a", "And?", "Yes.<|im_end|> a")
-    encoded = Template("chat", tokenizer)(turns, True)
-    last = "<think>\n\n</think>\n\nYes.<|im_end|> a<|im_end|>"
-    assert taught(tokenizer, encoded) == ["a<|im_end|>", "a<|im_end|>", last]
+    template = Template("chat", tokenizer)
+    assert taught(tokenizer, template(turns, True)) == ["a<|im_end|>", "a<|im_end|>", "Yes.<|im_end|> a<|im_end|>"]
+    asked = template.question("What?")
+    assert tokenizer.decode(asked[-20:]).endswith("assistant\n<think>\n\n</think>\n\n")
+    assert template(talk("What?", "a"), True).ids[: len(asked)] == asked
+    with pytest.raises(ValueError, match=r"puts '<think>.*' before an answer and not before the place"):
+        Template("chat", byte_level(QWEN_MARKS, QWEN3_EMPTY, trim=False))(turns, True)
 
 
 def test_chat_keeps_supervision_straight_around_special_tokens_in_the_data(chats: dict[str, Any]) -> None:
@@ -111,14 +113,16 @@ def test_chat_supervises_the_end_that_a_template_without_special_tokens_has(trim
 
 
 @pytest.mark.parametrize("trim", [True, False])
-def test_chat_refuses_an_answer_whose_first_token_begins_before_it(trim: bool) -> None:
-    """A prompt ends in a space, which the tokenizer joins to the answer's first word; trimmed offsets hide that."""
+def test_chat_parts_a_token_that_would_hold_the_start_of_an_answer(trim: bool) -> None:
+    """A prompt ends in a space, which the tokenizer would join to the answer's first word; trimmed offsets hide that.
+    Catches an answer whose first token can't be produced, because a part of it was asked already."""
     text = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '<|end|>' }}{% endfor %}"
     tokenizer = byte_level(("<|end|>",), text + "{% if add_generation_prompt %}assistant: {% endif %}", trim)
-    with pytest.raises(ValueError, match="makes one token of an answer's start"):
-        Template("chat", tokenizer)(talk("What?", "A dog."), True)
-    encoded = Template("chat", tokenizer)(talk("What?", "5 dogs"), True)  # digits are joined to nothing
-    assert taught(tokenizer, encoded) == ["5 dogs<|end|>"]
+    template = Template("chat", tokenizer)
+    for answer in ("A dog.", "5 dogs"):
+        encoded = template(talk("What?", answer), True)
+        assert taught(tokenizer, encoded) == [f"{answer}<|end|>"]
+        assert encoded.ids[: encoded.supervised.index(True)] == template.question("What?")
 
 
 @pytest.mark.parametrize(

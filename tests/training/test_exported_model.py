@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("no_gpu")
 
 
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
-@pytest.mark.parametrize("llm", ["vicuna", "llama3", "qwen2", "qwen3"])
+@pytest.mark.parametrize("llm", ["vicuna", "llama3", "qwen2", "qwen3", "gemma3", "phi3", "mistral"])
 @pytest.mark.parametrize("projector", ["mlp", "linear"])
 def test_stock_transformers_gives_our_logits(parts: Path, tower: str, llm: str, projector: str, tmp_path: Path) -> None:
     """Catches CLS dropped where there is none, a layer off by one, an activation behind the single Linear, and
@@ -34,7 +34,7 @@ def test_stock_transformers_gives_our_logits(parts: Path, tower: str, llm: str, 
     export_llava(model, view_for(model), tmp_path)
     llava = stock(tmp_path)
     assert difference(model, llava) < 1e-5
-    tied = llm.startswith("qwen")
+    tied = llm.startswith(("qwen", "gemma"))
     assert (llava.lm_head.weight is llava.get_input_embeddings().weight) == tied
     assert len(llava.lm_head.weight) == len(model.tokenizer) + (20 if llm == "qwen3" else 1)
     assert llava.config.text_config.vocab_size == len(llava.lm_head.weight)

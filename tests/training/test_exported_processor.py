@@ -17,7 +17,7 @@ from pad_pipeline.training.export import export_llava
 from pad_pipeline.training.template import IMAGE_MARK, Template
 from tests.training.dialogues import talk
 from tests.training.exported_processors import assistant, heard, marked, user
-from tests.training.small_tokenizers import LLAMA3, QWEN2
+from tests.training.small_tokenizers import LLAMA3, QWEN2, QWEN3_ASKING
 from tests.training.trained_models import build, view_for
 
 pytestmark = pytest.mark.usefixtures("no_gpu")
@@ -38,6 +38,9 @@ QUESTIONS = ("What is in the picture?", " How many?\n", "5 + 5 =", "", "这是�
         ("llama3", "chat"),
         ("qwen2", "chat"),
         ("qwen3", "chat"),
+        ("gemma3", "chat"),
+        ("phi3", "chat"),
+        ("mistral", "chat"),
     ],
 )
 def test_processor_asks_as_in_training(parts: Path, llm: str, template: Any, tmp_path: Path) -> None:
@@ -66,10 +69,10 @@ def test_processor_asks_as_in_training(parts: Path, llm: str, template: Any, tmp
 
 
 def test_processor_asks_with_qwen_3s_template(parts: Path, tmp_path: Path) -> None:
-    """The template puts an empty thought into the last answer, and removes it from earlier ones."""
+    """The template puts an empty thought into the last answer and before the place where it asks for one, and removes
+    it from earlier answers. Catches an export that asks for a thought, which the LLM has not learned."""
     model = build(parts, "qwen3", template="chat")
-    thought = "('<think>\\n\\n</think>\\n\\n' if loop.last and message['role'] == 'assistant' else '')"
-    model.tokenizer.chat_template = QWEN2.replace("+ message['content']", f"+ {thought} + message['content']")
+    model.tokenizer.chat_template = QWEN3_ASKING
     export_llava(model, view_for(model), tmp_path)
     asking, processor = Template("chat", model.tokenizer), AutoProcessor.from_pretrained(tmp_path)
     for question in QUESTIONS:

@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaTokenizer
 
 from pad_pipeline.training.template import IMAGE, IMAGE_MARK, Template
-from tests.training.dialogues import ANSWERS, answers_of, dialogues, place_mark, spelled, talk, taught
+from tests.training.dialogues import ANSWERS, answers_of, dialogues, place_mark, talk, taught
 from tests.training.llava_reference import SlowLlama, flags, llava_plain, llava_v1
 from tests.training.small_tokenizers import CORPUS, LLAMA3_MARKS, QWEN_MARKS, byte_level, llama, sentencepiece_model
 
@@ -59,24 +58,16 @@ def test_v1_teaches_any_answer_and_nothing_else(
 
 @pytest.mark.parametrize("legacy", [True, False])
 def test_v1_is_what_llava_made_with_the_slow_tokenizer(llamas: dict[str, Any], pieces: bytes, legacy: bool) -> None:
-    """LLaVA's ids came from sentencepiece. The fast tokenizers give the same ids, with one exception: the
-    LlamaTokenizer of transformers puts no `▁` before a part that begins with a space, which is the one after an image
-    without words."""
+    """LLaVA's ids came from sentencepiece. Catches a `▁` that is lost where the LlamaTokenizer of transformers puts
+    none, because the text begins with a space: after an image without words."""
     slow = SlowLlama(pieces, legacy)
     for name in ["legacy", "classic"] if legacy else ["vicuna"]:
-        template, bare = Template("v1", llamas[name]), 0
+        template = Template("v1", llamas[name])
         for turns, image in dialogues(200, seed=2):
             encoded = template(turns, image)
             ids, labels = llava_v1(turns, image, slow, legacy)
             assert labels is not None
-            if name != "classic" and any(turn["value"].strip() == IMAGE_MARK for turn in turns):
-                at = ids.index(IMAGE) + 1
-                assert encoded.ids[:at] == ids[:at]
-                assert " " + spelled(llamas[name], encoded.ids[at:]) == spelled(llamas[name], ids[at:])
-                bare += 1
-            else:
-                assert (encoded.ids, encoded.supervised) == (ids, flags(labels)), turns
-        assert name == "classic" or 0 < bare < 60
+            assert (encoded.ids, encoded.supervised) == (ids, flags(labels)), turns
 
 
 def test_v1_supervises_the_space_before_a_digit(llama_type: tuple[Any, bool]) -> None:
@@ -197,9 +188,8 @@ def test_plain_is_llavas_token_for_token(llama_type: tuple[Any, bool]) -> None:
         assert (encoded.ids, encoded.supervised) == (ids, flags(labels)), caption
         assert encoded == template.caption(caption)
         assert encoded.ids[:2] == [tokenizer.bos_token_id, IMAGE]
-        if number < len(ANSWERS):  # transformers' LlamaTokenizer begins no word where a space is
-            begins = isinstance(tokenizer, LlamaTokenizer) and caption.startswith(" ")
-            assert taught(tokenizer, encoded) == [caption + "\n" if begins else f" {caption}\n"]
+        if number < len(ANSWERS):
+            assert taught(tokenizer, encoded) == [f" {caption}\n"]
 
 
 def test_plain_wants_an_image_and_one_caption(llamas: dict[str, Any]) -> None:

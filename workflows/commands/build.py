@@ -1,4 +1,4 @@
-"""The commands `pad build`, `pad import coco` and `pad import yolo`."""
+"""The commands `pad build` and `pad import`."""
 
 from __future__ import annotations
 
@@ -141,6 +141,98 @@ def import_yolo(
 
     source = YoloSource(annotations, tuple(part.strip() for part in splits.split(",") if part.strip()))
     _import("yolo", source, models, view, run, options)
+
+
+def import_voc(
+    *,
+    annotations: Annotated[Path, option(INPUT, "Folder of the XML files, one for each image.")],
+    images: Annotated[str, option(INPUT, "Folder or URL of the images.")],
+    masks: Annotated[
+        Path | None, option(INPUT, "Folder of PNGs of objects; by default SegmentationObject beside the XML files.")
+    ] = None,
+    models: Models = "paper",
+    view: Annotated[OptionValues, runs.VIEW_OPTIONS],
+    run: Annotated[OptionValues, runs.IMPORT_OPTIONS],
+) -> None:
+    """Write shards from Pascal VOC's XML files: boxes, polygons or masks as regions, names as labels.
+
+    Of --models, only the word embeddings of the LLM and the settings for decoding are used.
+
+    Example:
+
+      pad import voc --annotations VOC2012/Annotations --images VOC2012/JPEGImages --out human/
+    """
+    options = runs.run_options(run)
+    from pad_pipeline.sources.voc import VocSource
+
+    _import("voc", VocSource(annotations, images, masks), models, view, run, options)
+
+
+def import_cvat(
+    *,
+    annotations: Annotated[Path, option(INPUT, "CVAT's annotations.xml, or the folder that holds it.")],
+    images: Annotated[str, option(INPUT, "Folder or URL of the images, to which their names are relative.")],
+    models: Models = "paper",
+    view: Annotated[OptionValues, runs.VIEW_OPTIONS],
+    run: Annotated[OptionValues, runs.IMPORT_OPTIONS],
+) -> None:
+    """Write shards from CVAT's own XML ("CVAT for images 1.1"): boxes, polygons and masks as regions.
+
+    Of --models, only the word embeddings of the LLM and the settings for decoding are used.
+
+    Example:
+
+      pad import cvat --annotations export/annotations.xml --images export/images/ --out human/
+    """
+    options = runs.run_options(run)
+    from pad_pipeline.sources.cvat import CvatSource
+
+    _import("cvat", CvatSource(annotations, images), models, view, run, options)
+
+
+def import_labelme(
+    *,
+    annotations: Annotated[Path, option(INPUT, "Folder of the JSON files, one for each image.")],
+    images: Annotated[str, option(INPUT, "Folder or URL of the images.")],
+    models: Models = "paper",
+    view: Annotated[OptionValues, runs.VIEW_OPTIONS],
+    run: Annotated[OptionValues, runs.IMPORT_OPTIONS],
+) -> None:
+    """Write shards from labelme's JSON files: polygons, rectangles, circles and masks as regions.
+
+    Of --models, only the word embeddings of the LLM and the settings for decoding are used.
+
+    Example:
+
+      pad import labelme --annotations labels/ --images photos/ --out human/
+    """
+    options = runs.run_options(run)
+    from pad_pipeline.sources.labelme import LabelmeSource
+
+    _import("labelme", LabelmeSource(annotations, images), models, view, run, options)
+
+
+def import_openimages(
+    *,
+    annotations: Annotated[Path, option(INPUT, "CSV with a box in each row.")],
+    images: Annotated[str, option(INPUT, "Folder or URL of the images, such as 0001eeaf4aed83f9.jpg.")],
+    classes: Annotated[Path, option(INPUT, "CSV of the classes' names: class-descriptions-boxable.csv.")],
+    models: Models = "paper",
+    view: Annotated[OptionValues, runs.VIEW_OPTIONS],
+    run: Annotated[OptionValues, runs.IMPORT_OPTIONS],
+) -> None:
+    """Write shards from the boxes of OpenImages: those whose image is in the folder.
+
+    Of --models, only the word embeddings of the LLM and the settings for decoding are used.
+
+    Example:
+
+      pad import openimages --annotations train-annotations-bbox.csv --classes classes.csv --images photos/ --out human/
+    """
+    options = runs.run_options(run)
+    from pad_pipeline.sources.openimages import OpenImagesSource
+
+    _import("openimages", OpenImagesSource(annotations, images, classes), models, view, run, options)
 
 
 def _import(kind: str, source: Source, models: str, view: OptionValues, run: OptionValues, options: RunOptions) -> None:

@@ -80,6 +80,8 @@ def stats(
         example = plain(found.partial.such_as[0])
         table.add_row("images of which annotations are left out", f"{found.partial.count} (the first: {example})")
     table.add_row("tags", str(found.tags))
+    for source, number in found.sources.most_common():
+        table.add_row(f"  from {plain(source)}", str(number))
     table.add_row("regions", str(found.regions))
     table.add_row("  crowds", str(found.crowds))
     table.add_row(f"  outside the view ({run.view.fit})", str(found.out_of_view))

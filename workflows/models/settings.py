@@ -14,6 +14,7 @@ from pad_pipeline.labels import LabelSettings
 from pad_pipeline.miniature.shipped import NAME as MINIATURE
 from pad_pipeline.miniature.shipped import checked_folder
 from pad_pipeline.roles import REQUIRED, ROLES, STEPS, RedoFrom, is_redone, section_of
+from pad_pipeline.stages.captions import CaptionsSettings
 from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.stages.custom.load import SECTIONS, CustomSettings, resolve_settings
 from pad_pipeline.stages.custom.stages import CustomDetector, CustomGrounder, CustomSegmenter, CustomTagger
@@ -25,7 +26,8 @@ from pad_pipeline.workflows.models.catalog import OFFICIAL
 from pad_pipeline.workflows.toml import read_toml, settings_error
 
 KINDS: tuple[type[StageSettings], ...] = (
-    TaggerSettings, DetectorSettings, SegmenterSettings, CustomTagger, CustomDetector, CustomSegmenter, CustomGrounder,
+    TaggerSettings, CaptionsSettings, DetectorSettings, SegmenterSettings,
+    CustomTagger, CustomDetector, CustomSegmenter, CustomGrounder,
 )  # fmt: skip
 """The settings classes of all stages with a model. A section of a models file that names a user's own class is read as
 the `Custom...` class, any other section as pad's class with the same `section`."""
@@ -55,8 +57,8 @@ class ModelSettings(BaseModel):
             if step in by_step:
                 raise ValueError(f"{by_step[step]} and {section} both do the step {step}; leave one of them out")
             by_step[step] = section
-        if missing := [step for step in REQUIRED if step not in by_step]:
-            raise ValueError(f"the section {section_of(missing[0])} is missing")
+        if missing := [steps for steps in REQUIRED if by_step.keys().isdisjoint(steps)]:
+            raise ValueError(f"the section {' or '.join(map(section_of, missing[0]))} is missing")
         return annotators
 
     def annotator(self, kind: type[Kind]) -> Kind:
@@ -112,8 +114,8 @@ base, Vicuna), run.json gets the hash of the fetched file, and a resumed run ref
 def load_models(models: str) -> ModelSettings:
     """Load the settings of a preset, of `miniature`, or of a TOML file.
 
-    A file with `preset = "paper"` starts from the settings of that preset, and its sections override them. Paths are
-    relative to the file.
+    A file with `preset = "paper"` starts from the settings of that preset, and its sections override them. `tagger =
+    false` leaves the preset's tagger out. Paths are relative to the file.
 
     Raises:
         UserError: there is no such preset or file, or a setting is wrong.
@@ -128,12 +130,14 @@ def load_models(models: str) -> ModelSettings:
     preset = data.pop("preset", None)
     if preset is not None and preset not in [*PRESETS]:  # a list, because TOML may give something unhashable
         raise UserError(f"{models}: preset", preset, f"it should be one of {', '.join(PRESETS)}", "correct it")
+    if without := [section for section in ROLES if data.get(section) is False]:
+        data = {section: entries for section, entries in data.items() if section not in without}
     # A model in the file replaces each model of the preset that does one of its steps.
     steps = {step for section in data for step in ROLES.get(section, ())}
     sections: dict[str, Any] = {
         section: entries
         for section, entries in (PRESETS[preset] if preset else {}).items()
-        if section in data or steps.isdisjoint(ROLES.get(section, ()))
+        if section not in without and (section in data or steps.isdisjoint(ROLES.get(section, ())))
     }
     for section, entries in data.items():
         kind = _kind(section, entries)

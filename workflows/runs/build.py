@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pad_pipeline.console import errors, note
 from pad_pipeline.errors import UserError, rename_field
@@ -19,6 +19,7 @@ from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.shards.writer import TOTALS
 from pad_pipeline.sources.base import Source
 from pad_pipeline.sources.stored import ShardsSource
+from pad_pipeline.stages.captions import CaptionsSettings
 from pad_pipeline.storage import Folder, claim_folder, folder_at, resolved, write_error
 from pad_pipeline.workflows.engine.attempts import Attempts
 from pad_pipeline.workflows.engine.local import LocalEngine
@@ -68,6 +69,7 @@ def build_spec(
         fingerprints=models.fingerprints(redo_from) | embedder.fingerprints(),
         chain=chain,
         code=" ".join(filter(None, (one.code_version for one in models.annotators_from(redo_from)))),
+        reads_texts=any(isinstance(one, CaptionsSettings) for one in models.annotators_from(redo_from)),
     )
 
 
@@ -78,8 +80,8 @@ def _earlier_facts(source: Source, models: ModelSettings, redo_from: RedoFrom) -
         raise UserError("redo_from", redo_from, rule, "name a folder of shards in `images`")
     first = models.annotators_from(redo_from)[0] if redo_from != STEPS[-1] else None
     if first and first.steps[0] != redo_from and redo_from in first.steps:
-        rule = f"a {first.section} does {' and '.join(first.steps)} in one"
-        later = STEPS[STEPS.index(redo_from) + 1]
+        rule = f"a {first.section} does {', '.join(first.steps)} in one"
+        later = STEPS[STEPS.index(cast(RedoFrom, first.steps[-1])) + 1]
         raise UserError("redo_from", redo_from, rule, f"begin with {first.steps[0]} or {later}")
     run = source.shards.run
     return {"redo_from": redo_from, "earlier": {"settings": run.settings, **run.fingerprints}}

@@ -31,10 +31,15 @@ def annotation_chain(
     redo_from: RedoFrom = "tag",
 ) -> list[Link]:
     """Return the chain of `pad build`: decode, the stages with a model from `redo_from` on, patchify, write."""
-    links = [_first(out, Operation("decode", partial(Decode, models.decode, root, redo_from)))]
+    on_cpu, links = [Operation("decode", partial(Decode, models.decode, root, redo_from))], []
     for one in models.annotators_from(redo_from):
-        links.append(Link(one.name, [Operation(one.name, partial(one.make, models.decode, compute))], on_gpu=True))
-    return [*links, _last(out, identity, view, models.llm)]
+        operation = Operation(one.name, partial(one.make, models.decode, compute))
+        # A CPU stage between two stages on the GPU would part them, so that each needs a GPU of its own.
+        if one.on_gpu:
+            links.append(Link(one.name, [operation], on_gpu=True))
+        else:
+            on_cpu.append(operation)
+    return [_first(out, *on_cpu), *links, _last(out, identity, view, models.llm)]
 
 
 def import_chain(

@@ -58,7 +58,7 @@ def estimate(source: Source, models: ModelSettings, view: View, options: RunOpti
         folder = Folder(Path(temporary))
         spec = build_spec(source, models, view, options.redo_from, options.used_threads)
         facts = write_plan(source, folder.path / PLAN_NAME, options.shard_size, "sizes", options.limit)
-        survey.check(facts, source, spec.input_field, options.strict)
+        survey.check(facts, source, spec.input_field, options.strict, spec.reads_texts)
         survey.show(facts, source)
         plan = Plan(folder)
         sampled = min(SAMPLE, facts.images // 2) or 1

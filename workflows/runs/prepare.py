@@ -45,7 +45,7 @@ def prepare(
         raise UserError("retry_failed", folder, "there is no run in it", "leave it out for a first run")
     with folder.commit(PLAN_NAME) as partial:
         planned = plan_images(source, partial, options.shard_size, options.depth, options.limit)
-        survey.check(planned, source, spec.input_field, options.strict)
+        survey.check(planned, source, spec.input_field, options.strict, spec.reads_texts)
         run = spec.to_run(planned, survey.counts_of(planned, source), options.shard_size, options.used_threads)
         if old and (existing.finished or existing.damaged):
             plan = Plan(Folder(partial.parent), partial.name)

@@ -30,6 +30,8 @@ class RunSpec(NamedTuple):
     """Versions of the user's own classes; empty if there are none."""
     title: str = ""
     """Name of the run in the progress display; if it is empty, `kind` is shown."""
+    reads_texts: bool = False
+    """Whether a stage makes tags of captions, so that a source without any texts is useless."""
     input_field: str = "images"
     """The parameter that names the source, for errors."""
 

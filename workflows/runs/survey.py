@@ -25,9 +25,7 @@ def counts_of(planned: PlanFacts, source: Source) -> dict[str, int]:
 def show(planned: PlanFacts, source: Source) -> None:
     """Print the counts of a plan, each with its first example."""
     texts = f": {planned.captions:,} with a caption, {planned.conversations:,} with a conversation"
-    # The texts of images in shards are not read for the plan.
-    known = not isinstance(source, ShardsSource | StoredSource)
-    note(f"{planned.images:,} images are planned{texts if known else ''}.")
+    note(f"{planned.images:,} images are planned{texts if _texts_known(source) else ''}.")
     found = _oddities(planned, source)
     for line in found[:_SHOWN]:
         note(f"  {line}", "yellow")
@@ -35,7 +33,7 @@ def show(planned: PlanFacts, source: Source) -> None:
         note(f"  and {len(found) - _SHOWN} more kinds", "yellow")
 
 
-def check(planned: PlanFacts, source: Source, field: str, strict: bool) -> None:
+def check(planned: PlanFacts, source: Source, field: str, strict: bool, reads_texts: bool = False) -> None:
     """Refuse a source that is useless or, if `strict`, has any problem.
 
     Args:
@@ -43,15 +41,25 @@ def check(planned: PlanFacts, source: Source, field: str, strict: bool) -> None:
         source: the images.
         field: the parameter that names the source, for errors.
         strict: whether it is an error if anything was left out or changed.
+        reads_texts: whether the run makes tags of captions.
 
     Raises:
-        UserError: no image is listed, or none of them exists, or most have the same problem; or `strict` is true and
-            something was left out or changed.
+        UserError: no image is listed, or none of them exists, or most have the same problem; or the run makes tags of
+            captions, and there are none; or `strict` is true and something was left out or changed.
     """
     _refuse_useless(planned, source, field)
+    if reads_texts and _texts_known(source) and not planned.captions and not planned.conversations:
+        rule = "none of its images has a caption or a conversation, from which the section [captions] would make tags"
+        remedy = "name a list that has them, or take the section out of the file of `models`"
+        raise UserError(field, source.origin, rule, remedy)
     if strict and (found := _oddities(planned, source)):
         more = f"; and {len(found) - 1} more kinds" if len(found) > 1 else ""
         raise UserError("strict", True, found[0] + more, "correct the input, or leave out `strict`")
+
+
+def _texts_known(source: Source) -> bool:
+    """Return whether the plan knows the texts. Those of images in shards are not read for the plan."""
+    return not isinstance(source, ShardsSource | StoredSource)
 
 
 def _refuse_useless(planned: PlanFacts, source: Source, field: str) -> None:
