@@ -15,7 +15,8 @@ from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.records import Planned
 from pad_pipeline.sources.base import Tally, ending_of, path_problem, read_json, require_folder
-from pad_pipeline.sources.fields import Fields, Record, id_text, name_as_words, without_mark
+from pad_pipeline.sources.conversations import without_mark
+from pad_pipeline.sources.fields import Fields, Record, id_text, name_as_words
 from pad_pipeline.sources.manifest import TABLES, ManifestSource
 from pad_pipeline.threads import map_ahead
 

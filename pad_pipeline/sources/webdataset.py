@@ -17,7 +17,8 @@ from typing import BinaryIO, NamedTuple, cast
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import Place, Planned
 from pad_pipeline.sources.base import Tally, image_store, parse_json
-from pad_pipeline.sources.fields import Fields, Record, without_mark
+from pad_pipeline.sources.conversations import without_mark
+from pad_pipeline.sources.fields import Fields, Record
 from pad_pipeline.sources.folder import IMAGE_ENDINGS
 from pad_pipeline.sources.gzipped import is_gzipped, open_gzipped
 from pad_pipeline.sources.patterns import Files, find_files

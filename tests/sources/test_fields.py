@@ -16,7 +16,7 @@ from pad_pipeline.plan import write_plan
 from pad_pipeline.records import Planned
 from pad_pipeline.sources.base import Tally
 from pad_pipeline.sources.coco import CocoSource
-from pad_pipeline.sources.fields import read_conversations
+from pad_pipeline.sources.conversations import read_conversations
 from pad_pipeline.sources.open import open_source
 from pad_pipeline.sources.read import read_bytes
 from tests.sources.small_sources import LISTS, MOST, brief, error_of, png, write_list, write_tar
