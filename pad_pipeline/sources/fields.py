@@ -177,7 +177,7 @@ class Fields:
         name, caption, turns = record.name or more.name, record.caption or more.caption, record.conversations
         return record._replace(name=name, caption=caption, conversations=turns or more.conversations)
 
-    def rows(self, record: Any, number: int) -> list[Planned]:
+    def rows(self, number: int, record: Any) -> list[Planned]:
         """Return the images of a record of parsed JSON, as `planned(read(record), number)` does.
 
         A record with one path and texts of the usual types takes a shorter way, because millions are read.
