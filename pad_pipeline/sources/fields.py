@@ -183,7 +183,9 @@ class Fields:
         A record with one path and texts of the usual types takes a shorter way, because millions are read.
         """
         if type(record) is dict:
-            image, name, caption, turns = map(record.get, self._find(tuple(record)))
+            of_image, of_id, of_caption, of_turns = self._find(tuple(record))
+            image, name = of_image and record[of_image], of_id and record[of_id]
+            caption, turns = of_caption and record[of_caption], of_turns and record[of_turns]
             usual = type(image) is str and type(name) is str and "." not in name and image[:1] != "["
             if usual and name and image and type(caption or "") is str:
                 try:
@@ -193,7 +195,9 @@ class Fields:
                     text = ""  # `read` reports it
                 if text and (type(turns) is list or turns is None):
                     source, problem = self.path(image)
-                    return [Planned(name, source, text, conversations, problem=problem)]
+                    planned = Planned(name, source, text, conversations)
+                    planned.problem = problem  # a keyword would take as long as the other four
+                    return [planned]
         return self.planned(self.read(record), number)
 
     def read(self, record: Any) -> Record:

@@ -253,13 +253,15 @@ class _Window:
     def like_the_last(self) -> Iterator[Any]:
         """Yield the next entries, in half the time, as long as the window holds them whole and the same text stands
         between them; `next_entry` and `read_entry` go on from there."""
-        text, between, scan, most = self.text, self.between, self.scan, len(self.text) - 2
-        while between and not self.escaped and text.startswith(between, self.at):
-            try:
-                value, end = scan(text, self.at + len(between))
-            except (StopIteration, ValueError):
-                return
-            if end >= most:
-                return
-            self.at = end
-            yield value
+        text, between, scan, at = self.text, self.between, self.scan, self.at
+        size, most = len(between), len(text) - 2
+        try:
+            while size and not self.escaped and text.startswith(between, at):
+                value, end = scan(text, at + size)
+                if end >= most:
+                    break
+                at = end
+                yield value
+        except (StopIteration, ValueError):
+            pass
+        self.at = at

@@ -81,7 +81,7 @@ def test_a_streamed_list_is_what_json_reads(
     WINDOWS,
 )
 @example([1, 2], 2, 1, "", 1)
-@example([1, [2]], 2, 2, "", 400)
+@example([1, [2], *range(9)], 2, 2, "", 400)
 @example([1, 2], 1, 0, ",", 4)
 @example([1], 2, 0, ",", 2)
 def test_a_broken_list_is_a_value_error(entries: list[Any], at: int, cut: int, put: str, window: int) -> None:
