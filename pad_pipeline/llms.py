@@ -35,7 +35,7 @@ def check_llm(field: str, folder: Path) -> Any:
         raise UserError(field, folder, rule, "give the folder of a language model of transformers") from error
     remedy = "give a language model for text alone, such as Vicuna, Llama 3, Qwen 3, Mistral, Gemma 3 1B or Phi 3"
     kind = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-    if not kind or config.is_encoder_decoder or not str(kind).endswith(("ForCausalLM", "LMHeadModel")):
+    if not kind or config.is_encoder_decoder or not str(kind).endswith("ForCausalLM"):
         raise UserError(field, folder, f"its model_type, {config.model_type!r}, is no decoder for text alone", remedy)
     if getattr(config, "text_config", None) is not None:
         raise UserError(field, folder, f"it is a model for text and images ({config.model_type!r})", remedy)

@@ -33,6 +33,8 @@ _HUB_FILE = re.compile(
 )
 _WEB = ("https://", "http://")
 _HASHES = "hashes.json"
+_MEMBERS = {"vision": "clip", "llm": "llm", "llm.llm": "llm"}
+"""Setting -> the model of the miniature that the bare name `miniature` means there."""
 
 
 def cache_folder() -> Path:
@@ -95,11 +97,12 @@ def fetch_folder(field: str, reference: str, revision: str, patterns: list[str])
 
     Args:
         field: the setting that names the model, for errors.
-        reference: a local folder or `owner/name`.
+        reference: a local folder, `owner/name`, or `miniature` for the shipped vision tower or LLM.
         revision: branch, tag or commit on the hub; empty for its default.
         patterns: globs of the files to download.
     """
-    folder = local_path(reference)
+    member = _MEMBERS.get(field) if reference == "miniature" else None
+    folder = local_path(f"miniature:{member}" if member else reference)
     if folder.is_dir():
         return folder
     if folder.exists():

@@ -16,7 +16,7 @@ from pad_pipeline.packages import OPTIONAL, not_installed
 from pad_pipeline.pretrained import load_pretrained, quiet, read_config
 from pad_pipeline.training.export import ADAPTER
 from pad_pipeline.training.llava_abstractor import AbstractorLlava
-from pad_pipeline.training.template import IMAGE_MARK
+from pad_pipeline.training.template import IMAGE_MARK, Template
 
 KINDS = {kind.config_class.model_type: kind for kind in (LlavaForConditionalGeneration, AbstractorLlava)}
 """The model classes by the `model_type` in config.json. Code in a model's folder never runs."""
@@ -130,7 +130,8 @@ class Chat:
 
     def prepare_caption(self, image: Image.Image) -> dict[str, torch.Tensor]:
         """Return the inputs, on the CPU, with which a model of template `plain` captions an upright RGB image."""
-        text = (self.processor.tokenizer.bos_token or "") + IMAGE_MARK
+        tokenizer = self.processor.tokenizer
+        text = (tokenizer.bos_token if Template("plain", tokenizer).bos else "") + IMAGE_MARK
         return dict(self.processor(images=image, text=text, add_special_tokens=False, return_tensors="pt"))
 
 

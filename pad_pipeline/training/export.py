@@ -285,8 +285,8 @@ def chat_template_for(name: TemplateName, tokenizer: Any, processor: LlavaProces
     # every text. The processor tokenizes everything at once, so its template must write that space.
     ids = partial(processor.tokenizer, add_special_tokens=False)
     gap = "" if ids(f"{IMAGE_MARK}\nA")["input_ids"][1:] == ids("\nA")["input_ids"] else " "
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    start = _NO_BOS if processor.tokenizer("")["input_ids"] == bos else ""
+    adds_itself = processor.tokenizer("")["input_ids"] == [tokenizer.bos_token_id]
+    start = _NO_BOS if adds_itself or (name != "chat" and not template.bos) else ""
     if name == "chat" and template.options:
         start += _NO_THINKING
     text = start + (_ONE_TEXT + base).replace("GAP", repr(gap))

@@ -61,8 +61,6 @@ class Template:
             raise ValueError("template v1 ends each answer with the EOS token, and the LLM's tokenizer has none")
         if name == "chat" and not tokenizer.chat_template:
             raise ValueError("the LLM's tokenizer has no chat template; take template v1")
-        # BOS is added here, because transformers 5 omits LLaMA's BOS unless the tokenizer's config asks for it.
-        self._bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         self._added = tuple(str(token) for token in tokenizer.added_tokens_decoder.values())
         alone, spaced, line, after = (
             tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", " a", "\n", "\na")
@@ -71,6 +69,8 @@ class Template:
         # Text that stands in front of a text to tokenize it as a continuation: a tokenizer that puts a space before
         # each text puts it before this one, which joins no other character.
         self._guard = "" if after == line + alone else "\n"
+        self.bos = self._bos_tokens()
+        """The ids that stand before a text: BOS, or nothing."""
         self.options: dict[str, Any] = {"enable_thinking": False}
         """Options of the LLM's chat template. Qwen 3 then asks with an empty thought, which is never learned."""
         if name == "chat" and not self._asks_as_trained():
@@ -96,7 +96,7 @@ class Template:
         if IMAGE_MARK in text:
             text = text.replace(IMAGE_MARK, "").strip()
         ids = self._tokenize(text + "\n")[0]
-        before = [*self._bos, IMAGE]
+        before = [*self.bos, IMAGE]
         return EncodedText(before + ids, [False] * len(before) + [True] * len(ids))
 
     def question(self, text: str) -> list[int]:
@@ -107,9 +107,9 @@ class Template:
         """
         value = _with_mark_first(text)
         if self.name == "plain":
-            return [*self._bos, IMAGE]
+            return [*self.bos, IMAGE]
         if self.name == "v1":
-            return self._tokenize_pieces([(f"{SYSTEM} USER: {value} ASSISTANT:", False)], self._bos).ids
+            return self._tokenize_pieces([(f"{SYSTEM} USER: {value} ASSISTANT:", False)], self.bos).ids
         asked = self._render([{"role": "user", "content": value}], add_generation_prompt=True)
         return self._tokenize_pieces([(asked, False)], []).ids
 
@@ -121,7 +121,7 @@ class Template:
                 pieces.append((f"USER: {turn['value']} ASSISTANT:", False))
             else:  # LLaVA supervises the space before the answer too; the space before a digit is a separate token
                 pieces.append((f" {turn['value']}{self.tokenizer.eos_token}", True))
-        return self._tokenize_pieces(pieces, self._bos)
+        return self._tokenize_pieces(pieces, self.bos)
 
     def _chat(self, turns: Turns) -> EncodedText:
         """Encode a dialogue in the LLM's chat template. The answers are supervised, each with the token that ends it.
@@ -152,6 +152,18 @@ class Template:
             pieces += [(whole[at : len(asked)], False), (whole[len(asked) : len(answered)], True)]
             at = len(answered)
         return self._tokenize_pieces([*pieces, (whole[at:], False)], [])
+
+    def _bos_tokens(self) -> list[int]:
+        """Return BOS if the tokenizer puts it before a text, or should.
+
+        transformers 5 omits the BOS of a SentencePiece tokenizer (LLaMA's) if the tokenizer's config does not say
+        `add_bos_token`. A byte-level one without BOS (Phi 4, SmolLM 2) has its reasons: its BOS is its EOS, or begins
+        the turns of its chat template.
+        """
+        bos = self.tokenizer.bos_token_id
+        puts = bos in list(self.tokenizer("a")["input_ids"])[:1]
+        forgets = self._guard and self.tokenizer.init_kwargs.get("add_bos_token") is None
+        return [bos] if bos is not None and (puts or forgets) else []
 
     def _asks_as_trained(self) -> bool:
         """Return whether the text that asks for an answer, with the options, stands before an answer in a dialogue."""

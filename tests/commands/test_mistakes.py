@@ -30,6 +30,8 @@ def mistakes(tmp: Path, world: World, models_toml: Path) -> dict[str, tuple[list
         (tmp / name).symlink_to(models_toml.parent / name)
     (tmp / "cut.safetensors").write_bytes((models_toml.parent / "tagger.safetensors").read_bytes()[:5000])
     (tmp / "short.txt").write_text("one\ntwo\n")
+    tags = (models_toml.parent / "tags.txt").read_text().splitlines()
+    (tmp / "special.txt").write_text("\n".join(["the end </s>", *tags[1:]]) + "\n")
     variants = {
         "typo.toml": good.replace("threshold = 0.5", "treshold = 0.5"),
         "range.toml": good.replace("threshold = 0.5", "threshold = 1.5"),
@@ -38,6 +40,7 @@ def mistakes(tmp: Path, world: World, models_toml: Path) -> dict[str, tuple[list
         "plus.toml": good.replace('family = "ram"', 'family = "ram_plus"'),
         "clip.toml": good.replace('model = "detector"', 'model = "clip"'),
         "nollm.toml": good.replace('llm = "llm"', 'llm = "clip"'),
+        "special.toml": good.replace('"tags.txt"', '"special.txt"'),
         "short.toml": good.replace('"tags.txt"', '"short.txt"'),
         "hash.toml": good.replace("[segmenter]", f'[segmenter]\nsha256 = "{"0" * 64}"'),
     }
@@ -77,8 +80,9 @@ def mistakes(tmp: Path, world: World, models_toml: Path) -> dict[str, tuple[list
         "truncated weights": (models("cut.toml"), "can't be read as a checkpoint"),
         "RAM as RAM++": (models("plus.toml"), "checkpoint of ram, and tagger.family is ram_plus"),
         "CLIP as detector": (models("clip.toml"), "model_type is 'clip_vision_model'"),
-        "CLIP as LLM": (models("nollm.toml"), "its tokenizer can't be loaded"),
+        "CLIP as LLM": (models("nollm.toml"), "is no decoder for text alone"),
         "other tag list": (models("short.toml"), "the tag list has 2 lines"),
+        "a special token in a tag": (models("special.toml"), "'the end </s>' holds '</s>', a special token of the LLM"),
         "other hash": (models("hash.toml"), "its sha256 is"),
         "view and patch": ([*images, *out, "--view-size", 100], "must be a multiple of patch 14"),
         "no cluster there": ([*images, *out, "--engine", "ray", "--address", "127.0.0.1:9"], "Ray can't be joined"),

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.labels import LabelEmbedder, LabelSettings
 from pad_pipeline.miniature.files import World
+from pad_pipeline.miniature.shipped import FOLDER, checked_folder
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.stages.ground import DetectorSettings
 from pad_pipeline.stages.segment import SegmenterSettings
 from pad_pipeline.stages.tag import TaggerSettings
 from pad_pipeline.training.settings import TrainSettings
+from pad_pipeline.weights import fetch_model
 from pad_pipeline.workflows.models.settings import load_models
 from pad_pipeline.workflows.toml import read_settings
 from tests.commands.conftest import Pad
@@ -44,6 +47,22 @@ def test_a_preset_can_be_changed_in_a_file(tmp_path: Path) -> None:
     segmenter = models.annotator(SegmenterSettings)
     assert segmenter.weights.endswith("/sam_vit_b_01ec64.pth") and segmenter.sha256.startswith("ec2df627")
     assert (models.annotator(DetectorSettings).box_threshold, models.compute.precision) == (0.3, "auto")
+
+
+def test_a_file_can_start_from_the_miniature(tmp_path: Path) -> None:
+    """Catches a preset that only the command line knows, and a change that drops the other settings of its section."""
+    (tmp_path / "mine.toml").write_text('preset = "miniature"\n[detector]\nbox_threshold = 0.3\n[view]\nfit = "pad"\n')
+    mine, shipped = load_models(str(tmp_path / "mine.toml")), load_models("miniature")
+    assert mine.annotator(TaggerSettings) == shipped.annotator(TaggerSettings)
+    changed = shipped.annotator(DetectorSettings).model_copy(update={"box_threshold": 0.3})
+    assert mine.annotator(DetectorSettings) == changed
+    assert (mine.view.size, mine.view.patch, mine.view.fit) == (112, 8, "pad")
+
+
+def test_the_miniature_has_its_name_in_python_too() -> None:
+    """Catches `Job(vision="miniature")` that looks for a folder of that name."""
+    assert fetch_model("vision", "miniature") == checked_folder() / "clip"
+    assert fetch_model("llm", "miniature") == LabelEmbedder(LabelSettings(llm="miniature")).folder == FOLDER / "llm"
 
 
 def test_a_pinned_hash_goes_with_its_file(tmp_path: Path) -> None:

@@ -17,12 +17,13 @@ from tests.conftest import shared
 
 
 def test_embedding_is_the_mean_of_the_tokens_inside_a_sentence(models_toml: Path) -> None:
-    """Tokens as the label stands after a space, without BOS, averaged in float32: compared with the loaded model."""
+    """Tokens as the label stands after a space, without BOS and without a token of the space alone, averaged in
+    float32: compared with the loaded model."""
     folder = models_toml.parent / "llm"
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     for context, text in (("sentence", " window"), ("bare", "window")):
         embedder = LabelEmbedder(LabelSettings(llm=str(folder), context=context))
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = [t for t in tokenizer(text, add_special_tokens=False)["input_ids"] if tokenizer.decode([t]) != " "]
         assert embedder.tokens("window") == ids
         expected = model.get_input_embeddings().weight[ids].detach().float().mean(0).numpy().astype(np.float16)
         assert (embedder(["window"]) == expected).all()
@@ -74,11 +75,35 @@ def test_an_embedding_that_does_not_fit_the_tokenizer_is_refused(
     models_toml: Path, tmp_path: Path, table: tuple[int, int], message: str
 ) -> None:
     """Too few rows gave means of nothing, NaN, in shards that verified; numbers beyond float16 became infinite."""
-    for name in ("tokenizer.json", "tokenizer_config.json"):
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((models_toml.parent / "llm" / name).read_bytes())
     save_file({"model.embed_tokens.weight": torch.full(table, 1e9)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=message):
         LabelEmbedder(LabelSettings(llm=str(tmp_path)))(["window"])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "bert"}, "'bert', is no decoder for text alone"),
+        ({"model_type": "t5"}, "'t5', is no decoder for text alone"),
+        ({"model_type": "gemma3"}, "gemma3"),
+        ({"model_type": "llava"}, "is no decoder for text alone"),
+        ({"model_type": "gemma2"}, r"it changes its logits \(final_logit_softcapping = 30.0\)"),
+        ({"model_type": "cohere"}, r"it changes its logits \(logit_scale = 0.0625\)"),
+        ({"model_type": "unheard-of"}, "its config.json can't be read"),
+    ],
+)
+def test_an_llm_that_no_training_could_use_is_refused_before_a_build(
+    models_toml: Path, tmp_path: Path, config: dict[str, str], message: str
+) -> None:
+    """Catches days of annotation for an LLM that the training refuses, or whose exports give other logits."""
+    for path in (models_toml.parent / "llm").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message) as error:
+        LabelEmbedder(LabelSettings(llm=str(tmp_path)))
+    assert error.value.field == "llm.llm"
 
 
 def test_a_pickle_in_place_of_an_embedding_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from pad_pipeline.training.template import IMAGE, IMAGE_MARK, Template
 from tests.training.dialogues import ANSWERS, answers_of, dialogues, place_mark, talk, taught
@@ -162,15 +163,23 @@ def test_bos_stands_once_whatever_the_tokenizer_does_by_itself(
 ) -> None:
     """Catches a LLaMA without its BOS (transformers 5 leaves it out where tokenizer_config.json has no `add_bos_token`,
     and LLaVA's version put it in), an EOS before an image, of a tokenizer that puts EOS after every text, and a BOS for
-    an LLM that has none, such as Qwen."""
+    an LLM that has none, such as Qwen, or whose tokenizer is told to put none."""
     turns = talk(f"{IMAGE_MARK}\nWhat?", "5 dogs")
     expected = Template(name, llamas["vicuna"])(turns, True)
     assert expected.ids[0] == 1 and expected.ids.count(1) == 1
-    forgetful = llama(tmp_path / "forgetful", pieces, False, add_bos_token=False)
+    llama(tmp_path / "forgetful", pieces, False)
+    config = tmp_path / "forgetful/tokenizer_config.json"
+    config.write_text(config.read_text().replace('"add_bos_token": true, ', ""))
+    forgetful = AutoTokenizer.from_pretrained(tmp_path / "forgetful")
     ending = llama(tmp_path / "ending", pieces, False, add_eos_token=True)
     assert forgetful("a")["input_ids"][0] != 1 and ending("a")["input_ids"][-1] == 2
     for tokenizer in (forgetful, ending):
         assert Template(name, tokenizer)(turns, True) == expected
+    told = llama(tmp_path / "told", pieces, False, add_bos_token=False)
+    assert Template(name, told)(turns, True).ids == expected.ids[1:]
+    unused = byte_level(QWEN_MARKS, None, trim=False)
+    unused.bos_token = QWEN_MARKS[0]  # as SmolLM 2's, with which each turn begins
+    assert unused.bos_token_id not in Template(name, unused)(turns, True).ids
     without_bos = byte_level(QWEN_MARKS, None, trim=False)
     ids = Template(name, without_bos)(turns, True).ids
     assert without_bos.bos_token_id is None and (ids[0] == IMAGE or without_bos.decode(ids[:1]).startswith("A"))

@@ -114,8 +114,8 @@ base, Vicuna), run.json gets the hash of the fetched file, and a resumed run ref
 def load_models(models: str) -> ModelSettings:
     """Load the settings of a preset, of `miniature`, or of a TOML file.
 
-    A file with `preset = "paper"` starts from the settings of that preset, and its sections override them. `tagger =
-    false` leaves the preset's tagger out. Paths are relative to the file.
+    A file with `preset = "paper"` (or `plus`, or `miniature`) starts from the settings of that preset, and its sections
+    override them. `tagger = false` leaves the preset's tagger out. Paths are relative to the file.
 
     Raises:
         UserError: there is no such preset or file, or a setting is wrong.
@@ -127,26 +127,39 @@ def load_models(models: str) -> ModelSettings:
         rule = f"it is neither a preset ({', '.join([*PRESETS, MINIATURE])}) nor a file"
         raise UserError("models", models, rule, "name one of these, or a TOML file")
     data = read_toml("models", path)
-    preset = data.pop("preset", None)
-    if preset is not None and preset not in [*PRESETS]:  # a list, because TOML may give something unhashable
-        raise UserError(f"{models}: preset", preset, f"it should be one of {', '.join(PRESETS)}", "correct it")
+    preset, given = data.pop("preset", None), PRESETS
+    if preset == MINIATURE and models != MINIATURE:
+        home = checked_folder()
+        given = {MINIATURE: _with_paths(read_toml("models", home / "models.toml"), home, packaged=True)}
+    if preset is not None and preset not in [*given]:  # a list, because TOML may give something unhashable
+        raise UserError(
+            f"{models}: preset", preset, f"it should be one of {', '.join([*PRESETS, MINIATURE])}", "correct it"
+        )
     if without := [section for section in ROLES if data.get(section) is False]:
         data = {section: entries for section, entries in data.items() if section not in without}
     # A model in the file replaces each model of the preset that does one of its steps.
     steps = {step for section in data for step in ROLES.get(section, ())}
     sections: dict[str, Any] = {
         section: entries
-        for section, entries in (PRESETS[preset] if preset else {}).items()
+        for section, entries in (given[preset] if preset else {}).items()
         if section not in without and (section in data or steps.isdisjoint(ROLES.get(section, ())))
     }
-    for section, entries in data.items():
+    for section, entries in _with_paths(data, path.parent, packaged=models == MINIATURE).items():
         kind = _kind(section, entries)
-        if kind is None or not isinstance(entries, dict):
-            sections[section] = entries
-            continue
-        kept = {} if issubclass(kind, CustomSettings) else sections.get(section, {})
-        sections[section] = kept | _resolved(entries, kind.paths, path.parent, models == MINIATURE)
+        kept = {} if kind and issubclass(kind, CustomSettings) else sections.get(section, {})
+        sections[section] = kept | entries if isinstance(entries, dict) else entries
     return _settings(sections, str(path), path.parent)
+
+
+def _with_paths(data: dict[str, Any], folder: Path, packaged: bool) -> dict[str, Any]:
+    """Return the sections of a file in `folder`, with the paths of models as `_resolved` gives them."""
+    kinds = {section: _kind(section, entries) for section, entries in data.items()}
+    return {
+        section: _resolved(entries, kind.paths, folder, packaged)
+        if (kind := kinds[section]) and isinstance(entries, dict)
+        else entries
+        for section, entries in data.items()
+    }
 
 
 def _kind(section: str, entries: object) -> type[StageSettings | LabelSettings] | None:

@@ -20,6 +20,7 @@ from pad_pipeline.shards.writer import TOTALS
 from pad_pipeline.sources.base import Source
 from pad_pipeline.sources.stored import ShardsSource
 from pad_pipeline.stages.captions import CaptionsSettings
+from pad_pipeline.stages.tag import TaggerSettings, read_tags
 from pad_pipeline.storage import Folder, claim_folder, folder_at, resolved, write_error
 from pad_pipeline.workflows.engine.attempts import Attempts
 from pad_pipeline.workflows.engine.local import LocalEngine
@@ -59,6 +60,9 @@ def build_spec(
     """
     earlier = _earlier_facts(source, models, redo_from) if redo_from != STEPS[0] else {}
     embedder = LabelEmbedder(models.llm)
+    for one in models.annotators_from(redo_from):
+        if isinstance(one, TaggerSettings):
+            _check_labels(embedder, one)
     compute = models.compute.model_copy(update={"threads": threads})
     chain = partial(annotation_chain, models=models, view=view, root=source.root, compute=compute, redo_from=redo_from)
     return RunSpec(
@@ -71,6 +75,16 @@ def build_spec(
         code=" ".join(filter(None, (one.code_version for one in models.annotators_from(redo_from)))),
         reads_texts=any(isinstance(one, CaptionsSettings) for one in models.annotators_from(redo_from)),
     )
+
+
+def _check_labels(embedder: LabelEmbedder, tagger: TaggerSettings) -> None:
+    """Check that each tag of a tag list has an embedding; otherwise its images would fail, hours later."""
+    for label in read_tags(tagger)[0]:
+        try:
+            if not embedder.tokens(label):
+                raise ValueError(f"the label {label!r} has no token in {embedder.settings.llm}")
+        except ValueError as error:
+            raise UserError("tagger.tag_list", tagger.tag_list, str(error), "correct this tag in the file") from error
 
 
 def _earlier_facts(source: Source, models: ModelSettings, redo_from: RedoFrom) -> dict[str, Any]:
