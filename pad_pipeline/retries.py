@@ -9,6 +9,8 @@ from http import HTTPStatus
 from itertools import count
 from typing import TypeVar, cast
 
+from pad_pipeline.errors import UserError
+
 Answer = TypeVar("Answer")
 TRIES = 5
 """How often a store is asked before its answer counts."""
@@ -39,7 +41,7 @@ def is_final(error: Exception) -> bool:
     """Return whether it is useless to ask a store again after an error: it refused, or the question was wrong."""
     status = _status(error)
     refused = status is not None and 400 <= status < 500 and status not in (408, 409, 425, 429)
-    wrong = isinstance(error, (PermissionError, IsADirectoryError, TypeError, ValueError))
+    wrong = isinstance(error, (UserError, PermissionError, IsADirectoryError, TypeError, ValueError))
     return refused or wrong or is_not_found(error)
 
 

@@ -69,6 +69,7 @@ class AnnotatedSource(ABC):
         return annotations
 
     def __iter__(self) -> Iterator[Planned]:
+        self.counts.clear()
         seen = set[str]()
         for entry in self.entries():
             source, found = self._path(entry.paths)

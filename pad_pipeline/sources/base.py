@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.records import Planned
+from pad_pipeline.retries import is_not_found
 from pad_pipeline.storage import file_system, is_url, url_problem
 
 _MOST_REASONS = 500
@@ -27,6 +29,8 @@ class Tally(Counter[str]):
         """The first entry that was counted, by reason."""
         self.other_texts: dict[str, None] = {}
         """Names of texts, in records without a caption, that the source does not use."""
+        self.kept: Tally | None = None
+        """What was counted while the source was opened, and is counted once however often the source is read."""
 
     def note(self, reason: str, example: object) -> None:
         """Count an entry. After `_MOST_REASONS` reasons, others are counted together."""
@@ -42,11 +46,18 @@ class Tally(Counter[str]):
         self.examples = {kind: f"{where}{example}" for kind, example in other.examples.items()} | self.examples
         self.other_texts |= other.other_texts
 
+    def keep(self) -> None:
+        """Make `clear` return to what is counted now."""
+        self.kept = Tally()
+        self.kept.add(self)
+
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget everything that was counted since `keep`, or at all."""
         super().clear()
         self.examples.clear()
         self.other_texts.clear()
+        if self.kept is not None:
+            self.add(self.kept)
 
 
 class Source(Protocol):
@@ -124,6 +135,38 @@ def image_store(url: str) -> tuple[Any, str]:
     """Return fsspec's file system for a URL of images, and the path in it; an error is one of `images`."""
     with rename_field(url="images"):
         return file_system(url)
+
+
+def list_store(store: Any, path: str, missing_ok: bool = False) -> list[tuple[str, bool, int | None]]:
+    """Return name, whether it is a folder, and size of each entry of a folder in a store, sorted, without hidden ones.
+
+    fsspec's own `walk`, `find` and `glob` leave out, without an error, the folders that can't be listed.
+
+    Raises:
+        UserError: it can't be listed, or is not there; with `missing_ok`, a folder that is not there is empty.
+    """
+    try:
+        listed = store.ls(path, detail=True)
+    except Exception as error:  # any of the errors of the network and of the store's library
+        if missing_ok and is_not_found(error):
+            return []
+        rule = f"it can't be listed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        raise UserError("images", store.unstrip_protocol(path), rule, "check the URL, and try again") from error
+    found = ((entry["name"].rstrip("/"), entry["type"] == "directory", entry.get("size")) for entry in listed)
+    names = ((name.rpartition("/")[2], *facts) for name, *facts in found if name != path.rstrip("/"))
+    return sorted(entry for entry in names if entry[0] and not entry[0].startswith("."))
+
+
+def walk_store(
+    store: Any, path: str, depth: float = math.inf, missing_ok: bool = False
+) -> Iterator[tuple[str, dict[str, int | None]]]:
+    """Yield the path of a folder in a store and of each folder below it, with its files and their sizes, see
+    `list_store`; a `depth` of 1 is the folder alone."""
+    entries = list_store(store, path, missing_ok)
+    yield path, {name: size for name, is_folder, size in entries if not is_folder}
+    for name, is_folder, _ in entries:
+        if is_folder and depth > 1:
+            yield from walk_store(store, f"{path.rstrip('/')}/{name}", depth - 1, True)
 
 
 def path_problem(source: str) -> str:

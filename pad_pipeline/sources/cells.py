@@ -44,11 +44,11 @@ def in_cell(place: Place) -> re.Match[str] | None:
     return found if file.endswith(".parquet") or file.partition("?")[0].endswith(".parquet") else None
 
 
-def read_cell(root: str, place: Place) -> bytes:
-    """Return the bytes of the image at a place that `cell` made.
+def read_cell(root: str, place: Place) -> bytes | str:
+    """Return the bytes of the image at a place that `cell` made; where they are empty, the path beside them.
 
     Raises:
-        BadImage: the row has no bytes there.
+        BadImage: the row has neither.
         OSError, pa.ArrowException: the file can't be read.
     """
     found = in_cell(place)
@@ -72,8 +72,8 @@ def read_cell(root: str, place: Place) -> bytes:
         values, element = value if isinstance(value, list) else [], int(found[3])
         value = values[element] if element < len(values) else None
     if isinstance(value, dict):
-        value = value.get("bytes")
-    if not isinstance(value, bytes) or not value:
+        value = value.get("bytes") or value.get("path")
+    if not isinstance(value, bytes | str) or not value:
         raise BadImage(f"row {place.at} of {found[1]} holds no bytes of an image")
     return value
 

@@ -15,7 +15,8 @@ from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.records import Planned
 from pad_pipeline.sources.base import Tally, ending_of, path_problem, read_json, require_folder
-from pad_pipeline.sources.fields import Fields, Record, id_text, name_as_words, without_mark
+from pad_pipeline.sources.conversations import without_mark
+from pad_pipeline.sources.fields import Fields, Record, id_text, name_as_words
 from pad_pipeline.sources.manifest import TABLES, ManifestSource
 from pad_pipeline.threads import map_ahead
 
@@ -78,6 +79,7 @@ class CocoSource:
             raise _malformed(annotations, f"{rule}; {example}", "give a file whose image_id are ids of its images")
         if captions is not None:
             self._read_captions(captions, ids)
+        self.counts.keep()
 
     def _categories(self, path: Path, categories: Any) -> dict[str, str]:
         """Return the name of each category, by its id."""
@@ -223,6 +225,7 @@ class CocoSource:
         raise UserError("captions", path, rule, "give the captions of these images")
 
     def __iter__(self) -> Iterator[Planned]:
+        self.counts.clear()
         listed = zip(self.images, self._paths, strict=True)
         ordered = sorted(listed, key=lambda one: (isinstance(one[0]["id"], str), one[0]["id"]))
         segments = map_ahead(self._segments, (id_text(entry["id"]) for entry, _ in ordered), 8, 64)

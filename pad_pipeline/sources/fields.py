@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import Place, Planned
+from pad_pipeline.retries import is_not_found
 from pad_pipeline.sources.base import Tally, image_store, location_problem, parse_json, path_problem, should_be
+from pad_pipeline.sources.conversations import caption_of, read_conversations, without_mark
 from pad_pipeline.storage import REMOTE_SCHEMES, is_url, url_problem
 
 NAMES = {
@@ -27,13 +29,10 @@ NAMES = {
 }  # fmt: skip
 """Field -> the names that it has in public data sets, in any case. Of the names that a record has, the first is
 taken. A caption that a model wrote goes before the original text of the web page."""
-_SPEAKERS = {"user": "human", "human": "human"} | dict.fromkeys(
-    ("assistant", "gpt", "model", "bot", "chatgpt", "bing", "bard"), "gpt"
-)
-"""Speaker of chat formats, in lower case -> its name in LLaVA's."""
+JSON = "json"
+"""The column of a table with further fields of a record, as JSON or as an object."""
 _MOST_NAMES = 50
 """The most names of unused texts that are kept of a record, so that memory does not grow with the records."""
-_LLAVA = ("human", "gpt")
 
 
 class Embedded(NamedTuple):
@@ -86,6 +85,8 @@ class Fields:
         self._roots = list(dict.fromkeys(path.rstrip("/") + "/" for path in (root, os.path.abspath(given))))  # noqa: PTH100
         self._find = lru_cache(256)(self.find)
         self._slashes: bool | None = None
+        self.has_texts = False
+        """Whether the names that `checked` saw have captions or conversations."""
 
     def find(self, there: Sequence[str]) -> tuple[str | None, ...]:
         """Return the names of image, id, caption and conversations among `there`; None for a field that is missing.
@@ -120,7 +121,7 @@ class Fields:
         return found
 
     def checked(self, there: Sequence[str], origin: str) -> tuple[str | None, ...]:
-        """Return what `find` does, for a list whose records all have the names `there`.
+        """Return what `find` does, for a list whose records all have the names `there`; and `JSON`, if it is there.
 
         Raises:
             UserError: the list lacks a field that the user named, or has no image, or has two fields of one name.
@@ -131,7 +132,7 @@ class Fields:
             if field not in NAMES:
                 rule = f"{field!r} is none of {', '.join(NAMES)} (the columns are: {listed})"
                 raise UserError("columns", f"{field}={name}", rule, "correct it")
-            if found[field] is None:
+            if found[field] is None and (field == "image" or JSON not in there):
                 rule = f"{origin} has no such column; it has: {listed}"
                 raise UserError("columns", f"{field}={name}", rule, "name one of these")
         if found["image"] is None:
@@ -139,7 +140,8 @@ class Fields:
             raise UserError("images", origin, rule, "say which one holds the image: `columns` image=NAME")
         if twice := [name for name in found.values() if name is not None and there.count(name) > 1]:
             raise UserError("images", origin, f"it has more than one column {twice[0]!r}", "rename all but one")
-        return tuple(found.values())
+        self.has_texts = any(name in there for name in (found["caption"], found["conversations"], JSON))
+        return (*found.values(), JSON if JSON in there and JSON not in found.values() else None)
 
     def texts(self, value: Any) -> Record:
         """Read id, caption and conversations of an image that lies elsewhere, from parsed JSON: an object, or a list of
@@ -152,13 +154,39 @@ class Fields:
             else value
         )
 
-    def rows(self, record: Any, number: int) -> list[Planned]:
+    def texts_beside(self, value: Callable[[], Any], what: str, where: str) -> Record:
+        """Read the texts of an image from the JSON beside it, which `value` parses. JSON that can't be read is counted
+        as `what`, and its texts are left out."""
+        try:
+            found = self.texts(value())
+            problem = found.problem
+        except (ValueError, RecursionError) as error:
+            problem = str(error)
+        if problem:
+            self.counts.note(f"{what} that can't be read, whose texts are left out", f"{where}: {problem}")
+            return Record("", [], "", [])
+        return found
+
+    def with_facts(self, record: Record, facts: Any, number: int) -> Record:
+        """Return a record of a table with what it lacks, from its column `json`, parsed or as text. Data sets that were
+        WebDataset tars have the JSON of a sample there."""
+        if record.problem or not is_there(facts):
+            return record
+        where = f"{self.unit} {number}{self._in}"
+        parsed = partial(parse_json, facts) if isinstance(facts, str) else lambda: facts
+        more = self.texts_beside(parsed, f"values of {JSON}", where)
+        name, caption, turns = record.name or more.name, record.caption or more.caption, record.conversations
+        return record._replace(name=name, caption=caption, conversations=turns or more.conversations)
+
+    def rows(self, number: int, record: Any) -> list[Planned]:
         """Return the images of a record of parsed JSON, as `planned(read(record), number)` does.
 
         A record with one path and texts of the usual types takes a shorter way, because millions are read.
         """
         if type(record) is dict:
-            image, name, caption, turns = map(record.get, self._find(tuple(record)))
+            of_image, of_id, of_caption, of_turns = self._find(tuple(record))
+            image, name = of_image and record[of_image], of_id and record[of_id]
+            caption, turns = of_caption and record[of_caption], of_turns and record[of_turns]
             usual = type(image) is str and type(name) is str and "." not in name and image[:1] != "["
             if usual and name and image and type(caption or "") is str:
                 try:
@@ -168,7 +196,9 @@ class Fields:
                     text = ""  # `read` reports it
                 if text and (type(turns) is list or turns is None):
                     source, problem = self.path(image)
-                    return [Planned(name, source, text, conversations, problem=problem)]
+                    planned = Planned(name, source, text, conversations)
+                    planned.problem = problem  # a keyword would take as long as the other four
+                    return [planned]
         return self.planned(self.read(record), number)
 
     def read(self, record: Any) -> Record:
@@ -272,11 +302,20 @@ class Fields:
         if self._slashes is None:
             store, path = image_store(f"{self.root}/{changed}")
             try:
-                self._slashes = bool(store.exists(path))
-            except Exception as error:  # of the network; no answer does not mean that there is no such file
-                rule = f"it can't be looked up whether it holds {changed!r} ({type(error).__name__}: {error})"
-                raise UserError("image_root", self.root, rule, "check the URL, and try again") from error
+                self._slashes = bool(store.info(path))
+            except Exception as error:  # any of the errors of the network and of the store's library
+                self._slashes = False
+                if not is_not_found(error):
+                    rule = f"it can't be looked up whether it holds {changed!r} ({type(error).__name__}: {error})"
+                    raise UserError("image_root", self.root, rule, "check the URL, and try again") from error
         return self._slashes
+
+
+def below_list(folder: str, path: str) -> str:
+    """Return a path relative to the folder of its list as one relative to the root of all lists; no other path is
+    changed."""
+    other = not path or is_url(path) or path[:1] in ("/", "\\") or path[1:2] == ":"
+    return path if other or not folder else os.path.normpath(f"{folder}/{path}")
 
 
 def is_there(value: Any) -> bool:
@@ -341,86 +380,10 @@ def caption_text(value: Any) -> str:
     return value if isinstance(value, str) else "" if value is None or value != value else str(value)
 
 
-def read_conversations(value: Any) -> list[dict[str, str]]:
-    """Return the turns of a conversation in LLaVA's form.
-
-    Args:
-        value: a list of turns: `{from, value}` (LLaVA), `{role, content}` (chat templates), `{user, assistant}`
-            (FineVision); its JSON; or a dictionary of lists (a `Sequence` of Hugging Face `datasets`).
-
-    Raises:
-        ValueError: it is something else, or a turn lacks its text.
-    """
-    if type(value) is list:
-        turns: list[dict[str, str]] = []
-        for turn in value:
-            if type(turn) is dict and len(turn) == 2 and turn.get("from") in _LLAVA and type(turn.get("value")) is str:
-                turns.append(turn)
-            else:
-                turns += _turns(turn)
-        return turns
-    if isinstance(value, str):
-        if not value.strip():
-            return []
-        try:
-            value = parse_json(value)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"conversations is not valid JSON ({getattr(error, 'msg', error)})") from error
-        if isinstance(value, str):
-            raise ValueError(should_be("conversations", value, "a list"))
-        return read_conversations(value)
-    if isinstance(value, dict) and value and all(isinstance(part, list) for part in value.values()):
-        if len(set(map(len, value.values()))) > 1:
-            raise ValueError("the lists of conversations have different lengths")
-        return read_conversations([dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)])
-    if value is None:
-        return []
-    raise ValueError(should_be("conversations", value, "a list"))
-
-
-def _turns(turn: Any) -> list[dict[str, str]]:
-    """Return the turns of one entry of a conversation."""
-    if isinstance(turn, list) and all(isinstance(one, dict) for one in turn):
-        return read_conversations(turn)
-    if isinstance(turn, dict):
-        for who, what in (("from", "value"), ("role", "content")):
-            if isinstance(speaker := turn.get(who), str) and turn.get(what) is not None:
-                return [{"from": _SPEAKERS.get(speaker.lower(), speaker), "value": _said(turn[what])}]
-        pair = [(name, turn[name]) for name in ("user", "assistant") if turn.get(name) is not None]
-        if pair:
-            return [{"from": _SPEAKERS[name], "value": _said(said)} for name, said in pair]
-    raise ValueError("each turn of conversations should be {from, value}, {role, content} or {user, assistant}")
-
-
-def _said(content: Any) -> str:
-    """Return the text of a turn, whose content may be a list of `{type, text}` with images among them."""
-    if isinstance(content, str | int | float):
-        return str(content)
-    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-        return "\n".join(
-            "<image>" if part.get("type") in ("image", "image_url") else _said(part.get("text")) for part in content
-        )
-    raise ValueError(should_be("the text of a turn", content, "a string"))
-
-
-def caption_of(conversations: Sequence[Mapping[str, str]]) -> str:
-    """Return the first answer without `<image>`, as LLaVA's plain template takes it; empty if there is none. Questions
-    don't matter, because that template drops them."""
-    for turn in conversations:
-        if turn["from"] == "gpt":
-            return without_mark(turn["value"])
-    return ""
-
-
 def name_as_words(name: str) -> str:
     """Return a category's name as words: `aerosol_can`, which has no space, is `aerosol can`."""
     name = name.strip()
     return name if " " in name else name.replace("_", " ").strip()
-
-
-def without_mark(text: str) -> str:
-    """Return a text without LLaVA's mark for the image."""
-    return text.replace("<image>", "").strip() if "<image>" in text else text
 
 
 def stem(image: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import NOWHERE, Place, Planned
-from pad_pipeline.sources.base import Source, Tally, image_store, require_folder
+from pad_pipeline.sources.base import Source, Tally, image_store, require_folder, walk_store
 
 IMAGE_ENDINGS = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ico", ".mpo",
@@ -26,6 +26,7 @@ class FolderSource:
         self.counts = Tally()
 
     def __iter__(self) -> Iterator[Planned]:
+        self.counts.clear()
         for folder, files in self.walk():
             for name in sorted(files):
                 if not name or name.startswith("."):
@@ -80,12 +81,5 @@ class RemoteFolderSource(FolderSource):
     def walk(self) -> Iterator[tuple[str, Mapping[str, int | None]]]:
         """See `FolderSource`."""
         store, prefix = image_store(self.root)
-        try:
-            for folder, folders, files in store.walk(prefix, detail=True, on_error="raise"):
-                shown = {name: folders[name] for name in sorted(folders) if not name.startswith(".")}
-                folders.clear()  # `walk` goes on with what is in this dictionary, in its order
-                folders.update(shown)
-                yield folder[len(prefix) :].strip("/"), {name: entry.get("size") for name, entry in files.items()}
-        except Exception as error:  # any of the errors of the network and of the store's library
-            rule = f"it can't be listed ({type(error).__name__}: {error})"
-            raise UserError("images", self.root, rule, "check the URL, and try again") from error
+        for folder, files in walk_store(store, prefix):
+            yield folder[len(prefix) :].strip("/"), files

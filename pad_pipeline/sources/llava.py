@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
+from itertools import chain, islice, starmap
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -60,9 +60,7 @@ class LlavaSource:
 
     def __iter__(self) -> Iterator[Planned]:
         self.counts.clear()
-        rows = self.fields.rows
-        for number, record in self.records():
-            yield from rows(record, number)
+        return chain.from_iterable(starmap(self.fields.rows, self.records()))
 
     def records(self) -> Iterator[tuple[int, Any]]:
         """Yield the number of each record and the record unchanged, also of those without an image. A number is a
@@ -183,6 +181,7 @@ def stream_list(stream: TextIO) -> Iterator[Any]:
     first = True
     while window.next_entry(first):
         yield window.read_entry()
+        yield from window.like_the_last()
         first = False
 
 
@@ -193,7 +192,9 @@ class _Window:
         self.stream, self.ended = stream, False
         self.text, self.at = "", 0
         self.escaped = False  # whether an escape in the text may stand for half a character
-        self.decode = json.JSONDecoder().raw_decode
+        self.between = ""  # what stood before the last entry
+        decoder: Any = json.JSONDecoder()
+        self.decode, self.scan = decoder.raw_decode, decoder.scan_once
 
     def read_on(self) -> None:
         """Drop the text before the position, and append at least as much as is left. So the time for a long entry is
@@ -229,7 +230,7 @@ class _Window:
             return False
         if comma == first and start < len(self.text):
             raise ValueError(f"a comma is {'too many' if first else 'missing'} between two entries")
-        self.at = start
+        self.at, self.between = start, found[0]
         return True
 
     def read_entry(self) -> Any:
@@ -248,3 +249,19 @@ class _Window:
             value = clean(value)
         self.at = end
         return value
+
+    def like_the_last(self) -> Iterator[Any]:
+        """Yield the next entries, in half the time, as long as the window holds them whole and the same text stands
+        between them; `next_entry` and `read_entry` go on from there."""
+        text, between, scan, at = self.text, self.between, self.scan, self.at
+        size, most = len(between), len(text) - 2
+        try:
+            while size and not self.escaped and text.startswith(between, at):
+                value, end = scan(text, at + size)
+                if end >= most:
+                    break
+                at = end
+                yield value
+        except (StopIteration, ValueError):
+            pass
+        self.at = at

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from pad_pipeline.parquet import open_parquet
 from pad_pipeline.records import Planned
 from pad_pipeline.sources.base import Tally, ending_of, image_store
 from pad_pipeline.sources.cells import cell
-from pad_pipeline.sources.fields import NAMES, Embedded, Fields, is_there, stem
+from pad_pipeline.sources.fields import JSON, NAMES, Embedded, Fields, below_list, is_there, stem
 from pad_pipeline.sources.llava import given_root, image_folder, open_text
 from pad_pipeline.sources.patterns import Files, find_files
 from pad_pipeline.storage import is_url
@@ -37,9 +36,9 @@ _ROWS_WITH_BYTES = 16
 
 _QUOTED = re.compile(r'"(?:[^"]|"")+"')
 
-_Row = tuple[int, Any, Any, Any, Any]
-"""The row's number, then image, id, caption and conversations as in the file. A ValueError in the place of the image
-says what is wrong with the row."""
+_Row = tuple[int, Any, Any, Any, Any, Any]
+"""The row's number, then image, id, caption, conversations and JSON as in the file. A ValueError in the place of the
+image says what is wrong with the row."""
 
 
 class ManifestSource:
@@ -71,14 +70,21 @@ class ManifestSource:
 
     def __iter__(self) -> Iterator[Planned]:
         self.counts.clear()
+        without = []
         for name in self.files.names:
             fields = self._fields(name)
             below = "" if self.image_root is not None else name.rpartition("/")[0]
-            for number, image, identity, caption, turns in self._rows(name, fields):
+            for number, image, identity, caption, turns, facts in self._rows(name, fields):
                 record = fields.of(image, identity, caption, turns)
+                if facts is not None:
+                    record = fields.with_facts(record, facts, number)
                 if below:
-                    record = record._replace(images=[_below(below, one) for one in record.images])
+                    images = [one if isinstance(one, Embedded) else below_list(below, one) for one in record.images]
+                    record = record._replace(images=images)
                 yield from fields.planned(record, number)
+            without += [] if fields.has_texts else [name]
+        for name in without if len(without) < len(self.files.names) else ():
+            self.counts.note("files without a column of captions or conversations, which other files have", name)
 
     def _where(self, name: str) -> str:
         return f"{self.files.root}/{name}"
@@ -121,7 +127,13 @@ class ManifestSource:
         # A local file is read in small pieces, a remote one by whole columns of a row group.
         with open_parquet(file, buffer_size=0 if remote else 1 << 20) as table:
             columns = fields.checked(table.schema_arrow.names, where)
-            for field, column in zip(NAMES, columns, strict=True):
+            if (
+                columns[4]
+                and not _is_text(kind := table.schema_arrow.field(JSON).type)
+                and not pa.types.is_struct(kind)
+            ):
+                columns = (*columns[:4], None)
+            for field, column in zip(NAMES, columns, strict=False):
                 if column is not None:
                     self._check_type(where, field, column, table.schema_arrow.field(column).type)
             texts = [field.name for field in table.schema_arrow if _is_text(field.type)]
@@ -175,14 +187,15 @@ class ManifestSource:
                         row = [self._unquoted(value, where, reader.line_num) for value in row]
                     if len(row) == len(header):
                         row.append("")
-                        image, identity, caption, turns = pick(row)
+                        image, identity, caption, turns, facts = pick(row)
                         caption = caption or next((row[position] for position in captions if row[position]), "")
                         if not (caption or turns):
                             fields.other_texts(header, columns)
-                        yield reader.line_num, image.strip() or None, identity or None, caption, turns or None
+                        image, identity = image.strip() or None, identity or None
+                        yield reader.line_num, image, identity, caption, turns or None, facts or None
                     elif row:
                         wrong = ValueError(f"it has {len(row)} fields, and the header has {len(header)}")
-                        yield reader.line_num, wrong, None, None, None
+                        yield reader.line_num, wrong, None, None, None, None
             except csv.Error as error:
                 rule = f"line {reader.line_num} is not valid CSV ({error})"
                 raise UserError("images", where, rule, "repair its quotes, or give a Parquet or JSONL file") from error
@@ -236,7 +249,7 @@ def _rows_with_bytes(
         read = [*_read(others, alternatives), *(paths if complete else [image])]
         if not read:
             yield from (
-                (row, _images(None, name, image, row, True), None, None, None)
+                (row, _images(None, name, image, row, True), None, None, None, None)
                 for row in range(number, number + facts.num_rows)
             )
             number += facts.num_rows
@@ -261,9 +274,8 @@ def _images(value: Any, file: str, column: str, row: int, complete: bool) -> lis
     """
     found: list[Any] = []
     for element, one in enumerate(value if isinstance(value, list) else [value]):
-        path = one.get("path") if isinstance(one, dict) else None
-        content = complete or (one.get("bytes") if isinstance(one, dict) else one)
-        if content:
+        path, content = (one.get("path"), one.get("bytes")) if isinstance(one, dict) else (None, one)
+        if complete or content or (content is not None and not path):  # empty bytes without a path are a failed row
             number = element if isinstance(value, list) else None
             shown = f"{row}" if number is None else f"{row}.{number}"
             path = (path or f"{stem(file)}-{shown}.").replace("\\", "/")
@@ -295,12 +307,6 @@ def _values(batch: Any, column: str, others: Mapping[str, list[str]]) -> list[An
             more = batch.column(name).to_pylist()
             values = [value if is_there(value) else other for value, other in zip(values, more, strict=True)]
     return values
-
-
-def _below(folder: str, image: str | Embedded) -> str | Embedded:
-    """Return a path relative to the folder of its list as one relative to the root of all lists."""
-    plain = isinstance(image, str) and not is_url(image) and image[:1] not in ("/", "\\") and image[1:2] != ":"
-    return os.path.normpath(f"{folder}/{image}") if plain and image else image
 
 
 def _lines(stream: TextIO) -> Iterator[str]:

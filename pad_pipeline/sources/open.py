@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
 from pad_pipeline.errors import UserError, rename_field
-from pad_pipeline.retries import is_not_found
-from pad_pipeline.sources.base import Source, ending_of, image_store, require_folder
+from pad_pipeline.sources.base import Source, ending_of, image_store, list_store, require_folder
 from pad_pipeline.sources.folder import IMAGE_ENDINGS
 from pad_pipeline.sources.gzipped import is_gzipped
 from pad_pipeline.sources.manifest import TABLES, ManifestSource
@@ -17,6 +17,8 @@ from pad_pipeline.storage import folder_at, is_url
 
 JSON_LISTS = {".json", ".jsonl", ".ndjson"}
 """Endings of lists of records in JSON."""
+_SHOWN = 8
+"""The most folders of data sets that an error lists."""
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 """Files that give the captions of the images in their folder, as Hugging Face's `imagefolder` has them."""
 
@@ -109,44 +111,51 @@ def _files(text: str, ending: str) -> Files | None:
 
 
 def _files_of_folder(folder: str) -> Files | None:
-    """Return the Parquet files or the tars in a folder, or in its subfolder `data`.
+    """Return the Parquet files or the tars in a folder, or in its subfolder `data`; of a repository of the hub that has
+    them in a folder for each configuration, those of the only one.
 
     Return None for a folder of images: one that also holds images or other folders, and is no repository of the hub.
 
     Raises:
-        UserError: it holds Parquet files and tars that do not belong together.
+        UserError: it holds Parquet files and tars that do not belong together, or several configurations.
     """
-    repository = folder.startswith("hf://") or any(Path(folder, name).is_file() for name in (".gitattributes",))
+    repository = folder.startswith("hf://") or Path(folder, ".gitattributes").is_file()
     for place in (folder, f"{folder}/data"):
-        found: dict[str, list[str]] = {".parquet": [], ".tar": []}
-        for name, is_folder in _listing(place):
-            if not repository and (name != "data" if is_folder else ending_of(name) in IMAGE_ENDINGS):
-                return None
-            if not is_folder and (kind := _kind(name)) in found:
-                found[kind].append(name)
-        tables, tars = sorted(found[".parquet"]), sorted(found[".tar"])
-        if tars and not {name.partition(".")[0] for name in tables} <= {name.partition(".")[0] for name in tars}:
-            rule = f"it holds tars ({tars[0]}, ...) and Parquet files ({tables[0]}, ...)"
-            raise UserError("images", place, rule, f"name the files of one kind, such as '{place}/*.tar'")
-        if tars or tables:  # img2dataset writes a table of facts beside each tar
-            return Files(require_folder(place), tars or tables)
-    return None
+        if (names := _data_files(place, repository)) is None:
+            return None
+        if names:
+            return Files(require_folder(place), names)
+    subfolders = sorted(name for name, is_folder in _listing(folder) if is_folder) if repository else []
+    found = ((name, names) for name in subfolders if (names := _data_files(f"{folder}/{name}", repository)))
+    configs = dict(islice(found, _SHOWN + 1))
+    shown = [*configs][:_SHOWN]
+    if len(configs) > 1:
+        more = ", ..." if len(configs) > _SHOWN else ""
+        rule = f"it holds several data sets, each in a folder ({', '.join(shown)}{more})"
+        raise UserError("images", folder, rule, f"name the folder of one, such as {folder}/{shown[0]}")
+    return Files(require_folder(f"{folder}/{shown[0]}"), configs[shown[0]]) if shown else None
+
+
+def _data_files(folder: str, repository: bool) -> list[str] | None:
+    """Return the Parquet files or the tars in a folder; None if it is a folder of images, see `_files_of_folder`."""
+    found: dict[str, list[str]] = {".parquet": [], ".tar": []}
+    for name, is_folder in _listing(folder):
+        if not repository and (name != "data" if is_folder else ending_of(name) in IMAGE_ENDINGS):
+            return None
+        if not is_folder and (kind := _kind(name)) in found:
+            found[kind].append(name)
+    tables, tars = sorted(found[".parquet"]), sorted(found[".tar"])
+    if tars and not {name.partition(".")[0] for name in tables} <= {name.partition(".")[0] for name in tars}:
+        rule = f"it holds tars ({tars[0]}, ...) and Parquet files ({tables[0]}, ...)"
+        raise UserError("images", folder, rule, f"name the files of one kind, such as '{folder}/*.tar'")
+    return tars or tables  # img2dataset writes a table of facts beside each tar
 
 
 def _listing(folder: str) -> Iterator[tuple[str, bool]]:
     """Yield the name of each entry of a folder, and whether it is a folder; without hidden ones, and nothing if there
     is no such folder."""
     if is_url(folder):
-        store, path = image_store(folder)
-        try:
-            listed = store.ls(path, detail=True)
-        except Exception as error:  # of the network or the store; no answer does not mean that it is empty
-            if is_not_found(error):
-                return
-            rule = f"it can't be listed ({type(error).__name__}: {error})"
-            raise UserError("images", folder, rule, "check the URL, and try again") from error
-        found = ((entry["name"].rstrip("/").rpartition("/")[2], entry["type"] == "directory") for entry in listed)
-        yield from (entry for entry in found if not entry[0].startswith("."))
+        yield from ((name, is_folder) for name, is_folder, _ in list_store(*image_store(folder), missing_ok=True))
     elif os.path.isdir(folder):  # noqa: PTH112
         with os.scandir(folder) as entries:
             yield from ((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import re
 from itertools import islice
@@ -12,7 +13,7 @@ from typing import NamedTuple
 from braceexpand import braceexpand
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.sources.base import image_store, require_folder
+from pad_pipeline.sources.base import image_store, require_folder, walk_store
 from pad_pipeline.storage import is_url
 
 _MOST = 1_000_000
@@ -110,14 +111,16 @@ def _folder_of_all(paths: list[str]) -> str:
 def _matches(root: str, pattern: str, origin: str) -> list[str]:
     """Return the files of a pattern, sorted, relative to the root."""
     if is_url(root):
+        from fsspec.utils import glob_translate
+
         store, path = image_store(f"{root}/{pattern}")
         _, prefix = image_store(root)
-        try:
-            return sorted(found[len(prefix) :].lstrip("/") for found in store.glob(path))
-        except Exception as error:  # any of the errors of the network and of the store's library
-            detail = " ".join(str(error).split())[:200]
-            rule = f"it can't be listed ({type(error).__name__}: {detail})"
-            raise UserError("images", origin, rule, "check it, and try again") from error
+        fixed = re.split(r"[*\[]" if root.startswith("http") else r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0]
+        depth = math.inf if "**" in path else path.count("/") - fixed.count("/")
+        folders = walk_store(store, fixed, depth, missing_ok=True)
+        files = (f"{folder.rstrip('/')}/{name}" for folder, files in folders for name in files)
+        matches = re.compile(glob_translate(path)).fullmatch
+        return sorted(file[len(prefix) :].lstrip("/") for file in files if matches(file))
     found = glob.glob(pattern, root_dir=root, recursive=True)  # noqa: PTH207 (relative, hidden left out)
     names = sorted(name for name in found if Path(root, name).is_file())
     for name in names:

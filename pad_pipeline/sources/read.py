@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import errno
-import random
-import time
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.images import BadImage
 from pad_pipeline.records import Place
-from pad_pipeline.sources.base import image_store
+from pad_pipeline.retries import TRIES, ask, is_final, is_not_found
+from pad_pipeline.sources.base import Tally, image_store
 from pad_pipeline.sources.cells import in_cell, read_cell
+from pad_pipeline.sources.fields import Fields, below_list
 from pad_pipeline.sources.gzipped import is_gzipped, read_gzipped
 from pad_pipeline.storage import is_url, url_problem
 
-TRIES = 3
-"""The number of tries of a read over the network, before the image fails."""
 SECONDS = 60
 """The longest time of one read over the network."""
 
+_STORE = re.compile(r"(?!https?:)\w+://[^/]*")
+"""A store: everything in it is read with the same credentials. URLs of the web have nothing in common."""
+_readable: dict[str, str] = {}
+"""The file that this process read last, by store."""
+_Data = TypeVar("_Data", bytes, bytes | str)
 _FAULTS_OF_A_FILE = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL,
 }  # fmt: skip
@@ -39,7 +43,10 @@ def read_bytes(root: str, place: Place, most: int) -> bytes:
     """
     file = place.file if is_url(place.file) else f"{root}/{place.file}"
     if in_cell(place):
-        data = _retried(file, lambda: read_cell(root, place)) if is_url(file) else _local_cell(root, place)
+        table = file.rpartition("#")[0]
+        data = _retried(table, lambda: read_cell(root, place)) if is_url(file) else _local_cell(root, place)
+        if isinstance(data, str):
+            return read_bytes(root, _named(root, place, data), most)
         if len(data) > most:
             raise _too_large(len(data), most)
         return data
@@ -59,7 +66,16 @@ def _whole(place: Place, data: bytes) -> bytes:
     return data
 
 
-def _local_cell(root: str, place: Place) -> bytes:
+def _named(root: str, place: Place, path: str) -> Place:
+    """Return the place of the file that a row of a Parquet file names where its bytes are empty."""
+    folder = place.file.rpartition("#")[0].rpartition("/")[0]
+    path, problem = Fields(root, root, Tally()).path(below_list(folder, path))
+    if problem:
+        raise BadImage(f"its bytes are empty, and {problem}")
+    return Place(path)
+
+
+def _local_cell(root: str, place: Place) -> bytes | str:
     try:
         return read_cell(root, place)
     except BadImage:
@@ -94,21 +110,42 @@ def _remote(url: str, place: Place, most: int) -> bytes:
     return _retried(url, lambda: _fetch(url, place, most))
 
 
-def _retried(url: str, fetch: Callable[[], bytes]) -> bytes:
-    """Return what `fetch` reads over the network; try again where that may help."""
-    for attempt in range(1, TRIES + 1):
-        try:
-            return fetch()
-        except (BadImage, UserError):
-            raise
-        except (FileNotFoundError, PermissionError) as error:
-            raise BadImage("there is nothing at this URL, or nothing that may be read") from error
-        except Exception as error:  # any of the errors of the network and of the store's library
-            if attempt == TRIES:
-                detail = " ".join(str(error).split())[:200]
-                raise BadImage(f"it can't be fetched, in {TRIES} tries ({type(error).__name__}: {detail})") from error
-            time.sleep(2.0**attempt * random.uniform(0.25, 0.5))
-    raise AssertionError("unreachable")
+def _retried(url: str, fetch: Callable[[], _Data]) -> _Data:
+    """Return what `fetch` reads over the network; try again where that may help.
+
+    Raises:
+        BadImage: it can't be read, for a reason that concerns this image alone, as far as one can know.
+        UserError: its store also refuses what this process could read there before.
+    """
+    store = _STORE.match(url)
+    try:
+        data = ask(fetch)
+    except (BadImage, UserError):
+        raise
+    except Exception as error:  # any of the errors of the network and of the store's library
+        if is_not_found(error):
+            raise BadImage("there is nothing at this URL") from error
+        detail = f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        if store and not _still_readable(_readable.get(store[0], "")):
+            rule = f"its store no longer gives this file, and no other {detail}"
+            remedy = "check the credentials and the network, then run the same command again"
+            raise UserError("images", url, rule, remedy) from error
+        tries = "it may not be read" if is_final(error) else f"it can't be fetched, in {TRIES} tries"
+        raise BadImage(f"{tries} {detail}") from error
+    if store and data:
+        _readable[store[0]] = url
+    return data
+
+
+def _still_readable(url: str) -> bool:
+    """Return whether a file that was read before can be read still, or is gone; True without a file."""
+    if not url:
+        return True
+    try:
+        store, path = image_store(url)
+        return bool(store.cat_file(path, start=0, end=1))
+    except Exception as error:
+        return is_not_found(error)
 
 
 def _fetch(url: str, place: Place, most: int) -> bytes:

@@ -32,6 +32,7 @@ class ShardsSource:
         self.counts = Tally()
 
     def __iter__(self) -> Iterator[Planned]:
+        self.counts.clear()
         if unfinished := self.shards.run.shards - len(self.shards.names):
             self.counts[_UNFINISHED] = unfinished
         for name, row in self.shards.rows():

@@ -17,7 +17,8 @@ from typing import BinaryIO, NamedTuple, cast
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import Place, Planned
 from pad_pipeline.sources.base import Tally, image_store, parse_json
-from pad_pipeline.sources.fields import Fields, Record, without_mark
+from pad_pipeline.sources.conversations import without_mark
+from pad_pipeline.sources.fields import Fields, Record
 from pad_pipeline.sources.folder import IMAGE_ENDINGS
 from pad_pipeline.sources.gzipped import is_gzipped, open_gzipped
 from pad_pipeline.sources.patterns import Files, find_files
@@ -82,15 +83,8 @@ class TarSource:
         except ValueError as error:
             self.counts.note("captions that can't be read, which are left out", f"{where}: {error}")
         if sample.json is not None:
-            try:
-                facts = self._fields.texts(parse_json(read_text(sample.json)))
-                problem = facts.problem
-            except (ValueError, RecursionError) as error:
-                problem = str(error)
-            if problem:
-                reason = "JSON members that can't be read, whose texts are left out"
-                self.counts.note(reason, f"{where}: {problem}")
-                facts = Record("", [], "", [])
+            text = sample.json
+            facts = self._fields.texts_beside(lambda: parse_json(read_text(text)), "JSON members", where)
         place = Place(tar, image.at, image.size)
         name, caption = facts.name or sample.key, caption or facts.caption
         return Planned(name, f"{tar}/{image.name}", caption, facts.conversations, place=place)

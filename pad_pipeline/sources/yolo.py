@@ -58,6 +58,7 @@ class YoloSource:
             if os.path.commonpath([here, folder]) != here:
                 self.counts.note("folders outside the folder of data.yaml, whose images are read", folder)
         self.root = os.path.commonpath([here if folder.endswith(".txt") else folder for folder in self._folders])
+        self.counts.keep()
 
     def _read(self) -> dict[str, Any]:
         if not self._file.is_file():
@@ -93,6 +94,7 @@ class YoloSource:
         return None
 
     def __iter__(self) -> Iterator[Planned]:
+        self.counts.clear()
         for folder in self._folders:
             listed = Path(folder).suffix == ".txt"
             for image in self._of_list(Path(folder)) if listed else self._of_folder(folder):

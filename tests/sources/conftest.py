@@ -10,14 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from pad_pipeline.sources import read
+from pad_pipeline import retries
 from tests.sources.server import Handler
 
 
 @pytest.fixture
 def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """`tmp_path / "web"` over HTTP on this machine; no waiting between tries."""
-    monkeypatch.setattr(read.time, "sleep", lambda _: None)
+    monkeypatch.setattr(retries, "PAUSE", 0.0)
     folder = tmp_path / "web"
     folder.mkdir()
     handler = type("Handler", (Handler,), {"special": {}})

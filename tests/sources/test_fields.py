@@ -16,7 +16,7 @@ from pad_pipeline.plan import write_plan
 from pad_pipeline.records import Planned
 from pad_pipeline.sources.base import Tally
 from pad_pipeline.sources.coco import CocoSource
-from pad_pipeline.sources.fields import read_conversations
+from pad_pipeline.sources.conversations import read_conversations
 from pad_pipeline.sources.open import open_source
 from pad_pipeline.sources.read import read_bytes
 from tests.sources.small_sources import LISTS, MOST, brief, error_of, png, write_list, write_tar
@@ -231,3 +231,42 @@ def test_memory_for_reasons_does_not_grow(tmp_path: Path) -> None:
 def test_answers_of_every_speaker_are_captions(speaker: str) -> None:
     turns = read_conversations([{"role": "User", "content": "What?"}, {"role": speaker, "content": "A dog."}])
     assert turns == [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A dog."}]
+
+
+@pytest.mark.parametrize("kind", ["struct", "parquet", "csv", "tsv"])
+def test_a_column_json_gives_what_a_row_lacks(tmp_path: Path, kind: str) -> None:
+    """The form of WebDataset tars that became Parquet: `__key__`, `jpg`, `txt`, `json`. Catches their captions and
+    conversations, which were lost; and what a tar gives, and its table does not."""
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dog."}]
+    facts: list[dict[str, Any]] = [
+        {"caption": "c", "url": "http://127.0.0.1/a.jpg", "width": 3}, {"caption": "c"}, {"conversations": turns}, {},
+    ]  # fmt: skip
+    texts = ["", "own", "", ""]
+    members = []
+    for number, (text, fact) in enumerate(zip(texts, facts, strict=True)):
+        parts = [(f"{number}.json", json.dumps(fact).encode()), (f"{number}.txt", text.encode())]
+        members += [(f"{number}.png", png(number)), *parts]
+    expected = list(open_source(write_tar(tmp_path / "a.tar", members)))
+    rows = [{"__key__": f"{n}", "png": f"{n}.png", "txt": text} for n, text in enumerate(texts)]
+    for row, fact in zip(rows, facts, strict=True):
+        whole = {"caption": None, "conversations": None, "url": None, "width": None} | fact
+        row["json"] = whole if kind == "struct" else json.dumps(fact)  # type: ignore[assignment]
+    source = open_source(write_list(tmp_path / f"l.{kind.replace('struct', 'parquet')}", rows))
+    assert [(one.id, one.caption, one.conversations) for one in source] == [
+        (one.id, one.caption, one.conversations) for one in expected
+    ]
+    assert [one.caption for one in expected] == ["c", "own", "A dog.", ""]
+
+
+def test_json_that_can_not_be_read_is_counted(tmp_path: Path) -> None:
+    """Catches a broken value that stops the list, one that is lost unsaid, and a column `json` that is no JSON."""
+    rows = [
+        {"image": f"{n}.png", "json": text} for n, text in enumerate(['{"caption": "c"', "[1]", '{"id": {}}', "{}"])
+    ]
+    source = open_source(write_list(tmp_path / "a.csv", rows))
+    assert [(one.caption, one.problem) for one in source] == [("", "")] * 4
+    assert source.counts == {"values of json that can't be read, whose texts are left out": 3}
+    write_list(tmp_path / "a.parquet", [{"image": "a.png", "json": 3}])
+    assert [one.source for one in open_source(tmp_path / "a.parquet")] == ["a.png"]
+    named = write_list(tmp_path / "b.csv", [{"image": "a.png", "json": '{"prompt": "p"}', "text": "t"}])
+    assert [one.caption for one in open_source(named, columns={"caption": "prompt"})] == ["p"]

@@ -21,6 +21,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=12,
 )
+WINDOWS = st.integers(1, 12) | st.just(400)
 SPACES = st.text(" \t\r\n", max_size=3)
 RECORDS = st.lists(
     st.fixed_dictionaries(
@@ -59,7 +60,7 @@ def test_a_llava_json_gives_its_records(tmp_path: Path) -> None:
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.lists(JSON, max_size=6), st.sampled_from([None, 0, 2]), st.booleans(), SPACES, SPACES, st.integers(1, 12))
+@given(st.lists(JSON, max_size=6), st.sampled_from([None, 0, 2]), st.booleans(), SPACES, SPACES, WINDOWS)
 @example([1e22, -1.5e-7], None, True, "", "", 3)
 @example([{}], None, True, "\n", "\n", 1)
 def test_a_streamed_list_is_what_json_reads(
@@ -77,9 +78,10 @@ def test_a_streamed_list_is_what_json_reads(
     st.integers(0, 40),
     st.integers(0, 6),
     st.text('[]{},:"\\ 01.eE-tx\0', max_size=2),
-    st.integers(1, 12),
+    WINDOWS,
 )
 @example([1, 2], 2, 1, "", 1)
+@example([1, [2], *range(9)], 2, 2, "", 400)
 @example([1, 2], 1, 0, ",", 4)
 @example([1], 2, 0, ",", 2)
 def test_a_broken_list_is_a_value_error(entries: list[Any], at: int, cut: int, put: str, window: int) -> None:

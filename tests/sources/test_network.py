@@ -9,6 +9,7 @@ import pytest
 
 from pad_pipeline.images import BadImage
 from pad_pipeline.records import Place
+from pad_pipeline.sources import cells
 from pad_pipeline.sources.open import open_source
 from pad_pipeline.sources.read import read_bytes
 from tests.sources.server import Handler
@@ -113,7 +114,7 @@ def test_a_file_that_is_too_large_is_not_read_to_its_end(web: SimpleNamespace) -
 def test_a_server_that_breaks_off_is_a_bad_image(web: SimpleNamespace) -> None:
     """Would catch half an image that passes for whole, because the server promised more than it sent."""
     web.special["/half.png"] = lambda handler: handler.answer(png()[:40], headers={"Content-Length": "70"})
-    with pytest.raises(BadImage, match="3 tries"):
+    with pytest.raises(BadImage, match="5 tries"):
         read_bytes("/nowhere", Place(f"{web.url}/half.png"), MOST)
 
 
@@ -134,3 +135,28 @@ def test_a_server_without_ranges_is_a_bad_image(web: SimpleNamespace) -> None:
     web.special["/a.tar"] = lambda handler: handler.answer(bytes(5000))
     with pytest.raises(BadImage):
         read_bytes("/nowhere", Place(f"{web.url}/a.tar", 1000, 10), MOST)
+
+
+def test_a_server_that_fails_is_not_a_file_that_is_not_there(web: SimpleNamespace, tmp_path: Path) -> None:
+    """Catches fsspec's `exists` and `FileNotFoundError`, which over HTTP stand for every answer, a 503 too: paths with
+    \\ that are not found, and images of a Parquet file that fail at the first try."""
+    listed = write_list(tmp_path / "list.jsonl", [{"image": "sub\\a.png"}])
+    web.special["/sub/a.png"] = lambda handler: handler.answer(b"", 503)
+    assert "it can't be looked up whether it holds 'sub/a.png'" in error_of(listed, image_root=web.url)
+    web.special["/sub/a.png"] = lambda handler: handler.answer(b"", 404)
+    assert [one.source for one in open_source(listed, image_root=web.url)] == ["sub\\a.png"]
+    content = Path(write_list(web.folder / "a.parquet", [{"image": png(7)}])).read_bytes()
+    (planned,) = open_source(f"{web.url}/a.parquet")
+    answers = []
+
+    def busy(handler: Handler) -> None:
+        answers.append(503 if len(answers) < 4 else 200)  # two tries, each with HEAD and GET
+        first, _, last = handler.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+        handler.answer(content[int(first) : int(last or len(content)) + 1], answers[-1], {"Accept-Ranges": "bytes"})
+
+    web.special["/a.parquet"] = busy
+    assert read_bytes(web.url, planned.place, MOST) == png(7)
+    web.special["/a.parquet"] = lambda handler: handler.answer(b"", 503)
+    cells._columns.clear()
+    with pytest.raises(BadImage, match="it can't be fetched, in 5 tries"):
+        read_bytes(web.url, planned.place, MOST)

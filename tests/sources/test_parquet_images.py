@@ -13,7 +13,7 @@ import pytest
 
 from pad_pipeline.images import BadImage
 from pad_pipeline.plan import Plan, write_plan
-from pad_pipeline.records import Planned
+from pad_pipeline.records import Place, Planned
 from pad_pipeline.sources import cells
 from pad_pipeline.sources.open import open_source
 from pad_pipeline.sources.read import read_bytes
@@ -94,6 +94,34 @@ def test_a_row_may_hold_a_path_where_others_hold_bytes(tmp_path: Path) -> None:
     assert (first.id, first.source, second.id, second.source) == ("a", "t.parquet/0", "b", "b.png")
     assert read_bytes(source.root, first.place, MOST) == png(1)
     assert source.counts == {"rows without an image": 1}
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_empty_bytes_are_none(tmp_path: Path, statistics: bool) -> None:
+    """Catches `{bytes: b"", path}` among rows with bytes, whose image is lost; and a path that leads out of the folder,
+    which no plan has seen where the file's statistics promise bytes in every row."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/b.png").write_bytes(png(2))
+    (tmp_path / "out.png").write_bytes(png(9))
+    paths = ["a.png", "b.png", None, f"{tmp_path}/sub/b.png", "../out.png", "/etc/passwd", "gone.png", "z.png"]
+    column = [{"bytes": b"", "path": path} for path in paths]
+    column[0]["bytes"], column[-1]["bytes"] = png(1), png(3)
+    pq.write_table(pa.table({"image": column}), tmp_path / "sub/t.parquet", write_statistics=statistics)
+    for pattern in (f"{tmp_path}/sub/t.parquet", f"{tmp_path}/*/t.parquet"):
+        source = open_source(pattern)
+        found = []
+        for one in source:
+            place = Place(one.place.file or one.source, *one.place[1:])
+            try:
+                assert not one.problem
+                found.append(read_bytes(source.root, place, MOST)[-30:])
+            except (BadImage, AssertionError) as error:
+                found.append(one.problem or str(error))
+        assert [*found[:2], found[3], found[-1]] == [png(1)[-30:], png(2)[-30:], png(2)[-30:], png(3)[-30:]]
+        assert "row 2 of " in found[2] and "holds no bytes of an image" in found[2]
+        assert found[4] == png(9)[-30:] if "*" in pattern else "climbs out" in found[4]  # the root holds all lists
+        assert "is absolute" in found[5] and "there is no such file" in found[6]
+        assert not source.counts
 
 
 def test_a_plan_keeps_the_place_of_a_row(tmp_path: Path) -> None:

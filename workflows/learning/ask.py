@@ -20,7 +20,7 @@ from pad_pipeline.evaluation.boxes import read_expressions, score_boxes
 from pad_pipeline.evaluation.captions import java_scores, score_captions
 from pad_pipeline.facts import read_facts
 from pad_pipeline.sources.base import path_problem, read_json
-from pad_pipeline.sources.fields import caption_of, read_conversations
+from pad_pipeline.sources.conversations import caption_of, read_conversations
 from pad_pipeline.storage import atomic_write_text, write_error
 from pad_pipeline.training.chat import Chat, llava_folder, load_processor, processor_fit
 from pad_pipeline.weights import file_sha256
