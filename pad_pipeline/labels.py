@@ -46,6 +46,7 @@ class LabelSettings(BaseModel):
     def check(self) -> str:
         """Compute one embedding as a test, and return its width as a text; raise `UserError` if that fails."""
         embedder = LabelEmbedder(self)
+        check_llm("llm.llm", embedder.folder)
         embedder(["thing"])
         return f"word embeddings of {embedder.width} numbers"
 
@@ -59,7 +60,6 @@ class LabelEmbedder:
     def __init__(self, settings: LabelSettings) -> None:
         self.settings = settings
         self.folder = _llm_folder(settings)
-        check_llm("llm.llm", self.folder)
         self.tokenizer = load_tokenizer("llm.llm", self.folder)
         self._special = {*self.tokenizer.all_special_ids} - {self.tokenizer.unk_token_id}
         self.table = EmbeddingTable(self.folder)

@@ -25,6 +25,7 @@ OPTIONAL = {
     "matplotlib": Package("the charts of pad analyze", "pip install 'pad-pipeline[charts]'"),
     "scipy": Package("OWLv2 as the detector", "pip install 'pad-pipeline[owl]'"),
     "spacy": Package("tags from captions", "pip install 'pad-pipeline[spacy]'"),
+    "lmms_eval": Package("pad evaluate lmms", "pip install 'pad-pipeline[lmms]'"),
     "pycocoevalcap": Package("METEOR and SPICE in pad evaluate captions", "pip install 'pad-pipeline[captions]'"),
 }
 """The optional packages by import name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import secrets
@@ -10,13 +11,13 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from http import HTTPStatus
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.packages import OPTIONAL, installed, not_installed
+from pad_pipeline.retries import ask, is_not_found
 
 PROCESS_TOKEN = secrets.token_hex(6)
 """Part of the names of this process's unfinished files, so that no two processes write to the same file."""
@@ -224,19 +225,11 @@ class Folder:
                 _remove(self.path / entry)
 
 
-def is_not_found(error: Exception) -> bool:
-    """Return whether an error of a store says that there is nothing of this name. Any other error says nothing about
-    that, so nobody may take it for "no"."""
-    from aiohttp import ClientError
-
-    if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, ClientError | TimeoutError):
-        error = error.__cause__  # fsspec's HTTP calls every failure so
-    status = getattr(getattr(error, "response", error), "status_code", getattr(error, "status", None))
-    return isinstance(error, FileNotFoundError) or status == HTTPStatus.NOT_FOUND
-
-
 class RemoteFolder(Folder):
-    """A prefix in an object store, through fsspec. Uploads are atomic."""
+    """A prefix in an object store, through fsspec. Uploads are atomic.
+
+    Each question is asked several times, see `ask`. An answer that says neither yes nor no becomes an OSError.
+    """
 
     remote = True
 
@@ -254,18 +247,31 @@ class RemoteFolder(Folder):
         return f"{self.prefix}/{name}"
 
     def _call(self, operation: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Call a method of the file system, and turn any error of the store into an OSError."""
+        """Call a method of the file system, again if that may help.
+
+        Raises:
+            FileNotFoundError: the store says that there is no such object.
+            OSError: the store gives no answer, or refuses.
+        """
         try:
-            return operation(*arguments, **options)
-        except OSError:
-            raise
+            return ask(lambda: operation(*arguments, **options), self.file_system.invalidate_cache)
         except Exception as error:
-            raise OSError(errno.EIO, f"{type(error).__name__}: {error}", self.url) from error
+            if is_not_found(error):
+                raise FileNotFoundError(errno.ENOENT, "there is no such object", self.url) from error
+            reason = " ".join(str(error.__cause__ or error).split())[:300]
+            raise OSError(errno.EIO, f"{type(error).__name__}: {reason}", self.url) from error
+
+    def _info(self, path: str) -> dict[str, Any] | None:
+        """Return what the store knows of a path; None if there is nothing."""
+        self.file_system.invalidate_cache()
+        try:
+            return dict(self._call(self.file_system.info, path))
+        except FileNotFoundError:
+            return None
 
     def exists(self) -> bool:
         """Return whether an object exists below the prefix."""
-        self.file_system.invalidate_cache()
-        return bool(self._call(self.file_system.exists, self.prefix))
+        return self._info(self.prefix) is not None
 
     def create(self) -> None:
         """Do nothing, because a prefix needs no object of its own."""
@@ -282,8 +288,8 @@ class RemoteFolder(Folder):
 
     def has(self, name: str) -> bool:
         """Return whether there is an object of this name."""
-        self.file_system.invalidate_cache()
-        return bool(self._call(self.file_system.isfile, self._at(name)))
+        info = self._info(self._at(name))
+        return info is not None and info["type"] == "file"
 
     def size(self, name: str) -> int:
         """Return the size of an object in bytes."""
@@ -298,8 +304,8 @@ class RemoteFolder(Folder):
         return bytes(self._call(self.file_system.cat_file, self._at(name), start=start, end=stop))
 
     def open(self, name: str) -> BinaryIO:
-        """Open an object for reading at any position."""
-        return cast(BinaryIO, self._call(self.file_system.open, self._at(name), "rb"))
+        """Open an object for reading at any position. Each piece that is read is asked for like everything else."""
+        return cast(BinaryIO, io.BufferedReader(_RemoteFile(self, name), _PIECE))
 
     @contextmanager
     def commit(self, name: str, durable: bool = True) -> Iterator[Path]:
@@ -322,6 +328,39 @@ class RemoteFolder(Folder):
 
     def clean(self, name: str = "") -> None:
         """Do nothing, because an unfinished upload leaves no object."""
+
+
+_PIECE = 1 << 20
+"""Bytes of an object that are read at once at least."""
+
+
+class _RemoteFile(io.RawIOBase):
+    """An object of a store as a file for reading."""
+
+    def __init__(self, folder: RemoteFolder, name: str) -> None:
+        super().__init__()
+        self.folder, self.name, self.length, self.position = folder, name, folder.size(name), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.length}[whence]
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self.position + len(buffer), self.length)
+        if stop <= self.position:
+            return 0
+        piece = self.folder.read_range(self.name, self.position, stop)
+        if not piece:
+            raise OSError(errno.EIO, f"{self.name} ended at byte {self.position} of {self.length}", str(self.folder))
+        buffer[: len(piece)] = piece
+        self.position += len(piece)
+        return len(piece)
 
 
 def resolved(where: str | Path | Folder) -> str:

@@ -81,9 +81,12 @@ class Run(BaseModel):
         return hashlib.sha256(json.dumps([kept, weights], sort_keys=True).encode()).hexdigest()[:16]
 
     def differences(self, other: Run) -> list[str]:
-        """Return `name: value -> value in the other run` for each fact that differs and affects the data."""
+        """Return `name: value -> value in the other run` for each fact that differs and affects the data. The content
+        of a file that could not be read for one of the two runs is unknown, and so does not differ."""
         unrelated = {"counts", "environment", "accepted_code", "plan"}
-        return differences(*(run.model_dump(mode="json", exclude=unrelated) for run in (self, other)))
+        unknown = {f"contents.{key}" for run in (self, other) for key, sha256 in run.contents.items() if not sha256}
+        old, new = (run.model_dump(mode="json", exclude=unrelated) for run in (self, other))
+        return differences(old, new, unknown)
 
 
 def is_run(folder: Folder) -> bool:

@@ -15,11 +15,12 @@ import pyarrow as pa
 from pad_pipeline.errors import UserError
 from pad_pipeline.images import BadImage
 from pad_pipeline.records import Place
+from pad_pipeline.retries import is_not_found
 from pad_pipeline.sources.base import Tally, image_store
 from pad_pipeline.sources.cells import in_cell, read_cell
 from pad_pipeline.sources.fields import Fields, below_list
 from pad_pipeline.sources.gzipped import is_gzipped, read_gzipped
-from pad_pipeline.storage import is_not_found, is_url, url_problem
+from pad_pipeline.storage import is_url, url_problem
 
 TRIES = 3
 """The number of tries of a read over the network, before the image fails."""

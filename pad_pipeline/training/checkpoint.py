@@ -1,12 +1,14 @@
 """Save and load checkpoints: the trainable parameters, the optimizer's state and the number of the step.
 
-A checkpoint is written atomically. It can be loaded with any number of ranks.
+A checkpoint is written atomically. It can be loaded with any number of ranks. A change of any of its bytes is noticed.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +18,13 @@ from torch import nn
 from torch.distributed.checkpoint import state_dict as states
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.shards.seal import UNSEALED, seal, seal_problem
 from pad_pipeline.storage import Folder, atomic_write
 from pad_pipeline.training.ranks import Ranks
+from pad_pipeline.weights import file_sha256
 
 _STATE, _FACTS = "state.pt", "facts.json"
+_NAME = re.compile(r"step-\d{8,}")
 
 
 class SavedCheckpoint(NamedTuple):
@@ -30,6 +35,16 @@ class SavedCheckpoint(NamedTuple):
     path: Path
     loss: float | None
     """The loss on the held-out samples; None if it was not measured."""
+    sha256: str
+    """The hash of the file with the state."""
+
+    def problem(self) -> str:
+        """Read the file with the state, and return what is wrong with it; empty if no byte has changed."""
+        try:
+            found = file_sha256(self.path / _STATE)
+        except OSError as error:
+            return f"its {_STATE} can't be read ({error.strerror})"
+        return "" if found == self.sha256 else f"its {_STATE} has changed since it was written (sha256)"
 
 
 class Checkpoints:
@@ -43,14 +58,34 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def saved(self) -> list[SavedCheckpoint]:
-        """Return the complete checkpoints, the latest last."""
+        """Return the checkpoints whose facts are whole, the latest last."""
         complete = []
         for path in self.folder.glob("step-*"):
             with suppress(OSError, ValueError, KeyError, TypeError):  # these errors mean a damaged checkpoint
-                facts = json.loads((path / _FACTS).read_text())
-                if path.name == f"step-{facts['step']:08d}":  # a folder that the user renamed is left alone
-                    complete.append(SavedCheckpoint(facts["step"], path, facts["held_out_loss"]))
+                content = (path / _FACTS).read_bytes()
+                facts = json.loads(content)
+                # A folder that the user renamed is left alone.
+                if path.name == f"step-{facts['step']:08d}" and not seal_problem(content):
+                    complete.append(SavedCheckpoint(facts["step"], path, facts["held_out_loss"], facts["sha256"]))
         return sorted(complete)
+
+    def latest(self, say: Callable[[str], None]) -> SavedCheckpoint | None:
+        """Return the latest checkpoint that is whole, or None if there is none at all. `say` is called with a message
+        for each damaged one after it.
+
+        Raises:
+            UserError: all checkpoints are damaged.
+        """
+        whole = {saved.path: saved for saved in self.saved()}
+        there = sorted((path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name)), reverse=True)
+        for path in there:
+            problem = whole[path].problem() if path in whole else f"its {_FACTS} is damaged"
+            if not problem:
+                return whole[path]
+            say(f"note: the checkpoint {path} is left out: {problem}.")
+        if there:
+            raise UserError("out", self.folder, "all of its checkpoints are damaged", "delete them to begin again")
+        return None
 
     def save(
         self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks, loss: float | None = None
@@ -68,7 +103,9 @@ class Checkpoints:
                 partial.mkdir()
                 with (partial / _STATE).open("wb") as stream:  # so that a full disk raises an OSError
                     torch.save(state, stream)
-                (partial / _FACTS).write_text(json.dumps({"step": step, "held_out_loss": loss}))
+                facts = {"step": step, "held_out_loss": loss, "sha256": file_sha256(partial / _STATE), "seal": UNSEALED}
+                (partial / _FACTS).write_text(json.dumps(facts))
+                seal(partial / _FACTS)
             self._delete_old()
         ranks.wait()
 

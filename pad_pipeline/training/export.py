@@ -27,6 +27,7 @@ from transformers import (
 
 from pad_pipeline.geometry import View
 from pad_pipeline.pretrained import quiet
+from pad_pipeline.storage import atomic_write
 from pad_pipeline.training.abstractor import CAbstractor
 from pad_pipeline.training.llava_abstractor import AbstractorLlava, AbstractorLlavaConfig
 from pad_pipeline.training.model import MultimodalModel
@@ -47,7 +48,8 @@ def export(model: MultimodalModel, view: View, out: Path, here: Ranks) -> None:
             model.load_state_dict(state)
     if here.first:
         save_projector(model.projector, out / "mm_projector.bin")
-        export_llava(model, view, out / "hf")
+        with atomic_write(out / "hf") as partial:  # a model that is cut off half-way would load, or nearly
+            export_llava(model, view, partial)
     here.wait()
 
 

@@ -18,9 +18,10 @@ from torch.distributed.tensor import DTensor
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.facts import differences, read_facts
 from pad_pipeline.packages import installed, left_out_note
+from pad_pipeline.shards.lock import locked
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.sources.llava import LlavaSource
-from pad_pipeline.storage import atomic_write_text, claim_folder
+from pad_pipeline.storage import Folder, atomic_write_text, claim_folder
 from pad_pipeline.training.batches import Batch, StepBatches, load_steps
 from pad_pipeline.training.checkpoint import Checkpoints
 from pad_pipeline.training.examples import DialogueExamples, Examples, Preprocessor, ShardExamples
@@ -155,8 +156,15 @@ class Trainer:
         """Run the remaining steps, then export the model. Return the log of all steps.
 
         Raises:
-            UserError: see `step`; or no sample has a caption or a region.
+            UserError: see `step`; or no sample has a caption or a region; or another training writes into the folder.
         """
+        if not self.here.first:
+            return self._run()
+        self.out.mkdir(parents=True, exist_ok=True)
+        with locked(Folder(self.out)):
+            return self._run()
+
+    def _run(self) -> list[dict[str, Any]]:
         log, first = self._resume()
         if self.here.first and not installed("tensorboard"):
             self.say(left_out_note("no TensorBoard log is written", "tensorboard"))
@@ -188,14 +196,13 @@ class Trainer:
 
     def _resume(self) -> tuple[list[dict[str, Any]], int]:
         """Load the latest checkpoint, if there is one. Return the log up to it, and the number of the next step."""
-        saved = self.here.gather(self.checkpoints.saved() if self.here.first else None)[0]
+        saved = self.here.gather(self.checkpoints.latest(self.say) if self.here.first else None)[0]
         if self.here.first:
-            self.out.mkdir(parents=True, exist_ok=True)
             atomic_write_text(self.out / FACTS, json.dumps(self.facts, indent=2) + "\n")
         if not saved:
             return [], 0
-        self.checkpoints.load(saved[-1], self.model, self.optimizer, self.here)
-        first = saved[-1].step
+        self.checkpoints.load(saved, self.model, self.optimizer, self.here)
+        first = saved.step
         self.say(f"Going on from step {first} of {self.total}.")
         log = read_log(self.out, first)
         self.dropped = self.here.gather(sum(entry["dropped"] for entry in log))[0]

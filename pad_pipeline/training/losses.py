@@ -6,15 +6,22 @@ step, so that the losses of its parts add up to the same number for any split.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pad_pipeline.errors import UserError
 from pad_pipeline.training.settings import PatchLossSettings
 
 ROWS = 4096
 """The number of rows of logits in memory at a time: 0.5 GB in float32 for a vocabulary of 32,000."""
+Regions = Tensor | Sequence[Tensor] | Sequence[npt.NDArray[Any]]
+"""Values of the regions of each image: one tensor or array for each image, or one tensor `[B, R, ...]` for all."""
 
 
 def caption_loss(hidden: Tensor, head: nn.Module, targets: Tensor, weight: float | None = None) -> Tensor:
@@ -115,6 +122,61 @@ def _terms(
     candidates = F.normalize(distinct.float(), dim=-1)
     normalizer = torch.logsumexp(vision @ candidates.t() / settings.temperature, dim=-1)  # [B or R, P]
     return (normalizer if image is None else normalizer[image]) - cosine / settings.temperature
+
+
+class PatchLoss(nn.Module):
+    """L_patch for other trainers: `patch_loss` as a module without weights, which takes the regions image by image.
+
+    Args:
+        kind: `cosine` or `contrastive`, see `PatchLossSettings` for all four.
+        compare: `token` or `mean`.
+        average: `token` or `region`.
+        temperature: the number by which the contrastive loss divides cosines.
+    """
+
+    def __init__(
+        self, kind: Literal["cosine", "contrastive"] = "cosine", compare: Literal["token", "mean"] = "token",
+        average: Literal["token", "region"] = "token", temperature: float = 0.07,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.settings = PatchLossSettings(kind=kind, compare=compare, average=average, temperature=temperature)
+
+    def forward(
+        self, tokens: Tensor, embeds: Regions, coverage: Regions, weight: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Return L_patch of B images, a scalar.
+
+        Args:
+            tokens: `[B, N, d]`, the projected vision tokens, row by row from the top left, without CLS.
+            embeds: the label embeddings of each image's regions, `[R, d]`; or of all images, `[B, R, d]`, with rows of
+                zeros where an image has fewer than R regions.
+            coverage: how much of each patch belongs to each region, 0..255: `[R, N]` or `[R, grid, grid]` for each
+                image, or with a first dimension B for all.
+            weight: the divisor, see `patch_loss`.
+            labels: the distinct label embeddings, see `patch_loss`.
+
+        Raises:
+            UserError: the shapes do not fit together.
+        """
+        if not len(tokens) == len(embeds) == len(coverage):
+            rule = f"`tokens` has {len(tokens)} images, and `coverage` has {len(coverage)}"
+            raise UserError("embeds", f"{len(embeds)} images", rule, "give the regions of each image")
+        parts = []
+        for number, of_image in enumerate(zip(embeds, coverage, strict=True)):
+            own, patches = (torch.as_tensor(part, device=tokens.device).flatten(1) for part in of_image)
+            shapes = [(len(own), width) for width in (tokens.shape[2], tokens.shape[1])]
+            if [own.shape, patches.shape] != shapes:
+                rule = f"its coverage is {list(patches.shape)}, and its tokens are {list(tokens.shape[1:])}"
+                remedy = "use shards for this tower, view and LLM, and tokens without CLS"
+                raise UserError("embeds", f"{list(own.shape)} in image {number}", rule, remedy)
+            if isinstance(embeds, Tensor):
+                kept = own.any(1)
+                own, patches = own[kept], patches[kept]
+            parts.append((own, patches, torch.full((len(own),), number, device=tokens.device)))
+        with torch.autocast(tokens.device.type, enabled=False):  # a Trainer's autocast would round cosines to bfloat16
+            all_embeds, all_coverage, image = (torch.cat(part) for part in zip(*parts, strict=True))
+            return patch_loss(tokens, all_embeds, all_coverage, image, self.settings, weight, labels)
 
 
 @torch.no_grad()

@@ -156,7 +156,8 @@ def test_entropy_and_align_are_what_a_plain_loop_gives(
             shown = (np.max(masks, 0) >= 128).flatten()
             ids = tokenizer("a " + label, add_special_tokens=False)["input_ids"]
             first = len(tokenizer("a", add_special_tokens=False)["input_ids"])
-            word = table[ids[first:]].detach().mean(0).numpy().astype(np.float16).astype(float)
+            kept = [token for token in ids[first:] if tokenizer.decode([token]) != " "]
+            word = table[kept].detach().mean(0).numpy().astype(np.float16).astype(float)
             targets.append((shown, word / np.linalg.norm(word)))
             found = tokens @ word / np.linalg.norm(tokens, axis=1) / np.linalg.norm(word) > 0.1
             if shown.any():

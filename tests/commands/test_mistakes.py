@@ -80,7 +80,7 @@ def mistakes(tmp: Path, world: World, models_toml: Path) -> dict[str, tuple[list
         "truncated weights": (models("cut.toml"), "can't be read as a checkpoint"),
         "RAM as RAM++": (models("plus.toml"), "checkpoint of ram, and tagger.family is ram_plus"),
         "CLIP as detector": (models("clip.toml"), "model_type is 'clip_vision_model'"),
-        "CLIP as LLM": (models("nollm.toml"), "is no decoder for text alone"),
+        "CLIP as LLM": (models("nollm.toml"), "its tokenizer can't be loaded"),
         "other tag list": (models("short.toml"), "the tag list has 2 lines"),
         "a special token in a tag": (models("special.toml"), "'the end </s>' holds '</s>', a special token of the LLM"),
         "other hash": (models("hash.toml"), "its sha256 is"),

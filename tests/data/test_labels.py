@@ -102,7 +102,7 @@ def test_an_llm_that_no_training_could_use_is_refused_before_a_build(
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=message) as error:
-        LabelEmbedder(LabelSettings(llm=str(tmp_path)))
+        LabelSettings(llm=str(tmp_path)).check()
     assert error.value.field == "llm.llm"
 
 

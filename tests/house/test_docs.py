@@ -13,7 +13,7 @@ import yaml
 
 from tests.conftest import ROOT
 
-PYTHON_WITH_OTHERS = {"docs/howto/own-models.md"}
+PYTHON_WITH_OTHERS = {"docs/howto/own-models.md", "docs/howto/other-trainers.md"}
 """Pages whose Python is run by a test of its own."""
 
 

@@ -13,7 +13,7 @@ OTHER_PROGRAMS = {
     "workflows.engine.ray_session": ["--head"],
     "workflows.checks.network": ["--head"],
     "workflows.learning.lmms": [
-        "--num_processes", "--model", "--tasks", "--batch_size", "--log_samples", "--output_path",
+        "--num_processes", "--model", "--tasks", "--include_path", "--batch_size", "--log_samples", "--output_path",
     ],
 }  # fmt: skip
 """Modules that write another program's command line, or a whole one of pad's; and what stands in it."""

@@ -46,6 +46,20 @@ def test_an_earlier_run_that_was_changed_is_refused(tmp_path: Path) -> None:
         earlier_run(Folder(tmp_path))
 
 
+def test_a_file_that_could_not_be_read_once_makes_no_run_unresumable() -> None:
+    """A store gave no answer while the run was planned, or planned again. Catches "its shards were made with something
+    else" for ever, and a known hash that such a resume forgets, so that a later change goes unnoticed."""
+    code = {"code": "1+a"}
+    first = a_run(fingerprints=code, contents={"a": "1", "b": "", "c": "3"})
+    again = a_run(fingerprints=code, contents={"a": "1", "b": "2", "c": ""})
+    assert first.differences(again) == again.differences(first) == []
+    resumed = inherit_facts(first, again)
+    assert resumed.contents == {"a": "1", "b": "2", "c": "3"}
+    assert resumed.differences(a_run(fingerprints=code, contents={"a": "1", "b": "2", "c": "4"})) == [
+        "contents.c: 3 -> 4"
+    ]
+
+
 def test_what_the_earlier_run_was_made_with_stays_said(capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a resume after which run.json claims that all shards were made with today's code and libraries."""
     old = a_run(fingerprints={"code": "1+a"}, environment={"torch": "1"}, accepted_code=["0+b"])

@@ -352,6 +352,7 @@ def test_shards_of_another_llm_get_this_ones_words(
     assert labels
     for label, embed in zip(labels, examples[3].embeds, strict=True):
         ids = model.tokenizer(" " + label, add_special_tokens=False)["input_ids"]
+        ids = [token for token in ids if model.tokenizer.decode([token]) != " "]
         assert np.allclose(embed, table[ids].mean(0).detach(), atol=1e-3)
 
 

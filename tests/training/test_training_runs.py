@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,9 @@ import psutil
 import pytest
 
 from pad_pipeline.miniature.files import World
+from pad_pipeline.shards.lock import locked
+from pad_pipeline.storage import Folder
+from pad_pipeline.training.checkpoint import Checkpoints
 from tests.cluster import nodes
 from tests.conftest import wait_for
 
@@ -199,7 +203,7 @@ def test_a_training_is_continued_as_it_was_begun(pad: Pad, command: Callable[...
     damaged.write_bytes(damaged.read_bytes()[:100])
     refused = pad(*command(1, "--steps", 2), *out)
     assert refused.code == 2
-    assert "it can't be read" in refused.err
+    assert "all of its checkpoints are damaged" in refused.err
 
 
 def test_samples_that_teach_nothing_are_named_and_too_many_are_an_error(
@@ -231,3 +235,46 @@ def test_samples_that_teach_nothing_are_named_and_too_many_are_an_error(
     before = (tmp_path / "run/dropped.jsonl").read_text()
     assert pad(*arguments, *allowed, "--out", tmp_path / "run").code == 0
     assert (tmp_path / "run/dropped.jsonl").read_text() == before, "a training that goes on names them once"
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    pad: Pad, command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """One byte of any file, a file that is cut, a file that is gone. Catches a training that goes on from weights with
+    a flipped bit, and one that ends although an older checkpoint is whole."""
+    out = tmp_path / "run"
+    file = settings_file(tmp_path / "s.toml", checkpoint_every=2)
+    made = command(1, "--steps", 4, *file)
+    assert pad(*made, "--out", out).code == 0
+    before, checkpoints = losses(out), Checkpoints(out / "checkpoints", 2)
+    older, newer = checkpoints.saved()
+    draw, seen = random.Random(0), []
+    for name in ("state.pt", "facts.json"):
+        path = newer.path / name
+        whole = path.read_bytes()
+        for number in range(100):
+            content = bytearray(whole)
+            content[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+            path.write_bytes(content if number else whole[: len(whole) // 2])
+            said: list[str] = []
+            assert checkpoints.latest(said.append) == older and len(said) == 1
+            seen += said
+        path.write_bytes(whole)
+    assert len(seen) == 200 and checkpoints.latest(seen.append) == newer
+    (newer.path / "state.pt").unlink()
+    done = pad(*made, "--out", out)
+    assert done.code == 0, done.err
+    assert "step-00000004 is left out: its state.pt can't be read" in done.err.replace("\n", " ")
+    assert "Going on from step 2 of 4" in done.err and np.array_equal(losses(out), before)
+
+
+def test_two_trainings_do_not_write_into_one_folder(
+    pad: Pad, command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """Catches checkpoints and logs of two processes that overwrite each other."""
+    out = tmp_path / "run"
+    assert pad(*command(1, "--steps", 1), "--out", out).code == 0
+    assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == []
+    with locked(Folder(out)):
+        refused = pad(*command(1, "--steps", 1), "--out", out)
+    assert refused.code == 2 and "another run is writing into it" in refused.err

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from pad_pipeline.console import console, note, say
+from pad_pipeline.console import console, note
 from pad_pipeline.workflows.commands.common import FROM_FIRST, AsJson, print_json
 from pad_pipeline.workflows.commands.options import Options, OptionValues, option
 
@@ -92,26 +92,28 @@ def evaluate_lmms(
     tasks: Annotated[
         str, typer.Option(help="Names of lmms-eval's tasks, such as gqa,mme; empty for the paper's.")
     ] = "",
+    tasks_folder: Annotated[
+        Path | None, typer.Option(help="Folder with YAML files of tasks of your own.", exists=True, file_okay=False)
+    ] = None,
     processes: Annotated[int, typer.Option(help="Number of processes, one for each GPU.", min=1)] = 1,
+    python: Annotated[str, typer.Option(help="Python of an environment with lmms-eval; by default pad's own.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Run the standard benchmarks (GQA, ScienceQA, VizWiz, OK-VQA, MMMU, MM-Vet, MMBench, MME) with lmms-eval.
 
     First, the model's Hugging Face folder is checked: a processor that crops, where the training padded, lowers the
-    scores silently. If lmms-eval is not installed, its command is printed. Without --tasks, nothing runs if --out
-    holds results already; they are printed.
+    scores silently. lmms-eval runs in bfloat16 on a GPU, or in float32 on the CPU. Questions that it fails to answer
+    are an error. Without --tasks, nothing runs if --out holds results already; they are printed.
 
-    Example:
+    Examples:
 
       pad evaluate lmms --model two/ --tasks gqa,mme --out lmms/
+
+      pad evaluate lmms --model two/ --tasks mine --tasks-folder tasks/ --python lmms-env/bin/python --out lmms/
     """
     from pad_pipeline.workflows.learning import lmms as workflow
 
     for problem in workflow.check_export(model):
         note(f"warning: {problem}")
-    found = workflow.read_results(out, model)
-    if not found or tasks:
-        (note if as_json else say)(workflow.run(model, tasks or workflow.TASKS, out, processes))
-        found = workflow.read_results(out, model)
-    if found:
-        _print_scores("lmms-eval", found, as_json)
+    found = workflow.evaluate(model, out, tasks, tasks_folder, processes, python)
+    _print_scores("lmms-eval", found, as_json)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
+import io
 import json
-import shlex
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pad_pipeline.errors import UserError
+from pad_pipeline.packages import OPTIONAL, installed, not_installed
 from pad_pipeline.pretrained import read_config
 from pad_pipeline.training.chat import KINDS, llava_folder, load_processor, processor_fit
 from pad_pipeline.training.export import ADAPTER, tokenize_chat
@@ -21,6 +25,14 @@ TASKS = (
     "refcoco_bbox_rec,refcoco+_bbox_rec,refcocog_bbox_rec,coco2017_cap_val"
 )
 """The names in lmms-eval of the paper's benchmarks."""
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
+_FAILURE = re.compile(r"Error during evaluation: (.+?)\.? Please set|((?:\w+Error|\w+Exception|No module named)\b.*)")
+"""The reason of a failure in a line of lmms-eval's output."""
+_LAUNCHER = re.compile("CalledProcessError|ChildFailedError")
+"""The errors of the programs that start lmms-eval. They do not say why it failed."""
+_UNANSWERED = re.compile(r"(?:.*\bError )?(.+) in generating$")
+"""What lmms-eval prints about a question that its model could not answer; it takes "" for the answer and goes on. Of an
+error with several lines, this is the last one."""
 
 
 def check_export(model: Path) -> list[str]:
@@ -40,6 +52,8 @@ def check_export(model: Path) -> list[str]:
         problems.append("it has no chat template: lmms-eval would use Vicuna's")
     elif not _same_prompt(processor):
         problems.append("lmms-eval, which tokenizes the rendered chat template, would make other tokens of a question")
+    elif (end := _answer_end(processor)) not in ("", eos := processor.tokenizer.eos_token):
+        problems.append(f"its answers ended with {end} in training, and lmms-eval would end them at {eos} alone")
     found = processor_fit(processor)
     facts = folder.parent / "training.json"
     if facts.is_file():
@@ -56,41 +70,128 @@ def check_export(model: Path) -> list[str]:
 
 def _same_prompt(processor: Any) -> bool:
     """Return whether one call of the processor makes the same tokens of a question as lmms-eval, which renders the chat
-    template and then tokenizes the text."""
+    template and then tokenizes the text. The content of its message is a list of parts; in older versions, a text."""
     parts = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
-    one, two = ([{"role": "user", "content": content}] for content in (parts, f"{IMAGE_MARK}\nWhat is this?"))
+    forms = [[{"role": "user", "content": content}] for content in (parts, f"{IMAGE_MARK}\nWhat is this?")]
     try:
-        text = processor.apply_chat_template(two, add_generation_prompt=True)
-        return bool(tokenize_chat(processor, one, add_generation_prompt=True) == processor.tokenizer(text)["input_ids"])
+        once = tokenize_chat(processor, forms[0], add_generation_prompt=True)
+        texts = (processor.apply_chat_template(form, add_generation_prompt=True) for form in forms)
+        return all(processor.tokenizer(text)["input_ids"] == once for text in texts)
     except Exception:  # a chat template is a program and can raise anything
         return False
 
 
-def run(model: Path, tasks: str, out: Path, processes: int) -> str:
-    """Run lmms-eval, and return ""; if it is not installed, return the command to run it elsewhere.
+def _answer_end(processor: Any) -> str:
+    """Return the special token that ends an answer in the chat template; "" if there is none."""
+    roles = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A dog."}]
+    special = {str(token) for token in processor.tokenizer.added_tokens_decoder.values()}
+    try:
+        after = processor.apply_chat_template(roles).rpartition("A dog.")[2]
+        return next((token for token in processor.tokenizer.tokenize(after) if token in special), "")
+    except Exception:  # a chat template is a program and can raise anything
+        return ""
+
+
+def evaluate(
+    model: Path, out: Path, tasks: str = "", tasks_folder: Path | None = None, processes: int = 1, python: str = ""
+) -> dict[str, float]:
+    """Score a model with lmms-eval, and return `read_results`. Only results that `out` holds are returned if there are
+    some and `tasks` is empty.
+
+    Args:
+        model: the output folder of `pad train`, or another LLaVA folder.
+        out: the folder for the results.
+        tasks: names of tasks, separated by commas; empty for `TASKS`.
+        tasks_folder: folder with YAML files of other tasks than lmms-eval's own.
+        processes: the number of processes, one for each GPU.
+        python: the Python that has lmms-eval; empty for this one.
 
     Raises:
-        UserError: lmms-eval fails.
+        UserError: lmms-eval fails, leaves out questions, or writes no results of this model.
     """
-    launch = ["-m", "accelerate.commands.launch", f"--num_processes={processes}", "-m", "lmms_eval"]
-    args = f"pretrained={llava_folder(model)},dtype=bfloat16"
-    options = ["--model", "llava_hf", "--model_args", args, "--tasks", tasks, "--batch_size", "1", "--log_samples"]
-    words = [*launch, *options, "--output_path", str(out)]
-    if importlib.util.find_spec("lmms_eval") is None:
-        return f"lmms-eval is not installed here. Where it is:\n\n  {shlex.join(['python', *words])}\n"
-    if code := subprocess.run([sys.executable, *words]).returncode:
-        raise UserError("tasks", tasks, f"lmms-eval ended with exit code {code}", "see its output above")
-    return ""
+    if (found := read_results(out, model)) and not tasks:
+        return found
+    before = _results(out)
+    code, reason, unanswered = _run(model, tasks or TASKS, out, tasks_folder, processes, python)
+    new = sorted(_results(out) - before)
+    if code or not new:  # lmms-eval also ends with exit code 0 after an error
+        rule = f"lmms-eval ended with exit code {code}" if code else "lmms-eval wrote no results"
+        raise UserError("tasks", tasks or TASKS, f"{rule} ({reason or 'without an error'})", "see its output above")
+    if unanswered:
+        rule = f"its model failed on {len(unanswered)} questions, which count as wrong ({unanswered[0]})"
+        raise UserError("out", new[-1], rule, "remove this file, see the output above, and run the evaluation again")
+    if not (found := read_results(out, model)):
+        raise UserError("out", new[-1], "it holds no score", "name other `tasks`")
+    return found
+
+
+def _run(
+    model: Path, tasks: str, out: Path, tasks_folder: Path | None, processes: int, python: str
+) -> tuple[int, str, list[str]]:
+    """Run lmms-eval, with its output on standard error. Return its exit code, the last error in its output, and the
+    error of each question that it could not answer."""
+    words = [python or sys.executable, *_command(model, tasks, out, tasks_folder, processes)]
+    if not python and not installed("lmms_eval"):
+        remedy = f"{OPTIONAL['lmms_eval'].install}, or name the `python` of another environment"
+        raise UserError("python", sys.executable, not_installed("lmms_eval"), remedy)
+    try:
+        process = subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONUNBUFFERED": "1"}
+        )
+    except OSError as error:
+        raise UserError("python", python, f"it can't be started ({error.strerror})", "name a Python") from error
+    reason, unanswered = "", []
+    assert process.stdout
+    with process, io.TextIOWrapper(process.stdout, "utf-8", "replace", newline="") as output:
+        for line in output:  # a progress bar ends each of its lines with a carriage return
+            sys.stderr.write(line)
+            sys.stderr.flush()
+            line = _COLOR.sub("", line).strip()
+            if question := _UNANSWERED.search(line):
+                unanswered.append(question[1])
+            elif (match := _FAILURE.search(line)) and not _LAUNCHER.search(line):
+                reason = match[1] or match[2]
+    return process.returncode, reason[:300], unanswered
+
+
+def _command(model: Path, tasks: str, out: Path, tasks_folder: Path | None, processes: int) -> list[str]:
+    """Return the arguments with which Python runs lmms-eval.
+
+    Raises:
+        UserError: a path or the number of processes does not suit lmms-eval.
+    """
+    folder = llava_folder(model)
+    for field, path in (("model", folder), ("out", out)):
+        if "," in str(path):
+            raise UserError(field, path, "lmms-eval ends a path at a comma", "rename it")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if processes > max(gpus, 1):
+        rule = f"each process needs a GPU of its own, and there are {gpus} GPUs"
+        raise UserError("processes", processes, rule, "lower it")
+    where = f"device={'cuda' if gpus else 'cpu'},device_map={'cuda' if gpus else 'cpu'}"
+    # With several processes, lmms-eval gives each its GPU, and divides the questions only if no device is named.
+    chosen = ["dtype=bfloat16" if gpus else "dtype=float32", *([where] if processes == 1 else [])]
+    launch = ["-m", "accelerate.commands.launch", f"--num_processes={processes}"] if processes > 1 else []
+    own = ["--include_path", str(tasks_folder)] if tasks_folder else []
+    return [
+        *launch, "-m", "lmms_eval", "--model", "llava_hf", "--model_args", ",".join([f"pretrained={folder}", *chosen]),
+        "--tasks", tasks, *own, "--batch_size", "1", "--log_samples", "--output_path", str(out),
+    ]  # fmt: skip
+
+
+def _results(out: Path) -> set[Path]:
+    return set(out.rglob("*results.json"))
 
 
 def read_results(out: Path, model: Path) -> dict[str, float]:
-    """Return the newest value of each metric that lmms-eval wrote below `out`. The keys are `TASK METRIC`.
+    """Return the newest value of each metric that lmms-eval wrote below `out`, without standard errors. The keys are
+    `TASK METRIC`.
 
     Raises:
         UserError: results can't be read, or are of another model.
     """
     values: dict[str, float] = {}
-    for path in sorted(out.rglob("*results.json"), key=lambda path: path.stat().st_mtime):
+    for path in sorted(_results(out), key=lambda path: path.stat().st_mtime):
         try:
             whole = json.loads(path.read_text("utf-8"))
             asked = str(whole.get("config", {}).get("model_args", ""))
@@ -99,7 +200,7 @@ def read_results(out: Path, model: Path) -> dict[str, float]:
                 f"{task} {metric.partition(',')[0]}": float(value)
                 for task, metrics in sorted(results.items())
                 for metric, value in metrics.items()
-                if isinstance(value, int | float) and not metric.partition(",")[0].endswith("_stderr")
+                if isinstance(value, int | float) and "_stderr" not in metric
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             rule = f"it holds no results of lmms-eval ({type(error).__name__}: {error})"

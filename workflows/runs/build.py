@@ -12,6 +12,7 @@ from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.geometry import View
 from pad_pipeline.images import DecodeSettings
 from pad_pipeline.labels import LabelEmbedder, LabelSettings
+from pad_pipeline.llms import check_llm
 from pad_pipeline.roles import STEPS, RedoFrom
 from pad_pipeline.shards.lock import locked
 from pad_pipeline.shards.reader import ShardFolder
@@ -60,6 +61,7 @@ def build_spec(
     """
     earlier = _earlier_facts(source, models, redo_from) if redo_from != STEPS[0] else {}
     embedder = LabelEmbedder(models.llm)
+    check_llm("llm.llm", embedder.folder)
     for one in models.annotators_from(redo_from):
         if isinstance(one, TaggerSettings):
             _check_labels(embedder, one)
@@ -114,6 +116,7 @@ def import_coco(
     and errors are the same as in `build`."""
     folder = open_out(out, options.fork)
     embedder = LabelEmbedder(labels)
+    check_llm("llm.llm", embedder.folder)
     spec = RunSpec(
         kind=f"import-{kind}",
         view=view,

@@ -86,7 +86,8 @@ def plan_images(source: Source, path: Path, shard_size: int, depth: Depth, limit
 
 
 def inherit_facts(old: Run, new: Run) -> Run:
-    """Return `new` with the environment and the accepted code of `old`, because its shards stay in the run.
+    """Return `new` with the environment and the accepted code of `old`, because its shards stay in the run. A content
+    that could not be read now keeps its hash.
 
     A changed environment is reported, because last digits may then differ from shard to shard.
     """
@@ -95,7 +96,9 @@ def inherit_facts(old: Run, new: Run) -> Run:
     if changed := differences(old.environment, new.environment):
         rule = "last digits may differ from shard to shard"
         note(f"note: the environment has changed since the run began ({'; '.join(changed)}); {rule}.", "yellow")
-    return new.model_copy(update={"accepted_code": accepted, "environment": old.environment})
+    contents = {key: sha256 or old.contents.get(key, "") for key, sha256 in new.contents.items()}
+    inherited = {"accepted_code": accepted, "environment": old.environment, "contents": contents}
+    return new.model_copy(update=inherited)
 
 
 def remove_unfinished(folder: Folder, existing: Scan) -> None:

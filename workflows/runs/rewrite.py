@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
 from pad_pipeline.labels import LabelEmbedder, LabelSettings
+from pad_pipeline.llms import check_llm
 from pad_pipeline.shards.run import Run
 from pad_pipeline.sources.stored import StoredSource
 from pad_pipeline.stages.edit_settings import EditSettings
@@ -63,6 +64,7 @@ def rewrite(
     chosen_view = view or _common("view", "`fit`, `size` or `patch`", [run.view for run in runs])
     chosen_labels = labels or _labels(_common("llm", "`llm`", [run.settings.get("llm") for run in runs]))
     embedder = LabelEmbedder(chosen_labels)
+    check_llm("llm.llm", embedder.folder)
     llm_files = embedder.fingerprints()
     if labels is None:
         for run in runs:
