@@ -74,6 +74,8 @@ class PlanFacts:
     """sha256 of the written file."""
     sample: dict[str, str] = field(default_factory=dict)
     """sha256 of the content of a few images, by key."""
+    unreadable: str = ""
+    """Why one of the images in `sample` can't be read; empty if all can."""
     captions: int = 0
     """Images with a caption."""
     conversations: int = 0
@@ -112,7 +114,7 @@ def write_plan(
             for group in _groups(islice(iter(source), limit)):
                 columns = _columns(group, source.root, depth, facts.images, shard_size)
                 if depth == "full":
-                    columns["sha256"] = _hashed(group, columns["bytes"], source.root)
+                    columns["sha256"], _ = _hashed(group, columns["bytes"], source.root)
                 if depth == "sample":
                     sample = _smallest(sample, group, columns)
                 hashes.add(columns["key"])
@@ -137,7 +139,8 @@ def write_plan(
             source.counts["repeated ids, kept under keys of their own"] += len(repeated)
     facts.seal, facts.digest = seal(path), digest.hexdigest()
     if sample:
-        hashed = _hashed([image for _, _, image, _ in sample], [size for *_, size in sample], source.root)
+        images, sizes = [image for _, _, image, _ in sample], [size for *_, size in sample]
+        hashed, facts.unreadable = _hashed(images, sizes, source.root)
         facts.sample = dict(sorted(zip([key for _, key, _, _ in sample], hashed, strict=True)))
     return facts
 
@@ -237,8 +240,10 @@ def _smallest(kept: list[_Candidate], group: list[Planned], columns: dict[str, A
     return [by_sum[value] for value in sorted(by_sum)[:SAMPLE]]
 
 
-def _hashed(group: list[Planned], sizes: list[int], root: str) -> list[str]:
-    """Return the sha256 of each image's content; empty for one that can't be read, which will become a failed row."""
+def _hashed(group: list[Planned], sizes: list[int], root: str) -> tuple[list[str], str]:
+    """Return the sha256 of each image's content, and why one can't be read. The hash of such an image is empty; it will
+    become a failed row."""
+    reasons = [""]
 
     def content_sha256(planned: Planned, size: int) -> str:
         known = planned.sample_sha256 or planned.content_sha256
@@ -247,11 +252,13 @@ def _hashed(group: list[Planned], sizes: list[int], root: str) -> list[str]:
         try:
             place = Place(planned.place[0] or planned.source, planned.place[1], size)
             return hashlib.sha256(read_bytes(root, place, _MOST_HASHED)).hexdigest()
-        except BadImage:
+        except BadImage as error:
+            reasons.append(f"{planned.source}: {error}")
             return ""
 
     with ThreadPoolExecutor(16) as threads:
-        return list(threads.map(content_sha256, group, sizes))
+        hashed = list(threads.map(content_sha256, group, sizes))
+    return hashed, reasons[-1]
 
 
 def _rename(path: Path, schema: pa.Schema, repeated: np.ndarray, hashes: KeyHashes) -> None:

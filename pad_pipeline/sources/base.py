@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.records import Planned
-from pad_pipeline.retries import is_not_found
+from pad_pipeline.retries import ask, is_not_found
 from pad_pipeline.storage import file_system, is_url, url_problem
 
 _MOST_REASONS = 500
@@ -146,7 +146,7 @@ def list_store(store: Any, path: str, missing_ok: bool = False) -> list[tuple[st
         UserError: it can't be listed, or is not there; with `missing_ok`, a folder that is not there is empty.
     """
     try:
-        listed = store.ls(path, detail=True)
+        listed = ask(lambda: store.ls(path, detail=True))
     except Exception as error:  # any of the errors of the network and of the store's library
         if missing_ok and is_not_found(error):
             return []

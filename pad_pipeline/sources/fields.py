@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import Place, Planned
-from pad_pipeline.retries import is_not_found
+from pad_pipeline.retries import ask, is_not_found
 from pad_pipeline.sources.base import Tally, image_store, location_problem, parse_json, path_problem, should_be
 from pad_pipeline.sources.conversations import caption_of, read_conversations, without_mark
 from pad_pipeline.storage import REMOTE_SCHEMES, is_url, url_problem
@@ -302,7 +302,7 @@ class Fields:
         if self._slashes is None:
             store, path = image_store(f"{self.root}/{changed}")
             try:
-                self._slashes = bool(store.info(path))
+                self._slashes = bool(ask(lambda: store.info(path)))
             except Exception as error:  # any of the errors of the network and of the store's library
                 self._slashes = False
                 if not is_not_found(error):

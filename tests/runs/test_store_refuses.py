@@ -23,7 +23,7 @@ from pad_pipeline.sources import cells, read
 from pad_pipeline.sources.open import open_source
 from tests.conftest import data
 from tests.runs.conftest import Pad
-from tests.sources.small_sources import MOST, error_of, png
+from tests.sources.small_sources import MOST, error_of, png, write_list
 
 ANSWERS = {
     "ExpiredToken": "403 Forbidden", "InvalidAccessKeyId": "403 Forbidden", "ServiceUnavailable": "503 Slow Down",
@@ -58,6 +58,7 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(read.time, "sleep", lambda _: None)
+    monkeypatch.setattr(read, "_readable", {})
     guard.files = fsspec.filesystem("s3")
     guard.files.retries = 1
     guard.files.makedirs("guarded", exist_ok=True)
@@ -108,6 +109,29 @@ def test_a_store_that_refuses_in_mid_run_stops_it(
     again = pad(*command, "--out", out)
     assert again.code == 0, again.err
     assert data(out) == data(tmp_path / "whole")
+    assert {row["status"] for _, row in open_shards(out).rows()} == {"ok"}
+
+
+def test_credentials_that_never_worked_stop_a_run_before_it_begins(
+    world: World, guarded: SimpleNamespace, common: list[object], pad: Pad, tmp_path: Path
+) -> None:
+    """Catches a local list of images in a store, planned without a look at the store, whose images all fail; at the
+    first run, and at a resume."""
+    images, out = upload(guarded, world, "files", tmp_path), tmp_path / "out"
+    listed = write_list(tmp_path / "list.jsonl", [{"image": path.name} for path in sorted(world.images.iterdir())])
+    command = ["build", "--images", listed, "--image-root", images, *common, "--engine", "local", "--shard-size", 4]
+    guarded.refuses = lambda path: True
+    refused = pad(*command, "--out", out)
+    assert refused.code == 2
+    assert "none of the 10 images that were tried can be read (scene-000" in refused.err
+    assert "it may not be read (PermissionError: Forbidden)" in refused.err and "--fingerprint sizes" in refused.err
+    assert not list(out.glob("*.parquet"))
+    guarded.refuses = lambda path: (out / "pad-000000.parquet").exists()
+    assert pad(*command, "--out", out).code == 2
+    read._readable.clear()  # as in a new process
+    assert "none of the 10 images that were tried" in pad(*command, "--out", out).err
+    guarded.refuses = lambda path: False
+    assert pad(*command, "--out", out).code == 0
     assert {row["status"] for _, row in open_shards(out).rows()} == {"ok"}
 
 

@@ -44,8 +44,9 @@ def check(planned: PlanFacts, source: Source, field: str, strict: bool, reads_te
         reads_texts: whether the run makes tags of captions.
 
     Raises:
-        UserError: no image is listed, or none of them exists, or most have the same problem; or the run makes tags of
-            captions, and there are none; or `strict` is true and something was left out or changed.
+        UserError: no image is listed, or none of them exists, or none that was tried can be read, or most have the same
+            problem; or the run makes tags of captions, and there are none; or `strict` is true and something was left
+            out or changed.
     """
     _refuse_useless(planned, source, field)
     if reads_texts and _texts_known(source) and not planned.captions and not planned.conversations:
@@ -63,7 +64,7 @@ def _texts_known(source: Source) -> bool:
 
 
 def _refuse_useless(planned: PlanFacts, source: Source, field: str) -> None:
-    """Refuse a source without a usable image, or with the same problem in most of its records."""
+    """Refuse a source without a usable image, as far as one knows, or with the same problem in most of its records."""
     if not planned.images:
         left_out = "".join(f"; {line}" for line in _oddities(planned, source))
         raise UserError(field, source.origin, f"there is no image in it{left_out}", "name a folder or a file of images")
@@ -74,6 +75,10 @@ def _refuse_useless(planned: PlanFacts, source: Source, field: str) -> None:
     if not planned.there:
         rule = f"it has none of the images that {source.origin} lists ({planned.images:,} in all)"
         raise UserError("image_root", source.root, rule, "name the folder that has them")
+    if planned.unreadable and not any(planned.sample.values()):
+        rule = f"none of the {len(planned.sample)} images that were tried can be read ({planned.unreadable})"
+        remedy = "check the paths, the credentials and the network; or give `depth` sizes, with which none is tried"
+        raise UserError(field, source.origin, rule, remedy)
 
 
 def _oddities(planned: PlanFacts, source: Source) -> list[str]:
