@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pad_pipeline import retries
 from pad_pipeline.images import BadImage
 from pad_pipeline.miniature.files import World
 from pad_pipeline.records import Place
@@ -57,7 +58,7 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
         "AWS_MAX_ATTEMPTS": "1",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(read.time, "sleep", lambda _: None)
+    monkeypatch.setattr(retries, "PAUSE", 0.0)
     monkeypatch.setattr(read, "_readable", {})
     guard.files = fsspec.filesystem("s3")
     guard.files.retries = 1
