@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.text import Text
 
+from pad_pipeline.errors import printable
+
 PROGRESS_SECONDS = 60.0
 """Seconds between two lines of progress when standard error is not a terminal."""
 _Step = TypeVar("_Step")
@@ -21,7 +23,9 @@ errors = Console(stderr=True)
 
 def say(text: str | Text, style: str | None = None, to: Console = console) -> None:
     """Print a line as it is: without markup, colored numbers and wrapping."""
-    to.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    to.print(
+        printable(text) if isinstance(text, str) else text, style=style, markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def note(text: str | Text, style: str | None = None) -> None:

@@ -25,7 +25,13 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.field} = {self.value}: {self.rule}; {self.remedy}"
-        return " ".join(text.split())  # one line, even if a library's message has several
+        return printable(" ".join(text.split()))  # one line, even if a library's message has several
+
+
+def printable(text: str) -> str:
+    """Return a text with each control character but line breaks and tabs as its escape, such as `\\x1b`. A file's name
+    could otherwise change what a terminal shows."""
+    return "".join(one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in text)
 
 
 @contextmanager

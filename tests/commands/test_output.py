@@ -94,3 +94,13 @@ def test_progress_is_a_line_now_and_then_where_no_terminal_is(
     assert [line.partition(", ")[0] for line in capsys.readouterr().err.splitlines()] == [
         "export: 1 of 3 shards", "export: 2 of 3 shards",
     ]  # fmt: skip
+
+
+def test_a_name_with_control_characters_changes_no_terminal(pad: Pad, tmp_path: Path) -> None:
+    """Catches a data set whose file names clear the screen, or color a line as an error or as a success."""
+    bad = tmp_path / "\x1b[2J\x1b[31mred"
+    bad.mkdir()
+    (bad / "\x1b[32mnotes.txt").write_text("x")
+    for images in (bad / "gone", bad):
+        done = pad("build", "--images", images, "--models", "miniature", "--out", tmp_path / "out")
+        assert done.code == 2 and "\x1b" not in done.out + done.err and "\\x1b[31mred" in done.err
