@@ -99,8 +99,8 @@ def _rescore(scores: Tensor, rest: Tensor, words: Tensor, change: Tensor, vector
     """
     if rest.device.type == "cpu":
         distinct, place = torch.unique(words, return_inverse=True)
-        most = len(rest) * (1 - len(distinct) / rest.shape[-1])
-        if most > 0 and (cosines := vectors.cosines(distinct, int(most))) is not None:
-            scores.addmm_(rest.new_zeros(len(rest), len(distinct)).scatter_(1, place, change), cosines, alpha=-1)
+        most = int(len(rest) * (1 - len(distinct) / rest.shape[-1]))
+        shares = rest.new_zeros(len(rest), len(distinct)).scatter_(1, place, change)
+        if vectors.subtract(shares, distinct, most, scores):
             return
     vectors.products(rest, scores)

@@ -7,11 +7,11 @@ from torch import Tensor
 
 BLOCK = 4096
 """How many words are multiplied at a time; a block of 4,096 numbers a word takes 67 MB."""
-SCORES = 2**27
-"""How many products of tokens with words are held at a time, at most; they take 537 MB."""
-KEPT = 2**26
-"""How many products of words with words are kept, at most; they take 268 MB."""
-TOKENS = 1024
+SCORES = 2**28
+"""How many products of tokens with words are held at a time, at most; they take 1.07 GB."""
+KEPT = 2**27
+"""How many products of words with words are kept, at most; they take 537 MB."""
+TOKENS = 4096
 """How many tokens are multiplied at a time, at most."""
 
 
@@ -54,11 +54,20 @@ class WordVectors:
             place = slice(number * self._block, (number + 1) * self._block)
             torch.mul(tokens @ self._table[rows].float().mT, self._scale[place], out=out[:, place])
 
-    def cosines(self, words: Tensor, most: int) -> Tensor | None:
-        """Return the cosines of distinct words, int64 `[U]`, with all words: float32 `[U, V]`. Only for the CPU.
+    def subtract(self, shares: Tensor, words: Tensor, most: int, out: Tensor) -> bool:
+        """Subtract the products of the sums `shares @ self[words]` with all words from `out`, float32 `[N, V]`.
 
-        They are kept, because the tokens of a run's images take the same words over and over. Return None if more than
-        `most` are to be computed, or more than can be kept.
+        The cosines of words with all words are kept, because the tokens of a run's images take the same words over and
+        over. Only for the CPU.
+
+        Args:
+            shares: float32 `[N, U]`.
+            words: the numbers of distinct words, int64 `[U]`.
+            most: how many words' cosines may be computed.
+            out: products of tokens with all words.
+
+        Returns:
+            False, with `out` unchanged, if more cosines than `most` are unknown, or more are needed than can be kept.
         """
         room = KEPT // len(self)
         if self._kept is None:
@@ -68,13 +77,16 @@ class WordVectors:
             self._place.fill_(-1)
             self._used, new = 0, words
         if len(new) > min(most, room):
-            return None
+            return False
         if len(new):
             end = self._used + len(new)
             self._place[new] = torch.arange(self._used, end)
             self.products(self[new], self._kept[self._used : end])
             self._used = end
-        return self._kept[self._place[words]]
+        places = self._place[words]
+        for some, cosines in zip(out.split(self._block, 1), self._kept.split(self._block, 1), strict=True):
+            some.addmm_(shares, cosines[places], alpha=-1)
+        return True
 
     def nearest(self, tokens: Tensor) -> Tensor:
         """Return the number of the word with the highest cosine for each token `[N, d]`, int64 `[N]`."""
