@@ -67,6 +67,10 @@ bench-loader: $(READY)  ## Compare the trainer's loader with plain webdataset on
 bench-analyses: $(READY)  ## Time and memory of the analyses, 10,000 images at 576 tokens each: half an hour.
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.analyses
 
+bench-pursuit: $(READY)  ## Time and memory of matching pursuit at the size of real LLMs: an hour and 10 GB.
+	$(BIN)/python -m benchmarks.pursuit
+	$(BIN)/python -m benchmarks.pursuit --words 128256 151936 --images 3 --kinds alike --forms plain
+
 bench-retarget: $(READY)  ## Images a second of pad retarget and pad filter: two minutes.
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.retarget
 
@@ -99,4 +103,4 @@ $(READY): $(RUN)
 	$(INSTALL) '.[dev]'
 	@touch $(READY)
 
-.PHONY: docs help demo test test-all test-long test-browser bench bench-engines bench-memory bench-plan bench-loader bench-stage1 bench-analyses bench-retarget paper chaos lint format clean
+.PHONY: docs help demo test test-all test-long test-browser bench bench-engines bench-memory bench-plan bench-loader bench-stage1 bench-analyses bench-pursuit bench-retarget paper chaos lint format clean

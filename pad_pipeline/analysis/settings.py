@@ -50,4 +50,5 @@ class AnalysisSettings(BaseModel):
     """An Align below this many times its best control is a sign of failure: with large regions, chance alone gives
     more than 0.15."""
     most_unreadable: float = Field(0.5, ge=0, le=1)
-    """A share of patches with an unreadable first word above this is a sign of failure; the value is the paper's."""
+    """A share of patches with an unreadable first word above this is a sign of failure; the value is the paper's. By
+    chance, half of the words that LLMs choose from can't be read: compare it with `readable_by_chance`."""

@@ -19,8 +19,9 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.measures.align import Align
 from pad_pipeline.measures.entropy import PooledEntropy, von_neumann_entropy
 from pad_pipeline.measures.overlap import neighbor_overlap
-from pad_pipeline.measures.pursuit import matching_pursuit, unit_length
-from pad_pipeline.measures.vocabulary import ROWS, Vocabulary, nearest_word
+from pad_pipeline.measures.pursuit import matching_pursuit
+from pad_pipeline.measures.vectors import WordVectors
+from pad_pipeline.measures.vocabulary import Vocabulary, beyond_chance
 
 
 class EntropyStudy(Study):
@@ -159,14 +160,20 @@ class AlignStudy(Study):
 class WordTally:
     """Counts how many of the words found for patches are readable, and how many are true.
 
-    A word is true if it is a token of a label that the patch shows, in upper or lower case. `precision` is the share of
-    true words among the K words of a patch. It is at most 1/K for a patch with one label of one token. Therefore
-    `first_true` counts only the first word. `recall` is the share of a patch's labels that have a true word. All three
-    are means over the patches that show a label.
+    `readable` and `first_readable` are shares of all words and of the first words. `readable_by_chance` is the share
+    that a blind choice among all words would reach. `first_readable_beyond_chance` is the part of the rest that
+    `first_readable` reaches (`beyond_chance`). A word is true if it is a token of a label that the patch shows, in
+    upper or lower case (`Vocabulary.in_label`). `precision` is the share of true words among the K words of a patch. It
+    is at most 1/K for a patch with one label of one token. Therefore `first_true` counts only the first word. `recall`
+    is the share of a patch's labels that have a true word. The last three are means over the patches that show a label.
+
+    Args:
+        vocabulary: the tokens of the LLM.
+        ids: the token ids of the words that could be found, int64 `[n]`.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self.vocabulary = vocabulary
+    def __init__(self, vocabulary: Vocabulary, ids: Tensor) -> None:
+        self.vocabulary, self.chance = vocabulary, vocabulary.readable_by_chance(ids)
         self.means = {name: Mean() for name in ("readable", "first_readable", "precision", "first_true", "recall")}
 
     def add(self, words: Tensor, labels: list[str], shown: Tensor, counted: Tensor | None = None) -> None:
@@ -191,7 +198,10 @@ class WordTally:
 
     def result(self) -> dict[str, float]:
         """Return the shares (0..1), and the number of patches that show a label."""
-        return {name: mean.value() for name, mean in self.means.items()} | {"patches": self.means["precision"].count}
+        shares = {name: mean.value() for name, mean in self.means.items()}
+        beyond = beyond_chance(shares["first_readable"], self.chance)
+        chance = {"readable_by_chance": self.chance, "first_readable_beyond_chance": beyond}
+        return shares | chance | {"patches": self.means["precision"].count}
 
 
 class PursuitStudy(Study):
@@ -204,8 +214,8 @@ class PursuitStudy(Study):
         if len(self.atoms) < settings.steps:
             rule = f"there are only {len(self.atoms)} words to choose from with words = {settings.words!r}"
             raise UserError("settings.steps", settings.steps, rule, "take fewer steps, or other words")
-        self.matrix = unit_length(subject.words[self.atoms.to(subject.words.device)])
-        self.tally = WordTally(self.vocabulary)
+        self.vectors = WordVectors(subject.words, self.atoms)
+        self.tally = WordTally(self.vocabulary, self.atoms)
         self.residual = [Mean() for _ in range(settings.steps + 1)]
 
     def add(self, batch: EncodedBatch) -> None:
@@ -222,8 +232,7 @@ class PursuitStudy(Study):
         """Return the words of vision tokens `[M, d]` as token ids `[M, K]`, then the coefficients and the residual
         energies of `matching_pursuit`."""
         form = (self.settings.steps, self.settings.orthogonal, self.settings.positive)
-        parts = [matching_pursuit(rows, self.matrix, *form) for rows in torch.split(tokens, ROWS)]
-        words, coefficients, residual = (torch.cat(values).cpu() for values in zip(*parts, strict=True))
+        words, coefficients, residual = (part.cpu() for part in matching_pursuit(tokens, self.vectors, *form))
         return self.atoms[words], coefficients, residual
 
     def result(self) -> dict[str, Any]:
@@ -247,14 +256,14 @@ class LensStudy(Study):
             rule, remedy = f"the LLM has {layers} layers", f"name one from 0 to {layers}, or -1 for the last"
             raise UserError("settings.lens_layer", settings.lens_layer, rule, remedy)
         self.atoms = vocabulary.token_ids("all")
-        self.matrix = unit_length(subject.words[self.atoms.to(subject.words.device)])
-        self.embedding, self.logit = WordTally(vocabulary), WordTally(vocabulary)
+        self.vectors = WordVectors(subject.words, self.atoms)
+        self.embedding, self.logit = WordTally(vocabulary, self.atoms), WordTally(vocabulary, self.atoms)
 
     @torch.inference_mode()
     def add(self, batch: EncodedBatch) -> None:
         """Add a batch of images."""
         likeliest = self._logit_lens(batch.tokens)
-        nearest = self.atoms[nearest_word(batch.tokens.flatten(0, 1), self.matrix).cpu()]
+        nearest = self.atoms[self.vectors.nearest(batch.tokens.flatten(0, 1)).cpu()]
         for image, found, logit in zip(batch.images, nearest.chunk(len(likeliest)), likeliest, strict=True):
             self.embedding.add(found[:, None], image.labels, image.shown)
             self.logit.add(logit[:, None], image.labels, image.shown)
@@ -282,7 +291,9 @@ class LensStudy(Study):
     def chart(result: dict[str, Any]) -> Chart:
         """Return bars of the shares."""
         where = ((lens, name) for lens in ("embedding", "logit") for name in ("readable", "precision", "recall"))
-        return Chart("share of patches", {f"{lens} {name}": result[lens][name] for lens, name in where}, ("readable",))
+        bars = {f"{lens} {name}": result[lens][name] for lens, name in where}
+        chance = {"readable by chance": result["embedding"]["readable_by_chance"]}
+        return Chart("share of patches", bars | chance, plain=("readable",))
 
 
 class OverlapStudy(Study):

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from pad_pipeline.measures.align import Align
-from pad_pipeline.measures.vocabulary import Vocabulary, nearest_word
+from pad_pipeline.measures.vectors import WordVectors
+from pad_pipeline.measures.vocabulary import Vocabulary
 from pad_pipeline.training.batches import Batch, load_steps
 from pad_pipeline.training.examples import Examples
 from pad_pipeline.training.model import MultimodalModel
@@ -63,10 +63,11 @@ class AlignmentMeter:
         words = words.full_tensor() if isinstance(words, DTensor) else words
         vocabulary = Vocabulary(model.tokenizer, len(words), {})
         ids = vocabulary.token_ids("all")
-        self._words = F.normalize(words[ids.to(words.device)].float(), dim=-1)
-        self._readable = vocabulary.readable[ids]
+        self._vectors = WordVectors(words, ids)
+        self._readable = vocabulary.readable[ids].to(words.device)
+        self._readable_by_chance = vocabulary.readable_by_chance(ids)
         self._align, self._chance = Align(), Align()
-        self._readable_and_all = torch.zeros(2, dtype=torch.float64)
+        self._readable_sum, self._tokens = torch.zeros((), dtype=torch.float64, device=words.device), 0
 
     def add(self, batch: Batch, tokens: Tensor) -> None:
         """Add a micro-batch and its projected tokens `[I, M, d]`."""
@@ -74,8 +75,8 @@ class AlignmentMeter:
             return
         coverage = self.model.pool_coverage(batch.coverage.to(tokens.device))
         for number, image_tokens in enumerate(tokens):
-            readable = float(self._readable[nearest_word(image_tokens, self._words).cpu()].sum())
-            self._readable_and_all += torch.tensor([readable, len(image_tokens)], dtype=torch.float64)
+            self._readable_sum += self._readable[self._vectors.nearest(image_tokens)].sum()
+            self._tokens += len(image_tokens)
             # Compare the tokens with the image's labels. Regions of one label count as one.
             of_image = batch.image.to(tokens.device) == number
             if of_image.any():
@@ -91,15 +92,17 @@ class AlignmentMeter:
                 self._chance.add(image_tokens[order.to(image_tokens.device)], labels, shown)
 
     def result(self, here: Ranks) -> dict[str, Any]:
-        """Return Align, Align with shuffled tokens as a baseline, and the share of tokens whose nearest word is
-        readable, over the images of all ranks. Both Aligns are None without a region, the share without an image."""
-        pairs_here = torch.tensor([float(self._align.pairs)]).double()
+        """Return Align, Align with shuffled tokens as a baseline, the share of tokens whose nearest word is readable,
+        and this share by chance (`Vocabulary.readable_by_chance`), over the images of all ranks. Both Aligns are None
+        without a region, the share without an image."""
+        counts_here = torch.tensor([self._align.pairs, self._readable_sum, self._tokens]).double()
         sums = torch.stack([self._align.sums, self._chance.sums]).flatten().cpu()
-        sums = here.sum(torch.cat([sums, pairs_here, self._readable_and_all]).to(here.device, torch.float32))
+        sums = here.sum(torch.cat([sums, counts_here]).to(here.device, torch.float32))
         pairs, readable, count = sums[-3:].tolist()
         align, chance = (sums[:-3].view(2, -1).amax(1) / max(pairs, 1.0)).tolist()
         return {
             "held_out_align": align if pairs else None,
             "held_out_align_shuffled": chance if pairs else None,
             "held_out_readable": readable / count if count else None,
+            "held_out_readable_by_chance": self._readable_by_chance,
         }

@@ -104,7 +104,8 @@ class TrainSettings(BaseModel):
     """Number of latest checkpoints that are kept; the best one is kept too."""
     held_out: int = Field(0, ge=0)
     """Number of samples that are not trained on. At each checkpoint, they are measured: their loss shows the best
-    checkpoint; Align and the share of readable vision tokens are the paper's signs of failure."""
+    checkpoint; Align and the share of vision tokens whose nearest word is readable, each beside its chance, are the
+    paper's signs of failure."""
     held_out_every: int = Field(0, ge=0)
     """Number of steps between two measurements of the held-out samples; 0 to measure only at checkpoints."""
     seed: int = Field(0, ge=0, lt=1 << 63)

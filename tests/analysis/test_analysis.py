@@ -10,9 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models
-from transformers import PreTrainedTokenizerFast
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from pad_pipeline.analysis.patches import EncodedBatch, LabeledImage
 from pad_pipeline.analysis.settings import AnalysisSettings
@@ -21,8 +18,6 @@ from pad_pipeline.analysis.study import Context
 from pad_pipeline.measures.align import Align
 from pad_pipeline.measures.entropy import PooledEntropy, von_neumann_entropy
 from pad_pipeline.measures.overlap import neighbor_overlap
-from pad_pipeline.measures.pursuit import matching_pursuit, unit_length
-from pad_pipeline.measures.vocabulary import Vocabulary
 
 # ---------------------------------------------------------------- entropy
 
@@ -178,80 +173,6 @@ def test_controls_know_nothing_where_the_model_knows_all(rule: str, among: str) 
     assert found["untrained_projector"] <= 0.12
     # A patch that has to choose among three labels that it is not chooses by rounding.
     assert found["shuffled_labels"] <= (0.12 if (rule, among) != ("argmax", "image") else 0.4)
-
-
-# ---------------------------------------------------------------- matching pursuit
-
-
-def test_orthogonal_pursuit_of_what_is_found_at_once_stays_finite() -> None:
-    """After the first step nothing is left, and whatever is taken then depends on it; a solver that needs independent
-    atoms, as CUDA's does, gives NaN."""
-    atoms = torch.eye(4)[[0, 0, 0, 1]]
-    found = matching_pursuit(torch.eye(4)[:1] * 3, atoms, 3, orthogonal=True)
-    assert found.coefficients.isfinite().all() and found.residual[0, 1:].abs().max() < 1e-6
-    assert float((found.coefficients[0][:, None] * atoms[found.words[0]]).sum(0)[0]) == pytest.approx(3)
-
-
-# ---------------------------------------------------------------- words
-
-
-def test_tokens_of_bytes_are_read_as_what_they_say() -> None:
-    """Byte-level BPE writes bytes as letters: Russian would be no word, and a part of a letter one."""
-    written = {text: "Ġ" + "".join(bytes_to_unicode()[byte] for byte in text) for text in
-               (b"dog", "при".encode(), "à la".encode()[:2], "…".encode()[:2], b"2x")}  # fmt: skip
-    vocabulary = {token: number for number, token in enumerate(written.values())}
-    made = Tokenizer(models.WordLevel(vocabulary, unk_token=next(iter(vocabulary))))
-    made.decoder = decoders.ByteLevel()
-    found = Vocabulary(PreTrainedTokenizerFast(tokenizer_object=made), len(vocabulary), {})
-    assert found.words[:2] == ["dog", "при"]
-    assert found.readable.tolist() == [True, True, False, False, False]
-
-
-@pytest.mark.parametrize("form", [False, True])
-def test_pursuit_finds_a_planted_combination_in_order(form: bool) -> None:
-    """3 w_5 - 2 w_9 + w_2 of orthonormal atoms: their order, coefficients and what is left are known."""
-    atoms = orthogonal(12, 16, 4).float()
-    token = 3 * atoms[5] - 2 * atoms[9] + atoms[2]
-    found = matching_pursuit(torch.stack([token, atoms[7] * 4]), unit_length(atoms * 9), 3, orthogonal=form)
-    assert found.words[0].tolist() == [5, 9, 2] and found.words[1, 0] == 7
-    assert found.coefficients[0].tolist() == pytest.approx([3, -2, 1], abs=1e-5)
-    assert found.residual[0].tolist() == pytest.approx([1, 5 / 14, 1 / 14, 0], abs=1e-5)
-    only = matching_pursuit(token[None], atoms, 2, orthogonal=form, positive=True)
-    assert only.words[0].tolist() == [5, 2]
-
-
-def test_orthogonal_pursuit_explains_what_plain_pursuit_leaves() -> None:
-    """Of atoms at an angle the orthogonal form takes none twice, and leaves nothing of what two of them span."""
-    atoms = torch.tensor([[1.0, 0, 0], [0.8, 0.6, 0], [0, 0, 1]])
-    token = 1.0 * atoms[0] + 0.9 * atoms[1]
-    plain, whole = (matching_pursuit(token[None], atoms, 2, orthogonal=form) for form in (False, True))
-    assert set(whole.words[0].tolist()) == {0, 1}
-    assert float(whole.residual[0, -1]) == pytest.approx(0, abs=1e-10)
-    assert float(plain.residual[0, -1]) > 0.001
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.integers(0, 1000), st.booleans(), st.booleans())
-def test_pursuit_equals_numpy_step_by_step(seed: int, form: bool, positive: bool) -> None:
-    """A second implementation, for single tokens; catches tokens of a batch that mix."""
-    rng = np.random.default_rng(seed)
-    tokens, atoms = rng.standard_normal((4, 6)), rng.standard_normal((20, 6))
-    made = matching_pursuit(torch.from_numpy(tokens), unit_length(torch.from_numpy(atoms)), 4, form, positive)
-    atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
-    for row, token in enumerate(tokens):
-        rest, words = token.copy(), []
-        for _ in range(4):
-            scores = atoms @ rest
-            strength = scores if positive else np.abs(scores)
-            if form:
-                strength[words] = -np.inf
-            words.append(int(strength.argmax()))
-            if form:
-                rest = token - atoms[words].T @ np.linalg.lstsq(atoms[words].T, token, rcond=None)[0]
-            else:
-                rest = rest - scores[words[-1]] * atoms[words[-1]]
-        assert made.words[row].tolist() == words
-        assert float(made.residual[row, -1]) == pytest.approx((rest @ rest) / (token @ token), abs=1e-5)
 
 
 # ---------------------------------------------------------------- neighbors

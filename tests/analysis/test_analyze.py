@@ -214,6 +214,7 @@ def test_health_has_an_exit_code(pad: Pad, parts: list[object], shards: Path, tm
     assert well.code == 0 and "No sign of failure" in well.out
     assert "Align is" in (ill := health("least_align = 1.0\nmost_unreadable = 1.0\n")).out and ill.code == 1
     assert "can't be read" in (ill := health("least_align = 0.0\nmost_unreadable = 0.0\n")).out and ill.code == 1
+    assert "% by chance)" in ill.out
     low, high = tmp_path / "low.json", tmp_path / "high.json"
     for path, value in ((low, 0.2), (high, 0.3)):
         path.write_text(json.dumps({"captions": {"CIDEr": value}}))
@@ -229,8 +230,8 @@ def test_health_has_an_exit_code(pad: Pad, parts: list[object], shards: Path, tm
 def test_a_training_looks_at_held_out_patches(
     pad: Pad, trained: Path, shards: Path, models_toml: Path, tmp_path: Path
 ) -> None:
-    """Align and readable words of held-out images stand in the log, every so many steps, and Align is what the
-    analysis says of the same images. Catches masks of one image with the tokens of another."""
+    """Align and readable words of held-out images stand in the log, every so many steps, and are what the analysis
+    says of the same images. Catches masks of one image with the tokens of another."""
     clip, llm = models_toml.parent / "clip", models_toml.parent / "llm"
     command = ["train", "--shards", shards, "--vision", clip, "--llm", llm, "--batch-size", 4, "--micro-batch", 3]
     (tmp_path / "all.toml").write_text("held_out = 9\nheld_out_every = 2\n")
@@ -247,7 +248,11 @@ def test_a_training_looks_at_held_out_patches(
     assert log[-1]["held_out_align"] == pytest.approx(align["align"], abs=0.02)
     assert log[-1]["held_out_align_shuffled"] == pytest.approx(align["shuffled_patches"], abs=0.02)
     assert align["align"] > align["shuffled_patches"] + 0.05
-    assert 0 <= log[-1]["held_out_readable"] <= 1
+    assert 0 <= log[-1]["held_out_readable"] <= 1 and 0 < log[-1]["held_out_readable_by_chance"] < 1
+    assert pad("analyze", "lens", "--model", tmp_path / "run", "--shards", shards, "--out", tmp_path / "l").code == 0
+    lens = numbers(tmp_path / "l")["lens"]["embedding"]
+    assert log[-1]["held_out_readable"] == pytest.approx(lens["readable"], abs=0.05)
+    assert log[-1]["held_out_readable_by_chance"] == lens["readable_by_chance"]
 
 
 def test_images_without_regions_are_looked_at_too(pad: Pad, models_toml: Path, trained: Path, tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ def signs_of_failure(results: dict[str, Any], settings: AnalysisSettings) -> lis
     """List the paper's signs of a failed alignment in the results of `align` and `pursuit`, each as a sentence."""
     signs = []
     align, readable = results["align"]["align"], results["pursuit"]["first_readable"]
+    unreadable_by_chance = 1 - results["pursuit"]["readable_by_chance"]
     # `not >=` instead of `<`, so that NaN counts as a sign.
     if not align >= settings.least_align:
         signs.append(f"Align is {align:.3f}, below {settings.least_align}")
@@ -122,7 +123,8 @@ def signs_of_failure(results: dict[str, Any], settings: AnalysisSettings) -> lis
         times = f"less than {settings.above_chance} times"
         signs.append(f"Align is {align:.3f}, {times} the {chance:.3f} of shuffled or untrained controls")
     if not 1 - readable <= (most := settings.most_unreadable):
-        signs.append(f"the first word of {1 - readable:.0%} of patches can't be read, above {most:.0%}")
+        shares = f"above {most:.0%} ({unreadable_by_chance:.0%} by chance)"
+        signs.append(f"the first word of {1 - readable:.0%} of patches can't be read, {shares}")
     return signs
 
 

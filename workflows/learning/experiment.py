@@ -85,9 +85,9 @@ class Experiment(BaseModel):
     limit: int | None = Field(None, ge=1)
     """Greatest number of images for the analyses and scores; None for all."""
     columns: list[str] = Field(
-        ["entropy.image.dH", "align.align", "align.shuffled_labels", "pursuit.precision", "pursuit.first_readable"],
-        min_length=1,
-    )
+        ["entropy.image.dH", "align.align", "align.shuffled_labels", "pursuit.precision", "pursuit.first_readable",
+         "pursuit.readable_by_chance"], min_length=1,
+    )  # fmt: skip
     """The dotted names of the numbers in the table."""
     baseline: str = ""
     """The cell that each other cell is compared with, seed by seed; empty for no comparison."""
