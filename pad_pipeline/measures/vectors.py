@@ -84,7 +84,8 @@ class WordVectors:
             self.products(self[new], self._kept[self._used : end])
             self._used = end
         places = self._place[words]
-        for some, cosines in zip(out.split(self._block, 1), self._kept.split(self._block, 1), strict=True):
+        blocks = (torch.split(products, self._block, 1) for products in (out, self._kept))
+        for some, cosines in zip(*blocks, strict=True):
             some.addmm_(shares, cosines[places], alpha=-1)
         return True
 

@@ -29,9 +29,9 @@ def is_word(text: str) -> bool:
 
     A word consists of letters of any script and of the marks that belong to letters (Unicode's categories L and M). It
     begins with a letter. It has two characters or more, or one Chinese character or Korean syllable. A space must stand
-    before it, which tells " dog" from the end of "hotdog", except in the scripts that put no space between words:
-    Chinese, Japanese, Thai, Lao, Khmer and Burmese. So whitespace, control characters, incomplete bytes, punctuation,
-    digits and parts of words are no words. No dictionary is asked: " qu" is a word here.
+    before it, which distinguishes " dog" from the end of "hotdog". Only Chinese, Japanese, Thai, Lao, Khmer and Burmese
+    need none, because they put no space between words. So whitespace, control characters, incomplete bytes,
+    punctuation, digits and later parts of words are no words. No dictionary is asked: " qu" is a word here.
     """
     word = text.removeprefix(" ")
     if not word[:1].isalpha() or not (word.isalpha() or all(unicodedata.category(sign)[0] in "LM" for sign in word)):
@@ -39,8 +39,9 @@ def is_word(text: str) -> bool:
     if word.isascii():
         return len(word) > 1 and word != text
     names = [unicodedata.name(sign, "") for sign in word]
-    spaced = word == text and not all(name.startswith(_UNSPACED) for name in names)
-    return not spaced and (len(word) > 1 or names[0].startswith(_WORD_IN_ONE))
+    if word == text and not all(name.startswith(_UNSPACED) for name in names):
+        return False
+    return len(word) > 1 or names[0].startswith(_WORD_IN_ONE)
 
 
 def token_texts(tokenizer: Any, count: int) -> list[str]:
