@@ -12,17 +12,20 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from pad_pipeline.errors import UserError
 from pad_pipeline.pretrained import quiet
 
-_NEUTRAL = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
-"""Settings of a family's logits, with the values that leave the logits of the output layer as they are. transformers'
-LLaVA ignores these settings, and so does the training, which computes logits for the supervised tokens alone."""
+_NEUTRAL = {
+    "final_logit_softcapping": None, "logits_soft_cap": None, "output_logit_soft_cap": None, "logit_scale": 1.0,
+    "logits_scaling": 1.0, "lm_head_multiplier": 1.0, "logits_mup_width_multiplier": 1.0,
+}  # fmt: skip
+"""Settings with which a model scales or caps its logits, and the value of each that has no effect. transformers' LLaVA
+ignores these settings, and so does the training, which computes logits for the supervised tokens alone."""
 
 
 def check_llm(field: str, folder: Path) -> Any:
     """Return the config of the LLM in a folder, after a check that pad can train with it.
 
-    Any decoder of transformers for text alone fits: LLaMA, Qwen, Mistral, Gemma 3, Phi 3 and others. What a family does
-    to the embeddings inside its model (Gemma 3 multiplies them by the root of their width) happens in a training and in
-    an exported model alike, because both give the model embeddings of its own.
+    Most decoders of transformers for text alone fit: LLaMA, Qwen, Mistral, Gemma 3, Phi 3 and others. Some families
+    change the embeddings inside the model (Gemma 3 multiplies them by the root of their width). That is right in a
+    training and in an exported model, because both pass embeddings, not ids, to the model.
 
     Raises:
         UserError: it is another kind of model. `field` is the setting that names the folder.

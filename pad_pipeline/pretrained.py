@@ -99,9 +99,12 @@ def load_tokenizer(field: str, folder: Path) -> Any:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        rule = f"its tokenizer can't be loaded ({type(error).__name__})"
+        rule = f"its tokenizer can't be loaded ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
         remedy = "give a folder with tokenizer.json or tokenizer.model and tokenizer_config.json"
         raise UserError(field, folder, rule, remedy) from error
+    if not tokenizer(PROBES[0], add_special_tokens=False)["input_ids"]:
+        remedy = "fetch its tokenizer.json or tokenizer.model, which is missing or empty"
+        raise UserError(field, folder, "its tokenizer makes no tokens of a text", remedy)
     pieces = SentencePieceProcessor()
     try:
         pieces.Load(str(folder / "tokenizer.model"))

@@ -1,4 +1,4 @@
-"""Ask a store again where that may help, and tell "there is nothing" from "there is no answer"."""
+"""Repeat requests to a store, and distinguish "not found" from "no answer"."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from pad_pipeline.errors import UserError
 
 Answer = TypeVar("Answer")
 TRIES = 5
-"""How often a store is asked before its answer counts."""
+"""Number of attempts, the first included, before an error is raised."""
 PAUSE = 0.5
 """Seconds before a store is asked again. Each further pause is twice as long."""
 
 
 def is_not_found(error: BaseException) -> bool:
-    """Return whether an error of a store says that there is nothing of this name. Any other error says nothing about
-    that, so nobody may take it for "no"."""
+    """Return whether a store said that the name does not exist. After any other error the name may exist."""
     status = _status(error)
     if status is not None:
         return status == HTTPStatus.NOT_FOUND
-    # fsspec's HTTP file system raises FileNotFoundError for all that goes wrong, caused by the true error.
+    # fsspec's HTTP file system raises FileNotFoundError for every failure, and keeps the true error as its cause.
     return isinstance(error, FileNotFoundError) and (error.__cause__ is None or is_not_found(error.__cause__))
 
 
@@ -38,7 +37,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def is_final(error: Exception) -> bool:
-    """Return whether it is useless to ask a store again after an error: it refused, or the question was wrong."""
+    """Return whether a repetition is useless, because the store refused or the request was invalid."""
     status = _status(error)
     refused = status is not None and 400 <= status < 500 and status not in (408, 409, 425, 429)
     wrong = isinstance(error, (UserError, PermissionError, IsADirectoryError, TypeError, ValueError))
@@ -46,9 +45,10 @@ def is_final(error: Exception) -> bool:
 
 
 def ask(question: Callable[[], Answer], before_again: Callable[[], None] = lambda: None) -> Answer:
-    """Return the answer to a question to a store. After an error, ask up to `TRIES` times in all, with pauses.
+    """Call `question` and return its result. If it fails, repeat it, with at most `TRIES` attempts in all.
 
-    An error that no repetition can change is raised at once. `before_again` is called before each repetition.
+    There is a pause before each repetition, and `before_again` is called. An error that no repetition can change is
+    raised at once.
     """
     for attempt in count(1):
         try:

@@ -30,7 +30,7 @@ class CaptionsSettings(StageSettings):
 
     section, paths, on_gpu = "captions", ("model",), False
 
-    model: str
+    model: str = Field(min_length=1)
     """A pipeline of spaCy that knows parts of speech: a local folder, the name of an installed package such as
     `en_core_web_sm`, or a hub name such as `spacy/en_core_web_sm`."""
     revision: str = ""
@@ -41,8 +41,10 @@ class CaptionsSettings(StageSettings):
     """The turns of a conversation that are read beside the caption. Questions name things that may not be there."""
     adjectives: bool = False
     """Whether adjectives that stand next to a noun belong to its tag: `red bus` instead of `bus`."""
+    most_words: int = Field(5, ge=1)
+    """The most words of a tag. Longer runs of nouns are lists or slogans, and give no tag."""
     score: float = Field(1.0, ge=0, le=1)
-    """The score of a tag that only the texts give. With 1, a text counts as certain, as people's annotations do."""
+    """Score of a tag that only the texts give. The default, 1, means certain, as for annotations by people."""
     batch_size: int = Field(64, gt=0)
     """Images in one call of the pipeline."""
 
@@ -83,7 +85,7 @@ class CaptionTags(Stage[str, Any]):
         self.pipeline = load_pipeline(settings)
 
     def prepare(self, row: ImageRecord) -> str:
-        """Return the caption and the turns of an image, a paragraph for each different text."""
+        """Return the caption and the selected turns as one text, a paragraph each, without repetitions."""
         kept = {"answers": ("gpt",), "all": ("gpt", "human"), "none": ()}[self.settings.turns]
         turns = [turn["value"].replace("<image>", " ") for turn in row.conversations if turn["from"] in kept]
         texts = dict.fromkeys(" ".join(text.split()) for text in (row.caption, *turns))
@@ -94,28 +96,28 @@ class CaptionTags(Stage[str, Any]):
         return list(self.pipeline.pipe(inputs, batch_size=self.batch_size))
 
     def finish(self, row: ImageRecord, output: Any) -> None:
-        """Add the tags. An image without any tag becomes `empty`, unless a tagger finds some later."""
-        tags = [Tag(name, self.settings.score) for name in names_in(output, self.settings.adjectives)]
+        """Add the tags. An image without tags gets the status `empty`; a tagger that runs later can change that."""
+        tags = [Tag(name, self.settings.score) for name in names_in(output, self.settings)]
         row.add_tags("captions", tags)
         row.status = "ok" if row.tags else "empty"
 
 
-def names_in(doc: Any, adjectives: bool) -> Iterator[str]:
+def names_in(doc: Any, settings: CaptionsSettings) -> Iterator[str]:
     """Yield the name of each thing in a text: neighboring nouns, the last one in its basic form (`fire hydrants` gives
     `fire hydrant`).
 
     Args:
         doc: the text, a `Doc` of spaCy with parts of speech.
-        adjectives: whether adjectives next to the nouns belong to the name.
+        settings: the words that become tags.
     """
-    parts = {"NOUN", "PROPN"} | ({"ADJ"} if adjectives else set())
+    parts = {"NOUN", "PROPN"} | ({"ADJ"} if settings.adjectives else set())
     run: list[Any] = []
     for token in [*doc, None]:
-        if token is not None and token.pos_ in parts and not token.is_punct:
+        if token is not None and token.pos_ in parts and token.text.isprintable() and not token.is_punct:
             run.append(token)
             continue
         nouns = [index for index, word in enumerate(run) if word.pos_ != "ADJ"]
-        if nouns:
+        if nouns and len(run) <= settings.most_words and any(letter.isalnum() for word in run for letter in word.text):
             words = [word.text if word.pos_ == "PROPN" or word.lemma_[:1].isupper() else word.lower_ for word in run]
             words[nouns[-1]] = run[nouns[-1]].lemma_ or words[nouns[-1]]
             yield " ".join(" ".join(words).split())
@@ -138,11 +140,11 @@ def load_pipeline(settings: CaptionsSettings) -> Any:
         probe = pipeline("a")
     except UserError:
         raise
-    except (
-        Exception
-    ) as error:  # of a damaged file, of another version of spaCy, or of a component that is not installed
+    except Exception as error:  # spaCy raises many types: for damaged files, another version, a missing component
         rule = f"spaCy can't load it ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-        raise UserError("captions.model", settings.model, rule, "name a pipeline for this version of spaCy") from error
+        raise UserError(
+            "captions.model", settings.model, rule, "fetch it again, or name a pipeline for this version of spaCy"
+        ) from error
     if language != settings.language:
         remedy = f"set language = {language!r} in the section [captions] if your captions are in that language"
         rule = f"this pipeline is for the language {language!r}, and the captions are in {settings.language!r}"

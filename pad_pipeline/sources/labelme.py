@@ -67,7 +67,7 @@ class LabelmeSource(AnnotatedSource):
         image = below = image.replace("\\", "/")
         while below.startswith(("../", "./")):
             below = below.partition("/")[2]
-        others = [below, *beside(file, Path(image).name)]
+        others = [*beside(file, Path(image).name), below]
         if is_url(self.root):
             return others
         return [os.path.relpath((self._folder / file).parent.resolve() / image, self.root), *others]

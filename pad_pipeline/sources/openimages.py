@@ -41,13 +41,19 @@ class OpenImagesSource(AnnotatedSource):
         """Yield the boxes of each image."""
         rows, seen = _rows("annotations", self._file), set[str]()
         next(rows)
-        named = (dict(zip(self._header, row, strict=False)) for row in rows if row)
+        named = (dict(zip(self._header, row, strict=False)) for row in rows if row and self._has_image(row))
         for image, boxes in groupby(named, lambda row: row["ImageID"]):
             if image in seen:
                 rule = f"the rows of the image {image} do not stand together"
                 raise UserError("annotations", self._file, rule, "sort it by ImageID")
             seen.add(image)
             yield Entry(image, [f"{image}.jpg"], shapes=[partial(self._box, one) for one in boxes])
+
+    def _has_image(self, row: list[str]) -> bool:
+        """Return whether a row reaches the column with the image, and count it if it does not."""
+        if missing := len(row) <= self._header.index("ImageID"):
+            self.counts.note("rows without an ImageID, which are left out", ",".join(row)[:80])
+        return not missing
 
     def _box(self, row: dict[str, str]) -> Shape:
         if (name := self._names.get(row.get("LabelName", ""))) is None:

@@ -33,7 +33,7 @@ class Job(BaseModel):
     vision: AbsolutePath
     """Folder or hub name of the vision tower, of CLIP's or SigLIP's type."""
     llm: AbsolutePath
-    """Folder or hub name of the LLM, of LLaMA's, Mistral's or Qwen's type."""
+    """Folder or hub name of the LLM, see `check_llm`."""
     out: str
     """Output folder for `training.json`, `log.jsonl`, `checkpoints/`, `mm_projector.bin` and the Hugging Face model
     `hf/`."""

@@ -92,6 +92,10 @@ class Trainer:
     def _check_out(self) -> None:
         """Check that the output folder is empty, or holds a training of the same job."""
         claim_folder(self.out, FACTS)
+        self._check_earlier()
+
+    def _check_earlier(self) -> None:
+        """Check that a training that the output folder holds is of the same job."""
         self.earlier = read_facts(self.out / FACTS)
         facts = self.job.model_dump(mode="json")
         if self.earlier is not None and (different := differences(self.earlier.get("job"), facts, MAY_DIFFER)):
@@ -103,6 +107,8 @@ class Trainer:
         job, model = self.job, self.model
         try:
             template = Template(self.settings.template, model.tokenizer)
+            # Otherwise a template that fits no dialogue would be blamed on the data, sample by sample.
+            template([{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A dog."}], image=True)
         except ValueError as error:
             rule = f"it can't be used with this LLM's tokenizer ({error})"
             raise UserError("template", self.settings.template, rule, "choose another in the settings") from error
@@ -162,6 +168,7 @@ class Trainer:
             return self._run()
         self.out.mkdir(parents=True, exist_ok=True)
         with locked(Folder(self.out)):
+            self._check_earlier()  # again, because another training may have ended while the models were loaded
             return self._run()
 
     def _run(self) -> list[dict[str, Any]]:

@@ -269,6 +269,11 @@ def _check_vocabulary(llm: Any, tokenizer: Any, name: str) -> None:
         raise UserError(
             "llm", name, rule, "give a causal language model such as LLaMA, Qwen, Mistral, Gemma 3 or Phi 3"
         )
+    if getattr(llm.get_output_embeddings(), "bias", None) is not None:
+        rule = "its output layer has a bias, for which transformers' LLaVA has no place"
+        raise UserError(
+            "llm", name, rule, "give another language model, such as LLaMA, Qwen, Mistral, Gemma 3 or Phi 3"
+        )
     if not len(tokenizer) or len(tokenizer) > rows:
         rule = f"its tokenizer has {len(tokenizer)} tokens, and its embedding has {rows} rows"
         raise UserError("llm", name, rule, "use the tokenizer and the checkpoint of one model")

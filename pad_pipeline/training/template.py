@@ -66,13 +66,13 @@ class Template:
             tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", " a", "\n", "\na")
         )
         self._drops_space = alone == spaced
-        # Text that stands in front of a text to tokenize it as a continuation: a tokenizer that puts a space before
-        # each text puts it before this one, which joins no other character.
+        # `_guard` is put before a text that continues another one. A tokenizer that adds a space before every text then
+        # adds it before the guard, and the guard never merges with the text.
         self._guard = "" if after == line + alone else "\n"
         self.bos = self._bos_tokens()
         """The ids that stand before a text: BOS, or nothing."""
         self.options: dict[str, Any] = {"enable_thinking": False}
-        """Options of the LLM's chat template. Qwen 3 then asks with an empty thought, which is never learned."""
+        """Options of the LLM's chat template. Qwen 3's then asks with an empty thought; the LLM does not learn it."""
         if name == "chat" and not self._asks_as_trained():
             self.options = {}
 
@@ -157,8 +157,8 @@ class Template:
         """Return BOS if the tokenizer puts it before a text, or should.
 
         transformers 5 omits the BOS of a SentencePiece tokenizer (LLaMA's) if the tokenizer's config does not say
-        `add_bos_token`. A byte-level one without BOS (Phi 4, SmolLM 2) has its reasons: its BOS is its EOS, or begins
-        the turns of its chat template.
+        `add_bos_token`. Some byte-level tokenizers deliberately add no BOS (Phi 4, SmolLM 2): their BOS is also EOS, or
+        begins each turn.
         """
         bos = self.tokenizer.bos_token_id
         puts = bos in list(self.tokenizer("a")["input_ids"])[:1]
@@ -166,15 +166,15 @@ class Template:
         return [bos] if bos is not None and (puts or forgets) else []
 
     def _asks_as_trained(self) -> bool:
-        """Return whether the text that asks for an answer, with the options, stands before an answer in a dialogue."""
+        """Return whether a dialogue begins with the text that asks for its first answer, rendered with the options."""
         roles = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A dog."}]
         return self._render(roles).startswith(self._render(roles[:1], add_generation_prompt=True))
 
     def _asked_text(self, whole: str, roles: list[dict[str, str]]) -> str:
         """Return the text of a dialogue up to an answer. `roles` are the messages before it.
 
-        Before the last answer it is the text that asks for it. Qwen 3's template asks with an empty thought, and drops
-        the thoughts of earlier answers.
+        For the last answer, this text ends in Qwen 3's empty thought. Earlier answers have none, so it is rendered
+        again with thinking on.
         """
         asked = self._render(roles, add_generation_prompt=True)
         if whole.startswith(asked) or not self.options:
@@ -200,9 +200,9 @@ class Template:
     def _tokenize(self, text: str, continued: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the ids of a text, and the range of characters that each of them stands for.
 
-        SentencePiece puts a space before a text. transformers' LlamaTokenizer leaves that space out if the text begins
-        with one; it is added here, as LLaVA's own tokenizer adds it. A text is `continued` if it follows other text,
-        and then no space is put before it.
+        SentencePiece puts a space before a text. The LlamaTokenizer of transformers omits this space if the text begins
+        with one; LLaVA's tokenizer does not, so it is added here. A text is `continued` if it follows other text, and
+        then no space is put before it.
 
         Raises:
             ValueError: the tokenizer can't tokenize a continuation.
@@ -226,7 +226,7 @@ class Template:
         if any part of it lies in a supervised piece.
         """
         parts: list[tuple[str, int]] = []
-        """Texts that are tokenized by themselves, each with the length of the answer at its start."""
+        """Texts that are tokenized separately, each with the number of supervised characters at its start."""
         for piece, supervised in pieces:
             if supervised or not parts:
                 parts.append((piece, len(piece) * supervised))

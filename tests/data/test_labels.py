@@ -90,6 +90,7 @@ def test_an_embedding_that_does_not_fit_the_tokenizer_is_refused(
         ({"model_type": "gemma3"}, "gemma3"),
         ({"model_type": "llava"}, "is no decoder for text alone"),
         ({"model_type": "gemma2"}, r"it changes its logits \(final_logit_softcapping = 30.0\)"),
+        ({"model_type": "recurrent_gemma"}, r"it changes its logits \(logits_soft_cap = 30.0\)"),
         ({"model_type": "cohere"}, r"it changes its logits \(logit_scale = 0.0625\)"),
         ({"model_type": "unheard-of"}, "its config.json can't be read"),
     ],

@@ -352,3 +352,31 @@ def test_commands_make_regions_of_the_drawn_pixels(pad: Callable[..., Any], mode
         (region,) = shards.sample(name, row).meta["regions"]
         assert (shards.run.kind, region["box"]) == (f"import-{kind}", [4, 2, 20, 10])
         assert (coco_mask.decode(region["rle"]) == filled(4, 2, 20, 10)).all()
+
+
+def test_names_that_no_file_can_have_cost_their_own_records(tmp_path: Path) -> None:
+    """Catches a row without the column of the image that ends in a traceback, and one name of 300 letters that stops a
+    whole import, because the system refuses to look it up."""
+    draw(tmp_path / "images/a.jpg")
+    source = openimages(
+        tmp_path, "a,xclick,/m/0cmf2,1,0.1,0.2,0.3,0.4,0,0,0,0,0", f"{'b' * 300},xclick,/m/0cmf2,1,0,1,0,1"
+    )
+    assert [one.id for one in source] == ["a"]
+    text = (tmp_path / "boxes.csv").read_text().splitlines()
+    swapped = [",".join([*line.split(",")[1:], line.split(",")[0]]) for line in text]
+    (tmp_path / "boxes.csv").write_text("\n".join([*swapped, "xclick,/m/0cmf2"]) + "\n")
+    source = OpenImagesSource(tmp_path / "boxes.csv", tmp_path / "images", tmp_path / "classes.csv")
+    assert [one.id for one in source] == ["a"]
+    assert source.counts["rows without an ImageID, which are left out"] == 2
+
+
+def test_a_labelme_file_belongs_to_the_image_beside_it(tmp_path: Path) -> None:
+    """Catches the shapes of `x/a.json` on `a.jpg`, where a folder above has an image of the same name."""
+    for name in ("a.jpg", "x/a.jpg"):
+        draw(tmp_path / "images" / name)
+    (tmp_path / "labels/x").mkdir(parents=True)
+    shape = {"label": "dog", "shape_type": "rectangle", "points": [[1, 1], [4, 4]], "group_id": None, "flags": {}}
+    text = json.dumps({"imagePath": "a.jpg", "imageWidth": 30, "imageHeight": 20, "shapes": [shape]})
+    (tmp_path / "labels/x/a.json").write_text(text)
+    found = {one.source: len(one.annotations) for one in LabelmeSource(tmp_path / "labels", tmp_path / "images")}
+    assert found["x/a.jpg"] == 1 and not found.get("a.jpg")

@@ -76,6 +76,8 @@ def texts(caption: str, question: str = "", answer: str = "") -> ImageRecord:
         ("a DOG and two dogs", {}, ["dog"]),
         ("it is red", {"adjectives": True}, []),
         ("", {}, []),
+        ("dog bus ball tree house wall", {}, []),
+        ("dog bus ball tree house wall", {"most_words": 6}, ["dog bus ball tree house wall"]),
     ],
 )
 def test_nouns_become_tags(rules: Path, caption: str, settings: dict[str, Any], expected: list[str]) -> None:
@@ -247,5 +249,7 @@ def test_captions_steer_a_build_and_can_be_added_to_an_earlier_one(
     run = json.loads((tmp_path / "both/run.json").read_text())
     assert run["settings"]["captions"]["language"] == "en" and len(run["fingerprints"]["captions"]) == 64
     assert "  from captions" in pad("stats", tmp_path / "both").out.replace("│", "")
+    forgotten = pad("build", *redo, "--models", models_toml, "--out", tmp_path / "forgotten")
+    assert forgotten.code == 2 and "has no section [captions], which does this step" in forgotten.err
     refused = pad("build", "--images", world.images, *common, "--models", both, "--out", tmp_path / "refused")
     assert refused.code == 2 and "none of its images has a caption or a conversation" in refused.err

@@ -224,6 +224,14 @@ def test_ram_tags_have_tokens_that_say_something(tokenizers: dict[str, Any], mon
             assert shortened < 10, "a rule for lone spaces that drops more than lone spaces"
 
 
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    """Catches a training on texts of no tokens, exit code 0, because a download left the tokenizer out."""
+    llama(tmp_path / "llm", sentencepiece_model(CORPUS), False)
+    (tmp_path / "llm/tokenizer.model").unlink()
+    with pytest.raises(UserError, match=r"its tokenizer (makes no tokens|can't be loaded).*; .*tokenizer.model"):
+        load_tokenizer("llm", tmp_path / "llm")
+
+
 def test_a_tokenizer_that_disagrees_with_its_sentencepiece_model_is_refused(tmp_path: Path) -> None:
     """A tokenizer.json of another model, or of a wrong conversion, beside a tokenizer.model. Catches a training on
     tokens that the LLM never saw."""

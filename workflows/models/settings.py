@@ -231,8 +231,10 @@ def with_tags(models: ModelSettings, tag_list: str, tag_thresholds: str) -> Mode
         tagger = models.annotator(TaggerSettings)
     except UserError as error:
         field = "tag_list" if tag_list else "tag_thresholds"
-        rule = f"the tagger is a class of your own ({error.value})"
-        raise UserError(field, tag_list or tag_thresholds, rule, "put its tags into its settings") from error
+        rule, remedy = f"the tagger is a class of your own ({error.value})", "put its tags into its settings"
+        if error.value == "none":
+            rule, remedy = "the models have no tagger", "leave it out, or name models with a tagger"
+        raise UserError(field, tag_list or tag_thresholds, rule, remedy) from error
     changes |= {TaggerSettings.pins[setting]: "" for setting in changes}
     if tag_thresholds:
         changes["threshold"] = None

@@ -13,7 +13,7 @@ from pad_pipeline.geometry import View
 from pad_pipeline.images import DecodeSettings
 from pad_pipeline.labels import LabelEmbedder, LabelSettings
 from pad_pipeline.llms import check_llm
-from pad_pipeline.roles import STEPS, RedoFrom
+from pad_pipeline.roles import STEPS, RedoFrom, section_of
 from pad_pipeline.shards.lock import locked
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.run import RUN_NAME, Run
@@ -94,6 +94,9 @@ def _earlier_facts(source: Source, models: ModelSettings, redo_from: RedoFrom) -
     if not isinstance(source, ShardsSource):
         rule = "only images that come from PAD shards have been annotated before"
         raise UserError("redo_from", redo_from, rule, "name a folder of shards in `images`")
+    if redo_from != STEPS[-1] and not any(redo_from in one.steps for one in models.annotators):
+        rule = f"the models file has no section [{section_of(redo_from)}], which does this step"
+        raise UserError("redo_from", redo_from, rule, "name a file of `models` that has it, or another step")
     first = models.annotators_from(redo_from)[0] if redo_from != STEPS[-1] else None
     if first and first.steps[0] != redo_from and redo_from in first.steps:
         rule = f"a {first.section} does {', '.join(first.steps)} in one"
