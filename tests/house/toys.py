@@ -134,8 +134,9 @@ CHANGED = {
         ("    tags: list[Tag] =", "    brightness: float = 0.0\n    tags: list[Tag] ="),
         ('            "tags": [{', '            "brightness": self.brightness,\n            "tags": [{'),
         (
-            "            self.tags = [Tag(str",
-            '            self.brightness = _finite(meta["brightness"])\n            self.tags = [Tag(str',
+            "            self.regions = []\n            for region in meta",
+            '            self.brightness = _finite(meta["brightness"])\n'
+            "            self.regions = []\n            for region in meta",
         ),
         (
             '        if step == "tag":',
