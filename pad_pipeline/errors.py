@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, changes of the writing direction, and bytes of a file's name that are no text."""
 
 
 class UserError(Exception):
@@ -30,8 +34,8 @@ class UserError(Exception):
 
 def printable(text: str) -> str:
     """Return a text with each control character but line breaks and tabs as its escape, such as `\\x1b`. A file's name
-    could otherwise change what a terminal shows."""
-    return "".join(one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1] for one in text)
+    could otherwise change what a terminal shows. Characters that only join letters or emoji stay."""
+    return "".join(ascii(one)[1:-1] if one not in "\n\t" and _CONTROL.match(one) else one for one in text)
 
 
 @contextmanager

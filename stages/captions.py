@@ -99,6 +99,8 @@ class CaptionTags(Stage[str, Any]):
         """Add the tags. An image without tags gets the status `empty`; a tagger that runs later can change that."""
         tags = [Tag(name, self.settings.score) for name in names_in(output, self.settings)]
         row.add_tags("captions", tags)
+        if len(output.text) == _LONGEST:
+            row.note(self.name, f"only the first {_LONGEST:,} characters of its texts are read for tags")
         row.status = "ok" if row.tags else "empty"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import xml.etree.ElementTree as ET
@@ -98,8 +99,12 @@ class AnnotatedSource(ABC):
         a store are not looked up."""
         good = [os.path.normpath(path) for path in paths if not path_problem(path)]
         for path in good:
-            if is_url(self.root) or os.path.isfile(f"{self.root}/{path}"):  # noqa: PTH113 (False for too long a name)
-                return path, True
+            try:
+                if is_url(self.root) or Path(self.root, path).is_file():
+                    return path, True
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:  # no file can have such a name; another error says nothing
+                    raise
         return paths[0], False
 
 

@@ -11,6 +11,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from pad_pipeline.errors import printable
 from pad_pipeline.workflows.cli import app
 from tests.commands.conftest import Pad
 
@@ -104,3 +105,5 @@ def test_a_name_with_control_characters_changes_no_terminal(pad: Pad, tmp_path: 
     for images in (bad / "gone", bad):
         done = pad("build", "--images", images, "--models", "miniature", "--out", tmp_path / "out")
         assert done.code == 2 and "\x1b" not in done.out + done.err and "\\x1b[31mred" in done.err
+    assert printable("👩\u200d👧 می\u200cخواهم\n\t") == "👩\u200d👧 می\u200cخواهم\n\t"  # joiners belong to the text
+    assert printable("\u202egnp.exe\r") == "\\u202egnp.exe\\r"

@@ -88,6 +88,16 @@ def test_nouns_become_tags(rules: Path, caption: str, settings: dict[str, Any], 
     assert row.status == ("ok" if expected else "empty")
 
 
+def test_a_text_that_is_too_long_is_cut_and_said(rules: Path) -> None:
+    """Catches tags that are missing without a word, because a text was cut."""
+    row, whole = texts("a dog " * 20_000 + "a bus"), texts("a dog and a bus")
+    assert tags_of(row, model=str(rules)) == ["dog"] and tags_of(whole, model=str(rules)) == ["dog", "bus"]
+    assert (row.stage, row.reason, row.status) == (
+        "captions", "only the first 100,000 characters of its texts are read for tags", "ok"
+    )  # fmt: skip
+    assert not whole.reason
+
+
 def test_questions_are_read_only_where_the_user_wants_them(rules: Path) -> None:
     """Catches a box for a car that a question asks for in vain."""
     for turns, expected in (("answers", ["dog", "tree"]), ("all", ["dog", "car", "tree"]), ("none", ["dog"])):
