@@ -160,7 +160,7 @@ def main() -> None:
         if asked.engine == "ray":
             from tests.cluster import cluster
 
-            options += ["--address", stack.enter_context(cluster(cpus=2))]
+            options += ["--gpus", 0, "--address", stack.enter_context(cluster(cpus=2))]
         began = time.monotonic()
         chaos = Chaos(Path(home), asked.command, options, asked.images, asked.shard_size, asked.isolated)
         chaos.at_points(driver=asked.engine == "ray" or asked.isolated)

@@ -32,6 +32,7 @@ def cluster(cpus: int = 2) -> Iterator[str]:
         with said.open("w") as log:
             # Without a token, which drivers that are given an address would have to be told.
             environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+            environment.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "")  # a Ray of this process alone may have set it
             started = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=environment)
         try:
             while not (found := re.search(r"ray start --address='(.+?)'", said.read_text())):
@@ -57,9 +58,7 @@ def nodes(number: int, gpus: int = 0) -> Iterator[tuple[Any, list[Any]]]:
     from ray.cluster_utils import Cluster
 
     memory = {"object_store_memory": 200_000_000}
-    # Ray takes up to half a minute to believe in a node's death; nothing here depends on how long.
-    soon = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
-    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": soon, **memory}
+    head = {"num_cpus": 0, "include_dashboard": False, **memory}
     made = Cluster(initialize_head=True, head_node_args=head)
     try:
         yield made, [made.add_node(num_cpus=1, num_gpus=gpus, **memory) for _ in range(number)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pad_pipeline.miniature.files import World
 from pad_pipeline.workflows.engine.chain import Link
 from pad_pipeline.workflows.engine.placement import cpus_of_worker, make_pools, room
 from pad_pipeline.workflows.runs.options import RunOptions
+from tests.cluster import cluster
 from tests.conftest import wait_for
 from tests.runs.conftest import Pad
 from tests.runs.processes import descendants, finished, process, ray_workers
@@ -79,6 +81,24 @@ def test_a_mistake_is_one_line_on_ray_too(pad: Pad, world: World, models_toml: P
     planned, error = done.err.splitlines()
     assert planned.startswith("10 images are planned")
     assert "look like SAM" in error
+
+
+@pytest.mark.slow
+def test_a_run_waits_for_a_gpu_and_then_stops(world: World, common: list[object], tmp_path: Path) -> None:
+    """A cluster without a GPU. Catches models that run on the CPUs without a word, and a run that waits for ever."""
+    out = tmp_path / "out"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    with cluster(cpus=2) as address:
+        build = ["build", "--images", world.images, *common, "--engine", "ray", "--address", address, "--out", out]
+        code, said = finished(process([*build, "--wait", "12s"], env=clean))
+        assert code == 4, said
+        asked, *_, error = said.splitlines()[1:]
+        assert asked.startswith("Waiting up to 12 seconds: the cluster has 0 of at least 1 workers for tag+")
+        assert "which need 1 GPUs each. --gpus 0 computes on the CPU." in asked
+        assert error.startswith("error: --wait = 12 s: the cluster has 0 of at least 1 workers")
+        assert not list(out.glob("pad-*"))
+        code, said = finished(process([*build, "--gpus", 0], env=clean))
+        assert code == 0 and "10 images" in said, said
 
 
 @pytest.mark.slow

@@ -156,7 +156,7 @@ def test_a_training_goes_on_with_fewer_workers_when_a_node_is_lost(
     assert pad(*arguments, "--out", tmp_path / "one").code == 0
     out = tmp_path / "ray"
     with nodes(2) as (made, workers):
-        started = [str(BIN / "pad"), *arguments, "--workers", "1-2", "--address", made.address]
+        started = [str(BIN / "pad"), *arguments, "--workers", "1-2", "--gpus", "0", "--address", made.address]
         with subprocess.Popen([*started, "--out", str(out)], stderr=subprocess.PIPE, text=True) as process:
             wait_for(lambda: (out / "checkpoints/step-00000006/facts.json").exists(), process)
             assert json.loads((out / "training.json").read_text())["ranks"] == 2
