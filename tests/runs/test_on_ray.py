@@ -42,7 +42,9 @@ def test_workers_fit_every_cluster() -> None:
             assert sum(pool.gpus for pool in pools) * teams <= node.get("GPU", 0)
             assert cpus * len(pools) * teams <= node["CPU"]
     assert room([{"GPU": 1.0}, {"CPU": 1.0}], 1) == 1 and room([{}, {"GPU": 3.0}], 0.3) == 10
-    assert cpus_of_worker([], make_pools(CHAIN, 1), 4) > 0
+    assert cpus_of_worker([], make_pools(CHAIN, 1), 0) > 0
+    # Twenty workers that wait for nodes do not all begin on the first one.
+    assert cpus_of_worker([], make_pools(CHAIN, 0), 0) == cpus_of_worker([{"CPU": 4.0}], make_pools(CHAIN, 0), 0) == 1
 
 
 def test_models_share_a_gpu_and_what_needs_none_is_kept_off_it() -> None:

@@ -48,19 +48,22 @@ def room(nodes: Sequence[Node], gpus: float) -> int:
 def cpus_of_worker(nodes: Sequence[Node], pools: list[Pool], workers: int) -> float:
     """Return the CPUs that each worker reserves, in fractions, as Ray counts them.
 
-    All workers must fit into the cluster at once, or the last pool would wait forever. So together they reserve half of
-    the CPUs: on the node with the fewest CPUs for each GPU; or, if there is no GPU, on all nodes.
+    The workers of all pools must fit at once, or the last pool would wait forever. So the workers of a GPU reserve half
+    of its share of the CPUs, on the node with the fewest CPUs for each GPU. A worker that computes on the CPU reserves
+    one CPU, or less on this machine alone, where all workers must fit.
 
     Args:
         nodes: the nodes of the cluster.
         pools: the pools of the run.
-        workers: the number of workers in the main pool.
+        workers: the number of workers in the main pool that must fit; 0 if they may wait for more nodes.
     """
     gpus = max(pool.gpus for pool in pools)
     if gpus:
         shares = [node.get("CPU", 0) / _fitting(node, gpus) for node in nodes if _fitting(node, gpus)]
+    elif workers:
+        shares = [sum(node.get("CPU", 0) for node in nodes) / workers]
     else:
-        shares = [sum(node.get("CPU", 0) for node in nodes) / max(workers, 1)] if nodes else []
+        return min(1.0, max((node.get("CPU", 0) for node in nodes), default=0) or 1.0)
     return min(1.0, max(0.001, int(500 * min(shares, default=1.0) / len(pools)) / 1000))
 
 

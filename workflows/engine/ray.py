@@ -11,10 +11,11 @@ from collections.abc import Generator, Iterable
 from pad_pipeline.errors import UnavailableError
 from pad_pipeline.workflows.engine.attempts import Attempts
 from pad_pipeline.workflows.engine.chain import Done, Link
+from pad_pipeline.workflows.engine.crew import Wanted
 from pad_pipeline.workflows.engine.placement import make_pools
 from pad_pipeline.workflows.engine.progress import Progress
 from pad_pipeline.workflows.engine.ray_session import Cluster, gpus_each, ray_session, watched
-from pad_pipeline.workflows.engine.scheduler import Scheduler, Wanted
+from pad_pipeline.workflows.engine.scheduler import Scheduler
 
 
 class RayEngine:
@@ -37,7 +38,7 @@ class RayEngine:
         with ray_session(self.cluster.address) as ray, watched(ray):
             try:
                 pools = make_pools(chain, gpus_each(ray, self.cluster))
-                wanted = Wanted(pools, *self.workers, self.cluster.wait)
+                wanted = Wanted(pools, *self.workers, self.cluster.wait, not self.cluster.address)
                 yield from Scheduler(ray, wanted, iter(shards), progress).results()
             except ray.exceptions.RayError as error:  # an error of Ray's own: exceptions of stages come as values
                 rule = f"Ray stopped the run ({type(error).__name__}: {str(error).splitlines()[0]})"
