@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -18,21 +19,29 @@ RAY = Path(sys.executable).with_name("ray")
 
 
 @contextmanager
-def cluster(cpus: int = 2) -> Iterator[str]:
+def cluster(cpus: int = 2, port: int = 0, autoscaler: dict[str, Any] | None = None) -> Iterator[str]:
     """One node in processes of its own, and its address. It outlives the drivers that join it. Another Ray on this
-    machine is neither joined nor stopped."""
-    port, client = free_port(), free_port()
+    machine is neither joined nor stopped.
+
+    With `autoscaler`, Ray's own autoscaler runs beside it with this configuration.
+    """
+    port, client = port or free_port(), free_port()
     with tempfile.TemporaryDirectory(prefix="pad-ray-") as folder:
         command = [
             *(RAY, "start", "--head", "--block", "--port", port),
             *("--ray-client-server-port", client, "--temp-dir", folder, "--num-cpus", cpus),
             *("--include-dashboard", "false", "--disable-usage-stats", "--object-store-memory", 200_000_000),
         ]
+        # Without a token, which drivers that are given an address would have to be told.
+        environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+        environment.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "")  # a Ray of this process alone may have set it
+        if autoscaler:
+            configuration = Path(folder, "autoscaler.yaml")
+            configuration.write_text(json.dumps(autoscaler))
+            command += ["--autoscaling-config", configuration]
+            environment |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
         said = Path(folder, "started.log")
         with said.open("w") as log:
-            # Without a token, which drivers that are given an address would have to be told.
-            environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
-            environment.pop("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "")  # a Ray of this process alone may have set it
             started = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log, env=environment)
         try:
             while not (found := re.search(r"ray start --address='(.+?)'", said.read_text())):
@@ -42,6 +51,23 @@ def cluster(cpus: int = 2) -> Iterator[str]:
         finally:
             started.terminate()  # it ends all that it started
             started.wait(30)
+
+
+def nodes_by_demand(number: int) -> dict[str, Any]:
+    """A configuration of Ray's autoscaler that adds up to `number` nodes with a GPU, processes of this machine, as they
+    are needed. Ray's provider of such nodes wants the head's port to be 6379."""
+    head = {"resources": {"CPU": 0}, "node_config": {}, "min_workers": 0, "max_workers": 0}
+    resources = {"CPU": 2, "GPU": 1, "object_store_memory": 100_000_000}
+    node = {"resources": resources, "node_config": {}, "min_workers": 0, "max_workers": number}
+    lists = "initialization_commands setup_commands head_setup_commands worker_setup_commands cluster_synced_files"
+    lists += " head_start_ray_commands worker_start_ray_commands rsync_exclude rsync_filter"
+    empty: dict[str, Any] = {name: [] for name in lists.split()}
+    empty |= {"auth": {}, "docker": {}, "file_mounts": {}, "file_mounts_sync_continuously": False}
+    provider = {"type": "fake_multinode", "disable_node_updaters": True, "disable_launch_config_check": True}
+    return empty | {
+        "cluster_name": "test", "max_workers": number, "upscaling_speed": 1.0, "idle_timeout_minutes": 1,
+        "provider": provider, "head_node_type": "head", "available_node_types": {"head": head, "gpu": node},
+    }  # fmt: skip
 
 
 def free_port() -> int:

@@ -11,9 +11,12 @@ import pytest
 from pad_pipeline.miniature.files import World
 from pad_pipeline.workflows.engine.chain import Link
 from pad_pipeline.workflows.engine.placement import cpus_of_worker, make_pools, room
+from pad_pipeline.workflows.engine.ray import RayEngine
+from pad_pipeline.workflows.engine.ray_session import Cluster
 from pad_pipeline.workflows.runs.options import RunOptions
-from tests.cluster import cluster
+from tests.cluster import cluster, nodes_by_demand
 from tests.conftest import wait_for
+from tests.engine.chains import Told, begin, chain
 from tests.runs.conftest import Pad
 from tests.runs.processes import descendants, finished, process, ray_workers
 
@@ -101,6 +104,18 @@ def test_a_run_waits_for_a_gpu_and_then_stops(world: World, common: list[object]
         assert not list(out.glob("pad-*"))
         code, said = finished(process([*build, "--gpus", 0], env=clean))
         assert code == 0 and "10 images" in said, said
+
+
+@pytest.mark.long
+def test_an_autoscaler_is_asked_for_gpus_from_the_start() -> None:
+    """The head alone has neither CPU nor GPU, and Ray's autoscaler adds nodes for what is asked. Catches a run that
+    asks for half a CPU, gets a node without a GPU, and computes there."""
+    links = [link._replace(on_gpu=link.name == "first") for link in chain()]
+    told = Told(6)
+    with cluster(cpus=0, port=6379, autoscaler=nodes_by_demand(2)) as address:
+        engine = RayEngine(Cluster(address, None, 120.0), (1, 2))
+        done = list(engine.run(links, map(begin, range(6)), told))
+    assert sorted(one.number for one in done) == list(range(6)), told.text.getvalue()
 
 
 @pytest.mark.slow
