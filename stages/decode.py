@@ -8,7 +8,7 @@ import json
 from PIL import Image
 
 from pad_pipeline.images import BadImage, DecodeSettings, decode
-from pad_pipeline.masks import check_mask
+from pad_pipeline.masks import check_mask, check_sizes
 from pad_pipeline.records import ImageRecord, Place
 from pad_pipeline.roles import STEPS, RedoFrom
 from pad_pipeline.sources.read import read_bytes
@@ -68,7 +68,8 @@ def restore_row(row: ImageRecord, meta: bytes, check_masks: bool) -> None:
         BadImage: the JSON is damaged.
     """
     try:
-        row.restore(json.loads(meta))
+        row.restore(stored := json.loads(meta))
+        check_sizes(stored)
         if check_masks:
             for region in row.regions:
                 check_mask(region.rle, row.width, row.height)

@@ -27,6 +27,7 @@ class GroupConfig(TorchConfig):
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
+        """Return the class that makes the process group."""
         return _GroupBackend
 
 
