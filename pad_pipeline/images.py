@@ -61,7 +61,7 @@ def decode(data: bytes, settings: DecodeSettings) -> tuple[Image.Image, str]:
             _check_size(image, settings)
             # Load the pixels before EXIF is read: after a failed getexif(), load() can accept half an image.
             image.load()
-        except BadImage:
+        except (BadImage, MemoryError):
             raise
         except Exception as error:  # Pillow's decoders raise a dozen types, even SyntaxError
             unknown = isinstance(error, UnidentifiedImageError)
@@ -84,6 +84,8 @@ def _upright(image: Image.Image) -> Image.Image:
     # This does not turn a TIFF twice: Pillow turns it on loading, and drops the EXIF tag.
     try:
         return ImageOps.exif_transpose(image) or image
+    except MemoryError:
+        raise
     except Exception:  # the EXIF data can't be read
         return image
 

@@ -40,7 +40,7 @@ def is_final(error: Exception) -> bool:
     """Return whether a repetition is useless, because the store refused or the request was invalid."""
     status = _status(error)
     refused = status is not None and 400 <= status < 500 and status not in (408, 409, 425, 429)
-    wrong = isinstance(error, (UserError, PermissionError, IsADirectoryError, TypeError, ValueError))
+    wrong = isinstance(error, (UserError, MemoryError, PermissionError, IsADirectoryError, TypeError, ValueError))
     return refused or wrong or is_not_found(error)
 
 

@@ -43,6 +43,8 @@ class Deadly(Stage):
         if any(self.word in row.id for row in rows):
             if self.how == "segfault":
                 ctypes.string_at(0)
+            if self.how == "memory":
+                raise MemoryError
             os._exit(int(self.how))
         return inputs
 
@@ -115,7 +117,8 @@ class DoomedWrite(WriteShard):
 
 
 def doom(what: str) -> Callable[[list[Link]], list[Link]]:
-    """A change to a chain. `at POINT N [driver]`, `segfault WORD`, `exit CODE WORD`, `broken [WORD]`, or nothing."""
+    """A change to a chain. `at POINT N [driver]`, `segfault WORD`, `memory WORD`, `exit CODE WORD`, `broken [WORD]`, or
+    nothing."""
     words = what.split(":")
 
     def change(links: list[Link]) -> list[Link]:
@@ -128,6 +131,7 @@ def doom(what: str) -> Callable[[list[Link]], list[Link]]:
             return [*links[:-1], last._replace(operations=[*last.operations[:-1], doomed])]
         bad = {
             "segfault": lambda: Operation("deadly", partial(Deadly, words[1], "segfault")),
+            "memory": lambda: Operation("deadly", partial(Deadly, words[1], "memory")),
             "exit": lambda: Operation("deadly", partial(Deadly, words[2], words[1])),
             "broken": lambda: Operation("broken", partial(Broken, *words[1:])),
         }

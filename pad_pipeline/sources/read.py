@@ -78,7 +78,7 @@ def _named(root: str, place: Place, path: str) -> Place:
 def _local_cell(root: str, place: Place) -> bytes | str:
     try:
         return read_cell(root, place)
-    except BadImage:
+    except (BadImage, MemoryError):
         raise
     except (pa.ArrowException, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in {None, *_FAULTS_OF_A_FILE}:
@@ -120,7 +120,7 @@ def _retried(url: str, fetch: Callable[[], _Data]) -> _Data:
     store = _STORE.match(url)
     try:
         data = ask(fetch)
-    except (BadImage, UserError):
+    except (BadImage, UserError, MemoryError):
         raise
     except Exception as error:  # any of the errors of the network and of the store's library
         if is_not_found(error):
