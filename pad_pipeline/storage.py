@@ -218,10 +218,11 @@ class Folder:
             (self.path / name).unlink()
             _sync(self.path)
 
-    def clean(self, name: str = "") -> None:
-        """Remove what `atomic_write` left unfinished in dead processes, for the file `name` or for all."""
+    def clean(self, name: str = "", mine: Callable[[str], bool] = lambda name: True) -> None:
+        """Remove what `atomic_write` left unfinished in dead processes, for the file `name` or for all that are
+        `mine`."""
         for entry, _ in self.files():
-            if (left := _LEFTOVER.fullmatch(entry)) and name in ("", left[1]):
+            if (left := _LEFTOVER.fullmatch(entry)) and name in ("", left[1]) and mine(left[1]):
                 _remove(self.path / entry)
 
 
@@ -326,7 +327,7 @@ class RemoteFolder(Folder):
         with suppress(FileNotFoundError):
             self._call(self.file_system.rm_file, self._at(name))
 
-    def clean(self, name: str = "") -> None:
+    def clean(self, name: str = "", mine: Callable[[str], bool] = lambda name: True) -> None:
         """Do nothing, because an unfinished upload leaves no object."""
 
 

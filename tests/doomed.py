@@ -69,6 +69,17 @@ class Broken(Stage):
         pass
 
 
+class Lose:
+    """Deletes a file after each shard that is written."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def __call__(self, done: Any) -> Any:
+        self.path.unlink(missing_ok=True)
+        return done
+
+
 class DoomedWrite(WriteShard):
     """Kills a process at a commit point, the n-th time that it comes by.
 
@@ -117,8 +128,8 @@ class DoomedWrite(WriteShard):
 
 
 def doom(what: str) -> Callable[[list[Link]], list[Link]]:
-    """A change to a chain. `at POINT N [driver]`, `segfault WORD`, `memory WORD`, `exit CODE WORD`, `broken [WORD]`, or
-    nothing."""
+    """A change to a chain. `at POINT N [driver]`, `segfault WORD`, `memory WORD`, `exit CODE WORD`, `broken [WORD]`,
+    `lose PATH`, or nothing."""
     words = what.split(":")
 
     def change(links: list[Link]) -> list[Link]:
@@ -129,6 +140,9 @@ def doom(what: str) -> Callable[[list[Link]], list[Link]]:
             victim = os.getpid() if len(words) > 3 else 0
             doomed = Operation("write", partial(DoomedWrite, *write.args, words[1], int(words[2]), victim))
             return [*links[:-1], last._replace(operations=[*last.operations[:-1], doomed])]
+        if words[0] == "lose":
+            lose = Operation("lose", partial(Lose, words[1]))
+            return [*links[:-1], last._replace(operations=[*last.operations, lose])]
         bad = {
             "segfault": lambda: Operation("deadly", partial(Deadly, words[1], "segfault")),
             "memory": lambda: Operation("deadly", partial(Deadly, words[1], "memory")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +13,7 @@ from pad_pipeline.geometry import View
 from pad_pipeline.images import DecodeSettings
 from pad_pipeline.labels import LabelEmbedder, LabelSettings
 from pad_pipeline.llms import check_llm
+from pad_pipeline.records import shard_name
 from pad_pipeline.roles import STEPS, RedoFrom, section_of
 from pad_pipeline.shards.lock import locked
 from pad_pipeline.shards.reader import ShardFolder
@@ -31,7 +32,7 @@ from pad_pipeline.workflows.models.settings import ModelSettings
 from pad_pipeline.workflows.runs.chains import annotation_chain, import_chain
 from pad_pipeline.workflows.runs.options import RunOptions
 from pad_pipeline.workflows.runs.prepare import prepare
-from pad_pipeline.workflows.runs.resume import Scan, scan
+from pad_pipeline.workflows.runs.resume import Scan, check_there, scan
 from pad_pipeline.workflows.runs.spec import RunSpec
 
 
@@ -210,7 +211,13 @@ def _work(run: Run, existing: Scan, folder: Folder, spec: RunSpec, options: RunO
     if numbers:  # otherwise Ray would start for nothing
         on_ray = options.engine == "ray"
         engine = RayEngine(options.address, options.workers) if on_ray else LocalEngine(options.isolated)
-        with closing(engine.run(chain, map(attempts, numbers), progress)) as results:
-            progress.follow(results)
+        try:
+            with closing(engine.run(chain, map(attempts, numbers), progress)) as results:
+                progress.follow(results)
+        finally:
+            made = {f"{shard_name(number)}.{ending}" for number in numbers for ending in ("tar", "parquet")}
+            with suppress(OSError):
+                folder.clean(mine=made.__contains__)  # what workers that were killed left unfinished
+        check_there(folder, {*existing.finished, *numbers})
     totals = scan(folder, run.identity, run.shards).totals if retry else existing.totals + progress.found
     return {name: totals[name] for name in TOTALS}
