@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from pad_pipeline.addresses import any_client
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.packages import OPTIONAL, installed, not_installed
 from pad_pipeline.retries import ask, is_not_found
@@ -53,7 +54,7 @@ def file_system(url: str) -> tuple[Any, str]:
     if problem := url_problem(url):
         raise UserError("url", url, problem, "copy the files to one of these, or to a local folder")
     try:
-        store, path = fsspec.core.url_to_fs(url)
+        store, path = fsspec.core.url_to_fs(url, **({"get_client": any_client} if url.startswith("http") else {}))
         return store, str(path)
     except ImportError as error:
         name = PACKAGES.get(url.partition("://")[0], "")

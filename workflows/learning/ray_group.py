@@ -17,12 +17,13 @@ import torch
 import torch.distributed as dist
 from ray.train import get_context
 from ray.train.torch.config import TorchConfig, _TorchBackend
+from torch._C._distributed_c10d import Store, TCPStore
 
-_store: dist.Store | None = None
+_store: Store | None = None
 """The store of the process group, in the worker of rank 0 only."""
 
 
-class GroupConfig(TorchConfig):
+class GroupConfig(TorchConfig):  # type: ignore[misc]
     """Settings of Ray Train's backend that sets up the process group."""
 
     @property
@@ -31,7 +32,7 @@ class GroupConfig(TorchConfig):
         return _GroupBackend
 
 
-class _GroupBackend(_TorchBackend):
+class _GroupBackend(_TorchBackend):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         """Set the environment variables of each worker's rank, and make the process group if there are several."""
         worker_group.execute(_set_ranks)
@@ -53,7 +54,7 @@ def _listen() -> tuple[str, int]:
     host = ray.util.get_node_ip_address()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     port = (listener := socket.create_server((host, 0), family=family)).getsockname()[1]
-    _store = dist.TCPStore(host, port, None, True, wait_for_workers=False, master_listen_fd=listener.detach())
+    _store = TCPStore(host, port, None, True, wait_for_workers=False, master_listen_fd=listener.detach())
     return host, port
 
 
@@ -61,7 +62,7 @@ def _join(host: str, port: int) -> None:
     if ipaddress.ip_address(host).is_loopback:  # all workers are on this machine
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(name, "lo0" if sys.platform == "darwin" else "lo")
-    store = _store or dist.TCPStore(host, port, None, False, wait_for_workers=False)
+    store = _store or TCPStore(host, port, None, False, wait_for_workers=False)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     rank, world = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
     dist.init_process_group(backend, store=store, rank=rank, world_size=world)

@@ -48,12 +48,17 @@ def build(source: Source, out: Path | str, models: ModelSettings, view: View, op
         UserError: an input, a model or the output folder can't be used, or a stage is broken.
     """
     folder = open_out(out, options.fork)  # first, so that a wrong folder is found before gigabytes are fetched
-    spec = build_spec(source, models, view, options.redo_from, options.used_threads)
+    spec = build_spec(source, models, view, options.redo_from, options.used_threads, options.private_addresses)
     return carry_out(spec, source, folder, options, forked=folder_at(out) if options.fork else None)
 
 
 def build_spec(
-    source: Source, models: ModelSettings, view: View, redo_from: RedoFrom = "tag", threads: int = 0
+    source: Source,
+    models: ModelSettings,
+    view: View,
+    redo_from: RedoFrom = "tag",
+    threads: int = 0,
+    private: bool = False,
 ) -> RunSpec:
     """Return the specification of a build. Missing weights are fetched.
 
@@ -67,7 +72,15 @@ def build_spec(
         if isinstance(one, TaggerSettings):
             _check_labels(embedder, one)
     compute = models.compute.model_copy(update={"threads": threads})
-    chain = partial(annotation_chain, models=models, view=view, root=source.root, compute=compute, redo_from=redo_from)
+    chain = partial(
+        annotation_chain,
+        models=models,
+        view=view,
+        root=source.root,
+        compute=compute,
+        redo_from=redo_from,
+        private=private,
+    )
     return RunSpec(
         kind="build",
         view=view,
@@ -127,7 +140,14 @@ def import_coco(
         embedding_width=embedder.width,
         settings={"llm": labels.model_dump(mode="json"), "decode": decoding.model_dump(mode="json")},
         fingerprints=embedder.fingerprints(),
-        chain=partial(import_chain, decoding=decoding, labels=labels, view=view, root=source.root),
+        chain=partial(
+            import_chain,
+            decoding=decoding,
+            labels=labels,
+            view=view,
+            root=source.root,
+            private=options.private_addresses,
+        ),
     )
     with rename_field(image_root="images"):
         totals = carry_out(spec, source, folder, options, forked=folder_at(out) if options.fork else None)
