@@ -1,7 +1,7 @@
 """Connect the workers of Ray Train to a torch process group that listens on one address instead of all of them.
 
-Ray Train's own way lets torch's store listen on every address of the machine. Whoever reaches a process group can run
-code in it, because objects that ranks exchange are pickled.
+Ray Train's own way lets torch's store listen on every address of the machine. Anybody who reaches a process group can
+run code in it, because objects that ranks exchange are pickled.
 """
 
 from __future__ import annotations
