@@ -112,7 +112,7 @@ class Score:
         self.things_tagged += sum(region.kind == "thing" and region.label in tags for region in scene.regions)
         found = [(region["label"], tuple(region["box"])) for region in meta["regions"]]
         for position, thing in self.add_boxes(scene, found):
-            mask = decode_mask(meta["regions"][position]["rle"], meta["width"], meta["height"]).astype(bool)
+            mask = decode_mask(meta["regions"][position]["rle"], *thing.mask.shape[::-1]).astype(bool)
             self.mask_ious.append(float((mask & thing.mask).sum() / (mask | thing.mask).sum()))
             exact, found_coverage = coverage_by_resizing(thing.mask, view), coverage[position] / 255
             if (most := np.maximum(exact, found_coverage).sum()) >= SLIVER:

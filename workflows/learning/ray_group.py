@@ -10,6 +10,7 @@ import ipaddress
 import os
 import socket
 import sys
+from datetime import timedelta
 from typing import Any
 
 import ray
@@ -37,9 +38,8 @@ class _GroupBackend(_TorchBackend):  # type: ignore[misc]
         """Set the environment variables of each worker's rank, and make the process group if there are several."""
         worker_group.execute(_set_ranks)
         if len(worker_group) > 1:
-            address = worker_group.execute_single(0, _listen)
-            joining = [worker_group.execute_single_async(rank, _join, *address) for rank in range(len(worker_group))]
-            ray.get(joining)
+            group = *worker_group.execute_single(0, _listen), backend_config.timeout_s
+            ray.get([worker_group.execute_single_async(rank, _join, *group) for rank in range(len(worker_group))])
 
 
 def _set_ranks() -> None:
@@ -58,11 +58,11 @@ def _listen() -> tuple[str, int]:
     return host, port
 
 
-def _join(host: str, port: int) -> None:
+def _join(host: str, port: int, seconds: int) -> None:
     if ipaddress.ip_address(host).is_loopback:  # all workers are on this machine
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ.setdefault(name, "lo0" if sys.platform == "darwin" else "lo")
     store = _store or TCPStore(host, port, None, False, wait_for_workers=False)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     rank, world = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE"))
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=seconds))
