@@ -55,6 +55,8 @@ _MOST_HASHED = 1 << 30
 """Bytes of the largest file that is hashed."""
 _RECORD = re.compile(r"(?:record|row|line|sample|image) .+?: ")
 _VALUE = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
+_STORE = re.compile(r"hf://(?:(?:datasets|spaces|buckets)/)?[^/]*/[^/]*|(?!https?:|hf:)\w+://[^/]*")
+"""A bucket, or a repository of the hub."""
 _Candidate = tuple[int, str, Planned, int]
 """Checksum of its key, key, image and size of an image whose content may be hashed."""
 
@@ -82,10 +84,17 @@ class PlanFacts:
     """Images with a conversation."""
     problems: Tally = field(default_factory=Tally)
     """Images that the source could not use, by kind of problem: `_kind` of what the plan says of each."""
+    others: Tally = field(default_factory=Tally)
+    """Images in other stores than the source's own, by store. They are read with the user's credentials."""
 
 
 def write_plan(
-    source: Source, path: Path, shard_size: int, depth: Depth = "sizes", limit: int | None = None
+    source: Source,
+    path: Path,
+    shard_size: int,
+    depth: Depth = "sizes",
+    limit: int | None = None,
+    private: bool = False,
 ) -> PlanFacts:
     """Write the plan of a source's images.
 
@@ -96,8 +105,10 @@ def write_plan(
         depth: the facts that the plan has of each file: its name (`names`), its size too (`sizes`), and the sha256 of
             a few files (`sample`) or of all files (`full`) too.
         limit: the number of images to take, from the first on; all by default.
+        private: see `read_bytes`.
     """
     facts, digest = PlanFacts(), hashlib.sha256()
+    own = {found[0] for text in (source.root, source.origin) if (found := _STORE.match(text))}
     schema = PLAN_SCHEMA.with_metadata({"shard_size": str(shard_size), "seal": UNSEALED})
     sample: list[_Candidate] = []
     with scratch_folder() as scratch, _rare_collections():
@@ -114,7 +125,7 @@ def write_plan(
             for group in _groups(islice(iter(source), limit)):
                 columns = _columns(group, source.root, depth, facts.images, shard_size)
                 if depth == "full":
-                    columns["sha256"], _ = _hashed(group, columns["bytes"], source.root)
+                    columns["sha256"], _ = _hashed(group, columns["bytes"], source.root, private)
                 if depth == "sample":
                     sample = _smallest(sample, group, columns)
                 hashes.add(columns["key"])
@@ -125,8 +136,13 @@ def write_plan(
                 facts.bytes += int(sizes[sizes > 0].sum())
                 facts.captions += len(group) - columns["caption"].count("")
                 facts.conversations += len(group) - columns["conversations"].count("[]")
-                for problem in filter(None, columns["problem"]):
-                    facts.problems.note(_kind(problem), problem)
+                for one in group:
+                    if one.problem:
+                        facts.problems.note(_kind(one.problem), one.problem)
+                    elif "://" in (file := one.place[0] or one.source):
+                        store = _STORE.match(file)
+                        if store and store[0] not in own:
+                            facts.others.note(store[0], file)
                 if written:
                     written.result()
                 written = behind.submit(write, table, _content(table))
@@ -140,7 +156,7 @@ def write_plan(
     facts.seal, facts.digest = seal(path), digest.hexdigest()
     if sample:
         images, sizes = [image for _, _, image, _ in sample], [size for *_, size in sample]
-        hashed, facts.unreadable = _hashed(images, sizes, source.root)
+        hashed, facts.unreadable = _hashed(images, sizes, source.root, private)
         facts.sample = dict(sorted(zip([key for _, key, _, _ in sample], hashed, strict=True)))
     return facts
 
@@ -240,7 +256,7 @@ def _smallest(kept: list[_Candidate], group: list[Planned], columns: dict[str, A
     return [by_sum[value] for value in sorted(by_sum)[:SAMPLE]]
 
 
-def _hashed(group: list[Planned], sizes: list[int], root: str) -> tuple[list[str], str]:
+def _hashed(group: list[Planned], sizes: list[int], root: str, private: bool) -> tuple[list[str], str]:
     """Return the sha256 of each image's content, and why one can't be read. The hash of such an image is empty; it will
     become a failed row."""
     reasons = [""]
@@ -251,7 +267,7 @@ def _hashed(group: list[Planned], sizes: list[int], root: str) -> tuple[list[str
             return known
         try:
             place = Place(planned.place[0] or planned.source, planned.place[1], size)
-            return hashlib.sha256(read_bytes(root, place, _MOST_HASHED)).hexdigest()
+            return hashlib.sha256(read_bytes(root, place, _MOST_HASHED, private)).hexdigest()
         except BadImage as error:
             reasons.append(f"{planned.source}: {error}")
             return ""

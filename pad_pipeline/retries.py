@@ -9,6 +9,7 @@ from http import HTTPStatus
 from itertools import count
 from typing import TypeVar, cast
 
+from pad_pipeline.addresses import refusal
 from pad_pipeline.errors import UserError
 
 Answer = TypeVar("Answer")
@@ -40,8 +41,8 @@ def is_final(error: Exception) -> bool:
     """Return whether a repetition is useless, because the store refused or the request was invalid."""
     status = _status(error)
     refused = status is not None and 400 <= status < 500 and status not in (408, 409, 425, 429)
-    wrong = isinstance(error, (UserError, PermissionError, IsADirectoryError, TypeError, ValueError))
-    return refused or wrong or is_not_found(error)
+    wrong = isinstance(error, (UserError, MemoryError, PermissionError, IsADirectoryError, TypeError, ValueError))
+    return refused or wrong or refusal(error) is not None or is_not_found(error)
 
 
 def ask(question: Callable[[], Answer], before_again: Callable[[], None] = lambda: None) -> Answer:

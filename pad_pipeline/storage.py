@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from pad_pipeline.addresses import any_client
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.packages import OPTIONAL, installed, not_installed
 from pad_pipeline.retries import ask, is_not_found
@@ -53,7 +54,7 @@ def file_system(url: str) -> tuple[Any, str]:
     if problem := url_problem(url):
         raise UserError("url", url, problem, "copy the files to one of these, or to a local folder")
     try:
-        store, path = fsspec.core.url_to_fs(url)
+        store, path = fsspec.core.url_to_fs(url, **({"get_client": any_client} if url.startswith("http") else {}))
         return store, str(path)
     except ImportError as error:
         name = PACKAGES.get(url.partition("://")[0], "")
@@ -218,10 +219,11 @@ class Folder:
             (self.path / name).unlink()
             _sync(self.path)
 
-    def clean(self, name: str = "") -> None:
-        """Remove what `atomic_write` left unfinished in dead processes, for the file `name` or for all."""
+    def clean(self, name: str = "", mine: Callable[[str], bool] = lambda name: True) -> None:
+        """Remove what `atomic_write` left unfinished in dead processes, for the file `name` or for all that are
+        `mine`."""
         for entry, _ in self.files():
-            if (left := _LEFTOVER.fullmatch(entry)) and name in ("", left[1]):
+            if (left := _LEFTOVER.fullmatch(entry)) and name in ("", left[1]) and mine(left[1]):
                 _remove(self.path / entry)
 
 
@@ -326,7 +328,7 @@ class RemoteFolder(Folder):
         with suppress(FileNotFoundError):
             self._call(self.file_system.rm_file, self._at(name))
 
-    def clean(self, name: str = "") -> None:
+    def clean(self, name: str = "", mine: Callable[[str], bool] = lambda name: True) -> None:
         """Do nothing, because an unfinished upload leaves no object."""
 
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pad_pipeline.images import DecodeSettings, decode
-from pad_pipeline.masks import decode_mask
+from pad_pipeline.masks import check_sizes, decode_mask
 from pad_pipeline.parquet import open_parquet
 from pad_pipeline.plan import PLAN_NAME, Plan, PlanRow
 from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, IndexRow, SampleJson, shard_name
@@ -28,6 +29,16 @@ from pad_pipeline.storage import Folder, folder_at
 from pad_pipeline.threads import map_ahead
 
 _THREADS = min(16, os.cpu_count() or 1)
+_LEFT_OUT = {
+    "annotate": re.compile(r"[1-9]\d* of [1-9]\d* annotations are left out: .+"),
+    "captions": re.compile(r"only the first [\d,]+ characters of its texts are read for tags"),
+}
+"""What the index says of an image of which a part was left out, by stage."""
+_NO_SAMPLE: IndexRow = dict.fromkeys((f"{member}_at" for member in MEMBERS), -1)
+_NO_SAMPLE |= dict.fromkeys((*(f"{member}_bytes" for member in MEMBERS), "tags", "regions", "labels"), 0) | {
+    "sha256": ""
+}
+"""The columns of the index that describe a sample, for an image that failed."""
 
 
 def verify_run(shards: str | Path | Folder, deep: bool = False) -> Iterator[tuple[str, list[str]]]:
@@ -136,7 +147,12 @@ def _check_members(folder: Folder, name: str, rows: list[IndexRow], run: Run, de
         if row["status"] == "failed":
             if not (row["stage"] and row["reason"]):
                 yield f"{row['key']}: it failed, without a stage or a reason"
+            if any(row[name] != value for name, value in _NO_SAMPLE.items()):
+                yield f"{row['key']}: it failed, and the index describes a sample"
             continue
+        stage, reason = row["stage"], row["reason"]
+        if (stage or reason) and not (stage in _LEFT_OUT and _LEFT_OUT[stage].fullmatch(reason)):
+            yield f"{row['key']}: it did not fail, and the index states a reason of {stage!r} ({reason})"
         by_name |= {f"{row['key']}.{ending}": (row, member) for member, ending in MEMBERS.items()}
     contents: dict[str, dict[str, bytes]] = {}
     try:
@@ -175,6 +191,7 @@ def _check_sample(row: IndexRow, members: dict[str, bytes], run: Run, deep: bool
         coverage = load_npy(members["masks"], (regions, run.view.grid, run.view.grid), np.uint8)
         embeds = load_npy(members["embeds"], (labels, run.embedding_width), np.float16)
         size = meta["width"], meta["height"]
+        check_sizes(meta)
         rows_used = {entry["embedding"] for entry in named}
     except Exception as error:  # parsers of unknown bytes may raise anything
         yield f"{key}: a member can't be read ({type(error).__name__}: {error})"

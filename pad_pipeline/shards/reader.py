@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import PatchRule, select_patches
-from pad_pipeline.masks import check_mask
+from pad_pipeline.masks import check_mask, check_sizes
 from pad_pipeline.parquet import open_parquet
 from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, IndexRow, RegionJson, SampleJson, shard_name
 from pad_pipeline.shards.keys import is_key
@@ -160,6 +160,7 @@ class ShardFolder:
         members = self.members(name, row, image)
         with self._read(f"{name}.tar"):
             meta = json.loads(members["json"])
+            check_sizes(meta)
             regions = len(meta["regions"])
             coverage = load_npy(members["masks"], (regions, self.run.view.grid, self.run.view.grid), np.uint8)
             embeds = load_npy(members["embeds"], (row["labels"], self.run.embedding_width), np.float16)

@@ -7,9 +7,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
+from pad_pipeline.addresses import any_client, public_client, refusal
 from pad_pipeline.errors import UserError
 from pad_pipeline.images import BadImage
 from pad_pipeline.records import Place
@@ -33,8 +35,10 @@ _FAULTS_OF_A_FILE = {
 }  # fmt: skip
 
 
-def read_bytes(root: str, place: Place, most: int) -> bytes:
+def read_bytes(root: str, place: Place, most: int, private: bool = False) -> bytes:
     """Return the bytes at a place of the source with this root. More than `most` bytes are refused and not read.
+
+    A URL that leads to a private address is refused too, unless `private` is true or it is on the root's own server.
 
     Raises:
         BadImage: nothing can be read there, or too much.
@@ -46,7 +50,7 @@ def read_bytes(root: str, place: Place, most: int) -> bytes:
         table = file.rpartition("#")[0]
         data = _retried(table, lambda: read_cell(root, place)) if is_url(file) else _local_cell(root, place)
         if isinstance(data, str):
-            return read_bytes(root, _named(root, place, data), most)
+            return read_bytes(root, _named(root, place, data), most, private)
         if len(data) > most:
             raise _too_large(len(data), most)
         return data
@@ -54,7 +58,8 @@ def read_bytes(root: str, place: Place, most: int) -> bytes:
         raise _too_large(place.size, most)
     if place.at >= 0 and is_gzipped(place.file):
         return _whole(place, _retried(file, lambda: read_gzipped(file, place.at, place.size)))
-    data = _remote(file, place, most) if is_url(file) else _local(Path(file), place, most)
+    private = private or not is_url(place.file) or urlsplit(place.file)[:2] == urlsplit(root)[:2]
+    data = _remote(file, place, most, private) if is_url(file) else _local(Path(file), place, most)
     if place.at >= 0 and len(data) > place.size:
         raise BadImage(f"the server of {place.file} sends whole files only")
     return _whole(place, data) if place.at >= 0 else data
@@ -78,7 +83,7 @@ def _named(root: str, place: Place, path: str) -> Place:
 def _local_cell(root: str, place: Place) -> bytes | str:
     try:
         return read_cell(root, place)
-    except BadImage:
+    except (BadImage, MemoryError):
         raise
     except (pa.ArrowException, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in {None, *_FAULTS_OF_A_FILE}:
@@ -104,10 +109,10 @@ def _local(path: Path, place: Place, most: int) -> bytes:
         raise BadImage(f"the file can't be read ({error.strerror})") from error
 
 
-def _remote(url: str, place: Place, most: int) -> bytes:
+def _remote(url: str, place: Place, most: int, private: bool) -> bytes:
     if problem := url_problem(url):
         raise BadImage(problem)
-    return _retried(url, lambda: _fetch(url, place, most))
+    return _retried(url, lambda: _fetch(url, place, most, private))
 
 
 def _retried(url: str, fetch: Callable[[], _Data]) -> _Data:
@@ -120,11 +125,13 @@ def _retried(url: str, fetch: Callable[[], _Data]) -> _Data:
     store = _STORE.match(url)
     try:
         data = ask(fetch)
-    except (BadImage, UserError):
+    except (BadImage, UserError, MemoryError):
         raise
     except Exception as error:  # any of the errors of the network and of the store's library
         if is_not_found(error):
             raise BadImage("there is nothing at this URL") from error
+        if found := refusal(error):
+            raise BadImage(str(found)) from error
         detail = f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         if store and not _still_readable(_readable.get(store[0], "")):
             rule = f"its store no longer gives this file, and no other {detail}"
@@ -148,8 +155,8 @@ def _still_readable(url: str) -> bool:
         return is_not_found(error)
 
 
-def _fetch(url: str, place: Place, most: int) -> bytes:
-    store, path = (_http(), url) if url.startswith("http") else image_store(url)
+def _fetch(url: str, place: Place, most: int, private: bool) -> bytes:
+    store, path = (_http(private), url) if url.startswith("http") else image_store(url)
     if place.at >= 0:
         return bytes(store.cat_file(path, start=place.at, end=place.at + place.size))
     # Over HTTP as a stream, because a server may give no size, or a wrong one.
@@ -163,11 +170,12 @@ def _fetch(url: str, place: Place, most: int) -> bytes:
     return bytes(content)
 
 
-def _http() -> Any:
+def _http(private: bool) -> Any:
     import aiohttp
     import fsspec
 
-    return fsspec.filesystem("http", client_kwargs={"timeout": aiohttp.ClientTimeout(total=SECONDS)})
+    options = {"timeout": aiohttp.ClientTimeout(total=SECONDS)}
+    return fsspec.filesystem("http", client_kwargs=options, get_client=any_client if private else public_client)
 
 
 def _too_large(size: int | str, most: int) -> BadImage:

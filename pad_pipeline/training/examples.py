@@ -157,7 +157,8 @@ class ShardExamples(Examples):
 
 
 class DialogueExamples(Examples):
-    """The records of a LLaVA JSON, with images or without. `width` is the length of a label embedding.
+    """The records of a LLaVA JSON, with images or without. `width` is the length of a label embedding; for `private`
+    see `read_bytes`.
 
     The JSON is read once, into a temporary file from which single records are read.
 
@@ -166,10 +167,16 @@ class DialogueExamples(Examples):
     """
 
     def __init__(
-        self, source: LlavaSource, preprocessor: Preprocessor, template: Template, settings: TrainSettings, width: int
+        self,
+        source: LlavaSource,
+        preprocessor: Preprocessor,
+        template: Template,
+        settings: TrainSettings,
+        width: int,
+        private: bool = False,
     ) -> None:
         super().__init__(preprocessor, template, settings)
-        self.source, self.decoding = source, DecodeSettings()
+        self.source, self.private, self.decoding = source, private, DecodeSettings()
         self.empty_example = preprocessor.empty_example(width)
         self._folder = tempfile.TemporaryDirectory(prefix="pad-dialogues-")
         self._path = Path(self._folder.name, "records")
@@ -199,7 +206,7 @@ class DialogueExamples(Examples):
             return example._replace(problem=kept["problem"])
         try:
             if image:
-                data = read_bytes(self.source.root, Place(image), self.decoding.max_file_bytes)
+                data = read_bytes(self.source.root, Place(image), self.decoding.max_file_bytes, self.private)
                 pixels = self.preprocessor.pixels(data, self.decoding)
             return example._replace(text=self._truncated(self.template(kept["turns"], bool(image))), pixels=pixels)
         except BadImage as error:

@@ -116,7 +116,9 @@ class Trainer:
         if not self.shards:
             with rename_field(images="data"):
                 source = LlavaSource(job.data, job.image_root or None)
-                return DialogueExamples(source, preprocessor, template, self.settings, model.width)
+                return DialogueExamples(
+                    source, preprocessor, template, self.settings, model.width, job.private_addresses
+                )
         embedder = embedder_for(model.llm_folder, self.shards.run)
         if embedder:
             self.say("The shards were built for another LLM, so labels are embedded again with this LLM's words.")

@@ -35,7 +35,7 @@ REWRITE_OPTIONS = (
 """The options of `pad retarget`, `pad filter` and `pad merge`."""
 IMPORT_OPTIONS = (
     REWRITE_OPTIONS
-    | options(RunOptions, INPUT, "strict")
+    | options(RunOptions, INPUT, "strict private_addresses")
     | options(RunOptions, RUN, "shard_size depth=fingerprint retry_failed")
     | options(RunOptions, RUN, "fork", str)
 )

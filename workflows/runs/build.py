@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +13,7 @@ from pad_pipeline.geometry import View
 from pad_pipeline.images import DecodeSettings
 from pad_pipeline.labels import LabelEmbedder, LabelSettings
 from pad_pipeline.llms import check_llm
+from pad_pipeline.records import shard_name
 from pad_pipeline.roles import STEPS, RedoFrom, section_of
 from pad_pipeline.shards.lock import locked
 from pad_pipeline.shards.reader import ShardFolder
@@ -31,7 +32,7 @@ from pad_pipeline.workflows.models.settings import ModelSettings
 from pad_pipeline.workflows.runs.chains import annotation_chain, import_chain
 from pad_pipeline.workflows.runs.options import RunOptions
 from pad_pipeline.workflows.runs.prepare import prepare
-from pad_pipeline.workflows.runs.resume import Scan, scan
+from pad_pipeline.workflows.runs.resume import Scan, check_there, scan
 from pad_pipeline.workflows.runs.spec import RunSpec
 
 
@@ -47,12 +48,17 @@ def build(source: Source, out: Path | str, models: ModelSettings, view: View, op
         UserError: an input, a model or the output folder can't be used, or a stage is broken.
     """
     folder = open_out(out, options.fork)  # first, so that a wrong folder is found before gigabytes are fetched
-    spec = build_spec(source, models, view, options.redo_from, options.used_threads)
+    spec = build_spec(source, models, view, options.redo_from, options.used_threads, options.private_addresses)
     return carry_out(spec, source, folder, options, forked=folder_at(out) if options.fork else None)
 
 
 def build_spec(
-    source: Source, models: ModelSettings, view: View, redo_from: RedoFrom = "tag", threads: int = 0
+    source: Source,
+    models: ModelSettings,
+    view: View,
+    redo_from: RedoFrom = "tag",
+    threads: int = 0,
+    private: bool = False,
 ) -> RunSpec:
     """Return the specification of a build. Missing weights are fetched.
 
@@ -66,7 +72,15 @@ def build_spec(
         if isinstance(one, TaggerSettings):
             _check_labels(embedder, one)
     compute = models.compute.model_copy(update={"threads": threads})
-    chain = partial(annotation_chain, models=models, view=view, root=source.root, compute=compute, redo_from=redo_from)
+    chain = partial(
+        annotation_chain,
+        models=models,
+        view=view,
+        root=source.root,
+        compute=compute,
+        redo_from=redo_from,
+        private=private,
+    )
     return RunSpec(
         kind="build",
         view=view,
@@ -126,7 +140,14 @@ def import_coco(
         embedding_width=embedder.width,
         settings={"llm": labels.model_dump(mode="json"), "decode": decoding.model_dump(mode="json")},
         fingerprints=embedder.fingerprints(),
-        chain=partial(import_chain, decoding=decoding, labels=labels, view=view, root=source.root),
+        chain=partial(
+            import_chain,
+            decoding=decoding,
+            labels=labels,
+            view=view,
+            root=source.root,
+            private=options.private_addresses,
+        ),
     )
     with rename_field(image_root="images"):
         totals = carry_out(spec, source, folder, options, forked=folder_at(out) if options.fork else None)
@@ -213,7 +234,13 @@ def _work(run: Run, existing: Scan, folder: Folder, spec: RunSpec, options: RunO
             if options.engine == "ray"
             else LocalEngine(options.isolated)
         )
-        with closing(engine.run(chain, map(attempts, numbers), progress)) as results:
-            progress.follow(results)
+        try:
+            with closing(engine.run(chain, map(attempts, numbers), progress)) as results:
+                progress.follow(results)
+        finally:
+            made = {f"{shard_name(number)}.{ending}" for number in numbers for ending in ("tar", "parquet")}
+            with suppress(OSError):
+                folder.clean(mine=made.__contains__)  # what workers that were killed left unfinished
+        check_there(folder, {*existing.finished, *numbers})
     totals = scan(folder, run.identity, run.shards).totals if retry else existing.totals + progress.found
     return {name: totals[name] for name in TOTALS}

@@ -29,9 +29,10 @@ def annotation_chain(
     root: str,
     compute: ComputeSettings,
     redo_from: RedoFrom = "tag",
+    private: bool = False,
 ) -> list[Link]:
     """Return the chain of `pad build`: decode, the stages with a model from `redo_from` on, patchify, write."""
-    on_cpu, links = [Operation("decode", partial(Decode, models.decode, root, redo_from))], []
+    on_cpu, links = [Operation("decode", partial(Decode, models.decode, root, redo_from, private))], []
     for one in models.annotators_from(redo_from):
         operation = Operation(one.name, partial(one.make, models.decode, compute))
         # A CPU stage between two stages on the GPU would part them, so that each needs a GPU of its own.
@@ -43,10 +44,13 @@ def annotation_chain(
 
 
 def import_chain(
-    out: Folder, identity: str, decoding: DecodeSettings, labels: LabelSettings, view: View, root: str
+    out: Folder, identity: str, decoding: DecodeSettings, labels: LabelSettings, view: View, root: str, private: bool
 ) -> list[Link]:
     """Return the chain of `pad import`: decode, annotate, patchify, write."""
-    annotate = [Operation("decode", partial(Decode, decoding, root)), Operation("annotate", HumanRegions)]
+    annotate = [
+        Operation("decode", partial(Decode, decoding, root, private=private)),
+        Operation("annotate", HumanRegions),
+    ]
     return [_first(out, *annotate), _last(out, identity, view, labels)]
 
 

@@ -59,6 +59,10 @@ class RunOptions(BaseModel):
     """Continue a run that another version of pad began."""
     strict: bool = False
     """Stop before any model runs if the source left anything out or changed anything, or if an image can't be used."""
+    private_addresses: bool = False
+    """Read images that a list names by URLs of this machine or of a private network. By default they fail, because a
+    list from somebody else could send pad anywhere. The server that `image_root` (by default the list) is on is read
+    anyway."""
     retry_failed: bool = False
     """Try the failed images of finished shards again, and nothing else."""
     breaker: int = Field(100, ge=0)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from rich.text import Text
 
-from pad_pipeline.choices import Depth
 from pad_pipeline.console import errors, note
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.facts import differences
@@ -44,7 +43,7 @@ def prepare(
     if options.retry_failed and not (old and folder.has(PLAN_NAME)):
         raise UserError("retry_failed", folder, "there is no run in it", "leave it out for a first run")
     with folder.commit(PLAN_NAME) as partial:
-        planned = plan_images(source, partial, options.shard_size, options.depth, options.limit)
+        planned = plan_images(source, partial, options)
         survey.check(planned, source, spec.input_field, options.strict, spec.reads_texts)
         run = spec.to_run(planned, survey.counts_of(planned, source), options.shard_size, options.used_threads)
         if old and (existing.finished or existing.damaged):
@@ -79,10 +78,10 @@ def earlier_run(folder: Folder) -> tuple[Run | None, Scan]:
     return run, scan(folder, run.identity, run.shards)
 
 
-def plan_images(source: Source, path: Path, shard_size: int, depth: Depth, limit: int | None) -> PlanFacts:
-    """Write the plan of a source, as `write_plan` does, and show a message meanwhile."""
+def plan_images(source: Source, path: Path, options: RunOptions) -> PlanFacts:
+    """Write the plan of a source with `write_plan`, and show a message meanwhile."""
     with errors.status(Text(f"planning {source.origin}")):
-        return write_plan(source, path, shard_size, depth, limit)
+        return write_plan(source, path, options.shard_size, options.depth, options.limit, options.private_addresses)
 
 
 def inherit_facts(old: Run, new: Run) -> Run:

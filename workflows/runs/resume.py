@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -72,6 +72,21 @@ def scan(folder: Folder, identity: str, shards: int) -> Scan:
                 result.with_failures.append(number)
     result.incomplete = {number for number in sizes if number < shards} - result.finished
     return result
+
+
+def check_there(folder: Folder, numbers: Iterable[int]) -> None:
+    """Check that both files of each shard in `numbers` are in the folder.
+
+    Raises:
+        UserError: a file is missing, because somebody or something deleted it during the run.
+    """
+    listed = {name for name, _ in folder.files()}
+    files = (f"{shard_name(number)}.{ending}" for number in numbers for ending in ("tar", "parquet"))
+    # A listing may be old. So the files that it lacks are asked for one by one.
+    if gone := [name for name in files if name not in listed and not folder.has(name)]:
+        more = f" (and {len(gone) - 1} more files)" if len(gone) > 1 else ""
+        rule = f"{gone[0]}{more} is gone, although the run has written it"
+        raise UserError("out", folder, rule, "find out what deletes files, then run the same command again")
 
 
 def _totals(folder: Folder, identity: str, number: int, tar_bytes: int) -> dict[str, int] | None:
