@@ -119,22 +119,24 @@ def _retried(url: str, fetch: Callable[[], _Data]) -> _Data:
         UserError: its store also refuses what could be read there before, or gives no answer at all.
     """
     store = _STORE.match(url)
-    try:
-        data = ask(fetch, lambda: image_store(url)[0].invalidate_cache())
-    except (BadImage, UserError):
-        raise
-    except Exception as raised:  # any of the errors of the network and of the store's library
-        error = (
-            raised.__cause__ if isinstance(raised, StoreError) and isinstance(raised.__cause__, Exception) else raised
-        )
-        if is_not_found(error):
-            raise BadImage("there is nothing at this URL") from error
-        detail = f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-        if store and not _answers(url, _readable.get(store[0], "")):
-            rule = f"its store no longer gives this file, and no other {detail}"
-            raise UserError("images", url, rule, REMEDY) from error
-        tries = "it may not be read" if is_final(error) else f"it can't be fetched, in {TRIES} tries"
-        raise BadImage(f"{tries} {detail}") from error
+    for last in (not store, True):
+        try:
+            data = ask(fetch, lambda: image_store(url)[0].invalidate_cache())
+            break
+        except (BadImage, UserError):
+            raise
+        except Exception as raised:  # any of the errors of the network and of the store's library
+            cause = raised.__cause__ if isinstance(raised, StoreError) else None
+            error = cause if isinstance(cause, Exception) else raised
+            if is_not_found(error):
+                raise BadImage("there is nothing at this URL") from error
+            detail = f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            if store and not _answers(url, _readable.get(store[0], "")):
+                rule = f"its store no longer gives this file, and no other {detail}"
+                raise UserError("images", url, rule, REMEDY) from error
+            if last:  # the store is well, and has not given this file in two rounds of tries
+                tries = "it may not be read" if is_final(error) else f"it can't be fetched, in {TRIES} tries"
+                raise BadImage(f"{tries} {detail}") from error
     if store and data:
         _readable[store[0]] = url
     return data
