@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 CUT, HANG, HALF, SHORT, STALL, LOST, TORN, ERROR_200, STALE = range(9)
-"""What can go wrong beside an error's status: the connection is cut before the answer; the answer never comes; it is cut
-in its middle; it is cut, and says that this was all; it stops in its middle, and never goes on; the request is carried
-out, and the answer is lost; half of an upload arrives; an error comes with status 200; a listing is an earlier one, or
-lacks its last object."""
+"""What can go wrong beside an error's status: the connection is cut before the answer; the answer never comes; it is
+cut in its middle; it is cut, and says that this was all; it stops in its middle, and never goes on; the request is
+carried out, and the answer is lost; half of an upload arrives; an error comes with status 200; a listing is an earlier
+one, or lacks its last object."""
 NAMES = ("cut", "hang", "half", "short", "stall", "lost", "torn", "error with 200", "stale listing")
 Fault = Callable[[str, str], int | None]
 """Takes the method and the path of a request; returns a status to answer, one of the numbers above, or None to let the
@@ -126,11 +126,12 @@ def faulty(server: str) -> Iterator[tuple[str, Faults]]:
             answered = [(name, value) for name, value in found.getheaders() if name.lower() not in dropped]
             length = found.getheader("Content-Length") if self.command == "HEAD" else None
             if "list-type" in self.path:
-                true, known = content, faults.listings.get(self.path)
                 if fault == STALE:
+                    known = faults.listings.get(self.path)
                     last = content.rpartition(b"<Contents>")[0]
                     content = known or (last + content[content.rindex(b"</Contents>") + 11 :] if last else content)
-                faults.listings[self.path] = true
+                else:
+                    faults.listings[self.path] = content
             if fault == LOST:
                 self.cut()
                 return

@@ -1,15 +1,14 @@
-"""Let an object store fail at random, and compare bytes: `python -m tests.store_chaos --histories 200` (`make chaos-store`).
+"""Let a store fail at random, and compare bytes: `python -m tests.store_chaos --histories 200` (`make chaos-store`).
 
 Each history draws a command and faults from its seed, runs the command while the store fails, lifts the faults and runs
 it again. It must end in the bytes of an unbroken run, and every run before in success or in a clean stop. Commands run
-in forks of a warm process, and the S3 server with its faulty proxy in another process. Prints one JSON line; exit code 1
-and the seed of each history where a promise was broken.
+in forks of a warm process, and the S3 server with its faulty proxy in another process. Prints one JSON line; exit code
+1, and the seed of each history where a promise was broken.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import multiprocessing
 import os
@@ -50,7 +49,7 @@ class Trouble(Exception):
 
 
 def serve(pipe: Connection) -> None:
-    """An S3 server behind a faulty proxy, which is told what to do through a pipe: a method's name and its arguments."""
+    """Run an S3 server behind a faulty proxy. Orders come through a pipe: the name of a function and its arguments."""
     import logging
 
     from moto.s3.models import s3_backends
@@ -163,7 +162,7 @@ class Lab:
         return {name[len(out) + 1 :]: value for name, value in found if not name.endswith(("metrics.jsonl", ".lock"))}
 
     def begin(self, name: str, out: str, lot: random.Random | None = None) -> str:
-        """Make the folder that a command begins with: nothing, a run with a failure, a part of a run, or a whole one."""
+        """Make the folder that a command begins with: nothing, a run with a failure, a part of a run, a whole one."""
         start = self.starts.get(name, {})
         if lot and name not in self.starts:
             whole = self.expected[name]
