@@ -30,7 +30,12 @@ def say(text: str | Text, style: str | None = None, to: Console = console) -> No
 
 def note(text: str | Text, style: str | None = None) -> None:
     """Print a line as it is on standard error, with the options of the running command in place of parameters."""
-    say(_reword[-1](text) if isinstance(text, str) else text, style, errors)
+    say(reworded(text) if isinstance(text, str) else text, style, errors)
+
+
+def reworded(text: str) -> str:
+    """Return a text with the options of the running command in place of parameters."""
+    return _reword[-1](text)
 
 
 _reword: list[Callable[[str], str]] = [lambda text: text]

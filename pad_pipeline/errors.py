@@ -22,6 +22,9 @@ class UserError(Exception):
         remedy: what the user can do now.
     """
 
+    code = 2
+    """The exit code of a command that ends with this error."""
+
     def __init__(self, field: str, value: object, rule: str, remedy: str) -> None:
         # All four become the `args` of Exception, so that the error can be pickled between processes.
         super().__init__(field, value, rule, remedy)
@@ -30,6 +33,12 @@ class UserError(Exception):
     def __str__(self) -> str:
         text = f"{self.field} = {self.value}: {self.rule}; {self.remedy}"
         return printable(" ".join(text.split()))  # one line, even if a library's message has several
+
+
+class UnavailableError(UserError):
+    """A cluster did not give a run what it needs, or went away. The same command continues the run later."""
+
+    code = 4
 
 
 def printable(text: str) -> str:
@@ -46,4 +55,4 @@ def rename_field(**names: str) -> Iterator[None]:
     except UserError as error:
         if error.field not in names:
             raise
-        raise UserError(names[error.field], error.value, error.rule, error.remedy) from error
+        raise type(error)(names[error.field], error.value, error.rule, error.remedy) from error

@@ -162,7 +162,7 @@ def _run_app(received: list[int]) -> int:
     except UserError as error:
         errors.quiet = False
         note(f"error: {error}", "red")
-        return 2
+        return error.code
     except UsageError as error:
         error.show()
         return 2

@@ -9,7 +9,8 @@ import pytest
 
 from pad_pipeline.miniature.files import World
 from pad_pipeline.workflows.engine.chain import Link
-from pad_pipeline.workflows.engine.placement import make_pools
+from pad_pipeline.workflows.engine.placement import cpus_of_worker, make_pools, room
+from pad_pipeline.workflows.runs.options import RunOptions
 from tests.conftest import wait_for
 from tests.runs.conftest import Pad
 from tests.runs.processes import descendants, finished, process, ray_workers
@@ -21,37 +22,48 @@ CHAIN = [
 ]
 
 
-def test_placement_fits_every_cluster() -> None:
-    """Pools that did not all fit waited for ever, and GPU shares above 1 were refused (2 GPUs, 8 GPUs and 1 worker)."""
-    for cpus, gpus, workers in (
-        (1, 0, 0),
-        (2, 0, 3),
-        (0.5, 0, 1),
-        (8, 1, 0),
-        (16, 2, 1),
-        (16, 4, 2),
-        (100, 8, 1),
-        (4, 2, 9),
+def test_workers_fit_every_cluster() -> None:
+    """Workers that did not all fit waited for ever, and GPU shares above 1 were refused (2 GPUs, 8 GPUs and 1 CPU)."""
+    for nodes, gpus in (
+        ([{"CPU": 1.0}], 0),
+        ([{"CPU": 0.5}], 0),
+        ([{"CPU": 8.0, "GPU": 1.0}], 1),
+        ([{"CPU": 8.0, "GPU": 1.0}], 0.5),
+        ([{"CPU": 100.0, "GPU": 8.0}, {"CPU": 2.0, "GPU": 8.0}, {"CPU": 64.0}], 1),
+        ([{"CPU": 4.0, "GPU": 3.0}], 0.3),
     ):
-        pools = make_pools(CHAIN, cpus, gpus, workers)
-        assert sum(pool.workers * pool.gpus for pool in pools) <= gpus
-        assert sum(pool.workers * pool.cpus for pool in pools) <= max(cpus, 0.1)
-        assert all(pool.workers >= 1 and pool.cpus > 0 for pool in pools)
-        assert all((pool.gpus > 0) == (pool.link.on_gpu and gpus > 0) for pool in pools)
+        pools, workers = make_pools(CHAIN, gpus), room(nodes, gpus)
+        cpus = cpus_of_worker(nodes, pools, workers)
+        assert workers >= 1 and cpus > 0
+        for node in nodes:
+            teams = room([node], gpus)
+            assert sum(pool.gpus for pool in pools) * teams <= node.get("GPU", 0)
+            assert cpus * len(pools) * teams <= node["CPU"]
+    assert room([{"GPU": 1.0}, {"CPU": 1.0}], 1) == 1 and room([{}, {"GPU": 3.0}], 0.3) == 10
+    assert cpus_of_worker([], make_pools(CHAIN, 1), 4) > 0
 
 
 def test_models_share_a_gpu_and_what_needs_none_is_kept_off_it() -> None:
     """Decoding ahead of the models and writing behind them leave the GPU no pause. Without models a GPU means nothing:
     it used to limit the workers that only read and write."""
 
-    def dealt(gpus: int, workers: int = 0, chain: list[Link] = CHAIN) -> dict[str, tuple[int, int]]:
-        return {pool.link.name: (pool.workers, pool.gpus) for pool in make_pools(chain, 64, gpus, workers)}
+    def pools(gpus: float, chain: list[Link] = CHAIN) -> dict[str, tuple[float, bool]]:
+        return {pool.link.name: (pool.gpus, pool.main) for pool in make_pools(chain, gpus)}
 
-    assert dealt(8) == {"decode": (8, 0), "tag+ground+segment": (8, 1), "patchify": (8, 0)}
-    assert dealt(8, workers=2)["tag+ground+segment"] == (2, 1)
-    assert dealt(1, workers=9)["tag+ground+segment"] == (1, 1)
-    assert dealt(0, workers=2) == {"decode+tag+ground+segment+patchify": (2, 0)}
-    assert dealt(1, workers=9, chain=[CHAIN[0], CHAIN[-1]]) == {"decode+patchify": (9, 0)}
+    assert pools(1) == {"decode": (0, False), "tag+ground+segment": (1, True), "patchify": (0, False)}
+    assert pools(0) == {"decode+tag+ground+segment+patchify": (0, True)}
+    assert pools(1, [CHAIN[0], CHAIN[-1]]) == {"decode+patchify": (0, True)}
+
+
+def test_numbers_of_workers_and_waits_are_checked_before_anything_is_read(pad: Pad, tmp_path: Path) -> None:
+    """Catches a mistake in `--workers 8-2` or `--wait 5` that shows after an hour of planning."""
+    for option, value in (("--workers", "8-2"), ("--workers", "0"), ("--wait", "5"), ("--gpus", "0.5")):
+        engine = "local" if option == "--gpus" else "ray"
+        done = pad("build", "--images", tmp_path / "none", "--out", tmp_path / "out", "--engine", engine, option, value)
+        assert done.code == 2 and done.err.startswith(f"error: {option} = {value}: "), done.err
+    assert RunOptions(workers=3).worker_range == (1, 3)
+    assert RunOptions(workers="2-8").worker_range == (2, 8)
+    assert RunOptions().worker_range == (1, 0)
 
 
 @pytest.mark.slow

@@ -10,7 +10,9 @@ import typer
 from pad_pipeline.console import console, note, say
 from pad_pipeline.errors import UserError
 from pad_pipeline.workflows.commands.common import FROM_FIRST, AsJson, EngineOption, print_json
+from pad_pipeline.workflows.commands.options import OptionValues, options
 from pad_pipeline.workflows.learning.choices import Analysis
+from pad_pipeline.workflows.runs.options import RunOptions
 
 
 def analyze(
@@ -81,6 +83,7 @@ def analyze(
 
 
 def experiment(
+    *,
     file: Annotated[
         str, typer.Argument(help="A TOML file, or a recipe: beta, projector, coverage, loss, llms, miniature.")
     ],
@@ -97,7 +100,7 @@ def experiment(
     steps: Annotated[int | None, typer.Option(help="Steps of stage 1, for cells that don't set them.", min=1)] = None,
     limit: Annotated[int | None, typer.Option(help=f"Number of images for the analyses, {FROM_FIRST}.", min=1)] = None,
     engine: EngineOption = "local",
-    address: Annotated[str, typer.Option(help="Ray cluster to use; empty starts Ray on this machine.")] = "",
+    cluster: Annotated[OptionValues, options(RunOptions, None, "address gpus wait")],
     as_json: AsJson = False,
 ) -> None:
     """Train models with different settings on the same shards, and compare them in one table.
@@ -127,7 +130,7 @@ def experiment(
     chosen.vision, chosen.llm = member_reference(chosen.vision, "clip"), member_reference(chosen.llm, "llm")
     for cell in chosen.cells.values():
         cell.vision, cell.llm = member_reference(cell.vision, "clip"), member_reference(cell.llm, "llm")
-    where = address if engine == "ray" else None
+    where = RunOptions(**cluster).cluster if engine == "ray" else None
     found = workflow.run_experiment(chosen, out, where, note)
     print_json(found._asdict()) if as_json else console.print(table(found))
     if found.failed:

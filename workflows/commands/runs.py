@@ -29,7 +29,7 @@ REWRITE_OPTIONS = (
     | options(RunOptions, RUN, "shard_size", unset="as before")
     | {"max_failed": (Annotated[str, _MAX_FAILED], "100%")}
     | options(RunOptions, RUN, "breaker accept_changed_code")
-    | options(RunOptions, CLUSTER, "engine address workers")
+    | options(RunOptions, CLUSTER, "engine address workers gpus wait")
     | {"as_json": (AsJson, False)}
 )
 """The options of `pad retarget`, `pad filter` and `pad merge`."""
@@ -78,11 +78,12 @@ def run_options(given: OptionValues, preload: bool = True) -> RunOptions:
     if given.get("fork") and given.get("retry_failed"):
         rule = "it makes a new run, and `retry_failed` works on one"
         raise UserError("fork", given["fork"], rule, "leave one of them out")
-    for name in ("address", "workers"):
-        if given[name] and given["engine"] == "local":
+    for name in ("address", "workers", "gpus"):
+        if given.get(name) not in (None, "") and given["engine"] == "local":
             raise UserError(name, given[name], "it goes with `engine` ray", "leave it out, or use `engine` ray")
     chosen = {name: value for name, value in given.items() if name in RunOptions.model_fields}
     options = RunOptions(**chosen, isolated=ISOLATED)
+    _ = options.cluster, options.worker_range  # they raise their errors before anything is read
     if preload and options.engine == "local" and options.isolated:
         from pad_pipeline.workflows.engine.child import Child
 

@@ -14,8 +14,8 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.training.job import Job
 from pad_pipeline.training.settings import Stage2Settings, TrainSettings, settings_of
 from pad_pipeline.workflows.commands.common import CLUSTER
-from pad_pipeline.workflows.commands.options import Options, OptionValues, option, options, setting
-from pad_pipeline.workflows.runs.options import RunOptions
+from pad_pipeline.workflows.commands.options import Options, OptionValues, option, options
+from pad_pipeline.workflows.runs.options import RunOptions, parse_workers
 from pad_pipeline.workflows.toml import read_settings
 
 DATA, MODEL, TRAINING = "Data", "Model", "Training"
@@ -47,7 +47,7 @@ def train(
     settings: Annotated[Path | None, option(TRAINING, "TOML file with settings, which the options override.")] = None,
     training: Annotated[OptionValues, _training_options()],
     workers: Annotated[str, option(CLUSTER, "Processes of Ray Train: 4, or 2-8 for a range; empty without Ray.")] = "",
-    address: Annotated[str, setting(RunOptions, CLUSTER, "address")] = "",
+    cluster: Annotated[OptionValues, options(RunOptions, CLUSTER, "address gpus wait")],
     max_failures: Annotated[int, option(CLUSTER, "How often workers may die; -1 for any number of times.", min=-1)] = 3,
 ) -> None:
     """Train a projector (stage 1), or projector and LLM (stage 2), with the loss L_caption + beta(t) * L_patch.
@@ -74,10 +74,14 @@ def train(
 
     paths = {"out": str(job["out"]), "init": str(job.get("init", ""))}
     parts = {"vision": member_reference(job["vision"], "clip"), "llm": member_reference(job["llm"], "llm")}
-    if address and not workers:
-        raise UserError("address", address, "it goes with `workers` only", "say how many workers, or leave it out")
-    counts = workflow.parse_workers(workers) if workers else None
-    said = workflow.train(Job(**job | paths | parts, settings=chosen), counts, address, max_failures)
+    if cluster["address"] and not workers:
+        raise UserError(
+            "address", cluster["address"], "it goes with `workers` only", "say how many workers, or leave it out"
+        )
+    counts = parse_workers(workers) if workers else None
+    said = workflow.train(
+        Job(**job | paths | parts, settings=chosen), counts, RunOptions(**cluster).cluster, max_failures
+    )
     if os.environ.get("RANK", "0") == "0":
         say(said)
 

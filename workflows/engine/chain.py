@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -86,19 +88,28 @@ class LinkActor:
     and print pages of text.
     """
 
-    def __init__(self, link: Link) -> None:
-        self.chain: Chain | None = None
-        self.failure: Exception | None = None
+    chain: Chain | None = None
+
+    def place(self) -> str:
+        """Return the id of the actor's node. This answer comes before the models are loaded."""
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
+
+    def load(self, link: Link) -> tuple[Exception | None, bool]:
+        """Build the chain.
+
+        Returns:
+            The exception that the build raised, if any; and whether Ray gave the actor a GPU that PyTorch does not see.
+        """
+        import ray
+
         try:
             self.chain = Chain(link)
         except Exception as error:
-            self.failure = portable(error)
-
-    def ready(self) -> tuple[Exception | None, str]:
-        """Return the exception that the build of the chain raised, if any, and the id of the actor's node."""
-        import ray
-
-        return self.failure, ray.get_runtime_context().get_node_id()
+            return portable(error), False
+        torch = sys.modules.get("torch")
+        return None, bool(ray.get_gpu_ids()) and torch is not None and not torch.cuda.is_available()
 
     def run(self, item: Any, first: int, last: int | None) -> tuple[Exception | Done | None, Any]:
         """Call `Chain.run`, and return two values: a small one for the driver, and one for the next worker only."""
@@ -112,6 +123,11 @@ class LinkActor:
     def work(self) -> dict[str, StageWork]:
         """Call `Chain.work`, also while the chain runs."""
         return self.chain.work() if self.chain else {}
+
+
+def stay(seconds: float) -> None:
+    """Do nothing for some seconds. As a Ray task this shows that a node lives, and goes on living."""
+    time.sleep(seconds)
 
 
 def merged(links: Sequence[Link]) -> Link:

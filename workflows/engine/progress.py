@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pad_pipeline.console import say
+from pad_pipeline.console import reworded, say
 from pad_pipeline.storage import Folder
 from pad_pipeline.workflows.engine.chain import Done, StageWork
 
@@ -52,6 +52,8 @@ class Progress:
     def __init__(self, kind: str, shards: int, images: int, console: Console, out: Folder | None = None) -> None:
         self.kind, self.shards, self.images, self.console, self.out = kind, shards, images, console, out
         self.found: Counter[str] = Counter()
+        self.nodes: Counter[str] = Counter()
+        """Beginning of a node's id -> number of shards that it finished."""
         self.done = 0
         self.stages: dict[str, StageState] = {}
         self.began = self._reported = self._stored = time.monotonic()
@@ -89,7 +91,11 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print an event above the table."""
-        say(text, "yellow", self.console)
+        say(reworded(text), "yellow", self.console)
+
+    def done_on(self, node: str) -> None:
+        """Count a shard for the node that finished it. `node` is Ray's id of the node."""
+        self.nodes[node[:8]] += 1
 
     def figures(self) -> dict[str, Any]:
         """Return one entry of `metrics.jsonl`."""
@@ -117,6 +123,7 @@ class Progress:
                 }
                 for name, state in self.stages.items()
             },
+            "nodes": dict(self.nodes),
         }
 
     def _report(self, last: bool = False) -> None:

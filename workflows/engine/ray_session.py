@@ -8,13 +8,20 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pad_pipeline
-from pad_pipeline.errors import UserError
+from pad_pipeline.console import note
+from pad_pipeline.errors import UnavailableError, UserError
+
+HEAD_EVERY = 3.0
+"""Seconds between two checks of the cluster's head."""
+HEAD_PATIENCE = 40.0
+"""Seconds without an answer after which the head is given up. Ray itself ends the process after 60 seconds."""
 
 
 @contextmanager
@@ -62,6 +69,118 @@ def _start(ray: Any, address: str) -> None:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray sets a handler that ends the process without a message
+
+
+class Cluster(NamedTuple):
+    """A Ray cluster, and what a command wants from it."""
+
+    address: str = ""
+    """See `ray_session`."""
+    gpus: float | None = None
+    """GPUs that each worker with models reserves; None means 1, but 0 on this machine alone if it has no GPU."""
+    wait: float = 600.0
+    """Seconds that the command waits for missing workers before it stops."""
+
+
+def living_nodes(ray: Any) -> dict[str, dict[str, float]]:
+    """Return the resources of each living node of the cluster, by the node's id."""
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+
+
+def gpus_each(ray: Any, cluster: Cluster) -> float:
+    """Return the GPUs that each worker with models reserves. A cluster may get its first GPU later; this machine can't.
+
+    Raises:
+        UserError: `cluster.gpus` is not 0, and this machine alone has no GPU.
+    """
+    if not cluster.address and not any(node.get("GPU", 0) for node in living_nodes(ray).values()):
+        if cluster.gpus:
+            raise UserError("gpus", cluster.gpus, "Ray finds no GPU on this machine", "leave it out, or give 0")
+        return 0
+    return 1 if cluster.gpus is None else cluster.gpus
+
+
+class Patience:
+    """Watches whether a cluster has room for workers that Ray's own libraries start.
+
+    Args:
+        ray: the module of a session.
+        needs: what each worker reserves, by Ray's names: CPU, GPU.
+        least: the fewest workers.
+        wait: seconds for which there may be room for fewer.
+        say: a function that gets a message.
+    """
+
+    def __init__(self, ray: Any, needs: dict[str, float], least: int, wait: float, say: Callable[[str], None]) -> None:
+        self.ray, self.least, self.wait, self.say = ray, least, wait, say
+        self.needs = {name: amount for name, amount in needs.items() if amount}
+        self.since: float | None = None
+        self.said = False
+
+    def check(self) -> None:
+        """Look at the cluster. Call this every few seconds.
+
+        Raises:
+            UnavailableError: there was too little room for too long, or the machine of this process left the cluster.
+        """
+        nodes = living_nodes(self.ray)
+        check_own_node(self.ray, nodes)
+        room = sum(
+            min(int(node.get(name, 0) / amount + 1e-6) for name, amount in self.needs.items())
+            for node in nodes.values()
+        )
+        if room >= self.least:
+            self.since, self.said = None, False
+            return
+        self.since = self.since or time.monotonic()
+        reserved = " and ".join(f"{amount:g} {name}" for name, amount in self.needs.items())
+        rule = f"the cluster has room for {room} of at least {self.least} workers, which reserve {reserved} each"
+        if time.monotonic() - self.since > self.wait:
+            remedy = "run the same command again when it has room, or give a longer `wait`"
+            raise UnavailableError("wait", f"{self.wait:g} s", rule, remedy)
+        if not self.said:
+            self.said = True
+            cpu = " `gpus` 0 computes on the CPU." if "GPU" in self.needs else ""
+            self.say(f"Waiting up to {self.wait:g} seconds: {rule}.{cpu}")
+
+
+def check_own_node(ray: Any, nodes: Container[str]) -> None:
+    """Raise `UnavailableError` if the machine of this process is not among the living nodes."""
+    if (own := ray.get_runtime_context().get_node_id()) and own not in nodes:
+        rule = "the Ray process of this machine (its raylet) died, or the cluster has given this machine up"
+        raise UnavailableError("engine", "ray", rule, "start Ray again, then run the same command again to resume")
+
+
+@contextmanager
+def watched(ray: Any) -> Iterator[None]:
+    """End this process with a message and exit code 4 if the head of the cluster does not answer for `HEAD_PATIENCE`.
+
+    Without that, each call to Ray hangs, and after a minute Ray ends the process without a message.
+    """
+    if ray.util.client.ray.is_connected():  # a client raises errors when its connection ends
+        yield
+        return
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    stopped = threading.Event()
+
+    def watch() -> None:
+        answered = time.monotonic()
+        while not stopped.wait(HEAD_EVERY):
+            try:
+                socket.create_connection((host, int(port)), timeout=HEAD_EVERY).close()
+                answered = time.monotonic()
+            except OSError:
+                if time.monotonic() - answered > HEAD_PATIENCE:
+                    rule = f"the head of the cluster at {host}:{port} does not answer (Ray's process gcs_server)"
+                    lost = UnavailableError("engine", "ray", rule, "run the same command again to resume")
+                    note(f"error: {lost}", "red")
+                    os._exit(lost.code)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        stopped.set()
 
 
 def check_listening(address: str) -> None:

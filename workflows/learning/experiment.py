@@ -27,6 +27,7 @@ from pad_pipeline.training.job import AbsolutePath, Job
 from pad_pipeline.training.settings import settings_of
 from pad_pipeline.training.template import TemplateName
 from pad_pipeline.weights import file_sha256
+from pad_pipeline.workflows.engine.ray_session import Cluster, Patience, gpus_each, ray_session, watched
 from pad_pipeline.workflows.learning.grid import Grid, collect_grid
 from pad_pipeline.workflows.learning.launch import train
 from pad_pipeline.workflows.learning.scores import Score, Trained, find_function, measure
@@ -150,14 +151,14 @@ def recipes() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
-def run_experiment(experiment: Experiment, out: Path, address: str | None, say: Callable[[str], None]) -> Grid:
+def run_experiment(experiment: Experiment, out: Path, cluster: Cluster | None, say: Callable[[str], None]) -> Grid:
     """Train and measure all cells, one after another or in parallel on Ray. If a training fails, the others continue,
     and the next call tries it again.
 
     Args:
         experiment: the grid.
         out: folder for `experiment.json` and a folder for each training.
-        address: address of a Ray cluster; empty for Ray on this machine; None for this process.
+        cluster: the Ray cluster; None for this process.
         say: called with each message for the user.
 
     Raises:
@@ -170,7 +171,7 @@ def run_experiment(experiment: Experiment, out: Path, address: str | None, say: 
     todo = [training for training in trainings if not (training.out / RESULT).is_file()]
     say(f"{len(trainings)} trainings, {len(trainings) - len(todo)} of them done.")
     failed: dict[str, str] = {}
-    for training, error in _finished(experiment, todo, address):
+    for training, error in _finished(experiment, todo, cluster, say):
         name = f"{training.cell}, seed {training.seed}"
         say(f"{name}: {f'failed: {error}' if error else 'done'}")
         if error:
@@ -228,31 +229,31 @@ def _claim(experiment: Experiment, inputs: dict[str, Any], out: Path) -> None:
 
 
 def _finished(
-    experiment: Experiment, todo: list[Training], address: str | None
+    experiment: Experiment, todo: list[Training], cluster: Cluster | None, say: Callable[[str], None]
 ) -> Iterator[tuple[Training, UserError | None]]:
     """Yield each training when it has ended, with its error where it failed."""
-    if address is None or not todo:
+    if cluster is None or not todo:
         for training in todo:
             yield training, _error_of(experiment, training)
         return
     from ray.exceptions import RayError
 
-    from pad_pipeline.workflows.engine.ray_session import ray_session
-
-    with ray_session(address) as ray:
-        gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+    with ray_session(cluster.address) as ray, watched(ray):
+        gpus = gpus_each(ray, cluster)
+        patience = Patience(ray, {"CPU": 1, "GPU": gpus}, 1, cluster.wait, say)
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_error_of)
         whole = [training._replace(out=training.out.resolve()) for training in todo]
         waiting = {remote.remote(experiment, training): training for training in whole}
         while waiting:
-            (ready,), _ = ray.wait(list(waiting), num_returns=1)
-            training = waiting.pop(ready)
-            try:
-                failure = ray.get(ready)
-            except RayError as error:  # the worker died several times, or a node has too little memory
-                rule = f"its worker failed ({type(error).__name__}: {' '.join(str(error).split())[-300:]})"
-                failure = UserError("engine", "ray", rule, "see Ray's logs; the next call tries it again")
-            yield training, failure
+            patience.check()
+            for ready in ray.wait(list(waiting), num_returns=1, timeout=2)[0]:
+                training = waiting.pop(ready)
+                try:
+                    failure = ray.get(ready)
+                except RayError as error:  # the worker died several times, or a node has too little memory
+                    rule = f"its worker failed ({type(error).__name__}: {' '.join(str(error).split())[-300:]})"
+                    failure = UserError("engine", "ray", rule, "see Ray's logs; the next call tries it again")
+                yield training, failure
 
 
 def _error_of(experiment: Experiment, training: Training) -> UserError | None:

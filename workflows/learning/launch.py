@@ -10,31 +10,19 @@ from typing import Any
 from safetensors import SafetensorError
 
 from pad_pipeline.console import errors, note, progress
-from pad_pipeline.errors import UserError
 from pad_pipeline.storage import write_error
 from pad_pipeline.training.job import Job
 from pad_pipeline.training.loop import train as train_loop
+from pad_pipeline.workflows.engine.ray_session import Cluster
 
 
-def parse_workers(workers: str) -> tuple[int, int]:
-    """Parse a number of workers, or a range: `4` gives (4, 4), and `2-8` gives (2, 8).
-
-    Raises:
-        UserError: `workers` is neither.
-    """
-    low, dash, high = workers.partition("-")
-    if low.isdecimal() and (not dash or high.isdecimal()) and 1 <= int(low) <= int(high or low):
-        return int(low), int(high or low)
-    raise UserError("workers", workers, "it should be a number or a range", "write for instance 4, or 2-8")
-
-
-def train(job: Job, workers: tuple[int, int] | None = None, address: str = "", max_failures: int = 3) -> str:
+def train(job: Job, workers: tuple[int, int] | None = None, cluster: Cluster = Cluster(), max_failures: int = 3) -> str:
     """Train, show the progress, and return a summary of the results.
 
     Args:
         job: the training.
         workers: the least and the greatest number of Ray Train workers; None trains in this process.
-        address: address of a Ray cluster; empty starts Ray on this machine.
+        cluster: the Ray cluster; by default Ray on this machine.
         max_failures: number of times that Ray Train workers may die; -1 for any number.
 
     Raises:
@@ -56,7 +44,7 @@ def train(job: Job, workers: tuple[int, int] | None = None, address: str = "", m
             if workers:
                 from pad_pipeline.workflows.learning.ray_train import train_on_ray
 
-                log = train_on_ray(job, workers, address, max_failures, report, note)
+                log = train_on_ray(job, workers, cluster, max_failures, report, note)
             else:
                 log = train_loop(job, report, note)
         except (OSError, SafetensorError) as error:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import _thread
 import shutil
 import threading
 from pathlib import Path
 from typing import Any
 
-from pad_pipeline.errors import UserError
+from pad_pipeline.errors import UnavailableError, UserError
 from pad_pipeline.training.job import Job
 from pad_pipeline.training.loop import Report, Say, train
 from pad_pipeline.training.settings import settings_of
 from pad_pipeline.training.training_log import read_log
-from pad_pipeline.workflows.engine.ray_session import ray_session
+from pad_pipeline.workflows.engine.ray_session import Cluster, Patience, gpus_each, ray_session, watched
 
 _MAILBOX = "pad-train-mailbox"
 """The name of the Ray actor `_Mailbox`."""
@@ -45,7 +46,7 @@ class _Mailbox:
 
 
 def train_on_ray(
-    job: Job, workers: tuple[int, int], address: str, max_failures: int, report: Report, say: Say
+    job: Job, workers: tuple[int, int], cluster: Cluster, max_failures: int, report: Report, say: Say
 ) -> list[dict[str, Any]]:
     """Run `pad_pipeline.training.loop.train` in workers of Ray Train, and return its log.
 
@@ -55,22 +56,27 @@ def train_on_ray(
     Raises:
         UserError: as in `train`; or the workers died too often.
     """
-    with ray_session(address) as ray:
+    with ray_session(cluster.address) as ray, watched(ray):
         from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        on_gpu = ray.cluster_resources().get("GPU", 0) > 0
+        gpus = gpus_each(ray, cluster)
         # The mailbox runs on the driver's node, because the loss of its node would end the training.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         mailbox = ray.remote(_Mailbox).options(name=_MAILBOX, num_cpus=0, scheduling_strategy=here).remote()
         out = Path(job.out).resolve()
         low, high = workers
+        needs = {"CPU": 1.0} | ({"GPU": gpus} if gpus else {})
+        patience = Patience(ray, needs, low, cluster.wait, say)
+        stopped: list[UnavailableError] = []
         storage = out.parent / f".{out.name}.ray"  # Ray Train's own files, which all nodes of a cluster must see
         trainer = TorchTrainer(
             _work,
             train_loop_config=job.model_copy(update={"out": str(out)}).model_dump(mode="json"),
-            scaling_config=ScalingConfig(num_workers=high if low == high else (low, high), use_gpu=on_gpu),
+            scaling_config=ScalingConfig(
+                num_workers=high if low == high else (low, high), use_gpu=gpus > 0, resources_per_worker=needs,
+            ),
             run_config=RunConfig(
                 name=out.name, storage_path=str(storage), failure_config=FailureConfig(max_failures=max_failures),
                 logging_config=LoggingConfig(log_level="ERROR"),
@@ -85,12 +91,22 @@ def train_on_ray(
         def listen() -> None:
             while not done.wait(_SECONDS):
                 pass_on()
+                try:
+                    patience.check()
+                except UnavailableError as error:
+                    stopped.append(error)
+                    _thread.interrupt_main()
+                    return
 
         listener = threading.Thread(target=listen, daemon=True)
         listener.start()
         try:
             trainer.fit()
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
+            if stopped:
+                raise stopped[0] from error
+            if not isinstance(error, Exception):
+                raise
             if not ray.get(mailbox.get_error.remote()):
                 rule = f"Ray Train gave up ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
                 raise UserError("workers", f"{low}-{high}", rule, "run the same command to continue") from error

@@ -208,8 +208,11 @@ def _work(run: Run, existing: Scan, folder: Folder, spec: RunSpec, options: RunO
 
     chain = [link._replace(breaker=options.breaker) for link in spec.chain(folder, run.identity)]
     if numbers:  # otherwise Ray would start for nothing
-        on_ray = options.engine == "ray"
-        engine = RayEngine(options.address, options.workers) if on_ray else LocalEngine(options.isolated)
+        engine = (
+            RayEngine(options.cluster, options.worker_range)
+            if options.engine == "ray"
+            else LocalEngine(options.isolated)
+        )
         with closing(engine.run(chain, map(attempts, numbers), progress)) as results:
             progress.follow(results)
     totals = scan(folder, run.identity, run.shards).totals if retry else existing.totals + progress.found

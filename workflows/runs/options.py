@@ -7,11 +7,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pad_pipeline.choices import Depth
 from pad_pipeline.errors import UserError
 from pad_pipeline.roles import RedoFrom
+from pad_pipeline.workflows.engine.ray_session import Cluster
 from pad_pipeline.workflows.runs.fingerprint import cores
 
 EngineName = Literal["ray", "local"]
@@ -39,8 +40,16 @@ class RunOptions(BaseModel):
     changes that the caller made in this process."""
     address: str = ""
     """Address of a running Ray cluster, such as auto or ray://host:10001; empty starts Ray on this machine."""
-    workers: int = Field(0, ge=0, le=100_000)
-    """Number of Ray workers in each pool. 0: one for each GPU, or one without GPUs."""
+    workers: str = ""
+    """Number of Ray workers with models: at most 8 with `8`; `2-8` also stops the run if there are fewer than 2 for
+    longer than `wait`. They are asked of an autoscaler, and more begin when nodes join. Empty: one for each GPU of the
+    cluster, or one for each node with `gpus` 0."""
+    gpus: float | None = Field(None, ge=0, le=1)
+    """GPUs that each worker with models reserves: 1, or a share such as 0.5. 0 computes on the CPU. Unset: 1; on this
+    machine alone, 0 if it has no GPU. A run on a cluster without a GPU waits for the first one."""
+    wait: str = "10m"
+    """How long a run waits for workers that the cluster has no room for, such as 30s, 10m or 2h. Then it stops with
+    exit code 4."""
     threads: int = Field(0, ge=0, le=1024)
     """CPU threads of each model. 0: all cores, shared between workers."""
     fork: Path | str | None = None
@@ -55,11 +64,57 @@ class RunOptions(BaseModel):
     breaker: int = Field(100, ge=0)
     """Stop when a stage fails for this many images in a row. 0 never stops."""
 
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _as_text(cls, workers: object) -> str:
+        return str(workers or "")
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Least and greatest number of workers; (1, 0) follows the cluster.
+
+        Raises:
+            UserError: `workers` is neither a number nor a range.
+        """
+        low, high = parse_workers(self.workers) if self.workers else (1, 0)
+        return (low if "-" in self.workers else 1), high
+
+    @property
+    def cluster(self) -> Cluster:
+        """The Ray cluster, and what the run wants from it."""
+        return Cluster(self.address, self.gpus, seconds_of("wait", self.wait))
+
     @property
     def used_threads(self) -> int:
         """Number of CPU threads of each model, `threads`; if that is 0, computed from the cores."""
-        workers = max(self.workers, 1) if self.engine == "ray" else 1
+        workers = max(self.worker_range[1], 1) if self.engine == "ray" else 1
         return self.threads or max(1, cores() // workers)
+
+
+def parse_workers(workers: str) -> tuple[int, int]:
+    """Parse a number of workers, or a range: `4` gives (4, 4), and `2-8` gives (2, 8).
+
+    Raises:
+        UserError: `workers` is neither.
+    """
+    low, dash, high = workers.partition("-")
+    if low.isdecimal() and (not dash or high.isdecimal()) and 1 <= int(low) <= int(high or low) <= 100_000:
+        return int(low), int(high or low)
+    raise UserError("workers", workers, "it should be a number or a range", "write for instance 4, or 2-8")
+
+
+_DURATION = re.compile(r"(\d{1,6})([smh])")
+
+
+def seconds_of(field: str, duration: str) -> float:
+    """Return the seconds of a duration such as 30s, 10m or 2h. `field` is the caller's parameter, for the error.
+
+    Raises:
+        UserError: the text is no duration.
+    """
+    if not (found := _DURATION.fullmatch(duration)):
+        raise UserError(field, duration, "it should be a number and a unit", "write for instance 30s, 10m or 2h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 _LIMIT = re.compile(r"(\d{1,12})|(\d{1,3}(?:\.\d+)?)%")
