@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.packages import OPTIONAL, installed, not_installed
 from pad_pipeline.retries import REMEDY, StoreError
-from pad_pipeline.stores import attempt, open_object, read_part, read_whole, request, upload
+from pad_pipeline.stores import attempt, open_object, read_part, read_whole, request, write_whole
 
 PROCESS_TOKEN = secrets.token_hex(6)
 """Part of the names of this process's unfinished files, so that no two processes write to the same file."""
@@ -304,7 +304,7 @@ class RemoteFolder(Folder):
         with tempfile.TemporaryDirectory(prefix="pad-") as folder:
             written = Path(folder, name)
             yield written
-            request(self.file_system, self.url, lambda: upload(self.file_system, str(written), self._at(name)))
+            write_whole(self.file_system, f"{self.url}/{name}", str(written), self._at(name))
 
     def append(self, name: str, data: bytes) -> None:
         """Append `data` to an object, by uploading it again."""

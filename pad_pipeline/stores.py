@@ -6,6 +6,8 @@ import errno
 import inspect
 import io
 import os
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from pad_pipeline.retries import StoreError, ask, is_not_found
@@ -65,6 +67,20 @@ def upload(store: Any, local: str, path: str) -> None:
         found = 0
     if found != size:
         raise EOFError(f"{found} of {size} bytes arrived")
+
+
+def write_whole(store: Any, url: str, local: str, path: str) -> None:
+    """Write an object, as in `ask`. If only a part of it arrives each time, remove the part again, so that the next run
+    does not take it for a damaged file. Tars are no such files: without its index, a tar counts for nothing."""
+    try:
+        request(store, url, lambda: upload(store, local, path))
+    except StoreError as error:
+        if isinstance(error.__cause__, EOFError) and os.path.getsize(local) <= _MOST:  # noqa: PTH202
+            with suppress(Exception):  # the store fails anyway
+                part, whole = read_whole(store, path), Path(local).read_bytes()
+                if part != whole and whole.startswith(part):
+                    attempt(store, "rm_file", path)
+        raise
 
 
 def store_error(error: Exception, url: str) -> OSError:

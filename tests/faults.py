@@ -107,7 +107,7 @@ def faulty(server: str) -> Iterator[tuple[str, Faults]]:
             fits = {
                 HALF: self.command == "GET", SHORT: self.command == "GET" and not listing, STALL: self.command == "GET",
                 LOST: self.command in ("PUT", "POST", "DELETE"), TORN: self.command == "PUT",
-                ERROR_200: listing or self.command == "POST", STALE: listing,
+                ERROR_200: listing or self.command in ("POST", "PUT"), STALE: listing,
             }  # fmt: skip
             return fault if fault is None or fits.get(fault, True) else None
 

@@ -275,6 +275,8 @@ def draw(lot: random.Random, out: str, name: str) -> list[Rule]:
     rules = []
     for _ in range(lot.randint(2, 5)):
         fault = lot.choice([503, 503, 500, 403, CUT, HANG, HALF, SHORT, STALL, LOST, TORN, ERROR_200, STALE])
+        if fault == TORN and any(rule.fault == TORN for rule in rules):
+            fault = 503
         methods = {HALF: "GET", SHORT: "GET", STALL: "GET", STALE: "GET", TORN: "PUT", ERROR_200: "GET"}
         method = methods.get(fault) or lot.choice(["PUT", "DELETE"] if fault == LOST else ["GET", "GET", "HEAD", "PUT"])
         folder = "done/" if name in ("verify", "train") else f"{out}/"
@@ -296,6 +298,8 @@ def draw(lot: random.Random, out: str, name: str) -> list[Rule]:
         # The images of a folder are those that its store lists: no reader could know of others.
         part = f"prefix={folder}" if fault == STALE else lot.choice(parts)
         times = lot.choice([1, 2, 3, 4, 6, 15, FOR_EVER])
+        # A store that keeps a half of each upload is none: what was there before is gone.
+        times = min(times, 3) if fault == TORN else times
         rules.append(Rule(fault, method, part, lot.choice([0, 0, 0, 1, 2, 5, 12]), times))
     return rules
 
@@ -307,19 +311,27 @@ def main() -> None:
     parser.add_argument(
         "--seed", type=int, default=random.randrange(1 << 30), help="of the first; each next one adds 1"
     )
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no history after this time")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="pad-store-chaos-") as home:
         os.environ["PAD_CACHE"] = str(Path(home, "cache"))
         began, outcomes, broken = time.monotonic(), Counter[str](), dict[int, str]()
         lab = Lab(Path(home))
         for seed in range(asked.seed, asked.seed + asked.histories):
+            if time.monotonic() - began > asked.seconds:
+                break
             try:
                 outcomes[lab.history(seed, random.Random(seed))] += 1
             except Trouble as trouble:
                 lab.ask("rules", [])
                 broken[seed] = str(trouble)
                 print(f"seed {seed}: {trouble}", file=sys.stderr, flush=True)
-        facts = {"seed": asked.seed, "histories": asked.histories, "broken": sorted(broken), "outcomes": dict(outcomes)}
+        facts = {
+            "seed": asked.seed,
+            "histories": outcomes.total() + len(broken),
+            "broken": sorted(broken),
+            "outcomes": dict(outcomes),
+        }
         facts |= {"faults": dict(lab.injected), "seconds": round(time.monotonic() - began, 1)}
         print(json.dumps(facts))
         lab.pipe.send(None)

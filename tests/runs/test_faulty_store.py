@@ -28,7 +28,7 @@ from pad_pipeline.sources import cells, gzipped, read
 from pad_pipeline.sources.open import open_source
 from pad_pipeline.stages.decode import Decode
 from pad_pipeline.storage import RemoteFolder, folder_at
-from tests.faults import CUT, ERROR_200, HALF, HANG, LOST, SHORT, STALE, STALL, TORN, Faults, faulty
+from tests.faults import CUT, ERROR_200, HALF, HANG, LOST, SHORT, STALE, STALL, TORN, Faults, Rule, faulty
 
 Pad = Callable[..., Any]
 
@@ -136,6 +136,19 @@ def test_an_upload_that_fails_once_is_whole(folder: RemoteFolder, faults: Faults
         assert folder.read("shard") == b"x" * 1000
         folder.append("shard", b"y")
         assert folder.read("shard") == b"x" * 1000 + b"y"
+
+
+def test_half_an_upload_is_taken_away(folder: RemoteFolder, faults: Faults) -> None:
+    """A store that keeps a half of each upload. Catches a torn run.json, which no run could ever get past; and an older
+    object that is removed, where the store only shows an old size."""
+    faults.rules([Rule(TORN, "PUT", "new.json", 0, 10**6)])
+    with pytest.raises(StoreError, match="bytes arrived"), folder.commit("new.json") as partial:
+        partial.write_text("a new content")
+    assert not folder.has("new.json")
+    faults.fault = lambda method, path: ERROR_200 if method == "PUT" else None
+    with pytest.raises(StoreError), folder.commit("run.json") as partial:
+        partial.write_text("another, longer content")
+    assert folder.read("run.json") == b"content"
 
 
 def test_an_upload_in_parts_that_fails_once_is_whole(
