@@ -28,6 +28,7 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.images import BadImage
 from pad_pipeline.parquet import open_parquet
 from pad_pipeline.records import MISSING, NOWHERE, UNKNOWN, ImageRecord, Place, Planned, ShardRow
+from pad_pipeline.retries import StoreError
 from pad_pipeline.shards.keys import KeyHashes, numbered, plain_key, scratch_folder
 from pad_pipeline.shards.seal import UNSEALED, seal
 from pad_pipeline.sources.base import Source, Tally
@@ -353,6 +354,8 @@ class Plan:
     def _reading(self) -> Iterator[None]:
         try:
             yield
+        except StoreError:
+            raise
         except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, RecursionError) as error:
             where, remedy = f"{self.folder}/{PLAN_NAME}", "run the command that made it again, into the same folder"
             raise UserError("shards", where, f"the plan can't be read ({error})", remedy) from error

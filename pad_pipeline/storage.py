@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import re
 import secrets
@@ -13,12 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from pad_pipeline.addresses import any_client
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.packages import OPTIONAL, installed, not_installed
-from pad_pipeline.retries import ask, is_not_found
+from pad_pipeline.retries import REMEDY, StoreError
+from pad_pipeline.stores import attempt, open_object, read_part, read_whole, request, write_whole
 
 PROCESS_TOKEN = secrets.token_hex(6)
 """Part of the names of this process's unfinished files, so that no two processes write to the same file."""
@@ -138,6 +138,8 @@ def write_error(out: str | Path | Folder, error: Exception, field: str = "out") 
     """
     name = getattr(error, "filename", None)
     at = f" at {name}" if name and str(name) != str(out) else ""
+    if isinstance(error, StoreError):
+        return UserError(field, out, f"{error.strerror}{at}", REMEDY)
     rule = f"it can't be written ({getattr(error, 'strerror', None) or error}){at}"
     remedy = f"make room, repair it or name another `{field}`, then run the same command again"
     return UserError(field, out, rule, remedy)
@@ -230,7 +232,7 @@ class Folder:
 class RemoteFolder(Folder):
     """A prefix in an object store, through fsspec. Uploads are atomic.
 
-    Each question is asked several times, see `ask`. An answer that says neither yes nor no becomes an OSError.
+    Each question is asked several times, see `ask`. An answer that says neither yes nor no becomes a `StoreError`.
     """
 
     remote = True
@@ -248,26 +250,14 @@ class RemoteFolder(Folder):
     def _at(self, name: str) -> str:
         return f"{self.prefix}/{name}"
 
-    def _call(self, operation: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Call a method of the file system, again if that may help.
-
-        Raises:
-            FileNotFoundError: the store says that there is no such object.
-            OSError: the store gives no answer, or refuses.
-        """
-        try:
-            return ask(lambda: operation(*arguments, **options), self.file_system.invalidate_cache)
-        except Exception as error:
-            if is_not_found(error):
-                raise FileNotFoundError(errno.ENOENT, "there is no such object", self.url) from error
-            reason = " ".join(str(error.__cause__ or error).split())[:300]
-            raise OSError(errno.EIO, f"{type(error).__name__}: {reason}", self.url) from error
+    def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
+        return request(self.file_system, self.url, lambda: attempt(self.file_system, method, *arguments, **options))
 
     def _info(self, path: str) -> dict[str, Any] | None:
         """Return what the store knows of a path; None if there is nothing."""
         self.file_system.invalidate_cache()
         try:
-            return dict(self._call(self.file_system.info, path))
+            return dict(self._ask("info", path))
         except FileNotFoundError:
             return None
 
@@ -281,7 +271,7 @@ class RemoteFolder(Folder):
     def files(self) -> Iterator[tuple[str, int]]:
         """Yield name and size in bytes of every object directly below the prefix."""
         try:
-            entries = self._call(self.file_system.ls, self.prefix, detail=True, refresh=True)
+            entries = self._ask("ls", self.prefix, detail=True, refresh=True)
         except FileNotFoundError:
             return
         for entry in entries:
@@ -295,27 +285,28 @@ class RemoteFolder(Folder):
 
     def size(self, name: str) -> int:
         """Return the size of an object in bytes."""
-        return int(self._call(self.file_system.size, self._at(name)))
+        return int(self._ask("info", self._at(name))["size"])
 
     def read(self, name: str) -> bytes:
         """Return the content of an object."""
-        return bytes(self._call(self.file_system.cat_file, self._at(name)))
+        return bytes(request(self.file_system, self.url, lambda: read_whole(self.file_system, self._at(name))))
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Return the bytes `start` to `stop - 1` of an object, with one request."""
-        return bytes(self._call(self.file_system.cat_file, self._at(name), start=start, end=stop))
+        path = self._at(name)
+        return bytes(request(self.file_system, self.url, lambda: read_part(self.file_system, path, start, stop)))
 
     def open(self, name: str) -> BinaryIO:
         """Open an object for reading at any position. Each piece that is read is asked for like everything else."""
-        return cast(BinaryIO, io.BufferedReader(_RemoteFile(self, name), _PIECE))
+        return open_object(self.file_system, self._at(name), f"{self.url}/{name}")
 
     @contextmanager
     def commit(self, name: str, durable: bool = True) -> Iterator[Path]:
         """Yield a local path for the block to write to. After the block, the file is uploaded."""
         with tempfile.TemporaryDirectory(prefix="pad-") as folder:
-            partial = Path(folder, name)
-            yield partial
-            self._call(self.file_system.put_file, str(partial), self._at(name))
+            written = Path(folder, name)
+            yield written
+            write_whole(self.file_system, f"{self.url}/{name}", str(written), self._at(name))
 
     def append(self, name: str, data: bytes) -> None:
         """Append `data` to an object, by uploading it again."""
@@ -326,43 +317,10 @@ class RemoteFolder(Folder):
     def delete(self, name: str) -> None:
         """Remove an object, if there is one."""
         with suppress(FileNotFoundError):
-            self._call(self.file_system.rm_file, self._at(name))
+            self._ask("rm_file", self._at(name))
 
     def clean(self, name: str = "", mine: Callable[[str], bool] = lambda name: True) -> None:
         """Do nothing, because an unfinished upload leaves no object."""
-
-
-_PIECE = 1 << 20
-"""Bytes of an object that are read at once at least."""
-
-
-class _RemoteFile(io.RawIOBase):
-    """An object of a store as a file for reading."""
-
-    def __init__(self, folder: RemoteFolder, name: str) -> None:
-        super().__init__()
-        self.folder, self.name, self.length, self.position = folder, name, folder.size(name), 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.length}[whence]
-        return self.position
-
-    def readinto(self, buffer: Any) -> int:
-        stop = min(self.position + len(buffer), self.length)
-        if stop <= self.position:
-            return 0
-        piece = self.folder.read_range(self.name, self.position, stop)
-        if not piece:
-            raise OSError(errno.EIO, f"{self.name} ended at byte {self.position} of {self.length}", str(self.folder))
-        buffer[: len(piece)] = piece
-        self.position += len(piece)
-        return len(piece)
 
 
 def resolved(where: str | Path | Folder) -> str:

@@ -20,6 +20,7 @@ from pad_pipeline.masks import check_sizes, decode_mask
 from pad_pipeline.parquet import open_parquet
 from pad_pipeline.plan import PLAN_NAME, Plan, PlanRow
 from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, IndexRow, SampleJson, shard_name
+from pad_pipeline.retries import StoreError
 from pad_pipeline.shards.keys import KeyHashes, is_key, scratch_folder
 from pad_pipeline.shards.reader import load_npy, totals_in
 from pad_pipeline.shards.run import RUN_NAME, Run
@@ -87,6 +88,8 @@ def _problems(folder: Folder, name: str, planned: list[PlanRow], run: Run, deep:
     problems: list[str] = []
     try:
         problems += _check_shard(folder, name, planned, run, deep)  # `+=` keeps the problems found before an exception
+    except StoreError:
+        raise
     except Exception as error:  # parsers of unknown bytes may raise anything
         problems.append(f"its index or its tar can't be read ({type(error).__name__}: {error})")
     return name, problems
@@ -173,6 +176,8 @@ def _check_members(folder: Folder, name: str, rows: list[IndexRow], run: Run, de
                 contents.setdefault(row["key"], {})[member] = data.read() if data else b""
                 if len(contents[row["key"]]) == len(MEMBERS):
                     yield from _check_sample(row, contents.pop(row["key"]), run, deep)
+    except StoreError:
+        raise
     except Exception as error:  # parsers of unknown bytes may raise anything
         yield f"its tar can't be read to the end ({type(error).__name__}: {error})"
     for name in by_name:

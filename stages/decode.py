@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from PIL import Image
 
@@ -11,7 +13,7 @@ from pad_pipeline.images import BadImage, DecodeSettings, decode
 from pad_pipeline.masks import check_mask, check_sizes
 from pad_pipeline.records import ImageRecord, Place
 from pad_pipeline.roles import STEPS, RedoFrom
-from pad_pipeline.sources.read import read_bytes
+from pad_pipeline.sources.read import read_bytes, remember
 from pad_pipeline.stages.base import Stage
 
 
@@ -26,12 +28,21 @@ class Decode(Stage[None, None]):
         root: the folder or URL that the planned files are relative to.
         redo_from: the first step that is done again. Results of an earlier run for the steps before it are kept.
         private: see `read_bytes`.
+        witnesses: files in object stores that the driver could read, see `remember`.
     """
 
     name = "decode"
 
-    def __init__(self, settings: DecodeSettings, root: str, redo_from: RedoFrom = "tag", private: bool = False) -> None:
+    def __init__(
+        self,
+        settings: DecodeSettings,
+        root: str,
+        redo_from: RedoFrom = "tag",
+        private: bool = False,
+        witnesses: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         super().__init__()
+        remember(witnesses)
         self.settings, self.root, self.redo_from, self.private = settings, root, redo_from, private
 
     def finish(self, row: ImageRecord, output: None) -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from operator import add
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pad_pipeline.geometry import PatchRule, select_patches
 from pad_pipeline.masks import check_mask, check_sizes
 from pad_pipeline.parquet import open_parquet
 from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, IndexRow, RegionJson, SampleJson, shard_name
+from pad_pipeline.retries import StoreError
 from pad_pipeline.shards.keys import is_key
 from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.writer import TOTALS
@@ -29,6 +31,8 @@ from pad_pipeline.storage import Folder, folder_at
 _USED = ["key", "labels", *(f"{member}_{part}" for member in MEMBERS for part in ("at", "bytes"))]
 _BETWEEN = 64 << 10
 """The highest number of bytes of headers and padding between the members of a sample."""
+_ASKED = 64
+"""The most shards that are looked up one by one, because a store does not list them."""
 _INDEX = re.compile(r"pad-([0-9]{6}|[1-9][0-9]{6,8})\.parquet")
 
 
@@ -108,8 +112,12 @@ class ShardFolder:
     def __init__(self, shards: str | Path | Folder) -> None:
         self.folder = folder_at(shards)
         self.run = Run.read(self.folder)
-        numbers = (int(found[1]) for name, _ in self.folder.files() if (found := _INDEX.fullmatch(name)))
-        self.names = [shard_name(number) for number in sorted(set(numbers)) if number < self.run.shards]
+        numbers = {int(found[1]) for name, _ in self.folder.files() if (found := _INDEX.fullmatch(name))}
+        if self.folder.remote:  # a listing may lack what was written a moment ago
+            missing = (number for number in range(self.run.shards) if number not in numbers)
+            asked = islice(missing, _ASKED)
+            numbers |= {number for number in asked if self.folder.has(f"{shard_name(number)}.parquet")}
+        self.names = [shard_name(number) for number in sorted(numbers) if number < self.run.shards]
 
     def index(self, name: str) -> list[IndexRow]:
         """Return the rows of one shard's index."""
@@ -178,9 +186,12 @@ class ShardFolder:
 
     @contextmanager
     def _read(self, file: str) -> Iterator[None]:
-        """Turn any exception of the block into a `UserError`, which says that `file` is damaged."""
+        """Turn any exception of the block into a `UserError`, which says that `file` is damaged. A `StoreError` says
+        nothing about the file, and stays."""
         try:
             yield
+        except StoreError:
+            raise
         except Exception as error:  # parsers of unknown bytes may raise anything
             rule = f"it is damaged ({type(error).__name__}: {error})"
             raise UserError("shards", f"{self.folder}/{file}", rule, f"see `pad verify {self.folder}`") from error

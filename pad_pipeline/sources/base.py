@@ -8,13 +8,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 from urllib.parse import urlsplit
 
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.records import Planned
 from pad_pipeline.retries import ask, is_not_found
 from pad_pipeline.storage import file_system, is_url, url_problem
+from pad_pipeline.stores import attempt, open_object
 
 _MOST_REASONS = 500
 """The most reasons that are counted separately, so that memory does not grow with the number of records."""
@@ -137,6 +138,15 @@ def image_store(url: str) -> tuple[Any, str]:
         return file_system(url)
 
 
+def open_url(url: str) -> BinaryIO:
+    """Open the file at a URL for reading. In an object store each piece is asked for as in `ask`; the libraries of web
+    servers and of the hub have ways of their own."""
+    store, path = image_store(url)
+    if url.startswith("http") or not getattr(store, "async_impl", False):
+        return cast(BinaryIO, store.open(path, "rb"))
+    return open_object(store, path, url, 4 << 20)
+
+
 def list_store(store: Any, path: str, missing_ok: bool = False) -> list[tuple[str, bool, int | None]]:
     """Return name, whether it is a folder, and size of each entry of a folder in a store, sorted, without hidden ones.
 
@@ -146,7 +156,7 @@ def list_store(store: Any, path: str, missing_ok: bool = False) -> list[tuple[st
         UserError: it can't be listed, or is not there; with `missing_ok`, a folder that is not there is empty.
     """
     try:
-        listed = ask(lambda: store.ls(path, detail=True))
+        listed = ask(lambda: attempt(store, "ls", path, detail=True))
     except Exception as error:  # any of the errors of the network and of the store's library
         if missing_ok and is_not_found(error):
             return []

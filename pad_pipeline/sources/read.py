@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -15,12 +15,13 @@ from pad_pipeline.addresses import any_client, public_client, refusal
 from pad_pipeline.errors import UserError
 from pad_pipeline.images import BadImage
 from pad_pipeline.records import Place
-from pad_pipeline.retries import TRIES, ask, is_final, is_not_found
+from pad_pipeline.retries import REMEDY, TRIES, StoreError, ask, is_final, is_not_found
 from pad_pipeline.sources.base import Tally, image_store
 from pad_pipeline.sources.cells import in_cell, read_cell
 from pad_pipeline.sources.fields import Fields, below_list
 from pad_pipeline.sources.gzipped import is_gzipped, read_gzipped
 from pad_pipeline.storage import is_url, url_problem
+from pad_pipeline.stores import attempt, read_part, read_whole
 
 SECONDS = 60
 """The longest time of one read over the network."""
@@ -120,49 +121,73 @@ def _retried(url: str, fetch: Callable[[], _Data]) -> _Data:
 
     Raises:
         BadImage: it can't be read, for a reason that concerns this image alone, as far as one can know.
-        UserError: its store also refuses what this process could read there before.
+        UserError: its store also refuses what could be read there before, or gives no answer at all.
     """
     store = _STORE.match(url)
-    try:
-        data = ask(fetch)
-    except (BadImage, UserError, MemoryError):
-        raise
-    except Exception as error:  # any of the errors of the network and of the store's library
-        if is_not_found(error):
-            raise BadImage("there is nothing at this URL") from error
-        if found := refusal(error):
-            raise BadImage(str(found)) from error
-        detail = f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-        if store and not _still_readable(_readable.get(store[0], "")):
-            rule = f"its store no longer gives this file, and no other {detail}"
-            remedy = "check the credentials and the network, then run the same command again"
-            raise UserError("images", url, rule, remedy) from error
-        tries = "it may not be read" if is_final(error) else f"it can't be fetched, in {TRIES} tries"
-        raise BadImage(f"{tries} {detail}") from error
+    for last in (not store, True):
+        try:
+            data = ask(fetch, lambda: image_store(url)[0].invalidate_cache())
+            break
+        except (BadImage, UserError, MemoryError):
+            raise
+        except Exception as raised:  # any of the errors of the network and of the store's library
+            cause = raised.__cause__ if isinstance(raised, StoreError) else None
+            error = cause if isinstance(cause, Exception) else raised
+            if is_not_found(error):
+                raise BadImage("there is nothing at this URL") from error
+            if found := refusal(error):
+                raise BadImage(str(found)) from error
+            detail = f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            if store and not _answers(url, _readable.get(store[0], "")):
+                rule = f"its store no longer gives this file, and no other {detail}"
+                raise UserError("images", url, rule, REMEDY) from error
+            if last:  # the store is well, and has not given this file in two rounds of tries
+                tries = "it may not be read" if is_final(error) else f"it can't be fetched, in {TRIES} tries"
+                raise BadImage(f"{tries} {detail}") from error
     if store and data:
         _readable[store[0]] = url
     return data
 
 
-def _still_readable(url: str) -> bool:
-    """Return whether a file that was read before can be read still, or is gone; True without a file."""
-    if not url:
-        return True
+def _answers(url: str, witness: str) -> bool:
+    """Return whether a store still gives the file `witness`, which was read before, or says that it is gone. Without a
+    witness, return whether the store gives any answer about the folder of `url`, if only a refusal."""
     try:
-        store, path = image_store(url)
-        return bool(store.cat_file(path, start=0, end=1))
+        store, path = image_store(witness or url.rpartition("/")[0])
+        if witness:
+            read_part(store, path, 0, 1)
+        else:
+            attempt(store, "info", path)
     except Exception as error:
-        return is_not_found(error)
+        return is_not_found(error) or (not witness and is_final(error))
+    return True
+
+
+def witnesses() -> dict[str, str]:
+    """Return the file of each store that this process read last, for other processes, see `remember`."""
+    return dict(_readable)
+
+
+def remember(files: Mapping[str, str]) -> None:
+    """Note files that another process could read, by store. If they can't be read later, the store has failed."""
+    _readable.update(files)
 
 
 def _fetch(url: str, place: Place, most: int, private: bool) -> bytes:
-    store, path = (_http(private), url) if url.startswith("http") else image_store(url)
+    if not url.startswith("http"):
+        store, path = image_store(url)
+        if place.at >= 0:
+            return read_part(store, path, place.at, place.at + place.size)
+        size = attempt(store, "info", path)["size"]
+        if size is not None and size > most:
+            raise _too_large(size, most)
+        return read_whole(store, path, size)
+    store = _http(private)
     if place.at >= 0:
-        return bytes(store.cat_file(path, start=place.at, end=place.at + place.size))
-    # Over HTTP as a stream, because a server may give no size, or a wrong one.
-    options = {"block_size": 0, "size": 1} if url.startswith("http") else {}
+        return bytes(store.cat_file(url, start=place.at, end=place.at + place.size))
     content = bytearray()
-    with store.open(path, "rb", **options) as stream:
+    # As a stream, because a server may give no size, or a wrong one.
+    with store.open(url, "rb", block_size=0, size=1) as stream:
         while piece := stream.read(min(1 << 20, most + 1 - len(content))):
             content += piece
             if len(content) > most:

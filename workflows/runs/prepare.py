@@ -55,7 +55,8 @@ def prepare(
             run = inherit_facts(old, run)
         # Without shards to keep, nothing is checked, so that the user can correct a setting after a first try.
         remove_unfinished(folder, existing)
-        run.write(folder)
+        if run != old:  # what need not be written can't be torn
+            run.write(folder)
     survey.show(planned, source)
     if forked is not None:
         note(f"{copy_finished_shards(forked, folder, run)} of {run.shards} shards are copied from {forked}.")

@@ -15,6 +15,7 @@ import pyarrow as pa
 from pad_pipeline.errors import UserError
 from pad_pipeline.plan import PLAN_NAME, Plan, PlanRow
 from pad_pipeline.records import shard_name
+from pad_pipeline.retries import StoreError
 from pad_pipeline.shards.reader import ShardFolder, index_facts, totals_in
 from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.seal import seal_problem
@@ -56,6 +57,10 @@ def scan(folder: Folder, identity: str, shards: int) -> Scan:
     for name, size in folder.files():
         if match := _SHARD_FILE.fullmatch(name):
             sizes.setdefault(int(match[1]), {})[match[2]] = size
+    for number, files in sizes.items() if folder.remote else ():  # a listing may lack what was written a moment ago
+        for ending in {"tar", "parquet"} - files.keys():
+            if folder.has(name := f"{shard_name(number)}.{ending}"):
+                files[ending] = folder.size(name)
     whole = sorted(number for number, files in sizes.items() if len(files) == 2 and number < shards)
     others = sorted(sizes.keys() - set(whole))
     result.uncommitted_files = [f"{shard_name(number)}.{ending}" for number in others for ending in sizes[number]]
@@ -96,6 +101,8 @@ def _totals(folder: Folder, identity: str, number: int, tar_bytes: int) -> dict[
         if facts.get(b"run") != identity.encode() or facts.get(b"tar_bytes") != str(tar_bytes).encode():
             return None
         return totals_in(facts)
+    except StoreError:  # the index may be whole
+        raise
     except (OSError, pa.ArrowException, ValueError):
         return None
 
