@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -62,6 +62,55 @@ def file_system(url: str) -> tuple[Any, str]:
         raise UserError("url", url, str(error), "install that package beside pad") from error
     except ValueError as error:
         raise UserError("url", url, f"it is no URL of that kind ({error})", "correct it") from error
+
+
+def _asked(operation: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    return ask(lambda: operation(*arguments, **options))
+
+
+def pages(store: Any, path: str, begin: str = "", call: Callable[..., Any] = _asked) -> Iterator[list[dict[str, Any]]]:
+    """Yield the entries of a folder in a store, in parts: dictionaries with `name`, `type` and `size`, as `ls` gives.
+
+    S3 and Google Cloud Storage are asked page by page, and nothing is kept. Of other stores fsspec's `ls` builds the
+    whole listing, and may keep it: 0.8 GB for a million objects.
+
+    Args:
+        store: fsspec's file system.
+        path: the folder in it.
+        begin: how the names begin that are wanted. Others may be among the entries.
+        call: calls a method of the file system with its arguments.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or nothing in it begins so.
+    """
+    kinds = {store.protocol} if isinstance(store.protocol, str) else {*store.protocol}
+    if not kinds & {"s3", "gs"}:
+        yield call(store.ls, path, detail=True)
+        return
+    bucket, key, _ = store.split_path(path)
+    asked = {"prefix": f"{key.rstrip('/')}/{begin}" if key else begin, "delimiter": "/"}
+    found = not key
+    token: dict[str, str] = {}
+    while True:
+        if "s3" in kinds:
+            names = {"Bucket": bucket, "Prefix": asked["prefix"], "Delimiter": "/"}
+            page = call(store.call_s3, "list_objects_v2", **names, **store.req_kw, **token)
+            folders = [entry["Prefix"] for entry in page.get("CommonPrefixes", [])]
+            objects = [(entry["Key"], entry["Size"]) for entry in page.get("Contents", [])]
+            token = {"ContinuationToken": page["NextContinuationToken"]} if page.get("IsTruncated") else {}
+        else:
+            page = call(store.call, "GET", "b/{}/o", bucket, json_out=True, **asked, **token)
+            folders = page.get("prefixes", [])
+            objects = [(entry["name"], int(entry["size"])) for entry in page.get("items", [])]
+            token = {"pageToken": page["nextPageToken"]} if page.get("nextPageToken") else {}
+        listed = [{"name": f"{bucket}/{name[:-1]}", "type": "directory", "size": 0} for name in folders]
+        listed += [{"name": f"{bucket}/{name}", "type": "file", "size": size} for name, size in objects]
+        found = found or bool(listed)
+        yield listed
+        if not token:
+            break
+    if not found:
+        raise FileNotFoundError(path)
 
 
 @contextmanager
@@ -161,12 +210,15 @@ class Folder:
         """Make the folder and its parents, if needed."""
         self.path.mkdir(parents=True, exist_ok=True)
 
-    def files(self) -> Iterator[tuple[str, int]]:
-        """Yield name and size in bytes of every file, in no order. Subfolders are included, with size 0."""
+    def files(self, begin: str = "") -> Iterator[tuple[str, int]]:
+        """Yield name and size in bytes of every file whose name starts with `begin`, in no order. Subfolders are
+        included, with size 0."""
         if not self.path.is_dir():
             return
         with os.scandir(self.path) as entries:
             for entry in entries:
+                if not entry.name.startswith(begin):
+                    continue
                 with suppress(FileNotFoundError):  # it may be gone since it was listed
                     yield entry.name, 0 if entry.is_dir() else entry.stat().st_size
 
@@ -276,15 +328,16 @@ class RemoteFolder(Folder):
     def create(self) -> None:
         """Do nothing, because a prefix needs no object of its own."""
 
-    def files(self) -> Iterator[tuple[str, int]]:
-        """Yield name and size in bytes of every object directly below the prefix."""
+    def files(self, begin: str = "") -> Iterator[tuple[str, int]]:
+        """Yield name and size in bytes of every object directly below the prefix whose name starts with `begin`."""
+        self.file_system.invalidate_cache()
         try:
-            entries = self._call(self.file_system.ls, self.prefix, detail=True, refresh=True)
+            for entry in chain.from_iterable(pages(self.file_system, self.prefix, begin, self._call)):
+                name = entry["name"].rstrip("/")
+                if name != self.prefix and (short := name.rpartition("/")[2]).startswith(begin):
+                    yield short, entry["size"] or 0
         except FileNotFoundError:
             return
-        for entry in entries:
-            if entry["name"].rstrip("/") != self.prefix:
-                yield entry["name"].rstrip("/").rpartition("/")[2], entry["size"] or 0
 
     def has(self, name: str) -> bool:
         """Return whether there is an object of this name."""
