@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from pad_pipeline.errors import UserError, rename_field
+from pad_pipeline.listing import pages
 from pad_pipeline.packages import OPTIONAL, installed, not_installed
 from pad_pipeline.retries import ask, is_not_found
 
@@ -64,58 +65,11 @@ def file_system(url: str) -> tuple[Any, str]:
         raise UserError("url", url, f"it is no URL of that kind ({error})", "correct it") from error
 
 
-def _asked(operation: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    return ask(lambda: operation(*arguments, **options))
-
-
-def pages(store: Any, path: str, begin: str = "", call: Callable[..., Any] = _asked) -> Iterator[list[dict[str, Any]]]:
-    """Yield the entries of a folder in a store, in parts: dictionaries with `name`, `type` and `size`, as `ls` gives.
-
-    S3 and Google Cloud Storage are asked page by page, and nothing is kept. Of other stores fsspec's `ls` builds the
-    whole listing, and may keep it: 0.8 GB for a million objects.
-
-    Args:
-        store: fsspec's file system.
-        path: the folder in it.
-        begin: how the names begin that are wanted. Others may be among the entries.
-        call: calls a method of the file system with its arguments.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or nothing in it begins so.
-    """
-    kinds = {store.protocol} if isinstance(store.protocol, str) else {*store.protocol}
-    if not kinds & {"s3", "gs"}:
-        yield call(store.ls, path, detail=True)
-        return
-    bucket, key, _ = store.split_path(path)
-    asked = {"prefix": f"{key.rstrip('/')}/{begin}" if key else begin, "delimiter": "/"}
-    found = not key
-    token: dict[str, str] = {}
-    while True:
-        if "s3" in kinds:
-            names = {"Bucket": bucket, "Prefix": asked["prefix"], "Delimiter": "/"}
-            page = call(store.call_s3, "list_objects_v2", **names, **store.req_kw, **token)
-            folders = [entry["Prefix"] for entry in page.get("CommonPrefixes", [])]
-            objects = [(entry["Key"], entry["Size"]) for entry in page.get("Contents", [])]
-            token = {"ContinuationToken": page["NextContinuationToken"]} if page.get("IsTruncated") else {}
-        else:
-            page = call(store.call, "GET", "b/{}/o", bucket, json_out=True, **asked, **token)
-            folders = page.get("prefixes", [])
-            objects = [(entry["name"], int(entry["size"])) for entry in page.get("items", [])]
-            token = {"pageToken": page["nextPageToken"]} if page.get("nextPageToken") else {}
-        listed = [{"name": f"{bucket}/{name[:-1]}", "type": "directory", "size": 0} for name in folders]
-        listed += [{"name": f"{bucket}/{name}", "type": "file", "size": size} for name, size in objects]
-        found = found or bool(listed)
-        yield listed
-        if not token:
-            break
-    if not found:
-        raise FileNotFoundError(path)
-
-
 @contextmanager
-def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
+def atomic_write(path: Path, durable: bool = True, first: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and rename it to `path` after the block.
+
+    With `first`, a file that is at `path` by then stays, so that the first of several processes decides.
 
     So the file or folder `path` is complete, or as it was before, even if the block raises or the process is killed.
     With `durable`, wait until the disk has stored it, so that it also survives a power failure.
@@ -130,11 +84,23 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
             _sync(partial)
         if partial.is_dir():  # a rename can't replace a folder with files in it
             _remove(path)
-        partial.replace(path)
+        if not (first and _linked(partial, path)):
+            partial.replace(path)
         if durable:
             _sync(path.parent)
     finally:
         _remove(partial)
+
+
+def _linked(partial: Path, path: Path) -> bool:
+    """Give a file the name `path`, unless there is one; return False where the file system has no hard links."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        pass
+    except OSError:
+        return False
+    return True
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -244,6 +210,11 @@ class Folder:
         """Open a file for reading at any position."""
         return self._ordinary(name).open("rb")
 
+    @contextmanager
+    def as_file(self, name: str) -> Iterator[Path]:
+        """Yield a local path of a file for a `with` block: its own, or that of a copy."""
+        yield self._ordinary(name)
+
     def _ordinary(self, name: str) -> Path:
         path = self.path / name
         if path.exists() and not path.is_file():  # opening a pipe would wait forever
@@ -251,9 +222,9 @@ class Folder:
         return path
 
     @contextmanager
-    def commit(self, name: str, durable: bool = True) -> Iterator[Path]:
+    def commit(self, name: str, durable: bool = True, first: bool = False) -> Iterator[Path]:
         """Yield a local path for the block to write the file `name` to, see `atomic_write`."""
-        with atomic_write(self.path / name, durable) as partial:
+        with atomic_write(self.path / name, durable, first) as partial:
             yield partial
 
     def append(self, name: str, data: bytes) -> None:
@@ -270,10 +241,11 @@ class Folder:
             (self.path / name).unlink()
             _sync(self.path)
 
-    def clean(self, name: str = "") -> None:
-        """Remove what `atomic_write` left unfinished in dead processes, for the file `name` or for all."""
-        for entry, _ in self.files():
-            if (left := _LEFTOVER.fullmatch(entry)) and name in ("", left[1]):
+    def clean(self, name: str = "", mine: Callable[[str], bool] = lambda name: True) -> None:
+        """Remove what `atomic_write` left unfinished in dead processes, for the file `name` or for all that are
+        `mine`."""
+        for entry, _ in self.files("."):
+            if (left := _LEFTOVER.fullmatch(entry)) and name in ("", left[1]) and mine(left[1]):
                 _remove(self.path / entry)
 
 
@@ -361,12 +333,22 @@ class RemoteFolder(Folder):
         return cast(BinaryIO, io.BufferedReader(_RemoteFile(self, name), _PIECE))
 
     @contextmanager
-    def commit(self, name: str, durable: bool = True) -> Iterator[Path]:
-        """Yield a local path for the block to write to. After the block, the file is uploaded."""
+    def as_file(self, name: str) -> Iterator[Path]:
+        """Yield a local path of a copy of an object."""
+        with tempfile.TemporaryDirectory(prefix="pad-") as folder:
+            path = Path(folder, name)
+            self._call(self.file_system.get_file, self._at(name), str(path))
+            yield path
+
+    @contextmanager
+    def commit(self, name: str, durable: bool = True, first: bool = False) -> Iterator[Path]:
+        """Yield a local path for the block to write to. After the block, the file is uploaded; with `first`, unless
+        there is one by then."""
         with tempfile.TemporaryDirectory(prefix="pad-") as folder:
             partial = Path(folder, name)
             yield partial
-            self._call(self.file_system.put_file, str(partial), self._at(name))
+            if not (first and self.has(name)):
+                self._call(self.file_system.put_file, str(partial), self._at(name))
 
     def append(self, name: str, data: bytes) -> None:
         """Append `data` to an object, by uploading it again."""
@@ -379,7 +361,7 @@ class RemoteFolder(Folder):
         with suppress(FileNotFoundError):
             self._call(self.file_system.rm_file, self._at(name))
 
-    def clean(self, name: str = "") -> None:
+    def clean(self, name: str = "", mine: Callable[[str], bool] = lambda name: True) -> None:
         """Do nothing, because an unfinished upload leaves no object."""
 
 

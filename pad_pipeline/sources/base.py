@@ -16,9 +16,10 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from pad_pipeline.errors import UserError, rename_field
+from pad_pipeline.listing import pages
 from pad_pipeline.records import Planned
 from pad_pipeline.retries import is_not_found
-from pad_pipeline.storage import file_system, is_url, pages, url_problem
+from pad_pipeline.storage import file_system, is_url, url_problem
 
 _MOST_REASONS = 500
 """The most reasons that are counted separately, so that memory does not grow with the number of records."""
