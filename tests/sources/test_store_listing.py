@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import http.server
 import os
-import threading
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import fsspec
 import pytest
 
+from benchmarks.bucket import Bucket, served
 from pad_pipeline.records import Place, Planned
 from pad_pipeline.sources import base
 from pad_pipeline.sources.open import open_source
@@ -97,58 +95,26 @@ def test_a_local_folder_is_sorted_on_the_disk(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.fixture
-def endless(monkeypatch: pytest.MonkeyPatch) -> Iterator[type]:
-    """An S3 server with one bucket, whose listing is made up page by page: `objects` of them."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        objects, pages = 0, 0
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            asked = parse_qs(urlsplit(self.path).query)
-            first = int(asked.get("continuation-token", ["0"])[0])
-            last = min(first + 1000, Handler.objects)
-            Handler.pages += 1
-            keys = "".join(
-                f"<Contents><Key>images/{number:09d}.jpg</Key><Size>7</Size></Contents>"
-                for number in range(first, last)
-            )
-            more = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{last}</NextContinuationToken>"
-            body = f"<ListBucketResult>{keys}{more if last < Handler.objects else ''}</ListBucketResult>".encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def do_HEAD(self) -> None:
-            self.send_response(404)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads, server.block_on_close = True, False
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Bucket]]:
+    """An S3 server with one bucket, whose listing is made up page by page."""
+    with served() as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
             monkeypatch.setenv(name, "us-east-1")
         fsspec.filesystem("s3").clear_instance_cache()
-        yield Handler
+        yield Bucket
         fsspec.filesystem("s3").clear_instance_cache()
-        server.shutdown()
 
 
-def test_the_memory_of_a_listing_does_not_grow(endless: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_of_a_listing_does_not_grow(bucket: type[Bucket], monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches fsspec's cache of listings, and any list of all objects: 100 million of them took 83 GB."""
     monkeypatch.setattr(base, "_SORTED_AT_ONCE", 1000)
     peaks = []
-    for endless.objects in (1_000, 2_000, 20_000):  # the first opens the connection and imports
+    for bucket.objects in (1_000, 2_000, 20_000):  # the first opens the connection and imports
         tracemalloc.start()
-        assert sum(1 for _ in open_source("s3://bucket/images")) == endless.objects
+        assert sum(1 for _ in open_source("s3://bucket/images")) == bucket.objects
         folder = folder_at("s3://bucket/images")
-        assert isinstance(folder, RemoteFolder) and sum(1 for _ in folder.files()) == endless.objects
+        assert isinstance(folder, RemoteFolder) and sum(1 for _ in folder.files()) == bucket.objects
         assert not folder.file_system.dircache
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
