@@ -196,7 +196,7 @@ def main() -> None:
     """Measure each row at both sizes, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs=2, default=[500_000, 2_000_000])
-    parser.add_argument("--objects", type=int, nargs=2, default=[50_000, 500_000])
+    parser.add_argument("--objects", type=int, nargs=2, default=[600_000, 1_200_000])
     parser.add_argument("--shards", type=int, nargs=2, default=[4_000, 40_000])
     parser.add_argument("--finished", type=int, nargs=2, default=[1_000, 5_000], help="shards in an object store")
     parser.add_argument("--driven", type=int, nargs=2, default=[250_000, 1_000_000], help="images of a whole run")

@@ -131,7 +131,8 @@ def import_coco(
     with rename_field(image_root="images"):
         totals = carry_out(spec, source, folder, options, forked=folder_at(out) if options.fork else None)
     shards = ShardFolder(folder)
-    for name in shards.names:
+    own = own_shards(shards.run, options)
+    for name in (name for name in shards.names if is_file_of(own, f"{name}.tar")):
         try:
             rows = shards.index(name)
         except UserError:

@@ -52,10 +52,11 @@ def prepare(
     old, existing = earlier_run(folder, options)
     if options.retry_failed and not (old and folder.has(PLAN_NAME)):
         raise UserError("retry_failed", folder, "there is no run in it", "leave it out for a first run")
-    if old and options.depth == "kept":
+    if old and options.depth == "kept" and folder.has(PLAN_NAME):
         run = keep_plan(spec, source, folder, old, options)
         remove_unfinished(folder, existing)
-        run.write(folder)
+        if run != old:
+            run.write(folder)
         return run, existing
     depth: Depth = "sample" if options.depth == "kept" else options.depth
     with suppress(_Unchanged), folder.commit(PLAN_NAME, first=bool(options.part)) as partial:
