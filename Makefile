@@ -61,6 +61,10 @@ bench-memory: $(READY)  ## Memory of each model at official size, in both precis
 bench-plan: $(READY)  ## Time and memory of planning 1 and 10 million images, and of a resume: a quarter of an hour.
 	$(BIN)/python -m benchmarks.plan
 
+bench-scale: $(READY)  ## What 100 million images take of the driver and of readers, extended from small sizes: 20 minutes.
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.scale
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.scale_reading
+
 bench-stage1: $(READY)  ## Time stage 1, technique by technique; on a GPU at LLaVA-7B's size with SIZE=7b.
 	$(BIN)/python -m benchmarks.stage1 --size $(or $(SIZE),tiny)
 
@@ -106,4 +110,4 @@ $(READY): $(RUN)
 	$(INSTALL) '.[dev]'
 	@touch $(READY)
 
-.PHONY: docs help demo test test-all test-long test-browser bench bench-engines bench-memory bench-plan bench-loader bench-stage1 bench-analyses bench-pursuit bench-retarget paper chaos chaos-store lint format clean
+.PHONY: docs help demo test test-all test-long test-browser bench bench-engines bench-memory bench-plan bench-scale bench-loader bench-stage1 bench-analyses bench-pursuit bench-retarget paper chaos chaos-store lint format clean

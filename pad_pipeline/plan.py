@@ -9,7 +9,7 @@ import os
 import re
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -310,6 +310,26 @@ class Plan:
         """The number of images in all shards."""
         return int(self._file.metadata.num_rows)
 
+    @property
+    def seal(self) -> str:
+        """The sha256 in the plan's seal."""
+        return str(self._file.schema_arrow.metadata[b"seal"].decode().rpartition(":")[2])
+
+    def sample(self, root: str, contents: Collection[str]) -> tuple[dict[str, str], str]:
+        """Return `PlanFacts.sample` and `PlanFacts.unreadable`, of the images with the keys `contents`. `root` is that
+        of the source."""
+        found = {}
+        wanted = pa.array([*contents], pa.string())
+        with self._reading():
+            for group in range(self._file.num_row_groups) if contents else ():
+                keys = self._file.read_row_group(group, ["key"], use_threads=False)["key"]
+                if pc.any(there := pc.is_in(keys, wanted)).as_py():
+                    for row in self._file.read_row_group(group, use_threads=False).filter(there).to_pylist():
+                        found[row["key"]] = row
+        planned = [_planned(row) for row in found.values()]
+        hashed, unreadable = _hashed(planned, [row["bytes"] for row in found.values()], root)
+        return dict(sorted(zip(found, hashed, strict=True))), unreadable
+
     def rows(self, number: int) -> list[PlanRow]:
         """Return the plan's rows of shard `number`, one for each image."""
         start, stop = number * self.shard_size, min((number + 1) * self.shard_size, self.images)
@@ -343,6 +363,13 @@ class Plan:
         except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, RecursionError) as error:
             where, remedy = f"{self.folder}/{PLAN_NAME}", "run the command that made it again, into the same folder"
             raise UserError("shards", where, f"the plan can't be read ({error})", remedy) from error
+
+
+def _planned(row: PlanRow) -> Planned:
+    """Return what `_hashed` needs of the image of a row."""
+    place = Place(row["file"], row["at"], row["bytes"])
+    known = {"sample_sha256" if row["earlier_at"] >= 0 else "content_sha256": row["sha256"]}
+    return Planned(row["id"], row["source"], place=place, problem=row["problem"], **known)
 
 
 def _record(row: PlanRow, rewritten: bool) -> ImageRecord:

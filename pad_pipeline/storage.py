@@ -8,13 +8,14 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pad_pipeline.errors import UserError, rename_field
+from pad_pipeline.listing import pages
 from pad_pipeline.packages import OPTIONAL, installed, not_installed
 from pad_pipeline.retries import REMEDY, StoreError
 from pad_pipeline.stores import attempt, open_object, read_part, read_whole, request, write_whole
@@ -65,8 +66,10 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 @contextmanager
-def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
+def atomic_write(path: Path, durable: bool = True, first: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and rename it to `path` after the block.
+
+    With `first`, a file that is at `path` by then stays, so that the first of several processes decides.
 
     So the file or folder `path` is complete, or as it was before, even if the block raises or the process is killed.
     With `durable`, wait until the disk has stored it, so that it also survives a power failure.
@@ -81,11 +84,23 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
             _sync(partial)
         if partial.is_dir():  # a rename can't replace a folder with files in it
             _remove(path)
-        partial.replace(path)
+        if not (first and _linked(partial, path)):
+            partial.replace(path)
         if durable:
             _sync(path.parent)
     finally:
         _remove(partial)
+
+
+def _linked(partial: Path, path: Path) -> bool:
+    """Give a file the name `path`, unless there is one; return False where the file system has no hard links."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        pass
+    except OSError:
+        return False
+    return True
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -163,12 +178,15 @@ class Folder:
         """Make the folder and its parents, if needed."""
         self.path.mkdir(parents=True, exist_ok=True)
 
-    def files(self) -> Iterator[tuple[str, int]]:
-        """Yield name and size in bytes of every file, in no order. Subfolders are included, with size 0."""
+    def files(self, begin: str = "") -> Iterator[tuple[str, int]]:
+        """Yield name and size in bytes of every file whose name starts with `begin`, in no order. Subfolders are
+        included, with size 0."""
         if not self.path.is_dir():
             return
         with os.scandir(self.path) as entries:
             for entry in entries:
+                if not entry.name.startswith(begin):
+                    continue
                 with suppress(FileNotFoundError):  # it may be gone since it was listed
                     yield entry.name, 0 if entry.is_dir() else entry.stat().st_size
 
@@ -194,6 +212,11 @@ class Folder:
         """Open a file for reading at any position."""
         return self._ordinary(name).open("rb")
 
+    @contextmanager
+    def as_file(self, name: str) -> Iterator[Path]:
+        """Yield a local path of a file for a `with` block: its own, or that of a copy."""
+        yield self._ordinary(name)
+
     def _ordinary(self, name: str) -> Path:
         path = self.path / name
         if path.exists() and not path.is_file():  # opening a pipe would wait forever
@@ -201,9 +224,9 @@ class Folder:
         return path
 
     @contextmanager
-    def commit(self, name: str, durable: bool = True) -> Iterator[Path]:
+    def commit(self, name: str, durable: bool = True, first: bool = False) -> Iterator[Path]:
         """Yield a local path for the block to write the file `name` to, see `atomic_write`."""
-        with atomic_write(self.path / name, durable) as partial:
+        with atomic_write(self.path / name, durable, first) as partial:
             yield partial
 
     def append(self, name: str, data: bytes) -> None:
@@ -220,10 +243,11 @@ class Folder:
             (self.path / name).unlink()
             _sync(self.path)
 
-    def clean(self, name: str = "") -> None:
-        """Remove what `atomic_write` left unfinished in dead processes, for the file `name` or for all."""
-        for entry, _ in self.files():
-            if (left := _LEFTOVER.fullmatch(entry)) and name in ("", left[1]):
+    def clean(self, name: str = "", mine: Callable[[str], bool] = lambda name: True) -> None:
+        """Remove what `atomic_write` left unfinished in dead processes, for the file `name` or for all that are
+        `mine`."""
+        for entry, _ in self.files("."):
+            if (left := _LEFTOVER.fullmatch(entry)) and name in ("", left[1]) and mine(left[1]):
                 _remove(self.path / entry)
 
 
@@ -266,15 +290,16 @@ class RemoteFolder(Folder):
     def create(self) -> None:
         """Do nothing, because a prefix needs no object of its own."""
 
-    def files(self) -> Iterator[tuple[str, int]]:
-        """Yield name and size in bytes of every object directly below the prefix."""
+    def files(self, begin: str = "") -> Iterator[tuple[str, int]]:
+        """Yield name and size in bytes of every object directly below the prefix whose name starts with `begin`."""
+        self.file_system.invalidate_cache()
         try:
-            entries = self._ask("ls", self.prefix, detail=True, refresh=True)
+            for entry in chain.from_iterable(pages(self.file_system, self.prefix, begin, self._ask)):
+                name = entry["name"].rstrip("/")
+                if name != self.prefix and (short := name.rpartition("/")[2]).startswith(begin):
+                    yield short, entry["size"] or 0
         except FileNotFoundError:
             return
-        for entry in entries:
-            if entry["name"].rstrip("/") != self.prefix:
-                yield entry["name"].rstrip("/").rpartition("/")[2], entry["size"] or 0
 
     def has(self, name: str) -> bool:
         """Return whether there is an object of this name."""
@@ -299,12 +324,23 @@ class RemoteFolder(Folder):
         return open_object(self.file_system, self._at(name), f"{self.url}/{name}")
 
     @contextmanager
-    def commit(self, name: str, durable: bool = True) -> Iterator[Path]:
-        """Yield a local path for the block to write to. After the block, the file is uploaded."""
+    def as_file(self, name: str) -> Iterator[Path]:
+        """Yield a local path of a copy of an object."""
+        with tempfile.TemporaryDirectory(prefix="pad-") as folder:
+            path = Path(folder, name)
+            with self.open(name) as source, path.open("wb") as sink:
+                shutil.copyfileobj(source, sink, 1 << 20)
+            yield path
+
+    @contextmanager
+    def commit(self, name: str, durable: bool = True, first: bool = False) -> Iterator[Path]:
+        """Yield a local path for the block to write to. After the block, the file is uploaded; with `first`, unless
+        there is one by then."""
         with tempfile.TemporaryDirectory(prefix="pad-") as folder:
             written = Path(folder, name)
             yield written
-            write_whole(self.file_system, f"{self.url}/{name}", str(written), self._at(name))
+            if not (first and self.has(name)):
+                write_whole(self.file_system, f"{self.url}/{name}", str(written), self._at(name))
 
     def append(self, name: str, data: bytes) -> None:
         """Append `data` to an object, by uploading it again."""
@@ -317,7 +353,7 @@ class RemoteFolder(Folder):
         with suppress(FileNotFoundError):
             self._ask("rm_file", self._at(name))
 
-    def clean(self, name: str = "") -> None:
+    def clean(self, name: str = "", mine: Callable[[str], bool] = lambda name: True) -> None:
         """Do nothing, because an unfinished upload leaves no object."""
 
 

@@ -85,11 +85,11 @@ class DoomedWrite(WriteShard):
                 os.kill(victim or os.getpid(), signal.SIGKILL)
 
         @contextmanager
-        def commit(folder: Folder, name: str, durable: bool = True) -> Iterator[Path]:
+        def commit(folder: Folder, name: str, durable: bool = True, first: bool = False) -> Iterator[Path]:
             tar, shard = name.endswith(".tar"), name.startswith("pad-")
             if shard and tar:
                 reached("before data")
-            with COMMITS[type(folder)](folder, name, durable) as path:
+            with COMMITS[type(folder)](folder, name, durable, first) as path:
                 yield path
                 if shard:
                     reached("data written" if tar else "index written")

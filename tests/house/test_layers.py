@@ -23,7 +23,7 @@ ORDER = {
     "stages": "custom tag captions ground owl segment patchify annotate edit restore box_stage "
     "decode settings dino sam ram base spans boxes compute edit_settings",
     "pad_pipeline": "analysis training exports report miniature verify plan sources shards labels llms pretrained "
-    "weights measures evaluation records facts storage stores retries parquet roles masks images geometry "
+    "weights measures evaluation records facts storage listing stores retries parquet roles masks images geometry "
     "packages threads console errors choices",
 }
 """The rooms of each folder: each may import those to its right. A new room takes its place here."""

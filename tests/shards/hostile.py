@@ -48,7 +48,7 @@ def use(folder: Path, tar_alone: bool = False) -> list[str]:
         from pad_pipeline.workflows.runs.resume import scan
 
         found = ShardFolder(folder)
-        attempt(lambda: scan(found.folder, found.run.identity, found.run.shards))
+        attempt(lambda: scan(found.folder, found.run.identity, range(found.run.shards)))
 
     def samples(found: ShardFolder, name: str) -> None:
         for row in found.index(name):

@@ -130,5 +130,5 @@ def test_a_stray_index_alters_nothing_that_readers_see(folder: Path) -> None:
         shutil.copy(folder / f"{FIRST}.parquet", folder / f"{stem}.parquet")
         (folder / f"{stem}.tar").write_bytes(b"stray")
     assert as_json(read_statistics(folder)) == before
-    found = scan(Folder(folder), run.identity, run.shards)
+    found = scan(Folder(folder), run.identity, range(run.shards))
     assert (sorted(found.finished), found.damaged) == ([0, 1], [])

@@ -31,7 +31,7 @@ from pad_pipeline.workflows.models.settings import ModelSettings
 from pad_pipeline.workflows.runs.chains import annotation_chain, import_chain
 from pad_pipeline.workflows.runs.options import RunOptions
 from pad_pipeline.workflows.runs.prepare import prepare
-from pad_pipeline.workflows.runs.resume import Scan, scan
+from pad_pipeline.workflows.runs.resume import Scan, is_file_of, own_shards, scan
 from pad_pipeline.workflows.runs.spec import RunSpec
 
 
@@ -131,7 +131,8 @@ def import_coco(
     with rename_field(image_root="images"):
         totals = carry_out(spec, source, folder, options, forked=folder_at(out) if options.fork else None)
     shards = ShardFolder(folder)
-    for name in shards.names:
+    own = own_shards(shards.run, options)
+    for name in (name for name in shards.names if is_file_of(own, f"{name}.tar")):
         try:
             rows = shards.index(name)
         except UserError:
@@ -169,14 +170,15 @@ def carry_out(
     spec: RunSpec, source: Source, folder: Folder, options: RunOptions, forked: Folder | None = None
 ) -> Totals:
     """Lock `folder`, plan, and run the unfinished shards. Arguments as in `prepare`, result as in `build`."""
-    created = not folder.exists()
+    created, share = not folder.exists(), options.share
     with ExitStack() as held:
         try:
             folder.create()
             if created:
                 held.callback(_remove_if_empty, folder)
-            held.enter_context(locked(folder))
-            folder.clean()
+            held.enter_context(locked(folder, str(share or "")))
+            if share is None:
+                folder.clean()
             run, existing = prepare(spec, source, folder, options, forked)
         except OSError as error:
             raise write_error(folder, error) from error
@@ -190,17 +192,20 @@ def _remove_if_empty(folder: Folder) -> None:
 
 def _work(run: Run, existing: Scan, folder: Folder, spec: RunSpec, options: RunOptions) -> Totals:
     """Run the unfinished shards, or on a retry the shards with failed images. Return the counts over all shards."""
-    retry = options.retry_failed
+    retry, own = options.retry_failed, own_shards(run, options)
+    if options.part:
+        folder.clean(mine=partial(is_file_of, own))
     if retry:
         # A retry that was killed between the two files of a shard left it incomplete. Make the whole shard again.
         numbers = sorted({*existing.with_failures, *existing.incomplete})
         images = existing.totals["failed"]
     else:
-        numbers = [number for number in range(run.shards) if number not in existing.finished]
-        images = run.images - existing.totals["images"]
+        numbers = [number for number in own if number not in existing.finished]
+        images = min(own.stop * run.shard_size, run.images) - own.start * run.shard_size - existing.totals["images"]
+        where = f" of part {options.part}" if options.part else ""
         if existing.finished:
-            note(f"{len(existing.finished)} of {run.shards} shards are finished already and stay as they are.")
-    progress = Progress(spec.title or spec.kind, len(numbers), images, errors, folder)
+            note(f"{len(existing.finished)} of {len(own)} shards{where} are finished already and stay as they are.")
+    progress = Progress(spec.title or spec.kind, len(numbers), images, errors, folder, str(options.share or ""))
 
     def attempts(number: int) -> Attempts:
         rows = min(run.shard_size, run.images - number * run.shard_size)
@@ -215,5 +220,5 @@ def _work(run: Run, existing: Scan, folder: Folder, spec: RunSpec, options: RunO
         )
         with closing(engine.run(chain, map(attempts, numbers), progress)) as results:
             progress.follow(results)
-    totals = scan(folder, run.identity, run.shards).totals if retry else existing.totals + progress.found
+    totals = scan(folder, run.identity, own).totals if retry else existing.totals + progress.found
     return {name: totals[name] for name in TOTALS}
