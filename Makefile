@@ -61,7 +61,7 @@ bench-memory: $(READY)  ## Memory of each model at official size, in both precis
 bench-plan: $(READY)  ## Time and memory of planning 1 and 10 million images, and of a resume: a quarter of an hour.
 	$(BIN)/python -m benchmarks.plan
 
-bench-scale: $(READY)  ## What 100 million images take of the driver and of readers, extended from small sizes: 20 minutes.
+bench-scale: $(READY)  ## What 100 million images take of the driver and of readers, extended from small sizes: ten minutes.
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.scale
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.scale_reading
 

@@ -304,3 +304,20 @@ def test_a_finished_run_is_never_planned_anew_after_a_hiccup(
     faults.times(10**6, 403, "GET", "run.json")
     done = pad("verify", out)
     assert done.code == 2 and "delete" not in done.err, done.err
+
+
+def test_an_index_that_is_not_given_is_not_damaged(
+    pad: Pad, store: str, faults: Faults, imported: list[object]
+) -> None:
+    """A resume reads the end of each index. Catches a finished shard that is deleted and made again because the store
+    did not give its index."""
+    out = f"{store}/unread"
+    command = [*imported, "--shard-size", 2, "--engine", "local", "--out", out]
+    assert pad(*command).code == 0
+    before = dict(folder_at(out).files())
+    faults.fault = lambda method, path: 403 if method == "GET" and path.endswith("pad-000001.parquet") else None
+    refused = pad(*command)
+    faults.fault = lambda method, path: None
+    assert refused.code == 2 and "damaged" not in refused.err, refused.err
+    assert dict(folder_at(out).files()) == before
+    assert "5 of 5 shards are finished already" in pad(*command).err

@@ -66,6 +66,15 @@ def test_parts_in_any_order_are_one_run(
     assert pad("verify", out).code == 0
 
 
+def test_parts_of_a_rewrite(whole: dict[str, str], pad: Pad, tmp_path: Path) -> None:
+    """Catches an option that only `build` and `import` know."""
+    command = ["retarget", tmp_path / "whole", "--fit", "pad", "--engine", "local", "--out"]
+    assert pad(*command, tmp_path / "one").code == 0
+    for part in ("2/2", "1/2"):
+        assert pad(*command, tmp_path / "two", "--part", part).code == 0
+    assert files(tmp_path / "two") == data(tmp_path / "one") != whole
+
+
 @pytest.mark.slow
 def test_parts_at_the_same_time(command: list[object], whole: dict[str, str], tmp_path: Path) -> None:
     """Two processes, one of which is killed in mid-commit, and runs again. Catches parts that lock each other out,
