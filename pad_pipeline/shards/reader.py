@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,14 +24,13 @@ from pad_pipeline.masks import check_mask
 from pad_pipeline.parquet import open_parquet
 from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, IndexRow, RegionJson, SampleJson, shard_name
 from pad_pipeline.shards.keys import is_key
-from pad_pipeline.shards.rows import HELD, Rows, Say, Track, columns_of, held_rows, stored_rows
+from pad_pipeline.shards.rows import HELD, Rows, Say, columns_of, held_rows, stored_rows
 from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.writer import TOTALS
 from pad_pipeline.storage import Folder, folder_at
-from pad_pipeline.threads import map_ahead
+from pad_pipeline.threads import THREADS, Track, map_ahead, untracked
 
 _USED = ["key", "status", "labels", *(f"{member}_{part}" for member in MEMBERS for part in ("at", "bytes"))]
-_THREADS = min(16, os.cpu_count() or 1)
 _BETWEEN = 64 << 10
 """The highest number of bytes of headers and padding between the members of a sample."""
 _INDEX = re.compile(r"pad-([0-9]{6}|[1-9][0-9]{6,8})\.parquet")
@@ -106,6 +104,11 @@ class ShardFolder:
         """Leave out the names in a copy for another process, because they would be sent there with every shard."""
         return self.__dict__ | {"names": []}
 
+    def planned(self, name: str) -> int:
+        """Return the number of images that the plan has in one shard."""
+        number = int(name.removeprefix("pad-"))
+        return min(self.run.shard_size, self.run.images - number * self.run.shard_size)
+
     def index(self, name: str) -> list[IndexRow]:
         """Return the rows of one shard's index."""
         rows: list[IndexRow] = self._index(name, INDEX_SCHEMA.names).to_pylist()
@@ -132,12 +135,12 @@ class ShardFolder:
         """Yield the shard's name and the index row of each image in the finished shards."""
         return ((name, row) for name in self.names for row in self.index(name))
 
-    def usable(self, say: Say = lambda text: None, track: Track = lambda steps, what, total: iter(steps)) -> Rows:
+    def usable(self, say: Say = lambda text: None, track: Track[pa.Table] = untracked) -> Rows:
         """Return the index rows of all images that did not fail. Those of a large run come from a file that is made
         once, see `stored_rows`. `say` receives the reason why it is made, and `track` shows the progress."""
 
         def tables() -> Iterator[pa.Table]:
-            return map_ahead(self._usable, self.names, _THREADS, 4 * _THREADS)
+            return map_ahead(self._usable, self.names, THREADS, 2 * THREADS)
 
         if len(self.names) * self.run.shard_size <= HELD:
             return held_rows(tables())

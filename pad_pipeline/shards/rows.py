@@ -38,8 +38,6 @@ _SCHEMA = pa.schema(
     | {f"{member}_bytes": pa.int32() for member in MEMBERS}
 )
 Say = Callable[[str], None]
-Track = Callable[[Iterable[Any], str, int], Iterator[Any]]
-"""Shows the progress of an iteration: steps, what they do, and their number."""
 
 
 class Rows:
