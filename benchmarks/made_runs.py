@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
@@ -16,6 +17,7 @@ from pycocotools import mask as coco_mask
 from pad_pipeline.geometry import View
 from pad_pipeline.plan import PLAN_NAME, write_plan
 from pad_pipeline.records import SCHEMA_VERSION, ImageRecord, Planned, Region, Shard, Tag, shard_name
+from pad_pipeline.shards.rows import columns_of, stored_rows
 from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.seal import seal
 from pad_pipeline.shards.writer import write_shard
@@ -69,7 +71,22 @@ def write_indexes(folder: Path, shards: int, like: Path) -> None:
         (folder / f"{shard_name(number)}.tar").touch()
 
 
+def write_names(folder: Path, shards: int, like: Path) -> None:
+    """Write run.json, the file with all rows, and empty files with the names of indexes and tars."""
+    _write_facts(folder, shards)
+    for number in range(shards):
+        for ending in ("tar", "parquet"):
+            (folder / f"{shard_name(number)}.{ending}").touch()
+    first = pq.read_table(like / f"{shard_name(0)}.parquet", use_threads=False)
+
+    def tables() -> Iterator[pa.Table]:
+        return (columns_of(number, first) for number in range(shards))
+
+    stored_rows(Folder(folder), Run.read(Folder(folder)), tables, say=lambda text: None)
+
+
 def _write_facts(folder: Path, shards: int) -> None:
+    folder.mkdir()
     facts = write_plan(MadeImages(shards * SHARD), folder / PLAN_NAME, SHARD, "names")
     Run(
         schema_version=SCHEMA_VERSION, kind="build", images=facts.images, shards=shards, shard_size=SHARD, counts={},

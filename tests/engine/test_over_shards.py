@@ -29,6 +29,7 @@ from tests.engine.parallel_work import NAMES, die, die_once, refuse, shout
 
 PROCESSES, RAY = ReadOptions(workers=3), ReadOptions(engine="ray", workers=3)
 KINDS = [pytest.param(PROCESSES, id="processes"), pytest.param(RAY, id="ray", marks=pytest.mark.slow)]
+KINDS_LONG = [KINDS[0], pytest.param(RAY, id="ray", marks=pytest.mark.long)]
 
 
 def over(options: ReadOptions = PROCESSES, shards: int = 20, remote: bool = False) -> OverShards:
@@ -63,8 +64,15 @@ def everything(folder: Path, out: Path, over: OverShards | None) -> dict[str, An
     }
 
 
-@pytest.mark.parametrize("options", KINDS)
-@pytest.mark.parametrize("damaged", [False, True])
+@pytest.mark.parametrize(
+    ("options", "damaged"),
+    [
+        pytest.param(PROCESSES, False, id="processes"),
+        pytest.param(PROCESSES, True, id="processes, damaged", marks=pytest.mark.slow),
+        pytest.param(RAY, False, id="ray", marks=pytest.mark.slow),
+        pytest.param(RAY, True, id="ray, damaged", marks=pytest.mark.long),
+    ],
+)
 def test_every_way_of_reading_gives_the_same(shards: Path, tmp_path: Path, options: ReadOptions, damaged: bool) -> None:
     """Byte for byte, also the error of a damaged shard. Catches results out of order, labels that are numbered shard by
     shard, and files that a worker writes elsewhere."""
@@ -97,7 +105,7 @@ def test_results_come_in_order_and_few_ahead() -> None:
     assert [name for name, _ in over(remote=True)(shout, NAMES)] == [name.upper() for name in NAMES]
 
 
-@pytest.mark.parametrize("options", KINDS)
+@pytest.mark.parametrize("options", KINDS_LONG)
 def test_a_death_is_an_error_that_names_the_shard(options: ReadOptions, tmp_path: Path) -> None:
     """Once it may be chance, such as memory that others took. Catches a hang, and an innocent shard that is blamed."""
     found: list[str] = []
