@@ -44,7 +44,7 @@ BATCH = 32
 def ours(examples: ShardExamples, workers: int) -> Iterator[object]:
     """Batches as the trainer takes them."""
     examples.settings = TrainSettings(batch_size=BATCH, micro_batch=BATCH, loader_threads=workers)
-    order = SampleOrder(np.arange(len(examples)), BATCH, 0)
+    order = SampleOrder(len(examples), BATCH, 0)
     return load_steps(examples, order.step, range(len(examples) // BATCH))
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import numpy as np
 from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.masks import check_sizes, decode_mask
 from pad_pipeline.parquet import open_parquet
-from pad_pipeline.plan import PLAN_NAME, Plan, PlanRow
+from pad_pipeline.plan import PLAN_NAME, Plan
 from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, IndexRow, SampleJson, shard_name
 from pad_pipeline.retries import StoreError
 from pad_pipeline.shards.keys import KeyHashes, is_key, scratch_folder
@@ -27,9 +27,8 @@ from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.shards.seal import check_seal, seal_problem
 from pad_pipeline.shards.writer import TOTALS
 from pad_pipeline.storage import Folder, folder_at
-from pad_pipeline.threads import map_ahead
+from pad_pipeline.threads import OverShards, map_shards
 
-_THREADS = min(16, os.cpu_count() or 1)
 _LEFT_OUT = {
     "annotate": re.compile(r"[1-9]\d* of [1-9]\d* annotations are left out: .+"),
     "captions": re.compile(r"only the first [\d,]+ characters of its texts are read for tags"),
@@ -40,16 +39,22 @@ _NO_SAMPLE |= dict.fromkeys((*(f"{member}_bytes" for member in MEMBERS), "tags",
     "sha256": ""
 }
 """The columns of the index that describe a sample, for an image that failed."""
+_FROM_PLAN = itemgetter("key", "id", "source")
+_Planned = tuple[str, str, str]
+"""Key, id and source of a planned image, as the index must have them."""
 
 
-def verify_run(shards: str | Path | Folder, deep: bool = False) -> Iterator[tuple[str, list[str]]]:
+def verify_run(
+    shards: str | Path | Folder, deep: bool = False, over: OverShards | None = None
+) -> Iterator[tuple[str, list[str]]]:
     """Yield the name and the problems of each part of a run: run.json, the plan, each planned shard, and other files.
 
     Every planned image must be stored exactly once: keys are unique in the plan, each index lists the images of its
     shard as the plan does, and each tar holds exactly the members that its index lists.
 
-    With `deep`, every image and mask is decoded, and every coverage is computed again. Raise `UserError` if the folder
-    or URL `shards` holds no run, or if its plan can't be read.
+    With `deep`, every image and mask is decoded, and every coverage is computed again. Shards are checked through
+    `over`, see `map_shards`. Raise `UserError` if the folder or URL `shards` holds no run, or if its plan can't be
+    read.
     """
     folder = folder_at(shards)
     run = Run.read(folder)
@@ -59,13 +64,13 @@ def verify_run(shards: str | Path | Folder, deep: bool = False) -> Iterator[tupl
     with scratch_folder() as scratch:
         keys = KeyHashes(Path(scratch))
 
-        def planned() -> Iterator[tuple[str, list[PlanRow]]]:
+        def planned() -> Iterator[tuple[str, list[_Planned]]]:
             for number in range(len(plan)):
-                rows = plan.rows(number)
-                keys.add([str(row["key"]) for row in rows])
+                rows = [_FROM_PLAN(row) for row in plan.rows(number)]
+                keys.add([key for key, *_ in rows])
                 yield shard_name(number), rows
 
-        yield from map_ahead(lambda shard: _problems(folder, *shard, run, deep), planned(), _THREADS, 2 * _THREADS)
+        yield from map_shards(over, partial(_problems, folder, run, deep), planned())
         if repeated := keys.repeated().tolist():
             yield PLAN_NAME, [f"{len(repeated)} images have the key of an earlier image, first image {repeated[0]}"]
     expected = {f"{shard_name(number)}.{ending}" for number in range(len(plan)) for ending in ("tar", "parquet")}
@@ -84,7 +89,8 @@ def _check_plan(folder: Folder, plan: Plan, run: Run) -> Iterator[str]:
         yield f"it has {plan.images} images in {len(plan)} shards; run.json states {run.images} in {run.shards}"
 
 
-def _problems(folder: Folder, name: str, planned: list[PlanRow], run: Run, deep: bool) -> tuple[str, list[str]]:
+def _problems(folder: Folder, run: Run, deep: bool, shard: tuple[str, list[_Planned]]) -> tuple[str, list[str]]:
+    name, planned = shard
     problems: list[str] = []
     try:
         problems += _check_shard(folder, name, planned, run, deep)  # `+=` keeps the problems found before an exception
@@ -95,7 +101,7 @@ def _problems(folder: Folder, name: str, planned: list[PlanRow], run: Run, deep:
     return name, problems
 
 
-def _check_shard(folder: Folder, name: str, planned: list[PlanRow], run: Run, deep: bool) -> Iterator[str]:
+def _check_shard(folder: Folder, name: str, planned: list[_Planned], run: Run, deep: bool) -> Iterator[str]:
     if not folder.has(f"{name}.parquet"):
         yield "it is not finished: its index is missing"
         return
@@ -111,8 +117,7 @@ def _check_shard(folder: Folder, name: str, planned: list[PlanRow], run: Run, de
     if index.schema.names != INDEX_SCHEMA.names or index.schema.types != INDEX_SCHEMA.types:
         yield "its index has other columns than this version of pad writes"
         return
-    from_plan = itemgetter("key", "id", "source")
-    if [*map(from_plan, rows)] != [*map(from_plan, planned)]:
+    if [*map(_FROM_PLAN, rows)] != planned:
         yield "its index does not list the planned images in the planned order"
     facts = index.schema.metadata or {}
     totals = Counter({"images": len(rows)})

@@ -15,12 +15,14 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
+from pad_pipeline.console import track
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
 from pad_pipeline.images import BadImage, DecodeSettings, decode
 from pad_pipeline.labels import LabelEmbedder
 from pad_pipeline.records import Place
 from pad_pipeline.shards.reader import Sample, ShardFolder
+from pad_pipeline.shards.rows import Say
 from pad_pipeline.sources.fields import Fields
 from pad_pipeline.sources.llava import LlavaSource
 from pad_pipeline.sources.read import read_bytes
@@ -112,7 +114,7 @@ class Examples(ABC):
 class ShardExamples(Examples):
     """The samples of a run of PAD shards; images that failed are left out.
 
-    `embedder` replaces the label embeddings of shards that were built for another LLM.
+    `embedder` replaces the label embeddings of shards that were built for another LLM. `say` receives messages.
 
     Raises:
         UserError: every image of the run failed, or run.json has no usable decode settings.
@@ -120,13 +122,13 @@ class ShardExamples(Examples):
 
     def __init__(
         self, shards: ShardFolder, preprocessor: Preprocessor, template: Template, settings: TrainSettings,
-        embedder: LabelEmbedder | None = None,
+        embedder: LabelEmbedder | None = None, say: Say = lambda text: None,
     ) -> None:  # fmt: skip
         super().__init__(preprocessor, template, settings)
         self.shards, self.embedder = shards, embedder
         self.empty_example = preprocessor.empty_example(embedder.width if embedder else shards.run.embedding_width)
         self.decoding = decode_settings(shards)
-        self.rows = shards.usable()
+        self.rows = shards.usable(say, track)
         if not len(self.rows):
             raise UserError("shards", shards.folder, "every image in it failed", "see `pad stats` for the reasons")
 

@@ -30,7 +30,7 @@ from pad_pipeline.training.flops import peak_flops, step_flops
 from pad_pipeline.training.held_out import measure_held_out
 from pad_pipeline.training.job import MAY_DIFFER, Job
 from pad_pipeline.training.model import MultimodalModel, check_view, embedder_for, shard_with_fsdp, view_of
-from pad_pipeline.training.order import SampleOrder
+from pad_pipeline.training.order import SampleOrder, shuffled
 from pad_pipeline.training.ranks import Ranks, ranks
 from pad_pipeline.training.step_counts import StepCounts, count_step
 from pad_pipeline.training.template import Template
@@ -122,7 +122,7 @@ class Trainer:
         embedder = embedder_for(model.llm_folder, self.shards.run)
         if embedder:
             self.say("The shards were built for another LLM, so labels are embedded again with this LLM's words.")
-        return ShardExamples(self.shards, preprocessor, template, self.settings, embedder)
+        return ShardExamples(self.shards, preprocessor, template, self.settings, embedder, self.say)
 
     def _facts(self) -> dict[str, Any]:
         """Return the content of training.json. Check that an earlier part of the training had the same samples."""
@@ -140,12 +140,14 @@ class Trainer:
         count, held = len(self.examples), self.settings.held_out
         if held >= count:
             raise UserError("held_out", held, f"there are {count} samples in all", "hold out fewer")
-        shuffled = np.random.default_rng(self.settings.seed).permutation(count) if held else np.arange(count)
-        self.held, kept = np.sort(shuffled[count - held :]), np.sort(shuffled[: count - held])
-        self.trained = len(kept)
+        self.held = np.arange(0)
+        if held:
+            self.held = np.sort(shuffled(np.random.default_rng(self.settings.seed), count)[count - held :])
+        self.trained = count - held
         self.batch_size = min(self.settings.batch_size, self.trained)
         lengths = self.examples.lengths if self.settings.group_by_length else None
-        self.order = SampleOrder(kept, self.batch_size, self.settings.seed, lengths, self.examples.with_image)
+        with_image = self.examples.with_image
+        self.order = SampleOrder(count, self.batch_size, self.settings.seed, lengths, with_image, self.held)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         """Build AdamW with two parameter groups, the projector and the rest, each with its highest learning rate."""
