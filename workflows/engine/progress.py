@@ -103,7 +103,8 @@ class Progress:
 
     def figures(self) -> dict[str, Any]:
         """Return one entry of `metrics.jsonl`."""
-        rate, left = self._rate("all"), self.images - self.found["images"]
+        # A retry of a few failed images finishes whole shards, so more images are found than were to do.
+        rate, left = self._rate("all"), max(0, self.images - self.found["images"])
         elapsed = time.monotonic() - self.began
         return {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
