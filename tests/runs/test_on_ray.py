@@ -102,8 +102,6 @@ def test_a_run_waits_for_a_gpu_and_then_stops(world: World, common: list[object]
         assert "which need 1 GPUs each. --gpus 0 computes on the CPU." in asked
         assert error.startswith("error: --wait = 12 s: the cluster has 0 of at least 1 workers")
         assert not list(out.glob("pad-*"))
-        code, said = finished(process([*build, "--gpus", 0], env=clean))
-        assert code == 0 and "10 images" in said, said
 
 
 @pytest.mark.long

@@ -75,7 +75,7 @@ def test_parts_of_a_rewrite(whole: dict[str, str], pad: Pad, tmp_path: Path) -> 
     assert files(tmp_path / "two") == data(tmp_path / "one") != whole
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_parts_at_the_same_time(command: list[object], whole: dict[str, str], tmp_path: Path) -> None:
     """Two processes, one of which is killed in mid-commit, and runs again. Catches parts that lock each other out,
     whose plans and run.json mix while both are written, or that remove what another one writes at the moment."""
