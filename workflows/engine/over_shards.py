@@ -21,12 +21,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from pad_pipeline.console import note
 from pad_pipeline.errors import UserError
 from pad_pipeline.threads import OverShards, map_ahead
-from pad_pipeline.workflows.engine.ray_session import ray_session
+from pad_pipeline.workflows.engine.ray_session import Cluster, Patience, ray_session, watched
 
 FEW = 8
 """Fewer shards are read in this process, because other processes take a second to start."""
 _OF_A_STORE = 4
 """Shards of an object store that one process reads at a time, because it mostly waits for the store."""
+_LOOK = 2.0
+"""Seconds between two looks at the cluster while a task is awaited."""
 _RETRIES = 3
 """How often Ray repeats a task whose worker or node dies."""
 Item = TypeVar("Item")
@@ -156,7 +158,8 @@ class _RayTasks:
         self.address, self.workers, self.at_once = address, workers, at_once
 
     def __call__(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        with ray_session(self.address) as ray:
+        with ray_session(self.address) as ray, watched(ray):
+            patience = Patience(ray, {"CPU": 1 / self.at_once}, 1, Cluster().wait, note)
             task = ray.remote(num_cpus=1 / self.at_once, max_retries=_RETRIES)(_attempt)
             shared, most = ray.put(function), 0
             waiting: deque[tuple[Item, Any]] = deque()
@@ -166,9 +169,9 @@ class _RayTasks:
                     cores = int(ray.cluster_resources().get("CPU", 0))
                     most = self.workers or 2 * self.at_once * max(cores, 4)  # tasks that wait call the autoscaler
                 while len(waiting) >= most:
-                    yield _result(ray, *waiting.popleft())
+                    yield _result(ray, patience, *waiting.popleft())
             while waiting:
-                yield _result(ray, *waiting.popleft())
+                yield _result(ray, patience, *waiting.popleft())
 
 
 def _attempt(function: Callable[[Item], Result], item: Item) -> tuple[Result | None, Exception | None]:
@@ -180,8 +183,10 @@ def _attempt(function: Callable[[Item], Result], item: Item) -> tuple[Result | N
         return None, portable(error)
 
 
-def _result(ray: Any, item: object, reference: Any) -> Any:
+def _result(ray: Any, patience: Patience, item: object, reference: Any) -> Any:
     """Return the result of a task; raise the exception of its function."""
+    while not ray.wait([reference], timeout=_LOOK)[0]:
+        patience.check()
     try:
         result, error = cast(tuple[Any, Exception | None], ray.get(reference))
     except ray.exceptions.RayError as death:
