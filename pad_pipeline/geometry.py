@@ -44,9 +44,9 @@ class View(BaseModel):
     size: int = Field(336, gt=0, le=4096)
     """Edge of the square in pixels (`paper` and `plus`: 336, `miniature`: 112)."""
     patch: int = Field(14, gt=0)
-    """Edge of a patch in pixels of the square (`paper` and `plus`: 14, `miniature`: 8). If `size` is no multiple of it, the
-    last pixels on the right and at the bottom belong to no patch, as in the towers themselves: SigLIP so400m takes 384
-    pixels in patches of 14, which are 27 x 27 patches of the upper left 378 x 378 pixels."""
+    """Edge of a patch in pixels of the square (`paper` and `plus`: 14, `miniature`: 8). If `size` is no multiple of it,
+    the last pixels on the right and at the bottom belong to no patch, as in the towers themselves: SigLIP so400m takes
+    384 pixels in patches of 14, which are 27 x 27 patches of the upper left 378 x 378 pixels."""
     fit: Fit = "crop"
     """How an image becomes the square. `crop`: its short edge is resized to `size`, then the center is cut out (as in
     LLaVA-1.5's training stage 1). `pad`: it is padded to a square with the mean color, then resized (as in stage 2).
@@ -74,7 +74,9 @@ class View(BaseModel):
     def grid_text(self) -> str:
         """The patch grid in words, with the part of the square that it fills where that is not the whole square."""
         text = f"{self.grid} x {self.grid} patches of {self.patch} pixels"
-        return text if self.covered == self.size else f"{text}, in its upper left {self.covered} x {self.covered} pixels"
+        return (
+            text if self.covered == self.size else f"{text}, in its upper left {self.covered} x {self.covered} pixels"
+        )
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Return the width and height of an image after the resize, before the crop.

@@ -150,8 +150,8 @@ def test_view_refuses_patches_that_do_not_fit() -> None:
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
 @pytest.mark.parametrize("size", [(640, 480), (384, 384), (301, 517)])
 def test_patches_that_do_not_fill_the_view_cover_its_upper_left_pixels(fit: Fit, size: tuple[int, int]) -> None:
-    """SigLIP so400m: 27 x 27 patches of the upper left 378 of 384 pixels. Catches patches that are spread over the whole
-    square, and a grid in its center (3 pixels off, which is 55 units here at an edge)."""
+    """SigLIP so400m: 27 x 27 patches of the upper left 378 of 384 pixels. Catches patches that are spread over the
+    whole square, and a grid in its center (3 pixels off, which is 55 units here at an edge)."""
     width, height = size
     mask = np.zeros((height, width), bool)
     mask[height // 5 : height // 2, width // 3 : width // 2] = True

@@ -22,11 +22,12 @@ from pad_pipeline.training.batches import Batch, collate
 from pad_pipeline.training.examples import Preprocessor, ShardExamples
 from pad_pipeline.training.export import image_processor_for
 from pad_pipeline.training.losses import caption_loss, patch_loss, patch_loss_weight
-from pad_pipeline.training.model import CLIP_MEAN, CLIP_STD, MultimodalModel, embedder_for
+from pad_pipeline.training.model import MultimodalModel, embedder_for
 from pad_pipeline.training.order import SampleOrder
 from pad_pipeline.training.projector import build_projector, load_projector, save_projector
 from pad_pipeline.training.settings import PatchLossSettings, TrainSettings
 from pad_pipeline.training.template import EncodedText, Template
+from pad_pipeline.training.towers import CLIP_MEAN, CLIP_STD
 from tests.conftest import import_photographs
 from tests.small_models import write_small_models
 

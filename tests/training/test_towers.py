@@ -1,0 +1,150 @@
+"""The patches of every family of vision towers lie where the view says: changed pixels move the token that covers them.
+
+The towers are small and random. What a patch shows is found by changing pixels of the image, and not by a formula.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    Tipsv2VisionConfig,
+    Tipsv2VisionModel,
+)
+
+from pad_pipeline.geometry import Fit, View
+from pad_pipeline.pretrained import quiet
+from pad_pipeline.training.examples import Preprocessor
+from pad_pipeline.training.model import MultimodalModel
+from tests.training.trained_models import EYES, build
+
+pytestmark = pytest.mark.usefixtures("no_gpu")
+MLP = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "mlp_ratio": 2}
+
+
+class Made(NamedTuple):
+    """A small tower of a family: its class and config, and what is known of it by other means."""
+
+    kind: Any
+    config: Any
+    grid: int
+    prefix: int
+    """The special tokens before the patches, counted from the family's paper."""
+
+
+FAMILIES = {
+    "clip": Made(CLIPVisionModel, CLIPVisionConfig(image_size=70, patch_size=14, **EYES), 5, 1),
+    "siglip": Made(SiglipVisionModel, SiglipVisionConfig(image_size=64, patch_size=16, **EYES), 4, 0),
+    # As so400m-patch14-384, whose 27 x 27 patches are 378 pixels wide: 5 x 5 patches of the upper left 70 of 76 pixels.
+    "siglip-rest": Made(SiglipVisionModel, SiglipVisionConfig(image_size=76, patch_size=14, **EYES), 5, 0),
+    "dinov2": Made(Dinov2Model, Dinov2Config(image_size=70, patch_size=14, **MLP), 5, 1),
+    "dinov2-registers": Made(
+        Dinov2WithRegistersModel,
+        Dinov2WithRegistersConfig(image_size=70, patch_size=14, num_register_tokens=4, **MLP), 5, 5,
+    ),
+    "dinov3": Made(
+        DINOv3ViTModel,
+        DINOv3ViTConfig(image_size=64, patch_size=16, num_register_tokens=4, **EYES | {"num_attention_heads": 2}), 4, 5,
+    ),
+    "tipsv2": Made(Tipsv2VisionModel, Tipsv2VisionConfig(image_size=70, patch_size=14, **MLP), 5, 2),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def towers(parts: Path) -> Path:
+    """Write a small tower of each family beside the small LLMs, with random weights."""
+    with quiet(), torch.random.fork_rng():
+        for name, made in FAMILIES.items():
+            torch.manual_seed(0)
+            made.kind(made.config).save_pretrained(parts / f"tower-{name}")
+    return parts
+
+
+def moved(model: MultimodalModel, preprocessor: Preprocessor, masks: list[np.ndarray]) -> np.ndarray:
+    """Return how far each patch of the tower moves when a dark image becomes bright under each mask, float
+    `[masks, grid * grid]`."""
+    dark = np.random.default_rng(0).integers(20, 60, (*masks[0].shape, 3), dtype=np.uint8)
+    images = [dark, *(np.where(mask[..., None], 255 - dark, dark) for mask in masks)]
+    pixels = torch.stack([preprocessor.normalized(Image.fromarray(image)) for image in images])
+    old, *new = model.encode_patches(pixels)
+    assert len(old) == preprocessor.view.grid**2
+    return (torch.stack(new) - old).norm(dim=-1).numpy()
+
+
+def prepared(towers: Path, name: str, fit: Fit, **settings: Any) -> tuple[MultimodalModel, Preprocessor]:
+    model = build(towers, "qwen2", f"tower-{name}", **settings)
+    config = model.vision_config
+    view = View(size=config["image_size"], patch=config["patch_size"], fit=fit)
+    assert (view.grid, config["prefix_tokens"]) == FAMILIES[name][2:]
+    return model, Preprocessor(view, model.mean, model.std, model.vision_tokens, model.resample)
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+@pytest.mark.parametrize(("fit", "size"), [("crop", (230, 140)), ("pad", (140, 230)), ("stretch", (240, 150))])
+def test_each_patch_of_pixels_moves_the_token_that_covers_it(
+    towers: Path, name: str, fit: Fit, size: tuple[int, int]
+) -> None:
+    """A small square of an image is changed at many places: the token that moves most is the patch of the greatest
+    coverage of that square. Catches a transposed grid, tokens that are off by CLS or a register, patches that are
+    spread over the pixels that the tower drops, and a view that cuts masks in another place than images."""
+    model, preprocessor = prepared(towers, name, fit)
+    masks, expected = [], []
+    for top in range(0, size[1] - 21, 5):
+        for left in range(0, size[0] - 21, 5):
+            around, mask = np.zeros(size[::-1], bool), np.zeros(size[::-1], bool)
+            around[top : top + 22, left : left + 22] = mask[top + 5 : top + 17, left + 5 : left + 17] = True
+            touched = preprocessor.view.coverage(around).flatten().nonzero()[0].tolist()
+            seen = preprocessor.view.coverage(mask).any()
+            if (
+                seen and len(touched) == 1 and expected.count(touched[0]) < 4
+            ):  # clear of the edges, over which the resize blurs
+                masks.append(mask)
+                expected += touched
+    assert moved(model, preprocessor, masks).argmax(1).tolist() == expected
+    # Every patch was tried, but for those that show only padding.
+    grid = preprocessor.view.grid
+    assert len(set(expected)) >= grid * (grid - 2 * (fit == "pad"))
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+@pytest.mark.parametrize(("fit", "size"), [("crop", (230, 140)), ("pad", (140, 230)), ("stretch", (240, 150))])
+def test_a_rectangle_moves_the_tokens_that_it_covers_most(
+    towers: Path, name: str, fit: Fit, size: tuple[int, int]
+) -> None:
+    """Catches the same for a mask of several patches, higher than wide, away from the center; before the first layer,
+    because attention spreads it over the whole image."""
+    model, preprocessor = prepared(towers, name, fit, vision_layer=-4)
+    mask = np.zeros(size[::-1], bool)
+    mask[size[1] // 20 : 3 * size[1] // 5, size[0] // 4 : 7 * size[0] // 10] = True
+    coverage = preprocessor.view.coverage(mask).flatten()
+    distance = moved(model, preprocessor, [mask])[0]
+    assert sum(coverage > 128) >= 2
+    assert distance[coverage > 128].min() > 3 * distance[coverage == 0].max()
+
+
+def test_the_pixels_that_fill_no_patch_move_nothing(towers: Path) -> None:
+    """The last 6 of the 76 pixels, on the right and at the bottom. Catches a tower that is given a resized view, and a
+    coverage that counts them."""
+    model, preprocessor = prepared(towers, "siglip-rest", "stretch")
+    mask = np.ones((76, 76), bool)
+    mask[:70, :70] = False
+    assert not moved(model, preprocessor, [mask]).any()
+    assert not preprocessor.view.coverage(mask).any()
+    mask[69, 69] = True
+    assert moved(model, preprocessor, [mask]).argmax() == 24
+    assert preprocessor.view.coverage(mask).flatten().nonzero()[0].tolist() == [24]
