@@ -34,5 +34,7 @@ class PatchLlava(AbstractorLlava):
         self.model.vision_tower.register_forward_hook(self._drop_prefix)
 
     def _drop_prefix(self, tower: Any, inputs: Any, output: Any) -> Any:
-        output.hidden_states = tuple(states[:, self.config.prefix_tokens :] for states in output.hidden_states)
+        first = self.config.prefix_tokens
+        # transformers keeps only the layers that LLaVA asked for, and has None for the others.
+        output.hidden_states = tuple(states if states is None else states[:, first:] for states in output.hidden_states)
         return output
