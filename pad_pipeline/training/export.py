@@ -114,7 +114,8 @@ def _config(model: MultimodalModel, image_token: int, state: dict[str, Tensor]) 
         "image_seq_length": model.vision_tokens,
         "tie_word_embeddings": text.tie_word_embeddings,
     }
-    projector, own, kind = model.projector, {}, LlavaConfig
+    projector, kind = model.projector, LlavaConfig
+    own: dict[str, Any] = {}
     if isinstance(projector, CAbstractor):
         kind, own = AbstractorLlavaConfig, {"abstractor": projector.sizes}
     if isinstance(projector, PixelShuffle):

@@ -72,7 +72,7 @@ class Trainer:
         if self.shards:
             check_view(self.shards.run.view, tower, job.vision)  # before the models are loaded
         self.view = self.shards.run.view if self.shards else view_of(tower, job.fit)
-        with torch.device("meta"):  # a grid that does not fit the projector is told before the models are loaded
+        with torch.device("meta"):  # find a grid that does not fit the projector before the models are loaded
             build_projector(self.settings.projector, 8, 8, self.view.grid, self.settings.abstractor_tokens)
         self.model = MultimodalModel(job.vision, job.llm, self.settings, here.device, job.init)
         if self.settings.max_length < 2 + self.model.vision_tokens:

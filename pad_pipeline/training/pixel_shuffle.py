@@ -32,5 +32,7 @@ class PixelShuffle(nn.Sequential):
         batch, patches, width = input.shape
         edge = round(patches**0.5) // FACTOR
         x = input.view(batch, edge, FACTOR, edge, FACTOR, width).transpose(2, 3)
-        tokens: Tensor = super().forward(x.reshape(batch, edge * edge, FACTOR**2 * width))
-        return tokens
+        x = x.reshape(batch, edge * edge, FACTOR**2 * width)
+        for layer in self:
+            x = layer(x)
+        return x

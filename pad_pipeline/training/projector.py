@@ -145,7 +145,8 @@ def _empty_projector(state: dict[str, Tensor], path: Path) -> nn.Module:
         kind = "pixel-shuffle"
     else:
         names = ", ".join(sorted(state)[:4])
-        rule = f"its tensors ({names}) are not those of a Linear, a 2-layer MLP, a C-Abstractor or a pixel shuffle"
+        kinds = "of a Linear, nor of a 2-layer MLP, nor of a C-Abstractor, nor of a pixel shuffle"
+        rule = f"its tensors ({names}) are neither those {kinds}"
         raise UserError("projector", path, rule, "give a mm_projector.bin of one of these kinds")
     try:
         with torch.device("meta"):

@@ -24,7 +24,7 @@ BILINEAR, BICUBIC = 2, 3
 
 
 class Preprocessing(NamedTuple):
-    """How a vision tower's pixels are made, besides its view."""
+    """How a vision tower's pixels are made from its view of an image."""
 
     mean: list[float]
     """The mean of the normalization, per channel, 0..1."""

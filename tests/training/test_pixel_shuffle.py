@@ -1,4 +1,5 @@
-"""Compare the pixel shuffle with loops and with transformers' InternVL; pool masks to its grid; read and write its file."""
+"""Compare the pixel shuffle with loops and with transformers' InternVL; pool masks to its grid; read and write its
+file."""
 
 from __future__ import annotations
 
@@ -68,8 +69,8 @@ def test_it_computes_what_a_second_implementation_and_internvl_compute(grid: int
 
 
 def test_masks_are_the_mean_of_the_patches_of_each_token() -> None:
-    """Catches windows that do not lie where the tokens' patches do: coverage for patches twice as large is the same, but
-    for rounding; and each patch that changes moves exactly the token whose pooled coverage it gives."""
+    """Catches windows that do not lie where the tokens' patches do: coverage for patches twice as large is the same,
+    but for rounding; and each patch that changes moves exactly the token whose pooled coverage it gives."""
     mask = np.zeros((60, 60), bool)
     mask[7:41, 3:22] = True
     fine, coarse = (View(size=60, patch=patch, fit="stretch").coverage(mask) for patch in (5, 10))
@@ -90,7 +91,8 @@ def test_masks_are_the_mean_of_the_patches_of_each_token() -> None:
 
 
 def test_its_file_has_internvls_names_and_comes_back(tmp_path: Path) -> None:
-    """Catches a file that loads as LLaVA's MLP, a width that is not divided by four, and InternVL's own names refused."""
+    """Catches a file that loads as LLaVA's MLP, a width that is not divided by four, and InternVL's own names
+    refused."""
     projector = small()
     save_projector(projector, tmp_path / "mm_projector.bin")
     names = [f"{layer}.{name}" for layer in (0, 1, 3) for name in ("weight", "bias")]
@@ -116,7 +118,7 @@ def test_an_odd_grid_is_refused_before_any_model_is_loaded(parts: Path, tmp_path
     (tmp_path / "tower/config.json").write_text(text)
     (tmp_path / "data.json").write_text("[]")
     job = Job(
-        settings=TrainSettings(projector="pixel-shuffle"), data=str(tmp_path / "data.json"),
+        stage=1, settings=TrainSettings(projector="pixel-shuffle"), data=str(tmp_path / "data.json"),
         vision=str(tmp_path / "tower"), llm=str(tmp_path / "nowhere"), out=str(tmp_path / "out"),
     )  # fmt: skip
     with pytest.raises(UserError, match="the tower's grid of 5 x 5 is odd; choose another projector") as refusal:

@@ -166,10 +166,11 @@ def test_text_alone_beside_images(models_toml: Path, shards: Path) -> None:
     assert model.llm.get_input_embeddings().weight.grad.any()
 
 
-def test_masks_follow_a_c_abstractors_tokens(models_toml: Path, shards: Path) -> None:
+@pytest.mark.parametrize("projector", ["c-abstractor", "pixel-shuffle"])
+def test_masks_follow_the_tokens_of_a_projector_with_fewer(models_toml: Path, shards: Path, projector: str) -> None:
     """8 x 8 patches become 4 x 4 tokens, and each token is compared with what its own four patches show. Catches masks
     of one grid on tokens of another, and sequences with room for as many tokens as there are patches."""
-    model, examples = model_and_examples(models_toml, shards, projector="c-abstractor", abstractor_tokens=16)
+    model, examples = model_and_examples(models_toml, shards, projector=projector, abstractor_tokens=16)
     batch = collate([examples[0], examples[1]], examples.preprocessor)
     assert len(batch.vision_at) == 2 * 16
     tokens = model.encode_images(batch.pixels).detach()
