@@ -30,6 +30,7 @@ from transformers import (
     Tipsv2VisionModel,
 )
 
+from benchmarks.towers import SIZES, tower_cost
 from pad_pipeline.analysis.model import Subject
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import Fit, View
@@ -233,3 +234,17 @@ def test_an_exported_model_gives_the_trainings_logits(towers: Path, name: str, p
         again = subject.preprocessor(view).normalized(image)[None]
         for found, wanted in zip(subject.encode_images(again), (patches, tokens), strict=True):
             torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_the_docs_have_the_costs_that_are_counted() -> None:
+    """Catches a table that is out of date, and a count that misses a layer or the attention: CLIP-L/14 at 336 px is
+    computed by hand."""
+    page = Path("docs/howto/llm.md").read_text("utf-8")
+    for name in ("openai/clip-vit-large-patch14-336", "google/siglip2-so400m-patch14-384", "google/tipsv2-b14"):
+        row = next(one for one in SIZES if one[0] == name)
+        flop, parameters = tower_cost(*row[1:])
+        cells = [name, *next(line for line in page.splitlines() if line.startswith(f"| {name} |")).split(" | ")[1:]]
+        assert cells[5:] == [f"{parameters / 1e6:.0f} M", f"{flop / 1e9:.0f} |"]
+        if "clip" in name:
+            blocks = 24 * 577 * 12 * 1024**2 + 24 * 2 * 577**2 * 1024 + 576 * 3 * 14**2 * 1024
+            assert flop == pytest.approx(2 * blocks, rel=1e-6)
