@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,7 +71,8 @@ def vision_config(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the folder holds no tower of a known type.
     """
-    if (folder / "config.json").is_file() and '"siglip2' in (folder / "config.json").read_text("utf-8", "replace"):
+    path = folder / "config.json"
+    if path.is_file() and re.search(r'"model_type":\s*"siglip2', path.read_text("utf-8", "replace")):
         rule = "it is a SigLIP 2 of the kind NaFlex, whose images have many shapes and so no fixed grid"
         raise UserError("vision", folder, rule, "give one of fixed size, such as google/siglip2-so400m-patch16-384")
     config = read_config("vision", folder, set(TOWERS))

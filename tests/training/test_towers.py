@@ -6,6 +6,7 @@ The towers are small and random. What a patch shows is found by changing pixels 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ from pad_pipeline.analysis.model import Subject
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import Fit, View
 from pad_pipeline.pretrained import quiet
+from pad_pipeline.report.overlay import EDGE, _patches
 from pad_pipeline.training.chat import Chat
 from pad_pipeline.training.examples import Preprocessor
 from pad_pipeline.training.export import export_llava
@@ -43,6 +45,7 @@ from pad_pipeline.training.projector import save_projector
 from pad_pipeline.training.towers import preprocessing, vision_config
 from tests.training.trained_models import EYES, build, difference, stock
 
+Pad = Callable[..., Any]
 pytestmark = pytest.mark.usefixtures("no_gpu")
 MLP = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "mlp_ratio": 2}
 
@@ -248,3 +251,43 @@ def test_the_docs_have_the_costs_that_are_counted() -> None:
         if "clip" in name:
             blocks = 24 * 577 * 12 * 1024**2 + 24 * 2 * 577**2 * 1024 + 576 * 3 * 14**2 * 1024
             assert flop == pytest.approx(2 * blocks, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_the_last_layer_and_the_one_before_it_are_exported_alike(towers: Path, name: str, tmp_path: Path) -> None:
+    """Catches a state after the last norm in one of the two, which transformers puts there for some models."""
+    model = build(towers, "qwen2", f"tower-{name}", vision_layer=-1)
+    made = FAMILIES[name]
+    export_llava(model, View(size=made.config.image_size, patch=made.config.patch_size), tmp_path)
+    assert difference(model, Chat(tmp_path).model) < 1e-5
+
+
+def test_shards_of_a_grid_that_leaves_pixels_out_go_the_whole_way(
+    pad: Pad, towers: Path, shards: Path, tmp_path: Path
+) -> None:
+    """Shards are cut again for 76 pixels in patches of 14, trained on, analyzed with drawings, verified and reported.
+    Catches any step that takes the grid for the whole square, and pixels that are left out in silence."""
+    rest = "5 x 5 patches of 14 pixels, in its upper left 70 x 70 pixels"
+    done = pad("retarget", shards, "--view-size", 76, "--fit", "pad", "--out", tmp_path / "cut")
+    assert (done.code, f"a view of 76 pixels is {rest}" in done.err) == (0, True), done.err
+    assert pad("verify", tmp_path / "cut", "--deep").code == 0
+    assert pad("report", tmp_path / "cut", "--out", tmp_path / "report").code == 0
+    assert any(rest in page.read_text("utf-8") for page in (tmp_path / "report").rglob("*.html"))
+    models = ["--vision", towers / "tower-siglip-rest", "--llm", towers / "qwen2"]
+    done = pad("train", "--shards", tmp_path / "cut", *models, "--steps", 2, "--batch-size", 4, "--out", tmp_path / "t")
+    assert done.code == 0, done.err
+    options = ["--shards", tmp_path / "cut", "--limit", 3, "--drawings", 1, "--out", tmp_path / "found"]
+    done = pad("analyze", "all", "--model", tmp_path / "t", *options)
+    assert done.code == 0, done.err
+
+
+def test_an_overlay_draws_the_patches_where_they_are() -> None:
+    """4 of 5 columns of 20 pixels, in a view of 100. Catches 4 patches that are stretched over the whole view."""
+    view = View(size=100, patch=23, fit="stretch")  # 4 x 4 patches of the upper left 92 pixels
+    coverage = np.zeros((1, 4, 4), np.uint8)
+    coverage[0, 3, 3] = 255
+    drawn = np.asarray(_patches(Image.new("RGB", (100, 100)), coverage, view))
+    tinted = (drawn.max(2) > 0) & (drawn != 255).any(2)
+    rows, columns = tinted.nonzero()
+    found = np.array([rows.min(), rows.max() + 1, columns.min(), columns.max() + 1]) * 100 / EDGE
+    np.testing.assert_allclose(found, [69, 92, 69, 92], atol=0.6)
