@@ -199,8 +199,10 @@ def test_the_tower_of_a_whole_siglip_loads_and_naflex_is_refused(towers: Path, t
         vision_config(tmp_path / "naflex")
 
 
-@pytest.mark.parametrize("projector", ["mlp", "c-abstractor", "pixel-shuffle"])
-@pytest.mark.parametrize("name", list(FAMILIES))
+@pytest.mark.parametrize(
+    ("name", "projector"),
+    [*((name, kind) for name in FAMILIES for kind in ("mlp", "pixel-shuffle")), ("dinov3", "c-abstractor")],
+)
 def test_an_exported_model_gives_the_trainings_logits(towers: Path, name: str, projector: str, tmp_path: Path) -> None:
     """Catches registers that stock LLaVA leaves among the patches, a folder that stock code takes for stock LLaVA, a
     processor that writes another number of image marks or resizes with another filter, and an analysis that takes CLS

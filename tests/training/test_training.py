@@ -318,9 +318,10 @@ def test_what_does_not_fit_is_an_error(pad: Pad, models_toml: Path, shards: Path
     assert "it takes images of 224 px in patches of 14 px, and the shards are made for 112 px" in said
     assert "--view-size 224 and --patch 14" in said
     (other / "config.json").write_text(json.dumps(config | {"image_size": 384}))
-    said = refused(vision=other)
-    assert "drops the last 6 px" in said and "--view-size" not in said, "no view can be so"
-    assert "model_type is 'llama', and should be clip or clip_vision_model or siglip" in refused(vision=llm)
+    assert "--view-size 384 and --patch 14" in refused(vision=other), "a view of 27 x 27 patches"
+    (other / "config.json").write_text(json.dumps(config | {"image_size": 8}))
+    assert "patches of 14 px in images of 8 px" in refused(vision=other)
+    assert "model_type is 'llama', and should be clip or clip_vision_model or dinov2" in refused(vision=llm)
     assert "there is no run.json in it" in refused(shards=clip)
     assert "neither a folder nor a hub name" in refused(vision=tmp_path / "nowhere")
     assert "--learning-rate = inf: Input should be a finite number" in refused("--learning-rate", "inf")
