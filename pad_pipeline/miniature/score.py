@@ -148,7 +148,7 @@ def coverage_by_resizing(mask: np.ndarray, view: View) -> np.ndarray:
     fine = mask.repeat(6, 0).repeat(6, 1)  # for a finer average: Pillow's box filter has whole pixels only
     image = Image.fromarray((fine * 255).astype(np.uint8)).resize(large, Image.Resampling.BOX)
     left, top = (large[0] - view.size) // 2, (large[1] - view.size) // 2
-    pixels = np.asarray(image.crop((left, top, left + view.size, top + view.size))) / 255
+    pixels = np.asarray(image.crop((left, top, left + view.covered, top + view.covered))) / 255
     shares: np.ndarray = pixels.reshape(view.grid, view.patch, view.grid, view.patch).mean((1, 3))
     return shares
 

@@ -216,7 +216,7 @@ def _run_facts(tally: Tally) -> dict[str, list[tuple[str, str]]]:
         ("shards finished", f"{len(shards.names):,} of {run.shards:,}, {run.shard_size:,} images each"),
         ("images in this report", f"{tally.images:,} of {run.images:,}"),
         ("view", f"{view.size} x {view.size} pixels, {view.fit}"),
-        ("patch grid", f"{view.grid} x {view.grid} patches of {view.patch} pixels"),
+        ("patch grid", view.grid_text),
         ("label embedding", f"{run.embedding_width:,} numbers"),
         *((what, f"{number:,}") for what, number in run.counts.items()),
     ]

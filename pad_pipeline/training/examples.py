@@ -29,6 +29,7 @@ from pad_pipeline.sources.read import read_bytes
 from pad_pipeline.training.order import Ints
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.training.template import IMAGE, EncodedText, Template
+from pad_pipeline.training.towers import BICUBIC
 
 _IMAGE_WORDS = 128
 """The number of words for which an image counts in the estimated length of a sample, as in LLaVA."""
@@ -60,6 +61,8 @@ class Preprocessor(NamedTuple):
     """The standard deviation of the tower's normalization, per channel, 0..1."""
     tokens: int
     """The number of vision tokens for one image."""
+    resample: int = BICUBIC
+    """The number of Pillow's filter for the resize."""
 
     def empty_example(self, width: int) -> Example:
         """Return an example without text, image and regions. `width` is the length of a label embedding."""
@@ -78,7 +81,7 @@ class Preprocessor(NamedTuple):
     def normalized(self, image: Image.Image) -> Tensor:
         """Return the normalized view of an upright RGB image, float32 `[3, size, size]`."""
         red, green, blue = (int(255 * channel) for channel in self.mean)
-        image = self.view.apply(image, (red, green, blue))
+        image = self.view.apply(image, (red, green, blue), self.resample)
         pixels = torch.from_numpy(np.asarray(image, np.float32).transpose(2, 0, 1) / 255)
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         return (pixels - mean) / std

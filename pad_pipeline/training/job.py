@@ -32,7 +32,7 @@ class Job(BaseModel):
     stage: int = Field(ge=1, le=2)
     """The training stage: 1 trains only the projector, 2 also the LLM."""
     vision: AbsolutePath
-    """Folder or hub name of the vision tower, of CLIP's or SigLIP's type."""
+    """Folder or hub name of the vision tower: CLIP, SigLIP, SigLIP 2 of fixed size, DINOv2, DINOv3 or TIPSv2."""
     llm: AbsolutePath
     """Folder or hub name of the LLM, see `check_llm`."""
     out: str

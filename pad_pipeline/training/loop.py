@@ -29,11 +29,13 @@ from pad_pipeline.training.export import export
 from pad_pipeline.training.flops import peak_flops, step_flops
 from pad_pipeline.training.held_out import measure_held_out
 from pad_pipeline.training.job import MAY_DIFFER, Job
-from pad_pipeline.training.model import MultimodalModel, check_view, embedder_for, shard_with_fsdp, view_of
+from pad_pipeline.training.model import MultimodalModel, embedder_for, shard_with_fsdp
 from pad_pipeline.training.order import SampleOrder, shuffled
+from pad_pipeline.training.projector import build_projector
 from pad_pipeline.training.ranks import Ranks, ranks
 from pad_pipeline.training.step_counts import StepCounts, count_step
 from pad_pipeline.training.template import Template
+from pad_pipeline.training.towers import check_view, view_of
 from pad_pipeline.training.training_log import DROPPED, TrainingLog, read_log
 from pad_pipeline.weights import fetch_model
 
@@ -70,6 +72,8 @@ class Trainer:
         if self.shards:
             check_view(self.shards.run.view, tower, job.vision)  # before the models are loaded
         self.view = self.shards.run.view if self.shards else view_of(tower, job.fit)
+        with torch.device("meta"):  # find a grid that does not fit the projector before the models are loaded
+            build_projector(self.settings.projector, 8, 8, self.view.grid, self.settings.abstractor_tokens)
         self.model = MultimodalModel(job.vision, job.llm, self.settings, here.device, job.init)
         if self.settings.max_length < 2 + self.model.vision_tokens:
             rule = f"an image takes {self.model.vision_tokens} tokens, and BOS and a caption need more"
@@ -112,7 +116,7 @@ class Trainer:
         except ValueError as error:
             rule = f"it can't be used with this LLM's tokenizer ({error})"
             raise UserError("template", self.settings.template, rule, "choose another in the settings") from error
-        preprocessor = Preprocessor(self.view, model.mean, model.std, model.vision_tokens)
+        preprocessor = Preprocessor(self.view, model.mean, model.std, model.vision_tokens, model.resample)
         if not self.shards:
             with rename_field(images="data"):
                 source = LlavaSource(job.data, job.image_root or None)

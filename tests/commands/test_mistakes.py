@@ -84,7 +84,7 @@ def mistakes(tmp: Path, world: World, models_toml: Path) -> dict[str, tuple[list
         "other tag list": (models("short.toml"), "the tag list has 2 lines"),
         "a special token in a tag": (models("special.toml"), "'the end </s>' holds '</s>', a special token of the LLM"),
         "other hash": (models("hash.toml"), "its sha256 is"),
-        "view and patch": ([*images, *out, "--view-size", 100], "must be a multiple of patch 14"),
+        "view and patch": ([*images, *out, "--view-size", 10], "is smaller than patch 14"),
         "no cluster there": ([*images, *out, "--engine", "ray", "--address", "127.0.0.1:9"], "Ray can't be joined"),
         "workers on local": ([*images, *out, "--workers", 2], "--engine ray"),
     }

@@ -22,11 +22,12 @@ from pad_pipeline.training.batches import Batch, collate
 from pad_pipeline.training.examples import Preprocessor, ShardExamples
 from pad_pipeline.training.export import image_processor_for
 from pad_pipeline.training.losses import caption_loss, patch_loss, patch_loss_weight
-from pad_pipeline.training.model import CLIP_MEAN, CLIP_STD, MultimodalModel, embedder_for
+from pad_pipeline.training.model import MultimodalModel, embedder_for
 from pad_pipeline.training.order import SampleOrder, shuffled
 from pad_pipeline.training.projector import build_projector, load_projector, save_projector
 from pad_pipeline.training.settings import PatchLossSettings, TrainSettings
 from pad_pipeline.training.template import EncodedText, Template
+from pad_pipeline.training.towers import CLIP_MEAN, CLIP_STD
 from tests.conftest import import_photographs
 from tests.small_models import write_small_models
 
@@ -165,10 +166,11 @@ def test_text_alone_beside_images(models_toml: Path, shards: Path) -> None:
     assert model.llm.get_input_embeddings().weight.grad.any()
 
 
-def test_masks_follow_a_c_abstractors_tokens(models_toml: Path, shards: Path) -> None:
+@pytest.mark.parametrize("projector", ["c-abstractor", "pixel-shuffle"])
+def test_masks_follow_the_tokens_of_a_projector_with_fewer(models_toml: Path, shards: Path, projector: str) -> None:
     """8 x 8 patches become 4 x 4 tokens, and each token is compared with what its own four patches show. Catches masks
     of one grid on tokens of another, and sequences with room for as many tokens as there are patches."""
-    model, examples = model_and_examples(models_toml, shards, projector="c-abstractor", abstractor_tokens=16)
+    model, examples = model_and_examples(models_toml, shards, projector=projector, abstractor_tokens=16)
     batch = collate([examples[0], examples[1]], examples.preprocessor)
     assert len(batch.vision_at) == 2 * 16
     tokens = model.encode_images(batch.pixels).detach()
@@ -329,9 +331,10 @@ def test_what_does_not_fit_is_an_error(pad: Pad, models_toml: Path, shards: Path
     assert "it takes images of 224 px in patches of 14 px, and the shards are made for 112 px" in said
     assert "--view-size 224 and --patch 14" in said
     (other / "config.json").write_text(json.dumps(config | {"image_size": 384}))
-    said = refused(vision=other)
-    assert "drops the last 6 px" in said and "--view-size" not in said, "no view can be so"
-    assert "model_type is 'llama', and should be clip or clip_vision_model or siglip" in refused(vision=llm)
+    assert "--view-size 384 and --patch 14" in refused(vision=other), "a view of 27 x 27 patches"
+    (other / "config.json").write_text(json.dumps(config | {"image_size": 8}))
+    assert "patches of 14 px in images of 8 px" in refused(vision=other)
+    assert "model_type is 'llama', and should be clip or clip_vision_model or dinov2" in refused(vision=llm)
     assert "there is no run.json in it" in refused(shards=clip)
     assert "neither a folder nor a hub name" in refused(vision=tmp_path / "nowhere")
     assert "--learning-rate = inf: Input should be a finite number" in refused("--learning-rate", "inf")

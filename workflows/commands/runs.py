@@ -61,10 +61,13 @@ def changed_view(view: View, given: OptionValues) -> View:
     """
     chosen = view.model_dump() | given
     try:
-        return View(**chosen)
+        changed = View(**chosen)
     except ValidationError as error:
         rule = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise UserError("size", chosen["size"], rule, "correct it, or `patch`") from error
+    if changed.covered < changed.size:
+        note(f"note: a view of {changed.size} pixels is {changed.grid_text}; no patch shows the rest.")
+    return changed
 
 
 def run_options(given: OptionValues, preload: bool = True) -> RunOptions:
