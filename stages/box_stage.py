@@ -187,7 +187,7 @@ def find_model(settings: BoxSettings) -> tuple[Path, Path]:
     return converted_folder(path), fetch_folder("detector.tokenizer", settings.tokenizer, "", TOKENIZER_FILES)
 
 
-def load_unboxable(reference: str) -> frozenset[str]:
+def load_unboxable(reference: str, field: str = "detector.unboxable") -> frozenset[str]:
     """Return the normalized tags of the file that the setting `unboxable` names. In the file, `#` starts a comment.
 
     Raises:
@@ -195,24 +195,24 @@ def load_unboxable(reference: str) -> frozenset[str]:
     """
     if not reference:
         return frozenset()
-    path = _unboxable_path(reference)
+    path = _unboxable_path(reference, field)
     try:
         lines = [line.partition("#")[0] for line in path.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         rule = f"it can't be read ({type(error).__name__})"
-        raise UserError("detector.unboxable", path, rule, "give a text file with one tag a line") from error
+        raise UserError(field, path, rule, "give a text file with one tag a line") from error
     return frozenset(tag for line in lines if (tag := normalize(line)))
 
 
-def unboxable_files(reference: str) -> list[ModelFile]:
+def unboxable_files(reference: str, field: str = "detector.unboxable") -> list[ModelFile]:
     """Return the file that the setting `unboxable` names, if it is the user's own file."""
-    return [] if reference in ("", "default") else [ModelFile("detector.unboxable", reference)]
+    return [] if reference in ("", "default") else [ModelFile(field, reference)]
 
 
-def unboxable_fingerprint(reference: str) -> dict[str, str]:
+def unboxable_fingerprint(reference: str, field: str = "detector.unboxable") -> dict[str, str]:
     """Return the sha256 of the file that the setting `unboxable` names; empty if there is no list."""
-    return {"unboxable": file_sha256(_unboxable_path(reference))} if reference else {}
+    return {"unboxable": file_sha256(_unboxable_path(reference, field))} if reference else {}
 
 
-def _unboxable_path(reference: str) -> Path:
-    return UNBOXABLE if reference == "default" else fetch_file("detector.unboxable", reference)
+def _unboxable_path(reference: str, field: str) -> Path:
+    return UNBOXABLE if reference == "default" else fetch_file(field, reference)

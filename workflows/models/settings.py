@@ -16,6 +16,7 @@ from pad_pipeline.miniature.shipped import checked_folder
 from pad_pipeline.roles import REQUIRED, ROLES, STEPS, RedoFrom, is_redone, section_of
 from pad_pipeline.stages.captions import CaptionsSettings
 from pad_pipeline.stages.compute import ComputeSettings
+from pad_pipeline.stages.concept import ConceptSettings
 from pad_pipeline.stages.custom.load import SECTIONS, CustomSettings, resolve_settings
 from pad_pipeline.stages.custom.stages import CustomDetector, CustomGrounder, CustomSegmenter, CustomTagger
 from pad_pipeline.stages.ground import DetectorSettings
@@ -26,7 +27,7 @@ from pad_pipeline.workflows.models.catalog import OFFICIAL
 from pad_pipeline.workflows.toml import read_toml, settings_error
 
 KINDS: tuple[type[StageSettings], ...] = (
-    TaggerSettings, CaptionsSettings, DetectorSettings, SegmenterSettings,
+    TaggerSettings, CaptionsSettings, DetectorSettings, SegmenterSettings, ConceptSettings,
     CustomTagger, CustomDetector, CustomSegmenter, CustomGrounder,
 )  # fmt: skip
 """The settings classes of all stages with a model. A section of a models file that names a user's own class is read as

@@ -1,0 +1,351 @@
+"""The stages ground and segment in one, with SAM 3: it finds boxes and masks for each tag."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache, lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pydantic import Field
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+from transformers import Sam3ImageProcessor, Sam3LiteTextModel, Sam3Model
+from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
+
+from pad_pipeline.errors import UserError
+from pad_pipeline.images import DecodeSettings
+from pad_pipeline.pretrained import load_pretrained, load_tokenizer, read_config
+from pad_pipeline.records import Alternate, ImageRecord, Region, as_box
+from pad_pipeline.stages.base import Stage, chunks
+from pad_pipeline.stages.box_stage import FILES, load_unboxable, unboxable_files, unboxable_fingerprint
+from pad_pipeline.stages.boxes import suppress
+from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy, padded_texts
+from pad_pipeline.stages.decode import image
+from pad_pipeline.stages.segment import encode_mask, pack, unpack
+from pad_pipeline.stages.settings import StageSettings, fetch_file_or_folder, millions, path_sha256
+from pad_pipeline.stages.spans import normalize
+from pad_pipeline.weights import ModelFile
+
+KINDS = {"sam3": Sam3Model, "sam3_video": Sam3Model, "sam3_lite_text": Sam3LiteTextModel}
+"""The model class for each `model_type`. The official folder holds the video model, which has the image model."""
+TOKENS = 32
+"""The most tokens in a phrase, with the two that mark its ends. Each phrase is padded to this length, as upstream does;
+the padding is masked."""
+PHRASES_KEPT = 8192
+"""Phrases whose features stay on the device, with 32 KB each."""
+
+
+class ConceptSettings(StageSettings):
+    """Settings of SAM 3, which does the work of detector and segmenter: the model, and the limits for its regions."""
+
+    section, paths, pins = "concepts", ("model", "unboxable"), {"model": "sha256"}
+
+    model: str
+    """Local folder or hub name of a SAM 3 or SAM 3 LiteText of transformers, such as `facebook/sam3`."""
+    revision: str = ""
+    """Branch, tag or commit on the hub; empty for its default."""
+    sha256: str = ""
+    """sha256 of `model.safetensors`; empty to accept any."""
+    unboxable: str = "default"
+    """A text file with the tags that the model does not look for, one per line. `default` is pad's list (actions,
+    colors, whole scenes, ...); empty for no list."""
+    threshold: float = Field(0.5, ge=0, le=1)
+    """A region is kept if its score is above this limit. The score is the probability that the image shows the tag at
+    all, times the probability that the box does. 0.5 is the default of the authors' package; that of transformers is
+    0.3."""
+    mask_threshold: float = Field(0.5, ge=0, le=1)
+    """A pixel belongs to a mask if its probability is above this limit."""
+    alternates: int = Field(4, ge=0)
+    """The most alternates that a region keeps: labels of other tags whose boxes were dropped for this region."""
+    nms_iou: float = Field(0.7, ge=0, le=1)
+    """If two boxes of one label have a higher IoU, the box with the lower score is dropped; 1 keeps both."""
+    nms_iou_across_labels: float = Field(0.7, ge=0, le=1)
+    """The same limit for boxes of any labels, applied afterwards: one thing that was found for several tags. SAM 3's
+    boxes are tight, so the limit is higher than that of the detectors, which keeps more of a crowd."""
+    min_size: float = Field(1.0, ge=0)
+    """Boxes whose width or height is below this many pixels are dropped."""
+    batch_size: int = Field(2, gt=0)
+    """Images in one pass of the image encoder."""
+    phrases_per_call: int = Field(8, gt=0)
+    """Tags of one image in one call of the network that finds boxes."""
+    pixels_upscaled: int = Field(64_000_000, gt=0)
+    """Mask pixels that are upscaled at a time, with 4 bytes each; at least one mask is upscaled."""
+
+    def files(self) -> list[ModelFile]:
+        """Return the model, and the user's list of unboxable tags, if any."""
+        model = ModelFile("concepts.model", self.model, self.sha256, self.revision)
+        return [model, *unboxable_files(self.unboxable, "concepts.unboxable")]
+
+    def fetched(self) -> Path:
+        """Fetch the model and return its folder; raise `UserError` if it can't be fetched, or is a file."""
+        path = fetch_file_or_folder(self.files()[0], FILES)
+        if not path.is_dir():
+            rule = "this is a file, and should be a model folder of transformers"
+            raise UserError("concepts.model", self.model, rule, "name the folder, or `facebook/sam3`")
+        return path
+
+    def fingerprints(self) -> dict[str, str]:
+        """See `StageSettings`."""
+        unboxable = unboxable_fingerprint(self.unboxable, "concepts.unboxable")
+        return unboxable | {"concepts": path_sha256(self.fetched(), FILES)}
+
+    def check(self) -> str:
+        """See `StageSettings`."""
+        stage = self.make(DecodeSettings(), ComputeSettings(precision="float32"))
+        return f"{stage.model.name}, {millions(stage.model.model)}, {len(stage.unboxable)} tags in the list of unboxable tags"
+
+    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> ConceptSegmenter:
+        """Make a `ConceptSegmenter`."""
+        return ConceptSegmenter(self, decoding, compute)
+
+
+class Found(NamedTuple):
+    """The boxes for some phrases in an image, and what their masks are computed from."""
+
+    scores: HostCopy
+    """The score of each box, float32 `[B, queries]`, 0..1."""
+    boxes: HostCopy
+    """The boxes, float32 `[B, queries, 4]`: xyxy in fractions of the image."""
+    inputs: dict[str, Tensor]
+    """Inputs of the mask decoder, `[B, ...]` each."""
+
+
+class Sam3:
+    """SAM 3 on its device, from a model folder of transformers."""
+
+    def __init__(self, folder: Path, compute: Compute) -> None:
+        self.name: str = read_config("concepts.model", folder, set(KINDS))["model_type"]
+        model = load_pretrained("concepts.model", folder, KINDS[self.name], torch.float32, use_safetensors=True)
+        decoder = model.detr_decoder
+        # These parts compute boxes and scores. bfloat16 would leave only 8 bits for a position.
+        exact = [
+            decoder.box_head, decoder.presence_head, decoder.ref_point_head, decoder.box_rpb_embed_x,
+            decoder.box_rpb_embed_y, model.dot_product_scoring, model.text_projection,
+        ]  # fmt: skip
+        self.compute = compute
+        self.model: Any = compute.prepare_model(model, in_float32=exact)
+        self.edge: int = model.config.vision_config.image_size
+        self.max_tokens = min(TOKENS, model.config.text_config.max_position_embeddings)
+        self.words: int = model.config.text_config.vocab_size
+        # Positions are computed once in float32; masks only for boxes that are kept.
+        neck = model.vision_encoder.neck
+        self.positions, neck.position_encoding = neck.position_encoding, _Skipped()
+        self.decode_masks, model.mask_decoder = model.mask_decoder, _Postponed()
+        try:
+            self.processor = Sam3ImageProcessor.from_pretrained(folder, local_files_only=True)
+            shape = tuple(self.prepare(Image.new("RGB", (8, 6))).shape)
+            mean, std = (torch.tensor(part).view(3, 1, 1) for part in (self.processor.image_mean, self.processor.image_std))
+        except Exception as error:
+            rule = f"its preprocessor_config.json can't be used ({type(error).__name__}: {str(error)[:100]})"
+            raise UserError("concepts.model", folder, rule, "fetch the model again") from error
+        if shape != (3, self.edge, self.edge):
+            rule = f"its preprocessor_config.json makes images {shape}, and its model takes {self.edge} pixels"
+            raise UserError("concepts.model", folder, rule, "fetch the model again")
+        self.scale = compute.send(self.processor.rescale_factor / std)
+        self.shift = compute.send(mean / std)
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """Return the image stretched to a square, uint8 `[3, S, S]`. `encode` normalizes it on the device."""
+        inputs = self.processor(images=image, do_rescale=False, do_normalize=False, return_tensors="pt")
+        pixels: Tensor = inputs["pixel_values"][0]
+        return pixels.to(torch.uint8)
+
+    def embed(self, ids: list[int], pad: int) -> tuple[Tensor, Tensor]:
+        """Return the features of a phrase, float32 `[tokens, d]`, and a mask that is true for its tokens, `[tokens]`.
+
+        Phrases are embedded one by one, because the last bits of a result can depend on the rest of a batch, and a
+        shard must not depend on earlier shards. A phrase is embedded only once.
+        """
+        tokens, attended = map(self.compute.send, padded_texts([ids], self.max_tokens, pad))
+        with self.compute.autocast():
+            features = self.model.get_text_features(input_ids=tokens, attention_mask=attended).pooler_output
+        return features[0].float(), attended[0].bool()
+
+    def encode(self, images: list[Tensor]) -> list[Tensor]:
+        """Encode images from `prepare`; return feature maps `[B, d, h, w]`, from the finest to the coarsest."""
+        pixels = self.compute.send(torch.stack(images)).float() * self.scale - self.shift
+        with self.compute.autocast():
+            maps = self.model.get_vision_features(pixels).fpn_hidden_states[:-1]
+        return [*maps[:-1], maps[-1].float()]
+
+    def find(self, maps: list[Tensor], phrases: list[tuple[Tensor, Tensor]]) -> Found:
+        """Find `B` phrases in one image.
+
+        Args:
+            maps: the feature maps of the image, `[1, d, h, w]` each.
+            phrases: features and mask of each phrase, from `embed`.
+        """
+        coarse = maps[-1].expand(len(phrases), -1, -1, -1)
+        with self.compute.autocast():
+            positions = self.positions(maps[-1].shape, coarse.device, torch.float32).expand_as(coarse)
+            # The model leaves the last level out, and its network for boxes takes only the coarsest of the others.
+            vision = Sam3VisionEncoderOutput(fpn_hidden_states=(coarse, None), fpn_position_encoding=(positions, None))
+            features, attended = (torch.stack(part) for part in zip(*phrases, strict=True))
+            output = self.model(
+                vision_embeds=vision, text_embeds=SimpleNamespace(pooler_output=features), attention_mask=attended
+            )
+            scores = output.pred_logits.float().sigmoid() * output.presence_logits.float().sigmoid()
+        return Found(HostCopy(scores), HostCopy(output.pred_boxes.float()), self.model.mask_decoder.take())
+
+    def masks(self, maps: list[Tensor], found: Found, phrase: int, queries: list[int]) -> Tensor:
+        """Return the probability of each pixel for some boxes of a phrase, float32 `[n, h, w]`, 0..1.
+
+        Args:
+            maps: the feature maps of the image.
+            found: the result of `find`.
+            phrase: the index of the phrase in it.
+            queries: the indices of the `n` boxes.
+        """
+        inputs = {name: tensor[phrase : phrase + 1] for name, tensor in found.inputs.items()}
+        inputs["decoder_queries"] = inputs["decoder_queries"][:, self.compute.send(torch.tensor(queries))]
+        with self.compute.autocast():
+            output = self.decode_masks(backbone_features=maps, **inputs)
+            probabilities: Tensor = output.pred_masks[0].float().sigmoid()
+            return probabilities
+
+
+class _Skipped(nn.Module):
+    """Replaces the position encoding of all feature maps, which `Sam3` computes for one of them."""
+
+    def forward(self, *_: object) -> None:
+        """Return nothing."""
+
+
+class _Postponed(nn.Module):
+    """Replaces the mask decoder by one that keeps its inputs and returns no masks."""
+
+    inputs: dict[str, Any]
+
+    def forward(self, **inputs: Any) -> SimpleNamespace:
+        """Keep the inputs for `take`."""
+        self.inputs = inputs
+        return SimpleNamespace(pred_masks=None, semantic_seg=None, attentions=None)
+
+    def take(self) -> dict[str, Tensor]:
+        """Return the inputs that each phrase has its own part of."""
+        inputs, self.inputs = self.inputs, {}
+        return {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+
+
+Masks = list[tuple[Region, HostCopy, int]]
+"""Regions, each with masks from `pack`, `[n, H, ceil(W / 8)]`, and the index of its mask among them."""
+
+
+class ConceptSegmenter(Stage[Tensor, tuple[list[Region], Masks]]):
+    """Runs SAM 3: the image encoder once for an image, the text encoder once for a tag, and the rest once for a pair.
+
+    Masks are only computed for the regions that are left after duplicates were dropped.
+    """
+
+    name = "segment"
+
+    def __init__(self, settings: ConceptSettings, decoding: DecodeSettings, compute: ComputeSettings) -> None:
+        super().__init__()
+        self.settings, self.decoding, self.batch_size = settings, decoding, settings.batch_size
+        self.unboxable = load_unboxable(settings.unboxable, "concepts.unboxable")
+        folder = settings.fetched()
+        self.model = Sam3(folder, Compute(compute))
+        self.tokenizer = load_tokenizer("concepts.model", folder)
+        if (known := len(self.tokenizer)) > self.model.words or self.tokenizer.pad_token_id is None:
+            rule = f"its tokenizer knows {known} tokens, and the model {self.model.words}; it needs a padding token"
+            raise UserError("concepts.model", folder, rule, "fetch the model again")
+        self.tokenize: Callable[[str], list[int]] = cache(lambda phrase: self.tokenizer(phrase)["input_ids"])
+        self.embed = lru_cache(PHRASES_KEPT)(self._embed)
+
+    def _embed(self, phrase: str) -> tuple[Tensor, Tensor]:
+        return self.model.embed(self.tokenize(phrase), self.tokenizer.pad_token_id)
+
+    def phrases(self, row: ImageRecord) -> dict[str, str]:
+        """Return the row's tags to look for, by their normalized text.
+
+        Of tags with the same normalized text, only the first is returned. Tags that are too long for the model and tags
+        that can't have a box are left out.
+        """
+        phrases: dict[str, str] = {}
+        for tag in row.tags:
+            text = normalize(tag.label)
+            if text and text not in self.unboxable and len(self.tokenize(text)) <= self.model.max_tokens:
+                phrases.setdefault(text, tag.label)
+        return phrases
+
+    def prepare(self, row: ImageRecord) -> Tensor:
+        """Return the image as input for the model."""
+        return self.model.prepare(image(row, self.decoding))
+
+    def process(self, rows: list[ImageRecord], inputs: list[Tensor]) -> list[tuple[list[Region], Masks]]:
+        """Return the regions of each row, and their masks. Rows without phrases do not reach the model."""
+        phrases = [self.phrases(row) for row in rows]
+        asked = [pixels for pixels, of_row in zip(inputs, phrases, strict=True) if of_row]
+        maps = iter(zip(*(one.split(1) for one in self.model.encode(asked)), strict=True) if asked else [])
+        return [
+            self._segment(row, [*next(maps)], of_row) if of_row else ([], [])
+            for row, of_row in zip(rows, phrases, strict=True)
+        ]
+
+    def _segment(self, row: ImageRecord, maps: list[Tensor], phrases: dict[str, str]) -> tuple[list[Region], Masks]:
+        """Return the regions of one image, the highest score first, and their masks."""
+        at_once = 1 if self.low_memory else self.settings.phrases_per_call
+        calls = [self.model.find(maps, [*map(self.embed, call)]) for call in chunks([*phrases], at_once)]
+        places: dict[int, tuple[int, int]] = {}
+        """`id` of a region -> index of its phrase, and of its box among the boxes of the phrase."""
+        regions: list[Region] = []
+        for prompt, label in enumerate(phrases.values()):
+            for query, region in self._regions(row, label, prompt, calls[prompt // at_once], prompt % at_once):
+                places[id(region)] = prompt, query
+                regions.append(region)
+        kept = self._without_duplicates(regions)
+        masks: Masks = []
+        for prompt in sorted({places[id(region)][0] for region in kept}):
+            of_prompt = [region for region in kept if places[id(region)][0] == prompt]
+            queries = [places[id(region)][1] for region in of_prompt]
+            probabilities = self.model.masks(maps, calls[prompt // at_once], prompt % at_once, queries)
+            part = max(1, self.settings.pixels_upscaled // (row.height * row.width))
+            for some, coarse in zip(chunks(of_prompt, part), probabilities.split(part), strict=True):
+                with torch.inference_mode():
+                    fine = F.interpolate(coarse[None], (row.height, row.width), mode="bilinear", align_corners=False)
+                    packed = HostCopy(pack(fine[0] > self.settings.mask_threshold))
+                masks += [(region, packed, index) for index, region in enumerate(some)]
+        return kept, masks
+
+    def _regions(
+        self, row: ImageRecord, label: str, prompt: int, found: Found, phrase: int
+    ) -> Iterator[tuple[int, Region]]:
+        """Yield a region for each box of a phrase above the threshold, with the index of the box."""
+        scores, boxes = found.scores.numpy()[phrase], found.boxes.numpy()[phrase]
+        if not (np.isfinite(scores).all() and np.isfinite(boxes).all()):
+            raise ValueError("the model gives no finite numbers for this image")
+        edges = np.array([row.width, row.height] * 2)
+        corners = (boxes.astype(np.float64) * edges).clip(0, edges)
+        wide = (corners[:, 2:] - corners[:, :2]).min(1) >= self.settings.min_size
+        for query in np.flatnonzero(wide & (scores > self.settings.threshold)).tolist():
+            score = float(scores[query])
+            yield query, Region(label, as_box(corners[query]), score, score, prompt=prompt)
+
+    def _without_duplicates(self, regions: list[Region]) -> list[Region]:
+        """Return the regions without duplicates. The label of a dropped region becomes an alternate of the region that
+        covers it best, if that has another label."""
+        settings = self.settings
+        kept = suppress(regions, settings.nms_iou, settings.nms_iou_across_labels)
+        left = {id(region) for region in kept}
+        dropped = sorted((region for region in regions if id(region) not in left), key=lambda region: -region.score)
+        if dropped:
+            boxes = (torch.tensor([region.box for region in part], dtype=torch.float64) for part in (dropped, kept))
+            for region, best in zip(dropped, box_iou(*boxes).argmax(1).tolist(), strict=True):
+                winner = kept[best]
+                labels = {winner.label, *(alternate.label for alternate in winner.alternates)}
+                if region.label not in labels and len(winner.alternates) < settings.alternates:
+                    winner.alternates.append(Alternate(region.label, region.score, region.label_score))
+        return kept
+
+    def finish(self, row: ImageRecord, output: tuple[list[Region], Masks]) -> None:
+        """Set the row's regions, with their masks. An image without a region becomes `empty`."""
+        row.regions, masks = output
+        for region, packed, index in masks:
+            region.rle = encode_mask(unpack(packed.numpy()[index], row.width))
+        row.status = "ok" if row.regions else "empty"
