@@ -79,7 +79,9 @@ def write_sam3(folder: Path, kind: str = "sam3") -> Path:
                 "model_type": "sam3_tracker_video", "vision_config": vision, "image_size": SIZE,
                 "memory_attention_num_layers": 1, "memory_encoder_hidden_size": 32,
             }  # fmt: skip
-            model = Sam3VideoModel(Sam3VideoConfig(detector_config={"model_type": "sam3", **parts}, tracker_config=tracker))
+            model = Sam3VideoModel(
+                Sam3VideoConfig(detector_config={"model_type": "sam3", **parts}, tracker_config=tracker)
+            )
         else:
             model = Sam3Model(Sam3Config(**parts))
         for name, parameter in model.named_parameters():
@@ -188,9 +190,7 @@ def test_an_image_gives_the_same_alone_and_in_a_batch(folder: Path, world: World
             assert np.mean(mask_of(one) != mask_of(two)) < 1e-3
 
 
-def test_each_image_and_each_tag_is_encoded_once(
-    folder: Path, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_image_and_each_tag_is_encoded_once(folder: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches an image encoder that runs for each tag: its 5 TFLOP would be paid ten times. And a shard whose bytes
     depend on the shards before it: a resumed run would differ from one that was never stopped."""
     made = stage(folder)
