@@ -42,8 +42,8 @@ class BoxSettings(StageSettings):
     section, paths, pins = "detector", ("model", "tokenizer", "unboxable"), {"model": "sha256"}
 
     model: str
-    """Local folder or hub name of a Grounding DINO, MM Grounding DINO, OWLv2 or OWL-ViT of transformers, or path or URL
-    of an official `groundingdino_*.pth`."""
+    """Local folder or hub name of a Grounding DINO, MM Grounding DINO, LLMDet, OWLv2, OWL-ViT or OmDet-Turbo of
+    transformers, or path or URL of an official `groundingdino_*.pth`."""
     revision: str = ""
     """Branch, tag or commit on the hub; empty for its default."""
     sha256: str = ""
@@ -55,7 +55,7 @@ class BoxSettings(StageSettings):
     colors, whole scenes, ...); empty for no list."""
     box_threshold: float = Field(0.25, ge=0, le=1)
     """A box is kept if at least one token of any tag has this score. The label of the box is the tag with the highest
-    mean token score. OWL gives each tag a single score; its authors' examples use the threshold 0.1."""
+    mean token score. OWL and OmDet-Turbo give each tag a single score; their authors use the thresholds 0.1 and 0.3."""
     text_threshold: float = Field(0.2, ge=0, le=1)
     """Other tags whose mean token score is at least this become alternates of the region."""
     alternates: int = Field(4, ge=0)
@@ -173,6 +173,30 @@ class BoxStage(Stage[Tensor, list[Answer]]):
             label, scores = answer.prompt.tags[best], (float(highest[query].max()), float(mean[query, best]))
             regions.append(Region(label, as_box(corners[query]), *scores, alternates, answer.number))
         return regions
+
+
+def searched(
+    row: ImageRecord, unboxable: frozenset[str], encode: Callable[[str], list[int]], max_tokens: int
+) -> dict[str, str]:
+    """Return the row's tags to look for, by their normalized text.
+
+    Of tags with the same normalized text, only the first is returned. Tags that are too long for the model and tags
+    that can't have a box are left out.
+    """
+    tags: dict[str, str] = {}
+    for tag in row.tags:
+        text = normalize(tag.label)
+        if text and text not in unboxable and len(encode(text)) <= max_tokens:
+            tags.setdefault(text, tag.label)
+    return tags
+
+
+def one_token_prompts(
+    row: ImageRecord, unboxable: frozenset[str], encode: Callable[[str], list[int]], max_tokens: int
+) -> list[Prompt]:
+    """Return one prompt in which each tag of `searched` counts as one token; no prompt if there is none."""
+    tags = searched(row, unboxable, encode, max_tokens)
+    return [Prompt([], [*tags.values()], [(at, at + 1) for at in range(len(tags))])] if tags else []
 
 
 def find_model(settings: BoxSettings) -> tuple[Path, Path]:

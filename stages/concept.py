@@ -18,14 +18,13 @@ from pad_pipeline.images import DecodeSettings
 from pad_pipeline.pretrained import load_tokenizer
 from pad_pipeline.records import Alternate, ImageRecord, Region, as_box
 from pad_pipeline.stages.base import Stage, chunks
-from pad_pipeline.stages.box_stage import FILES, load_unboxable, unboxable_files, unboxable_fingerprint
+from pad_pipeline.stages.box_stage import FILES, load_unboxable, searched, unboxable_files, unboxable_fingerprint
 from pad_pipeline.stages.boxes import suppress
 from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy
 from pad_pipeline.stages.decode import image
 from pad_pipeline.stages.sam.concepts import Found, Sam3
 from pad_pipeline.stages.segment import encode_mask, pack, unpack
 from pad_pipeline.stages.settings import StageSettings, fetch_file_or_folder, millions, path_sha256
-from pad_pipeline.stages.spans import normalize
 from pad_pipeline.weights import ModelFile
 
 PHRASES_KEPT = 8192
@@ -126,17 +125,8 @@ class ConceptSegmenter(Stage[Tensor, tuple[list[Region], Masks]]):
         return self.model.embed(self.tokenize(phrase), self.tokenizer.pad_token_id)
 
     def phrases(self, row: ImageRecord) -> dict[str, str]:
-        """Return the row's tags to look for, by their normalized text.
-
-        Of tags with the same normalized text, only the first is returned. Tags that are too long for the model and tags
-        that can't have a box are left out.
-        """
-        phrases: dict[str, str] = {}
-        for tag in row.tags:
-            text = normalize(tag.label)
-            if text and text not in self.unboxable and len(self.tokenize(text)) <= self.model.max_tokens:
-                phrases.setdefault(text, tag.label)
-        return phrases
+        """See `searched`."""
+        return searched(row, self.unboxable, self.tokenize, self.model.max_tokens)
 
     def prepare(self, row: ImageRecord) -> Tensor:
         """Return the image as input for the model."""

@@ -21,7 +21,9 @@ FROM_FIRST = "counted from the first; all by default"
 EngineOption = Annotated[EngineName, setting(RunOptions, None, "engine")]
 Models = Annotated[
     str,
-    option(MODELS, "`paper` (RAM), `plus` (RAM++), `miniature` (part of pad, for drawn scenes), or a TOML file."),
+    option(
+        MODELS, "`paper` (RAM), `plus` (RAM++), `best`, `miniature` (part of pad, for drawn scenes), or a TOML file."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, on standard output.")]
 Shards = Annotated[str, typer.Argument(help="Folder or URL that `pad build` or `pad import` wrote.")]
