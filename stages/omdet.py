@@ -38,7 +38,7 @@ class OmDet:
         if not installed("timm"):
             try:
                 backbone = AutoConfig.from_pretrained(folder, local_files_only=True).backbone_config.model_type
-            except Exception:  # the error is told when the model is loaded
+            except Exception:  # loading the model raises the same error, with its remedy
                 backbone = ""
             if backbone == "timm_backbone":
                 raise UserError("detector.model", folder, not_installed("timm"), OPTIONAL["timm"].install)

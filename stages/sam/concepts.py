@@ -62,10 +62,10 @@ class Sam3:
                 torch.tensor(part).view(3, 1, 1) for part in (self.processor.image_mean, self.processor.image_std)
             )
         except Exception as error:
-            rule = f"its preprocessor_config.json can't be used ({type(error).__name__}: {str(error)[:100]})"
+            rule = f"its processor_config.json can't be used ({type(error).__name__}: {str(error)[:100]})"
             raise UserError("concepts.model", folder, rule, "fetch the model again") from error
         if shape != (3, self.edge, self.edge):
-            rule = f"its preprocessor_config.json makes images {shape}, and its model takes {self.edge} pixels"
+            rule = f"its processor_config.json makes images {shape}, and its model takes {self.edge} pixels"
             raise UserError("concepts.model", folder, rule, "fetch the model again")
         self.scale = compute.send(self.processor.rescale_factor / std)
         self.shift = compute.send(mean / std)

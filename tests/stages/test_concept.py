@@ -32,8 +32,10 @@ from pad_pipeline.miniature.files import World
 from pad_pipeline.pretrained import quiet
 from pad_pipeline.records import ImageRecord, Region, Shard, Tag
 from pad_pipeline.shards.reader import open_shards
+from pad_pipeline.shards.run import Run
 from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.stages.concept import ConceptSegmenter, ConceptSettings
+from pad_pipeline.storage import Folder
 from tests.conftest import record
 
 DECODING = DecodeSettings()
@@ -296,5 +298,14 @@ def test_a_build_with_sam3_has_boxes_and_masks_in_its_shards(
     made = json.loads((tmp_path / "out/run.json").read_text())
     assert made["settings"]["detector"] == made["settings"]["segmenter"]
     assert len(made["fingerprints"]["concepts"]) == 64
+    run = Run.read(Folder(tmp_path / "out"))
+    official = made["settings"]["detector"] | {"model": "facebook/sam3"}
+    run.settings.update({"detector": official, "segmenter": official})
+    run.write(Folder(tmp_path / "out"))
+    assert pad("export", "hub", tmp_path / "out", "--out", tmp_path / "hub").code == 0
+    (line,) = (
+        line for line in (tmp_path / "hub/README.md").read_text().splitlines() if line.startswith("| concepts |")
+    )
+    assert "| SAM License |" in line and "mask\\_threshold 0.5" in line
     shards = open_shards(tmp_path / "out")
     assert sum(len(shards.sample(name, row).meta["regions"]) for name, row in shards.rows()) > 0
