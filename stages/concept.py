@@ -182,18 +182,22 @@ class ConceptSegmenter(Stage[Tensor, tuple[list[Region], Masks]]):
             yield query, Region(label, as_box(corners[query]), score, score, prompt=prompt)
 
     def _without_duplicates(self, regions: list[Region]) -> list[Region]:
-        """Return the regions without duplicates. The label of a dropped region becomes an alternate of the region that
-        covers it best, if that has another label."""
+        """Return the regions without duplicates. The label of a dropped region becomes an alternate of the region with
+        a higher score that covers it best, if that has another label."""
         settings = self.settings
         kept = suppress(regions, settings.nms_iou, settings.nms_iou_across_labels)
         left = {id(region) for region in kept}
         dropped = sorted((region for region in regions if id(region) not in left), key=lambda region: -region.score)
         if dropped:
             boxes = (torch.tensor([region.box for region in part], dtype=torch.float64) for part in (dropped, kept))
-            for region, best in zip(dropped, box_iou(*boxes).argmax(1).tolist(), strict=True):
-                winner = kept[best]
+            scores = (torch.tensor([region.score for region in part]) for part in (dropped, kept))
+            higher = torch.le(*(part.unsqueeze(dim) for dim, part in zip((1, 0), scores, strict=True)))
+            overlaps, best = (box_iou(*boxes) * higher).max(1)
+            alike = (overlaps > settings.nms_iou_across_labels).tolist()
+            for region, near, index in zip(dropped, alike, best.tolist(), strict=True):
+                winner = kept[index]
                 labels = {winner.label, *(alternate.label for alternate in winner.alternates)}
-                if region.label not in labels and len(winner.alternates) < settings.alternates:
+                if near and region.label not in labels and len(winner.alternates) < settings.alternates:
                     winner.alternates.append(Alternate(region.label, region.score, region.label_score))
         return kept
 
