@@ -17,7 +17,7 @@ ModelsArgument = Annotated[str, typer.Argument(help="`paper`, `plus`, `best`, `m
 def models_list(models: ModelsArgument = "", as_json: AsJson = False) -> None:
     """List the files of the models: size, pinned sha256, and path on this machine.
 
-    Without MODELS, the files of all presets and of `miniature` are listed.
+    Without MODELS, the files of `paper`, `plus` and `miniature` are listed.
 
     Example:
 
