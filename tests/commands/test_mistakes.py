@@ -71,7 +71,7 @@ def mistakes(tmp: Path, world: World, models_toml: Path) -> dict[str, tuple[list
         "out unwritable": ([*images, "--out", "/proc/pad-out"], "can't be written"),
         "unknown models": (
             [*images, *out, "--models", "large"],
-            "neither a preset (paper, plus, miniature) nor a file",
+            "neither a preset (paper, plus, best, miniature) nor a file",
         ),
         "bad TOML": (models("bad.toml"), "not valid TOML"),
         "unknown setting": (models("typo.toml"), "tagger.treshold"),

@@ -20,7 +20,7 @@ FOLDERS = ("workflows", "stages", "pad_pipeline")
 """From top to bottom."""
 ORDER = {
     "workflows": "cli commands checks miniature runs models learning engine results toml",
-    "stages": "custom tag captions ground owl segment patchify annotate edit restore box_stage "
+    "stages": "custom tag captions concept ground owl omdet segment patchify annotate edit restore box_stage "
     "decode settings dino sam ram base spans boxes compute edit_settings",
     "pad_pipeline": "analysis training exports report miniature verify plan sources shards labels llms pretrained "
     "weights measures evaluation records facts storage listing stores retries addresses parquet roles masks images "

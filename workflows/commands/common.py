@@ -24,7 +24,9 @@ FROM_FIRST = "counted from the first; all by default"
 EngineOption = Annotated[EngineName, setting(RunOptions, None, "engine")]
 Models = Annotated[
     str,
-    option(MODELS, "`paper` (RAM), `plus` (RAM++), `miniature` (part of pad, for drawn scenes), or a TOML file."),
+    option(
+        MODELS, "`paper` (RAM), `plus` (RAM++), `best`, `miniature` (part of pad, for drawn scenes), or a TOML file."
+    ),
 ]
 READ_OPTIONS = options(ReadOptions, CLUSTER, "engine address workers")
 """The options of commands that read many shards."""
