@@ -68,7 +68,7 @@ class Detector:
         match self.settings.fault:
             case "raise":
                 raise RuntimeError("no such image in my training")
-            case "memory":
+            case "memory" if self.calls[-1] > 1:
                 raise RuntimeError("Failed to allocate memory for requested buffer of size 3")
             case "label":
                 return [boxes[0]._replace(label="unicorn")]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -143,11 +144,16 @@ def test_no_process_outlives_its_parent(tmp_path: Path, number: int) -> None:
     seen.mkdir()
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     command = [sys.executable, str(tmp_path / "parent.py"), str(seen)]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as parent:
-        wait_for(lambda: len(list(seen.iterdir())) == 3, parent)
-        children = [psutil.Process(int(path.name)) for path in seen.iterdir()]
-        parent.send_signal(number)
-        parent.communicate(timeout=30)
+    # A shell that runs the tests in the background makes its children deaf to SIGINT.
+    hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=hear) as parent:
+        try:
+            wait_for(lambda: len(list(seen.iterdir())) == 3, parent)
+            children = [psutil.Process(int(path.name)) for path in seen.iterdir()]
+            parent.send_signal(number)
+            parent.communicate(timeout=30)
+        finally:
+            parent.kill()
     assert not psutil.wait_procs(children, timeout=30)[1]
 
 

@@ -118,7 +118,7 @@ def test_memory_that_runs_out_in_onnx_runtime_makes_smaller_batches(world: World
     stage = detector(fault="memory", odd=first_pixel(rows[1]))
     stage.shape = lambda row: ()  # type: ignore[method-assign]
     stage(Shard(0, rows))
-    assert [row.status for row in rows] == ["ok", "failed", "ok", "ok"]
+    assert [row.status for row in rows] == ["ok"] * 4
     assert stage._fits, "the half should be remembered"
 
 
