@@ -24,6 +24,10 @@ _MOST = 1 << 26
 """The most bytes of a file's header, or of its pickle, that are read."""
 
 
+class DamagedError(Exception):
+    """A tensor has another checksum than its file says."""
+
+
 class Place(NamedTuple):
     """Where a tensor lies in a file."""
 
@@ -141,7 +145,7 @@ class _Ranges(io.RawIOBase):
 
 def _in_zip(file: RemoteFile, endings: tuple[str, ...]) -> Place:
     try:
-        with zipfile.ZipFile(_Ranges(file)) as archive:  # type: ignore[arg-type]
+        with zipfile.ZipFile(_Ranges(file)) as archive:
             members = {member.filename: member for member in archive.infolist()}
             (root,) = (name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl"))
             if members[f"{root}data.pkl"].file_size > _MOST:
@@ -190,7 +194,7 @@ def save_tensor(file: RemoteFile, place: Place, part: Path, facts: dict[str, Any
         shown: stands beside the progress bar.
 
     Raises:
-        NotAloneError: the bytes that came have another checksum than the file's directory says.
+        DamagedError: the bytes that came have another checksum than the file's directory says.
         RangesRefusedError, OSError: see `RemoteFile.read`.
     """
     size = place.stop - place.start
@@ -223,5 +227,5 @@ def save_tensor(file: RemoteFile, place: Place, part: Path, facts: dict[str, Any
             crc = zlib.crc32(piece, crc)
     if place.crc and crc != place.crc:
         part.unlink()
-        raise NotAloneError(f"{place.name} has the checksum {crc:08x}, and should have {place.crc:08x}")
+        raise DamagedError(f"{place.name} has the checksum {crc:08x}, and should have {place.crc:08x}")
     return facts | {"sha256": digest.hexdigest()}

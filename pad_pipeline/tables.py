@@ -14,7 +14,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from pad_pipeline.console import note
 from pad_pipeline.errors import UserError
 from pad_pipeline.pins import PINS
-from pad_pipeline.remote_tensors import find_tensor, save_tensor
+from pad_pipeline.remote_tensors import DamagedError, find_tensor, save_tensor
 from pad_pipeline.transfers import NotAloneError, RangesRefusedError, RemoteFile, on_hub
 from pad_pipeline.weights import cache_folder, fetching, is_sound, note_hashes
 
@@ -89,7 +89,11 @@ def _fetch(field: str, reference: str, revision: str, name: str, part: Path) -> 
         )
     facts: dict[str, Any] = {"reference": reference, "revision": revision, "file": name}
     place = find_tensor(file, EMBEDDING_ENDINGS)
-    facts = save_tensor(file, place, part / "model.safetensors", facts, f"the embedding of {reference}")
+    try:
+        facts = save_tensor(file, place, part / "model.safetensors", facts, f"the embedding of {reference}")
+    except DamagedError as error:
+        remedy = "try again; if it happens again, the file there is damaged"
+        raise UserError(field, reference, f"{name}: {error}", remedy) from error
     (part / SOURCE).write_text(json.dumps(facts, indent=1))
     note_hashes(part)
 

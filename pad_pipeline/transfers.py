@@ -14,7 +14,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 from huggingface_hub import get_hf_file_metadata, hf_hub_url
-from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from pad_pipeline import retries
 from pad_pipeline.console import progress
@@ -49,6 +49,7 @@ class RemoteFile:
     def __init__(self, locate: Callable[[], Address], size: int, etag: str) -> None:
         self._locate, self.size, self.etag = locate, size, etag
         self._tail = b""
+        self._address: Address | None = None
 
     def read(self, start: int, stop: int) -> bytes:
         """Return the bytes from `start` up to `stop`.
@@ -78,7 +79,8 @@ class RemoteFile:
             position += len(piece)
 
         def attempt() -> bool:
-            url, headers = self._locate()
+            # A signed address is used until it fails, and after a failure the hub is asked for a new one.
+            (url, headers), self._address = self._address or self._locate(), None
             with _open(url, headers | {"Range": f"bytes={position}-{stop - 1}"}) as answer:
                 whole = answer.headers.get("Content-Range", "").rpartition("/")[2]
                 if answer.status != HTTPStatus.PARTIAL_CONTENT:
@@ -86,6 +88,7 @@ class RemoteFile:
                 if whole.isdigit() and int(whole) != self.size:
                     raise OSError(f"the file there changed while it was read: it has {whole} bytes")
                 _copy(answer, stop - position, go_on)
+            self._address = Address(url, headers)
             return position >= stop
 
         _until_done(attempt, lambda: position)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from pad_pipeline.console import console, say
 from pad_pipeline.workflows.commands.common import AsJson, escaped, print_json
 from pad_pipeline.workflows.commands.reword import reword
 
 ModelsArgument = Annotated[str, typer.Argument(help="`paper`, `plus`, `miniature`, or a TOML file.")]
+
+_NAMED = "official files that a TOML file can name"
 
 
 def models_list(models: ModelsArgument = "", as_json: AsJson = False) -> None:
@@ -38,15 +40,15 @@ def models_list(models: ModelsArgument = "", as_json: AsJson = False) -> None:
         for file in found:
             place = f"[green]here[/green]: {escaped(str(file.path))}" if file.path else "[yellow]not here[/yellow]"
             facts = f"{_size(file.megabytes):8} {file.pinned:41} {file.license or 'license: see its page':26}"
-            gated = " gated" if file.gated else ""
-            console.print(f"  {file.field:18} {facts}{gated} {place}", highlight=False, soft_wrap=True)
+            gated = {True: "gated", False: "open"}.get(file.gated, "")
+            console.print(f"  {file.field:18} {facts} {gated:5} {place}", highlight=False, soft_wrap=True)
             console.print(f"  {'':18} from {escaped(file.reference)}", highlight=False, soft_wrap=True, style="dim")
         if total := sum(file.megabytes or 0 for file in found):
             whole = sum(file.whole_megabytes or 0 for file in found)
             more = f"; {_size(whole)} from a server that sends whole files only" if whole > total else ""
             console.print(f"  {'in all':18} {_size(total)}{more}", highlight=False, soft_wrap=True)
     if not models:
-        names = Table("short name", "what", "size", "license", title="official files that a TOML file can name")
+        names = Table(Column("short name", no_wrap=True), "what", "size", "license", title=_NAMED)
         for name, official_file in OFFICIAL.items():
             names.add_row(name, official_file.what, _size(official_file.megabytes), official_file.license)
         console.print(names)

@@ -34,8 +34,8 @@ class Listed(NamedTuple):
     """The same from a server that sends whole files only."""
     license: str
     """Empty if it is not known for sure."""
-    gated: bool
-    """Whether it is known to be given only to those who accept its license."""
+    gated: bool | None
+    """Whether it is given only to those who accept its license; None if it is not known."""
     revision: str
     """The commit or branch that is fetched; empty for the hub's default, and for files that have none."""
     sha256: dict[str, str]
@@ -46,6 +46,8 @@ class Listed(NamedTuple):
     @property
     def pinned(self) -> str:
         """The pin in words."""
+        if self.reference.startswith("miniature:"):
+            return "comes with pad"
         parts = [f"revision {self.revision[:8]}"] if self.revision else []
         parts += [f"sha256 {found[:12]}..." for found in self.sha256.values()]
         return ", ".join(parts) or "no pin"
@@ -60,7 +62,7 @@ def listed(found: Iterable[ModelFile]) -> list[Listed]:
             MEGABYTES.get(file.reference),
             WHOLE_MEGABYTES.get(file.reference),
             LICENSES.get(file.reference, ""),
-            file.reference in GATED,
+            file.reference in GATED if file.reference in MEGABYTES.keys() | LICENSES else None,
             file.pin["revision"],
             file.pin["sha256"],
             file.path,
