@@ -213,7 +213,7 @@ def test_damaged_bytes_of_a_zip_are_found(online: Hub, llm: Path, models_toml: P
     begin = content.find(state(models_toml)[NAME].half().numpy().tobytes())
     content[begin + 1000] ^= 1
     (llm / file).write_bytes(content)
-    with pytest.raises(UserError, match="has the checksum .*, and should have"):
+    with pytest.raises(UserError, match=r"has the checksum .*, and should have"):
         LabelEmbedder(LabelSettings(llm="lab/llm"))
     assert not [*(cache_folder() / "embeddings").rglob("model.safetensors")]
 

@@ -102,7 +102,8 @@ def test_a_preset_is_fetched_and_built_from_empty_caches_and_then_offline(
     listed = json.loads(pad("models", "list", models, "--json").out)["models"][str(models)]
     assert None not in [file["path"] for file in listed]
     out = tmp_path / "out"
-    command = ["build", "--images", world.images, "--models", models, "--view-size", 112, "--threads", 1, "--out", out]
+    options = ["--view-size", 112, "--threads", 1, "--engine", "local", "--out", out]
+    command = ["build", "--images", world.images, "--models", models, *options]
     built = pad(*command)
     assert built.code == 0, built.err
     assert pad("verify", out).code == 0
