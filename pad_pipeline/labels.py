@@ -15,8 +15,15 @@ from safetensors import SafetensorError, safe_open
 from pad_pipeline.errors import UserError
 from pad_pipeline.llms import check_llm
 from pad_pipeline.pretrained import load_tokenizer
-from pad_pipeline.tables import EMBEDDING_ENDINGS, fetched_table, table_here
-from pad_pipeline.weights import ModelFile, fetch_folder, fetch_model, folder_sha256, local_path, read_tensors
+from pad_pipeline.tables import (
+    EMBEDDING_ENDINGS,
+    fetched_small_files,
+    fetched_table,
+    fetched_weights,
+    table_here,
+    web_folder,
+)
+from pad_pipeline.weights import WEB, ModelFile, fetch_folder, fetch_model, folder_sha256, local_path, read_tensors
 
 SMALL_FILES = ("*.json", "tokenizer.model")
 """The files of an LLM of the hub that are always fetched: config, tokenizer, and the index of its weights."""
@@ -28,7 +35,7 @@ class LabelSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     llm: str
-    """Local folder or hub name of the LLM."""
+    """Local folder, hub name or URL of the folder of the LLM."""
     revision: str = ""
     """Branch, tag or commit on the hub; empty for the pinned one (`pad_pipeline/pins.py`), or else for its default."""
     context: Literal["sentence", "bare"] = "sentence"
@@ -59,7 +66,7 @@ class LlmFiles(ModelFile):
     @property
     def path(self) -> Path | None:
         """The folder of the small files on this machine; None unless they and the embedding are here."""
-        folder = super().path
+        folder = web_folder(self.reference) if self.reference.startswith(WEB) else super().path
         if folder is None or local_path(self.reference).is_dir() or table_here(self.reference, folder):
             return folder
         try:
@@ -180,18 +187,22 @@ def _llm_folders(settings: LabelSettings) -> tuple[Path, Path]:
     read in parts, and both folders are the same then, as they are for an LLM on this machine.
     """
     where, small = ("llm.llm", settings.llm, settings.revision), [*SMALL_FILES]
-    folder = fetch_folder(*where, small)
-    if local_path(settings.llm).is_dir() or folder.parent.name != "snapshots":
+    on_web = settings.llm.startswith(WEB)
+    folder = fetched_small_files(*where[:2]) if on_web else fetch_folder(*where, small)
+    if not on_web and (local_path(settings.llm).is_dir() or folder.parent.name != "snapshots"):
         return folder, folder
     try:
-        file = _find_embedding(folder)[0]
+        file, tensor = _find_embedding(folder)
     except UserError:  # the LLM has a single weight file, and so no index
-        file = None
-    if file and file.is_file():
+        file, tensor = Path(), ""
+    if file.is_file():
         return folder, folder
-    if table := fetched_table(*where[:2], folder, file.name if file else ""):
+    if table := fetched_table(*where[:2], folder, file.name, tensor):
         return folder, table
-    folder = fetch_folder(*where, [*small, file.name]) if file else fetch_model(*where)
+    if on_web:
+        fetched_weights(*where[:2], folder, file.name)
+    else:
+        folder = fetch_folder(*where, [*small, file.name]) if file.name else fetch_model(*where)
     return folder, folder
 
 

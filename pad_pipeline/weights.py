@@ -32,7 +32,7 @@ _PACKAGED = Path(__file__).parent / "miniature/models"
 _HUB_FILE = re.compile(
     r"hf://(?:(?P<repo_type>space|dataset)s/)?(?P<repo_id>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?/(?P<filename>.+)"
 )
-_WEB = ("https://", "http://")
+WEB = ("https://", "http://")
 _HASHES = "hashes.json"
 _MEMBERS = {"vision": "clip", "llm": "llm", "llm.llm": "llm"}
 """Setting -> the model of the miniature that the bare name `miniature` means there."""
@@ -55,7 +55,7 @@ def _expanded(path: str) -> Path:
 
 def is_file_reference(reference: str) -> bool:
     """Return whether a reference names one file, and not a model's folder or hub name."""
-    if _hub_file(reference) or reference.startswith(_WEB):
+    if _hub_file(reference) or reference.startswith(WEB):
         return True
     return reference.endswith((".pth", ".pt", ".bin", ".safetensors")) or local_path(reference).is_file()
 
@@ -80,7 +80,7 @@ def fetch_file(field: str, reference: str, sha256: str = "") -> Path:
     if hub := _hub_file(reference):
         with fetching(field, reference):
             path = Path(_from_hub(lambda: hf_hub_download(**hub)))
-    elif reference.startswith(_WEB):
+    elif reference.startswith(WEB):
         path = _download(field, reference, sha256)
     else:
         path = local_path(reference)
@@ -200,7 +200,7 @@ def cached_path(reference: str, revision: str = "", patterns: Sequence[str] = ()
         if hub := _hub_file(reference):
             found = try_to_load_from_cache(**hub)
             return Path(found) if isinstance(found, str) else None
-        if reference.startswith(_WEB):
+        if reference.startswith(WEB):
             path = _download_path(reference)
             return path if path.is_file() else None
         if (path := local_path(reference)).exists():

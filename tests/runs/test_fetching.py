@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import repeat
@@ -129,6 +130,30 @@ def test_of_an_llm_only_the_embedding_is_fetched(online: Hub, llm: Path, models_
     assert len(online.asked) == asked
 
 
+@pytest.mark.parametrize("form", ["safetensors", "sharded bin", "refused"])
+def test_an_llm_of_the_web_is_fetched_in_part_too(
+    online: Hub, llm: Path, models_toml: Path, form: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A mirror without the hub's protocol. Catches a second fetch, and a folder without weights that is used."""
+    file = write_weights(llm, state(models_toml), "bin" if form == "refused" else form)
+    shutil.copytree(llm, online.folder / "web/llm")
+    if form == "refused":
+        online.faults[file] = repeat("whole")
+    settings = LabelSettings(llm=f"{online.url}/web/llm/")
+    assert settings.files()[0].path is None
+    table = LabelEmbedder(settings).table
+    assert table.sha256() == EmbeddingTable(llm).sha256()
+    assert (table.path.parent.parent.name == "embeddings") == (form != "refused")
+    if form != "refused":
+        assert online.sent[file] < table.path.stat().st_size + 140_000 < (llm / file).stat().st_size
+    asked = len(online.asked)
+    assert LabelEmbedder(settings).table.path == table.path
+    assert settings.files()[0].path
+    assert len(online.asked) == asked
+    line = line_of(lambda: LabelEmbedder(LabelSettings(llm=f"{online.url}/web/other")))
+    assert line == f"llm.llm = {online.url}/web/other: there is no such file; correct the name"
+
+
 def test_a_broken_embedding_goes_on_in_the_next_run(online: Hub, llm: Path, models_toml: Path) -> None:
     """Catches a build that a bad network can never start: each run began the download anew."""
     weights = {name: tensor.repeat(40, 1) if name == NAME else tensor for name, tensor in state(models_toml).items()}
@@ -178,7 +203,7 @@ def _save_compressed(path: Path, weights: dict[str, torch.Tensor]) -> None:
             archive.writestr(name, content)
 
 
-@pytest.mark.parametrize("form", ["legacy", "transposed", "whole"])
+@pytest.mark.parametrize("form", ["legacy", "compressed", "transposed", "whole"])
 def test_the_whole_file_is_fetched_where_a_part_is_not_enough(
     online: Hub, llm: Path, models_toml: Path, form: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,7 +40,7 @@ def models_list(models: ModelsArgument = "", as_json: AsJson = False) -> None:
         for file in found:
             place = f"[green]here[/green]: {escaped(str(file.path))}" if file.path else "[yellow]not here[/yellow]"
             facts = f"{_size(file.megabytes):8} {file.pinned:41} {file.license or 'license: see its page':26}"
-            gated = {True: "gated", False: "open"}.get(file.gated, "")
+            gated = "" if file.gated is None else "gated" if file.gated else "open"
             console.print(f"  {file.field:18} {facts} {gated:5} {place}", highlight=False, soft_wrap=True)
             console.print(f"  {'':18} from {escaped(file.reference)}", highlight=False, soft_wrap=True, style="dim")
         if total := sum(file.megabytes or 0 for file in found):
