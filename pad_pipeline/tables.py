@@ -26,7 +26,7 @@ EMBEDDING_ENDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 """The weight file of an LLM without an index; the first that the hub has."""
 SOURCE = "source.json"
-"""The file beside a fetched embedding that tells where it comes from, and its sha256."""
+"""The name of the file beside a fetched embedding with its origin: repository, revision, file, offset, sha256."""
 _SMALL_FILES = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "model.safetensors.index.json", "pytorch_model.bin.index.json",

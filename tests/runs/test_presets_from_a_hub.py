@@ -170,3 +170,21 @@ def test_a_hub_is_named_by_the_environment(
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if "sha256" in line]
     assert "model.safetensors: its sha256 is" in line and "should be 5548f844c928" in line
+
+
+def test_every_file_of_a_preset_is_pinned_and_has_its_license_and_size_listed(pad: Pad) -> None:
+    """Catches a file without a pin, the moving space instead of the repository of RAM, and all of Vicuna in a total."""
+    listed = json.loads(pad("models", "list", "--json").out)["models"]
+    for name in PRESETS:
+        assert all(file["revision"] or file["sha256"] for file in listed[name])
+        assert all(len(sha256) == 64 for file in listed[name] for sha256 in file["sha256"].values())
+        assert all(file["license"] and file["gated"] is False for file in listed[name])
+    tagger, *_ = listed["paper"]
+    assert (tagger["license"], tagger["revision"][:8]) == ("MIT", "a4f945fe")
+    assert tagger["reference"].startswith("hf://xinyu1205/recognize_anything_model@")
+    vicuna = next(file for file in listed["paper"] if file["reference"] == LLM)
+    assert (vicuna["megabytes"], vicuna["whole_megabytes"], vicuna["sha256"]) == (263, 9977, {})
+    said = pad("models", "list", "paper").out
+    assert "in all             9.39 GB; 19.10 GB from a server that sends whole files only" in said
+    assert "revision 3321f76e " in said and "Llama 2 Community License  open" in said
+    assert "comes with pad" in pad("models", "list", "miniature").out
