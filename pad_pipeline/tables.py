@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,7 @@ from pad_pipeline.console import note
 from pad_pipeline.errors import UserError
 from pad_pipeline.pins import PINS
 from pad_pipeline.remote_tensors import DamagedError, find_tensor, save_tensor
-from pad_pipeline.retries import is_not_found
-from pad_pipeline.storage import atomic_write
+from pad_pipeline.retries import is_not_found, status_of
 from pad_pipeline.transfers import NotAloneError, RangesRefusedError, RemoteFile, download, on_hub, on_web
 from pad_pipeline.weights import WEB, cache_folder, fetching, is_sound, note_hashes
 
@@ -49,10 +49,11 @@ def fetched_small_files(field: str, url: str) -> Path:
     def fill(part: Path) -> None:
         for name in _SMALL_FILES:
             try:
-                download(f"{url.rstrip('/')}/{name}", part / name, name)
+                download(f"{url.rstrip('/')}/{name}", part / name)
             except OSError as error:
-                (part / name).unlink(missing_ok=True)
-                if not is_not_found(error) or name == _SMALL_FILES[0]:
+                # A bucket that may not be listed answers 403 for a file that it does not have.
+                absent = is_not_found(error) or status_of(error) == HTTPStatus.FORBIDDEN
+                if not absent or name == _SMALL_FILES[0]:
                     raise
 
     with fetching(field, url):
@@ -166,9 +167,7 @@ def fetched_weights(field: str, url: str, folder: Path, name: str) -> None:
             if (folder / one).is_file():
                 return
             try:
-                with atomic_write(folder / one) as partial:
-                    download(f"{url.rstrip('/')}/{one}", partial, one)
-                return
+                return download(f"{url.rstrip('/')}/{one}", folder / one)
             except OSError as error:
                 if not is_not_found(error) or one == names[-1]:
                     raise

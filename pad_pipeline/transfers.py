@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.client
+import io
+import os
 import time
 import urllib.request
 from collections.abc import Callable
@@ -130,13 +132,19 @@ def on_web(url: str) -> RemoteFile:
     return RemoteFile(lambda: Address(url, {}), *found[0])
 
 
-def download(url: str, path: Path, name: str) -> None:
-    """Write the file at `url` to `path`. A broken transfer goes on where it stopped, if the server sends ranges.
+def download(url: str, target: Path) -> None:
+    """Write the file at `url` to `target`, which appears when it is whole.
 
-    `name` is shown beside the progress. Raise OSError if the transfer failed several times without progress.
+    A broken transfer goes on where it stopped, also in a later call, if the server sends ranges and says whether the
+    file is still the same (`ETag` or `Last-Modified`). Only one process may write a target at a time.
+
+    Raises:
+        OSError: the transfer failed several times without progress.
     """
-    etag, position = "", 0
-    with path.open("wb") as sink, progress(f"fetching {name}", None, "MB") as update:
+    part, note = (target.with_name(f".{target.name}.{kind}") for kind in ("part", "version"))
+    version = note.read_text("utf-8") if part.is_file() and note.is_file() else ""
+    with part.open("r+b" if version else "wb") as sink, progress(f"fetching {target.name}", None, "MB") as update:
+        position = sink.seek(0, io.SEEK_END)
 
         def write(piece: bytes) -> None:
             nonlocal position
@@ -144,23 +152,44 @@ def download(url: str, path: Path, name: str) -> None:
             position += len(piece)
             update(completed=position // 10**6)
 
+        def begin_again() -> None:
+            nonlocal position
+            position = sink.seek(0)
+            sink.truncate()
+
         def attempt() -> bool:
-            nonlocal etag, position
-            again = {"Range": f"bytes={position}-"} | ({"If-Range": etag} if etag else {})
-            with _open(url, again if position else {}) as answer:
-                if answer.status != HTTPStatus.PARTIAL_CONTENT and position:  # from its start, or another file now
-                    position = 0
-                    sink.seek(0)
-                    sink.truncate()
-                etag = answer.headers.get("ETag") or ""
-                etag = "" if etag.startswith("W/") else etag
+            nonlocal version
+            again = {"Range": f"bytes={position}-"} | ({"If-Range": version} if version else {})
+            try:
+                answer = _open(url, again if position else {})
+            except HTTPError as error:
+                if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not position:
+                    raise
+                begin_again()
+                answer = _open(url, {})
+            with answer:
+                if answer.status != HTTPStatus.PARTIAL_CONTENT and position:  # no ranges, or another file now
+                    begin_again()
+                if not position:
+                    etag = answer.headers.get("ETag") or "W/"
+                    version = answer.headers.get("Last-Modified") or "" if etag.startswith("W/") else etag
+                    note.write_text(version, "utf-8")
                 length = answer.headers.get("Content-Length", "")
                 left = int(length) if length.isdigit() else None
                 update(total=(position + left) // 10**6 if left is not None else None)
                 _copy(answer, left, write)
             return True
 
-        _until_done(attempt, lambda: position)
+        try:
+            _until_done(attempt, lambda: position)
+        except Exception:
+            if not position:
+                part.unlink()
+            raise
+        sink.flush()
+        os.fsync(sink.fileno())
+    part.replace(target)
+    note.unlink()
 
 
 def _host(url: str) -> str:

@@ -160,16 +160,20 @@ def fetching(field: str, reference: str) -> Iterator[None]:
 
 
 def _download(field: str, url: str, sha256: str) -> Path:
-    """Return the cached copy of a URL, after a download if needed. A broken transfer or another hash leaves no file."""
+    """Return the cached copy of a URL, after a download if needed. One process of a machine fetches it, and the others
+    wait. A file with another hash is not kept."""
     target = _download_path(url)
     if target.is_file():
         return target
-    with fetching(field, url), _made_once(target, target.is_file) as partial:
-        if partial:
-            download(url, partial, target.name)
-            if sha256 and (found := file_sha256(partial)) != sha256:
-                rule = f"the downloaded file has the sha256 {found}, and should have {sha256}"
-                raise UserError(field, url, rule, "try again; if it happens again, the file there was changed")
+    with fetching(field, url):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f".{target.name}.lock")):
+            if not target.is_file():
+                download(url, target)
+                if sha256 and (found := file_sha256(target)) != sha256:
+                    target.unlink()
+                    rule = f"the downloaded file has the sha256 {found}, and should have {sha256}"
+                    raise UserError(field, url, rule, "try again; if it happens again, the file there was changed")
     return target
 
 

@@ -99,6 +99,13 @@ def test_a_broken_download_goes_on_where_it_stopped(online: Hub) -> None:
     assert fetch_file("segmenter.weights", f"{online.url}/web/sam.pth").read_bytes() == content
     assert online.sent["sam.pth"] == len(content)
 
+    online.sent.clear()
+    online.faults["sam.pth"] = iter(["cut 100000", *["503"] * 5])
+    with pytest.raises(UserError, match="try again later: what has arrived is kept"):
+        fetch_file("segmenter.weights", f"{online.url}/web/sam.pth?later")
+    assert fetch_file("segmenter.weights", f"{online.url}/web/sam.pth?later").read_bytes() == content
+    assert online.sent["sam.pth"] == len(content)
+
     def changed() -> Any:
         yield "cut 100000"
         path.write_bytes(content[::-1])
@@ -137,6 +144,7 @@ def test_an_llm_of_the_web_is_fetched_in_part_too(
     """A mirror without the hub's protocol. Catches a second fetch, and a folder without weights that is used."""
     file = write_weights(llm, state(models_toml), "bin" if form == "refused" else form)
     shutil.copytree(llm, online.folder / "web/llm")
+    online.faults["added_tokens.json"] = repeat("403")
     if form == "refused":
         online.faults[file] = repeat("whole")
     settings = LabelSettings(llm=f"{online.url}/web/llm/")
@@ -148,7 +156,8 @@ def test_an_llm_of_the_web_is_fetched_in_part_too(
         assert online.sent[file] < table.path.stat().st_size + 140_000 < (llm / file).stat().st_size
     asked = len(online.asked)
     assert LabelEmbedder(settings).table.path == table.path
-    assert settings.files()[0].path
+    assert (folder := settings.files()[0].path)
+    assert {path.name for path in folder.iterdir()} - {path.name for path in llm.iterdir()} == {"hashes.json"}
     assert len(online.asked) == asked
     line = line_of(lambda: LabelEmbedder(LabelSettings(llm=f"{online.url}/web/other")))
     assert line == f"llm.llm = {online.url}/web/other: there is no such file; correct the name"
