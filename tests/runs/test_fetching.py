@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable
@@ -17,11 +18,13 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from pad_pipeline import hub_errors
+from pad_pipeline import hub_errors, retries
 from pad_pipeline.errors import UserError
 from pad_pipeline.labels import EmbeddingTable, LabelEmbedder, LabelSettings
 from pad_pipeline.pins import PINS, Pin
+from pad_pipeline.remote_tensors import find_tensor
 from pad_pipeline.tables import SOURCE
+from pad_pipeline.transfers import Address, NotAloneError, RemoteFile
 from pad_pipeline.weights import cache_folder, fetch_file, fetch_folder, fetch_model, file_sha256
 from tests.hub import COMMIT, Hub
 
@@ -323,6 +326,32 @@ def test_every_failure_is_one_line_with_its_remedy(
     assert line.startswith(f"llm.llm = {name}: {message}")
 
 
+def test_an_embedding_that_is_not_here_is_said_before_a_build(
+    online: Hub, llm: Path, models_toml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches `pad doctor` that takes an LLM with a tokenizer for complete, and a pause for a network that is off."""
+    write_weights(llm, state(models_toml), "safetensors")
+    settings = LabelSettings(llm="lab/llm")
+    fetch_folder("llm.llm", "lab/llm", "", ["*.json"])
+    assert settings.files()[0].path is None
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(retries, "PAUSE", 1e6)
+    assert "HF_HUB_OFFLINE forbids to fetch it" in line_of(lambda: LabelEmbedder(settings))
+
+
+def test_an_llm_with_another_hash_than_the_pinned_one_is_refused_before_its_bytes_come(
+    online: Hub, llm: Path, models_toml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub says the sha256 of a large file in its ETag, and of a part nothing else can be compared."""
+    file = write_weights(llm, state(models_toml), "safetensors")
+    monkeypatch.setitem(PINS, "lab/llm", Pin(COMMIT, {file: "0" * 64}))
+    line = line_of(lambda: LabelEmbedder(LabelSettings(llm="lab/llm")))
+    assert f"the sha256 of {file} is {file_sha256(llm / file)} there, and should be 0000" in line
+    assert online.sent[file] == 0
+    monkeypatch.setitem(PINS, "lab/llm", Pin(COMMIT, {file: file_sha256(llm / file)}))
+    LabelEmbedder(LabelSettings(llm="lab/llm"))
+
+
 def test_a_full_disk_is_said(tmp_path: Path) -> None:
     rule, remedy = hub_errors.explained(OSError(28, "No space left on device"), "lab/llm")
     assert (rule, remedy[:9]) == ("there is no room for it", "make room")
@@ -335,3 +364,38 @@ def test_a_busy_hub_is_asked_again(online: Hub, llm: Path, models_toml: Path) ->
         online.faults[name] = iter(["429", "503", "cut 100", "fine", "503"])
     table = LabelEmbedder(LabelSettings(llm="lab/llm")).table
     assert table.sha256() == EmbeddingTable(llm).sha256()
+
+
+class Bytes(RemoteFile):
+    """A file in memory in place of one on the web."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(lambda: Address("", {}), len(content), "")
+        self.content = content
+
+    def stream(self, start: int, stop: int, write: Callable[[bytes], Any]) -> None:
+        write(self.content[start:stop])
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_damaged_headers_end_in_a_tensor_or_in_the_whole_file(models_toml: Path, tmp_path: Path, form: str) -> None:
+    """Catches a traceback, an endless read, and a place outside of the file."""
+    weights = {name: state(models_toml)[name] for name in (NAME, "model.norm.weight")}
+    content = (tmp_path / write_weights(tmp_path, weights, form)).read_bytes()
+    begin = content.find(weights[NAME].half().numpy().tobytes())
+    draw, found = random.Random(7), 0
+    for _ in range(1500):
+        changed = bytearray(content)
+        for _ in range(draw.choice([1, 1, 2, 8])):
+            where = draw.randrange(len(changed))
+            if begin <= where < begin + weights[NAME].nbytes // 2:
+                where = draw.randrange(begin)
+            changed[where] = draw.choice([0, 1, 0x7F, 0xFF, draw.randrange(256)])
+        changed = changed[: draw.choice([len(changed)] * 9 + [draw.randrange(9, len(changed))])]
+        try:
+            place = find_tensor(Bytes(bytes(changed)), (NAME,))
+        except NotAloneError:
+            continue
+        assert 0 <= place.start < place.stop <= len(changed)
+        found += 1
+    assert 30 < found < 1500
