@@ -147,16 +147,15 @@ def _fetch(field: str, reference: str, revision: str, name: str, endings: tuple[
 
 def _open(reference: str, revision: str, name: str) -> tuple[RemoteFile, str]:
     """Return the file with the embedding, and its name, which is `name` or one of `_SINGLE_FILES`."""
-    names = [name] if name else [*_SINGLE_FILES]
-    for one in names:
+    for one in [name] if name else _SINGLE_FILES:
         try:
             if reference.startswith(WEB):
                 return on_web(f"{reference.rstrip('/')}/{one}"), one
             return on_hub(reference, one, revision), one
         except OSError as error:
-            if not is_not_found(error) or one == names[-1]:
+            if name or not is_not_found(error):
                 raise
-    raise AssertionError("unreachable")
+    raise NotAloneError(f"it has neither {' nor '.join(_SINGLE_FILES)}")
 
 
 def fetched_weights(field: str, url: str, folder: Path, name: str) -> None:

@@ -352,6 +352,14 @@ def test_an_llm_with_another_hash_than_the_pinned_one_is_refused_before_its_byte
     LabelEmbedder(LabelSettings(llm="lab/llm"))
 
 
+def test_an_llm_without_weights_is_said(online: Hub, llm: Path) -> None:
+    (llm / "consolidated.pth").write_bytes(bytes(9000))
+    assert "no checkpoint in it holds an input embedding" in line_of(
+        lambda: LabelEmbedder(LabelSettings(llm="lab/llm"))
+    )
+    assert online.sent["consolidated.pth"] == 0
+
+
 def test_a_full_disk_is_said(tmp_path: Path) -> None:
     rule, remedy = hub_errors.explained(OSError(28, "No space left on device"), "lab/llm")
     assert (rule, remedy[:9]) == ("there is no room for it", "make room")
