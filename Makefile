@@ -35,6 +35,9 @@ chaos: $(READY)  ## Kill 200 runs on each engine at random times, resume them, c
 chaos-cluster: $(READY)  ## 30 runs on Ray clusters whose nodes join, leave and die, compare bytes: half an hour.
 	$(BIN)/python -m tests.cluster_chaos --histories 30
 
+chaos-store: $(READY)  ## Let an object store fail in 200 random ways, compare bytes: half an hour.
+	$(BIN)/python -m tests.store_chaos --histories 200
+
 PAPER := $(or $(OUT),paper-out)
 PAPER_SHARDS := --shards $(PAPER)/shards --heldout $(PAPER)/probes
 paper: $(RUN)  ## The paper in the miniature: three seeds of both stages, and the beta grid: about 30 minutes, resumable.
@@ -60,6 +63,10 @@ bench-memory: $(READY)  ## Memory of each model at official size, in both precis
 
 bench-plan: $(READY)  ## Time and memory of planning 1 and 10 million images, and of a resume: a quarter of an hour.
 	$(BIN)/python -m benchmarks.plan
+
+bench-scale: $(READY)  ## What 100 million images take of the driver and of readers, extended from small sizes: ten minutes.
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.scale
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.scale_reading
 
 bench-stage1: $(READY)  ## Time stage 1, technique by technique; on a GPU at LLaVA-7B's size with SIZE=7b.
 	$(BIN)/python -m benchmarks.stage1 --size $(or $(SIZE),tiny)
@@ -106,4 +113,4 @@ $(READY): $(RUN)
 	$(INSTALL) '.[dev]'
 	@touch $(READY)
 
-.PHONY: docs help demo test test-all test-long test-browser bench bench-engines bench-memory bench-plan bench-loader bench-stage1 bench-analyses bench-pursuit bench-retarget paper chaos chaos-cluster lint format clean
+.PHONY: docs help demo test test-all test-long test-browser bench bench-engines bench-memory bench-plan bench-scale bench-loader bench-stage1 bench-analyses bench-pursuit bench-retarget paper chaos chaos-cluster chaos-store lint format clean

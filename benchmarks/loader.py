@@ -29,10 +29,10 @@ from pad_pipeline.shards.reader import load_npy, open_shards
 from pad_pipeline.sources.coco import CocoSource
 from pad_pipeline.training.batches import collate, load_steps
 from pad_pipeline.training.examples import Example, Preprocessor, ShardExamples
-from pad_pipeline.training.model import normalization
 from pad_pipeline.training.order import SampleOrder
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.training.template import Template
+from pad_pipeline.training.towers import preprocessing
 from pad_pipeline.weights import fetch_model
 from pad_pipeline.workflows.models.settings import load_models
 from pad_pipeline.workflows.runs.build import import_coco
@@ -44,7 +44,7 @@ BATCH = 32
 def ours(examples: ShardExamples, workers: int) -> Iterator[object]:
     """Batches as the trainer takes them."""
     examples.settings = TrainSettings(batch_size=BATCH, micro_batch=BATCH, loader_threads=workers)
-    order = SampleOrder(np.arange(len(examples)), BATCH, 0)
+    order = SampleOrder(len(examples), BATCH, 0)
     return load_steps(examples, order.step, range(len(examples) // BATCH))
 
 
@@ -86,7 +86,7 @@ def main() -> None:
         shards = Path(home, "shards")
         import_coco(source, shards, models.llm, models.decode, models.view, RunOptions(shard_size=256))
         folder = open_shards(shards)
-        mean, std = normalization(fetch_model("vision", member_reference(NAME, "clip")))
+        mean, std, _ = preprocessing(fetch_model("vision", member_reference(NAME, "clip")))
         preprocessor = Preprocessor(folder.run.view, mean, std, folder.run.view.grid**2)
         tokenizer = load_tokenizer("llm", fetch_model("llm", member_reference(NAME, "llm")))
         examples = ShardExamples(folder, preprocessor, Template("plain", tokenizer), TrainSettings())

@@ -72,7 +72,7 @@ def measure(what: str, path: str, number: int) -> None:
     """In a process of its own: print seconds and megabytes."""
     began = time.monotonic()
     if what == "scan":
-        found = scan(Folder(Path(path)), IDENTITY, number)
+        found = scan(Folder(Path(path)), IDENTITY, range(number))
         assert len(found.finished) == number and found.totals["images"] == 512 * number
     else:
         with tempfile.TemporaryDirectory(dir=Path(path).parent) as out:

@@ -8,3 +8,5 @@ Status = Literal["ok", "empty", "failed"]
 """The result for an image: `ok` with regions, `empty` without, `failed` if it could not be read or annotated."""
 Depth = Literal["names", "sizes", "sample", "full"]
 """How a plan recognizes images: by `names`; also by `sizes`; also by the sha256 of a `sample` or of all (`full`)."""
+RerunDepth = Literal["names", "sizes", "sample", "full", "kept"]
+"""What a rerun compares: a new plan of some `Depth`; or, with the plan that is `kept`, its sample only."""

@@ -14,6 +14,8 @@ from pad_pipeline.errors import printable
 
 PROGRESS_SECONDS = 60.0
 """Seconds between two lines of progress when standard error is not a terminal."""
+FIRST_SECONDS = 10.0
+"""Seconds until the first of these lines."""
 _Step = TypeVar("_Step")
 
 console = Console()
@@ -69,7 +71,7 @@ def progress(what: str, total: int | None, note: str = "", shown: bool = True) -
     texts = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}")
     with Progress(*texts, TimeRemainingColumn(), console=errors, disable=not (shown and errors.is_terminal)) as bar:
         task = bar.add_task(what, total=total, note=note)
-        printed = time.monotonic()
+        printed = time.monotonic() - PROGRESS_SECONDS + min(FIRST_SECONDS, PROGRESS_SECONDS)
 
         def update(**changes: Any) -> None:
             nonlocal printed
@@ -86,6 +88,7 @@ def progress(what: str, total: int | None, note: str = "", shown: bool = True) -
 def track(steps: Iterable[_Step], what: str, total: int) -> Iterator[_Step]:
     """Yield the steps, with a progress bar that counts them."""
     with progress(what, total) as update:
+        began = time.monotonic()
         for done, step in enumerate(steps, 1):
             yield step
-            update(completed=done)
+            update(completed=done, note=f"{done / max(time.monotonic() - began, 1e-9):.3g}/s")

@@ -44,7 +44,9 @@ class View(BaseModel):
     size: int = Field(336, gt=0, le=4096)
     """Edge of the square in pixels (`paper` and `plus`: 336, `miniature`: 112)."""
     patch: int = Field(14, gt=0)
-    """Edge of a patch in pixels of the square (`paper` and `plus`: 14, `miniature`: 8)."""
+    """Edge of a patch in pixels of the square (`paper` and `plus`: 14, `miniature`: 8). If `size` is no multiple of it,
+    the last pixels on the right and at the bottom belong to no patch, as in the towers themselves: SigLIP so400m takes
+    384 pixels in patches of 14, which are 27 x 27 patches of the upper left 378 x 378 pixels."""
     fit: Fit = "crop"
     """How an image becomes the square. `crop`: its short edge is resized to `size`, then the center is cut out (as in
     LLaVA-1.5's training stage 1). `pad`: it is padded to a square with the mean color, then resized (as in stage 2).
@@ -52,16 +54,29 @@ class View(BaseModel):
 
     @model_validator(mode="after")
     def _whole_patches(self) -> View:
-        if self.size % self.patch:
-            raise ValueError(f"size {self.size} must be a multiple of patch {self.patch}")
+        if self.size < self.patch:
+            raise ValueError(f"size {self.size} is smaller than patch {self.patch}")
         if self.grid > 256:
             raise ValueError(f"a grid of {self.grid} x {self.grid} patches is larger than any encoder's (256 x 256)")
         return self
 
     @property
     def grid(self) -> int:
-        """The number of patches along one edge: 336 / 14 = 24."""
+        """The number of patches along one edge: 336 / 14 = 24. A rest that fills no patch does not count."""
         return self.size // self.patch
+
+    @property
+    def covered(self) -> int:
+        """The edge of the part of the square, from its upper left corner, that the patches fill: 378 pixels of 384."""
+        return self.grid * self.patch
+
+    @property
+    def grid_text(self) -> str:
+        """The patch grid in words, with the part of the square that it fills where that is not the whole square."""
+        text = f"{self.grid} x {self.grid} patches of {self.patch} pixels"
+        return (
+            text if self.covered == self.size else f"{text}, in its upper left {self.covered} x {self.covered} pixels"
+        )
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Return the width and height of an image after the resize, before the crop.
@@ -98,10 +113,11 @@ class View(BaseModel):
         covered = (over_y @ mask.astype(np.float64) @ over_x.T).astype(np.int64)
         return np.where(covered > 0, np.maximum((510 * covered + area) // (2 * area), 1), 0).astype(np.uint8)
 
-    def apply(self, image: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
-        """Turn an upright RGB image into the square, resized bicubically as in CLIP's and LLaVA's processors.
+    def apply(self, image: Image.Image, fill: tuple[int, int, int], resample: int = 3) -> Image.Image:
+        """Turn an upright RGB image into the square.
 
-        `fill` is the RGB color of the padding, 0..255. LLaVA uses int(255 * mean) of the encoder's mean.
+        `fill` is the RGB color of the padding, 0..255. LLaVA uses int(255 * mean) of the encoder's mean. `resample` is
+        the number of Pillow's filter for the resize; 3, bicubic, is that of CLIP's and LLaVA's processors.
         """
         from PIL import Image
 
@@ -111,7 +127,7 @@ class View(BaseModel):
             canvas.paste(image, ((square - image.width) // 2, (square - image.height) // 2))
             image = canvas
         width, height = self.resized(*image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        image = image.resize((width, height), Image.Resampling(resample))
         left, top = (width - self.size) // 2, (height - self.size) // 2
         return image.crop((left, top, left + self.size, top + self.size))
 

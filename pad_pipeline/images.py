@@ -24,6 +24,10 @@ A shard can come from anybody, so only these endings become part of a file's nam
 """
 
 
+MOST_PIXELS = 178_000_000
+"""Pillow itself refuses larger images."""
+
+
 class DecodeSettings(BaseModel):
     """The limits for images, and the background for transparent ones."""
 
@@ -31,7 +35,7 @@ class DecodeSettings(BaseModel):
 
     max_file_bytes: int = Field(256 << 20, gt=0)
     """Larger files are refused before they are read."""
-    max_pixels: int = Field(100_000_000, gt=0, le=178_000_000)
+    max_pixels: int = Field(100_000_000, gt=0, le=MOST_PIXELS)
     """Larger images are refused before they are decoded, because a small file can claim gigapixels. Pillow itself
     refuses images above 178 million pixels."""
     max_aspect: float = Field(100.0, ge=1)
@@ -57,7 +61,7 @@ def decode(data: bytes, settings: DecodeSettings) -> tuple[Image.Image, str]:
             _check_size(image, settings)
             # Load the pixels before EXIF is read: after a failed getexif(), load() can accept half an image.
             image.load()
-        except BadImage:
+        except (BadImage, MemoryError):
             raise
         except Exception as error:  # Pillow's decoders raise a dozen types, even SyntaxError
             unknown = isinstance(error, UnidentifiedImageError)
@@ -80,6 +84,8 @@ def _upright(image: Image.Image) -> Image.Image:
     # This does not turn a TIFF twice: Pillow turns it on loading, and drops the EXIF tag.
     try:
         return ImageOps.exif_transpose(image) or image
+    except MemoryError:
+        raise
     except Exception:  # the EXIF data can't be read
         return image
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
+
+from pad_pipeline.images import MOST_PIXELS
 
 
 def decode_mask(rle: dict[str, Any], width: int, height: int) -> np.ndarray:
@@ -15,6 +18,25 @@ def decode_mask(rle: dict[str, Any], width: int, height: int) -> np.ndarray:
     return mask
 
 
+def check_sizes(meta: Mapping[str, Any]) -> None:
+    """Check the sizes in the JSON member of a sample, without a look at any run length.
+
+    Raises:
+        KeyError, TypeError, ValueError: the image has more pixels than pad decodes, or a mask has another size.
+    """
+    for region in meta["regions"]:
+        _check_size(region["rle"], meta["width"], meta["height"])
+
+
+def _check_size(rle: Mapping[str, Any], width: int, height: int) -> None:
+    """Raise `ValueError` unless a mask has the image's size, and memory for it can be allocated."""
+    if rle["size"] != [height, width]:
+        raise ValueError(f"its mask is {rle['size']} and the image {[height, width]} (H, W)")
+    # pycocotools would divide by zero, or would write into memory that it did not get.
+    if min(width, height) < 1 or width * height > MOST_PIXELS:
+        raise ValueError(f"the image has {width} x {height} pixels, and pad decodes {MOST_PIXELS:,} at most")
+
+
 def check_mask(rle: dict[str, Any], width: int, height: int) -> None:
     """Raise `ValueError` unless a mask has the image's size and fills it; pycocotools breaks memory for damaged masks.
 
@@ -22,10 +44,7 @@ def check_mask(rle: dict[str, Any], width: int, height: int) -> None:
     A character holds one group; its sixth bit is set if another group follows. From the fourth run on, the number is
     the difference to the run two before.
     """
-    if rle["size"] != [height, width]:
-        raise ValueError(f"its mask is {rle['size']} and the image {[height, width]} (H, W)")
-    if min(width, height) < 1:  # pycocotools would divide by zero
-        raise ValueError(f"the image has {width} x {height} pixels")
+    _check_size(rle, width, height)
     counts = rle["counts"]
     runs: list[int] = []
     value = shift = 0

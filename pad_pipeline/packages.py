@@ -24,6 +24,7 @@ OPTIONAL = {
     "peft": Package('llm = "lora" in pad train', "pip install 'pad-pipeline[lora]'"),
     "matplotlib": Package("the charts of pad analyze", "pip install 'pad-pipeline[charts]'"),
     "scipy": Package("OWLv2 as the detector", "pip install 'pad-pipeline[owl]'"),
+    "timm": Package("OmDet-Turbo as the detector", "pip install 'pad-pipeline[omdet]'"),
     "spacy": Package("tags from captions", "pip install 'pad-pipeline[spacy]'"),
     "lmms_eval": Package("pad evaluate lmms", "pip install 'pad-pipeline[lmms]'"),
     "pycocoevalcap": Package("METEOR and SPICE in pad evaluate captions", "pip install 'pad-pipeline[captions]'"),

@@ -9,7 +9,7 @@ import os
 import re
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +28,7 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.images import BadImage
 from pad_pipeline.parquet import open_parquet
 from pad_pipeline.records import MISSING, NOWHERE, UNKNOWN, ImageRecord, Place, Planned, ShardRow
+from pad_pipeline.retries import StoreError
 from pad_pipeline.shards.keys import KeyHashes, numbered, plain_key, scratch_folder
 from pad_pipeline.shards.seal import UNSEALED, seal
 from pad_pipeline.sources.base import Source, Tally
@@ -55,6 +56,8 @@ _MOST_HASHED = 1 << 30
 """Bytes of the largest file that is hashed."""
 _RECORD = re.compile(r"(?:record|row|line|sample|image) .+?: ")
 _VALUE = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
+_STORE = re.compile(r"hf://(?:(?:datasets|spaces|buckets)/)?[^/]*/[^/]*|(?!https?:|hf:)\w+://[^/]*")
+"""A bucket, or a repository of the hub."""
 _Candidate = tuple[int, str, Planned, int]
 """Checksum of its key, key, image and size of an image whose content may be hashed."""
 
@@ -82,10 +85,17 @@ class PlanFacts:
     """Images with a conversation."""
     problems: Tally = field(default_factory=Tally)
     """Images that the source could not use, by kind of problem: `_kind` of what the plan says of each."""
+    others: Tally = field(default_factory=Tally)
+    """Images in other stores than the source's own, by store. They are read with the user's credentials."""
 
 
 def write_plan(
-    source: Source, path: Path, shard_size: int, depth: Depth = "sizes", limit: int | None = None
+    source: Source,
+    path: Path,
+    shard_size: int,
+    depth: Depth = "sizes",
+    limit: int | None = None,
+    private: bool = False,
 ) -> PlanFacts:
     """Write the plan of a source's images.
 
@@ -96,8 +106,10 @@ def write_plan(
         depth: the facts that the plan has of each file: its name (`names`), its size too (`sizes`), and the sha256 of
             a few files (`sample`) or of all files (`full`) too.
         limit: the number of images to take, from the first on; all by default.
+        private: see `read_bytes`.
     """
     facts, digest = PlanFacts(), hashlib.sha256()
+    own = {found[0] for text in (source.root, source.origin) if (found := _STORE.match(text))}
     schema = PLAN_SCHEMA.with_metadata({"shard_size": str(shard_size), "seal": UNSEALED})
     sample: list[_Candidate] = []
     with scratch_folder() as scratch, _rare_collections():
@@ -114,7 +126,7 @@ def write_plan(
             for group in _groups(islice(iter(source), limit)):
                 columns = _columns(group, source.root, depth, facts.images, shard_size)
                 if depth == "full":
-                    columns["sha256"], _ = _hashed(group, columns["bytes"], source.root)
+                    columns["sha256"], _ = _hashed(group, columns["bytes"], source.root, private)
                 if depth == "sample":
                     sample = _smallest(sample, group, columns)
                 hashes.add(columns["key"])
@@ -125,8 +137,13 @@ def write_plan(
                 facts.bytes += int(sizes[sizes > 0].sum())
                 facts.captions += len(group) - columns["caption"].count("")
                 facts.conversations += len(group) - columns["conversations"].count("[]")
-                for problem in filter(None, columns["problem"]):
-                    facts.problems.note(_kind(problem), problem)
+                for one in group:
+                    if one.problem:
+                        facts.problems.note(_kind(one.problem), one.problem)
+                    elif "://" in (file := one.place[0] or one.source):
+                        store = _STORE.match(file)
+                        if store and store[0] not in own:
+                            facts.others.note(store[0], file)
                 if written:
                     written.result()
                 written = behind.submit(write, table, _content(table))
@@ -140,7 +157,7 @@ def write_plan(
     facts.seal, facts.digest = seal(path), digest.hexdigest()
     if sample:
         images, sizes = [image for _, _, image, _ in sample], [size for *_, size in sample]
-        hashed, facts.unreadable = _hashed(images, sizes, source.root)
+        hashed, facts.unreadable = _hashed(images, sizes, source.root, private)
         facts.sample = dict(sorted(zip([key for _, key, _, _ in sample], hashed, strict=True)))
     return facts
 
@@ -240,7 +257,7 @@ def _smallest(kept: list[_Candidate], group: list[Planned], columns: dict[str, A
     return [by_sum[value] for value in sorted(by_sum)[:SAMPLE]]
 
 
-def _hashed(group: list[Planned], sizes: list[int], root: str) -> tuple[list[str], str]:
+def _hashed(group: list[Planned], sizes: list[int], root: str, private: bool) -> tuple[list[str], str]:
     """Return the sha256 of each image's content, and why one can't be read. The hash of such an image is empty; it will
     become a failed row."""
     reasons = [""]
@@ -251,7 +268,7 @@ def _hashed(group: list[Planned], sizes: list[int], root: str) -> tuple[list[str
             return known
         try:
             place = Place(planned.place[0] or planned.source, planned.place[1], size)
-            return hashlib.sha256(read_bytes(root, place, _MOST_HASHED)).hexdigest()
+            return hashlib.sha256(read_bytes(root, place, _MOST_HASHED, private)).hexdigest()
         except BadImage as error:
             reasons.append(f"{planned.source}: {error}")
             return ""
@@ -309,6 +326,28 @@ class Plan:
         """The number of images in all shards."""
         return int(self._file.metadata.num_rows)
 
+    @property
+    def seal(self) -> str:
+        """The sha256 in the plan's seal."""
+        return str(self._file.schema_arrow.metadata[b"seal"].decode().rpartition(":")[2])
+
+    def sample(self, root: str, contents: Collection[str], private: bool = False) -> tuple[dict[str, str], str]:
+        """Return `PlanFacts.sample` and `PlanFacts.unreadable`, of the images with the keys `contents`.
+
+        `root` is that of the source; for `private` see `read_bytes`.
+        """
+        found = {}
+        wanted = pa.array([*contents], pa.string())
+        with self._reading():
+            for group in range(self._file.num_row_groups) if contents else ():
+                keys = self._file.read_row_group(group, ["key"], use_threads=False)["key"]
+                if pc.any(there := pc.is_in(keys, wanted)).as_py():
+                    for row in self._file.read_row_group(group, use_threads=False).filter(there).to_pylist():
+                        found[row["key"]] = row
+        planned = [_planned(row) for row in found.values()]
+        hashed, unreadable = _hashed(planned, [row["bytes"] for row in found.values()], root, private)
+        return dict(sorted(zip(found, hashed, strict=True))), unreadable
+
     def rows(self, number: int) -> list[PlanRow]:
         """Return the plan's rows of shard `number`, one for each image."""
         start, stop = number * self.shard_size, min((number + 1) * self.shard_size, self.images)
@@ -337,9 +376,18 @@ class Plan:
     def _reading(self) -> Iterator[None]:
         try:
             yield
+        except StoreError:
+            raise
         except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, RecursionError) as error:
             where, remedy = f"{self.folder}/{PLAN_NAME}", "run the command that made it again, into the same folder"
             raise UserError("shards", where, f"the plan can't be read ({error})", remedy) from error
+
+
+def _planned(row: PlanRow) -> Planned:
+    """Return what `_hashed` needs of the image of a row."""
+    place = Place(row["file"], row["at"], row["bytes"])
+    known = {"sample_sha256" if row["earlier_at"] >= 0 else "content_sha256": row["sha256"]}
+    return Planned(row["id"], row["source"], place=place, problem=row["problem"], **known)
 
 
 def _record(row: PlanRow, rewritten: bool) -> ImageRecord:

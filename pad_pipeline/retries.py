@@ -9,13 +9,20 @@ from http import HTTPStatus
 from itertools import count
 from typing import TypeVar, cast
 
+from pad_pipeline.addresses import refusal
 from pad_pipeline.errors import UserError
 
 Answer = TypeVar("Answer")
 TRIES = 5
 """Number of attempts, the first included, before an error is raised."""
+REMEDY = "check the credentials and the network, then run the same command again"
+"""What to do about a `StoreError`."""
 PAUSE = 0.5
 """Seconds before a store is asked again. Each further pause is twice as long."""
+
+
+class StoreError(OSError):
+    """A store gave no answer or refused, each time. Nothing is known about the file: it may be there, and whole."""
 
 
 def is_not_found(error: BaseException) -> bool:
@@ -40,8 +47,8 @@ def is_final(error: Exception) -> bool:
     """Return whether a repetition is useless, because the store refused or the request was invalid."""
     status = status_of(error)
     refused = status is not None and 400 <= status < 500 and status not in (408, 409, 425, 429)
-    wrong = isinstance(error, (UserError, PermissionError, IsADirectoryError, TypeError, ValueError))
-    return refused or wrong or is_not_found(error)
+    final = (UserError, StoreError, MemoryError, PermissionError, IsADirectoryError, TypeError, ValueError)
+    return refused or isinstance(error, final) or refusal(error) is not None or is_not_found(error)
 
 
 def ask(question: Callable[[], Answer], before_again: Callable[[], None] = lambda: None) -> Answer:

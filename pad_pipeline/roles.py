@@ -20,6 +20,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "captions": ("captions",),
     "detector": ("ground",),
     "segmenter": ("segment",),
+    "concepts": ("ground", "segment"),
     "grounder": ("tag", "captions", "ground"),
 }
 """For each section of a models file, the steps that its model does: a run of neighbors in `STEPS`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import re
 import secrets
@@ -11,13 +10,16 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
+from pad_pipeline.addresses import any_client
 from pad_pipeline.errors import UserError, rename_field
+from pad_pipeline.listing import pages
 from pad_pipeline.packages import OPTIONAL, installed, not_installed
-from pad_pipeline.retries import ask, is_not_found
+from pad_pipeline.retries import REMEDY, StoreError
+from pad_pipeline.stores import attempt, open_object, read_part, read_whole, request, write_whole
 
 PROCESS_TOKEN = secrets.token_hex(6)
 """Part of the names of this process's unfinished files, so that no two processes write to the same file."""
@@ -53,7 +55,7 @@ def file_system(url: str) -> tuple[Any, str]:
     if problem := url_problem(url):
         raise UserError("url", url, problem, "copy the files to one of these, or to a local folder")
     try:
-        store, path = fsspec.core.url_to_fs(url)
+        store, path = fsspec.core.url_to_fs(url, **({"get_client": any_client} if url.startswith("http") else {}))
         return store, str(path)
     except ImportError as error:
         name = PACKAGES.get(url.partition("://")[0], "")
@@ -65,8 +67,10 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 @contextmanager
-def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
+def atomic_write(path: Path, durable: bool = True, first: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and rename it to `path` after the block.
+
+    With `first`, a file that is at `path` by then stays, so that the first of several processes decides.
 
     So the file or folder `path` is complete, or as it was before, even if the block raises or the process is killed.
     With `durable`, wait until the disk has stored it, so that it also survives a power failure.
@@ -81,11 +85,23 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
             _sync(partial)
         if partial.is_dir():  # a rename can't replace a folder with files in it
             _remove(path)
-        partial.replace(path)
+        if not (first and _linked(partial, path)):
+            partial.replace(path)
         if durable:
             _sync(path.parent)
     finally:
         _remove(partial)
+
+
+def _linked(partial: Path, path: Path) -> bool:
+    """Give a file the name `path`, unless there is one; return False where the file system has no hard links."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        pass
+    except OSError:
+        return False
+    return True
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -137,6 +153,8 @@ def write_error(out: str | Path | Folder, error: Exception, field: str = "out") 
     """
     name = getattr(error, "filename", None)
     at = f" at {name}" if name and str(name) != str(out) else ""
+    if isinstance(error, StoreError):
+        return UserError(field, out, f"{error.strerror}{at}", REMEDY)
     rule = f"it can't be written ({getattr(error, 'strerror', None) or error}){at}"
     remedy = f"make room, repair it or name another `{field}`, then run the same command again"
     return UserError(field, out, rule, remedy)
@@ -161,12 +179,15 @@ class Folder:
         """Make the folder and its parents, if needed."""
         self.path.mkdir(parents=True, exist_ok=True)
 
-    def files(self) -> Iterator[tuple[str, int]]:
-        """Yield name and size in bytes of every file, in no order. Subfolders are included, with size 0."""
+    def files(self, begin: str = "") -> Iterator[tuple[str, int]]:
+        """Yield name and size in bytes of every file whose name starts with `begin`, in no order. Subfolders are
+        included, with size 0."""
         if not self.path.is_dir():
             return
         with os.scandir(self.path) as entries:
             for entry in entries:
+                if not entry.name.startswith(begin):
+                    continue
                 with suppress(FileNotFoundError):  # it may be gone since it was listed
                     yield entry.name, 0 if entry.is_dir() else entry.stat().st_size
 
@@ -192,6 +213,11 @@ class Folder:
         """Open a file for reading at any position."""
         return self._ordinary(name).open("rb")
 
+    @contextmanager
+    def as_file(self, name: str) -> Iterator[Path]:
+        """Yield a local path of a file for a `with` block: its own, or that of a copy."""
+        yield self._ordinary(name)
+
     def _ordinary(self, name: str) -> Path:
         path = self.path / name
         if path.exists() and not path.is_file():  # opening a pipe would wait forever
@@ -199,9 +225,9 @@ class Folder:
         return path
 
     @contextmanager
-    def commit(self, name: str, durable: bool = True) -> Iterator[Path]:
+    def commit(self, name: str, durable: bool = True, first: bool = False) -> Iterator[Path]:
         """Yield a local path for the block to write the file `name` to, see `atomic_write`."""
-        with atomic_write(self.path / name, durable) as partial:
+        with atomic_write(self.path / name, durable, first) as partial:
             yield partial
 
     def append(self, name: str, data: bytes) -> None:
@@ -218,17 +244,18 @@ class Folder:
             (self.path / name).unlink()
             _sync(self.path)
 
-    def clean(self, name: str = "") -> None:
-        """Remove what `atomic_write` left unfinished in dead processes, for the file `name` or for all."""
-        for entry, _ in self.files():
-            if (left := _LEFTOVER.fullmatch(entry)) and name in ("", left[1]):
+    def clean(self, name: str = "", mine: Callable[[str], bool] = lambda name: True) -> None:
+        """Remove what `atomic_write` left unfinished in dead processes, for the file `name` or for all that are
+        `mine`."""
+        for entry, _ in self.files("."):
+            if (left := _LEFTOVER.fullmatch(entry)) and name in ("", left[1]) and mine(left[1]):
                 _remove(self.path / entry)
 
 
 class RemoteFolder(Folder):
     """A prefix in an object store, through fsspec. Uploads are atomic.
 
-    Each question is asked several times, see `ask`. An answer that says neither yes nor no becomes an OSError.
+    Each question is asked several times, see `ask`. An answer that says neither yes nor no becomes a `StoreError`.
     """
 
     remote = True
@@ -246,26 +273,14 @@ class RemoteFolder(Folder):
     def _at(self, name: str) -> str:
         return f"{self.prefix}/{name}"
 
-    def _call(self, operation: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Call a method of the file system, again if that may help.
-
-        Raises:
-            FileNotFoundError: the store says that there is no such object.
-            OSError: the store gives no answer, or refuses.
-        """
-        try:
-            return ask(lambda: operation(*arguments, **options), self.file_system.invalidate_cache)
-        except Exception as error:
-            if is_not_found(error):
-                raise FileNotFoundError(errno.ENOENT, "there is no such object", self.url) from error
-            reason = " ".join(str(error.__cause__ or error).split())[:300]
-            raise OSError(errno.EIO, f"{type(error).__name__}: {reason}", self.url) from error
+    def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
+        return request(self.file_system, self.url, lambda: attempt(self.file_system, method, *arguments, **options))
 
     def _info(self, path: str) -> dict[str, Any] | None:
         """Return what the store knows of a path; None if there is nothing."""
         self.file_system.invalidate_cache()
         try:
-            return dict(self._call(self.file_system.info, path))
+            return dict(self._ask("info", path))
         except FileNotFoundError:
             return None
 
@@ -276,15 +291,16 @@ class RemoteFolder(Folder):
     def create(self) -> None:
         """Do nothing, because a prefix needs no object of its own."""
 
-    def files(self) -> Iterator[tuple[str, int]]:
-        """Yield name and size in bytes of every object directly below the prefix."""
+    def files(self, begin: str = "") -> Iterator[tuple[str, int]]:
+        """Yield name and size in bytes of every object directly below the prefix whose name starts with `begin`."""
+        self.file_system.invalidate_cache()
         try:
-            entries = self._call(self.file_system.ls, self.prefix, detail=True, refresh=True)
+            for entry in chain.from_iterable(pages(self.file_system, self.prefix, begin, self._ask)):
+                name = entry["name"].rstrip("/")
+                if name != self.prefix and (short := name.rpartition("/")[2]).startswith(begin):
+                    yield short, entry["size"] or 0
         except FileNotFoundError:
             return
-        for entry in entries:
-            if entry["name"].rstrip("/") != self.prefix:
-                yield entry["name"].rstrip("/").rpartition("/")[2], entry["size"] or 0
 
     def has(self, name: str) -> bool:
         """Return whether there is an object of this name."""
@@ -293,27 +309,39 @@ class RemoteFolder(Folder):
 
     def size(self, name: str) -> int:
         """Return the size of an object in bytes."""
-        return int(self._call(self.file_system.size, self._at(name)))
+        return int(self._ask("info", self._at(name))["size"])
 
     def read(self, name: str) -> bytes:
         """Return the content of an object."""
-        return bytes(self._call(self.file_system.cat_file, self._at(name)))
+        return bytes(request(self.file_system, self.url, lambda: read_whole(self.file_system, self._at(name))))
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Return the bytes `start` to `stop - 1` of an object, with one request."""
-        return bytes(self._call(self.file_system.cat_file, self._at(name), start=start, end=stop))
+        path = self._at(name)
+        return bytes(request(self.file_system, self.url, lambda: read_part(self.file_system, path, start, stop)))
 
     def open(self, name: str) -> BinaryIO:
         """Open an object for reading at any position. Each piece that is read is asked for like everything else."""
-        return cast(BinaryIO, io.BufferedReader(_RemoteFile(self, name), _PIECE))
+        return open_object(self.file_system, self._at(name), f"{self.url}/{name}")
 
     @contextmanager
-    def commit(self, name: str, durable: bool = True) -> Iterator[Path]:
-        """Yield a local path for the block to write to. After the block, the file is uploaded."""
+    def as_file(self, name: str) -> Iterator[Path]:
+        """Yield a local path of a copy of an object."""
         with tempfile.TemporaryDirectory(prefix="pad-") as folder:
-            partial = Path(folder, name)
-            yield partial
-            self._call(self.file_system.put_file, str(partial), self._at(name))
+            path = Path(folder, name)
+            with self.open(name) as source, path.open("wb") as sink:
+                shutil.copyfileobj(source, sink, 1 << 20)
+            yield path
+
+    @contextmanager
+    def commit(self, name: str, durable: bool = True, first: bool = False) -> Iterator[Path]:
+        """Yield a local path for the block to write to. After the block, the file is uploaded; with `first`, unless
+        there is one by then."""
+        with tempfile.TemporaryDirectory(prefix="pad-") as folder:
+            written = Path(folder, name)
+            yield written
+            if not (first and self.has(name)):
+                write_whole(self.file_system, f"{self.url}/{name}", str(written), self._at(name))
 
     def append(self, name: str, data: bytes) -> None:
         """Append `data` to an object, by uploading it again."""
@@ -324,43 +352,10 @@ class RemoteFolder(Folder):
     def delete(self, name: str) -> None:
         """Remove an object, if there is one."""
         with suppress(FileNotFoundError):
-            self._call(self.file_system.rm_file, self._at(name))
+            self._ask("rm_file", self._at(name))
 
-    def clean(self, name: str = "") -> None:
+    def clean(self, name: str = "", mine: Callable[[str], bool] = lambda name: True) -> None:
         """Do nothing, because an unfinished upload leaves no object."""
-
-
-_PIECE = 1 << 20
-"""Bytes of an object that are read at once at least."""
-
-
-class _RemoteFile(io.RawIOBase):
-    """An object of a store as a file for reading."""
-
-    def __init__(self, folder: RemoteFolder, name: str) -> None:
-        super().__init__()
-        self.folder, self.name, self.length, self.position = folder, name, folder.size(name), 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.length}[whence]
-        return self.position
-
-    def readinto(self, buffer: Any) -> int:
-        stop = min(self.position + len(buffer), self.length)
-        if stop <= self.position:
-            return 0
-        piece = self.folder.read_range(self.name, self.position, stop)
-        if not piece:
-            raise OSError(errno.EIO, f"{self.name} ended at byte {self.position} of {self.length}", str(self.folder))
-        buffer[: len(piece)] = piece
-        self.position += len(piece)
-        return len(piece)
 
 
 def resolved(where: str | Path | Folder) -> str:

@@ -5,39 +5,56 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 
 from pad_pipeline.images import DecodeSettings, decode
-from pad_pipeline.masks import decode_mask
+from pad_pipeline.masks import check_sizes, decode_mask
 from pad_pipeline.parquet import open_parquet
-from pad_pipeline.plan import PLAN_NAME, Plan, PlanRow
+from pad_pipeline.plan import PLAN_NAME, Plan
 from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, IndexRow, SampleJson, shard_name
+from pad_pipeline.retries import StoreError
 from pad_pipeline.shards.keys import KeyHashes, is_key, scratch_folder
 from pad_pipeline.shards.reader import load_npy, totals_in
 from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.shards.seal import check_seal, seal_problem
 from pad_pipeline.shards.writer import TOTALS
 from pad_pipeline.storage import Folder, folder_at
-from pad_pipeline.threads import map_ahead
+from pad_pipeline.threads import OverShards, map_shards
 
-_THREADS = min(16, os.cpu_count() or 1)
+_LEFT_OUT = {
+    "annotate": re.compile(r"[1-9]\d* of [1-9]\d* annotations are left out: .+"),
+    "captions": re.compile(r"only the first [\d,]+ characters of its texts are read for tags"),
+}
+"""What the index says of an image of which a part was left out, by stage."""
+_NO_SAMPLE: IndexRow = dict.fromkeys((f"{member}_at" for member in MEMBERS), -1)
+_NO_SAMPLE |= dict.fromkeys((*(f"{member}_bytes" for member in MEMBERS), "tags", "regions", "labels"), 0) | {
+    "sha256": ""
+}
+"""The columns of the index that describe a sample, for an image that failed."""
+_FROM_PLAN = itemgetter("key", "id", "source")
+_Planned = tuple[str, str, str]
+"""Key, id and source of a planned image, as the index must have them."""
 
 
-def verify_run(shards: str | Path | Folder, deep: bool = False) -> Iterator[tuple[str, list[str]]]:
+def verify_run(
+    shards: str | Path | Folder, deep: bool = False, over: OverShards | None = None
+) -> Iterator[tuple[str, list[str]]]:
     """Yield the name and the problems of each part of a run: run.json, the plan, each planned shard, and other files.
 
     Every planned image must be stored exactly once: keys are unique in the plan, each index lists the images of its
     shard as the plan does, and each tar holds exactly the members that its index lists.
 
-    With `deep`, every image and mask is decoded, and every coverage is computed again. Raise `UserError` if the folder
-    or URL `shards` holds no run, or if its plan can't be read.
+    With `deep`, every image and mask is decoded, and every coverage is computed again. Shards are checked through
+    `over`, see `map_shards`. Raise `UserError` if the folder or URL `shards` holds no run, or if its plan can't be
+    read.
     """
     folder = folder_at(shards)
     run = Run.read(folder)
@@ -47,13 +64,13 @@ def verify_run(shards: str | Path | Folder, deep: bool = False) -> Iterator[tupl
     with scratch_folder() as scratch:
         keys = KeyHashes(Path(scratch))
 
-        def planned() -> Iterator[tuple[str, list[PlanRow]]]:
+        def planned() -> Iterator[tuple[str, list[_Planned]]]:
             for number in range(len(plan)):
-                rows = plan.rows(number)
-                keys.add([str(row["key"]) for row in rows])
+                rows = [_FROM_PLAN(row) for row in plan.rows(number)]
+                keys.add([key for key, *_ in rows])
                 yield shard_name(number), rows
 
-        yield from map_ahead(lambda shard: _problems(folder, *shard, run, deep), planned(), _THREADS, 2 * _THREADS)
+        yield from map_shards(over, partial(_problems, folder, run, deep), planned())
         if repeated := keys.repeated().tolist():
             yield PLAN_NAME, [f"{len(repeated)} images have the key of an earlier image, first image {repeated[0]}"]
     expected = {f"{shard_name(number)}.{ending}" for number in range(len(plan)) for ending in ("tar", "parquet")}
@@ -72,16 +89,19 @@ def _check_plan(folder: Folder, plan: Plan, run: Run) -> Iterator[str]:
         yield f"it has {plan.images} images in {len(plan)} shards; run.json states {run.images} in {run.shards}"
 
 
-def _problems(folder: Folder, name: str, planned: list[PlanRow], run: Run, deep: bool) -> tuple[str, list[str]]:
+def _problems(folder: Folder, run: Run, deep: bool, shard: tuple[str, list[_Planned]]) -> tuple[str, list[str]]:
+    name, planned = shard
     problems: list[str] = []
     try:
         problems += _check_shard(folder, name, planned, run, deep)  # `+=` keeps the problems found before an exception
+    except StoreError:
+        raise
     except Exception as error:  # parsers of unknown bytes may raise anything
         problems.append(f"its index or its tar can't be read ({type(error).__name__}: {error})")
     return name, problems
 
 
-def _check_shard(folder: Folder, name: str, planned: list[PlanRow], run: Run, deep: bool) -> Iterator[str]:
+def _check_shard(folder: Folder, name: str, planned: list[_Planned], run: Run, deep: bool) -> Iterator[str]:
     if not folder.has(f"{name}.parquet"):
         yield "it is not finished: its index is missing"
         return
@@ -97,8 +117,7 @@ def _check_shard(folder: Folder, name: str, planned: list[PlanRow], run: Run, de
     if index.schema.names != INDEX_SCHEMA.names or index.schema.types != INDEX_SCHEMA.types:
         yield "its index has other columns than this version of pad writes"
         return
-    from_plan = itemgetter("key", "id", "source")
-    if [*map(from_plan, rows)] != [*map(from_plan, planned)]:
+    if [*map(_FROM_PLAN, rows)] != planned:
         yield "its index does not list the planned images in the planned order"
     facts = index.schema.metadata or {}
     totals = Counter({"images": len(rows)})
@@ -136,7 +155,12 @@ def _check_members(folder: Folder, name: str, rows: list[IndexRow], run: Run, de
         if row["status"] == "failed":
             if not (row["stage"] and row["reason"]):
                 yield f"{row['key']}: it failed, without a stage or a reason"
+            if any(row[name] != value for name, value in _NO_SAMPLE.items()):
+                yield f"{row['key']}: it failed, and the index describes a sample"
             continue
+        stage, reason = row["stage"], row["reason"]
+        if (stage or reason) and not (stage in _LEFT_OUT and _LEFT_OUT[stage].fullmatch(reason)):
+            yield f"{row['key']}: it did not fail, and the index states a reason of {stage!r} ({reason})"
         by_name |= {f"{row['key']}.{ending}": (row, member) for member, ending in MEMBERS.items()}
     contents: dict[str, dict[str, bytes]] = {}
     try:
@@ -157,6 +181,8 @@ def _check_members(folder: Folder, name: str, rows: list[IndexRow], run: Run, de
                 contents.setdefault(row["key"], {})[member] = data.read() if data else b""
                 if len(contents[row["key"]]) == len(MEMBERS):
                     yield from _check_sample(row, contents.pop(row["key"]), run, deep)
+    except StoreError:
+        raise
     except Exception as error:  # parsers of unknown bytes may raise anything
         yield f"its tar can't be read to the end ({type(error).__name__}: {error})"
     for name in by_name:
@@ -175,6 +201,7 @@ def _check_sample(row: IndexRow, members: dict[str, bytes], run: Run, deep: bool
         coverage = load_npy(members["masks"], (regions, run.view.grid, run.view.grid), np.uint8)
         embeds = load_npy(members["embeds"], (labels, run.embedding_width), np.float16)
         size = meta["width"], meta["height"]
+        check_sizes(meta)
         rows_used = {entry["embedding"] for entry in named}
     except Exception as error:  # parsers of unknown bytes may raise anything
         yield f"{key}: a member can't be read ({type(error).__name__}: {error})"

@@ -72,7 +72,9 @@ def _region(row: ImageRecord, annotation: Mapping[str, Any]) -> Region:
         if box is None:
             x, y, width, height = coco_mask.toBbox(rle)
             box = np.array([x, y, x + width, y + height])
-    except Exception as error:  # any exception here means that the annotation is bad
+    except MemoryError:
+        raise
+    except Exception as error:  # any other exception here means that the annotation is bad
         reason = str(error) if type(error) is ValueError else f"it can't be read ({type(error).__name__}: {error})"
         raise ValueError(f"annotation {annotation['id']}: {reason}") from error
     counts = rle["counts"] if isinstance(rle["counts"], str) else rle["counts"].decode("ascii")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from abc import ABC
 from collections.abc import Callable, Hashable, Iterator
@@ -35,7 +36,8 @@ class Stage(ABC, Generic[Prepared, Output]):
     writes the model's results into the rows. The threads keep the model from waiting for work on single images.
 
     If `process` raises an exception, the batch is halved and tried again, down to the image that causes the exception.
-    Only that image fails, with the stage's name and the reason. If memory ran out, batches of this shape stay small.
+    Only that image fails, with the stage's name and the reason. If memory ran out, batches of this shape stay small;
+    and if it runs out for one image alone, that is an error of the machine and not a failure of the image.
     """
 
     name: ClassVar[str]
@@ -87,7 +89,7 @@ class Stage(ABC, Generic[Prepared, Output]):
 
         Raises:
             StageBroken: too many images in a row failed.
-            UserError, OSError: the user or the machine, and not an image, caused an error.
+            UserError, OSError, MemoryError: the user or the machine, and not an image, caused an error.
         """
         rows = [row for row in shard.rows if row.status in self.statuses and not row.done]
         behind: tuple[list[ImageRecord], Finished] = ([], [])
@@ -117,7 +119,7 @@ class Stage(ABC, Generic[Prepared, Output]):
             try:
                 order.append((self.shape(row), self.length(row), index))
             except Exception as error:
-                row.fail(self.name, _failure(error).reason)
+                self._fail(row, _failure(error))
         self._count_failures([row for row in rows if row.status == "failed"])
         for _, same in groupby(sorted(order), lambda item: item[0]):
             yield from chunks([rows[index] for _, _, index in same], self.batch_size)
@@ -143,10 +145,9 @@ class Stage(ABC, Generic[Prepared, Output]):
             return [pair for part in parts for pair in self._run(*part)]
         outputs = self._try(rows, inputs)
         if isinstance(outputs, _Failure) and outputs.out_of_memory:
-            import torch
-
             # Not in the exception handler, because the exception there would still hold the tensors of the batch.
-            torch.cuda.empty_cache()
+            if torch := sys.modules.get("torch"):
+                torch.cuda.empty_cache()
             if len(rows) == 1:
                 self.low_memory = True
                 outputs = self._try(rows, inputs)
@@ -154,7 +155,7 @@ class Stage(ABC, Generic[Prepared, Output]):
         if not isinstance(outputs, _Failure):
             return list(zip(rows, outputs, strict=True))
         if len(rows) == 1:
-            rows[0].fail(self.name, outputs.reason)
+            self._fail(rows[0], outputs)
             return []
         half = len(rows) // 2
         if outputs.out_of_memory:
@@ -162,8 +163,6 @@ class Stage(ABC, Generic[Prepared, Output]):
         pairs = []
         for part, part_inputs in zip(chunks(rows, half), chunks(inputs, half), strict=True):
             pairs += self._run(part, part_inputs)
-            if outputs.out_of_memory and any(row.status == "failed" for row in part):
-                self._fits[shape] = half  # undo smaller sizes: one image is too large by itself, the others fit
         return pairs
 
     def _try(self, rows: list[ImageRecord], inputs: list[Future[Prepared]]) -> list[Output] | _Failure:
@@ -177,8 +176,14 @@ class Stage(ABC, Generic[Prepared, Output]):
             try:
                 future.result()
             except Exception as error:
-                row.fail(self.name, _failure(error).reason)
+                self._fail(row, _failure(error))
         self._count_failures(batch)
+
+    def _fail(self, row: ImageRecord, failure: _Failure) -> None:
+        """Mark a row as failed; raise `MemoryError` if memory ran out, because it may be there on another try."""
+        if failure.out_of_memory:
+            raise MemoryError(failure.reason)
+        row.fail(self.name, failure.reason)
 
     def _count_failures(self, rows: list[ImageRecord]) -> None:
         """Count the failed rows, and raise `StageBroken` after `breaker` failures in a row."""
@@ -202,14 +207,22 @@ class _Failure(NamedTuple):
     out_of_memory: bool
 
 
-_MEMORY_SIGNS = ("CUDA error: out of memory", "ALLOC_FAILED", "Failed to allocate memory for requested buffer")
-"""Parts of the messages with which pinned memory, cuBLAS, cuDNN and ONNX Runtime report that memory ran out."""
+_MEMORY_SIGNS = (
+    "CUDA error: out of memory", "ALLOC_FAILED", "Failed to allocate memory for requested buffer",
+    "DefaultCPUAllocator",
+)  # fmt: skip
+"""Parts of the messages with which pinned memory, cuBLAS and cuDNN, ONNX Runtime, and torch on the CPU report that
+memory ran out."""
 
 
 def _failure(error: Exception) -> _Failure:
     """Return the failure of an image for `error`; raise `error` itself if the user or the machine caused it."""
     kind = type(error).__name__  # torch's errors are recognized by name, because not every stage imports torch
-    memory = kind == "OutOfMemoryError" or any(sign in str(error) for sign in _MEMORY_SIGNS)
+    memory = (
+        isinstance(error, MemoryError)
+        or kind == "OutOfMemoryError"
+        or any(sign in str(error) for sign in _MEMORY_SIGNS)
+    )
     # After any other AcceleratorError, this process can't use the GPU any more.
     if isinstance(error, (UserError, OSError)) or (kind == "AcceleratorError" and not memory):
         raise error

@@ -42,8 +42,8 @@ class BoxSettings(StageSettings):
     section, paths, pins = "detector", ("model", "tokenizer", "unboxable"), {"model": "sha256"}
 
     model: str
-    """Local folder or hub name of a Grounding DINO, MM Grounding DINO, OWLv2 or OWL-ViT of transformers, or path or URL
-    of an official `groundingdino_*.pth`."""
+    """Local folder or hub name of a Grounding DINO, MM Grounding DINO, LLMDet, OWLv2, OWL-ViT or OmDet-Turbo of
+    transformers, or path or URL of an official `groundingdino_*.pth`."""
     revision: str = ""
     """Branch, tag or commit on the hub; empty for the pinned one (`pad_pipeline/pins.py`), or else for its default."""
     sha256: str = ""
@@ -55,7 +55,7 @@ class BoxSettings(StageSettings):
     colors, whole scenes, ...); empty for no list."""
     box_threshold: float = Field(0.25, ge=0, le=1)
     """A box is kept if at least one token of any tag has this score. The label of the box is the tag with the highest
-    mean token score. OWL gives each tag a single score; its authors' examples use the threshold 0.1."""
+    mean token score. OWL and OmDet-Turbo give each tag a single score; their authors use the thresholds 0.1 and 0.3."""
     text_threshold: float = Field(0.2, ge=0, le=1)
     """Other tags whose mean token score is at least this become alternates of the region."""
     alternates: int = Field(4, ge=0)
@@ -175,6 +175,30 @@ class BoxStage(Stage[Tensor, list[Answer]]):
         return regions
 
 
+def searched(
+    row: ImageRecord, unboxable: frozenset[str], encode: Callable[[str], list[int]], max_tokens: int
+) -> dict[str, str]:
+    """Return the row's tags to look for, by their normalized text.
+
+    Of tags with the same normalized text, only the first is returned. Tags that are too long for the model and tags
+    that can't have a box are left out.
+    """
+    tags: dict[str, str] = {}
+    for tag in row.tags:
+        text = normalize(tag.label)
+        if text and text not in unboxable and len(encode(text)) <= max_tokens:
+            tags.setdefault(text, tag.label)
+    return tags
+
+
+def one_token_prompts(
+    row: ImageRecord, unboxable: frozenset[str], encode: Callable[[str], list[int]], max_tokens: int
+) -> list[Prompt]:
+    """Return one prompt in which each tag of `searched` counts as one token; no prompt if there is none."""
+    tags = searched(row, unboxable, encode, max_tokens)
+    return [Prompt([], [*tags.values()], [(at, at + 1) for at in range(len(tags))])] if tags else []
+
+
 def find_model(settings: BoxSettings) -> tuple[Path, Path]:
     """Fetch the model, check its sha256, convert an official file, and return the folders of model and tokenizer.
 
@@ -187,7 +211,7 @@ def find_model(settings: BoxSettings) -> tuple[Path, Path]:
     return converted_folder(path), fetch_folder("detector.tokenizer", settings.tokenizer, "", TOKENIZER_FILES)
 
 
-def load_unboxable(reference: str) -> frozenset[str]:
+def load_unboxable(reference: str, field: str = "detector.unboxable") -> frozenset[str]:
     """Return the normalized tags of the file that the setting `unboxable` names. In the file, `#` starts a comment.
 
     Raises:
@@ -195,24 +219,24 @@ def load_unboxable(reference: str) -> frozenset[str]:
     """
     if not reference:
         return frozenset()
-    path = _unboxable_path(reference)
+    path = _unboxable_path(reference, field)
     try:
         lines = [line.partition("#")[0] for line in path.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         rule = f"it can't be read ({type(error).__name__})"
-        raise UserError("detector.unboxable", path, rule, "give a text file with one tag a line") from error
+        raise UserError(field, path, rule, "give a text file with one tag a line") from error
     return frozenset(tag for line in lines if (tag := normalize(line)))
 
 
-def unboxable_files(reference: str) -> list[ModelFile]:
+def unboxable_files(reference: str, field: str = "detector.unboxable") -> list[ModelFile]:
     """Return the file that the setting `unboxable` names, if it is the user's own file."""
-    return [] if reference in ("", "default") else [ModelFile("detector.unboxable", reference)]
+    return [] if reference in ("", "default") else [ModelFile(field, reference)]
 
 
-def unboxable_fingerprint(reference: str) -> dict[str, str]:
+def unboxable_fingerprint(reference: str, field: str = "detector.unboxable") -> dict[str, str]:
     """Return the sha256 of the file that the setting `unboxable` names; empty if there is no list."""
-    return {"unboxable": file_sha256(_unboxable_path(reference))} if reference else {}
+    return {"unboxable": file_sha256(_unboxable_path(reference, field))} if reference else {}
 
 
-def _unboxable_path(reference: str) -> Path:
-    return UNBOXABLE if reference == "default" else fetch_file("detector.unboxable", reference)
+def _unboxable_path(reference: str, field: str) -> Path:
+    return UNBOXABLE if reference == "default" else fetch_file(field, reference)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from PIL import Image
 
 from pad_pipeline.images import BadImage, DecodeSettings, decode
-from pad_pipeline.masks import check_mask
+from pad_pipeline.masks import check_mask, check_sizes
 from pad_pipeline.records import ImageRecord, Place
 from pad_pipeline.roles import STEPS, RedoFrom
-from pad_pipeline.sources.read import read_bytes
+from pad_pipeline.sources.read import read_bytes, remember
 from pad_pipeline.stages.base import Stage
 
 
@@ -25,13 +27,23 @@ class Decode(Stage[None, None]):
         settings: limits for the images, for example for their number of pixels.
         root: the folder or URL that the planned files are relative to.
         redo_from: the first step that is done again. Results of an earlier run for the steps before it are kept.
+        private: see `read_bytes`.
+        witnesses: files in object stores that the driver could read, see `remember`.
     """
 
     name = "decode"
 
-    def __init__(self, settings: DecodeSettings, root: str, redo_from: RedoFrom = "tag") -> None:
+    def __init__(
+        self,
+        settings: DecodeSettings,
+        root: str,
+        redo_from: RedoFrom = "tag",
+        private: bool = False,
+        witnesses: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         super().__init__()
-        self.settings, self.root, self.redo_from = settings, root, redo_from
+        remember(witnesses)
+        self.settings, self.root, self.redo_from, self.private = settings, root, redo_from, private
 
     def finish(self, row: ImageRecord, output: None) -> None:
         """Read the file, compare its sha256 with that of the plan, if any, and set the row's bytes, format and size.
@@ -40,7 +52,7 @@ class Decode(Stage[None, None]):
         """
         most = self.settings.max_file_bytes
         assert isinstance(row.place, Place), "only the stage restore reads whole samples"
-        data = read_bytes(self.root, row.place, most)
+        data = read_bytes(self.root, row.place, most, self.private)
         if row.content_sha256 and hashlib.sha256(data).hexdigest() != row.content_sha256:
             raise BadImage("the file has changed since it was planned (sha256)")
         upright, kind = decode(data, self.settings)
@@ -68,7 +80,8 @@ def restore_row(row: ImageRecord, meta: bytes, check_masks: bool) -> None:
         BadImage: the JSON is damaged.
     """
     try:
-        row.restore(json.loads(meta))
+        row.restore(stored := json.loads(meta))
+        check_sizes(stored)
         if check_masks:
             for region in row.regions:
                 check_mask(region.rle, row.width, row.height)

@@ -21,11 +21,12 @@ from pad_pipeline.stages.spans import CLS, DOT, SEP, Prompt, build_prompts
 from pad_pipeline.weights import is_file_reference
 
 if TYPE_CHECKING:
+    from pad_pipeline.stages.omdet import OmDetDetector
     from pad_pipeline.stages.owl import OwlDetector
 
 
 class DetectorSettings(BoxSettings):
-    """Settings of the detector, with the choice between Grounding DINO and OWL."""
+    """Settings of the detector, with the choice between Grounding DINO, OWL and OmDet-Turbo."""
 
     def check(self) -> str:
         """See `StageSettings`."""
@@ -33,14 +34,20 @@ class DetectorSettings(BoxSettings):
         unboxable = len(load_unboxable(self.unboxable))
         return f"{model.name}, {millions(model.model)}, {unboxable} tags in the list of unboxable tags"
 
-    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Detector | OwlDetector:
+    def make(self, decoding: DecodeSettings, compute: ComputeSettings) -> Detector | OwlDetector | OmDetDetector:
         """Make the stage for the model. An official file is a Grounding DINO; a folder has a `model_type`."""
-        from pad_pipeline.stages.owl import KINDS, OwlDetector
+        from pad_pipeline.stages.omdet import KINDS as OMDETS
+        from pad_pipeline.stages.omdet import OmDetDetector
+        from pad_pipeline.stages.owl import KINDS as OWLS
+        from pad_pipeline.stages.owl import OwlDetector
 
         if not is_file_reference(self.model):
             folder, _ = find_model(self)
-            if read_config("detector.model", folder, {*DINOS, *KINDS})["model_type"] in KINDS:
+            kind = read_config("detector.model", folder, {*DINOS, *OWLS, *OMDETS})["model_type"]
+            if kind in OWLS:
                 return OwlDetector(self, decoding, compute)
+            if kind in OMDETS:
+                return OmDetDetector(self, decoding, compute)
         return Detector(self, decoding, compute)
 
 

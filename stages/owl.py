@@ -19,7 +19,7 @@ from pad_pipeline.packages import OPTIONAL, installed, not_installed
 from pad_pipeline.pretrained import load_pretrained, load_tokenizer, read_config
 from pad_pipeline.records import ImageRecord, Shard
 from pad_pipeline.stages.base import chunks
-from pad_pipeline.stages.box_stage import Answer, BoxSettings, BoxStage, find_model
+from pad_pipeline.stages.box_stage import Answer, BoxSettings, BoxStage, find_model, one_token_prompts
 from pad_pipeline.stages.boxes import to_pixels
 from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy, padded_texts
 from pad_pipeline.stages.spans import Prompt, normalize
@@ -120,17 +120,8 @@ class OwlDetector(BoxStage):
         return ids
 
     def prompts(self, row: ImageRecord) -> list[Prompt]:
-        """Return one prompt in which each tag counts as one token; no prompt if no tag is left.
-
-        Of tags with the same normalized text, only the first is in the prompt. Tags that are too long for the model and
-        tags that can't have a box are left out.
-        """
-        tags: dict[str, str] = {}
-        for tag in row.tags:
-            text = normalize(tag.label)
-            if text and text not in self.unboxable and len(self.encode(text)) <= self.model.max_tokens:
-                tags.setdefault(text, tag.label)
-        return [Prompt([], [*tags.values()], [(at, at + 1) for at in range(len(tags))])] if tags else []
+        """See `one_token_prompts`."""
+        return one_token_prompts(row, self.unboxable, self.encode, self.model.max_tokens)
 
     def detect(self, rows: list[ImageRecord], prompts: list[list[Prompt]], inputs: list[Tensor]) -> list[list[Answer]]:
         """See `BoxStage`."""

@@ -50,6 +50,8 @@ class Restore(Stage[None, None]):
         try:
             members = shards.members(name, stored)
         except UserError as error:
+            if isinstance(error.__cause__, MemoryError):
+                raise MemoryError(error.rule) from error
             raise BadImage(error.rule) from error
         if hashlib.sha256(b"".join(members.values())).hexdigest() != stored["sha256"]:
             raise BadImage(f"its sample in {name}.tar has changed since it was written (sha256)")

@@ -43,6 +43,8 @@ class Deadly(Stage):
         if any(self.word in row.id for row in rows):
             if self.how == "segfault":
                 ctypes.string_at(0)
+            if self.how == "memory":
+                raise MemoryError
             os._exit(int(self.how))
         return inputs
 
@@ -67,6 +69,17 @@ class Broken(Stage):
         pass
 
 
+class Lose:
+    """Deletes a file after each shard that is written."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def __call__(self, done: Any) -> Any:
+        self.path.unlink(missing_ok=True)
+        return done
+
+
 class DoomedWrite(WriteShard):
     """Kills a process at a commit point, the n-th time that it comes by.
 
@@ -85,11 +98,11 @@ class DoomedWrite(WriteShard):
                 os.kill(victim or os.getpid(), signal.SIGKILL)
 
         @contextmanager
-        def commit(folder: Folder, name: str, durable: bool = True) -> Iterator[Path]:
+        def commit(folder: Folder, name: str, durable: bool = True, first: bool = False) -> Iterator[Path]:
             tar, shard = name.endswith(".tar"), name.startswith("pad-")
             if shard and tar:
                 reached("before data")
-            with COMMITS[type(folder)](folder, name, durable) as path:
+            with COMMITS[type(folder)](folder, name, durable, first) as path:
                 yield path
                 if shard:
                     reached("data written" if tar else "index written")
@@ -115,7 +128,8 @@ class DoomedWrite(WriteShard):
 
 
 def doom(what: str) -> Callable[[list[Link]], list[Link]]:
-    """A change to a chain. `at POINT N [driver]`, `segfault WORD`, `exit CODE WORD`, `broken [WORD]`, or nothing."""
+    """A change to a chain. `at POINT N [driver]`, `segfault WORD`, `memory WORD`, `exit CODE WORD`, `broken [WORD]`,
+    `lose PATH`, or nothing."""
     words = what.split(":")
 
     def change(links: list[Link]) -> list[Link]:
@@ -126,8 +140,12 @@ def doom(what: str) -> Callable[[list[Link]], list[Link]]:
             victim = os.getpid() if len(words) > 3 else 0
             doomed = Operation("write", partial(DoomedWrite, *write.args, words[1], int(words[2]), victim))
             return [*links[:-1], last._replace(operations=[*last.operations[:-1], doomed])]
+        if words[0] == "lose":
+            lose = Operation("lose", partial(Lose, words[1]))
+            return [*links[:-1], last._replace(operations=[*last.operations, lose])]
         bad = {
             "segfault": lambda: Operation("deadly", partial(Deadly, words[1], "segfault")),
+            "memory": lambda: Operation("deadly", partial(Deadly, words[1], "memory")),
             "exit": lambda: Operation("deadly", partial(Deadly, words[2], words[1])),
             "broken": lambda: Operation("broken", partial(Broken, *words[1:])),
         }

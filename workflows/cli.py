@@ -16,6 +16,7 @@ import typer
 from pad_pipeline import __version__
 from pad_pipeline.console import errors, note
 from pad_pipeline.errors import UserError
+from pad_pipeline.retries import REMEDY, StoreError
 from pad_pipeline.workflows.commands.analyze import analyze, experiment
 from pad_pipeline.workflows.commands.build import (
     build,
@@ -168,7 +169,8 @@ def _run_app(received: list[int]) -> int:
     except OSError as error:
         errors.quiet = False
         rule = error.strerror or " ".join(str(error).split())
-        note(f"error: file = {error.filename}: {rule}; correct it and try again", "red")
+        remedy = REMEDY if isinstance(error, StoreError) else "correct it and try again"
+        note(f"error: file = {error.filename}: {rule}; {remedy}", "red")
         return 2
     if code in (128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGHUP):
         with suppress(OSError):  # the terminal may be closed

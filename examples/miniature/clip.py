@@ -17,7 +17,7 @@ from pad_pipeline.miniature.kinds import THINGS
 from pad_pipeline.miniature.language import SIDES, caption, listed, side, with_article
 from pad_pipeline.miniature.world import EDGES, LABELS, Scene, draw_scene
 from pad_pipeline.pretrained import quiet
-from pad_pipeline.training.model import CLIP_MEAN, CLIP_STD
+from pad_pipeline.training.towers import CLIP_MEAN, CLIP_STD
 
 VIEW = View(size=112, patch=8)
 """A grid of 14 x 14."""

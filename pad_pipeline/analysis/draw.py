@@ -28,7 +28,10 @@ def draw_words(
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (subject.mean, subject.std))
     shown = ((pixels * std + mean).clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
     grid = subject.pooled_grid
-    canvas = Image.fromarray(np.ascontiguousarray(shown)).resize((grid * CELL, grid * CELL), Image.Resampling.BICUBIC)
+    covered = subject.grid * int(subject.tower.config.patch_size)  # without the pixels that fill no patch
+    canvas = Image.fromarray(np.ascontiguousarray(shown[:covered, :covered])).resize(
+        (grid * CELL, grid * CELL), Image.Resampling.BICUBIC
+    )
     canvas = Image.blend(canvas, Image.new("RGB", canvas.size, (255, 255, 255)), 0.35)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
     for position, (row, weights) in enumerate(zip(words.tolist(), coefficients.tolist(), strict=True)):

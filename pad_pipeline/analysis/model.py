@@ -20,8 +20,10 @@ from pad_pipeline.shards.run import Run
 from pad_pipeline.training.abstractor import CAbstractor
 from pad_pipeline.training.chat import load_llava
 from pad_pipeline.training.examples import Preprocessor
-from pad_pipeline.training.model import TOWERS, context_of, normalization, vision_config
-from pad_pipeline.training.projector import load_projector, token_count
+from pad_pipeline.training.model import context_of
+from pad_pipeline.training.pixel_shuffle import PixelShuffle
+from pad_pipeline.training.projector import check_shuffle, load_projector, token_count
+from pad_pipeline.training.towers import BICUBIC, TOWERS, preprocessing, vision_config
 from pad_pipeline.weights import fetch_model
 
 
@@ -62,19 +64,21 @@ class Subject:
                 raise UserError(name, "(empty)", f"{path.name} is only a projector", remedy)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         tower, self.words_folder = fetch_model("vision", vision), fetch_model("llm", llm)
-        kind = TOWERS[vision_config(tower)["model_type"]]
+        kind = TOWERS[vision_config(tower)["model_type"]].model
         check_llm("llm", self.words_folder)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         with rename_field(projector="model"):
             self.projector: nn.Module = load_projector(path).to(self.device, dtype).eval()
         self.tower = load_pretrained("vision", tower, kind, dtype).to(self.device).eval()
         self.llm = load_pretrained("llm", self.words_folder, AutoModelForCausalLM, dtype).to(self.device).eval()
-        self.mean, self.std = normalization(tower)
+        self.mean, self.std, self.resample = preprocessing(tower)
         self.layer, layers = layer, int(self.tower.config.num_hidden_layers)
         if not -layers - 1 <= layer <= layers:
             rule = f"the tower has {layers} layers"
             raise UserError("vision_layer", layer, rule, f"name one from {-layers - 1} to {layers}; LLaVA's is -2")
         first = next(self.projector.parameters()).shape[-1]
+        if isinstance(self.projector, PixelShuffle):
+            first = self.projector.sizes["vision_width"]
         *_, end = self.projector.state_dict().values()
         wanted = (self.tower.config.hidden_size, self.llm.config.hidden_size)
         if (first, len(end)) != wanted:
@@ -89,6 +93,7 @@ class Subject:
         self.tower, self.projector = inner.vision_tower, inner.multi_modal_projector
         images = loaded.processor.image_processor
         self.mean, self.std = list(images.image_mean), list(images.image_std)
+        self.resample = BICUBIC if images.resample is None else int(images.resample)
         layer = self.llm.config.vision_feature_layer
         if not isinstance(layer, int):
             raise UserError("model", folder, f"it projects several layers, {layer}", "give a model that projects one")
@@ -127,7 +132,9 @@ class Subject:
         if isinstance(self.projector, CAbstractor) and self.projector.grid != self.grid:
             rule = f"its projector is for a patch grid of edge {self.projector.grid}, and its tower's has {self.grid}"
             raise UserError("model", self.name, rule, "give the tower that the projector was trained with")
-        return Preprocessor(view, self.mean, self.std, self.pooled_grid**2)
+        if isinstance(self.projector, PixelShuffle):
+            check_shuffle(self.grid, "model", self.name)
+        return Preprocessor(view, self.mean, self.std, self.pooled_grid**2, self.resample)
 
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,7 +142,7 @@ class Subject:
         row by row. `pixels` are normalized images, `[B, 3, size, size]`."""
         dtype = next(self.tower.parameters()).dtype
         states = self.tower(pixels.to(self.device, dtype), output_hidden_states=True).hidden_states
-        patches = states[self.layer][:, -(self.grid**2) :]  # without CLIP's class token, which is first
+        patches = states[self.layer][:, -(self.grid**2) :]  # without CLS and registers, which are first
         return patches, self.projector(patches)
 
     def untrained(self, seed: int = 0) -> nn.Module:

@@ -14,7 +14,8 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import PatchRule, select_patches
 from pad_pipeline.images import BadImage
 from pad_pipeline.records import IndexRow
-from pad_pipeline.shards.reader import Rows, ShardFolder
+from pad_pipeline.shards.reader import ShardFolder
+from pad_pipeline.shards.rows import Rows
 from pad_pipeline.threads import map_ahead
 from pad_pipeline.training.examples import Preprocessor, decode_settings
 from pad_pipeline.training.projector import pool

@@ -34,8 +34,7 @@ an LLM.
 | --- | --- |
 {counts}
 
-The view is {view.size} pixels ({view.fit}) in patches of {view.patch}, a grid of {view.grid} x {view.grid}; an
-embedding has {width} numbers.
+The view is a square of {view.size} pixels ({view.fit}), {view.grid_text}; an embedding has {width} numbers.
 
 | most frequent labels | regions |
 | --- | --- |

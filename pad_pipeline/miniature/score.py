@@ -9,10 +9,10 @@ from typing import cast
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from pad_pipeline.evaluation.boxes import iou
 from pad_pipeline.geometry import View
+from pad_pipeline.masks import decode_mask
 from pad_pipeline.miniature.kinds import PARTS, THINGS
 from pad_pipeline.miniature.world import Scene, TrueRegion
 from pad_pipeline.records import SampleJson
@@ -112,7 +112,7 @@ class Score:
         self.things_tagged += sum(region.kind == "thing" and region.label in tags for region in scene.regions)
         found = [(region["label"], tuple(region["box"])) for region in meta["regions"]]
         for position, thing in self.add_boxes(scene, found):
-            mask = coco_mask.decode(meta["regions"][position]["rle"]).astype(bool)
+            mask = decode_mask(meta["regions"][position]["rle"], *thing.mask.shape[::-1]).astype(bool)
             self.mask_ious.append(float((mask & thing.mask).sum() / (mask | thing.mask).sum()))
             exact, found_coverage = coverage_by_resizing(thing.mask, view), coverage[position] / 255
             if (most := np.maximum(exact, found_coverage).sum()) >= SLIVER:
@@ -148,7 +148,7 @@ def coverage_by_resizing(mask: np.ndarray, view: View) -> np.ndarray:
     fine = mask.repeat(6, 0).repeat(6, 1)  # for a finer average: Pillow's box filter has whole pixels only
     image = Image.fromarray((fine * 255).astype(np.uint8)).resize(large, Image.Resampling.BOX)
     left, top = (large[0] - view.size) // 2, (large[1] - view.size) // 2
-    pixels = np.asarray(image.crop((left, top, left + view.size, top + view.size))) / 255
+    pixels = np.asarray(image.crop((left, top, left + view.covered, top + view.covered))) / 255
     shares: np.ndarray = pixels.reshape(view.grid, view.patch, view.grid, view.patch).mean((1, 3))
     return shares
 

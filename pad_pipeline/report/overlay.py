@@ -81,17 +81,18 @@ def _patches(image: Image.Image, coverage: np.ndarray, view: View) -> Image.Imag
     higher coverage gives a stronger color."""
     shown = view.apply(image, (127, 127, 127)).resize((EDGE, EDGE), Image.Resampling.BICUBIC)
     pixels = np.asarray(shown).astype(np.float32)
-    tint, strength = np.zeros((view.grid, view.grid, 3), np.float32), np.zeros((view.grid, view.grid), np.float32)
+    # One more row and column, without color, for pixels at the right and at the bottom that belong to no patch.
+    tint, strength = np.zeros((view.grid + 1, view.grid + 1, 3), np.float32), np.zeros([view.grid + 1] * 2, np.float32)
     # Large regions first, so that the smallest one gives a patch its color.
     for number in np.argsort(-coverage.astype(int).sum((1, 2)), kind="stable"):
         over = coverage[number] >= 128
-        tint[over], strength[over] = color_of(int(number)), coverage[number][over] / 255
-    cells = np.ix_(*[np.arange(EDGE) * view.grid // EDGE] * 2)
+        tint[:-1, :-1][over], strength[:-1, :-1][over] = color_of(int(number)), coverage[number][over] / 255
+    cells = np.ix_(*[np.arange(EDGE) * view.size // (EDGE * view.patch)] * 2)
     weight = 0.55 * strength[cells][..., None]
     drawn = Image.fromarray(((1 - weight) * pixels + weight * tint[cells]).astype(np.uint8))
     draw = ImageDraw.Draw(drawn)
-    for line in range(1, view.grid):
-        position = line * EDGE / view.grid
+    for line in range(1, -(-view.size // view.patch)):
+        position = line * EDGE * view.patch / view.size
         draw.line((position, 0, position, EDGE), fill=(255, 255, 255), width=1)
         draw.line((0, position, EDGE, position), fill=(255, 255, 255), width=1)
     return drawn

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 from operator import add
+from typing import Self
 
 from pad_pipeline.report.cards import TOUCHED_BINS, Card
 from pad_pipeline.shards.reader import ShardFolder
@@ -56,6 +57,15 @@ class Tally(Statistics):
         self.long_edges = Histogram("Long edge of images", [*pixels, 2048, 3072, 4096, math.inf], "px")
         self.aspects = Histogram("Width over height", [0, 0.5, 0.65, 0.75, 0.9, 1.1, 1.35, 1.55, 2, math.inf])
 
+    def merge(self, other: Self) -> None:
+        """Add the counts of later shards, and number their labels."""
+        super().merge(other)
+        for label, area in other.areas.items():
+            self.numbers.setdefault(label, len(self.numbers))
+            self.areas[label] = self.areas.get(label, 0.0) + area
+        for mine, theirs in zip(self.histograms, other.histograms, strict=True):
+            mine.counts = [*map(add, mine.counts, theirs.counts)]
+
     @property
     def histograms(self) -> list[Histogram]:
         """All histograms, in the order of the report."""
@@ -74,7 +84,6 @@ class Tally(Statistics):
         self.aspects.add(data["width"] / data["height"])
         self.touched.counts = [*map(add, self.touched.counts, card.touched.tolist())]
         for measure in card.measures:
-            self.numbers.setdefault(measure.label, len(self.numbers))
             self.areas[measure.label] = self.areas.get(measure.label, 0.0) + measure.area
             self.scores.add(measure.score)
             self.ious.add(measure.predicted_iou)

@@ -16,7 +16,7 @@ _REFERENCES = ("weights", "model", "llm")
 """The names of settings that name a model. Each section has one of them."""
 _DECIDING = (
     "threshold", "thresholds", "box_threshold", "text_threshold", "alternates", "nms_iou", "nms_iou_across_labels",
-    "min_size", "unboxable",
+    "min_size", "unboxable", "mask_threshold",
 )  # fmt: skip
 """Settings that decide which results of a model are kept."""
 

@@ -7,28 +7,38 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from operator import add
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import PatchRule, select_patches
-from pad_pipeline.masks import check_mask
+from pad_pipeline.masks import check_mask, check_sizes
 from pad_pipeline.parquet import open_parquet
 from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, IndexRow, RegionJson, SampleJson, shard_name
+from pad_pipeline.retries import StoreError
 from pad_pipeline.shards.keys import is_key
+from pad_pipeline.shards.rows import HELD, Rows, Say, columns_of, held_rows, stored_rows
 from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.writer import TOTALS
 from pad_pipeline.storage import Folder, folder_at
+from pad_pipeline.threads import THREADS, Track, map_ahead, untracked
 
-_USED = ["key", "labels", *(f"{member}_{part}" for member in MEMBERS for part in ("at", "bytes"))]
+_USED = ["key", "status", "labels", *(f"{member}_{part}" for member in MEMBERS for part in ("at", "bytes"))]
 _BETWEEN = 64 << 10
 """The highest number of bytes of headers and padding between the members of a sample."""
+_ASKED = 64
+"""The most shards that are looked up one by one, because a store does not list them."""
+_TAIL = 64 << 10
+"""Bytes at the end of an index, in which its metadata usually is."""
 _INDEX = re.compile(r"pad-([0-9]{6}|[1-9][0-9]{6,8})\.parquet")
 
 
@@ -86,21 +96,6 @@ def load_npy(content: bytes, shape: tuple[int, ...], kind: type[np.generic]) -> 
     return np.frombuffer(content, dtype, offset=stop).reshape(shape).copy()
 
 
-class Rows:
-    """Holds the index rows of many shards in memory. A row takes a hundred bytes."""
-
-    def __init__(self, table: pa.Table) -> None:
-        self._table = table
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def __getitem__(self, number: int) -> tuple[str, IndexRow]:
-        """Return the name of the shard, and the columns of the index row that `ShardFolder.sample` needs."""
-        row = self._table.slice(number, 1).to_pylist()[0]
-        return row.pop("shard"), row
-
-
 class ShardFolder:
     """Reads the finished shards of a run, whose folder is a path or a URL of an object store. Raise `UserError` if the
     folder holds no run; the methods raise it if an index or a tar is damaged."""
@@ -108,35 +103,63 @@ class ShardFolder:
     def __init__(self, shards: str | Path | Folder) -> None:
         self.folder = folder_at(shards)
         self.run = Run.read(self.folder)
-        numbers = (int(found[1]) for name, _ in self.folder.files() if (found := _INDEX.fullmatch(name)))
-        self.names = [shard_name(number) for number in sorted(set(numbers)) if number < self.run.shards]
+        numbers = {int(found[1]) for name, _ in self.folder.files() if (found := _INDEX.fullmatch(name))}
+        if self.folder.remote:  # a listing may lack what was written a moment ago
+            missing = (number for number in range(self.run.shards) if number not in numbers)
+            asked = islice(missing, _ASKED)
+            numbers |= {number for number in asked if self.folder.has(f"{shard_name(number)}.parquet")}
+        self.names = [shard_name(number) for number in sorted(numbers) if number < self.run.shards]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the names in a copy for another process, because they would be sent there with every shard."""
+        return self.__dict__ | {"names": []}
+
+    def planned(self, name: str) -> int:
+        """Return the number of images that the plan has in one shard."""
+        number = int(name.removeprefix("pad-"))
+        return min(self.run.shard_size, self.run.images - number * self.run.shard_size)
 
     def index(self, name: str) -> list[IndexRow]:
         """Return the rows of one shard's index."""
+        rows: list[IndexRow] = self._index(name, INDEX_SCHEMA.names).to_pylist()
+        return rows
+
+    def _index(self, name: str, columns: list[str]) -> pa.Table:
+        """Return columns of one shard's index, the key among them."""
         with self._read(f"{name}.parquet"):
             file = open_parquet(io.BytesIO(self.folder.read(f"{name}.parquet")))
             if file.metadata.num_rows > self.run.shard_size:
                 raise ValueError(f"it has {file.metadata.num_rows} rows, but a shard has {self.run.shard_size} images")
-            table = file.read(INDEX_SCHEMA.names, use_threads=False)
+            table = file.read(columns, use_threads=False)
             if any(column.null_count for column in table.columns):
                 raise ValueError("a value is missing")
-            rows: list[IndexRow] = table.cast(INDEX_SCHEMA).to_pylist()
-            if odd := [row["key"] for row in rows if not is_key(row["key"])]:
+            wanted = pa.schema([INDEX_SCHEMA.field(column) for column in columns])
+            table = table if table.schema.equals(wanted) else table.cast(wanted)
+            keys = table["key"]  # most keys are usual ones, which need no slow `is_key`
+            usual = pc.and_(pc.match_substring_regex(keys, "^[A-Za-z0-9_-]+$"), pc.less(pc.binary_length(keys), 100))
+            if odd := [key for key in keys.filter(pc.invert(usual)).to_pylist() if not is_key(key)]:
                 raise ValueError(f"{odd[0][:80]!r} is not a key that pad writes")
-            return rows
+            return table
 
     def rows(self) -> Iterator[tuple[str, IndexRow]]:
         """Yield the shard's name and the index row of each image in the finished shards."""
         return ((name, row) for name in self.names for row in self.index(name))
 
-    def usable(self) -> Rows:
-        """Return the index rows of all images that did not fail."""
-        parts = []
-        for name in self.names:
-            rows = [row for row in self.index(name) if row["status"] != "failed"]
-            columns = {column: [row[column] for row in rows] for column in _USED}
-            parts.append(pa.table({"shard": pa.repeat(name, len(rows)).dictionary_encode(), **columns}))
-        return Rows(pa.concat_tables(parts, promote_options="permissive").combine_chunks())
+    def usable(self, say: Say = lambda text: None, track: Track[pa.Table] = untracked) -> Rows:
+        """Return the index rows of all images that did not fail. Those of a large run come from a file that is made
+        once, see `stored_rows`. `say` receives the reason why it is made, and `track` shows the progress."""
+
+        def tables() -> Iterator[pa.Table]:
+            return map_ahead(self._usable, self.names, THREADS, 2 * THREADS)
+
+        if len(self.names) * self.run.shard_size <= HELD:
+            return held_rows(tables())
+        return stored_rows(self.folder, self.run, lambda: track(tables(), "index", len(self.names)), say)
+
+    def _usable(self, name: str) -> pa.Table:
+        table = self._index(name, _USED)
+        with self._read(f"{name}.parquet"):
+            return columns_of(int(name.removeprefix("pad-")), table)
 
     def members(self, name: str, row: IndexRow, image: bool = True) -> dict[str, bytes]:
         """Return the bytes of a sample's members by the names in `MEMBERS`; the image file only if `image` is true."""
@@ -160,6 +183,7 @@ class ShardFolder:
         members = self.members(name, row, image)
         with self._read(f"{name}.tar"):
             meta = json.loads(members["json"])
+            check_sizes(meta)
             regions = len(meta["regions"])
             coverage = load_npy(members["masks"], (regions, self.run.view.grid, self.run.view.grid), np.uint8)
             embeds = load_npy(members["embeds"], (row["labels"], self.run.embedding_width), np.float16)
@@ -177,17 +201,27 @@ class ShardFolder:
 
     @contextmanager
     def _read(self, file: str) -> Iterator[None]:
-        """Turn any exception of the block into a `UserError`, which says that `file` is damaged."""
+        """Turn any exception of the block into a `UserError`, which says that `file` is damaged. A `StoreError` says
+        nothing about the file, and stays."""
         try:
             yield
+        except StoreError:
+            raise
         except Exception as error:  # parsers of unknown bytes may raise anything
             rule = f"it is damaged ({type(error).__name__}: {error})"
             raise UserError("shards", f"{self.folder}/{file}", rule, f"see `pad verify {self.folder}`") from error
 
 
-def index_facts(folder: Folder, name: str) -> dict[bytes, bytes]:
+def index_facts(folder: Folder, name: str, size: int | None = None) -> dict[bytes, bytes]:
     """Return the metadata of a shard's index: `run`, `tar_sha256`, `tar_bytes` and `totals`. Rows are not read. Raise
-    `OSError` or `pa.ArrowException` if the index can't be read."""
+    `OSError` or `pa.ArrowException` if the index can't be read.
+
+    With the `size` of the index, its end is read at once: in an object store, that is one request in place of three.
+    """
+    if size is not None:
+        with suppress(pa.ArrowException):  # its metadata is longer, or its size has changed since
+            tail = folder.read_range(f"{name}.parquet", max(size - _TAIL, 0), size)
+            return pq.read_metadata(io.BytesIO(tail)).metadata or {}
     with folder.open(f"{name}.parquet") as stream:
         return pq.read_metadata(stream).metadata or {}
 

@@ -64,9 +64,9 @@ class Run(BaseModel):
             rule = f"it is not a run.json of pad's ({reason})"
             raise UserError("shards", f"{folder}/{RUN_NAME}", rule, remedy) from error
 
-    def write(self, folder: Folder) -> None:
-        """Write run.json into `folder`, sealed (see `seal`)."""
-        with folder.commit(RUN_NAME) as partial:
+    def write(self, folder: Folder, first: bool = False) -> None:
+        """Write run.json into `folder`, sealed (see `seal`); with `first`, unless there is one by now."""
+        with folder.commit(RUN_NAME, first=first) as partial:
             facts = json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True)
             # The seal is the last entry, so that no text in a setting can be mistaken for it.
             partial.write_text(f'{facts.removesuffix("}").rstrip()},\n  "seal": "{UNSEALED}"\n}}\n')

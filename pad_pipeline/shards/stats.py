@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from pad_pipeline.shards.reader import ShardFolder, open_shards
+from pad_pipeline.shards.reader import ShardFolder
+from pad_pipeline.threads import OverShards, Track, map_shards, untracked
 
 OTHER = ("", "other reasons")
 """The stage and the reason for images beyond `Statistics.most_reasons`."""
@@ -31,9 +32,9 @@ class Failure:
 class Statistics:
     """Counts over the images of a run."""
 
-    most_reasons: ClassVar[float] = math.inf
+    most_reasons: ClassVar[int] = sys.maxsize
     """How many reasons are counted separately. Each image could have its own reason; more reasons count as `OTHER`."""
-    most_examples: ClassVar[float] = math.inf
+    most_examples: ClassVar[int] = sys.maxsize
     """The highest number of images that are named for a reason."""
     shards: ShardFolder
     statuses: Counter[str] = field(default_factory=Counter)
@@ -69,23 +70,33 @@ class Statistics:
                 hidden = int(np.count_nonzero(~sample.coverage.any((1, 2))))
                 self.count(row["status"], sample.meta["caption"], row["tags"], sample.meta["regions"], hidden)
 
+    def merge(self, other: Self) -> None:
+        """Add the counts of later shards."""
+        for name in ("statuses", "labels", "sources"):
+            getattr(self, name).update(getattr(other, name))
+        for name in ("tags", "regions", "crowds", "captions", "out_of_view"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for (stage, reason), failure in other.failures.items():
+            self._add(self._failure(stage, reason), failure.count, failure.such_as)
+        self._add(self.partial, other.partial.count, other.partial.such_as)
+
     def count_failed(self, row: Mapping[str, Any]) -> None:
         """Count a failed image, by its row in the index."""
         self.statuses["failed"] += 1
-        reason = row["stage"], row["reason"]
-        if reason not in self.failures and len(self.failures) >= self.most_reasons:
-            reason = OTHER
-        failure = self.failures.setdefault(reason, Failure())
-        failure.count += 1
-        if len(failure.such_as) < self.most_examples:
-            failure.such_as.append(row["source"] or row["id"])
+        self._add(self._failure(row["stage"], row["reason"]), 1, [row["source"] or row["id"]])
 
     def count_partial(self, row: Mapping[str, Any]) -> None:
         """Count an image that did not fail, if some of its annotations were left out."""
         if row["reason"]:
-            self.partial.count += 1
-            if len(self.partial.such_as) < self.most_examples:
-                self.partial.such_as.append(f"{row['source']}: {row['reason']}")
+            self._add(self.partial, 1, [f"{row['source']}: {row['reason']}"])
+
+    def _failure(self, stage: str, reason: str) -> Failure:
+        known = (stage, reason) in self.failures or len(self.failures) < self.most_reasons
+        return self.failures.setdefault((stage, reason) if known else OTHER, Failure())
+
+    def _add(self, failure: Failure, count: int, such_as: list[str]) -> None:
+        failure.count += count
+        failure.such_as += such_as[: max(self.most_examples - len(failure.such_as), 0)]
 
     def count(self, status: str, caption: str, tags: int, regions: Sequence[Mapping[str, Any]], hidden: int) -> None:
         """Count an image that did not fail. `tags` and `hidden` are numbers of tags and of regions outside the view."""
@@ -98,11 +109,30 @@ class Statistics:
         self.out_of_view += hidden
 
 
-def read_statistics(shards: Path | str) -> Statistics:
-    """Count the images and regions of all finished shards; raise `UserError` if no shard is finished."""
-    stats = Statistics(open_shards(shards))
-    for shard in stats.shards.names:
-        stats.add_shard(shard)
+class ShortStatistics(Statistics):
+    """Counts that need little memory however many images failed, for a table."""
+
+    most_reasons, most_examples = 10_000, 1
+
+
+def read_statistics(
+    shards: ShardFolder,
+    over: OverShards | None = None,
+    kind: type[Statistics] = Statistics,
+    track: Track[Statistics] = untracked,
+) -> Statistics:
+    """Count the images and regions of all finished shards, through `over`, see `map_shards`; show the progress with
+    `track`."""
+    stats = kind(shards)
+    counted = map_shards(over, partial(_counted, kind, shards), shards.names)
+    for of_shard in track(counted, "counting", len(shards.names)):
+        stats.merge(of_shard)
+    return stats
+
+
+def _counted(kind: type[Statistics], shards: ShardFolder, name: str) -> Statistics:
+    stats = kind(shards)
+    stats.add_shard(name)
     return stats
 
 

@@ -113,7 +113,7 @@ def annotation_files(folder: Path, ending: str, counts: Tally) -> Iterator[str]:
     with rename_field(images="annotations"):
         source = FolderSource(folder)
         for below, names in source.walk():
-            for name in sorted(names):
+            for name, _ in names:
                 if name.startswith(".") or Path(name).suffix.lower() != ending:  # macOS adds files such as ._a.xml
                     continue
                 path = f"{below}/{name}" if below else name

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import math
 import re
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 from urllib.parse import urlsplit
 
 from pad_pipeline.errors import UserError, rename_field
+from pad_pipeline.listing import pages
 from pad_pipeline.records import Planned
-from pad_pipeline.retries import ask, is_not_found
+from pad_pipeline.retries import is_not_found
 from pad_pipeline.storage import file_system, is_url, url_problem
+from pad_pipeline.stores import open_object
 
 _MOST_REASONS = 500
 """The most reasons that are counted separately, so that memory does not grow with the number of records."""
+_SORTED_AT_ONCE = 500_000
+"""The most file names of one folder that are sorted in memory."""
+Listed = tuple[str, int | None]
+"""Name of a file, and its size if the listing gives it."""
 
 
 class Tally(Counter[str]):
@@ -137,8 +147,18 @@ def image_store(url: str) -> tuple[Any, str]:
         return file_system(url)
 
 
-def list_store(store: Any, path: str, missing_ok: bool = False) -> list[tuple[str, bool, int | None]]:
-    """Return name, whether it is a folder, and size of each entry of a folder in a store, sorted, without hidden ones.
+def open_url(url: str) -> BinaryIO:
+    """Open the file at a URL for reading. In an object store each piece is asked for as in `ask`; the libraries of web
+    servers and of the hub have ways of their own."""
+    store, path = image_store(url)
+    if url.startswith("http") or not getattr(store, "async_impl", False):
+        return cast(BinaryIO, store.open(path, "rb"))
+    return open_object(store, path, url, 4 << 20)
+
+
+def list_store(store: Any, path: str, missing_ok: bool = False) -> Iterator[tuple[str, bool, int | None]]:
+    """Yield name, whether it is a folder, and size of each entry of a folder in a store, in no order, without hidden
+    ones. Memory holds one page of the listing, see `pages`.
 
     fsspec's own `walk`, `find` and `glob` leave out, without an error, the folders that can't be listed.
 
@@ -146,27 +166,65 @@ def list_store(store: Any, path: str, missing_ok: bool = False) -> list[tuple[st
         UserError: it can't be listed, or is not there; with `missing_ok`, a folder that is not there is empty.
     """
     try:
-        listed = ask(lambda: store.ls(path, detail=True))
+        for entry in chain.from_iterable(pages(store, path)):
+            whole = entry["name"].rstrip("/")
+            name = whole.rpartition("/")[2]
+            if name and whole != path.rstrip("/") and not name.startswith("."):
+                yield name, entry["type"] == "directory", entry.get("size")
     except Exception as error:  # any of the errors of the network and of the store's library
         if missing_ok and is_not_found(error):
-            return []
+            return
         rule = f"it can't be listed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         raise UserError("images", store.unstrip_protocol(path), rule, "check the URL, and try again") from error
-    found = ((entry["name"].rstrip("/"), entry["type"] == "directory", entry.get("size")) for entry in listed)
-    names = ((name.rpartition("/")[2], *facts) for name, *facts in found if name != path.rstrip("/"))
-    return sorted(entry for entry in names if entry[0] and not entry[0].startswith("."))
 
 
 def walk_store(
     store: Any, path: str, depth: float = math.inf, missing_ok: bool = False
-) -> Iterator[tuple[str, dict[str, int | None]]]:
-    """Yield the path of a folder in a store and of each folder below it, with its files and their sizes, see
-    `list_store`; a `depth` of 1 is the folder alone."""
-    entries = list_store(store, path, missing_ok)
-    yield path, {name: size for name, is_folder, size in entries if not is_folder}
-    for name, is_folder, _ in entries:
-        if is_folder and depth > 1:
-            yield from walk_store(store, f"{path.rstrip('/')}/{name}", depth - 1, True)
+) -> Iterator[tuple[str, Iterator[Listed]]]:
+    """Yield the path of a folder in a store and of each folder below it, with its files in order, see `list_store`; a
+    `depth` of 1 is the folder alone."""
+    left = [(path, depth)]
+    while left:
+        folder, levels = left.pop()
+        entries = list_store(store, folder, missing_ok or folder != path)
+        folders, files = in_order(entries)
+        yield folder, files
+        if levels > 1:
+            left += [(f"{folder.rstrip('/')}/{name}", levels - 1) for name in reversed(folders)]
+
+
+def in_order(entries: Iterable[tuple[str, bool, int | None]]) -> tuple[list[str], Iterator[Listed]]:
+    """Return the names of the folders among the entries of a folder, sorted, and the files, sorted by name. Memory
+    holds the names of the folders and of `_SORTED_AT_ONCE` files; more files are sorted in pieces, on the disk."""
+    folders: list[str] = []
+    files: list[Listed] = []
+    pieces: list[Path] = []
+    scratch: tempfile.TemporaryDirectory[str] | None = None
+    for name, is_folder, size in entries:
+        if is_folder:
+            folders.append(name)
+            continue
+        files.append((name, size))
+        if len(files) == _SORTED_AT_ONCE:
+            scratch = scratch or tempfile.TemporaryDirectory(prefix="pad-names-")
+            pieces.append(Path(scratch.name, str(len(pieces))))
+            with pieces[-1].open("w") as piece:  # JSON: a name may hold line breaks and bytes that are not UTF-8
+                piece.writelines(f"{json.dumps(entry)}\n" for entry in sorted(files))
+            files.clear()
+
+    def merged() -> Iterator[Listed]:
+        with ExitStack() as opened:
+            if scratch:
+                opened.enter_context(scratch)
+            read = [map(_listed, opened.enter_context(piece.open())) for piece in pieces]
+            yield from heapq.merge(sorted(files), *read) if pieces else sorted(files)
+
+    return sorted(folders), merged()
+
+
+def _listed(line: str) -> Listed:
+    name, size = json.loads(line)
+    return name, size
 
 
 def path_problem(source: str) -> str:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pad_pipeline.images import BadImage
 from pad_pipeline.parquet import open_parquet
 from pad_pipeline.records import Place
-from pad_pipeline.sources.base import image_store
+from pad_pipeline.sources.base import open_url
 from pad_pipeline.storage import is_url
 
 _CELL = re.compile(r"(.+)#([\w%-]+)(?:\[(\d+)\])?", re.DOTALL)
@@ -108,10 +108,7 @@ class _Column:
                 self.next += len(values)
 
     def _open(self) -> None:
-        source: Any = self.where
-        if is_url(self.where):
-            store, path = image_store(self.where)
-            source = store.open(path, "rb")
+        source: Any = open_url(self.where) if is_url(self.where) else self.where
         self.file = open_parquet(source, buffer_size=1 << 20)
         groups = range(self.file.metadata.num_row_groups)
         self.starts = np.cumsum([0, *(self.file.metadata.row_group(group).num_rows for group in groups)])

@@ -14,6 +14,7 @@ from pad_pipeline.retries import ask, is_not_found
 from pad_pipeline.sources.base import Tally, image_store, location_problem, parse_json, path_problem, should_be
 from pad_pipeline.sources.conversations import caption_of, read_conversations, without_mark
 from pad_pipeline.storage import REMOTE_SCHEMES, is_url, url_problem
+from pad_pipeline.stores import attempt
 
 NAMES = {
     "image": (
@@ -302,7 +303,7 @@ class Fields:
         if self._slashes is None:
             store, path = image_store(f"{self.root}/{changed}")
             try:
-                self._slashes = bool(ask(lambda: store.info(path)))
+                self._slashes = bool(ask(lambda: attempt(store, "info", path)))
             except Exception as error:  # any of the errors of the network and of the store's library
                 self._slashes = False
                 if not is_not_found(error):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import NOWHERE, Place, Planned
-from pad_pipeline.sources.base import Source, Tally, image_store, require_folder, walk_store
+from pad_pipeline.sources.base import Listed, Source, Tally, image_store, in_order, require_folder, walk_store
 
 IMAGE_ENDINGS = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".ico", ".mpo",
@@ -19,7 +19,7 @@ IMAGE_ENDINGS = {
 
 class FolderSource:
     """Every image below a folder, sorted by path: those of a folder first, then those of its subfolders. Hidden files
-    and folders are left out. Memory holds the names of one folder at a time, because they must be sorted."""
+    and folders are left out. For the memory see `in_order`."""
 
     def __init__(self, images: Path | str) -> None:
         self.origin = self.root = require_folder(images)
@@ -28,8 +28,8 @@ class FolderSource:
     def __iter__(self) -> Iterator[Planned]:
         self.counts.clear()
         for folder, files in self.walk():
-            for name in sorted(files):
-                if not name or name.startswith("."):
+            for name, size in files:
+                if name.startswith("."):
                     continue
                 if os.path.splitext(name)[1].lower() not in IMAGE_ENDINGS:  # noqa: PTH122 (slow in a Path)
                     self.counts.note("files that are no images", f"{folder}/{name}".lstrip("/"))
@@ -37,21 +37,44 @@ class FolderSource:
                 source = f"{folder}/{name}" if folder else name
                 readable = os.fsencode(source).decode("utf-8", "backslashreplace")
                 problem = "" if readable == source else "the file name is not valid UTF-8; rename the file"
-                size = files[name]
                 place = NOWHERE if size is None else Place("", size=size)
                 yield Planned(os.path.splitext(readable)[0], readable, place=place, problem=problem)  # noqa: PTH122
 
-    def walk(self) -> Iterator[tuple[str, Mapping[str, int | None]]]:
-        """Yield the path of each folder relative to the root, and its files with the sizes that the listing gives."""
-        for folder, folders, files in os.walk(self.root, onerror=self._unlistable):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            if links := sum(os.path.islink(f"{folder}/{name}") for name in folders):  # noqa: PTH114 (slow in a Path)
-                self.counts["links to folders, which are not followed"] += links
-            yield folder[len(self.root) :].strip("/"), dict.fromkeys(files)
+    def walk(self) -> Iterator[tuple[str, Iterator[Listed]]]:
+        """Yield the path of each folder relative to the root, and its files in order, with the sizes that the listing
+        gives."""
+        left = [""]
+        while left:
+            folder = left.pop()
+            folders, files = in_order(self._entries(folder))
+            yield folder, files
+            left += [f"{folder}/{name}".lstrip("/") for name in reversed(folders)]
 
-    def _unlistable(self, error: OSError) -> None:
+    def _entries(self, folder: str) -> Iterator[tuple[str, bool, None]]:
+        """Yield the entries of a folder, without hidden folders and links to folders."""
+        try:
+            with os.scandir(f"{self.root}/{folder}") as entries:
+                for entry in entries:
+                    is_folder = _is_folder(entry)
+                    if is_folder and entry.name.startswith("."):
+                        continue
+                    if is_folder and entry.is_symlink():
+                        self.counts["links to folders, which are not followed"] += 1
+                        continue
+                    yield entry.name, is_folder, None
+        except OSError as error:
+            raise self._unlistable(error) from error
+
+    def _unlistable(self, error: OSError) -> UserError:
         remedy = "make it readable, or move it away: the images of a folder that is skipped would be missing"
-        raise UserError("images", error.filename, f"it can't be listed ({error.strerror})", remedy) from error
+        return UserError("images", str(error.filename).rstrip("/"), f"it can't be listed ({error.strerror})", remedy)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself
+        return False
 
 
 class MetadataSource:
@@ -78,7 +101,7 @@ class MetadataSource:
 class RemoteFolderSource(FolderSource):
     """Every image below a prefix in an object store, in the order of a local folder. The listing gives the sizes."""
 
-    def walk(self) -> Iterator[tuple[str, Mapping[str, int | None]]]:
+    def walk(self) -> Iterator[tuple[str, Iterator[Listed]]]:
         """See `FolderSource`."""
         store, prefix = image_store(self.root)
         for folder, files in walk_store(store, prefix):

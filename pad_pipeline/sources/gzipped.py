@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pad_pipeline.images import BadImage
-from pad_pipeline.sources.base import image_store
+from pad_pipeline.sources.base import open_url
 from pad_pipeline.storage import is_url
 
 _PIECE = 1 << 20
@@ -29,8 +29,7 @@ def open_gzipped(where: str) -> gzip.GzipFile:
     """Open a gzip file, local or in a store, to read its content from the beginning."""
     if not is_url(where):
         return gzip.GzipFile(fileobj=Path(where).open("rb"))
-    store, path = image_store(where)
-    return gzip.GzipFile(fileobj=store.open(path, "rb"))
+    return gzip.GzipFile(fileobj=open_url(where))
 
 
 def read_gzipped(where: str, at: int, size: int) -> bytes:

@@ -7,13 +7,14 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from io import TextIOWrapper
 from itertools import chain, islice, starmap
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.records import Planned
-from pad_pipeline.sources.base import Tally, clean, ending_of, image_store, require_folder
+from pad_pipeline.sources.base import Tally, clean, ending_of, open_url, require_folder
 from pad_pipeline.sources.fields import NAMES, Fields
 from pad_pipeline.storage import is_url
 
@@ -159,9 +160,8 @@ def open_text(images: str) -> TextIO:
     """Open a local or remote text file that lists images; bytes that are no UTF-8 raise an error when they are read."""
     if not is_url(images):
         return Path(images).open(encoding="utf-8-sig", newline="")
-    store, path = image_store(images)
     try:
-        return cast(TextIO, store.open(path, "r", encoding="utf-8-sig", newline=""))
+        return TextIOWrapper(open_url(images), encoding="utf-8-sig", newline="")
     except Exception as error:
         raise UserError("images", images, f"it can't be opened ({error})", "check the URL") from error
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pad_pipeline.errors import UserError
 from pad_pipeline.parquet import open_parquet
 from pad_pipeline.records import Planned
-from pad_pipeline.sources.base import Tally, ending_of, image_store
+from pad_pipeline.sources.base import Tally, ending_of, open_url
 from pad_pipeline.sources.cells import cell
 from pad_pipeline.sources.fields import JSON, NAMES, Embedded, Fields, below_list, is_there, stem
 from pad_pipeline.sources.llava import given_root, image_folder, open_text
@@ -120,10 +120,8 @@ class ManifestSource:
 
     def _parquet(self, name: str, fields: Fields) -> Iterator[_Row]:
         where = self._where(name)
-        file: Any = where
-        if remote := is_url(where):
-            store, path = image_store(where)
-            file = store.open(path, "rb")
+        remote = is_url(where)
+        file: Any = open_url(where) if remote else where
         # A local file is read in small pieces, a remote one by whole columns of a row group.
         with open_parquet(file, buffer_size=0 if remote else 1 << 20) as table:
             columns = fields.checked(table.schema_arrow.names, where)

@@ -118,7 +118,7 @@ def _matches(root: str, pattern: str, origin: str) -> list[str]:
         fixed = re.split(r"[*\[]" if root.startswith("http") else r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0]
         depth = math.inf if "**" in path else path.count("/") - fixed.count("/")
         folders = walk_store(store, fixed, depth, missing_ok=True)
-        files = (f"{folder.rstrip('/')}/{name}" for folder, files in folders for name in files)
+        files = (f"{folder.rstrip('/')}/{name}" for folder, files in folders for name, _ in files)
         matches = re.compile(glob_translate(path)).fullmatch
         return sorted(file[len(prefix) :].lstrip("/") for file in files if matches(file))
     found = glob.glob(pattern, root_dir=root, recursive=True)  # noqa: PTH207 (relative, hidden left out)

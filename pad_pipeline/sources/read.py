@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
+from pad_pipeline.addresses import any_client, public_client, refusal
 from pad_pipeline.errors import UserError
 from pad_pipeline.images import BadImage
 from pad_pipeline.records import Place
-from pad_pipeline.retries import TRIES, ask, is_final, is_not_found
+from pad_pipeline.retries import REMEDY, TRIES, StoreError, ask, is_final, is_not_found
 from pad_pipeline.sources.base import Tally, image_store
 from pad_pipeline.sources.cells import in_cell, read_cell
 from pad_pipeline.sources.fields import Fields, below_list
 from pad_pipeline.sources.gzipped import is_gzipped, read_gzipped
 from pad_pipeline.storage import is_url, url_problem
+from pad_pipeline.stores import attempt, read_part, read_whole
 
 SECONDS = 60
 """The longest time of one read over the network."""
@@ -33,8 +36,10 @@ _FAULTS_OF_A_FILE = {
 }  # fmt: skip
 
 
-def read_bytes(root: str, place: Place, most: int) -> bytes:
+def read_bytes(root: str, place: Place, most: int, private: bool = False) -> bytes:
     """Return the bytes at a place of the source with this root. More than `most` bytes are refused and not read.
+
+    A URL that leads to a private address is refused too, unless `private` is true or it is on the root's own server.
 
     Raises:
         BadImage: nothing can be read there, or too much.
@@ -46,7 +51,7 @@ def read_bytes(root: str, place: Place, most: int) -> bytes:
         table = file.rpartition("#")[0]
         data = _retried(table, lambda: read_cell(root, place)) if is_url(file) else _local_cell(root, place)
         if isinstance(data, str):
-            return read_bytes(root, _named(root, place, data), most)
+            return read_bytes(root, _named(root, place, data), most, private)
         if len(data) > most:
             raise _too_large(len(data), most)
         return data
@@ -54,7 +59,8 @@ def read_bytes(root: str, place: Place, most: int) -> bytes:
         raise _too_large(place.size, most)
     if place.at >= 0 and is_gzipped(place.file):
         return _whole(place, _retried(file, lambda: read_gzipped(file, place.at, place.size)))
-    data = _remote(file, place, most) if is_url(file) else _local(Path(file), place, most)
+    private = private or not is_url(place.file) or urlsplit(place.file)[:2] == urlsplit(root)[:2]
+    data = _remote(file, place, most, private) if is_url(file) else _local(Path(file), place, most)
     if place.at >= 0 and len(data) > place.size:
         raise BadImage(f"the server of {place.file} sends whole files only")
     return _whole(place, data) if place.at >= 0 else data
@@ -78,7 +84,7 @@ def _named(root: str, place: Place, path: str) -> Place:
 def _local_cell(root: str, place: Place) -> bytes | str:
     try:
         return read_cell(root, place)
-    except BadImage:
+    except (BadImage, MemoryError):
         raise
     except (pa.ArrowException, ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in {None, *_FAULTS_OF_A_FILE}:
@@ -104,10 +110,10 @@ def _local(path: Path, place: Place, most: int) -> bytes:
         raise BadImage(f"the file can't be read ({error.strerror})") from error
 
 
-def _remote(url: str, place: Place, most: int) -> bytes:
+def _remote(url: str, place: Place, most: int, private: bool) -> bytes:
     if problem := url_problem(url):
         raise BadImage(problem)
-    return _retried(url, lambda: _fetch(url, place, most))
+    return _retried(url, lambda: _fetch(url, place, most, private))
 
 
 def _retried(url: str, fetch: Callable[[], _Data]) -> _Data:
@@ -115,47 +121,73 @@ def _retried(url: str, fetch: Callable[[], _Data]) -> _Data:
 
     Raises:
         BadImage: it can't be read, for a reason that concerns this image alone, as far as one can know.
-        UserError: its store also refuses what this process could read there before.
+        UserError: its store also refuses what could be read there before, or gives no answer at all.
     """
     store = _STORE.match(url)
-    try:
-        data = ask(fetch)
-    except (BadImage, UserError):
-        raise
-    except Exception as error:  # any of the errors of the network and of the store's library
-        if is_not_found(error):
-            raise BadImage("there is nothing at this URL") from error
-        detail = f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-        if store and not _still_readable(_readable.get(store[0], "")):
-            rule = f"its store no longer gives this file, and no other {detail}"
-            remedy = "check the credentials and the network, then run the same command again"
-            raise UserError("images", url, rule, remedy) from error
-        tries = "it may not be read" if is_final(error) else f"it can't be fetched, in {TRIES} tries"
-        raise BadImage(f"{tries} {detail}") from error
+    for last in (not store, True):
+        try:
+            data = ask(fetch, lambda: image_store(url)[0].invalidate_cache())
+            break
+        except (BadImage, UserError, MemoryError):
+            raise
+        except Exception as raised:  # any of the errors of the network and of the store's library
+            cause = raised.__cause__ if isinstance(raised, StoreError) else None
+            error = cause if isinstance(cause, Exception) else raised
+            if is_not_found(error):
+                raise BadImage("there is nothing at this URL") from error
+            if found := refusal(error):
+                raise BadImage(str(found)) from error
+            detail = f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            if store and not _answers(url, _readable.get(store[0], "")):
+                rule = f"its store no longer gives this file, and no other {detail}"
+                raise UserError("images", url, rule, REMEDY) from error
+            if last:  # the store is well, and has not given this file in two rounds of tries
+                tries = "it may not be read" if is_final(error) else f"it can't be fetched, in {TRIES} tries"
+                raise BadImage(f"{tries} {detail}") from error
     if store and data:
         _readable[store[0]] = url
     return data
 
 
-def _still_readable(url: str) -> bool:
-    """Return whether a file that was read before can be read still, or is gone; True without a file."""
-    if not url:
-        return True
+def _answers(url: str, witness: str) -> bool:
+    """Return whether a store still gives the file `witness`, which was read before, or says that it is gone. Without a
+    witness, return whether the store gives any answer about the folder of `url`, if only a refusal."""
     try:
-        store, path = image_store(url)
-        return bool(store.cat_file(path, start=0, end=1))
+        store, path = image_store(witness or url.rpartition("/")[0])
+        if witness:
+            read_part(store, path, 0, 1)
+        else:
+            attempt(store, "info", path)
     except Exception as error:
-        return is_not_found(error)
+        return is_not_found(error) or (not witness and is_final(error))
+    return True
 
 
-def _fetch(url: str, place: Place, most: int) -> bytes:
-    store, path = (_http(), url) if url.startswith("http") else image_store(url)
+def witnesses() -> dict[str, str]:
+    """Return the file of each store that this process read last, for other processes, see `remember`."""
+    return dict(_readable)
+
+
+def remember(files: Mapping[str, str]) -> None:
+    """Note files that another process could read, by store. If they can't be read later, the store has failed."""
+    _readable.update(files)
+
+
+def _fetch(url: str, place: Place, most: int, private: bool) -> bytes:
+    if not url.startswith("http"):
+        store, path = image_store(url)
+        if place.at >= 0:
+            return read_part(store, path, place.at, place.at + place.size)
+        size = attempt(store, "info", path)["size"]
+        if size is not None and size > most:
+            raise _too_large(size, most)
+        return read_whole(store, path, size)
+    store = _http(private)
     if place.at >= 0:
-        return bytes(store.cat_file(path, start=place.at, end=place.at + place.size))
-    # Over HTTP as a stream, because a server may give no size, or a wrong one.
-    options = {"block_size": 0, "size": 1} if url.startswith("http") else {}
+        return bytes(store.cat_file(url, start=place.at, end=place.at + place.size))
     content = bytearray()
-    with store.open(path, "rb", **options) as stream:
+    # As a stream, because a server may give no size, or a wrong one.
+    with store.open(url, "rb", block_size=0, size=1) as stream:
         while piece := stream.read(min(1 << 20, most + 1 - len(content))):
             content += piece
             if len(content) > most:
@@ -163,11 +195,12 @@ def _fetch(url: str, place: Place, most: int) -> bytes:
     return bytes(content)
 
 
-def _http() -> Any:
+def _http(private: bool) -> Any:
     import aiohttp
     import fsspec
 
-    return fsspec.filesystem("http", client_kwargs={"timeout": aiohttp.ClientTimeout(total=SECONDS)})
+    options = {"timeout": aiohttp.ClientTimeout(total=SECONDS)}
+    return fsspec.filesystem("http", client_kwargs=options, get_client=any_client if private else public_client)
 
 
 def _too_large(size: int | str, most: int) -> BadImage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from pad_pipeline.errors import rename_field
@@ -12,6 +13,7 @@ from pad_pipeline.shards.reader import ShardFolder, open_shards
 from pad_pipeline.sources.base import Tally
 from pad_pipeline.sources.selection import Selection
 from pad_pipeline.storage import Folder
+from pad_pipeline.threads import OverShards, map_shards
 
 _UNFINISHED = "shards that are not finished"
 
@@ -54,6 +56,9 @@ class StoredSource:
         UserError: a run has no finished shard.
     """
 
+    over: OverShards | None = None
+    """How the shards are read, see `map_shards`."""
+
     def __init__(self, shards: list[str], selection: Selection | None = None) -> None:
         self.runs = [open_shards(folder) for folder in shards]
         self.selection = selection or Selection()
@@ -69,16 +74,26 @@ class StoredSource:
             if unfinished := shards.run.shards - len(shards.names):
                 self.counts[_UNFINISHED] += unfinished
             prefix = self._prefix(shards)
-            for name in shards.names:
-                for number, row in enumerate(shards.index(name)):
-                    if not self.selection.takes(shards, name, row):
-                        self.counts["images left out"] += 1
-                        continue
-                    place = ShardRow(f"{prefix}{name}.parquet", number, max(row["image_bytes"], 0))
-                    yield Planned(row["id"], row["source"], place=place, sample_sha256=row["sha256"])
+            for images, left_out in map_shards(
+                self.over, partial(_chosen, shards, self.selection, prefix), shards.names
+            ):
+                if left_out:
+                    self.counts["images left out"] += left_out
+                yield from images
 
     def _prefix(self, shards: ShardFolder) -> str:
         if shards.folder.remote:
             return "" if len(self.runs) == 1 else f"{shards.folder}/"
         below = os.path.relpath(Path(str(shards.folder)).resolve(), self.root)
         return "" if below == "." else f"{below}/"
+
+
+def _chosen(shards: ShardFolder, selection: Selection, prefix: str, name: str) -> tuple[list[Planned], int]:
+    """Return the chosen images of one shard, and the number of the others."""
+    rows = shards.index(name)
+    images = []
+    for number, row in enumerate(rows):
+        if selection.takes(shards, name, row):
+            place = ShardRow(f"{prefix}{name}.parquet", number, max(row["image_bytes"], 0))
+            images.append(Planned(row["id"], row["source"], place=place, sample_sha256=row["sha256"]))
+    return images, len(rows) - len(images)

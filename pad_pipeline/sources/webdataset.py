@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple, cast
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import Place, Planned
-from pad_pipeline.sources.base import Tally, image_store, parse_json
+from pad_pipeline.sources.base import Tally, open_url, parse_json
 from pad_pipeline.sources.conversations import without_mark
 from pad_pipeline.sources.fields import Fields, Record
 from pad_pipeline.sources.folder import IMAGE_ENDINGS
@@ -238,10 +238,7 @@ def read_text(data: bytes) -> str:
 
 
 def _open(where: str) -> BinaryIO:
-    if not is_url(where):
-        return Path(where).open("rb")
-    store, path = image_store(where)
-    return cast(BinaryIO, store.open(path, "rb"))
+    return open_url(where) if is_url(where) else Path(where).open("rb")
 
 
 def _open_tar(where: str, stream: BinaryIO) -> tarfile.TarFile:

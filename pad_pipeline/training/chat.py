@@ -16,9 +16,10 @@ from pad_pipeline.packages import OPTIONAL, not_installed
 from pad_pipeline.pretrained import load_pretrained, quiet, read_config
 from pad_pipeline.training.export import ADAPTER
 from pad_pipeline.training.llava_abstractor import AbstractorLlava
+from pad_pipeline.training.llava_patches import PatchLlava
 from pad_pipeline.training.template import IMAGE_MARK, Template
 
-KINDS = {kind.config_class.model_type: kind for kind in (LlavaForConditionalGeneration, AbstractorLlava)}
+KINDS = {kind.config_class.model_type: kind for kind in (LlavaForConditionalGeneration, AbstractorLlava, PatchLlava)}
 """The model classes by the `model_type` in config.json. Code in a model's folder never runs."""
 
 

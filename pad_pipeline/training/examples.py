@@ -15,18 +15,21 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
+from pad_pipeline.console import track
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
 from pad_pipeline.images import BadImage, DecodeSettings, decode
 from pad_pipeline.labels import LabelEmbedder
 from pad_pipeline.records import Place
 from pad_pipeline.shards.reader import Sample, ShardFolder
+from pad_pipeline.shards.rows import Say
 from pad_pipeline.sources.fields import Fields
 from pad_pipeline.sources.llava import LlavaSource
 from pad_pipeline.sources.read import read_bytes
 from pad_pipeline.training.order import Ints
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.training.template import IMAGE, EncodedText, Template
+from pad_pipeline.training.towers import BICUBIC
 
 _IMAGE_WORDS = 128
 """The number of words for which an image counts in the estimated length of a sample, as in LLaVA."""
@@ -58,6 +61,8 @@ class Preprocessor(NamedTuple):
     """The standard deviation of the tower's normalization, per channel, 0..1."""
     tokens: int
     """The number of vision tokens for one image."""
+    resample: int = BICUBIC
+    """The number of Pillow's filter for the resize."""
 
     def empty_example(self, width: int) -> Example:
         """Return an example without text, image and regions. `width` is the length of a label embedding."""
@@ -76,7 +81,7 @@ class Preprocessor(NamedTuple):
     def normalized(self, image: Image.Image) -> Tensor:
         """Return the normalized view of an upright RGB image, float32 `[3, size, size]`."""
         red, green, blue = (int(255 * channel) for channel in self.mean)
-        image = self.view.apply(image, (red, green, blue))
+        image = self.view.apply(image, (red, green, blue), self.resample)
         pixels = torch.from_numpy(np.asarray(image, np.float32).transpose(2, 0, 1) / 255)
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))
         return (pixels - mean) / std
@@ -112,7 +117,7 @@ class Examples(ABC):
 class ShardExamples(Examples):
     """The samples of a run of PAD shards; images that failed are left out.
 
-    `embedder` replaces the label embeddings of shards that were built for another LLM.
+    `embedder` replaces the label embeddings of shards that were built for another LLM. `say` receives messages.
 
     Raises:
         UserError: every image of the run failed, or run.json has no usable decode settings.
@@ -120,13 +125,13 @@ class ShardExamples(Examples):
 
     def __init__(
         self, shards: ShardFolder, preprocessor: Preprocessor, template: Template, settings: TrainSettings,
-        embedder: LabelEmbedder | None = None,
+        embedder: LabelEmbedder | None = None, say: Say = lambda text: None,
     ) -> None:  # fmt: skip
         super().__init__(preprocessor, template, settings)
         self.shards, self.embedder = shards, embedder
         self.empty_example = preprocessor.empty_example(embedder.width if embedder else shards.run.embedding_width)
         self.decoding = decode_settings(shards)
-        self.rows = shards.usable()
+        self.rows = shards.usable(say, track)
         if not len(self.rows):
             raise UserError("shards", shards.folder, "every image in it failed", "see `pad stats` for the reasons")
 
@@ -157,7 +162,8 @@ class ShardExamples(Examples):
 
 
 class DialogueExamples(Examples):
-    """The records of a LLaVA JSON, with images or without. `width` is the length of a label embedding.
+    """The records of a LLaVA JSON, with images or without. `width` is the length of a label embedding; for `private`
+    see `read_bytes`.
 
     The JSON is read once, into a temporary file from which single records are read.
 
@@ -166,10 +172,16 @@ class DialogueExamples(Examples):
     """
 
     def __init__(
-        self, source: LlavaSource, preprocessor: Preprocessor, template: Template, settings: TrainSettings, width: int
+        self,
+        source: LlavaSource,
+        preprocessor: Preprocessor,
+        template: Template,
+        settings: TrainSettings,
+        width: int,
+        private: bool = False,
     ) -> None:
         super().__init__(preprocessor, template, settings)
-        self.source, self.decoding = source, DecodeSettings()
+        self.source, self.private, self.decoding = source, private, DecodeSettings()
         self.empty_example = preprocessor.empty_example(width)
         self._folder = tempfile.TemporaryDirectory(prefix="pad-dialogues-")
         self._path = Path(self._folder.name, "records")
@@ -199,7 +211,7 @@ class DialogueExamples(Examples):
             return example._replace(problem=kept["problem"])
         try:
             if image:
-                data = read_bytes(self.source.root, Place(image), self.decoding.max_file_bytes)
+                data = read_bytes(self.source.root, Place(image), self.decoding.max_file_bytes, self.private)
                 pixels = self.preprocessor.pixels(data, self.decoding)
             return example._replace(text=self._truncated(self.template(kept["turns"], bool(image))), pixels=pixels)
         except BadImage as error:

@@ -30,13 +30,26 @@ from pad_pipeline.pretrained import quiet
 from pad_pipeline.storage import atomic_write
 from pad_pipeline.training.abstractor import CAbstractor
 from pad_pipeline.training.llava_abstractor import AbstractorLlava, AbstractorLlavaConfig
+from pad_pipeline.training.llava_patches import PatchLlava, PatchLlavaConfig
 from pad_pipeline.training.model import MultimodalModel
+from pad_pipeline.training.pixel_shuffle import PixelShuffle
 from pad_pipeline.training.projector import save_projector
 from pad_pipeline.training.ranks import Ranks
 from pad_pipeline.training.template import IMAGE, IMAGE_MARK, SYSTEM, Template, TemplateName
+from pad_pipeline.training.towers import BICUBIC
 
 ADAPTER = "adapter"
 """The folder within `hf/` for LoRA adapters that are not merged into the LLM."""
+_KINDS: dict[type[LlavaConfig], Any] = {
+    LlavaConfig: LlavaForConditionalGeneration, AbstractorLlavaConfig: AbstractorLlava, PatchLlavaConfig: PatchLlava,
+}  # fmt: skip
+"""The model classes by their config classes."""
+_CODE: dict[Any, list[str]] = {
+    LlavaForConditionalGeneration: [],
+    AbstractorLlava: ["abstractor.py", "llava_abstractor.py"],
+    PatchLlava: ["abstractor.py", "llava_abstractor.py", "llava_patches.py", "pixel_shuffle.py"],
+}
+"""The files of this folder that an exported model of each class needs."""
 
 
 def export(model: MultimodalModel, view: View, out: Path, here: Ranks) -> None:
@@ -56,7 +69,8 @@ def export(model: MultimodalModel, view: View, out: Path, here: Ranks) -> None:
 def export_llava(model: MultimodalModel, view: View, folder: Path) -> None:
     """Write tower, projector, LLM and processor into `folder`; adapters that are not merged go into `adapter/`.
 
-    With a C-Abstractor, the two Python files that define the model are written too.
+    Where stock LLaVA can't have the projector (C-Abstractor, pixel shuffle) or the tower (registers), the Python files
+    that define the model are written too.
     """
     tokenizer = copy.deepcopy(model.tokenizer)
     tokenizer.add_tokens([IMAGE_MARK], special_tokens=True)
@@ -67,7 +81,7 @@ def export_llava(model: MultimodalModel, view: View, folder: Path) -> None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token  # LLaVA takes `<unk>` too
     state = _weights(model, len(tokenizer))
     config = _config(model, tokenizer.convert_tokens_to_ids(IMAGE_MARK), state)
-    kind = AbstractorLlava if isinstance(config, AbstractorLlavaConfig) else LlavaForConditionalGeneration
+    kind = _KINDS[type(config)]
     with torch.device("meta"):  # without memory: the weights are assigned below, without a copy
         llava = kind(config)
     llava.load_state_dict(state, assign=True)
@@ -76,11 +90,10 @@ def export_llava(model: MultimodalModel, view: View, folder: Path) -> None:
     with quiet():
         llava.save_pretrained(folder)
         processor_for(model, view, tokenizer).save_pretrained(folder)
-    if kind is AbstractorLlava:  # then the model loads even if this project is not installed
-        for name in ("abstractor.py", "llava_abstractor.py"):
-            code = Path(__file__).with_name(name).read_text("utf-8")
-            code = code.replace("from pad_pipeline.errors import UserError\n", "UserError = ValueError\n")
-            (folder / name).write_text(code, "utf-8")
+    for name in _CODE[kind]:  # then the model loads even if this project is not installed
+        code = Path(__file__).with_name(name).read_text("utf-8")
+        code = code.replace("from pad_pipeline.errors import UserError\n", "UserError = ValueError\n")
+        (folder / name).write_text(code, "utf-8")
     if model.settings.llm == "lora" and not model.settings.lora.merge:
         _save_adapter(model.llm, folder / ADAPTER)
 
@@ -101,16 +114,25 @@ def _config(model: MultimodalModel, image_token: int, state: dict[str, Tensor]) 
         "image_seq_length": model.vision_tokens,
         "tie_word_embeddings": text.tie_word_embeddings,
     }
-    if not isinstance(model.projector, CAbstractor):
-        return LlavaConfig(**shared)
-    code = {"AutoConfig": AbstractorLlavaConfig, "AutoModelForImageTextToText": AbstractorLlava}
-    auto_map = {name: f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}" for name, kind in code.items()}
-    return AbstractorLlavaConfig(**shared, abstractor=model.projector.sizes, auto_map=auto_map)
+    projector, kind = model.projector, LlavaConfig
+    own: dict[str, Any] = {}
+    if isinstance(projector, CAbstractor):
+        kind, own = AbstractorLlavaConfig, {"abstractor": projector.sizes}
+    if isinstance(projector, PixelShuffle):
+        own = {"pixel_shuffle": projector.sizes}
+    if isinstance(projector, PixelShuffle) or model.vision_config["prefix_tokens"] > 1:
+        # LLaVA's strategy stays for the number of image marks that the processor writes: the class drops the tokens.
+        kind, shared["vision_feature_select_strategy"] = PatchLlavaConfig, "full"
+        own["prefix_tokens"] = model.vision_config["prefix_tokens"]
+    if kind is not LlavaConfig:
+        code = {"AutoConfig": kind, "AutoModelForImageTextToText": _KINDS[kind]}
+        own["auto_map"] = {name: f"{it.__module__.rpartition('.')[2]}.{it.__name__}" for name, it in code.items()}
+    return kind(**shared, **own)
 
 
 def _select_strategy(model: MultimodalModel) -> str:
-    """Return LLaVA's `vision_feature_select_strategy`: "default" drops CLIP's CLS token; SigLIP has none, so "full"."""
-    return "full" if model.vision_config["model_type"].startswith("siglip") else "default"
+    """Return LLaVA's `vision_feature_select_strategy`: "default" drops one token, CLS; SigLIP has none, so "full"."""
+    return "default" if model.vision_config["prefix_tokens"] == 1 else "full"
 
 
 def _weights(model: MultimodalModel, tokens: int) -> dict[str, Tensor]:
@@ -132,7 +154,7 @@ def _projector_weights(projector: nn.Module) -> dict[str, Tensor]:
     LLaVA's projector has two layers, so a projector of one Linear gets the identity as its second layer.
     """
     weights = projector.state_dict()
-    if isinstance(projector, CAbstractor):
+    if isinstance(projector, CAbstractor | PixelShuffle):
         return weights
     if isinstance(projector, nn.Linear):
         identity = torch.eye(projector.out_features, device=projector.weight.device)
@@ -204,21 +226,24 @@ def _generation(model: MultimodalModel, image_token: int, pad_token: int | None)
 def processor_for(model: MultimodalModel, view: View, tokenizer: Any) -> LlavaProcessor:
     """Return a processor that prepares images and questions as the training did."""
     # LlavaProcessor writes one image mark for each patch, plus `additional`, minus one if the strategy drops CLS. The
-    # sum must be the number of vision tokens; a C-Abstractor has fewer of them than there are patches.
+    # sum must be the number of vision tokens; some projectors have fewer of them than there are patches.
     additional = model.vision_tokens - view.grid**2 + (_select_strategy(model) == "default")
     tokenizer.chat_template = None  # it would be saved to the same file as the processor's chat template
     processor = LlavaProcessor(
-        image_processor_for(view, model.mean, model.std), tokenizer, patch_size=view.patch, image_token=IMAGE_MARK,
+        image_processor_for(view, model.mean, model.std, model.resample), tokenizer, patch_size=view.patch,
+        image_token=IMAGE_MARK,
         vision_feature_select_strategy=_select_strategy(model), num_additional_image_tokens=additional,
     )  # fmt: skip
     processor.chat_template = chat_template_for(_question_template(model), model.tokenizer, processor)
     return processor
 
 
-def image_processor_for(view: View, mean: list[float], std: list[float]) -> CLIPImageProcessorPil:
-    """Return an image processor of transformers with the same results as `view.apply` and the normalization."""
+def image_processor_for(
+    view: View, mean: list[float], std: list[float], resample: int = BICUBIC
+) -> CLIPImageProcessorPil:
+    """Return an image processor of transformers with the same results as `Preprocessor.normalized`."""
     square = {"height": view.size, "width": view.size}
-    shared = {"image_mean": mean, "image_std": std, "crop_size": square}
+    shared = {"image_mean": mean, "image_std": std, "crop_size": square, "resample": resample}
     if view.fit == "stretch":
         return CLIPImageProcessorPil(size=square, do_center_crop=False, **shared)
     if view.fit == "pad":

@@ -12,8 +12,9 @@ from pad_pipeline.storage import resolved
 from pad_pipeline.training.settings import Stage2Settings, TrainSettings
 
 MAY_DIFFER = {
-    "out", "wandb", "settings.micro_batch", "settings.loader_threads", "settings.compile", "settings.lora.merge",
-    "settings.activation_checkpointing", "settings.checkpoint_every", "settings.keep_checkpoints",
+    "out", "wandb", "private_addresses", "settings.micro_batch", "settings.loader_threads", "settings.compile",
+    "settings.lora.merge", "settings.activation_checkpointing", "settings.checkpoint_every",
+    "settings.keep_checkpoints",
 }  # fmt: skip
 """Fields that may change when a training is continued: they change no result beyond the last digits."""
 
@@ -31,7 +32,7 @@ class Job(BaseModel):
     stage: int = Field(ge=1, le=2)
     """The training stage: 1 trains only the projector, 2 also the LLM."""
     vision: AbsolutePath
-    """Folder or hub name of the vision tower, of CLIP's or SigLIP's type."""
+    """Folder or hub name of the vision tower: CLIP, SigLIP, SigLIP 2 of fixed size, DINOv2, DINOv3 or TIPSv2."""
     llm: AbsolutePath
     """Folder or hub name of the LLM, see `check_llm`."""
     out: str
@@ -43,6 +44,9 @@ class Job(BaseModel):
     """LLaVA JSON of dialogues to train on, with images or without."""
     image_root: AbsolutePath = ""
     """Folder that the images of `data` are relative to; by default the folder of the JSON."""
+    private_addresses: bool = False
+    """Read images that `data` names by URLs of this machine or of a private network. The server of `image_root` is read
+    anyway."""
     fit: Fit = "pad"
     """How the images of `data` are made square, see `View`. Shards have their own fit."""
     init: AbsolutePath = ""

@@ -29,4 +29,5 @@ class AbstractorLlava(LlavaForConditionalGeneration):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.model.multi_modal_projector = CAbstractor(**(config.abstractor or {}))
+        if config.abstractor is not None:
+            self.model.multi_modal_projector = CAbstractor(**config.abstractor)

@@ -29,11 +29,13 @@ from pad_pipeline.training.export import export
 from pad_pipeline.training.flops import peak_flops, step_flops
 from pad_pipeline.training.held_out import measure_held_out
 from pad_pipeline.training.job import MAY_DIFFER, Job
-from pad_pipeline.training.model import MultimodalModel, check_view, embedder_for, shard_with_fsdp, view_of
-from pad_pipeline.training.order import SampleOrder
+from pad_pipeline.training.model import MultimodalModel, embedder_for, shard_with_fsdp
+from pad_pipeline.training.order import SampleOrder, shuffled
+from pad_pipeline.training.projector import build_projector
 from pad_pipeline.training.ranks import Ranks, ranks
 from pad_pipeline.training.step_counts import StepCounts, count_step
 from pad_pipeline.training.template import Template
+from pad_pipeline.training.towers import check_view, view_of
 from pad_pipeline.training.training_log import DROPPED, TrainingLog, read_log
 from pad_pipeline.weights import fetch_model
 
@@ -70,6 +72,8 @@ class Trainer:
         if self.shards:
             check_view(self.shards.run.view, tower, job.vision)  # before the models are loaded
         self.view = self.shards.run.view if self.shards else view_of(tower, job.fit)
+        with torch.device("meta"):  # find a grid that does not fit the projector before the models are loaded
+            build_projector(self.settings.projector, 8, 8, self.view.grid, self.settings.abstractor_tokens)
         self.model = MultimodalModel(job.vision, job.llm, self.settings, here.device, job.init)
         if self.settings.max_length < 2 + self.model.vision_tokens:
             rule = f"an image takes {self.model.vision_tokens} tokens, and BOS and a caption need more"
@@ -112,15 +116,17 @@ class Trainer:
         except ValueError as error:
             rule = f"it can't be used with this LLM's tokenizer ({error})"
             raise UserError("template", self.settings.template, rule, "choose another in the settings") from error
-        preprocessor = Preprocessor(self.view, model.mean, model.std, model.vision_tokens)
+        preprocessor = Preprocessor(self.view, model.mean, model.std, model.vision_tokens, model.resample)
         if not self.shards:
             with rename_field(images="data"):
                 source = LlavaSource(job.data, job.image_root or None)
-                return DialogueExamples(source, preprocessor, template, self.settings, model.width)
+                return DialogueExamples(
+                    source, preprocessor, template, self.settings, model.width, job.private_addresses
+                )
         embedder = embedder_for(model.llm_folder, self.shards.run)
         if embedder:
             self.say("The shards were built for another LLM, so labels are embedded again with this LLM's words.")
-        return ShardExamples(self.shards, preprocessor, template, self.settings, embedder)
+        return ShardExamples(self.shards, preprocessor, template, self.settings, embedder, self.say)
 
     def _facts(self) -> dict[str, Any]:
         """Return the content of training.json. Check that an earlier part of the training had the same samples."""
@@ -138,12 +144,14 @@ class Trainer:
         count, held = len(self.examples), self.settings.held_out
         if held >= count:
             raise UserError("held_out", held, f"there are {count} samples in all", "hold out fewer")
-        shuffled = np.random.default_rng(self.settings.seed).permutation(count) if held else np.arange(count)
-        self.held, kept = np.sort(shuffled[count - held :]), np.sort(shuffled[: count - held])
-        self.trained = len(kept)
+        self.held = np.arange(0)
+        if held:
+            self.held = np.sort(shuffled(np.random.default_rng(self.settings.seed), count)[count - held :])
+        self.trained = count - held
         self.batch_size = min(self.settings.batch_size, self.trained)
         lengths = self.examples.lengths if self.settings.group_by_length else None
-        self.order = SampleOrder(kept, self.batch_size, self.settings.seed, lengths, self.examples.with_image)
+        with_image = self.examples.with_image
+        self.order = SampleOrder(count, self.batch_size, self.settings.seed, lengths, with_image, self.held)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         """Build AdamW with two parameter groups, the projector and the rest, each with its highest learning rate."""

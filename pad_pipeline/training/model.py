@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, CLIPVisionModel, SiglipVisionModel
+from transformers import AutoModelForCausalLM
 
 from pad_pipeline.errors import UserError, rename_field
-from pad_pipeline.geometry import Fit, View
 from pad_pipeline.labels import EmbeddingTable, LabelEmbedder, LabelSettings
 from pad_pipeline.llms import check_llm, linear_layers
 from pad_pipeline.packages import OPTIONAL, not_installed
-from pad_pipeline.pretrained import load_pretrained, load_tokenizer, read_config
+from pad_pipeline.pretrained import load_pretrained, load_tokenizer
 from pad_pipeline.shards.run import Run
 from pad_pipeline.training.batches import Batch
 from pad_pipeline.training.losses import caption_loss, mean_cosine, patch_loss
 from pad_pipeline.training.projector import build_projector, load_projector, pool, token_count
 from pad_pipeline.training.settings import TrainSettings
+from pad_pipeline.training.towers import TOWERS, preprocessing, vision_config
 from pad_pipeline.weights import fetch_model
-
-CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-TOWERS = {
-    "clip": CLIPVisionModel, "clip_vision_model": CLIPVisionModel,
-    "siglip": SiglipVisionModel, "siglip_vision_model": SiglipVisionModel,
-}  # fmt: skip
-"""The classes of vision towers, by the `model_type` in config.json."""
 
 
 class Losses(NamedTuple):
@@ -48,7 +40,7 @@ class MultimodalModel(nn.Module):
     """A frozen vision tower, a projector and an LLM.
 
     Args:
-        vision: folder or hub name of a vision tower of CLIP's or SigLIP's type.
+        vision: folder or hub name of a vision tower of a family in `TOWERS`.
         llm: folder or hub name of an LLM, see `check_llm`.
         settings: the training's settings.
         device: device of all weights. On a GPU frozen weights are in bfloat16; all others are in float32.
@@ -66,8 +58,9 @@ class MultimodalModel(nn.Module):
         self.vision_config, self.llm_folder = vision_config(folder), llm_folder
         check_llm("llm", llm_folder)
         self.tokenizer = load_tokenizer("llm", llm_folder)
-        self.mean, self.std = normalization(folder)
-        self.tower = load_pretrained("vision", folder, TOWERS[self.vision_config["model_type"]], frozen_type)
+        self.mean, self.std, self.resample = preprocessing(folder)
+        family = TOWERS[self.vision_config["model_type"]]
+        self.tower = load_pretrained("vision", folder, family.model, frozen_type)
         llm_type = torch.float32 if settings.llm == "full" else frozen_type
         self.llm = load_pretrained("llm", llm_folder, AutoModelForCausalLM, llm_type)
         _check_vocabulary(self.llm, self.tokenizer, llm)
@@ -128,11 +121,17 @@ class MultimodalModel(nn.Module):
             raise UserError("init", path, rule, "give the projector of the same tower, LLM and kind")
         return given
 
+    @torch.no_grad()
+    def encode_patches(self, pixels: Tensor) -> Tensor:
+        """Return the tower's patches `[B, grid * grid, c]` of images `[B, 3, size, size]`, row by row from the top
+        left, without the special tokens before them."""
+        states = self.tower(pixels.to(self.tower.dtype), output_hidden_states=True).hidden_states
+        patches: Tensor = states[self.settings.vision_layer][:, self.vision_config["prefix_tokens"] :]
+        return patches
+
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Encode and project images `[B, 3, size, size]` to tokens `[B, M, d]`, row by row from the top left."""
-        with torch.no_grad():
-            states = self.tower(pixels.to(self.tower.dtype), output_hidden_states=True).hidden_states
-            patches = states[self.settings.vision_layer][:, -(self.grid**2) :]  # without CLIP's first token, CLS
+        patches = self.encode_patches(pixels)
         # The projector's weights are in float32, because they are trained. On a GPU it computes in bfloat16.
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.device.type == "cuda"):
             tokens: Tensor = self.projector(patches.float())
@@ -178,74 +177,6 @@ class MultimodalModel(nn.Module):
     def _autocast(self, values: Tensor) -> bool:
         """Return whether the LLM needs autocast to bfloat16: its weights are in float32, on a GPU."""
         return values.device.type == "cuda" and self.settings.llm != "frozen"
-
-
-def vision_config(folder: Path) -> dict[str, Any]:
-    """Return a tower's `model_type`, `image_size` and `patch_size` (both in pixels).
-
-    Raises:
-        UserError: the folder holds no tower of a known type, or the tower's patches do not fill its image.
-    """
-    config = read_config("vision", folder, set(TOWERS))
-    inner = config.get("vision_config", config)  # the config of a whole CLIP contains its tower's config
-    default = 16 if config["model_type"].startswith("siglip") else 32  # the defaults of transformers' classes
-    found = {"image_size": inner.get("image_size", 224), "patch_size": inner.get("patch_size", default)}
-    if not all(type(value) is int and value > 0 for value in found.values()):
-        raise UserError("vision", folder, f"its config.json says {found}", "fetch it again")
-    size, patch = found["image_size"], found["patch_size"]
-    if size % patch:  # for example SigLIP so400m at 384 px
-        rule = f"it takes images of {size} px in patches of {patch} px, and drops the last {size % patch} px"
-        remedy = "use a tower whose size is a multiple of its patch, such as google/siglip-large-patch16-384"
-        raise UserError("vision", folder, rule, remedy)
-    return found | {"model_type": config["model_type"]}
-
-
-def view_of(folder: Path, fit: Fit) -> View:
-    """Return a vision tower's view, with the given fit."""
-    config = vision_config(folder)
-    return View(size=config["image_size"], patch=config["patch_size"], fit=fit)
-
-
-def check_view(view: View, folder: Path, vision: str) -> None:
-    """Check that the tower in `folder` takes images and patches of the size of the shards' view.
-
-    Raises:
-        UserError: a size differs.
-    """
-    config = vision_config(folder)
-    size, patch = config["image_size"], config["patch_size"]
-    if (size, patch) != (view.size, view.patch):
-        made = f"{view.size} px in patches of {view.patch} ({view.fit}, a grid of {view.grid} x {view.grid})"
-        rule = f"it takes images of {size} px in patches of {patch} px, and the shards are made for {made}"
-        remedy = f"use the matching tower, or build shards with `size` {size} and `patch` {patch}"
-        raise UserError("vision", vision, rule, remedy)
-
-
-def normalization(folder: Path) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation per channel, 0..1, from preprocessor_config.json.
-
-    Without that file, return the values of CLIP or SigLIP.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    siglip = vision_config(folder)["model_type"].startswith("siglip")
-    mean, std = ([0.5] * 3, [0.5] * 3) if siglip else (CLIP_MEAN, CLIP_STD)
-    try:
-        config = json.loads((folder / "preprocessor_config.json").read_text())
-        mean, std = config.get("image_mean", mean), config.get("image_std", std)
-    except OSError:
-        return mean, std
-    except (ValueError, RecursionError) as error:
-        rule = f"its preprocessor_config.json is no JSON ({error})"
-        raise UserError("vision", folder, rule, "fetch it again") from error
-    if not all(
-        isinstance(values, list) and len(values) == 3 and all(type(v) in (int, float) and 0 <= v <= 1 for v in values)
-        for values in (mean, std)
-    ) or not min(std):
-        rule = f"its preprocessor_config.json has image_mean {mean} and image_std {std}, not 3 numbers of 0..1 each"
-        raise UserError("vision", folder, rule, "fetch it again")
-    return mean, std
 
 
 def embedder_for(llm_folder: Path, run: Run) -> LabelEmbedder | None:

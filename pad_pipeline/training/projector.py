@@ -1,6 +1,7 @@
 """Build, save and load a projector, which maps the vision tower's tokens to the LLM's width.
 
-The kinds are LLaVA's two (mlp, linear) and Honeybee's C-Abstractor; the weights have LLaVA's and Honeybee's names.
+The kinds are LLaVA's two (mlp, linear), Honeybee's C-Abstractor and InternVL's pixel shuffle; the weights have the
+names that they have there.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from pad_pipeline.console import note
 from pad_pipeline.errors import UserError
 from pad_pipeline.storage import Folder
 from pad_pipeline.training.abstractor import HONEYBEE_TOKENS, CAbstractor
+from pad_pipeline.training.pixel_shuffle import FACTOR, PixelShuffle
 from pad_pipeline.training.settings import ProjectorKind
 
 _PREFIX = "model.mm_projector."
 """The prefix of the names of a projector's weights in LLaVA."""
-_OWN = re.compile(r".*(mm_projector|abstractor)\.")
-"""Matches the prefix of the names of a projector's weights in files of LLaVA and of Honeybee."""
+_OWN = re.compile(r".*(mm_projector|abstractor|mlp1)\.")
+"""Matches the prefix of the names of a projector's weights in files of LLaVA, of Honeybee and of InternVL."""
 
 
 def build_projector(
@@ -31,27 +33,47 @@ def build_projector(
 ) -> nn.Module:
     """Build a new projector from patch tokens `[B, grid * grid, vision_width]` to tokens `[B, M, llm_width]`.
 
-    Only a C-Abstractor needs `grid` and `tokens`, its M. The other kinds have one token for each patch.
+    Only a C-Abstractor needs `grid` and `tokens`, its M. A pixel shuffle has one token for 2 x 2 patches, and the other
+    kinds have one for each patch.
 
     Raises:
-        UserError: `tokens` is not a square number from 1 to `grid * grid`.
+        UserError: for a C-Abstractor, `tokens` is not a square number from 1 to `grid * grid`; for a pixel shuffle,
+            `grid` is odd.
     """
     if kind == "c-abstractor":
         return CAbstractor(vision_width, llm_width, grid, tokens)
+    if kind == "pixel-shuffle":
+        check_shuffle(grid)
+        return PixelShuffle(vision_width, llm_width)
     first = nn.Linear(vision_width, llm_width)
     return first if kind == "linear" else nn.Sequential(first, nn.GELU(), nn.Linear(llm_width, llm_width))
 
 
+def check_shuffle(grid: int, field: str = "projector", value: object = "pixel-shuffle") -> None:
+    """Check that 2 x 2 patches fill a grid. InternVL refuses an odd grid too. With padding, the tokens at the right and
+    at the bottom would be half of nothing, and a region there could never cover them.
+
+    Raises:
+        UserError: the grid is odd; it has the given field and value.
+    """
+    if grid % FACTOR:
+        rule = f"a pixel shuffle joins 2 x 2 patches, and the tower's grid of {grid} x {grid} is odd"
+        remedy = "choose another projector, or a tower with an even grid such as google/siglip2-so400m-patch16-384"
+        raise UserError(field, value, rule, remedy)
+
+
 def token_count(projector: nn.Module, grid: int) -> int:
     """Return the number of a projector's tokens for `grid * grid` patches."""
-    return projector.tokens if isinstance(projector, CAbstractor) else grid**2
+    if isinstance(projector, CAbstractor):
+        return projector.tokens
+    return (grid // FACTOR) ** 2 if isinstance(projector, PixelShuffle) else grid**2
 
 
 def pool(projector: nn.Module, coverage: Tensor, grid: int) -> Tensor:
     """Average the coverage `[R, grid * grid]` of R regions over the patches of each of the projector's tokens.
 
-    The windows are the same as in the C-Abstractor's pool. Return float32 `[R, M]`, 0..255. If there are as many tokens
-    as patches, return `coverage` unchanged.
+    The windows are the same as in the C-Abstractor's pool, and 2 x 2 patches for a pixel shuffle. Return float32
+    `[R, M]`, 0..255. If there are as many tokens as patches, return `coverage` unchanged.
     """
     tokens = token_count(projector, grid)
     if tokens == grid**2:
@@ -76,7 +98,8 @@ def save_projector(projector: nn.Module, path: Path) -> None:
 
 
 def load_projector(path: Path) -> nn.Module:
-    """Load the projector in a `mm_projector.bin` of this project or of LLaVA, or in a file of Honeybee's weights.
+    """Load the projector in a `mm_projector.bin` of this project or of LLaVA, or in a file of Honeybee's or InternVL's
+    weights.
 
     Honeybee does not store the number of tokens: it is 144, unless a tensor `tokens` was added to the file. LLaVA may
     store other weights beside the projector, such as `embed_tokens` and `image_newline`. They are left out, and a note
@@ -118,16 +141,20 @@ def _empty_projector(state: dict[str, Tensor], path: Path) -> nn.Module:
         kind = "linear"
     elif set(state) == {"0.weight", "0.bias", "2.weight", "2.bias"}:
         kind = "mlp"
+    elif set(state) == {f"{layer}.{name}" for layer in (0, 1, 3) for name in ("weight", "bias")}:
+        kind = "pixel-shuffle"
     else:
         names = ", ".join(sorted(state)[:4])
-        rule = f"its tensors ({names}) are neither those of a Linear, nor of a 2-layer MLP, nor of a C-Abstractor"
+        kinds = "of a Linear, nor of a 2-layer MLP, nor of a C-Abstractor, nor of a pixel shuffle"
+        rule = f"its tensors ({names}) are neither those {kinds}"
         raise UserError("projector", path, rule, "give a mm_projector.bin of one of these kinds")
     try:
         with torch.device("meta"):
             if kind == "c-abstractor":
                 return _empty_abstractor(state)
-            llm_width, vision_width = state["weight" if kind == "linear" else "0.weight"].shape
-            return build_projector(kind, vision_width, llm_width)
+            first = {"linear": "weight", "mlp": "0.weight", "pixel-shuffle": "1.weight"}[kind]
+            llm_width, width = state[first].shape
+            return build_projector(kind, width // FACTOR**2 if kind == "pixel-shuffle" else width, llm_width)
     except UserError as error:
         rule = f"its number of tokens, {error.value}, {error.rule}"
         remedy = f"store the right number in the file as {_PREFIX}tokens (int64)"

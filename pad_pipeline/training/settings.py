@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pad_pipeline.geometry import PatchRule
 from pad_pipeline.training.template import TemplateName
 
-ProjectorKind = Literal["mlp", "linear", "c-abstractor"]
+ProjectorKind = Literal["mlp", "linear", "c-abstractor", "pixel-shuffle"]
 
 
 class PatchLossSettings(BaseModel):
@@ -49,11 +49,11 @@ class TrainSettings(BaseModel):
 
     projector: ProjectorKind = "mlp"
     """Kind of projector. `mlp`: Linear, GELU, Linear (LLaVA's mlp2x_gelu). `linear`: one Linear. `c-abstractor`:
-    Honeybee's."""
+    Honeybee's. `pixel-shuffle`: InternVL's, one token for 2 x 2 patches, for towers with an even grid."""
     abstractor_tokens: int = Field(144, gt=0)
     """Number of vision tokens for one image, with a C-Abstractor: a square number."""
     vision_layer: int = Field(-2, le=-1)
-    """The hidden state of the vision tower that the projector gets, without the CLS token."""
+    """The hidden state of the vision tower that the projector gets, without CLS and registers."""
     llm: Literal["frozen", "full", "lora"] = "frozen"
     """The weights of the LLM that are trained: none, all, or low-rank adapters."""
     lora: LoraSettings = LoraSettings()

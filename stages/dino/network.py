@@ -28,8 +28,6 @@ KINDS = {
 }
 """The model class for each `model_type`: detectors of transformers with a score for each token of the text."""
 SAMPLING = (dino.MultiScaleDeformableAttention, mm.MultiScaleDeformableAttention)
-FIRST_STRIDE = 8
-"""The stride of the finest feature map, in pixels of the image. The stride of each coarser map is twice as large."""
 LARGEST_EDGE = 4096
 """The largest edge in pixels that a preprocessor_config.json may ask for."""
 TEXT_STEP = 16
@@ -83,6 +81,8 @@ class GroundingDino:
             rule = f"its config.json sets max_text_len to {self.max_tokens}, which leaves no room for tags"
             raise UserError("detector.model", folder, rule, "fetch the model again")
         self.queries, self.levels = model.config.num_queries, model.config.num_feature_levels
+        # Stage 1 of a Swin has the stride 4. Large models use it, and others begin with stage 2.
+        self.stride = 2 << min(getattr(model.config.backbone_config, "out_indices", None) or [2])
         self.words: int = model.config.text_config.vocab_size
         # Run the backbone once for each image, and rescale and normalize on the device.
         self.backbone = inner.backbone = _SharedFeatures(inner.backbone)
@@ -102,7 +102,7 @@ class GroundingDino:
 
     def count_positions(self, height: int, width: int) -> int:
         """Return the number of positions in a resized image's feature maps, from which the model picks its queries."""
-        strides = (FIRST_STRIDE << level for level in range(self.levels))
+        strides = (self.stride << level for level in range(self.levels))
         return sum(-(-height // stride) * -(-width // stride) for stride in strides)
 
     def prepare(self, image: Image.Image) -> Tensor:

@@ -82,7 +82,7 @@ def test_a_model_in_every_form_gives_the_same_numbers(
         assert np.allclose(flat(found[0]), flat(other), rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
-@pytest.mark.parametrize("kind", ["linear", "c-abstractor", "lora"])
+@pytest.mark.parametrize("kind", ["linear", "c-abstractor", "pixel-shuffle", "lora"])
 def test_every_kind_of_training_is_analysed(
     kind: str, pad: Pad, trained: Path, shards: Path, models_toml: Path, tmp_path: Path
 ) -> None:
@@ -90,8 +90,8 @@ def test_every_kind_of_training_is_analysed(
     left out, fewer tokens than patches, a projector that is read as another."""
     models = ["--vision", models_toml.parent / "clip", "--llm", models_toml.parent / "llm"]
     settings = tmp_path / "settings.toml"
-    text = {"linear": "beta_end = 5.0", "c-abstractor": "abstractor_tokens = 16", "lora": 'llm = "lora"'}
-    settings.write_text(text[kind] + "\n")
+    text = {"c-abstractor": "abstractor_tokens = 16", "lora": 'llm = "lora"'}
+    settings.write_text(text.get(kind, "beta_end = 5.0") + "\n")
     command = ["train", "--shards", shards, *models, "--settings", settings, "--steps", 3, "--batch-size", 5]
     own = ["--stage", 2, "--init", trained / "mm_projector.bin"] if kind == "lora" else ["--projector", kind]
     done = pad(*command, *own, "--learning-rate", 0.01, "--out", tmp_path / "out")
@@ -101,7 +101,7 @@ def test_every_kind_of_training_is_analysed(
     assert done.code == 0, done.err
     found = numbers(tmp_path / "folder")
     assert 0 <= found["align"]["align"] <= 1 and np.isfinite(found["entropy"]["image"]["dH"])
-    tokens = 16 if kind == "c-abstractor" else 64
+    tokens = 16 if kind in ("c-abstractor", "pixel-shuffle") else 64
     assert found["entropy"]["image"]["bound_after"] == pytest.approx(np.log(tokens))
     if kind != "lora":  # whose LLM has changed too
         projector = ["--model", tmp_path / "out/mm_projector.bin", *models]

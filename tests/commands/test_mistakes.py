@@ -71,7 +71,7 @@ def mistakes(tmp: Path, world: World, models_toml: Path) -> dict[str, tuple[list
         "out unwritable": ([*images, "--out", "/proc/pad-out"], "can't be written"),
         "unknown models": (
             [*images, *out, "--models", "large"],
-            "neither a preset (paper, plus, miniature) nor a file",
+            "neither a preset (paper, plus, best, miniature) nor a file",
         ),
         "bad TOML": (models("bad.toml"), "not valid TOML"),
         "unknown setting": (models("typo.toml"), "tagger.treshold"),
@@ -84,7 +84,7 @@ def mistakes(tmp: Path, world: World, models_toml: Path) -> dict[str, tuple[list
         "other tag list": (models("short.toml"), "the tag list has 2 lines"),
         "a special token in a tag": (models("special.toml"), "'the end </s>' holds '</s>', a special token of the LLM"),
         "other hash": (models("hash.toml"), "its sha256 is"),
-        "view and patch": ([*images, *out, "--view-size", 100], "must be a multiple of patch 14"),
+        "view and patch": ([*images, *out, "--view-size", 10], "is smaller than patch 14"),
         "no cluster there": ([*images, *out, "--engine", "ray", "--address", "127.0.0.1:9"], "Ray can't be joined"),
         "workers on local": ([*images, *out, "--workers", 2], "--engine ray"),
     }

@@ -18,10 +18,18 @@ from pad_pipeline.stages.segment import SegmenterSettings
 from pad_pipeline.stages.tag import TaggerSettings
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.weights import fetch_model
+from pad_pipeline.workflows.models.catalog import LICENSES
 from pad_pipeline.workflows.models.settings import load_models
 from pad_pipeline.workflows.toml import read_settings
 from tests.commands.conftest import Pad
 from tests.conftest import ROOT
+
+
+def test_the_best_preset_needs_no_agreement_and_its_licenses_are_known() -> None:
+    """A preset with a gated model would end in an error for everybody without an account."""
+    files = [file for one in load_models("best").annotators for file in one.files()]
+    assert [file.reference for file in files][-2:] == ["iSEE-Laboratory/llmdet_large", "facebook/sam2.1-hiera-large"]
+    assert all(LICENSES[file.reference] in ("Apache-2.0", "MIT") for file in files)
 
 
 def test_presets_are_the_papers_models() -> None:

@@ -143,8 +143,28 @@ def test_mask_and_image_go_through_the_same_view(fit: Fit, size: tuple[int, int]
 
 
 def test_view_refuses_patches_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="multiple of patch"):
-        View(size=224, patch=15)
+    with pytest.raises(ValueError, match="smaller than patch"):
+        View(size=14, patch=15)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize("size", [(640, 480), (384, 384), (301, 517)])
+def test_patches_that_do_not_fill_the_view_cover_its_upper_left_pixels(fit: Fit, size: tuple[int, int]) -> None:
+    """SigLIP so400m: 27 x 27 patches of the upper left 378 of 384 pixels. Catches patches that are spread over the
+    whole square, and a grid in its center (3 pixels off, which is 55 units here at an edge)."""
+    width, height = size
+    mask = np.zeros((height, width), bool)
+    mask[height // 5 : height // 2, width // 3 : width // 2] = True
+    view = View(size=384, patch=14, fit=fit)
+    assert (view.grid, view.covered) == (27, 378)
+    assert view.grid_text == "27 x 27 patches of 14 pixels, in its upper left 378 x 378 pixels"
+    seen = np.asarray(view.apply(Image.fromarray(np.repeat(mask[..., None] * np.uint8(255), 3, 2)), (0, 0, 0)))
+    means = seen[:378, :378, 0].reshape(27, 14, 27, 14).mean((1, 3))
+    assert np.abs(means - view.coverage(mask)).max() < 12
+    whole = np.ones((height, width), bool)
+    whole[: height * 383 // 384, : width * 383 // 384] = False
+    if fit == "stretch":  # the last pixel of the view is in no patch
+        assert not view.coverage(whole).any()
 
 
 def test_patch_rules_by_hand() -> None:

@@ -43,8 +43,9 @@ class Work(Stage):
     """Does what it is told with the rows of these names.
 
     Args:
-        what: `nothing`, `segfault`, `exit`, `raise`, `foreign` (an error that can't be sent), `bug`, or `wait`, which
-            notes in `notes` that it was stopped, or with `deaf` goes on all the same.
+        what: `nothing`, `segfault`, `exit`, `raise`, `foreign` (an error that can't be sent), `memory` (there is none),
+            `scarce` (there is none in the first process), or `wait`, which notes in `notes` that it was stopped, or
+            with `deaf` goes on all the same.
         names: of the rows.
         notes: a file of this name gets a line for each thing that happens.
     """
@@ -75,6 +76,9 @@ class Work(Stage):
     def finish(self, row: ImageRecord, output: Any) -> None:
         """Nothing."""
 
+    def _is_first(self) -> bool:
+        return Path(self.notes).read_text().split()[1] == str(os.getpid())
+
     def _do(self) -> None:
         class Foreign(UserError):
             pass
@@ -83,6 +87,8 @@ class Work(Stage):
             ctypes.string_at(0)
         elif self.what == "exit":
             os._exit(0)
+        elif self.what == "memory" or (self.what == "scarce" and self._is_first()):
+            raise MemoryError("no room")
         elif self.what == "raise":
             raise UserError("shard", "here", "something is wrong", "mend it")
         elif self.what == "foreign":

@@ -76,7 +76,9 @@ def test_isolated_work_is_done_in_another_process(tmp_path: Path) -> None:
     assert gone(process), "and it is gone with the run"
 
 
-@pytest.mark.parametrize(("what", "sign"), [("segfault", "signal SIGSEGV"), ("exit", "exit code 0")])
+@pytest.mark.parametrize(
+    ("what", "sign"), [("segfault", "signal SIGSEGV"), ("exit", "exit code 0"), ("memory", "its memory ran out")]
+)
 def test_an_image_that_kills_the_child_is_set_aside_alone(what: str, sign: str) -> None:
     """A segfault, or an exit that looks like success, ended the run; then shard, stage and cause must be told."""
     progress = Told(3)
@@ -98,12 +100,27 @@ def test_a_child_that_is_killed_once_costs_no_image(tmp_path: Path) -> None:
     assert progress.text.getvalue().count("signal SIGKILL") == 1
 
 
-@pytest.mark.parametrize("what", ["segfault", "raise"])
+def test_a_machine_without_memory_for_a_moment_costs_no_image(tmp_path: Path) -> None:
+    """The first process lacks memory for one image, and the next one does not: all come through."""
+    progress = Told(3)
+    done = results(doing("scarce", "1-2", notes=tmp_path / "notes"), progress=progress)
+    assert [one.totals["failed"] for one in done] == [0, 0, 0]
+    assert progress.text.getvalue().count("its memory ran out") == 1
+
+
+def test_a_lack_of_memory_in_this_process_is_one_line() -> None:
+    """Without a child there is nothing to try again in. Catches a traceback, and images that fail for it."""
+    with pytest.raises(UserError, match="stage = work: the memory ran out"):
+        list(LocalEngine().run(doing("memory", "1-2"), map(begin, range(3)), Told(3)))
+
+
+@pytest.mark.parametrize("what", ["segfault", "raise", "memory"])
 def test_a_child_that_fails_before_it_has_begun_ends_the_run_with_one_line(what: str) -> None:
     """Models that don't fit into memory would be loaded without end."""
     with pytest.raises(UserError) as raised:
         results(doing(what, "begin"))
     line = {"segfault": "its process died (signal SIGSEGV) before it had begun a shard", "raise": "something is wrong"}
+    line["memory"] = "stage = work: the memory ran out"
     assert line[what] in str(raised.value) and "\n" not in str(raised.value)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import annotate
+from benchmarks import annotate, flops
+from tests.conftest import ROOT
 
 
 @pytest.mark.slow
@@ -27,3 +28,14 @@ def test_the_waterfall_has_a_row_for_each_technique(
         assert float(row["boxes F1"]) > 0.97
         assert float(row["mask IoU"]) > 0.95
     assert found[rows[1]]["labels that are tags"] == "1.0000"
+
+
+@pytest.mark.slow
+def test_the_cost_of_sam3_stands_in_the_docs_as_its_configuration_gives_it() -> None:
+    """Numbers that somebody estimated once would stay when transformers changes the network."""
+    cost = flops.sam3()
+    page = (ROOT / "docs/howto/models.md").read_text()
+    pair = f"{cost['image']:.1f} TFLOP an image and {cost['phrase'] + cost['masks']:.2f} a tag"
+    assert pair in " ".join(page.split())
+    table = (ROOT / "benchmarks/results/flops.md").read_text()
+    assert all(f"| SAM 3, {part} | {found:.3f} |" in table for part, found in cost.items())

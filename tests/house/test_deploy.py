@@ -213,6 +213,10 @@ WORKER_FIELDS = GROUP_FIELDS | {
     "numOfHosts",
     "idleTimeoutSeconds",
 }
+AUTOSCALER_FIELDS = {
+    *("version", "idleTimeoutSeconds", "resources", "securityContext", "upscalingMode", "image", "imagePullPolicy"),
+    *("env", "envFrom", "volumeMounts"),
+}
 JOB_FIELDS = {
     *("entrypoint", "rayClusterSpec", "clusterSelector", "submissionMode", "submitterPodTemplate", "submitterConfig"),
     *("shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "backoffLimit", "activeDeadlineSeconds", "runtimeEnvYAML"),
@@ -240,13 +244,16 @@ def test_manifests_are_what_kuberay_takes(path: Path) -> None:
         spec = spec["rayClusterSpec"]
     assert spec.keys() <= CLUSTER_FIELDS, spec.keys() - CLUSTER_FIELDS
     assert spec["rayVersion"] == PINS["ray"]
-    assert spec["enableInTreeAutoscaling"] is False
+    assert spec["enableInTreeAutoscaling"] is True and spec["autoscalerOptions"].keys() <= AUTOSCALER_FIELDS
+    assert spec["autoscalerOptions"]["version"] == "v2" and spec["autoscalerOptions"]["idleTimeoutSeconds"] >= 60
     head, workers = spec["headGroupSpec"], spec["workerGroupSpecs"]
     assert head.keys() <= HEAD_FIELDS and head["rayStartParams"]["num-cpus"] == "0"
     assert len({group["groupName"] for group in workers}) == len(workers) > 0
     for group in workers:
         assert group.keys() <= WORKER_FIELDS, group.keys() - WORKER_FIELDS
-        assert 0 < group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"] > 0
+        asked = re.findall(r"--workers \d+-(\d+) ", path.read_text())
+        assert 0 < max(map(int, asked)) <= group["maxReplicas"], "workers that the autoscaler may not make"
     for group in (head, *workers):
         for name, value in group["rayStartParams"].items():
             assert isinstance(value, str), f"KubeRay takes strings: {name}"
@@ -263,7 +270,8 @@ def test_manifests_are_what_kuberay_takes(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
 def test_manifests_keep_the_head_on_nodes_that_stay_and_everything_inside(path: Path) -> None:
-    """Workers that pre-emptible nodes repel, a head that one of them gets, ports or rights that nobody asked for."""
+    """Workers that pre-emptible nodes repel, a head that one of them gets or that is moved, an autoscaler without the
+    token that it needs, ports or rights that nobody asked for."""
     made = manifest(path)
     spec = made["spec"].get("rayClusterSpec", made["spec"])
     assert spec["authOptions"]["mode"] == "token" and spec["headGroupSpec"]["serviceType"] == "ClusterIP"
@@ -275,12 +283,17 @@ def test_manifests_keep_the_head_on_nodes_that_stay_and_everything_inside(path: 
     (term,) = affinity["nodeSelectorTerms"]  # terms are alternatives: with two, one clause would be enough
     refused = {clause["key"] for clause in term["matchExpressions"] if clause["operator"] == "NotIn"}
     assert len(refused) == 4 and "tolerations" not in head
+    kept = spec["headGroupSpec"]["template"]["metadata"]["annotations"]
+    assert kept == {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
+    beside = spec["autoscalerOptions"]["securityContext"]
+    assert not beside["allowPrivilegeEscalation"] and beside["capabilities"] == {"drop": ["ALL"]}
     for group in spec["workerGroupSpecs"]:
         tolerated = {toleration["key"] for toleration in group["template"]["spec"]["tolerations"]}
         assert {"nvidia.com/gpu", "cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority"} <= tolerated
         assert tolerated - {"nvidia.com/gpu"} <= refused, "a taint that the head does not know of"
     for pod in (head, *(group["template"]["spec"] for group in spec["workerGroupSpecs"])):
-        assert pod["securityContext"]["runAsNonRoot"] and pod["automountServiceAccountToken"] is False
+        # The autoscaler runs beside the head, and asks Kubernetes for workers with the token of the pod.
+        assert pod["securityContext"]["runAsNonRoot"] and pod["automountServiceAccountToken"] is (pod is head)
         for container in pod["containers"]:
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
             assert container["securityContext"]["allowPrivilegeEscalation"] is False

@@ -144,7 +144,28 @@ tail -f /dev/null & wait""",
 }
 
 
-def start(folder: Path, **environment: str) -> subprocess.Popen[str]:
+def test_slurm_array_makes_one_part_in_each_task(tmp_path: Path) -> None:
+    """Catches a number of parts that changes when one task is repeated alone, and a task that stays dead."""
+    script, parts = DOCKER / "slurm/pad-parts.sbatch", {"PAD_PARTS": "8", "SLURM_ARRAY_TASK_ID": "3"}
+    assert start(tmp_path, script, CODE="1", SLURM_ARRAY_JOB_ID="7", **parts).wait(timeout=30) == 1
+    log = tmp_path / "log"
+    told = "pad|build|--images|/shared/my photos|--out|/shared/shards|--models|paper|--part|3/8 token=0\n"
+    assert log.read_text() == told
+    log.unlink()
+    job = start(tmp_path, script, SLURM_ARRAY_JOB_ID="7", **parts)
+    try:
+        wait_for(lambda: log.exists() and "token=" in log.read_text(), job)
+        job.send_signal(signal.SIGUSR1)
+        assert job.wait(timeout=30) == 0
+    finally:
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGKILL)
+    assert log.read_text().endswith("pad stopped\nscontrol requeue 7_3\n")
+    if shutil.which("shellcheck"):
+        assert subprocess.run(["shellcheck", script]).returncode == 0
+
+
+def start(folder: Path, script: Path = SBATCH, **environment: str) -> subprocess.Popen[str]:
     """The script, with stand-ins for Slurm, Ray and pad that write down how they were called."""
     for name, body in STUBS.items():
         stub = folder / name
@@ -154,7 +175,7 @@ def start(folder: Path, **environment: str) -> subprocess.Popen[str]:
     own = {"PATH": f"{folder}:{os.environ['PATH']}", "LOG": str(folder / "log"), "PAD_HEAD_IP": "10.0.0.1"}
     images = {"PAD_IMAGES": "/shared/my photos", "PAD_OUT": "/shared/shards"}
     return subprocess.Popen(
-        ["bash", SBATCH], env=os.environ | job | own | images | environment, text=True, start_new_session=True
+        ["bash", script], env=os.environ | job | own | images | environment, text=True, start_new_session=True
     )
 
 

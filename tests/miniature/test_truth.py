@@ -26,9 +26,9 @@ from pad_pipeline.miniature.world import Scene, draw_scene
 from pad_pipeline.sources.llava import LlavaSource
 from pad_pipeline.training.chat import Chat
 from pad_pipeline.training.examples import DialogueExamples, Preprocessor
-from pad_pipeline.training.model import normalization, view_of
 from pad_pipeline.training.settings import Stage2Settings, settings_of
 from pad_pipeline.training.template import IMAGE, Template, TemplateName
+from pad_pipeline.training.towers import preprocessing, view_of
 from pad_pipeline.weights import fetch_model
 from pad_pipeline.workflows.learning.experiment import RECIPES, read_experiment
 from pad_pipeline.workflows.miniature.answers import CaptionScore, Said, expressions_of, slots_of
@@ -239,7 +239,7 @@ def test_the_model_is_asked_as_it_was_taught(compared: Path) -> None:
     chat, captions = (Chat(compared / f"paper/with the patch loss-0/{stage}") for stage in ("stage2", "stage1"))
     settings = Stage2Settings()
     tower = fetch_model("vision", "miniature:clip")
-    preprocessor = Preprocessor(view_of(tower, "pad"), *normalization(tower), 196)
+    preprocessor = Preprocessor(view_of(tower, "pad"), *preprocessing(tower)[:2], 196)
     source = LlavaSource(str(compared / "world/llava_refer.json"), str(compared / "world/images"))
     tokenizer = chat.processor.tokenizer
     examples = DialogueExamples(source, preprocessor, Template("v1", tokenizer), settings, 128)

@@ -11,6 +11,8 @@ from tests.conftest import ROOT
 
 PAD = Path(sys.executable).with_name("pad")
 """The command, as it was installed."""
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+"""The addresses of this machine alone, as `/proc/net/tcp` writes them."""
 
 
 def process(arguments: list[object], what: str = "", **more: Any) -> subprocess.Popen[str]:
@@ -53,3 +55,21 @@ def command_of(number: int) -> bytes:
         return Path(f"/proc/{number}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+def listening(processes: list[int]) -> list[str]:
+    """The addresses on which some of these processes listen."""
+    sockets = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":  # LISTEN
+                sockets[f"socket:[{fields[9]}]"] = fields[1].partition(":")[0]
+    found = []
+    for number in processes:
+        try:
+            held = {str(link.readlink()) for link in Path(f"/proc/{number}/fd").iterdir()}
+        except OSError:  # a process that has ended
+            continue
+        found += [sockets[name] for name in held & sockets.keys()]
+    return found

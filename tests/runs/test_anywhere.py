@@ -146,7 +146,7 @@ def test_a_list_of_urls(world: World, whole: Path, site: str, common: list[objec
         for record in records
     ]
     path.write_text("\n".join(map(json.dumps, [*lines, {"id": "gone", "url": f"{site}/gone.png", "caption": ""}])))
-    command = ["build", "--images", path, *common, "--shard-size", 4, "--out", tmp_path / "out"]
+    command = ["build", "--images", path, *common, "--shard-size", 4, "--private-addresses", "--out", tmp_path / "out"]
     done = pad(*command)
     assert done.code == 0, done.err
     expected = found(whole)

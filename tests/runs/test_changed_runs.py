@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from pad_pipeline.miniature.files import World
+from pad_pipeline.shards import lock
+from pad_pipeline.storage import folder_at
 from tests.conftest import data
 from tests.runs.conftest import Pad
 
@@ -120,3 +123,61 @@ def test_changed_code_is_refused_and_can_be_accepted(
     assert (facts["fingerprints"]["code"], facts["accepted_code"]) == ("9.9.9+another", [code])
     assert pad(*command).code == 0
     assert pad("verify", out).code == 0
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_kept_plan_is_resumed_without_a_listing(
+    folder: Path,
+    imported: list[object],
+    store: str,
+    pad: Pad,
+    tmp_path: Path,
+    remote: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`--fingerprint kept`. Catches a plan that is made again, a changed image of the sample that goes unnoticed,
+    images from another folder, and a damaged plan or other settings that are taken over."""
+    import fsspec
+
+    monkeypatch.setattr(lock, "BEAT", 0.1)
+
+    here = tmp_path / "out"
+    out = f"{store}/kept" if remote else here
+
+    def fetched() -> dict[str, str]:
+        if remote:
+            shutil.rmtree(here, ignore_errors=True)
+            fsspec.filesystem("s3").invalidate_cache()
+            fsspec.filesystem("s3").get("bucket/kept", str(here), recursive=True)
+        return data(here)
+
+    command = [*imported, "--images", folder, "--shard-size", 2, "--engine", "local", "--out", out]
+    kept = [*command, "--fingerprint", "kept"]
+    assert pad(*kept).code == 0  # the first time, it plans as always
+    whole = fetched()
+    folder_at(str(out)).delete("pad-000003.parquet")
+    (folder / "new.png").write_bytes(sorted(folder.iterdir())[0].read_bytes())
+    done = pad(*kept)
+    assert done.code == 0 and "images are planned" not in done.err and "4 of 5 shards" in done.err, done.err
+    assert fetched() == whole
+    for change in (["--fit", "pad"], ["--shard-size", 3], ["--limit", 4]):
+        refused = pad(*kept, *change)
+        assert refused.code == 2 and "made with something else" in refused.err, refused.err
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    refused = pad(*kept, "--images", elsewhere)
+    assert refused.code == 2 and "none of the 10 images that were tried can be read" in refused.err, refused.err
+    image = sorted(folder.iterdir())[1]
+    image.write_bytes(image.read_bytes() + b"x")
+    refused = pad(*kept)
+    assert refused.code == 2 and f"contents.{image.stem}" in refused.err, refused.err
+    image.write_bytes(image.read_bytes()[:-1])
+    plan = bytearray(folder_at(str(out)).read("plan.parquet"))
+    plan[len(plan) // 2] ^= 1
+    with folder_at(str(out)).commit("plan.parquet") as partial:
+        partial.write_bytes(plan)
+    refused = pad(*kept)
+    assert refused.code == 2 and refused.err.startswith("error: --fingerprint = kept: "), refused.err
+    assert "plan.parquet is damaged" in refused.err and refused.err.count("\n") == 1
+    (folder / "new.png").unlink()
+    assert pad(*command).code == 0 and fetched() == whole

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
 from pad_pipeline.miniature.files import World
+from pad_pipeline.shards import reader
+from pad_pipeline.storage import folder_at
 from tests.runs.conftest import Pad
 
 
@@ -109,3 +112,17 @@ def test_damaged_shards_are_named_by_every_reader(
             assert done.code == 2, (name, command[0])
             assert done.err.count("\n") == 1, (name, done.err)
             assert str(folder) in done.err, name
+
+
+def test_the_end_of_an_index_is_enough_where_it_holds_the_metadata(
+    imported: list[object], pad: Pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches an index with long metadata, or one whose listed size is old, that counts as damaged."""
+    assert pad(*imported, "--out", tmp_path / "out").code == 0
+    folder = folder_at(tmp_path / "out")
+    facts = reader.index_facts(folder, "pad-000000")
+    size = folder.size("pad-000000.parquet")
+    for known in (size, size - 10, size + 10):
+        assert reader.index_facts(folder, "pad-000000", known) == facts
+    monkeypatch.setattr(reader, "_TAIL", 100)
+    assert reader.index_facts(folder, "pad-000000", size) == facts

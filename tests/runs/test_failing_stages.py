@@ -17,14 +17,14 @@ from tests.runs.processes import finished, process
     ("engine", "what", "signs"),
     [
         (["--engine", "local"], "segfault:scene-00007", "signal SIGSEGV"),
-        (["--engine", "ray", "--workers", 2], "exit:0:scene-00007", "A worker died over pad-000003, in deadly"),
+        (["--engine", "ray", "--workers", 2], "memory:scene-00007", "A worker died over pad-000003, in deadly"),
     ],
 )
 def test_an_image_that_kills_its_process_is_set_aside_alone(
     engine: list[object], what: str, signs: str, imported: list[object], pad: Pad, tmp_path: Path
 ) -> None:
-    """A decoder that segfaults (or exits: with 0, which looks like success) ended the run, at the same image each time.
-    Its neighbors must come through; to drop what shared the worker is not enough."""
+    """A decoder that segfaults, or asks for more memory than there is, ended the run at the same image each time. Its
+    neighbors must come through; to drop what shared the worker is not enough."""
     out, whole = tmp_path / "out", tmp_path / "whole"
     imported = [*imported, "--shard-size", 2]
     code, said = finished(process([*imported, *engine, "--out", out], what))

@@ -101,8 +101,13 @@ def test_figures_go_to_a_store_now_and_then(store: str, monkeypatch: pytest.Monk
     """A store can't append, so each upload is of all entries: one in ten minutes and one at the end, and none lost."""
     monkeypatch.setattr(progress, "EVERY", 0)
     folder, uploads = RemoteFolder(f"{store}/figures"), []
-    put = folder.file_system.put_file
-    monkeypatch.setattr(folder.file_system, "put_file", lambda *a, **k: (uploads.append(a), put(*a, **k)))
+    put = folder.file_system._put_file
+
+    async def counted(*a: object, **k: object) -> None:
+        uploads.append(a)
+        await put(*a, **k)
+
+    monkeypatch.setattr(folder.file_system, "_put_file", counted)
     folder.append("metrics.jsonl", b'{"earlier": 1}\n')
     told(folder, 50)
     assert len(uploads) == 2, "this one, and that at the end"

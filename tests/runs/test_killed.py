@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from pad_pipeline.miniature.files import World
+from pad_pipeline.workflows.runs import build
 from tests.conftest import ROOT, data, wait_for
-from tests.doomed import POINTS
+from tests.doomed import POINTS, doom
 from tests.runs.conftest import Pad
 from tests.runs.processes import PAD, descendants, finished, process, ray_workers
 
@@ -148,3 +149,35 @@ def test_a_signal_stops_in_good_order_and_the_rest_comes_later(
     assert done.code == 0, done.err
     assert re.search(r"[1-9] of 10 shards are finished already", done.err)
     assert "10 images" in done.out
+
+
+def test_shards_that_are_deleted_during_a_run_are_missed(
+    imported: list[object], pad: Pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody tidies up, or a disk is wiped: the run ended with success. The same command makes the shards again."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    command, chain = [*imported, "--shard-size", 4], build.import_chain
+    for name in ("pad-000000.tar", "pad-000001.parquet"):
+        change = doom(f"lose:{out / name}")
+        with monkeypatch.context() as patch:
+            patch.setattr(build, "import_chain", lambda *a, _change=change, **k: _change(chain(*a, **k)))
+            done = pad(*command, "--out", out)
+        assert done.code == 2
+        assert f"{name} is gone, although the run has written it" in done.err.replace("\n", " ")
+    assert pad(*command, "--out", out).code == 0
+    assert pad(*command, "--out", whole).code == 0
+    assert data(out) == data(whole)
+
+
+@pytest.mark.slow
+def test_what_killed_workers_left_unfinished_is_gone_at_the_end(imported: list[object], tmp_path: Path) -> None:
+    """Each process is killed while it writes its second shard. Catches half tars that stay until the next run, and
+    fill the disk; and a driver that removes what it did not write."""
+    out, other = tmp_path / "out", tmp_path / "out/.pad-000099.tar.0123456789ab.partial"
+    with process([*imported, "--shard-size", 5, "--out", out], "at:mid data:2") as started:
+        wait_for(lambda: (out / "run.json").exists(), started)
+        other.write_text("of another run")
+        code, said = finished(started)
+    assert code == 0, said
+    assert said.count("signal SIGKILL") == 1
+    assert list(out.glob(".*")) == [other]

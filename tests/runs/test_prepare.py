@@ -109,3 +109,18 @@ def test_a_refused_plan_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"retry_failed = .*: there is no run in it"):
         prepare(spec(), listed("x"), Folder(tmp_path / "new"), RunOptions(retry_failed=True))
     assert json.loads(before[RUN_NAME])["images"] == 1
+
+
+def test_of_two_parts_that_begin_at_once_the_first_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both found no run. Catches a run.json that the second one replaces, while the first works with its own settings;
+    and a plan that is replaced while another machine reads it."""
+    folder, part = Folder(tmp_path), RunOptions(shard_size=2, depth="names", part="2/2")
+    first, _ = prepare(spec(a=1), listed("x", "y"), folder, part)
+    before = {path.name: (path.stat().st_ino, path.read_bytes()) for path in tmp_path.iterdir()}
+    monkeypatch.setattr("pad_pipeline.workflows.runs.prepare.earlier_run", lambda *_: (None, Scan()))
+    with pytest.raises(UserError, match=r"settings\.a: 1 -> 2"):
+        prepare(spec(a=2), listed("x", "y"), folder, part)
+    with pytest.raises(UserError, match=r"fingerprints\.inputs"):
+        prepare(spec(a=1), listed("x", "z"), folder, part)
+    assert prepare(spec(a=1), listed("x", "y"), folder, part)[0] == first
+    assert {path.name: (path.stat().st_ino, path.read_bytes()) for path in tmp_path.iterdir()} == before

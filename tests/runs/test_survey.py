@@ -53,6 +53,23 @@ def test_all_that_was_left_out_is_shown_with_an_example(tmp_path: Path, capsys: 
         check(facts, source, "images", strict=True)
 
 
+def test_images_in_other_stores_are_shown_before_they_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A list from somebody else may name what only the user may read, and the shards then hold it. Catches a bucket
+    that is read without a word, and a count that would change run.json."""
+    urls = ["s3://mine/a.png", "s3://other/b.png", "s3://other/c.png", "hf://datasets/my/private/x/d.png", "e.png"]
+    urls += ["https://host/f.png", "file:///etc/passwd"]
+    facts, source = planned(tmp_path, [{"image": url} for url in urls], image_root="s3://mine/images")
+    show(facts, source)
+    assert capsys.readouterr().err.splitlines()[1:3] == [
+        "  2 are read from s3://other with your credentials (the first: s3://other/b.png)",
+        "  1 are read from hf://datasets/my/private with your credentials (the first: hf://datasets/my/private/x/d.png)",
+    ]
+    assert not [name for name in counts_of(facts, source) if "credentials" in name]
+    check(facts, source, "images", strict=False)
+
+
 def test_a_clean_source_passes_a_strict_build(tmp_path: Path) -> None:
     facts, source = planned(tmp_path, [{"image": "a.png", "caption": "a"}], "a")
     check(facts, source, "images", strict=True)

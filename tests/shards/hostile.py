@@ -11,7 +11,7 @@ from pathlib import Path
 from pad_pipeline.errors import UserError
 from pad_pipeline.plan import PLAN_NAME, Plan
 from pad_pipeline.records import ImageRecord, Planned
-from pad_pipeline.shards.reader import ShardFolder
+from pad_pipeline.shards.reader import ShardFolder, open_shards
 from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.seal import check_seal
 from pad_pipeline.shards.stats import as_json, read_statistics
@@ -48,7 +48,7 @@ def use(folder: Path, tar_alone: bool = False) -> list[str]:
         from pad_pipeline.workflows.runs.resume import scan
 
         found = ShardFolder(folder)
-        attempt(lambda: scan(found.folder, found.run.identity, found.run.shards))
+        attempt(lambda: scan(found.folder, found.run.identity, range(found.run.shards)))
 
     def samples(found: ShardFolder, name: str) -> None:
         for row in found.index(name):
@@ -67,7 +67,7 @@ def use(folder: Path, tar_alone: bool = False) -> list[str]:
         attempt(ends_of_indexes)
         attempt(plan)
     attempt(lambda: list(verify_run(folder, deep=True)))
-    attempt(lambda: as_json(read_statistics(folder)))
+    attempt(lambda: as_json(read_statistics(open_shards(folder))))
     return unexpected
 
 

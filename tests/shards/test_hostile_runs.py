@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pad_pipeline.plan import PLAN_NAME, PLAN_SCHEMA, Plan
+from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.seal import UNSEALED, seal
 from pad_pipeline.shards.stats import as_json, read_statistics
@@ -124,11 +125,11 @@ def test_a_stray_index_alters_nothing_that_readers_see(folder: Path) -> None:
     them for another 0 and saw its images twice; a rerun took them for a half of it and made it anew."""
     from pad_pipeline.workflows.runs.resume import scan
 
-    before = as_json(read_statistics(folder))
+    before = as_json(read_statistics(open_shards(folder)))
     run = Run.read(Folder(folder))
     for stem in ("pad-0000000", "pad-٠٠٠٠٠٠"):
         shutil.copy(folder / f"{FIRST}.parquet", folder / f"{stem}.parquet")
         (folder / f"{stem}.tar").write_bytes(b"stray")
-    assert as_json(read_statistics(folder)) == before
-    found = scan(Folder(folder), run.identity, run.shards)
+    assert as_json(read_statistics(open_shards(folder))) == before
+    found = scan(Folder(folder), run.identity, range(run.shards))
     assert (sorted(found.finished), found.damaged) == ([0, 1], [])

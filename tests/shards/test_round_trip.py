@@ -29,7 +29,7 @@ IMAGES = st.binary(max_size=40) | st.sampled_from([bytes(size) for size in (0, 1
 @st.composite
 def region(draw: st.DrawFn) -> Region:
     alternates = draw(st.lists(st.builds(Alternate, TEXT, NUMBER, NUMBER), max_size=2))
-    rle = {"size": [draw(st.integers(1, 9)), draw(st.integers(1, 9))], "counts": draw(st.text("0123?PQo", max_size=5))}
+    rle = {"size": [], "counts": draw(st.text("0123?PQo", max_size=5))}
     box = tuple(draw(NUMBER) for _ in range(4))
     return Region(
         draw(TEXT), box, draw(NUMBER), draw(NUMBER), alternates, draw(st.integers(0, 9)), rle, draw(NUMBER),
@@ -41,7 +41,7 @@ def region(draw: st.DrawFn) -> Region:
 def image_record(draw: st.DrawFn) -> ImageRecord:
     turns = st.lists(st.fixed_dictionaries({"from": TEXT, "value": TEXT}), max_size=2)
     record = ImageRecord(draw(TEXT), draw(TEXT), draw(TEXT), draw(turns), key=draw(IDS))
-    record.width, record.height = draw(st.integers(0, 9000)), draw(st.integers(0, 9000))
+    record.width, record.height = draw(st.integers(1, 9000)), draw(st.integers(1, 9000))
     record.data, record.format = draw(IMAGES), draw(st.sampled_from(["JPEG", "PNG", ""]))
     record.tags = draw(st.lists(st.builds(Tag, TEXT, NUMBER), max_size=2))
     status = draw(st.sampled_from(["ok", "ok", "empty", "failed"]))
@@ -49,6 +49,8 @@ def image_record(draw: st.DrawFn) -> ImageRecord:
         record.fail(draw(TEXT), draw(TEXT))
         return record
     record.regions = draw(st.lists(region(), min_size=1, max_size=3)) if status == "ok" else []
+    for one in record.regions:
+        one.rle["size"] = [record.height, record.width]
     record.status = status
     lot = np.random.default_rng(draw(st.integers(0, 99)))
     record.coverage = lot.integers(0, 256, (len(record.regions), GRID, GRID), np.uint8)

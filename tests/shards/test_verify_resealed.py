@@ -15,14 +15,21 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pad_pipeline.errors import UserError
 from pad_pipeline.plan import PLAN_NAME, PLAN_SCHEMA, Plan
-from pad_pipeline.records import MEMBERS, ImageRecord, Planned, Shard
+from pad_pipeline.records import MEMBERS, ImageRecord, Planned, Shard, ShardRow
+from pad_pipeline.report.settings import ReportSettings
+from pad_pipeline.report.site import write_report
+from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.seal import UNSEALED, seal
 from pad_pipeline.shards.writer import write_shard
+from pad_pipeline.stages.restore import Restore
 from pad_pipeline.storage import Folder
 from tests.shards.builders import FIRST, GRID, SECOND, WIDTH, a_run, planned
+from tests.shards.children import as_child, in_child
 from tests.shards.conftest import Pad
 from tests.shards.damage import accept_tar, index_rows, problems, reseal, rewrite
+from tests.shards.test_masks import rle_text
 
 Member = tuple[tarfile.TarInfo, bytes]
 
@@ -61,6 +68,8 @@ FORGED: dict[str, Callable[[list[dict[str, Any]]], object]] = {
     "other tags": _moved("tags", 1),
     "said to be empty": _row(status="empty"),
     "said to have failed": _row(status="failed", stage="mine", reason="mine"),
+    "a reason of an image that did not fail": _row(stage="annotate", reason="mine"),
+    "a stage of an image that did not fail": _row(stage="mine"),
     "a status that there is not": _row(status="mine"),
     "a row less": lambda rows: rows.pop(),
     "a row twice": lambda rows: rows.append(rows[0]),
@@ -156,14 +165,8 @@ def _box(*box: float) -> Callable[[ImageRecord], object]:
     return lambda record: setattr(record.regions[0], "box", box)
 
 
-def _resized(record: ImageRecord) -> None:
-    record.regions[0].rle["size"] = record.regions[0].rle["size"][::-1]
-    record.regions[0].rle["size"][0] += 1
-
-
 WRONG: dict[str, tuple[str, Callable[[ImageRecord], object]]] = {
     "masks exchanged": ("its coverage does not agree", _swap_masks),
-    "mask of another size": ("region 0 can't be read", _resized),
     "mask of nothing": ("region 0 can't be read", lambda record: record.regions[0].rle.update(counts="")),
     "mask in another alphabet": ("region 0", lambda record: record.regions[0].rle.update(counts="日本")),
     "one cell of a coverage": (
@@ -173,7 +176,6 @@ WRONG: dict[str, tuple[str, Callable[[ImageRecord], object]]] = {
     "box outside": ("does not lie in the image", _box(0, 0, 1e6, 1)),
     "box before": ("does not lie in the image", _box(-1, 0, 1, 1)),
     "box inside out": ("does not lie in the image", _box(5, 5, 1, 1)),
-    "another size": ("its JSON states", lambda record: setattr(record, "width", record.width + 1)),
     "another format": ("its JSON states GIF", lambda record: setattr(record, "format", "GIF")),
     "another image": ("its JSON states", lambda record: setattr(record, "data", small_png())),
 }
@@ -191,3 +193,43 @@ def test_deep_verify_finds_what_hashes_can_not(name: str, folder: Path, pad: Pad
     assert sign in done.out
     key = index_rows(folder)[0]["key"]
     assert f"{FIRST}: {key}: " in done.out
+
+
+def _claim(record: ImageRecord, width: int, height: int) -> None:
+    """Give the record another size, and its regions masks of all its pixels."""
+    half = 1 << 28
+    runs = [0, *[half] * (width * height // half // 2 * 2), width * height % (2 * half)]
+    record.width, record.height = width, height
+    for region in record.regions:
+        region.rle = {"size": [height, width], "counts": rle_text(runs)}
+
+
+def read_a_giant(folder: str) -> None:
+    """In a child: say which way of reading the first sample does not refuse it."""
+    as_child()
+    shards = ShardFolder(Path(folder))
+    if not any("178,000,000" in problem for problem in problems(Path(folder))):
+        print("verify lets it through")
+    try:
+        list(write_report(shards, Path(folder).with_name("report"), ReportSettings()))
+        print("it is reported")
+    except UserError:
+        pass
+    row = ImageRecord("", "", key="key", place=ShardRow(f"{FIRST}.parquet", 0))
+    row.id = index_rows(Path(folder))[0]["id"]
+    Restore(folder)(Shard(0, [row]))
+    if row.status != "failed" or "178,000,000" not in row.reason:
+        print(f"it is written again: {row.reason}")
+
+
+def test_a_size_beyond_all_limits_is_refused_before_memory_is_taken(folder: Path) -> None:
+    """JSON, index, hashes and run lengths all agree on 100,000 x 100,000 pixels. Catches a plain verify that lets them
+    pass, and the segmentation fault of pycocotools, which writes into the 10 GB that it did not get."""
+    rewrite(folder, lambda record: _claim(record, 100_000, 100_000))
+    assert in_child(read_a_giant, folder) == []
+
+
+def test_plain_verify_finds_a_mask_of_another_size(folder: Path) -> None:
+    """Catches sizes that are compared only by `deep`, although readers allocate by them."""
+    rewrite(folder, lambda record: record.regions[0].rle["size"].reverse())
+    assert any("its mask is" in problem for problem in problems(folder))

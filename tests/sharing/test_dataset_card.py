@@ -154,9 +154,10 @@ def test_licenses_of_official_models_are_named(built: Path, pad: Pad, tmp_path: 
 def test_a_hostile_label_stays_text_on_the_card(built: Path) -> None:
     """Cards are rendered as HTML in other people's browsers."""
     from pad_pipeline.exports.hub import card
+    from pad_pipeline.shards.reader import open_shards
     from pad_pipeline.shards.stats import read_statistics
 
-    stats = read_statistics(built)
+    stats = read_statistics(open_shards(built))
     stats.labels["<img src=x onerror=alert(1)>\n# [a](b) | c"] = 10**6
     hostile = "`<script>`\n# x"
     run = stats.shards.run

@@ -6,12 +6,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pad_pipeline.report import site
+from pad_pipeline.report.cards import Card, make_card
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.run import RUN_NAME
 from tests.sharing.conftest import Pad
@@ -21,7 +22,7 @@ from tests.sharing.report_files import cards_of
 def test_memory_does_not_grow_with_the_run(
     pad: Pad, mixed_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 65 images, few are taken from the shards ahead of those that are written. Catches a report that is gathered
+    """Of 75 images, few are taken from the shards ahead of those that are written. Catches a report that is gathered
     before it is written, and threads that run ahead of the disk."""
     large = tmp_path / "large"
     large.mkdir()
@@ -29,21 +30,28 @@ def test_memory_does_not_grow_with_the_run(
     (large / RUN_NAME).write_text(json.dumps(facts))
     for number in range(15):
         for ending in ("tar", "parquet"):
-            os.link(mixed_run / f"pad-{number % 3:06d}.{ending}", large / f"pad-{number:06d}.{ending}")
-    taken = failed = most = 0
-    rows = ShardFolder.rows
+            os.link(mixed_run / f"pad-{number % 2:06d}.{ending}", large / f"pad-{number:06d}.{ending}")
+    taken: list[bool] = []
+    ahead: list[int] = []
 
-    def watched(shards: ShardFolder) -> Iterator[tuple[str, dict[str, Any]]]:
-        nonlocal taken, failed, most
-        for name, row in rows(shards):
-            most = max(most, taken - failed - len(list((tmp_path / "r/images").rglob("*.jpg"))))
-            taken, failed = taken + 1, failed + (row["status"] == "failed")
-            yield name, row
+    def watched(shards: ShardFolder, name: str, row: dict[str, Any], edge: int) -> Card:
+        taken.append(row["status"] != "failed")
+        ahead.append(sum(taken) - len(list((tmp_path / "r/images").rglob("*.jpg"))))
+        return make_card(shards, name, row, edge)
 
-    monkeypatch.setattr(ShardFolder, "rows", watched)
-    done = pad("report", large, "--out", tmp_path / "r")
-    assert done.code == 0 and "65 images" in done.out, done.err
-    assert 0 < most <= 2 * 8 + 1
+    monkeypatch.setattr(site, "make_card", watched)
+    done = pad("report", large, "--out", tmp_path / "r", "--workers", 1)
+    assert done.code == 0 and "75 images" in done.out, done.err
+    assert 0 < max(ahead) <= 2 * 8 + 1
+
+
+def test_a_shard_with_fewer_rows_than_planned_is_damaged(pad: Pad, mixed_run: Path, tmp_path: Path) -> None:
+    """The numbers of later images follow from the plan. Catches copies of images that stand beside others' cards."""
+    run = tmp_path / "run"
+    shutil.copytree(mixed_run, run)
+    for ending in ("tar", "parquet"):
+        shutil.copy(run / f"pad-000002.{ending}", run / f"pad-000000.{ending}")
+    assert "pad-000000.parquet: it lists 3 images, but 5 are planned" in pad("report", run, "--out", tmp_path / "r").err
 
 
 def test_report_refuses_in_one_line(pad: Pad, mixed_run: Path, tmp_path: Path) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from pad_pipeline.addresses import address_problem
 from pad_pipeline.images import BadImage
 from pad_pipeline.records import Place
 from pad_pipeline.sources import cells
 from pad_pipeline.sources.open import open_source
 from pad_pipeline.sources.read import read_bytes
+from tests.conftest import data
 from tests.sources.server import Handler
 from tests.sources.small_sources import LISTS, MOST, brief, error_of, png, write_list, write_tar
 
@@ -73,10 +77,10 @@ def test_a_network_that_fails_is_one_line(web: SimpleNamespace, name: str) -> No
 def test_an_image_is_read_over_http(web: SimpleNamespace) -> None:
     """Would catch a URL that is taken for a path below the root, or bytes that are altered on the way."""
     (web.folder / "a b.png").write_bytes(png(7))
-    assert read_bytes("/nowhere", Place(f"{web.url}/a%20b.png"), MOST) == png(7)
-    assert read_bytes("/nowhere", Place(f"{web.url}/a%20b.png", 1, 3), MOST) == b"PNG"
+    assert read_bytes(web.url, Place(f"{web.url}/a%20b.png"), MOST) == png(7)
+    assert read_bytes(web.url, Place(f"{web.url}/a%20b.png", 1, 3), MOST) == b"PNG"
     with pytest.raises(BadImage, match="nothing at this URL"):
-        read_bytes("/nowhere", Place(f"{web.url}/none.png"), MOST)
+        read_bytes(web.url, Place(f"{web.url}/none.png"), MOST)
     for url in ("file:///etc/passwd", "zip::file:///x.zip", "memory://x", "local:///etc/passwd"):
         with pytest.raises(BadImage, match="pad reads"):
             read_bytes("/nowhere", Place(url), MOST)
@@ -107,7 +111,7 @@ def test_a_file_that_is_too_large_is_not_read_to_its_end(web: SimpleNamespace) -
     web.special["/lying"] = lambda handler: flood(handler, {"Content-Length": "9"} if handler.command == "HEAD" else {})
     for path in ("honest", "silent", "lying"):
         with pytest.raises(BadImage, match="allows 100000"):
-            read_bytes("/nowhere", Place(f"{web.url}/{path}"), 100_000)
+            read_bytes(web.url, Place(f"{web.url}/{path}"), 100_000)
     assert sent < 100 << 20
 
 
@@ -115,7 +119,7 @@ def test_a_server_that_breaks_off_is_a_bad_image(web: SimpleNamespace) -> None:
     """Would catch half an image that passes for whole, because the server promised more than it sent."""
     web.special["/half.png"] = lambda handler: handler.answer(png()[:40], headers={"Content-Length": "70"})
     with pytest.raises(BadImage, match="5 tries"):
-        read_bytes("/nowhere", Place(f"{web.url}/half.png"), MOST)
+        read_bytes(web.url, Place(f"{web.url}/half.png"), MOST)
 
 
 def test_a_server_that_is_busy_is_asked_again(web: SimpleNamespace) -> None:
@@ -127,14 +131,14 @@ def test_a_server_that_is_busy_is_asked_again(web: SimpleNamespace) -> None:
         handler.answer(png(), answers[-1])
 
     web.special["/busy.png"] = busy
-    assert read_bytes("/nowhere", Place(f"{web.url}/busy.png"), MOST) == png()
+    assert read_bytes(web.url, Place(f"{web.url}/busy.png"), MOST) == png()
 
 
 def test_a_server_without_ranges_is_a_bad_image(web: SimpleNamespace) -> None:
     """Would catch the beginning of a tar in the place of an image in its middle."""
     web.special["/a.tar"] = lambda handler: handler.answer(bytes(5000))
     with pytest.raises(BadImage):
-        read_bytes("/nowhere", Place(f"{web.url}/a.tar", 1000, 10), MOST)
+        read_bytes(web.url, Place(f"{web.url}/a.tar", 1000, 10), MOST)
 
 
 def test_a_server_that_fails_is_not_a_file_that_is_not_there(web: SimpleNamespace, tmp_path: Path) -> None:
@@ -160,3 +164,69 @@ def test_a_server_that_fails_is_not_a_file_that_is_not_there(web: SimpleNamespac
     cells._columns.clear()
     with pytest.raises(BadImage, match="it can't be fetched, in 5 tries"):
         read_bytes(web.url, planned.place, MOST)
+
+
+NEVER = ("169.254.169.254", "169.254.170.2", "fe80::1%2", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe",
+         "fd00:ec2::254", "2002:a9fe:a9fe::1", "100.100.100.200", "168.63.129.16")  # fmt: skip
+PRIVATE = ("127.0.0.1", "127.9.9.9", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1", "100.64.0.1", "::1", "::",
+           "fd12::1", "::ffff:10.0.0.1", "64:ff9b::a00:1")  # fmt: skip
+
+
+def test_addresses_are_told_apart() -> None:
+    """Catches an address in another notation (IPv4 in IPv6, 6to4, NAT64) that passes for a public one."""
+    for address in NEVER:
+        assert all("never read" in address_problem(address, private) for private in (False, True)), address
+    for address in PRIVATE:
+        assert "private address" in address_problem(address, False) and not address_problem(address, True), address
+    for address in ("93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c", "::ffff:8.8.8.8"):
+        assert not address_problem(address, False), address
+
+
+def test_a_list_can_not_point_to_this_machine(web: SimpleNamespace) -> None:
+    """Catches a list from somebody else whose "images" are the pages of a server that only this machine reaches, under
+    any of its names, and names that are checked before and not when they are looked up."""
+    port, asked = web.url.rpartition(":")[2], []
+    web.special["/a.png"] = lambda handler: asked.append(handler.path) or handler.answer(png())
+    for host in ("127.0.0.1", "localhost", "0.0.0.0", "127.1", "2130706433", "0x7f000001", "[::ffff:127.0.0.1]"):
+        with pytest.raises(BadImage, match=r"private address|not a canonical"):
+            read_bytes("/nowhere", Place(f"http://{host}:{port}/a.png"), MOST)
+    assert asked == []
+    assert read_bytes("/nowhere", Place(f"http://localhost:{port}/a.png"), MOST, private=True) == png()
+    assert read_bytes(f"{web.url}/d", Place(f"{web.url}/a.png"), MOST) == png(), "the server of the list itself"
+
+
+def test_secrets_of_a_cloud_are_never_read(web: SimpleNamespace) -> None:
+    """A server that the user trusts redirects to the address at which a cloud hands out credentials. Catches a check of
+    the first URL alone, and a refusal that is tried again."""
+    asked = []
+
+    def redirect(handler: Handler) -> None:
+        asked.append(handler.path)
+        handler.answer(b"", 302, {"Location": "http://169.254.169.254/latest/meta-data/"})
+
+    web.special["/a.png"] = redirect
+    for place in (Place("a.png"), Place(f"{web.url}/a.png"), Place("a.png", 0, 10)):
+        with pytest.raises(BadImage, match="never read"):
+            read_bytes(web.url, place, MOST, private=True)
+    assert len(asked) == 3
+    web.special["/list.csv"] = redirect
+    assert "it can't be opened" in error_of(f"{web.url}/list.csv")
+
+
+def test_a_build_says_how_to_read_a_server_of_ones_own(
+    web: SimpleNamespace, tmp_path: Path, models_toml: Path, pad: Callable[..., Any]
+) -> None:
+    """An image server in one's own network. Catches a refusal without a remedy, and an option that would make a run of
+    its own of the same images."""
+    (web.folder / "a.png").write_bytes(png(1))
+    listed = write_list(tmp_path / "list.jsonl", [{"image": f"{web.url}/a.png"}])
+    command = ["build", "--images", listed, "--models", models_toml, "--view-size", 112, "--engine", "local"]
+    refused = pad(*command, "--out", tmp_path / "out")
+    assert refused.code == 2
+    assert "its host has a private address, of this machine or network; --private-addresses allows" in refused.err
+    made = pad(*command, "--out", tmp_path / "out", "--private-addresses")
+    assert made.code == 0, made.err
+    write_list(web.folder / "list.jsonl", [{"image": f"{web.url}/a.png"}])
+    command[2] = f"{web.url}/list.jsonl"
+    assert pad(*command, "--out", tmp_path / "own").code == 0
+    assert data(tmp_path / "own") == data(tmp_path / "out")

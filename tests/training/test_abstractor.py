@@ -238,6 +238,7 @@ def test_llavas_kinds_keep_their_file_to_the_byte(tmp_path: Path, kind: Any) -> 
         lambda: build_projector("mlp", 6, 8),
         lambda: build_projector("linear", 6, 8),
         lambda: build_projector("c-abstractor", 6, 8, 5, 16),
+        lambda: build_projector("pixel-shuffle", 6, 8),
         lambda: small(6, 25, 16, 16, depth=2, readout=3),
     ],
 )
@@ -247,7 +248,7 @@ def test_every_kind_comes_back_from_its_file(tmp_path: Path, make: Callable[[], 
     projector = make()
     save_projector(projector, tmp_path / "mm_projector.bin")
     loaded = load_projector(tmp_path / "mm_projector.bin")
-    patches = projector.pos_emb.shape[1] if isinstance(projector, CAbstractor) else 3
+    patches = projector.pos_emb.shape[1] if isinstance(projector, CAbstractor) else 4
     x = torch.randn(2, patches, 16 if patches == 36 else 6)
     with torch.no_grad():
         assert torch.equal(loaded(x), projector(x))

@@ -1,4 +1,4 @@
-"""An exported model with a C-Abstractor brings its own code along, and `pad chat` never runs that code."""
+"""An exported model that stock LLaVA can't express brings its own code along, and `pad chat` never runs that code."""
 
 from __future__ import annotations
 
@@ -56,14 +56,15 @@ assert said.shape[1] > inputs["input_ids"].shape[1]
 """
 
 
-def test_abstractor_loads_where_this_project_is_not(parts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("projector", ["c-abstractor", "pixel-shuffle"])
+def test_own_projectors_load_where_this_project_is_not(parts: Path, projector: str, tmp_path: Path) -> None:
     """The folder is loaded in a process that can't import this project. Catches a module that is not copied, and an
     import of ours that stays."""
-    model = build(parts, **ABSTRACTOR)
+    model = build(parts, **ABSTRACTOR | {"projector": projector})
     export_llava(model, view_for(model), tmp_path)
     pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
     ids, ours = asked(model, pixels)
-    image = [json.loads((tmp_path / "config.json").read_text())["image_token_index"]] * 9
+    image = [json.loads((tmp_path / "config.json").read_text())["image_token_index"]] * model.vision_tokens
     whole = torch.tensor([[one for token in ids for one in (image if token == IMAGE else [token])]])
     torch.save({"input_ids": whole, "pixel_values": pixels}, tmp_path / "inputs.pt")
     environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

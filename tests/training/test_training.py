@@ -22,11 +22,12 @@ from pad_pipeline.training.batches import Batch, collate
 from pad_pipeline.training.examples import Preprocessor, ShardExamples
 from pad_pipeline.training.export import image_processor_for
 from pad_pipeline.training.losses import caption_loss, patch_loss, patch_loss_weight
-from pad_pipeline.training.model import CLIP_MEAN, CLIP_STD, MultimodalModel, embedder_for
-from pad_pipeline.training.order import SampleOrder
+from pad_pipeline.training.model import MultimodalModel, embedder_for
+from pad_pipeline.training.order import SampleOrder, shuffled
 from pad_pipeline.training.projector import build_projector, load_projector, save_projector
 from pad_pipeline.training.settings import PatchLossSettings, TrainSettings
 from pad_pipeline.training.template import EncodedText, Template
+from pad_pipeline.training.towers import CLIP_MEAN, CLIP_STD
 from tests.conftest import import_photographs
 from tests.small_models import write_small_models
 
@@ -165,10 +166,11 @@ def test_text_alone_beside_images(models_toml: Path, shards: Path) -> None:
     assert model.llm.get_input_embeddings().weight.grad.any()
 
 
-def test_masks_follow_a_c_abstractors_tokens(models_toml: Path, shards: Path) -> None:
+@pytest.mark.parametrize("projector", ["c-abstractor", "pixel-shuffle"])
+def test_masks_follow_the_tokens_of_a_projector_with_fewer(models_toml: Path, shards: Path, projector: str) -> None:
     """8 x 8 patches become 4 x 4 tokens, and each token is compared with what its own four patches show. Catches masks
     of one grid on tokens of another, and sequences with room for as many tokens as there are patches."""
-    model, examples = model_and_examples(models_toml, shards, projector="c-abstractor", abstractor_tokens=16)
+    model, examples = model_and_examples(models_toml, shards, projector=projector, abstractor_tokens=16)
     batch = collate([examples[0], examples[1]], examples.preprocessor)
     assert len(batch.vision_at) == 2 * 16
     tokens = model.encode_images(batch.pixels).detach()
@@ -185,13 +187,26 @@ def test_masks_follow_a_c_abstractors_tokens(models_toml: Path, shards: Path) ->
 def test_order_is_a_function_of_seed_and_step() -> None:
     """Every sample once an epoch, another order each epoch, any step computed by itself. Catches an order that depends
     on where a training was resumed."""
-    order = SampleOrder(np.arange(10), 4, seed=1)
+    order = SampleOrder(10, 4, seed=1)
     stream = np.concatenate([order.step(step) for step in range(10)])
     epochs = [stream[start : start + 10].tolist() for start in range(0, 40, 10)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 4
     assert epochs[0] != epochs[1]
-    assert SampleOrder(np.arange(10), 4, seed=1).step(7).tolist() == order.step(7).tolist()
-    assert SampleOrder(np.arange(10), 4, seed=2).step(0).tolist() != order.step(0).tolist()
+    assert SampleOrder(10, 4, seed=1).step(7).tolist() == order.step(7).tolist()
+    assert SampleOrder(10, 4, seed=2).step(0).tolist() != order.step(0).tolist()
+
+
+@pytest.mark.parametrize("held", [0, 3, 60])
+def test_the_order_is_that_of_earlier_versions(held: int) -> None:
+    """A training that an earlier version began would otherwise see some samples twice and others never. Catches numbers
+    of another size that are shuffled otherwise, and a held-out sample that is trained on."""
+    out = np.sort(np.random.default_rng(5).permutation(100)[100 - held :])
+    kept = np.setdiff1d(np.arange(100), out)
+    epochs = [kept[np.random.default_rng((5, epoch)).permutation(len(kept))] for epoch in range(4)]
+    order = SampleOrder(100, 7, 5, left_out=out)
+    steps = [order.step(step) for step in range(4 * len(kept) // 7)]
+    assert np.concatenate(steps).tolist() == np.concatenate(epochs)[: 7 * len(steps)].tolist()
+    assert shuffled(np.random.default_rng(5), 100).tolist() == np.random.default_rng(5).permutation(100).tolist()
 
 
 @pytest.mark.parametrize(("samples", "size", "images"), [(1000, 16, 600), (37, 8, 20), (64, 16, 32), (9, 9, 3)])
@@ -200,7 +215,7 @@ def test_grouping_keeps_kinds_and_lengths_together(samples: int, size: int, imag
     that overlap where their size is no multiple of the batch."""
     chance = np.random.default_rng(0)
     lengths, with_image = chance.integers(1, 500, samples), np.arange(samples) < images
-    order = SampleOrder(np.arange(samples), size, 0, lengths, with_image)
+    order = SampleOrder(samples, size, 0, lengths, with_image)
     steps = [order.step(step) for step in range(3 * samples // size)]
     stream = np.concatenate(steps)
     for epoch in range(len(stream) // samples):
@@ -208,7 +223,7 @@ def test_grouping_keeps_kinds_and_lengths_together(samples: int, size: int, imag
     if samples == 1000:
         mixed = [step for step in steps if 0 < with_image[step].sum() < size]
         assert len(mixed) <= 9
-        plain = SampleOrder(np.arange(samples), size, 0)
+        plain = SampleOrder(samples, size, 0)
         padding = [sum(lengths[o.step(n)].max() * size for n in range(60)) for o in (order, plain)]
         assert padding[0] < 0.75 * padding[1]
 
@@ -316,9 +331,10 @@ def test_what_does_not_fit_is_an_error(pad: Pad, models_toml: Path, shards: Path
     assert "it takes images of 224 px in patches of 14 px, and the shards are made for 112 px" in said
     assert "--view-size 224 and --patch 14" in said
     (other / "config.json").write_text(json.dumps(config | {"image_size": 384}))
-    said = refused(vision=other)
-    assert "drops the last 6 px" in said and "--view-size" not in said, "no view can be so"
-    assert "model_type is 'llama', and should be clip or clip_vision_model or siglip" in refused(vision=llm)
+    assert "--view-size 384 and --patch 14" in refused(vision=other), "a view of 27 x 27 patches"
+    (other / "config.json").write_text(json.dumps(config | {"image_size": 8}))
+    assert "patches of 14 px in images of 8 px" in refused(vision=other)
+    assert "model_type is 'llama', and should be clip or clip_vision_model or dinov2" in refused(vision=llm)
     assert "there is no run.json in it" in refused(shards=clip)
     assert "neither a folder nor a hub name" in refused(vision=tmp_path / "nowhere")
     assert "--learning-rate = inf: Input should be a finite number" in refused("--learning-rate", "inf")

@@ -23,6 +23,7 @@ from pad_pipeline.storage import Folder
 from pad_pipeline.training.checkpoint import Checkpoints
 from tests.cluster import nodes
 from tests.conftest import wait_for
+from tests.runs.processes import LOOPBACK, descendants, listening
 
 Pad = Callable[..., Any]
 BIN = Path(sys.executable).parent
@@ -118,6 +119,21 @@ def test_two_processes_give_the_losses_of_one(
     assert on.code == 0, on.err
     assert "Going on from step 4 of 8" in on.err
     assert np.allclose(one, losses(tmp_path / "two"), rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.slow
+def test_a_training_on_ray_listens_on_loopback_alone(command: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Two workers, whose ranks take pickled objects from each other. Catches torch's store, which by itself listens on
+    every address, and gloo, which listens on the address of the machine's name."""
+    out = tmp_path / "run"
+    with subprocess.Popen(
+        [str(BIN / "pad"), *command(1, "--steps", 2000), "--workers", "2", "--out", str(out)]
+    ) as driver:
+        wait_for((out / "log.jsonl").exists, driver)
+        assert json.loads((out / "training.json").read_text())["ranks"] == 2
+        addresses = listening(descendants(driver))
+        driver.send_signal(signal.SIGTERM)
+    assert addresses and set(addresses) <= LOOPBACK
 
 
 @pytest.mark.long

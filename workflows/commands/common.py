@@ -9,7 +9,10 @@ import typer
 from rich.markup import escape
 from rich.text import Text
 
-from pad_pipeline.workflows.commands.options import option, setting
+from pad_pipeline.storage import is_url, resolved
+from pad_pipeline.threads import OverShards
+from pad_pipeline.workflows.commands.options import OptionValues, option, options, setting
+from pad_pipeline.workflows.engine.over_shards import ReadOptions, over_shards
 from pad_pipeline.workflows.results import finite
 from pad_pipeline.workflows.runs.options import EngineName, RunOptions
 
@@ -21,10 +24,24 @@ FROM_FIRST = "counted from the first; all by default"
 EngineOption = Annotated[EngineName, setting(RunOptions, None, "engine")]
 Models = Annotated[
     str,
-    option(MODELS, "`paper` (RAM), `plus` (RAM++), `miniature` (part of pad, for drawn scenes), or a TOML file."),
+    option(
+        MODELS, "`paper` (RAM), `plus` (RAM++), `best`, `miniature` (part of pad, for drawn scenes), or a TOML file."
+    ),
 ]
+READ_OPTIONS = options(ReadOptions, CLUSTER, "engine address workers")
+"""The options of commands that read many shards."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, on standard output.")]
 Shards = Annotated[str, typer.Argument(help="Folder or URL that `pad build` or `pad import` wrote.")]
+
+
+def seen_by_workers(shards: str, read: OptionValues) -> str:
+    """Return the folder or URL of shards as Ray's workers see it, which run in folders of their own."""
+    return resolved(shards) if read["engine"] == "ray" else shards
+
+
+def reading(shards: str, read: OptionValues, count: int) -> OverShards | None:
+    """Return how a command reads `count` shards of a folder or URL, by its `READ_OPTIONS`."""
+    return over_shards(ReadOptions(**read), count, is_url(shards))
 
 
 def print_json(value: Any) -> None:

@@ -11,7 +11,7 @@ from pad_pipeline.console import console, say
 from pad_pipeline.workflows.commands.common import AsJson, escaped, print_json
 from pad_pipeline.workflows.commands.reword import reword
 
-ModelsArgument = Annotated[str, typer.Argument(help="`paper`, `plus`, `miniature`, or a TOML file.")]
+ModelsArgument = Annotated[str, typer.Argument(help="`paper`, `plus`, `best`, `miniature`, or a TOML file.")]
 
 _NAMED = "official files that a TOML file can name"
 

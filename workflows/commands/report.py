@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +13,12 @@ import typer
 from pad_pipeline.console import errors, say
 from pad_pipeline.errors import UserError
 from pad_pipeline.report.settings import ReportSettings
-from pad_pipeline.workflows.commands.common import Shards, counted
+from pad_pipeline.workflows.commands.common import READ_OPTIONS, Shards, counted, reading, seen_by_workers
 from pad_pipeline.workflows.commands.options import OptionValues, options
 
 if TYPE_CHECKING:
     from pad_pipeline.shards.reader import ShardFolder
+    from pad_pipeline.threads import OverShards
 
 REPORT_OPTIONS = options(ReportSettings, None, "limit page_size edge")
 
@@ -26,6 +28,7 @@ def report(
     shards: Shards,
     out: Annotated[str, typer.Option(help="Folder on this machine: new, empty, or with an earlier report to replace.")],
     settings: Annotated[OptionValues, REPORT_OPTIONS],
+    read: Annotated[OptionValues, READ_OPTIONS],
     open_it: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
 ) -> None:
     """Write a run as HTML pages: a gallery to filter and search, statistics, and the settings of the run.
@@ -45,26 +48,27 @@ def report(
 
     if not out or is_url(out):
         raise UserError("out", out, "a report opens from disk", "name a folder on this machine")
-    images = _write(open_shards(shards), Path(out), ReportSettings(**settings))
+    opened = open_shards(seen_by_workers(shards, read))
+    images = min(opened.run.images, len(opened.names) * opened.run.shard_size, settings.get("limit") or sys.maxsize)
+    over = reading(shards, read, -(-images // max(opened.run.shard_size, 1)))
+    images = _write(opened, Path(out), ReportSettings(**settings), images, over)
     page = Path(out, "index.html").resolve()
     say(f"{counted(images, 'image')}: {page.as_uri()}")
     if open_it:
         typer.launch(str(page))
 
 
-def _write(shards: ShardFolder, folder: Path, settings: ReportSettings) -> int:
-    """Write the report, show its progress, and return its number of images."""
+def _write(shards: ShardFolder, folder: Path, settings: ReportSettings, images: int, over: OverShards | None) -> int:
+    """Write the report of about so many images, show its progress, and return its number of images."""
     from pad_pipeline.report.site import write_report
     from pad_pipeline.workflows.engine.chain import Done, StageWork
     from pad_pipeline.workflows.engine.progress import Progress, StageState
 
-    run, images = shards.run, min(shards.run.images, len(shards.names) * shards.run.shard_size)
-    images = min(images, settings.limit or images)
-    progress = Progress("report", -(-images // run.shard_size), images, errors)
+    progress = Progress("report", -(-images // shards.run.shard_size), images, errors)
     began = time.monotonic()
 
     def written() -> Iterator[Done]:
-        for number, counts in enumerate(write_report(shards, folder, settings)):
+        for number, counts in enumerate(write_report(shards, folder, settings, over)):
             yield Done(number, dict(counts))
             work = StageWork(progress.found["images"], progress.found["failed"], time.monotonic() - began)
             progress.update({"report": StageState(work, workers=1)})

@@ -12,7 +12,7 @@ from pad_pipeline.choices import Status
 from pad_pipeline.errors import UserError
 from pad_pipeline.sources.selection import Selection
 from pad_pipeline.stages.edit_settings import EditSettings
-from pad_pipeline.workflows.commands.common import INPUT, MODELS, Shards
+from pad_pipeline.workflows.commands.common import INPUT, MODELS, Shards, reading, seen_by_workers
 from pad_pipeline.workflows.commands.options import OptionValues, option, options
 from pad_pipeline.workflows.commands.runs import OLD_VIEW_OPTIONS, REWRITE_OPTIONS, changed_view, finish, run_options
 
@@ -85,7 +85,11 @@ def apply_filter(
     if chosen == Selection():
         rule = "no option says which images to take"
         raise UserError("shards", shards, rule, "give `statuses`, `labels`, `ids`, `min_regions` or `min_edge`")
-    _rewrite(StoredSource([shards], chosen), run, failed_wanted="failed" in chosen.statuses)
+    source = StoredSource([seen_by_workers(shards, run)], chosen)
+    if chosen.labels:  # the samples are read
+        read = {"engine": run["engine"], "address": run["address"]}
+        source.over = reading(shards, read, len(source.runs[0].names))
+    _rewrite(source, run, failed_wanted="failed" in chosen.statuses)
 
 
 def merge(

@@ -13,7 +13,7 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
 from pad_pipeline.workflows.commands.common import CLUSTER, INPUT, RUN, VIEW, AsJson, counted, plain, print_json
 from pad_pipeline.workflows.commands.options import OptionValues, option, options
-from pad_pipeline.workflows.runs.options import RunOptions, failures_allowed
+from pad_pipeline.workflows.runs.options import Part, RunOptions, failures_allowed
 
 if TYPE_CHECKING:
     from pad_pipeline.sources.base import Tally
@@ -29,13 +29,13 @@ REWRITE_OPTIONS = (
     | options(RunOptions, RUN, "shard_size", unset="as before")
     | {"max_failed": (Annotated[str, _MAX_FAILED], "100%")}
     | options(RunOptions, RUN, "breaker accept_changed_code")
-    | options(RunOptions, CLUSTER, "engine address workers gpus wait")
+    | options(RunOptions, CLUSTER, "engine address workers gpus wait part")
     | {"as_json": (AsJson, False)}
 )
 """The options of `pad retarget`, `pad filter` and `pad merge`."""
 IMPORT_OPTIONS = (
     REWRITE_OPTIONS
-    | options(RunOptions, INPUT, "strict")
+    | options(RunOptions, INPUT, "strict private_addresses")
     | options(RunOptions, RUN, "shard_size depth=fingerprint retry_failed")
     | options(RunOptions, RUN, "fork", str)
 )
@@ -61,10 +61,13 @@ def changed_view(view: View, given: OptionValues) -> View:
     """
     chosen = view.model_dump() | given
     try:
-        return View(**chosen)
+        changed = View(**chosen)
     except ValidationError as error:
         rule = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise UserError("size", chosen["size"], rule, "correct it, or `patch`") from error
+    if changed.covered < changed.size:
+        note(f"note: a view of {changed.size} pixels is {changed.grid_text}; no patch shows the rest.")
+    return changed
 
 
 def run_options(given: OptionValues, preload: bool = True) -> RunOptions:
@@ -72,7 +75,7 @@ def run_options(given: OptionValues, preload: bool = True) -> RunOptions:
     while this process plans.
 
     Raises:
-        UserError: two options contradict each other, or `max_failed` is neither a count nor a share.
+        UserError: two options contradict each other, `max_failed` is neither a count nor a share, or `part` is no part.
     """
     failures_allowed(given["max_failed"], 0)
     if given.get("fork") and given.get("retry_failed"):
@@ -81,6 +84,8 @@ def run_options(given: OptionValues, preload: bool = True) -> RunOptions:
     for name in ("address", "workers", "gpus"):
         if given.get(name) not in (None, "") and given["engine"] == "local":
             raise UserError(name, given[name], "it goes with `engine` ray", "leave it out, or use `engine` ray")
+    if given["part"]:
+        Part.parse(given["part"])
     chosen = {name: value for name, value in given.items() if name in RunOptions.model_fields}
     options = RunOptions(**chosen, isolated=ISOLATED)
     _ = options.cluster, options.worker_range  # they raise their errors before anything is read
@@ -89,6 +94,16 @@ def run_options(given: OptionValues, preload: bool = True) -> RunOptions:
 
         Child.preload("pad_pipeline.workflows.runs.chains")
     return options
+
+
+def _still_missing(out: str) -> str:
+    """Return a line about the shards that all parts of a run together have not finished yet."""
+    from pad_pipeline.shards.reader import ShardFolder
+
+    shards = ShardFolder(out)
+    if missing := shards.run.shards - len(shards.names):
+        return f"{missing:,} of {counted(shards.run.shards, 'shard')} of the whole run are still missing."
+    return f"The whole run is finished: {counted(shards.run.shards, 'shard')}."
 
 
 def finish(totals: dict[str, int], run: OptionValues, counts: Tally, source: str = "images") -> None:
@@ -112,7 +127,9 @@ def finish(totals: dict[str, int], run: OptionValues, counts: Tally, source: str
     )
     if totals["failed"]:
         say_total(f"`pad stats {out}` says why images failed.")
-    if source and totals["failed"] == totals["images"]:
+    if run["part"]:
+        say_total(_still_missing(str(out)))
+    if source and totals["failed"] == totals["images"] and not (run["part"] and not totals["images"]):
         raise UserError(source, counted(totals["images"], "image"), "every one of them failed", f"see pad stats {out}")
     allowed = failures_allowed(max_failed, totals["images"])
     if totals["failed"] > allowed:

@@ -8,14 +8,26 @@ import typer
 from rich.table import Table
 
 from pad_pipeline.console import console, say, track
-from pad_pipeline.workflows.commands.common import AsJson, Shards, counted, plain, print_json
+from pad_pipeline.workflows.commands.common import (
+    READ_OPTIONS,
+    AsJson,
+    Shards,
+    counted,
+    plain,
+    print_json,
+    reading,
+    seen_by_workers,
+)
+from pad_pipeline.workflows.commands.options import OptionValues
 
 
 def verify(
+    *,
     shards: Shards,
     deep: Annotated[
         bool, typer.Option("--deep", help="Also decode images and masks, and recompute coverages.")
     ] = False,
+    read: Annotated[OptionValues, READ_OPTIONS],
     as_json: AsJson = False,
 ) -> None:
     """Check that shards hold each planned image exactly once, and that no byte has changed since.
@@ -27,6 +39,8 @@ def verify(
       pad verify shards/
 
       pad verify shards/ --deep
+
+      pad verify s3://bucket/shards --engine ray --address auto
     """
     from pad_pipeline.shards.run import Run
     from pad_pipeline.storage import folder_at
@@ -34,7 +48,7 @@ def verify(
 
     shards_planned = Run.read(folder_at(shards)).shards
     wrong: dict[str, list[str]] = {}
-    parts = verify_run(shards, deep)
+    parts = verify_run(seen_by_workers(shards, read), deep, reading(shards, read, shards_planned))
     for name, problems in track(parts, "checking", shards_planned + 2):
         if problems:
             wrong[name] = problems
@@ -51,8 +65,10 @@ def verify(
 
 
 def stats(
+    *,
     shards: Shards,
     top: Annotated[int, typer.Option(help="Number of labels to list, the most frequent first.", min=0)] = 15,
+    read: Annotated[OptionValues, READ_OPTIONS],
     as_json: AsJson = False,
 ) -> None:
     """Count the images, statuses, regions and labels of a run.
@@ -61,11 +77,15 @@ def stats(
 
       pad stats shards/ --top 30
     """
-    from pad_pipeline.shards import stats as workflow
+    from pad_pipeline.shards.reader import open_shards
+    from pad_pipeline.shards.stats import ShortStatistics, Statistics, read_statistics
+    from pad_pipeline.shards.stats import as_json as json_of
 
-    found = workflow.read_statistics(shards)
+    opened = open_shards(seen_by_workers(shards, read))
+    over = reading(shards, read, len(opened.names))
+    found = read_statistics(opened, over, Statistics if as_json else ShortStatistics, track)
     if as_json:
-        typer.echo(workflow.as_json(found))
+        typer.echo(json_of(found))
         return
     table = Table("what", "how many", title=plain(str(shards)))
     run = found.shards.run

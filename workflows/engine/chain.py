@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from pad_pipeline.errors import UserError
 from pad_pipeline.stages.base import Stage
+
+NO_MEMORY = 71
+"""The exit code of a worker process that ends because its memory ran out, as if the system had killed it."""
 
 
 class Task(NamedTuple):
@@ -60,20 +66,42 @@ class StageWork(NamedTuple):
     seconds: float = 0.0
 
 
+class MemoryRanOut(UserError):
+    """The memory ran out in an operation. A worker process ends over it, and its task is tried again in a new one."""
+
+
+@contextmanager
+def _memory_of(name: str) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as error:
+        remedy = "give it more memory, or lower a batch_size, then run the same command again"
+        raise MemoryRanOut("stage", name, f"the memory ran out ({error})", remedy) from error
+
+
 class Chain:
     """The operations of one link, built in the worker that runs them. `tick` is called after each batch of a stage."""
 
     def __init__(self, link: Link, tick: Callable[[], None] = lambda: None) -> None:
-        self.operations = [operation.build() for operation in link.operations]
+        self.operations: list[Callable[[Any], Any]] = []
+        for operation in link.operations:
+            with _memory_of(operation.name):
+                self.operations.append(operation.build())
         self.names = [operation.name for operation in link.operations]
         self.stages = [operation for operation in self.operations if isinstance(operation, Stage)]
         for stage in self.stages:
             stage.tick, stage.breaker = tick, link.breaker
 
     def run(self, item: Any, first: int = 0, last: int | None = None) -> Any:
-        """Pass `item` through the operations from `first` to before `last`, and return the result."""
-        for operation in self.operations[first:last]:
-            item = operation(item)
+        """Pass `item` through the operations from `first` to before `last`, and return the result.
+
+        Raises:
+            MemoryRanOut: the memory ran out.
+            Exception: any other exception of an operation.
+        """
+        for name, operation in list(zip(self.names, self.operations, strict=True))[first:last]:
+            with _memory_of(name):
+                item = operation(item)
         return item
 
     def work(self) -> dict[str, StageWork]:
@@ -116,6 +144,8 @@ class LinkActor:
         assert self.chain is not None
         try:
             item = self.chain.run(item, first, last)
+        except MemoryRanOut:
+            os._exit(NO_MEMORY)
         except Exception as error:
             return portable(error), None
         return (item, None) if isinstance(item, Done) else (None, item)

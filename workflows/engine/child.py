@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, NoReturn
 
-from pad_pipeline.workflows.engine.chain import Chain, Done, Link, StageWork, portable
+from pad_pipeline.workflows.engine.chain import NO_MEMORY, Chain, Done, Link, MemoryRanOut, StageWork, portable
 
 PATIENCE = 20.0
 """Seconds in which a child can end by itself after a request. Then it is killed."""
@@ -109,6 +109,8 @@ class Child:
 
     def _death(self) -> ChildDied:
         code = self._wait()
+        if code == NO_MEMORY:
+            return ChildDied("its memory ran out")
         return ChildDied(f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}")
 
 
@@ -166,6 +168,8 @@ def _work(connection: Connection, inbox: SimpleQueue[bytes]) -> None:
                 connection.send(name)  # so that the parent knows in which operation the child dies
                 item = chain.run(item, number, number + 1)
             connection.send(chain.work())
+        except MemoryRanOut:
+            os._exit(NO_MEMORY)
         except Exception as error:
             item = portable(error)
         connection.send(item)

@@ -47,10 +47,14 @@ class Progress:
         images: number of images in these shards.
         console: console to report to.
         out: folder for `metrics.jsonl`; None writes no such file.
+        part: part of the run, such as `3-of-8`, which has a file of its own; empty for the whole run.
     """
 
-    def __init__(self, kind: str, shards: int, images: int, console: Console, out: Folder | None = None) -> None:
+    def __init__(
+        self, kind: str, shards: int, images: int, console: Console, out: Folder | None = None, part: str = ""
+    ) -> None:
         self.kind, self.shards, self.images, self.console, self.out = kind, shards, images, console, out
+        self._metrics_name = f"metrics-{part}.jsonl" if part else METRICS_NAME
         self.found: Counter[str] = Counter()
         self.nodes: Counter[str] = Counter()
         """Beginning of a node's id -> number of shards that it finished."""
@@ -99,7 +103,8 @@ class Progress:
 
     def figures(self) -> dict[str, Any]:
         """Return one entry of `metrics.jsonl`."""
-        rate, left = self._rate("all"), self.images - self.found["images"]
+        # A retry of a few failed images finishes whole shards, so more images are found than were to do.
+        rate, left = self._rate("all"), max(0, self.images - self.found["images"])
         elapsed = time.monotonic() - self.began
         return {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -135,7 +140,7 @@ class Progress:
             if not self.out.remote or last or time.monotonic() - self._stored >= STORED_EVERY:
                 self._stored = time.monotonic()
                 with suppress(OSError):  # if the disk is full, the writer of the shards reports it
-                    self.out.append(METRICS_NAME, self._metrics.encode())
+                    self.out.append(self._metrics_name, self._metrics.encode())
                     self._metrics = ""
 
     def _line(self, figures: dict[str, Any]) -> str:

@@ -47,7 +47,7 @@ def check_export(model: Path) -> list[str]:
     if (folder / ADAPTER).is_dir():
         problems.append("its adapters are not merged: lmms-eval would score the LLM without them (lora.merge = true)")
     if read_config("model", folder, set(KINDS))["model_type"] != "llava":
-        problems.append("it is no stock LLaVA (C-Abstractor): lmms-eval's llava_hf can't load it")
+        problems.append("it is no stock LLaVA (its projector or its registers): lmms-eval's llava_hf can't load it")
     if not processor.chat_template:
         problems.append("it has no chat template: lmms-eval would use Vicuna's")
     elif not _same_prompt(processor):

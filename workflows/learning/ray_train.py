@@ -61,6 +61,8 @@ def train_on_ray(
         from ray.train.torch import TorchTrainer
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+        from pad_pipeline.workflows.learning.ray_group import GroupConfig
+
         gpus = gpus_each(ray, cluster)
         # The mailbox runs on the driver's node, because the loss of its node would end the training.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -74,6 +76,7 @@ def train_on_ray(
         trainer = TorchTrainer(
             _work,
             train_loop_config=job.model_copy(update={"out": str(out)}).model_dump(mode="json"),
+            torch_config=GroupConfig(),
             scaling_config=ScalingConfig(
                 num_workers=high if low == high else (low, high), use_gpu=gpus > 0, resources_per_worker=needs,
             ),

@@ -28,8 +28,8 @@ from pad_pipeline.sources.open import open_source
 from pad_pipeline.stages.tag import TaggerSettings, read_tags
 from pad_pipeline.storage import claim_folder
 from pad_pipeline.training.job import Job
-from pad_pipeline.training.model import check_view
 from pad_pipeline.training.settings import TrainSettings
+from pad_pipeline.training.towers import check_view
 from pad_pipeline.weights import fetch_model
 from pad_pipeline.workflows.learning.launch import train
 from pad_pipeline.workflows.miniature.truth import label_accuracy

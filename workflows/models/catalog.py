@@ -89,6 +89,8 @@ LICENSES: dict[str, str] = (
     | {f"facebook/sam-vit-{size}": "Apache-2.0" for size in ("base", "large", "huge")}
     | {f"facebook/sam2.1-hiera-{size}": "Apache-2.0" for size in ("tiny", "small", "base-plus", "large")}
     | {f"IDEA-Research/grounding-dino-{size}": "Apache-2.0" for size in ("tiny", "base")}
+    | {f"iSEE-Laboratory/llmdet_{size}": "Apache-2.0" for size in ("tiny", "base", "large")}
+    | {"facebook/sam3": "SAM License"}
     | {f"lmsys/vicuna-{size}-v1.5": _LLAMA_2 for size in ("7b", "13b")}
     | {f"meta-llama/Llama-2-{size}{chat}-hf": _LLAMA_2 for size in ("7b", "13b", "70b") for chat in ("", "-chat")}
     | {f"miniature:{part}": "Apache-2.0" for part in ("tagger.safetensors", "detector", "segmenter.safetensors", "llm")}

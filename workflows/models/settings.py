@@ -1,4 +1,4 @@
-"""Load the settings of the models of a build: from a preset (`paper`, `plus`), the miniature, or a TOML file."""
+"""Load the settings of the models of a build: from a preset, the miniature, or a TOML file."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pad_pipeline.miniature.shipped import checked_folder
 from pad_pipeline.roles import REQUIRED, ROLES, STEPS, RedoFrom, is_redone, section_of
 from pad_pipeline.stages.captions import CaptionsSettings
 from pad_pipeline.stages.compute import ComputeSettings
+from pad_pipeline.stages.concept import ConceptSettings
 from pad_pipeline.stages.custom.load import SECTIONS, CustomSettings, resolve_settings
 from pad_pipeline.stages.custom.stages import CustomDetector, CustomGrounder, CustomSegmenter, CustomTagger
 from pad_pipeline.stages.ground import DetectorSettings
@@ -26,7 +27,7 @@ from pad_pipeline.workflows.models.catalog import OFFICIAL
 from pad_pipeline.workflows.toml import read_toml, settings_error
 
 KINDS: tuple[type[StageSettings], ...] = (
-    TaggerSettings, CaptionsSettings, DetectorSettings, SegmenterSettings,
+    TaggerSettings, CaptionsSettings, DetectorSettings, SegmenterSettings, ConceptSettings,
     CustomTagger, CustomDetector, CustomSegmenter, CustomGrounder,
 )  # fmt: skip
 """The settings classes of all stages with a model. A section of a models file that names a user's own class is read as
@@ -104,8 +105,15 @@ _OFFICIAL_TAGS = {"tag_list": "ram_tag_list", "thresholds": "ram_tag_list_thresh
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"tagger": {"family": "ram", "weights": "ram_swin_large_14m", **_OFFICIAL_TAGS}, **_REST},
     "plus": {"tagger": {"family": "ram_plus", "weights": "ram_plus_swin_large_14m", **_OFFICIAL_TAGS}, **_REST},
+    "best": {
+        "tagger": {"family": "ram_plus", "weights": "ram_plus_swin_large_14m", **_OFFICIAL_TAGS},
+        "detector": {"model": "iSEE-Laboratory/llmdet_large"},
+        "segmenter": {"weights": "facebook/sam2.1-hiera-large"},
+        "llm": _REST["llm"],
+    },
 }
 """`paper`: RAM Swin-L, Grounding DINO base, SAM ViT-H, the embedding of Vicuna-1.5-7B. `plus`: the same with RAM++.
+`best`: RAM++, LLMDet large and SAM 2.1 large, by published numbers (docs/howto/models.md).
 
 Every file is pinned by a hash or by a revision. Of Vicuna only the revision is known (`pad_pipeline/pins.py`): run.json
 gets the hash of its embedding, and a resumed run refuses another one."""
@@ -114,8 +122,8 @@ gets the hash of its embedding, and a resumed run refuses another one."""
 def load_models(models: str) -> ModelSettings:
     """Load the settings of a preset, of `miniature`, or of a TOML file.
 
-    A file with `preset = "paper"` (or `plus`, or `miniature`) starts from the settings of that preset, and its sections
-    override them. `tagger = false` leaves the preset's tagger out. Paths are relative to the file.
+    A file with `preset = "paper"` (or `plus`, `best` or `miniature`) starts from the settings of that preset, and its
+    sections override them. `tagger = false` leaves the preset's tagger out. Paths are relative to the file.
 
     Raises:
         UserError: there is no such preset or file, or a setting is wrong.

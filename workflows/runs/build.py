@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +31,7 @@ from pad_pipeline.workflows.models.settings import ModelSettings
 from pad_pipeline.workflows.runs.chains import annotation_chain, import_chain
 from pad_pipeline.workflows.runs.options import RunOptions
 from pad_pipeline.workflows.runs.prepare import prepare
-from pad_pipeline.workflows.runs.resume import Scan, scan
+from pad_pipeline.workflows.runs.resume import Scan, check_there, is_file_of, own_shards, scan
 from pad_pipeline.workflows.runs.spec import RunSpec
 
 
@@ -47,12 +47,17 @@ def build(source: Source, out: Path | str, models: ModelSettings, view: View, op
         UserError: an input, a model or the output folder can't be used, or a stage is broken.
     """
     folder = open_out(out, options.fork)  # first, so that a wrong folder is found before gigabytes are fetched
-    spec = build_spec(source, models, view, options.redo_from, options.used_threads)
+    spec = build_spec(source, models, view, options.redo_from, options.used_threads, options.private_addresses)
     return carry_out(spec, source, folder, options, forked=folder_at(out) if options.fork else None)
 
 
 def build_spec(
-    source: Source, models: ModelSettings, view: View, redo_from: RedoFrom = "tag", threads: int = 0
+    source: Source,
+    models: ModelSettings,
+    view: View,
+    redo_from: RedoFrom = "tag",
+    threads: int = 0,
+    private: bool = False,
 ) -> RunSpec:
     """Return the specification of a build. Missing weights are fetched.
 
@@ -66,7 +71,15 @@ def build_spec(
         if isinstance(one, TaggerSettings):
             _check_labels(embedder, one)
     compute = models.compute.model_copy(update={"threads": threads})
-    chain = partial(annotation_chain, models=models, view=view, root=source.root, compute=compute, redo_from=redo_from)
+    chain = partial(
+        annotation_chain,
+        models=models,
+        view=view,
+        root=source.root,
+        compute=compute,
+        redo_from=redo_from,
+        private=private,
+    )
     return RunSpec(
         kind="build",
         view=view,
@@ -126,12 +139,20 @@ def import_coco(
         embedding_width=embedder.width,
         settings={"llm": labels.model_dump(mode="json"), "decode": decoding.model_dump(mode="json")},
         fingerprints=embedder.fingerprints(),
-        chain=partial(import_chain, decoding=decoding, labels=labels, view=view, root=source.root),
+        chain=partial(
+            import_chain,
+            decoding=decoding,
+            labels=labels,
+            view=view,
+            root=source.root,
+            private=options.private_addresses,
+        ),
     )
     with rename_field(image_root="images"):
         totals = carry_out(spec, source, folder, options, forked=folder_at(out) if options.fork else None)
     shards = ShardFolder(folder)
-    for name in shards.names:
+    own = own_shards(shards.run, options)
+    for name in (name for name in shards.names if is_file_of(own, f"{name}.tar")):
         try:
             rows = shards.index(name)
         except UserError:
@@ -169,14 +190,15 @@ def carry_out(
     spec: RunSpec, source: Source, folder: Folder, options: RunOptions, forked: Folder | None = None
 ) -> Totals:
     """Lock `folder`, plan, and run the unfinished shards. Arguments as in `prepare`, result as in `build`."""
-    created = not folder.exists()
+    created, share = not folder.exists(), options.share
     with ExitStack() as held:
         try:
             folder.create()
             if created:
                 held.callback(_remove_if_empty, folder)
-            held.enter_context(locked(folder))
-            folder.clean()
+            held.enter_context(locked(folder, str(share or "")))
+            if share is None:
+                folder.clean()
             run, existing = prepare(spec, source, folder, options, forked)
         except OSError as error:
             raise write_error(folder, error) from error
@@ -190,17 +212,20 @@ def _remove_if_empty(folder: Folder) -> None:
 
 def _work(run: Run, existing: Scan, folder: Folder, spec: RunSpec, options: RunOptions) -> Totals:
     """Run the unfinished shards, or on a retry the shards with failed images. Return the counts over all shards."""
-    retry = options.retry_failed
+    retry, own = options.retry_failed, own_shards(run, options)
+    if options.part:
+        folder.clean(mine=partial(is_file_of, own))
     if retry:
         # A retry that was killed between the two files of a shard left it incomplete. Make the whole shard again.
         numbers = sorted({*existing.with_failures, *existing.incomplete})
         images = existing.totals["failed"]
     else:
-        numbers = [number for number in range(run.shards) if number not in existing.finished]
-        images = run.images - existing.totals["images"]
+        numbers = [number for number in own if number not in existing.finished]
+        images = min(own.stop * run.shard_size, run.images) - own.start * run.shard_size - existing.totals["images"]
+        where = f" of part {options.part}" if options.part else ""
         if existing.finished:
-            note(f"{len(existing.finished)} of {run.shards} shards are finished already and stay as they are.")
-    progress = Progress(spec.title or spec.kind, len(numbers), images, errors, folder)
+            note(f"{len(existing.finished)} of {len(own)} shards{where} are finished already and stay as they are.")
+    progress = Progress(spec.title or spec.kind, len(numbers), images, errors, folder, str(options.share or ""))
 
     def attempts(number: int) -> Attempts:
         rows = min(run.shard_size, run.images - number * run.shard_size)
@@ -213,7 +238,12 @@ def _work(run: Run, existing: Scan, folder: Folder, spec: RunSpec, options: RunO
             if options.engine == "ray"
             else LocalEngine(options.isolated)
         )
-        with closing(engine.run(chain, map(attempts, numbers), progress)) as results:
-            progress.follow(results)
-    totals = scan(folder, run.identity, run.shards).totals if retry else existing.totals + progress.found
+        try:
+            with closing(engine.run(chain, map(attempts, numbers), progress)) as results:
+                progress.follow(results)
+        finally:
+            with suppress(OSError):
+                folder.clean(mine=partial(is_file_of, own))  # what workers that were killed left unfinished
+        check_there(folder, {*existing.finished, *numbers})
+    totals = scan(folder, run.identity, own).totals if retry else existing.totals + progress.found
     return {name: totals[name] for name in TOTALS}

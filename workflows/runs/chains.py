@@ -8,6 +8,7 @@ from pad_pipeline.geometry import View
 from pad_pipeline.images import DecodeSettings
 from pad_pipeline.labels import LabelSettings
 from pad_pipeline.roles import RedoFrom
+from pad_pipeline.sources.read import witnesses
 from pad_pipeline.stages.annotate import HumanRegions
 from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.stages.decode import Decode
@@ -29,9 +30,10 @@ def annotation_chain(
     root: str,
     compute: ComputeSettings,
     redo_from: RedoFrom = "tag",
+    private: bool = False,
 ) -> list[Link]:
     """Return the chain of `pad build`: decode, the stages with a model from `redo_from` on, patchify, write."""
-    on_cpu, links = [Operation("decode", partial(Decode, models.decode, root, redo_from))], []
+    on_cpu, links = [Operation("decode", partial(Decode, models.decode, root, redo_from, private, witnesses()))], []
     for one in models.annotators_from(redo_from):
         operation = Operation(one.name, partial(one.make, models.decode, compute))
         # A CPU stage between two stages on the GPU would part them, so that each needs a GPU of its own.
@@ -43,10 +45,13 @@ def annotation_chain(
 
 
 def import_chain(
-    out: Folder, identity: str, decoding: DecodeSettings, labels: LabelSettings, view: View, root: str
+    out: Folder, identity: str, decoding: DecodeSettings, labels: LabelSettings, view: View, root: str, private: bool
 ) -> list[Link]:
     """Return the chain of `pad import`: decode, annotate, patchify, write."""
-    annotate = [Operation("decode", partial(Decode, decoding, root)), Operation("annotate", HumanRegions)]
+    annotate = [
+        Operation("decode", partial(Decode, decoding, root, private=private, witnesses=witnesses())),
+        Operation("annotate", HumanRegions),
+    ]
     return [_first(out, *annotate), _last(out, identity, view, labels)]
 
 

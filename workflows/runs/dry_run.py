@@ -55,9 +55,9 @@ def estimate(source: Source, models: ModelSettings, view: View, options: RunOpti
     import torch
 
     with tempfile.TemporaryDirectory(prefix="pad-dry-run-") as temporary:
-        folder = Folder(Path(temporary))
-        spec = build_spec(source, models, view, options.redo_from, options.used_threads)
-        facts = write_plan(source, folder.path / PLAN_NAME, options.shard_size, "sizes", options.limit)
+        folder, private = Folder(Path(temporary)), options.private_addresses
+        spec = build_spec(source, models, view, options.redo_from, options.used_threads, private)
+        facts = write_plan(source, folder.path / PLAN_NAME, options.shard_size, "sizes", options.limit, private)
         survey.check(facts, source, spec.input_field, options.strict, spec.reads_texts)
         survey.show(facts, source)
         plan = Plan(folder)

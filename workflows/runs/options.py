@@ -5,17 +5,47 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pad_pipeline.choices import Depth
+from pad_pipeline.choices import RerunDepth
 from pad_pipeline.errors import UserError
 from pad_pipeline.roles import RedoFrom
 from pad_pipeline.workflows.engine.ray_session import Cluster
 from pad_pipeline.workflows.runs.fingerprint import cores
 
 EngineName = Literal["ray", "local"]
+
+
+class Part(NamedTuple):
+    """A part of a run: a range of its shards."""
+
+    number: int
+    """Number of the part, from 1 on."""
+    parts: int
+    """Number of parts."""
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """Return the part that a text such as `3/8` names.
+
+        Raises:
+            UserError: it is not I/N with 1 <= I <= N.
+        """
+        found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text, re.ASCII)
+        if not found or int(found[1]) > int(found[2]):
+            rule = "it should be I/N: part I of N parts, counted from 1"
+            raise UserError("part", text, rule, "write for instance 3/8")
+        return cls(int(found[1]), int(found[2]))
+
+    def __str__(self) -> str:
+        """Return the part as names of files have it, such as `3-of-8`."""
+        return f"{self.number}-of-{self.parts}"
+
+    def shards(self, count: int) -> range:
+        """Return the numbers of the part's shards, of a run with `count` shards."""
+        return range((self.number - 1) * count // self.parts, self.number * count // self.parts)
 
 
 class RunOptions(BaseModel):
@@ -29,9 +59,10 @@ class RunOptions(BaseModel):
     """Take only this many images, the first of the source."""
     redo_from: RedoFrom = "tag"
     """For images from PAD shards: the first stage that runs again. The results of earlier stages are kept."""
-    depth: Depth = "sample"
+    depth: RerunDepth = "sample"
     """What a rerun compares to recognize the images. `names`: their names. `sizes`: sizes too. `sample`: the sha256 of
-    64 images too. `full`: the sha256 of every image too (reads everything once)."""
+    64 images too. `full`: the sha256 of every image too (reads everything once). `kept`: a rerun lists no images, keeps
+    the plan in the folder, and compares the sha256 of its sample only."""
     engine: EngineName = "local"
     """Where the stages run. `ray`: on Ray, on this machine or a cluster. `local`: in one process on this machine."""
     isolated: bool = False
@@ -52,6 +83,9 @@ class RunOptions(BaseModel):
     exit code 4."""
     threads: int = Field(0, ge=0, le=1024)
     """CPU threads of each model. 0: all cores, shared between workers."""
+    part: str = ""
+    """One part of the run, such as 3/8: the third of eight equal ranges of its shards. Parts may run at the same time,
+    on machines that have nothing in common but `out`. All parts together write what one run writes."""
     fork: Path | str | None = None
     """New folder or URL for this run. The run in `out` stays as it is, and its shards that would come out the same are
     copied."""
@@ -59,6 +93,10 @@ class RunOptions(BaseModel):
     """Continue a run that another version of pad began."""
     strict: bool = False
     """Stop before any model runs if the source left anything out or changed anything, or if an image can't be used."""
+    private_addresses: bool = False
+    """Read images that a list names by URLs of this machine or of a private network. By default they fail, because a
+    list from somebody else could send pad anywhere. The server that `image_root` (by default the list) is on is read
+    anyway."""
     retry_failed: bool = False
     """Try the failed images of finished shards again, and nothing else."""
     breaker: int = Field(100, ge=0)
@@ -83,6 +121,15 @@ class RunOptions(BaseModel):
     def cluster(self) -> Cluster:
         """The Ray cluster, and what the run wants from it."""
         return Cluster(self.address, self.gpus, seconds_of("wait", self.wait))
+
+    @property
+    def share(self) -> Part | None:
+        """The part, or None for the whole run.
+
+        Raises:
+            UserError: `part` is no part.
+        """
+        return Part.parse(self.part) if self.part else None
 
     @property
     def used_threads(self) -> int:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from rich.text import Text
 
-from pad_pipeline.choices import Depth
 from pad_pipeline.console import errors, note
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.facts import differences
 from pad_pipeline.plan import PLAN_NAME, Plan, PlanFacts, write_plan
 from pad_pipeline.shards.run import RUN_NAME, Run
-from pad_pipeline.shards.seal import seal_problem
+from pad_pipeline.shards.seal import check_seal, seal_problem
 from pad_pipeline.sources.base import Source
 from pad_pipeline.storage import Folder
 from pad_pipeline.workflows.runs import survey
 from pad_pipeline.workflows.runs.options import RunOptions
-from pad_pipeline.workflows.runs.resume import Scan, check_repaired, check_same, copy_finished_shards, scan
+from pad_pipeline.workflows.runs.resume import Scan, check_repaired, check_same, copy_finished_shards, own_shards, scan
 from pad_pipeline.workflows.runs.spec import RunSpec
+
+_SETTLED = 1.0
+"""Seconds after which an object store gives to everybody what was written last."""
+
+
+class _Unchanged(Exception):
+    """The plan in the folder stays."""
 
 
 def prepare(
@@ -40,32 +48,85 @@ def prepare(
         UserError: the folder holds finished shards of other inputs, settings, weights or code.
         OSError: the folder can't be read or written.
     """
-    old, existing = earlier_run(folder)
+    old, existing = earlier_run(folder, options)
     if options.retry_failed and not (old and folder.has(PLAN_NAME)):
         raise UserError("retry_failed", folder, "there is no run in it", "leave it out for a first run")
-    with folder.commit(PLAN_NAME) as partial:
-        planned = plan_images(source, partial, options.shard_size, options.depth, options.limit)
+    if old and options.depth == "kept" and folder.has(PLAN_NAME):
+        run = keep_plan(spec, source, folder, old, options)
+        remove_unfinished(folder, existing)
+        if run != old:
+            run.write(folder)
+        return run, existing
+    with suppress(_Unchanged), folder.commit(PLAN_NAME, first=bool(options.part)) as partial:
+        planned = plan_images(source, partial, options)
         survey.check(planned, source, spec.input_field, options.strict, spec.reads_texts)
         run = spec.to_run(planned, survey.counts_of(planned, source), options.shard_size, options.used_threads)
-        if old and (existing.finished or existing.damaged):
-            plan = Plan(Folder(partial.parent), partial.name)
-            if options.retry_failed:
+        plan = Plan(Folder(partial.parent), partial.name)
+        if options.part and not old:
+            old = first_run(run, folder)
+        if old and (options.part or existing.finished or existing.damaged):
+            # Parts may be at work on the plan. So with parts, a retry finds the same inputs, or is refused.
+            if options.retry_failed and not options.part:
                 check_repaired(old, run, folder, plan, options.accept_changed_code, existing)
             else:
                 check_same(old, run, folder, plan, options.accept_changed_code)
             run = inherit_facts(old, run)
         # Without shards to keep, nothing is checked, so that the user can correct a setting after a first try.
         remove_unfinished(folder, existing)
-        run.write(folder)
+        if run != old:  # what need not be written can't be torn
+            run.write(folder)
+        if _has_plan(folder, planned.seal, options):
+            raise _Unchanged
+        if options.part:
+            folder.delete(PLAN_NAME)  # damaged
     survey.show(planned, source)
     if forked is not None:
-        note(f"{copy_finished_shards(forked, folder, run)} of {run.shards} shards are copied from {forked}.")
-        existing = scan(folder, run.identity, run.shards)
+        own = own_shards(run, options)
+        note(f"{copy_finished_shards(forked, folder, run, own)} of {len(own)} shards are copied from {forked}.")
+        existing = scan(folder, run.identity, own, others=not options.part)
     return run, existing
 
 
-def earlier_run(folder: Folder) -> tuple[Run | None, Scan]:
-    """Return the run in the folder and its shards. If there is no run, return None and an empty scan.
+def first_run(run: Run, folder: Folder) -> Run:
+    """Write the run.json of the first part of a run, unless another part was faster. Return what is there then."""
+    run.write(folder, first=True)
+    if folder.remote:
+        time.sleep(_SETTLED)  # two parts may have written within the same second; see `locked`
+    return Run.read(folder)
+
+
+def _has_plan(folder: Folder, seal: str, options: RunOptions) -> bool:
+    """Return whether the plan in the folder is the new one, so that it need not be replaced while others read it."""
+    if not folder.has(PLAN_NAME) or (folder.remote and not options.part):  # to read it there takes longer
+        return False
+    if folder.remote:
+        return Plan(folder).seal == seal
+    with folder.open(PLAN_NAME) as stream:
+        return check_seal(stream) == (seal, "")
+
+
+def keep_plan(spec: RunSpec, source: Source, folder: Folder, old: Run, options: RunOptions) -> Run:
+    """Return the run of the plan in the folder, after a look at the images of its sample.
+
+    Raises:
+        UserError: the plan is damaged, or the run differs from the earlier run `old`.
+    """
+    with folder.as_file(PLAN_NAME) as path, path.open("rb") as stream:
+        if check_seal(stream) != (old.plan, ""):
+            raise UserError("depth", "kept", f"{folder}/{PLAN_NAME} is damaged", "leave it out, to plan again")
+        plan = Plan(Folder(path.parent), path.name)
+        images = min(plan.images, options.limit or plan.images)
+        planned = PlanFacts(images=images, there=images, digest=old.fingerprints["inputs"], seal=old.plan)
+        planned.sample, planned.unreadable = plan.sample(source.root, old.contents, options.private_addresses)
+        survey.check(planned, source, spec.input_field, strict=False)
+        run = spec.to_run(planned, old.counts, options.shard_size, options.used_threads)
+        check_same(old, run, folder, plan, options.accept_changed_code)
+    return inherit_facts(old, run)
+
+
+def earlier_run(folder: Folder, options: RunOptions | None = None) -> tuple[Run | None, Scan]:
+    """Return the run in the folder, and its shards that the options ask for. If there is no run, return None and an
+    empty scan.
 
     Raises:
         UserError: run.json can't be read, or was changed.
@@ -76,13 +137,15 @@ def earlier_run(folder: Folder) -> tuple[Run | None, Scan]:
         run = Run.read(folder)
     if problem := seal_problem(folder.read(RUN_NAME)):
         raise UserError("out", f"{folder}/{RUN_NAME}", problem, "put the original back, or name another `out`")
-    return run, scan(folder, run.identity, run.shards)
+    options = options or RunOptions()
+    return run, scan(folder, run.identity, own_shards(run, options), others=not options.part)
 
 
-def plan_images(source: Source, path: Path, shard_size: int, depth: Depth, limit: int | None) -> PlanFacts:
-    """Write the plan of a source, as `write_plan` does, and show a message meanwhile."""
+def plan_images(source: Source, path: Path, options: RunOptions) -> PlanFacts:
+    """Write the plan of a source with `write_plan`, and show a message meanwhile."""
+    depth = "sample" if options.depth == "kept" else options.depth
     with errors.status(Text(f"planning {source.origin}")):
-        return write_plan(source, path, shard_size, depth, limit)
+        return write_plan(source, path, options.shard_size, depth, options.limit, options.private_addresses)
 
 
 def inherit_facts(old: Run, new: Run) -> Run:

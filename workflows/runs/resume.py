@@ -5,23 +5,25 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from typing import cast
 
 import pyarrow as pa
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.plan import PLAN_NAME, Plan, PlanRow
 from pad_pipeline.records import shard_name
+from pad_pipeline.retries import StoreError
 from pad_pipeline.shards.reader import ShardFolder, index_facts, totals_in
 from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.seal import seal_problem
 from pad_pipeline.storage import Folder
+from pad_pipeline.threads import map_ahead
+from pad_pipeline.workflows.runs.options import RunOptions
 
 _SHARD_FILE = re.compile(r"pad-([0-9]{6}|[1-9][0-9]{6,8})\.(tar|parquet)")
-_THREADS = 16
+_THREADS = 32
 """Threads that read the metadata of indexes from an object store, where each read takes a round trip."""
 
 
@@ -43,44 +45,84 @@ class Scan:
     """Files of shards that are not planned, tars without an index, and indexes without a tar."""
 
 
-def scan(folder: Folder, identity: str, shards: int) -> Scan:
+def own_shards(run: Run, options: RunOptions) -> range:
+    """Return the numbers of the shards that the options ask for: all, or those of a part."""
+    return options.share.shards(run.shards) if options.share else range(run.shards)
+
+
+def is_file_of(numbers: range, name: str) -> bool:
+    """Return whether a file belongs to one of the shards."""
+    match = _SHARD_FILE.fullmatch(name)
+    return bool(match) and int(cast("re.Match[str]", match)[1]) in numbers
+
+
+def scan(folder: Folder, identity: str, numbers: range, others: bool = True) -> Scan:
     """Find the shards in a folder, and sort them by their state. This reads the metadata of each index.
 
     Args:
         folder: the run's folder.
         identity: `Run.identity` of the run.
-        shards: number of shards that the run has planned.
+        numbers: the planned shards to look at.
+        others: whether files of other shards count as uncommitted.
     """
     result = Scan()
-    sizes: dict[int, dict[str, int]] = {}
-    for name, size in folder.files():
+    sizes: dict[str, dict[int, int]] = {"tar": {}, "parquet": {}}
+    for name, size in folder.files("pad-"):
         if match := _SHARD_FILE.fullmatch(name):
-            sizes.setdefault(int(match[1]), {})[match[2]] = size
-    whole = sorted(number for number, files in sizes.items() if len(files) == 2 and number < shards)
-    others = sorted(sizes.keys() - set(whole))
-    result.uncommitted_files = [f"{shard_name(number)}.{ending}" for number in others for ending in sizes[number]]
-    tar_sizes = [sizes[number]["tar"] for number in whole]
-    with ThreadPoolExecutor(_THREADS) as threads:
-        apply = threads.map if folder.remote else map  # on a disk, threads would only slow each other down
-        for number, totals in zip(whole, apply(partial(_totals, folder, identity), whole, tar_sizes), strict=True):
-            if totals is None:
-                result.damaged.append(shard_name(number))
-                continue
-            result.finished.add(number)
-            result.totals.update(totals)
-            if totals["failed"]:
-                result.with_failures.append(number)
-    result.incomplete = {number for number in sizes if number < shards} - result.finished
+            if (number := int(match[1])) in numbers:
+                sizes[match[2]][number] = size
+            elif others:
+                result.uncommitted_files.append(name)
+    tars, indexes = sizes.values()
+    for number in tars.keys() ^ indexes.keys() if folder.remote else ():  # a listing may lack a file written just now
+        ending, files = ("tar", tars) if number in indexes else ("parquet", indexes)
+        if folder.has(name := f"{shard_name(number)}.{ending}"):
+            files[number] = folder.size(name)
+    result.uncommitted_files += [f"{shard_name(number)}.tar" for number in sorted(tars.keys() - indexes.keys())]
+    result.uncommitted_files += [f"{shard_name(number)}.parquet" for number in sorted(indexes.keys() - tars.keys())]
+
+    def totals_of(number: int) -> dict[str, int] | None:
+        return _totals(folder, identity, number, tars[number], indexes[number])
+
+    whole = sorted(tars.keys() & indexes.keys())
+    # On a disk, threads would only slow each other down.
+    found = map_ahead(totals_of, whole, _THREADS, 4 * _THREADS) if folder.remote else map(totals_of, whole)
+    for number, totals in zip(whole, found, strict=True):
+        if totals is None:
+            result.damaged.append(shard_name(number))
+            continue
+        result.finished.add(number)
+        result.totals.update(totals)
+        if totals["failed"]:
+            result.with_failures.append(number)
+    result.incomplete = (tars.keys() | indexes.keys()) - result.finished
     return result
 
 
-def _totals(folder: Folder, identity: str, number: int, tar_bytes: int) -> dict[str, int] | None:
+def check_there(folder: Folder, numbers: Iterable[int]) -> None:
+    """Check that both files of each shard in `numbers` are in the folder.
+
+    Raises:
+        UserError: a file is missing, because somebody or something deleted it during the run.
+    """
+    listed = {name for name, _ in folder.files("pad-")}
+    files = (f"{shard_name(number)}.{ending}" for number in numbers for ending in ("tar", "parquet"))
+    # A listing may be old. So the files that it lacks are asked for one by one.
+    if gone := [name for name in files if name not in listed and not folder.has(name)]:
+        more = f" (and {len(gone) - 1} more files)" if len(gone) > 1 else ""
+        rule = f"{gone[0]}{more} is gone, although the run has written it"
+        raise UserError("out", folder, rule, "find out what deletes files, then run the same command again")
+
+
+def _totals(folder: Folder, identity: str, number: int, tar_bytes: int, index_bytes: int) -> dict[str, int] | None:
     """Return the counts of a shard, or None if it is damaged."""
     try:
-        facts = index_facts(folder, shard_name(number))
+        facts = index_facts(folder, shard_name(number), index_bytes)
         if facts.get(b"run") != identity.encode() or facts.get(b"tar_bytes") != str(tar_bytes).encode():
             return None
         return totals_in(facts)
+    except StoreError:  # the index may be whole
+        raise
     except (OSError, pa.ArrowException, ValueError):
         return None
 
@@ -137,6 +179,8 @@ def check_repaired(old: Run, new: Run, folder: Folder, new_plan: Plan, accept_co
     Raises:
         UserError: the runs differ in something else.
     """
+    if not old.differences(new):
+        return
     old_plan, shards = Plan(folder), ShardFolder(folder)
     rows = (row for number in existing.with_failures for row in shards.index(shard_name(number)))
     failed = {row["key"] for row in rows if row["status"] == "failed"}
@@ -155,8 +199,9 @@ def check_repaired(old: Run, new: Run, folder: Folder, new_plan: Plan, accept_co
     check_same(old, new, folder, new_plan, accept_code)
 
 
-def copy_finished_shards(old_folder: Folder, folder: Folder, run: Run) -> int:
-    """Copy from another run the finished shards that would come out the same in `run`. Return their number.
+def copy_finished_shards(old_folder: Folder, folder: Folder, run: Run, numbers: range) -> int:
+    """Copy from another run the shards of `numbers` that are finished there and would come out the same in `run`.
+    Return how many were copied.
 
     Such shards have the same images, settings, weights and code.
     """
@@ -166,9 +211,10 @@ def copy_finished_shards(old_folder: Folder, folder: Folder, run: Run) -> int:
     stale = {key for key, sha256 in old.contents.items() if run.contents.get(key, sha256) != sha256}
     old_plan, plan = Plan(old_folder), Plan(folder)
     copied = 0
-    for number in sorted(scan(old_folder, old.identity, old.shards).finished):
+    own = range(numbers.start, min(numbers.stop, old.shards))
+    for number in sorted(scan(old_folder, old.identity, own).finished):
         name = shard_name(number)
-        if number >= run.shards or folder.has(f"{name}.parquet"):
+        if folder.has(f"{name}.parquet"):
             continue
         rows = old_plan.rows(number)
         if rows == plan.rows(number) and not any(row["key"] in stale for row in rows):

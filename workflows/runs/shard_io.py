@@ -25,7 +25,9 @@ class ReadShard:
             self._restore(shard)
         for row, stage in task.killers:
             if not shard.rows[row].done:
-                shard.rows[row].fail(stage, "it killed the process that worked on it, every time")
+                shard.rows[row].fail(
+                    stage, "it killed the process that worked on it, or used up its memory, every time"
+                )
         if task.part is not None:
             shard.rows = shard.rows[slice(*task.part)]
         return shard

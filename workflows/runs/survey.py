@@ -26,6 +26,9 @@ def show(planned: PlanFacts, source: Source) -> None:
     """Print the counts of a plan, each with its first example."""
     texts = f": {planned.captions:,} with a caption, {planned.conversations:,} with a conversation"
     note(f"{planned.images:,} images are planned{texts if _texts_known(source) else ''}.")
+    for store, number in planned.others.most_common(_SHOWN):
+        first = planned.others.examples.get(store, store)
+        note(f"  {number:,} are read from {store} with your credentials (the first: {first})", "yellow")
     found = _oddities(planned, source)
     for line in found[:_SHOWN]:
         note(f"  {line}", "yellow")
