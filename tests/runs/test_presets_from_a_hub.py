@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,21 +12,24 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file
+from transformers import AutoTokenizer, BertConfig, MMGroundingDinoConfig, MMGroundingDinoForObjectDetection, SwinConfig
 
 from examples.miniature.members import as_toml
 from pad_pipeline.miniature.files import World
-from pad_pipeline.pins import PINS
+from pad_pipeline.pins import PINS, Pin
+from pad_pipeline.pretrained import quiet
 from pad_pipeline.shards.run import Run
 from pad_pipeline.storage import Folder
 from pad_pipeline.weights import fetch_model, file_sha256
 from pad_pipeline.workflows.models.catalog import OFFICIAL
 from pad_pipeline.workflows.models.settings import PRESETS, load_models
 from tests.conftest import ROOT
-from tests.hub import Hub
+from tests.hub import COMMIT, Hub
 from tests.runs.conftest import Pad
 from tests.runs.processes import PAD
 from tests.runs.test_fetching import in_processes, write_weights
 from tests.small_models import RAM_SHAPE, write_small_models
+from tests.stages.test_segment import small_hub_model
 
 DETECTOR, LLM, TOWER = "IDEA-Research/grounding-dino-base", "lmsys/vicuna-7b-v1.5", "openai/clip-vit-large-patch14-336"
 
@@ -34,13 +38,39 @@ DETECTOR, LLM, TOWER = "IDEA-Research/grounding-dino-base", "lmsys/vicuna-7b-v1.
 def small(models_toml: Path, world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The small models with a RAM and with a RAM++, by the name of their preset."""
     plus = write_small_models(tmp_path_factory.mktemp("plus"), ["house", "grass"], ["a house"], family="ram_plus")
-    return {"paper": models_toml.parent, "plus": plus.parent}
+    best = tmp_path_factory.mktemp("best") / "small"
+    shutil.copytree(plus.parent, best)
+    write_mm_detector(best / "detector")
+    with quiet(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        for part in small_hub_model("sam2"):
+            part.save_pretrained(best / "segmenter")
+    return {"paper": models_toml.parent, "plus": plus.parent, "best": best}
+
+
+def write_mm_detector(folder: Path) -> None:
+    """Write a small LLMDet in place of the small Grounding DINO, whose tokenizer and image processor stay."""
+    config = MMGroundingDinoConfig(
+        backbone_config=SwinConfig(
+            image_size=96, embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8], window_size=4,
+            out_features=["stage1", "stage2", "stage3", "stage4"],
+        ),
+        text_config=BertConfig(
+            vocab_size=len(AutoTokenizer.from_pretrained(folder)), hidden_size=32, num_hidden_layers=1,
+            num_attention_heads=2, intermediate_size=64,
+        ),
+        num_feature_levels=5, d_model=32, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, num_queries=20,
+    )  # fmt: skip
+    with quiet(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        MMGroundingDinoForObjectDetection(config).save_pretrained(folder)
 
 
 def publish(hub: Hub, preset: str, small: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Put small checkpoints at the official addresses of a preset, with their hashes in pad's catalog; return the
     models file that names the preset and the size of its small tagger."""
-    tagger = PRESETS[preset]["tagger"]
+    tagger, detector = PRESETS[preset]["tagger"], PRESETS[preset]["detector"]["model"]
     for name in (tagger["weights"], "ram_tag_list", "ram_tag_list_threshold", "sam_vit_h"):
         where = OFFICIAL[name].reference
         if where.startswith("hf://"):
@@ -61,17 +91,21 @@ def publish(hub: Hub, preset: str, small: Path, monkeypatch: pytest.MonkeyPatch)
             path.write_text(tags if name == "ram_tag_list" else "0.5\n" * len(tags.split("\n")[:-1]))
         entry = OFFICIAL[name]._replace(reference=where, sha256=file_sha256(path))
         monkeypatch.setitem(OFFICIAL, name, entry)
-    for name, member in ((DETECTOR, "detector"), (LLM, "llm"), (TOWER, "clip")):
-        hub.commits[name] = PINS[name].revision
+    members = {detector: "detector", LLM: "llm", TOWER: "clip"}
+    if (segmenter := PRESETS[preset]["segmenter"]["weights"]) not in OFFICIAL:
+        members[segmenter] = "segmenter"
+    for name, member in members.items():
+        pin = PINS.get(name, Pin(COMMIT))
+        hub.commits[name] = pin.revision
         folder, weights = hub.repository(name), small / member / "model.safetensors"
         for path in (small / member).glob("*.json"):
             (folder / path.name).write_bytes(path.read_bytes())
-        if name == DETECTOR:
+        if member in ("detector", "segmenter"):
             (folder / weights.name).write_bytes(weights.read_bytes())
         else:
             write_weights(folder, load_file(weights), "sharded bin" if name == LLM else "bin")
-        hashes = {file: file_sha256(folder / file) for file in PINS[name].sha256}
-        monkeypatch.setitem(PINS, name, PINS[name]._replace(sha256=hashes))
+        hashes = {file: file_sha256(folder / file) for file in pin.sha256}
+        monkeypatch.setitem(PINS, name, pin._replace(sha256=hashes))
     shape = RAM_SHAPE.model_dump(exclude={"family"})
     path = hub.folder / f"{preset}.toml"
     path.write_text(f'preset = "{preset}"\n[tagger]\n' + "".join(f"{key} = {value}\n" for key, value in shape.items()))
@@ -97,7 +131,8 @@ def test_a_preset_is_fetched_and_built_from_empty_caches_and_then_offline(
     else:
         built = pad(*command, "--out", tmp_path / "first")
         assert built.code == 0, built.err
-    for name in (PRESETS[preset]["tagger"]["weights"], "ram_tag_list", "sam_vit_h"):
+    tagger, segmenter = PRESETS[preset]["tagger"]["weights"], PRESETS[preset]["segmenter"]["weights"]
+    for name in (tagger, "ram_tag_list", *({segmenter} & OFFICIAL.keys())):
         file = Path(OFFICIAL[name].reference).name
         assert online.sent[file] == next(online.folder.rglob(file)).stat().st_size
     embedding = next((tmp_path / "pad-cache/embeddings").rglob("model.safetensors")).stat().st_size
@@ -112,7 +147,7 @@ def test_a_preset_is_fetched_and_built_from_empty_caches_and_then_offline(
     assert built.code == 0, built.err
     assert pad("verify", out).code == 0
     run = Run.read(Folder(out))
-    assert run.fingerprints["tagger"] == OFFICIAL[PRESETS[preset]["tagger"]["weights"]].sha256
+    assert run.fingerprints["tagger"] == OFFICIAL[tagger].sha256
     assert len(online.asked) == asked
 
 
@@ -176,7 +211,8 @@ def test_every_file_of_a_preset_is_pinned_and_has_its_license_and_size_listed(pa
     """Catches a file without a pin, the moving space instead of the repository of RAM, and all of Vicuna in a total."""
     listed = json.loads(pad("models", "list", "--json").out)["models"]
     for name in PRESETS:
-        assert all(file["revision"] or file["sha256"] for file in listed[name])
+        no_pin = [file["reference"] for file in listed[name] if not (file["revision"] or file["sha256"])]
+        assert no_pin == ([PRESETS["best"]["detector"]["model"]] if name == "best" else [])
         assert all(len(sha256) == 64 for file in listed[name] for sha256 in file["sha256"].values())
         assert all(file["license"] and file["gated"] is False for file in listed[name])
     tagger, *_ = listed["paper"]

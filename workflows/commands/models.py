@@ -46,7 +46,8 @@ def models_list(models: ModelsArgument = "", as_json: AsJson = False) -> None:
         if total := sum(file.megabytes or 0 for file in found):
             whole = sum(file.whole_megabytes or 0 for file in found)
             more = f"; {_size(whole)} from a server that sends whole files only" if whole > total else ""
-            console.print(f"  {'in all':18} {_size(total)}{more}", highlight=False, soft_wrap=True)
+            least = "at least " if None in [file.megabytes for file in found] else ""
+            console.print(f"  {'in all':18} {least}{_size(total)}{more}", highlight=False, soft_wrap=True)
     if not models:
         names = Table(Column("short name", no_wrap=True), "what", "size", "license", title=_NAMED)
         for name, official_file in OFFICIAL.items():

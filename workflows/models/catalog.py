@@ -98,5 +98,7 @@ LICENSES: dict[str, str] = (
 """Address or sha256 of a model -> the license that its authors state, if it is known for sure. The miniature has the
 license of pad."""
 
-GATED = frozenset(f"meta-llama/Llama-2-{size}{chat}-hf" for size in ("7b", "13b", "70b") for chat in ("", "-chat"))
+GATED = frozenset({"facebook/sam3"}) | frozenset(
+    f"meta-llama/Llama-2-{size}{chat}-hf" for size in ("7b", "13b", "70b") for chat in ("", "-chat")
+)
 """Hub names of models that are given only to those who accept their license, with an account's token."""
