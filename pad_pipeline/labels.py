@@ -1,4 +1,4 @@
-"""Compute label embeddings, which are means of an LLM's input embeddings. No other tensor of the LLM is read."""
+"""Compute label embeddings, which are means of an LLM's input embeddings. Nothing else of its weights is read."""
 
 from __future__ import annotations
 
@@ -15,9 +15,18 @@ from safetensors import SafetensorError, safe_open
 from pad_pipeline.errors import UserError
 from pad_pipeline.llms import check_llm
 from pad_pipeline.pretrained import load_tokenizer
-from pad_pipeline.weights import ModelFile, fetch_folder, fetch_model, folder_sha256, local_path, read_tensors
+from pad_pipeline.tables import (
+    EMBEDDING_ENDINGS,
+    fetched_small_files,
+    fetched_table,
+    fetched_weights,
+    table_here,
+    web_folder,
+)
+from pad_pipeline.weights import WEB, ModelFile, fetch_folder, fetch_model, folder_sha256, local_path, read_tensors
 
-_EMBEDDING_ENDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
+SMALL_FILES = ("*.json", "tokenizer.model")
+"""The files of an LLM of the hub that are always fetched: config, tokenizer, and the index of its weights."""
 
 
 class LabelSettings(BaseModel):
@@ -26,9 +35,9 @@ class LabelSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     llm: str
-    """Local folder or hub name of the LLM."""
+    """Local folder, hub name or URL of the folder of the LLM."""
     revision: str = ""
-    """Branch, tag or commit on the hub; empty for its default."""
+    """Branch, tag or commit on the hub; empty for the pinned one (`pad_pipeline/pins.py`), or else for its default."""
     context: Literal["sentence", "bare"] = "sentence"
     """How a label is tokenized: as after a space inside a `sentence`, or `bare`, as at the start of a text. No BOS
     token is added. The paper does not say which it uses."""
@@ -41,7 +50,7 @@ class LabelSettings(BaseModel):
 
     def files(self) -> list[ModelFile]:
         """Return the folder or hub name of the LLM, without fetching anything."""
-        return [ModelFile("llm.llm", self.llm, "", self.revision)]
+        return [LlmFiles("llm.llm", self.llm, "", self.revision, patterns=SMALL_FILES)]
 
     def check(self) -> str:
         """Compute one embedding as a test, and return its width as a text; raise `UserError` if that fails."""
@@ -49,6 +58,21 @@ class LabelSettings(BaseModel):
         check_llm("llm.llm", embedder.folder)
         embedder(["thing"])
         return f"word embeddings of {embedder.width} numbers"
+
+
+class LlmFiles(ModelFile):
+    """The files of an LLM that a build reads: its small files, and its embedding."""
+
+    @property
+    def path(self) -> Path | None:
+        """The folder of the small files on this machine; None unless they and the embedding are here."""
+        folder = web_folder(self.reference) if self.reference.startswith(WEB) else super().path
+        if folder is None or local_path(self.reference).is_dir() or table_here(self.reference, folder):
+            return folder
+        try:
+            return folder if _find_embedding(folder)[0].is_file() else None
+        except UserError:
+            return None
 
 
 class LabelEmbedder:
@@ -59,10 +83,10 @@ class LabelEmbedder:
 
     def __init__(self, settings: LabelSettings) -> None:
         self.settings = settings
-        self.folder = _llm_folder(settings)
+        self.folder, with_embedding = _llm_folders(settings)
         self.tokenizer = load_tokenizer("llm.llm", self.folder)
         self._special = {*self.tokenizer.all_special_ids} - {self.tokenizer.unk_token_id}
-        self.table = EmbeddingTable(self.folder)
+        self.table = EmbeddingTable(with_embedding)
         self.width = self.table.width
         self._known: dict[str, np.ndarray] = {}
 
@@ -156,16 +180,30 @@ class EmbeddingTable:
         return digest.hexdigest()
 
 
-def _llm_folder(settings: LabelSettings) -> Path:
-    """Return the LLM's folder. From the hub, only the tokenizer and the weight file with the embedding are fetched."""
-    where, small = ("llm.llm", settings.llm, settings.revision), ["*.json", "tokenizer.model"]
-    folder = fetch_folder(*where, small)
-    if local_path(settings.llm).is_dir():
-        return folder
+def _llm_folders(settings: LabelSettings) -> tuple[Path, Path]:
+    """Return the LLM's folder, and the folder with its embedding.
+
+    From the hub, the small files and the embedding are fetched; the whole file with the embedding only if it can't be
+    read in parts, and both folders are the same then, as they are for an LLM on this machine.
+    """
+    where, small = ("llm.llm", settings.llm, settings.revision), [*SMALL_FILES]
+    on_web = settings.llm.startswith(WEB)
+    folder = fetched_small_files(*where[:2]) if on_web else fetch_folder(*where, small)
+    if not on_web and (local_path(settings.llm).is_dir() or folder.parent.name != "snapshots"):
+        return folder, folder
     try:
-        return fetch_folder(*where, [*small, _find_embedding(folder)[0].name])
+        file, tensor = _find_embedding(folder)
     except UserError:  # the LLM has a single weight file, and so no index
-        return fetch_model(*where)
+        file, tensor = Path(), ""
+    if file.is_file():
+        return folder, folder
+    if table := fetched_table(*where[:2], folder, file.name, tensor):
+        return folder, table
+    if on_web:
+        fetched_weights(*where[:2], folder, file.name)
+    else:
+        folder = fetch_folder(*where, [*small, file.name]) if file.name else fetch_model(*where)
+    return folder, folder
 
 
 def _find_embedding(folder: Path) -> tuple[Path, str]:
@@ -173,14 +211,14 @@ def _find_embedding(folder: Path) -> tuple[Path, str]:
     for index in sorted(folder.glob("*.safetensors.index.json")) + sorted(folder.glob("*.bin.index.json")):
         try:
             weight_map = json.loads(index.read_text())["weight_map"]
-            name = next(name for name in weight_map if name.endswith(_EMBEDDING_ENDINGS))
+            name = next(name for name in weight_map if name.endswith(EMBEDDING_ENDINGS))
             # Only the file's name is used, so that a path can't lead out of the folder.
             return folder / Path(weight_map[name]).name, name
         except (ValueError, KeyError, StopIteration, AttributeError, TypeError, RecursionError):
             continue
     for file in [*sorted(folder.glob("*.safetensors")), *sorted(folder.glob("pytorch_model*.bin"))]:
         for name in _tensor_names(file):
-            if name.endswith(_EMBEDDING_ENDINGS):
+            if name.endswith(EMBEDDING_ENDINGS):
                 return file, name
     rule = "no checkpoint in it holds an input embedding (embed_tokens.weight)"
     raise UserError("llm.llm", folder, rule, "give the folder of a language model with its safetensors")

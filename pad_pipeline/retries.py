@@ -27,14 +27,14 @@ class StoreError(OSError):
 
 def is_not_found(error: BaseException) -> bool:
     """Return whether a store said that the name does not exist. After any other error the name may exist."""
-    status = _status(error)
+    status = status_of(error)
     if status is not None:
         return status == HTTPStatus.NOT_FOUND
     # fsspec's HTTP file system raises FileNotFoundError for every failure, and keeps the true error as its cause.
     return isinstance(error, FileNotFoundError) and (error.__cause__ is None or is_not_found(error.__cause__))
 
 
-def _status(error: BaseException) -> int | None:
+def status_of(error: BaseException) -> int | None:
     """Return the HTTP status of an error of any store's library, if it has one."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore's
@@ -45,7 +45,7 @@ def _status(error: BaseException) -> int | None:
 
 def is_final(error: Exception) -> bool:
     """Return whether a repetition is useless, because the store refused or the request was invalid."""
-    status = _status(error)
+    status = status_of(error)
     refused = status is not None and 400 <= status < 500 and status not in (408, 409, 425, 429)
     final = (UserError, StoreError, MemoryError, PermissionError, IsADirectoryError, TypeError, ValueError)
     return refused or isinstance(error, final) or refusal(error) is not None or is_not_found(error)

@@ -9,29 +9,30 @@ import hashlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-import fsspec
 import torch
 from filelock import FileLock
 from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
-from rich.progress import wrap_file
 from safetensors import SafetensorError, safe_open
 
-from pad_pipeline.console import errors
+from pad_pipeline import retries
 from pad_pipeline.errors import UserError
+from pad_pipeline.hub_errors import explained, is_for_now
+from pad_pipeline.pins import pinned_files, pinned_revision
 from pad_pipeline.storage import Folder, atomic_write, atomic_write_text
+from pad_pipeline.transfers import NotAloneError, RangesRefusedError, download
 
 _PACKAGED = Path(__file__).parent / "miniature/models"
 _HUB_FILE = re.compile(
     r"hf://(?:(?P<repo_type>space|dataset)s/)?(?P<repo_id>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?/(?P<filename>.+)"
 )
-_WEB = ("https://", "http://")
+WEB = ("https://", "http://")
 _HASHES = "hashes.json"
 _MEMBERS = {"vision": "clip", "llm": "llm", "llm.llm": "llm"}
 """Setting -> the model of the miniature that the bare name `miniature` means there."""
@@ -54,7 +55,7 @@ def _expanded(path: str) -> Path:
 
 def is_file_reference(reference: str) -> bool:
     """Return whether a reference names one file, and not a model's folder or hub name."""
-    if _hub_file(reference) or reference.startswith(_WEB):
+    if _hub_file(reference) or reference.startswith(WEB):
         return True
     return reference.endswith((".pth", ".pt", ".bin", ".safetensors")) or local_path(reference).is_file()
 
@@ -77,9 +78,9 @@ def fetch_file(field: str, reference: str, sha256: str = "") -> Path:
         UserError: the file does not exist, can't be downloaded, or has another hash.
     """
     if hub := _hub_file(reference):
-        with _fetching(field, reference):
-            path = Path(hf_hub_download(**hub))
-    elif reference.startswith(_WEB):
+        with fetching(field, reference):
+            path = Path(_from_hub(lambda: hf_hub_download(**hub)))
+    elif reference.startswith(WEB):
         path = _download(field, reference, sha256)
     else:
         path = local_path(reference)
@@ -87,7 +88,8 @@ def fetch_file(field: str, reference: str, sha256: str = "") -> Path:
             raise UserError(field, reference, "there is no such file", "give the path of a downloaded checkpoint")
     if sha256 and (found := file_sha256(path)) != sha256:
         rule = f"its sha256 is {found}, and should be {sha256}: the file is damaged or another one"
-        remedy = f"delete {path} and fetch it again, or correct the sha256 in the settings"
+        # The hub's cache has links to its files, and without the file behind the link nothing would be fetched again.
+        remedy = f"delete {path.resolve()} and fetch it again, or correct the sha256 in the settings"
         raise UserError(field, reference, rule, remedy)
     return path
 
@@ -98,8 +100,11 @@ def fetch_folder(field: str, reference: str, revision: str, patterns: list[str])
     Args:
         field: the setting that names the model, for errors.
         reference: a local folder, `owner/name`, or `miniature` for the shipped vision tower or LLM.
-        revision: branch, tag or commit on the hub; empty for its default.
+        revision: branch, tag or commit on the hub; empty for the pinned one, or else for the hub's default.
         patterns: globs of the files to download.
+
+    Raises:
+        UserError: the folder does not exist, can't be downloaded, or a pinned file has another hash.
     """
     member = _MEMBERS.get(field) if reference == "miniature" else None
     folder = local_path(f"miniature:{member}" if member else reference)
@@ -110,8 +115,25 @@ def fetch_folder(field: str, reference: str, revision: str, patterns: list[str])
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", reference):
         rule = "this is neither a folder nor a hub name (owner/name)"
         raise UserError(field, reference, rule, "correct the path or the name")
-    with _fetching(field, reference):
-        return Path(snapshot_download(reference, revision=revision or None, allow_patterns=patterns))
+    chosen = pinned_revision(reference, revision) or None
+    with fetching(field, reference):
+        folder = Path(_from_hub(lambda: snapshot_download(reference, revision=chosen, allow_patterns=patterns)))
+    for name, sha256 in pinned_files(reference, revision).items():
+        if (folder / name).is_file():
+            fetch_file(field, str(folder / name), sha256)
+    return folder
+
+
+def _from_hub(fetch: Callable[[], str]) -> str:
+    """Call a function of huggingface_hub, and repeat it while the hub is busy. The library does so only in part."""
+    for attempt in range(1, retries.TRIES):
+        try:
+            return fetch()
+        except Exception as error:
+            if not is_for_now(error):
+                raise
+        time.sleep(retries.PAUSE * 2**attempt)
+    return fetch()
 
 
 def fetch_model(field: str, reference: str, revision: str = "") -> Path:
@@ -127,34 +149,31 @@ def fetch_model(field: str, reference: str, revision: str = "") -> Path:
 
 
 @contextmanager
-def _fetching(field: str, reference: str) -> Iterator[None]:
-    """Turn any error of a download into a UserError with a remedy."""
+def fetching(field: str, reference: str) -> Iterator[None]:
+    """Turn any error of a download into a UserError with a remedy, except those that ask for the whole file."""
     try:
         yield
-    except UserError:
+    except (UserError, NotAloneError, RangesRefusedError):
         raise
     except Exception as error:
-        first_line = (str(error).splitlines() or [""])[0][:120]
-        rule = f"it is not in the cache and could not be fetched ({type(error).__name__}: {first_line})"
-        remedy = (
-            "run once with network; or download it elsewhere and name its local path instead, for a build in the TOML "
-            "file of `models`; or point HF_HOME (hub) or PAD_CACHE (other URLs) at a cache that holds it"
-        )
-        raise UserError(field, reference, rule, remedy) from error
+        raise UserError(field, reference, *explained(error, reference)) from error
 
 
 def _download(field: str, url: str, sha256: str) -> Path:
-    """Return the cached copy of a URL, after a download if needed. A broken transfer or another hash leaves no file."""
+    """Return the cached copy of a URL, after a download if needed. One process of a machine fetches it, and the others
+    wait. A file with another hash is not kept."""
     target = _download_path(url)
     if target.is_file():
         return target
-    with _fetching(field, url), _made_once(target, target.is_file) as partial:
-        if partial:
-            with fsspec.open(url, "rb") as source, partial.open("wb") as sink:
-                _copy(source, sink, target.name)
-            if sha256 and (found := file_sha256(partial)) != sha256:
-                rule = f"the downloaded file has the sha256 {found}, and should have {sha256}"
-                raise UserError(field, url, rule, "try again; if it happens again, the file there was changed")
+    with fetching(field, url):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f".{target.name}.lock")):
+            if not target.is_file():
+                download(url, target)
+                if sha256 and (found := file_sha256(target)) != sha256:
+                    target.unlink()
+                    rule = f"the downloaded file has the sha256 {found}, and should have {sha256}"
+                    raise UserError(field, url, rule, "try again; if it happens again, the file there was changed")
     return target
 
 
@@ -178,28 +197,21 @@ def _download_path(url: str) -> Path:
     return cache_folder() / "files" / hashlib.sha256(url.encode()).hexdigest()[:16] / url.rsplit("/", 1)[-1]
 
 
-def _copy(source: Any, sink: BinaryIO, name: str) -> None:
-    """Copy with a progress bar (on a terminal); raise an OSError if the source ends early."""
-    total, shown = getattr(source, "size", None), errors.is_terminal
-    with wrap_file(source, total or 0, description=f"fetching {name}", console=errors, disable=not shown) as stream:
-        shutil.copyfileobj(stream, sink, 1 << 22)
-    if total is not None and sink.tell() != total:
-        raise OSError(f"it ended after {sink.tell()} of {total} bytes")
-
-
-def cached_path(reference: str, revision: str = "") -> Path | None:
+def cached_path(reference: str, revision: str = "", patterns: Sequence[str] = ()) -> Path | None:
     """Return the local path of a reference for `fetch_file` or `fetch_folder`, without the network; None if it was
-    never fetched."""
+    never fetched. `patterns` are those of `fetch_folder`; without them the whole repository is wanted."""
     with suppress(Exception):  # the hub's library raises if it has no copy, and for names that no hub accepts
         if hub := _hub_file(reference):
             found = try_to_load_from_cache(**hub)
             return Path(found) if isinstance(found, str) else None
-        if reference.startswith(_WEB):
+        if reference.startswith(WEB):
             path = _download_path(reference)
             return path if path.is_file() else None
         if (path := local_path(reference)).exists():
             return path
-        return Path(snapshot_download(reference, revision=revision or None, local_files_only=True))
+        chosen = pinned_revision(reference, revision) or None
+        wanted = list(patterns) or None
+        return Path(snapshot_download(reference, revision=chosen, allow_patterns=wanted, local_files_only=True))
     return None
 
 
@@ -234,23 +246,28 @@ def convert_once(path: Path, kind: str, write: Callable[[Path], None]) -> Path:
     format: change it when `write` changes. Raise `UserError` if the cache can't be written.
     """
     target = cache_folder() / "converted" / f"{kind}-{file_sha256(path)[:32]}"
-    if _is_sound(target):
+    if is_sound(target):
         return target
     try:
-        with _made_once(target, lambda: _is_sound(target)) as partial:
+        with _made_once(target, lambda: is_sound(target)) as partial:
             if partial:
                 partial.mkdir()
                 write(partial)
-                hashes = {file.name: file_sha256(file) for file in partial.iterdir()}
-                (partial / _HASHES).write_text(json.dumps(hashes))
+                note_hashes(partial)
     except (OSError, SafetensorError) as error:
         rule = f"the converted {path.name} can't be written there ({error})"
         raise UserError("PAD_CACHE", cache_folder(), rule, "make room, or point PAD_CACHE at another folder") from error
     return target
 
 
-def _is_sound(folder: Path) -> bool:
-    """Return whether every file of a converted folder has the hash that was noted after the conversion."""
+def note_hashes(folder: Path) -> None:
+    """Write the hashes of a folder's files into it, for `is_sound`."""
+    hashes = {file.name: file_sha256(file) for file in folder.iterdir() if file.name != _HASHES}
+    (folder / _HASHES).write_text(json.dumps(hashes))
+
+
+def is_sound(folder: Path) -> bool:
+    """Return whether every file of a folder of the cache has the hash that `note_hashes` noted."""
     try:
         hashes = json.loads((folder / _HASHES).read_text())
         return bool(hashes) and all(file_sha256(folder / Path(name).name) == found for name, found in hashes.items())
@@ -347,8 +364,21 @@ class ModelFile(NamedTuple):
     revision: str = ""
     code: Path | None = None
     """The Python file of a user's own class. Such a file has no `reference`."""
+    patterns: Sequence[str] = ()
+    """Globs of the files of a folder that are fetched; none for the whole folder."""
 
     @property
     def path(self) -> Path | None:
         """The path on this machine; None if the file was never fetched."""
-        return self.code or cached_path(self.reference, self.revision)
+        return self.code or cached_path(self.reference, self.revision, self.patterns)
+
+    @property
+    def pin(self) -> dict[str, Any]:
+        """What is known of the file for certain: a `revision`, and the `sha256` of each file by its name."""
+        files = {**pinned_files(self.reference, self.revision)}
+        if self.sha256:
+            name = self.reference.rsplit("/", 1)[-1] if is_file_reference(self.reference) else "model.safetensors"
+            files[name] = self.sha256
+        hub = _hub_file(self.reference)
+        revision = hub["revision"] if hub else pinned_revision(self.reference, self.revision)
+        return {"revision": revision or "", "sha256": files}

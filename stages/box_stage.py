@@ -45,7 +45,7 @@ class BoxSettings(StageSettings):
     """Local folder or hub name of a Grounding DINO, MM Grounding DINO, LLMDet, OWLv2, OWL-ViT or OmDet-Turbo of
     transformers, or path or URL of an official `groundingdino_*.pth`."""
     revision: str = ""
-    """Branch, tag or commit on the hub; empty for its default."""
+    """Branch, tag or commit on the hub; empty for the pinned one (`pad_pipeline/pins.py`), or else for its default."""
     sha256: str = ""
     """sha256 of `model.safetensors`, or of the `.pth`; empty to accept any."""
     tokenizer: str = "google-bert/bert-base-uncased"
@@ -77,9 +77,9 @@ class BoxSettings(StageSettings):
 
     def files(self) -> list[ModelFile]:
         """Return the model, the tokenizer of an official file, and the user's list of unboxable tags, if any."""
-        files = [ModelFile("detector.model", self.model, self.sha256, self.revision)]
+        files = [ModelFile("detector.model", self.model, self.sha256, self.revision, patterns=FILES)]
         if is_file_reference(self.model):
-            files.append(ModelFile("detector.tokenizer", self.tokenizer))
+            files.append(ModelFile("detector.tokenizer", self.tokenizer, patterns=TOKENIZER_FILES))
         return files + unboxable_files(self.unboxable)
 
     def fingerprints(self) -> dict[str, str]:

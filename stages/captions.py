@@ -50,7 +50,7 @@ class CaptionsSettings(StageSettings):
 
     def files(self) -> list[ModelFile]:
         """Return the folder of the pipeline."""
-        return [ModelFile("captions.model", _place(self.model), revision=self.revision)]
+        return [ModelFile("captions.model", _place(self.model), revision=self.revision, patterns=FILES)]
 
     def folder(self) -> Path:
         """Fetch the pipeline, if it is on the hub, and return its folder."""

@@ -69,7 +69,7 @@ class ConceptSettings(StageSettings):
 
     def files(self) -> list[ModelFile]:
         """Return the model, and the user's list of unboxable tags, if any."""
-        model = ModelFile("concepts.model", self.model, self.sha256, self.revision)
+        model = ModelFile("concepts.model", self.model, self.sha256, self.revision, patterns=FILES)
         return [model, *unboxable_files(self.unboxable, "concepts.unboxable")]
 
     def fetched(self) -> Path:

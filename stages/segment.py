@@ -32,7 +32,7 @@ class SegmenterSettings(StageSettings):
     """Path or URL of an official SAM `.pth` (ViT-B, L or H, recognized from its tensors) or of safetensors with the
     same names; or local folder or hub name of a SAM, SAM-HQ or SAM 2.1 of transformers."""
     revision: str = ""
-    """Branch, tag or commit on the hub; empty for its default."""
+    """Branch, tag or commit on the hub; empty for the pinned one (`pad_pipeline/pins.py`), or else for its default."""
     sha256: str = ""
     """sha256 of the file, or of the folder's `model.safetensors`; empty to accept any."""
     batch_size: int = Field(4, gt=0)
@@ -45,7 +45,7 @@ class SegmenterSettings(StageSettings):
 
     def files(self) -> list[ModelFile]:
         """See `StageSettings`."""
-        return [ModelFile("segmenter.weights", self.weights, self.sha256, self.revision)]
+        return [ModelFile("segmenter.weights", self.weights, self.sha256, self.revision, patterns=FILES)]
 
     def fetched(self) -> Path:
         """Return the checkpoint or the model's folder; see `fetch_file_or_folder`."""

@@ -19,12 +19,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ["COLUMNS"] = "160"  # where tables stand beside long paths
 
+from huggingface_hub import constants, file_download
+from huggingface_hub.utils import _http
+
+from pad_pipeline import retries
 from pad_pipeline.miniature.files import World, write_world
 from pad_pipeline.miniature.world import LABELS
 from pad_pipeline.records import ImageRecord
 from pad_pipeline.workflows import cli
 from pad_pipeline.workflows.commands import runs
 from pad_pipeline.workflows.models.settings import ModelSettings, load_models
+from tests.hub import Hub, serve
 from tests.small_models import write_small_models
 
 ROOT = Path(__file__).parents[1]
@@ -105,6 +110,25 @@ def shards(world: World, models_toml: Path, tmp_path_factory: pytest.TempPathFac
     source = CocoSource(world.instances, world.images, world.llava)
     import_coco(source, out, models.llm, models.decode, View(size=112), RunOptions(shard_size=4))
     return out
+
+
+@pytest.fixture
+def online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub on this machine, with empty caches of the hub and of pad, and without pauses between tries."""
+    quick = SimpleNamespace(**vars(time) | {"sleep": lambda _: None})
+    for module in (file_download, _http):
+        monkeypatch.setattr(module, "time", quick)
+    monkeypatch.setattr(retries, "PAUSE", 0.0)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("PAD_CACHE", str(tmp_path / "pad-cache"))
+    with serve(tmp_path / "hub") as hub:
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in {
+            "HF_HUB_OFFLINE": False, "ENDPOINT": hub.url, "HUGGINGFACE_CO_URL_TEMPLATE": template,
+            "HF_HUB_CACHE": str(tmp_path / "hf-cache"),
+        }.items():  # fmt: skip
+            monkeypatch.setattr(constants, name, value)
+        yield hub
 
 
 @pytest.fixture

@@ -91,12 +91,12 @@ def test_missing_models_are_named_with_their_size_and_the_command(
     told = doctor("--models", "paper")
     assert told.wrong == ["models"]
     assert told.found["models"]["remedy"].startswith("pad models fetch paper")
-    for part in ("6 of 6", "19 GB in all", "tagger.weights (5.62 GB)", "segmenter.weights", "llm.llm"):
+    for part in ("6 of 6", "9.39 GB in all", "tagger.weights (5.63 GB)", "segmenter.weights", "llm.llm"):
         assert part in told.found["models"]["found"]
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**12, free=10 * 10**9))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=10**12, free=9 * 10**9))
     told = doctor("--models", "paper")
     assert told.wrong == ["models", "hub's cache", "pad's cache"]
-    assert "19 GB are needed" in told.found["hub's cache"]["found"]
+    assert "9.39 GB are needed" in told.found["hub's cache"]["found"]
 
 
 def test_a_model_that_no_download_mends_is_told_apart(doctor: Pad, models_toml: Path, tmp_path: Path) -> None:

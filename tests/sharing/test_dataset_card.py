@@ -138,12 +138,12 @@ def test_licenses_of_official_models_are_named(built: Path, pad: Pad, tmp_path: 
 
     run = Run.read(Folder(built))
     apache, llama, unknown = "Apache-2.0", "Llama 2 Community License", "see the model's own page"
-    for preset in ("paper", "plus"):
+    for preset, tagger in (("paper", "MIT"), ("plus", apache)):
         shutil.copytree(built, tmp_path / preset)
         run = run.model_copy(update={"settings": load_models(preset).as_sections()})
         run.write(Folder(tmp_path / preset))
         _, rows = card_of(tmp_path / preset, pad, tmp_path / f"hub-{preset}")
-        assert [row[1] for row in rows.values()] == [apache, apache, apache, llama]
+        assert [row[1] for row in rows.values()] == [tagger, apache, apache, llama]
     run.settings.update({"segmenter": {"weights": "/data/sam.pth"}, "detector": {"model": "/data/fine-tuned.pth"}})
     run.fingerprints["segmenter"] = OFFICIAL["sam_vit_b"].sha256
     run.write(Folder(tmp_path / "plus"))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from pad_pipeline.console import console, say
 from pad_pipeline.workflows.commands.common import AsJson, escaped, print_json
@@ -13,46 +13,50 @@ from pad_pipeline.workflows.commands.reword import reword
 
 ModelsArgument = Annotated[str, typer.Argument(help="`paper`, `plus`, `best`, `miniature`, or a TOML file.")]
 
+_NAMED = "official files that a TOML file can name"
+
 
 def models_list(models: ModelsArgument = "", as_json: AsJson = False) -> None:
-    """List the files of the models: size, pinned sha256, and path on this machine.
+    """List the files of the models: size, license, what pins them, whether they are gated, and their path here.
 
-    Without MODELS, the files of `paper`, `plus` and `miniature` are listed.
+    Without MODELS, the files of all presets are listed, and the official files that a TOML file can name. A pin is the
+    revision on the hub, the sha256, or both. A gated model is given only to those who accept its license.
 
     Example:
 
       pad models list plus
     """
-    from pad_pipeline.workflows.models.catalog import MEGABYTES, OFFICIAL
-    from pad_pipeline.workflows.models.files import files
+    from pad_pipeline.workflows.models.catalog import OFFICIAL
+    from pad_pipeline.workflows.models.files import files, listed
     from pad_pipeline.workflows.models.settings import PRESETS, load_models
 
-    chosen = [models] if models else [*PRESETS, "miniature"]
+    chosen = {name: listed(files(load_models(name))) for name in ([models] if models else [*PRESETS, "miniature"])}
     if as_json:
-        found: dict[str, Any] = {
-            name: [
-                file._asdict() | {"megabytes": MEGABYTES.get(file.reference), "path": file.path}
-                for file in files(load_models(name))
-            ]
-            for name in chosen
-        }
         official = {} if models else {"official": {name: file._asdict() for name, file in OFFICIAL.items()}}
-        print_json({"models": found} | official)
+        print_json({"models": {name: [file._asdict() for file in found] for name, found in chosen.items()}} | official)
         return
-    for name in chosen:
+    for name, found in chosen.items():
         console.print(f"[bold]--models {escaped(name)}[/bold]")
-        for part in files(load_models(name)):
-            megabytes = MEGABYTES.get(part.reference)
-            size = f"{megabytes / 1000:.2f} GB" if megabytes else ""
-            pinned = f"sha256 {part.sha256[:12]}..." if part.sha256 else "any sha256"
-            place = f"[green]here[/green]: {escaped(str(part.path))}" if part.path else "[yellow]not here[/yellow]"
-            console.print(f"  {part.field:18} {size:8} {pinned:22} {place}", highlight=False, soft_wrap=True)
-            console.print(f"  {'':18} from {escaped(part.reference)}", highlight=False, soft_wrap=True, style="dim")
+        for file in found:
+            place = f"[green]here[/green]: {escaped(str(file.path))}" if file.path else "[yellow]not here[/yellow]"
+            facts = f"{_size(file.megabytes):8} {file.pinned:41} {file.license or 'license: see its page':26}"
+            gated = "" if file.gated is None else "gated" if file.gated else "open"
+            console.print(f"  {file.field:18} {facts} {gated:5} {place}", highlight=False, soft_wrap=True)
+            console.print(f"  {'':18} from {escaped(file.reference)}", highlight=False, soft_wrap=True, style="dim")
+        if total := sum(file.megabytes or 0 for file in found):
+            whole = sum(file.whole_megabytes or 0 for file in found)
+            more = f"; {_size(whole)} from a server that sends whole files only" if whole > total else ""
+            least = "at least " if None in [file.megabytes for file in found] else ""
+            console.print(f"  {'in all':18} {least}{_size(total)}{more}", highlight=False, soft_wrap=True)
     if not models:
-        names = Table("short name", "what", "size", title="official files that a TOML file can name")
-        for name, file in OFFICIAL.items():
-            names.add_row(name, file.what, f"{file.megabytes / 1000:.2f} GB" if file.megabytes else "")
+        names = Table(Column("short name", no_wrap=True), "what", "size", "license", title=_NAMED)
+        for name, official_file in OFFICIAL.items():
+            names.add_row(name, official_file.what, _size(official_file.megabytes), official_file.license)
         console.print(names)
+
+
+def _size(megabytes: int | None) -> str:
+    return f"{megabytes / 1000:.2f} GB" if megabytes else ""
 
 
 def models_fetch(context: typer.Context, models: ModelsArgument = "paper", as_json: AsJson = False) -> None:

@@ -1,4 +1,4 @@
-"""The catalog of official model files: short names, addresses, sizes, sha256 and licenses."""
+"""The catalog of official model files: short names, addresses, sizes, sha256, licenses, and which are gated."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 _RAM_SOURCE = "https://raw.githubusercontent.com/xinyu1205/recognize-anything/7cb804a8609e9f4b1a50b7f31436d2df40bb9481"
 _RAM = f"{_RAM_SOURCE}/ram/data"
+_RAM_MODEL = "recognize_anything_model@a4f945fe0720892020c28309624df3bd1f3ad3dc"
 _RAM_PLUS = "recognize-anything-plus-model@6afd703f04b23e1c18d4c7d9882c4f5f954848f8"
+_DINO = "hf://ShilongLiu/GroundingDINO@a94c9b567a2a374598f05c584e96798a170c56fb"
 _SAM = "https://dl.fbaipublicfiles.com/segment_anything"
 
 
@@ -21,11 +23,14 @@ class OfficialFile(NamedTuple):
     """The hash that two independent public sources agree on; empty if none is known."""
     what: str
     """A short description."""
+    license: str = "Apache-2.0"
+    """The license that its authors state on its page, or for the repository that holds it."""
 
 
 OFFICIAL = {
     "ram_swin_large_14m": OfficialFile(
-        "hf://spaces/xinyu1205/Recognize_Anything-Tag2Text/ram_swin_large_14m.pth", 5625, "", "RAM, Swin-L"
+        f"hf://xinyu1205/{_RAM_MODEL}/ram_swin_large_14m.pth", 5626,
+        "15c729c793af28b9d107c69f85836a1356d76ea830d4714699fb62e55fcc08ed", "RAM, Swin-L", "MIT",
     ),
     "ram_plus_swin_large_14m": OfficialFile(
         f"hf://xinyu1205/{_RAM_PLUS}/ram_plus_swin_large_14m.pth", 3010,
@@ -40,8 +45,12 @@ OFFICIAL = {
         "a threshold for each of them",
     ),
     "groundingdino_swint_ogc": OfficialFile(
-        "hf://ShilongLiu/GroundingDINO@a94c9b567a2a374598f05c584e96798a170c56fb/groundingdino_swint_ogc.pth", 694,
+        f"{_DINO}/groundingdino_swint_ogc.pth", 694,
         "3b3ca2563c77c69f651d7bd133e97139c186df06231157a64c507099c52bc799", "Grounding DINO, Swin-T",
+    ),
+    "groundingdino_swinb_cogcoor": OfficialFile(
+        f"{_DINO}/groundingdino_swinb_cogcoor.pth", 938,
+        "46270f7a822e6906b655b729c90613e48929d0f2bb8b9b76fd10a856f3ac6ab7", "Grounding DINO, Swin-B",
     ),
     "sam_vit_b": OfficialFile(
         f"{_SAM}/sam_vit_b_01ec64.pth", 375, "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
@@ -58,16 +67,25 @@ OFFICIAL = {
 }  # fmt: skip
 """Short name -> file. A setting that names a file accepts a short name; the file's hash is then checked."""
 
-MEGABYTES = {file.reference: file.megabytes for file in OFFICIAL.values()} | {
-    "IDEA-Research/grounding-dino-base": 934,
-    "lmsys/vicuna-7b-v1.5": 9977,
+MEGABYTES: dict[str, int] = {file.reference: file.megabytes for file in OFFICIAL.values()} | {
+    "IDEA-Research/grounding-dino-base": 933,
+    "IDEA-Research/grounding-dino-tiny": 689,
+    "facebook/sam2.1-hiera-tiny": 156,
+    "facebook/sam2.1-hiera-small": 184,
+    "facebook/sam2.1-hiera-base-plus": 323,
+    "facebook/sam2.1-hiera-large": 898,
+    "lmsys/vicuna-7b-v1.5": 263,
+    "google-bert/bert-base-uncased": 1,
 }
 """Address of a file, or hub name of a folder -> approximate megabytes that a build fetches. Of an LLM, a build fetches
-only the file with the embedding."""
+its tokenizer and its embedding (of Vicuna 7B, 32000 x 4096 numbers of 2 bytes)."""
+
+WHOLE_MEGABYTES = MEGABYTES | {"lmsys/vicuna-7b-v1.5": 9977}
+"""The same, if the server of an LLM sends whole files only."""
 
 _LLAMA_2 = "Llama 2 Community License"
-LICENSES = (
-    {known: "Apache-2.0" for file in OFFICIAL.values() for known in (file.reference, file.sha256) if known}
+LICENSES: dict[str, str] = (
+    {known: file.license for file in OFFICIAL.values() for known in (file.reference, file.sha256)}
     | {f"facebook/sam-vit-{size}": "Apache-2.0" for size in ("base", "large", "huge")}
     | {f"facebook/sam2.1-hiera-{size}": "Apache-2.0" for size in ("tiny", "small", "base-plus", "large")}
     | {f"IDEA-Research/grounding-dino-{size}": "Apache-2.0" for size in ("tiny", "base")}
@@ -77,5 +95,10 @@ LICENSES = (
     | {f"meta-llama/Llama-2-{size}{chat}-hf": _LLAMA_2 for size in ("7b", "13b", "70b") for chat in ("", "-chat")}
     | {f"miniature:{part}": "Apache-2.0" for part in ("tagger.safetensors", "detector", "segmenter.safetensors", "llm")}
 )
-"""Address or sha256 of a model -> the license that its authors state, if it is known for sure. All official files have
-the same license. The miniature has the license of pad."""
+"""Address or sha256 of a model -> the license that its authors state, if it is known for sure. The miniature has the
+license of pad."""
+
+GATED = frozenset({"facebook/sam3"}) | frozenset(
+    f"meta-llama/Llama-2-{size}{chat}-hf" for size in ("7b", "13b", "70b") for chat in ("", "-chat")
+)
+"""Hub names of models that are given only to those who accept their license, with an account's token."""

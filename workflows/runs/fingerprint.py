@@ -18,8 +18,10 @@ _PACKAGE = Path(str(pad_pipeline.__file__)).parent
 _NOT_HASHED = (
     *("training", "measures", "analysis", "evaluation", "exports", "report", "miniature", "workflows"),
     *("verify", "packages", "console"),
+    *("transfers", "remote_tensors", "tables", "pins", "hub_errors"),
 )
-"""Parts of the package that only read shards, draw or print. No byte of a shard depends on them."""
+"""Parts of the package that only read shards, draw or print; and those that fetch weights, which have hashes of their
+own in run.json. No byte of a shard depends on them."""
 _HASHED_WORKFLOWS = ("engine/chain.py", "runs/chains.py", "runs/shard_io.py", "runs/rewrite.py")
 """Files of `workflows` on which the bytes of a shard depend: they define the operations of a chain."""
 _LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "numpy", "pillow", "pycocotools", "pyarrow")
