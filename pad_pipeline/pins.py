@@ -28,13 +28,15 @@ PINS: dict[str, Pin] = {
     "facebook/sam2.1-hiera-small": Pin("ee5bba1d82bb8749febdf90f45e84b687142ba03"),
     "facebook/sam2.1-hiera-base-plus": Pin("b7320756a13354e7530a63935656d35b2f91a290"),
     "facebook/sam2.1-hiera-large": Pin("665f8e2ad61cf5f53d65644ff27c8ee525124610"),
+    "facebook/sam3": Pin("3c879f39826c281e95690f02c7821c4de09afae7"),
     "lmsys/vicuna-7b-v1.5": Pin("3321f76e3f527bd14065daf69dad9344000a201d"),
     "openai/clip-vit-large-patch14-336": Pin(
         "ce19dc912ca5cd21c8a653c79e251e808ccabcd1",
         {"pytorch_model.bin": "c6032c2e0caae3dc2d4fba35535fa6307dbb49df59c7e182b1bc4b3329b81801"},
     ),
 }
-"""Hub name of a model -> its pin. No sha256 is known in full of SAM 2.1's files and of Vicuna's `.bin` files."""
+"""Hub name of a model -> its pin. No sha256 is known in full of the files of SAM 2.1 and SAM 3, nor of Vicuna's `.bin`
+files."""
 
 
 def pinned_revision(reference: str, revision: str) -> str:
