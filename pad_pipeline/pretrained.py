@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from sentencepiece import SentencePieceProcessor
 from tokenizers.models import BPE
 from transformers import AutoTokenizer
@@ -84,6 +85,26 @@ PROBES = (
     "二つの犬 собака كلب 🔥🦮", "http://a.b/c?d=1&e=%20", "A photo\n\nof  a      dog ", "[0.25, 0.5, 1.0]",
 )  # fmt: skip
 """Texts of which a tokenizer must make the same tokens as the `tokenizer.model` in its folder."""
+
+
+def load_processor(field: str, folder: Path, kind: Any, edge: int) -> Any:
+    """Return the image processor of the class `kind` in a folder, which makes images of `edge` x `edge` pixels.
+
+    Raises:
+        UserError: about the setting `field`: its file can't be used, or it makes images of another size.
+    """
+    names = ("preprocessor_config.json", "processor_config.json")
+    name = next((name for name in names if (folder / name).is_file()), names[0])
+    try:
+        processor = kind.from_pretrained(folder, local_files_only=True)
+        shape = tuple(processor(images=Image.new("RGB", (8, 6)), return_tensors="pt")["pixel_values"][0].shape)
+    except Exception as error:
+        rule = f"its {name} can't be used ({type(error).__name__}: {str(error)[:100]})"
+        raise UserError(field, folder, rule, "fetch the model again") from error
+    if shape != (3, edge, edge):
+        rule = f"its {name} makes images {shape}, and its model takes {edge} pixels"
+        raise UserError(field, folder, rule, "fetch the model again")
+    return processor
 
 
 def load_tokenizer(field: str, folder: Path) -> Any:

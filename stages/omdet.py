@@ -16,7 +16,7 @@ from transformers.models.detr.image_processing_pil_detr import DetrImageProcesso
 from pad_pipeline.errors import UserError
 from pad_pipeline.images import DecodeSettings
 from pad_pipeline.packages import OPTIONAL, installed, not_installed
-from pad_pipeline.pretrained import load_pretrained, load_tokenizer, read_config
+from pad_pipeline.pretrained import load_pretrained, load_processor, load_tokenizer, read_config
 from pad_pipeline.records import ImageRecord
 from pad_pipeline.stages.box_stage import Answer, BoxSettings, BoxStage, find_model, one_token_prompts
 from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy
@@ -50,15 +50,7 @@ class OmDet:
         self.max_tokens: int = model.config.text_config.max_position_embeddings
         self.words: int = model.config.text_config.vocab_size
         self.edge: int = model.config.image_size
-        try:
-            self.processor = DetrImageProcessorPil.from_pretrained(folder, local_files_only=True)
-            shape = tuple(self.prepare(Image.new("RGB", (8, 6))).shape)
-        except Exception as error:
-            rule = f"its preprocessor_config.json can't be used ({type(error).__name__}: {str(error)[:100]})"
-            raise UserError("detector.model", folder, rule, "fetch the model again") from error
-        if shape != (3, self.edge, self.edge):
-            rule = f"its preprocessor_config.json makes images {shape}, and its model takes {self.edge} pixels"
-            raise UserError("detector.model", folder, rule, "fetch the model again")
+        self.processor = load_processor("detector.model", folder, DetrImageProcessorPil, self.edge)
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Return the image stretched to a square and normalized, float32 `[3, S, S]`."""

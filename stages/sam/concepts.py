@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from transformers import Sam3ImageProcessor, Sam3LiteTextModel, Sam3Model
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
-from pad_pipeline.errors import UserError
-from pad_pipeline.pretrained import load_pretrained, read_config
+from pad_pipeline.pretrained import load_pretrained, load_processor, read_config
 from pad_pipeline.stages.compute import Compute, HostCopy, padded_texts
 
 KINDS = {"sam3": Sam3Model, "sam3_video": Sam3Model, "sam3_lite_text": Sam3LiteTextModel}
@@ -55,18 +54,8 @@ class Sam3:
         neck = model.vision_encoder.neck
         self.positions, neck.position_encoding = neck.position_encoding, _Skipped()
         self.decode_masks, model.mask_decoder = model.mask_decoder, _Postponed()
-        try:
-            self.processor = Sam3ImageProcessor.from_pretrained(folder, local_files_only=True)
-            shape = tuple(self.prepare(Image.new("RGB", (8, 6))).shape)
-            mean, std = (
-                torch.tensor(part).view(3, 1, 1) for part in (self.processor.image_mean, self.processor.image_std)
-            )
-        except Exception as error:
-            rule = f"its processor_config.json can't be used ({type(error).__name__}: {str(error)[:100]})"
-            raise UserError("concepts.model", folder, rule, "fetch the model again") from error
-        if shape != (3, self.edge, self.edge):
-            rule = f"its processor_config.json makes images {shape}, and its model takes {self.edge} pixels"
-            raise UserError("concepts.model", folder, rule, "fetch the model again")
+        self.processor = load_processor("concepts.model", folder, Sam3ImageProcessor, self.edge)
+        mean, std = (torch.tensor(part).view(3, 1, 1) for part in (self.processor.image_mean, self.processor.image_std))
         self.scale = compute.send(self.processor.rescale_factor / std)
         self.shift = compute.send(mean / std)
 
