@@ -70,7 +70,7 @@ def everything(folder: Path, out: Path, over: OverShards | None) -> dict[str, An
     [
         pytest.param(PROCESSES, False, id="processes"),
         pytest.param(PROCESSES, True, id="processes, damaged", marks=pytest.mark.slow),
-        pytest.param(RAY, False, id="ray", marks=pytest.mark.slow),
+        pytest.param(RAY, False, id="ray", marks=pytest.mark.long),
         pytest.param(RAY, True, id="ray, damaged", marks=pytest.mark.long),
     ],
 )

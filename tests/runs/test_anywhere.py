@@ -157,7 +157,7 @@ def test_a_list_of_urls(world: World, whole: Path, site: str, common: list[objec
     assert pad("verify", tmp_path / "out", "--deep").code == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_from_one_bucket_of_google_into_another(
     world: World, whole: Path, google: str, common: list[object], tmp_path: Path
 ) -> None:

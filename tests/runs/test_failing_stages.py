@@ -12,14 +12,16 @@ from tests.runs.conftest import Pad
 from tests.runs.processes import finished, process
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "what", "signs"),
     [
-        (["--engine", "local"], "segfault:scene-00007", "signal SIGSEGV"),
-        (["--engine", "ray", "--workers", 2], "memory:scene-00007", "A worker died over pad-000003, in deadly"),
+        pytest.param(["--engine", "local"], "segfault:scene-00007", "signal SIGSEGV", id="local", marks=pytest.mark.slow),
+        pytest.param(
+            ["--engine", "ray", "--workers", 2], "memory:scene-00007", "A worker died over pad-000003, in deadly",
+            id="ray", marks=pytest.mark.long,
+        ),
     ],
-)
+)  # fmt: skip
 def test_an_image_that_kills_its_process_is_set_aside_alone(
     engine: list[object], what: str, signs: str, imported: list[object], pad: Pad, tmp_path: Path
 ) -> None:

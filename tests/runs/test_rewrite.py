@@ -66,7 +66,7 @@ def built(images: Path, models_toml: Path, tmp_path_factory: pytest.TempPathFact
     "view",
     [
         pytest.param((), id="same"),
-        pytest.param(("--fit", "pad"), id="padded", marks=pytest.mark.slow),
+        pytest.param(("--fit", "pad"), id="padded", marks=pytest.mark.long),
         pytest.param(("--patch", 28), id="coarser", marks=pytest.mark.slow),
     ],
 )
