@@ -15,7 +15,9 @@ from tests.runs.processes import finished, process
 @pytest.mark.parametrize(
     ("engine", "what", "signs"),
     [
-        pytest.param(["--engine", "local"], "segfault:scene-00007", "signal SIGSEGV", id="local", marks=pytest.mark.slow),
+        pytest.param(
+            ["--engine", "local"], "segfault:scene-00007", "signal SIGSEGV", id="local", marks=pytest.mark.slow
+        ),
         pytest.param(
             ["--engine", "ray", "--workers", 2], "memory:scene-00007", "A worker died over pad-000003, in deadly",
             id="ray", marks=pytest.mark.long,
