@@ -77,7 +77,7 @@ def test_a_child_killed_costs_nothing(
     assert data(here) == unbroken
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_driver_killed_anywhere_on_ray_ends_in_the_same_bytes() -> None:
     """As above, with the workers in processes of their own: they may commit a shard after the driver's death, while the
     next driver is at it. (`make chaos` kills 200 times.)"""

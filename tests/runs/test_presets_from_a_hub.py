@@ -179,7 +179,7 @@ def test_the_vision_tower_of_a_training_is_pinned(
     assert (folder / "pytorch_model.bin").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_hub_is_named_by_the_environment(
     online: Hub, small: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
