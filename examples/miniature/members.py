@@ -26,8 +26,8 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.shipped import MANIFEST, Manifest
 from pad_pipeline.miniature.world import LABELS
 from pad_pipeline.packages import OPTIONAL, installed, not_installed
+from pad_pipeline.threads import cores
 from pad_pipeline.weights import file_sha256
-from pad_pipeline.workflows.runs.fingerprint import cores
 
 ORDER = ("tagger", "detector", "segmenter", "clip", "llm")
 """The detector starts from the tagger's Swin; the others stand alone."""

@@ -32,10 +32,10 @@ class Read:
     def __call__(self, task: Task) -> Shard:
         """As `ReadShard`, without a plan."""
         names = [f"{task.number}-{row}" for row in range(ROWS)]
-        shard = Shard(task.number, [ImageRecord(name, name, key=name) for name in names], trial=task.part is not None)
+        shard = Shard(task.number, [ImageRecord(name, name, key=name) for name in names], trial=task.rows is not None)
         for row, stage in task.killers:
             shard.rows[row].fail(stage, "it kills")
-        shard.rows = shard.rows[slice(*(task.part or (0, ROWS)))]
+        shard.rows = shard.rows[slice(*(task.rows or (0, ROWS)))]
         return shard
 
 

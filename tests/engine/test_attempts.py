@@ -17,7 +17,7 @@ ROWS = 16
 
 def alive(task: Task, deadly: set[int], rows: int = ROWS) -> bool:
     """Whether a process lives through a task: a row that is known to kill is not worked on."""
-    return not set(range(*(task.part or (0, rows)))) & deadly - {row for row, _ in task.killers}
+    return not set(range(*(task.rows or (0, rows)))) & deadly - {row for row, _ in task.killers}
 
 
 def carried_out(deadly: set[int], rows: int = ROWS, dies: int = -1) -> tuple[Attempts, int, int]:
@@ -75,7 +75,7 @@ def test_a_shard_is_tried_whole_before_it_is_searched() -> None:
     for _ in range(TRIES - 1):
         assert attempts.task() == Task(7, retry=True)
         attempts.died()
-    assert attempts.task().part is None and not attempts.alone
+    assert attempts.task().rows is None and not attempts.alone
     attempts.died()
     assert attempts.task() == Task(7, retry=True, part=(0, 8)) and attempts.parts == [(8, 16), (0, 8)]
 
@@ -92,7 +92,7 @@ def test_deaths_count_in_a_row() -> None:
     for _ in range(TRIES - 1):
         attempts.died("tag")
     assert attempts.alone and not attempts.killers
-    assert not attempts.survived() and attempts.task().part is None and attempts.deaths == 0
+    assert not attempts.survived() and attempts.task().rows is None and attempts.deaths == 0
 
 
 def test_a_part_that_kills_is_halved_at_its_first_death_and_left_when_it_lives() -> None:
@@ -104,7 +104,7 @@ def test_a_part_that_kills_is_halved_at_its_first_death_and_left_when_it_lives()
     attempts.died()
     assert attempts.parts == [(3, 5), (2, 3)] and attempts.alone
     assert not attempts.survived()
-    assert attempts.task().part == (3, 5)
+    assert attempts.task().rows == (3, 5)
 
 
 @pytest.mark.parametrize(("stage", "told"), [("segment", "segment"), ("", "unknown")])
@@ -112,7 +112,7 @@ def test_an_image_that_kills_alone_is_set_aside_with_the_stage(stage: str, told:
     """At the third death; then the rest is searched, and then the shard is tried without it."""
     attempts = Attempts(number=0, rows=2, parts=[(1, 2), (0, 1)], searches=1)
     for _ in range(TRIES):
-        assert attempts.task().part == (0, 1) and not attempts.killers
+        assert attempts.task().rows == (0, 1) and not attempts.killers
         attempts.died(stage)
     assert attempts.killers == [(0, told)]
     assert attempts.task() == Task(0, part=(1, 2), killers=((0, told),))
@@ -134,7 +134,7 @@ def test_a_shard_that_kills_only_as_a_whole_ends_the_run() -> None:
     attempts = Attempts(number=3, rows=ROWS)
     with pytest.raises(UserError, match="pad-000003: each process that works on it dies"):
         for _ in range(1000):
-            if attempts.task().part is None:
+            if attempts.task().rows is None:
                 attempts.died()
             else:
                 attempts.survived()
@@ -147,7 +147,7 @@ def test_a_search_that_found_a_killer_is_worth_another() -> None:
     attempts = Attempts(number=0, rows=4)
     with pytest.raises(UserError, match="with none of its images alone"):
         for _ in range(1000):
-            part = attempts.task().part
+            part = attempts.task().rows
             if part is None or (part[0] <= 2 < part[1] and not attempts.killers):
                 attempts.died("tag")
             else:

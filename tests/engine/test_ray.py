@@ -21,7 +21,7 @@ def test_an_image_that_kills_its_worker_is_set_aside_alone(monkeypatch: pytest.M
     told = Told(4)
     done = {one.number: one.totals for one in RayEngine().run(doing("segfault", "2-1"), map(begin, range(4)), told)}
     assert done == {number: {"images": 4, "failed": int(number == 2)} for number in range(4)}
-    assert "A worker died over pad-000002, in work." in told.text.getvalue()
+    assert "A worker died over pad-000002, in work (" in told.text.getvalue()
 
 
 def test_a_node_that_goes_is_blamed_on_no_image_and_one_that_joins_works(tmp_path: Path) -> None:

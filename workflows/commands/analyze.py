@@ -11,6 +11,7 @@ from pad_pipeline.console import console, note, say
 from pad_pipeline.errors import UserError
 from pad_pipeline.workflows.commands.common import FROM_FIRST, AsJson, EngineOption, print_json
 from pad_pipeline.workflows.commands.options import OptionValues, options
+from pad_pipeline.workflows.engine.ray_session import refuse_without_ray
 from pad_pipeline.workflows.learning.choices import Analysis
 from pad_pipeline.workflows.runs.options import RunOptions
 
@@ -130,6 +131,8 @@ def experiment(
     chosen.vision, chosen.llm = member_reference(chosen.vision, "clip"), member_reference(chosen.llm, "llm")
     for cell in chosen.cells.values():
         cell.vision, cell.llm = member_reference(cell.vision, "clip"), member_reference(cell.llm, "llm")
+    if engine == "local":
+        refuse_without_ray(address=cluster["address"], gpus=cluster.get("gpus"))
     where = RunOptions(**cluster).cluster if engine == "ray" else None
     found = workflow.run_experiment(chosen, out, where, note)
     print_json(found._asdict()) if as_json else console.print(table(found))

@@ -28,7 +28,7 @@ Models = Annotated[
         MODELS, "`paper` (RAM), `plus` (RAM++), `best`, `miniature` (part of pad, for drawn scenes), or a TOML file."
     ),
 ]
-READ_OPTIONS = options(ReadOptions, CLUSTER, "engine address workers")
+READ_OPTIONS = options(ReadOptions, CLUSTER, "engine address workers wait")
 """The options of commands that read many shards."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, on standard output.")]
 Shards = Annotated[str, typer.Argument(help="Folder or URL that `pad build` or `pad import` wrote.")]

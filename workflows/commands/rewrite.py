@@ -87,7 +87,7 @@ def apply_filter(
         raise UserError("shards", shards, rule, "give `statuses`, `labels`, `ids`, `min_regions` or `min_edge`")
     source = StoredSource([seen_by_workers(shards, run)], chosen)
     if chosen.labels:  # the samples are read
-        read = {"engine": run["engine"], "address": run["address"]}
+        read = {name: run[name] for name in ("engine", "address", "wait")}
         source.over = reading(shards, read, len(source.runs[0].names))
     _rewrite(source, run, failed_wanted="failed" in chosen.statuses)
 

@@ -13,6 +13,7 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
 from pad_pipeline.workflows.commands.common import CLUSTER, INPUT, RUN, VIEW, AsJson, counted, plain, print_json
 from pad_pipeline.workflows.commands.options import OptionValues, option, options
+from pad_pipeline.workflows.engine.ray_session import refuse_without_ray
 from pad_pipeline.workflows.runs.options import Part, RunOptions, failures_allowed
 
 if TYPE_CHECKING:
@@ -81,9 +82,10 @@ def run_options(given: OptionValues, preload: bool = True) -> RunOptions:
     if given.get("fork") and given.get("retry_failed"):
         rule = "it makes a new run, and `retry_failed` works on one"
         raise UserError("fork", given["fork"], rule, "leave one of them out")
-    for name in ("address", "workers", "gpus"):
-        if given.get(name) not in (None, "") and given["engine"] == "local":
-            raise UserError(name, given[name], "it goes with `engine` ray", "leave it out, or use `engine` ray")
+    if given["engine"] == "local":
+        refuse_without_ray(address=given["address"], workers=given["workers"], gpus=given.get("gpus"))
+    if given.get("strict") and given.get("depth") == "kept":
+        raise UserError("strict", True, "with a plan that is kept, nothing is listed", "leave it out, or `depth`")
     if given["part"]:
         Part.parse(given["part"])
     chosen = {name: value for name, value in given.items() if name in RunOptions.model_fields}

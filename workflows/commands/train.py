@@ -74,10 +74,10 @@ def train(
 
     paths = {"out": str(job["out"]), "init": str(job.get("init", ""))}
     parts = {"vision": member_reference(job["vision"], "clip"), "llm": member_reference(job["llm"], "llm")}
-    if cluster["address"] and not workers:
-        raise UserError(
-            "address", cluster["address"], "it goes with `workers` only", "say how many workers, or leave it out"
-        )
+    for name in ("address", "gpus"):
+        if not workers and cluster.get(name) not in (None, ""):
+            rule = "it goes with `workers` only"
+            raise UserError(name, cluster[name], rule, "say how many workers, or leave it out")
     counts = parse_workers(workers) if workers else None
     said = workflow.train(
         Job(**job | paths | parts, settings=chosen), counts, RunOptions(**cluster).cluster, max_failures

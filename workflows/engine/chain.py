@@ -19,14 +19,14 @@ NO_MEMORY = 71
 
 
 class Task(NamedTuple):
-    """A shard to work on, or a part of a shard."""
+    """A shard to work on, or some rows of a shard."""
 
     number: int
     """Number of the shard."""
     retry: bool = False
     """True if the shard is finished, and only its failed images are tried again."""
-    part: tuple[int, int] | None = None
-    """Range of rows: the first row, and one past the last. A part only shows whether its rows kill the process, and
+    rows: tuple[int, int] | None = None
+    """Range of rows: the first row, and one past the last. A range only shows whether its rows kill the process, and
     nothing is written. None is the whole shard."""
     killers: tuple[tuple[int, str], ...] = ()
     """Rows that kill the process, each with the stage in which the process died."""
@@ -122,6 +122,9 @@ class LinkActor:
         """Return the id of the actor's node. This answer comes before the models are loaded."""
         import ray
 
+        from pad_pipeline.workflows.engine.ray_session import hide_gpus
+
+        hide_gpus(ray)
         return str(ray.get_runtime_context().get_node_id())
 
     def load(self, link: Link) -> tuple[Exception | None, bool]:

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pad_pipeline.console import note
 from pad_pipeline.errors import UserError
-from pad_pipeline.threads import OverShards, map_ahead
-from pad_pipeline.workflows.engine.ray_session import Cluster, Patience, ray_session, watched
+from pad_pipeline.threads import OverShards, cores, map_ahead
+from pad_pipeline.workflows.engine.ray_session import Patience, ray_session, refuse_without_ray, seconds_of, watched
 
 FEW = 8
 """Fewer shards are read in this process, because other processes take a second to start."""
@@ -45,7 +45,10 @@ class ReadOptions(BaseModel):
     address: str = ""
     """Address of a running Ray cluster, such as auto or ray://host:10001; empty starts Ray on this machine."""
     workers: int = Field(0, ge=0, le=100_000)
-    """Processes, or tasks on Ray, that read at the same time. 0: one for each CPU core; one for a few shards."""
+    """Processes, or tasks on Ray, that read at the same time. 0: a process for each CPU core, one process for a few
+    shards; on Ray, enough tasks for all cores of the cluster."""
+    wait: str = "10m"
+    """On Ray: how long to wait for a cluster that has no CPU, such as 30s, 10m or 2h, before exit code 4."""
 
 
 def over_shards(options: ReadOptions, shards: int, remote: bool) -> OverShards | None:
@@ -58,10 +61,9 @@ def over_shards(options: ReadOptions, shards: int, remote: bool) -> OverShards |
     """
     at_once = _OF_A_STORE if remote else 1
     if options.engine == "ray":
-        return _RayTasks(options.address, options.workers, at_once)
-    if options.address:
-        raise UserError("address", options.address, "it goes with `engine` ray", "leave it out, or use `engine` ray")
-    workers = options.workers or (len(os.sched_getaffinity(0)) if shards >= FEW else 1)
+        return _RayTasks(options.address, options.workers, seconds_of("wait", options.wait), at_once)
+    refuse_without_ray(address=options.address)
+    workers = options.workers or (cores() if shards >= FEW else 1)
     return _Processes(min(workers, shards), at_once) if min(workers, shards) > 1 else None
 
 
@@ -154,12 +156,12 @@ class _RayTasks:
 
     shares_disk = False
 
-    def __init__(self, address: str, workers: int, at_once: int) -> None:
-        self.address, self.workers, self.at_once = address, workers, at_once
+    def __init__(self, address: str, workers: int, wait: float, at_once: int) -> None:
+        self.address, self.workers, self.wait, self.at_once = address, workers, wait, at_once
 
     def __call__(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         with ray_session(self.address) as ray, watched(ray):
-            patience = Patience(ray, {"CPU": 1 / self.at_once}, 1, Cluster().wait, note)
+            patience = Patience(ray, {"CPU": 1 / self.at_once}, 1, self.wait, note)
             task = ray.remote(num_cpus=1 / self.at_once, max_retries=_RETRIES)(_attempt)
             shared, most = ray.put(function), 0
             waiting: deque[tuple[Item, Any]] = deque()

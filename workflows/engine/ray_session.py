@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -71,6 +72,27 @@ def _start(ray: Any, address: str) -> None:
             signal.signal(signal.SIGTERM, handler)  # Ray sets a handler that ends the process without a message
 
 
+_DURATION = re.compile(r"(\d{1,6})([smh])")
+
+
+def seconds_of(field: str, duration: str) -> float:
+    """Return the seconds of a duration such as 30s, 10m or 2h. `field` is the caller's parameter, for the error.
+
+    Raises:
+        UserError: the text is no duration.
+    """
+    if not (found := _DURATION.fullmatch(duration)):
+        raise UserError(field, duration, "it should be a number and a unit", "write for instance 30s, 10m or 2h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def refuse_without_ray(**given: Any) -> None:
+    """Raise a `UserError` for the first parameter of a cluster that is given, though the command does not use Ray."""
+    for name, value in given.items():
+        if value not in (None, ""):
+            raise UserError(name, value, "it goes with `engine` ray", "leave it out, or use `engine` ray")
+
+
 class Cluster(NamedTuple):
     """A Ray cluster, and what a command wants from it."""
 
@@ -98,6 +120,12 @@ def gpus_each(ray: Any, cluster: Cluster) -> float:
             raise UserError("gpus", cluster.gpus, "Ray finds no GPU on this machine", "leave it out, or give 0")
         return 0
     return 1 if cluster.gpus is None else cluster.gpus
+
+
+def hide_gpus(ray: Any) -> None:
+    """Hide the GPUs of this machine from PyTorch, in a worker of Ray that reserves none. Ray itself does not."""
+    if not ray.get_gpu_ids():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 class Patience:
@@ -160,17 +188,17 @@ def watched(ray: Any) -> Iterator[None]:
     if ray.util.client.ray.is_connected():  # a client raises errors when its connection ends
         yield
         return
-    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    host, port = _host_and_port(ray.get_runtime_context().gcs_address)
     stopped = threading.Event()
 
     def watch() -> None:
-        answered = time.monotonic()
+        answered = 0.0  # never: then a firewall may be the reason, and Ray itself finds out
         while not stopped.wait(HEAD_EVERY):
             try:
                 socket.create_connection((host, int(port)), timeout=HEAD_EVERY).close()
                 answered = time.monotonic()
             except OSError:
-                if time.monotonic() - answered > HEAD_PATIENCE:
+                if answered and time.monotonic() - answered > HEAD_PATIENCE:
                     rule = f"the head of the cluster at {host}:{port} does not answer (Ray's process gcs_server)"
                     lost = UnavailableError("engine", "ray", rule, "run the same command again to resume")
                     note(f"error: {lost}", "red")
@@ -183,9 +211,14 @@ def watched(ray: Any) -> Iterator[None]:
         stopped.set()
 
 
+def _host_and_port(address: str) -> tuple[str, str]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), port  # an IPv6 address stands in brackets
+
+
 def check_listening(address: str) -> None:
     """Raise an OSError if nothing listens at the address. Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, port = _host_and_port(address.removeprefix("ray://"))
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=5).close()
 

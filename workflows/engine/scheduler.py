@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from pad_pipeline.records import shard_name
 from pad_pipeline.workflows.engine.attempts import Attempts
-from pad_pipeline.workflows.engine.chain import Done
-from pad_pipeline.workflows.engine.crew import Crew, Wanted, Worker
+from pad_pipeline.workflows.engine.chain import NO_MEMORY, Done
+from pad_pipeline.workflows.engine.crew import LOST_NODES, Crew, Wanted, Worker
 from pad_pipeline.workflows.engine.progress import Progress, StageState
 
 AHEAD = 2
@@ -26,6 +27,8 @@ class _Job:
 
     def __init__(self, attempts: Attempts) -> None:
         self.attempts = attempts
+        self.lost_nodes = 0
+        """How often a node was lost while one of its workers worked on the shard."""
         self.restart()
 
     def restart(self) -> None:
@@ -119,8 +122,13 @@ class Scheduler:
         errors = self.ray.exceptions
         try:
             result = self.ray.get(answer)
-        except (errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError):
-            yield from self._died(worker)
+        except (
+            errors.RayActorError,
+            errors.WorkerCrashedError,
+            errors.NodeDiedError,
+            errors.OutOfMemoryError,
+        ) as error:
+            yield from self._died(worker, error)
         except errors.RayError as error:
             lost = (errors.ObjectLostError, errors.ObjectFetchTimedOutError)
             if not isinstance(error, lost) and not isinstance(getattr(error, "cause", None), lost):
@@ -152,7 +160,7 @@ class Scheduler:
         job.restart()
         self.waiting[0].appendleft(job)
 
-    def _died(self, worker: Worker) -> Iterator[Done]:
+    def _died(self, worker: Worker, error: Exception) -> Iterator[Done]:
         """Repeat the jobs of a worker that died. The death counts for the job that the worker worked on, and not for
         the jobs behind it. If the whole node died, the death counts for no job."""
         self.crew.remove(worker)
@@ -172,12 +180,17 @@ class Scheduler:
                 yield from self._moved(worker, job, result)
         worker.jobs = {}
         if suspect is not None:
-            self.crew.judge(worker, partial(self._blame, suspect), partial(self._again, suspect))
+            died_alone = partial(self._blame, suspect, _reason(error))
+            self.crew.judge(worker, died_alone, partial(self._lost_node, suspect, died_alone))
 
-    def _blame(self, job: _Job) -> None:
+    def _lost_node(self, job: _Job, died_alone: Callable[[], None]) -> None:
+        job.lost_nodes += 1
+        died_alone() if job.lost_nodes > LOST_NODES else self._again(job)
+
+    def _blame(self, job: _Job, reason: str) -> None:
         link = self.pools[job.link].link
         stage = link.operations[job.operation].name if job.attempts.alone else ""
-        self.progress.say(f"A worker died over {shard_name(job.attempts.number)}, in {stage or link.name}.")
+        self.progress.say(f"A worker died over {shard_name(job.attempts.number)}, in {stage or link.name} ({reason}).")
         job.attempts.died(stage)
         self._again(job)
 
@@ -198,3 +211,12 @@ class Scheduler:
             for name in (operation.name for operation in pool.link.operations if operation.name in sums):
                 states[name] = StageState(sums[name], self.crew.ready(link), queue)
         self.progress.update(states)
+
+
+def _reason(error: Exception) -> str:
+    """Return why a worker died, as far as Ray says it."""
+    text = str(error)
+    code = re.search(r"exit code:? (\d+)", text)
+    if (code and int(code[1]) == NO_MEMORY) or "OutOfMemory" in type(error).__name__ or "OOM" in text:
+        return "its memory ran out"
+    return f"exit code {code[1]}" if code else "its process is gone"

@@ -27,7 +27,7 @@ from pad_pipeline.training.job import AbsolutePath, Job
 from pad_pipeline.training.settings import settings_of
 from pad_pipeline.training.template import TemplateName
 from pad_pipeline.weights import file_sha256
-from pad_pipeline.workflows.engine.ray_session import Cluster, Patience, gpus_each, ray_session, watched
+from pad_pipeline.workflows.engine.ray_session import Cluster, Patience, gpus_each, hide_gpus, ray_session, watched
 from pad_pipeline.workflows.learning.grid import Grid, collect_grid
 from pad_pipeline.workflows.learning.launch import train
 from pad_pipeline.workflows.learning.scores import Score, Trained, find_function, measure
@@ -241,7 +241,7 @@ def _finished(
     with ray_session(cluster.address) as ray, watched(ray):
         gpus = gpus_each(ray, cluster)
         patience = Patience(ray, {"CPU": 1, "GPU": gpus}, 1, cluster.wait, say)
-        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_error_of)
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_error_on_ray)
         whole = [training._replace(out=training.out.resolve()) for training in todo]
         waiting = {remote.remote(experiment, training): training for training in whole}
         while waiting:
@@ -254,6 +254,13 @@ def _finished(
                     rule = f"its worker failed ({type(error).__name__}: {' '.join(str(error).split())[-300:]})"
                     failure = UserError("engine", "ray", rule, "see Ray's logs; the next call tries it again")
                 yield training, failure
+
+
+def _error_on_ray(experiment: Experiment, training: Training) -> UserError | None:
+    import ray
+
+    hide_gpus(ray)
+    return _error_of(experiment, training)
 
 
 def _error_of(experiment: Experiment, training: Training) -> UserError | None:

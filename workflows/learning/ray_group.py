@@ -20,6 +20,8 @@ from ray.train import get_context
 from ray.train.torch.config import TorchConfig, _TorchBackend
 from torch._C._distributed_c10d import Store, TCPStore
 
+from pad_pipeline.workflows.engine.ray_session import hide_gpus
+
 _store: Store | None = None
 """The store of the process group, in the worker of rank 0 only."""
 
@@ -43,6 +45,7 @@ class _GroupBackend(_TorchBackend):  # type: ignore[misc]
 
 
 def _set_ranks() -> None:
+    hide_gpus(ray)
     context = get_context()
     os.environ["RANK"], os.environ["WORLD_SIZE"] = str(context.get_world_rank()), str(context.get_world_size())
     os.environ["LOCAL_RANK"] = str(context.get_local_rank())

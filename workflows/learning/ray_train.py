@@ -69,6 +69,9 @@ def train_on_ray(
         mailbox = ray.remote(_Mailbox).options(name=_MAILBOX, num_cpus=0, scheduling_strategy=here).remote()
         out = Path(job.out).resolve()
         low, high = workers
+        if 0 < gpus < 1 and high > 1:
+            rule = "each of several processes needs a GPU of its own, because NCCL refuses to share one"
+            raise UserError("gpus", gpus, rule, "give 1, or 0 for the CPU")
         needs = {"CPU": 1.0} | ({"GPU": gpus} if gpus else {})
         patience = Patience(ray, needs, low, cluster.wait, say)
         stopped: list[UnavailableError] = []

@@ -115,8 +115,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 """`paper`: RAM Swin-L, Grounding DINO base, SAM ViT-H, the embedding of Vicuna-1.5-7B. `plus`: the same with RAM++.
 `best`: RAM++, LLMDet large and SAM 2.1 large, by published numbers (docs/howto/models.md).
 
-Every file is pinned by a hash or by a revision. Of Vicuna only the revision is known (`pad_pipeline/pins.py`): run.json
-gets the hash of its embedding, and a resumed run refuses another one."""
+Every file but LLMDet's is pinned by a hash or by a revision (`pad_pipeline/pins.py`). run.json gets the hash of each,
+of an LLM that of its embedding, and a resumed run refuses another one."""
 
 
 def load_models(models: str) -> ModelSettings:

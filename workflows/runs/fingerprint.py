@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import io
-import os
 import platform
 import tokenize
 from collections.abc import Iterator
@@ -80,8 +79,3 @@ def environment(threads: int) -> dict[str, str]:
         except PackageNotFoundError:
             facts[name] = "absent"
     return facts
-
-
-def cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pad_pipeline.choices import RerunDepth
 from pad_pipeline.errors import UserError
 from pad_pipeline.roles import RedoFrom
-from pad_pipeline.workflows.engine.ray_session import Cluster
-from pad_pipeline.workflows.runs.fingerprint import cores
+from pad_pipeline.threads import cores
+from pad_pipeline.workflows.engine.ray_session import Cluster, seconds_of
 
 EngineName = Literal["ray", "local"]
 
@@ -148,20 +148,6 @@ def parse_workers(workers: str) -> tuple[int, int]:
     if low.isdecimal() and (not dash or high.isdecimal()) and 1 <= int(low) <= int(high or low) <= 100_000:
         return int(low), int(high or low)
     raise UserError("workers", workers, "it should be a number or a range", "write for instance 4, or 2-8")
-
-
-_DURATION = re.compile(r"(\d{1,6})([smh])")
-
-
-def seconds_of(field: str, duration: str) -> float:
-    """Return the seconds of a duration such as 30s, 10m or 2h. `field` is the caller's parameter, for the error.
-
-    Raises:
-        UserError: the text is no duration.
-    """
-    if not (found := _DURATION.fullmatch(duration)):
-        raise UserError(field, duration, "it should be a number and a unit", "write for instance 30s, 10m or 2h")
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 _LIMIT = re.compile(r"(\d{1,12})|(\d{1,3}(?:\.\d+)?)%")

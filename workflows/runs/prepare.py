@@ -75,10 +75,11 @@ def prepare(
         remove_unfinished(folder, existing)
         if run != old:  # what need not be written can't be torn
             run.write(folder)
-        if _has_plan(folder, planned.seal, options):
+        there = _plan_there(folder, options)
+        if there == planned.seal:
             raise _Unchanged
-        if options.part:
-            folder.delete(PLAN_NAME)  # damaged
+        if options.part and there is not None:
+            folder.delete(PLAN_NAME)  # damaged, so that the new one is written
     survey.show(planned, source)
     if forked is not None:
         own = own_shards(run, options)
@@ -95,14 +96,19 @@ def first_run(run: Run, folder: Folder) -> Run:
     return Run.read(folder)
 
 
-def _has_plan(folder: Folder, seal: str, options: RunOptions) -> bool:
-    """Return whether the plan in the folder is the new one, so that it need not be replaced while others read it."""
+def _plan_there(folder: Folder, options: RunOptions) -> str | None:
+    """Return the seal of the plan in the folder, empty if it is damaged; None if there is no plan, or if it is replaced
+    anyway. A plan that is the new one stays, because others may read it."""
     if not folder.has(PLAN_NAME) or (folder.remote and not options.part):  # to read it there takes longer
-        return False
+        return None
     if folder.remote:
-        return Plan(folder).seal == seal
+        try:
+            return Plan(folder).seal
+        except UserError:
+            return ""
     with folder.open(PLAN_NAME) as stream:
-        return check_seal(stream) == (seal, "")
+        seal, problem = check_seal(stream)
+    return "" if problem else seal
 
 
 def keep_plan(spec: RunSpec, source: Source, folder: Folder, old: Run, options: RunOptions) -> Run:

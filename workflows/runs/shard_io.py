@@ -20,7 +20,7 @@ class ReadShard:
 
     def __call__(self, task: Task) -> Shard:
         """Return the planned images of a task. On a retry, samples that are already finished are restored."""
-        shard = Shard(task.number, self.plan.shard(task.number, self.rewritten), trial=task.part is not None)
+        shard = Shard(task.number, self.plan.shard(task.number, self.rewritten), trial=task.rows is not None)
         if task.retry:
             self._restore(shard)
         for row, stage in task.killers:
@@ -28,8 +28,8 @@ class ReadShard:
                 shard.rows[row].fail(
                     stage, "it killed the process that worked on it, or used up its memory, every time"
                 )
-        if task.part is not None:
-            shard.rows = shard.rows[slice(*task.part)]
+        if task.rows is not None:
+            shard.rows = shard.rows[slice(*task.rows)]
         return shard
 
     @cached_property
