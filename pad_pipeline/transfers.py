@@ -170,7 +170,7 @@ def download(url: str, target: Path) -> None:
                 begin_again()
                 answer = _open(url, {})
             with answer:
-                if answer.status != HTTPStatus.PARTIAL_CONTENT and position:  # no ranges, no version, or another file now
+                if answer.status != HTTPStatus.PARTIAL_CONTENT and position:  # no ranges, or another file now
                     begin_again()
                 if not position:
                     etag = answer.headers.get("ETag") or "W/"

@@ -174,7 +174,7 @@ def test_an_llm_of_the_web_is_fetched_in_part_too(
     settings = LabelSettings(llm=f"{online.url}/web/llm/")
     assert settings.files()[0].path is None
     table = LabelEmbedder(settings).table
-    assert "left out, because the server refuses them (403), as if absent: added_tokens.json\n" in capfd.readouterr().err
+    assert "because the server refuses them (403), as if absent: added_tokens.json\n" in capfd.readouterr().err
     assert table.sha256() == EmbeddingTable(llm).sha256()
     assert (table.path.parent.parent.name == "embeddings") == (form != "refused")
     if form != "refused":
@@ -346,6 +346,16 @@ def test_every_failure_is_one_line_with_its_remedy(
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     line = line_of(lambda: LabelEmbedder(LabelSettings(llm=name, revision=revision)))
     assert line.startswith(f"llm.llm = {name}: {message}")
+
+
+@pytest.mark.parametrize("status", ["401", "403", "429"])
+def test_an_error_of_a_server_of_the_web_is_not_put_on_the_hub(online: Hub, status: str) -> None:
+    """Catches a remedy that names the hub's token, which goes to no other server."""
+    online.faults["sam.pth"] = repeat(status)
+    line = line_of(lambda: fetch_file("segmenter.weights", f"{online.url}/web/sam.pth"))
+    refused = f"its server refuses it ({status}); check the URL, or download it elsewhere and name its local path"
+    busy = "the server limits the number of requests; try again in some minutes"
+    assert line == f"segmenter.weights = {online.url}/web/sam.pth: {busy if status == '429' else refused}"
 
 
 def test_an_embedding_that_is_not_here_is_said_before_a_build(
