@@ -58,15 +58,18 @@ def explained(error: Exception, reference: str) -> tuple[str, str]:
         return "the hub has no such revision of it", "correct the revision, or leave it out"
     if found(RemoteEntryNotFoundError) or HTTPStatus.NOT_FOUND in statuses:
         return "there is no such file", "correct the name"
+    of_web = reference.startswith(("https://", "http://"))
+    for status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        if of_web and status in statuses:
+            remedy = "check the URL, or download it elsewhere and name its local path"
+            return f"its server refuses it ({status.value})", remedy
     if HTTPStatus.UNAUTHORIZED in statuses:
         return "the hub does not accept the token", "set HF_TOKEN to a valid token, or unset it"
     if HTTPStatus.FORBIDDEN in statuses:
         return "access is forbidden", f"look at {page} for what it asks, and check the rights of the token in HF_TOKEN"
     if HTTPStatus.TOO_MANY_REQUESTS in statuses:
-        return (
-            "the server limits the number of requests",
-            "try again in some minutes; with HF_TOKEN set, more is allowed",
-        )
+        more = "" if of_web else "; with HF_TOKEN set, more is allowed"
+        return "the server limits the number of requests", f"try again in some minutes{more}"
     if statuses & _BUSY:
         return "the server is out of order for now", "try again later: what has arrived is kept"
     if any(isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT) for one in errors):

@@ -33,7 +33,7 @@ from pad_pipeline.shards.keys import KeyHashes, numbered, plain_key, scratch_fol
 from pad_pipeline.shards.seal import UNSEALED, seal
 from pad_pipeline.sources.base import Source, Tally
 from pad_pipeline.sources.read import read_bytes
-from pad_pipeline.storage import Folder, atomic_write, is_url
+from pad_pipeline.storage import Folder, atomic_write, is_url, store_of
 
 PLAN_NAME = "plan.parquet"
 PLAN_SCHEMA = pa.schema(
@@ -56,8 +56,6 @@ _MOST_HASHED = 1 << 30
 """Bytes of the largest file that is hashed."""
 _RECORD = re.compile(r"(?:record|row|line|sample|image) .+?: ")
 _VALUE = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
-_STORE = re.compile(r"hf://(?:(?:datasets|spaces|buckets)/)?[^/]*/[^/]*|(?!https?:|hf:)\w+://[^/]*")
-"""A bucket, or a repository of the hub."""
 _Candidate = tuple[int, str, Planned, int]
 """Checksum of its key, key, image and size of an image whose content may be hashed."""
 
@@ -109,7 +107,7 @@ def write_plan(
         private: see `read_bytes`.
     """
     facts, digest = PlanFacts(), hashlib.sha256()
-    own = {found[0] for text in (source.root, source.origin) if (found := _STORE.match(text))}
+    own = {store_of(source.root), store_of(source.origin)}
     schema = PLAN_SCHEMA.with_metadata({"shard_size": str(shard_size), "seal": UNSEALED})
     sample: list[_Candidate] = []
     with scratch_folder() as scratch, _rare_collections():
@@ -140,10 +138,8 @@ def write_plan(
                 for one in group:
                     if one.problem:
                         facts.problems.note(_kind(one.problem), one.problem)
-                    elif "://" in (file := one.place[0] or one.source):
-                        store = _STORE.match(file)
-                        if store and store[0] not in own:
-                            facts.others.note(store[0], file)
+                    elif (store := store_of(file := one.place[0] or one.source)) and store not in own:
+                        facts.others.note(store, file)
                 if written:
                     written.result()
                 written = behind.submit(write, table, _content(table))

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import pickle
 import struct
 import zipfile
@@ -220,6 +221,7 @@ def save_tensor(file: RemoteFile, place: Place, part: Path, facts: dict[str, Any
         if done < size:
             file.stream(place.start + done, place.stop, write)
         sink.flush()
+        os.fsync(sink.fileno())
         sink.seek(len(header))
         digest, crc = hashlib.sha256(), 0
         while piece := sink.read(1 << 22):

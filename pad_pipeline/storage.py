@@ -25,6 +25,7 @@ PROCESS_TOKEN = secrets.token_hex(6)
 """Part of the names of this process's unfinished files, so that no two processes write to the same file."""
 _LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{12}\.partial", re.DOTALL)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")
+_STORE = re.compile(r"hf://(?:(?:datasets|spaces|buckets)/)?[^/]*/[^/]*|(?!https?:|hf:)\w+://[^/]*")
 REMOTE_SCHEMES = frozenset({"http", "https", "s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "abfss"})
 """The URL schemes that pad opens. None reads local files, and chains of schemes (`zip::file://...`) are refused."""
 PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
@@ -35,6 +36,13 @@ PACKAGES |= {"az": "adlfs", "abfs": "adlfs", "abfss": "adlfs"}
 def is_url(text: str) -> bool:
     """Return whether `text` begins with a URL scheme, any one."""
     return _URL.match(text) is not None
+
+
+def store_of(url: str) -> str:
+    """Return the beginning of a URL that names a bucket, or a repository of the hub: everything in it is read with the
+    same credentials. It is empty for URLs of the web, which have nothing in common, and for paths."""
+    match = _STORE.match(url)
+    return match[0] if match else ""
 
 
 def url_problem(url: str) -> str:
@@ -330,7 +338,7 @@ class RemoteFolder(Folder):
         with tempfile.TemporaryDirectory(prefix="pad-") as folder:
             path = Path(folder, name)
             with self.open(name) as source, path.open("wb") as sink:
-                shutil.copyfileobj(source, sink, 1 << 20)
+                shutil.copyfileobj(source, sink, 32 << 20)
             yield path
 
     @contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 from filelock import FileLock
 
@@ -17,7 +18,7 @@ from pad_pipeline.console import note
 from pad_pipeline.errors import UserError
 from pad_pipeline.pins import PINS
 from pad_pipeline.remote_tensors import DamagedError, find_tensor, save_tensor
-from pad_pipeline.retries import is_not_found, status_of
+from pad_pipeline.retries import is_not_found
 from pad_pipeline.transfers import NotAloneError, RangesRefusedError, RemoteFile, download, on_hub, on_web
 from pad_pipeline.weights import WEB, cache_folder, fetching, is_sound, note_hashes
 
@@ -47,17 +48,28 @@ def fetched_small_files(field: str, url: str) -> Path:
     """
 
     def fill(part: Path) -> None:
+        refused = []
         for name in _SMALL_FILES:
             try:
                 download(f"{url.rstrip('/')}/{name}", part / name)
             except OSError as error:
-                # A bucket that may not be listed answers 403 for a file that it does not have.
-                absent = is_not_found(error) or status_of(error) == HTTPStatus.FORBIDDEN
-                if not absent or name == _SMALL_FILES[0]:
+                if not _absent(error) or name == _SMALL_FILES[0]:
                     raise
+                if not is_not_found(error):
+                    refused.append(name)
+        if refused:
+            note(f"{url}: left out, because the server refuses them (403), as if absent: {', '.join(refused)}")
 
     with fetching(field, url):
         return _made_once(web_folder(url), fill)
+
+
+def _absent(error: OSError) -> bool:
+    """Return whether a server says, or may mean, that it does not have a file.
+
+    A bucket that may not be listed answers 403 for a file that it does not have. A 403 of the hub is a refusal.
+    """
+    return is_not_found(error) or (isinstance(error, HTTPError) and error.code == HTTPStatus.FORBIDDEN)
 
 
 def _cached(kind: str, identity: str, name: str) -> Path:
@@ -153,7 +165,7 @@ def _open(reference: str, revision: str, name: str) -> tuple[RemoteFile, str]:
                 return on_web(f"{reference.rstrip('/')}/{one}"), one
             return on_hub(reference, one, revision), one
         except OSError as error:
-            if name or not is_not_found(error):
+            if name or not _absent(error):
                 raise
     raise NotAloneError(f"it has neither {' nor '.join(_SINGLE_FILES)}")
 
@@ -168,5 +180,5 @@ def fetched_weights(field: str, url: str, folder: Path, name: str) -> None:
             try:
                 return download(f"{url.rstrip('/')}/{one}", folder / one)
             except OSError as error:
-                if not is_not_found(error) or one == names[-1]:
+                if not _absent(error) or one == names[-1]:
                     raise

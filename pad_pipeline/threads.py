@@ -15,6 +15,9 @@ THREADS = min(16, os.cpu_count() or 1)
 Track = Callable[[Iterable[Result], str, int], Iterator[Result]]
 """Shows the progress of an iteration: the steps, what they do, and their number."""
 
+Say = Callable[[str], None]
+"""Shows a line of text to the user."""
+
 
 def untracked(steps: Iterable[Result], what: str, total: int) -> Iterator[Result]:
     """Show no progress."""

@@ -144,12 +144,13 @@ def download(url: str, target: Path) -> None:
     part, note = (target.with_name(f".{target.name}.{kind}") for kind in ("part", "version"))
     version = note.read_text("utf-8") if part.is_file() and note.is_file() else ""
     with part.open("r+b" if version else "wb") as sink, progress(f"fetching {target.name}", None, "MB") as update:
-        position = sink.seek(0, io.SEEK_END)
+        farthest = position = sink.seek(0, io.SEEK_END)
 
         def write(piece: bytes) -> None:
-            nonlocal position
+            nonlocal position, farthest
             sink.write(piece)
             position += len(piece)
+            farthest = max(farthest, position)  # a new beginning is no progress
             update(completed=position // 10**6)
 
         def begin_again() -> None:
@@ -159,11 +160,12 @@ def download(url: str, target: Path) -> None:
 
         def attempt() -> bool:
             nonlocal version
-            again = {"Range": f"bytes={position}-"} | ({"If-Range": version} if version else {})
+            # Without a version, the rest could be that of another file.
+            rest = {"Range": f"bytes={position}-", "If-Range": version} if position and version else {}
             try:
-                answer = _open(url, again if position else {})
+                answer = _open(url, rest)
             except HTTPError as error:
-                if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not position:
+                if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not rest:
                     raise
                 begin_again()
                 answer = _open(url, {})
@@ -181,7 +183,7 @@ def download(url: str, target: Path) -> None:
             return True
 
         try:
-            _until_done(attempt, lambda: position)
+            _until_done(attempt, lambda: farthest)
         except Exception:
             if not position:
                 part.unlink()

@@ -177,22 +177,6 @@ def _download(field: str, url: str, sha256: str) -> Path:
     return target
 
 
-@contextmanager
-def _made_once(target: Path, is_there: Callable[[], bool]) -> Iterator[Path | None]:
-    """Yield a path to write `target` of the cache to; None if `is_there` says that another process has written it.
-
-    Only one process of a machine writes, and the others wait.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(f".{target.name}.lock")):
-        if is_there():
-            yield None
-        else:
-            Folder(target.parent).clean(target.name)
-            with atomic_write(target) as partial:
-                yield partial
-
-
 def _download_path(url: str) -> Path:
     return cache_folder() / "files" / hashlib.sha256(url.encode()).hexdigest()[:16] / url.rsplit("/", 1)[-1]
 
@@ -242,18 +226,22 @@ def folder_sha256(folder: Path, patterns: list[str]) -> str:
 def convert_once(path: Path, kind: str, write: Callable[[Path], None]) -> Path:
     """Return a folder of the cache with the file `path` converted by `write`, which gets a new folder to fill.
 
-    `write` runs once for each content of the file, and again if the cache is damaged. The name `kind` stands for the
-    format: change it when `write` changes. Raise `UserError` if the cache can't be written.
+    `write` runs once for each content of the file, and again if the cache is damaged. Only one process of a machine
+    runs it, and the others wait. The name `kind` stands for the format: change it when `write` changes. Raise
+    `UserError` if the cache can't be written.
     """
     target = cache_folder() / "converted" / f"{kind}-{file_sha256(path)[:32]}"
     if is_sound(target):
         return target
     try:
-        with _made_once(target, lambda: is_sound(target)) as partial:
-            if partial:
-                partial.mkdir()
-                write(partial)
-                note_hashes(partial)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f".{target.name}.lock")):
+            if not is_sound(target):
+                Folder(target.parent).clean(target.name)
+                with atomic_write(target) as partial:
+                    partial.mkdir()
+                    write(partial)
+                    note_hashes(partial)
     except (OSError, SafetensorError) as error:
         rule = f"the converted {path.name} can't be written there ({error})"
         raise UserError("PAD_CACHE", cache_folder(), rule, "make room, or point PAD_CACHE at another folder") from error

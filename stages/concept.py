@@ -39,7 +39,7 @@ class ConceptSettings(StageSettings):
     model: str
     """Local folder or hub name of a SAM 3 or SAM 3 LiteText of transformers, such as `facebook/sam3`."""
     revision: str = ""
-    """Branch, tag or commit on the hub; empty for its default."""
+    """Branch, tag or commit on the hub; empty for the pinned one (`pad_pipeline/pins.py`), or else for its default."""
     sha256: str = ""
     """sha256 of `model.safetensors`; empty to accept any."""
     unboxable: str = "default"

@@ -20,7 +20,7 @@ class EditSettings(BaseModel):
     """Regions with a lower box score are dropped."""
     min_predicted_iou: float | None = Field(None, allow_inf_nan=False)
     """Regions with a lower predicted IoU of the mask are dropped. The segmenter estimates this IoU by regression; it
-    can be below 0 or above 1."""
+    can be below 0 or above 1. SAM 3 makes no such estimate: the IoU of its masks is 1."""
     nms_iou: float = Field(1.0, ge=0, le=1)
     """If two boxes of one label have a higher IoU, the box with the lower score is dropped. At 1 nothing is dropped."""
     nms_iou_across_labels: float = Field(1.0, ge=0, le=1)

@@ -40,6 +40,8 @@ class Hub:
     """Name of a repository -> the only token that may read its files."""
     refused: str = ""
     """Part of the paths that may not be listed."""
+    versions: bool = True
+    """Whether files have an ETag."""
     faults: dict[str, Iterator[str]] = field(default_factory=dict)
     """End of a path -> what goes wrong with one answer after another: a status, `cut BYTES`, `whole` for an answer
     without ranges, `fine`. When they are used up, all is fine."""
@@ -147,8 +149,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if not path.is_file():
             return self.answer(b"{}", 404)
         content, wanted = path.read_bytes(), self.headers.get("Range")
-        headers = {"ETag": f'"{self.etag(path)}"', "Accept-Ranges": "bytes"} | (headers or {})
-        if self.headers.get("If-Range", headers["ETag"]) != headers["ETag"] or fault == "whole":
+        tag = f'"{self.etag(path)}"'
+        headers = ({"ETag": tag} if self.hub.versions else {}) | {"Accept-Ranges": "bytes"} | (headers or {})
+        if self.headers.get("If-Range", tag) != tag or fault == "whole":
             wanted = None
         whole, status = len(content), 200
         if wanted:

@@ -159,7 +159,10 @@ def _beat(folder: Folder, name: str, owner: dict[str, Any], beats: int) -> None:
 
 
 def _read(folder: Folder, name: str) -> dict[str, Any]:
-    return _parsed(folder.read(name)) if folder.has(name) else {}
+    with suppress(FileNotFoundError):  # its owner may delete it after `has`
+        if folder.has(name):
+            return _parsed(folder.read(name))
+    return {}
 
 
 def _parsed(content: bytes) -> dict[str, Any]:

@@ -26,11 +26,11 @@ from pad_pipeline.parquet import open_parquet
 from pad_pipeline.records import INDEX_SCHEMA, MEMBERS, IndexRow, RegionJson, SampleJson, shard_name
 from pad_pipeline.retries import StoreError
 from pad_pipeline.shards.keys import is_key
-from pad_pipeline.shards.rows import HELD, Rows, Say, columns_of, held_rows, stored_rows
+from pad_pipeline.shards.rows import HELD, Rows, columns_of, held_rows, stored_rows
 from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.writer import TOTALS
 from pad_pipeline.storage import Folder, folder_at
-from pad_pipeline.threads import THREADS, Track, map_ahead, untracked
+from pad_pipeline.threads import THREADS, Say, Track, map_ahead, untracked
 
 _USED = ["key", "status", "labels", *(f"{member}_{part}" for member in MEMBERS for part in ("at", "bytes"))]
 _BETWEEN = 64 << 10

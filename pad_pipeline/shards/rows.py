@@ -6,23 +6,24 @@ a large run is first read, and again when shards have changed since. Its seal sh
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from filelock import FileLock
 
 from pad_pipeline.records import MEMBERS, IndexRow, shard_name
 from pad_pipeline.shards.run import Run
 from pad_pipeline.shards.seal import UNSEALED, check_seal, seal
 from pad_pipeline.storage import Folder, atomic_write, resolved, write_error
+from pad_pipeline.threads import Say
 
 ROWS_NAME = ".training-index.arrow"
 """The file with the index rows of a run, in the run's folder, or under another name in pad's cache folder."""
@@ -37,7 +38,6 @@ _SCHEMA = pa.schema(
     | {f"{member}_at": pa.int32() for member in MEMBERS if member != "image"}
     | {f"{member}_bytes": pa.int32() for member in MEMBERS}
 )
-Say = Callable[[str], None]
 
 
 class Rows:
@@ -108,7 +108,7 @@ def stored_rows(folder: Folder, run: Run, shards: Callable[[], Iterator[pa.Table
         if problem := _problem(path, facts):
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with _one_at_a_time(path):
+                with FileLock(path.with_suffix(".lock")):
                     if problem := _problem(path, facts):  # again, because another process may have made it meanwhile
                         say(f"The index of all samples is made, once: {path} {problem}.")
                         Folder(path.parent).clean(path.name)  # of a process that was killed
@@ -123,7 +123,7 @@ def stored_rows(folder: Folder, run: Run, shards: Callable[[], Iterator[pa.Table
 def _state(folder: Folder, run: Run) -> str:
     """Return a sha256 that changes when a shard is written: over each file's size, and on a disk its time."""
     if folder.remote:
-        files = [f"{name} {size}" for name, size in folder.files("pad-") if name.startswith("pad-")]
+        files = [f"{name} {size}" for name, size in folder.files("pad-")]
     else:
         files = []
         with os.scandir(folder.path) as entries:
@@ -136,17 +136,20 @@ def _state(folder: Folder, run: Run) -> str:
 
 def _problem(path: Path, facts: dict[str, str]) -> str:
     """Return why the file can't be used; empty if it can."""
+    found: dict[bytes, bytes] = {}
     try:
+        # Of a damaged file, the seal tells more than an error.
+        with suppress(pa.ArrowException, OSError), pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as table:
+            found = table.schema.metadata or {}
+            if any(found.get(k.encode()) != v.encode() for k, v in facts.items()):
+                return "is older than a shard"  # without a look at its seal, which takes a read of gigabytes
         with path.open("rb") as stream:
-            if problem := check_seal(stream)[1]:
-                return f"is damaged ({problem})"
-        with pa.OSFile(str(path)) as stream, pa.ipc.open_file(stream) as file:
-            found = file.schema.metadata or {}
+            problem = check_seal(stream)[1]
     except FileNotFoundError:
         return "does not exist yet"
-    except (OSError, pa.ArrowException) as error:
+    except OSError as error:
         return f"can't be read ({error})"
-    return "" if all(found.get(k.encode()) == v.encode() for k, v in facts.items()) else "is older than a shard"
+    return f"is damaged ({problem})" if problem else "" if found else "can't be read"
 
 
 def _write(path: Path, facts: dict[str, str], shards: Iterator[pa.Table]) -> None:
@@ -178,16 +181,3 @@ def _mapped(path: Path) -> Rows:
         mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     file = pa.ipc.open_file(pa.py_buffer(mapped))
     return Rows([file.get_batch(number) for number in range(file.num_record_batches)], path, mapped)
-
-
-@contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Let one process at a time make the file, as far as the file system knows locks."""
-    lock = path.with_suffix(".lock")
-    with lock.open("ab") as held:
-        with suppress(OSError):
-            fcntl.flock(held, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)

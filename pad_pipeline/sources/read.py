@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,16 +19,14 @@ from pad_pipeline.sources.base import Tally, image_store
 from pad_pipeline.sources.cells import in_cell, read_cell
 from pad_pipeline.sources.fields import Fields, below_list
 from pad_pipeline.sources.gzipped import is_gzipped, read_gzipped
-from pad_pipeline.storage import is_url, url_problem
+from pad_pipeline.storage import is_url, store_of, url_problem
 from pad_pipeline.stores import attempt, read_part, read_whole
 
 SECONDS = 60
 """The longest time of one read over the network."""
 
-_STORE = re.compile(r"(?!https?:)\w+://[^/]*")
-"""A store: everything in it is read with the same credentials. URLs of the web have nothing in common."""
 _readable: dict[str, str] = {}
-"""The file that this process read last, by store."""
+"""The file that this process read last, by store (`store_of`)."""
 _Data = TypeVar("_Data", bytes, bytes | str)
 _FAULTS_OF_A_FILE = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL,
@@ -123,8 +120,9 @@ def _retried(url: str, fetch: Callable[[], _Data]) -> _Data:
         BadImage: it can't be read, for a reason that concerns this image alone, as far as one can know.
         UserError: its store also refuses what could be read there before, or gives no answer at all.
     """
-    store = _STORE.match(url)
-    for last in (not store, True):
+    store = store_of(url)
+    rounds = 2 if store else 1
+    for number in range(1, rounds + 1):
         try:
             data = ask(fetch, lambda: image_store(url)[0].invalidate_cache())
             break
@@ -138,14 +136,17 @@ def _retried(url: str, fetch: Callable[[], _Data]) -> _Data:
             if found := refusal(error):
                 raise BadImage(str(found)) from error
             detail = f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-            if store and not _answers(url, _readable.get(store[0], "")):
-                rule = f"its store no longer gives this file, and no other {detail}"
-                raise UserError("images", url, rule, REMEDY) from error
-            if last:  # the store is well, and has not given this file in two rounds of tries
-                tries = "it may not be read" if is_final(error) else f"it can't be fetched, in {TRIES} tries"
-                raise BadImage(f"{tries} {detail}") from error
+            if store and not _answers(url, witness := _readable.get(store, "")):
+                rule = "its store no longer gives this file, and no other"
+                if not witness:
+                    rule = "its store gives no answer, neither about this file nor about its folder"
+                raise UserError("images", url, f"{rule} {detail}", REMEDY) from error
+            if is_final(error):
+                raise BadImage(f"it may not be read {detail}") from error
+            if number == rounds:  # the store is well, and has not given this file in all rounds of tries
+                raise BadImage(f"it can't be fetched, in {rounds * TRIES} tries {detail}") from error
     if store and data:
-        _readable[store[0]] = url
+        _readable[store] = url
     return data
 
 

@@ -22,10 +22,10 @@ from pad_pipeline.images import BadImage, DecodeSettings, decode
 from pad_pipeline.labels import LabelEmbedder
 from pad_pipeline.records import Place
 from pad_pipeline.shards.reader import Sample, ShardFolder
-from pad_pipeline.shards.rows import Say
 from pad_pipeline.sources.fields import Fields
 from pad_pipeline.sources.llava import LlavaSource
 from pad_pipeline.sources.read import read_bytes
+from pad_pipeline.threads import Say
 from pad_pipeline.training.order import Ints
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.training.template import IMAGE, EncodedText, Template

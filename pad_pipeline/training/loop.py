@@ -22,6 +22,7 @@ from pad_pipeline.shards.lock import locked
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.sources.llava import LlavaSource
 from pad_pipeline.storage import Folder, atomic_write_text, claim_folder
+from pad_pipeline.threads import Say
 from pad_pipeline.training.batches import Batch, StepBatches, load_steps
 from pad_pipeline.training.checkpoint import Checkpoints
 from pad_pipeline.training.examples import DialogueExamples, Examples, Preprocessor, ShardExamples
@@ -40,7 +41,6 @@ from pad_pipeline.training.training_log import DROPPED, TrainingLog, read_log
 from pad_pipeline.weights import fetch_model
 
 Report = Callable[[dict[str, Any]], None]
-Say = Callable[[str], None]
 FACTS = "training.json"
 """The file with a training's job and a fingerprint of its samples."""
 

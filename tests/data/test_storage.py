@@ -8,7 +8,7 @@ import pytest
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.facts import differences
-from pad_pipeline.storage import PROCESS_TOKEN, Folder, atomic_write, claim_folder
+from pad_pipeline.storage import PROCESS_TOKEN, Folder, atomic_write, claim_folder, store_of
 
 
 class _KilledError(Exception):
@@ -77,6 +77,15 @@ def test_a_folder_in_use_is_refused_and_ones_own_is_not(tmp_path: Path) -> None:
     (tmp_path / "left").mkdir()
     (tmp_path / "left/.training.json.0123456789ab.partial").write_text("{")
     claim_folder(tmp_path / "left")
+
+
+def test_a_store_is_a_bucket_or_a_repository() -> None:
+    """Catches all data sets of the hub in one store, though their owners' consents differ."""
+    stores = {
+        "s3://bucket/a/b.png": "s3://bucket", "gs://bucket": "gs://bucket", "hf://lab/model/a.png": "hf://lab/model",
+        "hf://datasets/lab/set/a.png": "hf://datasets/lab/set", "https://host/a.png": "", "http://host": "", "a/b": "",
+    }  # fmt: skip
+    assert {url: store_of(url) for url in stores} == stores
 
 
 def test_facts_that_differ_are_named() -> None:

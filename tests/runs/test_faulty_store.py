@@ -209,13 +209,25 @@ def test_an_outage_is_no_fault_of_an_image(
     fsspec.filesystem("s3").put(str(world.images), "bucket/outage", recursive=True)
     root, first, second = f"{store}/outage", *(Place(one.name) for one in sorted(world.images.iterdir())[:2])
     faults.fault = lambda method, path: (fault if method == "GET" else 503) if fault == SHORT else fault
-    with pytest.raises(UserError, match="no longer gives this file, and no other"):
+    with pytest.raises(UserError, match="gives no answer, neither about this file nor about its folder"):
         read.read_bytes(root, first, 1 << 30)
     faults.fault = lambda method, path: fault if first.file in path else None
     for _ in range(2):  # without a file that was read before, and with one
-        with pytest.raises(BadImage, match="it can't be fetched"):
+        with pytest.raises(BadImage, match="it can't be fetched, in 10 tries"):
             read.read_bytes(root, first, 1 << 30)
         assert read.read_bytes(root, second, 1 << 30)
+
+
+def test_a_refusal_is_not_asked_for_again(world: World, store: str, faults: Faults) -> None:
+    """A private object in a store that is well. Catches a second round of requests, and of looks at the store."""
+    fsspec.filesystem("s3").put(str(world.images), "bucket/refused", recursive=True)
+    first, second = (Place(one.name) for one in sorted(world.images.iterdir())[:2])
+    assert read.read_bytes(f"{store}/refused", first, 1 << 30)
+    faults.fault = lambda method, path: 403 if second.file in path else None
+    faults.seen.clear()
+    with pytest.raises(BadImage, match="it may not be read"):
+        read.read_bytes(f"{store}/refused", second, 1 << 30)
+    assert len([path for _, path in faults.seen if first.file in path]) == 1
 
 
 def test_a_new_worker_knows_what_others_could_read(store: str, faults: Faults, world: World) -> None:

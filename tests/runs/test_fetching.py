@@ -9,7 +9,7 @@ import random
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable
-from itertools import repeat
+from itertools import cycle, repeat
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,26 @@ def test_a_broken_download_goes_on_where_it_stopped(online: Hub) -> None:
     assert fetch_file("segmenter.weights", f"{online.url}/web/sam.pth?again").read_bytes() == content[::-1]
 
 
+def test_a_download_without_a_version_begins_again(online: Hub) -> None:
+    """A server that says neither a strong ETag nor a date. Catches a file that is put together from two versions, and
+    a download without end, because each new beginning counted as progress."""
+    (online.folder / "web").mkdir(parents=True)
+    path, content = online.folder / "web/sam.pth", os.urandom(300_000)
+    path.write_bytes(content)
+    online.versions = False
+
+    def changed() -> Any:
+        yield "cut 100000"
+        path.write_bytes(content[::-1])
+        yield "fine"
+
+    online.faults["sam.pth"] = changed()
+    assert fetch_file("segmenter.weights", f"{online.url}/web/sam.pth").read_bytes() == content[::-1]
+    online.faults["sam.pth"] = cycle(["cut 100000", "cut 90000"])
+    with pytest.raises(UserError, match="could not be fetched"):
+        fetch_file("segmenter.weights", f"{online.url}/web/sam.pth?later")
+
+
 @pytest.mark.parametrize("form", ["safetensors", "bin", "sharded safetensors", "sharded bin"])
 def test_of_an_llm_only_the_embedding_is_fetched(online: Hub, llm: Path, models_toml: Path, form: str) -> None:
     """Catches 10 GB of Vicuna for 262 MB, and an embedding that is not the file's: the fingerprint is that of the whole
@@ -149,10 +169,12 @@ def test_an_llm_of_the_web_is_fetched_in_part_too(
     shutil.copytree(llm, online.folder / "web/llm")
     online.faults["added_tokens.json"] = repeat("403")
     if form == "refused":
+        online.faults["model.safetensors"] = repeat("403")
         online.faults[file] = repeat("whole")
     settings = LabelSettings(llm=f"{online.url}/web/llm/")
     assert settings.files()[0].path is None
     table = LabelEmbedder(settings).table
+    assert "because the server refuses them (403), as if absent: added_tokens.json\n" in capfd.readouterr().err
     assert table.sha256() == EmbeddingTable(llm).sha256()
     assert (table.path.parent.parent.name == "embeddings") == (form != "refused")
     if form != "refused":
@@ -324,6 +346,16 @@ def test_every_failure_is_one_line_with_its_remedy(
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     line = line_of(lambda: LabelEmbedder(LabelSettings(llm=name, revision=revision)))
     assert line.startswith(f"llm.llm = {name}: {message}")
+
+
+@pytest.mark.parametrize("status", ["401", "403", "429"])
+def test_an_error_of_a_server_of_the_web_is_not_put_on_the_hub(online: Hub, status: str) -> None:
+    """Catches a remedy that names the hub's token, which goes to no other server."""
+    online.faults["sam.pth"] = repeat(status)
+    line = line_of(lambda: fetch_file("segmenter.weights", f"{online.url}/web/sam.pth"))
+    refused = f"its server refuses it ({status}); check the URL, or download it elsewhere and name its local path"
+    busy = "the server limits the number of requests; try again in some minutes"
+    assert line == f"segmenter.weights = {online.url}/web/sam.pth: {busy if status == '429' else refused}"
 
 
 def test_an_embedding_that_is_not_here_is_said_before_a_build(

@@ -13,7 +13,7 @@ import pytest
 from pad_pipeline.errors import UserError
 from pad_pipeline.shards import lock
 from pad_pipeline.shards.lock import locked
-from pad_pipeline.storage import folder_at
+from pad_pipeline.storage import Folder, folder_at
 from pad_pipeline.workflows.runs.options import Part
 from tests.conftest import data
 from tests.runs.conftest import Pad
@@ -109,6 +109,12 @@ def test_a_part_that_died_leaves_the_others_alone(
     assert (out / "pad-000001.tar").exists() and not (out / "pad-000001.parquet").exists()
     assert pad(*command, "--out", out, "--part", "1/2").code == 0
     assert files(out) == whole
+
+
+def test_a_lock_may_go_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a run that fails because another one ended between two requests."""
+    monkeypatch.setattr(Folder, "has", lambda self, name: True)
+    assert lock._read(Folder(tmp_path), lock.LOCK_NAME) == {}
 
 
 def test_what_excludes_a_part(command: list[object], pad: Pad, tmp_path: Path) -> None:

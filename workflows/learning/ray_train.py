@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pad_pipeline.errors import UnavailableError, UserError
+from pad_pipeline.threads import Say
 from pad_pipeline.training.job import Job
-from pad_pipeline.training.loop import Report, Say, train
+from pad_pipeline.training.loop import Report, train
 from pad_pipeline.training.settings import settings_of
 from pad_pipeline.training.training_log import read_log
 from pad_pipeline.workflows.engine.ray_session import Cluster, Patience, gpus_each, ray_session, watched
