@@ -121,8 +121,8 @@ def test_ray_listens_on_loopback_alone(world: World, common: list[object], tmp_p
     """Who reaches Ray's ports can run code; it used to listen on every address of the machine."""
     out = tmp_path / "out"
     started = process(["build", "--images", world.images, *common, "--engine", "ray", "--shard-size", 2, "--out", out])
-    wait_for(lambda: ray_workers(started), started)
-    addresses = listening(descendants(started))
+    wait_for(lambda: ray_workers(started.pid), started)
+    addresses = listening(descendants(started.pid))
     started.send_signal(signal.SIGTERM)
     code, said = finished(started)
     assert code == 143, said
