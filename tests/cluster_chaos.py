@@ -180,7 +180,9 @@ def one(command: list[object], expected: dict[str, str], shards: int, home: Path
         raise Trouble(f"seed {seed}: other bytes in {wrong}: {said[-2000:]}")
     blamed = all_said.count("A worker died over")
     if blamed > events["worker killed"]:
-        raise Trouble(f"seed {seed}: {blamed} deaths were blamed on shards, {events['worker killed']} are real: {all_said}")
+        raise Trouble(
+            f"seed {seed}: {blamed} deaths were blamed on shards, {events['worker killed']} are real: {all_said}"
+        )
     seconds = round(time.monotonic() - began, 1)
     return {"seed": seed, "exit_codes": codes, "events": dict(events), "shards_of_nodes": shares, "seconds": seconds}
 
