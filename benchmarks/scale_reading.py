@@ -23,7 +23,7 @@ from benchmarks.made_runs import SHARD, write_indexes, write_names, write_run
 from benchmarks.plan import peak_megabytes
 from pad_pipeline.report.settings import ReportSettings
 from pad_pipeline.report.site import write_report
-from pad_pipeline.shards import rows
+from pad_pipeline.shards import reader
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.shards.stats import ShortStatistics, read_statistics
 from pad_pipeline.sources.selection import Selection
@@ -85,7 +85,7 @@ PARTS: dict[str, Callable[[Path, OverShards | None], None]] = {
 
 def measure(what: str, folder: str, shards: int, workers: int) -> None:
     """In a process of its own: print wall seconds, CPU seconds of all its processes, and its own peak megabytes."""
-    rows.HELD = 0
+    reader.HELD = 0
     loaded, began = sum(os.times()[:4]), time.monotonic()
     PARTS[what](Path(folder), over_shards(ReadOptions(workers=workers), shards, remote=False))
     print(json.dumps([time.monotonic() - began, sum(os.times()[:4]) - loaded, peak_megabytes()]))

@@ -54,20 +54,32 @@ def cluster(cpus: int = 2, port: int = 0, autoscaler: dict[str, Any] | None = No
 
 
 def nodes_by_demand(number: int) -> dict[str, Any]:
-    """A configuration of Ray's autoscaler that adds up to `number` nodes with a GPU, processes of this machine, as they
-    are needed. Ray's provider of such nodes wants the head's port to be 6379."""
+    """Return a configuration of Ray's autoscaler that adds up to `number` nodes with a GPU and as many without one,
+    processes of this machine, as they are needed. Ray's provider of such nodes wants the head's port to be 6379."""
     head = {"resources": {"CPU": 0}, "node_config": {}, "min_workers": 0, "max_workers": 0}
-    resources = {"CPU": 2, "GPU": 1, "object_store_memory": 100_000_000}
-    node = {"resources": resources, "node_config": {}, "min_workers": 0, "max_workers": number}
+    plain = {"CPU": 2, "object_store_memory": 100_000_000}
+    types = {
+        name: {"resources": resources, "node_config": {}, "min_workers": 0, "max_workers": number}
+        for name, resources in (("cpu", plain), ("gpu", plain | {"GPU": 1}))
+    }
     lists = "initialization_commands setup_commands head_setup_commands worker_setup_commands cluster_synced_files"
     lists += " head_start_ray_commands worker_start_ray_commands rsync_exclude rsync_filter"
     empty: dict[str, Any] = {name: [] for name in lists.split()}
     empty |= {"auth": {}, "docker": {}, "file_mounts": {}, "file_mounts_sync_continuously": False}
     provider = {"type": "fake_multinode", "disable_node_updaters": True, "disable_launch_config_check": True}
     return empty | {
-        "cluster_name": "test", "max_workers": number, "upscaling_speed": 1.0, "idle_timeout_minutes": 1,
-        "provider": provider, "head_node_type": "head", "available_node_types": {"head": head, "gpu": node},
+        "cluster_name": "test", "max_workers": 2 * number, "upscaling_speed": 1.0, "idle_timeout_minutes": 1,
+        "provider": provider, "head_node_type": "head", "available_node_types": {"head": head, **types},
     }  # fmt: skip
+
+
+def is_free(port: int) -> bool:
+    """Return whether nobody listens on a port."""
+    try:
+        socket.create_server(("", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 def free_port() -> int:
@@ -80,13 +92,19 @@ def free_port() -> int:
 def nodes(number: int, gpus: int = 0) -> Iterator[tuple[Any, list[Any]]]:
     """A head without CPUs, and nodes with one each; the cluster, and these nodes. Ray is told that each has some GPUs:
     where none is, what gets one computes on the CPU."""
+    before = dict(os.environ)
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    from ray.cluster_utils import Cluster
-
-    memory = {"object_store_memory": 200_000_000}
-    head = {"num_cpus": 0, "include_dashboard": False, **memory}
-    made = Cluster(initialize_head=True, head_node_args=head)
     try:
-        yield made, [made.add_node(num_cpus=1, num_gpus=gpus, **memory) for _ in range(number)]
+        from ray.cluster_utils import Cluster
+
+        memory = {"object_store_memory": 200_000_000}
+        head = {"num_cpus": 0, "include_dashboard": False, **memory}
+        made = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            yield made, [made.add_node(num_cpus=1, num_gpus=gpus, **memory) for _ in range(number)]
+        finally:
+            made.shutdown()
     finally:
-        made.shutdown()
+        for name in os.environ.keys() - before:
+            del os.environ[name]
+        os.environ.update(before)

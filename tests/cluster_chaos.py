@@ -3,8 +3,11 @@
 Each history is drawn from a seed: it begins with the head alone or with a node, and while the run goes on nodes join,
 leave and are replaced, workers are killed, and in some histories Ray's own processes on the head. Ray's health checks
 are as they are by default. The script prints a JSON line for each history, with the shards that each node did, and one
-line at the end. Its exit code is 1 if a run hung, lost anything or ended in other bytes than an unbroken run, or if a
-node that was there for long did nothing.
+line at the end. Its exit code is 1 if a run hung, lost anything or ended in other bytes than an unbroken run, if a node
+that was there for long did nothing, or if nothing happened but nodes that joined.
+
+A run whose head loses a process of Ray's ends with exit code 4, and is finished on another cluster. Ray and pad take up
+to 40 seconds to notice it: a run that ends well before counts as "finished before it was noticed".
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from pad_pipeline.miniature.files import write_world
 from pad_pipeline.miniature.world import LABELS
 from tests.conftest import data
-from tests.runs.processes import command_of, process
+from tests.runs.processes import process, ray_workers
 from tests.small_models import write_small_models
 
 DEADLINE = 300.0
@@ -56,6 +59,8 @@ class History:
         self.fresh: dict[str, float] = {}
         """Id of a node -> the share of shards that was done when it joined."""
         self.events: Counter[str] = Counter()
+        self.deserted = False
+        """Whether no node joins any more."""
 
     def done(self) -> int:
         """Return the number of finished shards."""
@@ -88,14 +93,15 @@ class History:
             time.sleep(self.lot.uniform(0, 4))
             self.remove()
         elif event == "kill":
-            workers = [int(one.name) for one in Path("/proc").iterdir() if one.name.isdecimal()]
-            workers = [number for number in workers if b"ray::LinkActor" in command_of(number)]
-            if workers:
+            if workers := ray_workers(os.getpid()):
                 self.events["worker killed"] += 1
                 os.kill(self.lot.choice(workers), signal.SIGKILL)
         elif event in ("raylet", "gcs_server"):
             self.events[f"{event} killed"] += 1
             self.cluster.head_node.all_processes[event][0].process.kill()
+            self.deserted = self.lot.random() < 0.5  # then the run can't end before the death is noticed
+            while self.deserted and self.nodes:
+                self.remove()
 
     def run(self, fatal: str) -> tuple[int, str]:
         """Begin a run, carry out events while it works, and return its exit code and output."""
@@ -106,7 +112,8 @@ class History:
         marks = sorted(self.lot.uniform(0, 0.8) for _ in range(self.lot.randint(2, 4)))
         plan = [(mark, self.lot.choice(kinds)) for mark in marks]
         if fatal:
-            plan = [*plan[: self.lot.randrange(3)], (plan[-1][0], fatal)]
+            mark = self.lot.uniform(0, 0.4)  # early, so that the run is not over before the death is noticed
+            plan = [*[one for one in plan if one[0] < mark][: self.lot.randrange(3)], (mark, fatal)]
         with tempfile.TemporaryFile("w+") as log:
             started = process(
                 [*self.command, "--engine", "ray", "--address", self.cluster.address, "--out", self.out], stdout=log
@@ -128,7 +135,7 @@ class History:
             time.sleep(0.05)
             if self.nodes:
                 empty = time.monotonic()
-            elif time.monotonic() - empty > (8 if head_alone else 3):
+            elif not self.deserted and time.monotonic() - empty > (8 if head_alone else 3):
                 self.add()  # the run may wait for a while, and not for ever
             while plan and self.done() >= plan[0][0] * self.shards and (self.out / "run.json").exists():
                 self.happen(plan.pop(0)[1])
@@ -143,7 +150,7 @@ def one(command: list[object], expected: dict[str, str], shards: int, home: Path
     """Carry out the history of a seed, and return what happened."""
     lot, out, began = random.Random(seed), home / f"history-{seed}", time.monotonic()
     fatal = lot.choice(["raylet", "gcs_server"]) if seed % 5 == 4 else ""
-    codes, events, shares = [], Counter[str](), {}
+    codes, events, shares, all_said = [], Counter[str](), {}, ""
     for attempt in range(2):
         history = History(command, shards, out, lot)
         try:
@@ -151,22 +158,31 @@ def one(command: list[object], expected: dict[str, str], shards: int, home: Path
         finally:
             history.cluster.shutdown()
         events += history.events
+        all_said += said
         codes.append(code)
+        if fatal and not attempt:
+            if not events[f"{fatal} killed"]:
+                raise Trouble(f"seed {seed}: the run was over before the {fatal} was killed: {said[-2000:]}")
+            if code == 0:
+                del events[f"{fatal} killed"]
+                events[f"{fatal} killed, finished before it was noticed"] += 1
         if code == 0:
             shares = history.shares()
             idle = [node for node, share in history.fresh.items() if share < 0.3 and not shares.get(node[:8])]
             if idle:
                 raise Trouble(f"seed {seed}: nodes that did nothing: {idle}; {shares}; {said[-2000:]}")
             break
-        if code != UNAVAILABLE or not fatal or "Traceback" in said:
+        if code != UNAVAILABLE or not fatal or attempt or "Traceback" in said:
             raise Trouble(f"seed {seed}: exit code {code}: {said[-3000:]}")
     found = data(out)
     if found != expected:
         wrong = sorted(name for name in found.keys() | expected if found.get(name) != expected.get(name))
         raise Trouble(f"seed {seed}: other bytes in {wrong}: {said[-2000:]}")
-    blamed = said.count("A worker died over")
+    blamed = all_said.count("A worker died over")
     if blamed > events["worker killed"]:
-        raise Trouble(f"seed {seed}: {blamed} deaths were blamed on shards, {events['worker killed']} are real: {said}")
+        raise Trouble(
+            f"seed {seed}: {blamed} deaths were blamed on shards, {events['worker killed']} are real: {all_said}"
+        )
     seconds = round(time.monotonic() - began, 1)
     return {"seed": seed, "exit_codes": codes, "events": dict(events), "shards_of_nodes": shares, "seconds": seconds}
 
@@ -197,6 +213,8 @@ def main() -> None:
                 raise SystemExit(str(trouble)) from None
             events.update(found["events"])
             print(json.dumps(found), flush=True)
+        if not events.keys() - {"node joins"}:
+            raise SystemExit(f"nothing happened in {asked.histories} histories: {dict(events)}")
         print(json.dumps({"histories": asked.histories, "events": dict(events), "identical": True}))
 
 

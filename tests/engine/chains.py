@@ -44,8 +44,8 @@ class Work(Stage):
 
     Args:
         what: `nothing`, `segfault`, `exit`, `raise`, `foreign` (an error that can't be sent), `memory` (there is none),
-            `scarce` (there is none in the first process), or `wait`, which notes in `notes` that it was stopped, or
-            with `deaf` goes on all the same.
+            `scarce` (there is none in the first process), `node`, which notes Ray's id of its node in `notes`, or
+            `wait`, which notes there that it was stopped, or with `deaf` goes on all the same.
         names: of the rows.
         notes: a file of this name gets a line for each thing that happens.
     """
@@ -89,6 +89,10 @@ class Work(Stage):
             os._exit(0)
         elif self.what == "memory" or (self.what == "scarce" and self._is_first()):
             raise MemoryError("no room")
+        elif self.what == "node":
+            import ray
+
+            self.note(f"node {ray.get_runtime_context().get_node_id()}")
         elif self.what == "raise":
             raise UserError("shard", "here", "something is wrong", "mend it")
         elif self.what == "foreign":

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from pathlib import Path
 
 from pad_pipeline.errors import UserError
 
 NAMES = [f"pad-{number:06d}" for number in range(20)]
+MEETING = threading.Barrier(4, timeout=60)
+"""Ends the wait of four calls that one process carries out at the same time."""
 
 
 def shout(name: str) -> tuple[str, int]:
     return name.upper(), os.getpid()
+
+
+def meet(name: str) -> tuple[str, int]:
+    MEETING.wait()
+    return name, os.getpid()
 
 
 def die(name: str) -> str:

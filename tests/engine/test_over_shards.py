@@ -24,9 +24,10 @@ from pad_pipeline.sources.selection import Selection
 from pad_pipeline.sources.stored import StoredSource
 from pad_pipeline.threads import OverShards
 from pad_pipeline.verify import verify_run
+from pad_pipeline.workflows.commands import common
 from pad_pipeline.workflows.engine.over_shards import FEW, ReadOptions, over_shards
 from tests.conftest import ROOT, wait_for
-from tests.engine.parallel_work import NAMES, die, die_once, refuse, shout
+from tests.engine.parallel_work import NAMES, die, die_once, meet, refuse, shout
 
 PROCESSES, RAY = ReadOptions(workers=3), ReadOptions(engine="ray", workers=3)
 KINDS = [pytest.param(PROCESSES, id="processes"), pytest.param(RAY, id="ray", marks=pytest.mark.slow)]
@@ -103,7 +104,8 @@ def test_results_come_in_order_and_few_ahead() -> None:
     assert first[0] == "PAD-000000" and first[1] != os.getpid()
     assert len(taken) <= 6
     assert [name for name, _ in (first, *results)] == [name.upper() for name in NAMES]
-    assert [name for name, _ in over(remote=True)(shout, NAMES)] == [name.upper() for name in NAMES]
+    several = list(over(remote=True)(meet, NAMES))
+    assert [name for name, _ in several] == NAMES and os.getpid() not in {process for _, process in several}
 
 
 @pytest.mark.parametrize("options", KINDS_LONG)
@@ -167,10 +169,28 @@ def test_the_options_say_when_processes_start() -> None:
         over_shards(ReadOptions(address="auto"), 1, False)
 
 
-def test_the_commands_take_the_options(shards: Path, pad: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
+def test_the_commands_take_the_options(
+    shards: Path, pad: Callable[..., SimpleNamespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches an option that a command has and does not pass on."""
+    seen = []
+
+    def spied(options: ReadOptions, *rest: Any) -> OverShards | None:
+        seen.append(options)
+        return over_shards(options, *rest)
+
+    monkeypatch.setattr(common, "over_shards", spied)
     for command in (["stats", shards, "--json"], ["verify", shards, "--json"]):
         alone, parallel = pad(*command), pad(*command, "--workers", 2)
         assert (alone.code, alone.out) == (parallel.code, parallel.out) == (0, alone.out)
         assert "--engine" in pad(*command, "--address", "auto").err
-    assert pad("report", shards, "--out", tmp_path / "report", "--workers", 2).code == 0
+    for command, options, passed_on in (
+        (["report", shards], ["--workers", 2], ReadOptions(workers=2)),
+        (["filter", shards, "--label", "house"], ["--engine", "local"], ReadOptions(engine="local")),
+    ):
+        seen.clear()
+        done = pad(*command, "--out", tmp_path / str(command[0]), *options)
+        assert done.code == 0 and seen == [passed_on], (command, done.err, seen)
+    ray = ["--engine", "ray", "--address", "127.0.0.1:1"]
+    refused = pad("filter", shards, "--label", "house", "--out", tmp_path / "other", *ray)
+    assert refused.code == 2 and seen[-1] == ReadOptions(engine="ray", address="127.0.0.1:1"), refused.err

@@ -147,20 +147,15 @@ tail -f /dev/null & wait""",
 def test_slurm_array_makes_one_part_in_each_task(tmp_path: Path) -> None:
     """Catches a number of parts that changes when one task is repeated alone, and a task that stays dead."""
     script, parts = DOCKER / "slurm/pad-parts.sbatch", {"PAD_PARTS": "8", "SLURM_ARRAY_TASK_ID": "3"}
+    parts |= {"SLURM_ARRAY_TASK_COUNT": "1"}  # as Slurm says for --array=3
     assert start(tmp_path, script, CODE="1", SLURM_ARRAY_JOB_ID="7", **parts).wait(timeout=30) == 1
     log = tmp_path / "log"
     told = "pad|build|--images|/shared/my photos|--out|/shared/shards|--models|paper|--part|3/8 token=0\n"
     assert log.read_text() == told
     log.unlink()
-    job = start(tmp_path, script, SLURM_ARRAY_JOB_ID="7", **parts)
-    try:
-        wait_for(lambda: log.exists() and "token=" in log.read_text(), job)
-        job.send_signal(signal.SIGUSR1)
-        assert job.wait(timeout=30) == 0
-    finally:
-        if job.poll() is None:
-            os.killpg(job.pid, signal.SIGKILL)
-    assert log.read_text().endswith("pad stopped\nscontrol requeue 7_3\n")
+    assert at_the_end_of_its_time(tmp_path, script, SLURM_ARRAY_JOB_ID="7", **parts).endswith(
+        "pad stopped\nscontrol requeue 7_3\n"
+    )
     if shutil.which("shellcheck"):
         assert subprocess.run(["shellcheck", script]).returncode == 0
 
@@ -177,6 +172,19 @@ def start(folder: Path, script: Path = SBATCH, **environment: str) -> subprocess
     return subprocess.Popen(
         ["bash", script], env=os.environ | job | own | images | environment, text=True, start_new_session=True
     )
+
+
+def at_the_end_of_its_time(folder: Path, script: Path = SBATCH, **environment: str) -> str:
+    """Start the script, send Slurm's signal once the build works, and return what the stand-ins wrote down."""
+    job, log = start(folder, script, **environment), folder / "log"
+    try:
+        wait_for(lambda: log.exists() and "token=" in log.read_text(), job)
+        job.send_signal(signal.SIGUSR1)
+        assert job.wait(timeout=30) == 0
+    finally:
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGKILL)
+    return log.read_text()
 
 
 def test_slurm_job_starts_head_workers_build_and_ends_with_its_code(tmp_path: Path) -> None:
@@ -196,13 +204,5 @@ def test_slurm_job_starts_head_workers_build_and_ends_with_its_code(tmp_path: Pa
 
 def test_slurm_job_whose_time_is_over_stops_the_build_and_queues_itself_again(tmp_path: Path) -> None:
     """A job that is killed at its limit and stays dead."""
-    job, log = start(tmp_path), tmp_path / "log"
-    try:
-        wait_for(lambda: log.exists() and "token=" in log.read_text(), job)
-        job.send_signal(signal.SIGUSR1)
-        assert job.wait(timeout=30) == 0
-    finally:
-        if job.poll() is None:
-            os.killpg(job.pid, signal.SIGKILL)
-    said = log.read_text().splitlines()
+    said = at_the_end_of_its_time(tmp_path).splitlines()
     assert said.index("pad stopped") < said.index("scontrol requeue 7")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import fsspec
@@ -35,6 +39,29 @@ def folder(world: World, tmp_path: Path) -> Path:
     images = tmp_path / "images"
     shutil.copytree(world.images, images)
     return images
+
+
+@contextmanager
+def living(lock: str) -> Iterator[None]:
+    """Write signs of life of another run into the lock at this path of a store, from before the block to its end."""
+    files, stop, beats = fsspec.filesystem("s3"), Event(), count()
+
+    def beat() -> None:
+        holder = {"host": "there", "process": 1, "token": "y", "beats": next(beats)}
+        files.pipe(lock, json.dumps(holder).encode())
+
+    def live() -> None:
+        while not stop.wait(0.05):
+            beat()
+
+    beat()
+    other = Thread(target=live)
+    other.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        other.join()
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,8 @@ def finished(started: subprocess.Popen[str]) -> tuple[int, str]:
     return started.returncode, said
 
 
-def descendants(driver: subprocess.Popen[str]) -> list[int]:
-    """The numbers of all processes that a run started, and they in turn; of no other run on this machine."""
+def descendants(of: int) -> list[int]:
+    """Return the numbers of a process and of all that it started, and they in turn; of no other on this machine."""
     parents = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
@@ -39,14 +39,14 @@ def descendants(driver: subprocess.Popen[str]) -> list[int]:
                 continue
 
     def ours(number: int) -> bool:
-        return number == driver.pid or (number in parents and ours(parents[number]))
+        return number == of or (number in parents and ours(parents[number]))
 
     return [number for number in parents if ours(number)]
 
 
-def ray_workers(driver: subprocess.Popen[str]) -> list[int]:
-    """The numbers of a run's workers on Ray."""
-    return [number for number in descendants(driver) if b"ray::LinkActor" in command_of(number)]
+def ray_workers(of: int) -> list[int]:
+    """Return the numbers of the workers on Ray among the descendants of a process."""
+    return [number for number in descendants(of) if b"ray::LinkActor" in command_of(number)]
 
 
 def command_of(number: int) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Thread
+from threading import Thread
 from typing import Any
 
 import fsspec
@@ -22,6 +22,7 @@ from pad_pipeline.miniature.files import World
 from pad_pipeline.shards import lock
 from pad_pipeline.shards.reader import open_shards
 from tests.conftest import data, wait_for
+from tests.runs.conftest import living
 
 Pad = Callable[..., Any]
 PAD = Path(sys.executable).with_name("pad")
@@ -277,21 +278,10 @@ def test_two_runs_into_one_prefix_are_kept_apart(
 ) -> None:
     """A store has no locks: a sign of life every few seconds keeps others off, and one that stopped does not."""
     monkeypatch.setattr(lock, "BEAT", 0.5)
-    files, dead = fsspec.filesystem("s3"), Event()
-
-    def live() -> None:
-        beats = 0
-        while not dead.wait(0.1):
-            beats += 1
-            holder = {"host": "there", "process": 1, "token": "x", "beats": beats}
-            files.pipe("bucket/locked/.lock", json.dumps(holder).encode())
-
-    other = Thread(target=live)
-    other.start()
+    files = fsspec.filesystem("s3")
     command = ["build", "--images", world.images, *common, "--limit", 2, "--out", f"{store}/locked"]
-    refused = pad(*command)
-    dead.set()
-    other.join()
+    with living("bucket/locked/.lock"):
+        refused = pad(*command)
     assert refused.code == 2
     assert "another run is writing into it (process 1 on there)" in refused.err
     assert pad(*command).code == 0

@@ -130,10 +130,11 @@ def test_what_is_not_there_is_not_there(folder: RemoteFolder, store: str) -> Non
 def test_an_upload_that_fails_once_is_whole(folder: RemoteFolder, faults: Faults) -> None:
     """Catches a shard that is lost because one upload was refused, or of which a half arrived."""
     for fault in (503, CUT, HANG, LOST, TORN):
+        faults.injected.clear()
         faults.times(2, fault, "PUT", "shard")
         with folder.commit("shard") as partial:
             partial.write_bytes(b"x" * 1000)
-        assert folder.read("shard") == b"x" * 1000
+        assert folder.read("shard") == b"x" * 1000 and faults.injected.total() == 2, fault
         folder.append("shard", b"y")
         assert folder.read("shard") == b"x" * 1000 + b"y"
 
@@ -305,17 +306,21 @@ def test_a_finished_run_is_never_planned_anew_after_a_hiccup(
     build = ["build", "--images", world.images, *common, "--engine", "local", "--limit", 4, "--out", out]
     assert pad(*build).code == 0
     before = folder_at(out).read("run.json")
-    other = [*build[:-2], "--view-fit", "crop", *build[-2:]]
+    other = [*build[:-2], "--fit", "pad", *build[-2:]]
     for number in (1, 10**6):
         for status in (503, 403):
+            faults.injected.clear()
             faults.times(number, status, "HEAD", "run.json")
             done = pad(*other)
-            assert done.code == 2, done.err
+            assert faults.injected.total() and done.code == 2, done.err
+            wrong = "view.fit" if (number, status) == (1, 503) else "its store gives no answer"
+            assert wrong in done.err, (number, status, done.err)
             faults.fault = lambda method, path: None
             assert folder_at(out).read("run.json") == before
     faults.times(10**6, 403, "GET", "run.json")
+    faults.injected.clear()
     done = pad("verify", out)
-    assert done.code == 2 and "delete" not in done.err, done.err
+    assert faults.injected.total() and done.code == 2 and "delete" not in done.err, done.err
 
 
 def test_an_index_that_is_not_given_is_not_damaged(

@@ -67,7 +67,7 @@ def test_a_child_killed_costs_nothing(
     out, here = tmp_path / "out", tmp_path / "here"
     started = process([*command, "--out", out, "--engine", "local"])
     wait_for(lambda: list(out.glob("pad-*.parquet")), started)
-    (child,) = set(descendants(started)) - {started.pid}
+    (child,) = set(descendants(started.pid)) - {started.pid}
     os.kill(child, signal.SIGKILL)
     code, said = finished(started)
     assert code == 0, said
@@ -92,7 +92,7 @@ def test_a_worker_killed_on_ray_costs_nothing(command: list[object], unbroken: d
     out = tmp_path / "out"
     started = process([*command, "--out", out, "--engine", "ray", "--workers", 2])
     wait_for(lambda: (out / "run.json").exists() and list(out.glob("pad-*.parquet")), started)
-    os.kill(ray_workers(started)[0], signal.SIGKILL)
+    os.kill(ray_workers(started.pid)[0], signal.SIGKILL)
     code, said = finished(started)
     assert code == 0, said
     assert data(out) == unbroken

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import threading
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from pad_pipeline.shards.lock import locked
 from pad_pipeline.storage import Folder, folder_at
 from pad_pipeline.workflows.runs.options import Part
 from tests.conftest import data
-from tests.runs.conftest import Pad
+from tests.runs.conftest import Pad, living
 from tests.runs.processes import finished, process
 
 
@@ -185,24 +184,10 @@ def test_parts_in_an_object_store(
     out = f"{store}/parts"
     assert pad(*command, "--out", out, "--part", "2/2").code == 0
     files_.pipe("bucket/parts/.lock-1-of-2", b'{"host": "there", "process": 1, "token": "x"}')  # it died
-    stop = threading.Event()
-
-    def live() -> None:
-        beats = 0
-        while not stop.wait(0.05):
-            beats += 1
-            holder = {"host": "there", "process": 1, "token": "y", "beats": beats}
-            files_.pipe("bucket/parts/.lock-1-of-3", json.dumps(holder).encode())
-
-    beating = threading.Thread(target=live)
-    beating.start()
-    try:
+    with living("bucket/parts/.lock-1-of-3"):
         for options in ([], ["--part", "1/2"], ["--part", "1/3"]):
             refused = pad(*command, "--out", out, *options)
             assert refused.code == 2 and "another run is writing" in refused.err, options
-    finally:
-        stop.set()
-        beating.join()
     done = pad(*command, "--out", out, "--part", "1/2")
     assert done.code == 0, done.err
     files_.invalidate_cache()

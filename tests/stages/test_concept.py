@@ -192,7 +192,7 @@ def test_an_image_gives_the_same_alone_and_in_a_batch(folder: Path, world: World
             assert np.mean(mask_of(one) != mask_of(two)) < 1e-3
 
 
-def test_each_image_and_each_tag_is_encoded_once(folder: Path, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_image_and_each_tag_is_encoded_once(folder: Path, world: World) -> None:
     """Catches an image encoder that runs for each tag: its 5 TFLOP would be paid ten times. And a shard whose bytes
     depend on the shards before it: a resumed run would differ from one that was never stopped."""
     made = stage(folder)

@@ -43,6 +43,7 @@ from pad_pipeline.training.export import export_llava
 from pad_pipeline.training.model import MultimodalModel
 from pad_pipeline.training.projector import save_projector
 from pad_pipeline.training.towers import preprocessing, vision_config
+from tests.conftest import ROOT
 from tests.training.trained_models import EYES, build, difference, stock
 
 Pad = Callable[..., Any]
@@ -244,7 +245,7 @@ def test_an_exported_model_gives_the_trainings_logits(towers: Path, name: str, p
 def test_the_docs_have_the_costs_that_are_counted() -> None:
     """Catches a table that is out of date, and a count that misses a layer or the attention: CLIP-L/14 at 336 px is
     computed by hand."""
-    page = Path("docs/howto/llm.md").read_text("utf-8")
+    page = (ROOT / "docs/howto/llm.md").read_text("utf-8")
     for name in ("openai/clip-vit-large-patch14-336", "google/siglip2-so400m-patch14-384", "google/tipsv2-b14"):
         row = next(one for one in SIZES if one[0] == name)
         flop, parameters = tower_cost(*row[1:])

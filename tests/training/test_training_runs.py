@@ -131,7 +131,7 @@ def test_a_training_on_ray_listens_on_loopback_alone(command: Callable[..., list
     ) as driver:
         wait_for((out / "log.jsonl").exists, driver)
         assert json.loads((out / "training.json").read_text())["ranks"] == 2
-        addresses = listening(descendants(driver))
+        addresses = listening(descendants(driver.pid))
         driver.send_signal(signal.SIGTERM)
     assert addresses and set(addresses) <= LOOPBACK
 
