@@ -17,7 +17,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from filelock import FileLock
 
 from pad_pipeline.records import MEMBERS, IndexRow, shard_name
 from pad_pipeline.shards.run import Run
@@ -106,6 +105,8 @@ def stored_rows(folder: Folder, run: Run, shards: Callable[[], Iterator[pa.Table
     refused = OSError()
     for path in places:
         if problem := _problem(path, facts):
+            from filelock import FileLock  # a reader without pad's dependencies does not need it
+
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with FileLock(path.with_suffix(".lock")):
@@ -138,7 +139,7 @@ def _problem(path: Path, facts: dict[str, str]) -> str:
     """Return why the file can't be used; empty if it can."""
     found: dict[bytes, bytes] = {}
     try:
-        # Of a damaged file, the seal tells more than an error.
+        # Of a damaged file, the seal says more than an error.
         with suppress(pa.ArrowException, OSError), pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as table:
             found = table.schema.metadata or {}
             if any(found.get(k.encode()) != v.encode() for k, v in facts.items()):

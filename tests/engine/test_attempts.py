@@ -77,7 +77,7 @@ def test_a_shard_is_tried_whole_before_it_is_searched() -> None:
         attempts.died()
     assert attempts.task().rows is None and not attempts.alone
     attempts.died()
-    assert attempts.task() == Task(7, retry=True, part=(0, 8)) and attempts.parts == [(8, 16), (0, 8)]
+    assert attempts.task() == Task(7, retry=True, rows=(0, 8)) and attempts.parts == [(8, 16), (0, 8)]
 
 
 def test_deaths_count_in_a_row() -> None:
@@ -115,7 +115,7 @@ def test_an_image_that_kills_alone_is_set_aside_with_the_stage(stage: str, told:
         assert attempts.task().rows == (0, 1) and not attempts.killers
         attempts.died(stage)
     assert attempts.killers == [(0, told)]
-    assert attempts.task() == Task(0, part=(1, 2), killers=((0, told),))
+    assert attempts.task() == Task(0, rows=(1, 2), killers=((0, told),))
     assert not attempts.survived()
     assert attempts.task() == Task(0, killers=((0, told),))
     assert attempts.survived()
