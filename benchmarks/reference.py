@@ -20,9 +20,10 @@ from pad_pipeline.stages.boxes import suppress, to_pixels
 from pad_pipeline.stages.ground import DetectorSettings
 from pad_pipeline.stages.ram.checkpoint import load_ram
 from pad_pipeline.stages.ram.network import Ram
+from pad_pipeline.stages.rle import encode_mask
 from pad_pipeline.stages.sam.attention import CrossAttention
 from pad_pipeline.stages.sam.network import load_sam
-from pad_pipeline.stages.segment import SegmenterSettings, encode_mask
+from pad_pipeline.stages.segment import SegmenterSettings
 from pad_pipeline.stages.spans import CLS, DOT, SEP
 from pad_pipeline.stages.tag import TaggerSettings, normalize, read_tags, resize
 from pad_pipeline.weights import fetch_file, local_path

@@ -22,8 +22,8 @@ from pad_pipeline.stages.box_stage import FILES, load_unboxable, searched, unbox
 from pad_pipeline.stages.boxes import suppress
 from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy
 from pad_pipeline.stages.decode import image
+from pad_pipeline.stages.rle import encode_runs, run_starts
 from pad_pipeline.stages.sam.concepts import Found, Sam3
-from pad_pipeline.stages.segment import encode_mask, pack, unpack
 from pad_pipeline.stages.settings import StageSettings, fetch_file_or_folder, millions, path_sha256
 from pad_pipeline.weights import ModelFile
 
@@ -97,7 +97,7 @@ class ConceptSettings(StageSettings):
 
 
 Masks = list[tuple[Region, HostCopy, int]]
-"""Regions, each with masks from `pack`, `[n, H, ceil(W / 8)]`, and the index of its mask among them."""
+"""Regions, each with masks from `run_starts`, uint8 `[n, ceil(H * W / 8)]`, and the index of its mask among them."""
 
 
 class ConceptSegmenter(Stage[Tensor, tuple[list[Region], Masks]]):
@@ -163,8 +163,8 @@ class ConceptSegmenter(Stage[Tensor, tuple[list[Region], Masks]]):
             for some, coarse in zip(chunks(of_prompt, part), torch.split(probabilities, part), strict=True):
                 with torch.inference_mode():
                     fine = F.interpolate(coarse[None], (row.height, row.width), mode="bilinear", align_corners=False)
-                    packed = HostCopy(pack(fine[0] > self.settings.mask_threshold))
-                masks += [(region, packed, index) for index, region in enumerate(some)]
+                    starts = HostCopy(run_starts(fine[0] > self.settings.mask_threshold))
+                masks += [(region, starts, index) for index, region in enumerate(some)]
         return kept, masks
 
     def _regions(
@@ -204,6 +204,6 @@ class ConceptSegmenter(Stage[Tensor, tuple[list[Region], Masks]]):
     def finish(self, row: ImageRecord, output: tuple[list[Region], Masks]) -> None:
         """Set the row's regions, with their masks. An image without a region becomes `empty`."""
         row.regions, masks = output
-        for region, packed, index in masks:
-            region.rle = encode_mask(unpack(packed.numpy()[index], row.width))
+        for region, starts, index in masks:
+            region.rle = encode_runs(starts.numpy()[index], row.width, row.height)
         row.status = "ok" if row.regions else "empty"

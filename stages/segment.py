@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from pycocotools import mask as coco_mask
 from pydantic import Field
 from torch import Tensor
 
@@ -17,6 +14,7 @@ from pad_pipeline.records import ImageRecord
 from pad_pipeline.stages.base import Stage
 from pad_pipeline.stages.compute import Compute, ComputeSettings, HostCopy
 from pad_pipeline.stages.decode import image
+from pad_pipeline.stages.rle import encode_runs, run_starts
 from pad_pipeline.stages.sam.hub import FILES, HubSam
 from pad_pipeline.stages.sam.network import OfficialSam
 from pad_pipeline.stages.settings import StageSettings, fetch_file_or_folder, millions, path_sha256
@@ -85,7 +83,7 @@ class Segmenter(Stage[Tensor, tuple[list[HostCopy], HostCopy]]):
         return self.sam.prepare(image(row, self.decoding))
 
     def process(self, rows: list[ImageRecord], inputs: list[Tensor]) -> list[tuple[list[HostCopy], HostCopy]]:
-        """Return for each row the masks of its regions, in parts from `pack`, and their predicted IoU, float `[n]`."""
+        """Return for each row its masks, in parts from `run_starts`, and their predicted IoU, float `[n]`."""
         logits, quality = self._decode(self.sam.encode(inputs, self.batch_size), rows)
         counts, outputs = [len(row.regions) for row in rows], []
         for row, of_row, predicted in zip(rows, torch.split(logits, counts), torch.split(quality, counts), strict=True):
@@ -93,7 +91,7 @@ class Segmenter(Stage[Tensor, tuple[list[HostCopy], HostCopy]]):
             at_once = max(1, self.settings.pixels_upscaled // max(row.height * row.width, square))
             with torch.inference_mode():
                 parts = [
-                    HostCopy(pack(self.sam.upscale(part, row.width, row.height) > self.sam.threshold))
+                    HostCopy(run_starts(self.sam.upscale(part, row.width, row.height) > self.sam.threshold))
                     for part in torch.split(of_row, at_once)
                 ]
             outputs.append((parts, HostCopy(predicted)))
@@ -117,25 +115,6 @@ class Segmenter(Stage[Tensor, tuple[list[HostCopy], HostCopy]]):
         parts, quality = output
         if not np.isfinite(quality.numpy()).all():
             raise ValueError("the segmenter gives no finite numbers for this image")
-        packed = (mask for part in parts for mask in part.numpy())
-        for region, mask, predicted in zip(row.regions, packed, quality.numpy().tolist(), strict=True):
-            region.rle, region.predicted_iou = encode_mask(unpack(mask, row.width)), predicted
-
-
-def pack(masks: Tensor) -> Tensor:
-    """Pack bool `[n, H, W]` into uint8 `[n, H, ceil(W / 8)]`, eight pixels per byte, the first in the highest bit. This
-    saves 7/8 of the memory and of the transfer."""
-    bits = torch.unflatten(F.pad(masks, (0, -masks.shape[-1] % 8)), -1, (-1, 8))
-    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=masks.device)
-    return (bits.to(torch.uint8) << shifts).sum(-1, dtype=torch.uint8)
-
-
-def unpack(packed: np.ndarray, width: int) -> np.ndarray:
-    """Unpack one mask from `pack`: uint8 `[H, ceil(width / 8)]` -> bool `[H, width]`."""
-    return np.unpackbits(packed, axis=-1, count=width).view(bool)
-
-
-def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """Encode bool `[H, W]` as compressed COCO RLE; its `counts` are a str."""
-    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": [int(edge) for edge in rle["size"]], "counts": rle["counts"].decode("ascii")}
+        masks = (mask for part in parts for mask in part.numpy())
+        for region, mask, predicted in zip(row.regions, masks, quality.numpy().tolist(), strict=True):
+            region.rle, region.predicted_iou = encode_runs(mask, row.width, row.height), predicted

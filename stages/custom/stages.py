@@ -18,7 +18,7 @@ from pad_pipeline.stages.compute import Compute, ComputeSettings
 from pad_pipeline.stages.custom.load import CustomSettings
 from pad_pipeline.stages.custom.protocol import Detection
 from pad_pipeline.stages.decode import image
-from pad_pipeline.stages.segment import encode_mask
+from pad_pipeline.stages.rle import encode_mask
 from pad_pipeline.stages.spans import normalize
 from pad_pipeline.weights import ModelFile
 

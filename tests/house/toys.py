@@ -75,7 +75,7 @@ from pad_pipeline.images import DecodeSettings
 from pad_pipeline.records import ImageRecord, Region
 from pad_pipeline.stages.base import Stage
 from pad_pipeline.stages.compute import ComputeSettings
-from pad_pipeline.stages.segment import encode_mask
+from pad_pipeline.stages.rle import encode_mask
 from pad_pipeline.stages.settings import StageSettings
 from pad_pipeline.weights import ModelFile
 

@@ -33,7 +33,7 @@ from pad_pipeline.miniature.language import (
 from pad_pipeline.miniature.score import Score, coverage_by_resizing
 from pad_pipeline.miniature.world import COLORS, LABELS, MIN_PIXELS, SIZES, STUFF, TEXTURES, draw_scene
 from pad_pipeline.sources.open import open_source
-from pad_pipeline.stages.segment import encode_mask
+from pad_pipeline.stages.rle import encode_mask
 from pad_pipeline.workflows.miniature.truth import single_labels
 
 SCENES = [draw_scene(11, index) for index in range(150)]

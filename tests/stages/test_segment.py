@@ -48,7 +48,7 @@ from pad_pipeline.stages.ground import DetectorSettings
 from pad_pipeline.stages.sam.attention import RelativeAttention
 from pad_pipeline.stages.sam.hub import HubSam
 from pad_pipeline.stages.sam.network import OfficialSam, SamShape, build_sam, load_sam, read_shape
-from pad_pipeline.stages.segment import Segmenter, SegmenterSettings, encode_mask, pack, unpack
+from pad_pipeline.stages.segment import Segmenter, SegmenterSettings
 from pad_pipeline.workflows.models.settings import ModelSettings
 from tests.conftest import record
 from tests.small_models import SAM_SHAPE
@@ -205,21 +205,6 @@ def test_an_image_gets_the_same_masks_alone_in_a_batch_and_in_another_order(
                 abs(one.predicted_iou - two.predicted_iou) for one, two in zip(again.regions, row.regions, strict=True)
             ]
             assert max(moved) < 1e-5
-
-
-def test_rle_decodes_to_the_same_pixels() -> None:
-    """Column by column, as COCO has it: a transposed mask decodes to another image. On the way from the device a mask
-    has eight pixels a byte, whatever its width."""
-    rng = np.random.default_rng(0)
-    for height, width in ((1, 1), (7, 3), (64, 48), (5, 17)):
-        masks = rng.random((2, height, width)) > 0.5
-        packed = pack(torch.from_numpy(masks)).numpy()
-        assert packed.shape == (2, height, -(-width // 8))
-        mask = unpack(packed[1], width)
-        assert np.array_equal(mask, masks[1])
-        rle = encode_mask(mask)
-        assert rle["size"] == [height, width]
-        assert np.array_equal(coco_mask.decode(rle).astype(bool), mask)
 
 
 @pytest.mark.parametrize("shape", [*SAMS.values(), SAM_SHAPE])
