@@ -17,7 +17,8 @@ from transformers.models.mm_grounding_dino import modeling_mm_grounding_dino as 
 from pad_pipeline.errors import UserError
 from pad_pipeline.pretrained import load_pretrained, read_config
 from pad_pipeline.stages.compute import Compute, padded_texts
-from pad_pipeline.stages.dino.attention import FusedBiAttention, LevelwiseSampling
+from pad_pipeline.stages.dino.attention import FusedBiAttention
+from pad_pipeline.stages.dino.sampling import FusedSampling
 
 # Otherwise every sampling layer of transformers compares two numbers on the GPU, and waits for the result.
 os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
@@ -71,7 +72,7 @@ class GroundingDino:
                 exact.append(part)
             elif isinstance(part, SAMPLING):
                 sampler, _, attribute = name.rpartition(".")
-                setattr(inner.get_submodule(sampler), attribute, LevelwiseSampling())
+                setattr(inner.get_submodule(sampler), attribute, FusedSampling())
             elif name.endswith("downsample"):  # its output stays float32, because all later blocks add to it
                 part.register_forward_hook(lambda _module, _inputs, output: output.float())
         self.compute = compute
