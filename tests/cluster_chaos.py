@@ -4,7 +4,7 @@ Each history is drawn from a seed: it begins with the head alone or with a node,
 leave and are replaced, workers are killed, and in some histories Ray's own processes on the head. Ray's health checks
 are as they are by default. The script prints a JSON line for each history, with the shards that each node did, and one
 line at the end. Its exit code is 1 if a run hung, lost anything or ended in other bytes than an unbroken run, if a node
-that was there for long did nothing, or if nothing happened but nodes that joined.
+that was there for twice the time in which a worker starts did nothing, or if nothing happened but nodes that joined.
 
 A run whose head loses a process of Ray's ends with exit code 4, and is finished on another cluster. Ray and pad take up
 to 40 seconds to notice it: a run that ends well before counts as "finished before it was noticed".
@@ -56,8 +56,10 @@ class History:
         head = {"num_cpus": 0, "include_dashboard": False, **MEMORY}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.nodes: list[Any] = []
-        self.fresh: dict[str, float] = {}
-        """Id of a node -> the share of shards that was done when it joined."""
+        self.joined: dict[str, float] = {}
+        """Id of a node that is there -> when it joined."""
+        self.first_shard = 0.0
+        """Seconds from the first node to the first shard that is done: about the time in which a worker starts."""
         self.events: Counter[str] = Counter()
         self.deserted = False
         """Whether no node joins any more."""
@@ -70,13 +72,13 @@ class History:
         """Let a node join that has a GPU by Ray's account."""
         self.events["node joins"] += 1
         self.nodes.append(self.cluster.add_node(num_cpus=1, num_gpus=1, **MEMORY))
-        self.fresh[self.nodes[-1].node_id] = self.done() / self.shards
+        self.joined[self.nodes[-1].node_id] = time.monotonic()
 
     def remove(self) -> None:
         """Let a node leave, all its processes at once."""
         self.events["node leaves"] += 1
         node = self.nodes.pop(self.lot.randrange(len(self.nodes)))
-        self.fresh.pop(node.node_id)
+        self.joined.pop(node.node_id)
         self.cluster.remove_node(node, allow_graceful=False)
 
     def happen(self, event: str) -> None:
@@ -129,16 +131,25 @@ class History:
 
     def _follow(self, started: subprocess.Popen[str], plan: list[tuple[float, str]], head_alone: bool) -> None:
         until, empty = time.monotonic() + DEADLINE, time.monotonic()
+        first = 0.0
         while started.poll() is None:
             if time.monotonic() > until:
                 raise Trouble("the run hangs")
             time.sleep(0.05)
             if self.nodes:
                 empty = time.monotonic()
+                first = first or empty
+            if not self.first_shard and self.done():
+                self.first_shard = time.monotonic() - first
             elif not self.deserted and time.monotonic() - empty > (8 if head_alone else 3):
                 self.add()  # the run may wait for a while, and not for ever
             while plan and self.done() >= plan[0][0] * self.shards and (self.out / "run.json").exists():
                 self.happen(plan.pop(0)[1])
+
+    def settled(self) -> list[str]:
+        """Return the nodes that were there for twice the time in which a worker starts."""
+        enough = max(10.0, 2 * self.first_shard)
+        return [node for node, joined in self.joined.items() if time.monotonic() - joined > enough]
 
     def shares(self) -> dict[str, int]:
         """Return the number of shards that each node did, by the beginning of its id."""
@@ -155,6 +166,7 @@ def one(command: list[object], expected: dict[str, str], shards: int, home: Path
         history = History(command, shards, out, lot)
         try:
             code, said = history.run("" if attempt else fatal)
+            settled = history.settled()
         finally:
             history.cluster.shutdown()
         events += history.events
@@ -168,9 +180,9 @@ def one(command: list[object], expected: dict[str, str], shards: int, home: Path
                 events[f"{fatal} killed, finished before it was noticed"] += 1
         if code == 0:
             shares = history.shares()
-            idle = [node for node, share in history.fresh.items() if share < 0.3 and not shares.get(node[:8])]
-            if idle:
+            if idle := [node for node in settled if not shares.get(node[:8])]:
                 raise Trouble(f"seed {seed}: nodes that did nothing: {idle}; {shares}; {said[-2000:]}")
+            events["nodes that had to work, and did"] += len(settled)
             break
         if code != UNAVAILABLE or not fatal or attempt or "Traceback" in said:
             raise Trouble(f"seed {seed}: exit code {code}: {said[-3000:]}")
@@ -192,7 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--histories", type=int, default=30)
     parser.add_argument("--first", type=int, default=0, help="the seed of the first history")
-    parser.add_argument("--images", type=int, default=40, help="one in each shard")
+    parser.add_argument("--images", type=int, default=80, help="one in each shard")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="pad-chaos-") as folder:
         home = Path(folder)
@@ -213,7 +225,7 @@ def main() -> None:
                 raise SystemExit(str(trouble)) from None
             events.update(found["events"])
             print(json.dumps(found), flush=True)
-        if not events.keys() - {"node joins"}:
+        if not events.keys() - {"node joins", "nodes that had to work, and did"}:
             raise SystemExit(f"nothing happened in {asked.histories} histories: {dict(events)}")
         print(json.dumps({"histories": asked.histories, "events": dict(events), "identical": True}))
 
