@@ -67,11 +67,11 @@ class BoxSettings(StageSettings):
     it, such as a tree and its leaves."""
     min_size: float = Field(1.0, ge=0)
     """Boxes whose width or height is below this many pixels are dropped."""
-    pad_to: int = Field(1, gt=0, le=256)
-    """Images are padded to multiples of this many pixels. With 1, all images of a batch have the same size, and the
-    scores equal upstream's. With 32, far more images share a batch, but the padding of an image changes its scores: by
-    about 5e-5 for official models, which were trained with padding. The miniature was trained without, and finds a
-    tenth fewer parts. OWL does not need this setting, because it resizes all images to one size."""
+    pad_to: int = Field(32, gt=0, le=256)
+    """Images are padded to multiples of this many pixels, so that images of many sizes share a batch. The padding of an
+    image changes its scores: by about 5e-5 for official models, which were trained with padding. With 1, the scores
+    equal upstream's for one image, and most batches of photographs hold one image. The miniature has 1, because it was
+    trained without padding, and would find a tenth fewer parts. OWL and OmDet-Turbo resize all images to one size."""
     batch_size: int = Field(8, gt=0)
     """Images in one pass of the image encoder, and (image, prompt) pairs in one pass of the rest of the network."""
 

@@ -42,7 +42,7 @@ from pad_pipeline.weights import file_sha256
 
 EDGE = 128
 """The short edge of an image inside the detector, in pixels."""
-SETTINGS: dict[str, Any] = {"nms_iou_across_labels": 1.0, "unboxable": "", "batch_size": 16}
+SETTINGS: dict[str, Any] = {"nms_iou_across_labels": 1.0, "unboxable": "", "pad_to": 1, "batch_size": 16}
 """How the detector is used: parts fill things, and `night` is a ground of the drawn world."""
 STRIDES = (8, 16, 32)
 PLACES_PER_BOX = 6
