@@ -42,6 +42,9 @@ class DecodeSettings(BaseModel):
     """Images with a higher ratio of long to short edge are refused, because no square view shows them usefully."""
     background: tuple[int, int, int] = (255, 255, 255)
     """The RGB color behind transparent pixels, 0..255."""
+    kept_megabytes: int = Field(512, ge=0, exclude=True)
+    """Decoded pixels that a worker keeps for its later stages, so that they need not decode the image again. 512 hold a
+    shard of 512 images of 640 x 480. Images beyond that are decoded in each stage. run.json omits this value."""
 
 
 class BadImage(ValueError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+import weakref
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -20,8 +22,8 @@ from pad_pipeline.stages.base import Stage
 class Decode(Stage[None, None]):
     """Reads each file into the shard, unchanged, and sets the format and the size of the upright image.
 
-    The shard does not hold decoded pixels, because a shard of photographs would need gigabytes. Later stages decode the
-    bytes again with `image`, in threads ahead of the model.
+    The shard itself does not hold decoded pixels, because a shard of photographs may need gigabytes. Later stages get
+    them from `image`, which keeps those of some images, and decodes the others again.
 
     Args:
         settings: limits for the images, for example for their number of pixels.
@@ -61,6 +63,7 @@ class Decode(Stage[None, None]):
             restore_row(row, meta, check_masks=self.redo_from == "patchify")
             self._forget(row, upright.size)
         row.data, row.format, row.width, row.height = data, kind, *upright.size
+        _keep(row, upright, self.settings)
 
     def _forget(self, row: ImageRecord, size: tuple[int, int]) -> None:
         """Drop the results of the steps that are done again."""
@@ -90,5 +93,35 @@ def restore_row(row: ImageRecord, meta: bytes, check_masks: bool) -> None:
 
 
 def image(row: ImageRecord, settings: DecodeSettings) -> Image.Image:
-    """Return the upright RGB image of a row that `Decode` or `Restore` has filled."""
-    return decode(row.data, settings)[0]
+    """Return the upright RGB image of a row that `Decode` or `Restore` has filled. Do not change its pixels, because
+    later stages get the same object."""
+    if (found := _pixels.get(id(row))) is None:
+        found = decode(row.data, settings)[0]
+        _keep(row, found, settings)
+    return found
+
+
+_pixels: dict[int, Image.Image] = {}
+"""`id` of a row -> its decoded image, as long as the row exists."""
+_kept = 0
+"""Bytes of the images in `_pixels`."""
+_lock = threading.RLock()  # a row may be deleted in a thread that holds it
+
+
+def _keep(row: ImageRecord, upright: Image.Image, settings: DecodeSettings) -> None:
+    """Keep the decoded image of a row until the row is deleted, if there is room."""
+    global _kept
+    size = 3 * upright.width * upright.height
+    with _lock:
+        if id(row) in _pixels or _kept + size > settings.kept_megabytes << 20:
+            return
+        _kept += size
+        _pixels[id(row)] = upright
+    weakref.finalize(row, _drop, id(row), size).atexit = False
+
+
+def _drop(row: int, size: int) -> None:
+    global _kept
+    with _lock:
+        del _pixels[row]
+        _kept -= size

@@ -3,6 +3,7 @@ with their image."""
 
 from __future__ import annotations
 
+import gc
 import weakref
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.images import DecodeSettings
 from pad_pipeline.miniature.files import World
 from pad_pipeline.records import ImageRecord, Shard, Tag
+from pad_pipeline.stages import decode
 from pad_pipeline.stages.base import Stage
 from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.stages.tag import Tagger, TaggerSettings
@@ -204,3 +206,25 @@ def test_a_users_mistake_is_not_charged_to_images() -> None:
     mistake = UserError("llm.context", "sentence", "no", "do")
     with pytest.raises(UserError):
         Fragile(mistake)(Shard(0, [ImageRecord("", "", key="bad")]))
+
+
+def test_an_image_is_decoded_once_while_there_is_room(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a stage that decodes again what an earlier one has decoded, pixels of another row, and memory that grows
+    from shard to shard."""
+    decoded: list[bytes] = []
+    whole = decode.decode
+    monkeypatch.setattr(decode, "decode", lambda data, settings: decoded.append(data) or whole(data, settings))
+    gc.collect()  # rows of other tests
+    for _shard in range(3):
+        rows = [record(path) for path in sorted(world.images.iterdir())[:4]]
+        sizes = [3 * row.width * row.height for row in rows]
+        settings = DecodeSettings(kept_megabytes=1)
+        monkeypatch.setattr(decode, "_kept", (1 << 20) - sum(sizes[:2]))  # room for two of them
+        decoded.clear()
+        for _stage in range(3):
+            for row in rows:
+                assert decode.image(row, settings).tobytes() == whole(row.data, settings)[0].tobytes()
+        assert len(decoded) == 4 + 2 * 2
+        assert decode._kept == 1 << 20
+        del row, rows
+        assert decode._kept == (1 << 20) - sum(sizes[:2])
