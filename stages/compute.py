@@ -53,7 +53,7 @@ class Compute:
         With bfloat16, the weights of matrix products and convolutions are cast here. Autocast would cast them again in
         each forward pass, to the same values. The modules `in_float32` always compute in float32.
         """
-        model = model.to(self.device).eval()
+        model = model.to(self.device).eval().requires_grad_(False)
         if not self.bfloat16:
             return model
         parts = {*in_float32}

@@ -23,13 +23,35 @@ def test_a_dry_run_measures_and_writes_nothing(world: World, common: list[object
     out = tmp_path / "out"
     refused = pad("build", "--images", world.images, *common, "--dry-run", "--retry-failed", "--out", out)
     assert refused.code == 2 and "leave one of them out" in refused.err
-    done = pad("build", "--images", world.images, *common, "--engine", "local", "--dry-run", "--out", out)
+    done = pad(
+        "build", "--images", world.images, *common, "--engine", "local", "--dry-run", "--card", "4xh100", "--out", out
+    )
     assert done.code == 0, done.err
+    assert re.search(r"on 4 x h100, calculated +│ 0\.00 hours, if 40% of the card is used", done.out)
     assert "10 in 1 shards" in done.out
     assert "5 images, 0 failed" in done.out
     for stage in ("decode", "tag", "ground", "segment", "patchify"):
         assert re.search(rf"{stage} +│ 0\.\d{{3}} s an image", done.out), stage
     assert not out.exists()
+
+
+def test_a_dry_run_calculates_hours_on_cards(world: World, pad: Pad, tmp_path: Path) -> None:
+    """Of the miniature, whose operations are known from its reference loop (benchmarks/results): attention on the CPU
+    was not counted. Twice as many cards take half as long."""
+    command = ["build", "--images", world.images, "--models", "miniature", "--limit", 4, "--engine", "local"]
+    command += ["--out", tmp_path]
+    for card, told in (("h1", "the known cards are a10, a100"), ("0xh100", "write for instance h100, or 16xh100")):
+        refused = pad(*command, "--dry-run", "--card", card)
+        assert refused.code == 2 and f"--card = {card}: " in refused.err and told in refused.err
+    refused = pad(*command, "--card", "h100")
+    assert refused.code == 2 and "it goes with --dry-run" in refused.err
+    found = json.loads(pad(*command, "--dry-run", "--card", "16xA100", "--json").out)
+    assert found["failed"] == 0
+    known = {"tag": 0.3e9, "ground": 0.7e9, "segment": 1.4e9}
+    assert found["operations"] == {name: pytest.approx(count, rel=0.3) for name, count in known.items()}
+    all_of_it = found["images"] * sum(found["operations"].values())
+    wanted = {str(count): pytest.approx(all_of_it / 312e12 / 0.4 / 3600 / count) for count in (1, 8, 16)}
+    assert found["hours_by_cards"] == wanted
 
 
 def test_figures_are_kept_for_programs(imported: list[object], pad: Pad, tmp_path: Path) -> None:

@@ -47,6 +47,9 @@ def build(
     dry_run: Annotated[
         bool, option(RUN, "Estimate time and storage with 16 images; write nothing.", "--dry-run")
     ] = False,
+    card: Annotated[
+        str, option(RUN, "With --dry-run: calculate hours for 1, 8 and N of a GPU, such as h100 or 16xh100.")
+    ] = "",
 ) -> None:
     """Annotate images and write patch-aligned shards.
 
@@ -67,6 +70,7 @@ def build(
     if dry_run and (run.get("fork") or run["retry_failed"]):
         rule = "it estimates a build from its beginning, so it goes with neither `fork` nor `retry_failed`"
         raise UserError("dry_run", dry_run, rule, "leave one of them out")
+    cards = _cards(card, dry_run)
     options = runs.run_options(run, preload=not dry_run)
     from pad_pipeline.sources.open import open_source
 
@@ -86,7 +90,9 @@ def build(
         from pad_pipeline.workflows.runs.dry_run import estimate
 
         found = estimate(source, chosen, chosen_view, options)
-        print_json(dataclasses.asdict(found)) if run["as_json"] else _show_estimate(found)
+        operations = found.images * sum(found.operations.values())
+        hours = {"hours_by_cards": cards.hours(operations)} if cards else {}
+        print_json(dataclasses.asdict(found) | hours) if run["as_json"] else _show_estimate(found, cards)
         return
     totals = workflow.build(source, run["out"], chosen, chosen_view, options)
     runs.finish(totals, run, source.counts)
@@ -258,7 +264,15 @@ def _columns(text: str) -> dict[str, str]:
     return columns
 
 
-def _show_estimate(found: Any) -> None:
+def _cards(card: str, dry_run: bool) -> Any:
+    from pad_pipeline.workflows.runs.cards import Cards
+
+    if card and not dry_run:
+        raise UserError("card", card, "it goes with `dry_run`", "leave it out, or add `dry_run`")
+    return Cards.parse(card) if card else None
+
+
+def _show_estimate(found: Any, cards: Any) -> None:
     table = Table("what", "how much", title="dry run: nothing was written")
     table.add_row("images", f"{found.images:,} in {found.shards:,} shards")
     table.add_row("their files", f"{decimal(found.input_bytes)} (as far as sizes are known)")
@@ -269,6 +283,16 @@ def _show_estimate(found: Any) -> None:
     hours = found.images * sum(found.seconds.values()) / 3600
     table.add_row(f"all of it, one worker on {where}", f"{hours:,.2f} hours")
     table.add_row("of that in the models", f"{found.images * found.in_models / 3600:,.2f} {unit}")
+    operations = sum(found.operations.values())
+    table.add_row("operations of the models", f"{operations / 1e12:,.3f} TFLOP an image")
+    if cards:
+        from pad_pipeline.workflows.runs.cards import UTILIZATION
+
+        for count, needed in cards.hours(found.images * operations).items():
+            where = f"  on {count} x {cards.name}, calculated"
+            table.add_row(where, f"{needed:,.2f} hours, if {UTILIZATION:.0%} of the card is used")
+    if found.model_megabytes:
+        table.add_row("model files, for each node", decimal(found.model_megabytes * 10**6))
     storage = decimal(int(found.images * found.bytes_per_image))
     table.add_row("shards", f"{storage} ({decimal(int(found.bytes_per_image))} an image)")
     console.print(table)

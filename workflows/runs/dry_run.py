@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from pad_pipeline.shards.seal import UNSEALED
 from pad_pipeline.sources.base import Source
 from pad_pipeline.storage import Folder
 from pad_pipeline.workflows.engine.chain import Chain, Task, merged
+from pad_pipeline.workflows.models.files import files, listed
 from pad_pipeline.workflows.models.settings import ModelSettings
 from pad_pipeline.workflows.runs import survey
 from pad_pipeline.workflows.runs.build import build_spec
@@ -44,6 +46,10 @@ class Estimate:
     """Seconds for one image in the stages with a model."""
     on_gpu: bool
     """Whether the models ran on a GPU."""
+    operations: dict[str, float]
+    """Stage -> operations for one image: matrix products and convolutions, a multiply-add counts as two."""
+    model_megabytes: int | None
+    """Approximate size of the model files, which each node fetches once; None if it is not known of all."""
 
 
 def estimate(source: Source, models: ModelSettings, view: View, options: RunOptions) -> Estimate:
@@ -66,12 +72,12 @@ def estimate(source: Source, models: ModelSettings, view: View, options: RunOpti
         _replan(folder, plan, positions[1::2] + positions[::2], sampled)
         links = spec.chain(folder, "")
         chain = Chain(merged(links))
-        if len(positions) > sampled:
-            chain.run(Task(1))
+        operations = _count_operations(chain, Task(1 if len(positions) > sampled else 0))
         before = chain.work()
         done = chain.run(Task(0))
         seconds = {name: (work.seconds - before[name].seconds) / sampled for name, work in chain.work().items()}
         written = sum(size for name, size in folder.files() if name.startswith("pad-000000"))
+        sizes = [file.megabytes for file in listed(files(models))]
         return Estimate(
             images=facts.images,
             shards=-(-facts.images // options.shard_size),
@@ -82,7 +88,28 @@ def estimate(source: Source, models: ModelSettings, view: View, options: RunOpti
             bytes_per_image=written / sampled,
             in_models=sum(seconds[link.name] for link in links if link.on_gpu),
             on_gpu=torch.cuda.is_available(),
+            operations={name: count / sampled for name, count in operations.items()},
+            model_megabytes=sum(size or 0 for size in sizes) if all(sizes) else None,
         )
+
+
+def _count_operations(chain: Chain, task: Task) -> dict[str, float]:
+    """Run a task, which also warms up the models, and return the operations of each stage that has any."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+    # It is given shapes, like FlopCounterMode's own functions.
+    def attention(query: Any, key: Any, value: Any, *_others: Any, out_shape: Any = None, **_named: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+    on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    item: Any = task
+    counts: dict[str, float] = {}
+    for number, name in enumerate(chain.names):
+        with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
+            item = chain.run(item, number, number + 1)
+        counts[name] = float(counter.get_total_flops())
+    return {name: count for name, count in counts.items() if count}
 
 
 def _replan(folder: Folder, plan: Plan, positions: list[int], shard_size: int) -> None:
