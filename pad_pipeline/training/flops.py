@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from pad_pipeline.gpus import peak_of
 from pad_pipeline.training.model import MultimodalModel
-
-PEAKS = {
-    "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "B200": 2250e12, "A10": 125e12,
-    "V100": 125e12, "4090": 165e12, "3090": 71e12, "T4": 65e12,
-}  # fmt: skip
-"""Peak FLOP/s in bfloat16 (float16 on V100 and T4) without sparsity, by a part of the GPU's name; from data sheets."""
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Return the peak FLOP/s of a GPU; None for a CPU or a GPU that `PEAKS` does not contain."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((flops for part, flops in PEAKS.items() if part in name), None)
+    """Return the peak FLOP/s of a GPU in bfloat16; None for a CPU or an unknown GPU."""
+    return peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
 def step_flops(model: MultimodalModel, samples: int, positions: int, supervised: int) -> float:

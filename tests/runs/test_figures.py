@@ -27,7 +27,7 @@ def test_a_dry_run_measures_and_writes_nothing(world: World, common: list[object
         "build", "--images", world.images, *common, "--engine", "local", "--dry-run", "--card", "4xh100", "--out", out
     )
     assert done.code == 0, done.err
-    assert re.search(r"on 4 x h100, calculated +│ 0\.00 hours, if 40% of the card is used", done.out)
+    assert re.search(r"on 4 x H100, calculated +│ 0\.00 hours, if 40% of the card is used", done.out)
     assert "10 in 1 shards" in done.out
     assert "5 images, 0 failed" in done.out
     for stage in ("decode", "tag", "ground", "segment", "patchify"):
@@ -40,7 +40,7 @@ def test_a_dry_run_calculates_hours_on_cards(world: World, pad: Pad, tmp_path: P
     was not counted. Twice as many cards take half as long."""
     command = ["build", "--images", world.images, "--models", "miniature", "--limit", 4, "--engine", "local"]
     command += ["--out", tmp_path]
-    for card, told in (("h1", "the known cards are a10, a100"), ("0xh100", "write for instance h100, or 16xh100")):
+    for card, told in (("h1", "the known cards are A10, A100"), ("0xh100", "write for instance h100, or 16xh100")):
         refused = pad(*command, "--dry-run", "--card", card)
         assert refused.code == 2 and f"--card = {card}: " in refused.err and told in refused.err
     refused = pad(*command, "--card", "h100")
