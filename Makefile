@@ -55,6 +55,9 @@ paper: $(RUN)  ## The paper in the miniature: three seeds of both stages, and th
 bench: $(READY)  ## Compare the annotation stages with a plain loop, technique by technique: a few minutes.
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.annotate $(if $(OUT),--out $(OUT))
 
+bench-steps: $(READY)  ## Compare single steps of the stages with the usual way: a minute.
+	$(BIN)/python -m benchmarks.steps
+
 bench-engines: $(READY)  ## Compare a bare loop, the local engine and Ray: a few minutes.
 	$(BIN)/python -m benchmarks.engines
 
@@ -113,4 +116,4 @@ $(READY): $(RUN)
 	$(INSTALL) '.[dev]'
 	@touch $(READY)
 
-.PHONY: docs help demo test test-all test-long test-browser bench bench-engines bench-memory bench-plan bench-scale bench-loader bench-stage1 bench-analyses bench-pursuit bench-retarget paper chaos chaos-cluster chaos-store lint format clean
+.PHONY: docs help demo test test-all test-long test-browser bench bench-steps bench-engines bench-memory bench-plan bench-scale bench-loader bench-stage1 bench-analyses bench-pursuit bench-retarget paper chaos chaos-cluster chaos-store lint format clean
