@@ -4,7 +4,8 @@ Each history is drawn from a seed: it begins with the head alone or with a node,
 leave and are replaced, workers are killed, and in some histories Ray's own processes on the head. Ray's health checks
 are as they are by default. The script prints a JSON line for each history, with the shards that each node did, and one
 line at the end. Its exit code is 1 if a run hung, lost anything or ended in other bytes than an unbroken run, if a node
-that was there for twice the time in which a worker starts did nothing, or if nothing happened but nodes that joined.
+did nothing although it was there for 1.5 times as long as a worker takes to start, or if no node left and no process
+was killed.
 
 A run whose head loses a process of Ray's ends with exit code 4, and is finished on another cluster. Ray and pad take up
 to 40 seconds to notice it: a run that ends well before counts as "finished before it was noticed".
@@ -131,7 +132,7 @@ class History:
 
     def _follow(self, started: subprocess.Popen[str], plan: list[tuple[float, str]], head_alone: bool) -> None:
         until, empty = time.monotonic() + DEADLINE, time.monotonic()
-        first = 0.0
+        first, begun = 0.0, self.done()
         while started.poll() is None:
             if time.monotonic() > until:
                 raise Trouble("the run hangs")
@@ -139,7 +140,7 @@ class History:
             if self.nodes:
                 empty = time.monotonic()
                 first = first or empty
-            if not self.first_shard and self.done():
+            if not self.first_shard and self.done() > begun:
                 self.first_shard = time.monotonic() - first
             elif not self.deserted and time.monotonic() - empty > (8 if head_alone else 3):
                 self.add()  # the run may wait for a while, and not for ever
@@ -147,8 +148,8 @@ class History:
                 self.happen(plan.pop(0)[1])
 
     def settled(self) -> list[str]:
-        """Return the nodes that were there for twice the time in which a worker starts."""
-        enough = max(10.0, 2 * self.first_shard)
+        """Return the nodes that were there for 1.5 times the time in which a worker starts."""
+        enough = max(5.0, 1.5 * self.first_shard)
         return [node for node, joined in self.joined.items() if time.monotonic() - joined > enough]
 
     def shares(self) -> dict[str, int]:

@@ -44,8 +44,9 @@ class Work(Stage):
 
     Args:
         what: `nothing`, `segfault`, `exit`, `raise`, `foreign` (an error that can't be sent), `memory` (there is none),
-            `scarce` (there is none in the first process), `node`, which notes Ray's id of its node in `notes`, or
-            `wait`, which notes there that it was stopped, or with `deaf` goes on all the same.
+            `scarce` (there is none in the first process), `node`, which notes Ray's id of its node in `notes`,
+            `meet`, which waits until another operation has noted `met` there, or `wait`, which notes there that it was
+            stopped, or with `deaf` goes on all the same.
         names: of the rows.
         notes: a file of this name gets a line for each thing that happens.
     """
@@ -97,6 +98,11 @@ class Work(Stage):
             raise UserError("shard", "here", "something is wrong", "mend it")
         elif self.what == "foreign":
             raise Foreign("shard", "here", "something is wrong", "mend it")
+        elif self.what == "meet":
+            deadline = time.monotonic() + 60
+            while "met" not in Path(self.notes).read_text().split():
+                assert time.monotonic() < deadline, "nothing else works at the same time"
+                time.sleep(0.01)
         elif self.what in ("wait", "deaf"):
             if self.what == "deaf":
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -118,6 +124,27 @@ class Write:
             return Done(shard.number, {})
         failed = sum(row.status == "failed" for row in shard.rows)
         return Done(shard.number, {"images": len(shard.rows), "failed": failed})
+
+
+class Meets:
+    """Reads or writes as `Read` and `Write`, and works at the same time as others: the read of shard 1 notes `met` when
+    it begins, and the write of shard 0 waits until shard 1 is at work."""
+
+    def __init__(self, notes: str, reads: bool) -> None:
+        self.notes, self.reads = Path(notes), reads
+
+    def __call__(self, item: Any) -> Any:
+        """Read or write."""
+        if self.reads:
+            if item.number == 1:
+                with self.notes.open("a") as stream:
+                    stream.write("met\n")
+            return Read()(item)
+        deadline = time.monotonic() + 60
+        while item.number == 0 and not any(line.startswith("1-0") for line in self.notes.read_text().splitlines()):
+            assert time.monotonic() < deadline, "the models wait for this write"
+            time.sleep(0.01)
+        return Write()(item)
 
 
 class Told(Progress):
@@ -144,3 +171,13 @@ def doing(what: str, *names: str, notes: Path | str = "") -> list[Link]:
 def begin(number: int) -> Attempts:
     """The attempts at a shard."""
     return Attempts(number, ROWS)
+
+
+def on_gpu(what: str, *names: str, notes: Path) -> list[Link]:
+    """A chain like `doing`, whose middle link is on a GPU, between a read and a write that work at the same time."""
+    notes.touch()
+    return [
+        Link("first", [Operation("read", partial(Meets, str(notes), reads=True))]),
+        Link("models", [Operation("work", partial(Work, what, names, str(notes)))], on_gpu=True),
+        Link("last", [Operation("write", partial(Meets, str(notes), reads=False))]),
+    ]

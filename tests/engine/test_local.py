@@ -18,7 +18,7 @@ from pad_pipeline.workflows.engine.chain import Done, Link, StageWork, merged
 from pad_pipeline.workflows.engine.local import LocalEngine
 from pad_pipeline.workflows.engine.progress import Progress
 from tests.conftest import ROOT
-from tests.engine.chains import ROWS, Told, begin, chain, doing
+from tests.engine.chains import ROWS, Told, begin, chain, doing, on_gpu
 
 
 def results(links: list[Link], shards: int = 3, progress: Progress | None = None) -> list[Done]:
@@ -86,6 +86,34 @@ def test_an_image_that_kills_the_child_is_set_aside_alone(what: str, sign: str) 
     assert [one.totals["failed"] for one in done] == [0, 1, 0]
     assert f"The process died ({sign}) over pad-000001, in work; going on in a new one." in progress.text.getvalue()
     assert progress.stages["work"].work.images >= 2 * ROWS, "what dead processes had done counts"
+
+
+def test_models_do_not_wait_for_reading_and_writing(tmp_path: Path) -> None:
+    """Catches a GPU that is idle while images are decoded and shards are written: the models wait for the next shard's
+    read to begin, and the write of a shard waits for the next shard's models."""
+    done = results(on_gpu("meet", "0-3", notes=tmp_path / "notes"))
+    assert done == [Done(number, {"images": ROWS, "failed": 0}) for number in range(3)]
+
+
+def test_a_death_over_several_shards_counts_only_once_it_is_repeated_over_one(tmp_path: Path) -> None:
+    """Catches an image of the next shard that is suspected because it was read at the same time."""
+    progress = Told(3)
+    done = results(on_gpu("segfault", "1-2", notes=tmp_path / "notes"), progress=progress)
+    assert [one.totals["failed"] for one in done] == [0, 1, 0]
+    said = progress.text.getvalue()
+    assert "pad-000001 or pad-000002; going on in a new one, with one shard at a time." in said
+    assert "The process died (signal SIGSEGV) over pad-000001, in work; going on in a new one." in said
+    assert "over pad-000000, in" not in said and "over pad-000002, in" not in said
+
+
+def test_an_error_over_the_next_shard_comes_after_this_ones_result(tmp_path: Path) -> None:
+    """Catches a shard that was written and is not counted."""
+    run = LocalEngine(isolated=True).run(
+        on_gpu("raise", "1-0", notes=tmp_path / "notes"), map(begin, range(3)), Told(3)
+    )
+    assert next(run).number == 0
+    with pytest.raises(UserError, match="something is wrong"):
+        next(run)
 
 
 def test_a_child_that_is_killed_once_costs_no_image(tmp_path: Path) -> None:

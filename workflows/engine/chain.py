@@ -56,6 +56,10 @@ class Link(NamedTuple):
     on_gpu: bool = False
     breaker: int = 0
     """See `Stage.breaker`."""
+    before: int = 0
+    """Number of operations at the beginning that work on the next shard while the others work on this one."""
+    after: int = 0
+    """Number of operations at the end that work on this shard while the others work on the next one."""
 
 
 class StageWork(NamedTuple):
@@ -164,10 +168,13 @@ def stay(seconds: float) -> None:
 
 
 def merged(links: Sequence[Link]) -> Link:
-    """Return one link with the operations of several links."""
+    """Return one link with the operations of several links. If some of them are on a GPU, the links before and after
+    those work at the same time, so that the GPU need not wait for them."""
     operations = [operation for link in links for operation in link.operations]
-    name, on_gpu = "+".join(link.name for link in links), any(link.on_gpu for link in links)
-    return Link(name, operations, on_gpu, links[0].breaker)
+    name, on_gpu = "+".join(link.name for link in links), [link.on_gpu for link in links]
+    before = sum(len(link.operations) for link in links[: on_gpu.index(True)]) if any(on_gpu) else 0
+    after = sum(len(link.operations) for link in links[len(links) - on_gpu[::-1].index(True) :]) if any(on_gpu) else 0
+    return Link(name, operations, any(on_gpu), links[0].breaker, before, after)
 
 
 def add_work(parts: list[dict[str, StageWork]]) -> dict[str, StageWork]:

@@ -16,10 +16,11 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, NoReturn
 
 from pad_pipeline.workflows.engine.chain import NO_MEMORY, Chain, Done, Link, MemoryRanOut, StageWork, portable
@@ -152,24 +153,63 @@ def _listen(connection: Connection, inbox: SimpleQueue[bytes]) -> None:
 
 
 def _work(connection: Connection, inbox: SimpleQueue[bytes]) -> None:
+    """Build the chain, and work on tasks in three lanes, so that the operations with a model need not wait for the
+    others: the operations before them on the next shard, and those after them on the shard before."""
+    lock, read, computed = threading.Lock(), SimpleQueue[Any](), SimpleQueue[Any]()
+
+    def send(message: object) -> None:
+        with lock:
+            connection.send(message)
+
     try:
         link, level = pickle.loads(inbox.get())
         if level:
             logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s")  # as in cli.py
-        chain: Chain = Chain(link, lambda: connection.send(chain.work()))
+        chain: Chain = Chain(link, lambda: send(chain.work()))
     except Exception as error:
-        connection.send(portable(error))
+        send(portable(error))
         return
-    connection.send(None)
-    while True:
+
+    def step(item: Any, first: int, last: int) -> Any:
         try:
-            item: Any = pickle.loads(inbox.get())
-            for number, name in enumerate(chain.names):
-                connection.send(name)  # so that the parent knows in which operation the child dies
-                item = chain.run(item, number, number + 1)
-            connection.send(chain.work())
+            for number in range(first, last):
+                if not isinstance(item, Exception):
+                    send(chain.names[number])  # so that the parent knows in which operation the child dies
+                    item = chain.run(item, number, number + 1)
         except MemoryRanOut:
             os._exit(NO_MEMORY)
         except Exception as error:
-            item = portable(error)
-        connection.send(item)
+            return portable(error)
+        return item
+
+    def finish(item: Any) -> None:
+        result = step(item, last, len(chain.names))
+        send(chain.work())
+        send(result)
+
+    first, last = link.before, len(chain.names) - link.after
+    _lane(lambda: read.put(step(pickle.loads(inbox.get()), 0, first)))
+    _lane(lambda: finish(computed.get()))
+    send(None)
+    while True:
+        with suppress(Empty):  # a signal that arrives just before a wait is only handled after it
+            computed.put(step(read.get(timeout=0.2), first, last))
+
+
+def _lane(work: Callable[[], None]) -> None:
+    """Repeat `work` in a thread of its own. If it raises an exception, the process ends."""
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else 0
+
+    def repeat() -> None:
+        try:
+            if torch:
+                torch.set_num_threads(threads)  # the number is that of a thread, and it affects the order of sums
+            while True:
+                work()
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+
+    threading.Thread(target=repeat, daemon=True).start()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import shard_name
@@ -36,11 +37,7 @@ class LocalEngine:
         """
         worker = (_ChildWorker if self.isolated else _Worker)(merged(chain), progress)
         try:
-            for attempts in shards:
-                done = worker.attempt(attempts)
-                while done is None or not attempts.survived():
-                    done = worker.attempt(attempts)
-                yield done
+            yield from worker.results(iter(shards))
         finally:
             worker.close()
 
@@ -52,12 +49,13 @@ class _Worker:
         self.link, self.progress = link, progress
         self.chain: Chain | None = None
 
-    def attempt(self, attempts: Attempts) -> Done | None:
-        """Carry out the next task of the attempts. Return its result, or None if the process died over it."""
-        self.chain = self.chain or Chain(self.link, self.report)
-        done: Done = self.chain.run(attempts.task())
-        self.report()
-        return done
+    def results(self, shards: Iterator[Attempts]) -> Iterator[Done]:
+        """Yield the result of each shard."""
+        for attempts in shards:
+            self.chain = self.chain or Chain(self.link, self.report)
+            done: Done = self.chain.run(attempts.task())
+            self.report()
+            yield done
 
     def work(self) -> dict[str, StageWork]:
         """Return the work of each stage."""
@@ -72,36 +70,73 @@ class _Worker:
 
 
 class _ChildWorker(_Worker):
-    """A worker with its chain in a child process. After a death, the next task starts a new child."""
+    """A worker with its chain in a child process. After a death, the next task starts a new child.
+
+    A child may have several shards in hand, see `Link.before`. Nobody knows which of them it died over, so they are
+    tried again one at a time, and only a death over a single shard counts.
+    """
 
     def __init__(self, link: Link, progress: Progress) -> None:
         super().__init__(link, progress)
         self.child: Child | None = None
         self.past: list[dict[str, StageWork]] = [{}]
         """The work of the stages in each child, the present child last."""
+        self.stage = ""
+        """The operation that the child began last."""
 
-    def attempt(self, attempts: Attempts) -> Done | None:
-        stage = ""
-        try:
-            child = self.child or self._started()
-            child.send(attempts.task())
-            while not isinstance(answer := child.receive(), Done):
-                if isinstance(answer, str):
-                    stage = answer
-                elif answer:
-                    self.past[-1] = answer
-                    self.report()
-            return answer
-        except ChildDied as death:
-            self.child = None
-            self.past.append({})
-            where = f"over {shard_name(attempts.number)}" + (f", in {stage}" if stage else "")
-            self.progress.say(f"The process died ({death}) {where}; going on in a new one.")
-            attempts.died(stage)
-            return None
+    def results(self, shards: Iterator[Attempts]) -> Iterator[Done]:
+        in_hand: deque[Attempts] = deque()
+        again: deque[Attempts] = deque()
+        singly = 0  # number of shards that are tried one at a time
+        most = 1 + bool(self.link.before) + bool(self.link.after)
+        while True:
+            try:
+                while len(in_hand) < (1 if singly else most):
+                    if (attempts := again.popleft() if again else next(shards, None)) is None:
+                        break
+                    in_hand.append(attempts)
+                    child = self.child or self._started()
+                    child.send(attempts.task())
+                if not in_hand:
+                    return
+                done = self._received()
+            except ChildDied as death:
+                self.child = None
+                self.past.append({})
+                singly = max(singly, len(in_hand))
+                self._say(death, in_hand)
+                if len(in_hand) == 1:
+                    in_hand[0].died(self.stage)
+                again.extendleft(reversed(in_hand))
+                in_hand.clear()
+                continue
+            attempts = in_hand.popleft()
+            if attempts.survived():
+                singly = max(0, singly - 1)
+                yield done
+            else:
+                again.appendleft(attempts)
+
+    def _received(self) -> Done:
+        assert self.child
+        while not isinstance(answer := self.child.receive(), Done):
+            if isinstance(answer, str):
+                self.stage = answer
+            elif answer:
+                self.past[-1] = answer
+                self.report()
+        return answer
+
+    def _say(self, death: ChildDied, in_hand: Sequence[Attempts]) -> None:
+        where = f"over {shard_name(in_hand[0].number)}" + (f", in {self.stage}" if self.stage else "")
+        ending = "going on in a new one"
+        if len(in_hand) > 1:
+            names = [shard_name(attempts.number) for attempts in in_hand]
+            where, ending = f"over {', '.join(names[:-1])} or {names[-1]}", f"{ending}, with one shard at a time"
+        self.progress.say(f"The process died ({death}) {where}; {ending}.")
 
     def _started(self) -> Child:
-        self.child = Child.take()
+        self.child, self.stage = Child.take(), ""
         try:
             self.child.begin(self.link)
         except ChildDied as death:
