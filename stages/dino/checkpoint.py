@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -72,6 +73,7 @@ def converted_folder(path: Path) -> Path:
         state = {name.removeprefix("module."): tensor for name, tensor in read_tensors("detector.model", path).items()}
         try:
             used = {name: tensor for name, tensor in state.items() if not _LEFT_OUT.match(name)}
+            check_layers(used)
             config = build_config(used)
             check_numbers("detector.model", path, used)
             tensors = rename_tensors(used)
@@ -84,6 +86,20 @@ def converted_folder(path: Path) -> Path:
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
     return convert_once(path, "grounding-dino", write)
+
+
+def check_layers(names: Collection[str]) -> None:
+    """Raise `KeyError` with the name of a tensor that one layer lacks and another layer of its kind has."""
+    layers: dict[str, set[str]] = {}
+    tensors: dict[str, set[str]] = {}
+    for name in names:
+        layer, tensor = re.fullmatch(r"(.*\.\d+\.)?(.*)", name).groups("")  # type: ignore[union-attr]
+        kind = re.sub(r"\d+", "#", layer)
+        layers.setdefault(kind, set()).add(layer)
+        tensors.setdefault(kind, set()).add(tensor)
+    whole = {layer + tensor for kind in layers for layer in layers[kind] for tensor in tensors[kind]}
+    if missing := whole - {*names}:
+        raise KeyError(f"{min(missing)} is missing")
 
 
 def rename_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
