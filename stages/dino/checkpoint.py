@@ -78,7 +78,8 @@ def converted_folder(path: Path) -> Path:
             check_numbers("detector.model", path, used)
             tensors = rename_tensors(used)
         except (KeyError, ValueError, IndexError, RuntimeError, ZeroDivisionError) as error:
-            rule = f"its tensors look like {family_of(state)}, and should be an official Grounding DINO's ({error})"
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            rule = f"its tensors look like {family_of(state)}, and should be an official Grounding DINO's ({reason})"
             remedy = "give groundingdino_swint_ogc.pth or groundingdino_swinb_cogcoor.pth, or a model of transformers"
             raise UserError("detector.model", path, rule, remedy) from error
         config.save_pretrained(folder)
@@ -89,7 +90,7 @@ def converted_folder(path: Path) -> Path:
 
 
 def check_layers(names: Collection[str]) -> None:
-    """Raise `KeyError` with the name of a tensor that one layer lacks and another layer of its kind has."""
+    """Raise `ValueError` with the name of a tensor that one layer lacks and another layer of its kind has."""
     layers: dict[str, set[str]] = {}
     tensors: dict[str, set[str]] = {}
     for name in names:
@@ -99,7 +100,7 @@ def check_layers(names: Collection[str]) -> None:
         tensors.setdefault(kind, set()).add(tensor)
     whole = {layer + tensor for kind in layers for layer in layers[kind] for tensor in tensors[kind]}
     if missing := whole - {*names}:
-        raise KeyError(f"{min(missing)} is missing")
+        raise ValueError(f"{min(missing)} is missing")
 
 
 def rename_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
