@@ -11,13 +11,15 @@ and from where (`docs/howto/models.md` names them):
 - SAM: a bare state dict, of three types by the hub's scan.
 - The `.pth` files are zips of torch, and not of its older format: SAM's have 316 bytes for each tensor beside its data,
   where a zip has 313 and the older format 165. The others have 340 to 420. The tests read both.
-- SAM 2.1: the folder of the video model. Sizes of the official files are those of these names, to the byte.
+- SAM 2.1 (the folder of the video model) and the hub's Grounding DINO: the sizes of the official files are those of
+  these names and the official shapes, to the byte. Grounding DINO has one head for all layers, stored once: tiny has
+  the name of the first layer, base that of the decoder's copy.
 - MM Grounding DINO and LLMDet: each layer of the decoder has its own heads. The config.json says so in entries that
-  transformers has left out for some of its versions. Grounding DINO has one head for all layers, which is stored once.
+  versions of transformers did not have.
 - Vicuna: two float16 `.bin` with an index, and frequencies of each layer in float32 (both types are in the hub's scan).
 - CLIP-L/336: one `.bin` of the whole CLIP, with position ids. Whether it is a zip is not known.
 
-Not known: whether the hub's Grounding DINO, SAM, SAM-HQ, OWLv2, OmDet-Turbo and SAM 3 hold position ids or second names
+Not known: whether the hub's SAM, SAM-HQ, OWLv2, OmDet-Turbo and SAM 3 hold position ids or second names
 of tied tensors (transformers takes them or leaves them). OmDet-Turbo's backbone has the names of timm, which is not
 installed here; the one below has those of transformers.
 """
@@ -193,18 +195,25 @@ def write_sam_pth(folder: Path, size: str, legacy: bool = False) -> Path:
     return path
 
 
-def write_hub_dino(folder: Path, depths: list[int], kind: str = "grounding-dino", levels: int = 4) -> Path:
-    """Write a detector of the hub, with the buffers that were stored when it was made."""
+def write_hub_dino(
+    folder: Path, depths: list[int], kind: str = "grounding-dino", levels: int = 4, head: str = "bbox_embed.0"
+) -> Path:
+    """Write a detector of the hub, with the buffers that were stored when it was made. `head` is the name of the head that
+    the layers share."""
     more = {"num_feature_levels": levels}
     if kind == "mm-grounding-dino":
         more |= {"decoder_bbox_embed_share": False, "decoder_cls_embed_share": False}
     with quiet():
         write_dino(folder, ["cat"], kind, depths, layers=6, texts=12, **more)
-    state = load_file(folder / "model.safetensors")
+    state = {
+        name: tensor
+        for name, tensor in load_file(folder / "model.safetensors").items()
+        if "swin.layernorm." not in name
+    }  # the norm that no version before 5 had, and no network uses
     tables = [name for name in state if name.endswith("relative_position_bias_table")]
-    rewrite(
-        folder, state | {name.replace("bias_table", "index"): torch.zeros(16, 16, dtype=torch.long) for name in tables}
-    )
+    for name in tables:
+        state[name.replace("bias_table", "index")] = torch.zeros(16, 16, dtype=torch.long)
+    rewrite(folder, {name.replace("bbox_embed.0", head): tensor for name, tensor in state.items()})
     return folder
 
 
@@ -340,9 +349,11 @@ FORMS: dict[str, Form] = {
         "detector", partial(write_dino_pth, depths=TINY, prefix="module."), _DINO_PTH, f"module.{_GAMMA}"
     ),
     "groundingdino_swinb_cogcoor": Form("detector", partial(write_dino_pth, depths=BASE), _DINO_PTH, _GAMMA),
-    **{f"sam_{size}": Form("segmenter", partial(write_sam_pth, size=size), key=_SAM) for size in SAMS},
+    **{f"sam_{size}": Form("segmenter", partial(write_sam_pth, size=size), key="mask_decoder.iou_prediction_head.layers.0.bias") for size in SAMS},
     "IDEA-Research/grounding-dino-tiny": _hub("detector", write_hub_dino, _DINO, _INDEX, depths=TINY),
-    "IDEA-Research/grounding-dino-base": _hub("detector", write_hub_dino, _DINO, _INDEX, depths=BASE),
+    "IDEA-Research/grounding-dino-base": _hub(
+        "detector", write_hub_dino, _DINO, _INDEX, depths=BASE, head="model.decoder.bbox_embed.0"
+    ),
     "openmmlab-community/mm_grounding_dino_tiny_o365v1_goldg_grit_v3det": _mm(depths=TINY),
     "openmmlab-community/mm_grounding_dino_base_all": _mm(depths=BASE),
     "iSEE-Laboratory/llmdet_tiny": _mm(depths=TINY),
