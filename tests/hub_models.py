@@ -149,20 +149,20 @@ def write_owl(folder: Path, kind: str, texts: int = 2, layers: int = 2) -> Path:
 OMDET_EDGE, OMDET_QUERIES = 96, 20
 
 
-def write_omdet(folder: Path, depths: list[int] = ONE_EACH, texts: int = 2, layers: int = 2) -> Path:
+def write_omdet(folder: Path) -> Path:
     """Write an OmDet-Turbo whose scores and boxes differ from text to text and place to place."""
-    text = TEXT | {"model_type": "clip_text_model", "num_hidden_layers": texts, "projection_dim": 32}
+    text = TEXT | {"model_type": "clip_text_model", "num_hidden_layers": 2, "projection_dim": 32}
     text |= write_clip_tokenizer(folder, 77, (",</w>", ".</w>"))
     swin = {
-        "model_type": "swin", "image_size": OMDET_EDGE, "embed_dim": 16, "depths": depths, "num_heads": [1, 2, 4, 8],
-        "window_size": 3, "out_indices": [2, 3, 4],
+        "model_type": "swin", "image_size": OMDET_EDGE, "embed_dim": 16, "depths": [1, 1, 1, 1],
+        "num_heads": [1, 2, 4, 8], "window_size": 3, "out_indices": [2, 3, 4],
     }  # fmt: skip
     config = OmDetTurboConfig(
         text_config=text, backbone_config=swin, image_size=OMDET_EDGE, num_queries=OMDET_QUERIES, class_embed_dim=32,
         text_projection_in_dim=32, text_projection_out_dim=32, task_encoder_hidden_dim=64, encoder_hidden_dim=16,
         decoder_hidden_dim=16, encoder_in_channels=[32, 64, 128], vision_features_channels=[16, 16, 16],
         encoder_attention_heads=2, decoder_num_heads=2, encoder_dim_feedforward=32, decoder_dim_feedforward=32,
-        decoder_num_layers=layers, disable_custom_kernels=True, apply_layernorm_after_vision_backbone=False,
+        decoder_num_layers=2, disable_custom_kernels=True, apply_layernorm_after_vision_backbone=False,
     )  # fmt: skip
     with quiet(), torch.random.fork_rng():
         torch.manual_seed(0)
@@ -246,15 +246,12 @@ def write_sam(folder: Path, kind: str, **vision: Any) -> Path:
 SAM3_EDGE = 112
 
 
-def write_sam3(folder: Path, kind: str = "sam3", layers: int = 2, texts: int = 2, memory: int = 1) -> Path:
-    """Write a SAM 3 whose scores, boxes and masks differ from tag to tag and from place to place.
-
-    `layers` of its image encoder and its DETR, `texts` of its text encoder, `memory` of its tracker.
-    """
-    text = TEXT | {"model_type": "clip_text_model", "num_hidden_layers": texts, "projection_dim": 16}
+def write_sam3(folder: Path, kind: str = "sam3") -> Path:
+    """Write a SAM 3 whose scores, boxes and masks differ from tag to tag and from place to place."""
+    text = TEXT | {"model_type": "clip_text_model", "num_hidden_layers": 2, "projection_dim": 16}
     text |= write_clip_tokenizer(folder, 32)
     backbone = {
-        "model_type": "sam3_vit_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers,
+        "model_type": "sam3_vit_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
         "num_attention_heads": 2, "image_size": SAM3_EDGE, "patch_size": 14, "window_size": 4,
         "global_attn_indexes": [1], "pretrain_image_size": 56, "layer_scale_init_value": None,
     }  # fmt: skip
@@ -262,10 +259,10 @@ def write_sam3(folder: Path, kind: str = "sam3", layers: int = 2, texts: int = 2
         "model_type": "sam3_vision_model", "backbone_config": backbone, "fpn_hidden_size": 32,
         "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
     }  # fmt: skip
-    part = {"hidden_size": 32, "num_layers": min(layers, 6), "num_attention_heads": 2, "intermediate_size": 64}
+    part = {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     parts: dict[str, Any] = {
         "vision_config": vision, "text_config": text,
-        "geometry_encoder_config": {**part, "num_layers": 1 if layers == 2 else 3},
+        "geometry_encoder_config": {**part, "num_layers": 1},
         "detr_encoder_config": part, "detr_decoder_config": {**part, "num_queries": 12},
         "mask_decoder_config": {"hidden_size": 32, "num_attention_heads": 2},
     }  # fmt: skip
@@ -279,11 +276,10 @@ def write_sam3(folder: Path, kind: str = "sam3", layers: int = 2, texts: int = 2
         elif kind == "sam3_video":
             tracker = {
                 "model_type": "sam3_tracker_video", "vision_config": vision, "image_size": SAM3_EDGE,
-                "memory_attention_num_layers": memory, "memory_encoder_hidden_size": 32,
+                "memory_attention_num_layers": 1, "mask_downsampler_embed_dim": 32,
             }  # fmt: skip
-            model = Sam3VideoModel(
-                Sam3VideoConfig(detector_config={"model_type": "sam3", **parts}, tracker_config=tracker)
-            )
+            whole = Sam3VideoConfig(detector_config={"model_type": "sam3", **parts}, tracker_config=tracker | MEMORY)
+            model = Sam3VideoModel(whole)
         else:
             model = Sam3Model(Sam3Config(**parts))
         for name, parameter in model.named_parameters():

@@ -1,13 +1,13 @@
 """Small files of the exact form of the official ones: container, names of tensors, types, and what else they hold.
 
-Widths are small, and the numbers of layers are the official ones, so that the names are. What is known of the files,
-and from where (`docs/howto/models.md` names them):
+Widths are small, and the numbers of layers are the official ones, so that the names are; only OmDet-Turbo and SAM 3
+have fewer layers, which saves time. What is known of the files that `docs/howto/models.md` names, and from where:
 
 - RAM and RAM++: `pretrain.py` of recognize-anything saves a dict of model, optimizer (AdamW), config (of YAML) and
   epoch. The names are those of a state dict of its classes; the hub's scan of the pickles lists four types. In some
   files the head is called `vision_multi`; whether it is in these is not known.
 - Grounding DINO: a dict with `model`. Swin-T's names begin with `module.`, Swin-B's do not (mmdetection #11200). Both
-  hold `label_enc.weight` and `bert.embeddings.position_ids`, which the network has not (GroundingDINO #271).
+  hold `label_enc.weight` and `bert.embeddings.position_ids`, which the network lacks (GroundingDINO #271).
 - SAM: a bare state dict, of three types by the hub's scan.
 - The `.pth` files are zips of torch, and not of its older format: SAM's have 316 bytes for each tensor beside its data,
   where a zip has 313 and the older format 165. The others have 340 to 420. The tests read both.
@@ -19,9 +19,9 @@ and from where (`docs/howto/models.md` names them):
 - Vicuna: two float16 `.bin` with an index, and frequencies of each layer in float32 (both types are in the hub's scan).
 - CLIP-L/336: one `.bin` of the whole CLIP, with position ids. Whether it is a zip is not known.
 
-Not known: whether the hub's SAM, SAM-HQ, OWLv2, OmDet-Turbo and SAM 3 hold position ids or second names
-of tied tensors (transformers takes them or leaves them). OmDet-Turbo's backbone has the names of timm, which is not
-installed here; the one below has those of transformers.
+Not known: whether the hub's SAM, SAM-HQ, OWLv2, OmDet-Turbo and SAM 3 hold position ids or second names of tied tensors
+(transformers accepts files with and without). OmDet-Turbo's official backbone has the names of timm, an optional
+package; the one below has those of transformers.
 """
 
 from __future__ import annotations
@@ -198,8 +198,8 @@ def write_sam_pth(folder: Path, size: str, legacy: bool = False) -> Path:
 def write_hub_dino(
     folder: Path, depths: list[int], kind: str = "grounding-dino", levels: int = 4, head: str = "bbox_embed.0"
 ) -> Path:
-    """Write a detector of the hub, with the buffers that were stored when it was made. `head` is the name of the head that
-    the layers share."""
+    """Write a detector of the hub, with the buffers that were stored when it was made. `head` is the name of the shared
+    head for boxes."""
     more = {"num_feature_levels": levels}
     if kind == "mm-grounding-dino":
         more |= {"decoder_bbox_embed_share": False, "decoder_cls_embed_share": False}
@@ -333,6 +333,7 @@ def _tower(model: Any, config: Any, layers: int, texts: int = 0, key: str = f"vi
 
 TINY, BASE = [2, 2, 6, 2], [2, 2, 18, 2]
 _DINO, _SAM = "model.encoder.layers.1.fusion_layer.vision_param", "mask_decoder.iou_token.weight"
+_IOU_HEAD = "mask_decoder.iou_prediction_head.layers.0.bias"
 _INDEX = r".*relative_position_index$"
 _GAMMA = "transformer.encoder.fusion_layers.1.gamma_v"
 _DINO_PTH = r"(module\.)?(label_enc\.|bert\.pooler\.|bert\.embeddings\.position_ids|.*position_index$)"
@@ -349,7 +350,7 @@ FORMS: dict[str, Form] = {
         "detector", partial(write_dino_pth, depths=TINY, prefix="module."), _DINO_PTH, f"module.{_GAMMA}"
     ),
     "groundingdino_swinb_cogcoor": Form("detector", partial(write_dino_pth, depths=BASE), _DINO_PTH, _GAMMA),
-    **{f"sam_{size}": Form("segmenter", partial(write_sam_pth, size=size), key="mask_decoder.iou_prediction_head.layers.0.bias") for size in SAMS},
+    **{f"sam_{size}": Form("segmenter", partial(write_sam_pth, size=size), key=_IOU_HEAD) for size in SAMS},
     "IDEA-Research/grounding-dino-tiny": _hub("detector", write_hub_dino, _DINO, _INDEX, depths=TINY),
     "IDEA-Research/grounding-dino-base": _hub(
         "detector", write_hub_dino, _DINO, _INDEX, depths=BASE, head="model.decoder.bbox_embed.0"
@@ -359,9 +360,7 @@ FORMS: dict[str, Form] = {
     "iSEE-Laboratory/llmdet_tiny": _mm(depths=TINY),
     "iSEE-Laboratory/llmdet_base": _mm(depths=BASE),
     "iSEE-Laboratory/llmdet_large": _mm(depths=BASE, levels=5),
-    "omlab/omdet-turbo-swin-tiny-hf": _hub(
-        "detector", write_omdet, "decoder.query_position_head.layers.0.bias", depths=TINY, texts=12, layers=6
-    ),
+    "omlab/omdet-turbo-swin-tiny-hf": _hub("detector", write_omdet, "decoder.query_position_head.layers.0.bias"),
     "google/owlv2-base-patch16-ensemble": _hub(
         "detector", write_owl, "box_head.dense0.bias", kind="owlv2", texts=12, layers=12
     ),
@@ -377,12 +376,9 @@ FORMS: dict[str, Form] = {
     "facebook/sam2.1-hiera-base-plus": _sam2(blocks_per_stage=[2, 3, 16, 3], global_attention_blocks=[12, 16, 20]),
     "facebook/sam2.1-hiera-large": _sam2(blocks_per_stage=[2, 6, 36, 4], global_attention_blocks=[23, 33, 43]),
     "facebook/sam3": _hub(
-        "concepts", write_sam3, "detector_model.text_projection.bias", r"tracker_(model|neck)\.", kind="sam3_video",
-        layers=32, texts=24, memory=4,
+        "concepts", write_sam3, "detector_model.text_projection.bias", r"tracker_(model|neck)\.", kind="sam3_video"
     ),
-    "yonigozlan/sam3-litetext-s0": _hub(
-        "concepts", write_sam3, "text_projection.bias", kind="sam3_lite_text", layers=32, texts=6
-    ),
+    "yonigozlan/sam3-litetext-s0": _hub("concepts", write_sam3, "text_projection.bias", kind="sam3_lite_text"),
     "lmsys/vicuna-7b-v1.5": _hub("llm", write_vicuna, "model.layers.1.mlp.up_proj.weight", r".*rotary_emb\.inv_freq$"),
     "openai/clip-vit-large-patch14-336": _hub("vision", write_clip, f"vision_model.{_NORM}", _TEXTS),
     "google/siglip2-so400m-patch16-384": _tower(SiglipModel, SiglipConfig, 27, 27),

@@ -53,7 +53,7 @@ class GroundingDino:
     def __init__(self, folder: Path, compute: Compute) -> None:
         self.name: str = read_config("detector.model", folder, set(KINDS))["model_type"]
         # Without custom kernels, there is nothing to compile and nothing to download.
-        options = {"use_safetensors": True, "disable_custom_kernels": True}
+        options: dict[str, Any] = {"use_safetensors": True, "disable_custom_kernels": True}
         model = load_pretrained("detector.model", folder, KINDS[self.name], torch.float32, **options)
         inner = model.model
         # The heads for boxes of each layer are the same for training and for the decoder. transformers ties them only

@@ -209,7 +209,7 @@ def test_a_checkpoint_tells_its_size(shape: SamShape) -> None:
 
 
 def test_files_that_are_no_sam_are_named(sam_path: Path, tmp_path: Path) -> None:
-    """RAM's file, half a file, a file with a tensor missing: which it is, and what to give instead."""
+    """RAM's file and half a file: which it is, and what to give instead."""
     torch.save(
         {
             "label_embed": torch.zeros(1),
@@ -222,11 +222,6 @@ def test_files_that_are_no_sam_are_named(sam_path: Path, tmp_path: Path) -> None
     (tmp_path / "cut.pth").write_bytes(sam_path.read_bytes()[:100_000])
     with pytest.raises(UserError, match="truncated"):
         load_sam(tmp_path / "cut.pth")
-    state = torch.load(sam_path, weights_only=True)
-    state.pop("mask_decoder.iou_prediction_head.layers.0.weight")
-    torch.save(state, tmp_path / "less.pth")
-    with pytest.raises(UserError, match="1 tensors are missing"):
-        load_sam(tmp_path / "less.pth")
 
 
 def test_weights_that_are_no_numbers_are_refused(sam_path: Path, tmp_path: Path) -> None:
