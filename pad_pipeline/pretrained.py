@@ -49,8 +49,8 @@ def load_pretrained(
         folder: the folder of the model.
         kind: the class.
         dtype: the type of the weights in memory.
-        extras: a regular expression for the beginnings of the names of tensors that the weights may hold beside those
-            of the class. transformers knows further ones, such as position ids.
+        extras: a regular expression for the names of tensors that the weights may hold beside those of the class, and
+            beside those that transformers ignores for it and buffers that are computed.
         options: more options for the `from_pretrained` of the class.
 
     Raises:
@@ -67,7 +67,8 @@ def load_pretrained(
     except Exception as error:
         rule = f"it can't be loaded ({type(error).__name__}: {str(error)[:300]})"
         raise UserError(field, folder, rule, "fetch it again; it needs config.json and its weights") from error
-    unknown = {name for name in report["unexpected_keys"] if extras is None or not re.match(extras, name)}
+    known = re.compile(f"{_COMPUTED}|{extras}" if extras else _COMPUTED)
+    unknown = {name for name in report["unexpected_keys"] if not known.match(name)}
     reshaped = {name: (found, expected) for name, found, expected in report["mismatched_keys"]}
     if details := differences(report["missing_keys"], unknown, reshaped):
         rule = f"its tensors do not fit its config.json: {details}"
@@ -78,6 +79,8 @@ def load_pretrained(
     return model.eval()
 
 
+_COMPUTED = r".*\.(relative_position_index|attn_mask|position_ids|inv_freq)$"
+"""Buffers that older versions of transformers and of timm stored, and newer ones compute."""
 _WEIGHTS = [f"{name}{index}" for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")]
 """The files of weights in the order in which transformers looks for them."""
 _WEIGHT_FILE = re.compile(r"(pytorch_)?model[\w.-]*")

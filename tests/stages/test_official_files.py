@@ -275,12 +275,24 @@ def test_each_layer_of_llmdet_has_its_own_head_for_boxes(tmp_path: Path, tokeniz
 
 
 def test_the_embedding_of_vicunas_shards_is_read_alone(tmp_path: Path) -> None:
-    """In float16, with a second shard that is not opened: a build needs no more of an LLM."""
+    """In float16, without the second shard: a build needs no more of an LLM. Catches an embedding of another LLM, or
+    none, that is found out in a training only."""
     folder = FORMS["lmsys/vicuna-7b-v1.5"].write(tmp_path)
-    wanted = read(folder)["model.embed_tokens.weight"]
     (folder / "pytorch_model-00002-of-00002.bin").unlink()
-    assert wanted.dtype == torch.float16
-    assert torch.equal(EmbeddingTable(folder).rows([3, 39]), wanted[[3, 39]].float())
+    state, table = read(folder), EmbeddingTable(folder)
+    wanted = state[table.name]
+    assert (table.name, wanted.dtype) == ("model.embed_tokens.weight", torch.float16)
+    assert torch.equal(table.rows([3, 39]), wanted[[3, 39]].float())
+    table.check_shape(folder / "config.json")
+    rewrite(folder, state | {table.name: wanted[:, :5].clone()})
+    with pytest.raises(
+        UserError, match=r"00001-of-00002\.bin: model\.embed_tokens\.weight is \(40, 5\) where \(40, 16\)"
+    ):
+        EmbeddingTable(folder).check_shape(folder / "config.json")
+    del state[table.name]
+    rewrite(folder, state)
+    with pytest.raises(UserError, match=r"00001-of-00002\.bin: .*model\.embed_tokens\.weight"):
+        EmbeddingTable(folder)
 
 
 def test_every_official_file_that_pad_names_has_its_form_here() -> None:
