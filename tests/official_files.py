@@ -10,8 +10,8 @@ have fewer layers, which saves time. What is known of the files that `docs/howto
   hold `label_enc.weight` and `bert.embeddings.position_ids`, which the network lacks (GroundingDINO #271).
 - SAM: a bare state dict, of three types by the hub's scan.
 - The `.pth` files are zips of torch and not of its older format, by their sizes: beside the data of these tensors,
-  SAM's hold 316 bytes for each, RAM's 346, RAM++'s 423, Grounding DINO's 407 and 392. Zips of the same names hold 293 to 380,
-  files of the older format 146 to 185. The tests read both.
+  SAM's hold 316 bytes for each, RAM's 346, RAM++'s 423, Grounding DINO's 407 and 392. Zips of the same names hold 293
+  to 380, files of the older format 146 to 185. The tests read both.
 - SAM 2.1 (the folder of the video model) and the hub's Grounding DINO: the sizes of the official files are those of
   these names and the official shapes, to the byte. Grounding DINO has one head for all layers, stored once: tiny has
   the name of the first layer, base that of the decoder's copy.
