@@ -87,7 +87,7 @@ class LabelEmbedder:
         self.tokenizer = load_tokenizer("llm.llm", self.folder)
         self._special = {*self.tokenizer.all_special_ids} - {self.tokenizer.unk_token_id}
         self.table = EmbeddingTable(with_embedding)
-        self.table.check_shape(self.folder / "config.json")
+        self.table.check_width(self.folder / "config.json")
         self.width = self.table.width
         self._known: dict[str, np.ndarray] = {}
 
@@ -157,16 +157,16 @@ class EmbeddingTable:
             raise UserError("llm.llm", self.path, f"its embedding has the shape {self._shape}", "fetch the file again")
         self.width = self._shape[1]
 
-    def check_shape(self, config: Path) -> None:
-        """Raise `UserError` if the shape is not that of the LLM's config.json, as far as that file says one."""
+    def check_width(self, config: Path) -> None:
+        """Raise `UserError` if the LLM's config.json has another width. `rows` checks the number of rows."""
         try:
             entries = json.loads(config.read_text())
             entries = entries.get("text_config") or entries
-            wanted = entries.get("vocab_size"), entries.get("word_embed_proj_dim", entries.get("hidden_size"))
+            wanted = entries.get("word_embed_proj_dim", entries.get("hidden_size"))
         except (OSError, ValueError, AttributeError, RecursionError):  # a build needs no config.json
             return
-        if any(isinstance(size, int) and size != found for size, found in zip(wanted, self._shape, strict=True)):
-            rule = f"{self.name} is {self._shape} where {wanted} is expected by config.json"
+        if isinstance(wanted, int) and wanted != self.width:
+            rule = f"{self.name} has {self.width} numbers for a token, and its config.json says {wanted}"
             raise UserError("llm.llm", self.path, rule, "fetch config.json and the weights again, from one place")
 
     def rows(self, ids: list[int]) -> torch.Tensor:

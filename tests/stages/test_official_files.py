@@ -283,12 +283,10 @@ def test_the_embedding_of_vicunas_shards_is_read_alone(tmp_path: Path) -> None:
     wanted = state[table.name]
     assert (table.name, wanted.dtype) == ("model.embed_tokens.weight", torch.float16)
     assert torch.equal(table.rows([3, 39]), wanted[[3, 39]].float())
-    table.check_shape(folder / "config.json")
+    table.check_width(folder / "config.json")
     rewrite(folder, state | {table.name: wanted[:, :5].clone()})
-    with pytest.raises(
-        UserError, match=r"00001-of-00002\.bin: model\.embed_tokens\.weight is \(40, 5\) where \(40, 16\)"
-    ):
-        EmbeddingTable(folder).check_shape(folder / "config.json")
+    with pytest.raises(UserError, match=r"00001-of-00002\.bin: model\.embed_tokens\.weight has 5 numbers .* says 16"):
+        EmbeddingTable(folder).check_width(folder / "config.json")
     del state[table.name]
     rewrite(folder, state)
     with pytest.raises(UserError, match=r"00001-of-00002\.bin: .*model\.embed_tokens\.weight"):
