@@ -132,8 +132,8 @@ def ram_state(family: str) -> State:
     return state
 
 
-def write_ram(folder: Path, family: str = "ram", head: str = "tagging_head", legacy: bool = False) -> Path:
-    """Write a training checkpoint of RAM or RAM++, whose head has the name `head`, in torch's older format if asked."""
+def write_ram(folder: Path, family: str = "ram", head: str = "tagging_head") -> Path:
+    """Write a training checkpoint of RAM or RAM++, whose head has the name `head`."""
     state = ram_state(family)
     kept = ("label_embed", "attn_mask", "index", "position_ids")  # frozen, or no parameters
     parameters = dict.fromkeys(tensor for name, tensor in state.items() if not name.endswith(kept))
@@ -146,7 +146,7 @@ def write_ram(folder: Path, family: str = "ram", head: str = "tagging_head", leg
     config = {"train_file": ["a.json", "b.json"], "image_size": 384, "vit_grad_ckpt": False, "init_lr": 1e-4}
     whole = {"model": named, "optimizer": optimizer.state_dict(), "config": config, "epoch": 9}
     path = folder / f"{family}_swin_large_14m.pth"
-    torch.save(whole, path, _use_new_zipfile_serialization=not legacy)
+    torch.save(whole, path)
     return path
 
 
@@ -177,14 +177,13 @@ def dino_state(depths: list[int], prefix: str = "") -> State:
     return state
 
 
-def write_dino_pth(folder: Path, depths: list[int], prefix: str = "", legacy: bool = False) -> Path:
+def write_dino_pth(folder: Path, depths: list[int], prefix: str = "") -> Path:
     """Write an official Grounding DINO."""
-    path, state = folder / "groundingdino.pth", OrderedDict(dino_state(depths, prefix))
-    torch.save({"model": state}, path, _use_new_zipfile_serialization=not legacy)
+    torch.save({"model": OrderedDict(dino_state(depths, prefix))}, path := folder / "groundingdino.pth")
     return path
 
 
-def write_sam_pth(folder: Path, size: str, legacy: bool = False) -> Path:
+def write_sam_pth(folder: Path, size: str) -> Path:
     """Write an official SAM: the state dict and nothing else."""
     official = SAMS[size]
     shape = SamShape(
@@ -192,7 +191,7 @@ def write_sam_pth(folder: Path, size: str, legacy: bool = False) -> Path:
         image_size=40, decoder_width=16, decoder_mlp=16,
     )  # fmt: skip
     state = OrderedDict((name, drawn(tuple(tensor.shape))) for name, tensor in build_sam(shape).state_dict().items())
-    torch.save(state, path := folder / f"sam_{size}.pth", _use_new_zipfile_serialization=not legacy)
+    torch.save(state, path := folder / f"sam_{size}.pth")
     return path
 
 
@@ -297,6 +296,12 @@ def rewrite(path: Path, state: Mapping[str, Tensor]) -> None:
         return
     found = torch.load(file, weights_only=True)
     torch.save({"model": state} if "model" in found else dict(state), file)
+
+
+def to_older_format(path: Path) -> None:
+    """Write a file, or the `.bin` files of a folder, again in torch's format before 1.6, which is no zip."""
+    for file in [path] if path.is_file() else path.glob("*.bin"):
+        torch.save(torch.load(file, weights_only=True), file, _use_new_zipfile_serialization=False)
 
 
 class Form(NamedTuple):

@@ -49,7 +49,19 @@ from pad_pipeline.training.towers import TOWERS, vision_config
 from pad_pipeline.workflows.models.catalog import LICENSES, OFFICIAL
 from pad_pipeline.workflows.models.settings import PRESETS
 from tests.conftest import ROOT, shared
-from tests.official_files import FORMS, RAM, TAGS, TINY, ram_state, read, rewrite, weights_of, write_dino_pth, write_ram
+from tests.official_files import (
+    FORMS,
+    RAM,
+    TAGS,
+    TINY,
+    ram_state,
+    read,
+    rewrite,
+    to_older_format,
+    weights_of,
+    write_dino_pth,
+    write_ram,
+)
 
 ONE = ComputeSettings(threads=1, precision="float32")
 OTHER_SIZES = (
@@ -234,13 +246,26 @@ def test_rams_files_have_upstreams_names_types_and_ties(family: str) -> None:
     assert len({id(tensor) for tensor in state.values()}) == len(wanted) - len(ties)
 
 
-@pytest.mark.parametrize("head", ["tagging_head", "vision_multi"])
-def test_a_checkpoint_of_torchs_older_format_and_of_the_heads_older_name_loads(head: str, tmp_path: Path) -> None:
-    """Catches a file that can't be memory-mapped, and the head's name in some of upstream's files."""
-    path = write_ram(tmp_path, "ram_plus", head, legacy=head == "vision_multi")
+def test_a_head_of_the_older_name_loads(tmp_path: Path) -> None:
+    """Catches the name of the head in some of upstream's files."""
+    path = write_ram(tmp_path, "ram_plus", "vision_multi")
     state = torch.load(path, weights_only=True)["model"]
     found = load_ram(Ram(RAM.model_copy(update={"family": "ram_plus"}), TAGS), path).state_dict()
-    assert all(torch.equal(tensor, state[name.replace("tagging_head", head)]) for name, tensor in found.items())
+    assert all(
+        torch.equal(tensor, state[name.replace("tagging_head", "vision_multi")]) for name, tensor in found.items()
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["ram_plus_swin_large_14m", "sam_vit_b", "lmsys/vicuna-7b-v1.5", "openai/clip-vit-large-patch14-336"]
+)
+def test_a_file_of_torchs_older_format_gives_the_same_weights(name: str, tokenizer: Path, tmp_path: Path) -> None:
+    """Catches a file that can't be memory-mapped; which of the official `.bin` files are zips is not known."""
+    path = FORMS[name].write(tmp_path)
+    wanted = {one: content(tensor) for one, tensor in load(FORMS[name].kind, path, tokenizer).state_dict().items()}
+    to_older_format(path)
+    found = load(FORMS[name].kind, path, tokenizer).state_dict()
+    assert {one: content(tensor) for one, tensor in found.items()} == wanted
 
 
 @pytest.mark.parametrize("size", ["vit_b", "vit_l", "vit_h"])
@@ -254,9 +279,9 @@ def test_sams_files_have_the_names_of_the_official_package(size: str, tmp_path: 
 def test_official_and_hub_files_of_grounding_dino_hold_the_same_tensors(tmp_path: Path) -> None:
     """The names of the official code, converted by pad, are those of the hub's file, whose size confirms them. Catches
     a wrong rename, and a file of torch's older format that can't be read."""
-    folder = converted_folder(write_dino_pth(tmp_path, TINY, legacy=True))
+    to_older_format(path := write_dino_pth(tmp_path, TINY))
     hub = read(FORMS["IDEA-Research/grounding-dino-tiny"].write(tmp_path / "hub"))
-    assert read(folder).keys() == {name for name in hub if "position_index" not in name}
+    assert read(converted_folder(path)).keys() == {name for name in hub if "position_index" not in name}
 
 
 def test_each_layer_of_llmdet_has_its_own_head_for_boxes(tmp_path: Path, tokenizer: Path) -> None:
