@@ -15,8 +15,8 @@ have fewer layers, which saves time. What is known of the files that `docs/howto
 - SAM 2.1 (the folder of the video model) and the hub's Grounding DINO: the sizes of the official files are those of
   these names and the official shapes, to the byte. Grounding DINO has one head for all layers, stored once: tiny has
   the name of the first layer, base that of the decoder's copy.
-- MM Grounding DINO and LLMDet: each layer of the decoder has its own heads. The config.json says so in entries that
-  versions of transformers did not have.
+- MM Grounding DINO and LLMDet: each layer of the decoder has its own heads, and the config.json of those that were
+  looked at says so. transformers 4.55 to 4.57 had no such entries, so a copy may lack them.
 - Vicuna: two float16 `.bin` with an index, and frequencies of each layer in float32 (both types are in the hub's scan).
 - CLIP-L/336: one `.bin` of the whole CLIP, with position ids. Whether it is a zip is not known.
 
@@ -205,11 +205,9 @@ def write_hub_dino(
         more |= {"decoder_bbox_embed_share": False, "decoder_cls_embed_share": False}
     with quiet():
         write_dino(folder, ["cat"], kind, depths, layers=6, texts=12, **more)
-    state = {
-        name: tensor
-        for name, tensor in load_file(folder / "model.safetensors").items()
-        if "swin.layernorm." not in name
-    }  # the norm that no version before 5 had, and no network uses
+    unused = "swin.layernorm."  # a norm that versions of transformers before 5 did not store
+    written = load_file(folder / "model.safetensors")
+    state = {name: tensor for name, tensor in written.items() if unused not in name}
     tables = [name for name in state if name.endswith("relative_position_bias_table")]
     for name in tables:
         state[name.replace("bias_table", "index")] = torch.zeros(16, 16, dtype=torch.long)

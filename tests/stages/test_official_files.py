@@ -260,7 +260,7 @@ def test_a_head_of_the_older_name_loads(tmp_path: Path) -> None:
     "name", ["ram_plus_swin_large_14m", "sam_vit_b", "lmsys/vicuna-7b-v1.5", "openai/clip-vit-large-patch14-336"]
 )
 def test_a_file_of_torchs_older_format_gives_the_same_weights(name: str, tokenizer: Path, tmp_path: Path) -> None:
-    """Catches a file that can't be memory-mapped; which of the official `.bin` files are zips is not known."""
+    """Catches a file that can't be memory-mapped. It is not known which of the official `.bin` files are zips."""
     path = FORMS[name].write(tmp_path)
     wanted = {one: content(tensor) for one, tensor in load(FORMS[name].kind, path, tokenizer).state_dict().items()}
     to_older_format(path)
@@ -285,8 +285,8 @@ def test_official_and_hub_files_of_grounding_dino_hold_the_same_tensors(tmp_path
 
 
 def test_each_layer_of_llmdet_has_its_own_head_for_boxes(tmp_path: Path, tokenizer: Path) -> None:
-    """Also where config.json lacks the entries that versions of transformers did not write: 5 takes the heads for
-    shared then, and all layers of the decoder had the boxes of the first layer's head."""
+    """Catches the first layer's head in all layers of the decoder: transformers 5 takes the heads for shared if the
+    config.json has no entries for them, as those that some versions of 4 wrote."""
     path = FORMS["iSEE-Laboratory/llmdet_large"].write(tmp_path)
     config, state = json.loads((path / "config.json").read_text()), read(path)
     for entries in (config, {name: value for name, value in config.items() if not name.endswith("_embed_share")}):
