@@ -16,7 +16,7 @@ have fewer layers, which saves time. What is known of the files that `docs/howto
   these names and the official shapes, to the byte. Grounding DINO has one head for all layers, stored once: tiny has
   the name of the first layer, base that of the decoder's copy.
 - MM Grounding DINO and LLMDet: each layer of the decoder has its own heads, and the config.json of those that were
-  looked at says so. transformers 4.55 to 4.57 had no such entries, so a copy may lack them.
+  looked at says so. The config class of one version of transformers had no such entries, so a copy may lack them.
 - Vicuna: two float16 `.bin` with an index, and frequencies of each layer in float32 (both types are in the hub's scan).
 - CLIP-L/336: one `.bin` of the whole CLIP, with position ids. Whether it is a zip is not known.
 

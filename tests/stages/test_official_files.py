@@ -286,7 +286,7 @@ def test_official_and_hub_files_of_grounding_dino_hold_the_same_tensors(tmp_path
 
 def test_each_layer_of_llmdet_has_its_own_head_for_boxes(tmp_path: Path, tokenizer: Path) -> None:
     """Catches the first layer's head in all layers of the decoder: transformers 5 takes the heads for shared if the
-    config.json has no entries for them, as those that some versions of 4 wrote."""
+    config.json has no entries for them; one version of its config class had none."""
     path = FORMS["iSEE-Laboratory/llmdet_large"].write(tmp_path)
     config, state = json.loads((path / "config.json").read_text()), read(path)
     for entries in (config, {name: value for name, value in config.items() if not name.endswith("_embed_share")}):
