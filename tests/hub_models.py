@@ -276,9 +276,9 @@ def write_sam3(folder: Path, kind: str = "sam3") -> Path:
         elif kind == "sam3_video":
             tracker = {
                 "model_type": "sam3_tracker_video", "vision_config": vision, "image_size": SAM3_EDGE,
-                "memory_attention_num_layers": 1, "mask_downsampler_embed_dim": 32,
+                "memory_attention_num_layers": 1, "memory_encoder_hidden_size": 32,
             }  # fmt: skip
-            whole = Sam3VideoConfig(detector_config={"model_type": "sam3", **parts}, tracker_config=tracker | MEMORY)
+            whole = Sam3VideoConfig(detector_config={"model_type": "sam3", **parts}, tracker_config=tracker)
             model = Sam3VideoModel(whole)
         else:
             model = Sam3Model(Sam3Config(**parts))
