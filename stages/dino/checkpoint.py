@@ -6,11 +6,19 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import BertConfig, GroundingDinoConfig, GroundingDinoImageProcessorPil, SwinConfig
+from transformers import (
+    BertConfig,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessorPil,
+    SwinConfig,
+)
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.pretrained import quiet
 from pad_pipeline.weights import check_numbers, convert_once, family_of, read_tensors
 
 _SWIN = "model.backbone.conv_encoder.model."
@@ -77,6 +85,7 @@ def converted_folder(path: Path) -> Path:
             config = build_config(used)
             check_numbers("detector.model", path, used)
             tensors = rename_tensors(used)
+            check_shapes(config, used)
         except (KeyError, ValueError, IndexError, RuntimeError, ZeroDivisionError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else error
             rule = f"its tensors look like {family_of(state)}, and should be an official Grounding DINO's ({reason})"
@@ -108,15 +117,31 @@ def rename_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Raise `ValueError` for an unknown name.
     """
-    renamed: dict[str, Tensor] = {}
+    # Cloned, because safetensors refuses to save one tensor under two names.
+    return {
+        new: piece.contiguous().clone()
+        for name, tensor in state.items()
+        for new, piece in _renamed(name, tensor).items()
+    }
+
+
+def _renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    parts = {name: tensor}
+    if joint := re.search(r"(\.in_proj_|\.qkv\.)(weight|bias)$", name):
+        pieces = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
+        parts = {f"{name[: joint.start()]}.{part}.{joint[2]}": piece for part, piece in pieces}
+    return {_new_name(part): piece for part, piece in parts.items()}
+
+
+def check_shapes(config: GroundingDinoConfig, state: dict[str, Tensor]) -> None:
+    """Raise `ValueError` with the official name of a tensor that has not the shape of transformers' network. Those of
+    the backbone, which has other names there, are checked when the model is loaded."""
+    with quiet(), torch.device("meta"):
+        expected = {name: tensor.shape for name, tensor in GroundingDinoForObjectDetection(config).state_dict().items()}
     for name, tensor in state.items():
-        parts = {name: tensor}
-        if joint := re.search(r"(\.in_proj_|\.qkv\.)(weight|bias)$", name):
-            pieces = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
-            parts = {f"{name[: joint.start()]}.{part}.{joint[2]}": piece for part, piece in pieces}
-        # Cloned, because safetensors refuses to save one tensor under two names.
-        renamed |= {_new_name(part): piece.contiguous().clone() for part, piece in parts.items()}
-    return renamed
+        for new, piece in _renamed(name, tensor).items():
+            if (shape := expected.get(new, piece.shape)) != piece.shape:
+                raise ValueError(f"{name} gives {new} the shape {tuple(piece.shape)} where {tuple(shape)} is expected")
 
 
 def _new_name(name: str) -> str:

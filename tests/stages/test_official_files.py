@@ -129,14 +129,11 @@ def test_an_official_form_loads_and_a_changed_one_is_refused(name: str, tokenize
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "reshaped"])
 @pytest.mark.parametrize(
-    ("name", "shown"),
-    [("ram_plus_swin_large_14m", "wordvec_proj.bias"), ("groundingdino_swint_ogc", "fusion_layer.vision_param"),
-     ("sam_vit_b", "iou_prediction_head"), ("lmsys/vicuna-7b-v1.5", "model.layers.1.mlp.up_proj.weight")],
-)  # fmt: skip
-def test_one_wrong_tensor_is_named(name: str, shown: str, change: str, tokenizer: Path, tmp_path: Path) -> None:
+    "name", ["ram_plus_swin_large_14m", "groundingdino_swint_ogc", "sam_vit_b", "lmsys/vicuna-7b-v1.5"]
+)
+def test_one_wrong_tensor_is_named(name: str, change: str, tokenizer: Path, tmp_path: Path) -> None:
     """A file of each loader. Catches random weights in place of a missing tensor, a tensor of another model that is
-    ignored, and an error that does not say which tensor of which file is wrong. `shown` is the tensor's name in
-    transformers' network, where the file is converted."""
+    ignored, and an error that does not say which tensor of which file is wrong."""
     form = FORMS[name]
     path = form.write(tmp_path)
     state, key = read(weights_of(path)), form.key
@@ -149,9 +146,7 @@ def test_one_wrong_tensor_is_named(name: str, shown: str, change: str, tokenizer
     rewrite(path, state)
     with pytest.raises(UserError) as refused:
         load(form.kind, path, tokenizer)
-    line = str(refused.value)
-    assert str(path) in line
-    assert key.removeprefix("module.") in line or (change == "reshaped" and shown in line)
+    assert str(path) in str(refused.value) and key.removeprefix("module.") in str(refused.value)
 
 
 def header_and_data(model: nn.Module, more: dict[str, Tensor], names: set[str]) -> tuple[set[str], int]:
