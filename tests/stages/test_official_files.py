@@ -103,9 +103,9 @@ def content(tensor: Tensor) -> bytes:
 
 
 @pytest.mark.parametrize("name", [name for name in FORMS if not any(part in name for part in OTHER_SIZES)])
-def test_an_official_form_loads_and_a_changed_one_is_refused(name: str, tokenizer: Path, tmp_path: Path) -> None:
+def test_an_official_form_loads_and_a_changed_folder_is_refused(name: str, tokenizer: Path, tmp_path: Path) -> None:
     """Catches weights that are left out or come from elsewhere (a joint projection is found as its three parts), a file
-    that is refused for what it holds beside them, and a changed file that loads with a warning of transformers."""
+    that is refused for what it holds beside them, and a changed folder that loads with a warning of transformers."""
     form = FORMS[name]
     path = form.write(tmp_path)
     state = read(path)
@@ -118,6 +118,8 @@ def test_an_official_form_loads_and_a_changed_one_is_refused(name: str, tokenize
         written.update(parts if parts[0] in found else map(content, tensor.chunk(3)))
     assert written == found
 
+    if path.is_file():  # the next test changes it in three ways
+        return
     state = read(weights_of(path))
     others = [one for one in state if one != form.key and not re.match(form.extras, one)]
     changed = state | {"unknown.weight": torch.zeros(2), others[-1]: torch.zeros(7, 5)}
@@ -191,7 +193,6 @@ def official_sam2(widths: int, heads: int, **hiera: Any) -> tuple[nn.Module, dic
     [
         ("IDEA-Research/grounding-dino-tiny", 689_359_096, lambda: official_dino("swin_t")),
         ("IDEA-Research/grounding-dino-base", 933_400_872, lambda: official_dino("swin_b")),
-        ("facebook/sam2.1-hiera-tiny", 155_908_064, lambda: official_sam2(96, 1)),
         ("facebook/sam2.1-hiera-large", 897_897_416, lambda: official_sam2(
             144, 2, blocks_per_stage=[2, 6, 36, 4], global_attention_blocks=[23, 33, 43],
             window_positional_embedding_background_size=[7, 7], window_size_per_stage=[8, 4, 16, 8],
@@ -241,9 +242,9 @@ def test_rams_files_have_upstreams_names_types_and_ties(family: str) -> None:
     assert len({id(tensor) for tensor in state.values()}) == len(wanted) - len(ties)
 
 
-def test_a_head_of_the_older_name_loads(tmp_path: Path) -> None:
-    """Catches the name of the head in some of upstream's files."""
-    path = write_ram(tmp_path, "ram_plus", "vision_multi")
+def test_ram_of_torchs_older_format_and_with_the_heads_older_name_loads(tmp_path: Path) -> None:
+    """Catches a file that can't be memory-mapped, and the name of the head in some of upstream's files."""
+    to_older_format(path := write_ram(tmp_path, "ram_plus", "vision_multi"))
     state = torch.load(path, weights_only=True)["model"]
     found = load_ram(Ram(RAM.model_copy(update={"family": "ram_plus"}), TAGS), path).state_dict()
     assert all(
@@ -251,9 +252,7 @@ def test_a_head_of_the_older_name_loads(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "name", ["ram_plus_swin_large_14m", "sam_vit_b", "lmsys/vicuna-7b-v1.5", "openai/clip-vit-large-patch14-336"]
-)
+@pytest.mark.parametrize("name", ["sam_vit_b", "lmsys/vicuna-7b-v1.5"])
 def test_a_file_of_torchs_older_format_gives_the_same_weights(name: str, tokenizer: Path, tmp_path: Path) -> None:
     """Catches a file that can't be memory-mapped. It is not known which of the official `.bin` files are zips."""
     path = FORMS[name].write(tmp_path)
@@ -282,7 +281,7 @@ def test_official_and_hub_files_of_grounding_dino_hold_the_same_tensors(tmp_path
 def test_each_layer_of_llmdet_has_its_own_head_for_boxes(tmp_path: Path, tokenizer: Path) -> None:
     """Catches the first layer's head in all layers of the decoder: transformers 5 takes the heads for shared if the
     config.json has no entries for them; one version of its config class had none."""
-    path = FORMS["iSEE-Laboratory/llmdet_large"].write(tmp_path)
+    path = FORMS["iSEE-Laboratory/llmdet_tiny"].write(tmp_path)
     config, state = json.loads((path / "config.json").read_text()), read(path)
     for entries in (config, {name: value for name, value in config.items() if not name.endswith("_embed_share")}):
         (path / "config.json").write_text(json.dumps(entries))
