@@ -87,6 +87,7 @@ class LabelEmbedder:
         self.tokenizer = load_tokenizer("llm.llm", self.folder)
         self._special = {*self.tokenizer.all_special_ids} - {self.tokenizer.unk_token_id}
         self.table = EmbeddingTable(with_embedding)
+        self.table.check_width(self.folder / "config.json")
         self.width = self.table.width
         self._known: dict[str, np.ndarray] = {}
 
@@ -139,15 +140,15 @@ class EmbeddingTable:
     """The input embedding in an LLM's checkpoint. Only the rows that are asked for are loaded."""
 
     def __init__(self, folder: Path) -> None:
-        self.path, name = _find_embedding(folder)
+        self.path, self.name = _find_embedding(folder)
         try:
             if self.path.suffix == ".safetensors":
                 # The file is memory-mapped and stays open.
                 tensors: Any = safe_open(self.path, "pt")
-                self._tensor = tensors.get_slice(name)
+                self._tensor = tensors.get_slice(self.name)
                 self._shape: tuple[int, ...] = tuple(self._tensor.get_shape())
             else:
-                self._tensor = read_tensors("llm.llm", self.path)[name]
+                self._tensor = read_tensors("llm.llm", self.path)[self.name]
                 self._shape = tuple(self._tensor.shape)
         except (SafetensorError, KeyError, OSError) as error:
             rule = f"its embedding can't be read ({type(error).__name__}: {error})"
@@ -155,6 +156,18 @@ class EmbeddingTable:
         if len(self._shape) != 2:
             raise UserError("llm.llm", self.path, f"its embedding has the shape {self._shape}", "fetch the file again")
         self.width = self._shape[1]
+
+    def check_width(self, config: Path) -> None:
+        """Raise `UserError` if the LLM's config.json has another width. `rows` checks the number of rows."""
+        try:
+            entries = json.loads(config.read_text())
+            entries = entries.get("text_config") or entries
+            wanted = entries.get("word_embed_proj_dim", entries.get("hidden_size"))
+        except (OSError, ValueError, AttributeError, RecursionError):  # a build needs no config.json
+            return
+        if isinstance(wanted, int) and wanted != self.width:
+            rule = f"{self.name} has {self.width} numbers for a token, and its config.json says {wanted}"
+            raise UserError("llm.llm", self.path, rule, "fetch config.json and the weights again, from one place")
 
     def rows(self, ids: list[int]) -> torch.Tensor:
         """Return the embeddings of the tokens `ids`, float32 `[len(ids), width]`.

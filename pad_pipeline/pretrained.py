@@ -18,6 +18,7 @@ from transformers.convert_slow_tokenizer import generate_merges
 from transformers.utils import logging
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.weights import differences
 
 
 def read_config(field: str, folder: Path, model_types: set[str]) -> dict[str, Any]:
@@ -38,29 +39,50 @@ def read_config(field: str, folder: Path, model_types: set[str]) -> dict[str, An
     return config
 
 
-def load_pretrained(field: str, folder: Path, kind: Any, dtype: torch.dtype, **options: Any) -> Any:
-    """Load a model of transformers' class `kind` in eval mode; `options` go to its `from_pretrained`.
+def load_pretrained(
+    field: str, folder: Path, kind: Any, dtype: torch.dtype, extras: str | None = None, **options: Any
+) -> Any:
+    """Load a model of transformers' class `kind` in eval mode. transformers only warns of tensors that do not fit.
 
-    Raise `UserError` for the setting `field` if the model can't be loaded, a tensor is missing or not finite, or the
-    folder refers to weights or code outside it.
+    Args:
+        field: the setting that names the folder, for errors.
+        folder: the folder of the model.
+        kind: the class.
+        dtype: the type of the weights in memory.
+        extras: a regular expression for the names of tensors that the weights may hold beside those of the class, and
+            beside those that transformers ignores for it and buffers that are computed.
+        options: more options for the `from_pretrained` of the class.
+
+    Raises:
+        UserError: the model can't be loaded; a tensor is missing, unknown, not finite or of another shape than
+            config.json says; or the folder refers to weights or code outside it.
     """
     _check_self_contained(field, folder)
+    path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), folder)
     try:
         options |= {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
+        options["ignore_mismatched_sizes"] = True  # so that the error below names the tensor
         with quiet():
             model, report = kind.from_pretrained(folder, **options)
     except Exception as error:
         rule = f"it can't be loaded ({type(error).__name__}: {str(error)[:300]})"
         raise UserError(field, folder, rule, "fetch it again; it needs config.json and its weights") from error
-    if missing := report["missing_keys"]:
-        rule = f"{len(missing)} tensors are missing, such as {min(missing)}"
-        raise UserError(field, folder, rule, "fetch it again, or give a model of that type")
+    known = re.compile(f"{_COMPUTED}|{extras}" if extras else _COMPUTED)
+    unknown = {name for name in report["unexpected_keys"] if not known.match(name)}
+    reshaped = {name: (found, expected) for name, found, expected in report["mismatched_keys"]}
+    if details := differences(report["missing_keys"], unknown, reshaped):
+        rule = f"its tensors do not fit its config.json: {details}"
+        raise UserError(field, path, rule, "fetch the model again, from its official place")
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise UserError(field, folder, f"{name} holds numbers that are not finite", "fetch it again")
+            raise UserError(field, path, f"{name} holds numbers that are not finite", "fetch it again")
     return model.eval()
 
 
+_COMPUTED = r".*\.(relative_position_index|attn_mask|position_ids|inv_freq)$"
+"""Buffers that older versions of transformers and of timm stored, and newer ones compute."""
+_WEIGHTS = [f"{name}{index}" for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json")]
+"""The files of weights in the order in which transformers looks for them."""
 _WEIGHT_FILE = re.compile(r"(pytorch_)?model[\w.-]*")
 
 

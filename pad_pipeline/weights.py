@@ -10,7 +10,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
@@ -327,17 +327,30 @@ def check_state_dict(
 
     `expected` and `found` are the shapes in the network and in the file `path`, by name. `field` names the file.
     """
-    missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
-    reshaped = [name for name in expected.keys() & found.keys() if tuple(expected[name]) != tuple(found[name])]
-    if not (missing or extra or reshaped):
-        return
+    reshaped = {
+        name: (found[name], shape)
+        for name, shape in expected.items()
+        if name in found and tuple(shape) != tuple(found[name])
+    }
+    if details := differences(expected.keys() - found.keys(), found.keys() - expected.keys(), reshaped):
+        rule = f"its tensors look like {family_of(found)} and do not fit the network that the settings describe: "
+        remedy = "give the matching checkpoint, or correct the sizes in the TOML file of `models`"
+        raise UserError(field, path, rule + details, remedy)
+
+
+def differences(
+    missing: Set[str], unknown: Set[str], reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+) -> str:
+    """Describe how the tensors of a checkpoint differ from those of its network; empty if they do not.
+
+    `reshaped` has the shapes in the checkpoint and in the network, by name.
+    """
     details = [f"{len(missing)} tensors are missing (such as {min(missing)})"] if missing else []
-    details += [f"{len(extra)} are unknown (such as {min(extra)})"] if extra else []
+    details += [f"{len(unknown)} are unknown (such as {min(unknown)})"] if unknown else []
     for name in sorted(reshaped)[:1]:
-        details.append(f"{name} is {tuple(found[name])} where {tuple(expected[name])} is expected")
-    rule = f"its tensors look like {family_of(found)} and do not fit the network that the settings describe: "
-    remedy = "give the matching checkpoint, or correct the sizes in the TOML file of `models`"
-    raise UserError(field, path, rule + ", ".join(details), remedy)
+        found, expected = map(tuple, reshaped[name])
+        details.append(f"{name} is {found} where {expected} is expected")
+    return ", ".join(details)
 
 
 class ModelFile(NamedTuple):

@@ -42,7 +42,7 @@ class OmDet:
                 backbone = ""
             if backbone == "timm_backbone":
                 raise UserError("detector.model", folder, not_installed("timm"), OPTIONAL["timm"].install)
-        options = {"use_safetensors": True, "disable_custom_kernels": True}
+        options: dict[str, Any] = {"use_safetensors": True, "disable_custom_kernels": True}
         model = load_pretrained("detector.model", folder, OmDetTurboForObjectDetection, torch.float32, **options)
         self.compute = compute
         # The decoder computes boxes and scores in float32; it is a small part of the work.

@@ -11,24 +11,19 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from transformers import (
-    BertConfig,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     CLIPVisionModel,
-    GroundingDinoConfig,
-    GroundingDinoForObjectDetection,
-    GroundingDinoImageProcessorPil,
     LlamaConfig,
     LlamaForCausalLM,
-    SwinConfig,
 )
 
-from examples.miniature.detector import build_tokenizer
 from examples.miniature.llm import build_tokenizer as build_bpe
 from examples.miniature.members import as_toml
 from pad_pipeline.pretrained import quiet
 from pad_pipeline.stages.ram.network import Ram, RamSettings
 from pad_pipeline.stages.sam.network import SamShape, build_sam
+from tests.hub_models import write_dino
 
 RAM_SHAPE = RamSettings(
     image_size=96, embed_dim=16, depths=[2, 2], num_heads=[1, 2], window=6,
@@ -57,7 +52,7 @@ def write_small_models(folder: Path, tags: list[str], texts: Iterable[str], seed
     with quiet(), torch.random.fork_rng():
         torch.manual_seed(seed)
         _write_tagger(folder, tags, family)
-        _write_detector(folder / "detector", tags)
+        write_dino(folder / "detector", tags)
         save_file(build_sam(SAM_SHAPE).state_dict(), folder / "segmenter.safetensors")
         _write_llm(folder / "llm", [*tags, *texts])
         _write_vision(folder / "clip")
@@ -85,26 +80,6 @@ def _write_tagger(folder: Path, tags: list[str], family: str) -> None:
         torch.nn.init.normal_(parameter, std=1.0)  # so that tags differ, and images too
     save_file(network.state_dict(), folder / "tagger.safetensors")
     (folder / "tags.txt").write_text("\n".join(tags) + "\n", "utf-8")
-
-
-def _write_detector(folder: Path, tags: list[str]) -> None:
-    tokenizer = build_tokenizer(tags)
-    config = GroundingDinoConfig(
-        backbone_config=SwinConfig(
-            image_size=96, embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8], window_size=4,
-            out_features=["stage2", "stage3", "stage4"],
-        ),
-        text_config=BertConfig(
-            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-            intermediate_size=64, max_position_embeddings=512,
-        ),
-        d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=64, decoder_ffn_dim=64, num_queries=20, max_text_len=256, disable_custom_kernels=True,
-    )  # fmt: skip
-    model = GroundingDinoForObjectDetection(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    GroundingDinoImageProcessorPil(size={"shortest_edge": 128, "longest_edge": 192}).save_pretrained(folder)
 
 
 def _write_llm(folder: Path, texts: list[str]) -> None:

@@ -64,13 +64,13 @@ class Subject:
                 raise UserError(name, "(empty)", f"{path.name} is only a projector", remedy)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         tower, self.words_folder = fetch_model("vision", vision), fetch_model("llm", llm)
-        kind = TOWERS[vision_config(tower)["model_type"]].model
+        family = TOWERS[vision_config(tower)["model_type"]]
         check_llm("llm", self.words_folder)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         with rename_field(projector="model"):
             self.projector: nn.Module = load_projector(path).to(self.device, dtype).eval()
-        self.tower = load_pretrained("vision", tower, kind, dtype).to(self.device).eval()
-        self.llm = load_pretrained("llm", self.words_folder, AutoModelForCausalLM, dtype).to(self.device).eval()
+        self.tower = load_pretrained("vision", tower, family.model, dtype, family.extras).to(self.device)
+        self.llm = load_pretrained("llm", self.words_folder, AutoModelForCausalLM, dtype).to(self.device)
         self.mean, self.std, self.resample = preprocessing(tower)
         self.layer, layers = layer, int(self.tower.config.num_hidden_layers)
         if not -layers - 1 <= layer <= layers:

@@ -60,7 +60,7 @@ class MultimodalModel(nn.Module):
         self.tokenizer = load_tokenizer("llm", llm_folder)
         self.mean, self.std, self.resample = preprocessing(folder)
         family = TOWERS[self.vision_config["model_type"]]
-        self.tower = load_pretrained("vision", folder, family.model, frozen_type)
+        self.tower = load_pretrained("vision", folder, family.model, frozen_type, family.extras)
         llm_type = torch.float32 if settings.llm == "full" else frozen_type
         self.llm = load_pretrained("llm", llm_folder, AutoModelForCausalLM, llm_type)
         _check_vocabulary(self.llm, self.tokenizer, llm)

@@ -44,14 +44,18 @@ class Family(NamedTuple):
     """Whether a CLS token stands before the patches. Registers, of which config.json gives the number, follow it."""
     preprocessing: Preprocessing
     """The values for a folder without preprocessor_config.json: those of the official checkpoints."""
+    extras: str | None = None
+    """A regular expression for the tensors of a whole model that its tower does not have; see `load_pretrained`."""
 
 
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-_CLIP = Family(CLIPVisionModel, True, Preprocessing(CLIP_MEAN, CLIP_STD, BICUBIC))
-_SIGLIP = Family(SiglipVisionModel, False, Preprocessing([0.5] * 3, [0.5] * 3, BICUBIC))
+_TEXT = r"text_model\.|(text|visual)_projection\.weight$|logit_(scale|bias)$|temperature$"
+"""The tensors for texts, and those that compare texts with images."""
+_CLIP = Family(CLIPVisionModel, True, Preprocessing(CLIP_MEAN, CLIP_STD, BICUBIC), _TEXT)
+_SIGLIP = Family(SiglipVisionModel, False, Preprocessing([0.5] * 3, [0.5] * 3, BICUBIC), _TEXT)
 _IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 # TIPSv2 takes pixels of 0..1 as they are.
-_TIPS = Family(Tipsv2VisionModel, True, Preprocessing([0.0] * 3, [1.0] * 3, BILINEAR))
+_TIPS = Family(Tipsv2VisionModel, True, Preprocessing([0.0] * 3, [1.0] * 3, BILINEAR), _TEXT)
 TOWERS = {
     "clip": _CLIP, "clip_vision_model": _CLIP,
     "siglip": _SIGLIP, "siglip_vision_model": _SIGLIP,

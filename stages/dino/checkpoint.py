@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import BertConfig, GroundingDinoConfig, GroundingDinoImageProcessorPil, SwinConfig
+from transformers import (
+    BertConfig,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessorPil,
+    SwinConfig,
+)
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.pretrained import quiet
 from pad_pipeline.weights import check_numbers, convert_once, family_of, read_tensors
 
 _SWIN = "model.backbone.conv_encoder.model."
@@ -72,11 +81,14 @@ def converted_folder(path: Path) -> Path:
         state = {name.removeprefix("module."): tensor for name, tensor in read_tensors("detector.model", path).items()}
         try:
             used = {name: tensor for name, tensor in state.items() if not _LEFT_OUT.match(name)}
+            check_layers(used)
             config = build_config(used)
             check_numbers("detector.model", path, used)
             tensors = rename_tensors(used)
+            check_shapes(config, used)
         except (KeyError, ValueError, IndexError, RuntimeError, ZeroDivisionError) as error:
-            rule = f"its tensors look like {family_of(state)}, and should be an official Grounding DINO's ({error})"
+            reason = f"{error} is missing" if isinstance(error, KeyError) else error
+            rule = f"its tensors look like {family_of(state)}, and should be an official Grounding DINO's ({reason})"
             remedy = "give groundingdino_swint_ogc.pth or groundingdino_swinb_cogcoor.pth, or a model of transformers"
             raise UserError("detector.model", path, rule, remedy) from error
         config.save_pretrained(folder)
@@ -86,20 +98,50 @@ def converted_folder(path: Path) -> Path:
     return convert_once(path, "grounding-dino", write)
 
 
+def check_layers(names: Collection[str]) -> None:
+    """Raise `ValueError` with the name of a tensor that one layer lacks and another layer of its kind has."""
+    layers: dict[str, set[str]] = {}
+    tensors: dict[str, set[str]] = {}
+    for name in names:
+        layer, tensor = re.fullmatch(r"(.*\.\d+\.)?(.*)", name).groups("")  # type: ignore[union-attr]
+        kind = re.sub(r"\d+", "#", layer)
+        layers.setdefault(kind, set()).add(layer)
+        tensors.setdefault(kind, set()).add(tensor)
+    whole = {layer + tensor for kind in layers for layer in layers[kind] for tensor in tensors[kind]}
+    if missing := whole - {*names}:
+        raise ValueError(f"{min(missing)} is missing")
+
+
 def rename_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors by transformers' names, with joint projections split into query, key and value.
 
     Raise `ValueError` for an unknown name.
     """
-    renamed: dict[str, Tensor] = {}
+    # Cloned, because safetensors refuses to save one tensor under two names.
+    return {
+        new: piece.contiguous().clone()
+        for name, tensor in state.items()
+        for new, piece in _renamed(name, tensor).items()
+    }
+
+
+def _renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    parts = {name: tensor}
+    if joint := re.search(r"(\.in_proj_|\.qkv\.)(weight|bias)$", name):
+        pieces = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
+        parts = {f"{name[: joint.start()]}.{part}.{joint[2]}": piece for part, piece in pieces}
+    return {_new_name(part): piece for part, piece in parts.items()}
+
+
+def check_shapes(config: GroundingDinoConfig, state: dict[str, Tensor]) -> None:
+    """Raise `ValueError` with the official name of a tensor that has not the shape of transformers' network. Those of
+    the backbone, which has other names there, are checked when the model is loaded."""
+    with quiet(), torch.device("meta"):
+        expected = {name: tensor.shape for name, tensor in GroundingDinoForObjectDetection(config).state_dict().items()}
     for name, tensor in state.items():
-        parts = {name: tensor}
-        if joint := re.search(r"(\.in_proj_|\.qkv\.)(weight|bias)$", name):
-            pieces = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
-            parts = {f"{name[: joint.start()]}.{part}.{joint[2]}": piece for part, piece in pieces}
-        # Cloned, because safetensors refuses to save one tensor under two names.
-        renamed |= {_new_name(part): piece.contiguous().clone() for part, piece in parts.items()}
-    return renamed
+        for new, piece in _renamed(name, tensor).items():
+            if (shape := expected.get(new, piece.shape)) != piece.shape:
+                raise ValueError(f"{name} gives {new} the shape {tuple(piece.shape)} where {tuple(shape)} is expected")
 
 
 def _new_name(name: str) -> str:

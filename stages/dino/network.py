@@ -54,18 +54,20 @@ class GroundingDino:
     def __init__(self, folder: Path, compute: Compute) -> None:
         self.name: str = read_config("detector.model", folder, set(KINDS))["model_type"]
         # Without custom kernels, there is nothing to compile and nothing to download.
-        options = {"use_safetensors": True, "disable_custom_kernels": True}
+        options: dict[str, Any] = {"use_safetensors": True, "disable_custom_kernels": True}
         model = load_pretrained("detector.model", folder, KINDS[self.name], torch.float32, **options)
         inner = model.model
+        # The heads for boxes of each layer are the same for training and for the decoder. transformers ties them only
+        # as far as config.json says so; without its entries, the decoder would use the head of its first layer alone.
+        inner.decoder.bbox_embed = model.bbox_embed
         # Replace attention between image and text by fused kernels.
         self.fusions = [FusedBiAttention(layer.fusion_layer.attn) for layer in inner.encoder.layers]
         for layer, fusion in zip(inner.encoder.layers, self.fusions, strict=True):
             layer.fusion_layer.attn = fusion
         # These parts compute boxes, scores and sampling positions. bfloat16 would leave only 8 bits for a position.
         exact = [
-            *model.bbox_embed, *model.class_embed, *inner.decoder.bbox_embed, inner.encoder_output_bbox_embed,
-            inner.encoder_output_class_embed, inner.enc_output, inner.decoder.reference_points_head,
-            inner.text_projection,
+            *model.bbox_embed, *model.class_embed, inner.encoder_output_bbox_embed, inner.encoder_output_class_embed,
+            inner.enc_output, inner.decoder.reference_points_head, inner.text_projection,
         ]  # fmt: skip
         for name, part in inner.named_modules():
             if name.endswith(("sampling_offsets", "attention_weights")):

@@ -115,7 +115,8 @@ def load_sam(path: Path) -> tuple[Sam, SamShape]:
     try:
         shape = read_shape(shapes)
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
-        rule = f"its tensors look like {family_of(state)}, and should be a SAM's ({error})"
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        rule = f"its tensors look like {family_of(state)}, and should be a SAM's ({reason})"
         remedy = "give sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth or sam_vit_h_4b8939.pth"
         raise UserError("segmenter.weights", path, rule, remedy) from error
     with torch.device("meta"):

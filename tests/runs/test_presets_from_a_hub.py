@@ -12,7 +12,6 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, BertConfig, MMGroundingDinoConfig, MMGroundingDinoForObjectDetection, SwinConfig
 
 from examples.miniature.members import as_toml
 from pad_pipeline.miniature.files import World
@@ -25,11 +24,11 @@ from pad_pipeline.workflows.models.catalog import OFFICIAL
 from pad_pipeline.workflows.models.settings import PRESETS, load_models
 from tests.conftest import ROOT
 from tests.hub import COMMIT, Hub
+from tests.hub_models import write_dino, write_sam
 from tests.runs.conftest import Pad
 from tests.runs.processes import PAD
 from tests.runs.test_fetching import in_processes, write_weights
 from tests.small_models import RAM_SHAPE, write_small_models
-from tests.stages.test_segment import small_hub_model
 
 DETECTOR, LLM, TOWER = "IDEA-Research/grounding-dino-base", "lmsys/vicuna-7b-v1.5", "openai/clip-vit-large-patch14-336"
 
@@ -40,31 +39,11 @@ def small(models_toml: Path, world: World, tmp_path_factory: pytest.TempPathFact
     plus = write_small_models(tmp_path_factory.mktemp("plus"), ["house", "grass"], ["a house"], family="ram_plus")
     best = tmp_path_factory.mktemp("best") / "small"
     shutil.copytree(plus.parent, best)
-    write_mm_detector(best / "detector")
-    with quiet(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        for part in small_hub_model("sam2"):
-            part.save_pretrained(best / "segmenter")
+    with quiet():
+        levels = {"num_feature_levels": 5, "decoder_bbox_embed_share": False, "decoder_cls_embed_share": False}
+        write_dino(best / "detector", ["house", "grass"], "mm-grounding-dino", **levels)
+    write_sam(best / "segmenter", "sam2_video")
     return {"paper": models_toml.parent, "plus": plus.parent, "best": best}
-
-
-def write_mm_detector(folder: Path) -> None:
-    """Write a small LLMDet in place of the small Grounding DINO, whose tokenizer and image processor stay."""
-    config = MMGroundingDinoConfig(
-        backbone_config=SwinConfig(
-            image_size=96, embed_dim=16, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8], window_size=4,
-            out_features=["stage1", "stage2", "stage3", "stage4"],
-        ),
-        text_config=BertConfig(
-            vocab_size=len(AutoTokenizer.from_pretrained(folder)), hidden_size=32, num_hidden_layers=1,
-            num_attention_heads=2, intermediate_size=64,
-        ),
-        num_feature_levels=5, d_model=32, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, num_queries=20,
-    )  # fmt: skip
-    with quiet(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        MMGroundingDinoForObjectDetection(config).save_pretrained(folder)
 
 
 def publish(hub: Hub, preset: str, small: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import string
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,15 +14,9 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 from transformers import (
-    CLIPTokenizer,
-    Sam3Config,
-    Sam3ImageProcessor,
-    Sam3LiteTextConfig,
     Sam3LiteTextModel,
     Sam3Model,
     Sam3Processor,
-    Sam3VideoConfig,
-    Sam3VideoModel,
 )
 
 from pad_pipeline.errors import UserError
@@ -37,67 +30,12 @@ from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.stages.concept import ConceptSegmenter, ConceptSettings
 from pad_pipeline.storage import Folder
 from tests.conftest import record
+from tests.hub_models import SAM3_EDGE, write_sam3
 
 DECODING = DecodeSettings()
 TWO = ComputeSettings(threads=2)
 ALL = {"threshold": 0.0, "nms_iou": 1.0, "nms_iou_across_labels": 1.0, "min_size": 0.0, "unboxable": ""}
 TAGS = ["house", "car", "roof"]
-SIZE = 112
-
-
-def write_sam3(folder: Path, kind: str = "sam3") -> Path:
-    """A small random checkpoint whose scores, boxes and masks differ from tag to tag and from place to place."""
-    letters = ["!", *string.ascii_lowercase, *(f"{letter}</w>" for letter in string.ascii_lowercase)]
-    vocabulary = {token: number for number, token in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
-    text = {
-        "model_type": "clip_text_model", "vocab_size": len(vocabulary), "hidden_size": 32, "intermediate_size": 64,
-        "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 32, "projection_dim": 16,
-        "bos_token_id": len(vocabulary) - 2, "eos_token_id": len(vocabulary) - 1, "pad_token_id": 0,
-    }  # fmt: skip
-    backbone = {
-        "model_type": "sam3_vit_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "image_size": SIZE, "patch_size": 14, "window_size": 4, "global_attn_indexes": [1],
-        "pretrain_image_size": 56, "layer_scale_init_value": None,
-    }  # fmt: skip
-    vision = {
-        "model_type": "sam3_vision_model", "backbone_config": backbone, "fpn_hidden_size": 32,
-        "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
-    }  # fmt: skip
-    part = {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    parts: dict[str, Any] = {
-        "vision_config": vision, "text_config": text, "geometry_encoder_config": {**part, "num_layers": 1},
-        "detr_encoder_config": part, "detr_decoder_config": {**part, "num_queries": 12},
-        "mask_decoder_config": {"hidden_size": 32, "num_attention_heads": 2},
-    }  # fmt: skip
-    with quiet(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        model: Any
-        if kind == "sam3_lite_text":
-            lite = {name: value for name, value in text.items() if name != "model_type"}
-            parts["text_config"] = lite | {"repmixer_kernel_size": 3}
-            model = Sam3LiteTextModel(Sam3LiteTextConfig(**parts))
-        elif kind == "sam3_video":
-            tracker = {
-                "model_type": "sam3_tracker_video", "vision_config": vision, "image_size": SIZE,
-                "memory_attention_num_layers": 1, "memory_encoder_hidden_size": 32,
-            }  # fmt: skip
-            model = Sam3VideoModel(
-                Sam3VideoConfig(detector_config={"model_type": "sam3", **parts}, tracker_config=tracker)
-            )
-        else:
-            model = Sam3Model(Sam3Config(**parts))
-        for name, parameter in model.named_parameters():
-            if "norm" not in name:
-                torch.nn.init.normal_(parameter, std=1.0 if "patch_embeddings" in name else 0.2)
-        model.save_pretrained(folder)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "CLIPTokenizer", "pad_token": "!", "model_max_length": 32})
-    )
-    size = {"height": SIZE, "width": SIZE}
-    Sam3Processor(Sam3ImageProcessor(size=size), CLIPTokenizer.from_pretrained(folder)).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +207,7 @@ def test_a_broken_folder_is_one_line(folder: Path, tmp_path: Path) -> None:
     """An image size that the model does not take failed every image, with a matrix product's words."""
     shutil.copytree(folder, tmp_path / "other")
     name = next(path for path in (tmp_path / "other").iterdir() if path.name.endswith("processor_config.json"))
-    name.write_text(name.read_text().replace(str(SIZE), "56"))
+    name.write_text(name.read_text().replace(str(SAM3_EDGE), "56"))
     with pytest.raises(UserError, match=r"makes images \(3, 56, 56\), and its model takes 112 pixels"):
         stage(tmp_path / "other")
     (tmp_path / "sam3.pt").write_bytes(b"1")

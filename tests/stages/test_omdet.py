@@ -25,49 +25,12 @@ from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.stages.ground import DetectorSettings
 from pad_pipeline.stages.omdet import OmDetDetector
 from tests.conftest import record
+from tests.hub_models import OMDET_QUERIES, write_omdet
 
 DECODING = DecodeSettings()
 TWO = ComputeSettings(threads=2)
 ALL = {"box_threshold": 0.0, "nms_iou": 1.0, "nms_iou_across_labels": 1.0, "min_size": 0.0, "unboxable": ""}
 TAGS = ["house", "car", "roof"]
-SIZE, QUERIES, TEXTS = 96, 20, 77
-
-
-def write_omdet(folder: Path) -> Path:
-    """A small random checkpoint whose scores and boxes differ from text to text and place to place."""
-    letters = ["!", *string.ascii_lowercase, *(f"{letter}</w>" for letter in string.ascii_lowercase), ",</w>", ".</w>"]
-    vocabulary = {token: number for number, token in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
-    text = {
-        "model_type": "clip_text_model", "vocab_size": len(vocabulary), "hidden_size": 32, "intermediate_size": 64,
-        "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": TEXTS, "projection_dim": 32,
-        "bos_token_id": len(vocabulary) - 2, "eos_token_id": len(vocabulary) - 1, "pad_token_id": 0,
-    }  # fmt: skip
-    swin = {
-        "model_type": "swin", "image_size": SIZE, "embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8],
-        "window_size": 3, "out_indices": [2, 3, 4],
-    }  # fmt: skip
-    config = OmDetTurboConfig(
-        text_config=text, backbone_config=swin, image_size=SIZE, num_queries=QUERIES, class_embed_dim=32,
-        text_projection_in_dim=32, text_projection_out_dim=32, task_encoder_hidden_dim=64, encoder_hidden_dim=16,
-        decoder_hidden_dim=16, encoder_in_channels=[32, 64, 128], vision_features_channels=[16, 16, 16],
-        encoder_attention_heads=2, decoder_num_heads=2, encoder_dim_feedforward=32, decoder_dim_feedforward=32,
-        decoder_num_layers=2, disable_custom_kernels=True, apply_layernorm_after_vision_backbone=False,
-    )  # fmt: skip
-    with quiet(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = OmDetTurboForObjectDetection(config)
-        for name, parameter in model.named_parameters():
-            if "norm" not in name:
-                torch.nn.init.normal_(parameter, std=0.2)
-        model.save_pretrained(folder)
-    size = {"height": SIZE, "width": SIZE}
-    DetrImageProcessorPil(size=size, do_pad=False).save_pretrained(folder)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "CLIPTokenizer", "pad_token": "!", "model_max_length": TEXTS})
-    )
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +62,7 @@ def by_transformers(folder: Path, path: Path, tags: list[str]) -> dict[str, Any]
         inputs = processor(images=image, text=[tags], return_tensors="pt")
         (found,) = processor.post_process_grounded_object_detection(
             model(**inputs), text_labels=[tags], threshold=0.0, nms_threshold=1.0,
-            target_sizes=[(image.height, image.width)], max_num_det=QUERIES * len(tags),
+            target_sizes=[(image.height, image.width)], max_num_det=OMDET_QUERIES * len(tags),
         )  # fmt: skip
     return dict(found)
 
@@ -108,11 +71,11 @@ def test_boxes_are_those_of_transformers_called_directly(folder: Path, world: Wo
     """By folder name alone, against transformers' processor, model and post-processing: the best tag of each box, with
     its score to 1e-5 and its box to 1e-3 pixels, and the scores of the other tags."""
     wanted = by_transformers(folder, world.images / "scene-00001.png", TAGS)
-    assert len(wanted["scores"]) == QUERIES * len(TAGS)
+    assert len(wanted["scores"]) == OMDET_QUERIES * len(TAGS)
     row = tagged(world, [], TAGS)[1]
     (row,) = stage(folder, text_threshold=0.0)(Shard(0, [row])).rows
     assert row.status == "ok", row.reason
-    assert len(row.regions) == QUERIES
+    assert len(row.regions) == OMDET_QUERIES
     assert len({region.label for region in row.regions}) > 1, "one label everywhere would make this test blind"
     boxes, scores = wanted["boxes"].numpy(), wanted["scores"].numpy()
     used = set()
@@ -124,7 +87,7 @@ def test_boxes_are_those_of_transformers_called_directly(folder: Path, world: Wo
             far = np.abs(boxes[of_label] - region.box).max(1) + 1e3 * np.abs(scores[of_label] - score)
             assert far.min() < 1e-2
             used.add(of_label[int(far.argmin())])
-    assert len(used) == QUERIES * len(TAGS)
+    assert len(used) == OMDET_QUERIES * len(TAGS)
 
 
 def test_an_image_gives_the_same_alone_and_in_a_batch_with_other_tags(folder: Path, world: World) -> None:
@@ -156,7 +119,7 @@ def test_bfloat16_computes_boxes_in_float32(folder: Path, world: World) -> None:
     """Every part of the network must take the mix of both; a box in bfloat16 would move by pixels."""
     compute = ComputeSettings(threads=2, precision="bfloat16")
     (row,) = stage(folder, compute)(Shard(0, tagged(world, TAGS))).rows
-    assert row.status == "ok" and len(row.regions) == QUERIES, row.reason
+    assert row.status == "ok" and len(row.regions) == OMDET_QUERIES, row.reason
 
 
 def test_the_official_backbone_wants_timm(folder: Path, world: World, tmp_path: Path) -> None:

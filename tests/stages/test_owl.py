@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import string
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +13,8 @@ import pytest
 import torch
 from transformers import (
     CLIPTokenizer,
-    Owlv2Config,
     Owlv2ForObjectDetection,
     Owlv2Processor,
-    OwlViTConfig,
     OwlViTForObjectDetection,
     OwlViTProcessor,
 )
@@ -27,53 +24,16 @@ from transformers.models.owlvit.image_processing_pil_owlvit import OwlViTImagePr
 from pad_pipeline.errors import UserError
 from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.miniature.files import World
-from pad_pipeline.pretrained import quiet
 from pad_pipeline.records import ImageRecord, Shard, Tag
 from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.stages.ground import DetectorSettings
 from pad_pipeline.stages.owl import OwlDetector
 from tests.conftest import record
+from tests.hub_models import write_owl
 
 DECODING = DecodeSettings()
 TWO = ComputeSettings(threads=2)
 ALL = {"box_threshold": 0.0, "nms_iou": 1.0, "nms_iou_across_labels": 1.0, "min_size": 0.0, "unboxable": ""}
-TEXTS = 24
-
-
-def write_owl(folder: Path, kind: str) -> Path:
-    """A small random checkpoint of the official format, whose scores and boxes differ from text to text and place to
-    place; CLIP's tokenizer is in its old form (vocab.json and merges.txt), which the official folders have."""
-    letters = ["!", *string.ascii_lowercase, *(f"{letter}</w>" for letter in string.ascii_lowercase)]
-    vocabulary = {token: number for number, token in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
-    text = {
-        "vocab_size": len(vocabulary), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "max_position_embeddings": TEXTS, "bos_token_id": len(vocabulary) - 2,
-        "eos_token_id": len(vocabulary) - 1, "pad_token_id": 0,
-    }  # fmt: skip
-    vision = {
-        "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "image_size": 96, "patch_size": 16,
-    }  # fmt: skip
-    with quiet(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        if kind == "owlv2":
-            config = Owlv2Config(text_config=text, vision_config=vision, projection_dim=32)
-            model, processor = Owlv2ForObjectDetection(config), Owlv2ImageProcessorPil(size={"height": 96, "width": 96})
-        else:
-            config = OwlViTConfig(text_config=text, vision_config=vision, projection_dim=32)
-            model = OwlViTForObjectDetection(config)
-            processor = OwlViTImageProcessorPil(size={"height": 96, "width": 96})
-        for name, parameter in model.named_parameters():
-            if "norm" not in name:
-                torch.nn.init.normal_(parameter, std=1.0 if "vision_model.embeddings.p" in name else 0.2)
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "CLIPTokenizer", "pad_token": "!", "model_max_length": TEXTS})
-    )
-    return folder
 
 
 @pytest.fixture(scope="module", params=["owlv2", "owlvit"])

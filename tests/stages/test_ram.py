@@ -187,22 +187,6 @@ SMALL = RamSettings(
 )  # fmt: skip
 
 
-def test_training_checkpoints_load_without_what_inference_does_not_need(tmp_path: Path) -> None:
-    """An official file has optimizer state, two BERTs, recomputable buffers and an older name for the head."""
-    network = Ram(SMALL, 5)
-    state = {
-        name.replace("tagging_head", "vision_multi"): tensor.clone() for name, tensor in network.state_dict().items()
-    }
-    state["tag_encoder.embeddings.weight"] = torch.zeros(2)
-    state["text_decoder.cls.bias"] = torch.zeros(2)
-    state["visual_encoder.layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(3)
-    torch.save({"model": state, "optimizer": {"state": {}}, "epoch": 3}, tmp_path / "ram.pth")
-    loaded = load_ram(Ram(SMALL, 5), tmp_path / "ram.pth")
-    found, wanted = loaded.state_dict(), network.state_dict()
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-
-
 def test_a_training_checkpoint_is_converted_once(tmp_path: Path, own_cache: Path) -> None:
     """5.6 GB with optimizer state would be read by every worker of every run; what is kept holds the network only, and
     a file with other contents is converted anew."""
