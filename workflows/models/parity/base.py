@@ -36,7 +36,7 @@ class Measure(NamedTuple):
     """The largest difference between pad's and upstream's numbers of one kind."""
 
     what: str
-    count: int
+    numbers: int
     """How many numbers were compared."""
     difference: float
     """NaN if one of the numbers is not finite."""
@@ -45,7 +45,7 @@ class Measure(NamedTuple):
     @property
     def equal(self) -> bool:
         """Whether the difference is within the tolerance. It is not for NaN, and not if nothing was compared."""
-        return self.count > 0 and self.difference <= self.tolerance
+        return self.numbers > 0 and self.difference <= self.tolerance
 
 
 class Numbers(NamedTuple):
@@ -120,9 +120,9 @@ def input_levels(ours: np.ndarray, theirs: np.ndarray, deviation: np.ndarray) ->
     """Compare two normalized images `[3, H, W]`, in gray levels; `deviation` is that of each channel, 0..1."""
     if ours.shape != theirs.shape:
         size = " and ".join(f"{image.shape[-1]} x {image.shape[-2]}" for image in (ours, theirs))
-        return Measure(f"size of the resized image, {size} pixels", 1, float("inf"), 0.0)
+        return Measure(f"resized, {size} pixels", 1, float("inf"), 0.0)
     scale = deviation.reshape(3, 1, 1) * 255
-    return Measure("resized image, in gray levels", theirs.size, largest(ours * scale, theirs * scale), LEVELS)
+    return Measure("resized, gray levels", theirs.size, largest(ours * scale, theirs * scale), LEVELS)
 
 
 def check_spread(what: str, values: np.ndarray) -> None:

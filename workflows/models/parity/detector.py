@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -30,8 +33,8 @@ from pad_pipeline.workflows.models.parity.base import (
 LOGITS = BOXES = 1e-4
 """The tolerance of token logits, and of boxes in fractions of the image, in float32. Two implementations differed by
 up to 6e-5 on random weights; a wrong weight, mask or position moves them by tenths."""
-LEAST = 20
-"""The number of boxes that are compared, if fewer pass the threshold."""
+MOST = 20
+"""The most boxes of upstream's that the report lists."""
 BACKBONES = {
     (96, 7): ("swin_T_224_1k", "GroundingDINO_SwinT_OGC.py"),
     (128, 12): ("swin_B_384_22k", "GroundingDINO_SwinB_cfg.py"),
@@ -42,10 +45,11 @@ BOX_THRESHOLD, TEXT_THRESHOLD = 0.35, 0.25
 
 
 class DetectorComparison(Comparison):
-    """Compares boxes and token logits of the boxes that upstream finds.
+    """Compares boxes and token logits of all queries.
 
-    The network picks 900 positions of the image by their score, in order. Where two scores differ in the last digit,
-    the two sides may pick them in another order; so a box of upstream's is compared with the nearest of pad's.
+    The network picks 900 positions of the image by their scores, and gives the first query the position with the
+    highest one. Where two scores differ in the last digit only, the two sides may pick in another order, and two
+    queries begin elsewhere. So the scores are compared, and then pad's network goes on from upstream's positions.
     """
 
     def __init__(self, settings: DetectorSettings, weights: Path | None) -> None:
@@ -111,41 +115,54 @@ class DetectorComparison(Comparison):
         ours = (self.stage.prepare(row) * scale - shift).numpy()
         resized = input_levels(ours, pixels, np.array(model.processor.image_std))
         prompt = self.prompt
-        tokens = Measure("token ids of the caption", len(prompt.ids), float(ids != prompt.ids), 0)
+        tokens = Measure("token ids", len(prompt.ids), float(ids != prompt.ids), 0)
         if not (resized.equal and tokens.equal) or their_logits.shape != (len(their_boxes), len(ids)):
             return [resized, tokens]
+        picked, their_scores = numbers.array("picked", 1), numbers.array("picked_scores", 1)
+        if picked.size != model.queries or not 0 <= picked.min() <= picked.max() < model.count_positions(
+            *pixels.shape[1:]
+        ):
+            raise NotCompared("upstream's network has another number of queries or positions", "report this")
         outputs: list[Any] = []
         hook = model.model.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
         given = ((torch.from_numpy(pixels) + shift) / scale).round().clamp(0, 255).to(torch.uint8)
-        (answers,) = self.stage.process([row], [given])
+        with _picking(picked) as scores:
+            (answers,) = self.stage.process([row], [given])
         hook.remove()
         self.stage.finish(row, answers)
         logits = outputs[0].logits[0, :, : len(ids)].float().cpu().numpy()
         boxes = outputs[0].pred_boxes[0].float().cpu().numpy()
-        best = np.argsort(-their_logits.max(1), kind="stable")
-        passed = int((their_logits.max(1) > np.log(BOX_THRESHOLD / (1 - BOX_THRESHOLD))).sum())
-        asked = best[: max(passed, LEAST)]
-        nearest = [_nearest(their_logits[one], their_boxes[one], logits, boxes) for one in asked]
-        moved = sum(place != one for place, one in zip(nearest, asked, strict=True))
-        scores = largest(logits[nearest], their_logits[asked], relative=True)
+        own_scores, own_picked, scores_there = scores[0]
+        apart = max(largest(one, their_scores, relative=True) for one in (own_scores, scores_there))
         self.shown = {
             "caption": " ".join(f"{tag} ." for tag in prompt.tags),
-            "boxes above upstream's threshold": passed,
-            "boxes in another place of the list": int(moved),
-            "queries in all": len(boxes),
-            "largest difference of all boxes in order": largest(boxes, their_boxes),
-            "upstream's boxes": numbers.facts.get("found"),
+            "queries that begin elsewhere": int((own_picked != picked).sum()),
+            "upstream's boxes": numbers.facts.get("found", [])[:MOST],
         }
         return [
             resized,
             tokens,
-            Measure("logits of tokens", len(asked) * len(ids), scores, LOGITS),
-            Measure("boxes, in fractions", len(asked) * 4, largest(boxes[nearest], their_boxes[asked]), BOXES),
-            Measure("boxes found twice", len(asked), len(asked) - len({*nearest}), 0),
+            Measure("picked scores", len(picked), apart, LOGITS),
+            Measure("token logits", logits.size, largest(logits, their_logits, relative=True), LOGITS),
+            Measure("boxes, fractions", boxes.size, largest(boxes, their_boxes), BOXES),
         ]
 
 
-def _nearest(logits: np.ndarray, box: np.ndarray, all_logits: np.ndarray, all_boxes: np.ndarray) -> int:
-    """Return the index of the query whose logits and box differ least from the given ones."""
-    scores = (np.abs(all_logits - logits) / np.maximum(1, np.abs(logits))).max(1)
-    return int(np.maximum(scores, np.abs(all_boxes - box).max(1)).argmin())
+@contextmanager
+def _picking(picked: np.ndarray) -> Iterator[list[list[np.ndarray]]]:
+    """Make the detector pick given positions of the image. Yield a list to which it will add the scores and the
+    positions that it would have picked, and its scores of the given ones."""
+    found: list[list[np.ndarray]] = []
+    original = torch.topk
+
+    def topk(values: torch.Tensor, k: int, *arguments: Any, **named: Any) -> Any:
+        own = original(values, k, *arguments, **named)
+        if k != len(picked):
+            return own
+        chosen = torch.from_numpy(picked).to(values.device, torch.int64)[None]
+        scores = values.gather(1, chosen)
+        found.append([one[0].cpu().numpy() for one in (*own, scores)])
+        return scores, chosen
+
+    with patch.object(torch, "topk", topk):
+        yield found

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pad_pipeline.errors import UserError, printable
+from pad_pipeline.errors import printable
 from pad_pipeline.workflows.models.parity.base import NotCompared, Numbers
 
 SCRIPT = Path(__file__).with_name("script.py")
@@ -21,25 +19,11 @@ SECONDS = 3600
 """The longest time for an example. The largest models take minutes on a few cores."""
 
 
-def check_python(field: str, python: str) -> str:
-    """Return the path of a Python; this one's for an empty name.
-
-    Raises:
-        UserError: there is no such program.
-    """
-    if not python:
-        return sys.executable
-    found = shutil.which(Path(python).expanduser())
-    if not found:
-        raise UserError(field, python, "there is no such program", "name a Python, such as upstream-env/bin/python")
-    return found
-
-
 def run_example(python: str, job: dict[str, Any], install: str, folder: Path) -> Numbers:
     """Run upstream's example of `job` on the CPU, and return its numbers.
 
     Args:
-        python: from `check_python`.
+        python: the Python that has upstream's packages.
         job: the name of the example, and its arguments.
         install: the command that installs upstream's packages.
         folder: an empty folder for the files of this example.

@@ -16,6 +16,8 @@ import json
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -63,18 +65,17 @@ def groundingdino(job: dict[str, Any], folder: Path) -> Example:
     _check_loaded(model, job["weights"], ("label_enc.",), {"module.": ""})
     outputs = _outputs(model)
     _, image = load_image(job["image"])
-    _, scores, phrases = predict(
-        model, image, job["caption"], job["box_threshold"], job["text_threshold"], device="cpu"
-    )
+    thresholds = job["box_threshold"], job["text_threshold"]
+    with _recorded_topk(model.num_queries) as picked:
+        _, scores, phrases = predict(model, image, job["caption"], *thresholds, device="cpu")
     ids = torch.tensor(model.tokenizer(job["caption"])["input_ids"])
     logits, boxes = outputs[-1]["pred_logits"][0, :, : len(ids)], outputs[-1]["pred_boxes"][0]
-    numbers = {"pixels": image, "ids": ids, "logits": logits, "boxes": boxes}
+    numbers = {"pixels": image, "ids": ids, "logits": logits, "boxes": boxes, **picked}
     return numbers, {"found": [[phrase, float(score)] for phrase, score in zip(phrases, scores)]}  # noqa: B905
 
 
 def transformers_detector(job: dict[str, Any], folder: Path) -> Example:
     """Find boxes with a model folder of transformers, as the pages of these models on the hub do."""
-    import torch
     from PIL import Image
     from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
@@ -82,14 +83,14 @@ def transformers_detector(job: dict[str, Any], folder: Path) -> Example:
     model = AutoModelForZeroShotObjectDetection.from_pretrained(job["weights"], local_files_only=True).float().eval()
     image = Image.open(job["image"]).convert("RGB")
     inputs = processor(images=image, text=job["caption"], return_tensors="pt")
-    with torch.no_grad():
+    with _recorded_topk(model.config.num_queries) as picked:
         outputs = model(**inputs)
     (found,) = processor.post_process_grounded_object_detection(
         outputs, inputs["input_ids"], job["box_threshold"], job["text_threshold"], target_sizes=[image.size[::-1]]
     )
     ids = inputs["input_ids"][0]
     logits, boxes = outputs.logits[0, :, : len(ids)], outputs.pred_boxes[0]
-    numbers = {"pixels": inputs["pixel_values"][0], "ids": ids, "logits": logits, "boxes": boxes}
+    numbers = {"pixels": inputs["pixel_values"][0], "ids": ids, "logits": logits, "boxes": boxes, **picked}
     labels = found.get("text_labels", found["labels"])
     return numbers, {"found": [[str(label), float(one)] for label, one in zip(labels, found["scores"])]}  # noqa: B905
 
@@ -156,7 +157,6 @@ def sam2(job: dict[str, Any], folder: Path) -> Example:
 
 def transformers_segmenter(job: dict[str, Any], folder: Path) -> Example:
     """Make masks with a model folder of transformers, as the pages of these models on the hub do."""
-    import torch
     import transformers
     from PIL import Image
 
@@ -165,8 +165,7 @@ def transformers_segmenter(job: dict[str, Any], folder: Path) -> Example:
     image = Image.open(job["image"]).convert("RGB")
     inputs = processor(images=image, input_boxes=[job["boxes"]], return_tensors="pt")
     prompts = {"pixel_values": inputs["pixel_values"], "input_boxes": inputs["input_boxes"].float()}
-    with torch.no_grad():
-        outputs = model.float().eval()(**prompts, multimask_output=False)
+    outputs = model.float().eval()(**prompts, multimask_output=False)
     sizes = [inputs[name] for name in ("original_sizes", "reshaped_input_sizes") if name in inputs]
     masks = processor.image_processor.post_process_masks(outputs.pred_masks, *(size.tolist() for size in sizes))[0]
     pairs = [(mask.numpy(), quality.numpy()) for mask, quality in zip(masks, outputs.iou_scores[0])]  # noqa: B905
@@ -188,6 +187,28 @@ def _outputs(module: Any) -> list[Any]:
     found: list[Any] = []
     module.register_forward_hook(lambda _module, _inputs, output: found.append(output))
     return found
+
+
+@contextmanager
+def _recorded_topk(count: int) -> Iterator[dict[str, Any]]:
+    """Yield a dictionary that will hold the positions of the image that a detector picks for its `count` queries, and
+    their scores, highest first."""
+    import torch
+
+    picked: dict[str, Any] = {}
+    original = torch.topk
+
+    def topk(values: Any, k: int, *arguments: Any, **named: Any) -> Any:
+        found = original(values, k, *arguments, **named)
+        if k == count:
+            picked.update(picked=found[1][0], picked_scores=found[0][0])
+        return found
+
+    torch.topk = topk  # type: ignore[assignment]
+    try:
+        yield picked
+    finally:
+        torch.topk = original
 
 
 def _masks(pairs: list[Any], pixels: Any) -> Example:
@@ -240,7 +261,8 @@ def main(folder: Path) -> None:
     except ImportError as error:
         facts = {"missing": str(error)}
     else:
-        np.savez(folder / "arrays.npz", **{name: np.asarray(value) for name, value in arrays.items()})
+        numbers: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
+        np.savez(folder / "arrays.npz", **numbers)
     names = ["torch", "torchvision", "transformers", "timm", "numpy", "pillow"]
     versions = {name: _version(name) for name in [job["package"], *names]}
     facts = {**facts, "python": platform.python_version(), "versions": versions}

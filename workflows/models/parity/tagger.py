@@ -29,6 +29,8 @@ LOGITS = 5e-5
 another order. bfloat16 would differ by 0.08."""
 NEAR = 1e-4
 """A tag whose probability is this near to its threshold may be on for one side only."""
+MOST = 40
+"""The most tags that the report lists."""
 SIZES = {192: "swin_l", 128: "swin_b"}
 """Channels of the backbone -> upstream's name for it."""
 
@@ -79,12 +81,12 @@ class TaggerComparison(Comparison):
         self.stage.finish(subject.row, output)
         ours = logits[-1][0].float().cpu().numpy()
         found = [tag.label for tag in subject.row.tags]
-        self.shown = {"tags": found, "upstream's tags": numbers.facts.get("tags")}
-        measures = [resized, Measure("logits of tags", ours.size, largest(ours, theirs, relative=True), LOGITS)]
+        self.shown = {"tags": found[:MOST], "upstream's tags": numbers.facts.get("tags", [])[:MOST]}
+        measures = [resized, Measure("logits", ours.size, largest(ours, theirs, relative=True), LOGITS)]
         thresholds = numbers.array("thresholds", 1)
         if thresholds.shape == self.stage.thresholds.shape and np.allclose(thresholds, self.stage.thresholds):
             certain = np.abs(1 / (1 + np.exp(-theirs.astype(np.float64))) - thresholds) > NEAR
             sure = {label for label, one in zip(self.stage.labels, certain, strict=True) if one}
             differing = ({*found} ^ {*map(str, numbers.facts.get("tags", []))}) & sure
-            measures.append(Measure("tags that only one side has", len(sure), len(differing), 0))
+            measures.append(Measure("tags of one side only", len(sure), len(differing), 0))
         return measures
