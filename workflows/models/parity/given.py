@@ -67,7 +67,7 @@ def without_gpu() -> Iterator[None]:
 
 def _check_python(python: str) -> str:
     """Return the path of a Python; raise `UserError` if there is no such program."""
-    found = shutil.which(Path(python).expanduser())
+    found = shutil.which(str(Path(python).expanduser()))
     if not found:
         remedy = "name a Python, such as upstream-env/bin/python"
         raise UserError("upstream_python", python, "there is no such program", remedy)
