@@ -89,7 +89,10 @@ def models_check(
     context: typer.Context,
     models: ModelsArgument = "paper",
     parity: Annotated[
-        bool, option(PARITY, "Run the examples of the models' authors too, and compare their numbers with pad's.")
+        bool,
+        option(
+            PARITY, "Run the examples of the models' authors too, and compare their numbers with pad's.", "--parity"
+        ),
     ] = False,
     image: Annotated[
         Path | None, option(PARITY, "Image for the comparison.", show_default="a drawn scene", metavar="FILE")

@@ -162,4 +162,4 @@ def _comparison(settings: StageSettings, weights: Path | None) -> Comparison:
         return DetectorComparison(settings, weights)
     if isinstance(settings, SegmenterSettings):
         return SegmenterComparison(settings, weights)
-    raise NotCompared(f"pad has no example of upstream's for the section {settings.section}")
+    raise NotCompared(f"pad has no example of upstream's for a {settings.section} of this kind")

@@ -32,7 +32,7 @@ from pad_pipeline.workflows.models.parity.base import (
 
 LOGITS = BOXES = 1e-4
 """The tolerance of token logits, and of boxes in fractions of the image, in float32. Two implementations differed by
-up to 6e-5 on random weights; a wrong weight, mask or position moves them by tenths."""
+up to 6e-5 on small networks; a wrong weight, mask or position moves them by tenths."""
 LEAST = 20
 """The fewest boxes that are compared: those with the highest scores. More are, if more pass upstream's threshold. In
 the others, which nobody sees, rounding errors add up the most; the report has their differences, too."""
