@@ -65,7 +65,7 @@ class SegmenterComparison(Comparison):
         self.kind = "sam2" if sam.stretched else sam.kind if isinstance(sam, HubSam) else "sam"
         self.weights = weights or own
         if self.kind == "sam_hq" and weights is None:
-            why = "transformers' copy of SAM-HQ is in doubt, so it is no upstream for itself"
+            why = "transformers' SAM-HQ makes other masks than its authors', so it is no upstream for itself"
             remedy = (
                 "fetch the authors' file of this size, such as https://huggingface.co/lkeab/hq-sam/resolve/main/"
                 "sam_hq_vit_b.pth, and name it by `upstream_weights` (segmenter=FILE)"
