@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Sam2ImageProcessor, Sam2Model, SamHQModel, SamImageProcessorPil, SamModel
 
 from pad_pipeline.errors import UserError
@@ -33,6 +33,8 @@ class HubSam(SegmentAnything):
             for layer in model.vision_encoder.layers:
                 if hasattr(layer.attn, "rel_pos_h"):
                     layer.attn = _HubAttention(layer.attn)
+        if self.kind == "sam_hq":
+            use_attended_features(model.mask_decoder)
         # These compute sine and cosine of positions (far off in bfloat16) and the predicted IoU.
         exact = [model.prompt_encoder, model.shared_image_embedding, model.mask_decoder.iou_prediction_head]
         self.model: Any = compute.prepare_model(model, in_float32=exact)
@@ -83,6 +85,27 @@ class HubSam(SegmentAnything):
         with self.compute.autocast():
             output = self.model(input_boxes=self.compute.send(boxes), multimask_output=False, **inputs)
         return output.pred_masks[:, :, 0].flatten(0, 1).float(), output.iou_scores[:, :, 0].flatten(0, 1).float()
+
+
+def use_attended_features(decoder: Any) -> None:
+    """Make SAM-HQ's masks from the image features that its decoder's transformer returns, as its authors do.
+
+    transformers 5.23 makes them from the features before, with rows and columns exchanged, so a mask does not follow
+    its box. Its norms also add another number to the variance. Where transformers is corrected, nothing changes.
+    """
+    attended: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, output: tuple[Tensor, Tensor]) -> None:
+        attended[:] = [output[1]]
+
+    def replace(_module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        return attended.pop().transpose(2, 3).reshape(inputs[0].shape)
+
+    decoder.transformer.register_forward_hook(keep)
+    decoder.upscale_conv1.register_forward_pre_hook(replace)
+    for part in decoder.transformer.modules():
+        if isinstance(part, nn.LayerNorm):
+            part.eps = 1e-5
 
 
 class _HubAttention(RelativeAttention):

@@ -23,7 +23,7 @@ from pad_pipeline.records import ImageRecord, Region, Shard
 from pad_pipeline.stages.compute import Compute, ComputeSettings
 from pad_pipeline.stages.ground import DetectorSettings
 from pad_pipeline.stages.sam.attention import RelativeAttention
-from pad_pipeline.stages.sam.hub import HubSam
+from pad_pipeline.stages.sam.hub import HubSam, use_attended_features
 from pad_pipeline.stages.sam.network import OfficialSam, SamShape, build_sam, load_sam, read_shape
 from pad_pipeline.stages.segment import Segmenter, SegmenterSettings
 from pad_pipeline.workflows.models.settings import ModelSettings
@@ -245,6 +245,8 @@ def test_sams_of_transformers_equal_their_own_path(kind: str, world: World, tmp_
     model, processor = small_sam(kind)
     with quiet():
         model = type(model).from_pretrained(write_sam(tmp_path, kind)).eval()
+    if kind == "sam_hq":
+        use_attended_features(model.mask_decoder)
     segmenter = Segmenter(SegmenterSettings(weights=str(tmp_path), batch_size=3), DECODING, TWO)
     assert isinstance(segmenter.sam, HubSam)
     rows = segmenter(Shard(0, boxed(world, 4))).rows
@@ -267,6 +269,22 @@ def test_sams_of_transformers_equal_their_own_path(kind: str, world: World, tmp_
             assert abs(region.predicted_iou - iou) < 1e-4
             seen += int(mask.any() and not mask.all())
     assert seen > 5, "masks that are all or nothing would make this test blind"
+
+
+def test_sam_hq_makes_masks_from_the_features_that_saw_the_box(tmp_path: Path) -> None:
+    """transformers 5.23 upsamples the image features from before the decoder's transformer, with rows and columns
+    exchanged: masks did not lie in their boxes. With pad's correction, the full-size network equals the authors'."""
+    sam = HubSam(write_sam(tmp_path, "sam_hq"), Compute(TWO))
+    seen: dict[str, torch.Tensor] = {}
+    decoder = sam.model.mask_decoder
+    decoder.transformer.register_forward_hook(lambda _m, _i, output: seen.update(attended=output[1]))
+    decoder.upscale_conv1.register_forward_hook(lambda _m, inputs, _o: seen.update(upsampled=inputs[0]))
+    features = sam.encode([torch.randn(3, 128, 128, generator=torch.Generator().manual_seed(1))], 1)
+    sam.decode(features, torch.tensor([0, 0]), torch.tensor([[8.0, 8, 60, 90], [40, 20, 100, 50]]))
+    for box in range(2):
+        rows = seen["upsampled"][box].flatten(1).T
+        assert torch.equal(rows, seen["attended"].flatten(0, 1)[box])
+    assert not torch.allclose(seen["upsampled"][0], features[0][0], atol=1e-2)
 
 
 def test_a_model_folder_of_another_kind_is_named(models: ModelSettings) -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Column, Table
 
 from pad_pipeline.console import console, say
+from pad_pipeline.errors import UserError
 from pad_pipeline.workflows.commands.common import AsJson, escaped, print_json
+from pad_pipeline.workflows.commands.options import option
 from pad_pipeline.workflows.commands.reword import reword
 
 ModelsArgument = Annotated[str, typer.Argument(help="`paper`, `plus`, `best`, `miniature`, or a TOML file.")]
 
+PARITY = "Comparison with the authors' code"
+"""Title of a box in which `--help` lists options."""
 _NAMED = "official files that a TOML file can name"
 
 
@@ -76,30 +82,85 @@ def models_fetch(context: typer.Context, models: ModelsArgument = "paper", as_js
         return
     for name, digest in sorted(found.items()):
         say(f"{name:18} sha256 {digest}")
-    models_check(context, models, False)
+    models_check(context, models)
 
 
-def models_check(context: typer.Context, models: ModelsArgument = "paper", as_json: AsJson = False) -> None:
+def models_check(
+    context: typer.Context,
+    models: ModelsArgument = "paper",
+    parity: Annotated[
+        bool,
+        option(
+            PARITY, "Run the examples of the models' authors too, and compare their numbers with pad's.", "--parity"
+        ),
+    ] = False,
+    image: Annotated[
+        Path | None, option(PARITY, "Image for the comparison.", show_default="a drawn scene", metavar="FILE")
+    ] = None,
+    upstream_python: Annotated[
+        list[str] | None,
+        option(
+            PARITY,
+            "Python that has the packages of the authors; SECTION=PYTHON for the tagger, detector or segmenter alone.",
+            metavar="[SECTION=]PYTHON",
+            show_default="pad's own",
+        ),
+    ] = None,
+    upstream_weights: Annotated[
+        list[str] | None,
+        option(
+            PARITY,
+            "Weights for the authors' code, if they are in another file than pad's: their own file of a model of which "
+            "pad reads the copy on the hub.",
+            metavar="SECTION=PATH",
+            show_default="the file that pad reads",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Read all files of the models as a build does, and check hashes, tensors, tag list and tokenizer.
 
     Nothing is fetched. The exit code is 1 if a file is missing or wrong.
 
-    Example:
+    With --parity, pad and the code of the models' authors compute on one image, on the CPU in float32, and a table
+    shows the largest difference of each kind of numbers. The last lines are for an issue. The exit code is 0 only if
+    all models were compared and are equal within the tolerances, 1 if one differs or a file is wrong, and 3 if nothing
+    differs, but a model could not be compared; its line says why, and which command helps.
+
+    Examples:
 
       pad models check my-models.toml
+
+      pad models check paper --parity --upstream-python tagger=ram-env/bin/python --image demo1.jpg
     """
+    from pad_pipeline.workflows.commands.parity import check_parity
     from pad_pipeline.workflows.models.files import check
+    from pad_pipeline.workflows.models.parity.given import parse_given, without_gpu
     from pad_pipeline.workflows.models.settings import load_models
 
-    wrong = 0
-    said = ((name, what, error and reword(str(error), context)) for name, what, error in check(load_models(models)))
+    for name, value in {
+        "image": image,
+        "upstream_python": upstream_python,
+        "upstream_weights": upstream_weights,
+    }.items():
+        if value and not parity:
+            raise UserError(name, value, "it goes with `parity`", "add `parity`, or leave it out")
+    chosen, given = load_models(models), parse_given(upstream_python or [], upstream_weights or [])
+    with without_gpu() if parity else nullcontext():
+        found = []
+        for name, what, error in check(chosen):
+            found.append({"model": name, "found": what, "wrong": error and reword(str(error), context)})
+            text = (
+                f"[red]wrong[/red]: {escaped(str(found[-1]['wrong']))}"
+                if error
+                else f"[green]right[/green]: {escaped(what)}"
+            )
+            if not as_json:
+                console.print(f"{name:10} {text}", highlight=False, soft_wrap=True)
+        compared, code = check_parity(context, chosen, image, given, as_json) if parity else ({}, 0)
     if as_json:
-        found = list(said)
-        print_json([dict(zip(("model", "found", "wrong"), entry, strict=True)) for entry in found])
-        raise typer.Exit(1 if any(error for _, _, error in found) else 0)
-    for name, what, error in said:
-        wrong += error is not None
-        text = f"[red]wrong[/red]: {escaped(error)}" if error else f"[green]right[/green]: {escaped(what)}"
-        console.print(f"{name:10} {text}", highlight=False, soft_wrap=True)
-    if wrong:
-        raise typer.Exit(1)
+        print_json({"files": found, "parity": compared} if parity else found)
+    if any(one["wrong"] for one in found):
+        code = 1
+    if code:
+        raise typer.Exit(code)
