@@ -56,7 +56,8 @@ class DetectorComparison(Comparison):
     def __init__(self, settings: DetectorSettings, weights: Path | None) -> None:
         self.settings, self.weights = settings, weights
         self.folder, self.tokenizer = find_model(settings)
-        stage = settings.make(DECODING, COMPUTE)
+        # Upstream's example has one image without padding.
+        stage = settings.model_copy(update={"pad_to": 1}).make(DECODING, COMPUTE)
         if not isinstance(stage, Detector):
             raise NotCompared(f"pad has no example of upstream's for a {stage.model.name}")
         self.stage, self.device = stage, str(stage.model.compute.device)
