@@ -52,7 +52,7 @@ def _base() -> Image.Image:
     fields = []
     for _ in range(2):
         spectrum = np.fft.rfft2(rng.standard_normal((_BASE, _BASE)))
-        field = np.fft.irfft2(spectrum / np.maximum(frequency, 1 / _BASE) ** 1.2)
+        field = np.fft.irfft2(spectrum / np.maximum(frequency, 1 / _BASE) ** 1.35)
         fields.append((field - field.mean()) / field.std())
     light, color = 128 + 55 * fields[0], 20 * fields[1]
     return Image.fromarray(np.clip(np.stack([light + color, light, light - color], -1), 0, 255).astype(np.uint8))

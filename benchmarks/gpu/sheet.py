@@ -15,7 +15,7 @@ RUNNING, FINISHED = "running", "finished"
 
 
 class Sheet:
-    """Collects the rows of one part, and writes `NAME.json` and `NAME.md` anew after each row, so that a cut loses none.
+    """Collects the rows of one part, and writes `NAME.json` and `NAME.md` after each, so that a cut loses nothing.
 
     Args:
         folder: folder of the results.

@@ -1,0 +1,130 @@
+"""Parts `waterfall` and `compile`: the chain's images per second, technique by technique, and its share of the card."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from benchmarks.annotate import H200_TFLOPS, Setup
+from benchmarks.chain import STAGES, Annotators, Work, count_flops, drift, shapes_of, time_stages
+from benchmarks.gpu.card import PRODUCT
+from benchmarks.gpu.common import device, free_memory, on_gpu, peak_gib, roofline, work_of
+from benchmarks.gpu.runner import Job
+from benchmarks.reference import ReferenceLoop
+from pad_pipeline.records import ImageRecord
+
+ALL = Setup("+ fused attention", "bfloat16", batched=True, fused=True)
+PADDED = Setup("+ padded to 32", "bfloat16", batched=True, fused=True, pad_to=32)
+COMPILED = Setup("+ compile", "bfloat16", batched=True, fused=True, compile=True, pad_to=32)
+FASTEST = [("one size", ALL), ("many sizes", PADDED), ("many sizes", ALL)]
+"""What the goals are about: measured first."""
+STEPS = [
+    Setup("+ batches", "bfloat16", batched=True),
+    Setup("+ bfloat16", "bfloat16"),
+    Setup("float32, batches, fused attention", batched=True, fused=True),
+    Setup("stages, float32, batch 1"),
+]
+"""The steps between the reference loop and the fastest."""
+IMAGES, FEW, REFERENCE = 256, 48, 8
+"""Images of a fast row, of a slow one, and of the reference loop."""
+
+
+def measure(job: Job) -> None:
+    """Measure the reference loop, the fastest rows, and then each step between them."""
+    work = {sizes: work_of(job, IMAGES, sizes == "many sizes") for sizes in ("one size", "many sizes")}
+    table = Table(job, work)
+    sheet = job.sheet
+    sheet.attempt("reference loop, one size", partial(table.reference, "one size"))
+    stages = Annotators(work["one size"].models, "bfloat16")
+    for sizes, setup in FASTEST:
+        sheet.attempt(f"{setup.name}, {sizes}", partial(table.add, sizes, setup, stages, IMAGES), needs=8)
+    sheet.attempt("reference loop, many sizes", partial(table.reference, "many sizes"), needs=8)
+    for setup in STEPS:
+        if setup.precision == "float32" and stages is not None:
+            stages = None
+            free_memory()
+            stages = Annotators(work["one size"].models, "float32")
+        sheet.attempt(setup.name, partial(table.add, "one size", setup, stages, FEW), needs=8)
+
+
+def measure_compiled(job: Job) -> None:
+    """Compile the image encoders; say how long it takes, whether they find the same, and how fast they are."""
+    import time
+
+    work = {sizes: work_of(job, IMAGES, sizes == "many sizes") for sizes in ("one size", "many sizes")}
+    table = Table(job, work)
+    plain = Annotators(work["one size"].models, "bfloat16")
+    table.count_flops(plain)
+    table.add("one size", ALL, plain, IMAGES)
+    base = table.found["one size"]
+    began = time.time()
+    compiled = Annotators(work["one size"].models, "bfloat16", compile=not job.smoke)
+    job.sheet.note(f"Compiling the image encoders of tagger and segmenter took {time.time() - began:.0f} s.")
+    table.base = {"one size": base}
+    for sizes in work:
+        job.sheet.attempt(sizes, partial(table.add, sizes, COMPILED, compiled, IMAGES), needs=8)
+
+
+class Table:
+    """The rows of a waterfall."""
+
+    def __init__(self, job: Job, work: dict[str, Work]) -> None:
+        self.job, self.work = job, work
+        self.flops: dict[str, float] = {}
+        """Operations of each stage for an image of one size."""
+        self.base: dict[str, list[ImageRecord]] = {}
+        """Findings with which each row is compared, by the sizes of the images."""
+        self.found: dict[str, list[ImageRecord]] = {}
+        """Findings of the latest row, by the sizes of the images."""
+        self.rates: dict[str, float] = {}
+        """Images per second of the reference loop, by the sizes of the images."""
+        self.peak = roofline(job).get(PRODUCT, float(H200_TFLOPS))
+
+    def reference(self, sizes: str) -> None:
+        """Time the reference loop, and count its operations."""
+        work = self.work[sizes]
+        loop = ReferenceLoop(work.models, device())
+        self.flops = self.flops or count_flops(loop, work.rows(1)[0], work.given)
+        loop(work.rows(2), work.given)  # warm
+        free_memory()
+        rows = work.rows(2 if self.job.smoke else REFERENCE)
+        seconds = loop(rows, work.given)
+        self.base[sizes], self.rates[sizes] = rows, len(rows) / sum(seconds.values())
+        self._row(sizes, "reference loop", len(rows), seconds, 1.0, {})
+
+    def count_flops(self, stages: Annotators) -> None:
+        """Count the operations of an image of one size where no reference loop runs."""
+        work = self.work["one size"]
+        if not self.flops:
+            self.flops = count_flops(ReferenceLoop(work.models, device()), work.rows(1)[0], work.given)
+            free_memory()
+
+    def add(self, sizes: str, setup: Setup, stages: Annotators, images: int) -> None:
+        """Time the stages with a setup."""
+        work = self.work[sizes]
+        stages.use(setup.batched, setup.fused, setup.pad_to)
+        free_memory()
+        rows = work.rows(images)
+        warm = partial(work.rows, min(len(rows), 2 if self.job.smoke else 64 if setup.batched else 4))
+        seconds = time_stages(stages.stages, rows, warm, work.given)
+        self.found[sizes] = rows
+        scale = 1.0 if work.drawn else shapes_of(work, stages.detector, len(rows))
+        apart = drift(self.base[sizes], rows, work.drawn) if sizes in self.base else {}
+        self._row(sizes, setup.name, len(rows), seconds, scale, apart)
+
+    def _row(self, sizes: str, name: str, count: int, seconds: dict[str, float], scale: float, apart: Any) -> None:
+        """Write a row. `scale` is the detector's work as a multiple of that for `ONE_SIZE`."""
+        flops = {stage: found * (scale if stage == "ground" else 1) for stage, found in self.flops.items()}
+        total, chain = sum(flops.values()), count / sum(seconds.values())
+        cells: dict[str, Any] = {"what": name, "images": count}
+        cells |= {f"{stage} img/s": count / seconds[stage] for stage in STAGES}
+        cells |= {"chain img/s": chain}
+        if sizes in self.rates:
+            cells["x reference"] = chain / self.rates[sizes]
+        cells |= {"TFLOP an image": total / 1e12, "TFLOP/s": chain * total / 1e12}
+        if on_gpu():
+            cells |= {"of the roofline": chain * total / 1e12 / self.peak, "peak GiB": peak_gib()}
+            cells |= {f"{stage} TFLOP/s": flops.get(stage, 0.0) * count / seconds[stage] / 1e12 for stage in STAGES}
+        if apart:
+            cells |= {"tags F1": apart["tags F1"]} | ({"mask IoU": apart["mask IoU"]} if "mask IoU" in apart else {})
+        self.job.sheet.row(f"Images of {sizes}", **cells)
