@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.image_transforms import get_size_with_aspect_ratio
 
 from benchmarks.official import TAGS_ON, write_official_size
 from benchmarks.photographs import ONE_SIZE, Size, as_records, draw_sizes, photographs
@@ -30,6 +31,7 @@ from pad_pipeline.stages.base import Stage
 from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.stages.ground import Detector, DetectorSettings
 from pad_pipeline.stages.segment import Segmenter, SegmenterSettings
+from pad_pipeline.stages.settings import StageSettings
 from pad_pipeline.stages.tag import Tagger, TaggerSettings
 from pad_pipeline.storage import atomic_write_text
 from pad_pipeline.workflows.models.settings import ModelSettings, load_models
@@ -122,19 +124,22 @@ class Annotators:
 
     def __init__(self, models: ModelSettings, precision: Precision, compile: bool = False, threads: int = 0) -> None:
         compute = ComputeSettings(precision=precision, compile=compile, threads=threads)
-        kinds = (Tagger, TaggerSettings), (Detector, DetectorSettings), (Segmenter, SegmenterSettings)
+
+        def make(kind: type[StageSettings]) -> Any:
+            return models.annotator(kind).make(DecodeSettings(), compute)
+
+        kinds = (TaggerSettings, DetectorSettings, SegmenterSettings)
         if compile:
-            stages = [stage(models.annotator(kind), DecodeSettings(), compute) for stage, kind in kinds]
+            stages = [make(kind) for kind in kinds]
         else:
-            with ThreadPoolExecutor() as threads_:  # each reads gigabytes
-                made = [
-                    threads_.submit(stage, models.annotator(kind), DecodeSettings(), compute) for stage, kind in kinds
-                ]
-                stages = [future.result() for future in made]
-        self.tagger, self.detector, self.segmenter = stages
+            with ThreadPoolExecutor() as pool:  # each reads gigabytes
+                stages = [*pool.map(make, kinds)]
+        self.tagger: Tagger = stages[0]
+        self.detector: Detector = stages[1]
+        self.segmenter: Segmenter = stages[2]
         self.stages: dict[str, Stage] = dict(zip(STAGES, stages, strict=True))
         self.batch_sizes = {name: stage.batch_size for name, stage in self.stages.items()}
-        self._swaps = [*dino_swaps(self.detector.model.model), *sam_swaps(self.segmenter.sam.sam)]
+        self._swaps = [*dino_swaps(self.detector.model.model), *sam_swaps(stages[2].sam.sam)]
 
     def use(self, batched: bool = True, fused: bool = True, pad_to: int = 1) -> Annotators:
         """Switch batches, fused attention, and padding of the detector's images; return these annotators."""
@@ -245,8 +250,11 @@ def drift(base: Sequence[ImageRecord], rows: Sequence[ImageRecord], drawn: bool)
     return found
 
 
-def shapes_of(work: Work, detector: Any, count: int) -> float:
-    """Return the detector's mean pixels of an image as a multiple of those of an image of `ONE_SIZE`."""
-    pixels = [float(np.prod(detector.shape(row))) for row in work.rows(count)]
-    height, width = detector.model.resized(*ONE_SIZE)
-    return fmean(pixels) / (height * width)
+def detector_pixels(sizes: Sequence[Size], pad_to: int = 1) -> float:
+    """Return the mean pixels of the detector's input as a multiple of those of an image of `ONE_SIZE`, not padded."""
+
+    def pixels(size: Size, step: int) -> int:
+        height, width = get_size_with_aspect_ratio(size[::-1], 800, 1333)
+        return -(-height // step) * step * -(-width // step) * step
+
+    return fmean(pixels(size, pad_to) for size in sizes) / pixels(ONE_SIZE, 1)

@@ -172,7 +172,7 @@ def _write_detector(folder: Path, swin: str) -> None:
         layer.fusion_layer.text_param.fill_(0.1)
     network.model.decoder.layer_norm.weight.fill_(config.d_model**-0.5)
     for head in network.bbox_embed:
-        torch.nn.init.normal_(head.layers[-1].weight, std=0.5)
+        torch.nn.init.normal_(head.layers[-1].weight, std=0.1)
     network.save_pretrained(folder)
     BertTokenizer(vocab=vocabulary).save_pretrained(folder)
     GroundingDinoImageProcessorPil().save_pretrained(folder)

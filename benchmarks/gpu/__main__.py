@@ -1,14 +1,12 @@
 """Measure what the GPU path of pad does: `python -m benchmarks.gpu --minutes 9 --out DIR`.
 
-The parts run in order of worth, each in a process of its own with a limit of its own; what one leaves of its time goes to
-the next. Each writes `NAME.md` and `NAME.json` into DIR after every row, and `summary.md` holds all of them after each
-part: whenever the run is cut, everything that was measured is there.
+The parts run in order of worth, each in a process of its own with a limit of its own; what one leaves of its time goes
+to the next. Each writes `NAME.md` and `NAME.json` into DIR after every row, and `summary.md` holds all of them after
+each part: whenever the run is cut, everything that was measured is there.
 
-It needs torch, transformers, torchvision, numpy, pyarrow, scipy, sentencepiece, safetensors, tokenizers, pillow, rich,
-fsspec, filelock, jinja2, and the small packages annotated-types, braceexpand, contourpy, orjson, pycocotools, pydantic,
-pydantic-core, segment-anything, typing-inspection. It needs no Ray and no network. Weights are random: drawn on the GPU and
-kept in memory (/dev/shm) for annotation, 4 GB; drawn anew by each process for the 7B LLM. `--smoke` tries all of it with
-small models on a CPU.
+It needs PACKAGES. It needs no Ray and no network. Weights are random. Those of the annotation models are drawn on the
+GPU and kept in memory (/dev/shm), 4 GB; those of the 7B LLM are drawn on the GPU by each process that needs them.
+`--smoke` tries all of it with small models on a CPU.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from benchmarks.annotate import commit
-from benchmarks.gpu import analyses, card, correctness, engine, profiles, training, waterfall
+from benchmarks.gpu import BEGAN, analyses, card, correctness, engine, profiles, training, waterfall
 from benchmarks.gpu.runner import Part, all_well, run_parts
 
 PARTS = (
@@ -55,10 +53,11 @@ def main() -> None:
     parts = [part for part in PARTS if not asked.parts or part.name in asked.parts]
     memory = Path("/dev/shm")
     roomy = memory.is_dir() and shutil.disk_usage(memory).free > ROOM
-    heading = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {commit()}, `python -m benchmarks.gpu {' '.join(sys.argv[1:])}`;"
+    command = f"python -m benchmarks.gpu {' '.join(sys.argv[1:])}"
+    heading = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {commit()}, `{command}`;"
     with tempfile.TemporaryDirectory(prefix="pad-gpu-", dir=memory if roomy and not asked.smoke else None) as work:
         os.environ["PAD_CACHE"] = str(Path(work, "cache"))
-        ends = run_parts(parts, asked.out, Path(work), asked.minutes * 60, asked.smoke, heading)
+        ends = run_parts(parts, asked.out, Path(work), BEGAN + asked.minutes * 60, asked.smoke, heading)
     print((asked.out / "summary.md").read_text("utf-8"))
     sys.exit(0 if all_well(asked.out, ends) else 1)
 

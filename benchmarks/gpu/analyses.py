@@ -46,7 +46,8 @@ def measure(job: Job) -> None:
     projector = build_projector("mlp", size.vision["hidden_size"], size.llm["hidden_size"])
     save_projector(projector, job.work / "mm_projector.bin")
     with drawn_on(device()):
-        subject = Subject(job.work / "mm_projector.bin", *(str(job.work / LLM / part) for part in ("vision", "llm")))
+        folder = job.work / LLM
+        subject = Subject(job.work / "mm_projector.bin", str(folder / "vision"), str(folder / "llm"))
     for name in STUDIES:
         job.sheet.attempt(name, partial(_study, job, name, subject, shards, count), needs=3)
 

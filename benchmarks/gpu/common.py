@@ -38,7 +38,7 @@ def device() -> torch.device:
 def work_of(job: Job, images: int, many_sizes: bool = False) -> Work:
     """Return the work of a part: models of official size and photographs, or the miniature and few scenes."""
     if job.smoke:
-        return miniature_work(min(images, 4))
+        return miniature_work(min(images, 2))
     try:
         return official_work(job.work, SAM, images, many_sizes, device())
     except Exception:  # a network that can't be drawn on the GPU is drawn on the CPU, which takes longer
@@ -126,12 +126,14 @@ class Traced(NamedTuple):
         return ((name, len(times), sum(times)) for name, times in ranked[:count])
 
 
-def traced(work: Callable[[], object], shapes: bool = False) -> Traced:
-    """Call `work` under torch's profiler."""
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu() else [])]
+def traced(work: Callable[[], object], operations: bool = True) -> Traced:
+    """Call `work` under torch's profiler. Recording `operations` of torch slows the host down; kernels always count."""
+    activities = [ProfilerActivity.CUDA] if on_gpu() else []
+    if operations or not activities:
+        activities.append(ProfilerActivity.CPU)
     if on_gpu():
         torch.cuda.synchronize()
-    with profile(activities=activities, record_shapes=shapes) as profiler:
+    with profile(activities=activities) as profiler:
         start = time.perf_counter()
         work()
         if on_gpu():

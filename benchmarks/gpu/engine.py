@@ -38,7 +38,7 @@ SHARD, SHARDS = 256, 4
 
 def measure(job: Job) -> None:
     """Run the chain, shard by shard."""
-    size, shards = (2, 2) if job.smoke else (SHARD, SHARDS)
+    size, shards = (1, 2) if job.smoke else (SHARD, SHARDS)
     work = work_of(job, size * shards, many_sizes=True)
     images = job.work / "photographs"
     images.mkdir(exist_ok=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from functools import partial
 
-from benchmarks.chain import Annotators, Work, check
-from benchmarks.gpu.common import Traced, short, traced, work_of
+from benchmarks.chain import Annotators, Work, check, synchronize
+from benchmarks.gpu.common import short, traced, work_of
 from benchmarks.gpu.correctness import ready_rows
 from benchmarks.gpu.runner import Job
 from pad_pipeline.records import Shard
@@ -24,21 +26,29 @@ def measure(job: Job) -> None:
 
 
 def _stage(job: Job, work: Work, stages: Annotators, name: str) -> None:
-    count = 2 if job.smoke else IMAGES
+    count = 1 if job.smoke else IMAGES
     stages.stages[name](Shard(0, ready_rows(work, stages, count, name)))  # warm
-    rows = ready_rows(work, stages, count, name)
-    seen = traced(partial(stages.stages[name], Shard(0, rows)))
-    check(rows, name)
-    report(job, name, seen, count)
+    plain, rows = (ready_rows(work, stages, count, name) for _ in range(2))
+    profile(
+        job, name, partial(stages.stages[name], Shard(0, plain)), partial(stages.stages[name], Shard(0, rows)), count
+    )
+    check([*plain, *rows], name)
 
 
-def report(job: Job, name: str, seen: Traced, count: int) -> None:
-    """Write the rows of a profile of `count` images."""
+def profile(job: Job, name: str, plain: Callable[[], object], work: Callable[[], object], count: int) -> None:
+    """Time `plain`, profile `work`, which does the same for `count` images, and write the rows."""
+    synchronize()
+    began = time.perf_counter()
+    plain()
+    synchronize()
+    seconds = time.perf_counter() - began
+    seen = traced(work, operations=False)
     busy, pauses = seen.gaps()
     long = [pause for pause in pauses if pause > LONG]
     job.sheet.row(
-        "How busy the GPU is", what=name, images=count, seconds=seen.seconds, busy=busy / max(seen.seconds, 1e-9),
-        kernels=len(seen.work()), pauses=len(long), in_pauses=sum(long) / max(seen.seconds, 1e-9),
+        "How busy the GPU is", what=name, images=count, seconds=seconds, busy=busy / seconds,
+        profiled_seconds=seen.seconds, kernels=len(seen.work()), pauses=len(long),
+        in_pauses=sum(long) / seen.seconds,
         longest_ms=str([round(pause * 1000, 1) for pause in sorted(long, reverse=True)[:5]]),
     )  # fmt: skip
     for kernel, calls, seconds in seen.largest():

@@ -41,20 +41,20 @@ class Part(NamedTuple):
 
 
 def run_parts(
-    parts: Sequence[Part], out: Path, work: Path, seconds: float, smoke: bool = False, heading: str = ""
+    parts: Sequence[Part], out: Path, work: Path, end: float, smoke: bool = False, heading: str = ""
 ) -> dict[str, str]:
-    """Run parts in at most `seconds`, write their results and `summary.md` into `out`; return each part's end by name.
+    """Run parts until the time `end`, write their results and `summary.md` into `out`; return each part's end by name.
 
     An exception, the death of a part's process, or its limit ends that part alone.
     """
     out.mkdir(parents=True, exist_ok=True)
     work.mkdir(parents=True, exist_ok=True)
-    began, scale = time.time(), seconds / sum(part.seconds for part in parts)
-    context, deadline = _context(), began
+    context, began = _context(), time.time()
+    deadline, scale = began, (end - began) / sum(part.seconds for part in parts)
     ends: dict[str, str] = {}
     for part in parts:
         deadline += part.seconds * scale
-        print(f"== {part.name}: until {deadline - began:.0f} s of {seconds:.0f} s", flush=True)
+        print(f"== {part.name}: until {deadline - began:.0f} s of {end - began:.0f} s", flush=True)
         process = context.Process(target=_work, args=(part, out, work, smoke, deadline - min(GRACE, part.seconds / 4)))
         process.start()
         process.join(max(0.1, deadline - time.time()))

@@ -10,7 +10,7 @@ from benchmarks.annotate import H200_TFLOPS
 from benchmarks.gpu.card import PRODUCT
 from benchmarks.gpu.common import LLM, device, free_memory, on_gpu, roofline, traced
 from benchmarks.gpu.correctness import ATTENTION
-from benchmarks.gpu.profiles import report
+from benchmarks.gpu.profiles import profile
 from benchmarks.gpu.runner import Job
 from benchmarks.stage1 import ROWS, SIZES, Row, Step, build_model, write_configs
 from pad_pipeline.training.model import MultimodalModel
@@ -54,7 +54,6 @@ def _profile(job: Job, model: MultimodalModel, row: Row, samples: int) -> None:
     free_memory()
     step = Step(model, row, samples, device())
     step()
-    seen = traced(step)
-    for operation, calls in seen.operations(ATTENTION).items():
+    for operation, calls in traced(step).operations(ATTENTION).items():
         job.sheet.row("Attention that torch chose", operation=operation, calls=calls)
-    report(job, "a step of stage 1", seen, samples)
+    profile(job, f"a step of stage 1, micro-batch {samples}", step, step, samples)

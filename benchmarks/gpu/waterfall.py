@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import Any
 
 from benchmarks.annotate import H200_TFLOPS, Setup
-from benchmarks.chain import STAGES, Annotators, Work, count_flops, drift, shapes_of, time_stages
+from benchmarks.chain import STAGES, Annotators, Work, count_flops, detector_pixels, drift, time_stages
 from benchmarks.gpu.card import PRODUCT
 from benchmarks.gpu.common import device, free_memory, on_gpu, peak_gib, roofline, work_of
 from benchmarks.gpu.runner import Job
@@ -34,34 +35,32 @@ def measure(job: Job) -> None:
     work = {sizes: work_of(job, IMAGES, sizes == "many sizes") for sizes in ("one size", "many sizes")}
     table = Table(job, work)
     sheet = job.sheet
-    sheet.attempt("reference loop, one size", partial(table.reference, "one size"))
-    stages = Annotators(work["one size"].models, "bfloat16")
-    for sizes, setup in FASTEST:
-        sheet.attempt(f"{setup.name}, {sizes}", partial(table.add, sizes, setup, stages, IMAGES), needs=8)
-    sheet.attempt("reference loop, many sizes", partial(table.reference, "many sizes"), needs=8)
-    for setup in STEPS:
-        if setup.precision == "float32" and stages is not None:
-            stages = None
+    for sizes in [*work][: 1 if job.smoke else 2]:
+        sheet.attempt(f"reference loop, {sizes}", partial(table.reference, sizes))
+    stages = {"bfloat16": Annotators(work["one size"].models, "bfloat16")}
+    for sizes, setup in FASTEST[: 1 if job.smoke else 3]:
+        sheet.attempt(f"{setup.name}, {sizes}", partial(table.add, sizes, setup, stages["bfloat16"], IMAGES), needs=8)
+    for setup in STEPS[: 1 if job.smoke else 4]:
+        if setup.precision not in stages:
+            stages.clear()
             free_memory()
-            stages = Annotators(work["one size"].models, "float32")
-        sheet.attempt(setup.name, partial(table.add, "one size", setup, stages, FEW), needs=8)
+            stages[setup.precision] = Annotators(work["one size"].models, setup.precision)
+        sheet.attempt(setup.name, partial(table.add, "one size", setup, stages[setup.precision], FEW), needs=8)
 
 
 def measure_compiled(job: Job) -> None:
     """Compile the image encoders; say how long it takes, whether they find the same, and how fast they are."""
-    import time
-
     work = {sizes: work_of(job, IMAGES, sizes == "many sizes") for sizes in ("one size", "many sizes")}
     table = Table(job, work)
     plain = Annotators(work["one size"].models, "bfloat16")
     table.count_flops(plain)
-    table.add("one size", ALL, plain, IMAGES)
+    table.add("one size", PADDED, plain, IMAGES)
     base = table.found["one size"]
     began = time.time()
     compiled = Annotators(work["one size"].models, "bfloat16", compile=not job.smoke)
     job.sheet.note(f"Compiling the image encoders of tagger and segmenter took {time.time() - began:.0f} s.")
     table.base = {"one size": base}
-    for sizes in work:
+    for sizes in [*work][: 1 if job.smoke else 2]:
         job.sheet.attempt(sizes, partial(table.add, sizes, COMPILED, compiled, IMAGES), needs=8)
 
 
@@ -85,12 +84,12 @@ class Table:
         work = self.work[sizes]
         loop = ReferenceLoop(work.models, device())
         self.flops = self.flops or count_flops(loop, work.rows(1)[0], work.given)
-        loop(work.rows(2), work.given)  # warm
+        loop(work.rows(1), work.given)  # warm
         free_memory()
-        rows = work.rows(2 if self.job.smoke else REFERENCE)
+        rows = work.rows(1 if self.job.smoke else REFERENCE)
         seconds = loop(rows, work.given)
         self.base[sizes], self.rates[sizes] = rows, len(rows) / sum(seconds.values())
-        self._row(sizes, "reference loop", len(rows), seconds, 1.0, {})
+        self._row(sizes, "reference loop", rows, seconds, 1, {})
 
     def count_flops(self, stages: Annotators) -> None:
         """Count the operations of an image of one size where no reference loop runs."""
@@ -104,23 +103,24 @@ class Table:
         work = self.work[sizes]
         stages.use(setup.batched, setup.fused, setup.pad_to)
         free_memory()
-        rows = work.rows(images)
-        warm = partial(work.rows, min(len(rows), 2 if self.job.smoke else 64 if setup.batched else 4))
+        rows = work.rows(1 if self.job.smoke else images)
+        warm = partial(work.rows, min(len(rows), 64 if setup.batched else 4))
         seconds = time_stages(stages.stages, rows, warm, work.given)
         self.found[sizes] = rows
-        scale = 1.0 if work.drawn else shapes_of(work, stages.detector, len(rows))
         apart = drift(self.base[sizes], rows, work.drawn) if sizes in self.base else {}
-        self._row(sizes, setup.name, len(rows), seconds, scale, apart)
+        self._row(sizes, setup.name, rows, seconds, setup.pad_to, apart)
 
-    def _row(self, sizes: str, name: str, count: int, seconds: dict[str, float], scale: float, apart: Any) -> None:
-        """Write a row. `scale` is the detector's work as a multiple of that for `ONE_SIZE`."""
+    def _row(
+        self, sizes: str, name: str, rows: list[ImageRecord], seconds: dict[str, float], pad_to: int, apart: Any
+    ) -> None:
+        count, work = len(rows), self.work[sizes]
+        scale = 1.0 if work.drawn else detector_pixels(work.sizes[:count], pad_to)
         flops = {stage: found * (scale if stage == "ground" else 1) for stage, found in self.flops.items()}
         total, chain = sum(flops.values()), count / sum(seconds.values())
         cells: dict[str, Any] = {"what": name, "images": count}
         cells |= {f"{stage} img/s": count / seconds[stage] for stage in STAGES}
         cells |= {"chain img/s": chain}
-        if sizes in self.rates:
-            cells["x reference"] = chain / self.rates[sizes]
+        cells["x reference"] = chain / self.rates[sizes] if sizes in self.rates else ""
         cells |= {"TFLOP an image": total / 1e12, "TFLOP/s": chain * total / 1e12}
         if on_gpu():
             cells |= {"of the roofline": chain * total / 1e12 / self.peak, "peak GiB": peak_gib()}
