@@ -140,15 +140,16 @@ def drawn_on(device: torch.device) -> Iterator[None]:
     """
 
     def draw(_field: str, folder: Path, kind: Any, dtype: torch.dtype, **_options: Any) -> Any:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)] if kind is AutoModelForCausalLM else kind
         before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
-        try:
-            with quiet(), torch.device(device):
-                return kind(config).eval()
-        finally:
-            torch.set_default_dtype(before)
+        with quiet():
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)] if kind is AutoModelForCausalLM else kind
+            torch.set_default_dtype(dtype)
+            try:
+                with torch.device(device):
+                    return kind(config).eval()
+            finally:
+                torch.set_default_dtype(before)
 
     with patch.object(model, "load_pretrained", draw), patch.object(analysis, "load_pretrained", draw):
         yield
@@ -172,7 +173,7 @@ def _write_detector(folder: Path, swin: str) -> None:
         layer.fusion_layer.text_param.fill_(0.1)
     network.model.decoder.layer_norm.weight.fill_(config.d_model**-0.5)
     for head in network.bbox_embed:
-        torch.nn.init.normal_(head.layers[-1].weight, std=0.1)
+        torch.nn.init.normal_(head.layers[-1].weight, std=0.02)
     network.save_pretrained(folder)
     BertTokenizer(vocab=vocabulary).save_pretrained(folder)
     GroundingDinoImageProcessorPil().save_pretrained(folder)

@@ -29,11 +29,11 @@ from benchmarks.gpu.runner import Part, all_well, run_parts
 
 PARTS = (
     Part("card", "Roofline of this card, and weights", 35, card.measure),
-    Part("correctness", "Correctness on the GPU", 75, correctness.measure),
-    Part("waterfall", "Images per second, technique by technique", 110, waterfall.measure),
-    Part("profile", "Profile of each stage", 40, profiles.measure),
-    Part("engine", "The whole chain: JPEG to shards", 65, engine.measure),
-    Part("stage1", "Training stage 1 at 7B", 85, training.measure),
+    Part("correctness", "Correctness on the GPU", 80, correctness.measure),
+    Part("waterfall", "Images per second, technique by technique", 105, waterfall.measure),
+    Part("profile", "Profile of each stage", 35, profiles.measure),
+    Part("engine", "The whole chain: JPEG to shards", 60, engine.measure),
+    Part("stage1", "Training stage 1 at 7B", 95, training.measure),
     Part("compile", "Compiled image encoders", 95, waterfall.measure_compiled),
     Part("analyses", "Analyses at 32,000 words of 4,096 numbers", 35, analyses.measure),
 )

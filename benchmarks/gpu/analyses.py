@@ -35,8 +35,6 @@ IMAGES = 64
 def measure(job: Job) -> None:
     """Time each study over drawn scenes, then matching pursuit alone, on tokens as alike as an image's or less."""
     count, size = (2, SIZES["tiny"]) if job.smoke else (IMAGES, SIZES[LLM])
-    job.sheet.attempt("pursuit", partial(_pursuit, job))
-    free_memory()
     write_configs(job.work / LLM, size)
     view = View(size=size.vision["image_size"], patch=size.vision["patch_size"], fit="crop")
     shards = job.work / f"scenes-{os.getpid()}"
@@ -50,6 +48,8 @@ def measure(job: Job) -> None:
         subject = Subject(job.work / "mm_projector.bin", str(folder / "vision"), str(folder / "llm"))
     for name in STUDIES:
         job.sheet.attempt(name, partial(_study, job, name, subject, shards, count), needs=3)
+    del subject
+    job.sheet.attempt("matching pursuit", partial(_pursuit, job), needs=5)
 
 
 def _study(job: Job, name: str, subject: Subject, shards: Path, count: int) -> None:

@@ -31,8 +31,8 @@ def measure(job: Job) -> None:
     exact, fast = Annotators(work.models, "float32"), Annotators(work.models, "bfloat16")
     base: list[ImageRecord] = []
     sheet.attempt("precisions", lambda: base.extend(_precisions(job, work, exact, fast)))
-    sheet.attempt("kernels", partial(_kernels, job, work, fast))
-    sheet.attempt("transfers", partial(_transfers, job, work, fast))
+    sheet.attempt("features", partial(_features, job, work, exact, fast))
+    sheet.attempt("kernels and copies", partial(_kernels, job, work, fast))
     sheet.attempt("out of memory", partial(_out_of_memory, job, work, fast))
     if base and not job.smoke:
         del fast
@@ -41,7 +41,7 @@ def measure(job: Job) -> None:
 
 def _miniature(job: Job) -> None:
     """Compare trained networks, whose truth is known, with the reference loop in float32 on the same device."""
-    count = 1 if job.smoke else 48
+    count = 1 if job.smoke else 32
     work = miniature_work(count)
     base = work.rows(count)
     ReferenceLoop(work.models, device())(base, {})
@@ -91,6 +91,33 @@ def _precisions(job: Job, work: Work, exact: Annotators, fast: Annotators) -> li
     for line in compare_masks(base, rows):
         job.sheet.row("bfloat16 against float32", model="segmenter", **line)
     return base
+
+
+def _features(job: Job, work: Work, exact: Annotators, fast: Annotators) -> None:
+    """Compare the features of the encoders: the relative error is 1e-3 to 1e-2 where only bfloat16 is at work."""
+    count = 1 if job.smoke else 4
+    found: list[dict[str, torch.Tensor]] = []
+    for stages in (exact, fast):
+        kept: dict[str, torch.Tensor] = {}
+        encoders = {
+            "tag": stages.tagger.network.visual_encoder,
+            "ground": stages.detector.model.model.model.encoder,
+            "segment": stages.segmenter.sam.sam.image_encoder,  # type: ignore[union-attr]
+        }
+        for name, encoder in encoders.items():
+            rows = ready_rows(work, exact, count, name)  # the same tags for both
+            hook = encoder.register_forward_hook(partial(_keep, kept, name))
+            stages.stages[name](Shard(0, rows))
+            hook.remove()
+            check(rows, name)
+        found.append(kept)
+    for name, one in found[0].items():
+        error = (found[1][name] - one).norm() / one.norm()
+        job.sheet.row("Features of the encoders", stage=name, shape=str([*one.shape]), relative_error=float(error))
+
+
+def _keep(kept: dict[str, torch.Tensor], name: str, _module: object, _inputs: object, output: Any) -> None:
+    kept[name] = (output if isinstance(output, torch.Tensor) else output[0]).float()
 
 
 def _take_tags(rows: list[ImageRecord], base: list[ImageRecord], thresholds: np.ndarray, work: Work) -> None:
@@ -157,41 +184,31 @@ def ready_rows(work: Work, stages: Annotators, count: int, stage: str) -> list[I
 
 
 def _kernels(job: Job, work: Work, fast: Annotators) -> None:
-    """List the attention kernels that torch chooses in one batch of each stage, fused and plain."""
-    for fused in (True,) if job.smoke else (True, False):
-        fast.use(fused=fused)
-        for name, stage in fast.stages.items():
-            count = 1 if job.smoke else stage.batch_size
-            rows = ready_rows(work, fast, count, name)
-            stage(Shard(0, ready_rows(work, fast, count, name)))  # warm
-            seen = traced(partial(stage, Shard(0, rows)))
-            check(rows, name)
-            for operation, calls in seen.operations(ATTENTION).items():
-                job.sheet.row("Attention that torch chose", stage=name, fused=fused, operation=operation, calls=calls)
-            if not on_gpu():
-                continue
-            words = ("flash", "fmha", "attention", "softmax")
-            for kernel, calls, seconds in seen.largest(10**6):
-                if any(word in kernel.lower() for word in words):
-                    cells = {"kernel": short(kernel), "calls": calls, "ms": seconds * 1000}
-                    job.sheet.row("Kernels of attention", stage=name, fused=fused, **cells)
-    fast.use()
+    """List the attention kernels that torch chooses in two batches of each stage, and the copies by kind of memory.
 
-
-def _transfers(job: Job, work: Work, fast: Annotators) -> None:
-    """Count copies between host and device by the kind of memory. A pageable copy makes the host wait."""
-    for name, stage in [*fast.stages.items()][: 1 if job.smoke else 3]:
-        rows = ready_rows(work, fast, 1 if job.smoke else 16, name)
+    A pageable copy makes the host wait for the GPU, which pinned copies do not.
+    """
+    for name, stage in fast.stages.items():
+        count = 1 if job.smoke else 2 * stage.batch_size
+        stage(Shard(0, ready_rows(work, fast, count, name)))  # warm
+        rows = ready_rows(work, fast, count, name)
         seen = traced(partial(stage, Shard(0, rows)))
+        check(rows, name)
+        for operation, calls in seen.operations(ATTENTION).items():
+            job.sheet.row("Attention that torch chose", stage=name, operation=operation, calls=calls)
+        for kernel, calls, seconds in seen.largest(10**6) if on_gpu() else ():
+            if any(word in kernel.lower() for word in ("flash", "fmha", "attention", "softmax")):
+                cells = {"kernel": short(kernel), "calls": calls, "ms": seconds * 1000}
+                job.sheet.row("Kernels of attention", stage=name, **cells)
         copies: dict[str, list[dict[str, Any]]] = {}
         for event in seen.events:
             if event.get("cat") == "gpu_memcpy":
                 copies.setdefault(event["name"], []).append(event)
         waits = sum(event["name"] in ("cudaStreamSynchronize", "cudaDeviceSynchronize") for event in seen.events)
-        for kind, events in copies.items() or [("none", [])]:
+        for kind, events in copies.items():
             size = sum(float(event.get("args", {}).get("bytes", 0)) for event in events) / 1e6
             cells = {"copies": len(events), "MB": size, "ms": sum(event["dur"] for event in events) / 1000}
-            job.sheet.row("Copies", stage=name, kind=kind, **cells, waits=waits)
+            job.sheet.row("Copies", stage=name, kind=kind, images=count, **cells, waits=waits)
 
 
 def _out_of_memory(job: Job, work: Work, fast: Annotators) -> None:

@@ -16,7 +16,7 @@ from benchmarks.stage1 import ROWS, SIZES, Row, Step, build_model, write_configs
 from pad_pipeline.training.model import MultimodalModel
 
 REFERENCE, WITH_LOGITS, PLAIN, COMPILED = ROWS
-PLAN = [(PLAIN, (16, 32, 8)), (COMPILED, (16, 32)), (REFERENCE, (16,)), (WITH_LOGITS, (16,))]
+PLAN = [(PLAIN, (16, 32, 8)), (REFERENCE, (16,)), (COMPILED, (16, 32)), (WITH_LOGITS, (16,))]
 """Rows in order of worth, with their micro-batches."""
 
 

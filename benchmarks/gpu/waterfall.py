@@ -11,6 +11,7 @@ from benchmarks.chain import STAGES, Annotators, Work, count_flops, detector_pix
 from benchmarks.gpu.card import PRODUCT
 from benchmarks.gpu.common import device, free_memory, on_gpu, peak_gib, roofline, work_of
 from benchmarks.gpu.runner import Job
+from benchmarks.gpu.sheet import read_sheet
 from benchmarks.reference import ReferenceLoop
 from pad_pipeline.records import ImageRecord
 
@@ -26,6 +27,8 @@ STEPS = [
     Setup("stages, float32, batch 1"),
 ]
 """The steps between the reference loop and the fastest."""
+COUNTED = "Operations of an image of one size"
+"""Name of the table of operations that torch counts in the reference loop."""
 IMAGES, FEW, REFERENCE = 256, 48, 8
 """Images of a fast row, of a slow one, and of the reference loop."""
 
@@ -53,7 +56,7 @@ def measure_compiled(job: Job) -> None:
     work = {sizes: work_of(job, IMAGES, sizes == "many sizes") for sizes in ("one size", "many sizes")}
     table = Table(job, work)
     plain = Annotators(work["one size"].models, "bfloat16")
-    table.count_flops(plain)
+    table.read_flops()
     table.add("one size", PADDED, plain, IMAGES)
     base = table.found["one size"]
     began = time.time()
@@ -83,7 +86,8 @@ class Table:
         """Time the reference loop, and count its operations."""
         work = self.work[sizes]
         loop = ReferenceLoop(work.models, device())
-        self.flops = self.flops or count_flops(loop, work.rows(1)[0], work.given)
+        if not self.flops:
+            self._use(count_flops(loop, work.rows(1)[0], work.given))
         loop(work.rows(1), work.given)  # warm
         free_memory()
         rows = work.rows(1 if self.job.smoke else REFERENCE)
@@ -91,12 +95,19 @@ class Table:
         self.base[sizes], self.rates[sizes] = rows, len(rows) / sum(seconds.values())
         self._row(sizes, "reference loop", rows, seconds, 1, {})
 
-    def count_flops(self, stages: Annotators) -> None:
-        """Count the operations of an image of one size where no reference loop runs."""
-        work = self.work["one size"]
-        if not self.flops:
-            self.flops = count_flops(ReferenceLoop(work.models, device()), work.rows(1)[0], work.given)
+    def read_flops(self) -> None:
+        """Take the operations of an image that the part `waterfall` counted; count them if it did not."""
+        work, earlier = self.work["one size"], (read_sheet(self.job.out, "waterfall") or {"tables": {}})["tables"]
+        if COUNTED in earlier:
+            self.flops = {row["stage"]: row["TFLOP"] * 1e12 for row in earlier[COUNTED]}
+        else:
+            self._use(count_flops(ReferenceLoop(work.models, device()), work.rows(1)[0], work.given))
             free_memory()
+
+    def _use(self, flops: dict[str, float]) -> None:
+        self.flops = flops
+        for stage, found in flops.items():
+            self.job.sheet.row(COUNTED, stage=stage, TFLOP=found / 1e12)
 
     def add(self, sizes: str, setup: Setup, stages: Annotators, images: int) -> None:
         """Time the stages with a setup."""

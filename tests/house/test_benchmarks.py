@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import annotate, flops, photographs
-from benchmarks.gpu import runner
+from benchmarks.gpu import common, runner
 from benchmarks.gpu.runner import Job
 from tests.conftest import ROOT
 
@@ -126,3 +126,20 @@ def test_drawn_photographs_have_the_sizes_that_were_asked_for_and_as_many_bytes_
     files = photographs.photographs(sizes[:6])
     assert [Image.open(io.BytesIO(data)).size for data in files] == sizes[:6]
     assert all(0.1 < len(data) / (w * h) < 0.6 for data, (w, h) in zip(files, sizes, strict=False))
+
+
+def test_a_trace_gives_the_busy_time_of_a_gpu_and_the_pauses_between_its_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Kernels of several streams overlap, and their sum would be more than the time in which the GPU is busy."""
+    monkeypatch.setattr(common, "on_gpu", lambda: True)
+    spans = [("kernel", "gemm", 0, 10), ("kernel", "gemm", 30, 10), ("kernel", "norm", 35, 15)]
+    spans += [("gpu_memcpy", "Memcpy HtoD (Pinned -> Device)", 60, 5), ("cuda_runtime", "cudaLaunchKernel", 0, 100)]
+    spans += [("cpu_op", "aten::_scaled_dot_product_flash_attention", 0, 100)]
+    events = [{"cat": cat, "name": name, "ts": ts, "dur": dur} for cat, name, ts, dur in spans]
+    seen = common.Traced(100e-6, events)
+    busy, pauses = seen.gaps()
+    assert busy == pytest.approx(35e-6)
+    assert pauses == pytest.approx([20e-6, 10e-6])
+    assert [(name, calls) for name, calls, _ in seen.largest(2)] == [("gemm", 2), ("norm", 1)]
+    assert seen.operations("aten::_scaled") == {"aten::_scaled_dot_product_flash_attention": 1}
