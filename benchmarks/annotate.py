@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import gc
 import platform
+import shutil
 import subprocess
 from datetime import date
 from importlib.metadata import version
@@ -177,6 +178,8 @@ def _processor() -> str:
 
 def commit() -> str:
     """Return the short hash of the checkout's commit, or `unknown`."""
+    if not shutil.which("git"):
+        return "unknown"
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 

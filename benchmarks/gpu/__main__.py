@@ -4,9 +4,11 @@ The parts run in order of worth, each in a process of its own with a limit of it
 to the next. Each writes `NAME.md` and `NAME.json` into DIR after every row, and `summary.md` holds all of them after
 each part: whenever the run is cut, everything that was measured is there.
 
-It needs PACKAGES. It needs no Ray and no network. Weights are random. Those of the annotation models are drawn on the
-GPU and kept in memory (/dev/shm), 4 GB; those of the 7B LLM are drawn on the GPU by each process that needs them.
-`--smoke` tries all of it with small models on a CPU.
+It needs what pad needs, without Ray and without network: torch, transformers, torchvision, numpy, pyarrow, scipy and
+others that machines with a GPU usually have, and annotated-types, braceexpand, orjson, pycocotools, pydantic,
+pydantic-core, segment-anything, typing-inspection (3 MB of wheels). Weights are random. Those of the annotation models
+are drawn on the GPU and kept in memory (/dev/shm), 4 GB; those of the 7B LLM are drawn on the GPU by each process that
+needs them. `--smoke` tries all of it with small models on a CPU.
 """
 
 from __future__ import annotations

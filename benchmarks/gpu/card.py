@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.chain import Annotators
 from benchmarks.gpu.common import device, free_memory, median_seconds, on_gpu, peak_gib, work_of
 from benchmarks.gpu.runner import Job
 
@@ -21,7 +20,7 @@ PRODUCT = "product, bfloat16, TFLOP/s"
 def measure(job: Job) -> None:
     """Measure matrix products, copies and transfers; draw weights and calibrate thresholds, once."""
     sheet, edge = job.sheet, 64 if job.smoke else 8192
-    sheet.note(_machine() + ".")
+    sheet.attempt("machine", lambda: sheet.note(_machine() + "."))
     for dtype in (torch.bfloat16, torch.float32):
         name = f"product, {str(dtype).removeprefix('torch.')}, TFLOP/s"
         sheet.attempt(name, partial(_product, job, name, dtype, edge))
@@ -77,8 +76,7 @@ def _launches(job: Job) -> None:
 
 def _weights(job: Job) -> None:
     free_memory()
-    work = work_of(job, 8)
-    Annotators(work.models, "bfloat16")
+    work_of(job, 8)
     free = torch.cuda.mem_get_info()[0] / 2**30 if on_gpu() else 0.0
     size = sum(path.stat().st_size for path in Path(job.work).glob("**/*.safetensors"))
     job.sheet.row("Weights", folder=str(job.work), GB=size / 1e9, peak_GiB=peak_gib(), free_GiB=free)

@@ -143,9 +143,10 @@ def compare_boxes(base: list[ImageRecord], rows: list[ImageRecord]) -> list[dict
     overlaps, apart, scores = [], [], []
     for one, two in zip(base, rows, strict=True):
         for region in sorted(one.regions, key=lambda region: -region.score)[:BOXES]:
-            near = max(((iou(region.box, other.box), other.score) for other in two.regions), default=(0.0, 0.0))
-            overlaps.append(near[0])
-            apart.append(abs(region.score - near[1]))
+            pairs = ((iou(region.box, other.box), abs(region.score - other.score)) for other in two.regions)
+            overlap, difference = max(pairs, key=lambda pair: pair[0] - pair[1], default=(0.0, 1.0))
+            overlaps.append(overlap)
+            apart.append(difference)
         scores += [region.score for region in one.regions]
     found = {"mean": fmean(apart or [0.0]), "largest": max(apart, default=0.0), "box IoU": fmean(overlaps or [0.0])}
     found["boxes with IoU 0.5"] = fmean([overlap >= 0.5 for overlap in overlaps] or [0.0])
@@ -230,7 +231,9 @@ def _out_of_memory(job: Job, work: Work, fast: Annotators) -> None:
         same = drift(small, rows, drawn=False)
         sizes = sorted({*stage._fits.values()})
         cells = {"batch": count, "allowed GiB": held + 3 * used, "peak GiB": peak_gib(), "failed": failed}
-        job.sheet.row("Out of memory", stage=name, **cells, halved_to=str(sizes or "never"), **same)
+        measure = {"tag": "tags F1", "ground": "boxes F1", "segment": "mask IoU"}[name]
+        cells |= {"halved to": str(sizes or "never"), "compared": measure, "with small batches": same[measure]}
+        job.sheet.row("Out of memory", stage=name, **cells)
         stage._fits.clear()
         fast.use()
 

@@ -38,8 +38,8 @@ def measure(job: Job) -> None:
     work = {sizes: work_of(job, IMAGES, sizes == "many sizes") for sizes in ("one size", "many sizes")}
     table = Table(job, work)
     sheet = job.sheet
-    for sizes in [*work][: 1 if job.smoke else 2]:
-        sheet.attempt(f"reference loop, {sizes}", partial(table.reference, sizes))
+    sheet.attempt("reference loop", table.reference)
+    free_memory()
     stages = {"bfloat16": Annotators(work["one size"].models, "bfloat16")}
     for sizes, setup in FASTEST[: 1 if job.smoke else 3]:
         sheet.attempt(f"{setup.name}, {sizes}", partial(table.add, sizes, setup, stages["bfloat16"], IMAGES), needs=8)
@@ -82,18 +82,17 @@ class Table:
         """Images per second of the reference loop, by the sizes of the images."""
         self.peak = roofline(job).get(PRODUCT, float(H200_TFLOPS))
 
-    def reference(self, sizes: str) -> None:
-        """Time the reference loop, and count its operations."""
-        work = self.work[sizes]
-        loop = ReferenceLoop(work.models, device())
-        if not self.flops:
-            self._use(count_flops(loop, work.rows(1)[0], work.given))
-        loop(work.rows(1), work.given)  # warm
-        free_memory()
-        rows = work.rows(1 if self.job.smoke else REFERENCE)
-        seconds = loop(rows, work.given)
-        self.base[sizes], self.rates[sizes] = rows, len(rows) / sum(seconds.values())
-        self._row(sizes, "reference loop", rows, seconds, 1, {})
+    def reference(self) -> None:
+        """Count the operations of the reference loop, and time it on images of one size and of many."""
+        loop = ReferenceLoop(self.work["one size"].models, device())
+        self._use(count_flops(loop, self.work["one size"].rows(1)[0], self.work["one size"].given))
+        for sizes, work in [*self.work.items()][: 1 if self.job.smoke else 2]:
+            loop(work.rows(1), work.given)  # warm
+            free_memory()
+            rows = work.rows(1 if self.job.smoke else REFERENCE)
+            seconds = loop(rows, work.given)
+            self.base[sizes], self.rates[sizes] = rows, len(rows) / sum(seconds.values())
+            self._row(sizes, "reference loop", rows, seconds, 1, {})
 
     def read_flops(self) -> None:
         """Take the operations of an image that the part `waterfall` counted; count them if it did not."""
@@ -115,7 +114,7 @@ class Table:
         stages.use(setup.batched, setup.fused, setup.pad_to)
         free_memory()
         rows = work.rows(1 if self.job.smoke else images)
-        warm = partial(work.rows, min(len(rows), 64 if setup.batched else 4))
+        warm = partial(work.rows, min(len(rows), 64 if images == IMAGES else 16 if setup.batched else 4))
         seconds = time_stages(stages.stages, rows, warm, work.given)
         self.found[sizes] = rows
         apart = drift(self.base[sizes], rows, work.drawn) if sizes in self.base else {}

@@ -15,6 +15,7 @@ from PIL import Image
 
 from benchmarks import annotate, flops, photographs
 from benchmarks.gpu import common, runner
+from benchmarks.gpu.__main__ import PARTS
 from benchmarks.gpu.runner import Job
 from tests.conftest import ROOT
 
@@ -107,6 +108,9 @@ def test_the_gpu_benchmark_measures_every_part_in_its_smoke_run(tmp_path: Path) 
         assert (found["state"], found["failures"]) == ("finished", []), name
         assert any(found["tables"].values()), name
         assert (tmp_path / f"{name}.md").read_text() in summary
+    page = (ROOT / "docs/howto/gpu.md").read_text()
+    assert all(f"| `{part.name}` | {part.seconds} |" in page for part in PARTS)
+    assert [part.name for part in PARTS] == [*parts]
     waterfall = json.loads((tmp_path / "waterfall.json").read_text())["tables"]["Images of one size"]
     assert [row["what"] for row in waterfall[:2]] == ["reference loop", "+ fused attention"]
     compared = json.loads((tmp_path / "correctness.json").read_text())["tables"]["bfloat16 against float32"]
