@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice, product
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
@@ -104,9 +104,10 @@ def write_official_size(
 
 
 def drawn_words(count: int) -> list[str]:
-    """Return different words of four letters, at most 83,521."""
+    """Return different words, 4,913 of three letters and then 83,521 of four."""
     letters = "abcdefghijklmnopq"
-    return ["".join(word) for word in islice(product(letters, repeat=4), count)]
+    every = chain.from_iterable(product(letters, repeat=length) for length in (3, 4))
+    return ["".join(word) for word in islice(every, count)]
 
 
 def write_tokenizer(folder: Path, tokens: int) -> None:

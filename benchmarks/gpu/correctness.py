@@ -230,7 +230,12 @@ def _out_of_memory(job: Job, work: Work, fast: Annotators) -> None:
         failed = sum(row.status == "failed" for row in rows)
         same = drift(small, rows, drawn=False)
         sizes = sorted({*stage._fits.values()})
-        cells = {"batch": count, "allowed GiB": held + 3 * used, "peak GiB": peak_gib(), "failed": failed}
+        cells: dict[str, Any] = {
+            "batch": count,
+            "allowed GiB": held + 3 * used,
+            "peak GiB": peak_gib(),
+            "failed": failed,
+        }
         measure = {"tag": "tags F1", "ground": "boxes F1", "segment": "mask IoU"}[name]
         cells |= {"halved to": str(sizes or "never"), "compared": measure, "with small batches": same[measure]}
         job.sheet.row("Out of memory", stage=name, **cells)

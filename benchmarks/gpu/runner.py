@@ -55,6 +55,7 @@ def run_parts(
     for part in parts:
         deadline += part.seconds * scale
         print(f"== {part.name}: until {deadline - began:.0f} s of {end - began:.0f} s", flush=True)
+        before = os.times()
         process = context.Process(target=_work, args=(part, out, work, smoke, deadline - min(GRACE, part.seconds / 4)))
         process.start()
         process.join(max(0.1, deadline - time.time()))
@@ -65,7 +66,8 @@ def run_parts(
             end_sheet(out, part.name, part.title, f"its process died (exit code {process.exitcode})")
         ends[part.name] = (read_sheet(out, part.name) or {})["state"]
         _summarize(parts, out, heading, time.time() - began)
-        print(f"== {part.name}: {ends[part.name]}", flush=True)
+        used = os.times().children_user - before.children_user
+        print(f"== {part.name}: {ends[part.name]}, {used:.1f} s of CPU time", flush=True)
     return ends
 
 

@@ -29,6 +29,7 @@ STEPS = [
 """The steps between the reference loop and the fastest."""
 COUNTED = "Operations of an image of one size"
 """Name of the table of operations that torch counts in the reference loop."""
+REFERENCE_LOOP = "reference loop"
 IMAGES, FEW, REFERENCE = 256, 48, 8
 """Images of a fast row, of a slow one, and of the reference loop."""
 
@@ -38,7 +39,7 @@ def measure(job: Job) -> None:
     work = {sizes: work_of(job, IMAGES, sizes == "many sizes") for sizes in ("one size", "many sizes")}
     table = Table(job, work)
     sheet = job.sheet
-    sheet.attempt("reference loop", table.reference)
+    sheet.attempt(REFERENCE_LOOP, table.reference)
     free_memory()
     stages = {"bfloat16": Annotators(work["one size"].models, "bfloat16")}
     for sizes, setup in FASTEST[: 1 if job.smoke else 3]:
@@ -56,7 +57,7 @@ def measure_compiled(job: Job) -> None:
     work = {sizes: work_of(job, IMAGES, sizes == "many sizes") for sizes in ("one size", "many sizes")}
     table = Table(job, work)
     plain = Annotators(work["one size"].models, "bfloat16")
-    table.read_flops()
+    table.read_reference()
     table.add("one size", PADDED, plain, IMAGES)
     base = table.found["one size"]
     began = time.time()
@@ -92,11 +93,15 @@ class Table:
             rows = work.rows(1 if self.job.smoke else REFERENCE)
             seconds = loop(rows, work.given)
             self.base[sizes], self.rates[sizes] = rows, len(rows) / sum(seconds.values())
-            self._row(sizes, "reference loop", rows, seconds, 1, {})
+            self._row(sizes, REFERENCE_LOOP, rows, seconds, 1, {})
 
-    def read_flops(self) -> None:
-        """Take the operations of an image that the part `waterfall` counted; count them if it did not."""
+    def read_reference(self) -> None:
+        """Take operations and rates of the reference loop from the part `waterfall`; without it, count the first."""
         work, earlier = self.work["one size"], (read_sheet(self.job.out, "waterfall") or {"tables": {}})["tables"]
+        for sizes in self.work:
+            for row in earlier.get(f"Images of {sizes}", []):
+                if row["what"] == REFERENCE_LOOP:
+                    self.rates[sizes] = row["chain img/s"]
         if COUNTED in earlier:
             self.flops = {row["stage"]: row["TFLOP"] * 1e12 for row in earlier[COUNTED]}
         else:
