@@ -1,8 +1,7 @@
-"""Parts `waterfall` and `compile`: the chain's images per second, technique by technique, and its share of the card."""
+"""Part `waterfall`: the chain's images per second, technique by technique, and its share of the card."""
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import Any
 
@@ -11,13 +10,11 @@ from benchmarks.chain import STAGES, Annotators, Work, count_flops, detector_pix
 from benchmarks.gpu.card import PRODUCT
 from benchmarks.gpu.common import device, free_memory, on_gpu, peak_gib, roofline, work_of
 from benchmarks.gpu.runner import Job
-from benchmarks.gpu.sheet import read_sheet
 from benchmarks.reference import ReferenceLoop
 from pad_pipeline.records import ImageRecord
 
 ALL = Setup("+ fused attention", "bfloat16", batched=True, fused=True)
 PADDED = Setup("+ padded to 32", "bfloat16", batched=True, fused=True, pad_to=32)
-COMPILED = Setup("+ compile", "bfloat16", batched=True, fused=True, compile=True, pad_to=32)
 FASTEST = [("one size", ALL), ("many sizes", PADDED), ("many sizes", ALL)]
 """What the goals are about: measured first."""
 STEPS = [
@@ -52,22 +49,6 @@ def measure(job: Job) -> None:
         sheet.attempt(setup.name, partial(table.add, "one size", setup, stages[setup.precision], FEW), needs=8)
 
 
-def measure_compiled(job: Job) -> None:
-    """Compile the image encoders; say how long it takes, whether they find the same, and how fast they are."""
-    work = {sizes: work_of(job, IMAGES, sizes == "many sizes") for sizes in ("one size", "many sizes")}
-    table = Table(job, work)
-    plain = Annotators(work["one size"].models, "bfloat16")
-    table.read_reference()
-    table.add("one size", PADDED, plain, IMAGES)
-    base = table.found["one size"]
-    began = time.time()
-    compiled = Annotators(work["one size"].models, "bfloat16", compile=not job.smoke)
-    job.sheet.note(f"Compiling the image encoders of tagger and segmenter took {time.time() - began:.0f} s.")
-    table.base = {"one size": base}
-    for sizes in [*work][: 1 if job.smoke else 2]:
-        job.sheet.attempt(sizes, partial(table.add, sizes, COMPILED, compiled, IMAGES), needs=8)
-
-
 class Table:
     """The rows of a waterfall."""
 
@@ -94,19 +75,6 @@ class Table:
             seconds = loop(rows, work.given)
             self.base[sizes], self.rates[sizes] = rows, len(rows) / sum(seconds.values())
             self._row(sizes, REFERENCE_LOOP, rows, seconds, 1, {})
-
-    def read_reference(self) -> None:
-        """Take operations and rates of the reference loop from the part `waterfall`; without it, count the first."""
-        work, earlier = self.work["one size"], (read_sheet(self.job.out, "waterfall") or {"tables": {}})["tables"]
-        for sizes in self.work:
-            for row in earlier.get(f"Images of {sizes}", []):
-                if row["what"] == REFERENCE_LOOP:
-                    self.rates[sizes] = row["chain img/s"]
-        if COUNTED in earlier:
-            self.flops = {row["stage"]: row["TFLOP"] * 1e12 for row in earlier[COUNTED]}
-        else:
-            self._use(count_flops(ReferenceLoop(work.models, device()), work.rows(1)[0], work.given))
-            free_memory()
 
     def _use(self, flops: dict[str, float]) -> None:
         self.flops = flops
