@@ -48,6 +48,8 @@ class Setup(NamedTuple):
     fused: bool = False
     compile: bool = False
     pad_to: int = 1
+    larger: int = 1
+    """By how much batches are larger than the settings say."""
 
 
 WATERFALL = [

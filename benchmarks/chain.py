@@ -141,10 +141,13 @@ class Annotators:
         self.batch_sizes = {name: stage.batch_size for name, stage in self.stages.items()}
         self._swaps = [*dino_swaps(self.detector.model.model), *sam_swaps(stages[2].sam.sam)]
 
-    def use(self, batched: bool = True, fused: bool = True, pad_to: int = 1) -> Annotators:
-        """Switch batches, fused attention, and padding of the detector's images; return these annotators."""
+    def use(self, batched: bool = True, fused: bool = True, pad_to: int = 1, larger: int = 1) -> Annotators:
+        """Switch batches, fused attention, and padding of the detector's images; return these annotators.
+
+        With batches, they are `larger` times as large as the settings say.
+        """
         for name, stage in self.stages.items():
-            stage.batch_size = self.batch_sizes[name] if batched else 1
+            stage.batch_size = larger * self.batch_sizes[name] if batched else 1
         use_attention(self._swaps, fused)
         self.detector.settings = self.detector.settings.model_copy(update={"pad_to": pad_to})
         return self

@@ -117,7 +117,7 @@ class Traced(NamedTuple):
             end = stop if end is None else max(end, stop)
         return busy, pauses
 
-    def largest(self, count: int = 5) -> Iterable[tuple[str, int, float]]:
+    def largest(self, count: int) -> Iterable[tuple[str, int, float]]:
         """Yield the name of each of the kernels that took most time, its number of calls, and its seconds."""
         by_name: dict[str, list[float]] = {}
         for event in self.work():

@@ -51,6 +51,6 @@ def profile(job: Job, name: str, plain: Callable[[], object], work: Callable[[],
         in_pauses=sum(long) / seen.seconds,
         longest_ms=str([round(pause * 1000, 1) for pause in sorted(long, reverse=True)[:5]]),
     )  # fmt: skip
-    for kernel, calls, seconds in seen.largest():
+    for kernel, calls, seconds in seen.largest(10):
         share = seconds / max(busy, 1e-9)
         job.sheet.row("Largest kernels", what=name, kernel=short(kernel), calls=calls, ms=seconds * 1000, share=share)

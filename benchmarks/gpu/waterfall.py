@@ -15,7 +15,8 @@ from pad_pipeline.records import ImageRecord
 
 ALL = Setup("+ fused attention", "bfloat16", batched=True, fused=True)
 PADDED = Setup("+ padded to 32", "bfloat16", batched=True, fused=True, pad_to=32)
-FASTEST = [("one size", ALL), ("many sizes", PADDED), ("many sizes", ALL)]
+LARGER = Setup("+ batches 4 x as large", "bfloat16", batched=True, fused=True, pad_to=32, larger=4)
+FASTEST = [("one size", ALL), ("many sizes", PADDED), ("one size", LARGER), ("many sizes", LARGER), ("many sizes", ALL)]
 """What the goals are about: measured first."""
 STEPS = [
     Setup("+ batches", "bfloat16", batched=True),
@@ -24,9 +25,6 @@ STEPS = [
     Setup("stages, float32, batch 1"),
 ]
 """The steps between the reference loop and the fastest."""
-COUNTED = "Operations of an image of one size"
-"""Name of the table of operations that torch counts in the reference loop."""
-REFERENCE_LOOP = "reference loop"
 IMAGES, FEW, REFERENCE = 256, 48, 8
 """Images of a fast row, of a slow one, and of the reference loop."""
 
@@ -36,10 +34,10 @@ def measure(job: Job) -> None:
     work = {sizes: work_of(job, IMAGES, sizes == "many sizes") for sizes in ("one size", "many sizes")}
     table = Table(job, work)
     sheet = job.sheet
-    sheet.attempt(REFERENCE_LOOP, table.reference)
+    sheet.attempt("reference loop", table.reference)
     free_memory()
     stages = {"bfloat16": Annotators(work["one size"].models, "bfloat16")}
-    for sizes, setup in FASTEST[: 1 if job.smoke else 3]:
+    for sizes, setup in FASTEST[: 1 if job.smoke else None]:
         sheet.attempt(f"{setup.name}, {sizes}", partial(table.add, sizes, setup, stages["bfloat16"], IMAGES), needs=8)
     for setup in STEPS[: 1 if job.smoke else 4]:
         if setup.precision not in stages:
@@ -58,8 +56,6 @@ class Table:
         """Operations of each stage for an image of one size."""
         self.base: dict[str, list[ImageRecord]] = {}
         """Findings with which each row is compared, by the sizes of the images."""
-        self.found: dict[str, list[ImageRecord]] = {}
-        """Findings of the latest row, by the sizes of the images."""
         self.rates: dict[str, float] = {}
         """Images per second of the reference loop, by the sizes of the images."""
         self.peak = roofline(job).get(PRODUCT, float(H200_TFLOPS))
@@ -67,29 +63,26 @@ class Table:
     def reference(self) -> None:
         """Count the operations of the reference loop, and time it on images of one size and of many."""
         loop = ReferenceLoop(self.work["one size"].models, device())
-        self._use(count_flops(loop, self.work["one size"].rows(1)[0], self.work["one size"].given))
+        one = self.work["one size"]
+        self.flops = count_flops(loop, one.rows(1)[0], one.given)
+        for stage, found in self.flops.items():
+            self.job.sheet.row("Operations of an image of one size", stage=stage, TFLOP=found / 1e12)
         for sizes, work in [*self.work.items()][: 1 if self.job.smoke else 2]:
             loop(work.rows(1), work.given)  # warm
             free_memory()
             rows = work.rows(1 if self.job.smoke else REFERENCE)
             seconds = loop(rows, work.given)
             self.base[sizes], self.rates[sizes] = rows, len(rows) / sum(seconds.values())
-            self._row(sizes, REFERENCE_LOOP, rows, seconds, 1, {})
-
-    def _use(self, flops: dict[str, float]) -> None:
-        self.flops = flops
-        for stage, found in flops.items():
-            self.job.sheet.row(COUNTED, stage=stage, TFLOP=found / 1e12)
+            self._row(sizes, "reference loop", rows, seconds, 1, {})
 
     def add(self, sizes: str, setup: Setup, stages: Annotators, images: int) -> None:
         """Time the stages with a setup."""
         work = self.work[sizes]
-        stages.use(setup.batched, setup.fused, setup.pad_to)
+        stages.use(setup.batched, setup.fused, setup.pad_to, setup.larger)
         free_memory()
         rows = work.rows(1 if self.job.smoke else images)
         warm = partial(work.rows, min(len(rows), 64 if images == IMAGES else 16 if setup.batched else 4))
         seconds = time_stages(stages.stages, rows, warm, work.given)
-        self.found[sizes] = rows
         apart = drift(self.base[sizes], rows, work.drawn) if sizes in self.base else {}
         self._row(sizes, setup.name, rows, seconds, setup.pad_to, apart)
 
