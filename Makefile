@@ -74,6 +74,9 @@ bench-scale: $(READY)  ## What 100 million images take of the driver and of read
 bench-stage1: $(READY)  ## Time stage 1, technique by technique; on a GPU at LLaVA-7B's size with SIZE=7b.
 	$(BIN)/python -m benchmarks.stage1 --size $(or $(SIZE),tiny)
 
+bench-gpu: $(READY)  ## On a GPU: correctness, rates, profiles, the whole chain, stage 1, analyses: nine minutes, results in OUT.
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.gpu --minutes $(or $(MINUTES),9) --out $(or $(OUT),gpu-out)
+
 bench-loader: $(READY)  ## Compare the trainer's loader with plain webdataset on the same shards: two minutes.
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.loader
 
@@ -116,4 +119,4 @@ $(READY): $(RUN)
 	$(INSTALL) '.[dev]'
 	@touch $(READY)
 
-.PHONY: docs help demo test test-all test-long test-browser bench bench-steps bench-engines bench-memory bench-plan bench-scale bench-loader bench-stage1 bench-analyses bench-pursuit bench-retarget paper chaos chaos-cluster chaos-store lint format clean
+.PHONY: docs help demo test test-all test-long test-browser bench bench-steps bench-engines bench-memory bench-plan bench-scale bench-loader bench-stage1 bench-gpu bench-analyses bench-pursuit bench-retarget paper chaos chaos-cluster chaos-store lint format clean

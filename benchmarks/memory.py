@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.annotate import few_tags
+from benchmarks.chain import few_tags
 from benchmarks.official import write_official_size
 from pad_pipeline.images import DecodeSettings
 from pad_pipeline.records import ImageRecord, Region, Shard

@@ -13,6 +13,7 @@ from segment_anything import SamPredictor
 from segment_anything.modeling.image_encoder import Attention
 from segment_anything.modeling.transformer import Attention as DecoderAttention
 from transformers import AutoTokenizer, GroundingDinoForObjectDetection, GroundingDinoImageProcessorPil
+from transformers.models.grounding_dino.modeling_grounding_dino import GroundingDinoBiMultiHeadAttention
 
 from pad_pipeline.images import DecodeSettings, decode
 from pad_pipeline.records import ImageRecord, Region, Tag, as_box
@@ -51,7 +52,7 @@ class ReferenceLoop:
         self.processor = GroundingDinoImageProcessorPil.from_pretrained(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         sam, _ = load_sam(fetch_file("segmenter.weights", models.annotator(SegmenterSettings).weights))
-        unfuse_sam(sam)
+        use_attention(sam_swaps(sam), fused=False)
         self.predictor = SamPredictor(sam.to(device))
         for model in (self.ram, self.dino, sam):
             model.requires_grad_(False)
@@ -118,15 +119,20 @@ class ReferenceLoop:
             region.rle, region.predicted_iou = encode_mask(mask), iou
 
 
-def unfuse_sam(sam: Any) -> None:
-    """Upstream's attention, which writes scores and biases out, in place of the fused one."""
+Swap = tuple[Any, str, Any, Any]
+"""A module, the name of a part of it, the part with fused attention, and the plain part with the same weights."""
+
+
+def sam_swaps(sam: Any) -> list[Swap]:
+    """Return upstream's attention, which writes scores and biases out, for each place with the fused one."""
+    swaps: list[Swap] = []
     for block in sam.image_encoder.blocks:
         fused = block.attn
         side = (len(fused.rel_pos_h) + 1) // 2
         plain = Attention(fused.proj.in_features, fused.heads, True, True, input_size=(side, side)).eval()
         plain.qkv, plain.proj = fused.qkv, fused.proj
         plain.rel_pos_h, plain.rel_pos_w = fused.rel_pos_h, fused.rel_pos_w
-        block.attn = plain
+        swaps.append((block, "attn", fused, plain))
     transformer = sam.mask_decoder.transformer
     for layer in [*transformer.layers, transformer]:
         for name, fused in list(layer.named_children()):
@@ -135,4 +141,23 @@ def unfuse_sam(sam: Any) -> None:
                 plain = DecoderAttention(width, fused.heads, downsample_rate=width // inner).eval()
                 plain.q_proj, plain.k_proj, plain.v_proj = fused.q_proj, fused.k_proj, fused.v_proj
                 plain.out_proj = fused.out_proj
-                setattr(layer, name, plain)
+                swaps.append((layer, name, fused, plain))
+    return swaps
+
+
+def dino_swaps(model: Any) -> list[Swap]:
+    """Return transformers' attention between image and text for each place with the fused one."""
+    swaps: list[Swap] = []
+    for layer in model.model.encoder.layers:
+        fused = layer.fusion_layer.attn
+        plain = GroundingDinoBiMultiHeadAttention(model.config)
+        for name, module in fused.named_children():
+            setattr(plain, name, module)
+        swaps.append((layer.fusion_layer, "attn", fused, plain.eval()))
+    return swaps
+
+
+def use_attention(swaps: list[Swap], fused: bool) -> None:
+    """Put the fused or the plain attention into its places."""
+    for module, name, with_kernel, plain in swaps:
+        setattr(module, name, with_kernel if fused else plain)

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from tokenizers import Tokenizer, models
 from torch import Tensor
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import CLIPVisionConfig, LlamaConfig
 
+from benchmarks.official import drawn_on, write_embedding
 from pad_pipeline.training.batches import Batch
 from pad_pipeline.training.flops import peak_flops, step_flops
 from pad_pipeline.training.losses import patch_loss
@@ -75,19 +75,19 @@ ROWS = (
 )
 
 
-def write_models(folder: Path, size: Size, device: torch.device) -> None:
-    """Random weights in bfloat16, as a checkpoint."""
-    with torch.device(device):
-        for name, model in (
-            ("vision", CLIPVisionModel(CLIPVisionConfig(**size.vision))),
-            ("llm", LlamaForCausalLM(LlamaConfig(**size.llm, max_position_embeddings=4096)).to(torch.bfloat16)),
-        ):
-            model.save_pretrained(folder / name)
-    words = {f"w{n}": n + 3 for n in range(size.llm["vocab_size"] - 3)} | {"<unk>": 0, "<s>": 1, "</s>": 2}
-    tokenizer = Tokenizer(models.WordLevel(words, "<unk>"))
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(folder / "llm")
+def write_configs(folder: Path, size: Size) -> None:
+    """Write what `drawn_on` needs of the models: their configurations, a tokenizer, and the input embedding."""
+    CLIPVisionConfig(**size.vision).save_pretrained(folder / "vision")
+    write_embedding(folder / "llm", LlamaConfig(**size.llm, max_position_embeddings=4096))
+
+
+def build_model(folder: Path, row: Row, device: torch.device) -> MultimodalModel:
+    """Build the model of a row with weights that are drawn on the device."""
+    settings = TrainSettings(activation_checkpointing=row.recompute, compile=row.compiled)
+    with drawn_on(device):
+        model = MultimodalModel(str(folder / "vision"), str(folder / "llm"), settings, device)
+    model.llm.train(row.recompute)
+    return model
 
 
 def drawn(model: MultimodalModel, samples: int, device: torch.device) -> Batch:
@@ -123,58 +123,73 @@ def loss_of(model: MultimodalModel, batch: Batch, every_logit: bool) -> Tensor:
     return F.cross_entropy(logits, targets) + patch
 
 
-def measure(folder: Path, row: Row, samples: int, steps: int, device: torch.device) -> list[str]:
-    """Samples a second, share of the peak, memory; "-" where it does not fit."""
-    settings = TrainSettings(activation_checkpointing=row.recompute, compile=row.compiled)
-    model = MultimodalModel(str(folder / "vision"), str(folder / "llm"), settings, device)
-    model.llm.train(row.recompute)
-    optimizer = torch.optim.AdamW(model.projector.parameters(), 1e-3)
-    batch = drawn(model, samples, device)
-    on_gpu = device.type == "cuda"
+class Step:
+    """A training step of one micro-batch: forward, both losses, backward, one step of AdamW on the projector."""
 
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss_of(model, batch, row.every_logit).backward()
-        optimizer.step()
+    def __init__(self, model: MultimodalModel, row: Row, samples: int, device: torch.device) -> None:
+        self.model, self.row, self.samples, self.device = model, row, samples, device
+        self.optimizer = torch.optim.AdamW(model.projector.parameters(), 1e-3)
+        self.batch = drawn(model, samples, device)
 
-    try:
-        for _ in range(3):
-            step()
-        if on_gpu:
+    def __call__(self) -> None:
+        """Take the step."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss_of(self.model, self.batch, self.row.every_logit).backward()
+        self.optimizer.step()
+
+    def measure(self, steps: int, warm: int = 3) -> dict[str, float | int]:
+        """Return samples per second, TFLOP/s, the share of the peak in data sheets, and the peak of memory in GiB.
+
+        Raises:
+            torch.OutOfMemoryError: the micro-batch does not fit.
+        """
+        for _ in range(warm):
+            self()
+        if self.device.type == "cuda":
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         began = time.monotonic()
         for _ in range(steps):
-            step()
-        if on_gpu:
+            self()
+        if self.device.type == "cuda":
             torch.cuda.synchronize()
-    except torch.OutOfMemoryError:
-        return [row.name, str(samples), "-", "-", "-"]
-    seconds = (time.monotonic() - began) / steps
-    flops = step_flops(model, samples, batch.ids.numel(), len(batch.targets)) / seconds
-    most = peak_flops(device)
-    share = f"{flops / most:.1%}" if most else f"{flops / 1e12:.3f} TFLOP/s"
-    memory = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}" if on_gpu else ""
-    return [row.name, str(samples), f"{samples / seconds:.2f}", share, memory]
+        seconds = (time.monotonic() - began) / steps
+        flops = step_flops(self.model, self.samples, self.batch.ids.numel(), len(self.batch.targets)) / seconds
+        found: dict[str, float | int] = {"micro-batch": self.samples, "samples/s": self.samples / seconds}
+        found["TFLOP/s"] = flops / 1e12
+        if most := peak_flops(self.device):
+            found["of the data sheet"] = flops / most
+        if self.device.type == "cuda":
+            found["GiB"] = torch.cuda.max_memory_allocated() / 2**30
+        return found
 
 
 def main() -> None:
-    """Write models, measure each row at each micro-batch, print a table."""
+    """Measure each row at each micro-batch, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--micro-batch", type=int, nargs="+", default=[8, 16, 32])
     parser.add_argument("--steps", type=int, default=10)
     asked = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    table = Table("what", "micro-batch", "samples/s", "of the peak", "GiB")
+    columns = ("samples/s", "TFLOP/s", "of the data sheet", "GiB")
+    table = Table("what", "micro-batch", *columns)
     with tempfile.TemporaryDirectory(prefix="pad-bench-") as home:
-        write_models(Path(home), SIZES[asked.size], device)
+        write_configs(Path(home), SIZES[asked.size])
         for row in ROWS:
+            model = build_model(Path(home), row, device)
             for samples in asked.micro_batch:
-                table.add_row(*measure(Path(home), row, samples, asked.steps, device))
+                try:
+                    found = Step(model, row, samples, device).measure(asked.steps)
+                except torch.OutOfMemoryError:
+                    found = {}
+                table.add_row(
+                    row.name, str(samples), *(f"{found[name]:.3g}" if name in found else "-" for name in columns)
+                )
                 gc.collect()
                 if device.type == "cuda":
                     torch.cuda.empty_cache()
+            del model
     console = Console(width=120)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     console.print(f"Stage 1, {asked.size}, random weights, on {name}; torch {torch.__version__}.")

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from benchmarks import annotate, flops
+from benchmarks import annotate, flops, photographs
+from benchmarks.gpu import common, runner
+from benchmarks.gpu.__main__ import PARTS
+from benchmarks.gpu.runner import Job
 from tests.conftest import ROOT
 
 
@@ -39,3 +49,101 @@ def test_the_cost_of_sam3_stands_in_the_docs_as_its_configuration_gives_it() -> 
     assert pair in " ".join(page.split())
     table = (ROOT / "benchmarks/results/flops.md").read_text()
     assert all(f"| SAM 3, {part} | {found:.3f} |" in table for part, found in cost.items())
+
+
+def _good(job: Job) -> None:
+    job.sheet.row("Numbers", what="good", rate=1.5)
+
+
+def _raising(job: Job) -> None:
+    _good(job)
+    job.sheet.attempt("half", lambda: 1 / 0)
+    job.sheet.attempt("long", lambda: job.sheet.row("Numbers", what="never"), needs=1e6)
+    raise ValueError("no such kernel")
+
+
+def _hanging(job: Job) -> None:
+    _good(job)
+    time.sleep(600)
+
+
+def _dying(job: Job) -> None:
+    _good(job)
+    os._exit(7)
+
+
+def test_a_part_of_the_gpu_benchmark_that_fails_hangs_or_dies_loses_nothing_and_the_others_run(tmp_path: Path) -> None:
+    """Nine minutes of a lent GPU would be gone with one exception, one hanging kernel or one dead process."""
+    ways = {"hanging": _hanging, "raising": _raising, "dying": _dying, "good": _good}
+    parts = [runner.Part(name, f"The part {name}", 2 if name == "hanging" else 4, way) for name, way in ways.items()]
+    out = tmp_path / "out"
+    ends = runner.run_parts(parts, out, tmp_path / "work", time.time() + 14)
+    assert ends["good"] == "finished"
+    assert ends["raising"] == "failed with ValueError: no such kernel"
+    assert ends["hanging"].startswith("cut at its limit")
+    assert ends["dying"] == "its process died (exit code 7)"
+    summary = (out / "summary.md").read_text()
+    for name in ways:
+        found = json.loads((out / f"{name}.json").read_text())
+        assert found["tables"] == {"Numbers": [{"what": "good", "rate": 1.5}]}
+        assert found["state"] == ends[name]
+        assert "| good | 1.5 |" in (out / f"{name}.md").read_text()
+        assert f"The part {name}" in summary
+    left_out = json.loads((out / "raising.json").read_text())["failures"]
+    assert [one["what"] for one in left_out] == ["half", "long"]
+    assert "ZeroDivisionError" in left_out[0]["why"]
+    assert not runner.all_well(out, ends)
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_measures_every_part_in_its_smoke_run(tmp_path: Path) -> None:
+    """What can't be run in CI for lack of a GPU must at least not fail in Python before it reaches the GPU."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "--smoke", "--minutes", "10", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    summary = (tmp_path / "summary.md").read_text()
+    parts = ("card", "correctness", "waterfall", "profile", "engine", "stage1", "compile", "analyses")
+    for name in parts:
+        found = json.loads((tmp_path / f"{name}.json").read_text())
+        assert (found["state"], found["failures"]) == ("finished", []), name
+        assert any(found["tables"].values()), name
+        assert (tmp_path / f"{name}.md").read_text() in summary
+    page = (ROOT / "docs/howto/gpu.md").read_text()
+    assert all(f"| `{part.name}` | {part.seconds} |" in page for part in PARTS)
+    assert [part.name for part in PARTS] == [*parts]
+    waterfall = json.loads((tmp_path / "waterfall.json").read_text())["tables"]["Images of one size"]
+    assert [row["what"] for row in waterfall[:2]] == ["reference loop", "+ fused attention"]
+    compared = json.loads((tmp_path / "correctness.json").read_text())["tables"]["bfloat16 against float32"]
+    assert [row["model"] for row in compared] == ["tagger", "detector", "segmenter"]
+    assert all(row["spread"] > 0 for row in compared)  # not all alike, or nothing is compared
+    assert compared[2]["mask IoU"] > 0.8
+
+
+def test_drawn_photographs_have_the_sizes_that_were_asked_for_and_as_many_bytes_as_photographs() -> None:
+    """Sizes decide how many images share a batch, and bytes how long decoding takes."""
+    sizes = photographs.draw_sizes(200)
+    assert sizes == photographs.draw_sizes(200)
+    edges = [edge for size in sizes for edge in size]
+    assert min(map(max, sizes)) >= 300
+    assert max(edges) <= 1200
+    assert 0.2 < sum(height > width for width, height in sizes) / len(sizes) < 0.4
+    files = photographs.photographs(sizes[:6])
+    assert [Image.open(io.BytesIO(data)).size for data in files] == sizes[:6]
+    assert all(0.1 < len(data) / (w * h) < 0.6 for data, (w, h) in zip(files, sizes, strict=False))
+
+
+def test_a_trace_gives_the_busy_time_of_a_gpu_and_the_pauses_between_its_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Kernels of several streams overlap, and their sum would be more than the time in which the GPU is busy."""
+    monkeypatch.setattr(common, "on_gpu", lambda: True)
+    spans = [("kernel", "gemm", 0, 10), ("kernel", "gemm", 30, 10), ("kernel", "norm", 35, 15)]
+    spans += [("gpu_memcpy", "Memcpy HtoD (Pinned -> Device)", 60, 5), ("cuda_runtime", "cudaLaunchKernel", 0, 100)]
+    spans += [("cpu_op", "aten::_scaled_dot_product_flash_attention", 0, 100)]
+    events = [{"cat": cat, "name": name, "ts": ts, "dur": dur} for cat, name, ts, dur in spans]
+    seen = common.Traced(100e-6, events)
+    busy, pauses = seen.gaps()
+    assert busy == pytest.approx(35e-6)
+    assert pauses == pytest.approx([20e-6, 10e-6])
+    assert [(name, calls) for name, calls, _ in seen.largest(2)] == [("gemm", 2), ("norm", 1)]
+    assert seen.operations("aten::_scaled") == {"aten::_scaled_dot_product_flash_attention": 1}
