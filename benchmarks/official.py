@@ -140,7 +140,7 @@ def drawn_on(device: torch.device) -> Iterator[None]:
     The folder of a model then needs its config.json only. A 7B LLM is there in seconds.
     """
 
-    def draw(_field: str, folder: Path, kind: Any, dtype: torch.dtype, **_options: Any) -> Any:
+    def draw(_field: str, folder: Path, kind: Any, dtype: torch.dtype, *_extras: Any, **_options: Any) -> Any:
         before = torch.get_default_dtype()
         with quiet():
             config = AutoConfig.from_pretrained(folder, local_files_only=True)

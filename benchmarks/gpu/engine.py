@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,6 @@ from pad_pipeline.console import errors
 from pad_pipeline.labels import LabelSettings
 from pad_pipeline.records import ImageRecord, Shard
 from pad_pipeline.sources.open import open_source
-from pad_pipeline.stages.ground import DetectorSettings
 from pad_pipeline.storage import Folder
 from pad_pipeline.threads import cores
 from pad_pipeline.workflows.engine.attempts import Attempts
@@ -51,13 +49,7 @@ def _settings(job: Job, work: Work) -> ModelSettings:
     if job.smoke:
         return work.models
     write_configs(job.work / LLM, SIZES[LLM])
-    annotators = tuple(
-        one.model_copy(update={"pad_to": 32}) if isinstance(one, DetectorSettings) else one
-        for one in work.models.annotators
-    )
-    return work.models.model_copy(
-        update={"annotators": annotators, "llm": LabelSettings(llm=str(job.work / LLM / "llm"))}
-    )
+    return work.models.model_copy(update={"llm": LabelSettings(llm=str(job.work / LLM / "llm"))})
 
 
 def _chain(job: Job, work: Work, models: ModelSettings, images: Path, size: int) -> None:
@@ -70,22 +62,34 @@ def _chain(job: Job, work: Work, models: ModelSettings, images: Path, size: int)
     progress = Progress("benchmark", run.shards, run.images, errors, None)
     links = with_given(spec.chain(out, run.identity), work.given)
     attempts = (Attempts(number, size) for number in range(run.shards))
-    before: Counter[str] = Counter()
-    start, cpu = time.perf_counter(), time.process_time()
+    start, later, count = time.perf_counter(), None, 0
     with Utilization() as busy:
-        for done in LocalEngine().run(links, attempts, progress):
-            seconds, used = time.perf_counter() - start, time.process_time() - cpu
-            now = Counter({name: state.work.seconds for name, state in progress.stages.items()})
-            stages = {name: now[name] - before[name] for name in now}
-            cells = {"images": done.totals["images"], "regions": done.totals["regions"], "img/s": size / seconds}
+        for done in LocalEngine(isolated=True).run(links, attempts, progress):
+            now, cpu = time.perf_counter(), _cpu_seconds()
+            work_so_far = {name: state.work.seconds for name, state in progress.stages.items()}
             if done.totals["failed"]:
                 job.sheet.note(f"{done.totals['failed']} images of shard {done.number} failed.")
-            cells |= {f"{name} share": spent / seconds for name, spent in stages.items()}
-            cells |= {"other share": 1 - sum(stages.values()) / seconds, "CPU cores busy": used / seconds}
-            what = f"{done.number}" + (", with loading the models" if not before else "")
-            job.sheet.row("Shards", shard=what, seconds=seconds, **cells, **busy.take())
-            before, start, cpu = now, time.perf_counter(), time.process_time()
-    job.sheet.note(f"{cores()} CPU cores. A share is that of the shard's time; the largest bounds the chain.")
+            if later is None:
+                job.sheet.row("Shards", shards="the first, with loading the models", seconds=now - start)
+                later = now, cpu, work_so_far
+                busy.take()
+                continue
+            began, cpu_before, before = later
+            count += done.totals["images"]
+            seconds = now - began
+            shares = {f"{name} share": (work_so_far[name] - before[name]) / seconds for name in before}
+            cells = {"img/s": count / seconds, **shares, "CPU cores busy": (cpu - cpu_before) / seconds}
+            job.sheet.row("Shards", shards=f"1 to {done.number}", seconds=seconds, **cells, **busy.take())
+    job.sheet.note(
+        f"{cores()} CPU cores. A share is that of the shard's time; the largest bounds the chain, because "
+        "decoding and writing work at the same time as the models."
+    )
+
+
+def _cpu_seconds() -> float:
+    """Return the seconds that all processes of this machine have computed, because the engine works in a child."""
+    busy = Path("/proc/stat").read_text().split(maxsplit=4)[1:4]
+    return sum(map(int, busy)) / os.sysconf("SC_CLK_TCK")
 
 
 def with_given(links: list[Link], given: Given) -> list[Link]:
