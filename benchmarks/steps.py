@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,11 +20,16 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from transformers.models.grounding_dino.modeling_grounding_dino import MultiScaleDeformableAttention
 
+from benchmarks.overlap import overlap
+from benchmarks.photographs import draw_sizes
 from pad_pipeline.images import DecodeSettings, decode
-from pad_pipeline.records import ImageRecord
+from pad_pipeline.records import ImageRecord, Tag
+from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.stages.decode import image
 from pad_pipeline.stages.dino.sampling import FusedSampling
+from pad_pipeline.stages.ground import Detector, DetectorSettings
 from pad_pipeline.stages.rle import encode_mask, encode_runs, run_starts
+from pad_pipeline.workflows.models.settings import load_models
 
 WIDTH, HEIGHT, BOXES = 640, 480, 20
 """Of an image; of its boxes."""
@@ -47,6 +53,14 @@ def main() -> None:
         usual = next(iter(best.values()))
         for name, found in best.items():
             print(f"| {step} | {name} | {found * 1e3:.2f} | {usual / found:.1f}x |", flush=True)
+    print("\n| detector's `pad_to` | images in a batch | pixels that are padding |\n| --- | --- | --- |")
+    for pad_to in (1, 32):
+        images, padding = batches(pad_to)
+        print(f"| {pad_to} | {images:.1f} | {padding:.1%} |")
+    print("\n| engine | seconds | share of the time in which the models work |\n| --- | --- | --- |")
+    for name, isolated in (("operations one after another", False), ("pad build", True)):
+        total, share = overlap(isolated)
+        print(f"| {name} | {total:.1f} | {share:.1%} |", flush=True)
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -135,6 +149,22 @@ def pixels() -> Iterator[tuple[str, Ways]]:
         f"a JPEG, decoded once (torchvision's pixels differ by {differ})",
         {"Pillow": lambda: decode(data, settings), "torchvision": lambda: decode_jpeg(raw, ImageReadMode.RGB)},
     )
+
+
+def batches(pad_to: int, images: int = 2048, shard: int = 512) -> tuple[float, float]:
+    """Return the mean number of images in the batches of the detector for drawn sizes of web images, at official
+    settings, and the share of all pixels that is padding."""
+    rows = [
+        ImageRecord(str(number), str(number), key=str(number), width=width, height=height, tags=[Tag("tree", 1.0)])
+        for number, (width, height) in enumerate(draw_sizes(images))
+    ]
+    detector = load_models("miniature").annotator(DetectorSettings).model_copy(update={"pad_to": pad_to})
+    stage = detector.model_copy(update={"batch_size": 8}).make(DecodeSettings(), ComputeSettings())
+    assert isinstance(stage, Detector)
+    stage.model.processor.size = {"shortest_edge": 800, "longest_edge": 1333}
+    found = [batch for first in range(0, images, shard) for batch in stage.batches(rows[first : first + shard])]
+    inside = sum(math.prod(stage.model.resized(row.width, row.height)) for row in rows)
+    return images / len(found), 1 - inside / sum(math.prod(stage.shape(row)) for row in rows)
 
 
 if __name__ == "__main__":
