@@ -192,8 +192,8 @@ def watched(ray: Any) -> Iterator[None]:
     stopped = threading.Event()
 
     def watch() -> None:
-        answered = 0.0  # never: then a firewall may be the reason, and Ray itself finds out
-        while not stopped.wait(HEAD_EVERY):
+        answered = 0.0  # if it never answers, a firewall may be the reason, and Ray itself finds out
+        while True:
             try:
                 socket.create_connection((host, int(port)), timeout=HEAD_EVERY).close()
                 answered = time.monotonic()
@@ -203,6 +203,8 @@ def watched(ray: Any) -> Iterator[None]:
                     lost = UnavailableError("engine", "ray", rule, "run the same command again to resume")
                     note(f"error: {lost}", "red")
                     os._exit(lost.code)
+            if stopped.wait(HEAD_EVERY):
+                return
 
     threading.Thread(target=watch, daemon=True).start()
     try:
