@@ -7,11 +7,12 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ def ray_session(address: str) -> Iterator[Any]:
         # Use loopback, because anybody who reaches Ray's ports can run code here. Ray's option for the address of this
         # machine would replace 127.0.0.1 by the outer address. This variable keeps Ray on loopback.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    with _quiet_stderr():  # even a quiet Ray prints a message while it starts
+    with _spoken_for(), _quiet_stderr():  # even a quiet Ray prints a message while it starts
         import ray
 
         _start(ray, address)
@@ -50,6 +51,23 @@ def ray_session(address: str) -> Iterator[Any]:
     finally:
         with _quiet_stderr():
             ray.shutdown()
+
+
+@contextmanager
+def _spoken_for() -> Iterator[None]:
+    """Let a shell print an error if this process ends inside the block. Ray's native code ends it without a word, and
+    with exit code 1, if the raylet dies while the process joins the cluster."""
+    rule = "this process was ended while it joined the cluster, perhaps because Ray's process raylet died"
+    lost = UnavailableError("engine", "ray", rule, "start Ray again, then run the same command again to resume")
+    script = 'read -r joined || printf "%s\\n" "$0" >&2'
+    with subprocess.Popen(["/bin/sh", "-c", script, f"error: {lost}"], stdin=subprocess.PIPE) as shell:
+        try:
+            yield
+        finally:
+            assert shell.stdin
+            with suppress(OSError):
+                shell.stdin.write(b"joined\n")
+                shell.stdin.close()
 
 
 def _start(ray: Any, address: str) -> None:
