@@ -136,12 +136,13 @@ def pixels() -> Iterator[tuple[str, Ways]]:
 
     def kept() -> None:
         row = ImageRecord("one", "one", key="one", data=data)
-        for _ in range(4):
+        decode(row.data, settings)
+        for _ in range(3):
             image(row, settings)
 
     yield (
         "a JPEG for four stages",
-        {"decoded by each": lambda: [decode(data, settings) for _ in range(4)], "decoded once": kept},
+        {"decoded by each": lambda: [decode(data, settings) for _ in range(4)], "decoded by the first two": kept},
     )
     theirs = decode_jpeg(raw, ImageReadMode.RGB).permute(1, 2, 0).numpy()
     differ = int(np.abs(theirs.astype(int) - np.asarray(decode(data, settings)[0])).max())

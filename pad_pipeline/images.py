@@ -43,8 +43,8 @@ class DecodeSettings(BaseModel):
     background: tuple[int, int, int] = (255, 255, 255)
     """The RGB color behind transparent pixels, 0..255."""
     kept_megabytes: int = Field(512, ge=0, exclude=True)
-    """Decoded pixels that a worker keeps for its later stages, so that they need not decode the image again. 512 hold a
-    shard of 512 images of 640 x 480. Images beyond that are decoded in each stage. run.json omits this value."""
+    """Decoded pixels that a worker keeps between its stages with a model, so that only the first of them decodes an
+    image. 512 hold 580 images of 640 x 480. Images beyond that are decoded in each stage. run.json omits this value."""
 
 
 class BadImage(ValueError):

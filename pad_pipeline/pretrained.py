@@ -49,8 +49,8 @@ def load_pretrained(
         folder: the folder of the model.
         kind: the class.
         dtype: the type of the weights in memory.
-        extras: a regular expression for the names of tensors that the weights may hold beside those of the class, and
-            beside those that transformers ignores for it and buffers that are computed.
+        extras: a regular expression for names of further tensors that the weights may hold. Tensors that transformers
+            ignores for the class, and computed buffers, are always allowed.
         options: more options for the `from_pretrained` of the class.
 
     Raises:

@@ -22,8 +22,8 @@ from pad_pipeline.stages.base import Stage
 class Decode(Stage[None, None]):
     """Reads each file into the shard, unchanged, and sets the format and the size of the upright image.
 
-    The shard itself does not hold decoded pixels, because a shard of photographs may need gigabytes. Later stages get
-    them from `image`, which keeps those of some images, and decodes the others again.
+    The shard does not hold decoded pixels, because a shard of photographs may need gigabytes. Stages with a model
+    decode the bytes again with `image`, in threads ahead of the model. It keeps some pixels for the next such stage.
 
     Args:
         settings: limits for the images, for example for their number of pixels.
@@ -63,7 +63,6 @@ class Decode(Stage[None, None]):
             restore_row(row, meta, check_masks=self.redo_from == "patchify")
             self._forget(row, upright.size)
         row.data, row.format, row.width, row.height = data, kind, *upright.size
-        _keep(row, upright, self.settings)
 
     def _forget(self, row: ImageRecord, size: tuple[int, int]) -> None:
         """Drop the results of the steps that are done again."""
@@ -103,13 +102,21 @@ def image(row: ImageRecord, settings: DecodeSettings) -> Image.Image:
 
 _pixels: dict[int, Image.Image] = {}
 """`id` of a row -> its decoded image, as long as the row exists."""
+_finalizers: dict[int, weakref.finalize] = {}  # type: ignore[type-arg]
+"""`id` of a row -> what frees its image."""
 _kept = 0
 """Bytes of the images in `_pixels`."""
 _lock = threading.RLock()  # a row may be deleted in a thread that holds it
 
 
+def forget_image(row: ImageRecord) -> None:
+    """Free the decoded image of a row that no later stage needs."""
+    if finalizer := _finalizers.pop(id(row), None):
+        finalizer()
+
+
 def _keep(row: ImageRecord, upright: Image.Image, settings: DecodeSettings) -> None:
-    """Keep the decoded image of a row until the row is deleted, if there is room."""
+    """Keep the decoded image of a row until `forget_image` or the end of the row, if there is room."""
     global _kept
     size = 3 * upright.width * upright.height
     with _lock:
@@ -117,11 +124,13 @@ def _keep(row: ImageRecord, upright: Image.Image, settings: DecodeSettings) -> N
             return
         _kept += size
         _pixels[id(row)] = upright
-    weakref.finalize(row, _drop, id(row), size).atexit = False
+    _finalizers[id(row)] = finalizer = weakref.finalize(row, _drop, id(row), size)
+    finalizer.atexit = False
 
 
 def _drop(row: int, size: int) -> None:
     global _kept
     with _lock:
         del _pixels[row]
+        _finalizers.pop(row, None)
         _kept -= size

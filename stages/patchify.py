@@ -9,6 +9,7 @@ from pad_pipeline.geometry import View
 from pad_pipeline.labels import LabelEmbedder, LabelSettings
 from pad_pipeline.records import ImageRecord
 from pad_pipeline.stages.base import Stage
+from pad_pipeline.stages.decode import forget_image
 
 
 class Patchify(Stage[np.ndarray, tuple[np.ndarray, np.ndarray]]):
@@ -23,6 +24,7 @@ class Patchify(Stage[np.ndarray, tuple[np.ndarray, np.ndarray]]):
 
     def prepare(self, row: ImageRecord) -> np.ndarray:
         """Return the coverage of each region, uint8 `[R, grid, grid]`. Masks take time, so threads do this work."""
+        forget_image(row)
         coverage = [self.view.coverage(coco_mask.decode(region.rle)) for region in row.regions]
         return np.array(coverage, np.uint8).reshape(-1, self.view.grid, self.view.grid)
 

@@ -139,7 +139,7 @@ def _problem(path: Path, facts: dict[str, str]) -> str:
     """Return why the file can't be used; empty if it can."""
     found: dict[bytes, bytes] = {}
     try:
-        # Of a damaged file, the seal says more than an error.
+        # For a damaged file, the check of the seal gives a better reason than this error.
         with suppress(pa.ArrowException, OSError), pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as table:
             found = table.schema.metadata or {}
             if any(found.get(k.encode()) != v.encode() for k, v in facts.items()):

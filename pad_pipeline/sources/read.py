@@ -136,15 +136,15 @@ def _retried(url: str, fetch: Callable[[], _Data]) -> _Data:
             if found := refusal(error):
                 raise BadImage(str(found)) from error
             detail = f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-            if store and not _answers(url, witness := _readable.get(store, "")):
+            again = number > 1 and is_final(error)  # a refusal is asked for once more: it may be one of a moment
+            if store and not again and not _answers(url, witness := _readable.get(store, "")):
                 rule = "its store no longer gives this file, and no other"
                 if not witness:
                     rule = "its store gives no answer, neither about this file nor about its folder"
                 raise UserError("images", url, f"{rule} {detail}", REMEDY) from error
-            if is_final(error):
-                raise BadImage(f"it may not be read {detail}") from error
-            if number == rounds:  # the store is well, and has not given this file in all rounds of tries
-                raise BadImage(f"it can't be fetched, in {rounds * TRIES} tries {detail}") from error
+            if number == rounds:  # the store is well, and has given this file in no round
+                tries = "it may not be read" if is_final(error) else f"it can't be fetched, in {rounds * TRIES} tries"
+                raise BadImage(f"{tries} {detail}") from error
     if store and data:
         _readable[store] = url
     return data

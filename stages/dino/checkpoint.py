@@ -134,8 +134,8 @@ def _renamed(name: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 def check_shapes(config: GroundingDinoConfig, state: dict[str, Tensor]) -> None:
-    """Raise `ValueError` with the official name of a tensor that has not the shape of transformers' network. Those of
-    the backbone, which has other names there, are checked when the model is loaded."""
+    """Raise `ValueError` with the official name of a tensor whose shape differs from that in transformers' network.
+    The backbone has other names there, so its shapes are checked when the model is loaded."""
     with quiet(), torch.device("meta"):
         expected = {name: tensor.shape for name, tensor in GroundingDinoForObjectDetection(config).state_dict().items()}
     for name, tensor in state.items():

@@ -82,7 +82,7 @@ def _sample(value: Tensor, shapes: list[tuple[int, int]], locations: Tensor, wei
 
 def _neighbors(at: Tensor, last: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     """Return the two pixels next to each place on an axis, and their shares; a share is 0 outside 0..`last`."""
-    low = at.floor()
+    low = at.nan_to_num().floor()  # a NaN stays in the shares, and is no index
     beyond = at - low
     pixels = [low.clamp(min=0).minimum(last), (low + 1).clamp(min=0).minimum(last)]
     shares = [(1 - beyond) * (pixels[0] == low), beyond * (pixels[1] == low + 1)]
@@ -106,8 +106,10 @@ def _kernel(device: torch.device, channels: int) -> Any:
                 torch.rand(1, *shape, device=device) for shape in ((5, 2, channels), (3, 2, 1, 4, 2), (3, 2, 1, 4))
             ]
             value, *of_points = drawn
-            if not torch.allclose(sample_on_gpu(value, [(1, 5)], *of_points), sample(value, [(1, 5)], *of_points)):
-                raise ValueError("its numbers are wrong")
+            for given in (value, value.bfloat16()):
+                wanted = sample(given.float(), [(1, 5)], *of_points)
+                if not torch.allclose(sample_on_gpu(given, [(1, 5)], *of_points), wanted, atol=1e-5):
+                    raise ValueError("its numbers are wrong")
             _tried[device, channels] = sample_on_gpu
         except Exception as error:  # a missing or failing compiler: each raises another class
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

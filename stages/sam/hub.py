@@ -91,7 +91,8 @@ def use_attended_features(decoder: Any) -> None:
     """Make SAM-HQ's masks from the image features that its decoder's transformer returns, as its authors do.
 
     transformers 5.23 makes them from the features before, with rows and columns exchanged, so a mask does not follow
-    its box. Its norms also add another number to the variance. Where transformers is corrected, nothing changes.
+    its box. Its LayerNorms also have an epsilon of 1e-6; the authors' have 1e-5. Where transformers is corrected, this
+    changes nothing.
     """
     attended: list[Tensor] = []
 

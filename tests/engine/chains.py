@@ -45,8 +45,8 @@ class Work(Stage):
     Args:
         what: `nothing`, `segfault`, `exit`, `raise`, `foreign` (an error that can't be sent), `memory` (there is none),
             `scarce` (there is none in the first process), `node`, which notes Ray's id of its node in `notes`,
-            `meet`, which waits until another operation has noted `met` there, or `wait`, which notes there that it was
-            stopped, or with `deaf` goes on all the same.
+            `meet`, which waits until shard 1 is read, `crowd`, which once waits until the next shard is read and then
+            exits, or `wait`, which notes there that it was stopped, or with `deaf` goes on all the same.
         names: of the rows.
         notes: a file of this name gets a line for each thing that happens.
     """
@@ -58,7 +58,7 @@ class Work(Stage):
         super().__init__()
         self.what, self.names, self.notes = what, names, notes
         if "begin" in names:
-            self._do()
+            self._do(ImageRecord("begin", "begin", key="begin"))
 
     def note(self, text: str) -> None:
         """Add a line to the notes."""
@@ -71,16 +71,25 @@ class Work(Stage):
         for row in rows:
             self.note(f"{row.id} {os.getpid()}")
             if row.id in self.names:
-                self._do()
+                self._do(row)
         return inputs
 
     def finish(self, row: ImageRecord, output: Any) -> None:
         """Nothing."""
 
+    def _noted(self) -> list[str]:
+        return Path(self.notes).read_text().splitlines()
+
+    def _wait_for(self, line: str) -> None:
+        deadline = time.monotonic() + 60
+        while line not in self._noted():
+            assert time.monotonic() < deadline, f"nothing notes {line!r}"
+            time.sleep(0.01)
+
     def _is_first(self) -> bool:
         return Path(self.notes).read_text().split()[1] == str(os.getpid())
 
-    def _do(self) -> None:
+    def _do(self, row: ImageRecord) -> None:
         class Foreign(UserError):
             pass
 
@@ -99,10 +108,13 @@ class Work(Stage):
         elif self.what == "foreign":
             raise Foreign("shard", "here", "something is wrong", "mend it")
         elif self.what == "meet":
-            deadline = time.monotonic() + 60
-            while "met" not in Path(self.notes).read_text().split():
-                assert time.monotonic() < deadline, "nothing else works at the same time"
-                time.sleep(0.01)
+            self._wait_for("read 1")
+        elif self.what == "crowd":
+            shard = row.id.partition("-")[0]
+            if f"crowd {shard}" not in self._noted():
+                self.note(f"crowd {shard}")
+                self._wait_for(f"read {int(shard) + 1}")
+                os._exit(0)
         elif self.what in ("wait", "deaf"):
             if self.what == "deaf":
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -127,8 +139,8 @@ class Write:
 
 
 class Meets:
-    """Reads or writes as `Read` and `Write`, and works at the same time as others: the read of shard 1 notes `met` when
-    it begins, and the write of shard 0 waits until shard 1 is at work."""
+    """Reads or writes as `Read` and `Write`, and works at the same time as others: each read is noted when it begins,
+    and the write of shard 0 waits until shard 1 is at work."""
 
     def __init__(self, notes: str, reads: bool) -> None:
         self.notes, self.reads = Path(notes), reads
@@ -136,9 +148,8 @@ class Meets:
     def __call__(self, item: Any) -> Any:
         """Read or write."""
         if self.reads:
-            if item.number == 1:
-                with self.notes.open("a") as stream:
-                    stream.write("met\n")
+            with self.notes.open("a") as stream:
+                stream.write(f"read {item.number}\n")
             return Read()(item)
         deadline = time.monotonic() + 60
         while item.number == 0 and not any(line.startswith("1-0") for line in self.notes.read_text().splitlines()):

@@ -106,6 +106,16 @@ def test_a_death_over_several_shards_counts_only_once_it_is_repeated_over_one(tm
     assert "over pad-000000, in" not in said and "over pad-000002, in" not in said
 
 
+def test_a_machine_with_memory_for_one_shard_learns_that(tmp_path: Path) -> None:
+    """Catches a run that begins with three shards again and again, and loads its models after each death."""
+    progress = Told(12)
+    done = results(on_gpu("crowd", "2-3", "7-3", notes=tmp_path / "notes"), shards=12, progress=progress)
+    assert [one.totals["failed"] for one in done] == [0] * 12
+    said = progress.text.getvalue()
+    assert said.count("The process died") == 2
+    assert said.count("The rest of the run works on one shard at a time") == 1
+
+
 def test_an_error_over_the_next_shard_comes_after_this_ones_result(tmp_path: Path) -> None:
     """Catches a shard that was written and is not counted."""
     run = LocalEngine(isolated=True).run(

@@ -219,8 +219,9 @@ def test_an_outage_is_no_fault_of_an_image(
         assert read.read_bytes(root, second, 1 << 30)
 
 
-def test_a_refusal_is_not_asked_for_again(world: World, store: str, faults: Faults) -> None:
-    """A private object in a store that is well. Catches a second round of requests, and of looks at the store."""
+def test_a_refusal_is_asked_for_once_more(world: World, store: str, faults: Faults) -> None:
+    """A private object in a store that is well. Catches a second look at the store, and an image that is set aside, or
+    a hash that is missing in run.json, because of a refusal of a moment."""
     fsspec.filesystem("s3").put(str(world.images), "bucket/refused", recursive=True)
     first, second = (Place(one.name) for one in sorted(world.images.iterdir())[:2])
     assert read.read_bytes(f"{store}/refused", first, 1 << 30)
@@ -229,6 +230,9 @@ def test_a_refusal_is_not_asked_for_again(world: World, store: str, faults: Faul
     with pytest.raises(BadImage, match="it may not be read"):
         read.read_bytes(f"{store}/refused", second, 1 << 30)
     assert len([path for _, path in faults.seen if first.file in path]) == 1
+    refusals = iter([403])
+    faults.fault = lambda method, path: next(refusals, None) if second.file in path else None
+    assert read.read_bytes(f"{store}/refused", second, 1 << 30)
 
 
 def test_a_new_worker_knows_what_others_could_read(store: str, faults: Faults, world: World) -> None:

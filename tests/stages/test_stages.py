@@ -226,5 +226,7 @@ def test_an_image_is_decoded_once_while_there_is_room(world: World, monkeypatch:
                 assert decode.image(row, settings).tobytes() == whole(row.data, settings)[0].tobytes()
         assert len(decoded) == 4 + 2 * 2
         assert decode._kept == 1 << 20
+        decode.forget_image(rows[0])
+        assert decode._kept == (1 << 20) - sizes[0]
         del row, rows
         assert decode._kept == (1 << 20) - sum(sizes[:2])

@@ -25,6 +25,8 @@ from typing import Any, NoReturn
 
 from pad_pipeline.workflows.engine.chain import NO_MEMORY, Chain, Done, Link, MemoryRanOut, StageWork, portable
 
+WRITES_WITHIN = 10.0
+"""Seconds in which a child that is asked to end can finish the shard that it writes."""
 PATIENCE = 20.0
 """Seconds in which a child can end by itself after a request. Then it is killed."""
 _START = (
@@ -67,11 +69,9 @@ class Child:
         self.receive()
 
     def send(self, message: object) -> None:
-        """Send a message to the child, or raise `ChildDied`."""
-        try:
+        """Send a message to the child. If the child has died, `receive` first gives what it said before."""
+        with suppress(OSError):
             self.connection.send(message)
-        except OSError as error:
-            raise self._death() from error
 
     def receive(self) -> Done | dict[str, StageWork] | str | None:
         """Return the child's next message: None when its chain is built, the name of the operation that it begins, the
@@ -136,6 +136,7 @@ def main(descriptor: int, modules: list[str]) -> NoReturn:
         traceback.print_exc()
     finally:
         sys.stderr.flush()
+        _writing.acquire(timeout=WRITES_WITHIN)  # otherwise temporary files of a store would stay
         os._exit(code)  # a normal exit would wait for threads that read from a network
 
 
@@ -183,7 +184,8 @@ def _work(connection: Connection, inbox: SimpleQueue[bytes]) -> None:
         return item
 
     def finish(item: Any) -> None:
-        result = step(item, last, len(chain.names))
+        with _writing:
+            result = step(item, last, len(chain.names))
         send(chain.work())
         send(result)
 
@@ -194,6 +196,10 @@ def _work(connection: Connection, inbox: SimpleQueue[bytes]) -> None:
     while True:
         with suppress(Empty):  # a signal that arrives just before a wait is only handled after it
             computed.put(step(read.get(timeout=0.2), first, last))
+
+
+_writing = threading.Lock()
+"""Held while the last operations of the chain work on a shard."""
 
 
 def _lane(work: Callable[[], None]) -> None:

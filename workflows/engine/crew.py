@@ -27,8 +27,8 @@ taken away ends its processes one after another."""
 JUDGED_WITHIN = 180.0
 """Seconds after which a node that does not answer counts as lost. Ray itself needs up to half a minute to notice."""
 LOST_NODES = 5
-"""How often a shard, or the load of models, may lose its node before each further loss counts as a death of the worker:
-it may be what takes the nodes down."""
+"""Number of node losses of a shard, or in a row while models load, that do not count. Each further loss counts as a
+death of the worker, because the shard or the models may take the nodes down."""
 UNPLACED = 10
 """Number of workers in a row that may die before they are on a node."""
 
@@ -91,8 +91,8 @@ class Crew:
         self.nodes: dict[str, dict[str, float]] = {}
         self.strikes = [0] * len(self.pools)
         """Number of workers in a row that died while they loaded, without their nodes."""
-        self.lost_starts = [0] * len(self.pools)
-        """Number of workers in a row that loaded while their nodes were lost."""
+        self.lost_starts: list[set[str]] = [set() for _ in self.pools]
+        """The nodes in a row that were lost while workers on them loaded."""
         self.unplaced = 0
         self.lacking: dict[int, float] = {}
         """Link -> the time since which it has too few workers."""
@@ -191,7 +191,7 @@ class Crew:
             name = self.pools[worker.link].link.name
             self.progress.say(f"Ray gave the worker for {name} a GPU, but PyTorch sees none: it computes on the CPU.")
         worker.state, worker.moved, self.strikes[worker.link] = "ready", time.monotonic(), 0
-        self.lost_starts[worker.link] = 0
+        self.lost_starts[worker.link].clear()
 
     def _strike(self, worker: Worker, reason: str) -> None:
         self.strikes[worker.link] += 1
@@ -199,9 +199,10 @@ class Crew:
             self._refuse(worker, f"its workers die while they load ({reason})")
 
     def _lost_start(self, worker: Worker, died_alone: Callable[[], None]) -> None:
-        self.lost_starts[worker.link] += 1
-        if self.lost_starts[worker.link] > LOST_NODES:
+        lost = self.lost_starts[worker.link]
+        if worker.node not in lost and len(lost) == LOST_NODES:
             died_alone()
+        lost.add(worker.node)
 
     def _refuse(self, worker: Worker, rule: str) -> None:
         raise UserError("stage", self.pools[worker.link].link.name, rule, "give them more memory or fewer `workers`")

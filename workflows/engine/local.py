@@ -12,12 +12,15 @@ from pad_pipeline.workflows.engine.chain import Chain, Done, Link, StageWork, ad
 from pad_pipeline.workflows.engine.child import Child, ChildDied
 from pad_pipeline.workflows.engine.progress import Progress, StageState
 
+UNEXPLAINED = 2
+"""Number of deaths over several shards, without a death over one of them, after which shards are worked on singly."""
+
 
 class LocalEngine:
     """Runs the whole chain in one process, with the same operations as on Ray. So the bytes are the same.
 
     Args:
-        isolated: work in a child process. A child that dies costs one attempt at its shard, and a new child continues.
+        isolated: work in a child process. If a child dies, a new child tries the shards again that it had in hand.
             If false, an image that kills the process kills the caller.
     """
 
@@ -72,8 +75,9 @@ class _Worker:
 class _ChildWorker(_Worker):
     """A worker with its chain in a child process. After a death, the next task starts a new child.
 
-    A child may have several shards in hand, see `Link.before`. Nobody knows which of them it died over, so they are
-    tried again one at a time, and only a death over a single shard counts.
+    A child may have up to three shards in hand, see `Link.before`. Nobody knows which of them it died over, so they are
+    tried again one at a time, and only a death over a single shard counts. If that happens twice, and none kills alone,
+    the memory may be too small for several: then the rest of the run has one shard in hand.
     """
 
     def __init__(self, link: Link, progress: Progress) -> None:
@@ -88,6 +92,7 @@ class _ChildWorker(_Worker):
         in_hand: deque[Attempts] = deque()
         again: deque[Attempts] = deque()
         singly = 0  # number of shards that are tried one at a time
+        unexplained = 0  # number of deaths over several shards, none of which killed alone
         most = 1 + bool(self.link.before) + bool(self.link.after)
         while True:
             try:
@@ -107,6 +112,10 @@ class _ChildWorker(_Worker):
                 self._say(death, in_hand)
                 if len(in_hand) == 1:
                     in_hand[0].died(self.stage)
+                    unexplained = 0
+                elif (unexplained := unexplained + 1) == UNEXPLAINED:
+                    most = 1
+                    self.progress.say("The rest of the run works on one shard at a time, which takes less memory.")
                 again.extendleft(reversed(in_hand))
                 in_hand.clear()
                 continue

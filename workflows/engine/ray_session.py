@@ -55,8 +55,8 @@ def ray_session(address: str) -> Iterator[Any]:
 
 @contextmanager
 def _spoken_for() -> Iterator[None]:
-    """Let a shell print an error if this process ends inside the block. Ray's native code ends it without a word, and
-    with exit code 1, if the raylet dies while the process joins the cluster."""
+    """Let a shell print an error if this process ends inside the block. Ray's native code ends the process without a
+    message, and with exit code 1, if the raylet dies while the process joins the cluster."""
     rule = "this process was ended while it joined the cluster, perhaps because Ray's process raylet died"
     lost = UnavailableError("engine", "ray", rule, "start Ray again, then run the same command again to resume")
     script = 'read -r joined || printf "%s\\n" "$0" >&2'

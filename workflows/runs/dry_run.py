@@ -72,7 +72,9 @@ def estimate(source: Source, models: ModelSettings, view: View, options: RunOpti
         _replan(folder, plan, positions[1::2] + positions[::2], sampled)
         links = spec.chain(folder, "")
         chain = Chain(merged(links))
-        operations = _count_operations(chain, Task(1 if len(positions) > sampled else 0))
+        if models.compute.compile:
+            chain.run(Task(1))  # nothing is compiled while operations are counted
+        operations = _count_operations(chain, Task(1))
         before = chain.work()
         done = chain.run(Task(0))
         seconds = {name: (work.seconds - before[name].seconds) / sampled for name, work in chain.work().items()}

@@ -17,8 +17,8 @@ from pad_pipeline.stages.compute import ComputeSettings
 from pad_pipeline.weights import read_tensors
 
 LEVELS = 1.01
-"""The largest allowed difference of resized images, in gray levels of 0..255: Pillow's and torchvision's versions round
-a resized pixel up or down, but another filter (bicubic: up to 22) or none against aliasing (up to 50) shows. The
+"""The largest allowed difference of resized images, in gray levels of 0..255. Versions of Pillow and torchvision round
+a resized pixel differently, by one level. Another filter, or one without antialiasing, differs by far more. The
 networks are compared on upstream's own resized image, so this difference is in no other number."""
 DECODING = DecodeSettings()
 COMPUTE = ComputeSettings(precision="float32")

@@ -106,7 +106,7 @@ def compare(models: ModelSettings, image: Path | None, given: Given) -> Iterator
             own = Path(folder) / settings.section
             own.mkdir()
             yield _compare(settings, subject, given, own)
-            gc.collect()  # the largest models are of gigabytes, and there should never be two of pad's
+            gc.collect()  # models take gigabytes, so two of pad's must not be in memory at once
 
 
 def about(image: Path | None) -> dict[str, str]:

@@ -34,8 +34,8 @@ LOGITS = BOXES = 1e-4
 """The tolerance of token logits, and of boxes in fractions of the image, in float32. Two implementations differed by
 up to 6e-5 on small networks; a wrong weight, mask or position moves them by tenths."""
 LEAST = 20
-"""The fewest boxes that are compared: those with the highest scores. More are, if more pass upstream's threshold. In
-the others, which nobody sees, rounding errors add up the most; the report has their differences, too."""
+"""The fewest boxes that are compared: those with the highest scores. More are, if more pass upstream's threshold.
+Rounding errors are largest in the other boxes, which pass no threshold. The report has their differences, too."""
 BACKBONES = {
     (96, 7): ("swin_T_224_1k", "GroundingDINO_SwinT_OGC.py"),
     (128, 12): ("swin_B_384_22k", "GroundingDINO_SwinB_cfg.py"),

@@ -43,7 +43,7 @@ def parse_given(upstream_python: Sequence[str], upstream_weights: Sequence[str])
         if not section or not path.exists():
             rule = "there is no such file or folder" if section else "it has no section"
             raise UserError("upstream_weights", entry, rule, "write segmenter=FILE, detector=FILE or tagger=FILE")
-        weights[section] = path.absolute()  # not resolved: a link of the hub's cache leads to a name without an ending
+        weights[section] = path.absolute()  # not resolved: the hub's cache links to names without an ending
     return Given(pythons, weights)
 
 
