@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_random_faults_of_a_store_change_no_byte() -> None:
     """Catches what no other test thought of: any command that loses or changes something, hangs, or ends in a traceback
     because its store failed at the wrong request."""

@@ -121,7 +121,7 @@ def test_two_processes_give_the_losses_of_one(
     assert np.allclose(one, losses(tmp_path / "two"), rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_on_ray_listens_on_loopback_alone(command: Callable[..., list[str]], tmp_path: Path) -> None:
     """Two workers, whose ranks take pickled objects from each other. Catches torch's store, which by itself listens on
     every address, and gloo, which listens on the address of the machine's name."""
