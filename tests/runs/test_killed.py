@@ -51,7 +51,7 @@ def test_a_driver_killed_anywhere_and_resumed_ends_in_the_same_bytes() -> None:
     assert found["deaths"] == dict.fromkeys(POINTS, 1) | {"random": 5}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_driver_killed_anywhere_leaves_no_child_that_writes() -> None:
     """As above, as the command line does it: the process that writes is a child, which dies with its parent."""
     found = chaos("local", 1, "--isolated", "--command", "import")

@@ -67,7 +67,7 @@ def built(images: Path, models_toml: Path, tmp_path_factory: pytest.TempPathFact
     [
         pytest.param((), id="same"),
         pytest.param(("--fit", "pad"), id="padded", marks=pytest.mark.long),
-        pytest.param(("--patch", 28), id="coarser", marks=pytest.mark.slow),
+        pytest.param(("--patch", 28), id="coarser", marks=pytest.mark.long),
     ],
 )
 def test_it_equals_a_fresh_build(
@@ -81,7 +81,7 @@ def test_it_equals_a_fresh_build(
     assert pad("verify", tmp_path / "new", "--deep").code == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_ray_and_after_a_kill_it_is_the_same(built: Callable[..., Path], tmp_path: Path) -> None:
     """The same engine, commit and resume as a build's: killed behind its first shard, finished on Ray."""
     words = [str(word) for word in (PAD, "retarget", built(), "--fit", "pad", "--shard-size", 1, "--out")]
