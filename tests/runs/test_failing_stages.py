@@ -16,7 +16,7 @@ from tests.runs.processes import finished, process
     ("engine", "what", "signs"),
     [
         pytest.param(
-            ["--engine", "local"], "segfault:scene-00007", "signal SIGSEGV", id="local", marks=pytest.mark.slow
+            ["--engine", "local"], "segfault:scene-00007", "signal SIGSEGV", id="local", marks=pytest.mark.long
         ),
         pytest.param(
             ["--engine", "ray", "--workers", 2], "memory:scene-00007", "A worker died over pad-000003, in deadly",
@@ -45,7 +45,7 @@ def test_an_image_that_kills_its_process_is_set_aside_alone(
     assert data(out) | {"run.json": ""} == data(whole) | {"run.json": ""}
 
 
-@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.long)])
 def test_a_stage_that_always_fails_stops_the_run(engine: str, imported: list[object], pad: Pad, tmp_path: Path) -> None:
     """A GPU driver that broke in the night set 500,000 images aside. Now the run stops, and nothing is committed."""
     out = tmp_path / "out"

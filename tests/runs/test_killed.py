@@ -85,7 +85,7 @@ def test_a_driver_killed_anywhere_on_ray_ends_in_the_same_bytes() -> None:
     assert found["deaths"] == dict.fromkeys(POINTS, 1) | {"random": 1}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_killed_on_ray_costs_nothing(command: list[object], unbroken: dict[str, str], tmp_path: Path) -> None:
     """The OOM killer takes a worker: its shard is tried again, by a successor. Ray alone would end the job, or try
     for ever."""
