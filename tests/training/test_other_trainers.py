@@ -183,7 +183,7 @@ def test_webdataset_streams_the_same_samples(model: MultimodalModel, monkeypatch
     assert sorted(key for node in nodes for key in node) == sorted(expected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_train_on_streams(model: MultimodalModel, tmp_path: Path) -> None:
     """Under torchrun, as on many nodes. Catches a loader of accelerate's, which reads in the first process alone."""
     told = "print('SEEN', *(sample.key for sample in samples))\n    texts ="
