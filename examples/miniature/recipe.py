@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from examples.miniature.muon import Muon
 from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.world import LABELS
 from pad_pipeline.storage import Folder, atomic_write
@@ -175,7 +176,7 @@ def _optimizers(recipe: Recipe) -> list[torch.optim.Optimizer]:
 
     rate, decay = budget.learning_rate, budget.weight_decay
     return [
-        torch.optim.Muon(of(True), rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        Muon(of(True), rate, decay),
         torch.optim.AdamW(of(False), rate, betas=(0.9, 0.95), weight_decay=decay),
     ]
 

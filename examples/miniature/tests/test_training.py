@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from examples.miniature.__main__ import main
+from examples.miniature.muon import Muon
 from examples.miniature.recipe import Budget, Recipe, fit
 from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.files import write_world
@@ -45,6 +48,30 @@ class Line(Recipe):
 
     def export(self, folder: Path) -> dict[str, float]:
         return {}
+
+
+def trained_by(make: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]) -> list[torch.Tensor]:
+    """Two matrices, wide and tall, after four steps of falling gradients."""
+    random = torch.Generator().manual_seed(0)
+    matrices = [torch.nn.Parameter(torch.randn(shape, generator=random)) for shape in ((16, 48), (40, 24))]
+    optimizer = make([{"params": matrices}])
+    for step in range(4):
+        for matrix in matrices:
+            matrix.grad = torch.randn(matrix.shape, generator=random) / (step + 1)
+        optimizer.step()
+    return [matrix.detach() for matrix in matrices]
+
+
+def test_muon_takes_the_steps_of_torchs_own() -> None:
+    """In float32 instead of bfloat16. Catches: another momentum, rate or decay, and tall matrices turned wrongly."""
+    upstream = trained_by(
+        lambda groups: torch.optim.Muon(groups, 0.01, weight_decay=0.5, adjust_lr_fn="match_rms_adamw")
+    )
+    ours = trained_by(lambda groups: Muon(groups, 0.01, 0.5))
+    start = trained_by(lambda groups: torch.optim.SGD(groups, 0.0))
+    for theirs, mine, before in zip(upstream, ours, start, strict=True):
+        difference = (mine - theirs).norm() / (theirs - before).norm()
+        assert difference < 0.01  # bfloat16 has 8 bits
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
