@@ -155,10 +155,9 @@ def _answers(url: str, witness: str) -> bool:
     witness, return whether the store gives any answer about the folder of `url`, if only a refusal."""
     try:
         store, path = image_store(witness or url.rpartition("/")[0])
-        if witness:
+        attempt(store, "info", path)
+        if witness:  # the same requests as for an image, because a store may refuse one kind alone for a while
             read_part(store, path, 0, 1)
-        else:
-            attempt(store, "info", path)
     except Exception as error:
         return is_not_found(error) or (not witness and is_final(error))
     return True

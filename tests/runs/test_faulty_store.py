@@ -229,10 +229,14 @@ def test_a_refusal_is_asked_for_once_more(world: World, store: str, faults: Faul
     faults.seen.clear()
     with pytest.raises(BadImage, match="it may not be read"):
         read.read_bytes(f"{store}/refused", second, 1 << 30)
-    assert len([path for _, path in faults.seen if first.file in path]) == 1
+    assert [method for method, path in faults.seen if first.file in path] == ["HEAD", "GET"]
     refusals = iter([403])
     faults.fault = lambda method, path: next(refusals, None) if second.file in path else None
     assert read.read_bytes(f"{store}/refused", second, 1 << 30)
+    for refused in ("HEAD", "GET"):  # of every file, for a while, and the other kind of request is answered
+        faults.fault = lambda method, path, refused=refused: 403 if method == refused else None  # type: ignore[misc]
+        with pytest.raises(UserError, match="no longer gives this file, and no other"):
+            read.read_bytes(f"{store}/refused", second, 1 << 30)
 
 
 def test_a_new_worker_knows_what_others_could_read(store: str, faults: Faults, world: World) -> None:
