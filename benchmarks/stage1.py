@@ -27,6 +27,7 @@ from pad_pipeline.training.batches import Batch
 from pad_pipeline.training.flops import peak_flops, step_flops
 from pad_pipeline.training.losses import patch_loss
 from pad_pipeline.training.model import MultimodalModel
+from pad_pipeline.training.patch_terms import Regions
 from pad_pipeline.training.settings import TrainSettings
 
 CAPTION = 30
@@ -105,9 +106,11 @@ def drawn(model: MultimodalModel, samples: int, device: torch.device) -> Batch:
         at.flatten(),
         predicting.flatten(),
         ids.flatten()[predicting.flatten() + 1],
-        torch.randint(0, 256, (samples * REGIONS, model.grid**2), device=device, dtype=torch.uint8),
-        torch.randn(samples * REGIONS, model.width, device=device, dtype=torch.float16),
-        torch.arange(samples, device=device).repeat_interleave(REGIONS),
+        Regions.of(
+            torch.randn(samples * REGIONS, model.width, device=device, dtype=torch.float16),
+            torch.randint(0, 256, (samples * REGIONS, model.grid**2), device=device, dtype=torch.uint8),
+            torch.arange(samples, device=device).repeat_interleave(REGIONS),
+        ),
     )
 
 
@@ -119,7 +122,7 @@ def loss_of(model: MultimodalModel, batch: Batch, every_logit: bool) -> Tensor:
     tokens = model.encode_images(batch.pixels)
     logits = model.llm.get_output_embeddings()(model.run_llm(tokens, batch)).float()
     targets = torch.full((len(logits),), -100, device=logits.device).index_copy(0, batch.predicting, batch.targets)
-    patch = patch_loss(tokens, batch.embeds, batch.coverage, batch.image, model.settings.patch_loss)
+    patch = patch_loss(tokens, batch.regions, model.settings.patch_loss)
     return F.cross_entropy(logits, targets) + patch
 
 

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pad_pipeline.training.examples import Example, Examples, Preprocessor
 from pad_pipeline.training.order import Ints
+from pad_pipeline.training.patch_terms import Regions
 from pad_pipeline.training.template import IMAGE
 
 
@@ -32,16 +33,13 @@ class Batch(NamedTuple):
     because with a mask the GPU would wait for the CPU."""
     targets: Tensor
     """int64 `[N]`: the supervised tokens."""
-    coverage: Tensor
-    """uint8 `[R, grid * grid]`: the coverage of all images' regions, in 255ths of each patch."""
-    embeds: Tensor
-    """float16 `[R, d]`: the label embedding of each region."""
-    image: Tensor
-    """int64 `[R]`: the row of `pixels` that each region belongs to."""
+    regions: Regions
+    """The regions of all images, with the coverage of patches, `[R, grid * grid]`."""
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch with all tensors on `device`."""
-        return Batch(self.keys, *(part.to(device, non_blocking=True) for part in self[1:]))
+        tensors = (part.to(device, non_blocking=True) for part in self[1:-1])
+        return Batch(self.keys, *tensors, self.regions.to(device))  # type: ignore[call-arg, arg-type]
 
 
 class StepBatches(NamedTuple):
@@ -50,6 +48,8 @@ class StepBatches(NamedTuple):
     batches: list[Batch]
     problems: list[tuple[str, str]]
     """The samples from which nothing can be learned: key and reason."""
+    left_out: int
+    """The number of regions that the settings leave out of L_patch."""
 
 
 def collate(examples: list[Example], preprocessor: Preprocessor) -> Batch:
@@ -65,7 +65,8 @@ def collate(examples: list[Example], preprocessor: Preprocessor) -> Batch:
         ids = ids.new_zeros(len(examples), 1)  # the LLM takes no sequence of length 0
     supervised = pad_sequence(supervised_rows, batch_first=True).flatten().nonzero().flatten()
     images = [example.pixels for example in examples if example.pixels is not None]
-    regions = [len(example.coverage) for example in examples if example.pixels is not None]
+    counts = [len(example.coverage) for example in examples if example.pixels is not None]
+    words = [torch.tensor(ids, dtype=torch.long) for example in examples for ids in example.words]
     return Batch(
         keys=[example.key for example in examples],
         ids=ids.masked_fill(ids == IMAGE, 0),
@@ -73,9 +74,12 @@ def collate(examples: list[Example], preprocessor: Preprocessor) -> Batch:
         vision_at=(ids == IMAGE).flatten().nonzero().flatten(),
         predicting=supervised - 1,
         targets=ids.flatten()[supervised],
-        coverage=torch.from_numpy(np.concatenate([example.coverage for example in examples])),
-        embeds=torch.from_numpy(np.concatenate([example.embeds for example in examples])),
-        image=torch.from_numpy(np.repeat(np.arange(len(images)), regions)),
+        regions=Regions.of(
+            torch.from_numpy(np.concatenate([example.embeds for example in examples])),
+            torch.from_numpy(np.concatenate([example.coverage for example in examples])),
+            torch.from_numpy(np.repeat(np.arange(len(images)), counts)),
+            pad_sequence(words, batch_first=True, padding_value=-1) if words else None,
+        ),
     )
 
 
@@ -108,6 +112,6 @@ def load_steps(
                     collate(ready[at : at + settings.micro_batch] or [examples.empty_example], examples.preprocessor)
                     for at in range(0, most, settings.micro_batch)
                 ]
-                yield StepBatches(batches, problems)
+                yield StepBatches(batches, problems, sum(example.left_out for example in ready))
         finally:
             threads.shutdown(cancel_futures=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -47,6 +49,10 @@ class Example(NamedTuple):
     """uint8 `[R, grid * grid]`: how much of each patch belongs to each region, 0..255."""
     embeds: npt.NDArray[np.float16]
     """float16 `[R, d]`: the label embedding of each region."""
+    words: Sequence[Sequence[int]] = ()
+    """The tokens of each region's label, for the kinds of L_patch that read them; else empty."""
+    left_out: int = 0
+    """The number of regions that `largest` and `without` leave out of L_patch."""
     problem: str = ""
     """The reason why nothing can be learned from the sample; empty if something can be learned."""
 
@@ -117,7 +123,8 @@ class Examples(ABC):
 class ShardExamples(Examples):
     """The samples of a run of PAD shards; images that failed are left out.
 
-    `embedder` replaces the label embeddings of shards that were built for another LLM. `say` receives messages.
+    `embedder` replaces the label embeddings of shards that were built for another LLM. `label_tokens` returns the
+    tokens of a label; it is needed if `settings.patch_loss.needs_words`. `say` receives messages.
 
     Raises:
         UserError: every image of the run failed, or run.json has no usable decode settings.
@@ -126,9 +133,11 @@ class ShardExamples(Examples):
     def __init__(
         self, shards: ShardFolder, preprocessor: Preprocessor, template: Template, settings: TrainSettings,
         embedder: LabelEmbedder | None = None, say: Say = lambda text: None,
+        label_tokens: Callable[[str], list[int]] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(preprocessor, template, settings)
         self.shards, self.embedder = shards, embedder
+        self.label_tokens = cache(label_tokens) if label_tokens else None
         self.empty_example = preprocessor.empty_example(embedder.width if embedder else shards.run.embedding_width)
         self.decoding = decode_settings(shards)
         self.rows = shards.usable(say, track)
@@ -139,17 +148,28 @@ class ShardExamples(Examples):
         return len(self.rows)
 
     def __getitem__(self, number: int) -> Example:
-        sample = self.shards.sample(*self.rows[number])
+        sample, loss = self.shards.sample(*self.rows[number]), self.settings.patch_loss
         coverage = sample.patches(self.settings.patches).reshape(-1, self.preprocessor.view.grid**2)
         labels = [region["label"] for region in sample.meta["regions"]]
         embeds = self.embedder(labels) if self.embedder else sample.region_embeds()
+        small = coverage.mean(1) <= 255 * loss.largest
+        used = [number for number, label in enumerate(labels) if small[number] and label not in loss.without]
+        coverage, embeds, left_out = coverage[used], embeds[used], len(labels) - len(used)
+        words = [self._wanted(labels[number]) for number in used] if loss.needs_words else []
         try:
             text = self._text(sample)
         except ValueError as problem:
-            if not len(coverage) or max(self.settings.beta_start, self.settings.beta_end) <= 0:
+            if not used or max(self.settings.beta_start, self.settings.beta_end) <= 0:
                 return self.empty_example._replace(key=sample.key, problem=str(problem))
             text = EncodedText([IMAGE], [False])  # L_patch learns from the regions, without any text
-        return Example(sample.key, text, self.preprocessor.pixels(sample.image, self.decoding), coverage, embeds)
+        pixels = self.preprocessor.pixels(sample.image, self.decoding)
+        return Example(sample.key, text, pixels, coverage, embeds, words, left_out)
+
+    def _wanted(self, label: str) -> list[int]:
+        """Return the tokens of a label that L_patch wants."""
+        assert self.label_tokens is not None
+        ids = self.label_tokens(label)
+        return ids[:1] if self.settings.patch_loss.label_tokens == "first" else ids
 
     def _text(self, sample: Sample) -> EncodedText:
         """Return the sample's token ids. Raise a ValueError if it has no text that the template can use."""

@@ -43,7 +43,7 @@ def measure_held_out(
             means += torch.stack([losses.caption, losses.patch])
             alignment.add(batch, losses.tokens)
         # Turn the step's means back into sums, because the last step has fewer samples.
-        weight = np.array([counts.supervised_tokens, counts.patch_weight])
+        weight = np.array([counts.supervised_tokens, float(counts.divisor.whole)])
         sums += here.sum(means).tolist() * weight
         weights += weight
     caption, patch = (sums / np.maximum(weights, [1, 1e-12])).tolist()
@@ -73,17 +73,17 @@ class AlignmentMeter:
         """Add a micro-batch and its projected tokens `[I, M, d]`."""
         if not len(batch.pixels):
             return
-        coverage = self.model.pool_coverage(batch.coverage.to(tokens.device))
+        regions = self.model.pooled(batch.regions.to(tokens.device))
         for number, image_tokens in enumerate(tokens):
             self._readable_sum += self._readable[self._vectors.nearest(image_tokens)].sum()
             self._tokens += len(image_tokens)
             # Compare the tokens with the image's labels. Regions of one label count as one.
-            of_image = batch.image.to(tokens.device) == number
+            of_image = regions.image == number
             if of_image.any():
-                embeds = batch.embeds.to(tokens.device)[of_image].float()
+                embeds = regions.embeds[of_image].float()
                 labels, which = torch.unique(embeds, dim=0, return_inverse=True)
                 shown = torch.zeros(len(labels), len(image_tokens), dtype=torch.bool, device=tokens.device)
-                half_covered = coverage[of_image] >= 127.5
+                half_covered = regions.coverage[of_image] >= 127.5
                 for label, mask in zip(which.tolist(), half_covered, strict=True):
                     shown[label] |= mask
                 self._align.add(image_tokens, labels, shown)

@@ -30,7 +30,7 @@ from pad_pipeline.training.export import export
 from pad_pipeline.training.flops import peak_flops, step_flops
 from pad_pipeline.training.held_out import measure_held_out
 from pad_pipeline.training.job import MAY_DIFFER, Job
-from pad_pipeline.training.model import MultimodalModel, embedder_for, shard_with_fsdp
+from pad_pipeline.training.model import MultimodalModel, built_for, embedder_for, shard_with_fsdp
 from pad_pipeline.training.order import SampleOrder, shuffled
 from pad_pipeline.training.projector import build_projector
 from pad_pipeline.training.ranks import Ranks, ranks
@@ -123,10 +123,14 @@ class Trainer:
                 return DialogueExamples(
                     source, preprocessor, template, self.settings, model.width, job.private_addresses
                 )
-        embedder = embedder_for(model.llm_folder, self.shards.run)
-        if embedder:
+        stored, words = built_for(model.llm_folder, self.shards.run), self.settings.patch_loss.needs_words
+        embedder = None if stored and not words else embedder_for(model.llm_folder, self.shards.run)
+        if not stored:
             self.say("The shards were built for another LLM, so labels are embedded again with this LLM's words.")
-        return ShardExamples(self.shards, preprocessor, template, self.settings, embedder, self.say)
+        label_tokens = embedder.tokens if embedder and words else None
+        return ShardExamples(
+            self.shards, preprocessor, template, self.settings, None if stored else embedder, self.say, label_tokens
+        )
 
     def _facts(self) -> dict[str, Any]:
         """Return the content of training.json. Check that an earlier part of the training had the same samples."""
@@ -271,7 +275,7 @@ class Trainer:
             "patch_cosine": cosine / cosine_weight if cosine_weight else None,
             "grad_norm": norm,
             "patch_gradient_share": patch_norm / (caption_norm + patch_norm) if caption_norm + patch_norm else None,
-        } | {name: value for name, value in counts._asdict().items() if name not in ("patch_weight", "labels")}
+        } | {name: value for name, value in counts._asdict().items() if name != "divisor"}
 
     def _backward(self, batch: Batch, beta: float, counts: StepCounts) -> Tensor:
         """Add the gradients of a micro-batch to the parameters' gradients.

@@ -7,7 +7,7 @@ step, so that the losses of its parts add up to the same number for any split.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy.typing as npt
 import torch
@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pad_pipeline.errors import UserError
+from pad_pipeline.training.patch_terms import ROWS, Regions, StepLabels, Words, pair_terms
 from pad_pipeline.training.settings import PatchLossSettings
 
-ROWS = 4096
-"""The number of rows of logits in memory at a time: 0.5 GB in float32 for a vocabulary of 32,000."""
-Regions = Tensor | Sequence[Tensor] | Sequence[npt.NDArray[Any]]
+PerImage = Tensor | Sequence[Tensor] | Sequence[npt.NDArray[Any]]
 """Values of the regions of each image: one tensor or array for each image, or one tensor `[B, R, ...]` for all."""
 
 
@@ -46,105 +45,124 @@ def caption_loss(hidden: Tensor, head: nn.Module, targets: Tensor, weight: float
     return torch.stack(sums).sum() / weight
 
 
-def patch_loss_weight(coverage: Tensor, settings: PatchLossSettings) -> Tensor:
-    """Return the divisor of `patch_loss` for the regions with `coverage` `[R, P]`, 0..255.
+class PatchDivisor(NamedTuple):
+    """What makes means of the sums of L_patch, counted over a whole optimizer step."""
 
-    It is the sum of all weights for `average = "token"`, and the number of regions in view for `average = "region"`.
-    """
-    region_weights = coverage.float().sum(1) / 255
-    return region_weights.sum() if settings.average == "token" else (region_weights > 0).sum().float()
+    whole: Tensor
+    """A scalar. `average = "token"`: the sum of all weights; `"region"`: the number of regions in view; `"label"`: the
+    number of labels in view."""
+    labels: StepLabels | None = None
+    """The step's labels; None unless `settings.needs_labels`."""
+
+    @classmethod
+    def of(cls, batches: Sequence[Regions], settings: PatchLossSettings) -> PatchDivisor:
+        """Count the regions of some micro-batches."""
+        labels = StepLabels.of(batches) if settings.needs_labels else None
+        if settings.average == "label":
+            assert labels is not None
+            return cls((labels.weights > 0).sum().double(), labels)
+        weights = torch.cat([regions.coverage.float().sum(1) / 255 for regions in batches])
+        return cls((weights if settings.average == "token" else weights > 0).double().sum(), labels)
+
+    @classmethod
+    def merged(cls, parts: Sequence[PatchDivisor], settings: PatchLossSettings) -> PatchDivisor:
+        """Merge the divisors of several ranks."""
+        known = [part.labels for part in parts if part.labels is not None]
+        labels = StepLabels.merged(known) if known else None
+        if labels is not None and settings.average == "label":
+            return cls((labels.weights > 0).sum().double(), labels)
+        return cls(torch.stack([part.whole for part in parts]).sum(), labels)
+
+    def to(self, device: torch.device) -> PatchDivisor:
+        """Return the divisor with all tensors on `device`."""
+        return PatchDivisor(self.whole.to(device), self.labels.to(device) if self.labels else None)
+
+    def of_regions(self, regions: Regions, settings: PatchLossSettings) -> Tensor:
+        """Return the number by which each region's sum of weighted terms is divided, `[R]`."""
+        if settings.average == "token":
+            each = torch.ones_like(regions.image, dtype=torch.float32)
+        elif settings.average == "region":
+            each = regions.coverage.float().sum(1) / 255
+        else:
+            assert self.labels is not None
+            each = self.labels.weights[self.labels.rows(regions.label)]
+        return (each * self.whole).clamp_min(1e-12)
 
 
 def patch_loss(
-    tokens: Tensor, embeds: Tensor, coverage: Tensor, image: Tensor, settings: PatchLossSettings,
-    weight: Tensor | None = None, labels: Tensor | None = None,
+    tokens: Tensor, regions: Regions, settings: PatchLossSettings, divisor: PatchDivisor | None = None,
+    words: Words | None = None,
 ) -> Tensor:  # fmt: skip
-    """Return L_patch, the mean distance between the vision tokens of each region and the region's label embedding.
+    """Return L_patch, the mean of a term that says how far each region's vision tokens are from the region's label.
 
-    A pair of token p and region r has the weight w_rp, the patch's coverage. With the projected token v and the label
-    embedding e, the pair's term is 1 - cos(v_p, e_r). For `kind = "contrastive"`, the term is
-    -log(exp(cos(v_p, e_r) / T) / sum_l exp(cos(v_p, e_l) / T)) over the distinct labels l of the step.
-    `average = "token"`: sum_rp w_rp term_rp / sum_rp w_rp.
-    `average = "region"`: mean over r of sum_p w_rp term_rp / sum_p w_rp.
+    A pair of token p and region r has the weight w_rp, the coverage of p by r. With the projected token v, the label
+    embedding e and the temperature T, the term of a pair is, by `kind`:
+
+    - `cosine`: 1 - cos(v_p, e_r) (arXiv 2505.17316 says "maximize the cosine similarity").
+    - `contrastive`: -log(exp(cos(v_p, e_r) / T) / sum_l exp(cos(v_p, e_l) / T)) over the distinct labels l of the step
+      (SEA, arXiv 2408.11813). `true_labels` says what happens to other labels that are true of the token.
+    - `words`: the mean over the label's tokens t of -log(exp(cos(v_p, E_t) / T) / sum_u exp(cos(v_p, E_u) / T)), with
+      the LLM's input embeddings E of its whole vocabulary.
+    - `head`: the mean over the label's tokens of their cross-entropy in the LLM's output at the token's place (FiVL,
+      arXiv 2412.14672).
+
+    The mean is, by `average`:
+
+    - `token`: sum_rp w_rp term_rp / sum_rp w_rp.
+    - `region`: the mean over regions r of sum_p w_rp term_rp / sum_p w_rp.
+    - `label`: the same with all regions of a label as one.
+
     `compare = "mean"`: one term for each region, with the mean token sum_p w_rp v_p / sum_p w_rp instead of v_p.
-    (arXiv 2505.17316 says "maximize the cosine similarity" and leaves weights and averages open.) Regions outside the
-    view do not count. Without any region the loss is 0.
+    Regions outside the view do not count. Without any region the loss is 0.
 
     Args:
         tokens: `[B, P, d]`, the projected vision tokens.
-        embeds: `[R, d]`, the label embeddings of all regions of the batch.
-        coverage: `[R, P]`, how much of each patch belongs to each region, 0..255.
-        image: int64 `[R]`, the row of `tokens` that each region belongs to.
+        regions: all regions of the batch.
         settings: kind, comparison and average.
-        weight: divisor of the sum; by default `patch_loss_weight` of these regions.
-        labels: `[L, d]`, the distinct label embeddings of the step, for the contrastive loss; by default the distinct
-            rows of `embeds`.
+        divisor: of the whole step; by default of these regions.
+        words: what the kinds `words` and `head` compare.
     """
-    if weight is None:
-        weight = patch_loss_weight(coverage, settings)
-    if not len(image):
+    if divisor is None:
+        divisor = PatchDivisor.of([regions], settings)
+    if not len(regions.image):
         return tokens.sum() * 0.0  # depends on the tokens, so that their gradient is 0 and not missing
-    weights = coverage.float() / 255  # [R, P]
-    region_weights = weights.sum(1)
+    weights = regions.coverage.float() / 255  # [R, P]
     if settings.compare == "mean":
         # One matrix product with [R, B, P] weights avoids a copy of the tokens for each region. The sums are not
         # divided into means, because a cosine does not depend on the length.
-        spread = F.one_hot(image, len(tokens))[:, :, None] * weights[:, None]
-        means = spread.flatten(1) @ tokens.flatten(0, 1).float()
-        terms = _terms(means[:, None], embeds, None, settings, labels)[:, 0]  # [R]
-        per_region = terms * (region_weights if settings.average == "token" else (region_weights > 0))
+        spread = F.one_hot(regions.image, len(tokens))[:, :, None] * weights[:, None]
+        tokens = (spread.flatten(1) @ tokens.flatten(0, 1).float())[:, None]
+        alone = regions._replace(image=torch.arange(len(weights), device=weights.device))
+        terms = weights.sum(1, keepdim=True) * pair_terms(tokens, alone, settings, divisor.labels, words)
     else:
-        per_region = (weights * _terms(tokens, embeds, image, settings, labels)).sum(1)
-        if settings.average == "region":
-            per_region = per_region / region_weights.clamp_min(1e-12)
-    return per_region.sum() / weight.clamp_min(1e-12)
-
-
-def _terms(
-    tokens: Tensor, embeds: Tensor, image: Tensor | None, settings: PatchLossSettings, labels: Tensor | None
-) -> Tensor:
-    """Return the loss term of each region and each token of the region's image, `[R, P]`.
-
-    If `image` is None, `tokens` has the shape `[R, P, d]`: the tokens of each region.
-    """
-    vision = F.normalize(tokens.float(), dim=-1)
-    regions = F.normalize(embeds.float(), dim=-1)
-    if image is None:
-        cosine = (vision * regions[:, None]).sum(-1)
-    else:
-        # Compare every region with every image, [R, B, P], then select the region's image. This takes far less memory
-        # than a copy of the tokens for each region.
-        with_all = (regions @ vision.flatten(0, 1).t()).view(len(regions), *tokens.shape[:2])
-        cosine = with_all[torch.arange(len(image), device=image.device), image]
-    if settings.kind == "cosine":
-        return 1 - cosine
-    distinct: Tensor = torch.unique(embeds, dim=0) if labels is None else labels
-    candidates = F.normalize(distinct.float(), dim=-1)
-    normalizer = torch.logsumexp(vision @ candidates.t() / settings.temperature, dim=-1)  # [B or R, P]
-    return (normalizer if image is None else normalizer[image]) - cosine / settings.temperature
+        terms = weights * pair_terms(tokens, regions, settings, divisor.labels, words)
+    return (terms.sum(1) / divisor.of_regions(regions, settings)).sum().to(terms.dtype)
 
 
 class PatchLoss(nn.Module):
     """L_patch for other trainers: `patch_loss` as a module without weights, which takes the regions image by image.
 
     Args:
-        kind: `cosine` or `contrastive`, see `PatchLossSettings` for all four.
+        kind: `cosine` or `contrastive`, see `PatchLossSettings` for all settings. The other kinds need an LLM.
         compare: `token` or `mean`.
-        average: `token` or `region`.
+        average: `token`, `region` or `label`.
         temperature: the number by which the contrastive loss divides cosines.
+        true_labels: `negative`, `neutral` or `positive`, for the contrastive loss.
     """
 
     def __init__(
         self, kind: Literal["cosine", "contrastive"] = "cosine", compare: Literal["token", "mean"] = "token",
-        average: Literal["token", "region"] = "token", temperature: float = 0.07,
+        average: Literal["token", "region", "label"] = "token", temperature: float = 0.07,
+        true_labels: Literal["negative", "neutral", "positive"] = "negative",
     ) -> None:  # fmt: skip
         super().__init__()
-        self.settings = PatchLossSettings(kind=kind, compare=compare, average=average, temperature=temperature)
+        self.settings = PatchLossSettings(
+            kind=kind, compare=compare, average=average, temperature=temperature, true_labels=true_labels
+        )
 
     def forward(
-        self, tokens: Tensor, embeds: Regions, coverage: Regions, weight: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+        self, tokens: Tensor, embeds: PerImage, coverage: PerImage, divisor: PatchDivisor | None = None
+    ) -> Tensor:
         """Return L_patch of B images, a scalar.
 
         Args:
@@ -153,12 +171,21 @@ class PatchLoss(nn.Module):
                 zeros where an image has fewer than R regions.
             coverage: how much of each patch belongs to each region, 0..255: `[R, N]` or `[R, grid, grid]` for each
                 image, or with a first dimension B for all.
-            weight: the divisor, see `patch_loss`.
-            labels: the distinct label embeddings, see `patch_loss`.
+            divisor: of the whole step, if these images are a part of it: `divisor` of the step's regions.
 
         Raises:
             UserError: the shapes do not fit together.
         """
+        with torch.autocast(tokens.device.type, enabled=False):  # a Trainer's autocast would round cosines to bfloat16
+            return patch_loss(tokens, self.regions(tokens, embeds, coverage), self.settings, divisor)
+
+    def divisor(self, tokens: Tensor, embeds: PerImage, coverage: PerImage) -> PatchDivisor:
+        """Return the divisor of these images; arguments and errors are as in `forward`."""
+        return PatchDivisor.of([self.regions(tokens, embeds, coverage)], self.settings)
+
+    @staticmethod
+    def regions(tokens: Tensor, embeds: PerImage, coverage: PerImage) -> Regions:
+        """Return all regions of some images; arguments and errors are as in `forward`."""
         if not len(tokens) == len(embeds) == len(coverage):
             rule = f"`tokens` has {len(tokens)} images, and `coverage` has {len(coverage)}"
             raise UserError("embeds", f"{len(embeds)} images", rule, "give the regions of each image")
@@ -174,19 +201,18 @@ class PatchLoss(nn.Module):
                 kept = own.any(1)
                 own, patches = own[kept], patches[kept]
             parts.append((own, patches, torch.full((len(own),), number, device=tokens.device)))
-        with torch.autocast(tokens.device.type, enabled=False):  # a Trainer's autocast would round cosines to bfloat16
-            all_embeds, all_coverage, image = (torch.cat(part) for part in zip(*parts, strict=True))
-            return patch_loss(tokens, all_embeds, all_coverage, image, self.settings, weight, labels)
+        all_embeds, all_coverage, image = (torch.cat(part) for part in zip(*parts, strict=True))
+        return Regions.of(all_embeds, all_coverage, image)
 
 
 @torch.no_grad()
-def mean_cosine(tokens: Tensor, embeds: Tensor, coverage: Tensor, image: Tensor) -> Tensor:
+def mean_cosine(tokens: Tensor, regions: Regions) -> Tensor:
     """Return the sums of w_rp cos(v_p, e_r) and of w_rp over all pairs, float32 `[2]`; see `patch_loss`.
 
     The first sum divided by the second is the mean cosine, which is logged for every kind of loss.
     """
-    if not len(image):
+    if not len(regions.image):
         return tokens.new_zeros(2, dtype=torch.float32)
-    weights = coverage.float() / 255
-    cosine = 1 - _terms(tokens, embeds, image, PatchLossSettings(), None)
+    weights = regions.coverage.float() / 255
+    cosine = 1 - pair_terms(tokens, regions, PatchLossSettings(), None, None)
     return torch.stack([(weights * cosine).sum(), weights.sum()])

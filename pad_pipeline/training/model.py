@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -16,7 +17,8 @@ from pad_pipeline.packages import OPTIONAL, not_installed
 from pad_pipeline.pretrained import load_pretrained, load_tokenizer
 from pad_pipeline.shards.run import Run
 from pad_pipeline.training.batches import Batch
-from pad_pipeline.training.losses import caption_loss, mean_cosine, patch_loss
+from pad_pipeline.training.losses import PatchDivisor, caption_loss, mean_cosine, patch_loss
+from pad_pipeline.training.patch_terms import Regions, Words, word_means
 from pad_pipeline.training.projector import build_projector, load_projector, pool, token_count
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.training.towers import TOWERS, preprocessing, vision_config
@@ -137,27 +139,48 @@ class MultimodalModel(nn.Module):
             tokens: Tensor = self.projector(patches.float())
         return tokens
 
-    def forward(
-        self, batch: Batch, caption_weight: float | None = None, patch_weight: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> Losses:  # fmt: skip
+    def forward(self, batch: Batch, caption_weight: float | None = None, divisor: PatchDivisor | None = None) -> Losses:
         """Compute L_caption and L_patch of a batch. See `caption_loss` for `caption_weight`, and `patch_loss` for
-        `patch_weight` and `labels`."""
+        `divisor`."""
         # The projector needs a gradient (of 0) on every rank, so a batch without images gets a blank image.
         pixels = batch.pixels if len(batch.pixels) else batch.pixels.new_zeros(1, *batch.pixels.shape[1:])
         tokens = self.encode_images(pixels)
-        coverage = self.pool_coverage(batch.coverage)
-        patch = patch_loss(tokens, batch.embeds, coverage, batch.image, self.settings.patch_loss, patch_weight, labels)
-        cosine = mean_cosine(tokens, batch.embeds, coverage, batch.image)
-        # Do not run an LLM that is not trained and adds nothing to the loss.
-        if self.settings.llm == "frozen" and not (len(batch.targets) and self.settings.caption_weight):
+        regions, loss = self.pooled(batch.regions), self.settings.patch_loss
+        cosine = mean_cosine(tokens, regions)
+        # Do not run an LLM that is not trained and adds nothing to the losses.
+        captions = self.settings.llm != "frozen" or (len(batch.targets) and self.settings.caption_weight)
+        if not captions and loss.kind != "head":
+            patch = patch_loss(tokens, regions, loss, divisor, self._words(tokens, regions))
             return Losses(patch * 0.0, patch, cosine, tokens)
-        hidden = self.run_llm(tokens if len(batch.pixels) else tokens[:0], batch)[batch.predicting]
+        hidden = self.run_llm(tokens if len(batch.pixels) else tokens[:0], batch)
+        queries = (
+            hidden[batch.vision_at].view(*tokens.shape[:2], -1) if loss.kind == "head" and len(batch.pixels) else tokens
+        )
+        patch = patch_loss(tokens, regions, loss, divisor, self._words(queries, regions))
+        hidden = hidden[batch.predicting]
         if not len(batch.pixels):
             hidden = hidden + tokens.sum().to(hidden.dtype) * 0.0
         with torch.autocast(hidden.device.type, torch.bfloat16, enabled=self._autocast(hidden)):
             caption = caption_loss(hidden, self.llm.get_output_embeddings(), batch.targets, caption_weight)
         return Losses(caption, patch, cosine, tokens)
+
+    def _words(self, queries: Tensor, regions: Regions) -> Words | None:
+        """Return what L_patch compares with the LLM's vocabulary, if its kind does so."""
+        loss = self.settings.patch_loss
+        if not loss.needs_words:
+            return None
+        if loss.kind == "head":
+            table, scale = self.llm.get_output_embeddings().weight, None
+        else:  # constants, as label embeddings are: tokens move to words, and not words to tokens
+            table = self.llm.get_input_embeddings().weight.detach()
+            norms = torch.linalg.vector_norm(table, dim=1, dtype=torch.float32)
+            scale = 1 / (norms.clamp_min(1e-12) * loss.temperature)
+            queries = F.normalize(queries.float(), dim=-1)
+        return Words(queries, word_means(table, scale, regions.words), table, scale)
+
+    def pooled(self, regions: Regions) -> Regions:
+        """Return regions whose coverage is pooled from patches to vision tokens."""
+        return regions._replace(coverage=self.pool_coverage(regions.coverage))
 
     def pool_coverage(self, coverage: Tensor) -> Tensor:
         """Pool the coverage of R regions from patches, `[R, grid * grid]`, to vision tokens, `[R, M]`."""
@@ -179,11 +202,14 @@ class MultimodalModel(nn.Module):
         return values.device.type == "cuda" and self.settings.llm != "frozen"
 
 
-def embedder_for(llm_folder: Path, run: Run) -> LabelEmbedder | None:
-    """Return a label embedder for the LLM in `llm_folder`; None if the shards were built for that LLM."""
-    if EmbeddingTable(llm_folder).sha256() == run.fingerprints.get("llm_embedding"):
-        return None
+def embedder_for(llm_folder: Path, run: Run) -> LabelEmbedder:
+    """Return an embedder of labels with the words of the LLM in `llm_folder`, which tokenizes labels as `run` did."""
     return LabelEmbedder(LabelSettings(llm=str(llm_folder), context=context_of(run)))
+
+
+def built_for(llm_folder: Path, run: Run) -> bool:
+    """Return whether the label embeddings of a run are those of the LLM in `llm_folder`."""
+    return EmbeddingTable(llm_folder).sha256() == run.fingerprints.get("llm_embedding")
 
 
 def context_of(run: Run) -> Literal["sentence", "bare"]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pad_pipeline.geometry import PatchRule
 from pad_pipeline.training.template import TemplateName
@@ -16,18 +16,49 @@ ProjectorKind = Literal["mlp", "linear", "c-abstractor", "pixel-shuffle"]
 class PatchLossSettings(BaseModel):
     """Settings of the loss L_patch. The paper does not give their values."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    kind: Literal["cosine", "contrastive"] = "cosine"
-    """`cosine`: 1 - cosine between token and label (the paper). `contrastive`: cross-entropy of the region's label
-    among all labels of the step (SEA, arXiv 2408.11813)."""
+    kind: Literal["cosine", "contrastive", "words", "head"] = "cosine"
+    """What pulls a vision token to its label. `cosine`: 1 - cosine between token and label (the paper). `contrastive`:
+    cross-entropy of the region's label among all labels of the step (SEA, arXiv 2408.11813). `words`: cross-entropy of
+    the label's tokens among all input embeddings of the LLM. `head`: cross-entropy of the label's tokens in the LLM's
+    output at the vision token (FiVL, arXiv 2412.14672); it runs the LLM."""
     compare: Literal["token", "mean"] = "token"
     """Whether the label is compared with each token of the region, or with the mean of its tokens."""
-    average: Literal["token", "region"] = "token"
-    """`token`: the mean over all pairs of patch and region, so that large regions count more. `region`: the mean over
-    regions of each region's mean."""
+    average: Literal["token", "region", "label"] = "token"
+    """`token`: the mean over all pairs of token and region, so that large regions count more. `region`: the mean over
+    regions of each region's mean. `label`: the mean over the step's labels, so that frequent labels count no more than
+    rare ones."""
     temperature: float = Field(0.07, gt=0, allow_inf_nan=False)
-    """The number by which the contrastive loss divides cosines."""
+    """The number by which the kinds `contrastive` and `words` divide cosines."""
+    true_labels: Literal["negative", "neutral", "positive"] = "negative"
+    """What the contrastive loss makes of other labels that are true of a token too, such as a part and its thing.
+    `negative`: they count as wrong. `neutral`: they are left out. `positive`: they count as right."""
+    label_tokens: Literal["all", "first"] = "all"
+    """Which tokens of a label the kinds `words` and `head` want: all with equal shares, or the first (FiVL)."""
+    largest: float = Field(1.0, gt=0, le=1)
+    """Regions with more than this share of the view are left out of L_patch (FiVL: 0.3). 1 keeps all."""
+    without: tuple[str, ...] = ()
+    """Labels whose regions are left out of L_patch, such as `sky`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.compare == "mean" and (self.kind in ("words", "head") or self.true_labels != "negative"):
+            raise ValueError(
+                'compare = "mean" is for the kinds cosine and contrastive, with true_labels = "negative"; '
+                'use compare = "token"'
+            )
+        return self
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the loss of a region depends on the labels of the whole step."""
+        return self.kind == "contrastive" or self.average == "label"
+
+    @property
+    def needs_words(self) -> bool:
+        """Whether the loss reads the tokens of each label."""
+        return self.kind in ("words", "head")
 
 
 class LoraSettings(BaseModel):
@@ -115,8 +146,8 @@ class TrainSettings(BaseModel):
 
     @property
     def runs_llm(self) -> bool:
-        """Whether the LLM is run: it is trained, or L_caption has a weight."""
-        return self.llm != "frozen" or self.caption_weight > 0
+        """Whether the LLM is run: it is trained, L_caption has a weight, or L_patch reads its output."""
+        return self.llm != "frozen" or self.caption_weight > 0 or self.patch_loss.kind == "head"
 
     def beta(self, step: int, steps: int) -> float:
         """Return the weight of L_patch in a step. `step` counts from 0, and `steps` is the number of all steps."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from pad_pipeline.training.batches import Batch, StepBatches
-from pad_pipeline.training.losses import patch_loss_weight
+from pad_pipeline.training.losses import PatchDivisor
 from pad_pipeline.training.model import Losses, MultimodalModel
 from pad_pipeline.training.ranks import Ranks
 
@@ -17,39 +16,37 @@ class StepCounts(NamedTuple):
     """Counts over all ranks in one optimizer step."""
 
     supervised_tokens: int
-    patch_weight: float
-    """The divisor of L_patch, see `losses.patch_loss_weight`."""
+    divisor: PatchDivisor
+    """The divisor of L_patch, on this rank's device."""
     regions: int
     images: int
     positions: int
     """The number of token positions of all sequences, padding included."""
     dropped: int
     """The number of samples from which nothing can be learned."""
-    labels: Tensor | None
-    """The distinct label embeddings, `[L, d]`; None unless the loss is contrastive."""
+    regions_left_out: int
+    """The number of regions that the settings leave out of L_patch."""
 
     def losses(self, model: MultimodalModel, batch: Batch) -> Losses:
         """Return the losses of a micro-batch, each divided by its weight in the whole step."""
-        patch_weight = torch.tensor(self.patch_weight, dtype=torch.float64, device=batch.ids.device)
-        losses: Losses = model(batch, max(float(self.supervised_tokens), 1.0), patch_weight, self.labels)
+        losses: Losses = model(batch, max(float(self.supervised_tokens), 1.0), self.divisor)
         return losses
 
 
 def count_step(model: MultimodalModel, step: StepBatches, here: Ranks) -> StepCounts:
-    """Count the samples and tokens of a step over all ranks. A contrastive loss also needs the labels of all ranks."""
-    settings, labels = model.settings.patch_loss, None
-    if settings.kind == "contrastive":
-        of_rank = torch.unique(torch.cat([batch.embeds for batch in step.batches]), dim=0)
-        labels = torch.unique(torch.cat(here.gather(of_rank)), dim=0).to(here.device)
+    """Count the samples and tokens of a step over all ranks. Some kinds of L_patch need the labels of all ranks too."""
+    settings = model.settings.patch_loss
+    of_rank = PatchDivisor.of([model.pooled(batch.regions) for batch in step.batches], settings)
+    divisor = PatchDivisor.merged(here.gather(of_rank), settings).to(here.device)
     counts = [
         sum(len(batch.targets) for batch in step.batches),
-        sum(float(patch_loss_weight(model.pool_coverage(batch.coverage), settings)) for batch in step.batches),
-        sum(len(batch.coverage) for batch in step.batches),
+        sum(len(batch.regions.image) for batch in step.batches),
         sum(len(batch.pixels) for batch in step.batches),
         sum(batch.ids.numel() for batch in step.batches),
         len(step.problems),
+        step.left_out,
     ]
     # In double precision, because float32 can't represent every integer beyond 2^24.
-    tokens, weight, *rest = here.sum(torch.tensor(counts, dtype=torch.float64, device=here.device)).tolist()
-    regions, images, positions, dropped = map(int, rest)
-    return StepCounts(int(tokens), weight, regions, images, positions, dropped, labels)
+    sums = here.sum(torch.tensor(counts, dtype=torch.float64, device=here.device)).tolist()
+    tokens, *rest = (int(count) for count in sums)
+    return StepCounts(tokens, divisor, *rest)

@@ -28,10 +28,10 @@ from pad_pipeline.training.examples import Preprocessor, ShardExamples
 from pad_pipeline.training.export import export_llava
 from pad_pipeline.training.losses import PatchLoss, patch_loss
 from pad_pipeline.training.model import MultimodalModel
-from pad_pipeline.training.settings import TrainSettings
+from pad_pipeline.training.settings import PatchLossSettings, TrainSettings
 from pad_pipeline.training.template import IMAGE, Template
 from tests.conftest import ROOT
-from tests.training.test_losses import KINDS, drawn
+from tests.training.test_losses import SETTINGS, drawn
 from tests.training.trained_models import build, view_for
 
 HUGGING_FACE, STREAM, LLAVA = re.findall(
@@ -279,21 +279,26 @@ def test_llavas_trainer_gets_the_patch_loss(shards: Path, tmp_path: Path, monkey
 # ---- the module
 
 
-@pytest.mark.parametrize(("kind", "compare", "average"), KINDS)
-def test_the_module_is_the_trainers_loss_to_the_bit(kind: Any, compare: Any, average: Any) -> None:
+@pytest.mark.parametrize("settings", [one for one in SETTINGS if not one.needs_words])
+def test_the_module_is_the_trainers_loss_to_the_bit(settings: PatchLossSettings) -> None:
     """From lists, from arrays of grids, and padded; also within autocast. Catches padding that counts as a label, and
     regions of another image."""
-    module = PatchLoss(kind, compare, average, 0.2)
+    module = PatchLoss(settings.kind, settings.compare, settings.average, 0.2, settings.true_labels)  # type: ignore[arg-type]
     for seed in range(5):
-        tokens, embeds, coverage, image = drawn(seed)
-        expected = patch_loss(tokens, embeds, coverage, image, module.settings)
+        tokens, regions = drawn(seed)[:2]
+        embeds, coverage, image = regions[:3]
+        expected = patch_loss(tokens, regions, settings)
         lists = [[part[image == number] for number in range(4)] for part in (embeds, coverage)]
         padded = [nn.utils.rnn.pad_sequence(part, batch_first=True) for part in lists]
         grids = [[part.numpy() for part in lists[0]], [part.reshape(-1, 3, 3).numpy() for part in lists[1]]]
-        for regions in (lists, padded, grids):
-            assert torch.equal(module(tokens, *regions), expected)
+        for given in (lists, padded, grids):
+            assert torch.equal(module(tokens, *given), expected)
             with torch.autocast("cpu", torch.bfloat16):
-                assert torch.equal(module(tokens, *regions), expected)
+                assert torch.equal(module(tokens, *given), expected)
+        # Two halves that know the divisor of the whole.
+        divisor = module.divisor(tokens, *lists)
+        halves = [module(tokens[part], *(one[part] for one in lists), divisor) for part in (slice(2), slice(2, 4))]
+        assert sum(halves).item() == pytest.approx(expected.item(), abs=1e-6)
 
 
 def test_the_module_refuses_shapes_that_do_not_fit() -> None:

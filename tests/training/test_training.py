@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
@@ -21,9 +22,10 @@ from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.training.batches import Batch, collate
 from pad_pipeline.training.examples import Preprocessor, ShardExamples
 from pad_pipeline.training.export import image_processor_for
-from pad_pipeline.training.losses import caption_loss, patch_loss, patch_loss_weight
-from pad_pipeline.training.model import MultimodalModel, embedder_for
+from pad_pipeline.training.losses import caption_loss, patch_loss
+from pad_pipeline.training.model import MultimodalModel, built_for, embedder_for
 from pad_pipeline.training.order import SampleOrder, shuffled
+from pad_pipeline.training.patch_terms import Regions
 from pad_pipeline.training.projector import build_projector, load_projector, save_projector
 from pad_pipeline.training.settings import PatchLossSettings, TrainSettings
 from pad_pipeline.training.template import EncodedText, Template
@@ -56,17 +58,9 @@ def test_patch_loss_by_hand() -> None:
         settings = PatchLossSettings(average=average)  # type: ignore[arg-type]
         chosen = select_patches(stored.numpy()[:, None], rule)[:, 0]  # type: ignore[arg-type]
         coverage = torch.from_numpy(chosen)
-        found = patch_loss(tokens, embeds, coverage, image, settings)
+        found = patch_loss(tokens, Regions.of(embeds, coverage, image), settings)
         assert found.item() == pytest.approx(value, abs=1e-6), (rule, average)
-        # The same in two parts that know the weight of the whole.
-        whole = patch_loss_weight(coverage, settings)
-        parts = [
-            patch_loss(tokens[b : b + 1], embeds[image == b], coverage[image == b], torch.zeros_like(image[image == b]),
-                       settings, whole)
-            for b in (0, 1)
-        ]  # fmt: skip
-        assert sum(parts).item() == pytest.approx(value, abs=1e-6)
-    nothing = patch_loss(tokens, embeds[:0], coverage[:0], image[:0], PatchLossSettings())
+    nothing = patch_loss(tokens, Regions.of(embeds[:0], coverage[:0], image[:0]), PatchLossSettings())
     assert nothing.item() == 0
 
 
@@ -105,7 +99,9 @@ def model_and_examples(models_toml: Path, shards: Path, **settings: Any) -> tupl
     clip, llm = models_toml.parent / "clip", models_toml.parent / "llm"
     model = MultimodalModel(str(clip), str(llm), chosen, torch.device("cpu"))
     preprocessor = Preprocessor(folder.run.view, model.mean, model.std, model.vision_tokens)
-    return model, ShardExamples(folder, preprocessor, Template(chosen.template, model.tokenizer), chosen)
+    words = embedder_for(llm, folder.run).tokens
+    template = Template(chosen.template, model.tokenizer)
+    return model, ShardExamples(folder, preprocessor, template, chosen, label_tokens=words)
 
 
 def test_plain_template_is_llavas(models_toml: Path, shards: Path, world: World) -> None:
@@ -175,13 +171,75 @@ def test_masks_follow_the_tokens_of_a_projector_with_fewer(models_toml: Path, sh
     assert len(batch.vision_at) == 2 * 16
     tokens = model.encode_images(batch.pixels).detach()
     assert tokens.shape[1] == 16
-    pooled = batch.coverage.double().view(-1, 4, 2, 4, 2).mean((2, 4)).flatten(1)
-    cosine = torch.nn.functional.cosine_similarity(tokens[batch.image], batch.embeds.float()[:, None], dim=-1)
+    embeds, coverage, image = batch.regions[:3]
+    pooled = coverage.double().view(-1, 4, 2, 4, 2).mean((2, 4)).flatten(1)
+    cosine = torch.nn.functional.cosine_similarity(tokens[image], embeds.float()[:, None], dim=-1)
     expected = float(((1 - cosine) * pooled).sum() / pooled.sum())
     losses = model(batch)
     assert losses.patch.item() == pytest.approx(expected, abs=1e-5)
     (losses.caption + losses.patch).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.projector.parameters())
+
+
+@pytest.mark.parametrize("wanted", ["all", "first"])
+@pytest.mark.parametrize("kind", ["words", "head"])
+def test_losses_over_the_vocabulary_are_what_the_llm_says(
+    models_toml: Path, shards: Path, kind: Any, wanted: Any
+) -> None:
+    """Against transformers' whole forward pass and the tokenizer, pair by pair, to 1e-5. Catches logits of the place
+    before the token, labels that are tokenized otherwise than in the shards, and padding that counts as a word."""
+    loss = {"kind": kind, "label_tokens": wanted, "temperature": 0.5}
+    model, examples = model_and_examples(models_toml, shards, patch_loss=loss, caption_weight=0.0)
+    pair = [examples[0], examples[1]]
+    batch = collate(pair, examples.preprocessor)
+    tokens = model.encode_images(batch.pixels).detach()
+    table = model.llm.get_input_embeddings().weight
+    total = weight = 0.0
+    for number, row in enumerate((0, 1)):
+        sample = open_shards(shards).sample(*examples.rows[row])
+        places = (batch.vision_at // batch.ids.shape[1] == number).nonzero().flatten()
+        at = batch.vision_at[places] % batch.ids.shape[1]
+        sequence = table[batch.ids[number]].clone()
+        sequence[at] = tokens[number]
+        logits = model.llm(inputs_embeds=sequence[None]).logits[0, at]
+        if kind == "words":
+            logits = F.cosine_similarity(tokens[number][:, None], table[None], dim=-1) / 0.5
+        surprise = -logits.log_softmax(-1)
+        for region, covered in zip(sample.meta["regions"], sample.coverage.reshape(-1, 64) / 255, strict=True):
+            ids = model.tokenizer(" " + region["label"], add_special_tokens=False)["input_ids"]
+            ids = [token for token in ids if model.tokenizer.decode([token]) != " "]
+            terms = surprise[:, ids if wanted == "all" else ids[:1]].mean(-1)
+            total += float((terms * torch.from_numpy(covered)).sum())
+            weight += covered.sum()
+    losses = model(batch)
+    assert losses.patch.item() == pytest.approx(total / weight, rel=1e-5)
+    losses.patch.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.projector.parameters())
+    assert all(p.grad is None for p in model.llm.parameters())
+
+
+@pytest.mark.parametrize("kind", ["contrastive", "words", "head"])
+def test_every_kind_of_patch_loss_can_be_trained(
+    pad: Pad, shards: Path, models_toml: Path, tmp_path: Path, kind: str
+) -> None:
+    """Without captions, so that the LLM runs for `head` alone; the loss falls. The regions that settings leave out are
+    counted at each step, and are no part of the loss."""
+    label = open_shards(shards).sample(*open_shards(shards).usable()[0]).meta["regions"][0]["label"]
+    settings = f'caption_weight = 0.0\nbeta_start = 5.0\n[patch_loss]\nkind = "{kind}"\naverage = "label"\n'
+    (tmp_path / "s.toml").write_text(settings + f'true_labels = "neutral"\nlargest = 0.6\nwithout = ["{label}"]\n')
+    parts = ["--vision", models_toml.parent / "clip", "--llm", models_toml.parent / "llm", "--batch-size", 10,
+             "--micro-batch", 4, "--steps", 8, "--learning-rate", 0.01, "--settings", tmp_path / "s.toml"]  # fmt: skip
+    done = pad("train", "--shards", shards, *parts, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert log[-1]["patch_loss"] < log[0]["patch_loss"] - 0.05
+    meta = [open_shards(shards).sample(*row) for row in map(open_shards(shards).usable().__getitem__, range(10))]
+    regions = [(r["label"], c.mean()) for one in meta for r, c in zip(one.meta["regions"], one.coverage, strict=True)]
+    left_out = sum(name == label or share > 0.6 * 255 for name, share in regions)
+    assert f"left {8 * left_out:,} regions out of L_patch" in done.out + done.err
+    assert left_out and {(one["regions_left_out"], one["regions"]) for one in log} == {
+        (left_out, len(regions) - left_out)
+    }
 
 
 def test_order_is_a_function_of_seed_and_step() -> None:
@@ -358,8 +416,7 @@ def test_shards_of_another_llm_get_this_ones_words(
     assert "labels are embedded again" in done.err
     folder, settings = open_shards(shards), TrainSettings()
     embedder = embedder_for(other / "llm", folder.run)
-    assert embedder is not None
-    assert embedder_for(models_toml.parent / "llm", folder.run) is None
+    assert built_for(models_toml.parent / "llm", folder.run) and not built_for(other / "llm", folder.run)
     model = MultimodalModel(str(clip), str(other / "llm"), settings, torch.device("cpu"))
     preprocessor = Preprocessor(folder.run.view, model.mean, model.std, model.vision_tokens)
     examples = ShardExamples(folder, preprocessor, Template("plain", model.tokenizer), settings, embedder)

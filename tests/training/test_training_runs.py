@@ -96,9 +96,11 @@ def test_two_processes_give_the_losses_of_one(
     pad: Pad, stage: int, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     """torchrun with gloo: replicas in stage 1, FSDP2 in stage 2; a batch of 5 that two ranks can't share evenly. To
-    1e-5, gradients included. Catches losses that are means of means, and gradients that are summed or averaged twice.
-    Then one process goes on where two were stopped."""
+    1e-5, gradients included. Catches losses that are means of means, labels that one rank alone knows, and gradients
+    that are summed or averaged twice. Then one process goes on where two were stopped."""
     file = settings_file(tmp_path / "s.toml", checkpoint_every=4, held_out=3)
+    with (tmp_path / "s.toml").open("a") as stream:
+        stream.write('[patch_loss]\nkind = "contrastive"\naverage = "label"\n')
     arguments = command(stage, "--steps", 8, *file)
     assert pad(*arguments, "--out", tmp_path / "one").code == 0
     torchrun = [BIN / "torchrun", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d",

@@ -67,4 +67,6 @@ def summary(log: list[dict[str, Any]], out: Path) -> str:
     few = " These are few steps: take more steps, or smaller batches." if len(log) < 10 else ""
     count = sum(entry["dropped"] for entry in log)
     dropped = f" Nothing could be learned from {count} samples, see {out / 'dropped.jsonl'}." if count else ""
+    if out_of_patch := sum(entry.get("regions_left_out", 0) for entry in log):
+        dropped += f" `patch_loss.largest` and `.without` left {out_of_patch:,} regions out of L_patch."
     return f"steps: {len(log)}; {', '.join(changes)}.{dropped} Wrote {out / 'mm_projector.bin'} and {out / 'hf'}.{few}"
