@@ -34,7 +34,7 @@ from pad_pipeline.miniature.score import Score, coverage_by_resizing
 from pad_pipeline.miniature.world import COLORS, LABELS, MIN_PIXELS, SIZES, STUFF, TEXTURES, draw_scene
 from pad_pipeline.sources.open import open_source
 from pad_pipeline.stages.rle import encode_mask
-from pad_pipeline.workflows.miniature.truth import single_labels
+from pad_pipeline.workflows.miniature.truth import score_names, single_labels
 
 SCENES = [draw_scene(11, index) for index in range(150)]
 
@@ -275,6 +275,25 @@ def test_single_label_patches_show_one_label_alone() -> None:
         for patch in np.flatnonzero(labels >= 0):
             for label, share in shares.items():
                 assert share[patch] == pytest.approx(float(label == LABELS[labels[patch]]), abs=0.02)
+
+
+def test_names_of_patches_are_scored_apart_for_things_parts_and_grounds() -> None:
+    """Names that are right for one kind alone are right for that kind alone. Catches a score in which grounds, which
+    show in most patches, stand for things; and a part that may be named by its thing."""
+    view = View(size=112, patch=8)
+    alone = np.stack([single_labels(scene, view) for scene in SCENES[:40]])
+    parts = len(THINGS) + len(PARTS)
+    found = score_names(alone, SCENES[:40], view)
+    assert found[:3] == (1, 1, 1) and found.parts == 0
+    stuff_alone = score_names(np.where(alone >= parts, alone, -2), SCENES[:40], view)
+    assert stuff_alone[1:3] == (0, 1) and stuff_alone.all == pytest.approx((alone >= parts).sum() / (alone >= 0).sum())
+    names = np.full_like(alone, -2)
+    for number, scene in enumerate(SCENES[:40]):
+        for region in scene.regions:
+            if region.kind == "part":
+                names[number][coverage_by_resizing(region.mask, view).flatten() >= 0.51] = LABELS.index(region.label)
+    found = score_names(names, SCENES[:40], view)
+    assert found.parts > 0.9 and found.things == found.stuff == 0
 
 
 def test_a_score_falls_with_every_kind_of_mistake() -> None:

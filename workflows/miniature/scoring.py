@@ -32,7 +32,7 @@ from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.training.towers import check_view
 from pad_pipeline.weights import fetch_model
 from pad_pipeline.workflows.learning.launch import train
-from pad_pipeline.workflows.miniature.truth import label_accuracy
+from pad_pipeline.workflows.miniature.truth import LabelAccuracy, label_accuracy
 from pad_pipeline.workflows.models.settings import ModelSettings
 from pad_pipeline.workflows.runs.build import build
 from pad_pipeline.workflows.runs.options import EngineName, RunOptions
@@ -47,11 +47,11 @@ TRAINING = {"batch_size": 16, "micro_batch": 16, "learning_rate": 3e-3, "loader_
 
 @dataclass
 class Alignment:
-    """The label accuracy of two projectors, without and with the patch loss: for all patches, and for things only."""
+    """The label accuracy of two projectors, without and with the patch loss."""
 
     seed: int
-    caption_only: tuple[float, float]
-    with_patch_loss: tuple[float, float]
+    caption_only: LabelAccuracy
+    with_patch_loss: LabelAccuracy
 
 
 @dataclass
@@ -166,7 +166,11 @@ def as_dict(found: Evaluation) -> dict[str, Any]:
         "caption_perplexity": found.perplexity,
         "captions_that_parse": found.grammatical,
         "stage1": [
-            {"seed": pair.seed, "caption_loss_alone": pair.caption_only, "with_patch_loss": pair.with_patch_loss}
+            {
+                "seed": pair.seed,
+                "caption_loss_alone": pair.caption_only._asdict(),
+                "with_patch_loss": pair.with_patch_loss._asdict(),
+            }
             for pair in found.alignment
         ],
     }
@@ -182,12 +186,12 @@ def table(found: Evaluation) -> Table:
             drawn.add_row(title.format(score=found.score), value, f"{goal:.2f}" if goal else "")
     for pair in found.alignment:
         both = {"caption loss alone": pair.caption_only, "with the patch loss": pair.with_patch_loss}
-        for said, (patches, things) in both.items():
+        for said, right in both.items():
             label = f"patches nearest to their label, seed {pair.seed}, {said}"
-            drawn.add_row(label, f"{patches:.3f} (things {things:.3f})", "")
+            drawn.add_row(label, f"{right.all:.3f} (things {right.things:.3f}, parts {right.parts:.3f})", "")
     if len(found.alignment) > 1:
-        for which, position in (("all patches", 0), ("patches of things", 1)):
-            gains = [pair.with_patch_loss[position] - pair.caption_only[position] for pair in found.alignment]
+        for which, name in (("all patches", "all"), ("patches of things", "things"), ("patches of parts", "parts")):
+            gains = [getattr(pair.with_patch_loss, name) - getattr(pair.caption_only, name) for pair in found.alignment]
             drawn.add_row(f"    gain on {which}: mean, least", f"{fmean(gains):+.3f}, {min(gains):+.3f}", "> 0")
     return drawn
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from pad_pipeline.analysis.model import Subject
 from pad_pipeline.errors import UserError, rename_field
 from pad_pipeline.geometry import View
 from pad_pipeline.miniature.files import index_of
-from pad_pipeline.miniature.kinds import THINGS
+from pad_pipeline.miniature.kinds import PARTS, THINGS
 from pad_pipeline.miniature.language import DESCRIBE_PROMPTS
 from pad_pipeline.miniature.world import LABELS, Scene, draw_scene
 from pad_pipeline.shards.reader import open_shards
@@ -20,12 +21,30 @@ from pad_pipeline.training.chat import Chat
 from pad_pipeline.workflows.learning.scores import Trained
 from pad_pipeline.workflows.miniature.answers import ask_boxes, score_captions
 
+HALF = 128
+"""The coverage, in 255ths, of a patch that shows a part."""
+
+
+class LabelAccuracy(NamedTuple):
+    """The shares of patches that are right: among all labels of the world, the embedding that is nearest to their token
+    by cosine is that of a label that they show."""
+
+    all: float
+    """Of the patches that show a single label. Most of them show a ground, so this number hides how things do."""
+    things: float
+    """Of those that show a thing alone."""
+    stuff: float
+    """Of those that show a ground or a backdrop alone."""
+    parts: float
+    """Of the pairs of a part and a patch that it covers by half or more. The label must be the part's, and not its
+    thing's, which the patch shows too."""
+
 
 def patches(trained: Trained, seed: int) -> dict[str, float]:
-    """Score the tokens of patches that show a single label, see `label_accuracy`. Raise `UserError` if an image of the
-    held-out shards is no scene of world `seed`."""
+    """Score the tokens of patches with `label_accuracy`. Raise `UserError` if an image of the held-out shards is no
+    scene of world `seed`."""
     scenes, view = _heldout(trained, seed)
-    return dict(zip(("all", "things"), label_accuracy(Subject(trained.model), scenes, view), strict=True))
+    return label_accuracy(Subject(trained.model), scenes, view)._asdict()
 
 
 def captions(trained: Trained, seed: int) -> dict[str, float]:
@@ -59,25 +78,33 @@ def _heldout(trained: Trained, seed: int) -> tuple[list[Scene], View]:
 
 
 @torch.inference_mode()
-def label_accuracy(subject: Subject, scenes: list[Scene], view: View) -> tuple[float, float]:
-    """Return the accuracy of labels by nearest embedding: for all patches that show one label, and for things only.
+def label_accuracy(subject: Subject, scenes: list[Scene], view: View) -> LabelAccuracy:
+    """Name each patch of the scenes by the label whose embedding is nearest to its token, and score these names.
 
-    A patch is right if, among all labels of the world, its own label's embedding is the nearest to its token by cosine.
     `view` must be the view of the model's vision tower.
     """
     preprocessor = subject.preprocessor(view)
     words = F.normalize(subject.embed(list(LABELS)), dim=-1)
-    right, shown = [], []
+    names = []
     for start in range(0, len(scenes), 32):
         part = scenes[start : start + 32]
         _, tokens = subject.encode_images(torch.stack([preprocessor.normalized(scene.image) for scene in part]))
-        nearest = (F.normalize(tokens.float().cpu(), dim=-1) @ words.t()).argmax(-1)
-        truth = torch.from_numpy(np.stack([single_labels(scene, view) for scene in part]))
-        right.append((nearest == truth)[truth >= 0])
-        shown.append(truth[truth >= 0])
-    hits, labels = torch.cat(right).float(), torch.cat(shown)
-    things = labels < len(THINGS)  # they come first in LABELS
-    return float(hits.mean()), float(hits[things].mean())
+        names.append((F.normalize(tokens.float().cpu(), dim=-1) @ words.t()).argmax(-1).numpy())
+    return score_names(np.concatenate(names), scenes, view)
+
+
+def score_names(names: np.ndarray, scenes: list[Scene], view: View) -> LabelAccuracy:
+    """Score a label for each patch of each scene, int `[scenes, grid * grid]`, indices in `LABELS`."""
+    alone = np.stack([single_labels(scene, view) for scene in scenes])
+    right, thing, stuff = names == alone, alone < len(THINGS), alone >= len(THINGS) + len(PARTS)
+    part_right = [
+        of_scene[view.coverage(region.mask).flatten() >= HALF] == LABELS.index(region.label)
+        for of_scene, scene in zip(names, scenes, strict=True)
+        for region in scene.regions
+        if region.kind == "part"
+    ]
+    shares = [right[(alone >= 0) & which] for which in (True, thing, stuff)] + [np.concatenate([*part_right, []])]
+    return LabelAccuracy(*(float(share.mean()) if len(share) else float("nan") for share in shares))
 
 
 def single_labels(scene: Scene, view: View) -> np.ndarray:
