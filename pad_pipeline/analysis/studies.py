@@ -1,4 +1,4 @@
-"""The five studies: entropy, align, pursuit, lens and overlap.
+"""The six studies: entropy, align, pursuit, lens, overlap and place.
 
 A study takes the images of a run batch by batch. It keeps sums, or little data per image, so that memory hardly grows.
 """
@@ -20,6 +20,7 @@ from pad_pipeline.measures.align import Align
 from pad_pipeline.measures.entropy import PooledEntropy, von_neumann_entropy
 from pad_pipeline.measures.overlap import neighbor_overlap
 from pad_pipeline.measures.pursuit import matching_pursuit
+from pad_pipeline.measures.reading import LinearReader
 from pad_pipeline.measures.vectors import WordVectors
 from pad_pipeline.measures.vocabulary import Vocabulary, beyond_chance
 
@@ -296,6 +297,40 @@ class LensStudy(Study):
         return Chart("share of patches", bars | chance, plain=("readable",))
 
 
+class PlaceStudy(Study):
+    """How well a linear function reads from patches and tokens where they are (row, column) and what they show.
+
+    The patch loss makes tokens say what they show, and may take the place out of them. An LLM that must say where
+    something is needs both.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.numbers = {label: number for number, label in enumerate(context.labels)}
+        self.readers = {name: LinearReader(len(self.numbers)) for name in ("patches", "tokens")}
+
+    def add(self, batch: EncodedBatch) -> None:
+        """Add a batch of images."""
+        for image, patches, tokens in zip(batch.images, batch.patches, batch.tokens, strict=True):
+            label = torch.full((len(tokens),), -1)
+            if image.labels:
+                numbers = torch.tensor([self.numbers[label] for label in image.labels])
+                alone = image.shown.sum(0) == 1
+                label = torch.where(alone, numbers[image.shown.int().argmax(0)], label)
+            if len(patches) == len(tokens):  # the tokens of a C-Abstractor are not patches
+                self.readers["patches"].add(image.key, patches, label)
+            self.readers["tokens"].add(image.key, tokens, label)
+
+    def result(self) -> dict[str, Any]:
+        """Return the numbers of `Reading`, for the patches before the projector and the tokens after it."""
+        return {name: reader.result()._asdict() for name, reader in self.readers.items()}
+
+    @staticmethod
+    def chart(result: dict[str, Any]) -> Chart:
+        """Return bars of the R2 of places, and of the share of labels that are read."""
+        bars = {f"{kind} {what}": result[kind][what] for what in ("row", "column", "label") for kind in result}
+        return Chart("read by a linear function", bars, plain=("patches",))
+
+
 class OverlapStudy(Study):
     """The share of nearest neighbors that are also neighbors after the projector, among patches and among images."""
 
@@ -338,5 +373,6 @@ STUDIES: dict[str, type[Study]] = {
     "pursuit": PursuitStudy,
     "lens": LensStudy,
     "overlap": OverlapStudy,
+    "place": PlaceStudy,
 }
 """All studies by name, in the order in which tables list them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from pad_pipeline.measures.align import Align
+from pad_pipeline.measures.reading import LinearReader
 from pad_pipeline.measures.vectors import WordVectors
 from pad_pipeline.measures.vocabulary import Vocabulary
 from pad_pipeline.training.batches import Batch, load_steps
@@ -55,10 +57,11 @@ def measure_held_out(
 
 
 class AlignmentMeter:
-    """Measures on held-out images the paper's Align, and the share of vision tokens whose nearest word is readable."""
+    """Measures on held-out images the paper's Align, the share of vision tokens whose nearest word is readable, and
+    how well a linear function reads a token's place."""
 
     def __init__(self, model: MultimodalModel) -> None:
-        self.model = model
+        self.model, self._place = model, LinearReader()
         words = model.llm.get_input_embeddings().weight.detach()
         words = words.full_tensor() if isinstance(words, DTensor) else words
         vocabulary = Vocabulary(model.tokenizer, len(words), {})
@@ -75,6 +78,7 @@ class AlignmentMeter:
             return
         regions = self.model.pooled(batch.regions.to(tokens.device))
         for number, image_tokens in enumerate(tokens):
+            self._place.add(str(self._tokens), image_tokens)
             self._readable_sum += self._readable[self._vectors.nearest(image_tokens)].sum()
             self._tokens += len(image_tokens)
             # Compare the tokens with the image's labels. Regions of one label count as one.
@@ -93,16 +97,19 @@ class AlignmentMeter:
 
     def result(self, here: Ranks) -> dict[str, Any]:
         """Return Align, Align with shuffled tokens as a baseline, the share of tokens whose nearest word is readable,
-        and this share by chance (`Vocabulary.readable_by_chance`), over the images of all ranks. Both Aligns are None
-        without a region, the share without an image."""
+        and this share by chance (`Vocabulary.readable_by_chance`), over the images of all ranks; and the R2 of row and
+        column (`Reading`), over those of this rank. A number is None if there was nothing to measure."""
         counts_here = torch.tensor([self._align.pairs, self._readable_sum, self._tokens]).double()
         sums = torch.stack([self._align.sums, self._chance.sums]).flatten().cpu()
         sums = here.sum(torch.cat([sums, counts_here]).to(here.device, torch.float32))
         pairs, readable, count = sums[-3:].tolist()
+        place = self._place.result()
         align, chance = (sums[:-3].view(2, -1).amax(1) / max(pairs, 1.0)).tolist()
         return {
             "held_out_align": align if pairs else None,
             "held_out_align_shuffled": chance if pairs else None,
             "held_out_readable": readable / count if count else None,
             "held_out_readable_by_chance": self._readable_by_chance,
+            "held_out_row": None if math.isnan(place.row) else place.row,
+            "held_out_column": None if math.isnan(place.column) else place.column,
         }

@@ -43,9 +43,9 @@ def analyze(
     entropy: von Neumann entropy before and after the projector, and their difference dH. align: Align(V, W) and
     patch-level mIoU, compared with shuffled labels, shuffled patches and an untrained projector. pursuit: each vision
     token as a sum of words. lens: the nearest word of each vision token, and the LLM's logit lens. overlap: nearest
-    neighbors that the projector keeps. health: the paper's signs of failure (Align below 0.15, more than half of the
-    patches without a readable word, captions worse than those of a model trained on captions only). With a sign of
-    failure, the exit code is 1.
+    neighbors that the projector keeps. place: how well a linear function reads where a token is and what it shows.
+    health: the paper's signs of failure (Align below 0.15, more than half of the patches without a readable word,
+    captions worse than those of a model trained on captions only). With a sign of failure, the exit code is 1.
 
     Examples:
 
