@@ -11,6 +11,7 @@ import pytest
 from pad_pipeline.miniature.files import World
 from pad_pipeline.shards import lock
 from pad_pipeline.storage import folder_at
+from pad_pipeline.workflows.runs import prepare
 from tests.conftest import data
 from tests.runs.conftest import Pad
 
@@ -123,6 +124,19 @@ def test_changed_code_is_refused_and_can_be_accepted(
     assert (facts["fingerprints"]["code"], facts["accepted_code"]) == ("9.9.9+another", [code])
     assert pad(*command).code == 0
     assert pad("verify", out).code == 0
+
+
+def test_a_long_plan_is_followed_by_the_way_around_it(
+    imported: list[object], pad: Pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a rerun, where it helps. Catches users of 100 million images who plan again for hours at each resume."""
+    monkeypatch.setattr(prepare, "_LONG", 0.0)
+    command = [*imported, "--shard-size", 2, "--engine", "local", "--out", tmp_path / "out"]
+    assert "With the fingerprint `kept`" not in pad(*command).err
+    said = pad(*command).err
+    assert "Planning again took 0 minutes. With the fingerprint `kept`, a rerun keeps the plan" in " ".join(
+        said.split()
+    )
 
 
 @pytest.mark.parametrize("remote", [False, True])

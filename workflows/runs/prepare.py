@@ -21,6 +21,8 @@ from pad_pipeline.workflows.runs.options import RunOptions
 from pad_pipeline.workflows.runs.resume import Scan, check_repaired, check_same, copy_finished_shards, own_shards, scan
 from pad_pipeline.workflows.runs.spec import RunSpec
 
+_LONG = 120.0
+"""Seconds of planning again after which a user is told how to do without it."""
 _SETTLED = 1.0
 """Seconds after which an object store gives to everybody what was written last."""
 
@@ -58,7 +60,11 @@ def prepare(
             run.write(folder)
         return run, existing
     with suppress(_Unchanged), folder.commit(PLAN_NAME, first=bool(options.part)) as partial:
+        began = time.monotonic()
         planned = plan_images(source, partial, options)
+        if existing.finished and time.monotonic() - began > _LONG:
+            took = f"Planning again took {(time.monotonic() - began) / 60:.0f} minutes"
+            note(f"{took}. With the fingerprint `kept`, a rerun keeps the plan, and does not notice changed inputs.")
         survey.check(planned, source, spec.input_field, options.strict, spec.reads_texts)
         run = spec.to_run(planned, survey.counts_of(planned, source), options.shard_size, options.used_threads)
         plan = Plan(Folder(partial.parent), partial.name)
