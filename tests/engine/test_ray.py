@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ from pad_pipeline.workflows.engine.ray import RayEngine
 from pad_pipeline.workflows.engine.ray_session import Cluster
 from tests.cluster import nodes
 from tests.engine.chains import Told, begin, doing
+from tests.runs.processes import command_of, ray_workers
 
 pytestmark = pytest.mark.slow
 
@@ -37,3 +42,37 @@ def test_a_node_that_goes_is_blamed_on_no_image_and_one_that_joins_works(tmp_pat
     assert sorted(done) == list(range(40))
     assert told.nodes.keys() == {first.node_id[:8], second.node_id[:8]}
     assert "A node was lost" in told.text.getvalue() and "A worker died" not in told.text.getvalue()
+
+
+@pytest.mark.long
+def test_a_large_node_that_goes_while_its_workers_load_counts_once(tmp_path: Path) -> None:
+    """Twelve workers load on one node when it goes, and Ray starts twelve more on it before it notices. Catches a run
+    that ends because each of them counts as a lost node, as a death of a model, or as a worker that can't begin."""
+    notes, told, enough = tmp_path / "notes", Told(40), crew.LOST_NODES + crew.TRIES
+    notes.touch()
+
+    def run(address: str) -> list[int]:
+        engine = RayEngine(Cluster(address, 0), (1, 12))
+        return [one.number for one in engine.run(doing("meet", "begin", notes=notes), map(begin, range(40)), told)]
+
+    def loading() -> int:
+        return sum(b"LinkActor.load" in command_of(one) for one in ray_workers(os.getpid()))
+
+    with nodes(0) as (made, _), ThreadPoolExecutor() as pool:  # a node must be added by the main thread
+        large = made.add_node(num_cpus=12, object_store_memory=200_000_000)
+        done = pool.submit(run, made.address)
+        until(lambda: done.done() or loading() > enough)
+        made.remove_node(large, allow_graceful=False)
+        until(lambda: done.done() or "Waiting" in told.text.getvalue())  # all deaths are known then
+        notes.write_text("read 1\n")  # the next workers need not wait for it
+        made.add_node(num_cpus=1, object_store_memory=200_000_000)
+        assert sorted(done.result(120)) == list(range(40))
+    assert told.text.getvalue().count("A node was lost") == 1
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait until something is true, two minutes at most."""
+    deadline = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < deadline, "it never became true"
+        time.sleep(0.1)

@@ -30,7 +30,8 @@ LOST_NODES = 5
 """Number of node losses of a shard, or in a row while models load, that do not count. Each further loss counts as a
 death of the worker, because the shard or the models may take the nodes down."""
 UNPLACED = 10
-"""Number of workers in a row that may die before they are on a node."""
+"""Number of attempts in a row to hire workers, `OUTLIVES` seconds apart, that may end in a death before a worker is on
+a node. Ray starts workers on a lost node for up to half a minute."""
 
 
 Handler = Callable[[Any], Iterator[Done] | None]
@@ -91,9 +92,12 @@ class Crew:
         self.nodes: dict[str, dict[str, float]] = {}
         self.strikes = [0] * len(self.pools)
         """Number of workers in a row that died while they loaded, without their nodes."""
+        self.lost: set[str] = set()
+        """The nodes of workers that were lost."""
         self.lost_starts: list[set[str]] = [set() for _ in self.pools]
         """The nodes in a row that were lost while workers on them loaded."""
-        self.unplaced = 0
+        self.unplaced, self.hires_from = 0, 0.0
+        """Number of attempts to hire in a row in which a worker died without a node; and the time of the next one."""
         self.lacking: dict[int, float] = {}
         """Link -> the time since which it has too few workers."""
         self.mentioned: set[int] = set()
@@ -180,7 +184,8 @@ class Crew:
                 died_alone = partial(self._strike, worker, reason)
                 self.judge(worker, died_alone, partial(self._lost_start, worker, died_alone))
                 return
-            self.unplaced += 1
+            if time.monotonic() >= self.hires_from:  # a large node's workers die at once, and are one attempt
+                self.unplaced, self.hires_from = self.unplaced + 1, time.monotonic() + OUTLIVES
             if self.unplaced >= UNPLACED:
                 self._refuse(worker, f"its workers die before they begin ({reason})")
             return
@@ -218,7 +223,9 @@ class Crew:
             try:
                 self.ray.get(answer, timeout=0)
             except self.ray.exceptions.RayError:
-                self.progress.say("A node was lost; the shards of its workers begin again.")
+                if worker.node not in self.lost:
+                    self.progress.say("A node was lost; the shards of its workers begin again.")
+                self.lost.add(worker.node)
                 died_with_node()
             else:
                 died_alone()
