@@ -205,7 +205,7 @@ class Crew:
 
     def _lost_start(self, worker: Worker, died_alone: Callable[[], None]) -> None:
         lost = self.lost_starts[worker.link]
-        if worker.node not in lost and len(lost) == LOST_NODES:
+        if worker.node not in lost and len(lost) >= LOST_NODES:
             died_alone()
         lost.add(worker.node)
 
