@@ -80,7 +80,7 @@ def write_names(folder: Path, shards: int, like: Path) -> None:
     first = pq.read_table(like / f"{shard_name(0)}.parquet", use_threads=False)
 
     def tables() -> Iterator[pa.Table]:
-        return (columns_of(number, first) for number in range(shards))
+        return (columns_of({number: first}) for number in range(shards))
 
     stored_rows(Folder(folder), Run.read(Folder(folder)), tables, say=lambda text: None)
 

@@ -103,8 +103,10 @@ def row(what: str, folders: list[tuple[Path, int]], workers: int) -> str:
     (_, few), (_, many) = folders
     times = [", ".join(f"{one[part]:.1f}" for one in found) for part in (0, 1)]
     peaks = ", ".join(f"{one[2]:.0f}" for one in found)
-    cpu = found[1][1] + max(found[1][1] - found[0][1], 0) / (many - few) * (ALL - many)
-    shared = cpu if what.startswith("training") else cpu / CORES
+    seconds, cpu = (
+        found[1][part] + max(found[1][part] - found[0][part], 0) / (many - few) * (ALL - many) for part in (0, 1)
+    )
+    shared = seconds if what.startswith("training") else cpu / CORES  # a training starts in threads of one process
     return (
         f"| {what} | {workers} | {few:,} and {many:,} | {' | '.join(times)} | {peaks} | {_duration(cpu)} | "
         f"{_duration(shared)} |"
@@ -129,7 +131,7 @@ def main() -> None:
         measure(what, folder, int(shards), int(workers))
         return
     print(f"Reading shards of {SHARD} images on {os.cpu_count()} CPU cores: two sizes, and all {ALL:,} shards.\n")
-    print(f"| what | workers | shards | seconds | CPU seconds | peak MB | all, CPU | all, on {CORES} cores |")
+    print(f"| what | workers | shards | seconds | CPU seconds | peak MB | all, CPU | all, on {CORES} cores; a training: here |")
     print("| --- " * 8 + "|")
     with tempfile.TemporaryDirectory(prefix="pad-bench-") as home:
         real = [(Path(home, f"real-{shards}"), shards) for shards in asked.shards]

@@ -15,6 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -66,15 +67,17 @@ class Rows:
         return shard_name(row.pop("shard")), row
 
 
-def columns_of(number: int, table: pa.Table) -> pa.Table:
-    """Return the usable rows of shard `number`, with the columns of the file.
+def columns_of(shards: dict[int, pa.Table]) -> pa.Table:
+    """Return the usable rows of shards, by their numbers, with the columns of the file.
 
     Raises:
         pa.ArrowInvalid: a position or a size is too large.
     """
+    numbers = np.repeat(np.fromiter(shards, np.int32), [len(table) for table in shards.values()])
+    table = pa.concat_tables(shards.values()).append_column("shard", pa.array(numbers))
     table = table.filter(pc.not_equal(table["status"], "failed"))
-    columns = {"shard": pa.repeat(pa.scalar(number, pa.int32()), len(table))}
-    for name in _SCHEMA.names[1:]:
+    columns = {}
+    for name in _SCHEMA.names:
         far = name.endswith("_at") and name != "image_at"
         columns[name] = pc.subtract_checked(table[name], table["image_at"]) if far else table[name]
     return pa.table(columns).cast(_SCHEMA)
