@@ -131,7 +131,8 @@ def main() -> None:
         measure(what, folder, int(shards), int(workers))
         return
     print(f"Reading shards of {SHARD} images on {os.cpu_count()} CPU cores: two sizes, and all {ALL:,} shards.\n")
-    print(f"| what | workers | shards | seconds | CPU seconds | peak MB | all, CPU | all, on {CORES} cores; a training: here |")
+    shared = f"all, on {CORES} cores; a training: here"
+    print(f"| what | workers | shards | seconds | CPU seconds | peak MB | all, CPU | {shared} |")
     print("| --- " * 8 + "|")
     with tempfile.TemporaryDirectory(prefix="pad-bench-") as home:
         real = [(Path(home, f"real-{shards}"), shards) for shards in asked.shards]

@@ -26,6 +26,9 @@ class AnalysisSettings(BaseModel):
     """The unit of entropies."""
     center: bool = False
     """Whether the mean of the vectors is subtracted before an entropy is computed."""
+    every_choice: bool = False
+    """Whether entropies are given by all choices side by side: of an image and pooled, with and without the mean, in
+    nats and in bits. It takes twice as long."""
     threshold_rule: ThresholdRule = "best"
     """The rule that decides whether a token says a label, see `ThresholdRule`."""
     threshold: float = Field(0.5, ge=-1, le=1)

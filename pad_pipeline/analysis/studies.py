@@ -37,7 +37,8 @@ class EntropyStudy(Study):
 
     def __init__(self, context: Context) -> None:
         self.subject, self.settings = context.subject, context.settings
-        self.image = {name: Mean() for name in ("before", "after", "text", "labels")}
+        centers = (False, True) if self.settings.every_choice else (self.settings.center,)
+        self.image = {center: {name: Mean() for name in ("before", "after", "text", "labels")} for center in centers}
         self.pooled: dict[str, PooledEntropy] = {}
         self.most: dict[str, float] = {}
 
@@ -49,14 +50,18 @@ class EntropyStudy(Study):
         for name, sets in groups.items():
             for vectors in sets:
                 if vectors.numel():
-                    self.image[name].add(von_neumann_entropy(vectors, self.settings.center))
+                    self._add_image(name, vectors)
                     self._pool(name, vectors.shape[-1]).add(vectors)
         for image in batch.images:
             if image.labels:
                 self._add_labels(image, batch.tokens.device)
 
+    def _add_image(self, name: str, vectors: Tensor) -> None:
+        for center, means in self.image.items():
+            means[name].add(von_neumann_entropy(vectors, center))
+
     def _pool(self, name: str, width: int) -> PooledEntropy:
-        return self.pooled.setdefault(name, PooledEntropy(width, self.settings.center))
+        return self.pooled.setdefault(name, PooledEntropy(width))
 
     def _caption_words(self, caption: str) -> Tensor:
         ids = self.subject.tokenizer(caption, add_special_tokens=False)["input_ids"]
@@ -74,7 +79,7 @@ class EntropyStudy(Study):
         if not len(mix):
             return
         factor = torch.linalg.qr(words.mT, mode="r").R  # words = factor^T Q^T
-        self.image["labels"].add(von_neumann_entropy(mix @ factor.mT, self.settings.center))
+        self._add_image("labels", mix @ factor.mT)
         self._pool("labels", words.shape[-1]).add_mixed(mix, words.to(device))
 
     def result(self) -> dict[str, Any]:
@@ -83,15 +88,29 @@ class EntropyStudy(Study):
         Each comes with its upper bound, ln min(vectors, width). The bounds of an image before and after the projector
         are equal unless a width is below the number of patches.
         """
-        scale = 1 / math.log(2) if self.settings.unit == "bits" else 1.0
-        image = {name: mean.value() * scale for name, mean in self.image.items()}
-        pooled = {name: pool.entropy() * scale for name, pool in self.pooled.items()}
-        result = {"unit": self.settings.unit, "image": image, "pooled": pooled}
-        widths = {name: math.log(min(self.pooled[name].count, self.pooled[name].width)) for name in self.most}
-        for values, most in ((image, self.most), (pooled, widths)):
-            values["dH"] = values.get("before", math.nan) - values.get("after", math.nan)
-            values.update({f"bound_{name}": bound * scale for name, bound in most.items()})
+        unit, center = self.settings.unit, self.settings.center
+        result: dict[str, Any] = {
+            "unit": unit,
+            "image": self._of_image(center, unit),
+            "pooled": self._of_all(center, unit),
+        }
+        if self.settings.every_choice:
+            result["choices"] = {
+                f"{over}{', centered' if center else ''}, {unit}": entropies(center, unit)
+                for over, entropies in (("image", self._of_image), ("pooled", self._of_all))
+                for center in self.image
+                for unit in UNITS
+            }
         return result
+
+    def _of_image(self, center: bool, unit: str) -> dict[str, float]:
+        """Return the mean entropies of an image, their difference and their bounds."""
+        return _with_bounds({name: mean.value() for name, mean in self.image[center].items()}, self.most, unit)
+
+    def _of_all(self, center: bool, unit: str) -> dict[str, float]:
+        """Return the entropies of the vectors of all images at once, their difference and their bounds."""
+        most = {name: math.log(min(self.pooled[name].count, self.pooled[name].width)) for name in self.most}
+        return _with_bounds({name: pool.entropy(center) for name, pool in self.pooled.items()}, most, unit)
 
     @staticmethod
     def chart(result: dict[str, Any]) -> Chart:
@@ -99,6 +118,17 @@ class EntropyStudy(Study):
         where = ((part, name) for part in ("image", "pooled") for name in ("before", "after", "text"))
         bars = {f"{part} {name}": result[part].get(name) for part, name in where}
         return Chart(f"von Neumann entropy, {result['unit']}", bars, plain=("before", "text"))
+
+
+UNITS = {"nats": 1.0, "bits": 1 / math.log(2)}
+"""The units of entropies, each as a factor of an entropy in nats."""
+
+
+def _with_bounds(values: dict[str, float], most: dict[str, float], unit: str) -> dict[str, float]:
+    """Return entropies in a unit with dH, before - after, and the bounds `most`; all arguments are in nats."""
+    dh = values.get("before", math.nan) - values.get("after", math.nan)
+    found = values | {"dH": dh} | {f"bound_{name}": bound for name, bound in most.items()}
+    return {name: value * UNITS[unit] for name, value in found.items()}
 
 
 class AlignStudy(Study):

@@ -45,12 +45,10 @@ class PooledEntropy:
 
     Args:
         width: the width d of the vectors.
-        center: whether to subtract the mean of all vectors.
     """
 
-    def __init__(self, width: int, center: bool = False) -> None:
-        self.width, self.center = width, center
-        self.count = 0
+    def __init__(self, width: int) -> None:
+        self.width, self.count = width, 0
         self._sum = torch.zeros(width, dtype=torch.float64)
         self._gram = torch.zeros(width, width, dtype=torch.float64)
 
@@ -74,9 +72,9 @@ class PooledEntropy:
         self._sum = self._sum.to(rows.device) + total
         self._gram = self._gram.to(rows.device).addmm_(rows.mT, rows)
 
-    def entropy(self) -> float:
-        """Return the entropy in nats; NaN without vectors."""
+    def entropy(self, center: bool = False) -> float:
+        """Return the entropy in nats; NaN without vectors. `center`: whether to subtract the mean of all vectors."""
         if not self.count:
             return math.nan
-        shift = torch.outer(self._sum, self._sum) / self.count if self.center else 0.0
+        shift = torch.outer(self._sum, self._sum) / self.count if center else 0.0
         return float(entropy_of(self._gram - shift))

@@ -51,10 +51,10 @@ def test_entropy_of_a_given_spectrum(values: list[float], n: int, d: int) -> Non
 def test_pooled_entropy_is_that_of_all_vectors_at_once(center: bool) -> None:
     """Catches a center taken per part, or a part that counts twice."""
     rows = torch.randn(40, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64) + 3
-    pooled = PooledEntropy(7, center)
+    pooled = PooledEntropy(7)
     pooled.add(rows[:25].view(5, 5, 7))
     pooled.add(rows[25:])
-    assert pooled.entropy() == pytest.approx(float(von_neumann_entropy(rows, center)), abs=1e-9)
+    assert pooled.entropy(center) == pytest.approx(float(von_neumann_entropy(rows, center)), abs=1e-9)
     assert math.isnan(PooledEntropy(7).entropy())
 
 
@@ -70,12 +70,13 @@ def test_mixtures_are_pooled_as_the_vectors_that_they_are() -> None:
     """The short way over the mixtures' coefficients against the vectors themselves; catches a lost mean or count."""
     random = torch.Generator().manual_seed(4)
     for center in (False, True):
-        short, plain = PooledEntropy(9, center), PooledEntropy(9, center)
+        short, plain = PooledEntropy(9), PooledEntropy(9)
         for rows, labels in ((7, 2), (3, 5)):
             mix, basis = torch.rand(rows, labels, generator=random), torch.randn(labels, 9, generator=random)
             short.add_mixed(mix, basis)
             plain.add(mix.double() @ basis.double())
-        assert short.entropy() == pytest.approx(plain.entropy(), abs=1e-9) and short.count == plain.count == 10
+        assert short.entropy(center) == pytest.approx(plain.entropy(center), abs=1e-9)
+        assert short.count == plain.count == 10
 
 
 # ---------------------------------------------------------------- Align

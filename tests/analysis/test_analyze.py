@@ -177,6 +177,26 @@ def test_entropy_and_align_are_what_a_plain_loop_gives(
     assert made["align"]["align"] == pytest.approx(np.mean(overlaps), abs=2e-3)
 
 
+def test_entropies_stand_side_by_side_by_every_choice(
+    pad: Pad, parts: list[object], shards: Path, tmp_path: Path
+) -> None:
+    """The paper names the measure, and leaves these choices open. Catches a centre that is taken once for all, and a
+    bound or a difference in another unit than its entropies."""
+    command = ["analyze", "entropy", *parts, "--shards", shards, "--drawings", 0]
+    for name, settings in (("all", "every_choice = true"), ("plain", ""), ("centred", 'center = true\nunit = "bits"')):
+        (tmp_path / f"{name}.toml").write_text(settings)
+        assert pad(*command, "--settings", tmp_path / f"{name}.toml", "--out", tmp_path / name).code == 0
+    choices, plain, centred = (numbers(tmp_path / name)["entropy"] for name in ("all", "plain", "centred"))
+    sides = choices.pop("choices")
+    assert choices["image"] == plain["image"] and choices["pooled"] == plain["pooled"] and len(sides) == 8
+    for over in ("image", "pooled"):
+        assert sides[f"{over}, nats"] == pytest.approx(plain[over])
+        assert sides[f"{over}, centered, bits"] == pytest.approx(centred[over])
+        for name, value in sides[f"{over}, nats"].items():
+            assert sides[f"{over}, bits"][name] == pytest.approx(value / np.log(2)), name
+        assert sides[f"{over}, nats"]["before"] != pytest.approx(sides[f"{over}, centered, nats"]["before"])
+
+
 def test_photographs_and_a_real_language_model_give_chance(pad: Pad, models_toml: Path, tmp_path: Path) -> None:
     """A random CLIP and an untrained projector over human masks of photographs know no label: Align and its controls
     come out alike, and words are true by chance."""

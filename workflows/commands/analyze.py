@@ -86,7 +86,11 @@ def analyze(
 def experiment(
     *,
     file: Annotated[
-        str, typer.Argument(help="A TOML file, or a recipe: beta, projector, coverage, loss, llms, miniature.")
+        str,
+        typer.Argument(
+            help="A TOML file, or a recipe: beta, projector, coverage, loss, llms, miniature, miniature-beta, "
+            "miniature-objective."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for experiment.json, with a folder for each training.")],
     shards: Annotated[str, typer.Option(help="PAD shards for the training of stage 1.")] = "",
