@@ -22,7 +22,7 @@ from pad_pipeline.workflows.runs.resume import Scan, check_repaired, check_same,
 from pad_pipeline.workflows.runs.spec import RunSpec
 
 _LONG = 120.0
-"""Seconds of planning again after which a user is told how to do without it."""
+"""Seconds of planning again after which a message says how to do without it."""
 _SETTLED = 1.0
 """Seconds after which an object store gives to everybody what was written last."""
 
