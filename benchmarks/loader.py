@@ -62,8 +62,9 @@ def plain(examples: ShardExamples, workers: int) -> Iterator[object]:
         embeds = load_npy(sample["embeds.npy"], (len(labels), width), np.float16)[rows]
         text = examples.template.caption(meta["caption"])
         return Example(
-            str(sample["__key__"]), text, examples.preprocessor.pixels(image, examples.decoding), coverage, embeds
-        )
+            str(sample["__key__"]), text, examples.preprocessor.pixels(image, examples.decoding), coverage, embeds,
+            np.ones(len(embeds), bool),
+        )  # fmt: skip
 
     tars = sorted(map(str, folder.glob("pad-*.tar")))
     dataset = wds.WebDataset(tars, shardshuffle=False).map(example).batched(BATCH, collation_fn=list, partial=False)

@@ -330,8 +330,8 @@ class LensStudy(Study):
 class PlaceStudy(Study):
     """How well a linear function reads from patches and tokens where they are (row, column) and what they show.
 
-    The patch loss makes tokens say what they show, and may take the place out of them. An LLM that must say where
-    something is needs both.
+    The patch loss makes tokens say what they show, and may make it harder to read where they are. An LLM that must say
+    where something is needs both.
     """
 
     def __init__(self, context: Context) -> None:
@@ -346,8 +346,8 @@ class PlaceStudy(Study):
                 numbers = torch.tensor([self.numbers[label] for label in image.labels])
                 alone = image.shown.sum(0) == 1
                 label = torch.where(alone, numbers[image.shown.int().argmax(0)], label)
-            if len(patches) == len(tokens):  # the tokens of a C-Abstractor are not patches
-                self.readers["patches"].add(image.key, patches, label)
+            # Where several patches make a token, no label is known for each patch.
+            self.readers["patches"].add(image.key, patches, label if len(patches) == len(tokens) else None)
             self.readers["tokens"].add(image.key, tokens, label)
 
     def result(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -32,15 +33,16 @@ class Reading(NamedTuple):
 class LinearReader:
     """Fits a ridge regression of row, column and label to the tokens of half of the images, and scores it on the rest.
 
-    The half is chosen by the images' keys, so that it does not depend on their order, or on who reads them. Memory
-    does not grow with the number of images: the fit keeps sums, and the score at most `MOST` tokens.
+    The half is chosen by the images' keys, so that it does not depend on their order. Memory does not grow with the
+    number of images: the fit keeps sums, and the score at most `MOST` tokens.
 
     Args:
         labels: the number of labels; 0 to read the place alone.
+        total: sums a tensor over all ranks, if several read images. Labels are read by one rank alone.
     """
 
-    def __init__(self, labels: int = 0) -> None:
-        self.labels = labels
+    def __init__(self, labels: int = 0, total: Callable[[Tensor], Tensor] = lambda numbers: numbers) -> None:
+        self.labels, self.total = labels, total
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}
         self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -68,17 +70,26 @@ class LinearReader:
         old = self._sums.get(name)
         self._sums[name] = (old[0] + new[0], old[1] + new[1]) if old else new
 
-    def result(self) -> Reading:
-        """Solve the regressions, and score them."""
-        if not self._kept or "place" not in self._sums:
-            return Reading(*[math.nan] * 4)
-        tokens, place, label = (torch.cat(column) for column in zip(*self._kept, strict=True))
-        tokens = torch.cat([tokens, torch.ones(len(tokens), 1)], 1)
-        errors = (tokens @ self._weights("place") - place).square().sum(0)
-        row, column = (1 - errors / (place - place.mean(0)).square().sum(0)).tolist()
-        known = label >= 0
-        if "label" not in self._sums or not known.any():
+    def result(self, width: int = 0, device: torch.device | str = "cpu") -> Reading:
+        """Solve the regressions, and score them. A rank without images needs the `width` d of the tokens, and the
+        `device` of the others."""
+        nothing = torch.zeros(width + 1, width + 1), torch.zeros(width + 1, 2)
+        products, with_wanted = self._sums.get("place", [part.double().to(device) for part in nothing])
+        self._sums["place"] = self.total(products), self.total(with_wanted)
+        place = None
+        scores = torch.zeros(4, 2, dtype=torch.float64)  # errors, count, sums and squares of the place, for both axes
+        fitted = float(self._sums["place"][0][-1, -1])
+        if self._kept and fitted:
+            tokens, place, label = (torch.cat(column) for column in zip(*self._kept, strict=True))
+            tokens = torch.cat([tokens, torch.ones(len(tokens), 1)], 1)
+            errors = (tokens @ self._weights("place") - place).double().square().sum(0)
+            wide = place.double()
+            scores = torch.stack([errors, torch.full_like(errors, len(place)), wide.sum(0), wide.square().sum(0)])
+        errors, count, first, squares = self.total(scores.to(device)).cpu()
+        row, column = (1 - errors / (squares - first.square() / count)).tolist() if fitted else (math.nan, math.nan)
+        if place is None or "label" not in self._sums or not (label >= 0).any():
             return Reading(row, column, math.nan, math.nan)
+        known = label >= 0
         said, shown = (tokens[known] @ self._weights("label")).argmax(1), label[known]
         by_chance = float(shown.bincount().max()) / len(shown)
         return Reading(row, column, float((said == shown).float().mean()), by_chance)

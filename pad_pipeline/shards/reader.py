@@ -33,7 +33,7 @@ from pad_pipeline.storage import Folder, folder_at
 from pad_pipeline.threads import THREADS, Say, Track, map_ahead, untracked
 
 _GROUP = 32
-"""Shards whose rows are made usable together, in two thirds of the time."""
+"""Shards whose index rows are filtered in one call, which takes two thirds of the time."""
 _USED = ["key", "status", "labels", *(f"{member}_{part}" for member in MEMBERS for part in ("at", "bytes"))]
 _BETWEEN = 64 << 10
 """The highest number of bytes of headers and padding between the members of a sample."""
@@ -158,7 +158,9 @@ class ShardFolder:
 
         if len(self.names) * self.run.shard_size <= HELD:
             return held_rows(tables())
-        return stored_rows(self.folder, self.run, lambda: track(tables(), "index", len(groups)), say)
+        return stored_rows(
+            self.folder, self.run, lambda: track(tables(), f"index, {_GROUP} shards at a time", len(groups)), say
+        )
 
     def _usable(self, names: list[str]) -> pa.Table:
         """Return the usable rows of some shards with the columns that `Rows` has."""

@@ -49,7 +49,7 @@ class StepBatches(NamedTuple):
     problems: list[tuple[str, str]]
     """The samples from which nothing can be learned: key and reason."""
     left_out: int
-    """The number of regions that the settings leave out of L_patch."""
+    """The number of regions that `largest` and `without` leave out of L_patch."""
 
 
 def collate(examples: list[Example], preprocessor: Preprocessor) -> Batch:
@@ -79,6 +79,7 @@ def collate(examples: list[Example], preprocessor: Preprocessor) -> Batch:
             torch.from_numpy(np.concatenate([example.coverage for example in examples])),
             torch.from_numpy(np.repeat(np.arange(len(images)), counts)),
             pad_sequence(words, batch_first=True, padding_value=-1) if words else None,
+            torch.from_numpy(np.concatenate([example.used for example in examples])),
         ),
     )
 
@@ -112,6 +113,6 @@ def load_steps(
                     collate(ready[at : at + settings.micro_batch] or [examples.empty_example], examples.preprocessor)
                     for at in range(0, most, settings.micro_batch)
                 ]
-                yield StepBatches(batches, problems, sum(example.left_out for example in ready))
+                yield StepBatches(batches, problems, sum(int((~example.used).sum()) for example in ready))
         finally:
             threads.shutdown(cancel_futures=True)

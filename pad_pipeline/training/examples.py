@@ -49,10 +49,10 @@ class Example(NamedTuple):
     """uint8 `[R, grid * grid]`: how much of each patch belongs to each region, 0..255."""
     embeds: npt.NDArray[np.float16]
     """float16 `[R, d]`: the label embedding of each region."""
+    used: npt.NDArray[np.bool_]
+    """bool `[R]`: whether L_patch takes the region; `largest` and `without` leave others out."""
     words: Sequence[Sequence[int]] = ()
     """The tokens of each region's label, for the kinds of L_patch that read them; else empty."""
-    left_out: int = 0
-    """The number of regions that `largest` and `without` leave out of L_patch."""
     problem: str = ""
     """The reason why nothing can be learned from the sample; empty if something can be learned."""
 
@@ -73,8 +73,9 @@ class Preprocessor(NamedTuple):
     def empty_example(self, width: int) -> Example:
         """Return an example without text, image and regions. `width` is the length of a label embedding."""
         return Example(
-            "", EncodedText([], []), None, np.zeros((0, self.view.grid**2), np.uint8), np.zeros((0, width), np.float16)
-        )
+            "", EncodedText([], []), None, np.zeros((0, self.view.grid**2), np.uint8), np.zeros((0, width), np.float16),
+            np.zeros(0, bool),
+        )  # fmt: skip
 
     def pixels(self, data: bytes, decoding: DecodeSettings) -> Tensor:
         """Decode the bytes of an image file. Return its normalized view, float32 `[3, size, size]`.
@@ -152,21 +153,20 @@ class ShardExamples(Examples):
         coverage = sample.patches(self.settings.patches).reshape(-1, self.preprocessor.view.grid**2)
         labels = [region["label"] for region in sample.meta["regions"]]
         embeds = self.embedder(labels) if self.embedder else sample.region_embeds()
-        small = coverage.mean(1) <= 255 * loss.largest
-        used = [number for number, label in enumerate(labels) if small[number] and label not in loss.without]
-        coverage, embeds, left_out = coverage[used], embeds[used], len(labels) - len(used)
-        words = [self._wanted(labels[number]) for number in used] if loss.needs_words else []
+        used = sample.coverage.mean((1, 2)) <= 255 * loss.largest  # by any rule, `largest` means the same share
+        used &= np.array([label not in loss.without for label in labels], bool)
+        words = [self._wanted(label) for label in labels] if loss.needs_words else []
         try:
             text = self._text(sample)
         except ValueError as problem:
-            if not used or max(self.settings.beta_start, self.settings.beta_end) <= 0:
+            if not used.any() or max(self.settings.beta_start, self.settings.beta_end) <= 0:
                 return self.empty_example._replace(key=sample.key, problem=str(problem))
             text = EncodedText([IMAGE], [False])  # L_patch learns from the regions, without any text
         pixels = self.preprocessor.pixels(sample.image, self.decoding)
-        return Example(sample.key, text, pixels, coverage, embeds, words, left_out)
+        return Example(sample.key, text, pixels, coverage, embeds, used, words)
 
     def _wanted(self, label: str) -> list[int]:
-        """Return the tokens of a label that L_patch wants."""
+        """Return the tokens of a label that L_patch trains towards."""
         assert self.label_tokens is not None
         ids = self.label_tokens(label)
         return ids[:1] if self.settings.patch_loss.label_tokens == "first" else ids

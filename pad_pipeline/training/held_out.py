@@ -34,7 +34,7 @@ def measure_held_out(
     """
     settings = model.settings
     batches = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
-    alignment = AlignmentMeter(model)
+    alignment = AlignmentMeter(model, here)
     model.eval()
     sums, weights = np.zeros(2), np.zeros(2)  # of L_caption and L_patch
     for step in load_steps(examples, batches.__getitem__, range(len(batches)), here.rank, here.world):
@@ -60,8 +60,8 @@ class AlignmentMeter:
     """Measures on held-out images the paper's Align, the share of vision tokens whose nearest word is readable, and
     how well a linear function reads a token's place."""
 
-    def __init__(self, model: MultimodalModel) -> None:
-        self.model, self._place = model, LinearReader()
+    def __init__(self, model: MultimodalModel, here: Ranks) -> None:
+        self.model, self._place = model, LinearReader(total=here.sum)
         words = model.llm.get_input_embeddings().weight.detach()
         words = words.full_tensor() if isinstance(words, DTensor) else words
         vocabulary = Vocabulary(model.tokenizer, len(words), {})
@@ -97,13 +97,13 @@ class AlignmentMeter:
 
     def result(self, here: Ranks) -> dict[str, Any]:
         """Return Align, Align with shuffled tokens as a baseline, the share of tokens whose nearest word is readable,
-        and this share by chance (`Vocabulary.readable_by_chance`), over the images of all ranks; and the R2 of row and
-        column (`Reading`), over those of this rank. A number is None if there was nothing to measure."""
+        and this share by chance (`Vocabulary.readable_by_chance`), and the R2 of row and column (`Reading`), over the
+        images of all ranks. A number is None if there was nothing to measure."""
         counts_here = torch.tensor([self._align.pairs, self._readable_sum, self._tokens]).double()
         sums = torch.stack([self._align.sums, self._chance.sums]).flatten().cpu()
         sums = here.sum(torch.cat([sums, counts_here]).to(here.device, torch.float32))
         pairs, readable, count = sums[-3:].tolist()
-        place = self._place.result()
+        place = self._place.result(self.model.width, here.device)
         align, chance = (sums[:-3].view(2, -1).amax(1) / max(pairs, 1.0)).tolist()
         return {
             "held_out_align": align if pairs else None,

@@ -6,12 +6,13 @@ import json
 import math
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -101,8 +102,11 @@ class Trainer:
     def _check_earlier(self) -> None:
         """Check that a training that the output folder holds is of the same job."""
         self.earlier = read_facts(self.out / FACTS)
-        facts = self.job.model_dump(mode="json")
-        if self.earlier is not None and (different := differences(self.earlier.get("job"), facts, MAY_DIFFER)):
+        facts, earlier = self.job.model_dump(mode="json"), dict((self.earlier or {}).get("job") or {})
+        with suppress(ValidationError, TypeError):  # a setting that an earlier version lacked had its default
+            settings = type(self.settings)(**earlier.get("settings", {}))
+            earlier["settings"] = settings.model_dump(mode="json")
+        if self.earlier is not None and (different := differences(earlier, facts, MAY_DIFFER)):
             rule = "it holds a training that differs: " + "; ".join(different[:8])
             raise UserError("out", self.out, rule, "repeat its settings to continue it, or name another `out`")
 
@@ -259,6 +263,7 @@ class Trainer:
         # Stop at losses or gradients that are not finite; else update the weights.
         caption, patch, cosine, cosine_weight, *squares = here.sum(partial_sums).tolist()
         caption_norm, patch_norm = (math.sqrt(max(square, 0.0)) for square in squares)
+        apart = caption_norm + patch_norm and not settings.patch_loss.needs_words
         if not math.isfinite(caption + patch + norm):
             keys = [key for of_rank in here.gather([k for b in step.batches for k in b.keys]) for key in of_rank]
             losses = f"L_caption {caption}, L_patch {patch}, gradient {norm}; images {', '.join(keys[:8])}"
@@ -274,7 +279,7 @@ class Trainer:
             "patch_loss": patch,
             "patch_cosine": cosine / cosine_weight if cosine_weight else None,
             "grad_norm": norm,
-            "patch_gradient_share": patch_norm / (caption_norm + patch_norm) if caption_norm + patch_norm else None,
+            "patch_gradient_share": patch_norm / (caption_norm + patch_norm) if apart else None,
         } | {name: value for name, value in counts._asdict().items() if name != "divisor"}
 
     def _backward(self, batch: Batch, beta: float, counts: StepCounts) -> Tensor:
@@ -286,8 +291,11 @@ class Trainer:
         try:
             losses = counts.losses(self.model, batch)
             tokens = losses.tokens
-            # The gradient of L_patch at the tokens costs little, because L_patch is computed directly from them.
-            by_patch = beta * torch.autograd.grad(losses.patch, tokens, retain_graph=True)[0]
+            # The gradient of L_patch at the tokens costs little where it is computed directly from them. Over the
+            # vocabulary or through the LLM, it would cost as much as the step.
+            by_patch = torch.zeros_like(tokens)
+            if not self.settings.patch_loss.needs_words:
+                by_patch = beta * torch.autograd.grad(losses.patch, tokens, retain_graph=True)[0]
             tokens.retain_grad()  # not earlier, or `autograd.grad` would store its gradient in `tokens.grad`
             loss = self.settings.caption_weight * losses.caption + beta * losses.patch
             scale = self.here.world if self.sharded else 1  # FSDP averages gradients over ranks

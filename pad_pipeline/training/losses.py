@@ -46,7 +46,7 @@ def caption_loss(hidden: Tensor, head: nn.Module, targets: Tensor, weight: float
 
 
 class PatchDivisor(NamedTuple):
-    """What makes means of the sums of L_patch, counted over a whole optimizer step."""
+    """The numbers by which the sums of L_patch are divided, counted over a whole optimizer step."""
 
     whole: Tensor
     """A scalar. `average = "token"`: the sum of all weights; `"region"`: the number of regions in view; `"label"`: the
@@ -57,11 +57,11 @@ class PatchDivisor(NamedTuple):
     @classmethod
     def of(cls, batches: Sequence[Regions], settings: PatchLossSettings) -> PatchDivisor:
         """Count the regions of some micro-batches."""
-        labels = StepLabels.of(batches) if settings.needs_labels else None
+        labels = StepLabels.of(batches, settings.kind == "contrastive") if settings.needs_labels else None
         if settings.average == "label":
             assert labels is not None
             return cls((labels.weights > 0).sum().double(), labels)
-        weights = torch.cat([regions.coverage.float().sum(1) / 255 for regions in batches])
+        weights = torch.cat([regions.weights.sum(1) for regions in batches])
         return cls((weights if settings.average == "token" else weights > 0).double().sum(), labels)
 
     @classmethod
@@ -82,7 +82,7 @@ class PatchDivisor(NamedTuple):
         if settings.average == "token":
             each = torch.ones_like(regions.image, dtype=torch.float32)
         elif settings.average == "region":
-            each = regions.coverage.float().sum(1) / 255
+            each = regions.weights.sum(1)
         else:
             assert self.labels is not None
             each = self.labels.weights[self.labels.rows(regions.label)]
@@ -110,7 +110,7 @@ def patch_loss(
 
     - `token`: sum_rp w_rp term_rp / sum_rp w_rp.
     - `region`: the mean over regions r of sum_p w_rp term_rp / sum_p w_rp.
-    - `label`: the same with all regions of a label as one.
+    - `label`: the mean over labels, with all regions of a label taken as one region.
 
     `compare = "mean"`: one term for each region, with the mean token sum_p w_rp v_p / sum_p w_rp instead of v_p.
     Regions outside the view do not count. Without any region the loss is 0.
@@ -126,7 +126,7 @@ def patch_loss(
         divisor = PatchDivisor.of([regions], settings)
     if not len(regions.image):
         return tokens.sum() * 0.0  # depends on the tokens, so that their gradient is 0 and not missing
-    weights = regions.coverage.float() / 255  # [R, P]
+    weights = regions.weights  # [R, P]
     if settings.compare == "mean":
         # One matrix product with [R, B, P] weights avoids a copy of the tokens for each region. The sums are not
         # divided into means, because a cosine does not depend on the length.
@@ -159,6 +159,9 @@ class PatchLoss(nn.Module):
         self.settings = PatchLossSettings(
             kind=kind, compare=compare, average=average, temperature=temperature, true_labels=true_labels
         )
+        if self.settings.needs_words:
+            rule = "this kind of loss reads the words of an LLM, which this module does not have"
+            raise UserError("kind", kind, rule, "use cosine or contrastive, or train with `pad train`")
 
     def forward(
         self, tokens: Tensor, embeds: PerImage, coverage: PerImage, divisor: PatchDivisor | None = None

@@ -78,6 +78,7 @@ class MultimodalModel(nn.Module):
         if settings.compile:
             for block in self.blocks:
                 block.compile(dynamic=True)
+        self._word_scale: Tensor | None = None
         self.eval()
         self.to(device)
 
@@ -171,10 +172,12 @@ class MultimodalModel(nn.Module):
             return None
         if loss.kind == "head":
             table, scale = self.llm.get_output_embeddings().weight, None
-        else:  # constants, as label embeddings are: tokens move to words, and not words to tokens
+        else:  # detached, because the loss trains the tokens and not the word embeddings
             table = self.llm.get_input_embeddings().weight.detach()
-            norms = torch.linalg.vector_norm(table, dim=1, dtype=torch.float32)
-            scale = 1 / (norms.clamp_min(1e-12) * loss.temperature)
+            scale = self._word_scale
+            if scale is None or self.settings.llm == "full":
+                norms = torch.linalg.vector_norm(table, dim=1, dtype=torch.float32)
+                self._word_scale = scale = 1 / (norms.clamp_min(1e-12) * loss.temperature)
             queries = F.normalize(queries.float(), dim=-1)
         return Words(queries, word_means(table, scale, regions.words), table, scale)
 
@@ -258,4 +261,6 @@ def shard_with_fsdp(model: MultimodalModel) -> None:
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if on_gpu else MixedPrecisionPolicy()
     for block in model.blocks:
         fully_shard(block, mp_policy=policy)
-    fully_shard(model, ignored_params=set(model.tower.parameters()))
+    # The model's inputs keep their types: the divisors of losses would lose digits in bfloat16.
+    outer = MixedPrecisionPolicy(policy.param_dtype, policy.reduce_dtype, cast_forward_inputs=False)
+    fully_shard(model, mp_policy=outer, ignored_params=set(model.tower.parameters()))

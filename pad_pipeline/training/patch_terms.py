@@ -15,8 +15,9 @@ from pad_pipeline.training.settings import PatchLossSettings
 
 ROWS = 4096
 """The number of rows of logits in memory at a time: 0.5 GB in float32 for a vocabulary of 32,000."""
-_NEVER = -1e4
-"""A score whose exponential is 0. With minus infinity, the gradient would be NaN where nothing else is left."""
+_NEVER = -1e6
+"""The score of a label that is masked; its exponential is 0. With minus infinity, the gradient would be NaN where every
+label is masked."""
 
 
 class Regions(NamedTuple):
@@ -26,6 +27,8 @@ class Regions(NamedTuple):
     """float `[R, d]`: the label embedding of each region."""
     coverage: Tensor
     """`[R, P]`: how much of each token's patches belongs to each region, 0..255."""
+    used: Tensor
+    """bool `[R]`: whether L_patch takes the region. The labels of the others are true of their tokens all the same."""
     image: Tensor
     """int64 `[R]`: the row of the batch's images that each region belongs to."""
     label: Tensor
@@ -34,10 +37,19 @@ class Regions(NamedTuple):
     """int64 `[R, T]`: the label's tokens, filled up with -1. Only `kind = "words"` and `"head"` read them."""
 
     @classmethod
-    def of(cls, embeds: Tensor, coverage: Tensor, image: Tensor, words: Tensor | None = None) -> Regions:
-        """Number the labels by their embeddings. Without `words`, labels have no tokens."""
+    def of(
+        cls, embeds: Tensor, coverage: Tensor, image: Tensor, words: Tensor | None = None, used: Tensor | None = None
+    ) -> Regions:
+        """Number the labels by their embeddings. Without `words`, labels have no tokens; without `used`, L_patch takes
+        all regions."""
         words = image.new_zeros(len(image), 0) if words is None else words
-        return cls(embeds, coverage, image, label_numbers(embeds), words)
+        used = torch.ones_like(image, dtype=torch.bool) if used is None else used
+        return cls(embeds, coverage, used, image, label_numbers(embeds), words)
+
+    @property
+    def weights(self) -> Tensor:
+        """The weights w_rp of L_patch, float32 `[R, P]`, 0..1; 0 for regions that it does not take."""
+        return self.coverage.float() / 255 * self.used[:, None]
 
     def to(self, device: torch.device) -> Regions:
         """Return the regions with all tensors on `device`."""
@@ -47,8 +59,8 @@ class Regions(NamedTuple):
 def label_numbers(embeds: Tensor) -> Tensor:
     """Return a number for each label embedding `[R, d]`, int64 `[R]`, see `Regions.label`.
 
-    It is a hash of the embedding's bits: their sum modulo 2^64, each with a random factor. So ranks need not talk about
-    it, and different embeddings have the same number with a probability of 2^-63 only.
+    It is a hash of the embedding's bits: their sum modulo 2^64, each with a random factor. All ranks compute the same
+    number without communicating. Two embeddings share a number with a negligible probability (2^-48 at most).
     """
     bits = (embeds + 0.0).view({2: torch.int16, 4: torch.int32, 8: torch.int64}[embeds.element_size()])  # 0 for -0
     factors = np.random.default_rng(0).integers(-(2**63), 2**63, embeds.shape[1]) | 1
@@ -66,10 +78,10 @@ class StepLabels(NamedTuple):
     """float32 `[L]`: the sum of the weights of all pairs of each label."""
 
     @classmethod
-    def of(cls, batches: Sequence[Regions]) -> StepLabels:
-        """Collect the labels of some regions."""
-        embeds = torch.cat([regions.embeds for regions in batches])
-        weights = torch.cat([regions.coverage.float().sum(1) / 255 for regions in batches])
+    def of(cls, batches: Sequence[Regions], compared: bool = True) -> StepLabels:
+        """Collect the labels of some regions; their embeddings only if they are `compared`."""
+        embeds = torch.cat([regions.embeds if compared else regions.embeds[:, :0] for regions in batches])
+        weights = torch.cat([regions.weights.sum(1) for regions in batches])
         return _distinct(torch.cat([regions.label for regions in batches]), embeds, weights)
 
     @classmethod
@@ -99,7 +111,7 @@ class Words(NamedTuple):
     queries: Tensor
     """`[B, P, d]`: one for each vision token."""
     targets: Tensor
-    """`[R, d]`: the mean of `table[v] * scale[v]` over the tokens v that a region's label wants."""
+    """`[R, d]`: the mean of `table[v] * scale[v]` over the tokens v that a region's tokens are trained towards."""
     table: Tensor
     """`[V, d]`: one row for each token of the vocabulary."""
     scale: Tensor | None
@@ -124,13 +136,14 @@ def pair_terms(
     Args:
         tokens: `[B, P, d]`, the projected vision tokens.
         regions: the regions.
-        settings: kind, temperature and what other true labels count as.
+        settings: kind, temperature and the treatment of a token's other true labels.
         labels: the labels of the step, for `kind = "contrastive"`.
         words: for the kinds `words` and `head`, which compare its queries instead of the tokens.
     """
+    assert (words is not None) == settings.needs_words
     if words is not None:
-        scores = _with_own_image(words.queries.float(), words.targets, regions.image)
-        return _log_sum(words)[regions.image] - scores
+        rounded = words.queries.to(words.table.dtype).float()  # as in the logits
+        return _log_sum(words)[regions.image] - _with_own_image(rounded, words.targets, regions.image)
     vision = F.normalize(tokens.float(), dim=-1)
     cosine = _with_own_image(vision, F.normalize(regions.embeds.float(), dim=-1), regions.image)
     if settings.kind == "cosine":
@@ -154,6 +167,8 @@ def _with_own_image(queries: Tensor, targets: Tensor, image: Tensor) -> Tensor:
     It compares every region with every image, [R, B, P], then selects the region's image. This takes far less memory
     than a copy of the queries for each region.
     """
+    if queries.shape[1] == 1 and len(queries) == len(targets):  # a mean token for each region, in the order of regions
+        return (queries[:, 0] * targets).sum(-1, keepdim=True)
     with_all = (targets @ queries.flatten(0, 1).t()).view(len(targets), *queries.shape[:2])
     return with_all[torch.arange(len(image), device=image.device), image]
 
@@ -171,7 +186,7 @@ def _log_sum(words: Words) -> Tensor:
 
     def of(rows: Tensor) -> Tensor:
         logits = (rows.to(words.table.dtype) @ words.table.t()).float()
-        return (logits if words.scale is None else logits * words.scale).logsumexp(-1)
+        return (logits if words.scale is None else logits.mul_(words.scale)).logsumexp(-1)
 
     rows = words.queries.flatten(0, 1)
     if len(rows) <= ROWS:

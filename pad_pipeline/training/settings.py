@@ -32,12 +32,13 @@ class PatchLossSettings(BaseModel):
     temperature: float = Field(0.07, gt=0, allow_inf_nan=False)
     """The number by which the kinds `contrastive` and `words` divide cosines."""
     true_labels: Literal["negative", "neutral", "positive"] = "negative"
-    """What the contrastive loss makes of other labels that are true of a token too, such as a part and its thing.
-    `negative`: they count as wrong. `neutral`: they are left out. `positive`: they count as right."""
+    """How the contrastive loss treats a token's other true labels, such as those of a part and its thing; `patches`
+    says which patches a label is true of. `negative`: they count as wrong. `neutral`: they are not in the denominator.
+    `positive`: they count as right."""
     label_tokens: Literal["all", "first"] = "all"
-    """Which tokens of a label the kinds `words` and `head` want: all with equal shares, or the first (FiVL)."""
+    """The tokens of a label towards which `words` and `head` train: all with equal shares, or the first (FiVL)."""
     largest: float = Field(1.0, gt=0, le=1)
-    """Regions with more than this share of the view are left out of L_patch (FiVL: 0.3). 1 keeps all."""
+    """Regions that cover more than this share of the view are left out of L_patch (FiVL: 0.3). 1 keeps all."""
     without: tuple[str, ...] = ()
     """Labels whose regions are left out of L_patch, such as `sky`."""
 
@@ -48,6 +49,10 @@ class PatchLossSettings(BaseModel):
                 'compare = "mean" is for the kinds cosine and contrastive, with true_labels = "negative"; '
                 'use compare = "token"'
             )
+        if self.true_labels != "negative" and self.kind != "contrastive":
+            raise ValueError('true_labels is for kind = "contrastive"; leave it out')
+        if self.label_tokens != "all" and not self.needs_words:
+            raise ValueError("label_tokens is for the kinds words and head; leave it out")
         return self
 
     @property
@@ -107,7 +112,8 @@ class TrainSettings(BaseModel):
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     max_grad_norm: float = Field(1.0, gt=0)
     caption_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
-    """The weight of L_caption; the paper has no such weight. With 0 and a frozen LLM, the LLM is not run."""
+    """The weight of L_caption; the paper has no such weight. With 0 and a frozen LLM, the LLM is not run,
+    unless L_patch reads its output."""
     beta_start: float = Field(0.0, ge=0, allow_inf_nan=False)
     """The weight of L_patch in the first step. L = L_caption + beta(t) L_patch; in the paper, beta goes from 0 to 5."""
     beta_end: float = Field(5.0, ge=0, allow_inf_nan=False)

@@ -25,7 +25,7 @@ class StepCounts(NamedTuple):
     dropped: int
     """The number of samples from which nothing can be learned."""
     regions_left_out: int
-    """The number of regions that the settings leave out of L_patch."""
+    """The number of regions that `largest` and `without` leave out of L_patch."""
 
     def losses(self, model: MultimodalModel, batch: Batch) -> Losses:
         """Return the losses of a micro-batch, each divided by its weight in the whole step."""
@@ -37,10 +37,10 @@ def count_step(model: MultimodalModel, step: StepBatches, here: Ranks) -> StepCo
     """Count the samples and tokens of a step over all ranks. Some kinds of L_patch need the labels of all ranks too."""
     settings = model.settings.patch_loss
     of_rank = PatchDivisor.of([model.pooled(batch.regions) for batch in step.batches], settings)
-    divisor = PatchDivisor.merged(here.gather(of_rank), settings).to(here.device)
     counts = [
+        float(of_rank.whole),
         sum(len(batch.targets) for batch in step.batches),
-        sum(len(batch.regions.image) for batch in step.batches),
+        sum(int(batch.regions.used.sum()) for batch in step.batches),
         sum(len(batch.pixels) for batch in step.batches),
         sum(batch.ids.numel() for batch in step.batches),
         len(step.problems),
@@ -48,5 +48,9 @@ def count_step(model: MultimodalModel, step: StepBatches, here: Ranks) -> StepCo
     ]
     # In double precision, because float32 can't represent every integer beyond 2^24.
     sums = here.sum(torch.tensor(counts, dtype=torch.float64, device=here.device)).tolist()
-    tokens, *rest = (int(count) for count in sums)
-    return StepCounts(tokens, divisor, *rest)
+    whole, tokens, *rest = sums
+    if settings.needs_labels:
+        divisor = PatchDivisor.merged(here.gather(of_rank), settings)
+    else:
+        divisor = PatchDivisor(torch.tensor(whole, dtype=torch.float64))
+    return StepCounts(int(tokens), divisor.to(here.device), *map(int, rest))

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import select_patches
 from pad_pipeline.training import patch_terms
-from pad_pipeline.training.losses import PatchDivisor, mean_cosine, patch_loss
+from pad_pipeline.training.losses import PatchDivisor, PatchLoss, mean_cosine, patch_loss
 from pad_pipeline.training.patch_terms import Regions, Words, word_means
 from pad_pipeline.training.settings import PatchLossSettings, TrainSettings
 
@@ -78,7 +79,7 @@ def reference(drawn: Drawn, coverage: np.ndarray, settings: PatchLossSettings) -
         return float(np.log(np.exp(logits).sum()) - np.mean(logits[wanted]))
 
     of_group: dict[int, list[float]] = {}  # the sums of weighted terms and of weights
-    for region, covered in enumerate(coverage / 255):
+    for region, covered in enumerate(coverage / 255 * drawn.regions.used.numpy()[:, None]):
         seen = covered.sum()
         if not seen:
             continue
@@ -94,7 +95,8 @@ def reference(drawn: Drawn, coverage: np.ndarray, settings: PatchLossSettings) -
 
 
 def drawn(seed: int) -> Drawn:
-    """Draw four images of 3 x 3 patches: one without a region, some regions out of view, some labels twice."""
+    """Draw four images of 3 x 3 patches: one without a region, some regions out of view or left out, some labels
+    twice."""
     chance = np.random.default_rng(seed)
     tokens = torch.from_numpy(chance.standard_normal((4, 9, 5)).astype(np.float32))
     known = chance.standard_normal((4, 5)).astype(np.float16)
@@ -106,7 +108,8 @@ def drawn(seed: int) -> Drawn:
     table, queries = (
         torch.from_numpy(chance.standard_normal(size).astype(np.float32)) for size in ((11, 5), (4, 9, 5))
     )
-    regions = Regions.of(torch.from_numpy(known[which]), torch.from_numpy(coverage.astype(np.uint8)), image, words)
+    used, covered = torch.tensor([1, 1, 0, 1, 1, 1]).bool(), torch.from_numpy(coverage.astype(np.uint8))
+    regions = Regions.of(torch.from_numpy(known[which]), covered, image, words, used)
     return Drawn(tokens, regions, table, queries)
 
 
@@ -187,6 +190,16 @@ def test_a_mean_token_is_only_compared_where_that_makes_sense() -> None:
     for wrong in ({"kind": "words"}, {"kind": "head"}, {"kind": "contrastive", "true_labels": "neutral"}):
         with pytest.raises(ValueError, match='use compare = "token"'):
             PatchLossSettings(compare="mean", **wrong)  # type: ignore[arg-type]
+
+
+def test_settings_that_nothing_reads_are_refused() -> None:
+    """Catches a user who believes that a setting of another kind does something, and a module without an LLM's words
+    that would compute another loss."""
+    for wrong in ({"true_labels": "neutral"}, {"kind": "contrastive", "label_tokens": "first"}):
+        with pytest.raises(ValueError, match="leave it out"):
+            PatchLossSettings(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="reads the words of an LLM"):
+        PatchLoss("words")  # type: ignore[arg-type]
 
 
 def test_aligned_tokens_cost_nothing_and_opposite_ones_most() -> None:

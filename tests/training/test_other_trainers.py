@@ -28,6 +28,7 @@ from pad_pipeline.training.examples import Preprocessor, ShardExamples
 from pad_pipeline.training.export import export_llava
 from pad_pipeline.training.losses import PatchLoss, patch_loss
 from pad_pipeline.training.model import MultimodalModel
+from pad_pipeline.training.patch_terms import Regions
 from pad_pipeline.training.settings import PatchLossSettings, TrainSettings
 from pad_pipeline.training.template import IMAGE, Template
 from tests.conftest import ROOT
@@ -286,7 +287,8 @@ def test_the_module_is_the_trainers_loss_to_the_bit(settings: PatchLossSettings)
     module = PatchLoss(settings.kind, settings.compare, settings.average, 0.2, settings.true_labels)  # type: ignore[arg-type]
     for seed in range(5):
         tokens, regions = drawn(seed)[:2]
-        embeds, coverage, image = regions[:3]
+        regions = Regions.of(regions.embeds, regions.coverage, regions.image)
+        embeds, coverage, image = regions.embeds, regions.coverage, regions.image
         expected = patch_loss(tokens, regions, settings)
         lists = [[part[image == number] for number in range(4)] for part in (embeds, coverage)]
         padded = [nn.utils.rnn.pad_sequence(part, batch_first=True) for part in lists]

@@ -133,7 +133,7 @@ def test_samples_without_caption_or_region_still_count_for_the_other(models_toml
     model, examples = model_and_examples(models_toml, shards)
     silent, bare = examples[0], examples[1]
     silent = silent._replace(text=EncodedText(silent.text.ids[:2], [False, False]))
-    bare = bare._replace(coverage=bare.coverage[:0], embeds=bare.embeds[:0])
+    bare = bare._replace(coverage=bare.coverage[:0], embeds=bare.embeds[:0], used=bare.used[:0])
     for order in ([silent, bare], [bare, silent]):
         both = model(collate(order, examples.preprocessor))
         assert both.caption.item() == pytest.approx(
@@ -171,7 +171,7 @@ def test_masks_follow_the_tokens_of_a_projector_with_fewer(models_toml: Path, sh
     assert len(batch.vision_at) == 2 * 16
     tokens = model.encode_images(batch.pixels).detach()
     assert tokens.shape[1] == 16
-    embeds, coverage, image = batch.regions[:3]
+    embeds, coverage, _, image = batch.regions[:4]
     pooled = coverage.double().view(-1, 4, 2, 4, 2).mean((2, 4)).flatten(1)
     cosine = torch.nn.functional.cosine_similarity(tokens[image], embeds.float()[:, None], dim=-1)
     expected = float(((1 - cosine) * pooled).sum() / pooled.sum())
@@ -226,7 +226,8 @@ def test_every_kind_of_patch_loss_can_be_trained(
     counted at each step, and are no part of the loss."""
     label = open_shards(shards).sample(*open_shards(shards).usable()[0]).meta["regions"][0]["label"]
     settings = f'caption_weight = 0.0\nbeta_start = 5.0\n[patch_loss]\nkind = "{kind}"\naverage = "label"\n'
-    (tmp_path / "s.toml").write_text(settings + f'true_labels = "neutral"\nlargest = 0.6\nwithout = ["{label}"]\n')
+    settings += 'true_labels = "neutral"\n' if kind == "contrastive" else 'label_tokens = "first"\n'
+    (tmp_path / "s.toml").write_text(settings + f'largest = 0.6\nwithout = ["{label}"]\n')
     parts = ["--vision", models_toml.parent / "clip", "--llm", models_toml.parent / "llm", "--batch-size", 10,
              "--micro-batch", 4, "--steps", 8, "--learning-rate", 0.01, "--settings", tmp_path / "s.toml"]  # fmt: skip
     done = pad("train", "--shards", shards, *parts, "--out", tmp_path / "run")

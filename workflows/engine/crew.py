@@ -30,8 +30,8 @@ LOST_NODES = 5
 """Number of node losses of a shard, or in a row while models load, that do not count. Each further loss counts as a
 death of the worker, because the shard or the models may take the nodes down."""
 UNPLACED = 10
-"""Number of attempts in a row to hire workers, `OUTLIVES` seconds apart, that may end in a death before a worker is on
-a node. Ray starts workers on a lost node for up to half a minute."""
+"""How many times in a row workers may die before they are on a node; deaths within `OUTLIVES` seconds count once. Ray
+starts workers on a lost node for up to half a minute."""
 
 
 Handler = Callable[[Any], Iterator[Done] | None]
@@ -97,7 +97,8 @@ class Crew:
         self.lost_starts: list[set[str]] = [set() for _ in self.pools]
         """The nodes in a row that were lost while workers on them loaded."""
         self.unplaced, self.hires_from = 0, 0.0
-        """Number of attempts to hire in a row in which a worker died without a node; and the time of the next one."""
+        """How many times in a row workers died before they had a node; and the time before which nobody is hired, and
+        further deaths count as the same."""
         self.lacking: dict[int, float] = {}
         """Link -> the time since which it has too few workers."""
         self.mentioned: set[int] = set()

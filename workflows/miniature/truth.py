@@ -26,11 +26,11 @@ HALF = 128
 
 
 class LabelAccuracy(NamedTuple):
-    """The shares of patches that are right: among all labels of the world, the embedding that is nearest to their token
-    by cosine is that of a label that they show."""
+    """The shares of patches that are right. A patch is right if the label nearest to its token by cosine, of all labels
+    of the world, is one that it shows."""
 
     all: float
-    """Of the patches that show a single label. Most of them show a ground, so this number hides how things do."""
+    """Of the patches that show a single label. Most of them show a ground, so this number says little about things."""
     things: float
     """Of those that show a thing alone."""
     stuff: float
