@@ -166,7 +166,7 @@ class ShardExamples(Examples):
         return Example(sample.key, text, pixels, coverage, embeds, used, words)
 
     def _wanted(self, label: str) -> list[int]:
-        """Return the tokens of a label that L_patch trains towards."""
+        """Return the tokens of a label that L_patch trains toward."""
         assert self.label_tokens is not None
         ids = self.label_tokens(label)
         return ids[:1] if self.settings.patch_loss.label_tokens == "first" else ids

@@ -111,7 +111,7 @@ class Words(NamedTuple):
     queries: Tensor
     """`[B, P, d]`: one for each vision token."""
     targets: Tensor
-    """`[R, d]`: the mean of `table[v] * scale[v]` over the tokens v that a region's tokens are trained towards."""
+    """`[R, d]`: the mean of `table[v] * scale[v]` over the tokens v that a region's tokens are trained toward."""
     table: Tensor
     """`[V, d]`: one row for each token of the vocabulary."""
     scale: Tensor | None

@@ -36,7 +36,7 @@ class PatchLossSettings(BaseModel):
     says which patches a label is true of. `negative`: they count as wrong. `neutral`: they are not in the denominator.
     `positive`: they count as right."""
     label_tokens: Literal["all", "first"] = "all"
-    """The tokens of a label towards which `words` and `head` train: all with equal shares, or the first (FiVL)."""
+    """The tokens of a label toward which `words` and `head` train: all with equal shares, or the first (FiVL)."""
     largest: float = Field(1.0, gt=0, le=1)
     """Regions that cover more than this share of the view are left out of L_patch (FiVL: 0.3). 1 keeps all."""
     without: tuple[str, ...] = ()
