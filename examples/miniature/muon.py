@@ -14,7 +14,8 @@ class Muon(torch.optim.Optimizer):
 
     It takes the same steps as `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, which computes them in bfloat16. For
     matrices of this size float32 is faster on every processor: 38 times without AVX-512, 4 times with it, 1.6 times
-    with instructions for bfloat16 (CPU seconds of one core, 20 matrices of 64 to 1,024 rows).
+    with instructions for bfloat16 (CPU seconds of one core, 20 matrices of 64 to 1,024 rows; `ONEDNN_MAX_CPU_ISA`
+    stands in for the older processors).
 
     Args:
         groups: parameters with two dimensions each, in groups as every optimizer of torch takes them.

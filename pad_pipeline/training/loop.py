@@ -209,6 +209,7 @@ class Trainer:
                 self.report(entry | {"steps": self.total})
                 if number == first:
                     self._report_memory(len(step.batches[0].keys))
+                    self._report_left_out(entry)
                 if due:
                     self.checkpoints.save(number + 1, self.model, self.optimizer, self.here, entry.get("held_out_loss"))
                 began = time.monotonic()
@@ -348,6 +349,13 @@ class Trainer:
             flops = step_flops(self.model, entry["images"], entry["positions"], entry["supervised_tokens"])
             speed["mfu"] = flops / self.here.world / seconds / self.peak
         return speed
+
+    def _report_left_out(self, entry: dict[str, Any]) -> None:
+        """Report how many regions of a step the settings leave out of L_patch."""
+        if left_out := entry["regions_left_out"]:
+            all_regions = left_out + entry["regions"]
+            rule = "because of `patch_loss.largest` and `patch_loss.without`"
+            self.say(f"L_patch leaves out {left_out} of the {all_regions} regions of this step, {rule}.")
 
     def _report_memory(self, size: int) -> None:
         """Report the GPU memory that micro-batches of `size` samples need, and the size that would fill the GPU."""

@@ -113,7 +113,7 @@ def patch_loss(
     - `label`: the mean over labels, with all regions of a label taken as one region.
 
     `compare = "mean"`: one term for each region, with the mean token sum_p w_rp v_p / sum_p w_rp instead of v_p.
-    Regions outside the view do not count. Without any region the loss is 0.
+    Regions outside the view, and those that are not `used`, do not count. Without any region the loss is 0.
 
     Args:
         tokens: `[B, P, d]`, the projected vision tokens.

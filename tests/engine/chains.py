@@ -192,3 +192,11 @@ def on_gpu(what: str, *names: str, notes: Path) -> list[Link]:
         Link("models", [Operation("work", partial(Work, what, names, str(notes)))], on_gpu=True),
         Link("last", [Operation("write", partial(Meets, str(notes), reads=False))]),
     ]
+
+
+def until(happens: Callable[[], object]) -> None:
+    """Wait until something happens, two minutes at most."""
+    deadline = time.monotonic() + 120
+    while not happens():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

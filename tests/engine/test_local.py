@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,20 +17,12 @@ from pad_pipeline.workflows.engine.chain import Done, Link, StageWork, merged
 from pad_pipeline.workflows.engine.local import LocalEngine
 from pad_pipeline.workflows.engine.progress import Progress
 from tests.conftest import ROOT
-from tests.engine.chains import ROWS, Told, begin, chain, doing, on_gpu
+from tests.engine.chains import ROWS, Told, begin, chain, doing, on_gpu, until
 
 
 def results(links: list[Link], shards: int = 3, progress: Progress | None = None) -> list[Done]:
     """What an isolated engine makes of a few shards."""
     return list(LocalEngine(isolated=True).run(links, map(begin, range(shards)), progress or Told(shards)))
-
-
-def until(happens: Callable[[], object]) -> None:
-    """Wait for something."""
-    deadline = time.monotonic() + 60
-    while not happens():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def gone(process: int) -> bool:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from pad_pipeline.workflows.engine import crew
 from pad_pipeline.workflows.engine.ray import RayEngine
 from pad_pipeline.workflows.engine.ray_session import Cluster
 from tests.cluster import nodes
-from tests.engine.chains import Told, begin, doing
+from tests.engine.chains import Told, begin, doing, until
 from tests.runs.processes import command_of, ray_workers
 
 pytestmark = pytest.mark.slow
@@ -68,11 +66,3 @@ def test_a_large_node_that_goes_while_its_workers_load_counts_once(tmp_path: Pat
         made.add_node(num_cpus=1, object_store_memory=200_000_000)
         assert sorted(done.result(120)) == list(range(40))
     assert told.text.getvalue().count("A node was lost") == 1
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Wait until something is true, two minutes at most."""
-    deadline = time.monotonic() + 120
-    while not true():
-        assert time.monotonic() < deadline, "it never became true"
-        time.sleep(0.1)

@@ -237,6 +237,7 @@ def test_every_kind_of_patch_loss_can_be_trained(
     meta = [open_shards(shards).sample(*row) for row in map(open_shards(shards).usable().__getitem__, range(10))]
     regions = [(r["label"], c.mean()) for one in meta for r, c in zip(one.meta["regions"], one.coverage, strict=True)]
     left_out = sum(name == label or share > 0.6 * 255 for name, share in regions)
+    assert f"L_patch leaves out {left_out} of the {len(regions)} regions of this step" in " ".join(done.err.split())
     assert f"left {8 * left_out:,} regions out of L_patch" in done.out + done.err
     assert left_out and {(one["regions_left_out"], one["regions"]) for one in log} == {
         (left_out, len(regions) - left_out)
