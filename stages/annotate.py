@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from pycocotools import mask as coco_mask
 
 from pad_pipeline.masks import decode_mask
 from pad_pipeline.records import ImageRecord, Region, Tag, as_box, restored_region
+from pad_pipeline.sources.fivl import VIEW as FIVL_VIEW
 from pad_pipeline.stages.base import Stage
+from pad_pipeline.stages.patch_grid import mask_of, read_grid
 
 _LONGEST_OUTLINE = 20_000_000
 """The greatest total length of an image's polygons, in pixels. pycocotools allocates at least 40 bytes for each pixel,
@@ -119,12 +122,19 @@ def _exported(annotation: Mapping[str, Any], box: np.ndarray, rle: dict[str, Any
 
 
 def _rle(segmentation: Any, box: np.ndarray | None, row: ImageRecord) -> dict[str, Any]:
-    """Convert a mask from any of COCO's forms to compressed RLE, and check all numbers, which pycocotools does not."""
+    """Convert a mask from any of COCO's forms, or FiVL's grid, to compressed RLE. Check all numbers, which pycocotools
+    does not."""
     if not segmentation:
         if box is None:
             raise ValueError("it has neither a segmentation nor a bbox")
         left, top, right, bottom = box.tolist()
         segmentation = [[left, top, right, top, right, bottom, left, bottom]]
+    if isinstance(segmentation, dict) and "grid" in segmentation:
+        mask = mask_of(read_grid(Path(segmentation["grid"]), FIVL_VIEW.grid), FIVL_VIEW, row.width, row.height)
+        if not mask.any():
+            raise ValueError("its grid is empty")
+        of_grid: dict[str, Any] = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        return of_grid
     if isinstance(segmentation, dict):
         if segmentation["size"] != [row.height, row.width]:
             raise ValueError(f"its mask is {segmentation['size']} and the image {[row.height, row.width]} (H, W)")

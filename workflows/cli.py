@@ -22,6 +22,7 @@ from pad_pipeline.workflows.commands.build import (
     build,
     import_coco,
     import_cvat,
+    import_fivl,
     import_labelme,
     import_openimages,
     import_voc,
@@ -57,7 +58,7 @@ COMMANDS: list[Callable[..., None]] = [
 GROUPS: dict[str, tuple[str, list[Callable[..., None]]]] = {
     "import": (
         "Make shards from images that people have annotated.",
-        [import_coco, import_yolo, import_voc, import_cvat, import_labelme, import_openimages],
+        [import_coco, import_yolo, import_voc, import_cvat, import_labelme, import_openimages, import_fivl],
     ),
     "miniature": ("Draw scenes, and measure pad's small models on them.", [miniature_draw, miniature_evaluate]),
     "evaluate": (

@@ -11,9 +11,10 @@ from rich.table import Table
 
 from pad_pipeline.console import console, note
 from pad_pipeline.errors import UserError
+from pad_pipeline.geometry import View
 from pad_pipeline.workflows.commands import runs
-from pad_pipeline.workflows.commands.common import INPUT, MODELS, RUN, Models, counted, print_json
-from pad_pipeline.workflows.commands.options import OptionValues, option
+from pad_pipeline.workflows.commands.common import INPUT, MODELS, RUN, VIEW, Models, counted, print_json
+from pad_pipeline.workflows.commands.options import OptionValues, option, options
 
 if TYPE_CHECKING:
     from pad_pipeline.sources.base import Source
@@ -239,6 +240,33 @@ def import_openimages(
     from pad_pipeline.sources.openimages import OpenImagesSource
 
     _import("openimages", OpenImagesSource(annotations, images, classes), models, view, run, options)
+
+
+def import_fivl(
+    *,
+    annotations: Annotated[Path, option(INPUT, "FiVL's JSON: fivl_instruct.json.")],
+    grids: Annotated[Path, option(INPUT, "Folder of FiVL's grids: dataset_grounded.tar, unpacked.")],
+    images: Annotated[str, option(INPUT, "Folder or URL of LLaVA's images: coco/, gqa/, ocr_vqa/, textvqa/, vg/.")],
+    models: Models = "paper",
+    view: Annotated[OptionValues, options(View, VIEW, "fit size=view-size patch", unset="as FiVL's grids")],
+    run: Annotated[OptionValues, runs.IMPORT_OPTIONS],
+) -> None:
+    """Write shards from FiVL (Intel/fivl-instruct): key phrases of LLaVA's conversations, each with its patches.
+
+    So a training with patch labels can begin before any model has annotated an image. The masks are as coarse as FiVL's
+    grids of 24 x 24 patches. Of --models, only the word embeddings of the LLM and the settings for decoding are used.
+
+    Example:
+
+      pad import fivl --annotations fivl_instruct.json --grids dataset_grounded/ --images llava/ --out fivl/
+    """
+    chosen = runs.run_options(run)
+    from pad_pipeline.sources.fivl import VIEW as FIVL_VIEW
+    from pad_pipeline.sources.fivl import FivlSource, check_view
+
+    chosen_view = runs.changed_view(FIVL_VIEW, view)
+    check_view(chosen_view)
+    _import("fivl", FivlSource(annotations, images, grids), models, chosen_view.model_dump(), run, chosen)
 
 
 def _import(kind: str, source: Source, models: str, view: OptionValues, run: OptionValues, options: RunOptions) -> None:
