@@ -22,7 +22,7 @@ from pad_pipeline.training.chat import load_llava
 from pad_pipeline.training.examples import Preprocessor
 from pad_pipeline.training.model import context_of
 from pad_pipeline.training.pixel_shuffle import PixelShuffle
-from pad_pipeline.training.projector import check_shuffle, load_projector, token_count
+from pad_pipeline.training.projector import check_shuffle, load_projector, place_of, token_count, widths
 from pad_pipeline.training.towers import BICUBIC, TOWERS, preprocessing, vision_config
 from pad_pipeline.weights import fetch_model
 
@@ -76,13 +76,12 @@ class Subject:
         if not -layers - 1 <= layer <= layers:
             rule = f"the tower has {layers} layers"
             raise UserError("vision_layer", layer, rule, f"name one from {-layers - 1} to {layers}; LLaVA's is -2")
-        first = next(self.projector.parameters()).shape[-1]
-        if isinstance(self.projector, PixelShuffle):
-            first = self.projector.sizes["vision_width"]
-        *_, end = self.projector.state_dict().values()
+        sizes = widths(self.projector)
         wanted = (self.tower.config.hidden_size, self.llm.config.hidden_size)
-        if (first, len(end)) != wanted:
-            rule = f"it maps {first} to {len(end)} numbers, but tower and LLM have widths {wanted[0]} and {wanted[1]}"
+        if sizes != wanted:
+            rule = (
+                f"it maps {sizes[0]} to {sizes[1]} numbers, but tower and LLM have widths {wanted[0]} and {wanted[1]}"
+            )
             raise UserError("model", path, rule, "give the tower and the LLM that it was trained with")
 
     def _from_folder(self, folder: Path) -> None:
@@ -91,6 +90,8 @@ class Subject:
         self.llm = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
         inner = self.llm.model
         self.tower, self.projector = inner.vision_tower, inner.multi_modal_projector
+        if hook := getattr(self.llm, "place_hook", None):
+            hook.remove()  # `placed` adds the place instead
         images = loaded.processor.image_processor
         self.mean, self.std = list(images.image_mean), list(images.image_std)
         self.resample = BICUBIC if images.resample is None else int(images.resample)
@@ -139,11 +140,17 @@ class Subject:
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the tower's patches `[B, P, c]` and the projector's tokens `[B, M, d]`, each in the order of its grid,
-        row by row. `pixels` are normalized images, `[B, 3, size, size]`."""
+        row by row. `pixels` are normalized images, `[B, 3, size, size]`. The tokens are without their place, which
+        `placed` adds."""
         dtype = next(self.tower.parameters()).dtype
         states = self.tower(pixels.to(self.device, dtype), output_hidden_states=True).hidden_states
         patches = states[self.layer][:, -(self.grid**2) :]  # without CLS and registers, which are first
         return patches, self.projector(patches)
+
+    def placed(self, tokens: Tensor) -> Tensor:
+        """Add their place to the tokens `[B, M, d]`, if the projector has one: what the LLM reads."""
+        place = place_of(self.projector)
+        return tokens if place is None else tokens + place.to(tokens.dtype)
 
     def untrained(self, seed: int = 0) -> nn.Module:
         """Return a copy of the projector with freshly initialized weights."""

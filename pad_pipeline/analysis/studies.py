@@ -23,6 +23,7 @@ from pad_pipeline.measures.pursuit import matching_pursuit
 from pad_pipeline.measures.reading import LinearReader
 from pad_pipeline.measures.vectors import WordVectors
 from pad_pipeline.measures.vocabulary import Vocabulary, beyond_chance
+from pad_pipeline.training.projector import place_of
 
 
 class EntropyStudy(Study):
@@ -293,7 +294,7 @@ class LensStudy(Study):
     @torch.inference_mode()
     def add(self, batch: EncodedBatch) -> None:
         """Add a batch of images."""
-        likeliest = self._logit_lens(batch.tokens)
+        likeliest = self._logit_lens(self.subject.placed(batch.tokens))
         nearest = self.atoms[self.vectors.nearest(batch.tokens.flatten(0, 1)).cpu()]
         for image, found, logit in zip(batch.images, nearest.chunk(len(likeliest)), likeliest, strict=True):
             self.embedding.add(found[:, None], image.labels, image.shown)
@@ -336,7 +337,9 @@ class PlaceStudy(Study):
 
     def __init__(self, context: Context) -> None:
         self.numbers = {label: number for number, label in enumerate(context.labels)}
-        self.readers = {name: LinearReader(len(self.numbers)) for name in ("patches", "tokens")}
+        self.subject = context.subject
+        names = ("patches", "tokens") if place_of(self.subject.projector) is None else ("patches", "tokens", "placed")
+        self.readers = {name: LinearReader(len(self.numbers)) for name in names}
 
     def add(self, batch: EncodedBatch) -> None:
         """Add a batch of images."""
@@ -349,9 +352,12 @@ class PlaceStudy(Study):
             # Where several patches make a token, no label is known for each patch.
             self.readers["patches"].add(image.key, patches, label if len(patches) == len(tokens) else None)
             self.readers["tokens"].add(image.key, tokens, label)
+            if "placed" in self.readers:
+                self.readers["placed"].add(image.key, self.subject.placed(tokens), label)
 
     def result(self) -> dict[str, Any]:
-        """Return the numbers of `Reading`, for the patches before the projector and the tokens after it."""
+        """Return the numbers of `Reading`, for the patches before the projector and the tokens after it; and for the
+        tokens with their place, if the model has one."""
         return {name: reader.result()._asdict() for name, reader in self.readers.items()}
 
     @staticmethod

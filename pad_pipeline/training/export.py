@@ -33,7 +33,7 @@ from pad_pipeline.training.llava_abstractor import AbstractorLlava, AbstractorLl
 from pad_pipeline.training.llava_patches import PatchLlava, PatchLlavaConfig
 from pad_pipeline.training.model import MultimodalModel
 from pad_pipeline.training.pixel_shuffle import PixelShuffle
-from pad_pipeline.training.projector import save_projector
+from pad_pipeline.training.projector import place_of, save_projector
 from pad_pipeline.training.ranks import Ranks
 from pad_pipeline.training.template import IMAGE, IMAGE_MARK, SYSTEM, Template, TemplateName
 from pad_pipeline.training.towers import BICUBIC
@@ -69,8 +69,8 @@ def export(model: MultimodalModel, view: View, out: Path, here: Ranks) -> None:
 def export_llava(model: MultimodalModel, view: View, folder: Path) -> None:
     """Write tower, projector, LLM and processor into `folder`; adapters that are not merged go into `adapter/`.
 
-    Where stock LLaVA can't have the projector (C-Abstractor, pixel shuffle) or the tower (registers), the Python files
-    that define the model are written too.
+    Where stock LLaVA can't have the projector (C-Abstractor, pixel shuffle, places) or the tower (registers), the
+    Python files that define the model are written too.
     """
     tokenizer = copy.deepcopy(model.tokenizer)
     tokenizer.add_tokens([IMAGE_MARK], special_tokens=True)
@@ -120,7 +120,10 @@ def _config(model: MultimodalModel, image_token: int, state: dict[str, Tensor]) 
         kind, own = AbstractorLlavaConfig, {"abstractor": projector.sizes}
     if isinstance(projector, PixelShuffle):
         own = {"pixel_shuffle": projector.sizes}
-    if isinstance(projector, PixelShuffle) or model.vision_config["prefix_tokens"] > 1:
+    placed = place_of(projector) is not None
+    if placed:
+        own["place_tokens"] = model.vision_tokens
+    if isinstance(projector, PixelShuffle) or placed or model.vision_config["prefix_tokens"] > 1:
         # LLaVA's strategy stays for the number of image marks that the processor writes: the class drops the tokens.
         kind, shared["vision_feature_select_strategy"] = PatchLlavaConfig, "full"
         own["prefix_tokens"] = model.vision_config["prefix_tokens"]
@@ -158,9 +161,10 @@ def _projector_weights(projector: nn.Module) -> dict[str, Tensor]:
         return weights
     if isinstance(projector, nn.Linear):
         identity = torch.eye(projector.out_features, device=projector.weight.device)
-        weights = {f"0.{name}": value for name, value in weights.items()}
+        weights = {name if name == "place" else f"0.{name}": value for name, value in weights.items()}
         weights |= {"2.weight": identity, "2.bias": identity.new_zeros(len(identity))}
-    return {{"0": "linear_1", "2": "linear_2"}[name[0]] + name[1:]: value for name, value in weights.items()}
+    layers = {"0": "linear_1", "2": "linear_2"}
+    return {layers.get(name[0], name[0]) + name[1:]: value for name, value in weights.items()}
 
 
 def _with_rows(rows: Tensor, tokens: int) -> Tensor:

@@ -19,7 +19,15 @@ from pad_pipeline.shards.run import Run
 from pad_pipeline.training.batches import Batch
 from pad_pipeline.training.losses import PatchDivisor, caption_loss, mean_cosine, patch_loss
 from pad_pipeline.training.patch_terms import Regions, Words, word_means
-from pad_pipeline.training.projector import build_projector, load_projector, pool, token_count
+from pad_pipeline.training.place import mean_size
+from pad_pipeline.training.projector import (
+    add_place,
+    build_projector,
+    load_projector,
+    place_of,
+    pool,
+    token_count,
+)
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.training.towers import TOWERS, preprocessing, vision_config
 from pad_pipeline.weights import fetch_model
@@ -114,6 +122,9 @@ class MultimodalModel(nn.Module):
         # Loading the models may use the random generator, so it is seeded here.
         torch.manual_seed(settings.seed)
         fresh = build_projector(settings.projector, tower_width, self.width, self.grid, settings.abstractor_tokens)
+        if settings.place != "none":
+            size = float(mean_size(self.llm.get_input_embeddings().weight))
+            add_place(fresh, self.grid, self.width, size, settings.place == "learned")
         if not path:
             return fresh
         with rename_field(projector="init"):
@@ -121,7 +132,12 @@ class MultimodalModel(nn.Module):
         shapes = [{name: tensor.shape for name, tensor in one.state_dict().items()} for one in (given, fresh)]
         if shapes[0] != shapes[1]:
             rule = f"it is no {settings.projector} of width {tower_width} to {self.width}, on a grid of {self.grid}"
-            raise UserError("init", path, rule, "give the projector of the same tower, LLM and kind")
+            if (place_of(given) is None) != (place_of(fresh) is None):
+                has = "no place" if place_of(given) is None else "a place"
+                rule = f"its tokens have {has}, and `place` is {settings.place}"
+            raise UserError("init", path, rule, "give the projector of the same tower, LLM, kind and `place`")
+        if (place := place_of(given)) is not None:
+            place.requires_grad_(settings.place == "learned")
         return given
 
     @torch.no_grad()
@@ -133,7 +149,10 @@ class MultimodalModel(nn.Module):
         return patches
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Encode and project images `[B, 3, size, size]` to tokens `[B, M, d]`, row by row from the top left."""
+        """Encode and project images `[B, 3, size, size]` to tokens `[B, M, d]`, row by row from the top left.
+
+        They are without their place, which `run_llm` adds.
+        """
         patches = self.encode_patches(pixels)
         # The projector's weights are in float32, because they are trained. On a GPU it computes in bfloat16.
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.device.type == "cuda"):
@@ -190,7 +209,10 @@ class MultimodalModel(nn.Module):
         return pool(self.projector, coverage, self.grid)
 
     def run_llm(self, tokens: Tensor, batch: Batch) -> Tensor:
-        """Run the LLM on a batch and its vision tokens `[I, M, d]`. Return the last hidden states `[B * T, d]`."""
+        """Run the LLM on a batch and its vision tokens `[I, M, d]`, to which it adds their place. Return the last
+        hidden states `[B * T, d]`."""
+        if (place := place_of(self.projector)) is not None:
+            tokens = tokens + place
         # No attention mask is needed: padding is at the end, and a causal model does not look ahead.
         words = self.llm.get_input_embeddings()(batch.ids)
         sequence = words.flatten(0, 1).index_copy(0, batch.vision_at, tokens.flatten(0, 1).to(words.dtype))

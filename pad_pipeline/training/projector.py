@@ -20,6 +20,7 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.storage import Folder
 from pad_pipeline.training.abstractor import HONEYBEE_TOKENS, CAbstractor
 from pad_pipeline.training.pixel_shuffle import FACTOR, PixelShuffle
+from pad_pipeline.training.place import place_waves
 from pad_pipeline.training.settings import ProjectorKind
 
 _PREFIX = "model.mm_projector."
@@ -47,6 +48,28 @@ def build_projector(
         return PixelShuffle(vision_width, llm_width)
     first = nn.Linear(vision_width, llm_width)
     return first if kind == "linear" else nn.Sequential(first, nn.GELU(), nn.Linear(llm_width, llm_width))
+
+
+def add_place(projector: nn.Module, grid: int, llm_width: int, size: float, learned: bool) -> None:
+    """Give a projector a `place`: a vector for each of its tokens, `[M, llm_width]`, which `run_llm` adds to them.
+
+    It begins as `place_waves`, with the root mean square `size`. It is trained if it is `learned`.
+    """
+    waves = size * place_waves(math.isqrt(token_count(projector, grid)), llm_width)
+    projector.register_parameter("place", nn.Parameter(waves, requires_grad=learned))
+
+
+def place_of(projector: nn.Module) -> Tensor | None:
+    """Return the `place` of a projector, or None if it has none, see `add_place`."""
+    return getattr(projector, "place", None)
+
+
+def widths(projector: nn.Module) -> tuple[int, int]:
+    """Return the number of channels that a projector reads, and of those that it writes."""
+    if isinstance(projector, CAbstractor | PixelShuffle):
+        return int(projector.sizes["vision_width"]), int(projector.sizes["llm_width"])
+    layers = [module for module in projector.modules() if isinstance(module, nn.Linear)]
+    return layers[0].in_features, layers[-1].out_features
 
 
 def check_shuffle(grid: int, field: str = "projector", value: object = "pixel-shuffle") -> None:
@@ -85,7 +108,7 @@ def save_projector(projector: nn.Module, path: Path) -> None:
     """Write `mm_projector.bin` with LLaVA's keys (`model.mm_projector.0.weight`, ...), atomically.
 
     A C-Abstractor has Honeybee's names after LLaVA's prefix, and one more tensor, `tokens` (int64): the number of
-    tokens, which no weight's shape shows.
+    tokens, which no weight's shape shows. A projector with a place has one more tensor, `place`, see `add_place`.
     """
     weights = projector.state_dict()
     if isinstance(projector, CAbstractor):
@@ -120,7 +143,14 @@ def load_projector(path: Path) -> nn.Module:
         raise UserError("projector", path, f"it can't be read ({type(error).__name__})", "fetch it again") from error
     if broken:
         raise UserError("projector", path, f"its {broken[0]} holds NaN or infinity", "train or fetch it again")
+    place = state.pop("place", None)
     projector = _empty_projector(state, path).to_empty(device="cpu")
+    if place is not None:
+        if place.dim() != 2 or place.shape[1] != widths(projector)[1]:
+            rule = f"its place is {list(place.shape)}, and its tokens have {widths(projector)[1]} numbers"
+            raise UserError("projector", path, rule, "train it again, or remove the tensor `place`")
+        state["place"] = place
+        projector.register_parameter("place", nn.Parameter(torch.empty_like(place)))
     try:
         projector.load_state_dict(state)
     except RuntimeError as error:

@@ -86,6 +86,10 @@ class TrainSettings(BaseModel):
     projector: ProjectorKind = "mlp"
     """Kind of projector. `mlp`: Linear, GELU, Linear (LLaVA's mlp2x_gelu). `linear`: one Linear. `c-abstractor`:
     Honeybee's. `pixel-shuffle`: InternVL's, one token for 2 x 2 patches, for towers with an even grid."""
+    place: Literal["none", "fixed", "learned"] = "none"
+    """What shows the LLM the place of a vision token, beside what the projector says. `none`: nothing (LLaVA). `fixed`:
+    sines and cosines of row and column, added behind the projector, see `place_waves`. `learned`: the same at the
+    start, then trained. L_patch compares the token without its place."""
     abstractor_tokens: int = Field(144, gt=0)
     """Number of vision tokens for one image, with a C-Abstractor: a square number."""
     vision_layer: int = Field(-2, le=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import shutil
@@ -11,12 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from pad_pipeline.miniature.files import World
 from pad_pipeline.workflows.learning.experiment import RECIPES, read_experiment, recipes
-from pad_pipeline.workflows.learning.grid import collect_grid, table
+from pad_pipeline.workflows.learning.grid import collect_grid, sign_flip_p, table
 
 Pad = Callable[..., Any]
 GRID = """
@@ -146,6 +148,17 @@ def test_own_scores_are_taken_after_either_stage(
     (out / "grid.json").write_text(json.dumps(grid))
     done = pad(*scored, "--data", world.chat, "--image-root", world.images, "--out", out)
     assert done.code == 2 and "differs: after_stage1" in done.err, done.err
+
+
+def test_the_p_value_counts_all_choices_of_signs() -> None:
+    """Catches a test that calls equal cells different, and one that can't get below .05 with five seeds."""
+    rng = np.random.default_rng(0)
+    for values in (rng.normal(0.3, 1, 6), rng.normal(-0.3, 1, 5), np.ones(5), np.array([1.0, -1.0])):
+        signs = np.array(list(itertools.product((1, -1), repeat=len(values))))
+        means = (signs * values).mean(1) * np.sign(values.mean() or 1)
+        assert sign_flip_p(list(values)) == pytest.approx((means >= abs(values.mean()) - 1e-9).mean())
+    assert sign_flip_p([0.1] * 5) == 1 / 32 and sign_flip_p([0.0, 0.0]) == 1
+    assert math.isnan(sign_flip_p([math.nan])) and sign_flip_p([math.nan, 1.0]) == 0.5
 
 
 def test_differences_are_taken_within_a_seed() -> None:

@@ -291,7 +291,7 @@ def run_cell(experiment: Experiment, training: Training) -> None:
     model, template = one, first.template
     between = measured(experiment.after_stage1, one, first.template, training.out / "after-stage1")
     if experiment.data:
-        same = {name: getattr(first, name) for name in ("projector", "abstractor_tokens", "vision_layer")}
+        same = {name: getattr(first, name) for name in ("projector", "place", "abstractor_tokens", "vision_layer")}
         second = settings_of(2).model_validate(same | experiment.stage2 | cell.stage2 | {"seed": training.seed})
         shared |= {"data": experiment.data, "image_root": experiment.image_root, "fit": experiment.fit}
         train(Job(stage=2, init=str(one / "mm_projector.bin"), out=str(two), settings=second, **shared))

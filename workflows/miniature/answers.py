@@ -7,14 +7,21 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from pad_pipeline.evaluation.boxes import Expression, score_boxes
 from pad_pipeline.miniature.kinds import THINGS
-from pad_pipeline.miniature.language import REFER_PROMPT, caption, is_caption, referring_expressions
+from pad_pipeline.miniature.language import REFER_PROMPT, caption, is_caption, questions, referring_expressions
 from pad_pipeline.miniature.world import COLORS, SIZES, TEXTURES, Scene
 from pad_pipeline.training.chat import Chat
 
-CAPTION_TOKENS, BOX_TOKENS = 100, 32
-"""The most tokens of an answer. The longest caption has fewer than 100, and a box has 22."""
+CAPTION_TOKENS, BOX_TOKENS, ANSWER_TOKENS = 100, 32, 40
+"""The most tokens of an answer. The longest caption has fewer than 100, a box has 22, and another answer under 40."""
+QUESTIONS = {
+    "ground": "Where is this", "where": "Where is the", "color": "What col", "count": "How many",
+    "presence": "Is there", "parts": "Which parts",
+}  # fmt: skip
+"""How the questions of the world begin, by their kinds."""
 
 
 class Said(NamedTuple):
@@ -138,3 +145,21 @@ def ask_boxes(chat: Chat, scenes: list[Scene]) -> dict[str, Any]:
     expressions = expressions_of(scenes)
     inputs = [chat.prepare(scenes[int(asked.image)].image, REFER_PROMPT + asked.text) for asked in expressions]
     return score_boxes(expressions, chat.answers(inputs, BOX_TOKENS))
+
+
+def ask_questions(chat: Chat, scenes: list[Scene]) -> dict[str, float]:
+    """Ask a model the world's questions about scenes. Return the share of answers that are right to the letter, for
+    each kind of `QUESTIONS`, and for all questions together as `all`."""
+    asked = [
+        (kind, scene, question, answer)
+        for number, scene in enumerate(scenes)
+        for question, answer in questions(scene, np.random.default_rng(number))
+        for kind, begin in QUESTIONS.items()
+        if question.startswith(begin)
+    ]
+    said = chat.answers([chat.prepare(scene.image, question) for _, scene, question, _ in asked], ANSWER_TOKENS)
+    right: dict[str, list[bool]] = {kind: [] for kind in (*QUESTIONS, "all")}
+    for (kind, _, _, answer), text in zip(asked, said, strict=True):
+        right[kind].append(text.strip() == answer)
+        right["all"].append(right[kind][-1])
+    return {kind: sum(found) / max(len(found), 1) for kind, found in right.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from pad_pipeline.miniature.world import LABELS, Scene, draw_scene
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.training.chat import Chat
 from pad_pipeline.workflows.learning.scores import Trained
-from pad_pipeline.workflows.miniature.answers import ask_boxes, score_captions
+from pad_pipeline.workflows.miniature.answers import ask_boxes, ask_questions, score_captions
+from pad_pipeline.workflows.miniature.ideal import ask_ideal_boxes
 
 HALF = 128
 """The coverage, in 255ths, of a patch that shows a part."""
@@ -56,7 +57,21 @@ def captions(trained: Trained, seed: int) -> dict[str, float]:
 def boxes(trained: Trained, seed: int) -> dict[str, float]:
     """Score the boxes that a model gives for referring expressions: the share with an IoU of 0.5 or more, the mean IoU,
     and the share of answers without a box. Arguments and errors are as in `patches`."""
-    found = ask_boxes(Chat(trained.model), _heldout(trained, seed)[0])
+    return _box_rates(ask_boxes(Chat(trained.model), _heldout(trained, seed)[0]))
+
+
+def questions(trained: Trained, seed: int) -> dict[str, float]:
+    """Score a model's answers to the world's questions by `ask_questions`. Arguments and errors are as in `patches`."""
+    return ask_questions(Chat(trained.model), _heldout(trained, seed)[0])
+
+
+def ideal(trained: Trained, seed: int) -> dict[str, float]:
+    """Score the boxes that a model's LLM gives with ideal tokens, see `ask_ideal_boxes`: as `boxes`."""
+    found = ask_ideal_boxes(Subject(trained.model), Chat(trained.model), _heldout(trained, seed)[0])
+    return _box_rates(found)
+
+
+def _box_rates(found: dict[str, Any]) -> dict[str, float]:
     numbers = {name: found["padded"][name] for name in ("accuracy", "mean_iou")}
     return numbers | {"unparsed": found["unparsed"] / found["expressions"]}
 
