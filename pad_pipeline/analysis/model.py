@@ -150,7 +150,34 @@ class Subject:
     def placed(self, tokens: Tensor) -> Tensor:
         """Add their place to the tokens `[B, M, d]`, if the projector has one: what the LLM reads."""
         place = place_of(self.projector)
-        return tokens if place is None else tokens + place.to(tokens.dtype)
+        return tokens if place is None else tokens + place.detach().to(tokens.dtype)
+
+    @property
+    def language_model(self) -> Any:
+        """The decoder of the LLM, without its output layer."""
+        return getattr(self.llm.model, "language_model", self.llm.model)
+
+    @torch.inference_mode()
+    def hidden_states(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Return the LLM's hidden states at the vision tokens `[B, M, d]` of images, each `[B, M, d]`: the input of the
+        first block, the output of each block, the last one normalized. The LLM reads BOS, and the tokens with their
+        place."""
+        sequence = self.with_bos(self.placed(tokens))
+        states = self.language_model(inputs_embeds=sequence, use_cache=False, output_hidden_states=True).hidden_states
+        return tuple(state[:, -tokens.shape[1] :] for state in states)
+
+    def with_bos(self, sequence: Tensor) -> Tensor:
+        """Put the embedding of BOS before sequences `[B, T, d]`, if the LLM has one."""
+        sequence = sequence.to(self.words.dtype)
+        if (begin := self.tokenizer.bos_token_id) is None:
+            return sequence
+        return torch.cat([self.words[begin].expand(len(sequence), 1, -1), sequence], 1)
+
+    def word_ids(self, text: str) -> Tensor:
+        """Return the token ids of a text without BOS, int64 `[T]`, on the model's device."""
+        return torch.tensor(
+            self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long, device=self.device
+        )
 
     def untrained(self, seed: int = 0) -> nn.Module:
         """Return a copy of the projector with freshly initialized weights."""

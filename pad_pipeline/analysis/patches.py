@@ -99,3 +99,15 @@ def label_names(shards: ShardFolder, rows: Rows, count: int, progress: Callable[
         labels |= found
         progress(done)
     return sorted(labels)
+
+
+def first_captions(shards: ShardFolder, rows: Rows, count: int, most: int) -> dict[str, str]:
+    """Return the captions of the first images of `rows` that have one, by key: at most `most`, of `count` images."""
+    found: dict[str, str] = {}
+    for number in range(count):
+        if len(found) == most:
+            break
+        sample = shards.sample(*rows[number], image=False)
+        if sample.meta["caption"].strip():
+            found[sample.key] = sample.meta["caption"]
+    return found

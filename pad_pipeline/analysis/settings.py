@@ -45,6 +45,11 @@ class AnalysisSettings(BaseModel):
     """The tokens of the LLM that matching pursuit chooses from."""
     lens_layer: int = -1
     """Index of the LLM's hidden state that the logit lens reads; -1 is the last."""
+    sentences: int = Field(512, ge=1)
+    """The number of captions with whose words the study `sentences` compares vision tokens: of the first images."""
+    sentence_layers: tuple[int, ...] = ()
+    """The LLM's hidden states that the study `sentences` compares: 0 is the input, -1 the last. Empty for four of them
+    at equal distances."""
     neighbors: int = Field(10, ge=1)
     """The number k of neighbors in the neighbor overlap."""
     least_align: float = Field(0.15, ge=0, le=1)

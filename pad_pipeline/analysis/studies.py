@@ -1,4 +1,4 @@
-"""The six studies: entropy, align, pursuit, lens, overlap and place.
+"""The studies entropy, align, pursuit, lens, overlap and place; and the list of all studies.
 
 A study takes the images of a run batch by batch. It keeps sums, or little data per image, so that memory hardly grows.
 """
@@ -14,7 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pad_pipeline.analysis.patches import EncodedBatch, LabeledImage
+from pad_pipeline.analysis.reliance import RelianceStudy
+from pad_pipeline.analysis.sentences import SentencesStudy
 from pad_pipeline.analysis.study import Chart, Context, Mean, Study
+from pad_pipeline.analysis.tally import WordTally
 from pad_pipeline.errors import UserError
 from pad_pipeline.measures.align import Align
 from pad_pipeline.measures.entropy import PooledEntropy, von_neumann_entropy
@@ -22,7 +25,6 @@ from pad_pipeline.measures.overlap import neighbor_overlap
 from pad_pipeline.measures.pursuit import matching_pursuit
 from pad_pipeline.measures.reading import LinearReader
 from pad_pipeline.measures.vectors import WordVectors
-from pad_pipeline.measures.vocabulary import Vocabulary, beyond_chance
 from pad_pipeline.training.projector import place_of
 
 
@@ -189,53 +191,6 @@ class AlignStudy(Study):
         return Chart("Align(V, W), mean IoU", bars, plain=("shuffled", "untrained"))
 
 
-class WordTally:
-    """Counts how many of the words found for patches are readable, and how many are true.
-
-    `readable` and `first_readable` are shares of all words and of the first words. `readable_by_chance` is the share
-    that a blind choice among all words would reach. `first_readable_beyond_chance` is the part of the rest that
-    `first_readable` reaches (`beyond_chance`). A word is true if it is a token of a label that the patch shows, in
-    upper or lower case (`Vocabulary.in_label`). `precision` is the share of true words among the K words of a patch. It
-    is at most 1/K for a patch with one label of one token. Therefore `first_true` counts only the first word. `recall`
-    is the share of a patch's labels that have a true word. The last three are means over the patches that show a label.
-
-    Args:
-        vocabulary: the tokens of the LLM.
-        ids: the token ids of the words that could be found, int64 `[n]`.
-    """
-
-    def __init__(self, vocabulary: Vocabulary, ids: Tensor) -> None:
-        self.vocabulary, self.chance = vocabulary, vocabulary.readable_by_chance(ids)
-        self.means = {name: Mean() for name in ("readable", "first_readable", "precision", "first_true", "recall")}
-
-    def add(self, words: Tensor, labels: list[str], shown: Tensor, counted: Tensor | None = None) -> None:
-        """Add an image: the token ids of the words of its patches, int64 `[M, K]`, and its labels.
-
-        `shown`, bool `[L, M]`, says which patches show a label. `counted`, bool `[M, K]`, says which words can count as
-        true; all by default.
-        """
-        words = words.cpu()
-        self.means["readable"].add(self.vocabulary.readable[words])
-        self.means["first_readable"].add(self.vocabulary.readable[words[:, 0]])
-        covered = shown.any(0)
-        if not covered.any():
-            return
-        hit = torch.stack([self.vocabulary.in_label(words, label) for label in labels]) & shown[:, :, None]  # [L, M, K]
-        if counted is not None:
-            hit &= counted
-        true = hit.any(0)[covered].float()
-        self.means["precision"].add(true.mean(-1))
-        self.means["first_true"].add(true[:, 0])
-        self.means["recall"].add((hit.any(-1).sum(0) / shown.sum(0).clamp_min(1))[covered])
-
-    def result(self) -> dict[str, float]:
-        """Return the shares (0..1), and the number of patches that show a label."""
-        shares = {name: mean.value() for name, mean in self.means.items()}
-        beyond = beyond_chance(shares["first_readable"], self.chance)
-        chance = {"readable_by_chance": self.chance, "first_readable_beyond_chance": beyond}
-        return shares | chance | {"patches": self.means["precision"].count}
-
-
 class PursuitStudy(Study):
     """Decomposes each vision token into words of the LLM by matching pursuit."""
 
@@ -294,25 +249,21 @@ class LensStudy(Study):
     @torch.inference_mode()
     def add(self, batch: EncodedBatch) -> None:
         """Add a batch of images."""
-        likeliest = self._logit_lens(self.subject.placed(batch.tokens))
+        likeliest = self._logit_lens(batch.tokens)
         nearest = self.atoms[self.vectors.nearest(batch.tokens.flatten(0, 1)).cpu()]
         for image, found, logit in zip(batch.images, nearest.chunk(len(likeliest)), likeliest, strict=True):
             self.embedding.add(found[:, None], image.labels, image.shown)
             self.logit.add(logit[:, None], image.labels, image.shown)
 
     def _logit_lens(self, tokens: Tensor) -> Tensor:
-        """Return the LLM's likeliest ordinary token after each token of an image, int64 `[B, M]`. BOS is put first."""
+        """Return the LLM's likeliest ordinary token after each token of an image, int64 `[B, M]`."""
         llm = self.subject.llm
-        inner = getattr(llm.model, "language_model", llm.model)
-        sequence = tokens.to(self.subject.words.dtype)
-        if (begin := self.subject.tokenizer.bos_token_id) is not None:
-            sequence = torch.cat([self.subject.words[begin].expand(len(tokens), 1, -1), sequence], 1)
-        states = inner(inputs_embeds=sequence, use_cache=False, output_hidden_states=True).hidden_states
+        states = self.subject.hidden_states(tokens)
         hidden = states[self.settings.lens_layer]
         if self.settings.lens_layer not in (-1, len(states) - 1):  # the last state is already normalized
-            hidden = inner.norm(hidden)
+            hidden = self.subject.language_model.norm(hidden)
         head, ordinary = llm.get_output_embeddings(), self.atoms.to(hidden.device)
-        rows = [head(row)[:, ordinary].argmax(-1) for row in hidden[:, -tokens.shape[1] :]]
+        rows = [head(row)[:, ordinary].argmax(-1) for row in hidden]
         return self.atoms[torch.stack(rows).cpu()]
 
     def result(self) -> dict[str, Any]:
@@ -410,5 +361,7 @@ STUDIES: dict[str, type[Study]] = {
     "lens": LensStudy,
     "overlap": OverlapStudy,
     "place": PlaceStudy,
+    "sentences": SentencesStudy,
+    "reliance": RelianceStudy,
 }
 """All studies by name, in the order in which tables list them."""

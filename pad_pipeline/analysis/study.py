@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
@@ -25,6 +25,8 @@ class Context:
     settings: AnalysisSettings
     labels: Sequence[str] = ()
     """The distinct labels of the images, sorted; empty if no study needs them."""
+    captions: Mapping[str, str] = field(default_factory=dict)
+    """The captions of the first images that have one, by the images' keys; empty if no study needs them."""
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -50,6 +52,8 @@ class Study(ABC):
 
     needs_labels: ClassVar[bool] = True
     """Whether the study needs the labels of the images."""
+    needs_captions: ClassVar[bool] = False
+    """Whether the study needs the captions of the images before it begins."""
 
     @abstractmethod
     def __init__(self, context: Context) -> None: ...

@@ -12,8 +12,8 @@ def place_waves(grid: int, width: int) -> Tensor:
     """Return a vector for each place of a grid, float32 `[grid * grid, width]`, row by row from the top left.
 
     The first half of a vector has sines and cosines of the row, the second half those of the column, as in MAE (arXiv
-    2111.06377). The wavelengths go in equal ratios from 4 tokens to 4 edges of the grid, so that neighbors differ, and no
-    two places are alike. The mean square of the values is 1. `width` is a multiple of 4, at least 8.
+    2111.06377). The wavelengths go in equal ratios from 4 tokens to 4 edges of the grid, so that neighbors differ, and
+    no two places are alike. The mean square of the values is 1. `width` is a multiple of 4, at least 8.
     """
     count = width // 4
     speeds = math.pi / 2 * float(grid) ** -(torch.arange(count) / (count - 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -11,6 +11,14 @@ from pad_pipeline.geometry import PatchRule
 from pad_pipeline.training.template import TemplateName
 
 ProjectorKind = Literal["mlp", "linear", "c-abstractor", "pixel-shuffle"]
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "aligned": {
+        "place": "fixed",
+        "patch_loss": {"kind": "contrastive", "average": "label", "true_labels": "neutral"},
+    },
+}
+"""The settings that each objective stands for, see `TrainSettings.objective`."""
 
 
 class PatchLossSettings(BaseModel):
@@ -83,6 +91,10 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
+    objective: Literal["paper", "aligned"] = "paper"
+    """Other defaults for L_patch and what belongs to it; a setting that is given explicitly wins. `paper`: as
+    published. `aligned`: what our experiments show to be better (docs/paper.md): the contrastive loss, every label with
+    the same weight, other true labels neutral, and a fixed place for each token."""
     projector: ProjectorKind = "mlp"
     """Kind of projector. `mlp`: Linear, GELU, Linear (LLaVA's mlp2x_gelu). `linear`: one Linear. `c-abstractor`:
     Honeybee's. `pixel-shuffle`: InternVL's, one token for 2 x 2 patches, for towers with an even grid."""
@@ -153,6 +165,18 @@ class TrainSettings(BaseModel):
     """Seed of the projector's initial weights, of the order of samples and of dropout."""
     loader_threads: int = Field(4, gt=0)
     """Number of threads that read and decode images ahead of the model, on each rank."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_objective(cls, values: Any) -> Any:
+        """Fill in the settings that the objective stands for, where no other value is given."""
+        if not isinstance(values, dict):
+            return values
+        named = OBJECTIVES.get(str(values.get("objective", "paper")), {})
+        loss, given = named.get("patch_loss", {}), values.get("patch_loss", {})
+        if isinstance(given, dict) and given.get("kind", loss.get("kind")) == loss.get("kind"):
+            given = loss | given  # the other settings of a loss make no sense for another kind
+        return named | values | ({"patch_loss": given} if given else {})
 
     @property
     def runs_llm(self) -> bool:

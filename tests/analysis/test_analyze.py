@@ -46,7 +46,7 @@ def parts(trained: Path, models_toml: Path) -> list[object]:
 
 def numbers(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "analysis.json").read_text())
-    return {name: found[name] for name in ("entropy", "align", "pursuit", "lens", "overlap", "place") if name in found}
+    return {name: found[name] for name in STUDIES if name in found}
 
 
 def flat(value: Any) -> list[float]:
@@ -75,7 +75,7 @@ def test_a_model_in_every_form_gives_the_same_numbers(
         assert "10 images" in done.out and "dH" in done.out
         found.append(numbers(tmp_path / str(number)))
         assert len(list((tmp_path / str(number)).glob("words-*.png"))) == 2
-        for name in ("entropy", "align", "pursuit", "lens", "overlap", "place"):
+        for name in STUDIES:
             assert Image.open(tmp_path / str(number) / f"{name}.png").width > 300
     assert len(flat(found[0])) > 30
     for other in found[1:]:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from pad_pipeline.analysis.studies import WordTally
+from pad_pipeline.analysis.tally import WordTally
 from pad_pipeline.measures.vocabulary import Vocabulary, beyond_chance, is_word
 from tests.conftest import shared
 from tests.training.small_tokenizers import QWEN_MARKS, byte_level, llama, sentencepiece_model

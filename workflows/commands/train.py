@@ -19,7 +19,7 @@ from pad_pipeline.workflows.runs.options import RunOptions, parse_workers
 from pad_pipeline.workflows.toml import read_settings
 
 DATA, MODEL, TRAINING = "Data", "Model", "Training"
-TRAIN_SETTINGS = "projector batch_size micro_batch epochs steps learning_rate beta_start beta_end seed"
+TRAIN_SETTINGS = "projector objective batch_size micro_batch epochs steps learning_rate beta_start beta_end seed"
 JOB_OPTIONS = (
     options(Job, DATA, "shards data image_root private_addresses fit")
     | options(Job, MODEL, "vision llm")

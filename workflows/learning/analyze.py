@@ -13,7 +13,7 @@ from rich.table import Table
 
 from pad_pipeline.analysis.draw import draw_words
 from pad_pipeline.analysis.model import Subject
-from pad_pipeline.analysis.patches import encoded_batches, label_names
+from pad_pipeline.analysis.patches import encoded_batches, first_captions, label_names
 from pad_pipeline.analysis.settings import AnalysisSettings
 from pad_pipeline.analysis.studies import STUDIES, PursuitStudy
 from pad_pipeline.analysis.study import Context
@@ -69,7 +69,9 @@ def analyze(
         if not labels:
             raise UserError("shards", shards, "no image in it has a region", "give shards with labels")
     # Pass over the images once, for all analyses; draw the first few.
-    context = Context(subject, settings, labels)
+    wants_captions = any(STUDIES[name].needs_captions for name in names)
+    captions = first_captions(opened, rows, count, settings.sentences) if wants_captions else {}
+    context = Context(subject, settings, labels, captions)
     studies = {name: STUDIES[name](context) for name in names}
     analyzed = 0
     try:
@@ -93,6 +95,10 @@ def analyze(
         results: dict[str, Any] = {"images": analyzed} | {name: study.result() for name, study in studies.items()}
         if "entropy" in results and not math.isfinite(results["entropy"]["image"]["text"]):
             note("No image has a caption: the entropy of text is left out.")
+        if "sentences" in results and not results["sentences"]["words"]:
+            note("Fewer than two images have a caption: the analysis `sentences` has nothing to compare with.")
+        if "reliance" in results and not results["reliance"]["images"]:
+            note("No caption names a label of its image: the analysis `reliance` is left out.")
         if out:
             facts = {"settings": settings.model_dump(), "shards": str(shards), "model": str(subject.name)}
             text = json.dumps(finite(facts | results), indent=1)
