@@ -272,3 +272,30 @@ def test_a_bad_grid_is_told(pad: Pad, command: list[object], tmp_path: Path) -> 
         assert done.code == 2 and told in done.err and "Traceback" not in done.err, done.err
     assert not (tmp_path / "out").exists()
     assert "recipe" in pad("experiment", "none", "--out", tmp_path / "out").err
+
+
+def test_a_dry_run_plans_every_training_and_trains_none(pad: Pad, shards: Path, tmp_path: Path) -> None:
+    """Catches steps that forget the epochs or a rest, GPUs that are divided among fewer trainings, a folder that is
+    written, and shards that must be there for a plan."""
+    done = pad("experiment", "paper-at-size", "--dry-run", "--card", "2xh100", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert [(one["cell"], one["stage"], one["steps"]) for one in found["stages"][:2]] == [
+        ("captions alone", 1, math.ceil(558128 / 256)),
+        ("captions alone", 2, math.ceil(665298 / 128)),
+    ]
+    assert found["trainings"] == 3 and len(found["stages"]) == 6
+    hours = found["hours_by_cards"]
+    each = sum(one["operations"] for one in found["stages"][:2]) / (0.4 * 989e12) / 3600
+    assert hours["1"] == pytest.approx(3 * each) and hours["2"] == pytest.approx(2 * each)
+    done = pad("experiment", "miniature", "--dry-run", "--shards", shards, "--out", tmp_path / "out")
+    assert done.code == 0 and "not known" in done.out and not (tmp_path / "out").exists()
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text("stage1 = { batch_size = 4, epochs = 1.5 }\nseeds = [3]\n[cells.a]\n")
+    done = pad("experiment", recipe, "--dry-run", "--json", "--shards", shards, "--vision", "v", "--llm", "l")
+    assert [(one["samples"], one["steps"]) for one in json.loads(done.out)["stages"]] == [(10, 4)]
+    for wrong, message in (("--card", "it goes with --dry-run only"), ("--seeds", "an experiment needs a folder")):
+        done = pad(
+            "experiment", "miniature", "--shards", "s", "--heldout", "h", wrong, {"--card": "h100"}.get(wrong, 1)
+        )
+        assert done.code == 2 and message in done.err, done.err

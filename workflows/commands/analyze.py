@@ -91,10 +91,12 @@ def experiment(
         str,
         typer.Argument(
             help="A TOML file, or a recipe: beta, projector, coverage, loss, llms, miniature, miniature-beta, "
-            "miniature-objective."
+            "miniature-objective, paper-at-size."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for experiment.json, with a folder for each training.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for experiment.json, with a folder for each training.")
+    ] = None,
     shards: Annotated[str, typer.Option(help="PAD shards for the training of stage 1.")] = "",
     heldout: Annotated[str, typer.Option(help="PAD shards of other images, for the analyses.")] = "",
     vision: Annotated[str, typer.Option(help="Vision tower, or `miniature`.")] = "",
@@ -106,6 +108,10 @@ def experiment(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of stage 1, for cells that don't set them.", min=1)] = None,
     limit: Annotated[int | None, typer.Option(help=f"Number of images for the analyses, {FROM_FIRST}.", min=1)] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the trainings and what they take; train none.")
+    ] = False,
+    card: Annotated[str, typer.Option(help="For the dry run: hours on these GPUs, such as h100 or 16xh100.")] = "",
     engine: EngineOption = "local",
     cluster: Annotated[OptionValues, options(RunOptions, None, "address gpus wait")],
     as_json: AsJson = False,
@@ -122,6 +128,8 @@ def experiment(
         --llm lmsys/vicuna-7b-v1.5 --out beta/
 
       pad experiment mine.toml --engine ray --out mine/
+
+      pad experiment paper-at-size --dry-run --card 8xh100
     """
     from pad_pipeline.miniature.shipped import member_reference
     from pad_pipeline.workflows.learning import experiment as workflow
@@ -131,12 +139,19 @@ def experiment(
         "shards": shards, "heldout": heldout, "vision": vision, "llm": llm, "data": data, "image_root": image_root,
         "limit": limit, "seeds": list(range(seeds)) if seeds else None,
     }  # fmt: skip
-    chosen = workflow.read_experiment(file, {name: value for name, value in options.items() if value})
+    if card and not dry_run:
+        raise UserError("card", card, "it goes with `dry_run` only", "leave it out, or add the other")
+    chosen = workflow.read_experiment(file, {name: value for name, value in options.items() if value}, dry_run)
     if steps:
         chosen.stage1["steps"] = steps
     chosen.vision, chosen.llm = member_reference(chosen.vision, "clip"), member_reference(chosen.llm, "llm")
     for cell in chosen.cells.values():
         cell.vision, cell.llm = member_reference(cell.vision, "clip"), member_reference(cell.llm, "llm")
+    if dry_run:
+        _show_plan(chosen, card, as_json)
+        return
+    if out is None:
+        raise UserError("out", "(empty)", "an experiment needs a folder for its results", "name one")
     if engine == "local":
         refuse_without_ray(address=cluster["address"], gpus=cluster.get("gpus"))
     where = RunOptions(**cluster).cluster if engine == "ray" else None
@@ -144,3 +159,15 @@ def experiment(
     print_json(found._asdict()) if as_json else console.print(table(found))
     if found.failed:
         raise typer.Exit(1)
+
+
+def _show_plan(chosen: Any, card: str, as_json: bool) -> None:
+    from pad_pipeline.workflows.learning.dry_run import plan_table, planned, totals
+    from pad_pipeline.workflows.runs.cards import Cards
+
+    cards = Cards.parse(card) if card else None
+    stages = planned(chosen)
+    if as_json:
+        print_json({"stages": [stage._asdict() for stage in stages]} | totals(stages, cards))
+    else:
+        console.print(plan_table(stages, cards))

@@ -28,6 +28,7 @@ from pad_pipeline.training.settings import settings_of
 from pad_pipeline.training.template import TemplateName
 from pad_pipeline.weights import file_sha256
 from pad_pipeline.workflows.engine.ray_session import Cluster, Patience, gpus_each, hide_gpus, ray_session, watched
+from pad_pipeline.workflows.learning.dry_run import Plan
 from pad_pipeline.workflows.learning.grid import Grid, collect_grid
 from pad_pipeline.workflows.learning.launch import train
 from pad_pipeline.workflows.learning.scores import Score, Trained, find_function, measure
@@ -90,6 +91,8 @@ class Experiment(BaseModel):
          "pursuit.readable_by_chance"], min_length=1,
     )  # fmt: skip
     """The dotted names of the numbers in the table."""
+    plan: Plan = Plan()
+    """What is known of the stages before their data is there, for a dry run."""
     baseline: str = ""
     """The cell that each other cell is compared with, seed by seed; empty for no comparison."""
     cells: dict[str, Cell] = Field(min_length=1)
@@ -104,8 +107,8 @@ class Training(NamedTuple):
     out: Path
 
 
-def read_experiment(file: str, options: dict[str, Any]) -> Experiment:
-    """Read the recipe or the TOML file `file`; `options` override its settings.
+def read_experiment(file: str, options: dict[str, Any], for_plan: bool = False) -> Experiment:
+    """Read the recipe or the TOML file `file`; `options` override its settings. Shards may be missing `for_plan`.
 
     Raises:
         UserError: there is no such recipe or file, or a setting is wrong or missing.
@@ -139,7 +142,7 @@ def read_experiment(file: str, options: dict[str, Any]) -> Experiment:
     if bad := [one for one in experiment.cells if not _CELL_NAME.fullmatch(one)]:
         rule = "the name of a cell and its folder has only letters, digits, spaces, commas, dots and hyphens"
         raise UserError(f"{path}: cells", bad[0], rule, "rename the cell")
-    for name in ("vision", "llm", "shards", "heldout"):
+    for name in ("vision", "llm") if for_plan else ("vision", "llm", "shards", "heldout"):
         in_cells = all(getattr(cell, name, "") for cell in experiment.cells.values())
         if not getattr(experiment, name) and not in_cells:
             raise UserError(name, "(empty)", "the recipe does not set it", "give it")
@@ -217,7 +220,7 @@ def _inputs(experiment: Experiment) -> dict[str, Any]:
 def _claim(experiment: Experiment, inputs: dict[str, Any], out: Path) -> None:
     """Check that the output folder is empty or holds this experiment. Write the experiment into it."""
     claim_folder(out, GRID)
-    facts = experiment.model_dump(mode="json", exclude={"columns", "baseline"}) | {"read": inputs}
+    facts = experiment.model_dump(mode="json", exclude={"columns", "baseline", "plan"}) | {"read": inputs}
     # A missing setting equals an empty one, because earlier versions had fewer settings.
     new, old = ({name: value for name, value in one.items() if value} for one in (facts, read_facts(out / GRID) or {}))
     if old and (different := differences(old, new)):
