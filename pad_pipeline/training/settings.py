@@ -13,10 +13,7 @@ from pad_pipeline.training.template import TemplateName
 ProjectorKind = Literal["mlp", "linear", "c-abstractor", "pixel-shuffle"]
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "paper": {},
-    "aligned": {
-        "place": "fixed",
-        "patch_loss": {"kind": "contrastive", "average": "label", "true_labels": "neutral"},
-    },
+    "aligned": {"patch_loss": {"kind": "contrastive", "average": "label", "true_labels": "neutral"}},
 }
 """The settings that each objective stands for, see `TrainSettings.objective`."""
 
@@ -94,7 +91,7 @@ class TrainSettings(BaseModel):
     objective: Literal["paper", "aligned"] = "paper"
     """Other defaults for L_patch and what belongs to it; a setting that is given explicitly wins. `paper`: as
     published. `aligned`: what our experiments show to be better (docs/paper.md): the contrastive loss, every label with
-    the same weight, other true labels neutral, and a fixed place for each token."""
+    the same weight, and other true labels neutral."""
     projector: ProjectorKind = "mlp"
     """Kind of projector. `mlp`: Linear, GELU, Linear (LLaVA's mlp2x_gelu). `linear`: one Linear. `c-abstractor`:
     Honeybee's. `pixel-shuffle`: InternVL's, one token for 2 x 2 patches, for towers with an even grid."""

@@ -12,17 +12,16 @@ def test_an_objective_sets_defaults_and_the_users_settings_win() -> None:
     training that can't be continued because its settings read back differ."""
     paper, aligned = TrainSettings(), TrainSettings.model_validate({"objective": "aligned"})
     assert TrainSettings.model_validate({"objective": "paper"}) == paper
-    assert (paper.place, paper.patch_loss) == ("none", PatchLossSettings())
+    assert paper.patch_loss == PatchLossSettings()
     assert aligned.patch_loss.kind == "contrastive"
-    own = TrainSettings.model_validate({"objective": "aligned", "place": "none", "patch_loss": {"temperature": 0.2}})
-    assert own.place == "none"
+    own = TrainSettings.model_validate({"objective": "aligned", "patch_loss": {"temperature": 0.2}})
     assert own.patch_loss == aligned.patch_loss.model_copy(update={"temperature": 0.2})
     other = TrainSettings.model_validate({"objective": "aligned", "patch_loss": {"kind": "cosine"}})
-    assert other.patch_loss == PatchLossSettings() and other.place == aligned.place
+    assert other.patch_loss == PatchLossSettings()
     given = TrainSettings.model_validate({"objective": "aligned", "patch_loss": PatchLossSettings()})
     assert given.patch_loss == PatchLossSettings()
     for settings in (paper, aligned, own, other, given):
         assert TrainSettings.model_validate(settings.model_dump()) == settings
-    assert Stage2Settings.model_validate({"objective": "aligned"}).place == aligned.place
+    assert Stage2Settings.model_validate({"objective": "aligned"}).patch_loss == aligned.patch_loss
     with pytest.raises(ValueError, match="objective"):
         TrainSettings.model_validate({"objective": "best"})

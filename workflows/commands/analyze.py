@@ -162,8 +162,8 @@ def experiment(
 
 
 def _show_plan(chosen: Any, card: str, as_json: bool) -> None:
+    from pad_pipeline.workflows.cards import Cards
     from pad_pipeline.workflows.learning.dry_run import plan_table, planned, totals
-    from pad_pipeline.workflows.runs.cards import Cards
 
     cards = Cards.parse(card) if card else None
     stages = planned(chosen)

@@ -293,7 +293,7 @@ def _columns(text: str) -> dict[str, str]:
 
 
 def _cards(card: str, dry_run: bool) -> Any:
-    from pad_pipeline.workflows.runs.cards import Cards
+    from pad_pipeline.workflows.cards import Cards
 
     if card and not dry_run:
         raise UserError("card", card, "it goes with `dry_run`", "leave it out, or add `dry_run`")
@@ -314,7 +314,7 @@ def _show_estimate(found: Any, cards: Any) -> None:
     operations = sum(found.operations.values())
     table.add_row("operations of the models", f"{operations / 1e12:,.3f} TFLOP an image")
     if cards:
-        from pad_pipeline.workflows.runs.cards import UTILIZATION
+        from pad_pipeline.workflows.cards import UTILIZATION
 
         for count, needed in cards.hours(found.images * operations).items():
             where = f"  on {count} x {cards.name}, calculated"

@@ -1,42 +1,18 @@
-"""`pad experiment --dry-run`: the trainings of an experiment, their steps, and what they would take."""
+"""Plan the trainings of an experiment: their steps, and what they would take."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
 from rich.table import Table
 
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.training.settings import TrainSettings, settings_of
-from pad_pipeline.workflows.runs.cards import UTILIZATION, Cards
-
-if TYPE_CHECKING:
-    from pad_pipeline.workflows.learning.experiment import Experiment
-
-
-class StagePlan(BaseModel):
-    """What is known of a stage before its data is there."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    samples: int = Field(gt=0)
-    """The number of samples that a pass reads."""
-    teraflops: float = Field(0.0, ge=0)
-    """Operations for one sample, in 10^12; 0 if they are not known."""
-    gigabytes: float = Field(0.0, ge=0)
-    """What a training leaves on disk, in 10^9 bytes."""
-
-
-class Plan(BaseModel):
-    """What is known of an experiment's stages."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    stage1: StagePlan | None = None
-    stage2: StagePlan | None = None
+from pad_pipeline.workflows.cards import UTILIZATION, Cards
+from pad_pipeline.workflows.learning.experiment import Experiment
+from pad_pipeline.workflows.learning.plan import StagePlan
 
 
 class PlannedStage(NamedTuple):

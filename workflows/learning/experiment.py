@@ -28,9 +28,9 @@ from pad_pipeline.training.settings import settings_of
 from pad_pipeline.training.template import TemplateName
 from pad_pipeline.weights import file_sha256
 from pad_pipeline.workflows.engine.ray_session import Cluster, Patience, gpus_each, hide_gpus, ray_session, watched
-from pad_pipeline.workflows.learning.dry_run import Plan
 from pad_pipeline.workflows.learning.grid import Grid, collect_grid
 from pad_pipeline.workflows.learning.launch import train
+from pad_pipeline.workflows.learning.plan import Plan
 from pad_pipeline.workflows.learning.scores import Score, Trained, find_function, measure
 from pad_pipeline.workflows.results import finite
 from pad_pipeline.workflows.toml import read_toml, settings_error
