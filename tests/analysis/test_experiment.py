@@ -244,10 +244,10 @@ def test_recipes_are_sound(name: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", [name for name in recipes() if name not in ("llms", "miniature")])
+@pytest.mark.parametrize("name", [name for name in recipes() if name not in ("llms", "miniature", "paper-at-size")])
 def test_recipes_run(pad: Pad, command: list[object], name: str, tmp_path: Path) -> None:
-    """Every cell trains for a step and is analyzed. (`llms` names official models, `miniature` has a test of its own; a
-    C-Abstractor of 144 tokens needs more patches than these 64.)"""
+    """Every cell trains for a step and is analyzed. (`llms` and `paper-at-size` name official models, `miniature` has a
+    test of its own; a C-Abstractor of 144 tokens needs more patches than these 64.)"""
     recipe = tmp_path / "recipe.toml"
     few = '{ projector = "c-abstractor", abstractor_tokens = 16'
     recipe.write_text((RECIPES / f"{name}.toml").read_text().replace('{ projector = "c-abstractor"', few))

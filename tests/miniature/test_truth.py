@@ -26,7 +26,7 @@ from pad_pipeline.miniature.world import Scene, draw_scene
 from pad_pipeline.sources.llava import LlavaSource
 from pad_pipeline.training.chat import Chat
 from pad_pipeline.training.examples import DialogueExamples, Preprocessor
-from pad_pipeline.training.settings import Stage2Settings, settings_of
+from pad_pipeline.training.settings import PatchLossSettings, Stage2Settings, settings_of
 from pad_pipeline.training.template import IMAGE, Template, TemplateName
 from pad_pipeline.training.towers import preprocessing, view_of
 from pad_pipeline.weights import fetch_model
@@ -151,12 +151,16 @@ def test_dialogues_have_every_expression_with_its_box(tmp_path: Path) -> None:
         assert turns.items() <= true.items() and len(turns) == len(asked) + 1
 
 
-def test_both_cells_get_the_same_but_for_beta() -> None:
+def test_all_cells_get_the_same_but_for_the_patch_loss() -> None:
     """A budget or a rate that only one of them has would decide the comparison."""
     recipe = read_experiment("miniature", {"shards": "x", "heldout": "x"})
-    one, two = (settings_of(1).model_validate(recipe.stage1 | cell.stage1) for cell in recipe.cells.values())
-    assert next(iter(recipe.cells)) == recipe.baseline and (one.beta_end, two.beta_end) == (0, 5)
-    assert one.model_copy(update={"beta_end": 5.0}) == two and two.beta_start == 0
+    cells = [settings_of(1).model_validate(recipe.stage1 | cell.stage1) for cell in recipe.cells.values()]
+    assert list(recipe.cells) == [recipe.baseline, "paper", "aligned"]
+    assert [cell.beta_end for cell in cells] == [0, 5, 5] and not any(cell.beta_start for cell in cells)
+    alone, published, aligned = (cell.model_copy(update={"beta_end": 5.0}) for cell in cells)
+    assert alone == published and published.patch_loss == PatchLossSettings() != aligned.patch_loss
+    same = {"objective": "paper", "patch_loss": published.patch_loss}
+    assert aligned.model_copy(update=same) == published
     assert not any(cell.stage2 or cell.vision or cell.llm for cell in recipe.cells.values())
     second = settings_of(2).model_validate(recipe.stage2)
     assert second.beta_end == 0 and second.llm == "full" and recipe.fit == "pad"
@@ -190,7 +194,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 (out / "short.toml").write_text(short)
             result = CliRunner().invoke(app, list(map(str, command)), catch_exceptions=False)
             assert result.exit_code == 0, result.output
-    for words in ("captions alone", "with the patch loss", "difference", "boxes accuracy", "stage1 patches all"):
+    for words in ("captions alone", "paper", "aligned", "difference", "boxes accuracy", "stage1 patches all"):
         assert words in result.output
     return out
 
@@ -202,12 +206,12 @@ def by_place(found: dict[str, Any], place: str) -> Any:
 
 
 @pytest.mark.slow
-def test_the_recipe_trains_and_scores_both_cells(compared: Path) -> None:
-    """Both stages of both, from the same start: a stage 2 that did not begin with its stage 1's projector, or stage 1
+def test_the_recipe_trains_and_scores_all_cells(compared: Path) -> None:
+    """Both stages of all, from the same start: a stage 2 that did not begin with its stage 1's projector, or stage 1
     trainings that are one and the same, would compare nothing. Every column has a number."""
     found = json.loads((compared / "paper/experiment.json").read_text())
     logs = {}
-    for cell, beta in (("captions alone", 0.0), ("with the patch loss", 5.0)):
+    for cell, beta in (("captions alone", 0.0), ("paper", 5.0), ("aligned", 5.0)):
         folder = compared / f"paper/{cell}-0"
         result = json.loads((folder / "result.json").read_text())
         assert not [column for column in found["experiment"]["columns"] if by_place(result, column) is None]
@@ -217,7 +221,8 @@ def test_the_recipe_trains_and_scores_both_cells(compared: Path) -> None:
         assert facts["init"] == str(folder / "stage1/mm_projector.bin") and facts["settings"]["llm"] == "full"
         assert facts["fit"] == "pad"
         assert not (folder / "stage2/dropped.jsonl").exists()
-    assert logs["captions alone"][0]["caption_loss"] == logs["with the patch loss"][0]["caption_loss"]
+    assert len({log[0]["caption_loss"] for log in logs.values()}) == 1
+    assert logs["paper"][0]["patch_loss"] != logs["aligned"][0]["patch_loss"]
 
 
 @pytest.mark.slow
@@ -236,7 +241,7 @@ def test_shards_of_another_world_are_not_scored(
 def test_the_model_is_asked_as_it_was_taught(compared: Path) -> None:
     """The question's tokens up to the answer, and the image's pixels, are those of the training: another template,
     a crop instead of padding, or a token too many would cost accuracy that nobody could explain."""
-    chat, captions = (Chat(compared / f"paper/with the patch loss-0/{stage}") for stage in ("stage2", "stage1"))
+    chat, captions = (Chat(compared / f"paper/paper-0/{stage}") for stage in ("stage2", "stage1"))
     settings = Stage2Settings()
     tower = fetch_model("vision", "miniature:clip")
     preprocessor = Preprocessor(view_of(tower, "pad"), *preprocessing(tower)[:2], 196)
@@ -272,7 +277,7 @@ def test_batches_with_a_cache_say_what_single_greedy_steps_say(
 ) -> None:
     """The likeliest token each time, the whole sequence anew for each: a cache in the wrong place, padding that is
     looked at, or answers in another order than the questions show."""
-    chat, one_line = Chat(compared / f"paper/with the patch loss-0/{stage}"), template == "plain"
+    chat, one_line = Chat(compared / f"paper/paper-0/{stage}"), template == "plain"
     scenes, tokenizer = SCENES[:3], chat.processor.tokenizer
     phrases = [(scene.image, found.phrase) for scene in scenes for found in referring_expressions(scene)]
     asked = [(image, REFER_PROMPT + phrase) for image, phrase in phrases[:3]]

@@ -33,7 +33,11 @@ def analyze(
     settings: Annotated[Path | None, typer.Option(help="TOML file with settings of the analyses.")] = None,
     limit: Annotated[int | None, typer.Option(help=f"Number of images, {FROM_FIRST}.", min=1)] = None,
     batch: Annotated[int, typer.Option(help="Images in one batch; lower it if memory runs out.", min=1)] = 32,
-    drawings: Annotated[int, typer.Option(help="Images to draw with the words of each patch.", min=0)] = 4,
+    drawings: Annotated[int, typer.Option(help="Images to draw, each patch in the color of its label.", min=0)] = 4,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another model in the drawings, such as one without patch loss; repeatable."),
+    ] = None,
     captions: Annotated[Path | None, typer.Option(help="For health: scores.json of `pad evaluate captions`.")] = None,
     baseline: Annotated[Path | None, typer.Option(help="For health: scores.json of training on captions only.")] = None,
     as_json: AsJson = False,
@@ -71,7 +75,11 @@ def analyze(
     names: list[str] = list(STUDIES) if what == "all" else ["align", "pursuit"] if healthy else [what]
     scores = workflow.caption_scores_below(captions, baseline) if captions and baseline else []
     subject = Subject(model, member_reference(vision, "clip"), member_reference(llm, "llm"), vision_layer)
-    found = workflow.analyze(names, subject, shards, chosen, out, limit, batch, drawings)
+    others = [Subject(path) for path in beside or []]
+    if others and not (out and drawings):
+        rule = "it is only drawn, beside the model"
+        raise UserError("beside", others[0].name, rule, "give `out`, and a number of `drawings`")
+    found = workflow.analyze(names, subject, shards, chosen, out, limit, batch, drawings, others)
     signs = workflow.signs_of_failure(found, chosen) + scores if healthy else []
     if as_json:
         print_json(found | ({"signs_of_failure": signs} if healthy else {}))

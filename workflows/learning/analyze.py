@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from rich.table import Table
 
-from pad_pipeline.analysis.draw import draw_words
+from pad_pipeline.analysis.draw import draw_labels, nearest_labels, true_labels
 from pad_pipeline.analysis.model import Subject
-from pad_pipeline.analysis.patches import encoded_batches, first_captions, label_names
+from pad_pipeline.analysis.patches import LabeledImage, encoded_batches, first_captions, label_names
 from pad_pipeline.analysis.settings import AnalysisSettings
-from pad_pipeline.analysis.studies import STUDIES, PursuitStudy
+from pad_pipeline.analysis.studies import STUDIES
 from pad_pipeline.analysis.study import Context
 from pad_pipeline.console import note, progress
 from pad_pipeline.errors import UserError
@@ -27,7 +28,7 @@ from pad_pipeline.workflows.results import finite
 
 def analyze(
     names: Sequence[str], subject: Subject, shards: str, settings: AnalysisSettings, out: Path | None,
-    limit: int | None = None, batch: int = 32, drawings: int = 4,
+    limit: int | None = None, batch: int = 32, drawings: int = 4, beside: Sequence[Subject] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Run analyses of a model over the images of a run.
 
@@ -39,7 +40,8 @@ def analyze(
         out: folder for `analysis.json`, charts and drawings; None writes nothing.
         limit: greatest number of images, from the first on; None for all.
         batch: number of images that are computed at a time.
-        drawings: number of images that are drawn with the words of their patches.
+        drawings: number of images that are drawn, with the nearest label of each token beside the true ones.
+        beside: other models with the same vision tower, which the drawings show too.
 
     Returns:
         The results of each analysis by its name, and the number of images under `images`.
@@ -50,7 +52,9 @@ def analyze(
     # Check that the model fits the shards first, because the analyses may take hours.
     opened = open_shards(shards)
     subject.preprocessor(opened.run.view)
-    subject.set_label_context(opened.run)
+    check_beside(subject, beside)
+    for each in (subject, *beside):
+        each.set_label_context(opened.run)
     rows = opened.usable()
     if not len(rows):
         raise UserError("shards", shards, "all of its images failed", "see `pad stats` for the reasons")
@@ -85,11 +89,9 @@ def analyze(
                     raise UserError("model", subject.name, rule, "train it again with a lower rate")
                 for study in studies.values():
                     study.add(group)
-                if out and analyzed < drawings and isinstance(pursuit := studies.get("pursuit"), PursuitStudy):
-                    for one, tokens in list(zip(group.images, group.tokens, strict=True))[: drawings - analyzed]:
-                        words, coefficients, _ = pursuit.decompose(tokens)
-                        drawn = draw_words(one.pixels, subject, pursuit.vocabulary, words, coefficients)
-                        drawn.save(out / f"words-{one.key}.png")
+                if out and labels:
+                    for one in group.images[: max(drawings - analyzed, 0)]:
+                        _draw(one, [subject, *beside], labels).save(out / f"words-{one.key}.png")
                 analyzed += len(group.images)
                 update(completed=analyzed)
         results: dict[str, Any] = {"images": analyzed} | {name: study.result() for name, study in studies.items()}
@@ -113,6 +115,36 @@ def analyze(
     except OSError as error:
         raise write_error(out or "", error) from error
     return results
+
+
+def _draw(one: LabeledImage, subjects: list[Subject], labels: list[str]) -> Image.Image:
+    """Draw an image, its true labels, and the nearest label of each token of some models."""
+    numbers = [labels.index(label) for label in one.labels]
+    shown = torch.zeros(len(labels), one.shown.shape[1], dtype=torch.bool)
+    shown[numbers] = one.shown
+    names = {"what is there": true_labels(one.shown, numbers)}
+    for subject in subjects:
+        tokens = subject.encode_images(one.pixels[None])[1][0]
+        title = subject.name.name if subject.name.name not in names else str(subject.name)
+        names[title] = nearest_labels(tokens, subject, labels)
+    return draw_labels(one.pixels, subjects[0], labels, names, shown)
+
+
+def check_beside(subject: Subject, others: Sequence[Subject]) -> None:
+    """Refuse models that can't be drawn beside a model, because they see images otherwise.
+
+    Raises:
+        UserError: one has another view, normalization or number of tokens.
+    """
+
+    def sees(one: Subject) -> list[object]:
+        patch = int(one.tower.config.patch_size)
+        return [one.grid, patch, one.pooled_grid, list(one.mean), list(one.std), one.resample]
+
+    for other in others:
+        if sees(other) != sees(subject):
+            rule = f"its vision tower or its number of tokens differs from that of {subject.name}"
+            raise UserError("beside", other.name, rule, "give models with the same tower and kind of projector")
 
 
 def signs_of_failure(results: dict[str, Any], settings: AnalysisSettings) -> list[str]:

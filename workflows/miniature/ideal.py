@@ -15,6 +15,8 @@ from pad_pipeline.miniature.world import LABELS, Scene
 from pad_pipeline.training.chat import Chat
 from pad_pipeline.workflows.miniature.answers import BOX_TOKENS, expressions_of
 
+BATCH = 16
+
 
 @torch.inference_mode()
 def ask_ideal_boxes(subject: Subject, chat: Chat, scenes: list[Scene]) -> dict[str, Any]:
@@ -26,16 +28,21 @@ def ask_ideal_boxes(subject: Subject, chat: Chat, scenes: list[Scene]) -> dict[s
     tokens = subject.placed(ideal_tokens(subject, scenes, view))
     expressions = expressions_of(scenes)
     table, mark = chat.model.get_input_embeddings(), chat.model.config.image_token_index
-    answers = []
-    for asked in expressions:
-        scene = int(asked.image)
-        ids = chat.prepare(scenes[scene].image, REFER_PROMPT + asked.text)["input_ids"].to(chat.device)
+    groups: dict[int, list[tuple[int, Tensor]]] = {}
+    for number, asked in enumerate(expressions):
+        ids = chat.prepare(scenes[int(asked.image)].image, REFER_PROMPT + asked.text)["input_ids"].to(chat.device)
         words = table(ids)
-        words[ids == mark] = tokens[scene].to(words)
-        (row,) = chat.model.generate(
-            inputs_embeds=words, attention_mask=torch.ones_like(ids), max_new_tokens=BOX_TOKENS, do_sample=False
-        )
-        answers.append(str(chat.processor.decode(row, skip_special_tokens=True)))
+        words[ids == mark] = tokens[int(asked.image)].to(words)
+        groups.setdefault(ids.shape[1], []).append((number, words))
+    answers = [""] * len(expressions)
+    for same in groups.values():  # prompts of the same length are answered together, without padding
+        for part in (same[start : start + BATCH] for start in range(0, len(same), BATCH)):
+            sequence = torch.cat([words for _, words in part])
+            mask = torch.ones(sequence.shape[:2], dtype=torch.long, device=chat.device)
+            options = {"attention_mask": mask, "max_new_tokens": BOX_TOKENS, "do_sample": False}
+            rows = chat.model.generate(inputs_embeds=sequence, **options)
+            for (number, _), row in zip(part, rows, strict=True):
+                answers[number] = str(chat.processor.decode(row, skip_special_tokens=True))
     return score_boxes(expressions, answers)
 
 
