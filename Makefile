@@ -40,7 +40,7 @@ chaos-store: $(READY)  ## Let an object store fail in 200 random ways, compare b
 
 PAPER := $(or $(OUT),paper-out)
 PAPER_SHARDS := --shards $(PAPER)/shards --heldout $(PAPER)/probes
-paper: $(RUN)  ## The paper in the miniature: three seeds of both stages, and the beta grid: about 30 minutes, resumable.
+paper: $(RUN)  ## The paper in the miniature: five seeds of both stages, three objectives, tables and plots: 30 minutes, resumable.
 	$(BIN)/pad miniature draw --count 2000 --out $(PAPER)/world
 	$(BIN)/pad build --images $(PAPER)/world/llava.json --image-root $(PAPER)/world/images --models miniature \
 	  --limit 384 --shard-size 64 --engine local --out $(PAPER)/shards
@@ -49,8 +49,15 @@ paper: $(RUN)  ## The paper in the miniature: three seeds of both stages, and th
 	  --captions $(PAPER)/probe-world/llava.json --models miniature --shard-size 64 --engine local \
 	  --out $(PAPER)/probes
 	$(BIN)/pad experiment miniature $(PAPER_SHARDS) --data $(PAPER)/world/llava_refer.json \
-	  --image-root $(PAPER)/world/images --out $(PAPER)/compare
-	$(BIN)/pad experiment miniature-beta $(PAPER_SHARDS) --vision miniature --llm miniature --out $(PAPER)/beta
+	  --image-root $(PAPER)/world/images --engine ray --out $(PAPER)/compare
+	$(BIN)/python -m benchmarks.paper $(PAPER) --results $(PAPER)
+	$(BIN)/pad analyze align --model "$(PAPER)/compare/captions alone-0/stage1" --beside $(PAPER)/compare/paper-0/stage1 \
+	  --beside $(PAPER)/compare/aligned-0/stage1 --shards $(PAPER)/probes --limit 8 --drawings 4 --out $(PAPER)/words
+
+paper-grids: paper  ## Beside `make paper`: grids over beta and over the choices of L_patch, stage 1 alone: an hour or two.
+	$(BIN)/pad experiment miniature-beta $(PAPER_SHARDS) --vision miniature --llm miniature --engine ray --out $(PAPER)/beta
+	$(BIN)/pad experiment miniature-objective $(PAPER_SHARDS) --engine ray --out $(PAPER)/objective
+	$(BIN)/python -m benchmarks.paper $(PAPER) --results $(PAPER)
 
 bench: $(READY)  ## Compare the annotation stages with a plain loop, technique by technique: a few minutes.
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m benchmarks.annotate $(if $(OUT),--out $(OUT))
@@ -119,4 +126,4 @@ $(READY): $(RUN)
 	$(INSTALL) '.[dev]'
 	@touch $(READY)
 
-.PHONY: docs help demo test test-all test-long test-browser bench bench-steps bench-engines bench-memory bench-plan bench-scale bench-loader bench-stage1 bench-gpu bench-analyses bench-pursuit bench-retarget paper chaos chaos-cluster chaos-store lint format clean
+.PHONY: docs help demo test test-all test-long test-browser bench bench-steps bench-engines bench-memory bench-plan bench-scale bench-loader bench-stage1 bench-gpu bench-analyses bench-pursuit bench-retarget paper paper-grids chaos chaos-cluster chaos-store lint format clean

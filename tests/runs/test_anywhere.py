@@ -289,7 +289,7 @@ def test_two_runs_into_one_prefix_are_kept_apart(
     assert not files.exists("bucket/locked/.lock")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_killed_at_an_object_store_is_resumed(
     world: World, whole: Path, store: str, common: list[object], tmp_path: Path
 ) -> None:

@@ -123,11 +123,18 @@ def _draw(one: LabeledImage, subjects: list[Subject], labels: list[str]) -> Imag
     shown = torch.zeros(len(labels), one.shown.shape[1], dtype=torch.bool)
     shown[numbers] = one.shown
     names = {"what is there": true_labels(one.shown, numbers)}
-    for subject in subjects:
+    for title, subject in zip(_titles([subject.name for subject in subjects]), subjects, strict=True):
         tokens = subject.encode_images(one.pixels[None])[1][0]
-        title = subject.name.name if subject.name.name not in names else str(subject.name)
         names[title] = nearest_labels(tokens, subject, labels)
     return draw_labels(one.pixels, subjects[0], labels, names, shown)
+
+
+def _titles(paths: list[Path]) -> list[str]:
+    """Return short names of paths: the last part in which they all differ, or else the whole paths."""
+    for part in range(1, min(len(path.parts) for path in paths) + 1):
+        if len({path.parts[-part] for path in paths}) == len(paths):
+            return [path.parts[-part] for path in paths]
+    return [f"{number}: {path}" for number, path in enumerate(paths, 1)]
 
 
 def check_beside(subject: Subject, others: Sequence[Subject]) -> None:
