@@ -34,5 +34,6 @@ def step_flops(model: MultimodalModel, samples: int, positions: int, supervised:
     attention: float = 2 * config.num_hidden_layers * config.hidden_size * length * positions * 3
     tower: float = 2 * sum(p.numel() for p in model.tower.parameters() if p.ndim == 2) * model.grid**2 * samples
     vocabulary = 4 * head * model.vision_tokens * samples if model.settings.patch_loss.needs_words else 0
-    projector = 6 * sum(p.numel() for p in model.projector.parameters()) * model.vision_tokens * samples
+    projected = sum(p.numel() for name, p in model.projector.named_parameters() if name != "place")
+    projector = 6 * projected * model.vision_tokens * samples
     return per_weight * (blocks * positions + head * supervised) + attention + tower + vocabulary + projector
