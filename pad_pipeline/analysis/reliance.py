@@ -28,6 +28,7 @@ class RelianceStudy(Study):
         names = ("seen", "region_blanked", "others_blanked", "relies")
         self.means = {name: Mean() for name in names}
         self.passed_over = 0
+        self.ordinary = context.vocabulary.token_ids("all")
 
     @torch.inference_mode()
     def add(self, batch: EncodedBatch) -> None:
@@ -78,15 +79,18 @@ class RelianceStudy(Study):
         return image.pixels.masked_fill(hidden, 0.0)
 
     def _log_likelihood(self, views: Tensor, words: Tensor, start: int, end: int) -> Tensor:
-        """Return the log-likelihood of the words from `start` to `end` behind each view, in nats per token, `[V]`."""
+        """Return the log-likelihood of the words from `start` to `end` behind each view, in nats per token, `[V]`.
+
+        It is among ordinary tokens: an exported model has a row for `<image>` too, which no text can hold.
+        """
         tokens = self.subject.placed(self.subject.encode_images(views)[1])
         text = self.subject.words[words[:end]].expand(len(views), -1, -1)
         sequence = self.subject.with_bos(torch.cat([tokens.to(text.dtype), text], 1))
         hidden = self.subject.language_model(inputs_embeds=sequence, use_cache=False).last_hidden_state
         count = end - start
         logits = self.subject.llm.get_output_embeddings()(hidden[:, -count - 1 : -1]).float()
-        wanted = words[start:end].expand(len(views), -1)
-        likely: Tensor = logits.log_softmax(-1).gather(-1, wanted[..., None]).mean((1, 2))
+        wanted = logits.gather(-1, words[start:end].expand(len(views), -1)[..., None])[..., 0]
+        likely: Tensor = (wanted - logits[..., self.ordinary.to(logits.device)].logsumexp(-1)).mean(1)
         return likely
 
     def result(self) -> dict[str, Any]:

@@ -31,6 +31,8 @@ class Parts:
         self.llm = AutoModelForCausalLM.from_pretrained(llm).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(llm)
         self.table = self.llm.get_input_embeddings().weight.detach()
+        special = set(self.tokenizer.all_special_ids)
+        self.ordinary = [token for token in range(len(self.tokenizer)) if token not in special]
         torch.manual_seed(0)
         self.projector = build_projector("mlp", self.tower.config.hidden_size, self.table.shape[1])
         self.grid = self.tower.config.image_size // self.tower.config.patch_size
@@ -139,8 +141,9 @@ def test_reliance_is_the_change_of_a_names_likelihood(pad: Pad, parts: Parts, tm
             scores = []
             for view in (pixels, pixels.masked_fill(hidden, 0)):
                 sequence = torch.cat([parts.before_text(view), parts.table[words[: starts[0] + len(name)]]])
-                logits = parts.llm.lm_head(parts.states(sequence)[-1])[-len(name) - 1 : -1].log_softmax(-1)
-                scores.append(float(logits[range(len(name)), name].mean()))
+                logits = parts.llm.lm_head(parts.states(sequence)[-1])[-len(name) - 1 : -1]
+                likely = logits[range(len(name)), name] - logits[:, parts.ordinary].logsumexp(-1)
+                scores.append(float(likely.mean()))
             values.append(scores)
         if values:
             least.append(np.min(values, 0))
