@@ -75,4 +75,5 @@ def test_the_effect_is_gone_with_wrong_labels_and_less_with_shifted_masks(
     right, wrong, moved = found.values()
     assert right.things > 0.25 and right.parts > 0.3 and right.all > 0.9, found
     assert wrong.things < 0.05 and wrong.parts < 0.05 and wrong.all < 0.1, found
-    assert moved.parts < 0.75 * right.parts and moved.all < right.all - 0.1, found
+    assert moved.things < 0.9 * right.things and moved.parts < 0.9 * right.parts, found
+    assert moved.all < right.all - 0.1, found
