@@ -19,7 +19,7 @@ test: $(READY) lint  ## Check formatting, lint, types, then run the fast tests: 
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(READY)  ## Run what `make test` leaves out: kills, Ray clusters, whole processes, the README: six minutes.
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow and not long"
 
 test-long: $(READY)  ## Run what CI has no time for: every page of the documentation, all recipes, nodes that a training loses.
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m long

@@ -105,11 +105,11 @@ def _grid(view: Image.Image, grid: np.ndarray, shown: Tensor) -> Image.Image:
 
 def _legend(texts: list[str], width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[tuple[int, int]]:
     """Return where each entry of a legend stands: its left edge in pixels, and its line."""
-    places, across, line = list[tuple[int, int]](), 0, 0
+    places, across, line = list[tuple[int, int]](), 4, 0
     for text in texts:
         needed = 17 + int(font.getlength(text)) + 16
-        if across and across + needed > width:
-            across, line = 0, line + 1
+        if across > 4 and across + needed > width:
+            across, line = 4, line + 1
         places.append((across, line))
         across += needed
     return places

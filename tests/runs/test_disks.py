@@ -92,7 +92,7 @@ def test_a_disk_that_can_only_be_read_is_told_in_one_line(imported: list[object]
             assert refused.err.count("\n") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_folder_that_vanishes_is_not_half_made_again(
     world: World, common: list[object], pad: Pad, tmp_path: Path
 ) -> None:
