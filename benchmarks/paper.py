@@ -85,6 +85,15 @@ def grid_table(found: dict[str, Any], columns: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
+def read(path: Path) -> dict[str, Any]:
+    """Read an experiment.json, without the paths of the machine that it ran on."""
+    found: dict[str, Any] = json.loads(path.read_text())
+    settings = found["experiment"]
+    kept = {name: settings[name] for name in ("seeds", "stage1", "stage2")}
+    cells = {name: {stage: cell[stage] for stage in ("stage1", "stage2")} for name, cell in settings["cells"].items()}
+    return found | {"experiment": kept | {"cells": cells}}
+
+
 def main() -> None:
     """Read the experiments below a folder, and write the table and the numbers."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -96,7 +105,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"), "commit": commit.stdout.strip(), "command": "make paper",
         "machine": f"{cores()} cores, no GPU",
     }  # fmt: skip
-    compared = json.loads((given.out / "compare/experiment.json").read_text())
+    compared = read(given.out / "compare/experiment.json")
     numbers: dict[str, Any] = facts | {"compare": compared}
     seeds = len(compared["experiment"]["seeds"])
     parts = [
@@ -106,14 +115,14 @@ def main() -> None:
         main_table(compared),
     ]
     if (beta := given.out / "beta/experiment.json").is_file():
-        numbers["beta"] = json.loads(beta.read_text())
+        numbers["beta"] = read(beta)
         columns = {
             "entropy.image.dH": "dH", "align.align": "Align", "align.shuffled_labels": "labels shuffled",
             "pursuit.precision": "pursuit precision", "pursuit.first_readable": "first word readable",
         }  # fmt: skip
         parts += ["Stage 1 alone, by β:", grid_table(numbers["beta"], columns)]
     if (objective := given.out / "objective/experiment.json").is_file():
-        numbers["objective"] = json.loads(objective.read_text())
+        numbers["objective"] = read(objective)
         columns = {
             "patches.things": "things", "patches.parts": "parts", "patches.stuff": "grounds",
             "captions.slots": "caption slots", "align.align": "Align", "place.tokens.column": "column (R2)",
