@@ -40,7 +40,7 @@ chaos-store: $(READY)  ## Let an object store fail in 200 random ways, compare b
 
 PAPER := $(or $(OUT),paper-out)
 PAPER_SHARDS := --shards $(PAPER)/shards --heldout $(PAPER)/probes
-paper: $(RUN)  ## The paper in the miniature: five seeds of both stages, three objectives, tables and plots: 30 minutes, resumable.
+paper: $(RUN)  ## The paper in the miniature: five seeds of both stages, three objectives, tables and plots: half an hour, resumable.
 	$(BIN)/pad miniature draw --count 2000 --out $(PAPER)/world
 	$(BIN)/pad build --images $(PAPER)/world/llava.json --image-root $(PAPER)/world/images --models miniature \
 	  --limit 384 --shard-size 64 --engine local --out $(PAPER)/shards

@@ -110,8 +110,8 @@ def main() -> None:
     seeds = len(compared["experiment"]["seeds"])
     parts = [
         "{date}; {machine}; commit {commit}; `{command}`.".format(**facts)
-        + f" Means and deviations over {seeds} seeds; p is the share of all choices of signs of the differences with"
-        " a mean that is at least as far on the same side (with 5 seeds, the lowest is 0.031).",
+        + f" Means and deviations over {seeds} seeds; p is one-sided: the share of all choices of signs of the"
+        " differences with a mean that is at least as far on the same side (with 5 seeds, the lowest is 0.031).",
         main_table(compared),
     ]
     if (beta := given.out / "beta/experiment.json").is_file():

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from pad_pipeline.geometry import View
 
@@ -54,8 +53,8 @@ def mask_of(grid: np.ndarray, view: View, width: int, height: int) -> np.ndarray
     """
     square = max(width, height)
     left, top = (square - width) // 2, (square - height) // 2
-    smooth = F.interpolate(torch.from_numpy(grid)[None, None], (square, square), mode="bilinear", align_corners=False)
-    heights = smooth[0, 0].numpy()[top : top + height, left : left + width]
+    # Only for the pixels of the image: the square of a long and narrow one could be far larger.
+    heights = _between(top, height, square, len(grid)) @ grid @ _between(left, width, square, len(grid)).T
     # The patch of each pixel, by the pixel's center.
     cells = ((np.arange(square) + 0.5) * view.size / square / view.patch).astype(int)
     rows, columns = cells[top : top + height], cells[left : left + width]
@@ -71,3 +70,15 @@ def mask_of(grid: np.ndarray, view: View, width: int, height: int) -> np.ndarray
         chosen[np.argsort(-part, axis=None, kind="stable")[:wanted]] = True
         mask[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1] = chosen.reshape(part.shape)
     return mask
+
+
+def _between(first: int, count: int, square: int, edge: int) -> np.ndarray:
+    """Return the share of each of `edge` patches in the linear interpolation at `count` pixels from `first` on, of
+    `square` pixels in all: float64 `[count, edge]`."""
+    at = ((np.arange(first, first + count) + 0.5) * edge / square - 0.5).clip(0, edge - 1)
+    before = at.astype(int)
+    shares = np.zeros((count, edge))
+    pixel = np.arange(count)
+    np.add.at(shares, (pixel, before), 1 - (at - before))
+    np.add.at(shares, (pixel, np.minimum(before + 1, edge - 1)), at - before)
+    return shares

@@ -17,7 +17,7 @@ EDGE = 280
 """The width and the height of a panel, in pixels."""
 GAP, LINE, TITLE = 10, 20, 24
 """The space between panels, the height of a line of the legend, and that of a title."""
-INK, PAPER, FAINT = (25, 25, 30), (250, 250, 247), (120, 120, 125)
+INK, PAPER = (25, 25, 30), (250, 250, 247)
 
 
 def color_of(number: int) -> tuple[int, int, int]:

@@ -19,8 +19,9 @@ class RelianceStudy(Study):
 
     An idea of FiVL (arXiv 2412.14672): a model that says what it sees can't name what is blanked. One region of each
     image is blanked, of those whose label the caption names: its patches get the mean color, and the image is encoded
-    again. As a control, as many other patches are blanked. The LLM reads BOS, the vision tokens and the caption up to
-    the name. Images whose caption names no label are passed over.
+    again. As a control, as many other patches are blanked, so a region that fills more than half of the patches is not
+    taken. The LLM reads BOS, the vision tokens and the caption up to the name. Images whose caption names no such
+    region are passed over, and counted.
     """
 
     def __init__(self, context: Context) -> None:
@@ -52,12 +53,12 @@ class RelianceStudy(Study):
             self.means["relies"].add((likely[1] < likely[2]).float())
 
     def _named(self, image: LabeledImage, words: Tensor) -> list[tuple[int, int, int]]:
-        """Return the labels that a caption names and that have a patch: the label's number, and where the name's tokens
-        begin and end in the caption."""
+        """Return the labels that a caption names and that half of the patches or fewer show: the label's number, and
+        where the name's tokens begin and end in the caption."""
         ids, found = words.tolist(), []
         for number, label in enumerate(image.labels):
             name = self.subject.labels.tokens(label)
-            shown = int(image.shown[number].sum())
+            shown = 0 < 2 * int(image.shown[number].sum()) <= image.shown.shape[1]
             for start in range(len(ids) - len(name) + 1):
                 if name and shown and ids[start : start + len(name)] == name and self._ends(ids, start + len(name)):
                     found.append((number, start, start + len(name)))

@@ -134,7 +134,7 @@ def test_reliance_is_the_change_of_a_names_likelihood(pad: Pad, parts: Parts, tm
             masks = [coverage > 0 for region, coverage in zip(sample.meta["regions"], sample.coverage, strict=True)
                      if region["label"] == label]  # fmt: skip
             shown = np.any(masks, axis=0)
-            if not starts or not shown.any():
+            if not starts or not shown.any() or 2 * shown.sum() > shown.size:
                 continue
             cell = pixels.shape[-1] // parts.grid
             hidden = torch.from_numpy(np.kron(shown, np.ones((cell, cell))) > 0)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.sources.fivl import VIEW
+from pad_pipeline.stages.patch_grid import mask_of
 
 TURNS = [{"from": "human", "value": "<image>\nWhat is on the table?"}, {"from": "gpt", "value": "A cup."}]
 
@@ -145,3 +146,11 @@ def test_what_does_not_fit_is_refused_in_one_line(
     (tmp_path / "dataset_grounded").mkdir()
     done = pad("import", "fivl", *options(paths), "--models", models_toml, "--out", tmp_path / "out", *change)
     assert done.code == 2 and message in done.err and done.err.count("\n") <= 2, done.err
+
+
+def test_a_long_and_narrow_image_takes_no_more_memory_than_its_pixels() -> None:
+    """60,000 x 2 pixels, whose square has 3.6 billion. Catches a mask that is made for the whole square."""
+    grid = np.zeros((24, 24))
+    grid[11:13] = 255  # the rows of patches that the image, in the middle of the square, can touch
+    mask = mask_of(grid, VIEW, 60_000, 2)
+    assert mask.shape == (2, 60_000) and mask.all()

@@ -113,4 +113,6 @@ def plan_table(stages: list[PlannedStage], cards: Cards | None) -> Table:
         table.add_row(f"on {count} x {cards.name}", "", "", "", f"{hours:,.1f} hours", "")
     if cards and known:
         table.caption = f"Hours are calculated: {UTILIZATION:.0%} of what the card can do. They were not measured."
+    elif cards:
+        table.caption = "Hours can't be calculated: the file has no [plan] with the operations of each stage."
     return table
