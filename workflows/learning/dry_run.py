@@ -114,5 +114,5 @@ def plan_table(stages: list[PlannedStage], cards: Cards | None) -> Table:
     if cards and known:
         table.caption = f"Hours are calculated: {UTILIZATION:.0%} of what the card can do. They were not measured."
     elif cards:
-        table.caption = "Hours can't be calculated: the file has no [plan] with the operations of each stage."
+        table.caption = "Hours can't be calculated: the file has no section `plan` with the operations of each stage."
     return table
