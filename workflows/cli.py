@@ -30,6 +30,7 @@ from pad_pipeline.workflows.commands.build import (
 )
 from pad_pipeline.workflows.commands.doctor import doctor
 from pad_pipeline.workflows.commands.evaluate import evaluate_captions, evaluate_lmms, evaluate_rec, evaluate_vqa
+from pad_pipeline.workflows.commands.evaluate_labels import evaluate_labels
 from pad_pipeline.workflows.commands.export import export_coco, export_fiftyone, export_hub, export_parquet
 from pad_pipeline.workflows.commands.miniature import demo, miniature_draw, miniature_evaluate
 from pad_pipeline.workflows.commands.models import models_check, models_fetch, models_list
@@ -62,8 +63,8 @@ GROUPS: dict[str, tuple[str, list[Callable[..., None]]]] = {
     ),
     "miniature": ("Draw scenes, and measure pad's small models on them.", [miniature_draw, miniature_evaluate]),
     "evaluate": (
-        "Ask a trained model questions, and score its answers.",
-        [evaluate_rec, evaluate_captions, evaluate_vqa, evaluate_lmms],
+        "Score the labels of a run, or a trained model's answers to questions.",
+        [evaluate_labels, evaluate_rec, evaluate_captions, evaluate_vqa, evaluate_lmms],
     ),
     "export": (
         "Write shards in formats that other tools open.",
