@@ -27,8 +27,8 @@ from pad_pipeline.workflows.commands.common import (
 from pad_pipeline.workflows.commands.options import OptionValues, option
 
 if TYPE_CHECKING:
-    from pad_pipeline.evaluation.label_scores import LabelScores
-    from pad_pipeline.evaluation.thresholds import Suggestion
+    from pad_pipeline.quality.label_scores import LabelScores
+    from pad_pipeline.quality.thresholds import Suggestion
     from pad_pipeline.shards.reader import ShardFolder
 
 _STEPS = {
@@ -84,7 +84,7 @@ def evaluate_labels(
     """
     if bool(truth) == bool(verdicts):
         raise UserError("truth", truth or "(empty)", "either it or `verdicts` should be given", "name one of them")
-    from pad_pipeline.evaluation.thresholds import suggest
+    from pad_pipeline.quality.thresholds import suggest
     from pad_pipeline.shards.reader import open_shards
 
     opened = open_shards(seen_by_workers(shards, read))
@@ -92,7 +92,7 @@ def evaluate_labels(
         found = _of_verdicts(verdicts, opened)
     else:
         scores = _of_truth(opened, truth, label_map, wordnet, categories, shards, read)
-        from pad_pipeline.evaluation.label_scores import summary
+        from pad_pipeline.quality.label_scores import summary
 
         found = summary(scores)
     suggestions = suggest(found["curves"], precision)
@@ -125,9 +125,9 @@ def _of_truth(
     read: OptionValues,
 ) -> LabelScores:
     from pad_pipeline.errors import rename_field
-    from pad_pipeline.evaluation.label_names import LabelNames, read_categories
-    from pad_pipeline.evaluation.label_scores import score_labels
-    from pad_pipeline.evaluation.wordnet import WordNet
+    from pad_pipeline.quality.label_names import LabelNames, read_categories
+    from pad_pipeline.quality.label_scores import score_labels
+    from pad_pipeline.quality.wordnet import WordNet
     from pad_pipeline.shards.reader import open_shards
     from pad_pipeline.workflows.commands.rewrite import read_label_map
 
@@ -144,7 +144,7 @@ def _of_truth(
 
 
 def _of_verdicts(paths: list[Path], opened: ShardFolder) -> dict[str, Any]:
-    from pad_pipeline.evaluation.verdicts import agreement, read_verdicts, score_verdicts
+    from pad_pipeline.quality.verdicts import agreement, read_verdicts, score_verdicts
 
     if len(paths) > 2:
         raise UserError("verdicts", len(paths), "more than two files are given", "give one or two")

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.evaluation.label_scores import SCORE_BINS
-from pad_pipeline.evaluation.region_scores import CUTS
+from pad_pipeline.quality.label_scores import SCORE_BINS
+from pad_pipeline.quality.region_scores import CUTS
 from pad_pipeline.shards.reader import ShardFolder
 
 Answer = Literal["right", "wrong label", "wrong mask", "unsure"]

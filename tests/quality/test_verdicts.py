@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pad_pipeline.evaluation.verdicts import wilson
+from pad_pipeline.quality.verdicts import wilson
 from pad_pipeline.records import ImageRecord
 from pad_pipeline.shards.reader import open_shards
 from tests.changed_run import changed_run

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.evaluation.wordnet import WordNet
+from pad_pipeline.quality.wordnet import WordNet
 from pad_pipeline.sources.base import read_json
 
 How = Literal["map", "exact", "plural", "wordnet"]

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from pad_pipeline.evaluation.label_names import Match
-from pad_pipeline.evaluation.matching import NONE, box_ious, mask_ious, match
+from pad_pipeline.quality.label_names import Match
+from pad_pipeline.quality.matching import NONE, box_ious, mask_ious, match
 from pad_pipeline.records import RegionJson, SampleJson
 
 IOUS = np.linspace(0.5, 0.95, 10)
@@ -34,9 +34,9 @@ FOUND_FATES = (
     "of a crowd",
     "no category",
 )
-"""What a found region is: right; right but for its mask; on a true region of another category; a second box of one that
-has its match; near one of its category; on nothing that people labeled; a part of a crowd; or without a category, so
-that nobody knows whether it is right."""
+"""What a found region is: right; right except for its mask; on a true region of another category; a second box of one
+that has its match; near one of its category; on nothing that people labeled; a part of a crowd; or without a category,
+so that nobody knows whether it is right."""
 MEASURES = ("score", "label_score", "predicted_iou", "patches")
 """The numbers of a region for which thresholds are tried; `patches` is its coverage, summed over the patches."""
 CUTS = {name: np.arange(101) / 100 for name in MEASURES} | {"patches": np.concatenate(([0], 2.0 ** np.arange(-4, 9)))}

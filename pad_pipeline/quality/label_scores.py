@@ -13,9 +13,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from pad_pipeline.errors import UserError
-from pad_pipeline.evaluation.image_pairs import Common, Pairs, find_pairs
-from pad_pipeline.evaluation.label_names import LabelNames, Match
-from pad_pipeline.evaluation.region_scores import (
+from pad_pipeline.quality.image_pairs import Common, Pairs, find_pairs
+from pad_pipeline.quality.label_names import LabelNames, Match
+from pad_pipeline.quality.region_scores import (
     CUTS,
     FOUND_FATES,
     IOUS,
