@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -36,7 +36,7 @@ from pad_pipeline.workflows.commands.miniature import demo, miniature_draw, mini
 from pad_pipeline.workflows.commands.models import models_check, models_fetch, models_list
 from pad_pipeline.workflows.commands.options import expand_groups
 from pad_pipeline.workflows.commands.report import report
-from pad_pipeline.workflows.commands.reword import Command
+from pad_pipeline.workflows.commands.reword import Command, UsageError
 from pad_pipeline.workflows.commands.rewrite import apply_filter, merge, retarget
 from pad_pipeline.workflows.commands.shards import stats, verify
 from pad_pipeline.workflows.commands.show import show
@@ -85,9 +85,6 @@ for name, (text, commands) in GROUPS.items():
     group = typer.Typer(help=text, no_args_is_help=True)
     app.add_typer(group, name=name)
     _add(group, commands)
-
-UsageError: Any = typer.BadParameter.__bases__[0]
-"""The error of an unknown option or a value of the wrong type. Typer has no public name for it."""
 
 
 @app.callback(invoke_without_command=True)
