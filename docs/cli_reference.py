@@ -42,9 +42,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     if MARK in markdown:
         markdown = markdown.replace(MARK, reference())
     # In a table, GitHub wants `a \| b` where this site's Markdown wants `a | b`.
-    return re.sub(
-        r"^\|.*$", lambda row: _CODE.sub(lambda code: code[0].replace("\\|", "|"), row[0]), markdown, flags=re.M
-    )
+    return _ROW.sub(lambda row: _CODE.sub(lambda code: code[0].replace("\\|", "|"), row[0]), markdown)
 
 
 def settings() -> str:
