@@ -100,6 +100,9 @@ bench-retarget: $(READY)  ## Images a second of pad retarget and pad filter: two
 docs: $(READY)  ## Make the site of the documentation, in site/.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+release: $(READY)  ## Build the tagged version into dist/, check it, and try it in an empty environment: ten minutes.
+	.ci/release
+
 lint: $(READY)  ## Check formatting, lint and types.
 	@echo "== Formatting, lint, types"
 	$(BIN)/ruff format --check .

@@ -10,7 +10,7 @@ and what the commands do is in `pad_pipeline.workflows`.
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _API = "pad_pipeline.workflows.api"
 _HOMES = {

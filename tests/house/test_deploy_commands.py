@@ -85,7 +85,7 @@ def test_the_parser_of_this_test_refuses_what_pad_refuses() -> None:
     for words in (["build", "--image", "x", "--out", "y"], ["build", "--images", "x"], ["models", "fetch", "--all"]):
         with pytest.raises(Exception, match=r"No such option|Missing parameter"):
             parse(words)
-    assert commands("docker run --rm pad:0.1.0 \\\n  build --images a --out b | tee log") == [
+    assert commands("docker run --rm pad:0.2.0 \\\n  build --images a --out b | tee log") == [
         ["build", "--images", "a", "--out", "b"]
     ]
 
