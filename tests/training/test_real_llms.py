@@ -59,6 +59,7 @@ def test_from_images_to_answers(
     data = ["--data", world.llava.with_name("llava_chat.json"), "--image-root", world.images]
     more = ["--init", first / "mm_projector.bin", "--settings", tmp_path / "settings.toml"]
     done = pad("train", "--stage", 2, *data, *parts, *more, "--out", second)
+    assert "L_patch 0.000" not in done.err and "no L_patch: no image has a region" in done.out
     assert done.code == 0, done.err
     steps = [json.loads(line) for line in (second / "log.jsonl").read_text().splitlines()]
     assert all(step["caption_loss"] > 0 for step in steps)

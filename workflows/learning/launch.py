@@ -33,8 +33,8 @@ def train(job: Job, workers: tuple[int, int] | None = None, cluster: Cluster = C
 
         def report(entry: dict[str, Any]) -> None:
             caption = "" if entry["caption_loss"] is None else f"L_caption {entry['caption_loss']:.3f}  "
-            line = f"{caption}L_patch {entry['patch_loss']:.3f}  beta {entry['beta']:.2f}  "
-            line += f"{entry['samples_per_second']:.1f} samples/s"
+            patch = f"L_patch {entry['patch_loss']:.3f}  beta {entry['beta']:.2f}  " if entry["regions"] else ""
+            line = f"{caption}{patch}{entry['samples_per_second']:.1f} samples/s"
             update(total=entry["steps"], completed=entry["step"] + 1, note=line)
             every = max(1, entry["steps"] // 10)
             if not errors.is_terminal and (entry["step"] + 1) % every == 0:
