@@ -27,7 +27,10 @@ class Measure(NamedTuple):
 
     label: str
     score: float
+    label_score: float
     predicted_iou: float
+    covered: int
+    """The sum of the coverage of all patches, in 255ths of a patch."""
     area: float
     """The share of the image that the mask covers, 0..1."""
     seen: float
@@ -85,18 +88,28 @@ def _content(sample: Sample, view: View) -> tuple[dict[str, Any], list[Measure]]
     regions, measures = [], []
     for region, coverage in zip(meta["regions"], sample.coverage, strict=True):
         mask = decode_mask(region["rle"], width, height)
-        area, seen = np.count_nonzero(mask) / mask.size, float(coverage.mean()) / 255
-        measures.append(Measure(region["label"], float(region["score"]), float(region["predicted_iou"]), area, seen))
+        found = Measure(
+            region["label"],
+            float(region["score"]),
+            float(region["label_score"]),
+            float(region["predicted_iou"]),
+            int(coverage.sum()),
+            np.count_nonzero(mask) / mask.size,
+            float(coverage.mean()) / 255,
+        )
+        measures.append(found)
         regions.append(
             {
                 "label": region["label"],
-                "score": _rounded(region["score"]),
-                "label_score": _rounded(region["label_score"]),
-                "iou": _rounded(region["predicted_iou"]),
+                # All digits, because thresholds apply to these numbers.
+                "score": found.score,
+                "label_score": found.label_score,
+                "iou": found.predicted_iou,
+                "covered": found.covered,
                 "alternates": [[str(other["label"]), _rounded(other["score"])] for other in region["alternates"]],
                 "crowd": region["crowd"],
                 "box": [round(float(edge), 1) for edge in region["box"]],
-                "area": _rounded(area),
+                "area": _rounded(found.area),
                 "path": outline(mask),
                 "patches": _patches(coverage),
             }

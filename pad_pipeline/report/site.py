@@ -1,27 +1,32 @@
 """Writes a report that a browser can open from disk: pages, index and statistics.
 
 A page that is opened from disk can load scripts, but no other files. Therefore, the data is in scripts that call
-`padData(name, value)`. `data/page-000000.js` has the images of one page, `data/index-000000.js` the status and labels
-of 4096 images, and `data/text-000000.js` their texts for the search. The browser loads a script when it needs it.
+`padData(name, value)`. `data/page-000000.js` has the images of one page, `data/index-000000.js` the statuses of 4096
+images and the numbers of their regions, and `data/text-000000.js` their texts for the search. The browser loads a
+script when it needs it. `failed-keys.txt` and `failed.jsonl` list the images that failed.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
+import numpy as np
 
 from pad_pipeline import __version__
 from pad_pipeline.errors import UserError
 from pad_pipeline.facts import flatten
 from pad_pipeline.report.cards import as_script, make_card
+from pad_pipeline.report.index import STEPS, Histograms, block_of, levels
 from pad_pipeline.report.settings import ReportSettings
 from pad_pipeline.report.tally import Tally
 from pad_pipeline.shards.provenance import models
@@ -35,6 +40,13 @@ BLOCK = 4096
 """The number of images in one file of the index."""
 _THREADS = min(8, os.cpu_count() or 1)
 _WEB = Path(__file__).parent / "web"
+SCRIPTS = (
+    "dom", "colors", "data", "state", "thresholds", "overlay", "names", "search", "flags", "gallery", "zoom", "detail",
+    "verdicts", "review", "report",
+)  # fmt: skip
+"""The page's scripts, in the order in which they run."""
+FAILED_KEYS, FAILED = "failed-keys.txt", "failed.jsonl"
+"""The keys of failed images, for `pad filter`; the same images with stage and reason."""
 
 
 def _prepare(out: Path) -> None:
@@ -42,7 +54,8 @@ def _prepare(out: Path) -> None:
     claim_folder(out, MARK, "`pad report` may replace what is in this folder.\n")
     try:
         Folder(out).clean()
-        (out / "index.html").unlink(missing_ok=True)  # removed first, so that an unfinished report does not open
+        for name in ("index.html", FAILED_KEYS, FAILED):  # the page first, so that an unfinished report does not open
+            (out / name).unlink(missing_ok=True)
         for part in (out / name for name in ("data", "images", "assets")):
             if part.is_symlink() or part.is_file():
                 part.unlink()
@@ -63,10 +76,14 @@ class _Part(NamedTuple):
     """The cards of the images, as JSON."""
     statuses: str
     """The first letter of each image's status."""
-    best: list[dict[str, int]]
-    """Label -> its best score in percent, for each image."""
+    labels: list[list[str]]
+    """The labels of each image's regions."""
+    levels: list[np.ndarray]
+    """The numbers of each image's regions, see `levels`."""
     texts: list[str]
-    """The texts of each image for the search."""
+    """The texts of each image for the search: the key, then the others, one a line."""
+    failed: list[dict[str, str]]
+    """The failed images, each with key, id, source, stage and reason."""
 
 
 def write_report(
@@ -90,12 +107,28 @@ def write_report(
         found = part.tally
         yield Counter(images=found.images, failed=found.statuses["failed"], regions=found.regions)
     writer.write_full(1, 1)
-    sizes = {"images": tally.images, "page_size": settings.page_size, "block": BLOCK}
-    facts = sizes | {"patches": shards.run.view.grid, "labels": list(tally.labels.items())}
-    _write_script(out / "data", "facts", as_script(facts))
-    for name in ("report.css", "overlay.js", "report.js"):
+    _write_script(out / "data", "facts", as_script(_page_facts(tally, settings, writer.histograms)))
+    for name in ("report.css", *(f"{name}.js" for name in SCRIPTS)):
         shutil.copyfile(_WEB / name, out / "assets" / name)
     _write_page(out, tally)
+
+
+def _page_facts(tally: Tally, settings: ReportSettings, histograms: Histograms) -> dict[str, Any]:
+    """Return the facts that the page needs before it shows anything."""
+    run, where = tally.shards.run, str(tally.shards.folder).rstrip("/")
+    return {
+        "images": tally.images,
+        "ok": tally.statuses["ok"],
+        "regions": tally.regions,
+        "page_size": settings.page_size,
+        "block": BLOCK,
+        "patches": run.view.grid,
+        "labels": list(tally.labels.items()),
+        "identity": run.identity,
+        "steps": STEPS,
+        "histograms": {name: counts.tolist() for name, counts in histograms.counts.items()},
+        "retarget": [f"pad retarget {shlex.quote(where)}", f"--out {shlex.quote(f'{where}-sure')}"],
+    }
 
 
 _Span = tuple[str, int, int]
@@ -117,7 +150,7 @@ def _make_part(shards: ShardFolder, settings: ReportSettings, out: Path | None, 
     if len(rows) != shards.planned(name):
         rule = f"it lists {len(rows)} images, but {shards.planned(name)} are planned"
         raise UserError("shards", f"{shards.folder}/{name}.parquet", rule, f"see `pad verify {shards.folder}`")
-    part = _Part(Tally(shards), {}, [], "", [], [])
+    part = _Part(Tally(shards), {}, [], "", [], [], [], [])
     statuses = ""
     cards = map_ahead(lambda row: make_card(shards, name, row, settings.edge), rows[:images], threads, 2 * threads)
     for number, card in enumerate(cards, first):
@@ -131,12 +164,13 @@ def _make_part(shards: ShardFolder, settings: ReportSettings, out: Path | None, 
         part.tally.add(card)
         part.cards.append(card.text)
         statuses += card.data["status"][0]
-        best: dict[str, int] = {}
-        for measure in card.measures:
-            best[measure.label] = max(best.get(measure.label, 0), int(100 * measure.score + 1e-6))
-        part.best.append(best)
-        words = ("id", "source", "stage", "reason", "caption")
-        part.texts.append("\n".join(filter(None, (card.data.get(name) for name in words))))
+        part.labels.append([measure.label for measure in card.measures])
+        part.levels.append(levels(card.measures))
+        texts = [card.data.get(name) for name in ("key", "id", "source", "stage", "reason", "caption")]
+        texts += [label for label, _ in card.data.get("tags", [])]
+        part.texts.append("\n".join(filter(None, texts)))
+        if card.data["status"] == "failed":
+            part.failed.append({name: card.data[name] for name in ("key", "id", "source", "stage", "reason")})
     return part._replace(statuses=statuses)
 
 
@@ -155,8 +189,10 @@ class _Writer:
         self.cards: list[str] = []
         self.statuses = ""
         self.labels: list[list[int]] = []
-        """The number of each label of an image, and its best score in percent, one after the other."""
+        """The numbers of the labels of each image's regions."""
+        self.levels: list[np.ndarray] = []
         self.texts: list[str] = []
+        self.histograms = Histograms()
 
     def add(self, part: _Part) -> None:
         """Add a shard to the pages, the index and the statistics."""
@@ -166,10 +202,16 @@ class _Writer:
         numbers = self.tally.numbers
         self.cards += part.cards
         self.statuses += part.statuses
-        self.labels += [
-            [part for label, score in best.items() for part in (numbers[label], score)] for best in part.best
-        ]
+        self.labels += [[numbers[label] for label in of_image] for of_image in part.labels]
+        self.levels += part.levels
+        if part.levels:
+            self.histograms.add(np.vstack(part.levels))
         self.texts += part.texts
+        if part.failed:
+            with (self.out / FAILED_KEYS).open("a", encoding="utf-8") as keys, (self.out / FAILED).open("a") as lines:
+                for failed in part.failed:
+                    keys.write(f"{failed['key']}\n")
+                    lines.write(f"{json.dumps(failed)}\n")
         self.write_full(self.settings.page_size, BLOCK)
 
     def write_full(self, page_size: int, block: int) -> None:
@@ -179,10 +221,13 @@ class _Writer:
             _write_script(self.out / "data", f"page-{self.pages:06d}", f"[{','.join(cards)}]")
             self.pages += 1
         while len(self.statuses) >= block:
-            index = {"statuses": self.statuses[:BLOCK], "labels": self.labels[:BLOCK]}
+            of_block = self.labels[:BLOCK]
+            labels = np.array([label for of_image in of_block for label in of_image], np.int64)
+            index = block_of(self.statuses[:BLOCK], [*map(len, of_block)], labels, np.vstack(self.levels[:BLOCK]))
             _write_script(self.out / "data", f"index-{self.blocks:06d}", as_script(index))
             _write_script(self.out / "data", f"text-{self.blocks:06d}", as_script(self.texts[:BLOCK]))
-            self.statuses, self.labels, self.texts = self.statuses[BLOCK:], self.labels[BLOCK:], self.texts[BLOCK:]
+            self.statuses, self.texts = self.statuses[BLOCK:], self.texts[BLOCK:]
+            self.labels, self.levels = self.labels[BLOCK:], self.levels[BLOCK:]
             self.blocks += 1
 
 
@@ -201,6 +246,8 @@ def _write_page(out: Path, tally: Tally) -> None:
         by_count=[label for label, _ in tally.labels.most_common()],
         by_area=sorted(tally.areas, key=lambda label: -tally.areas[label]),
         failures=sorted(tally.failures.items(), key=lambda entry: -entry[1].count),
+        scripts=SCRIPTS,
+        failed_files=(FAILED_KEYS, FAILED),
         written=f"{datetime.now(UTC):%Y-%m-%d} by pad {__version__}",
     )
     with atomic_write(out / "index.html", durable=False) as partial:

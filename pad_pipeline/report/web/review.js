@@ -1,0 +1,121 @@
+"use strict";
+// The review: shows the regions of a random sample one by one, and takes a verdict on each.
+
+const review = { sample: [], at: 0, card: null, frame: null, hidden: false, population: 0 };
+
+const regionAt = () => review.card.regions[review.sample[review.at][2]];
+
+// Begin with a sample: [rank, image, region], of `population` regions. Go on at the first region without a verdict.
+async function startReview(sample, population, current) {
+  Object.assign(review, { sample, population, at: 0, card: null });
+  const images = new Map();
+  for (const [, image] of sample) if (!images.has(image)) images.set(image, loadCard(image));
+  review.keys = new Map();
+  for (const [image, card] of images) review.keys.set(image, await card);
+  if (!current()) return;
+  const open = sample.findIndex((_, place) => !verdictAt(place));
+  review.at = open < 0 ? sample.length : open;
+  showReview();
+}
+
+function verdictAt(place) {
+  const [, image, region] = review.sample[place], card = review.keys.get(image);
+  return verdictOn(card.key, region, card.regions[region].label);
+}
+
+function showReview() {
+  const { sample, at } = review, done = at >= sample.length;
+  for (const choice of document.querySelectorAll("[data-verdict]")) choice.disabled = done;
+  $("undo").disabled = at === 0;
+  $("review-stage").replaceChildren();
+  showProgress();
+  if (done) {
+    review.card = review.frame = null;
+    $("review-label").textContent = sample.length ? "All regions of this sample have a verdict." : "No region passes the filter.";
+    return;
+  }
+  const [, image, number] = sample[at];
+  review.card = review.keys.get(image);
+  const region = regionAt();
+  $("review-label").replaceChildren(swatch(region.label), element("bdi", {}, region.label));
+  const layers = new Set(review.hidden ? [] : ["boxes", "masks"]);
+  review.frame = drawFrame(review.card, review.card.image, facts.patches, layers, (one) => one === region);
+  review.frame.querySelector(".readout").remove(); // it shows scores, which could influence the verdict
+  const alone = number + 1;
+  review.frame.svg.setAttribute("aria-label", `${region.label}: region ${alone} of ${review.card.regions.length} in ${review.card.id}`);
+  $("review-stage").append(review.frame, zoomable(review.frame));
+  review.frame.redraw();
+  const next = sample[at + 1];
+  if (next) new Image().src = review.keys.get(next[1]).image;
+}
+
+function showProgress() {
+  const { sample, at } = review, counts = Object.fromEntries(VERDICTS.map((name) => [name, 0]));
+  for (let place = 0; place < sample.length; place++) {
+    const verdict = verdictAt(place);
+    if (verdict) counts[verdict]++;
+  }
+  const judged = counts.right + counts["wrong label"] + counts["wrong mask"];
+  $("progress").textContent = sample.length ? `${Math.min(at + 1, sample.length)} of ${sample.length}` : "";
+  $("population").textContent = `drawn at random from ${many(review.population, "region")}`;
+  $("tallies").textContent = VERDICTS.map((name) => `${counts[name]} ${name}`).join(" · ");
+  $("precision").textContent = "";
+  if (judged) {
+    const [low, high] = wilson(counts.right, judged).map((end) => Math.round(100 * end));
+    $("precision").textContent = `${share(counts.right, judged)} right (95% interval: ${low}% to ${high}%), without the unsure ones`;
+  }
+  $("save-verdicts").disabled = !verdicts.size;
+  $("all-verdicts").textContent = `${many(verdicts.size, "verdict")} on this run in this browser`;
+  $("not-kept").textContent = store.problem ? `This browser keeps no verdicts (${store.problem}): save the file before you close it.` : "";
+}
+
+function giveVerdict(verdict) {
+  if (review.at >= review.sample.length || !review.card) return;
+  const region = regionAt(), [, , number] = review.sample[review.at];
+  setVerdict({
+    run: facts.identity, key: review.card.key, region: number, label: region.label, score: region.score,
+    label_score: region.label_score, predicted_iou: region.iou, patches: region.covered / 255, verdict, seed: state.seed,
+  });
+  review.at++;
+  showReview();
+}
+
+// Go back to the previous region, and forget its verdict.
+function undoVerdict() {
+  if (!review.at) return;
+  review.at--;
+  const [, image, region] = review.sample[review.at];
+  removeVerdict(review.keys.get(image).key, region);
+  showReview();
+}
+
+function reviewKey(event) {
+  const choice = VERDICTS[Number(event.key) - 1];
+  if (choice) giveVerdict(choice);
+  else if (event.key === "u" || event.key === "Backspace") undoVerdict();
+  else if (event.key === "h") {
+    review.hidden = !review.hidden;
+    showReview();
+  } else return zoomKey(review.frame, event);
+  return true;
+}
+
+function listenToReview() {
+  for (const choice of document.querySelectorAll("[data-verdict]")) {
+    choice.addEventListener("click", () => giveVerdict(choice.dataset.verdict));
+  }
+  $("undo").addEventListener("click", undoVerdict);
+  $("save-verdicts").addEventListener("click", saveVerdicts);
+  for (const name of ["seed", "sample"]) {
+    $(name).addEventListener("change", () => go({ [name]: Math.max(0, Math.floor(Number($(name).value)) || 0) }));
+  }
+  $("read-verdicts").addEventListener("change", async () => {
+    const [file] = $("read-verdicts").files;
+    if (!file) return;
+    $("read-result").textContent = takeVerdicts(file.name, await file.text());
+    $("read-verdicts").value = "";
+    const open = review.sample.findIndex((_, place) => !verdictAt(place));
+    review.at = open < 0 ? review.sample.length : open;
+    showReview();
+  });
+}
