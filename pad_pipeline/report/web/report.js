@@ -136,9 +136,12 @@ function listen() {
   document.addEventListener("keydown", onKey);
 }
 
+// Keys act everywhere except where the user types. A slider takes the keys that move it, and no others.
 function onKey(event) {
-  const typing = event.target.matches?.("input:not([type=checkbox]), select, textarea");
-  if (event.ctrlKey || event.metaKey || event.altKey || typing) return;
+  const field = event.target.matches?.("input, select, textarea") ? event.target.type : "";
+  const typing = field && !["checkbox", "range", "file"].includes(field);
+  const moves = field === "range" && /^(Arrow|Page|Home|End)/.test(event.key);
+  if (event.ctrlKey || event.metaKey || event.altKey || typing || moves) return;
   if (state.tab === "review" ? reviewKey(event) : state.tab === "gallery" && galleryKey(event)) event.preventDefault();
 }
 

@@ -2,6 +2,7 @@
 // The verdicts of a review: kept in the browser for this run, saved as JSON Lines, read back from such a file.
 
 const VERDICTS = ["right", "wrong label", "wrong mask", "unsure"];
+const FIELDS = ["run", "key", "region", "label", "score", "label_score", "predicted_iou", "patches", "verdict", "seed"];
 
 const verdictPrefix = () => `pad-verdict ${facts.identity} `;
 const verdictName = (key, region) => `${region} ${key}`;
@@ -19,7 +20,7 @@ function parseVerdict(text) {
   const isText = (name) => typeof found[name] === "string";
   const usable = found && typeof found === "object" && ["run", "key", "label"].every(isText) &&
     Number.isInteger(found.region) && found.region >= 0 && VERDICTS.includes(found.verdict);
-  return usable ? found : null;
+  return usable ? Object.fromEntries(FIELDS.map((name) => [name, found[name] ?? null])) : null;
 }
 
 function readVerdicts() {
