@@ -93,6 +93,9 @@ function showControls() {
     if (["gallery", "review"].includes(link.dataset.tab)) link.href = addressOf({ tab: link.dataset.tab });
   }
   $("filters").hidden = !["gallery", "review"].includes(state.tab);
+  // Below the review, so that image, label and buttons fit on a small screen.
+  if (state.tab === "review" && $("review").nextElementSibling !== $("filters")) $("review").after($("filters"));
+  if (state.tab === "gallery" && $("gallery").previousElementSibling !== $("filters")) $("gallery").before($("filters"));
   for (const part of document.querySelectorAll("[data-only]")) part.hidden = part.dataset.only !== state.tab;
   for (const name of ["q", "label", "seed", "sample"]) if ($(name) !== document.activeElement) $(name).value = state[name];
   for (const name of ["status", "sort"]) $(name).value = state[name];
