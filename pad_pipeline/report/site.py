@@ -127,7 +127,9 @@ def _page_facts(tally: Tally, settings: ReportSettings, histograms: Histograms) 
         "identity": run.identity,
         "steps": STEPS,
         "histograms": {name: counts.tolist() for name, counts in histograms.counts.items()},
-        "retarget": [f"pad retarget {shlex.quote(where)}", f"--out {shlex.quote(f'{where}-sure')}"],
+        # Quoted for a shell: the run, and a name for the run that keeps fewer regions.
+        "run": shlex.quote(where),
+        "sure": shlex.quote(f"{where}-sure"),
     }
 
 

@@ -31,11 +31,12 @@ def report(
     read: Annotated[OptionValues, READ_OPTIONS],
     open_it: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
 ) -> None:
-    """Write a run as HTML pages: a gallery to filter and search, statistics, and the settings of the run.
+    """Write a run as HTML pages: a gallery with sliders for thresholds, a review of random regions, statistics.
 
     Open OUT/index.html in a browser; this needs neither a network nor a server. The gallery shows each image with its
-    tags, boxes, masks, and its patch grid with coverage. A region under the mouse shows its scores; a failed image
-    shows its stage and reason. The gallery loads page by page, so 100,000 images open as fast as ten.
+    tags, boxes, masks, and its patch grid with coverage. Sliders hide regions, count those that stay, and print the
+    `pad retarget` command that keeps them. The review saves verdicts on a random sample as a file. Flagged and failed
+    images are saved as keys for `pad filter`. The gallery loads page by page, so 100,000 images open as fast as ten.
 
     Examples:
 

@@ -56,9 +56,8 @@ function setLeast(positions) {
   for (const bar of document.querySelectorAll(".histogram rect")) {
     bar.classList.toggle("below", Number(bar.dataset.last) < least[bar.dataset.of]);
   }
-  const [command, out] = facts.retarget;
   const options = NAMES.filter((name) => least[name]).map((name) => `${SLIDERS[name].option} ${textOf(name, least[name])}`);
-  $("retarget").textContent = [command, ...options, out].join(" ");
+  $("retarget").textContent = ["pad retarget", facts.run, ...options, "--out", facts.sure].join(" ");
   $("command").hidden = !options.length;
   return changed;
 }
