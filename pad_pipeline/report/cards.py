@@ -50,6 +50,11 @@ class Card(NamedTuple):
     touched: np.ndarray = np.zeros(TOUCHED_BINS, np.int64)
     """The number of patches that regions touch, by coverage: int64 `[TOUCHED_BINS]`."""
 
+    def with_data(self, more: dict[str, Any]) -> Card:
+        """Return the card with more data."""
+        data = self.data | more
+        return self._replace(data=data, text=as_script(data))
+
 
 def make_card(shards: ShardFolder, name: str, row: dict[str, Any], edge: int) -> Card:
     """Make the card for `row` in the index of shard `name`; raise `UserError` if the shard is damaged. The long edge of
@@ -63,7 +68,7 @@ def make_card(shards: ShardFolder, name: str, row: dict[str, Any], edge: int) ->
         image.thumbnail((edge, edge), Image.Resampling.BICUBIC, reducing_gap=2.0)
         small = io.BytesIO()
         image.save(small, "JPEG", quality=85)
-        content, measures = _content(sample, shards.run.view)
+        content, measures = content_of(sample, shards.run.view)
         data |= content
         text = as_script(data)
     except Exception as error:  # every exception here is caused by damaged bytes
@@ -80,7 +85,7 @@ def as_script(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _content(sample: Sample, view: View) -> tuple[dict[str, Any], list[Measure]]:
+def content_of(sample: Sample, view: View) -> tuple[dict[str, Any], list[Measure]]:
     """Return the data of a sample for the page, and the numbers of its regions."""
     meta = sample.meta
     width, height = int(meta["width"]), int(meta["height"])

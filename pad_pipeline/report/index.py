@@ -8,7 +8,8 @@ whose level is at least 10 p, and `pad retarget` with the option p / 100 keeps t
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -57,15 +58,31 @@ def packed(numbers: Sequence[int] | np.ndarray, kind: str) -> str:
     return base64.b64encode(np.asarray(numbers, kind).tobytes()).decode()
 
 
-def block_of(statuses: str, regions: Sequence[int], labels: np.ndarray, found: np.ndarray) -> dict[str, str]:
-    """Return a block of the index for the page.
+class Regions(NamedTuple):
+    """The regions of an image for the index."""
 
-    Args:
-        statuses: the first letter of each image's status.
-        regions: the number of each image's regions.
-        labels: the number of each region's label.
-        found: the rows of `levels` for the regions.
-    """
-    columns = {"score": packed(found[:, 0], "<u2"), "label_score": packed(found[:, 1], "<u2")}
-    columns |= {"iou": packed(found[:, 2], "<u2"), "patches": packed(found[:, 3], "<u4")}
-    return {"statuses": statuses, "regions": packed(regions, "<u4"), "labels": packed(labels, "<u4"), **columns}
+    labels: list[str]
+    levels: np.ndarray
+    """The rows of `levels`."""
+    only: list[bool]
+    """Whether each region is only in this run, if there is a second run to compare with."""
+
+
+def regions_of(measures: Sequence[Measure], only: list[bool]) -> Regions:
+    """Return the regions of an image for the index, from their numbers."""
+    return Regions([measure.label for measure in measures], levels(measures), only)
+
+
+def columns_of(images: Sequence[Regions], numbers: Mapping[str, int]) -> dict[str, str]:
+    """Return the regions of some images as columns for the page: the number of regions of each image, then a number of
+    each region for its label (from `numbers`), its levels, its coverage, and whether it is only in this run."""
+    found = np.vstack([np.zeros((0, 4), np.int64), *(image.levels for image in images)])
+    return {
+        "regions": packed([len(image.labels) for image in images], "<u4"),
+        "labels": packed([numbers[label] for image in images for label in image.labels], "<u4"),
+        "score": packed(found[:, 0], "<u2"),
+        "label_score": packed(found[:, 1], "<u2"),
+        "iou": packed(found[:, 2], "<u2"),
+        "patches": packed(found[:, 3], "<u4"),
+        "only": packed([mark for image in images for mark in image.only], "<u1"),
+    }

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pad_pipeline.miniature.files import World
-from pad_pipeline.report import site
+from pad_pipeline.report import pages, site
 from pad_pipeline.shards.reader import open_shards
 from tests.sharing.browser import Page
 from tests.sharing.mixed_run import import_run, scored, write_coco
@@ -56,7 +56,7 @@ def report(mixed_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three images a page, four in a block of the index: so that what is found lies across both."""
     out = tmp_path_factory.mktemp("report") / "r"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(site, "BLOCK", 4)
+        patch.setattr(pages, "BLOCK", 4)
         list(site.write_report(open_shards(mixed_run), out, site.ReportSettings(page_size=3)))
     return out
 

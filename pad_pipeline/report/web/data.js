@@ -34,17 +34,18 @@ function unpacked(text, Kind) {
   return new Kind(bytes.buffer);
 }
 
-// A block of the index: the statuses of its images, the number of their regions, and the numbers of all regions.
+// The columns of regions in a block of the index, see index.py.
+function unpackedColumns(packed) {
+  const kinds = { regions: Uint32Array, labels: Uint32Array, patches: Uint32Array, only: Uint8Array };
+  const names = ["regions", "labels", "score", "label_score", "iou", "patches", "only"];
+  return Object.fromEntries(names.map((name) => [name, unpacked(packed[name], kinds[name] || Uint16Array)]));
+}
+
+// A block of the index: the statuses of its images, and the numbers of their regions. `second`: those of the regions that
+// are only in the second run, if there is one.
 function loadBlock(block) {
-  return load(`index-${padded(block)}`, true, (packed) => ({
-    statuses: packed.statuses,
-    regions: unpacked(packed.regions, Uint32Array),
-    labels: unpacked(packed.labels, Uint32Array),
-    score: unpacked(packed.score, Uint16Array),
-    label_score: unpacked(packed.label_score, Uint16Array),
-    iou: unpacked(packed.iou, Uint16Array),
-    patches: unpacked(packed.patches, Uint32Array),
-  }));
+  return load(`index-${padded(block)}`, true, ({ statuses, second, ...packed }) =>
+    ({ statuses, ...unpackedColumns(packed), second: second && unpackedColumns(second) }));
 }
 
 const loadTexts = (block) => load(`text-${padded(block)}`, false);

@@ -3,7 +3,7 @@
 
 let opened = -1; // place of the enlarged card, or -1
 
-const openedFrame = () => $("detail").querySelector(".frame");
+const openedFrame = () => [...$("detail").querySelectorAll(".frame")].find((frame) => frame.zoom);
 
 function openDetail(place) {
   const card = cards[place];
@@ -16,10 +16,15 @@ function openDetail(place) {
   }
   const close = button("×", "Close", () => $("detail").close());
   head.append(close);
-  const frame = frameOf(card), side = element("div", { class: "side" }, head, ...captionOf(card));
-  const stage = element("div", { class: "stage" }, frame);
-  if (frame.svg) stage.append(zoomable(frame));
-  if (card.regions?.length) side.append(element("h3", {}, "Regions"), drawRegions(card, frame));
+  const side = element("div", { class: "side" }, head, ...captionOf(card));
+  const stage = element("div", { class: "stage" }, ...framesOf(card));
+  const frames = [...stage.querySelectorAll(".frame")].filter((frame) => frame.svg);
+  if (frames.length) stage.append(zoomable(...frames));
+  const titles = facts.second ? facts.names.map((name) => `Regions of ${name}`) : ["Regions"];
+  const runs = [card, card.second].filter((run) => run?.regions);
+  runs.forEach((run, place) => {
+    if (run.regions.length) side.append(element("h3", {}, titles[place]), drawRegions(run, frames[place]));
+  });
   if (card.tags?.length) side.append(element("h3", {}, "Tags"), drawTags(card));
   const about = { ...card, size: card.width ? `${card.width} × ${card.height}` : "" };
   const named = ["status", "reason", "size", "source", "key", "shard"].filter((what) => about[what]);
@@ -29,7 +34,7 @@ function openDetail(place) {
   if (!$("detail").open) $("detail").showModal();
   close.focus();
   showFlags();
-  frame.redraw?.();
+  redrawAll(stage);
 }
 
 // The list of regions. A region under a threshold is struck through; its name leads to the images with this label.
@@ -41,7 +46,7 @@ function drawRegions(card, frame) {
     const text = describe(region) + patches + (others ? ` · or ${others}` : "");
     const row = labelLink(region.label);
     row.prepend(swatch(region.label));
-    row.append(element("small", {}, text));
+    row.append(element("small", {}, (region.only ? "only here · " : "") + text));
     for (const event of ["pointerenter", "focus"]) row.addEventListener(event, () => frame.point(number));
     for (const event of ["pointerleave", "blur"]) row.addEventListener(event, () => frame.point(null));
     list.append(element("li", stays(region) ? {} : { class: "hides" }, row));

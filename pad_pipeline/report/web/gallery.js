@@ -32,7 +32,7 @@ async function showPage(found, current) {
 function drawCard(card, place) {
   const enlarge = button("", `Enlarge ${card.id}`, () => openDetail(place));
   enlarge.className = "enlarge";
-  enlarge.append(frameOf(card));
+  enlarge.append(...framesOf(card));
   const head = element("div", { class: "head" }, element("span", { class: "id", title: card.id }, card.id));
   if (card.status !== "ok") head.append(element("span", { class: `badge ${card.status}` }, card.status));
   head.append(flagButton(card));
@@ -41,10 +41,19 @@ function drawCard(card, place) {
   return item;
 }
 
-function frameOf(card) {
-  if (card.status !== "failed") return drawFrame(card, card.image, facts.patches, state.show);
-  const stage = element("strong", {}, `failed in ${card.stage}`);
-  return element("span", { class: "frame failure" }, stage, element("span", {}, card.reason));
+// The frame of a card, or the frames of both runs.
+function framesOf(card) {
+  const first = card.status === "failed" ? noFrame(`failed in ${card.stage}`, card.reason)
+    : drawFrame(card, card.image, facts.patches, state.show);
+  if (!facts.second) return [first];
+  const second = card.second.missing ? noFrame("not compared", card.second.missing)
+    : drawFrame({ ...card, ...card.second }, card.image, facts.second.patches, state.show);
+  return [first, second].map((frame, place) =>
+    element("span", { class: "run" }, frame, element("span", { class: "which" }, facts.names[place])));
+}
+
+function noFrame(what, reason) {
+  return element("span", { class: "frame failure" }, element("strong", {}, what), element("span", {}, reason));
 }
 
 const captionOf = (card) => (card.caption ? [element("p", { class: "caption", dir: "auto" }, card.caption)] : []);

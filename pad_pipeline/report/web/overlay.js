@@ -116,7 +116,7 @@ function drawPatches(card, patches, visible) {
 
 // The frame of one card: image, overlays, and a line about the region under the pointer. `show` is a set of names, and
 // `visible` says whether a region is drawn. After a change of what is visible, call `redraw`.
-function drawFrame(card, source, patches, show, visible = stays) {
+function drawFrame(card, source, patches, show, visible = isDrawn) {
   const box = show.has("patches") ? unionOf(card, patches) : [0, 0, card.width, card.height];
   const svg = element("svg:svg", { viewBox: box.join(" "), role: "img" });
   if (show.has("patches")) { // the border that the fit `pad` adds is gray for the vision encoder, too

@@ -3,6 +3,8 @@
 
 const LETTERS = { t: "tags", b: "boxes", m: "masks", p: "patches" };
 
+const CHOICES = ["status", "sort", "only"];
+
 let turn = 0; // of `apply`; an earlier one that is still at work stops
 let shownFor = "", results = null; // the filter that was last scanned for, and its tally
 
@@ -12,7 +14,7 @@ async function apply() {
   const mine = ++turn, current = () => turn === mine;
   drag++; // a count for a slider that is still at work stops
   if (!["gallery", "review"].includes(state.tab)) return;
-  const wanted = { ...state, sampled: state.tab === "review" ? state.sample : 0 };
+  const wanted = { ...state, ...(state.tab === "review" ? { sampled: state.sample, only: "" } : { sampled: 0 }) };
   try {
     const tally = await scanned(wanted, current);
     if (!current()) return;
@@ -26,9 +28,9 @@ async function apply() {
 
 // The tally of a filter, or null if it lets everything through. It is shown while it grows.
 async function scanned(wanted, current) {
-  const { q, label, status, least: positions, sort, seed, sampled } = wanted;
+  const { q, label, status, least: positions, sort, only, seed, sampled } = wanted;
   const flags = status === "flagged" ? [...flaggedKeys()] : [];
-  const filter = JSON.stringify([q, label, status, positions, sort, seed, sampled, flags]);
+  const filter = JSON.stringify([q, label, status, positions, sort, only, seed, sampled, flags]);
   if (filter !== shownFor) {
     results = null;
     shownFor = "";
@@ -58,6 +60,7 @@ async function scanned(wanted, current) {
 
 function showResults() {
   if (results) showKept(results, state.label);
+  else if (facts.second) showKept({ only: facts.second }, "");
   else $("kept").textContent = "";
 }
 
@@ -98,9 +101,9 @@ function showControls() {
   if (state.tab === "gallery" && $("gallery").previousElementSibling !== $("filters")) $("gallery").before($("filters"));
   for (const part of document.querySelectorAll("[data-only]")) part.hidden = part.dataset.only !== state.tab;
   for (const name of ["q", "label", "seed", "sample"]) if ($(name) !== document.activeElement) $(name).value = state[name];
-  for (const name of ["status", "sort"]) $(name).value = state[name];
+  for (const name of CHOICES) if ($(name)) $(name).value = state[name];
   for (const box of document.querySelectorAll("[data-show]")) box.checked = state.show.has(box.dataset.show);
-  $("clear").hidden = !TEXTS.some((name) => state[name]) && !isMoved(state.least);
+  $("clear").hidden = !TEXTS.some((name) => state[name]) && !state.only && !isMoved(state.least);
   if (setLeast(state.least)) redrawAll(document);
 }
 
@@ -119,10 +122,10 @@ function listen() {
     });
   }
   $("filter").addEventListener("submit", (event) => event.preventDefault());
-  for (const name of ["status", "sort"]) $(name).addEventListener("change", () => go({ [name]: $(name).value, page: 1 }));
+  for (const name of CHOICES) $(name)?.addEventListener("change", () => go({ [name]: $(name).value, page: 1 }));
   $("clear").addEventListener("click", () => {
     for (const name of ["q", "label"]) $(name).value = "";
-    go({ q: "", label: "", status: "", least: NONE, page: 1 });
+    go({ q: "", label: "", status: "", only: "", least: NONE, page: 1 });
   });
   $("previous").addEventListener("click", () => turnPage(-1));
   $("next").addEventListener("click", () => turnPage(1));
@@ -179,6 +182,7 @@ async function start() {
   labelNumbers = new Map(facts.labels.map(([label], number) => [label, number]));
   const common = [...facts.labels].sort((a, b) => b[1] - a[1]).slice(0, 5000);
   $("labels").append(...common.map(([label]) => element("option", { value: label })));
+  document.body.classList.toggle("two", facts.second !== null);
   readVerdicts();
   listen();
   await apply();

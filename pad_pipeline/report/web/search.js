@@ -19,6 +19,7 @@ function newTally() {
     regions: 0, images: 0, labels: 0, // that stay
     chosen: { regions: 0, images: 0, allRegions: 0, allImages: 0 }, // of the chosen label: those that stay, and all
     histograms, // of the chosen label
+    only: { first: 0, second: 0, images: 0 }, // regions that stay, of the chosen label, in one run only; their images
     found: [], // numbers of images that pass the filter
     ranks: [], // of these images, for the order
     shown: 0, // regions that stay, of the chosen label, in these images
@@ -28,7 +29,7 @@ function newTally() {
 
 // Whether the filter lets every image through, in the run's order.
 const isWhole = (wanted) =>
-  !TEXTS.some((name) => wanted[name].trim()) && !wanted.sort && !isMoved(wanted.least) && !wanted.sampled;
+  !TEXTS.some((name) => wanted[name].trim()) && !wanted.sort && !wanted.only && !isMoved(wanted.least) && !wanted.sampled;
 
 // Go through all blocks. `soon` is called after each with the tally so far and the part that is done; it returns false
 // to stop. Return the tally, or null if stopped.
@@ -58,31 +59,42 @@ async function scan(wanted, soon) {
 const lowest = (sample, size) => sample.sort((a, b) => a[0] - b[0] || a[1] - b[1] || a[2] - b[2]).slice(0, size);
 
 function scanBlock(index, texts, firstImage, filter, tally, seen) {
-  const { label, limits, query, named, flagged } = filter;
+  const { label, limits, query, named, flagged, only } = filter;
   const restricted = label !== null || limits.length > 0 || filter.sampled;
-  const limited = limits.map(([name, lowestLevel]) => [index[name], lowestLevel]);
+  const passes = passesOf(index, limits), secondPasses = index.second && passesOf(index.second, limits);
   const kept = new Uint8Array(index.labels.length); // 1: it stays
-  let end = 0;
+  let end = 0, secondEnd = 0;
   for (let place = 0; place < index.statuses.length; place++) {
     const start = end;
     end += index.regions[place];
-    let stay = 0, stayChosen = 0, chosen = 0, high = -1, low = 1001, matches = !query;
+    let stay = 0, stayChosen = 0, chosen = 0, high = -1, low = 1001, matches = !query, onlyFirst = 0, onlySecond = 0;
     for (let region = start; region < end; region++) {
       const number = index.labels[region], isChosen = label === null || number === label;
       if (isChosen && label !== null) {
         chosen++;
         countInHistograms(tally.histograms, index, region);
       }
-      if (!limited.every(([column, lowestLevel]) => column[region] >= lowestLevel)) continue;
+      if (!passes(region)) continue;
       kept[region] = 1;
       stay++;
       seen[number] = 1;
       if (named[number]) matches = true;
       if (!isChosen) continue;
       stayChosen++;
+      onlyFirst += index.only[region];
       high = Math.max(high, index.score[region]);
       low = Math.min(low, index.score[region]);
     }
+    if (index.second) {
+      const secondStart = secondEnd;
+      secondEnd += index.second.regions[place];
+      for (let region = secondStart; region < secondEnd; region++) {
+        if ((label === null || index.second.labels[region] === label) && secondPasses(region)) onlySecond++;
+      }
+    }
+    tally.only.first += onlyFirst;
+    tally.only.second += onlySecond;
+    if (onlyFirst || onlySecond) tally.only.images++;
     tally.regions += stay;
     if (stay) tally.images++;
     tally.chosen.allRegions += chosen;
@@ -92,7 +104,7 @@ function scanBlock(index, texts, firstImage, filter, tally, seen) {
       tally.chosen.images++;
     }
     if (flagged ? !flagged.has(texts[place].split("\n", 1)[0]) : filter.status && index.statuses[place] !== filter.status[0]) continue;
-    if (restricted && !stayChosen) continue;
+    if (only ? !({ first: onlyFirst, second: onlySecond, either: onlyFirst + onlySecond }[only]) : restricted && !stayChosen) continue;
     if (!matches && !texts[place].toLowerCase().includes(query)) continue;
     const image = firstImage + place;
     tally.found.push(image);
@@ -105,6 +117,12 @@ function scanBlock(index, texts, firstImage, filter, tally, seen) {
     }
     if (tally.sample.length > 4 * filter.sampled + 10000) tally.sample = lowest(tally.sample, filter.sampled);
   }
+}
+
+// A function that says whether a region has at least the lowest numbers of all limits.
+function passesOf(columns, limits) {
+  const limited = limits.map(([name, lowestNumber]) => [columns[name], lowestNumber]);
+  return (region) => limited.every(([column, lowestNumber]) => column[region] >= lowestNumber);
 }
 
 function countInHistograms(histograms, index, region) {

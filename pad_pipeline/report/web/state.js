@@ -4,6 +4,7 @@
 const TABS = ["gallery", "review", "statistics", "run"];
 const SHOWS = ["tags", "boxes", "masks", "patches"];
 const SORTS = ["highest", "lowest", "random"];
+const ONLY = ["either", "first", "second"]; // regions that only one of two runs has
 const TEXTS = ["q", "label", "status"];
 
 let facts, labelNumbers; // labelNumbers: label -> its number in the index
@@ -19,6 +20,7 @@ function readState() {
     ...Object.fromEntries(TEXTS.map((name) => [name, found.get(name) || ""])),
     least: readLeast(found),
     sort: one("sort", ["", ...SORTS]),
+    only: facts.second ? one("only", ["", ...ONLY]) : "",
     seed: whole("seed", 0, 0xffffffff, 1),
     sample: whole("sample", 1, 100000, 50),
     page: whole("page", 1, Infinity, 1),
@@ -30,7 +32,7 @@ function addressOf(changes) {
   const wanted = { ...state, ...changes };
   const made = new URLSearchParams();
   if (wanted.tab !== "gallery") made.set("tab", wanted.tab);
-  for (const name of [...TEXTS, "sort"]) if (wanted[name]) made.set(name, wanted[name]);
+  for (const name of [...TEXTS, "sort", "only"]) if (wanted[name]) made.set(name, wanted[name]);
   writeLeast(made, wanted.least);
   if (wanted.seed !== 1 || wanted.tab === "review") made.set("seed", wanted.seed);
   if (wanted.sample !== 50) made.set("sample", wanted.sample);

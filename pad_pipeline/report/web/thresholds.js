@@ -36,6 +36,9 @@ function writeLeast(made, positions) {
 // Whether a card's region stays.
 const stays = (region) => NAMES.every((name) => !least[name] || SLIDERS[name].of(region) >= valueAt(name, least[name]));
 
+// Whether a card's region is drawn: it stays, and it is only in one of two runs if such regions are chosen.
+const isDrawn = (region) => stays(region) && (!state.only || region.only);
+
 // The conditions on the columns of the index: name and lowest number. They are exact, see index.py.
 function limitsOf(positions) {
   return NAMES.filter((name) => positions[name]).map((name) =>
@@ -94,13 +97,19 @@ function showKept(tally, label, done = 1) {
   if (isMoved(least)) {
     const { regions, images, labels } = tally;
     parts.push(`${counted(regions)} of ${many(facts.regions, "region")} (${share(regions, facts.regions)}) kept, in ` +
-      `${counted(images)} of ${many(facts.ok, "image")}, with ${counted(labels)} of ${many(facts.labels.length, "label")}`);
+      `${counted(images)} of ${many(facts.ok, "image")}, with ${counted(labels)} of ${many(facts.labels.filter(([, count]) => count).length, "label")}`);
   }
   if (label && labelNumbers.has(label)) {
     const { regions, images, allRegions, allImages } = tally.chosen;
     parts.push(isMoved(least)
       ? `“${label}”: ${counted(regions)} of ${many(allRegions, "region")}, in ${counted(images)} of ${many(allImages, "image")}`
       : `“${label}”: ${many(allRegions, "region")} in ${many(allImages, "image")}`);
+  }
+  if (facts.second) {
+    const { first, second, images } = tally.only;
+    const left = facts.images - facts.second.compared;
+    parts.push(`Only in ${facts.names[0]}: ${many(first, "region")}, only in ${facts.names[1]}: ${many(second, "region")}, ` +
+      `in ${many(images, "image")}${left ? ` (${many(left, "image")} not compared)` : ""}`);
   }
   const partial = done < 1 && parts.length ? `${Math.round(100 * done)}% counted: ` : "";
   $("kept").textContent = partial + parts.join(" · ");

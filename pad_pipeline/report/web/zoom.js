@@ -3,19 +3,23 @@
 
 const MOST_ZOOM = 40;
 
-// Make a frame zoomable. Return its buttons; `frame.zoom(factor)` and `frame.pan(x, y)` are for keys.
-function zoomable(frame) {
-  const { svg, box } = frame;
+// Make a frame zoomable. Return its buttons; `frame.zoom(factor)` and `frame.pan(x, y)` are for keys. The other frames,
+// of the same image in another run, follow it.
+function zoomable(frame, ...others) {
+  const { box } = frame;
   const level = element("output", { class: "level" });
   const show = () => {
-    svg.setAttribute("viewBox", frame.view.join(" "));
     const factor = box[2] / frame.view[2];
     level.textContent = `${Math.round(100 * factor)}%`;
-    frame.classList.toggle("zoomed", factor > 1.001);
-    frame.fit();
+    for (const one of [frame, ...others]) {
+      one.view = frame.view;
+      one.svg.setAttribute("viewBox", frame.view.join(" "));
+      one.classList.toggle("zoomed", factor > 1.001);
+      one.fit();
+    }
   };
   // Units of the image in one pixel of the screen.
-  const unit = () => {
+  const unit = (svg) => {
     const shown = svg.getBoundingClientRect();
     return Math.max(frame.view[2] / (shown.width || 1), frame.view[3] / (shown.height || 1));
   };
@@ -37,31 +41,33 @@ function zoomable(frame) {
     const [x, y, width, height] = frame.view;
     moved(x + right * width, y + down * height, width, height);
   };
-  svg.addEventListener("wheel", (event) => {
-    event.preventDefault();
-    const shown = svg.getBoundingClientRect(), [x, y, width, height] = frame.view, size = unit();
-    const point = [
-      x + width / 2 + (event.clientX - shown.left - shown.width / 2) * size,
-      y + height / 2 + (event.clientY - shown.top - shown.height / 2) * size,
-    ];
-    frame.zoom(Math.exp(-Math.sign(event.deltaY) * Math.min(Math.abs(event.deltaY), 120) / 400), point);
-  }, { passive: false });
-  svg.addEventListener("pointerdown", (event) => {
-    if (event.button !== 0 || !frame.classList.contains("zoomed")) return;
-    svg.setPointerCapture(event.pointerId);
-    let [lastX, lastY] = [event.clientX, event.clientY];
-    const drag = (moving) => {
-      const size = unit(), [x, y, width, height] = frame.view;
-      moved(x - (moving.clientX - lastX) * size, y - (moving.clientY - lastY) * size, width, height);
-      [lastX, lastY] = [moving.clientX, moving.clientY];
-    };
-    const end = () => {
-      svg.removeEventListener("pointermove", drag);
-      for (const name of ["pointerup", "pointercancel"]) svg.removeEventListener(name, end);
-    };
-    svg.addEventListener("pointermove", drag);
-    for (const name of ["pointerup", "pointercancel"]) svg.addEventListener(name, end);
-  });
+  for (const { svg } of [frame, ...others]) {
+    svg.addEventListener("wheel", (event) => {
+      event.preventDefault();
+      const shown = svg.getBoundingClientRect(), [x, y, width, height] = frame.view, size = unit(svg);
+      const point = [
+        x + width / 2 + (event.clientX - shown.left - shown.width / 2) * size,
+        y + height / 2 + (event.clientY - shown.top - shown.height / 2) * size,
+      ];
+      frame.zoom(Math.exp(-Math.sign(event.deltaY) * Math.min(Math.abs(event.deltaY), 120) / 400), point);
+    }, { passive: false });
+    svg.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0 || !frame.classList.contains("zoomed")) return;
+      svg.setPointerCapture(event.pointerId);
+      let [lastX, lastY] = [event.clientX, event.clientY];
+      const drag = (moving) => {
+        const size = unit(svg), [x, y, width, height] = frame.view;
+        moved(x - (moving.clientX - lastX) * size, y - (moving.clientY - lastY) * size, width, height);
+        [lastX, lastY] = [moving.clientX, moving.clientY];
+      };
+      const end = () => {
+        svg.removeEventListener("pointermove", drag);
+        for (const name of ["pointerup", "pointercancel"]) svg.removeEventListener(name, end);
+      };
+      svg.addEventListener("pointermove", drag);
+      for (const name of ["pointerup", "pointercancel"]) svg.addEventListener(name, end);
+    });
+  }
   level.textContent = "100%";
   return element("div", { class: "zoom", role: "group", "aria-label": "Zoom" },
     button("−", "Zoom out", () => frame.zoom(1 / 1.5)), level, button("+", "Zoom in", () => frame.zoom(1.5)),
