@@ -24,3 +24,8 @@ def label_hash(label: str) -> int:
 def color_of(label: str) -> tuple[int, ...]:
     """Return the color of a label: red, green and blue, 0..255."""
     return ImageColor.getrgb(COLORS[label_hash(label) % len(COLORS)])
+
+
+def name_color_of(label: str) -> tuple[int, ...]:
+    """Return the color of a label's name on an image: lighter, so that it is legible with a dark edge."""
+    return tuple(round(0.6 * part + 0.4 * 255) for part in color_of(label))

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pad_pipeline.geometry import View
 from pad_pipeline.masks import decode_mask
 from pad_pipeline.records import RegionJson, SampleJson
-from pad_pipeline.report.colors import color_of
+from pad_pipeline.report.colors import color_of, name_color_of
 
 EDGE = 360
 """The width and the height of a panel, in pixels."""
@@ -47,7 +47,7 @@ def contact_sheet(rows: list[Image.Image]) -> Image.Image:
 
 
 def _boxes(image: Image.Image, regions: list[RegionJson], scale: float) -> Image.Image:
-    """Draw the boxes, and above them as many names as fit beside one another, those of large boxes first."""
+    """Draw the boxes, and above them the names that find a place beside those of larger boxes."""
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(12)
     boxes = [[edge * scale for edge in region["box"]] for region in regions]
     order = sorted(range(len(boxes)), key=lambda n: (boxes[n][0] - boxes[n][2]) * (boxes[n][3] - boxes[n][1]))
@@ -60,8 +60,8 @@ def _boxes(image: Image.Image, regions: list[RegionJson], scale: float) -> Image
         spots = _spots(boxes[number], right + 4, bottom + 3, image.size)
         if spot := next((spot for spot in spots if not any(_overlap(spot, other) for other in taken)), None):
             taken.append(spot)
-            draw.rectangle(spot, fill=INK)
-            draw.text((spot[0] + 2, spot[1] + 1), text, color_of(regions[number]["label"]), font)
+            name_color = name_color_of(regions[number]["label"])
+            draw.text((spot[0] + 2, spot[1] + 1), text, name_color, font, stroke_width=1, stroke_fill=INK)
     return image
 
 

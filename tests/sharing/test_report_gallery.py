@@ -236,3 +236,83 @@ def test_an_enlarged_image_zooms_and_pans(page: Page) -> None:
     assert page(view) == whole
     page.press(Keys.ARROW_RIGHT)
     page.until(lambda: page.all("dialog h2")[0].text == page.ids()[1])
+
+
+@pytest.mark.browser
+def test_every_other_control_does_what_it_says(page: Page) -> None:
+    """The copy button, the zoom buttons, the menus, sample and seed. Catches a control that does nothing."""
+    choose = (
+        "const s = document.getElementById(arguments[0]); s.value = arguments[1]; s.dispatchEvent(new Event('change'))"
+    )
+    page.visit("#score=46")
+    page.all("#copy")[0].click()
+    page.until(lambda: page.all("#copied")[0].text)
+    page(choose, "sort", "highest")
+    page.until(lambda: "sort=highest" in page("return location.hash"))
+    page("localStorage.clear()")
+    page(choose, "status", "flagged")
+    page.until(lambda: page.all("#found")[0].text == "0 matches in 13 images")
+    page.visit("#page=2")
+    page.all(".enlarge")[0].click()
+    page.until(lambda: page.count("dialog[open] .zoom") == 1)
+    for name, level in (("Zoom in", "150%"), ("Zoom in", "225%"), ("Zoom out", "150%")):
+        page.all(f"dialog [aria-label='{name}']")[0].click()
+        assert page.all("dialog .level")[0].text == level
+    page.visit("#tab=review")
+    page(choose, "sample", "7")
+    page.until(lambda: page.all("#progress")[0].text == "1 of 7")
+    page(choose, "seed", "9")
+    page.until(lambda: "seed=9" in page("return location.hash") and page("return state.seed") == 9)
+    page.until(lambda: page.all("#progress")[0].text == "1 of 7")
+    page.all("#review [aria-label='Zoom in']")[0].click()
+    assert page.all("#review .level")[0].text == "150%"
+    assert page.complaints() == []
+
+
+@pytest.mark.browser
+def test_an_odd_address_is_no_error(page: Page, ids: list[str]) -> None:
+    """Numbers that are none, negative, endless or too large, and names that do not exist. Catches a page that stays
+    empty because of a link that somebody has changed."""
+    for place in (
+        "#score=x&patches=-1&page=-3&sort=up&seed=-5&show=masks,x",
+        "#page=1e99&seed=99999999999&only=first&tab=z",
+    ):
+        page.visit(place)
+        assert set(page.ids()) <= set(ids) and page.ids()
+    page.visit("#score=1e999&patches=1e999&iou=100.4&label_score=-Infinity")
+    assert page.ids() == [] and page.all("#score")[0].get_attribute("value") == "100"
+    page.visit("#tab=review&sample=1e9&seed=x")
+    assert page.all("#progress")[0].text == "1 of 1"
+    assert page.complaints() == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("dark", [False, True])
+def test_texts_can_be_read(page: Page, dark: bool) -> None:
+    """A contrast of 4.5 (WCAG AA) of the texts of all new parts, light and dark. Catches a color that is set for one of
+    the two only."""
+    features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    measure = """return [...document.querySelectorAll(arguments[0])].filter(e => e.offsetParent).map(e => {
+      const behind = (e) => { const c = getComputedStyle(e).backgroundColor;
+        return /, 0\\)/.test(c) && e.parentElement ? behind(e.parentElement) : c; };
+      return [e.textContent.trim().slice(0, 20), getComputedStyle(e).color, behind(e)]; })"""
+    parts = (
+        "#kept, #retarget, #copy, #found, .slider label, .slider output, .tags a, .flag, #review-label, #population, "
+    )
+    parts += ".choices button:enabled, .judge .quiet, .judge .button, #precision, .level"
+    seen = 0
+    for place in ("#score=46&label=wall", "#tab=review"):
+        page.visit(place)
+        for text, *colors in page(measure, parts):
+            lights = []
+            for color in colors:
+                rgb = np.array(color[color.index("(") + 1 : -1].split(",")[:3], float) / 255
+                linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+                lights.append(float(linear @ [0.2126, 0.7152, 0.0722]))
+            contrast = (max(lights) + 0.05) / (min(lights) + 0.05)
+            assert contrast >= 4.5, (place, text, colors, contrast)
+            assert (lights[1] < 0.2) == dark
+            seen += 1
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert seen > 20

@@ -181,11 +181,16 @@ def test_the_report_works_by_keyboard(page: Page, ids: list[str]) -> None:
 
 @pytest.mark.browser
 def test_a_narrow_screen_shows_everything(page: Page) -> None:
-    """360 pixels wide, nothing sticks out to the side, on any part and with an image enlarged."""
+    """360 pixels wide, and 1200 by 900 at a zoom of 200%, nothing sticks out to the side, on any part and with an image
+    enlarged; in the review, the first button is on the screen together with the image."""
     sideways = "return document.documentElement.scrollWidth > innerWidth || document.body.scrollWidth > innerWidth"
-    for place in ("", "#show=patches", "#tab=statistics", "#tab=run"):
-        page.visit(place, 360, 740)
-        assert not page(sideways), place
+    for size in ((360, 740), (600, 450)):
+        for place in ("", "#show=patches", "#score=46&label=wall", "#tab=review", "#tab=statistics", "#tab=run"):
+            page.visit(place, *size)
+            assert not page(sideways), (place, size)
+        page.visit("#tab=review", *size)
+        bottom = "return document.querySelector('[data-verdict]').getBoundingClientRect().bottom"
+        assert page(bottom) < size[1] + 1
     page.visit("", 360, 740)
     page.all(".enlarge")[0].click()
     page.until(lambda: page.count("dialog[open] .regions") == 1)

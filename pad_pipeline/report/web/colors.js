@@ -19,7 +19,7 @@ function labelHash(label) {
 const colorOf = (label) => COLORS[labelHash(label) % COLORS.length];
 const dashOf = (label) => DASHES[Math.floor(labelHash(label) / COLORS.length) % DASHES.length];
 
-// The color of a label's name on an image: lighter, so that it is read on a dark edge.
+// The color of a label's name on an image: lighter, so that it is legible with a dark edge.
 function nameColorOf(label) {
   const parts = colorOf(label).slice(1).match(/../g).map((part) => Math.round(0.6 * parseInt(part, 16) + 0.4 * 255));
   return `rgb(${parts.join(" ")})`;

@@ -22,7 +22,7 @@ async function apply() {
     else await showPage(tally && tally.found, current);
     if (current()) document.body.dataset.ready = location.hash; // for programs that wait until the page is drawn
   } catch (error) {
-    $("found").textContent = error.message;
+    $(state.tab === "review" ? "review-label" : "found").textContent = error.message;
   }
 }
 
@@ -35,6 +35,7 @@ async function scanned(wanted, current) {
     results = null;
     shownFor = "";
     $("kept").textContent = "";
+    if (sampled) clearReview();
     if (!isWhole(wanted)) {
       let early = !wanted.sort && !sampled;
       results = await scan(wanted, async (tally, done) => {

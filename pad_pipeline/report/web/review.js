@@ -1,20 +1,31 @@
 "use strict";
 // The review: shows the regions of a random sample one by one, and takes a verdict on each.
 
-const review = { sample: [], at: 0, card: null, frame: null, hidden: false, population: 0 };
+const review = { sample: [], at: 0, history: [], keys: new Map(), card: null, frame: null, hidden: false, population: 0 };
 
 const regionAt = () => review.card.regions[review.sample[review.at][2]];
 
+// Until the next sample is drawn, no key gives a verdict on the old one.
+function clearReview() {
+  Object.assign(review, { sample: [], at: 0, history: [], population: 0 });
+  showReview("Drawing a sample…");
+}
+
 // Begin with a sample: [rank, image, region], of `population` regions. Go on at the first region without a verdict.
 async function startReview(sample, population, current) {
-  Object.assign(review, { sample, population, at: 0, card: null });
   const images = new Map();
   for (const [, image] of sample) if (!images.has(image)) images.set(image, loadCard(image));
-  review.keys = new Map();
-  for (const [image, card] of images) review.keys.set(image, await card);
+  const keys = new Map();
+  for (const [image, card] of images) keys.set(image, await card);
   if (!current()) return;
-  const open = sample.findIndex((_, place) => !verdictAt(place));
-  review.at = open < 0 ? sample.length : open;
+  Object.assign(review, { sample, population, keys, history: [] });
+  goOn(0);
+}
+
+// Show the next region without a verdict, from a place on.
+function goOn(from) {
+  const places = review.sample.map((_, place) => (from + place) % review.sample.length);
+  review.at = places.find((place) => !verdictAt(place)) ?? review.sample.length;
   showReview();
 }
 
@@ -23,15 +34,15 @@ function verdictAt(place) {
   return verdictOn(card.key, region, card.regions[region].label);
 }
 
-function showReview() {
+function showReview(instead = "No region passes the filter.") {
   const { sample, at } = review, done = at >= sample.length;
   for (const choice of document.querySelectorAll("[data-verdict]")) choice.disabled = done;
-  $("undo").disabled = at === 0;
+  $("undo").disabled = !review.history.length && at === 0;
   $("review-stage").replaceChildren();
   showProgress();
   if (done) {
     review.card = review.frame = null;
-    $("review-label").textContent = sample.length ? "All regions of this sample have a verdict." : "No region passes the filter.";
+    $("review-label").textContent = sample.length ? "All regions of this sample have a verdict." : instead;
     return;
   }
   const [, image, number] = sample[at];
@@ -76,14 +87,14 @@ function giveVerdict(verdict) {
     run: facts.identity, key: review.card.key, region: number, label: region.label, score: region.score,
     label_score: region.label_score, predicted_iou: region.iou, patches: region.covered / 255, verdict, seed: state.seed,
   });
-  review.at++;
-  showReview();
+  review.history.push(review.at);
+  goOn(review.at + 1);
 }
 
-// Go back to the previous region, and forget its verdict.
+// Go back to the region of the last verdict, or to the previous one, and forget its verdict.
 function undoVerdict() {
-  if (!review.at) return;
-  review.at--;
+  if (!review.history.length && !review.at) return;
+  review.at = review.history.pop() ?? review.at - 1;
   const [, image, region] = review.sample[review.at];
   removeVerdict(review.keys.get(image).key, region);
   showReview();
@@ -114,8 +125,6 @@ function listenToReview() {
     if (!file) return;
     $("read-result").textContent = takeVerdicts(file.name, await file.text());
     $("read-verdicts").value = "";
-    const open = review.sample.findIndex((_, place) => !verdictAt(place));
-    review.at = open < 0 ? review.sample.length : open;
-    showReview();
+    goOn(0);
   });
 }

@@ -22,7 +22,7 @@ function readState() {
     sort: one("sort", ["", ...SORTS]),
     only: facts.second ? one("only", ["", ...ONLY]) : "",
     seed: whole("seed", 0, 0xffffffff, 1),
-    sample: whole("sample", 1, 100000, 50),
+    sample: whole("sample", 1, 1000, 50),
     page: whole("page", 1, Infinity, 1),
     show: new Set((found.get("show") ?? "tags,boxes,masks").split(",").filter((name) => SHOWS.includes(name))),
   };
