@@ -25,9 +25,7 @@ BINS = 50
 def level(value: float) -> int:
     """Return the highest k in 0..1000 for which `value` is at least k / 1000; 0 for values below 0."""
     k = min(max(int(value * LEVELS), 0), LEVELS)
-    if k < LEVELS and value >= (k + 1) / LEVELS:  # the product was rounded down
-        return k + 1
-    return k - 1 if k and value < k / LEVELS else k
+    return k - 1 if k and value < k / LEVELS else k  # the product may be rounded up, and never down to another level
 
 
 def levels(measures: Sequence[Measure]) -> np.ndarray:

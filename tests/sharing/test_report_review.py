@@ -176,7 +176,7 @@ def test_bad_verdict_files_are_refused_or_named(page: Page, mixed_run: Path, tmp
     identity = open_shards(mixed_run).run.identity
     page.visit("#tab=review&sample=5")
     first: dict[str, Any] = page(
-        "const [, image, region] = review.sample[0]; return {key: review.keys.get(image).key, region}"
+        "const [, image, region] = review.sample[0]; return {key: review.cards.get(image).key, region}"
     )
     page.press("1")
     page.until(lambda: counts(page)["right"] == 1)

@@ -1,7 +1,7 @@
 "use strict";
 // The review: shows the regions of a random sample one by one, and takes a verdict on each.
 
-const review = { sample: [], at: 0, history: [], keys: new Map(), card: null, frame: null, hidden: false, population: 0 };
+const review = { sample: [], at: 0, history: [], cards: new Map(), card: null, frame: null, hidden: false, population: 0 };
 
 const regionAt = () => review.card.regions[review.sample[review.at][2]];
 
@@ -15,10 +15,10 @@ function clearReview() {
 async function startReview(sample, population, current) {
   const images = new Map();
   for (const [, image] of sample) if (!images.has(image)) images.set(image, loadCard(image));
-  const keys = new Map();
-  for (const [image, card] of images) keys.set(image, await card);
+  const cards = new Map();
+  for (const [image, card] of images) cards.set(image, await card);
   if (!current()) return;
-  Object.assign(review, { sample, population, keys, history: [] });
+  Object.assign(review, { sample, population, cards, history: [] });
   goOn(0);
 }
 
@@ -30,7 +30,7 @@ function goOn(from) {
 }
 
 function verdictAt(place) {
-  const [, image, region] = review.sample[place], card = review.keys.get(image);
+  const [, image, region] = review.sample[place], card = review.cards.get(image);
   return verdictOn(card.key, region, card.regions[region].label);
 }
 
@@ -46,18 +46,19 @@ function showReview(instead = "No region passes the filter.") {
     return;
   }
   const [, image, number] = sample[at];
-  review.card = review.keys.get(image);
+  review.card = review.cards.get(image);
   const region = regionAt();
   $("review-label").replaceChildren(swatch(region.label), element("bdi", {}, region.label));
   const layers = new Set(review.hidden ? [] : ["boxes", "masks"]);
   review.frame = drawFrame(review.card, review.card.image, facts.patches, layers, (one) => one === region);
   review.frame.querySelector(".readout").remove(); // it shows scores, which could influence the verdict
-  const alone = number + 1;
-  review.frame.svg.setAttribute("aria-label", `${region.label}: region ${alone} of ${review.card.regions.length} in ${review.card.id}`);
+  review.frame.svg.setAttribute("aria-label", `${region.label}: region ${number + 1} of ${review.card.regions.length} in ${review.card.id}`);
   $("review-stage").append(review.frame, zoomable(review.frame));
+  const [left, top, right, bottom] = region.box;
+  review.frame.target = [(left + right) / 2, (top + bottom) / 2]; // keys and buttons zoom into the region
   review.frame.redraw();
   const next = sample[at + 1];
-  if (next) new Image().src = review.keys.get(next[1]).image;
+  if (next) new Image().src = review.cards.get(next[1]).image;
 }
 
 function showProgress() {
@@ -96,7 +97,7 @@ function undoVerdict() {
   if (!review.history.length && !review.at) return;
   review.at = review.history.pop() ?? review.at - 1;
   const [, image, region] = review.sample[review.at];
-  removeVerdict(review.keys.get(image).key, region);
+  removeVerdict(review.cards.get(image).key, region);
   showReview();
 }
 

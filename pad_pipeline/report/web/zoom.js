@@ -28,10 +28,10 @@ function zoomable(frame, ...others) {
     frame.view = [inside(x, box[0], box[0] + box[2] - width), inside(y, box[1], box[1] + box[3] - height), width, height];
     show();
   };
-  // Zoom by a factor, so that the point stays where it is: in units of the image, by default the middle.
+  // Zoom by a factor, so that the point stays where it is: in units of the image, by default `target` or the middle.
   frame.zoom = (factor, point) => {
     const [x, y, width, height] = frame.view;
-    const [pointX, pointY] = point || [x + width / 2, y + height / 2];
+    const [pointX, pointY] = point || frame.target || [x + width / 2, y + height / 2];
     const wide = factor ? Math.max(box[2] / MOST_ZOOM, Math.min(box[2], width / factor)) : box[2];
     const ratio = wide / width;
     moved(pointX - (pointX - x) * ratio, pointY - (pointY - y) * ratio, wide, height * ratio);
