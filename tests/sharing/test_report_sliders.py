@@ -141,8 +141,8 @@ def test_the_printed_command_keeps_the_regions_that_were_counted(
 
 @pytest.mark.browser
 def test_sliders_move_by_keyboard(page: Page) -> None:
-    """One step for each press of an arrow key; the address keeps the position, and the page stays where it is. Catches
-    arrows that turn the page while a slider has the focus."""
+    """One step for each press of an arrow key; the address keeps the position, and the page stays where it is. The back
+    button undoes all steps at once. Catches arrows that turn the page while a slider has the focus."""
     from selenium.webdriver.common.keys import Keys
 
     page.visit()
@@ -152,6 +152,10 @@ def test_sliders_move_by_keyboard(page: Page) -> None:
     assert page("return document.activeElement.id") == "patches"
     assert page.all("#patches")[0].get_attribute("aria-valuetext") == "1 patch"
     assert "page=" not in page("return location.hash")
+    page.until(lambda: page.all("#kept")[0].text)
+    page.driver.back()
+    page.until(lambda: page.all("#kept")[0].text == "" and page.all("#patches")[0].get_attribute("value") == "0")
+    page.driver.forward()
     page.until(lambda: page.all("#kept")[0].text)
     page.all("#clear")[0].click()
     page.until(lambda: page.all("#kept")[0].text == "")

@@ -105,6 +105,7 @@ function showControls() {
   for (const name of CHOICES) if ($(name)) $(name).value = state[name];
   for (const box of document.querySelectorAll("[data-show]")) box.checked = state.show.has(box.dataset.show);
   $("clear").hidden = !TEXTS.some((name) => state[name]) && !state.only && !isMoved(state.least);
+  $("shuffle").hidden = state.sort !== "random";
   if (setLeast(state.least)) redrawAll(document);
 }
 
@@ -131,6 +132,7 @@ function listen() {
   $("previous").addEventListener("click", () => turnPage(-1));
   $("next").addEventListener("click", () => turnPage(1));
   $("page").addEventListener("change", () => go({ page: Math.max(1, Number($("page").value) || 1) }));
+  $("shuffle").addEventListener("click", () => go({ seed: Math.floor(Math.random() * 1e6), page: 1 }));
   $("save-flags").addEventListener("click", saveFlags);
   for (const box of document.querySelectorAll("[data-show]")) box.addEventListener("change", () => toggle(box.dataset.show));
   listenToSliders(onDrag);

@@ -62,6 +62,7 @@ function setLeast(positions) {
   const options = NAMES.filter((name) => least[name]).map((name) => `${SLIDERS[name].option} ${textOf(name, least[name])}`);
   $("retarget").textContent = ["pad retarget", facts.run, ...options, "--out", facts.sure].join(" ");
   $("command").hidden = !options.length;
+  if (changed) $("copied").textContent = "";
   return changed;
 }
 
@@ -119,7 +120,9 @@ function listenToSliders(onDrag) {
   for (const name of NAMES) {
     $(name).max = mostOf(name);
     $(name).addEventListener("input", () => { onDrag({ ...least, [name]: Number($(name).value) }); });
-    $(name).addEventListener("change", () => go({ least: { ...least, [name]: Number($(name).value) }, page: 1 }));
+    // The back button returns to the state before the first slider was moved, and not to each step of a slider.
+    $(name).addEventListener("change", () =>
+      go({ least: { ...least, [name]: Number($(name).value) }, page: 1 }, !isMoved(state.least)));
   }
   $("copy").addEventListener("click", async () => {
     try {
