@@ -32,6 +32,7 @@ from pad_pipeline.retries import StoreError
 from pad_pipeline.shards.keys import KeyHashes, numbered, plain_key, scratch_folder
 from pad_pipeline.shards.seal import UNSEALED, seal
 from pad_pipeline.sources.base import Source, Tally
+from pad_pipeline.sources.choose import SampleFirst, in_order
 from pad_pipeline.sources.read import read_bytes
 from pad_pipeline.storage import Folder, atomic_write, is_url, store_of
 
@@ -94,6 +95,7 @@ def write_plan(
     depth: Depth = "sizes",
     limit: int | None = None,
     private: bool = False,
+    first: SampleFirst = SampleFirst(0),
 ) -> PlanFacts:
     """Write the plan of a source's images.
 
@@ -105,6 +107,7 @@ def write_plan(
             a few files (`sample`) or of all files (`full`) too.
         limit: the number of images to take, from the first on; all by default.
         private: see `read_bytes`.
+        first: a sample that comes before all other images, see `in_order`.
     """
     facts, digest = PlanFacts(), hashlib.sha256()
     own = {store_of(source.root), store_of(source.origin)}
@@ -121,7 +124,7 @@ def write_plan(
             # A thread hashes and compresses one group while this thread reads the next. Both are single calls that
             # release the GIL; any further step in that thread would have to wait for the reader.
             written: Future[None] | None = None
-            for group in _groups(islice(iter(source), limit)):
+            for group in _groups(islice(in_order(source, first), limit)):
                 columns = _columns(group, source.root, depth, facts.images, shard_size)
                 if depth == "full":
                     columns["sha256"], _ = _hashed(group, columns["bytes"], source.root, private)

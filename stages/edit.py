@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pycocotools import mask as coco_mask
+
+from pad_pipeline.geometry import View
 from pad_pipeline.records import Alternate, ImageRecord, Region
 from pad_pipeline.stages.base import Stage
 from pad_pipeline.stages.boxes import suppress
@@ -13,9 +16,9 @@ class Edit(Stage[None, None]):
 
     name = "edit"
 
-    def __init__(self, settings: EditSettings) -> None:
+    def __init__(self, settings: EditSettings, view: View) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, self.view = settings, view
         self.kept, self.dropped = frozenset(settings.keep_labels), frozenset(settings.drop_labels)
 
     def finish(self, row: ImageRecord, output: None) -> None:
@@ -48,4 +51,11 @@ class Edit(Stage[None, None]):
         least = self.settings.min_predicted_iou
         if least is not None and region.predicted_iou < least:
             return False
-        return region.score >= self.settings.min_score and self._wanted(region.label)
+        if region.score < self.settings.min_score or region.label_score < self.settings.min_label_score:
+            return False
+        if not self._wanted(region.label):
+            return False
+        if self.settings.min_patches:
+            patches = self.view.coverage(coco_mask.decode(region.rle)).sum(dtype=int) / 255
+            return bool(patches >= self.settings.min_patches)
+        return True

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -30,12 +30,13 @@ from pad_pipeline.workflows.commands.build import (
 )
 from pad_pipeline.workflows.commands.doctor import doctor
 from pad_pipeline.workflows.commands.evaluate import evaluate_captions, evaluate_lmms, evaluate_rec, evaluate_vqa
+from pad_pipeline.workflows.commands.evaluate_labels import evaluate_labels
 from pad_pipeline.workflows.commands.export import export_coco, export_fiftyone, export_hub, export_parquet
 from pad_pipeline.workflows.commands.miniature import demo, miniature_draw, miniature_evaluate
 from pad_pipeline.workflows.commands.models import models_check, models_fetch, models_list
 from pad_pipeline.workflows.commands.options import expand_groups
 from pad_pipeline.workflows.commands.report import report
-from pad_pipeline.workflows.commands.reword import Command
+from pad_pipeline.workflows.commands.reword import Command, UsageError
 from pad_pipeline.workflows.commands.rewrite import apply_filter, merge, retarget
 from pad_pipeline.workflows.commands.shards import stats, verify
 from pad_pipeline.workflows.commands.show import show
@@ -62,8 +63,8 @@ GROUPS: dict[str, tuple[str, list[Callable[..., None]]]] = {
     ),
     "miniature": ("Draw scenes, and measure pad's small models on them.", [miniature_draw, miniature_evaluate]),
     "evaluate": (
-        "Ask a trained model questions, and score its answers.",
-        [evaluate_rec, evaluate_captions, evaluate_vqa, evaluate_lmms],
+        "Score the labels of a run, or a trained model's answers to questions.",
+        [evaluate_labels, evaluate_rec, evaluate_captions, evaluate_vqa, evaluate_lmms],
     ),
     "export": (
         "Write shards in formats that other tools open.",
@@ -84,9 +85,6 @@ for name, (text, commands) in GROUPS.items():
     group = typer.Typer(help=text, no_args_is_help=True)
     app.add_typer(group, name=name)
     _add(group, commands)
-
-UsageError: Any = typer.BadParameter.__bases__[0]
-"""The error of an unknown option or a value of the wrong type. Typer has no public name for it."""
 
 
 @app.callback(invoke_without_command=True)

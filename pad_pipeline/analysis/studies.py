@@ -18,6 +18,7 @@ from pad_pipeline.analysis.reliance import RelianceStudy
 from pad_pipeline.analysis.sentences import SentencesStudy
 from pad_pipeline.analysis.study import Chart, Context, Mean, Study
 from pad_pipeline.analysis.tally import WordTally
+from pad_pipeline.analysis.words import WordsStudy
 from pad_pipeline.errors import UserError
 from pad_pipeline.measures.align import Align
 from pad_pipeline.measures.entropy import PooledEntropy, von_neumann_entropy
@@ -361,6 +362,7 @@ STUDIES: dict[str, type[Study]] = {
     "lens": LensStudy,
     "overlap": OverlapStudy,
     "place": PlaceStudy,
+    "words": WordsStudy,
     "sentences": SentencesStudy,
     "reliance": RelianceStudy,
 }

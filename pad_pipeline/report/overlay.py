@@ -46,6 +46,24 @@ def contact_sheet(rows: list[Image.Image]) -> Image.Image:
     return sheet
 
 
+def below(sheet: Image.Image, images: list[Image.Image]) -> Image.Image:
+    """Return a sheet with further images below it, in rows that are about as wide as the sheet."""
+    widest = max((image.width for image in images), default=1)
+    columns = max(round(sheet.width / widest), 1)
+    rows = [images[start : start + columns] for start in range(0, len(images), columns)]
+    heights = [max(image.height for image in row) + 12 for row in rows]
+    longer = Image.new("RGB", (max(sheet.width, columns * (widest + 12)), sheet.height + sum(heights)), PAPER)
+    longer.paste(sheet, (0, 0))
+    top = sheet.height
+    for row, height in zip(rows, heights, strict=True):
+        left = 0
+        for image in row:
+            longer.paste(image, (left, top))
+            left += longer.width // columns
+        top += height
+    return longer
+
+
 def _boxes(image: Image.Image, regions: list[RegionJson], scale: float) -> Image.Image:
     """Draw the boxes, and above them the names that find a place beside those of larger boxes."""
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(12)

@@ -109,6 +109,8 @@ def _page_facts(
         "patches": run.view.grid,
         "labels": [(label, tally.labels[label]) for label in tally.numbers],
         "identity": run.identity,
+        # For flags and verdicts in the browser: runs with the same settings on other images have the same identity.
+        "store": f"{run.identity}-{run.fingerprints.get('inputs', '')[:16]}",
         "steps": STEPS,
         "histograms": {name: counts.tolist() for name, counts in writer.histograms.counts.items()},
         # Quoted for a shell: the run, and a name for the run that keeps fewer regions.

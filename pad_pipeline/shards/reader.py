@@ -35,6 +35,7 @@ from pad_pipeline.threads import THREADS, Say, Track, map_ahead, untracked
 _GROUP = 32
 """Shards whose index rows are filtered in one call, which takes two thirds of the time."""
 _USED = ["key", "status", "labels", *(f"{member}_{part}" for member in MEMBERS for part in ("at", "bytes"))]
+_LABELS_SHOWN = 8
 _BETWEEN = 64 << 10
 """The highest number of bytes of headers and padding between the members of a sample."""
 _ASKED = 64
@@ -44,7 +45,7 @@ _TAIL = 64 << 10
 _INDEX = re.compile(r"pad-([0-9]{6}|[1-9][0-9]{6,8})\.parquet")
 
 
-@dataclass
+@dataclass(repr=False)
 class Sample:
     """The four members of one image in a shard."""
 
@@ -57,6 +58,13 @@ class Sample:
     """The coverage of each region, uint8 `[R, grid, grid]`, 0..255."""
     embeds: np.ndarray
     """The embeddings of the distinct labels, float16 `[L, d]`."""
+
+    def __repr__(self) -> str:
+        """Return the key, the size and the labels, on one short line."""
+        labels = list(dict.fromkeys(region["label"] for region in self.meta["regions"]))
+        named = ", ".join(labels[:_LABELS_SHOWN]) + (", ..." if len(labels) > _LABELS_SHOWN else "")
+        size, number = f"{self.meta['width']} x {self.meta['height']} pixels", len(self.meta["regions"])
+        return f"<{self.key}: {size}, {number} region{'s' * (number != 1)}{': ' + named if named else ''}>"
 
     def patches(self, rule: PatchRule = "soft") -> np.ndarray:
         """Return the weight of each patch for each region, uint8 `[R, grid, grid]`, 0..255; see `PatchRule`."""

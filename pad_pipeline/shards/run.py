@@ -29,6 +29,9 @@ class Run(BaseModel):
     images: NonNegativeInt
     shards: NonNegativeInt
     shard_size: NonNegativeInt
+    sample: NonNegativeInt = 0
+    """Number of images of a random sample, which the plan has before all others; 0: it has the source's order."""
+    sample_seed: NonNegativeInt = 0
     counts: dict[str, int]
     """The numbers of entries that the source left out or changed, by reason."""
     view: View

@@ -158,6 +158,38 @@ def test_reliance_is_the_change_of_a_names_likelihood(pad: Pad, parts: Parts, tm
     assert json.loads(again.out)["reliance"]["others_blanked"] == pytest.approx(found["others_blanked"], abs=1e-5)
 
 
+@torch.inference_mode()
+def test_patches_are_named_as_by_a_plain_loop(pad: Pad, parts: Parts, tmp_path: Path) -> None:
+    """The shares of the study `words`. Catches labels of other images that are no candidates, patches that show nothing
+    but count, and a share by label in which frequent ones weigh more."""
+    settings = tmp_path / "s.toml"
+    settings.write_text('patches = "any"\n')
+    done = pad("analyze", "words", *parts.options, "--settings", settings, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)["words"]
+    names = sorted({region["label"] for sample in parts.samples for region in sample.meta["regions"]})
+    vectors = {region["label"]: sample.embeds[region["embedding"]].astype(np.float32)
+               for sample in parts.samples for region in sample.meta["regions"]}  # fmt: skip
+    table = np.stack([vectors[name] / np.linalg.norm(vectors[name]) for name in names])
+    place = place_of(parts.projector)
+    assert place is not None
+    right, shown, hits = [], dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    for sample in parts.samples:
+        tokens = (parts.before_text(parts.pixels(sample))[1:] - place).numpy()
+        nearest = [names[number] for number in (tokens @ table.T).argmax(1)]
+        for position, name in enumerate(nearest):
+            regions = zip(sample.meta["regions"], sample.coverage, strict=True)
+            here = {region["label"] for region, coverage in regions if coverage.flatten()[position] > 0}
+            right += [name in here] if here else []
+            for label in here:
+                shown[label] += 1
+                hits[label] += name == label
+    assert found["right"] == pytest.approx(np.mean(right), abs=2 / len(right))
+    assert found["right_by_label"] == pytest.approx(np.mean([hits[one] / shown[one] for one in names]), abs=5e-3)
+    assert found["by_frequency"] == max(shown.values()) / len(right)
+    assert found["labels"] == len(names) and len(found["confused"]) == 5
+
+
 def test_without_captions_the_other_analyses_go_on(
     pad: Pad, parts: Parts, world: Any, models_toml: Path, tmp_path: Path
 ) -> None:

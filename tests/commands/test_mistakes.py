@@ -164,3 +164,14 @@ def test_a_machine_without_a_compiler_is_no_images_fault(
     assert done.code == 2
     assert "compute.compile = True" in done.err and "set compile = false" in done.err
     assert not list(out.glob("pad-*"))
+
+
+def test_all_missing_options_are_named_at_once(pad: Pad) -> None:
+    """Catches a command that has to be called once for each option that it needs."""
+    for command, missing in (
+        ("build", "--images, --out"),
+        ("merge", "SHARDS, --out"),
+        ("train", "--vision, --llm, --out"),
+    ):
+        done = pad(command)
+        assert done.code == 2 and f"Missing: {missing}." in done.err

@@ -85,6 +85,22 @@ def told(folder: Folder, shards: int) -> Progress:
     return shown
 
 
+def test_the_time_left_is_known_before_the_first_shard_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the stages' own images, after the first batch; "about", until a shard is done. Catches a first hour without
+    any estimate, and one that follows the fastest stage."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    shown = Progress("test", 4, 100, Console(quiet=True))
+    assert shown.figures()["seconds_left"] is None
+    now[0] += 10
+    shown.update({"tag": StageState(StageWork(50, 0, 1.0), 1), "ground": StageState(StageWork(20, 0, 9.0), 1),
+                  "segment": StageState()})  # fmt: skip
+    figures = shown.figures()
+    assert figures["seconds_left"] == 40  # of ground: 80 images at 2 a second
+    line = shown._line(figures)
+    assert "0 of 4 shards, 0 images" in line and "about 0:00:40 left; busiest ground (90%, image 20 of 100)" in line
+
+
 def test_figures_of_a_long_run_cost_no_more_than_those_of_a_short_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

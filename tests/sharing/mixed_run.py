@@ -9,11 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from pad_pipeline.miniature.files import World
-from pad_pipeline.records import ImageRecord, Shard
-from pad_pipeline.shards.reader import open_shards
-from pad_pipeline.shards.run import RUN_NAME
-from pad_pipeline.shards.writer import write_shard
-from pad_pipeline.storage import Folder
+from pad_pipeline.records import ImageRecord
+from tests.changed_run import changed_run
 
 HOSTILE = "<img src=x onerror=window.hacked=1> </script><script>window.hacked=1</script>"
 ODD_FILE = "<b onclick=window.hacked=1>.png"
@@ -64,22 +61,10 @@ def import_run(folder: Path, models_toml: Path, fit: str) -> Path:
 
 def scored(source: Path, target: Path) -> None:
     """The same run with scores that differ: people's regions all have 1."""
-    shards = open_shards(source)
-    target.mkdir()
-    shutil.copyfile(source / RUN_NAME, target / RUN_NAME)
-    for number, name in enumerate(shards.names):
-        records = []
-        for row in shards.index(name):
-            record = ImageRecord(row["id"], row["source"], key=row["key"])
-            if row["status"] == "failed":
-                record.fail(row["stage"], row["reason"])
-            else:
-                sample = shards.sample(name, row)
-                record.restore(sample.meta)
-                record.status = row["status"]
-                record.data, record.coverage, record.embeds = sample.image, sample.coverage, sample.embeds
-            for place, region in enumerate(record.regions):
-                region.score, region.label_score = 0.25 + 0.07 * (place % 10), 0.2 + 0.11 * (place % 7)
-                region.predicted_iou = 0.9 - 0.1 * (place // 2 % 5)
-            records.append(record)
-        write_shard(Shard(number, records), Folder(target), shards.run.identity)
+
+    def change(record: ImageRecord) -> None:
+        for place, region in enumerate(record.regions):
+            region.score, region.label_score = 0.25 + 0.07 * (place % 10), 0.2 + 0.11 * (place % 7)
+            region.predicted_iou = 0.9 - 0.1 * (place // 2 % 5)
+
+    changed_run(source, target, change)

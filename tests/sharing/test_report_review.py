@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pad_pipeline.quality.verdicts import read_verdicts
 from pad_pipeline.shards.reader import open_shards
 from tests.sharing.browser import Page
 from tests.sharing.mixed_run import HOSTILE
@@ -92,8 +93,13 @@ def test_fifty_regions_are_reviewed_by_keyboard(page: Page, mixed_run: Path, tmp
         facts = {"run": shards.run.identity, "key": line["key"], "region": line["region"], "seed": 4}
         assert line == facts | known | {"patches": covered, "verdict": line["verdict"]}
 
+    read_back = read_verdicts(path, shards)  # as `pad evaluate labels --verdicts` does
+    assert [one.verdict for one in read_back] == keys and [one.label for one in read_back] == labels
+
     page.visit("#tab=review&seed=4")
     assert counts(page) == Counter(keys)
+    mark = f"pad-verdict {shards.run.identity}-{shards.run.fingerprints['inputs'][:16]} "
+    assert page("return Object.keys(localStorage).every(key => key.startsWith(arguments[0]))", mark)
     page("localStorage.clear()")
     page.visit("#tab=review&seed=4")
     assert text(page, "progress") == "1 of 50" and sum(counts(page).values()) == 0
@@ -180,18 +186,27 @@ def test_bad_verdict_files_are_refused_or_named(page: Page, mixed_run: Path, tmp
     )
     page.press("1")
     page.until(lambda: counts(page)["right"] == 1)
-    good = {"run": identity, **first, "label": HOSTILE, "verdict": "wrong label"}
+    numbers = {"score": 0.5, "label_score": 0.5, "predicted_iou": 0.5, "patches": 2}
+    good = {"run": identity, **first, "label": HOSTILE, "verdict": "wrong label", **numbers}
     other = tmp_path / "<b>other.jsonl"
     other.write_text(json.dumps(good) + "\n" + json.dumps(good | {"run": HOSTILE}) + "\n")
     answer = read(page, other)
     assert answer.startswith("<b>other.jsonl was not read: line 2 is of run <img") and identity in answer
     assert counts(page)["right"] == 1 and text(page, "all-verdicts").startswith("1 verdict ")
     broken = tmp_path / "broken.jsonl"
-    bad: list[Any] = [good | {"region": -1}, good | {"verdict": "great"}, good | {"key": 3}, [], None, 7]
+    bad: list[Any] = [
+        good | {"region": -1},
+        good | {"verdict": "great"},
+        good | {"key": 3},
+        good | {"score": "x"},
+        [],
+        None,
+        7,
+    ]
     lines = [json.dumps(good), "{", *map(json.dumps, bad), "", json.dumps(good | {"label": "another label"})]
     broken.write_text("\n".join(lines))
     answer = read(page, broken)
-    assert answer == "2 verdicts read from broken.jsonl. 7 lines could not be read: 2, 3, 4, 5, 6, 7, 8."
+    assert answer == "2 verdicts read from broken.jsonl. 8 lines could not be read: 2, 3, 4, 5, 6, 7, 8, 9."
     # The region now has a verdict on a label that is not its own: it is not counted, and the region is shown again.
     page.until(lambda: text(page, "progress") == "1 of 5" and sum(counts(page).values()) == 0)
     (tmp_path / "image.png").write_bytes(bytes(range(256)))

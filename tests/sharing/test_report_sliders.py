@@ -125,18 +125,18 @@ def test_the_printed_command_keeps_the_regions_that_were_counted(
 ) -> None:
     """The command under the sliders is run, and its shards hold as many regions as the report has counted, at
     thresholds equal to scores. Catches a score that is rounded across a threshold, and an option that is not there."""
-    page.visit("#score=46&iou=80")
-    line = page.all("#retarget")[0].text
-    assert line == (
-        f"pad retarget {shlex.quote(str(mixed_run))} --min-score 0.46 --min-predicted-iou 0.80 "
-        f"--out {shlex.quote(f'{mixed_run}-sure')}"
-    )
-    kept = int(page.all("#kept")[0].text.split()[0])
-    command = shlex.split(line)[1:-1]
-    assert pad(*command, tmp_path / "sure", "--engine", "local").code == 0
-    assert len(region_rows(tmp_path / "sure")) == kept
-    page.visit("#label_score=20&patches=1.5")
-    assert "--min-label-score 0.20 --min-patches 1.5 --out" in page.all("#retarget")[0].text
+    folder, sure = shlex.quote(str(mixed_run)), shlex.quote(f"{mixed_run}-sure")
+    for place, options in (
+        ("#score=46&iou=80", "--min-score 0.46 --min-predicted-iou 0.80"),
+        ("#label_score=42&patches=1.5", "--min-label-score 0.42 --min-patches 1.5"),
+    ):
+        page.visit(place)
+        line = page.all("#retarget")[0].text
+        assert line == f"pad retarget {folder} {options} --out {sure}"
+        kept = int(page.all("#kept")[0].text.split()[0])
+        out = tmp_path / options.split()[0]
+        assert pad(*shlex.split(line)[1:-1], out, "--engine", "local").code == 0
+        assert 0 < len(region_rows(out)) == kept < len(region_rows(mixed_run))
 
 
 @pytest.mark.browser

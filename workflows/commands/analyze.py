@@ -48,6 +48,8 @@ def analyze(
     patch-level mIoU, compared with shuffled labels, shuffled patches and an untrained projector. pursuit: each vision
     token as a sum of words. lens: the nearest word of each vision token, and the LLM's logit lens. overlap: nearest
     neighbors that the projector keeps. place: how well a linear function reads where a token is and what it shows.
+    words: the share of patches whose nearest label is one that they show; --out also gets a drawing for each of a few
+    images, as all analyses with labels draw it: true labels beside those of this model and of --beside.
     sentences: the nearest words of captions by the LLM's hidden states. reliance: how much less likely a region's name
     in the caption is when the region is blanked.
     health: the paper's signs of failure (Align below 0.15, more than half of the patches without a readable word,

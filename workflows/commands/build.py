@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.filesize import decimal
 from rich.table import Table
 
-from pad_pipeline.console import console, note
+from pad_pipeline.console import console, note, say
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
 from pad_pipeline.workflows.commands import runs
@@ -17,6 +18,7 @@ from pad_pipeline.workflows.commands.common import INPUT, MODELS, RUN, VIEW, Mod
 from pad_pipeline.workflows.commands.options import OptionValues, option, options
 
 if TYPE_CHECKING:
+    from pad_pipeline.shards.reader import ShardFolder
     from pad_pipeline.sources.base import Source
     from pad_pipeline.workflows.runs.options import RunOptions
 
@@ -68,8 +70,8 @@ def build(
 
       pad build --images photos/ --out shards/ --retry-failed
     """
-    if dry_run and (run.get("fork") or run["retry_failed"]):
-        rule = "it estimates a build from its beginning, so it goes with neither `fork` nor `retry_failed`"
+    if dry_run and (run.get("fork") or run["retry_failed"] or run["sample"]):
+        rule = "it estimates a build from its beginning, so it goes with none of `fork`, `retry_failed` and `sample`"
         raise UserError("dry_run", dry_run, rule, "leave one of them out")
     cards = _cards(card, dry_run)
     options = runs.run_options(run, preload=not dry_run)
@@ -82,21 +84,46 @@ def build(
         if not is_drawn(Path(images)):
             known = "note: the miniature knows drawn scenes only (pad miniature draw)"
             note(f"{known}; of photographs it says nothing true.", "yellow")
+    from pad_pipeline.shards.reader import ShardFolder
     from pad_pipeline.workflows.models.settings import load_models, with_tags
     from pad_pipeline.workflows.runs import build as workflow
 
     chosen = with_tags(load_models(models), tag_list, tag_thresholds)
     chosen_view = runs.changed_view(chosen.view, view)
     if dry_run:
+        from pad_pipeline.quality.extrapolate import extrapolate, sample_in
         from pad_pipeline.workflows.runs.dry_run import estimate
 
         found = estimate(source, chosen, chosen_view, options)
         operations = found.images * sum(found.operations.values())
         hours = {"hours_by_cards": cards.hours(operations)} if cards else {}
-        print_json(dataclasses.asdict(found) | hours) if run["as_json"] else _show_estimate(found, cards)
+        sample = sample_in(run["out"])
+        if run["as_json"]:
+            rows = {"sample": [row._asdict() for row in extrapolate(sample)[1]]} if sample else {}
+            print_json(dataclasses.asdict(found) | hours | rows)
+            return
+        _show_estimate(found, cards)
+        if sample:
+            _show_sample(sample)
         return
     totals = workflow.build(source, run["out"], chosen, chosen_view, options)
     runs.finish(totals, run, source.counts)
+    if options.sample and not run["as_json"]:
+        _show_sample(ShardFolder(run["out"]))
+        say(f"To look at it: pad report {shlex.quote(run['out'])} --out report/")
+        say("The same command without --sample annotates the rest.")
+
+
+def _show_sample(shards: ShardFolder) -> None:
+    """Print what all images would give, extrapolated from the sample in the first shards."""
+    from pad_pipeline.quality.extrapolate import extrapolate
+
+    sampled, rows = extrapolate(shards)
+    title = f"Extrapolated from {counted(sampled, 'image')} of a random sample"
+    table = Table("all images", "about", "95% interval", title=title)
+    for row in rows:
+        table.add_row(row.what, *row.texts)
+    console.print(table)
 
 
 def import_coco(

@@ -12,11 +12,27 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 from pad_pipeline.console import reworded_notes
 from pad_pipeline.errors import UserError
 
+UsageError: Any = typer.BadParameter.__bases__[0]
+"""The error of a wrong call. Typer has no public name for it, nor for the next one."""
+_Missing: Any = next(one for one in typer.BadParameter.__subclasses__() if one.__name__ == "MissingParameter")
 _PARAMETER = re.compile(r"`(\w+)`")
 
 
 class Command(TyperCommand):
     """A command of `pad`. Its errors name the command's options and arguments."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # as below
+        """Parse the arguments; an error about a missing one names all that are missing."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except _Missing as error:
+            known, _, _ = self.make_parser(ctx).parse_args(given)
+            missing = [one for one in self.params if one.required and known.get(one.name or "") in (None, ())]
+            if len(missing) > 1:
+                shown = [_shown(self)[one.name or ""] for one in missing]
+                raise UsageError(f"Missing: {', '.join(shown)}.", ctx=ctx) from error
+            raise
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer's base class has no public name
         """Run the command; an error passes through `reword_error`."""

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 REGIONS = "Regions"
 Llm = Annotated[str, option(MODELS, "New LLM for the labels' word embeddings: folder, hub name, or `miniature`.")]
-EDIT_OPTIONS = options(EditSettings, REGIONS, "min_score min_predicted_iou nms_iou nms_iou_across_labels") | options(
-    EditSettings, REGIONS, "label_map keep_labels drop_labels", Path, unset=""
-)
+EDIT_OPTIONS = options(
+    EditSettings, REGIONS, "min_score min_label_score min_predicted_iou min_patches nms_iou nms_iou_across_labels"
+) | options(EditSettings, REGIONS, "label_map keep_labels drop_labels", Path, unset="")
 """The regions that stay, and their labels. On the command line, a list of labels is a text file."""
 _Status = StrEnum("Status", get_args(Status))  # type: ignore[misc]  # typer knows no list of a Literal
 SELECTION_OPTIONS = (
@@ -59,7 +59,7 @@ def retarget(
     from pad_pipeline.sources.stored import StoredSource
 
     lists = {name: _lines(name, edits[name]) for name in ("keep_labels", "drop_labels") if name in edits}
-    names = {"label_map": _mapping(edits["label_map"])} if "label_map" in edits else {}
+    names = {"label_map": read_label_map(edits["label_map"])} if "label_map" in edits else {}
     chosen = EditSettings(**edits | lists | names)
     _rewrite(StoredSource([shards]), run, view, llm, chosen)
 
@@ -151,7 +151,8 @@ def _lines(name: str, path: Path) -> list[str]:
     return lines
 
 
-def _mapping(path: Path) -> dict[str, str]:
+def read_label_map(path: Path) -> dict[str, str]:
+    """Read a JSON of old and new labels; raise `UserError` if it is none."""
     from pad_pipeline.sources.base import read_json
 
     found = read_json("label_map", path)

@@ -42,7 +42,7 @@ IMPORT_OPTIONS = (
 )
 """The options of `pad import`."""
 BUILD_OPTIONS = (
-    options(RunOptions, INPUT, "redo_from")
+    options(RunOptions, INPUT, "redo_from sample sample_seed")
     | IMPORT_OPTIONS
     | options(RunOptions, CLUSTER, "engine", default="ray")
     | options(RunOptions, CLUSTER, "threads")
@@ -82,6 +82,8 @@ def run_options(given: OptionValues, preload: bool = True) -> RunOptions:
     if given.get("fork") and given.get("retry_failed"):
         rule = "it makes a new run, and `retry_failed` works on one"
         raise UserError("fork", given["fork"], rule, "leave one of them out")
+    if given.get("sample") and (other := next((n for n in ("part", "fork", "limit") if given.get(n)), "")):
+        raise UserError("sample", given["sample"], f"it is one of all images, so not with `{other}`", "leave one out")
     if given["engine"] == "local":
         refuse_without_ray(address=given["address"], workers=given["workers"], gpus=given.get("gpus"))
     if given.get("strict") and given.get("depth") == "kept":

@@ -104,7 +104,6 @@ class Progress:
     def figures(self) -> dict[str, Any]:
         """Return one entry of `metrics.jsonl`."""
         # A retry of a few failed images finishes whole shards, so more images are found than were to do.
-        rate, left = self._rate("all"), max(0, self.images - self.found["images"])
         elapsed = time.monotonic() - self.began
         return {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -115,8 +114,8 @@ class Progress:
             "images_to_do": self.images,
             "failed": self.found["failed"],
             "regions": self.found["regions"],
-            "images_per_second": round(rate, 3),
-            "seconds_left": round(left / rate) if rate else None,
+            "images_per_second": round(self._rate("all"), 3),
+            "seconds_left": self._seconds_left(),
             "stages": {
                 name: {
                     "images": state.work.images,
@@ -130,6 +129,17 @@ class Progress:
             },
             "nodes": dict(self.nodes),
         }
+
+    def _seconds_left(self) -> int | None:
+        """Return the seconds to the end. Before the first shard is done, they are those of the stage that has the most
+        to do, of the stages that have begun; None if none has."""
+        remaining = {"all": max(0, self.images - self.found["images"])}
+        if not self.done and self.images:
+            remaining = {
+                name: self.images - state.work.images for name, state in self.stages.items() if state.work.images
+            }
+        found = [left / rate for name, left in remaining.items() if (rate := self._rate(name))]
+        return round(max(found)) if found else None
 
     def _report(self, last: bool = False) -> None:
         figures = self.figures()
@@ -145,11 +155,13 @@ class Progress:
 
     def _line(self, figures: dict[str, Any]) -> str:
         slowest = max(self.stages, key=lambda name: figures["stages"][name]["busy"], default="")
-        busiest = f"; busiest {slowest} ({figures['stages'][slowest]['busy']:.0%})" if slowest else ""
+        busy = figures["stages"].get(slowest, {})
+        busiest = f"; busiest {slowest} ({busy['busy']:.0%}, image {busy['images']} of {self.images})" if busy else ""
+        about = "" if self.done or figures["seconds_left"] is None else "about "
         return (
             f"{self.kind}: {self.done} of {self.shards} shards, {figures['images']} images, "
             f"{figures['images_per_second']:.1f}/s, {figures['regions']} regions, {figures['failed']} failed, "
-            f"{_clock(figures['elapsed_seconds'])} elapsed, {_clock(figures['seconds_left'])} left{busiest}"
+            f"{_clock(figures['elapsed_seconds'])} elapsed, {about}{_clock(figures['seconds_left'])} left{busiest}"
         )
 
     def _table(self) -> Group | Text:

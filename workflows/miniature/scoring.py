@@ -43,6 +43,11 @@ PROBE_WORLD, PROBES = 1, 100
 """The seed and the number of the scenes on which the trained projectors are compared."""
 TRAINING = {"batch_size": 16, "micro_batch": 16, "learning_rate": 3e-3, "loader_threads": 2}
 """The settings with which projectors are trained."""
+PROJECTORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "caption": ("caption loss alone", {"beta_end": 0.0}),
+    "patch": ("with the patch loss", {"objective": "aligned"}),
+}
+"""The two projectors that are compared: title and further settings of each."""
 
 
 @dataclass
@@ -80,10 +85,10 @@ def align(
     llm, found = models.llm.llm, []
     for seed in range(seeds):
         accuracy = {}
-        for name, beta in (("caption", 0.0), ("patch", 5.0)):
+        for name, (title, chosen) in PROJECTORS.items():
             run = out / f"{name}-{seed}"
-            console.print(f"seed {seed}, {'caption loss alone' if beta == 0 else 'with the patch loss'}:", end=" ")
-            settings = TrainSettings.model_validate(TRAINING | {"steps": steps, "beta_end": beta, "seed": seed})
+            console.print(f"seed {seed}, {title}:", end=" ")
+            settings = TrainSettings.model_validate(TRAINING | chosen | {"steps": steps, "seed": seed})
             said = train(Job(stage=1, shards=str(shards), vision=vision, llm=llm, out=str(run), settings=settings))
             say(said.partition(" Wrote")[0], to=console)
             accuracy[name] = label_accuracy(Subject(run), scenes, models.view)

@@ -220,11 +220,13 @@ def _work(run: Run, existing: Scan, folder: Folder, spec: RunSpec, options: RunO
         numbers = sorted({*existing.with_failures, *existing.incomplete})
         images = existing.totals["failed"]
     else:
+        if options.sample:
+            own = range(min(options.sampled_images // run.shard_size, run.shards))
         numbers = [number for number in own if number not in existing.finished]
-        images = min(own.stop * run.shard_size, run.images) - own.start * run.shard_size - existing.totals["images"]
+        images = sum(min(run.shard_size, run.images - number * run.shard_size) for number in numbers)
         where = f" of part {options.part}" if options.part else ""
-        if existing.finished:
-            note(f"{len(existing.finished)} of {len(own)} shards{where} are finished already and stay as they are.")
+        if there := len(existing.finished.intersection(own)):
+            note(f"{there} of {len(own)} shards{where} are finished already and stay as they are.")
     progress = Progress(spec.title or spec.kind, len(numbers), images, errors, folder, str(options.share or ""))
 
     def attempts(number: int) -> Attempts:

@@ -62,7 +62,7 @@ def rewriting_chain(
     read = Operation("plan", partial(ReadShard, out, rewritten=True))
     operations = [read, Operation("restore", partial(Restore, root))]
     if edits.changes:
-        operations.append(Operation("edit", partial(Edit, edits)))
+        operations.append(Operation("edit", partial(Edit, edits, view)))
     return [Link("restore", operations), _last(out, identity, view, labels)]
 
 

@@ -57,6 +57,11 @@ class RunOptions(BaseModel):
     """Images in one shard."""
     limit: int | None = Field(None, ge=1, le=10**12)
     """Take only this many images, the first of the source."""
+    sample: int = Field(0, ge=0, le=1_000_000)
+    """Annotate only a random sample of about so many images (whole shards), spread over folders and sizes. They come
+    first in the plan, so the same command without this option annotates the rest afterwards. 0: all images."""
+    sample_seed: int = Field(0, ge=0)
+    """Another seed gives another sample."""
     redo_from: RedoFrom = "tag"
     """For images from PAD shards: the first stage that runs again. The results of earlier stages are kept."""
     depth: RerunDepth = "sample"
@@ -130,6 +135,11 @@ class RunOptions(BaseModel):
             UserError: `part` is no part.
         """
         return Part.parse(self.part) if self.part else None
+
+    @property
+    def sampled_images(self) -> int:
+        """Number of images in the sample: `sample`, rounded up to whole shards."""
+        return -(-self.sample // self.shard_size) * self.shard_size
 
     @property
     def used_threads(self) -> int:

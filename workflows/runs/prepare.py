@@ -15,6 +15,7 @@ from pad_pipeline.plan import PLAN_NAME, Plan, PlanFacts, write_plan
 from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.shards.seal import check_seal, seal_problem
 from pad_pipeline.sources.base import Source
+from pad_pipeline.sources.choose import SampleFirst
 from pad_pipeline.storage import Folder
 from pad_pipeline.workflows.runs import survey
 from pad_pipeline.workflows.runs.options import RunOptions
@@ -51,6 +52,7 @@ def prepare(
         OSError: the folder can't be read or written.
     """
     old, existing = earlier_run(folder, options)
+    first = sample_of(old, existing, options)
     if options.retry_failed and not (old and folder.has(PLAN_NAME)):
         raise UserError("retry_failed", folder, "there is no run in it", "leave it out for a first run")
     if old and options.depth == "kept" and folder.has(PLAN_NAME):
@@ -61,12 +63,13 @@ def prepare(
         return run, existing
     with suppress(_Unchanged), folder.commit(PLAN_NAME, first=bool(options.part)) as partial:
         began = time.monotonic()
-        planned = plan_images(source, partial, options)
+        planned = plan_images(source, partial, options, first)
         if existing.finished and time.monotonic() - began > _LONG:
             took = f"Planning again took {(time.monotonic() - began) / 60:.0f} minutes"
             note(f"{took}. With the fingerprint `kept`, a rerun keeps the plan, and does not notice changed inputs.")
         survey.check(planned, source, spec.input_field, options.strict, spec.reads_texts)
-        run = spec.to_run(planned, survey.counts_of(planned, source), options.shard_size, options.used_threads)
+        counts = survey.counts_of(planned, source)
+        run = spec.to_run(planned, counts, options.shard_size, options.used_threads, first)
         plan = Plan(Folder(partial.parent), partial.name)
         if options.part and not old:
             old = first_run(run, folder)
@@ -131,7 +134,8 @@ def keep_plan(spec: RunSpec, source: Source, folder: Folder, old: Run, options: 
         planned = PlanFacts(images=images, there=images, digest=old.fingerprints["inputs"], seal=old.plan)
         planned.sample, planned.unreadable = plan.sample(source.root, old.contents, options.private_addresses)
         survey.check(planned, source, spec.input_field, strict=False)
-        run = spec.to_run(planned, old.counts, options.shard_size, options.used_threads)
+        first = SampleFirst(old.sample, old.sample_seed)
+        run = spec.to_run(planned, old.counts, options.shard_size, options.used_threads, first)
         check_same(old, run, folder, plan, options.accept_changed_code)
     return inherit_facts(old, run)
 
@@ -153,11 +157,30 @@ def earlier_run(folder: Folder, options: RunOptions | None = None) -> tuple[Run 
     return run, scan(folder, run.identity, own_shards(run, options), others=not options.part)
 
 
-def plan_images(source: Source, path: Path, options: RunOptions) -> PlanFacts:
+def sample_of(old: Run | None, existing: Scan, options: RunOptions) -> SampleFirst:
+    """Return the sample that the plan begins with: that of the run in the folder, or else that of the options.
+
+    Raises:
+        UserError: the options ask for another sample than that of the finished shards.
+    """
+    wanted = SampleFirst(options.sampled_images, options.sample_seed) if options.sample else SampleFirst(0)
+    if not old or not (existing.finished or options.part):
+        return wanted if wanted.images or not old else SampleFirst(old.sample, old.sample_seed)
+    there = SampleFirst(old.sample, old.sample_seed)
+    if wanted.images and wanted != there:
+        begun = (
+            f"with a sample of {there.images} images and the seed {there.seed}" if there.images else "without a sample"
+        )
+        rule = f"the run in `out` was begun {begun}"
+        raise UserError("sample", options.sample, rule, "leave it out to annotate all images, or name another `out`")
+    return there
+
+
+def plan_images(source: Source, path: Path, options: RunOptions, first: SampleFirst) -> PlanFacts:
     """Write the plan of a source with `write_plan`, and show a message meanwhile."""
     depth = "sample" if options.depth == "kept" else options.depth
     with errors.status(Text(f"planning {source.origin}")):
-        return write_plan(source, path, options.shard_size, depth, options.limit, options.private_addresses)
+        return write_plan(source, path, options.shard_size, depth, options.limit, options.private_addresses, first)
 
 
 def inherit_facts(old: Run, new: Run) -> Run:

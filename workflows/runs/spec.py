@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from pad_pipeline.geometry import View
 from pad_pipeline.plan import PlanFacts
 from pad_pipeline.shards.run import Run
+from pad_pipeline.sources.choose import SampleFirst
 from pad_pipeline.storage import Folder
 from pad_pipeline.workflows.engine.chain import Link
 from pad_pipeline.workflows.runs.fingerprint import code_fingerprint, environment
@@ -35,14 +36,19 @@ class RunSpec(NamedTuple):
     input_field: str = "images"
     """The parameter that names the source, for errors."""
 
-    def to_run(self, planned: PlanFacts, counts: dict[str, int], shard_size: int, threads: int) -> Run:
-        """Return the content of run.json for a plan. `threads` is the number of CPU threads of each model."""
+    def to_run(
+        self, planned: PlanFacts, counts: dict[str, int], shard_size: int, threads: int, first: SampleFirst
+    ) -> Run:
+        """Return the content of run.json for a plan. `threads` is the number of CPU threads of each model, and `first`
+        the sample that the plan begins with."""
         code = " ".join(filter(None, [code_fingerprint(), self.code]))
         return Run(
             kind=self.kind,
             images=planned.images,
             shards=-(-planned.images // shard_size),
             shard_size=shard_size,
+            sample=first.images,
+            sample_seed=first.seed,
             counts=dict(sorted(counts.items())),
             view=self.view,
             embedding_width=self.embedding_width,

@@ -1,7 +1,7 @@
 "use strict";
 // Flagged images: kept in the browser for this run, and saved as a list of keys for `pad filter --keys`.
 
-const flagPrefix = () => `pad-flag ${facts.identity} `;
+const flagPrefix = () => `pad-flag ${facts.store} `;
 const flaggedKeys = () => new Set(store.entries(flagPrefix()).map(([key]) => key));
 
 function setFlag(key, flagged) {

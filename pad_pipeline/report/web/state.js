@@ -28,8 +28,8 @@ function readState() {
   };
 }
 
-function addressOf(changes) {
-  const wanted = { ...state, ...changes };
+function addressOf(changes, from = state) {
+  const wanted = { ...from, ...changes };
   const made = new URLSearchParams();
   if (wanted.tab !== "gallery") made.set("tab", wanted.tab);
   for (const name of [...TEXTS, "sort", "only"]) if (wanted[name]) made.set(name, wanted[name]);
@@ -42,9 +42,10 @@ function addressOf(changes) {
   return `#${made}`;
 }
 
-// Change the state. `step`: whether the browser's back button returns to the earlier state.
+// Change the state. `step`: whether the browser's back button returns to the earlier state. The address is newer than
+// `state` if keys come faster than the browser's events.
 function go(changes, step = true) {
-  const address = addressOf(changes);
+  const address = addressOf(changes, readState());
   if (address === (location.hash || "#")) return;
   if (step) location.hash = address;
   else location.replace(address);

@@ -122,7 +122,7 @@ function listenToSliders(onDrag) {
     $(name).addEventListener("input", () => { onDrag({ ...least, [name]: Number($(name).value) }); });
     // The back button returns to the state before the first slider was moved, and not to each step of a slider.
     $(name).addEventListener("change", () =>
-      go({ least: { ...least, [name]: Number($(name).value) }, page: 1 }, !isMoved(state.least)));
+      go({ least: { ...least, [name]: Number($(name).value) }, page: 1 }, !isMoved(readState().least)));
   }
   $("copy").addEventListener("click", async () => {
     try {

@@ -2,9 +2,10 @@
 // The verdicts of a review: kept in the browser for this run, saved as JSON Lines, read back from such a file.
 
 const VERDICTS = ["right", "wrong label", "wrong mask", "unsure"];
-const FIELDS = ["run", "key", "region", "label", "score", "label_score", "predicted_iou", "patches", "verdict", "seed"];
+const NUMBERS = ["score", "label_score", "predicted_iou", "patches"];
+const FIELDS = ["run", "key", "region", "label", ...NUMBERS, "verdict", "seed"];
 
-const verdictPrefix = () => `pad-verdict ${facts.identity} `;
+const verdictPrefix = () => `pad-verdict ${facts.store} `;
 const verdictName = (key, region) => `${region} ${key}`;
 
 let verdicts = new Map(); // name -> verdict
@@ -19,6 +20,7 @@ function parseVerdict(text) {
   }
   const isText = (name) => typeof found[name] === "string";
   const usable = found && typeof found === "object" && ["run", "key", "label"].every(isText) &&
+    NUMBERS.every((name) => Number.isFinite(found[name])) &&
     Number.isInteger(found.region) && found.region >= 0 && VERDICTS.includes(found.verdict);
   return usable ? Object.fromEntries(FIELDS.map((name) => [name, found[name] ?? null])) : null;
 }
@@ -43,7 +45,7 @@ function removeVerdict(key, region) {
   store.remove(verdictPrefix() + verdictName(key, region));
 }
 
-// The verdict on a region. One on another label is of a run with the same settings and other images.
+// The verdict on a region. One on another label is not on this region: the file was of a run with the same settings.
 function verdictOn(key, region, label) {
   const found = verdicts.get(verdictName(key, region));
   return found?.label === label ? found.verdict : null;

@@ -1,0 +1,99 @@
+"""`import pad_pipeline as pad`: the functions of the front door, and the notebook that shows them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pad_pipeline as pad
+from pad_pipeline.miniature.files import World
+from pad_pipeline.shards.reader import open_shards
+from tests.conftest import ROOT
+
+Run = Callable[..., Any]
+
+
+def test_the_import_loads_nothing_heavy() -> None:
+    """Catches `import pad_pipeline` that takes seconds, and a name that can't be imported, or that types don't know."""
+    code = "import sys, pad_pipeline as pad; print([m for m in ('torch', 'numpy', 'PIL', 'ray') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert all(callable(getattr(pad, name)) for name in pad.__all__ if name != "__version__")
+    assert set(pad.__all__) <= set(dir(pad))
+    typed = ast.parse((ROOT / "pad_pipeline/__init__.pyi").read_text())
+    names = {alias.name for node in typed.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert names | {"__version__"} == set(pad.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        pad.nothing  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_annotated_images_are_those_of_a_build(world: World, models_toml: Path, tmp_path: Path) -> None:
+    """A path, an image and an array get what `build` writes for the files; a broken file fails alone. Catches colors in
+    another order, results in another order, and models with other settings."""
+    view = pad.View(size=112)
+    files = sorted(world.images.iterdir())[:3]
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    given = [files[0], Image.open(files[1]), np.asarray(Image.open(files[2]).convert("RGB")), broken]
+    *found, failed = pad.Annotator(models_toml, view, threads=1)(given)
+    totals = pad.build(world.images, tmp_path / "out", models_toml, view, limit=3, threads=1)
+    assert totals["images"] == 3
+    for mine, sample in zip(found, pad.samples(tmp_path / "out"), strict=True):
+        assert [one["label"] for one in mine.regions] == [one["label"] for one in sample.regions]
+        scores = [[one["score"] for one in each.regions] for each in (mine, sample)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+        assert np.mean(mine.coverage != sample.coverage) < 1e-3
+        assert mine.masks.shape == (len(mine.regions), *np.asarray(sample.open()).shape[:2])
+    assert (failed.status, failed.regions, failed.masks.shape[0]) == ("failed", [], 0)
+    assert "no readable image" in failed.reason and "no readable image" in repr(failed)
+    with pytest.raises(pad.UserError, match=r"uint8 \[H, W, 3\]"):
+        pad.Annotator(models_toml, view)(np.zeros((4, 4, 3)))
+    with pytest.raises(pad.UserError, match="No such file"):
+        pad.Annotator(models_toml, view)(tmp_path / "nowhere.png")
+
+
+def test_samples_show_themselves(shards: Path) -> None:
+    """Short in a console; drawn in a notebook, with text from data as text. Catches a repr of 266,243 characters, and
+    markup in a label."""
+    sample = next(pad.samples(shards))
+    assert len(repr(sample)) < 300 and sample.key in repr(sample) and "\n" not in repr(sample)
+    assert repr(open_shards(shards).sample(*open_shards(shards).usable()[0])) == repr(sample)
+    assert sample._repr_html_().count("<img ") == 1
+    sample.meta["regions"][0]["label"] = "<script>alert(1)</script>"
+    assert "<script>" not in sample._repr_html_()
+
+
+def test_a_dataset_serves_any_loader(shards: Path) -> None:
+    """Two workers, batches of images that differ in size and regions; `PatchLoss` takes them. Catches a file that
+    workers share, and coverage in bytes."""
+    dataset = pad.load(shards)
+    loader = torch.utils.data.DataLoader(dataset, 4, num_workers=2, collate_fn=dataset.collate)
+    batches = list(loader)
+    assert [key for batch in batches for key in batch["key"]] == [item["key"] for item in dataset]
+    batch = batches[0]
+    grid, width = batch["coverage"][0].shape[-1], batch["embeds"][0].shape[-1]
+    assert all(one.min() >= 0 and one.max() == 1 for one in batch["coverage"])
+    loss = pad.PatchLoss()(torch.randn(4, grid * grid, width), batch["embeds"], batch["coverage"])
+    assert torch.isfinite(loss) and loss > 0
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    """Every cell in order, as in a notebook; the last one is a drawing. Catches a notebook older than the code."""
+    cells = json.loads((ROOT / "docs/notebook.ipynb").read_text())["cells"]
+    assert not any(cell.get("outputs") for cell in cells)
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    script = f"{code}\nImage.open(next(Path('words').glob('words-*.png'))).verify()\nprint(first._repr_html_()[:3])\n"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "right_by_label" in done.stdout and done.stdout.endswith("<p>\n")
