@@ -24,7 +24,7 @@ test-all: $(READY)  ## Run what `make test` leaves out: kills, Ray clusters, who
 test-long: $(READY)  ## Run what CI has no time for: every page of the documentation, all recipes, nodes that a training loses.
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m long
 
-test-browser: $(READY)  ## Open reports in Chromium (skipped where there is none): half a minute.
+test-browser: $(READY)  ## Open reports in Chromium (skipped where there is none): a minute.
 	$(BIN)/python -m pytest -m browser -rs tests/sharing
 
 chaos: $(READY)  ## Kill 200 runs on each engine at random times, resume them, compare bytes: an hour.

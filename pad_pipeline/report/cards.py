@@ -27,7 +27,10 @@ class Measure(NamedTuple):
 
     label: str
     score: float
+    label_score: float
     predicted_iou: float
+    covered: int
+    """The sum of the coverage of all patches, in 255ths of a patch."""
     area: float
     """The share of the image that the mask covers, 0..1."""
     seen: float
@@ -47,6 +50,11 @@ class Card(NamedTuple):
     touched: np.ndarray = np.zeros(TOUCHED_BINS, np.int64)
     """The number of patches that regions touch, by coverage: int64 `[TOUCHED_BINS]`."""
 
+    def with_data(self, more: dict[str, Any]) -> Card:
+        """Return the card with more data."""
+        data = self.data | more
+        return self._replace(data=data, text=as_script(data))
+
 
 def make_card(shards: ShardFolder, name: str, row: dict[str, Any], edge: int) -> Card:
     """Make the card for `row` in the index of shard `name`; raise `UserError` if the shard is damaged. The long edge of
@@ -60,7 +68,7 @@ def make_card(shards: ShardFolder, name: str, row: dict[str, Any], edge: int) ->
         image.thumbnail((edge, edge), Image.Resampling.BICUBIC, reducing_gap=2.0)
         small = io.BytesIO()
         image.save(small, "JPEG", quality=85)
-        content, measures = _content(sample, shards.run.view)
+        content, measures = content_of(sample, shards.run.view)
         data |= content
         text = as_script(data)
     except Exception as error:  # every exception here is caused by damaged bytes
@@ -77,7 +85,7 @@ def as_script(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _content(sample: Sample, view: View) -> tuple[dict[str, Any], list[Measure]]:
+def content_of(sample: Sample, view: View) -> tuple[dict[str, Any], list[Measure]]:
     """Return the data of a sample for the page, and the numbers of its regions."""
     meta = sample.meta
     width, height = int(meta["width"]), int(meta["height"])
@@ -85,18 +93,28 @@ def _content(sample: Sample, view: View) -> tuple[dict[str, Any], list[Measure]]
     regions, measures = [], []
     for region, coverage in zip(meta["regions"], sample.coverage, strict=True):
         mask = decode_mask(region["rle"], width, height)
-        area, seen = np.count_nonzero(mask) / mask.size, float(coverage.mean()) / 255
-        measures.append(Measure(region["label"], float(region["score"]), float(region["predicted_iou"]), area, seen))
+        found = Measure(
+            region["label"],
+            float(region["score"]),
+            float(region["label_score"]),
+            float(region["predicted_iou"]),
+            int(coverage.sum()),
+            np.count_nonzero(mask) / mask.size,
+            float(coverage.mean()) / 255,
+        )
+        measures.append(found)
         regions.append(
             {
                 "label": region["label"],
-                "score": _rounded(region["score"]),
-                "label_score": _rounded(region["label_score"]),
-                "iou": _rounded(region["predicted_iou"]),
+                # All digits, because thresholds apply to these numbers.
+                "score": found.score,
+                "label_score": found.label_score,
+                "iou": found.predicted_iou,
+                "covered": found.covered,
                 "alternates": [[str(other["label"]), _rounded(other["score"])] for other in region["alternates"]],
                 "crowd": region["crowd"],
                 "box": [round(float(edge), 1) for edge in region["box"]],
-                "area": _rounded(area),
+                "area": _rounded(found.area),
                 "path": outline(mask),
                 "patches": _patches(coverage),
             }

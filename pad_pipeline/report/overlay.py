@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from pad_pipeline.geometry import View
 from pad_pipeline.masks import decode_mask
 from pad_pipeline.records import RegionJson, SampleJson
+from pad_pipeline.report.colors import color_of, name_color_of
 
 EDGE = 360
 """The width and the height of a panel, in pixels."""
 INK, PAPER = (25, 25, 30), (250, 250, 247)
-COLORS = ("#f0a020", "#56b4e9", "#f0e442", "#00b884", "#ff7a33", "#e08fc0", "#5b8ff0")
-"""The colors of regions, as in `web/overlay.js`: those of Okabe and Ito, which color-blind people can distinguish."""
-TINTS = (0.0, 0.5, 0.75)
-"""The shares of white in the colors. After seven regions, the same colors are used again, but lighter."""
-
-
-def color_of(number: int) -> tuple[int, ...]:
-    """Return the color of region `number`: red, green and blue, 0..255."""
-    white = TINTS[number // len(COLORS) % len(TINTS)]
-    return tuple(round(255 * white + (1 - white) * part) for part in ImageColor.getrgb(COLORS[number % len(COLORS)]))
 
 
 def panels(image: Image.Image, meta: SampleJson, coverage: np.ndarray, view: View) -> Image.Image:
@@ -34,7 +26,7 @@ def panels(image: Image.Image, meta: SampleJson, coverage: np.ndarray, view: Vie
     size = round(image.width * scale), round(image.height * scale)
     sheet.paste(_boxes(image.resize(size, Image.Resampling.BICUBIC), meta["regions"], scale), (0, 0))
     sheet.paste(_masks(image, meta["regions"]).resize(size, Image.Resampling.BILINEAR), (EDGE + 10, 0))
-    sheet.paste(_patches(image, coverage, view), (2 * EDGE + 20, 0))
+    sheet.paste(_patches(image, meta["regions"], coverage, view), (2 * EDGE + 20, 0))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     note = " (captions)"
     tags = ", ".join(f"{t['label']} {t['score']:.2f}{note if 'captions' in t['sources'] else ''}" for t in meta["tags"])
@@ -73,16 +65,38 @@ def below(sheet: Image.Image, images: list[Image.Image]) -> Image.Image:
 
 
 def _boxes(image: Image.Image, regions: list[RegionJson], scale: float) -> Image.Image:
+    """Draw the boxes, and above them the names that find a place beside those of larger boxes."""
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(12)
-    for number, region in reversed(list(enumerate(regions))):
-        color = color_of(number)
-        box = [edge * scale for edge in region["box"]]
-        draw.rectangle(box, outline=color, width=2)
-        text = f"{region['label']} {region['score']:.2f}"
-        position = draw.textbbox((box[0] + 2, box[1] + 1), text, font)
-        draw.rectangle((position[0] - 2, position[1] - 1, position[2] + 2, position[3] + 1), fill=INK)
-        draw.text((box[0] + 2, box[1] + 1), text, color, font)
+    boxes = [[edge * scale for edge in region["box"]] for region in regions]
+    order = sorted(range(len(boxes)), key=lambda n: (boxes[n][0] - boxes[n][2]) * (boxes[n][3] - boxes[n][1]))
+    for number in order:
+        draw.rectangle(boxes[number], outline=color_of(regions[number]["label"]), width=2)
+    taken: list[tuple[float, float, float, float]] = []
+    for number in order:
+        text = f"{regions[number]['label']} {regions[number]['score']:.2f}"
+        _, _, right, bottom = draw.textbbox((0, 0), text, font)
+        spots = _spots(boxes[number], right + 4, bottom + 3, image.size)
+        if spot := next((spot for spot in spots if not any(_overlap(spot, other) for other in taken)), None):
+            taken.append(spot)
+            name_color = name_color_of(regions[number]["label"])
+            draw.text((spot[0] + 2, spot[1] + 1), text, name_color, font, stroke_width=1, stroke_fill=INK)
     return image
+
+
+def _spots(
+    box: list[float], width: float, height: float, size: tuple[int, int]
+) -> Iterator[tuple[float, float, float, float]]:
+    """Yield places for the name of a box within an image of `size`: at the corners of the box, inside and outside."""
+    for x in (box[0], box[2] - width):
+        for y in (box[1], box[1] - height, box[3] - height, box[3]):
+            left = min(max(x, 0.0), max(size[0] - width, 0))
+            top = min(max(y, 0.0), max(size[1] - height, 0))
+            yield left, top, left + width, top + height
+
+
+def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Return whether two boxes share area."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _masks(image: Image.Image, regions: list[RegionJson]) -> Image.Image:
@@ -90,11 +104,11 @@ def _masks(image: Image.Image, regions: list[RegionJson]) -> Image.Image:
     masks = [decode_mask(region["rle"], *image.size).astype(bool) for region in regions]
     # Large masks first, so that small ones are on top.
     for number, mask in sorted(enumerate(masks), key=lambda entry: -int(entry[1].sum())):
-        pixels[mask] = 0.45 * pixels[mask] + 0.55 * np.array(color_of(number), np.float32)
+        pixels[mask] = 0.45 * pixels[mask] + 0.55 * np.array(color_of(regions[number]["label"]), np.float32)
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-def _patches(image: Image.Image, coverage: np.ndarray, view: View) -> Image.Image:
+def _patches(image: Image.Image, regions: list[RegionJson], coverage: np.ndarray, view: View) -> Image.Image:
     """Draw the view and its patch grid. A patch has the color of the smallest region that covers at least half of it. A
     higher coverage gives a stronger color."""
     shown = view.apply(image, (127, 127, 127)).resize((EDGE, EDGE), Image.Resampling.BICUBIC)
@@ -104,7 +118,8 @@ def _patches(image: Image.Image, coverage: np.ndarray, view: View) -> Image.Imag
     # Large regions first, so that the smallest one gives a patch its color.
     for number in np.argsort(-coverage.astype(int).sum((1, 2)), kind="stable"):
         over = coverage[number] >= 128
-        tint[:-1, :-1][over], strength[:-1, :-1][over] = color_of(int(number)), coverage[number][over] / 255
+        tint[:-1, :-1][over] = color_of(regions[number]["label"])
+        strength[:-1, :-1][over] = coverage[number][over] / 255
     cells = np.ix_(*[np.arange(EDGE) * view.size // (EDGE * view.patch)] * 2)
     weight = 0.55 * strength[cells][..., None]
     drawn = Image.fromarray(((1 - weight) * pixels + weight * tint[cells]).astype(np.uint8))

@@ -1,20 +1,22 @@
 """Writes a report that a browser can open from disk: pages, index and statistics.
 
 A page that is opened from disk can load scripts, but no other files. Therefore, the data is in scripts that call
-`padData(name, value)`. `data/page-000000.js` has the images of one page, `data/index-000000.js` the status and labels
-of 4096 images, and `data/text-000000.js` their texts for the search. The browser loads a script when it needs it.
+`padData(name, value)`. `data/page-000000.js` has the images of one page, `data/index-000000.js` the statuses of 4096
+images and the numbers of their regions, and `data/text-000000.js` their texts for the search. The browser loads a
+script when it needs it. `failed-keys.txt` and `failed.jsonl` list the images that failed.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import jinja2
 
@@ -22,6 +24,9 @@ from pad_pipeline import __version__
 from pad_pipeline.errors import UserError
 from pad_pipeline.facts import flatten
 from pad_pipeline.report.cards import as_script, make_card
+from pad_pipeline.report.compare import Comparison, SecondRun
+from pad_pipeline.report.index import STEPS, regions_of
+from pad_pipeline.report.pages import FAILED, FAILED_KEYS, PageWriter, Part, write_copy, write_script
 from pad_pipeline.report.settings import ReportSettings
 from pad_pipeline.report.tally import Tally
 from pad_pipeline.shards.provenance import models
@@ -31,10 +36,13 @@ from pad_pipeline.threads import OverShards, map_ahead
 
 MARK = ".pad-report"
 """A file that marks the folder of a report, which a new report may overwrite."""
-BLOCK = 4096
-"""The number of images in one file of the index."""
 _THREADS = min(8, os.cpu_count() or 1)
 _WEB = Path(__file__).parent / "web"
+SCRIPTS = (
+    "dom", "colors", "data", "state", "thresholds", "overlay", "names", "search", "flags", "gallery", "zoom", "detail",
+    "verdicts", "review", "report",
+)  # fmt: skip
+"""The page's scripts, in the order in which they run."""
 
 
 def _prepare(out: Path) -> None:
@@ -42,7 +50,8 @@ def _prepare(out: Path) -> None:
     claim_folder(out, MARK, "`pad report` may replace what is in this folder.\n")
     try:
         Folder(out).clean()
-        (out / "index.html").unlink(missing_ok=True)  # removed first, so that an unfinished report does not open
+        for name in ("index.html", FAILED_KEYS, FAILED):  # the page first, so that an unfinished report does not open
+            (out / name).unlink(missing_ok=True)
         for part in (out / name for name in ("data", "images", "assets")):
             if part.is_symlink() or part.is_file():
                 part.unlink()
@@ -53,27 +62,16 @@ def _prepare(out: Path) -> None:
         raise write_error(out, error) from error
 
 
-class _Part(NamedTuple):
-    """The part of a report that one shard gives."""
-
-    tally: Tally
-    copies: dict[str, bytes]
-    """The small copies of images that are not written yet, by path."""
-    cards: list[str]
-    """The cards of the images, as JSON."""
-    statuses: str
-    """The first letter of each image's status."""
-    best: list[dict[str, int]]
-    """Label -> its best score in percent, for each image."""
-    texts: list[str]
-    """The texts of each image for the search."""
-
-
 def write_report(
-    shards: ShardFolder, out: Path, settings: ReportSettings, over: OverShards | None = None
+    shards: ShardFolder,
+    out: Path,
+    settings: ReportSettings,
+    over: OverShards | None = None,
+    second: ShardFolder | None = None,
 ) -> Iterator[Counter[str]]:
     """Write the report of a run into the folder `out`, `index.html` last. Memory does not grow with the images. Cards
-    are made through `over`, or in this process and threads of it if that is None.
+    are made through `over`, or in this process and threads of it if that is None. With `second`, each image is compared
+    with the one of a second run.
 
     Yield the numbers of `images`, `failed` images and `regions` after each shard.
 
@@ -82,20 +80,57 @@ def write_report(
         OSError: a file can't be written.
     """
     _prepare(out)
-    writer = _Writer(out, settings, tally := Tally(shards))
+    writer = PageWriter(out, settings, tally := Tally(shards))
     into = out if over is None or over.shares_disk else None
-    make = partial(_make_part, shards, settings, into, 1 if over else _THREADS)
+    other = SecondRun(second) if second else None
+    make = partial(_make_part, shards, other, settings, into, 1 if over else _THREADS)
     for part in over(make, _spans(shards, settings)) if over else map(make, _spans(shards, settings)):
         writer.add(part)
         found = part.tally
         yield Counter(images=found.images, failed=found.statuses["failed"], regions=found.regions)
     writer.write_full(1, 1)
-    sizes = {"images": tally.images, "page_size": settings.page_size, "block": BLOCK}
-    facts = sizes | {"patches": shards.run.view.grid, "labels": list(tally.labels.items())}
-    _write_script(out / "data", "facts", as_script(facts))
-    for name in ("report.css", "overlay.js", "report.js"):
+    write_script(out / "data", "facts", as_script(_page_facts(tally, settings, writer, second)))
+    for name in ("report.css", *(f"{name}.js" for name in SCRIPTS)):
         shutil.copyfile(_WEB / name, out / "assets" / name)
-    _write_page(out, tally)
+    _write_page(out, tally, second)
+
+
+def _page_facts(
+    tally: Tally, settings: ReportSettings, writer: PageWriter, second: ShardFolder | None
+) -> dict[str, Any]:
+    """Return the facts that the page needs before it shows anything."""
+    run, where = tally.shards.run, str(tally.shards.folder).rstrip("/")
+    return {
+        "images": tally.images,
+        "ok": tally.statuses["ok"],
+        "regions": tally.regions,
+        "page_size": settings.page_size,
+        "block": writer.block,
+        "patches": run.view.grid,
+        "labels": [(label, tally.labels[label]) for label in tally.numbers],
+        "identity": run.identity,
+        # For flags and verdicts in the browser: runs with the same settings on other images have the same identity.
+        "store": f"{run.identity}-{run.fingerprints.get('inputs', '')[:16]}",
+        "steps": STEPS,
+        "histograms": {name: counts.tolist() for name, counts in writer.histograms.counts.items()},
+        # Quoted for a shell: the run, and a name for the run that keeps fewer regions.
+        "run": shlex.quote(where),
+        "sure": shlex.quote(f"{where}-sure"),
+        "names": _names(tally.shards, second),
+        "second": {**writer.found, "patches": second.run.view.grid} if second else None,
+    }
+
+
+def _command(shards: ShardFolder) -> str:
+    """Return the command that made a run."""
+    return f"pad {shards.run.kind.replace('-', ' ')}"
+
+
+def _names(shards: ShardFolder, second: ShardFolder | None) -> list[str]:
+    """Return a short name for each run: the last part of its folder or URL, or all of it if both would be the same."""
+    where = [str(run.folder) for run in (shards, second) if run]
+    short = [name.rstrip("/").rpartition("/")[2] or name for name in where]
+    return where if len(set(short)) < len(short) else short
 
 
 _Span = tuple[str, int, int]
@@ -110,109 +145,73 @@ def _spans(shards: ShardFolder, settings: ReportSettings) -> Iterator[_Span]:
             first += images
 
 
-def _make_part(shards: ShardFolder, settings: ReportSettings, out: Path | None, threads: int, span: _Span) -> _Part:
+def _make_part(
+    shards: ShardFolder, second: SecondRun | None, settings: ReportSettings, out: Path | None, threads: int, span: _Span
+) -> Part:
     """Make the cards of a shard's images. The small copies are written into `out`, or returned if it is None."""
     name, first, images = span
     rows = shards.index(name)
     if len(rows) != shards.planned(name):
         rule = f"it lists {len(rows)} images, but {shards.planned(name)} are planned"
         raise UserError("shards", f"{shards.folder}/{name}.parquet", rule, f"see `pad verify {shards.folder}`")
-    part = _Part(Tally(shards), {}, [], "", [], [])
+    places = second.find(name, rows[:images]) if second else [None] * len(rows)
+
+    def compared(place: int) -> Comparison:
+        card = make_card(shards, name, rows[place], settings.edge)
+        return second.compare(card, places[place]) if second else Comparison(card, [False] * len(card.measures), [])
+
+    part = Part(Tally(shards), {}, [], "", [], [], [], [], Counter())
     statuses = ""
-    cards = map_ahead(lambda row: make_card(shards, name, row, settings.edge), rows[:images], threads, 2 * threads)
-    for number, card in enumerate(cards, first):
+    found = map_ahead(compared, range(len(rows[:images])), threads, 2 * threads)
+    for number, (card, only, extra) in enumerate(found, first):
         if card.image:
             page, position = divmod(number, settings.page_size)
             path = f"images/{page:06d}/{position:03d}.jpg"
             if out:
-                _write_copy(out / path, card.image)
+                write_copy(out / path, card.image)
             else:
                 part.copies[path] = card.image
         part.tally.add(card)
         part.cards.append(card.text)
         statuses += card.data["status"][0]
-        best: dict[str, int] = {}
-        for measure in card.measures:
-            best[measure.label] = max(best.get(measure.label, 0), int(100 * measure.score + 1e-6))
-        part.best.append(best)
-        words = ("id", "source", "stage", "reason", "caption")
-        part.texts.append("\n".join(filter(None, (card.data.get(name) for name in words))))
+        part.regions.append(regions_of(card.measures, only))
+        if second:
+            part.second.append(regions_of(extra, [True] * len(extra)))
+            both = "regions" in card.data["second"]
+            part.found.update(compared=both, first=sum(only), second=len(extra), images=any(only) or bool(extra))
+        texts = [card.data.get(name) for name in ("key", "id", "source", "stage", "reason", "caption")]
+        texts += [label for label, _ in card.data.get("tags", [])]
+        part.texts.append("\n".join(filter(None, texts)))
+        if card.data["status"] == "failed":
+            part.failed.append({name: card.data[name] for name in ("key", "id", "source", "stage", "reason")})
     return part._replace(statuses=statuses)
 
 
-def _write_copy(path: Path, image: bytes) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(image)
-
-
-class _Writer:
-    """Writes the cards to pages and index. A page, or a block of the index, is written when it is full."""
-
-    def __init__(self, out: Path, settings: ReportSettings, tally: Tally) -> None:
-        self.out, self.settings, self.tally = out, settings, tally
-        self.pages = self.blocks = 0
-        """Numbers of written pages and blocks."""
-        self.cards: list[str] = []
-        self.statuses = ""
-        self.labels: list[list[int]] = []
-        """The number of each label of an image, and its best score in percent, one after the other."""
-        self.texts: list[str] = []
-
-    def add(self, part: _Part) -> None:
-        """Add a shard to the pages, the index and the statistics."""
-        for path, image in part.copies.items():
-            _write_copy(self.out / path, image)
-        self.tally.merge(part.tally)
-        numbers = self.tally.numbers
-        self.cards += part.cards
-        self.statuses += part.statuses
-        self.labels += [
-            [part for label, score in best.items() for part in (numbers[label], score)] for best in part.best
-        ]
-        self.texts += part.texts
-        self.write_full(self.settings.page_size, BLOCK)
-
-    def write_full(self, page_size: int, block: int) -> None:
-        """Write pages and blocks of the index while at least this many images are left for one."""
-        while len(self.cards) >= page_size:
-            cards, self.cards = self.cards[: self.settings.page_size], self.cards[self.settings.page_size :]
-            _write_script(self.out / "data", f"page-{self.pages:06d}", f"[{','.join(cards)}]")
-            self.pages += 1
-        while len(self.statuses) >= block:
-            index = {"statuses": self.statuses[:BLOCK], "labels": self.labels[:BLOCK]}
-            _write_script(self.out / "data", f"index-{self.blocks:06d}", as_script(index))
-            _write_script(self.out / "data", f"text-{self.blocks:06d}", as_script(self.texts[:BLOCK]))
-            self.statuses, self.labels, self.texts = self.statuses[BLOCK:], self.labels[BLOCK:], self.texts[BLOCK:]
-            self.blocks += 1
-
-
-def _write_script(folder: Path, name: str, value: str) -> None:
-    (folder / f"{name}.js").write_text(f'padData("{name}",{value});\n', "ascii")
-
-
-def _write_page(out: Path, tally: Tally) -> None:
+def _write_page(out: Path, tally: Tally, second: ShardFolder | None) -> None:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_WEB), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     page = environment.get_template("index.html.jinja").render(
-        name=str(tally.shards.folder).rstrip("/").rpartition("/")[2] or str(tally.shards.folder),
-        facts=_run_facts(tally),
+        names=_names(tally.shards, second),
+        facts=_run_facts(tally, second),
         tally=tally,
         by_count=[label for label, _ in tally.labels.most_common()],
         by_area=sorted(tally.areas, key=lambda label: -tally.areas[label]),
         failures=sorted(tally.failures.items(), key=lambda entry: -entry[1].count),
+        scripts=SCRIPTS,
+        failed_files=(FAILED_KEYS, FAILED),
         written=f"{datetime.now(UTC):%Y-%m-%d} by pad {__version__}",
     )
     with atomic_write(out / "index.html", durable=False) as partial:
         partial.write_bytes(page.encode("utf-8", "replace"))  # `replace`: a text can have a lone surrogate
 
 
-def _run_facts(tally: Tally) -> dict[str, list[tuple[str, str]]]:
+def _run_facts(tally: Tally, second: ShardFolder | None) -> dict[str, list[tuple[str, str]]]:
     """Return tables of facts about a run: title -> rows of name and value. Empty tables are left out."""
     shards, run, view = tally.shards, tally.shards.run, tally.shards.run.view
     run_rows = [
         ("where", str(shards.folder)),
-        ("made by", f"pad {run.kind.replace('-', ' ')}"),
+        ("made by", _command(shards)),
         ("shards finished", f"{len(shards.names):,} of {run.shards:,}, {run.shard_size:,} images each"),
         ("images in this report", f"{tally.images:,} of {run.images:,}"),
         ("view", f"{view.size} x {view.size} pixels, {view.fit}"),
@@ -222,6 +221,7 @@ def _run_facts(tally: Tally) -> dict[str, list[tuple[str, str]]]:
     ]
     tables = {
         "Run": run_rows,
+        "Second run": [("where", str(second.folder)), ("made by", _command(second))] if second else [],
         "Models": [(what, model.name) for what, model in models(run)],
         "Settings": [(name, str(value)) for name, value in flatten(run.settings).items()],
         "Fingerprints": [*sorted(run.fingerprints.items()), *(("accepted code", c) for c in run.accepted_code)],

@@ -167,6 +167,10 @@ def test_a_filter_takes_whole_images(built: Callable[..., Path], pad: Pad, tmp_p
     (tmp_path / "ids.txt").write_text("scene-00001\nscene-00003\n")
     assert pad("filter", built(), "--ids", tmp_path / "ids.txt", "--out", tmp_path / "ids").code == 0
     assert list(regions(tmp_path / "ids")) == ["scene-00001", "scene-00003"]
+    keys = [row["key"] for _, row in open_shards(built()).rows()][1:3]
+    (tmp_path / "keys.txt").write_text("\n".join([*keys, "no such key"]))
+    assert pad("filter", built(), "--keys", tmp_path / "keys.txt", "--out", tmp_path / "keys").code == 0
+    assert [row["key"] for _, row in open_shards(tmp_path / "keys").rows()] == keys
 
 
 def test_images_that_failed_before_are_no_broken_stage(models_toml: Path, pad: Pad, tmp_path: Path) -> None:

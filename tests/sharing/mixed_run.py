@@ -64,6 +64,7 @@ def scored(source: Path, target: Path) -> None:
 
     def change(record: ImageRecord) -> None:
         for place, region in enumerate(record.regions):
-            region.score, region.predicted_iou = 0.25 + 0.07 * (place % 10), 0.9
+            region.score, region.label_score = 0.25 + 0.07 * (place % 10), 0.2 + 0.11 * (place % 7)
+            region.predicted_iou = 0.9 - 0.1 * (place // 2 % 5)
 
     changed_run(source, target, change)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pad_pipeline.report.cards import Card, make_card
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.run import RUN_NAME
 from tests.sharing.conftest import Pad
-from tests.sharing.report_files import cards_of
+from tests.sharing.report_files import cards_of, content
 
 
 def test_memory_does_not_grow_with_the_run(
@@ -97,3 +98,17 @@ def test_open_opens_the_written_report(
     monkeypatch.setattr("typer.launch", opened.append)
     assert pad("report", mixed_run, "--out", tmp_path / "r", "--limit", 1, "--open").code == 0
     assert opened == [str(tmp_path / "r/index.html")]
+
+
+def test_odd_names_of_runs_are_quoted_and_distinct(pad: Pad, mixed_run: Path, tmp_path: Path) -> None:
+    """A folder whose name has markup and a shell's signs stands quoted in the printed command, and is only text on the
+    page. Two runs whose folders have one name are shown with their paths. Catches a shell that runs a folder's name."""
+    first, second = tmp_path / "a" / "it's <b>$(x)", tmp_path / "b" / "it's <b>$(x)"
+    for folder in (first, second):
+        shutil.copytree(mixed_run, folder)
+    assert pad("report", first, second, "--out", tmp_path / "r", "--limit", 1).code == 0
+    facts = content(tmp_path / "r", "facts")
+    assert shlex.split(f"{facts['run']} {facts['sure']}") == [str(first), f"{first}-sure"]
+    assert facts["names"] == [str(first), str(second)]
+    page = (tmp_path / "r/index.html").read_text()
+    assert "<b>" not in page and "&lt;b&gt;$(x)" in page

@@ -4,63 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pad_pipeline.report import site
 from pad_pipeline.shards.reader import open_shards
 from tests.sharing.browser import Page
 from tests.sharing.mixed_run import HOSTILE
-
-
-@pytest.fixture(scope="module")
-def report(mixed_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three images a page, four in a block of the index: so that what is found lies across both."""
-    out = tmp_path_factory.mktemp("report") / "r"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(site, "BLOCK", 4)
-        list(site.write_report(open_shards(mixed_run), out, site.ReportSettings(page_size=3)))
-    return out
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A Chromium without a window; a skip where there is none."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    driver_path = shutil.which("chromedriver")
-    if not browser or not driver_path:
-        pytest.skip("no chromium with chromedriver here (Debian: apt install chromium chromium-driver)")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    profile = tmp_path_factory.mktemp("profile")
-    flags = "headless no-sandbox disable-gpu disable-dev-shm-usage no-first-run"
-    flags += " disable-quic disable-background-networking disable-component-update disable-sync"
-    for flag in [*flags.split(), f"user-data-dir={profile}"]:
-        options.add_argument(f"--{flag}")
-    driver = webdriver.Chrome(options=options, service=Service(driver_path))
-    try:
-        yield driver
-    finally:
-        driver.quit()
-
-
-@pytest.fixture
-def page(chromium: Any, report: Path) -> Page:
-    return Page(chromium, report)
-
-
-@pytest.fixture(scope="module")
-def ids(mixed_run: Path) -> list[str]:
-    """Of all images, in the run's order."""
-    return [row["id"] for _, row in open_shards(mixed_run).rows()]
 
 
 @pytest.mark.browser
@@ -213,7 +165,7 @@ def test_the_report_works_by_keyboard(page: Page, ids: list[str]) -> None:
     page("document.querySelectorAll('.enlarge')[0].focus()")
     page.press(Keys.ENTER)
     page.until(lambda: page.all("dialog h2") and page.all("dialog h2")[0].text == ids[0])
-    page("document.querySelector('.regions button').focus()")
+    page("document.querySelector('.regions a').focus()")
     page.until(lambda: "score" in page.all("dialog .readout")[0].text)
     page.press(Keys.ARROW_RIGHT)
     page.until(lambda: page.all("dialog h2")[0].text == ids[1])
@@ -229,11 +181,16 @@ def test_the_report_works_by_keyboard(page: Page, ids: list[str]) -> None:
 
 @pytest.mark.browser
 def test_a_narrow_screen_shows_everything(page: Page) -> None:
-    """360 pixels wide, nothing sticks out to the side, on any part and with an image enlarged."""
+    """360 pixels wide, and 1200 by 900 at a zoom of 200%, nothing sticks out to the side, on any part and with an image
+    enlarged; in the review, the first button is on the screen together with the image."""
     sideways = "return document.documentElement.scrollWidth > innerWidth || document.body.scrollWidth > innerWidth"
-    for place in ("", "#show=patches", "#tab=statistics", "#tab=run"):
-        page.visit(place, 360, 740)
-        assert not page(sideways), place
+    for size in ((360, 740), (600, 450)):
+        for place in ("", "#show=patches", "#score=46&label=wall", "#tab=review", "#tab=statistics", "#tab=run"):
+            page.visit(place, *size)
+            assert not page(sideways), (place, size)
+        page.visit("#tab=review", *size)
+        bottom = "return document.querySelector('[data-verdict]').getBoundingClientRect().bottom"
+        assert page(bottom) < size[1] + 1
     page.visit("", 360, 740)
     page.all(".enlarge")[0].click()
     page.until(lambda: page.count("dialog[open] .regions") == 1)

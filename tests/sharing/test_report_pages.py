@@ -16,6 +16,7 @@ from PIL import Image
 
 from pad_pipeline.masks import decode_mask
 from pad_pipeline.report.outline import REACH
+from pad_pipeline.report.site import SCRIPTS
 from pad_pipeline.shards.reader import open_shards
 from tests.sharing.conftest import Pad
 from tests.sharing.mixed_run import HOSTILE, ODD_FILE, import_run
@@ -45,12 +46,19 @@ def test_every_image_stands_once_on_the_pages(pad: Pad, mixed_run: Path, tmp_pat
     index, facts = content(report, "index-000000"), content(report, "facts")
     assert (facts["images"], facts["page_size"]) == (13, 5)
     assert index["statuses"] == "oef" + "o" * 10
-    for card, entry in zip(cards, index["labels"], strict=True):
-        best: dict[str, float] = {}
-        for region in card.get("regions", []):
-            best[region["label"]] = max(best.get(region["label"], 0), region["score"])
-        named = {facts["labels"][number][0]: percent for number, percent in zip(entry[::2], entry[1::2], strict=True)}
-        assert named == {label: round(100 * score) for label, score in best.items()}
+    rows = [region for card in cards for region in card.get("regions", [])]
+    kinds = {"labels": "<u4", "score": "<u2", "label_score": "<u2", "iou": "<u2", "patches": "<u4"}
+    columns = {name: np.frombuffer(base64.b64decode(index[name]), kind).tolist() for name, kind in kinds.items()}
+    per_image = np.frombuffer(base64.b64decode(index["regions"]), "<u4").tolist()
+    assert per_image == [len(card.get("regions", [])) for card in cards]
+    assert [facts["labels"][number][0] for number in columns["labels"]] == [region["label"] for region in rows]
+    for name in ("score", "label_score", "iou"):
+        assert all(at / 1000 <= row[name] < (at + 1) / 1000 for at, row in zip(columns[name], rows, strict=True))
+    assert columns["patches"] == [region["covered"] for region in rows]
+    assert [sum(counts) for counts in facts["histograms"].values()] == [len(rows)] * 4
+    assert (report / "failed-keys.txt").read_text() == f"{keys[2]}\n"
+    (failed,) = map(json.loads, (report / "failed.jsonl").read_text().splitlines())
+    assert failed == {name: cards[2][name] for name in ("key", "id", "source", "stage", "reason")}
     few = pad("report", mixed_run, "--out", report, "--limit", 4, "--edge", 32)
     assert few.code == 0, few.err
     assert len(cards_of(report)) == 4 and len(list(report.rglob("*.jpg"))) == 3
@@ -187,7 +195,7 @@ def test_whatever_a_text_holds_it_stays_text(pad: Pad, mixed_run: Path, tmp_path
     assert pad("report", mixed_run, "--out", tmp_path / "r").code == 0
     page = (tmp_path / "r/index.html").read_text()
     assert "onerror=" in page and "<img" not in page and "<b " not in page
-    assert re.findall(r"<script[^>]*>", page) == ['<script src="assets/overlay.js">', '<script src="assets/report.js">']
+    assert re.findall(r"<script[^>]*>", page) == [f'<script src="assets/{name}.js">' for name in SCRIPTS]
     assert "default-src 'none'" in page and not re.search(r'(src|href)="(https?:)?//', page)
     card = cards_of(tmp_path / "r")[0]
     assert HOSTILE in [region["label"] for region in card["regions"]]

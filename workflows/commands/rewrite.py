@@ -29,7 +29,7 @@ _Status = StrEnum("Status", get_args(Status))  # type: ignore[misc]  # typer kno
 SELECTION_OPTIONS = (
     options(Selection, INPUT, "statuses=status", list[_Status], unset="")
     | options(Selection, INPUT, "labels=label", list[str], unset="")
-    | options(Selection, INPUT, "ids", Path, unset="")
+    | options(Selection, INPUT, "ids keys", Path, unset="")
     | options(Selection, INPUT, "min_regions min_edge")
 )
 """The images that are taken."""
@@ -72,19 +72,23 @@ def apply_filter(
 ) -> None:
     """Write shards with only some of the images. The images themselves do not change.
 
+    `pad report` saves the keys of flagged and of failed images as text files for `--keys`.
+
     Examples:
 
       pad filter shards/ --status ok --min-regions 3 --out rich/
 
       pad filter shards/ --label dog --label cat --out pets/
+
+      pad filter shards/ --keys keys.txt --out flagged/
     """
     from pad_pipeline.sources.stored import StoredSource
 
-    ids = {"ids": _lines("ids", selection["ids"])} if "ids" in selection else {}
-    chosen = Selection(**selection | ids)
+    lists = {name: _lines(name, selection[name]) for name in ("ids", "keys") if name in selection}
+    chosen = Selection(**selection | lists)
     if chosen == Selection():
         rule = "no option says which images to take"
-        raise UserError("shards", shards, rule, "give `statuses`, `labels`, `ids`, `min_regions` or `min_edge`")
+        raise UserError("shards", shards, rule, "give `statuses`, `labels`, `ids`, `keys`, `min_regions` or `min_edge`")
     source = StoredSource([seen_by_workers(shards, run)], chosen)
     if chosen.labels:  # the samples are read
         read = {name: run[name] for name in ("engine", "address", "wait")}
