@@ -23,6 +23,7 @@ import jinja2
 from pad_pipeline import __version__
 from pad_pipeline.errors import UserError
 from pad_pipeline.facts import flatten
+from pad_pipeline.quality.extrapolate import extrapolate
 from pad_pipeline.report.cards import as_script, make_card
 from pad_pipeline.report.compare import Comparison, SecondRun
 from pad_pipeline.report.index import STEPS, regions_of
@@ -52,7 +53,7 @@ def _prepare(out: Path) -> None:
         Folder(out).clean()
         for name in ("index.html", FAILED_KEYS, FAILED):  # the page first, so that an unfinished report does not open
             (out / name).unlink(missing_ok=True)
-        for part in (out / name for name in ("data", "images", "assets")):
+        for part in (out / name for name in ("data", "images", "assets", "words")):
             if part.is_symlink() or part.is_file():
                 part.unlink()
             elif part.exists():
@@ -68,15 +69,16 @@ def write_report(
     settings: ReportSettings,
     over: OverShards | None = None,
     second: ShardFolder | None = None,
+    words: Path | None = None,
 ) -> Iterator[Counter[str]]:
     """Write the report of a run into the folder `out`, `index.html` last. Memory does not grow with the images. Cards
     are made through `over`, or in this process and threads of it if that is None. With `second`, each image is compared
-    with the one of a second run.
+    with the one of a second run. With `words`, a folder of `pad analyze`, its drawings are shown with their images.
 
     Yield the numbers of `images`, `failed` images and `regions` after each shard.
 
     Raises:
-        UserError: a shard is damaged, or the folder holds other files than a report.
+        UserError: a shard is damaged, the folder holds other files than a report, or `words` has no drawing.
         OSError: a file can't be written.
     """
     _prepare(out)
@@ -89,10 +91,23 @@ def write_report(
         found = part.tally
         yield Counter(images=found.images, failed=found.statuses["failed"], regions=found.regions)
     writer.write_full(1, 1)
-    write_script(out / "data", "facts", as_script(_page_facts(tally, settings, writer, second)))
+    drawn = _copy_words(words, out) if words else {}
+    write_script(out / "data", "facts", as_script(_page_facts(tally, settings, writer, second) | {"words": drawn}))
     for name in ("report.css", *(f"{name}.js" for name in SCRIPTS)):
         shutil.copyfile(_WEB / name, out / "assets" / name)
     _write_page(out, tally, second)
+
+
+def _copy_words(words: Path, out: Path) -> dict[str, str]:
+    """Copy the drawings as words into the report. Return the path of each in it, by the image's key."""
+    found = sorted(words.glob("words-*.png"))
+    if not found:
+        remedy = "give the folder that `pad analyze` wrote with `out` and `drawings`"
+        raise UserError("words", words, "there is no drawing in it (words-KEY.png)", remedy)
+    drawn = {path.stem.removeprefix("words-"): f"words/{number:06d}.png" for number, path in enumerate(found)}
+    for path, place in zip(found, drawn.values(), strict=True):
+        shutil.copyfile(path, out / place)
+    return drawn
 
 
 def _page_facts(
@@ -206,6 +221,18 @@ def _write_page(out: Path, tally: Tally, second: ShardFolder | None) -> None:
         partial.write_bytes(page.encode("utf-8", "replace"))  # `replace`: a text can have a lone surrogate
 
 
+def _extrapolated(shards: ShardFolder) -> list[tuple[str, str]]:
+    """Return what all images of a run would give, if a part of it is a sample."""
+    if not shards.run.sample or len(shards.names) == shards.run.shards:
+        return []
+    try:
+        images, found = extrapolate(shards)
+    except UserError:  # no shard of the sample is finished, but others are
+        return []
+    rows = [(one.what, " ".join(filter(None, (one.texts[0], one.texts[1] and f"({one.texts[1]})")))) for one in found]
+    return [("sampled images", f"{images:,}"), *rows]
+
+
 def _run_facts(tally: Tally, second: ShardFolder | None) -> dict[str, list[tuple[str, str]]]:
     """Return tables of facts about a run: title -> rows of name and value. Empty tables are left out."""
     shards, run, view = tally.shards, tally.shards.run, tally.shards.run.view
@@ -221,6 +248,7 @@ def _run_facts(tally: Tally, second: ShardFolder | None) -> dict[str, list[tuple
     ]
     tables = {
         "Run": run_rows,
+        "All images, extrapolated from the random sample in it": _extrapolated(shards),
         "Second run": [("where", str(second.folder)), ("made by", _command(second))] if second else [],
         "Models": [(what, model.name) for what, model in models(run)],
         "Settings": [(name, str(value)) for name, value in flatten(run.settings).items()],

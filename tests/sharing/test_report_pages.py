@@ -202,3 +202,37 @@ def test_whatever_a_text_holds_it_stays_text(pad: Pad, mixed_run: Path, tmp_path
     assert card["caption"].startswith("A caption. <img")
     for script in (tmp_path / "r/assets").glob("*.js"):
         assert "innerHTML" not in script.read_text()
+
+
+def test_drawings_as_words_stand_with_their_images(pad: Pad, mixed_run: Path, tmp_path: Path) -> None:
+    """Those of `pad analyze`, by the image's key; a second report without them has none. Catches a drawing under
+    another image, and a folder without drawings that is taken in silence."""
+    keys = [row["key"] for _, row in open_shards(mixed_run).rows()]
+    drawings = tmp_path / "analysis"
+    drawings.mkdir()
+    done = pad("report", mixed_run, "--words", drawings, "--out", tmp_path / "report")
+    assert done.code == 2 and "there is no drawing in it" in done.err
+    for number in (4, 3):
+        Image.new("RGB", (8, number)).save(drawings / f"words-{keys[number]}.png")
+    assert pad("report", mixed_run, "--words", drawings, "--out", tmp_path / "report").code == 0
+    words = content(tmp_path / "report", "facts")["words"]
+    assert set(words) == {keys[3], keys[4]}
+    assert [Image.open(tmp_path / "report" / words[keys[number]]).height for number in (3, 4)] == [3, 4]
+    assert pad("report", mixed_run, "--out", tmp_path / "report").code == 0
+    assert not content(tmp_path / "report", "facts")["words"] and not list((tmp_path / "report/words").iterdir())
+
+
+def test_a_sample_says_what_all_images_would_give(pad: Pad, models_toml: Path, tmp_path: Path) -> None:
+    """In the facts of a run whose sample alone is finished; not of one that is whole. Catches numbers of a part that
+    look like those of all."""
+    from pad_pipeline.miniature.files import write_world
+
+    world = write_world(tmp_path / "world", 8, 4)
+    build = ["build", "--images", world.images, "--models", models_toml, "--view-size", 112, "--engine", "local",
+             "--shard-size", 2, "--threads", 1, "--out", tmp_path / "run"]  # fmt: skip
+    assert pad(*build, "--sample", 4).code == 0
+    assert pad("report", tmp_path / "run", "--out", tmp_path / "part").code == 0
+    page = (tmp_path / "part/index.html").read_text()
+    assert "extrapolated from the random sample" in page and "distinct labels" in page
+    assert pad(*build).code == 0 and pad("report", tmp_path / "run", "--out", tmp_path / "whole").code == 0
+    assert "extrapolated" not in (tmp_path / "whole/index.html").read_text()

@@ -24,6 +24,9 @@ def report(
     *,
     shards: Annotated[list[str], typer.Argument(help="Folder or URL of a run; two of them to compare two runs.")],
     out: Annotated[str, typer.Option(help="Folder on this machine: new, empty, or with an earlier report to replace.")],
+    words: Annotated[
+        Path | None, typer.Option(help="Folder of `pad analyze --out`: its drawings as words are shown in the report.")
+    ] = None,
     settings: Annotated[OptionValues, REPORT_OPTIONS],
     read: Annotated[OptionValues, READ_OPTIONS],
     open_it: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
@@ -54,10 +57,11 @@ def report(
         raise UserError("out", out, "a report opens from disk", "name a folder on this machine")
     if len(shards) > 2:
         raise UserError("shards", ", ".join(shards), "a report compares two runs", "name one or two")
-    opened, *second = [open_shards(seen_by_workers(folder, read)) for folder in shards]
+    opened, second = [*(open_shards(seen_by_workers(folder, read)) for folder in shards), None][:2]
+    assert opened is not None
     images = min(opened.run.images, len(opened.names) * opened.run.shard_size, settings.get("limit") or sys.maxsize)
     over = reading(shards[0], read, -(-images // max(opened.run.shard_size, 1)))
-    parts = write_report(opened, Path(out), ReportSettings(**settings), over, *second)
+    parts = write_report(opened, Path(out), ReportSettings(**settings), over, second, words)
     images = _follow(parts, -(-images // opened.run.shard_size), images)
     page = Path(out, "index.html").resolve()
     say(f"{counted(images, 'image')}: {page.as_uri()}")

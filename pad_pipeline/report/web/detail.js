@@ -26,6 +26,10 @@ function openDetail(place) {
     if (run.regions.length) side.append(element("h3", {}, titles[place]), drawRegions(run, frames[place]));
   });
   if (card.tags?.length) side.append(element("h3", {}, "Tags"), drawTags(card));
+  if (facts.words[card.key]) {
+    const drawing = element("img", { src: facts.words[card.key], alt: "Each patch in the color of its nearest label", class: "words" });
+    side.append(element("h3", {}, "As words"), element("a", { href: facts.words[card.key], target: "_blank", rel: "noopener" }, drawing));
+  }
   const about = { ...card, size: card.width ? `${card.width} × ${card.height}` : "" };
   const named = ["status", "reason", "size", "source", "key", "shard"].filter((what) => about[what]);
   side.append(element("dl", { class: "about" },
