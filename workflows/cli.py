@@ -29,6 +29,7 @@ from pad_pipeline.workflows.commands.build import (
     import_yolo,
 )
 from pad_pipeline.workflows.commands.doctor import doctor
+from pad_pipeline.workflows.commands.duplicates import duplicates
 from pad_pipeline.workflows.commands.evaluate import evaluate_captions, evaluate_lmms, evaluate_rec, evaluate_vqa
 from pad_pipeline.workflows.commands.export import export_coco, export_fiftyone, export_hub, export_parquet
 from pad_pipeline.workflows.commands.miniature import demo, miniature_draw, miniature_evaluate
@@ -52,7 +53,8 @@ app = typer.Typer(
 
 
 COMMANDS: list[Callable[..., None]] = [
-    build, train, analyze, experiment, chat, verify, stats, report, show, retarget, apply_filter, merge, demo, doctor,
+    build, train, analyze, experiment, chat, verify, stats, duplicates, report, show, retarget, apply_filter,
+    merge, demo, doctor,
 ]  # fmt: skip
 """The commands without a group. A command is called like the last word of its function's name."""
 GROUPS: dict[str, tuple[str, list[Callable[..., None]]]] = {

@@ -23,6 +23,8 @@ class Selection(BaseModel):
     """Take only images with a region of one of these labels; none takes all."""
     ids: frozenset[str] = frozenset()
     """Take only images with one of these ids; none takes all."""
+    drop_keys: frozenset[str] = frozenset()
+    """Leave out the images with these keys."""
     min_regions: int = Field(0, ge=0)
     """Take only images with at least so many regions."""
     min_edge: int = Field(0, ge=0)
@@ -33,6 +35,7 @@ class Selection(BaseModel):
         if (
             (self.statuses and row["status"] not in self.statuses)
             or (self.ids and row["id"] not in self.ids)
+            or row["key"] in self.drop_keys
             or row["regions"] < self.min_regions
             or (self.min_edge and min(row["width"], row["height"]) < self.min_edge)
         ):

@@ -70,16 +70,20 @@ class StoredSource:
 
     def __iter__(self) -> Iterator[Planned]:
         self.counts.clear()
+        unknown = len(self.selection.drop_keys)
         for shards in self.runs:
             if unfinished := shards.run.shards - len(shards.names):
                 self.counts[_UNFINISHED] += unfinished
             prefix = self._prefix(shards)
-            for images, left_out in map_shards(
+            for images, left_out, dropped in map_shards(
                 self.over, partial(_chosen, shards, self.selection, prefix), shards.names
             ):
                 if left_out:
                     self.counts["images left out"] += left_out
+                unknown -= dropped
                 yield from images
+        if unknown:
+            self.counts["keys to drop that no finished shard has"] = unknown
 
     def _prefix(self, shards: ShardFolder) -> str:
         if shards.folder.remote:
@@ -88,12 +92,13 @@ class StoredSource:
         return "" if below == "." else f"{below}/"
 
 
-def _chosen(shards: ShardFolder, selection: Selection, prefix: str, name: str) -> tuple[list[Planned], int]:
-    """Return the chosen images of one shard, and the number of the others."""
+def _chosen(shards: ShardFolder, selection: Selection, prefix: str, name: str) -> tuple[list[Planned], int, int]:
+    """Return the chosen images of one shard, the number of the others, and how many of these are dropped by key."""
     rows = shards.index(name)
     images = []
     for number, row in enumerate(rows):
         if selection.takes(shards, name, row):
             place = ShardRow(f"{prefix}{name}.parquet", number, max(row["image_bytes"], 0))
             images.append(Planned(row["id"], row["source"], place=place, sample_sha256=row["sha256"]))
-    return images, len(rows) - len(images)
+    dropped = sum(row["key"] in selection.drop_keys for row in rows)
+    return images, len(rows) - len(images), dropped

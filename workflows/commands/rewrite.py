@@ -29,7 +29,7 @@ _Status = StrEnum("Status", get_args(Status))  # type: ignore[misc]  # typer kno
 SELECTION_OPTIONS = (
     options(Selection, INPUT, "statuses=status", list[_Status], unset="")
     | options(Selection, INPUT, "labels=label", list[str], unset="")
-    | options(Selection, INPUT, "ids", Path, unset="")
+    | options(Selection, INPUT, "ids drop_keys", Path, unset="")
     | options(Selection, INPUT, "min_regions min_edge")
 )
 """The images that are taken."""
@@ -77,14 +77,18 @@ def apply_filter(
       pad filter shards/ --status ok --min-regions 3 --out rich/
 
       pad filter shards/ --label dog --label cat --out pets/
+
+      pad filter shards/ --drop-keys copies.jsonl --out once/
     """
     from pad_pipeline.sources.stored import StoredSource
 
     ids = {"ids": _lines("ids", selection["ids"])} if "ids" in selection else {}
-    chosen = Selection(**selection | ids)
+    keys = {"drop_keys": _keys("drop_keys", selection["drop_keys"], shards)} if "drop_keys" in selection else {}
+    chosen = Selection(**selection | ids | keys)
     if chosen == Selection():
         rule = "no option says which images to take"
-        raise UserError("shards", shards, rule, "give `statuses`, `labels`, `ids`, `min_regions` or `min_edge`")
+        remedy = "give `statuses`, `labels`, `ids`, `drop_keys`, `min_regions` or `min_edge`"
+        raise UserError("shards", shards, rule, remedy)
     source = StoredSource([seen_by_workers(shards, run)], chosen)
     if chosen.labels:  # the samples are read
         read = {name: run[name] for name in ("engine", "address", "wait")}
@@ -145,6 +149,19 @@ def _lines(name: str, path: Path) -> list[str]:
     if not lines:
         raise UserError(name, path, "there is nothing in it", "give a text file with one entry a line")
     return lines
+
+
+def _keys(name: str, path: Path, shards: str) -> list[str]:
+    """Return the keys in a file of `pad duplicates`, or in a text file with one key a line.
+
+    Raises:
+        UserError: the file can't be read, has a line without a key, or `pad duplicates` wrote it for another run.
+    """
+    from pad_pipeline.duplicates.keys_file import keys_of
+    from pad_pipeline.shards.run import Run
+    from pad_pipeline.storage import folder_at
+
+    return keys_of(name, path, _lines(name, path), Run.read(folder_at(shards)))
 
 
 def _mapping(path: Path) -> dict[str, str]:
