@@ -23,7 +23,7 @@ def write_keys(path: Path, found: Iterable[Duplicate], run: Run) -> None:
                 "leak": one.leak,
                 "exact": one.exact,
                 "distance": one.distance,
-                "run": _name(run),
+                "run": run.name,
             }
             out.write(json.dumps(facts) + "\n")
 
@@ -45,13 +45,8 @@ def keys_of(field: str, path: Path, lines: Iterable[str], run: Run) -> list[str]
             facts = {}
         if not isinstance(facts.get("key"), str):
             raise UserError(field, path, f"a line of it has no key: {line[:80]}", "repair the line, or take it out")
-        if facts.get("run", _name(run)) != _name(run):
+        if facts.get("run", run.name) != run.name:
             rule = "`pad duplicates` wrote it for another run, whose keys may stand for other images here"
             raise UserError(field, path, rule, "run `pad duplicates` for this run")
         keys.append(facts["key"])
     return keys
-
-
-def _name(run: Run) -> str:
-    """Return a hash over the planned images of a run."""
-    return run.fingerprints.get("inputs", "")[:16]

@@ -6,10 +6,13 @@ import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.storage import Folder, atomic_write, claim_folder
 
+Shapes = Literal["masks", "boxes"]
+"""The shapes that people correct in another tool, one for each region."""
 MARK = ".pad-export"
 """The file in the folder that states the kind of the export."""
 

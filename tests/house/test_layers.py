@@ -20,7 +20,7 @@ FOLDERS = ("workflows", "stages", "pad_pipeline")
 """From top to bottom."""
 ORDER = {
     "workflows": "cli commands checks miniature runs models learning engine results toml cards",
-    "stages": "custom tag captions concept ground owl omdet segment patchify annotate edit restore box_stage "
+    "stages": "custom tag captions concept ground owl omdet segment patchify correct annotate edit restore box_stage "
     "decode settings dino sam ram base spans boxes rle patch_grid compute edit_settings",
     "pad_pipeline": "analysis training exports report miniature verify plan duplicates sources shards labels tables "
     "llms pretrained weights hub_errors pins remote_tensors transfers measures evaluation records facts storage "

@@ -61,7 +61,7 @@ def retarget(
     lists = {name: _lines(name, edits[name]) for name in ("keep_labels", "drop_labels") if name in edits}
     names = {"label_map": _mapping(edits["label_map"])} if "label_map" in edits else {}
     chosen = EditSettings(**edits | lists | names)
-    _rewrite(StoredSource([shards]), run, view, llm, chosen)
+    write_again(StoredSource([shards]), run, view, llm, chosen)
 
 
 def apply_filter(
@@ -93,30 +93,38 @@ def apply_filter(
     if chosen.labels:  # the samples are read
         read = {name: run[name] for name in ("engine", "address", "wait")}
         source.over = reading(shards, read, len(source.runs[0].names))
-    _rewrite(source, run, failed_wanted="failed" in chosen.statuses)
+    write_again(source, run, failed_wanted="failed" in chosen.statuses)
 
 
 def merge(
     *,
     shards: Annotated[list[str], typer.Argument(help="Folders or URLs of shards, in the order of their images.")],
     view: Annotated[OptionValues, OLD_VIEW_OPTIONS],
+    corrections: Annotated[
+        bool,
+        option(INPUT, "Let later runs replace images of the first one: those that people corrected.", "--corrections"),
+    ] = False,
     llm: Llm = "",
     run: Annotated[OptionValues, REWRITE_OPTIONS],
 ) -> None:
     """Write the images of several runs into one run.
 
     Images with the same id get different keys. If the runs differ in view or LLM, name the view or LLM for all images.
+    With --corrections, an image of the first run that a later run has too is taken from that later run.
 
-    Example:
+    Examples:
 
       pad merge monday/ tuesday/ s3://bucket/wednesday --out week/
+
+      pad merge shards/ corrected/ --corrections --out better/
     """
+    from pad_pipeline.sources.corrected import CorrectedSource
     from pad_pipeline.sources.stored import StoredSource
 
-    _rewrite(StoredSource(shards), run, view, llm)
+    write_again(CorrectedSource(shards) if corrections else StoredSource(shards), run, view, llm)
 
 
-def _rewrite(
+def write_again(
     source: StoredSource,
     run: OptionValues,
     view: OptionValues | None = None,
@@ -124,6 +132,7 @@ def _rewrite(
     edits: EditSettings | None = None,
     failed_wanted: bool = False,
 ) -> None:
+    """Write the images of a source into a new run, and print its counts."""
     first = source.runs[0].run
     options = run_options({"shard_size": max(first.shard_size, 1)} | run)
     from pad_pipeline.labels import LabelSettings

@@ -1,0 +1,78 @@
+"""Exports shards to CVAT: its own XML ("CVAT for images 1.1") with the regions, its labels, and the images.
+
+An image is named by its key, and the attribute `pad` of each shape has the run and the number of the region.
+`CvatCorrections` reads the corrections.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from xml.sax.saxutils import escape, quoteattr
+
+import numpy as np
+
+from pad_pipeline.exports.coco import image_ending
+from pad_pipeline.exports.target import Shapes, Target
+from pad_pipeline.masks import decode_mask
+from pad_pipeline.records import RegionJson
+from pad_pipeline.shards.reader import ShardFolder
+from pad_pipeline.sources.cvat import IDENTITY
+from pad_pipeline.sources.handed import xml_text
+
+
+def export_cvat(shards: ShardFolder, target: Target, shapes: Shapes = "masks") -> Iterator[Counter[str]]:
+    """Write `annotations.xml`, `labels.json` and `images/`; arguments and counts as in `export_label_studio`."""
+    counts: Counter[str] = Counter(images=0, regions=0)
+    labels: dict[str, None] = {}
+    with target.file("annotations.xml") as partial, partial.open("w", encoding="utf-8") as out:
+        out.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n')
+        for name in shards.names:
+            for row in shards.index(name):
+                if row["status"] == "failed":
+                    counts["failed images, left out"] += 1
+                    continue
+                sample = shards.sample(name, row)
+                width, height = sample.meta["width"], sample.meta["height"]
+                file = f"{sample.key}.{image_ending(sample)}"
+                target.write(f"images/{file}", sample.image)
+                out.write(_element("image", 2, id=counts["images"], name=file, width=width, height=height) + ">\n")
+                counts["images"] += 1
+                for number, region in enumerate(sample.checked_regions()):
+                    counts["regions"] += 1
+                    labels[xml_text(region["label"])] = None
+                    identity = f'<attribute name="{IDENTITY}">{escape(shards.run.name)}/{number}</attribute>'
+                    kind, shape = _shape(region, width, height, shapes)
+                    out.write(f"{shape}>{identity}</{kind}>\n")
+                out.write("  </image>\n")
+            yield counts
+        out.write("</annotations>\n")
+    attribute = {"name": IDENTITY, "input_type": "text", "mutable": False, "values": [""]}
+    with target.file("labels.json") as partial:
+        made = [{"name": label, "attributes": [attribute]} for label in labels]
+        partial.write_text(json.dumps(made, ensure_ascii=False, indent=1), "utf-8")
+
+
+def _shape(region: RegionJson, width: int, height: int, shapes: Shapes) -> tuple[str, str]:
+    """Return the kind of a region's element, and its start, without the closing bracket."""
+    common: dict[str, object] = {"label": region["label"], "source": "auto", "occluded": 0}
+    if shapes == "boxes":
+        x0, y0, x1, y1 = region["box"]
+        return "box", _element("box", 4, **common, xtl=x0, ytl=y0, xbr=x1, ybr=y1, z_order=0)
+    mask = decode_mask(region["rle"], width, height)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    top, bottom = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 1)
+    left, right = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 1)
+    flat = mask[top:bottom, left:right].ravel()
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
+    text = ", ".join(map(str, [0, *runs] if flat[0] else runs))  # row by row; the first run is background
+    place = {"left": left, "top": top, "width": right - left, "height": bottom - top, "z_order": 0}
+    return "mask", _element("mask", 4, **common, rle=text, **place)
+
+
+def _element(tag: str, indent: int, **attributes: object) -> str:
+    """Return the start of an XML element, without the closing bracket."""
+    written = "".join(f" {name}={quoteattr(xml_text(str(value)))}" for name, value in attributes.items())
+    return f"{' ' * indent}<{tag}{written}"
