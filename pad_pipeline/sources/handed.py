@@ -118,6 +118,7 @@ class HandedSource(StoredSource):
                 self.counts.note("regions of which people changed the shape", shape["id"])
                 yield shape
             elif _named(shape, region):
+                self.counts["regions that stay as the models made them"] += 1
                 yield {"kept": number}
             else:
                 self.counts.note("regions that people renamed", shape["id"])

@@ -96,7 +96,7 @@ def test_what_nobody_changes_comes_back_as_the_models_made_it(
     )
     done = imported(pad, kind, export, built, tmp_path / "back")
     assert done.code == 0, done.err
-    assert "people" not in done.out
+    assert "people" not in done.out and "regions that stay as the models made them" in done.out
     before, after = open_shards(built), open_shards(tmp_path / "back")
     kept = {row["key"]: (name, row) for name, row in after.rows()}
     for name, row in before.rows():
@@ -339,12 +339,16 @@ def test_hostile_results_cost_their_shape_alone(built: Path, pad: Pad, tmp_path:
     def edit(number: int, result: list[Any]) -> None:
         if number == 0:
             result += HOSTILE_ITEMS
+        if number == 1:
+            points = [[-900, 0], [900, 0], [900, 900]]
+            result.append({"type": "polygonlabels", "value": {"points": points, "polygonlabels": ["far"]}})
 
     export = label_studio_export(tmp_path / "out/tasks.json", edit)
     done = imported(pad, "label-studio", export, built, tmp_path / "back")
     assert done.code == 0, done.err
     left_out = sum(int(line.split()[0]) for line in done.out.splitlines() if "annotations left out" in line)
     assert left_out == len(HOSTILE_ITEMS), done.out
+    assert "1 images of which annotations are left out" in done.out and "extends beyond the image" in done.out
     assert regions_of(tmp_path / "back") == regions_of(built)
 
 

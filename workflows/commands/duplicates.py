@@ -104,7 +104,8 @@ def duplicates(
         for problem, names in by_problem.items():
             note(plain(f"{counted(len(names), 'image')} of {where} {_PROBLEMS[problem]}: {_first(names)}"), "yellow")
     if out:
-        say(plain(f"{counted(len(found), 'key')} in {out}; pad filter {shards} --drop-keys {out} takes them away."))
+        remedy = f"; pad filter {shards} --drop-keys {out} takes them away" if found else ""
+        say(plain(f"{counted(len(found), 'key')} in {out}{remedy}."))
 
 
 def _not_compared(images: list[Hashed]) -> dict[str, list[str]]:

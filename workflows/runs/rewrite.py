@@ -17,7 +17,7 @@ from pad_pipeline.sources.stored import StoredSource
 from pad_pipeline.stages.edit_settings import EditSettings
 from pad_pipeline.storage import resolved
 from pad_pipeline.workflows.engine.progress import Totals
-from pad_pipeline.workflows.runs.build import carry_out, open_out
+from pad_pipeline.workflows.runs.build import carry_out, note_partial, open_out
 from pad_pipeline.workflows.runs.chains import rewriting_chain
 from pad_pipeline.workflows.runs.options import RunOptions
 from pad_pipeline.workflows.runs.spec import RunSpec
@@ -87,7 +87,10 @@ def rewrite(
     )
     facts = (kind, chosen_view, embedder.width, settings, fingerprints | llm_files)
     field = "annotations" if corrected else "shards"
-    return carry_out(RunSpec(*facts, chain, title="rewrite", input_field=field), source, folder, options)
+    totals = carry_out(RunSpec(*facts, chain, title="rewrite", input_field=field), source, folder, options)
+    if corrected:
+        note_partial(folder, options, source.counts)
+    return totals
 
 
 def _common(name: str, settings: str, values: list[Value]) -> Value:
