@@ -7,6 +7,8 @@ An image is named by its key, and the attribute `pad` of each shape has the run 
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from xml.sax.saxutils import escape, quoteattr
@@ -26,8 +28,8 @@ def export_cvat(shards: ShardFolder, target: Target, shapes: Shapes = "masks") -
     """Write `annotations.xml`, `labels.json` and `images/`; arguments and counts as in `export_label_studio`."""
     counts: Counter[str] = Counter(images=0, regions=0)
     labels: dict[str, None] = {}
-    with target.file("annotations.xml") as partial, partial.open("w", encoding="utf-8") as out:
-        out.write('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n')
+    # The labels stand before the images, which are read once: the images are written to a temporary file first.
+    with target.file("annotations.xml") as partial, partial.open("wb") as out, tempfile.TemporaryFile() as later:
         for name in shards.names:
             for row in shards.index(name):
                 if row["status"] == "failed":
@@ -37,21 +39,31 @@ def export_cvat(shards: ShardFolder, target: Target, shapes: Shapes = "masks") -
                 width, height = sample.meta["width"], sample.meta["height"]
                 file = f"{sample.key}.{image_ending(sample)}"
                 target.write(f"images/{file}", sample.image)
-                out.write(_element("image", 2, id=counts["images"], name=file, width=width, height=height) + ">\n")
+                image = [_element("image", 2, id=counts["images"], name=file, width=width, height=height) + ">"]
                 counts["images"] += 1
                 for number, region in enumerate(sample.checked_regions()):
                     counts["regions"] += 1
                     labels[xml_text(region["label"])] = None
                     identity = f'<attribute name="{IDENTITY}">{escape(shards.run.name)}/{number}</attribute>'
                     kind, shape = _shape(region, width, height, shapes)
-                    out.write(f"{shape}>{identity}</{kind}>\n")
-                out.write("  </image>\n")
+                    image.append(f"{shape}>{identity}</{kind}>")
+                later.write("\n".join([*image, "  </image>", ""]).encode())
             yield counts
-        out.write("</annotations>\n")
+        out.write(_head(labels).encode())
+        later.seek(0)
+        shutil.copyfileobj(later, out)
+        out.write(b"</annotations>\n")
     attribute = {"name": IDENTITY, "input_type": "text", "mutable": False, "values": [""]}
-    with target.file("labels.json") as partial:
-        made = [{"name": label, "attributes": [attribute]} for label in labels]
-        partial.write_text(json.dumps(made, ensure_ascii=False, indent=1), "utf-8")
+    made = [{"name": label, "attributes": [attribute]} for label in labels]
+    target.write("labels.json", json.dumps(made, ensure_ascii=False, indent=1).encode())
+
+
+def _head(labels: dict[str, None]) -> str:
+    """Return the start of the XML, with the labels as CVAT writes them, which Datumaro needs."""
+    attribute = f"<attribute><name>{IDENTITY}</name><mutable>False</mutable><input_type>text</input_type></attribute>"
+    named = [f"<label><name>{escape(one)}</name><attributes>{attribute}</attributes></label>" for one in labels]
+    task = ["  <meta><task><labels>", *(f"    {one}" for one in named), "  </labels></task></meta>"]
+    return "\n".join(['<?xml version="1.0" encoding="utf-8"?>', "<annotations>", "  <version>1.1</version>", *task, ""])
 
 
 def _shape(region: RegionJson, width: int, height: int, shapes: Shapes) -> tuple[str, str]:
