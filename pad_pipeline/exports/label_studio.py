@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 from pad_pipeline.exports.coco import image_ending, write_item
@@ -53,7 +54,9 @@ def export_label_studio(
                 regions = sample.checked_regions()
                 counts["regions"] += len(regions)
                 labels |= dict.fromkeys(xml_text(region["label"]) for region in regions)
-                write_item(out, _task(shards.run.name, sample, regions, f"{prefix}{file}", shapes), counts["images"])
+                write_item(
+                    out, _task(shards.run.name, sample, regions, f"{prefix}{quote(file)}", shapes), counts["images"]
+                )
             yield counts
         out.write(b"]\n")
     with target.file("config.xml") as partial:

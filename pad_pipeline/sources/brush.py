@@ -48,18 +48,20 @@ def decode_brush(values: Any, width: int, height: int) -> np.ndarray:
     bits = "".join(map("{:08b}".format, values))
     if len(bits) < 53 or int(bits[:32], 2) != total:
         raise ValueError("their brush is not of the size of the image")
-    word, at, done = int(bits[32:37], 2) + 1, 53, 0
+    if int(bits[32:37], 2) + 1 != _WORD:  # smaller values could take many times the memory of the file
+        raise ValueError("their brush has no values of 8 bits")
+    at, done = 53, 0
     sizes = [int(bits[start : start + 4], 2) + 1 for start in range(37, 53, 4)]
     lengths, opaque = [], []
     while done < total:
         begin = at + 3 + sizes[int(bits[at + 1 : at + 3] or "0", 2)]
         length = int(bits[at + 3 : begin] or "0", 2) + 1
         repeated = bits[at : at + 1] == "1"
-        stop = begin + word * (1 if repeated else length)
+        stop = begin + _WORD * (1 if repeated else length)
         if stop > len(bits) or done + length > total:
             raise ValueError("their brush ends inside a run, or has more values than the image")
-        starts = range(begin, stop, word)
-        opaque += ["1" in bits[start : start + word] for start in starts]
+        starts = range(begin, stop, _WORD)
+        opaque += ["1" in bits[start : start + _WORD] for start in starts]
         lengths += [length] if repeated else [1] * length
         at, done = stop, done + length
     channels = np.repeat(np.array(opaque, np.uint8), lengths)

@@ -78,14 +78,15 @@ class HandedSource(StoredSource):
         (shards,) = self.runs
         row = self._row(name, number)
         stated = zip(handed.size, (row["width"], row["height"]), strict=True)
-        if row["status"] == "failed" or (handed.id is not None and handed.id != row["id"]):
+        if row["status"] == "failed":
+            self.counts.note("images that failed in the run, which are left out", handed.where)
+        elif handed.id is not None and handed.id != row["id"]:
             self.counts.note("images that are not in the run, which are left out", handed.where)
         elif any(edge not in (None, true) for edge, true in stated):
             self.counts.note("images of another size than in the run, which are left out", handed.where)
         else:
             regions = shards.sample(name, row, image=False).checked_regions()
-            shapes = self._read(handed, row)
-            corrections = [*self._compared(handed.where, shapes, regions)]
+            corrections = [*self._compared(handed.where, [*self._read(handed, row)], regions)]
             place = ShardRow(f"{self._prefix(shards)}{name}.parquet", number, max(row["image_bytes"], 0))
             yield Planned(row["id"], row["source"], annotations=corrections, place=place, sample_sha256=row["sha256"])
 
@@ -102,29 +103,41 @@ class HandedSource(StoredSource):
             except ValueError as error:
                 self.counts.note(f"annotations left out, because {error}", where)
 
-    def _compared(self, where: str, shapes: Iterable[Shape], regions: list[RegionJson]) -> Iterator[Shape]:
+    def _compared(self, where: str, shapes: list[Shape], regions: list[RegionJson]) -> Iterator[Shape]:
         """Yield a correction for each shape: `kept` is the number of the region whose box and mask it has; `label`, the
         new name of that region. Without `kept`, the shape itself is the region."""
-        left = dict(enumerate(regions))
-        for shape in shapes:
-            number = shape.pop("region", None)
-            if number not in left:  # a tool that gives regions other ids, or a copy of a region
-                number = next((n for n, one in left.items() if _same(shape, one) and _named(shape, one)), None)
-            region = left.pop(number, None) if number is not None else None
-            if region is None:
+        numbers = _numbers(shapes, regions)
+        for shape, number in zip(shapes, numbers, strict=True):
+            shape.pop("region", None)
+            if number is None:
                 self.counts.note("regions that people drew", shape["id"])
                 yield shape
-            elif not _same(shape, region):
+            elif not _same(shape, regions[number]):
                 self.counts.note("regions of which people changed the shape", shape["id"])
                 yield shape
-            elif _named(shape, region):
+            elif _named(shape, regions[number]):
                 self.counts["regions that stay as the models made them"] += 1
                 yield {"kept": number}
             else:
                 self.counts.note("regions that people renamed", shape["id"])
                 yield {"kept": number, "label": shape["label"]}
-        for number in left:
+        for number in sorted({*range(len(regions))} - {*numbers}):
             self.counts.note("regions that people deleted", f"{where}: region {number}")
+
+
+def _numbers(shapes: list[Shape], regions: list[RegionJson]) -> list[int | None]:
+    """Return the number of the region that each shape was exported from; None for a new one. A shape without a number,
+    or a copy with the number of an earlier one, is the region that it equals, if no other shape is."""
+    left = dict(enumerate(regions))
+    numbers = [number if left.pop(number := shape.get("region", -1), None) else None for shape in shapes]
+    for alike in (lambda shape, one: _same(shape, one) and _named(shape, one), _same):
+        for place, shape in enumerate(shapes):
+            if numbers[place] is None:
+                found = next((number for number, one in left.items() if alike(shape, one)), None)
+                if found is not None:
+                    numbers[place] = found
+                    del left[found]
+    return numbers
 
 
 def _same(shape: Shape, region: RegionJson) -> bool:

@@ -18,7 +18,7 @@ from pad_pipeline.sources.handed import Handed, HandedSource
 
 RUN, KEY, ID = "pad_run", "pad_key", "pad_id"
 """The names in a task's `data` that identify its image."""
-_REGION = re.compile(r"pad-(\d{1,9})")
+_REGION = re.compile(r"pad-(\d{1,9})(?:#.*)?")  # Label Studio may append the id of the annotation
 
 
 def region_id(number: int) -> str:

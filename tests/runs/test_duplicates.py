@@ -136,6 +136,7 @@ def test_every_image_of_the_evaluation_set_is_found(images: Path, models_toml: P
     (held / "zero.png").write_bytes((images / "large.png").read_bytes())
     (held / "broken.png").write_bytes(b"no image at all")
     drawn(77).save(held / "other.png")
+    (held / "notes.txt").write_text("no image")
     listed = {"images": [{"id": 1, "file_name": "five.jpg"}, {"id": 2, "file_name": "zero.png"}]}
     (tmp_path / "coco.json").write_text(json.dumps(listed | {"annotations": [], "categories": []}))
     for against in (
@@ -148,6 +149,9 @@ def test_every_image_of_the_evaluation_set_is_found(images: Path, models_toml: P
         assert leaks.keys() == {"image-5", "image-0", "same", "again", "half", "cropped", "large"}
         assert [one["key"] for one in copies if one["leak"] and one["exact"]] == ["large"]
         assert not {one["of"] for one in copies if not one["leak"]} & leaks.keys()
+    said = pad("duplicates", run, "--against", held).err
+    assert "1 image of the evaluation set can't be read" in said and "broken.png" in said
+    assert "1 files that are no images (the first: notes.txt)" in said
 
 
 def test_mistakes_with_duplicates_are_answered_in_one_line(

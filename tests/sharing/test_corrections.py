@@ -75,6 +75,11 @@ def cvat_export(written: Path, edit: Callable[[int, ET.Element], None] = lambda 
     return path
 
 
+def without_ids(number: int, result: list[dict[str, Any]]) -> None:
+    for item in result:
+        item["id"] = f"x{number}"
+
+
 def imported(pad: Pad, kind: str, annotations: Path, run: Path, out: Path) -> Any:
     return pad("import", kind, "--annotations", annotations, "--shards", run, "--out", out)
 
@@ -102,6 +107,27 @@ def test_what_nobody_changes_comes_back_as_the_models_made_it(
         if row["status"] != "failed":
             assert after.members(*kept[row["key"]]) == before.members(name, row)
     assert pad("verify", tmp_path / "back", "--deep").code == 0
+
+
+def test_a_tool_may_give_the_regions_other_ids(built: Path, pad: Pad, tmp_path: Path) -> None:
+    """Then what is as it was exported is found by its shape, also if it was renamed, and in any order."""
+    assert pad("export", "label-studio", built, "--out", tmp_path / "out").code == 0
+
+    def edit(number: int, result: list[dict[str, Any]]) -> None:
+        without_ids(number, result)
+        result.reverse()
+        if number == 0:
+            result[0]["value"]["brushlabels"] = ["zebra"]
+
+    done = imported(
+        pad, "label-studio", label_studio_export(tmp_path / "out/tasks.json", edit), built, tmp_path / "back"
+    )
+    assert done.code == 0 and "1 regions that people renamed" in done.out
+    assert "people drew" not in done.out and "people deleted" not in done.out
+    before, after = regions_of(built), regions_of(tmp_path / "back")
+    for number, name in enumerate(before):
+        kept = slice(number == 0, None)
+        assert without_rows(after[name][kept]) == without_rows(before[name][::-1][kept])
 
 
 def test_corrections_from_label_studio_win_in_a_merge(built: Path, pad: Pad, tmp_path: Path) -> None:

@@ -28,10 +28,11 @@ from pad_pipeline.workflows.commands.options import OptionValues, option, option
 if TYPE_CHECKING:
     from pad_pipeline.duplicates.groups import Duplicate
     from pad_pipeline.duplicates.hashes import Hashed
+    from pad_pipeline.sources.base import Tally
 
 _PROBLEMS = {
     "uniform": "are almost uniform, so that only their exact copies are found",
-    "unreadable": "can't be decoded, so that only exact copies of their files are found",
+    "unreadable": "can't be read, so that at most exact copies of their files are found",
     "failed": "failed there, and are left out",
 }
 """What is said of images with a `Problem`, after their number."""
@@ -78,6 +79,7 @@ def duplicates(
     from pad_pipeline.duplicates.hashes import hash_run, hash_source, open_evaluation
     from pad_pipeline.duplicates.keys_file import write_keys
     from pad_pipeline.shards.reader import open_shards
+    from pad_pipeline.sources.base import Tally
 
     opened = open_shards(seen_by_workers(shards, read))
     evaluation = open_evaluation(seen_by_workers(against, read), image_root) if against else None
@@ -92,20 +94,28 @@ def duplicates(
     if out:
         write_keys(out, found, opened.run)
     apart = {"the run": _not_compared(images), "the evaluation set": _not_compared(others)}
+    left_out = evaluation.counts if evaluation else Tally()
     if as_json:
-        _print_json(images, others, found, apart)
+        _print_json(images, others, found, apart, left_out)
         return
     say(f"{counted(len(images), 'image')}: {_numbers([one for one in found if not one.leak])}")
     if against:
         leaks = _numbers([one for one in found if one.leak])
         say(plain(f"{counted(len(others), 'image')} in {against}: {leaks} of them in the run."))
     _show(found, top)
-    for where, by_problem in apart.items():
-        for problem, names in by_problem.items():
-            note(plain(f"{counted(len(names), 'image')} of {where} {_PROBLEMS[problem]}: {_first(names)}"), "yellow")
+    _note_gaps(apart, left_out)
     if out:
         remedy = f"; pad filter {shards} --drop-keys {out} takes them away" if found else ""
         say(plain(f"{counted(len(found), 'key')} in {out}{remedy}."))
+
+
+def _note_gaps(apart: dict[str, dict[str, list[str]]], left_out: Tally) -> None:
+    """Say which images could not be compared, and what the source of the evaluation set left out."""
+    for where, by_problem in apart.items():
+        for problem, names in by_problem.items():
+            note(plain(f"{counted(len(names), 'image')} of {where} {_PROBLEMS[problem]}: {_first(names)}"), "yellow")
+    for what, number in left_out.items():
+        note(plain(f"the evaluation set: {number} {what} (the first: {left_out.examples.get(what, '')})"), "yellow")
 
 
 def _not_compared(images: list[Hashed]) -> dict[str, list[str]]:
@@ -142,10 +152,15 @@ def _show(found: list[Duplicate], top: int) -> None:
 
 
 def _print_json(
-    images: list[Hashed], others: list[Hashed], found: list[Duplicate], apart: dict[str, dict[str, list[str]]]
+    images: list[Hashed],
+    others: list[Hashed],
+    found: list[Duplicate],
+    apart: dict[str, dict[str, list[str]]],
+    left_out: Tally,
 ) -> None:
     copies = [
         {"key": one.image.name, "of": one.of.name, "leak": one.leak, "exact": one.exact, "distance": one.distance}
         for one in found
     ]
-    print_json({"images": len(images), "evaluation_images": len(others), "copies": copies, "not_compared": apart})
+    facts = {"images": len(images), "evaluation_images": len(others), "left_out": dict(left_out)}
+    print_json(facts | {"copies": copies, "not_compared": apart})
