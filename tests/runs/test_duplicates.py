@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pad_pipeline.duplicates.hashes import hash_image
 from pad_pipeline.duplicates.near import near_pairs
+from pad_pipeline.duplicates.settings import DuplicateSettings
 from pad_pipeline.shards.reader import open_shards
+from tests.conftest import shared
 from tests.runs.test_rewrite import Pad
 
 
@@ -90,6 +95,34 @@ def test_near_pairs_are_those_of_a_full_comparison() -> None:
         assert sorted(pairs) == [tuple(pair) for pair in np.argwhere(apart[:, ::3] <= distance).tolist()]
 
 
+def test_the_default_distance_finds_the_copies_of_photographs_alone() -> None:
+    """Each recompressed, of half the size and cropped copy is nearest to its own photograph and within the default
+    distance; no two of the photographs are."""
+    distance = DuplicateSettings().distance
+    photographs = sorted(shared("photos/images").iterdir())
+    looks = {kind: np.array([looks_of(path, kind) for path in photographs], np.uint64) for kind in KINDS}
+    first = looks["as it is"]
+    assert len(near_pairs(first, distance)[0]) == 0 and len(first) > 50
+    for kind, others in looks.items():
+        found, of, _ = near_pairs(first, distance, others)
+        assert (found == of).all() and len(found) == len(first), kind
+
+
+KINDS: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "as it is": lambda image: image,
+    "half": lambda image: image.resize((image.width // 2, image.height // 2)),
+    "cropped": lambda image: image.crop((image.width // 50, 0, image.width, image.height)),
+}
+"""Copies of a photograph. Each is written as JPEG of low quality."""
+
+
+def looks_of(path: Path, kind: str) -> tuple[int, int]:
+    data = io.BytesIO()
+    with Image.open(path) as image:
+        KINDS[kind](image.convert("RGB")).save(data, "JPEG", quality=50)
+    return hash_image("", "", data.getvalue()).looks
+
+
 def test_of_each_group_the_largest_image_stays(images: Path, models_toml: Path, pad: Pad, tmp_path: Path) -> None:
     """Copies as JPEG, at half size, cropped, gray, almost opaque, and turned by EXIF; none of the images that differ.
     Almost uniform ones would all match each other by their hashes: only those with the same bytes are copies."""
@@ -113,8 +146,7 @@ def test_of_each_group_the_largest_image_stays(images: Path, models_toml: Path, 
     kept = {row["key"] for _, row in open_shards(tmp_path / "once").rows()}
     assert kept == {row["key"] for _, row in open_shards(run).rows()} - by_key.keys()
     assert not found(pad, tmp_path / "once")["copies"]
-    # The same in processes, in a table, and with keys as text.
-    assert found(pad, run, "--workers", 2) == result
+    # In a table, and with keys as text.
     shown = pad("duplicates", run)
     assert "1 exact and 8 near copies" in shown.out and "large" in shown.out
     assert "6 images of the run are almost uniform" in shown.err and "pixel" in shown.err
@@ -126,18 +158,28 @@ def test_of_each_group_the_largest_image_stays(images: Path, models_toml: Path, 
     assert refused.code == 2 and "another run" in refused.err and "--drop-keys" in refused.err
 
 
+@pytest.mark.slow
+def test_processes_and_ray_find_the_same(images: Path, models_toml: Path, pad: Pad, tmp_path: Path) -> None:
+    """The hashes, and the images that a source planned, go from process to process."""
+    run = imported(images, models_toml, pad, tmp_path / "run")
+    words = [run, "--against", images]
+    result = found(pad, *words)
+    assert result["copies"] and found(pad, *words, "--workers", 2) == result
+    assert found(pad, *words, "--engine", "ray") == result
+
+
 def test_every_image_of_the_evaluation_set_is_found(images: Path, models_toml: Path, pad: Pad, tmp_path: Path) -> None:
     """A leak is listed even where it is the only one or the best of its group, and it takes no other image's place as
     the one that stays. Against a folder, a COCO JSON and a run."""
     run = imported(images, models_toml, pad, tmp_path / "run")
     held = tmp_path / "held"
     held.mkdir()
-    drawn(5).save(held / "five.jpg", quality=60)
+    drawn(5).save(held / "[red]five.jpg", quality=60)
     (held / "zero.png").write_bytes((images / "large.png").read_bytes())
     (held / "broken.png").write_bytes(b"no image at all")
     drawn(77).save(held / "other.png")
     (held / "notes.txt").write_text("no image")
-    listed = {"images": [{"id": 1, "file_name": "five.jpg"}, {"id": 2, "file_name": "zero.png"}]}
+    listed = {"images": [{"id": 1, "file_name": "[red]five.jpg"}, {"id": 2, "file_name": "zero.png"}]}
     (tmp_path / "coco.json").write_text(json.dumps(listed | {"annotations": [], "categories": []}))
     for against in (
         [held],
@@ -149,7 +191,9 @@ def test_every_image_of_the_evaluation_set_is_found(images: Path, models_toml: P
         assert leaks.keys() == {"image-5", "image-0", "same", "again", "half", "cropped", "large"}
         assert [one["key"] for one in copies if one["leak"] and one["exact"]] == ["large"]
         assert not {one["of"] for one in copies if not one["leak"]} & leaks.keys()
-    said = pad("duplicates", run, "--against", held).err
+    shown = pad("duplicates", run, "--against", held)
+    said = shown.err
+    assert "[red]five.jpg" in shown.out  # markup in names is text
     assert "1 image of the evaluation set can't be read" in said and "broken.png" in said
     assert "1 files that are no images (the first: notes.txt)" in said
 
