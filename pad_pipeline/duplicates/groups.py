@@ -73,22 +73,23 @@ def _copies(images: Sequence[Hashed], numbers: list[int], distance: int) -> Iter
     looks, of_looks = _looks(images, [number for number in numbers if not images[number].problem])
     for of_look in of_looks:
         of_look.sort(key=lambda number: (-images[number].pixels, number))
-    near: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for row, other, apart in zip(*(column.tolist() for column in near_pairs(looks, distance)), strict=True):
-        near[row].append((other, apart))
-        near[other].append((row, apart))
+    first, second, apart = near_pairs(looks, distance)
+    rows, others, apart = np.concatenate([first, second]), np.concatenate([second, first]), np.tile(apart, 2)
+    order = np.argsort(rows, kind="stable")
+    others, apart, begin = others[order], apart[order], np.searchsorted(rows[order], np.arange(len(looks) + 1))
     taken = set[int]()
-    first = [of_look[0] for of_look in of_looks]
-    for row in sorted(range(len(looks)), key=lambda row: (-images[first[row]].pixels, first[row])):
+    best = [of_look[0] for of_look in of_looks]
+    for row in sorted(range(len(looks)), key=lambda row: (-images[best[row]].pixels, best[row])):
         if row in taken:
             continue
         taken.add(row)
-        stays = images[first[row]]
+        stays = images[best[row]]
         yield from ((number, Duplicate(images[number], stays, False, 0)) for number in of_looks[row][1:])
-        for other, apart in near.get(row, ()):
+        near = slice(begin[row], begin[row + 1])
+        for other, bits in zip(others[near].tolist(), apart[near].tolist(), strict=True):
             if other not in taken:
                 taken.add(other)
-                yield from ((number, Duplicate(images[number], stays, False, apart)) for number in of_looks[other])
+                yield from ((number, Duplicate(images[number], stays, False, bits)) for number in of_looks[other])
 
 
 def _looks(images: Sequence[Hashed], numbers: list[int]) -> tuple[np.ndarray, list[list[int]]]:

@@ -13,8 +13,8 @@ from pad_pipeline.threads import THREADS, map_ahead
 BITS = 64
 _AT_ONCE = 1 << 20
 """Candidates that one thread compares at a time; they take 40 bytes each."""
-_MOST_PAIRS = 50_000_000
-"""Pairs that are held in memory, at 17 bytes each."""
+_MOST_PAIRS = 20_000_000
+"""Pairs that are held in memory. With what `find_duplicates` makes of them, each takes about 80 bytes."""
 
 
 def near_pairs(

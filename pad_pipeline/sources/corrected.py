@@ -33,14 +33,18 @@ class CorrectedSource(StoredSource):
     replaced.
 
     Raises:
-        UserError: there is only one run.
+        UserError: there is only one run, or the run of the models is not the first.
     """
 
     def __init__(self, shards: list[str]) -> None:
         super().__init__(shards)
         if len(self.runs) < 2:
             raise UserError("shards", shards[0], "with `corrections`, there are two runs or more", "name them")
-        self.facts = {"corrections": [run.run.kind for run in self.runs[1:]]}
+        kinds = [run.run.kind for run in self.runs]
+        if kinds[0].startswith("import-") and "build" in kinds[1:]:
+            rule = "it is a run of people, and with `corrections`, it would be replaced by a run of models"
+            raise UserError("shards", shards[0], rule, "name the run of the models first")
+        self.facts = {"corrections": kinds[1:]}
 
     def __iter__(self) -> Iterator[Planned]:
         self.counts.clear()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pad_pipeline.duplicates import near
 from pad_pipeline.duplicates.hashes import hash_image
 from pad_pipeline.duplicates.near import near_pairs
 from pad_pipeline.duplicates.settings import DuplicateSettings
@@ -199,9 +200,11 @@ def test_every_image_of_the_evaluation_set_is_found(images: Path, models_toml: P
 
 
 def test_mistakes_with_duplicates_are_answered_in_one_line(
-    images: Path, models_toml: Path, pad: Pad, tmp_path: Path
+    images: Path, models_toml: Path, pad: Pad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each names its option. An evaluation set whose images are not there would find no leak, and look clean."""
+    """Each names its option. An evaluation set whose images are not there would find no leak, and look clean. Memory
+    would run out if most images were near to each other."""
+    monkeypatch.setattr(near, "_MOST_PAIRS", 0)
     run = imported(images, models_toml, pad, tmp_path / "run")
     (tmp_path / "coco.json").write_text('{"images": [{"id": 1, "file_name": "../x.png"}], "annotations": []}')
     (tmp_path / "bad.jsonl").write_text('{"id": 3}\n')
@@ -211,6 +214,7 @@ def test_mistakes_with_duplicates_are_answered_in_one_line(
         ("--against", "duplicates", run, "--image-root", images),
         ("--out", "duplicates", run, "--out", tmp_path / "no/file.jsonl"),
         ("SHARDS", "duplicates", images),
+        ("--distance", "duplicates", run),
         ("--drop-keys", "filter", run, "--drop-keys", tmp_path / "bad.jsonl", "--out", tmp_path / "new"),
     ):
         refused = pad(*words)

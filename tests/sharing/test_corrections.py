@@ -199,6 +199,8 @@ def test_corrections_from_label_studio_win_in_a_merge(built: Path, pad: Pad, tmp
         row["key"] for _, row in open_shards(built).rows()
     ]
     assert pad("verify", tmp_path / "merged", "--deep").code == 0
+    refused = pad("merge", tmp_path / "corrected", built, "--corrections", "--out", tmp_path / "reversed")
+    assert refused.code == 2 and "the run of the models first" in refused.err
     # The card of the merged run names both: the models, and what people did.
     assert pad("export", "hub", tmp_path / "merged", "--out", tmp_path / "hub").code == 0
     card = (tmp_path / "hub/README.md").read_text()
