@@ -15,8 +15,9 @@ from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
+from pad_pipeline.choices import Shapes
 from pad_pipeline.exports.coco import image_ending
-from pad_pipeline.exports.target import Shapes, Target
+from pad_pipeline.exports.target import Target, drawable
 from pad_pipeline.masks import decode_mask
 from pad_pipeline.records import RegionJson
 from pad_pipeline.shards.reader import ShardFolder
@@ -69,13 +70,12 @@ def _head(labels: dict[str, None]) -> str:
 def _shape(region: RegionJson, width: int, height: int, shapes: Shapes) -> tuple[str, str]:
     """Return the kind of a region's element, and its start, without the closing bracket."""
     common: dict[str, object] = {"label": region["label"], "source": "auto", "occluded": 0}
-    if shapes == "boxes":
+    if drawable(region, shapes) == "boxes":
         x0, y0, x1, y1 = region["box"]
         return "box", _element("box", 4, **common, xtl=x0, ytl=y0, xbr=x1, ybr=y1, z_order=0)
     mask = decode_mask(region["rle"], width, height)
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    top, bottom = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 1)
-    left, right = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 1)
+    rows, columns = np.flatnonzero(mask.any(1)).tolist(), np.flatnonzero(mask.any(0)).tolist()
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     flat = mask[top:bottom, left:right].ravel()
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     runs = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()

@@ -11,8 +11,9 @@ from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
+from pad_pipeline.choices import Shapes
 from pad_pipeline.exports.coco import image_ending, write_item
-from pad_pipeline.exports.target import Shapes, Target
+from pad_pipeline.exports.target import Target, drawable
 from pad_pipeline.masks import decode_mask
 from pad_pipeline.records import RegionJson
 from pad_pipeline.shards.reader import Sample, ShardFolder
@@ -73,6 +74,7 @@ def _task(run: str, sample: Sample, regions: list[RegionJson], image: str, shape
 
 
 def _result(number: int, region: RegionJson, width: int, height: int, shapes: Shapes) -> dict[str, Any]:
+    shapes = drawable(region, shapes)
     control, _, kind = _CONTROLS[shapes]
     if shapes == "masks":
         value: dict[str, Any] = {"format": "rle", "rle": encode_brush(decode_mask(region["rle"], width, height))}

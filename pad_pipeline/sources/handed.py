@@ -105,9 +105,12 @@ class HandedSource(StoredSource):
 
     def _compared(self, where: str, shapes: list[Shape], regions: list[RegionJson]) -> Iterator[Shape]:
         """Yield a correction for each shape: `kept` is the number of the region whose box and mask it has; `label`, the
-        new name of that region. Without `kept`, the shape itself is the region."""
+        new name of that region. Without `kept`, the shape itself is the region. New regions stand last, and the others
+        in their order in the run, whatever the order of the tool is."""
         numbers = _numbers(shapes, regions)
-        for shape, number in zip(shapes, numbers, strict=True):
+        ranks = [len(regions) if number is None else number for number in numbers]
+        for place in sorted(range(len(shapes)), key=ranks.__getitem__):
+            shape, number = shapes[place], numbers[place]
             shape.pop("region", None)
             if number is None:
                 self.counts.note("regions that people drew", shape["id"])

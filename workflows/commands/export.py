@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from pad_pipeline.choices import Shapes
 from pad_pipeline.console import say, track
 from pad_pipeline.errors import UserError
-from pad_pipeline.exports.target import Shapes
 from pad_pipeline.workflows.commands.common import Shards, counted, plain
 
 ExportOut = Annotated[str, typer.Option(help="Folder on this machine: new, empty, or with an earlier export.")]
