@@ -86,8 +86,15 @@ def imported(pad: Pad, kind: str, annotations: Path, run: Path, out: Path) -> An
     return pad("import", kind, "--annotations", annotations, "--shards", run, "--out", out)
 
 
-@pytest.mark.parametrize("shapes", ["masks", "boxes"])
-@pytest.mark.parametrize("kind", ["label-studio", "cvat"])
+@pytest.mark.parametrize(
+    ("kind", "shapes"),
+    [
+        ("label-studio", "masks"),
+        ("cvat", "boxes"),
+        pytest.param("label-studio", "boxes", marks=pytest.mark.long),
+        pytest.param("cvat", "masks", marks=pytest.mark.long),
+    ],
+)
 def test_what_nobody_changes_comes_back_as_the_models_made_it(
     kind: str, shapes: str, built: Path, pad: Pad, tmp_path: Path
 ) -> None:
@@ -113,13 +120,13 @@ def test_what_nobody_changes_comes_back_as_the_models_made_it(
 
 def test_a_tool_may_give_the_regions_other_ids(built: Path, pad: Pad, tmp_path: Path) -> None:
     """Then what is as it was exported is found by its shape, also if it was renamed, and in any order."""
-    assert pad("export", "label-studio", built, "--out", tmp_path / "out").code == 0
+    assert pad("export", "label-studio", built, "--out", tmp_path / "out", "--shapes", "boxes").code == 0
 
     def edit(number: int, result: list[dict[str, Any]]) -> None:
         without_ids(number, result)
         result.reverse()
         if number == 0:
-            result[0]["value"]["brushlabels"] = ["zebra"]
+            result[0]["value"]["rectanglelabels"] = ["zebra"]
 
     done = imported(
         pad, "label-studio", label_studio_export(tmp_path / "out/tasks.json", edit), built, tmp_path / "back"
@@ -290,7 +297,7 @@ def test_of_images_that_are_alike_the_paths_decide(mixed_run: Path, pad: Pad, tm
     assert refused.code == 2 and "--corrections" in refused.err
 
 
-@pytest.mark.parametrize("kind", ["label-studio", "cvat"])
+@pytest.mark.parametrize("kind", ["label-studio", pytest.param("cvat", marks=pytest.mark.long)])
 def test_a_region_with_an_empty_mask_stays(
     kind: str, world: World, models_toml: Path, pad: Pad, tmp_path: Path
 ) -> None:
@@ -344,7 +351,7 @@ def test_files_of_another_run_and_unknown_images_are_left_out(
     """Keys of two runs are often the same names for other images: the corrections of one would land on the other.
     Each is counted and named; where nothing is left, it is an error of one line that names the file's option."""
     for kind in ("label-studio", "cvat"):
-        assert pad("export", kind, built, "--out", tmp_path / kind).code == 0
+        assert pad("export", kind, built, "--out", tmp_path / kind, "--shapes", "boxes").code == 0
     tasks = label_studio_export(tmp_path / "label-studio/tasks.json")
     xml = cvat_export(tmp_path / "cvat/annotations.xml")
     for kind, path in (("label-studio", tasks), ("cvat", xml)):
@@ -388,7 +395,7 @@ HOSTILE_ITEMS: list[Any] = [
 
 def test_hostile_results_cost_their_shape_alone(built: Path, pad: Pad, tmp_path: Path) -> None:
     """Wrong types, numbers that are none, a mask of another size: each is counted, and the other regions stay."""
-    assert pad("export", "label-studio", built, "--out", tmp_path / "out").code == 0
+    assert pad("export", "label-studio", built, "--out", tmp_path / "out", "--shapes", "boxes").code == 0
 
     def edit(number: int, result: list[Any]) -> None:
         if number == 0:
