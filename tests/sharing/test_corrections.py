@@ -265,6 +265,21 @@ def test_corrections_from_cvat_win_in_a_merge(built: Path, pad: Pad, tmp_path: P
     done = pad("merge", built, tmp_path / "corrected", "--corrections", "--out", tmp_path / "merged")
     assert done.code == 0, done.err
     assert regions_of(tmp_path / "merged") == before | after
+    # A second round: in the image without a region, somebody draws one.
+    assert pad("export", "cvat", tmp_path / "corrected", "--out", tmp_path / "second", "--shapes", "boxes").code == 0
+
+    def draw(number: int, image: ET.Element) -> None:
+        if keys[image.get("name", "").partition(".")[0]] == emptied:
+            ET.SubElement(image, "box", {"label": "new", "xtl": "1", "ytl": "2", "xbr": "9", "ybr": "8"})
+
+    export = cvat_export(tmp_path / "second/annotations.xml", draw)
+    assert imported(pad, "cvat", export, tmp_path / "corrected", tmp_path / "drawn").code == 0
+    (region,) = regions_of(tmp_path / "drawn")[emptied]
+    assert (region["label"], region["box"], row_of(tmp_path / "drawn", emptied)[1]["status"]) == (
+        "new",
+        [1, 2, 9, 8],
+        "ok",
+    )
 
 
 def test_corrections_through_coco_win_too(built: Path, models_toml: Path, pad: Pad, tmp_path: Path) -> None:
