@@ -10,3 +10,5 @@ Depth = Literal["names", "sizes", "sample", "full"]
 """How a plan recognizes images: by `names`; also by `sizes`; also by the sha256 of a `sample` or of all (`full`)."""
 RerunDepth = Literal["names", "sizes", "sample", "full", "kept"]
 """What a rerun compares: a new plan of some `Depth`; or, with the plan that is `kept`, its sample only."""
+Shapes = Literal["masks", "boxes"]
+"""The shapes that people correct in another tool, one for each region."""

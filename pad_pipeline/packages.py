@@ -23,6 +23,7 @@ OPTIONAL = {
     "wandb": Package("the Weights & Biases log of pad train", "pip install wandb"),
     "peft": Package('llm = "lora" in pad train', "pip install 'pad-pipeline[lora]'"),
     "matplotlib": Package("the charts of pad analyze", "pip install 'pad-pipeline[charts]'"),
+    "imagehash": Package("pad duplicates", "pip install 'pad-pipeline[duplicates]'"),
     "scipy": Package("OWLv2 as the detector", "pip install 'pad-pipeline[owl]'"),
     "timm": Package("OmDet-Turbo as the detector", "pip install 'pad-pipeline[omdet]'"),
     "spacy": Package("tags from captions", "pip install 'pad-pipeline[spacy]'"),

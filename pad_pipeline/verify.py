@@ -226,7 +226,7 @@ def _check_sample(row: IndexRow, members: dict[str, bytes], run: Run, deep: bool
 def _check_deep(image: bytes, meta: SampleJson, coverage: np.ndarray, run: Run) -> Iterator[str]:
     """Decode the image and each mask, compute each coverage again, and compare the results with the stored values."""
     try:
-        decoded, kind = decode(image, DecodeSettings.model_validate(run.settings["decode"]))
+        decoded, kind = decode(image, DecodeSettings.model_validate(run.settings.get("decode", {})))
     except ValueError as error:
         yield f"its image can't be decoded ({error})"
         return

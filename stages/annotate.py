@@ -44,7 +44,7 @@ class HumanRegions(Stage[None, None]):
         row.regions, problems = [], []
         for annotation in row.annotations:
             try:
-                row.regions.append(_region(row, annotation))
+                row.regions.append(human_region(row, annotation))
             except ValueError as error:
                 problems.append(str(error))
         if problems:
@@ -53,7 +53,7 @@ class HumanRegions(Stage[None, None]):
         row.status = "ok" if row.regions else "empty"
 
 
-def _region(row: ImageRecord, annotation: Mapping[str, Any]) -> Region:
+def human_region(row: ImageRecord, annotation: Mapping[str, Any]) -> Region:
     """Turn one annotation into a region.
 
     Raises:

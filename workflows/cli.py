@@ -28,10 +28,19 @@ from pad_pipeline.workflows.commands.build import (
     import_voc,
     import_yolo,
 )
+from pad_pipeline.workflows.commands.corrections import import_label_studio
 from pad_pipeline.workflows.commands.doctor import doctor
+from pad_pipeline.workflows.commands.duplicates import duplicates
 from pad_pipeline.workflows.commands.evaluate import evaluate_captions, evaluate_lmms, evaluate_rec, evaluate_vqa
 from pad_pipeline.workflows.commands.evaluate_labels import evaluate_labels
-from pad_pipeline.workflows.commands.export import export_coco, export_fiftyone, export_hub, export_parquet
+from pad_pipeline.workflows.commands.export import (
+    export_coco,
+    export_cvat,
+    export_fiftyone,
+    export_hub,
+    export_label_studio,
+    export_parquet,
+)
 from pad_pipeline.workflows.commands.miniature import demo, miniature_draw, miniature_evaluate
 from pad_pipeline.workflows.commands.models import models_check, models_fetch, models_list
 from pad_pipeline.workflows.commands.options import expand_groups
@@ -53,13 +62,23 @@ app = typer.Typer(
 
 
 COMMANDS: list[Callable[..., None]] = [
-    build, train, analyze, experiment, chat, verify, stats, report, show, retarget, apply_filter, merge, demo, doctor,
+    build, train, analyze, experiment, chat, verify, stats, duplicates, report, show, retarget, apply_filter,
+    merge, demo, doctor,
 ]  # fmt: skip
-"""The commands without a group. A command is called like the last word of its function's name."""
+"""The commands without a group. For their names see `_name_of`."""
 GROUPS: dict[str, tuple[str, list[Callable[..., None]]]] = {
     "import": (
         "Make shards from images that people have annotated.",
-        [import_coco, import_yolo, import_voc, import_cvat, import_labelme, import_openimages, import_fivl],
+        [
+            import_coco,
+            import_yolo,
+            import_voc,
+            import_label_studio,
+            import_cvat,
+            import_labelme,
+            import_openimages,
+            import_fivl,
+        ],
     ),
     "miniature": ("Draw scenes, and measure pad's small models on them.", [miniature_draw, miniature_evaluate]),
     "evaluate": (
@@ -68,16 +87,21 @@ GROUPS: dict[str, tuple[str, list[Callable[..., None]]]] = {
     ),
     "export": (
         "Write shards in formats that other tools open.",
-        [export_coco, export_fiftyone, export_parquet, export_hub],
+        [export_coco, export_fiftyone, export_label_studio, export_cvat, export_parquet, export_hub],
     ),
     "models": ("List, fetch and check the model files of a build.", [models_list, models_fetch, models_check]),
 }
 """Name of a group of commands -> its help and its commands."""
 
 
+def _name_of(command: Callable[..., None]) -> str:
+    """Return the name of a command: that of its function without its first word, if it has several."""
+    return (command.__name__.partition("_")[2] or command.__name__).replace("_", "-")
+
+
 def _add(to: typer.Typer, commands: list[Callable[..., None]]) -> None:
     for command in commands:
-        to.command(command.__name__.rpartition("_")[2], cls=Command)(expand_groups(command))
+        to.command(_name_of(command), cls=Command)(expand_groups(command))
 
 
 _add(app, COMMANDS)

@@ -52,13 +52,14 @@ def export_coco(shards: ShardFolder, target: Target, fiftyone: bool = False) -> 
                     continue
                 sample = shards.sample(name, row)
                 counts["images"] += 1
-                image, file = counts["images"], f"{sample.key}.{_ending(sample)}"
+                image, file = counts["images"], f"{sample.key}.{image_ending(sample)}"
                 target.write(f"{images}/{file}", sample.image)
-                _item(out, _image(image, file, sample))
+                write_item(out, _image(image, file, sample), image)
                 for region in sample.checked_regions():
                     counts["regions"] += 1
                     category = categories.setdefault(region["label"], len(categories) + 1)
-                    _item(later, _annotation(counts["regions"], image, category, region, fiftyone))
+                    entry = _annotation(counts["regions"], image, category, region, fiftyone)
+                    write_item(later, entry, counts["regions"])
             yield counts
         # The second half of the JSON: the annotations, then the categories that they have.
         out.write(b'],"annotations":[')
@@ -68,7 +69,7 @@ def export_coco(shards: ShardFolder, target: Target, fiftyone: bool = False) -> 
         out.write(b'],"categories":' + _json(named) + b"}\n")
 
 
-def _ending(sample: Sample) -> str:
+def image_ending(sample: Sample) -> str:
     """Return the ending of the image's file; raise `UserError` if its stated format is none that pad decodes."""
     kind = sample.meta.get("format")
     if not isinstance(kind, str) or kind not in ENDINGS:
@@ -103,9 +104,9 @@ def _annotation(number: int, image: int, category: int, region: RegionJson, encl
     }
 
 
-def _item(stream: IO[bytes], entry: dict[str, Any]) -> None:
-    """Append an entry to a JSON list, after a comma if it is not the first one."""
-    stream.write((b"\n" if entry["id"] == 1 else b",\n") + _json(entry))
+def write_item(stream: IO[bytes], entry: dict[str, Any], number: int) -> None:
+    """Append entry `number`, counted from 1, to a JSON list, after a comma if it is not the first one."""
+    stream.write((b"\n" if number == 1 else b",\n") + _json(entry))
 
 
 def _json(value: Any) -> bytes:

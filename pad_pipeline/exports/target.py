@@ -7,11 +7,20 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pycocotools import mask as coco_mask
+
+from pad_pipeline.choices import Shapes
 from pad_pipeline.errors import UserError
+from pad_pipeline.records import RegionJson
 from pad_pipeline.storage import Folder, atomic_write, claim_folder
 
 MARK = ".pad-export"
 """The file in the folder that states the kind of the export."""
+
+
+def drawable(region: RegionJson, shapes: Shapes) -> Shapes:
+    """Return the shape of a region that has been checked: its box if its mask is empty, because no tool shows that."""
+    return shapes if coco_mask.area(region["rle"]) else "boxes"
 
 
 class Target:

@@ -76,6 +76,12 @@ class Run(BaseModel):
             seal(partial)
 
     @property
+    def name(self) -> str:
+        """A short hash over the planned images. Files of other programs have it, so that those of another run are
+        recognized."""
+        return self.fingerprints.get("inputs", "")[:16]
+
+    @property
     def identity(self) -> str:
         """A short sha256 of the settings and weights, but not of inputs and code. Each index has it, so that a shard of
         another run is recognized."""

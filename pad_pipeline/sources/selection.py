@@ -25,6 +25,8 @@ class Selection(BaseModel):
     """Take only images with one of these ids; none takes all."""
     keys: frozenset[str] = frozenset()
     """Take only images with one of these keys, which are their names in the shards; none takes all."""
+    drop_keys: frozenset[str] = frozenset()
+    """Leave out the images with these keys."""
     min_regions: int = Field(0, ge=0)
     """Take only images with at least so many regions."""
     min_edge: int = Field(0, ge=0)
@@ -36,6 +38,7 @@ class Selection(BaseModel):
             (self.statuses and row["status"] not in self.statuses)
             or (self.ids and row["id"] not in self.ids)
             or (self.keys and row["key"] not in self.keys)
+            or row["key"] in self.drop_keys
             or row["regions"] < self.min_regions
             or (self.min_edge and min(row["width"], row["height"]) < self.min_edge)
         ):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from pad_pipeline.errors import rename_field
 from pad_pipeline.records import Place, Planned, ShardRow
@@ -58,6 +60,10 @@ class StoredSource:
 
     over: OverShards | None = None
     """How the shards are read, see `map_shards`."""
+    tool = ""
+    """The tool in which people corrected the regions, such as `cvat`; empty if the regions are not changed."""
+    facts: Mapping[str, Any] = MappingProxyType({})
+    """Settings of the new run that say what the source does."""
 
     def __init__(self, shards: list[str], selection: Selection | None = None) -> None:
         self.runs = [open_shards(folder) for folder in shards]
@@ -70,16 +76,23 @@ class StoredSource:
 
     def __iter__(self) -> Iterator[Planned]:
         self.counts.clear()
+        unknown = len(self.selection.drop_keys)
         for shards in self.runs:
-            if unfinished := shards.run.shards - len(shards.names):
-                self.counts[_UNFINISHED] += unfinished
+            self._note_unfinished(shards)
             prefix = self._prefix(shards)
-            for images, left_out in map_shards(
+            for images, left_out, dropped in map_shards(
                 self.over, partial(_chosen, shards, self.selection, prefix), shards.names
             ):
                 if left_out:
                     self.counts["images left out"] += left_out
+                unknown -= dropped
                 yield from images
+        if unknown:
+            self.counts["keys to drop that no finished shard has"] = unknown
+
+    def _note_unfinished(self, shards: ShardFolder) -> None:
+        if unfinished := shards.run.shards - len(shards.names):
+            self.counts[_UNFINISHED] += unfinished
 
     def _prefix(self, shards: ShardFolder) -> str:
         if shards.folder.remote:
@@ -88,12 +101,13 @@ class StoredSource:
         return "" if below == "." else f"{below}/"
 
 
-def _chosen(shards: ShardFolder, selection: Selection, prefix: str, name: str) -> tuple[list[Planned], int]:
-    """Return the chosen images of one shard, and the number of the others."""
+def _chosen(shards: ShardFolder, selection: Selection, prefix: str, name: str) -> tuple[list[Planned], int, int]:
+    """Return the chosen images of one shard, the number of the others, and how many of these are dropped by key."""
     rows = shards.index(name)
     images = []
     for number, row in enumerate(rows):
         if selection.takes(shards, name, row):
             place = ShardRow(f"{prefix}{name}.parquet", number, max(row["image_bytes"], 0))
             images.append(Planned(row["id"], row["source"], place=place, sample_sha256=row["sha256"]))
-    return images, len(rows) - len(images)
+    dropped = sum(row["key"] in selection.drop_keys for row in rows)
+    return images, len(rows) - len(images), dropped

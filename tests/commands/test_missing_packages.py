@@ -24,7 +24,7 @@ def training(models_toml: Path, shards: Path, tmp_path: Path) -> list[object]:
 
 
 def test_a_package_that_a_command_needs_is_named_with_its_extra(
-    pad: Pad, training: list[object], models_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pad: Pad, training: list[object], shards: Path, models_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An ImportError's traceback, or "install that package", would leave the user to find out which."""
     (tmp_path / "lora.toml").write_text('llm = "lora"\n')
@@ -32,6 +32,7 @@ def test_a_package_that_a_command_needs_is_named_with_its_extra(
     build = ["build", "--images", "s3://bucket/images", "--models", models_toml, "--out", tmp_path / "out"]
     wanted: dict[str, tuple[list[object], str]] = {
         "s3fs": (build, "pad-pipeline[s3]"),
+        "imagehash": (["duplicates", shards], "pad-pipeline[duplicates]"),
         "peft": ([*training, "--stage", 2, "--settings", tmp_path / "lora.toml"], "pad-pipeline[lora]"),
     }
     for name, (command, extra) in wanted.items():

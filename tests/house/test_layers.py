@@ -20,11 +20,11 @@ FOLDERS = ("workflows", "stages", "pad_pipeline")
 """From top to bottom."""
 ORDER = {
     "workflows": "api cli commands checks miniature runs models learning engine results toml cards",
-    "stages": "custom tag captions concept ground owl omdet segment patchify annotate edit restore box_stage "
+    "stages": "custom tag captions concept ground owl omdet segment patchify correct annotate edit restore box_stage "
     "decode settings dino sam ram base spans boxes rle patch_grid compute edit_settings",
-    "pad_pipeline": "analysis training exports report quality miniature verify plan sources shards labels tables llms "
-    "pretrained weights hub_errors pins remote_tensors transfers measures evaluation records facts storage listing "
-    "stores retries addresses parquet roles masks images geometry gpus packages threads console errors choices",
+    "pad_pipeline": "analysis training exports report quality miniature verify plan duplicates sources shards labels "
+    "tables llms pretrained weights hub_errors pins remote_tensors transfers measures evaluation records facts storage "
+    "listing stores retries addresses parquet roles masks images geometry gpus packages threads console errors choices",
 }
 """The rooms of each folder: each may import those to its right. A new room takes its place here."""
 MOST_ROOMS, MOST_ARROWS = 12, 30

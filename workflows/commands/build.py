@@ -15,6 +15,7 @@ from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
 from pad_pipeline.workflows.commands import runs
 from pad_pipeline.workflows.commands.common import INPUT, MODELS, RUN, VIEW, Models, counted, print_json
+from pad_pipeline.workflows.commands.corrections import CORRECTED_HELP, import_corrections
 from pad_pipeline.workflows.commands.options import OptionValues, option, options
 
 if TYPE_CHECKING:
@@ -205,19 +206,34 @@ def import_voc(
 def import_cvat(
     *,
     annotations: Annotated[Path, option(INPUT, "CVAT's annotations.xml, or the folder that holds it.")],
-    images: Annotated[str, option(INPUT, "Folder or URL of the images, to which their names are relative.")],
+    images: Annotated[
+        str | None, option(INPUT, "Folder or URL of the images, to which their names are relative.")
+    ] = None,
+    shards: Annotated[str | None, option(INPUT, f"{CORRECTED_HELP} Its images, view and LLM are taken.")] = None,
     models: Models = "paper",
     view: Annotated[OptionValues, runs.VIEW_OPTIONS],
     run: Annotated[OptionValues, runs.IMPORT_OPTIONS],
 ) -> None:
     """Write shards from CVAT's own XML ("CVAT for images 1.1"): boxes, polygons and masks as regions.
 
-    Of --models, only the word embeddings of the LLM and the settings for decoding are used.
+    Of --models, only the word embeddings of the LLM and the settings for decoding are used. With --shards, the file has
+    corrections of regions that `pad export cvat` wrote: those that nobody changed stay as the models made them.
 
-    Example:
+    Examples:
 
       pad import cvat --annotations export/annotations.xml --images export/images/ --out human/
+
+      pad import cvat --annotations annotations.xml --shards shards/ --out corrected/
     """
+    if (images is None) == (shards is None):
+        rule = "the images are either in a folder, or in the run that `pad export cvat` wrote for correction"
+        raise UserError("images", images, rule, "give one of `images` and `shards`")
+    if shards is not None:
+        from pad_pipeline.sources.cvat import CvatCorrections
+
+        import_corrections(CvatCorrections(annotations, shards), run, view)
+        return
+    assert images is not None
     options = runs.run_options(run)
     from pad_pipeline.sources.cvat import CvatSource
 

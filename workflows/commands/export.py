@@ -10,11 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
+from pad_pipeline.choices import Shapes
 from pad_pipeline.console import say, track
 from pad_pipeline.errors import UserError
 from pad_pipeline.workflows.commands.common import Shards, counted, plain
 
 ExportOut = Annotated[str, typer.Option(help="Folder on this machine: new, empty, or with an earlier export.")]
+
+ShapesOption = Annotated[Shapes, typer.Option(help="What people correct: one mask or one box for each region.")]
+ImageUrl = Annotated[
+    str, typer.Option(help="URL of images/ for the tasks; by default that of a local storage of Label Studio.")
+]
 
 
 def export_coco(shards: Shards, out: ExportOut) -> None:
@@ -52,6 +58,39 @@ def export_parquet(shards: Shards, out: ExportOut) -> None:
     from pad_pipeline.exports import table
 
     _export("parquet", shards, out, table.export_table)
+
+
+def export_label_studio(
+    shards: Shards, out: ExportOut, shapes: ShapesOption = "masks", image_url: ImageUrl = ""
+) -> None:
+    """Write tasks.json with the regions as predictions, config.xml and images/ for Label Studio.
+
+    Create a project with config.xml as its labeling configuration, serve the images, and import tasks.json. Export the
+    corrected annotations as JSON; `pad import label-studio` reads them.
+
+    Example:
+
+      pad export label-studio shards/ --out tasks/ --shapes boxes
+    """
+    from pad_pipeline.exports import label_studio
+
+    write = partial(label_studio.export_label_studio, shapes=shapes, image_url=image_url)
+    _export("label-studio", shards, out, write)
+
+
+def export_cvat(shards: Shards, out: ExportOut, shapes: ShapesOption = "masks") -> None:
+    """Write annotations.xml ("CVAT for images 1.1"), labels.json and images/ for CVAT.
+
+    Create a task with the images, and labels.json as its labels (Raw); then upload annotations.xml. Export the
+    corrected annotations in the same format; `pad import cvat --shards` reads them.
+
+    Example:
+
+      pad export cvat shards/ --out cvat/
+    """
+    from pad_pipeline.exports import cvat
+
+    _export("cvat", shards, out, partial(cvat.export_cvat, shapes=shapes))
 
 
 def export_hub(

@@ -29,7 +29,7 @@ _Status = StrEnum("Status", get_args(Status))  # type: ignore[misc]  # typer kno
 SELECTION_OPTIONS = (
     options(Selection, INPUT, "statuses=status", list[_Status], unset="")
     | options(Selection, INPUT, "labels=label", list[str], unset="")
-    | options(Selection, INPUT, "ids keys", Path, unset="")
+    | options(Selection, INPUT, "ids keys drop_keys", Path, unset="")
     | options(Selection, INPUT, "min_regions min_edge")
 )
 """The images that are taken."""
@@ -61,7 +61,7 @@ def retarget(
     lists = {name: _lines(name, edits[name]) for name in ("keep_labels", "drop_labels") if name in edits}
     names = {"label_map": read_label_map(edits["label_map"])} if "label_map" in edits else {}
     chosen = EditSettings(**edits | lists | names)
-    _rewrite(StoredSource([shards]), run, view, llm, chosen)
+    write_again(StoredSource([shards]), run, view, llm, chosen)
 
 
 def apply_filter(
@@ -81,42 +81,54 @@ def apply_filter(
       pad filter shards/ --label dog --label cat --out pets/
 
       pad filter shards/ --keys keys.txt --out flagged/
+
+      pad filter shards/ --drop-keys copies.jsonl --out once/
     """
     from pad_pipeline.sources.stored import StoredSource
 
-    lists = {name: _lines(name, selection[name]) for name in ("ids", "keys") if name in selection}
-    chosen = Selection(**selection | lists)
+    ids = {"ids": _lines("ids", selection["ids"])} if "ids" in selection else {}
+    keys = {name: _keys(name, selection[name], shards) for name in ("keys", "drop_keys") if name in selection}
+    chosen = Selection(**selection | ids | keys)
     if chosen == Selection():
         rule = "no option says which images to take"
-        raise UserError("shards", shards, rule, "give `statuses`, `labels`, `ids`, `keys`, `min_regions` or `min_edge`")
+        remedy = "give `statuses`, `labels`, `ids`, `keys`, `drop_keys`, `min_regions` or `min_edge`"
+        raise UserError("shards", shards, rule, remedy)
     source = StoredSource([seen_by_workers(shards, run)], chosen)
     if chosen.labels:  # the samples are read
         read = {name: run[name] for name in ("engine", "address", "wait")}
         source.over = reading(shards, read, len(source.runs[0].names))
-    _rewrite(source, run, failed_wanted="failed" in chosen.statuses)
+    write_again(source, run, failed_wanted="failed" in chosen.statuses)
 
 
 def merge(
     *,
     shards: Annotated[list[str], typer.Argument(help="Folders or URLs of shards, in the order of their images.")],
     view: Annotated[OptionValues, OLD_VIEW_OPTIONS],
+    corrections: Annotated[
+        bool,
+        option(INPUT, "Let later runs replace images of the first one: those that people corrected.", "--corrections"),
+    ] = False,
     llm: Llm = "",
     run: Annotated[OptionValues, REWRITE_OPTIONS],
 ) -> None:
     """Write the images of several runs into one run.
 
     Images with the same id get different keys. If the runs differ in view or LLM, name the view or LLM for all images.
+    With --corrections, an image of the first run that a later run has too is taken from that later run.
 
-    Example:
+    Examples:
 
       pad merge monday/ tuesday/ s3://bucket/wednesday --out week/
+
+      pad merge shards/ corrected/ --corrections --out better/
     """
+    from pad_pipeline.sources.corrected import CorrectedSource
     from pad_pipeline.sources.stored import StoredSource
 
-    _rewrite(StoredSource(shards), run, view, llm)
+    write_again(CorrectedSource(shards) if corrections else StoredSource(shards), run, view, llm)
 
 
-def _rewrite(
+def write_again(
     source: StoredSource,
     run: OptionValues,
     view: OptionValues | None = None,
@@ -124,6 +136,7 @@ def _rewrite(
     edits: EditSettings | None = None,
     failed_wanted: bool = False,
 ) -> None:
+    """Write the images of a source into a new run, and print its counts."""
     first = source.runs[0].run
     options = run_options({"shard_size": max(first.shard_size, 1)} | run)
     from pad_pipeline.labels import LabelSettings
@@ -149,6 +162,19 @@ def _lines(name: str, path: Path) -> list[str]:
     if not lines:
         raise UserError(name, path, "there is nothing in it", "give a text file with one entry a line")
     return lines
+
+
+def _keys(name: str, path: Path, shards: str) -> list[str]:
+    """Return the keys in a file of `pad duplicates`, or in a text file with one key a line.
+
+    Raises:
+        UserError: the file can't be read, has a line without a key, or `pad duplicates` wrote it for another run.
+    """
+    from pad_pipeline.duplicates.keys_file import keys_of
+    from pad_pipeline.shards.run import Run
+    from pad_pipeline.storage import folder_at
+
+    return keys_of(name, path, _lines(name, path), Run.read(folder_at(shards)))
 
 
 def read_label_map(path: Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ from pad_pipeline.shards.lock import locked
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.run import RUN_NAME, Run
 from pad_pipeline.shards.writer import TOTALS
-from pad_pipeline.sources.base import Source
+from pad_pipeline.sources.base import Source, Tally
 from pad_pipeline.sources.stored import ShardsSource
 from pad_pipeline.stages.captions import CaptionsSettings
 from pad_pipeline.stages.tag import TaggerSettings, read_tags
@@ -150,18 +150,23 @@ def import_coco(
     )
     with rename_field(image_root="images"):
         totals = carry_out(spec, source, folder, options, forked=folder_at(out) if options.fork else None)
+    note_partial(folder, options, source.counts)
+    return totals
+
+
+def note_partial(folder: Folder, options: RunOptions, counts: Tally) -> None:
+    """Count the images of a finished run of which a stage left annotations out."""
     shards = ShardFolder(folder)
     own = own_shards(shards.run, options)
     for name in (name for name in shards.names if is_file_of(own, f"{name}.tar")):
         try:
             rows = shards.index(name)
         except UserError:
-            source.counts.note("shards of an earlier call with a damaged index, see `pad verify`", name)
+            counts.note("shards of an earlier call with a damaged index, see `pad verify`", name)
             continue
         for row in rows:
             if row["reason"] and row["status"] != "failed":
-                source.counts.note("images of which annotations are left out", f"{row['source']}: {row['reason']}")
-    return totals
+                counts.note("images of which annotations are left out", f"{row['source']}: {row['reason']}")
 
 
 def open_out(out: Path | str, fork: Path | str | None = None) -> Folder:

@@ -11,6 +11,7 @@ from pad_pipeline.roles import RedoFrom
 from pad_pipeline.sources.read import witnesses
 from pad_pipeline.stages.annotate import HumanRegions
 from pad_pipeline.stages.compute import ComputeSettings
+from pad_pipeline.stages.correct import Correct
 from pad_pipeline.stages.decode import Decode
 from pad_pipeline.stages.edit import Edit
 from pad_pipeline.stages.edit_settings import EditSettings
@@ -56,11 +57,14 @@ def import_chain(
 
 
 def rewriting_chain(
-    out: Folder, identity: str, edits: EditSettings, labels: LabelSettings, view: View, root: str
+    out: Folder, identity: str, edits: EditSettings, labels: LabelSettings, view: View, root: str, corrected: bool
 ) -> list[Link]:
-    """Return the chain of the commands that rewrite shards: restore, edit if there are edits, patchify, write."""
+    """Return the chain of the commands that rewrite shards: restore, correct if people `corrected` regions, edit if
+    there are edits, patchify, write."""
     read = Operation("plan", partial(ReadShard, out, rewritten=True))
     operations = [read, Operation("restore", partial(Restore, root))]
+    if corrected:
+        operations.append(Operation("correct", Correct))
     if edits.changes:
         operations.append(Operation("edit", partial(Edit, edits, view)))
     return [Link("restore", operations), _last(out, identity, view, labels)]

@@ -16,6 +16,7 @@ import pad_pipeline
 _PACKAGE = Path(str(pad_pipeline.__file__)).parent
 _NOT_HASHED = (
     *("training", "measures", "analysis", "evaluation", "exports", "report", "miniature", "workflows"),
+    "duplicates",
     *("verify", "packages", "console"),
     *("transfers", "remote_tensors", "tables", "pins", "hub_errors"),
 )

@@ -17,7 +17,7 @@ from pad_pipeline.sources.stored import StoredSource
 from pad_pipeline.stages.edit_settings import EditSettings
 from pad_pipeline.storage import resolved
 from pad_pipeline.workflows.engine.progress import Totals
-from pad_pipeline.workflows.runs.build import carry_out, open_out
+from pad_pipeline.workflows.runs.build import carry_out, note_partial, open_out
 from pad_pipeline.workflows.runs.chains import rewriting_chain
 from pad_pipeline.workflows.runs.options import RunOptions
 from pad_pipeline.workflows.runs.spec import RunSpec
@@ -73,12 +73,24 @@ def rewrite(
                 raise UserError("llm.llm", chosen_labels.llm, rule, "put the original back, or name an LLM with `llm`")
     # The new run has the kind and the settings of the old runs, except for the chosen LLM and edits.
     kind, settings, fingerprints = _shared_facts(runs)
-    settings |= {"llm": chosen_labels.model_dump(mode="json")}
+    corrected = bool(source.tool)
+    if corrected:  # a merge of what the models made and of what people made, in the words of run.json
+        models = {"kind": kind, "settings": settings, "fingerprints": fingerprints}
+        kind = f"import-{source.tool}"
+        people = {"kind": kind, "settings": {}, "fingerprints": {}}
+        settings, fingerprints = {"merged": [models, people]} | _decoding([settings]), {}
+    settings |= {"llm": chosen_labels.model_dump(mode="json"), **source.facts}
     if edits.changes:
         settings["edits"] = [*settings.get("edits", []), edits.model_dump(mode="json", exclude_defaults=True)]
-    chain = partial(rewriting_chain, edits=edits, labels=chosen_labels, view=chosen_view, root=source.root)
+    chain = partial(
+        rewriting_chain, edits=edits, labels=chosen_labels, view=chosen_view, root=source.root, corrected=corrected
+    )
     facts = (kind, chosen_view, embedder.width, settings, fingerprints | llm_files)
-    return carry_out(RunSpec(*facts, chain, title="rewrite", input_field="shards"), source, folder, options)
+    field = "annotations" if corrected else "shards"
+    totals = carry_out(RunSpec(*facts, chain, title="rewrite", input_field=field), source, folder, options)
+    if corrected:
+        note_partial(folder, options, source.counts)
+    return totals
 
 
 def _common(name: str, settings: str, values: list[Value]) -> Value:
@@ -108,7 +120,13 @@ def _shared_facts(runs: list[Run]) -> tuple[str, dict[str, Any], dict[str, str]]
     if all(_facts(run) == first for run in runs):
         return first
     parts = [dict(zip(("kind", "settings", "fingerprints"), _facts(run), strict=True)) for run in runs]
-    return "merge", {"merged": parts}, {}
+    return "merge", {"merged": parts} | _decoding([run.settings for run in runs]), {}
+
+
+def _decoding(settings: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the limits for images that all runs share, by which a deep verification decodes; empty if they differ."""
+    first = settings[0].get("decode")
+    return {"decode": first} if first and all(one.get("decode") == first for one in settings) else {}
 
 
 def _facts(run: Run) -> tuple[str, dict[str, Any], dict[str, str]]:
