@@ -91,7 +91,7 @@ def test_stage_2_of_other_dialogues_is_refused(pad: Pad, command: list[object], 
 
 
 SCORES = """
-def words(trained, most):
+def speech(trained, most):
     assert (trained.model / "hf").is_dir()
     return {"most": most, "images": trained.limit, "plain": trained.template == "plain"}
 
@@ -102,14 +102,14 @@ def broken(trained):
 SCORED = """
 seeds = [0, 1]
 limit = 3
-analyses = ["words"]
-after_stage1 = ["align", "words"]
-columns = ["words.plain", "stage1.words.plain", "stage1.words.most", "stage1.align.align"]
+analyses = ["speech"]
+after_stage1 = ["align", "speech"]
+columns = ["speech.plain", "stage1.speech.plain", "stage1.speech.most", "stage1.align.align"]
 baseline = "captions"
 stage1 = { steps = 2, batch_size = 4 }
 stage2 = { steps = 1, batch_size = 2 }
-[scores.words]
-function = "own_scores:words"
+[scores.speech]
+function = "own_scores:speech"
 settings = { most = 7 }
 [cells.captions]
 stage1 = { beta_end = 0.0 }
@@ -137,7 +137,7 @@ def test_own_scores_are_taken_after_either_stage(
     assert done.code == 0 and "experiment.png is not drawn, because" in done.err, done.err
     assert "difference" in done.out and not (out / "experiment.png").exists()
     result = json.loads((out / "patches-1/result.json").read_text())
-    assert result["words"] == {"most": 7, "images": 3, "plain": 0} and result["stage1"]["words"]["plain"] == 1
+    assert result["speech"] == {"most": 7, "images": 3, "plain": 0} and result["stage1"]["speech"]["plain"] == 1
     found = json.loads((out / "experiment.json").read_text())
     align = [found["cells"][cell]["stage1.align.align"] for cell in ("captions", "patches")]
     differences = found["differences"]["patches"]["stage1.align.align"]
@@ -176,14 +176,14 @@ def test_differences_are_taken_within_a_seed() -> None:
 @pytest.mark.parametrize(
     ("before", "after", "told"),
     [
-        ("own_scores:words", "own_scores:word", "it can't be imported (AttributeError"),
-        ("own_scores:words", "no_such_module:words", "it can't be imported (ModuleNotFoundError"),
-        ("own_scores:words", "own_scores:SCORE_OF_NOTHING", "it can't be imported"),
-        ("own_scores:words", "own_scores:__name__", "it is no function"),
-        ('"align", "words"]', '"align", "word"]', "after_stage1 = word: it should be one of entropy"),
-        ('"stage1.words.most"', '"stage1.lens.most"', "columns = stage1.lens.most"),
+        ("own_scores:speech", "own_scores:word", "it can't be imported (AttributeError"),
+        ("own_scores:speech", "no_such_module:speech", "it can't be imported (ModuleNotFoundError"),
+        ("own_scores:speech", "own_scores:SCORE_OF_NOTHING", "it can't be imported"),
+        ("own_scores:speech", "own_scores:__name__", "it is no function"),
+        ('"align", "speech"]', '"align", "word"]', "after_stage1 = word: it should be one of entropy"),
+        ('"stage1.speech.most"', '"stage1.lens.most"', "columns = stage1.lens.most"),
         ('baseline = "captions"', 'baseline = "caption"', "there is no such cell"),
-        ("[scores.words]", '[scores.lens]\nfunction = "own_scores:words"\n[scores.words]', "rename the score"),
+        ("[scores.speech]", '[scores.lens]\nfunction = "own_scores:speech"\n[scores.speech]', "rename the score"),
     ],
 )
 def test_a_wrong_score_is_told_before_anything_is_trained(
@@ -199,7 +199,7 @@ def test_a_wrong_score_is_told_before_anything_is_trained(
 
 def test_a_score_that_fails_is_a_gap_with_its_reason(pad: Pad, scored: list[object], tmp_path: Path) -> None:
     """Its traceback would end the other trainings too."""
-    (tmp_path / "grid.toml").write_text(SCORED.replace("own_scores:words", "own_scores:broken").replace("most = 7", ""))
+    (tmp_path / "grid.toml").write_text(SCORED.replace("own_scores:speech", "own_scores:broken").replace("most = 7", ""))
     done = pad(*scored, "--seeds", 1, "--out", tmp_path / "out")
     assert done.code == 2 and "captions, seed 0: failed" in done.err, done.err
     assert "it fails (KeyError: 'gone')" in done.err and "Traceback" not in done.err

@@ -289,7 +289,8 @@ def test_an_overlay_draws_the_patches_where_they_are() -> None:
     view = View(size=100, patch=23, fit="stretch")  # 4 x 4 patches of the upper left 92 pixels
     coverage = np.zeros((1, 4, 4), np.uint8)
     coverage[0, 3, 3] = 255
-    drawn = np.asarray(_patches(Image.new("RGB", (100, 100)), coverage, view))
+    regions = [{"label": "thing"} for _ in coverage]
+    drawn = np.asarray(_patches(Image.new("RGB", (100, 100)), regions, coverage, view))  # type: ignore[arg-type]
     tinted = (drawn.max(2) > 0) & (drawn != 255).any(2)
     rows, columns = tinted.nonzero()
     found = np.array([rows.min(), rows.max() + 1, columns.min(), columns.max() + 1]) * 100 / EDGE
