@@ -25,7 +25,7 @@ test-long: $(READY)  ## Run what CI has no time for: every page of the documenta
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m long
 
 test-browser: $(READY)  ## Open reports in Chromium (skipped where there is none): a minute.
-	$(BIN)/python -m pytest -m browser -rs tests/sharing
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m browser -rs tests/sharing
 
 chaos: $(READY)  ## Kill 200 runs on each engine at random times, resume them, compare bytes: an hour.
 	$(BIN)/python -m tests.chaos --engine local --kills 200
@@ -129,4 +129,4 @@ $(READY): $(RUN)
 	$(INSTALL) '.[dev]'
 	@touch $(READY)
 
-.PHONY: docs help demo test test-all test-long test-browser bench bench-steps bench-engines bench-memory bench-plan bench-scale bench-loader bench-stage1 bench-gpu bench-analyses bench-pursuit bench-retarget paper paper-grids chaos chaos-cluster chaos-store lint format clean
+.PHONY: docs help release demo test test-all test-long test-browser bench bench-steps bench-engines bench-memory bench-plan bench-scale bench-loader bench-stage1 bench-gpu bench-analyses bench-pursuit bench-retarget paper paper-grids chaos chaos-cluster chaos-store lint format clean

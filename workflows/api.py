@@ -8,10 +8,11 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
@@ -29,10 +30,12 @@ from pad_pipeline.workflows.models.settings import ModelSettings, load_models
 from pad_pipeline.workflows.runs.build import build as _build
 from pad_pipeline.workflows.runs.chains import annotation_chain
 from pad_pipeline.workflows.runs.options import RunOptions
+from pad_pipeline.workflows.toml import read_settings
 
 AnyImage = str | Path | Image.Image | np.ndarray
 """The path of an image file; an image of Pillow; or pixels, uint8 `[H, W, 3]` (RGB) or `[H, W]` (gray)."""
 
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 Models = str | Path | ModelSettings
 """The name of a preset, a TOML file, or settings."""
 
@@ -53,6 +56,8 @@ class Annotator:
         self, models: str | Path | ModelSettings = "paper", view: View | None = None, threads: int = 0
     ) -> None:
         self.models = models if isinstance(models, ModelSettings) else load_models(str(models))
+        if threads < 0:
+            raise UserError("threads", threads, "it should be 0 or more", "correct it")
         self.view = view or self.models.view
         self._files = tempfile.TemporaryDirectory(prefix="pad-annotate-")
         compute = self.models.compute.model_copy(update={"threads": threads or cores()})
@@ -60,25 +65,30 @@ class Annotator:
         link = merged(links)
         inner = [operation for operation in link.operations if operation.name not in ("plan", "write")]
         self._chain = Chain(link._replace(operations=inner, before=0, after=0))
+        self._one_at_a_time = Lock()
 
     def __call__(self, images: AnyImage | Iterable[AnyImage]) -> list[Annotated]:
-        """Annotate one image or several.
+        """Annotate one image or several. Calls from several threads wait for each other.
 
         Returns:
-            One result for each image, in order. An image that can't be annotated has the status `failed` and a reason.
+            One result for each image, in order. A file that can't be annotated has the status `failed` and a reason.
+
+        Raises:
+            UserError: a path leads to no file, or an object is no image.
         """
         several = [images] if isinstance(images, AnyImage) else list(images)
         rows = []
-        for number, image in enumerate(several):
-            name = Path(image).name if isinstance(image, str | Path) else f"image-{number}"
-            file = f"{number:06d}"
-            Path(self._files.name, file).write_bytes(_bytes(image))
-            rows.append(ImageRecord(name, name, place=Place(file), key=plain_key(Path(name).stem)))
-        try:
-            self._chain.run(Shard(0, rows))
-        finally:
-            for path in Path(self._files.name).iterdir():
-                path.unlink()
+        with self._one_at_a_time:
+            for number, image in enumerate(several):
+                name = Path(image).name if isinstance(image, str | Path) else f"image-{number}"
+                file = f"{number:06d}"
+                Path(self._files.name, file).write_bytes(_bytes(image))
+                rows.append(ImageRecord(name, name, place=Place(file), key=plain_key(Path(name).stem)))
+            try:
+                self._chain.run(Shard(0, rows))
+            finally:
+                for path in Path(self._files.name).iterdir():
+                    path.unlink()
         return [self._result(row) for row in rows]
 
     def _result(self, row: ImageRecord) -> Annotated:
@@ -98,12 +108,19 @@ def _bytes(image: AnyImage) -> bytes:
             rule = f"it can't be read ({error.strerror or type(error).__name__})"
             raise UserError("images", image, rule, "name an image file") from error
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
-            rule = "it should be uint8 [H, W, 3] or [H, W]"
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or not image.size:
+            rule = "it should be uint8 [H, W, 3] or [H, W], with a pixel or more"
             raise UserError("images", f"an array {image.dtype} {list(image.shape)}", rule, "convert it")
         image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        rule = "it is neither a path, nor an image of Pillow, nor an array"
+        raise UserError("images", type(image).__name__, rule, "give one of these")
     content = io.BytesIO()
-    image.save(content, "PNG")
+    try:
+        upright = ImageOps.exif_transpose(image)  # as a file is turned
+        (upright if upright.mode in _PNG_MODES else upright.convert("RGB")).save(content, "PNG")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError("images", image, f"its pixels can't be read ({error})", "open it again") from error
     return content.getvalue()
 
 
@@ -143,7 +160,8 @@ def build(
     from pad_pipeline.sources.open import open_source
 
     chosen = models if isinstance(models, ModelSettings) else load_models(str(models))
-    return _build(open_source(str(images), image_root), str(out), chosen, view or chosen.view, RunOptions(**options))
+    run = read_settings(RunOptions, None, options)
+    return _build(open_source(str(images), image_root), str(out), chosen, view or chosen.view, run)
 
 
 def samples(shards: str | Path | ShardFolder) -> Iterator[Annotated]:
@@ -191,7 +209,12 @@ def train(
 
     where = {"out": str(out), "shards": shards, "data": data, "image_root": image_root, "init": init}
     parts = {"vision": member_reference(vision, "clip"), "llm": member_reference(llm, "llm")}
-    run(Job(stage=stage, settings=settings_of(stage).model_validate(settings), **where, **parts))
+    for name, part in parts.items():
+        if not part:
+            raise UserError(name, "(empty)", "it is missing", "name a folder, a model of the hub, or `miniature`")
+    if stage not in (1, 2):
+        raise UserError("stage", stage, "it should be 1 or 2", "correct it")
+    run(Job(stage=stage, settings=read_settings(settings_of(stage), None, settings), **where, **parts))
     return Path(out)
 
 
@@ -232,7 +255,7 @@ def analyze(
         raise UserError("what", what, f"it should be all or one of {', '.join(STUDIES)}", "name one of them")
     names = list(STUDIES) if what == "all" else [what]
     others = [Subject(Path(path)) for path in beside]
-    chosen = AnalysisSettings.model_validate(settings)
+    chosen = read_settings(AnalysisSettings, None, settings)
     target = Path(out) if out else None
     return run(names, Subject(Path(model)), shards, chosen, target, limit, drawings=drawings, beside=others)
 
@@ -287,10 +310,14 @@ def evaluate_labels(
     Raises:
         UserError: the runs have no image in common, or a file can't be used.
     """
-    from pad_pipeline.quality.label_names import LabelNames
+    from pad_pipeline.quality.label_names import LabelNames, check_label_map
     from pad_pipeline.quality.label_scores import score_labels, summary
     from pad_pipeline.quality.wordnet import WordNet
 
+    if isinstance(categories, str):
+        raise UserError("categories", categories, "it is one text, and not several", "give a list of categories")
+    if label_map is not None:
+        check_label_map(label_map)
     names = partial(LabelNames, label_map=label_map, wordnet=WordNet(Path(wordnet)) if wordnet else None)
     return summary(score_labels(open_shards(shards), open_shards(truth), names, frozenset(categories)))
 
@@ -310,6 +337,6 @@ def write_report(shards: str | Path, out: str | Path, limit: int | None = None) 
     from pad_pipeline.report.settings import ReportSettings
     from pad_pipeline.report.site import write_report as written
 
-    for _ in written(open_shards(shards), Path(out), ReportSettings(limit=limit)):
+    for _ in written(open_shards(shards), Path(out), read_settings(ReportSettings, None, {"limit": limit})):
         pass
     return Path(out, "index.html")

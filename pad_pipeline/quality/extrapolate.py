@@ -11,7 +11,7 @@ from rich.filesize import decimal
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.quality.verdicts import wilson
-from pad_pipeline.records import MEMBERS, IndexRow
+from pad_pipeline.records import MEMBERS, IndexRow, shard_name
 from pad_pipeline.shards.reader import ShardFolder
 from pad_pipeline.shards.run import is_run
 from pad_pipeline.storage import folder_at
@@ -52,7 +52,7 @@ def _bytes_text(value: float) -> str:
 
 
 def sample_in(out: str) -> ShardFolder | None:
-    """Return the run in a folder or URL if it has finished shards of a sample; otherwise None."""
+    """Return the run in a folder or URL if it has a sample that is finished; otherwise None."""
     if not is_run(folder_at(out)):
         return None
     shards = ShardFolder(out)
@@ -60,9 +60,12 @@ def sample_in(out: str) -> ShardFolder | None:
 
 
 def _sampled(shards: ShardFolder) -> list[str]:
-    """Return the names of the finished shards that hold the sample."""
+    """Return the names of the shards that hold the sample; none while one of them is not finished. Within the sample,
+    images stand in the source's order, so that a part of it is not random."""
     run = shards.run
-    return [name for name in shards.names if int(name.removeprefix("pad-")) * run.shard_size < run.sample]
+    count = -(-min(run.sample, run.images) // max(run.shard_size, 1))
+    names = [shard_name(number) for number in range(count)]
+    return names if set(names) <= set(shards.names) else []
 
 
 def extrapolate(shards: ShardFolder) -> tuple[int, list[Extrapolated]]:
@@ -77,11 +80,11 @@ def extrapolate(shards: ShardFolder) -> tuple[int, list[Extrapolated]]:
         The number of images that are known, and one entry for each measure.
 
     Raises:
-        UserError: no shard of a sample is finished, or one is damaged.
+        UserError: there is no sample that is finished, or a shard is damaged.
     """
     names, total = _sampled(shards), shards.run.images
     if not names:
-        rule = "no shard of a random sample is finished in it"
+        rule = "there is no random sample in it that is finished"
         raise UserError("shards", shards.folder, rule, "build it with a `sample`")
     placed = [(name, row) for name in names for row in shards.index(name)]
     rows = [row for _, row in placed]
@@ -166,9 +169,9 @@ def _hours(shards: ShardFolder, total: int) -> list[Extrapolated]:
             if now[1] > before[1]:
                 spent.append((now[0] - before[0], now[1] - before[1]))
                 before = now
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ArithmeticError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
-    if not spent:
+    if not spent or not all(math.isfinite(one) for one, _ in spent):
         return []
     seconds, images = (float(sum(values)) for values in zip(*spent, strict=True))
     value = seconds / images * total / 3600

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -55,49 +56,52 @@ class Common:
 def find_pairs(shards: ShardFolder, truth: ShardFolder) -> tuple[Common, list[Pairs]]:
     """Find the images of `shards` that `truth` has too, by the first of `FIELDS` that finds the most.
 
-    Images are left out, and counted, if they failed in the truth, if several have the name, if the sizes differ, or if
-    only one run has them.
+    Only a name that one image has in each run counts. Images are left out, and counted, if several have the name, if
+    they failed in the truth, if the sizes differ, or if only one run has them.
 
     Raises:
-        UserError: the runs have no image in common.
+        UserError: the runs have no image in common that can be compared.
     """
     places: dict[str, dict[str, Place | None]] = {name: {} for name in FIELDS}  # None: several images have the name
     for shard, row in truth.rows():
         for name, value_of in FIELDS.items():
             value = value_of(row)
             places[name][value] = None if value in places[name] else Place(shard, row)
-    hits = dict.fromkeys(FIELDS, 0)
+    times: dict[str, Counter[str]] = {name: Counter() for name in FIELDS}
     for _, row in shards.rows():
         for name, value_of in FIELDS.items():
-            hits[name] += places[name].get(value_of(row)) is not None
+            if (value := value_of(row)) in places[name]:
+                times[name][value] += 1
+    for name, known in places.items():
+        for value, number in times[name].items():
+            if number > 1:
+                known[value] = None
+    hits = {name: sum(known[value] is not None for value in times[name]) for name, known in places.items()}
     common = Common(by=max(FIELDS, key=lambda name: hits[name]))
     if not hits[common.by]:
         first = [next((row["id"] for _, row in run.rows()), "") for run in (shards, truth)]
         rule = f"it has no image in common with the shards: here {first[1]!r} is the first, there {first[0]!r}"
         raise UserError("truth", truth.folder, rule, "name shards of the same images")
-    known, value_of = places[common.by], FIELDS[common.by]
+    pairs = list(_pairs(shards, places[common.by], common))
+    if not pairs:
+        reasons = "; ".join(f"{number:,} {reason}" for reason, (number, _) in common.left_out.items())
+        rule = f"none of the images that it has in common with the shards can be compared: {reasons}"
+        raise UserError("truth", truth.folder, rule, "name shards of the same images")
+    return common, pairs
+
+
+def _pairs(shards: ShardFolder, known: dict[str, Place | None], common: Common) -> Iterator[Pairs]:
     waiting = {name for name, place in known.items() if place is not None}
-    return common, list(_pairs(shards, known, value_of, common, waiting))
-
-
-def _pairs(
-    shards: ShardFolder,
-    known: dict[str, Place | None],
-    value_of: Callable[[IndexRow], str],
-    common: Common,
-    waiting: set[str],
-) -> Iterator[Pairs]:
-    taken: set[str] = set()
+    value_of = FIELDS[common.by]
     for shard in shards.names:
         images = []
         for row in shards.index(shard):
             name = value_of(row)
             if name not in known:
                 common.leave_out("only in the shards", name)
-            elif (place := known[name]) is None or name in taken:
-                common.leave_out(f"with a {common.by} that several images have", name)
+            elif (place := known[name]) is None:
+                common.leave_out(f"whose {common.by} several images have", name)
             else:
-                taken.add(name)
                 waiting.discard(name)
                 failed = row["status"] == "failed"
                 if place.row["status"] == "failed":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.quality.wordnet import WordNet
@@ -37,11 +37,17 @@ class LabelNames:
 
         Args:
             categories: all categories that people looked for.
-            label_map: label -> category; an empty category, or one that is none of `categories`, means no category.
+            label_map: label -> category; an empty category means none.
             wordnet: WordNet, for labels that have no category otherwise.
+
+        Raises:
+            UserError: the label map names a category that there is not.
         """
         self.categories = frozenset(categories)
         self._map, self._wordnet = label_map or {}, wordnet
+        if unknown := sorted({*self._map.values()} - self.categories - {""}):
+            rule = f"it names categories that there are not: {', '.join(unknown[:5])}"
+            raise UserError("label_map", unknown[0], rule, "correct them, or name all categories with `categories`")
         self._plain: dict[str, str] = {}
         self._single: dict[str, str] = {}
         for category in sorted(self.categories):
@@ -59,8 +65,9 @@ class LabelNames:
 
     def _find(self, label: str) -> Match | None:
         if label in self._map:
-            category = self._map[label]
-            return Match(category, "map") if category in self.categories else None
+            return Match(self._map[label], "map") if self._map[label] else None
+        if label in self.categories:
+            return Match(label, "exact")
         name = _plain(label)
         if name in self._plain:
             return Match(self._plain[name], "exact")
@@ -98,6 +105,12 @@ def _singulars(name: str) -> list[str]:
         if last.endswith(("ses", "xes", "zes", "ches", "shes", "oes")):
             forms.append(last[:-2])
     return [first + space + form for form in forms]
+
+
+def check_label_map(found: Any) -> None:
+    """Raise `UserError` if an object is no map from labels to categories."""
+    if not isinstance(found, dict) or not all(isinstance(name, str) for pair in found.items() for name in pair):
+        raise UserError("label_map", type(found).__name__, "it should be an object of texts", 'give {"puppy": "dog"}')
 
 
 def read_categories(path: Path) -> frozenset[str]:

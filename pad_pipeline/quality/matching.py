@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -57,7 +58,8 @@ def mask_ious(found: Sequence[RegionJson], true: Sequence[RegionJson]) -> np.nda
     return _ious([region["rle"] for region in found], [region["rle"] for region in true], true)
 
 
-def _ious(found: object, true: object, regions: Sequence[RegionJson]) -> np.ndarray:
+def _ious(found: Sequence[Any] | np.ndarray, true: object, regions: Sequence[RegionJson]) -> np.ndarray:
+    number = len(found)
     crowds = [int(region["crowd"]) for region in regions]
     ious = coco_mask.iou(found, true, crowds)
-    return np.asarray(ious, float).reshape(-1, len(crowds))  # without regions, pycocotools returns an empty list
+    return np.asarray(ious, float).reshape(number, len(crowds))  # without regions, pycocotools returns an empty list

@@ -22,7 +22,7 @@ _MOST_BYTES = 1 << 30
 class Verdict(BaseModel):
     """A line of a verdict file: what somebody says of one region."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
     run: str
     """The identity of the run, as in the indexes of its shards."""
@@ -31,10 +31,10 @@ class Verdict(BaseModel):
     region: int = Field(ge=0)
     """The position of the region in the sample."""
     label: str
-    score: float
-    label_score: float
-    predicted_iou: float
-    patches: float
+    score: float = Field(ge=0, le=1)
+    label_score: float = Field(ge=0, le=1)
+    predicted_iou: float = Field(allow_inf_nan=False)
+    patches: float = Field(ge=0, allow_inf_nan=False)
     """The coverage of the region, summed over the patches."""
     verdict: Answer
 
@@ -84,17 +84,25 @@ def _check_there(path: Path, verdicts: Mapping[tuple[str, int], Verdict], shards
         if of_image and row["status"] == "failed":
             wanted[row["key"]] = of_image
             break
-        labels = [r["label"] for r in shards.sample(name, row, image=False).meta["regions"]] if of_image else []
+        regions = shards.sample(name, row, image=False).meta["regions"] if of_image else []
         for verdict in of_image:
-            there = labels[verdict.region] if verdict.region < len(labels) else "no such region"
-            if there != verdict.label:
-                where = f"region {verdict.region} of {verdict.key!r}"
-                rule = f"{where} is {verdict.label!r} in it, and {there!r} in the shards"
+            there = regions[verdict.region] if verdict.region < len(regions) else None
+            seen = (there["label"], there["score"], there["label_score"], there["predicted_iou"]) if there else ()
+            if seen != (verdict.label, verdict.score, verdict.label_score, verdict.predicted_iou):
+                where = f"region {_short(verdict.region)} of {_short(verdict.key)}"
+                shown = f"{_short(seen[0])} with a score of {seen[1]}" if seen else "not there"
+                mine = f"{_short(verdict.label)} with a score of {verdict.score}"
+                rule = f"{where} is {mine} in it; in the shards, it is {shown}"
                 raise UserError("verdicts", path, rule, "give verdicts on these shards, not on other ones")
         if not wanted:
             return
-    rule = f"these shards have no regions of {min(wanted)!r}"
+    rule = f"these shards have no regions of {_short(min(wanted))}"
     raise UserError("verdicts", path, rule, "give verdicts on these shards, not on other ones")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def score_verdicts(verdicts: Sequence[Verdict]) -> dict[str, Any]:

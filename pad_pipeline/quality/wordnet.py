@@ -37,6 +37,9 @@ class WordNet:
             except (IndexError, ValueError) as error:
                 raise self._broken("index.noun", error) from error
 
+        if not self._first:
+            raise self._broken("index.noun", ValueError("there is no word in it"))
+
     def kinds(self, word: str) -> Iterator[list[str]]:
         """Yield the words with the meaning of `word`, then those for what it is a kind of, nearest first.
 
@@ -61,6 +64,8 @@ class WordNet:
             if int(parts[0]) != at:
                 raise ValueError(f"no entry begins at {at}")
             count = int(parts[3], 16)
+            if 2 * count > len(parts) or 4 * int(parts[4 + 2 * count]) > len(parts):
+                raise ValueError("an entry has another number of fields")
             words = [parts[4 + 2 * number].replace("_", " ") for number in range(count)]
             first = 5 + 2 * count
             pointers = [parts[first + 4 * n : first + 4 * n + 4] for n in range(int(parts[first - 1]))]

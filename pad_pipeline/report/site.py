@@ -81,6 +81,7 @@ def write_report(
         UserError: a shard is damaged, the folder holds other files than a report, or `words` has no drawing.
         OSError: a file can't be written.
     """
+    drawings = _drawings(words, out) if words else []
     _prepare(out)
     writer = PageWriter(out, settings, tally := Tally(shards))
     into = out if over is None or over.shares_disk else None
@@ -91,21 +92,28 @@ def write_report(
         found = part.tally
         yield Counter(images=found.images, failed=found.statuses["failed"], regions=found.regions)
     writer.write_full(1, 1)
-    drawn = _copy_words(words, out) if words else {}
+    drawn = _copy_words(drawings, out)
     write_script(out / "data", "facts", as_script(_page_facts(tally, settings, writer, second) | {"words": drawn}))
     for name in ("report.css", *(f"{name}.js" for name in SCRIPTS)):
         shutil.copyfile(_WEB / name, out / "assets" / name)
     _write_page(out, tally, second)
 
 
-def _copy_words(words: Path, out: Path) -> dict[str, str]:
-    """Copy the drawings as words into the report. Return the path of each in it, by the image's key."""
+def _drawings(words: Path, out: Path) -> list[Path]:
+    """Return the drawings in a folder of `pad analyze`."""
+    remedy = "give the folder that `pad analyze` wrote with `out` and `drawings`"
+    if out.resolve() in (words.resolve(), *words.resolve().parents):
+        raise UserError("words", words, "it is in the folder of the report, which is made again", remedy)
     found = sorted(words.glob("words-*.png"))
     if not found:
-        remedy = "give the folder that `pad analyze` wrote with `out` and `drawings`"
         raise UserError("words", words, "there is no drawing in it (words-KEY.png)", remedy)
-    drawn = {path.stem.removeprefix("words-"): f"words/{number:06d}.png" for number, path in enumerate(found)}
-    for path, place in zip(found, drawn.values(), strict=True):
+    return found
+
+
+def _copy_words(drawings: list[Path], out: Path) -> dict[str, str]:
+    """Copy drawings as words into the report. Return the path of each in it, by the image's key."""
+    drawn = {path.stem.removeprefix("words-"): f"words/{number:06d}.png" for number, path in enumerate(drawings)}
+    for path, place in zip(drawings, drawn.values(), strict=True):
         shutil.copyfile(path, out / place)
     return drawn
 

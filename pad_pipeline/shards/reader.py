@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pad_pipeline.errors import UserError
+from pad_pipeline.errors import UserError, printable
 from pad_pipeline.geometry import PatchRule, select_patches
 from pad_pipeline.masks import check_mask, check_sizes
 from pad_pipeline.parquet import open_parquet
@@ -35,7 +35,7 @@ from pad_pipeline.threads import THREADS, Say, Track, map_ahead, untracked
 _GROUP = 32
 """Shards whose index rows are filtered in one call, which takes two thirds of the time."""
 _USED = ["key", "status", "labels", *(f"{member}_{part}" for member in MEMBERS for part in ("at", "bytes"))]
-_LABELS_SHOWN = 8
+_LABELS_SHOWN, _LETTERS_SHOWN = 8, 40
 _BETWEEN = 64 << 10
 """The highest number of bytes of headers and padding between the members of a sample."""
 _ASKED = 64
@@ -62,9 +62,10 @@ class Sample:
     def __repr__(self) -> str:
         """Return the key, the size and the labels, on one short line."""
         labels = list(dict.fromkeys(region["label"] for region in self.meta["regions"]))
-        named = ", ".join(labels[:_LABELS_SHOWN]) + (", ..." if len(labels) > _LABELS_SHOWN else "")
+        named = ", ".join(label[:_LETTERS_SHOWN] for label in labels[:_LABELS_SHOWN])
+        named += ", ..." if len(labels) > _LABELS_SHOWN else ""
         size, number = f"{self.meta['width']} x {self.meta['height']} pixels", len(self.meta["regions"])
-        return f"<{self.key}: {size}, {number} region{'s' * (number != 1)}{': ' + named if named else ''}>"
+        return printable(f"<{self.key}: {size}, {number} region{'s' * (number != 1)}{': ' + named if named else ''}>")
 
     def patches(self, rule: PatchRule = "soft") -> np.ndarray:
         """Return the weight of each patch for each region, uint8 `[R, grid, grid]`, 0..255; see `PatchRule`."""

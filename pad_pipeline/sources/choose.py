@@ -84,7 +84,7 @@ def choose(images: Iterable[Planned], root: str, number: int, seed: int) -> np.n
         total = position + 1
     # Points at equal distances from a random one: a group gets as many images as points fall into it.
     step = total / min(number, total) if total else 1.0
-    points = rng.random() * step + step * np.arange(min(number, total))
+    points = np.minimum(rng.random() * step + step * np.arange(min(number, total)), np.nextafter(total, 0))
     names = sorted(groups)
     ends = np.cumsum([sizes[name] for name in names])
     shares: list[int] = np.bincount(np.searchsorted(ends, points, side="right"), minlength=len(names)).tolist()

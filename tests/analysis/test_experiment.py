@@ -199,7 +199,9 @@ def test_a_wrong_score_is_told_before_anything_is_trained(
 
 def test_a_score_that_fails_is_a_gap_with_its_reason(pad: Pad, scored: list[object], tmp_path: Path) -> None:
     """Its traceback would end the other trainings too."""
-    (tmp_path / "grid.toml").write_text(SCORED.replace("own_scores:speech", "own_scores:broken").replace("most = 7", ""))
+    (tmp_path / "grid.toml").write_text(
+        SCORED.replace("own_scores:speech", "own_scores:broken").replace("most = 7", "")
+    )
     done = pad(*scored, "--seeds", 1, "--out", tmp_path / "out")
     assert done.code == 2 and "captions, seed 0: failed" in done.err, done.err
     assert "it fails (KeyError: 'gone')" in done.err and "Traceback" not in done.err

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
 
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.training.projector import add_place, build_projector, place_of, save_projector
 from pad_pipeline.training.towers import CLIP_MEAN, CLIP_STD
+from pad_pipeline.workflows.learning.analyze import table
 
 Pad = Callable[..., Any]
 
@@ -188,6 +190,13 @@ def test_patches_are_named_as_by_a_plain_loop(pad: Pad, parts: Parts, tmp_path: 
     assert found["right_by_label"] == pytest.approx(np.mean([hits[one] / shown[one] for one in names]), abs=5e-3)
     assert found["by_frequency"] == max(shown.values()) / len(right)
     assert found["labels"] == len(names) and len(found["confused"]) == 5
+
+
+def test_a_hostile_label_is_only_text_in_the_table() -> None:
+    """A confusion of labels that look like markup of the terminal. Catches a traceback after hours of analysis."""
+    shown = Console(file=io.StringIO(), width=200, record=True)
+    shown.print(table({"images": 1, "words": {"right": 0.5, "confused": {"[/] named [red]x[/red]\x1b[31m": 3}}}))
+    assert "[/] named [red]x[/red]\\x1b[31m" in shown.export_text()
 
 
 def test_without_captions_the_other_analyses_go_on(

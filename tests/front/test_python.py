@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,45 @@ def test_annotated_images_are_those_of_a_build(world: World, models_toml: Path, 
     assert "no readable image" in failed.reason and "no readable image" in repr(failed)
     with pytest.raises(pad.UserError, match=r"uint8 \[H, W, 3\]"):
         pad.Annotator(models_toml, view)(np.zeros((4, 4, 3)))
+    annotator = pad.Annotator(models_toml, view, threads=1)
+    for wrong in (b"bytes", None, 3, [[files[0]]], np.zeros((0, 4, 3), np.uint8)):
+        with pytest.raises((pad.UserError, TypeError)):
+            annotator(wrong)  # type: ignore[arg-type]
     with pytest.raises(pad.UserError, match="No such file"):
         pad.Annotator(models_toml, view)(tmp_path / "nowhere.png")
+
+
+def test_images_of_pillow_are_taken_as_files_are(world: World, models_toml: Path, tmp_path: Path) -> None:
+    """Turned by EXIF, in CMYK, with transparency, as a generator, and from several threads at once. Catches an image
+    that lies on its side, and results of another thread's images."""
+    annotator = pad.Annotator(models_toml, pad.View(size=112), threads=1)
+    scene = Image.open(sorted(world.images.iterdir())[0]).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    scene.save(tmp_path / "turned.jpg", exif=exif)
+    turned, opened = annotator([tmp_path / "turned.jpg", Image.open(tmp_path / "turned.jpg")])
+    assert turned.meta["width"] == opened.meta["width"] == scene.height != scene.width
+    others = annotator(scene.convert(mode) for mode in ("CMYK", "RGBA", "LA", "F"))
+    assert "failed" not in {one.status for one in others}
+    alone = [annotator(path)[0].regions for path in sorted(world.images.iterdir())[:4]]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda path: annotator(path)[0].regions, sorted(world.images.iterdir())[:4]))
+    assert [[one["label"] for one in its] for its in found] == [[one["label"] for one in its] for its in alone]
+
+
+def test_wrong_settings_are_one_line() -> None:
+    """`UserError`, as the docstrings say. Catches pydantic's pages of text."""
+    for call in (
+        lambda: pad.build("nowhere", "out", "miniature", shard_size=0),
+        lambda: pad.build("nowhere", "out", "miniature", nonsense=1),
+        lambda: pad.train("out", steps=-1, vision="miniature", llm="miniature"),
+        lambda: pad.train("out"),
+        lambda: pad.evaluate_labels("a", "b", categories="instances.json"),
+        lambda: pad.evaluate_labels("a", "b", label_map={"hill": ["a"]}),  # type: ignore[dict-item]
+    ):
+        with pytest.raises(pad.UserError) as error:
+            call()
+        assert "\n" not in str(error.value)
 
 
 def test_samples_show_themselves(shards: Path) -> None:

@@ -95,7 +95,7 @@ def test_a_part_of_the_gpu_benchmark_that_fails_hangs_or_dies_loses_nothing_and_
     assert not runner.all_well(out, ends)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_gpu_benchmark_measures_every_part_in_its_smoke_run(tmp_path: Path) -> None:
     """What can't be run in CI for lack of a GPU must at least not fail in Python before it reaches the GPU."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--smoke", "--minutes", "10", "--out", str(tmp_path)]

@@ -320,7 +320,7 @@ def test_mistakes_are_named(human: Path, pad: Pad, tmp_path: Path) -> None:
     for options, said in (
         (["--truth", other], "it has no image in common with the shards"),
         (["--truth", empty], "no image in it has a region"),
-        ([], "either it or --verdicts should be given"),
+        ([], "neither --truth nor --verdicts is given"),
         (["--truth", human, "--wordnet", tmp_path], "it is no database of WordNet"),
         (["--truth", human, "--categories", tmp_path / "none.txt"], "it can't be read"),
         (["--truth", tmp_path / "nowhere"], "--truth"),
@@ -336,3 +336,76 @@ def test_mistakes_are_named(human: Path, pad: Pad, tmp_path: Path) -> None:
     done = pad("evaluate", "labels", "--shards", human, "--truth", changed_run(human, tmp_path / "size", smaller))
     assert "1 images are not compared: of another size in the truth (scene-00003)" in done.err.replace("\n", " ")
     assert "39 images are compared" in done.out
+
+
+def test_images_without_regions_count(human: Path, pad: Pad, tmp_path: Path) -> None:
+    """On either side, on both, and with crowds alone. Catches a crash at the first empty image of COCO, and regions of
+    an image without truth that are left out of the precision."""
+
+    def emptied(wanted: set[int]) -> Callable[[ImageRecord], None]:
+        def change(record: ImageRecord) -> None:
+            number = int(record.id[-5:])
+            if number in wanted:
+                record.regions = []
+            if number == 9:
+                for region in record.regions:
+                    region.crowd = True
+
+        return change
+
+    truth = changed_run(human, tmp_path / "truth", emptied({1, 2}))
+    run = changed_run(human, tmp_path / "run", emptied({2, 3}))
+    result, whole = scores(pad, run, truth), scores(pad, human, human)
+    regions = {n: len(r) for n, r in enumerate(regions_of(human))}
+    assert result["found regions"]["on nothing"] == regions[1]
+    assert result["found regions"]["of a crowd"] == regions[9]
+    assert result["boxes"]["true"] == whole["boxes"]["true"] - regions[1] - regions[2] - regions[9]
+    assert result["true regions"]["no box"] == regions[3]  # its tags are still there
+
+
+def regions_of(run: Path) -> list[list[Any]]:
+    from pad_pipeline.shards.reader import open_shards
+
+    shards = open_shards(run)
+    return [shards.sample(name, row).meta["regions"] for name, row in shards.rows()]
+
+
+def test_images_with_the_same_name_are_not_mixed_up(human: Path, pad: Pad, tmp_path: Path) -> None:
+    """Ids that two folders share, and sources that tell which is which; and names that say nothing. Catches an image
+    that is compared with the truth of another."""
+
+    def twice(record: ImageRecord) -> None:
+        number = int(record.id[-5:])
+        record.id, record.source = str(number // 2), f"{'train' if number % 2 else 'val'}/{number // 2}.png"
+
+    def half(record: ImageRecord) -> None:
+        twice(record)
+        record.key = f"other-{record.key}"
+        if record.source.startswith("train"):
+            record.fail("decode", "on purpose")
+
+    run = changed_run(human, tmp_path / "run", twice)
+    result = scores(pad, run, changed_run(human, tmp_path / "truth", half))
+    assert result["images"]["found by"] == "source" and result["images"]["compared"] == 20
+    assert result["boxes"]["precision"] == result["boxes"]["recall"] == 1
+
+    def nameless(record: ImageRecord) -> None:
+        record.id, record.source, record.key = "1", "x.png", f"other-{record.key}"
+
+    done = pad("evaluate", "labels", "--shards", human, "--truth", changed_run(human, tmp_path / "same", nameless))
+    assert done.code == 2 and "no image in common" in done.err
+
+
+def test_a_label_that_is_a_category_stays_itself(human: Path, pad: Pad, tmp_path: Path) -> None:
+    """Also beside one that differs in its capitals. Catches a perfect run that is found wrong."""
+    flags = cycle([True, False])
+
+    def capitals(record: ImageRecord) -> None:
+        for region in record.regions:
+            region.label = region.label.upper() if next(flags) else region.label
+
+    run = changed_run(human, tmp_path / "run", capitals)
+    assert scores(pad, run, run)["boxes"]["precision"] == 1
+    (tmp_path / "map.json").write_text(json.dumps({"that": "no category"}))
+    done = pad("evaluate", "labels", "--shards", run, "--truth", run, "--label-map", tmp_path / "map.json")
+    assert done.code == 2 and "it names categories that there are not: no category" in done.err

@@ -89,18 +89,24 @@ def test_verdicts_on_other_shards_are_refused(run: Path, pad: Pad, tmp_path: Pat
         (good[0] | {"run": "0123"}, "it is on the run '0123'"),
         (good[0] | {"label": "\x1b[31mred"}, "in the shards"),
         (good[0] | {"key": "nowhere"}, "these shards have no regions of 'nowhere'"),
-        (good[0] | {"region": 10**9}, "and 'no such region' in the shards"),
+        (good[0] | {"region": 10**9}, "in the shards, it is not there"),
+        (good[0] | {"score": 0.123}, "with a score of 0.123 in it; in the shards, it is"),
+        (good[0] | {"score": 1e308}, "line 2: it is no verdict (score:"),
+        (good[0] | {"region": True}, "line 2: it is no verdict (region:"),
+        (good[0] | {"label": "x" * 10_000}, "..."),
         (good[0] | {"verdict": "fine"}, "line 2: it is no verdict (verdict:"),
         (good[0] | {"score": float("nan")}, "line 2: it is no verdict (score:"),
     ):
         file = write(tmp_path / "bad.jsonl", [good[1], line])
         done = pad("evaluate", "labels", "--shards", run, "--verdicts", file)
-        assert done.code == 2 and said in done.err and "\x1b[31m" not in done.err, done.err
+        assert done.code == 2 and said in done.err and "\x1b[31m" not in done.err and len(done.err) < 500, done.err
     (tmp_path / "bad.jsonl").write_text("")
     assert "there is no verdict in it" in pad("evaluate", "labels", "--shards", run, "--verdicts", file).err
     (tmp_path / "bad.jsonl").write_bytes(b"\xff\xfe\x00")
     assert "it can't be read" in pad("evaluate", "labels", "--shards", run, "--verdicts", file).err
     many = ["--verdicts", file] * 3
+    words = pad("evaluate", "labels", "--shards", run, "--verdicts", file, "--wordnet", tmp_path)
+    assert words.code == 2 and "it goes with --truth, and not with --verdicts" in words.err
     assert "more than two files" in pad("evaluate", "labels", "--shards", run, *many).err
 
 

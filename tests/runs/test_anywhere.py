@@ -174,7 +174,7 @@ def test_from_one_bucket_of_google_into_another(
     assert data(tmp_path / "copy") == data(tmp_path / "disk")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_dataset_of_the_hub(world: World, whole: Path, hub: str, common: list[object], tmp_path: Path) -> None:
     """hf:// by the hub's own client: a folder of a dataset repository is listed and read like a folder of the disk.
 

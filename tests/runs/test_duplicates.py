@@ -159,7 +159,7 @@ def test_of_each_group_the_largest_image_stays(images: Path, models_toml: Path, 
     assert refused.code == 2 and "another run" in refused.err and "--drop-keys" in refused.err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_and_ray_find_the_same(images: Path, models_toml: Path, pad: Pad, tmp_path: Path) -> None:
     """The hashes, and the images that a source planned, go from process to process."""
     run = imported(images, models_toml, pad, tmp_path / "run")

@@ -88,7 +88,7 @@ def test_a_mistake_is_one_line_on_ray_too(pad: Pad, world: World, models_toml: P
     assert "look like SAM" in error
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_waits_for_a_gpu_and_then_stops(world: World, common: list[object], tmp_path: Path) -> None:
     """A cluster without a GPU. Catches models that run on the CPUs without a word, and a run that waits for ever."""
     out = tmp_path / "out"

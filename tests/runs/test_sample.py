@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pad_pipeline.errors import UserError
 from pad_pipeline.miniature.files import World
 from pad_pipeline.plan import Plan
 from pad_pipeline.quality.extrapolate import extrapolate
@@ -19,6 +20,7 @@ from pad_pipeline.records import Place, Planned
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.sources.choose import choose
 from pad_pipeline.storage import Folder
+from pad_pipeline.workflows.runs.options import RunOptions
 
 Pad = Callable[..., Any]
 
@@ -64,6 +66,31 @@ def test_a_sample_then_the_whole_is_the_whole(world: World, pad: Pad, common: li
     assert files_of(out) == files_of(tmp_path / "whole")
 
 
+def test_a_part_of_a_sample_is_not_extrapolated(world: World, pad: Pad, common: list[object], tmp_path: Path) -> None:
+    """A sample whose last shard is missing: its first shards are one end of the source. The options of a sample hold
+    from Python too. Catches numbers of the first folder that stand for all."""
+    build = [
+        "build",
+        "--images",
+        world.images,
+        *common,
+        "--engine",
+        "local",
+        "--shard-size",
+        3,
+        "--out",
+        tmp_path / "out",
+    ]
+    done = pad(*build, "--sample", 6, "--json")
+    assert {"regions", "distinct labels"} < {one["what"] for one in json.loads(done.out)["sample"]}
+    (tmp_path / "out/pad-000001.parquet").unlink()
+    shown = pad(*build, "--dry-run")
+    assert shown.code == 0 and "Extrapolated" not in shown.out
+    for other in ({"part": "1/2"}, {"limit": 4}, {"fork": "elsewhere"}):
+        with pytest.raises(UserError, match="drawn from all images"):
+            RunOptions(sample=4, **other)  # type: ignore[arg-type]
+
+
 def test_a_run_has_one_sample(world: World, pad: Pad, common: list[object], tmp_path: Path) -> None:
     """Another sample, or a sample of a run that has none, is refused; so is a sample of the first images. Catches a
     finished shard that stands for other images after the plan was made again."""
@@ -75,7 +102,7 @@ def test_a_run_has_one_sample(world: World, pad: Pad, common: list[object], tmp_
     assert pad(*build, "--part", "1/2", "--out", whole).code == 0
     assert "was begun without a sample" in pad(*build, "--sample", 5, "--out", whole).err
     for with_it in (["--part", "1/2"], ["--limit", 8]):
-        assert f"so not with {with_it[0]}" in pad(*build, "--sample", 5, *with_it, "--out", out).err
+        assert f"so it can't go with {with_it[0]}" in pad(*build, "--sample", 5, *with_it, "--out", out).err
     assert pad(*build, "--fingerprint", "kept", "--out", out).code == 0
     assert pad("verify", out, "--deep").code == 0 and open_shards(out).run.sample == 5
 

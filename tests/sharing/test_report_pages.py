@@ -212,12 +212,15 @@ def test_drawings_as_words_stand_with_their_images(pad: Pad, mixed_run: Path, tm
     drawings.mkdir()
     done = pad("report", mixed_run, "--words", drawings, "--out", tmp_path / "report")
     assert done.code == 2 and "there is no drawing in it" in done.err
+    assert not (tmp_path / "report").exists(), "it is found before the pages are made"
     for number in (4, 3):
         Image.new("RGB", (8, number)).save(drawings / f"words-{keys[number]}.png")
     assert pad("report", mixed_run, "--words", drawings, "--out", tmp_path / "report").code == 0
     words = content(tmp_path / "report", "facts")["words"]
     assert set(words) == {keys[3], keys[4]}
     assert [Image.open(tmp_path / "report" / words[keys[number]]).height for number in (3, 4)] == [3, 4]
+    done = pad("report", mixed_run, "--words", tmp_path / "report/words", "--out", tmp_path / "report")
+    assert done.code == 2 and len(list((tmp_path / "report/words").iterdir())) == 2
     assert pad("report", mixed_run, "--out", tmp_path / "report").code == 0
     assert not content(tmp_path / "report", "facts")["words"] and not list((tmp_path / "report/words").iterdir())
 

@@ -85,14 +85,13 @@ def build(
         if not is_drawn(Path(images)):
             known = "note: the miniature knows drawn scenes only (pad miniature draw)"
             note(f"{known}; of photographs it says nothing true.", "yellow")
-    from pad_pipeline.shards.reader import ShardFolder
+    from pad_pipeline.quality.extrapolate import extrapolate, sample_in
     from pad_pipeline.workflows.models.settings import load_models, with_tags
     from pad_pipeline.workflows.runs import build as workflow
 
     chosen = with_tags(load_models(models), tag_list, tag_thresholds)
     chosen_view = runs.changed_view(chosen.view, view)
     if dry_run:
-        from pad_pipeline.quality.extrapolate import extrapolate, sample_in
         from pad_pipeline.workflows.runs.dry_run import estimate
 
         found = estimate(source, chosen, chosen_view, options)
@@ -108,11 +107,14 @@ def build(
             _show_sample(sample)
         return
     totals = workflow.build(source, run["out"], chosen, chosen_view, options)
-    runs.finish(totals, run, source.counts)
-    if options.sample and not run["as_json"]:
-        _show_sample(ShardFolder(run["out"]))
+    sampled = sample_in(run["out"]) if options.sample else None
+    more = {"sample": [row._asdict() for row in extrapolate(sampled)[1]]} if sampled else {}
+    runs.finish(totals, run, source.counts, more=more)
+    if sampled and not run["as_json"]:
+        _show_sample(sampled)
         say(f"To look at it: pad report {shlex.quote(run['out'])} --out report/")
-        say("The same command without --sample annotates the rest.")
+        if totals["images"] < sampled.run.images:
+            say("The same command without --sample annotates the rest.")
 
 
 def _show_sample(shards: ShardFolder) -> None:

@@ -58,13 +58,20 @@ def evaluate_labels(
     ] = None,
     precision: Annotated[
         float | None,
-        option("Thresholds", "Keep the most regions at this precision; by default, the best F1.", min=0, max=1),
+        option(
+            "Thresholds",
+            "Suggest the thresholds with at least this precision that keep most; by default, those with the best F1.",
+            min=0,
+            max=1,
+        ),
     ] = None,
-    top: Annotated[int, typer.Option(help="Number of labels to list, the most frequent first.", min=0)] = 15,
+    top: Annotated[
+        int, typer.Option(help="Number of categories or labels to list, the most frequent first.", min=0)
+    ] = 15,
     read: Annotated[OptionValues, READ_OPTIONS],
     as_json: AsJson = False,
 ) -> None:
-    """Score labels, boxes and masks against people's: what is right, which step lost what, which threshold is best.
+    """Compare labels, boxes and masks with human ones: what is right, which step lost the rest, the best thresholds.
 
     With --truth, the shards are compared with human annotations of the same images. A label is compared with the
     category of the same name, or its singular or plural, or what --label-map or --wordnet say. A label without a
@@ -83,7 +90,11 @@ def evaluate_labels(
       pad evaluate labels --shards built/ --verdicts mine.jsonl --verdicts hers.jsonl
     """
     if bool(truth) == bool(verdicts):
-        raise UserError("truth", truth or "(empty)", "either it or `verdicts` should be given", "name one of them")
+        rule = "both are given, `truth` and `verdicts`" if truth else "neither `truth` nor `verdicts` is given"
+        raise UserError("truth", truth or "(empty)", rule, "give one of them")
+    for name, given in (("label_map", label_map), ("wordnet", wordnet), ("categories", categories)):
+        if given and verdicts:
+            raise UserError(name, given, "it goes with `truth`, and not with `verdicts`", "leave it out")
     from pad_pipeline.quality.thresholds import suggest
     from pad_pipeline.shards.reader import open_shards
 
@@ -166,8 +177,7 @@ def _show_images(scores: LabelScores) -> None:
 def _show_rates(found: Mapping[str, Any]) -> None:
     table = Table("what", *(("precision", "recall", "F1", "right", "found", "true")), title="What is right")
     titles = {
-        "tags": "tags of an image", "labels": "labels of an image's regions", "boxes": "boxes, IoU 0.5",
-        "masks": "masks, IoU 0.5",
+        "tags": "tags", "labels": "labels of regions", "boxes": "boxes, IoU 0.5", "masks": "masks, IoU 0.5",
     }  # fmt: skip
     for what, title in titles.items():
         rates = found[what]
@@ -175,7 +185,7 @@ def _show_rates(found: Mapping[str, Any]) -> None:
         table.add_row(title, *(_number(rates[name]) for name in ("precision", "recall", "f1")), *counts)
         if f"{'f1'} averaged" in rates:
             averaged = (_number(rates[f"{name} averaged"]) for name in ("precision", "recall", "f1"))
-            table.add_row(f"    {what}, mean over IoU 0.5 to 0.95", *averaged)
+            table.add_row(f"{what}, IoU 0.5 to 0.95", *averaged)
     console.print(table)
     pairs, masks, boxes = found["pairs"], found["masks"], found["boxes"]
     say(
@@ -203,9 +213,7 @@ def _show_labels(found: Mapping[str, Any], top: int) -> None:
     labels = sorted(found["by label"].items(), key=lambda entry: -entry[1]["boxes"]["true"])
     if not labels or not top:
         return
-    table = Table(
-        "category", "true", "found", "precision", "recall", "mask IoU", "most are lost by", title="By category"
-    )
+    table = Table("category", "true", "found", "precision", "recall", "mask IoU", "lost most by", title="By category")
     for label, group in labels[:top]:
         fates = {fate: number for fate, number in group["true regions"].items() if fate != "found"}
         worst = max(fates, key=lambda fate: fates[fate])
@@ -219,7 +227,14 @@ def _show_labels(found: Mapping[str, Any], top: int) -> None:
 
 
 def _show_groups(found: Mapping[str, Any]) -> None:
-    table = Table("size of the mask", "boxes: precision", "recall", "masks: precision", "recall", title="By size")
+    table = Table(
+        "size of the mask",
+        "boxes: precision",
+        "recall",
+        "masks: precision",
+        "recall",
+        title="By size: boxes, and masks in them",
+    )
     for size, group in found["by size"].items():
         names = ("boxes", "boxes found", "masks", "masks found")
         table.add_row(size, *(_number(group[name]) for name in names))
@@ -254,10 +269,10 @@ def _show_verdicts(found: Mapping[str, Any], top: int) -> None:
     counts = ", ".join(f"{number:,} {verdict}" for verdict, number in found["verdicts"].items())
     say(f"{found['regions']:,} regions were judged: {counts}.")
     table = Table("regions", "judged", "right", "precision", "95% interval", title="By eye")
-    rows = {"all": found["all"], "all, labels alone": found["labels"]}
-    rows |= {f"score {name}": one for name, one in found["by score"].items() if one["regions"]}
-    rows |= dict(list(found["by label"].items())[:top])
-    for name, one in rows.items():
+    rows = [("all", found["all"]), ("all, labels alone", found["labels"])]
+    rows += [(f"score {name}", one) for name, one in found["by score"].items() if one["regions"]]
+    rows += [(f"label {name}", one) for name, one in list(found["by label"].items())[:top]]
+    for name, one in rows:
         interval = f"{one['interval'][0]:.3f} to {one['interval'][1]:.3f}"
         table.add_row(plain(name), f"{one['regions']:,}", f"{one['right']:,}", _number(one["precision"]), interval)
     console.print(table)

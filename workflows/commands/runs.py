@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -82,8 +84,6 @@ def run_options(given: OptionValues, preload: bool = True) -> RunOptions:
     if given.get("fork") and given.get("retry_failed"):
         rule = "it makes a new run, and `retry_failed` works on one"
         raise UserError("fork", given["fork"], rule, "leave one of them out")
-    if given.get("sample") and (other := next((n for n in ("part", "fork", "limit") if given.get(n)), "")):
-        raise UserError("sample", given["sample"], f"it is one of all images, so not with `{other}`", "leave one out")
     if given["engine"] == "local":
         refuse_without_ray(address=given["address"], workers=given["workers"], gpus=given.get("gpus"))
     if given.get("strict") and given.get("depth") == "kept":
@@ -110,16 +110,22 @@ def _still_missing(out: str) -> str:
     return f"The whole run is finished: {counted(shards.run.shards, 'shard')}."
 
 
-def finish(totals: dict[str, int], run: OptionValues, counts: Tally, source: str = "images") -> None:
-    """Print the counts of a run and the `counts` of records that its source left out. End the command with exit code 1
-    if more images failed than `max_failed` allows.
+def finish(
+    totals: dict[str, int],
+    run: OptionValues,
+    counts: Tally,
+    source: str = "images",
+    more: Mapping[str, object] = MappingProxyType({}),
+) -> None:
+    """Print the counts of a run and the `counts` of records that its source left out; `more` goes into the JSON. End
+    the command with exit code 1 if more images failed than `max_failed` allows.
 
     Raises:
         UserError: about the parameter `source`: all images failed. An empty `source` allows this.
     """
     out, as_json, max_failed = run.get("fork") or run["out"], run["as_json"], run["max_failed"]
     if as_json:
-        print_json({"out": out, **totals, "left_out": dict(counts)})
+        print_json({"out": out, **totals, "left_out": dict(counts), **more})
     else:
         for what, number in counts.items():
             example = f" (the first: {counts.examples[what]})" if what in counts.examples else ""

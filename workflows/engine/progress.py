@@ -156,7 +156,8 @@ class Progress:
     def _line(self, figures: dict[str, Any]) -> str:
         slowest = max(self.stages, key=lambda name: figures["stages"][name]["busy"], default="")
         busy = figures["stages"].get(slowest, {})
-        busiest = f"; busiest {slowest} ({busy['busy']:.0%}, image {busy['images']} of {self.images})" if busy else ""
+        image = f", image {busy['images']} of {self.images}" if busy and self.done < self.shards else ""
+        busiest = f"; busiest {slowest} ({busy['busy']:.0%}{image})" if busy else ""
         about = "" if self.done or figures["seconds_left"] is None else "about "
         return (
             f"{self.kind}: {self.done} of {self.shards} shards, {figures['images']} images, "

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 from rich.table import Table
+from rich.text import Text
 
 from pad_pipeline.analysis.draw import draw_labels, nearest_labels, true_labels
 from pad_pipeline.analysis.model import Subject
@@ -19,7 +20,7 @@ from pad_pipeline.analysis.settings import AnalysisSettings
 from pad_pipeline.analysis.studies import STUDIES
 from pad_pipeline.analysis.study import Context
 from pad_pipeline.console import note, progress
-from pad_pipeline.errors import UserError
+from pad_pipeline.errors import UserError, printable
 from pad_pipeline.packages import installed, left_out_note
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.storage import write_error
@@ -206,7 +207,7 @@ def table(results: dict[str, Any]) -> Table:
     lines = Table("analysis", "of", "value", title=f"{results['images']} images")
     for name in STUDIES:
         for field, value in flat_rows(results.get(name, {})):
-            lines.add_row(name, field, format_value(value))
+            lines.add_row(name, Text(printable(field)), format_value(value))  # a field may be a label from the data
     return lines
 
 

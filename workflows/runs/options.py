@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pad_pipeline.choices import RerunDepth
 from pad_pipeline.errors import UserError
@@ -106,6 +106,14 @@ class RunOptions(BaseModel):
     """Try the failed images of finished shards again, and nothing else."""
     breaker: int = Field(100, ge=0)
     """Stop when a stage fails for this many images in a row. 0 never stops."""
+
+    @model_validator(mode="after")
+    def _sample_of_all(self) -> Self:
+        for name in ("part", "fork", "limit"):
+            if self.sample and getattr(self, name):
+                rule = f"a sample is drawn from all images, so it can't go with `{name}`"
+                raise UserError("sample", self.sample, rule, "leave one of them out")
+        return self
 
     @field_validator("workers", mode="before")
     @classmethod
