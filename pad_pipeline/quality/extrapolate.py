@@ -21,6 +21,7 @@ _PADDING = 512 + 256
 _METRICS = "metrics.jsonl"
 _WITHOUT_MODEL = ("plan", "decode", "patchify", "write")
 """Stages that compute on the CPU beside the models."""
+_WORKERS = {1: "one worker", 8: "8 workers"}
 _LEAST = 3
 """The fewest entries of the metrics that give an interval of the time."""
 _Z = 1.959964
@@ -100,6 +101,8 @@ def extrapolate(shards: ShardFolder) -> tuple[int, list[Extrapolated]]:
     for name, values in per_image.items():
         mean, spread = float(np.mean(values)), _spread(values, total)
         found.append(_scaled(name, mean, max(mean - spread, 0.0), mean + spread, total))
+        if name == "regions":
+            found.append(_scaled("regions per image", mean, max(mean - spread, 0.0), mean + spread, 1))
     found.append(_labels(labels, total))
     return len(rows), [*found, *_hours(shards, total)]
 
@@ -178,4 +181,8 @@ def _hours(shards: ShardFolder, total: int) -> list[Extrapolated]:
     spread = math.nan
     if len(spread_over := [one / many for one, many in spent]) >= _LEAST:
         spread = _Z * float(np.std(spread_over, ddof=1)) / math.sqrt(len(spread_over)) * total / 3600
-    return [Extrapolated("hours in the models, with one worker", value, max(value - spread, 0.0), value + spread)]
+    hours = value, max(value - spread, 0.0), value + spread
+    return [
+        Extrapolated(f"hours in the models, with {workers}", *(one / number for one in hours))
+        for number, workers in _WORKERS.items()
+    ]

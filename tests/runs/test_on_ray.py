@@ -98,7 +98,7 @@ def test_a_run_waits_for_a_gpu_and_then_stops(world: World, common: list[object]
         code, said = finished(process([*build, "--wait", "12s"], env=clean))
         assert code == 4, said
         # Lines of progress come by the clock, between others.
-        asked, *_, error = [line for line in said.splitlines()[1:] if not line.startswith("build: 0 of 1 shards")]
+        asked, *_, error = [line for line in said.splitlines()[1:] if not line.startswith("build: 0 of 1 shard")]
         assert asked.startswith("Waiting up to 12 seconds: the cluster has 0 of at least 1 workers for tag+")
         assert "which need 1 GPUs each. --gpus 0 computes on the CPU." in asked
         assert error.startswith("error: --wait = 12 s: the cluster has 0 of at least 1 workers")

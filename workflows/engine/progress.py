@@ -160,8 +160,8 @@ class Progress:
         busiest = f"; busiest {slowest} ({busy['busy']:.0%}{image})" if busy else ""
         about = "" if self.done or figures["seconds_left"] is None else "about "
         return (
-            f"{self.kind}: {self.done} of {self.shards} shards, {figures['images']} images, "
-            f"{figures['images_per_second']:.1f}/s, {figures['regions']} regions, {figures['failed']} failed, "
+            f"{self.kind}: {self.done} of {_many(self.shards, 'shard')}, {_many(figures['images'], 'image')}, "
+            f"{figures['images_per_second']:.1f}/s, {_many(figures['regions'], 'region')}, {figures['failed']} failed, "
             f"{_clock(figures['elapsed_seconds'])} elapsed, {about}{_clock(figures['seconds_left'])} left{busiest}"
         )
 
@@ -191,6 +191,10 @@ class Progress:
         marks = self._rates.get(name, [(self.began, 0)])
         (first, before), (last, after) = marks[0], marks[-1]
         return (after - before) / max(last - first, 1e-9)
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _clock(seconds: float | None) -> str:
