@@ -135,7 +135,7 @@ def _after_a_stop(command: list[str]) -> str:
         return "Run the same command again to go on from the last checkpoint."
     if command[:1] == ["demo"] or command == ["miniature", "evaluate"]:
         return "Delete the --out folder, or name another one, to start again."
-    return "Run the same command again to continue."
+    return "What is finished is kept: run the same command again to continue."
 
 
 @contextmanager
