@@ -13,11 +13,36 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks import annotate, flops, photographs
+from benchmarks import annotate, flops, paper, photographs
 from benchmarks.gpu import common, runner
 from benchmarks.gpu.__main__ import PARTS
 from benchmarks.gpu.runner import Job
 from tests.conftest import ROOT
+
+
+def test_the_papers_tables_hold_the_numbers_of_the_experiments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Means, deviations, differences and p values, each in its column; no path of the machine. Catches a table whose
+    columns are exchanged."""
+    settings = {
+        "seeds": [0, 1], "stage1": {"steps": 1}, "stage2": {}, "shards": "/home/me/shards",
+        "cells": {name: {"stage1": {}, "stage2": {}, "llm": "/home/me/llm"} for name in ("alone", "better")},
+    }  # fmt: skip
+    column = "boxes.accuracy"
+    compared = {
+        "experiment": settings,
+        "cells": {"alone": {column: [0.1, 0.2]}, "better": {column: [0.3, 0.5]}},
+        "differences": {"better": {column: [0.2, 0.3]}}, "p_values": {"better": {column: 0.25}},
+    }  # fmt: skip
+    (tmp_path / "compare").mkdir()
+    (tmp_path / "compare/experiment.json").write_text(json.dumps(compared))
+    monkeypatch.setattr("sys.argv", ["paper", str(tmp_path), "--results", str(tmp_path)])
+    paper.main()
+    row = "| referring expressions, IoU 0.5 or more | 0.150 ± 0.071 | 0.400 ± 0.141 | +0.250 ± 0.071 | 0.250 | +16% |"
+    assert row in capsys.readouterr().out and row in (tmp_path / "paper-miniature.md").read_text()
+    numbers = (tmp_path / "paper-miniature.json").read_text()
+    assert json.loads(numbers)["compare"]["cells"] == compared["cells"] and "/home/me" not in numbers
 
 
 @pytest.mark.slow
