@@ -10,7 +10,7 @@ DEMO_OUT ?= demo-out
 help:  ## Say what there is.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
-demo: $(RUN)  ## Annotate drawn scenes, score them, train with and without patch loss: under 5 minutes, no network.
+demo: $(RUN)  ## Annotate drawn scenes, score them, train with and without patch loss: five minutes, no network.
 	@if [ -f $(DEMO_OUT)/.pad-demo ]; then rm -rf $(DEMO_OUT); fi  # only what an earlier demo made
 	$(BIN)/pad demo --out $(DEMO_OUT)
 

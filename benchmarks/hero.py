@@ -22,7 +22,7 @@ from pad_pipeline.analysis.model import Subject
 from pad_pipeline.analysis.patches import encoded_batches, label_names
 from pad_pipeline.shards.reader import open_shards
 
-EDGE, GAP, TITLE, LINE = 400, 20, 34, 26
+EDGE, GAP, TITLE, LINE = 320, 16, 30, 20
 INK, QUIET, PAPER = (25, 25, 30), (110, 112, 120), (250, 250, 247)
 TITLES = ("a captioned image", "tags -> boxes", "boxes -> masks", "masks -> patches")
 WORDS = ("what each patch shows", "captions alone", "with the patch loss")
@@ -45,7 +45,7 @@ def draw(results: Path, key: str) -> Image.Image:
     grids += [nearest_labels(each.encode_images(image.pixels[None])[1][0], each, labels) for each in models]
     (found,) = pad.annotate(results / "probe-world" / "images" / f"{key}.png", "miniature")
     sheet = Image.new("RGB", (4 * EDGE + 3 * GAP, 2 * (EDGE + TITLE) + GAP), PAPER)
-    pen, font, small = ImageDraw.Draw(sheet), ImageFont.load_default(20), ImageFont.load_default(17)
+    pen, font, small = ImageDraw.Draw(sheet), ImageFont.load_default(17), ImageFont.load_default(13)
     scene, steps = found.open(), found.draw()
     scale, third = EDGE / max(scene.size), (steps.width - 20) // 3
     parts = [scene.resize((round(scene.width * scale), round(scene.height * scale)), Image.Resampling.BICUBIC)]
@@ -56,24 +56,24 @@ def draw(results: Path, key: str) -> Image.Image:
         left = column * (EDGE + GAP)
         sheet.paste(part, (left, TITLE))
         pen.text((left, 6), title, INK, font)
+    used = sorted({int(number) for grid in grids for number in grid[shown.any(0).numpy()]})
     for column, (grid, title) in enumerate(zip(grids, WORDS, strict=True)):
         left, top = column * (EDGE + GAP), EDGE + 2 * TITLE + GAP
         known = shown.any(0).numpy()
         right = float(np.mean([shown[name, place] for place, name in enumerate(grid) if known[place]]))
         pen.text((left, top - TITLE + 6), title + (f": {right:.0%} right" if column else ""), INK, font)
-        sheet.paste(_grid(grid, shown), (left, top))
-    used = sorted({int(number) for grid in grids for number in grid[shown.any(0).numpy()]})
-    left, top = 3 * (EDGE + GAP), EDGE + 2 * TITLE + GAP
-    pen.text((left, top - TITLE + 6), "the nearest word", QUIET, small)
-    for place, number in enumerate(used[: 2 * (EDGE // LINE)]):
-        column, line = divmod(place, EDGE // LINE)
-        x, y = left + column * EDGE // 2, top + line * LINE
-        pen.rectangle((x, y + 3, x + 17, y + 20), fill=color_of(number))
-        pen.text((x + 26, y), labels[number], INK, small)
+        sheet.paste(_grid(grid, shown, used), (left, top))
+    left, top, lines = 3 * (EDGE + GAP), EDGE + 2 * TITLE + GAP, EDGE // LINE
+    pen.text((left, top - TITLE + 6), "right: any label that the patch shows", QUIET, small)
+    for place, number in enumerate(used):
+        column, line = divmod(place, lines)
+        x, y = left + column * EDGE // -(-len(used) // lines), top + line * LINE
+        pen.rectangle((x, y + 3, x + 13, y + 16), fill=color_of(place))
+        pen.text((x + 19, y + 1), labels[number], INK, small)
     return sheet
 
 
-def _grid(grid: np.ndarray, shown: torch.Tensor) -> Image.Image:
+def _grid(grid: np.ndarray, shown: torch.Tensor, used: list[int]) -> Image.Image:
     """Draw a word for each patch; a wrong one has a cross."""
     edge = round(len(grid) ** 0.5)
     panel = Image.new("RGB", (EDGE, EDGE), (238, 238, 238))
@@ -83,7 +83,7 @@ def _grid(grid: np.ndarray, shown: torch.Tensor) -> Image.Image:
             continue
         across, down = place % edge, place // edge
         left, top, right, bottom = (round(part * EDGE / edge) for part in (across, down, across + 1, down + 1))
-        pen.rectangle((left, top, right - 2, bottom - 2), fill=color_of(number))
+        pen.rectangle((left, top, right - 2, bottom - 2), fill=color_of(used.index(number)))
         if not shown[number, place]:
             inset = (right - left) // 3
             for ends in ((top + inset, bottom - inset), (bottom - inset, top + inset)):
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="the PNG to write")
     parser.add_argument("--scene", default="scene-00041", help="the held-out scene; this one has the median share")
     arguments = parser.parse_args()
-    draw(arguments.results, arguments.scene).quantize(256, dither=Image.Dither.NONE).save(arguments.out, optimize=True)
+    draw(arguments.results, arguments.scene).save(arguments.out, optimize=True)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class Hashed(NamedTuple):
 def check_package() -> None:
     """Raise `UserError` if the package for perceptual hashes is missing."""
     if not installed("imagehash"):
-        raise UserError("shards", "near copies", not_installed("imagehash"), OPTIONAL["imagehash"].install)
+        raise UserError("near copies", "perceptual hashes", not_installed("imagehash"), OPTIONAL["imagehash"].install)
 
 
 def hash_image(name: str, id: str, data: bytes) -> Hashed:

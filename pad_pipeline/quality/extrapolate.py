@@ -39,13 +39,14 @@ class Extrapolated(NamedTuple):
     @property
     def texts(self) -> tuple[str, str]:
         """The value and its interval as texts."""
-        show = _bytes_text if self.what.startswith("bytes") else _number_text
+        kinds = {"bytes": _bytes_text, "hours": _hours_text, "regions per": "{:.3g}".format}
+        show = next((kind for begin, kind in kinds.items() if self.what.startswith(begin)), "{:,.0f}".format)
         known = not math.isnan(self.high) and self.low != self.high
         return show(self.value), f"{show(self.low)} to {show(self.high)}" if known else ""
 
 
-def _number_text(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 or value == round(value) else f"{value:,.3g}"
+def _hours_text(value: float) -> str:
+    return f"{value:,.1f} h" if value >= 1 else f"{60 * value:.0f} min" if value >= 1 / 60 else f"{3600 * value:.0f} s"
 
 
 def _bytes_text(value: float) -> str:

@@ -112,7 +112,8 @@ def build(
     runs.finish(totals, run, source.counts, more=more)
     if sampled and not run["as_json"]:
         _show_sample(sampled)
-        say(f"To look at it: pad report {shlex.quote(run['out'])} --out report/")
+        name = str(run["out"]).rstrip("/")
+        say(f"To look at it: pad report {shlex.quote(name)} --out {shlex.quote(name.rpartition('/')[2])}-report")
         if totals["images"] < sampled.run.images:
             say("The same command without --sample annotates the rest.")
 

@@ -123,7 +123,7 @@ def evaluate_labels(
         _show_labels(found, top)
         _show_groups(found)
         _show_names(scores)
-    _show_suggestions(suggestions, shards, precision)
+    _show_suggestions(suggestions, shards, precision, "judged regions" if verdicts else "masks (IoU 0.5)")
 
 
 def _of_truth(
@@ -206,6 +206,7 @@ def _show_fates(found: Mapping[str, Any]) -> None:
     total = sum(found["found regions"].values())
     for fate, number in found["found regions"].items():
         table.add_row(fate, f"{number:,}", _number(number / total if total else math.nan))
+    table.add_row("all", f"{total:,}", "")
     console.print(table)
 
 
@@ -282,9 +283,9 @@ def _show_verdicts(found: Mapping[str, Any], top: int) -> None:
         say(f"{both['regions']:,} regions have two verdicts: {equal} of them are equal, Cohen's kappa {kappa}.")
 
 
-def _show_suggestions(suggestions: list[Suggestion], shards: str, precision: float | None) -> None:
+def _show_suggestions(suggestions: list[Suggestion], shards: str, precision: float | None, of: str) -> None:
     wish = "the best F1" if precision is None else f"the most regions at a precision of {precision:g}"
-    table = Table("threshold", "value", "precision", "recall", "F1", "regions", title=f"Thresholds for {wish}")
+    table = Table("threshold", "value", "precision", "recall", "F1", "regions", title=f"Thresholds for {wish}, of {of}")
     for one in suggestions:
         rates = (_number(one.rates[name]) for name in ("precision", "recall", "f1"))
         missed = "" if one.reached else " (not reached)"
