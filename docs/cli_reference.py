@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import textwrap
 from typing import Any, Literal, get_args, get_origin
 
 SETTINGS_MARK = "<!-- the settings are written here when the site is made -->"
@@ -109,7 +110,8 @@ def _describe(command: Any, name: str, parts: list[str]) -> None:
 
 
 def _text(command: Any) -> str:
-    return inspect.cleandoc(command.help or "").replace("\b\n", "")
+    parts = inspect.cleandoc(command.help or "").replace("\b\n", "").split("\n\n")
+    return "\n\n".join(part if re.search("^ ", part, re.MULTILINE) else textwrap.fill(part, 110) for part in parts)
 
 
 def _row(parameter: Any) -> str:

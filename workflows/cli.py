@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -101,7 +103,14 @@ def _name_of(command: Callable[..., None]) -> str:
 
 def _add(to: typer.Typer, commands: list[Callable[..., None]]) -> None:
     for command in commands:
-        to.command(_name_of(command), cls=Command)(expand_groups(command))
+        text = _flowing(command.__doc__ or "")
+        to.command(_name_of(command), cls=Command, help=text)(expand_groups(command))
+
+
+def _flowing(text: str) -> str:
+    """Join the lines of each paragraph, which a terminal breaks by its own width. Examples keep their lines."""
+    parts = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(part if re.search("^ ", part, re.MULTILINE) else " ".join(part.split()) for part in parts)
 
 
 _add(app, COMMANDS)

@@ -60,7 +60,8 @@ def duplicates(
     """Find exact and near copies of images in a run, and images of an evaluation set among them.
 
     Exact copies have the same bytes. Near copies look the same: recompressed, resized, a little cropped. Of each group
-    of copies the largest image stays, and the others are listed. Of images that --against has too, all are listed.
+    of copies the largest image stays, and the others are listed. With --against, every image is listed that is also in
+    the evaluation set.
 
     Examples:
 
