@@ -159,9 +159,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             content, status = content[int(first) : int(last or whole) + 1], 206
             headers["Content-Range"] = f"bytes {first}-{int(first) + len(content) - 1}/{whole}"
         cut = int(fault.removeprefix("cut ")) if fault.startswith("cut") else None
-        self.answer(content, status, headers, cut)
-        if self.command == "GET":
+        if self.command == "GET":  # before the answer: the client may look as soon as it has all bytes
             self.hub.sent[path.name] += len(content) if cut is None else min(cut, len(content))
+        self.answer(content, status, headers, cut)
 
     def fault(self) -> Literal[True] | str:
         """What goes wrong with this answer; True if an error was sent."""
