@@ -32,6 +32,11 @@ class Selection(BaseModel):
     min_edge: int = Field(0, ge=0)
     """Take only images whose shorter edge has at least so many pixels, and no failed ones: their size is not known."""
 
+    @property
+    def named_keys(self) -> frozenset[str]:
+        """The keys of `keys` and `drop_keys`, each of which should be that of an image."""
+        return self.keys | self.drop_keys
+
     def takes(self, shards: ShardFolder, name: str, row: dict[str, Any]) -> bool:
         """Return whether to take the image of an index row. Its sample is only read for a condition on labels."""
         if (

@@ -76,19 +76,19 @@ class StoredSource:
 
     def __iter__(self) -> Iterator[Planned]:
         self.counts.clear()
-        unknown = len(self.selection.drop_keys)
+        unknown = len(self.selection.named_keys)
         for shards in self.runs:
             self._note_unfinished(shards)
             prefix = self._prefix(shards)
-            for images, left_out, dropped in map_shards(
+            for images, left_out, named in map_shards(
                 self.over, partial(_chosen, shards, self.selection, prefix), shards.names
             ):
                 if left_out:
                     self.counts["images left out"] += left_out
-                unknown -= dropped
+                unknown -= named
                 yield from images
         if unknown:
-            self.counts["keys to drop that no finished shard has"] = unknown
+            self.counts["keys that no finished shard has"] = unknown
 
     def _note_unfinished(self, shards: ShardFolder) -> None:
         if unfinished := shards.run.shards - len(shards.names):
@@ -102,12 +102,12 @@ class StoredSource:
 
 
 def _chosen(shards: ShardFolder, selection: Selection, prefix: str, name: str) -> tuple[list[Planned], int, int]:
-    """Return the chosen images of one shard, the number of the others, and how many of these are dropped by key."""
+    """Return the chosen images of one shard, the number of the others, and how many have a key that is named."""
     rows = shards.index(name)
     images = []
     for number, row in enumerate(rows):
         if selection.takes(shards, name, row):
             place = ShardRow(f"{prefix}{name}.parquet", number, max(row["image_bytes"], 0))
             images.append(Planned(row["id"], row["source"], place=place, sample_sha256=row["sha256"]))
-    dropped = sum(row["key"] in selection.drop_keys for row in rows)
-    return images, len(rows) - len(images), dropped
+    named = sum(row["key"] in selection.named_keys for row in rows)
+    return images, len(rows) - len(images), named

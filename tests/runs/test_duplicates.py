@@ -153,7 +153,7 @@ def test_of_each_group_the_largest_image_stays(images: Path, models_toml: Path, 
     assert "6 images of the run are almost uniform" in shown.err and "pixel" in shown.err
     (tmp_path / "keys.txt").write_text("half\nof-no-run\n")
     done = pad("filter", run, "--drop-keys", tmp_path / "keys.txt", "--out", tmp_path / "text")
-    assert "1 keys to drop that no finished shard has" in done.out
+    assert "1 keys that no finished shard has" in done.out
     # In another run, the same keys would be other images.
     refused = pad("filter", tmp_path / "once", "--drop-keys", copies, "--out", tmp_path / "other")
     assert refused.code == 2 and "another run" in refused.err and "--drop-keys" in refused.err
