@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from pad_pipeline.miniature.files import World
 from pad_pipeline.storage import Folder, RemoteFolder
-from pad_pipeline.workflows.engine import progress
-from pad_pipeline.workflows.engine.chain import Done, StageWork
+from pad_pipeline.workflows.engine import gpu_use, progress
+from pad_pipeline.workflows.engine.chain import Done, StageWork, add_work, without_gpus
+from pad_pipeline.workflows.engine.gpu_use import GpuUse
 from pad_pipeline.workflows.engine.progress import Progress, StageState
 from tests.runs.conftest import Pad
 
@@ -63,10 +65,13 @@ def test_figures_are_kept_for_programs(imported: list[object], pad: Pad, tmp_pat
     )
     (entry,) = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert (entry["images"], entry["shards"], entry["failed"], entry["seconds_left"]) == (10, 3, 0, 0)
+    assert entry["gpu_use"] is None, "nothing computes on a GPU here"
     assert entry["images_per_second"] > 0
     for stage in ("decode", "annotate", "patchify"):
         assert entry["stages"][stage]["images"] == 10
-        assert set(entry["stages"][stage]) == {"images", "images_per_second", "failed", "queue", "workers", "busy"}
+        assert set(entry["stages"][stage]) == {
+            "images", "images_per_second", "failed", "queue", "workers", "busy", "gpu_use"
+        }  # fmt: skip
     (out / "pad-000001.parquet").unlink()
     assert pad(*imported, "--shard-size", 4, "--out", out).code == 0
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
@@ -99,6 +104,42 @@ def test_the_time_left_is_known_before_the_first_shard_is_done(monkeypatch: pyte
     assert figures["seconds_left"] == 40  # of ground: 80 images at 2 a second
     line = shown._line(figures)
     assert "0 of 4 shards, 0 images" in line and "about 0:00:40 left; busiest ground (90%, image 20 of 100)" in line
+
+
+def test_the_use_of_gpus_is_shown_where_it_is_known() -> None:
+    """As a mean over workers, without those that are gone or whose driver does not tell. Catches a use above 100%, and
+    a GPU of which nothing is known that counts as idle."""
+    shown = Progress("test", 4, 100, Console(quiet=True))
+    workers: list[dict[str, StageWork]] = [
+        {"decode": StageWork(9, 0, 1.0), "tag": StageWork(8, 0, 1.0, 0.9, 1)},
+        {"tag": StageWork(8, 0, 1.0, 0.5, 1)},
+        {"tag": StageWork(8, 0, 1.0)},
+        without_gpus({"tag": StageWork(8, 0, 1.0, 0.1, 1)}),
+    ]
+    shown.update({name: StageState(work, 3) for name, work in add_work(workers).items()})
+    figures = shown.figures()
+    assert figures["stages"]["tag"]["images"] == 32
+    assert (figures["gpu_use"], figures["stages"]["tag"]["gpu_use"]) == (0.7, 0.7)
+    assert figures["stages"]["decode"]["gpu_use"] is None
+    assert shown._line(figures).endswith("; GPU 70%")
+
+
+def test_a_gpu_that_does_not_tell_its_use_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a part of a GPU (MIG), or without the driver's library. Catches a run that such a GPU stops."""
+    assert GpuUse().recent() is None or torch.cuda.is_available()
+    asked: list[int] = []
+    answers = iter([40, 80])
+
+    def utilization() -> int:
+        asked.append(1)
+        return next(answers)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "utilization", utilization)
+    monkeypatch.setattr(gpu_use, "EVERY", 0)
+    use = GpuUse()
+    assert [use.recent(), use.recent()] == [0.4, pytest.approx(0.6)]
+    assert [use.recent(), use.recent()] == [None, None] and len(asked) == 3
 
 
 def test_figures_of_a_long_run_cost_no_more_than_those_of_a_short_one(

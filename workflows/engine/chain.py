@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.stages.base import Stage
+from pad_pipeline.workflows.engine.gpu_use import GpuUse
 
 NO_MEMORY = 71
 """The exit code of a worker process that ends because its memory ran out, as if the system had killed it."""
@@ -68,6 +69,10 @@ class StageWork(NamedTuple):
     images: int = 0
     failed: int = 0
     seconds: float = 0.0
+    gpu_use: float = 0.0
+    """The sum of `GpuUse.recent` over the workers whose GPU use is known."""
+    gpus: int = 0
+    """Number of these workers."""
 
 
 class MemoryRanOut(UserError):
@@ -95,6 +100,7 @@ class Chain:
         self.stages = [operation for operation in self.operations if isinstance(operation, Stage)]
         for stage in self.stages:
             stage.tick, stage.breaker = tick, link.breaker
+        self._gpu = GpuUse() if link.on_gpu else None
 
     def run(self, item: Any, first: int = 0, last: int | None = None) -> Any:
         """Pass `item` through the operations from `first` to before `last`, and return the result.
@@ -110,7 +116,9 @@ class Chain:
 
     def work(self) -> dict[str, StageWork]:
         """Return the work that each stage has done, by the name of the stage."""
-        return {stage.name: StageWork(stage.images, stage.failed, stage.seconds) for stage in self.stages}
+        use = self._gpu.recent() if self._gpu else None
+        gpu = (0.0, 0) if use is None else (use, 1)
+        return {stage.name: StageWork(stage.images, stage.failed, stage.seconds, *gpu) for stage in self.stages}
 
 
 class LinkActor:
@@ -181,9 +189,15 @@ def add_work(parts: list[dict[str, StageWork]]) -> dict[str, StageWork]:
     """Return the work of each stage, summed over workers."""
     sums: dict[str, StageWork] = {}
     for name, work in (entry for part in parts for entry in part.items()):
-        images, failed, seconds = sums.get(name, StageWork())
-        sums[name] = StageWork(images + work.images, failed + work.failed, seconds + work.seconds)
+        images, failed, seconds, gpu_use, gpus = sums.get(name, StageWork())
+        counts = StageWork(images + work.images, failed + work.failed, seconds + work.seconds)
+        sums[name] = counts._replace(gpu_use=gpu_use + work.gpu_use, gpus=gpus + work.gpus)
     return sums
+
+
+def without_gpus(parts: dict[str, StageWork]) -> dict[str, StageWork]:
+    """Return the work of each stage without its GPU use: all that stays of a worker that is gone."""
+    return {name: work._replace(gpu_use=0.0, gpus=0) for name, work in parts.items()}
 
 
 def portable(error: Exception) -> Exception:

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from pad_pipeline.errors import UnavailableError, UserError
 from pad_pipeline.workflows.engine.attempts import TRIES
-from pad_pipeline.workflows.engine.chain import Done, LinkActor, StageWork, add_work, stay
+from pad_pipeline.workflows.engine.chain import Done, LinkActor, StageWork, add_work, stay, without_gpus
 from pad_pipeline.workflows.engine.placement import Pool, cpus_of_worker, room
 from pad_pipeline.workflows.engine.progress import Progress
 from pad_pipeline.workflows.engine.ray_session import check_own_node, living_nodes
@@ -162,7 +162,7 @@ class Crew:
     def remove(self, worker: Worker) -> None:
         """Forget a worker, and end its process."""
         self.workers.remove(worker)
-        self.past = add_work([self.past, worker.work])
+        self.past = add_work([self.past, without_gpus(worker.work)])
         self.gone = True
         with suppress(self.ray.exceptions.RayError):
             self.ray.kill(worker.actor)  # it may live, if only the connection to it broke
@@ -259,8 +259,9 @@ class Crew:
         worker.asked_for_work = False
         with suppress(self.ray.exceptions.RayError):  # a worker that died: the answers to its jobs show it too
             work = self.ray.get(answer)
-            if work != worker.work:
-                worker.work, worker.moved = work, time.monotonic()
+            if without_gpus(work) != without_gpus(worker.work):  # a worker that hangs may keep its GPU busy
+                worker.moved = time.monotonic()
+            worker.work = work
 
     def _check_lack(self, link: int, now: float) -> None:
         """Report that a pool has too few workers, and stop the run if that lasts too long."""

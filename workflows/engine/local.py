@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from pad_pipeline.errors import UserError
 from pad_pipeline.records import shard_name
 from pad_pipeline.workflows.engine.attempts import Attempts
-from pad_pipeline.workflows.engine.chain import Chain, Done, Link, StageWork, add_work, merged
+from pad_pipeline.workflows.engine.chain import Chain, Done, Link, StageWork, add_work, merged, without_gpus
 from pad_pipeline.workflows.engine.child import Child, ChildDied
 from pad_pipeline.workflows.engine.progress import Progress, StageState
 
@@ -107,7 +107,7 @@ class _ChildWorker(_Worker):
                 done = self._received()
             except ChildDied as death:
                 self.child = None
-                self.past.append({})
+                self.past = [*self.past[:-1], without_gpus(self.past[-1]), {}]
                 singly = max(singly, len(in_hand))
                 self._say(death, in_hand)
                 if len(in_hand) == 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -116,6 +116,7 @@ class Progress:
             "regions": self.found["regions"],
             "images_per_second": round(self._rate("all"), 3),
             "seconds_left": self._seconds_left(),
+            "gpu_use": _gpu_use([state.work for state in self.stages.values()]),
             "stages": {
                 name: {
                     "images": state.work.images,
@@ -124,6 +125,7 @@ class Progress:
                     "queue": state.queue,
                     "workers": state.workers,
                     "busy": round(min(1.0, state.work.seconds / max(elapsed * state.workers, 1e-9)), 3),
+                    "gpu_use": _gpu_use([state.work]),
                 }
                 for name, state in self.stages.items()
             },
@@ -158,11 +160,12 @@ class Progress:
         busy = figures["stages"].get(slowest, {})
         image = f", image {busy['images']} of {self.images}" if busy and self.done < self.shards else ""
         busiest = f"; busiest {slowest} ({busy['busy']:.0%}{image})" if busy else ""
+        gpu = "" if figures["gpu_use"] is None else f"; GPU {figures['gpu_use']:.0%}"
         about = "" if self.done or figures["seconds_left"] is None else "about "
         return (
             f"{self.kind}: {self.done} of {_many(self.shards, 'shard')}, {_many(figures['images'], 'image')}, "
             f"{figures['images_per_second']:.1f}/s, {_many(figures['regions'], 'region')}, {figures['failed']} failed, "
-            f"{_clock(figures['elapsed_seconds'])} elapsed, {about}{_clock(figures['seconds_left'])} left{busiest}"
+            f"{_clock(figures['elapsed_seconds'])} elapsed, {about}{_clock(figures['seconds_left'])} left{busiest}{gpu}"
         )
 
     def _table(self) -> Group | Text:
@@ -191,6 +194,12 @@ class Progress:
         marks = self._rates.get(name, [(self.began, 0)])
         (first, before), (last, after) = marks[0], marks[-1]
         return (after - before) / max(last - first, 1e-9)
+
+
+def _gpu_use(works: Sequence[StageWork]) -> float | None:
+    """Return how busy the GPUs of some stages were in the last minute, 0 to 1; None if that is not known."""
+    gpus = sum(work.gpus for work in works)
+    return round(sum(work.gpu_use for work in works) / gpus, 3) if gpus else None
 
 
 def _many(number: int, what: str) -> str:
