@@ -147,7 +147,8 @@ def build(
     Args:
         images: a folder, a LLaVA JSON, a list, tars or shards, as `pad build` reads them.
         out: folder or URL of the shards. The same call again continues.
-        models, view: see `Annotator`.
+        models: see `Annotator`.
+        view: see `Annotator`.
         image_root: the folder that paths in a JSON or a list are relative to.
         options: fields of `RunOptions`, such as `limit`, `shard_size`, `engine` and `sample`.
 
@@ -194,7 +195,12 @@ def train(
     Args:
         out: folder for the model and the log. The same call again continues.
         stage: 1 trains the projector, 2 also the LLM.
-        shards, data, vision, llm, image_root, init: see `Job`; `miniature` stands for the models that pad includes.
+        shards: folder or URL of PAD shards, for stage 1.
+        data: a LLaVA JSON, in place of shards.
+        vision: the vision tower, a folder or a model of the hub; `miniature` for the one that pad includes.
+        llm: the LLM, in the same way.
+        image_root: folder that image paths in `data` are relative to.
+        init: a `mm_projector.bin`, from which the projector comes.
         settings: fields of `TrainSettings` or `Stage2Settings`, such as `steps`, `batch_size` and `objective`.
 
     Returns:
