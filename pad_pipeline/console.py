@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.padding import Padding
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from pad_pipeline.errors import printable
@@ -92,3 +94,31 @@ def track(steps: Iterable[_Step], what: str, total: int) -> Iterator[_Step]:
         for done, step in enumerate(steps, 1):
             yield step
             update(completed=done, note=f"{done / max(time.monotonic() - began, 1e-9):.3g}/s")
+
+
+class Table(RichTable):
+    """A table of rich, which prints each row as a paragraph if the terminal is too narrow: rich would cut the cells.
+
+    A paragraph has the row's first cell as its heading, then the title and the cell of each other column.
+    """
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """Yield the lines of the table."""
+        if options.max_width >= self.__rich_measure__(console, options).minimum:
+            yield from super().__rich_console__(console, options)  # type: ignore[misc]
+            return
+
+        def text(cell: RenderableType) -> Text:
+            found = console.render_str(cell) if isinstance(cell, str) else cell
+            return found.copy() if isinstance(found, Text) else Text(str(found))
+
+        if self.title:
+            yield text(self.title)
+        titles = [text(column.header) for column in self.columns[1:]]
+        for first, *others in zip(*(column.cells for column in self.columns), strict=True):
+            heading = text(first)
+            heading.stylize("bold")
+            yield heading
+            cells = zip(titles, map(text, others), strict=True)
+            facts = [Text.assemble(title, " ", cell) for title, cell in cells if cell]
+            yield Padding(Text(", ").join(facts), (0, 0, 0, 2))

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from pad_pipeline import __version__
 from pad_pipeline.console import errors, note
@@ -45,6 +46,7 @@ from pad_pipeline.workflows.commands.export import (
 )
 from pad_pipeline.workflows.commands.miniature import demo, miniature_draw, miniature_evaluate
 from pad_pipeline.workflows.commands.models import models_check, models_fetch, models_list
+from pad_pipeline.workflows.commands.narrow_help import NarrowHelp
 from pad_pipeline.workflows.commands.options import expand_groups
 from pad_pipeline.workflows.commands.report import report
 from pad_pipeline.workflows.commands.reword import Command, UsageError
@@ -53,7 +55,13 @@ from pad_pipeline.workflows.commands.shards import stats, verify
 from pad_pipeline.workflows.commands.show import show
 from pad_pipeline.workflows.commands.train import chat, train
 
+
+class Group(NarrowHelp, TyperGroup):
+    """A group of commands, also the one of all commands."""
+
+
 app = typer.Typer(
+    cls=Group,
     help="Build the Patch-Aligned Dataset of arXiv 2505.17316 from captioned images, and train a projector on it.",
     epilog="Start with: pad demo",
     no_args_is_help=True,
@@ -115,7 +123,7 @@ def _flowing(text: str) -> str:
 
 _add(app, COMMANDS)
 for name, (text, commands) in GROUPS.items():
-    group = typer.Typer(help=text, no_args_is_help=True)
+    group = typer.Typer(cls=Group, help=text, no_args_is_help=True)
     app.add_typer(group, name=name)
     _add(group, commands)
 

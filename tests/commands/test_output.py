@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 from PIL import Image
+from rich.console import Console
+from rich.text import Text
+from typer import rich_utils
 from typer.testing import CliRunner
 
+from pad_pipeline.console import Table
 from pad_pipeline.errors import printable
 from pad_pipeline.workflows.cli import app
 from tests.commands.conftest import Pad
@@ -33,6 +39,37 @@ def test_help_has_an_example_for_each_command(command: tuple[str, ...]) -> None:
     assert " ".join(("pad", *command)) in result.output
     if "COMMAND" not in result.output:
         assert "Example" in result.output
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_help_is_whole_at_any_width(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below 80 columns rich's boxes cut options, so a list without boxes takes their place; from 80 on nothing is cut.
+    Catches an option with a name or a range that is too long for its box, and an example that cannot be copied."""
+    monkeypatch.setattr(rich_utils, "MAX_WIDTH", columns)
+    for name in every_command():
+        command = typer.main.get_command(app)
+        for part in name:
+            command = command.commands[part]  # type: ignore[attr-defined]
+        shown = CliRunner().invoke(app, [*name, "--help"], env={"COLUMNS": str(columns)}, prog_name="pad").output
+        assert "…" not in shown and not re.search(r"\w\.\.\.(?! +<)", shown), name
+        for parameter in command.params:
+            longest = max(parameter.opts, key=len)
+            assert longest in shown, (name, longest)
+
+
+def test_a_table_is_whole_at_any_width() -> None:
+    """Where a table does not fit, each row is a paragraph. Catches numbers that are cut, which nobody notices."""
+    table = Table("stage", "images", "images/s", title="what is done")
+    table.add_row("[bold]segmentation[/bold]", "123456789", Text("1234567.8"))
+    table.add_row("decoding", "987654321", "")
+    for width, lines in ((60, 7), (24, 5)):
+        console = Console(width=width, file=io.StringIO())
+        console.print(table)
+        shown = console.file.getvalue()  # type: ignore[attr-defined]
+        assert "…" not in shown and "[bold]" not in shown
+        for text in ("what is done", "segmentation", "123456789", "1234567.8", "decoding", "987654321"):
+            assert text in shown, (width, text)
+        assert all(len(line) <= width for line in shown.splitlines()) and len(shown.splitlines()) >= lines
 
 
 def test_tables_come_as_json_too(pad: Pad, shards: Path, tmp_path: Path) -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.filesize import decimal
-from rich.table import Table
 
-from pad_pipeline.console import console, note, say
+from pad_pipeline.console import Table, console, note, say
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
 from pad_pipeline.workflows.commands import runs
@@ -31,7 +30,7 @@ def build(
         option(
             INPUT,
             "A folder; a LLaVA JSON or JSONL; tables (.parquet, .csv, .tsv) of paths, URLs or images; WebDataset tars "
-            "('tars/{000..999}.tar', 'tars/*.tar'); or PAD shards. On this machine, or a URL (https://, s3://, hf://).",
+            "('tars/{0..9}.tar', 'tars/*.tar'); or PAD shards. On this machine, or a URL (https://, s3://, hf://).",
         ),
     ],
     image_root: Annotated[
@@ -39,7 +38,7 @@ def build(
         option(INPUT, "Folder that paths in a JSON or a list are relative to; by default the folder of that file."),
     ] = None,
     columns: Annotated[
-        str, option(INPUT, "Columns of a list, if pad can't guess them: image=URL,caption=ALT,id=N.")
+        str, option(INPUT, "Columns of a list, if pad can't guess them: image=URL, caption=ALT, id=N.")
     ] = "",
     models: Models = "paper",
     tag_list: Annotated[str, option(MODELS, "Text file with your own labels for the tagger, one per line.")] = "",

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from pad_pipeline.console import console, note, say, track
+from pad_pipeline.console import Table, console, note, say, track
 from pad_pipeline.duplicates.settings import DuplicateSettings
 from pad_pipeline.errors import UserError
 from pad_pipeline.workflows.commands.common import (

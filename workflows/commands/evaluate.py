@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from pad_pipeline.console import console, note
+from pad_pipeline.console import Table, console, note
 from pad_pipeline.workflows.commands.common import FROM_FIRST, AsJson, print_json
 from pad_pipeline.workflows.commands.options import Options, OptionValues, option
 

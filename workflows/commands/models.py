@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Column, Table
+from rich.padding import Padding
+from rich.table import Column
 
-from pad_pipeline.console import console, say
+from pad_pipeline.console import Table, console, say
 from pad_pipeline.errors import UserError
 from pad_pipeline.workflows.commands.common import AsJson, escaped, print_json
 from pad_pipeline.workflows.commands.options import option
@@ -44,16 +45,19 @@ def models_list(models: ModelsArgument = "", as_json: AsJson = False) -> None:
     for name, found in chosen.items():
         console.print(f"[bold]--models {escaped(name)}[/bold]")
         for file in found:
-            place = f"[green]here[/green]: {escaped(str(file.path))}" if file.path else "[yellow]not here[/yellow]"
-            facts = f"{_size(file.megabytes):8} {file.pinned:41} {file.license or 'license: see its page':26}"
             gated = "" if file.gated is None else "gated" if file.gated else "open"
-            console.print(f"  {file.field:18} {facts} {gated:5} {place}", highlight=False, soft_wrap=True)
-            console.print(f"  {'':18} from {escaped(file.reference)}", highlight=False, soft_wrap=True, style="dim")
+            facts = [_size(file.megabytes), file.pinned, file.license or "license: see its page", gated]
+            facts += ["[green]here[/green]" if file.path else "[yellow]not here[/yellow]"]
+            console.print(f"  [bold]{file.field}[/bold]", highlight=False)
+            console.print(Padding(", ".join(filter(None, facts)), (0, 0, 0, 4)), highlight=False)
+            console.print(f"    from {escaped(file.reference)}", highlight=False, soft_wrap=True, style="dim")
+            if file.path:
+                console.print(f"    here: {escaped(str(file.path))}", highlight=False, soft_wrap=True, style="dim")
         if total := sum(file.megabytes or 0 for file in found):
             whole = sum(file.whole_megabytes or 0 for file in found)
             more = f"; {_size(whole)} from a server that sends whole files only" if whole > total else ""
             least = "at least " if None in [file.megabytes for file in found] else ""
-            console.print(f"  {'in all':18} {least}{_size(total)}{more}", highlight=False, soft_wrap=True)
+            console.print(f"  [bold]in all[/bold] {least}{_size(total)}{more}", highlight=False)
     if not models:
         names = Table(Column("short name", no_wrap=True), "what", "size", "license", title=_NAMED)
         for name, official_file in OFFICIAL.items():

@@ -25,7 +25,7 @@ def setting(settings: type[BaseModel], panel: str | None, name: str, flag: str =
     """Return the option for the field `name` of `settings`. The option is called `flag`, or like the field if `flag` is
     empty. `--help` shows `unset` as the default, unless it is empty."""
     field = settings.model_fields[name]
-    found = {}
+    found: dict[str, Any] = {}
     for limit in field.metadata:
         # Typer's ranges include both ends. A float that equals an excluded end is refused by the settings.
         for end, included, excluded, step in (("min", "ge", "gt", 1), ("max", "le", "lt", -1)):
@@ -33,6 +33,8 @@ def setting(settings: type[BaseModel], panel: str | None, name: str, flag: str =
                 found[end] = value
             elif field.annotation is int and (value := getattr(limit, excluded, None)) is not None:
                 found[end] = value + step
+    if found and isinstance(field.annotation, type):
+        found["metavar"] = f"<{field.annotation.__name__}>"  # beside the range, "<float range>" only takes room
     text = " ".join((field.description or "").split())
     return option(panel, text, f"--{(flag or name).replace('_', '-')}", show_default=unset or True, **found)
 

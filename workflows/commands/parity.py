@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.table import Column, Table
+from rich.table import Column
 
-from pad_pipeline.console import console, note, say
+from pad_pipeline.console import Table, console, note, say
 from pad_pipeline.workflows.commands.common import plain
 from pad_pipeline.workflows.commands.reword import reword
 from pad_pipeline.workflows.models.parity.check import Result, about, compare

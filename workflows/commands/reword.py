@@ -11,6 +11,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from pad_pipeline.console import reworded_notes
 from pad_pipeline.errors import UserError
+from pad_pipeline.workflows.commands.narrow_help import NarrowHelp
 
 UsageError: Any = typer.BadParameter.__bases__[0]
 """The error of a wrong call. Typer has no public name for it, nor for the next one."""
@@ -18,7 +19,7 @@ _Missing: Any = next(one for one in typer.BadParameter.__subclasses__() if one._
 _PARAMETER = re.compile(r"`(\w+)`")
 
 
-class Command(TyperCommand):
+class Command(NarrowHelp, TyperCommand):
     """A command of `pad`. Its errors name the command's options and arguments."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # as below

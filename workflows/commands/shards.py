@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from pad_pipeline.console import console, say, track
+from pad_pipeline.console import Table, console, say, track
 from pad_pipeline.workflows.commands.common import (
     READ_OPTIONS,
     AsJson,

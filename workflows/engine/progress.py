@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
-from pad_pipeline.console import reworded, say
+from pad_pipeline.console import Table, reworded, say
 from pad_pipeline.storage import Folder
 from pad_pipeline.workflows.engine.chain import Done, StageWork
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from rich.table import Table
 from rich.text import Text
 
 from pad_pipeline.analysis.draw import draw_labels, nearest_labels, true_labels
@@ -19,7 +18,7 @@ from pad_pipeline.analysis.patches import LabeledImage, encoded_batches, first_c
 from pad_pipeline.analysis.settings import AnalysisSettings
 from pad_pipeline.analysis.studies import STUDIES
 from pad_pipeline.analysis.study import Context
-from pad_pipeline.console import note, progress
+from pad_pipeline.console import Table, note, progress
 from pad_pipeline.errors import UserError, printable
 from pad_pipeline.packages import installed, left_out_note
 from pad_pipeline.shards.reader import open_shards

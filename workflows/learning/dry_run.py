@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from rich.table import Table
-
+from pad_pipeline.console import Table
 from pad_pipeline.shards.reader import open_shards
 from pad_pipeline.training.settings import TrainSettings, settings_of
 from pad_pipeline.workflows.cards import UTILIZATION, Cards

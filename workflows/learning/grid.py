@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from rich.table import Table
-
+from pad_pipeline.console import Table
 from pad_pipeline.errors import UserError
 from pad_pipeline.facts import flatten
 

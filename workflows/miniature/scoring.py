@@ -13,11 +13,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.table import Table
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pad_pipeline.analysis.model import Subject
-from pad_pipeline.console import say
+from pad_pipeline.console import Table, say
 from pad_pipeline.miniature.files import index_of, write_world
 from pad_pipeline.miniature.language import caption, is_caption
 from pad_pipeline.miniature.score import Score, score_shards
