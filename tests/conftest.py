@@ -34,6 +34,8 @@ from tests.small_models import write_small_models
 
 ROOT = Path(__file__).parents[1]
 """The checkout."""
+MODEL_PAGES = [ROOT / "docs/howto/models.md", *sorted((ROOT / "docs/models").glob("*.md"))]
+"""The documentation of the models: the choice of them, and a page for each family."""
 SHARED = ROOT.parent / "shared"
 """Data for checks that does not belong to the project; tests that use it skip where it is absent."""
 

@@ -1,7 +1,7 @@
 """Small files of the exact form of the official ones: container, names of tensors, types, and what else they hold.
 
 Widths are small, and the numbers of layers are the official ones, so that the names are; only OmDet-Turbo and SAM 3
-have fewer layers, which saves time. What is known of the files that `docs/howto/models.md` names, and from where:
+have fewer layers, which saves time. What is known of the files that the pages about models name, and from where:
 
 - RAM and RAM++: `pretrain.py` of recognize-anything saves a dict of model, optimizer (AdamW), config (of YAML) and
   epoch. The names are those of a state dict of its classes; the hub's scan of the pickles lists four types. In some

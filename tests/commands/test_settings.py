@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,11 @@ from pad_pipeline.labels import LabelEmbedder, LabelSettings
 from pad_pipeline.miniature.files import World
 from pad_pipeline.miniature.shipped import FOLDER, checked_folder
 from pad_pipeline.shards.reader import open_shards
+from pad_pipeline.stages.captions import CaptionsSettings
+from pad_pipeline.stages.concept import ConceptSettings
 from pad_pipeline.stages.ground import DetectorSettings
 from pad_pipeline.stages.segment import SegmenterSettings
+from pad_pipeline.stages.settings import StageSettings
 from pad_pipeline.stages.tag import TaggerSettings
 from pad_pipeline.training.settings import TrainSettings
 from pad_pipeline.weights import fetch_model
@@ -22,7 +26,7 @@ from pad_pipeline.workflows.models.catalog import LICENSES
 from pad_pipeline.workflows.models.settings import load_models
 from pad_pipeline.workflows.toml import read_settings
 from tests.commands.conftest import Pad
-from tests.conftest import ROOT
+from tests.conftest import MODEL_PAGES, ROOT
 
 
 def test_the_best_preset_needs_no_agreement_and_its_licenses_are_known() -> None:
@@ -55,6 +59,30 @@ def test_a_preset_can_be_changed_in_a_file(tmp_path: Path) -> None:
     segmenter = models.annotator(SegmenterSettings)
     assert segmenter.weights.endswith("/sam_vit_b_01ec64.pth") and segmenter.sha256.startswith("ec2df627")
     assert (models.annotator(DetectorSettings).box_threshold, models.compute.precision) == (0.3, "auto")
+
+
+@pytest.mark.parametrize("page", MODEL_PAGES, ids=lambda page: page.stem)
+def test_the_examples_of_the_pages_about_models_load(page: Path, tmp_path: Path) -> None:
+    """Catches a section, a setting or a value that pad does not accept, in any TOML block of these pages."""
+    blocks = re.findall(r"```toml\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    assert bool(blocks) is (page.stem != "parity")
+    for block in blocks:
+        (tmp_path / "mine.toml").write_text(block, "utf-8")
+        load_models(str(tmp_path / "mine.toml"))
+
+
+def test_the_pages_about_models_give_the_defaults_of_the_settings() -> None:
+    """Catches a default that was changed in the code alone, and a setting that is gone."""
+    kinds: dict[str, type[StageSettings]] = {
+        "ram": TaggerSettings, "grounding-dino": DetectorSettings, "sam": SegmenterSettings, "sam3": ConceptSettings,
+        "captions": CaptionsSettings,
+    }  # fmt: skip
+    for name, kind in kinds.items():
+        page = (ROOT / f"docs/models/{name}.md").read_text("utf-8")
+        rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \|", page, re.MULTILINE)
+        assert len(rows) > 2
+        stated = {setting: tomllib.loads(f"value = {value}")["value"] for setting, value in rows}
+        assert stated == {setting: kind.model_fields[setting].default for setting in stated}
 
 
 def test_a_file_can_start_from_the_miniature(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_the_waterfall_has_a_row_for_each_technique(
 def test_the_cost_of_sam3_stands_in_the_docs_as_its_configuration_gives_it() -> None:
     """Numbers that somebody estimated once would stay when transformers changes the network."""
     cost = flops.sam3()
-    page = (ROOT / "docs/howto/models.md").read_text()
+    page = (ROOT / "docs/models/sam3.md").read_text()
     pair = f"{cost['image']:.1f} TFLOP an image and {cost['phrase'] + cost['masks']:.2f} a tag"
     assert pair in " ".join(page.split())
     table = (ROOT / "benchmarks/results/flops.md").read_text()

@@ -48,7 +48,7 @@ from pad_pipeline.stages.segment import SegmenterSettings
 from pad_pipeline.training.towers import TOWERS, vision_config
 from pad_pipeline.workflows.models.catalog import LICENSES, OFFICIAL
 from pad_pipeline.workflows.models.settings import PRESETS
-from tests.conftest import ROOT, shared
+from tests.conftest import MODEL_PAGES, shared
 from tests.official_files import (
     FORMS,
     RAM,
@@ -317,8 +317,8 @@ def test_every_official_file_that_pad_names_has_its_form_here() -> None:
     weights = {name for name, file in OFFICIAL.items() if not file.reference.endswith(".txt")}
     presets = {value for preset in PRESETS.values() for section in preset.values() for value in section.values()}
     presets = {value for value in presets if isinstance(value, str) and (value in weights or "/" in value)}
-    page = (ROOT / "docs/howto/models.md").read_text("utf-8")
-    table = {name for line in page.splitlines() if line.startswith("| ") for name in re.findall(r"`([\w./-]+)`", line)}
+    lines = [line for page in MODEL_PAGES for line in page.read_text("utf-8").splitlines()]
+    table = {name for line in lines if line.startswith("| ") for name in re.findall(r"`([\w./-]+)`", line)}
     assert len(table) > 15 and len(presets) > 6
     guide = {name for name in table if name in weights or "/" in name}
     assert weights | presets | guide <= FORMS.keys()
