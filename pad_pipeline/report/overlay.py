@@ -15,25 +15,34 @@ from pad_pipeline.report.colors import color_of, name_color_of
 
 EDGE = 360
 """The width and the height of a panel, in pixels."""
+TITLES = ("boxes and their scores", "masks", "coverage of the patch grid")
+"""What stands above the panels."""
+HEAD = 20
+"""Height of the titles of panels, in pixels."""
 INK, PAPER = (25, 25, 30), (250, 250, 247)
 
 
 def panels(image: Image.Image, meta: SampleJson, coverage: np.ndarray, view: View) -> Image.Image:
-    """Draw three panels of an upright image (boxes, masks, coverage), with the caption and the tags below. `meta` and
-    `coverage`, uint8 `[R, grid, grid]`, are members of the sample."""
-    sheet = Image.new("RGB", (3 * EDGE + 20, EDGE + 66), PAPER)
+    """Draw three panels of an upright image, see `TITLES`, with the caption and the tags below. `meta` and `coverage`,
+    uint8 `[R, grid, grid]`, are members of the sample."""
+    sheet = Image.new("RGB", (3 * EDGE + 20, HEAD + EDGE + 66), PAPER)
     scale = EDGE / max(image.size)
     size = round(image.width * scale), round(image.height * scale)
-    sheet.paste(_boxes(image.resize(size, Image.Resampling.BICUBIC), meta["regions"], scale), (0, 0))
-    sheet.paste(_masks(image, meta["regions"]).resize(size, Image.Resampling.BILINEAR), (EDGE + 10, 0))
-    sheet.paste(_patches(image, meta["regions"], coverage, view), (2 * EDGE + 20, 0))
+    drawn = [
+        _boxes(image.resize(size, Image.Resampling.BICUBIC), meta["regions"], scale),
+        _masks(image, meta["regions"]).resize(size, Image.Resampling.BILINEAR),
+        _patches(image, meta["regions"], coverage, view),
+    ]
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for number, (title, panel) in enumerate(zip(TITLES, drawn, strict=True)):
+        draw.text((number * (EDGE + 10) + 6, 2), title, (90, 90, 100), font)
+        sheet.paste(panel, (number * (EDGE + 10), HEAD))
     note = " (captions)"
     tags = ", ".join(f"{t['label']} {t['score']:.2f}{note if 'captions' in t['sources'] else ''}" for t in meta["tags"])
     lines = _wrapped(draw, meta["caption"], font, sheet.width - 12, 1)
     lines += _wrapped(draw, f"tags: {tags}", font, sheet.width - 12, 2)
     for number, line in enumerate(lines):
-        draw.text((6, EDGE + 5 + 19 * number), line, INK if number == 0 else (90, 90, 100), font)
+        draw.text((6, HEAD + EDGE + 5 + 19 * number), line, INK if number == 0 else (90, 90, 100), font)
     return sheet
 
 

@@ -42,6 +42,8 @@ from pad_pipeline.training.training_log import DROPPED, TrainingLog, read_log
 from pad_pipeline.weights import fetch_model
 
 Report = Callable[[dict[str, Any]], None]
+_noted: list[str] = []
+"""Packages whose absence was noted in this process: once is enough for several trainings."""
 FACTS = "training.json"
 """The file with a training's job and a fingerprint of its samples."""
 
@@ -189,8 +191,9 @@ class Trainer:
 
     def _run(self) -> list[dict[str, Any]]:
         log, first = self._resume()
-        if self.here.first and not installed("tensorboard"):
+        if self.here.first and not installed("tensorboard") and not _noted:
             self.say(left_out_note("no TensorBoard log is written", "tensorboard"))
+            _noted.append("tensorboard")
         every = self.settings.checkpoint_every or max(50, -(-self.total // 20))
         measure_every = self.settings.held_out_every or self.total
         span = range(first, self.total)

@@ -87,6 +87,7 @@ def analyze(
         print_json(found | ({"signs_of_failure": signs} if healthy else {}))
         raise typer.Exit(1 if signs else 0)
     console.print(workflow.table(found))
+    say("`pad analyze --help` says what each analysis measures; docs/howto/evaluating.md, what its numbers mean.")
     if healthy:
         for sign in signs:
             say(f"sign of failure: {sign}")
