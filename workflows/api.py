@@ -29,7 +29,7 @@ from pad_pipeline.workflows.engine.chain import Chain, merged
 from pad_pipeline.workflows.models.settings import ModelSettings, load_models
 from pad_pipeline.workflows.runs.build import build as _build
 from pad_pipeline.workflows.runs.chains import annotation_chain
-from pad_pipeline.workflows.runs.options import RunOptions
+from pad_pipeline.workflows.runs.options import RunOptions, parse_workers
 from pad_pipeline.workflows.toml import read_settings
 
 AnyImage = str | Path | Image.Image | np.ndarray
@@ -188,9 +188,12 @@ def train(
     llm: str = "",
     image_root: str = "",
     init: str = "",
+    workers: str = "",
+    address: str = "",
+    max_failures: int = 3,
     **settings: Any,
 ) -> Path:
-    """Train a projector (stage 1), or projector and LLM (stage 2), in this process: `pad train`.
+    """Train a projector (stage 1), or projector and LLM (stage 2), in this process or on Ray: `pad train`.
 
     Args:
         out: folder for the model and the log. The same call again continues.
@@ -201,7 +204,11 @@ def train(
         llm: the LLM, in the same way.
         image_root: folder that image paths in `data` are relative to.
         init: a `mm_projector.bin`, from which the projector comes.
-        settings: fields of `TrainSettings` or `Stage2Settings`, such as `steps`, `batch_size` and `objective`.
+        workers: processes of Ray Train: `4`, or `2-8` for a range; empty without Ray.
+        address: address of a Ray cluster, for `workers`; empty for Ray on this machine.
+        max_failures: how often workers may die; -1 for any number of times.
+        settings: fields of `TrainSettings` or `Stage2Settings`, such as `steps`, `batch_size` and `objective`; and the
+            other fields of `Job`: `fit`, `private_addresses` and `wandb`.
 
     Returns:
         The folder `out`, which `analyze` and `open_llava` take.
@@ -214,13 +221,18 @@ def train(
     from pad_pipeline.workflows.learning.launch import train as run
 
     where = {"out": str(out), "shards": shards, "data": data, "image_root": image_root, "init": init}
+    where |= {name: settings.pop(name) for name in ("fit", "private_addresses", "wandb") if name in settings}
     parts = {"vision": member_reference(vision, "clip"), "llm": member_reference(llm, "llm")}
     for name, part in parts.items():
         if not part:
             raise UserError(name, "(empty)", "it is missing", "name a folder, a model of the hub, or `miniature`")
     if stage not in (1, 2):
         raise UserError("stage", stage, "it should be 1 or 2", "correct it")
-    run(Job(stage=stage, settings=read_settings(settings_of(stage), None, settings), **where, **parts))
+    if address and not workers:
+        raise UserError("address", address, "it goes with `workers` only", "say how many workers, or leave it out")
+    job = Job(stage=stage, settings=read_settings(settings_of(stage), None, settings), **where, **parts)
+    cluster = RunOptions(engine="ray", address=address).cluster
+    run(job, parse_workers(workers) if workers else None, cluster, max_failures)
     return Path(out)
 
 

@@ -93,6 +93,8 @@ def test_wrong_settings_are_one_line() -> None:
         lambda: pad.build("nowhere", "out", "miniature", nonsense=1),
         lambda: pad.train("out", steps=-1, vision="miniature", llm="miniature"),
         lambda: pad.train("out"),
+        lambda: pad.train("out", vision="miniature", llm="miniature", address="auto"),
+        lambda: pad.train("out", vision="miniature", llm="miniature", workers="many"),
         lambda: pad.evaluate_labels("a", "b", categories="instances.json"),
         lambda: pad.evaluate_labels("a", "b", label_map={"hill": ["a"]}),  # type: ignore[dict-item]
     ):
