@@ -38,7 +38,7 @@ def bare(world: Path, out: Path, count: int) -> None:
     out.mkdir()
     spec = build_spec(source, models, models.view, threads=1)
     run, _ = prepare(spec, source, folder, options)
-    chain = Chain(merged(spec.chain(folder, run.identity)))
+    chain = Chain(merged(spec.chain(folder, run.identity, run.images)))
     for number in range(len(Plan(folder))):
         chain.run(Task(number))
 

@@ -11,7 +11,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from pad_pipeline.console import note
 from pad_pipeline.errors import UserError
+
+COMPILE_FROM = 500_000
+"""Images of a run from which on `compile = "auto"` compiles. This is calculated and not measured: on eight H200, such a
+run takes a quarter of an hour, a tenth of it saves as much as compiling takes."""
+MOST_DIFFERENT = {True: 0.05, False: 0.001}
+"""Largest difference of a compiled encoder's output, as root mean square over the spread of the output, with bfloat16
+and without."""
 
 
 class ComputeSettings(BaseModel):
@@ -22,9 +30,13 @@ class ComputeSettings(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` is bfloat16 on a GPU and float32 without one. bfloat16 is only used for matrix products and convolutions;
     norms, softmax, sampling, boxes, thresholds and resizes stay float32."""
-    compile: bool = False
-    """Whether torch.compile compiles the image encoders of tagger and segmenter, which takes minutes in each process.
-    The detector is not compiled, because its images have many sizes."""
+    compile: bool | Literal["auto"] = "auto"
+    """Whether torch.compile compiles the image encoders of the tagger and of a SAM from a `.pth`, which takes minutes
+    in each process. `auto` compiles on a GPU, for a run of 500,000 images or more. An encoder that can't be compiled,
+    or that computes something else then, is used as it is, with a note; with `true` that is an error. The detector is
+    not compiled, because its images have many sizes."""
+    images: int = Field(0, ge=0, exclude=True)
+    """Number of images of the run, for `compile = "auto"`. The run sets this value; run.json omits it."""
     threads: int = Field(0, ge=0, exclude=True)
     """CPU threads of each model; 0 for torch's default. The command line sets this value; run.json omits it."""
 
@@ -40,6 +52,9 @@ class Compute:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         auto = settings.precision == "auto" and self.device.type == "cuda"
         self.bfloat16 = auto or settings.precision == "bfloat16"
+        long = self.device.type == "cuda" and settings.images >= COMPILE_FROM
+        self.compiles = long if settings.compile == "auto" else settings.compile
+        """Whether image encoders are compiled."""
         # Products and convolutions must not use TensorFloat-32: it would move SAM's positions by a quarter pixel.
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
@@ -68,25 +83,36 @@ class Compute:
         return model
 
     def compiled(self, module: nn.Module, shape: tuple[int, ...]) -> nn.Module:
-        """Return `module` compiled for a full batch of `shape`; unchanged if `settings.compile` is false.
+        """Return `module` compiled for a full batch of `shape`; unchanged if `compiles` is false.
 
         Compilation happens here and not on first use, because an error there would count as a failure of images. The
-        module takes one tensor. Call it with batches from `filled`, because it is compiled again for each new shape.
+        module takes and returns one tensor. Call it with batches from `filled`, because it is compiled again for each
+        new shape.
 
         Raises:
-            UserError: the module can't be compiled on this machine.
+            UserError: `settings.compile` is true, and the module can't be compiled on this machine, or computes
+                something else then.
         """
-        if not self.settings.compile:
+        if not self.compiles:
             return module
-        fast: nn.Module = torch.compile(module, dynamic=False)  # type: ignore[assignment]
+        cause = None
         try:
+            fast: nn.Module = torch.compile(module, dynamic=False)  # type: ignore[assignment]
+            example = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
             with self.autocast():
-                fast(torch.zeros(shape, device=self.device))
+                found, wanted = fast(example).float(), module(example).float()
+            difference = float((found - wanted).square().mean().sqrt() / wanted.std())
+            if difference <= MOST_DIFFERENT[self.bfloat16]:
+                return fast
+            rule = f"a compiled model computes something else on this machine (by {difference:.2g} of the spread)"
         except Exception as error:  # a missing, old or failing compiler: each raises another class
-            rule = f"the models can't be compiled on this machine ({type(error).__name__})"
-            remedy = "install a C++ compiler (g++), or set compile = false in the [compute] section"
-            raise UserError("compute.compile", True, rule, remedy) from error
-        return fast
+            rule, cause = f"the models can't be compiled on this machine ({type(error).__name__})", error
+        if self.settings.compile == "auto":
+            note(f"{rule}: {type(module).__name__} is used as it is, which is slower.", "yellow")
+            self.compiles = False
+            return module
+        remedy = "install a C++ compiler (g++), or set compile = false in the [compute] section"
+        raise UserError("compute.compile", True, rule, remedy) from cause
 
     def filled(self, batch: Tensor, size: int) -> Tensor:
         """Fill up `batch` with copies of its first row, so that a compiled module sees few different shapes.
@@ -94,7 +120,7 @@ class Compute:
         The result has `size` rows, or a half, a quarter, ... of `size` if that is enough. Without compilation, `batch`
         is returned unchanged.
         """
-        if not self.settings.compile or len(batch) >= size:
+        if not self.compiles or len(batch) >= size:
             return batch
         while size // 2 >= len(batch):
             size //= 2

@@ -61,7 +61,7 @@ class Annotator:
         self.view = view or self.models.view
         self._files = tempfile.TemporaryDirectory(prefix="pad-annotate-")
         compute = self.models.compute.model_copy(update={"threads": threads or cores()})
-        links = annotation_chain(Folder(Path()), "", self.models, self.view, self._files.name, compute)
+        links = annotation_chain(Folder(Path()), "", 0, self.models, self.view, self._files.name, compute)
         link = merged(links)
         inner = [operation for operation in link.operations if operation.name not in ("plan", "write")]
         self._chain = Chain(link._replace(operations=inner, before=0, after=0))

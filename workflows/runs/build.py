@@ -238,7 +238,7 @@ def _work(run: Run, existing: Scan, folder: Folder, spec: RunSpec, options: RunO
         rows = min(run.shard_size, run.images - number * run.shard_size)
         return Attempts(number, rows, retry=retry and number not in existing.incomplete)
 
-    chain = [link._replace(breaker=options.breaker) for link in spec.chain(folder, run.identity)]
+    chain = [link._replace(breaker=options.breaker) for link in spec.chain(folder, run.identity, run.images)]
     if numbers:  # otherwise Ray would start for nothing
         engine = (
             RayEngine(options.cluster, options.worker_range)

@@ -26,6 +26,7 @@ from pad_pipeline.workflows.runs.shard_io import ReadShard, WriteShard
 def annotation_chain(
     out: Folder,
     identity: str,
+    images: int,
     models: ModelSettings,
     view: View,
     root: str,
@@ -33,7 +34,9 @@ def annotation_chain(
     redo_from: RedoFrom = "tag",
     private: bool = False,
 ) -> list[Link]:
-    """Return the chain of `pad build`: decode, the stages with a model from `redo_from` on, patchify, write."""
+    """Return the chain of `pad build`: decode, the stages with a model from `redo_from` on, patchify, write. `images`
+    is the number of images in the whole run."""
+    compute = compute.model_copy(update={"images": images})
     on_cpu, links = [Operation("decode", partial(Decode, models.decode, root, redo_from, private, witnesses()))], []
     for one in models.annotators_from(redo_from):
         operation = Operation(one.name, partial(one.make, models.decode, compute))
@@ -46,9 +49,16 @@ def annotation_chain(
 
 
 def import_chain(
-    out: Folder, identity: str, decoding: DecodeSettings, labels: LabelSettings, view: View, root: str, private: bool
+    out: Folder,
+    identity: str,
+    images: int,
+    decoding: DecodeSettings,
+    labels: LabelSettings,
+    view: View,
+    root: str,
+    private: bool,
 ) -> list[Link]:
-    """Return the chain of `pad import`: decode, annotate, patchify, write."""
+    """Return the chain of `pad import`: decode, annotate, patchify, write. `images` is not used."""
     annotate = [
         Operation("decode", partial(Decode, decoding, root, private=private, witnesses=witnesses())),
         Operation("annotate", HumanRegions),
@@ -57,10 +67,17 @@ def import_chain(
 
 
 def rewriting_chain(
-    out: Folder, identity: str, edits: EditSettings, labels: LabelSettings, view: View, root: str, corrected: bool
+    out: Folder,
+    identity: str,
+    images: int,
+    edits: EditSettings,
+    labels: LabelSettings,
+    view: View,
+    root: str,
+    corrected: bool,
 ) -> list[Link]:
     """Return the chain of the commands that rewrite shards: restore, correct if people `corrected` regions, edit if
-    there are edits, patchify, write."""
+    there are edits, patchify, write. `images` is not used."""
     read = Operation("plan", partial(ReadShard, out, rewritten=True))
     operations = [read, Operation("restore", partial(Restore, root))]
     if corrected:

@@ -70,9 +70,9 @@ def estimate(source: Source, models: ModelSettings, view: View, options: RunOpti
         sampled = min(SAMPLE, facts.images // 2) or 1
         positions = [number * facts.images // (2 * sampled) for number in range(2 * sampled)]
         _replan(folder, plan, positions[1::2] + positions[::2], sampled)
-        links = spec.chain(folder, "")
+        links = spec.chain(folder, "", sampled)
         chain = Chain(merged(links))
-        if models.compute.compile:
+        if models.compute.compile is True:
             chain.run(Task(1))  # nothing is compiled while operations are counted
         operations = _count_operations(chain, Task(1))
         before = chain.work()

@@ -25,8 +25,8 @@ class RunSpec(NamedTuple):
     """See `Run.settings`."""
     fingerprints: dict[str, str]
     """sha256 of each model's files, by name."""
-    chain: Callable[[Folder, str], list[Link]]
-    """A function from the run's folder and `Run.identity` to the links of the chain."""
+    chain: Callable[[Folder, str, int], list[Link]]
+    """A function from the run's folder, `Run.identity` and the number of its images to the links of the chain."""
     code: str = ""
     """Versions of the user's own classes; empty if there are none."""
     title: str = ""
