@@ -53,11 +53,11 @@ def settings() -> str:
         module, _, name = path.rpartition(".")
         kind = getattr(importlib.import_module(module), name)
         parts += [f"## {title}\n", f"`{path}`. {_cell(inspect.cleandoc(kind.__doc__ or ''))}\n"]
-        parts += ["| setting | type | default | |", "| --- | --- | --- | --- |"]
+        parts += ['<div class="settings" markdown>\n', "| setting | type | default | |", "| --- | --- | --- | --- |"]
         for field_name, field in kind.model_fields.items():
             text = _cell(field.description or "")
             parts.append(f"| `{field_name}` | {_type(field.annotation)} | {_default(field)} | {text} |")
-        parts.append("")
+        parts.append("\n</div>\n")
     return "\n".join(parts)
 
 
