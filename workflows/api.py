@@ -328,14 +328,14 @@ def evaluate_labels(
     Raises:
         UserError: the runs have no image in common, or a file can't be used.
     """
-    from pad_pipeline.quality.label_names import LabelNames, check_label_map
+    from pad_pipeline.quality.label_names import LabelNames, checked_label_map
     from pad_pipeline.quality.label_scores import score_labels, summary
     from pad_pipeline.quality.wordnet import WordNet
 
     if isinstance(categories, str):
         raise UserError("categories", categories, "it is one text, and not several", "give a list of categories")
     if label_map is not None:
-        check_label_map(label_map)
+        checked_label_map(label_map)
     names = partial(LabelNames, label_map=label_map, wordnet=WordNet(Path(wordnet)) if wordnet else None)
     return summary(score_labels(open_shards(shards), open_shards(truth), names, frozenset(categories)))
 

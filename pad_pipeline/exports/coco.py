@@ -16,9 +16,8 @@ from typing import IO, Any
 
 from pycocotools import mask as coco_mask
 
-from pad_pipeline.errors import UserError
+from pad_pipeline.exports.samples import image_name, samples_by_shard
 from pad_pipeline.exports.target import Target
-from pad_pipeline.images import ENDINGS
 from pad_pipeline.records import RegionJson
 from pad_pipeline.shards.reader import Sample, ShardFolder
 
@@ -45,14 +44,9 @@ def export_coco(shards: ShardFolder, target: Target, fiftyone: bool = False) -> 
     with target.file(annotations) as partial, partial.open("wb") as out, tempfile.TemporaryFile() as later:
         info = {"description": "Patch-Aligned Dataset, exported by pad", "version": str(shards.run.schema_version)}
         out.write(_json({"info": info})[:-1] + b',"licenses":[],"images":[')
-        for name in shards.names:
-            for row in shards.index(name):
-                if row["status"] == "failed":
-                    counts["failed images, left out"] += 1
-                    continue
-                sample = shards.sample(name, row)
-                counts["images"] += 1
-                image, file = counts["images"], f"{sample.key}.{image_ending(sample)}"
+        for _, samples in samples_by_shard(shards, counts):
+            for sample in samples:
+                image, file = counts["images"], image_name(sample)
                 target.write(f"{images}/{file}", sample.image)
                 write_item(out, _image(image, file, sample), image)
                 for region in sample.checked_regions():
@@ -67,15 +61,6 @@ def export_coco(shards: ShardFolder, target: Target, fiftyone: bool = False) -> 
         shutil.copyfileobj(later, out)
         named = [{"id": number, "name": label, "supercategory": ""} for label, number in categories.items()]
         out.write(b'],"categories":' + _json(named) + b"}\n")
-
-
-def image_ending(sample: Sample) -> str:
-    """Return the ending of the image's file; raise `UserError` if its stated format is none that pad decodes."""
-    kind = sample.meta.get("format")
-    if not isinstance(kind, str) or kind not in ENDINGS:
-        rule = "pad does not decode images of this format"
-        raise UserError("shards", f"format {repr(kind)[:80]} of {sample.key}", rule, "see `pad verify` with `deep`")
-    return ENDINGS[kind]
 
 
 def _image(number: int, file: str, sample: Sample) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 
 from pad_pipeline.choices import Shapes
-from pad_pipeline.exports.coco import image_ending
+from pad_pipeline.exports.samples import image_name, samples_by_shard
 from pad_pipeline.exports.target import Target, drawable
 from pad_pipeline.masks import decode_mask
 from pad_pipeline.records import RegionJson
@@ -31,17 +31,12 @@ def export_cvat(shards: ShardFolder, target: Target, shapes: Shapes = "masks") -
     labels: dict[str, None] = {}
     # The labels stand before the images, which are read once: the images are written to a temporary file first.
     with target.file("annotations.xml") as partial, partial.open("wb") as out, tempfile.TemporaryFile() as later:
-        for name in shards.names:
-            for row in shards.index(name):
-                if row["status"] == "failed":
-                    counts["failed images, left out"] += 1
-                    continue
-                sample = shards.sample(name, row)
+        for _, samples in samples_by_shard(shards, counts):
+            for sample in samples:
                 width, height = sample.meta["width"], sample.meta["height"]
-                file = f"{sample.key}.{image_ending(sample)}"
+                file = image_name(sample)
                 target.write(f"images/{file}", sample.image)
-                image = [_element("image", 2, id=counts["images"], name=file, width=width, height=height) + ">"]
-                counts["images"] += 1
+                image = [_element("image", 2, id=counts["images"] - 1, name=file, width=width, height=height) + ">"]
                 for number, region in enumerate(sample.checked_regions()):
                     counts["regions"] += 1
                     labels[xml_text(region["label"])] = None

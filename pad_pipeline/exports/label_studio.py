@@ -12,7 +12,8 @@ from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 from pad_pipeline.choices import Shapes
-from pad_pipeline.exports.coco import image_ending, write_item
+from pad_pipeline.exports.coco import write_item
+from pad_pipeline.exports.samples import image_name, samples_by_shard
 from pad_pipeline.exports.target import Target, drawable
 from pad_pipeline.masks import decode_mask
 from pad_pipeline.records import RegionJson
@@ -43,14 +44,9 @@ def export_label_studio(
     prefix = image_url.rstrip("/") + "/" if image_url else _LOCAL
     with target.file("tasks.json") as partial, partial.open("wb") as out:
         out.write(b"[")
-        for name in shards.names:
-            for row in shards.index(name):
-                if row["status"] == "failed":
-                    counts["failed images, left out"] += 1
-                    continue
-                sample = shards.sample(name, row)
-                counts["images"] += 1
-                file = f"{sample.key}.{image_ending(sample)}"
+        for _, samples in samples_by_shard(shards, counts):
+            for sample in samples:
+                file = image_name(sample)
                 target.write(f"images/{file}", sample.image)
                 regions = sample.checked_regions()
                 counts["regions"] += len(regions)

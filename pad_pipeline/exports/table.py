@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pycocotools import mask as coco_mask
 
+from pad_pipeline.exports.samples import samples_by_shard
 from pad_pipeline.exports.target import Target
 from pad_pipeline.shards.reader import Sample, ShardFolder
 
@@ -42,14 +43,8 @@ def export_table(shards: ShardFolder, target: Target) -> Iterator[Counter[str]]:
     """Write `regions.parquet` with a row group for each shard, and yield the counts so far, as `export_coco` does."""
     counts: Counter[str] = Counter(images=0, regions=0)
     with target.file(NAME) as partial, pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
-        for name in shards.names:
-            rows: list[dict[str, Any]] = []
-            for row in shards.index(name):
-                if row["status"] == "failed":
-                    counts["failed images, left out"] += 1
-                    continue
-                counts["images"] += 1
-                rows += _rows(name, shards.sample(name, row, image=False))
+        for name, samples in samples_by_shard(shards, counts, image=False):
+            rows = [row for sample in samples for row in _rows(name, sample)]
             counts["regions"] += len(rows)
             if rows:
                 writer.write_table(pa.Table.from_pylist(rows, SCHEMA))

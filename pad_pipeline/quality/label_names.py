@@ -107,10 +107,17 @@ def _singulars(name: str) -> list[str]:
     return [first + space + form for form in forms]
 
 
-def check_label_map(found: Any) -> None:
-    """Raise `UserError` if an object is no map from labels to categories."""
+def checked_label_map(found: Any, shown: object = "") -> dict[str, str]:
+    """Return an object that maps labels to others; raise `UserError`, with the value `shown`, if it does not."""
     if not isinstance(found, dict) or not all(isinstance(name, str) for pair in found.items() for name in pair):
-        raise UserError("label_map", type(found).__name__, "it should be an object of texts", 'give {"puppy": "dog"}')
+        rule, remedy = "it should be an object of texts", 'give {"puppy": "dog", "blur": ""}'
+        raise UserError("label_map", shown or type(found).__name__, rule, remedy)
+    return found
+
+
+def read_label_map(path: Path) -> dict[str, str]:
+    """Read a JSON of old and new labels, or of labels and categories; raise `UserError` if it is none."""
+    return checked_label_map(read_json("label_map", path), path)
 
 
 def read_categories(path: Path) -> frozenset[str]:

@@ -135,11 +135,10 @@ def _of_truth(
     read: OptionValues,
 ) -> LabelScores:
     from pad_pipeline.errors import rename_field
-    from pad_pipeline.quality.label_names import LabelNames, read_categories
+    from pad_pipeline.quality.label_names import LabelNames, read_categories, read_label_map
     from pad_pipeline.quality.label_scores import score_labels
     from pad_pipeline.quality.wordnet import WordNet
     from pad_pipeline.shards.reader import open_shards
-    from pad_pipeline.workflows.commands.rewrite import read_label_map
 
     names = partial(
         LabelNames,

@@ -56,6 +56,7 @@ def retarget(
 
       pad retarget shards/ --min-score 0.35 --drop-labels vague.txt --out sure/
     """
+    from pad_pipeline.quality.label_names import read_label_map
     from pad_pipeline.sources.stored import StoredSource
 
     lists = {name: _lines(name, edits[name]) for name in ("keep_labels", "drop_labels") if name in edits}
@@ -175,13 +176,3 @@ def _keys(name: str, path: Path, shards: str) -> list[str]:
     from pad_pipeline.storage import folder_at
 
     return keys_of(name, path, _lines(name, path), Run.read(folder_at(shards)))
-
-
-def read_label_map(path: Path) -> dict[str, str]:
-    """Read a JSON of old and new labels; raise `UserError` if it is none."""
-    from pad_pipeline.sources.base import read_json
-
-    found = read_json("label_map", path)
-    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
-        raise UserError("label_map", path, "it should be an object of texts", 'write {"puppy": "dog", "blur": ""}')
-    return found
