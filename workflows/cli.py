@@ -21,16 +21,7 @@ from pad_pipeline.console import errors, note
 from pad_pipeline.errors import UserError
 from pad_pipeline.retries import REMEDY, StoreError
 from pad_pipeline.workflows.commands.analyze import analyze, experiment
-from pad_pipeline.workflows.commands.build import (
-    build,
-    import_coco,
-    import_cvat,
-    import_fivl,
-    import_labelme,
-    import_openimages,
-    import_voc,
-    import_yolo,
-)
+from pad_pipeline.workflows.commands.build import build
 from pad_pipeline.workflows.commands.corrections import import_label_studio
 from pad_pipeline.workflows.commands.doctor import doctor
 from pad_pipeline.workflows.commands.duplicates import duplicates
@@ -43,6 +34,15 @@ from pad_pipeline.workflows.commands.export import (
     export_hub,
     export_label_studio,
     export_parquet,
+)
+from pad_pipeline.workflows.commands.imports import (
+    import_coco,
+    import_cvat,
+    import_fivl,
+    import_labelme,
+    import_openimages,
+    import_voc,
+    import_yolo,
 )
 from pad_pipeline.workflows.commands.miniature import demo, miniature_draw, miniature_evaluate
 from pad_pipeline.workflows.commands.models import models_check, models_fetch, models_list

@@ -1,4 +1,4 @@
-"""The commands `pad build` and `pad import`."""
+"""The command `pad build`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,12 @@ from rich.filesize import decimal
 
 from pad_pipeline.console import Table, console, note, say
 from pad_pipeline.errors import UserError
-from pad_pipeline.geometry import View
 from pad_pipeline.workflows.commands import runs
-from pad_pipeline.workflows.commands.common import INPUT, MODELS, RUN, VIEW, Models, counted, print_json
-from pad_pipeline.workflows.commands.corrections import CORRECTED_HELP, import_corrections
-from pad_pipeline.workflows.commands.options import OptionValues, option, options
+from pad_pipeline.workflows.commands.common import INPUT, MODELS, RUN, Models, counted, print_json
+from pad_pipeline.workflows.commands.options import OptionValues, option
 
 if TYPE_CHECKING:
     from pad_pipeline.shards.reader import ShardFolder
-    from pad_pipeline.sources.base import Source
-    from pad_pipeline.workflows.runs.options import RunOptions
 
 
 def build(
@@ -127,202 +123,6 @@ def _show_sample(shards: ShardFolder) -> None:
     for row in rows:
         table.add_row(row.what, *row.texts)
     console.print(table)
-
-
-def import_coco(
-    *,
-    annotations: Annotated[Path, option(INPUT, "COCO's instances.json (polygons, RLE, crowds), or a panoptic JSON.")],
-    images: Annotated[str, option(INPUT, "Folder or URL of the images, to which file_name is relative.")],
-    captions: Annotated[
-        Path | None, option(INPUT, "Captions: COCO's captions.json, a LLaVA JSON, or another list.")
-    ] = None,
-    masks: Annotated[
-        Path | None, option(INPUT, "Folder of a panoptic file's PNGs; by default the file's name without .json.")
-    ] = None,
-    models: Models = "paper",
-    view: Annotated[OptionValues, runs.VIEW_OPTIONS],
-    run: Annotated[OptionValues, runs.IMPORT_OPTIONS],
-) -> None:
-    """Write shards from COCO annotations: human masks as regions, categories as labels.
-
-    Of --models, only the word embeddings of the LLM and the settings for decoding are used.
-
-    Example:
-
-      pad import coco --annotations instances_val2017.json --images val2017/ --out human/
-    """
-    options = runs.run_options(run)
-    from pad_pipeline.sources.coco import CocoSource
-
-    _import("coco", CocoSource(annotations, images, captions, masks), models, view, run, options)
-
-
-def import_yolo(
-    *,
-    annotations: Annotated[Path, option(INPUT, "A YOLO data set: its data.yaml, or the folder that holds it.")],
-    splits: Annotated[str, option(INPUT, "The splits to read, such as train,val; by default all of them.")] = "",
-    models: Models = "paper",
-    view: Annotated[OptionValues, runs.VIEW_OPTIONS],
-    run: Annotated[OptionValues, runs.IMPORT_OPTIONS],
-) -> None:
-    """Write shards from a YOLO data set: boxes or polygons as regions, classes as labels.
-
-    Of --models, only the word embeddings of the LLM and the settings for decoding are used.
-
-    Example:
-
-      pad import yolo --annotations coco8-seg/data.yaml --splits train --out human/
-    """
-    options = runs.run_options(run)
-    from pad_pipeline.sources.yolo import YoloSource
-
-    source = YoloSource(annotations, tuple(part.strip() for part in splits.split(",") if part.strip()))
-    _import("yolo", source, models, view, run, options)
-
-
-def import_voc(
-    *,
-    annotations: Annotated[Path, option(INPUT, "Folder of the XML files, one for each image.")],
-    images: Annotated[str, option(INPUT, "Folder or URL of the images.")],
-    masks: Annotated[
-        Path | None, option(INPUT, "Folder of PNGs of objects; by default SegmentationObject beside the XML files.")
-    ] = None,
-    models: Models = "paper",
-    view: Annotated[OptionValues, runs.VIEW_OPTIONS],
-    run: Annotated[OptionValues, runs.IMPORT_OPTIONS],
-) -> None:
-    """Write shards from Pascal VOC's XML files: boxes, polygons or masks as regions, names as labels.
-
-    Of --models, only the word embeddings of the LLM and the settings for decoding are used.
-
-    Example:
-
-      pad import voc --annotations VOC2012/Annotations --images VOC2012/JPEGImages --out human/
-    """
-    options = runs.run_options(run)
-    from pad_pipeline.sources.voc import VocSource
-
-    _import("voc", VocSource(annotations, images, masks), models, view, run, options)
-
-
-def import_cvat(
-    *,
-    annotations: Annotated[Path, option(INPUT, "CVAT's annotations.xml, or the folder that holds it.")],
-    images: Annotated[
-        str | None, option(INPUT, "Folder or URL of the images, to which their names are relative.")
-    ] = None,
-    shards: Annotated[str | None, option(INPUT, f"{CORRECTED_HELP} Its images, view and LLM are taken.")] = None,
-    models: Models = "paper",
-    view: Annotated[OptionValues, runs.VIEW_OPTIONS],
-    run: Annotated[OptionValues, runs.IMPORT_OPTIONS],
-) -> None:
-    """Write shards from CVAT's own XML ("CVAT for images 1.1"): boxes, polygons and masks as regions.
-
-    Of --models, only the word embeddings of the LLM and the settings for decoding are used. With --shards, the file has
-    corrections of regions that `pad export cvat` wrote: those that nobody changed stay as the models made them.
-
-    Examples:
-
-      pad import cvat --annotations export/annotations.xml --images export/images/ --out human/
-
-      pad import cvat --annotations annotations.xml --shards shards/ --out corrected/
-    """
-    if (images is None) == (shards is None):
-        rule = "the images are either in a folder, or in the run that `pad export cvat` wrote for correction"
-        raise UserError("images", images, rule, "give one of `images` and `shards`")
-    if shards is not None:
-        from pad_pipeline.sources.cvat import CvatCorrections
-
-        import_corrections(CvatCorrections(annotations, shards), run, view)
-        return
-    assert images is not None
-    options = runs.run_options(run)
-    from pad_pipeline.sources.cvat import CvatSource
-
-    _import("cvat", CvatSource(annotations, images), models, view, run, options)
-
-
-def import_labelme(
-    *,
-    annotations: Annotated[Path, option(INPUT, "Folder of the JSON files, one for each image.")],
-    images: Annotated[str, option(INPUT, "Folder or URL of the images.")],
-    models: Models = "paper",
-    view: Annotated[OptionValues, runs.VIEW_OPTIONS],
-    run: Annotated[OptionValues, runs.IMPORT_OPTIONS],
-) -> None:
-    """Write shards from labelme's JSON files: polygons, rectangles, circles and masks as regions.
-
-    Of --models, only the word embeddings of the LLM and the settings for decoding are used.
-
-    Example:
-
-      pad import labelme --annotations labels/ --images photos/ --out human/
-    """
-    options = runs.run_options(run)
-    from pad_pipeline.sources.labelme import LabelmeSource
-
-    _import("labelme", LabelmeSource(annotations, images), models, view, run, options)
-
-
-def import_openimages(
-    *,
-    annotations: Annotated[Path, option(INPUT, "CSV with a box in each row.")],
-    images: Annotated[str, option(INPUT, "Folder or URL of the images, such as 0001eeaf4aed83f9.jpg.")],
-    classes: Annotated[Path, option(INPUT, "CSV of the classes' names: class-descriptions-boxable.csv.")],
-    models: Models = "paper",
-    view: Annotated[OptionValues, runs.VIEW_OPTIONS],
-    run: Annotated[OptionValues, runs.IMPORT_OPTIONS],
-) -> None:
-    """Write shards from the boxes of OpenImages: those whose image is in the folder.
-
-    Of --models, only the word embeddings of the LLM and the settings for decoding are used.
-
-    Example:
-
-      pad import openimages --annotations train-annotations-bbox.csv --classes classes.csv --images photos/ --out human/
-    """
-    options = runs.run_options(run)
-    from pad_pipeline.sources.openimages import OpenImagesSource
-
-    _import("openimages", OpenImagesSource(annotations, images, classes), models, view, run, options)
-
-
-def import_fivl(
-    *,
-    annotations: Annotated[Path, option(INPUT, "FiVL's JSON: fivl_instruct.json.")],
-    grids: Annotated[Path, option(INPUT, "Folder of FiVL's grids: dataset_grounded.tar, unpacked.")],
-    images: Annotated[str, option(INPUT, "Folder or URL of LLaVA's images: coco/, gqa/, ocr_vqa/, textvqa/, vg/.")],
-    models: Models = "paper",
-    view: Annotated[OptionValues, options(View, VIEW, "fit size=view-size patch", unset="as FiVL's grids")],
-    run: Annotated[OptionValues, runs.IMPORT_OPTIONS],
-) -> None:
-    """Write shards from FiVL (Intel/fivl-instruct): key phrases of LLaVA's conversations, each with its patches.
-
-    So a training with patch labels can begin before any model has annotated an image. The masks are as coarse as FiVL's
-    grids of 24 x 24 patches. Of --models, only the word embeddings of the LLM and the settings for decoding are used.
-
-    Example:
-
-      pad import fivl --annotations fivl_instruct.json --grids dataset_grounded/ --images llava/ --out fivl/
-    """
-    chosen = runs.run_options(run)
-    from pad_pipeline.sources.fivl import VIEW as FIVL_VIEW
-    from pad_pipeline.sources.fivl import FivlSource, check_view
-
-    chosen_view = runs.changed_view(FIVL_VIEW, view)
-    check_view(chosen_view)
-    _import("fivl", FivlSource(annotations, images, grids), models, chosen_view.model_dump(), run, chosen)
-
-
-def _import(kind: str, source: Source, models: str, view: OptionValues, run: OptionValues, options: RunOptions) -> None:
-    """Write shards from the annotated images of a source. `kind` is the name of their format."""
-    from pad_pipeline.workflows.models.settings import load_models
-    from pad_pipeline.workflows.runs import build as workflow
-
-    settings = load_models(models)
-    chosen_view = runs.changed_view(settings.view, view)
-    totals = workflow.import_coco(source, run["out"], settings.llm, settings.decode, chosen_view, options, kind)
-    runs.finish(totals, run, source.counts)
 
 
 def _columns(text: str) -> dict[str, str]:

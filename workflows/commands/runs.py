@@ -57,12 +57,12 @@ OLD_VIEW_OPTIONS = options(View, VIEW, "fit size=view-size patch", unset="as bef
 
 
 def changed_view(view: View, given: OptionValues) -> View:
-    """Return `view` with the values of `given`.
+    """Return `view` with those values of `given` that belong to a view.
 
     Raises:
         UserError: the values contradict each other.
     """
-    chosen = view.model_dump() | given
+    chosen = view.model_dump() | {name: given[name] for name in View.model_fields if name in given}
     try:
         changed = View(**chosen)
     except ValidationError as error:
