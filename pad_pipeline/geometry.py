@@ -42,11 +42,11 @@ class View(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     size: int = Field(336, gt=0, le=4096)
-    """Edge of the square in pixels (`paper` and `plus`: 336, `miniature`: 112)."""
+    """Edge of the square in pixels (`paper`, `plus` and `best`: 336, `miniature`: 112)."""
     patch: int = Field(14, gt=0)
-    """Edge of a patch in pixels of the square (`paper` and `plus`: 14, `miniature`: 8). If `size` is no multiple of it,
-    the last pixels on the right and at the bottom belong to no patch, as in the towers themselves: SigLIP so400m takes
-    384 pixels in patches of 14, which are 27 x 27 patches of the upper left 378 x 378 pixels."""
+    """Edge of a patch in pixels of the square (`paper`, `plus` and `best`: 14, `miniature`: 8). If `size` is no
+    multiple of it, the last pixels on the right and at the bottom belong to no patch, as in the towers themselves:
+    SigLIP so400m takes 384 pixels in patches of 14, which are 27 x 27 patches of the upper left 378 x 378 pixels."""
     fit: Fit = "crop"
     """How an image becomes the square. `crop`: its short edge is resized to `size`, then the center is cut out (as in
     LLaVA-1.5's training stage 1). `pad`: it is padded to a square with the mean color, then resized (as in stage 2).

@@ -58,7 +58,7 @@ def test_a_preset_can_be_changed_in_a_file(tmp_path: Path) -> None:
     assert models.annotator(TaggerSettings) == load_models("plus").annotator(TaggerSettings)
     segmenter = models.annotator(SegmenterSettings)
     assert segmenter.weights.endswith("/sam_vit_b_01ec64.pth") and segmenter.sha256.startswith("ec2df627")
-    assert (models.annotator(DetectorSettings).box_threshold, models.compute.precision) == (0.3, "auto")
+    assert (models.annotator(DetectorSettings).box_threshold, models.compute.precision) == (0.2, "auto")
 
 
 @pytest.mark.parametrize("page", MODEL_PAGES, ids=lambda page: page.stem)

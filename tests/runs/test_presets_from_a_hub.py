@@ -200,6 +200,8 @@ def test_every_file_of_a_preset_is_pinned_and_has_its_license_and_size_listed(pa
     vicuna = next(file for file in listed["paper"] if file["reference"] == LLM)
     assert (vicuna["megabytes"], vicuna["whole_megabytes"], vicuna["sha256"]) == (263, 9977, {})
     said = " ".join(pad("models", "list", "paper").out.split())
-    assert "in all 9.39 GB; 19.10 GB from a server that sends whole files only" in said
-    assert "revision 3321f76e, Llama 2 Community License, open, not here from lmsys/vicuna-7b-v1.5" in said
+    assert "download 9.39 GB; 19.10 GB from a server that sends whole files only" in said
+    assert (
+        "revision 3321f76e, Llama 2 Community License, not gated, not on this machine from lmsys/vicuna-7b-v1.5" in said
+    )
     assert "comes with pad" in pad("models", "list", "miniature").out

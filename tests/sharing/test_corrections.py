@@ -253,6 +253,10 @@ def test_corrections_from_cvat_win_in_a_merge(built: Path, pad: Pad, tmp_path: P
     export = cvat_export(tmp_path / "out/annotations.xml", edit)
     done = imported(pad, "cvat", export, built, tmp_path / "corrected")
     assert done.code == 0, done.err
+    assert open_shards(tmp_path / "corrected").run.shard_size == open_shards(built).run.shard_size != 512
+    command = ["import", "cvat", "--annotations", export, "--shards", built, "--out", tmp_path / "refused"]
+    refused = pad(*command, "--models", "miniature")
+    assert refused.code == 2 and "--models = miniature: it does not go with --shards" in refused.err
     after = regions_of(tmp_path / "corrected")
     redrawn, renamed, *rest, copied = after[first]
     assert (redrawn["box"], coco_mask.area(redrawn["rle"])) == ([2, 1, 5, 3], 6)

@@ -25,7 +25,8 @@ EngineOption = Annotated[EngineName, setting(RunOptions, None, "engine")]
 Models = Annotated[
     str,
     option(
-        MODELS, "`paper` (RAM), `plus` (RAM++), `best`, `miniature` (part of pad, for drawn scenes), or a TOML file."
+        MODELS,
+        "`paper` (RAM), `plus` (RAM++), `best`, `miniature` (part of pad, for drawn scenes), or a models file (TOML).",
     ),
 ]
 READ_OPTIONS = options(ReadOptions, CLUSTER, "engine address workers wait")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pad_pipeline.sources.handed import HandedSource
 
 CORRECTED_HELP = "Folder or URL of the run that was exported for correction."
-_NOT_FOR_CORRECTIONS = ("strict", "private_addresses", "retry_failed", "fork")
+_NOT_FOR_CORRECTIONS = ("models", "strict", "private_addresses", "retry_failed", "fork")
 
 
 def import_label_studio(

@@ -21,7 +21,9 @@ COLORS = {"ok": "green", "warning": "yellow", "problem": "red"}
 def doctor(
     context: typer.Context,
     out: Annotated[str, typer.Option(help="Folder or URL that a run will write into.")] = ".",
-    models: Annotated[str, typer.Option(help="`paper`, `plus`, `best`, `miniature`, or a TOML file.")] = "paper",
+    models: Annotated[
+        str, typer.Option(help="`paper`, `plus`, `best`, `miniature`, or a models file (TOML).")
+    ] = "paper",
     address: Annotated[str, typer.Option(help="Ray cluster to check too, such as auto or HOST:PORT.")] = "",
     as_json: AsJson = False,
 ) -> None:

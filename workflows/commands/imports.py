@@ -9,21 +9,25 @@ from typing import TYPE_CHECKING, Annotated
 from pad_pipeline.errors import UserError
 from pad_pipeline.geometry import View
 from pad_pipeline.workflows.commands import runs
-from pad_pipeline.workflows.commands.common import INPUT, MODELS, VIEW
+from pad_pipeline.workflows.commands.common import INPUT, MODELS, RUN, VIEW
 from pad_pipeline.workflows.commands.corrections import CORRECTED_HELP, import_corrections
 from pad_pipeline.workflows.commands.options import Options, OptionValues, option, options
+from pad_pipeline.workflows.runs.options import RunOptions
 
 if TYPE_CHECKING:
     from pad_pipeline.sources.base import Source
 
 _MODELS_HELP = (
-    "`paper`, `plus`, `best`, `miniature`, or a TOML file. Only the word embeddings of its LLM and its settings for "
-    "decoding are used."
+    "`paper`, `plus`, `best`, `miniature`, or a models file (TOML). Only its settings for decoding and the word "
+    "embeddings of its LLM are used."
 )
 COMMON: Options = (
-    {"models": (Annotated[str, option(MODELS, _MODELS_HELP)], "paper")} | runs.VIEW_OPTIONS | runs.IMPORT_OPTIONS
+    {"models": (Annotated[str | None, option(MODELS, _MODELS_HELP, show_default="paper")], None)}
+    | runs.VIEW_OPTIONS
+    | runs.IMPORT_OPTIONS
 )
 """The options of all these commands."""
+_CVAT_OPTIONS = COMMON | options(RunOptions, RUN, "shard_size", unset="512; with `shards`, as before")
 _FIVL_OPTIONS = COMMON | options(View, VIEW, "fit size=view-size patch", unset="as FiVL's grids")
 
 
@@ -92,10 +96,13 @@ def import_cvat(
     *,
     annotations: Annotated[Path, option(INPUT, "CVAT's annotations.xml, or the folder that holds it.")],
     images: Annotated[
-        str | None, option(INPUT, "Folder or URL of the images, to which their names are relative.")
+        str | None,
+        option(
+            INPUT, "Folder or URL of the images; the names in annotations.xml are relative to it. Or give --shards."
+        ),
     ] = None,
     shards: Annotated[str | None, option(INPUT, f"{CORRECTED_HELP} Its images, view and LLM are taken.")] = None,
-    common: Annotated[OptionValues, COMMON],
+    common: Annotated[OptionValues, _CVAT_OPTIONS],
 ) -> None:
     """Write shards from CVAT's own XML ("CVAT for images 1.1"): boxes, polygons and masks as regions.
 
@@ -188,7 +195,7 @@ def _import(kind: str, source: Callable[[], Source], common: OptionValues, view:
     from pad_pipeline.workflows.models.settings import load_models
     from pad_pipeline.workflows.runs import build as workflow
 
-    settings = load_models(common["models"])
+    settings = load_models(common.get("models", "paper"))
     shown = runs.changed_view(view or settings.view, common)
     totals = workflow.import_coco(annotated, common["out"], settings.llm, settings.decode, shown, chosen, kind)
     runs.finish(totals, common, annotated.counts)

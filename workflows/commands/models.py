@@ -16,18 +16,19 @@ from pad_pipeline.workflows.commands.common import AsJson, escaped, print_json
 from pad_pipeline.workflows.commands.options import option
 from pad_pipeline.workflows.commands.reword import reword
 
-ModelsArgument = Annotated[str, typer.Argument(help="`paper`, `plus`, `best`, `miniature`, or a TOML file.")]
+ModelsArgument = Annotated[str, typer.Argument(help="`paper`, `plus`, `best`, `miniature`, or a models file (TOML).")]
 
 PARITY = "Comparison with the authors' code"
 """Title of a box in which `--help` lists options."""
-_NAMED = "official files that a TOML file can name"
+HERE = "on this machine"
+_NAMED = "official files that a models file can name"
 
 
 def models_list(models: ModelsArgument = "", as_json: AsJson = False) -> None:
     """List the files of the models: size, license, what pins them, whether they are gated, and their path here.
 
-    Without MODELS, the files of all presets are listed, and the official files that a TOML file can name. A pin is the
-    revision on the hub, the sha256, or both. A gated model is given only to those who accept its license.
+    Without MODELS, the files of all presets are listed, and the official files that a models file can name. A pin is
+    the revision on the hub, the sha256, or both. A gated model is given only to those who accept its license.
 
     Example:
 
@@ -45,19 +46,19 @@ def models_list(models: ModelsArgument = "", as_json: AsJson = False) -> None:
     for name, found in chosen.items():
         console.print(f"[bold]--models {escaped(name)}[/bold]")
         for file in found:
-            gated = "" if file.gated is None else "gated" if file.gated else "open"
+            gated = "" if file.gated is None else "gated" if file.gated else "not gated"
             facts = [_size(file.megabytes), file.pinned, file.license or "license: see its page", gated]
-            facts += ["[green]here[/green]" if file.path else "[yellow]not here[/yellow]"]
+            facts += [f"[green]{HERE}[/green]" if file.path else f"[yellow]not {HERE}[/yellow]"]
             console.print(f"  [bold]{file.field}[/bold]", highlight=False)
             console.print(Padding(", ".join(filter(None, facts)), (0, 0, 0, 4)), highlight=False)
             console.print(f"    from {escaped(file.reference)}", highlight=False, soft_wrap=True, style="dim")
             if file.path:
-                console.print(f"    here: {escaped(str(file.path))}", highlight=False, soft_wrap=True, style="dim")
+                console.print(f"    at {escaped(str(file.path))}", highlight=False, soft_wrap=True, style="dim")
         if total := sum(file.megabytes or 0 for file in found):
             whole = sum(file.whole_megabytes or 0 for file in found)
-            more = f"; {_size(whole)} from a server that sends whole files only" if whole > total else ""
             least = "at least " if None in [file.megabytes for file in found] else ""
-            console.print(f"  [bold]in all[/bold] {least}{_size(total)}{more}", highlight=False)
+            more = f"; {least}{_size(whole)} from a server that sends whole files only" if whole > total else ""
+            console.print(f"  [bold]download[/bold] {least}{_size(total)}{more}", highlight=False)
     if not models:
         names = Table(Column("short name", no_wrap=True), "what", "size", "license", title=_NAMED)
         for name, official_file in OFFICIAL.items():

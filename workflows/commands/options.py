@@ -33,8 +33,9 @@ def setting(settings: type[BaseModel], panel: str | None, name: str, flag: str =
                 found[end] = value
             elif field.annotation is int and (value := getattr(limit, excluded, None)) is not None:
                 found[end] = value + step
-    if found and isinstance(field.annotation, type):
-        found["metavar"] = f"<{field.annotation.__name__}>"  # beside the range, "<float range>" only takes room
+    if found:  # beside the range, "<float range>" only takes room
+        kind = next(one for one in (field.annotation, *get_args(field.annotation)) if one in (int, float))
+        found["metavar"] = f"<{kind.__name__}>"
     text = " ".join((field.description or "").split())
     return option(panel, text, f"--{(flag or name).replace('_', '-')}", show_default=unset or True, **found)
 

@@ -29,7 +29,7 @@ def verify(
     read: Annotated[OptionValues, READ_OPTIONS],
     as_json: AsJson = False,
 ) -> None:
-    """Check that shards hold each planned image exactly once, and that no byte has changed since.
+    """Check that shards hold each planned image exactly once, and that no byte has changed since the run wrote them.
 
     Each problem is printed, and the exit code is then 1.
 

@@ -50,9 +50,10 @@ def train(
     cluster: Annotated[OptionValues, options(RunOptions, CLUSTER, "address gpus wait")],
     max_failures: Annotated[int, option(CLUSTER, "How often workers may die; -1 for any number of times.", min=-1)] = 3,
 ) -> None:
-    """Train a projector (stage 1), or projector and LLM (stage 2), with the loss L_caption + beta(t) * L_patch.
+    """Train a projector with the loss L_caption + beta(t) * L_patch (stage 1), or projector and LLM (stage 2).
 
-    Run the same command again to continue a stopped training. Under torchrun, its processes share the training.
+    By default, stage 2 has no L_patch, because its `beta_end` is 0. Run the same command again to continue a stopped
+    training. Under torchrun, its processes share the training.
 
     Examples:
 

@@ -81,7 +81,7 @@ class RunOptions(BaseModel):
     longer than `wait`. They are asked of an autoscaler, and more begin when nodes join. Empty: one for each GPU of the
     cluster, or one for each node with `gpus` 0."""
     gpus: float | None = Field(None, ge=0, le=1)
-    """GPUs that each worker with models reserves: 1, or a share such as 0.5. 0 computes on the CPU. Unset: 1; on this
+    """GPUs that each worker with models reserves: 1, or a share such as 0.5. 0 computes on the CPU. Empty: 1; on this
     machine alone, 0 if it has no GPU. A run on a cluster without a GPU waits for the first one."""
     wait: str = "10m"
     """How long a run waits for workers that the cluster has no room for, such as 30s, 10m or 2h. Then it stops with
@@ -97,11 +97,11 @@ class RunOptions(BaseModel):
     accept_changed_code: bool = False
     """Continue a run that another version of pad began."""
     strict: bool = False
-    """Stop before any model runs if the source left anything out or changed anything, or if an image can't be used."""
+    """Stop before the first shard is written if the source left anything out or changed anything, or if an image can't
+    be used."""
     private_addresses: bool = False
-    """Read images that a list names by URLs of this machine or of a private network. By default they fail, because a
-    list from somebody else could send pad anywhere. The server that `image_root` (by default the list) is on is read
-    anyway."""
+    """Read images whose URLs lead to this machine or to a private network. By default they fail, because a list from
+    somebody else could send pad anywhere. The server of the folder that paths are relative to is read anyway."""
     retry_failed: bool = False
     """Try the failed images of finished shards again, and nothing else."""
     breaker: int = Field(100, ge=0)
