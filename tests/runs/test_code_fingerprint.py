@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pad_pipeline.workflows.runs.fingerprint import code_fingerprint
+from pad_pipeline.workflows.runs.fingerprint import code_fingerprint, fingerprint_of
 from tests.conftest import ROOT
 
 
@@ -29,12 +29,12 @@ def edited(path: Path, change: Callable[[str], str]) -> None:
 
 def test_a_checkout_and_an_installed_package_have_the_same_code(package: Path) -> None:
     """Links in a checkout are folders in a wheel: a run begun in one could not be resumed in the other."""
-    assert code_fingerprint(package) == code_fingerprint()
+    assert fingerprint_of(package) == code_fingerprint()
 
 
 def test_prose_and_moves_change_nothing(package: Path) -> None:
     """Every docstring that was mended, and every file that was moved, made all unfinished runs refuse."""
-    before = code_fingerprint(package)
+    before = fingerprint_of(package)
     edited(package / "geometry.py", lambda text: text.replace('    """', '    """Other words. ', 1))
     edited(
         package / "shards/writer.py", lambda text: text.replace("\n\n\n", "\n\n\n# a comment\n\n", 2) + "  # an end\n"
@@ -45,7 +45,7 @@ def test_prose_and_moves_change_nothing(package: Path) -> None:
     (package / "masks.py").write_text("\n\n\n".join(mover[:-1]) + "\n")
     (package / "boxes.py").write_text(mover[-1])
     edited(package / "training/losses.py", lambda text: text.replace("return", "return 2 *", 1))
-    assert code_fingerprint(package) == before
+    assert fingerprint_of(package) == before
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,6 @@ def test_prose_and_moves_change_nothing(package: Path) -> None:
 )
 def test_what_decides_bytes_changes_it(package: Path, name: str, old: str, new: str) -> None:
     """Another number, condition, import, chain or list makes other shards, which may not join those of a run."""
-    before = code_fingerprint(package)
+    before = fingerprint_of(package)
     edited(package / name, lambda text: text.replace(old, new, 1))
-    assert code_fingerprint(package) != before
+    assert fingerprint_of(package) != before

@@ -8,6 +8,7 @@ import io
 import platform
 import tokenize
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,7 +18,7 @@ _PACKAGE = Path(str(pad_pipeline.__file__)).parent
 _NOT_HASHED = (
     *("training", "measures", "analysis", "evaluation", "exports", "report", "miniature", "workflows"),
     "duplicates",
-    *("verify", "packages", "console"),
+    *("verify", "packages", "console", "quality"),
     *("transfers", "remote_tensors", "tables", "pins", "hub_errors"),
 )
 """Parts of the package that only read shards, draw or print; and those that fetch weights, which have hashes of their
@@ -27,7 +28,13 @@ _HASHED_WORKFLOWS = ("engine/chain.py", "runs/chains.py", "runs/shard_io.py", "r
 _LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "numpy", "pillow", "pycocotools", "pyarrow")
 
 
-def code_fingerprint(package: Path = _PACKAGE) -> str:
+@cache
+def code_fingerprint() -> str:
+    """Return `fingerprint_of` the code of this process, which stays the same when its files are changed."""
+    return fingerprint_of(_PACKAGE)
+
+
+def fingerprint_of(package: Path) -> str:
     """Return the version of pad and a short sha256 over the code that decides the bytes of shards.
 
     The sha256 is over the sorted statements of the code in the folder `package`. It changes with any number, name or
