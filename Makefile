@@ -54,9 +54,10 @@ paper: $(RUN)  ## The paper in the miniature: five seeds of both stages, three o
 	$(BIN)/pad analyze align --model "$(PAPER)/compare/captions alone-0/stage1" --beside $(PAPER)/compare/paper-0/stage1 \
 	  --beside $(PAPER)/compare/aligned-0/stage1 --shards $(PAPER)/probes --limit 8 --drawings 4 --out $(PAPER)/words
 
-paper-grids: paper  ## Beside `make paper`: grids over beta and over the choices of L_patch, stage 1 alone: an hour or two.
+paper-grids: paper  ## Beside `make paper`: grids over beta, the choices of L_patch and the steps, stage 1 alone: two hours.
 	$(BIN)/pad experiment miniature-beta $(PAPER_SHARDS) --vision miniature --llm miniature --engine ray --out $(PAPER)/beta
 	$(BIN)/pad experiment miniature-objective $(PAPER_SHARDS) --engine ray --out $(PAPER)/objective
+	$(BIN)/pad experiment miniature-steps $(PAPER_SHARDS) --engine ray --out $(PAPER)/steps
 	$(BIN)/python -m benchmarks.paper $(PAPER) --results $(PAPER)
 
 bench: $(READY)  ## Compare the annotation stages with a plain loop, technique by technique: a few minutes.

@@ -52,6 +52,24 @@ PAPER = {
 }  # fmt: skip
 """What the paper reports."""
 
+_NAMED = {"patches.things": "things", "patches.parts": "parts", "patches.stuff": "grounds"}
+_SAID = {"captions.slots": "caption slots", "align.align": "Align", "place.tokens.column": "column (R2)"}
+GRIDS: dict[str, tuple[str, dict[str, str]]] = {
+    "beta": (
+        "Stage 1 alone, by β:",
+        {"entropy.image.dH": "dH", "align.align": "Align", "align.shuffled_labels": "labels shuffled",
+         "pursuit.precision": "pursuit precision", "pursuit.first_readable": "first word readable"},
+    ),
+    "objective": (
+        "Stage 1 alone, by the choices of L_patch:", _NAMED | _SAID | {"place.tokens.label": "label, linear"},
+    ),
+    "steps": (
+        "Stage 1 alone, by the number of steps:",
+        _NAMED | _SAID | {"place.tokens.label": "label, linear", "place.patches.label": "label, linear, of the tower"},
+    ),
+}  # fmt: skip
+"""Folder of a grid of trainings -> the title of its table, and its columns with their titles."""
+
 
 def spread(values: list[float], sign: str = "") -> str:
     """Return the mean and the standard deviation over seeds."""
@@ -114,21 +132,10 @@ def main() -> None:
         " differences with a mean that is at least as far on the same side (with 5 seeds, the lowest is 0.031).",
         main_table(compared),
     ]
-    if (beta := given.out / "beta/experiment.json").is_file():
-        numbers["beta"] = read(beta)
-        columns = {
-            "entropy.image.dH": "dH", "align.align": "Align", "align.shuffled_labels": "labels shuffled",
-            "pursuit.precision": "pursuit precision", "pursuit.first_readable": "first word readable",
-        }  # fmt: skip
-        parts += ["Stage 1 alone, by β:", grid_table(numbers["beta"], columns)]
-    if (objective := given.out / "objective/experiment.json").is_file():
-        numbers["objective"] = read(objective)
-        columns = {
-            "patches.things": "things", "patches.parts": "parts", "patches.stuff": "grounds",
-            "captions.slots": "caption slots", "align.align": "Align", "place.tokens.column": "column (R2)",
-            "place.tokens.label": "label, linear",
-        }  # fmt: skip
-        parts += ["Stage 1 alone, by the choices of L_patch:", grid_table(numbers["objective"], columns)]
+    for name, (title, columns) in GRIDS.items():
+        if (path := given.out / name / "experiment.json").is_file():
+            numbers[name] = read(path)
+            parts += [title, grid_table(numbers[name], columns)]
     (given.results / "paper-miniature.md").write_text("\n\n".join(parts) + "\n", "utf-8")
     (given.results / "paper-miniature.json").write_text(json.dumps(numbers, indent=1) + "\n", "utf-8")
     print("\n\n".join(parts))

@@ -102,7 +102,7 @@ def experiment(
         str,
         typer.Argument(
             help="A TOML file, or a recipe: beta, projector, coverage, loss, llms, miniature, miniature-beta, "
-            "miniature-objective, paper-at-size."
+            "miniature-objective, miniature-steps, paper-at-size."
         ),
     ],
     out: Annotated[
