@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -19,6 +20,8 @@ PROGRESS_SECONDS = 60.0
 FIRST_SECONDS = 10.0
 """Seconds until the first of these lines."""
 _Step = TypeVar("_Step")
+_CUT = "\N{HORIZONTAL ELLIPSIS}"
+"""What rich writes where a cell is too narrow for its text."""
 
 console = Console()
 errors = Console(stderr=True)
@@ -102,16 +105,19 @@ class Table(RichTable):
     A paragraph has the row's first cell as its heading, then the title and the cell of each other column.
     """
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the lines of the table."""
-        if options.max_width >= self.__rich_measure__(console, options).minimum:
-            yield from super().__rich_console__(console, options)  # type: ignore[misc]
-            return
 
         def text(cell: RenderableType) -> Text:
             found = console.render_str(cell) if isinstance(cell, str) else cell
             return found.copy() if isinstance(found, Text) else Text(str(found))
 
+        drawn = [*super().__rich_console__(console, options)]
+        cells = [text(cell).plain for column in self.columns for cell in (column.header, *column.cells)]
+        shown = "".join(segment.text for segment in drawn if isinstance(segment, Segment))
+        if shown.count(_CUT) <= "".join([str(self.title or ""), *cells]).count(_CUT):
+            yield from drawn
+            return
         if self.title:
             yield text(self.title)
         titles = [text(column.header) for column in self.columns[1:]]
@@ -119,6 +125,6 @@ class Table(RichTable):
             heading = text(first)
             heading.stylize("bold")
             yield heading
-            cells = zip(titles, map(text, others), strict=True)
-            facts = [Text.assemble(title, " ", cell) for title, cell in cells if cell]
-            yield Padding(Text(", ").join(facts), (0, 0, 0, 2))
+            pairs = zip(titles, map(text, others), strict=True)
+            if facts := [Text.assemble(title, " ", cell) for title, cell in pairs if cell]:
+                yield Padding(Text(", ").join(facts), (0, 0, 0, 2))

@@ -30,7 +30,7 @@ class ComputeSettings(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` is bfloat16 on a GPU and float32 without one. bfloat16 is only used for matrix products and convolutions;
     norms, softmax, sampling, boxes, thresholds and resizes stay float32."""
-    compile: bool | Literal["auto"] = "auto"
+    compile: Literal["auto", True, False] = "auto"
     """Whether torch.compile compiles the image encoders of the tagger and of a SAM from a `.pth`, which takes minutes
     in each process. `auto` compiles on a GPU, for a run of 500,000 images or more. An encoder that can't be compiled,
     or that computes something else then, is used as it is, with a note; with `true` that is an error. The detector is
@@ -83,11 +83,10 @@ class Compute:
         return model
 
     def compiled(self, module: nn.Module, shape: tuple[int, ...]) -> nn.Module:
-        """Return `module` compiled for a full batch of `shape`; unchanged if `compiles` is false.
+        """Return a module that is compiled for full batches, of `shape`; `module` itself if `compiles` is false.
 
         Compilation happens here and not on first use, because an error there would count as a failure of images. The
-        module takes and returns one tensor. Call it with batches from `filled`, because it is compiled again for each
-        new shape.
+        module takes and returns one tensor.
 
         Raises:
             UserError: `settings.compile` is true, and the module can't be compiled on this machine, or computes
@@ -95,36 +94,23 @@ class Compute:
         """
         if not self.compiles:
             return module
-        cause = None
+        cause, remedy = None, "set compile = false in the [compute] section"
         try:
             fast: nn.Module = torch.compile(module, dynamic=False)  # type: ignore[assignment]
             example = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
             with self.autocast():
                 found, wanted = fast(example).float(), module(example).float()
-            difference = float((found - wanted).square().mean().sqrt() / wanted.std())
+            difference = float((found - wanted).square().mean().sqrt() / wanted.std().clamp_min(1e-12))
             if difference <= MOST_DIFFERENT[self.bfloat16]:
-                return fast
+                return _FullBatches(module, fast, shape)
             rule = f"a compiled model computes something else on this machine (by {difference:.2g} of the spread)"
         except Exception as error:  # a missing, old or failing compiler: each raises another class
             rule, cause = f"the models can't be compiled on this machine ({type(error).__name__})", error
+            remedy = f"install a C++ compiler (g++), or {remedy}"
         if self.settings.compile == "auto":
             note(f"{rule}: {type(module).__name__} is used as it is, which is slower.", "yellow")
-            self.compiles = False
             return module
-        remedy = "install a C++ compiler (g++), or set compile = false in the [compute] section"
         raise UserError("compute.compile", True, rule, remedy) from cause
-
-    def filled(self, batch: Tensor, size: int) -> Tensor:
-        """Fill up `batch` with copies of its first row, so that a compiled module sees few different shapes.
-
-        The result has `size` rows, or a half, a quarter, ... of `size` if that is enough. Without compilation, `batch`
-        is returned unchanged.
-        """
-        if not self.compiles or len(batch) >= size:
-            return batch
-        while size // 2 >= len(batch):
-            size //= 2
-        return torch.cat([batch, batch[:1].expand(size - len(batch), *batch.shape[1:])])
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
@@ -137,6 +123,20 @@ class Compute:
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
+
+
+class _FullBatches(nn.Module):
+    """Passes batches of one shape to a compiled module, and all others, which are few, to the module as it is: it would
+    be compiled again for each shape."""
+
+    def __init__(self, module: nn.Module, compiled: nn.Module, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.module, self.compiled, self.shape = module, compiled, shape
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """Return what the module returns."""
+        found: Tensor = (self.compiled if batch.shape == self.shape else self.module)(batch)
+        return found
 
 
 class HostCopy:

@@ -84,7 +84,7 @@ class Segmenter(Stage[Tensor, tuple[list[HostCopy], HostCopy]]):
 
     def process(self, rows: list[ImageRecord], inputs: list[Tensor]) -> list[tuple[list[HostCopy], HostCopy]]:
         """Return for each row its masks, in parts from `run_starts`, and their predicted IoU, float `[n]`."""
-        logits, quality = self._decode(self.sam.encode(inputs, self.batch_size), rows)
+        logits, quality = self._decode(self.sam.encode(inputs), rows)
         counts, outputs = [len(row.regions) for row in rows], []
         for row, of_row, predicted in zip(rows, torch.split(logits, counts), torch.split(quality, counts), strict=True):
             square = 0 if self.sam.stretched else self.sam.edge**2

@@ -91,7 +91,7 @@ class Tagger(Stage[torch.Tensor, tuple[HostCopy, int]]):
 
     def process(self, rows: list[ImageRecord], inputs: list[torch.Tensor]) -> list[tuple[HostCopy, int]]:
         """Return a pair for each row: the probabilities of the batch, float32 `[B, tags]`, and the row's index."""
-        images = self.compute.send(self.compute.filled(torch.stack(inputs), self.batch_size))
+        images = self.compute.send(torch.stack(inputs))
         with self.compute.autocast():
             probabilities = HostCopy(self.network(normalize(images)).float().sigmoid())
         return [(probabilities, index) for index in range(len(rows))]

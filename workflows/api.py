@@ -188,7 +188,7 @@ def train(
     llm: str = "",
     image_root: str = "",
     init: str = "",
-    workers: str = "",
+    workers: int | str = "",
     address: str = "",
     max_failures: int = 3,
     **settings: Any,
@@ -204,7 +204,7 @@ def train(
         llm: the LLM, in the same way.
         image_root: folder that image paths in `data` are relative to.
         init: a `mm_projector.bin`, from which the projector comes.
-        workers: processes of Ray Train: `4`, or `2-8` for a range; empty without Ray.
+        workers: processes of Ray Train: 4, or "2-8" for a range; empty without Ray.
         address: address of a Ray cluster, for `workers`; empty for Ray on this machine.
         max_failures: how often workers may die; -1 for any number of times.
         settings: fields of `TrainSettings` or `Stage2Settings`, such as `steps`, `batch_size` and `objective`; and the
@@ -220,9 +220,10 @@ def train(
     from pad_pipeline.training.settings import settings_of
     from pad_pipeline.workflows.learning.launch import train as run
 
-    where = {"out": str(out), "shards": shards, "data": data, "image_root": image_root, "init": init}
+    paths = {"out": out, "shards": shards, "data": data, "image_root": image_root, "init": init}
+    where: dict[str, Any] = {name: str(path) for name, path in paths.items()}
     where |= {name: settings.pop(name) for name in ("fit", "private_addresses", "wandb") if name in settings}
-    parts = {"vision": member_reference(vision, "clip"), "llm": member_reference(llm, "llm")}
+    parts = {"vision": member_reference(str(vision), "clip"), "llm": member_reference(str(llm), "llm")}
     for name, part in parts.items():
         if not part:
             raise UserError(name, "(empty)", "it is missing", "name a folder, a model of the hub, or `miniature`")
@@ -230,9 +231,12 @@ def train(
         raise UserError("stage", stage, "it should be 1 or 2", "correct it")
     if address and not workers:
         raise UserError("address", address, "it goes with `workers` only", "say how many workers, or leave it out")
-    job = Job(stage=stage, settings=read_settings(settings_of(stage), None, settings), **where, **parts)
-    cluster = RunOptions(engine="ray", address=address).cluster
-    run(job, parse_workers(workers) if workers else None, cluster, max_failures)
+    if not isinstance(max_failures, int) or max_failures < -1:
+        raise UserError("max_failures", max_failures, "it should be a number, -1 or more", "correct it")
+    chosen = read_settings(settings_of(stage), None, settings)
+    job = read_settings(Job, None, {"stage": stage, "settings": chosen, **where, **parts})
+    cluster = read_settings(RunOptions, None, {"engine": "ray", "address": address}).cluster
+    run(job, parse_workers(str(workers)) if workers else None, cluster, max_failures)
     return Path(out)
 
 

@@ -28,11 +28,8 @@ class SegmentAnything(ABC):
         """Return the image as a tensor for `encode`, `[3, h, w]`."""
 
     @abstractmethod
-    def encode(self, images: list[Tensor], size: int) -> list[Tensor]:
-        """Encode images from `prepare` to the tensors that `decode` takes, each `[B, ...]`.
-
-        A compiled encoder fills up a batch of fewer than `size` images, see `Compute.filled`.
-        """
+    def encode(self, images: list[Tensor]) -> list[Tensor]:
+        """Encode images from `prepare` to the tensors that `decode` takes, each `[B, ...]`."""
 
     @abstractmethod
     def decode(self, embeddings: list[Tensor], image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:

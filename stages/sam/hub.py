@@ -56,8 +56,8 @@ class HubSam(SegmentAnything):
         pixels: Tensor = self.processor(images=image, return_tensors="pt")["pixel_values"][0]
         return pixels
 
-    def encode(self, images: list[Tensor], size: int) -> list[Tensor]:
-        """Return one tensor for SAM, two for SAM-HQ, one for each resolution for SAM 2; `size` is not used."""
+    def encode(self, images: list[Tensor]) -> list[Tensor]:
+        """Return one tensor for SAM, two for SAM-HQ, one for each resolution for SAM 2."""
         with self.compute.autocast():
             embeddings = self.model.get_image_embeddings(self.compute.send(torch.stack(images)))
         if self.kind == "sam":

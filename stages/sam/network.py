@@ -174,11 +174,11 @@ class OfficialSam(SegmentAnything):
         pixels = np.array(image.resize((width, height), Image.Resampling.BILINEAR))
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
-    def encode(self, images: list[Tensor], size: int) -> list[Tensor]:
+    def encode(self, images: list[Tensor]) -> list[Tensor]:
         """Return one tensor, `[B, decoder_width, s, s]`."""
         batch = torch.stack([self.sam.preprocess(self.compute.send(pixels)) for pixels in images])
         with self.compute.autocast():
-            return [self.sam.image_encoder(self.compute.filled(batch, size))]
+            return [self.sam.image_encoder(batch)]
 
     def decode(self, embeddings: list[Tensor], image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Decode all boxes in one call. The indices in `image` may have any order."""

@@ -55,6 +55,9 @@ def test_help_is_whole_at_any_width(columns: int, monkeypatch: pytest.MonkeyPatc
         for parameter in command.params:
             longest = max(parameter.opts, key=len)
             assert longest in shown, (name, longest)
+        for line in (command.help or "").split("\n"):
+            words = re.findall(r"--[a-z-]+", line) if line.startswith("  pad ") else []
+            assert all(word in shown for word in words), (name, line)
 
 
 def test_a_table_is_whole_at_any_width() -> None:
@@ -62,7 +65,7 @@ def test_a_table_is_whole_at_any_width() -> None:
     table = Table("stage", "images", "images/s", title="what is done")
     table.add_row("[bold]segmentation[/bold]", "123456789", Text("1234567.8"))
     table.add_row("decoding", "987654321", "")
-    for width, lines in ((60, 7), (24, 5)):
+    for width, lines in ((60, 7), (43, 5), (24, 5)):
         console = Console(width=width, file=io.StringIO())
         console.print(table)
         shown = console.file.getvalue()  # type: ignore[attr-defined]

@@ -95,6 +95,10 @@ def test_wrong_settings_are_one_line() -> None:
         lambda: pad.train("out"),
         lambda: pad.train("out", vision="miniature", llm="miniature", address="auto"),
         lambda: pad.train("out", vision="miniature", llm="miniature", workers="many"),
+        lambda: pad.train("out", vision="miniature", llm="miniature", workers=2.5),  # type: ignore[arg-type]
+        lambda: pad.train("out", vision="miniature", llm="miniature", workers=1, max_failures=-2),
+        lambda: pad.train("out", vision="miniature", llm="miniature", fit="foo"),
+        lambda: pad.train("out", vision="miniature", llm="miniature", wandb=5),
         lambda: pad.evaluate_labels("a", "b", categories="instances.json"),
         lambda: pad.evaluate_labels("a", "b", label_map={"hill": ["a"]}),  # type: ignore[dict-item]
     ):

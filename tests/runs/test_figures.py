@@ -140,6 +140,13 @@ def test_a_gpu_that_does_not_tell_its_use_is_asked_once(monkeypatch: pytest.Monk
     use = GpuUse()
     assert [use.recent(), use.recent()] == [0.4, pytest.approx(0.6)]
     assert [use.recent(), use.recent()] == [None, None] and len(asked) == 3
+    now = [1000.0]
+    monkeypatch.setattr(gpu_use.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(torch.cuda, "utilization", lambda: 10 if now[0] < 1050 else 90)
+    use, shares = GpuUse(), []
+    for now[0] in (1000.0, 1055.0, 1070.0, 1200.0):
+        shares.append(use.recent())
+    assert shares == [0.1, pytest.approx(0.5), 0.9, 0.9], "what is older than a minute does not count"
 
 
 def test_figures_of_a_long_run_cost_no_more_than_those_of_a_short_one(

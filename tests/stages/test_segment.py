@@ -123,7 +123,7 @@ def test_packed_boxes_equal_predict_torch(sam_path: Path, world: World) -> None:
     sam = OfficialSam(sam_path, Compute(TWO))
     predictor = SamPredictor(upstream(sam_path, sam.network_shape))
     rows = boxed(world, 4)
-    embeddings = sam.encode([sam.prepare(decode(row.data, DECODING)[0]) for row in rows], 4)
+    embeddings = sam.encode([sam.prepare(decode(row.data, DECODING)[0]) for row in rows])
     wanted, quality = [], []
     for row in rows:
         predictor.set_image(np.asarray(decode(row.data, DECODING)[0]))
@@ -279,7 +279,7 @@ def test_sam_hq_makes_masks_from_the_features_that_saw_the_box(tmp_path: Path) -
     decoder = sam.model.mask_decoder
     decoder.transformer.register_forward_hook(lambda _m, _i, output: seen.update(attended=output[1]))
     decoder.upscale_conv1.register_forward_hook(lambda _m, inputs, _o: seen.update(upsampled=inputs[0]))
-    features = sam.encode([torch.randn(3, 128, 128, generator=torch.Generator().manual_seed(1))], 1)
+    features = sam.encode([torch.randn(3, 128, 128, generator=torch.Generator().manual_seed(1))])
     sam.decode(features, torch.tensor([0, 0]), torch.tensor([[8.0, 8, 60, 90], [40, 20, 100, 50]]))
     for box in range(2):
         rows = seen["upsampled"][box].flatten(1).T

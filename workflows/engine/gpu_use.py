@@ -8,15 +8,16 @@ from collections import deque
 
 EVERY = 1.0
 """Seconds between two measurements. The driver of the GPU averages over up to a second itself."""
-RECENT = 60
-"""Number of measurements that are averaged."""
+RECENT = 60.0
+"""Seconds over which measurements are averaged."""
 
 
 class GpuUse:
     """The share of the last minute in which the GPU of this process worked, for this process or for any other."""
 
     def __init__(self) -> None:
-        self._shares: deque[float] = deque(maxlen=RECENT)
+        self._shares: deque[tuple[float, float]] = deque()
+        """Times and shares of the recent measurements."""
         self._asked = -EVERY
         self._known = True
 
@@ -26,11 +27,13 @@ class GpuUse:
         torch = sys.modules.get("torch")
         if torch is None or not self._known or not torch.cuda.is_available():
             return None
-        if time.monotonic() - self._asked >= EVERY:
-            self._asked = time.monotonic()
+        if (now := time.monotonic()) - self._asked >= EVERY:
+            self._asked = now
             try:
-                self._shares.append(torch.cuda.utilization() / 100)
+                self._shares.append((now, torch.cuda.utilization() / 100))
             except Exception:  # no NVML, an old driver, MIG: each raises a class of its own
                 self._known = False
-                return None
-        return sum(self._shares) / len(self._shares)
+        shares = [share for measured, share in [*self._shares] if now - measured <= RECENT]
+        while len(self._shares) > len(shares):
+            self._shares.popleft()
+        return sum(shares) / len(shares) if shares and self._known else None

@@ -183,6 +183,10 @@ def _settings(sections: dict[str, Any], where: str, folder: Path) -> ModelSettin
     settings are relative to `folder`."""
     annotators: list[StageSettings] = []
     others: dict[str, Any] = {}
+    for setting in ("threads", "images"):
+        if isinstance(compute := sections.get("compute"), dict) and setting in compute:
+            rule = "a run sets it, and no models file does"
+            raise UserError(f"{where}: compute.{setting}", compute[setting], rule, "leave it out")
     for section, entries in sections.items():
         kind = _kind(section, entries)
         entries = _with_official(entries, kind.pins) if kind and isinstance(entries, dict) else entries
