@@ -70,7 +70,7 @@ def test_the_cost_of_sam3_stands_in_the_docs_as_its_configuration_gives_it() -> 
     """Numbers that somebody estimated once would stay when transformers changes the network."""
     cost = flops.sam3()
     page = (ROOT / "docs/models/sam3.md").read_text()
-    pair = f"{cost['image']:.1f} TFLOP an image and {cost['phrase'] + cost['masks']:.2f} a tag"
+    pair = f"An image costs {cost['image']:.1f} TFLOP, and each of its tags {cost['phrase'] + cost['masks']:.2f}"
     assert pair in " ".join(page.split())
     table = (ROOT / "benchmarks/results/flops.md").read_text()
     assert all(f"| SAM 3, {part} | {found:.3f} |" in table for part, found in cost.items())
@@ -120,7 +120,7 @@ def test_a_part_of_the_gpu_benchmark_that_fails_hangs_or_dies_loses_nothing_and_
     assert not runner.all_well(out, ends)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_gpu_benchmark_measures_every_part_in_its_smoke_run(tmp_path: Path) -> None:
     """What can't be run in CI for lack of a GPU must at least not fail in Python before it reaches the GPU."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--smoke", "--minutes", "10", "--out", str(tmp_path)]
