@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -13,9 +13,13 @@ from pad_pipeline.training.template import TemplateName
 ProjectorKind = Literal["mlp", "linear", "c-abstractor", "pixel-shuffle"]
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "paper": {},
-    "aligned": {"patch_loss": {"kind": "contrastive", "average": "label", "true_labels": "neutral"}},
+    "aligned": {
+        "patch_loss": {"kind": "contrastive", "average": "label", "true_labels": "neutral"},
+        "beta_start": 1.0,
+        "beta_end": 0.0,
+    },
 }
-"""The settings that each objective stands for, see `TrainSettings.objective`."""
+"""The settings that each objective stands for in stage 1, see `TrainSettings.objective`."""
 
 
 class PatchLossSettings(BaseModel):
@@ -88,10 +92,13 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
+    own_defaults: ClassVar[frozenset[str]] = frozenset()
+    """Settings whose defaults no objective changes."""
+
     objective: Literal["paper", "aligned"] = "paper"
     """Other defaults for L_patch and what belongs to it; a setting that is given explicitly wins. `paper`: as
     published. `aligned`: what our experiments show to be better (docs/paper.md): the contrastive loss, every label with
-    the same weight, and other true labels neutral."""
+    the same weight, other true labels neutral, and in stage 1 a beta that falls from 1 to 0."""
     projector: ProjectorKind = "mlp"
     """Kind of projector. `mlp`: Linear, GELU, Linear (LLaVA's mlp2x_gelu). `linear`: one Linear. `c-abstractor`:
     Honeybee's. `pixel-shuffle`: InternVL's, one token for 2 x 2 patches, for towers with an even grid."""
@@ -170,6 +177,7 @@ class TrainSettings(BaseModel):
         if not isinstance(values, dict):
             return values
         named = OBJECTIVES.get(str(values.get("objective", "paper")), {})
+        named = {name: value for name, value in named.items() if name not in cls.own_defaults}
         loss, given = named.get("patch_loss", {}), values.get("patch_loss", {})
         if isinstance(given, dict) and given.get("kind", loss.get("kind")) == loss.get("kind"):
             given = loss | given  # the other settings of a loss make no sense for another kind
@@ -193,6 +201,7 @@ class TrainSettings(BaseModel):
 class Stage2Settings(TrainSettings):
     """Settings of training stage 2, which trains projector and LLM on dialogues; from LLaVA-1.5's finetune.sh."""
 
+    own_defaults: ClassVar[frozenset[str]] = frozenset({"beta_start", "beta_end"})  # it has no L_patch
     llm: Literal["frozen", "full", "lora"] = "full"
     template: TemplateName = "v1"
     batch_size: int = Field(128, gt=0)

@@ -22,6 +22,9 @@ def test_an_objective_sets_defaults_and_the_users_settings_win() -> None:
     assert given.patch_loss == PatchLossSettings()
     for settings in (paper, aligned, own, other, given):
         assert TrainSettings.model_validate(settings.model_dump()) == settings
-    assert Stage2Settings.model_validate({"objective": "aligned"}).patch_loss == aligned.patch_loss
+    assert (aligned.beta_start, aligned.beta_end) == (1, 0) and (paper.beta_start, paper.beta_end) == (0, 5)
+    assert TrainSettings.model_validate({"objective": "aligned", "beta_end": 5}).beta_end == 5
+    second = Stage2Settings.model_validate({"objective": "aligned"})
+    assert second.patch_loss == aligned.patch_loss and (second.beta_start, second.beta_end) == (0, 0)
     with pytest.raises(ValueError, match="objective"):
         TrainSettings.model_validate({"objective": "best"})
