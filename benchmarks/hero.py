@@ -20,6 +20,7 @@ import pad_pipeline as pad
 from pad_pipeline.analysis.draw import color_of, nearest_labels, true_labels
 from pad_pipeline.analysis.model import Subject
 from pad_pipeline.analysis.patches import encoded_batches, label_names
+from pad_pipeline.report.overlay import HEAD
 from pad_pipeline.shards.reader import open_shards
 
 EDGE, GAP, TITLE, LINE = 320, 16, 30, 20
@@ -50,7 +51,7 @@ def draw(results: Path, key: str) -> Image.Image:
     scale, third = EDGE / max(scene.size), (steps.width - 20) // 3
     parts = [scene.resize((round(scene.width * scale), round(scene.height * scale)), Image.Resampling.BICUBIC)]
     for number in range(3):
-        part = steps.crop((number * (third + 10), 0, number * (third + 10) + third, third))
+        part = steps.crop((number * (third + 10), HEAD, number * (third + 10) + third, HEAD + third))
         parts.append(part.resize((EDGE, EDGE), Image.Resampling.BICUBIC))
     for column, (part, title) in enumerate(zip(parts, TITLES, strict=True)):
         left = column * (EDGE + GAP)
@@ -96,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="the folder of `make paper`")
     parser.add_argument("out", type=Path, help="the PNG to write")
-    parser.add_argument("--scene", default="scene-00041", help="the held-out scene; this one has the median share")
+    parser.add_argument("--scene", default="scene-00018", help="the held-out scene; this one has the median share")
     arguments = parser.parse_args()
     draw(arguments.results, arguments.scene).save(arguments.out, optimize=True)
 
