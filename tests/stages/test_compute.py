@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 
 from pad_pipeline.errors import UserError
 from pad_pipeline.stages.compute import COMPILE_FROM, Compute, ComputeSettings
+from tests.conftest import ROOT
 
 
 def encoder() -> nn.Module:
@@ -57,11 +60,20 @@ def test_an_encoder_that_compiles_badly_is_used_as_it_is(
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++")
 def test_a_compiled_encoder_computes_the_same() -> None:
-    """With the real compiler, for full batches; the others are few, and compiling takes minutes for each shape."""
-    module, compute = encoder(), Compute(ComputeSettings(compile=True))
-    fast = compute.compiled(module, (4, 3, 8, 8))
-    assert fast is not module
-    for count in (4, 3, 1):
-        batch = torch.rand(count, 3, 8, 8)
-        with torch.inference_mode(), torch._dynamo.config.patch(error_on_recompile=True):
-            torch.testing.assert_close(fast(batch), module(batch), atol=1e-5, rtol=1e-4)
+    """With the real compiler, for full batches; the others are few, and compiling takes minutes for each shape. In a
+    process of its own, because torch remembers the compiler of a process, also a broken one of another test."""
+    script = """
+import torch
+from pad_pipeline.stages.compute import Compute, ComputeSettings
+from tests.stages.test_compute import encoder
+
+module, compute = encoder(), Compute(ComputeSettings(compile=True))
+fast = compute.compiled(module, (4, 3, 8, 8))
+assert fast is not module
+for count in (4, 3, 1):
+    batch = torch.rand(count, 3, 8, 8)
+    with torch.inference_mode(), torch._dynamo.config.patch(error_on_recompile=True):
+        torch.testing.assert_close(fast(batch), module(batch), atol=1e-5, rtol=1e-4)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
