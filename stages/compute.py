@@ -16,7 +16,7 @@ from pad_pipeline.errors import UserError
 
 COMPILE_FROM = 500_000
 """Images of a run from which on `compile = "auto"` compiles. This is calculated and not measured: on eight H200, such a
-run takes a quarter of an hour, a tenth of it saves as much as compiling takes."""
+run takes a quarter of an hour. Encoders that are a tenth faster save as much of it as compiling takes."""
 MOST_DIFFERENT = {True: 0.05, False: 0.001}
 """Largest difference of a compiled encoder's output, as root mean square over the spread of the output, with bfloat16
 and without."""

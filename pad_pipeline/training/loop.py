@@ -43,7 +43,7 @@ from pad_pipeline.weights import fetch_model
 
 Report = Callable[[dict[str, Any]], None]
 _noted: list[str] = []
-"""Packages whose absence was noted in this process: once is enough for several trainings."""
+"""Packages whose absence this process has reported: once is enough for several trainings."""
 FACTS = "training.json"
 """The file with a training's job and a fingerprint of its samples."""
 

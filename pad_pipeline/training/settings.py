@@ -19,7 +19,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "beta_end": 0.0,
     },
 }
-"""The settings that each objective stands for in stage 1, see `TrainSettings.objective`."""
+"""The defaults that each objective stands for, see `TrainSettings.objective`. Stage 2 keeps its own beta."""
 
 
 class PatchLossSettings(BaseModel):
@@ -201,7 +201,7 @@ class TrainSettings(BaseModel):
 class Stage2Settings(TrainSettings):
     """Settings of training stage 2, which trains projector and LLM on dialogues; from LLaVA-1.5's finetune.sh."""
 
-    own_defaults: ClassVar[frozenset[str]] = frozenset({"beta_start", "beta_end"})  # it has no L_patch
+    own_defaults: ClassVar[frozenset[str]] = frozenset({"beta_start", "beta_end"})  # no L_patch by default
     llm: Literal["frozen", "full", "lora"] = "full"
     template: TemplateName = "v1"
     batch_size: int = Field(128, gt=0)
